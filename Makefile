@@ -1,0 +1,57 @@
+# Two commands: `make demo` shows what it does, `make test` checks that it does it.
+# Each sets up .venv by itself, and only again when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean python
+
+help: ## show this list
+	@echo "napari-shmoareg: 3D medical image registration by experts you can see"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP) ## register the built-in sample pair, with figures, into demo-result/
+	@rm -rf demo-result
+	@$(BIN)/shmoareg demo --out demo-result
+
+test: lint ## lint, import contracts, types, then the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## lint, formatting, import contracts and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+clean: ## remove .venv, demo-result/ and everything else made here
+	rm -rf $(VENV) demo-result build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find napari_shmoareg tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Python 3.11 or newer that can make virtual environments (Debian keeps that part in a package of its own).
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing. On Debian or Ubuntu: sudo apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; $(PYTHON) is `$(PYTHON) -V 2>&1`. Name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		if [ "`id -u`" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing python3-venv ..."; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; \
+		else \
+			echo "$(PYTHON) cannot make virtual environments yet. Run this line, then make again:" >&2; \
+			echo "    sudo apt-get install python3-venv" >&2; exit 1; \
+		fi; }
+
+$(STAMP): pyproject.toml constraints.txt | python
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "Making $(VENV) ..."; $(PYTHON) -m venv --clear $(VENV); fi
+	@echo "Installing PyTorch into $(VENV) (large: minutes the first time) ..."
+	@$(PIP) torch==2.13.0
+	@echo "Installing shmoareg and what it needs into $(VENV) ..."
+	@$(PIP) -e '.[test]'
+	@touch $@
+	@echo "Ready."

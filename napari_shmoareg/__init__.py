@@ -1,0 +1,37 @@
+"""SHMoAReg: register 3D medical images by experts you can see.
+
+This is the face of the package: it lists names and defines nothing.  Each name is loaded
+when it is first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari_shmoareg.engine.registration import Registration, register
+    from napari_shmoareg.io.checkpoint import load_network
+    from napari_shmoareg.io.images import read_pair
+
+__version__ = "0.1.0"
+__all__ = ["Registration", "__version__", "load_network", "read_pair", "register"]
+
+_HOME = {
+    "Registration": "engine.registration",
+    "load_network": "io.checkpoint",
+    "read_pair": "io.images",
+    "register": "engine.registration",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

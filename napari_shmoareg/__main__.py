@@ -1,0 +1,6 @@
+"""``python -m napari_shmoareg``: the same as the command ``shmoareg``."""
+
+from napari_shmoareg.cli import main
+
+if __name__ == "__main__":
+    main()

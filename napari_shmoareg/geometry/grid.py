@@ -1,0 +1,158 @@
+"""Grid: where the samples of a volume stand in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from napari_shmoareg.geometry.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular grid of voxel centres.
+
+    Parameters
+    ----------
+    shape : tuple of 3 int
+        Number of voxels along array axes i, j, k.
+    affine : (4, 4) array, float64
+        Voxel index (i, j, k, 1) to world position in mm, RAS+ (x to the right,
+        y to the front, z up).  Any orientation, oblique and sheared too.
+
+    Raises
+    ------
+    InputError
+        If the shape is not three positive numbers, or the affine is not finite or
+        not invertible (a zero spacing is such a case).
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"A grid needs three axes of at least one voxel; got the shape {shape}.")
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise InputError(f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}.")
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if lengths.min() <= 0:
+            raise InputError(
+                f"The voxel spacing is {tuple(lengths.round(6))} mm; every axis needs a spacing above 0. "
+                "Correct the header of the file."
+            )
+        if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6 or not np.allclose(affine[3], [0, 0, 0, 1]):
+            raise InputError(
+                f"The affine is singular (two axes point the same way), so voxels have no place in the world:\n"
+                f"{affine}\nCorrect the header of the file."
+            )
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along i, j, k, in mm."""
+        a, b, c = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(a), float(b), float(c)
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of one voxel in cubic mm."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def inverse(self) -> NDArray[np.float64]:
+        """World (mm) to voxel index, (4, 4)."""
+        return np.asarray(np.linalg.inv(self.affine), dtype=np.float64)
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """World position (mm, RAS) of the middle of the field of view."""
+        return self.to_world((np.array(self.shape) - 1) / 2)
+
+    def to_world(self, index: ArrayLike) -> NDArray[np.float64]:
+        """World positions (..., 3) in mm of voxel indices (..., 3)."""
+        return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_index(self, world: ArrayLike) -> NDArray[np.float64]:
+        """Voxel indices (..., 3), fractional, of world positions (..., 3) in mm."""
+        inverse = self.inverse
+        return np.asarray(world, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def corners(self) -> NDArray[np.float64]:
+        """World positions (8, 3) of the corners of the field of view (voxel edges)."""
+        ends = [(-0.5, n - 0.5) for n in self.shape]
+        return self.to_world(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(8, 3))
+
+    def coarsen(self, stride: int) -> Grid:
+        """The grid of tokens: same field of view, voxels `stride` times as big.
+
+        A last, partial token counts as a whole one, as in a padded network.
+        """
+        i, j, k = (-(-n // stride) for n in self.shape)
+        return Grid((i, j, k), self.affine @ _scaling(stride, (stride - 1) / 2))
+
+    def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
+        """The part of `shape` voxels that begins at index `start` (may reach outside)."""
+        shift = np.eye(4)
+        shift[:3, 3] = start
+        i, j, k = shape
+        return Grid((i, j, k), self.affine @ shift)
+
+    def resampled(self, spacing: float | Sequence[float]) -> Grid:
+        """Same field of view (rounded up to whole voxels, same middle) at another spacing in mm."""
+        target = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
+        if not (np.isfinite(target).all() and target.min() > 0):
+            raise InputError(f"A spacing is a positive number of mm; got {spacing}.")
+        extent = np.array(self.shape) * np.array(self.spacing)
+        i, j, k = np.maximum(1, np.ceil(extent / target - 1e-6)).astype(int)
+        matrix = self.affine[:3, :3] / np.array(self.spacing) * target
+        affine = np.eye(4)
+        affine[:3, :3] = matrix
+        affine[:3, 3] = self.centre - matrix @ ((np.array([i, j, k]) - 1) / 2)
+        return Grid((int(i), int(j), int(k)), affine)
+
+    def axes_to_ras(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Which array axis runs most along x, y, z, and whether it runs backwards.
+
+        Returns
+        -------
+        order : (3,) int
+            ``order[0]`` is the array axis nearest to left-right, and so on.
+        flip : (3,) bool
+            For each of these, whether the axis points to left / back / down.
+        """
+        directions = self.affine[:3, :3] / np.array(self.spacing)
+        best = max(permutations(range(3)), key=lambda p: sum(abs(directions[r, c]) for r, c in enumerate(p)))
+        order = np.array(best)
+        flip = np.array([directions[r, c] < 0 for r, c in enumerate(best)])
+        return order, flip
+
+    def canonical(self) -> Grid:
+        """The same voxels with axes permuted and flipped to lie nearest to R, A, S."""
+        order, flip = self.axes_to_ras()
+        matrix = np.zeros((4, 4))
+        matrix[3, 3] = 1
+        for new, (old, back) in enumerate(zip(order, flip, strict=True)):
+            matrix[old, new] = -1 if back else 1
+            matrix[old, 3] = self.shape[old] - 1 if back else 0
+        i, j, k = (self.shape[axis] for axis in order)
+        return Grid((i, j, k), self.affine @ matrix)
+
+    def same_space(self, other: Grid, tolerance: float = 1e-3) -> bool:
+        """Whether both have the same shape and their corners differ by at most `tolerance` mm."""
+        return self.shape == other.shape and bool(np.abs(self.corners() - other.corners()).max() <= tolerance)
+
+
+def _scaling(factor: float, offset: float) -> NDArray[np.float64]:
+    """4x4 index map: fine index = factor * coarse index + offset on every axis."""
+    matrix = np.diag([factor, factor, factor, 1.0])
+    matrix[:3, 3] = offset
+    return matrix

@@ -1,0 +1,196 @@
+"""Displacement fields in mm, and the transform of a registration.
+
+A transform takes points of the fixed image's world to the moving image's: T(x) = A(x + d(x)).
+Images are pulled back through it: warped(x) = moving(T(x)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.geometry.field import jacobian_determinant, sample
+from napari_shmoareg.geometry.grid import Grid
+from napari_shmoareg.geometry.resample import Points, apply_affine, pull, slabs
+from napari_shmoareg.geometry.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class DisplacementField:
+    """A displacement d(x) on a grid in the world.
+
+    Parameters
+    ----------
+    vectors : (I, J, K, 3) array, float32, mm along RAS
+        Component 0 runs to the right, 1 to the front, 2 up, whatever the grid's axes.
+    grid : Grid
+
+    Raises
+    ------
+    InputError
+        If the vectors are not three finite components on the grid.
+    """
+
+    vectors: NDArray[np.float32]
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        vectors = np.asarray(self.vectors, dtype=np.float32)
+        if vectors.shape != (*self.grid.shape, 3):
+            raise InputError(
+                f"A displacement field on the grid {self.grid.shape} has the shape {(*self.grid.shape, 3)}; got {vectors.shape}."
+            )
+        if not np.isfinite(vectors).all():
+            raise InputError("The displacement field holds NaN or infinite values; finite vectors in mm were expected.")
+        object.__setattr__(self, "vectors", vectors)
+
+    @classmethod
+    def from_voxels(cls, displacement: Tensor, grid: Grid) -> DisplacementField:
+        """From a displacement (1, 3, D, H, W) in voxels of `grid`, component c along axis c."""
+        voxels = displacement.detach().cpu().double()[0].permute(1, 2, 3, 0).numpy()
+        return cls((voxels @ grid.affine[:3, :3].T).astype(np.float32), grid)
+
+    def to_voxels(self) -> Tensor:
+        """(1, 3, D, H, W) float32 in voxels of the grid, component c along axis c."""
+        voxels = self.vectors.astype(np.float64) @ self.grid.inverse[:3, :3].T
+        return torch.from_numpy(np.ascontiguousarray(voxels.transpose(3, 0, 1, 2), dtype=np.float32))[None]
+
+    def at(self, points: ArrayLike) -> Points:
+        """Displacement (..., 3) in mm at world points (..., 3); outside the grid that of the nearest edge."""
+        place = np.asarray(points, dtype=np.float64)
+        index = apply_affine(self.grid.inverse, place).reshape(1, 1, 1, -1, 3)
+        positions = torch.from_numpy(index.astype(np.float32)).permute(0, 4, 1, 2, 3)
+        image = torch.from_numpy(self.vectors).permute(3, 0, 1, 2)[None]
+        found = sample(image, positions, padding="border")[0, :, 0, 0]
+        return found.numpy().T.astype(np.float64).reshape(place.shape)
+
+    def inverse(self, grid: Grid) -> DisplacementField:
+        """The displacement of the inverse map on another grid: e(y) = x - y where x + d(x) = y.
+
+        Where d folds there is no inverse; the best point found stands there.
+        """
+        vectors = np.empty((*grid.shape, 3), dtype=np.float32)
+        for part, points in slabs(grid):
+            vectors[part] = _solve(self, points) - points
+        return DisplacementField(vectors, grid)
+
+    def jacobian(self) -> NDArray[np.float32]:
+        """det(I + dd/dx) at every voxel, (I, J, K): 1 is no change of volume, 0 or less is folding."""
+        result = np.empty(self.grid.shape, dtype=np.float32)
+        for part, _ in slabs(self.grid):
+            first, last = max(part.start - 1, 0), min(part.stop + 1, self.grid.shape[0])
+            piece = DisplacementField(
+                self.vectors[first:last], self.grid.crop((first, 0, 0), (last - first, *self.grid.shape[1:]))
+            )
+            jacobian = jacobian_determinant(piece.to_voxels())[0, 0].numpy()
+            result[part] = jacobian[part.start - first : part.stop - first]
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """Fixed world to moving world: T(x) = A(x + d(x)), mm RAS.
+
+    Parameters
+    ----------
+    affine : (4, 4) array
+        A: fixed world to moving world.
+    field : DisplacementField or None
+        d, in the fixed world, before the affine.  Beyond its grid the edge's displacement
+        goes on unchanged (it is not faded out), so that no seam shows.
+
+    Raises
+    ------
+    InputError
+        If the matrix is not an invertible affine.
+    """
+
+    affine: NDArray[np.float64]
+    field: DisplacementField | None = None
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.affine, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
+            raise InputError(f"An affine transform is a finite 4x4 matrix with the last row 0 0 0 1; got\n{matrix}.")
+        if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
+            raise InputError(f"The affine transform flattens space and cannot be undone:\n{matrix}.")
+        matrix.setflags(write=False)
+        object.__setattr__(self, "affine", matrix)
+
+    def map_points(self, points: ArrayLike) -> Points:
+        """Where fixed points (..., 3) come to lie in the moving image, mm RAS."""
+        place = np.asarray(points, dtype=np.float64)
+        return apply_affine(self.affine, place if self.field is None else place + self.field.at(place))
+
+    def inverse_points(self, points: ArrayLike) -> Points:
+        """Where moving points (..., 3) come to lie in the fixed image, mm RAS.
+
+        Found numerically, to 0.01 voxel of the field's grid.  Where the field folds there is
+        no answer and the best point found is returned: ``distance(answer, points)`` says how
+        far off each one is.
+        """
+        place = apply_affine(np.linalg.inv(self.affine), points)
+        return place if self.field is None else _solve(self.field, place)
+
+    def distance(self, fixed_points: ArrayLike, moving_points: ArrayLike) -> NDArray[np.float64]:
+        """Distance (...,) in mm from where fixed points land to given moving points, both (..., 3).
+
+        The error at landmarks, or what is left over of an inverse.
+        """
+        return np.linalg.norm(self.map_points(fixed_points) - np.asarray(moving_points, dtype=np.float64), axis=-1)
+
+    def total(self, grid: Grid) -> DisplacementField:
+        """The whole transform as one field on `grid`: D(x) = T(x) - x."""
+        vectors = np.empty((*grid.shape, 3), dtype=np.float32)
+        for part, points in slabs(grid):
+            vectors[part] = self.map_points(points) - points
+        return DisplacementField(vectors, grid)
+
+
+def warp_volume(volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False) -> Volume:
+    """Carry a volume through a transform, by one interpolation of its own voxels.
+
+    Parameters
+    ----------
+    volume : Volume
+        The moving image or its labels; with `inverse` the fixed ones.
+    reference : Grid
+        Where the result stands: the fixed image's grid; with `inverse` the moving one's.
+    transform : Transform
+    inverse : bool
+        Carry from fixed to moving.
+
+    Returns
+    -------
+    Volume
+        On `reference`: float32 for images, the same dtype for labels.  Outside the volume's
+        field of view images take its background, labels 0.
+    """
+    return pull(volume, reference, transform.inverse_points if inverse else transform.map_points)
+
+
+def _solve(field: DisplacementField, targets: Points, iterations: int = 100) -> Points:
+    """Points x with x + d(x) = target: damped fixed-point steps, on those not yet there."""
+    tolerance = 0.01 * min(field.grid.spacing)
+    y = targets.reshape(-1, 3)
+    x = y - field.at(y)
+    residual = x + field.at(x) - y
+    length = np.linalg.norm(residual, axis=1)
+    step = np.ones_like(length)
+    for _ in range(iterations):
+        open_ = np.flatnonzero((length > tolerance) & (step > 1e-3))
+        if not open_.size:
+            break
+        trial = x[open_] - step[open_, None] * residual[open_]
+        left = trial + field.at(trial) - y[open_]
+        norm = np.linalg.norm(left, axis=1)
+        better = norm < length[open_]
+        kept = open_[better]
+        x[kept], residual[kept], length[kept] = trial[better], left[better], norm[better]
+        step[open_[~better]] /= 2
+    return x.reshape(targets.shape)

@@ -1,0 +1,150 @@
+"""Volume and VolumePair: values on a grid; moving before fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.geometry.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3D image or label map in its own space.
+
+    Parameters
+    ----------
+    values : (I, J, K) array
+        Any real dtype.  Labels are stored as integers.
+    grid : Grid
+        Where the values stand.
+    name : str
+        Shown to people: a file name without its ending, a layer's name.
+    is_labels : bool
+        Labels are carried by nearest neighbour, images by linear interpolation.
+
+    Raises
+    ------
+    InputError
+        If the values are not 3D, not on the grid, complex, or labels with fractions.
+    """
+
+    values: NDArray
+    grid: Grid
+    name: str = "image"
+    is_labels: bool = False
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values)
+        if values.ndim != 3:
+            raise InputError(
+                f"'{self.name}' has {values.ndim} axes {values.shape}; a 3D volume was expected. "
+                "Pick one volume or channel of it first."
+            )
+        if values.shape != self.grid.shape:
+            raise InputError(
+                f"'{self.name}' has the shape {values.shape}, its grid {self.grid.shape}; they must agree."
+            )
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"'{self.name}' holds {values.dtype} values; real numbers were expected.")
+        if self.is_labels and values.dtype.kind == "f":
+            values = _whole_numbers(values, self.name)
+        object.__setattr__(self, "values", values)
+
+    @property
+    def labels(self) -> list[int]:
+        """The label values that occur, without 0 (background)."""
+        return [int(v) for v in np.unique(self.values) if v != 0]
+
+    def with_values(self, values: NDArray, name: str | None = None) -> Volume:
+        """The same place with other values."""
+        return replace(self, values=values, name=self.name if name is None else name)
+
+    def check_image(self, role: str) -> None:
+        """Refuse an image that cannot be registered.
+
+        Parameters
+        ----------
+        role : str
+            "moving" or "fixed", for the message.
+
+        Raises
+        ------
+        InputError
+            If any axis has one voxel only, voxels are NaN or infinite, or all are equal.
+        """
+        if min(self.values.shape) < 2:
+            raise InputError(
+                f"The {role} image '{self.name}' has the shape {self.values.shape}: a single slice. SHMoAReg registers "
+                "3D volumes; stack the slices first."
+            )
+        bad = int(self.values.size - np.isfinite(self.values).sum())
+        if bad:
+            raise InputError(
+                f"The {role} image '{self.name}' has {bad} voxels that are NaN or infinite (of {self.values.size}). "
+                "Give --nan 0 (in Python: nan=0.0) to read them as 0, or mend the image."
+            )
+        low, high = self.values.min(), self.values.max()
+        if low == high:
+            raise InputError(f"The {role} image '{self.name}' is constant (every voxel is {low}): nothing to register.")
+
+
+@dataclass(frozen=True, eq=False)
+class VolumePair:
+    """What is registered: always moving before fixed; labels if there are any.
+
+    Raises
+    ------
+    InputError
+        If labels do not stand on the grid of their image.
+    """
+
+    moving: Volume
+    fixed: Volume
+    moving_labels: Volume | None = None
+    fixed_labels: Volume | None = None
+
+    def __post_init__(self) -> None:
+        for role, image, labels in (
+            ("moving", self.moving, self.moving_labels),
+            ("fixed", self.fixed, self.fixed_labels),
+        ):
+            if labels is None:
+                continue
+            if not labels.is_labels:
+                raise InputError(
+                    f"The {role} labels '{labels.name}' are an image; build that Volume with is_labels=True."
+                )
+            if not labels.grid.same_space(image.grid, tolerance=1e-2):
+                raise InputError(
+                    f"The {role} labels '{labels.name}' stand on another grid than their image '{image.name}': "
+                    f"{_place(labels.grid)} against {_place(image.grid)}. Resample the labels onto the image "
+                    "(nearest neighbour) first."
+                )
+
+    @property
+    def swapped(self) -> VolumePair:
+        """The other order of the pair."""
+        return VolumePair(self.fixed, self.moving, self.fixed_labels, self.moving_labels)
+
+
+def _place(grid: Grid) -> str:
+    spacing = "x".join(f"{s:.3g}" for s in grid.spacing)
+    origin = ", ".join(f"{v:.2f}" for v in grid.affine[:3, 3])
+    return f"shape {grid.shape}, spacing {spacing} mm, origin ({origin})"
+
+
+def _whole_numbers(values: NDArray, name: str) -> NDArray:
+    if not np.isfinite(values).all():
+        raise InputError(f"The labels '{name}' hold NaN or infinite values; whole numbers were expected.")
+    rounded = np.rint(values)
+    fractional = int((np.abs(values - rounded) > 1e-3).sum())
+    if fractional:
+        raise InputError(
+            f"The labels '{name}' hold {fractional} values with fractions (of {values.size}); labels are whole "
+            "numbers. Was this map resampled with linear interpolation? Resample it with nearest neighbour."
+        )
+    return rounded.astype(np.int32)

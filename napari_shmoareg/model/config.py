@@ -1,0 +1,175 @@
+"""SHMoARegConfig: the paper's numbers; smaller presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class SHMoARegConfig:
+    """Everything that decides the network's shape.  The defaults are the paper's.
+
+    Parameters
+    ----------
+    embed_dim : int
+        Channels of the first encoder layer, doubled in each further one.  Sec. IV-B: TransMorph-small, 48.
+    depths : tuple of int
+        Swin blocks per encoder layer; its length is the number of layers (strides 4, 8, 16, 32).
+    window : tuple of 3 int
+        Attention window in tokens.  Ours: (4, 4, 4), the rule "input / 32" of TransMorph's author at 128 cubed:
+        no padding is wasted there, and it is 1.5-4 times as fast as (5, 6, 7).
+    attention : {"moa", "mha"}
+        Mixture of attention heads, or the plain multi-head attention of Table II.
+    num_experts, top_k : int
+        Attention heads to choose among, and how many each token chooses (12 and 4).
+    heads : int
+        The head dimension is ``d_m / heads``; with "mha" also the number of heads.  Ours: 4 as in
+        TransMorph-small, so that four chosen experts cost what its four heads do.
+    relative_bias : bool
+        Relative-position bias in attention, one table shared by the experts of a block.  Ours: Eq. (2) has
+        none, TransMorph-small has one.
+    detach_weights : bool
+        Normalise the chosen probabilities by a sum that gets no gradient (as MoA's paper, not Eq. 4): then
+        also unchosen experts' logits learn.
+    drop_path : float
+        Largest rate of stochastic depth, reached in the last block.  Ours: 0.1, one draw for both images.
+    full_channels, half_channels : int
+        Channels of the convolution stems and of the decoder at full and half resolution.
+    bottleneck_channels : int
+        Decoder channels at the coarsest level.  Ours: 256 makes 18.88 M parameters.
+    shmoe_strides : tuple of int
+        Resolutions with an SHMoE head: any of 1, 2, 4, 8 (Table II); the others have a 3x3x3 convolution.
+    kernels : tuple of int
+        Kernel sizes of the SHMoE experts (1, 3, 5); their number is N of Eq. (6).  The top-k is 1.
+    routing_only : bool
+        The gate learns from the routing loss alone (as in SMoE): T enters Eq. (6) detached.
+    diffeomorphic : bool
+        The variant SHMoAReg_diff: each level predicts a velocity, integrated by scaling and squaring.
+    integration_steps : int
+        Squarings of each velocity.
+    size : int
+        Voxels along the longest axis for which the weights are meant.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range.
+    """
+
+    embed_dim: int = 48
+    depths: tuple[int, ...] = (2, 2, 4, 2)
+    window: tuple[int, int, int] = (4, 4, 4)
+    mlp_ratio: int = 4
+    attention: Literal["moa", "mha"] = "moa"
+    num_experts: int = 12
+    top_k: int = 4
+    heads: int = 4
+    relative_bias: bool = True
+    detach_weights: bool = False
+    drop_path: float = 0.1
+    full_channels: int = 16
+    half_channels: int = 24
+    bottleneck_channels: int = 256
+    shmoe_strides: tuple[int, ...] = (1, 2)
+    kernels: tuple[int, ...] = (1, 3, 5)
+    routing_only: bool = False
+    diffeomorphic: bool = False
+    integration_steps: int = 7
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "window", "shmoe_strides", "kernels"):
+            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        rules = (
+            (self.attention in ("moa", "mha"), f"attention is 'moa' or 'mha', not {self.attention!r}"),
+            (len(self.window) == 3 and min(self.window) > 0, f"window is three positive numbers, not {self.window}"),
+            (
+                1 <= len(self.depths) <= 5 and min(self.depths) > 0,
+                f"depths has 1-5 positive numbers, not {self.depths}",
+            ),
+            (1 <= self.top_k <= self.num_experts, f"top_k is 1 to num_experts ({self.num_experts}), not {self.top_k}"),
+            (self.embed_dim % self.heads == 0, f"embed_dim ({self.embed_dim}) is a multiple of heads ({self.heads})"),
+            (
+                set(self.shmoe_strides) <= {1, 2, 4, 8},
+                f"shmoe_strides are among 1, 2, 4, 8, not {self.shmoe_strides}",
+            ),
+            (
+                len(self.kernels) > 0 and all(k > 0 and k % 2 == 1 for k in self.kernels),
+                f"kernels are odd numbers, not {self.kernels}",
+            ),
+            (0 <= self.drop_path < 1, f"drop_path is at least 0 and below 1, not {self.drop_path}"),
+            (self.integration_steps >= 1, f"integration_steps is at least 1, not {self.integration_steps}"),
+        )
+        for holds, message in rules:
+            if not holds:
+                raise ValueError(message)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the pyramid, from full resolution down: 1, 2, 4 ..."""
+        return tuple(2**level for level in range(len(self.depths) + 2))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Encoder channels at each of `strides`."""
+        stages = tuple(self.embed_dim * 2**stage for stage in range(len(self.depths)))
+        return (self.full_channels, self.half_channels, *stages)
+
+    @property
+    def stride(self) -> int:
+        """The coarsest stride; inputs are padded to a multiple of it inside the network."""
+        return self.strides[-1]
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> SHMoARegConfig:
+        """A named configuration, with single fields changed.
+
+        Parameters
+        ----------
+        name : {"paper", "small", "tiny"}
+            "paper": Sec. IV-B, 18.87 M parameters.  "small": trained and run on a CPU.  "tiny": for tests.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"There is no preset {name!r}; there are {', '.join(sorted(PRESETS))}.")
+        return replace(cls(**PRESETS[name]), **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SHMoARegConfig:
+        """The inverse of `to_dict`; unknown fields raise ValueError."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown network settings: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small": {
+        "embed_dim": 24,
+        "depths": (2, 2, 2),
+        "full_channels": 8,
+        "half_channels": 16,
+        "bottleneck_channels": 96,
+        "integration_steps": 5,
+        "size": 64,
+    },
+    "tiny": {
+        "embed_dim": 8,
+        "depths": (1, 2),
+        "num_experts": 6,
+        "top_k": 2,
+        "heads": 2,
+        "window": (2, 3, 2),
+        "full_channels": 4,
+        "half_channels": 6,
+        "bottleneck_channels": 12,
+        "integration_steps": 4,
+        "size": 32,
+    },
+}

@@ -1,0 +1,167 @@
+"""Decoder: the coarse-to-fine pyramid.
+
+Sec. III-A, Fig. 1.  Each level warps the moving features with the displacement so far, fuses them with the
+fixed ones and what the level below says, and predicts a residual, which is composed onto the displacement.
+
+B batch, C channels, D H W space of the level.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_shmoareg.geometry import field
+from napari_shmoareg.model.encoder import normalise
+from napari_shmoareg.model.routing import RoutedLayer
+from napari_shmoareg.model.shmoe import DIRECTIONS, ConvHead, SHMoE
+
+
+class ConvBlock(nn.Module):
+    """Convolution 3x3x3 with bias, instance norm, LeakyReLU 0.1 (as RDP)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.leaky_relu(normalise(self.conv(features)), 0.1)
+
+
+class Level(nn.Module):
+    """One resolution of the pyramid.
+
+    Parameters
+    ----------
+    channels : int
+        Of the encoder's features here.
+    below : int or None
+        Channels of the coarser level; None for the coarsest.
+    outputs : int
+        Channels of the fused features.
+    stride : int
+    kernels : tuple of int or None
+        Of the SHMoE experts; None for a plain convolution head.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        below: int | None,
+        outputs: int,
+        *,
+        stride: int,
+        kernels: tuple[int, ...] | None,
+        routing_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        if below is None:
+            self.up = None
+            self.fusion = nn.Sequential(ConvBlock(2 * channels, outputs))
+        else:
+            self.up = nn.ConvTranspose3d(below, channels, 2, stride=2)
+            self.fusion = nn.Sequential(ConvBlock(3 * channels, outputs), ConvBlock(outputs, outputs))
+        self.head = SHMoE(outputs, kernels, routing_only=routing_only) if kernels else ConvHead(outputs)
+
+    def forward(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        below: Tensor | None,
+        displacement: Tensor | None,
+        integration_steps: int | None,
+    ) -> tuple[Tensor, Tensor, list[RoutedLayer]]:
+        """Refine a displacement.
+
+        Parameters
+        ----------
+        moving, fixed : Tensor (B, C, D, H, W)
+            Encoder features of this level.
+        below : Tensor (B, C', D/2, H/2, W/2) or None
+            Decoder features of the coarser level.
+        displacement : Tensor (B, 3, D/2, H/2, W/2), voxels of the coarser level, or None
+        integration_steps : int or None
+            Squarings if residuals are velocities; None if they are displacements.
+
+        Returns
+        -------
+        features : Tensor (B, C, D, H, W)
+        displacement : Tensor (B, 3, D, H, W), voxels of this level
+        routed : list of RoutedLayer
+        """
+        stack = [fixed, moving]
+        if displacement is not None:
+            displacement = field.upsample(displacement, fixed.shape[2:])
+            stack[1] = field.warp(moving, displacement).to(moving.dtype)
+        if self.up is not None and below is not None:
+            stack.append(self.up(below))
+        # On a CPU the weight gradient of a bfloat16 convolution over few voxels (2x3x2, say) is sometimes NaN.
+        tiny = fixed.device.type == "cpu" and fixed[0, 0].numel() < 1000
+        with torch.autocast(fixed.device.type, enabled=torch.is_autocast_enabled(fixed.device.type) and not tiny):
+            stack = [t.float() for t in stack] if tiny and fixed.dtype == torch.bfloat16 else stack
+            features = self.fusion(torch.cat(stack, dim=1))
+            residual, routings = self.head(features)
+        pieces = residual.split(1, dim=1)  # the error signal of Eq. (7) is taken at these
+        routed = [
+            RoutedLayer(
+                part="decoder",
+                layer=self.stride.bit_length(),
+                stride=self.stride,
+                routing=routing,
+                direction=direction,
+                residual=piece,
+            )
+            for direction, routing, piece in zip(DIRECTIONS, routings, pieces, strict=bool(routings))
+            if routings
+        ]
+        step = torch.cat(pieces, dim=1)
+        if integration_steps is not None:
+            step = field.integrate(step, integration_steps)
+        displacement = step if displacement is None else field.compose(displacement, step)
+        return features, displacement, routed
+
+
+class Decoder(nn.Module):
+    """All levels, coarsest first.
+
+    Parameters
+    ----------
+    strides, channels : tuple of int
+        Of the encoder's pyramid, full resolution first.
+    bottleneck_channels : int
+    shmoe_strides, kernels : tuple of int
+    routing_only : bool
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: tuple[int, ...],
+        channels: tuple[int, ...],
+        bottleneck_channels: int,
+        shmoe_strides: tuple[int, ...],
+        kernels: tuple[int, ...],
+        routing_only: bool,
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList()
+        below = None
+        for stride, width in zip(reversed(strides), reversed(channels), strict=True):
+            outputs = bottleneck_channels if below is None else width
+            chosen = kernels if stride in shmoe_strides else None
+            self.levels.append(Level(width, below, outputs, stride=stride, kernels=chosen, routing_only=routing_only))
+            below = outputs
+
+    def forward(
+        self, moving: list[Tensor], fixed: list[Tensor], integration_steps: int | None
+    ) -> tuple[Tensor, list[RoutedLayer]]:
+        """Pyramids of both images (full resolution first) to the displacement at full resolution."""
+        features = displacement = None
+        routed: list[RoutedLayer] = []
+        for level, m, f in zip(self.levels, reversed(moving), reversed(fixed), strict=True):
+            features, displacement, records = level(m, f, features, displacement, integration_steps)
+            routed.extend(records)
+        assert displacement is not None
+        return displacement, routed

@@ -1,0 +1,171 @@
+"""SHMoAReg: the network of the paper, whole.
+
+Sec. III, Fig. 1.  The only file that reads the config.  B batch, D H W space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_shmoareg.model.config import SHMoARegConfig
+from napari_shmoareg.model.decoder import Decoder
+from napari_shmoareg.model.encoder import Encoder
+from napari_shmoareg.model.routing import Image, RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.model.swin import Size
+
+
+class NetworkOutput(NamedTuple):
+    """What `SHMoAReg.forward` returns, always.
+
+    Attributes
+    ----------
+    displacement : Tensor (B, 3, D, H, W), voxels of the input grid, float32
+        Pulls the moving image onto the fixed one: warped(p) = moving(p + u(p)).
+    routing : RoutingTrace
+        What every gate chose, without padding cells.
+    """
+
+    displacement: Tensor
+    routing: RoutingTrace
+
+
+class SHMoAReg(nn.Module):
+    """Registration network with mixtures of attention heads and of deformation experts.
+
+    Parameters
+    ----------
+    config : SHMoARegConfig, optional
+        The paper's by default.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+    >>> network = SHMoAReg(SHMoARegConfig.preset("tiny")).eval()
+    >>> moving, fixed = torch.rand(2, 1, 1, 20, 24, 17)
+    >>> displacement, routing = network(moving, fixed)
+    >>> tuple(displacement.shape)
+    (1, 3, 20, 24, 17)
+    """
+
+    def __init__(self, config: SHMoARegConfig | None = None) -> None:
+        super().__init__()
+        config = config or SHMoARegConfig()
+        self.config = config
+        self.encoder = Encoder(
+            embed_dim=config.embed_dim,
+            depths=config.depths,
+            full_channels=config.full_channels,
+            half_channels=config.half_channels,
+            attention=config.attention,
+            num_experts=config.num_experts,
+            top_k=config.top_k,
+            heads=config.heads,
+            window=config.window,
+            mlp_ratio=config.mlp_ratio,
+            drop_path=config.drop_path,
+            relative_bias=config.relative_bias,
+            detach_weights=config.detach_weights,
+        )
+        self.decoder = Decoder(
+            strides=config.strides,
+            channels=config.channels,
+            bottleneck_channels=config.bottleneck_channels,
+            shmoe_strides=config.shmoe_strides,
+            kernels=config.kernels,
+            routing_only=config.routing_only,
+        )
+
+    def forward(self, moving: Tensor, fixed: Tensor, *, diffeomorphic: bool | None = None) -> NetworkOutput:
+        """Register a batch of pairs.
+
+        Parameters
+        ----------
+        moving, fixed : Tensor (B, 1, D, H, W), in [0, 1]
+            Any size: padded inside to a multiple of the coarsest stride, cropped after.
+        diffeomorphic : bool, optional
+            Integrate each residual as a velocity; the config's choice by default.
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ or are not (B, 1, D, H, W).
+        """
+        images, valid = self._batch(moving, fixed)
+        pyramid, routings = self.encoder(images, valid)
+        halves = [features.chunk(2) for features in pyramid]
+        displacement, decoded = self.decoder(
+            [m for m, _ in halves], [f for _, f in halves], self._integration(diffeomorphic)
+        )
+        encoded = list(_encoder_records(routings))
+        return self._output(displacement, [*encoded, *decoded], valid)
+
+    def both_orders(self, first: Tensor, second: Tensor, *, diffeomorphic: bool | None = None) -> NetworkOutput:
+        """Register first onto second, and second onto first, computing the features once.
+
+        Both (B, 1, D, H, W).  The batch of the output is 2B: first as moving, then second as moving.
+        """
+        images, valid = self._batch(first, second)
+        pyramid, routings = self.encoder(images, valid)
+        swapped = [torch.cat(features.chunk(2)[::-1]) for features in pyramid]
+        displacement, decoded = self.decoder(pyramid, swapped, self._integration(diffeomorphic))
+        twice = [
+            [None if r is None else Routing(*(torch.cat([t, torch.cat(t.chunk(2)[::-1])]) for t in r)) for r in layer]
+            for layer in routings
+        ]
+        return self._output(displacement, [*_encoder_records(twice), *decoded], valid)
+
+    def _integration(self, diffeomorphic: bool | None) -> int | None:
+        wanted = self.config.diffeomorphic if diffeomorphic is None else diffeomorphic
+        return self.config.integration_steps if wanted else None
+
+    def _batch(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Size]:
+        """Both images as one padded batch, and their size before padding."""
+        if moving.shape != fixed.shape or moving.ndim != 5 or moving.shape[1] != 1:
+            raise ValueError(
+                f"moving and fixed have the same shape (B, 1, D, H, W); got {tuple(moving.shape)} and "
+                f"{tuple(fixed.shape)}."
+            )
+        d, h, w = moving.shape[2:]
+        images = torch.cat([moving, fixed])
+        pads = [-n % self.config.stride for n in (w, h, d)]
+        if any(pads):
+            # Ours: the border repeated; zeros would draw an edge where the background is not 0.
+            images = F.pad(images, (0, pads[0], 0, pads[1], 0, pads[2]), mode="replicate")
+        return images, (d, h, w)
+
+    @staticmethod
+    def _output(displacement: Tensor, records: list[RoutedLayer], valid: Size) -> NetworkOutput:
+        d, h, w = valid
+        trace = RoutingTrace(tuple(_cropped(record, valid) for record in records))
+        return NetworkOutput(displacement[:, :, :d, :h, :w], trace)
+
+
+def _encoder_records(routings: list[list[Routing | None]]) -> Iterable[RoutedLayer]:
+    """The encoder saw moving and fixed as one batch: one record for each."""
+    images: tuple[Image, Image] = ("moving", "fixed")
+    for stage, blocks in enumerate(routings):
+        for block, routing in enumerate(blocks):
+            if routing is None:
+                continue
+            for image, half in zip(images, zip(*(t.chunk(2) for t in routing), strict=True), strict=True):
+                yield RoutedLayer(
+                    part="encoder",
+                    layer=stage + 1,
+                    stride=4 * 2**stage,
+                    routing=Routing(*half),
+                    block=block,
+                    image=image,
+                )
+
+
+def _cropped(record: RoutedLayer, valid: Size) -> RoutedLayer:
+    """Without the cells that are padding alone.  The residual keeps its whole grid: it is a node of the graph."""
+    i, j, k = (-(-n // record.stride) for n in valid)
+    return replace(record, routing=Routing(*(t[:, :, :i, :j, :k] for t in record.routing)))

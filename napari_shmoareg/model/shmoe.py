@@ -1,0 +1,125 @@
+"""SHMoE: spatial heterogeneous mixture of experts.
+
+Sec. III-C, Eq. (6), Fig. 3.  B batch, N experts, k chosen, C channels, D H W space.
+"""
+
+from __future__ import annotations
+
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_shmoareg.model.routing import Direction, Routing, SigmoidGate, choose
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+
+class SHMoE(nn.Module):
+    """Residual displacement whose x, y and z are each predicted, voxel by voxel, by one of N convolutions.
+
+    The experts of a direction are one-channel convolutions with kernels of different sizes.  All kernels up
+    to 3 and the gates' are computed as one convolution (kernel 3, 15 outputs for kernels 1/3/5), each larger
+    size as one more: the same numbers at a quarter of the time of nine convolutions and three gates.
+
+    Parameters
+    ----------
+    channels : int
+    kernels : tuple of int
+        Odd; one expert of each size per direction.
+    top_k : int
+    routing_only : bool
+        Multiply by a detached T, so that only the routing loss trains the gate.
+    """
+
+    def __init__(
+        self, channels: int, kernels: tuple[int, ...] = (1, 3, 5), *, top_k: int = 1, routing_only: bool = False
+    ) -> None:
+        super().__init__()
+        self.kernels, self.top_k, self.routing_only = kernels, top_k, routing_only
+        self.gates = nn.ModuleDict({direction: SigmoidGate(channels, len(kernels)) for direction in DIRECTIONS})
+        self.experts = nn.ModuleDict(
+            {
+                direction: nn.ModuleList(nn.Conv3d(channels, 1, k, padding=k // 2) for k in kernels)
+                for direction in DIRECTIONS
+            }
+        )
+        for direction in DIRECTIONS:
+            for conv in self._convs(direction):
+                start_at_zero(conv)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, tuple[Routing, ...]]:
+        """Features (B, C, D, H, W) to the residual of each direction.
+
+        Returns
+        -------
+        Tensor (B, 3, D, H, W), voxels of this level, float32
+            Eq. (6): the chosen experts' outputs, times T.
+        tuple of 3 Routing
+            For x, y, z (array axes 0, 1, 2).
+        """
+        outputs, logits = self._convolve(features)
+        residuals, routings = [], []
+        for axis, direction in enumerate(DIRECTIONS):
+            probabilities = self.gates[direction](logits[axis])
+            weights, experts = choose(probabilities, self.top_k)
+            factor = weights.detach() if self.routing_only else weights
+            residuals.append((factor * outputs[axis].gather(1, experts)).sum(1, keepdim=True))
+            routings.append(Routing(probabilities, experts, weights))
+        return torch.cat(residuals, dim=1), tuple(routings)
+
+    def _convs(self, direction: Direction) -> list[nn.Conv3d]:
+        return list(cast(nn.ModuleList, self.experts[direction]))  # type: ignore[arg-type]
+
+    def _convolve(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """All experts' outputs and all gates' logits, a (B, N, D, H, W) of each per direction."""
+        n = len(self.kernels)
+        small = [i for i, k in enumerate(self.kernels) if k <= 3]
+        convs = [self._convs(direction)[i] for direction in DIRECTIONS for i in small]
+        weights = [F.pad(conv.weight, [(3 - conv.kernel_size[0]) // 2] * 6) for conv in convs]
+        gates = [cast(SigmoidGate, self.gates[direction]) for direction in DIRECTIONS]
+        weight = torch.cat([*weights, *(gate.weight for gate in gates)])
+        bias = torch.cat([cast(Tensor, part.bias) for part in (*convs, *gates)])
+        merged = F.conv3d(features, weight, bias, padding=1)
+        kind = torch.promote_types(merged.dtype, torch.float32)
+        merged = merged.to(kind)
+        columns: list[list[Tensor | None]] = [[None] * n for _ in DIRECTIONS]
+        for axis in range(3):
+            for slot, i in enumerate(small):
+                at = axis * len(small) + slot
+                columns[axis][i] = merged[:, at : at + 1]
+        for i in set(range(n)) - set(small):
+            large = [self._convs(direction)[i] for direction in DIRECTIONS]
+            output = F.conv3d(
+                features,
+                torch.cat([conv.weight for conv in large]),
+                torch.cat([cast(Tensor, conv.bias) for conv in large]),
+                padding=self.kernels[i] // 2,
+            ).to(kind)
+            for axis in range(3):
+                columns[axis][i] = output[:, axis : axis + 1]
+        outputs = [torch.cat([c for c in column if c is not None], dim=1) for column in columns]
+        first = 3 * len(small)
+        return outputs, [merged[:, first + axis * n : first + (axis + 1) * n] for axis in range(3)]
+
+
+class ConvHead(nn.Module):
+    """The direction-homogeneous head of Table II: one 3x3x3 convolution to three channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, 3, 3, padding=1)
+        start_at_zero(self.conv)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, tuple[Routing, ...]]:
+        """Features (B, C, D, H, W) to a residual (B, 3, D, H, W), float32; nothing is routed."""
+        residual = self.conv(features)
+        return residual.to(torch.promote_types(residual.dtype, torch.float32)), ()
+
+
+def start_at_zero(conv: nn.Conv3d) -> None:
+    """As TransMorph's registration head: weights N(0, 1e-5), no bias, so that learning starts at no motion."""
+    nn.init.normal_(conv.weight, std=1e-5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

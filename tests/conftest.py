@@ -1,0 +1,113 @@
+"""What the tests share: a pair that is never a cube, a small seeded network, real data if there is any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from napari_shmoareg.geometry import Grid, Volume, VolumePair
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    """As many threads as a small machine has, so that every machine computes alike."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real volumes beside the repository; a test that needs it is skipped where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real volumes are not here ({folder})")
+    return folder
+
+
+@pytest.fixture
+def pair() -> VolumePair:
+    """Moving and fixed phantoms with labels on two oblique grids; fixed is 37x29x23 at 3x3x2 mm.
+
+    The fixed image shows an anatomy f; the moving one shows f(y - s(y)) with a smooth s of up to about 5 mm,
+    on a grid of another size, spacing and orientation (its first axis runs to the left).
+    """
+    fixed_grid = _oblique_grid((37, 29, 23), (3.0, 3.0, 2.0), angles=(0.20, -0.12, 0.15), middle=(4.0, -7.0, 11.0))
+    moving_grid = _oblique_grid((34, 41, 25), (-3.2, 2.5, 2.2), angles=(-0.10, 0.08, -0.22), middle=(6.0, -5.0, 10.0))
+    fixed_points, moving_points = (_points(grid) for grid in (fixed_grid, moving_grid))
+    moving_points = moving_points - _shift(moving_points)
+    return VolumePair(
+        Volume(_anatomy(moving_points), moving_grid, "moving"),
+        Volume(_anatomy(fixed_points), fixed_grid, "fixed"),
+        Volume(_regions(moving_points), moving_grid, "moving_labels", is_labels=True),
+        Volume(_regions(fixed_points), fixed_grid, "fixed_labels", is_labels=True),
+    )
+
+
+@pytest.fixture
+def tiny_network():
+    """A seeded, untrained network of the smallest preset, in evaluation mode."""
+    from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+
+    torch.manual_seed(0)
+    return SHMoAReg(SHMoARegConfig.preset("tiny")).eval()
+
+
+def _oblique_grid(shape, spacing, angles, middle) -> Grid:
+    """A grid turned about x, y and z by `angles` (radians) whose field of view is centred on `middle` (mm)."""
+    rotation = np.eye(3)
+    for axis, angle in enumerate(angles):
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[[a, b, a, b], [a, b, b, a]] = np.cos(angle), np.cos(angle), -np.sin(angle), np.sin(angle)
+        rotation = turn @ rotation
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * np.array(spacing)
+    affine[:3, 3] = np.array(middle) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Grid(shape, affine)
+
+
+def _points(grid: Grid) -> np.ndarray:
+    return grid.to_world(np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1))
+
+
+def _shift(points: np.ndarray) -> np.ndarray:
+    x, y, z = np.moveaxis(points, -1, 0)
+    return np.stack([3 * np.sin(y / 20), 2.5 * np.cos(z / 15), 2 * np.sin(x / 25)], -1)
+
+
+_PARTS = (  # label, brightness, middle and half axes of an ellipsoid in mm
+    (1, 100.0, (4.0, -7.0, 11.0), (36.0, 29.0, 17.0)),
+    (2, 220.0, (-8.0, -2.0, 12.0), (10.0, 12.0, 8.0)),
+    (3, 160.0, (16.0, -12.0, 9.0), (9.0, 8.0, 7.0)),
+    (4, 40.0, (5.0, 6.0, 16.0), (7.0, 6.0, 5.0)),
+)
+
+
+def _depth(points: np.ndarray, middle, axes) -> np.ndarray:
+    """Positive inside the ellipsoid, 1 in its middle, 0 on its surface."""
+    return 1 - np.linalg.norm((points - np.array(middle)) / np.array(axes), axis=-1)
+
+
+def _anatomy(points: np.ndarray) -> np.ndarray:
+    image = np.zeros(points.shape[:-1])
+    for _, brightness, middle, axes in _PARTS:
+        inside = 1 / (1 + np.exp(-12 * _depth(points, middle, axes)))
+        image = image * (1 - inside) + brightness * inside
+    return image.astype(np.float32)
+
+
+def _regions(points: np.ndarray) -> np.ndarray:
+    labels = np.zeros(points.shape[:-1], np.int32)
+    for label, _, middle, axes in _PARTS:
+        labels[_depth(points, middle, axes) > 0] = label
+    return labels
