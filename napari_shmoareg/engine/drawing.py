@@ -1,0 +1,67 @@
+"""Drawing: how training pairs are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pairs are drawn.  Lengths are in mm unless said otherwise; "up to" means uniformly drawn.
+
+    Parameters
+    ----------
+    shape : tuple of 3 int
+        Voxels of the network grid.
+    spacing : tuple of 2 float
+        Smallest and largest edge of a voxel; one is drawn per pair.
+    shapes : float
+        Share of pairs that show random shapes instead of a subject.
+    same_subject : float
+        Share of label-map pairs in which one subject is deformed twice.
+    stripped : float
+        Share of pairs in which everything outside the brain is removed.
+    prior : float
+        Share of images with the contrast of the given priors; the others' is random.
+    same_contrast : float
+        Share of pairs whose two images have the same contrast.
+    pose_angle, pose_scale, pose_shift : float
+        Of both images together: rotation up to (degrees), scaling up to (fraction), shift up to.
+    angle, scale, shift : float
+        Of each image alone, what a pre-alignment leaves.
+    warp : float
+        Standard deviation of each image's own smooth deformation between different subjects.
+    same_warp : float
+        The same where one subject, or one set of shapes, makes both images.
+    warp_length : tuple of 2 float
+        Distance between the random displacements that are interpolated.
+    bias : float
+        Standard deviation of the logarithm of the intensity bias field.
+    noise : float
+        Largest standard deviation of noise, as a fraction of the intensity range.
+    gamma : float
+        Standard deviation of the logarithm of the exponent applied to intensities.
+    labels : int
+        Labels handed to the overlap loss per pair.
+    """
+
+    shape: tuple[int, int, int] = (48, 64, 48)
+    spacing: tuple[float, float] = (2.8, 3.6)
+    shapes: float = 0.15
+    same_subject: float = 0.15
+    stripped: float = 0.75
+    prior: float = 0.6
+    same_contrast: float = 0.7
+    pose_angle: float = 10.0
+    pose_scale: float = 0.08
+    pose_shift: float = 8.0
+    angle: float = 4.0
+    scale: float = 0.05
+    shift: float = 4.0
+    warp: float = 2.0
+    same_warp: float = 5.0
+    warp_length: tuple[float, float] = (20.0, 60.0)
+    bias: float = 0.25
+    noise: float = 0.04
+    gamma: float = 0.2
+    labels: int = 12

@@ -1,0 +1,166 @@
+"""How weights are learned from drawn pairs alone: recipes, and the validation that watches them.
+
+Coarse grids first: a step there is cheap, and most of what there is to learn about large
+displacements is learned.  The network is fully convolutional, so the weights carry over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from napari_shmoareg.engine import losses
+from napari_shmoareg.engine.conform import Conformed
+from napari_shmoareg.engine.drawing import Drawing
+from napari_shmoareg.engine.subjects import Subject
+from napari_shmoareg.engine.synthesis import DrawnPairs
+from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.geometry import InputError, field
+from napari_shmoareg.model import SHMoAReg
+
+HELD_OUT = 0.25  # share of the subjects that validation is drawn from, and nothing else
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One resolution of a recipe: from which share of the steps on, and what grids it draws."""
+
+    begins: float
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a pretraining run besides the label maps.
+
+    Parameters
+    ----------
+    preset : str
+        Of `SHMoARegConfig.preset`.
+    phases : tuple of Phase
+        In the order of `begins`, the first at 0.
+    settings : FineTuning
+    drawing : Drawing
+        Its shape and spacing are those of the phase.
+    """
+
+    preset: str
+    phases: tuple[Phase, ...]
+    settings: FineTuning
+    drawing: Drawing
+
+    def pairs(self, subjects: Sequence[Subject]) -> DrawnPairs:
+        """What is trained on: drawn from all but the held-out subjects."""
+        phases = [
+            (round(p.begins * self.settings.steps), replace(self.drawing, shape=p.shape, spacing=p.spacing))
+            for p in self.phases
+        ]
+        return DrawnPairs(split_subjects(subjects)[0], phases, seed=self.settings.seed)
+
+
+_LEARNING = FineTuning(
+    learning_rate=1e-3,
+    final_rate=5e-5,
+    smoothness_weight=0.3,
+    similarity="lncc",
+    similarity_weight=0.5,
+    overlap_weight=1.0,
+    diffeomorphic=0.25,
+    bfloat16=True,
+    largest_gradient=1.0,
+    seed=1,
+)
+
+RECIPES: dict[str, Recipe] = {
+    "small": Recipe(
+        preset="small",
+        phases=(
+            Phase(0.0, (32, 48, 32), (4.2, 5.4)),
+            Phase(0.375, (48, 64, 48), (2.8, 3.6)),
+            Phase(0.875, (64, 80, 64), (2.2, 2.8)),
+        ),
+        settings=replace(_LEARNING, steps=2700),
+        drawing=Drawing(),
+    ),
+    "tiny": Recipe(
+        preset="tiny",
+        phases=(Phase(0.0, (16, 24, 16), (8.0, 10.0)),),
+        settings=replace(_LEARNING, steps=200),
+        drawing=Drawing(),
+    ),
+    "paper": Recipe(
+        preset="paper",
+        phases=(
+            Phase(0.0, (64, 96, 64), (2.2, 2.8)),
+            Phase(0.5, (96, 128, 96), (1.5, 1.9)),
+        ),
+        settings=replace(_LEARNING, steps=20_000, learning_rate=3e-4, final_rate=2e-5),
+        drawing=Drawing(),
+    ),
+}
+
+
+def recipe(name: str, *, steps: int | None = None, seed: int | None = None) -> Recipe:
+    """A named recipe, perhaps with another number of steps or another seed.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe '{name}'; there are {', '.join(sorted(RECIPES))}.")
+    found = RECIPES[name]
+    changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    return replace(found, settings=replace(found.settings, **changes))  # type: ignore[arg-type]
+
+
+def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:
+    """Subjects to train on, and the last quarter, held out.  With fewer than four, all serve both."""
+    held = int(len(subjects) * HELD_OUT)
+    return (list(subjects[:-held]), list(subjects[-held:])) if held else (list(subjects), list(subjects))
+
+
+class Validation(NamedTuple):
+    """Means over drawn validation pairs: soft Dice before and after, and voxels that fold in percent."""
+
+    before: float
+    after: float
+    folding: float
+
+
+def validation_pairs(subjects: Sequence[Subject], drawing: Drawing, count: int = 8) -> list[Conformed]:
+    """Pairs of two held-out subjects with one contrast, all their labels, and no drawn deformation."""
+    plain = replace(
+        drawing, shapes=0.0, same_subject=0.0, stripped=1.0, prior=1.0, same_contrast=1.0, labels=40, warp=0.0
+    )
+    pairs = DrawnPairs(split_subjects(subjects)[1], plain, seed=99)
+    return [pairs[i] for i in range(count)]
+
+
+def validate(network: SHMoAReg, pairs: Sequence[Conformed]) -> Validation:
+    """Register validation pairs; the network is left in the mode it came in."""
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    rows = []
+    with torch.no_grad():
+        for pair in pairs:
+            displacement = network(pair.moving.to(device), pair.fixed.to(device)).displacement.cpu()
+            if pair.moving_labels is None or pair.fixed_labels is None:
+                raise InputError("Validation needs pairs with labels; draw them from label maps.")
+            carried = field.warp(pair.moving_labels, displacement)
+            folded = field.jacobian_determinant(displacement) <= 0
+            rows.append(
+                (
+                    1 - float(losses.overlap(pair.moving_labels, pair.fixed_labels)),
+                    1 - float(losses.overlap(carried, pair.fixed_labels)),
+                    100 * float(folded.float().mean()),
+                )
+            )
+    network.train(training)
+    return Validation(*(float(v) for v in np.mean(rows, axis=0)))

@@ -1,0 +1,192 @@
+"""Training pairs drawn from label maps and from random shapes.
+
+Hoffmann et al. 2022, 2024: intensities come from random Gaussian mixtures, so weights learned
+from them are not tied to a scanner, and no scan of a person is needed.  Everything here is a
+pure function of the settings and a seed.
+
+L labels, D H W space; "fine" is the grid of half the spacing, where images are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from napari_shmoareg.engine.conform import Conformed
+from napari_shmoareg.engine.drawing import Drawing
+from napari_shmoareg.engine.subjects import Subject, random_shapes
+from napari_shmoareg.geometry import Grid
+
+
+class DrawnPairs(Sequence[Conformed]):
+    """An endless supply of pairs: item i is always the same, and nothing is kept.
+
+    Parameters
+    ----------
+    subjects : sequence of Subject
+        May be empty: then all pairs show random shapes.
+    drawing : Drawing or sequence of (int, Drawing)
+        With several, each holds from that item on: coarse grids first, where a step is cheap.
+    seed : int
+    length : int
+        What `len` says; an epoch.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        drawing: Drawing | Sequence[tuple[int, Drawing]] | None = None,
+        *,
+        seed: int = 0,
+        length: int = 1_000_000,
+    ) -> None:
+        self.subjects = list(subjects)
+        self.phases = list(drawing) if isinstance(drawing, Sequence) else [(0, drawing or Drawing())]
+        self.seed, self.length = seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Conformed:  # type: ignore[override]
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, index])
+        drawing = [drawing for first, drawing in self.phases if first <= index][-1]
+        return draw_pair(self.subjects, drawing, rng)
+
+
+def draw_pair(subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Generator) -> Conformed:
+    """Two images, in [0, 1], with L of their labels as shares of each voxel.
+
+    Returns
+    -------
+    Conformed
+        Without a way back to scans (`pair` is None); labels (1, L, D, H, W).
+    """
+    spacing = rng.uniform(*drawing.spacing)
+    from_shapes = not subjects or rng.random() < drawing.shapes
+    if from_shapes:
+        first = second = random_shapes(drawing.shape, spacing, rng)
+    else:
+        pick = rng.choice(len(subjects), 2, replace=rng.random() < drawing.same_subject)
+        first, second = (subjects[i] for i in pick)
+    wobble = drawing.same_warp if first is second else drawing.warp
+    pose = _rigid(rng, drawing.pose_angle, drawing.pose_scale, drawing.pose_shift)
+    maps = [
+        _labels_of(
+            subject, drawing, spacing, pose @ _rigid(rng, drawing.angle, drawing.scale, drawing.shift), wobble, rng
+        )
+        for subject in (first, second)
+    ]
+    if not from_shapes and rng.random() < drawing.stripped:
+        keep = torch.as_tensor(first.brain)
+        maps = [torch.where(keep[m.long()], m, 0) for m in maps]
+    contrasts = [_contrast(first, drawing, from_shapes, rng)]
+    contrasts.append(
+        contrasts[0] if rng.random() < drawing.same_contrast else _contrast(first, drawing, from_shapes, rng)
+    )
+    images = [_image(m, contrast, drawing, rng) for m, contrast in zip(maps, contrasts, strict=True)]
+    shown = np.intersect1d(*(torch.unique(m).numpy() for m in maps))
+    shown = shown[(shown > 0) & first.brain[shown]]
+    chosen = rng.choice(shown, min(drawing.labels, len(shown)), replace=False)
+    moving_labels, fixed_labels = (_shares(m, chosen) for m in maps)
+    grid = Grid(drawing.shape, np.diag([spacing, spacing, spacing, 1.0]))
+    return Conformed(
+        moving=images[0],
+        fixed=images[1],
+        grid=grid,
+        affine=np.eye(4),
+        moving_labels=moving_labels,
+        fixed_labels=fixed_labels,
+    )
+
+
+def _labels_of(
+    subject: Subject, drawing: Drawing, spacing: float, pose: np.ndarray, wobble: float, rng: np.random.Generator
+) -> Tensor:
+    """Class numbers of a posed and deformed subject on the fine grid, uint8."""
+    shape = tuple(2 * n for n in drawing.shape)
+    axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * (spacing / 2) for n in shape]
+    points = smooth_noise(shape, rng.uniform(*drawing.warp_length) / (spacing / 2), 3, rng) * wobble
+    matrix = torch.as_tensor(subject.to_index @ pose, dtype=torch.float32)
+    x, y, z = (points[c] + axes[c].view([-1 if a == c else 1 for a in range(3)]) for c in range(3))
+    flat = torch.zeros(shape, dtype=torch.int64)
+    inside = torch.ones(shape, dtype=torch.bool)
+    for c, n in enumerate(subject.classes.shape):
+        index = (matrix[c, 0] * x + matrix[c, 1] * y).add_(matrix[c, 2] * z).add_(matrix[c, 3]).round_()
+        inside &= (index >= 0) & (index < n)
+        flat = flat * n + index.clamp_(0, n - 1).long()
+    classes = torch.as_tensor(subject.classes).flatten()
+    return torch.where(inside, classes[flat], torch.zeros((), dtype=torch.uint8))
+
+
+def _contrast(subject: Subject, drawing: Drawing, from_shapes: bool, rng: np.random.Generator) -> np.ndarray:
+    """Mean and spread of the intensity of each class, (classes, 2), in [0, 1]."""
+    if not from_shapes and subject.priors is not None and rng.random() < drawing.prior:
+        means = rng.normal(subject.priors[:, 0], subject.priors[:, 1])
+        spreads = rng.normal(subject.priors[:, 2], subject.priors[:, 3])
+        table = np.stack([means, spreads], 1).clip(0) / 255
+        table[0] = 0
+        return table
+    groups = subject.groups
+    means = rng.uniform(0.05, 1.0, groups.max() + 1)[groups]
+    spreads = rng.uniform(0.01, 0.08, groups.max() + 1)[groups]
+    table = np.stack([means, spreads], 1)
+    table[0] = (rng.uniform(0, 0.3), 0.02) if rng.random() < 0.2 else (0, 0)
+    return table
+
+
+def _image(classes: Tensor, contrast: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> Tensor:
+    """Fine classes (2D, 2H, 2W) to an image (1, 1, D, H, W) in [0, 1]."""
+    table = torch.as_tensor(contrast, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    index = classes.long()
+    fine = table[:, 0][index].addcmul_(table[:, 1][index], torch.randn(classes.shape, generator=generator))
+    image = F.avg_pool3d(fine[None, None], 2)
+    if rng.random() < 0.3:  # a scan of lower resolution along one axis
+        axis, factor = int(rng.integers(3)), int(rng.integers(2, 4))
+        kernel, pad = [1, 1, 1], [0, 0, 0]
+        kernel[axis], pad[axis] = 2 * (factor // 2) + 1, factor // 2
+        image = F.avg_pool3d(image, kernel, stride=1, padding=pad, count_include_pad=False)
+    image = image * torch.exp(drawing.bias * smooth_noise(drawing.shape, rng.uniform(12, 40), 1, rng))[None]
+    image = image + rng.uniform(0, drawing.noise) * torch.randn(image.shape, generator=generator) * (image > 0.01)
+    image = image.clamp_min_(0)
+    top = torch.kthvalue(image.flatten(), int(image.numel() * 0.999)).values.clamp_min(1e-3)
+    return (image / top).clamp_(0, 1) ** float(np.exp(rng.normal(0, drawing.gamma)))
+
+
+def _shares(classes: Tensor, chosen: np.ndarray) -> Tensor:
+    """(1, L, D, H, W): how much of each voxel belongs to each chosen class."""
+    masks = torch.stack([classes == int(c) for c in chosen]) if len(chosen) else classes[None] > 0
+    return F.avg_pool3d(masks[None].float(), 2)
+
+
+def smooth_noise(shape: Sequence[int], length: float, channels: int, rng: np.random.Generator) -> Tensor:
+    """Smooth noise of unit variance at its knots, (channels, *shape); `length` is voxels between knots."""
+    knots = [max(2, round(n / length) + 1) for n in shape]
+    coarse = torch.as_tensor(rng.standard_normal((1, channels, *knots)), dtype=torch.float32)
+    middle = [min(n, 4 * k) for n, k in zip(shape, knots, strict=True)]
+    smooth = F.avg_pool3d(
+        F.interpolate(coarse, size=middle, mode="trilinear", align_corners=True), 3, 1, 1, count_include_pad=False
+    )
+    return F.interpolate(smooth, size=tuple(shape), mode="trilinear", align_corners=True)[0]
+
+
+def _rigid(rng: np.random.Generator, angle: float, scale: float, shift: float) -> np.ndarray:
+    """A random small affine, 4x4, in mm."""
+    a, b, c = np.deg2rad(rng.uniform(-angle, angle, 3))
+    matrix = np.eye(4)
+    rotations = (
+        np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]),
+        np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]]),
+        np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]]),
+    )
+    for rotation in rotations:
+        matrix[:3, :3] @= rotation
+    matrix[:3, :3] *= 1 + rng.uniform(-scale, scale, 3)
+    matrix[:3, 3] = rng.uniform(-shift, shift, 3)
+    return matrix

@@ -1,0 +1,100 @@
+"""FineTuning: the settings of learning, with the paper's defaults.
+
+Sec. IV-B.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from napari_shmoareg.engine import losses
+from napari_shmoareg.geometry import InputError
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Settings of learning.  The defaults are the paper's (Sec. IV-B).
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps in all; each sees both orders of one pair.
+    learning_rate : float
+        Of Adam.
+    final_rate : float or None
+        Rate of the last step, reached along a cosine; None keeps the rate fixed.
+    smoothness_weight : float
+        lambda_r of Eq. (8): 0.01 for brains, 0.1 for abdomens.
+    routing_weight : float
+        lambda_rc of Eq. (8).
+    quantile : float
+        q: share of voxels whose expert counts as rightly chosen.
+    similarity : {"mse", "lncc"}
+        "lncc" for scans of differing contrast.
+    similarity_weight : float
+        Of the similarity; 1 in Eq. (8).
+    overlap_weight : float
+        Of one minus the mean soft Dice, if both images have labels; 0 in the paper.
+    labels_per_step : int
+        Labels drawn for the overlap at each step.
+    diffeomorphic : float
+        Share of steps in which residuals are integrated as velocities.  Ours: with a share between 0 and 1
+        one set of weights serves both variants.
+    bfloat16 : bool
+        Convolutions and products in bfloat16; fields, warps and losses stay in float32.
+    largest_gradient : float
+        Norm to which the gradient is clipped; 0 for no clipping, as in the paper.
+    size : int
+        Voxels along the longest axis; scans are brought to it.  0: the network's own.
+    seed : int
+        Decides the order of pairs, which labels are drawn, and stochastic depth.
+    """
+
+    steps: int = 1000
+    learning_rate: float = 1e-4
+    final_rate: float | None = None
+    smoothness_weight: float = 0.01
+    routing_weight: float = 0.001
+    quantile: float = 0.5
+    similarity: Literal["mse", "lncc"] = "mse"
+    similarity_weight: float = 1.0
+    overlap_weight: float = 0.0
+    labels_per_step: int = 12
+    diffeomorphic: float = 0.0
+    bfloat16: bool = False
+    largest_gradient: float = 0.0
+    size: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = (
+            (self.steps >= 1, "steps", "at least 1"),
+            (self.learning_rate > 0, "learning_rate", "above 0"),
+            (self.final_rate is None or self.final_rate > 0, "final_rate", "above 0"),
+            (self.smoothness_weight >= 0, "smoothness_weight", "at least 0"),
+            (self.routing_weight >= 0, "routing_weight", "at least 0"),
+            (0 <= self.quantile <= 1, "quantile", "between 0 and 1"),
+            (self.similarity in losses.SIMILARITIES, "similarity", "'mse' or 'lncc'"),
+            (self.similarity_weight >= 0, "similarity_weight", "at least 0"),
+            (self.overlap_weight >= 0, "overlap_weight", "at least 0"),
+            (self.labels_per_step >= 1, "labels_per_step", "at least 1"),
+            (0 <= self.diffeomorphic <= 1, "diffeomorphic", "between 0 and 1"),
+            (self.largest_gradient >= 0, "largest_gradient", "at least 0"),
+            (self.size >= 0, "size", "at least 0"),
+        )
+        for holds, name, wanted in rules:
+            if not holds:
+                raise InputError(f"{name} must be {wanted}; got {getattr(self, name)!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return asdict(self)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        if self.final_rate is None:
+            return self.learning_rate
+        phase = min(step / max(self.steps - 1, 1), 1.0)
+        return self.final_rate + (self.learning_rate - self.final_rate) * (1 + math.cos(math.pi * phase)) / 2
