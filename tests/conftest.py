@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,19 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def phantoms() -> VolumePair:
+    """The `pair`, made once; not to be changed."""
+    return _phantoms()
+
+
 @pytest.fixture
-def pair() -> VolumePair:
+def pair(phantoms) -> VolumePair:
+    """A copy of the phantom pair, made anew for each test."""
+    return copy.deepcopy(phantoms)
+
+
+def _phantoms() -> VolumePair:
     """Moving and fixed phantoms with labels on two oblique grids; fixed is 37x29x23 at 3x3x2 mm.
 
     The fixed image shows an anatomy f; the moving one shows f(y - s(y)) with a smooth s of up to about 5 mm,

@@ -144,9 +144,8 @@ def total_loss(
     moving_labels, fixed_labels : Tensor (B, L, D, H, W), optional
         Shares of labels in each voxel.
     """
-    stack = moving if moving_labels is None else torch.cat([moving, moving_labels], dim=1)
-    warped = field.warp(stack, output.displacement)
-    similarity = losses.SIMILARITIES[settings.similarity](warped[:, :1], fixed)
+    warped = field.warp(moving, output.displacement)  # apart from the labels: the error signal goes back through it
+    similarity = losses.SIMILARITIES[settings.similarity](warped, fixed)
     smoothness = losses.smoothness(output.displacement)
     routing = similarity.new_zeros(())
     if settings.routing_weight > 0 and torch.isfinite(similarity + smoothness):
@@ -158,7 +157,7 @@ def total_loss(
         + settings.routing_weight * routing
     )
     if moving_labels is not None and fixed_labels is not None and settings.overlap_weight > 0:
-        overlap = losses.overlap(warped[:, 1:], fixed_labels)
+        overlap = losses.overlap(field.warp(moving_labels, output.displacement), fixed_labels)
         total = total + settings.overlap_weight * overlap
     return losses.LossTerms(total, similarity, smoothness, routing, overlap)
 

@@ -107,7 +107,7 @@ def invert(displacement: Tensor, iterations: int = 50, tolerance: float = 1e-3) 
 
     Fixed-point iteration v <- v - w (v + u(x + v)).  Ours: the step w starts at 1 and is
     halved where a step did not help, so that strong local stretching converges too; where
-    the field folds there is no inverse and the best v found stays.
+    the field folds, several points answer or none is found, and the best v found stays.
 
     Parameters
     ----------

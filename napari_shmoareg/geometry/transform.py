@@ -16,7 +16,7 @@ from torch import Tensor
 from napari_shmoareg.geometry.errors import InputError
 from napari_shmoareg.geometry.field import jacobian_determinant, sample
 from napari_shmoareg.geometry.grid import Grid
-from napari_shmoareg.geometry.resample import Points, apply_affine, pull, slabs
+from napari_shmoareg.geometry.resample import Points, apply_affine, pull, slabs, turn_vectors
 from napari_shmoareg.geometry.volume import Volume
 
 
@@ -43,7 +43,8 @@ class DisplacementField:
         vectors = np.asarray(self.vectors, dtype=np.float32)
         if vectors.shape != (*self.grid.shape, 3):
             raise InputError(
-                f"A displacement field on the grid {self.grid.shape} has the shape {(*self.grid.shape, 3)}; got {vectors.shape}."
+                f"A displacement field on the grid {self.grid.shape} has the shape {(*self.grid.shape, 3)}; "
+                f"got {vectors.shape}."
             )
         if not np.isfinite(vectors).all():
             raise InputError("The displacement field holds NaN or infinite values; finite vectors in mm were expected.")
@@ -53,11 +54,11 @@ class DisplacementField:
     def from_voxels(cls, displacement: Tensor, grid: Grid) -> DisplacementField:
         """From a displacement (1, 3, D, H, W) in voxels of `grid`, component c along axis c."""
         voxels = displacement.detach().cpu().double()[0].permute(1, 2, 3, 0).numpy()
-        return cls((voxels @ grid.affine[:3, :3].T).astype(np.float32), grid)
+        return cls(turn_vectors(grid.affine, voxels).astype(np.float32), grid)
 
     def to_voxels(self) -> Tensor:
         """(1, 3, D, H, W) float32 in voxels of the grid, component c along axis c."""
-        voxels = self.vectors.astype(np.float64) @ self.grid.inverse[:3, :3].T
+        voxels = turn_vectors(self.grid.inverse, self.vectors)
         return torch.from_numpy(np.ascontiguousarray(voxels.transpose(3, 0, 1, 2), dtype=np.float32))[None]
 
     def at(self, points: ArrayLike) -> Points:
@@ -72,7 +73,7 @@ class DisplacementField:
     def inverse(self, grid: Grid) -> DisplacementField:
         """The displacement of the inverse map on another grid: e(y) = x - y where x + d(x) = y.
 
-        Where d folds there is no inverse; the best point found stands there.
+        Where d folds, several points answer or none is found; the best one found stands there.
         """
         vectors = np.empty((*grid.shape, 3), dtype=np.float32)
         for part, points in slabs(grid):
@@ -130,9 +131,9 @@ class Transform:
     def inverse_points(self, points: ArrayLike) -> Points:
         """Where moving points (..., 3) come to lie in the fixed image, mm RAS.
 
-        Found numerically, to 0.01 voxel of the field's grid.  Where the field folds there is
-        no answer and the best point found is returned: ``distance(answer, points)`` says how
-        far off each one is.
+        Found numerically, to 0.01 voxel of the field's grid.  Where the field folds,
+        several points answer or none is found, and the best one found is returned:
+        ``distance(answer, points)`` says how far off each one is.
         """
         place = apply_affine(np.linalg.inv(self.affine), points)
         return place if self.field is None else _solve(self.field, place)

@@ -84,11 +84,11 @@ class SHMoE(nn.Module):
         merged = F.conv3d(features, weight, bias, padding=1)
         kind = torch.promote_types(merged.dtype, torch.float32)
         merged = merged.to(kind)
-        columns: list[list[Tensor | None]] = [[None] * n for _ in DIRECTIONS]
-        for axis in range(3):
-            for slot, i in enumerate(small):
-                at = axis * len(small) + slot
-                columns[axis][i] = merged[:, at : at + 1]
+        # One split, whose gradient is one concatenation; slices would each make a full tensor of zeros.
+        *pieces, x, y, z = merged.split([1] * (3 * len(small)) + [n] * 3, dim=1)
+        columns = [
+            dict(zip(small, pieces[axis * len(small) : (axis + 1) * len(small)], strict=True)) for axis in range(3)
+        ]
         for i in set(range(n)) - set(small):
             large = [self._convs(direction)[i] for direction in DIRECTIONS]
             output = F.conv3d(
@@ -97,11 +97,9 @@ class SHMoE(nn.Module):
                 torch.cat([cast(Tensor, conv.bias) for conv in large]),
                 padding=self.kernels[i] // 2,
             ).to(kind)
-            for axis in range(3):
-                columns[axis][i] = output[:, axis : axis + 1]
-        outputs = [torch.cat([c for c in column if c is not None], dim=1) for column in columns]
-        first = 3 * len(small)
-        return outputs, [merged[:, first + axis * n : first + (axis + 1) * n] for axis in range(3)]
+            for column, piece in zip(columns, output.split(1, dim=1), strict=True):
+                column[i] = piece
+        return [torch.cat([column[i] for i in range(n)], dim=1) for column in columns], [x, y, z]
 
 
 class ConvHead(nn.Module):

@@ -1,0 +1,1 @@
+"""What the routing and the deformation of a registration say."""

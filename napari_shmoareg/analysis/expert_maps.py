@@ -1,0 +1,129 @@
+"""Which expert each voxel or token chose, on its own grid.  Fig. 4.
+
+A map is never resampled: a cell of a record stands where `Grid.coarsen` puts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.engine.registration import Registration
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.model.routing import RoutedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertMap:
+    """The first choice of every cell of one gate.
+
+    Attributes
+    ----------
+    name : str
+        ``decoder-1-x`` and so on: part, layer, direction.
+    volume : Volume
+        Labels, uint8, on the cells' own grid: expert id + 1 (0 would be outside).
+    layer : RoutedLayer
+        Where in the network it was decided.
+    """
+
+    name: str
+    volume: Volume
+    layer: RoutedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLoad:
+    """One number per token and expert.
+
+    Attributes
+    ----------
+    name : str
+        ``encoder-1-0-moving`` and so on: part, layer, block, image.
+    values : (I, J, K, N) array
+        float32 weights (0 where the expert was not chosen), or uint8 counts over blocks.
+    grid : Grid
+        Of the tokens: same field of view as the network grid, voxels `stride` times as big.
+    layer : RoutedLayer
+        Where in the network it was decided (for counts: the first of the blocks).
+    """
+
+    name: str
+    values: NDArray
+    grid: Grid
+    layer: RoutedLayer
+
+    def volume(self, expert: int) -> Volume:
+        """The map of one expert, by its id from 0."""
+        return Volume(self.values[..., expert], self.grid, f"{self.name}-expert-{expert}")
+
+
+def expert_maps(registration: Registration) -> list[ExpertMap]:
+    """Expert-ID maps of the decoder, one per layer and direction, in the order of the forward.
+
+    Where a gate chooses several experts the map shows its first choice.
+    """
+    maps = []
+    for record in registration.routing.select(part="decoder"):
+        values = record.routing.experts[0, 0].numpy(force=True).astype(np.uint8) + np.uint8(1)
+        volume = Volume(values, _cells(registration, record), record.name, is_labels=True)
+        maps.append(ExpertMap(record.name, volume, record))
+    return maps
+
+
+def token_loads(registration: Registration, **where: object) -> list[TokenLoad]:
+    """What each token of the encoder gave each attention head, per layer, block and image.
+
+    Parameters
+    ----------
+    registration : Registration
+    **where
+        Only records with these fields: ``token_loads(r, layer=1, image="fixed")``.
+
+    Returns
+    -------
+    list of TokenLoad
+        Weights of Eq. (4); 0 where a head was not chosen.
+    """
+    loads = []
+    for record in registration.routing.select(part="encoder", **where):
+        experts = record.routing.experts[0].numpy(force=True).astype(np.int64)
+        weights = record.routing.weights[0].numpy(force=True).astype(np.float32)
+        values = np.zeros((record.num_experts, *experts.shape[1:]), dtype=np.float32)
+        np.put_along_axis(values, experts, weights, axis=0)
+        loads.append(TokenLoad(record.name, np.moveaxis(values, 0, -1), _cells(registration, record), record))
+    return loads
+
+
+def times_chosen(registration: Registration) -> list[TokenLoad]:
+    """In how many blocks of a layer each token chose each head, per encoder layer and image.
+
+    Returns
+    -------
+    list of TokenLoad
+        uint8 counts; over the experts they sum to k times the number of blocks.
+    """
+    counted: dict[tuple[int, str | None], TokenLoad] = {}
+    for record in registration.routing.select(part="encoder"):
+        experts = record.routing.experts[0].numpy(force=True)
+        chosen = (experts[..., None] == np.arange(record.num_experts)).sum(axis=0, dtype=np.uint8)
+        place = (record.layer, record.image)
+        if place in counted:
+            chosen = chosen + counted[place].values
+            record = counted[place].layer
+        name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
+        counted[place] = TokenLoad(name, chosen, _cells(registration, record), record)
+    return list(counted.values())
+
+
+def _cells(registration: Registration, record: RoutedLayer) -> Grid:
+    """The grid of a record's cells, which has to be the network grid at its stride."""
+    grid = registration.network_grid.coarsen(record.stride)
+    cells = tuple(record.routing.experts.shape[2:])
+    if cells != grid.shape:
+        raise ValueError(
+            f"The routing of {record.name} has {cells} cells; the network grid has {grid.shape} at its stride."
+        )
+    return grid

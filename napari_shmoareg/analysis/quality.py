@@ -1,0 +1,132 @@
+"""How good a registration is: before, after the affine, after all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from napari_shmoareg.analysis.metrics import dice, folding, mean, nmi, sdlogj, surface
+from napari_shmoareg.engine.registration import Registration
+from napari_shmoareg.engine.similarity import POINTS, Similarity
+from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, inside, pull, warp_volume
+
+PerLabel = dict[str, dict[int, float]]
+STAGES = ("start", "affine", "after")
+UNSEEN = Similarity(float("nan"), float("nan"), 0.0)  # the images do not meet
+
+
+@dataclass(frozen=True, eq=False)
+class Quality:
+    """Numbers on the fixed image's grid, each at three stages.
+
+    ``start``: moving image and labels where their headers place them.  ``affine``: where the
+    affine does.  ``after``: warped.  Definitions stand in `napari_shmoareg.analysis.metrics`.
+
+    Attributes
+    ----------
+    similarity : stage -> {"ncc", "mse", "overlap", "nmi"} -> float
+        As `Registration.similarity`, and normalised mutual information in [0, 1], where both
+        images were seen; NaN where they do not meet.
+    dice, assd_mm, hd95_mm : stage -> label -> float, or None
+        None unless both images have labels.
+    jacobian : {"min", "max", "mean", "sdlogj", "folding_percent"} -> float
+        Of the deformation, without the affine.
+    displacement_mm : {"mean", "max"} -> float
+        Length of the whole transform's displacement.
+    """
+
+    similarity: Mapping[str, Mapping[str, float]]
+    dice: Mapping[str, Mapping[int, float]] | None
+    assd_mm: Mapping[str, Mapping[int, float]] | None
+    hd95_mm: Mapping[str, Mapping[int, float]] | None
+    jacobian: Mapping[str, float]
+    displacement_mm: Mapping[str, float]
+
+    def mean_dice(self, stage: str) -> float | None:
+        """Mean over labels, or None without labels."""
+        return None if self.dice is None else mean(self.dice[stage])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file: ``dice.after.mean``, ``dice.after.per_label["17"]`` and so on; may hold NaN."""
+        result: dict[str, Any] = {"similarity": {stage: dict(v) for stage, v in self.similarity.items()}}
+        for name in ("dice", "assd_mm", "hd95_mm"):
+            stages = getattr(self, name)
+            result[name] = stages and {
+                stage: {"mean": mean(values), "per_label": {str(label): v for label, v in values.items()}}
+                for stage, values in stages.items()
+            }
+        return result | {
+            "folding_percent": self.jacobian["folding_percent"],
+            "jacobian": dict(self.jacobian),
+            "displacement_mm": dict(self.displacement_mm),
+        }
+
+
+def measure(registration: Registration) -> Quality:
+    """Measure a registration.
+
+    Similarities and folding always; overlap and surface distances of each label where both
+    images have labels (a few seconds for 36 labels of a whole brain at 1 mm).
+    """
+    pair, matrix = registration.pair, registration.alignment.matrix
+    transforms = (Transform(np.eye(4)), Transform(matrix), registration.transform)
+    alike = [registration.similarity[name] or UNSEEN for name in ("before", "affine", "after")]
+    similarity = {
+        stage: found._asdict() | {"nmi": _information(pair, transform)}
+        for stage, transform, found in zip(STAGES, transforms, alike, strict=True)
+    }
+    overlap: PerLabel | None = None
+    distance: PerLabel | None = None
+    farthest: PerLabel | None = None
+    if pair.fixed_labels is not None and pair.moving_labels is not None and registration.warped_labels is not None:
+        start, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms[:2])
+        start = affine if np.allclose(matrix, np.eye(4)) else start
+        labels = dict(zip(STAGES, (start, affine, registration.warped_labels), strict=True))
+        overlap = {stage: dice(volume.values, pair.fixed_labels.values) for stage, volume in labels.items()}
+        distance, farthest = _distances(labels, pair.fixed_labels)
+    determinant = registration.jacobian.values
+    length = np.linalg.norm(registration.displacement.vectors, axis=-1)
+    return Quality(
+        similarity=similarity,
+        dice=overlap,
+        assd_mm=distance,
+        hd95_mm=farthest,
+        jacobian={
+            "min": float(determinant.min()),
+            "max": float(determinant.max()),
+            "mean": float(determinant.mean(dtype=np.float64)),
+            "sdlogj": sdlogj(determinant),
+            "folding_percent": folding(determinant),
+        },
+        displacement_mm={"mean": float(length.mean(dtype=np.float64)), "max": float(length.max())},
+    )
+
+
+def _distances(labels: Mapping[str, Volume], truth: Volume) -> tuple[PerLabel, PerLabel]:
+    """ASSD and HD95 per stage and label; a stage that is the one before it is not measured again."""
+    average: PerLabel = {}
+    far: PerLabel = {}
+    before: Volume | None = None
+    for stage, volume in labels.items():
+        if volume is before:
+            average[stage], far[stage] = average["start"], far["start"]
+            continue
+        both = surface(volume.values, truth.values, truth.grid.spacing)
+        average[stage] = {label: value for label, (value, _) in both.items()}
+        far[stage] = {label: value for label, (_, value) in both.items()}
+        before = volume
+    return average, far
+
+
+def _information(pair: VolumePair, transform: Transform) -> float:
+    """Normalised mutual information where both were seen, on as many points as `similarity` compares."""
+    step = int(np.ceil((pair.fixed.values.size / POINTS) ** (1 / 3)))
+    values = pair.fixed.values[::step, ::step, ::step]
+    i, j, k = values.shape
+    grid = Grid((i, j, k), pair.fixed.grid.affine @ np.diag([step, step, step, 1.0]))
+    points = transform.map_points(grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)))
+    seen = inside(pair.moving.grid, points)
+    return nmi(values[seen], pull(pair.moving, grid, points).values[seen]) if seen.any() else float("nan")

@@ -1,0 +1,73 @@
+"""``shmoareg register``: two image files in, a registration folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from napari_shmoareg.cli.options import (
+    Affine,
+    AffineOption,
+    Channel,
+    Debug,
+    Device,
+    DeviceOption,
+    DiffeomorphicOption,
+    Fixed,
+    FixedLabels,
+    Moving,
+    MovingLabels,
+    Nan,
+    Quiet,
+    Size,
+    Weights,
+)
+from napari_shmoareg.cli.progress import REGISTERING, progress
+from napari_shmoareg.cli.results import files_of, result_table, seconds_of
+from napari_shmoareg.cli.running import Running
+from napari_shmoareg.cli.tables import show
+
+
+def register(
+    moving: Moving,
+    fixed: Fixed,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The folder for the results: a new one, or an empty one.")
+    ],
+    moving_labels: MovingLabels = None,
+    fixed_labels: FixedLabels = None,
+    weights: Weights = None,
+    affine: AffineOption = Affine.auto,
+    diffeomorphic: DiffeomorphicOption = None,
+    device: DeviceOption = Device.auto,
+    size: Size = None,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")] = True,
+    nan: Nan = None,
+    channel: Channel = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Bring the image MOVING onto the image FIXED.
+
+    The two may differ in spacing, orientation, size and field of view. The folder DIR gets the warped image on
+    FIXED's own grid, the transform for ITK, 3D Slicer and ANTs, a report with numbers, maps of the experts, figures.
+    """
+    from napari_shmoareg.io.places import check_new_folder
+
+    check_new_folder(out)
+    running = Running(weights, affine, diffeomorphic, device, size)
+    with progress(quiet, REGISTERING) as report:
+        report("loading", 0.0)
+        from napari_shmoareg.io.images import read_pair
+        from napari_shmoareg.io.report import write_registration
+
+        name, network = running.network()
+        report("reading", 0.0)
+        pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
+        registration = running.register(pair, network, report)
+        found = write_registration(registration, out, weights=name, figures=figures, progress=report)
+    if not quiet:
+        show(result_table(found))
+        typer.echo(f"\n{seconds_of(found)}\n{files_of(out, found, figures)}")

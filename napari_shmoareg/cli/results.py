@@ -1,0 +1,72 @@
+"""The short account of a registration that a command prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from napari_shmoareg.cli.tables import results
+
+STAGES = ("start", "affine", "after")
+
+
+def result_table(report: Mapping[str, Any]) -> Table:
+    """Similarity, overlap, folding and, where it is known, the true error, before and after.
+
+    Parameters
+    ----------
+    report : mapping
+        The content of report.json.
+    """
+    similarity = report["similarity"]
+    truth = report.get("extra", {}).get("true_error_mm")
+    rows = [
+        ("correlation of intensities", [similarity[s]["ncc"] for s in STAGES], ".3f"),
+        ("mutual information (0 to 1)", [similarity[s]["nmi"] for s in STAGES], ".3f"),
+        ("Dice, mean over labels", _means(report["dice"]), ".3f"),
+        ("surface distance, mm", _means(report["assd_mm"]), ".2f"),
+    ]
+    if truth is not None:
+        rows += [
+            ("true error, mm", [truth[s]["mean"] for s in STAGES], ".2f"),
+            ("true error, 95th percentile, mm", [truth[s]["percentile_95"] for s in STAGES], ".2f"),
+        ]
+    rows += [
+        ("folded voxels, %", [None, None, report["folding_percent"]], ".4f"),
+        ("displacement, mean, mm", [None, None, report["displacement_mm"]["mean"]], ".2f"),
+    ]
+    pair = report["pair"]
+    return results(f"{pair['moving']['name']} onto {pair['fixed']['name']}", ("before", "after affine", "after"), rows)
+
+
+def seconds_of(report: Mapping[str, Any]) -> str:
+    """How long it took, part by part."""
+    seconds = dict(report["seconds"])
+    total = seconds.pop("total", None)
+    total = sum(seconds.values()) if total is None else total
+    parts = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in seconds.items())
+    return f"Registered in {total:.1f} s ({parts}), with the weights {report['weights']}."
+
+
+def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
+    """What lies where, one line each."""
+    warped = ["the moving image on the fixed grid", "warped.nii.gz"]
+    lines = [warped]
+    if report["pair"]["moving_labels"]:
+        lines.append(["its labels there", "warped_labels.nii.gz"])
+    lines += [
+        ["transform for ITK, Slicer, ANTs", "transform.h5, displacement.nii.gz"],
+        ["all numbers", "report.json"],
+        ["expert maps and loads", "experts/"],
+    ]
+    if figures:
+        lines.append(["figures", "figures/overview.png and others"])
+    width = max(len(what) for what, _ in lines)
+    return "\n".join([f"Results in {folder}:", *(f"  {what:<{width}}  {name}" for what, name in lines)])
+
+
+def _means(stages: Mapping[str, Any] | None) -> list[float | None]:
+    return [None if stages is None else stages[stage]["mean"] for stage in STAGES]

@@ -1,0 +1,66 @@
+"""From a pair and the options of a command to a registration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from napari_shmoareg.cli.options import Affine, Device
+from napari_shmoareg.cli.progress import Report
+from napari_shmoareg.cli.weights import chosen_device, chosen_weights
+
+if TYPE_CHECKING:
+    from napari_shmoareg.engine.registration import Registration
+    from napari_shmoareg.geometry import VolumePair
+    from napari_shmoareg.model import SHMoAReg
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a pair is registered: the options that several commands share.
+
+    Parameters
+    ----------
+    weights : str or None
+        Shipped name or path; None for the shipped ones.
+    affine : Affine
+    diffeomorphic : bool or None
+        None: as the weights say.
+    device : Device
+    size : int, "native" or None
+        None: as the weights say.
+    """
+
+    weights: str | None = None
+    affine: Affine = Affine.auto
+    diffeomorphic: bool | None = None
+    device: Device = Device.auto
+    size: int | str | None = None
+
+    def network(self) -> tuple[str, SHMoAReg]:
+        """The name of the weights and the network, on its device.
+
+        Raises
+        ------
+        InputError
+            If there are no such weights or no such device.
+        """
+        from napari_shmoareg.io.checkpoint import load_network
+
+        device = chosen_device(self.device.value)
+        name = chosen_weights(self.weights)
+        return name, load_network(name, device=device)
+
+    def register(self, pair: VolumePair, network: SHMoAReg, report: Report) -> Registration:
+        """Register a pair, telling `report` how far it is."""
+        from napari_shmoareg.engine.registration import register
+
+        return register(
+            pair,
+            network,
+            affine=self.affine.value,
+            size=self.size,
+            diffeomorphic=self.diffeomorphic,
+            device=self.device.value,
+            progress=report,
+        )

@@ -1,0 +1,43 @@
+"""The only floor that touches the disk.
+
+Names are imported when first asked for, so that reading an image does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari_shmoareg.io.checkpoint import load_network, read_card, save_network, shipped_weights
+    from napari_shmoareg.io.images import read_image, read_pair, write_image
+    from napari_shmoareg.io.samples import sample_pair
+    from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
+
+__all__ = [
+    "load_network",
+    "read_card",
+    "read_image",
+    "read_pair",
+    "read_transform",
+    "sample_pair",
+    "save_network",
+    "shipped_weights",
+    "write_displacement",
+    "write_image",
+    "write_transform",
+]
+
+_HOMES = {
+    "checkpoint": ("load_network", "read_card", "save_network", "shipped_weights"),
+    "images": ("read_image", "read_pair", "write_image"),
+    "samples": ("sample_pair",),
+    "transforms": ("read_transform", "write_displacement", "write_transform"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,209 @@
+"""A network in one safetensors file: weights, config and model card.
+
+Nothing is ever unpickled: a pickle runs what its author put into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.atomic import writing
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+
+FORMAT = "shmoareg-1"
+_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
+
+
+def save_network(network: SHMoAReg, path: str | Path, *, card: Mapping[str, Any], half: bool = False) -> None:
+    """Write a network with its config and model card.
+
+    Parameters
+    ----------
+    network : SHMoAReg
+    path : str or Path
+        Ends in .safetensors; an existing file is replaced, in one move.
+    card : mapping
+        What a user should know: data, steps, time, figures.  JSON-ready.
+    half : bool
+        Store weights as float16: half the size; they load as float32.
+
+    Raises
+    ------
+    InputError
+        If the ending is another one, a weight is not finite (with `half`: too large for
+        float16), the card is not JSON-ready, the place is not writable, or the disk is full.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise InputError(f"Networks are written as safetensors: the name '{path}' has to end in .safetensors.")
+    kind = torch.float16 if half else torch.float32
+    tensors = {
+        name: (value.to(kind) if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for name, value in network.state_dict().items()
+    }
+    check_finite(tensors, f"The network that was to be written to {path}")
+    try:
+        metadata = {
+            "format": FORMAT,
+            "config": json.dumps(network.config.to_dict()),
+            "card": json.dumps(dict(card), allow_nan=False),
+        }
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The model card has to be plain JSON (text, numbers, lists): {error}.") from error
+    with writing(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+
+
+def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> SHMoAReg:
+    """Read a network, ready to register (in eval mode, float32).
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        One of `shipped_weights`, or a .safetensors file written by `save_network`.
+    device : str or torch.device
+
+    Raises
+    ------
+    InputError
+        If there are no such weights, the file is cut short, a pickle, not ours, or its
+        weights do not fit its config; or there is no such device.
+    """
+    path = _resolve(name_or_path)
+    metadata, tensors = read_tensors(path, FORMAT)
+    try:
+        network = SHMoAReg(SHMoARegConfig.from_dict(json.loads(metadata["config"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The config in {path} is not one that this version knows ({error}). It was written by another version: "
+            "update shmoareg, or use other weights."
+        ) from error
+    load_weights(network, tensors, path)
+    try:
+        return network.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"The device '{device}' cannot be used here: {error}. Use --device cpu.") from error
+
+
+def read_card(name_or_path: str | Path) -> dict[str, Any]:
+    """The model card of shipped weights or of a file, without reading its weights.
+
+    Raises
+    ------
+    InputError
+        As `load_network`.
+    """
+    path = _resolve(name_or_path)
+    card: dict[str, Any] = json.loads(_metadata(path, FORMAT).get("card", "{}"))
+    return card
+
+
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+def read_tensors(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file of ours.
+
+    Raises
+    ------
+    InputError
+        If the file is cut short, a pickle, or not of the `expected` format.
+    """
+    metadata = _metadata(path, expected)
+    with safe_open(path, framework="pt") as file:
+        return metadata, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put tensors into a network; refuse what does not fit.
+
+    Raises
+    ------
+    InputError
+        If names or shapes differ, or a weight is not finite.
+    """
+    own = network.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in tensors]
+    wrong += [f"{name} is not known" for name in tensors if name not in own]
+    wrong += [
+        f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        raise InputError(
+            f"The weights in {path} do not fit the network's config: {len(wrong)} differences, such as {wrong[0]}. "
+            "They are of another network or version; use weights and config that were saved together."
+        )
+    check_finite(tensors, str(path))
+    network.load_state_dict({name: value.to(own[name].dtype) for name, value in tensors.items()})
+
+
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights that are NaN or infinite."""
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise InputError(
+            f"{what} holds NaN or infinite weights ({bad[0]} and {len(bad) - 1} more): its training diverged. Use an "
+            "earlier state, or a lower learning rate."
+        )
+
+
+def _resolve(name_or_path: str | Path) -> Path:
+    """The file of shipped weights (checked against its checksum) or of a path."""
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in shipped_weights():
+        path = _WEIGHTS / f"{name}.safetensors"
+        _check_sum(path)
+    elif not path.is_file():
+        shipped = ", ".join(shipped_weights()) or "none"
+        raise InputError(f"There are no weights '{name}': neither a file nor shipped ({shipped}).")
+    return path
+
+
+def _check_sum(path: Path) -> None:
+    sums = path.parent / "SHA256SUMS"
+    lines = sums.read_text(encoding="utf-8").split("\n") if sums.is_file() else []
+    known = {line.split()[1].lstrip("*"): line.split()[0] for line in lines if line.strip()}
+    if path.name in known and hashlib.sha256(path.read_bytes()).hexdigest() != known[path.name]:
+        raise InputError(f"The shipped weights {path} are damaged (their checksum differs). Install shmoareg again.")
+
+
+def _metadata(path: Path, expected: str) -> dict[str, str]:
+    """The text beside the tensors, after a look at what kind of file this is."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    if path.suffix.lower() in _PICKLES or start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        raise InputError(
+            f"{path} is a pickle (a PyTorch checkpoint), which could run any program: it is not opened. Load it where "
+            "you trust it with torch.load(..., weights_only=True), and write it with shmoareg's save_network."
+        )
+    header = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:] != b"{" or header > 100_000_000:
+        raise InputError(f"{path} ({size} bytes) is not a safetensors file. Give weights written by shmoareg.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is damaged or cut short ({size} bytes on disk; {error}). Download or copy it again."
+        ) from error
+    if metadata.get("format") != expected:
+        raise InputError(
+            f"{path} is a safetensors file, but not '{expected}' (it says: {metadata.get('format', 'nothing')}). "
+            "Give a file written by shmoareg."
+        )
+    return metadata

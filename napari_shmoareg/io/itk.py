@@ -1,0 +1,115 @@
+"""Between our grids (RAS) and SimpleITK's images (LPS)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.geometry import Grid, InputError
+from napari_shmoareg.io.memory import check_memory
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS mm to LPS mm, and back."""
+
+
+def load(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
+    """Read an NRRD, MHA or MHD file.
+
+    Returns
+    -------
+    values : (I, J, K, ...) array
+        Time and components, if any, are the last axes.
+    affine : (4, 4) array
+        Voxel index to RAS mm.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or of another type.
+    TooLargeError
+        If it would not fit into memory.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+        voxel = (int(bits[1]) // 8 if bits else 8) * reader.GetNumberOfComponents()
+        check_memory(path, reader.GetSize(), 3 * voxel + 4)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} ({path.stat().st_size} bytes) could not be read: {reason(error)}. The file is damaged, cut short "
+            "or of another type, or a data file that it names is missing. Download or copy it again."
+        ) from error
+    return values_of(image), affine_of(image)
+
+
+def values_of(image: sitk.Image) -> NDArray:
+    """Voxels with axes i, j, k first; components, if any, last."""
+    import SimpleITK as sitk
+
+    array = sitk.GetArrayFromImage(image)
+    space = range(image.GetDimension())
+    last = [image.GetDimension()] if image.GetNumberOfComponentsPerPixel() > 1 else []
+    return np.ascontiguousarray(array.transpose([*reversed(space), *last]))
+
+
+def affine_of(image: sitk.Image) -> NDArray[np.float64]:
+    """Voxel index to RAS mm, (4, 4), of the first three axes."""
+    n = image.GetDimension()
+    if n < 3:
+        return np.eye(4)
+    affine = np.eye(4)
+    affine[:3, :3] = (np.reshape(image.GetDirection(), (n, n)) * image.GetSpacing())[:3, :3]
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return LPS @ affine
+
+
+def image_of(values: NDArray, grid: Grid) -> sitk.Image:
+    """An ITK image of values (I, J, K) or vectors (I, J, K, 3); components are left as they are.
+
+    The grid must be orthonormal (`is_orthonormal`).
+    """
+    import SimpleITK as sitk
+
+    axes = (2, 1, 0) if values.ndim == 3 else (2, 1, 0, 3)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(axes)), isVector=values.ndim == 4)
+    affine = LPS @ grid.affine
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / grid.spacing).ravel().tolist())
+    return image
+
+
+def is_orthonormal(grid: Grid) -> bool:
+    """Whether the axes stand at right angles, as ITK and a NIfTI qform want."""
+    directions = grid.affine[:3, :3] / grid.spacing
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-5)
+
+
+def orthonormalised(grid: Grid) -> Grid:
+    """The nearest grid with axes at right angles; covers the field of view of the sheared one."""
+    left, _, right = np.linalg.svd(grid.affine[:3, :3] / grid.spacing)
+    matrix = np.eye(4)
+    matrix[:3, :3] = (left @ right) * grid.spacing
+    corners = Grid((1, 1, 1), matrix).to_index(grid.corners())
+    start = corners.min(axis=0)
+    i, j, k = np.ceil(corners.max(axis=0) - start - 1e-6).astype(int)
+    matrix[:3, 3] = matrix[:3, :3] @ (start + 0.5)
+    return Grid((int(i), int(j), int(k)), matrix)
+
+
+def reason(error: RuntimeError) -> str:
+    """The last line of ITK's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else "no reason given"

@@ -1,0 +1,166 @@
+"""A registration to a folder: images, transform, numbers, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
+from napari_shmoareg.analysis.expert_load import ExpertLoad
+from napari_shmoareg.analysis.expert_maps import TokenLoad, expert_maps, times_chosen, token_loads
+from napari_shmoareg.analysis.figures import jacobian_figure, overview
+from napari_shmoareg.analysis.quality import Quality, measure
+from napari_shmoareg.analysis.slices import middle
+from napari_shmoareg.engine.registration import Registration
+from napari_shmoareg.geometry import DisplacementField, Grid
+from napari_shmoareg.io import nifti
+from napari_shmoareg.io.atomic import new_folder
+from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io.summary import build_report, versions, write_summary
+from napari_shmoareg.io.transforms import write_displacement, write_transform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = ("overview.png", "jacobian.png", "expert_maps.png", "expert_loads.png")
+DOTS_PER_INCH = 150
+
+
+def write_registration(
+    registration: Registration,
+    folder: str | Path,
+    *,
+    weights: str,
+    figures: bool = True,
+    extra: Mapping[str, Any] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Write a registration folder, whole or not at all.
+
+    ::
+
+        warped.nii.gz            the moving image on the fixed image's grid
+        warped_labels.nii.gz     the moving labels there (when labels were given)
+        displacement.nii.gz      the whole transform as one field: fixed grid, mm, LPS, intent 1007
+        transform.h5             ITK composite of affine and network field
+        jacobian.nii.gz          determinant of the deformation (without the affine)
+        report.json              versions, settings, affine, times, similarity, Dice, folding, loads
+        experts/                 decoder-*.nii.gz: expert id + 1, one file per layer and direction;
+                                 encoder-*.nii.gz: 4D, the weight of each attention head (last axis)
+                                 at each token, per block and image, and how many blocks of a
+                                 layer chose it; each on its own grid; loads.csv
+        figures/                 overview, jacobian, expert_maps, expert_loads (png)
+
+    Parameters
+    ----------
+    registration : Registration
+    folder : str or Path
+        Must not exist, or be empty.
+    weights : str
+        Name of the weights, for the report and the figures.
+    figures : bool
+        Draw the pictures too.
+    extra : mapping, optional
+        Put into report.json under "extra".
+    progress : callable, optional
+        Called with what is being done and the fraction done, 0 to 1.
+
+    Returns
+    -------
+    dict
+        The content of report.json.
+
+    Raises
+    ------
+    InputError
+        If the folder is not empty or not writable, or the disk is full.
+    """
+    tell = progress or (lambda _text, _done: None)
+    with new_folder(folder, size=_bytes(registration)) as place:
+        tell("measuring", 0.0)
+        load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
+        quality = measure(registration)
+        report = build_report(registration, quality, load, weights=weights, extra=extra)
+        tell("writing images", 0.4)
+        _write_images(registration, place)
+        tell("writing expert maps", 0.7)
+        _write_experts(registration, place / "experts")
+        if figures:
+            tell("drawing", 0.8)
+            _write_figures(registration, quality, load, place / "figures", weights)
+        write_summary(place, report, load)
+    tell("done", 1.0)
+    return report
+
+
+def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> None:
+    """Write a PNG with text chunks that say what it shows."""
+    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata=dict(about))
+
+
+def covering(field: DisplacementField, grid: Grid) -> Grid:
+    """The field's grid, extended by whole voxels until it covers the field of view of another grid.
+
+    ITK moves nothing outside a field, where ours goes on with the displacement of the edge.
+    On the extended grid both agree, and within its own the field stays exactly what it is.
+    """
+    corners = field.grid.to_index(grid.corners())
+    low = np.minimum(np.floor(corners.min(axis=0) + 1e-6), 0).astype(int)
+    high = np.maximum(np.ceil(corners.max(axis=0) - 1e-6), np.array(field.grid.shape) - 1).astype(int)
+    i, j, k = (int(n) for n in high - low + 1)
+    return field.grid.crop([int(n) for n in low], (i, j, k))
+
+
+def _write_images(registration: Registration, place: Path) -> None:
+    write_image(registration.warped, place / "warped.nii.gz")
+    if registration.warped_labels is not None:
+        write_image(registration.warped_labels, place / "warped_labels.nii.gz")
+    write_image(registration.jacobian, place / "jacobian.nii.gz")
+    write_displacement(registration.displacement, place / "displacement.nii.gz")
+    transform, fixed = registration.transform, registration.pair.fixed.grid
+    reference = None if transform.field is None else covering(transform.field, fixed)
+    write_transform(transform, place / "transform.h5", reference)
+
+
+def _write_experts(registration: Registration, place: Path) -> None:
+    place.mkdir()
+    for expert_map in expert_maps(registration):
+        write_image(expert_map.volume, place / f"{expert_map.name}.nii.gz")
+    loads: list[TokenLoad] = [*token_loads(registration), *times_chosen(registration)]
+    for load in loads:
+        nifti.write(load.values, load.grid, place / f"{load.name}.nii.gz")
+
+
+def _write_figures(registration: Registration, quality: Quality, load: ExpertLoad, place: Path, weights: str) -> None:
+    place.mkdir()
+    pair, settings = registration.pair, registration.settings
+    about = {
+        "Software": f"shmoareg {versions()['shmoareg']}",
+        "Weights": weights,
+        "Pair": f"moving {pair.moving.name}, fixed {pair.fixed.name}",
+        "Settings": json.dumps(settings, default=str),
+    }
+    stages = {"moving": quality.mean_dice("affine"), "warped": quality.mean_dice("after")}
+    notes = {column: f"Dice {value:.3f}" for column, value in stages.items() if value is not None}
+    point = middle(pair.fixed)
+    drawings: dict[str, Callable[[], Figure]] = {
+        "overview.png": lambda: overview(registration, notes=notes, point=point),
+        "jacobian.png": lambda: jacobian_figure(registration, point=point),
+    }
+    if registration.routing.select(part="decoder"):
+        kernels = settings.get("network", {}).get("kernels")
+        drawings["expert_maps.png"] = lambda: expert_map_figure(registration, kernels=kernels, point=point)
+    if len(load):
+        drawings["expert_loads.png"] = lambda: load_figure(load)
+    for name, draw in drawings.items():
+        write_figure(draw(), place / name, {"Title": name.removesuffix(".png").replace("_", " "), **about})
+
+
+def _bytes(registration: Registration) -> int:
+    """About what the folder takes at most: images are compressed, the transform is not."""
+    voxels = int(np.prod(registration.pair.fixed.grid.shape))
+    return 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape))

@@ -1,0 +1,235 @@
+"""Transforms in files that ITK, 3D Slicer and ANTs read.
+
+Inside, vectors are RAS; in files LPS.  A vector points from the fixed to the moving point
+and lives on the fixed grid; nothing is negated.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, apply_affine, slabs
+from napari_shmoareg.io import itk, nifti
+from napari_shmoareg.io.atomic import ending, writing
+from napari_shmoareg.io.images import ITK_ENDINGS
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+_TRANSFORM_ENDINGS = (".h5", ".tfm", ".mat", ".txt")
+_VECTOR, _DISPVECT = 1007, 1006
+_LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)
+
+
+def write_displacement(field: DisplacementField, path: str | Path) -> None:
+    """Write a displacement as NIfTI: (I, J, K, 1, 3), intent 1007 (vector), LPS mm, float32.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        ``transform.total(fixed_grid)`` for the whole transform as one field.
+    path : str or Path
+        Ends in .nii or .nii.gz.
+
+    Raises
+    ------
+    InputError
+        If the ending is another one, the place is not writable, or the disk is full.
+
+    Warns
+    -----
+    UserWarning
+        If the grid is sheared: ITK and what is built on it refuse such files.
+    """
+    if ending(path) not in (".nii", ".nii.gz"):
+        raise InputError(f"A displacement is written as NIfTI: the name '{path}' has to end in .nii or .nii.gz.")
+    if not itk.is_orthonormal(field.grid):
+        warnings.warn(
+            f"The axes of the grid of {path} are not at right angles: ITK, 3D Slicer and ANTs refuse this field. Give "
+            "them transform.h5, which is written on straightened axes.",
+            UserWarning,
+            stacklevel=2,
+        )
+    with writing(path, size=field.vectors.nbytes) as temporary:
+        nifti.write((field.vectors * _LPS)[:, :, :, None], field.grid, temporary, intent="vector")
+
+
+def write_transform(transform: Transform, path: str | Path, reference: Grid | None = None) -> None:
+    """Write an ITK composite of the affine and the field, float64.
+
+    Parameters
+    ----------
+    transform : Transform
+    path : str or Path
+        Ends in .h5; .tfm (text, large) works too.
+    reference : Grid, optional
+        The fixed image's grid: the field is sampled on it.  Without it the field keeps its
+        own grid.  ITK moves nothing by the field outside its grid, where ours goes on with
+        the edge's displacement; on the fixed image's grid both agree for every voxel.
+
+    Raises
+    ------
+    InputError
+        If the ending is another one, the place is not writable, or the disk is full.
+
+    Warns
+    -----
+    UserWarning
+        If the axes of that grid are not at right angles: the field is resampled onto
+        straightened axes, as ITK knows no others.
+    """
+    import SimpleITK as sitk
+
+    if ending(path) not in (".h5", ".tfm"):
+        raise InputError(f"A transform is written for ITK: the name '{path}' has to end in .h5 (or .tfm).")
+    field = transform.field
+    grid = reference if reference is not None else field.grid if field is not None else Grid((1, 1, 1), np.eye(4))
+    if field is not None and not itk.is_orthonormal(grid):
+        grid = itk.orthonormalised(grid)
+        warnings.warn(
+            f"The axes of the fixed grid are not at right angles, which ITK cannot hold: the field in {path} was "
+            "resampled onto straightened axes.",
+            UserWarning,
+            stacklevel=2,
+        )
+    parts: list[sitk.Transform] = [_itk_affine(transform.affine)]
+    if field is not None:
+        vectors = field.vectors if grid is field.grid else _sampled(field, grid)
+        image = itk.image_of((vectors * _LPS).astype(np.float64), grid)
+        parts.append(sitk.DisplacementFieldTransform(image))
+    with writing(path, size=24 * int(np.prod(grid.shape))) as temporary:
+        # The transform added last is applied first: T(x) = A(x + d(x)).
+        sitk.WriteTransform(sitk.CompositeTransform(parts), str(temporary))
+
+
+def read_transform(path: str | Path) -> Transform:
+    """Read a transform from fixed world to moving world.
+
+    Parameters
+    ----------
+    path : str or Path
+        A displacement field (.nii, .nii.gz with intent 1007, LPS, or 1006, RAS; .mha, .nrrd),
+        or an ITK transform (.h5, .tfm, .txt, .mat): affine, displacement field, or a
+        composite with one field at most.
+
+    Returns
+    -------
+    Transform
+        Beyond the field's grid the displacement of its edge goes on (ITK: none).
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is damaged, or holds something else.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"There is no transform file {path}. Check the spelling and the folder you are in.")
+    if ending(path) in (".nii", ".nii.gz"):
+        return Transform(np.eye(4), _nifti_field(path))
+    if ending(path) in ITK_ENDINGS:
+        vectors, affine = itk.load(path)
+        return Transform(np.eye(4), _field(path, vectors, affine))
+    if ending(path) in _TRANSFORM_ENDINGS:
+        return _itk_transform(path)
+    raise InputError(
+        f"{path} is not of a type that holds transforms: .nii, .nii.gz, "
+        f"{', '.join((*ITK_ENDINGS, *_TRANSFORM_ENDINGS))}."
+    )
+
+
+def _sampled(field: DisplacementField, grid: Grid) -> NDArray[np.float32]:
+    vectors = np.empty((*grid.shape, 3), dtype=np.float32)
+    for part, points in slabs(grid):
+        vectors[part] = field.at(points)
+    return vectors
+
+
+def _field(path: Path, vectors: NDArray, affine: NDArray[np.float64], signs: NDArray = _LPS) -> DisplacementField:
+    """A field of three components; `signs` turn them into RAS."""
+    if vectors.ndim == 5 and vectors.shape[3] == 1:
+        vectors = vectors[:, :, :, 0]
+    if vectors.ndim != 4 or vectors.shape[3] != 3:
+        raise InputError(
+            f"{path} has the shape {vectors.shape}; a displacement field of three components per voxel was expected."
+        )
+    return DisplacementField(vectors * signs, Grid((vectors.shape[0], vectors.shape[1], vectors.shape[2]), affine))
+
+
+def _nifti_field(path: Path) -> DisplacementField:
+    image, affine = nifti.load(path)
+    intent = int(image.header["intent_code"])
+    if len(image.shape) != 5 or intent not in (_VECTOR, _DISPVECT):
+        raise InputError(
+            f"{path} (shape {image.shape}, intent {intent}) is not a displacement field as ITK and ANTs write it: five "
+            "axes (i, j, k, 1, 3) and intent 1007 were expected. Files of FSL or Learn2Reg have to be converted first."
+        )
+    signs = _LPS if intent == _VECTOR else np.ones(3, dtype=np.float32)  # ITK takes 1006 as RAS
+    return _field(path, nifti.values_of(path, image), affine, signs)
+
+
+def _itk_transform(path: Path) -> Transform:
+    """Any chain of linear parts with one field at most, as T(x) = A(x + d(x))."""
+    import SimpleITK as sitk
+
+    try:
+        whole = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} is not a transform that ITK reads, or it is damaged: {itk.reason(error)}. (A .mat of FSL is "
+            "another format.)"
+        ) from error
+    matrix, field = np.eye(4), None
+    for part in _flat(whole):  # the last is applied first
+        if isinstance(part, sitk.DisplacementFieldTransform):
+            if field is not None:
+                raise InputError(f"{path} holds two displacement fields; one at most was expected. Compose them first.")
+            image = part.GetDisplacementField()
+            field, before = _field(path, itk.values_of(image), itk.affine_of(image)), matrix
+            matrix = np.eye(4)
+        elif part.GetDimension() == 3 and part.IsLinear():
+            matrix = matrix @ _matrix(part)
+        else:
+            raise InputError(f"{path} holds a {part.GetName()}; 3D affines and displacement fields are read.")
+    if field is None:
+        return Transform(matrix)
+    # B(F(C x)) with F(x) = x + d(x) is (BC)(x + C^-1 d(Cx)): the field on the grid C^-1 G, without resampling.
+    back = np.linalg.inv(matrix)
+    vectors = field.vectors if np.allclose(back, np.eye(4)) else field.vectors @ back[:3, :3].T.astype(np.float32)
+    return Transform(before @ matrix, DisplacementField(vectors, Grid(field.grid.shape, back @ field.grid.affine)))
+
+
+def _flat(transform: Any) -> list[Any]:
+    """The parts of a composite of composites, each as its own type."""
+    import SimpleITK as sitk
+
+    part = transform.Downcast()
+    if not isinstance(part, sitk.CompositeTransform):
+        return [part]
+    return [leaf for n in range(part.GetNumberOfTransforms()) for leaf in _flat(part.GetNthTransform(n))]
+
+
+def _matrix(linear: Any) -> NDArray[np.float64]:
+    """The (4, 4) RAS matrix of a linear ITK transform, from where it takes four points."""
+    points = np.array(
+        [linear.TransformPoint(p) for p in [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]]
+    )
+    matrix = np.eye(4)
+    matrix[:3, :3] = (points[1:] - points[0]).T
+    matrix[:3, 3] = points[0]
+    return itk.LPS @ matrix @ itk.LPS
+
+
+def _itk_affine(matrix: NDArray[np.float64]) -> sitk.AffineTransform:
+    import SimpleITK as sitk
+
+    lps = itk.LPS @ matrix @ itk.LPS
+    affine = sitk.AffineTransform(3)
+    affine.SetMatrix(lps[:3, :3].ravel().tolist())
+    affine.SetTranslation(apply_affine(lps, np.zeros(3)).tolist())
+    return affine

@@ -1,0 +1,88 @@
+"""How good a registration is: before, after the affine, after all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from napari_shmoareg.analysis.metrics import dice
+from napari_shmoareg.analysis.quality import measure
+from napari_shmoareg.engine.similarity import similarity
+from napari_shmoareg.geometry import Transform, VolumePair
+from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.geometry.transform import warp_volume
+
+
+def _shift(x):
+    matrix = np.eye(4)
+    matrix[0, 3] = x
+    return matrix
+
+
+@pytest.fixture
+def shifted(registration):
+    """The fixed image registered to itself moved by 12 mm; the affine finds all of it."""
+    fixed, labels = registration.pair.fixed, registration.pair.fixed_labels
+    grid = replace(fixed.grid, affine=_shift(12.0) @ fixed.grid.affine)
+    pair = VolumePair(replace(fixed, grid=grid), fixed, replace(labels, grid=grid), labels)
+    transform = Transform(_shift(12.0))
+    stages = {"before": Transform(np.eye(4)), "affine": transform, "after": transform}
+    return replace(
+        registration,
+        pair=pair,
+        transform=transform,
+        alignment=replace(registration.alignment, matrix=_shift(12.0)),
+        warped=warp_volume(pair.moving, fixed.grid, transform),
+        warped_labels=warp_volume(pair.moving_labels, fixed.grid, transform),
+        displacement=transform.total(fixed.grid),
+        similarity={stage: similarity(pair, t) for stage, t in stages.items()},
+        jacobian=replace(registration.jacobian, values=np.ones(fixed.grid.shape, dtype=np.float32)),
+    )
+
+
+def test_the_affine_is_credited_with_what_the_affine_does(shifted):
+    found = measure(shifted)
+    assert found.similarity["affine"]["ncc"] == pytest.approx(1, abs=1e-6)
+    assert found.similarity["affine"]["nmi"] == pytest.approx(1, abs=1e-3)
+    assert found.similarity["start"]["ncc"] < 0.9 and found.similarity["start"]["nmi"] < 0.9
+    assert found.similarity["start"]["overlap"] < 1 == found.similarity["affine"]["overlap"]
+    assert set(found.dice["affine"].values()) == {1.0} == set(found.dice["after"].values())
+    assert max(found.dice["start"].values()) < 0.9
+    assert found.mean_dice("after") == 1 > found.mean_dice("start")
+    assert max(found.assd_mm["after"].values()) == 0 < min(found.assd_mm["start"].values()) <= 12
+    assert found.displacement_mm == pytest.approx({"mean": 12, "max": 12}, abs=1e-3)
+    assert found.jacobian["folding_percent"] == 0 and found.jacobian["mean"] == 1
+
+
+def test_the_start_is_the_moving_image_where_its_header_places_it(registration):
+    found, pair = measure(registration), registration.pair
+    assert found.similarity["start"]["ncc"] == similarity(pair, Transform(np.eye(4))).ncc
+    labels = resample(pair.moving_labels, pair.fixed.grid)
+    assert found.dice["start"] == dice(labels.values, pair.fixed_labels.values)
+    assert found.dice["after"] == dice(registration.warped_labels.values, pair.fixed_labels.values)
+
+
+def test_without_labels_of_both_images_there_is_no_overlap(registration):
+    one = replace(registration, pair=replace(registration.pair, fixed_labels=None))
+    found = measure(one)
+    assert found.dice is None and found.assd_mm is None and found.mean_dice("after") is None
+    assert found.to_dict()["dice"] is None
+
+
+def test_the_numbers_go_into_json_by_stage_and_label(registration):
+    found = measure(registration).to_dict()
+    assert list(found["dice"]) == ["start", "affine", "after"]
+    assert set(found["dice"]["after"]["per_label"]) == {"1", "2", "3", "4"}
+    assert found["folding_percent"] == found["jacobian"]["folding_percent"]
+    json.dumps(found)
+
+
+def test_images_that_do_not_meet_at_the_start_have_no_similarity_there(registration):
+    far = replace(registration.pair.moving.grid, affine=_shift(1e4) @ registration.pair.moving.grid.affine)
+    pair = VolumePair(replace(registration.pair.moving, grid=far), registration.pair.fixed)
+    apart = replace(registration, pair=pair, similarity=registration.similarity | {"before": None}, warped_labels=None)
+    found = measure(apart).similarity["start"]
+    assert np.isnan(found["ncc"]) and np.isnan(found["nmi"]) and found["overlap"] == 0

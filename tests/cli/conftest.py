@@ -1,0 +1,102 @@
+"""The command as a user runs it, with files and an untrained network of the smallest preset."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from napari_shmoareg.cli.application import app
+from napari_shmoareg.io.checkpoint import save_network
+from napari_shmoareg.io.images import write_image
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+
+
+@dataclass
+class Files:
+    """The phantom pair on disk."""
+
+    folder: Path
+    moving: Path
+    fixed: Path
+    moving_labels: Path
+    fixed_labels: Path
+
+    def write(self, volume, name: str) -> Path:
+        """Write one more image into the same folder."""
+        write_image(volume, self.folder / name)
+        return self.folder / name
+
+
+def write_files(pair, folder: Path) -> Files:
+    """Moving, fixed and their labels as NIfTI files in a folder."""
+    paths = {name: folder / f"{name}.nii.gz" for name in ("moving", "fixed", "moving_labels", "fixed_labels")}
+    for name, path in paths.items():
+        write_image(getattr(pair, name), path)
+    return Files(folder, **paths)
+
+
+@pytest.fixture
+def files(pair, tmp_path) -> Files:
+    """The phantom pair on disk, anew for each test."""
+    return write_files(pair, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A weights file of a tiny, untrained network that moves voxels a little."""
+    torch.manual_seed(0)
+    network = SHMoAReg(SHMoARegConfig.preset("tiny"))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_network(network, path, card={"title": "untrained", "steps": 0})
+    return path
+
+
+@pytest.fixture
+def shmoareg(monkeypatch, tmp_path):
+    """Run the command in an empty working folder: ``shmoareg("register", a, b, "--out", c)``."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*arguments: object):
+        return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="shmoareg")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def registered(phantoms, weights, tmp_path_factory) -> Path:
+    """A registration folder made by the command; not to be changed."""
+    folder = tmp_path_factory.mktemp("registered")
+    files = write_files(phantoms, folder)
+    labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
+    options = ("--weights", weights, "--out", folder / "result", "--no-figures", "--quiet")
+    result = CliRunner().invoke(app, [str(a) for a in ("register", files.moving, files.fixed, *labels, *options)])
+    assert result.exit_code == 0, result.stderr
+    return folder / "result"
+
+
+@pytest.fixture
+def plain():
+    """The one paragraph that a failure said, to be searched; checks that it is one, and that nothing else came."""
+
+    class Said(str):
+        def search(self, pattern: str):
+            assert re.search(pattern, self), f"{pattern!r} is not in: {self}"
+            return True
+
+    def said(result) -> Said:
+        assert result.exit_code == 1, (result.exit_code, result.stdout, result.stderr)
+        assert result.stdout == ""
+        before, mark, text = result.stderr.partition("Error: ")
+        assert mark and "Traceback" not in result.stderr and "bug" not in text, result.stderr
+        assert all(line.endswith("...") or line.startswith("Warning: ") for line in before.splitlines()), before
+        assert "\n\n" not in text.strip()
+        return Said(text.replace("\n", " "))
+
+    return said

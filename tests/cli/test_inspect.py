@@ -1,0 +1,55 @@
+"""``shmoareg inspect``: loads from a folder, from several, from a pair."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+
+def loads(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_shows_its_loads_and_is_left_as_it_was(registered, shmoareg):
+    before = sorted(registered.rglob("*"))
+    result = shmoareg("inspect", registered)
+    assert result.exit_code == 0, result.stderr
+    for words in ("encoder 1 moving", "encoder 1 fixed", "decoder 1 x", "decoder 2 z", "loads.csv"):
+        assert words in result.stdout, result.stdout
+    assert sorted(registered.rglob("*")) == before
+
+
+def test_shares_in_the_table_are_those_of_the_file(registered, shmoareg):
+    rows = [r for r in loads(registered / "experts" / "loads.csv") if (r["layer"], r["direction"]) == ("1", "y")]
+    expected = [f"{100 * float(row['share']):.0f}" for row in rows]
+    printed = next(line for line in shmoareg("inspect", registered).stdout.splitlines() if "decoder 1 y" in line)
+    assert printed.split()[3:] == expected
+
+
+def test_the_loads_of_several_folders_are_added_up(registered, files, shmoareg):
+    out = files.folder / "together"
+    result = shmoareg("inspect", registered, registered, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    once, twice = loads(registered / "experts" / "loads.csv"), loads(out / "loads.csv")
+    assert [2 * int(row["count"]) for row in once] == [int(row["count"]) for row in twice]
+    assert (out / "expert_loads.png").stat().st_size > 1000
+
+
+def test_a_pair_is_registered_and_shown(files, weights, shmoareg):
+    out = files.folder / "seen"
+    result = shmoareg("inspect", files.moving, files.fixed, "--affine", "none", "--weights", weights, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert {p.name for p in out.iterdir()} == {"loads.csv", "expert_loads.png", "expert_maps.png"}
+    sums: dict[tuple, float] = {}
+    for row in loads(out / "loads.csv"):
+        place = tuple(row[key] for key in ("part", "layer", "block", "image", "direction"))
+        sums[place] = sums.get(place, 0) + float(row["share"])
+    assert sums and all(total == pytest.approx(1) for total in sums.values())
+
+
+def test_what_is_no_registration_folder_is_refused(files, registered, shmoareg, plain):
+    assert plain(shmoareg("inspect", files.folder)).search("no registration folder")
+    assert plain(shmoareg("inspect", registered, files.moving)).search("not a registration folder")
+    assert plain(shmoareg("inspect", files.folder / "nothing")).search("no folder")

@@ -1,0 +1,89 @@
+"""``shmoareg register``, from files to a folder."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+QUICK = ("--no-figures", "--affine", "none")
+
+
+def test_two_files_become_a_folder_and_a_table(files, weights, shmoareg):
+    out = files.folder / "new" / "result"
+    labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
+    result = shmoareg("register", files.moving, files.fixed, *labels, "--weights", weights, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    names = {p.name for p in out.iterdir()}
+    assert names >= {"warped.nii.gz", "warped_labels.nii.gz", "displacement.nii.gz", "transform.h5", "report.json"}
+    assert (out / "figures" / "overview.png").stat().st_size > 10_000
+    for words in ("before", "after affine", "Dice", "folded voxels", "correlation", str(out), "overview.png"):
+        assert words in result.stdout, result.stdout
+    report = json.loads((out / "report.json").read_text())
+    assert f"{report['dice']['after']['mean']:.3f}" in result.stdout
+
+
+def test_the_warped_image_stands_on_the_fixed_image(registered, files):
+    warped, fixed = nibabel.load(registered / "warped.nii.gz"), nibabel.load(files.fixed)
+    assert warped.shape == fixed.shape
+    assert np.allclose(warped.affine, fixed.affine, atol=1e-4)
+
+
+def test_without_labels_the_table_has_no_dice_and_the_folder_no_labels(files, weights, shmoareg):
+    out = files.folder / "out"
+    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert "Dice" not in result.stdout
+    assert not (out / "warped_labels.nii.gz").exists() and not (out / "figures").exists()
+
+
+def test_quiet_prints_nothing(files, weights, shmoareg):
+    out = files.folder / "out"
+    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, "-q", *QUICK)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert (out / "report.json").exists()
+
+
+def test_progress_goes_to_stderr_and_only_results_to_stdout(files, weights, shmoareg):
+    out = files.folder / "out"
+    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK)
+    assert "reading ..." in result.stderr
+    assert "..." not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        (("--affine", "none"), "affine", "none"),
+        (("--size", "native"), "size", "native"),
+        (("--size", "16"), "size", 16),
+    ],
+)
+def test_an_option_reaches_the_report(options, field, value, files, weights, shmoareg):
+    out = files.folder / "out"
+    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, *options)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((out / "report.json").read_text())["settings"][field] == value
+
+
+def test_a_diffeomorphic_registration_folds_nowhere(files, weights, shmoareg):
+    out = files.folder / "out"
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, "--diffeomorphic"
+    )
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["diffeomorphic"] is True
+    assert report["folding_percent"] == 0
+
+
+def test_the_same_command_gives_the_same_numbers(files, weights, shmoareg):
+    reports = []
+    for name in ("one", "two"):
+        out = files.folder / name
+        shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, "-q")
+        reports.append(json.loads((out / "report.json").read_text()))
+    assert reports[0]["similarity"] == reports[1]["similarity"]
+    assert reports[0]["expert_loads"] == reports[1]["expert_loads"]

@@ -1,0 +1,194 @@
+"""Alignment: what is apart comes together, what is together stays."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from napari_shmoareg.engine.affine import align
+from napari_shmoareg.geometry import Grid, InputError, NoOverlapError, Transform, Volume, VolumePair, warp_volume
+
+PLANTED = np.array([[0.97, -0.21, 0.04, 8.0], [0.2, 0.96, -0.1, -6.0], [-0.02, 0.1, 1.05, 5.0], [0, 0, 0, 1]])
+
+
+def anatomy(points):
+    """A lopsided smooth body of some 70 x 60 x 50 mm, with parts, around (0, 0, 0)."""
+    inside = 1 / (1 + np.exp((np.linalg.norm(points / np.array([1.0, 0.85, 0.7]), axis=-1) - 35) / 1.5))
+    value = 120 * inside
+    for centre, radius, bright in (((14, 8, -6), 9, 90), ((-12, -10, 4), 12, -60), ((3, 16, 9), 6, 120)):
+        value = value + bright / (1 + np.exp((np.linalg.norm(points - np.array(centre), axis=-1) - radius) / 1.2))
+    return value
+
+
+def voxels(grid):
+    return grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+
+
+def fixed_image():
+    affine = np.diag([2.6, 2.4, 3.0, 1.0])
+    affine[:3, 3] = (-52, -48, -45)
+    grid = Grid((41, 41, 31), affine)
+    return Volume(anatomy(voxels(grid)).astype(np.float32), grid, "fixed")
+
+
+def moving_image(matrix, affine, shape=(44, 46, 40), remap=None):
+    """The same body, seen through an affine T (fixed to moving), on a grid of any header."""
+    grid = Grid(shape, affine)
+    there = np.linalg.inv(matrix)
+    values = anatomy(voxels(grid) @ there[:3, :3].T + there[:3, 3])
+    return Volume(values.astype(np.float32) if remap is None else remap(values), grid, "moving")
+
+
+def header(far=(0, 0, 0)):
+    """Sheared, mirrored and turned, with the body in view: what ITK would refuse."""
+    affine = np.array([[-2.5, 0.5, 0.1, 0], [0.3, 2.3, 0.4, 0], [0.2, -0.3, 2.7, 0], [0, 0, 0, 1.0]])
+    affine[:3, 3] = np.array([8, -6, 5]) + far - affine[:3, :3] @ ((np.array([44, 46, 40]) - 1) / 2)
+    return affine
+
+
+def error(matrix, truth):
+    """Mean distance in mm over the fixed image's body."""
+    points = voxels(fixed_image().grid)[fixed_image().values > 60]
+    return Transform(matrix).distance(points, Transform(truth).map_points(points)).mean()
+
+
+def test_a_planted_affine_is_found_through_a_sheared_and_mirrored_header():
+    pair = VolumePair(moving_image(PLANTED, header()), fixed_image())
+    found = align(pair, "auto")
+    assert error(np.eye(4), PLANTED) > 8
+    assert error(found.matrix, PLANTED) < 0.6
+    assert found.similarity_after > found.similarity_before
+    assert "affine stage raised" in found.reason
+
+
+def test_images_whose_frames_are_far_apart_start_from_their_centres():
+    far = np.eye(4)
+    far[:3, 3] = (400, -300, 900)
+    moving = moving_image(far @ PLANTED, header(far[:3, 3]))
+    found = align(VolumePair(moving, fixed_image()))
+    assert error(found.matrix, far @ PLANTED) < 0.6
+    assert found.similarity_before == 0
+
+
+def test_another_contrast_is_aligned_too():
+    moving = moving_image(PLANTED, header(), remap=lambda v: np.abs(v - 130).astype(np.int16) * 7)
+    found = align(VolumePair(moving, fixed_image()))
+    assert error(found.matrix, PLANTED) < 1.5
+
+
+def test_what_is_aligned_stays_where_it_is():
+    moving = moving_image(np.eye(4), header(far=(-8, 6, -5)))
+    found = align(VolumePair(moving, fixed_image()))
+    assert error(found.matrix, np.eye(4)) < 0.2
+
+
+def test_the_rigid_mode_only_turns_and_shifts():
+    turn = PLANTED.copy()
+    u, _, v = np.linalg.svd(turn[:3, :3])
+    turn[:3, :3] = u @ v
+    found = align(VolumePair(moving_image(turn, header()), fixed_image()), "rigid")
+    np.testing.assert_allclose(found.matrix[:3, :3].T @ found.matrix[:3, :3], np.eye(3), atol=1e-6)
+    assert error(found.matrix, turn) < 0.6
+
+
+def test_a_body_of_a_mouse_is_aligned_like_that_of_a_man():
+    small = np.diag([0.1, 0.1, 0.1, 1.0])
+    fixed, moving = fixed_image(), moving_image(PLANTED, header())
+    pair = VolumePair(
+        Volume(moving.values, Grid(moving.grid.shape, small @ moving.grid.affine)),
+        Volume(fixed.values, Grid(fixed.grid.shape, small @ fixed.grid.affine)),
+    )
+    found = np.linalg.inv(small) @ align(pair).matrix @ small
+    assert error(found, PLANTED) < 0.6
+
+
+def test_every_run_gives_the_same_matrix():
+    pair = VolumePair(moving_image(PLANTED, header()), fixed_image())
+    np.testing.assert_array_equal(align(pair).matrix, align(pair).matrix)
+
+
+def test_none_trusts_the_headers_and_says_when_they_lead_nowhere():
+    near = align(VolumePair(moving_image(PLANTED, header()), fixed_image()), "none")
+    np.testing.assert_array_equal(near.matrix, np.eye(4))
+    far = np.eye(4)
+    far[0, 3] = 500
+    with pytest.raises(NoOverlapError, match=r"508 mm.*--affine auto"):
+        align(VolumePair(moving_image(far, header(far[:3, 3])), fixed_image()), "none")
+
+
+def test_progress_rises_to_one_and_what_it_raises_comes_out():
+    pair = VolumePair(moving_image(PLANTED, header()), fixed_image())
+    told = []
+    align(pair, progress=lambda phase, fraction: told.append((phase, fraction)))
+    assert {phase for phase, _ in told} == {"align"}
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1 and len(told) > 10
+
+    class Cancelled(Exception):
+        pass
+
+    def cancel(phase, fraction):
+        if fraction > 0.2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        align(pair, progress=cancel)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(InputError, match="auto, rigid, affine, none; got 'elastic'"):
+        align(VolumePair(fixed_image(), fixed_image()), "elastic")
+
+
+def test_simpleitk_is_imported_only_when_it_aligns():
+    import subprocess
+
+    code = "import sys, napari_shmoareg.engine.registration; print('SimpleITK' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
+
+
+def test_the_35_mm_between_the_frames_of_two_lung_scans_are_recovered(shared_data):
+    folder = shared_data / "lung_ct"
+    pair = VolumePair(read_mha(folder / "baseline_ct.mha"), read_mha(folder / "followup_ct.mha"))
+    landmarks = np.loadtxt(folder / "landmarks_inside_mm.csv", delimiter=",", comments="#")
+    baseline, followup = landmarks[:, :3] * [-1, -1, 1], landmarks[:, 3:] * [-1, -1, 1]
+    assert Transform(np.eye(4)).distance(followup, baseline).mean() > 35
+    assert Transform(align(pair).matrix).distance(followup, baseline).mean() < 4.5
+    assert Transform(align(pair.swapped).matrix).distance(baseline, followup).mean() < 4.5
+
+
+def test_brains_that_are_aligned_do_not_get_worse(shared_data):
+    one, other = "07", "08"
+    pair = VolumePair(*(read_nifti(shared_data / "brain" / f"sub-{s}_brain.nii.gz") for s in (one, other)))
+    moving, fixed = (read_nifti(shared_data / "brain" / f"sub-{s}_seg.nii.gz", labels=True) for s in (one, other))
+    matrix = align(pair).matrix
+    before, after = (
+        mean_dice(warp_volume(moving, fixed.grid, Transform(m)).values, fixed.values) for m in (np.eye(4), matrix)
+    )
+    assert after >= before - 0.002
+
+
+def mean_dice(a, b):
+    labels = np.intersect1d(a, b)
+    return np.mean([2 * ((a == v) & (b == v)).sum() / ((a == v).sum() + (b == v).sum()) for v in labels[labels > 0]])
+
+
+def read_mha(path):
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    values = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return Volume(values, Grid(values.shape, np.diag([-1, -1, 1, 1]) @ affine), path.stem)
+
+
+def read_nifti(path, labels=False):
+    import nibabel as nib
+
+    image = nib.load(path)
+    return Volume(np.asanyarray(image.dataobj), Grid(image.shape, image.affine), path.name, is_labels=labels)

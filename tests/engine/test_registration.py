@@ -1,0 +1,153 @@
+"""register(): the result stands on the fixed image's own grid, in millimetres."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from napari_shmoareg.engine import Registration, register
+from napari_shmoareg.geometry import Grid, InputError, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoARegConfig
+
+PHASES = ["align", "conform", "network", "warp", "measure"]
+
+
+class Shifting(nn.Module):
+    """Stands in for the network: moves everything by the same number of voxels."""
+
+    def __init__(self, voxels=(0.0, 0.0, 0.0), fails=None):
+        super().__init__()
+        self.config = SHMoARegConfig.preset("tiny", size=24)
+        self.voxels, self.fails, self.asked = voxels, fails, []
+
+    def forward(self, moving, fixed, *, diffeomorphic=None):
+        if self.fails:
+            raise self.fails
+        self.asked.append((diffeomorphic, self.training, torch.is_inference_mode_enabled(), tuple(fixed.shape[2:])))
+        shift = torch.tensor(self.voxels).reshape(1, 3, 1, 1, 1)
+        return NetworkOutput(shift.expand(1, 3, *fixed.shape[2:]).clone(), RoutingTrace(()))
+
+
+def test_the_result_stands_on_the_fixed_grid_and_its_parts_say_the_same(pair, tiny_network):
+    result = register(pair, tiny_network, affine="none")
+    grid = pair.fixed.grid
+    assert isinstance(result, Registration)
+    for volume in (result.warped, result.warped_labels, result.jacobian, result.displacement):
+        assert volume.grid.same_space(grid)
+    again = warp_volume(pair.moving, grid, result.transform)
+    np.testing.assert_array_equal(result.warped.values, again.values)
+    assert result.warped.values.dtype == np.float32
+    assert result.warped_labels.values.dtype == pair.moving_labels.values.dtype
+    points = grid.to_world([[0, 0, 0], [20, 9, 4]])
+    there = points + result.displacement.vectors[[0, 20], [0, 9], [0, 4]]
+    np.testing.assert_allclose(there, result.transform.map_points(points), atol=1e-3)
+    assert max(result.network_grid.shape) <= tiny_network.config.size
+    assert len(result.routing) == len(result.routing.detached()) > 0
+    assert all(not layer.routing.probabilities.requires_grad for layer in result.routing)
+
+
+def test_a_network_that_moves_nothing_leaves_the_affine_alone(pair):
+    result = register(pair, Shifting(), affine="affine")
+    assert not np.allclose(result.alignment.matrix, np.eye(4))
+    expected = warp_volume(pair.moving, pair.fixed.grid, Transform(result.alignment.matrix))
+    np.testing.assert_allclose(result.warped.values, expected.values, atol=0.05)
+    np.testing.assert_allclose(result.jacobian.values, 1, atol=1e-4)
+    assert result.folding_percent == 0
+    assert result.similarity["after"].ncc == pytest.approx(result.similarity["affine"].ncc, abs=1e-3)
+    assert result.similarity["affine"].ncc > result.similarity["before"].ncc
+    assert result.similarity["affine"].mse < result.similarity["before"].mse
+
+
+def test_voxels_of_the_network_become_millimetres_along_its_axes(pair):
+    result = register(pair, Shifting((2.0, 0.0, -1.0)), affine="none")
+    grid = result.network_grid
+    expected = grid.affine[:3, :3] @ np.array([2.0, 0.0, -1.0])
+    np.testing.assert_allclose(result.displacement.vectors[10, 10, 10], expected, atol=1e-3)
+
+
+def test_the_mirror_image_of_a_fixed_scan_s_storage_changes_nothing_in_the_world(pair, tiny_network):
+    fixed = pair.fixed
+    turned = Volume(fixed.values[::-1].transpose(2, 0, 1), other_storage(fixed.grid))
+    one = register(pair, tiny_network, affine="none")
+    two = register(VolumePair(pair.moving, turned), tiny_network, affine="none")
+    assert one.network_grid.same_space(two.network_grid)
+    back = two.warped.values.transpose(1, 2, 0)[::-1]
+    np.testing.assert_allclose(back, one.warped.values, atol=0.05)
+
+
+def other_storage(grid):
+    """The grid of values[::-1].transpose(2, 0, 1)."""
+    matrix = np.zeros((4, 4))
+    matrix[2, 0], matrix[0, 1], matrix[1, 2], matrix[3, 3] = 1, -1, 1, 1
+    matrix[0, 3] = grid.shape[0] - 1
+    return Grid((grid.shape[2], grid.shape[0], grid.shape[1]), grid.affine @ matrix)
+
+
+def test_the_network_runs_in_evaluation_and_inference_mode_and_gets_its_mode_back(pair):
+    network = Shifting()
+    network.train()
+    result = register(pair, network, affine="none", size=16, diffeomorphic=True)
+    assert network.asked == [(True, False, True, result.network_grid.shape)]
+    assert network.training
+    assert max(result.network_grid.shape) == 16
+    assert result.settings == {"affine": "none", "size": 16, "diffeomorphic": True, "device": "cpu"}
+
+
+def test_without_a_word_size_and_variant_are_those_of_the_weights(pair):
+    result = register(pair, Shifting(), affine="none", device="cpu")
+    assert result.settings["size"] == 24
+    assert result.settings["diffeomorphic"] is False
+
+
+def test_progress_names_the_phases_in_order_and_times_are_kept(pair):
+    told = []
+    result = register(pair, Shifting(), affine="rigid", progress=lambda phase, fraction: told.append((phase, fraction)))
+    assert list(dict.fromkeys(phase for phase, _ in told)) == PHASES
+    assert all((phase, 0.0) in told and (phase, 1.0) in told for phase in PHASES)
+    assert list(result.seconds) == PHASES
+
+
+def test_what_progress_raises_stops_the_work(pair):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(phase, fraction):
+        if phase == "warp":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        register(pair, Shifting(), affine="none", progress=cancel)
+
+
+def test_images_that_do_not_meet_by_their_headers_have_no_similarity_before(pair):
+    far = np.eye(4)
+    far[:3, 3] = (0, 600, 0)
+    moving = Volume(pair.moving.values, Grid(pair.moving.grid.shape, far @ pair.moving.grid.affine))
+    result = register(VolumePair(moving, pair.fixed), Shifting())
+    assert result.similarity["before"] is None
+    assert result.similarity["after"].ncc > 0.8
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_a_remedy(pair, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"cuda was asked for.*--device cpu"):
+        register(pair, Shifting(), device="cuda")
+    with pytest.raises(InputError, match="auto, cpu, cuda; got 'tpu'"):
+        register(pair, Shifting(), device="tpu")
+
+
+def test_bad_options_are_refused_before_any_work(pair):
+    told = []
+    for options in ({"size": 3}, {"size": "huge"}, {"device": "gpu"}):
+        with pytest.raises(InputError):
+            register(pair, Shifting(), progress=lambda *args: told.append(args), **options)
+    assert not told
+
+
+def test_memory_that_runs_out_in_the_network_is_an_error_of_ours(pair):
+    from napari_shmoareg.geometry import TooLargeError
+
+    with pytest.raises(TooLargeError, match="--size"):
+        register(pair, Shifting(fails=torch.OutOfMemoryError("CUDA out of memory")), affine="none")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        register(pair, Shifting(fails=RuntimeError("mat1 and mat2 shapes")), affine="none")

@@ -1,0 +1,82 @@
+"""A training that was stopped goes on as if it had not been."""
+
+import os
+
+import pytest
+import torch
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.training_state import FILE, load_training_state, save_training_state
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+
+
+def fresh(kind=torch.optim.Adam, **options):
+    torch.manual_seed(0)
+    network = SHMoAReg(SHMoARegConfig.preset("tiny", drop_path=0.3)).train()
+    return network, kind(network.parameters(), lr=1e-3, **options)
+
+
+def steps(network, optimiser, number, generator=None):
+    """Some steps whose images and stochastic depth come from random numbers."""
+    for _ in range(number):
+        moving, fixed = torch.rand(2, 1, 1, 16, 16, 8, generator=generator)
+        loss = network(moving, fixed).displacement.sub(torch.rand(1)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(torch.optim.Adam, {"amsgrad": True}), (torch.optim.AdamW, {}), (torch.optim.SGD, {"momentum": 0.9})],
+)
+def test_stopping_and_going_on_changes_no_weight(tmp_path, kind, options):
+    network, optimiser = fresh(kind, **options)
+    steps(network, optimiser, 2)
+    save_training_state(tmp_path / "run", network, optimiser, 2, [{"step": 1, "loss": 0.5}])
+    steps(network, optimiser, 2)
+
+    other, its_optimiser = fresh(kind, **options)
+    torch.manual_seed(99)
+    assert load_training_state(tmp_path / "run", other, its_optimiser) == (2, [{"step": 1, "loss": 0.5}])
+    steps(other, its_optimiser, 2)
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert os.listdir(tmp_path / "run") == [FILE]
+
+
+def test_a_generator_of_ones_own_goes_on_where_it_was(tmp_path):
+    network, optimiser = fresh()
+    generator = torch.Generator().manual_seed(7)
+    torch.rand(5, generator=generator)
+    save_training_state(tmp_path, network, optimiser, 0, generators={"pairs": generator})
+    expected = torch.rand(3, generator=generator)
+    later = torch.Generator()
+    load_training_state(tmp_path, network, optimiser, generators={"pairs": later})
+    assert torch.equal(torch.rand(3, generator=later), expected)
+    with pytest.raises(InputError, match="no random stream augmentation"):
+        load_training_state(tmp_path, network, optimiser, generators={"augmentation": later})
+
+
+def test_settings_of_the_optimiser_come_back(tmp_path):
+    network, optimiser = fresh(betas=(0.8, 0.9))
+    optimiser.param_groups[0]["lr"] = 3e-5
+    save_training_state(tmp_path, network, optimiser, 5)
+    other, its_optimiser = fresh()
+    load_training_state(tmp_path, other, its_optimiser)
+    assert (its_optimiser.param_groups[0]["lr"], its_optimiser.param_groups[0]["betas"]) == (3e-5, (0.8, 0.9))
+
+
+def test_a_missing_a_cut_and_a_foreign_state_are_refused(tmp_path):
+    network, optimiser = fresh()
+    with pytest.raises(InputError, match="no training to go on with"):
+        load_training_state(tmp_path, network, optimiser)
+    path = save_training_state(tmp_path, network, optimiser, 1)
+    other = SHMoAReg(SHMoARegConfig.preset("tiny", embed_dim=16))
+    with pytest.raises(InputError, match="another config"):
+        load_training_state(tmp_path, other, torch.optim.Adam(other.parameters()))
+    with pytest.raises(InputError, match="other parameters"):
+        load_training_state(tmp_path, network, torch.optim.Adam(list(network.parameters())[:3]))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cut short"):
+        load_training_state(tmp_path, network, optimiser)

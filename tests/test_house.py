@@ -1,0 +1,90 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import napari_shmoareg
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "napari_shmoareg"
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = ("torch", "napari", "qtpy", "PyQt6", "PySide6", "SimpleITK", "nibabel", "scipy", "matplotlib", "numpy")
+
+
+def _definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_every_import_respects_the_floors():
+    run = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, napari_shmoareg; print([m for m in {HEAVY!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_face_gives_every_name_it_lists():
+    for name in napari_shmoareg.__all__:
+        assert getattr(napari_shmoareg, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = napari_shmoareg.no_such_name
+
+
+def test_the_version_is_written_once_and_installed():
+    assert version("shmoareg") == napari_shmoareg.__version__
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+
+
+def test_the_command_is_installed_and_callable():
+    (script,) = entry_points(group="console_scripts", name="shmoareg")
+    assert callable(script.load())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_file_and_its_functions_stay_small_and_captioned(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 250, "a file of more than 250 lines"
+    tree = ast.parse(text)
+    caption = ast.get_docstring(tree)
+    assert caption, "a file without a caption"
+    for node in _definitions(tree):
+        assert node.end_lineno - node.lineno < 120, f"{node.name} is longer than 120 lines"
+    for node in tree.body:
+        public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        assert not public or ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def test_no_name_hides_what_a_file_is_for():
+    vague = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core"}
+    assert not {p.stem for p in PACKAGE.rglob("*")} & vague
+
+
+def test_our_own_choices_can_be_searched():
+    marked = [f for f in FILES if "Ours:" in f.read_text()]
+    assert {f.relative_to(PACKAGE).parts[0] for f in marked} >= {"model", "engine"}
+
+
+def test_nothing_is_unpickled_and_no_work_is_left_undone():
+    for file in FILES:
+        text = file.read_text()
+        imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)]
+        imported = {name.name.split(".")[0] for node in imports for name in node.names}
+        assert not imported & {"pickle", "joblib", "dill"}, file
+        assert "NotImplementedError" not in text and "TODO" not in text and "FIXME" not in text, file
