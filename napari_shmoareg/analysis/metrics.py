@@ -17,8 +17,6 @@ folding
 sdlogj
     Standard deviation of log(det) with det clipped to [1e-9, 1e9], over all voxels.
     (Learn2Reg's number of this name adds 3 to the determinant first.)
-nmi
-    Normalised mutual information 2 I / (H(a) + H(b)), in [0, 1]; it knows no contrast.
 
 A label that is in neither map is skipped; in one only: Dice 0, distances NaN (left out of `mean`).
 """
@@ -124,34 +122,6 @@ def folding(jacobian: NDArray) -> float:
 def sdlogj(jacobian: NDArray) -> float:
     """Standard deviation of the logarithm of the Jacobian determinant, clipped to [1e-9, 1e9]."""
     return float(np.log(np.clip(np.asarray(jacobian, dtype=np.float64), 1e-9, 1e9)).std())
-
-
-def nmi(a: NDArray, b: NDArray, bins: int = 32) -> float:
-    """Normalised mutual information 2 I / (H(a) + H(b)): 0 unrelated, 1 equal; NaN if both are constant.
-
-    Ours: 32 bins between the 0.5th and 99.5th percentile of each image, so that a few bright
-    voxels do not squeeze the rest into one bin.
-    """
-    codes = _binned(a, bins) * bins + _binned(b, bins)
-    joint = np.bincount(codes.ravel(), minlength=bins * bins).reshape(bins, bins)
-    apart = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
-    return 2 * (apart - _entropy(joint)) / apart if apart > 0 else float("nan")
-
-
-def _binned(values: NDArray, bins: int) -> NDArray:
-    """The bin of each voxel, from 0, between two percentiles (between the extremes if these are equal)."""
-    values = np.asarray(values, dtype=np.float32)
-    low, high = np.percentile(values, [0.5, 99.5])
-    if high <= low:
-        low, high = values.min(), values.max()
-    if high <= low:
-        return np.zeros(values.shape, dtype=np.int64)
-    return np.clip((values - low) / (high - low) * bins, 0, bins - 1).astype(np.int64)
-
-
-def _entropy(counts: NDArray) -> float:
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
 
 
 def _distances(a: NDArray, b: NDArray, spacing: Sequence[float]) -> tuple[NDArray, NDArray]:

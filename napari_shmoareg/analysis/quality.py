@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from napari_shmoareg.analysis.metrics import dice, folding, mean, nmi, sdlogj, surface
+from napari_shmoareg.analysis.metrics import dice, folding, mean, sdlogj, surface
 from napari_shmoareg.engine.registration import Registration
-from napari_shmoareg.engine.similarity import POINTS, Similarity
-from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, inside, pull, warp_volume
+from napari_shmoareg.engine.similarity import Similarity
+from napari_shmoareg.geometry import Transform, Volume, warp_volume
 
 PerLabel = dict[str, dict[int, float]]
 STAGES = ("start", "affine", "after")
-UNSEEN = Similarity(float("nan"), float("nan"), 0.0)  # the images do not meet
+UNSEEN = Similarity(float("nan"), float("nan"), float("nan"), 0.0)  # the images do not meet
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,7 @@ class Quality:
     Attributes
     ----------
     similarity : stage -> {"ncc", "mse", "overlap", "nmi"} -> float
-        As `Registration.similarity`, and normalised mutual information in [0, 1], where both
-        images were seen; NaN where they do not meet.
+        As `Registration.similarity`; NaN where the images do not meet.
     dice, assd_mm, hd95_mm : stage -> label -> float, or None
         None unless both images have labels.
     jacobian : {"min", "max", "mean", "sdlogj", "folding_percent"} -> float
@@ -72,17 +71,14 @@ def measure(registration: Registration) -> Quality:
     images have labels (a few seconds for 36 labels of a whole brain at 1 mm).
     """
     pair, matrix = registration.pair, registration.alignment.matrix
-    transforms = (Transform(np.eye(4)), Transform(matrix), registration.transform)
+    transforms = (Transform(np.eye(4)), Transform(matrix))
     alike = [registration.similarity[name] or UNSEEN for name in ("before", "affine", "after")]
-    similarity = {
-        stage: found._asdict() | {"nmi": _information(pair, transform)}
-        for stage, transform, found in zip(STAGES, transforms, alike, strict=True)
-    }
+    similarity = {stage: found._asdict() for stage, found in zip(STAGES, alike, strict=True)}
     overlap: PerLabel | None = None
     distance: PerLabel | None = None
     farthest: PerLabel | None = None
     if pair.fixed_labels is not None and pair.moving_labels is not None and registration.warped_labels is not None:
-        start, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms[:2])
+        start, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms)
         start = affine if np.allclose(matrix, np.eye(4)) else start
         labels = dict(zip(STAGES, (start, affine, registration.warped_labels), strict=True))
         overlap = {stage: dice(volume.values, pair.fixed_labels.values) for stage, volume in labels.items()}
@@ -119,14 +115,3 @@ def _distances(labels: Mapping[str, Volume], truth: Volume) -> tuple[PerLabel, P
         far[stage] = {label: value for label, (_, value) in both.items()}
         before = volume
     return average, far
-
-
-def _information(pair: VolumePair, transform: Transform) -> float:
-    """Normalised mutual information where both were seen, on as many points as `similarity` compares."""
-    step = int(np.ceil((pair.fixed.values.size / POINTS) ** (1 / 3)))
-    values = pair.fixed.values[::step, ::step, ::step]
-    i, j, k = values.shape
-    grid = Grid((i, j, k), pair.fixed.grid.affine @ np.diag([step, step, step, 1.0]))
-    points = transform.map_points(grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)))
-    seen = inside(pair.moving.grid, points)
-    return nmi(values[seen], pull(pair.moving, grid, points).values[seen]) if seen.any() else float("nan")

@@ -19,6 +19,7 @@ from napari_shmoareg.engine.conform import Conformed, conform
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError, VolumePair, field
 from napari_shmoareg.model import NetworkOutput, SHMoAReg
+from napari_shmoareg.model.decoder import Level
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,16 @@ class Step:
 
 
 def make_optimiser(network: SHMoAReg, settings: FineTuning) -> torch.optim.Adam:
-    """Adam as in Sec. IV-B: no weight decay, no amsgrad."""
-    return torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    """Adam as in Sec. IV-B: no weight decay, no amsgrad.  Each group's ``factor`` multiplies the rate."""
+    levels = [level for level in network.decoder.levels if isinstance(level, Level)]
+    heads = {id(parameter): level.stride for level in levels for parameter in level.head.parameters()}
+    groups: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for parameter in network.parameters():
+        factor = 1 / heads.get(id(parameter), 1) if settings.balance_heads else 1.0
+        groups.setdefault(factor, []).append(parameter)
+    return torch.optim.Adam(
+        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()], lr=settings.learning_rate
+    )
 
 
 def fine_tune(
@@ -104,7 +113,7 @@ def fine_tune(
         if not torch.isfinite(terms.total):
             raise InputError(_not_finite("loss", float(terms.total), step, index))
         for group in optimiser.param_groups:
-            group["lr"] = settings.rate(step)
+            group["lr"] = settings.rate(step) * group.get("factor", 1.0)
         optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.largest_gradient or math.inf)

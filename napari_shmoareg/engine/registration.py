@@ -16,7 +16,7 @@ from napari_shmoareg.engine.affine import Alignment, align
 from napari_shmoareg.engine.conform import Conformed, check_size, conform
 from napari_shmoareg.engine.memory import check_images_memory, check_network_memory, too_large_for
 from napari_shmoareg.engine.similarity import Similarity, similarity
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, VolumePair
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
 
 Progress = Callable[[str, float], None]
@@ -138,12 +138,11 @@ def register(
         transform = conformed.transform(output.displacement)
         routing = output.routing.detached()
     with phase("warp"):
-        warped = warp_volume(pair.moving, grid, transform)
-        labels = pair.moving_labels
-        warped_labels = None if labels is None else warp_volume(labels, grid, transform)
-        displacement = transform.total(grid)
+        deformation = Transform(np.eye(4), transform.field).total(grid)  # asked of the network's field once
+        displacement = deformation.after(alignment.matrix)
+        warped = displacement.warp(pair.moving)
+        warped_labels = None if pair.moving_labels is None else displacement.warp(pair.moving_labels)
     with phase("measure"):
-        deformation = Transform(np.eye(4), transform.field).total(grid)
         jacobian = Volume(deformation.jacobian(), grid, "jacobian")
         stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix), "after": transform}
         alike = {name: similarity(pair, stage) for name, stage in stages.items()}
@@ -159,7 +158,13 @@ def register(
         alignment=alignment,
         similarity=alike,
         seconds=seconds,
-        settings={"affine": affine, "size": size, "diffeomorphic": diffeomorphic, "device": str(where)},
+        settings={
+            "affine": affine,
+            "size": size,
+            "diffeomorphic": diffeomorphic,
+            "device": str(where),
+            "network": config.to_dict(),
+        },
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.geometry import Grid, Transform, VolumePair, inside, pull
@@ -21,12 +22,15 @@ class Similarity(NamedTuple):
         Normalised cross-correlation, in [-1, 1]; 0 where an image is constant.
     mse : float
         Mean squared difference.
+    nmi : float
+        Normalised mutual information (see `nmi`), blind to contrast; NaN where both are constant.
     overlap : float
         Share of the fixed field of view that the moving image covers; only there the two were compared.
     """
 
     ncc: float
     mse: float
+    nmi: float
     overlap: float
 
 
@@ -58,4 +62,32 @@ def similarity(pair: VolumePair, transform: Transform) -> Similarity | None:
     fixed = Intensity.of(pair.fixed).scale(values[seen]).astype(np.float64)
     spread = moving.std() * fixed.std()
     ncc = float(((moving - moving.mean()) * (fixed - fixed.mean())).mean() / spread) if spread > 0 else 0.0
-    return Similarity(ncc, float(((moving - fixed) ** 2).mean()), float(seen.mean()))
+    return Similarity(ncc, float(((moving - fixed) ** 2).mean()), nmi(moving, fixed), float(seen.mean()))
+
+
+def nmi(a: NDArray, b: NDArray, bins: int = 32) -> float:
+    """Normalised mutual information 2 I / (H(a) + H(b)): 0 unrelated, 1 equal; NaN if both are constant.
+
+    Ours: 32 bins between the 0.5th and 99.5th percentile of each image, so that a few bright
+    voxels do not squeeze the rest into one bin.
+    """
+    codes = _binned(a, bins) * bins + _binned(b, bins)
+    joint = np.bincount(codes.ravel(), minlength=bins * bins).reshape(bins, bins)
+    apart = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
+    return 2 * (apart - _entropy(joint)) / apart if apart > 0 else float("nan")
+
+
+def _binned(values: NDArray, bins: int) -> NDArray:
+    """The bin of each voxel, from 0, between two percentiles (between the extremes if these are equal)."""
+    values = np.asarray(values, dtype=np.float32)
+    low, high = np.percentile(values, [0.5, 99.5])
+    if high <= low:
+        low, high = values.min(), values.max()
+    if high <= low:
+        return np.zeros(values.shape, dtype=np.int64)
+    return np.clip((values - low) / (high - low) * bins, 0, bins - 1).astype(np.int64)
+
+
+def _entropy(counts: NDArray) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())

@@ -92,7 +92,14 @@ def pull(volume: Volume, grid: Grid, points: Points | Callable[[Points], Points]
     Volume
         On `grid`.
     """
-    return _pull(volume, grid, points, background(volume))
+    if callable(points):
+        return _pull(volume, grid, lambda part, place: points(place), background(volume))
+    return _pull(volume, grid, lambda part, place: points[part], background(volume))
+
+
+def pull_by(volume: Volume, grid: Grid, vectors: NDArray[np.floating]) -> Volume:
+    """As `pull`, at the grid's own points moved by vectors (I, J, K, 3) in mm RAS."""
+    return _pull(volume, grid, lambda part, place: place + vectors[part], background(volume))
 
 
 def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | None = None) -> Volume:
@@ -121,7 +128,7 @@ def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | Non
         outside = background(volume)
         if sigma.any():
             volume = _smoothed(volume, sigma, volume.grid.to_index(apply_affine(matrix, grid.corners())))
-        return _pull(volume, grid, lambda points: apply_affine(matrix, points), outside)
+        return _pull(volume, grid, lambda part, place: apply_affine(matrix, place), outside)
     return pull(volume, grid, lambda points: apply_affine(matrix, points))
 
 
@@ -135,11 +142,11 @@ def _smoothed(volume: Volume, sigma: NDArray[np.float64], corners: Points) -> Vo
     return Volume(smooth, volume.grid.crop(first.tolist(), smooth.shape), volume.name)
 
 
-def _pull(volume: Volume, grid: Grid, points: Points | Callable[[Points], Points], outside: float) -> Volume:
+def _pull(volume: Volume, grid: Grid, where: Callable[[slice, Points], Points], outside: float) -> Volume:
     values = np.empty(grid.shape, dtype=volume.values.dtype if volume.is_labels else np.float32)
     image = None if volume.is_labels else _tensor(volume.values)
     for part, place in slabs(grid):
-        index = apply_affine(volume.grid.inverse, points(place) if callable(points) else points[part])
+        index = apply_affine(volume.grid.inverse, where(part, place))
         if image is None:
             values[part] = _nearest(volume.values, index)
         else:

@@ -16,7 +16,7 @@ from torch import Tensor
 from napari_shmoareg.geometry.errors import InputError
 from napari_shmoareg.geometry.field import jacobian_determinant, sample
 from napari_shmoareg.geometry.grid import Grid
-from napari_shmoareg.geometry.resample import Points, apply_affine, pull, slabs, turn_vectors
+from napari_shmoareg.geometry.resample import Points, apply_affine, pull, pull_by, slabs, turn_vectors
 from napari_shmoareg.geometry.volume import Volume
 
 
@@ -79,6 +79,17 @@ class DisplacementField:
         for part, points in slabs(grid):
             vectors[part] = _solve(self, points) - points
         return DisplacementField(vectors, grid)
+
+    def after(self, affine: NDArray[np.float64]) -> DisplacementField:
+        """The field, on the same grid, of this displacement followed by an affine: A(x + d(x)) - x."""
+        vectors = np.empty_like(self.vectors)
+        for part, points in slabs(self.grid):
+            vectors[part] = apply_affine(affine, points + self.vectors[part]) - points
+        return DisplacementField(vectors, self.grid)
+
+    def warp(self, volume: Volume) -> Volume:
+        """A volume pulled onto the field's own grid: its values at x + d(x), by one interpolation."""
+        return pull_by(volume, self.grid, self.vectors)
 
     def jacobian(self) -> NDArray[np.float32]:
         """det(I + dd/dx) at every voxel, (I, J, K): 1 is no change of volume, 0 or less is folding."""

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from napari_shmoareg.analysis.metrics import assd, dice, folding, hd95, mean, nmi, sdlogj, surface
+from napari_shmoareg.analysis.metrics import assd, dice, folding, hd95, mean, sdlogj, surface
+from napari_shmoareg.engine.similarity import nmi
 
 SPACING = (3.0, 2.5, 2.0)
 MAPS = hnp.arrays(np.int32, (7, 9, 6), elements=st.sampled_from([0, 1, 2, 7, 502]))
