@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.model import SHMoAReg
 
 SAVE_EVERY, VALIDATE_EVERY = 100, 400
+WEIGHTS = "weights.safetensors"
 
 
 def pretrain(
@@ -87,27 +88,34 @@ def learn(
     """Run steps until the last one, Ctrl-C or the time; whether the last one was reached."""
     from napari_shmoareg.cli.fine_tune import asked_to_stop
     from napari_shmoareg.engine.fine_tuning import fine_tune
-    from napari_shmoareg.engine.pretraining import validation_pairs
+    from napari_shmoareg.engine.pretraining import RunningMean, validation_pairs
+    from napari_shmoareg.io.checkpoint import load_network
     from napari_shmoareg.io.training_state import save_training_state
 
     start, history = before
     held = validation_pairs(subjects, plan.pairs(subjects).phases[-1][1])
     began, recent = time.perf_counter(), list[Any]()
-    last = start
+    last, mean = start, RunningMean(network, plan.averaging)
+    if start:
+        mean.network.load_state_dict(
+            load_network(run / WEIGHTS, device=str(next(network.parameters()).device)).state_dict()
+        )
+        mean.seen = start
     with asked_to_stop() as asked, progress(quiet) as report:
         for step in fine_tune(network, plan.pairs(subjects), plan.settings, optimiser=optimiser, start=start):
             last = step.step
+            mean.follow(network)
             recent.append(step)
             report(f"pretraining, loss {step.total:.3f}", step.step / plan.settings.steps)
             late = minutes is not None and time.perf_counter() - began > 60 * minutes
             end = bool(asked) or late or step.step == plan.settings.steps
             if end or step.step % SAVE_EVERY == 0:
-                history.append(_row(recent, network, held if end or step.step % VALIDATE_EVERY == 0 else []))
+                history.append(_row(recent, mean.network, held if end or step.step % VALIDATE_EVERY == 0 else []))
                 recent = []
+                _write(mean.network, plan, history, run, last)
                 save_training_state(run, network, optimiser, step.step, history)
             if end:
                 break
-    _write(network, plan, history, run, last)
     return last >= plan.settings.steps
 
 
@@ -131,6 +139,7 @@ def _row(steps: Sequence[Step], network: SHMoAReg, held: Sequence[Conformed]) ->
 
     names = ("total", "similarity", "smoothness", "routing", "overlap", "rate", "seconds")
     row: dict[str, Any] = {"step": steps[-1].step}
+    row["minutes"] = sum(step.seconds for step in steps) / 60
     row |= {name: sum(getattr(step, name) for step in steps) / len(steps) for name in names}
     if held:
         row |= {f"validation_{key}": value for key, value in validate(network, held)._asdict().items()}
@@ -147,8 +156,8 @@ def _write(network: SHMoAReg, plan: Recipe, history: list[dict[str, Any]], run: 
         "drawn_from": "label maps and random shapes; no scan of a person was seen",
         "recipe": asdict(plan),
         "steps": steps,
-        "minutes": round(sum(row["seconds"] * SAVE_EVERY for row in history) / 60, 1),
+        "minutes": round(sum(row["minutes"] for row in history), 1),
     }
-    save_network(network, run / "weights.safetensors", card=card, half=True)
+    save_network(network, run / WEIGHTS, card=card)
     columns = sorted({key for row in history for key in row}, key=lambda key: (key != "step", key))
     write_table([{key: row.get(key, "") for key in columns} for row in history], run / "log.csv")

@@ -6,6 +6,7 @@ displacements is learned.  The network is fully convolutional, so the weights ca
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -47,12 +48,15 @@ class Recipe:
     settings : FineTuning
     drawing : Drawing
         Its shape and spacing are those of the phase.
+    averaging : float
+        Decay of the running mean of the weights that is given out in the end.
     """
 
     preset: str
     phases: tuple[Phase, ...]
     settings: FineTuning
     drawing: Drawing
+    averaging: float = 0.99
 
     def pairs(self, subjects: Sequence[Subject]) -> DrawnPairs:
         """What is trained on: drawn from all but the held-out subjects."""
@@ -66,6 +70,7 @@ class Recipe:
 _LEARNING = FineTuning(
     learning_rate=1e-3,
     final_rate=5e-5,
+    balance_heads=True,
     smoothness_weight=0.3,
     similarity="lncc",
     similarity_weight=0.5,
@@ -81,10 +86,10 @@ RECIPES: dict[str, Recipe] = {
         preset="small",
         phases=(
             Phase(0.0, (32, 48, 32), (4.2, 5.4)),
-            Phase(0.375, (48, 64, 48), (2.8, 3.6)),
-            Phase(0.875, (64, 80, 64), (2.2, 2.8)),
+            Phase(0.46, (48, 64, 48), (2.8, 3.6)),
+            Phase(0.909, (64, 80, 64), (2.2, 2.8)),
         ),
-        settings=replace(_LEARNING, steps=2700),
+        settings=replace(_LEARNING, steps=2200),
         drawing=Drawing(),
     ),
     "tiny": Recipe(
@@ -124,6 +129,25 @@ def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Sub
     """Subjects to train on, and the last quarter, held out.  With fewer than four, all serve both."""
     held = int(len(subjects) * HELD_OUT)
     return (list(subjects[:-held]), list(subjects[-held:])) if held else (list(subjects), list(subjects))
+
+
+class RunningMean:
+    """A copy of a network whose weights follow the original's, with a decay; young means follow faster.
+
+    Single steps leave a noise in the weights that a mean does not have: it registers better than any of them.
+    """
+
+    def __init__(self, network: SHMoAReg, decay: float) -> None:
+        self.network = copy.deepcopy(network)
+        self.decay, self.seen = decay, 0
+
+    @torch.no_grad()
+    def follow(self, network: SHMoAReg) -> None:
+        """Take one more step into the mean."""
+        self.seen += 1
+        decay = min(self.decay, self.seen / (self.seen + 9))
+        for mean, new in zip(self.network.parameters(), network.parameters(), strict=True):
+            mean.lerp_(new, 1 - decay)
 
 
 class Validation(NamedTuple):

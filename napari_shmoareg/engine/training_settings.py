@@ -29,9 +29,6 @@ class FineTuning:
         Divide the rate of each level's head by its stride.  Ours: a coarse head speaks in coarse voxels, so
         that at one rate for all a step moves the field 16 times as far there as at full resolution, and
         a bias of several voxels wanders about until the rate has fallen.  Off in the paper.
-    averaging : float
-        The weights given out in the end are a running mean of those of the steps, with this decay; 0 for
-        the last step's own, as in the paper.
     smoothness_weight : float
         lambda_r of Eq. (8): 0.01 for brains, 0.1 for abdomens.
     routing_weight : float
@@ -63,7 +60,6 @@ class FineTuning:
     learning_rate: float = 1e-4
     final_rate: float | None = None
     balance_heads: bool = False
-    averaging: float = 0.0
     smoothness_weight: float = 0.01
     routing_weight: float = 0.001
     quantile: float = 0.5
@@ -82,7 +78,6 @@ class FineTuning:
             (self.steps >= 1, "steps", "at least 1"),
             (self.learning_rate > 0, "learning_rate", "above 0"),
             (self.final_rate is None or self.final_rate > 0, "final_rate", "above 0"),
-            (0 <= self.averaging < 1, "averaging", "at least 0 and below 1"),
             (self.smoothness_weight >= 0, "smoothness_weight", "at least 0"),
             (self.routing_weight >= 0, "routing_weight", "at least 0"),
             (0 <= self.quantile <= 1, "quantile", "between 0 and 1"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.pretraining import recipe, split_subjects, validate, validation_pairs
+from napari_shmoareg.engine.pretraining import RECIPES, recipe, split_subjects, validate, validation_pairs
 from napari_shmoareg.engine.subjects import align_subjects
 from napari_shmoareg.engine.synthesis import DrawnPairs, smooth_noise
 from napari_shmoareg.geometry import Grid, InputError, Volume
@@ -115,7 +115,8 @@ def test_validation_of_a_network_that_moves_nothing_changes_nothing(subjects):
 
 
 def test_a_recipe_takes_other_steps_and_an_unknown_one_is_refused():
-    assert recipe("small", steps=16).pairs([]).phases[1][0] == 6
+    begins = RECIPES["small"].phases[1].begins
+    assert recipe("small", steps=100).pairs([]).phases[1][0] == round(100 * begins)
     with pytest.raises(InputError, match="no recipe 'huge'; there are paper, small, tiny"):
         recipe("huge")
 
