@@ -11,10 +11,12 @@ class Drawing:
 
     Parameters
     ----------
-    shape : tuple of 3 int
-        Voxels of the network grid.
-    spacing : tuple of 2 float
-        Smallest and largest edge of a voxel; one is drawn per pair.
+    extent : tuple of 3 (float, float)
+        Smallest and largest field of view along x, y and z.
+    size : tuple of 2 int
+        Fewest and most voxels along the longest axis of the grid.  Ours: the shape is drawn anew for every
+        pair.  On grids of one shape the coarsest level learns where the border is instead of how the
+        images differ, and fails at any other shape.
     shapes : float
         Share of pairs that show random shapes instead of a subject.
     same_subject : float
@@ -45,8 +47,12 @@ class Drawing:
         Labels handed to the overlap loss per pair.
     """
 
-    shape: tuple[int, int, int] = (48, 64, 48)
-    spacing: tuple[float, float] = (2.8, 3.6)
+    extent: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] = (
+        (150.0, 185.0),
+        (185.0, 220.0),
+        (155.0, 200.0),
+    )
+    size: tuple[int, int] = (48, 64)
     shapes: float = 0.15
     same_subject: float = 0.15
     stripped: float = 0.75
@@ -54,7 +60,7 @@ class Drawing:
     same_contrast: float = 0.7
     pose_angle: float = 10.0
     pose_scale: float = 0.08
-    pose_shift: float = 8.0
+    pose_shift: float = 12.0
     angle: float = 4.0
     scale: float = 0.05
     shift: float = 4.0

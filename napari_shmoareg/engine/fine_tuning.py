@@ -111,7 +111,7 @@ def fine_tune(
         pair = conformed_pair(pairs[index], settings.size or network.config.size, settings.overlap_weight > 0)
         terms = _both_orders(network, pair, settings, rng, device)
         if not torch.isfinite(terms.total):
-            raise InputError(_not_finite("loss", float(terms.total), step, index))
+            raise InputError(_not_finite("loss", float(terms.total.detach()), step, index))
         for group in optimiser.param_groups:
             group["lr"] = settings.rate(step) * group.get("factor", 1.0)
         optimiser.zero_grad(set_to_none=True)
@@ -183,9 +183,14 @@ def _both_orders(
     torch.manual_seed(int(rng.integers(2**31)))
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
         output = network.both_orders(first, second, diffeomorphic=diffeomorphic)
-    return total_loss(
+    terms = total_loss(
         output, torch.cat([first, second]), torch.cat([second, first]), settings, first_labels, second_labels
     )
+    if settings.inverse_weight > 0:
+        there, back = output.displacement.chunk(2)
+        undone = field.compose(there, back).square().mean()
+        terms = terms._replace(total=terms.total + settings.inverse_weight * undone)
+    return terms
 
 
 def _shares(first: Tensor, second: Tensor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -28,11 +28,10 @@ HELD_OUT = 0.25  # share of the subjects that validation is drawn from, and noth
 
 @dataclass(frozen=True)
 class Phase:
-    """One resolution of a recipe: from which share of the steps on, and what grids it draws."""
+    """One resolution of a recipe: from which share of the steps on, and how many voxels along the longest axis."""
 
     begins: float
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Recipe:
         In the order of `begins`, the first at 0.
     settings : FineTuning
     drawing : Drawing
-        Its shape and spacing are those of the phase.
+        Its size is that of the phase.
     averaging : float
         Decay of the running mean of the weights that is given out in the end.
     """
@@ -60,10 +59,7 @@ class Recipe:
 
     def pairs(self, subjects: Sequence[Subject]) -> DrawnPairs:
         """What is trained on: drawn from all but the held-out subjects."""
-        phases = [
-            (round(p.begins * self.settings.steps), replace(self.drawing, shape=p.shape, spacing=p.spacing))
-            for p in self.phases
-        ]
+        phases = [(round(p.begins * self.settings.steps), replace(self.drawing, size=p.size)) for p in self.phases]
         return DrawnPairs(split_subjects(subjects)[0], phases, seed=self.settings.seed)
 
 
@@ -71,6 +67,7 @@ _LEARNING = FineTuning(
     learning_rate=1e-3,
     final_rate=5e-5,
     balance_heads=True,
+    inverse_weight=0.05,
     smoothness_weight=0.3,
     similarity="lncc",
     similarity_weight=0.5,
@@ -85,24 +82,24 @@ RECIPES: dict[str, Recipe] = {
     "small": Recipe(
         preset="small",
         phases=(
-            Phase(0.0, (32, 48, 32), (4.2, 5.4)),
-            Phase(0.46, (48, 64, 48), (2.8, 3.6)),
-            Phase(0.909, (64, 80, 64), (2.2, 2.8)),
+            Phase(0.0, (32, 48)),
+            Phase(0.4, (44, 64)),
+            Phase(0.9, (56, 80)),
         ),
         settings=replace(_LEARNING, steps=2200),
         drawing=Drawing(),
     ),
     "tiny": Recipe(
         preset="tiny",
-        phases=(Phase(0.0, (16, 24, 16), (8.0, 10.0)),),
+        phases=(Phase(0.0, (16, 24)),),
         settings=replace(_LEARNING, steps=200),
         drawing=Drawing(),
     ),
     "paper": Recipe(
         preset="paper",
         phases=(
-            Phase(0.0, (64, 96, 64), (2.2, 2.8)),
-            Phase(0.5, (96, 128, 96), (1.5, 1.9)),
+            Phase(0.0, (64, 96)),
+            Phase(0.5, (96, 128)),
         ),
         settings=replace(_LEARNING, steps=20_000, learning_rate=3e-4, final_rate=2e-5),
         drawing=Drawing(),

@@ -67,18 +67,28 @@ def draw_pair(subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Gene
     Conformed
         Without a way back to scans (`pair` is None); labels (1, L, D, H, W).
     """
-    spacing = rng.uniform(*drawing.spacing)
+    extent = np.array([rng.uniform(*limits) for limits in drawing.extent])
+    spacing = float(extent.max() / rng.integers(drawing.size[0], drawing.size[1] + 1))
+    i, j, k = (max(8, round(length / spacing)) for length in extent)
+    shape = (i, j, k)
     from_shapes = not subjects or rng.random() < drawing.shapes
     if from_shapes:
-        first = second = random_shapes(drawing.shape, spacing, rng)
+        first = second = random_shapes(shape, spacing, rng)
     else:
-        pick = rng.choice(len(subjects), 2, replace=rng.random() < drawing.same_subject)
-        first, second = (subjects[i] for i in pick)
+        alone = len(subjects) == 1 or rng.random() < drawing.same_subject
+        pick = [rng.integers(len(subjects))] * 2 if alone else rng.choice(len(subjects), 2, replace=False)
+        first, second = (subjects[int(i)] for i in pick)
     wobble = drawing.same_warp if first is second else drawing.warp
     pose = _rigid(rng, drawing.pose_angle, drawing.pose_scale, drawing.pose_shift)
     maps = [
         _labels_of(
-            subject, drawing, spacing, pose @ _rigid(rng, drawing.angle, drawing.scale, drawing.shift), wobble, rng
+            subject,
+            drawing,
+            shape,
+            spacing,
+            pose @ _rigid(rng, drawing.angle, drawing.scale, drawing.shift),
+            wobble,
+            rng,
         )
         for subject in (first, second)
     ]
@@ -94,7 +104,7 @@ def draw_pair(subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Gene
     shown = shown[(shown > 0) & first.brain[shown]]
     chosen = rng.choice(shown, min(drawing.labels, len(shown)), replace=False)
     moving_labels, fixed_labels = (_shares(m, chosen) for m in maps)
-    grid = Grid(drawing.shape, np.diag([spacing, spacing, spacing, 1.0]))
+    grid = Grid(shape, np.diag([spacing, spacing, spacing, 1.0]))
     return Conformed(
         moving=images[0],
         fixed=images[1],
@@ -106,10 +116,16 @@ def draw_pair(subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Gene
 
 
 def _labels_of(
-    subject: Subject, drawing: Drawing, spacing: float, pose: np.ndarray, wobble: float, rng: np.random.Generator
+    subject: Subject,
+    drawing: Drawing,
+    coarse: tuple[int, int, int],
+    spacing: float,
+    pose: np.ndarray,
+    wobble: float,
+    rng: np.random.Generator,
 ) -> Tensor:
     """Class numbers of a posed and deformed subject on the fine grid, uint8."""
-    shape = tuple(2 * n for n in drawing.shape)
+    shape = tuple(2 * n for n in coarse)
     axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * (spacing / 2) for n in shape]
     points = smooth_noise(shape, rng.uniform(*drawing.warp_length) / (spacing / 2), 3, rng) * wobble
     matrix = torch.as_tensor(subject.to_index @ pose, dtype=torch.float32)
@@ -152,7 +168,7 @@ def _image(classes: Tensor, contrast: np.ndarray, drawing: Drawing, rng: np.rand
         kernel, pad = [1, 1, 1], [0, 0, 0]
         kernel[axis], pad[axis] = 2 * (factor // 2) + 1, factor // 2
         image = F.avg_pool3d(image, kernel, stride=1, padding=pad, count_include_pad=False)
-    image = image * torch.exp(drawing.bias * smooth_noise(drawing.shape, rng.uniform(12, 40), 1, rng))[None]
+    image = image * torch.exp(drawing.bias * smooth_noise(image.shape[2:], rng.uniform(12, 40), 1, rng))[None]
     image = image + rng.uniform(0, drawing.noise) * torch.randn(image.shape, generator=generator) * (image > 0.01)
     image = image.clamp_min_(0)
     top = torch.kthvalue(image.flatten(), int(image.numel() * 0.999)).values.clamp_min(1e-3)

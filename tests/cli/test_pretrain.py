@@ -28,7 +28,7 @@ def maps(tmp_path, monkeypatch):
             values[i : i + 7, j : j + 8, k : k + 9] = n + 1
         affine = np.diag([4.0, 4.0, 4.0, 1.0])
         write_image(Volume(values, Grid(values.shape, affine), "m", is_labels=True), folder / f"{number}.nii.gz")
-    small = replace(pretraining.RECIPES["tiny"], phases=(pretraining.Phase(0.0, (8, 12, 8), (9.0, 11.0)),))
+    small = replace(pretraining.RECIPES["tiny"], phases=(pretraining.Phase(0.0, (10, 12)),))
     monkeypatch.setitem(pretraining.RECIPES, "tiny", small)
     return folder
 

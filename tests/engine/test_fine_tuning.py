@@ -14,10 +14,10 @@ from napari_shmoareg.engine.drawing import Drawing
 from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
 from napari_shmoareg.engine.synthesis import DrawnPairs
 from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import Grid, InputError
+from napari_shmoareg.geometry import Grid, InputError, field
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
-SMALL = Drawing(shape=(12, 16, 12), spacing=(4.0, 4.0), labels=4)
+SMALL = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16), labels=4)
 
 
 @pytest.fixture
@@ -82,6 +82,27 @@ def test_a_pair_with_nan_stops_the_run_and_leaves_the_weights_of_the_step_before
     with pytest.raises(InputError, match=r"loss became nan at step 1, on pair 0.*step before"):
         list(fine_tune(network, [bad], FineTuning(steps=2)))
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_the_weight_of_inverse_consistency_makes_two_orders_undo_each_other(network, pairs):
+    left = {}
+    for weight in (0.0, 1.0):
+        trained = copy.deepcopy(network)
+        settings = FineTuning(steps=25, learning_rate=5e-3, smoothness_weight=0.0, inverse_weight=weight)
+        list(fine_tune(trained, pairs, settings))
+        with torch.no_grad():
+            there, back = trained.both_orders(pairs[0].moving, pairs[0].fixed).displacement.chunk(2)
+        left[weight] = float(field.compose(there, back).abs().mean())
+    assert left[1.0] < 0.5 * left[0.0]
+
+
+def test_balanced_heads_learn_at_a_rate_that_falls_with_their_stride(network):
+    groups = make_optimiser(network, FineTuning(balance_heads=True)).param_groups
+    factors = {id(p): group["factor"] for group in groups for p in group["params"]}
+    for level in network.decoder.levels:
+        assert {factors[id(p)] for p in level.head.parameters()} == {1 / level.stride}
+        assert {factors[id(p)] for p in level.fusion.parameters()} == {1.0}
+    assert len(factors) == len(list(network.parameters()))
 
 
 def test_no_pair_is_refused(network):

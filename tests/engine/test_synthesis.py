@@ -15,7 +15,8 @@ from napari_shmoareg.engine.synthesis import DrawnPairs, smooth_noise
 from napari_shmoareg.geometry import Grid, InputError, Volume
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
-DRAWING = Drawing(shape=(12, 18, 14), spacing=(3.0, 4.0), labels=3)
+EXTENT = ((74.0, 78.0), (92.0, 98.0), (80.0, 86.0))
+DRAWING = Drawing(extent=EXTENT, size=(16, 18), labels=3)
 STILL = replace(
     DRAWING, shapes=0.0, same_subject=1.0, pose_angle=0.0, pose_scale=0.0, pose_shift=0.0, angle=0.0, scale=0.0,
     shift=0.0, warp=0.0, same_warp=0.0, same_contrast=1.0, noise=0.0, bias=0.0, gamma=0.0,
@@ -49,7 +50,8 @@ def test_images_are_in_range_and_labels_are_shares(subjects):
     for index in range(12):
         pair = DrawnPairs(subjects, DRAWING)[index]
         for image in (pair.moving, pair.fixed):
-            assert image.shape == (1, 1, 12, 18, 14)
+            assert image.shape[2:] == pair.grid.shape
+            assert 16 <= max(pair.grid.shape) <= 18
             assert torch.isfinite(image).all()
             assert 0 <= float(image.min()) < float(image.max()) <= 1
         for labels in (pair.moving_labels, pair.fixed_labels):
@@ -89,10 +91,13 @@ def test_without_subjects_shapes_are_drawn():
 
 
 def test_a_later_phase_draws_other_grids(subjects):
-    phases = [(0, DRAWING), (5, replace(DRAWING, shape=(16, 20, 16)))]
-    pairs = DrawnPairs(subjects, phases)
-    assert pairs[4].moving.shape[2:] == (12, 18, 14)
-    assert pairs[5].moving.shape[2:] == (16, 20, 16)
+    pairs = DrawnPairs(subjects, [(0, DRAWING), (5, replace(DRAWING, size=(24, 24)))])
+    assert max(pairs[4].moving.shape) <= 18
+    assert max(pairs[5].moving.shape) == 24
+
+
+def test_the_shape_of_the_grid_changes_from_pair_to_pair(subjects):
+    assert len({DrawnPairs(subjects, DRAWING)[i].grid.shape for i in range(12)}) > 4
 
 
 def test_noise_is_smooth_at_the_length_asked_for():
