@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet, Weights
 from napari_shmoareg.cli.progress import REGISTERING, progress
 from napari_shmoareg.cli.results import files_of, result_table, seconds_of
@@ -50,6 +51,8 @@ def demo(
         registration = running.register(sample.pair, network, report)
         extra = {"true_error_mm": true_errors(sample, registration)}
         found = write_registration(registration, out, weights=name, extra=extra, progress=report)
+    for warning in found["warnings"]:
+        say(f"Note: {warning}")
     if not quiet:
         show(result_table(found))
         typer.echo(f"\n{seconds_of(found)}\n{files_of(out, found, True)}")

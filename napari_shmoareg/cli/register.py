@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.options import (
     Affine,
     AffineOption,
@@ -68,6 +69,8 @@ def register(
         pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
         registration = running.register(pair, network, report)
         found = write_registration(registration, out, weights=name, figures=figures, progress=report)
+    for warning in found["warnings"]:
+        say(f"Note: {warning}")
     if not quiet:
         show(result_table(found))
         typer.echo(f"\n{seconds_of(found)}\n{files_of(out, found, figures)}")

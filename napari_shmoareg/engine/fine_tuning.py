@@ -186,6 +186,8 @@ def _both_orders(
     terms = total_loss(
         output, torch.cat([first, second]), torch.cat([second, first]), settings, first_labels, second_labels
     )
+    if settings.balance_weight > 0 and output.routing.select(part="encoder"):
+        terms = terms._replace(total=terms.total + settings.balance_weight * losses.load_balance(output.routing))
     if settings.inverse_weight > 0:
         there, back = output.displacement.chunk(2)
         undone = field.compose(there, back).square().mean()

@@ -159,6 +159,22 @@ def routing_loss(similarity: Tensor, trace: RoutingTrace, *, quantile: float = 0
     return total
 
 
+def load_balance(trace: RoutingTrace) -> Tensor:
+    """How unevenly the encoder's gates choose: 1 if evenly, N / k if all tokens choose alike.  A scalar.
+
+    The switch loss of MoA and JetMoE, N sum_i f_i P_i with f the share of selections and P the mean probability,
+    averaged over the layers.  Ours: the paper has none and reports balanced loads; in short runs the experts
+    that Eq. (4) gives no gradient are never chosen again without it.
+    """
+    layers = trace.select(part="encoder")
+    terms = []
+    for layer in layers:
+        mean = layer.routing.probabilities.mean(dim=(0, 2, 3, 4))
+        count = torch.bincount(layer.routing.experts.flatten(), minlength=layer.num_experts)
+        terms.append(layer.num_experts * (count / count.sum() * mean).sum())
+    return torch.stack(terms).mean()
+
+
 def _quantile(values: Tensor, q: float) -> Tensor:
     """The q-quantile of the non-zero values (0 if there are none), from at most `SAMPLED` of them."""
     values = values.flatten()

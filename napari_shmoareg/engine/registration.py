@@ -21,6 +21,8 @@ from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
 
 Progress = Callable[[str, float], None]
 
+MUCH_FOLDING = 1.0  # percent of voxels
+NOTABLE = 0.002  # a smaller loss of correlation is no news
 PHASES = ("align", "conform", "network", "warp", "measure")
 
 
@@ -73,6 +75,24 @@ class Registration:
     def folding_percent(self) -> float:
         """Share of the fixed grid's voxels, in percent, whose Jacobian is 0 or less."""
         return 100 * float((self.jacobian.values <= 0).mean())
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before trusting the result; empty where nothing was noticed."""
+        found = []
+        placed, warped = self.similarity["affine"], self.similarity["after"]
+        if placed and warped and warped.ncc < placed.ncc - NOTABLE and not warped.nmi > placed.nmi:
+            found.append(
+                f"The deformation made the images less alike than the alignment alone (correlation {placed.ncc:.3f} to "
+                f"{warped.ncc:.3f}, mutual information {placed.nmi:.3f} to {warped.nmi:.3f}). The weights may not fit "
+                "such images: try another --size or other --weights, or keep the affine of report.json alone."
+            )
+        if self.folding_percent > MUCH_FOLDING:
+            found.append(
+                f"The deformation folds in {self.folding_percent:.2f} % of the voxels (jacobian.nii.gz shows where). "
+                "With --diffeomorphic it folds less."
+            )
+        return found
 
 
 def register(

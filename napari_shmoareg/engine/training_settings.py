@@ -44,6 +44,8 @@ class FineTuning:
     inverse_weight : float
         Of the mean square of the two orders' displacements composed, in voxels, which is 0 if each undoes the
         other (as ICON); 0 in the paper.
+    balance_weight : float
+        Of the unevenness of the encoder's loads (see `load_balance`); 0 in the paper.
     labels_per_step : int
         Labels drawn for the overlap at each step.
     diffeomorphic : float
@@ -70,6 +72,7 @@ class FineTuning:
     similarity_weight: float = 1.0
     overlap_weight: float = 0.0
     inverse_weight: float = 0.0
+    balance_weight: float = 0.0
     labels_per_step: int = 12
     diffeomorphic: float = 0.0
     bfloat16: bool = False
@@ -89,6 +92,7 @@ class FineTuning:
             (self.similarity_weight >= 0, "similarity_weight", "at least 0"),
             (self.overlap_weight >= 0, "overlap_weight", "at least 0"),
             (self.inverse_weight >= 0, "inverse_weight", "at least 0"),
+            (self.balance_weight >= 0, "balance_weight", "at least 0"),
             (self.labels_per_step >= 1, "labels_per_step", "at least 1"),
             (0 <= self.diffeomorphic <= 1, "diffeomorphic", "between 0 and 1"),
             (self.largest_gradient >= 0, "largest_gradient", "at least 0"),

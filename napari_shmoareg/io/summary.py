@@ -76,6 +76,7 @@ def build_report(
         "format": FORMAT,
         "versions": versions(),
         "weights": weights,
+        "warnings": registration.warnings,
         "pair": {
             role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid) for role, v in volumes.items()
         },

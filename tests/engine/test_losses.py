@@ -76,3 +76,19 @@ def test_every_sample_has_a_quantile_of_its_own():
     labels = losses.routing_labels(error, torch.zeros(2, 1, 8, 9, 7, dtype=torch.int64), 3, quantile=0.5)
     for sample in labels[:, 0]:
         assert float(sample.mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_load_balance_is_one_for_even_loads_and_n_over_k_for_a_single_choice():
+    from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace
+
+    def trace(experts, probabilities):
+        routing = Routing(probabilities, experts, torch.ones_like(experts, dtype=torch.float32) / 2)
+        return RoutingTrace((RoutedLayer("encoder", 1, 4, routing, block=0, image="moving"),))
+
+    even = torch.arange(6).view(1, 2, 3, 1, 1)
+    same = torch.tensor([0, 1]).view(1, 2, 1, 1, 1).expand(1, 2, 3, 1, 1)
+    flat = torch.full((1, 6, 3, 1, 1), 1 / 6)
+    sure = torch.zeros(1, 6, 3, 1, 1)
+    sure[:, :2] = 0.5
+    assert float(losses.load_balance(trace(even, flat))) == pytest.approx(1)
+    assert float(losses.load_balance(trace(same, sure))) == pytest.approx(3)

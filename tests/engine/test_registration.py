@@ -152,3 +152,13 @@ def test_memory_that_runs_out_in_the_network_is_an_error_of_ours(pair):
         register(pair, Shifting(fails=torch.OutOfMemoryError("CUDA out of memory")), affine="none")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         register(pair, Shifting(fails=RuntimeError("mat1 and mat2 shapes")), affine="none")
+
+
+def test_a_deformation_that_harms_is_noticed(pair):
+    result = register(pair, Shifting(voxels=(0.0, 6.0, 0.0)), affine="none")
+    (warning,) = result.warnings
+    assert "less alike than the alignment alone" in warning and "--size" in warning
+
+
+def test_a_result_without_trouble_has_no_warning(pair):
+    assert register(pair, Shifting(voxels=(0.0, 0.0, 0.0)), affine="none").warnings == []
