@@ -17,9 +17,10 @@ import torch
 
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
+PLAIN = "plain attention (MHA)"
 VARIANTS = {
     "SHMoAReg": {},
-    "plain attention (MHA)": {"attention": "mha"},
+    PLAIN: {"attention": "mha"},
     "plain heads (no SHMoE)": {"shmoe_strides": ()},
     "neither": {"attention": "mha", "shmoe_strides": ()},
     "SHMoAReg, diffeomorphic": {"diffeomorphic": True},
@@ -44,11 +45,13 @@ def main() -> None:
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="networks to compare")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     networks = {
         name: SHMoAReg(SHMoARegConfig.preset(arguments.preset, **changes)).eval().to(arguments.device)
         for name, changes in VARIANTS.items()
+        if name in (*arguments.only, PLAIN)
     }
     print(
         f"preset {arguments.preset}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
@@ -63,7 +66,7 @@ def main() -> None:
         for _ in range(arguments.runs):
             for name, network in networks.items():
                 times[name].append(seconds(network, moving, fixed))
-        plain = times["plain attention (MHA)"]
+        plain = times[PLAIN]
         for name, network in networks.items():
             ratio = statistics.median(a / b for a, b in zip(times[name], plain, strict=True))
             count = sum(p.numel() for p in network.parameters())
