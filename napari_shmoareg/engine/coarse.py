@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.engine.overlap import overlap
+from napari_shmoareg.engine.similarity import information
 from napari_shmoareg.geometry import Grid, Volume, VolumePair, apply_affine, inside, slabs
 from napari_shmoareg.geometry.resample import resample
 
@@ -96,16 +97,8 @@ def _evened(volume: Volume) -> Volume:
 
 def _mutual_information(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """2 I / (H(a) + H(b)) of values in [0, 1], from a joint histogram."""
-    bins = [np.minimum((v * BINS).astype(np.int64), BINS - 1) for v in (a, b)]
-    joint = np.bincount(bins[0] * BINS + bins[1], minlength=BINS**2).reshape(BINS, BINS) / max(a.size, 1)
-    entropies = [_entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))]
-    total = sum(entropies)
-    return float(2 * (total - _entropy(joint)) / total) if total > 0 else 0.0
-
-
-def _entropy(share: NDArray[np.float64]) -> float:
-    some = share[share > 0]
-    return float(-(some * np.log(some)).sum())
+    codes = [np.minimum((v * BINS).astype(np.int64), BINS - 1) for v in (a, b)]
+    return float(np.nan_to_num(information(codes[0], codes[1], BINS)))
 
 
 def _centre_of_mass(volume: Volume) -> NDArray[np.float64]:

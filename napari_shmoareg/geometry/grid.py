@@ -63,11 +63,6 @@ class Grid:
         return float(a), float(b), float(c)
 
     @property
-    def voxel_volume(self) -> float:
-        """Volume of one voxel in cubic mm."""
-        return float(abs(np.linalg.det(self.affine[:3, :3])))
-
-    @property
     def inverse(self) -> NDArray[np.float64]:
         """World (mm) to voxel index, (4, 4)."""
         return np.asarray(np.linalg.inv(self.affine), dtype=np.float64)

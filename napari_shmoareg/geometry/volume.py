@@ -50,6 +50,8 @@ class Volume:
             )
         if values.dtype.kind not in "biuf":
             raise InputError(f"'{self.name}' holds {values.dtype} values; real numbers were expected.")
+        if values.dtype.kind == "b":
+            values = values.astype(np.uint8)
         if self.is_labels and values.dtype.kind == "f":
             values = _whole_numbers(values, self.name)
         object.__setattr__(self, "values", values)
@@ -88,6 +90,11 @@ class Volume:
                 "Give --nan 0 (in Python: nan=0.0) to read them as 0, or mend the image."
             )
         low, high = self.values.min(), self.values.max()
+        if low < high and not 1e-30 < float(high) - float(low) < 1e30:
+            raise InputError(
+                f"The values of the {role} image '{self.name}' span {float(high) - float(low):.3g}, beyond what single "
+                "precision holds. Scale the intensities to an ordinary range first."
+            )
         if low == high:
             raise InputError(f"The {role} image '{self.name}' is constant (every voxel is {low}): nothing to register.")
 
@@ -138,8 +145,12 @@ def _place(grid: Grid) -> str:
 
 
 def _whole_numbers(values: NDArray, name: str) -> NDArray:
-    if not np.isfinite(values).all():
-        raise InputError(f"The labels '{name}' hold NaN or infinite values; whole numbers were expected.")
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise InputError(
+            f"The labels '{name}' hold {bad} values that are NaN or infinite (of {values.size}); whole numbers were "
+            "expected. Give --nan 0 (in Python: nan=0.0) to read them as background, or mend the map."
+        )
     rounded = np.rint(values)
     fractional = int((np.abs(values - rounded) > 1e-3).sum())
     if fractional:
@@ -147,4 +158,7 @@ def _whole_numbers(values: NDArray, name: str) -> NDArray:
             f"The labels '{name}' hold {fractional} values with fractions (of {values.size}); labels are whole "
             "numbers. Was this map resampled with linear interpolation? Resample it with nearest neighbour."
         )
-    return rounded.astype(np.int32)
+    largest = float(np.abs(rounded).max(initial=0))
+    if largest > 2**53:
+        raise InputError(f"The labels '{name}' go up to {largest:.3g}; numbers beyond 2^53 cannot be told apart.")
+    return rounded.astype(np.int32 if largest < 2**31 else np.int64)

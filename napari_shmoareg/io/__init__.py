@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_shmoareg.io.checkpoint import load_network, read_card, save_network, shipped_weights
     from napari_shmoareg.io.images import read_image, read_pair, write_image
+    from napari_shmoareg.io.report import write_registration
     from napari_shmoareg.io.samples import sample_pair
     from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 
@@ -25,12 +26,14 @@ __all__ = [
     "shipped_weights",
     "write_displacement",
     "write_image",
+    "write_registration",
     "write_transform",
 ]
 
 _HOMES = {
     "checkpoint": ("load_network", "read_card", "save_network", "shipped_weights"),
     "images": ("read_image", "read_pair", "write_image"),
+    "report": ("write_registration",),
     "samples": ("sample_pair",),
     "transforms": ("read_transform", "write_displacement", "write_transform"),
 }

@@ -20,6 +20,8 @@ class SHMoARegConfig:
     window : tuple of 3 int
         Attention window in tokens.  Ours: (4, 4, 4), the rule "input / 32" of TransMorph's author at 128 cubed:
         no padding is wasted there, and it is 1.5-4 times as fast as (5, 6, 7).
+    mlp_ratio : int
+        Width of a block's perceptron, in channels of its layer.
     attention : {"moa", "mha"}
         Mixture of attention heads, or the plain multi-head attention of Table II.
     num_experts, top_k : int

@@ -41,6 +41,7 @@ class Level(nn.Module):
     outputs : int
         Channels of the fused features.
     stride : int
+        Voxels of the network grid per voxel of this level, along every axis.
     kernels : tuple of int or None
         Of the SHMoE experts; None for a plain convolution head.
     """

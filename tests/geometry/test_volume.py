@@ -1,0 +1,75 @@
+"""Volume and VolumePair: what they take and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair
+
+GRID = Grid((4, 5, 3), np.diag([2.0, 1.5, 3.0, 1.0]))
+
+
+def volume(values, **more) -> Volume:
+    return Volume(np.broadcast_to(np.asarray(values), GRID.shape), GRID, "scan", **more)
+
+
+def ramp() -> np.ndarray:
+    return np.arange(60.0).reshape(GRID.shape)
+
+
+def test_labels_beyond_32_bits_keep_their_value():
+    values = np.zeros(GRID.shape)
+    values[0], values[1] = 3e9, 3e9 + 1
+    assert volume(values, is_labels=True).labels == [3_000_000_000, 3_000_000_001]
+
+
+def test_a_mask_of_truth_values_becomes_numbers():
+    assert volume(ramp() > 20).values.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(1e60, "beyond what single precision holds"), (float("nan"), r"1 voxels that are NaN.*--nan 0")],
+)
+def test_an_image_with_impossible_values_is_refused(values, message):
+    scan = ramp()
+    scan[2, 2, 2] = values
+    with pytest.raises(InputError, match=message):
+        volume(scan).check_image("moving")
+
+
+def test_a_constant_image_and_a_single_slice_are_refused():
+    with pytest.raises(InputError, match="constant"):
+        volume(7.0).check_image("fixed")
+    with pytest.raises(InputError, match="single slice"):
+        Volume(np.arange(12.0).reshape(4, 3, 1), Grid((4, 3, 1), np.eye(4))).check_image("fixed")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, "1 values with fractions"),
+        (np.inf, r"1 values that are NaN or infinite.*--nan 0"),
+        (1e17, r"beyond 2\^53"),
+    ],
+)
+def test_labels_that_are_no_labels_are_refused(value, message):
+    values = np.zeros(GRID.shape)
+    values[1, 1, 1] = value
+    with pytest.raises(InputError, match=message):
+        volume(values, is_labels=True)
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 5)), np.zeros((4, 5, 3, 2)), np.zeros((5, 4, 3))])
+def test_values_of_another_shape_are_refused(values):
+    with pytest.raises(InputError, match=r"axes|shape"):
+        Volume(values, GRID)
+
+
+def test_labels_on_another_grid_are_refused():
+    moved = GRID.affine.copy()
+    moved[0, 3] = 1
+    labels = Volume(np.zeros(GRID.shape, int), Grid(GRID.shape, moved), "parts", is_labels=True)
+    with pytest.raises(InputError, match="stand on another grid"):
+        VolumePair(volume(ramp()), volume(ramp()), moving_labels=labels)
