@@ -16,6 +16,7 @@ from torch import Tensor
 
 from napari_shmoareg.engine import losses
 from napari_shmoareg.engine.conform import Conformed, conform
+from napari_shmoareg.engine.memory import check_training_memory
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError, VolumePair, field
 from napari_shmoareg.model import NetworkOutput, SHMoAReg
@@ -97,6 +98,8 @@ def fine_tune(
     InputError
         If there is no pair, or the loss or its gradient is not finite (the weights are then those
         before the step).
+    TooLargeError
+        If a step would not fit into memory.
     """
     settings = settings or FineTuning()
     if len(pairs) == 0:
@@ -104,11 +107,15 @@ def fine_tune(
     optimiser = optimiser or make_optimiser(network, settings)
     device = next(network.parameters()).device
     network.train()
+    largest = 0
     for step in range(start, settings.steps):
         began = time.perf_counter()
         index = _pair_of(step, len(pairs), settings.seed)
         rng = np.random.default_rng([settings.seed, 1, step])
         pair = conformed_pair(pairs[index], settings.size or network.config.size, settings.overlap_weight > 0)
+        if pair.fixed.numel() > largest:
+            largest = pair.fixed.numel()
+            check_training_memory(network.config, pair.grid.shape, device)
         terms = _both_orders(network, pair, settings, rng, device)
         if not torch.isfinite(terms.total):
             raise InputError(_not_finite("loss", float(terms.total.detach()), step, index))

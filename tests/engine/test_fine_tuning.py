@@ -14,7 +14,7 @@ from napari_shmoareg.engine.drawing import Drawing
 from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
 from napari_shmoareg.engine.synthesis import DrawnPairs
 from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import Grid, InputError, field
+from napari_shmoareg.geometry import Grid, InputError, TooLargeError, field
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 SMALL = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16), labels=4)
@@ -128,3 +128,15 @@ def test_the_rate_falls_along_a_cosine_only_if_asked():
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         FineTuning(**changes)
+
+
+def test_a_step_too_large_for_memory_is_refused_before_it_begins(network, pairs, monkeypatch):
+    from types import SimpleNamespace
+
+    from napari_shmoareg.engine import memory
+
+    before = copy.deepcopy(network.state_dict())
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=300 * 2**20))
+    with pytest.raises(TooLargeError, match=r"A step of learning on the grid .* needs about .* GiB"):
+        next(fine_tune(network, pairs, FineTuning(steps=1)))
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
