@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from napari_shmoareg.geometry import Grid, Volume, VolumePair
 
@@ -65,13 +67,29 @@ def _phantoms() -> VolumePair:
     )
 
 
-@pytest.fixture
-def tiny_network():
-    """A seeded, untrained network of the smallest preset, in evaluation mode."""
+@pytest.fixture(scope="session")
+def lively_network() -> Callable[[float], nn.Module]:
+    """Make an untrained network of the smallest preset with random heads of a given spread, as those start at zero.
+
+    With 0.03 it moves things by some millimetres, with 0.1 it folds.
+    """
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
-    torch.manual_seed(0)
-    return SHMoAReg(SHMoARegConfig.preset("tiny")).eval()
+    def make(spread: float) -> SHMoAReg:
+        torch.manual_seed(0)
+        network = SHMoAReg(SHMoARegConfig.preset("tiny")).eval()
+        for level in network.decoder.levels:
+            for conv in (m for m in level.head.modules() if isinstance(m, nn.Conv3d)):
+                nn.init.normal_(conv.weight, std=spread)
+        return network
+
+    return make
+
+
+@pytest.fixture
+def tiny_network(lively_network):
+    """A seeded, untrained network of the smallest preset, in evaluation mode, that truly moves things."""
+    return lively_network(0.03)
 
 
 def _oblique_grid(shape, spacing, angles, middle) -> Grid:

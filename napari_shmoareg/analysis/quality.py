@@ -14,7 +14,7 @@ from napari_shmoareg.engine.similarity import Similarity
 from napari_shmoareg.geometry import Transform, Volume, warp_volume
 
 PerLabel = dict[str, dict[int, float]]
-STAGES = ("start", "affine", "after")
+STAGES = ("before", "affine", "after")
 UNSEEN = Similarity(float("nan"), float("nan"), float("nan"), 0.0)  # the images do not meet
 
 
@@ -22,7 +22,7 @@ UNSEEN = Similarity(float("nan"), float("nan"), float("nan"), 0.0)  # the images
 class Quality:
     """Numbers on the fixed image's grid, each at three stages.
 
-    ``start``: moving image and labels where their headers place them.  ``affine``: where the
+    ``before``: moving image and labels where their headers place them.  ``affine``: where the
     affine does.  ``after``: warped.  Definitions stand in `napari_shmoareg.analysis.metrics`.
 
     Attributes
@@ -72,15 +72,14 @@ def measure(registration: Registration) -> Quality:
     """
     pair, matrix = registration.pair, registration.alignment.matrix
     transforms = (Transform(np.eye(4)), Transform(matrix))
-    alike = [registration.similarity[name] or UNSEEN for name in ("before", "affine", "after")]
-    similarity = {stage: found._asdict() for stage, found in zip(STAGES, alike, strict=True)}
+    similarity = {stage: (registration.similarity[stage] or UNSEEN)._asdict() for stage in STAGES}
     overlap: PerLabel | None = None
     distance: PerLabel | None = None
     farthest: PerLabel | None = None
     if pair.fixed_labels is not None and pair.moving_labels is not None and registration.warped_labels is not None:
-        start, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms)
-        start = affine if np.allclose(matrix, np.eye(4)) else start
-        labels = dict(zip(STAGES, (start, affine, registration.warped_labels), strict=True))
+        before, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms)
+        before = affine if np.allclose(matrix, np.eye(4)) else before
+        labels = dict(zip(STAGES, (before, affine, registration.warped_labels), strict=True))
         overlap = {stage: dice(volume.values, pair.fixed_labels.values) for stage, volume in labels.items()}
         distance, farthest = _distances(labels, pair.fixed_labels)
     determinant = registration.jacobian.values
@@ -105,13 +104,13 @@ def _distances(labels: Mapping[str, Volume], truth: Volume) -> tuple[PerLabel, P
     """ASSD and HD95 per stage and label; a stage that is the one before it is not measured again."""
     average: PerLabel = {}
     far: PerLabel = {}
-    before: Volume | None = None
+    last: tuple[str, Volume] | None = None
     for stage, volume in labels.items():
-        if volume is before:
-            average[stage], far[stage] = average["start"], far["start"]
+        if last is not None and volume is last[1]:
+            average[stage], far[stage] = average[last[0]], far[last[0]]
             continue
         both = surface(volume.values, truth.values, truth.grid.spacing)
         average[stage] = {label: value for label, (value, _) in both.items()}
         far[stage] = {label: value for label, (_, value) in both.items()}
-        before = volume
+        last = stage, volume
     return average, far

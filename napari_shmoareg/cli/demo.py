@@ -59,13 +59,13 @@ def demo(
 
 
 def true_errors(sample: Sample, registration: Registration) -> dict[str, dict[str, float]]:
-    """Mean and 95th percentile in mm of the distance to the truth: at the start, after the affine, after all."""
+    """Mean and 95th percentile in mm of the distance to the truth: before, after the affine, after all."""
     import numpy as np
 
     from napari_shmoareg.geometry import Transform
 
     stages = {
-        "start": Transform(np.eye(4)),
+        "before": Transform(np.eye(4)),
         "affine": Transform(registration.alignment.matrix),
         "after": registration.transform,
     }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_shmoareg.cli.errors import CANCELLED, say
-from napari_shmoareg.cli.options import Affine, AffineOption, Debug, Device, DeviceOption, Nan, Quiet
+from napari_shmoareg.cli.options import Affine, AffineOption, Channel, Debug, Device, DeviceOption, Nan, Quiet
 from napari_shmoareg.cli.progress import progress
 from napari_shmoareg.cli.weights import chosen_device, chosen_weights
 from napari_shmoareg.geometry import InputError
@@ -73,6 +73,7 @@ def fine_tune(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     nan: Nan = None,
+    channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -86,7 +87,7 @@ def fine_tune(
     from napari_shmoareg.io.checkpoint import load_network, read_card
     from napari_shmoareg.io.datasets import read_pair_list
 
-    listed = read_pair_list(pairs, nan=nan)
+    listed = read_pair_list(pairs, nan=nan, channel=channel)
     place = chosen_device(device.value)
     name = chosen_weights(start)
     network = load_network(name, device=place)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from napari_shmoareg import __version__
 from napari_shmoareg.cli.options import Debug
 from napari_shmoareg.cli.tables import show
-
-LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors")
 
 
 def info(debug: Debug = False) -> None:
@@ -31,12 +27,14 @@ def _machine() -> Table:
     import psutil
     import torch
 
+    from napari_shmoareg.io.summary import versions
+
+    found = versions()
     cuda = torch.cuda.is_available()
     memory = psutil.virtual_memory()
     rows = {
-        "shmoareg": __version__,
-        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{name: _version(name) for name in LIBRARIES},
+        "Python": f"{found.pop('python')} on {platform.system()} {platform.machine()}",
+        **{name: number or "not installed" for name, number in found.items()},
         "device": torch.cuda.get_device_name() if cuda else "cpu (no CUDA device found)",
         "CPU threads": str(torch.get_num_threads()),
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
@@ -63,10 +61,3 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_text(v) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

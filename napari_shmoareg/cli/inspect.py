@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from napari_shmoareg.cli.options import (
     Affine,
     AffineOption,
+    Channel,
     Debug,
     Device,
     DeviceOption,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from napari_shmoareg.analysis.expert_load import ExpertLoad
+    from napari_shmoareg.geometry import VolumePair
 
 DEFAULT_OUT = Path("shmoareg-inspect")
 
@@ -57,6 +60,7 @@ def inspect(
     device: DeviceOption = Device.auto,
     size: Size = None,
     nan: Nan = None,
+    channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -69,6 +73,10 @@ def inspect(
 
     folders = [path for path in what if (path / "report.json").is_file()]
     pair = len(what) == 2 and not folders
+    if len(what) == 1 and what[0].is_file():
+        raise InputError(
+            f"{what[0]} is one file; a folder that `register` wrote, or two images (MOVING FIXED), were expected."
+        )
     if not pair and len(what) > 1 and len(folders) < len(what):
         odd = next(path for path in what if path not in folders)
         raise InputError(f"{odd} is not a registration folder. Give such folders, or two images: MOVING FIXED.")
@@ -76,8 +84,10 @@ def inspect(
     if place is not None:
         check_new_folder(place)
     if pair:
+        from napari_shmoareg.io.images import read_pair
+
         running = Running(weights, affine, diffeomorphic, device, size)
-        load, figures = _registered(what[0], what[1], running, nan, quiet)
+        load, figures = _registered(lambda: read_pair(what[0], what[1], nan=nan, channel=channel), running, quiet)
     else:
         load, figures = _read(what)
     if place is not None:
@@ -87,7 +97,7 @@ def inspect(
             show(*load_tables(load))
         else:
             typer.echo("This network has no experts: neither a mixture of attention heads nor of deformations.")
-        typer.echo(f"\n{_where(what[0] if place is None else place, given=place is None)}")
+        typer.echo(f"\n{_where(what[0] if place is None else place, given=place is None, experts=len(load) > 0)}")
 
 
 def _read(folders: list[Path]) -> tuple[ExpertLoad, dict[str, Figure]]:
@@ -98,18 +108,15 @@ def _read(folders: list[Path]) -> tuple[ExpertLoad, dict[str, Figure]]:
     return load, {"expert_loads.png": load_figure(load)} if len(load) else {}
 
 
-def _registered(
-    moving: Path, fixed: Path, running: Running, nan: float | None, quiet: bool
-) -> tuple[ExpertLoad, dict[str, Figure]]:
+def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -> tuple[ExpertLoad, dict[str, Figure]]:
     with progress(quiet, REGISTERING) as report:
         report("loading", 0.0)
         from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
         from napari_shmoareg.analysis.expert_load import ExpertLoad
-        from napari_shmoareg.io.images import read_pair
 
         _, network = running.network()
         report("reading", 0.0)
-        registration = running.register(read_pair(moving, fixed, nan=nan), network, report)
+        registration = running.register(read(), network, report)
         report("drawing", 0.0)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
         figures = {"expert_loads.png": load_figure(load)} if len(load) else {}
@@ -129,8 +136,13 @@ def _write(load: ExpertLoad, figures: dict[str, Figure], place: Path) -> None:
             write_figure(figure, folder / name, {"Title": name.removesuffix(".png").replace("_", " ")})
 
 
-def _where(folder: Path, given: bool) -> str:
-    """Where the CSV file and the figures lie."""
+def _where(folder: Path, given: bool, experts: bool) -> str:
+    """Where the CSV file and the figures lie, and how to get figures that were not drawn."""
     names = ("experts/loads.csv", "figures/expert_loads.png", "figures/expert_maps.png") if given else ()
-    found = [folder / name for name in names] or sorted(folder.iterdir())
-    return "\n".join(["Each block by itself, and the figures:", *(f"  {path}" for path in found if path.exists())])
+    found = [path for path in ([folder / name for name in names] or sorted(folder.iterdir())) if path.exists()]
+    drawn = any(path.suffix == ".png" for path in found)
+    lines = ["Each block by itself, and the figures:" if drawn else "Each block by itself:"]
+    lines += [f"  {path}" for path in found]
+    if experts and not drawn:
+        lines.append("It was registered without figures; give --out FOLDER to draw the loads there.")
+    return "\n".join(lines)

@@ -97,7 +97,7 @@ Nan = Annotated[
 Channel = Annotated[
     int | None, typer.Option("--channel", metavar="N", min=0, help="Which volume of a 4D image to read, from 0.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the full traceback of an error.", callback=remember_debug, is_eager=True)
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.engine.conform import Conformed
     from napari_shmoareg.engine.fine_tuning import Step
-    from napari_shmoareg.engine.pretraining import Recipe
+    from napari_shmoareg.engine.pretraining import Recipe, RunningMean
     from napari_shmoareg.model import SHMoAReg
 
 SAVE_EVERY, VALIDATE_EVERY = 100, 400
@@ -60,7 +60,7 @@ def pretrain(
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     plan = named(recipe, steps=steps, seed=seed)
-    run.mkdir(parents=True, exist_ok=True)
+    _make_folder(run)
     check_same_plan(run, plan)
     torch.manual_seed(plan.settings.seed)
     network = SHMoAReg(SHMoARegConfig.preset(plan.preset)).to(chosen_device(device))
@@ -88,19 +88,13 @@ def learn(
     """Run steps until the last one, Ctrl-C or the time; whether the last one was reached."""
     from napari_shmoareg.cli.fine_tune import asked_to_stop
     from napari_shmoareg.engine.fine_tuning import fine_tune
-    from napari_shmoareg.engine.pretraining import RunningMean, validation_pairs
-    from napari_shmoareg.io.checkpoint import load_network
+    from napari_shmoareg.engine.pretraining import validation_pairs
     from napari_shmoareg.io.training_state import save_training_state
 
     start, history = before
     held = validation_pairs(subjects, plan.pairs(subjects).phases[-1][1])
     began, recent = time.perf_counter(), list[Any]()
-    last, mean = start, RunningMean(network, plan.averaging)
-    if start:
-        mean.network.load_state_dict(
-            load_network(run / WEIGHTS, device=str(next(network.parameters()).device)).state_dict()
-        )
-        mean.seen = start
+    last, mean = start, _running_mean(network, plan, run, start)
     with asked_to_stop() as asked, progress(quiet) as report:
         for step in fine_tune(network, plan.pairs(subjects), plan.settings, optimiser=optimiser, start=start):
             last = step.step
@@ -119,18 +113,70 @@ def learn(
     return last >= plan.settings.steps
 
 
+def _running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> RunningMean:
+    """The mean of the weights as the run left it; begun anew where the weights are not of the state's step.
+
+    Weights and state are two files: a run that was killed between the two leaves weights that are ahead.
+    """
+    from napari_shmoareg.engine.pretraining import RunningMean
+    from napari_shmoareg.io.checkpoint import load_network, read_card
+
+    mean, weights = RunningMean(network, plan.averaging), run / WEIGHTS
+    if not start:
+        return mean
+    step = read_card(weights).get("steps") if weights.is_file() else None
+    if step == start:
+        device = next(network.parameters()).device
+        mean.network.load_state_dict(load_network(weights, device=device).state_dict())
+        mean.seen = start
+    else:
+        found = "are missing" if step is None else f"are of step {step}"
+        say(
+            f"Note: the state in {run} is of step {start}, but its weights {found}; the running mean of the weights "
+            "begins anew from the state's network."
+        )
+    return mean
+
+
+def _make_folder(run: Path) -> None:
+    """The run's folder, made if missing."""
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file; the name of a new folder, or of a run's folder, was expected for --run.")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot make the folder {run}: {error.strerror}. Name a place that you may write to."
+        ) from error
+
+
 def check_same_plan(run: Path, plan: Recipe) -> None:
-    """A run goes on with the settings it began with."""
+    """A run goes on with the settings it began with.
+
+    Raises
+    ------
+    InputError
+        If they are others, or the file that tells them is damaged.
+    """
+    from napari_shmoareg.io.atomic import writing
+
     told = run / "recipe.json"
     now = json.loads(json.dumps(asdict(plan)))
     if told.exists():
-        then = json.loads(told.read_text())
+        try:
+            then = json.loads(told.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{told} is damaged ({error}): it tells which settings the run was begun with. Delete it to go on with "
+                "the settings given now, or give another --run."
+            ) from error
         if then != now:
             raise InputError(
                 f"The run in '{run}' was begun with other settings (see {told}); give those, or another --run."
             )
         return
-    told.write_text(json.dumps(now, indent=2) + "\n")
+    with writing(told) as temporary:
+        temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
 
 
 def _row(steps: Sequence[Step], network: SHMoAReg, held: Sequence[Conformed]) -> dict[str, Any]:

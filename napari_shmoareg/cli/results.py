@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from napari_shmoareg.cli.tables import results
-
-STAGES = ("start", "affine", "after")
 
 
 def result_table(report: Mapping[str, Any]) -> Table:
@@ -21,13 +19,15 @@ def result_table(report: Mapping[str, Any]) -> Table:
     report : mapping
         The content of report.json.
     """
+    from napari_shmoareg.analysis.quality import STAGES
+
     similarity = report["similarity"]
     truth = report.get("extra", {}).get("true_error_mm")
     rows = [
         ("correlation of intensities", [similarity[s]["ncc"] for s in STAGES], ".3f"),
         ("mutual information (0 to 1)", [similarity[s]["nmi"] for s in STAGES], ".3f"),
-        ("Dice, mean over labels", _means(report["dice"]), ".3f"),
-        ("surface distance, mm", _means(report["assd_mm"]), ".2f"),
+        ("Dice, mean over labels", _means(report["dice"], STAGES), ".3f"),
+        ("surface distance, mm", _means(report["assd_mm"], STAGES), ".2f"),
     ]
     if truth is not None:
         rows += [
@@ -68,5 +68,5 @@ def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
     return "\n".join([f"Results in {folder}:", *(f"  {what:<{width}}  {name}" for what, name in lines)])
 
 
-def _means(stages: Mapping[str, Any] | None) -> list[float | None]:
-    return [None if stages is None else stages[stage]["mean"] for stage in STAGES]
+def _means(found: Mapping[str, Any] | None, stages: Sequence[str]) -> list[float | None]:
+    return [None if found is None else found[stage]["mean"] for stage in stages]

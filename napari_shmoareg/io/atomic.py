@@ -6,18 +6,17 @@ killed run leaves nothing that looks finished.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io import partial
+from napari_shmoareg.io.places import NO_SPACE, check_empty, check_is_file, check_is_folder, check_parent
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_LAST = "report.json"
 
 
 def ending(path: str | Path) -> str:
@@ -55,14 +54,11 @@ def writing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
         If the folder is missing or not writable, `path` is a folder, or the disk is full.
     """
     path = Path(path).expanduser().absolute()
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; the name of a file was expected.")
-    if not path.parent.is_dir():
-        raise InputError(f"Cannot write {path.name}: the folder {path.parent} does not exist. Make it first.")
-    temporary = _hidden(path.parent, path.name, ending(path))
+    check_is_file(path)
+    check_parent(path)
+    temporary = partial.hidden(path.parent, path.name, ending(path))
     with _refusals(path):
-        _probe(path.parent)
-        _clean_stale(path.parent, path.name)
+        partial.clean(path.parent, path.name)
     try:
         with _full_disk(path, size):
             yield temporary
@@ -70,12 +66,16 @@ def writing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        _remove(temporary)
+        partial.remove(temporary)
 
 
 @contextmanager
 def new_folder(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
     """Build a folder of results so that it appears whole or not at all.
+
+    A folder that cannot be replaced (a mounted one, the working directory, one in a parent
+    that is read-only) is filled in the end, entry by entry; ``report.json`` comes last there, so
+    that a folder with it is whole in every case.
 
     Parameters
     ----------
@@ -96,68 +96,32 @@ def new_folder(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
         or the disk is full.
     """
     path = Path(path).expanduser().resolve()
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; the name of a new or empty folder was expected.")
+    check_is_folder(path)
     with _refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Ours: a mounted folder or the working directory cannot be replaced, so it is filled from within.
         inside = path.is_dir() and (os.path.ismount(path) or path == Path.cwd() or not os.access(path.parent, os.W_OK))
         parent = path if inside else path.parent
-        _probe(parent)
-        _clean_stale(parent, path.name)
-        _check_empty(path)
-        temporary = _hidden(parent, path.name)
+        check_parent(parent / path.name)
+        check_empty(path)
+        for folder in {parent, path} if path.is_dir() else {parent}:
+            partial.clean(folder, path.name)
+        temporary = partial.hidden(parent, path.name)
         temporary.mkdir()
     try:
         with _full_disk(path, size):
             yield temporary
-            _check_empty(path, apart_from=temporary)
+            check_empty(path)
             if inside:
-                for entry in temporary.iterdir():
+                for entry in sorted(temporary.iterdir(), key=lambda entry: (entry.name == _LAST, entry.name)):
                     entry.rename(path / entry.name)
             else:
                 if path.is_dir():
+                    partial.clean(path, path.name)
                     path.rmdir()
                 temporary.rename(path)
     finally:
-        _remove(temporary)
-
-
-def _hidden(parent: Path, name: str, suffix: str = "") -> Path:
-    return parent / f".{name}.partial-{os.getpid()}{suffix}"
-
-
-def _clean_stale(parent: Path, name: str) -> None:
-    """Remove what a killed run left: partial files whose process is gone (or is this one)."""
-    start = f".{name}.partial-"
-    for entry in parent.iterdir():
-        number = entry.name.removeprefix(start).split(".")[0]
-        if not (entry.name.startswith(start) and number.isdigit()):
-            continue
-        if int(number) == os.getpid() or not psutil.pid_exists(int(number)):
-            _remove(entry)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _probe(folder: Path) -> None:
-    """Refuse early, before long work, what would fail at the end."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "not writable", str(folder))
-
-
-def _check_empty(path: Path, apart_from: Path | None = None) -> None:
-    entries = [] if not path.is_dir() else [entry.name for entry in path.iterdir() if entry != apart_from]
-    if entries:
-        raise InputError(
-            f"The folder {path} is not empty ({len(entries)} entries, such as '{min(entries)}'). Nothing there is "
-            "overwritten: name another folder, or empty this one."
-        )
+        partial.remove(temporary)
 
 
 @contextmanager
@@ -167,25 +131,30 @@ def _refusals(path: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 raise
+            where = partial.shown(error.filename or path)
             raise InputError(
-                f"Cannot write {path}: {error.strerror} ({error.filename}). Name a place that you may write to."
+                f"Cannot write {partial.shown(path)}: {error.strerror} ({where}). Name a place that you may write to."
             ) from error
 
 
 @contextmanager
 def _full_disk(path: Path, size: int | None) -> Iterator[None]:
-    """A full disk in plain words; ITK reports it as a RuntimeError without a number."""
+    """A full disk in plain words; ITK reports it as a RuntimeError without a number.
+
+    Ours: such an error counts as a full disk where less is free than what was to be written
+    (or than 1 MiB).
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(next(place for place in (path, *path.parents) if place.is_dir())).free
         number = getattr(error, "errno", None)
-        if not (number in _NO_SPACE or (number is None and free < 2**20)):
+        if not (number in NO_SPACE or (number is None and free < max(2**20, size or 0))):
             raise
         need = "" if size is None else f" and {path.name} needs about {size / 1e6:.0f} MB"
         raise InputError(
-            f"The disk is full: {path} could not be written; {free / 1e6:.0f} MB are free{need}. Free some space or "
-            "name a place on another disk. Nothing half-written was left."
+            f"The disk is full: {partial.shown(path)} could not be written; {free / 1e6:.0f} MB are free{need}. Free "
+            "some space or name a place on another disk. Nothing half-written was left."
         ) from error

@@ -31,12 +31,13 @@ class PairList(Sequence[VolumePair]):
     Parameters
     ----------
     files : tuple of PairFiles
-    nan : float, optional
-        As for `read_image`.
+    nan, channel : optional
+        As for `read_pair`.
     """
 
     files: tuple[PairFiles, ...]
     nan: float | None = None
+    channel: int | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -50,12 +51,14 @@ class PairList(Sequence[VolumePair]):
     def __getitem__(self, index: int | slice) -> VolumePair | PairList:
         """Read one pair, or take a part of the list."""
         if isinstance(index, slice):
-            return PairList(self.files[index], self.nan)
+            return PairList(self.files[index], self.nan, self.channel)
         entry = self.files[index]
-        return read_pair(entry.moving, entry.fixed, entry.moving_labels, entry.fixed_labels, nan=self.nan)
+        return read_pair(
+            entry.moving, entry.fixed, entry.moving_labels, entry.fixed_labels, nan=self.nan, channel=self.channel
+        )
 
 
-def read_pair_list(path: str | Path, *, nan: float | None = None) -> PairList:
+def read_pair_list(path: str | Path, *, nan: float | None = None, channel: int | None = None) -> PairList:
     """Read a CSV list of pairs.
 
     Parameters
@@ -63,8 +66,8 @@ def read_pair_list(path: str | Path, *, nan: float | None = None) -> PairList:
     path : str or Path
         Columns moving, fixed and, if there are labels, moving_labels, fixed_labels; others are
         left alone.  File names are relative to the list's own folder.
-    nan : float, optional
-        As for `read_image`.
+    nan, channel : optional
+        As for `read_pair`.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def read_pair_list(path: str | Path, *, nan: float | None = None) -> PairList:
         raise InputError(f"{path} is not a CSV file ({error}).") from error
     if not files:
         raise InputError(f"{path} lists no pair; give at least one line below the names of the columns.")
-    return PairList(files, nan)
+    return PairList(files, nan, channel)
 
 
 def _entry(path: Path, line: int, row: dict[str, str]) -> PairFiles:

@@ -39,7 +39,7 @@ def read_image(
     -------
     Volume
         In the file's own order of axes and its own type of number (float32 where the file
-        scales its integers); RAS mm.
+        scales the integers of an image); RAS mm.
 
     Raises
     ------
@@ -51,18 +51,18 @@ def read_image(
 
     Warns
     -----
-    UserWarning
-        If a NIfTI file does not say how it lies in the world.
+    GuessedPlace
+        If the file does not say where its voxels stand, so that a place was assumed.
     """
     path, series = _existing(path)
     if path.is_dir():
         values, affine = dicom.load(path, series)
     elif ending(path) in NIFTI_ENDINGS:
         image, affine = nifti.load(path)
-        values = nifti.values_of(path, image)
+        values = nifti.values_of(path, image, scaled_to=np.float64 if labels else np.float32)
     else:
         values, affine = itk.load(path)
-    values = _one_volume(path, values, channel)
+    values = _one_volume(path, values, channel, labels)
     if nan is not None and values.dtype.kind == "f":
         values = np.where(np.isfinite(values), values, values.dtype.type(nan))
     try:
@@ -90,7 +90,7 @@ def read_pair(
     moving_labels, fixed_labels : str or Path, optional
         Label maps on the grids of their images.
     nan, channel
-        As for `read_image`; for the two images.
+        As for `read_image`; the channel is that of the two images, as labels have to be 3D.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def _existing(path: str | Path) -> tuple[Path, str | None]:
     return place, series
 
 
-def _one_volume(path: Path, values: NDArray, channel: int | None) -> NDArray:
+def _one_volume(path: Path, values: NDArray, channel: int | None, labels: bool) -> NDArray:
     """The 3D volume in an array of any number of axes."""
     shape = values.shape
     while values.ndim > 3 and values.shape[-1] == 1:
@@ -177,6 +177,11 @@ def _one_volume(path: Path, values: NDArray, channel: int | None) -> NDArray:
         return values
     values = values.reshape(*shape[:3], -1)
     number = values.shape[3]
+    if channel is None and labels:
+        raise InputError(
+            f"{path} has {len(shape)} axes {shape}; labels have to be 3D, one map on the grid of its image. Save one "
+            f"of the {number} volumes as a file of its own."
+        )
     if channel is None:
         raise InputError(
             f"{path} has {len(shape)} axes {shape}; SHMoAReg registers 3D volumes. Pick one of the {number} with "

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import Grid, InputError
 from napari_shmoareg.io.memory import check_memory
+from napari_shmoareg.io.orientation import check_header, check_spacing, header_fields, numbers_of
+from napari_shmoareg.io.silence import silenced
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -32,26 +34,48 @@ def load(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
     Raises
     ------
     InputError
-        If the file is damaged or of another type.
+        If the file is damaged or of another type, or does not lie properly in the world.
     TooLargeError
         If it would not fit into memory.
+
+    Warns
+    -----
+    GuessedPlace
+        If an NRRD or MetaImage file does not say which way its axes run.
     """
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    fields = header_fields(path)
     try:
-        reader.ReadImageInformation()
+        with silenced():
+            reader.ReadImageInformation()
+        if reader.GetDimension() > 2:
+            _check_place(path, reader, fields)
         bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
         voxel = (int(bits[1]) // 8 if bits else 8) * reader.GetNumberOfComponents()
         check_memory(path, reader.GetSize(), 3 * voxel + 4)
-        image = reader.Execute()
+        with silenced():
+            image = reader.Execute()
     except RuntimeError as error:
+        if 0 in numbers_of(fields.get("spacings", "")):
+            check_spacing(path, numbers_of(fields["spacings"]))
         raise InputError(
             f"{path} ({path.stat().st_size} bytes) could not be read: {reason(error)}. The file is damaged, cut short "
             "or of another type, or a data file that it names is missing. Download or copy it again."
         ) from error
     return values_of(image), affine_of(image)
+
+
+def _check_place(path: Path, reader: sitk.ImageFileReader, fields: dict[str, str]) -> None:
+    """What ITK would refuse as damage, or make up without a word, is said plainly."""
+    check_header(path, fields)
+    check_spacing(path, reader.GetSpacing()[:3])
+    try:
+        Grid((1, 1, 1), affine_of(reader))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def values_of(image: sitk.Image) -> NDArray:
@@ -64,7 +88,7 @@ def values_of(image: sitk.Image) -> NDArray:
     return np.ascontiguousarray(array.transpose([*reversed(space), *last]))
 
 
-def affine_of(image: sitk.Image) -> NDArray[np.float64]:
+def affine_of(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
     """Voxel index to RAS mm, (4, 4), of the first three axes."""
     n = image.GetDimension()
     if n < 3:
@@ -113,3 +137,25 @@ def reason(error: RuntimeError) -> str:
     """The last line of ITK's message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else "no reason given"
+
+
+def matrix_of(linear: sitk.Transform) -> NDArray[np.float64]:
+    """The (4, 4) RAS matrix of a linear ITK transform, from where it takes four points."""
+    points = np.array(
+        [linear.TransformPoint(p) for p in [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]]
+    )
+    matrix = np.eye(4)
+    matrix[:3, :3] = (points[1:] - points[0]).T
+    matrix[:3, 3] = points[0]
+    return LPS @ matrix @ LPS
+
+
+def affine_transform(matrix: NDArray[np.float64]) -> sitk.AffineTransform:
+    """The linear ITK transform (LPS) of a (4, 4) RAS matrix."""
+    import SimpleITK as sitk
+
+    lps = LPS @ matrix @ LPS
+    affine = sitk.AffineTransform(3)
+    affine.SetMatrix(lps[:3, :3].ravel().tolist())
+    affine.SetTranslation(lps[:3, 3].tolist())
+    return affine

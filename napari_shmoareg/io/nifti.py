@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from napari_shmoareg.geometry import Grid, InputError
 from napari_shmoareg.io.itk import is_orthonormal
 from napari_shmoareg.io.memory import check_memory
+from napari_shmoareg.io.orientation import check_spacing, warn_guessed
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
@@ -30,6 +30,11 @@ def load(path: Path) -> tuple[Any, NDArray[np.float64]]:
         If the file is damaged, of another type, or has no place in the world.
     TooLargeError
         If it would not fit into memory.
+
+    Warns
+    -----
+    GuessedPlace
+        If the file does not say where its voxels stand.
     """
     import nibabel
 
@@ -59,15 +64,16 @@ def load(path: Path) -> tuple[Any, NDArray[np.float64]]:
     return image, _in_millimetres(path, image.header, affine)
 
 
-def values_of(path: Path, image: Any) -> NDArray:
+def values_of(path: Path, image: Any, *, scaled_to: type[np.floating] = np.float32) -> NDArray:
     """The voxels of an opened image, scaled as its header says, in this machine's byte order.
 
-    Integers without scaling stay integers; scaled ones become float32.
+    Integers without scaling stay integers; scaled ones become `scaled_to`.  Labels want
+    float64: float32 cannot tell whole numbers beyond 2^24 apart.
     """
     try:
         scaled = (getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)) != (1.0, 0.0)
         # Copied: a memory map would change, or crash, with its file.
-        values = np.asarray(image.dataobj, dtype=np.float32) if scaled else np.asarray(image.dataobj).copy()
+        values = np.asarray(image.dataobj, dtype=scaled_to) if scaled else np.asarray(image.dataobj).copy()
     except (EOFError, OSError, ValueError) as error:
         raise truncated(path, _readable_bytes(path)) from error
     if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
@@ -130,28 +136,24 @@ def _wrong_type(path: Path, error: Exception) -> str:
 
 def _in_millimetres(path: Path, header: Any, affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Check where a header's place comes from, and turn metres or micrometres into mm."""
-    if "sform_code" not in header:  # MGH: always placed, always mm
+    if "sform_code" not in header:  # MGH: always mm
+        if int.from_bytes(_start(path, 30)[28:30], "big", signed=True) <= 0:
+            warn_guessed(path, "its goodRASFlag is 0", "to the left, down and to the front at 1 mm")
+            # Ours: the default that FreeSurfer itself takes; nibabel takes its transpose, upside down.
+            affine = np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+            affine[:3, 3] = -affine[:3, :3] @ (np.asarray(header["dims"][:3]) / 2)
         return affine
     if int(header["sform_code"]) == 0:
-        spacing = _raw_spacing(path, header)
-        if not (np.isfinite(spacing).all() and np.all(spacing != 0)):
-            raise InputError(
-                f"{path} has the voxel spacing {tuple(float(s) for s in spacing)} mm and no sform: every axis needs a "
-                "spacing above 0. Correct the header (pixdim), or export the image again."
-            )
+        # As stored: nibabel quietly turns a spacing of 0 into 1.
+        raw = type(header)(_start(path, header.sizeof_hdr), check=False)
+        check_spacing(path, raw["pixdim"][1:4])
         if int(header["qform_code"]) == 0:
-            warnings.warn(
-                f"{path} does not say how it lies in the world (qform and sform codes are 0): right and left, front "
-                "and back are guessed from the order of its voxels.",
-                UserWarning,
-                stacklevel=4,
-            )
+            warn_guessed(path, "its qform and sform codes are 0", "to the left, the front and up")
     scale = _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     return np.diag([scale, scale, scale, 1.0]) @ affine
 
 
-def _raw_spacing(path: Path, header: Any) -> NDArray[np.float64]:
-    """The spacing as stored: nibabel quietly turns a spacing of 0 into 1."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        block = file.read(header.sizeof_hdr)
-    return np.asarray(type(header)(block, check=False)["pixdim"][1:4], dtype=np.float64)
+def _start(path: Path, count: int) -> bytes:
+    """The first bytes of a file's content."""
+    with gzip.open(path) if path.suffix.lower() in (".gz", ".mgz") else path.open("rb") as file:
+        return file.read(count)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io import partial
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 def check_new_file(path: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> None:
@@ -29,11 +33,10 @@ def check_new_file(path: str | Path, *, overwrite: bool = False, inputs: Iterabl
     place = Path(path).expanduser().resolve()
     if any(place == Path(given).expanduser().resolve() for given in inputs):
         raise InputError(f"{path} is one of the inputs, and writing there would replace it. Give another name.")
-    if place.is_dir():
-        raise InputError(f"{path} is a folder; the name of a file was expected.")
+    check_is_file(path)
     if place.exists() and not overwrite:
         raise InputError(f"{path} exists. Give --overwrite to replace it, or another name.")
-    _check_parent(place)
+    check_parent(place)
 
 
 def check_new_folder(path: str | Path) -> None:
@@ -45,28 +48,74 @@ def check_new_folder(path: str | Path) -> None:
         If `path` is a file, a folder with something in it, or lies where nothing can be made.
     """
     place = Path(path).expanduser().resolve()
-    if place.exists() and not place.is_dir():
-        raise InputError(f"{path} is a file; the name of a new or empty folder was expected.")
-    entries = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
-    if entries:
-        raise InputError(
-            f"The folder {path} is not empty ({len(entries)} entries, such as '{entries[0]}'). Nothing there is "
-            "overwritten: name another folder, or empty this one."
-        )
+    check_is_folder(path)
+    check_empty(path)
     nearest = next(parent for parent in (place, *place.parents) if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"Cannot make {path}: {nearest} is a file.")
-    _check_parent(nearest / "results")
+    check_parent(nearest / "results")
 
 
-def _check_parent(place: Path) -> None:
-    parent = place.parent
+def check_is_file(path: str | Path) -> None:
+    """Refuse a folder where the name of a file is wanted.
+
+    Raises
+    ------
+    InputError
+        If `path` is a folder.
+    """
+    if Path(path).expanduser().is_dir():
+        raise InputError(f"{partial.shown(path)} is a folder; the name of a file was expected.")
+
+
+def check_is_folder(path: str | Path) -> None:
+    """Refuse a file where a folder of results is wanted; it need not exist.
+
+    Raises
+    ------
+    InputError
+        If `path` is there and no folder.
+    """
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{partial.shown(path)} is a file; the name of a new or empty folder was expected.")
+
+
+def check_empty(path: str | Path) -> None:
+    """Refuse a folder that holds something; what a killed run left half-written there does not count.
+
+    Raises
+    ------
+    InputError
+        If there is an entry.
+    """
+    place = Path(path).expanduser().resolve()
+    found = list(place.iterdir()) if place.is_dir() else []
+    entries = sorted(entry.name for entry in found if not partial.is_leftover(entry, place.name))
+    if entries:
+        raise InputError(
+            f"The folder {partial.shown(path)} is not empty ({len(entries)} entries, such as '{entries[0]}'). Nothing "
+            "there is overwritten: name another folder, or empty this one."
+        )
+
+
+def check_parent(path: str | Path) -> None:
+    """Refuse a place in a folder that is missing or cannot be written to, by trying.
+
+    Raises
+    ------
+    InputError
+        If nothing can be made beside `path`.
+    """
+    parent = Path(path).parent
     if not parent.is_dir():
-        raise InputError(f"Cannot write {place.name}: the folder {parent} does not exist. Make it first.")
+        raise InputError(
+            f"Cannot write {Path(path).name}: the folder {partial.shown(parent)} does not exist. Make it first."
+        )
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise InputError(
-            f"Cannot write into {parent}: {error.strerror}. Name a place that you may write to."
-        ) from error
+        full = error.errno in NO_SPACE
+        hint = "Free some space or name a place on another disk." if full else "Name a place that you may write to."
+        raise InputError(f"Cannot write into {partial.shown(parent)}: {error.strerror}. {hint}") from error

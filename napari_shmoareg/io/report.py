@@ -26,7 +26,6 @@ from napari_shmoareg.io.transforms import write_displacement, write_transform
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = ("overview.png", "jacobian.png", "expert_maps.png", "expert_loads.png")
 DOTS_PER_INCH = 150
 
 

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from napari_shmoareg import __version__
 from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
 from napari_shmoareg.analysis.quality import Quality
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry import Grid, InputError
+from napari_shmoareg.io.itk import is_orthonormal
 
 REPORT, LOADS = "report.json", "experts/loads.csv"
 COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
 FORMAT = 1
-LIBRARIES = ("shmoareg", "torch", "numpy", "scipy", "nibabel", "SimpleITK", "matplotlib")
+LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors", "matplotlib")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def build_report(
         "format": FORMAT,
         "versions": versions(),
         "weights": weights,
-        "warnings": registration.warnings,
+        "warnings": registration.warnings + _limits(pair.fixed.grid),
         "pair": {
             role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid) for role, v in volumes.items()
         },
@@ -150,8 +152,8 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the libraries that made a result; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions of shmoareg, Python and the libraries that made a result; None for one that is not installed."""
+    found: dict[str, str | None] = {"shmoareg": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = version(name)
@@ -171,6 +173,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _limits(fixed: Grid) -> list[str]:
+    """Which files of the folder other programs cannot use, because of the grid they stand on."""
+    if is_orthonormal(fixed):
+        return []
+    return [
+        "The axes of the fixed image's grid are not at right angles: ITK, 3D Slicer and ANTs refuse warped.nii.gz and "
+        "displacement.nii.gz, which stand on that grid. Give them transform.h5, which stands on straightened axes."
+    ]
 
 
 def _place(grid: Grid) -> dict[str, Any]:

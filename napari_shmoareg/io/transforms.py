@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, apply_affine, slabs
+from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, slabs
 from napari_shmoareg.io import itk, nifti
 from napari_shmoareg.io.atomic import ending, writing
 from napari_shmoareg.io.images import ITK_ENDINGS
+from napari_shmoareg.io.partial import shown
+from napari_shmoareg.io.silence import silenced
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -50,8 +52,8 @@ def write_displacement(field: DisplacementField, path: str | Path) -> None:
         raise InputError(f"A displacement is written as NIfTI: the name '{path}' has to end in .nii or .nii.gz.")
     if not itk.is_orthonormal(field.grid):
         warnings.warn(
-            f"The axes of the grid of {path} are not at right angles: ITK, 3D Slicer and ANTs refuse this field. Give "
-            "them transform.h5, which is written on straightened axes.",
+            f"The axes of the grid of {Path(path).name} are not at right angles: ITK, 3D Slicer and ANTs refuse this "
+            "field. Give them transform.h5, which is written on straightened axes.",
             UserWarning,
             stacklevel=2,
         )
@@ -92,19 +94,25 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
     if field is not None and not itk.is_orthonormal(grid):
         grid = itk.orthonormalised(grid)
         warnings.warn(
-            f"The axes of the fixed grid are not at right angles, which ITK cannot hold: the field in {path} was "
-            "resampled onto straightened axes.",
+            "The axes of the fixed grid are not at right angles, which ITK cannot hold: the field in "
+            f"{Path(path).name} was resampled onto straightened axes.",
             UserWarning,
             stacklevel=2,
         )
-    parts: list[sitk.Transform] = [_itk_affine(transform.affine)]
+    parts: list[sitk.Transform] = [itk.affine_transform(transform.affine)]
     if field is not None:
         vectors = field.vectors if grid is field.grid else _sampled(field, grid)
         image = itk.image_of((vectors * _LPS).astype(np.float64), grid)
         parts.append(sitk.DisplacementFieldTransform(image))
-    with writing(path, size=24 * int(np.prod(grid.shape))) as temporary:
-        # The transform added last is applied first: T(x) = A(x + d(x)).
-        sitk.WriteTransform(sitk.CompositeTransform(parts), str(temporary))
+    try:
+        with writing(path, size=24 * int(np.prod(grid.shape))) as temporary, silenced():
+            # The transform added last is applied first: T(x) = A(x + d(x)).
+            sitk.WriteTransform(sitk.CompositeTransform(parts), str(temporary))
+    except RuntimeError as error:
+        raise InputError(
+            f"{shown(path)} could not be written. Look whether its disk has room and is in order, or name a place on "
+            "another one."
+        ) from error
 
 
 def read_transform(path: str | Path) -> Transform:
@@ -178,8 +186,14 @@ def _itk_transform(path: Path) -> Transform:
     import SimpleITK as sitk
 
     try:
-        whole = sitk.ReadTransform(str(path))
+        with silenced():
+            whole = sitk.ReadTransform(str(path))
     except RuntimeError as error:
+        if _is_hdf5(path):
+            raise InputError(
+                f"{path} is damaged or cut short ({path.stat().st_size} bytes), or it holds no transform of ITK. Copy "
+                "it again, or write it again."
+            ) from error
         raise InputError(
             f"{path} is not a transform that ITK reads, or it is damaged: {itk.reason(error)}. (A .mat of FSL is "
             "another format.)"
@@ -193,7 +207,7 @@ def _itk_transform(path: Path) -> Transform:
             field, before = _field(path, itk.values_of(image), itk.affine_of(image)), matrix
             matrix = np.eye(4)
         elif part.GetDimension() == 3 and part.IsLinear():
-            matrix = matrix @ _matrix(part)
+            matrix = matrix @ itk.matrix_of(part)
         else:
             raise InputError(f"{path} holds a {part.GetName()}; 3D affines and displacement fields are read.")
     if field is None:
@@ -204,6 +218,11 @@ def _itk_transform(path: Path) -> Transform:
     return Transform(before @ matrix, DisplacementField(vectors, Grid(field.grid.shape, back @ field.grid.affine)))
 
 
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
 def _flat(transform: Any) -> list[Any]:
     """The parts of a composite of composites, each as its own type."""
     import SimpleITK as sitk
@@ -212,24 +231,3 @@ def _flat(transform: Any) -> list[Any]:
     if not isinstance(part, sitk.CompositeTransform):
         return [part]
     return [leaf for n in range(part.GetNumberOfTransforms()) for leaf in _flat(part.GetNthTransform(n))]
-
-
-def _matrix(linear: Any) -> NDArray[np.float64]:
-    """The (4, 4) RAS matrix of a linear ITK transform, from where it takes four points."""
-    points = np.array(
-        [linear.TransformPoint(p) for p in [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]]
-    )
-    matrix = np.eye(4)
-    matrix[:3, :3] = (points[1:] - points[0]).T
-    matrix[:3, 3] = points[0]
-    return itk.LPS @ matrix @ itk.LPS
-
-
-def _itk_affine(matrix: NDArray[np.float64]) -> sitk.AffineTransform:
-    import SimpleITK as sitk
-
-    lps = itk.LPS @ matrix @ itk.LPS
-    affine = sitk.AffineTransform(3)
-    affine.SetMatrix(lps[:3, :3].ravel().tolist())
-    affine.SetTranslation(apply_affine(lps, np.zeros(3)).tolist())
-    return affine

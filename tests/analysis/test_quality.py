@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.metrics import dice
+from napari_shmoareg.analysis.metrics import dice, folding
 from napari_shmoareg.analysis.quality import measure
 from napari_shmoareg.engine.similarity import similarity
 from napari_shmoareg.geometry import Transform, VolumePair
@@ -47,21 +47,21 @@ def test_the_affine_is_credited_with_what_the_affine_does(shifted):
     found = measure(shifted)
     assert found.similarity["affine"]["ncc"] == pytest.approx(1, abs=1e-6)
     assert found.similarity["affine"]["nmi"] == pytest.approx(1, abs=1e-3)
-    assert found.similarity["start"]["ncc"] < 0.9 and found.similarity["start"]["nmi"] < 0.9
-    assert found.similarity["start"]["overlap"] < 1 == found.similarity["affine"]["overlap"]
+    assert found.similarity["before"]["ncc"] < 0.9 and found.similarity["before"]["nmi"] < 0.9
+    assert found.similarity["before"]["overlap"] < 1 == found.similarity["affine"]["overlap"]
     assert set(found.dice["affine"].values()) == {1.0} == set(found.dice["after"].values())
-    assert max(found.dice["start"].values()) < 0.9
-    assert found.mean_dice("after") == 1 > found.mean_dice("start")
-    assert max(found.assd_mm["after"].values()) == 0 < min(found.assd_mm["start"].values()) <= 12
+    assert max(found.dice["before"].values()) < 0.9
+    assert found.mean_dice("after") == 1 > found.mean_dice("before")
+    assert max(found.assd_mm["after"].values()) == 0 < min(found.assd_mm["before"].values()) <= 12
     assert found.displacement_mm == pytest.approx({"mean": 12, "max": 12}, abs=1e-3)
     assert found.jacobian["folding_percent"] == 0 and found.jacobian["mean"] == 1
 
 
 def test_the_start_is_the_moving_image_where_its_header_places_it(registration):
     found, pair = measure(registration), registration.pair
-    assert found.similarity["start"]["ncc"] == similarity(pair, Transform(np.eye(4))).ncc
+    assert found.similarity["before"]["ncc"] == similarity(pair, Transform(np.eye(4))).ncc
     labels = resample(pair.moving_labels, pair.fixed.grid)
-    assert found.dice["start"] == dice(labels.values, pair.fixed_labels.values)
+    assert found.dice["before"] == dice(labels.values, pair.fixed_labels.values)
     assert found.dice["after"] == dice(registration.warped_labels.values, pair.fixed_labels.values)
 
 
@@ -74,7 +74,7 @@ def test_without_labels_of_both_images_there_is_no_overlap(registration):
 
 def test_the_numbers_go_into_json_by_stage_and_label(registration):
     found = measure(registration).to_dict()
-    assert list(found["dice"]) == ["start", "affine", "after"]
+    assert list(found["dice"]) == ["before", "affine", "after"]
     assert set(found["dice"]["after"]["per_label"]) == {"1", "2", "3", "4"}
     assert found["folding_percent"] == found["jacobian"]["folding_percent"]
     json.dumps(found)
@@ -84,5 +84,18 @@ def test_images_that_do_not_meet_at_the_start_have_no_similarity_there(registrat
     far = replace(registration.pair.moving.grid, affine=_shift(1e4) @ registration.pair.moving.grid.affine)
     pair = VolumePair(replace(registration.pair.moving, grid=far), registration.pair.fixed)
     apart = replace(registration, pair=pair, similarity=registration.similarity | {"before": None}, warped_labels=None)
-    found = measure(apart).similarity["start"]
+    found = measure(apart).similarity["before"]
     assert np.isnan(found["ncc"]) and np.isnan(found["nmi"]) and found["overlap"] == 0
+
+
+def test_folding_is_the_same_share_in_the_report_the_warnings_and_the_metrics(registration):
+    values = np.ones(registration.jacobian.values.shape, np.float32)
+    values[3:7, 4:9, 5] = (-0.5, -1.0, 0.0, 1e-6, 2.0)
+    folded = replace(registration, jacobian=registration.jacobian.with_values(values))
+    share = 100 * 12 / values.size
+    assert measure(folded).jacobian["folding_percent"] == pytest.approx(share) == folded.folding_percent
+    assert folding(values) == pytest.approx(share)
+
+
+def test_the_network_of_these_tests_truly_moves_things(registration):
+    assert measure(registration).displacement_mm["max"] > 1  # the headers are trusted: all of it is the field

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from napari_shmoareg.cli.application import app
 from napari_shmoareg.io.checkpoint import save_network
 from napari_shmoareg.io.images import write_image
-from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 
 @dataclass
@@ -47,12 +45,18 @@ def files(pair, tmp_path) -> Files:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """A weights file of a tiny, untrained network that moves voxels a little."""
-    torch.manual_seed(0)
-    network = SHMoAReg(SHMoARegConfig.preset("tiny"))
+def weights(lively_network, tmp_path_factory) -> Path:
+    """A weights file of a tiny, untrained network that moves voxels by some millimetres."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_network(network, path, card={"title": "untrained", "steps": 0})
+    save_network(lively_network(0.03), path, card={"title": "untrained", "steps": 0})
+    return path
+
+
+@pytest.fixture(scope="session")
+def folding_weights(lively_network, tmp_path_factory) -> Path:
+    """A weights file of such a network that moves voxels so wildly that they fold."""
+    path = tmp_path_factory.mktemp("folding") / "folding.safetensors"
+    save_network(lively_network(0.1), path, card={"title": "untrained", "steps": 0})
     return path
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import errno
 import gzip
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from napari_shmoareg.geometry import Grid, Volume
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def save(path, values, affine=None):
@@ -165,6 +172,98 @@ def test_nan_voxels_are_read_as_the_value_that_was_asked_for(files, weights, shm
     assert result.exit_code == 0, result.stderr
 
 
+def nifti_without_codes(files):
+    path = files.folder / "bad.nii"
+    save(path, ramp(20, 22, 18))
+    return _patched(path, lambda raw: raw[:252] + bytes(4) + raw[256:])  # qform_code, sform_code
+
+
+def mgh_without_flag(files):
+    path = files.folder / "bad.mgh"
+    nibabel.save(nibabel.MGHImage(ramp(20, 22, 18), np.eye(4, dtype=np.float32)), path)
+    return _patched(path, lambda raw: raw[:28] + bytes(2) + raw[30:])  # goodRASFlag
+
+
+def nrrd_without_directions(files):
+    path = _itk_file(files, "bad.nrrd")
+    return _patched(
+        path, lambda raw: _without(raw, "space directions", "space origin").replace(b"space: ", b"spacings: 1 1 1\n# ")
+    )
+
+
+def mha_without_matrix(files):
+    return _patched(_itk_file(files, "bad.mha"), lambda raw: _without(raw, "TransformMatrix"))
+
+
+def nrrd_without_spacing(files):
+    return _patched(
+        _itk_file(files, "bad.nrrd"), lambda raw: _without(raw, "space directions", "space origin", "space")
+    )
+
+
+def mha_without_spacing(files):
+    return _patched(_itk_file(files, "bad.mha"), lambda raw: _without(raw, "ElementSpacing", "TransformMatrix"))
+
+
+def _itk_file(files, name):
+    path = files.folder / name
+    sitk.WriteImage(sitk.GetImageFromArray(ramp(18, 22, 20)), str(path))
+    return path
+
+
+def _without(raw, *fields):
+    for field in fields:
+        raw, count = re.subn(rb"(?m)^" + field.encode() + rb"(:| =).*\n", b"", raw, count=1)
+        assert count == 1, field
+    return raw
+
+
+def _patched(path, change):
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "missing"),
+    [
+        (nifti_without_codes, "qform and sform codes are 0"),
+        (mgh_without_flag, "goodRASFlag is 0"),
+        (nrrd_without_directions, "no 'space directions'"),
+        (mha_without_matrix, "no TransformMatrix"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_place_that_was_guessed_is_said_and_the_work_goes_on(make, missing, files, weights, shmoareg):
+    bad, out = make(files), files.folder / "out"
+    result = shmoareg(
+        "register", bad, files.fixed, "--affine", "none", "--weights", weights, "--out", out, "--no-figures"
+    )
+    assert result.exit_code == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
+    assert sum("does not say where its voxels stand" in line for line in said) == 1
+    assert re.search(rf"{bad.name}' does not say where its voxels stand \(.*{missing}", "".join(said))
+    assert (out / "report.json").is_file()
+
+
+@pytest.mark.parametrize("make", [nrrd_without_spacing, mha_without_spacing], ids=lambda make: make.__name__)
+def test_an_image_without_any_spacing_is_refused(make, files, weights, shmoareg, plain):
+    out = files.folder / "out"
+    result = shmoareg("register", make(files), files.fixed, "--weights", weights, "--out", out)
+    assert plain(result).search("does not say how far apart its voxels stand.*write it into the header")
+    assert not out.exists()
+
+
+def test_a_cut_transform_is_one_paragraph_in_a_real_terminal_too(files, registered, tmp_path):
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes((registered / "transform.h5").read_bytes()[:9000])
+    command = ("apply", cut, files.moving, "--reference", files.fixed, "--out", tmp_path / "carried.nii.gz")
+    ended = subprocess.run(
+        [sys.executable, "-m", "napari_shmoareg", *command], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(r"Error: \S*cut\.h5 is damaged or cut short \(9000 bytes\)[^\n]*\n", ended.stderr), ended.stderr
+
+
 def labels_on_another_grid(files, pair):
     grid = pair.moving_labels.grid
     moved = Grid(grid.shape, np.vstack([np.column_stack([grid.affine[:3, :3], grid.affine[:3, 3] + 5]), [0, 0, 0, 1]]))
@@ -186,6 +285,17 @@ def test_labels_that_do_not_fit_are_refused(make, says, files, pair, weights, sh
     )
     assert plain(result).search(says)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--channel", "0")])
+def test_labels_of_several_volumes_are_refused_without_naming_an_option_that_does_not_reach_them(
+    options, files, pair, weights, shmoareg, plain
+):
+    four = np.stack([pair.moving_labels.values] * 2, axis=-1).astype(np.int16)
+    labels = save(files.folder / "labels.nii.gz", four, pair.moving.grid.affine)
+    arguments = ("register", files.moving, files.fixed, "--moving-labels", labels, "--weights", weights, *options)
+    said = plain(shmoareg(*arguments, "--out", files.folder / "out"))
+    assert said.search("labels have to be 3D") and "--channel" not in said
 
 
 def test_images_that_do_not_meet_are_refused(files, pair, weights, shmoareg, plain):

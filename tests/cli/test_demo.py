@@ -12,9 +12,9 @@ def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_
     result = shmoareg("demo", "--weights", weights, "--out", out, "--no-viewer")
     assert result.exit_code == 0, result.stderr
     truth = json.loads((out / "report.json").read_text())["extra"]["true_error_mm"]
-    assert truth["affine"]["mean"] < truth["start"]["mean"]
+    assert truth["affine"]["mean"] < truth["before"]["mean"]
     row = next(line for line in result.stdout.splitlines() if line.startswith("true error, mm"))
-    assert row.split()[3:] == [f"{truth[stage]['mean']:.2f}" for stage in ("start", "affine", "after")]
+    assert row.split()[3:] == [f"{truth[stage]['mean']:.2f}" for stage in ("before", "affine", "after")]
     assert "viewer" not in (result.stdout + result.stderr).lower()
     assert {p.name for p in (out / "figures").iterdir()} >= {"overview.png", "expert_maps.png", "expert_loads.png"}
 
@@ -36,6 +36,6 @@ def test_the_shipped_weights_bring_the_sample_closer_to_the_truth(shmoareg, tmp_
     assert result.exit_code == 0, result.stderr
     report = json.loads((out / "report.json").read_text())
     truth = report["extra"]["true_error_mm"]
-    assert truth["after"]["mean"] < truth["affine"]["mean"] < truth["start"]["mean"]
+    assert truth["after"]["mean"] < truth["affine"]["mean"] < truth["before"]["mean"]
     assert report["dice"]["after"]["mean"] > report["dice"]["affine"]["mean"]
     assert report["folding_percent"] < 1

@@ -6,6 +6,8 @@ import csv
 import os
 import signal
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -104,3 +106,12 @@ def test_a_setting_out_of_range_is_refused(listed, files, weights, shmoareg, pla
     out = files.folder / "mine.safetensors"
     result = shmoareg("fine-tune", "--pairs", listed, "--from", weights, "--out", out, "--learning-rate", "-1")
     assert plain(result).search("learning_rate must be above 0")
+
+
+def test_one_volume_of_4d_images_is_learned_from(listed, files, pair, weights, shmoareg, plain):
+    stack = np.stack([pair.moving.values] * 2, axis=-1)
+    nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), files.moving)
+    out = files.folder / "mine.safetensors"
+    arguments = ("fine-tune", "--pairs", listed, "--from", weights, "--out", out, "--steps", 1, "--affine", "none")
+    assert plain(shmoareg(*arguments)).search("--channel 0")
+    assert shmoareg(*arguments, "--channel", 1).exit_code == 0

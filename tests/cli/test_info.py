@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -18,6 +20,16 @@ def test_info_names_versions_device_and_weights(shmoareg):
     for name in shipped_weights():
         assert name in result.stdout
         assert read_card(name), "shipped weights without a card"
+
+
+def test_info_and_the_report_name_the_same_libraries(shmoareg, registered):
+    found = json.loads((registered / "report.json").read_text())["versions"]
+    assert {"shmoareg", "python", "torch", "safetensors", "matplotlib"} <= set(found) and all(found.values())
+    rows = dict(line.split(maxsplit=1) for line in shmoareg("info").stdout.splitlines() if len(line.split()) > 1)
+    assert {name: rows[name].strip() for name in found if name != "python"} == {
+        name: number for name, number in found.items() if name != "python"
+    }
+    assert rows["Python"].startswith(found["python"])
 
 
 def test_info_shows_every_field_of_a_card(shmoareg, weights, monkeypatch):

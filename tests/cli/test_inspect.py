@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 
+import nibabel
+import numpy as np
 import pytest
 
 
@@ -53,3 +55,27 @@ def test_what_is_no_registration_folder_is_refused(files, registered, shmoareg, 
     assert plain(shmoareg("inspect", files.folder)).search("no registration folder")
     assert plain(shmoareg("inspect", registered, files.moving)).search("not a registration folder")
     assert plain(shmoareg("inspect", files.folder / "nothing")).search("no folder")
+
+
+def test_one_file_is_told_what_is_expected(files, shmoareg, plain):
+    said = plain(shmoareg("inspect", files.fixed))
+    assert said.search("is one file; a folder that `register` wrote, or two images")
+
+
+def test_one_volume_of_a_4d_image_is_shown(files, pair, weights, shmoareg, plain):
+    four = files.folder / "four.nii.gz"
+    stack = np.stack([pair.moving.values] * 2, axis=-1)
+    nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), four)
+    arguments = ("inspect", four, files.fixed, "--affine", "none", "--weights", weights, "--out", files.folder / "seen")
+    assert plain(shmoareg(*arguments)).search("--channel 0")
+    result = shmoareg(*arguments, "--channel", "0")
+    assert result.exit_code == 0, result.stderr
+    assert loads(files.folder / "seen" / "loads.csv")
+
+
+def test_a_folder_without_figures_is_said_to_have_none(registered, files, shmoareg):
+    said = " ".join(shmoareg("inspect", registered).stdout.split())
+    assert "registered without figures; give --out FOLDER" in said and "and the figures" not in said
+    said = " ".join(shmoareg("inspect", registered, "--out", files.folder / "drawn").stdout.split())
+    assert "and the figures" in said and "without figures" not in said
+    assert (files.folder / "drawn" / "expert_loads.png").exists()

@@ -31,6 +31,25 @@ def test_the_warped_image_stands_on_the_fixed_image(registered, files):
     assert np.allclose(warped.affine, fixed.affine, atol=1e-4)
 
 
+def test_the_stages_have_one_name_everywhere(registered):
+    from napari_shmoareg.analysis.quality import STAGES
+
+    report = json.loads((registered / "report.json").read_text())
+    for name in ("similarity", "dice", "assd_mm", "hd95_mm"):
+        assert tuple(report[name]) == STAGES == ("before", "affine", "after"), name
+
+
+def test_one_volume_of_a_4d_image_is_registered(files, pair, weights, shmoareg):
+    four = files.folder / "four.nii.gz"
+    stack = np.stack([np.zeros_like(pair.moving.values), pair.moving.values], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), four)
+    for out, moving, more in (("a", files.moving, ()), ("b", four, ("--channel", "1"))):
+        options = ("--weights", weights, "--out", files.folder / out, *more, *QUICK)
+        assert shmoareg("register", moving, files.fixed, *options).exit_code == 0
+    one, two = (nibabel.load(files.folder / out / "warped.nii.gz").get_fdata() for out in ("a", "b"))
+    assert np.array_equal(one, two)
+
+
 def test_without_labels_the_table_has_no_dice_and_the_folder_no_labels(files, weights, shmoareg):
     out = files.folder / "out"
     result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK)
@@ -39,11 +58,14 @@ def test_without_labels_the_table_has_no_dice_and_the_folder_no_labels(files, we
     assert not (out / "warped_labels.nii.gz").exists() and not (out / "figures").exists()
 
 
-def test_quiet_prints_nothing(files, weights, shmoareg):
+def test_quiet_prints_nothing_but_what_to_know_before_trusting_the_result(files, weights, shmoareg):
     out = files.folder / "out"
     result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, "-q", *QUICK)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
-    assert (out / "report.json").exists()
+    assert (result.exit_code, result.stdout) == (0, "")
+    notes = json.loads((out / "report.json").read_text())["warnings"]
+    assert notes and result.stderr == "".join(f"Note: {note}\n" for note in notes)
+    told = " ".join(shmoareg("register", "--help").stdout.split())
+    assert "Print errors and warnings only." in told
 
 
 def test_progress_goes_to_stderr_and_only_results_to_stdout(files, weights, shmoareg):
@@ -68,15 +90,20 @@ def test_an_option_reaches_the_report(options, field, value, files, weights, shm
     assert json.loads((out / "report.json").read_text())["settings"][field] == value
 
 
-def test_a_diffeomorphic_registration_folds_nowhere(files, weights, shmoareg):
-    out = files.folder / "out"
-    result = shmoareg(
-        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, "--diffeomorphic"
-    )
-    assert result.exit_code == 0, result.stderr
-    report = json.loads((out / "report.json").read_text())
-    assert report["settings"]["diffeomorphic"] is True
-    assert report["folding_percent"] == 0
+def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(files, folding_weights, shmoareg):
+    reports = []
+    for option in ("--no-diffeomorphic", "--diffeomorphic"):
+        out = files.folder / option
+        options = ("--weights", folding_weights, "--out", out, *QUICK, option)
+        result = shmoareg("register", files.moving, files.fixed, *options)
+        assert result.exit_code == 0, result.stderr
+        reports.append(json.loads((out / "report.json").read_text()))
+    plain, smooth = reports
+    assert (plain["settings"]["diffeomorphic"], smooth["settings"]["diffeomorphic"]) == (False, True)
+    assert plain["folding_percent"] > 5
+    assert smooth["folding_percent"] < plain["folding_percent"] / 50
+    assert any("folds" in warning for warning in plain["warnings"])
+    assert not any("folds" in warning for warning in smooth["warnings"])
 
 
 def test_the_same_command_gives_the_same_numbers(files, weights, shmoareg):

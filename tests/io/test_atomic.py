@@ -1,14 +1,18 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import ending, new_folder, stem, writing
+from napari_shmoareg.io.places import check_new_folder
 
 
 def dead_process() -> int:
@@ -55,6 +59,20 @@ def test_a_full_disk_says_so_and_how_much_is_needed(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(("free", "full"), [(5_000_000, True), (50_000_000, False)])
+def test_an_error_without_a_number_is_a_full_disk_only_where_less_is_free_than_is_needed(
+    tmp_path, monkeypatch, free, full
+):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with pytest.raises(InputError if full else RuntimeError) as caught, new_folder(tmp_path / "results") as folder:
+        with writing(folder / "big.h5", size=23_000_000):
+            raise RuntimeError("Exception thrown in a library")
+    if full:
+        assert f"The disk is full: {tmp_path / 'results' / 'big.h5'} could not be written; 5 MB" in str(caught.value)
+        assert "partial" not in str(caught.value)
+
+
 def test_another_error_of_the_body_passes_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError), writing(tmp_path / "a.txt"):
         (tmp_path / "no such file").read_bytes()
@@ -88,7 +106,10 @@ def test_a_read_only_place_is_refused(tmp_path):
 
 
 def test_a_place_without_permission_is_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match="Cannot write"), new_folder(tmp_path / "results"):
         pytest.fail("the work was begun")
     with pytest.raises(InputError, match="Cannot write"), writing(tmp_path / "a.txt"):
@@ -125,6 +146,49 @@ def test_a_folder_that_cannot_be_replaced_is_filled_from_within(tmp_path, monkey
         assert folder.parent == target
         (folder / "a.txt").write_text("a")
     assert os.listdir(target) == ["a.txt"] and target.stat().st_ino == before
+
+
+def test_the_report_comes_last_into_a_folder_that_is_filled_from_within(tmp_path, monkeypatch):
+    names = [f"{n}.txt" for n in range(9)] + ["report.json", "summary.csv", "warped.nii.gz", "zebra"]
+    monkeypatch.chdir(tmp_path)
+    moved, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, target: (moved.append(self.name), rename(self, target))[1])
+    with new_folder(tmp_path) as folder:
+        for name in names:
+            (folder / name).write_text("whole")
+    assert sorted(moved) == sorted(names) == sorted(os.listdir(tmp_path))
+    assert moved[-1] == "report.json"
+
+
+def leave_behind(folder: Path, process: int) -> Path:
+    """What a run that filled `folder` from within leaves when it is killed."""
+    left = folder / f".{folder.name}.partial-{process}"
+    left.mkdir(parents=True)
+    (left / "report.json").write_text("{}")
+    return left
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_a_killed_run_left_within_a_folder_does_not_block_the_next(tmp_path, monkeypatch, inside):
+    target = tmp_path / "results"
+    left = leave_behind(target, dead_process())
+    if inside:
+        monkeypatch.chdir(target)
+    check_new_folder(target)
+    assert left.exists()  # a question changes nothing
+    with new_folder(target) as folder:
+        (folder / "a.txt").write_text("a")
+    assert os.listdir(target) == ["a.txt"]
+    assert os.listdir(tmp_path) == ["results"]
+
+
+def test_a_folder_that_a_live_run_is_filling_from_within_is_not_taken(tmp_path):
+    left = leave_behind(tmp_path / "results", os.getppid())
+    with pytest.raises(InputError, match="not empty"):
+        check_new_folder(tmp_path / "results")
+    with pytest.raises(InputError, match="not empty"), new_folder(tmp_path / "results"):
+        pytest.fail("the work was begun")
+    assert left.exists()
 
 
 def test_the_working_folder_can_be_the_result(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -65,3 +66,11 @@ def test_what_is_no_list_is_refused(content, says, tmp_path):
 def test_a_missing_list_is_refused(tmp_path):
     with pytest.raises(InputError, match="no list of pairs"):
         read_pair_list(tmp_path / "gone.csv")
+
+
+def test_a_channel_is_read_of_every_pair_of_the_list_and_of_its_parts(listed, pair):
+    stack = np.stack([np.zeros_like(pair.moving.values), pair.moving.values], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), listed.parent / "moving.nii.gz")
+    pairs = read_pair_list(listed, channel=1)
+    assert np.array_equal(pairs[0].moving.values, pair.moving.values)
+    assert np.array_equal(pairs[1:][0].fixed.values, pair.moving.values)

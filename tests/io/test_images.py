@@ -3,7 +3,6 @@
 import gzip
 import os
 import shutil
-import warnings
 
 import nibabel
 import numpy as np
@@ -286,17 +285,6 @@ def test_a_place_that_is_not_a_number_is_refused(tmp_path, volume):
         read_image(tmp_path / "a.nii")
 
 
-def test_a_guessed_orientation_is_warned_about_and_a_known_one_is_not(tmp_path, volume):
-    write_image(volume, tmp_path / "a.nii")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_image(tmp_path / "a.nii")
-    patched(tmp_path / "a.nii", sform_code=0, qform_code=0)
-    with pytest.warns(UserWarning, match="does not say how it lies"):
-        guessed = read_image(tmp_path / "a.nii")
-    np.testing.assert_allclose(guessed.grid.spacing, volume.grid.spacing, rtol=1e-5)
-
-
 def test_an_image_without_voxels_is_refused(tmp_path, volume):
     write_image(volume, tmp_path / "a.nii")
     patched(tmp_path / "a.nii", dim=[3, 0, 13, 9, 1, 1, 1, 1])
@@ -316,6 +304,16 @@ def test_too_little_memory_is_told_for_itk_files_too(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
     with pytest.raises(TooLargeError, match="would fit"):
         read_image(tmp_path / "a.mha")
+
+
+def test_scaled_labels_beyond_single_precision_stay_apart(tmp_path):
+    stored = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    image = nibabel.Nifti1Image(stored, oblique().affine)
+    nibabel.save(image, tmp_path / "a.nii")
+    patched(tmp_path / "a.nii", scl_slope=1.0, scl_inter=2.0**24)
+    labels = read_image(tmp_path / "a.nii", labels=True)
+    np.testing.assert_array_equal(labels.values, stored.astype(np.int64) + 2**24)
+    assert read_image(tmp_path / "a.nii").values.dtype == np.float32
 
 
 def test_labels_are_whole_numbers_or_refused(tmp_path, volume):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.partial import shown
 from napari_shmoareg.io.places import check_new_file, check_new_folder
 
 
@@ -50,3 +56,22 @@ def test_a_folder_with_something_in_it_or_a_file_is_refused(tmp_path):
 def test_a_place_where_even_the_administrator_cannot_write_is_refused():
     with pytest.raises(InputError, match="Cannot write into /proc"):
         check_new_folder("/proc/results")
+
+
+def test_a_half_written_place_is_shown_as_the_place_it_will_be():
+    assert shown("/a/.out.partial-12/experts/x.nii.gz") == Path("/a/out/experts/x.nii.gz")
+    assert shown("/a/.x.nii.gz.partial-12.nii.gz") == Path("/a/x.nii.gz")
+    assert shown("/a/out/.out.partial-12/.t.h5.partial-12.h5") == Path("/a/out/t.h5")  # filled from within
+    assert shown("/a/partial-12/x") == Path("/a/partial-12/x")
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"), [(errno.ENOSPC, "Free some space"), (errno.EACCES, "Name a place that you may write to")]
+)
+def test_why_a_place_cannot_be_written_decides_what_helps(tmp_path, monkeypatch, code, hint):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match=hint):
+        check_new_file(tmp_path / "a.nii")

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.analysis.expert_load import ExpertLoad
-from napari_shmoareg.geometry import InputError, Transform
+from napari_shmoareg.analysis.quality import measure
+from napari_shmoareg.geometry import Grid, InputError, Transform
 from napari_shmoareg.io import report as report_module
 from napari_shmoareg.io.images import read_image
 from napari_shmoareg.io.report import covering, write_registration
-from napari_shmoareg.io.summary import plain, read_registration_summary
+from napari_shmoareg.io.summary import build_report, plain, read_registration_summary
 from napari_shmoareg.io.transforms import read_transform
 from napari_shmoareg.model.routing import RoutingTrace
 
@@ -46,7 +47,7 @@ def registration(pair, tiny_network):
 
 @pytest.fixture
 def bent(registration):
-    """The same with an affine and a field of up to 5 mm, which an untrained network does not give."""
+    """The same with an affine and a field of up to 5 mm."""
     field = registration.transform.field
     x, y, z = np.moveaxis(field.grid.to_world(np.stack(np.indices(field.grid.shape), -1)), -1, 0)
     vectors = np.stack([5 * np.sin(y / 9), 4 * np.cos(z / 8), 3 * np.sin(x / 11)], -1).astype(np.float32)
@@ -148,7 +149,7 @@ def test_the_report_is_strict_json_and_says_what_was_done(registration, tmp_path
     assert np.allclose(report["affine"]["matrix"], registration.alignment.matrix)
     assert report["affine"]["reason"] == registration.alignment.reason
     assert report["settings"] == plain(registration.settings) and report["seconds"] == plain(registration.seconds)
-    assert set(report["similarity"]) == {"start", "affine", "after"} == set(report["dice"]) == set(report["assd_mm"])
+    assert set(report["similarity"]) == {"before", "affine", "after"} == set(report["dice"]) == set(report["assd_mm"])
     assert set(report["dice"]["after"]["per_label"]) == {"1", "2", "3", "4"}
     assert 0 <= report["folding_percent"] <= 100
     assert len(report["expert_loads"]) == 3 * 2 + 2 * 3
@@ -272,3 +273,15 @@ def test_a_killed_run_leaves_no_folder_that_looks_finished(tmp_path):
     left = list(tmp_path.iterdir())
     assert len(left) == 1 and left[0].name.startswith(".out.partial")
     assert not (left[0] / "report.json").exists()
+
+
+def test_a_sheared_fixed_grid_is_named_in_the_warnings_of_the_report(registration):
+    quality, load = measure(registration), ExpertLoad.of(registration.routing)
+    straight = build_report(registration, quality, load, weights="tiny")["warnings"]
+    assert not any("right angles" in warning for warning in straight)
+    affine = registration.pair.fixed.grid.affine.copy()
+    affine[:3, 0] += 0.1 * affine[:3, 1]
+    fixed = replace(registration.pair.fixed, grid=Grid(registration.pair.fixed.grid.shape, affine))
+    sheared = replace(registration, pair=replace(registration.pair, fixed=fixed, fixed_labels=None))
+    (warning,) = set(build_report(sheared, quality, load, weights="tiny")["warnings"]) - set(straight)
+    assert all(words in warning for words in ("right angles", "displacement.nii.gz", "warped.nii.gz", "transform.h5"))

@@ -1,11 +1,18 @@
 """The written transforms, applied by an independent reader."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, inside, warp_volume
+from napari_shmoareg.io.atomic import new_folder
 from napari_shmoareg.io.images import write_image
 from napari_shmoareg.io.itk import is_orthonormal, orthonormalised
 from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
@@ -185,13 +192,13 @@ def sheared() -> Grid:
 
 def test_a_sheared_fixed_grid_is_straightened_for_itk_with_a_warning(tmp_path):
     fixed, transform = sheared(), Transform(affine(), wavy(NETWORK))
-    with pytest.warns(UserWarning, match="straightened axes"):
+    with pytest.warns(UserWarning, match=r"the field in t\.h5 was resampled onto straightened axes"):
         write_transform(transform, tmp_path / "t.h5", fixed)
     read = sitk.ReadTransform(str(tmp_path / "t.h5"))
     points = fixed.to_world(np.random.default_rng(0).uniform(0, 1, (200, 3)) * (np.array(fixed.shape) - 1))
     theirs = np.array([read.TransformPoint((p * [-1, -1, 1]).tolist()) for p in points]) * [-1, -1, 1]
     assert np.linalg.norm(theirs - transform.map_points(points), axis=1).max() < 0.15
-    with pytest.warns(UserWarning, match="not at right angles"):
+    with pytest.warns(UserWarning, match=r"the grid of d\.nii\.gz are not at right angles"):
         write_displacement(transform.total(fixed), tmp_path / "d.nii.gz")
     np.testing.assert_array_equal(read_transform(tmp_path / "d.nii.gz").field.vectors, transform.total(fixed).vectors)
 
@@ -255,7 +262,7 @@ def test_what_is_no_transform_is_refused_plainly(tmp_path):
         read_transform(tmp_path / "image.nii.gz")
     write_transform(Transform(affine(), wavy(fixed)), tmp_path / "t.h5")
     (tmp_path / "cut.h5").write_bytes((tmp_path / "t.h5").read_bytes()[:5000])
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=r"cut.h5 is damaged or cut short \(5000 bytes\)"):
         read_transform(tmp_path / "cut.h5")
     field = sitk.ReadTransform(str(tmp_path / "t.h5")).GetNthTransform(1).Downcast()
     sitk.WriteTransform(sitk.CompositeTransform([field, field]), str(tmp_path / "two.h5"))
@@ -264,6 +271,42 @@ def test_what_is_no_transform_is_refused_plainly(tmp_path):
     sitk.WriteTransform(sitk.BSplineTransform(3), str(tmp_path / "spline.h5"))
     with pytest.raises(InputError, match="BSpline"):
         read_transform(tmp_path / "spline.h5")
+
+
+@pytest.mark.parametrize(("free", "says"), [(10_000, "The disk is full: "), (10**12, "its disk has room")])
+def test_a_failure_of_itk_is_said_with_the_final_name_and_without_its_libraries_noise(
+    tmp_path, monkeypatch, capfd, free, says
+):
+    def fail(*_):
+        os.write(2, b"HDF5-DIAG: Error detected in HDF5\n")
+        raise RuntimeError("Exception thrown in SimpleITK WriteTransform")
+
+    monkeypatch.setattr(sitk, "WriteTransform", fail)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with pytest.raises(InputError, match=says) as caught, new_folder(tmp_path / "results") as folder:
+        write_transform(Transform(affine(), wavy(NETWORK)), folder / "transform.h5")
+    assert str(tmp_path / "results" / "transform.h5") in str(caught.value)
+    assert "partial" not in str(caught.value)
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
+    assert os.listdir(tmp_path) == []
+
+
+def test_reading_is_possible_where_stderr_is_closed(tmp_path):
+    write_transform(Transform(affine()), tmp_path / "t.h5")
+    code = (
+        "import os, sys\n"
+        "os.close(2)\n"
+        "sys.stderr = None\n"
+        "from napari_shmoareg.io.transforms import read_transform\n"
+        "print(read_transform(sys.argv[1]).field)\n"
+    )
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "t.h5"], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "None\n"
 
 
 def test_other_endings_are_not_written(tmp_path):
