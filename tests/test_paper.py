@@ -45,7 +45,7 @@ def moa_by_loops(moa: MoA, tokens: torch.Tensor, bias: torch.Tensor | None = Non
                 logits = [q @ moa.gate.weight[n] for n in range(5)]
                 norm = sum(torch.exp(z) for z in logits)
                 p = [torch.exp(z) / norm for z in logits]  # Eq. (5)
-                chosen = sorted(range(5), key=lambda n: -float(p[n]))[:2]
+                chosen = sorted(range(5), key=lambda n: -float(p[n].detach()))[:2]
                 y = torch.zeros(6, dtype=tokens.dtype)
                 for n in chosen:
                     scores = [(q @ moa.query[n]) @ (tokens[0][place] @ moa.key) / math.sqrt(3) for place in window]

@@ -53,7 +53,7 @@ class Drawing:
         (155.0, 200.0),
     )
     size: tuple[int, int] = (48, 64)
-    shapes: float = 0.15
+    shapes: float = 0.3
     same_subject: float = 0.15
     stripped: float = 0.75
     prior: float = 0.6

@@ -68,6 +68,7 @@ _LEARNING = FineTuning(
     final_rate=5e-5,
     balance_heads=True,
     inverse_weight=0.05,
+    balance_weight=0.05,
     smoothness_weight=0.3,
     similarity="lncc",
     similarity_weight=0.5,
@@ -83,10 +84,10 @@ RECIPES: dict[str, Recipe] = {
         preset="small",
         phases=(
             Phase(0.0, (32, 48)),
-            Phase(0.4, (44, 64)),
-            Phase(0.9, (56, 80)),
+            Phase(0.3, (40, 60)),
+            Phase(0.9, (52, 72)),
         ),
-        settings=replace(_LEARNING, steps=2200),
+        settings=replace(_LEARNING, steps=3000),
         drawing=Drawing(),
     ),
     "tiny": Recipe(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from napari_shmoareg import __version__
 from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
@@ -159,7 +160,7 @@ def versions() -> dict[str, str | None]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
-    return found
+    return found | {"torch": str(torch.__version__)}  # with its build: +cpu, +cu130
 
 
 def plain(value: Any) -> Any:

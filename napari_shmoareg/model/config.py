@@ -159,7 +159,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "half_channels": 16,
         "bottleneck_channels": 96,
         "integration_steps": 5,
-        "size": 64,
+        "size": 60,
     },
     "tiny": {
         "embed_dim": 8,

@@ -1,0 +1,74 @@
+"""Every code block and command of the README runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io.samples import sample_pair
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [
+    shlex.split(line, comments=True)[1:]
+    for language, code in BLOCKS
+    if language == "bash"
+    for line in code.splitlines()
+    if line.startswith("shmoareg ")
+]
+# What takes minutes or needs a user's data runs shorter, on small data; everything else runs as written.
+SHORTER = {"500": "2", "60": "0.01"}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the files that the README talks of, from the built-in pair."""
+    folder = tmp_path_factory.mktemp("readme")
+    pair = sample_pair().pair
+    write_image(pair.moving, folder / "moving.nii.gz")
+    write_image(pair.fixed, folder / "fixed.nii.gz")
+    write_image(pair.moving_labels, folder / "moving_labels.nii.gz")
+    (folder / "pairs.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    (folder / "LABELMAPS").mkdir()
+    write_image(pair.fixed_labels, folder / "LABELMAPS" / "one.nii.gz")
+    return folder
+
+
+def test_the_readme_has_commands_and_code():
+    assert len(COMMANDS) >= 6
+    assert len(PYTHON) >= 3
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_command_of_the_readme_runs(command, workplace, monkeypatch):
+    from napari_shmoareg.cli.application import app
+
+    monkeypatch.chdir(workplace)
+    words = [SHORTER.get(word, word) for word in command]
+    if words[0] == "pretrain":
+        words += ["--recipe", "tiny"]
+    for option in ("--out", "--run"):
+        if option in words:
+            shutil.rmtree(workplace / words[words.index(option) + 1], ignore_errors=True)
+    result = CliRunner().invoke(app, words)
+    expected = 130 if words[0] == "pretrain" else 0  # --minutes stops it before its last step
+    assert result.exit_code == expected, result.output
+
+
+def test_the_python_blocks_run_in_order(workplace, monkeypatch, capsys):
+    if not (workplace / "result").exists():
+        test_a_command_of_the_readme_runs(COMMANDS[1], workplace, monkeypatch)
+    monkeypatch.chdir(workplace)
+    names: dict = {}
+    for code in PYTHON:
+        exec(compile(code, "README.md", "exec"), names)
+    assert np.isfinite(names["result"].warped.values).all()
+    assert "decoder-2-x" in capsys.readouterr().out
