@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -28,7 +29,8 @@ def test_every_import_respects_the_floors():
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
         cwd=REPOSITORY,
         capture_output=True,
-        text=True,
+        encoding="utf-8",  # its output holds signs beyond ASCII, whatever the locale
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
