@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +11,7 @@ import typer
 from napari_shmoareg.cli.errors import CANCELLED, say
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet
 from napari_shmoareg.cli.progress import progress
+from napari_shmoareg.cli.runs import begin_from, check_same_plan, make_folder, running_mean, write_plan, write_weights
 from napari_shmoareg.cli.weights import chosen_device
 from napari_shmoareg.geometry import InputError
 
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.engine.conform import Conformed
     from napari_shmoareg.engine.fine_tuning import Step
-    from napari_shmoareg.engine.pretraining import Recipe, RunningMean
+    from napari_shmoareg.engine.pretraining import Recipe
     from napari_shmoareg.model import SHMoAReg
 
 SAVE_EVERY, VALIDATE_EVERY = 100, 400
-WEIGHTS = "weights.safetensors"
+SHEET_PAIRS = 12
 
 
 def pretrain(
@@ -34,6 +33,12 @@ def pretrain(
         Path, typer.Option("--run", metavar="DIR", help="Folder of the run: state, log, weights. Goes on where it is.")
     ],
     recipe: Annotated[str, typer.Option("--recipe", help="small (for a CPU), paper (for a GPU) or tiny.")] = "small",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="WEIGHTS", help="Begin with these: a name (see info) or a file.", show_default="random"
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Steps in all.", show_default="the recipe's")
     ] = None,
@@ -41,6 +46,12 @@ def pretrain(
         float | None, typer.Option("--minutes", help="Stop after so long; the same command goes on later.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides weights and pairs.", show_default="1")] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--sheet", metavar="FILE.png", help="Draw the first training pairs as a picture to look at; learn nothing."
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -49,7 +60,8 @@ def pretrain(
 
     Each step draws a pair of images from label maps and random shapes and learns from both orders of it.
     A quarter of the label maps is held out for the validation figures in the log.  Ctrl-C and --minutes
-    keep the state: the same command goes on with the same pairs.
+    keep the state: the same command goes on with the same pairs.  Look at some of them first, with --sheet:
+    that writes nothing to --run.
     """
     import torch
 
@@ -60,16 +72,23 @@ def pretrain(
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     plan = named(recipe, steps=steps, seed=seed)
-    _make_folder(run)
-    check_same_plan(run, plan)
+    place = chosen_device(device.value)
+    if sheet is not None:
+        draw_sheet(maps, plan, sheet, place, quiet)
+        return
+    make_folder(run)
+    check_same_plan(run, plan, weights)
     torch.manual_seed(plan.settings.seed)
-    network = SHMoAReg(SHMoARegConfig.preset(plan.preset)).to(chosen_device(device))
+    network = SHMoAReg(SHMoARegConfig.preset(plan.preset)).to(place)
     optimiser = make_optimiser(network, plan.settings)
     start, history = 0, list[dict[str, Any]]()
     if (run / "training.safetensors").exists():
         start, history = load_training_state(run, network, optimiser)
+    elif weights is not None:
+        begin_from(network, weights)
+    write_plan(run, plan, weights)
     subjects = read_subjects(maps)
-    finished = learn(network, optimiser, plan, subjects, run, (start, history), minutes, quiet)
+    finished = learn(network, optimiser, plan, subjects, run, (start, history), minutes, quiet, weights)
     if not finished:
         say(f"Stopped; the state is in {run}. The same command goes on.")
         raise typer.Exit(CANCELLED)
@@ -84,19 +103,24 @@ def learn(
     before: tuple[int, list[dict[str, Any]]],
     minutes: float | None,
     quiet: bool,
+    weights: str | None = None,
 ) -> bool:
-    """Run steps until the last one, Ctrl-C or the time; whether the last one was reached."""
+    """Run steps until the last one, Ctrl-C or the time; whether the last one was reached.
+
+    What the run began from, `weights`, is told in the card of those it writes.
+    """
     from napari_shmoareg.cli.fine_tune import asked_to_stop
     from napari_shmoareg.engine.fine_tuning import fine_tune
     from napari_shmoareg.engine.pretraining import validation_pairs
     from napari_shmoareg.io.training_state import save_training_state
 
     start, history = before
-    held = validation_pairs(subjects, plan.pairs(subjects).phases[-1][1])
+    held = validation_pairs(subjects, plan.drawing, size=network.config.size)
     began, recent = time.perf_counter(), list[Any]()
-    last, mean = start, _running_mean(network, plan, run, start)
+    last, mean = start, running_mean(network, plan, run, start)
+    pairs = plan.pairs(subjects, next(network.parameters()).device)
     with asked_to_stop() as asked, progress(quiet) as report:
-        for step in fine_tune(network, plan.pairs(subjects), plan.settings, optimiser=optimiser, start=start):
+        for step in fine_tune(network, pairs, plan.settings, optimiser=optimiser, start=start):
             last = step.step
             mean.follow(network)
             recent.append(step)
@@ -106,77 +130,45 @@ def learn(
             if end or step.step % SAVE_EVERY == 0:
                 history.append(_row(recent, mean.network, held if end or step.step % VALIDATE_EVERY == 0 else []))
                 recent = []
-                _write(mean.network, plan, history, run, last)
+                write_weights(mean.network, plan, history, run, last, weights)
                 save_training_state(run, network, optimiser, step.step, history)
             if end:
                 break
     return last >= plan.settings.steps
 
 
-def _running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> RunningMean:
-    """The mean of the weights as the run left it; begun anew where the weights are not of the state's step.
-
-    Weights and state are two files: a run that was killed between the two leaves weights that are ahead.
-    """
-    from napari_shmoareg.engine.pretraining import RunningMean
-    from napari_shmoareg.io.checkpoint import load_network, read_card
-
-    mean, weights = RunningMean(network, plan.averaging), run / WEIGHTS
-    if not start:
-        return mean
-    step = read_card(weights).get("steps") if weights.is_file() else None
-    if step == start:
-        device = next(network.parameters()).device
-        mean.network.load_state_dict(load_network(weights, device=device).state_dict())
-        mean.seen = start
-    else:
-        found = "are missing" if step is None else f"are of step {step}"
-        say(
-            f"Note: the state in {run} is of step {start}, but its weights {found}; the running mean of the weights "
-            "begins anew from the state's network."
-        )
-    return mean
-
-
-def _make_folder(run: Path) -> None:
-    """The run's folder, made if missing."""
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run} is a file; the name of a new folder, or of a run's folder, was expected for --run.")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot make the folder {run}: {error.strerror}. Name a place that you may write to."
-        ) from error
-
-
-def check_same_plan(run: Path, plan: Recipe) -> None:
-    """A run goes on with the settings it began with.
+def draw_sheet(maps: Path, plan: Recipe, sheet: Path, device: str, quiet: bool) -> None:
+    """The first training pairs of a recipe as a picture.
 
     Raises
     ------
     InputError
-        If they are others, or the file that tells them is damaged.
+        If it cannot be written there, or a file of that name exists.
     """
+    from napari_shmoareg.analysis.sheet import contact_sheet
     from napari_shmoareg.io.atomic import writing
+    from napari_shmoareg.io.label_maps import read_subjects
+    from napari_shmoareg.io.places import check_new_file
+    from napari_shmoareg.io.report import write_figure
 
-    told = run / "recipe.json"
-    now = json.loads(json.dumps(asdict(plan)))
-    if told.exists():
-        try:
-            then = json.loads(told.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"{told} is damaged ({error}): it tells which settings the run was begun with. Delete it to go on with "
-                "the settings given now, or give another --run."
-            ) from error
-        if then != now:
-            raise InputError(
-                f"The run in '{run}' was begun with other settings (see {told}); give those, or another --run."
-            )
-        return
-    with writing(told) as temporary:
-        temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    if sheet.suffix.lower() != ".png":
+        raise InputError(f"The sheet is written as PNG: the name '{sheet}' has to end in .png.")
+    check_new_file(sheet, overwrite=True)
+    if sheet.exists():
+        raise InputError(f"{sheet} exists and is not overwritten; give --sheet another name.")
+    pairs = plan.pairs(read_subjects(maps), device)
+    with progress(quiet) as report:
+        drawn = []
+        for number in range(SHEET_PAIRS):
+            report(f"drawing pair {number + 1}", number / SHEET_PAIRS)
+            drawn.append(pairs[number])
+        report("drawing the sheet", 1.0)
+        figure = contact_sheet(drawn)
+        about = {"Title": "drawn pairs", "Recipe": f"{plan.preset}, seed {plan.settings.seed}"}
+        with writing(sheet) as temporary:
+            write_figure(figure, temporary, about)
+    if not quiet:
+        typer.echo(f"Wrote {sheet}")
 
 
 def _row(steps: Sequence[Step], network: SHMoAReg, held: Sequence[Conformed]) -> dict[str, Any]:
@@ -190,20 +182,3 @@ def _row(steps: Sequence[Step], network: SHMoAReg, held: Sequence[Conformed]) ->
     if held:
         row |= {f"validation_{key}": value for key, value in validate(network, held)._asdict().items()}
     return row
-
-
-def _write(network: SHMoAReg, plan: Recipe, history: list[dict[str, Any]], run: Path, steps: int) -> None:
-    """The weights so far, with a card, and the log as a table."""
-    from napari_shmoareg.io.checkpoint import save_network
-    from napari_shmoareg.io.tables import write_table
-
-    card = {
-        "name": run.name,
-        "drawn_from": "label maps and random shapes; no scan of a person was seen",
-        "recipe": asdict(plan),
-        "steps": steps,
-        "minutes": round(sum(row["minutes"] for row in history), 1),
-    }
-    save_network(network, run / WEIGHTS, card=card)
-    columns = sorted({key for row in history for key in row}, key=lambda key: (key != "step", key))
-    write_table([{key: row.get(key, "") for key in columns} for row in history], run / "log.csv")

@@ -12,11 +12,19 @@ class Drawing:
     Parameters
     ----------
     extent : tuple of 3 (float, float)
-        Smallest and largest field of view along x, y and z.
+        Smallest and largest field of view along x, y and z, but for close-ups.
     size : tuple of 2 int
         Fewest and most voxels along the longest axis of the grid.  Ours: the shape is drawn anew for every
         pair.  On grids of one shape the coarsest level learns where the border is instead of how the
         images differ, and fails at any other shape.
+    close : float
+        Share of pairs that are close-ups: a part of the field of view, at fine spacing, so that the network
+        learns a fine grid at the cost of a coarse one.
+    close_spacing : tuple of 2 float
+        Smallest and largest spacing of a close-up; its number of voxels is that of any pair.
+    close_shift : float
+        How far off the middle of the anatomy a close-up may look, along each axis.  Random shapes fill the view
+        and nothing beyond it: there it is at most `pose_shift`.
     shapes : float
         Share of pairs that show random shapes instead of a subject.
     same_subject : float
@@ -53,6 +61,9 @@ class Drawing:
         (155.0, 200.0),
     )
     size: tuple[int, int] = (48, 64)
+    close: float = 0.0
+    close_spacing: tuple[float, float] = (1.1, 2.4)
+    close_shift: float = 45.0
     shapes: float = 0.3
     same_subject: float = 0.15
     stripped: float = 0.75

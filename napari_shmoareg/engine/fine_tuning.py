@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from napari_shmoareg.engine import losses
+from napari_shmoareg.engine.cascade import coarse_pass
 from napari_shmoareg.engine.conform import Conformed, conform
 from napari_shmoareg.engine.memory import check_training_memory
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError, VolumePair, field
 from napari_shmoareg.model import NetworkOutput, SHMoAReg
 from napari_shmoareg.model.decoder import Level
+
+FIRST_PASS = (0.45, 0.7)  # resolution of the first pass of a cascade in training, as a share
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,12 @@ def _both_orders(
         first_labels, second_labels = torch.cat(both), torch.cat(both[::-1])
     diffeomorphic = bool(rng.random() < settings.diffeomorphic) or None
     torch.manual_seed(int(rng.integers(2**31)))
+    if settings.cascade > 0 and rng.random() < settings.cascade:
+        before = _first_pass(network, first, second, rng.uniform(*FIRST_PASS), settings.bfloat16, diffeomorphic)
+        first = field.warp(first, before, padding="border")
+        if first_labels is not None and second_labels is not None:
+            half = field.warp(first_labels[:1], before)
+            first_labels, second_labels = torch.cat([half, first_labels[1:]]), torch.cat([second_labels[:1], half])
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
         output = network.both_orders(first, second, diffeomorphic=diffeomorphic)
     terms = total_loss(
@@ -202,9 +211,23 @@ def _both_orders(
     return terms
 
 
+@torch.no_grad()
+def _first_pass(
+    network: SHMoAReg, moving: Tensor, fixed: Tensor, share: float, bfloat16: bool, diffeomorphic: bool | None
+) -> Tensor:
+    """The network's own displacement from a coarser grid, on the full one, as it would be found outside training."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.autocast(fixed.device.type, torch.bfloat16, enabled=bfloat16):
+            return coarse_pass(network, moving, fixed, share, diffeomorphic=diffeomorphic)
+    finally:
+        network.train(training)
+
+
 def _shares(first: Tensor, second: Tensor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Label maps (1, 1, ...) as `count` drawn channels; maps that already are shares stay."""
-    if first.shape[1] > 1:
+    """Label maps (1, 1, ...) as `count` drawn channels; what already is shares, of one label or more, stays."""
+    if first.shape[1] > 1 or any(bool((labels != labels.round()).any()) for labels in (first, second)):
         return first, second
     common = np.intersect1d(torch.unique(first).cpu().numpy(), torch.unique(second).cpu().numpy())
     common = common[common != 0]
@@ -216,9 +239,8 @@ def _shares(first: Tensor, second: Tensor, count: int, rng: np.random.Generator)
 def _pair_of(step: int, count: int, seed: int) -> int:
     """Which pair a step sees: every pair once per epoch, in an order of the epoch's own."""
     epoch, place = divmod(step, count)
-    if count > 100_000:  # an endless supply is random already
-        return place
-    return int(np.random.default_rng([seed, 0, epoch]).permutation(count)[place])
+    endless = count > 100_000  # and random already
+    return place if endless else int(np.random.default_rng([seed, 0, epoch]).permutation(count)[place])
 
 
 def _not_finite(what: str, value: float, step: int, index: int) -> str:

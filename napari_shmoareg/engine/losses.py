@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from napari_shmoareg.engine.box import box_mean
 from napari_shmoareg.model.routing import RoutedLayer, RoutingTrace
 
 SAMPLED = 100_000  # voxels that a quantile is estimated from; exact below
@@ -49,21 +50,9 @@ def lncc(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
     """
     size = warped[0].numel()
     both = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], dim=1)
-    for axis in (2, 3, 4):
-        both = _box_mean(both, window, axis)
-    a, b, aa, bb, ab = both.split(1, dim=1)
+    a, b, aa, bb, ab = box_mean(both, window).split(1, dim=1)
     cross, spread = ab - a * b, (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
     return 1 - (cross * cross / (spread + 1e-5)).sum() / (len(warped) * size)
-
-
-def _box_mean(values: Tensor, window: int, axis: int) -> Tensor:
-    """Mean over a window along one axis, of what lies inside; by running sums, at any window's cost."""
-    n, half = values.shape[axis], window // 2
-    running = F.pad(values.cumsum(axis), [0, 0] * (4 - axis) + [1, 0])
-    centre = torch.arange(n, device=values.device)
-    low, high = (centre - half).clamp_min(0), (centre + half + 1).clamp_max(n)
-    total = running.index_select(axis, high) - running.index_select(axis, low)
-    return total / (high - low).to(values.dtype).view([-1 if a == axis else 1 for a in range(5)])
 
 
 SIMILARITIES = {"mse": mse, "lncc": lncc}

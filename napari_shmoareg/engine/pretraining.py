@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from napari_shmoareg.engine import losses
+from napari_shmoareg.engine.cascade import cascade
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.engine.drawing import Drawing
 from napari_shmoareg.engine.subjects import Subject
@@ -23,6 +24,7 @@ from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError, field
 from napari_shmoareg.model import SHMoAReg
 
+VALIDATION_SIZE = 80  # voxels along the longest axis, at most
 HELD_OUT = 0.25  # share of the subjects that validation is drawn from, and nothing else
 
 
@@ -57,10 +59,10 @@ class Recipe:
     drawing: Drawing
     averaging: float = 0.99
 
-    def pairs(self, subjects: Sequence[Subject]) -> DrawnPairs:
-        """What is trained on: drawn from all but the held-out subjects."""
+    def pairs(self, subjects: Sequence[Subject], device: str | torch.device = "cpu") -> DrawnPairs:
+        """What is trained on: drawn on the device, from all but the held-out subjects."""
         phases = [(round(p.begins * self.settings.steps), replace(self.drawing, size=p.size)) for p in self.phases]
-        return DrawnPairs(split_subjects(subjects)[0], phases, seed=self.settings.seed)
+        return DrawnPairs(split_subjects(subjects)[0], phases, seed=self.settings.seed, device=device)
 
 
 _LEARNING = FineTuning(
@@ -83,12 +85,11 @@ RECIPES: dict[str, Recipe] = {
     "small": Recipe(
         preset="small",
         phases=(
-            Phase(0.0, (32, 48)),
-            Phase(0.3, (40, 60)),
-            Phase(0.9, (52, 72)),
+            Phase(0.0, (40, 56)),
+            Phase(0.85, (48, 68)),
         ),
-        settings=replace(_LEARNING, steps=3000),
-        drawing=Drawing(),
+        settings=replace(_LEARNING, steps=2000, learning_rate=7e-4, final_rate=2e-5, cascade=0.5),
+        drawing=Drawing(close=0.5),
     ),
     "tiny": Recipe(
         preset="tiny",
@@ -156,31 +157,45 @@ class Validation(NamedTuple):
     folding: float
 
 
-def validation_pairs(subjects: Sequence[Subject], drawing: Drawing, count: int = 8) -> list[Conformed]:
-    """Pairs of two held-out subjects with one contrast, all their labels, and no drawn deformation."""
+def validation_pairs(subjects: Sequence[Subject], drawing: Drawing, *, size: int, count: int = 6) -> list[Conformed]:
+    """Pairs of two held-out subjects with one contrast, all their labels, and no drawn deformation.
+
+    They have `size` voxels along the longest axis, but at most `VALIDATION_SIZE`: their labels stay in memory.
+    """
+    size = min(size, VALIDATION_SIZE)
     plain = replace(
-        drawing, shapes=0.0, same_subject=0.0, stripped=1.0, prior=1.0, same_contrast=1.0, labels=40, warp=0.0
+        drawing,
+        size=(size, size),
+        close=0.0,
+        shapes=0.0,
+        same_subject=0.0,
+        stripped=1.0,
+        prior=1.0,
+        same_contrast=1.0,
+        labels=40,
+        warp=0.0,
     )
     pairs = DrawnPairs(split_subjects(subjects)[1], plain, seed=99)
     return [pairs[i] for i in range(count)]
 
 
 def validate(network: SHMoAReg, pairs: Sequence[Conformed]) -> Validation:
-    """Register validation pairs; the network is left in the mode it came in."""
+    """Register validation pairs as `register` would, in all passes; the network is left in the mode it came in."""
     training, device = network.training, next(network.parameters()).device
     network.eval()
     rows = []
     with torch.no_grad():
         for pair in pairs:
-            displacement = network(pair.moving.to(device), pair.fixed.to(device)).displacement.cpu()
             if pair.moving_labels is None or pair.fixed_labels is None:
                 raise InputError("Validation needs pairs with labels; draw them from label maps.")
-            carried = field.warp(pair.moving_labels, displacement)
+            moving_labels, fixed_labels = pair.moving_labels.to(device), pair.fixed_labels.to(device)
+            displacement = cascade(network, pair.moving.to(device), pair.fixed.to(device)).displacement
+            carried = field.warp(moving_labels, displacement)
             folded = field.jacobian_determinant(displacement) <= 0
             rows.append(
                 (
-                    1 - float(losses.overlap(pair.moving_labels, pair.fixed_labels)),
-                    1 - float(losses.overlap(carried, pair.fixed_labels)),
+                    1 - float(losses.overlap(moving_labels, fixed_labels)),
+                    1 - float(losses.overlap(carried, fixed_labels)),
                     100 * float(folded.float().mean()),
                 )
             )

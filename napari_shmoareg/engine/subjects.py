@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from napari_shmoareg.geometry import InputError, Volume
@@ -18,7 +19,7 @@ class Subject:
 
     Attributes
     ----------
-    classes : (I, J, K) array, uint8
+    classes : Tensor (I, J, K), uint8
         Row numbers of the tables below; 0 is the background.
     to_index : (4, 4) array
         Position in the common frame (mm, the middle of the anatomy at 0) to voxel index of `classes`.
@@ -30,11 +31,16 @@ class Subject:
         Mean and spread of a class's mean intensity, mean and spread of its spread, in 0-255.
     """
 
-    classes: np.ndarray
+    classes: Tensor
     to_index: np.ndarray
     brain: np.ndarray
     groups: np.ndarray
     priors: np.ndarray | None = None
+
+    def to(self, device: str | torch.device) -> Subject:
+        """The subject with its classes on a device; itself if they are there."""
+        there = self.classes.to(device)
+        return self if there is self.classes else replace(self, classes=there)
 
 
 def align_subjects(
@@ -93,24 +99,31 @@ def align_subjects(
         solution = np.linalg.lstsq(source, world[shared], rcond=None)[0]
         to_world = np.eye(4)
         to_world[:3] = solution.T
-        subjects.append(Subject(classes, grid.inverse @ to_world, inside, group, prior))
+        held = torch.from_numpy(np.ascontiguousarray(classes))
+        subjects.append(Subject(held, grid.inverse @ to_world, inside, group, prior))
     return subjects
 
 
-def random_shapes(shape: Sequence[int], spacing: float, rng: np.random.Generator, num_classes: int = 14) -> Subject:
+def random_shapes(
+    shape: Sequence[int],
+    spacing: float,
+    rng: np.random.Generator,
+    num_classes: int = 14,
+    device: str | torch.device = "cpu",
+) -> Subject:
     """Smooth random regions that fill the field of view, some of it background."""
     knots = [max(3, round(n / rng.uniform(6, 16)) + 1) for n in shape]
-    noise = torch.as_tensor(rng.standard_normal((1, num_classes, *knots)), dtype=torch.float32)
+    noise = torch.as_tensor(rng.standard_normal((1, num_classes, *knots)), dtype=torch.float32, device=device)
     smooth = F.interpolate(noise, size=tuple(shape), mode="trilinear", align_corners=True)[0]
     classes = (smooth.argmax(0) + 1).to(torch.uint8)
     if rng.random() < 0.7:  # an object in air: everything beyond a lumpy ball is background
-        axes = [torch.linspace(-1, 1, n) for n in shape]
+        axes = [torch.linspace(-1, 1, n, device=device) for n in shape]
         radius = sum(a.view([-1 if i == c else 1 for i in range(3)]) ** 2 for c, a in enumerate(axes))
         classes[radius + 0.15 * smooth[0] > rng.uniform(0.5, 0.9)] = 0
     to_index = np.diag([1 / spacing, 1 / spacing, 1 / spacing, 1.0])
     to_index[:3, 3] = (np.array(shape) - 1) / 2
     everything = np.arange(num_classes + 1) > 0
-    return Subject(classes.numpy(), to_index, everything, np.arange(num_classes + 1))
+    return Subject(classes, to_index, everything, np.arange(num_classes + 1))
 
 
 def _canonical_values(volume: Volume) -> np.ndarray:

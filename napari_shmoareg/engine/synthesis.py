@@ -2,7 +2,8 @@
 
 Hoffmann et al. 2022, 2024: intensities come from random Gaussian mixtures, so weights learned
 from them are not tied to a scanner, and no scan of a person is needed.  Everything here is a
-pure function of the settings and a seed.
+pure function of the settings, a seed and the kind of device: what is small is drawn in numpy and is the
+same everywhere, the noise of single voxels is drawn on the device.
 
 L labels, D H W space; "fine" is the grid of half the spacing, where images are drawn.
 """
@@ -34,6 +35,8 @@ class DrawnPairs(Sequence[Conformed]):
     seed : int
     length : int
         What `len` says; an epoch.
+    device : str or torch.device
+        Where pairs are drawn and stay; the label maps are brought there once.
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class DrawnPairs(Sequence[Conformed]):
         *,
         seed: int = 0,
         length: int = 1_000_000,
+        device: str | torch.device = "cpu",
     ) -> None:
-        self.subjects = list(subjects)
+        self.subjects = [subject.to(device) for subject in subjects]
         self.phases = list(drawing) if isinstance(drawing, Sequence) else [(0, drawing or Drawing())]
-        self.seed, self.length = seed, length
+        self.seed, self.length, self.device = seed, length, device
 
     def __len__(self) -> int:
         return self.length
@@ -56,33 +60,34 @@ class DrawnPairs(Sequence[Conformed]):
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, index])
         drawing = [drawing for first, drawing in self.phases if first <= index][-1]
-        return draw_pair(self.subjects, drawing, rng)
+        return draw_pair(self.subjects, drawing, rng, self.device)
 
 
-def draw_pair(subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Generator) -> Conformed:
+def draw_pair(
+    subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Generator, device: str | torch.device = "cpu"
+) -> Conformed:
     """Two images, in [0, 1], with L of their labels as shares of each voxel.
 
     Returns
     -------
     Conformed
-        Without a way back to scans (`pair` is None); labels (1, L, D, H, W).
+        On the device, without a way back to scans (`pair` is None); labels (1, L, D, H, W).
     """
-    extent = np.array([rng.uniform(*limits) for limits in drawing.extent])
-    spacing = float(extent.max() / rng.integers(drawing.size[0], drawing.size[1] + 1))
-    i, j, k = (max(8, round(length / spacing)) for length in extent)
-    shape = (i, j, k)
+    shape, spacing, shift = _view(drawing, rng)
     from_shapes = not subjects or rng.random() < drawing.shapes
     if from_shapes:
-        first = second = random_shapes(shape, spacing, rng)
+        first = second = random_shapes(shape, spacing, rng, device=device)
     else:
         alone = len(subjects) == 1 or rng.random() < drawing.same_subject
         pick = [rng.integers(len(subjects))] * 2 if alone else rng.choice(len(subjects), 2, replace=False)
         first, second = (subjects[int(i)] for i in pick)
     wobble = drawing.same_warp if first is second else drawing.warp
-    pose = _rigid(rng, drawing.pose_angle, drawing.pose_scale, drawing.pose_shift)
+    if from_shapes:  # they fill the view already: no need to look for them
+        shift = min(shift, drawing.pose_shift)
+    pose = _rigid(rng, drawing.pose_angle, drawing.pose_scale, shift)
     maps = [
         _labels_of(
-            subject,
+            subject.to(device),
             drawing,
             shape,
             spacing,
@@ -93,14 +98,14 @@ def draw_pair(subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Gene
         for subject in (first, second)
     ]
     if not from_shapes and rng.random() < drawing.stripped:
-        keep = torch.as_tensor(first.brain)
+        keep = torch.as_tensor(first.brain, device=device)
         maps = [torch.where(keep[m.long()], m, 0) for m in maps]
     contrasts = [_contrast(first, drawing, from_shapes, rng)]
     contrasts.append(
         contrasts[0] if rng.random() < drawing.same_contrast else _contrast(first, drawing, from_shapes, rng)
     )
     images = [_image(m, contrast, drawing, rng) for m, contrast in zip(maps, contrasts, strict=True)]
-    shown = np.intersect1d(*(torch.unique(m).numpy() for m in maps))
+    shown = np.intersect1d(*(torch.unique(m).cpu().numpy() for m in maps))
     shown = shown[(shown > 0) & first.brain[shown]]
     chosen = rng.choice(shown, min(drawing.labels, len(shown)), replace=False)
     moving_labels, fixed_labels = (_shares(m, chosen) for m in maps)
@@ -115,6 +120,20 @@ def draw_pair(subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Gene
     )
 
 
+def _view(drawing: Drawing, rng: np.random.Generator) -> tuple[tuple[int, int, int], float, float]:
+    """Shape and spacing (mm) of a pair's grid, and how far (mm) it may look off the middle of the anatomy."""
+    close = drawing.close > 0 and rng.random() < drawing.close
+    longest = int(rng.integers(drawing.size[0], drawing.size[1] + 1))
+    if close:
+        spacing, shift = rng.uniform(*drawing.close_spacing), drawing.close_shift
+        extent = longest * spacing * rng.permutation([1.0, *rng.uniform(0.75, 1, 2)])
+    else:
+        extent, shift = np.array([rng.uniform(*limits) for limits in drawing.extent]), drawing.pose_shift
+        spacing = float(extent.max() / longest)
+    i, j, k = (max(8, round(length / spacing)) for length in extent)
+    return (i, j, k), spacing, shift
+
+
 def _labels_of(
     subject: Subject,
     drawing: Drawing,
@@ -124,20 +143,19 @@ def _labels_of(
     wobble: float,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Class numbers of a posed and deformed subject on the fine grid, uint8."""
-    shape = tuple(2 * n for n in coarse)
-    axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * (spacing / 2) for n in shape]
-    points = smooth_noise(shape, rng.uniform(*drawing.warp_length) / (spacing / 2), 3, rng) * wobble
-    matrix = torch.as_tensor(subject.to_index @ pose, dtype=torch.float32)
+    """Class numbers of a posed and deformed subject on the fine grid, uint8, on the subject's device."""
+    shape, device = tuple(2 * n for n in coarse), subject.classes.device
+    axes = [(torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) * (spacing / 2) for n in shape]
+    points = smooth_noise(shape, rng.uniform(*drawing.warp_length) / (spacing / 2), 3, rng, device) * wobble
+    matrix = torch.as_tensor(subject.to_index @ pose, dtype=torch.float32, device="cpu")  # read number by number
     x, y, z = (points[c] + axes[c].view([-1 if a == c else 1 for a in range(3)]) for c in range(3))
-    flat = torch.zeros(shape, dtype=torch.int64)
-    inside = torch.ones(shape, dtype=torch.bool)
+    flat = torch.zeros(shape, dtype=torch.int64, device=device)
+    inside = torch.ones(shape, dtype=torch.bool, device=device)
     for c, n in enumerate(subject.classes.shape):
         index = (matrix[c, 0] * x + matrix[c, 1] * y).add_(matrix[c, 2] * z).add_(matrix[c, 3]).round_()
         inside &= (index >= 0) & (index < n)
         flat = flat * n + index.clamp_(0, n - 1).long()
-    classes = torch.as_tensor(subject.classes).flatten()
-    return torch.where(inside, classes[flat], torch.zeros((), dtype=torch.uint8))
+    return torch.where(inside, subject.classes.flatten()[flat], torch.zeros((), dtype=torch.uint8, device=device))
 
 
 def _contrast(subject: Subject, drawing: Drawing, from_shapes: bool, rng: np.random.Generator) -> np.ndarray:
@@ -158,18 +176,21 @@ def _contrast(subject: Subject, drawing: Drawing, from_shapes: bool, rng: np.ran
 
 def _image(classes: Tensor, contrast: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> Tensor:
     """Fine classes (2D, 2H, 2W) to an image (1, 1, D, H, W) in [0, 1]."""
-    table = torch.as_tensor(contrast, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    device = classes.device
+    table = torch.as_tensor(contrast, dtype=torch.float32, device=device)
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
     index = classes.long()
-    fine = table[:, 0][index].addcmul_(table[:, 1][index], torch.randn(classes.shape, generator=generator))
+    noise = torch.randn(classes.shape, generator=generator, device=device)
+    fine = table[:, 0][index].addcmul_(table[:, 1][index], noise)
     image = F.avg_pool3d(fine[None, None], 2)
     if rng.random() < 0.3:  # a scan of lower resolution along one axis
         axis, factor = int(rng.integers(3)), int(rng.integers(2, 4))
         kernel, pad = [1, 1, 1], [0, 0, 0]
         kernel[axis], pad[axis] = 2 * (factor // 2) + 1, factor // 2
         image = F.avg_pool3d(image, kernel, stride=1, padding=pad, count_include_pad=False)
-    image = image * torch.exp(drawing.bias * smooth_noise(image.shape[2:], rng.uniform(12, 40), 1, rng))[None]
-    image = image + rng.uniform(0, drawing.noise) * torch.randn(image.shape, generator=generator) * (image > 0.01)
+    image = image * torch.exp(drawing.bias * smooth_noise(image.shape[2:], rng.uniform(12, 40), 1, rng, device))[None]
+    noise = torch.randn(image.shape, generator=generator, device=device)
+    image = image + rng.uniform(0, drawing.noise) * noise * (image > 0.01)
     image = image.clamp_min_(0)
     top = torch.kthvalue(image.flatten(), int(image.numel() * 0.999)).values.clamp_min(1e-3)
     return (image / top).clamp_(0, 1) ** float(np.exp(rng.normal(0, drawing.gamma)))
@@ -181,10 +202,16 @@ def _shares(classes: Tensor, chosen: np.ndarray) -> Tensor:
     return F.avg_pool3d(masks[None].float(), 2)
 
 
-def smooth_noise(shape: Sequence[int], length: float, channels: int, rng: np.random.Generator) -> Tensor:
+def smooth_noise(
+    shape: Sequence[int],
+    length: float,
+    channels: int,
+    rng: np.random.Generator,
+    device: str | torch.device = "cpu",
+) -> Tensor:
     """Smooth noise of unit variance at its knots, (channels, *shape); `length` is voxels between knots."""
     knots = [max(2, round(n / length) + 1) for n in shape]
-    coarse = torch.as_tensor(rng.standard_normal((1, channels, *knots)), dtype=torch.float32)
+    coarse = torch.as_tensor(rng.standard_normal((1, channels, *knots)), dtype=torch.float32, device=device)
     middle = [min(n, 4 * k) for n, k in zip(shape, knots, strict=True)]
     smooth = F.avg_pool3d(
         F.interpolate(coarse, size=middle, mode="trilinear", align_corners=True), 3, 1, 1, count_include_pad=False

@@ -51,6 +51,9 @@ class FineTuning:
     diffeomorphic : float
         Share of steps in which residuals are integrated as velocities.  Ours: with a share between 0 and 1
         one set of weights serves both variants.
+    cascade : float
+        Share of steps whose pair is first registered by the network itself, at a coarser grid and without
+        gradient, so that the step learns to improve on that (see `engine.cascade`); 0 in the paper.
     bfloat16 : bool
         Convolutions and products in bfloat16; fields, warps and losses stay in float32.
     largest_gradient : float
@@ -75,6 +78,7 @@ class FineTuning:
     balance_weight: float = 0.0
     labels_per_step: int = 12
     diffeomorphic: float = 0.0
+    cascade: float = 0.0
     bfloat16: bool = False
     largest_gradient: float = 0.0
     size: int = 0
@@ -95,6 +99,7 @@ class FineTuning:
             (self.balance_weight >= 0, "balance_weight", "at least 0"),
             (self.labels_per_step >= 1, "labels_per_step", "at least 1"),
             (0 <= self.diffeomorphic <= 1, "diffeomorphic", "between 0 and 1"),
+            (0 <= self.cascade <= 1, "cascade", "between 0 and 1"),
             (self.largest_gradient >= 0, "largest_gradient", "at least 0"),
             (self.size >= 0, "size", "at least 0"),
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.checkpoint import load_weights, read_tensors
-from napari_shmoareg.model import SHMoAReg
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 FORMAT = "shmoareg-training-1"
 FILE = "training.safetensors"
@@ -122,7 +122,7 @@ def load_training_state(
     if not path.is_file():
         raise InputError(f"There is no training to go on with: {path} does not exist.")
     metadata, tensors = read_tensors(path, FORMAT)
-    if json.loads(metadata["config"]) != network.config.to_dict():
+    if SHMoARegConfig().to_dict() | json.loads(metadata["config"]) != network.config.to_dict():
         raise InputError(
             f"The training in {path} is of a network with another config. Start anew, or use its own config."
         )

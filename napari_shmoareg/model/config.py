@@ -53,6 +53,9 @@ class SHMoARegConfig:
         Squarings of each velocity.
     size : int
         Voxels along the longest axis for which the weights are meant.
+    passes : tuple of float
+        Resolutions, as shares of the full one, at which the network runs after each other, each time on what
+        is left; the last is 1.  Ours: the paper's single pass is (1,).
 
     Raises
     ------
@@ -80,10 +83,12 @@ class SHMoARegConfig:
     diffeomorphic: bool = False
     integration_steps: int = 7
     size: int = 128
+    passes: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         for name in ("depths", "window", "shmoe_strides", "kernels"):
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        object.__setattr__(self, "passes", tuple(float(v) for v in self.passes))
         rules = (
             (self.attention in ("moa", "mha"), f"attention is 'moa' or 'mha', not {self.attention!r}"),
             (len(self.window) == 3 and min(self.window) > 0, f"window is three positive numbers, not {self.window}"),
@@ -102,6 +107,10 @@ class SHMoARegConfig:
                 f"kernels are odd numbers, not {self.kernels}",
             ),
             (0 <= self.drop_path < 1, f"drop_path is at least 0 and below 1, not {self.drop_path}"),
+            (
+                len(self.passes) > 0 and self.passes[-1] == 1 and all(0 < share <= 1 for share in self.passes),
+                f"passes are shares above 0, the last of them 1, not {self.passes}",
+            ),
             (self.integration_steps >= 1, f"integration_steps is at least 1, not {self.integration_steps}"),
         )
         for holds, message in rules:
@@ -159,7 +168,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "half_channels": 16,
         "bottleneck_channels": 96,
         "integration_steps": 5,
-        "size": 60,
+        "size": 108,
+        "passes": (0.55, 1.0),
     },
     "tiny": {
         "embed_dim": 8,

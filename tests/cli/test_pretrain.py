@@ -8,6 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
+from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from napari_shmoareg.cli.application import app
@@ -15,6 +18,7 @@ from napari_shmoareg.engine import pretraining
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.io.checkpoint import load_network, read_card, save_network
 from napari_shmoareg.io.images import write_image
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 
 @pytest.fixture
@@ -60,6 +64,107 @@ def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):
     assert code == 1
     assert "begun with other settings" in output
     assert json.loads((place / "recipe.json").read_text())["settings"]["steps"] == 2
+
+
+@pytest.mark.parametrize("cascade", [0.0, 0.5])
+def test_a_run_in_pieces_ends_where_one_in_a_go_does(cascade, maps, tmp_path, monkeypatch):
+    tiny = pretraining.RECIPES["tiny"]
+    settings = replace(tiny.settings, cascade=cascade)
+    drawing = replace(tiny.drawing, close=0.5)
+    monkeypatch.setitem(pretraining.RECIPES, "tiny", replace(tiny, settings=settings, drawing=drawing))
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert run(maps, "--run", whole, "--steps", 5)[0] == 0
+    codes = [run(maps, "--run", pieces, "--steps", 5, "--minutes", 1e-9)[0] for _ in range(5)]
+    assert codes == [130] * 4 + [0]
+    for name in ("weights.safetensors", "training.safetensors"):
+        one, other = load_file(whole / name), load_file(pieces / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one if not key.startswith("random"))
+
+
+def given_weights(path, seed=7, **changes):
+    """Weights of a recipe's network, or nearly."""
+    torch.manual_seed(seed)
+    network = SHMoAReg(SHMoARegConfig.preset("tiny", **changes))
+    save_network(network, path, card={"name": path.stem})
+    return network.state_dict()
+
+
+def test_a_run_begins_from_given_weights_whatever_size_and_passes_they_are_for(maps, tmp_path):
+    given = given_weights(tmp_path / "given.safetensors", size=48, passes=(0.5, 1.0))
+    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "given.safetensors")
+    assert code == 0, output
+    assert run(maps, "--run", tmp_path / "random", "--steps", 1)[0] == 0
+    moved = {}
+    for name in ("run", "random"):
+        network = load_network(tmp_path / name / "weights.safetensors")
+        assert (network.config.size, network.config.passes) == (32, (1.0,))
+        moved[name] = max(float((value - given[key]).abs().max()) for key, value in network.state_dict().items())
+    assert moved["run"] < 2e-3, "further than one step of Adam"
+    assert moved["random"] > 0.05
+    card = read_card(tmp_path / "run" / "weights.safetensors")
+    assert card["from"] == str(tmp_path / "given.safetensors") and "no scan" not in card["drawn_from"]
+    assert "no scan" in read_card(tmp_path / "random" / "weights.safetensors")["drawn_from"]
+
+
+def test_weights_of_another_network_are_refused_and_the_run_has_not_begun(maps, tmp_path):
+    given_weights(tmp_path / "other.safetensors", bottleneck_channels=10)
+    given_weights(tmp_path / "right.safetensors")
+    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "other.safetensors")
+    assert code == 1
+    told = " ".join(output.split())
+    assert "of another network than the recipe's: bottleneck_channels 10 instead of 12" in told and "--from" in told
+    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "missing.safetensors")
+    assert code == 1 and "missing.safetensors" in output.replace("\n", "")
+    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "right.safetensors")
+    assert code == 0, output
+
+
+def test_a_run_does_not_go_on_from_other_weights_and_does_not_need_its_own_any_more(maps, tmp_path):
+    one, other, place = tmp_path / "one.safetensors", tmp_path / "other.safetensors", tmp_path / "run"
+    given_weights(one)
+    given_weights(other, seed=8)
+    words = (maps, "--run", place, "--steps", 3, "--minutes", 1e-9)
+    assert run(*words, "--from", one)[0] == 130
+    for wrong in ((), ("--from", other)):
+        code, output = run(*words, *wrong)
+        assert code == 1 and "begun with other settings" in output
+    one.unlink()
+    assert run(*words, "--from", one)[0] == 130
+    assert read_card(place / "weights.safetensors")["steps"] == 2
+
+
+def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
+    place = tmp_path / "run"
+    words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
+    assert run(*words)[0] == 130
+    told = json.loads((place / "recipe.json").read_text())
+    assert told.pop("from") is None
+    (place / "recipe.json").write_text(json.dumps(told))
+    given_weights(tmp_path / "given.safetensors")
+    code, output = run(*words, "--from", tmp_path / "given.safetensors")
+    assert code == 1 and "begun with other settings" in output
+    assert run(*words)[0] == 0
+
+
+def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):
+    sheet, place = tmp_path / "pairs.png", tmp_path / "run"
+    code, output = run(maps, "--run", place, "--sheet", sheet)
+    assert code == 0, output
+    picture = imread(sheet)
+    assert min(picture.shape[:2]) > 600
+    assert np.ptp(picture[..., :3], axis=-1).max() > 0.5, "no colours"
+    with Image.open(sheet) as image:
+        assert image.text["Title"] == "drawn pairs" and image.text["Recipe"] == "tiny, seed 1"
+    assert not place.exists()
+
+
+def test_a_sheet_is_a_png_and_replaces_nothing(maps, tmp_path):
+    (tmp_path / "mine.png").write_text("mine")
+    for name, message in (("mine.png", "exists"), ("pairs.jpg", "end in .png"), ("no/pairs.png", "does not exist")):
+        code, output = run(maps, "--run", tmp_path / "run", "--sheet", tmp_path / name)
+        assert code == 1 and message in " ".join(output.split())
+    assert (tmp_path / "mine.png").read_text() == "mine"
 
 
 def test_a_folder_without_label_maps_is_refused(tmp_path):

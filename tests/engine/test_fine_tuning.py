@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from napari_shmoareg.engine import fine_tuning
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.engine.drawing import Drawing
 from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
@@ -42,8 +43,9 @@ def test_learning_from_one_pair_makes_it_more_alike(network):
     assert steps[-1].similarity < 0.6 * steps[0].similarity
 
 
-def test_a_stopped_run_that_goes_on_equals_one_never_stopped(network, pairs):
-    settings = FineTuning(steps=6, learning_rate=1e-3, overlap_weight=1.0, diffeomorphic=0.5)
+@pytest.mark.parametrize("cascade", [0.0, 0.5])
+def test_a_stopped_run_that_goes_on_equals_one_never_stopped(network, pairs, cascade):
+    settings = FineTuning(steps=6, learning_rate=1e-3, overlap_weight=1.0, diffeomorphic=0.5, cascade=cascade)
     other = copy.deepcopy(network)
     whole = [s.total for s in fine_tune(network, pairs, settings)]
     optimiser = make_optimiser(other, settings)
@@ -56,6 +58,102 @@ def test_a_stopped_run_that_goes_on_equals_one_never_stopped(network, pairs):
     part += [s.total for s in fine_tune(other, pairs, settings, optimiser=optimiser, start=3)]
     assert part == whole
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+class Witness:
+    """Stands in for the first pass and looks on at the loss."""
+
+    def __init__(self, monkeypatch, displacement=None):
+        self.passes, self.losses, self.seeds = [], [], []
+        true_pass, true_loss, true_seed = fine_tuning.coarse_pass, fine_tuning.total_loss, torch.manual_seed
+
+        def coarse_pass(network, moving, fixed, share, *, diffeomorphic=None):
+            found = displacement
+            if found is None:
+                found = true_pass(network, moving, fixed, share, diffeomorphic=diffeomorphic)
+            self.passes.append((share, diffeomorphic, network.training, torch.is_grad_enabled(), found))
+            return found
+
+        def total_loss(output, *rest):
+            self.losses.append(rest)
+            return true_loss(output, *rest)
+
+        def manual_seed(seed):
+            self.seeds.append(seed)
+            return true_seed(seed)
+
+        monkeypatch.setattr(fine_tuning, "coarse_pass", coarse_pass)
+        monkeypatch.setattr(fine_tuning, "total_loss", total_loss)
+        monkeypatch.setattr(torch, "manual_seed", manual_seed)
+
+
+def test_a_step_of_the_cascade_learns_from_what_the_first_pass_left(network, pairs, monkeypatch):
+    pair = pairs[0]
+    shift = torch.zeros(1, 3, *pair.grid.shape)
+    shift[:, 1] = 2.0
+    witness = Witness(monkeypatch, shift)
+    list(fine_tune(network, [pair], FineTuning(steps=1, cascade=1.0, overlap_weight=1.0)))
+    ((moving, fixed, _, moving_labels, fixed_labels),) = witness.losses
+    for image, labels, here in ((moving, moving_labels, 0), (fixed, fixed_labels, 1)):
+        assert torch.equal(image[here : here + 1], field.warp(pair.moving, shift, padding="border"))
+        assert torch.equal(labels[here : here + 1], field.warp(pair.moving_labels, shift))
+        assert torch.equal(image[1 - here :][:1], pair.fixed)
+        assert torch.equal(labels[1 - here :][:1], pair.fixed_labels)
+
+
+def test_the_first_pass_has_no_gradient_and_leaves_the_network_in_training(network, pairs, monkeypatch):
+    witness = Witness(monkeypatch)
+    settings = FineTuning(steps=12, cascade=1.0, diffeomorphic=0.5)
+    for _ in fine_tune(network, pairs, settings):
+        assert network.training
+    assert len(witness.passes) == 12
+    low, high = fine_tuning.FIRST_PASS
+    for share, _, training, gradient, found in witness.passes:
+        assert low <= share <= high
+        assert not training and not gradient and not found.requires_grad
+    assert {diffeomorphic for _, diffeomorphic, *_ in witness.passes} == {None, True}
+
+
+def test_a_share_of_the_steps_is_cascaded(network, pairs, monkeypatch):
+    witness = Witness(monkeypatch)
+    list(fine_tune(network, pairs, FineTuning(steps=24, cascade=0.5)))
+    assert 5 < len(witness.passes) < 19
+
+
+def test_without_a_cascade_the_random_numbers_are_those_of_before_there_was_one(network, pairs, monkeypatch):
+    witness = Witness(monkeypatch)
+    list(fine_tune(copy.deepcopy(network), pairs, FineTuning(steps=3, diffeomorphic=0.5, seed=7)))
+    assert witness.passes == []
+    wanted = []
+    for step in range(3):
+        rng = np.random.default_rng([7, 1, step])
+        rng.random()  # diffeomorphic or not
+        wanted.append(int(rng.integers(2**31)))
+    assert witness.seeds == wanted
+
+
+def test_a_cascade_that_is_never_drawn_changes_no_loss(network, pairs):
+    plain, never = (
+        [s.total for s in fine_tune(copy.deepcopy(network), pairs, FineTuning(steps=3, diffeomorphic=0.5, cascade=c))]
+        for c in (0.0, 1e-12)
+    )
+    assert plain == never
+
+
+def test_one_label_in_shares_stays_shares_and_one_in_whole_numbers_is_found(network, pairs, monkeypatch):
+    witness = Witness(monkeypatch)
+    both = (pairs[0].moving_labels, pairs[0].fixed_labels)
+    common = int((torch.minimum(*both) > 0.5).sum((0, 2, 3, 4)).argmax())
+    shares = [labels[:, common : common + 1] for labels in both]
+    assert all(bool((labels > 0.5).any()) for labels in shares)
+    one = replace(pairs[0], moving_labels=shares[0], fixed_labels=shares[1])
+    whole = replace(pairs[0], moving_labels=5 * (shares[0] > 0.5).float(), fixed_labels=5 * (shares[1] > 0.5).float())
+    settings = FineTuning(steps=1, overlap_weight=1.0)
+    for pair in (one, whole):
+        list(fine_tune(copy.deepcopy(network), [pair], settings))
+    (*_, found, _), (*_, rounded, _) = witness.losses
+    assert torch.equal(found, torch.cat(shares))
+    assert torch.equal(rounded, (torch.cat(shares) > 0.5).float())
 
 
 def test_every_pair_comes_once_an_epoch(network, pairs):
@@ -122,6 +220,7 @@ def test_the_rate_falls_along_a_cosine_only_if_asked():
     [
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"quantile": 2}, "quantile"),
+        ({"cascade": 1.5}, "cascade must be between 0 and 1; got 1.5"),
         ({"similarity": "mi"}, "'mse' or 'lncc'"),
     ],
 )

@@ -1,12 +1,15 @@
 """A training that was stopped goes on as if it had not been."""
 
+import json
 import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.training_state import FILE, load_training_state, save_training_state
+from napari_shmoareg.io.checkpoint import read_tensors
+from napari_shmoareg.io.training_state import FILE, FORMAT, load_training_state, save_training_state
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 
@@ -65,6 +68,20 @@ def test_settings_of_the_optimiser_come_back(tmp_path):
     other, its_optimiser = fresh()
     load_training_state(tmp_path, other, its_optimiser)
     assert (its_optimiser.param_groups[0]["lr"], its_optimiser.param_groups[0]["betas"]) == (3e-5, (0.8, 0.9))
+
+
+def test_a_state_from_before_a_setting_of_the_network_was_there_has_its_default(tmp_path):
+    network, optimiser = fresh()
+    path = save_training_state(tmp_path, network, optimiser, 3)
+    told = json.dumps(network.config.to_dict())
+    older = {key: value for key, value in network.config.to_dict().items() if key != "passes"}
+    metadata, tensors = read_tensors(path, FORMAT)
+    assert metadata["config"] == told
+    save_file(tensors, path, metadata=metadata | {"config": json.dumps(older)})
+    assert load_training_state(tmp_path, network, optimiser) == (3, [])
+    twice = SHMoAReg(SHMoARegConfig.preset("tiny", drop_path=0.3, passes=(0.5, 1.0)))
+    with pytest.raises(InputError, match="another config"):
+        load_training_state(tmp_path, twice, torch.optim.Adam(twice.parameters()))
 
 
 def test_a_missing_a_cut_and_a_foreign_state_are_refused(tmp_path):
