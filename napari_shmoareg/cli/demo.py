@@ -9,8 +9,8 @@ import typer
 
 from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet, Weights
-from napari_shmoareg.cli.progress import REGISTERING, progress
-from napari_shmoareg.cli.results import files_of, result_table, seconds_of
+from napari_shmoareg.cli.progress import progress, registering
+from napari_shmoareg.cli.results import choices_of, files_of, result_table, seconds_of
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
 
@@ -40,7 +40,7 @@ def demo(
 
     check_new_folder(out)
     running = Running(weights, device=device)
-    with progress(quiet, REGISTERING) as report:
+    with progress(quiet, registering()) as report:
         report("loading", 0.0)
         from napari_shmoareg.io.report import write_registration
         from napari_shmoareg.io.samples import sample_pair
@@ -55,7 +55,7 @@ def demo(
         say(f"Note: {warning}")
     if not quiet:
         show(result_table(found))
-        typer.echo(f"\n{seconds_of(found)}\n{files_of(out, found, True)}")
+        typer.echo(f"\n{seconds_of(found)}\n{choices_of(found)}\n{files_of(out, found, True)}")
 
 
 def true_errors(sample: Sample, registration: Registration) -> dict[str, dict[str, float]]:

@@ -23,7 +23,7 @@ from napari_shmoareg.cli.options import (
     Size,
     Weights,
 )
-from napari_shmoareg.cli.progress import REGISTERING, progress
+from napari_shmoareg.cli.progress import progress, registering
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import load_tables, show
 from napari_shmoareg.geometry import InputError
@@ -109,7 +109,7 @@ def _read(folders: list[Path]) -> tuple[ExpertLoad, dict[str, Figure]]:
 
 
 def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -> tuple[ExpertLoad, dict[str, Figure]]:
-    with progress(quiet, REGISTERING) as report:
+    with progress(quiet, registering()) as report:
         report("loading", 0.0)
         from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
         from napari_shmoareg.analysis.expert_load import ExpertLoad

@@ -28,6 +28,22 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Similarity(StrEnum):
+    """What a refinement compares the images by."""
+
+    auto = "auto"
+    lncc = "lncc"
+    mind = "mind"
+
+
+class Contrast(StrEnum):
+    """Whether the network sees the moving image in the fixed one's contrast."""
+
+    auto = "auto"
+    keep = "keep"
+    match = "match"
+
+
 def parse_size(text: str) -> int | str:
     """``--size``: a number of voxels, or "native"."""
     if text == "native":
@@ -88,6 +104,29 @@ Size = Annotated[
         parser=parse_size,
         help="Voxels along the longest axis of the grid that the network sees; native is the fixed image's own.",
         show_default="as the weights say",
+    ),
+]
+RefineOption = Annotated[
+    int,
+    typer.Option(
+        "--refine",
+        metavar="STEPS",
+        min=0,
+        help="Refine the deformation on the pair itself for so many steps, coarse to fine; 60 are a good number.",
+    ),
+]
+SimilarityOption = Annotated[
+    Similarity,
+    typer.Option(
+        "--similarity",
+        help="What --refine compares by: lncc (local correlation), mind (self-similarity); auto looks at the pair.",
+    ),
+]
+ContrastOption = Annotated[
+    Contrast,
+    typer.Option(
+        "--contrast",
+        help="match shows the network MOVING in FIXED's contrast; auto does so where they clearly differ.",
     ),
 ]
 Nan = Annotated[

@@ -12,6 +12,8 @@ from napari_shmoareg.cli.options import (
     Affine,
     AffineOption,
     Channel,
+    Contrast,
+    ContrastOption,
     Debug,
     Device,
     DeviceOption,
@@ -22,11 +24,14 @@ from napari_shmoareg.cli.options import (
     MovingLabels,
     Nan,
     Quiet,
+    RefineOption,
+    Similarity,
+    SimilarityOption,
     Size,
     Weights,
 )
-from napari_shmoareg.cli.progress import REGISTERING, progress
-from napari_shmoareg.cli.results import files_of, result_table, seconds_of
+from napari_shmoareg.cli.progress import progress, registering
+from napari_shmoareg.cli.results import choices_of, files_of, result_table, seconds_of
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
 
@@ -44,6 +49,9 @@ def register(
     diffeomorphic: DiffeomorphicOption = None,
     device: DeviceOption = Device.auto,
     size: Size = None,
+    refine: RefineOption = 0,
+    similarity: SimilarityOption = Similarity.auto,
+    contrast: ContrastOption = Contrast.auto,
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")] = True,
     nan: Nan = None,
     channel: Channel = None,
@@ -58,8 +66,8 @@ def register(
     from napari_shmoareg.io.places import check_new_folder
 
     check_new_folder(out)
-    running = Running(weights, affine, diffeomorphic, device, size)
-    with progress(quiet, REGISTERING) as report:
+    running = Running(weights, affine, diffeomorphic, device, size, refine, similarity, contrast)
+    with progress(quiet, registering(refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io.images import read_pair
         from napari_shmoareg.io.report import write_registration
@@ -73,4 +81,4 @@ def register(
         say(f"Note: {warning}")
     if not quiet:
         show(result_table(found))
-        typer.echo(f"\n{seconds_of(found)}\n{files_of(out, found, figures)}")
+        typer.echo(f"\n{seconds_of(found)}\n{choices_of(found)}\n{files_of(out, found, figures)}")

@@ -51,6 +51,14 @@ def seconds_of(report: Mapping[str, Any]) -> str:
     return f"Registered in {total:.1f} s ({parts}), with the weights {report['weights']}."
 
 
+def choices_of(report: Mapping[str, Any]) -> str:
+    """What was decided for the caller and why, one line each."""
+    lines = [f"  {name}: {reason}" for name, reason in report["choices"].items()]
+    return "\n".join(
+        ["Chosen, and why (overrule with --weights, --affine, --contrast, --similarity, --refine):", *lines]
+    )
+
+
 def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
     """What lies where, one line each."""
     warped = ["the moving image on the fixed grid", "warped.nii.gz"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from napari_shmoareg.cli.options import Affine, Device
+from napari_shmoareg.cli.options import Affine, Contrast, Device, Similarity
 from napari_shmoareg.cli.progress import Report
 from napari_shmoareg.cli.weights import chosen_device, chosen_weights
 
@@ -29,6 +29,10 @@ class Running:
     device : Device
     size : int, "native" or None
         None: as the weights say.
+    refine : int
+        Steps on the pair itself.
+    similarity : Similarity
+    contrast : Contrast
     """
 
     weights: str | None = None
@@ -36,6 +40,9 @@ class Running:
     diffeomorphic: bool | None = None
     device: Device = Device.auto
     size: int | str | None = None
+    refine: int = 0
+    similarity: Similarity = Similarity.auto
+    contrast: Contrast = Contrast.auto
 
     def network(self) -> tuple[str, SHMoAReg]:
         """The name of the weights and the network, on its device.
@@ -48,19 +55,24 @@ class Running:
         from napari_shmoareg.io.checkpoint import load_network
 
         device = chosen_device(self.device.value)
-        name = chosen_weights(self.weights)
+        name, _ = chosen_weights(self.weights, device)
         return name, load_network(name, device=device)
 
     def register(self, pair: VolumePair, network: SHMoAReg, report: Report) -> Registration:
         """Register a pair, telling `report` how far it is."""
         from napari_shmoareg.engine.registration import register
 
-        return register(
+        _, why = chosen_weights(self.weights, chosen_device(self.device.value))
+        registration = register(
             pair,
             network,
             affine=self.affine.value,
             size=self.size,
             diffeomorphic=self.diffeomorphic,
             device=self.device.value,
+            refine=self.refine,
+            similarity=self.similarity.value,
+            contrast=self.contrast.value,
             progress=report,
         )
+        return replace(registration, choices={"weights": why, **registration.choices})

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from napari_shmoareg.geometry import InputError
 
+LARGE, SMALL = "paper", "small"  # by the preset: for a GPU, for a CPU
 
-def chosen_weights(asked: str | None) -> str:
-    """The weights that were asked for, or the shipped ones.
+
+def chosen_weights(asked: str | None, device: str = "cpu") -> tuple[str, str]:
+    """The weights that were asked for, or those of the shipped ones that fit the device; and why.
 
     Raises
     ------
     InputError
         If none were asked for and none are shipped.
     """
-    if asked is not None:
-        return asked
+    if asked is not None and asked != "auto":
+        return asked, f"{asked}, as asked"
     from napari_shmoareg.io.checkpoint import shipped_weights
 
     names = shipped_weights()
     if not names:
         raise InputError("No weights are shipped with this version. Give --weights FILE.safetensors.")
-    return names[0]
+    if len(names) == 1:
+        return names[0], f"{names[0]}: the only weights that are shipped"
+    wanted = LARGE if device == "cuda" else SMALL
+    name = wanted if wanted in names else names[0]
+    return (
+        name,
+        f"{name}: the {'largest' if device == 'cuda' else 'fastest'} of {', '.join(names)}, as it runs on {device}",
+    )
 
 
 def chosen_device(asked: str) -> str:
@@ -31,6 +40,6 @@ def chosen_device(asked: str) -> str:
     InputError
         If "cuda" was asked for and there is none.
     """
-    from napari_shmoareg.engine.registration import find_device
+    from napari_shmoareg.engine.device import find_device
 
     return find_device(asked).type

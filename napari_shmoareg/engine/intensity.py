@@ -70,6 +70,12 @@ class Intensity:
         return np.abs(values.astype(np.float32) - np.float32(self.background)) > CONTENT * (self.high - self.low)
 
 
+def background_of(volume: Volume) -> float:
+    """The brightness of a volume's background once it is scaled, in [0, 1]."""
+    intensity = Intensity.of(volume)
+    return float(intensity.scale(np.array([intensity.background]))[0])
+
+
 _MEASURED: WeakKeyDictionary[Volume, Intensity] = WeakKeyDictionary()  # of volumes still in use
 
 

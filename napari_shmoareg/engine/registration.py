@@ -10,20 +10,30 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from napari_shmoareg.engine.affine import Alignment, align
-from napari_shmoareg.engine.conform import Conformed, check_size, conform
-from napari_shmoareg.engine.memory import check_images_memory, check_network_memory, too_large_for
-from napari_shmoareg.engine.similarity import Similarity, similarity
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, VolumePair
-from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
+from napari_shmoareg.engine.cautions import cautions
+from napari_shmoareg.engine.conform import check_size, conform
+from napari_shmoareg.engine.contrast import check_mode, match_contrast
+from napari_shmoareg.engine.deforming import (
+    check_refinement,
+    local_correlation,
+    refine_on_pair,
+    run_network,
+    similarity_for,
+)
+from napari_shmoareg.engine.device import find_device
+from napari_shmoareg.engine.intensity import background_of
+from napari_shmoareg.engine.memory import check_images_memory, check_network_memory
+from napari_shmoareg.engine.refinement import Refinement
+from napari_shmoareg.engine.similarity import Similarity
+from napari_shmoareg.engine.similarity import similarity as alikeness
+from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
+from napari_shmoareg.model import RoutingTrace, SHMoAReg
 
 Progress = Callable[[str, float], None]
 
-MUCH_FOLDING = 1.0  # percent of voxels
-NOTABLE = 0.002  # a smaller loss of correlation is no news
-PHASES = ("align", "conform", "network", "warp", "measure")
+PHASES = ("align", "conform", "network", "refine", "warp", "measure")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +55,18 @@ class Registration:
     jacobian : Volume
         det(I + dd/dx) of the deformation alone (without the affine), on the fixed grid; 0 or less is folding.
     routing : RoutingTrace
-        What every gate chose, detached, on the CPU.
+        What every gate chose in the last pass (see `cascade`), detached, on the CPU.
     network_grid : Grid
         Where the network worked, in the fixed world.
     alignment : Alignment
         The affine, and why it is what it is.
     similarity : dict of Similarity or None
         "before" (the headers alone), "affine", "after"; None where the images did not meet.
+    local_correlation : dict of float
+        Mean squared local correlation on the network grid, of what the network saw: "affine" and "after".
+    choices : dict of str
+        What was decided for the caller, and why: "affine", "contrast" and, with refinement, "similarity" and
+        "refinement".
     seconds : dict of float
         Per phase.
     settings : dict
@@ -68,6 +83,8 @@ class Registration:
     network_grid: Grid
     alignment: Alignment
     similarity: dict[str, Similarity | None]
+    local_correlation: dict[str, float]
+    choices: dict[str, str]
     seconds: dict[str, float]
     settings: dict[str, Any]
 
@@ -79,20 +96,7 @@ class Registration:
     @property
     def warnings(self) -> list[str]:
         """What a person should know before trusting the result; empty where nothing was noticed."""
-        found = []
-        placed, warped = self.similarity["affine"], self.similarity["after"]
-        if placed and warped and warped.ncc < placed.ncc - NOTABLE and not warped.nmi > placed.nmi:
-            found.append(
-                f"The deformation made the images less alike than the alignment alone (correlation {placed.ncc:.3f} to "
-                f"{warped.ncc:.3f}, mutual information {placed.nmi:.3f} to {warped.nmi:.3f}). The weights may not fit "
-                "such images: try another --size or other --weights, or keep the affine of report.json alone."
-            )
-        if self.folding_percent > MUCH_FOLDING:
-            found.append(
-                f"The deformation folds in {self.folding_percent:.2f} % of the voxels (jacobian.nii.gz shows where). "
-                "With --diffeomorphic it folds less."
-            )
-        return found
+        return cautions(self.similarity, self.local_correlation, self.folding_percent, self.settings)
 
 
 def register(
@@ -103,6 +107,9 @@ def register(
     size: int | str | None = None,
     diffeomorphic: bool | None = None,
     device: str = "auto",
+    refine: int = 0,
+    similarity: str = "auto",
+    contrast: str = "auto",
     progress: Progress | None = None,
 ) -> Registration:
     """Register the moving image of a pair onto the fixed one.
@@ -122,8 +129,14 @@ def register(
         None: as the network's config says.
     device : {"auto", "cpu", "cuda"}
         "auto" takes a GPU where there is one.
+    refine : int
+        Steps of refinement on the pair itself, after the network (see `Refinement`); 0 for none.
+    similarity : {"auto", "lncc", "mind"}
+        What the refinement compares by; "auto" looks at the contrasts.
+    contrast : {"auto", "keep", "match"}
+        Whether the network sees the moving image in the fixed one's contrast (see `match_contrast`).
     progress : callable or None
-        Called with a phase ("align", "conform", "network", "warp", "measure") and a fraction
+        Called with a phase ("align", "conform", "network", "refine", "warp", "measure") and a fraction
         of it; what it raises ends the work and comes out here.
 
     Returns
@@ -139,11 +152,14 @@ def register(
     TooLargeError
         If memory would not suffice.
     """
-    config = network.config
-    where = find_device(device)
+    config, where = network.config, find_device(device)
     size = config.size if size is None else size
     diffeomorphic = config.diffeomorphic if diffeomorphic is None else diffeomorphic
     check_size(size)
+    check_mode(contrast)
+    check_refinement(refine, similarity)
+    asked = {"affine": affine, "size": size, "diffeomorphic": diffeomorphic}
+    asked |= {"refine": refine, "similarity": similarity, "contrast": contrast}
     grid = pair.fixed.grid
     check_images_memory(pair.moving.grid, grid)
     seconds: dict[str, float] = {}
@@ -152,85 +168,63 @@ def register(
         alignment = align(pair, affine, progress=progress)
     with phase("conform"):
         conformed = conform(pair, size=size, affine=alignment.matrix)
-    with phase("network"):
         check_network_memory(config, conformed.grid, moving=pair.moving.grid, fixed=grid, device=where)
-        output = _run(network, conformed, diffeomorphic, where)
-        transform = conformed.transform(output.displacement)
-        routing = output.routing.detached()
+        empty = background_of(pair.moving), background_of(pair.fixed)
+        matched = match_contrast(conformed.moving, conformed.fixed, contrast, backgrounds=empty)
+        choices = {"affine": alignment.reason, "contrast": matched.reason}
+        images = matched.moving, conformed.fixed
+    with phase("network") as told:
+        found = run_network(network, *images, diffeomorphic=diffeomorphic, device=where, told=told)
+        displacement, routing = found.displacement, found.last.routing.detached()
+    if refine:
+        with phase("refine") as told:
+            measure, choices["similarity"] = similarity_for(similarity, *images, displacement, empty)
+            shown = images if measure == "lncc" else (conformed.moving, conformed.fixed)  # mind needs no like contrast
+            plan = Refinement(steps=refine, similarity=measure)
+            displacement, choices["refinement"] = refine_on_pair(
+                *shown, displacement, plan, diffeomorphic=diffeomorphic, device=where, told=told
+            )
+    transform = conformed.transform(displacement)
     with phase("warp"):
         deformation = Transform(np.eye(4), transform.field).total(grid)  # asked of the network's field once
-        displacement = deformation.after(alignment.matrix)
-        warped = displacement.warp(pair.moving)
-        warped_labels = None if pair.moving_labels is None else displacement.warp(pair.moving_labels)
+        total = deformation.after(alignment.matrix)
+        warped = total.warp(pair.moving)
+        warped_labels = None if pair.moving_labels is None else total.warp(pair.moving_labels)
     with phase("measure"):
         jacobian = Volume(deformation.jacobian(), grid, "jacobian")
+        local = {name: local_correlation(*images, u) for name, u in (("affine", None), ("after", displacement.cpu()))}
         stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix), "after": transform}
-        alike = {name: similarity(pair, stage) for name, stage in stages.items()}
+        alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
     return Registration(
         pair=pair,
         transform=transform,
         warped=warped,
         warped_labels=warped_labels,
-        displacement=displacement,
+        displacement=total,
         jacobian=jacobian,
         routing=routing,
         network_grid=conformed.grid,
         alignment=alignment,
         similarity=alike,
+        local_correlation=local,
+        choices=choices,
         seconds=seconds,
         settings={
-            "affine": affine,
-            "size": size,
-            "diffeomorphic": diffeomorphic,
+            **asked,
             "device": str(where),
             "network": config.to_dict(),
+            "passes": list(found.passes),
         },
     )
 
 
-def find_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Raises
-    ------
-    InputError
-        If the name is none of "auto", "cpu" and "cuda", or "cuda" is asked for and there is none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"The device is one of auto, cpu, cuda; got {name!r}.")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        built = "this build of PyTorch has no CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA GPU"
-        raise InputError(
-            f"The device cuda was asked for, but {built}. Use --device cpu (in Python: device='cpu'), or install a "
-            "CUDA build of PyTorch on a machine with an NVIDIA GPU."
-        )
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def _run(network: SHMoAReg, conformed: Conformed, diffeomorphic: bool, device: torch.device) -> NetworkOutput:
-    """One forward pass in evaluation mode; the network's mode is put back."""
-    training = network.training
-    try:
-        network.to(device).eval()
-        with torch.inference_mode():
-            return network(conformed.moving.to(device), conformed.fixed.to(device), diffeomorphic=diffeomorphic)
-    except RuntimeError as error:
-        plain = too_large_for(device, conformed.grid.shape, error)
-        if plain is None:
-            raise
-        raise plain from error
-    finally:
-        network.train(training)
-
-
 @contextmanager
-def _phase(seconds: dict[str, float], progress: Progress | None, name: str) -> Iterator[None]:
-    """Tell where the work is, and keep the time."""
+def _phase(seconds: dict[str, float], progress: Progress | None, name: str) -> Iterator[Callable[[float], None]]:
+    """Tell where the work is, and keep the time; yields how to tell the fraction that is done."""
     begin = time.perf_counter()
     if progress is not None:
         progress(name, 0.0)
-    yield
+    yield (lambda fraction: None) if progress is None else partial(progress, name)
     seconds[name] = time.perf_counter() - begin
     if progress is not None:
         progress(name, 1.0)

@@ -48,7 +48,8 @@ def write_registration(
         transform.h5             ITK composite of affine and network field
         jacobian.nii.gz          determinant of the deformation (without the affine)
         report.json              versions, settings, affine, times, similarity, Dice, folding, loads
-        experts/                 decoder-*.nii.gz: expert id + 1, one file per layer and direction;
+        experts/                 of the network's last pass.
+                                 decoder-*.nii.gz: expert id + 1, one file per layer and direction;
                                  encoder-*.nii.gz: 4D, the weight of each attention head (last axis)
                                  at each token, per block and image, and how many blocks of a
                                  layer chose it; each on its own grid; loads.csv

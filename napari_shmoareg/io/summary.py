@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,6 +84,9 @@ def build_report(
             role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid) for role, v in volumes.items()
         },
         "settings": registration.settings,
+        "choices": registration.choices,
+        "experts_of": _passes(registration.settings["passes"]),
+        "local_correlation": registration.local_correlation,
         "network_grid": _place(registration.network_grid),
         "affine": {
             "mode": alignment.mode,
@@ -174,6 +177,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _passes(passes: Sequence[float]) -> str:
+    """Of which run of the network the expert maps and loads are."""
+    if len(passes) == 1:
+        return "the network's only pass"
+    return f"the last of {len(passes)} passes: it chose on what the earlier ones had left over"
 
 
 def _limits(fixed: Grid) -> list[str]:

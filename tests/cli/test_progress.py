@@ -6,13 +6,16 @@ import itertools
 
 import pytest
 
-from napari_shmoareg.cli.progress import REGISTERING, progress
+from napari_shmoareg.cli.progress import progress, registering
 from napari_shmoareg.engine.registration import PHASES
 
 
-def test_every_phase_of_a_registration_has_its_part_of_the_whole():
-    assert set(PHASES) <= set(REGISTERING)
-    parts = [REGISTERING[name] for name in ("loading", "reading", *PHASES, "measuring")]
+@pytest.mark.parametrize("steps", [0, 100])
+def test_every_phase_of_a_registration_has_its_part_of_the_whole(steps: int):
+    known = registering(steps)
+    assert set(PHASES) <= set(known)
+    assert (known["refine"].end - known["refine"].start > 0.4) == (steps == 100)
+    parts = [known[name] for name in ("loading", "reading", *PHASES, "measuring")]
     assert parts[0].start == 0 and parts[-1].end == 1
     assert all(one.end == next_.start for one, next_ in itertools.pairwise(parts))
 
@@ -39,7 +42,7 @@ def test_a_bar_never_runs_back(monkeypatch):
     seen: list[float] = []
     monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
     monkeypatch.setattr("rich.progress.Progress.update", lambda self, task, **state: seen.append(state["completed"]))
-    with progress(parts=REGISTERING) as report:
+    with progress(parts=registering()) as report:
         for phase, fraction in (("align", 1.0), ("conform", 0.0), ("align", 0.0), ("warp", 0.5), ("done", 1.0)):
             report(phase, fraction)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(1)

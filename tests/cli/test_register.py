@@ -81,6 +81,9 @@ def test_progress_goes_to_stderr_and_only_results_to_stdout(files, weights, shmo
         (("--affine", "none"), "affine", "none"),
         (("--size", "native"), "size", "native"),
         (("--size", "16"), "size", 16),
+        (("--refine", "3"), "refine", 3),
+        (("--refine", "2", "--similarity", "mind"), "similarity", "mind"),
+        (("--contrast", "keep"), "contrast", "keep"),
     ],
 )
 def test_an_option_reaches_the_report(options, field, value, files, weights, shmoareg):
@@ -88,6 +91,44 @@ def test_an_option_reaches_the_report(options, field, value, files, weights, shm
     result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, *options)
     assert result.exit_code == 0, result.stderr
     assert json.loads((out / "report.json").read_text())["settings"][field] == value
+
+
+def test_what_was_chosen_is_said_with_its_reason(files, weights, shmoareg):
+    out = files.folder / "out"
+    options = ("--weights", weights, "--out", out, "--refine", "2", "--similarity", "mind", *QUICK)
+    result = shmoareg("register", files.moving, files.fixed, *options)
+    assert result.exit_code == 0, result.stderr
+    choices = json.loads((out / "report.json").read_text())["choices"]
+    assert list(choices) == ["weights", "affine", "contrast", "similarity", "refinement"]
+    assert choices["similarity"] == "mind, as asked" and "headers were trusted" in choices["affine"]
+    assert all(reason in result.stdout for reason in choices.values())
+
+
+def test_a_refined_pair_is_more_alike_and_its_time_is_told(files, weights, shmoareg):
+    reports = []
+    for steps in (0, 40):
+        out = files.folder / str(steps)
+        options = ("--weights", weights, "--out", out, "--affine", "affine", "--no-figures", "--refine", steps)
+        assert shmoareg("register", files.moving, files.fixed, *options).exit_code == 0
+        reports.append(json.loads((out / "report.json").read_text()))
+    plain, refined = reports
+    assert refined["similarity"]["after"]["ncc"] > plain["similarity"]["after"]["ncc"] + 0.005
+    assert refined["seconds"]["refine"] > 0 and "refine" not in plain["seconds"]
+
+
+def test_a_similarity_for_nothing_is_refused(files, weights, shmoareg, plain):
+    out = files.folder / "out"
+    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, "--similarity", "mind")
+    assert plain(result).search("give --refine 60")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("wrong", [("--refine", "-1"), ("--refine", "many"), ("--similarity", "ssd")])
+def test_a_wrong_refinement_is_refused_before_anything_is_read(wrong, files, weights, shmoareg):
+    out = files.folder / "out"
+    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *wrong)
+    assert result.exit_code == 2 and wrong[0] in result.stderr
+    assert not out.exists()
 
 
 def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(files, folding_weights, shmoareg):

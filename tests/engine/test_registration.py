@@ -90,7 +90,8 @@ def test_the_network_runs_in_evaluation_and_inference_mode_and_gets_its_mode_bac
     assert network.asked == [(True, False, True, result.network_grid.shape)]
     assert network.training
     assert max(result.network_grid.shape) == 16
-    asked = {"affine": "none", "size": 16, "diffeomorphic": True, "device": "cpu"}
+    asked = {"affine": "none", "size": 16, "diffeomorphic": True, "device": "cpu", "passes": [1.0]}
+    asked |= {"refine": 0, "similarity": "auto", "contrast": "auto"}
     assert result.settings == asked | {"network": network.config.to_dict()}
 
 
@@ -162,3 +163,29 @@ def test_a_deformation_that_harms_is_noticed(pair):
 
 def test_a_result_without_trouble_has_no_warning(pair):
     assert register(pair, Shifting(voxels=(0.0, 0.0, 0.0)), affine="none").warnings == []
+
+
+def test_a_network_that_does_harm_is_noticed_and_said(pair):
+    good, bad = (register(pair, Shifting(voxels), affine="affine") for voxels in ((0.0, 0.0, 0.0), (3.0, -2.0, 1.0)))
+    assert bad.local_correlation["after"] < bad.local_correlation["affine"] == good.local_correlation["affine"]
+    assert any("less alike than the alignment alone" in warning for warning in bad.warnings)
+    assert not good.warnings
+
+
+def test_refinement_mends_what_the_network_did(pair):
+    plain, refined = (register(pair, Shifting((1.0, 0.0, 0.0)), affine="affine", refine=steps) for steps in (0, 30))
+    assert refined.local_correlation["after"] > plain.local_correlation["after"] + 0.02
+    assert list(refined.seconds) == ["align", "conform", "network", "refine", "warp", "measure"]
+    assert set(refined.choices) == {"affine", "contrast", "similarity", "refinement"}
+    assert "30 steps" in refined.choices["refinement"]
+
+
+def test_an_inverted_moving_image_is_registered_as_the_plain_one(pair, lively_network):
+    values = pair.moving.values.astype(np.float32)
+    turned = Volume(np.where(values > 0, values.max() + values[values > 0].min() - values, 0), pair.moving.grid)
+    network = lively_network(0.03)
+    results = [register(p, network, affine="none") for p in (pair, VolumePair(turned, pair.fixed))]
+    assert "matched" in results[1].choices["contrast"] and "kept" in results[0].choices["contrast"]
+    kept = register(VolumePair(turned, pair.fixed), network, affine="none", contrast="keep")
+    fields = [r.displacement.vectors for r in (*results, kept)]
+    assert np.abs(fields[1] - fields[0]).mean() < np.abs(fields[2] - fields[0]).mean()
