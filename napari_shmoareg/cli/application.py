@@ -9,6 +9,7 @@ import typer
 
 from napari_shmoareg import __version__
 from napari_shmoareg.cli.apply import apply
+from napari_shmoareg.cli.benchmark import benchmark
 from napari_shmoareg.cli.demo import demo
 from napari_shmoareg.cli.errors import PlainGroup
 from napari_shmoareg.cli.fine_tune import fine_tune
@@ -52,6 +53,12 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
         pretrain,
         "Learn weights from drawn images alone.",
         "shmoareg pretrain LABELMAPS --run my-run --minutes 60",
+    ),
+    (
+        "benchmark",
+        benchmark,
+        "Compare methods on pairs with labels or landmarks.",
+        "shmoareg benchmark FOLDER --images 'images/*.nii.gz' --labels 'labels/*.nii.gz' --pairs 12 --out compared",
     ),
     ("info", info, "Versions, device, shipped weights.", "shmoareg info"),
 )

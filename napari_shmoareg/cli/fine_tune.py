@@ -89,7 +89,7 @@ def fine_tune(
 
     listed = read_pair_list(pairs, nan=nan, channel=channel)
     place = chosen_device(device.value)
-    name = chosen_weights(start)
+    name, _ = chosen_weights(start, place)
     network = load_network(name, device=place)
     given = {
         "steps": steps,

@@ -1,27 +1,40 @@
-"""Lists of image files as lazy sequences of pairs."""
+"""Lists and folders of image files as lazy sequences of pairs."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import InputError, VolumePair
 from napari_shmoareg.io.images import read_pair
 
-COLUMNS = ("moving", "fixed", "moving_labels", "fixed_labels")
+COLUMNS = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
+_LPS = np.array([-1.0, -1.0, 1.0])  # to RAS, and back
+
+
+class Landmarks(NamedTuple):
+    """Points that belong together, each (n, 3), mm RAS."""
+
+    fixed: NDArray[np.float64]
+    moving: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of one pair; moving before fixed, labels or None."""
+    """The files of one pair; moving before fixed, labels and landmarks or None."""
 
     moving: Path
     fixed: Path
     moving_labels: Path | None = None
     fixed_labels: Path | None = None
+    landmarks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,8 @@ def read_pair_list(path: str | Path, *, nan: float | None = None, channel: int |
     Parameters
     ----------
     path : str or Path
-        Columns moving, fixed and, if there are labels, moving_labels, fixed_labels; others are
-        left alone.  File names are relative to the list's own folder.
+        Columns moving, fixed and, if there are such, moving_labels, fixed_labels and landmarks
+        (see `read_landmarks`); others are left alone.  File names are relative to the list's own folder.
     nan, channel : optional
         As for `read_pair`.
 
@@ -87,7 +100,7 @@ def read_pair_list(path: str | Path, *, nan: float | None = None, channel: int |
                 found = ", ".join(reader.fieldnames or ())
                 raise InputError(
                     f"{path} has no column {' and '.join(sorted(missing))} (it has: {found}). "
-                    f"Its first line has to name them: {','.join(COLUMNS)}; the last two may be left out."
+                    f"Its first line has to name them: {','.join(COLUMNS)}; the last three may be left out."
                 )
             files = tuple(_entry(path, reader.line_num, row) for row in reader)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -111,3 +124,121 @@ def _entry(path: Path, line: int, row: dict[str, str]) -> PairFiles:
         if not places[column].exists():
             raise InputError(f"{path}, line {line}: there is no file {places[column]}.")
     return PairFiles(**places)
+
+
+def read_folder(folder: str | Path, images: str, labels: str | None = None) -> tuple[PairFiles, ...]:
+    """All ordered pairs of the images of a folder, in the order of their names.
+
+    Parameters
+    ----------
+    folder : str or Path
+    images : str
+        Which files are images, such as "*_brain.nii.gz" or "imagesTr/*.nii.gz".
+    labels : str, optional
+        Which are their label maps; images and maps are matched in the order of their names.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two images, or not as many label maps as images.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise InputError(f"There is no folder {place}.")
+    found = _matching(place, images)
+    if len(found) < 2:
+        raise InputError(f"{len(found)} files in {place} match '{images}'; at least two images were expected.")
+    maps: Sequence[Path | None] = [None] * len(found)
+    if labels is not None:
+        maps = _matching(place, labels)
+        if len(maps) != len(found):
+            raise InputError(
+                f"{place} has {len(found)} images ('{images}') but {len(maps)} label maps ('{labels}'); they are "
+                "matched in the order of their names, so there have to be as many of one as of the other."
+            )
+    subjects = zip(found, maps, strict=True)
+    return tuple(
+        PairFiles(moving, fixed, moving_labels, fixed_labels)
+        for (moving, moving_labels), (fixed, fixed_labels) in itertools.permutations(subjects, 2)
+    )
+
+
+def choose_pairs(files: Sequence[PairFiles], count: int, seed: int = 1) -> tuple[PairFiles, ...]:
+    """Some of many pairs, each image used as evenly as possible; the same at every call.
+
+    One pair after the other: the one whose images were used least so far, then the one whose images stood
+    least often on that side, then by lot.  So more pairs are the same ones and others.
+
+    Parameters
+    ----------
+    files : sequence of PairFiles
+    count : int
+        How many; all, in their own order, if there are not more.
+    seed : int
+        Of the lot.
+    """
+    if count >= len(files):
+        return tuple(files)
+    names = {path: n for n, path in enumerate(dict.fromkeys(p for f in files for p in (f.moving, f.fixed)))}
+    sides = np.array([[names[f.moving], names[f.fixed]] for f in files]).T
+    used = np.zeros((2, len(names)), dtype=int)  # as moving, as fixed
+    lot = np.random.default_rng(seed).permutation(len(files))
+    taken = np.zeros(len(files), dtype=bool)
+    chosen = []
+    for _ in range(count):
+        both = used.sum(axis=0)[sides]
+        side = np.stack([used[0, sides[0]], used[1, sides[1]]])
+        order = np.lexsort((lot, side.max(axis=0), side.sum(axis=0), both.max(axis=0), both.sum(axis=0), taken))
+        pick = order[0]
+        taken[pick] = True
+        used[0, sides[0, pick]] += 1
+        used[1, sides[1, pick]] += 1
+        chosen.append(files[pick])
+    return tuple(chosen)
+
+
+def read_landmarks(path: str | Path) -> Landmarks:
+    """Corresponding points of a pair.
+
+    Parameters
+    ----------
+    path : str or Path
+        A CSV file of six numbers a line: x, y, z in the fixed image, then in the moving one, in mm,
+        LPS (as ITK, 3D Slicer's LPS files and elastix write them).  Lines that begin with # and a
+        first line of words are passed over.
+
+    Raises
+    ------
+    InputError
+        If a line does not hold six finite numbers, or there is none.
+    """
+    path = Path(path)
+    points: list[list[float]] = []
+    first = True
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            values = [float(word) for word in line.split(",")]
+        except ValueError:
+            values = []
+        if len(values) == 6 and np.isfinite(values).all():
+            points.append(values)
+        elif values or not first:
+            raise InputError(
+                f"{path}, line {number}: six numbers were expected (fixed x,y,z, moving x,y,z; mm, LPS); got '{line}'."
+            )
+        first = False
+    if not points:
+        raise InputError(f"{path} holds no landmarks: lines of six numbers (fixed x,y,z, moving x,y,z; mm, LPS).")
+    both = np.array(points)
+    return Landmarks(both[:, :3] * _LPS, both[:, 3:] * _LPS)
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
+    except (ValueError, RuntimeError) as error:  # of an empty or an absolute pattern
+        raise InputError(
+            f"'{pattern}' is no pattern of files in a folder, such as 'images/*.nii.gz' ({error})."
+        ) from error

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import sys
 
 import nibabel
 import numpy as np
 import pytest
 import torch
 
+from napari_shmoareg.cli.fine_tune import fine_tune
+from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.checkpoint import load_network, read_card
 
 
@@ -54,6 +57,16 @@ def test_the_weights_change_and_the_card_says_how(listed, files, weights, shmoar
     assert card["title"] == "untrained"
     with log.open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_it_begins_with_the_weights_that_fit_the_device(listed, files, shmoareg, monkeypatch, plain):
+    def chosen(asked, device="cpu"):
+        raise InputError(f"asked for {asked} on {device}")
+
+    module = sys.modules[fine_tune.__module__]
+    monkeypatch.setattr(module, "chosen_device", lambda asked: "cuda")
+    monkeypatch.setattr(module, "chosen_weights", chosen)
+    plain(shmoareg("fine-tune", "--pairs", listed, "--out", files.folder / "o.safetensors")).search("None on cuda")
 
 
 def test_ctrl_c_keeps_what_was_learned(listed, files, weights, shmoareg, monkeypatch):

@@ -1,13 +1,17 @@
-"""Lists of pairs are read lazily and complain with the number of the line."""
+"""Lists and folders of pairs, the choice among them, and landmarks."""
 
 from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.datasets import read_pair_list
+from napari_shmoareg.io.datasets import PairFiles, choose_pairs, read_folder, read_landmarks, read_pair_list
 from napari_shmoareg.io.images import write_image
 
 
@@ -74,3 +78,85 @@ def test_a_channel_is_read_of_every_pair_of_the_list_and_of_its_parts(listed, pa
     pairs = read_pair_list(listed, channel=1)
     assert np.array_equal(pairs[0].moving.values, pair.moving.values)
     assert np.array_equal(pairs[1:][0].fixed.values, pair.moving.values)
+
+
+def subjects(count: int) -> list[PairFiles]:
+    return [PairFiles(Path(f"{a}"), Path(f"{b}")) for a, b in itertools.permutations(range(count), 2)]
+
+
+@pytest.mark.parametrize("count", [3, 6, 7])
+def test_a_choice_of_pairs_is_even_the_same_each_time_and_grows(count):
+    files = subjects(count)
+    for number in range(1, len(files) + 1):
+        chosen = choose_pairs(files, number)
+        assert len(set(chosen)) == number and chosen == choose_pairs(files, number)
+        uses = Counter(path for pair in chosen for path in (pair.moving, pair.fixed))
+        assert max(uses.values()) - min(uses[p.moving] for p in files) <= 2
+        if number < len(files) - 1:
+            assert choose_pairs(files, number + 1)[:number] == chosen
+    assert choose_pairs(files, 4, seed=2) != choose_pairs(files, 4, seed=1)
+    assert choose_pairs(files, 10**6) == tuple(files)
+
+
+def test_each_subject_is_used_once_where_there_are_pairs_for_half_of_them():
+    chosen = choose_pairs(subjects(8), 4)
+    assert len({path for pair in chosen for path in (pair.moving, pair.fixed)}) == 8
+
+
+def test_a_folder_gives_all_ordered_pairs_with_their_own_labels(tmp_path):
+    for name in ("b", "a", "c"):
+        for folder in ("imagesTr", "labelsTr"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.nii.gz").touch()
+    (tmp_path / "imagesTr" / "._a.nii.gz").touch()
+    found = read_folder(tmp_path, "imagesTr/*.nii.gz", "labelsTr/*.nii.gz")
+    assert len(found) == 6 and found[0].moving.name == "a.nii.gz" and found[0].fixed.name == "b.nii.gz"
+    for pair in found:
+        assert pair.moving != pair.fixed
+        assert pair.moving_labels == tmp_path / "labelsTr" / pair.moving.name
+        assert pair.fixed_labels == tmp_path / "labelsTr" / pair.fixed.name
+    (tmp_path / "labelsTr" / "c.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"3 images .* 2 label maps"):
+        read_folder(tmp_path, "imagesTr/*.nii.gz", "labelsTr/*.nii.gz")
+    with pytest.raises(InputError, match="0 files"):
+        read_folder(tmp_path, "*.mha")
+    with pytest.raises(InputError, match="no pattern"):
+        read_folder(tmp_path, "/*.mha")
+
+
+def test_landmarks_are_read_from_lps_and_belong_to_their_pair(listed):
+    (listed.parent / "points.csv").write_text("# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n")
+    listed.write_text(
+        "moving,fixed,landmarks\nmoving.nii.gz,fixed.nii.gz,points.csv\nfixed.nii.gz,moving.nii.gz,\n", encoding="utf-8"
+    )
+    pairs = read_pair_list(listed)
+    assert pairs.files[1].landmarks is None
+    fixed, moving = read_landmarks(pairs.files[0].landmarks)
+    assert fixed.tolist() == [[-1, -2, 3], [4, -5, 6]] and moving.tolist() == [[-1, -2, 7], [4, -5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no landmarks"),
+        ("x,y,z,x,y,z\n1,2,3\n", "line 2: six"),
+        ("1,2,3,4,5,6\n1,2,3,4,5,nan\n", "line 2: six"),
+        ("1,2,3\n1,2,3,4,5,6\n", "line 1: six"),
+        ("# mm\nx,y,z,x,y,z\nin mm\n1,2,3,4,5,6\n", "line 3: six"),
+    ],
+)
+def test_what_is_no_list_of_landmarks_is_refused(text, says, tmp_path):
+    (tmp_path / "points.csv").write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_landmarks(tmp_path / "points.csv")
+
+
+def test_a_header_of_landmarks_may_follow_a_comment(tmp_path):
+    (tmp_path / "points.csv").write_text("# by a person\n\nx,y,z,x,y,z\n1,2,3,4,5,6\n")
+    assert read_landmarks(tmp_path / "points.csv").fixed.tolist() == [[-1, -2, 3]]
+
+
+def test_real_landmarks_are_as_far_apart_as_is_known(shared_data):
+    fixed, moving = read_landmarks(shared_data / "lung_ct" / "landmarks_inside_mm.csv")
+    assert fixed.shape == (51, 3)
+    assert np.linalg.norm(fixed - moving, axis=1).mean() == pytest.approx(35.3, abs=0.05)

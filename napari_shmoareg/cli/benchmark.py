@@ -1,0 +1,193 @@
+"""``shmoareg benchmark``: methods beside each other, on the same pairs, by the same scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from napari_shmoareg.cli.benchmark_folder import (
+    MEASURED,
+    PLOT,
+    ROWS,
+    SUMMARY,
+    begin,
+    make_plan,
+    read_rows,
+    results_table,
+    told,
+    write_results,
+)
+from napari_shmoareg.cli.benchmark_options import (
+    REFINED,
+    Change,
+    check_used,
+    chosen_gamma,
+    chosen_methods,
+    chosen_pairs,
+    cpus,
+    default_steps,
+    weights_for,
+)
+from napari_shmoareg.cli.errors import CANCELLED, say
+from napari_shmoareg.cli.options import (
+    Channel,
+    Contrast,
+    ContrastOption,
+    Debug,
+    Device,
+    DeviceOption,
+    DiffeomorphicOption,
+    Nan,
+    Quiet,
+    Similarity,
+    SimilarityOption,
+    Size,
+    Weights,
+)
+from napari_shmoareg.cli.tables import show
+from napari_shmoareg.cli.trial import Measured, Trial, run_trial
+
+if TYPE_CHECKING:
+    from napari_shmoareg.io.datasets import PairFiles
+
+DEFAULT = "shmoareg,shmoareg+refine,demons,affine"
+
+
+def benchmark(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="A CSV list (columns moving, fixed, moving_labels, fixed_labels, landmarks; the last: a CSV file of "
+            "x,y,z in the fixed image and in the moving one, mm, LPS), or a folder with --images.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder for the results. Goes on where it is.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            metavar="A,B,...",
+            help="Of shmoareg, shmoareg+refine, syn, demons, convexadam, affine. syn and convexadam need "
+            'pip install "shmoareg[peers]". The start (headers alone) is always scored.',
+        ),
+    ] = DEFAULT,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="PATTERN", help="Of a folder: their label maps, in the same order of names."),
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option("--pairs", min=1, help="Only so many, each image as often as the others.", show_default="all"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")] = 1,
+    change: Annotated[
+        Change, typer.Option("--change", help="Change the moving image's intensities, for every method.")
+    ] = Change.none,
+    gamma: Annotated[
+        float | None,
+        typer.Option("--gamma", min=0.01, help="The exponent of --change gamma.", show_default="0.5"),
+    ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option("--refine", metavar="STEPS", min=1, help="Of shmoareg+refine.", show_default="the engine's"),
+    ] = None,
+    similarity: SimilarityOption = Similarity.auto,
+    weights: Weights = None,
+    size: Size = None,
+    diffeomorphic: DiffeomorphicOption = None,
+    contrast: ContrastOption = Contrast.auto,
+    device: DeviceOption = Device.auto,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of every method.", show_default="all")
+    ] = None,
+    surface: Annotated[
+        bool, typer.Option("--surface/--no-surface", help="Measure surface distances too (ASSD, HD95; slow).")
+    ] = False,
+    nan: Nan = None,
+    channel: Channel = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare registration methods on the same pairs.
+
+    Each method registers each pair in a process of its own, one after the other; the same scorer measures the
+    displacement that comes out.  DIR gets pairs.csv (a row per pair and method), summary.md and plot.png.
+    A method that fails leaves a row with the error.  Ctrl-C keeps the rows; the same command goes on.
+    """
+    names = chosen_methods(methods)
+    check_used(
+        names,
+        refined={"--refine": refine, "--similarity": None if similarity is Similarity.auto else similarity},
+        network={
+            "--weights": weights,
+            "--size": size,
+            "--diffeomorphic": diffeomorphic,
+            "--contrast": None if contrast is Contrast.auto else contrast,
+        },
+    )
+    exponent = chosen_gamma(change, gamma)
+    chosen = chosen_pairs(dataset, images, labels, (pairs, seed), quiet)
+    common = Trial(
+        method="start",
+        moving="",
+        fixed="",
+        change=change.value,
+        gamma=exponent,
+        weights=weights_for(names, weights, device),
+        size=size,
+        diffeomorphic=diffeomorphic,
+        device=device.value,
+        refine=(refine or default_steps()) if REFINED in names else 0,
+        similarity=similarity.value,
+        contrast=contrast.value,
+        threads=threads or cpus(),
+        surface=surface,
+        nan=nan,
+        channel=channel,
+    )
+    trials = [replace(common, method=name, **_files(pair)) for pair in chosen for name in names]
+    plan = make_plan(common, names, trials)
+    begin(out, plan)
+    rows = read_rows(out)
+    try:
+        run_all(trials, len(names), rows, out, quiet)
+    except KeyboardInterrupt:
+        write_results(out, rows, plan)
+        say(f"Stopped after {len(rows)} of {len(trials)} runs; {out} holds them. The same command goes on.")
+        raise typer.Exit(CANCELLED) from None
+    summaries = write_results(out, rows, plan)
+    if not quiet:
+        show(results_table(summaries))
+        typer.echo(f"\nResults in {out}: {ROWS}, {SUMMARY}, {PLOT}")
+
+
+def run_all(trials: Sequence[Trial], methods: int, rows: list[dict[str, Any]], out: Path, quiet: bool) -> None:
+    """Run what has no row yet; each row is on the disk before the next begins."""
+    from napari_shmoareg.io.atomic import stem
+    from napari_shmoareg.io.tables import write_table
+
+    done = {(int(row["pair"]), row["method"]) for row in rows}
+    for number, trial in enumerate(trials):
+        pair = number // methods + 1
+        if (pair, trial.method) in done:
+            continue
+        found: Measured = run_trial(trial)
+        row = {"pair": pair, "moving": stem(trial.moving), "fixed": stem(trial.fixed), "method": trial.method}
+        rows.append(row | {key: "" if found.get(key) is None else found[key] for key in MEASURED})
+        write_table(rows, out / ROWS)
+        if not quiet:
+            typer.echo(f"pair {pair} of {len(trials) // methods}, {trial.method}: {told(found)}", err=True)
+
+
+def _files(pair: PairFiles) -> dict[str, Any]:
+    """The files of a pair, by the names that a trial has for them."""
+    return {name: None if path is None else str(path.resolve()) for name, path in vars(pair).items()}

@@ -1,0 +1,225 @@
+"""The folder of a benchmark: its plan, its rows, its summary and plot."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import napari_shmoareg
+from napari_shmoareg.cli.trial import Trial
+from napari_shmoareg.geometry import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from napari_shmoareg.analysis.comparison import MethodSummary
+
+PLAN, ROWS, SUMMARY, PLOT = "benchmark.json", "pairs.csv", "summary.md", "plot.png"
+MEASURED = (
+    *("dice", "assd_mm", "hd95_mm", "landmark_mm", "folding_percent", "sdlogj", "seconds", "memory_mib"),
+    "error",
+)
+COLUMNS = ("pair", "moving", "fixed", "method", *MEASURED)
+FILES = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
+
+NOTES = """\
+Mean ± SD over pairs (least to most). **Dice**, ASSD and HD95 are means over the labels in either map, carried by
+nearest neighbour in one interpolation, on the fixed grid. **Landmarks** is the mean distance of theirs per pair.
+**Folding** and SDlogJ are of the whole map, the affine included, on the fixed grid. **Seconds** are of the method
+alone: reading, imports and scoring are not in it, the alignment is, and so are the similarities that our own method
+reports. **Memory** is the most that the method's process held until it was done: interpreter, libraries and
+images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the landmarks where it
+has no labels. Each method ran in a process of its own, one after the other."""
+
+
+def make_plan(common: Trial, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, Any]:
+    """All that the numbers depend on, as it stands in benchmark.json."""
+    settings = {key: value for key, value in asdict(common).items() if key not in ("method", *FILES)}
+    if common.weights is not None:
+        settings["weights_sha256"] = _sum_of(common.weights)
+    listed = [[getattr(trial, name) for name in FILES] for trial in trials[:: len(names)]]
+    plan: dict[str, Any] = {"methods": list(names), "settings": settings, "versions": used_versions(names)}
+    plan |= {"machine": _machine(), "pairs": listed}
+    plain: dict[str, Any] = json.loads(json.dumps(plan))
+    return plain
+
+
+def begin(out: Path, plan: Mapping[str, Any]) -> None:
+    """Make the folder, or see that it was begun with the same plan.
+
+    Raises
+    ------
+    InputError
+        If it was begun with another one, holds other things, or cannot be made.
+    """
+    from napari_shmoareg.io.atomic import writing
+    from napari_shmoareg.io.places import check_new_folder
+
+    place = out / PLAN
+    if place.is_file():
+        try:
+            then = dict(json.loads(place.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{place} is damaged ({error}); give another --out.") from error
+        differ = [
+            "another machine" if key == "machine" else f"other {key}" for key in plan if plan[key] != then.get(key)
+        ]
+        if differ:
+            raise InputError(
+                f"The benchmark in '{out}' was begun with {' and '.join(differ)} (see {place}); go on with what it was "
+                "begun with, or give another --out."
+            )
+        return
+    check_new_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(place) as temporary:
+        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows that are there already.
+
+    Raises
+    ------
+    InputError
+        If they are not such as this version writes.
+    """
+    if not (out / ROWS).is_file():
+        return []
+    with (out / ROWS).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise InputError(f"{out / ROWS} has other columns than this version writes; give another --out.")
+        return list(reader)
+
+
+def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> list[MethodSummary]:
+    """Write the rows, summary.md and plot.png; what the rows come to."""
+    from napari_shmoareg.analysis.comparison import comparison_figure, finished_by_all, markdown_table, summarise
+    from napari_shmoareg.io.atomic import writing
+    from napari_shmoareg.io.tables import write_table
+
+    if rows:
+        write_table(rows, out / ROWS)
+    summaries = summarise(rows)
+    parts = ["# Methods on the same pairs", _progress(rows, plan), markdown_table(summaries)]
+    if any(summary.failed for summary in summaries):
+        parts += _on_equal_terms(summarise(finished_by_all(rows)))
+    parts += [NOTES]
+    failures = [f"- pair {row['pair']}, {row['method']}: {row['error']}" for row in rows if row["error"]]
+    if failures:
+        parts += [
+            "## Failed",
+            "\n".join(failures),
+            f"To try one again, delete its line in {ROWS}; the same command goes on.",
+        ]
+    parts += ["## Methods", _methods(plan), "## Settings", _listed(plan["settings"])]
+    parts += ["## Machine and versions", _listed(_surroundings() | plan["machine"] | plan["versions"])]
+    with writing(out / SUMMARY) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with writing(out / PLOT) as temporary:
+        comparison_figure(rows).savefig(temporary, dpi=150)
+    return summaries
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """What one run came to, on one line."""
+    if found.get("error"):
+        return f"failed: {found['error']}"
+    from napari_shmoareg.analysis.comparison import MEASURES
+
+    return ", ".join(f"{name} {found[key]:{form}}" for key, (name, form) in MEASURES.items() if key in found)
+
+
+def results_table(summaries: Sequence[MethodSummary]) -> Table:
+    """Means over pairs, for a terminal; the spread stands in summary.md."""
+    from rich.table import Table
+
+    from napari_shmoareg.analysis.comparison import MEASURES
+
+    columns = [key for key in MEASURES if any(key in s.measures for s in summaries)]
+    table = Table(title="means over pairs", box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for name in ("pairs", *(MEASURES[key][0] for key in columns), "worse"):
+        table.add_column(name, justify="right", no_wrap=name == "pairs")
+    for summary in summaries:
+        means = (format(summary.measures[k].mean, MEASURES[k][1]) if k in summary.measures else "" for k in columns)
+        worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
+        table.add_row(summary.method, summary.counted, *means, worse)
+    return table
+
+
+def used_versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of all packages that the methods use."""
+    from napari_shmoareg.engine.peers import METHODS
+    from napari_shmoareg.io.summary import versions
+
+    found = {name: number for name, number in versions().items() if number is not None}
+    for distribution in filter(None, (METHODS[name].distribution for name in names)):
+        try:
+            found[distribution] = version(distribution)
+        except PackageNotFoundError:
+            found[distribution] = "unknown"
+    return found
+
+
+def _sum_of(weights: str) -> str:
+    """The checksum of weights, shipped or a file: others of the same name give other numbers."""
+    shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
+    return hashlib.sha256((shipped if shipped.is_file() else Path(weights).expanduser()).read_bytes()).hexdigest()
+
+
+def _progress(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> str:
+    due = len(plan["pairs"]) * len(plan["methods"])
+    state = "" if len(rows) >= due else f" **Not finished: {len(rows)} of {due} runs.**"
+    count = len(plan["pairs"])
+    return f"{count} pair{'' if count == 1 else 's'}, listed in {PLAN}; every number is in {ROWS}.{state}"
+
+
+def _on_equal_terms(summaries: Sequence[MethodSummary]) -> list[str]:
+    """The table over the pairs that every method finished, as the first one is over other pairs per method."""
+    from napari_shmoareg.analysis.comparison import markdown_table
+
+    if not summaries:
+        return ["No pair was finished by every method."]
+    count = summaries[0].pairs
+    return [
+        f"Over the {f'{count} pairs' if count > 1 else 'one pair'} that every method finished:",
+        markdown_table(summaries),
+    ]
+
+
+def _methods(plan: Mapping[str, Any]) -> str:
+    from napari_shmoareg.engine.peers import METHODS
+
+    return "\n".join(f"- {name}: {METHODS[name].says}" for name in plan["methods"])
+
+
+def _machine() -> dict[str, Any]:
+    """What the seconds depend on."""
+    import psutil
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {"processor": model or platform.processor() or "unknown", "CPUs": psutil.cpu_count()}
+
+
+def _surroundings() -> dict[str, str]:
+    import psutil
+
+    total = psutil.virtual_memory().total
+    return {"system": f"{platform.system()} {platform.machine()}", "memory": f"{total / 2**30:.1f} GiB"}
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"- {key.replace('_', ' ')}: {'default' if value is None else value}" for key, value in values.items()
+    )

@@ -1,0 +1,107 @@
+"""Registration methods behind one face, to be compared on the same pairs.
+
+Each takes a pair and gives the displacement of its whole transform on the fixed grid, in mm RAS,
+so that one scorer serves all.  The peers' packages are optional and imported when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+from napari_shmoareg.geometry import InputError
+
+if TYPE_CHECKING:
+    from napari_shmoareg.engine.peers.methods import Method
+
+START = "start"
+
+
+class Peer(NamedTuple):
+    """What is known of a method before it is loaded.
+
+    Attributes
+    ----------
+    home : str
+        The file and the class, "syn.SyN".
+    imports : tuple of str
+        What it uses beyond our own, down to the module, so that no import is left for its run.
+    distribution : str or None
+        How pip calls the optional one of them.
+    says : str
+        What it is, for people.
+    """
+
+    home: str
+    imports: tuple[str, ...]
+    distribution: str | None
+    says: str
+
+
+METHODS = {
+    START: Peer("methods.Start", (), None, "the headers alone"),
+    "affine": Peer("methods.Affine", ("SimpleITK",), None, "our alignment alone, mode auto"),
+    "shmoareg": Peer("methods.Network", ("SimpleITK",), None, "our alignment, then the network's passes"),
+    "shmoareg+refine": Peer("methods.Network", ("SimpleITK",), None, "the same, then refined on the pair"),
+    "syn": Peer("syn.SyN", ("ants",), "antspyx", "ANTs SyN with its own affine, antspyx's defaults"),
+    "demons": Peer(
+        "demons.Demons",
+        ("SimpleITK",),
+        None,
+        "our alignment, then ITK's diffeomorphic demons; the set-up (levels, iterations, smoothing) is ours, and its "
+        "histogram matching cannot follow an inverted contrast",
+    ),
+    "convexadam": Peer(
+        "convexadam.ConvexAdam",
+        ("SimpleITK", "convexAdam.convex_adam_MIND"),
+        "convexAdam",
+        "our alignment, then ConvexAdam's defaults, on the fixed image's own voxels",
+    ),
+}
+"""All methods by name; `start` is always scored."""
+
+NETWORKS = tuple(name for name, peer in METHODS.items() if peer.home == "methods.Network")
+"""Those that need weights."""
+
+
+def check_available(name: str) -> None:
+    """Refuse a method that is not known or whose package is not installed.
+
+    Raises
+    ------
+    InputError
+        With the command that installs it.
+    """
+    if name not in METHODS:
+        raise InputError(f"There is no method '{name}'; the methods are {', '.join(METHODS)}.")
+    missing = [module for module in METHODS[name].imports if find_spec(module.partition(".")[0]) is None]
+    if missing:
+        raise InputError(
+            f"The method '{name}' needs the package {METHODS[name].distribution or missing[0]}, which is not "
+            'installed: pip install "shmoareg[peers]". Use a virtual environment of its own for it, as antspyx holds '
+            "numpy below 2.4."
+        )
+
+
+def load_method(name: str, **options: object) -> Method:
+    """A method, with all that it imports already imported.
+
+    Parameters
+    ----------
+    name : str
+        One of `METHODS`.
+    **options
+        Those of the method's class.
+
+    Raises
+    ------
+    InputError
+        As `check_available`.
+    """
+    check_available(name)
+    for module in METHODS[name].imports:
+        import_module(module)
+    file, kind = METHODS[name].home.split(".")
+    made: Method = getattr(import_module(f"{__name__}.{file}"), kind)(**options)
+    return made

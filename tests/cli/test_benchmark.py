@@ -1,0 +1,233 @@
+"""``shmoareg benchmark``: rows that stay, go on and fail one by one; and the choice of pairs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from napari_shmoareg.cli import benchmark as command
+from napari_shmoareg.cli import benchmark_folder, benchmark_options
+from napari_shmoareg.cli import trial as trials
+from napari_shmoareg.cli import weights as choice
+from napari_shmoareg.cli.options import Device
+from napari_shmoareg.cli.trial import Trial
+from napari_shmoareg.engine import peers
+from napari_shmoareg.engine.peers import METHODS
+from napari_shmoareg.io import checkpoint
+
+
+@pytest.fixture
+def listed(files) -> Path:
+    """A list of two pairs, the first with labels and landmarks."""
+    (files.folder / "points.csv").write_text("# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n")
+    path = files.folder / "pairs.csv"
+    path.write_text(
+        "moving,fixed,moving_labels,fixed_labels,landmarks\n"
+        "moving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,fixed_labels.nii.gz,points.csv\n"
+        "fixed.nii.gz,moving.nii.gz,,,\n"
+    )
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[Trial]:
+    """The trials that were run; each gives made-up numbers, and the affine fails on the second pair."""
+    ran: list[Trial] = []
+
+    def run(trial: Trial):
+        ran.append(trial)
+        if trial.method == "affine" and trial.moving.endswith("fixed.nii.gz"):
+            return {"error": "it broke,\nin two lines"}
+        return {"dice": 0.5 + 0.1 * len(trial.method), "folding_percent": 0.0, "seconds": 2.0, "memory_mib": 300.0}
+
+    monkeypatch.setattr(command, "run_trial", run)
+    return ran
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_method_in_its_own_process_is_measured_there(listed, files, shmoareg):
+    """For real, from the list to the picture; the alignment brings the phantoms together."""
+    listed.write_text("\n".join(listed.read_text().splitlines()[:2]) + "\n")
+    out = files.folder / "out"
+    result = shmoareg("benchmark", listed, "--methods", "affine", "--threads", 1, "--surface", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    start, affine = rows_of(out)
+    assert (start["method"], affine["method"]) == ("start", "affine")
+    assert float(affine["dice"]) > float(start["dice"]) > 0.3
+    assert float(affine["assd_mm"]) < float(start["assd_mm"]) < float(start["hd95_mm"])
+    assert float(start["landmark_mm"]) == pytest.approx(2.0)
+    assert float(start["seconds"]) < float(affine["seconds"]) < 60
+    assert 50 < float(start["memory_mib"]) <= 1.2 * float(affine["memory_mib"]) < 4000
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert "| affine | 1 | 0." in summary and "- threads: 1" in summary and "- SimpleITK: " in summary
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "affine" in result.stdout and str(out) in result.stdout
+
+
+def test_a_method_that_fails_leaves_a_row_and_the_rest_goes_on(listed, ran, files, shmoareg):
+    out = files.folder / "out"
+    result = shmoareg("benchmark", listed, "--methods", "affine,demons", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    rows = rows_of(out)
+    assert [(r["pair"], r["method"]) for r in rows] == [(p, m) for p in "12" for m in ("start", "affine", "demons")]
+    assert rows[4]["error"].startswith("it broke") and rows[4]["dice"] == "" and rows[5]["error"] == ""
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert "| affine | 1 (1 failed) |" in summary and "pair 2, affine: it broke" in summary
+    first, second = summary.split("Over the one pair that every method finished:")
+    assert "| demons | 2 |" in first and "| demons | 1 |" in second and "| affine | 1 |" in second
+    assert re.search(r"^affine +1 \(1 failed\) +[0-9]", result.stdout, flags=re.MULTILINE)
+    assert f"- demons: {METHODS['demons'].says}" in summary and "inverted contrast" in summary
+    assert "failed: it broke" in result.stderr
+
+
+def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shmoareg, monkeypatch):
+    out, pretend = files.folder / "out", command.run_trial
+    words = ("benchmark", listed, "--methods", "affine", "--out", out)
+
+    def stopped(trial: Trial):
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return pretend(trial)
+
+    monkeypatch.setattr(command, "run_trial", stopped)
+    result = shmoareg(*words)
+    assert result.exit_code == 130 and "3 of 4 runs" in result.stderr and "goes on" in result.stderr
+    assert len(rows_of(out)) == 3 and "Not finished: 3 of 4 runs" in (out / "summary.md").read_text(encoding="utf-8")
+    before = rows_of(out)
+    monkeypatch.setattr(command, "run_trial", pretend)
+    assert shmoareg(*words).exit_code == 0
+    assert len(ran) == 4 and rows_of(out)[:3] == before
+    assert "Not finished" not in (out / "summary.md").read_text(encoding="utf-8")
+    assert shmoareg(*words).exit_code == 0 and len(ran) == 4
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [(("--change", "invert"), "settings"), (("--methods", "demons"), "methods"), (("--pairs", 1), "pairs")],
+)
+def test_a_benchmark_does_not_go_on_with_another_plan(other, says, listed, ran, files, shmoareg):
+    out = files.folder / "out"
+    shmoareg("benchmark", listed, "--methods", "affine", "--out", out, "--quiet")
+    result = shmoareg("benchmark", listed, "--methods", "affine", "--out", out, "--quiet", *other)
+    assert result.exit_code == 1 and f"begun with other {says}" in result.stderr
+    assert len(ran) == 4
+
+
+@pytest.mark.parametrize("other", [{"processor": "faster"}, {"CPUs": 1000}])
+def test_a_benchmark_does_not_go_on_on_another_machine(other, listed, ran, files, shmoareg, monkeypatch):
+    words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out", "--quiet")
+    shmoareg(*words)
+    here = benchmark_folder._machine()
+    monkeypatch.setattr(benchmark_folder, "_machine", lambda: here | other)
+    result = shmoareg(*words)
+    assert result.exit_code == 1 and "begun with another machine (see" in result.stderr
+    assert len(ran) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--methods", "shmoareg", "--refine", 5), r"--refine would do nothing: --methods names no shmoareg\+refine\."),
+        (("--methods", "affine", "--similarity", "mind"), r"--similarity would .* no shmoareg\+refine"),
+        (("--methods", "affine", "--gamma", 0.5), "--gamma would do nothing without --change gamma"),
+        (("--methods", "affine", "--change", "invert", "--gamma", 2), "without --change gamma"),
+        (("--methods", "affine", "--size", 24), r"--size would do nothing: --methods names no shmoareg and no shmo"),
+        (("--methods", "affine", "--no-diffeomorphic"), "--diffeomorphic would"),
+        (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights and --contrast would"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(asked, says, listed, ran, files, shmoareg, plain):
+    plain(shmoareg("benchmark", listed, *asked, "--out", files.folder / "out")).search(says)
+    assert ran == [] and not (files.folder / "out").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(listed, ran, files, shmoareg, plain):
+    result = shmoareg("benchmark", listed, "--methods", "affine", "--out", files.folder, "--quiet")
+    plain(result).search("is not empty")
+    assert ran == []
+
+
+def test_a_missing_peer_is_said_before_anything_runs(listed, ran, files, shmoareg, monkeypatch, plain):
+    monkeypatch.setattr(peers, "find_spec", lambda module: None)
+    result = shmoareg("benchmark", listed, "--methods", "affine,syn", "--out", files.folder / "out")
+    plain(result).search(r'pip install "shmoareg\[peers\]"')
+    assert ran == [] and not (files.folder / "out").exists()
+
+
+def test_options_reach_every_trial(listed, ran, files, weights, shmoareg):
+    options = ("--weights", weights, "--size", 24, "--no-diffeomorphic", "--refine", 5, "--threads", 3)
+    changed = ("--change", "gamma", "--gamma", 0.7, "--channel", 0, "--nan", 0)
+    options += ("--similarity", "lncc", "--contrast", "match")
+    words = ("--methods", "shmoareg, shmoareg+refine", "--out", files.folder / "out", "--pairs", 1, *options, *changed)
+    result = shmoareg("benchmark", listed, *words)
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 2 pairs" in result.stderr and "--seed 1" in result.stderr and "1 to 1 times" in result.stderr
+    assert [t.method for t in ran] == ["start", "shmoareg", "shmoareg+refine"]
+    for trial in ran:
+        assert (trial.weights, trial.size, trial.diffeomorphic) == (str(weights), 24, False)
+        assert (trial.refine, trial.threads, trial.change, trial.gamma) == (5, 3, "gamma", 0.7)
+        assert (trial.similarity, trial.contrast) == ("lncc", "match")
+        assert (trial.channel, trial.nan) == (0, 0.0)
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
+    def chosen(asked, device):
+        seen.append((asked, device))
+        return "some", "as they fit"
+
+    seen: list[tuple] = []
+    monkeypatch.setattr(choice, "chosen_weights", chosen)
+    monkeypatch.setattr(choice, "chosen_device", lambda asked: place)
+    monkeypatch.setattr(checkpoint, "load_network", lambda name, device: (name, device))
+    monkeypatch.setattr(checkpoint, "read_card", lambda name: {})
+    monkeypatch.setattr(checkpoint, "shipped_weights", lambda: ("some",))
+    assert trials._options(Trial("shmoareg", "m", "f"))["network"] == ("some", place)
+    assert benchmark_options.weights_for(["shmoareg"], None, Device.auto) == "some"
+    assert seen == [(None, place)] * 2
+
+
+def test_asked_to_end_the_command_ends_its_trial(listed, files):
+    held = files.folder / "moving.nii.gz"
+    held.unlink()
+    os.mkfifo(held)  # reading it waits, as slow storage does
+    words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out")
+    command = [sys.executable, "-m", "napari_shmoareg", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        descriptor = os.open(held, os.O_WRONLY)  # returns when the trial has opened it
+        (trial,) = psutil.Process(process.pid).children()
+        process.terminate()
+        _, said = process.communicate(timeout=120)
+        os.close(descriptor)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Stopped after 0 of 4 runs" in said
+    assert not trial.is_running()
+
+
+@pytest.mark.parametrize(("lines", "told"), [("a,b a,c a,d", "0 to 2 times"), ("a,b c,d d,e", "0 to 1 times")])
+def test_the_uses_that_are_told_are_of_all_images_on_both_sides(lines, told, tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text("\n".join(["moving,fixed", *lines.split()]))
+    for name in "abcde":
+        (tmp_path / name).touch()
+    assert len(benchmark_options.chosen_pairs(tmp_path / "pairs.csv", None, None, (2, 1), False)) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_without_a_pattern_and_a_list_with_one_are_refused(listed, ran, files, shmoareg, plain):
+    plain(shmoareg("benchmark", files.folder, "--methods", "affine", "--out", "o")).search("--images")
+    plain(shmoareg("benchmark", listed, "--images", "*.nii", "--methods", "affine", "--out", "o")).search(
+        "for a folder"
+    )

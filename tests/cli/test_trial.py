@@ -1,0 +1,78 @@
+"""One method on one pair: what reaches it, what is measured, how its process may end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from napari_shmoareg.cli import trial as trials
+from napari_shmoareg.cli.trial import Trial, measure, run_trial
+from napari_shmoareg.engine import peers
+from napari_shmoareg.engine.peers import methods
+from napari_shmoareg.io.images import read_image
+from napari_shmoareg.model import SHMoARegConfig
+
+
+def trial_of(files, **more) -> Trial:
+    return Trial(
+        "start", str(files.moving), str(files.fixed), str(files.moving_labels), str(files.fixed_labels), **more
+    )
+
+
+def test_a_change_reaches_the_method_and_not_the_labels(files, weights, monkeypatch):
+    """Through the network, on this process: the map differs, the start's Dice does not."""
+    seen = []
+
+    class Watching:
+        def run(self, pair):
+            seen.append(pair)
+            return peers.load_method("start").run(pair)
+
+    load = peers.load_method
+    monkeypatch.setattr(peers, "load_method", lambda name, **options: Watching() if name == "affine" else load(name))
+    kept = measure(trial_of(files))
+    turned = measure(replace(trial_of(files), method="affine", change="invert"))
+    assert turned["dice"] == kept["dice"]
+    inside = files_values(files, "moving") > 50
+    assert np.corrcoef(seen[0].moving.values[inside], files_values(files, "moving")[inside])[0, 1] == pytest.approx(-1)
+    assert np.array_equal(seen[0].fixed.values, files_values(files, "fixed"))
+
+
+@pytest.mark.parametrize(("method", "steps"), [("shmoareg", 0), ("shmoareg+refine", 7)])
+def test_the_options_of_our_network_reach_the_registration(method, steps, files, weights, monkeypatch):
+    asked = {}
+
+    def register(pair, network, **options):
+        asked.update(options, network=network)
+        return SimpleNamespace(displacement=peers.load_method("start").run(pair))
+
+    monkeypatch.setattr(methods, "register", register)
+    ours = {"size": 24, "diffeomorphic": False, "device": "cpu", "contrast": "match"}
+    trial = trial_of(files, weights=str(weights), refine=7, similarity="mind", **ours)
+    assert measure(replace(trial, method=method))["dice"] > 0
+    assert asked.pop("network").config == SHMoARegConfig.preset("tiny")
+    assert asked == ours | ({"refine": steps, "similarity": "mind"} if steps else {})
+
+
+def files_values(files, name):
+    return read_image(getattr(files, name)).values
+
+
+def test_a_process_that_dies_is_an_error_that_says_how(files, monkeypatch):
+    monkeypatch.setattr(trials, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    assert "signal 9 (out of memory?)" in run_trial(trial_of(files))["error"]
+    monkeypatch.setattr(trials, "COMMAND", (sys.executable, "-c", "raise SystemExit('no such thing')"))
+    assert run_trial(trial_of(files))["error"] == "its process ended with code 1: no such thing"
+
+
+def test_peak_memory_sees_what_was_held_and_let_go_by_this_process_alone():
+    ours = np.ones(2**25)  # 256 MiB, which are not the child's
+    code = "from napari_shmoareg.cli.trial import peak_memory as p; a = p(); b = b'x' * 2**27; del b; print(a, p())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(float, run.stdout.split())
+    assert before < ours.nbytes / 2**20 and 120 < after - before < 140
