@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from napari_shmoareg.cli.errors import say
-from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet, Weights
+from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet, RefineOption, Weights
 from napari_shmoareg.cli.progress import progress, registering
 from napari_shmoareg.cli.results import choices_of, files_of, result_table, seconds_of
 from napari_shmoareg.cli.running import Running
@@ -27,6 +27,7 @@ def demo(
         bool, typer.Option("--viewer/--no-viewer", help="Open the result in a viewer, once there is one.", hidden=True)
     ] = True,
     weights: Weights = None,
+    refine: RefineOption = 60,
     device: DeviceOption = Device.auto,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -34,13 +35,14 @@ def demo(
     """Register the built-in sample pair, and say how far off the result truly is.
 
     The pair is made, not scanned: two breaths of an abdomen, with labels, on two oblique grids. Its deformation is
-    known, so the true error in mm can be told. Nothing is downloaded.
+    known, so the true error in mm can be told. The result is refined on the pair, as `register --refine` does.
+    Nothing is downloaded.
     """
     from napari_shmoareg.io.places import check_new_folder
 
     check_new_folder(out)
-    running = Running(weights, device=device)
-    with progress(quiet, registering()) as report:
+    running = Running(weights, device=device, refine=refine)
+    with progress(quiet, registering(refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io.report import write_registration
         from napari_shmoareg.io.samples import sample_pair

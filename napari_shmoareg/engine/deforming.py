@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_shmoareg.engine.cascade import Cascade, cascade
+from napari_shmoareg.engine.cascade import Cascade, cascade, coarser, to_shape
 from napari_shmoareg.engine.contrast import Relation, relate
 from napari_shmoareg.engine.local_similarity import LocalCorrelation
 from napari_shmoareg.engine.memory import too_large_for
@@ -17,6 +17,7 @@ from napari_shmoareg.engine.refinement import MEASURES, Refinement, refine
 from napari_shmoareg.geometry import InputError, field
 from napari_shmoareg.model import SHMoAReg
 
+COMPARED = 112  # voxels along the longest axis on which the pair is compared in the end
 VISIBLE = 0.5  # share of the anatomy that the local correlation has to see, for "auto" to take it
 SIMILARITIES = ("auto", *MEASURES)
 Told = Callable[[float], None]
@@ -111,10 +112,12 @@ def run_network(
 def local_correlation(moving: Tensor, fixed: Tensor, displacement: Tensor | None) -> float:
     """Mean squared local correlation, in [0, 1], of fixed and warped; of the pair as it stands without displacement.
 
-    All (1, C, D, H, W) on one grid, the displacement in voxels.
+    All (1, C, D, H, W) on one grid, the displacement in voxels; compared on at most `COMPARED` voxels along an axis.
     """
-    seen = torch.zeros((1, 3, *fixed.shape[2:]), device=fixed.device) if displacement is None else displacement
-    return 1 - float(LocalCorrelation(moving, fixed)(seen))
+    seen = moving if displacement is None else field.warp(moving, displacement, padding="border")
+    shape = coarser(fixed.shape[2:], min(1.0, COMPARED / max(fixed.shape[2:])))
+    nothing = torch.zeros((1, 3, *shape), device=fixed.device)
+    return 1 - float(LocalCorrelation(to_shape(seen, shape), to_shape(fixed, shape))(nothing))
 
 
 def refine_on_pair(

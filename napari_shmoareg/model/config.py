@@ -168,8 +168,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "half_channels": 16,
         "bottleneck_channels": 96,
         "integration_steps": 5,
-        "size": 108,
-        "passes": (0.55, 1.0),
+        "size": 160,
+        "passes": (0.375, 1.0),
     },
     "tiny": {
         "embed_dim": 8,

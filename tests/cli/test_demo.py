@@ -9,7 +9,7 @@ import pytest
 
 def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_path):
     out = tmp_path / "demo"
-    result = shmoareg("demo", "--weights", weights, "--out", out, "--no-viewer")
+    result = shmoareg("demo", "--weights", weights, "--out", out, "--no-viewer", "--refine", "2")
     assert result.exit_code == 0, result.stderr
     truth = json.loads((out / "report.json").read_text())["extra"]["true_error_mm"]
     assert truth["affine"]["mean"] < truth["before"]["mean"]
@@ -47,7 +47,18 @@ def test_the_shipped_weights_bring_the_organs_of_the_sample_together(shipped_rep
     assert shipped_report["folding_percent"] == 0
 
 
-@pytest.mark.xfail(reason="a known shortfall of the first weights, told in the README", strict=True)
-def test_the_shipped_weights_bring_every_point_of_the_sample_nearer_than_the_affine(shipped_report):
+def test_refined_every_point_of_the_sample_is_nearer_than_by_the_affine(shipped_report):
     truth = shipped_report["extra"]["true_error_mm"]
-    assert truth["after"]["mean"] < truth["affine"]["mean"]
+    assert truth["after"]["mean"] < truth["affine"]["mean"] - 0.2
+    assert truth["after"]["percentile_95"] < truth["affine"]["percentile_95"]
+
+
+@pytest.mark.xfail(reason="a known shortfall of the network alone, told in the README", strict=True)
+def test_the_network_alone_brings_every_point_of_the_sample_nearer_than_the_affine():
+    from napari_shmoareg import load_network, register
+    from napari_shmoareg.geometry import Transform
+    from napari_shmoareg.io.samples import sample_pair
+
+    sample = sample_pair()
+    result = register(sample.pair, load_network("small"))
+    assert sample.error_mm(result.transform).mean < sample.error_mm(Transform(result.alignment.matrix)).mean
