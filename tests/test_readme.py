@@ -61,6 +61,8 @@ def test_a_command_of_the_readme_runs(command, workplace, monkeypatch):
         words[words.index("--minutes") + 1] = "0.01"
     if "--refine" in words:
         words[words.index("--refine") + 1] = "2"
+    if words[0] == "demo":
+        words += ["--refine", "2"]  # test_demo refines in full
     if words[0] == "pretrain":
         words += ["--recipe", "tiny"]
     for option in ("--out", "--run"):

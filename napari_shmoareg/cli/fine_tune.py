@@ -97,7 +97,7 @@ def fine_tune(
         "similarity": None if similarity is None else similarity.value,
         "smoothness_weight": smoothness,
         "overlap_weight": overlap,
-        "size": size or network.config.size,
+        "size": size or network.config.learning_size,
         "seed": seed,
         "diffeomorphic": 1.0 if network.config.diffeomorphic else None,
     }

@@ -132,7 +132,7 @@ def refine_on_pair(
 ) -> Refined:
     """Refine the network's displacement, or none at all where that is the better start; never to something worse.
 
-    Better is what makes the pair more alike by the refinement's own similarity, at full resolution.
+    Better is what makes the pair more alike by the refinement's own similarity, at its finest level.
 
     Raises
     ------
@@ -141,9 +141,7 @@ def refine_on_pair(
     """
     moving, fixed, start = (t.to(device).clone() for t in (moving, fixed, displacement))
     try:
-        with torch.no_grad():
-            loss = MEASURES[settings.similarity](moving, fixed)
-            none, found = float(loss(torch.zeros_like(start))), float(loss(start))
+        none, found = (_loss(moving, fixed, u, settings) for u in (torch.zeros_like(start), start))
         begun = "the network's displacement"
         if found > none:
             start, begun = torch.zeros_like(start), "the alignment alone, as the network did harm"
@@ -151,8 +149,7 @@ def refine_on_pair(
         for step in refine(moving, fixed, start, settings, diffeomorphic=diffeomorphic):
             reached = step.displacement
             told(step.step / settings.steps)
-        with torch.no_grad():
-            after = float(loss(reached))
+        after = _loss(moving, fixed, reached, settings)
     except RuntimeError as error:
         plain = too_large_for(device, fixed.shape[2:], error)
         if plain is None:
@@ -162,3 +159,12 @@ def refine_on_pair(
     if after > min(none, found):
         return Refined(start.cpu(), f"{settings.steps} steps from {begun} were dropped: no gain ({numbers})")
     return Refined(reached.cpu(), f"{settings.steps} steps from {begun} ({numbers})")
+
+
+@torch.no_grad()
+def _loss(moving: Tensor, fixed: Tensor, displacement: Tensor, settings: Refinement) -> float:
+    """The refinement's similarity, as a loss, on the grid of its finest level."""
+    shape = coarser(fixed.shape[2:], min(1.0, settings.finest / max(fixed.shape[2:])))
+    warped = to_shape(field.warp(moving, displacement, padding="border"), shape)
+    measure = MEASURES[settings.similarity](warped, to_shape(fixed, shape))
+    return float(measure(torch.zeros((1, 3, *shape), device=fixed.device)))

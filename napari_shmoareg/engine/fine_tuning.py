@@ -115,7 +115,7 @@ def fine_tune(
         began = time.perf_counter()
         index = _pair_of(step, len(pairs), settings.seed)
         rng = np.random.default_rng([settings.seed, 1, step])
-        pair = conformed_pair(pairs[index], settings.size or network.config.size, settings.overlap_weight > 0)
+        pair = conformed_pair(pairs[index], settings.size or network.config.learning_size, settings.overlap_weight > 0)
         if pair.fixed.numel() > largest:
             largest = pair.fixed.numel()
             check_training_memory(network.config, pair.grid.shape, device)

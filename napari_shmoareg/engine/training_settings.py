@@ -59,7 +59,7 @@ class FineTuning:
     largest_gradient : float
         Norm to which the gradient is clipped; 0 for no clipping, as in the paper.
     size : int
-        Voxels along the longest axis; scans are brought to it.  0: the network's own.
+        Voxels along the longest axis; scans are brought to it.  0: that of the network's first pass.
     seed : int
         Decides the order of pairs, which labels are drawn, and stochastic depth.
     """
