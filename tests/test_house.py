@@ -50,7 +50,7 @@ def test_the_face_gives_every_name_it_lists():
 
 def test_the_version_is_written_once_and_installed():
     assert version("shmoareg") == napari_shmoareg.__version__
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "version" not in project and project["dynamic"] == ["version"]
 
 
@@ -61,7 +61,7 @@ def test_the_command_is_installed_and_callable():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_a_file_and_its_functions_stay_small_and_captioned(file):
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 250, "a file of more than 250 lines"
     tree = ast.parse(text)
     caption = ast.get_docstring(tree)
@@ -79,13 +79,13 @@ def test_no_name_hides_what_a_file_is_for():
 
 
 def test_our_own_choices_can_be_searched():
-    marked = [f for f in FILES if "Ours:" in f.read_text()]
+    marked = [f for f in FILES if "Ours:" in f.read_text(encoding="utf-8")]
     assert {f.relative_to(PACKAGE).parts[0] for f in marked} >= {"model", "engine"}
 
 
 def test_nothing_is_unpickled_and_no_work_is_left_undone():
     for file in FILES:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)]
         imported = {name.name.split(".")[0] for node in imports for name in node.names}
         assert not imported & {"pickle", "joblib", "dill"}, file

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from napari_shmoareg.io.images import write_image
 from napari_shmoareg.io.samples import sample_pair
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [
