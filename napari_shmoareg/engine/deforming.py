@@ -17,7 +17,6 @@ from napari_shmoareg.engine.refinement import MEASURES, Refinement, refine
 from napari_shmoareg.geometry import InputError, field
 from napari_shmoareg.model import SHMoAReg
 
-COMPARED = 112  # voxels along the longest axis on which the pair is compared in the end
 VISIBLE = 0.5  # share of the anatomy that the local correlation has to see, for "auto" to take it
 SIMILARITIES = ("auto", *MEASURES)
 Told = Callable[[float], None]
@@ -108,16 +107,12 @@ def run_network(
         network.train(training)
 
 
-@torch.no_grad()
 def local_correlation(moving: Tensor, fixed: Tensor, displacement: Tensor | None) -> float:
     """Mean squared local correlation, in [0, 1], of fixed and warped; of the pair as it stands without displacement.
 
-    All (1, C, D, H, W) on one grid, the displacement in voxels; compared on at most `COMPARED` voxels along an axis.
+    All (1, C, D, H, W) on one grid, the displacement in voxels; compared on the finest grid of a refinement.
     """
-    seen = moving if displacement is None else field.warp(moving, displacement, padding="border")
-    shape = coarser(fixed.shape[2:], min(1.0, COMPARED / max(fixed.shape[2:])))
-    nothing = torch.zeros((1, 3, *shape), device=fixed.device)
-    return 1 - float(LocalCorrelation(to_shape(seen, shape), to_shape(fixed, shape))(nothing))
+    return 1 - _loss(moving, fixed, displacement, Refinement(similarity="lncc"))
 
 
 def refine_on_pair(
@@ -141,7 +136,7 @@ def refine_on_pair(
     """
     moving, fixed, start = (t.to(device).clone() for t in (moving, fixed, displacement))
     try:
-        none, found = (_loss(moving, fixed, u, settings) for u in (torch.zeros_like(start), start))
+        none, found = (_loss(moving, fixed, u, settings) for u in (None, start))
         begun = "the network's displacement"
         if found > none:
             start, begun = torch.zeros_like(start), "the alignment alone, as the network did harm"
@@ -162,9 +157,9 @@ def refine_on_pair(
 
 
 @torch.no_grad()
-def _loss(moving: Tensor, fixed: Tensor, displacement: Tensor, settings: Refinement) -> float:
+def _loss(moving: Tensor, fixed: Tensor, displacement: Tensor | None, settings: Refinement) -> float:
     """The refinement's similarity, as a loss, on the grid of its finest level."""
     shape = coarser(fixed.shape[2:], min(1.0, settings.finest / max(fixed.shape[2:])))
-    warped = to_shape(field.warp(moving, displacement, padding="border"), shape)
-    measure = MEASURES[settings.similarity](warped, to_shape(fixed, shape))
+    warped = moving if displacement is None else field.warp(moving, displacement, padding="border")
+    measure = MEASURES[settings.similarity](to_shape(warped, shape), to_shape(fixed, shape))
     return float(measure(torch.zeros((1, 3, *shape), device=fixed.device)))

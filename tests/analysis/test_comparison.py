@@ -104,4 +104,7 @@ def test_the_figure_puts_each_method_at_its_mean_and_the_start_as_a_line():
 
 @pytest.mark.parametrize("rows", [[], [row(1, "a", landmark_mm=3.0)]])
 def test_a_figure_can_be_drawn_of_little(rows):
-    comparison_figure(rows).canvas.draw()
+    figure = comparison_figure(rows)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert len(axes.containers) == len(rows)

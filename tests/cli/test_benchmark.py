@@ -227,7 +227,6 @@ def test_the_uses_that_are_told_are_of_all_images_on_both_sides(lines, told, tmp
 
 
 def test_a_folder_without_a_pattern_and_a_list_with_one_are_refused(listed, ran, files, shmoareg, plain):
-    plain(shmoareg("benchmark", files.folder, "--methods", "affine", "--out", "o")).search("--images")
-    plain(shmoareg("benchmark", listed, "--images", "*.nii", "--methods", "affine", "--out", "o")).search(
-        "for a folder"
-    )
+    affine = ("--methods", "affine", "--out", "o")
+    assert plain(shmoareg("benchmark", files.folder, *affine)).search("--images")
+    assert plain(shmoareg("benchmark", listed, "--images", "*.nii", *affine)).search("for a folder")

@@ -66,7 +66,8 @@ def test_it_begins_with_the_weights_that_fit_the_device(listed, files, shmoareg,
     module = sys.modules[fine_tune.__module__]
     monkeypatch.setattr(module, "chosen_device", lambda asked: "cuda")
     monkeypatch.setattr(module, "chosen_weights", chosen)
-    plain(shmoareg("fine-tune", "--pairs", listed, "--out", files.folder / "o.safetensors")).search("None on cuda")
+    result = shmoareg("fine-tune", "--pairs", listed, "--out", files.folder / "o.safetensors")
+    assert plain(result).search("None on cuda")
 
 
 def test_ctrl_c_keeps_what_was_learned(listed, files, weights, shmoareg, monkeypatch):
