@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +18,24 @@ from torch import nn
 from napari_shmoareg.geometry import Grid, Volume, VolumePair
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config):
+    """Give the tests a screen of their own where there is none: windows are drawn for real."""
+    if sys.platform != "linux" or os.environ.get("DISPLAY"):
+        return
+    if shutil.which("Xvfb") is None:
+        pytest.exit("The windows of these tests need Xvfb. On Debian or Ubuntu: sudo apt-get install xvfb", 1)
+    reader, writer = os.pipe()
+    command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "1600x1100x24", "-nolisten", "tcp"]
+    screen = subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        number = told.readline().strip()
+    if not number:
+        pytest.exit(f"Xvfb did not start (exit {screen.wait()}): {' '.join(command)}", 1)
+    os.environ["DISPLAY"] = f":{number}"
+    config.add_cleanup(screen.terminate)
 
 
 @pytest.fixture(scope="session", autouse=True)

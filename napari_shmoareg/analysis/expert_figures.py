@@ -57,14 +57,14 @@ def expert_map_figure(
     maps = expert_maps(registration)
     if not maps:
         raise ValueError("This network has no SHMoE layer in its decoder, so there are no expert maps to draw.")
-    count = max(m.layer.num_experts for m in maps)
+    count = max(m.num_experts for m in maps)
     if kernels is None and count == 3:
         kernels = (1, 3, 5)
     if kernels is not None and len(kernels) != count:
         raise ValueError(f"{count} experts need as many kernel sizes; got {tuple(kernels)}.")
     rows: dict[int, list[ExpertMap]] = {}
-    for expert_map in sorted(maps, key=lambda m: (m.layer.stride, m.layer.direction or "")):
-        rows.setdefault(expert_map.layer.stride, []).append(expert_map)
+    for expert_map in sorted(maps, key=lambda m: (m.stride, m.place.direction or "")):
+        rows.setdefault(expert_map.stride, []).append(expert_map)
     grids = [registration.pair.fixed.grid, registration.network_grid]
     sizes = [extent(grid, view) for grid in grids]
     figure, spec = page(
@@ -85,7 +85,7 @@ def expert_map_figure(
             cutting = cut(expert_map.volume, point, view)
             show(axes, cutting, cmap=ListedColormap(colours), vmin=0.5, vmax=count + 0.5)
             if n == 0:
-                axes.set_title(f"{expert_map.layer.direction}-direction", fontsize=10)
+                axes.set_title(f"{expert_map.place.direction}-direction", fontsize=10)
     left, right, bottom, top = np.array([[*axes.get_xlim(), *axes.get_ylim()] for axes in figure.axes]).T
     for axes in figure.axes:
         axes.set(xlim=(left.min(), right.max()), ylim=(bottom.min(), top.max()), facecolor="#dee2e6")

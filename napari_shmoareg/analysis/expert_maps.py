@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_shmoareg.analysis.expert_load import Place, place_of
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model.routing import RoutedLayer
@@ -25,13 +26,18 @@ class ExpertMap:
         ``decoder-1-x`` and so on: part, layer, direction.
     volume : Volume
         Labels, uint8, on the cells' own grid: expert id + 1 (0 would be outside).
-    layer : RoutedLayer
+    place : Place
         Where in the network it was decided.
+    stride : int
+        Voxels of the network grid per cell.
+    num_experts : int
     """
 
     name: str
     volume: Volume
-    layer: RoutedLayer
+    place: Place
+    stride: int
+    num_experts: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +52,17 @@ class TokenLoad:
         float32 weights (0 where the expert was not chosen), or uint8 counts over blocks.
     grid : Grid
         Of the tokens: same field of view as the network grid, voxels `stride` times as big.
-    layer : RoutedLayer
-        Where in the network it was decided (for counts: the first of the blocks).
+    place : Place
+        Where in the network it was decided; for counts over all blocks of a layer without a block.
+    stride : int
+        Voxels of the network grid per token.
     """
 
     name: str
     values: NDArray
     grid: Grid
-    layer: RoutedLayer
+    place: Place
+    stride: int
 
     def volume(self, expert: int) -> Volume:
         """The map of one expert, by its id from 0."""
@@ -69,7 +78,7 @@ def expert_maps(registration: Registration) -> list[ExpertMap]:
     for record in registration.routing.select(part="decoder"):
         values = record.routing.experts[0, 0].numpy(force=True).astype(np.uint8) + np.uint8(1)
         volume = Volume(values, _cells(registration, record), record.name, is_labels=True)
-        maps.append(ExpertMap(record.name, volume, record))
+        maps.append(ExpertMap(record.name, volume, place_of(record), record.stride, record.num_experts))
     return maps
 
 
@@ -93,7 +102,8 @@ def token_loads(registration: Registration, **where: object) -> list[TokenLoad]:
         weights = record.routing.weights[0].numpy(force=True).astype(np.float32)
         values = np.zeros((record.num_experts, *experts.shape[1:]), dtype=np.float32)
         np.put_along_axis(values, experts, weights, axis=0)
-        loads.append(TokenLoad(record.name, np.moveaxis(values, 0, -1), _cells(registration, record), record))
+        cells = _cells(registration, record)
+        loads.append(TokenLoad(record.name, np.moveaxis(values, 0, -1), cells, place_of(record), record.stride))
     return loads
 
 
@@ -105,16 +115,15 @@ def times_chosen(registration: Registration) -> list[TokenLoad]:
     list of TokenLoad
         uint8 counts; over the experts they sum to k times the number of blocks.
     """
-    counted: dict[tuple[int, str | None], TokenLoad] = {}
+    counted: dict[Place, TokenLoad] = {}
     for record in registration.routing.select(part="encoder"):
         experts = record.routing.experts[0].numpy(force=True)
         chosen = (experts[..., None] == np.arange(record.num_experts)).sum(axis=0, dtype=np.uint8)
-        place = (record.layer, record.image)
+        place = place_of(record)._replace(block=None)
         if place in counted:
             chosen = chosen + counted[place].values
-            record = counted[place].layer
         name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
-        counted[place] = TokenLoad(name, chosen, _cells(registration, record), record)
+        counted[place] = TokenLoad(name, chosen, _cells(registration, record), place, record.stride)
     return list(counted.values())
 
 

@@ -129,8 +129,8 @@ def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str 
 
     if not set(names) & set(NETWORKS):
         return None
-    from napari_shmoareg.cli.weights import chosen_device, chosen_weights
     from napari_shmoareg.io.checkpoint import read_card, shipped_weights
+    from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
     name, _ = chosen_weights(asked, chosen_device(device.value))
     read_card(name)

@@ -9,10 +9,11 @@ import typer
 
 from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet, RefineOption, Weights
-from napari_shmoareg.cli.progress import progress, registering
+from napari_shmoareg.cli.progress import progress
 from napari_shmoareg.cli.results import choices_of, files_of, result_table, seconds_of
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
+from napari_shmoareg.engine.phases import registering
 
 if TYPE_CHECKING:
     from napari_shmoareg.engine.registration import Registration

@@ -17,8 +17,8 @@ import typer
 from napari_shmoareg.cli.errors import CANCELLED, say
 from napari_shmoareg.cli.options import Affine, AffineOption, Channel, Debug, Device, DeviceOption, Nan, Quiet
 from napari_shmoareg.cli.progress import progress
-from napari_shmoareg.cli.weights import chosen_device, chosen_weights
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
 if TYPE_CHECKING:
     from napari_shmoareg.engine.aligned_pairs import AlignedPairs

@@ -23,9 +23,10 @@ from napari_shmoareg.cli.options import (
     Size,
     Weights,
 )
-from napari_shmoareg.cli.progress import progress, registering
+from napari_shmoareg.cli.progress import progress
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import load_tables, show
+from napari_shmoareg.engine.phases import registering
 from napari_shmoareg.geometry import InputError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from napari_shmoareg.cli.errors import CANCELLED, say
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet
 from napari_shmoareg.cli.progress import progress
 from napari_shmoareg.cli.runs import begin_from, check_same_plan, make_folder, running_mean, write_plan, write_weights
-from napari_shmoareg.cli.weights import chosen_device
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.weights import chosen_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

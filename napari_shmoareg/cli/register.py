@@ -30,10 +30,11 @@ from napari_shmoareg.cli.options import (
     Size,
     Weights,
 )
-from napari_shmoareg.cli.progress import progress, registering
+from napari_shmoareg.cli.progress import progress
 from napari_shmoareg.cli.results import choices_of, files_of, result_table, seconds_of
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
+from napari_shmoareg.engine.phases import registering
 
 
 def register(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_shmoareg.cli.options import Affine, Contrast, Device, Similarity
 from napari_shmoareg.cli.progress import Report
-from napari_shmoareg.cli.weights import chosen_device, chosen_weights
+from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
 if TYPE_CHECKING:
     from napari_shmoareg.engine.registration import Registration

@@ -143,8 +143,8 @@ def _options(trial: Trial) -> dict[str, Any]:
         return {"device": trial.device}
     if trial.method not in NETWORKS:
         return {}
-    from napari_shmoareg.cli.weights import chosen_device, chosen_weights
     from napari_shmoareg.io.checkpoint import load_network
+    from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
     device = chosen_device(trial.device)
     return {

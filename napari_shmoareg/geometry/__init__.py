@@ -9,12 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from napari_shmoareg.geometry.background import background
 from napari_shmoareg.geometry.errors import InputError, NoOverlapError, TooLargeError
 from napari_shmoareg.geometry.grid import Grid
 from napari_shmoareg.geometry.volume import Volume, VolumePair
 
 if TYPE_CHECKING:
-    from napari_shmoareg.geometry.resample import apply_affine, background, inside, pull, slabs
+    from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
     from napari_shmoareg.geometry.transform import DisplacementField, Transform, warp_volume
 
 __all__ = [

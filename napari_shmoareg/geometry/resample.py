@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 
+from napari_shmoareg.geometry.background import background
 from napari_shmoareg.geometry.field import sample
 from napari_shmoareg.geometry.grid import Grid
 from napari_shmoareg.geometry.volume import Volume
@@ -50,20 +51,6 @@ def slabs(grid: Grid, limit: int = SLAB_POINTS) -> Iterator[tuple[slice, Points]
         index[..., 0] = np.arange(start, stop)[:, None, None]
         index[..., 1:] = rest
         yield slice(start, stop), apply_affine(grid.affine, index)
-
-
-def background(volume: Volume) -> float:
-    """The value that stands around what is shown.
-
-    Ours: the median of the six border faces: 0 for a skull-stripped brain, air for a CT with
-    air around, and what is cut through where the image is cropped to the inside of a body.
-    Labels have 0.
-    """
-    if volume.is_labels:
-        return 0.0
-    v = volume.values
-    faces = [np.take(v, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    return float(np.median(np.concatenate(faces)))
 
 
 def inside(grid: Grid, points: Points) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad, place_of
+from napari_shmoareg.analysis.expert_load import ExpertLoad
 from napari_shmoareg.analysis.expert_maps import expert_maps, times_chosen, token_loads
 
 
@@ -18,33 +18,36 @@ def test_there_is_a_map_for_every_decoder_layer_and_direction(registration):
 
 def test_a_map_holds_the_expert_of_each_cell_plus_one(registration):
     for expert_map in expert_maps(registration):
+        (record,) = registration.routing.select(
+            part="decoder", layer=expert_map.place.layer, direction=expert_map.place.direction
+        )
         assert expert_map.volume.is_labels and expert_map.volume.values.dtype == np.uint8
-        assert (expert_map.volume.values == expert_map.layer.routing.experts[0, 0].numpy() + 1).all()
+        assert (expert_map.volume.values == record.routing.experts[0, 0].numpy() + 1).all()
         assert set(np.unique(expert_map.volume.values)) <= {1, 2, 3}
 
 
 def test_a_map_keeps_its_own_grid_over_the_field_of_view_of_the_network(registration):
     network = registration.network_grid
     for expert_map in expert_maps(registration):
-        grid, stride = expert_map.volume.grid, expert_map.layer.stride
+        grid, stride = expert_map.volume.grid, expert_map.stride
         assert grid.same_space(network.coarsen(stride))
         assert grid.spacing == pytest.approx([stride * s for s in network.spacing])
         assert grid.to_world((-0.5,) * 3) == pytest.approx(network.to_world((-0.5,) * 3))
-    assert {m.layer.stride for m in expert_maps(registration)} == {1, 2}
+    assert {m.stride for m in expert_maps(registration)} == {1, 2}
 
 
 def test_maps_and_loads_count_the_same(registration):
     load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
     for expert_map in expert_maps(registration):
         counted = np.bincount(expert_map.volume.values.ravel(), minlength=4)[1:]
-        assert (counted == load.counts[place_of(expert_map.layer)]).all()
+        assert (counted == load.counts[expert_map.place]).all()
 
 
 def test_the_weights_of_a_token_sum_to_one_and_stand_at_the_chosen_heads(registration):
     loads = token_loads(registration)
     assert len(loads) == len(registration.routing.select(part="encoder"))
     for token_load in loads:
-        routing = token_load.layer.routing
+        ((_, routing),) = [(r.name, r.routing) for r in registration.routing if r.name == token_load.name]
         assert token_load.values.shape == (*token_load.grid.shape, 6)
         assert token_load.values.sum(axis=-1) == pytest.approx(1, abs=1e-5)
         assert ((token_load.values > 0).sum(axis=-1) <= 2).all()

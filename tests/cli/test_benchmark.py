@@ -15,12 +15,12 @@ import pytest
 from napari_shmoareg.cli import benchmark as command
 from napari_shmoareg.cli import benchmark_folder, benchmark_options
 from napari_shmoareg.cli import trial as trials
-from napari_shmoareg.cli import weights as choice
 from napari_shmoareg.cli.options import Device
 from napari_shmoareg.cli.trial import Trial
 from napari_shmoareg.engine import peers
 from napari_shmoareg.engine.peers import METHODS
 from napari_shmoareg.io import checkpoint
+from napari_shmoareg.io import weights as choice
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from napari_shmoareg.cli.progress import progress, registering
+from napari_shmoareg.cli.progress import progress
+from napari_shmoareg.engine.phases import registering
 from napari_shmoareg.engine.registration import PHASES
 
 

@@ -1,4 +1,4 @@
-"""Which weights and which device a command uses."""
+"""Which weights and which device are used, and why."""
 
 from __future__ import annotations
 

@@ -1,0 +1,50 @@
+"""Which registrations a viewer has open: they live with their layers, and go with the last of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from napari_shmoareg.widgets.placement import tag
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer
+
+    from napari_shmoareg.analysis.scene import Scene
+
+ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")  # of what is registered
+
+
+def scenes(viewer: Viewer) -> dict[int, Scene]:
+    """The registrations that are open, by number, in the order they were made."""
+    found = {tag(layer, "number"): tag(layer, "scene") for layer in viewer.layers if tag(layer, "scene") is not None}
+    return dict(sorted(found.items()))
+
+
+def next_number(viewer: Viewer) -> int:
+    """A number that no open registration has."""
+    return max(scenes(viewer), default=0) + 1
+
+
+def layers_of_scene(viewer: Viewer, number: int, role: str | None = None) -> list[Layer]:
+    """The layers of a registration, bottom first; those of one role, where it is given."""
+    return [
+        layer
+        for layer in viewer.layers
+        if tag(layer, "number") == number and (role is None or tag(layer, "role") == role)
+    ]
+
+
+def layer_in_role(viewer: Viewer, role: str) -> Layer | None:
+    """The layer that was opened as moving, fixed, moving_labels or fixed_labels; the last one, if there are several."""
+    found = [layer for layer in viewer.layers if tag(layer, "role") == role]
+    return found[-1] if found else None
+
+
+def title(number: int, scene: Scene) -> str:
+    """Of a registration, for lists: ``#1 sub-05 onto sub-06 (small, refined 60)``."""
+    settings = scene.report["settings"]
+    how = [scene.weights, "diffeomorphic" if settings["diffeomorphic"] else "not diffeomorphic"]
+    if settings.get("refine"):
+        how.append(f"refined {settings['refine']}")
+    return f"#{number} {scene.pair.moving.name} onto {scene.pair.fixed.name} ({', '.join(how)})"

@@ -1,0 +1,26 @@
+"""A real viewer, and a registration that is ready to be looked at."""
+
+from __future__ import annotations
+
+import pytest
+
+from napari_shmoareg.analysis.expert_load import ExpertLoad
+from napari_shmoareg.analysis.quality import measure
+from napari_shmoareg.analysis.scene import Scene
+from napari_shmoareg.engine.registration import register
+from napari_shmoareg.io.summary import build_report
+
+
+@pytest.fixture(scope="session")
+def scene(phantoms, lively_network) -> Scene:
+    """Of the oblique, anisotropic phantoms, by an untrained network that truly moves things; not to be changed."""
+    registration = register(phantoms, lively_network(0.03), affine="none", device="cpu")
+    load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
+    report = build_report(registration, measure(registration), load, weights="untrained")
+    return Scene.of(registration, report, weights="untrained")
+
+
+@pytest.fixture
+def viewer(make_napari_viewer):
+    """A shown viewer: only such a one draws."""
+    return make_napari_viewer(show=True)

@@ -1,0 +1,123 @@
+"""Where volumes stand in the viewer: never a cube, oblique, and the way back to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from napari.layers import Image, Labels, Points
+
+from napari_shmoareg.geometry import Grid, InputError, Volume
+from napari_shmoareg.widgets.placement import AXES, layer_options, place, tag, volume_of
+
+
+def straight_volume(codes: np.ndarray, shape=(5, 6, 7), is_labels=False) -> Volume:
+    """Axes as stored may be permuted and flipped, but not tilted: `codes` is a signed permutation times spacing."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = codes, (10.0, -20.0, 30.0)
+    values = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    return Volume(values, Grid(shape, affine), "scan", is_labels)
+
+
+def value_at(layer, position):
+    """What a layer holds at a place of the viewer's world, in any slice."""
+    return layer.data[tuple(int(n) for n in np.rint(layer.world_to_data(position)))]
+
+
+STORED = [
+    np.diag([2.0, 3.0, 4.0]),
+    np.diag([-2.0, 3.0, -4.0]),
+    np.array([[0, 0, -1.5], [2.0, 0, 0], [0, -3.0, 0]]),
+]
+
+
+@pytest.mark.parametrize("codes", STORED)
+def test_a_voxel_is_found_in_the_viewer_at_its_place_in_mm(codes):
+    volume = straight_volume(codes)
+    data, options = layer_options(volume)
+    layer = Image(data, **options)
+    index = (1, 4, 2)
+    r, a, s = volume.grid.to_world(index)
+    assert value_at(layer, (s, a, r)) == volume.values[index]
+    assert np.shares_memory(data, volume.values) and min(options["scale"]) > 0
+    assert layer.axis_labels == AXES and {str(u) for u in layer.units} == {"millimeter"}
+
+
+@pytest.mark.parametrize("codes", STORED)
+def test_a_layer_gives_its_volume_back_to_the_bit_and_on_its_own_grid(codes):
+    volume = straight_volume(codes)
+    data, options = layer_options(volume)
+    back = volume_of(Image(data, **options))
+    assert (back.values == volume.values).all() and back.grid is volume.grid
+
+
+def test_an_oblique_scan_is_shown_straight_and_registered_as_it_is(phantoms):
+    data, options = layer_options(phantoms.fixed)
+    layer = Image(data, **options)
+    assert tag(layer, "copied")
+    peak = np.unravel_index(phantoms.fixed.values.argmax(), phantoms.fixed.values.shape)
+    shown = value_at(layer, phantoms.fixed.grid.to_world(peak)[::-1])
+    assert shown == pytest.approx(phantoms.fixed.values[peak], rel=0.05)
+    corners = phantoms.fixed.grid.corners()[:, ::-1]
+    low, high = layer.extent.world
+    assert (low <= corners.min(axis=0) + layer.scale).all() and (high >= corners.max(axis=0) - layer.scale).all()
+    assert volume_of(layer).values is phantoms.fixed.values
+
+
+def test_a_copy_of_labels_holds_only_labels_and_covers_as_much(phantoms):
+    placed = place(phantoms.fixed_labels, finer=2)
+    assert set(np.unique(placed.data)) == set(np.unique(phantoms.fixed_labels.values))
+    space = np.prod(placed.scale) / np.prod(phantoms.fixed_labels.grid.spacing)
+    assert (placed.data == 2).sum() * space == pytest.approx((phantoms.fixed_labels.values == 2).sum(), rel=0.03)
+
+
+def test_painted_labels_are_what_is_registered(phantoms):
+    for volume in (straight_volume(STORED[2], is_labels=True), phantoms.fixed_labels):
+        data, options = layer_options(volume)
+        layer = Labels(data.copy(), **options)
+        layer.data[2, 3, 4] = 999
+        back = volume_of(layer)
+        assert 999 in back.labels and back.is_labels
+        index = back.grid.to_world(np.argwhere(back.values == 999)[0])[::-1]
+        assert layer.world_to_data(index) == pytest.approx((2, 3, 4), abs=1e-6)
+
+
+def test_a_layer_that_was_moved_by_hand_is_taken_where_it_lies_now():
+    volume = straight_volume(STORED[0])
+    data, options = layer_options(volume)
+    layer = Image(data, **options)
+    layer.translate = np.add(layer.translate, (5, 0, 0))
+    moved = volume_of(layer).grid
+    assert moved.to_world((0, 0, 0)) == pytest.approx(np.add(volume.grid.to_world((0, 0, 0)), (0, 0, 5)))
+
+
+def test_a_foreign_layer_is_taken_in_its_own_units():
+    layer = Image(
+        np.random.default_rng(0).random((4, 5, 6)), scale=(3000, 500, 500), translate=(1000, 0, 0), units=("um",) * 3
+    )
+    volume = volume_of(layer)
+    assert volume.grid.shape == (6, 5, 4)
+    assert volume.grid.spacing == pytest.approx((0.5, 0.5, 3.0))
+    assert volume.grid.to_world((0, 0, 0)) == pytest.approx((0, 0, 1))
+    assert volume.values[5, 1, 2] == layer.data[2, 1, 5]
+
+
+def test_a_turned_foreign_layer_keeps_its_turn():
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    layer = Image(np.zeros((4, 5, 6)), affine=affine, scale=(2, 1, 1))
+    grid = volume_of(layer).grid
+    assert grid.to_world((5, 1, 3))[::-1] == pytest.approx(layer.data_to_world((3, 1, 5)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (Image(np.zeros((3, 4, 5, 6)), name="4D"), "4 axes"),
+        (Image(np.zeros((3, 4, 5, 3)), name="rgb", rgb=True), "colour"),
+        (Points(np.zeros((3, 3)), name="dots"), "points"),
+        (Image(np.zeros((3, 4, 5)), name="t", units=("s", "mm", "mm")), "no length"),
+    ],
+)
+def test_what_is_no_volume_is_refused_by_name(layer, says):
+    with pytest.raises(InputError, match=says):
+        volume_of(layer)
