@@ -1,4 +1,4 @@
-# Two commands: `make demo` shows what it does, `make test` checks that it does it.
+# `make demo` and `make view` show what it does, `make test` checks that it does it.
 # Each sets up .venv by itself, and only again when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean python
+.PHONY: help demo view test lint clean python screen
 
 help: ## show this list
 	@echo "napari-shmoareg: 3D medical image registration by experts you can see"
@@ -19,7 +19,13 @@ demo: $(STAMP) ## register the built-in sample pair, with figures, into demo-res
 	@rm -rf demo-result
 	@$(BIN)/shmoareg demo --out demo-result
 
-test: lint ## lint, import contracts, types, then the whole test suite
+view: $(STAMP) ## register it in napari, in a window on your screen, and show its experts
+	@.ci/screen $(VENV)
+	@if [ "`uname`" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ]; then \
+		echo "There is no screen here (DISPLAY is not set). Log in at a desktop or with 'ssh -X', or see 'make demo'." >&2; exit 1; fi
+	@$(BIN)/napari --plugin shmoareg shmoareg://demo
+
+test: lint screen ## lint, import contracts, types, then the whole test suite
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## lint, formatting, import contracts and types only
@@ -31,6 +37,10 @@ lint: $(STAMP) ## lint, formatting, import contracts and types only
 clean: ## remove .venv, demo-result/ and everything else made here
 	rm -rf $(VENV) demo-result build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find napari_shmoareg tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The tests open windows, on a screen of their own.
+screen: $(STAMP)
+	@.ci/screen $(VENV) Xvfb
 
 # Python 3.11 or newer that can make virtual environments (Debian keeps that part in a package of its own).
 python:

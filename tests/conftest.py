@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +30,8 @@ def pytest_configure(config):
         pytest.exit("The windows of these tests need Xvfb. On Debian or Ubuntu: sudo apt-get install xvfb", 1)
     reader, writer = os.pipe()
     command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "1600x1100x24", "-nolisten", "tcp"]
-    screen = subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL)
+    silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    screen = subprocess.Popen(command, pass_fds=[writer], preexec_fn=_end_with_parent, **silent)
     os.close(writer)
     with os.fdopen(reader) as told:
         number = told.readline().strip()
@@ -36,6 +39,11 @@ def pytest_configure(config):
         pytest.exit(f"Xvfb did not start (exit {screen.wait()}): {' '.join(command)}", 1)
     os.environ["DISPLAY"] = f":{number}"
     config.add_cleanup(screen.terminate)
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end this process with its parent, even if that is killed (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,6 +41,17 @@ def test_importing_the_package_loads_nothing_heavy():
     assert run.stdout.strip() == "[]"
 
 
+def test_no_panel_reader_or_writer_loads_torch_before_it_is_used():
+    modules = [f"napari_shmoareg.widgets.{file.stem}" for file in sorted((PACKAGE / "widgets").glob("[!_]*.py"))]
+    assert "napari_shmoareg.widgets.register" in modules
+    code = (
+        "import sys; from importlib import import_module; "
+        f"print([name for name in {modules!r} if import_module(name) and 'torch' in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_the_face_gives_every_name_it_lists():
     for name in napari_shmoareg.__all__:
         assert getattr(napari_shmoareg, name) is not None

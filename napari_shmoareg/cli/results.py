@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +70,7 @@ def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
     if report["pair"]["moving_labels"]:
         lines.append(["its labels there", "warped_labels.nii.gz"])
     lines += [
+        ["what was registered", "inputs/"],
         ["transform for ITK, Slicer, ANTs", "transform.h5, displacement.nii.gz"],
         ["all numbers", "report.json"],
         ["expert maps and loads", "experts/"],
@@ -73,7 +78,16 @@ def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
     if figures:
         lines.append(["figures", "figures/overview.png and others"])
     width = max(len(what) for what, _ in lines)
-    return "\n".join([f"Results in {folder}:", *(f"  {what:<{width}}  {name}" for what, name in lines)])
+    listed = [f"Results in {folder}:", *(f"  {what:<{width}}  {name}" for what, name in lines)]
+    return "\n".join([*listed, *_in_napari(folder)])
+
+
+def _in_napari(folder: Path) -> list[str]:
+    """How to open the folder, where napari is installed: by its whole path, if a terminal would not find it."""
+    if find_spec("napari") is None:
+        return []
+    program = "napari" if shutil.which("napari") else str(Path(sys.executable).with_name("napari"))
+    return [f"See it in napari: {shlex.join([program, '--plugin', 'shmoareg', str(folder)])}"]
 
 
 def _means(found: Mapping[str, Any] | None, stages: Sequence[str]) -> list[float | None]:

@@ -133,6 +133,12 @@ class VolumePair:
                 )
 
     @property
+    def volumes(self) -> dict[str, Volume]:
+        """What there is, by role: moving, fixed, moving_labels, fixed_labels."""
+        roles = ("moving", "fixed", "moving_labels", "fixed_labels")
+        return {role: volume for role in roles if (volume := getattr(self, role)) is not None}
+
+    @property
     def swapped(self) -> VolumePair:
         """The other order of the pair."""
         return VolumePair(self.fixed, self.moving, self.fixed_labels, self.moving_labels)

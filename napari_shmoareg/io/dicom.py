@@ -77,6 +77,28 @@ def load(folder: Path, series: str | None = None) -> tuple[NDArray, NDArray[np.f
     return itk.values_of(image), itk.LPS @ affine
 
 
+def series_of(slice_: Path) -> tuple[str, list[Path]]:
+    """The series in its folder that a slice belongs to, as `load` takes it, and all its slices.
+
+    Raises
+    ------
+    InputError
+        If the file is of no series that can be read.
+    """
+    import SimpleITK as sitk
+
+    reader, folder = sitk.ImageSeriesReader, slice_.parent
+    with _quiet():
+        for uid in reader.GetGDCMSeriesIDs(str(folder)):
+            files = [Path(file) for file in reader.GetGDCMSeriesFileNames(str(folder), uid)]
+            if slice_.name in (file.name for file in files):
+                return str(uid), files
+    raise InputError(
+        f"{slice_} is no slice of a DICOM series: a DICOM image was expected, with the other slices of its scan beside "
+        "it. Choose the folder that holds the whole scan."
+    )
+
+
 def _files(folder: Path, series: str | None) -> list[str]:
     """The files of the one series there is, or of the one chosen."""
     import SimpleITK as sitk

@@ -108,7 +108,8 @@ def read_pair(
 def write_image(volume: Volume, path: str | Path) -> None:
     """Write a volume as NIfTI, whole or not at all.
 
-    Integers are stored in the smallest common type that holds them; float64 stays.
+    Integers are stored in the smallest common type that holds them; float64 stays.  Labels say
+    in their header that they are labels (intent 1002).
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def write_image(volume: Volume, path: str | Path) -> None:
         raise InputError(f"Images are written as NIfTI: the name '{path}' has to end in .nii or .nii.gz.")
     values = storable(volume.values)
     with writing(path, size=values.nbytes) as temporary:
-        nifti.write(values, volume.grid, temporary)
+        nifti.write(values, volume.grid, temporary, intent="label" if volume.is_labels else None)
 
 
 def storable(values: NDArray) -> NDArray:

@@ -16,7 +16,7 @@ from napari_shmoareg.analysis.figures import jacobian_figure, overview
 from napari_shmoareg.analysis.quality import Quality, measure
 from napari_shmoareg.analysis.slices import middle
 from napari_shmoareg.engine.registration import Registration
-from napari_shmoareg.geometry import DisplacementField, Grid
+from napari_shmoareg.geometry import DisplacementField, Grid, VolumePair
 from napari_shmoareg.io import nifti
 from napari_shmoareg.io.atomic import new_folder
 from napari_shmoareg.io.images import write_image
@@ -42,6 +42,9 @@ def write_registration(
 
     ::
 
+        inputs/                  moving.nii.gz, fixed.nii.gz, and moving_labels.nii.gz, fixed_labels.nii.gz
+                                 where there are any: the numbers and grids that were read, so that
+                                 the folder opens whole in a viewer wherever it is taken
         warped.nii.gz            the moving image on the fixed image's grid
         warped_labels.nii.gz     the moving labels there (when labels were given)
         displacement.nii.gz      the whole transform as one field: fixed grid, mm, LPS, intent 1007
@@ -86,6 +89,7 @@ def write_registration(
         quality = measure(registration)
         report = build_report(registration, quality, load, weights=weights, extra=extra)
         tell("writing images", 0.4)
+        write_inputs(registration.pair, place / "inputs")
         _write_images(registration, place)
         tell("writing expert maps", 0.7)
         _write_experts(registration, place / "experts")
@@ -113,6 +117,13 @@ def covering(field: DisplacementField, grid: Grid) -> Grid:
     high = np.maximum(np.ceil(corners.max(axis=0) - 1e-6), np.array(field.grid.shape) - 1).astype(int)
     i, j, k = (int(n) for n in high - low + 1)
     return field.grid.crop([int(n) for n in low], (i, j, k))
+
+
+def write_inputs(pair: VolumePair, place: Path) -> None:
+    """Write what was registered into a new folder, each on its own grid: what `read_scene` opens again."""
+    place.mkdir()
+    for name, volume in pair.volumes.items():
+        write_image(volume, place / f"{name}.nii.gz")
 
 
 def _write_images(registration: Registration, place: Path) -> None:
@@ -163,4 +174,5 @@ def _write_figures(registration: Registration, quality: Quality, load: ExpertLoa
 def _bytes(registration: Registration) -> int:
     """About what the folder takes at most: images are compressed, the transform is not."""
     voxels = int(np.prod(registration.pair.fixed.grid.shape))
-    return 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape))
+    inputs = sum(volume.values.nbytes for volume in registration.pair.volumes.values())
+    return inputs + 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape))

@@ -20,9 +20,10 @@ from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
 from napari_shmoareg.analysis.quality import Quality
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry import Grid, InputError
+from napari_shmoareg.io.contents import REPORT
 from napari_shmoareg.io.itk import is_orthonormal
 
-REPORT, LOADS = "report.json", "experts/loads.csv"
+LOADS = "experts/loads.csv"
 COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
 FORMAT = 1
 LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors", "matplotlib")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_shmoareg.geometry import Grid, InputError, Volume, background
+from napari_shmoareg.geometry import Grid, InputError, Volume
+from napari_shmoareg.widgets.straight import straight_around, straight_copy, straightened
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -23,7 +24,6 @@ AXES = ("S", "A", "R")
 UNITS = ("mm", "mm", "mm")
 KEY = "shmoareg"  # of what this plugin keeps in a layer's metadata
 STRAIGHT = 0.1  # voxels by which a corner may be off, for axes to count as straight
-LARGEST = 2**28  # voxels of a copy for the screen, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Placed:
     copied: bool
 
 
-def place(volume: Volume, *, finer: float = 1.0) -> Placed:
+def place(volume: Volume, *, finer: float = 1.0, nearest: bool = False, outside: float | None = None) -> Placed:
     """How to show a volume.
 
     Parameters
@@ -56,6 +56,10 @@ def place(volume: Volume, *, finer: float = 1.0) -> Placed:
     finer : float
         How many voxels a copy on straight axes has for one of the volume, along each axis; more for maps
         whose cells should keep their shape.
+    nearest : bool
+        Whether a copy takes the nearest voxel, as that of labels does.
+    outside : float or None
+        What stands around a copy; None for the image's background, and 0 with `nearest`.
 
     Returns
     -------
@@ -64,21 +68,24 @@ def place(volume: Volume, *, finer: float = 1.0) -> Placed:
     """
     order, flip = volume.grid.axes_to_ras()
     canonical = volume.grid.canonical()
-    straight = Grid(canonical.shape, _straightened(canonical))
+    straight = Grid(canonical.shape, straightened(canonical))
     off = np.abs(canonical.to_index(straight.corners()) - canonical.to_index(canonical.corners())).max()
     if off <= STRAIGHT:
         return Placed(_as_shown(volume.values, order, flip), *_scale_translate(straight), copied=False)
-    grid = _around(canonical, finer)
-    return Placed(_resampled(volume, grid).transpose(2, 1, 0), *_scale_translate(grid), copied=True)
+    grid = straight_around(canonical, finer)
+    copy = straight_copy(volume, grid, nearest=nearest or volume.is_labels, outside=outside)
+    return Placed(copy.transpose(2, 1, 0), *_scale_translate(grid), copied=True)
 
 
-def layer_options(volume: Volume, *, finer: float = 1.0, **about: Any) -> tuple[NDArray, dict[str, Any]]:
+def layer_options(
+    volume: Volume, *, finer: float = 1.0, nearest: bool = False, outside: float | None = None, **about: Any
+) -> tuple[NDArray, dict[str, Any]]:
     """Data and keyword arguments for a layer that shows a volume.
 
     Parameters
     ----------
     volume : Volume
-    finer : float
+    finer, nearest, outside
         As for `place`.
     **about
         Kept with the layer, under ``layer.metadata["shmoareg"]``; `tag` reads it.
@@ -89,7 +96,7 @@ def layer_options(volume: Volume, *, finer: float = 1.0, **about: Any) -> tuple[
     options : dict
         name, scale, translate, units, axis_labels, metadata.
     """
-    placed = place(volume, finer=finer)
+    placed = place(volume, finer=finer, nearest=nearest, outside=outside)
     kept = {"volume": volume, "copied": placed.copied, "print": _print(placed), **about}
     options = {
         "name": volume.name,
@@ -190,16 +197,8 @@ def _moved(layer: Layer) -> bool:
     return not np.allclose(_data_to_ras(layer), put, atol=1e-6)
 
 
-def _straightened(grid: Grid) -> NDArray[np.float64]:
-    """The affine of a canonical grid without its tilt, about the middle of the field of view."""
-    affine = np.diag([*grid.spacing, 1.0])
-    affine[:3, 3] = grid.centre - np.array(grid.spacing) * (np.array(grid.shape) - 1) / 2
-    return affine
-
-
 def _scale_translate(grid: Grid) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    a, b, c = grid.spacing
-    x, y, z = (float(v) for v in grid.affine[:3, 3])
+    (a, b, c), (x, y, z) = grid.spacing, (float(v) for v in grid.affine[:3, 3])
     return (c, b, a), (z, y, x)
 
 
@@ -214,33 +213,3 @@ def _as_stored(shown: NDArray, grid: Grid) -> NDArray:
     order, flip = grid.axes_to_ras()
     turned = shown.transpose(2, 1, 0)[tuple(slice(None, None, -1 if back else 1) for back in flip)]
     return turned.transpose(*np.argsort(order))
-
-
-def _around(grid: Grid, finer: float) -> Grid:
-    """A straight grid over the whole field of view of a tilted one."""
-    corners = grid.corners()
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    spacing = np.array(grid.spacing) / finer
-    spacing *= max(1.0, float(np.prod((high - low) / spacing)) / LARGEST) ** (1 / 3)
-    i, j, k = (int(n) for n in np.maximum(1, np.ceil((high - low) / spacing - 1e-6)))
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = (low + high) / 2 - spacing * (np.array([i, j, k]) - 1) / 2
-    return Grid((i, j, k), affine)
-
-
-def _resampled(volume: Volume, grid: Grid) -> NDArray:
-    """The volume on another grid, linear for images and nearest for labels; outside its background.  Without torch."""
-    from scipy.ndimage import affine_transform
-
-    matrix = volume.grid.inverse @ grid.affine
-    values = volume.values if volume.is_labels else volume.values.astype(np.float32, copy=False)
-    return affine_transform(
-        values,
-        matrix[:3, :3],
-        matrix[:3, 3],
-        output_shape=grid.shape,
-        order=0 if volume.is_labels else 1,
-        mode="grid-constant",
-        cval=background(volume),
-        prefilter=False,
-    )

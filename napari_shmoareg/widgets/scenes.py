@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")  # of what is registered
 
 
+def itself(viewer: Viewer) -> Viewer:
+    """The viewer itself: napari hands panels a proxy, whose layers are new objects at every look, and die at once."""
+    wrapped: Viewer = getattr(viewer, "__wrapped__", viewer)
+    return wrapped
+
+
 def scenes(viewer: Viewer) -> dict[int, Scene]:
     """The registrations that are open, by number, in the order they were made."""
     found = {tag(layer, "number"): tag(layer, "scene") for layer in viewer.layers if tag(layer, "scene") is not None}

@@ -16,6 +16,7 @@ def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_
     row = next(line for line in result.stdout.splitlines() if line.startswith("true error, mm"))
     assert row.split()[3:] == [f"{truth[stage]['mean']:.2f}" for stage in ("before", "affine", "after")]
     assert "viewer" not in (result.stdout + result.stderr).lower()
+    assert result.stdout.rstrip().endswith(f"napari --plugin shmoareg {out}")
     assert {p.name for p in (out / "figures").iterdir()} >= {"overview.png", "expert_maps.png", "expert_loads.png"}
 
 

@@ -26,6 +26,7 @@ from napari_shmoareg.io.transforms import read_transform
 from napari_shmoareg.model.routing import RoutingTrace
 
 FILES = {
+    "inputs",
     "warped.nii.gz",
     "warped_labels.nii.gz",
     "displacement.nii.gz",

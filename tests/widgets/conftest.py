@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from npe2 import PluginManager
 
 from napari_shmoareg.analysis.expert_load import ExpertLoad
 from napari_shmoareg.analysis.quality import measure
@@ -24,3 +25,22 @@ def scene(phantoms, lively_network) -> Scene:
 def viewer(make_napari_viewer):
     """A shown viewer: only such a one draws."""
     return make_napari_viewer(show=True)
+
+
+@pytest.fixture
+def plugin(npe2pm):
+    """The plugin as it is installed, and no other."""
+    installed = PluginManager()
+    installed.discover()
+    manifest = installed.get_manifest("shmoareg")
+    npe2pm.register(manifest)
+    return manifest
+
+
+@pytest.fixture
+def told():
+    """Of a severity ("info", "warning", "error") the text of all notifications of this test."""
+    from napari.utils.notifications import notification_manager
+
+    notification_manager.records.clear()
+    return lambda severity: "\n".join(r.message for r in notification_manager.records if str(r.severity) == severity)

@@ -1,0 +1,144 @@
+"""The Experts panel: who registered what, and how it bent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QHideEvent, QShowEvent
+from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+
+from napari_shmoareg.widgets.decoder_section import DecoderSection
+from napari_shmoareg.widgets.deformation_section import DeformationSection
+from napari_shmoareg.widgets.encoder_section import EncoderSection
+from napari_shmoareg.widgets.placement import tag
+from napari_shmoareg.widgets.scenes import itself, layers_of_scene, scenes, title
+from napari_shmoareg.widgets.section import fill
+from napari_shmoareg.widgets.views import attend
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+    from napari_shmoareg.analysis.scene import Scene
+
+CAPTION = (
+    "A load is a share of selections, nothing more: it does not say how much an expert contributed, "
+    "nor that it chose well."
+)
+EMPTY = "No registration is open. Register a pair (panel Register), or open a registration folder."
+
+
+class ExpertsPanel(QWidget):
+    """Which maps of a registration are shown, and what they say.
+
+    Parameters
+    ----------
+    napari_viewer : Viewer
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self._viewer = viewer = itself(napari_viewer)
+        self._listening: list[Any] = []
+        self.registration = QComboBox()
+        self.registration.setToolTip("Whose maps to show; the keys act on the one of the selected layer, or the newest")
+        self.note, caption = QLabel(), QLabel(CAPTION)
+        self.decoder = DecoderSection(viewer)
+        self.encoder = EncoderSection(viewer)
+        self.deformation = DeformationSection(viewer)
+        for label in (self.note, caption):
+            label.setWordWrap(True)
+        body = QWidget()
+        column = QVBoxLayout(body)
+        for widget in (self.registration, self.note, self.decoder, self.encoder, caption, self.deformation):
+            column.addWidget(widget)
+        column.addStretch(1)
+        area = QScrollArea()
+        area.setWidget(body)
+        area.setWidgetResizable(True)
+        area.setFrameShape(QFrame.Shape.NoFrame)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(area)
+        self.setMinimumWidth(300)
+        self.registration.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.registration.currentIndexChanged.connect(lambda _: self._show())
+        self.reset_choices()
+
+    @property
+    def number(self) -> int | None:
+        """Of the registration that is shown; None without any."""
+        found = self.registration.currentData()
+        return None if found is None else int(found)
+
+    def reset_choices(self, event: Any = None) -> None:
+        """Take up registrations that were opened, and drop those that were closed; a new one is shown at once."""
+        opened = scenes(self._viewer)
+        known = {self.registration.itemData(n) for n in range(self.registration.count())}
+        new = max(set(opened) - known, default=None)
+        if opened:
+            attend(self._viewer)
+        fill(self.registration, {number: title(number, scene) for number, scene in opened.items()}, new)
+        self._show()
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        super().showEvent(event)
+        self.reset_choices()
+        self._listen()
+
+    def hideEvent(self, event: QHideEvent | None) -> None:
+        super().hideEvent(event)
+        self._hush()
+
+    def _show(self) -> None:
+        number = self.number
+        scene = scenes(self._viewer).get(number) if number is not None else None
+        self.registration.setEnabled(scene is not None)
+        self.registration.setToolTip(self.registration.currentText())
+        self.note.setText(EMPTY if scene is None else _note(scene, self._copied(number)))
+        self.note.setVisible(bool(self.note.text()))
+        for section in self._sections():
+            section.show_registration(None if scene is None else number)
+        if self.isVisible():
+            self._listen()
+
+    def _sections(self) -> tuple[DecoderSection, EncoderSection, DeformationSection]:
+        return self.decoder, self.encoder, self.deformation
+
+    def _copied(self, number: int | None) -> bool:
+        return number is not None and any(tag(layer, "copied") for layer in layers_of_scene(self._viewer, number))
+
+    def _listen(self) -> None:
+        """Follow what is switched elsewhere: by a key, in the list of layers."""
+        self._hush()
+        if self.number is not None:
+            for layer in layers_of_scene(self._viewer, self.number):
+                for emitter in (layer.events.visible, layer.events.opacity, layer.events.name):
+                    emitter.connect(self._refresh)
+                    self._listening.append(emitter)
+
+    def _hush(self) -> None:
+        for emitter in self._listening:
+            emitter.disconnect(self._refresh)
+        self._listening.clear()
+
+    def _refresh(self, event: Any = None) -> None:
+        for section in self._sections():
+            section.refresh()
+
+
+def _note(scene: Scene, copied: bool) -> str:
+    """What has to be known before the maps are read."""
+    notes = []
+    if "untrained" in scene.weights.lower() or not scene.weights:
+        notes.append("These weights are untrained: the choices of the experts mean nothing.")
+    told = str(scene.report.get("experts_of", ""))
+    if told and not told.startswith("the network's only"):
+        notes.append(f"Shown is {told}.")
+    if copied:
+        notes.append(
+            "The fixed image is oblique: napari shows it and the maps as copies on straight axes, the maps by "
+            "nearest neighbour. What is measured and saved are the originals."
+        )
+    return "\n".join(notes)

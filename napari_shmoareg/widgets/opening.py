@@ -1,0 +1,187 @@
+"""Brings up panels: from the menus, and when something was opened that they are for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QTimer
+
+from napari_shmoareg.widgets.placement import tag
+from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer
+
+    from napari_shmoareg.analysis.scene import Scene
+    from napari_shmoareg.widgets.register import RegisterPanel
+
+PLUGIN = "shmoareg"
+PANELS = ("Register", "Quality", "Experts", "Landmarks")
+SETTLED = 100  # ms after which a window that is new has its size
+TWO = (
+    "Two selected images were expected, moving and fixed; {images} of the {layers} selected layers are images. Click "
+    "the moving one in the layer list, then the fixed one with Ctrl (Cmd on a Mac) held down."
+)
+
+
+def dock(viewer: Viewer, name: str) -> Any:
+    """A panel of this plugin, shown and in front of the others; a new one where the viewer has none.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    name : {"Register", "Quality", "Experts", "Landmarks"}
+    """
+    frame, panel = viewer.window.add_plugin_dock_widget(
+        PLUGIN, name, tabify=any(is_docked(viewer, other) for other in PANELS)
+    )
+    frame.show()
+    frame.raise_()
+    return panel
+
+
+def fit(viewer: Viewer) -> None:
+    """Show what is open whole, and select the newest warped image if there is one: once all layers and panels are in.
+
+    At the start of napari that is when the window is shown and has its size.
+    """
+    held = weakref.ref(viewer)
+    timer = QTimer(viewer.window._qt_window)  # it ends with the window
+    timer.setSingleShot(True)
+
+    def show() -> None:
+        there = held()
+        if there is None:
+            return
+        if timer.interval() == 0:  # the window is about to be drawn
+            timer.start(SETTLED)
+            return
+        there.reset_view()
+        warped = layers_of_scene(there, max(scenes(there), default=0), "warped")
+        if warped:
+            there.layers.selection = {warped[-1]}
+        timer.deleteLater()
+
+    timer.timeout.connect(show)
+    timer.start(0)
+
+
+def is_docked(viewer: Viewer, name: str) -> bool:
+    """Whether a viewer has a panel, or had one that was closed."""
+    return f"{name} ({PLUGIN})" in viewer.window.dock_widgets
+
+
+def when_paired(viewer: Viewer) -> None:
+    """Bring up the Register panel as soon as a moving and a fixed image are open; not where it was closed before."""
+
+    def paired() -> bool:
+        return all(layer_in_role(viewer, role) is not None for role in ("moving", "fixed"))
+
+    def show() -> None:
+        if not is_docked(viewer, "Register"):
+            dock(viewer, "Register")
+            fit(viewer)
+
+    when(viewer, paired, show)
+
+
+def when_complete(viewer: Viewer, scene: Scene, count: int) -> None:
+    """Bring up the Experts panel as soon as all layers of a registration are open."""
+
+    def complete() -> bool:
+        return sum(tag(layer, "scene") is scene for layer in viewer.layers) == count
+
+    def show() -> None:
+        dock(viewer, "Experts")
+        fit(viewer)
+
+    when(viewer, complete, show)
+
+
+def take_selected() -> None:
+    """Layers > Register: the two selected images go into the Register panel; the one clicked last is the fixed one."""
+    from napari import current_viewer
+    from napari.utils.notifications import show_warning
+
+    viewer = current_viewer()
+    if viewer is None:
+        return
+    selected = [layer for layer in viewer.layers if layer in viewer.layers.selection]
+    images = [layer for layer in selected if layer._type_string == "image"]
+    if len(images) != 2:
+        show_warning(TWO.format(images=len(images), layers=len(selected)))
+        return
+    moving, fixed = images
+    if getattr(viewer.layers.selection, "_current", None) is moving:
+        moving, fixed = fixed, moving
+    pick(dock(viewer, "Register"), moving, fixed)
+
+
+def pick(panel: RegisterPanel, moving: Layer, fixed: Layer) -> None:
+    """Pick two images in the Register panel, as if by hand."""
+    for role, layer in (("moving", moving), ("fixed", fixed)):
+        picker = panel.pickers.pickers[role]
+        index = picker.findText(layer.name)
+        picker.setCurrentIndex(index)
+        picker.activated.emit(index)
+
+
+def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) -> None:
+    """Register two images as the panel does by a click, and show the experts of the result.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    moving, fixed : Image
+    refine : int
+        Steps, where nothing else was ever chosen in the panel.
+    """
+    from napari_shmoareg.widgets.progress_row import Doing
+    from napari_shmoareg.widgets.settings import Settings
+
+    panel = dock(viewer, "Register")
+    pick(panel, moving, fixed)
+    if panel.form.settings == Settings():
+        panel.form.settings = Settings(refine=refine)
+    held, shown = weakref.ref(viewer), weakref.ref(panel)
+
+    def done(number: int) -> None:
+        there, still = held(), shown()
+        if there is not None and still is not None:
+            still.registered.disconnect(done)
+            experts_of(there, number)
+
+    panel.registered.connect(done)
+    if panel.progress.button.text() == Doing.nothing.value:  # else it is at something, and a click would end that
+        panel.progress.button.click()
+
+
+def show_experts() -> None:
+    """Layers > Visualize: the Experts panel, and an expert map of the newest registration."""
+    from napari import current_viewer
+
+    viewer = current_viewer()
+    if viewer is not None:
+        experts_of(viewer, max(scenes(viewer), default=0))
+
+
+def experts_of(viewer: Viewer, number: int) -> None:
+    """Bring up the Experts panel and show an expert map of a registration, if there is one of this number."""
+    from napari_shmoareg.widgets import showing
+
+    dock(viewer, "Experts")
+    showing.show_experts(viewer, number)
+
+
+def when(viewer: Viewer, ready: Callable[[], bool], then: Callable[[], Any]) -> None:
+    """Do something once, when a layer came in and everything is ready."""
+
+    def look(event: Any) -> None:
+        if ready():
+            viewer.layers.events.inserted.disconnect(look)
+            then()
+
+    viewer.layers.events.inserted.connect(look)

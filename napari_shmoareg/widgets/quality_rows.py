@@ -1,0 +1,114 @@
+"""The numbers of a report as rows of a table: before, after the affine, after all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+STAGES = ("before", "affine", "after")
+HEADINGS = ("", "before", "affine", "after")
+LABEL_HEADINGS = ("label", *(f"{what}\n{stage}" for what in ("Dice", "ASSD", "HD95") for stage in STAGES))
+PER_LABEL = (("dice", "Dice", ".3f"), ("assd_mm", "ASSD, mm", ".2f"), ("hd95_mm", "HD95, mm", ".2f"))
+
+
+class Row(NamedTuple):
+    """One figure at the three stages; None where it does not apply or is not known."""
+
+    name: str
+    values: tuple[float | None, float | None, float | None]
+    form: str
+    tip: str
+
+    @property
+    def texts(self) -> list[str]:
+        """The name and the three figures as they are shown."""
+        return [self.name, *(shown(value, self.form) for value in self.values)]
+
+
+def shown(value: float | None, form: str) -> str:
+    """A figure as text; a dash for none."""
+    return "–" if value is None else format(value, form)
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[Row]:
+    """The figures of a whole registration.
+
+    Parameters
+    ----------
+    report : mapping
+        The content of report.json.
+    """
+    alike = report["similarity"]
+    jacobian, length = report["jacobian"], report["displacement_mm"]
+    truth = report.get("extra", {}).get("true_error_mm")
+    rows = [
+        Row("Correlation ↑", _each(alike, "ncc"), ".3f", "Of the intensities where both images are seen; 1 is best."),
+        Row("Mutual inf. ↑", _each(alike, "nmi"), ".3f", "Normalised, 0 to 1; also across modalities."),
+        Row("Dice ↑", _each(report["dice"], "mean"), ".3f", "Overlap of the labels, mean over labels; 1 is best."),
+        Row(
+            "ASSD, mm ↓",
+            _each(report["assd_mm"], "mean"),
+            ".2f",
+            "Average symmetric distance of surfaces.",
+        ),
+        Row(
+            "HD95, mm ↓",
+            _each(report["hd95_mm"], "mean"),
+            ".2f",
+            "95th percentile of it; both mean over labels.",
+        ),
+    ]
+    if truth is not None:
+        rows.append(Row("True error, mm ↓", _each(truth, "mean"), ".2f", "Known for this pair, mean."))
+    folding = "Share of voxels where the deformation turns tissue inside out; 0 is best."
+    rows += [
+        _last("Folding, % ↓", jacobian["folding_percent"], ".4f", folding),
+        _last(
+            "SDlogJ",
+            jacobian["sdlogj"],
+            ".3f",
+            "SD of log Jacobian: how unevenly volumes change.",
+        ),
+        _last("Moved, mm", length["mean"], ".2f", "Length of the whole displacement, mean over the fixed grid."),
+        _last("  at most, mm", length["max"], ".2f", "The largest displacement on the fixed grid."),
+    ]
+    return rows
+
+
+def label_rows(report: Mapping[str, Any]) -> list[list[float | None]]:
+    """Of each label its number, then Dice, ASSD and HD95 (mm), each at the three stages; none without labels."""
+    if report["dice"] is None:
+        return []
+    found = [report[name][stage]["per_label"] for name, _, _ in PER_LABEL for stage in STAGES]
+    return [[int(label), *(stage.get(label) for stage in found)] for label in sorted(found[2], key=int)]
+
+
+def table_of(report: Mapping[str, Any]) -> list[dict[str, object]]:
+    """All figures, those of the whole and of each label, for a file: measure, label, before, affine, after."""
+    rows: list[dict[str, object]] = []
+    for row in summary_rows(report):
+        name = row.name.rstrip(" ↑↓").replace("  at most", "Moved at most")
+        rows.append({"measure": name, "label": "", **dict(zip(STAGES, row.values, strict=True))})
+    for label, *values in label_rows(report):
+        for n, (_, name, _) in enumerate(PER_LABEL):
+            figures = dict(zip(STAGES, values[3 * n : 3 * n + 3], strict=True))
+            rows.append({"measure": name, "label": int(label or 0), **figures})
+    return rows
+
+
+def as_tsv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with a heading, separated by tabs, as spreadsheets take them from the clipboard."""
+    lines: list[list[object]] = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join("\t".join("" if cell is None else str(cell) for cell in line) for line in lines) + "\n"
+
+
+def _each(stages: Mapping[str, Any] | None, name: str) -> tuple[float | None, float | None, float | None]:
+    if stages is None:
+        return None, None, None
+    before, affine, after = (stages[stage][name] for stage in STAGES)
+    return before, affine, after
+
+
+def _last(name: str, value: float | None, form: str, tip: str) -> Row:
+    """A figure that only the finished registration has."""
+    return Row(name, (None, None, value), form, tip)

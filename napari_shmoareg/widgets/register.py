@@ -1,0 +1,187 @@
+"""The Register panel: two layers in, the layers of a registration out."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from napari.qt.threading import create_worker
+from napari.utils.notifications import show_error, show_info, show_warning
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtGui import QKeySequence, QShortcut
+from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+
+from napari_shmoareg.widgets import told
+from napari_shmoareg.widgets.arrival import Arrival, Inputs
+from napari_shmoareg.widgets.form import SettingsForm
+from napari_shmoareg.widgets.job import Job, Outcome, in_words_of_the_form
+from napari_shmoareg.widgets.pickers import PairPicker
+from napari_shmoareg.widgets.progress_row import SHORTCUT, Doing, ProgressRow
+from napari_shmoareg.widgets.remembered import recall, remember
+from napari_shmoareg.widgets.scenes import itself, next_number
+from napari_shmoareg.widgets.warming import WarmUp
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+EVERY = 100  # ms between two looks at the worker
+AFTER = 500  # ms from a complete pair to the loading of what it needs: the viewer draws first
+WIDTH = 300
+CANCELLED = "The registration was cancelled; nothing was added."
+
+
+class RegisterPanel(QWidget):
+    """Pick two images, choose how, register; the result is laid over the fixed image.
+
+    Parameters
+    ----------
+    napari_viewer : Viewer
+
+    Attributes
+    ----------
+    registered : Signal(int)
+        A registration of this number has all its layers in the viewer.
+    """
+
+    registered = Signal(int)
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        viewer = itself(napari_viewer)
+        self._viewer = weakref.ref(viewer)
+        self._job: Job | None = None
+        self._worker: Any = None
+        self._inputs: Inputs = {}
+        self._outcome: Outcome | None = None  # whose layers are being added
+        self._doing = Doing.nothing
+        self._warm = WarmUp()
+        self.pickers, self.form = PairPicker(viewer), SettingsForm(recall())
+        self.progress, self.told = ProgressRow(), told.Told()
+        self._lay_out()
+        self._looks, self._soon, self._arrival = QTimer(self), QTimer(self), Arrival(self)
+        self._looks.setInterval(EVERY)
+        self._looks.timeout.connect(self._look)
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self._warm.start)
+        self._arrival.came.connect(self.progress.show_status)
+        self._arrival.arrived.connect(self._arrived)
+        self._arrival.failed.connect(self._fail)
+        self.pickers.changed.connect(self._show)
+        self.form.changed.connect(self._keep)
+        self.progress.button.clicked.connect(self._press)
+        shortcut = QShortcut(QKeySequence(SHORTCUT), self)
+        shortcut.activated.connect(self._start)
+        self._show()
+
+    def reset_choices(self, event: Any = None) -> None:
+        """Offer the layers that are open now; napari calls it when they change."""
+        self.pickers.refresh()
+
+    def _lay_out(self) -> None:
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.setContentsMargins(0, 0, 6, 0)
+        for widget in (self.pickers, _line(), self.form, self.told):
+            column.addWidget(widget)
+        column.addStretch()
+        self._scroll = QScrollArea()
+        self._scroll.setWidgetResizable(True)
+        self._scroll.setFrameShape(QFrame.Shape.NoFrame)
+        self._scroll.setWidget(inner)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self._scroll, 1)
+        layout.addWidget(self.progress)
+        self.setMinimumWidth(WIDTH)
+
+    def _press(self) -> None:
+        """The button: start or cancel."""
+        if self._job is None:
+            self._start()
+            return
+        self._job.cancel()
+        self._show(Doing.cancelling)
+
+    def _start(self) -> None:
+        viewer = self._viewer()
+        if viewer is None or self._doing is not Doing.nothing or self.pickers.missing is not None:
+            return
+        picked = {role: layer for role, layer in self.pickers.pair.items() if layer is not None}
+        self._inputs = {role: weakref.ref(layer) for role, layer in picked.items()}
+        self._job = job = Job(picked, self.form.settings, next_number(viewer), self._warm.wait)
+        self._worker = create_worker(job, _start_thread=False)
+        self._worker.returned.connect(self._finish)
+        worker = weakref.ref(self._worker)
+        job.cancel_when(lambda: getattr(worker(), "abort_requested", False))  # the window was closed
+        self.told.say("")
+        self._show(Doing.registering)
+        self._looks.start()
+        self._worker.start()
+
+    def _finish(self, outcome: Outcome) -> None:
+        """The worker is done: begin to add, or say why not."""
+        closed = self._worker is not None and self._worker.abort_requested
+        self._job = self._worker = None
+        viewer = self._viewer()
+        if closed or viewer is None:
+            return
+        if outcome.error:
+            self._fail(outcome.error)
+        elif outcome.scene is None:
+            self.told.say(CANCELLED)
+            self._show(Doing.nothing)
+            show_info(CANCELLED)
+        else:
+            self._outcome = outcome
+            self._show(Doing.adding)
+            self._arrival.begin(viewer, outcome, self._inputs)
+
+    def _fail(self, text: str) -> None:
+        self._outcome = None
+        self.told.say(text)
+        self._scroll.ensureWidgetVisible(self.told)
+        self._show(Doing.nothing)
+        show_error(text)
+
+    def _arrived(self) -> None:
+        """All layers are there: say what came of it."""
+        outcome, self._outcome = self._outcome, None
+        if outcome is None or outcome.scene is None:
+            return
+        notes = [*outcome.notes, *map(in_words_of_the_form, outcome.scene.report["warnings"])]
+        self.told.say("\n\n".join([told.result(outcome.number, outcome.scene), *notes]), told.reasons(outcome.scene))
+        self._scroll.ensureWidgetVisible(self.told)
+        self._show(Doing.nothing)
+        if notes:
+            show_warning("\n\n".join(notes))
+        self.registered.emit(outcome.number)
+
+    def _look(self) -> None:
+        """At the worker and at the warming up, from time to time."""
+        if self._job is not None:
+            self.progress.show_status(self._job.status)
+        if self._warm.over:
+            if self._warm.ready is not None:
+                self.form.offer(*self._warm.ready)
+            if self._job is None:
+                self._looks.stop()
+
+    def _show(self, doing: Doing | None = None) -> None:
+        """Bring the button up to date; with two images to register begin to load what that needs."""
+        self._doing = self._doing if doing is None else doing
+        missing = self.pickers.missing
+        self.progress.show_doing(self._doing, missing)
+        for widget in (self.pickers, self.form):
+            widget.setEnabled(self._doing is Doing.nothing)
+        if missing is None and not self._warm.begun and not self._soon.isActive():
+            self._soon.start(AFTER)
+            self._looks.start()
+
+    def _keep(self) -> None:
+        remember(self.form.settings)
+
+
+def _line() -> QFrame:
+    line = QFrame()
+    line.setFrameShape(QFrame.Shape.HLine)
+    line.setFrameShadow(QFrame.Shadow.Sunken)
+    return line

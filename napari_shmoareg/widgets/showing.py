@@ -1,0 +1,184 @@
+"""Which of a registration's layers are shown.  What the Experts panel and the shortcuts do, without either."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from napari_shmoareg.widgets.placement import KEY, tag
+from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Image, Labels, Layer
+
+    from napari_shmoareg.analysis.expert_maps import TokenLoad
+    from napari_shmoareg.analysis.scene import Scene
+
+IMAGES = ("moving", "fixed", "warped")
+
+
+def current(viewer: Viewer) -> tuple[int, Scene] | None:
+    """The registration that is meant: of the selected layer, or else the newest; None if none is open."""
+    opened = scenes(viewer)
+    active = viewer.layers.selection.active
+    number = None if active is None else tag(active, "number")
+    if number not in opened:
+        number = max(opened, default=None)
+    return None if number is None else (number, opened[number])
+
+
+def show_role(viewer: Viewer, number: int, role: str, on: bool) -> list[Layer]:
+    """Show or hide the layers of a registration in a role; the Jacobian takes its folding along."""
+    roles = ("jacobian", "folding") if role == "jacobian" else (role,)
+    layers = [layer for name in roles for layer in layers_of_scene(viewer, number, name)]
+    for layer in layers:
+        layer.visible = on
+    return layers
+
+
+def is_shown(viewer: Viewer, number: int, role: str) -> bool:
+    """Whether any layer of a registration in a role is visible."""
+    return any(layer.visible for layer in layers_of_scene(viewer, number, role))
+
+
+def show_experts(viewer: Viewer, number: int, direction: str | None = None, stride: int | None = None) -> Labels | None:
+    """Show one expert map and hide the others, and the head maps.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    number : int
+        Of the registration.
+    direction : {"x", "y", "z"}, optional
+    stride : int, optional
+        Voxels of the network grid per cell: 1 for full, 2 for half resolution.  What is not said stays as it
+        was shown last; at first the finest map along x.
+
+    Returns
+    -------
+    Labels or None
+        The layer that is shown now; None where there is none.
+    """
+    maps = expert_layers(viewer, number)
+    before = next((layer for layer in maps if layer.visible), maps[0] if maps else None)
+    if before is None:
+        return None
+    place, was = tag(before, "expert_map").place, tag(before, "expert_map").stride
+    wanted = direction or place.direction, stride or was
+    chosen = next((layer for layer in maps if which(layer) == wanted), before)
+    for other in scenes(viewer):
+        show_role(viewer, other, "head_map", False)
+        for layer in expert_layers(viewer, other):
+            if layer is not chosen:
+                layer.visible = False
+    chosen.visible = True
+    viewer.layers.selection.active = chosen  # the status bar tells of the selected layer
+    return chosen
+
+
+def expert_layers(viewer: Viewer, number: int) -> list[Labels]:
+    """The expert maps of a registration: the finest first, then by direction."""
+    layers = layers_of_scene(viewer, number, "expert_map")
+    return sorted(layers, key=lambda layer: which(layer)[::-1])
+
+
+def next_expert_map(viewer: Viewer, number: int) -> Labels | None:
+    """Show the map after the one that is shown: x, y, z at full resolution, then at half, then none."""
+    maps = expert_layers(viewer, number)
+    shown = [n for n, layer in enumerate(maps) if layer.visible]
+    following = shown[0] + 1 if shown else 0
+    if following >= len(maps):
+        show_role(viewer, number, "expert_map", False)
+        return None
+    return show_experts(viewer, number, *which(maps[following]))
+
+
+def next_direction(viewer: Viewer, number: int) -> Labels | None:
+    """Show the next direction's map, at the same resolution."""
+    maps = expert_layers(viewer, number)
+    shown = next((layer for layer in maps if layer.visible), None)
+    if shown is None:
+        return show_experts(viewer, number)
+    direction, stride = which(shown)
+    row = [d for d, s in map(which, maps) if s == stride]
+    return show_experts(viewer, number, row[(row.index(direction) + 1) % len(row)], stride)
+
+
+def show_head(viewer: Viewer, number: int, load: TokenLoad, head: int) -> Image | None:
+    """Show what one attention head weighs at every token: the registration's head map is filled anew, in place."""
+    from napari_shmoareg.widgets.layers import head_map
+
+    layer = head_layer(viewer, number)
+    if layer is None:
+        return None
+    if tag(layer, "load") is not load or tag(layer, "head") != head:
+        data, options, _ = head_map(tag(layer, "scene"), number, load, head)
+        layer.metadata = options["metadata"]
+        layer.data = data
+        layer.scale, layer.translate = options["scale"], options["translate"]
+        layer.contrast_limits_range = layer.contrast_limits = options["contrast_limits"]
+        layer.name = options["name"]
+    for other in scenes(viewer):
+        show_role(viewer, other, "expert_map", False)
+        if other != number:
+            show_role(viewer, other, "head_map", False)
+    layer.visible = True
+    viewer.layers.selection.active = layer
+    return layer
+
+
+def next_head(viewer: Viewer, number: int) -> Image | None:
+    """Show the head after the one that is shown, of the same gate."""
+    layer = head_layer(viewer, number)
+    if layer is None:
+        return None
+    load, head = tag(layer, "load"), tag(layer, "head")
+    return show_head(viewer, number, load, (head + 1) % load.values.shape[-1] if layer.visible else head)
+
+
+def head_layer(viewer: Viewer, number: int) -> Image | None:
+    """The layer of a registration that shows one attention head."""
+    found = layers_of_scene(viewer, number, "head_map")
+    return found[0] if found else None
+
+
+def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:
+    """Of moving, fixed and warped show one and hide the two others; None where it is not open."""
+    layers = {name: image_layer(viewer, number, name) for name in IMAGES}
+    if layers[which] is None:
+        return None
+    for name, layer in layers.items():
+        if layer is not None:
+            layer.visible = name == which
+    return layers[which]
+
+
+def image_layer(viewer: Viewer, number: int, which: str) -> Layer | None:
+    """The layer of a registration's moving, fixed or warped image, as far as it is open."""
+    if which == "warped":
+        return next(iter(layers_of_scene(viewer, number, "warped")), None)
+    volume = getattr(scenes(viewer)[number].pair, which)
+    layers = [layer for layer in viewer.layers if layer._type_string == "image"]
+    same = [layer for layer in layers if tag(layer, "volume") is volume]
+    named = [layer for layer in layers if layer.name == volume.name and tag(layer, "number") is None]
+    return (same or named or [layer_in_role(viewer, which)])[-1]
+
+
+def opacity_of(layers: list[Layer], value: float | None = None) -> float:
+    """How opaque some layers are; set to a value, where one is given."""
+    for layer in layers:
+        if value is not None:
+            layer.opacity = value
+    return float(layers[0].opacity) if layers else 1.0
+
+
+def spacing_of(viewer: Viewer, number: int) -> float | None:
+    """Mm between the nodes of a registration's deformation grid; None without one."""
+    grids = layers_of_scene(viewer, number, "grid") or layers_of_scene(viewer, number, "arrows")
+    return float(grids[0].metadata[KEY]["spacing"]) if grids else None
+
+
+def which(layer: Layer) -> tuple[str, int]:
+    """Direction and stride of an expert map's layer."""
+    expert_map = tag(layer, "expert_map")
+    return expert_map.place.direction or "", expert_map.stride

@@ -1,0 +1,96 @@
+"""How the viewer looks at a patient: radiologically, and from three sides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from napari_shmoareg.widgets.placement import tag, to_viewer
+from napari_shmoareg.widgets.scenes import itself
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer
+
+    from napari_shmoareg.geometry import Volume
+
+ORIENTATION: tuple[Literal["towards"], Literal["up"], Literal["left"]] = ("towards", "up", "left")
+ORDERS = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}  # of the axes S, A, R
+OUTLINED = ("warped_labels", "moving_labels", "fixed_labels")
+OUTLINE = 2  # voxels
+
+
+def face(viewer: Viewer) -> None:
+    """Turn the camera as radiologists look: front or top up, the patient's right on the left."""
+    if tuple(str(way) for way in viewer.scene.camera.orientation) != ORIENTATION:
+        viewer.scene.camera.orientation = ORIENTATION
+
+
+def axial(viewer: Viewer) -> None:
+    """Look from the feet: front up, the patient's right on the left."""
+    look(viewer, "axial")
+
+
+def coronal(viewer: Viewer) -> None:
+    """Look from the front: top up, the patient's right on the left."""
+    look(viewer, "coronal")
+
+
+def sagittal(viewer: Viewer) -> None:
+    """Look from the patient's left: top up, front on the left."""
+    look(viewer, "sagittal")
+
+
+def look(viewer: Viewer, view: str) -> None:
+    """Show "axial", "coronal" or "sagittal" slices, in 2D, whole.
+
+    Nothing happens in a viewer of more than the three axes S, A, R: which of them to show is not ours to say.
+    """
+    if viewer.dims.ndim != 3:
+        return
+    face(viewer)
+    viewer.dims.ndisplay = 2
+    viewer.dims.order = ORDERS[view]
+    viewer.reset_view()
+
+
+def shown_view(viewer: Viewer) -> str | None:
+    """Which of the three views is shown; None in 3D, or for other axes."""
+    if viewer.dims.ndim != 3 or viewer.dims.ndisplay == 3:
+        return None
+    return {0: "axial", 1: "coronal", 2: "sagittal"}[viewer.dims.order[0]]
+
+
+def centre_on(viewer: Viewer, volume: Volume) -> None:
+    """Move the sliders to the middle of what an image shows."""
+    from napari_shmoareg.analysis.slices import middle
+
+    if viewer.dims.ndim == 3:
+        viewer.dims.point = tuple(float(v) for v in to_viewer(middle(volume)))
+
+
+def attend(viewer: Viewer) -> None:
+    """Make a viewer ours: turned radiologically, keys bound, grids that follow the slider, labels as outlines.
+
+    To be called when layers of ours are about to be added, or were; a second call changes nothing more.
+    """
+    from napari_shmoareg.widgets.grid_overlay import attach
+    from napari_shmoareg.widgets.shortcuts import bind
+
+    viewer = itself(viewer)
+    face(viewer)
+    bind(viewer)
+    attach(viewer)
+    if _outline not in viewer.layers.events.inserted.callbacks:
+        viewer.layers.events.inserted.connect(_outline)
+        for layer in viewer.layers:
+            _outline_layer(layer)
+
+
+def _outline(event: Any) -> None:
+    """Draw labels of anatomy as outlines when they come in."""
+    _outline_layer(event.value)
+
+
+def _outline_layer(layer: Layer) -> None:
+    if tag(layer, "role") in OUTLINED and layer.contour == 0:
+        layer.contour = OUTLINE

@@ -1,0 +1,165 @@
+"""A registration folder opens back as what was registered, or says why it does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields, replace
+
+import nibabel
+import numpy as np
+import pytest
+
+from napari_shmoareg.analysis.scene import Scene
+from napari_shmoareg.engine.registration import register
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.contents import is_registration_folder
+from napari_shmoareg.io.registration_folder import read_scene
+from napari_shmoareg.io.report import write_registration
+
+
+@pytest.fixture(scope="module")
+def registration(phantoms, lively_network):
+    """On two different oblique grids, with labels."""
+    return register(phantoms, lively_network(0.03), affine="rigid", size=20, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def written(registration, tmp_path_factory):
+    """Its folder, and the scene as it was live; not to be changed."""
+    folder = tmp_path_factory.mktemp("results") / "out"
+    report = write_registration(registration, folder, weights="tiny-1", figures=False)
+    return folder, Scene.of(registration, report, weights="tiny-1")
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy to damage."""
+    shutil.copytree(written[0], tmp_path / "out")
+    return tmp_path / "out"
+
+
+def same_volume(a, b):
+    return (
+        (a.values == b.values).all()
+        and (a.grid.affine == b.grid.affine).all()
+        and (a.name, a.is_labels) == (b.name, b.is_labels)
+    )
+
+
+def test_a_folder_gives_the_scene_back_that_was_written(written):
+    folder, live = written
+    back = read_scene(folder)
+    for role in ("moving", "fixed", "moving_labels", "fixed_labels"):
+        assert same_volume(getattr(back.pair, role), getattr(live.pair, role)), role
+        assert getattr(back.pair, role).values.itemsize <= getattr(live.pair, role).values.itemsize
+    for name in ("warped", "warped_labels", "jacobian"):
+        assert same_volume(getattr(back, name), getattr(live, name)), name
+    assert back.displacement.vectors == pytest.approx(live.displacement.vectors, abs=1e-6)
+    assert (back.displacement.grid.affine == live.displacement.grid.affine).all()
+    points = live.pair.fixed.grid.to_world(np.random.default_rng(0).uniform(0, 22, (50, 3)))
+    assert back.transform.map_points(points) == pytest.approx(live.transform.map_points(points), abs=1e-3)
+    assert np.allclose(back.affine, live.affine) and not np.allclose(back.affine, np.eye(4))
+    assert back.deformation.vectors == pytest.approx(live.deformation.vectors, abs=1e-3)
+    assert (back.report, back.weights, back.kernels) == (live.report, "tiny-1", live.kernels)
+    assert back.registration is None and back.folder == folder.resolve()
+
+
+def test_every_choice_of_every_expert_comes_back(written):
+    folder, live = written
+    back = read_scene(folder)
+    assert len(back.expert_maps) == 6 and len(back.token_loads) == 6 and len(back.times_chosen) == 4
+    for name in ("expert_maps", "token_loads", "times_chosen"):
+        for found, made in zip(getattr(back, name), getattr(live, name), strict=True):
+            assert (found.name, found.place, found.stride) == (made.name, made.place, made.stride)
+            if name == "expert_maps":
+                assert same_volume(found.volume, made.volume) and found.num_experts == made.num_experts
+                continue
+            assert found.values.dtype == made.values.dtype and (found.values == made.values).all()
+            assert (found.grid.affine == made.grid.affine).all()
+
+
+def test_the_inputs_in_the_folder_are_the_numbers_that_were_read(registration, tmp_path):
+    pair = registration.pair
+    whole = replace(
+        pair,
+        moving=pair.moving.with_values(np.rint(pair.moving.values).astype(np.int16)),
+        fixed=pair.fixed.with_values(pair.fixed.values.astype(np.float64)),
+        fixed_labels=None,
+    )
+    write_registration(replace(registration, pair=whole), tmp_path / "out", weights="tiny", figures=False)
+    inputs = tmp_path / "out" / "inputs"
+    names = {path.name for path in inputs.iterdir()}
+    assert names == {"moving.nii.gz", "fixed.nii.gz", "moving_labels.nii.gz"}
+    stored = {name: nibabel.load(inputs / name) for name in names}
+    assert stored["fixed.nii.gz"].get_data_dtype() == np.float64
+    assert stored["moving.nii.gz"].get_data_dtype().kind in "iu"
+    assert np.allclose(stored["moving.nii.gz"].affine, whole.moving.grid.affine, atol=1e-5)
+    assert [stored[name].header.get_intent()[0] == "label" for name in sorted(names)] == [False, False, True]
+    back = read_scene(tmp_path / "out")
+    assert back.pair.fixed_labels is None and same_volume(back.pair.fixed, whole.fixed)
+
+
+def test_a_folder_without_labels_opens_without_them(registration, tmp_path):
+    bare = replace(registration.pair, moving_labels=None, fixed_labels=None)
+    write_registration(
+        replace(registration, pair=bare, warped_labels=None), tmp_path / "out", weights="tiny", figures=False
+    )
+    back = read_scene(tmp_path / "out")
+    assert back.warped_labels is None and set(back.pair.volumes) == {"moving", "fixed"}
+
+
+def test_a_folder_of_an_earlier_version_says_what_is_missing_and_what_to_do(folder):
+    shutil.rmtree(folder / "inputs")
+    with pytest.raises(InputError, match=r"inputs/moving\.nii\.gz.*Register the pair again"):
+        read_scene(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "inputs/fixed.nii.gz",
+        "inputs/moving_labels.nii.gz",
+        "warped.nii.gz",
+        "displacement.nii.gz",
+        "transform.h5",
+        "experts/decoder-2-y.nii.gz",
+        "experts/encoder-2-1-fixed.nii.gz",
+        "experts/encoder-1-moving-times-chosen.nii.gz",
+    ],
+)
+def test_a_missing_or_damaged_file_is_named(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=name.rsplit("/", maxsplit=1)[-1]):
+        read_scene(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        read_scene(folder)
+
+
+def test_a_file_of_another_registration_is_noticed(folder):
+    shutil.copy(folder / "inputs" / "moving.nii.gz", folder / "warped.nii.gz")
+    with pytest.raises(InputError, match=r"warped\.nii\.gz does not stand where report\.json says"):
+        read_scene(folder)
+    shutil.copy(folder / "experts" / "decoder-1-x.nii.gz", folder / "experts" / "encoder-1-0-moving.nii.gz")
+    shutil.copy(folder / "jacobian.nii.gz", folder / "warped.nii.gz")
+    with pytest.raises(InputError, match="four axes were expected"):
+        read_scene(folder)
+
+
+def test_a_damaged_report_is_named(folder):
+    report = json.loads((folder / "report.json").read_text())
+    del report["pair"]["fixed"]["affine"]
+    (folder / "report.json").write_text(json.dumps(report))
+    assert is_registration_folder(folder) and not is_registration_folder(folder / "inputs")
+    with pytest.raises(InputError, match=r"report\.json is damaged"):
+        read_scene(folder)
+
+
+def test_no_part_of_a_scene_is_forgotten(written):
+    folder, live = written
+    back = read_scene(folder)
+    for field in fields(Scene):
+        if field.name not in ("registration", "folder"):
+            assert bool(getattr(back, field.name)) == bool(getattr(live, field.name)), field.name

@@ -1,0 +1,199 @@
+"""The Experts panel shows what is in the layers, and its buttons change just that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+
+from napari_shmoareg.widgets import showing
+from napari_shmoareg.widgets.experts import CAPTION, EMPTY, ExpertsPanel
+from napari_shmoareg.widgets.layers import add_layers, layers_of
+from napari_shmoareg.widgets.placement import tag, to_viewer
+
+
+@pytest.fixture
+def model(scene):
+    viewer = ViewerModel()
+    add_layers(viewer, layers_of(scene, 1))
+    return viewer
+
+
+@pytest.fixture
+def panel(model, qtbot):
+    made = ExpertsPanel(model)
+    qtbot.addWidget(made)
+    return made
+
+
+def choose(combo, value):
+    """Pick an entry as a person does."""
+    index = combo.findData(value)
+    assert index >= 0
+    combo.setCurrentIndex(index)
+    combo.activated.emit(index)
+
+
+def visible(viewer, role):
+    return [layer.name for layer in viewer.layers if layer.visible and tag(layer, "role") == role]
+
+
+def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model):
+    for direction, stride, name in (("y", 1, "#1 expert y (full)"), ("z", 2, "#1 expert z (half)")):
+        choose(panel.decoder.direction, direction)
+        choose(panel.decoder.resolution, stride)
+        assert visible(model, "expert_map") == [name]
+        assert model.layers.selection.active.name == name
+        assert panel.decoder.on.isChecked()
+    panel.decoder.on.click()
+    assert visible(model, "expert_map") == []
+    panel.decoder.on.click()
+    assert visible(model, "expert_map") == ["#1 expert z (half)"]
+
+
+def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(panel, scene):
+    for expert_map in scene.expert_maps:
+        choose(panel.decoder.direction, expert_map.place.direction)
+        choose(panel.decoder.resolution, expert_map.stride)
+        (said,) = (
+            entry["share"]
+            for entry in scene.report["expert_loads"]
+            if entry["part"] == "decoder"
+            and (entry["layer"], entry["direction"]) == (expert_map.place.layer, expert_map.place.direction)
+        )
+        texts = panel.decoder.legend.texts()
+        assert texts[::2] == ["1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)"]
+        assert texts[1::2] == [f"{100 * share:.1f} %" for share in said]
+
+
+def test_the_load_of_a_head_is_that_of_the_report(panel, scene):
+    for entry in scene.report["expert_loads"]:
+        if entry["part"] != "encoder":
+            continue
+        head = int(np.argmin(entry["share"]))
+        choose(panel.encoder.layer, entry["layer"])
+        choose(panel.encoder.image, entry["image"])
+        choose(panel.encoder.block, entry["block"])
+        choose(panel.encoder.head, head)
+        assert f"Head {head} has {100 * entry['share'][head]:.1f} % of the selections" in panel.encoder.says.text()
+    assert "nothing more" in CAPTION
+
+
+def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, scene):
+    layer = showing.head_layer(model, 1)
+    loads = {load.place[1:4]: load for load in scene.token_loads}
+    assert len({load.stride for load in loads.values()}) > 1, "one grid only: nothing to see"
+    for (number, block, image), load in loads.items():
+        choose(panel.encoder.layer, number)
+        choose(panel.encoder.image, image)
+        choose(panel.encoder.block, block)
+        choose(panel.encoder.head, 1)
+        assert showing.head_layer(model, 1) is layer and tag(layer, "load") is load
+        token = np.unravel_index(load.values[..., 1].argmax(), load.grid.shape)
+        index = layer.world_to_data(to_viewer(load.grid.to_world(token)))
+        assert layer.data[tuple(np.rint(index).astype(int))] == load.values[..., 1].max() > 0
+        assert layer.name == f"#1 head 1 of layer {number} block {block} ({image})"
+    assert visible(model, "head_map") == [layer.name]
+
+
+def test_how_often_a_head_was_chosen_counts_over_the_blocks(panel, model, scene):
+    panel.encoder.counted.click()
+    layer = showing.head_layer(model, 1)
+    load, head = tag(layer, "load"), tag(layer, "head")
+    assert load in scene.times_chosen and not panel.encoder.block.isEnabled()
+    assert layer.contrast_limits == [0, load.values.max()] and layer.data.max() == load.values[..., head].max()
+    panel.encoder.counted.click()
+    assert tag(layer, "load").place.block is not None and layer.contrast_limits == [0, 1]
+
+
+def test_a_head_map_and_an_expert_map_do_not_cover_each_other(panel, model, qtbot):
+    panel.show()
+    qtbot.waitExposed(panel)
+    panel.decoder.on.click()
+    panel.encoder.on.click()
+    assert not visible(model, "expert_map") and visible(model, "head_map")
+    panel.decoder.on.click()
+    assert visible(model, "expert_map") and not visible(model, "head_map")
+
+
+def test_grid_arrows_and_jacobian_are_switched_and_the_spacing_reaches_the_grid(panel, model):
+    section = panel.deformation
+    for role in ("grid", "arrows", "jacobian"):
+        section.switches[role].click()
+        assert visible(model, role)
+    before = len(model.layers["#1 deformation grid"].data)
+    section.spacing.setValue(16)
+    assert 0 < len(model.layers["#1 deformation grid"].data) < before
+    assert section.arrow_ramp.texts()[-1].endswith("mm") and section.jacobian_ramp.texts()[1] == "1"
+    section.switches["grid"].click()
+    assert not visible(model, "grid")
+
+
+def test_the_panel_follows_what_is_switched_in_the_list_of_layers(panel, model, qtbot):
+    panel.show()
+    qtbot.waitExposed(panel)
+    model.layers["#1 expert y (half)"].visible = True
+    assert panel.decoder.on.isChecked()
+    assert (panel.decoder.direction.currentData(), panel.decoder.resolution.currentData()) == ("y", 2)
+    model.layers["#1 deformation grid"].visible = True
+    assert panel.deformation.switches["grid"].isChecked()
+    panel.hide()
+    model.layers["#1 deformation grid"].visible = False
+    assert panel.deformation.switches["grid"].isChecked()  # a hidden panel listens to nothing
+    panel.show()
+    assert not panel.deformation.switches["grid"].isChecked()
+
+
+def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(panel, model, scene):
+    other = replace(scene, weights="mine")
+    add_layers(model, layers_of(other, 2))
+    panel.reset_choices()
+    assert panel.number == 2 and "mine" in panel.registration.currentText()
+    assert "untrained" not in panel.note.text()
+    for layer in [layer for layer in model.layers if tag(layer, "number") == 2]:
+        model.layers.remove(layer)
+    panel.reset_choices()
+    assert panel.number == 1 and "untrained" in panel.note.text() and "oblique" in panel.note.text()
+    model.layers.clear()
+    panel.reset_choices()
+    assert panel.number is None and panel.note.text() == EMPTY
+    assert not (panel.decoder.isEnabled() or panel.encoder.isEnabled() or panel.deformation.isEnabled())
+
+
+def test_a_removed_layer_only_takes_its_own_control_away(panel, model):
+    model.layers.remove("#1 displacement")
+    for layer in [layer for layer in model.layers if tag(layer, "role") == "expert_map"]:
+        model.layers.remove(layer)
+    panel.reset_choices()
+    assert not panel.deformation.switches["arrows"].isEnabled() and panel.deformation.switches["grid"].isEnabled()
+    assert not panel.decoder.isEnabled() and panel.encoder.isEnabled()
+
+
+def test_every_control_says_what_it_does(panel):
+    sections = (panel.decoder, panel.encoder, panel.deformation)
+    controls = [c for s in sections for c in (*vars(s).values(), *getattr(s, "switches", {}).values())]
+    named = [c for c in controls if hasattr(c, "toolTip") and type(c).__name__ in ("QCheckBox", "QComboBox", "QSlider")]
+    assert len(named) > 12 and all(control.toolTip() for control in named)
+
+
+def test_importing_the_panel_does_not_import_torch():
+    code = "import sys, napari_shmoareg.widgets.experts; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_a_docked_panel_draws_its_map_and_follows_new_layers(viewer, scene):
+    from napari.utils._proxies import PublicOnlyProxy
+
+    panel = ExpertsPanel(PublicOnlyProxy(viewer))  # as napari hands it to the panels of plugins
+    viewer.window.add_dock_widget(panel, name="Experts", area="right")
+    add_layers(viewer, layers_of(scene, 1))
+    assert panel.number == 1
+    before = viewer.screenshot(canvas_only=True, flash=False).astype(int)
+    panel.decoder.on.click()
+    changed = np.abs(viewer.screenshot(canvas_only=True, flash=False).astype(int) - before).max(axis=-1) > 20
+    assert changed.mean() > 0.05

@@ -1,0 +1,244 @@
+"""The panel Landmarks: errors in mm, live; points set by clicking; files; what has no partner."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.utils.notifications import notification_manager
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication
+
+from napari_shmoareg.widgets.landmark_layers import (
+    add_landmark_layers,
+    landmark_layer,
+    measure,
+    points_of,
+    set_points,
+)
+from napari_shmoareg.widgets.landmarks import LandmarksPanel
+from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.widgets.placement import tag, to_viewer
+
+INSIDE = np.array([[4.0, -7.0, 11.0], [-8, -2, 12], [16, -12, 9], [10, 3, 15]])  # mm RAS
+
+
+@pytest.fixture
+def viewer():
+    """A viewer without a window."""
+    return ViewerModel()
+
+
+@pytest.fixture
+def panel(viewer, scene, qtbot):
+    """The panel of a viewer in which the scene is open."""
+    panel = LandmarksPanel(viewer)
+    qtbot.addWidget(panel)
+    for emitter in (viewer.layers.events.inserted, viewer.layers.events.removed):
+        emitter.connect(panel.reset_choices)
+    open_scene(viewer, scene)
+    return panel
+
+
+def open_scene(viewer, scene) -> None:
+    """The images of the pair and the warped one."""
+    pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
+    add_layers(viewer, pair + layers_of(scene, 1)[:1])
+
+
+def plant(viewer, scene, off=(0.0, 0.0, 0.0)):
+    """True pairs of the registration, each moving point off by some mm."""
+    layers = add_landmark_layers(viewer)
+    set_points(layers["fixed"], INSIDE)
+    set_points(layers["moving"], scene.transform.map_points(INSIDE) + off)
+    return layers
+
+
+def cells(table, row) -> list[str]:
+    return [table.item(row, column).text() for column in range(4)]
+
+
+def test_true_partners_have_no_error_and_three_mm_off_is_three_mm(scene):
+    partners = scene.transform.map_points(INSIDE)
+    assert measure(INSIDE, partners, scene).after == pytest.approx(0, abs=1e-9)
+    off = np.array([2.0, -1.0, 2.0])  # 3 mm long
+    found = measure(INSIDE, partners + off, scene)
+    assert found.after == pytest.approx(3)
+    assert found.before == pytest.approx(np.linalg.norm(partners + off - INSIDE, axis=1))
+    by_affine = INSIDE @ scene.affine[:3, :3].T + scene.affine[:3, 3]
+    assert found.affine == pytest.approx(np.linalg.norm(by_affine - partners - off, axis=1))
+
+
+def test_without_a_registration_only_the_distance_as_filed_is_known():
+    found = measure([[0, 0, 0]], [[3, 4, 0]], None)
+    assert found.before == [5] and np.isnan(found.affine).all() and np.isnan(found.after).all()
+
+
+def test_points_stand_in_the_viewer_at_their_place_and_carry_units(viewer, scene):
+    open_scene(viewer, scene)
+    before = viewer.dims.nsteps
+    layer = plant(viewer, scene)["fixed"]
+    assert layer.data_to_world(layer.data[2]) == pytest.approx(to_viewer(INSIDE[2]))
+    assert points_of(layer) == pytest.approx(INSIDE) and tag(layer, "role") == "landmarks_fixed"
+    assert {str(unit) for unit in layer.units} == {"millimeter"}
+    assert viewer.dims.nsteps == before  # the sliders still go from voxel to voxel
+
+
+def test_the_two_points_of_a_pair_have_one_number_and_one_colour(panel, viewer, scene):
+    layers = plant(viewer, scene)
+    layers["fixed"].remove([1])
+    for side in ("fixed", "moving"):
+        numbers = list(layers[side].features["pair"])
+        assert numbers == list(range(1, len(layers[side].data) + 1))
+    assert (layers["fixed"].face_color[2] == layers["moving"].face_color[2]).all()
+    assert len(np.unique(layers["moving"].face_color, axis=0)) == 4
+
+
+def test_the_table_follows_a_point_that_is_dragged(panel, viewer, scene, qtbot):
+    layers = plant(viewer, scene)
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4)
+    assert cells(panel.table.pairs, 1)[3] == "0.00" and cells(panel.table.whole, 0)[3] == "0.00"
+    layer = layers["moving"]
+    to = layer.data_to_world(layer.data[1]) + np.array([0, 0, 3.0])
+    with layer.events.data.blocker():  # as napari does while the mouse moves
+        layer._move([1], layer.data[1].copy())  # where it is taken
+        layer._move([1], layer.world_to_data(to))
+    qtbot.waitUntil(lambda: cells(panel.table.pairs, 1)[3] == "3.00")
+    assert cells(panel.table.whole, 0)[::3] == ["mean", "0.75"] and cells(panel.table.whole, 1)[::3] == ["SD", "1.50"]
+    assert cells(panel.table.whole, 2)[::3] == ["max", "3.00"]
+
+
+def test_a_point_without_a_partner_is_said_and_not_measured(panel, viewer, scene, qtbot):
+    layers = plant(viewer, scene)
+    layers["moving"].add(layers["moving"].data[:1])
+    layers["moving"].add(layers["moving"].data[:1])
+    qtbot.waitUntil(lambda: "2 moving points" in panel.odd.text())
+    assert not panel.odd.isHidden() and panel.table.pairs.rowCount() == 4
+
+
+def test_a_pair_is_deleted_from_both_layers(panel, viewer, scene, qtbot):
+    layers = plant(viewer, scene)
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4)
+    assert not panel.delete.isEnabled()
+    panel.table.pairs.sortByColumn(1, Qt.SortOrder.DescendingOrder)
+    farthest = int(np.linalg.norm(points_of(layers["moving"]) - INSIDE, axis=1).argmax())
+    panel.table.pairs.selectRow(0)
+    panel.delete.click()
+    kept = np.delete(np.arange(4), farthest)
+    assert points_of(layers["fixed"]) == pytest.approx(INSIDE[kept])
+    assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[kept]))
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 3)
+
+
+def test_a_click_on_a_pair_brings_it_into_view(panel, viewer, scene, qtbot):
+    plant(viewer, scene)
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4)
+    panel.table.pairs.sortByColumn(0, Qt.SortOrder.DescendingOrder)
+    panel.table.pairs.cellClicked.emit(1, 0)  # pair 3
+    place = to_viewer(INSIDE[2])
+    step = np.array(viewer.layers["fixed"].scale)
+    assert (np.abs(np.array(viewer.dims.point) - place) <= step / 2 + 1e-6).all()
+    assert viewer.scene.camera.center[1:] == pytest.approx(place[1:])
+
+
+def test_pairs_are_saved_and_loaded_again(panel, viewer, scene, tmp_path, qtbot):
+    layers = plant(viewer, scene, off=(0, 3, 0))
+    panel.save(str(tmp_path / "points.csv"))
+    panel.save(str(tmp_path / "moving.mrk.json"), "moving")
+    moving = points_of(layers["moving"])
+    for layer in layers.values():
+        viewer.layers.remove(layer)
+    panel.load(str(tmp_path / "points.csv"))
+    assert points_of(landmark_layer(viewer, "fixed")) == pytest.approx(INSIDE)
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4 and cells(panel.table.pairs, 0)[3] == "3.00")
+    panel.load(str(tmp_path / "moving.mrk.json"), "fixed")
+    assert points_of(landmark_layer(viewer, "fixed")) == pytest.approx(moving, abs=1e-4)
+    panel.copy.click()
+    lines = QApplication.clipboard().text().splitlines()
+    assert lines[0].split("\t") == ["pair", "before_mm", "affine_mm", "after_mm"] and len(lines) == 5
+
+
+def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(panel, viewer, scene, tmp_path):
+    layers = plant(viewer, scene)
+    told = []
+
+    def hear(notification):
+        told.append(notification.message)
+
+    notification_manager.notification_ready.connect(hear)
+    (tmp_path / "bad.csv").write_text("1,2,3\n")
+    panel.load(str(tmp_path / "bad.csv"))
+    panel.save(str(tmp_path / "no" / "such.csv"))
+    notification_manager.notification_ready.disconnect(hear)
+    assert "six numbers" in told[0] and "does not exist" in told[1]
+    assert points_of(layers["fixed"]) == pytest.approx(INSIDE)
+
+
+def test_points_the_wrong_way_round_are_swapped(panel, viewer, scene):
+    layers = plant(viewer, scene)
+    panel.files.swap.click()
+    assert points_of(layers["moving"]) == pytest.approx(INSIDE)
+    assert points_of(layers["fixed"]) == pytest.approx(scene.transform.map_points(INSIDE))
+
+
+def test_without_images_no_pairs_are_set_and_this_is_told(qtbot):
+    viewer = ViewerModel()
+    panel = LandmarksPanel(viewer)
+    qtbot.addWidget(panel)
+    told = []
+
+    def hear(notification):
+        told.append(notification.message)
+
+    notification_manager.notification_ready.connect(hear)
+    panel.add.click()
+    notification_manager.notification_ready.disconnect(hear)
+    assert "no fixed image" in told[0] and panel.add.text() == "Add pairs" and len(viewer.layers) == 0
+
+
+def test_a_pair_is_set_by_two_clicks_in_the_images_that_are_shown_for_it(make_napari_viewer, scene, qtbot):
+    viewer = make_napari_viewer(show=True)
+    panel = LandmarksPanel(viewer)
+    viewer.window.add_dock_widget(panel, name="Landmarks")
+    open_scene(viewer, scene)
+    viewer.reset_view()
+    shown = [layer.visible for layer in viewer.layers]
+    canvas = viewer.window._qt_viewer.canvas.native
+
+    def click() -> None:
+        where = QPoint(canvas.width() // 2, canvas.height() // 2)
+        QTest.mouseMove(canvas, where)
+        QTest.mouseClick(canvas, Qt.MouseButton.LeftButton, pos=where)
+
+    panel.add.click()
+    assert "Pair 1" in panel.hint.text() and "fixed" in panel.hint.text()
+    assert viewer.layers["fixed"].visible and not viewer.layers["moving"].visible
+    click()
+    qtbot.waitUntil(lambda: "moving image" in panel.hint.text())
+    assert viewer.layers["moving"].visible and not viewer.layers["fixed"].visible
+    click()
+    qtbot.waitUntil(lambda: "Pair 2" in panel.hint.text())
+    panel.add.click()
+    layers = [landmark_layer(viewer, side) for side in ("fixed", "moving")]
+    assert [len(layer.data) for layer in layers] == [1, 1]
+    middle = viewer.scene.camera.center
+    assert layers[0].data_to_world(layers[0].data[0])[1:] == pytest.approx(middle[1:], abs=3)
+    assert [layer.visible for layer in viewer.layers if layer not in layers] == shown
+    assert all(str(layer.mode) == "pan_zoom" and layer.visible for layer in layers)
+
+
+def test_removing_a_layer_of_points_ends_the_adding(panel, viewer):
+    panel.add.click()
+    viewer.layers.remove(landmark_layer(viewer, "moving"))
+    assert panel.add.text() == "Add pairs" and viewer.layers["moving"].visible
+
+
+def test_the_lung_landmarks_start_35_mm_apart(qtbot, shared_data):
+    viewer = ViewerModel()
+    panel = LandmarksPanel(viewer)
+    qtbot.addWidget(panel)
+    viewer.layers.events.inserted.connect(panel.reset_choices)
+    panel.load(str(shared_data / "lung_ct" / "landmarks_inside_mm.csv"))
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 51)
+    assert cells(panel.table.whole, 0) == ["mean", "35.27", "–", "–"]

@@ -1,0 +1,94 @@
+"""What napari is told about this plugin, and whether it is so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS
+from napari_shmoareg.widgets.inputs import SLICES
+from napari_shmoareg.widgets.opening import PANELS, PLUGIN
+
+
+def test_the_installed_plugin_is_valid():
+    program = Path(sys.executable).with_name("npe2")
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # it prints signs beyond ASCII, whatever the locale
+    run = subprocess.run([program, "validate", PLUGIN], capture_output=True, encoding="utf-8", env=env)
+    assert run.returncode == 0 and "valid" in run.stdout, run.stdout + run.stderr
+
+
+def test_every_command_of_the_manifest_can_be_called(plugin):
+    for command in plugin.contributions.commands:
+        assert callable(command.python_name and _load(command.python_name)), command.id
+        assert command.title
+
+
+def test_every_command_is_offered_somewhere(plugin):
+    offered = plugin.contributions
+    used = {each.command for each in (*offered.widgets, *offered.readers, *offered.writers, *offered.sample_data)}
+    used |= {item.command for items in offered.menus.values() for item in items}
+    assert used == {command.id for command in offered.commands}
+
+
+def test_the_register_panel_comes_first_as_a_bare_w_opens_that(plugin):
+    assert tuple(widget.display_name for widget in plugin.contributions.widgets) == PANELS
+    assert PANELS[0] == "Register"
+
+
+def test_the_reader_is_asked_for_every_type_that_can_be_read(plugin):
+    (reader,) = plugin.contributions.readers
+    expected = {f"*{ending}" for ending in (*NIFTI_ENDINGS, *ITK_ENDINGS, *SLICES)} | {"shmoareg:*"}
+    assert set(reader.filename_patterns) == expected and reader.accepts_directories
+
+
+def test_the_preferences_hold_what_the_form_asks_for(plugin):
+    from napari_shmoareg.widgets.settings import Settings
+
+    page = plugin.contributions.configurations["registration"]
+    kept = {name: about.default for name, about in page.properties.items()}
+    assert kept == Settings().to_words()
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_opens_in_a_viewer_from_the_plugins_menu(plugin, make_napari_viewer, name):
+    viewer = make_napari_viewer()
+    _, panel = viewer.window.add_plugin_dock_widget(PLUGIN, name)
+    assert type(panel).__name__ == f"{name}Panel" and panel.minimumWidth() >= 300
+
+
+def test_two_selected_images_are_what_the_layers_menu_registers(plugin, make_napari_viewer, phantoms):
+    from napari_shmoareg.widgets.layers import add_layers, layers_of_pair
+    from napari_shmoareg.widgets.opening import take_selected
+
+    viewer = make_napari_viewer()
+    add_layers(viewer, layers_of_pair(phantoms))
+    fixed, moving = viewer.layers["fixed"], viewer.layers["moving"]
+    for first, second in ((moving, fixed), (fixed, moving)):
+        viewer.layers.selection = {first, second}
+        viewer.layers.selection._current = second
+        take_selected()
+        panel = viewer.window.dock_widgets["Register (shmoareg)"]
+        assert (panel.pickers.pair["moving"], panel.pickers.pair["fixed"]) == (first, second)
+
+
+def test_other_than_two_selected_images_are_refused_in_plain_words(plugin, make_napari_viewer, phantoms, told):
+    from napari_shmoareg.widgets.layers import add_layers, layers_of_pair
+    from napari_shmoareg.widgets.opening import take_selected
+
+    viewer = make_napari_viewer()
+    add_layers(viewer, layers_of_pair(phantoms))
+    viewer.layers.selection = {viewer.layers["fixed"], viewer.layers["fixed_labels"]}
+    take_selected()
+    assert "1 of the 2 selected layers are images" in told("warning")
+    assert not viewer.window.dock_widgets
+
+
+def _load(name: str):
+    from importlib import import_module
+
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,307 @@
+"""The panel Quality: what is drawn, what it leaves behind, its figures, and what it saves."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.utils.notifications import notification_manager
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.summary import read_registration_summary
+from napari_shmoareg.widgets import saving
+from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.widgets.looks import Looks
+from napari_shmoareg.widgets.placement import tag
+from napari_shmoareg.widgets.quality import QualityPanel
+from napari_shmoareg.widgets.scenes import layers_of_scene
+
+MODES = ("blend", "two colours", "checkerboard", "swipe", "difference", "side by side")
+
+
+@pytest.fixture
+def viewer():
+    """A viewer without a window, which is all that most of this needs."""
+    return ViewerModel()
+
+
+@pytest.fixture
+def panel(viewer, scene, qtbot):
+    """The panel of a viewer in which the scene is open."""
+    panel = QualityPanel(viewer)
+    qtbot.addWidget(panel)
+    for emitter in (viewer.layers.events.inserted, viewer.layers.events.removed):
+        emitter.connect(panel.reset_choices)
+    open_scene(viewer, scene)
+    return panel
+
+
+def open_scene(viewer, scene) -> None:
+    """The images of the pair, the warped one, and its labels as an overlay."""
+    pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
+    add_layers(viewer, pair + layers_of(scene, 1)[:2])
+
+
+@pytest.fixture
+def compare(panel, qtbot):
+    """Choose a comparison and wait until it is shown."""
+
+    def choose(mode: str, stage: str = "after"):
+        panel.compare_box.compare(mode, stage)
+        qtbot.waitUntil(lambda: not panel.compare_box.comparer.busy, timeout=20000)
+        return panel.compare_box.comparer.current
+
+    return choose
+
+
+@pytest.fixture
+def told():
+    """What people were told, newest last."""
+    messages: list[str] = []
+
+    def hear(notification):
+        messages.append(notification.message)
+
+    notification_manager.notification_ready.connect(hear)
+    yield messages
+    notification_manager.notification_ready.disconnect(hear)
+
+
+def state(viewer) -> list:
+    """All that a comparison may touch."""
+    grid, camera = viewer.canvas.grid, viewer.scene.camera
+    return [
+        *(
+            (la.name, la.visible, la.opacity, str(la.blending), la.name_overlay.visible)
+            + ((la.colormap.name, la.contrast_limits) if la._type_string == "image" else ())
+            for la in viewer.layers
+        ),
+        (grid.enabled, grid.stride, grid.shape, camera.center, camera.zoom, viewer.layers.selection.active),
+    ]
+
+
+def test_a_registration_that_comes_later_is_offered_and_one_that_goes_is_forgotten(panel, viewer, scene):
+    assert panel.picker.number == 1 and panel.picker.scene is scene
+    assert panel.picker.currentText().startswith("#1 moving onto fixed")
+    add_layers(viewer, layers_of(scene, 2)[:1])
+    assert panel.picker.number == 2 and panel.picker.count() == 2
+    viewer.layers.clear()
+    assert panel.picker.number is None and panel.saving.isHidden() and not panel.invitation.isHidden()
+
+
+def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(make_napari_viewer, scene, qtbot):
+    viewer = make_napari_viewer(show=True)
+    panel = QualityPanel(viewer)
+    viewer.window.add_dock_widget(panel, name="Quality")
+    open_scene(viewer, scene)
+    viewer.reset_view()
+    viewer.layers["fixed"].opacity, viewer.layers["#1 warped"].visible = 0.9, False
+    before, pictures = state(viewer), []
+    for mode in MODES:
+        panel.compare_box.compare(mode)
+        qtbot.waitUntil(lambda: not panel.compare_box.comparer.busy, timeout=20000)
+        picture = viewer.screenshot(flash=False)
+        assert all(picture.shape != other.shape or (picture != other).mean() > 0.005 for other in pictures), mode
+        pictures.append(picture)
+    panel.compare_box.compare("as they are")
+    assert state(viewer) == before
+
+
+def test_a_checkerboard_takes_alternate_tiles_from_either_image(viewer, scene, compare):
+    shown = compare("checkerboard")
+    layer, both = shown.layer, shown.prepared.sides
+    assert layer.name == "#1 checkerboard, warped" and tag(layer, "scene") is scene
+    spacing = np.array(layer.scale)
+    middle = np.array(layer.translate) + spacing * (np.array(layer.data.shape) - 1) / 2
+    for tiles, image in (((0, 0), both.fixed), ((0, 1), both.other), ((1, 0), both.other), ((1, 1), both.fixed)):
+        place = middle + np.array([0, (tiles[0] + 0.5) * 20, (tiles[1] + 0.5) * 20])
+        index = tuple(np.rint(layer.world_to_data(place)).astype(int))
+        assert layer.data[index] == image[index] and both.fixed[index] != both.other[index]
+
+
+def test_a_swipe_shows_the_fixed_image_on_the_left_of_the_screen_in_every_view(panel, viewer, compare, qtbot):
+    shown = compare("swipe")
+    both, slider = shown.prepared.sides, panel.compare_box.slider
+    assert viewer.dims.displayed == (1, 2) and str(viewer.scene.camera.orientation[-1]) == "left"
+    for order, axis in (((0, 1, 2), 2), ((2, 0, 1), 1), ((1, 0, 2), 2)):
+        viewer.dims.order = order
+        slider.setValue(30)
+        qtbot.waitUntil(lambda: shown.amount == pytest.approx(0.3))
+        data, fixed, other = (np.moveaxis(a, axis, 0)[::-1] for a in (shown.layer.data, both.fixed, both.other))
+        edge = round(0.3 * len(data))
+        assert (data[: edge - 1] == fixed[: edge - 1]).all() and (data[edge + 1 :] == other[edge + 1 :]).all()
+        slider.setValue(50)
+        qtbot.waitUntil(lambda: shown.amount == pytest.approx(0.5))
+    viewer.scene.camera.orientation = ("towards", "up", "right")
+    assert (shown.layer.data[..., :5] == both.fixed[..., :5]).all()
+
+
+def test_the_edge_of_a_swipe_is_taken_with_the_mouse_and_the_slider_follows(panel, viewer, compare, qtbot):
+    class Event:
+        type, position = "mouse_press", None
+
+    shown, event = compare("swipe"), Event()
+    centre = np.array(shown.layer.translate) + np.array(shown.layer.scale) * (np.array(shown.layer.data.shape) - 1) / 2
+    event.position = centre
+    moves = shown.drag(shown.layer, event)
+    next(moves)
+    assert not shown.layer.mouse_pan
+    event.type, event.position = (
+        "mouse_move",
+        centre - np.array([0, 0, 20]),
+    )  # to the screen's right
+    next(moves)
+    assert panel.compare_box.slider.value() > 60
+    event.type = "mouse_release"
+    with pytest.raises(StopIteration):
+        next(moves)
+    assert shown.layer.mouse_pan
+    event.type, event.position = "mouse_press", centre + np.array([0, 0, 40])
+    assert list(shown.drag(shown.layer, event)) == []
+
+
+def test_the_difference_has_one_scale_before_and_after_also_when_it_was_set_by_hand(panel, viewer, compare):
+    after = compare("difference").layer
+    assert after.name == "#1 |difference| after"
+    assert panel.compare_box.ramp.isVisibleTo(panel.compare_box)
+    assert after.contrast_limits == [0, 0.5]
+    after.contrast_limits = (0, 0.2)
+    assert panel.compare_box.ramp.texts() == ["0", "0.2"]
+    before = compare("difference", "before").layer
+    assert before.name == "#1 |difference| before" and before.contrast_limits == [0, 0.2]
+    assert layers_of_scene(viewer, 1, "comparison") == [before] and after not in viewer.layers
+
+
+def test_a_blend_fades_from_the_fixed_to_the_other_image(panel, viewer, compare):
+    compare("blend")
+    fixed, warped = viewer.layers["fixed"], viewer.layers["#1 warped"]
+    assert (fixed.opacity, warped.opacity) == (1, 0.5) and not viewer.layers["moving"].visible
+    compare("blend", "before")
+    other = viewer.layers["#1 moving as filed"]
+    panel.compare_box.comparer.set_amount(0.25)
+    assert other.opacity == 0.25 and not warped.visible and other.contrast_limits == warped.contrast_limits
+
+
+def test_two_colours_are_grey_where_the_images_agree(viewer, compare):
+    compare("two colours")
+    fixed, warped = viewer.layers["fixed"], viewer.layers["#1 warped"]
+    both = fixed.colormap.map([1.0]) + warped.colormap.map([1.0])
+    assert both[0, :3] == pytest.approx([1, 1, 1], abs=0.01)
+    assert str(max((fixed, warped), key=viewer.layers.index).blending) == "additive"
+
+
+def test_side_by_side_has_three_named_cells(viewer, compare):
+    compare("side by side")
+    shown = [layer for layer in viewer.layers if layer.visible]
+    assert [layer.name for layer in shown] == ["fixed", "#1 moving as filed", "#1 warped"]
+    assert all(layer.name_overlay.visible for layer in shown)
+    assert viewer.canvas.grid.enabled and viewer.canvas.grid.actual_shape(viewer.layers) == (1, 3)
+
+
+def test_a_comparison_that_is_deleted_by_hand_ends(panel, viewer, compare, qtbot):
+    before = state(viewer)
+    viewer.layers.remove(compare("checkerboard").layer)
+    qtbot.waitUntil(lambda: panel.compare_box.mode.currentData() == "as they are")
+    assert state(viewer) == before
+    compare("swipe")
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: panel.compare_box.comparer.current is None)
+    assert len(viewer.layers) == 0
+
+
+def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(panel, viewer, compare, monkeypatch, told):
+    from napari_shmoareg.widgets import preparing
+
+    def refuse(scene, stage):
+        raise InputError("The images are too large.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(preparing, "moving_at", refuse)
+        assert compare("difference", "before") is None
+    assert panel.compare_box.mode.currentData() == "as they are" and "too large" in told[-1]
+    assert compare("difference", "before").layer in viewer.layers
+
+
+def test_the_table_holds_the_figures_of_the_report(panel, scene):
+    report, table = scene.report, panel.table
+    whole = {table.whole.item(n, 0).text(): n for n in range(table.whole.rowCount())}
+    dice = whole["Dice ↑"]
+    for column, stage in enumerate(("before", "affine", "after"), 1):
+        assert table.whole.item(dice, column).text() == f"{report['dice'][stage]['mean']:.3f}"
+    folding = whole["Folding, % ↓"]
+    assert [table.whole.item(folding, c).text() for c in (1, 3)] == ["–", f"{report['folding_percent']:.4f}"]
+    assert [table.labels.item(n, 0).text() for n in range(4)] == ["1", "2", "3", "4"]
+    assert table.labels.item(1, 6).text() == f"{report['assd_mm']['after']['per_label']['2']:.2f}"
+    table.labels.sortByColumn(3, Qt.SortOrder.AscendingOrder)
+    found = [float(table.labels.item(n, 3).text()) for n in range(4)]
+    assert found == sorted(found) and len(set(found)) > 1
+
+
+def test_the_table_is_copied_and_saved_whole(panel, scene, tmp_path):
+    panel.table.copy.click()
+    lines = [line.split("\t") for line in QApplication.clipboard().text().splitlines()]
+    assert lines[0] == ["measure", "label", "before", "affine", "after"]
+    panel.table.save_to(str(tmp_path / "table.csv"))
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == lines
+    after = {(row[0], row[1]): row[4] for row in rows}
+    assert float(after["Dice", "3"]) == scene.report["dice"]["after"]["per_label"]["3"]
+
+
+def test_everything_is_saved_and_can_be_read_again(panel, scene, tmp_path, qtbot):
+    panel.save_all(tmp_path / "result")
+    assert panel.saving.button.text() == "Cancel"
+    qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
+    assert read_registration_summary(tmp_path / "result").report["dice"] == scene.report["dice"]
+    assert not panel.saving.open.isHidden() and str(tmp_path / "result") in panel.saving.text.text()
+
+
+def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(panel, tmp_path, qtbot, monkeypatch, told):
+    from napari_shmoareg.io import report
+
+    def break_off(*args):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("here")
+    panel.save_all(tmp_path / "full")
+    qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
+    assert "not empty" in told[-1]
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "_write_experts", break_off)
+        panel.save_all(tmp_path / "a")
+        qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "mine.txt"]
+    assert "disk" in told[-1].lower() and "Nothing was written" in panel.saving.text.text()
+    assert panel.saving.button.isEnabled() and panel.saving.open.isHidden()
+
+
+def test_a_save_that_is_cancelled_leaves_nothing(panel, tmp_path, qtbot):
+    panel.save_all(tmp_path / "result")
+    panel.saving.button.click()
+    qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
+    assert list(tmp_path.iterdir()) == [] and "Stopped" in panel.saving.text.text()
+
+
+def test_a_folder_that_is_not_empty_gets_a_new_one_inside(tmp_path, scene):
+    assert saving.place_in(tmp_path, scene) == tmp_path
+    (tmp_path / "moving_onto_fixed").mkdir()
+    assert saving.place_in(tmp_path, scene) == tmp_path / "moving_onto_fixed_2"
+
+
+def test_looks_are_put_back_and_later_layers_left_alone(viewer, scene):
+    add_layers(viewer, layers_of_pair(scene.pair))
+    before, looks = state(viewer), Looks(viewer)
+    later = viewer.add_points(np.zeros((1, 3)), visible=False)
+    for layer in viewer.layers:
+        layer.visible, layer.opacity, layer.name_overlay.visible = True, 0.3, True
+    viewer.canvas.grid.enabled = True
+    looks.put_back(viewer)
+    assert later.visible and later.opacity == 0.3
+    viewer.layers.remove(later)
+    assert state(viewer) == before

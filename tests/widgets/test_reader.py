@@ -1,0 +1,262 @@
+"""Opening things: layers in their roles, panels, and words where something is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+
+from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Volume
+from napari_shmoareg.io.contents import Contents, is_named_as_labels, look
+from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io.report import write_registration
+from napari_shmoareg.io.transforms import write_displacement
+from napari_shmoareg.widgets.placement import tag, volume_of
+from napari_shmoareg.widgets.reader import read
+from napari_shmoareg.widgets.scenes import layer_in_role, scenes
+
+SHMOAREG = {"plugin": "shmoareg"}
+REGISTER, EXPERTS = "Register (shmoareg)", "Experts (shmoareg)"
+
+
+@pytest.fixture
+def viewer(plugin, make_napari_viewer):
+    """Not shown: nothing is looked at here."""
+    return make_napari_viewer()
+
+
+@pytest.fixture
+def files(phantoms, tmp_path):
+    """The phantoms as files, by role, with names that tell nothing."""
+    names = {"moving": "a", "fixed": "b", "moving_labels": "a_seg", "fixed_labels": "b_seg"}
+    for role, volume in phantoms.volumes.items():
+        write_image(volume, tmp_path / f"{names[role]}.nii.gz")
+    return {role: str(tmp_path / f"{name}.nii.gz") for role, name in names.items()}
+
+
+@pytest.fixture
+def straight(tmp_path):
+    """Write values as a straight image and give its path."""
+
+    def write(values, name):
+        write_image(Volume(np.asarray(values), Grid(np.shape(values), np.diag([2.0, 3.0, 4.0, 1.0]))), tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def written(scene, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "out"
+    write_registration(scene.registration, folder, weights="untrained", figures=False)
+    return folder
+
+
+@pytest.fixture
+def scene_folder(written, tmp_path):
+    """What `shmoareg register` would have written; a copy to change."""
+    shutil.copytree(written, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def roles(viewer):
+    return {layer.name: tag(layer, "role") for layer in viewer.layers}
+
+
+def test_the_first_image_is_moving_and_the_second_fixed_and_both_bring_the_panel(viewer, files):
+    viewer.open([files["moving"]], **SHMOAREG)
+    assert roles(viewer) == {"a": "moving"} and REGISTER not in viewer.window.dock_widgets
+    viewer.open([files["fixed"]], **SHMOAREG)
+    assert roles(viewer) == {"a": "moving", "b": "fixed"}
+    panel = viewer.window.dock_widgets[REGISTER]
+    assert [layer.name for layer in (panel.pickers.pair["moving"], panel.pickers.pair["fixed"])] == ["a", "b"]
+    assert [str(way) for way in viewer.camera.orientation] == ["towards", "up", "left"]
+
+
+def test_labels_belong_to_the_image_on_whose_grid_they_lie_and_are_never_images_to_register(viewer, files):
+    viewer.open([files[role] for role in ("fixed", "moving", "moving_labels", "fixed_labels")], **SHMOAREG)
+    assert {layer.name: layer._type_string for layer in viewer.layers}["a_seg"] == "labels"
+    assert roles(viewer) == {"b": "moving", "a": "fixed", "a_seg": "fixed_labels", "b_seg": "moving_labels"}
+
+
+def test_labels_that_come_first_find_their_image_later(viewer, files):
+    viewer.open([files[role] for role in ("moving_labels", "moving", "fixed")], **SHMOAREG)
+    assert roles(viewer) == {"a_seg": "moving_labels", "a": "moving", "b": "fixed"}
+
+
+def test_on_one_grid_labels_go_to_the_image_called_alike_and_else_to_none(viewer, straight):
+    image, labels = np.random.default_rng(0).random((6, 7, 8)), np.ones((6, 7, 8), np.uint8)
+    paths = [straight(image, "sub-1_t1.nii.gz"), straight(image, "sub-2_t1.nii.gz")]
+    paths += [straight(labels, f"{name}.nii.gz") for name in ("sub-2_seg", "other_seg", "sub-1_seg", "sub-1_mask")]
+    viewer.open(paths, **SHMOAREG)
+    found = roles(viewer)
+    assert found["sub-2_seg"] == "fixed_labels" and found["sub-1_seg"] == "moving_labels"
+    assert found["other_seg"] is None and found["sub-1_mask"] is None
+
+
+def test_a_panel_that_was_closed_is_not_forced_open_again(viewer, files):
+    viewer.open([files["moving"], files["fixed"]], **SHMOAREG)
+    frame = viewer.window.dock_widgets[REGISTER].parent()
+    frame.close()
+    viewer.open([files["fixed"]], **SHMOAREG)
+    assert not frame.isVisible() and roles(viewer)["b [1]"] is None
+
+
+def test_an_image_comes_back_from_its_layer_to_the_bit(viewer, files, phantoms, told):
+    viewer.open([files["moving"]], **SHMOAREG)
+    back = volume_of(viewer.layers["a"])
+    assert (back.values == phantoms.moving.values).all()
+    assert np.allclose(back.grid.affine, phantoms.moving.grid.affine, atol=1e-5)
+    assert told("info").count("does not stand straight") == 1
+    viewer.open([files["fixed"]], **SHMOAREG)
+    assert told("info").count("does not stand straight") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "kind"),
+    [
+        (np.arange(210).reshape(5, 6, 7), "liver_mask.nii.gz", "labels"),
+        (np.arange(210.0).reshape(5, 6, 7), "aparc+aseg.nii.gz", "labels"),
+        (np.linspace(0, 1, 210).reshape(5, 6, 7), "label-GM_probseg.nii.gz", "image"),
+        (np.arange(-9, 201).reshape(5, 6, 7), "ct_seg.nii.gz", "image"),
+        (np.arange(210).reshape(5, 6, 7), "totalseg_ct.nii.gz", "image"),
+    ],
+)
+def test_whole_numbers_from_0_under_the_name_of_labels_are_labels(viewer, straight, values, name, kind):
+    (layer,) = viewer.open([straight(values, name)], **SHMOAREG)
+    assert layer._type_string == kind
+    assert tag(layer, "role") == ("moving" if kind == "image" else None)
+
+
+def test_labels_are_known_by_their_header_whatever_they_are_called(tmp_path):
+    volume = Volume(np.arange(24).reshape(2, 3, 4), Grid((2, 3, 4), np.eye(4)), is_labels=True)
+    write_image(volume, tmp_path / "x.nii.gz")
+    write_image(replace(volume, is_labels=False), tmp_path / "y.nii.gz")
+    assert look(tmp_path / "x.nii.gz") == Contents("labels") and look(tmp_path / "y.nii.gz") == Contents("image")
+    assert not is_named_as_labels("segment_of_life.nii.gz") and is_named_as_labels("a/b/Training_Seg_01.nii")
+
+
+def test_of_a_4d_image_the_first_volume_opens_and_the_number_is_told(viewer, tmp_path, told):
+    values = np.random.default_rng(0).random((5, 6, 7, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "bold.nii.gz")
+    (layer,) = viewer.open([str(tmp_path / "bold.nii.gz")], **SHMOAREG)
+    assert (volume_of(layer).values == values[..., 0]).all()
+    assert "holds 3 volumes" in told("warning")
+
+
+@pytest.mark.parametrize("name", ["u.nii.gz", "u.mha"])
+def test_a_displacement_opens_as_its_length_in_mm(viewer, tmp_path, name):
+    grid = Grid((5, 6, 7), np.diag([2.0, 2.0, 3.0, 1.0]))
+    vectors = np.zeros((5, 6, 7, 3), np.float32)
+    vectors[1, 2, 3] = (3, -4, 12)
+    if name.endswith(".mha"):
+        sitk = pytest.importorskip("SimpleITK")
+        image = sitk.GetImageFromArray(np.ascontiguousarray(vectors.transpose(2, 1, 0, 3)), isVector=True)
+        image.SetDirection([-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0])
+        sitk.WriteImage(image, str(tmp_path / name))
+    else:
+        write_displacement(DisplacementField(vectors, grid), tmp_path / name)
+    (layer,) = viewer.open([str(tmp_path / name)], **SHMOAREG)
+    assert layer.name == "u, length in mm" and tag(layer, "role") is None
+    assert layer.data[3, 2, 1] == pytest.approx(13) and layer.data.sum() == pytest.approx(13)
+
+
+def test_a_place_that_was_guessed_is_told(viewer, tmp_path, told):
+    image = nibabel.Nifti1Image(np.random.default_rng(0).random((5, 6, 7)).astype(np.float32), None)
+    nibabel.save(image, tmp_path / "lost.nii.gz")
+    viewer.open([str(tmp_path / "lost.nii.gz")], **SHMOAREG)
+    assert "does not say where its voxels stand" in told("warning") and len(viewer.layers) == 1
+
+
+def test_a_damaged_file_is_told_in_our_words_and_the_others_open(viewer, files, tmp_path, told):
+    (tmp_path / "bad.nii.gz").write_bytes(b"\x1f\x8b nothing")
+    assert viewer.open([str(tmp_path / "bad.nii.gz"), files["fixed"]], **SHMOAREG) == [viewer.layers["b"]]
+    assert "is not the image that its ending announces" in told("error")
+
+
+def test_without_a_viewer_an_error_is_raised(tmp_path):
+    (tmp_path / "bad.mha").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="could not be read"):
+        read(str(tmp_path / "bad.mha"))
+
+
+def test_several_paths_at_once_stay_single_volumes(viewer, files):
+    viewer.open([files["moving"], files["fixed"]], stack=True, **SHMOAREG)
+    assert roles(viewer) == {"a": "moving", "b": "fixed"} and {layer.ndim for layer in viewer.layers} == {3}
+
+
+def test_a_folder_of_other_images_says_what_was_expected(viewer, files, tmp_path, told):
+    assert viewer.open([str(tmp_path)], **SHMOAREG) == []
+    assert "no DICOM series" in told("error") and "a.nii.gz and 3 more" in told("error")
+
+
+def write_slices(folder, uid, values):
+    """A DICOM series of upright slices, one file each."""
+    sitk = pytest.importorskip("SimpleITK")
+    folder.mkdir(exist_ok=True)
+    for n, slice_ in enumerate(values):
+        image = sitk.GetImageFromArray(slice_[None])
+        tags = {"0020|000e": uid, "0008|0018": f"{uid}.{n + 1}", "0020|0013": str(n + 1), "0008|0060": "CT"}
+        tags |= {"0020|0032": f"0\\0\\{3 * n}", "0020|0037": "1\\0\\0\\0\\1\\0"}
+        for key, text in tags.items():
+            image.SetMetaData(key, text)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{uid[-1]}_{n}.dcm"))
+        writer.Execute(image)
+
+
+def test_a_dicom_folder_opens_and_a_slice_opens_its_series_once(viewer, tmp_path, told):
+    values = np.random.default_rng(0).integers(-500, 900, (5, 6, 7)).astype(np.int16)
+    write_slices(tmp_path / "ct", "1.2.3.7", values)
+    (layer,) = viewer.open([str(tmp_path / "ct")], **SHMOAREG)
+    assert layer.name == "ct" and tag(layer, "role") == "moving" and layer.scale[0] == pytest.approx(3)
+    write_slices(tmp_path / "ct", "1.2.3.8", values + 1)
+    assert viewer.open([str(tmp_path / "ct")], **SHMOAREG) == []
+    assert "Open one slice of the one you want" in told("error") and "FOLDER#" not in told("error")
+    slices = [str(path) for path in sorted((tmp_path / "ct").glob("8_*"))]
+    (second,) = viewer.open(slices, **SHMOAREG)
+    assert tag(second, "role") == "fixed" and second.data.min() == values.min() + 1
+
+
+def test_a_registration_folder_opens_as_a_scene_with_its_panel(viewer, scene_folder, qtbot):
+    viewer.open([str(scene_folder)], **SHMOAREG)
+    opened = scenes(viewer)
+    assert list(opened) == [1] and opened[1].folder == scene_folder
+    assert {tag(la, "role") for la in viewer.layers} >= {"moving", "fixed", "warped", "jacobian", "expert_map", "grid"}
+    assert EXPERTS in viewer.window.dock_widgets and REGISTER not in viewer.window.dock_widgets
+    qtbot.waitUntil(lambda: viewer.layers.selection.active.name == "#1 warped")
+    viewer.open([str(scene_folder)], **SHMOAREG)
+    assert list(scenes(viewer)) == [1, 2]
+
+
+def test_a_folder_of_an_earlier_version_is_told_and_adds_nothing(viewer, scene_folder, told):
+    (scene_folder / "inputs").rename(scene_folder / "elsewhere")
+    assert viewer.open([str(scene_folder)], **SHMOAREG) == []
+    assert "written by an earlier version" in told("error")
+
+
+def test_an_unknown_address_names_what_there_is(viewer, told):
+    assert viewer.open(["shmoareg://no-such"], **SHMOAREG) == []
+    assert "shmoareg://demo" in told("error")
+
+
+def test_the_sample_pair_opens_with_labels_and_the_panel(viewer):
+    viewer.open_sample("shmoareg", "pair")
+    assert {role for role in roles(viewer).values()} == {"moving", "fixed", "moving_labels", "fixed_labels"}
+    assert REGISTER in viewer.window.dock_widgets
+    assert layer_in_role(viewer, "fixed").name == "sample_fixed"
+
+
+def test_plain_images_and_labels_are_read_without_torch(files):
+    code = (
+        "import sys; from napari_shmoareg.widgets.reader import read; "
+        "kinds = [read(path)[0][2] for path in sys.argv[1:]]; print(kinds, 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *files.values()], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "['image', 'image', 'labels', 'labels'] False"

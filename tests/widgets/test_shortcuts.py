@@ -1,0 +1,106 @@
+"""Keys do what they say, on the registration that is meant, and take none of napari's."""
+
+from __future__ import annotations
+
+import pytest
+from napari.components import ViewerModel
+from napari.utils.key_bindings import KeyBinding
+from napari.utils.shortcuts import default_shortcuts
+
+from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.widgets.shortcuts import KEYS, bind, says
+
+
+@pytest.fixture
+def model(scene):
+    viewer = ViewerModel()
+    add_layers(viewer, layers_of_pair(scene.pair))
+    add_layers(viewer, layers_of(scene, 1))
+    return viewer
+
+
+def press(viewer, act):
+    """What a press of a key does; gives the status bar."""
+    viewer.keymap[KeyBinding.from_str(KEYS[act])](viewer)
+    return viewer.status
+
+
+def shown(viewer, part):
+    return [layer.name for layer in viewer.layers if layer.visible and part in layer.name]
+
+
+def test_no_key_is_one_of_naparis_own():
+    taken = {KeyBinding.from_str(str(key)) for keys in default_shortcuts.values() for key in keys}
+    assert not {KeyBinding.from_str(key) for key in KEYS.values()} & taken
+    assert len(set(KEYS.values())) == len(KEYS)
+
+
+def test_a_tooltip_names_the_key():
+    assert says("Next head", "head") == "Next head (Shift+H)"
+
+
+def test_a_key_changes_between_warped_and_moving_and_between_warped_and_fixed(model, scene):
+    images = ("#1 warped", scene.pair.moving.name, scene.pair.fixed.name)
+
+    def visible():
+        return [name for name in images if model.layers[name].visible]
+
+    assert "moving" in press(model, "moving") and visible() == [scene.pair.moving.name]
+    assert "warped" in press(model, "moving") and visible() == ["#1 warped"]
+    press(model, "fixed")
+    assert visible() == [scene.pair.fixed.name]
+    press(model, "fixed")
+    assert visible() == ["#1 warped"]
+
+
+def test_the_key_of_an_image_that_was_removed_says_so_and_hides_nothing(model, scene):
+    del model.layers[scene.pair.moving.name]
+    assert "not open" in press(model, "moving")
+    assert model.layers["#1 warped"].visible
+
+
+def test_a_key_goes_through_all_expert_maps_and_then_to_none(model):
+    seen = []
+    for _ in range(7):
+        press(model, "expert_map")
+        seen += shown(model, "expert") or ["none"]
+    full, half = ([f"#1 expert {d} ({size})" for d in "xyz"] for size in ("full", "half"))
+    assert seen == [*full, *half, "none"]
+
+
+def test_a_key_goes_round_the_directions_of_one_resolution(model):
+    seen = []
+    for _ in range(4):
+        assert press(model, "direction").endswith("is shown")
+        seen += shown(model, "expert")
+    assert seen == ["#1 expert x (full)", "#1 expert y (full)", "#1 expert z (full)", "#1 expert x (full)"]
+
+
+def test_a_key_shows_the_head_and_then_the_next_ones_in_place_of_an_expert_map(model):
+    press(model, "expert_map")
+    first = press(model, "head")
+    assert shown(model, "head") == [first.removesuffix(" is shown")] and not shown(model, "expert")
+    second = press(model, "head")
+    assert second != first and len(shown(model, "head")) == 1
+
+
+@pytest.mark.parametrize(("act", "name"), [("grid", "#1 deformation grid"), ("jacobian", "#1 Jacobian")])
+def test_a_key_shows_and_hides(model, act, name):
+    assert press(model, act).endswith("shown") and model.layers[name].visible
+    assert press(model, act).endswith("hidden") and not model.layers[name].visible
+
+
+def test_keys_act_on_the_selected_registration_and_else_on_the_newest(model, scene):
+    add_layers(model, layers_of(scene, 2))
+    model.layers.selection.clear()
+    assert press(model, "direction").startswith("#2")
+    model.layers.selection.active = model.layers["#1 warped"]
+    assert press(model, "direction").startswith("#1")
+    assert shown(model, "expert") == ["#1 expert x (full)"]
+
+
+def test_keys_of_a_viewer_without_a_registration_say_what_to_do():
+    viewer = ViewerModel()
+    bind(viewer)
+    bind(viewer)
+    assert all("register a pair" in press(viewer, act) for act in KEYS)
