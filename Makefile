@@ -26,7 +26,7 @@ view: $(STAMP) ## register it in napari, in a window on your screen, and show it
 	@$(BIN)/napari --plugin shmoareg shmoareg://demo
 
 test: lint screen ## lint, import contracts, types, then the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP) ## lint, formatting, import contracts and types only
 	$(BIN)/ruff check .

@@ -37,7 +37,8 @@ class WarmUp:
     def start(self) -> None:
         """Begin, if that was not done yet."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="shmoareg warm-up", daemon=True)
+            # No daemon: a program that ends while a library is being loaded is aborted by the system.
+            self._thread = threading.Thread(target=self._run, name="shmoareg warm-up")
             self._thread.start()
 
     @property

@@ -98,7 +98,7 @@ def test_folding_is_marked_exactly_where_the_determinant_is_not_positive(scene):
     folding, options = layers["#1 folding"]
     assert {tuple(i) for i in np.argwhere(folding)} == {(5, 4, 3), (15, 10, 20)}
     assert options["colormap"][1] == "#ff0000"
-    kept = layers["#3 Jacobian"][1]["metadata"]["shmoareg"]
+    kept = layers["#1 Jacobian"][1]["metadata"]["shmoareg"]
     assert kept["folding_percent"] == pytest.approx(200 / values.size)
 
 
@@ -106,7 +106,7 @@ def test_without_folding_there_is_no_layer_of_it_and_the_jacobian_says_so(scene)
     calm = replace(scene, jacobian=scene.jacobian.with_values(np.full_like(scene.jacobian.values, 1.1)))
     layers = {o["name"]: o for _, o, _ in layers_of(calm, 1)}
     assert "#1 folding" not in layers
-    assert layers["#3 Jacobian"]["metadata"]["shmoareg"]["folding_percent"] == 0
+    assert layers["#1 Jacobian"]["metadata"]["shmoareg"]["folding_percent"] == 0
 
 
 def test_around_an_oblique_jacobian_nothing_changes_its_volume(layers):
