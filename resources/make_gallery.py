@@ -20,7 +20,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.widgets import showing, views
 from napari_shmoareg.widgets.opening import dock
-from napari_shmoareg.widgets.settings import Settings
+from napari_shmoareg.widgets.register.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 SIZE = (1500, 950)

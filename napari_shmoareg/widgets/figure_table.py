@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
-from napari_shmoareg.widgets.quality_rows import shown
+from napari_shmoareg.widgets.quality.rows import shown
 
 
 class Figure(QTableWidgetItem):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from napari.layers import Layer
 
     from napari_shmoareg.analysis.scene import Scene
-    from napari_shmoareg.widgets.register import RegisterPanel
+    from napari_shmoareg.widgets.register.panel import RegisterPanel
 
 PLUGIN = "shmoareg"
 PANELS = ("Register", "Quality", "Experts", "Landmarks")
@@ -139,8 +139,8 @@ def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) ->
     refine : int
         Steps, where nothing else was ever chosen in the panel.
     """
-    from napari_shmoareg.widgets.progress_row import Doing
-    from napari_shmoareg.widgets.settings import Settings
+    from napari_shmoareg.widgets.register.progress_row import Doing
+    from napari_shmoareg.widgets.register.settings import Settings
 
     panel = dock(viewer, "Register")
     pick(panel, moving, fixed)

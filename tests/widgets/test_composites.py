@@ -7,7 +7,8 @@ import pytest
 
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.geometry import Transform, warp_volume
-from napari_shmoareg.widgets.composites import (
+from napari_shmoareg.widgets.placement import place
+from napari_shmoareg.widgets.quality.composites import (
     Sides,
     fill_checkerboard,
     fill_difference,
@@ -16,7 +17,6 @@ from napari_shmoareg.widgets.composites import (
     sides,
     swipe_edge,
 )
-from napari_shmoareg.widgets.placement import place
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.experts import CAPTION, EMPTY, ExpertsPanel
+from napari_shmoareg.widgets.experts.panel import CAPTION, EMPTY, ExpertsPanel
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
 
@@ -181,7 +181,7 @@ def test_every_control_says_what_it_does(panel):
 
 
 def test_importing_the_panel_does_not_import_torch():
-    code = "import sys, napari_shmoareg.widgets.experts; print('torch' in sys.modules)"
+    code = "import sys, napari_shmoareg.widgets.experts.panel; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

@@ -13,9 +13,9 @@ from qtpy.QtWidgets import QFileDialog, QFormLayout
 
 import napari_shmoareg
 from napari_shmoareg.engine.registration import register
-from napari_shmoareg.widgets.form import CUSTOM, FILE, SettingsForm
-from napari_shmoareg.widgets.remembered import PAGE, PLUGIN, recall, remember
-from napari_shmoareg.widgets.settings import CHOICES, LABELS, MOST_STEPS, PRESETS, Settings, described
+from napari_shmoareg.widgets.register.form import CUSTOM, FILE, SettingsForm
+from napari_shmoareg.widgets.register.remembered import PAGE, PLUGIN, recall, remember
+from napari_shmoareg.widgets.register.settings import CHOICES, LABELS, MOST_STEPS, PRESETS, Settings, described
 
 OTHERS = [
     Settings(),
@@ -138,7 +138,7 @@ def test_without_the_plugin_in_napari_nothing_is_kept_and_nothing_fails(plugin_s
 
 def test_a_disk_that_cannot_be_written_is_told(preferences, monkeypatch):
     said = []
-    monkeypatch.setattr("napari_shmoareg.widgets.remembered.show_warning", said.append)
+    monkeypatch.setattr("napari_shmoareg.widgets.register.remembered.show_warning", said.append)
     get_plugin_settings(PLUGIN).config_path.mkdir()  # a folder where the file should be
     remember(OTHERS[1])
     assert len(said) == 1 and "could not be kept" in said[0]

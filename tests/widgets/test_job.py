@@ -15,9 +15,9 @@ from napari_shmoareg.engine.memory import psutil
 from napari_shmoareg.geometry import InputError, TooLargeError
 from napari_shmoareg.io.checkpoint import save_network
 from napari_shmoareg.model import SHMoAReg
-from napari_shmoareg.widgets.job import Job, explain
 from napari_shmoareg.widgets.placement import layer_options
-from napari_shmoareg.widgets.settings import Settings
+from napari_shmoareg.widgets.register.job import Job, explain
+from napari_shmoareg.widgets.register.settings import Settings
 
 KINDS = {"moving": Image, "fixed": Image, "moving_labels": Labels, "fixed_labels": Labels}
 

@@ -10,14 +10,14 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.widgets.landmark_layers import (
+from napari_shmoareg.widgets.landmarks.layers import (
     add_landmark_layers,
     landmark_layer,
     measure,
     points_of,
     set_points,
 )
-from napari_shmoareg.widgets.landmarks import LandmarksPanel
+from napari_shmoareg.widgets.landmarks.panel import LandmarksPanel
 from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.widgets.placement import tag, to_viewer
 

@@ -46,7 +46,7 @@ def test_the_reader_is_asked_for_every_type_that_can_be_read(plugin):
 
 
 def test_the_preferences_hold_what_the_form_asks_for(plugin):
-    from napari_shmoareg.widgets.settings import Settings
+    from napari_shmoareg.widgets.register.settings import Settings
 
     page = plugin.contributions.configurations["registration"]
     kept = {name: about.default for name, about in page.properties.items()}

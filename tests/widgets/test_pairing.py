@@ -11,9 +11,9 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 from napari.utils._proxies import PublicOnlyProxy
 
-from napari_shmoareg.widgets.pairing import give_roles, missing, suggest
-from napari_shmoareg.widgets.pickers import PairPicker
 from napari_shmoareg.widgets.placement import KEY, tag
+from napari_shmoareg.widgets.register.pairing import give_roles, missing, suggest
+from napari_shmoareg.widgets.register.pickers import PairPicker
 from napari_shmoareg.widgets.scenes import itself, layer_in_role
 
 

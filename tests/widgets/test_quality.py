@@ -13,11 +13,11 @@ from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.summary import read_registration_summary
-from napari_shmoareg.widgets import saving
 from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.widgets.looks import Looks
 from napari_shmoareg.widgets.placement import tag
-from napari_shmoareg.widgets.quality import QualityPanel
+from napari_shmoareg.widgets.quality import saving
+from napari_shmoareg.widgets.quality.looks import Looks
+from napari_shmoareg.widgets.quality.panel import QualityPanel
 from napari_shmoareg.widgets.scenes import layers_of_scene
 
 MODES = ("blend", "two colours", "checkerboard", "swipe", "difference", "side by side")
@@ -214,7 +214,7 @@ def test_a_comparison_that_is_deleted_by_hand_ends(panel, viewer, compare, qtbot
 
 
 def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(panel, viewer, compare, monkeypatch, told):
-    from napari_shmoareg.widgets import preparing
+    from napari_shmoareg.widgets.quality import preparing
 
     def refuse(scene, stage):
         raise InputError("The images are too large.")

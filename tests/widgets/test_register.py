@@ -20,12 +20,12 @@ from qtpy.QtGui import QKeySequence, QShortcut
 
 from napari_shmoareg.engine.memory import psutil
 from napari_shmoareg.io.checkpoint import save_network
-from napari_shmoareg.widgets.job import Job
 from napari_shmoareg.widgets.layers import layers_of_pair
 from napari_shmoareg.widgets.placement import tag
-from napari_shmoareg.widgets.register import CANCELLED, RegisterPanel
+from napari_shmoareg.widgets.register.job import Job
+from napari_shmoareg.widgets.register.panel import CANCELLED, RegisterPanel
+from napari_shmoareg.widgets.register.settings import Settings
 from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
-from napari_shmoareg.widgets.settings import Settings
 
 LONG = 20_000  # ms
 
@@ -152,7 +152,7 @@ def test_the_button_says_what_is_missing(panel, viewer, phantoms, qtbot):
 
 def test_no_torch_is_loaded_for_a_panel_without_images():
     code = (
-        "import sys, napari_shmoareg.widgets.register; "
+        "import sys, napari_shmoareg.widgets.register.panel; "
         "print([m for m in ('torch', 'SimpleITK', 'nibabel', 'matplotlib.pyplot') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

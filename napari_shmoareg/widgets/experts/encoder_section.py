@@ -9,10 +9,10 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.widgets import showing
+from napari_shmoareg.widgets.experts.section import Section, fill, opacity_slider
 from napari_shmoareg.widgets.legend import Ramp
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import layers_of_scene
-from napari_shmoareg.widgets.section import Section, fill, opacity_slider
 from napari_shmoareg.widgets.shortcuts import says
 
 if TYPE_CHECKING:

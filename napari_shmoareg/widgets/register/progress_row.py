@@ -6,7 +6,7 @@ from enum import Enum
 
 from qtpy.QtWidgets import QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.job import Status
+from napari_shmoareg.widgets.register.job import Status
 
 FINENESS = 1000  # steps of the bar
 SHORTCUT = "Ctrl+Return"

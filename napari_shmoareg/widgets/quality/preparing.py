@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.widgets.composites import Sides, moving_at, sides
 from napari_shmoareg.widgets.placement import layer_options, tag
+from napari_shmoareg.widgets.quality.composites import Sides, moving_at, sides
 from napari_shmoareg.widgets.scenes import layers_of_scene
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from superqt import QCollapsible
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.widgets.figure_table import Figure, FigureTable
-from napari_shmoareg.widgets.quality_rows import (
+from napari_shmoareg.widgets.quality.rows import (
     HEADINGS,
     LABEL_HEADINGS,
     PER_LABEL,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_shmoareg.widgets.job import Outcome, Status, explain
 from napari_shmoareg.widgets.placement import tag
+from napari_shmoareg.widgets.register.job import Outcome, Status, explain
 from napari_shmoareg.widgets.scenes import layers_of_scene
 
 if TYPE_CHECKING:

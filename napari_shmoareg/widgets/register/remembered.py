@@ -7,7 +7,7 @@ from typing import Any
 from napari.settings import get_plugin_settings
 from napari.utils.notifications import show_warning
 
-from napari_shmoareg.widgets.settings import Settings
+from napari_shmoareg.widgets.register.settings import Settings
 
 PLUGIN, PAGE = "shmoareg", "registration"  # of the manifest's configurations
 

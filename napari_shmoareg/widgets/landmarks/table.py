@@ -7,8 +7,8 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QApplication, QTableWidgetItem, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.figure_table import Figure, FigureTable
-from napari_shmoareg.widgets.landmark_layers import Distances
-from napari_shmoareg.widgets.quality_rows import as_tsv
+from napari_shmoareg.widgets.landmarks.layers import Distances
+from napari_shmoareg.widgets.quality.rows import as_tsv
 
 HEADINGS = ("pair", "before", "affine", "after")
 TIPS = (

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QLabel, QSpinBox, QWidget
 
-from napari_shmoareg.widgets.settings import (
+from napari_shmoareg.widgets.register.settings import (
     AS_WEIGHTS,
     CHOICES,
     LABELS,

@@ -9,9 +9,9 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 from superqt import QLabeledSlider
 
-from napari_shmoareg.widgets.comparer import Comparer
-from napari_shmoareg.widgets.computed import Computed
 from napari_shmoareg.widgets.legend import Ramp
+from napari_shmoareg.widgets.quality.comparer import Comparer
+from napari_shmoareg.widgets.quality.computed import Computed
 
 if TYPE_CHECKING:
     from napari import Viewer

@@ -10,9 +10,9 @@ import numpy as np
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets import landmark_files
-from napari_shmoareg.widgets.landmark_adding import AddButton
-from napari_shmoareg.widgets.landmark_layers import (
+from napari_shmoareg.widgets.landmarks import files as landmark_files
+from napari_shmoareg.widgets.landmarks.adding import AddButton
+from napari_shmoareg.widgets.landmarks.layers import (
     SIDES,
     centre_on,
     dress,
@@ -21,7 +21,7 @@ from napari_shmoareg.widgets.landmark_layers import (
     points_of,
     set_points,
 )
-from napari_shmoareg.widgets.landmark_table import LandmarkTable
+from napari_shmoareg.widgets.landmarks.table import LandmarkTable
 from napari_shmoareg.widgets.registration_picker import RegistrationPicker
 from napari_shmoareg.widgets.scenes import itself
 

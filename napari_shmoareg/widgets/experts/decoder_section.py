@@ -9,11 +9,11 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.widgets import showing
+from napari_shmoareg.widgets.experts.section import Section, fill, opacity_slider, pick
 from napari_shmoareg.widgets.layers import expert_names, resolution
 from napari_shmoareg.widgets.legend import Swatches
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import layers_of_scene
-from napari_shmoareg.widgets.section import Section, fill, opacity_slider, pick
 from napari_shmoareg.widgets.shortcuts import says
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QPushButton
 
 from napari_shmoareg.geometry.errors import InputError
-from napari_shmoareg.widgets.landmark_layers import add_landmark_layers, centre_on, points_of
-from napari_shmoareg.widgets.looks import Looks
+from napari_shmoareg.widgets.landmarks.layers import add_landmark_layers, centre_on, points_of
 from napari_shmoareg.widgets.placement import to_viewer
-from napari_shmoareg.widgets.preparing import layer_of
+from napari_shmoareg.widgets.quality.looks import Looks
+from napari_shmoareg.widgets.quality.preparing import layer_of
 from napari_shmoareg.widgets.scenes import layer_in_role
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from psygnal import Signal
 
-from napari_shmoareg.widgets.comparing import Comparison
-from napari_shmoareg.widgets.composites import fill_checkerboard, fill_difference, fill_swipe, swipe_edge
 from napari_shmoareg.widgets.placement import AXES, KEY, UNITS
-from napari_shmoareg.widgets.preparing import WORDS
+from napari_shmoareg.widgets.quality.comparing import Comparison
+from napari_shmoareg.widgets.quality.composites import fill_checkerboard, fill_difference, fill_swipe, swipe_edge
+from napari_shmoareg.widgets.quality.preparing import WORDS
 
 if TYPE_CHECKING:
     from napari.layers import Image, Layer

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFrame, QGroupBox, QLabel, QScrollArea, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.compare_box import CompareBox
-from napari_shmoareg.widgets.quality_table import QualityTable
+from napari_shmoareg.widgets.quality.compare_box import CompareBox
+from napari_shmoareg.widgets.quality.saving import SaveBox
+from napari_shmoareg.widgets.quality.table import QualityTable
 from napari_shmoareg.widgets.registration_picker import RegistrationPicker
-from napari_shmoareg.widgets.saving import SaveBox
 from napari_shmoareg.widgets.scenes import itself
 
 if TYPE_CHECKING:

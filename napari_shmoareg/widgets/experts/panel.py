@@ -8,12 +8,12 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.decoder_section import DecoderSection
-from napari_shmoareg.widgets.deformation_section import DeformationSection
-from napari_shmoareg.widgets.encoder_section import EncoderSection
+from napari_shmoareg.widgets.experts.decoder_section import DecoderSection
+from napari_shmoareg.widgets.experts.deformation_section import DeformationSection
+from napari_shmoareg.widgets.experts.encoder_section import EncoderSection
+from napari_shmoareg.widgets.experts.section import fill
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import itself, layers_of_scene, scenes, title
-from napari_shmoareg.widgets.section import fill
 from napari_shmoareg.widgets.views import attend
 
 if TYPE_CHECKING:

@@ -142,7 +142,7 @@ class SaveBox(QWidget):
         if isinstance(error, Stopped):
             self._show("Stopped. Nothing was written.")
         elif error is not None:
-            from napari_shmoareg.widgets.job import explain
+            from napari_shmoareg.widgets.register.job import explain
 
             self._show("It could not be saved. Nothing was written.")
             show_error(explain(error))

@@ -11,10 +11,10 @@ from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_shmoareg.widgets.comparing import Beside, Comparison, Mixed
-from napari_shmoareg.widgets.computed import Computed
-from napari_shmoareg.widgets.looks import Looks
-from napari_shmoareg.widgets.preparing import BESIDE, COMPUTED, Prepared, layer_of, prepare
+from napari_shmoareg.widgets.quality.comparing import Beside, Comparison, Mixed
+from napari_shmoareg.widgets.quality.computed import Computed
+from napari_shmoareg.widgets.quality.looks import Looks
+from napari_shmoareg.widgets.quality.preparing import BESIDE, COMPUTED, Prepared, layer_of, prepare
 from napari_shmoareg.widgets.scenes import scenes
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Comparer(QObject):
         if viewer is None or self._wanted is None:
             return
         if made is None:
-            from napari_shmoareg.widgets.job import explain
+            from napari_shmoareg.widgets.register.job import explain
 
             self.leave()
             self.left.emit()

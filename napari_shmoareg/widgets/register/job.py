@@ -17,7 +17,7 @@ from napari_shmoareg.engine.interruption import Interrupted, interruptible
 from napari_shmoareg.engine.phases import placed, registering
 from napari_shmoareg.geometry import InputError, Volume, VolumePair
 from napari_shmoareg.widgets.placement import volume_of
-from napari_shmoareg.widgets.settings import LABELS, Settings
+from napari_shmoareg.widgets.register.settings import LABELS, Settings
 
 if TYPE_CHECKING:
     from napari.layers import Layer

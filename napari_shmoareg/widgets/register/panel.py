@@ -11,15 +11,15 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets import told
-from napari_shmoareg.widgets.arrival import Arrival, Inputs
-from napari_shmoareg.widgets.form import SettingsForm
-from napari_shmoareg.widgets.job import Job, Outcome, in_words_of_the_form
-from napari_shmoareg.widgets.pickers import PairPicker
-from napari_shmoareg.widgets.progress_row import SHORTCUT, Doing, ProgressRow
-from napari_shmoareg.widgets.remembered import recall, remember
+from napari_shmoareg.widgets.register import told
+from napari_shmoareg.widgets.register.arrival import Arrival, Inputs
+from napari_shmoareg.widgets.register.form import SettingsForm
+from napari_shmoareg.widgets.register.job import Job, Outcome, in_words_of_the_form
+from napari_shmoareg.widgets.register.pickers import PairPicker
+from napari_shmoareg.widgets.register.progress_row import SHORTCUT, Doing, ProgressRow
+from napari_shmoareg.widgets.register.remembered import recall, remember
+from napari_shmoareg.widgets.register.warming import WarmUp
 from napari_shmoareg.widgets.scenes import itself, next_number
-from napari_shmoareg.widgets.warming import WarmUp
 
 if TYPE_CHECKING:
     from napari import Viewer

@@ -10,12 +10,12 @@ from superqt.utils import signals_blocked
 
 from napari_shmoareg.widgets import showing
 from napari_shmoareg.widgets.deformation import SPACING
+from napari_shmoareg.widgets.experts.section import Section
 from napari_shmoareg.widgets.grid_overlay import set_spacing
 from napari_shmoareg.widgets.layers import FOLDS
 from napari_shmoareg.widgets.legend import Ramp, Swatches
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import layers_of_scene
-from napari_shmoareg.widgets.section import Section
 from napari_shmoareg.widgets.shortcuts import says
 
 if TYPE_CHECKING:

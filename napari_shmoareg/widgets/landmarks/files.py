@@ -10,7 +10,7 @@ from napari.utils.notifications import show_error, show_info
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QMenu, QPushButton, QWidget
 
 from napari_shmoareg.geometry.errors import InputError
-from napari_shmoareg.widgets.landmark_layers import SIDES, add_landmark_layers, landmark_layer, points_of, set_points
+from napari_shmoareg.widgets.landmarks.layers import SIDES, add_landmark_layers, landmark_layer, points_of, set_points
 
 if TYPE_CHECKING:
     from napari import Viewer

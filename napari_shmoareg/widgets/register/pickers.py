@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets import pairing
-from napari_shmoareg.widgets.form import captioned
+from napari_shmoareg.widgets.register import pairing
+from napari_shmoareg.widgets.register.form import captioned
 from napari_shmoareg.widgets.scenes import ROLES
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The Experts panel: whose choices made the result, and how it deforms."""

@@ -1,0 +1,1 @@
+"""The Quality panel: compare before and after, read the figures, save."""
