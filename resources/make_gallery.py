@@ -1,6 +1,6 @@
 """Makes the gallery of this folder: real napari windows, on the built-in pair or on two scans of yours.
 
-    python resources/make_gallery.py            # without a screen: xvfb-run -s "-screen 0 1600x1000x24" python ...
+    python resources/make_gallery.py  (without a screen: xvfb-run -s "-screen 0 1600x1000x24" python ...)
 
     python resources/make_gallery.py MOVING FIXED [--labels MOVING_LABELS FIXED_LABELS] [--out FOLDER]
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import napari
 from napari.settings import get_settings
+from PIL import Image
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.widgets import showing, views
@@ -116,9 +117,10 @@ class Gallery:
         get_settings().appearance.theme = viewer.theme = "dark"
 
     def take(self, name: str) -> None:
-        """A picture of the whole window."""
+        """A picture of the whole window, in 256 colours."""
         self.settle()
-        self.viewer.window.screenshot(str(self.out / name), flash=False)
+        window = self.viewer.window.screenshot(flash=False)[..., :3]
+        Image.fromarray(window).quantize(256).save(self.out / name, optimize=True)
         print(self.out / name)
 
     def until(self, ready: Callable[[], bool], seconds: float = 600) -> None:
