@@ -84,3 +84,9 @@ def test_the_python_blocks_run_in_order(workplace, monkeypatch, capsys):
         exec(compile(code, "README.md", "exec"), names)
     assert np.isfinite(names["result"].warped.values).all()
     assert "decoder-2-x" in capsys.readouterr().out
+
+
+def test_every_picture_of_the_readme_is_there():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert len(pictures) >= 6
+    assert [name for name in pictures if not (Path(__file__).parents[1] / name).is_file()] == []
