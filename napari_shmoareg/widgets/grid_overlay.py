@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from napari_shmoareg.widgets.deformation import SPACING, arrows, grid_lines, longest
 from napari_shmoareg.widgets.placement import AXES, KEY, UNITS, tag, to_viewer
 from napari_shmoareg.widgets.scenes import itself
+from napari_shmoareg.widgets.units import ASIDE, mm_per_unit, point_of, shown_axes
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -113,8 +114,8 @@ class Follower:
         self._viewer = weakref.ref(viewer)
         self._drawn: weakref.WeakKeyDictionary[Vectors, tuple[Any, ...]] = weakref.WeakKeyDictionary()
         self._soon = _throttled(weakref.WeakMethod(self.draw))
-        for event in (viewer.dims.events.point, viewer.dims.events.order, viewer.dims.events.ndisplay):
-            event.connect(self._changed)
+        for name in ("point", "order", "ndisplay", "units"):
+            getattr(viewer.dims.events, name).connect(self._changed)
         viewer.scene.camera.events.zoom.connect(self._changed)
         viewer.layers.events.inserted.connect(self._inserted)
         for layer in _overlays(viewer):
@@ -124,7 +125,7 @@ class Follower:
     def draw(self) -> None:
         """Draw what is visible and not drawn yet."""
         viewer = self._viewer()
-        if viewer is None or viewer.dims.ndim != 3:
+        if viewer is None or viewer.dims.ndim < 3:
             return
         for layer in _overlays(viewer):
             if not layer.visible:
@@ -133,8 +134,13 @@ class Follower:
             wanted = (planes, viewer.dims.ndisplay, tag(layer, "spacing"))
             if self._drawn.get(layer) != wanted:
                 self._drawn[layer] = wanted
-                _redraw(layer, planes, flat=viewer.dims.ndisplay == 2)
-            _thicken(layer, viewer.scene.camera.zoom)
+                if planes:
+                    _redraw(layer, planes, flat=viewer.dims.ndisplay == 2)
+                else:
+                    from napari.utils.notifications import show_warning
+
+                    show_warning(f"'{layer.name}' is not drawn: {ASIDE}")
+            _thicken(layer, viewer.scene.camera.zoom / mm_per_unit(viewer))
 
     def _changed(self, event: Any = None) -> None:
         viewer = self._viewer()
@@ -152,9 +158,14 @@ def _overlays(viewer: Viewer) -> list[Vectors]:
 
 
 def _planes(viewer: Viewer) -> tuple[tuple[int, float], ...]:
-    """Axis and place (mm) of the slice that is shown; in 3D of the three through the sliders' point."""
-    hidden = (0, 1, 2) if viewer.dims.ndisplay == 3 else viewer.dims.not_displayed
-    return tuple((axis, float(viewer.dims.point[axis])) for axis in hidden)
+    """Axis and place (mm) of the slice that is shown; in 3D of the three through the sliders' point.
+
+    None where fewer than two of the axes S, A, R are shown.
+    """
+    shown, point = shown_axes(viewer), point_of(viewer)
+    if len(shown) < 2:
+        return ()
+    return tuple((axis, float(point[axis])) for axis in range(3) if viewer.dims.ndisplay == 3 or axis not in shown)
 
 
 def _redraw(layer: Vectors, planes: tuple[tuple[int, float], ...], *, flat: bool) -> None:
@@ -171,7 +182,7 @@ def _redraw(layer: Vectors, planes: tuple[tuple[int, float], ...], *, flat: bool
 
 
 def _thicken(layer: Vectors, zoom: float) -> None:
-    """Lines thinner than a pixel would be drawn as dots."""
+    """Lines thinner than a pixel would be drawn as dots; the zoom in pixels per mm."""
     thin, pixels = (LINE, LINE_PIXELS) if tag(layer, "role") == "grid" else (ARROW, ARROW_PIXELS)
     wanted = max(thin, pixels / zoom) / layer_scale(tag(layer, "scene"))
     if abs(layer.edge_width / wanted - 1) > 0.1:

@@ -48,8 +48,12 @@ class Known(NamedTuple):
 
     def in_role(self, role: str) -> Volume | None:
         """The volume that was opened in a role."""
-        found = [kept["volume"] for kept in self.tags() if kept.get("role") == role]
+        found = [kept["volume"] for kept in self.tags() if kept.get("role") == role and "volume" in kept]
         return found[-1] if found else None
+
+    def taken(self, role: str) -> bool:
+        """Whether a layer has a role, be it one that was not opened by this plugin."""
+        return any(kept.get("role") == role for kept in self.tags())
 
 
 def layer_of_file(path: str, known: Known) -> LayerData | None:
@@ -143,14 +147,14 @@ def _layer(volume: Volume, known: Known, **about: Any) -> LayerData:
 def _role(volume: Volume, known: Known) -> str | None:
     """Moving, then fixed; labels belong to the one image on whose grid they lie, or to the one called more alike."""
     if not volume.is_labels:
-        return next((role for role in ("moving", "fixed") if known.in_role(role) is None), None)
+        return next((role for role in ("moving", "fixed") if not known.taken(role)), None)
     alike = {}
     for role in ("moving", "fixed"):
         image = known.in_role(role)
         if image is not None and image.grid.same_space(volume.grid, tolerance=1e-2):
             alike[f"{role}_labels"] = _letters_in_common(image.name, volume.name)
     best = [role for role, letters in alike.items() if letters == max(alike.values())]
-    return best[0] if len(best) == 1 and known.in_role(best[0]) is None else None
+    return best[0] if len(best) == 1 and not known.taken(best[0]) else None
 
 
 def _letters_in_common(a: str, b: str) -> int:

@@ -115,6 +115,13 @@ def take_selected() -> None:
         show_warning(TWO.format(images=len(images), layers=len(selected)))
         return
     moving, fixed = images
+    from napari_shmoareg.widgets.register.pairing import refused
+
+    for layer in images:
+        why = refused(layer)
+        if why is not None:
+            show_warning(f"The layer '{layer.name}' {why}. Two single 3D images were expected.")
+            return
     if getattr(viewer.layers.selection, "_current", None) is moving:
         moving, fixed = fixed, moving
     pick(dock(viewer, "Register"), moving, fixed)
@@ -123,10 +130,7 @@ def take_selected() -> None:
 def pick(panel: RegisterPanel, moving: Layer, fixed: Layer) -> None:
     """Pick two images in the Register panel, as if by hand."""
     for role, layer in (("moving", moving), ("fixed", fixed)):
-        picker = panel.pickers.pickers[role]
-        index = picker.findText(layer.name)
-        picker.setCurrentIndex(index)
-        picker.activated.emit(index)
+        panel.pickers.pickers[role].pick(layer)
 
 
 def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) -> None:

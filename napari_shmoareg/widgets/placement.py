@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.geometry import Grid, InputError, Volume
-from napari_shmoareg.widgets.straight import straight_around, straight_copy, straightened
+from napari_shmoareg.widgets.straight import own_voxels, straight_around, straight_copy, straightened
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -97,7 +97,7 @@ def layer_options(
         name, scale, translate, units, axis_labels, metadata.
     """
     placed = place(volume, finer=finer, nearest=nearest, outside=outside)
-    kept = {"volume": volume, "copied": placed.copied, "print": _print(placed), **about}
+    kept = {"volume": volume, "copied": placed.copied, "finer": finer, "print": _print(placed), **about}
     options = {
         "name": volume.name,
         "scale": placed.scale,
@@ -119,8 +119,10 @@ def volume_of(layer: Layer) -> Volume:
     """The volume that a layer shows, wherever it came from.
 
     Of a layer of this plugin that was not moved or changed the original voxels on their own grid; of one
-    that was edited what it holds now.  Other layers are taken as they lie in the viewer, whose axes count
-    as z, y, x (S, A, R) in the layer's units (pixels as mm).
+    that was edited what it holds now, of a copy of labels too on their own grid, with every voxel that was
+    not painted as it was.  An edited copy of an image is taken on the copy's grid.  Other layers
+    are taken as they lie in the viewer, whose axes count as z, y, x (S, A, R) in the layer's units (pixels
+    as mm).
 
     Parameters
     ----------
@@ -153,6 +155,11 @@ def volume_of(layer: Layer) -> Volume:
             return Volume(values.copy() if is_labels else values, kept.grid, layer.name, is_labels)
         if zlib.crc32(np.ascontiguousarray(data).data) == tag(layer, "print")[2] and is_labels == kept.is_labels:
             return Volume(kept.values, kept.grid, layer.name, is_labels)
+        if is_labels and kept.is_labels:
+            before = place(kept, finer=tag(layer, "finer", 1.0)).data.transpose(2, 1, 0)
+            now = data.transpose(2, 1, 0)
+            if before.shape == now.shape:
+                return Volume(own_voxels(kept, Grid(now.shape, matrix), before, now), kept.grid, layer.name, is_labels)
     values = data.transpose(2, 1, 0)
     return Volume(values.copy() if is_labels else values, Grid(values.shape, matrix), layer.name, is_labels)
 
@@ -194,6 +201,8 @@ def _moved(layer: Layer) -> bool:
     scale, translate, _ = tag(layer, "print")
     put = np.eye(4)
     put[:3, :3], put[:3, 3] = np.diag(scale[::-1]), translate[::-1]
+    if not tag(layer, "copied") and layer.data.shape != tag(layer, "volume").grid.canonical().shape[::-1]:
+        return True  # cropped, say; what a copy holds is compared by itself
     return not np.allclose(_data_to_ras(layer), put, atol=1e-6)
 
 

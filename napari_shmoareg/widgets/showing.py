@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from napari_shmoareg.widgets.placement import KEY, tag
-from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
+from napari_shmoareg.widgets.scenes import layers_of_scene, scenes
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -155,13 +158,21 @@ def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:
 
 def image_layer(viewer: Viewer, number: int, which: str) -> Layer | None:
     """The layer of a registration's moving, fixed or warped image, as far as it is open."""
-    if which == "warped":
+    return layer_of(viewer, scenes(viewer)[number], number, "after" if which == "warped" else which)
+
+
+def layer_of(viewer: Viewer, scene: Scene, number: int, which: str) -> Image | None:
+    """The layer that shows a registration's "fixed", "moving" or warped ("after") image, if one does."""
+    if which == "after":
         return next(iter(layers_of_scene(viewer, number, "warped")), None)
-    volume = getattr(scenes(viewer)[number].pair, which)
-    layers = [layer for layer in viewer.layers if layer._type_string == "image"]
-    same = [layer for layer in layers if tag(layer, "volume") is volume]
-    named = [layer for layer in layers if layer.name == volume.name and tag(layer, "number") is None]
-    return (same or named or [layer_in_role(viewer, which)])[-1]
+    wanted = getattr(scene.pair, which).values
+    for layer in reversed(viewer.layers):
+        if layer._type_string == "image" and tag(layer, "role") != "comparison":
+            volume = tag(layer, "volume")
+            values = layer.data if volume is None else volume.values
+            if isinstance(values, np.ndarray) and _voxels(values) == _voxels(wanted):
+                return layer
+    return None
 
 
 def opacity_of(layers: list[Layer], value: float | None = None) -> float:
@@ -182,3 +193,10 @@ def which(layer: Layer) -> tuple[str, int]:
     """Direction and stride of an expert map's layer."""
     expert_map = tag(layer, "expert_map")
     return expert_map.place.direction or "", expert_map.stride
+
+
+def _voxels(values: NDArray) -> tuple[int, str, list[tuple[int, int]]]:
+    """Of which places in the memory an array consists, however its axes are turned or flipped."""
+    steps = [(count, stride) for count, stride in zip(values.shape, values.strides, strict=True) if count > 1]
+    first = values.__array_interface__["data"][0] + sum(min(0, (count - 1) * stride) for count, stride in steps)
+    return first, values.dtype.str, sorted((count, abs(stride)) for count, stride in steps)

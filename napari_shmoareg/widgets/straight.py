@@ -1,9 +1,11 @@
 """Copies of oblique volumes on straight axes.
 
-For the screen only: napari 0.9 slices turned layers wrongly in 2D.
+For the screen only: napari 0.9 slices turned layers wrongly in 2D.  What is painted there is brought back.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +55,44 @@ def straight_copy(volume: Volume, grid: Grid, *, nearest: bool, outside: float |
         cval=outside,
         prefilter=False,
     )
+
+
+def own_voxels(volume: Volume, grid: Grid, before: NDArray, now: NDArray) -> NDArray:
+    """The labels of a volume with what was painted on its copy.
+
+    Parameters
+    ----------
+    volume : Volume
+        Labels, as filed.
+    grid : Grid
+        Of the copy.
+    before, now : (I, J, K) array
+        The copy as made, and as painted.
+
+    Returns
+    -------
+    array
+        On the volume's grid.  A voxel changes if the voxel of the copy that is nearest to it was painted, or,
+        where that one showed another label (at edges), the nearest one that showed its own: a label that is
+        erased leaves no crumbs.  All others keep their values.
+    """
+    from scipy.ndimage import binary_dilation
+
+    def nearest(values: NDArray) -> NDArray:
+        return straight_copy(Volume(values, grid), volume.grid, nearest=True)
+
+    changed = before != now
+    hit = nearest(changed.astype(np.uint8)) > 0
+    painted = np.where(hit, nearest(now), volume.values)
+    near = nearest(binary_dilation(changed, np.ones((3, 3, 3))).astype(np.uint8)) > 0
+    edge = np.argwhere(near & ~hit & (nearest(before) != volume.values))
+    place, own = grid.to_index(volume.grid.to_world(edge)), volume.values[tuple(edge.T)]
+    found, least = own.astype(now.dtype), np.full(len(edge), np.inf)
+    for step in product((-1, 0, 1), repeat=3):
+        index = np.clip(np.rint(place).astype(int) + step, 0, np.array(grid.shape) - 1)
+        away = np.linalg.norm((index - place) * grid.spacing, axis=1)
+        shown = tuple(index.T)
+        closer = (before[shown] == own) & (away < least)
+        found[closer], least[closer] = now[shown][closer], away[closer]
+    painted[tuple(edge.T)] = found
+    return painted

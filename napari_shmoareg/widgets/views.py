@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from napari_shmoareg.widgets.placement import tag, to_viewer
 from napari_shmoareg.widgets.scenes import itself
+from napari_shmoareg.widgets.units import go_to
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -64,8 +65,8 @@ def centre_on(viewer: Viewer, volume: Volume) -> None:
     """Move the sliders to the middle of what an image shows."""
     from napari_shmoareg.analysis.slices import middle
 
-    if viewer.dims.ndim == 3:
-        viewer.dims.point = tuple(float(v) for v in to_viewer(middle(volume)))
+    if viewer.dims.ndim >= 3:
+        go_to(viewer, to_viewer(middle(volume)))
 
 
 def attend(viewer: Viewer) -> None:

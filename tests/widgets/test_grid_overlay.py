@@ -165,11 +165,31 @@ def test_following_a_viewer_does_not_keep_it_alive(qapp, shifted):
     follower.draw()
 
 
-def test_a_grid_of_a_stack_that_is_not_three_dimensional_is_left_alone(model):
-    model.add_image(np.zeros((2, 3, 4, 5)))
-    before = model.layers["#1 deformation grid"].data.copy()
+def test_the_grid_follows_the_slider_beside_a_time_series_and_says_when_it_cannot(model, shifted, told):
+    follower = attach(model)
+    model.add_image(np.zeros((2, 3, 4, 5)), visible=False)
+    for order, axis in (((0, 1, 2, 3), 0), ((0, 2, 1, 3), 1)):
+        model.dims.order = order
+        model.dims.point = (1, 12.0, 7.0, 5.0)
+        follower.draw()
+        assert lies_at(model, shifted, axis, model.dims.point[1:])
+        assert drawn(model, "#1 deformation grid") == len(model.layers["#1 deformation grid"].data) > 20
+    assert told("warning") == ""
+    model.dims.order = (1, 2, 0, 3)
+    follower.draw()
+    assert "deformation grid' is not drawn: fewer than two of the axes S, A, R" in told("warning")
+
+
+def test_the_grid_lies_in_the_slice_of_a_viewer_in_um(model, shifted):
+    model.add_image(np.zeros((9, 9, 9)), units=("um",) * 3, scale=(1000,) * 3, visible=False)
+    centre_on(model, shifted.pair.fixed)
     attach(model).draw()
-    assert (model.layers["#1 deformation grid"].data == before).all()
+    assert model.dims.point[0] > 1000
+    assert lies_at(model, shifted, 0, np.array(model.dims.point) / 1000)
+    assert drawn(model, "#1 deformation grid") == len(model.layers["#1 deformation grid"].data) > 20
+    model.scene.camera.zoom = 1e-3  # one pixel per mm
+    attach(model).draw()
+    assert model.layers["#1 deformation grid"].edge_width * layer_scale(shifted) == pytest.approx(1.3, rel=0.1)
 
 
 def test_the_drawn_canvas_shows_the_grid_in_every_view(viewer, shifted):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import weakref
+from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -197,3 +200,19 @@ def test_the_memory_of_the_gpu_is_given_back(layers, settings):
     outcome = Job(layers, Settings(**{**vars(settings), "device": "cuda"}), 2).run()
     assert outcome.scene is not None
     assert torch.cuda.memory_allocated() <= held and torch.cuda.memory_reserved() <= reserved
+
+
+def test_a_torch_that_is_half_loaded_when_a_job_starts_does_no_harm(layers, settings, monkeypatch):
+    whole = sys.modules["torch"]
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # another thread is at it
+    job = Job(layers, settings, 1, before=lambda: monkeypatch.setitem(sys.modules, "torch", whole))
+    outcome = job.run()
+    assert outcome.error == "" and outcome.scene is not None
+
+
+def test_memory_that_runs_out_on_the_way_is_told_with_a_size_to_try(layers, settings, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("napari_shmoareg.engine.registration.register", full)
+    assert "(36 voxels instead of 48, say)" in Job(layers, replace(settings, size=48), 1).run().error

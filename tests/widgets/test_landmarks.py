@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from napari.components import ViewerModel
@@ -10,8 +12,10 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
+from napari_shmoareg.geometry import VolumePair
 from napari_shmoareg.widgets.landmarks.layers import (
     add_landmark_layers,
+    centre_on,
     landmark_layer,
     measure,
     points_of,
@@ -87,12 +91,58 @@ def test_points_stand_in_the_viewer_at_their_place_and_carry_units(viewer, scene
 
 def test_the_two_points_of_a_pair_have_one_number_and_one_colour(panel, viewer, scene):
     layers = plant(viewer, scene)
+    layers["moving"].add(layers["moving"].data[:1])
+    layers["moving"].add(layers["moving"].data[:1])
     layers["fixed"].remove([1])
     for side in ("fixed", "moving"):
         numbers = list(layers[side].features["pair"])
         assert numbers == list(range(1, len(layers[side].data) + 1))
     assert (layers["fixed"].face_color[2] == layers["moving"].face_color[2]).all()
-    assert len(np.unique(layers["moving"].face_color, axis=0)) == 4
+    assert len(np.unique(layers["moving"].face_color, axis=0)) == 5
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_a_point_deleted_with_napari_takes_its_partner_along_and_this_is_told(panel, viewer, scene, side, qtbot, told):
+    layers = plant(viewer, scene)
+    for chosen, kept in (({0}, [1, 2, 3]), ({2}, [1, 2])):  # the last pair too
+        layers[side].selected_data = chosen
+        layers[side].remove_selected()
+        assert points_of(layers["fixed"]) == pytest.approx(INSIDE[kept])
+        assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[kept]))
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 2 and cells(panel.table.whole, 0)[3] == "0.00")
+    assert "1 landmark whose partner was deleted went with it." in told("info")
+    layers["fixed"].add(layers["fixed"].data[:1])  # half a pair: nothing goes with it
+    layers["fixed"].remove([2])
+    assert [len(layer.data) for layer in layers.values()] == [2, 2]
+
+
+def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(make_napari_viewer, scene, qtbot, told):
+    viewer = make_napari_viewer(show=True)
+    open_scene(viewer, scene)
+    shown = [layer.visible for layer in viewer.layers]
+
+    def opened():
+        panel = LandmarksPanel(viewer)
+        qtbot.addWidget(panel)
+        return panel, viewer.window.add_dock_widget(panel, name="Landmarks")
+
+    panel, dock = opened()
+    layers = plant(viewer, scene)
+    panel.reset_choices()
+    panel.add.click()
+    assert str(layers["fixed"].mode) == "add" and [layer.visible for layer in viewer.layers][:3] != shown
+    dock.destroyOnClose()  # what its x does
+    assert [layer.visible for layer in viewer.layers] == [*shown, True, True]
+    assert [str(layer.mode) for layer in layers.values()] == ["pan_zoom"] * 2
+    layers["fixed"].remove([1])
+    layers["moving"].remove([0])
+    assert [len(layer.data) for layer in layers.values()] == [3, 3]  # nobody looks on
+    opened()
+    assert points_of(layers["fixed"]) == pytest.approx(INSIDE[2:])
+    assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[2:]))
+    assert "2 landmarks whose partner was deleted" in told("info")
+    layers["fixed"].remove([0])
+    assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[3:]))
 
 
 def test_the_table_follows_a_point_that_is_dragged(panel, viewer, scene, qtbot):
@@ -242,3 +292,56 @@ def test_the_lung_landmarks_start_35_mm_apart(qtbot, shared_data):
     panel.load(str(shared_data / "lung_ct" / "landmarks_inside_mm.csv"))
     qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 51)
     assert cells(panel.table.whole, 0) == ["mean", "35.27", "–", "–"]
+
+
+def in_um(viewer, shape=(9, 9, 9)) -> None:
+    """Open a layer in um, 9 mm wide: positions of the viewer are in um from now on."""
+    viewer.add_image(np.zeros(shape), units=("um",) * len(shape), scale=(1000,) * len(shape), visible=False, name="um")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_click_in_a_viewer_in_um_is_at_its_place_in_mm(viewer, scene, late):
+    open_scene(viewer, scene)
+    if not late:
+        in_um(viewer)
+    layers = add_landmark_layers(viewer)
+    set_points(layers["fixed"], INSIDE)
+    if late:
+        in_um(viewer)
+    assert points_of(layers["fixed"]) == pytest.approx(INSIDE)
+    for layer in layers.values():
+        layer.add(layer.world_to_data(1000 * to_viewer(INSIDE[0])))  # what napari does on a click
+        assert points_of(layer)[-1] == pytest.approx(INSIDE[0])
+    set_points(layers["moving"], INSIDE)
+    viewer.layers.remove("um")
+    assert [str(unit) for unit in viewer.dims.units] == ["millimeter"] * 3
+    for layer in layers.values():
+        layer.add(layer.world_to_data(to_viewer(INSIDE[1])))
+        found = points_of(layer)
+        assert found[:4] == pytest.approx(INSIDE) and found[-1] == pytest.approx(INSIDE[1])
+
+
+@pytest.mark.parametrize("shape", [(9, 9, 9), (2, 9, 9, 9)])
+def test_a_pair_is_brought_into_view_in_um_and_beside_a_time_series(viewer, scene, shape):
+    open_scene(viewer, scene)
+    if len(shape) == 3:
+        in_um(viewer)
+    else:
+        viewer.add_image(np.zeros(shape), units=("s", "um", "um", "um"), scale=(1, 1000, 1000, 1000))
+        viewer.dims.point = (1, 0, 0, 0)
+    centre_on(viewer, INSIDE[0])
+    place = 1000 * to_viewer(INSIDE[0])
+    steps = [axis.step for axis in viewer.dims.range][-3:]
+    assert np.abs(np.array(viewer.dims.point[-3:]) - place).max() <= max(steps) / 2 + 1e-6
+    assert viewer.dims.point[:-3] == (1,) * (len(shape) - 3)
+    assert viewer.scene.camera.center[1:] == pytest.approx(place[1:])
+
+
+def test_landmarks_are_never_set_in_the_images_of_another_registration(panel, viewer, scene, told):
+    pair = VolumePair(
+        *(replace(v, values=v.values.copy(), name="other") for v in (scene.pair.moving, scene.pair.fixed))
+    )
+    add_layers(viewer, [layer for layer in layers_of_pair(pair) if layer[2] == "image"])
+    viewer.layers.remove("fixed")
+    panel.add.click()
+    assert not panel.add.adding and "The fixed image of #1 (fixed) is not open" in told("error")

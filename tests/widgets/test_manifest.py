@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS
@@ -85,6 +86,28 @@ def test_other_than_two_selected_images_are_refused_in_plain_words(plugin, make_
     take_selected()
     assert "1 of the 2 selected layers are images" in told("warning")
     assert not viewer.window.dock_widgets
+
+
+def test_a_selected_image_that_cannot_be_registered_is_named_with_the_reason(plugin, make_napari_viewer, told):
+    from napari_shmoareg.widgets.opening import take_selected
+
+    viewer = make_napari_viewer()
+    viewer.add_image(np.zeros((4, 5, 6)), name="scan")
+    viewer.add_image(np.zeros((4, 5, 6, 3)), name="photograph", rgb=True)
+    viewer.layers.selection = set(viewer.layers)
+    take_selected()
+    assert "'photograph' is a colour image" in told("warning") and not viewer.window.dock_widgets
+
+
+def test_of_two_layers_that_are_called_alike_the_selected_ones_are_picked(plugin, make_napari_viewer):
+    from napari_shmoareg.widgets.opening import dock, pick
+
+    viewer = make_napari_viewer()
+    first, second = (viewer.add_image(np.zeros((4, 5, 6)), name=name) for name in "ab")
+    panel = dock(viewer, "Register")
+    first.name, second.name = "c", "a"  # napari tells panels of no new names
+    pick(panel, second, first)
+    assert (panel.pickers.pair["moving"], panel.pickers.pair["fixed"]) == (second, first)
 
 
 def _load(name: str):

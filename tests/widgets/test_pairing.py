@@ -174,3 +174,30 @@ def test_a_panel_gets_at_the_viewer_behind_naparis_proxy(model):
     proxy = PublicOnlyProxy(model)
     assert proxy.layers[0] is not model.layers[0]  # why a proxy is of no use here
     assert itself(proxy) is model and itself(model) is model
+
+
+def test_what_cannot_be_registered_is_suggested_last(model):
+    put(model, image("film", shape=(2, 4, 5, 6)), image("a"), image("b"))
+    assert names(suggest(model, {}))["moving"] == "a" and names(suggest(model, {}))["fixed"] == "b"
+
+
+def test_a_pair_that_was_suggested_is_not_exchanged_for_images_that_come_in_roles(model, qtbot):
+    a, b = put(model, image("a"), image("b"))
+    picker = PairPicker(model)
+    qtbot.addWidget(picker)
+    qtbot.wait(20)
+    put(model, image("c", "fixed"), image("d", "moving"))
+    picker.refresh()
+    assert (picker.pair["moving"], picker.pair["fixed"]) == (a, b) and layer_in_role(model, "moving") is a
+    model.layers.remove(a)
+    picker.refresh()
+    assert picker.pair["moving"] not in (None, a) and picker.pair["fixed"] is b
+
+
+def test_a_pair_that_is_opened_beside_a_single_image_is_taken_whole(model, qtbot):
+    picker = PairPicker(model)
+    qtbot.addWidget(picker)
+    for layer in (image("a"), image("c", "fixed"), image("d", "moving")):
+        put(model, layer)
+        picker.refresh()
+    assert (picker.pair["moving"].name, picker.pair["fixed"].name) == ("d", "c")

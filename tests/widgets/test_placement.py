@@ -70,15 +70,34 @@ def test_a_copy_of_labels_holds_only_labels_and_covers_as_much(phantoms):
     assert (placed.data == 2).sum() * space == pytest.approx((phantoms.fixed_labels.values == 2).sum(), rel=0.03)
 
 
-def test_painted_labels_are_what_is_registered(phantoms):
-    for volume in (straight_volume(STORED[2], is_labels=True), phantoms.fixed_labels):
+def test_painted_labels_are_what_is_registered_on_the_grid_of_the_file(phantoms):
+    for volume, block in (
+        (straight_volume(STORED[2], is_labels=True), (slice(2, 3), slice(3, 4), slice(4, 5))),
+        (phantoms.fixed_labels, (slice(15, 18), slice(18, 21), slice(20, 23))),
+    ):
         data, options = layer_options(volume)
         layer = Labels(data.copy(), **options)
-        layer.data[2, 3, 4] = 999
+        layer.data[block] = 999
         back = volume_of(layer)
-        assert 999 in back.labels and back.is_labels
-        index = back.grid.to_world(np.argwhere(back.values == 999)[0])[::-1]
-        assert layer.world_to_data(index) == pytest.approx((2, 3, 4), abs=1e-6)
+        assert back.is_labels and back.grid is volume.grid and back.values.dtype == volume.values.dtype
+        painted = back.values == 999
+        expected = layer.data[block].size * np.prod(layer.scale) / np.prod(volume.grid.spacing)
+        assert painted.sum() == pytest.approx(expected, rel=0.25)
+        at = [layer.world_to_data(volume.grid.to_world(index)[::-1]) for index in np.argwhere(painted)]
+        low, high = [s.start - 0.5 for s in block], [s.stop - 0.5 for s in block]
+        assert (np.array(at) > low).all() and (np.array(at) < high).all()
+        assert (back.values[~painted] == volume.values[~painted]).all()
+
+
+def test_a_label_that_is_erased_from_an_oblique_scan_leaves_no_crumbs(phantoms):
+    labels = phantoms.fixed_labels
+    data, options = layer_options(labels)
+    layer = Labels(np.where(data == 2, 0, data), **options)
+    values = volume_of(layer).values
+    assert (labels.values == 2).any() and (values != 2).all()
+    others = np.argwhere((values != labels.values) & (labels.values != 2))  # at its edge: the screen showed it there
+    shown = [layer.world_to_data(labels.grid.to_world(index)[::-1]) for index in others]
+    assert all(data[tuple(np.rint(place).astype(int))] == 2 for place in shown)
 
 
 def test_a_layer_that_was_moved_by_hand_is_taken_where_it_lies_now():
@@ -121,3 +140,14 @@ def test_a_turned_foreign_layer_keeps_its_turn():
 def test_what_is_no_volume_is_refused_by_name(layer, says):
     with pytest.raises(InputError, match=says):
         volume_of(layer)
+
+
+@pytest.mark.parametrize("codes", STORED)
+def test_a_layer_that_was_cropped_is_taken_where_it_lies(codes):
+    volume = straight_volume(codes)
+    data, options = layer_options(volume)
+    layer = Image(data, **options)
+    layer.data = data[:, :-2]
+    back = volume_of(layer)
+    place = layer.data_to_world((2, 1, 3))
+    assert back.values.shape == layer.data.shape[::-1] and back.grid.to_world((3, 1, 2)) == pytest.approx(place[::-1])

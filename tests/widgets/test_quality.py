@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from napari.components import ViewerModel
 from napari.utils.notifications import notification_manager
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.geometry import InputError
@@ -87,7 +88,7 @@ def state(viewer) -> list:
 def test_a_registration_that_comes_later_is_offered_and_one_that_goes_is_forgotten(panel, viewer, scene):
     assert panel.picker.number == 1 and panel.picker.scene is scene
     assert panel.picker.currentText().startswith("#1 moving onto fixed")
-    add_layers(viewer, layers_of(scene, 2)[:1])
+    add_layers(viewer, layers_of(replace(scene), 2)[:1])
     assert panel.picker.number == 2 and panel.picker.count() == 2
     viewer.layers.clear()
     assert panel.picker.number is None and panel.saving.isHidden() and not panel.invitation.isHidden()
@@ -108,6 +109,24 @@ def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(make_napari_
         assert all(picture.shape != other.shape or (picture != other).mean() > 0.005 for other in pictures), mode
         pictures.append(picture)
     panel.compare_box.compare("as they are")
+    assert state(viewer) == before
+
+
+@pytest.mark.parametrize("mode", ["two colours", "checkerboard", "side by side"])
+def test_closing_the_dock_during_a_comparison_puts_everything_back(make_napari_viewer, scene, qtbot, mode):
+    viewer = make_napari_viewer(show=True)
+    open_scene(viewer, scene)
+    viewer.reset_view()
+    before = state(viewer)
+    panel = QualityPanel(viewer)
+    dock = viewer.window.add_dock_widget(panel, name="Quality")
+    panel.compare_box.compare(mode)
+    qtbot.waitUntil(lambda: not panel.compare_box.comparer.busy, timeout=20000)
+    assert state(viewer) != before
+    if mode == "checkerboard":
+        viewer.window.remove_dock_widget(panel)
+    else:
+        dock.destroyOnClose()  # what its x does
     assert state(viewer) == before
 
 
@@ -162,6 +181,27 @@ def test_the_edge_of_a_swipe_is_taken_with_the_mouse_and_the_slider_follows(pane
     assert shown.layer.mouse_pan
     event.type, event.position = "mouse_press", centre + np.array([0, 0, 40])
     assert list(shown.drag(shown.layer, event)) == []
+
+
+@pytest.mark.parametrize("mode", ["checkerboard", "swipe"])
+def test_a_comparison_goes_on_beside_a_time_series_and_says_when_it_cannot(viewer, compare, told, mode):
+    shown = compare(mode)
+    before = shown.layer.data.copy()
+    viewer.add_image(np.zeros((2, 3, 4, 5)), visible=False)
+    viewer.dims.order = (0, 1, 2, 3)
+    shown.follow()
+    assert (shown.layer.data == before).all()
+    viewer.dims.order = (1, 2, 0, 3)
+    assert (shown.layer.data == shown.prepared.sides.fixed).all()
+    assert f"The {mode} shows the fixed image alone: fewer than two of the axes" in "".join(told)
+
+
+def test_the_edge_of_a_swipe_is_taken_in_a_viewer_in_um(viewer, compare):
+    shown = compare("swipe")
+    layer = shown.layer
+    middle = np.array(layer.translate) + np.array(layer.scale) * (np.array(layer.data.shape) - 1) / 2
+    viewer.add_image(np.zeros((9, 9, 9)), units=("um",) * 3, scale=(1000,) * 3, visible=False)
+    assert shown.edge_at(1000 * middle) == pytest.approx(0.5)
 
 
 def test_the_difference_has_one_scale_before_and_after_also_when_it_was_set_by_hand(panel, viewer, compare):
@@ -279,6 +319,20 @@ def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(panel, tmp_path
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "mine.txt"]
     assert "disk" in told[-1].lower() and "Nothing was written" in panel.saving.text.text()
     assert panel.saving.button.isEnabled() and panel.saving.open.isHidden()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(viewer, scene, tmp_path, qtbot, told, full):
+    open_scene(viewer, scene)
+    panel = QualityPanel(viewer)
+    if full:
+        (tmp_path / "mine.txt").write_text("here")
+    panel.save_all(tmp_path)
+    panel.deleteLater()
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    del panel
+    qtbot.waitUntil(lambda: bool(told), timeout=60000)
+    assert len(told) == 1 and ("not empty" in told[0] if full else f"saved in {tmp_path}" in told[0])
 
 
 def test_a_save_that_is_cancelled_leaves_nothing(panel, tmp_path, qtbot):

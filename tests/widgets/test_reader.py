@@ -18,7 +18,7 @@ from napari_shmoareg.io.report import write_registration
 from napari_shmoareg.io.transforms import write_displacement
 from napari_shmoareg.widgets.placement import tag, volume_of
 from napari_shmoareg.widgets.reader import read
-from napari_shmoareg.widgets.scenes import layer_in_role, scenes
+from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
 
 SHMOAREG = {"plugin": "shmoareg"}
 REGISTER, EXPERTS = "Register (shmoareg)", "Experts (shmoareg)"
@@ -260,3 +260,20 @@ def test_plain_images_and_labels_are_read_without_torch(files):
     )
     run = subprocess.run([sys.executable, "-c", code, *files.values()], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "['image', 'image', 'labels', 'labels'] False"
+
+
+def test_a_layer_that_got_its_role_in_the_panel_keeps_no_file_from_opening(viewer, files):
+    viewer.add_image(np.zeros((4, 5, 6)), name="plain", metadata={"shmoareg": {"role": "moving"}})
+    viewer.open([files["moving"], files["moving_labels"]], **SHMOAREG)
+    assert roles(viewer) == {"plain": "moving", "a": "fixed", "a_seg": "fixed_labels"}
+
+
+def test_a_folder_that_was_read_for_another_viewer_gets_a_number_of_its_own(viewer, scene_folder):
+    layers = read(str(scene_folder))
+    viewer.open([str(scene_folder)], **SHMOAREG)
+    first = scenes(viewer)[1]
+    for data, options, kind in layers:
+        getattr(viewer, f"add_{kind}")(data, **options)
+    assert list(scenes(viewer)) == [1, 2] and scenes(viewer)[1] is first
+    warped = layers_of_scene(viewer, 2, "warped")
+    assert [layer.name for layer in warped] == ["#2 warped"] and len(layers_of_scene(viewer, 1, "warped")) == 1

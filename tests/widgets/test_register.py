@@ -20,7 +20,7 @@ from qtpy.QtGui import QKeySequence, QShortcut
 
 from napari_shmoareg.engine.memory import psutil
 from napari_shmoareg.io.checkpoint import save_network
-from napari_shmoareg.widgets.layers import layers_of_pair
+from napari_shmoareg.widgets.layers import layers_of, layers_of_pair
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.register.job import Job
 from napari_shmoareg.widgets.register.panel import CANCELLED, RegisterPanel
@@ -318,3 +318,66 @@ def test_every_control_says_what_it_does(panel):
     for part in (panel.progress.button, panel.pickers.swap, panel.told.reasons, *panel.pickers.pickers.values()):
         assert part.toolTip()
     assert panel.minimumWidth() >= 300
+
+
+def test_a_number_that_was_taken_meanwhile_is_not_given_again(ready, viewer, qtbot, held, scene):
+    reached, go = held
+    with qtbot.waitSignal(ready.registered, timeout=LONG) as done:
+        ready.progress.button.click()
+        qtbot.waitUntil(reached.is_set, timeout=LONG)
+        add(viewer, layers_of(scene, 1)[:2])
+        go.set()
+    assert done.args == [2] and list(scenes(viewer)) == [1, 2] and scenes(viewer)[1] is scene
+    assert "#2 warped" in viewer.layers and "#2 moving onto fixed" in ready.told.text.text()
+    assert not viewer.layers["#1 warped"].visible
+
+
+def test_an_error_that_no_one_foresaw_gives_the_button_back(ready, qtbot, said, monkeypatch):
+    def break_down(_):
+        raise KeyError("odd")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "run", break_down)
+        ready.progress.button.click()
+        qtbot.waitUntil(lambda: bool(said), timeout=LONG)
+    assert "This is a bug" in said[0][1] and ready.progress.button.text() == "Register"
+    assert register(ready, qtbot) == 1
+
+
+def test_a_panel_that_is_closed_in_the_middle_ends_its_job(viewer, settings, phantoms, qtbot, held, monkeypatch):
+    (reached, go), ended, run = held, [], Job.run
+    monkeypatch.setattr(Job, "run", lambda job: ended.append(run(job)) or ended[-1])
+    panel = docked(viewer, settings, phantoms)
+    panel.progress.button.click()
+    qtbot.waitUntil(reached.is_set, timeout=LONG)
+    before = list(viewer.layers)
+    destroy(panel, viewer, qtbot)
+    go.set()
+    qtbot.waitUntil(lambda: bool(ended), timeout=LONG)
+    qtbot.wait(100)
+    assert ended[0].scene is None and ended[0].error == "" and list(viewer.layers) == before
+
+
+def test_a_panel_that_is_closed_while_layers_are_added_takes_them_back(viewer, settings, phantoms, qtbot):
+    panel = docked(viewer, settings, phantoms)
+    before = list(viewer.layers)
+    with qtbot.waitSignal(panel._arrival.came, timeout=LONG):
+        panel.progress.button.click()
+    assert len(viewer.layers) > len(before)
+    destroy(panel, viewer, qtbot)
+    qtbot.waitUntil(lambda: list(viewer.layers) == before, timeout=LONG)
+
+
+def docked(viewer, settings, phantoms):
+    """A panel with a pair; the test closes it."""
+    panel = RegisterPanel(PublicOnlyProxy(viewer))
+    viewer.window.add_dock_widget(panel, name="Register")
+    panel.form.settings = settings
+    add(viewer, layers_of_pair(phantoms))
+    return panel
+
+
+def destroy(panel, viewer, qtbot):
+    """Close its dock, as napari does with its cross."""
+    panel.parent().destroyOnClose()
+    qtbot.wait(10)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from napari.components import ViewerModel
 from napari.utils.key_bindings import KeyBinding
 from napari.utils.shortcuts import default_shortcuts
 
+from napari_shmoareg.geometry import VolumePair
 from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.widgets.shortcuts import KEYS, bind, says
+from napari_shmoareg.widgets.showing import layer_of
 
 
 @pytest.fixture
@@ -59,6 +64,25 @@ def test_the_key_of_an_image_that_was_removed_says_so_and_hides_nothing(model, s
     assert model.layers["#1 warped"].visible
 
 
+def test_the_key_of_a_removed_image_does_not_show_that_of_another_registration(model, scene):
+    pair = VolumePair(*(replace(v, values=v.values.copy()) for v in (scene.pair.moving, scene.pair.fixed)))
+    del model.layers[scene.pair.moving.name]
+    add_layers(model, layers_of_pair(pair))  # of the same names and roles
+    model.layers.selection.active = model.layers["#1 warped"]
+    assert "not open" in press(model, "moving")
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_an_image_is_known_by_its_voxels_and_not_by_memory_it_shares(scene, flipped):
+    channels = np.zeros((*scene.pair.fixed.values.shape, 2), np.float32)
+    pair = replace(scene.pair, fixed=scene.pair.fixed.with_values(channels[..., 0]))
+    viewer = ViewerModel()
+    first, second = (channels[..., n].transpose(2, 1, 0)[:: -1 if flipped else 1] for n in (0, 1))
+    layer = viewer.add_image(first)
+    viewer.add_image(second)
+    assert layer_of(viewer, replace(scene, pair=pair), 1, "fixed") is layer
+
+
 def test_a_key_goes_through_all_expert_maps_and_then_to_none(model):
     seen = []
     for _ in range(7):
@@ -91,7 +115,7 @@ def test_a_key_shows_and_hides(model, act, name):
 
 
 def test_keys_act_on_the_selected_registration_and_else_on_the_newest(model, scene):
-    add_layers(model, layers_of(scene, 2))
+    add_layers(model, layers_of(replace(scene), 2))
     model.layers.selection.clear()
     assert press(model, "direction").startswith("#2")
     model.layers.selection.active = model.layers["#1 warped"]

@@ -13,8 +13,9 @@ from napari_shmoareg.geometry.errors import InputError
 from napari_shmoareg.widgets.landmarks.layers import add_landmark_layers, centre_on, points_of
 from napari_shmoareg.widgets.placement import to_viewer
 from napari_shmoareg.widgets.quality.looks import Looks
-from napari_shmoareg.widgets.quality.preparing import layer_of
 from napari_shmoareg.widgets.scenes import layer_in_role
+from napari_shmoareg.widgets.showing import layer_of
+from napari_shmoareg.widgets.units import go_to
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -47,6 +48,11 @@ class Adding:
         self._viewer = weakref.ref(viewer)
         images = {side: _image(viewer, number, scene, side) for side in ("fixed", "moving")}
         for side, image in images.items():
+            if image is None and scene is not None:
+                raise InputError(
+                    f"The {side} image of #{number} ({getattr(scene.pair, side).name}) is not open. Open it, or choose "
+                    "another registration above."
+                )
             if image is None:
                 raise InputError(
                     f"There is no {side} image among the layers. Open the pair, and pick it in the Register panel."
@@ -74,7 +80,7 @@ class Adding:
         if self.side == "moving" and self._affine is not None:
             # Ours: only the affine leads the eye to the place, so that the deformation is judged unseen.
             guess = self._affine[:3, :3] @ fixed[len(moving)] + self._affine[:3, 3]
-            viewer.dims.point = tuple(float(v) for v in to_viewer(guess))
+            go_to(viewer, to_viewer(guess))
         elif before == "moving":
             centre_on(viewer, fixed[len(fixed) - 1])
         shown = self._images[self.side]()
@@ -102,8 +108,9 @@ class Adding:
 
 def _image(viewer: Viewer, number: int | None, scene: Scene | None, side: str) -> Layer | None:
     """The layer that shows the fixed or the moving image."""
-    found = None if scene is None or number is None else layer_of(viewer, scene, number, side)
-    return found if found is not None else layer_in_role(viewer, side)
+    if scene is None or number is None:
+        return layer_in_role(viewer, side)
+    return layer_of(viewer, scene, number, side)
 
 
 class AddButton(QPushButton):

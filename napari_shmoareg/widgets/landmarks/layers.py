@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_shmoareg.widgets.placement import AXES, KEY, UNITS, tag, to_viewer
+from napari_shmoareg.widgets.placement import AXES, KEY, tag, to_viewer
+from napari_shmoareg.widgets.units import go_to, lengths, mm_per, mm_per_unit
 
 if TYPE_CHECKING:
     from napari import Viewer
+    from napari.components import LayerList
     from napari.layers import Points
 
     from napari_shmoareg.analysis.scene import Scene
@@ -77,12 +79,15 @@ def add_landmark_layers(viewer: Viewer) -> dict[str, Points]:
                 border_width=0.05,
                 features={"pair": np.zeros(0, dtype=int)},
                 text={"string": "{pair}", "size": 10, "color": "white", "anchor": "upper_left"},
-                units=UNITS,
+                units=lengths(viewer.layers.units),
                 axis_labels=AXES,
                 metadata={KEY: {"role": f"landmarks_{side}"}},
             )
             viewer.add_layer(layer)
         found[side] = layer
+    if _follow_units not in viewer.layers.events.inserted.callbacks:
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(_follow_units, position="last")
     return found
 
 
@@ -90,12 +95,12 @@ def points_of(layer: Points | None) -> NDArray[np.float64]:
     """The points of a layer, (n, 3) mm RAS."""
     if layer is None or not len(layer.data):
         return np.zeros((0, 3))
-    return to_viewer([layer.data_to_world(point) for point in layer.data])
+    return to_viewer([layer.data_to_world(point) for point in layer.data]) * mm_per(layer.units)
 
 
 def set_points(layer: Points, points: ArrayLike) -> None:
     """Replace a layer's points by others, (n, 3) mm RAS."""
-    placed = [layer.world_to_data(point) for point in to_viewer(np.reshape(points, (-1, 3)))]
+    placed = [layer.world_to_data(p) for p in to_viewer(np.reshape(points, (-1, 3))) / mm_per(layer.units)]
     layer.selected_data = set()
     layer.data = np.reshape(placed, (-1, 3))
     dress(layer)
@@ -111,12 +116,73 @@ def dress(layer: Points) -> None:
         layer.face_color = [COLOURS[(n - 1) % len(COLOURS)] for n in numbers]
 
 
+def mend_pairs(viewer: Viewer) -> int:
+    """Drop points whose partner was deleted while no panel looked on: a gap in the other layer's numbers tells.
+
+    Returns
+    -------
+    int
+        How many were dropped.
+    """
+    layers = [layer for layer in (landmark_layer(viewer, side) for side in SIDES) if layer is not None]
+    if len(layers) < len(SIDES):
+        return 0
+    numbers = [_rising_numbers(layer) for layer in layers]
+    dropped = 0
+    for layer, mine, others in zip(layers, numbers, numbers[::-1], strict=True):
+        lone = [n for n, number in enumerate(mine) if number not in others and number < max(others, default=0)]
+        drop_points(layer, lone)
+        dropped += len(lone)
+    return dropped
+
+
+def drop_points(layer: Points, indices: list[int]) -> None:
+    """Delete points, and number the others anew."""
+    if indices:
+        layer.selected_data = set()
+        layer.remove(indices)
+    dress(layer)
+
+
 def centre_on(viewer: Viewer, point: ArrayLike) -> None:
     """Bring a place, mm RAS, into the slice and to the middle of the canvas."""
     place = to_viewer(point)
-    viewer.dims.point = tuple(float(v) for v in place)
-    shown = [float(place[axis]) for axis in viewer.dims.displayed]
+    go_to(viewer, place)
+    world = (*viewer.dims.point[:-3], *(place / mm_per_unit(viewer)))
+    shown = [float(world[axis]) for axis in viewer.dims.displayed]
     viewer.scene.camera.center = tuple([0.0, *shown][-3:])
+
+
+def _follow_units(event: Any) -> None:
+    """Give the landmarks the units of the other layers: napari takes a click for one in the layer's own."""
+    layers: LayerList = event.source
+    ours = [layer for layer in layers if str(tag(layer, "role")).startswith("landmarks_")]
+    others = [layer for layer in layers if layer not in ours]
+    wanted = lengths(layers.get_extent(others).units if others else None)
+    for layer in ours:
+        _in_units(layer, wanted)
+
+
+def _in_units(layer: Points, units: Any) -> None:
+    """Say a layer's place in other units."""
+    ratio = mm_per(layer.units) / mm_per(units)
+    if ratio == 1:
+        return
+    scale, translate = np.asarray(layer.scale) * ratio, np.asarray(layer.translate) * ratio
+    if ratio < 1:  # either way what is shown is for a moment too large, not too small, so that the sliders stay
+        layer.units = units
+    layer.scale, layer.translate = scale, translate
+    layer.units = units
+
+
+def _rising_numbers(layer: Points) -> list[float]:
+    """The numbers of a layer's points as far as they rise; points added since then have others, or none."""
+    rising: list[float] = []
+    for number in np.asarray(layer.features.get("pair", ()), dtype=float):
+        if not number > (rising[-1] if rising else 0):
+            break
+        rising.append(float(number))
+    return rising
 
 
 def _step_and_size(viewer: Viewer) -> tuple[tuple[float, ...], float]:

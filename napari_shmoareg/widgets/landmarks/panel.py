@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QTimer
+from napari.utils.notifications import show_info
+from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.landmarks import files as landmark_files
@@ -16,8 +17,10 @@ from napari_shmoareg.widgets.landmarks.layers import (
     SIDES,
     centre_on,
     dress,
+    drop_points,
     landmark_layer,
     measure,
+    mend_pairs,
     points_of,
     set_points,
 )
@@ -48,6 +51,7 @@ class LandmarksPanel(QWidget):
         viewer = itself(napari_viewer)
         self._viewer = weakref.ref(viewer)
         self._watched: weakref.WeakSet[Points] = weakref.WeakSet()
+        self._closed = self._dropping = False
         self._soon = _timer(self, SOON, self.update_table)
         self._build(viewer)
         self.reset_choices()
@@ -56,17 +60,35 @@ class LandmarksPanel(QWidget):
         """Follow the layers of the viewer; napari calls it when they change."""
         self.picker.refresh()
         viewer = self._viewer()
-        if viewer is None:
+        if viewer is None or self._closed:
             return
         found = [layer for layer in (landmark_layer(viewer, side) for side in SIDES) if layer is not None]
         if self.add.adding and len(found) < len(SIDES):
             self.add.stop()
-        for layer in found:
-            if layer not in self._watched:
-                self._watched.add(layer)
-                layer.events.data.connect(self._points_changed)
-                layer.events.set_data.connect(self._points_moved)
+        new = [layer for layer in found if layer not in self._watched]
+        if new:
+            self._dropping = True
+            _tell_of_dropped(mend_pairs(viewer))
+            self._dropping = False
+        for layer in new:
+            self._watched.add(layer)
+            layer.events.data.connect(self._points_changed)
+            layer.events.set_data.connect(self._points_moved)
         self._soon.start()
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """When the dock is closed, which takes the panel out of it: end the setting of points, follow no layer."""
+        super().changeEvent(event)
+        if event is None or event.type() != QEvent.Type.ParentChange:
+            return
+        self._closed = self.parentWidget() is None
+        if self._closed:
+            self.add.stop()
+            for layer in self._watched:
+                layer.events.data.disconnect(self._points_changed)
+                layer.events.set_data.disconnect(self._points_moved)
+            self._watched.clear()
+        self.reset_choices()
 
     def delete_pairs(self) -> None:
         """Delete the pairs that are selected in the table."""
@@ -137,9 +159,27 @@ class LandmarksPanel(QWidget):
     def _points_changed(self, event: Any) -> None:
         """Points came, went or were moved."""
         if str(event.action).endswith(("added", "removed", "changed")):
+            if str(event.action).endswith("removed"):
+                self._drop_partners(event.source, event.data_indices)
             dress(event.source)
             self._soon.start()
             self.add.points_changed()
+
+    def _drop_partners(self, layer: Points, removed: tuple[int, ...]) -> None:
+        """Points were deleted with napari's own means: their partners go too, or all later pairs would be others."""
+        viewer = self._viewer()
+        if viewer is None or self._dropping:
+            return
+        both = [landmark_layer(viewer, side) for side in SIDES]
+        other = both[0] if layer is both[1] else both[1] if layer is both[0] else None
+        lone = [] if other is None else [n for n in removed if n < len(other.data)]
+        if other is not None and lone:
+            self._dropping = True
+            try:
+                drop_points(other, lone)
+            finally:
+                self._dropping = False
+            _tell_of_dropped(len(lone))
 
     def _points_moved(self, event: Any) -> None:
         """A point may be being dragged: napari tells of its data only when it is let go."""
@@ -154,6 +194,11 @@ class LandmarksPanel(QWidget):
         viewer, fixed = self._viewer(), self._points()["fixed"]
         if viewer is not None and pair < len(fixed):
             centre_on(viewer, fixed[pair])
+
+
+def _tell_of_dropped(count: int) -> None:
+    if count:
+        show_info(f"{count} landmark{'s' if count > 1 else ''} whose partner was deleted went with it.")
 
 
 def _timer(owner: QWidget, wait: int, then: Callable[[], None]) -> QTimer:

@@ -14,8 +14,9 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_shmoareg.widgets.quality.comparing import Beside, Comparison, Mixed
 from napari_shmoareg.widgets.quality.computed import Computed
 from napari_shmoareg.widgets.quality.looks import Looks
-from napari_shmoareg.widgets.quality.preparing import BESIDE, COMPUTED, Prepared, layer_of, prepare
+from napari_shmoareg.widgets.quality.preparing import BESIDE, COMPUTED, Prepared, prepare
 from napari_shmoareg.widgets.scenes import scenes
+from napari_shmoareg.widgets.showing import layer_of
 
 if TYPE_CHECKING:
     from napari import Viewer

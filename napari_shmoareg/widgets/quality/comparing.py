@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
-from napari_shmoareg.widgets.quality.preparing import Prepared, layer_of
+from napari_shmoareg.widgets.quality.preparing import Prepared
+from napari_shmoareg.widgets.showing import layer_of
 
 if TYPE_CHECKING:
     from napari import Viewer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.utils.notifications import show_warning
 from numpy.typing import ArrayLike
 from psygnal import Signal
 
@@ -12,6 +13,7 @@ from napari_shmoareg.widgets.placement import AXES, KEY, UNITS
 from napari_shmoareg.widgets.quality.comparing import Comparison
 from napari_shmoareg.widgets.quality.composites import fill_checkerboard, fill_difference, fill_swipe, swipe_edge
 from napari_shmoareg.widgets.quality.preparing import WORDS
+from napari_shmoareg.widgets.units import ASIDE, mm_per_unit, shown_axes
 
 if TYPE_CHECKING:
     from napari.layers import Image, Layer
@@ -49,6 +51,7 @@ class Computed(Comparison):
         self._add(self.layer)
         self._only([self.layer], overlays=True)
         self.viewer.layers.selection.active = self.layer
+        self._say_if_aside()
         for emitter in self._emitters():
             emitter.connect(self.follow)
         self.layer.mouse_drag_callbacks.append(self.drag)
@@ -69,19 +72,21 @@ class Computed(Comparison):
         """Compute anew for the axes that are shown now."""
         self._edge = None
         self.set_amount(self.amount)
+        self._say_if_aside()
 
     def edge_at(self, position: ArrayLike) -> float:
         """The amount with which the edge of a swipe goes through a place of the viewer's world."""
         axis, rising = self._across()
-        share = (self.layer.world_to_data(position)[axis] + 0.5) / self.layer.data.shape[axis]
+        place = np.asarray(position) * mm_per_unit(self.viewer)  # a layer knows its own units only
+        share = (self.layer.world_to_data(place)[axis] + 0.5) / self.layer.data.shape[axis]
         return float(np.clip(share if rising else 1 - share, 0, 1))
 
     def drag(self, layer: Image, event: Any) -> Any:
         """Take the edge of a swipe with the mouse."""
-        if self.prepared.mode != "swipe" or self.viewer.dims.ndisplay != 2:
+        if self.prepared.mode != "swipe" or self.viewer.dims.ndisplay != 2 or self._aside:
             return
         axis, _ = self._across()
-        width = layer.data.shape[axis] * layer.scale[axis]
+        width = layer.data.shape[axis] * layer.scale[axis] / mm_per_unit(self.viewer)
         if abs(self.edge_at(event.position) - self.amount) * width * self.viewer.scene.camera.zoom > NEAR:
             return
         layer.mouse_pan = False
@@ -98,16 +103,27 @@ class Computed(Comparison):
         viewer = self.viewer
         return [viewer.dims.events.order, viewer.dims.events.ndisplay, viewer.scene.camera.events.orientation]
 
+    @property
+    def _aside(self) -> bool:
+        """Whether too few of the axes S, A, R are shown for tiles or an edge."""
+        return self.prepared.mode != "difference" and len(shown_axes(self.viewer)) < 2
+
+    def _say_if_aside(self) -> None:
+        if self._aside:
+            show_warning(f"The {self.prepared.mode} shows the fixed image alone: {ASIDE}")
+
     def _across(self) -> tuple[int, bool]:
         """The axis that runs across the screen, and whether it rises to the right."""
-        return self.viewer.dims.displayed[-1], str(self.viewer.scene.camera.orientation[-1]) == "right"
+        return shown_axes(self.viewer)[-1], str(self.viewer.scene.camera.orientation[-1]) == "right"
 
     def _fill(self) -> None:
         out, mode = self.layer.data, self.prepared.mode
         if mode == "difference":
             fill_difference(out, self._both)
+        elif self._aside:
+            np.copyto(out, self._both.fixed)
         elif mode == "checkerboard":
-            fill_checkerboard(out, self._both, self.amount, self.viewer.dims.displayed)
+            fill_checkerboard(out, self._both, self.amount, shown_axes(self.viewer))
         else:
             axis, rising = self._across()
             edge = swipe_edge(out.shape[axis], self.amount, rising)

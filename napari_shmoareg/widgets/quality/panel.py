@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QFrame, QGroupBox, QLabel, QScrollArea, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.quality.compare_box import CompareBox
+from napari_shmoareg.widgets.quality.compare_box import AS_THEY_ARE, CompareBox
 from napari_shmoareg.widgets.quality.saving import SaveBox
 from napari_shmoareg.widgets.quality.table import QualityTable
 from napari_shmoareg.widgets.registration_picker import RegistrationPicker
@@ -64,6 +64,12 @@ class QualityPanel(QWidget):
     def save_all(self, folder: str | Path) -> None:
         """Write everything of the picked registration into a new or empty folder, beside the window."""
         self.saving.save_all(folder)
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """End the comparison when the dock is closed: napari then takes the panel out of it, and tells it no more."""
+        super().changeEvent(event)
+        if event is not None and event.type() == QEvent.Type.ParentChange and self.parentWidget() is None:
+            self.compare_box.compare(AS_THEY_ARE)
 
     def _pick(self) -> None:
         """Another registration is looked at."""

@@ -6,17 +6,11 @@ from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.widgets.placement import layer_options, tag
+from napari_shmoareg.widgets.placement import layer_options
 from napari_shmoareg.widgets.quality.composites import Sides, moving_at, sides
-from napari_shmoareg.widgets.scenes import layers_of_scene
 
 if TYPE_CHECKING:
-    from napari import Viewer
-    from napari.layers import Image
-
     from napari_shmoareg.analysis.scene import Scene
 
 COMPUTED = ("checkerboard", "swipe", "difference")
@@ -81,20 +75,6 @@ def prepare(
             options["contrast_limits"] = windows["fixed" if name == "fixed" else "moving"]
             extra[name] = data, options | {"name": f"#{number} {WORDS.get(name, name)}"}
     return Prepared(scene, number, mode, stage, None, extra)
-
-
-def layer_of(viewer: Viewer, scene: Scene, number: int, which: str) -> Image | None:
-    """The layer that shows a registration's "fixed", "moving" or warped ("after") image, if one does."""
-    if which == "after":
-        return next(iter(layers_of_scene(viewer, number, "warped")), None)
-    wanted = getattr(scene.pair, which).values
-    for layer in reversed(viewer.layers):
-        if layer._type_string == "image" and tag(layer, "role") != "comparison":
-            volume = tag(layer, "volume")
-            values = layer.data if volume is None else volume.values
-            if isinstance(values, np.ndarray) and np.may_share_memory(values, wanted):
-                return layer
-    return None
 
 
 def _windows(scene: Scene) -> dict[str, tuple[float, float]]:

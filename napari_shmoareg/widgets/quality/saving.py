@@ -116,7 +116,9 @@ class SaveBox(QWidget):
         self._lies = None
         self._show("")
         self._tick.start()
-        create_worker(self._saving.run, _connect={"returned": self._done})
+        # The words do not hang on this box, which is gone when its dock was closed meanwhile.
+        say = partial(_say_outcome, self._saving.folder)
+        create_worker(self._saving.run, _connect={"returned": [say, self._done]})
 
     def cancel(self) -> None:
         """Stop after the part that is being written; nothing is left behind."""
@@ -142,14 +144,10 @@ class SaveBox(QWidget):
         if isinstance(error, Stopped):
             self._show("Stopped. Nothing was written.")
         elif error is not None:
-            from napari_shmoareg.widgets.register.job import explain
-
             self._show("It could not be saved. Nothing was written.")
-            show_error(explain(error))
         else:
             self._lies = saving.folder
             self._show(f"Saved in {saving.folder}.")
-            show_info(f"The registration is saved in {saving.folder}.")
 
     def _show_progress(self) -> None:
         if self._saving is not None and not self._saving.stop.is_set():
@@ -166,6 +164,17 @@ class SaveBox(QWidget):
         self.open.setVisible(self._lies is not None)
         self.button.setText("Cancel" if self.busy else "Save all…")
         self.button.setEnabled(self.busy or (scene is not None and scene.registration is not None))
+
+
+def _say_outcome(folder: Path, outcome: tuple[Exception | None]) -> None:
+    """Tell that everything is saved, or why not."""
+    (error,) = outcome
+    if error is None:
+        show_info(f"The registration is saved in {folder}.")
+    elif not isinstance(error, Stopped):
+        from napari_shmoareg.widgets.register.job import explain
+
+        show_error(explain(error))
 
 
 def place_in(chosen: Path, scene: Scene) -> Path:

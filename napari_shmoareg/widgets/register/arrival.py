@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.register.job import Outcome, Status, explain
-from napari_shmoareg.widgets.scenes import layers_of_scene
+from napari_shmoareg.widgets.scenes import layers_of_scene, next_number, renumbered, scenes
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -35,20 +35,20 @@ class Arrival(QObject):
     ----------
     came : Signal(Status)
         After each layer.
-    arrived : Signal()
-        After the last one.
+    arrived : Signal(int)
+        After the last one, with the number that the registration has in the viewer.
     failed : Signal(str)
         A layer could not be added; why, in plain words.
     """
 
     came = Signal(object)
-    arrived = Signal()
+    arrived = Signal(int)
     failed = Signal(str)
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self._viewer: weakref.ref[Viewer] | None = None
-        self._outcome: Outcome | None = None
+        self._going = going = _Going()
+        self.destroyed.connect(lambda *_: going.end())
         self._inputs: Inputs = {}
         self._turn = QTimer(self)
         self._turn.setSingleShot(True)
@@ -56,42 +56,90 @@ class Arrival(QObject):
 
     def begin(self, viewer: Viewer, outcome: Outcome, inputs: Inputs) -> None:
         """Add the layers of an outcome whose inputs were these."""
-        self._viewer, self._outcome, self._inputs = weakref.ref(viewer), outcome, inputs
+        self._going.begin(viewer, outcome)
+        self._inputs = inputs
         self._turn.start(BREATH)
 
+    def end(self) -> None:
+        """Add no more, and take back what was added, unless all of it was."""
+        self._going.end()
+
     def _next(self) -> None:
-        viewer, outcome = None if self._viewer is None else self._viewer(), self._outcome
+        going = self._going
+        viewer, outcome = going.viewer(), going.outcome
         if viewer is None or outcome is None:
             return
-        from napari_shmoareg.widgets.layers import add_layers
-
         try:
             if outcome.layers:
-                with _looking_as_before(viewer):
-                    add_layers(viewer, [outcome.layers.pop(0)])
+                going.add_one(viewer, outcome.layers)
+                if going.ended:
+                    return
                 self.came.emit(Status("adding layers", 1 - STEP * len(outcome.layers), None))
                 self._turn.start(BREATH)
                 return
-            self._arrange(viewer, outcome.number)
+            self._arrange(viewer, going.number)
         except Exception as error:
-            self._outcome = None
+            going.outcome = None
             self.failed.emit(explain(error))
             return
-        self._outcome = None
-        self.arrived.emit()
+        going.outcome = None
+        self.arrived.emit(going.number)
 
     def _arrange(self, viewer: Viewer, number: int) -> None:
-        """Fixed below, warped on top; what else was shown of moving images and results is hidden."""
+        """Fixed below, warped on top; the moving image, outlines of labels and other results are hidden."""
         for layer in viewer.layers:
             if tag(layer, "number") not in (None, number) and tag(layer, "scene") is not None:
                 layer.visible = False
-        for role, shown in (("moving", False), ("fixed", True)):
-            picked = self._inputs[role]()
+        shown_or_not = {"moving": False, "moving_labels": False, "fixed_labels": False, "fixed": True}
+        for role, shown in shown_or_not.items():
+            picked = self._inputs[role]() if role in self._inputs else None
             if picked is not None and picked in viewer.layers and picked.visible != shown:
                 picked.visible = shown
         warped = layers_of_scene(viewer, number, "warped")
         if warped:
             viewer.layers.selection = {warped[-1]}
+
+
+class _Going:
+    """A result of which some layers may be in the viewer; no part of Qt, so that it can clean up after a panel."""
+
+    def __init__(self) -> None:
+        self.ended, self.number = False, 0
+        self.viewer: Callable[[], Viewer | None] = lambda: None
+        self.outcome: Outcome | None = None
+        self._added: list[weakref.ref[Layer]] = []
+
+    def begin(self, viewer: Viewer, outcome: Outcome) -> None:
+        """Nothing of it is there yet."""
+        self.ended = False
+        self.viewer, self.outcome, self.number, self._added = weakref.ref(viewer), outcome, outcome.number, []
+
+    def add_one(self, viewer: Viewer, layers: list[Any]) -> None:
+        """Add the next layer; before the first one, take another number if others have taken this one meanwhile."""
+        from napari_shmoareg.widgets.layers import add_layers
+
+        if not self._added and self.number in scenes(viewer):
+            self.number = next_number(viewer)
+            layers[:] = [(data, renumbered(options, self.number), kind) for data, options, kind in layers]
+        with _looking_as_before(viewer):
+            self._added += map(weakref.ref, add_layers(viewer, [layers.pop(0)]))
+        if self.ended:
+            self._take_back()
+
+    def end(self) -> None:
+        """The panel is gone: take back what was added, unless all of it was."""
+        self.ended = True
+        if self.outcome is not None:
+            QTimer.singleShot(0, self._take_back)
+
+    def _take_back(self) -> None:
+        self.outcome = None
+        viewer = self.viewer()
+        if viewer is None:
+            return
+        for layer in [added() for added in self._added]:
+            if layer is not None and layer in viewer.layers:
+                viewer.layers.remove(layer)
 
 
 @contextmanager

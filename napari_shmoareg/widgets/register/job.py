@@ -17,7 +17,7 @@ from napari_shmoareg.engine.interruption import Interrupted, interruptible
 from napari_shmoareg.engine.phases import placed, registering
 from napari_shmoareg.geometry import InputError, Volume, VolumePair
 from napari_shmoareg.widgets.placement import volume_of
-from napari_shmoareg.widgets.register.settings import LABELS, Settings
+from napari_shmoareg.widgets.register.settings import LABELS, SMALLEST, Settings
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -84,7 +84,7 @@ class Job:
         self.number, self._layers, self._settings, self._before = number, dict(layers), settings, before
         self._stop = threading.Event()
         self._unwanted: Callable[[], bool] = lambda: False
-        self._parts = registering(settings.refine)
+        self._parts, self._longest, self._held = registering(settings.refine), 0, 0
         self._began = time.perf_counter()
         self._reached = ("starting", 0.0, self._began)
 
@@ -119,23 +119,23 @@ class Job:
 
     def run(self) -> Outcome:
         """Do it.  Never raises: what went wrong is in the outcome."""
-        held = _cuda_memory()
         gc.freeze()  # or the collector would stop viewer and work for a third of a second, to look at all of torch
         try:
+            self._tell("loading", 0.0)
+            self._before()
+            self._held = _cuda_memory()
             outcome = self._register()
         except Interrupted:
             outcome = Outcome(self.number)
         except Exception as error:
-            outcome = Outcome(self.number, error=explain(error))
+            outcome = Outcome(self.number, error=explain(error, self._longest))
         finally:
             gc.unfreeze()
         self._layers.clear()
-        _release_cuda(held)
+        _release_cuda(self._held)
         return outcome
 
     def _register(self) -> Outcome:
-        self._tell("loading", 0.0)
-        self._before()
         from napari_shmoareg.analysis.expert_load import ExpertLoad
         from napari_shmoareg.analysis.quality import measure
         from napari_shmoareg.analysis.scene import Scene
@@ -162,10 +162,11 @@ class Job:
         from napari_shmoareg.io.checkpoint import load_network
         from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
-        asked = self._settings
-        device = chosen_device(asked.device)
+        asked, device = self._settings, chosen_device(self._settings.device)
         weights, why = chosen_weights(asked.weights, device)
         network = load_network(weights, device=device)
+        size = network.config.size if asked.size is None else asked.size
+        self._longest = size if isinstance(size, int) else max(pair.fixed.grid.shape)
         with interruptible(network, self._check):
             registration = register(
                 pair,
@@ -191,16 +192,17 @@ class Job:
             raise Interrupted
 
 
-def explain(error: Exception) -> str:
-    """An error in plain words, for people who see a form and not a command line."""
+def explain(error: Exception, size: int = 0) -> str:
+    """An error in plain words, for people who see a form and not a command line; `size` is what it was run at."""
     if isinstance(error, InputError):
         return in_words_of_the_form(str(error))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        return "The memory ran out. Choose a smaller Size, or close other programs and layers."
+        such = f" ({max(SMALLEST, size * 3 // 4)} voxels instead of {size}, say)" if size > SMALLEST else ""
+        return f"The memory ran out. Choose a smaller Size{such}, or close other programs and layers."
     logging.getLogger(__name__).error("a registration failed", exc_info=error)
-    lines = str(error).strip().splitlines() or ["no message"]
+    said = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
     return (
-        f"Something went wrong inside shmoareg ({type(error).__name__}: {lines[0]}). This is a bug, not your mistake: "
+        f"Something went wrong inside shmoareg ({said}). This is a bug, not your mistake: "
         "please report it with what the terminal says."
     )
 
@@ -231,15 +233,18 @@ def _read(layers: Mapping[str, Layer]) -> tuple[VolumePair, list[str]]:
 
 def _cuda_memory() -> int:
     """Bytes in use on a CUDA device, 0 without one; does not load torch for that."""
-    torch = sys.modules.get("torch")
-    return torch.cuda.memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
+    return 0 if (cuda := _cuda()) is None else cuda.memory_allocated()
 
 
 def _release_cuda(held: int) -> None:
     """Give the device's memory back to other programs."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return
-    if torch.cuda.memory_allocated() > held:
+    if _cuda_memory() > held:
         gc.collect()
-    torch.cuda.empty_cache()
+    if (cuda := _cuda()) is not None:
+        cuda.empty_cache()
+
+
+def _cuda() -> Any:
+    """``torch.cuda`` where it is in use; a torch that is only half loaded has none."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda if getattr(cuda, "is_initialized", bool)() else None

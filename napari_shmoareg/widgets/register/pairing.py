@@ -42,7 +42,8 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
     Returns
     -------
     dict of role to Layer or None
-        Images: those opened in a role, else the two that are selected, else by order, moving first.  Labels:
+        Images: those opened in a role, else the two that are selected, else by order, moving first; what can
+        be registered comes first.  Labels:
         those opened in a role, else such that stand on the same grid as their image and are called most alike.
         Results are never suggested.
     """
@@ -55,7 +56,7 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
         if in_role in (labels if role.endswith("labels") else images) and in_role not in pair.values():
             pair[role] = in_role
     chosen = [image for image in images if image in viewer.layers.selection]
-    ordered = [*(chosen if len(chosen) == 2 else ()), *images]
+    ordered = sorted([*(chosen if len(chosen) == 2 else ()), *images], key=lambda la: refused(la) is not None)
     for role in ("moving", "fixed"):
         if role not in pair:
             pair[role] = next((image for image in ordered if image not in pair.values()), None)
@@ -91,11 +92,19 @@ def missing(pair: Mapping[str, Layer | None]) -> str | None:
         if layer is None:
             continue
         words = role.replace("_", " ") + ("" if role.endswith("labels") else " image")
-        if getattr(layer, "multiscale", False):
-            return f"The {words} is multiscale: open one level"
-        if layer.ndim != 3:
-            return f"The {words} has {layer.ndim} axes, not 3"
+        why = refused(layer)
+        if why is not None:
+            return f"The {words} {why}"
     return None
+
+
+def refused(layer: Layer) -> str | None:
+    """Why a layer cannot be registered, in a few words that follow its name; None if it can."""
+    if getattr(layer, "rgb", False):
+        return "is a colour image: split it into its channels"
+    if getattr(layer, "multiscale", False):
+        return "is multiscale: open one level"
+    return None if layer.ndim == 3 else f"has {layer.ndim} axes, not 3"
 
 
 def _made_by_us(layer: Layer) -> bool:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info, show_warning
-from qtpy.QtCore import QTimer, Signal
+from qtpy.QtCore import QEvent, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.register import told
 from napari_shmoareg.widgets.register.arrival import Arrival, Inputs
 from napari_shmoareg.widgets.register.form import SettingsForm
-from napari_shmoareg.widgets.register.job import Job, Outcome, in_words_of_the_form
+from napari_shmoareg.widgets.register.job import Job, Outcome, explain, in_words_of_the_form
 from napari_shmoareg.widgets.register.pickers import PairPicker
 from napari_shmoareg.widgets.register.progress_row import SHORTCUT, Doing, ProgressRow
 from napari_shmoareg.widgets.register.remembered import recall, remember
@@ -55,6 +56,8 @@ class RegisterPanel(QWidget):
         self._outcome: Outcome | None = None  # whose layers are being added
         self._doing = Doing.nothing
         self._warm = WarmUp()
+        self._closed = closed = threading.Event()
+        self.destroyed.connect(lambda *_: closed.set())
         self.pickers, self.form = PairPicker(viewer), SettingsForm(recall())
         self.progress, self.told = ProgressRow(), told.Told()
         self._lay_out()
@@ -76,6 +79,17 @@ class RegisterPanel(QWidget):
     def reset_choices(self, event: Any = None) -> None:
         """Offer the layers that are open now; napari calls it when they change."""
         self.pickers.refresh()
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """A dock that is closed lets its panel go, which then lives on for as long as Python likes."""
+        super().changeEvent(event)
+        if event is None or event.type() != QEvent.Type.ParentChange:
+            return
+        if self.parent() is not None:
+            self._closed.clear()
+            return
+        self._closed.set()
+        self._arrival.end()
 
     def _lay_out(self) -> None:
         inner = QWidget()
@@ -108,10 +122,12 @@ class RegisterPanel(QWidget):
         picked = {role: layer for role, layer in self.pickers.pair.items() if layer is not None}
         self._inputs = {role: weakref.ref(layer) for role, layer in picked.items()}
         self._job = job = Job(picked, self.form.settings, next_number(viewer), self._warm.wait)
-        self._worker = create_worker(job, _start_thread=False)
+        self._worker = create_worker(job, _start_thread=False, _ignore_errors=True)
         self._worker.returned.connect(self._finish)
-        worker = weakref.ref(self._worker)
-        job.cancel_when(lambda: getattr(worker(), "abort_requested", False))  # the window was closed
+        self._worker.errored.connect(self._broke)
+        worker, closed = weakref.ref(self._worker), self._closed
+        # the panel or the window was closed
+        job.cancel_when(lambda: closed.is_set() or getattr(worker(), "abort_requested", False))
         self.told.say("")
         self._show(Doing.registering)
         self._looks.start()
@@ -119,7 +135,7 @@ class RegisterPanel(QWidget):
 
     def _finish(self, outcome: Outcome) -> None:
         """The worker is done: begin to add, or say why not."""
-        closed = self._worker is not None and self._worker.abort_requested
+        closed = self._closed.is_set() or (self._worker is not None and self._worker.abort_requested)
         self._job = self._worker = None
         viewer = self._viewer()
         if closed or viewer is None:
@@ -135,6 +151,12 @@ class RegisterPanel(QWidget):
             self._show(Doing.adding)
             self._arrival.begin(viewer, outcome, self._inputs)
 
+    def _broke(self, error: Exception) -> None:
+        """The worker ended by an error that no one foresaw."""
+        if not self._closed.is_set():
+            self._job = self._worker = None
+            self._fail(explain(error))
+
     def _fail(self, text: str) -> None:
         self._outcome = None
         self.told.say(text)
@@ -142,18 +164,18 @@ class RegisterPanel(QWidget):
         self._show(Doing.nothing)
         show_error(text)
 
-    def _arrived(self) -> None:
+    def _arrived(self, number: int) -> None:
         """All layers are there: say what came of it."""
         outcome, self._outcome = self._outcome, None
         if outcome is None or outcome.scene is None:
             return
         notes = [*outcome.notes, *map(in_words_of_the_form, outcome.scene.report["warnings"])]
-        self.told.say("\n\n".join([told.result(outcome.number, outcome.scene), *notes]), told.reasons(outcome.scene))
+        self.told.say("\n\n".join([told.result(number, outcome.scene), *notes]), told.reasons(outcome.scene))
         self._scroll.ensureWidgetVisible(self.told)
         self._show(Doing.nothing)
         if notes:
             show_warning("\n\n".join(notes))
-        self.registered.emit(outcome.number)
+        self.registered.emit(number)
 
     def _look(self) -> None:
         """At the worker and at the warming up, from time to time."""

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.register import pairing
@@ -60,6 +60,12 @@ class LayerPicker(QComboBox):
         self.setCurrentIndex(next((n for n, layer in enumerate(layers, 1) if layer is picked), 0))
         self.blockSignals(blocked)
 
+    def pick(self, layer: Layer) -> None:
+        """Pick one of the layers that are offered, as if by hand."""
+        index = next((n for n, offered in enumerate(self._offered, 1) if offered() is layer), 0)
+        self.setCurrentIndex(index)
+        self.activated.emit(index)
+
 
 class PairPicker(QWidget):
     """Moving and fixed image with their labels, and a button that exchanges them.
@@ -75,6 +81,10 @@ class PairPicker(QWidget):
         super().__init__()
         self._viewer = weakref.ref(viewer)
         self._by_hand: set[str] = set()
+        self._stays: set[str] = set()  # roles of images that were picked by themselves, and are not exchanged any more
+        self._soon = QTimer(self)  # what is opened together comes in one turn of the event loop
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self._keep_images)
         self.pickers = {role: LayerPicker(NO_LABELS if "labels" in role else NO_IMAGE) for role in ROLES}
         self.swap = QPushButton("Swap")
         self.swap.setToolTip(SWAP_TIP)
@@ -115,10 +125,16 @@ class PairPicker(QWidget):
         offers = {kind: pairing.offered(viewer.layers, kind) for kind in ("image", "labels")}
         now = self.pair
         self._by_hand = {r for r in self._by_hand if now[r] is None or now[r] in offers[pairing.KINDS[r]]}
-        wanted = pairing.suggest(viewer, {role: now[role] for role in self._by_hand})
+        self._stays = {r for r in self._stays if now[r] in offers["image"]}
+        wanted = pairing.suggest(viewer, {role: now[role] for role in self._by_hand | self._stays})
         for role, picker in self.pickers.items():
             picker.offer(offers[pairing.KINDS[role]], wanted[role])
         self._settle(viewer)
+
+    def _keep_images(self) -> None:
+        """From here on layers that come do not take the place of a pair that is there."""
+        if self.missing is None:
+            self._stays = {"moving", "fixed"}
 
     def _pick(self, role: str) -> None:
         """A person picked; labels that were not picked by hand follow their image."""
@@ -142,4 +158,5 @@ class PairPicker(QWidget):
         pair = self.pair
         if pair["moving"] is not None and pair["fixed"] is not None and pair["moving"] is not pair["fixed"]:
             pairing.give_roles(viewer.layers, pair)
+        self._soon.start(0)
         self.changed.emit()
