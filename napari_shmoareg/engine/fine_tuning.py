@@ -18,6 +18,7 @@ from napari_shmoareg.engine import losses
 from napari_shmoareg.engine.cascade import coarse_pass
 from napari_shmoareg.engine.conform import Conformed, conform
 from napari_shmoareg.engine.memory import check_training_memory
+from napari_shmoareg.engine.optimiser import adam
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError, VolumePair, field
 from napari_shmoareg.model import NetworkOutput, SHMoAReg
@@ -62,9 +63,8 @@ def make_optimiser(network: SHMoAReg, settings: FineTuning) -> torch.optim.Adam:
     for parameter in network.parameters():
         factor = 1 / heads.get(id(parameter), 1) if settings.balance_heads else 1.0
         groups.setdefault(factor, []).append(parameter)
-    return torch.optim.Adam(
-        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()], lr=settings.learning_rate
-    )
+    parts = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+    return adam(parts, lr=settings.learning_rate)
 
 
 def fine_tune(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from napari_shmoareg.engine import losses
 from napari_shmoareg.engine.cascade import coarser, stretch, to_shape
 from napari_shmoareg.engine.local_similarity import LocalCorrelation, SelfSimilarity
+from napari_shmoareg.engine.optimiser import adam
 from napari_shmoareg.geometry import InputError, field
 
 DEFAULT_STEPS = 60
@@ -187,7 +188,7 @@ class _Level:
             self.velocity.grad = None
             loss.backward()
             if self.optimiser is None:
-                self.optimiser = torch.optim.Adam([self.velocity], lr=self.settings.rate, eps=self._damping())
+                self.optimiser = adam([self.velocity], lr=self.settings.rate, eps=self._damping())
             self.optimiser.step()
         return float(similarity.detach()), float(smoothness.detach())
 

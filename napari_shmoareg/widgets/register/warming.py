@@ -88,9 +88,10 @@ def _import_all() -> Ready:
     import napari_shmoareg.engine.registration
     import napari_shmoareg.io.summary
     import napari_shmoareg.widgets.layers  # noqa: F401
+    from napari_shmoareg.engine.optimiser import adam
     from napari_shmoareg.io.checkpoint import shipped_weights
 
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.sum().backward()
-    torch.optim.Adam([weight]).step()  # loads what a refinement needs
+    adam([weight]).step()  # loads what a refinement needs
     return Ready(tuple(shipped_weights()), torch.cuda.is_available())
