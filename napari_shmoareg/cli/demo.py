@@ -24,9 +24,6 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The folder for the results: a new one, or an empty one.")
     ] = Path("shmoareg-demo"),
-    viewer: Annotated[
-        bool, typer.Option("--viewer/--no-viewer", help="Open the result in a viewer, once there is one.", hidden=True)
-    ] = True,
     weights: Weights = None,
     refine: RefineOption = 60,
     device: DeviceOption = Device.auto,

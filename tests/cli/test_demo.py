@@ -9,7 +9,7 @@ import pytest
 
 def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_path):
     out = tmp_path / "demo"
-    result = shmoareg("demo", "--weights", weights, "--out", out, "--no-viewer", "--refine", "2")
+    result = shmoareg("demo", "--weights", weights, "--out", out, "--refine", "2")
     assert result.exit_code == 0, result.stderr
     truth = json.loads((out / "report.json").read_text())["extra"]["true_error_mm"]
     assert truth["affine"]["mean"] < truth["before"]["mean"]
