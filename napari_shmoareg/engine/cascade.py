@@ -81,27 +81,58 @@ def cascade(
     >>> tuple(cascade(network, moving, fixed, passes=(0.5, 1.0)).displacement.shape)
     (1, 3, 36, 40, 32)
     """
+    tell = progress or (lambda _done: None)
+    total, ran = before_last(network, moving, fixed, passes=passes, diffeomorphic=diffeomorphic, progress=tell)
+    last = network(seen_after(moving, total), fixed, diffeomorphic=diffeomorphic)
+    tell(1.0)
+    displacement = last.displacement if total is None else field.compose(total, last.displacement)
+    return Cascade(displacement, last, ran)
+
+
+def before_last(
+    network: SHMoAReg,
+    moving: Tensor,
+    fixed: Tensor,
+    *,
+    passes: Sequence[float] | None = None,
+    diffeomorphic: bool | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[Tensor | None, tuple[float, ...]]:
+    """The passes of `cascade` before its last one, with its parameters and errors.
+
+    Returns
+    -------
+    start : Tensor (B, 3, D, H, W) or None
+        Their displacements composed, voxels of the finest grid; None where there is none.
+    passes : tuple of float
+        Those that run, the last one included.
+    """
+    coarse = _earlier(network, fixed.shape[2:], passes)
+    work = [share**3 for share in (*coarse, 1.0)]
+    total: Tensor | None = None
+    for number, share in enumerate(coarse):
+        found = coarse_pass(network, seen_after(moving, total), fixed, share, diffeomorphic=diffeomorphic)
+        total = found if total is None else field.compose(total, found)
+        if progress is not None:
+            progress(sum(work[: number + 1]) / sum(work))
+    return total, (*coarse, 1.0)
+
+
+def _earlier(network: SHMoAReg, shape: Sequence[int], passes: Sequence[float] | None) -> tuple[float, ...]:
+    """The passes before the last that run on a grid of this shape."""
     wanted = tuple(network.config.passes if passes is None else passes)
     if not wanted or wanted[-1] != 1:
         raise ValueError(f"the last pass is at the full resolution, 1; got the passes {wanted}")
-    shape = tuple(fixed.shape[2:])
-    coarse = [
-        share for share in wanted[:-1] if max(coarser(shape, share)) >= SMALLEST and coarser(shape, share) != shape
-    ]
-    work = [share**3 for share in (*coarse, 1.0)]
-    tell = progress or (lambda _done: None)
-    total: Tensor | None = None
-    for number, share in enumerate(coarse):
-        seen = moving if total is None else field.warp(moving, total, padding="border")
-        found = coarse_pass(network, seen, fixed, share, diffeomorphic=diffeomorphic)
-        total = found if total is None else field.compose(total, found)
-        tell(sum(work[: number + 1]) / sum(work))
-    # The edge goes on beyond the field of view: zeros would show the next pass an edge that is none.
-    seen = moving if total is None else field.warp(moving, total, padding="border")
-    last = network(seen, fixed, diffeomorphic=diffeomorphic)
-    tell(1.0)
-    displacement = last.displacement if total is None else field.compose(total, last.displacement)
-    return Cascade(displacement, last, (*coarse, 1.0))
+    grids = {share: coarser(shape, share) for share in wanted[:-1]}
+    return tuple(share for share in wanted[:-1] if max(grids[share]) >= SMALLEST and grids[share] != tuple(shape))
+
+
+def seen_after(moving: Tensor, total: Tensor | None) -> Tensor:
+    """The moving image (B, 1, D, H, W) as a pass sees it that starts from a displacement, or from none.
+
+    The edge goes on beyond the field of view: zeros would show the pass an edge that is none.
+    """
+    return moving if total is None else field.warp(moving, total, padding="border")
 
 
 def coarse_pass(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from napari_shmoareg.engine.affine import Alignment, align
+from napari_shmoareg.engine.carrying import carry
 from napari_shmoareg.engine.cautions import cautions
 from napari_shmoareg.engine.conform import check_size, conform
 from napari_shmoareg.engine.contrast import check_mode, match_contrast
@@ -186,21 +187,18 @@ def register(
             )
     transform = conformed.transform(displacement)
     with phase("warp"):
-        deformation = Transform(np.eye(4), transform.field).total(grid)  # asked of the network's field once
-        total = deformation.after(alignment.matrix)
-        warped = total.warp(pair.moving)
-        warped_labels = None if pair.moving_labels is None else total.warp(pair.moving_labels)
+        carried = carry(pair, transform)
     with phase("measure"):
-        jacobian = Volume(deformation.jacobian(), grid, "jacobian")
+        jacobian = carried.jacobian()
         local = {name: local_correlation(*images, u) for name, u in (("affine", None), ("after", displacement.cpu()))}
         stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix), "after": transform}
         alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
     return Registration(
         pair=pair,
         transform=transform,
-        warped=warped,
-        warped_labels=warped_labels,
-        displacement=total,
+        warped=carried.warped,
+        warped_labels=carried.warped_labels,
+        displacement=carried.displacement,
         jacobian=jacobian,
         routing=routing,
         network_grid=conformed.grid,

@@ -35,6 +35,24 @@ class NetworkOutput(NamedTuple):
     routing: RoutingTrace
 
 
+class Encoded(NamedTuple):
+    """What the encoder makes of a pair: all that the decoder needs, and may be given again.
+
+    Attributes
+    ----------
+    pyramid : list of Tensor (2B, C, D/s, H/s, W/s)
+        Features at strides s = 1, 2, 4 ...; moving images first, then fixed ones.
+    routings : list of list of Routing or None
+        Per encoder layer and block.
+    valid : tuple of 3 int
+        Voxels along each axis before padding.
+    """
+
+    pyramid: list[Tensor]
+    routings: list[list[Routing | None]]
+    valid: Size
+
+
 class SHMoAReg(nn.Module):
     """Registration network with mixtures of attention heads and of deformation experts.
 
@@ -97,14 +115,21 @@ class SHMoAReg(nn.Module):
         ValueError
             If the shapes differ or are not (B, 1, D, H, W).
         """
+        return self.decode(self.encode(moving, fixed), diffeomorphic=diffeomorphic)
+
+    def encode(self, moving: Tensor, fixed: Tensor) -> Encoded:
+        """The encoder's part of `forward`, with the same arguments and errors."""
         images, valid = self._batch(moving, fixed)
         pyramid, routings = self.encoder(images, valid)
-        halves = [features.chunk(2) for features in pyramid]
+        return Encoded(pyramid, routings, valid)
+
+    def decode(self, encoded: Encoded, *, diffeomorphic: bool | None = None) -> NetworkOutput:
+        """The decoder's part of `forward`; what the encoder made stays as it is and may be decoded again."""
+        halves = [features.chunk(2) for features in encoded.pyramid]
         displacement, decoded = self.decoder(
             [m for m, _ in halves], [f for _, f in halves], self._integration(diffeomorphic)
         )
-        encoded = list(_encoder_records(routings))
-        return self._output(displacement, [*encoded, *decoded], valid)
+        return self._output(displacement, [*_encoder_records(encoded.routings), *decoded], encoded.valid)
 
     def both_orders(self, first: Tensor, second: Tensor, *, diffeomorphic: bool | None = None) -> NetworkOutput:
         """Register first onto second, and second onto first, computing the features once.

@@ -1,0 +1,79 @@
+"""Where the gates of a network stand.  Eq. (5)-(6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from napari_shmoareg.model.decoder import Decoder, Level
+from napari_shmoareg.model.encoder import Encoder
+from napari_shmoareg.model.moa import MoA
+from napari_shmoareg.model.network import SHMoAReg
+from napari_shmoareg.model.routing import Direction, Part, SigmoidGate, SoftmaxGate
+from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
+from napari_shmoareg.model.swin import SwinBlock
+
+
+@dataclass(frozen=True, eq=False)
+class GateSite:
+    """A gate and its place; fields as in `RoutedLayer`, but one gate serves both images.
+
+    Attributes
+    ----------
+    part, layer, stride, block, direction
+        See `RoutedLayer`.
+    num_experts, top_k : int
+    module : SoftmaxGate or SigmoidGate
+        A forward hook on it sees, and may change, the probabilities: (2B, *S, N) of the encoder, moving
+        images first; (B, N, *S) of the decoder.  *S is padded to a multiple of the coarsest stride.
+    """
+
+    part: Part
+    layer: int
+    stride: int
+    num_experts: int
+    top_k: int
+    module: SoftmaxGate | SigmoidGate
+    block: int | None = None
+    direction: Direction | None = None
+
+
+def gates_of(network: SHMoAReg) -> tuple[GateSite, ...]:
+    """Every gate of a network, in the order of the forward; none for one without experts.
+
+    Examples
+    --------
+    >>> from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+    >>> from napari_shmoareg.model.gates import gates_of
+    >>> gates = gates_of(SHMoAReg(SHMoARegConfig.preset("tiny")))
+    >>> [(gate.layer, gate.direction) for gate in gates if gate.part == "decoder"]
+    [(2, 'x'), (2, 'y'), (2, 'z'), (1, 'x'), (1, 'y'), (1, 'z')]
+    """
+    return (*_of_encoder(network.encoder), *_of_decoder(network.decoder))
+
+
+def _of_encoder(encoder: Encoder) -> list[GateSite]:
+    found = []
+    for stage, layer in enumerate(encoder.layers):
+        for number, block in enumerate(layer.blocks):  # type: ignore[arg-type, union-attr]
+            assert isinstance(block, SwinBlock)
+            if isinstance(block.attention, MoA):
+                moa = block.attention
+                found.append(
+                    GateSite("encoder", stage + 1, 4 * 2**stage, moa.num_experts, moa.top_k, moa.gate, block=number)
+                )
+    return found
+
+
+def _of_decoder(decoder: Decoder) -> list[GateSite]:
+    found = []
+    for level in decoder.levels:
+        assert isinstance(level, Level)
+        if isinstance(level.head, SHMoE):
+            head, layer = level.head, level.stride.bit_length()
+            for direction in DIRECTIONS:
+                gate = head.gates[direction]
+                assert isinstance(gate, SigmoidGate)
+                found.append(
+                    GateSite("decoder", layer, level.stride, len(head.kernels), head.top_k, gate, direction=direction)
+                )
+    return found

@@ -1,0 +1,210 @@
+"""Silencing and forcing experts: what is changed, where, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from napari_shmoareg.analysis.expert_load import Place, place_of
+from napari_shmoareg.analysis.expert_maps import expert_maps, token_loads
+from napari_shmoareg.analysis.intervention import Intervention, cells_in, edit, intervening
+from napari_shmoareg.engine.registration import register
+from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.routing import choose
+
+OPTIONS = {"affine": "none", "size": 20, "device": "cpu"}
+
+
+def again(pair, network, registration, *changes):
+    with intervening(network, changes, registration.network_grid):
+        return register(pair, network, **OPTIONS)
+
+
+def chosen(registration, **where):
+    return {place_of(r): r.routing.experts[0].numpy() for r in registration.routing.select(**where)}
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_a_silenced_expert_is_replaced_by_the_next_best_with_its_own_value(top_k):
+    values = torch.rand(2, 3, 4, 2, 6)
+    expert = torch.randint(-1, 6, (2, 3, 4, 2))
+    after = edit(values, expert, "silence", top_k)
+    for cell in np.ndindex(2, 3, 4, 2):
+        order = [int(n) for n in values[cell].argsort(descending=True) if n != expert[cell]]
+        weights, ids = choose(after[cell], top_k, dim=-1)
+        assert ids.tolist() == order[:top_k]
+        assert torch.equal(weights, values[cell][order[:top_k]])
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_a_forced_expert_takes_the_place_and_the_value_of_the_weakest_chosen_one(top_k):
+    values = torch.rand(2, 3, 4, 2, 6)
+    expert = torch.randint(-1, 6, (2, 3, 4, 2))
+    after = edit(values, expert, "force", top_k)
+    for cell in np.ndindex(2, 3, 4, 2):
+        before = values[cell].argsort(descending=True)[:top_k].tolist()
+        wanted = int(expert[cell])
+        weights, ids = choose(after[cell], top_k, dim=-1)
+        if wanted < 0 or wanted in before:
+            assert torch.equal(after[cell], values[cell])
+        else:
+            assert ids.tolist() == [*before[:-1], wanted]
+            assert torch.equal(weights, values[cell][before])
+
+
+def test_an_expert_is_forced_where_all_gate_values_are_equal():
+    values = torch.full((1, 2, 2, 2, 6), 0.5)
+    for expert in range(6):
+        for top_k in (1, 2):
+            after = edit(values, torch.full((1, 2, 2, 2), expert), "force", top_k)
+            assert (choose(after, top_k, dim=-1)[1] == expert).any(-1).all()
+
+
+def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pair, tiny_network):
+    """The plan is made in the world, by other arithmetic; padding, shifted windows and an oblique grid lie between."""
+    grid = register(pair, tiny_network, **OPTIONS).network_grid
+    middle = grid.centre
+
+    def planned(points, count):
+        right, front, up = np.moveaxis(points - middle, -1, 0)
+        return (2 * (right + 0.3 * front > 0) + 1 * (up - 0.2 * right > 3)).astype(int) % count
+
+    def planting(site):
+        def hook(module, args, output):
+            values = output if site.part == "encoder" else output.movedim(1, -1)
+            for cell in np.ndindex(*values.shape[1:4]):
+                index = (np.array(cell) + 0.5) * site.stride - 0.5  # middle of the cell, in voxels of the network grid
+                place = grid.affine[:3, :3] @ index + grid.affine[:3, 3]
+                values[(slice(None), *cell)] = torch.where(
+                    torch.arange(site.num_experts) == int(planned(place, site.num_experts)), 0.9, 0.01
+                )
+            return values if site.part == "encoder" else values.movedim(-1, 1)
+
+        return site.module.register_forward_hook(hook)
+
+    handles = [planting(site) for site in gates_of(tiny_network)]
+    registration = register(pair, tiny_network, **OPTIONS)
+    for handle in handles:
+        handle.remove()
+
+    def points(volume_grid):
+        return volume_grid.to_world(np.stack(np.meshgrid(*map(np.arange, volume_grid.shape), indexing="ij"), -1))
+
+    maps = expert_maps(registration)
+    assert len(maps) == 6
+    for found in maps:
+        plan = planned(points(found.volume.grid), found.num_experts)
+        assert np.unique(plan).size > 1
+        np.testing.assert_array_equal(found.volume.values, plan + 1)
+    shifted = [load for load in token_loads(registration) if load.place.block == 1]
+    window = tiny_network.config.window
+    assert all(any(n > w for n, w in zip(load.grid.shape, window, strict=True)) for load in shifted) and shifted
+    for load in token_loads(registration):
+        np.testing.assert_array_equal(load.values.argmax(-1), planned(points(load.grid), load.values.shape[-1]))
+
+
+def test_forcing_every_cell_to_what_it_chose_changes_nothing_to_the_last_bit(pair, tiny_network, registration):
+    for part in ("encoder", "decoder"):
+        for rank in range(2 if part == "encoder" else 1):
+            ids = {place: experts[rank] for place, experts in chosen(registration, part=part).items()}
+            after = again(pair, tiny_network, registration, Intervention("force", ids, part))
+            np.testing.assert_array_equal(after.displacement.vectors, registration.displacement.vectors)
+            np.testing.assert_array_equal(after.warped.values, registration.warped.values)
+            for a, b in zip(after.routing, registration.routing, strict=True):
+                assert torch.equal(a.routing.experts, b.routing.experts)
+                assert torch.equal(a.routing.weights, b.routing.weights)
+
+
+def test_silencing_an_expert_that_nothing_chose_changes_nothing(pair, tiny_network):
+    with torch.no_grad():  # expert 2 of x at full resolution is never chosen any more
+        gate = next(g for g in gates_of(tiny_network) if (g.layer, g.direction) == (1, "x")).module
+        gate.weight[2], gate.bias[2] = 0, -30
+    before = register(pair, tiny_network, **OPTIONS)
+    assert not (chosen(before, layer=1, direction="x")[Place("decoder", 1, direction="x")] == 2).any()
+    unused = Intervention("silence", 2, "decoder", 1, direction="x")
+    after = again(pair, tiny_network, before, unused)
+    np.testing.assert_array_equal(after.displacement.vectors, before.displacement.vectors)
+    used = again(pair, tiny_network, before, Intervention("silence", 0, "decoder", 1, direction="x"))
+    assert not np.array_equal(used.displacement.vectors, before.displacement.vectors)
+
+
+def test_a_silent_expert_is_chosen_nowhere_and_the_network_is_left_as_it_was(pair, tiny_network, registration):
+    change = Intervention("silence", 3, "encoder", image="fixed")
+    after = again(pair, tiny_network, registration, change)
+    for place, experts in chosen(after, part="encoder").items():
+        assert (experts == 3).any() == (place.image == "moving")
+    assert not any(site.module._forward_hooks for site in gates_of(tiny_network))
+    third = register(pair, tiny_network, **OPTIONS)
+    np.testing.assert_array_equal(third.displacement.vectors, registration.displacement.vectors)
+
+
+def test_only_the_direction_and_the_layer_that_were_named_are_changed(pair, tiny_network, registration):
+    after = again(pair, tiny_network, registration, Intervention("force", 1, "decoder", 1, direction="y"))
+    for place, experts in chosen(after, part="decoder").items():
+        if (place.layer, place.direction) == (1, "y"):
+            assert (experts == 1).all()
+        else:
+            np.testing.assert_array_equal(experts, chosen(registration, part="decoder")[place])
+
+
+def test_a_region_is_changed_where_it_lies_and_nowhere_else(pair, tiny_network, registration):
+    """The region stands on the oblique fixed grid, the cells on the network's."""
+    region = pair.fixed_labels.with_values((pair.fixed_labels.values == 3).astype(np.int32))
+    change = Intervention("force", 2, "decoder", 1, direction="z", region=region)
+    after = again(pair, tiny_network, registration, change)
+    place = Place("decoder", 1, direction="z")
+    before, now = chosen(registration)[place][0], chosen(after)[place][0]
+    points = registration.network_grid.to_world(
+        np.stack(np.meshgrid(*map(np.arange, registration.network_grid.shape), indexing="ij"), -1)
+    )
+    index = np.rint(region.grid.to_index(points)).astype(int)
+    within = ((index >= 0) & (index < region.grid.shape)).all(-1)
+    index[~within] = 0
+    inside = within & (region.values[tuple(np.moveaxis(index, -1, 0))] == 1)
+    assert inside.any()
+    assert (now[inside] == 2).all()
+    np.testing.assert_array_equal(now[~inside], before[~inside])
+
+
+def test_a_cell_is_in_a_region_by_half_of_its_volume(registration):
+    grid = registration.network_grid
+    values = np.zeros(grid.shape, np.uint8)
+    values[:3, :2, :4] = 1
+    found = cells_in(Volume(values, grid, "corner", is_labels=True), grid, 2)
+    shares = F.avg_pool3d(torch.from_numpy(values[None, None].astype(np.float32)), 2, ceil_mode=True)[0, 0].numpy()
+    assert found.shape == grid.coarsen(2).shape
+    np.testing.assert_array_equal(found, shares >= 0.5)
+    assert found[:2, :1, :2].all() and found.sum() == 4  # half of the second cell along the first axis
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (Intervention("silence", 1, "decoder", 7), "names no gate"),
+        (Intervention("silence", 1, "decoder", 1, image="fixed"), "names no gate"),
+        (Intervention("silence", 3, "decoder", 1), "experts 0 to 2"),
+        (Intervention("force", -1, "encoder"), "experts 0 to 5"),
+    ],
+)
+def test_what_is_not_there_is_refused(tiny_network, registration, change, says):
+    with pytest.raises(InputError, match=says), intervening(tiny_network, [change], registration.network_grid):
+        pass
+
+
+def test_silencing_too_many_or_nowhere_is_refused(pair, tiny_network, registration):
+    all_silent = [Intervention("silence", n, "decoder", 1) for n in range(3)]
+    with pytest.raises(InputError, match="too few are left"):
+        again(pair, tiny_network, registration, *all_silent)
+    speck = pair.fixed_labels.with_values(np.zeros(pair.fixed.values.shape, np.int32))
+    speck.values[18, 14, 11] = 1
+    with pytest.raises(InputError, match="covers no cell"):
+        again(pair, tiny_network, registration, Intervention("silence", 0, "encoder", 2, region=speck))
+    assert not any(site.module._forward_hooks for site in gates_of(tiny_network))
+
+
+def test_an_unknown_action_is_refused():
+    with pytest.raises(InputError, match="silence, force"):
+        Intervention("remove", 0, "decoder")
