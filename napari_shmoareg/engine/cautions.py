@@ -25,6 +25,8 @@ def cautions(
         Of a `Registration`.
     """
     found = []
+    if settings.get("untrained"):
+        found.append("These weights are untrained: nothing is deformed, and what the experts chose means nothing.")
     placed, warped, local = similarity["affine"], similarity["after"], local_correlation
     if placed and warped and warped.ncc < placed.ncc - NOTABLE and not warped.nmi > placed.nmi:
         found.append(

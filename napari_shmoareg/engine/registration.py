@@ -212,6 +212,7 @@ def register(
             "device": str(where),
             "network": config.to_dict(),
             "passes": list(found.passes),
+            "untrained": network.untrained,
         },
     )
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_shmoareg.model.config import SHMoARegConfig
-from napari_shmoareg.model.decoder import Decoder
+from napari_shmoareg.model.decoder import Decoder, Level
 from napari_shmoareg.model.encoder import Encoder
 from napari_shmoareg.model.routing import Image, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.model.swin import Size
+
+STARTING = 1e-4  # heads start at N(0, 1e-5), whose largest of some thousands is 5e-5; trained ones reach 3e-3 and more
 
 
 class NetworkOutput(NamedTuple):
@@ -145,6 +147,13 @@ class SHMoAReg(nn.Module):
             for layer in routings
         ]
         return self._output(displacement, [*_encoder_records(twice), *decoded], valid)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether every head still holds the tiny weights that learning starts from, so that nothing is moved."""
+        heads = [m for level in self.decoder.levels for m in cast(Level, level).head.modules()]
+        largest = max(float(m.weight.detach().abs().max()) for m in heads if isinstance(m, nn.Conv3d))
+        return largest < STARTING
 
     def _integration(self, diffeomorphic: bool | None) -> int | None:
         wanted = self.config.diffeomorphic if diffeomorphic is None else diffeomorphic

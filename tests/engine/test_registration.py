@@ -7,13 +7,16 @@ from torch import nn
 
 from napari_shmoareg.engine import Registration, register
 from napari_shmoareg.geometry import Grid, InputError, Transform, Volume, VolumePair, warp_volume
-from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoARegConfig
+from napari_shmoareg.io import load_network
+from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
 
 PHASES = ["align", "conform", "network", "warp", "measure"]
 
 
 class Shifting(nn.Module):
     """Stands in for the network: moves everything by the same number of voxels."""
+
+    untrained = False
 
     def __init__(self, voxels=(0.0, 0.0, 0.0), fails=None):
         super().__init__()
@@ -91,7 +94,7 @@ def test_the_network_runs_in_evaluation_and_inference_mode_and_gets_its_mode_bac
     assert network.training
     assert max(result.network_grid.shape) == 16
     asked = {"affine": "none", "size": 16, "diffeomorphic": True, "device": "cpu", "passes": [1.0]}
-    asked |= {"refine": 0, "similarity": "auto", "contrast": "auto"}
+    asked |= {"refine": 0, "similarity": "auto", "contrast": "auto", "untrained": False}
     assert result.settings == asked | {"network": network.config.to_dict()}
 
 
@@ -189,3 +192,11 @@ def test_an_inverted_moving_image_is_registered_as_the_plain_one(pair, lively_ne
     kept = register(VolumePair(turned, pair.fixed), network, affine="none", contrast="keep")
     fields = [r.displacement.vectors for r in (*results, kept)]
     assert np.abs(fields[1] - fields[0]).mean() < np.abs(fields[2] - fields[0]).mean()
+
+
+def test_weights_that_were_never_trained_are_told(pair, tiny_network):
+    fresh = SHMoAReg(SHMoARegConfig.preset("tiny"))
+    (said,) = register(pair, fresh, affine="none", size=20).warnings
+    assert "untrained" in said
+    assert not any("untrained" in warning for warning in register(pair, tiny_network, affine="none", size=20).warnings)
+    assert not load_network("small").untrained
