@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,13 +98,19 @@ def expert_map_figure(
     return figure
 
 
-def load_figure(load: ExpertLoad) -> Figure:
+def load_figure(
+    load: ExpertLoad, *, spread: Mapping[Place, NDArray[np.float64]] | None = None, caption: str = ""
+) -> Figure:
     """Bars of every expert's share of selections, per encoder layer and block and per decoder layer.  Fig. 5.
 
     Parameters
     ----------
     load : ExpertLoad
         Of one pair or of many added up.  A dotted line marks equal shares.
+    spread : mapping of Place to (N,) array, optional
+        Half the length of the error bars, as a share: the standard deviation over pairs (`share_spread`).
+    caption : str
+        A line below: of what the load is, and what the error bars are.
 
     Raises
     ------
@@ -122,9 +129,17 @@ def load_figure(load: ExpertLoad) -> Figure:
     figure.suptitle("Share of selections per expert (dotted: equal shares)", fontsize=11)
     pieces = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for piece, (part, rows) in zip(pieces, parts.items(), strict=True):
-        _panels(piece, rows)
+        _panels(piece, rows, spread or {})
         piece.supxlabel(EXPERTS_ARE[part], fontsize=8)
+    below(figure, caption)
     return figure
+
+
+def below(figure: Figure, caption: str) -> None:
+    """A small caption at the foot of a figure of constrained layout, broken into lines that fit its width."""
+    if caption:
+        lines = wrap(caption, int(19 * figure.get_figwidth()))
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
 
 
 def expert_colours(count: int) -> list[str]:
@@ -134,6 +149,7 @@ def expert_colours(count: int) -> list[str]:
 
 
 Bars = dict[Place, np.ndarray]
+Spread = Mapping[Place, NDArray[np.float64]]
 
 
 def _rows(load: ExpertLoad) -> list[tuple[str, list[tuple[str, Bars]]]]:
@@ -148,14 +164,15 @@ def _rows(load: ExpertLoad) -> list[tuple[str, list[tuple[str, Bars]]]]:
     return [(f"{part} layer {layer}", sorted(panels.items())) for (part, layer), panels in sorted(layers.items())]
 
 
-def _panels(piece: SubFigure, rows: list[tuple[str, list[tuple[str, Bars]]]]) -> None:
+def _panels(piece: SubFigure, rows: list[tuple[str, list[tuple[str, Bars]]]], spread: Spread) -> None:
     """Draw the layers of one part, all on one scale."""
     grid = piece.add_gridspec(len(rows), max(len(panels) for _, panels in rows))
-    highest = max(float(share.max()) for _, panels in rows for _, bars in panels for share in bars.values())
+    all_bars = [bars for _, panels in rows for _, bars in panels]
+    highest = max(float((share + spread.get(p, 0)).max()) for bars in all_bars for p, share in bars.items())
     for n, (title, panels) in enumerate(rows):
         for column, (name, bars) in enumerate(panels):
             axes = piece.add_subplot(grid[n, column])
-            _bars(axes, bars)
+            _bars(axes, bars, spread)
             axes.set_title(f"{title}, {name}" if name else title, fontsize=8.5)
             axes.set_ylim(0, 105 * highest)
             if column == 0:
@@ -164,13 +181,15 @@ def _panels(piece: SubFigure, rows: list[tuple[str, list[tuple[str, Bars]]]]) ->
                 axes.legend(fontsize=7, frameon=False, loc="best", handlelength=1, borderpad=0.1)
 
 
-def _bars(axes: Axes, bars: Bars) -> None:
+def _bars(axes: Axes, bars: Bars, spread: Spread) -> None:
     width = 0.8 / len(bars)
     for n, (place, share) in enumerate(bars.items()):
         ids = np.arange(len(share))
         colours = expert_colours(len(share)) if place.image is None else IMAGE_COLOURS[place.image]
-        offset = (n - (len(bars) - 1) / 2) * width
-        axes.bar(ids + offset, 100 * share, width, color=colours, edgecolor="0.35", linewidth=0.4, label=place.image)
+        at = ids + (n - (len(bars) - 1) / 2) * width
+        axes.bar(at, 100 * share, width, color=colours, edgecolor="0.35", linewidth=0.4, label=place.image)
+        if place in spread:
+            axes.errorbar(at, 100 * share, 100 * spread[place], fmt="none", ecolor="0.15", elinewidth=0.7, capsize=1.2)
     axes.axhline(100 / len(share), color="0.3", linewidth=0.8, linestyle=":")
     axes.set_xticks(ids)
     axes.tick_params(labelsize=7)

@@ -77,7 +77,7 @@ def expert_maps(registration: Registration) -> list[ExpertMap]:
     maps = []
     for record in registration.routing.select(part="decoder"):
         values = record.routing.experts[0, 0].numpy(force=True).astype(np.uint8) + np.uint8(1)
-        volume = Volume(values, _cells(registration, record), record.name, is_labels=True)
+        volume = Volume(values, cells_of(registration, record), record.name, is_labels=True)
         maps.append(ExpertMap(record.name, volume, place_of(record), record.stride, record.num_experts))
     return maps
 
@@ -102,7 +102,7 @@ def token_loads(registration: Registration, **where: object) -> list[TokenLoad]:
         weights = record.routing.weights[0].numpy(force=True).astype(np.float32)
         values = np.zeros((record.num_experts, *experts.shape[1:]), dtype=np.float32)
         np.put_along_axis(values, experts, weights, axis=0)
-        cells = _cells(registration, record)
+        cells = cells_of(registration, record)
         loads.append(TokenLoad(record.name, np.moveaxis(values, 0, -1), cells, place_of(record), record.stride))
     return loads
 
@@ -123,11 +123,11 @@ def times_chosen(registration: Registration) -> list[TokenLoad]:
         if place in counted:
             chosen = chosen + counted[place].values
         name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
-        counted[place] = TokenLoad(name, chosen, _cells(registration, record), place, record.stride)
+        counted[place] = TokenLoad(name, chosen, cells_of(registration, record), place, record.stride)
     return list(counted.values())
 
 
-def _cells(registration: Registration, record: RoutedLayer) -> Grid:
+def cells_of(registration: Registration, record: RoutedLayer) -> Grid:
     """The grid of a record's cells, which has to be the network grid at its stride."""
     grid = registration.network_grid.coarsen(record.stride)
     cells = tuple(record.routing.experts.shape[2:])

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg.analysis.expert_maps import ExpertMap, TokenLoad, expert_maps, times_chosen, token_loads
-from napari_shmoareg.geometry import DisplacementField, Transform, Volume, VolumePair
+from napari_shmoareg.analysis.gate_values import GateValues, gate_values
+from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
 
 if TYPE_CHECKING:
     from napari_shmoareg.engine.registration import Registration
@@ -47,6 +48,10 @@ class Scene:
         Where the scene comes from; None for one read from a folder.
     folder : Path or None
         Where it lies; None for one that was not written.
+    gates : list of GateValues
+        What every gate gave every expert, in the order of the forward; empty for a folder written
+        before these were kept.  In a folder they are rounded to 1/65535: what was chosen stands in
+        `expert_maps` and `token_loads`.
     """
 
     pair: VolumePair
@@ -62,6 +67,7 @@ class Scene:
     weights: str = ""
     registration: Registration | None = None
     folder: Path | None = None
+    gates: list[GateValues] = field(default_factory=list)
 
     @classmethod
     def of(cls, registration: Registration, report: Mapping[str, Any], *, weights: str) -> Scene:
@@ -79,12 +85,21 @@ class Scene:
             report=report,
             weights=weights,
             registration=registration,
+            gates=gate_values(registration),
         )
 
     @property
     def deformation(self) -> DisplacementField:
         """The deformation without the affine on the fixed grid, mm RAS: A^-1(T(x)) - x.  Computed at each call."""
         return self.displacement.after(np.linalg.inv(self.transform.affine).astype(np.float64))
+
+    @property
+    def network_grid(self) -> Grid:
+        """Where the network worked, in the fixed world."""
+        if self.registration is not None:
+            return self.registration.network_grid
+        i, j, k = self.report["network_grid"]["shape"]
+        return Grid((i, j, k), np.array(self.report["network_grid"]["affine"], dtype=np.float64))
 
     @property
     def kernels(self) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import napari_shmoareg
+from napari_shmoareg.cli.plans import begin_work, checksum_of
 from napari_shmoareg.cli.trial import Trial
 from napari_shmoareg.geometry import InputError
 
@@ -43,7 +42,7 @@ def make_plan(common: Trial, names: Sequence[str], trials: Sequence[Trial]) -> d
     """All that the numbers depend on, as it stands in benchmark.json."""
     settings = {key: value for key, value in asdict(common).items() if key not in ("method", *FILES)}
     if common.weights is not None:
-        settings["weights_sha256"] = _sum_of(common.weights)
+        settings["weights_sha256"] = checksum_of(common.weights)
     listed = [[getattr(trial, name) for name in FILES] for trial in trials[:: len(names)]]
     plan: dict[str, Any] = {"methods": list(names), "settings": settings, "versions": used_versions(names)}
     plan |= {"machine": _machine(), "pairs": listed}
@@ -59,28 +58,7 @@ def begin(out: Path, plan: Mapping[str, Any]) -> None:
     InputError
         If it was begun with another one, holds other things, or cannot be made.
     """
-    from napari_shmoareg.io.atomic import writing
-    from napari_shmoareg.io.places import check_new_folder
-
-    place = out / PLAN
-    if place.is_file():
-        try:
-            then = dict(json.loads(place.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{place} is damaged ({error}); give another --out.") from error
-        differ = [
-            "another machine" if key == "machine" else f"other {key}" for key in plan if plan[key] != then.get(key)
-        ]
-        if differ:
-            raise InputError(
-                f"The benchmark in '{out}' was begun with {' and '.join(differ)} (see {place}); go on with what it was "
-                "begun with, or give another --out."
-            )
-        return
-    check_new_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with writing(place) as temporary:
-        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    begin_work(out / PLAN, plan, "benchmark")
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
@@ -168,12 +146,6 @@ def used_versions(names: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             found[distribution] = "unknown"
     return found
-
-
-def _sum_of(weights: str) -> str:
-    """The checksum of weights, shipped or a file: others of the same name give other numbers."""
-    shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
-    return hashlib.sha256((shipped if shipped.is_file() else Path(weights).expanduser()).read_bytes()).hexdigest()
 
 
 def _progress(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> str:

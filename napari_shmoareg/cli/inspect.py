@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from napari_shmoareg.cli.inspect_pairs import Point, inspect_pairs, parse_point
 from napari_shmoareg.cli.options import (
     Affine,
     AffineOption,
     Channel,
+    Contrast,
+    ContrastOption,
     Debug,
     Device,
     DeviceOption,
@@ -36,27 +40,49 @@ if TYPE_CHECKING:
     from napari_shmoareg.geometry import VolumePair
 
 DEFAULT_OUT = Path("shmoareg-inspect")
+ROLES = ("moving", "fixed")
 
 
 def inspect(
     what: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="DIR...|MOVING FIXED",
             help="Folders that `register` wrote (the loads of several are added up), or two images to register now.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            metavar="LIST.csv",
+            help="Register all pairs of a list instead: files in the columns moving, fixed and, where "
+            "there are labels, fixed_labels. Goes on where it was stopped.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="A new folder for loads.csv and figures.",
+            help="A new folder for tables and figures; with --pairs also one that the same command began.",
             show_default=f"{DEFAULT_OUT}; one DIR has them already",
+        ),
+    ] = None,
+    at: Annotated[
+        list[Point] | None,
+        typer.Option(
+            "--at",
+            metavar="X,Y,Z",
+            parser=parse_point,
+            help="With --pairs: a place to look at (mm, RAS, in every fixed image); up to five times.",
+            show_default="five places relative to each fixed image, and a boundary between its labels",
         ),
     ] = None,
     weights: Weights = None,
     affine: AffineOption = Affine.auto,
+    contrast: ContrastOption = Contrast.auto,
     diffeomorphic: DiffeomorphicOption = None,
     device: DeviceOption = Device.auto,
     size: Size = None,
@@ -68,8 +94,21 @@ def inspect(
     """Show which experts were chosen, and how often: per layer, image and direction.
 
     The share of selections of every attention head (MoA) and of every deformation expert (SHMoE), as a table, as
-    CSV and as figures.
+    CSV and as figures. With --pairs: over a whole list, with the spread from pair to pair, and the experts chosen at
+    single places; Ctrl-C keeps the pairs that are done, and the same command goes on.
     """
+    running = Running(weights, affine, diffeomorphic, device, size, contrast=contrast)
+    if pairs is not None:
+        if what:
+            raise InputError(
+                f"--pairs registers the pairs of {pairs}; name no folder and no image ({what[0]}) beside it."
+            )
+        _list(pairs, out or DEFAULT_OUT, running, at or (), nan, channel, quiet, debug)
+        return
+    if not what:
+        raise typer.BadParameter("Give folders that `register` wrote, two images (MOVING FIXED), or --pairs LIST.csv")
+    if at:
+        raise InputError("--at would do nothing without --pairs.")
     from napari_shmoareg.io.places import check_new_folder
 
     folders = [path for path in what if (path / "report.json").is_file()]
@@ -87,54 +126,106 @@ def inspect(
     if pair:
         from napari_shmoareg.io.images import read_pair
 
-        running = Running(weights, affine, diffeomorphic, device, size)
-        load, figures = _registered(lambda: read_pair(what[0], what[1], nan=nan, channel=channel), running, quiet)
+        found = _registered(lambda: read_pair(what[0], what[1], nan=nan, channel=channel), running, quiet)
     else:
-        load, figures = _read(what)
+        found = _read(what)
     if place is not None:
-        _write(load, figures, place)
+        _write(found, place)
     if not quiet:
-        if len(load):
-            show(*load_tables(load))
-        else:
-            typer.echo("This network has no experts: neither a mixture of attention heads nor of deformations.")
-        typer.echo(f"\n{_where(what[0] if place is None else place, given=place is None, experts=len(load) > 0)}")
+        _tell(found.load)
+        typer.echo(f"\n{_where(what[0] if place is None else place, given=place is None, experts=len(found.load) > 0)}")
 
 
-def _read(folders: list[Path]) -> tuple[ExpertLoad, dict[str, Figure]]:
+class _Found(NamedTuple):
+    """Loads, figures by file name, and what the figures are of."""
+
+    load: ExpertLoad
+    figures: dict[str, Figure]
+    about: dict[str, str]
+
+
+def _list(
+    pairs: Path,
+    out: Path,
+    running: Running,
+    at: Sequence[Point],
+    nan: float | None,
+    channel: int | None,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    load = inspect_pairs(pairs, out, running, at, nan=nan, channel=channel, quiet=quiet, debug=debug)
+    if not quiet:
+        _tell(load)
+        typer.echo("\n".join(["\nOf all pairs added up:", *(f"  {path}" for path in sorted(out.glob("*.*")))]))
+
+
+def _tell(load: ExpertLoad) -> None:
+    if len(load):
+        show(*load_tables(load))
+    else:
+        typer.echo("This network has no experts: neither a mixture of attention heads nor of deformations.")
+
+
+def _read(folders: list[Path]) -> _Found:
     from napari_shmoareg.analysis.expert_figures import load_figure
+    from napari_shmoareg.analysis.load_captions import load_caption
+    from napari_shmoareg.analysis.load_spread import share_spread
     from napari_shmoareg.io.summary import read_registration_summary
 
-    load = reduce(add, [read_registration_summary(folder).load for folder in folders])
-    return load, {"expert_loads.png": load_figure(load)} if len(load) else {}
+    read = [read_registration_summary(folder) for folder in folders]
+    reports = [summary.report for summary in read]
+    load = reduce(add, [summary.load for summary in read])
+    caption = load_caption(load, len(read), max(len(report["settings"]["passes"]) for report in reports))
+    about = {
+        "Weights": "; ".join(dict.fromkeys(str(report.get("weights")) for report in reports)),
+        "Pair": "; ".join(_names(*((report["pair"][role] or {}).get("name") for role in ROLES)) for report in reports),
+        "Settings": "; ".join(dict.fromkeys(json.dumps(report.get("settings")) for report in reports)),
+    }
+    if not len(load):
+        return _Found(load, {}, about)
+    spread = share_spread([summary.load for summary in read])
+    return _Found(load, {"expert_loads.png": load_figure(load, spread=spread, caption=caption)}, about)
 
 
-def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -> tuple[ExpertLoad, dict[str, Figure]]:
+def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -> _Found:
     with progress(quiet, registering()) as report:
         report("loading", 0.0)
         from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
         from napari_shmoareg.analysis.expert_load import ExpertLoad
+        from napari_shmoareg.analysis.load_captions import load_caption
 
-        _, network = running.network()
+        name, network = running.network()
         report("reading", 0.0)
         registration = running.register(read(), network, report)
         report("drawing", 0.0)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
-        figures = {"expert_loads.png": load_figure(load)} if len(load) else {}
+        caption = load_caption(load, 1, len(network.config.passes))
+        figures = {"expert_loads.png": load_figure(load, caption=caption)} if len(load) else {}
         if registration.routing.select(part="decoder"):
             figures["expert_maps.png"] = expert_map_figure(registration, kernels=network.config.kernels)
-    return load, figures
+    pair = registration.pair
+    about = {"Weights": name, "Pair": _names(pair.moving.name, pair.fixed.name)}
+    return _Found(load, figures, about | {"Settings": json.dumps(registration.settings, default=str)})
 
 
-def _write(load: ExpertLoad, figures: dict[str, Figure], place: Path) -> None:
+def _names(moving: object, fixed: object) -> str:
+    return f"moving {moving}, fixed {fixed}"
+
+
+def _write(found: _Found, place: Path) -> None:
     from napari_shmoareg.io.atomic import new_folder
-    from napari_shmoareg.io.report import write_figure
-    from napari_shmoareg.io.summary import write_loads
+    from napari_shmoareg.io.figure_files import write_figure
+    from napari_shmoareg.io.summary import versions, write_loads
 
     with new_folder(place) as folder:
-        write_loads(load, folder / "loads.csv")
-        for name, figure in figures.items():
-            write_figure(figure, folder / name, {"Title": name.removesuffix(".png").replace("_", " ")})
+        write_loads(found.load, folder / "loads.csv")
+        for name, figure in found.figures.items():
+            about = {
+                "Title": name.removesuffix(".png").replace("_", " "),
+                "Software": f"shmoareg {versions()['shmoareg']}",
+            }
+            write_figure(figure, folder / name, about | found.about)
 
 
 def _where(folder: Path, given: bool, experts: bool) -> str:

@@ -147,9 +147,9 @@ def draw_sheet(maps: Path, plan: Recipe, sheet: Path, device: str, quiet: bool) 
     """
     from napari_shmoareg.analysis.sheet import contact_sheet
     from napari_shmoareg.io.atomic import writing
+    from napari_shmoareg.io.figure_files import write_figure
     from napari_shmoareg.io.label_maps import read_subjects
     from napari_shmoareg.io.places import check_new_file
-    from napari_shmoareg.io.report import write_figure
 
     if sheet.suffix.lower() != ".png":
         raise InputError(f"The sheet is written as PNG: the name '{sheet}' has to end in .png.")

@@ -81,10 +81,11 @@ def values_of(path: Path, image: Any, *, scaled_to: type[np.floating] = np.float
     return np.asarray(values).astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def write(values: NDArray, grid: Grid, path: Path, *, intent: str | None = None) -> None:
+def write(values: NDArray, grid: Grid, path: Path, *, intent: str | None = None, slope: float | None = None) -> None:
     """Write values (I, J, K, ...) on a grid; mm, scanner space (code 1).
 
-    A qform cannot hold shears: a sheared grid is written with an sform alone.
+    A qform cannot hold shears: a sheared grid is written with an sform alone.  With a slope,
+    integers are written as they are and stand for slope times themselves.
     """
     import nibabel
 
@@ -97,6 +98,8 @@ def write(values: NDArray, grid: Grid, path: Path, *, intent: str | None = None)
         image.header["qform_code"] = 0
     if intent is not None:
         image.header.set_intent(intent)
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
     nibabel.save(image, path)
 
 

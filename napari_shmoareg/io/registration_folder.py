@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_shmoareg.analysis.expert_load import Place
 from napari_shmoareg.analysis.expert_maps import ExpertMap, TokenLoad
+from napari_shmoareg.analysis.gate_values import GateValues
 from napari_shmoareg.analysis.scene import Scene
 from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Volume, VolumePair
 from napari_shmoareg.io import nifti
@@ -34,6 +35,7 @@ def read_scene(folder: str | Path) -> Scene:
     -------
     Scene
         With `folder`, and without `registration`.  Grids are those of the report, to the last digit.
+        Without `gates` if the folder was written before these were kept.
 
     Raises
     ------
@@ -48,7 +50,8 @@ def read_scene(folder: str | Path) -> Scene:
         names = {role: str(about["name"]) for role, about in report["pair"].items() if about}
         network, weights = _grid(report["network_grid"]), str(report["weights"])
         places = [(_place(load), len(load["counts"])) for load in report["expert_loads"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        chosen = [round(sum(load["counts"]) / load["cells"]) for load in report["expert_loads"]]
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{folder / REPORT} is damaged ({error!r}). Register the pair again.") from error
     inputs = {role: _input(folder, role, grid, names[role]) for role, grid in grids.items()}
     labelled = inputs.get("moving_labels")
@@ -66,6 +69,7 @@ def read_scene(folder: str | Path) -> Scene:
         report=report,
         weights=weights,
         folder=folder.resolve(),
+        gates=_gates(folder, network, places, chosen),
     )
 
 
@@ -160,14 +164,26 @@ def _times_chosen(folder: Path, network: Grid, places: Sequence[tuple[Place, int
         yield _load(folder, network, place, number, f"{_named(place)}-times-chosen")
 
 
+def _gates(folder: Path, network: Grid, places: Sequence[tuple[Place, int]], chosen: Sequence[int]) -> list[GateValues]:
+    """What every gate gave every expert; nothing if there is not one such file."""
+    names = [f"{_named(place)}-gate" for place, _ in places]
+    if not any((folder / f"experts/{name}.nii.gz").exists() for name in names):
+        return []
+    gates = []
+    for (place, number), name, top_k in zip(places, names, chosen, strict=True):
+        load = _load(folder, network, place, number, name)
+        gates.append(GateValues(name, load.values, load.grid, place, load.stride, top_k))
+    return gates
+
+
 def _load(folder: Path, network: Grid, place: Place, number: int, name: str) -> TokenLoad:
-    """One number per token and head, which stand along the fourth axis."""
+    """One number per cell and expert, which stand along the fourth axis."""
     file = _file(folder, f"experts/{name}.nii.gz")
     image, affine = nifti.load(file)
     values = nifti.values_of(file, image)
     if values.ndim != 4 or values.shape[3] != number:
         raise InputError(
-            f"{file} has the shape {values.shape}; four axes were expected, the last one with the {number} heads of "
+            f"{file} has the shape {values.shape}; four axes were expected, the last one with the {number} experts of "
             f"{_named(place)}. Copy the folder again, or register the pair again."
         )
     grid, stride = _cells(file, Grid((values.shape[0], values.shape[1], values.shape[2]), affine), network)

@@ -13,12 +13,14 @@ from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figu
 from napari_shmoareg.analysis.expert_load import ExpertLoad
 from napari_shmoareg.analysis.expert_maps import TokenLoad, expert_maps, times_chosen, token_loads
 from napari_shmoareg.analysis.figures import jacobian_figure, overview
+from napari_shmoareg.analysis.gate_values import gate_values
 from napari_shmoareg.analysis.quality import Quality, measure
 from napari_shmoareg.analysis.slices import middle
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry import DisplacementField, Grid, VolumePair
 from napari_shmoareg.io import nifti
 from napari_shmoareg.io.atomic import new_folder
+from napari_shmoareg.io.figure_files import write_figure
 from napari_shmoareg.io.images import write_image
 from napari_shmoareg.io.summary import build_report, versions, write_summary
 from napari_shmoareg.io.transforms import write_displacement, write_transform
@@ -26,7 +28,7 @@ from napari_shmoareg.io.transforms import write_displacement, write_transform
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DOTS_PER_INCH = 150
+GATE_STEPS = 65535  # from 0 to 1: all that two bytes hold
 
 
 def write_registration(
@@ -55,7 +57,8 @@ def write_registration(
                                  decoder-*.nii.gz: expert id + 1, one file per layer and direction;
                                  encoder-*.nii.gz: 4D, the weight of each attention head (last axis)
                                  at each token, per block and image, and how many blocks of a
-                                 layer chose it; each on its own grid; loads.csv
+                                 layer chose it; *-gate.nii.gz: 4D, what the gate gave every
+                                 expert, in steps of 1/65535; each on its own grid; loads.csv
         figures/                 overview, jacobian, expert_maps, expert_loads (png)
 
     Parameters
@@ -101,11 +104,6 @@ def write_registration(
     return report
 
 
-def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> None:
-    """Write a PNG with text chunks that say what it shows."""
-    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata=dict(about))
-
-
 def covering(field: DisplacementField, grid: Grid) -> Grid:
     """The field's grid, extended by whole voxels until it covers the field of view of another grid.
 
@@ -144,6 +142,9 @@ def _write_experts(registration: Registration, place: Path) -> None:
     loads: list[TokenLoad] = [*token_loads(registration), *times_chosen(registration)]
     for load in loads:
         nifti.write(load.values, load.grid, place / f"{load.name}.nii.gz")
+    for gate in gate_values(registration):
+        steps = np.rint(gate.values * np.float32(GATE_STEPS)).astype(np.uint16)
+        nifti.write(steps, gate.grid, place / f"{gate.name}.nii.gz", slope=1 / GATE_STEPS)
 
 
 def _write_figures(registration: Registration, quality: Quality, load: ExpertLoad, place: Path, weights: str) -> None:
@@ -175,4 +176,6 @@ def _bytes(registration: Registration) -> int:
     """About what the folder takes at most: images are compressed, the transform is not."""
     voxels = int(np.prod(registration.pair.fixed.grid.shape))
     inputs = sum(volume.values.nbytes for volume in registration.pair.volumes.values())
-    return inputs + 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape))
+    values = {"encoder": 2 + 4, "decoder": 2 + 1}  # of the gate, and the weight or a part of the choice
+    experts = sum(values[record.part] * record.routing.probabilities.numel() for record in registration.routing)
+    return inputs + 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape)) + experts

@@ -1,12 +1,14 @@
-"""``shmoareg inspect``: loads from a folder, from several, from a pair."""
+"""``shmoareg inspect``: loads from a folder, from several, from a pair (a list: test_inspect_pairs)."""
 
 from __future__ import annotations
 
 import csv
+import json
 
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 
 def loads(path):
@@ -49,6 +51,31 @@ def test_a_pair_is_registered_and_shown(files, weights, shmoareg):
         place = tuple(row[key] for key in ("part", "layer", "block", "image", "direction"))
         sums[place] = sums.get(place, 0) + float(row["share"])
     assert sums and all(total == pytest.approx(1) for total in sums.values())
+
+
+def test_a_picture_carries_weights_pair_and_settings(files, registered, weights, shmoareg):
+    out = files.folder / "seen"
+    options = ("--affine", "none", "--contrast", "match", "--weights", weights, "--quiet")
+    assert shmoareg("inspect", files.moving, files.fixed, *options, "--out", out).exit_code == 0
+    for name in ("expert_loads.png", "expert_maps.png"):
+        with Image.open(out / name) as picture:
+            about = picture.text
+        assert about["Weights"] == str(weights) and about["Pair"] == "moving moving, fixed fixed"
+        assert json.loads(about["Settings"])["contrast"] == "match"
+        assert about["Software"].startswith("shmoareg ") and about["Title"] == name[:-4].replace("_", " ")
+    again = files.folder / "again"
+    assert shmoareg("inspect", registered, "--out", again, "--quiet").exit_code == 0
+    with Image.open(again / "expert_loads.png") as picture:
+        about = picture.text
+    assert about["Weights"] == str(weights) and about["Pair"] == "moving moving, fixed fixed"
+    assert json.loads(about["Settings"])["affine"] == "auto"
+
+
+def test_what_is_asked_wrongly_is_said(files, shmoareg, plain):
+    nothing = shmoareg("inspect")
+    assert nothing.exit_code == 2 and "two images (MOVING FIXED), or --pairs LIST.csv" in nothing.stderr
+    assert plain(shmoareg("inspect", files.moving, files.fixed, "--at", "1,2,3")).search("nothing without --pairs")
+    assert plain(shmoareg("inspect", files.moving, "--pairs", "pairs.csv")).search("name no folder and no image")
 
 
 def test_what_is_no_registration_folder_is_refused(files, registered, shmoareg, plain):

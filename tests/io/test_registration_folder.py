@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from napari_shmoareg.analysis.place_reading import read_place
 from napari_shmoareg.analysis.scene import Scene
 from napari_shmoareg.engine.registration import register
 from napari_shmoareg.geometry import InputError
@@ -79,6 +80,41 @@ def test_every_choice_of_every_expert_comes_back(written):
             assert (found.grid.affine == made.grid.affine).all()
 
 
+def test_the_values_of_every_gate_come_back_within_their_steps(written):
+    folder, live = written
+    back = read_scene(folder)
+    assert len(live.gates) == len(live.expert_maps) + len(live.token_loads)
+    for found, made in zip(back.gates, live.gates, strict=True):
+        for name in ("name", "place", "stride", "top_k", "num_experts"):
+            assert getattr(found, name) == getattr(made, name)
+        assert (found.grid.affine == made.grid.affine).all() and found.values.dtype == np.float32
+        assert found.values == pytest.approx(made.values, abs=1 / 65535)
+        assert found.entropy().values == pytest.approx(made.entropy().values, abs=1e-4)
+    assert (back.network_grid.affine == live.network_grid.affine).all()
+
+
+def test_a_place_reads_alike_live_and_from_the_folder(written):
+    folder, live = written
+    back = read_scene(folder)
+    for index in np.ndindex(3, 3, 3):
+        point = live.network_grid.to_world(np.array(index) / 2 * (np.array(live.network_grid.shape) - 1))
+        for found, made in zip(read_place(back, point).cells, read_place(live, point).cells, strict=True):
+            assert (found.place, found.cell, found.experts) == (made.place, made.cell, made.experts)
+            assert found.weights == pytest.approx(made.weights, abs=1 / 65535)
+            assert found.values == pytest.approx(made.values, abs=1 / 65535)
+
+
+def test_a_folder_written_before_gates_were_kept_opens_without_them(folder):
+    gates = list((folder / "experts").glob("*-gate.nii.gz"))
+    assert len(gates) == 12
+    for path in gates[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match=r"not whole: experts/.*-gate\.nii\.gz is missing"):
+        read_scene(folder)
+    gates[0].unlink()
+    assert read_scene(folder).gates == []
+
+
 def test_the_inputs_in_the_folder_are_the_numbers_that_were_read(registration, tmp_path):
     pair = registration.pair
     whole = replace(
@@ -126,6 +162,7 @@ def test_a_folder_of_an_earlier_version_says_what_is_missing_and_what_to_do(fold
         "experts/decoder-2-y.nii.gz",
         "experts/encoder-2-1-fixed.nii.gz",
         "experts/encoder-1-moving-times-chosen.nii.gz",
+        "experts/decoder-1-z-gate.nii.gz",
     ],
 )
 def test_a_missing_or_damaged_file_is_named(folder, name):

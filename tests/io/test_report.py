@@ -70,7 +70,8 @@ def test_the_folder_holds_exactly_what_is_promised(registration, tmp_path):
     images = ("moving", "fixed")
     encoder = {f"encoder-{place}-{image}.nii.gz" for place in ("1-0", "2-0", "2-1") for image in images}
     times = {f"encoder-{layer}-{image}-times-chosen.nii.gz" for layer in (1, 2) for image in images}
-    assert experts == decoder | encoder | times | {"loads.csv"}
+    gates = {name.replace(".nii.gz", "-gate.nii.gz") for name in decoder | encoder}
+    assert experts == decoder | encoder | times | gates | {"loads.csv"}
     figures = {p.name for p in (tmp_path / "out" / "figures").iterdir()}
     assert figures == {"overview.png", "jacobian.png", "expert_maps.png", "expert_loads.png"}
 
@@ -94,6 +95,23 @@ def test_expert_files_stand_on_their_own_grids(registration, tmp_path):
     assert loads.shape == (*network.coarsen(8).shape, 6)
     assert np.allclose(loads.affine, network.coarsen(8).affine, atol=1e-4)
     assert np.asarray(loads.dataobj).sum(axis=-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_gate_files_hold_what_every_gate_gave_in_two_bytes(registration, tmp_path):
+    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
+    for record in registration.routing:
+        stored = nibabel.load(tmp_path / "out" / "experts" / f"{record.name}-gate.nii.gz")
+        assert stored.get_data_dtype() == np.uint16 and stored.dataobj.slope == np.float32(1 / 65535)
+        assert np.allclose(stored.affine, registration.network_grid.coarsen(record.stride).affine, atol=1e-4)
+        given = np.moveaxis(record.routing.probabilities[0].numpy(), 0, -1)
+        assert np.asarray(stored.dataobj) == pytest.approx(given, abs=1 / 65535)
+
+
+def test_the_room_a_folder_is_said_to_need_is_not_less_than_it_takes(registration, tmp_path):
+    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
+    images = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".gz", ".h5")]
+    assert len(images) > 20
+    assert sum(path.stat().st_size for path in images) <= report_module._bytes(registration)
 
 
 def test_both_transform_files_say_what_the_registration_says(bent, tmp_path):

@@ -1,0 +1,90 @@
+"""Captions of the figures of loads: which share, of how much, and what it does not say."""
+
+from __future__ import annotations
+
+from napari_shmoareg.analysis.expert_load import ExpertLoad
+from napari_shmoareg.analysis.place_load import BOUNDARY, PlaceLoad
+
+CELLS = {"encoder": "tokens", "decoder": "voxels"}
+CAUTION = (
+    "A load says how often an expert was chosen: not how much it contributed, nor that it chose well. Only an "
+    "intervention (silence or force it, and run again) shows what depends on it."
+)
+FIVE = (
+    "The places are fractions of the box around the content of {fixed}, in its axial middle plane (the centre; a "
+    "quarter and three quarters across; upper is the front, left is the patient's left){why}"
+)
+GIVEN = "The places are positions in the world of the fixed images (mm, RAS), as asked; each lies in every one of them"
+
+
+def load_caption(load: ExpertLoad, pairs: int, passes: int = 1) -> str:
+    """What the bars and the error bars of Fig. 5 (`load_figure`) are.
+
+    Parameters
+    ----------
+    load : ExpertLoad
+        Of all pairs added up.
+    pairs : int
+    passes : int
+        How often the network runs on a pair; the loads are of the last time.
+    """
+    cells = {part: sum(load.select(part=part).cells.values()) for part in ("encoder", "decoder")}
+    counted = [f"{cells[part]:,} {what} of the {part}" for part, what in CELLS.items() if cells[part]]
+    bars = "Error bars: standard deviation over the pairs of each pair's own share."
+    return (
+        "Share of selections: of all choices that a gate made, the part that fell on an expert; it sums to 100 % over "
+        f"the experts of a gate ({_choices(load)}). Counted: {_pairs(pairs)}, {' and '.join(counted)}, each once "
+        "per gate, those of the background too. "
+        f"{bars if pairs > 1 else 'No error bars: one pair has no spread.'}{_last(passes)}"
+    )
+
+
+def place_caption(load: PlaceLoad, pairs: int, *, given: bool, voxel: str, told: str = "", passes: int = 1) -> str:
+    """What the bars of Fig. 6 (`place_figure`) are.
+
+    Parameters
+    ----------
+    load : PlaceLoad
+        Of all pairs added up.
+    pairs : int
+    given : bool
+        Whether the places are positions that a person named; otherwise they are the five of `FRACTIONS`.
+    voxel : str
+        The place of the decoder's panels.
+    told : str
+        More about it: which labels meet there, how many pairs have labels.
+    passes : int
+        As for `load_caption`.
+    """
+    if voxel == BOUNDARY:
+        where = f"the voxel on a boundary between two labels of the fixed image that is nearest the centre{told}"
+    else:
+        where = f"the place '{voxel}'{'' if given else ', as the fixed images have no labels'}"
+    many = "each pair's own fixed image", ", because the fixed images of a list need not share a space"
+    fixed, why = many if pairs > 1 else ("the fixed image", "")
+    places = GIVEN if given else FIVE.format(fixed=fixed, why=why)
+    return (
+        f"Share of tokens: how often the one token (voxel) that holds a place chose an expert, over {_pairs(pairs)} "
+        f"and the blocks of a layer; it sums to k times 100 % over the experts ({_choices(load[voxel])}). "
+        f"{places}. Tokens of the moving image are those at the same place after the affine. "
+        f"(b): {where}. No error bars: at one place a pair says yes or no to an expert, once per block.{_last(passes)}"
+    )
+
+
+def _choices(load: ExpertLoad) -> str:
+    """How many experts a cell chooses: "a token chooses k = 4 of 12, a voxel k = 1 of 3 per direction"."""
+    words = {"encoder": ("a token chooses", ""), "decoder": ("a voxel chooses", " per direction")}
+    told = []
+    for part, (chooses, after) in words.items():
+        found = load.select(part=part)
+        kinds = {(int(counts.sum()) // found.cells[place], len(counts)) for place, counts in found.counts.items()}
+        told += [f"{chooses} k = {k} of {n}{after}" for k, n in sorted(kinds)]
+    return ", ".join(told)
+
+
+def _pairs(pairs: int) -> str:
+    return f"{pairs} pairs" if pairs > 1 else "one pair"
+
+
+def _last(passes: int) -> str:
+    return f" Of the last of the network's {passes} passes over a pair." if passes > 1 else ""

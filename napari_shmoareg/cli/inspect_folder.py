@@ -1,0 +1,115 @@
+"""The folder of `inspect --pairs`: its plan, and one file per pair, so that the same command goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
+from napari_shmoareg.analysis.place_load import PlaceLoad
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.atomic import writing
+from napari_shmoareg.io.summary import plain
+
+PLAN, PAIRS = "inspect.json", "pairs"
+
+
+@dataclass(frozen=True, eq=False)
+class InspectedPair:
+    """What is kept of one pair.
+
+    Attributes
+    ----------
+    moving, fixed : str
+        Names of the images.
+    load : ExpertLoad
+    places : PlaceLoad
+    points : mapping of str to list of 3 float
+        Where the places lie in the fixed image's world, mm RAS.
+    boundary : list of 2 int, or None
+        Labels that meet at the place "boundary".
+    about : mapping
+        The network grid, what was decided for the caller, warnings.
+    """
+
+    moving: str
+    fixed: str
+    load: ExpertLoad
+    places: PlaceLoad
+    points: Mapping[str, list[float]]
+    boundary: list[int] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """All of it but the counts, for the summary."""
+        named = {"moving": self.moving, "fixed": self.fixed, "places_mm_ras": self.points}
+        return {**named, "boundary_labels": self.boundary, **self.about}
+
+
+def file_of(out: Path, number: int) -> Path:
+    """Where a pair, from 0, is kept."""
+    return out / PAIRS / f"{number + 1:04d}.json"
+
+
+def write_pair(pair: InspectedPair, out: Path, number: int) -> None:
+    """Keep a pair that is done, whole or not at all."""
+    told = {
+        "moving": pair.moving,
+        "fixed": pair.fixed,
+        "points": pair.points,
+        "boundary": pair.boundary,
+        "about": pair.about,
+        "load": _listed(pair.load),
+        "places": {name: _listed(pair.places[name]) for name in pair.places},
+    }
+    write_json(told, file_of(out, number))
+
+
+def write_failure(error: str, out: Path, number: int) -> None:
+    """Keep why a pair failed; the next run tries it again."""
+    write_json({"error": error}, file_of(out, number))
+
+
+def read_kept(out: Path, number: int) -> InspectedPair | None:
+    """A pair that was done before; None for one that was not, or failed.
+
+    Raises
+    ------
+    InputError
+        If its file is damaged.
+    """
+    place = file_of(out, number)
+    if not place.is_file():
+        return None
+    try:
+        told = json.loads(place.read_text(encoding="utf-8"))
+        if "error" in told:
+            return None
+        places = PlaceLoad({name: _load(rows) for name, rows in told["places"].items()})
+        named = {key: told[key] for key in ("moving", "fixed", "points", "boundary", "about")}
+        return InspectedPair(load=_load(told["load"]), places=places, **named)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{place} is damaged ({error!r}). Delete it; the same command then registers this pair again."
+        ) from error
+
+
+def _listed(load: ExpertLoad) -> list[dict[str, Any]]:
+    return [p._asdict() | {"cells": load.cells[p], "counts": load.counts[p].tolist()} for p in load]
+
+
+def _load(rows: Sequence[Mapping[str, Any]]) -> ExpertLoad:
+    places = [Place(*(row[name] for name in Place._fields)) for row in rows]
+    counts = {p: np.array(row["counts"], dtype=np.int64) for p, row in zip(places, rows, strict=True)}
+    return ExpertLoad(counts, {p: int(row["cells"]) for p, row in zip(places, rows, strict=True)})
+
+
+def write_json(told: Mapping[str, Any], place: Path) -> None:
+    """Write plain values as JSON, whole or not at all."""
+    with writing(place) as temporary:
+        temporary.write_text(json.dumps(plain(told), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,239 @@
+"""``shmoareg inspect --pairs``: which experts a list of pairs chose, pair by pair.  Fig. 5 and 6."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import typer
+
+from napari_shmoareg.cli.errors import CANCELLED, explain, say
+from napari_shmoareg.cli.plans import begin_work, checksum_of
+from napari_shmoareg.cli.progress import Report, progress
+from napari_shmoareg.cli.running import Running
+from napari_shmoareg.engine.phases import placed, registering
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.weights import chosen_device
+
+if TYPE_CHECKING:
+    from napari_shmoareg.analysis.expert_load import ExpertLoad
+    from napari_shmoareg.cli.inspect_folder import InspectedPair
+    from napari_shmoareg.engine.registration import Registration
+    from napari_shmoareg.geometry import VolumePair
+    from napari_shmoareg.io.datasets import PairFiles, PairList
+    from napari_shmoareg.model import SHMoAReg
+
+MOST_PLACES = 5
+
+
+class Point(NamedTuple):
+    """A place in the world of the fixed images, mm RAS."""
+
+    x: float
+    y: float
+    z: float
+
+    def __str__(self) -> str:
+        return f"({self.x:g}, {self.y:g}, {self.z:g})"
+
+
+def parse_point(text: str) -> Point:
+    """``--at``: three numbers, mm RAS."""
+    try:
+        point = Point(*(float(word) for word in text.split(",")))
+    except (TypeError, ValueError):
+        raise typer.BadParameter(f"'{text}' is not X,Y,Z: three numbers of mm") from None
+    if not all(abs(number) < float("inf") for number in point):
+        raise typer.BadParameter(f"'{text}' is not three finite numbers")
+    return point
+
+
+def inspect_pairs(
+    listing: Path,
+    out: Path,
+    running: Running,
+    at: Sequence[Point],
+    *,
+    nan: float | None,
+    channel: int | None,
+    **how: bool,
+) -> ExpertLoad:
+    """Register the pairs of a list that the folder does not have yet, and write what all of them come to.
+
+    Parameters
+    ----------
+    listing : Path
+        As for `read_pair_list`.
+    out : Path
+        A new folder, or one that the same command began.
+    running : Running
+    at : sequence of (x, y, z), mm RAS
+        Places of Fig. 6; none: the five of `FRACTIONS`, and a boundary between labels.
+    nan, channel
+        As for `read_pair`.
+    **how : bool
+        quiet, debug.
+
+    Raises
+    ------
+    InputError
+        If the list, the weights, a place or the folder is not what it has to be, or no pair could be registered.
+    """
+    if len(at) > MOST_PLACES:
+        raise InputError(f"{len(at)} places were given with --at; up to {MOST_PLACES} can be compared.")
+    from napari_shmoareg.io.datasets import read_pair_list
+
+    listed = read_pair_list(listing, nan=nan, channel=channel)
+    name, network = running.network()
+    plan = _plan(listed, running, name, at)
+    from napari_shmoareg.cli.inspect_folder import PAIRS, PLAN, read_kept
+    from napari_shmoareg.cli.inspect_results import write_results
+
+    begin_work(out / PLAN, plan, "inspection")
+    (out / PAIRS).mkdir(exist_ok=True)
+    kept = {n: read_kept(out, n) for n in range(len(listed))}
+    done, failures = {n: pair for n, pair in kept.items() if pair is not None}, dict[int, str]()
+    try:
+        with progress(how["quiet"]) as report:
+            report("loading", 0.0)
+            _check_places(listed, [n for n in kept if n not in done], at, report)
+            for number in (n for n in kept if n not in done):
+                said = _told_in(report, number, len(listed))
+                found = _inspected(listed, number, (running, network), at, said, how["debug"])
+                _keep(found, out, number, done, failures)
+    except KeyboardInterrupt:
+        say(f"Stopped after {len(done)} of {len(listed)} pairs; {out} holds them. The same command goes on.")
+        raise typer.Exit(CANCELLED) from None
+    if not done:
+        raise InputError(f"None of the {len(listed)} pairs could be registered. The first: {failures[0]}")
+    return write_results(out, plan, dict(sorted(done.items())), failures, network.config.to_dict())
+
+
+def _plan(listed: PairList, running: Running, name: str, at: Sequence[Point]) -> dict[str, Any]:
+    """All that the counts depend on, as it stands in inspect.json."""
+    from napari_shmoareg.io.summary import versions
+
+    settings = {
+        "affine": running.affine.value,
+        "contrast": running.contrast.value,
+        "diffeomorphic": running.diffeomorphic,
+        "size": running.size,
+        "device": chosen_device(running.device.value),
+        "nan": listed.nan,
+        "channel": listed.channel,
+    }
+    pairs = [[_absolute(path) for path in _used(files)] for files in listed.files]
+    weights = {"name": Path(name).name, "sha256": checksum_of(name)}
+    places = [list(point) for point in at]
+    return {"weights": weights, "settings": settings, "places": places, "pairs": pairs, "versions": versions()}
+
+
+def _used(files: PairFiles) -> tuple[Path | None, ...]:
+    """The files of a pair that matter here: the labels of the fixed image give a boundary, others nothing."""
+    return files.moving, files.fixed, files.fixed_labels
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
+def _check_places(listed: PairList, numbers: Sequence[int], at: Sequence[Point], report: Report) -> None:
+    """Refuse a place that does not lie in every fixed image; a file that cannot be read is told when its turn comes."""
+    from napari_shmoareg.analysis.place_reading import voxel_at
+    from napari_shmoareg.io.images import read_image
+
+    for fixed in dict.fromkeys(listed.files[n].fixed for n in numbers) if at else ():
+        report(f"looking for the places in {fixed.name}", 0.0)
+        try:
+            grid = read_image(fixed, nan=listed.nan, channel=listed.channel).grid
+        except (InputError, OSError):
+            continue
+        for point in at:
+            try:
+                voxel_at(grid, np.array(point))
+            except InputError as error:
+                raise InputError(
+                    f"The place {point} does not lie in {fixed}. A place in mm means the same "
+                    f"only where the fixed images share a space; without --at, places relative to each image are taken."
+                ) from error
+
+
+def _told_in(report: Report, number: int, count: int) -> Report:
+    """From the phases of one pair to the fraction of the list."""
+    parts = registering()
+
+    def forward(phase: str, fraction: float) -> None:
+        title, done = placed(parts, phase, fraction)
+        report(f"pair {number + 1} of {count}, {title}", (number + done) / count)
+
+    return forward
+
+
+def _inspected(
+    listed: PairList, number: int, using: tuple[Running, SHMoAReg], at: Sequence[Point], report: Report, debug: bool
+) -> InspectedPair | str:
+    """One pair registered and counted, or why that failed."""
+    from napari_shmoareg.io.images import read_pair
+
+    running, network = using
+    try:
+        report("reading", 0.0)
+        moving, fixed, labels = _used(listed.files[number])
+        pair = read_pair(str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel)
+        return _counted(running.register(pair, network, report), at)
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error, file=sys.stderr)
+        return explain(error).removeprefix("Error: ")
+
+
+def _counted(registration: Registration, at: Sequence[Point]) -> InspectedPair:
+    from napari_shmoareg.analysis.expert_load import ExpertLoad
+    from napari_shmoareg.analysis.place_load import PlaceLoad
+    from napari_shmoareg.cli.inspect_folder import InspectedPair
+
+    points, labels = _places(registration.pair, at)
+    shape = registration.network_grid.shape
+    about: dict[str, Any] = {"network_shape": shape, "network_spacing_mm": registration.network_grid.spacing}
+    about |= {"choices": registration.choices, "warnings": registration.warnings}
+    return InspectedPair(
+        moving=registration.pair.moving.name,
+        fixed=registration.pair.fixed.name,
+        load=ExpertLoad.of(registration.routing, shape),
+        places=PlaceLoad.of(registration, points),
+        points={name: [float(c) for c in point] for name, point in points.items()},
+        boundary=labels,
+        about=about,
+    )
+
+
+def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], list[int] | None]:
+    """The places of a pair, and which labels meet at its boundary."""
+    from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, boundary_place, five_places
+
+    if at:
+        return {str(point): point for point in at}, None
+    points: dict[str, Any] = dict(five_places(pair.fixed))
+    found = None if pair.fixed_labels is None else boundary_place(pair.fixed_labels, points[CENTRE])
+    if found is None:
+        return points, None
+    return points | {BOUNDARY: found.point}, list(found.labels)
+
+
+def _keep(
+    found: InspectedPair | str, out: Path, number: int, done: dict[int, InspectedPair], failures: dict[int, str]
+) -> None:
+    """On the disk before the next pair begins."""
+    from napari_shmoareg.cli.inspect_folder import write_failure, write_pair
+
+    if isinstance(found, str):
+        say(f"pair {number + 1} failed: {found}")
+        write_failure(found, out, number)
+        failures[number] = found
+    else:
+        write_pair(found, out, number)
+        done[number] = found

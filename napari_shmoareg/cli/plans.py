@@ -1,0 +1,59 @@
+"""The plan of long work: what it was begun with, so that the same command goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import napari_shmoareg
+from napari_shmoareg.geometry import InputError
+
+
+def begin_work(place: Path, plan: Mapping[str, Any], what: str) -> None:
+    """Make the folder of some work and write its plan there, or see that it was begun with the same plan.
+
+    Parameters
+    ----------
+    place : Path
+        The plan's file; its folder is made.
+    plan : mapping
+        All that the results depend on, as plain JSON.
+    what : str
+        The work, for messages: "benchmark".
+
+    Raises
+    ------
+    InputError
+        If it was begun with another plan, the folder holds other things, or cannot be made.
+    """
+    from napari_shmoareg.io.atomic import writing
+    from napari_shmoareg.io.places import check_new_folder
+
+    out = place.parent
+    if place.is_file():
+        try:
+            then = dict(json.loads(place.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{place} is damaged ({error}); give another --out.") from error
+        differ = [
+            "another machine" if key == "machine" else f"other {key}" for key in plan if plan[key] != then.get(key)
+        ]
+        if differ:
+            raise InputError(
+                f"The {what} in '{out}' was begun with {' and '.join(differ)} (see {place}); go on with what it was "
+                "begun with, or give another --out."
+            )
+        return
+    check_new_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(place) as temporary:
+        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+
+
+def checksum_of(weights: str) -> str:
+    """The SHA-256 of weights, shipped or a file: others of the same name give other numbers."""
+    shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
+    return hashlib.sha256((shipped if shipped.is_file() else Path(weights).expanduser()).read_bytes()).hexdigest()
