@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
 
 IMAGES = ("moving", "fixed", "warped")
+MAPS = ("expert_map", "head_map", "gate_map")  # of these one is seen at a time
 
 
 def current(viewer: Viewer) -> tuple[int, Scene] | None:
@@ -45,7 +46,7 @@ def is_shown(viewer: Viewer, number: int, role: str) -> bool:
 
 
 def show_experts(viewer: Viewer, number: int, direction: str | None = None, stride: int | None = None) -> Labels | None:
-    """Show one expert map and hide the others, and the head maps.
+    """Show one expert map and hide the others, and those of heads and gates.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def show_experts(viewer: Viewer, number: int, direction: str | None = None, stri
     direction : {"x", "y", "z"}, optional
     stride : int, optional
         Voxels of the network grid per cell: 1 for full, 2 for half resolution.  What is not said stays as it
-        was shown last; at first the finest map along x.
+        was shown last (so does which expert is drawn alone, see `draw_alone`); at first the finest map along x.
 
     Returns
     -------
@@ -69,14 +70,23 @@ def show_experts(viewer: Viewer, number: int, direction: str | None = None, stri
     place, was = tag(before, "expert_map").place, tag(before, "expert_map").stride
     wanted = direction or place.direction, stride or was
     chosen = next((layer for layer in maps if which(layer) == wanted), before)
-    for other in scenes(viewer):
-        show_role(viewer, other, "head_map", False)
-        for layer in expert_layers(viewer, other):
-            if layer is not chosen:
-                layer.visible = False
-    chosen.visible = True
-    viewer.layers.selection.active = chosen  # the status bar tells of the selected layer
+    draw_alone(chosen, alone(before))
+    show_only(viewer, chosen)
     return chosen
+
+
+def alone(layer: Labels) -> int | None:
+    """The expert whose cells alone an expert map draws; None where it draws those of all."""
+    return int(layer.selected_label) - 1 if layer.show_selected_label and layer.selected_label > 0 else None
+
+
+def draw_alone(layer: Labels, expert: int | None) -> None:
+    """Draw only the cells that chose one expert, by its id, or with None those of all."""
+    if alone(layer) != expert:
+        layer.show_selected_label = False
+        if expert is not None:
+            layer.selected_label = expert + 1
+            layer.show_selected_label = True
 
 
 def expert_layers(viewer: Viewer, number: int) -> list[Labels]:
@@ -115,18 +125,8 @@ def show_head(viewer: Viewer, number: int, load: TokenLoad, head: int) -> Image 
     if layer is None:
         return None
     if tag(layer, "load") is not load or tag(layer, "head") != head:
-        data, options, _ = head_map(tag(layer, "scene"), number, load, head)
-        layer.metadata = options["metadata"]
-        layer.data = data
-        layer.scale, layer.translate = options["scale"], options["translate"]
-        layer.contrast_limits_range = layer.contrast_limits = options["contrast_limits"]
-        layer.name = options["name"]
-    for other in scenes(viewer):
-        show_role(viewer, other, "expert_map", False)
-        if other != number:
-            show_role(viewer, other, "head_map", False)
-    layer.visible = True
-    viewer.layers.selection.active = layer
+        refill(layer, *head_map(tag(layer, "scene"), number, load, head)[:2])
+    show_only(viewer, layer)
     return layer
 
 
@@ -143,6 +143,26 @@ def head_layer(viewer: Viewer, number: int) -> Image | None:
     """The layer of a registration that shows one attention head."""
     found = layers_of_scene(viewer, number, "head_map")
     return found[0] if found else None
+
+
+def show_only(viewer: Viewer, shown: Layer) -> None:
+    """Show one map and hide all others, which it would cover; select it, as the status bar tells of that layer."""
+    for layer in list(viewer.layers):
+        if layer is not shown and tag(layer, "role") in MAPS:
+            layer.visible = False
+    shown.visible = True
+    viewer.layers.selection.active = shown
+
+
+def refill(layer: Image, data: NDArray, options: dict[str, Any]) -> None:
+    """Give a layer another map, in place."""
+    layer.metadata = options["metadata"]
+    layer.data = data
+    layer.scale, layer.translate = options["scale"], options["translate"]
+    if layer.colormap.name != options["colormap"]["name"]:
+        layer.colormap = options["colormap"]
+    layer.contrast_limits_range = layer.contrast_limits = options["contrast_limits"]
+    layer.name = options["name"]
 
 
 def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:

@@ -38,6 +38,12 @@ def choose(combo, value):
     combo.activated.emit(index)
 
 
+def bring_forward(panel, title):
+    """Press a tab, wherever the tab bar has it."""
+    bar = panel.tabs.tabBar()
+    bar.setCurrentIndex(next(n for n in range(bar.count()) if bar.tabText(n) == title))
+
+
 def visible(viewer, role):
     return [layer.name for layer in viewer.layers if layer.visible and tag(layer, "role") == role]
 
@@ -139,6 +145,7 @@ def test_the_panel_follows_what_is_switched_in_the_list_of_layers(panel, model, 
     model.layers["#1 expert y (half)"].visible = True
     assert panel.decoder.on.isChecked()
     assert (panel.decoder.direction.currentData(), panel.decoder.resolution.currentData()) == ("y", 2)
+    bring_forward(panel, "Deformation")
     model.layers["#1 deformation grid"].visible = True
     assert panel.deformation.switches["grid"].isChecked()
     panel.hide()
@@ -146,6 +153,54 @@ def test_the_panel_follows_what_is_switched_in_the_list_of_layers(panel, model, 
     assert panel.deformation.switches["grid"].isChecked()  # a hidden panel listens to nothing
     panel.show()
     assert not panel.deformation.switches["grid"].isChecked()
+
+
+def test_a_tab_that_was_behind_shows_how_things_are_when_it_comes_forward(panel, model, qtbot):
+    panel.show()
+    qtbot.waitExposed(panel)
+    model.layers["#1 deformation grid"].visible = True
+    bring_forward(panel, "Deformation")
+    assert panel.deformation.switches["grid"].isChecked()
+    model.layers["#1 expert z (full)"].visible = True
+    bring_forward(panel, "Maps")
+    assert panel.decoder.on.isChecked() and panel.decoder.direction.currentData() == "z"
+
+
+def test_the_warning_of_untrained_weights_is_seen_in_front_of_every_tab(panel, qtbot):
+    panel.show()
+    qtbot.waitExposed(panel)
+    assert panel.tabs.count() > 2
+    for index in range(panel.tabs.count()):
+        panel.tabs.setCurrentIndex(index)
+        assert panel.note.isVisible() and "untrained" in panel.note.text() and panel.registration.isVisible()
+
+
+def test_a_narrow_panel_keeps_every_tab_in_reach(panel, qtbot):
+    panel.resize(300, 500)
+    panel.show()
+    qtbot.waitExposed(panel)
+    assert panel.minimumSizeHint().width() <= 300 == panel.width()
+    bar = panel.tabs.tabBar()
+    for index in range(panel.tabs.count()):
+        panel.tabs.setCurrentIndex(index)
+        page, own = panel.tabs.currentWidget(), bar.tabText(index) in ("Maps", "Layers", "Deformation")
+        qtbot.waitUntil(lambda page=page, own=own: _fits(page) or (not own and page.horizontalScrollBar().isVisible()))
+        assert bar.rect().intersects(bar.tabRect(index)), f"the tab {bar.tabText(index)} is out of sight"
+
+
+def _fits(page):
+    return page.widget().width() <= page.viewport().width() <= 300
+
+
+def test_one_expert_can_be_drawn_alone_and_stays_so_in_other_directions(panel, model):
+    choose(panel.decoder.drawn, 2)
+    layer = model.layers["#1 expert x (full)"]
+    assert layer.visible and (layer.selected_label, layer.show_selected_label) == (3, True)
+    choose(panel.decoder.direction, "y")
+    layer = model.layers["#1 expert y (full)"]
+    assert showing.alone(layer) == 2 and panel.decoder.drawn.currentData() == 2
+    choose(panel.decoder.drawn, -1)
+    assert showing.alone(layer) is None and not layer.show_selected_label
 
 
 def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(panel, model, scene):
@@ -161,7 +216,7 @@ def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(panel
     model.layers.clear()
     panel.reset_choices()
     assert panel.number is None and panel.note.text() == EMPTY
-    assert not (panel.decoder.isEnabled() or panel.encoder.isEnabled() or panel.deformation.isEnabled())
+    assert not any(view.isEnabled() for views in panel.views.values() for view in views)
 
 
 def test_a_removed_layer_only_takes_its_own_control_away(panel, model):
@@ -174,10 +229,10 @@ def test_a_removed_layer_only_takes_its_own_control_away(panel, model):
 
 
 def test_every_control_says_what_it_does(panel):
-    sections = (panel.decoder, panel.encoder, panel.deformation)
+    sections = (panel.decoder, panel.encoder, panel.gates, panel.deformation)
     controls = [c for s in sections for c in (*vars(s).values(), *getattr(s, "switches", {}).values())]
     named = [c for c in controls if hasattr(c, "toolTip") and type(c).__name__ in ("QCheckBox", "QComboBox", "QSlider")]
-    assert len(named) > 12 and all(control.toolTip() for control in named)
+    assert len(named) > 17 and all(control.toolTip() for control in named)
 
 
 def test_importing_the_panel_does_not_import_torch():

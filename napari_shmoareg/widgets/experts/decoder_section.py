@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.expert_maps import ExpertMap
     from napari_shmoareg.analysis.scene import Scene
 
+ALL = -1  # experts, in the list of those that are drawn
 WORLD = ("left-right", "back-front", "down-up")
 
 
@@ -33,17 +34,19 @@ class DecoderSection(Section):
         self._last: tuple[str, int] | None = None  # direction and stride that were shown
         self.on = QCheckBox("Show expert map")
         self.on.setToolTip(says("Show or hide the expert map; the key goes on to the next one", "expert_map"))
-        self.direction, self.resolution = QComboBox(), QComboBox()
+        self.direction, self.resolution, self.drawn = QComboBox(), QComboBox(), QComboBox()
         self.direction.setToolTip(says("Each component of the displacement has experts of its own", "direction"))
         self.resolution.setToolTip(
             "Of the decoder layer: its cells are as big as the network grid's voxels, or twice as big"
         )
+        self.drawn.setToolTip("Draw the cells of all experts, each in its colour, or those of one expert alone")
         self.opacity = opacity_slider("How opaque the expert maps are")
         self.legend = Swatches()
         self.legend.setToolTip("Share of the cells of this map that chose each expert: its kernel size")
         form = QFormLayout()
         form.addRow("Direction", self.direction)
         form.addRow("Resolution", self.resolution)
+        form.addRow("Cells of", self.drawn)
         form.addRow("Opacity", self.opacity)
         self.column.addWidget(self.on)
         self.column.addLayout(form)
@@ -51,6 +54,7 @@ class DecoderSection(Section):
         self.on.toggled.connect(self._switch)
         self.direction.activated.connect(lambda _: self._choose())
         self.resolution.activated.connect(lambda _: self._choose())
+        self.drawn.activated.connect(lambda _: self._choose(self.drawn.currentData()))
         self.opacity.valueChanged.connect(self._fade)
 
     def refresh(self) -> None:
@@ -73,13 +77,19 @@ class DecoderSection(Section):
         pick(self.direction, direction)
         pick(self.resolution, stride)
         seen = next((m for m in maps if (m.place.direction, m.stride) == self._wanted()), maps[0])
-        self.legend.show_entries(_entries(tag(opened[0], "scene"), seen))
+        entries = _entries(tag(opened[0], "scene"), seen)
+        self.legend.show_entries(entries)
+        fill(self.drawn, {ALL: "all experts"} | {n: f"{name} alone" for n, (_, name, _) in enumerate(entries)})
+        alone = showing.alone(opened[maps.index(seen)])
+        pick(self.drawn, ALL if alone is None else alone)
 
     def _wanted(self) -> tuple[str, int]:
         return self.direction.currentData(), self.resolution.currentData()
 
-    def _choose(self) -> None:
-        showing.show_experts(self._viewer, self._number, *self._wanted())
+    def _choose(self, drawn: int | None = None) -> None:
+        layer = showing.show_experts(self._viewer, self._number, *self._wanted())
+        if layer is not None and drawn is not None:
+            showing.draw_alone(layer, None if drawn == ALL else drawn)
         self.refresh()
 
     def _switch(self, on: bool) -> None:

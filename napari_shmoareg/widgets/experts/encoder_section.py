@@ -34,7 +34,7 @@ class EncoderSection(Section):
         self.image.setToolTip("Both images pass the same encoder; each has choices of its own")
         self.block.setToolTip("Block of the layer: each has a gate of its own")
         self.head.setToolTip(says("Attention head, with its share of selections", "head"))
-        self.counted = QCheckBox("How often chosen, over all blocks")
+        self.counted = QCheckBox("How often chosen, all blocks")
         self.counted.setToolTip(
             "Not the weight in one block, but in how many blocks of the layer a token chose the head"
         )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from qtpy.QtCore import Qt
 from qtpy.QtGui import QHideEvent, QShowEvent
-from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.experts.decoder_section import DecoderSection
 from napari_shmoareg.widgets.experts.deformation_section import DeformationSection
 from napari_shmoareg.widgets.experts.encoder_section import EncoderSection
-from napari_shmoareg.widgets.experts.section import fill
+from napari_shmoareg.widgets.experts.gate_section import GateSection
+from napari_shmoareg.widgets.experts.layers_view import LayersView
+from napari_shmoareg.widgets.experts.place_view import PlaceView
+from napari_shmoareg.widgets.experts.region_view import RegionView
+from napari_shmoareg.widgets.experts.section import Section, fill
+from napari_shmoareg.widgets.experts.what_if_view import WhatIfView
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import itself, layers_of_scene, scenes, title
 from napari_shmoareg.widgets.views import attend
@@ -21,10 +26,20 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.analysis.scene import Scene
 
+Kind = TypeVar("Kind", bound=Section)
 CAPTION = (
     "A load is a share of selections, nothing more: it does not say how much an expert contributed, "
     "nor that it chose well."
 )
+TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
+    ("Maps", "Maps of experts, heads and gates over the image (Fig. 4)", (DecoderSection, EncoderSection, GateSection)),
+    ("Layers", "The load of every gate as bars; a click shows the map behind a bar (Fig. 5)", (LayersView,)),
+    ("Place", "Which experts were chosen at places that you double-click (Fig. 6)", (PlaceView,)),
+    ("Regions", "Loads within labels or shapes, and how they differ", (RegionView,)),
+    ("What if", "Silence or force experts, run again, and see what changes", (WhatIfView,)),
+    ("Deformation", "Grid, arrows and changes of volume", (DeformationSection,)),
+)
+FOLLOWED = ("visible", "opacity", "name", "selected_label", "show_selected_label")  # events of layers
 EMPTY = "No registration is open. Register a pair (panel Register), or open a registration folder."
 
 
@@ -42,27 +57,32 @@ class ExpertsPanel(QWidget):
         self._listening: list[Any] = []
         self.registration = QComboBox()
         self.registration.setToolTip("Whose maps to show; the keys act on the one of the selected layer, or the newest")
-        self.note, caption = QLabel(), QLabel(CAPTION)
-        self.decoder = DecoderSection(viewer)
-        self.encoder = EncoderSection(viewer)
-        self.deformation = DeformationSection(viewer)
-        for label in (self.note, caption):
-            label.setWordWrap(True)
-        body = QWidget()
-        column = QVBoxLayout(body)
-        for widget in (self.registration, self.note, self.decoder, self.encoder, caption, self.deformation):
-            column.addWidget(widget)
-        column.addStretch(1)
-        area = QScrollArea()
-        area.setWidget(body)
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.note = QLabel()
+        self.note.setWordWrap(True)
+        self.tabs = QTabWidget()
+        self.tabs.setDocumentMode(True)
+        self.tabs.setUsesScrollButtons(True)
+        bar = self.tabs.tabBar()
+        assert bar is not None
+        bar.setDrawBase(False)
+        self.views: dict[str, list[Section]] = {}
+        for n, (name, tip, makers) in enumerate(TABS):
+            self.views[name] = [make(viewer) for make in makers]
+            self.tabs.addTab(_page(self.views[name], CAPTION if name == "Maps" else ""), name)
+            self.tabs.setTabToolTip(n, tip)
+        self.decoder, self.encoder = self._view(DecoderSection), self._view(EncoderSection)
+        self.gates, self.layers = self._view(GateSection), self._view(LayersView)
+        self.deformation = self._view(DeformationSection)
+        head = QVBoxLayout()
+        head.setContentsMargins(6, 6, 6, 0)
+        head.addWidget(self.registration)
+        head.addWidget(self.note)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(area)
+        outer.addLayout(head)
+        outer.addWidget(self.tabs, 1)
+        self.tabs.currentChanged.connect(lambda _: self._refresh())
         self.setMinimumWidth(300)
-        self.registration.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.registration.currentIndexChanged.connect(lambda _: self._show())
         self.reset_choices()
 
@@ -103,8 +123,11 @@ class ExpertsPanel(QWidget):
         if self.isVisible():
             self._listen()
 
-    def _sections(self) -> tuple[DecoderSection, EncoderSection, DeformationSection]:
-        return self.decoder, self.encoder, self.deformation
+    def _sections(self) -> list[Section]:
+        return [section for sections in self.views.values() for section in sections]
+
+    def _view(self, kind: type[Kind]) -> Kind:
+        return next(section for section in self._sections() if isinstance(section, kind))
 
     def _copied(self, number: int | None) -> bool:
         return number is not None and any(tag(layer, "copied") for layer in layers_of_scene(self._viewer, number))
@@ -114,7 +137,8 @@ class ExpertsPanel(QWidget):
         self._hush()
         if self.number is not None:
             for layer in layers_of_scene(self._viewer, self.number):
-                for emitter in (layer.events.visible, layer.events.opacity, layer.events.name):
+                names = [name for name in FOLLOWED if name in layer.events.emitters]
+                for emitter in (layer.events[name] for name in names):
                     emitter.connect(self._refresh)
                     self._listening.append(emitter)
 
@@ -124,8 +148,28 @@ class ExpertsPanel(QWidget):
         self._listening.clear()
 
     def _refresh(self, event: Any = None) -> None:
-        for section in self._sections():
+        """The views of the tab in front; those of another one when it comes to the front."""
+        for section in self.views[TABS[self.tabs.currentIndex()][0]]:
             section.refresh()
+
+
+def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
+    """What a tab shows, one view under the other."""
+    body = QWidget()
+    column = QVBoxLayout(body)
+    column.setContentsMargins(6, 6, 6, 6)
+    for section in sections:
+        column.addWidget(section)
+    if caption:
+        label = QLabel(caption)
+        label.setWordWrap(True)
+        column.addWidget(label)
+    column.addStretch(1)
+    area = QScrollArea()
+    area.setWidget(body)
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    return area
 
 
 def _note(scene: Scene, copied: bool) -> str:

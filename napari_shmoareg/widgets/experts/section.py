@@ -48,7 +48,8 @@ def opacity_slider(tooltip: str) -> QSlider:
 
 
 def fill(combo: QComboBox, entries: Mapping[Any, str], chosen: Any = None) -> None:
-    """Give a combo other entries, as far as they differ, keeping or making a choice."""
+    """Give a combo other entries, as far as they differ, keeping or making a choice; they do not widen it."""
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     with signals_blocked(combo):
         if [(combo.itemData(n), combo.itemText(n)) for n in range(combo.count())] != list(entries.items()):
             before = combo.currentData()

@@ -1,0 +1,228 @@
+"""Where regions come from: labels, or shapes drawn in the viewer."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.compat import isalive
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from superqt.utils import signals_blocked
+
+from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.widgets.experts.drawn import closed_shapes, drawn_regions
+from napari_shmoareg.widgets.experts.section import fill
+from napari_shmoareg.widgets.placement import AXES, UNITS, tag, volume_of
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer
+
+    from napari_shmoareg.analysis.scene import Scene
+
+FIXED, EVERYWHERE = "fixed", "everywhere"
+ELSEWHERE = ("moving_labels", "expert_map", "folding")  # roles of labels that are no regions of the fixed world
+THICKNESS = 8.0  # mm either side of a drawn shape, to begin with
+MOST = 1 << 20  # values of labels up to which they are counted instead of sorted
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where regions come from, to be read in any thread.
+
+    Attributes
+    ----------
+    name : str
+    layer : Layer or None
+        None: the labels of the scene's fixed image.
+    thickness : float
+        Mm either side of a drawn shape.
+    """
+
+    name: str
+    layer: Layer | None
+    thickness: float
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the regions are shapes."""
+        return self.layer is not None and self.layer._type_string == "shapes"
+
+    def volume(self, scene: Scene) -> Volume:
+        """The regions as labels in the fixed world; 0 is outside.
+
+        Raises
+        ------
+        InputError
+            If there are no such labels any more, or shapes that enclose nothing.
+        """
+        if self.layer is not None:
+            layer: Any = self.layer
+            return drawn_regions(layer, scene.pair.fixed.grid, self.thickness) if self.drawn else volume_of(layer)
+        if scene.pair.fixed_labels is None:
+            raise InputError("This registration has no labels of the fixed image. Pick a layer of labels, or draw.")
+        return scene.pair.fixed_labels
+
+    def names(self, scene: Scene) -> dict[int, str]:
+        """What the regions are called, by number, in the order of the numbers.
+
+        Raises
+        ------
+        InputError
+            As for `volume`.
+        """
+        if self.drawn:
+            layer: Any = self.layer
+            return {number: f"{kind} {number}" for number, _, kind in closed_shapes(layer)}
+        given = {} if self.layer is None else _given_names(self.layer)
+        values = self.volume(scene).values if self.layer is None else np.asarray(self.layer.data)
+        return {number: given.get(number, str(number)) for number in _present(values)}
+
+
+class RegionSource(QWidget):
+    """Picks labels or a layer of shapes, and starts the drawing of one.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    everywhere : bool
+        Whether no region is a choice too.
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Viewer, *, everywhere: bool = False) -> None:
+        super().__init__()
+        self._viewer, self._everywhere = viewer, everywhere
+        self._layers: dict[int, weakref.ref[Layer]] = {}
+        self._followed: weakref.ref[Layer] | None = None
+        self.combo = QComboBox()
+        self.combo.setToolTip(
+            "Where the regions come from: the labels of the fixed image, any layer of labels in its world, or shapes "
+            "drawn in the viewer"
+        )
+        self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.draw = QPushButton("Draw")
+        self.draw.setToolTip("Add a layer to draw polygons, rectangles or ellipses in; each shape is a region")
+        self.thickness = QDoubleSpinBox()
+        self.thickness.setRange(0, 200)
+        self.thickness.setDecimals(1)
+        self.thickness.setSuffix(" mm")
+        self.thickness.setValue(THICKNESS)
+        self.thickness.setToolTip("How far a drawn shape reaches to either side of the slice that it was drawn in")
+        self.slab = QWidget()
+        row, below = QHBoxLayout(), QHBoxLayout(self.slab)
+        row.addWidget(self.combo, 1)
+        row.addWidget(self.draw)
+        below.setContentsMargins(0, 0, 0, 0)
+        below.addWidget(QLabel("either side of its slice"), 1)
+        below.addWidget(self.thickness)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(row)
+        column.addWidget(self.slab)
+        self.combo.currentIndexChanged.connect(lambda _: self._show())
+        self.draw.clicked.connect(self._draw)
+        self._show()
+
+    @property
+    def source(self) -> Source | None:
+        """What is picked; None for everywhere, or where there is nothing to pick."""
+        found = self.combo.currentData()
+        if found == FIXED:
+            return Source(self.combo.currentText(), None, 0.0)
+        layer = self._layers[found]() if found in self._layers else None
+        return None if layer is None else Source(layer.name, layer, self.thickness.value())
+
+    @property
+    def ready(self) -> bool:
+        """Whether anything is picked, if only everywhere."""
+        return self.combo.currentData() is not None
+
+    def offer(self, scene: Scene | None) -> None:
+        """Offer what a viewer holds by now, for a registration; what was picked stays as far as it is there."""
+        entries: dict[Any, str] = {EVERYWHERE: "everywhere"} if self._everywhere else {}
+        if scene is not None and scene.pair.fixed_labels is not None:
+            entries[FIXED] = "labels of the fixed image"
+        regions = [layer for layer in self._viewer.layers if _may_hold_regions(layer)]
+        self._layers = {id(layer): weakref.ref(layer) for layer in regions}
+        entries |= {id(layer): layer.name for layer in regions}
+        before = self.combo.currentData()
+        fill(self.combo, entries)
+        self._show(tell=self.combo.currentData() != before)
+
+    def pick(self, layer: Layer) -> None:
+        """Take a layer."""
+        self.combo.setCurrentIndex(self.combo.findData(id(layer)))
+
+    def _show(self, *, tell: bool = True) -> None:
+        source = self.source
+        self.slab.setVisible(source is not None and source.drawn)
+        self._follow(source.layer if source is not None and source.drawn else None)
+        if tell:
+            self.changed.emit()
+
+    def _follow(self, layer: Layer | None) -> None:
+        """Hear of what is drawn in the picked layer, and in no other."""
+        before = None if self._followed is None else self._followed()
+        if before is layer:
+            return
+        if before is not None:
+            before.events.data.disconnect(self._redrawn)
+        if layer is not None:
+            layer.events.data.connect(self._redrawn)
+        self._followed = None if layer is None else weakref.ref(layer)
+
+    def _redrawn(self, event: Any = None) -> None:
+        if isalive(self):
+            self.changed.emit()
+
+    def _draw(self) -> None:
+        """Add a layer in the viewer's own mm, and begin to draw."""
+        layer = self._viewer.add_shapes(
+            ndim=3,
+            name="drawn region",
+            scale=(1, 1, 1),
+            units=UNITS,
+            axis_labels=AXES,
+            face_color="#ffd43b",
+            edge_color="#e8590c",
+            edge_width=0.5,
+            opacity=0.5,
+        )
+        with signals_blocked(self.combo):
+            self.combo.addItem(layer.name, id(layer))
+        self._layers[id(layer)] = weakref.ref(layer)
+        self.pick(layer)
+        self._viewer.layers.selection.active = layer
+        layer.mode = "add_polygon"
+
+
+def _may_hold_regions(layer: Layer) -> bool:
+    kind, role = layer._type_string, tag(layer, "role")
+    if kind == "shapes":
+        return role is None and layer.ndim == 3
+    return kind == "labels" and layer.ndim == 3 and role not in ELSEWHERE
+
+
+def _given_names(layer: Layer) -> dict[int, str]:
+    """Names from the features of a layer of labels: its column "index" and the first of text."""
+    features: Any = getattr(layer, "features", None)
+    if features is None or "index" not in features:
+        return {}
+    text = next((name for name in features if name != "index" and features[name].dtype.kind in "OUT"), None)
+    if text is None:
+        return {}
+    return {int(number): str(said) for number, said in zip(features["index"], features[text], strict=True)}
+
+
+def _present(values: np.ndarray) -> list[int]:
+    """The values that occur, without 0."""
+    if values.size and values.dtype.kind in "iub" and values.min() >= 0 and values.max() < MOST:
+        found = np.flatnonzero(np.bincount(values.ravel()))
+    else:
+        found = np.unique(values)
+    return [int(value) for value in found if value != 0]

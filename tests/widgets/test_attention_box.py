@@ -1,0 +1,189 @@
+"""The attention of a token is the network's own, on the tokens' own grid, and runs beside the window."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+
+from napari_shmoareg.analysis.attention import AttentionProbe
+from napari_shmoareg.engine.replay import Replay
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io import checkpoint
+from napari_shmoareg.widgets.experts.place_pins import layer_of_place
+from napari_shmoareg.widgets.experts.place_view import PlaceView
+from napari_shmoareg.widgets.experts.replaying import replay_of, weights_of
+from napari_shmoareg.widgets.layers import add_layers, layers_of
+from napari_shmoareg.widgets.placement import tag, to_viewer
+from napari_shmoareg.widgets.scenes import layers_of_scene
+
+WAIT = 60_000  # ms at most
+
+
+@pytest.fixture
+def asked(monkeypatch, lively_network):
+    """The names under which a network was asked for; it is the one that made the scene."""
+    names = []
+
+    def load(name, *, device="cpu"):
+        names.append(str(name))
+        return lively_network(0.03)
+
+    monkeypatch.setattr(checkpoint, "load_network", load)
+    return names
+
+
+@pytest.fixture
+def model(scene):
+    made = ViewerModel()
+    add_layers(made, layers_of(scene, 1))
+    return made
+
+
+@pytest.fixture
+def view(model, qtbot, scene):
+    made = PlaceView(model)
+    qtbot.addWidget(made)
+    made.show_registration(1)
+    made.read(scene.network_grid.to_world((np.array(scene.network_grid.shape) - 1) * 0.4))
+    made.show()
+    qtbot.waitExposed(made)
+    return made
+
+
+def pick(view, place):
+    view._pick(place)
+
+
+def finish(view, qtbot):
+    qtbot.waitUntil(lambda: not view.attention.errand.busy, timeout=WAIT)
+
+
+def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_values(
+    view, model, scene, qtbot, asked, lively_network
+):
+    gate = scene.token_loads[-1].place
+    pick(view, gate)
+    view.attention.on.click()
+    finish(view, qtbot)
+    assert asked == ["untrained"] and not view.attention.status.text()
+    layer = layer_of_place(model, scene, "attention")
+    settings = scene.report["settings"]
+    replay = Replay.of(scene.pair, lively_network(0.03), affine=scene.affine, settings=settings)
+    probe, box, seen = AttentionProbe.of(replay), view.attention, 0
+    top_k = settings["network"]["top_k"]
+    for load in (scene.token_loads[-1], scene.token_loads[0]):
+        pick(view, load.place)
+        cell = view.picked.cell
+        expected = {found.head: found for found in probe.at(load.place, cell)}
+        assert set(expected) == set(np.flatnonzero(load.values[cell])) == set(view.picked.experts)
+        for index in range(box.head.count()):
+            box.head.setCurrentIndex(index)
+            box.head.activated.emit(index)
+            found = expected[box.head.currentData()]
+            assert layer_of_place(model, scene, "attention") is layer
+            volume = tag(layer, "volume")
+            np.testing.assert_array_equal(volume.values, found.volume.values)
+            assert volume.grid.same_space(load.grid) and abs(volume.values.sum() - 1) < 1e-5
+            assert layer.contrast_limits == pytest.approx([0, found.volume.values.max()])
+            assert f"{found.weight:.2f}" in box.head.currentText() and (layer.name, tag(layer, "head")) == (
+                "#1 attention",
+                found.head,
+            )
+            assert "sum to 1.000" in box.says.text() and "In the registration" not in box.says.text()
+            own = layer.world_to_data(to_viewer(load.grid.to_world(cell)))
+            assert layer.data[tuple(np.rint(own).astype(int))] == found.volume.values[cell]
+            seen += 1
+    assert seen == 2 * top_k > 2 and box.ramp.texts() == ["0", f"{layer.contrast_limits[1]:.3g}"]
+    pick(view, scene.expert_maps[0].place)
+    assert layer_of_place(model, scene, "attention") is None and "pick one of its tokens" in box.says.text()
+    pick(view, gate)
+    box.on.click()
+    assert layer_of_place(model, scene, "attention") is None
+    box.on.click()
+    assert layer_of_place(model, scene, "attention") is not None and len(asked) == 1, "the probe was not kept"
+
+
+def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, lively_network, scene):
+    def load(name, *, device="cpu"):
+        network = lively_network(0.03)
+        for module in network.modules():
+            if type(module).__name__ == "SoftmaxGate":
+                module.weight.data = -module.weight.data
+        return network
+
+    monkeypatch.setattr(checkpoint, "load_network", load)
+    pick(view, scene.token_loads[0].place)
+    view.attention.on.click()
+    finish(view, qtbot)
+    assert "does not choose as the registration did (0 of" in view.attention.status.text()
+    assert "In the registration this token chose the heads" in view.attention.says.text()
+
+
+def test_weights_that_are_not_there_are_said_and_can_be_shown(view, qtbot, told, monkeypatch, asked):
+    box, load = view.attention, checkpoint.load_network
+
+    def missing(name, *, device="cpu"):
+        raise InputError(f"There are no weights '{name}'.")
+
+    monkeypatch.setattr(checkpoint, "load_network", missing)
+    box.on.click()
+    finish(view, qtbot)
+    assert told("error") == "There are no weights 'untrained'." == box.status.text()
+    assert not box.on.isChecked() and not box.choose.isHidden() and box.cancel.isHidden()
+    monkeypatch.setattr(checkpoint, "load_network", load)
+    from napari_shmoareg.widgets.experts import attention_box
+
+    monkeypatch.setattr(attention_box.QFileDialog, "getOpenFileName", lambda *_: ("/somewhere/mine.safetensors", ""))
+    box.choose.click()
+    finish(view, qtbot)
+    assert asked == ["/somewhere/mine.safetensors"] and box.on.isChecked() and box.choose.isHidden()
+
+
+def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(view, model, scene, qtbot, monkeypatch, lively_network):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def load(name, *, device="cpu"):
+        network = lively_network(0.03)
+        entered.set()
+        go_on.wait(10)
+        return network
+
+    monkeypatch.setattr(checkpoint, "load_network", load)
+    view.attention.on.click()
+    assert entered.wait(10) and not view.attention.cancel.isHidden()
+    view.attention.cancel.click()
+    go_on.set()
+    finish(view, qtbot)
+    assert view.attention.status.text() == "Cancelled." and not view.attention.on.isChecked()
+    assert not view.attention.probes and layer_of_place(model, scene, "attention") is None
+
+
+def test_a_replay_is_that_of_the_registration(scene, asked):
+    from napari_shmoareg.widgets.experts.replaying import Work
+
+    work = Work(lambda own: replay_of(scene, own))
+    done = work()
+    assert not done.error and work.reached == ("ready", 1.0)
+    displacement, routing = done.value.run()
+    for record, mine in zip(scene.registration.routing, routing, strict=True):
+        np.testing.assert_array_equal(record.routing.experts.numpy(), mine.routing.experts.numpy())
+    assert displacement.shape[2:] == scene.network_grid.shape
+    stopped = Work(lambda own: replay_of(scene, own))
+    stopped.cancel()
+    assert stopped().value is None and len(asked) == 1
+    assert weights_of(replace(scene, report={**scene.report, "weights": "/there/mine.safetensors"})).endswith("tensors")
+
+
+def test_closing_the_registration_takes_the_attention_along(view, model, scene, qtbot, asked):
+    pick(view, scene.token_loads[0].place)
+    view.attention.on.click()
+    finish(view, qtbot)
+    assert layer_of_place(model, scene, "attention") is not None
+    for layer in layers_of_scene(model, 1):
+        model.layers.remove(layer)
+    view.show_registration(None)
+    assert not list(model.layers) and not view.attention.on.isChecked()

@@ -1,0 +1,297 @@
+"""The bars are the loads of the report, and a click on one shows its map."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from PIL import Image
+from qtpy.QtCore import QEvent, QPoint, QRectF, Qt
+from qtpy.QtGui import QColor, QHelpEvent, QPalette
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication, QToolTip
+
+from napari_shmoareg.widgets import showing
+from napari_shmoareg.widgets.experts.bar_drawing import Bar
+from napari_shmoareg.widgets.experts.layers_view import NOTHING, LayersView
+from napari_shmoareg.widgets.experts.load_bars import LoadBars
+from napari_shmoareg.widgets.experts.load_files import LoadFiles
+from napari_shmoareg.widgets.experts.panel import ExpertsPanel
+from napari_shmoareg.widgets.layers import add_layers, layers_of
+from napari_shmoareg.widgets.placement import tag
+
+
+@pytest.fixture
+def model(scene):
+    viewer = ViewerModel()
+    add_layers(viewer, layers_of(scene, 1))
+    return viewer
+
+
+@pytest.fixture
+def view(model, qtbot):
+    made = LayersView(model)
+    qtbot.addWidget(made)
+    made.show_registration(1)
+    made.resize(600, 900)
+    made.show()
+    qtbot.waitExposed(made)
+    return made
+
+
+def where(chart, index):
+    """A point in the middle of a bar's column, near the top: above most bars."""
+    column = chart.column_of(index)
+    return QPoint(int(column.center().x()), int(column.top()) + 2)
+
+
+def click(chart, index):
+    """A left click on a bar, as a person makes it."""
+    QTest.mouseClick(chart, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, where(chart, index))
+
+
+def entry_of(scene, bar):
+    """What the report says of a bar's gate; of all blocks the sum."""
+    found = [
+        entry
+        for entry in scene.report["expert_loads"]
+        if all(value in (None, entry[name]) for name, value in bar.place._asdict().items())
+    ]
+    counts = np.sum([entry["counts"] for entry in found], axis=0)
+    return counts, sum(entry["cells"] for entry in found), len(found)
+
+
+def visible(viewer):
+    return [layer.name for layer in viewer.layers if layer.visible and tag(layer, "role") in showing.MAPS]
+
+
+def test_there_is_a_bar_for_every_gate_and_expert_and_its_height_is_the_share_of_the_report(view, scene):
+    drawn = {}
+    for chart in view.charts:
+        full = chart.column_of(0).height()
+        for n, bar in enumerate(chart.bars):
+            counts, _, _ = entry_of(scene, bar)
+            drawn[bar.place, bar.expert] = chart.rect_of(n).height() / full * chart.highest
+            assert drawn[bar.place, bar.expert] == pytest.approx(counts[bar.expert] / counts.sum())
+    for entry in scene.report["expert_loads"]:
+        for expert, share in enumerate(entry["share"]):
+            place = tuple(entry[name] for name in ("part", "layer", "block", "image", "direction"))
+            assert drawn[place, expert] == pytest.approx(share)
+    assert len(drawn) > sum(len(entry["counts"]) for entry in scene.report["expert_loads"]), "no bars of all blocks"
+
+
+def test_moving_stands_left_of_fixed_in_another_colour(view, scene):
+    chart = view.charts[0]
+    assert [bar.place.image for bar in chart.bars[:2]] == ["moving", "fixed"]
+    assert chart.rect_of(0).right() <= chart.rect_of(1).left() + 0.01 < chart.rect_of(2).left()
+    picture = chart.grab().toImage()
+    for n in (0, 1):
+        highest = max(range(n, len(chart.bars), 2), key=lambda index: chart.bars[index].share)
+        bar = chart.rect_of(highest)
+        assert picture.pixelColor(int(bar.center().x()), int(bar.bottom()) - 3).name() == chart.bars[n].colour
+    moving, fixed = (np.array([bar.share for bar in chart.bars[n::2]]) for n in (0, 1))
+    assert not np.allclose(moving, fixed), "the two images chose alike: nothing to tell apart"
+
+
+def test_the_dotted_line_is_at_equal_shares(qtbot):
+    bars = [Bar(("decoder", 1, None, None, "x"), n, share, "#0000ff", str(n), "") for n, share in enumerate((0, 0, 1))]
+    chart = LoadBars("x", bars, 1.0, "")
+    qtbot.addWidget(chart)
+    chart.resize(300, 96)
+    palette = QPalette()
+    palette.setColor(QPalette.ColorRole.WindowText, Qt.GlobalColor.red)
+    palette.setColor(QPalette.ColorRole.Window, Qt.GlobalColor.black)
+    chart.setPalette(palette)
+    picture, column = chart.grab().toImage(), chart.column_of(0)
+    red = {
+        y
+        for x in range(int(column.left()) + 2, int(column.right()) - 2)
+        for y in range(int(column.top()) + 3, int(column.bottom()) - 3)
+        if picture.pixelColor(x, y).red() > 100 > picture.pixelColor(x, y).green()
+    }
+    assert red and all(abs(y + 0.5 - (column.bottom() - column.height() / 3)) <= 1.5 for y in red)
+
+
+def test_a_click_on_a_bar_of_the_encoder_shows_that_heads_map(view, model, scene):
+    chart, n = next(
+        (chart, n)
+        for chart in view.charts
+        for n, bar in enumerate(chart.bars)
+        if bar.place[:4] == ("encoder", 2, 1, "moving") and bar.expert == 3
+    )
+    click(chart, n)
+    assert visible(model) == ["#1 head 3 of layer 2 block 1 (moving)"]
+    assert chart.marked is chart.bars[n]
+    assert [other for other in view.charts if other.marked] == [chart]
+
+
+def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(view, model, scene):
+    chart = next(chart for chart in view.charts if chart.title == "all blocks")
+    click(chart, 5)
+    bar, layer = chart.bars[5], showing.head_layer(model, 1)
+    assert layer.name.endswith("times chosen") and tag(layer, "load") in scene.times_chosen
+    assert (tag(layer, "load").place, tag(layer, "head")) == (bar.place, bar.expert) and chart.marked is bar
+
+
+def test_a_click_on_a_bar_of_the_decoder_draws_its_cells_alone_and_a_second_one_all(view, model, scene):
+    chart = next(c for c in view.charts if c.bars[0].place[:2] == ("decoder", 2) and c.title == "z")
+    click(chart, 1)
+    assert visible(model) == ["#1 expert z (half)"]
+    layer = model.layers["#1 expert z (half)"]
+    assert (layer.show_selected_label, layer.selected_label) == (True, 2) and chart.marked is chart.bars[1]
+    click(chart, 1)
+    assert visible(model) == ["#1 expert z (half)"] and not layer.show_selected_label and chart.marked is None
+    click(chart, 2)
+    assert showing.alone(layer) == 2
+
+
+def test_keys_go_from_bar_to_bar_and_enter_shows_the_map(view, model):
+    chart = view.charts[0]
+    chart.setFocus()
+    for key in (Qt.Key.Key_Left, Qt.Key.Key_Right, Qt.Key.Key_Right, Qt.Key.Key_Right):
+        QTest.keyClick(chart, key)
+    assert chart.accessibleDescription() == chart.bars[3].says and "share" in chart.accessibleName()
+    QTest.keyClick(chart, Qt.Key.Key_Return)
+    assert chart.marked is chart.bars[3]
+    layer = showing.head_layer(model, 1)
+    assert (tag(layer, "load").place, tag(layer, "head")) == (chart.bars[3].place, chart.bars[3].expert)
+    assert all(chart.focusPolicy() & Qt.FocusPolicy.TabFocus for chart in view.charts)
+
+
+def test_the_mark_follows_what_is_shown_elsewhere(model, qtbot):
+    panel = ExpertsPanel(model)
+    qtbot.addWidget(panel)
+    panel.show()
+    qtbot.waitExposed(panel)
+    panel.tabs.setCurrentIndex(1)
+    view = panel.layers
+    assert view.isVisible()
+    load = next(load for load in panel_scene(model).token_loads if load.place[:4] == ("encoder", 2, 0, "fixed"))
+    showing.show_head(model, 1, load, 4)
+    assert [c.marked for c in view.charts if c.marked] == [bar_of(view, load.place, 4)]
+    layer = showing.show_experts(model, 1, "y", 1)
+    assert not any(chart.marked for chart in view.charts)
+    layer.selected_label = 1
+    layer.show_selected_label = True
+    assert [c.marked for c in view.charts if c.marked] == [bar_of(view, tag(layer, "expert_map").place, 0)]
+    layer.visible = False
+    assert not any(chart.marked for chart in view.charts)
+
+
+def panel_scene(model):
+    return next(tag(layer, "scene") for layer in model.layers if tag(layer, "scene") is not None)
+
+
+def bar_of(view, place, expert):
+    return next(bar for chart in view.charts for bar in chart.bars if (bar.place, bar.expert) == (place, expert))
+
+
+def test_the_tooltip_tells_the_exact_share_the_count_and_the_number_of_cells(view, scene):
+    for chart in view.charts:
+        for bar in chart.bars:
+            counts, cells, blocks = entry_of(scene, bar)
+            share = 100 * counts[bar.expert] / counts.sum()
+            assert f"{share:.2f} % of selections: {counts[bar.expert]:,} of {counts.sum():,}" in bar.says
+            assert f"{cells // (1 if bar.place.block is not None else blocks):,} " in bar.says
+            assert "Click" in bar.says
+    chart = view.charts[-1]
+    at = where(chart, 1)
+    QApplication.sendEvent(chart, QHelpEvent(QEvent.Type.ToolTip, at, chart.mapToGlobal(at)))
+    assert QToolTip.text() == chart.bars[1].says
+    QToolTip.hideText()
+
+
+def test_a_map_that_was_removed_is_said_to_be_gone(view, model, told):
+    for layer in list(model.layers):
+        if tag(layer, "role") in ("head_map", "expert_map"):
+            model.layers.remove(layer)
+    view.refresh()
+    click(view.charts[0], 0)
+    click(view.charts[-1], 0)
+    assert visible(model) == [] and told("info").count("was removed") == 2
+    assert not any(chart.marked for chart in view.charts)
+
+
+def test_a_network_without_experts_has_no_bars_and_says_so(scene, qtbot):
+    viewer = ViewerModel()
+    bare = replace(scene, expert_maps=[], token_loads=[], times_chosen=[], gates=[])
+    add_layers(viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1))
+    view = LayersView(viewer)
+    qtbot.addWidget(view)
+    view.show_registration(1)
+    assert view.charts == [] and view.says.text() == NOTHING and not view.files.isEnabled()
+
+
+def test_another_registration_brings_its_own_bars_and_none_takes_them_away(view, model, scene):
+    entries = [dict(entry) for entry in scene.report["expert_loads"]]
+    entries[0] = entries[0] | {"counts": list(reversed(entries[0]["counts"]))}
+    add_layers(model, layers_of(replace(scene, report=dict(scene.report) | {"expert_loads": entries}), 2))
+    before = [bar.share for bar in view.charts[0].bars]
+    view.show_registration(2)
+    now = [bar.share for bar in view.charts[0].bars]
+    assert now[1::2] == before[1::2] and now[::2] == before[::2][::-1] != before[::2]
+    view.show_registration(None)
+    assert view.charts == [] and not view.isEnabled()
+
+
+def test_a_narrow_view_has_fewer_charts_in_a_row_and_none_is_cut_off(view, qtbot):
+    rows = {}
+    for width in (600, 260):
+        view.resize(width, 900)
+        qtbot.wait(1)
+        right = max(chart.mapTo(view, QPoint(chart.width(), 0)).x() for chart in view.charts)
+        assert right <= width == view.width()
+        rows[width] = max(
+            sum(c.parentWidget() is chart.parentWidget() and c.y() == chart.y() for c in view.charts)
+            for chart in view.charts
+            if chart.bars[0].place.part == "encoder"
+        )
+    assert rows[260] < rows[600] == 3
+
+
+def test_bars_are_seen_in_light_and_in_dark(qtbot):
+    bars = [Bar(("decoder", 1, None, None, "x"), 0, 1.0, "#ffffff", "1×1×1", "")]
+    chart = LoadBars("x", bars, 1.0, "")
+    qtbot.addWidget(chart)
+    chart.resize(150, 96)
+    for ground, text in (("#ffffff", "#000000"), ("#23242b", "#f0f1f2")):
+        palette = QPalette()
+        palette.setColor(QPalette.ColorRole.Window, QColor(ground))
+        palette.setColor(QPalette.ColorRole.WindowText, QColor(text))
+        chart.setPalette(palette)
+        picture, rect = chart.grab().toImage(), QRectF(chart.rect_of(0))
+        edge = picture.pixelColor(int(rect.left()), int(rect.center().y()))
+        assert max(abs(edge.red() - picture.pixelColor(1, 40).red()), abs(edge.red() - 255)) > 60
+
+
+@pytest.mark.parametrize("name", ["loads.png", "loads.svg"])
+def test_the_figure_that_is_saved_says_whose_it_is(scene, qtbot, tmp_path, told, name):
+    files = LoadFiles(lambda: scene)
+    qtbot.addWidget(files)
+    files.save_figure(tmp_path / name)
+    qtbot.waitUntil(lambda: "saved" in told("info"), timeout=60_000)
+    if name.endswith("png"):
+        with Image.open(tmp_path / name) as picture:
+            about = picture.text
+        assert about["Weights"] == scene.weights and json.loads(about["Settings"])["network"]["kernels"] == [1, 3, 5]
+        assert scene.pair.moving.name in about["Pair"] and "of selections" in about["Description"]
+    else:
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert f"Weights: {scene.weights}" in text and "Share of selections per expert" in text
+
+
+def test_the_table_that_is_saved_is_the_load_of_the_report(scene, qtbot, tmp_path, told):
+    files = LoadFiles(lambda: scene)
+    qtbot.addWidget(files)
+    files.save_table(tmp_path / "loads.csv")
+    rows = list(csv.DictReader((tmp_path / "loads.csv").open(encoding="utf-8")))
+    counts = [int(row["count"]) for row in rows]
+    assert counts == [count for entry in scene.report["expert_loads"] for count in entry["counts"]]
+    files.save_table(tmp_path / "nowhere" / "loads.csv")
+    files.save_figure(tmp_path / "loads.bmp")
+    qtbot.waitUntil(lambda: "loads.bmp" in told("error"), timeout=60_000)
+    assert "nowhere" in told("error")

@@ -1,0 +1,409 @@
+"""A double click reads the experts of that voxel, and napari's zoom rests only meanwhile."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication
+
+from napari_shmoareg.analysis.place_reading import read_place
+from napari_shmoareg.io.tables import write_table
+from napari_shmoareg.widgets.experts.place_outline import cut, whole
+from napari_shmoareg.widgets.experts.place_pins import MOST, TOO_MANY, layer_of_place, pins_of
+from napari_shmoareg.widgets.experts.place_view import FLAT, INVITE, NO_GATES, PlaceView
+from napari_shmoareg.widgets.experts.replaying import Errand
+from napari_shmoareg.widgets.layers import add_layers, layers_of
+from napari_shmoareg.widgets.placement import tag, to_viewer
+from napari_shmoareg.widgets.scenes import layers_of_scene, scenes
+from napari_shmoareg.widgets.units import point_of
+from napari_shmoareg.widgets.views import centre_on
+
+
+@pytest.fixture
+def model(scene):
+    made = ViewerModel()
+    add_layers(made, layers_of(scene, 1))
+    return made
+
+
+@pytest.fixture
+def view(model, qtbot):
+    made = PlaceView(model)
+    qtbot.addWidget(made)
+    made.show_registration(1)
+    return made
+
+
+@pytest.fixture
+def docked(viewer, scene):
+    """A view in a dock beside the canvas, on the middle of the phantoms."""
+    add_layers(viewer, layers_of(scene, 1))
+    made = PlaceView(viewer)
+    dock = viewer.window.add_dock_widget(made, name="Place", area="right")
+    made.show_registration(1)
+    viewer.reset_view()
+    centre_on(viewer, scene.pair.fixed)
+    QApplication.processEvents()
+    return viewer, made, dock
+
+
+def places(scene, count, seed=0):
+    """World points well within the network grid."""
+    inside = np.random.default_rng(seed).uniform(0.2, 0.8, (count, 3)) * (np.array(scene.network_grid.shape) - 1)
+    return scene.network_grid.to_world(inside)
+
+
+def double_click(viewer, at):
+    canvas = viewer.window._qt_viewer.canvas.native
+    QTest.mouseDClick(canvas, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, at)
+    QApplication.processEvents()
+
+
+def middle(viewer, right=0, down=0):
+    canvas = viewer.window._qt_viewer.canvas.native
+    return QPoint(canvas.width() // 2 + right, canvas.height() // 2 + down)
+
+
+def voxel_at(grid, point):
+    return tuple(np.floor(grid.to_index(point) + 0.5).astype(int))
+
+
+def assert_shows(view, scene, point):
+    """What is drawn are the scene's own arrays, in the cells that hold the point."""
+    seen = 0
+    for load in scene.token_loads:
+        strip, cell = view.box.strips[load.place], voxel_at(load.grid, point)
+        weights = load.values[cell]
+        assert strip.cell.cell == cell
+        assert strip.fills() == {n: weights[n] for n in np.flatnonzero(weights)}
+        seen += 1
+    for found in scene.expert_maps:
+        strip, cell = view.box.strips[found.place], voxel_at(found.volume.grid, point)
+        (gate,) = (gate for gate in scene.gates if gate.place == found.place)
+        assert strip.cell.experts == (found.volume.values[cell] - 1,)
+        assert list(strip.fills().values()) == list(gate.values[cell])
+        seen += 1
+    assert seen == len(view.box.strips)
+
+
+def test_a_double_click_shows_the_scenes_own_numbers_of_that_voxel_and_does_not_zoom(docked, scene):
+    viewer, view, _ = docked
+    zoom = viewer.scene.camera.zoom
+    read = []
+    for right, down in ((0, 0), (40, -25), (-60, 30)):
+        double_click(viewer, middle(viewer, right, down))
+        assert view.reading is not None, view.says.text()
+        expected = to_viewer(viewer.cursor.position)
+        np.testing.assert_allclose(view.reading.point, expected)
+        assert_shows(view, scene, expected)
+        read.append(view.reading.point)
+    assert len({tuple(point) for point in read}) == 3
+    assert (read[1] - read[0])[2] == 0 and (read[1] - read[0])[0] < 0  # to the right of the canvas: patient's left
+    assert viewer.scene.camera.zoom == zoom
+
+
+def test_the_zoom_is_back_in_its_place_when_the_view_is_hidden_or_its_dock_closed(docked):
+    viewer, view, dock = docked
+    callbacks = viewer.mouse_double_click_callbacks
+    names = [call.__name__ for call in callbacks]
+    assert "double_click_to_zoom" not in names
+    for away, back in ((view.hide, view.show), (dock.hide, dock.show)):
+        away()
+        assert [call.__name__ for call in callbacks] == ["double_click_to_zoom"]
+        before, reading = viewer.scene.camera.zoom, view.reading
+        double_click(viewer, middle(viewer))
+        assert viewer.scene.camera.zoom == 2 * before and view.reading is reading
+        back()
+        QApplication.processEvents()
+        double_click(viewer, middle(viewer))
+        assert viewer.scene.camera.zoom == 2 * before and view.reading is not reading
+    viewer.window.remove_dock_widget(dock)
+    assert [call.__name__ for call in callbacks] == ["double_click_to_zoom"]
+
+
+def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
+    from napari_shmoareg.widgets.experts.panel import ExpertsPanel
+
+    add_layers(viewer, layers_of(scene, 1))
+    panel = ExpertsPanel(viewer)
+    viewer.window.add_dock_widget(panel, name="Experts", area="right")
+    (view,) = panel.views["Place"]
+    names = {panel.tabs.tabText(n): n for n in range(panel.tabs.count())}
+    for tab, takes in (("Maps", False), ("Place", True), ("Layers", False), ("Place", True)):
+        panel.tabs.setCurrentIndex(names[tab])
+        QApplication.processEvents()
+        assert view._clicks.listening == takes
+        assert len(viewer.mouse_double_click_callbacks) == 1
+    centre_on(viewer, scene.pair.fixed)
+    double_click(viewer, middle(viewer))
+    assert_shows(view, scene, to_viewer(viewer.cursor.position))
+    view.pin.click()
+    QApplication.processEvents()
+    assert view.reading is not None and len(view.pins.readings) == 1, "the new layer emptied the view"
+
+
+def test_a_view_that_is_deleted_while_it_is_in_front_gives_the_zoom_back(model, qtbot):
+    view = PlaceView(model)
+    view.show()
+    assert [call.__name__ for call in model.mouse_double_click_callbacks] == ["clicked"]
+    view.deleteLater()
+    QApplication.sendPostedEvents(None, 52)  # DeferredDelete
+    QApplication.processEvents()
+    assert [call.__name__ for call in model.mouse_double_click_callbacks] == ["double_click_to_zoom"]
+
+
+def test_a_click_while_a_layer_is_edited_is_left_to_that_layer(docked):
+    viewer, view, _ = docked
+    layer = viewer.add_points(np.zeros((0, 3)))
+    layer.mode = "add"
+    double_click(viewer, middle(viewer))
+    assert view.reading is None
+    layer.mode = "pan_zoom"
+    double_click(viewer, middle(viewer))
+    assert view.reading is not None
+
+
+def test_in_3d_it_is_said_that_a_click_has_no_depth(docked):
+    viewer, view, _ = docked
+    viewer.dims.ndisplay = 3
+    double_click(viewer, middle(viewer))
+    assert view.reading is None and view.says.text() == FLAT
+
+
+def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, scene):
+    inside = places(scene, 1)[0]
+    view.read(inside)
+    assert view.says.text() == INVITE and view.pin.isEnabled()
+    view.read(inside + 500)
+    assert "outside of what the network saw" in view.says.text() and not view.pin.isEnabled()
+    assert all(not strip.fills() for strip in view.box.strips.values())
+
+
+def test_a_place_can_be_given_by_keyboard(view, model, scene):
+    place = np.round(places(scene, 1)[0], 1)
+    for box, value in zip(view.coordinates, place, strict=True):
+        box.setValue(value)
+    np.testing.assert_allclose(view.reading.point, place)
+    assert np.abs(point_of(model) - to_viewer(place)).max() < 2  # the sliders stand on whole steps
+    view.middle.click()
+    np.testing.assert_allclose(view.reading.point[2], to_viewer(point_of(model))[2])
+    np.testing.assert_allclose(view.reading.point[:2], model.scene.camera.center[:0:-1])
+
+
+def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, scene):
+    viewer, view, _ = docked
+    double_click(viewer, middle(viewer, 20, 20))
+    first = view.reading
+    viewer.add_image(np.zeros((4, 4, 4)), units="um", axis_labels=("S", "A", "R"), scale=(1000,) * 3)
+    assert "micrometer" in str(viewer.dims.units[0])
+    viewer.reset_view()
+    centre_on(viewer, scene.pair.fixed)
+    double_click(viewer, middle(viewer, 20, 20))
+    assert view.reading is not first
+    np.testing.assert_allclose(view.reading.point, to_viewer(np.array(viewer.cursor.position) / 1000))
+    assert_shows(view, scene, view.reading.point)
+
+
+def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, scene):
+    add_layers(model, layers_of(replace(scene, gates=[]), 2))
+    view = PlaceView(model)
+    qtbot.addWidget(view)
+    view.show_registration(2)
+    view.read(places(scene, 1)[0])
+    assert view.says.text() == NO_GATES
+    strips = [view.box.strips[found.place] for found in scene.expert_maps]
+    assert all(not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips)
+    assert all(view.box.strips[load.place].fills() for load in scene.token_loads)
+    assert not view.grab().isNull()
+
+
+def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
+    view.read(places(scene, 1)[0])
+    view.show()
+    qtbot.waitExposed(view)
+    for load in scene.token_loads[:4]:
+        strip = view.box.strips[load.place]
+        picture = strip.grab().toImage()
+        ratio = picture.devicePixelRatio()
+        for head in range(load.values.shape[-1]):
+            area = strip.box(head)
+            column = [
+                picture.pixelColor(round((area.left() + 2) * ratio), round(y * ratio))
+                for y in np.arange(area.top() + 2, area.bottom() - 1)
+            ]
+            full = sum(colour == strip._colours[head] for colour in column)
+            assert abs(full - area.height() * strip.fills().get(head, 0.0)) <= 2
+
+
+def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(docked, scene):
+    viewer, view, _ = docked
+    double_click(viewer, middle(viewer))
+    for load in (scene.token_loads[0], scene.token_loads[-1]):
+        strip = view.box.strips[load.place]
+        QTest.mouseClick(strip, Qt.MouseButton.LeftButton)
+        assert view.picked.place == load.place and strip.marked
+        outline = layer_of_place(viewer, scene, "token_box")
+        ends = (outline.data[:, 0] * outline.scale[0])[:, ::-1]
+        index = load.grid.to_index(ends) - np.array(view.picked.cell)
+        assert len(ends) >= 3 and np.abs(index).max() <= 0.5 + 1e-3
+        assert np.isclose(np.abs(index).max(axis=0), 0.5, atol=1e-3).sum() >= 2
+    last = view.box.strips[scene.expert_maps[0].place]
+    last.setFocus()
+    QTest.keyClick(last, Qt.Key.Key_Return)
+    assert view.picked.place == scene.expert_maps[0].place
+    made = layer_of_place(viewer, scene, "token_box")
+    double_click(viewer, middle(viewer, 30, 30))
+    assert layer_of_place(viewer, scene, "token_box") is made, "a click made another layer"
+    view.outlined.click()
+    assert layer_of_place(viewer, scene, "token_box") is None
+
+
+def test_a_plane_cuts_a_turned_box_along_its_sides():
+    cube = np.array([[x, y, z] for x in (0, 2) for y in (0, 2) for z in (0, 2)], dtype=float)
+    assert len(cut(cube, 0, 1.0)) == 4 and len(cut(cube, 0, 3.0)) == 0 and len(whole(cube)) == 12
+    angle = np.deg2rad(35)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    for axis, area in ((2, 4.0), (0, None)):
+        sides = cut((cube - 1) @ turn.T, axis, 0.2)
+        starts, ends = sides[:, 0], sides.sum(axis=1)
+        np.testing.assert_allclose(ends, np.roll(starts, -1, axis=0), atol=1e-9)
+        np.testing.assert_allclose(starts[:, axis], 0.2)
+        if area:
+            a, b = starts[:, 0], starts[:, 1]
+            np.testing.assert_allclose(abs(np.dot(a, np.roll(b, -1)) - np.dot(b, np.roll(a, -1))) / 2, area)
+
+
+def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(view, model, scene, told):
+    points = places(scene, MOST + 1)
+    for point in points:
+        view.read(point)
+        view.pin.click()
+    layer = layer_of_place(model, scene, "places")
+    np.testing.assert_allclose(pins_of(model, scene), points[:MOST])
+    np.testing.assert_allclose([layer.data_to_world(p) for p in layer.data], to_viewer(points[:MOST]))
+    assert told("info") == TOO_MANY
+    assert [n for n, _ in view.pins.readings] == [1, 2, 3, 4, 5]
+    assert list(layer.features["pin"]) == [1, 2, 3, 4, 5] and layer.name == "#1 places"
+    view.pins.rows[1].drop.click()
+    np.testing.assert_allclose(pins_of(model, scene), np.delete(points[:MOST], 1, axis=0))
+    assert [row.isHidden() for row in view.pins.rows] == [False] * 4 + [True]
+    view.pins.rows[2].go.click()
+    np.testing.assert_allclose(view.reading.point, points[3])
+
+
+def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(view, model, scene, qtbot):
+    first, other = places(scene, 2)
+    view.read(first)
+    view.pin.click()
+    layer = layer_of_place(model, scene, "places")
+    layer.data = [layer.world_to_data(to_viewer(other))]
+    qtbot.waitUntil(lambda: np.allclose(view.pins.readings[0][1].point, other))
+    layer.selected_data = {0}
+    layer.remove_selected()
+    qtbot.waitUntil(lambda: not view.pins.readings)
+
+
+def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view, scene):
+    points = places(scene, 3)
+    for point in points:
+        view.read(point)
+        view.pin.click()
+    pins, load = view.pins, scene.token_loads[-1]
+    for combo, value in ((pins.layer, load.place.layer), (pins.image, load.place.image)):
+        combo.setCurrentIndex(combo.findData(value))
+        combo.activated.emit(0)
+    pins.block.setCurrentIndex(pins.block.findData(load.place.block))
+    pins.block.activated.emit(0)
+    for group, point in zip(pins.bars.groups, points, strict=True):
+        np.testing.assert_allclose(group.values, load.values[voxel_at(load.grid, point)])
+    pins.block.setCurrentIndex(pins.block.findData(-1))
+    pins.block.activated.emit(0)
+    (counted,) = (one for one in scene.times_chosen if one.place[:4] == (*load.place[:2], None, load.place.image))
+    blocks = len(
+        [one for one in scene.token_loads if one.place[3:] == load.place[3:] and one.place[1] == load.place[1]]
+    )
+    for group, point in zip(pins.bars.groups, points, strict=True):
+        np.testing.assert_allclose(group.values, counted.values[voxel_at(counted.grid, point)] / blocks)
+    from napari_shmoareg.analysis.expert_figures import expert_colours
+
+    for row, point in enumerate(points):
+        for found in scene.expert_maps:
+            column = pins.table.columns.index(f"{found.place.direction} {'full' if found.stride == 1 else 'half'}")
+            chosen = found.volume.values[voxel_at(found.volume.grid, point)] - 1
+            assert pins.table.choices[row, column].colour == expert_colours(found.num_experts)[chosen]
+    assert "Pin 1" in pins.bars.says(QPointF(pins.bars.width() / 2, 40))
+
+
+def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, tmp_path):
+    for point in places(scene, 2):
+        view.read(point)
+        view.pin.click()
+    rows = view.pins._rows()
+    expected = sum(load.values.shape[-1] for load in scene.token_loads) + 3 * len(scene.expert_maps)
+    assert len(rows) == 2 * expected and {row["weights"] for row in rows} == {scene.weights}
+    reading = read_place(scene, pins_of(view._viewer, scene)[1])
+    first = reading.cells[0]
+    mine = [row for row in rows if row["pin"] == 2 and (row["part"], row["layer"]) == ("encoder", first.place.layer)]
+    mine = [row for row in mine if (row["block"], row["image"]) == (first.place.block, first.place.image)]
+    assert {row["expert"]: row["weight"] for row in mine if row["rank"]} == dict(
+        zip(first.experts, first.weights, strict=True)
+    )
+    assert [row["gate_value"] for row in mine] == list(first.values)
+    write_table(rows, tmp_path / "places.csv")
+    assert len((tmp_path / "places.csv").read_text().splitlines()) == 2 * expected + 1
+
+
+def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing(viewer, scene):
+    own = replace(scene)
+    import weakref
+
+    held = weakref.ref(own)
+    add_layers(viewer, layers_of(own, 1))
+    view = PlaceView(viewer)
+    viewer.window.add_dock_widget(view, name="Place", area="right")
+    view.show_registration(1)
+    view.read(places(scene, 1)[0])
+    view.pin.click()
+    QTest.qWait(20)
+    assert {tag(layer, "role") for layer in viewer.layers} >= {"places", "token_box"}
+    del own
+    for layer in layers_of_scene(viewer, 1):
+        viewer.layers.remove(layer)
+    del layer
+    assert not scenes(viewer), "pins keep a registration open"
+    view.show_registration(None)
+    QApplication.processEvents()
+    assert not list(viewer.layers) and view.reading is None and not view.box.strips and not view.pins.readings
+    gc.collect()
+    assert held() is None
+
+
+def test_a_work_is_cancelled_and_its_errors_are_words(qtbot):
+    from qtpy.QtWidgets import QWidget
+
+    owner = QWidget()
+    qtbot.addWidget(owner)
+    errand, said = Errand(owner), []
+    errand.failed.connect(said.append)
+
+    def endless(work):
+        while True:
+            work.tell("waiting", 0.5)
+
+    with qtbot.waitSignal(errand.cancelled):
+        errand.start(endless)
+        assert errand.busy and errand.start(endless) is None
+        errand.cancel()
+    assert not errand.busy and not said
+    with qtbot.waitSignal(errand.failed):
+        errand.start(lambda work: [][1])
+    assert "IndexError" in said[0]
+    with qtbot.waitSignal(errand.ready) as done:
+        errand.start(lambda work: 7)
+    assert done.args == [7]

@@ -1,0 +1,290 @@
+"""Loads per region: the table holds what region_loads computes, drawn shapes hold the voxels that lie in them."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.layers import Shapes
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication
+
+from napari_shmoareg.analysis.region_loads import region_loads
+from napari_shmoareg.geometry import Grid, InputError, Volume
+from napari_shmoareg.widgets.experts.drawn import drawn_regions, in_ellipse, in_polygon
+from napari_shmoareg.widgets.experts.region_source import FIXED
+from napari_shmoareg.widgets.experts.region_table import ABOVE, CHANCE, TOO_FEW
+from napari_shmoareg.widgets.experts.region_view import WHOLE, RegionView, middle_of
+from napari_shmoareg.widgets.layers import add_layers, layers_of
+from napari_shmoareg.widgets.placement import to_viewer
+
+
+@pytest.fixture
+def model(scene):
+    viewer = ViewerModel()
+    add_layers(viewer, layers_of(scene, 1))
+    return viewer
+
+
+@pytest.fixture
+def view(model, qtbot):
+    made = RegionView(model)
+    qtbot.addWidget(made)
+    made.show_registration(1)
+    return made
+
+
+def compute(view, qtbot):
+    """Press the button and wait for the table."""
+    with qtbot.waitSignal(view.errand.ready, timeout=30_000):
+        view.compute.click()
+
+
+def column(table, number):
+    return [table.item(row, number).text() for row in range(table.rowCount())]
+
+
+def oblique(shape=(23, 31, 17), spacing=(1.5, 2.2, 3.1)):
+    a, b = 0.4, -0.3
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    turn = turn @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.array(spacing)
+    affine[:3, 3] = -20, 15, 7
+    return Grid(shape, affine)
+
+
+def centres(grid):
+    return grid.to_world(np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1))
+
+
+@pytest.mark.parametrize("scale", [(1, 1, 1), (0.5, 2.0, 3.0)])
+def test_a_drawn_rectangle_covers_exactly_the_voxels_whose_centres_lie_in_it(scale):
+    grid = oblique()
+    s, a, r = to_viewer(grid.centre)
+    low, high = np.array([s, a - 11.3, r - 9.7]), np.array([s, a + 8.1, r + 6.2])
+    corners = np.array([low, [s, low[1], high[2]], high, [s, high[1], low[2]]])
+    layer = Shapes(
+        [(corners - 4.0) / scale], shape_type="rectangle", scale=scale, translate=(4, 4, 4), units=("mm",) * 3
+    )
+    for thickness in (6.0, 13.0):
+        mask = drawn_regions(layer, grid, thickness)
+        seen = to_viewer(centres(grid))
+        expected = (seen[..., 1:] > low[1:]).all(-1) & (seen[..., 1:] < high[1:]).all(-1)
+        expected &= np.abs(seen[..., 0] - s) <= thickness
+        assert expected.sum() > 100 and mask.is_labels
+        np.testing.assert_array_equal(mask.values == 1, expected)
+
+
+def test_without_thickness_a_shape_covers_one_slice_of_a_straight_grid_whatever_its_place():
+    grid = Grid((12, 10, 8), np.diag([2.0, 3.0, 4.0, 1.0]))
+    for s, slice_ in ((8.0, 2), (9.9, 2), (10.1, 3), (10.0, 2)):
+        layer = Shapes([[[s, 2, 3], [s, 2, 13], [s, 22, 13], [s, 22, 3]]], shape_type="polygon", units=("mm",) * 3)
+        mask = drawn_regions(layer, grid)
+        assert np.unique(np.nonzero(mask.values)[2]).tolist() == [slice_]
+        assert mask.values.sum() == 5 * 7  # x = 4..12, y = 3..21
+
+
+def test_shapes_of_another_unit_and_another_plane_stand_where_they_were_drawn():
+    grid = Grid((12, 10, 8), np.diag([2.0, 3.0, 4.0, 1.0]))
+    box = np.array([[3, 9, 5], [3, 9, 15], [21, 9, 15], [21, 9, 5]])  # coronal: A is 9 mm
+    layer = Shapes([box * 1000.0], shape_type="rectangle", units=("um",) * 3)
+    found = np.argwhere(drawn_regions(layer, grid).values)
+    assert set(found[:, 1]) == {3} and set(found[:, 0]) == {3, 4, 5, 6, 7} and set(found[:, 2]) == {1, 2, 3, 4, 5}
+
+
+def test_an_ellipse_holds_what_lies_in_it_and_a_later_shape_covers_an_earlier_one():
+    grid = Grid((40, 40, 5), np.eye(4))
+    box = np.array([[2, 5, 5], [2, 5, 31], [2, 35, 31], [2, 35, 5]], dtype=float)
+    inner = np.array([[2, 18, 16], [2, 18, 20], [2, 22, 20], [2, 22, 16]], dtype=float)
+    line = np.array([[2, 0, 0], [2, 30, 30]], dtype=float)
+    layer = Shapes([box, line, inner], shape_type=["ellipse", "line", "rectangle"], units=("mm",) * 3)
+    values = drawn_regions(layer, grid).values[..., 2]
+    x, y = np.meshgrid(np.arange(40), np.arange(40), indexing="ij")
+    expected = np.where(((x - 18) / 13) ** 2 + ((y - 20) / 15) ** 2 <= 1, 1, 0)
+    assert set(np.unique(values)) == {0, 1, 3}
+    np.testing.assert_array_equal(values > 0, expected > 0)
+    assert values[18, 20] == 3
+
+
+def test_a_point_in_a_concave_polygon_is_told_from_one_in_its_notch():
+    corners = np.array([[0, 0], [10, 0], [10, 10], [5, 3], [0, 10]], dtype=float)
+    points = np.array([[5, 1], [5, 6], [1, 8], [9, 8], [11, 1], [-1, 5]], dtype=float)
+    assert in_polygon(points, corners).tolist() == [True, False, True, True, False, False]
+    assert not in_ellipse(points, np.zeros((4, 2))).any()
+
+
+def test_what_encloses_nothing_is_refused_in_words():
+    grid = oblique()
+    with pytest.raises(InputError, match="encloses a region"):
+        drawn_regions(Shapes([[[0, 0, 0], [0, 5, 5]]], shape_type="line"), grid)
+    with pytest.raises(InputError, match="2 axes"):
+        drawn_regions(Shapes([[[0, 0], [0, 5], [5, 5]]], shape_type="polygon"), grid)
+    with pytest.raises(InputError, match="one plane"):
+        drawn_regions(Shapes([[[0, 0, 0], [9, 9, 0], [4, 9, 9], [0, 3, 8]]], shape_type="polygon"), grid)
+
+
+def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
+    for where in (
+        {"part": "decoder", "layer": 1, "direction": "y"},
+        {"part": "encoder", "layer": 1, "block": 0, "image": "moving"},
+    ):
+        view.where.pick(**where)
+        assert view.where.where == where
+        compute(view, qtbot)
+        names = {label: str(label) for label in scene.pair.fixed_labels.labels}
+        expected = region_loads(scene, scene.pair.fixed_labels, names=names, **where)
+        table = view.table
+        table.sortByColumn(0, Qt.SortOrder.AscendingOrder)
+        assert column(table, 0) == [load.name for load in expected] and len(expected) == 4
+        assert column(table, 2) == [f"{load.distance:.3f}" for load in expected]
+        assert column(table, 5) == [str(load.blocks) for load in expected]
+        for n in range(len(expected[0].share)):
+            assert column(table, 6 + n) == [f"{100 * load.share[n]:.1f}" for load in expected]
+        for row, load in enumerate(expected):
+            tip = table.item(row, 6).toolTip()
+            assert ("too few blocks" in tip) == (load.low is None)
+            assert load.low is None or f"interval {100 * load.low[0]:.1f} to {100 * load.high[0]:.1f} %" in tip
+            above = load.expected is not None and load.distance > load.expected
+            said = TOO_FEW if load.low is None else ABOVE if above else CHANCE
+            assert table.item(row, 1).text() == said
+
+
+def test_all_blocks_are_rows_of_their_own(view, scene, qtbot):
+    blocks = {load.place.block for load in scene.token_loads if load.place.layer == 1}
+    view.where.pick(part="encoder", layer=1, block=None, image="fixed")
+    compute(view, qtbot)
+    assert view.table.rowCount() == 4 * len(blocks)
+    assert len(blocks) == 1 or any(name.endswith("block 1") for name in column(view.table, 0))
+
+
+def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, scene, qtbot):
+    compute(view, qtbot)
+    view.table.sortByColumn(4, Qt.SortOrder.DescendingOrder)
+    cells = [view.table.item(row, 4).value for row in range(4)]
+    assert cells == sorted(cells, reverse=True)
+    labels = scene.pair.fixed_labels
+    for row in range(4):
+        view.table.selectRow(row)
+        view.table.cellClicked.emit(row, 0)
+        region = int(view.table.item(row, 0).text())
+        point = middle_of(labels, region)
+        index = tuple(np.rint(labels.grid.to_index(point)).astype(int))
+        assert labels.values[index] == region
+        steps = np.array([step.step for step in model.dims.range[-3:]])
+        assert (np.abs(np.array(model.dims.point[-3:]) - to_viewer(point)) <= steps).all()
+        load = view._found.loads[view.table.chosen()]
+        assert load.region == region and np.array_equal(view.bars.share, load.share)
+
+
+def test_another_region_is_the_reference(view, scene, qtbot):
+    assert [view.reference.itemData(n) for n in range(view.reference.count())] == [WHOLE, 1, 2, 3, 4]
+    view.reference.setCurrentIndex(view.reference.findData(2))
+    compute(view, qtbot)
+    (own,) = (load for load in view._found.loads if load.region == 2)
+    assert own.distance == 0
+    other = next(n for n in range(4) if view.table.item(n, 0).text() != "2")
+    view.table.selectRow(other)
+    np.testing.assert_array_equal(view.bars.reference, own.share)
+
+
+def test_the_bars_compare_with_the_load_of_the_whole_image(view, scene, qtbot):
+    view.where.pick(part="decoder", layer=1, direction="z")
+    compute(view, qtbot)
+    entry = next(
+        e for e in scene.report["expert_loads"] if (e["part"], e["layer"], e["direction"]) == ("decoder", 1, "z")
+    )
+    np.testing.assert_allclose(view.bars.reference, entry["share"], atol=1e-9)
+
+
+def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
+    view.regions.draw.click()
+    layer = model.layers[-1]
+    assert view.regions.source.layer is layer and layer.mode == "add_polygon" and layer.scale.tolist() == [1, 1, 1]
+    assert not view.regions.slab.isHidden()
+    with qtbot.waitSignal(view.errand.failed, timeout=30_000) as failed:
+        view.compute.click()
+    assert "encloses" in failed.args[0] and view.compute.isEnabled()
+    s, a, r = to_viewer(scene.pair.fixed.grid.centre)
+    layer.add_rectangles([[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]])
+    assert [view.reference.itemText(n) for n in range(view.reference.count())] == ["whole image", "rectangle 1"]
+    view.regions.thickness.setValue(10)
+    compute(view, qtbot)
+    assert column(view.table, 0) == ["rectangle 1"]
+    drawn = drawn_regions(layer, scene.pair.fixed.grid, 10)
+    (expected,) = region_loads(scene, drawn, **view.where.where)
+    assert view.table.item(0, 4).value == pytest.approx(expected.tokens) and expected.tokens > 50
+
+
+def test_labels_of_the_moving_image_and_maps_are_no_regions(view, model, scene):
+    from napari_shmoareg.widgets.layers import layers_of_pair
+
+    add_layers(model, layers_of_pair(scene.pair))
+    view.refresh()
+    offered = [view.regions.combo.itemText(n) for n in range(view.regions.combo.count())]
+    assert view.regions.combo.itemData(0) == FIXED
+    assert "fixed_labels" in offered and "#1 warped labels" in offered
+    assert not [name for name in offered if name.startswith(("#1 expert", "moving", "#1 folding"))]
+
+
+def test_names_of_labels_are_taken_from_the_layer(view, model, scene, qtbot):
+    import pandas
+
+    labels = scene.pair.fixed_labels
+    from napari_shmoareg.widgets.placement import layer_options
+
+    data, options = layer_options(labels)
+    features = pandas.DataFrame({"index": [0, 1, 2, 3, 4], "structure": ["none", "skin", "liver", "kidney", "spleen"]})
+    layer = model.add_labels(data, **options | {"name": "organs"}, features=features)
+    view.refresh()
+    view.regions.pick(layer)
+    compute(view, qtbot)
+    assert sorted(column(view.table, 0)) == ["kidney", "liver", "skin", "spleen"]
+
+
+def test_the_table_is_copied_and_saved(view, scene, qtbot, tmp_path):
+    compute(view, qtbot)
+    view.buttons.copy.click()
+    assert QApplication.clipboard().text().splitlines()[0].startswith("region\tname\tpart\tlayer")
+    view.buttons.save_to(str(tmp_path / "regions.csv"))
+    with (tmp_path / "regions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    for row, load in zip(rows, view._found.loads, strict=True):
+        assert float(row["distance"]) == load.distance and float(row["share_1"]) == load.share[1]
+        assert row["verdict"] in (ABOVE.lstrip("● "), CHANCE, TOO_FEW)
+
+
+def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
+    from dataclasses import replace
+
+    compute(view, qtbot)
+    add_layers(model, layers_of(replace(scene, weights="mine"), 2))
+    view.show_registration(2)
+    assert view.table.rowCount() == 0 and view.table.isHidden() and view.isEnabled()
+    model.layers.clear()
+    view.show_registration(None)
+    assert not view.isEnabled()
+
+
+def test_labels_that_lie_elsewhere_are_told(view, model, qtbot, told):
+    far = np.eye(4)
+    far[:3, 3] = 900
+    from napari_shmoareg.widgets.placement import layer_options
+
+    data, options = layer_options(Volume(np.ones((5, 6, 7), np.int32), Grid((5, 6, 7), far), "far", is_labels=True))
+    layer = model.add_labels(data, **options)
+    view.refresh()
+    view.regions.pick(layer)
+    with qtbot.waitSignal(view.errand.failed, timeout=30_000):
+        view.compute.click()
+    assert "field of view" in told("error") and view.compute.isEnabled() and view.compute.text() == "Compute"
+
+
+def test_every_control_says_what_it_does(view):
+    from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QPushButton
+
+    controls = [c for kind in (QComboBox, QPushButton, QDoubleSpinBox) for c in view.findChildren(kind)]
+    assert len(controls) > 9 and all(control.toolTip() for control in controls)

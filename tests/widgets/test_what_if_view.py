@@ -1,0 +1,331 @@
+"""Interventions: the tables hold what the experiment gives; cancel and errors leave the view usable."""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+
+from napari_shmoareg.analysis import importance as importance_module
+from napari_shmoareg.analysis.experiment import Experiment
+from napari_shmoareg.analysis.importance import ImportanceRow, importance
+from napari_shmoareg.analysis.intervention import Intervention
+from napari_shmoareg.engine.replay import Replay
+from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.widgets.experts.what_if_layers import DIFFERENCE, MOVED, ROLE, effect_layer, ramp_end
+from napari_shmoareg.widgets.experts.what_if_result import whole_rows
+from napari_shmoareg.widgets.experts.what_if_view import CANCEL, CAPTION, RUN, SWEEP, WhatIfView
+from napari_shmoareg.widgets.layers import add_layers, layers_of
+from napari_shmoareg.widgets.placement import tag, to_viewer
+from napari_shmoareg.widgets.scenes import layers_of_scene
+
+LONG = 60_000  # ms
+
+
+@pytest.fixture(scope="module")
+def experiment(scene, phantoms, lively_network):
+    """On the network that made the scene, whose weights are in no file."""
+    replay = Replay.of(phantoms, lively_network(0.03), affine=scene.affine, settings=scene.report["settings"])
+    return Experiment(replay)
+
+
+@pytest.fixture
+def model(scene):
+    viewer = ViewerModel()
+    add_layers(viewer, layers_of(scene, 1))
+    return viewer
+
+
+@pytest.fixture
+def view(model, scene, experiment, qtbot):
+    made = WhatIfView(model)
+    qtbot.addWidget(made)
+    made.kept[scene] = experiment
+    made.show_registration(1)
+    return made
+
+
+def choose(combo, value):
+    """Pick an entry as a person does."""
+    index = combo.findData(value)
+    assert index >= 0
+    combo.setCurrentIndex(index)
+    combo.activated.emit(index)
+
+
+def press(view, button, qtbot):
+    with qtbot.waitSignal(view.answered, timeout=LONG):
+        button.click()
+
+
+def texts(table):
+    return [[table.item(r, c).text() for c in range(table.columnCount())] for r in range(table.rowCount())]
+
+
+def test_the_tables_hold_what_the_experiment_gives(view, experiment, model, qtbot):
+    view.form.where.pick(part="decoder", layer=1, direction="x")
+    share = [view.form.expert.itemText(n) for n in range(3)]
+    assert [text.split(":")[0] for text in share] == ["1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)"]
+    expert = int(np.argmax([float(text.split(": ")[1].rstrip(" %")) for text in share]))
+    choose(view.form.expert, expert)
+    press(view, view.run, qtbot)
+    change = Intervention("silence", expert, "decoder", 1, direction="x")
+    effect, null = experiment.run(change), experiment.run(experiment.null(change))
+    assert effect.changed > 0.1 and effect.mean_mm > 0
+    rows = {row[0].strip(): row[1:] for row in texts(view.result.whole)}
+    assert rows["Dice, mean"] == [f"{o.mean_dice:.4f}" for o in (experiment.base, effect.outcome, null.outcome)]
+    assert rows["Folding, %"] == [f"{o.folding_percent:.4f}" for o in (experiment.base, effect.outcome, null.outcome)]
+    assert rows["Moved, mm"] == ["–", f"{effect.mean_mm:.3f}", f"{null.mean_mm:.3f}"]
+    assert rows["95th percentile"] == ["–", f"{effect.p95_mm:.3f}", f"{null.p95_mm:.3f}"]
+    assert rows["at most"] == ["–", f"{effect.max_mm:.3f}", f"{null.max_mm:.3f}"]
+    assert rows["Choices turned, %"] == ["–", f"{100 * effect.changed:.2f}", f"{100 * null.changed:.2f}"]
+    labels = texts(view.result.labels)
+    by_size = sorted(effect.dice_change, key=lambda label: -abs(effect.dice_change[label]))
+    assert [row[0] for row in labels] == [str(label) for label in by_size] and len(labels) == 4
+    assert [row[2] for row in labels] == [f"{effect.dice_change[label]:+.4f}" for label in by_size]
+    assert [row[3] for row in labels] == [f"{null.dice_change[label]:+.4f}" for label in by_size]
+    assert "untrained" in view.result.notes.text() and view.result.heading.text().startswith("<b>Silence expert")
+
+
+def test_two_layers_show_what_moved_and_are_filled_anew_in_place(view, experiment, model, scene, qtbot):
+    view.form.where.pick(part="decoder", layer=1, direction="y")
+    view.form.null.setChecked(False)
+    for expert in (0, 1):
+        choose(view.form.expert, expert)
+        press(view, view.run, qtbot)
+        effect = experiment.run(Intervention("silence", expert, "decoder", 1, direction="y"))
+        moved, difference = (effect_layer(model, 1, which) for which in (MOVED, DIFFERENCE))
+        assert len(layers_of_scene(model, 1, ROLE)) == 2
+        assert moved.visible and not difference.visible and moved.name == "#1 what if: moved (mm)"
+        np.testing.assert_array_equal(tag(moved, "volume").values, effect.moved.values)
+        assert moved.contrast_limits == [0, ramp_end(effect)]
+        assert view.ramp.texts() == ["0", "moved by the change", f"{ramp_end(effect):g} mm"]
+        voxel = np.unravel_index(moved.data.argmax(), moved.data.shape)
+        place = effect.moved.grid.to_index(to_viewer(moved.data_to_world(voxel)))
+        near = effect.moved.values[tuple(slice(max(int(i), 0), int(i) + 2) for i in place)]
+        assert near.min() <= moved.data.max() <= near.max() and moved.data.max() > 0.5 * effect.moved.values.max()
+        assert str(expert) in tag(moved, "effect") and tag(difference, "scene") is scene
+    assert view.result.whole.isColumnHidden(3) and view.result.answer.null is None
+
+
+def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(view, scene, experiment, qtbot):
+    unused = next(
+        (entry, entry["counts"].index(0))
+        for entry in scene.report["expert_loads"]
+        if entry["part"] == "encoder" and 0 in entry["counts"]
+    )
+    entry, expert = unused
+    view.form.where.pick(part="encoder", layer=entry["layer"], block=entry["block"], image=entry["image"])
+    choose(view.form.expert, expert)
+    assert view.form.expert.currentText().endswith(": 0.0 %")
+    press(view, view.run, qtbot)
+    effect = view.result.answer.effect
+    assert effect.cells > 0 and effect.changed == 0
+    assert not effect.moved.values.any() and not effect.difference.values.any()
+    assert set(effect.dice_change.values()) == {0.0} and effect.folding_change == 0
+    assert "nothing changed" in view.result.notes.text()
+    assert {row[2] for row in texts(view.result.labels)} == {"+0.0000"}
+
+
+def test_all_layers_and_both_images_are_left_open(view):
+    view.form.where.pick(part="encoder")
+    assert view.form.where.where == {"part": "encoder"}
+    view.form.where.pick(image="moving")
+    assert view.form.wish.where == {"part": "encoder", "image": "moving"}
+    view.form.where.pick(part="decoder", layer=2)
+    assert view.form.wish.where == {"part": "decoder", "layer": 2}
+
+
+def test_a_change_within_a_region_reaches_the_experiment_as_that_region(view, scene, experiment, qtbot):
+    from napari_shmoareg.widgets.experts.region_source import FIXED
+
+    view.form.where.pick(part="decoder", layer=1, direction="z")
+    view.form.source.combo.setCurrentIndex(view.form.source.combo.findData(FIXED))
+    choose(view.form.region, 2)
+    choose(view.form.action, "force")
+    choose(view.form.expert, 2)
+    view.form.null.setChecked(False)
+    press(view, view.run, qtbot)
+    inside = scene.pair.fixed_labels.values == 2
+    region = Volume(inside.astype(np.uint8), scene.pair.fixed.grid, is_labels=True)
+    effect = experiment.run(Intervention("force", 2, "decoder", 1, direction="z", region=region))
+    found = view.result.answer.effect
+    assert 0 < found.cells == effect.cells and found.mean_mm == effect.mean_mm
+    assert "region 2 of" in view.result.heading.text()
+
+
+def test_an_empty_region_is_told_and_leaves_the_view_usable(view, model, qtbot, told):
+    view.form.source.draw.click()
+    press(view, view.run, qtbot)
+    assert "encloses a region" in told("error")
+    assert view.run.text() == RUN and view.run.isEnabled() and view.form.isEnabled()
+    layer = model.layers[-1]
+    layer.add_rectangles([[900, 900, 900], [900, 900, 950], [900, 950, 950], [900, 950, 900]])
+    press(view, view.run, qtbot)
+    assert "no voxel" in told("error") and view.run.isEnabled()
+
+
+def test_a_sweep_lists_every_expert_beside_random_ones(view, experiment, model, qtbot):
+    view.form.where.pick(part="decoder", layer=1, direction="x")
+    press(view, view.sweep, qtbot)
+    expected = list(importance(experiment, part="decoder", layer=1, direction="x"))
+    assert len(expected) == 3 and all(row.null_mm is not None for row in expected)
+    assert view.table.rows == expected
+    view.table.sortByColumn(1, view.table.horizontalHeader().sortIndicatorOrder().AscendingOrder)
+    assert [row[:6] for row in texts(view.table)] == [
+        [
+            "decoder 1 x",
+            str(row.expert),
+            f"{row.mean_mm:.3f}",
+            f"{row.null_mm:.3f}",
+            f"{row.mean_mm / row.null_mm:.2f}" if row.null_mm else "–",
+            f"{row.mean_dice_change:+.4f}",
+        ]
+        for row in expected
+    ]
+    view.table.selectRow(1)
+    view.table.cellClicked.emit(1, 0)
+    assert [layer.name for layer in model.layers if layer.visible and tag(layer, "role") == "expert_map"] == [
+        "#1 expert x (full)"
+    ]
+
+
+def test_the_row_of_an_attention_head_shows_where_it_was_chosen(view, model, monkeypatch, qtbot):
+    rows = [ImportanceRow(1, 1, "encoder", 2, None, 3, 0.2, 0.1, 0.5, 0.9, None, 0.0)]
+    monkeypatch.setattr(importance_module, "importance", lambda *_, **__: iter(rows))
+    press(view, view.sweep, qtbot)
+    view.table.selectRow(0)
+    view.table.cellClicked.emit(0, 0)
+    (layer,) = layers_of_scene(model, 1, "head_map")
+    assert layer.visible and tag(layer, "head") == 3 and tag(layer, "load").place.layer == 2
+    assert texts(view.table)[0][2:9] == ["0.500", "–", "–", "–", "–", "20.0", "0.900"]
+
+
+def test_cancel_of_a_sweep_keeps_the_rows_and_frees_the_buttons(view, experiment, qtbot, tmp_path):
+    view.form.where.pick(part="decoder")
+    view.form.null.setChecked(False)
+    view.sweep.click()
+    assert view.sweep.text() == CANCEL and not view.run.isEnabled() and not view.form.isEnabled()
+    qtbot.waitUntil(lambda: len(view.table.rows) >= 2, timeout=LONG)
+    press(view, view.sweep, qtbot)
+    kept = len(view.table.rows)
+    total = view.table.rows[0].total
+    assert 2 <= kept < total == 18 and view.table.rowCount() == kept
+    assert f"the {kept} experts listed stay" in view.told.text()
+    assert view.sweep.text() == SWEEP and view.sweep.isEnabled() and view.run.isEnabled() and view.form.isEnabled()
+    view.buttons.save_to(str(tmp_path / "importance.csv"))
+    with (tmp_path / "importance.csv").open(newline="", encoding="utf-8") as file:
+        assert [float(row["mean_mm"]) for row in csv.DictReader(file)] == [row.mean_mm for row in view.table.rows]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in experiment.replay.network.modules()]
+    assert not any(hooks)
+
+
+def test_a_run_can_be_cancelled(view, experiment, model, qtbot, monkeypatch):
+    def wait(self, *_, progress=None):
+        for _ in range(2000):
+            progress(0.1)
+            time.sleep(0.005)
+        raise AssertionError("it was not cancelled")
+
+    monkeypatch.setattr(Experiment, "run", wait)
+    view.run.click()
+    qtbot.waitUntil(lambda: "running with the change" in view.told.text(), timeout=LONG)
+    assert view.run.text() == CANCEL and not view.sweep.isEnabled()
+    press(view, view.run, qtbot)
+    assert view.told.text() == "Cancelled." and view.run.text() == RUN and not layers_of_scene(model, 1, ROLE)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), InputError("no such expert"), MemoryError()])
+def test_an_error_arrives_and_leaves_the_view_usable(view, qtbot, monkeypatch, told, error):
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importance_module, "importance", fail)
+        patch.setattr(Experiment, "run", fail)
+        for button, name in ((view.run, RUN), (view.sweep, SWEEP)):
+            press(view, button, qtbot)
+            assert button.text() == name and button.isEnabled()
+    said = told("error")
+    assert {RuntimeError: "out of luck", InputError: "no such expert", MemoryError: "memory"}[type(error)] in said
+    view.form.where.pick(part="decoder", layer=2, direction="x")
+    press(view, view.run, qtbot)
+    assert view.result.answer is not None
+
+
+def test_weights_that_are_not_there_are_told(model, scene, qtbot, told):
+    other = replace(scene, report={**scene.report, "weights": "/nowhere/mine.safetensors"}, weights="mine")
+    add_layers(model, layers_of(other, 2))
+    view = WhatIfView(model)
+    qtbot.addWidget(view)
+    view.show_registration(2)
+    press(view, view.run, qtbot)
+    assert "mine.safetensors" in told("error") and view.run.isEnabled()
+
+
+def test_other_weights_than_those_of_the_registration_are_told(view, scene, experiment, qtbot, monkeypatch):
+    view.form.where.pick(part="decoder", layer=2, direction="x")
+    press(view, view.run, qtbot)
+    assert view.result.answer.alike == 1.0 and "were found choose" not in view.result.notes.text()
+    maps = [
+        replace(one, volume=one.volume.with_values(one.volume.values % one.num_experts + 1))
+        for one in scene.expert_maps
+    ]
+    from napari_shmoareg.widgets.experts.what_if_result import notes
+
+    shown = replace(view.result.answer, scene=replace(scene, expert_maps=maps), alike=0.0)
+    assert any("0 % of the cells" in note for note in notes(shown))
+    from napari_shmoareg.widgets.experts.experimenting import _alike
+
+    assert _alike(replace(scene, expert_maps=maps), experiment) == 0.0
+
+
+def test_a_registration_that_was_closed_meanwhile_gets_no_layers(view, model, qtbot, told):
+    with qtbot.waitSignal(view.answered, timeout=LONG):
+        view.run.click()
+        model.layers.clear()
+        view.show_registration(None)
+    assert not len(model.layers) and "closed meanwhile" in told("info")
+    assert not view.isEnabled() and view.result.isHidden()
+
+
+def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
+    view.form.where.pick(part="decoder", layer=2, direction="x")
+    press(view, view.run, qtbot)
+    assert not view.result.isHidden()
+    add_layers(model, layers_of(replace(scene, weights="mine"), 2))
+    view.show_registration(2)
+    assert view.result.isHidden() and view.ramp.isHidden()
+
+
+def test_the_worker_ends_with_the_dock(viewer, scene, experiment, qtbot):
+    add_layers(viewer, layers_of(scene, 1))
+    view = WhatIfView(viewer)
+    view.kept[scene] = experiment
+    view.show_registration(1)
+    dock = viewer.window.add_dock_widget(view, name="What if", area="right")
+    view.form.where.pick(part="decoder")
+    view.sweep.click()
+    qtbot.waitUntil(lambda: len(view.table.rows) >= 1, timeout=LONG)
+    with qtbot.waitSignal(view.answered, timeout=LONG):
+        viewer.window.remove_dock_widget(dock)
+    assert len(view.table.rows) < 18 and not view.errand.busy
+
+
+def test_every_control_says_what_it_does_and_the_caption_what_it_is_not(view):
+    from qtpy.QtWidgets import QCheckBox, QComboBox, QPushButton
+
+    controls = [c for kind in (QComboBox, QPushButton, QCheckBox) for c in view.findChildren(kind)]
+    assert len(controls) > 14 and all(control.toolTip() for control in controls)
+    assert "A load is not a contribution" in CAPTION and "refinement" in CAPTION
+
+
+def test_a_measure_without_labels_is_left_out(view, experiment, qtbot):
+    effect = SimpleNamespace(outcome=experiment.base, mean_mm=0, p95_mm=0, max_mm=0, changed=0, cells=1)
+    bare = SimpleNamespace(before=replace(experiment.base, dice={}), effect=effect, null=None)
+    assert whole_rows(bare)[0][0] == "Folding, %"
