@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
 
 IMAGES = ("moving", "fixed", "warped")
-MAPS = ("expert_map", "head_map", "gate_map")  # of these one is seen at a time
+MAPS = ("expert_map", "head_map", "gate_map", "attention", "what_if")  # of these one is seen at a time
 
 
 def current(viewer: Viewer) -> tuple[int, Scene] | None:
@@ -147,11 +147,17 @@ def head_layer(viewer: Viewer, number: int) -> Image | None:
 
 def show_only(viewer: Viewer, shown: Layer) -> None:
     """Show one map and hide all others, which it would cover; select it, as the status bar tells of that layer."""
-    for layer in list(viewer.layers):
-        if layer is not shown and tag(layer, "role") in MAPS:
-            layer.visible = False
-    shown.visible = True
+    uncover(viewer, shown)
     viewer.layers.selection.active = shown
+
+
+def uncover(viewer: Viewer, shown: Layer) -> None:
+    """Show one map and hide all others, without selecting it."""
+    for layer in list(viewer.layers):
+        if layer is not shown and tag(layer, "role") in MAPS and layer.visible:
+            layer.visible = False
+    if not shown.visible:
+        shown.visible = True
 
 
 def refill(layer: Image, data: NDArray, options: dict[str, Any]) -> None:

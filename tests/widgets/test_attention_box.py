@@ -13,8 +13,8 @@ from napari_shmoareg.analysis.attention import AttentionProbe
 from napari_shmoareg.engine.replay import Replay
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import checkpoint
-from napari_shmoareg.widgets.experts.place_pins import layer_of_place
-from napari_shmoareg.widgets.experts.place_view import PlaceView
+from napari_shmoareg.widgets.experts.place.pins import layer_of_place
+from napari_shmoareg.widgets.experts.place.view import PlaceView
 from napari_shmoareg.widgets.experts.replaying import replay_of, weights_of
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
@@ -135,7 +135,7 @@ def test_weights_that_are_not_there_are_said_and_can_be_shown(view, qtbot, told,
     assert told("error") == "There are no weights 'untrained'." == box.status.text()
     assert not box.on.isChecked() and not box.choose.isHidden() and box.cancel.isHidden()
     monkeypatch.setattr(checkpoint, "load_network", load)
-    from napari_shmoareg.widgets.experts import attention_box
+    from napari_shmoareg.widgets.experts.place import attention_box
 
     monkeypatch.setattr(attention_box.QFileDialog, "getOpenFileName", lambda *_: ("/somewhere/mine.safetensors", ""))
     box.choose.click()

@@ -9,7 +9,7 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_shmoareg.widgets import gate_maps, showing
-from napari_shmoareg.widgets.experts.gate_section import NO_GATES, NOT_KEPT, GateSection
+from napari_shmoareg.widgets.experts.maps.gates import NO_GATES, NOT_KEPT, GateSection
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
 

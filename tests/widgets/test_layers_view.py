@@ -16,10 +16,10 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QToolTip
 
 from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.experts.bar_drawing import Bar
-from napari_shmoareg.widgets.experts.layers_view import NOTHING, LayersView
-from napari_shmoareg.widgets.experts.load_bars import LoadBars
-from napari_shmoareg.widgets.experts.load_files import LoadFiles
+from napari_shmoareg.widgets.experts.layers.bar_drawing import Bar
+from napari_shmoareg.widgets.experts.layers.files import LoadFiles
+from napari_shmoareg.widgets.experts.layers.load_bars import LoadBars
+from napari_shmoareg.widgets.experts.layers.view import NOTHING, LayersView
 from napari_shmoareg.widgets.experts.panel import ExpertsPanel
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag

@@ -14,9 +14,9 @@ from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.analysis.place_reading import read_place
 from napari_shmoareg.io.tables import write_table
-from napari_shmoareg.widgets.experts.place_outline import cut, whole
-from napari_shmoareg.widgets.experts.place_pins import MOST, TOO_MANY, layer_of_place, pins_of
-from napari_shmoareg.widgets.experts.place_view import FLAT, INVITE, NO_GATES, PlaceView
+from napari_shmoareg.widgets.experts.place.outline import cut, whole
+from napari_shmoareg.widgets.experts.place.pins import MOST, TOO_MANY, layer_of_place, pins_of
+from napari_shmoareg.widgets.experts.place.view import FLAT, INVITE, NO_GATES, PlaceView
 from napari_shmoareg.widgets.experts.replaying import Errand
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer

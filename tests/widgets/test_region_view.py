@@ -13,10 +13,10 @@ from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.analysis.region_loads import region_loads
 from napari_shmoareg.geometry import Grid, InputError, Volume
-from napari_shmoareg.widgets.experts.drawn import drawn_regions, in_ellipse, in_polygon
-from napari_shmoareg.widgets.experts.region_source import FIXED
-from napari_shmoareg.widgets.experts.region_table import ABOVE, CHANCE, TOO_FEW
-from napari_shmoareg.widgets.experts.region_view import WHOLE, RegionView, middle_of
+from napari_shmoareg.widgets.experts.regions.drawn import drawn_regions, in_ellipse, in_polygon
+from napari_shmoareg.widgets.experts.regions.source import FIXED
+from napari_shmoareg.widgets.experts.regions.table import ABOVE, CHANCE, TOO_FEW
+from napari_shmoareg.widgets.experts.regions.view import WHOLE, RegionView, middle_of
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import to_viewer
 

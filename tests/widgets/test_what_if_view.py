@@ -17,9 +17,9 @@ from napari_shmoareg.analysis.importance import ImportanceRow, importance
 from napari_shmoareg.analysis.intervention import Intervention
 from napari_shmoareg.engine.replay import Replay
 from napari_shmoareg.geometry import InputError, Volume
-from napari_shmoareg.widgets.experts.what_if_layers import DIFFERENCE, MOVED, ROLE, effect_layer, ramp_end
-from napari_shmoareg.widgets.experts.what_if_result import whole_rows
-from napari_shmoareg.widgets.experts.what_if_view import CANCEL, CAPTION, RUN, SWEEP, WhatIfView
+from napari_shmoareg.widgets.experts.what_if.result import whole_rows
+from napari_shmoareg.widgets.experts.what_if.shown import DIFFERENCE, MOVED, ROLE, effect_layer, ramp_end
+from napari_shmoareg.widgets.experts.what_if.view import CANCEL, CAPTION, RUN, SWEEP, WhatIfView
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
 from napari_shmoareg.widgets.scenes import layers_of_scene
@@ -142,7 +142,7 @@ def test_all_layers_and_both_images_are_left_open(view):
 
 
 def test_a_change_within_a_region_reaches_the_experiment_as_that_region(view, scene, experiment, qtbot):
-    from napari_shmoareg.widgets.experts.region_source import FIXED
+    from napari_shmoareg.widgets.experts.regions.source import FIXED
 
     view.form.where.pick(part="decoder", layer=1, direction="z")
     view.form.source.combo.setCurrentIndex(view.form.source.combo.findData(FIXED))
@@ -276,11 +276,11 @@ def test_other_weights_than_those_of_the_registration_are_told(view, scene, expe
         replace(one, volume=one.volume.with_values(one.volume.values % one.num_experts + 1))
         for one in scene.expert_maps
     ]
-    from napari_shmoareg.widgets.experts.what_if_result import notes
+    from napari_shmoareg.widgets.experts.what_if.result import notes
 
     shown = replace(view.result.answer, scene=replace(scene, expert_maps=maps), alike=0.0)
     assert any("0 % of the cells" in note for note in notes(shown))
-    from napari_shmoareg.widgets.experts.experimenting import _alike
+    from napari_shmoareg.widgets.experts.what_if.experimenting import _alike
 
     assert _alike(replace(scene, expert_maps=maps), experiment) == 0.0
 

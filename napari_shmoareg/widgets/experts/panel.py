@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.experts.decoder_section import DecoderSection
-from napari_shmoareg.widgets.experts.deformation_section import DeformationSection
-from napari_shmoareg.widgets.experts.encoder_section import EncoderSection
-from napari_shmoareg.widgets.experts.gate_section import GateSection
-from napari_shmoareg.widgets.experts.layers_view import LayersView
-from napari_shmoareg.widgets.experts.place_view import PlaceView
-from napari_shmoareg.widgets.experts.region_view import RegionView
+from napari_shmoareg.widgets.experts.layers.view import LayersView
+from napari_shmoareg.widgets.experts.maps.decoder import DecoderSection
+from napari_shmoareg.widgets.experts.maps.deformation import DeformationSection
+from napari_shmoareg.widgets.experts.maps.encoder import EncoderSection
+from napari_shmoareg.widgets.experts.maps.gates import GateSection
+from napari_shmoareg.widgets.experts.place.view import PlaceView
+from napari_shmoareg.widgets.experts.regions.view import RegionView
 from napari_shmoareg.widgets.experts.section import Section, fill
-from napari_shmoareg.widgets.experts.what_if_view import WhatIfView
+from napari_shmoareg.widgets.experts.what_if.view import WhatIfView
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import itself, layers_of_scene, scenes, title
 from napari_shmoareg.widgets.views import attend

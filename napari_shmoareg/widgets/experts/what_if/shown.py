@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.widgets.placement import layer_options, tag
 from napari_shmoareg.widgets.scenes import layers_of_scene
+from napari_shmoareg.widgets.showing import show_only
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -50,7 +51,7 @@ def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> li
     ]
     for layer in shown:
         layer.metadata["shmoareg"]["effect"] = str(effect.interventions[0])
-    viewer.layers.selection.active = shown[0]  # the status bar tells the mm under the cursor
+    show_only(viewer, shown[0])
     return shown
 
 

@@ -12,10 +12,10 @@ from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.experts.bar_drawing import Bar
-from napari_shmoareg.widgets.experts.load_bars import LoadBars
-from napari_shmoareg.widgets.experts.load_files import LoadFiles
-from napari_shmoareg.widgets.experts.loads import LayerRow, rows_of
+from napari_shmoareg.widgets.experts.layers.bar_drawing import Bar
+from napari_shmoareg.widgets.experts.layers.files import LoadFiles
+from napari_shmoareg.widgets.experts.layers.load_bars import LoadBars
+from napari_shmoareg.widgets.experts.layers.loads import LayerRow, rows_of
 from napari_shmoareg.widgets.experts.section import Section
 from napari_shmoareg.widgets.legend import Swatches
 from napari_shmoareg.widgets.placement import tag

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from napari_shmoareg.widgets.experts.pin_charts import Choice, Group
-from napari_shmoareg.widgets.experts.place_pins import PINS
-from napari_shmoareg.widgets.experts.place_strips import gate_name, short
+from napari_shmoareg.widgets.experts.place.pin_charts import Choice, Group
+from napari_shmoareg.widgets.experts.place.pins import PINS
+from napari_shmoareg.widgets.experts.place.strips import gate_name, short
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.place_reading import PlaceReading

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLabe
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.geometry.errors import InputError
-from napari_shmoareg.widgets.experts.attention_layer import Probed, drop_attention, probe_of, show_attention
+from napari_shmoareg.widgets.experts.place.attention_layer import Probed, drop_attention, probe_of, show_attention
 from napari_shmoareg.widgets.experts.replaying import Errand
 from napari_shmoareg.widgets.experts.section import fill
 from napari_shmoareg.widgets.legend import Ramp

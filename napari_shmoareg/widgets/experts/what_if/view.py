@@ -11,14 +11,14 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.experts.experimenting import Answer, Kept, answer, sweep
 from napari_shmoareg.widgets.experts.replaying import Errand
 from napari_shmoareg.widgets.experts.section import Section
-from napari_shmoareg.widgets.experts.sweep_table import SweepTable
 from napari_shmoareg.widgets.experts.table_buttons import TableButtons
-from napari_shmoareg.widgets.experts.what_if_form import WhatIfForm
-from napari_shmoareg.widgets.experts.what_if_layers import MOVED, effect_layer, show_effect
-from napari_shmoareg.widgets.experts.what_if_result import WhatIfResult
+from napari_shmoareg.widgets.experts.what_if.experimenting import Answer, Kept, answer, sweep
+from napari_shmoareg.widgets.experts.what_if.form import WhatIfForm
+from napari_shmoareg.widgets.experts.what_if.result import WhatIfResult
+from napari_shmoareg.widgets.experts.what_if.shown import MOVED, effect_layer, show_effect
+from napari_shmoareg.widgets.experts.what_if.sweep_table import SweepTable
 from napari_shmoareg.widgets.legend import Ramp
 from napari_shmoareg.widgets.register.job import Status
 from napari_shmoareg.widgets.register.progress_row import described

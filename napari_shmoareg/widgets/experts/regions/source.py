@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QHBoxLayout, QLabel, QPush
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.geometry import InputError, Volume
-from napari_shmoareg.widgets.experts.drawn import closed_shapes, drawn_regions
+from napari_shmoareg.widgets.experts.regions.drawn import closed_shapes, drawn_regions
 from napari_shmoareg.widgets.experts.section import fill
 from napari_shmoareg.widgets.placement import AXES, UNITS, tag, volume_of
 

@@ -13,13 +13,13 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QHBoxLayout, QL
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.geometry.errors import InputError
-from napari_shmoareg.widgets.experts.attention_box import AttentionBox
-from napari_shmoareg.widgets.experts.pins_box import PinsBox
-from napari_shmoareg.widgets.experts.place_box import PlaceBox
-from napari_shmoareg.widgets.experts.place_clicks import DoubleClicks
-from napari_shmoareg.widgets.experts.place_outline import Outline
-from napari_shmoareg.widgets.experts.place_pins import MOST, drop_orphans
-from napari_shmoareg.widgets.experts.place_strips import gate_name
+from napari_shmoareg.widgets.experts.place.attention_box import AttentionBox
+from napari_shmoareg.widgets.experts.place.box import PlaceBox
+from napari_shmoareg.widgets.experts.place.clicks import DoubleClicks
+from napari_shmoareg.widgets.experts.place.outline import Outline
+from napari_shmoareg.widgets.experts.place.pins import MOST, drop_orphans
+from napari_shmoareg.widgets.experts.place.pins_box import PinsBox
+from napari_shmoareg.widgets.experts.place.strips import gate_name
 from napari_shmoareg.widgets.experts.section import Section, fill, pick
 from napari_shmoareg.widgets.placement import to_viewer
 from napari_shmoareg.widgets.scenes import itself, scenes

@@ -10,10 +10,10 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QVBoxLayout, QWidget
 
 from napari_shmoareg.geometry import InputError, Volume
-from napari_shmoareg.widgets.experts.region_source import RegionSource, Source
+from napari_shmoareg.widgets.experts.regions.selections import called, selections
+from napari_shmoareg.widgets.experts.regions.source import RegionSource, Source
+from napari_shmoareg.widgets.experts.regions.where_picker import WherePicker
 from napari_shmoareg.widgets.experts.section import fill
-from napari_shmoareg.widgets.experts.selections import called, selections
-from napari_shmoareg.widgets.experts.where_picker import WherePicker
 
 if TYPE_CHECKING:
     from napari import Viewer

@@ -9,7 +9,7 @@ from qtpy.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from napari_shmoareg.widgets.experts.bar_drawing import Bar, Chart, States
+from napari_shmoareg.widgets.experts.layers.bar_drawing import Bar, Chart, States
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.expert_load import Place

@@ -79,7 +79,7 @@ def _write_figure(scene: Scene, path: Path) -> tuple[Exception | None]:
     """Never raises: returns the error, if there was one, in a tuple, as a worker would raise it."""
     from napari_shmoareg.analysis.expert_figures import load_figure
     from napari_shmoareg.io.report import write_figure
-    from napari_shmoareg.widgets.experts.loads import load_of
+    from napari_shmoareg.widgets.experts.layers.loads import load_of
 
     try:
         write_figure(load_figure(load_of(scene)), path, about_scene(scene))
@@ -91,7 +91,7 @@ def _write_figure(scene: Scene, path: Path) -> tuple[Exception | None]:
 def _write_table(scene: Scene, path: Path) -> tuple[Exception | None]:
     from napari_shmoareg.io.atomic import writing
     from napari_shmoareg.io.summary import write_loads
-    from napari_shmoareg.widgets.experts.loads import load_of
+    from napari_shmoareg.widgets.experts.layers.loads import load_of
 
     try:
         with writing(path) as file:

@@ -11,7 +11,7 @@ import numpy as np
 
 from napari_shmoareg.engine.interruption import interruptible
 from napari_shmoareg.widgets.experts.replaying import Work, replay_of
-from napari_shmoareg.widgets.experts.what_if_form import Wish
+from napari_shmoareg.widgets.experts.what_if.form import Wish
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.experiment import Effect, Experiment, Outcome

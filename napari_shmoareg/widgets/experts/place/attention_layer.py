@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from napari_shmoareg.widgets.experts.place_pins import about, layer_of_place
+from napari_shmoareg.widgets.experts.place.pins import about, layer_of_place
 from napari_shmoareg.widgets.experts.replaying import Work, replay_of
 from napari_shmoareg.widgets.placement import KEY
 
@@ -73,7 +73,7 @@ def show_attention(viewer: Viewer, number: int, scene: Scene, found: HeadAttenti
     """
     from napari_shmoareg.widgets.layers import FINER, head_colours
     from napari_shmoareg.widgets.placement import layer_options
-    from napari_shmoareg.widgets.showing import refill
+    from napari_shmoareg.widgets.showing import refill, uncover
 
     data, options = layer_options(found.volume, finer=FINER, nearest=True, head=found.head)
     options["metadata"][KEY] |= about(scene, ROLE)[KEY]
@@ -97,6 +97,7 @@ def show_attention(viewer: Viewer, number: int, scene: Scene, found: HeadAttenti
         layer.contrast_limits_range = layer.contrast_limits = options["contrast_limits"]
     else:
         refill(layer, data, options)
+    uncover(viewer, layer)
     return layer  # type: ignore[return-value]
 
 

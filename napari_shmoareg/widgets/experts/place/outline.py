@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.widgets.experts.place_pins import about, drop_orphans, layer_of_place
+from napari_shmoareg.widgets.experts.place.pins import about, drop_orphans, layer_of_place
 from napari_shmoareg.widgets.placement import AXES, UNITS, tag, to_viewer
 from napari_shmoareg.widgets.units import mm_per_unit, point_of, shown_axes
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QTableWidgetItem, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.experts.experimenting import ALIKE, Answer
 from napari_shmoareg.widgets.experts.table_buttons import TableButtons
+from napari_shmoareg.widgets.experts.what_if.experimenting import ALIKE, Answer
 from napari_shmoareg.widgets.figure_table import Figure, FigureTable
 
 if TYPE_CHECKING:

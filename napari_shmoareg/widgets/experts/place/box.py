@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.experts.place_strips import CellStrip, DirectionStrip, TokenStrip
+from napari_shmoareg.widgets.experts.place.strips import CellStrip, DirectionStrip, TokenStrip
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.expert_load import Place

@@ -12,14 +12,14 @@ from napari.utils.notifications import show_error
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QPushButton, QSizePolicy
 
 from napari_shmoareg.geometry import InputError, Volume
-from napari_shmoareg.widgets.experts.region_bars import RegionBars
-from napari_shmoareg.widgets.experts.region_source import RegionSource, Source
-from napari_shmoareg.widgets.experts.region_table import RegionTable, interval, table_of, verdict
+from napari_shmoareg.widgets.experts.regions.bars import RegionBars
+from napari_shmoareg.widgets.experts.regions.selections import called, selections
+from napari_shmoareg.widgets.experts.regions.source import RegionSource, Source
+from napari_shmoareg.widgets.experts.regions.table import RegionTable, interval, table_of, verdict
+from napari_shmoareg.widgets.experts.regions.where_picker import WherePicker
 from napari_shmoareg.widgets.experts.replaying import Errand, Work
 from napari_shmoareg.widgets.experts.section import Section, fill
-from napari_shmoareg.widgets.experts.selections import called, selections
 from napari_shmoareg.widgets.experts.table_buttons import TableButtons
-from napari_shmoareg.widgets.experts.where_picker import WherePicker
 from napari_shmoareg.widgets.layers import expert_names
 from napari_shmoareg.widgets.placement import to_viewer
 from napari_shmoareg.widgets.scenes import scenes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_shmoareg.widgets.experts.bar_drawing import Bar
+from napari_shmoareg.widgets.experts.layers.bar_drawing import Bar
 from napari_shmoareg.widgets.layers import RESOLUTIONS, expert_names
 
 if TYPE_CHECKING:

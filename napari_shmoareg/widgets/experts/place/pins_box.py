@@ -12,9 +12,9 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QToolButton, QVBoxLayout, QWidget
 
 from napari_shmoareg.geometry.errors import InputError
-from napari_shmoareg.widgets.experts.pin_charts import PinBars, PinTable
-from napari_shmoareg.widgets.experts.place_pins import MOST, PINS, dress, layer_of_place, pin, pins_of, unpin
-from napari_shmoareg.widgets.experts.place_table import choices_of, groups_of, rows_of
+from napari_shmoareg.widgets.experts.place.pin_charts import PinBars, PinTable
+from napari_shmoareg.widgets.experts.place.pins import MOST, PINS, dress, layer_of_place, pin, pins_of, unpin
+from napari_shmoareg.widgets.experts.place.table import choices_of, groups_of, rows_of
 from napari_shmoareg.widgets.experts.section import fill
 from napari_shmoareg.widgets.experts.table_buttons import TableButtons
 from napari_shmoareg.widgets.landmarks.layers import centre_on

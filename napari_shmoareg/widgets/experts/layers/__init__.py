@@ -1,0 +1,1 @@
+"""The Experts panel, tab Layers: the load of every gate."""

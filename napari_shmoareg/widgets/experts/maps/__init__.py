@@ -1,0 +1,1 @@
+"""The Experts panel, tab Maps and Deformation: who chose whom, and how it bent."""

@@ -1,0 +1,1 @@
+"""The Experts panel, tab Place: what single places chose, and attend to."""

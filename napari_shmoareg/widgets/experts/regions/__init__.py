@@ -1,0 +1,1 @@
+"""The Experts panel, tab Regions: loads within labels and shapes."""

@@ -1,0 +1,1 @@
+"""The Experts panel, tab What if: experts silenced and forced."""
