@@ -163,7 +163,9 @@ class Experiment:
 
         Silencing: at each gate as many selections as the expert has there, drawn by lot among all selections in
         the region, are silenced.  Forcing: at the cells where the expert was not chosen another one that was not
-        chosen either, drawn by lot, is forced.
+        chosen either, drawn by lot, is forced.  The lot is drawn among the choices of the unchanged run: where one
+        gate's change turns choices of a later gate, slightly fewer are turned there.  The counterpart of an expert that
+        nearly all cells chose is nearly the same change, and tells little.
 
         Raises
         ------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from napari_shmoareg.analysis.space_blocks import Blocks
 from napari_shmoareg.geometry import Grid, InputError, Volume
 from napari_shmoareg.geometry.resample import resample
 
+TOGETHER: Literal["regions"] = "regions"
 Floats = NDArray[np.float64]
 
 
@@ -70,7 +72,7 @@ def region_loads(
     labels: Volume,
     *,
     names: Mapping[int, str] | None = None,
-    reference: int | None = None,
+    reference: int | Literal["regions"] | None = None,
     block_mm: float = 24.0,
     draws: int = 400,
     seed: int = 0,
@@ -94,8 +96,9 @@ def region_loads(
         grid once, by nearest neighbour; what lies outside of it is not counted, nor is padding.
     names : mapping of int to str, optional
         Of the labels; "label 3" where there is none.
-    reference : int or None
-        The label to measure distances from; None is the whole image, in which every cell counts.
+    reference : int, "regions" or None
+        The label to measure distances from; "regions" is all of them together, which leaves air out; None is the
+        whole image, in which every cell counts.
     block_mm : float
         Edge of a block; rounded to whole cells of each gate, at least one.
     draws : int
@@ -119,11 +122,11 @@ def region_loads(
     if not (np.isfinite(block_mm) and block_mm > 0) or draws < 1:
         raise InputError(f"block_mm and draws are numbers above 0; got {block_mm} and {draws}.")
     ids, regions = _on_network(labels, scene.network_grid)
-    if reference is not None and reference not in ids:
+    if reference not in (None, TOGETHER) and reference not in ids:
         raise InputError(f"The reference {reference} is none of the regions in the network's field of view: {ids}.")
     names = names or {}
     named = [(label, names.get(label, f"label {label}")) for label in ids]
-    whose = None if reference is None else ids.index(reference)
+    whose = ids.index(reference) if isinstance(reference, int) else reference
     samples: dict[int, RegionSample] = {}
     loads = []
     sources: list[TokenLoad | ExpertMap] = [*scene.token_loads, *scene.expert_maps]

@@ -37,8 +37,8 @@ class RegionSample:
         Of `cell_volumes`.
     blocks : Blocks
         Of the same cells.
-    reference : int or None
-        Which of the regions distances are measured from; None for all cells.
+    reference : int, "regions" or None
+        Which of the regions distances are measured from; all of them together; None for all cells.
     draws : int
     seed : int
 
@@ -55,19 +55,23 @@ class RegionSample:
     """
 
     def __init__(
-        self, volumes: sparse.csr_matrix, blocks: Blocks, reference: int | None, draws: int, seed: int
+        self, volumes: sparse.csr_matrix, blocks: Blocks, reference: int | str | None, draws: int, seed: int
     ) -> None:
         number = volumes.shape[1]
-        self._number, self._draws, self._reference = number, draws, reference
+        self._number, self._draws = number, draws
+        self._reference = reference if isinstance(reference, int) else None
         self._pieces = Pieces.of(volumes, blocks)
         self._again = self._pieces.drawn_again(number, draws, seed)
-        weights = np.ones(volumes.shape[0]) if reference is None else volumes[:, reference].toarray().ravel()
-        self._runs = Runs.of(weights, blocks)
+        self._weights = np.ones(volumes.shape[0])
+        if reference is not None:
+            own = volumes[:, reference] if isinstance(reference, int) else volumes.sum(axis=1)
+            self._weights = np.asarray(own.todense() if sparse.issparse(own) else own, dtype=np.float64).ravel()
+        self._runs = Runs.of(self._weights, blocks)
         self._chance = self._runs.drawn_as(self._pieces, number, draws, seed + 1)
         self.blocks = np.bincount(self._pieces.region, minlength=number)
         self.tokens = np.bincount(self._pieces.region, weights=self._pieces.tokens, minlength=number)
         self.enough = (self.blocks >= FEWEST) & (self.tokens >= FEWEST)
-        self.reference_enough = (self._runs.blocks if reference is None else self.blocks[reference]) >= FEWEST
+        self.reference_enough = (self.blocks[reference] if isinstance(reference, int) else self._runs.blocks) >= FEWEST
         self._wider = _widening(self.tokens**2 / np.bincount(self._pieces.region, weights=self._pieces.tokens**2))
 
     def figures(self, source: TokenLoad | ExpertMap) -> Figures:
@@ -82,7 +86,7 @@ class RegionSample:
         table = self._pieces.cells @ chosen
         region = self._pieces.region
         share = _shares(np.stack([table[region == r].sum(axis=0) for r in range(self._number)]))
-        whole = _shares(chosen.sum(axis=0)) if self._reference is None else share[self._reference]
+        whole = _shares(self._weights @ chosen) if self._reference is None else share[self._reference]
         ends = np.percentile(self._drawn(self._again @ table), (2.5, 97.5), axis=1)
         low, high = np.clip(share + (ends - share) * self._wider[:, None], 0, 1)
         by_chance = self._drawn(self._chance @ self._runs.total(chosen))

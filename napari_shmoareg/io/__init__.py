@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_shmoareg.io.checkpoint import load_network, read_card, save_network, shipped_weights
     from napari_shmoareg.io.images import read_image, read_pair, write_image
+    from napari_shmoareg.io.registration_folder import read_scene
     from napari_shmoareg.io.report import write_registration
     from napari_shmoareg.io.samples import sample_pair
     from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
@@ -20,6 +21,7 @@ __all__ = [
     "read_card",
     "read_image",
     "read_pair",
+    "read_scene",
     "read_transform",
     "sample_pair",
     "save_network",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "checkpoint": ("load_network", "read_card", "save_network", "shipped_weights"),
     "images": ("read_image", "read_pair", "write_image"),
+    "registration_folder": ("read_scene",),
     "report": ("write_registration",),
     "samples": ("sample_pair",),
     "transforms": ("read_transform", "write_displacement", "write_transform"),

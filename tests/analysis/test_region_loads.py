@@ -175,6 +175,20 @@ def test_a_reference_region_is_no_distance_from_itself_and_the_others_are_measur
         assert (load.distance == 0) is (load.region == 1) and (load.expected == 0) is (load.region == 1)
 
 
+def test_all_regions_together_leave_air_out(scene, pair):
+    """Against them the distance is that from the average of all regions, each by its cells."""
+    loads = region_loads(scene, pair.fixed_labels, reference="regions", part="decoder", layer=1, direction="x")
+    together = np.average([load.share for load in loads], axis=0, weights=[load.tokens for load in loads])
+    one = Volume((pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True)
+    (body,) = region_loads(scene, one, part="decoder", layer=1, direction="x")
+    np.testing.assert_allclose(body.share, together)
+    assert body.distance > 1e-3  # air chooses otherwise
+    for load in loads:
+        assert load.distance == pytest.approx(np.abs(load.share - together).sum() / 2)
+    (alone,) = region_loads(scene, one, reference="regions", part="decoder", layer=1, direction="x")
+    assert alone.distance == pytest.approx(0, abs=1e-12)
+
+
 @pytest.fixture(scope="module")
 def roomy() -> Grid:
     """A network grid of 120 x 126 x 96 mm, oblique."""

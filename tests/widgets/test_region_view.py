@@ -16,7 +16,7 @@ from napari_shmoareg.geometry import Grid, InputError, Volume
 from napari_shmoareg.widgets.experts.regions.drawn import drawn_regions, in_ellipse, in_polygon
 from napari_shmoareg.widgets.experts.regions.source import FIXED
 from napari_shmoareg.widgets.experts.regions.table import ABOVE, CHANCE, TOO_FEW
-from napari_shmoareg.widgets.experts.regions.view import WHOLE, RegionView, middle_of
+from napari_shmoareg.widgets.experts.regions.view import TOGETHER, WHOLE, RegionView, middle_of
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import to_viewer
 
@@ -180,7 +180,7 @@ def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, scene,
 
 
 def test_another_region_is_the_reference(view, scene, qtbot):
-    assert [view.reference.itemData(n) for n in range(view.reference.count())] == [WHOLE, 1, 2, 3, 4]
+    assert [view.reference.itemData(n) for n in range(view.reference.count())] == [WHOLE, TOGETHER, 1, 2, 3, 4]
     view.reference.setCurrentIndex(view.reference.findData(2))
     compute(view, qtbot)
     (own,) = (load for load in view._found.loads if load.region == 2)
@@ -199,6 +199,16 @@ def test_the_bars_compare_with_the_load_of_the_whole_image(view, scene, qtbot):
     np.testing.assert_allclose(view.bars.reference, entry["share"], atol=1e-9)
 
 
+def test_all_regions_together_are_a_reference_without_air(view, scene, pair, qtbot):
+    view.where.pick(part="decoder", layer=1, direction="z")
+    view.reference.setCurrentIndex(view.reference.findData(TOGETHER))
+    compute(view, qtbot)
+    body = Volume((pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True)
+    (whole,) = region_loads(scene, body, part="decoder", layer=1, direction="z")
+    np.testing.assert_allclose(view.bars.reference, whole.share)
+    assert "all regions together (grey)" in view.detail.text()
+
+
 def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
     view.regions.draw.click()
     layer = model.layers[-1]
@@ -209,7 +219,8 @@ def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
     assert "encloses" in failed.args[0] and view.compute.isEnabled()
     s, a, r = to_viewer(scene.pair.fixed.grid.centre)
     layer.add_rectangles([[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]])
-    assert [view.reference.itemText(n) for n in range(view.reference.count())] == ["whole image", "rectangle 1"]
+    offered = [view.reference.itemText(n) for n in range(view.reference.count())]
+    assert offered == ["whole image", "all regions together", "rectangle 1"]
     view.regions.thickness.setValue(10)
     compute(view, qtbot)
     assert column(view.table, 0) == ["rectangle 1"]

@@ -23,6 +23,7 @@ from napari_shmoareg.widgets.experts.what_if.view import CANCEL, CAPTION, RUN, S
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
 from napari_shmoareg.widgets.scenes import layers_of_scene
+from napari_shmoareg.widgets.showing import show_experts
 
 LONG = 60_000  # ms
 
@@ -111,6 +112,17 @@ def test_two_layers_show_what_moved_and_are_filled_anew_in_place(view, experimen
         assert near.min() <= moved.data.max() <= near.max() and moved.data.max() > 0.5 * effect.moved.values.max()
         assert str(expert) in tag(moved, "effect") and tag(difference, "scene") is scene
     assert view.result.whole.isColumnHidden(3) and view.result.answer.null is None
+
+
+def test_a_map_shown_next_does_not_lie_below_what_moved(view, model, scene, qtbot):
+    view.form.null.setChecked(False)
+    press(view, view.run, qtbot)
+    moved = effect_layer(model, 1, MOVED)
+    assert moved.visible and not any(layer.visible for layer in layers_of_scene(model, 1, "expert_map"))
+    shown = show_experts(model, 1, "z", 2)
+    assert shown.visible and not moved.visible
+    press(view, view.run, qtbot)
+    assert moved.visible and not shown.visible
 
 
 def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(view, scene, experiment, qtbot):

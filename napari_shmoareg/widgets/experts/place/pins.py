@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MOST = 5
 PINS = COLOURS[:MOST]
-SIZE = 1 / 70  # of the fixed image's extent: a point's diameter
+SIZE = 1 / 40  # of the fixed image's extent: a point's diameter
 OWN = ("places", "token_box", "attention")  # roles of layers that go with their scene, and do not keep it open
 TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
 
@@ -123,7 +123,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
         border_color="black",
         border_width=0.08,
         features={"pin": np.zeros(0, dtype=int)},
-        text={"string": "{pin}", "size": 11, "color": "white", "anchor": "upper_left"},
+        text={"string": "{pin}", "size": 9, "color": "black", "anchor": "center"},
         units=units,
         axis_labels=AXES,
         metadata=about(scene, "places"),

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.region_loads import RegionLoad
     from napari_shmoareg.analysis.scene import Scene
 
-WHOLE = "whole"
+WHOLE, TOGETHER = "whole", "regions"
+REFERENCES: dict[Any, str] = {WHOLE: "whole image", TOGETHER: "all regions together"}
 CAPTION = (
     "Shares are of selections: they do not say what an expert contributed. The sample is blocks of space, not voxels: "
     "neighbours choose alike, so that few blocks tell little however many voxels they hold."
@@ -46,7 +47,7 @@ class Regions:
     labels: Volume
     scene: weakref.ref[Scene]
     where: dict[str, Any]
-    reference: int | None
+    reference: Any  # a label, TOGETHER, or None for the whole image
     names: dict[int, str]
 
 
@@ -64,7 +65,9 @@ class RegionView(Section):
         self.regions = RegionSource(viewer)
         self.where = WherePicker("block")
         self.reference = QComboBox()
-        self.reference.setToolTip("What each region is compared with: the whole image, or one of the regions")
+        self.reference.setToolTip(
+            "What each region is compared with: the whole image (air counts too), all regions together, or one of them"
+        )
         self.reference.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.compute = QPushButton("Compute")
         self.compute.setToolTip("Count what the cells of every region chose; takes a second or a few")
@@ -113,7 +116,7 @@ class RegionView(Section):
         if scene is None or source is None or self.errand.busy:
             return
         picked, where = self.reference.currentData(), self.where.where
-        reference = None if picked in (WHOLE, None) else int(picked)
+        reference = None if picked in (WHOLE, None) else picked if picked == TOGETHER else int(picked)
         self.errand.start(lambda work: count(work, scene, source, where, reference), "the loads of regions")
         self._settle()
 
@@ -130,11 +133,11 @@ class RegionView(Section):
                 names = source.names(scene)
             except InputError:
                 names = {}  # nothing drawn so far: 'Compute' says so
-        fill(self.reference, {WHOLE: "whole image", **names})
+        fill(self.reference, {**REFERENCES, **names})
         self._settle()
 
     def _take(self, found: Regions) -> None:
-        fill(self.reference, {WHOLE: "whole image", **found.names})  # shapes may have been drawn since
+        fill(self.reference, {**REFERENCES, **found.names})  # shapes may have been drawn since
         self._show_found(found if found.scene() is self.scene else None)
         self._settle()
 
@@ -163,7 +166,8 @@ class RegionView(Section):
         if not (shown and found and row is not None and scene):
             return
         load = found.loads[row]
-        against = "the whole image" if found.reference is None else found.names.get(found.reference, "the reference")
+        told = {None: "the whole image", TOGETHER: "all regions together"} | found.names
+        against = told.get(found.reference, "the reference")
         self.detail.setText(
             f"{load.name} (orange) against {against} (grey): distance {load.distance:.3f}, "
             + (f"by chance up to {load.expected:.3f}: " if load.expected is not None else "")
@@ -181,7 +185,7 @@ class RegionView(Section):
             go_to(self._viewer, to_viewer(middle_of(found.labels, found.loads[row].region)))
 
 
-def count(work: Work, scene: Scene, source: Source, where: dict[str, Any], reference: int | None) -> Regions:
+def count(work: Work, scene: Scene, source: Source, where: dict[str, Any], reference: Any) -> Regions:
     """The loads of all regions of a source, in any thread."""
     from napari_shmoareg.analysis.region_loads import region_loads
 
@@ -209,6 +213,9 @@ def _columns(scene: Scene, loads: Sequence[RegionLoad]) -> list[str]:
 
 def _reference(scene: Scene, found: Regions, load: RegionLoad) -> np.ndarray | None:
     """Share of the reference at a load's place."""
+    if found.reference == TOGETHER:
+        here = [one for one in found.loads if one.place == load.place]
+        return np.average([one.share for one in here], axis=0, weights=[one.tokens for one in here])
     if found.reference is not None:
         same = (one for one in found.loads if one.region == found.reference and one.place == load.place)
         return next((one.share for one in same), None)
