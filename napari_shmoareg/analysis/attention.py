@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_shmoareg.analysis.expert_load import Place
+from napari_shmoareg.analysis.gate_edits import IMAGES
 from napari_shmoareg.engine.replay import Replay
 from napari_shmoareg.geometry import Grid, InputError, Volume
 from napari_shmoareg.model.moa import MoA
 from napari_shmoareg.model.routing import choose
 from napari_shmoareg.model.windows import WindowLayout
-
-IMAGES = ("moving", "fixed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +70,8 @@ class AttentionProbe:
         ------
         InputError
             If the encoder has plain attention: no head is chosen there.
+        TooLargeError
+            If the device's memory ran out.
         """
         entries: dict[tuple[int, int], _Entry] = {}
         handles = []
@@ -129,7 +130,7 @@ def _heads(entry: _Entry, image: int, cell: tuple[int, int, int], grid: Grid) ->
     moa, layout = entry.module, entry.layout
     tokens = entry.tokens[image]
     token = tokens[cell]
-    best, chosen = choose(moa.gate(token), moa.top_k, dim=-1)
+    best, chosen = choose(moa.gate.forward(token), moa.top_k, dim=-1)  # past the hooks: what was kept is meant
     weights = best / best.sum()
     positions = layout.positions()  # (W, T, 3)
     window, row = (int(n) for n in (positions == torch.tensor(cell)).all(-1).nonzero()[0])

@@ -3,93 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_shmoareg.analysis.effect import Effect, Outcome, compare
 from napari_shmoareg.analysis.expert_load import Place, place_of
-from napari_shmoareg.analysis.intervention import Intervention, cells_in, intervening
-from napari_shmoareg.analysis.metrics import dice, folding, mean
-from napari_shmoareg.analysis.random_counterpart import at_random, chosen_by
+from napari_shmoareg.analysis.gate_edits import cells_in
+from napari_shmoareg.analysis.intervention import Intervention, intervening
+from napari_shmoareg.analysis.metrics import dice, folding
+from napari_shmoareg.analysis.random_counterpart import Touched, at_random, chosen_by
 from napari_shmoareg.engine.carrying import carry
 from napari_shmoareg.engine.intensity import Intensity
+from napari_shmoareg.engine.memory import check_experiment_memory
 from napari_shmoareg.engine.replay import Replay
-from napari_shmoareg.geometry import DisplacementField, InputError, Volume
+from napari_shmoareg.geometry import InputError, Volume
 from napari_shmoareg.model.routing import RoutedLayer, RoutingTrace
 
 Progress = Callable[[float], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """Where one run of the network puts the moving image; all on the fixed image's grid.
-
-    Attributes
-    ----------
-    warped : Volume
-    warped_labels : Volume or None
-    displacement : DisplacementField
-        The whole transform, T(x) - x, mm RAS, without any refinement.
-    dice : dict of int to float
-        Per label; empty without labels of both images.
-    folding_percent : float
-        Of the deformation without the affine.
-    routing : RoutingTrace
-    """
-
-    warped: Volume
-    warped_labels: Volume | None
-    displacement: DisplacementField
-    dice: Mapping[int, float]
-    folding_percent: float
-    routing: RoutingTrace = field(repr=False)
-
-    @property
-    def mean_dice(self) -> float | None:
-        """Over the labels; None without."""
-        return mean(self.dice) if self.dice else None
-
-
-@dataclass(frozen=True, eq=False)
-class Effect:
-    """What interventions changed.
-
-    Attributes
-    ----------
-    interventions : tuple of Intervention
-    outcome : Outcome
-        With them.
-    cells : int
-        Cells (tokens or voxels of a level, over all gates meant) where they could act.
-    changed : float
-        Share of these cells whose chosen experts are others than without them, 0 to 1.
-    moved : Volume
-        Length of the difference of the displacements, with minus without, mm, on the fixed grid.
-    difference : Volume
-        Warped with them minus warped without, in the moving image's units.
-    mean_mm, p95_mm, max_mm : float
-        Of `moved` over the content of the fixed image (what differs from its background).
-    dice_change : dict of int to float
-        With minus without, per label; empty without labels.
-    mean_dice_change : float or None
-    folding_change : float
-        Percentage points.
-    """
-
-    interventions: tuple[Intervention, ...]
-    outcome: Outcome
-    cells: int
-    changed: float
-    moved: Volume
-    difference: Volume
-    mean_mm: float
-    p95_mm: float
-    max_mm: float
-    dice_change: Mapping[int, float]
-    mean_dice_change: float | None
-    folding_change: float
 
 
 class Experiment:
@@ -103,6 +35,17 @@ class Experiment:
     replay : Replay
     progress : callable, optional
         Called with the share of the first run that is done.
+
+    Attributes
+    ----------
+    replay : Replay
+    base : Outcome
+        Without any change.
+
+    Raises
+    ------
+    TooLargeError
+        If memory would not suffice.
 
     Examples
     --------
@@ -122,6 +65,7 @@ class Experiment:
 
     def __init__(self, replay: Replay, progress: Progress | None = None) -> None:
         self.replay = replay
+        check_experiment_memory(replay.pair.fixed.grid)
         tell = progress or (lambda _done: None)
         self._encoded = replay.encode()
         tell(0.3)
@@ -134,48 +78,51 @@ class Experiment:
         ------
         InputError
             If an intervention names no gate, no expert or no cell; see `intervening`.
+        TooLargeError
+            If the device's memory ran out.
         """
         if not interventions:
             raise InputError("Give at least one intervention to run.")
         outcome = self._outcome(interventions, progress or (lambda _done: None))
-        cells, changed = self._choices(interventions, outcome.routing)
-        before, after = self.base.displacement, outcome.displacement
-        moved = np.linalg.norm(after.vectors - before.vectors, axis=-1).astype(np.float32)
-        within = moved[self._content]
-        labels = {label: outcome.dice[label] - value for label, value in self.base.dice.items()}
-        return Effect(
-            interventions=interventions,
-            outcome=outcome,
-            cells=cells,
-            changed=changed / max(cells, 1),
-            moved=Volume(moved, before.grid, "moved by the change (mm)"),
-            difference=outcome.warped.with_values(outcome.warped.values - self.base.warped.values),
-            mean_mm=float(within.mean(dtype=np.float64)),
-            p95_mm=float(np.percentile(within, 95)),
-            max_mm=float(within.max()),
-            dice_change=labels,
-            mean_dice_change=mean(labels) if labels else None,
-            folding_change=outcome.folding_percent - self.base.folding_percent,
-        )
+        return compare(self.base, outcome, interventions, self._choices(interventions, outcome.routing), self._content)
 
     def null(self, intervention: Intervention, *, seed: int = 0) -> Intervention:
-        """The same change for experts drawn at random: what an intervention of this size does anyway.
+        """As much changed, for other experts at other places: what an intervention of this size does anyway.
 
-        Silencing: at each gate as many selections as the expert has there, drawn by lot among all selections in
-        the region, are silenced.  Forcing: at the cells where the expert was not chosen another one that was not
-        chosen either, drawn by lot, is forced.  The lot is drawn among the choices of the unchanged run: where one
-        gate's change turns choices of a later gate, slightly fewer are turned there.  The counterpart of an expert that
-        nearly all cells chose is nearly the same change, and tells little.
+        Silencing: at each gate as many selections of *other* experts, in patches like those of the expert's own
+        cells (moved and mirrored at random), as many of them where the fixed image shows something and where it
+        does not as the expert has.  Where the others do not have as many, its own are taken, and `str` says how many:
+        of an expert that nearly all cells chose this is nearly the same change, and tells little.  Forcing: at the
+        cells where the expert was not chosen another one that was not either, drawn by lot, is forced.  It is one
+        draw: take several seeds for a range.
+
+        Parameters
+        ----------
+        intervention : Intervention
+        seed : int
+            Of the lot.
 
         Raises
         ------
         InputError
             If the intervention is not about one expert.
         """
-        return at_random(intervention, self._touched((intervention,)), seed)
+        touched = [
+            Touched(record, inside, cells_in(self._shown, self.replay.grid, record.stride))
+            for record, inside in self._touched((intervention,))
+        ]
+        return at_random(intervention, touched, seed)
 
     def share(self, intervention: Intervention) -> float:
-        """Share of the selections of the gates meant, in the region, that went to the intervention's expert."""
+        """Share of the selections of the gates meant, in the region, that went to the intervention's expert.
+
+        Raises
+        ------
+        InputError
+            If the intervention is about a map of experts.
+        """
+        if not isinstance(intervention.expert, int):
+            raise InputError("An intervention on a map of experts is about no single one, whose share could be told.")
         found = [(record, inside) for record, inside in self._touched((intervention,))]
         own = sum(int((chosen_by(r)[:, inside] == intervention.expert).sum()) for r, inside in found)
         return own / max(sum(chosen_by(r)[:, inside].size for r, inside in found), 1)
@@ -185,6 +132,11 @@ class Experiment:
         fixed = self.replay.pair.fixed
         found = Intensity.of(fixed).content(fixed.values)
         return found if found.any() else np.ones(fixed.values.shape, dtype=bool)
+
+    @cached_property
+    def _shown(self) -> Volume:
+        """Where the fixed image shows something."""
+        return Volume(self._content.astype(np.uint8), self.replay.pair.fixed.grid, "content", is_labels=True)
 
     def _outcome(self, interventions: tuple[Intervention, ...], tell: Progress) -> Outcome:
         replay = self.replay

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from napari_shmoareg.analysis.experiment import Effect, Experiment
+from napari_shmoareg.analysis.experiment import Experiment
 from napari_shmoareg.analysis.intervention import Intervention
 from napari_shmoareg.geometry import InputError, Volume
 from napari_shmoareg.model.gates import gates_of
@@ -20,6 +20,11 @@ class ImportanceRow:
     ----------
     number, total : int
         Which row of how many.
+    action : {"silence", "force"}
+    region : str
+        Name of the region; empty for everywhere.
+    seed : int
+        Of the random counterpart.
     part, layer, direction : as in `RoutedLayer`
         All blocks of a layer are changed together.
     expert : int
@@ -39,6 +44,9 @@ class ImportanceRow:
 
     number: int
     total: int
+    action: str
+    region: str
+    seed: int
     part: Literal["encoder", "decoder"]
     layer: int
     direction: str | None
@@ -103,9 +111,7 @@ def importance(
             f"This network has no gate with part {part}, layer {layer}, direction {direction}; None stands for all."
         )
     for number, change in enumerate(changes, start=1):
-        effect = experiment.run(change)
-        beside = experiment.run(experiment.null(change, seed=seed + number)) if null else None
-        yield _row(number, len(changes), change, experiment.share(change), effect, beside)
+        yield _row(experiment, change, number, len(changes), seed + number if null else None)
 
 
 Group = tuple[Any, int, None, None, Any]  # part, layer, block, image, direction
@@ -130,23 +136,29 @@ def _experts(experiment: Experiment, group: Group) -> int:
     )
 
 
-def _row(
-    number: int, total: int, change: Intervention, share: float, effect: Effect, beside: Effect | None
-) -> ImportanceRow:
+def _row(experiment: Experiment, change: Intervention, number: int, total: int, seed: int | None) -> ImportanceRow:
+    """Run a change, and with a seed its random counterpart; nothing of the runs but the figures stays."""
     assert isinstance(change.expert, int) and change.layer is not None
-    return ImportanceRow(
+    effect = experiment.run(change)
+    row = ImportanceRow(
         number=number,
         total=total,
+        action=change.action,
+        region="" if change.region is None else change.region.name or "region",
+        seed=seed or 0,
         part=change.part,
         layer=change.layer,
         direction=change.direction,
         expert=change.expert,
-        share=share,
+        share=experiment.share(change),
         changed=effect.changed,
         mean_mm=effect.mean_mm,
         p95_mm=effect.p95_mm,
         mean_dice_change=effect.mean_dice_change,
         folding_change=effect.folding_change,
-        null_mm=None if beside is None else beside.mean_mm,
-        null_dice_change=None if beside is None else beside.mean_dice_change,
     )
+    if seed is None:
+        return row
+    del effect
+    beside = experiment.run(experiment.null(change, seed=seed))
+    return replace(row, null_mm=beside.mean_mm, null_dice_change=beside.mean_dice_change)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import Literal
 
 import numpy as np
@@ -121,12 +122,14 @@ def region_loads(
     """
     if not (np.isfinite(block_mm) and block_mm > 0) or draws < 1:
         raise InputError(f"block_mm and draws are numbers above 0; got {block_mm} and {draws}.")
+    if unknown := set(where) - set(Place._fields):
+        raise InputError(f"A gate has no {', '.join(sorted(unknown))}; its fields are {', '.join(Place._fields)}.")
     ids, regions = _on_network(labels, scene.network_grid)
     if reference not in (None, TOGETHER) and reference not in ids:
         raise InputError(f"The reference {reference} is none of the regions in the network's field of view: {ids}.")
     names = names or {}
     named = [(label, names.get(label, f"label {label}")) for label in ids]
-    whose = ids.index(reference) if isinstance(reference, int) else reference
+    whose = reference if reference in (None, TOGETHER) else ids.index(index(reference))  # type: ignore[arg-type]
     samples: dict[int, RegionSample] = {}
     loads = []
     sources: list[TokenLoad | ExpertMap] = [*scene.token_loads, *scene.expert_maps]

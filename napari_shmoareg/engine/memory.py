@@ -20,6 +20,7 @@ PER_CHANNEL = 4  # the same, for a channel of half resolution or of the first en
 PER_VOXEL = 100
 AT_ALL = 256 * 2**20
 PER_OUTPUT_VOXEL = 64  # bytes per voxel of the fixed image: fields, warped volumes, Jacobian
+PER_COMPARED_VOXEL = 144  # bytes per voxel of the fixed image beside one run of an experiment; measured 137
 PER_INPUT_VOXEL = 24  # bytes per voxel of moving and fixed: float copies while reading and smoothing
 TRAINING = 10  # times the network's part of one forward pass: both orders, with gradients; measured 6.4 to 9.8
 USABLE = 0.9  # of the memory that is free
@@ -52,6 +53,21 @@ def check_images_memory(moving: Grid, fixed: Grid) -> None:
             f"The results on the fixed image's grid {fixed.shape} (moving {moving.shape}) need about {_gib(need)} of "
             f"memory; {_gib(free)} are free. Crop the images, or resample them to voxels "
             f"{(need / free) ** (1 / 3):.1f} times as long, or use a machine with more memory."
+        )
+
+
+def check_experiment_memory(fixed: Grid) -> None:
+    """Refuse an experiment whose two outcomes would not fit into memory beside each other.
+
+    Raises
+    ------
+    TooLargeError
+    """
+    need, free = PER_COMPARED_VOXEL * prod(fixed.shape), USABLE * psutil.virtual_memory().available
+    if need > free:
+        raise TooLargeError(
+            f"Runs compared on the fixed image's grid {fixed.shape} need about {_gib(need)} of memory; {_gib(free)} "
+            "are free. Close other registrations or programs, or register a cropped or coarser fixed image."
         )
 
 

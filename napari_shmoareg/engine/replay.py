@@ -90,7 +90,7 @@ class Replay:
         conformed = replace(conformed, moving=matched.moving)
         wanted = asked.get("diffeomorphic")
         diffeomorphic = config.diffeomorphic if wanted is None else bool(wanted)
-        with _evaluating(network, conformed.grid):
+        with _evaluating(network, conformed.grid) as device:
             images = conformed.moving.to(device), conformed.fixed.to(device)
             start, passes = before_last(network, *images, diffeomorphic=diffeomorphic)
         return cls(network, pair, conformed, start, passes, diffeomorphic)
@@ -106,11 +106,16 @@ class Replay:
         return self.conformed.affine
 
     def encode(self) -> Encoded:
-        """What the encoder makes of the pair in the last pass; hooks on the network are felt."""
-        with _evaluating(self.network, self.grid):
-            device = next(self.network.parameters()).device
+        """What the encoder makes of the pair in the last pass; hooks on the network are felt.
+
+        Raises
+        ------
+        TooLargeError
+            If the device's memory ran out.
+        """
+        with _evaluating(self.network, self.grid) as device:
             moving, fixed = self.conformed.moving.to(device), self.conformed.fixed.to(device)
-            return self.network.encode(seen_after(moving, self.start), fixed)
+            return self.network.encode(seen_after(moving, self._start_on(device)), fixed)
 
     def run(self, encoded: Encoded | None = None) -> tuple[Tensor, RoutingTrace]:
         """The whole displacement, and what the gates of the last pass chose; hooks on the network are felt.
@@ -132,22 +137,29 @@ class Replay:
             If the device's memory ran out.
         """
         encoded = self.encode() if encoded is None else encoded
-        with _evaluating(self.network, self.grid):
-            last: NetworkOutput = self.network.decode(encoded, diffeomorphic=self.diffeomorphic)
-            displacement = last.displacement if self.start is None else field.compose(self.start, last.displacement)
+        with _evaluating(self.network, self.grid) as device:
+            here = encoded._replace(pyramid=[features.to(device) for features in encoded.pyramid])
+            last: NetworkOutput = self.network.decode(here, diffeomorphic=self.diffeomorphic)
+            start = self._start_on(device)
+            displacement = last.displacement if start is None else field.compose(start, last.displacement)
             return displacement.cpu(), last.routing.detached()
+
+    def _start_on(self, device: torch.device) -> Tensor | None:
+        """The start where the network is by now: it may have been moved."""
+        return None if self.start is None else self.start.to(device)
 
 
 @contextmanager
-def _evaluating(network: SHMoAReg, grid: Grid) -> Iterator[None]:
+def _evaluating(network: SHMoAReg, grid: Grid) -> Iterator[torch.device]:
     """Evaluation mode without gradients, the mode put back; memory that ran out is said in plain words."""
+    device = next(network.parameters()).device
     training = network.training
     try:
         network.eval()
         with torch.inference_mode():
-            yield
+            yield device
     except RuntimeError as error:
-        plain = too_large_for(next(network.parameters()).device, grid.shape, error)
+        plain = too_large_for(device, grid.shape, error)
         if plain is None:
             raise
         raise plain from error

@@ -10,6 +10,7 @@ import torch
 
 from napari_shmoareg.analysis.attention import AttentionProbe
 from napari_shmoareg.analysis.expert_load import Place
+from napari_shmoareg.analysis.intervention import Intervention, intervening
 from napari_shmoareg.engine.replay import Replay
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
@@ -61,6 +62,14 @@ def test_attention_sums_to_one_over_the_window_and_is_zero_outside(replay, probe
                 assert head.volume.values.sum() == pytest.approx(1, abs=1e-5)
                 assert not head.volume.values[~head.window].any()
                 assert head.window[cell]
+
+
+def test_the_probe_leaves_no_hooks_and_looks_past_those_of_others(replay, probe):
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in replay.network.modules())
+    place, cell = Place("encoder", 2, 1, "fixed"), (1, 1, 0)
+    before = [head.head for head in probe.at(place, cell)]
+    with intervening(replay.network, [Intervention("silence", before[0], "encoder")], replay.grid):
+        assert [head.head for head in probe.at(place, cell)] == before
 
 
 def test_windows_are_those_of_a_slow_reading(replay, probe):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from napari_shmoareg.analysis.expert_load import Place, place_of
 from napari_shmoareg.analysis.expert_maps import expert_maps, token_loads
-from napari_shmoareg.analysis.intervention import Intervention, cells_in, edit, intervening
+from napari_shmoareg.analysis.intervention import Intervention, intervening
 from napari_shmoareg.engine.registration import register
-from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.geometry import InputError
 from napari_shmoareg.model.gates import gates_of
-from napari_shmoareg.model.routing import choose
 
 OPTIONS = {"affine": "none", "size": 20, "device": "cpu"}
 
@@ -25,42 +23,6 @@ def again(pair, network, registration, *changes):
 
 def chosen(registration, **where):
     return {place_of(r): r.routing.experts[0].numpy() for r in registration.routing.select(**where)}
-
-
-@pytest.mark.parametrize("top_k", [1, 3])
-def test_a_silenced_expert_is_replaced_by_the_next_best_with_its_own_value(top_k):
-    values = torch.rand(2, 3, 4, 2, 6)
-    expert = torch.randint(-1, 6, (2, 3, 4, 2))
-    after = edit(values, expert, "silence", top_k)
-    for cell in np.ndindex(2, 3, 4, 2):
-        order = [int(n) for n in values[cell].argsort(descending=True) if n != expert[cell]]
-        weights, ids = choose(after[cell], top_k, dim=-1)
-        assert ids.tolist() == order[:top_k]
-        assert torch.equal(weights, values[cell][order[:top_k]])
-
-
-@pytest.mark.parametrize("top_k", [1, 3])
-def test_a_forced_expert_takes_the_place_and_the_value_of_the_weakest_chosen_one(top_k):
-    values = torch.rand(2, 3, 4, 2, 6)
-    expert = torch.randint(-1, 6, (2, 3, 4, 2))
-    after = edit(values, expert, "force", top_k)
-    for cell in np.ndindex(2, 3, 4, 2):
-        before = values[cell].argsort(descending=True)[:top_k].tolist()
-        wanted = int(expert[cell])
-        weights, ids = choose(after[cell], top_k, dim=-1)
-        if wanted < 0 or wanted in before:
-            assert torch.equal(after[cell], values[cell])
-        else:
-            assert ids.tolist() == [*before[:-1], wanted]
-            assert torch.equal(weights, values[cell][before])
-
-
-def test_an_expert_is_forced_where_all_gate_values_are_equal():
-    values = torch.full((1, 2, 2, 2, 6), 0.5)
-    for expert in range(6):
-        for top_k in (1, 2):
-            after = edit(values, torch.full((1, 2, 2, 2), expert), "force", top_k)
-            assert (choose(after, top_k, dim=-1)[1] == expert).any(-1).all()
 
 
 def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pair, tiny_network):
@@ -169,17 +131,6 @@ def test_a_region_is_changed_where_it_lies_and_nowhere_else(pair, tiny_network, 
     np.testing.assert_array_equal(now[~inside], before[~inside])
 
 
-def test_a_cell_is_in_a_region_by_half_of_its_volume(registration):
-    grid = registration.network_grid
-    values = np.zeros(grid.shape, np.uint8)
-    values[:3, :2, :4] = 1
-    found = cells_in(Volume(values, grid, "corner", is_labels=True), grid, 2)
-    shares = F.avg_pool3d(torch.from_numpy(values[None, None].astype(np.float32)), 2, ceil_mode=True)[0, 0].numpy()
-    assert found.shape == grid.coarsen(2).shape
-    np.testing.assert_array_equal(found, shares >= 0.5)
-    assert found[:2, :1, :2].all() and found.sum() == 4  # half of the second cell along the first axis
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -192,6 +143,71 @@ def test_a_cell_is_in_a_region_by_half_of_its_volume(registration):
 def test_what_is_not_there_is_refused(tiny_network, registration, change, says):
     with pytest.raises(InputError, match=says), intervening(tiny_network, [change], registration.network_grid):
         pass
+
+
+def test_an_expert_that_only_padding_chose_is_silenced_nowhere(pair, tiny_network):
+    """Padding is never counted, so it must not be changed either."""
+    grid = register(pair, tiny_network, **OPTIONS).network_grid
+    site = next(g for g in gates_of(tiny_network) if (g.part, g.layer, g.block) == ("encoder", 1, 0))
+    i, j, k = grid.coarsen(site.stride).shape
+
+    def hook(module, args, output):
+        planted = torch.full_like(output, 0.01)
+        planted[..., 5] = 0.9
+        inner = output[:, :i, :j, :k].clone()
+        inner[..., 5] = 0
+        planted[:, :i, :j, :k] = inner
+        assert planted.numel() > inner.numel()
+        return planted
+
+    handle = site.module.register_forward_hook(hook)
+    before = register(pair, tiny_network, **OPTIONS)
+    assert not any((ids == 5).any() for ids in chosen(before, part="encoder", layer=1, block=0).values())
+    after = again(pair, tiny_network, before, Intervention("silence", 5, "encoder", 1, 0))
+    handle.remove()
+    np.testing.assert_array_equal(after.displacement.vectors, before.displacement.vectors)
+
+
+def test_only_the_block_that_was_named_is_changed(pair, tiny_network, registration):
+    after = again(pair, tiny_network, registration, Intervention("silence", 1, "encoder", 2, block=1))
+    for place, ids in chosen(after, part="encoder").items():
+        if (place.layer, place.block) == (2, 1):
+            assert not (ids == 1).any() and (chosen(registration)[place] == 1).any()
+        else:
+            np.testing.assert_array_equal(ids, chosen(registration)[place])
+
+
+def test_an_id_of_numpy_is_an_id_and_what_is_none_is_refused():
+    change = Intervention("silence", np.int64(2), "decoder", 1)
+    assert change.expert == 2 and isinstance(change.expert, int) and "expert 2" in str(change)
+    with pytest.raises(InputError, match="An expert is an id"):
+        Intervention("silence", 1.5, "decoder")
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "says"),
+    [
+        (Place("decoder", 1, direction="x"), 3, "beyond -1"),
+        (Place("decoder", 2, direction="x"), 1, "no gate that it names"),
+        (Place("encoder", 1, 0, "fixed"), 1, "no gate that it names"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_refused(tiny_network, registration, place, number, says):
+    ids = {place: np.full(registration.network_grid.shape, number)}
+    change = Intervention("force", ids, "decoder", 1, direction="x")
+    with pytest.raises(InputError, match=says), intervening(tiny_network, [change], registration.network_grid):
+        pass
+
+
+def test_all_experts_may_be_silent_if_never_at_one_place(pair, tiny_network, registration):
+    labels = pair.fixed_labels
+    parts = [labels.with_values((labels.values == n).astype(np.int32)) for n in (1, 2, 3)]
+    apart = [Intervention("silence", n, "decoder", 1, region=part) for n, part in enumerate(parts)]
+    assert again(pair, tiny_network, registration, *apart).routing
+    whole = {place_of(r): np.full(r.routing.experts.shape[2:], 0) for r in registration.routing.select(part="decoder")}
+    maps = [Intervention("silence", {p: ids + n for p, ids in whole.items()}, "decoder") for n in range(3)]
+    with pytest.raises(InputError, match="too few are left"):
+        again(pair, tiny_network, registration, *maps)
 
 
 def test_silencing_too_many_or_nowhere_is_refused(pair, tiny_network, registration):

@@ -10,7 +10,7 @@ import torch
 
 from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
 from napari_shmoareg.analysis.load_captions import load_caption, place_caption
-from napari_shmoareg.analysis.load_spread import share_spread
+from napari_shmoareg.analysis.load_spread import repeated, share_spread
 from napari_shmoareg.analysis.place_figure import PLACE_COLOURS, place_figure
 from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, FRACTIONS, PlaceLoad, boundary_place, five_places
 from napari_shmoareg.geometry import Grid, InputError, Volume
@@ -155,11 +155,49 @@ def test_the_spread_is_the_standard_deviation_of_the_pairs_own_shares(registrati
 def test_captions_say_which_share_of_how_much_and_what_the_error_bars_are(registration, places):
     load, at = ExpertLoad.of(registration.routing), PlaceLoad.of(registration, places)
     tokens = sum(n for place, n in load.cells.items() if place.part == "encoder")
-    two = load_caption(load + load, 2, passes=2)
+    two = load_caption(load + load, 2, passes=[2, 2])
     assert "Share of selections" in two and "sums to 100 %" in two and "2 pairs" in two
-    assert f"{2 * tokens:,} tokens" in two and "standard deviation over the pairs" in two and "last of the" in two
+    assert f"{2 * tokens:,} decisions of the encoder's gates (each gate decides once per token)" in two
+    assert "standard deviation over the pairs" in two and "last of the network's 2 passes" in two
     assert "No error bars" in load_caption(load, 1) and "one pair" in load_caption(load, 1)
     said = place_caption(at, 1, given=False, voxel=BOUNDARY, told=" (labels 1 and 2)")
     assert "Share of tokens" in said and "sums to k" in said and "k = 2 of" in said and "labels 1 and 2" in said
     assert "need not share a space" not in said and "as asked" in place_caption(at, 1, given=True, voxel=CENTRE)
     assert "need not share a space" in place_caption(at + at, 2, given=False, voxel=BOUNDARY)
+
+
+def test_captions_say_what_is_known_of_the_passes(registration):
+    load = ExpertLoad.of(registration.routing)
+    assert "pass" not in load_caption(load, 2, passes=[1, 1])
+    assert "passes over a pair (1 to 2, by the size" in load_caption(load, 2, passes=[2, 1])
+    assert "was not kept for every pair" in load_caption(load, 2, passes=[2, None])
+
+
+def test_why_the_centre_stands_for_a_boundary_is_true_of_empty_label_maps_too(registration, places):
+    at = PlaceLoad.of(registration, places)
+    said = place_caption(at, 1, given=False, voxel=CENTRE)
+    assert "as there is no boundary of labels in the fixed image" in said and "have no labels" not in said
+    assert "no boundary of labels in any fixed image" in place_caption(at + at, 2, given=False, voxel=CENTRE)
+    assert "boundary of labels" not in place_caption(at, 1, given=True, voxel=CENTRE)
+
+
+def test_the_caption_of_one_pair_says_which_heights_a_bar_can_have(registration, places):
+    at = PlaceLoad.of(registration, places)
+    said = place_caption(at, 1, given=False, voxel=CENTRE)
+    heights = {
+        part: {
+            round(100 * share)
+            for load in at.over_blocks().share_of_tokens.values()
+            for g in load
+            if g.part == part
+            for share in load[g]
+        }
+        for part in ("encoder", "decoder")
+    }
+    assert heights["encoder"] <= {0, 50, 100} and heights["decoder"] == {0, 100}
+    assert "With one pair a bar can only be 0, 50 or 100 % in (a), 0 or 100 % in (b)." in said
+    assert "can only be" not in place_caption(at + at, 2, given=False, voxel=CENTRE)
+
+
+def test_what_comes_again_is_found_with_where_it_was_first():
+    assert repeated(["a", "b", "a", "c", "a", "b"]) == [(1, 3), (1, 5), (2, 6)] and repeated("abc") == []

@@ -175,6 +175,14 @@ def test_a_reference_region_is_no_distance_from_itself_and_the_others_are_measur
         assert (load.distance == 0) is (load.region == 1) and (load.expected == 0) is (load.region == 1)
 
 
+def test_a_reference_may_be_an_id_of_numpy_and_a_gate_has_no_other_fields(scene, pair):
+    where = {"part": "decoder", "layer": 1, "direction": "x"}
+    plain, same = (region_loads(scene, pair.fixed_labels, reference=r, **where) for r in (2, np.int64(2)))
+    assert [load.distance for load in plain] == [load.distance for load in same] and plain[1].distance == 0
+    with pytest.raises(InputError, match="no lyer"):
+        region_loads(scene, pair.fixed_labels, lyer=1)
+
+
 def test_all_regions_together_leave_air_out(scene, pair):
     """Against them the distance is that from the average of all regions, each by its cells."""
     loads = region_loads(scene, pair.fixed_labels, reference="regions", part="decoder", layer=1, direction="x")
