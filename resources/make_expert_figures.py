@@ -39,7 +39,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     pair, network = read_pair(asked.moving, asked.fixed, *asked.labels), load_network(asked.weights)
     registration = register(pair, network)
-    kernels, passes = network.config.kernels, len(network.config.passes)
+    kernels, passes = network.config.kernels, [len(registration.settings["passes"])]
     places, told = _places(pair.fixed, pair.fixed_labels)
     load, at = ExpertLoad.of(registration.routing), PlaceLoad.of(registration, places)
     voxel = BOUNDARY if BOUNDARY in places else CENTRE

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from napari_shmoareg.analysis.expert_load import ExpertLoad
 from napari_shmoareg.analysis.place_load import BOUNDARY, PlaceLoad
 
-CELLS = {"encoder": "tokens", "decoder": "voxels"}
+CELLS = {"encoder": "token", "decoder": "voxel"}
 CAUTION = (
     "A load says how often an expert was chosen: not how much it contributed, nor that it chose well. Only an "
     "intervention (silence or force it, and run again) shows what depends on it."
@@ -17,7 +19,7 @@ FIVE = (
 GIVEN = "The places are positions in the world of the fixed images (mm, RAS), as asked; each lies in every one of them"
 
 
-def load_caption(load: ExpertLoad, pairs: int, passes: int = 1) -> str:
+def load_caption(load: ExpertLoad, pairs: int, passes: Iterable[int | None] = (1,)) -> str:
     """What the bars and the error bars of Fig. 5 (`load_figure`) are.
 
     Parameters
@@ -25,21 +27,27 @@ def load_caption(load: ExpertLoad, pairs: int, passes: int = 1) -> str:
     load : ExpertLoad
         Of all pairs added up.
     pairs : int
-    passes : int
-        How often the network runs on a pair; the loads are of the last time.
+    passes : iterable of int or None
+        How often the network ran on each pair; the loads are of the last time.  None: that is not known.
     """
     cells = {part: sum(load.select(part=part).cells.values()) for part in ("encoder", "decoder")}
-    counted = [f"{cells[part]:,} {what} of the {part}" for part, what in CELLS.items() if cells[part]]
+    counted = [
+        f"{cells[part]:,} decisions of the {part}'s gates (each gate decides once per {what})"
+        for part, what in CELLS.items()
+        if cells[part]
+    ]
     bars = "Error bars: standard deviation over the pairs of each pair's own share."
     return (
         "Share of selections: of all choices that a gate made, the part that fell on an expert; it sums to 100 % over "
-        f"the experts of a gate ({_choices(load)}). Counted: {_pairs(pairs)}, {' and '.join(counted)}, each once "
-        "per gate, those of the background too. "
+        f"the experts of a gate ({_choices(load)}). Counted: {_pairs(pairs)}, {' and '.join(counted)}, those "
+        "of the background too. "
         f"{bars if pairs > 1 else 'No error bars: one pair has no spread.'}{_last(passes)}"
     )
 
 
-def place_caption(load: PlaceLoad, pairs: int, *, given: bool, voxel: str, told: str = "", passes: int = 1) -> str:
+def place_caption(
+    load: PlaceLoad, pairs: int, *, given: bool, voxel: str, told: str = "", passes: Iterable[int | None] = (1,)
+) -> str:
     """What the bars of Fig. 6 (`place_figure`) are.
 
     Parameters
@@ -52,14 +60,15 @@ def place_caption(load: PlaceLoad, pairs: int, *, given: bool, voxel: str, told:
     voxel : str
         The place of the decoder's panels.
     told : str
-        More about it: which labels meet there, how many pairs have labels.
-    passes : int
+        More about it: which labels meet there, how many pairs have such a boundary.
+    passes : iterable of int or None
         As for `load_caption`.
     """
     if voxel == BOUNDARY:
         where = f"the voxel on a boundary between two labels of the fixed image that is nearest the centre{told}"
     else:
-        where = f"the place '{voxel}'{'' if given else ', as the fixed images have no labels'}"
+        lacking = f", as there is no boundary of labels in {'any' if pairs > 1 else 'the'} fixed image"
+        where = f"the place '{voxel}'{'' if given else lacking}"
     many = "each pair's own fixed image", ", because the fixed images of a list need not share a space"
     fixed, why = many if pairs > 1 else ("the fixed image", "")
     places = GIVEN if given else FIVE.format(fixed=fixed, why=why)
@@ -67,8 +76,22 @@ def place_caption(load: PlaceLoad, pairs: int, *, given: bool, voxel: str, told:
         f"Share of tokens: how often the one token (voxel) that holds a place chose an expert, over {_pairs(pairs)} "
         f"and the blocks of a layer; it sums to k times 100 % over the experts ({_choices(load[voxel])}). "
         f"{places}. Tokens of the moving image are those at the same place after the affine. "
-        f"(b): {where}. No error bars: at one place a pair says yes or no to an expert, once per block.{_last(passes)}"
+        f"(b): {where}. No error bars: at one place a pair says yes or no to an expert, once per block."
+        f"{_heights(load[voxel]) if pairs == 1 else ''}{_last(passes)}"
     )
+
+
+def _heights(load: ExpertLoad) -> str:
+    """Which heights the bars of one pair can have: " With one pair a bar can only be 0, 50 or 100 % in (a), ..."."""
+    told = dict[str, str]()
+    for part, panel in (("encoder", "(a)"), ("decoder", "(b)")):
+        blocks = set(load.over_blocks().select(part=part).cells.values())
+        heights = [f"{100 * share:.3g}" for share in sorted({n / count for count in blocks for n in range(count + 1)})]
+        if heights:
+            told[panel] = f"{', '.join(heights[:-1])} or {heights[-1]} %"
+    if len(set(told.values())) == 1:
+        return f" With one pair a bar can only be {next(iter(told.values()))}."
+    return f" With one pair a bar can only be {', '.join(f'{height} in {panel}' for panel, height in told.items())}."
 
 
 def _choices(load: ExpertLoad) -> str:
@@ -86,5 +109,11 @@ def _pairs(pairs: int) -> str:
     return f"{pairs} pairs" if pairs > 1 else "one pair"
 
 
-def _last(passes: int) -> str:
-    return f" Of the last of the network's {passes} passes over a pair." if passes > 1 else ""
+def _last(passes: Iterable[int | None]) -> str:
+    found = set(passes)
+    known = sorted(n for n in found if n is not None)
+    if len(known) < len(found):
+        return " Of the network's last pass over a pair; how many there were was not kept for every pair."
+    if len(known) > 1:
+        return f" Of the last of the network's passes over a pair ({known[0]} to {known[-1]}, by the size of its grid)."
+    return f" Of the last of the network's {known[0]} passes over a pair." if known and known[0] > 1 else ""

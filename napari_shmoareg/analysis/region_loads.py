@@ -111,8 +111,8 @@ def region_loads(
     Returns
     -------
     list of RegionLoad
-        Gate by gate (encoder, then decoder), regions by label; those without a voxel of the network
-        grid are left out.
+        Gate by gate (encoder, then decoder), regions by label; those that no middle of a voxel of the network grid
+        lies in are left out.
 
     Raises
     ------
@@ -170,6 +170,13 @@ def _on_network(labels: Volume, grid: Grid) -> tuple[list[int], NDArray[np.int64
     carried = resample(labels, grid)
     ids = carried.labels
     if not ids:
+        voxels = np.argwhere(labels.values != 0)
+        index = np.rint(grid.to_index(labels.grid.to_world(voxels)))
+        if ((index >= 0) & (index < grid.shape)).all(axis=-1).any():
+            raise InputError(
+                f"The regions of '{labels.name}' are smaller than the voxels of the network grid "
+                f"({max(grid.spacing):.2f} mm) and fall between their middles. Draw a larger region."
+            )
         raise InputError(
             f"No region of '{labels.name}' lies in the network's field of view. Give labels of the fixed image."
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.inspect_pairs import Point, inspect_pairs, parse_point
 from napari_shmoareg.cli.options import (
     Affine,
@@ -95,7 +96,8 @@ def inspect(
 
     The share of selections of every attention head (MoA) and of every deformation expert (SHMoE), as a table, as
     CSV and as figures. With --pairs: over a whole list, with the spread from pair to pair, and the experts chosen at
-    single places; Ctrl-C keeps the pairs that are done, and the same command goes on.
+    single places. A pair that fails is told and left out; only where all fail is the exit code 1. Ctrl-C keeps the
+    pairs that are done, and the same command goes on, with those that failed too.
     """
     running = Running(weights, affine, diffeomorphic, device, size, contrast=contrast)
     if pairs is not None:
@@ -170,13 +172,15 @@ def _tell(load: ExpertLoad) -> None:
 def _read(folders: list[Path]) -> _Found:
     from napari_shmoareg.analysis.expert_figures import load_figure
     from napari_shmoareg.analysis.load_captions import load_caption
-    from napari_shmoareg.analysis.load_spread import share_spread
+    from napari_shmoareg.analysis.load_spread import repeated, share_spread
     from napari_shmoareg.io.summary import read_registration_summary
 
+    for first, _ in repeated(folder.resolve() for folder in folders):
+        say(f"Warning: {folders[first - 1]} is given more than once; each time counts, and the spread is too small.")
     read = [read_registration_summary(folder) for folder in folders]
     reports = [summary.report for summary in read]
     load = reduce(add, [summary.load for summary in read])
-    caption = load_caption(load, len(read), max(len(report["settings"]["passes"]) for report in reports))
+    caption = load_caption(load, len(read), [_passes(report) for report in reports])
     about = {
         "Weights": "; ".join(dict.fromkeys(str(report.get("weights")) for report in reports)),
         "Pair": "; ".join(_names(*((report["pair"][role] or {}).get("name") for role in ROLES)) for report in reports),
@@ -186,6 +190,12 @@ def _read(folders: list[Path]) -> _Found:
         return _Found(load, {}, about)
     spread = share_spread([summary.load for summary in read])
     return _Found(load, {"expert_loads.png": load_figure(load, spread=spread, caption=caption)}, about)
+
+
+def _passes(report: Mapping[str, Any]) -> int | None:
+    """How many passes the network made; None in a folder written before that was kept."""
+    passes = (report.get("settings") or {}).get("passes")
+    return None if passes is None else len(passes)
 
 
 def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -> _Found:
@@ -200,7 +210,7 @@ def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -
         registration = running.register(read(), network, report)
         report("drawing", 0.0)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
-        caption = load_caption(load, 1, len(network.config.passes))
+        caption = load_caption(load, 1, [len(registration.settings["passes"])])
         figures = {"expert_loads.png": load_figure(load, caption=caption)} if len(load) else {}
         if registration.routing.select(part="decoder"):
             figures["expert_maps.png"] = expert_map_figure(registration, kernels=network.config.kernels)

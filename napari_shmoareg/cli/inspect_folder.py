@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ class InspectedPair:
     boundary : list of 2 int, or None
         Labels that meet at the place "boundary".
     about : mapping
-        The network grid, what was decided for the caller, warnings.
+        The network grid, how often the network ran ("passes"), what was decided for the caller, warnings.
+    files : mapping of str to (int, int)
+        What was read: size in bytes and time of the last change (ns) by path.
     """
 
     moving: str
@@ -44,6 +46,7 @@ class InspectedPair:
     points: Mapping[str, list[float]]
     boundary: list[int] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
         """All of it but the counts, for the summary."""
@@ -64,6 +67,7 @@ def write_pair(pair: InspectedPair, out: Path, number: int) -> None:
         "points": pair.points,
         "boundary": pair.boundary,
         "about": pair.about,
+        "files": pair.files,
         "load": _listed(pair.load),
         "places": {name: _listed(pair.places[name]) for name in pair.places},
     }
@@ -91,12 +95,37 @@ def read_kept(out: Path, number: int) -> InspectedPair | None:
         if "error" in told:
             return None
         places = PlaceLoad({name: _load(rows) for name, rows in told["places"].items()})
-        named = {key: told[key] for key in ("moving", "fixed", "points", "boundary", "about")}
+        named = {key: told[key] for key in ("moving", "fixed", "points", "boundary", "about", "files")}
         return InspectedPair(load=_load(told["load"]), places=places, **named)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{place} is damaged ({error!r}). Delete it; the same command then registers this pair again."
         ) from error
+
+
+def state_of(files: Iterable[Path | None]) -> dict[str, list[int]]:
+    """Size in bytes and time of the last change (ns) of files, by their absolute path; None is passed over."""
+    found = {str(path.resolve()): path.stat() for path in files if path is not None}
+    return {name: [told.st_size, told.st_mtime_ns] for name, told in found.items()}
+
+
+def check_unchanged(out: Path, pairs: Mapping[int, InspectedPair]) -> None:
+    """See that the files of the pairs that are kept are still those that were read.
+
+    Raises
+    ------
+    InputError
+        If one has another size or time.
+    """
+    changed = {n: [f for f, then in p.files.items() if state_of([Path(f)])[f] != list(then)] for n, p in pairs.items()}
+    numbers = [n for n, names in changed.items() if names]
+    if numbers:
+        names = dict.fromkeys(name for n in numbers for name in changed[n])
+        raise InputError(
+            f"The inspection in '{out}' holds pairs of other files: since they were registered, "
+            f"{', '.join(names)} changed. Delete {', '.join(file_of(out, n).name for n in numbers)} in {out / PAIRS} "
+            "to register those pairs again, or give another --out."
+        )
 
 
 def _listed(load: ExpertLoad) -> list[dict[str, Any]]:

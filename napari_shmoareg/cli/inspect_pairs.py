@@ -38,7 +38,7 @@ class Point(NamedTuple):
     z: float
 
     def __str__(self) -> str:
-        return f"({self.x:g}, {self.y:g}, {self.z:g})"
+        return f"({', '.join(repr(float(c)).removesuffix('.0') for c in self)})"
 
 
 def parse_point(text: str) -> Point:
@@ -90,13 +90,17 @@ def inspect_pairs(
     listed = read_pair_list(listing, nan=nan, channel=channel)
     name, network = running.network()
     plan = _plan(listed, running, name, at)
-    from napari_shmoareg.cli.inspect_folder import PAIRS, PLAN, read_kept
+    from napari_shmoareg.analysis.load_spread import repeated
+    from napari_shmoareg.cli.inspect_folder import PAIRS, PLAN, check_unchanged, read_kept
     from napari_shmoareg.cli.inspect_results import write_results
 
     begin_work(out / PLAN, plan, "inspection")
     (out / PAIRS).mkdir(exist_ok=True)
     kept = {n: read_kept(out, n) for n in range(len(listed))}
     done, failures = {n: pair for n, pair in kept.items() if pair is not None}, dict[int, str]()
+    check_unchanged(out, done)
+    for first, again in repeated(tuple(files[:2]) for files in plan["pairs"]):
+        say(f"Warning: pair {again} is pair {first} once more; it counts twice, and the spread comes out too small.")
     try:
         with progress(how["quiet"]) as report:
             report("loading", 0.0)
@@ -105,12 +109,12 @@ def inspect_pairs(
                 said = _told_in(report, number, len(listed))
                 found = _inspected(listed, number, (running, network), at, said, how["debug"])
                 _keep(found, out, number, done, failures)
+        if not done:
+            raise InputError(f"None of the {len(listed)} pairs could be registered. The first: {failures[0]}")
+        return write_results(out, plan, dict(sorted(done.items())), failures, network.config.to_dict())
     except KeyboardInterrupt:
         say(f"Stopped after {len(done)} of {len(listed)} pairs; {out} holds them. The same command goes on.")
         raise typer.Exit(CANCELLED) from None
-    if not done:
-        raise InputError(f"None of the {len(listed)} pairs could be registered. The first: {failures[0]}")
-    return write_results(out, plan, dict(sorted(done.items())), failures, network.config.to_dict())
 
 
 def _plan(listed: PairList, running: Running, name: str, at: Sequence[Point]) -> dict[str, Any]:
@@ -177,21 +181,23 @@ def _inspected(
     listed: PairList, number: int, using: tuple[Running, SHMoAReg], at: Sequence[Point], report: Report, debug: bool
 ) -> InspectedPair | str:
     """One pair registered and counted, or why that failed."""
+    from napari_shmoareg.cli.inspect_folder import state_of
     from napari_shmoareg.io.images import read_pair
 
     running, network = using
     try:
         report("reading", 0.0)
         moving, fixed, labels = _used(listed.files[number])
+        files = state_of((moving, fixed, labels))
         pair = read_pair(str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel)
-        return _counted(running.register(pair, network, report), at)
+        return _counted(running.register(pair, network, report), at, files)
     except Exception as error:
         if debug:
             traceback.print_exception(error, file=sys.stderr)
         return explain(error).removeprefix("Error: ")
 
 
-def _counted(registration: Registration, at: Sequence[Point]) -> InspectedPair:
+def _counted(registration: Registration, at: Sequence[Point], files: Mapping[str, list[int]]) -> InspectedPair:
     from napari_shmoareg.analysis.expert_load import ExpertLoad
     from napari_shmoareg.analysis.place_load import PlaceLoad
     from napari_shmoareg.cli.inspect_folder import InspectedPair
@@ -199,6 +205,7 @@ def _counted(registration: Registration, at: Sequence[Point]) -> InspectedPair:
     points, labels = _places(registration.pair, at)
     shape = registration.network_grid.shape
     about: dict[str, Any] = {"network_shape": shape, "network_spacing_mm": registration.network_grid.spacing}
+    about |= {"passes": registration.settings["passes"]}
     about |= {"choices": registration.choices, "warnings": registration.warnings}
     return InspectedPair(
         moving=registration.pair.moving.name,
@@ -208,6 +215,7 @@ def _counted(registration: Registration, at: Sequence[Point]) -> InspectedPair:
         points={name: [float(c) for c in point] for name, point in points.items()},
         boundary=labels,
         about=about,
+        files=files,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from napari_shmoareg.analysis.expert_figures import load_figure
 from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
 from napari_shmoareg.analysis.load_captions import CAUTION, load_caption, place_caption
-from napari_shmoareg.analysis.load_spread import share_spread
+from napari_shmoareg.analysis.load_spread import repeated, share_spread
 from napari_shmoareg.analysis.place_figure import place_figure
 from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, FRACTIONS, PlaceLoad, detailed_rows
 from napari_shmoareg.cli.inspect_folder import InspectedPair, write_json
@@ -83,7 +83,7 @@ def _figures(
     network: Mapping[str, Any],
 ) -> tuple[dict[str, str], dict[str, Figure]]:
     """Fig. 5 and 6, and what they show."""
-    passes, kernels = len(network["passes"]), network["kernels"]
+    passes, kernels = [len(pair.about["passes"]) for pair in done], network["kernels"]
     given = not set(FRACTIONS) <= set(places)
     tokens = [name for name in places if name != BOUNDARY]
     voxel = tokens[0] if given else BOUNDARY if BOUNDARY in places else CENTRE
@@ -132,7 +132,7 @@ def _meeting(done: Sequence[InspectedPair]) -> str:
     having = sum(p.boundary is not None for p in done)
     told = f" (labels {' and '.join(map(str, next(iter(labels))))})" if len(labels) == 1 else ""
     told = told or f" (other labels from pair to pair: see {SUMMARY})"
-    return told + (f", in the {having} of {len(done)} pairs that have labels" if having < len(done) else "")
+    return told + (f", in the {having} of {len(done)} pairs that have such a boundary" if having < len(done) else "")
 
 
 def _captions(
@@ -147,6 +147,10 @@ def _captions(
     weights, settings = plan["weights"], ", ".join(f"{k} {v}" for k, v in plan["settings"].items() if v is not None)
     parts += [f"## How\n\n{len(done)} of {len(plan['pairs'])} listed pairs (in {SUMMARY}); weights {weights['name']}, "]
     parts[-1] += f"SHA-256 {weights['sha256']}; {settings}."
+    again = repeated(tuple(files[:2]) for files in plan["pairs"])
+    if again:
+        parts[-1] += f" Listed more than once: {', '.join(f'pair {n} (as {number})' for n, number in again)}; each "
+        parts[-1] += "time counts, so that the spread over pairs comes out too small."
     if failures:
         told = "\n".join(f"- pair {n + 1}: {error}" for n, error in failures.items())
         parts += [f"## Failed, and not counted\n\n{told}\n\nThe same command tries these again."]

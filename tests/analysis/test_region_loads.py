@@ -183,6 +183,21 @@ def test_a_reference_may_be_an_id_of_numpy_and_a_gate_has_no_other_fields(scene,
         region_loads(scene, pair.fixed_labels, lyer=1)
 
 
+def test_a_region_between_the_middles_of_voxels_is_told_from_one_outside(scene):
+    grid = scene.network_grid
+    fine = grid.resampled([0.2 * s for s in grid.spacing])
+    speck = np.zeros(fine.shape, np.uint8)
+    speck[tuple(n // 2 for n in fine.shape)] = 1
+    middle = grid.to_index(fine.to_world([n // 2 for n in fine.shape]))
+    if np.abs(middle - np.rint(middle)).max() < 0.15:
+        speck = np.roll(speck, 2, axis=0)
+    with pytest.raises(InputError, match="smaller than the voxels"):
+        region_loads(scene, Volume(speck, fine, "speck", is_labels=True))
+    away = Grid(grid.shape, grid.affine + np.array([[0, 0, 0, 900.0]] + [[0.0] * 4] * 3))
+    with pytest.raises(InputError, match="field of view"):
+        region_loads(scene, Volume(np.ones(grid.shape, np.uint8), away, "away", is_labels=True))
+
+
 def test_all_regions_together_leave_air_out(scene, pair):
     """Against them the distance is that from the average of all regions, each by its cells."""
     loads = region_loads(scene, pair.fixed_labels, reference="regions", part="decoder", layer=1, direction="x")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+
+from napari_shmoareg.analysis import load_captions
+from napari_shmoareg.cli.running import Running
 
 
 def loads(path):
@@ -39,6 +44,29 @@ def test_the_loads_of_several_folders_are_added_up(registered, files, shmoareg):
     once, twice = loads(registered / "experts" / "loads.csv"), loads(out / "loads.csv")
     assert [2 * int(row["count"]) for row in once] == [int(row["count"]) for row in twice]
     assert (out / "expert_loads.png").stat().st_size > 1000
+    assert result.stderr.count("given more than once") == 1
+
+
+def test_a_folder_that_does_not_say_how_many_passes_were_made_is_shown(registered, files, shmoareg):
+    old = shutil.copytree(registered, files.folder / "old")
+    report = json.loads((old / "report.json").read_text(encoding="utf-8"))
+    del report["settings"]["passes"]
+    (old / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    out = files.folder / "drawn"
+    result = shmoareg("inspect", old, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert (out / "expert_loads.png").exists()
+
+
+def test_the_caption_of_a_pair_tells_the_passes_that_ran(files, tiny_network, monkeypatch, shmoareg):
+    tiny_network.config = replace(tiny_network.config, passes=(0.375, 1.0))
+    monkeypatch.setattr(Running, "network", lambda self: ("tiny", tiny_network))
+    caption, told = load_captions.load_caption, []
+    monkeypatch.setattr(load_captions, "load_caption", lambda *a: told.append(caption(*a)) or told[-1])
+    for size in (40, 44):  # 15 voxels are too few for a pass, 16 are not
+        options = ("--affine", "none", "--size", size, "--out", files.folder / f"of {size}", "--quiet")
+        assert shmoareg("inspect", files.moving, files.fixed, *options).exit_code == 0
+    assert ["2 passes" in text for text in told] == [False, True]
 
 
 def test_a_pair_is_registered_and_shown(files, weights, shmoareg):
