@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import threading
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from napari.layers import Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
+from napari_shmoareg.analysis import region_loads as region_loads_module
 from napari_shmoareg.analysis.region_loads import region_loads
 from napari_shmoareg.geometry import Grid, InputError, Volume
+from napari_shmoareg.widgets.experts.regions.counting import TOGETHER, WHOLE, middle_of
 from napari_shmoareg.widgets.experts.regions.drawn import drawn_regions, in_ellipse, in_polygon
 from napari_shmoareg.widgets.experts.regions.source import FIXED
 from napari_shmoareg.widgets.experts.regions.table import ABOVE, CHANCE, TOO_FEW
-from napari_shmoareg.widgets.experts.regions.view import TOGETHER, WHOLE, RegionView, middle_of
+from napari_shmoareg.widgets.experts.regions.view import CAPTION, COMPUTE, RegionView
+from napari_shmoareg.widgets.experts.replaying import CANCEL
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import to_viewer
 
@@ -135,7 +139,7 @@ def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
         assert view.where.where == where
         compute(view, qtbot)
         names = {label: str(label) for label in scene.pair.fixed_labels.labels}
-        expected = region_loads(scene, scene.pair.fixed_labels, names=names, **where)
+        expected = region_loads(scene, scene.pair.fixed_labels, names=names, reference=TOGETHER, **where)
         table = view.table
         table.sortByColumn(0, Qt.SortOrder.AscendingOrder)
         assert column(table, 0) == [load.name for load in expected] and len(expected) == 4
@@ -157,6 +161,14 @@ def test_all_blocks_are_rows_of_their_own(view, scene, qtbot):
     view.where.pick(part="encoder", layer=1, block=None, image="fixed")
     compute(view, qtbot)
     assert view.table.rowCount() == 4 * len(blocks)
+    at_once = region_loads(scene, scene.pair.fixed_labels, reference=TOGETHER, part="encoder", layer=1, image="fixed")
+    for one, other in zip(view._found.loads, at_once, strict=True):
+        assert (one.place, one.region, one.distance, one.expected) == (
+            other.place,
+            other.region,
+            other.distance,
+            other.expected,
+        )
     assert len(blocks) == 1 or any(name.endswith("block 1") for name in column(view.table, 0))
 
 
@@ -192,7 +204,9 @@ def test_another_region_is_the_reference(view, scene, qtbot):
 
 def test_the_bars_compare_with_the_load_of_the_whole_image(view, scene, qtbot):
     view.where.pick(part="decoder", layer=1, direction="z")
+    view.reference.setCurrentIndex(view.reference.findData(WHOLE))
     compute(view, qtbot)
+    assert "the whole image" in CAPTION and "is not air" in CAPTION and "air included (grey)" in view.detail.text()
     entry = next(
         e for e in scene.report["expert_loads"] if (e["part"], e["layer"], e["direction"]) == ("decoder", 1, "z")
     )
@@ -201,7 +215,7 @@ def test_the_bars_compare_with_the_load_of_the_whole_image(view, scene, qtbot):
 
 def test_all_regions_together_are_a_reference_without_air(view, scene, pair, qtbot):
     view.where.pick(part="decoder", layer=1, direction="z")
-    view.reference.setCurrentIndex(view.reference.findData(TOGETHER))
+    assert view.reference.currentData() == TOGETHER, "it is not what several regions are compared with"
     compute(view, qtbot)
     body = Volume((pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True)
     (whole,) = region_loads(scene, body, part="decoder", layer=1, direction="z")
@@ -220,7 +234,8 @@ def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
     s, a, r = to_viewer(scene.pair.fixed.grid.centre)
     layer.add_rectangles([[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]])
     offered = [view.reference.itemText(n) for n in range(view.reference.count())]
-    assert offered == ["whole image", "all regions together", "rectangle 1"]
+    assert offered == ["whole image, air included", "all regions together", "rectangle 1"]
+    assert view.reference.currentData() == WHOLE
     view.regions.thickness.setValue(10)
     compute(view, qtbot)
     assert column(view.table, 0) == ["rectangle 1"]
@@ -258,7 +273,12 @@ def test_names_of_labels_are_taken_from_the_layer(view, model, scene, qtbot):
 def test_the_table_is_copied_and_saved(view, scene, qtbot, tmp_path):
     compute(view, qtbot)
     view.buttons.copy.click()
-    assert QApplication.clipboard().text().splitlines()[0].startswith("region\tname\tpart\tlayer")
+    assert (
+        QApplication.clipboard()
+        .text()
+        .splitlines()[0]
+        .startswith("pair\tweights\tlabels\treference\tregion\tname\tpart\tlayer")
+    )
     view.buttons.save_to(str(tmp_path / "regions.csv"))
     with (tmp_path / "regions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -266,6 +286,65 @@ def test_the_table_is_copied_and_saved(view, scene, qtbot, tmp_path):
     for row, load in zip(rows, view._found.loads, strict=True):
         assert float(row["distance"]) == load.distance and float(row["share_1"]) == load.share[1]
         assert row["verdict"] in (ABOVE.lstrip("● "), CHANCE, TOO_FEW)
+        assert row["pair"] == f"{scene.pair.moving.name} onto {scene.pair.fixed.name}"
+        assert row["weights"] == "untrained" and row["reference"] == "all regions together"
+        assert row["labels"] == "labels of the fixed image"
+
+
+def test_figures_are_shown_only_as_long_as_the_form_says_what_they_are_of(view, qtbot):
+    view.where.pick(part="decoder", layer=1, direction="x")
+    compute(view, qtbot)
+    told = "decoder layer 1, direction x: labels of the fixed image, against all regions together"
+    shown = (view.table, view.bars, view.detail, view.buttons)
+    assert view.heading.text() == f"<b>D{told[1:]}</b>" and not any(widget.isHidden() for widget in shown)
+    for change, back in (
+        (lambda: view.where.pick(direction="y"), lambda: view.where.pick(direction="x")),
+        (lambda: view.reference.setCurrentIndex(0), lambda: view.reference.setCurrentIndex(1)),
+    ):
+        change()
+        assert all(widget.isHidden() for widget in shown)
+        assert told in view.heading.text() and "Press Compute" in view.heading.text()
+        back()
+        assert not any(widget.isHidden() for widget in shown)
+
+
+def test_drawing_on_hides_the_figures_and_a_failure_takes_them_away(view, model, scene, qtbot):
+    view.regions.draw.click()
+    layer = model.layers[-1]
+    s, a, r = to_viewer(scene.pair.fixed.grid.centre)
+    box = np.array([[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]])
+    layer.add_rectangles(box)
+    compute(view, qtbot)
+    assert not view.table.isHidden() and "8 mm either side" in view.heading.text()
+    view.regions.thickness.setValue(9)
+    assert view.table.isHidden()
+    view.regions.thickness.setValue(8)
+    assert not view.table.isHidden()
+    layer.data = [box + 1]
+    assert view.table.isHidden()
+    layer.data = []
+    with qtbot.waitSignal(view.errand.failed, timeout=30_000):
+        view.compute.click()
+    assert view.table.rowCount() == 0 and view.heading.isHidden()
+
+
+def test_counting_says_where_it_is_and_can_be_cancelled_between_gates(view, qtbot, monkeypatch):
+    counted, go_on = threading.Event(), threading.Event()
+
+    def wait(*_, **where):
+        counted.set()
+        go_on.wait(10)
+        return []
+
+    monkeypatch.setattr(region_loads_module, "region_loads", wait)
+    view.where.pick(part="encoder", layer=2, block=None, image="fixed")
+    view.compute.click()
+    assert counted.wait(10) and view.compute.text() == CANCEL and view.compute.isEnabled()
+    qtbot.waitUntil(lambda: "counting gate 1 of" in view.told.text(), timeout=5_000)
+    with qtbot.waitSignal(view.errand.cancelled, timeout=5_000):
+        view.compute.click()
+        go_on.set()
+    assert view.compute.text() == COMPUTE and view.told.text() == "Cancelled." and view.table.isHidden()
 
 
 def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):

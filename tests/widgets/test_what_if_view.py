@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gc
+import json
 import time
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from napari.components import ViewerModel
+from qtpy.QtWidgets import QFileDialog
 
 from napari_shmoareg.analysis import importance as importance_module
 from napari_shmoareg.analysis.experiment import Experiment
@@ -17,9 +21,14 @@ from napari_shmoareg.analysis.importance import ImportanceRow, importance
 from napari_shmoareg.analysis.intervention import Intervention
 from napari_shmoareg.engine.replay import Replay
 from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.io import checkpoint
+from napari_shmoareg.widgets.experts.replaying import CANCEL, Work, replay_of
+from napari_shmoareg.widgets.experts.what_if import experimenting
+from napari_shmoareg.widgets.experts.what_if.experimenting import CHOOSE, READY, alike, experiment_of
+from napari_shmoareg.widgets.experts.what_if.progress import Clock
 from napari_shmoareg.widgets.experts.what_if.result import whole_rows
 from napari_shmoareg.widgets.experts.what_if.shown import DIFFERENCE, MOVED, ROLE, effect_layer, ramp_end
-from napari_shmoareg.widgets.experts.what_if.view import CANCEL, CAPTION, RUN, SWEEP, WhatIfView
+from napari_shmoareg.widgets.experts.what_if.view import CAPTION, RUN, SWEEP, WhatIfView
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
 from napari_shmoareg.widgets.scenes import layers_of_scene
@@ -138,8 +147,8 @@ def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(view, s
     press(view, view.run, qtbot)
     effect = view.result.answer.effect
     assert effect.cells > 0 and effect.changed == 0
-    assert not effect.moved.values.any() and not effect.difference.values.any()
-    assert set(effect.dice_change.values()) == {0.0} and effect.folding_change == 0
+    assert not any(tag(layer, "volume").values.any() for layer in layers_of_scene(view._viewer, 1, ROLE))
+    assert set(effect.dice_change.values()) == {0.0} and effect.folding_percent == experiment.base.folding_percent
     assert "nothing changed" in view.result.notes.text()
     assert {row[2] for row in texts(view.result.labels)} == {"+0.0000"}
 
@@ -208,7 +217,7 @@ def test_a_sweep_lists_every_expert_beside_random_ones(view, experiment, model, 
 
 
 def test_the_row_of_an_attention_head_shows_where_it_was_chosen(view, model, monkeypatch, qtbot):
-    rows = [ImportanceRow(1, 1, "encoder", 2, None, 3, 0.2, 0.1, 0.5, 0.9, None, 0.0)]
+    rows = [ImportanceRow(1, 1, "silence", "", 1, "encoder", 2, None, 3, 0.2, 0.1, 0.5, 0.9, None, 0.0)]
     monkeypatch.setattr(importance_module, "importance", lambda *_, **__: iter(rows))
     press(view, view.sweep, qtbot)
     view.table.selectRow(0)
@@ -278,6 +287,34 @@ def test_weights_that_are_not_there_are_told(model, scene, qtbot, told):
     view.show_registration(2)
     press(view, view.run, qtbot)
     assert "mine.safetensors" in told("error") and view.run.isEnabled()
+    assert told("error").endswith(CHOOSE) and not view.choose.isHidden()
+
+
+def test_weights_shown_once_are_those_of_the_registration_for_every_view(
+    model, scene, qtbot, monkeypatch, lively_network
+):
+    asked = []
+
+    def load(name, *, device="cpu"):
+        asked.append(str(name))
+        if "moved" not in str(name):
+            raise InputError(f"There are no weights '{name}'.")
+        return lively_network(0.03)
+
+    monkeypatch.setattr(checkpoint, "load_network", load)
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("/moved/mine.safetensors", ""))
+    other = replace(scene, weights="mine")
+    add_layers(model, layers_of(other, 2))
+    view = WhatIfView(model)
+    qtbot.addWidget(view)
+    view.show_registration(2)
+    view.form.where.pick(part="decoder", layer=1, direction="x")
+    view.form.null.setChecked(False)
+    press(view, view.run, qtbot)
+    press(view, view.choose, qtbot)
+    assert view.answers[other].alike == 1.0 and view.choose.isHidden()
+    replay_of(other, Work(lambda _: None))
+    assert asked == ["untrained", "/moved/mine.safetensors", "/moved/mine.safetensors"]
 
 
 def test_other_weights_than_those_of_the_registration_are_told(view, scene, experiment, qtbot, monkeypatch):
@@ -290,11 +327,23 @@ def test_other_weights_than_those_of_the_registration_are_told(view, scene, expe
     ]
     from napari_shmoareg.widgets.experts.what_if.result import notes
 
-    shown = replace(view.result.answer, scene=replace(scene, expert_maps=maps), alike=0.0)
+    shown = replace(view.result.answer, alike=0.0)
     assert any("0 % of the cells" in note for note in notes(shown))
-    from napari_shmoareg.widgets.experts.what_if.experimenting import _alike
+    assert alike(scene, experiment) == 1.0 and alike(replace(scene, expert_maps=maps), experiment) == 0.0
 
-    assert _alike(replace(scene, expert_maps=maps), experiment) == 0.0
+
+def test_heads_chosen_otherwise_are_told_where_there_are_no_maps_and_by_a_sweep_too(
+    view, scene, experiment, qtbot, monkeypatch
+):
+    tokens = [replace(load, values=np.roll(load.values, 1, axis=-1)) for load in scene.token_loads]
+    other = replace(scene, expert_maps=[], token_loads=tokens)
+    assert alike(replace(scene, expert_maps=[]), experiment) == 1.0 > 0.5 > alike(other, experiment)
+    monkeypatch.setattr(experimenting, "alike", lambda *_: 0.25)
+    view.form.where.pick(part="decoder", layer=1, direction="x")
+    view.form.null.setChecked(False)
+    press(view, view.sweep, qtbot)
+    assert "25 % of the cells" in view.listed.note.text() and not view.listed.note.isHidden()
+    assert not view.choose.isHidden(), "there is no way to other weights"
 
 
 def test_a_registration_that_was_closed_meanwhile_gets_no_layers(view, model, qtbot, told):
@@ -310,9 +359,104 @@ def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
     view.form.where.pick(part="decoder", layer=2, direction="x")
     press(view, view.run, qtbot)
     assert not view.result.isHidden()
-    add_layers(model, layers_of(replace(scene, weights="mine"), 2))
+    shown, other = view.result.answer, replace(scene, weights="mine")
+    add_layers(model, layers_of(other, 2))
     view.show_registration(2)
     assert view.result.isHidden() and view.ramp.isHidden()
+    view.show_registration(1)
+    assert view.result.answer is shown and not view.result.isHidden()
+
+
+def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_shows(view, model, scene, qtbot):
+    other = replace(scene, weights="mine")
+    view.form.where.pick(part="decoder", layer=1)
+    view.form.null.setChecked(False)
+    view.sweep.click()
+    qtbot.waitUntil(lambda: len(view.table.rows) >= 2, timeout=LONG)
+    add_layers(model, layers_of(other, 2))
+    view.show_registration(2)
+    qtbot.waitUntil(lambda: view.told.text().startswith("Registration #1: "), timeout=LONG)
+    view.table.selectRow(0)
+    view.table.cellClicked.emit(0, 0)
+    shown = [layer.name for layer in model.layers if layer.visible and tag(layer, "role") == "expert_map"]
+    assert len(shown) == 1 and shown[0].startswith("#1 ")
+    with qtbot.waitSignal(view.answered, timeout=LONG):
+        pass
+    assert "#1" in view.told.text() and not view.table.rows and view.listed.heading.isHidden()
+    view.show_registration(1)
+    assert len(view.table.rows) == 9 and not view.buttons.isHidden() and not view.told.text()
+
+
+def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(view, model, scene, experiment, qtbot):
+    other = replace(scene, weights="mine")
+    add_layers(model, layers_of(other, 2))
+    view.kept[other] = experiment
+    view.show_registration(2)
+    view.form.where.pick(part="decoder")
+    view.sweep.click()
+    qtbot.waitUntil(lambda: len(view.table.rows) >= 1, timeout=LONG)
+    rows, held = view.sweeps[other].rows, weakref.ref(other)
+    del other
+    for layer in layers_of_scene(model, 2):
+        model.layers.remove(layer)
+    with qtbot.waitSignal(view.answered, timeout=LONG):
+        view.show_registration(1)
+        assert view.run.text() == RUN and not view.run.isEnabled()
+    assert len(rows) < 18 and view.run.isEnabled() and not view.table.rows
+    del layer
+    model.layers.selection.active = model.layers[0]  # napari holds the layer that was active last
+    gc.collect()
+    assert held() is None
+
+
+def test_a_table_and_its_file_say_what_was_done(view, scene, qtbot, tmp_path):
+    view.form.where.pick(part="decoder", layer=1, direction="x")
+    press(view, view.sweep, qtbot)
+    press(view, view.run, qtbot)
+    pair = f"{scene.pair.moving.name} onto {scene.pair.fixed.name}"
+    told = view.listed.heading.text()
+    for word in ("Silenced", "decoder layer 1, direction x", "everywhere", "random counterpart", pair, "untrained"):
+        assert word in told
+    rows = {}
+    for name, buttons in (("sweep", view.buttons), ("run", view.result.buttons)):
+        buttons.save_to(str(tmp_path / name))
+        with (tmp_path / name).open(newline="", encoding="utf-8") as file:
+            rows[name] = next(csv.DictReader(file))
+        assert rows[name]["pair"] == pair and rows[name]["weights"] == "untrained"
+    assert {"action", "region", "seed"} <= set(rows["sweep"]) and rows["sweep"]["action"] == "silence"
+    done = rows["run"]
+    assert json.loads(done["settings"])["diffeomorphic"] == scene.report["settings"]["diffeomorphic"]
+    assert int(done["cells"]) == view.result.answer.effect.cells
+    assert float(done["share_of_selections"]) == view.result.answer.share
+    assert done["random_counterpart"] == view.result.answer.null.told and done["random_counterpart"]
+    assert f"Random: {done['random_counterpart']}." in view.result.notes.text()
+
+
+def test_the_column_times_says_what_it_compares_with(view):
+    tip = view.table.horizontalHeaderItem(4).toolTip()
+    assert "content and background" in tip and "one draw" in tip and "than on any" not in tip
+
+
+def test_only_the_last_experiment_is_kept(scene, monkeypatch, lively_network):
+    monkeypatch.setattr(checkpoint, "load_network", lambda name, *, device="cpu": lively_network(0.03))
+    kept, work = {scene: "first"}, Work(lambda _: None)
+    other = replace(scene, weights="mine")
+    found = experiment_of(work, other, kept)
+    assert kept == {other: found} and work.reached[1] == READY
+
+
+def test_no_time_is_told_before_the_network_has_run_once(monkeypatch):
+    clock, now = Clock(), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    for now[0], done in ((10.0, 0.1), (20.0, READY)):
+        assert clock.left(done, ready=False) is None
+    now[0] = 30.0
+    assert clock.left(READY, ready=True) is None
+    now[0] = 34.0
+    assert clock.left(0.8, ready=True) == pytest.approx(4.0)
+    clock.left(0.0, ready=True)
+    now[0] = 35.0
+    assert clock.left(0.1, ready=True) == pytest.approx(9.0), "a sweep counts from its first expert"
 
 
 def test_the_worker_ends_with_the_dock(viewer, scene, experiment, qtbot):
@@ -338,6 +482,6 @@ def test_every_control_says_what_it_does_and_the_caption_what_it_is_not(view):
 
 
 def test_a_measure_without_labels_is_left_out(view, experiment, qtbot):
-    effect = SimpleNamespace(outcome=experiment.base, mean_mm=0, p95_mm=0, max_mm=0, changed=0, cells=1)
-    bare = SimpleNamespace(before=replace(experiment.base, dice={}), effect=effect, null=None)
+    effect = SimpleNamespace(folding_percent=0.0, mean_mm=0, p95_mm=0, max_mm=0, changed=0, cells=1)
+    bare = SimpleNamespace(before=({}, None, 0.0), effect=effect, null=None)
     assert whole_rows(bare)[0][0] == "Folding, %"

@@ -13,6 +13,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_shmoareg.engine.interruption import Interrupted, interruptible
+from napari_shmoareg.geometry.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from napari_shmoareg.engine.replay import Replay
 
 EVERY = 100  # ms between two looks at the worker
+CANCEL = "Cancel"
+_CHOSEN: weakref.WeakKeyDictionary[Scene, str] = weakref.WeakKeyDictionary()  # weights that a person showed
+
+
+class WeightsError(InputError):
+    """The weights of a registration cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +202,8 @@ class Errand(QObject):
 
 
 def weights_of(scene: Scene) -> str:
-    """Name or file of the weights that a registration was made with, as far as it says."""
-    return str(scene.report.get("weights") or scene.weights)
+    """Name or file of a registration's weights: what a person showed, or else what it says itself."""
+    return _CHOSEN.get(scene) or str(scene.report.get("weights") or scene.weights)
 
 
 def replay_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Replay:
@@ -208,11 +215,12 @@ def replay_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Re
     work : Work
         Is told where this is, and ends it between any two layers of the network.
     weights : str or Path, optional
-        Other weights than the registration says, as where their file has moved.
+        Other weights than the registration says, as where their file has moved; once read, they are those of
+        this scene for every view.
 
     Raises
     ------
-    InputError
+    WeightsError
         If there are no such weights.
     TooLargeError
         If the memory would not suffice; asked before anything is computed.
@@ -227,7 +235,12 @@ def replay_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Re
     settings, pair = scene.report["settings"], scene.pair
     device = find_device("cpu" if settings.get("device") == "cpu" else "auto")
     work.tell("loading the network")
-    network = load_network(weights or weights_of(scene), device=device)
+    try:
+        network = load_network(weights or weights_of(scene), device=device)
+    except InputError as error:
+        raise WeightsError(str(error)) from error
+    if weights:
+        _CHOSEN[scene] = str(weights)
     grids = {"moving": pair.moving.grid, "fixed": pair.fixed.grid}
     check_network_memory(network.config, scene.network_grid, **grids, device=device)
     work.tell("running the network's earlier passes", 0.2)

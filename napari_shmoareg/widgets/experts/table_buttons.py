@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtWidgets import QApplication, QFileDialog, QHBoxLayout, QPushButton, QWidget
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.widgets.quality.rows import as_tsv
+
+if TYPE_CHECKING:
+    from napari_shmoareg.analysis.scene import Scene
+
+
+def origin_of(scene: Scene) -> dict[str, object]:
+    """Which registration the figures of a file are of: columns for each of its rows."""
+    return {"pair": f"{scene.pair.moving.name} onto {scene.pair.fixed.name}", "weights": scene.weights}
 
 
 class TableButtons(QWidget):

@@ -40,11 +40,23 @@ class Source:
         None: the labels of the scene's fixed image.
     thickness : float
         Mm either side of a drawn shape.
+    edits : int
+        How often the layer was drawn in while it was picked.
     """
 
     name: str
     layer: Layer | None
     thickness: float
+    edits: int = 0
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for as long as the regions are the same."""
+        layer = None if self.layer is None else weakref.ref(self.layer)
+        return layer, self.thickness if self.drawn else 0.0, self.edits
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.thickness:g} mm either side of the slice)" if self.drawn else self.name
 
     @property
     def drawn(self) -> bool:
@@ -99,6 +111,7 @@ class RegionSource(QWidget):
         self._viewer, self._everywhere = viewer, everywhere
         self._layers: dict[int, weakref.ref[Layer]] = {}
         self._followed: weakref.ref[Layer] | None = None
+        self._edits: weakref.WeakKeyDictionary[Layer, int] = weakref.WeakKeyDictionary()
         self.combo = QComboBox()
         self.combo.setToolTip(
             "Where the regions come from: the labels of the fixed image, any layer of labels in its world, or shapes "
@@ -125,6 +138,7 @@ class RegionSource(QWidget):
         column.addLayout(row)
         column.addWidget(self.slab)
         self.combo.currentIndexChanged.connect(lambda _: self._show())
+        self.thickness.valueChanged.connect(lambda _: self.changed.emit())
         self.draw.clicked.connect(self._draw)
         self._show()
 
@@ -135,7 +149,7 @@ class RegionSource(QWidget):
         if found == FIXED:
             return Source(self.combo.currentText(), None, 0.0)
         layer = self._layers[found]() if found in self._layers else None
-        return None if layer is None else Source(layer.name, layer, self.thickness.value())
+        return None if layer is None else Source(layer.name, layer, self.thickness.value(), self._edits.get(layer, 0))
 
     @property
     def ready(self) -> bool:
@@ -161,7 +175,7 @@ class RegionSource(QWidget):
     def _show(self, *, tell: bool = True) -> None:
         source = self.source
         self.slab.setVisible(source is not None and source.drawn)
-        self._follow(source.layer if source is not None and source.drawn else None)
+        self._follow(None if source is None else source.layer)
         if tell:
             self.changed.emit()
 
@@ -170,14 +184,16 @@ class RegionSource(QWidget):
         before = None if self._followed is None else self._followed()
         if before is layer:
             return
-        if before is not None:
-            before.events.data.disconnect(self._redrawn)
-        if layer is not None:
-            layer.events.data.connect(self._redrawn)
+        for emitter in _emitters(before):
+            emitter.disconnect(self._redrawn)
+        for emitter in _emitters(layer):
+            emitter.connect(self._redrawn)
         self._followed = None if layer is None else weakref.ref(layer)
 
     def _redrawn(self, event: Any = None) -> None:
         if isalive(self):
+            if self._followed is not None and (layer := self._followed()) is not None:
+                self._edits[layer] = self._edits.get(layer, 0) + 1
             self.changed.emit()
 
     def _draw(self) -> None:
@@ -199,6 +215,12 @@ class RegionSource(QWidget):
         self.pick(layer)
         self._viewer.layers.selection.active = layer
         layer.mode = "add_polygon"
+
+
+def _emitters(layer: Layer | None) -> list[Any]:
+    """What tells that shapes were drawn, or labels painted."""
+    events: Any = None if layer is None else layer.events
+    return [events[name] for name in ("data", "paint") if events is not None and name in events.emitters]
 
 
 def _may_hold_regions(layer: Layer) -> bool:

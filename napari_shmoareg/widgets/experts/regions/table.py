@@ -12,6 +12,7 @@ from napari_shmoareg.widgets.figure_table import Figure, FigureTable
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.region_loads import RegionLoad
+    from napari_shmoareg.widgets.experts.regions.counting import Regions
 
 ABOVE, CHANCE, TOO_FEW = "● above chance", "as by chance", "too few blocks to tell"
 ROWS_SHOWN = 10
@@ -104,12 +105,13 @@ def interval(load: RegionLoad, expert: int, name: str) -> str:
     return f"{said} (95 % interval {100 * load.low[expert]:.1f} to {100 * load.high[expert]:.1f} %)"
 
 
-def table_of(loads: Sequence[RegionLoad]) -> list[dict[str, object]]:
+def table_of(found: Regions) -> list[dict[str, object]]:
     """All figures for a file or the clipboard: a row per region, three columns per expert (shares from 0 to 1)."""
     rows: list[dict[str, object]] = []
+    loads = found.loads
     most = max((len(load.share) for load in loads), default=0)
     for load in loads:
-        row: dict[str, object] = {"region": load.region, "name": load.name, **load.place._asdict()}
+        row: dict[str, object] = {**found.about, "region": load.region, "name": load.name, **load.place._asdict()}
         row |= {"distance": load.distance, "expected_by_chance": load.expected, "verdict": verdict(load).lstrip("● ")}
         row |= {"cells": load.tokens, "blocks": load.blocks}
         for n in range(most):

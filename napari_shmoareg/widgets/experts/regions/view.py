@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import TYPE_CHECKING
 
-import numpy as np
 from napari.utils.notifications import show_error
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QPushButton, QSizePolicy
 
-from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.geometry import InputError
 from napari_shmoareg.widgets.experts.regions.bars import RegionBars
-from napari_shmoareg.widgets.experts.regions.selections import called, selections
-from napari_shmoareg.widgets.experts.regions.source import RegionSource, Source
+from napari_shmoareg.widgets.experts.regions.counting import (
+    REFERENCES,
+    TOGETHER,
+    WHOLE,
+    Asked,
+    Regions,
+    count,
+    middle_of,
+    share_of_reference,
+)
+from napari_shmoareg.widgets.experts.regions.selections import called
+from napari_shmoareg.widgets.experts.regions.source import RegionSource
 from napari_shmoareg.widgets.experts.regions.table import RegionTable, interval, table_of, verdict
 from napari_shmoareg.widgets.experts.regions.where_picker import WherePicker
-from napari_shmoareg.widgets.experts.replaying import Errand, Work
+from napari_shmoareg.widgets.experts.replaying import CANCEL, Errand
 from napari_shmoareg.widgets.experts.section import Section, fill
 from napari_shmoareg.widgets.experts.table_buttons import TableButtons
 from napari_shmoareg.widgets.layers import expert_names
@@ -31,24 +41,13 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.region_loads import RegionLoad
     from napari_shmoareg.analysis.scene import Scene
 
-WHOLE, TOGETHER = "whole", "regions"
-REFERENCES: dict[Any, str] = {WHOLE: "whole image", TOGETHER: "all regions together"}
+COMPUTE = "Compute"
 CAPTION = (
     "Shares are of selections: they do not say what an expert contributed. The sample is blocks of space, not voxels: "
-    "neighbours choose alike, so that few blocks tell little however many voxels they hold."
+    "neighbours choose alike, so that few blocks tell little however many voxels they hold. Against the whole image "
+    "a difference partly means 'is not air'; 'all regions together' leaves air out."
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Regions:
-    """What was computed: the loads of some regions, and what they are of."""
-
-    loads: list[RegionLoad]
-    labels: Volume
-    scene: weakref.ref[Scene]
-    where: dict[str, Any]
-    reference: Any  # a label, TOGETHER, or None for the whole image
-    names: dict[int, str]
+OTHERWISE = "<b>The form above says something else than what was counted</b> ({told}). Press Compute, or put it back."
 
 
 class RegionView(Section):
@@ -62,19 +61,23 @@ class RegionView(Section):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Loads of regions", viewer)
         self._found: Regions | None = None
+        self._kept: weakref.WeakKeyDictionary[Scene, Regions] = weakref.WeakKeyDictionary()
+        self._asked: weakref.ref[Scene] | None = None  # of which regions are being counted
+        self._own_reference = False  # whether a person picked it
         self.regions = RegionSource(viewer)
         self.where = WherePicker("block")
         self.reference = QComboBox()
         self.reference.setToolTip(
-            "What each region is compared with: the whole image (air counts too), all regions together, or one of them"
+            "What each region is compared with: the whole image (air counts too: a "
+            "difference then partly means 'is not air'), all regions together, or one of them"
         )
         self.reference.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.compute = QPushButton("Compute")
-        self.compute.setToolTip("Count what the cells of every region chose; takes a second or a few")
+        self.compute = QPushButton(COMPUTE)
+        self.compute.setToolTip("Count what the cells of every region chose; takes a second or a few for each gate")
         self.table, self.bars = RegionTable(), RegionBars()
-        self.buttons = TableButtons(lambda: table_of([] if self._found is None else self._found.loads), "regions.csv")
-        self.says, self.detail = QLabel(CAPTION), QLabel()
-        for label in (self.says, self.detail):
+        self.buttons = TableButtons(lambda: [] if self._found is None else table_of(self._found), "regions.csv")
+        self.says, self.detail, self.heading, self.told = QLabel(CAPTION), QLabel(), QLabel(), QLabel()
+        for label in (self.says, self.detail, self.heading, self.told):
             label.setWordWrap(True)
             label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         form = QFormLayout()
@@ -82,13 +85,17 @@ class RegionView(Section):
         form.addRow("Against", self.reference)
         self.column.addLayout(form)
         self.column.addWidget(self.where)
-        for widget in (self.compute, self.table, self.detail, self.bars, self.buttons, self.says):
+        figures = (self.heading, self.table, self.detail, self.bars, self.buttons)
+        for widget in (self.compute, self.told, *figures, self.says):
             self.column.addWidget(widget)
         self.column.addStretch(1)
         self.errand = Errand(self)
         self.errand.ready.connect(self._take)
         self.errand.failed.connect(self._fail)
-        self.errand.cancelled.connect(self._settle)
+        self.errand.cancelled.connect(lambda: self._settle("Cancelled."))
+        self.errand.came.connect(self._came)
+        self.where.changed.connect(self._match)
+        self.reference.currentIndexChanged.connect(lambda _: self._pick_reference())
         self.regions.changed.connect(self._offer_references)
         self.compute.clicked.connect(self.start)
         self.table.itemSelectionChanged.connect(self._show_chosen)
@@ -105,25 +112,61 @@ class RegionView(Section):
         scene = self.scene
         self.setEnabled(scene is not None)
         self.regions.offer(scene)
-        if self._found is None or self._found.scene() is not scene:
-            self._show_found(None)
         self.where.offer(scene)
+        found = None if scene is None else self._kept.get(scene)
+        if found is None or found is not self._found:
+            self._show_found(found)
+        self._watch()
         self._settle()
 
     def start(self) -> None:
-        """Count, in a worker; the table follows."""
-        scene, source = self.scene, self.regions.source
-        if scene is None or source is None or self.errand.busy:
-            return
-        picked, where = self.reference.currentData(), self.where.where
-        reference = None if picked in (WHOLE, None) else picked if picked == TOGETHER else int(picked)
-        self.errand.start(lambda work: count(work, scene, source, where, reference), "the loads of regions")
-        self._settle()
+        """Count, in a worker; the table follows.  Cancels while one counts."""
+        scene, asked = self.scene, self._form()
+        if self.errand.busy:
+            self.errand.cancel()
+        elif scene is not None and asked is not None:
+            self._asked = weakref.ref(scene)
+            self.errand.start(lambda work: count(work, scene, asked), "the loads of regions")
+            self._settle("starting")
 
-    def _settle(self) -> None:
+    def _form(self) -> Asked | None:
+        """What the form says; None where it lacks something."""
+        source = self.regions.source
+        picked = self.reference.currentData()
+        return None if source is None else Asked(self.where.where, source, WHOLE if picked is None else picked)
+
+    def _came(self, title: str, done: float) -> None:
+        self.told.setText(f"{title}, {100 * done:.0f} %")
+        self._watch()
+
+    def _watch(self) -> None:
+        """End what counts for a registration that was closed."""
+        asked = None if self._asked is None else self._asked()
+        if self.errand.busy and not any(scene is asked for scene in scenes(self._viewer).values()):
+            self.errand.cancel()
+
+    def _settle(self, told: str | None = None) -> None:
         busy = self.errand.busy
-        self.compute.setEnabled(not busy and self.scene is not None and self.regions.source is not None)
-        self.compute.setText("Computing…" if busy else "Compute")
+        self.compute.setEnabled(busy or (self.scene is not None and self.regions.source is not None))
+        self.compute.setText(CANCEL if busy else COMPUTE)
+        if told is not None:
+            self.told.setText(told)
+        self.told.setVisible(bool(self.told.text()))
+        self._match()
+
+    def _match(self) -> None:
+        """Show the figures only as long as the form says what they are of."""
+        found, form = self._found, self._form()
+        same = found is not None and form is not None and form.key == found.key
+        self.heading.setVisible(found is not None)
+        if found is not None:
+            told = str(found)
+            shown = f"<b>{escape(told[:1].upper() + told[1:])}</b>"
+            self.heading.setText(shown if same else OTHERWISE.format(told=escape(told)))
+        for widget in (self.table, self.buttons):
+            widget.setVisible(same)
+        for of_row in (self.bars, self.detail):
+            of_row.setVisible(same and self.table.chosen() is not None)
 
     def _offer_references(self) -> None:
         scene, source = self.scene, self.regions.source
@@ -133,16 +176,31 @@ class RegionView(Section):
                 names = source.names(scene)
             except InputError:
                 names = {}  # nothing drawn so far: 'Compute' says so
-        fill(self.reference, {**REFERENCES, **names})
+        entries = {**REFERENCES, **names}
+        if self.reference.currentData() not in entries:
+            self._own_reference = False
+        fill(self.reference, entries, None if self._own_reference else TOGETHER if len(names) > 1 else WHOLE)
         self._settle()
+
+    def _pick_reference(self) -> None:
+        self._own_reference = True
+        self._match()
 
     def _take(self, found: Regions) -> None:
-        fill(self.reference, {**REFERENCES, **found.names})  # shapes may have been drawn since
-        self._show_found(found if found.scene() is self.scene else None)
-        self._settle()
+        scene = found.scene()
+        if scene is not None:
+            self._kept[scene] = found
+            if scene is self.scene:
+                self._show_found(found)
+        self._settle("")
 
     def _fail(self, text: str) -> None:
-        self._settle()
+        asked = None if self._asked is None else self._asked()
+        if asked is not None:
+            self._kept.pop(asked, None)
+            if asked is self.scene:
+                self._show_found(None)
+        self._settle("")
         show_error(text)
 
     def _show_found(self, found: Regions | None) -> None:
@@ -150,10 +208,8 @@ class RegionView(Section):
         loads = [] if found is None else found.loads
         scene = self.scene
         self.table.show_loads(loads, [] if scene is None or not loads else _columns(scene, loads))
-        for widget in (self.table, self.buttons):
-            widget.setVisible(bool(loads))
         if loads:
-            self.table.sortByColumn(1, _descending())  # what is most above chance first
+            self.table.sortByColumn(1, Qt.SortOrder.DescendingOrder)  # what is most above chance first
             self.table.selectRow(0)
         self._show_chosen()
 
@@ -161,21 +217,18 @@ class RegionView(Section):
         """Draw the bars of the row that is selected."""
         found, row, scene = self._found, self.table.chosen(), self.scene
         shown = found is not None and row is not None and scene is not None
-        self.bars.setVisible(shown)
-        self.detail.setVisible(shown)
+        self._match()
         if not (shown and found and row is not None and scene):
             return
         load = found.loads[row]
-        told = {None: "the whole image", TOGETHER: "all regions together"} | found.names
-        against = told.get(found.reference, "the reference")
         self.detail.setText(
-            f"{load.name} (orange) against {against} (grey): distance {load.distance:.3f}, "
+            f"{load.name} (orange) against {found.against} (grey): distance {load.distance:.3f}, "
             + (f"by chance up to {load.expected:.3f}: " if load.expected is not None else "")
             + verdict(load).lstrip("● ")
             + "."
         )
         names = expert_names(scene, len(load.share)) if load.place.part == "decoder" else [str(n) for n in range(99)]
-        self.bars.show_shares(load.share, _reference(scene, found, load), names, load.low, load.high)
+        self.bars.show_shares(load.share, share_of_reference(scene, found, load), names, load.low, load.high)
         self.bars.setToolTip("\n".join(interval(load, n, _columns(scene, [load])[n]) for n in range(len(load.share))))
 
     def _go(self) -> None:
@@ -185,44 +238,5 @@ class RegionView(Section):
             go_to(self._viewer, to_viewer(middle_of(found.labels, found.loads[row].region)))
 
 
-def count(work: Work, scene: Scene, source: Source, where: dict[str, Any], reference: Any) -> Regions:
-    """The loads of all regions of a source, in any thread."""
-    from napari_shmoareg.analysis.region_loads import region_loads
-
-    work.tell("reading the regions")
-    labels, names = source.volume(scene), source.names(scene)
-    work.tell("counting", 0.1)
-    loads = region_loads(scene, labels, names=names, reference=reference, **where)
-    work.check()
-    return Regions(loads, labels, weakref.ref(scene), where, reference, names)
-
-
-def middle_of(labels: Volume, region: int) -> np.ndarray:
-    """The centre, mm RAS, of the voxel of a region that is nearest to its centroid."""
-    voxels = np.argwhere(labels.values == region)
-    if not len(voxels):
-        return labels.grid.centre
-    points = labels.grid.to_world(voxels)
-    nearest = np.linalg.norm(points - points.mean(axis=0), axis=1).argmin()
-    return np.asarray(points[nearest])
-
-
 def _columns(scene: Scene, loads: Sequence[RegionLoad]) -> list[str]:
     return called(scene, loads[0].place.part, max(len(load.share) for load in loads))
-
-
-def _reference(scene: Scene, found: Regions, load: RegionLoad) -> np.ndarray | None:
-    """Share of the reference at a load's place."""
-    if found.reference == TOGETHER:
-        here = [one for one in found.loads if one.place == load.place]
-        return np.average([one.share for one in here], axis=0, weights=[one.tokens for one in here])
-    if found.reference is not None:
-        same = (one for one in found.loads if one.region == found.reference and one.place == load.place)
-        return next((one.share for one in same), None)
-    return selections(scene, **{name: value for name, value in load.place._asdict().items() if value is not None})
-
-
-def _descending() -> Any:
-    from qtpy.QtCore import Qt
-
-    return Qt.SortOrder.DescendingOrder

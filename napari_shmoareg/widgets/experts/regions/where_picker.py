@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Signal
@@ -24,6 +25,18 @@ TIPS = {
     "image": "Both images pass the same encoder, and choose for themselves",
     "direction": "x is left-right, y back-front, z down-up of the network grid; each has experts of its own",
 }
+
+
+def said_where(where: Mapping[str, Any]) -> str:
+    """Fields of `Place` in words: ``decoder layer 1, direction x``; what is left out means all."""
+    part, layer = where["part"], where.get("layer")
+    parts = [f"all {part} layers" if layer is None else f"{part} layer {layer}"]
+    if part == "decoder":
+        parts.append(f"direction {where['direction']}" if where.get("direction") else ALL["direction"])
+    else:
+        parts.append(ALL["block"] if where.get("block") is None else f"block {where['block']}")
+        parts.append(f"{where['image']} image" if where.get("image") else "both images")
+    return ", ".join(parts)
 
 
 class WherePicker(QWidget):

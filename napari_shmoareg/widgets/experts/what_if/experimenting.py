@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+import weakref
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_shmoareg.engine.interruption import interruptible
-from napari_shmoareg.widgets.experts.replaying import Work, replay_of
+from napari_shmoareg.engine.interruption import Interrupted, interruptible
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.widgets.experts.replaying import WeightsError, Work, replay_of
+from napari_shmoareg.widgets.experts.table_buttons import origin_of
 from napari_shmoareg.widgets.experts.what_if.form import Wish
 
 if TYPE_CHECKING:
-    from napari_shmoareg.analysis.experiment import Effect, Experiment, Outcome
+    from pathlib import Path
+
+    from napari_shmoareg.analysis.experiment import Effect, Experiment
     from napari_shmoareg.analysis.importance import ImportanceRow
     from napari_shmoareg.analysis.scene import Scene
 
 Kept = MutableMapping["Scene", "Experiment"]
 
-ALIKE = 0.98  # share of the cells that have to choose as recorded, for the weights to count as the same
 LOADING, READY = 0.3, 0.6  # of the progress: until the network is there, and until it has run unchanged
+CHOOSE = "Press 'Choose weights…' and show where their .safetensors file lies now."
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of an `Effect`, without its volumes, which would fill the memory."""
+
+    told: str
+    dice: Mapping[int, float]
+    mean_dice: float | None
+    folding_percent: float
+    dice_change: Mapping[int, float]
+    cells: int
+    changed: float
+    mean_mm: float
+    p95_mm: float
+    max_mm: float
+
+    @classmethod
+    def of(cls, effect: Effect) -> Figures:
+        """What there is to keep of an effect."""
+        outcome = effect.outcome
+        same = {name: getattr(effect, name) for name in ("cells", "changed", "mean_mm", "p95_mm", "max_mm")}
+        told, whole = str(effect.interventions[0]), (outcome.dice, outcome.mean_dice, outcome.folding_percent)
+        return cls(told, *whole, effect.dice_change, **same)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,66 +59,130 @@ class Answer:
 
     Attributes
     ----------
-    scene : Scene
-    before : Outcome
-        Without the change.
-    effect : Effect
-    null : Effect or None
+    about : dict
+        Pair and weights.
+    settings : mapping
+        Of the registration.
+    before : tuple
+        Dice per label, their mean or None, and folding in percent, without the change.
+    effect : Figures
+    null : Figures or None
         Of the same change for experts drawn at random.
     share : float
         Of the selections of these gates, in the region, that went to the expert.
     alike : float
-        Share of the cells at which the unchanged run chose as the registration says.
+        As of `alike`.
     """
 
-    scene: Scene
-    before: Outcome
-    effect: Effect
-    null: Effect | None
+    about: dict[str, object]
+    settings: Mapping[str, Any]
+    before: tuple[Mapping[int, float], float | None, float]
+    effect: Figures
+    null: Figures | None
     share: float
     alike: float
 
 
-def answer(work: Work, scene: Scene, wish: Wish, kept: Kept) -> Answer:
-    """Make the change, and its random counterpart if that is wished for."""
+@dataclass(eq=False)
+class Sweep:
+    """What the change of every expert did; `rows` grow while it runs."""
+
+    title: str
+    about: dict[str, object]
+    alike: float = 1.0
+    rows: list[ImportanceRow] = field(default_factory=list)
+
+    def table(self) -> list[dict[str, object]]:
+        """All figures for a file, a row per expert."""
+        return [{**self.about, **row.to_dict()} for row in self.rows]
+
+
+def answer(
+    work: Work, held: weakref.ref[Scene], wish: Wish, kept: Kept, weights: str | None = None
+) -> tuple[Answer, Effect]:
+    """Make the change, and its random counterpart if that is wished for; the scene itself is not held meanwhile."""
+    scene = _there(held)
     change = wish.intervention(scene)
-    start = 0.0 if scene in kept else READY
-    experiment = experiment_of(work, scene, kept)
+    start = 0.0 if scene in kept and not weights else READY
+    experiment = experiment_of(work, scene, kept, weights)
+    about, settings, same = origin_of(scene), scene.report["settings"], alike(scene, experiment)
+    del scene
     step = (1 - start) / (2 if wish.null else 1)
     tell = partial(_between, work, "running with the change", start, start + step)
     beside = partial(_between, work, "running with random experts", start + step, 1.0)
     with interruptible(experiment.replay.network, work.check):
         effect = experiment.run(change, progress=tell)
-        null = experiment.run(experiment.null(change), progress=beside) if wish.null else None
-    return Answer(scene, experiment.base, effect, null, experiment.share(change), _alike(scene, experiment))
+        null = Figures.of(experiment.run(experiment.null(change), progress=beside)) if wish.null else None
+    base, share = experiment.base, experiment.share(change)
+    before = base.dice, base.mean_dice, base.folding_percent
+    return Answer(about, settings, before, Figures.of(effect), null, share, same), effect
 
 
-def sweep(work: Work, scene: Scene, wish: Wish, kept: Kept, rows: list[ImportanceRow]) -> int:
-    """Change every expert of some gates in turn; each row is appended as it comes.  Returns how many there are."""
+def sweep(
+    work: Work, held: weakref.ref[Scene], wish: Wish, kept: Kept, found: Sweep, weights: str | None = None
+) -> Sweep:
+    """Change every expert of some gates in turn; each row is appended to `found` as it comes."""
     from napari_shmoareg.analysis.importance import importance
 
+    scene = _there(held)
     where = {name: value for name, value in wish.where.items() if name in ("part", "layer", "direction")}
     region = wish.place(scene)
-    experiment = experiment_of(work, scene, kept)
+    experiment = experiment_of(work, scene, kept, weights)
+    found.alike = alike(scene, experiment)
+    del scene
     with interruptible(experiment.replay.network, work.check):
         work.tell("changing the first expert", 0.0)
         for row in importance(experiment, action=wish.action, region=region, null=wish.null, **where):
-            rows.append(row)
+            found.rows.append(row)
             work.tell(f"{row.number} of {row.total} experts", row.number / row.total)
-    return len(rows)
+    return found
 
 
-def experiment_of(work: Work, scene: Scene, kept: Kept) -> Experiment:
-    """The experiment on a registration: made at the first call (seconds), kept for the next ones."""
+def experiment_of(work: Work, scene: Scene, kept: Kept, weights: str | Path | None = None) -> Experiment:
+    """The experiment on a registration, made at the first call (seconds); only that of the last one is kept.
+
+    Raises
+    ------
+    InputError
+        Where there are no such weights: it says what to do.
+    """
     from napari_shmoareg.analysis.experiment import Experiment
 
-    found = kept.get(scene)
+    found = None if weights else kept.get(scene)
     if found is None:
-        replay = replay_of(scene, _Part(work, LOADING))
+        kept.clear()  # a network and all that it encoded
+        try:
+            replay = replay_of(scene, _Part(work, LOADING), weights)
+        except WeightsError as error:
+            raise InputError(f"{error} {CHOOSE}") from error
         with interruptible(replay.network, work.check):
             tell = partial(_between, work, "running the network unchanged", LOADING, READY)
             found = kept[scene] = Experiment(replay, progress=tell)
     return found
+
+
+def alike(scene: Scene, experiment: Experiment) -> float:
+    """Whether these are the weights, and the settings, that the registration was made with.
+
+    Returns
+    -------
+    float
+        Share of the cells that chose the recorded expert, or of the tokens that chose the recorded heads: the lower.
+    """
+    from napari_shmoareg.analysis.experiment import recorded_alike
+    from napari_shmoareg.analysis.expert_load import place_of
+
+    chosen: dict[Any, Any] = {m.place: m.volume.values.astype(np.int64) - 1 for m in scene.expert_maps}
+    heads = {load.place: load.values != 0 for load in scene.token_loads}
+    same = total = 0
+    for record in experiment.base.routing:
+        recorded = heads.get(place_of(record))
+        if recorded is not None:
+            ids = np.moveaxis(record.routing.experts[0].numpy(force=True), 0, -1).astype(np.int64)
+            now = np.zeros(recorded.shape, dtype=bool)
+            np.put_along_axis(now, ids, True, axis=-1)
+            same, total = same + int((now == recorded).all(axis=-1).sum()), total + ids[..., 0].size
+    return min(recorded_alike(experiment, chosen) if chosen else 1.0, same / total if total else 1.0)
 
 
 class _Part(Work):
@@ -110,9 +203,9 @@ def _between(work: Work, title: str, low: float, high: float, done: float) -> No
     work.tell(title, low + (high - low) * done)
 
 
-def _alike(scene: Scene, experiment: Experiment) -> float:
-    """Whether these are the weights, and the settings, that the registration was made with."""
-    from napari_shmoareg.analysis.experiment import recorded_alike
-
-    chosen: dict[Any, Any] = {m.place: m.volume.values.astype(np.int64) - 1 for m in scene.expert_maps}
-    return recorded_alike(experiment, chosen) if chosen else 1.0
+def _there(held: weakref.ref[Scene]) -> Scene:
+    """The scene; the work ends where it was closed."""
+    scene = held()
+    if scene is None:
+        raise Interrupted
+    return scene

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QVBoxLayout, QWidg
 from napari_shmoareg.geometry import InputError, Volume
 from napari_shmoareg.widgets.experts.regions.selections import called, selections
 from napari_shmoareg.widgets.experts.regions.source import RegionSource, Source
-from napari_shmoareg.widgets.experts.regions.where_picker import WherePicker
+from napari_shmoareg.widgets.experts.regions.where_picker import WherePicker, said_where
 from napari_shmoareg.widgets.experts.section import fill
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
 
 ACTIONS = {"silence": "silence it: never chosen", "force": "force it: always chosen"}
+DONE = {"silence": "Silenced", "force": "Forced"}
 ACTION_TIP = (
     "Silence: where the expert was chosen the next best takes its place. Force: where it was not chosen it takes the "
     "place, and the gate value, of the weakest chosen one"
 )
 NULL_TIP = (
-    "Run the same change for experts drawn at random too, in as many places: what a change of this size does anyway. "
-    "Twice the time"
+    "Run the same change for its random counterpart too: other experts' selections, as many, in patches alike, in the "
+    "same shares of content and background; one draw. Twice the time"
 )
 EACH = 0  # of the regions: all of them together
 
@@ -58,6 +59,21 @@ class Wish:
     region: int
     null: bool
 
+    @property
+    def within(self) -> str:
+        """The region in words."""
+        if self.source is None:
+            return "everywhere"
+        return f"'{self.source.name}'" if self.region == EACH else f"region {self.region} of '{self.source.name}'"
+
+    @property
+    def of_all(self) -> str:
+        """What a sweep does that is asked for with this, in words: a sweep takes all blocks and both images."""
+        gates = said_where({name: self.where.get(name) for name in ("part", "layer", "direction")})
+        beside = "each beside its random counterpart" if self.null else "without random counterparts"
+        where = self.within if self.source is None else f"in {self.within}"
+        return f"{DONE[self.action]} in turn: every expert of {gates}, {where}, {beside}"
+
     def place(self, scene: Scene) -> Volume | None:
         """The region in the fixed world: not 0 is inside; None for everywhere.
 
@@ -69,11 +85,10 @@ class Wish:
         if self.source is None:
             return None
         labels = self.source.volume(scene)
-        name = f"'{self.source.name}'" if self.region == EACH else f"region {self.region} of '{self.source.name}'"
         inside = labels.values != 0 if self.region == EACH else labels.values == self.region
         if not inside.any():
-            raise InputError(f"There is no voxel in {name}. Draw or pick a region inside the fixed image.")
-        return Volume(inside.astype(np.uint8), labels.grid, name, is_labels=True)
+            raise InputError(f"There is no voxel in {self.within}. Draw or pick a region inside the fixed image.")
+        return Volume(inside.astype(np.uint8), labels.grid, self.within, is_labels=True)
 
     def intervention(self, scene: Scene) -> Intervention:
         """The change, with its region.

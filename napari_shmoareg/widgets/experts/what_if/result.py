@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
-from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QTableWidgetItem, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.experts.table_buttons import TableButtons
-from napari_shmoareg.widgets.experts.what_if.experimenting import ALIKE, Answer
+from napari_shmoareg.widgets.experts.what_if.experimenting import Answer, Figures
+from napari_shmoareg.widgets.experts.what_if.sweep_table import COUNTERPART, other_weights
 from napari_shmoareg.widgets.figure_table import Figure, FigureTable
-
-if TYPE_CHECKING:
-    from napari_shmoareg.analysis.experiment import Effect
 
 LABELS_SHOWN = 8  # rows before the table scrolls
 HEADINGS = ("", "before", "changed", "random")
-TIPS = ("", "The network as it is", "With the change", "The same change for experts drawn at random")
+TIPS = ("", "The network as it is", "With the change", f"The same change for {COUNTERPART}")
 LABEL_HEADINGS = ("Label", "Dice", "change", "random")
 LABEL_TIPS = (
     "Number of the label",
     "Overlap without the change; 1 is best",
     "Dice with the change minus without it: below 0 the change harmed",
-    "The same for experts drawn at random",
+    f"The same for {COUNTERPART}",
 )
 Row = tuple[str, str, str, float | None, float | None, float | None]
 
@@ -54,7 +52,7 @@ class WhatIfResult(QWidget):
         self.setVisible(answer is not None)
         if answer is None:
             return
-        change = str(answer.effect.interventions[0])
+        change = answer.effect.told
         self.heading.setText(f"<b>{escape(change[:1].upper() + change[1:])}</b>")
         rows = whole_rows(answer)
         self.whole.setRowCount(len(rows))
@@ -76,7 +74,7 @@ class WhatIfResult(QWidget):
         ordered = sorted(change, key=lambda label: -abs(change[label]))
         for n, label in enumerate(ordered):
             beside = None if answer.null is None else answer.null.dice_change.get(label)
-            cells = [Figure(label, "d"), Figure(answer.before.dice[label], ".3f")]
+            cells = [Figure(label, "d"), Figure(answer.before[0][label], ".3f")]
             cells += [Figure(change[label], "+.4f"), Figure(beside, "+.4f")]
             for column, cell in enumerate(cells):
                 self.labels.setItem(n, column, cell)
@@ -99,12 +97,11 @@ def whole_rows(answer: Answer) -> list[Row]:
         return None, getattr(effect, name), None if null is None else getattr(null, name)
 
     rows: list[Row] = []
-    if answer.before.mean_dice is not None:
-        after = None if null is None else null.outcome.mean_dice
-        values = answer.before.mean_dice, effect.outcome.mean_dice, after
+    _, mean, folded = answer.before
+    if mean is not None:
+        values = mean, effect.mean_dice, None if null is None else null.mean_dice
         rows.append(("Dice, mean", "Overlap of the labels, mean over labels; 1 is best", ".4f", *values))
-    fold = None if null is None else null.outcome.folding_percent
-    rows.append(("Folding, %", folding, ".4f", answer.before.folding_percent, effect.outcome.folding_percent, fold))
+    rows.append(("Folding, %", folding, ".4f", folded, *pair("folding_percent")[1:]))
     for name, title in (("mean_mm", "Moved, mm"), ("p95_mm", "  95th percentile"), ("max_mm", "  at most")):
         rows.append((title, moved, ".3f", *pair(name)))
     share = None if null is None else 100 * null.changed
@@ -114,47 +111,47 @@ def whole_rows(answer: Answer) -> list[Row]:
 
 def table_of(answer: Answer) -> list[dict[str, object]]:
     """All figures for a file: measure, label, before, changed, random."""
-    change = str(answer.effect.interventions[0])
+    change = answer.effect.told
+    about = answer.about | {"settings": json.dumps(answer.settings, sort_keys=True, default=str)}
+    about |= {"cells": answer.effect.cells, "share_of_selections": answer.share, "change": change}
+    about |= {"random_counterpart": "" if answer.null is None else answer.null.told}
     rows: list[dict[str, object]] = []
     for name, _, _, before, after, null in whole_rows(answer):
-        rows.append(_row(change, name.strip(), "", before, after, null))
-    for label, value in answer.before.dice.items():
-        null = None if answer.null is None else answer.null.outcome.dice[label]
-        rows.append(_row(change, "Dice", label, value, answer.effect.outcome.dice[label], null))
+        rows.append(about | _row(name.strip(), "", before, after, null))
+    for label, value in answer.before[0].items():
+        null = None if answer.null is None else answer.null.dice[label]
+        rows.append(about | _row("Dice", label, value, answer.effect.dice[label], null))
     return rows
 
 
 def notes(answer: Answer) -> list[str]:
     """What has to be known before the figures are read."""
-    scene, effect = answer.scene, answer.effect
+    effect, weights = answer.effect, str(answer.about["weights"])
     said = [f"The expert had {100 * answer.share:.1f} % of the selections there."]
     if effect.changed == 0:
         said.append("No cell chose otherwise, so nothing changed.")
     elif answer.null is not None:
         said.append(beside(effect, answer.null))
-    if "untrained" in scene.weights.lower() or not scene.weights:
+    if answer.null is not None:
+        said.append(f"Random: {answer.null.told}.")
+    if answer.settings.get("untrained") or "untrained" in weights.lower() or not weights:
         said.append("These weights are untrained: what an expert changes means nothing.")
-    if answer.alike < ALIKE:
-        said.append(
-            f"The weights that were found choose as this registration says at only {100 * answer.alike:.0f} % of the "
-            "cells: are they the ones it was made with?"
-        )
-    if scene.report["settings"].get("refine"):
+    said += other_weights(answer.alike)
+    if answer.settings.get("refine"):
         said.append(
             "'Before' is without the refinement on the pair, so its figures differ from those of the panel Quality."
         )
     return said
 
 
-def beside(effect: Effect, null: Effect) -> str:
+def beside(effect: Figures, null: Figures) -> str:
     """How the change compares with random experts, in a sentence."""
     if null.mean_mm <= 0:
-        return "Random experts in its place moved nothing."
+        return "Its random counterpart moved nothing."
     ratio = effect.mean_mm / null.mean_mm
-    return f"It moved {ratio:.2g} times as far as the same change for random experts (one draw)."
+    return f"It moved {ratio:.2g} times as far as its random counterpart (one draw)."
 
 
-def _row(change: str, measure: str, label: object, *values: object) -> dict[str, object]:
+def _row(measure: str, label: object, *values: object) -> dict[str, object]:
     before, after, null = values
-    row = {"change": change, "measure": measure, "label": label}
-    return row | {"before": before, "changed": after, "random": null}
+    return {"measure": measure, "label": label, "before": before, "changed": after, "random": null}

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.widgets.placement import layer_options, tag
 from napari_shmoareg.widgets.scenes import layers_of_scene
-from napari_shmoareg.widgets.showing import show_only
+from napari_shmoareg.widgets.showing import show_experts, show_head, show_only
 
 if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Image
 
     from napari_shmoareg.analysis.experiment import Effect
+    from napari_shmoareg.analysis.importance import ImportanceRow
     from napari_shmoareg.analysis.scene import Scene
     from napari_shmoareg.geometry import Volume
 
@@ -53,6 +54,18 @@ def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> li
         layer.metadata["shmoareg"]["effect"] = str(effect.interventions[0])
     show_only(viewer, shown[0])
     return shown
+
+
+def show_expert_of(viewer: Viewer, number: int, scene: Scene, row: ImportanceRow) -> None:
+    """Show the map of the expert that a row of importance is about."""
+    if row.part == "decoder":
+        strides = [m.stride for m in scene.expert_maps if m.place.layer == row.layer]
+        show_experts(viewer, number, row.direction, strides[0] if strides else None)
+        return
+    counts = [load for load in scene.times_chosen if load.place.layer == row.layer]
+    wanted = next((load for load in counts if load.place.image == "fixed"), counts[0] if counts else None)
+    if wanted is not None:
+        show_head(viewer, number, wanted, row.expert)
 
 
 def effect_layer(viewer: Viewer, number: int, which: str) -> Image | None:
