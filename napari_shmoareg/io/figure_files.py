@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.atomic import ending
+from napari_shmoareg.io.atomic import ending, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ ENDINGS = (".png", ".svg")
 
 
 def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> None:
-    """Write a figure as PNG or SVG, by the ending of the name, with what it shows in its metadata.
+    """Write a figure as PNG or SVG, by the ending of the name, with what it shows in its metadata; whole or not at all.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> 
     Raises
     ------
     InputError
-        If the ending is another one.
+        If the ending is another one, or the place cannot be written to.
     """
     from matplotlib import rc_context
 
@@ -42,8 +42,8 @@ def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> 
     metadata: dict[str, Any] = dict(about) if kind == ".png" else _dublin_core(about)
     # Ours: the text of an SVG stays text, so that it can be searched and set in a journal's own type; the same
     # figure is the same file, so neither a date nor ids drawn at random.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "shmoareg"}):
-        figure.savefig(path, format=kind[1:], dpi=DOTS_PER_INCH, metadata=metadata)
+    with writing(path) as place, rc_context({"svg.fonttype": "none", "svg.hashsalt": "shmoareg"}):
+        figure.savefig(place, format=kind[1:], dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 def _dublin_core(about: Mapping[str, str]) -> dict[str, Any]:

@@ -162,6 +162,42 @@ def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(view, model, sce
     assert not view.attention.probes and layer_of_place(model, scene, "attention") is None
 
 
+def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration(
+    view, model, scene, qtbot, monkeypatch, lively_network, told
+):
+    entered, go_on, asked = threading.Event(), threading.Event(), []
+
+    def load(name, *, device="cpu"):
+        asked.append(name)
+        entered.set()
+        go_on.wait(10)
+        return lively_network(0.03)
+
+    monkeypatch.setattr(checkpoint, "load_network", load)
+    other = replace(scene, weights="mine", report={**scene.report, "weights": "mine"})
+    add_layers(model, layers_of(other, 2))
+    box = view.attention
+    view.show_registration(2)
+    box.on.click()
+    assert entered.wait(10)
+    view.show_registration(1)
+    assert not box.on.isChecked() and not box.status.text()
+    box.on.click()  # while that of #2 still ends
+    assert box.errand.busy and "Waiting" in box.status.text()
+    box.errand.came.emit("loading the network", 0.1)
+    assert "Waiting" in box.status.text(), "it shows how far another registration is"
+    go_on.set()
+    qtbot.waitUntil(lambda: scene in box.probes, timeout=WAIT)
+    assert len(asked) == 2 and asked[0] == "mine" and box.on.isChecked() and not box.status.text()
+    assert other not in box.probes and not told("error")
+    view.show_registration(2)
+    box.on.click()
+    box.cancel.click()
+    view.show_registration(1)
+    finish(view, qtbot)
+    assert box.status.text() == "" and box.cancel.isHidden()
+
+
 def test_a_replay_is_that_of_the_registration(scene, asked):
     from napari_shmoareg.widgets.experts.replaying import Work
 

@@ -166,6 +166,31 @@ def test_a_tab_that_was_behind_shows_how_things_are_when_it_comes_forward(panel,
     assert panel.decoder.on.isChecked() and panel.decoder.direction.currentData() == "z"
 
 
+def test_a_renamed_layer_is_looked_at_by_the_tab_in_front_alone(panel, model, monkeypatch):
+    asked = []
+    for name, views in panel.views.items():
+        show = views[0].show_registration
+        monkeypatch.setattr(views[0], "show_registration", lambda n, name=name, f=show: (asked.append(name), f(n)))
+    panel.reset_choices()
+    assert asked == ["Maps"]
+    bring_forward(panel, "Place")
+    bring_forward(panel, "Maps")
+    bring_forward(panel, "Place")
+    assert asked == ["Maps", "Place"]
+    model.layers.clear()
+    panel.reset_choices()
+    assert set(asked[2:]) == set(panel.views), "a view behind keeps a registration that was closed"
+
+
+def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, scene):
+    settings = {**scene.report["settings"], "untrained": True}
+    add_layers(model, layers_of(replace(scene, weights="mine", report={**scene.report, "settings": settings}), 2))
+    panel = ExpertsPanel(model)
+    qtbot.addWidget(panel)
+    panel.registration.setCurrentIndex(panel.registration.findData(2))
+    assert panel.number == 2 and "untrained" in panel.note.text()
+
+
 def test_the_warning_of_untrained_weights_is_seen_in_front_of_every_tab(panel, qtbot):
     panel.show()
     qtbot.waitExposed(panel)
@@ -224,6 +249,7 @@ def test_a_removed_layer_only_takes_its_own_control_away(panel, model):
     for layer in [layer for layer in model.layers if tag(layer, "role") == "expert_map"]:
         model.layers.remove(layer)
     panel.reset_choices()
+    bring_forward(panel, "Deformation")
     assert not panel.deformation.switches["arrows"].isEnabled() and panel.deformation.switches["grid"].isEnabled()
     assert not panel.decoder.isEnabled() and panel.encoder.isEnabled()
 

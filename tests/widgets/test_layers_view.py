@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,6 +283,28 @@ def test_the_figure_that_is_saved_says_whose_it_is(scene, qtbot, tmp_path, told,
     else:
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert f"Weights: {scene.weights}" in text and "Share of selections per expert" in text
+
+
+def test_a_figure_that_cannot_be_saved_says_why_and_leaves_what_was_there(
+    scene, qtbot, tmp_path, told, monkeypatch, caplog
+):
+    files = LoadFiles(lambda: scene)
+    qtbot.addWidget(files)
+    files.save_figure(tmp_path / "nowhere" / "x.png")
+    qtbot.waitUntil(lambda: "nowhere" in told("error"), timeout=60_000)
+    assert "bug" not in told("error") and not caplog.text
+    from matplotlib.figure import Figure
+
+    def breaks(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(Figure, "savefig", breaks)
+    (tmp_path / "old.png").write_bytes(b"whole")
+    files.save_figure(tmp_path / "old.png")
+    qtbot.waitUntil(lambda: "no such colour" in told("error"), timeout=60_000)
+    assert "could not be saved" in told("error") and "registration" not in caplog.text and caplog.text
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.png", b"whole")]
 
 
 def test_the_table_that_is_saved_is_the_load_of_the_report(scene, qtbot, tmp_path, told):

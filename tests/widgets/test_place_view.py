@@ -16,7 +16,7 @@ from napari_shmoareg.analysis.place_reading import read_place
 from napari_shmoareg.io.tables import write_table
 from napari_shmoareg.widgets.experts.place.outline import cut, whole
 from napari_shmoareg.widgets.experts.place.pins import MOST, TOO_MANY, layer_of_place, pins_of
-from napari_shmoareg.widgets.experts.place.view import FLAT, INVITE, NO_GATES, PlaceView
+from napari_shmoareg.widgets.experts.place.view import FLAT, INVITE, NO_GATES, NOTHING, PlaceView
 from napari_shmoareg.widgets.experts.replaying import Errand
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
@@ -148,6 +148,23 @@ def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
     assert view.reading is not None and len(view.pins.readings) == 1, "the new layer emptied the view"
 
 
+def test_the_page_fits_into_a_narrow_dock(viewer, scene):
+    from napari_shmoareg.widgets.experts.panel import ExpertsPanel
+
+    add_layers(viewer, layers_of(scene, 1))
+    panel = ExpertsPanel(viewer)
+    viewer.window.add_dock_widget(panel, name="Experts", area="right")
+    panel.tabs.setCurrentIndex(next(n for n in range(panel.tabs.count()) if panel.tabs.tabText(n) == "Place"))
+    (view,) = panel.views["Place"]
+    view.read(scene.pair.fixed.grid.centre)
+    view.pin.click()
+    view.read(scene.pair.fixed.grid.centre + 500)
+    view.pins.pin(scene.pair.fixed.grid.centre - 500)
+    QTest.qWait(50)
+    area = panel.tabs.currentWidget()
+    assert area.widget().minimumSizeHint().width() <= 300 - area.verticalScrollBar().sizeHint().width()
+
+
 def test_a_view_that_is_deleted_while_it_is_in_front_gives_the_zoom_back(model, qtbot):
     view = PlaceView(model)
     view.show()
@@ -196,6 +213,14 @@ def test_a_place_can_be_given_by_keyboard(view, model, scene):
     np.testing.assert_allclose(view.reading.point[:2], model.scene.camera.center[:0:-1])
 
 
+def test_giving_one_coordinate_keeps_the_others_exactly(view, scene):
+    place = places(scene, 1)[0]
+    view.read(place)
+    value = round(float(place[0]) + 2, 1)
+    view.coordinates[0].setValue(value)
+    assert view.reading.point[0] == value and (view.reading.point[1:] == place[1:]).all()
+
+
 def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, scene):
     viewer, view, _ = docked
     double_click(viewer, middle(viewer, 20, 20))
@@ -221,6 +246,35 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, 
     assert all(not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips)
     assert all(view.box.strips[load.place].fills() for load in scene.token_loads)
     assert not view.grab().isNull()
+
+
+def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, scene):
+    bare = replace(scene, gates=[], expert_maps=[], token_loads=[], times_chosen=[])
+    add_layers(model, layers_of(bare, 2))
+    view = PlaceView(model)
+    qtbot.addWidget(view)
+    view.show_registration(2)
+    view.read(places(scene, 1)[0])
+    assert view.says.text() == NOTHING and view.gates.isHidden() and view.outlined.isHidden()
+    view.pin.click()
+    assert view.pins.compared.isHidden() and view.attention.isHidden()
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(model, qtbot, scene, part):
+    gates = [gate for gate in scene.gates if gate.place.part == part]
+    without = {"expert_maps": []} if part == "encoder" else {"token_loads": [], "times_chosen": []}
+    add_layers(model, layers_of(replace(scene, gates=gates, **without), 2))
+    view = PlaceView(model)
+    qtbot.addWidget(view)
+    view.show_registration(2)
+    view.read(places(scene, 1)[0])
+    view.pin.click()
+    pins, heads = view.pins, part == "encoder"
+    of_heads = (view.attention, pins.bars, pins.heads, pins.layer, pins.block, pins.image)
+    assert view.says.text() == INVITE and not pins.compared.isHidden()
+    assert {not widget.isHidden() for widget in of_heads} == {heads}
+    assert {not widget.isHidden() for widget in (pins.table, pins.kernels)} == {not heads}
 
 
 def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
@@ -261,6 +315,26 @@ def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(dock
     double_click(viewer, middle(viewer, 30, 30))
     assert layer_of_place(viewer, scene, "token_box") is made, "a click made another layer"
     view.outlined.click()
+    assert layer_of_place(viewer, scene, "token_box") is None
+
+
+def test_an_outline_without_a_line_is_never_drawn(docked, scene):
+    """An empty outline that was replaced by another empty one, beside pins, ended in a segmentation fault."""
+    viewer, view, _ = docked
+    centre = scene.pair.fixed.grid.centre
+    high = to_viewer(centre)[0]
+    for away, drawn in ((60.0, None), (0.0, True), (60.0, False), (0.0, True)):
+        viewer.dims.set_point(0, high + away)
+        view.read(centre)
+        QTest.qWait(20)
+        layer = layer_of_place(viewer, scene, "token_box")
+        assert (None if layer is None else layer.visible) is drawn
+        assert layer is None or len(layer.data) > 2
+    layer.visible = False
+    viewer.dims.set_point(0, high + 1.0)
+    assert not layer.visible, "an outline that people hid came back"
+    viewer.layers.remove(layer)
+    viewer.dims.set_point(0, high)
     assert layer_of_place(viewer, scene, "token_box") is None
 
 
@@ -368,7 +442,8 @@ def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing
     view = PlaceView(viewer)
     viewer.window.add_dock_widget(view, name="Place", area="right")
     view.show_registration(1)
-    view.read(places(scene, 1)[0])
+    centre_on(viewer, scene.pair.fixed)
+    view.read(scene.pair.fixed.grid.centre)
     view.pin.click()
     QTest.qWait(20)
     assert {tag(layer, "role") for layer in viewer.layers} >= {"places", "token_box"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,6 +56,8 @@ class ExpertsPanel(QWidget):
         super().__init__()
         self._viewer = viewer = itself(napari_viewer)
         self._listening: list[Any] = []
+        self._shown: tuple[int | None, weakref.ref[Scene] | None] = (None, None)
+        self._stale: set[str] = set()  # tabs that do not know of the last changes to the list of layers
         self.registration = QComboBox()
         self.registration.setToolTip("Whose maps to show; the keys act on the one of the selected layer, or the newest")
         self.note = QLabel()
@@ -118,10 +121,27 @@ class ExpertsPanel(QWidget):
         self.registration.setToolTip(self.registration.currentText())
         self.note.setText(EMPTY if scene is None else _note(scene, self._copied(number)))
         self.note.setVisible(bool(self.note.text()))
-        for section in self._sections():
-            section.show_registration(None if scene is None else number)
+        before, held = self._shown
+        self._shown = number, None if scene is None else weakref.ref(scene)
+        self._stale = set(self.views)
+        if number != before or scene is None or held is None or held() is not scene:
+            for name in self.views:  # also those behind: they hold the one that was closed
+                self._tell(name)
+        else:
+            self._tell(self._front)
         if self.isVisible():
             self._listen()
+
+    @property
+    def _front(self) -> str:
+        return TABS[self.tabs.currentIndex()][0]
+
+    def _tell(self, name: str) -> None:
+        """Have the views of a tab be about the registration that is shown."""
+        self._stale.discard(name)
+        number, scene = self._shown
+        for section in self.views[name]:
+            section.show_registration(None if scene is None else number)
 
     def _sections(self) -> list[Section]:
         return [section for sections in self.views.values() for section in sections]
@@ -149,7 +169,10 @@ class ExpertsPanel(QWidget):
 
     def _refresh(self, event: Any = None) -> None:
         """The views of the tab in front; those of another one when it comes to the front."""
-        for section in self.views[TABS[self.tabs.currentIndex()][0]]:
+        if self._front in self._stale:
+            self._tell(self._front)
+            return
+        for section in self.views[self._front]:
             section.refresh()
 
 
@@ -175,7 +198,7 @@ def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
 def _note(scene: Scene, copied: bool) -> str:
     """What has to be known before the maps are read."""
     notes = []
-    if "untrained" in scene.weights.lower() or not scene.weights:
+    if scene.report["settings"].get("untrained") or "untrained" in scene.weights.lower() or not scene.weights:
         notes.append("These weights are untrained: the choices of the experts mean nothing.")
     told = str(scene.report.get("experts_of", ""))
     if told and not told.startswith("the network's only"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QWidget
+
+from napari_shmoareg.geometry.errors import InputError
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
@@ -106,6 +109,12 @@ def _tell(path: str | Path, outcome: tuple[Exception | None]) -> None:
     if error is None:
         show_info(f"The loads are saved in {path}.")
     else:
-        from napari_shmoareg.widgets.register.job import explain
+        show_error(_explain(error))
 
-        show_error(explain(error))
+
+def _explain(error: Exception) -> str:
+    """Why nothing was saved; an error that no one foresaw goes to the terminal as well."""
+    if isinstance(error, InputError):
+        return str(error)
+    logging.getLogger(__name__).error("the loads could not be saved", exc_info=error)
+    return f"The loads could not be saved ({type(error).__name__}: {error}). The terminal says more."

@@ -12,7 +12,14 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLabe
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.geometry.errors import InputError
-from napari_shmoareg.widgets.experts.place.attention_layer import Probed, drop_attention, probe_of, show_attention
+from napari_shmoareg.widgets.experts.place.attention_layer import (
+    Probed,
+    doubt,
+    drop_attention,
+    probe_of,
+    show_attention,
+    words,
+)
 from napari_shmoareg.widgets.experts.replaying import Errand
 from napari_shmoareg.widgets.experts.section import fill
 from napari_shmoareg.widgets.legend import Ramp
@@ -25,10 +32,6 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
 
 NO_TOKEN = "Read a place, and pick one of its tokens above (a strip of heads): its attention is drawn."
-ANOTHER = (
-    "The network that was run again does not choose as the registration did ({same} of {asked} tokens do): these are "
-    "other weights of that name, or another version. What is drawn is not what made this result."
-)
 
 
 class AttentionBox(QWidget):
@@ -44,26 +47,31 @@ class AttentionBox(QWidget):
         self._viewer = weakref.ref(viewer)
         self._scene: weakref.ref[Scene] | None = None
         self._asked: weakref.ref[Scene] | None = None  # for which the network is being run
+        self._stopping = False  # the run was cancelled, and has not ended yet
+        self._next: tuple[str | Path | None] | None = None  # the weights of a run that waits for that
         self._number = 0
         self._cell: CellReading | None = None
         self.probes: weakref.WeakKeyDictionary[Scene, Probed] = weakref.WeakKeyDictionary()
         self.heads: list[HeadAttention] = []
         self.errand = Errand(self)
         self._build()
-        self.errand.came.connect(lambda title, _done: self.status.setText(f"{title[:1].upper()}{title[1:]} …"))
+        self.errand.came.connect(self._follow)
         self.errand.ready.connect(self._take)
         self.errand.failed.connect(self._fail)
-        self.errand.cancelled.connect(lambda: self._stop("Cancelled."))
+        self.errand.cancelled.connect(self._end)
 
     def show_scene(self, number: int, scene: Scene | None) -> None:
         """Be about another registration, or none."""
         before = self._found()
         self._number, self._scene = number, None if scene is None else weakref.ref(scene)
         if scene is not before:
-            self.errand.cancel()
+            self._cancel()
             self._cell = None
             if scene is None or scene not in self.probes:
                 self._stop("")
+            else:
+                self._say(doubt(self.probes[scene]))
+            self.setVisible(scene is not None and bool(scene.token_loads))  # none without MoA
         self._draw()
 
     def show_cell(self, cell: CellReading | None) -> None:
@@ -74,8 +82,14 @@ class AttentionBox(QWidget):
     def run(self, weights: str | Path | None = None) -> None:
         """Run the network, with the registration's own weights or with others."""
         scene = self._found()
-        if scene is None or self.errand.busy:
+        if scene is None:
             return
+        if self.errand.busy:
+            if self._stopping:
+                self._next = (weights,)
+                self._say("Waiting for the run before to end …", busy=True)
+            return
+        self._stopping, self._next = False, None
         self._asked = weakref.ref(scene)
         held = self._asked
 
@@ -112,7 +126,7 @@ class AttentionBox(QWidget):
         for below in (self.head, self.ramp, self.says):
             column.addWidget(below)
         self.on.toggled.connect(self._switch)
-        self.cancel.clicked.connect(self.errand.cancel)
+        self.cancel.clicked.connect(self._give_up)
         self.choose.clicked.connect(self._choose)
         self.head.activated.connect(lambda _: self._draw())
         self._say("")
@@ -123,22 +137,55 @@ class AttentionBox(QWidget):
         if on and scene is not None and scene not in self.probes:
             self.run()
         elif not on:
-            self.errand.cancel()
+            self._cancel()
             self._say("")
         self._draw()
 
+    def _cancel(self) -> None:
+        self._stopping, self._next = self.errand.busy, None
+        self.errand.cancel()
+
+    def _give_up(self) -> None:
+        waiting = self._next is not None
+        self._cancel()
+        if waiting:  # what still runs is no one's any more
+            self._stop("Cancelled.")
+
+    def _is_shown(self) -> bool:
+        """Whether the network runs, or ran, for the registration that is shown, and still has to be told of."""
+        return self._asked is not None and self._asked() is self._found() and self._next is None
+
+    def _follow(self, title: str, _done: float) -> None:
+        if self._is_shown() and not self._stopping:
+            self.status.setText(f"{title[:1].upper()}{title[1:]} …")
+
+    def _end(self) -> None:
+        """The run was cancelled."""
+        if self._is_shown() and self.on.isChecked():
+            self._stop("Cancelled.")
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Start the run that waited for this one to end."""
+        wanted, self._next, self._stopping = self._next, None, False
+        if wanted is not None:
+            self.run(*wanted)
+
     def _take(self, probed: Probed | None) -> None:
         scene = None if self._asked is None else self._asked()
-        if scene is None or probed is None:
-            return
-        self.probes[scene] = probed
-        self._say("" if probed.same == probed.asked else ANOTHER.format(same=probed.same, asked=probed.asked))
-        self._draw()
+        if scene is not None and probed is not None:
+            self.probes[scene] = probed
+            if self._is_shown():
+                self._say(doubt(probed))
+                self._draw()
+        self._go_on()
 
     def _fail(self, text: str) -> None:
-        show_error(text)
-        self._stop(text)
-        self.choose.setVisible(True)
+        if self._is_shown():
+            show_error(text)
+            self._stop(text)
+            self.choose.setVisible(True)
+        self._go_on()
 
     def _stop(self, text: str) -> None:
         with signals_blocked(self.on):
@@ -186,22 +233,7 @@ class AttentionBox(QWidget):
         layer = show_attention(viewer, self._number, scene, found)
         top = layer.contrast_limits[1]
         self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", f"{top:.3g}"])
-        self.says.setText(_words(self._cell, found, self.heads))
+        self.says.setText(words(self._cell, found, self.heads))
 
     def _found(self) -> Scene | None:
         return None if self._scene is None else self._scene()
-
-
-def _words(cell: CellReading, found: HeadAttention, heads: list[HeadAttention]) -> str:
-    values, window = found.volume.values, int(found.window.sum())
-    total, own = float(values.sum()), float(values[cell.cell])
-    text = (
-        f"Token {cell.cell} attends, by head {found.head}, to the {window} tokens of its window: the values sum to "
-        f"{total:.3f}; equal attention would be {1 / max(window, 1):.3g} each, to itself it is {own:.3g}."
-    )
-    if {one.head for one in heads} != set(cell.experts):
-        text += (
-            f" In the registration this token chose the heads {', '.join(map(str, sorted(cell.experts)))}, in this run "
-            f"{', '.join(str(one.head) for one in sorted(heads, key=lambda one: one.head))}."
-        )
-    return text

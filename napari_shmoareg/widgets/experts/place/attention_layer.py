@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.analysis.attention import AttentionProbe, HeadAttention
     from napari_shmoareg.analysis.expert_maps import TokenLoad
+    from napari_shmoareg.analysis.place_reading import CellReading
     from napari_shmoareg.analysis.scene import Scene
 
 ROLE = "attention"
+ANOTHER = (
+    "The network that was run again does not choose as the registration did ({same} of {asked} tokens do): these are "
+    "other weights of that name, or another version. What is drawn is not what made this result."
+)
 ASKED = 12  # tokens of each gate whose choices are compared with those of the registration
 
 
@@ -110,6 +115,27 @@ def drop_attention(viewer: Viewer, scene: Scene) -> None:
     layer = layer_of_place(viewer, scene, ROLE)
     if layer is not None:
         viewer.layers.remove(layer)
+
+
+def doubt(probed: Probed) -> str:
+    """What has to be said of a network that does not choose as the registration did."""
+    return "" if probed.same == probed.asked else ANOTHER.format(same=probed.same, asked=probed.asked)
+
+
+def words(cell: CellReading, found: HeadAttention, heads: list[HeadAttention]) -> str:
+    """What is drawn of a token, and whether it chose the same heads in the registration."""
+    values, window = found.volume.values, int(found.window.sum())
+    total, own = float(values.sum()), float(values[cell.cell])
+    text = (
+        f"Token {cell.cell} attends, by head {found.head}, to the {window} tokens of its window: the values sum to "
+        f"{total:.3f}; equal attention would be {1 / max(window, 1):.3g} each, to itself it is {own:.3g}."
+    )
+    if {one.head for one in heads} != set(cell.experts):
+        text += (
+            f" In the registration this token chose the heads {', '.join(map(str, sorted(cell.experts)))}, in this run "
+            f"{', '.join(str(one.head) for one in sorted(heads, key=lambda one: one.head))}."
+        )
+    return text
 
 
 def _spread(load: TokenLoad) -> Sequence[tuple[int, int, int]]:

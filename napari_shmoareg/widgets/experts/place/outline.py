@@ -42,19 +42,20 @@ class Outline:
         self._number = 0
         self._cell: CellReading | None = None
         self._following = False
+        self._made = False  # of the cell that is shown
+        self._blank = False  # hidden here, not by people
 
     def show(self, number: int, scene: Scene, cell: CellReading) -> None:
-        """Outline another cell; makes the layer, called ``#1 cell``, where there is none."""
+        """Outline another cell; makes the layer, ``#1 cell``, where there is none and the slice cuts it."""
         self._number, self._scene, self._cell = number, weakref.ref(scene), cell
-        viewer = self._viewer()
-        if viewer is not None and layer_of_place(viewer, scene, ROLE) is None:
-            self._add(viewer, scene)
+        self._made = False
         self._follow()
         self.draw()
 
     def clear(self) -> None:
         """Take the outline away, and follow the slider no more."""
         self._cell = None
+        self._blank = False
         viewer = self._viewer()
         if viewer is None:
             return
@@ -66,33 +67,51 @@ class Outline:
             viewer.layers.remove(layer)
 
     def draw(self) -> None:
-        """Draw the cell on the slice that is shown; whole in 3D."""
+        """Draw the cell on the slice that is shown; whole in 3D.
+
+        Where the slice misses it, the layer is hidden: one without a single line crashed the drawing (an outline
+        that was taken away empty, a new empty one, and pins beside it: segmentation fault in glDrawArrays).
+        """
         viewer, scene = self._viewer(), None if self._scene is None else self._scene()
         if viewer is None or scene is None or self._cell is None:
             return
         layer = layer_of_place(viewer, scene, ROLE)
-        if layer is None:  # it was taken away: the slider moved for that
+        if layer is None and self._made:  # it was taken away: the slider moved for that
             return
         corners = corners_of(scene, self._cell)
         segments = whole(corners) if viewer.dims.ndisplay == 3 else _in_slice(viewer, corners)
-        size = float(layer.scale[0])
-        layer.data = segments / size
+        size = max(scene.pair.fixed.grid.spacing)
         wanted = max(WIDTH, PIXELS / (viewer.scene.camera.zoom / mm_per_unit(viewer))) / size
+        if layer is None:
+            if len(segments):
+                self._made = True
+                self._add(viewer, scene, segments / size, wanted)
+            return
+        self._made = True
+        if not len(segments):
+            self._blank |= bool(layer.visible)
+            layer.visible = False
+            return
+        layer.data = segments / size
         if abs(layer.edge_width / wanted - 1) > 0.1:
             layer.edge_width = wanted
+        if self._blank:
+            self._blank, layer.visible = False, True
 
-    def _add(self, viewer: Viewer, scene: Scene) -> None:
+    def _add(self, viewer: Viewer, scene: Scene, data: NDArray[np.float64], width: float) -> None:
         from napari.layers import Vectors
 
         drop_orphans(viewer)
+        self._blank = False
         layer = Vectors(
-            np.zeros((0, 2, 3)),
+            data,
             ndim=3,
             name=f"#{self._number} cell",
             scale=(max(scene.pair.fixed.grid.spacing),) * 3,
             units=UNITS,
             axis_labels=AXES,
             vector_style="line",
+            edge_width=width,
             edge_color=COLOUR,
             opacity=1.0,
             metadata=about(scene, ROLE),

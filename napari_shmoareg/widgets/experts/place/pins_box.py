@@ -37,6 +37,7 @@ class PinRow(QWidget):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.text = QLabel()
+        self.text.setWordWrap(True)
         self.go, self.drop = QToolButton(), QToolButton()
         self.go.setText("Go to")
         self.go.setToolTip(f"Show the slice of pin {number}, and read it")
@@ -81,6 +82,10 @@ class PinsBox(QWidget):
             layers = sorted({load.place.layer for load in scene.token_loads})
             fill(self.layer, {n: f"layer {n}" for n in layers})
             self._offer_blocks(scene)
+            for widget in (self.layer, self.block, self.image, self.heads, self.bars):
+                widget.setVisible(bool(scene.token_loads))  # none without MoA
+            self.kernels.setVisible(bool(scene.expert_maps))  # none without SHMoE
+            self.table.setVisible(bool(scene.expert_maps))
         self.refresh()
 
     def pin(self, point: NDArray[np.float64]) -> None:
@@ -109,7 +114,7 @@ class PinsBox(QWidget):
             row.text.setText(told)
         for number, row in enumerate(self.rows):
             row.setVisible(number < len(points))
-        self.compared.setVisible(bool(self.readings))
+        self.compared.setVisible(any(reading.cells for _, reading in self.readings))
         self.none.setVisible(not len(points))
         self._draw()
 
@@ -138,15 +143,15 @@ class PinsBox(QWidget):
         self.bars, self.table = PinBars(), PinTable()
         self.bars.setAccessibleName("Weight of every head at each pin")
         self.table.setAccessibleName("Kernels that each pin chose")
-        self.heads, kernels = QLabel(), QLabel("Kernels, with what the gate gave the chosen one (T of Eq. 6):")
-        for label in (self.heads, kernels):
+        self.heads, self.kernels = QLabel(), QLabel("Kernels, with what the gate gave the chosen one (T of Eq. 6):")
+        for label in (self.heads, self.kernels):
             label.setWordWrap(True)
         self.buttons = TableButtons(self._rows, "places.csv")
         self.compared = QWidget()
         inner = QVBoxLayout(self.compared)
         inner.setContentsMargins(0, 4, 0, 0)
         inner.addLayout(combos)
-        for widget in (self.heads, self.bars, kernels, self.table, self.buttons):
+        for widget in (self.heads, self.bars, self.kernels, self.table, self.buttons):
             inner.addWidget(widget)
         column.addWidget(self.compared)
 

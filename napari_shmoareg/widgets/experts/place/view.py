@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QHideEvent, QShowEvent
-from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QHBoxLayout, QLabel, QPushButton
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QHBoxLayout, QLabel, QPushButton, QWidget
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.geometry.errors import InputError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 INVITE = "Double-click a voxel in the canvas (napari's zoom by double click rests while this view is in front)."
 FLAT = "In 3D a click has no depth. Go to 2D, or give the place in mm."
 FAR = 10000.0  # mm: as far as places can be given
+NOTHING = "This network has no experts (no MoA, no SHMoE), so nothing was chosen at any place."
 NO_GATES = "This folder was written before gates were kept: only what was chosen is known."
 
 
@@ -49,6 +50,7 @@ class PlaceView(Section):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Experts at a place", viewer)
         self.reading: PlaceReading | None = None
+        self._place: NDArray[np.float64] | None = None  # that was read last, exactly; the boxes round it
         self._scene: weakref.ref[Scene] | None = None
         self._clicks = clicks = DoubleClicks(itself(viewer), self._clicked)
         self._outline = Outline(itself(viewer))
@@ -81,13 +83,14 @@ class PlaceView(Section):
         scene = self._found()
         if scene is None:
             return
-        place = np.asarray(point, dtype=np.float64)
+        self._place = place = np.array(point, dtype=np.float64)
         for box, value in zip(self.coordinates, place, strict=True):
             with signals_blocked(box):
                 box.setValue(float(value))
         try:
             self.reading = read_place(scene, place)
-            said = "" if scene.gates else NO_GATES
+            kept = NO_GATES if self.reading.cells else NOTHING
+            said = "" if scene.gates else kept
         except InputError as error:
             self.reading, said = None, str(error)
         self._say(said)
@@ -135,10 +138,12 @@ class PlaceView(Section):
         self.outlined.setToolTip("Draw the borders of the token, or cell, of the picked gate that covers the place")
         self.gate.setToolTip("Whose cell is outlined and whose attention is shown; a click on a strip picks it too")
         self.gate.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        gates = QHBoxLayout()
+        self.gates = QWidget()
+        gates = QHBoxLayout(self.gates)
+        gates.setContentsMargins(0, 0, 0, 0)
         gates.addWidget(QLabel("Gate"))
         gates.addWidget(self.gate, 1)
-        self.column.addLayout(gates)
+        self.column.addWidget(self.gates)
         self.column.addWidget(self.outlined)
         self.attention, self.pins = AttentionBox(itself(viewer)), PinsBox(itself(viewer))
         self.column.addWidget(self.attention)
@@ -151,17 +156,17 @@ class PlaceView(Section):
         """The place in mm, to be read and given; and what can be done with it."""
         row, below = QHBoxLayout(), QHBoxLayout()
         self.coordinates = []
-        for axis, tip in zip("RAS", ("to the right", "to the front", "up"), strict=True):
+        for n, (axis, tip) in enumerate(zip("RAS", ("to the right", "to the front", "up"), strict=True)):
             box = QDoubleSpinBox()
             box.setRange(-FAR, FAR)
             box.setDecimals(1)
             box.setPrefix(f"{axis} ")
             box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
             box.setKeyboardTracking(False)
-            box.setMinimumWidth(60)
+            box.setStyleSheet("min-width: 58px;")  # napari's own has 90: three would not fit into a narrow dock
             box.setToolTip(f"The place that is read, mm {tip}; another one can be given")
             box.setAccessibleName(f"{axis}, mm {tip}")
-            box.valueChanged.connect(lambda _: self._typed())
+            box.valueChanged.connect(lambda value, n=n: self._typed(n, value))
             self.coordinates.append(box)
             row.addWidget(box, 1)
         self.middle, self.pin = QPushButton("&Read middle of view"), QPushButton("&Pin this place")
@@ -179,6 +184,8 @@ class PlaceView(Section):
         self.reading = None
         self.box.show_scene(scene)
         fill(self.gate, {place: gate_name(place) for place in self.box.strips})
+        for widget in (self.gates, self.outlined):
+            widget.setVisible(bool(self.box.strips))
         self.pin.setEnabled(False)
         self.attention.show_scene(self._number, scene)
         self.pins.show_scene(self._number, scene)
@@ -194,8 +201,9 @@ class PlaceView(Section):
         else:
             self.read(point)
 
-    def _typed(self) -> None:
-        place = [box.value() for box in self.coordinates]
+    def _typed(self, axis: int, value: float) -> None:
+        place = np.array([box.value() for box in self.coordinates] if self._place is None else self._place)
+        place[axis] = value
         self.read(place)
         if self.reading is not None:
             go_to(itself(self._viewer), to_viewer(place))
