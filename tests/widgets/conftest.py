@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from napari.components import ViewerModel
 from npe2 import PluginManager
 
 from napari_shmoareg.analysis.expert_load import ExpertLoad
@@ -10,6 +11,7 @@ from napari_shmoareg.analysis.quality import measure
 from napari_shmoareg.analysis.scene import Scene
 from napari_shmoareg.engine.registration import register
 from napari_shmoareg.io.summary import build_report
+from napari_shmoareg.widgets.layers import add_layers, layers_of
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +21,27 @@ def scene(phantoms, lively_network) -> Scene:
     load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
     report = build_report(registration, measure(registration), load, weights="untrained")
     return Scene.of(registration, report, weights="untrained")
+
+
+@pytest.fixture
+def model(scene) -> ViewerModel:
+    """A viewer without a window that has the registration open, as #1."""
+    made = ViewerModel()
+    add_layers(made, layers_of(scene, 1))
+    return made
+
+
+@pytest.fixture
+def choose():
+    """Pick an entry of a combo by its value, as a person does."""
+
+    def pick(combo, value):
+        index = combo.findData(value)
+        assert index >= 0
+        combo.setCurrentIndex(index)
+        combo.activated.emit(index)
+
+    return pick
 
 
 @pytest.fixture

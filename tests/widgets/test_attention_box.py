@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 
 from napari_shmoareg.analysis.attention import AttentionProbe
 from napari_shmoareg.engine.replay import Replay
@@ -34,13 +33,6 @@ def asked(monkeypatch, lively_network):
 
     monkeypatch.setattr(checkpoint, "load_network", load)
     return names
-
-
-@pytest.fixture
-def model(scene):
-    made = ViewerModel()
-    add_layers(made, layers_of(scene, 1))
-    return made
 
 
 @pytest.fixture

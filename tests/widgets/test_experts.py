@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 
 from napari_shmoareg.widgets import showing
 from napari_shmoareg.widgets.experts.panel import CAPTION, EMPTY, ExpertsPanel
@@ -17,25 +16,10 @@ from napari_shmoareg.widgets.placement import tag, to_viewer
 
 
 @pytest.fixture
-def model(scene):
-    viewer = ViewerModel()
-    add_layers(viewer, layers_of(scene, 1))
-    return viewer
-
-
-@pytest.fixture
 def panel(model, qtbot):
     made = ExpertsPanel(model)
     qtbot.addWidget(made)
     return made
-
-
-def choose(combo, value):
-    """Pick an entry as a person does."""
-    index = combo.findData(value)
-    assert index >= 0
-    combo.setCurrentIndex(index)
-    combo.activated.emit(index)
 
 
 def bring_forward(panel, title):
@@ -48,7 +32,7 @@ def visible(viewer, role):
     return [layer.name for layer in viewer.layers if layer.visible and tag(layer, "role") == role]
 
 
-def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model):
+def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model, choose):
     for direction, stride, name in (("y", 1, "#1 expert y (full)"), ("z", 2, "#1 expert z (half)")):
         choose(panel.decoder.direction, direction)
         choose(panel.decoder.resolution, stride)
@@ -61,7 +45,7 @@ def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model):
     assert visible(model, "expert_map") == ["#1 expert z (half)"]
 
 
-def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(panel, scene):
+def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(panel, scene, choose):
     for expert_map in scene.expert_maps:
         choose(panel.decoder.direction, expert_map.place.direction)
         choose(panel.decoder.resolution, expert_map.stride)
@@ -76,7 +60,7 @@ def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen
         assert texts[1::2] == [f"{100 * share:.1f} %" for share in said]
 
 
-def test_the_load_of_a_head_is_that_of_the_report(panel, scene):
+def test_the_load_of_a_head_is_that_of_the_report(panel, scene, choose):
     for entry in scene.report["expert_loads"]:
         if entry["part"] != "encoder":
             continue
@@ -89,7 +73,7 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, scene):
     assert "nothing more" in CAPTION
 
 
-def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, scene):
+def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, scene, choose):
     layer = showing.head_layer(model, 1)
     loads = {load.place[1:4]: load for load in scene.token_loads}
     assert len({load.stride for load in loads.values()}) > 1, "one grid only: nothing to see"
@@ -217,7 +201,7 @@ def _fits(page):
     return page.widget().width() <= page.viewport().width() <= 300
 
 
-def test_one_expert_can_be_drawn_alone_and_stays_so_in_other_directions(panel, model):
+def test_one_expert_can_be_drawn_alone_and_stays_so_in_other_directions(panel, model, choose):
     choose(panel.decoder.drawn, 2)
     layer = model.layers["#1 expert x (full)"]
     assert layer.visible and (layer.selected_label, layer.show_selected_label) == (3, True)

@@ -15,26 +15,11 @@ from napari_shmoareg.widgets.placement import tag, to_viewer
 
 
 @pytest.fixture
-def model(scene):
-    viewer = ViewerModel()
-    add_layers(viewer, layers_of(scene, 1))
-    return viewer
-
-
-@pytest.fixture
 def section(model, qtbot):
     made = GateSection(model)
     qtbot.addWidget(made)
     made.show_registration(1)
     return made
-
-
-def choose(combo, value):
-    """Pick an entry as a person does."""
-    index = combo.findData(value)
-    assert index >= 0
-    combo.setCurrentIndex(index)
-    combo.activated.emit(index)
 
 
 def shown(viewer):
@@ -52,7 +37,7 @@ def test_a_gate_map_is_made_when_it_is_first_asked_for(section, model):
 
 
 @pytest.mark.parametrize("measure", ["entropy", "margin"])
-def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(section, model, scene, measure):
+def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(section, model, scene, measure, choose):
     choose(section.measure, measure)
     layer = gate_maps.gate_layer(model, 1)
     for gate in scene.gates:
@@ -92,7 +77,7 @@ def test_gate_head_and_expert_maps_do_not_cover_each_other(section, model, scene
     assert shown(model) == ["#1 gate entropy of decoder 1 x"]
 
 
-def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(section, model):
+def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(section, model, choose):
     section.on.click()
     layer = gate_maps.gate_layer(model, 1)
     light = layer.colormap.map(np.array([0.0, 1.0]))[:, :3].sum(axis=1)
@@ -114,7 +99,7 @@ def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(section,
     assert section.ramp.texts() == [f"{low:.3g} surer", f"{high:.3g} more alike"]
 
 
-def test_another_layer_keeps_the_image_that_was_looked_at(section, model):
+def test_another_layer_keeps_the_image_that_was_looked_at(section, model, choose):
     choose(section.layer, "encoder 2")
     choose(section.which, "block 1, fixed image")
     choose(section.layer, "encoder 1")

@@ -27,13 +27,6 @@ from napari_shmoareg.widgets.placement import tag
 
 
 @pytest.fixture
-def model(scene):
-    viewer = ViewerModel()
-    add_layers(viewer, layers_of(scene, 1))
-    return viewer
-
-
-@pytest.fixture
 def view(model, qtbot):
     made = LayersView(model)
     qtbot.addWidget(made)

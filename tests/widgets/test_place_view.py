@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
@@ -23,13 +22,6 @@ from napari_shmoareg.widgets.placement import tag, to_viewer
 from napari_shmoareg.widgets.scenes import layers_of_scene, scenes
 from napari_shmoareg.widgets.units import point_of
 from napari_shmoareg.widgets.views import centre_on
-
-
-@pytest.fixture
-def model(scene):
-    made = ViewerModel()
-    add_layers(made, layers_of(scene, 1))
-    return made
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 from napari.layers import Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
@@ -23,13 +22,6 @@ from napari_shmoareg.widgets.experts.regions.view import CAPTION, COMPUTE, Regio
 from napari_shmoareg.widgets.experts.replaying import CANCEL
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import to_viewer
-
-
-@pytest.fixture
-def model(scene):
-    viewer = ViewerModel()
-    add_layers(viewer, layers_of(scene, 1))
-    return viewer
 
 
 @pytest.fixture

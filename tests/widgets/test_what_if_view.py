@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 from qtpy.QtWidgets import QFileDialog
 
 from napari_shmoareg.analysis import importance as importance_module
@@ -45,27 +44,12 @@ def experiment(scene, phantoms, lively_network):
 
 
 @pytest.fixture
-def model(scene):
-    viewer = ViewerModel()
-    add_layers(viewer, layers_of(scene, 1))
-    return viewer
-
-
-@pytest.fixture
 def view(model, scene, experiment, qtbot):
     made = WhatIfView(model)
     qtbot.addWidget(made)
     made.kept[scene] = experiment
     made.show_registration(1)
     return made
-
-
-def choose(combo, value):
-    """Pick an entry as a person does."""
-    index = combo.findData(value)
-    assert index >= 0
-    combo.setCurrentIndex(index)
-    combo.activated.emit(index)
 
 
 def press(view, button, qtbot):
@@ -77,7 +61,7 @@ def texts(table):
     return [[table.item(r, c).text() for c in range(table.columnCount())] for r in range(table.rowCount())]
 
 
-def test_the_tables_hold_what_the_experiment_gives(view, experiment, model, qtbot):
+def test_the_tables_hold_what_the_experiment_gives(view, experiment, model, qtbot, choose):
     view.form.where.pick(part="decoder", layer=1, direction="x")
     share = [view.form.expert.itemText(n) for n in range(3)]
     assert [text.split(":")[0] for text in share] == ["1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)"]
@@ -102,7 +86,7 @@ def test_the_tables_hold_what_the_experiment_gives(view, experiment, model, qtbo
     assert "untrained" in view.result.notes.text() and view.result.heading.text().startswith("<b>Silence expert")
 
 
-def test_two_layers_show_what_moved_and_are_filled_anew_in_place(view, experiment, model, scene, qtbot):
+def test_two_layers_show_what_moved_and_are_filled_anew_in_place(view, experiment, model, scene, qtbot, choose):
     view.form.where.pick(part="decoder", layer=1, direction="y")
     view.form.null.setChecked(False)
     for expert in (0, 1):
@@ -134,7 +118,7 @@ def test_a_map_shown_next_does_not_lie_below_what_moved(view, model, scene, qtbo
     assert moved.visible and not shown.visible
 
 
-def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(view, scene, experiment, qtbot):
+def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(view, scene, experiment, qtbot, choose):
     unused = next(
         (entry, entry["counts"].index(0))
         for entry in scene.report["expert_loads"]
@@ -162,7 +146,7 @@ def test_all_layers_and_both_images_are_left_open(view):
     assert view.form.wish.where == {"part": "decoder", "layer": 2}
 
 
-def test_a_change_within_a_region_reaches_the_experiment_as_that_region(view, scene, experiment, qtbot):
+def test_a_change_within_a_region_reaches_the_experiment_as_that_region(view, scene, experiment, qtbot, choose):
     from napari_shmoareg.widgets.experts.regions.source import FIXED
 
     view.form.where.pick(part="decoder", layer=1, direction="z")
