@@ -95,11 +95,14 @@ class Gallery:
     def experts(self, number: int) -> None:
         """Grid, Jacobian, the expert maps of x, y and z, a head map; once more in a light window."""
         viewer = self.viewer
-        dock(viewer, "Experts")
+        panel = dock(viewer, "Experts")
+        tabs = {panel.tabs.tabText(n): n for n in range(panel.tabs.count())}
+        panel.tabs.setCurrentIndex(tabs["Deformation"])
         for role in ("grid", "jacobian"):
             showing.show_role(viewer, number, role, True)
             self.take(f"gallery-{role}.png")
             showing.show_role(viewer, number, role, False)
+        panel.tabs.setCurrentIndex(tabs["Maps"])
         for direction, view in zip("xyz", (views.axial, views.coronal, views.sagittal), strict=True):
             view(viewer)
             viewer.reset_view()

@@ -50,8 +50,8 @@ class Scene:
         Where it lies; None for one that was not written.
     gates : list of GateValues
         What every gate gave every expert, in the order of the forward; empty for a folder written
-        before these were kept.  In a folder they are rounded to 1/65535: what was chosen stands in
-        `expert_maps` and `token_loads`.
+        before these were kept.  In a folder those of the decoder are rounded to 1/65535: what was
+        chosen stands in `expert_maps` and `token_loads`.
     """
 
     pair: VolumePair

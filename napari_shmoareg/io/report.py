@@ -58,7 +58,8 @@ def write_registration(
                                  encoder-*.nii.gz: 4D, the weight of each attention head (last axis)
                                  at each token, per block and image, and how many blocks of a
                                  layer chose it; *-gate.nii.gz: 4D, what the gate gave every
-                                 expert, in steps of 1/65535; each on its own grid; loads.csv
+                                 expert (decoder: in steps of 1/65535); each on its own grid;
+                                 loads.csv
         figures/                 overview, jacobian, expert_maps, expert_loads (png)
 
     Parameters
@@ -143,8 +144,12 @@ def _write_experts(registration: Registration, place: Path) -> None:
     for load in loads:
         nifti.write(load.values, load.grid, place / f"{load.name}.nii.gz")
     for gate in gate_values(registration):
+        path = place / f"{gate.name}.nii.gz"
+        if gate.place.part == "encoder":  # few, and often nearly alike: their margins would drown in steps
+            nifti.write(gate.values, gate.grid, path)
+            continue
         steps = np.rint(gate.values * np.float32(GATE_STEPS)).astype(np.uint16)
-        nifti.write(steps, gate.grid, place / f"{gate.name}.nii.gz", slope=1 / GATE_STEPS)
+        nifti.write(steps, gate.grid, path, slope=1 / GATE_STEPS)
 
 
 def _write_figures(registration: Registration, quality: Quality, load: ExpertLoad, place: Path, weights: str) -> None:
@@ -176,6 +181,6 @@ def _bytes(registration: Registration) -> int:
     """About what the folder takes at most: images are compressed, the transform is not."""
     voxels = int(np.prod(registration.pair.fixed.grid.shape))
     inputs = sum(volume.values.nbytes for volume in registration.pair.volumes.values())
-    values = {"encoder": 2 + 4, "decoder": 2 + 1}  # of the gate, and the weight or a part of the choice
+    values = {"encoder": 4 + 4, "decoder": 2 + 1}  # of the gate, and the weight or a part of the choice
     experts = sum(values[record.part] * record.routing.probabilities.numel() for record in registration.routing)
     return inputs + 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape)) + experts
