@@ -75,7 +75,7 @@ def place_caption(
     return (
         f"Share of tokens: how often the one token (voxel) that holds a place chose an expert, over {_pairs(pairs)} "
         f"and the blocks of a layer; it sums to k times 100 % over the experts ({_choices(load[voxel])}). "
-        f"{places}. Tokens of the moving image are those at the same place after the affine. "
+        f"{places}. Tokens of the moving image are those at the same place after the affine and any earlier passes. "
         f"(b): {where}. No error bars: at one place a pair says yes or no to an expert, once per block."
         f"{_heights(load[voxel]) if pairs == 1 else ''}{_last(passes)}"
     )

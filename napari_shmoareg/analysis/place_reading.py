@@ -101,7 +101,7 @@ def read_place(scene: Scene, point: ArrayLike) -> PlaceReading:
     scene : Scene
     point : (3,) array, mm RAS
         In the world of the fixed image.  The tokens of the moving image stand there too: the network
-        sees it after the affine.
+        sees it after the affine and any earlier passes.
 
     Returns
     -------
