@@ -134,6 +134,12 @@ class Experiment:
         return found if found.any() else np.ones(fixed.values.shape, dtype=bool)
 
     @cached_property
+    def _labels(self) -> list[int]:
+        """Those that occur in either image; looked for once, as that takes as long as to count them."""
+        pair = self.replay.pair
+        return sorted({label for v in (pair.fixed_labels, pair.moving_labels) if v is not None for label in v.labels})
+
+    @cached_property
     def _shown(self) -> Volume:
         """Where the fixed image shows something."""
         return Volume(self._content.astype(np.uint8), self.replay.pair.fixed.grid, "content", is_labels=True)
@@ -148,9 +154,8 @@ class Experiment:
         tell(0.9)
         truth = replay.pair.fixed_labels
         labels = {}
-        if truth is not None and carried.warped_labels is not None and replay.pair.moving_labels is not None:
-            both = sorted({*truth.labels, *replay.pair.moving_labels.labels})
-            labels = dice(carried.warped_labels.values, truth.values, both)
+        if truth is not None and carried.warped_labels is not None:
+            labels = dice(carried.warped_labels.values, truth.values, self._labels)
         folded = folding(carried.jacobian().values)
         tell(1.0)
         return Outcome(carried.warped, carried.warped_labels, carried.displacement, labels, folded, routing)

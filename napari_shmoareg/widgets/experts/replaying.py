@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_shmoareg.engine.interruption import Interrupted, interruptible
 from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.widgets.cancelling import Cancellable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,7 @@ class Done:
     error: str = ""
 
 
-class Work:
+class Work(Cancellable):
     """Something long, called in a thread of its own; never raises.
 
     Parameters
@@ -51,9 +52,8 @@ class Work:
     """
 
     def __init__(self, do: Callable[[Work], Any], name: str = "the experts' work") -> None:
+        super().__init__()
         self._do, self._name = do, name
-        self._stop = threading.Event()
-        self._unwanted: Callable[[], bool] = lambda: False
         self.reached = ("starting", 0.0)
 
     def __repr__(self) -> str:
@@ -71,29 +71,6 @@ class Work:
             return Done(error=explain(error))
         finally:
             self._do = lambda _: None  # holds nothing any more
-
-    def cancel(self) -> None:
-        """Ask it to end."""
-        self._stop.set()
-
-    def cancel_when(self, unwanted: Callable[[], bool]) -> None:
-        """Have it end as well when this says so."""
-        self._unwanted = unwanted
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it was asked to end."""
-        return self._stop.is_set() or self._unwanted()
-
-    def check(self) -> None:
-        """End here if it was cancelled.
-
-        Raises
-        ------
-        Interrupted
-        """
-        if self.cancelled:
-            raise Interrupted
 
     def tell(self, title: str, done: float = 0.0) -> None:
         """Say where it is, 0 to 1, and `check`."""

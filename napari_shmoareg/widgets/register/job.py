@@ -6,7 +6,6 @@ import gc
 import logging
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from napari_shmoareg.engine.interruption import Interrupted, interruptible
 from napari_shmoareg.engine.phases import placed, registering
 from napari_shmoareg.geometry import InputError, Volume, VolumePair
+from napari_shmoareg.widgets.cancelling import Cancellable
 from napari_shmoareg.widgets.placement import volume_of
 from napari_shmoareg.widgets.register.settings import LABELS, SMALLEST, Settings
 
@@ -60,7 +60,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-class Job:
+class Job(Cancellable):
     """Reads the layers, registers them, measures, and makes the layers of the result.
 
     Parameters
@@ -81,9 +81,8 @@ class Job:
         number: int,
         before: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__()
         self.number, self._layers, self._settings, self._before = number, dict(layers), settings, before
-        self._stop = threading.Event()
-        self._unwanted: Callable[[], bool] = lambda: False
         self._parts, self._longest, self._held = registering(settings.refine), 0, 0
         self._began = time.perf_counter()
         self._reached = ("starting", 0.0, self._began)
@@ -94,19 +93,6 @@ class Job:
     def __call__(self) -> Outcome:
         """As `run`."""
         return self.run()
-
-    def cancel(self) -> None:
-        """Ask it to end; it does so within a layer of the network or a step of the refinement."""
-        self._stop.set()
-
-    def cancel_when(self, unwanted: Callable[[], bool]) -> None:
-        """Have it end as well when this says so, such as for a window that was closed."""
-        self._unwanted = unwanted
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it was asked to end."""
-        return self._stop.is_set() or self._unwanted()
 
     @property
     def status(self) -> Status:
@@ -167,7 +153,7 @@ class Job:
         network = load_network(weights, device=device)
         size = network.config.size if asked.size is None else asked.size
         self._longest = size if isinstance(size, int) else max(pair.fixed.grid.shape)
-        with interruptible(network, self._check):
+        with interruptible(network, self.check):
             registration = register(
                 pair,
                 network,
@@ -183,13 +169,9 @@ class Job:
         return weights, replace(registration, choices={"weights": why, **registration.choices})
 
     def _tell(self, phase: str, fraction: float) -> None:
-        self._check()
+        self.check()
         title, done = placed(self._parts, phase, fraction)
         self._reached = title, max(done, self._reached[1]), time.perf_counter()
-
-    def _check(self) -> None:
-        if self.cancelled:
-            raise Interrupted
 
 
 def explain(error: Exception, size: int = 0) -> str:
