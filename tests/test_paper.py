@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from napari_shmoareg.engine import losses
-from napari_shmoareg.engine.fine_tuning import FineTuning, total_loss
+from napari_shmoareg.engine.pair_loss import total_loss
+from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import field
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.moa import MoA

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import torch
@@ -12,6 +12,7 @@ import torch
 from napari_shmoareg.geometry import Grid, TooLargeError
 
 if TYPE_CHECKING:
+    from napari_shmoareg.engine.training_settings import FineTuning
     from napari_shmoareg.model import SHMoARegConfig
 
 # Upper bounds, from measured peaks of the presets at 64 and 96 cubed on a CPU.
@@ -22,6 +23,7 @@ AT_ALL = 256 * 2**20
 PER_OUTPUT_VOXEL = 64  # bytes per voxel of the fixed image: fields, warped volumes, Jacobian
 PER_COMPARED_VOXEL = 144  # bytes per voxel of the fixed image beside one run of an experiment; measured 137
 PER_INPUT_VOXEL = 24  # bytes per voxel of moving and fixed: float copies while reading and smoothing
+CHECKPOINTED = 9  # the same with checkpointing; measured 3.6 to 8.6
 TRAINING = 10  # times the network's part of one forward pass: both orders, with gradients; measured 6.4 to 9.8
 USABLE = 0.9  # of the memory that is free
 
@@ -92,21 +94,54 @@ def check_network_memory(
         )
 
 
-def check_training_memory(config: SHMoARegConfig, shape: Sequence[int], device: torch.device) -> None:
-    """Refuse a grid on which one step of learning would not fit on the device.
+class Memory(NamedTuple):
+    """Bytes that are needed, and bytes that may be taken."""
+
+    need: int
+    free: int
+
+
+def training_memory(
+    config: SHMoARegConfig, shape: Sequence[int], device: torch.device, settings: FineTuning | None = None
+) -> Memory:
+    """What a step of learning needs at its worst moment, and what there is.
+
+    Parameters
+    ----------
+    config : SHMoARegConfig
+    shape : (D, H, W)
+        Of the network grid.
+    device : torch.device
+    settings : FineTuning, optional
+        With checkpointing it needs less.
+    """
+    again = settings is not None and settings.checkpointing
+    total = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    need = AT_ALL + (CHECKPOINTED if again else TRAINING) * (estimate_memory(config, shape) - AT_ALL)
+    return Memory(round(need), int(USABLE * total))
+
+
+def check_training_memory(
+    config: SHMoARegConfig, shape: Sequence[int], device: torch.device, settings: FineTuning | None = None
+) -> None:
+    """Refuse a grid on which one step of learning would not fit on the device, and say what would.
 
     Raises
     ------
     TooLargeError
     """
-    total = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    need = AT_ALL + TRAINING * (estimate_memory(config, shape) - AT_ALL)
-    if need > USABLE * total:
-        fits = (USABLE * total - AT_ALL) / TRAINING + AT_ALL
-        raise TooLargeError(
-            f"A step of learning on the grid {tuple(shape)} needs about {_gib(need)} of memory on '{device}'; "
-            f"{_gib(USABLE * total)} are free. {_advice(config, shape, fits)}"
-        )
+    need, free = training_memory(config, shape, device, settings)
+    if need <= free:
+        return
+    again = settings is not None and settings.checkpointing
+    fits = (free - AT_ALL) / (CHECKPOINTED if again else TRAINING) + AT_ALL
+    advice = _advice(config, shape, fits)
+    if not again and AT_ALL + CHECKPOINTED * (estimate_memory(config, shape) - AT_ALL) <= free:
+        advice = f"With --checkpointing (in Python: checkpointing=True) it would fit, more slowly. {advice}"
+    raise TooLargeError(
+        f"A step of learning on the grid {tuple(shape)} needs about {_gib(need)} of memory on '{device}'; "
+        f"{_gib(free)} are free. {advice}"
+    )
 
 
 def too_large_for(device: torch.device, shape: Sequence[int], error: RuntimeError) -> TooLargeError | None:

@@ -9,8 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from napari_shmoareg.engine import losses
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.engine.setting_rules import check_rules
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,10 @@ class FineTuning:
     Parameters
     ----------
     steps : int
-        Optimiser steps in all; each sees both orders of one pair.
+        Optimiser steps in all; each sees both orders of every pair of its batch.
+    batch : int
+        Pairs per step. Their gradients are averaged one pair after the other, so memory is that of one pair; several
+        processes share them. 1 in the paper.
     learning_rate : float
         Of Adam.
     final_rate : float or None
@@ -54,6 +56,20 @@ class FineTuning:
     cascade : float
         Share of steps whose pair is first registered by the network itself, at a coarser grid and without
         gradient, so that the step learns to improve on that (see `engine.cascade`); 0 in the paper.
+    augment_affine : float
+        Strength of random affines, each image with its own: 1 is up to 10 degrees, 10 % of size and 5 % of the field
+        of view; 0 for none, as in the paper.
+    augment_intensity : float
+        Strength of random changes of contrast, each image with its own: 1 is a gamma between 1/1.6 and 1.6, and noise
+        of up to 4 % of the range; 0 for none, as in the paper.
+    flips : {"none", "left-right", "all"}
+        Mirror both images alike in half of the steps. Only where anatomy allows: a mirrored abdomen has its liver on
+        the left.
+    freeze_encoder : bool
+        Leave the encoder as it is, and with it which attention heads see what; only the decoder learns.
+    checkpointing : bool
+        Keep only what passes between convolutions, warps and heads, and compute the rest again in the backward
+        pass: half as much is kept (the peak on a CPU falls by an eighth), for a fifth more time.
     bfloat16 : bool
         Convolutions and products in bfloat16; fields, warps and losses stay in float32.
     largest_gradient : float
@@ -65,6 +81,7 @@ class FineTuning:
     """
 
     steps: int = 1000
+    batch: int = 1
     learning_rate: float = 1e-4
     final_rate: float | None = None
     balance_heads: bool = False
@@ -79,33 +96,41 @@ class FineTuning:
     labels_per_step: int = 12
     diffeomorphic: float = 0.0
     cascade: float = 0.0
+    augment_affine: float = 0.0
+    augment_intensity: float = 0.0
+    flips: Literal["none", "left-right", "all"] = "none"
+    freeze_encoder: bool = False
+    checkpointing: bool = False
     bfloat16: bool = False
     largest_gradient: float = 0.0
     size: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rules = (
+        check_rules(
+            self,
             (self.steps >= 1, "steps", "at least 1"),
-            (self.learning_rate > 0, "learning_rate", "above 0"),
-            (self.final_rate is None or self.final_rate > 0, "final_rate", "above 0"),
-            (self.smoothness_weight >= 0, "smoothness_weight", "at least 0"),
-            (self.routing_weight >= 0, "routing_weight", "at least 0"),
+            (self.batch >= 1, "batch", "at least 1"),
+            (0 < self.learning_rate < math.inf, "learning_rate", "above 0"),
+            (self.final_rate is None or 0 < self.final_rate < math.inf, "final_rate", "above 0"),
+            (0 <= self.smoothness_weight < math.inf, "smoothness_weight", "at least 0"),
+            (0 <= self.routing_weight < math.inf, "routing_weight", "at least 0"),
             (0 <= self.quantile <= 1, "quantile", "between 0 and 1"),
-            (self.similarity in losses.SIMILARITIES, "similarity", "'mse' or 'lncc'"),
-            (self.similarity_weight >= 0, "similarity_weight", "at least 0"),
-            (self.overlap_weight >= 0, "overlap_weight", "at least 0"),
-            (self.inverse_weight >= 0, "inverse_weight", "at least 0"),
-            (self.balance_weight >= 0, "balance_weight", "at least 0"),
+            (self.similarity in ("mse", "lncc"), "similarity", "'mse' or 'lncc'"),
+            (0 <= self.similarity_weight < math.inf, "similarity_weight", "at least 0"),
+            (0 <= self.overlap_weight < math.inf, "overlap_weight", "at least 0"),
+            (0 <= self.inverse_weight < math.inf, "inverse_weight", "at least 0"),
+            (0 <= self.balance_weight < math.inf, "balance_weight", "at least 0"),
             (self.labels_per_step >= 1, "labels_per_step", "at least 1"),
             (0 <= self.diffeomorphic <= 1, "diffeomorphic", "between 0 and 1"),
             (0 <= self.cascade <= 1, "cascade", "between 0 and 1"),
+            (0 <= self.augment_affine <= 2, "augment_affine", "between 0 and 2"),
+            (0 <= self.augment_intensity <= 2, "augment_intensity", "between 0 and 2"),
+            (self.flips in ("none", "left-right", "all"), "flips", "'none', 'left-right' or 'all'"),
             (self.largest_gradient >= 0, "largest_gradient", "at least 0"),
-            (self.size >= 0, "size", "at least 0"),
+            (self.size == 0 or self.size >= 8, "size", "0 or at least 8"),
+            (self.seed >= 0, "seed", "at least 0"),
         )
-        for holds, name, wanted in rules:
-            if not holds:
-                raise InputError(f"{name} must be {wanted}; got {getattr(self, name)!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""

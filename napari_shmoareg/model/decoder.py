@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_shmoareg.geometry import field
+from napari_shmoareg.model.again import run
 from napari_shmoareg.model.encoder import normalise
 from napari_shmoareg.model.routing import RoutedLayer
 from napari_shmoareg.model.shmoe import DIRECTIONS, ConvHead, SHMoE
@@ -73,6 +74,8 @@ class Level(nn.Module):
         below: Tensor | None,
         displacement: Tensor | None,
         integration_steps: int | None,
+        *,
+        checkpointing: bool = False,
     ) -> tuple[Tensor, Tensor, list[RoutedLayer]]:
         """Refine a displacement.
 
@@ -85,6 +88,8 @@ class Level(nn.Module):
         displacement : Tensor (B, 3, D/2, H/2, W/2), voxels of the coarser level, or None
         integration_steps : int or None
             Squarings if residuals are velocities; None if they are displacements.
+        checkpointing : bool
+            Keep what passes between convolutions, warps and head alone; compute the rest again in the backward pass.
 
         Returns
         -------
@@ -95,15 +100,17 @@ class Level(nn.Module):
         stack = [fixed, moving]
         if displacement is not None:
             displacement = field.upsample(displacement, fixed.shape[2:])
-            stack[1] = field.warp(moving, displacement).to(moving.dtype)
+            stack[1] = run(field.warp, moving, displacement, again=checkpointing).to(moving.dtype)
         if self.up is not None and below is not None:
             stack.append(self.up(below))
         # On a CPU the weight gradient of a bfloat16 convolution over few voxels (2x3x2, say) is sometimes NaN.
         tiny = fixed.device.type == "cpu" and fixed[0, 0].numel() < 1000
         with torch.autocast(fixed.device.type, enabled=torch.is_autocast_enabled(fixed.device.type) and not tiny):
             stack = [t.float() for t in stack] if tiny and fixed.dtype == torch.bfloat16 else stack
-            features = self.fusion(torch.cat(stack, dim=1))
-            residual, routings = self.head(features)
+            features = torch.cat(stack, dim=1)
+            for block in self.fusion:
+                features = run(block, features, again=checkpointing)
+            residual, routings = run(self.head, features, again=checkpointing)
         pieces = residual.split(1, dim=1)  # the error signal of Eq. (7) is taken at these
         routed = [
             RoutedLayer(
@@ -119,8 +126,8 @@ class Level(nn.Module):
         ]
         step = torch.cat(pieces, dim=1)
         if integration_steps is not None:
-            step = field.integrate(step, integration_steps)
-        displacement = step if displacement is None else field.compose(displacement, step)
+            step = run(field.integrate, step, integration_steps, again=checkpointing)
+        displacement = step if displacement is None else run(field.compose, displacement, step, again=checkpointing)
         return features, displacement, routed
 
 
@@ -156,13 +163,23 @@ class Decoder(nn.Module):
             below = outputs
 
     def forward(
-        self, moving: list[Tensor], fixed: list[Tensor], integration_steps: int | None
+        self,
+        moving: list[Tensor],
+        fixed: list[Tensor],
+        integration_steps: int | None,
+        *,
+        checkpointing: bool = False,
     ) -> tuple[Tensor, list[RoutedLayer]]:
-        """Pyramids of both images (full resolution first) to the displacement at full resolution."""
+        """Pyramids of both images (full resolution first) to the displacement at full resolution.
+
+        With `checkpointing` only what passes between levels is kept; the rest is computed again in the backward pass.
+        """
         features = displacement = None
         routed: list[RoutedLayer] = []
         for level, m, f in zip(self.levels, reversed(moving), reversed(fixed), strict=True):
-            features, displacement, records = level(m, f, features, displacement, integration_steps)
+            features, displacement, records = level(
+                m, f, features, displacement, integration_steps, checkpointing=checkpointing
+            )
             routed.extend(records)
         assert displacement is not None
         return displacement, routed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from napari_shmoareg.model.again import run
 from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.model.routing import Routing
 from napari_shmoareg.model.swin import Size, SwinLayer
@@ -90,7 +91,9 @@ class Encoder(nn.Module):
                 )
             )
 
-    def forward(self, images: Tensor, valid: Size) -> tuple[list[Tensor], list[list[Routing | None]]]:
+    def forward(
+        self, images: Tensor, valid: Size, *, checkpointing: bool = False
+    ) -> tuple[list[Tensor], list[list[Routing | None]]]:
         """Features of every level and the routings of every layer's blocks.
 
         Parameters
@@ -99,6 +102,8 @@ class Encoder(nn.Module):
             D, H, W multiples of the coarsest stride.
         valid : tuple of 3 int
             Voxels along each axis before padding.
+        checkpointing : bool
+            Keep only what passes between layers, and compute the rest again in the backward pass.
 
         Returns
         -------
@@ -113,7 +118,7 @@ class Encoder(nn.Module):
         for stage, layer in enumerate(self.layers):
             stride = 4 * 2**stage
             reach = (-(-valid[0] // stride), -(-valid[1] // stride), -(-valid[2] // stride))
-            tokens, features, chosen = layer(tokens, reach)
+            tokens, features, chosen = run(layer, tokens, reach, again=checkpointing)
             pyramid.append(features)
             routings.append(chosen)
         return pyramid, routings

@@ -133,15 +133,20 @@ class SHMoAReg(nn.Module):
         )
         return self._output(displacement, [*_encoder_records(encoded.routings), *decoded], encoded.valid)
 
-    def both_orders(self, first: Tensor, second: Tensor, *, diffeomorphic: bool | None = None) -> NetworkOutput:
+    def both_orders(
+        self, first: Tensor, second: Tensor, *, diffeomorphic: bool | None = None, checkpointing: bool = False
+    ) -> NetworkOutput:
         """Register first onto second, and second onto first, computing the features once.
 
-        Both (B, 1, D, H, W).  The batch of the output is 2B: first as moving, then second as moving.
+        Both (B, 1, D, H, W).  The batch of the output is 2B: first as moving, then second as moving.  With
+        `checkpointing` the encoder's layers and the decoder's levels are computed again in the backward pass.
         """
         images, valid = self._batch(first, second)
-        pyramid, routings = self.encoder(images, valid)
+        pyramid, routings = self.encoder(images, valid, checkpointing=checkpointing)
         swapped = [torch.cat(features.chunk(2)[::-1]) for features in pyramid]
-        displacement, decoded = self.decoder(pyramid, swapped, self._integration(diffeomorphic))
+        displacement, decoded = self.decoder(
+            pyramid, swapped, self._integration(diffeomorphic), checkpointing=checkpointing
+        )
         twice = [
             [None if r is None else Routing(*(torch.cat([t, torch.cat(t.chunk(2)[::-1])]) for t in r)) for r in layer]
             for layer in routings

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine import fine_tuning
+from napari_shmoareg.engine import pair_loss
+from napari_shmoareg.engine.batch import NotFiniteError
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.engine.drawing import Drawing
 from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
@@ -65,7 +66,7 @@ class Witness:
 
     def __init__(self, monkeypatch, displacement=None):
         self.passes, self.losses, self.seeds = [], [], []
-        true_pass, true_loss, true_seed = fine_tuning.coarse_pass, fine_tuning.total_loss, torch.manual_seed
+        true_pass, true_loss, true_seed = pair_loss.coarse_pass, pair_loss.total_loss, torch.manual_seed
 
         def coarse_pass(network, moving, fixed, share, *, diffeomorphic=None):
             found = displacement
@@ -82,8 +83,8 @@ class Witness:
             self.seeds.append(seed)
             return true_seed(seed)
 
-        monkeypatch.setattr(fine_tuning, "coarse_pass", coarse_pass)
-        monkeypatch.setattr(fine_tuning, "total_loss", total_loss)
+        monkeypatch.setattr(pair_loss, "coarse_pass", coarse_pass)
+        monkeypatch.setattr(pair_loss, "total_loss", total_loss)
         monkeypatch.setattr(torch, "manual_seed", manual_seed)
 
 
@@ -107,7 +108,7 @@ def test_the_first_pass_has_no_gradient_and_leaves_the_network_in_training(netwo
     for _ in fine_tune(network, pairs, settings):
         assert network.training
     assert len(witness.passes) == 12
-    low, high = fine_tuning.FIRST_PASS
+    low, high = pair_loss.FIRST_PASS
     for share, _, training, gradient, found in witness.passes:
         assert low <= share <= high
         assert not training and not gradient and not found.requires_grad
@@ -157,7 +158,7 @@ def test_one_label_in_shares_stays_shares_and_one_in_whole_numbers_is_found(netw
 
 
 def test_every_pair_comes_once_an_epoch(network, pairs):
-    seen = [s.pair for s in fine_tune(network, pairs, FineTuning(steps=6))]
+    seen = [s.pairs[0] for s in fine_tune(network, pairs, FineTuning(steps=6))]
     assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
 
 
@@ -238,4 +239,102 @@ def test_a_step_too_large_for_memory_is_refused_before_it_begins(network, pairs,
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=300 * 2**20))
     with pytest.raises(TooLargeError, match=r"A step of learning on the grid .* needs about .* GiB"):
         next(fine_tune(network, pairs, FineTuning(steps=1)))
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_batch_is_the_mean_of_its_pairs(pairs):
+    one = [pairs[0], pairs[0]]
+    alone = SHMoAReg(SHMoARegConfig.preset("tiny", drop_path=0.0))  # which would be drawn for each pair
+    twice = copy.deepcopy(alone)
+    (single,) = fine_tune(alone, one, FineTuning(steps=1))
+    (double,) = fine_tune(twice, one, FineTuning(steps=1, batch=2))
+    assert sorted(double.pairs) == [0, 1] and len(single.pairs) == 1
+    assert double.total == pytest.approx(single.total, rel=1e-5)
+    assert double.gradient == pytest.approx(single.gradient, rel=1e-3)
+    assert all(sum(count) == 2 * sum(single.counts[name]) for name, count in double.counts.items())
+
+
+def test_an_epoch_of_batches_sees_every_pair_once(network, pairs):
+    seen = [s.pairs for s in fine_tune(network, pairs, FineTuning(steps=2, batch=3))]
+    assert [sorted(batch) for batch in seen] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_every_cell_is_counted_once_for_each_expert_it_chose(network, pairs):
+    (step,) = fine_tune(network, [pairs[0]], FineTuning(steps=1))
+    voxels = pairs[0].fixed.numel()
+    config = network.config
+    assert {len(step.counts[f"decoder-1-{axis}"]) for axis in "xyz"} == {len(config.kernels)}
+    assert {sum(step.counts[f"decoder-1-{axis}"]) for axis in "xyz"} == {2 * voxels}
+    tokens = int(np.prod([-(-n // 4) for n in pairs[0].grid.shape]))
+    for image in ("moving", "fixed"):  # both orders, each block of the layer
+        assert sum(step.counts[f"encoder-1-{image}"]) == 2 * tokens * config.top_k * config.depths[0]
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_the_decoder_learns(network, pairs):
+    before = copy.deepcopy(network.state_dict())
+    settings = FineTuning(steps=2, learning_rate=1e-3, freeze_encoder=True)
+    assert {id(p) for group in make_optimiser(network, settings).param_groups for p in group["params"]} == {
+        id(p) for p in network.decoder.parameters()
+    }
+    list(fine_tune(network, pairs, settings))
+    changed = {
+        name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(before[name], value)
+    }
+    assert changed == {"decoder"}
+    list(fine_tune(network, pairs, FineTuning(steps=1, learning_rate=1e-3)))  # and is free again where not asked for
+    assert any(not torch.equal(before[n], v) for n, v in network.encoder.state_dict(prefix="encoder.").items())
+
+
+@pytest.mark.parametrize("diffeomorphic", [0.0, 1.0])
+def test_checkpointing_changes_memory_and_nothing_else(network, pairs, diffeomorphic):
+    other, kept = copy.deepcopy(network), {}
+    for trained, again in ((network, False), (other, True)):
+        settings = FineTuning(
+            steps=2, learning_rate=1e-3, overlap_weight=1.0, diffeomorphic=diffeomorphic, checkpointing=again
+        )
+        held: dict[int, int] = {}
+
+        def pack(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            trained.both_orders(pairs[0].moving, pairs[0].fixed, checkpointing=again)
+        kept[again] = sum(held.values())
+        list(fine_tune(trained, pairs, settings))
+    assert kept[True] < 0.7 * kept[False]
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+class Damaged(list):
+    """Pairs of which some cannot be read."""
+
+    def __init__(self, pairs, damaged):
+        super().__init__(pairs)
+        self.damaged = damaged
+
+    def __getitem__(self, index):
+        if index in self.damaged:
+            raise InputError(f"scan-{index}.nii.gz cannot be read")
+        return super().__getitem__(index)
+
+
+def test_a_pair_that_cannot_be_read_is_told_and_another_takes_its_place(network, pairs):
+    steps = list(fine_tune(network, Damaged(pairs, {1}), FineTuning(steps=3)))
+    assert sorted(step.pairs[0] for step in steps) == [0, 2, 2]
+    assert [s for step in steps for s in step.skipped] == [(1, "scan-1.nii.gz cannot be read")]
+
+
+def test_where_no_pair_can_be_read_the_last_one_is_named(network, pairs):
+    with pytest.raises(InputError, match=r"3 pairs in a row could not be read. The last: scan-\d.nii.gz"):
+        next(fine_tune(network, Damaged(pairs, {0, 1, 2}), FineTuning(steps=3)))
+
+
+def test_the_pair_whose_loss_is_not_finite_is_named_among_those_of_its_batch(network, pairs):
+    pairs[1] = replace(pairs[1], fixed=torch.full_like(pairs[1].fixed, float("nan")))
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(NotFiniteError, match="on pair 1;") as caught:
+        list(fine_tune(network, pairs, FineTuning(steps=1, batch=3)))
+    assert caught.value.pairs == (1,) and caught.value.step == 1
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

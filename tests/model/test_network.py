@@ -114,7 +114,8 @@ def test_shmoe_stands_at_just_the_resolutions_asked_for(strides):
 
 def test_every_parameter_learns():
     network = SHMoAReg(SHMoARegConfig.preset("tiny", drop_path=0.0))
-    from napari_shmoareg.engine.fine_tuning import FineTuning, total_loss
+    from napari_shmoareg.engine.pair_loss import total_loss
+    from napari_shmoareg.engine.training_settings import FineTuning
 
     moving, fixed = torch.rand(2, 1, 1, 16, 20, 12)
     total_loss(

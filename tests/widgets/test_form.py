@@ -12,10 +12,11 @@ from napari.settings import get_plugin_settings
 from qtpy.QtWidgets import QFileDialog, QFormLayout
 
 import napari_shmoareg
+from napari_shmoareg.engine.described import described
 from napari_shmoareg.engine.registration import register
 from napari_shmoareg.widgets.register.form import CUSTOM, FILE, SettingsForm
 from napari_shmoareg.widgets.register.remembered import PAGE, PLUGIN, recall, remember
-from napari_shmoareg.widgets.register.settings import CHOICES, LABELS, MOST_STEPS, PRESETS, Settings, described
+from napari_shmoareg.widgets.register.settings import CHOICES, LABELS, MOST_STEPS, PRESETS, Settings
 
 OTHERS = [
     Settings(),
@@ -58,7 +59,7 @@ def test_everything_that_a_registration_takes_can_be_chosen():
 
 
 def test_every_control_says_what_it_does(form):
-    assert set(described()) == set(LABELS) and all(len(text) > 30 for text in described().values())
+    assert set(described(Settings)) == set(LABELS) and all(len(text) > 30 for text in described(Settings).values())
     rows = form.layout()
     for row in range(rows.rowCount()):
         for part in (QFormLayout.ItemRole.LabelRole, QFormLayout.ItemRole.FieldRole):

@@ -8,6 +8,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QLabel, QSpinBox, QWidget
 
+from napari_shmoareg.engine.described import described
 from napari_shmoareg.widgets.register.settings import (
     AS_WEIGHTS,
     CHOICES,
@@ -18,7 +19,6 @@ from napari_shmoareg.widgets.register.settings import (
     PRESETS,
     SMALLEST,
     Settings,
-    described,
 )
 
 FILE, CUSTOM, VOXELS = "File…", "Custom", "voxels"
@@ -61,8 +61,8 @@ class SettingsForm(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow(captioned("Preset", PRESET_TIP), self.preset)
         for name, text in LABELS.items():
-            fields[name].setToolTip(_wrapped(described()[name]))
-            form.addRow(captioned(text, described()[name]), fields[name])
+            fields[name].setToolTip(_wrapped(described(Settings)[name]))
+            form.addRow(captioned(text, described(Settings)[name]), fields[name])
         self.settings = settings
         for combo in self.combos.values():
             combo.activated.connect(self._changed)

@@ -65,7 +65,7 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
         ("fixed_labels", pair["fixed"], pair["moving"]),
     ):
         if role not in pair:
-            pair[role] = _labels_of(image, other, [la for la in labels if la not in pair.values()])
+            pair[role] = labels_of(image, other, [la for la in labels if la not in pair.values()])
     return pair
 
 
@@ -112,7 +112,7 @@ def _made_by_us(layer: Layer) -> bool:
     return tag(layer, "scene") is not None or tag(layer, "number") is not None
 
 
-def _labels_of(image: Layer | None, other: Layer | None, labels: Sequence[Layer]) -> Layer | None:
+def labels_of(image: Layer | None, other: Layer | None, labels: Sequence[Layer]) -> Layer | None:
     """Labels that belong to an image; none where they might as well be the other image's, and only one is there."""
     if image is None:
         return None

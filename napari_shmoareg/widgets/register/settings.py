@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from typing import Any
 
 AS_WEIGHTS = "as the weights say"
@@ -109,19 +107,6 @@ class Settings:
     def preset(self) -> str | None:
         """Which of `PRESETS` these settings are; None for none of them."""
         return next((name for name in PRESETS if self.with_preset(name) == self), None)
-
-
-@cache
-def described() -> dict[str, str]:
-    """What each setting does, from the docstring of `Settings`."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in inspect.cleandoc(Settings.__doc__ or "").split("----------")[-1].splitlines():
-        if line and not line.startswith(" "):
-            name = line.split(" : ")[0]
-        elif line:
-            found[name] = f"{found.get(name, '')} {line.strip()}".strip()
-    return found
 
 
 def _size(word: str) -> int | str | None:

@@ -1,0 +1,164 @@
+"""Several processes that add up, and one alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from napari_shmoareg.engine.team import LostPeerError, Team, check_batch, environment_of_team, team_size
+from napari_shmoareg.geometry import InputError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR")
+
+
+def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelerate():
+    code = """
+        import sys, torch
+        from napari_shmoareg.engine.team import Team
+        team = Team.joined("cpu")
+        numbers = torch.arange(3.0)
+        team.add([numbers]); team.wait(); team.leave()
+        print(team == Team(), team.leader, list(team.share(3)), team.any(False), team.any(True), numbers.tolist(),
+              "accelerate" in sys.modules, torch.distributed.is_initialized())
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert run.stdout.split("\n")[0] == "True True [0, 1, 2] False True [0.0, 1.0, 2.0] False False"
+
+
+def test_every_thing_is_shared_out_to_exactly_one_process():
+    for size in (1, 2, 3, 5):
+        for count in (0, 1, 4, 7):
+            shares = [index for rank in range(size) for index in Team(rank, size).share(count)]
+            assert sorted(shares) == list(range(count))
+
+
+MEMBER = """
+    import os, torch
+    from napari_shmoareg.engine.team import Team
+    team = Team.joined("cpu")
+    rank = int(os.environ["RANK"])
+    assert (team.rank, team.size, team.leader) == (rank, 3, rank == 0)
+    single = torch.arange(6.0).reshape(2, 3).t() * (rank + 1)    # not contiguous
+    scalar = torch.tensor(rank + 0.5)
+    double = torch.full((2,), 1e-9 + rank, dtype=torch.float64)
+    counts = torch.tensor([rank, 10])
+    learned = torch.nn.Parameter(torch.ones(2) * rank)
+    team.add([single, scalar, double, counts, learned])
+    assert torch.equal(single, torch.arange(6.0).reshape(2, 3).t() * 6)
+    assert scalar.item() == 4.5
+    assert (double - (3 + 3e-9)).abs().max() < 1e-15
+    assert counts.tolist() == [3, 30] and counts.dtype == torch.int64
+    assert learned.tolist() == [3, 3]
+    assert team.any(rank == 2) and not team.any(False)
+    team.leave()
+    print("well", torch.get_num_threads())
+"""
+
+
+def test_three_processes_add_up_in_place_whatever_the_kind_and_layout(start_team):
+    members = start_team(MEMBER, 3)
+    for member in members:
+        out, said = member.communicate(timeout=120)
+        assert (member.returncode, out, said) == (0, "well 1\n", "")
+
+
+WORKER = """
+    import os, time, torch
+    from napari_shmoareg.engine.team import LostPeerError, Team
+    team = Team.joined("cpu")
+    print("met", flush=True)
+    try:
+        while True:
+            team.add([torch.ones(1000)])
+            time.sleep(0.01)
+    except LostPeerError as lost:
+        print(lost, flush=True)
+        team.leave(peaceful=False)
+        raise SystemExit(7)
+"""
+
+
+def test_the_others_are_told_within_seconds_that_a_process_was_killed(start_team):
+    members = start_team(WORKER)
+    for member in members:
+        assert member.stdout.readline() == "met\n"
+    members[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    out, _ = members[0].communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert members[0].returncode == 7
+    assert "one of them ended" in out and "--resume" in out and "Traceback" not in out
+
+
+def test_a_lost_process_is_an_error_of_input_which_commands_say_in_words():
+    assert issubclass(LostPeerError, InputError)
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    return {key: str(value) for key, value in variables.items()}
+
+
+def test_what_srun_tells_becomes_what_torchrun_would_tell():
+    task = _environment(
+        SLURM_JOB_ID=4711,
+        SLURM_STEP_ID=2,
+        SLURM_STEP_NUM_TASKS=6,
+        SLURM_STEP_NODELIST="gpu[03-04,17]",
+        SLURM_STEP_TASKS_PER_NODE="2(x3)",
+        SLURM_PROCID=5,
+        SLURM_LOCALID=1,
+    )
+    found = environment_of_team(task)
+    assert found == _environment(
+        RANK=5, WORLD_SIZE=6, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2, MASTER_ADDR="gpu03", MASTER_PORT=24713
+    )
+    assert environment_of_team(task | {"MASTER_PORT": "9", "MASTER_ADDR": "other"})["MASTER_ADDR"] == "other"
+    alone = {**task, "SLURM_STEP_NODELIST": "solo,gpu9"}
+    assert environment_of_team(alone)["MASTER_ADDR"] == "solo"
+
+
+def test_a_batch_script_and_a_single_task_are_no_team():
+    assert environment_of_team({}) is None
+    assert environment_of_team(_environment(SLURM_JOB_ID=1, SLURM_NTASKS=4, SLURM_PROCID=0)) is None
+    assert environment_of_team(_environment(SLURM_STEP_NUM_TASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0)) is None
+    assert environment_of_team(_environment(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)) is None
+
+
+def test_torchrun_under_srun_decides():
+    both = _environment(RANK=3, WORLD_SIZE=8, LOCAL_RANK=3, LOCAL_WORLD_SIZE=4, SLURM_STEP_NUM_TASKS=2, SLURM_PROCID=0)
+    found = environment_of_team(both)
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("3", "8", "4")
+
+
+def test_half_an_environment_is_an_error_that_names_what_is_missing(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert team_size() == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"not RANK, LOCAL_RANK.*unset WORLD_SIZE"):
+        team_size()
+
+
+def test_fewer_pairs_in_a_step_than_processes_is_an_error_that_names_both_ways_out():
+    check_batch(4, 4)
+    with pytest.raises(InputError, match=r"--batch 4 or more, or --processes 3"):
+        check_batch(3, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_more_processes_than_gpus_are_refused():
+    from napari_shmoareg.engine.team import check_gpus
+
+    with pytest.raises(InputError, match="a GPU each"):
+        check_gpus(torch.cuda.device_count() + 1)
