@@ -25,7 +25,7 @@ COMMANDS = [
     if line.startswith("shmoareg ")
 ]
 # What takes minutes or needs a user's data runs shorter, on small data; everything else runs as written.
-SHORTER = {"500": "2"}
+SHORTER = {"500": "2", "1000": "3"}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def workplace(tmp_path_factory):
     (folder / "pairs.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
     for place in ("IMAGES", "LABELMAPS"):
         (folder / place).mkdir()
-    for role in ("moving", "fixed"):
-        write_image(getattr(pair, role), folder / "IMAGES" / f"{role}_image.nii.gz")
-        write_image(getattr(pair, f"{role}_labels"), folder / "IMAGES" / f"{role}_labels.nii.gz")
+    for number, role in enumerate(("moving", "fixed") * 3):  # six subjects: four learn, two stay unseen
+        write_image(getattr(pair, role), folder / "IMAGES" / f"{number}_image.nii.gz")
+        write_image(getattr(pair, f"{role}_labels"), folder / "IMAGES" / f"{number}_labels.nii.gz")
     write_image(pair.fixed_labels, folder / "LABELMAPS" / "one.nii.gz")
     return folder
 
@@ -65,7 +65,10 @@ def test_a_command_of_the_readme_runs(command, workplace, monkeypatch):
         words += ["--refine", "2"]  # test_demo refines in full
     if words[0] == "pretrain":
         words += ["--recipe", "tiny"]
-    for option in ("--out", "--run"):
+    if "fine-tune" in words and "--resume" not in words:
+        words += ["--split", "4/0/2", "--size", "16"]
+    new = "--resume" not in words and words[0] not in ("runs", "evaluate")
+    for option in ("--out", "--run") if new else ():
         if option in words:
             shutil.rmtree(workplace / words[words.index(option) + 1], ignore_errors=True)
     if words[0] == "benchmark":

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
 from napari_shmoareg.analysis.expert_maps import ExpertMap, expert_maps
+from napari_shmoareg.analysis.expert_palette import IMAGE_COLOURS, expert_colours
 from napari_shmoareg.analysis.panels import extent, legend, letters, page, scaled, show
 from napari_shmoareg.analysis.slices import View, cut, middle
 from napari_shmoareg.engine.intensity import Intensity
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-PAPER_COLOURS = ("#e03131", "#ffffff", "#2f5fd0")  # red, white, blue of Fig. 4
-MORE_COLOURS = ("#2f9e44", "#f2c037", "#7048a8", "#0c8599", "#e8590c", "#868e96")
-IMAGE_COLOURS = {"moving": "#f08c00", "fixed": "#2b8a5a"}
 EXPERTS_ARE = {"encoder": "expert: attention head", "decoder": "expert: convolution kernel"}
 RESOLUTIONS = {1: "full resolution", 2: "1/2 resolution", 4: "1/4 resolution", 8: "1/8 resolution"}
 
@@ -140,12 +138,6 @@ def below(figure: Figure, caption: str) -> None:
     if caption:
         lines = wrap(caption, int(19 * figure.get_figwidth()))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
-
-
-def expert_colours(count: int) -> list[str]:
-    """Red, white and blue for three experts as in Fig. 4; further ones get colours of their own."""
-    palette = [*PAPER_COLOURS, *MORE_COLOURS]
-    return [palette[n % len(palette)] for n in range(count)]
 
 
 Bars = dict[Place, np.ndarray]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.analysis.expert_figures import EXPERTS_ARE, below, expert_colours
+from napari_shmoareg.analysis.expert_figures import EXPERTS_ARE, below
 from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
+from napari_shmoareg.analysis.expert_palette import expert_colours
 from napari_shmoareg.analysis.place_load import PlaceLoad
 
 if TYPE_CHECKING:

@@ -12,11 +12,13 @@ from napari_shmoareg.cli.apply import apply
 from napari_shmoareg.cli.benchmark import benchmark
 from napari_shmoareg.cli.demo import demo
 from napari_shmoareg.cli.errors import PlainGroup
+from napari_shmoareg.cli.evaluate import evaluate
 from napari_shmoareg.cli.fine_tune import fine_tune
 from napari_shmoareg.cli.info import info
 from napari_shmoareg.cli.inspect import inspect
 from napari_shmoareg.cli.pretrain import pretrain
 from napari_shmoareg.cli.register import register
+from napari_shmoareg.cli.runs_command import runs
 
 app = typer.Typer(
     cls=PlainGroup,
@@ -45,8 +47,15 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (
         "fine-tune",
         fine_tune,
-        "Train the weights further on your own pairs.",
-        "shmoareg fine-tune --pairs pairs.csv --out mine.safetensors --steps 500",
+        "Train the weights further on your own scans.",
+        "shmoareg fine-tune FOLDER --images 'images/*.nii.gz' --out my-run --steps 500",
+    ),
+    ("runs", runs, "Show, pause, go on with or stop a run of fine-tune.", "shmoareg runs show my-run"),
+    (
+        "evaluate",
+        evaluate,
+        "Measure weights on a data set, in tables.",
+        "shmoareg evaluate --run my-run --out my-table",
     ),
     (
         "pretrain",

@@ -11,9 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_shmoareg.cli.plans import begin_work, checksum_of
+from napari_shmoareg.cli.plans import begin_work
 from napari_shmoareg.cli.trial import Trial
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.machine import machine
+from napari_shmoareg.io.weights import checksum_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,7 +47,7 @@ def make_plan(common: Trial, names: Sequence[str], trials: Sequence[Trial]) -> d
         settings["weights_sha256"] = checksum_of(common.weights)
     listed = [[getattr(trial, name) for name in FILES] for trial in trials[:: len(names)]]
     plan: dict[str, Any] = {"methods": list(names), "settings": settings, "versions": used_versions(names)}
-    plan |= {"machine": _machine(), "pairs": listed}
+    plan |= {"machine": machine(), "pairs": listed}
     plain: dict[str, Any] = json.loads(json.dumps(plan))
     return plain
 
@@ -172,16 +174,6 @@ def _methods(plan: Mapping[str, Any]) -> str:
     from napari_shmoareg.engine.peers import METHODS
 
     return "\n".join(f"- {name}: {METHODS[name].says}" for name in plan["methods"])
-
-
-def _machine() -> dict[str, Any]:
-    """What the seconds depend on."""
-    import psutil
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {"processor": model or platform.processor() or "unknown", "CPUs": psutil.cpu_count()}
 
 
 def _surroundings() -> dict[str, str]:

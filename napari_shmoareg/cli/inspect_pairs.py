@@ -12,12 +12,12 @@ import numpy as np
 import typer
 
 from napari_shmoareg.cli.errors import CANCELLED, explain, say
-from napari_shmoareg.cli.plans import begin_work, checksum_of
+from napari_shmoareg.cli.plans import begin_work
 from napari_shmoareg.cli.progress import Report, progress
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.engine.phases import placed, registering
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.weights import chosen_device
+from napari_shmoareg.io.weights import checksum_of, chosen_device
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.expert_load import ExpertLoad

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import napari_shmoareg
 from napari_shmoareg.geometry import InputError
 
 
@@ -51,9 +49,3 @@ def begin_work(place: Path, plan: Mapping[str, Any], what: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with writing(place) as temporary:
         temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-
-
-def checksum_of(weights: str) -> str:
-    """The SHA-256 of weights, shipped or a file: others of the same name give other numbers."""
-    shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
-    return hashlib.sha256((shipped if shipped.is_file() else Path(weights).expanduser()).read_bytes()).hexdigest()

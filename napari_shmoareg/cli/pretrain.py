@@ -109,7 +109,7 @@ def learn(
 
     What the run began from, `weights`, is told in the card of those it writes.
     """
-    from napari_shmoareg.cli.fine_tune import asked_to_stop
+    from napari_shmoareg.cli.stopping import asked_to_stop
     from napari_shmoareg.engine.fine_tuning import fine_tune
     from napari_shmoareg.engine.pretraining import validation_pairs
     from napari_shmoareg.io.training_state import save_training_state

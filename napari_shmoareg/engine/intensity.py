@@ -41,6 +41,10 @@ class Intensity:
             _MEASURED[volume] = cls._measure(volume)
         return _MEASURED[volume]
 
+    def remember(self, volume: Volume) -> None:
+        """Let this be the scale of a volume: that of the finer image it was made of."""
+        _MEASURED[volume] = self
+
     @classmethod
     def _measure(cls, volume: Volume) -> Intensity:
         around = background(volume)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from napari_shmoareg.engine.device import find_device
 from napari_shmoareg.engine.optimiser import without_triton
+from napari_shmoareg.engine.team_environment import environment_of_team
 from napari_shmoareg.geometry import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Team:
             return cls()
         place = find_device(device)
         here = int(where["LOCAL_WORLD_SIZE"])
-        if place.type == "cuda":
+        bound = "SLURM_PROCID" in os.environ and torch.cuda.device_count() == 1  # srun may show each task its own GPU
+        if place.type == "cuda" and not bound:
             check_gpus(here)
         os.environ.update(where)
         if place.type == "cpu":  # left to itself, each process would take all cores
@@ -87,7 +89,7 @@ class Team:
                 ) from error
             state = PartialState(cpu=place.type == "cpu", timeout=MEETING)
             group = torch.distributed.new_group(timeout=PATIENCE)
-        team = cls(state.process_index, state.num_processes, state.device, group)
+        team = cls(state.process_index, state.num_processes, state.device if place.type == "cuda" else place, group)
         team.wait()
         return team
 
@@ -168,37 +170,6 @@ class Team:
             torch.distributed.all_reduce(flat, how, group=self._group)
 
 
-def environment_of_team(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """What torchrun sets, taken from srun's variables where torchrun set nothing; None for a process alone.
-
-    Raises
-    ------
-    InputError
-        If only some of torchrun's variables are there, or are no numbers.
-    """
-    if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        environment = _of_slurm(environment) | dict(environment)
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    found = {name: environment[name] for name in names if environment.get(name, "").isdigit()}
-    if not found or found.get("WORLD_SIZE") == "1":
-        return None
-    if len(found) < len(names):
-        missing = ", ".join(name for name in names if name not in found)
-        raise InputError(
-            f"The environment says that this is one of several processes, but not {missing}. Start them with torchrun, "
-            f"srun or --processes; if this is one process alone, unset {' and '.join(found)}."
-        )
-    more = ("LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    here = {"LOCAL_WORLD_SIZE": found["WORLD_SIZE"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    found |= here | {name: environment[name] for name in more if name in environment}
-    return found
-
-
-def team_size() -> int:
-    """How many processes torchrun or srun started, this one among them."""
-    return int((environment_of_team(os.environ) or {"WORLD_SIZE": "1"})["WORLD_SIZE"])
-
-
 def check_batch(batch: int, processes: int) -> None:
     """Raise `InputError` unless every process has a pair to work on in each step."""
     if batch < processes:
@@ -222,21 +193,6 @@ def threads_each(processes: int) -> int:
     """Cores of this machine for each of so many processes."""
     cores: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return max(1, (len(cores(0)) if cores else os.cpu_count() or 1) // processes)
-
-
-def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """torchrun's variables, for one task of a job step on SLURM; all of them agree on the first node."""
-    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
-    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
-    job = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
-    return {
-        "RANK": environment.get("SLURM_PROCID", ""),
-        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": environment.get("SLURM_LOCALID", ""),
-        "LOCAL_WORLD_SIZE": re.split(r"[(,]", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0],
-        "MASTER_ADDR": "".join(part or "" for part in first.groups()) if first else "127.0.0.1",
-        "MASTER_PORT": str(20000 + job % 20000),
-    }
 
 
 @contextmanager

@@ -56,6 +56,9 @@ class FineTuning:
     cascade : float
         Share of steps whose pair is first registered by the network itself, at a coarser grid and without
         gradient, so that the step learns to improve on that (see `engine.cascade`); 0 in the paper.
+    passes : {"auto", "keep", "one"}
+        In how many passes the new weights register: keep, as those that learning begins with; one, as in the paper.
+        auto takes one where they learn, without a cascade, on grids as fine as those they will register on.
     augment_affine : float
         Strength of random affines, each image with its own: 1 is up to 10 degrees, 10 % of size and 5 % of the field
         of view; 0 for none, as in the paper.
@@ -96,6 +99,7 @@ class FineTuning:
     labels_per_step: int = 12
     diffeomorphic: float = 0.0
     cascade: float = 0.0
+    passes: Literal["auto", "keep", "one"] = "auto"
     augment_affine: float = 0.0
     augment_intensity: float = 0.0
     flips: Literal["none", "left-right", "all"] = "none"
@@ -124,6 +128,7 @@ class FineTuning:
             (self.labels_per_step >= 1, "labels_per_step", "at least 1"),
             (0 <= self.diffeomorphic <= 1, "diffeomorphic", "between 0 and 1"),
             (0 <= self.cascade <= 1, "cascade", "between 0 and 1"),
+            (self.passes in ("auto", "keep", "one"), "passes", "'auto', 'keep' or 'one'"),
             (0 <= self.augment_affine <= 2, "augment_affine", "between 0 and 2"),
             (0 <= self.augment_intensity <= 2, "augment_intensity", "between 0 and 2"),
             (self.flips in ("none", "left-right", "all"), "flips", "'none', 'left-right' or 'all'"),

@@ -186,7 +186,8 @@ def _metadata(path: Path, expected: str) -> dict[str, str]:
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(9)
-    if path.suffix.lower() in _PICKLES or start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    pickled = start[:1] == b"\x80" and start[8:] != b"{"  # or a header of safetensors whose length ends in 0x80
+    if path.suffix.lower() in _PICKLES or start[:4] == b"PK\x03\x04" or pickled:
         raise InputError(
             f"{path} is a pickle (a PyTorch checkpoint), which could run any program: it is not opened. Load it where "
             "you trust it with torch.load(..., weights_only=True), and write it with shmoareg's save_network."

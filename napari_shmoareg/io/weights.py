@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
+import napari_shmoareg
 from napari_shmoareg.geometry import InputError
 
 LARGE, SMALL = "paper", "small"  # by the preset: for a GPU, for a CPU
@@ -43,3 +47,9 @@ def chosen_device(asked: str) -> str:
     from napari_shmoareg.engine.device import find_device
 
     return find_device(asked).type
+
+
+def checksum_of(weights: str) -> str:
+    """The SHA-256 of weights, shipped or a file: others of the same name give other numbers."""
+    shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
+    return hashlib.sha256((shipped if shipped.is_file() else Path(weights).expanduser()).read_bytes()).hexdigest()

@@ -140,7 +140,7 @@ def expert_names(scene: Scene, count: int) -> list[str]:
 
 def _expert_map(scene: Scene, number: int, expert_map: ExpertMap) -> LayerData:
     """Red, white and blue cells; the expert's name stands in the status bar under the cursor."""
-    from napari_shmoareg.analysis.expert_figures import expert_colours
+    from napari_shmoareg.analysis.expert_palette import expert_colours
 
     count, place = expert_map.num_experts, expert_map.place
     about: dict[str, Any] = {"scene": scene, "number": number, "role": "expert_map", "expert_map": expert_map}

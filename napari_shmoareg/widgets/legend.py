@@ -44,13 +44,22 @@ class Swatches(QWidget):
         self._rows.setContentsMargins(0, 0, 0, 0)
         self._rows.setVerticalSpacing(2)
         self._rows.setColumnStretch(1, 1)
+        self._named: list[tuple[str, str]] = []
+        self._shares: list[QLabel] = []
 
     def show_entries(self, entries: Sequence[tuple[str, str, float | None]]) -> None:
         """Show other rows: colour, name, share (0 to 1, or None)."""
+        kept = [(colour, name) for colour, name, _ in entries]
+        if kept == self._named:  # other shares only: nothing flickers
+            for label, (_, _, share) in zip(self._shares, entries, strict=True):
+                label.setText(_percent(share))
+            return
+        self._named, self._shares = kept, []
         while (item := self._rows.takeAt(0)) is not None:
             _drop(item)
         for row, (colour, name, share) in enumerate(entries):
-            said = QLabel("" if share is None else f"{100 * share:.1f} %")
+            said = QLabel(_percent(share))
+            self._shares.append(said)
             said.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             named = QLabel(name)
             named.setWordWrap(True)
@@ -60,6 +69,10 @@ class Swatches(QWidget):
     def texts(self) -> list[str]:
         """What is written, row by row."""
         return _written(self._rows)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 class _Band(QWidget):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.widgets.register.panel import RegisterPanel
 
 PLUGIN = "shmoareg"
-PANELS = ("Register", "Quality", "Experts", "Landmarks")
+PANELS = ("Register", "Quality", "Experts", "Landmarks", "Fine-tune")
 SETTLED = 100  # ms after which a window that is new has its size
 TWO = (
     "Two selected images were expected, moving and fixed; {images} of the {layers} selected layers are images. Click "
@@ -33,7 +33,7 @@ def dock(viewer: Viewer, name: str) -> Any:
     Parameters
     ----------
     viewer : Viewer
-    name : {"Register", "Quality", "Experts", "Landmarks"}
+    name : {"Register", "Quality", "Experts", "Landmarks", "Fine-tune"}
     """
     frame, panel = viewer.window.add_plugin_dock_widget(
         PLUGIN, name, tabify=any(is_docked(viewer, other) for other in PANELS)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from napari_shmoareg.analysis.expert_figures import expert_colours, expert_map_figure, load_figure
+from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
 from napari_shmoareg.analysis.expert_load import ExpertLoad
+from napari_shmoareg.analysis.expert_palette import expert_colours
 from napari_shmoareg.analysis.figures import FIXED_COLOUR, FOLDING_COLOUR, MOVED_COLOUR, jacobian_figure, overview
 from napari_shmoareg.analysis.slices import cut, middle
 from napari_shmoareg.geometry import VolumePair

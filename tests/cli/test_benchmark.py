@@ -128,8 +128,8 @@ def test_a_benchmark_does_not_go_on_with_another_plan(other, says, listed, ran, 
 def test_a_benchmark_does_not_go_on_on_another_machine(other, listed, ran, files, shmoareg, monkeypatch):
     words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out", "--quiet")
     shmoareg(*words)
-    here = benchmark_folder._machine()
-    monkeypatch.setattr(benchmark_folder, "_machine", lambda: here | other)
+    here = benchmark_folder.machine()
+    monkeypatch.setattr(benchmark_folder, "machine", lambda: here | other)
     result = shmoareg(*words)
     assert result.exit_code == 1 and "begun with another machine (see" in result.stderr
     assert len(ran) == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,7 +11,8 @@ import time
 import pytest
 import torch
 
-from napari_shmoareg.engine.team import LostPeerError, Team, check_batch, environment_of_team, team_size
+from napari_shmoareg.engine.team import LostPeerError, Team, check_batch
+from napari_shmoareg.engine.team_environment import environment_of_team, team_size
 from napari_shmoareg.geometry import InputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR")
@@ -43,40 +43,24 @@ def test_every_thing_is_shared_out_to_exactly_one_process():
 
 
 MEMBER = """
-    import os, torch
-    from napari_shmoareg.engine.team import Team
+    import os, sys, time, torch
+    from napari_shmoareg.engine.team import LostPeerError, Team
     team = Team.joined("cpu")
     rank = int(os.environ["RANK"])
-    assert (team.rank, team.size, team.leader) == (rank, 3, rank == 0)
+    assert (team.rank, team.size, team.leader, str(team.device)) == (rank, 2, rank == 0, "cpu")
     single = torch.arange(6.0).reshape(2, 3).t() * (rank + 1)    # not contiguous
     scalar = torch.tensor(rank + 0.5)
     double = torch.full((2,), 1e-9 + rank, dtype=torch.float64)
     counts = torch.tensor([rank, 10])
     learned = torch.nn.Parameter(torch.ones(2) * rank)
     team.add([single, scalar, double, counts, learned])
-    assert torch.equal(single, torch.arange(6.0).reshape(2, 3).t() * 6)
-    assert scalar.item() == 4.5
-    assert (double - (3 + 3e-9)).abs().max() < 1e-15
-    assert counts.tolist() == [3, 30] and counts.dtype == torch.int64
-    assert learned.tolist() == [3, 3]
-    assert team.any(rank == 2) and not team.any(False)
-    team.leave()
-    print("well", torch.get_num_threads())
-"""
-
-
-def test_three_processes_add_up_in_place_whatever_the_kind_and_layout(start_team):
-    members = start_team(MEMBER, 3)
-    for member in members:
-        out, said = member.communicate(timeout=120)
-        assert (member.returncode, out, said) == (0, "well 1\n", "")
-
-
-WORKER = """
-    import os, time, torch
-    from napari_shmoareg.engine.team import LostPeerError, Team
-    team = Team.joined("cpu")
-    print("met", flush=True)
+    assert torch.equal(single, torch.arange(6.0).reshape(2, 3).t() * 3)
+    assert scalar.item() == 2.0
+    assert (double - (1 + 2e-9)).abs().max() < 1e-15
+    assert counts.tolist() == [1, 20] and counts.dtype == torch.int64
+    assert learned.tolist() == [1, 1]
+    assert team.any(rank == 1) and not team.any(False)
+    print("well", torch.get_num_threads(), flush=True)
     try:
         while True:
             team.add([torch.ones(1000)])
@@ -88,16 +72,16 @@ WORKER = """
 """
 
 
-def test_the_others_are_told_within_seconds_that_a_process_was_killed(start_team):
-    members = start_team(WORKER)
+def test_processes_add_up_and_the_other_is_told_within_seconds_that_one_was_killed(start_team):
+    members = start_team(MEMBER)
     for member in members:
-        assert member.stdout.readline() == "met\n"
-    members[1].send_signal(signal.SIGKILL)
+        assert member.stdout.readline() == "well 1\n", member.communicate()[1]
+    members[1].kill()
     began = time.monotonic()
-    out, _ = members[0].communicate(timeout=60)
-    assert time.monotonic() - began < 10
-    assert members[0].returncode == 7
-    assert "one of them ended" in out and "--resume" in out and "Traceback" not in out
+    out, said = members[0].communicate(timeout=60)
+    assert (members[0].returncode, said) == (7, "")
+    assert "one of them ended" in out and "--resume" in out and "Gloo" not in out and ".cc:" not in out
+    assert time.monotonic() - began < 20  # on a busy machine; the interpreter's own end included
 
 
 def test_a_lost_process_is_an_error_of_input_which_commands_say_in_words():

@@ -111,6 +111,16 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path, name, torch_format):
     assert not (tmp_path / "sprung").exists()
 
 
+def test_weights_whose_header_begins_like_a_pickle_are_read(network, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    for letters in range(0, 256, 8):  # the header's length, which comes first, grows by 8
+        save_network(network, path, card={"note": "x" * letters})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == pickle.PROTO
+    assert load_network(path).config == network.config
+
+
 def test_a_foreign_safetensors_and_plain_text_are_refused(tmp_path):
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match=r"safetensors file, but not 'shmoareg-1' \(it says: nothing\)"):

@@ -58,7 +58,7 @@ def test_the_preferences_hold_what_the_form_asks_for(plugin):
 def test_a_panel_opens_in_a_viewer_from_the_plugins_menu(plugin, make_napari_viewer, name):
     viewer = make_napari_viewer()
     _, panel = viewer.window.add_plugin_dock_widget(PLUGIN, name)
-    assert type(panel).__name__ == f"{name}Panel" and panel.minimumWidth() >= 300
+    assert type(panel).__name__ == f"{name.title().replace('-', '')}Panel" and panel.minimumWidth() >= 300
 
 
 def test_two_selected_images_are_what_the_layers_menu_registers(plugin, make_napari_viewer, phantoms):

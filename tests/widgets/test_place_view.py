@@ -396,7 +396,7 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     )
     for group, point in zip(pins.bars.groups, points, strict=True):
         np.testing.assert_allclose(group.values, counted.values[voxel_at(counted.grid, point)] / blocks)
-    from napari_shmoareg.analysis.expert_figures import expert_colours
+    from napari_shmoareg.analysis.expert_palette import expert_colours
 
     for row, point in enumerate(points):
         for found in scene.expert_maps:

@@ -78,7 +78,7 @@ def _charts(scene: Scene, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
 
 def _chart(scene: Scene, load: ExpertLoad, title: str, places: list[Place], blocks: int) -> BarSet:
     """Bars by expert; of each expert moving before fixed."""
-    from napari_shmoareg.analysis.expert_figures import IMAGE_COLOURS, expert_colours
+    from napari_shmoareg.analysis.expert_palette import IMAGE_COLOURS, expert_colours
 
     places = sorted(places, key=lambda p: list(IMAGE_COLOURS).index(p.image) if p.image in IMAGE_COLOURS else 0)
     share, bars = load.share, []

@@ -110,7 +110,7 @@ def along(expert_map: ExpertMap) -> str:
 
 def _entries(scene: Scene, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
     """Colour, name and share of every expert of a map."""
-    from napari_shmoareg.analysis.expert_figures import expert_colours
+    from napari_shmoareg.analysis.expert_palette import expert_colours
 
     count = expert_map.num_experts
     chosen = np.bincount(expert_map.volume.values.ravel(), minlength=count + 1)[1 : count + 1]

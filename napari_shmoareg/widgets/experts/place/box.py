@@ -66,7 +66,7 @@ class PlaceBox(QWidget):
             strip.mark(own == place)
 
     def _add_encoder(self, grid: QGridLayout, scene: Scene) -> None:
-        from napari_shmoareg.analysis.expert_figures import IMAGE_COLOURS
+        from napari_shmoareg.analysis.expert_palette import IMAGE_COLOURS
 
         layers = sorted({load.place.layer for load in scene.token_loads})
         if layers:
@@ -89,7 +89,7 @@ class PlaceBox(QWidget):
                         self.strips[place] = strip
 
     def _add_decoder(self, grid: QGridLayout, scene: Scene) -> None:
-        from napari_shmoareg.analysis.expert_figures import expert_colours
+        from napari_shmoareg.analysis.expert_palette import expert_colours
         from napari_shmoareg.widgets.layers import expert_names, resolution
 
         maps = sorted(scene.expert_maps, key=lambda one: (one.stride, one.place.direction or ""))

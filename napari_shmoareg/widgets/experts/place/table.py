@@ -76,7 +76,7 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
 
 def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[int, int], Choice]]:
     """The directions of all decoder layers, and what each pin chose there.  Fig. 6(b)."""
-    from napari_shmoareg.analysis.expert_figures import expert_colours
+    from napari_shmoareg.analysis.expert_palette import expert_colours
     from napari_shmoareg.widgets.layers import RESOLUTIONS, expert_names
 
     columns: list[str] = []

@@ -7,23 +7,15 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import InputError, VolumePair
+from napari_shmoareg.io.datasets.name_matching import matching
 from napari_shmoareg.io.images import read_pair
 
 COLUMNS = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
-_LPS = np.array([-1.0, -1.0, 1.0])  # to RAS, and back
-
-
-class Landmarks(NamedTuple):
-    """Points that belong together, each (n, 3), mm RAS."""
-
-    fixed: NDArray[np.float64]
-    moving: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -145,12 +137,12 @@ def read_folder(folder: str | Path, images: str, labels: str | None = None) -> t
     place = Path(folder).expanduser()
     if not place.is_dir():
         raise InputError(f"There is no folder {place}.")
-    found = _matching(place, images)
+    found = matching(place, images)
     if len(found) < 2:
         raise InputError(f"{len(found)} files in {place} match '{images}'; at least two images were expected.")
     maps: Sequence[Path | None] = [None] * len(found)
     if labels is not None:
-        maps = _matching(place, labels)
+        maps = matching(place, labels)
         if len(maps) != len(found):
             raise InputError(
                 f"{place} has {len(found)} images ('{images}') but {len(maps)} label maps ('{labels}'); they are "
@@ -195,50 +187,3 @@ def choose_pairs(files: Sequence[PairFiles], count: int, seed: int = 1) -> tuple
         used[1, sides[1, pick]] += 1
         chosen.append(files[pick])
     return tuple(chosen)
-
-
-def read_landmarks(path: str | Path) -> Landmarks:
-    """Corresponding points of a pair.
-
-    Parameters
-    ----------
-    path : str or Path
-        A CSV file of six numbers a line: x, y, z in the fixed image, then in the moving one, in mm,
-        LPS (as ITK, 3D Slicer's LPS files and elastix write them).  Lines that begin with # and a
-        first line of words are passed over.
-
-    Raises
-    ------
-    InputError
-        If a line does not hold six finite numbers, or there is none.
-    """
-    path = Path(path)
-    points: list[list[float]] = []
-    first = True
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            values = [float(word) for word in line.split(",")]
-        except ValueError:
-            values = []
-        if len(values) == 6 and np.isfinite(values).all():
-            points.append(values)
-        elif values or not first:
-            raise InputError(
-                f"{path}, line {number}: six numbers were expected (fixed x,y,z, moving x,y,z; mm, LPS); got '{line}'."
-            )
-        first = False
-    if not points:
-        raise InputError(f"{path} holds no landmarks: lines of six numbers (fixed x,y,z, moving x,y,z; mm, LPS).")
-    both = np.array(points)
-    return Landmarks(both[:, :3] * _LPS, both[:, 3:] * _LPS)
-
-
-def _matching(folder: Path, pattern: str) -> list[Path]:
-    try:
-        return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
-    except (ValueError, RuntimeError) as error:  # of an empty or an absolute pattern
-        raise InputError(
-            f"'{pattern}' is no pattern of files in a folder, such as 'images/*.nii.gz' ({error})."
-        ) from error

@@ -1,0 +1,51 @@
+"""Overlap, surface distance, folding: one name per definition.
+
+Sec. IV-D.  Papers and programs use the same words for different numbers, so each function says whose
+number it is.  What stands in the reports of this package:
+
+dice
+    2 |A and B| / (|A| + |B|) per label, on voxels.
+assd, hd95
+    Surface voxels, pooled; the larger directed 95th percentile.  As MONAI.  `assd` is NOT the "ASSD" of
+    Table I, which behaves like `avd_th` or `assd_surfel`: never set it beside that table.
+folding
+    Percentage of all voxels whose Jacobian determinant is at most 0.
+sdlogj
+    Standard deviation of log(det), over all voxels.
+
+Beside them, so that numbers of other programs can be compared: `assd_surfel`, `hd95_surfel`, `avd_th`,
+`hd95_pooled`, `folding_interior`, `folding_strict`, `sdlogj_l2r`.
+
+A label that is in neither map is skipped; in one only: Dice 0, distances NaN (left out of `mean`).  Two empty
+maps have no labels, and the mean over none is NaN.
+"""
+
+from napari_shmoareg.analysis.metrics.deformation import (
+    folding,
+    folding_interior,
+    folding_strict,
+    sdlogj,
+    sdlogj_l2r,
+)
+from napari_shmoareg.analysis.metrics.overlap import dice, mean
+from napari_shmoareg.analysis.metrics.surface import assd, avd_th, hd95, hd95_pooled, surface, surface_distances
+from napari_shmoareg.analysis.metrics.surfels import assd_surfel, hd95_surfel, surfel_distances
+
+__all__ = [
+    "assd",
+    "assd_surfel",
+    "avd_th",
+    "dice",
+    "folding",
+    "folding_interior",
+    "folding_strict",
+    "hd95",
+    "hd95_pooled",
+    "hd95_surfel",
+    "mean",
+    "sdlogj",
+    "sdlogj_l2r",
+    "surface",
+    "surface_distances",
+    "surfel_distances",
+]

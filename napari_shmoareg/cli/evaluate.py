@@ -1,0 +1,222 @@
+"""``shmoareg evaluate``: how good weights are on a data set, in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from napari_shmoareg.cli.cluster_options import ClusterOptions, SubmitOption
+from napari_shmoareg.cli.errors import CANCELLED, FAILED, say
+from napari_shmoareg.cli.evaluate_options import (
+    Asked,
+    Chosen,
+    DatasetArgument,
+    Images,
+    Kind,
+    KindOption,
+    Labels,
+    PartOption,
+    Run,
+    ShardOption,
+    SplitOption,
+    Subject,
+    WindowOption,
+    chosen_scans,
+    weights_for,
+)
+from napari_shmoareg.cli.evaluate_results import show_results, told
+from napari_shmoareg.cli.launching import words_of
+from napari_shmoareg.cli.options import (
+    Affine,
+    Channel,
+    Contrast,
+    ContrastOption,
+    Debug,
+    Device,
+    DeviceOption,
+    DiffeomorphicOption,
+    Nan,
+    Quiet,
+    RefineOption,
+    Similarity,
+    SimilarityOption,
+    Size,
+    Weights,
+)
+from napari_shmoareg.cli.sharding import ProcessesOption, ShardsOption, Sharing
+
+
+def evaluate(
+    ctx: typer.Context,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="TABLE", help="The folder for the tables. Goes on where it is.")
+    ],
+    dataset: DatasetArgument = None,
+    weights: Weights = None,
+    run: Run = None,
+    part: PartOption = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="shmoareg, shmoareg+refine, start, affine, demons; syn and convexadam need "
+            'pip install "shmoareg[peers]".',
+        ),
+    ] = "shmoareg",
+    images: Images = None,
+    labels: Labels = None,
+    subject: Subject = None,
+    kind: KindOption = Kind.auto,
+    window: WindowOption = None,
+    split: SplitOption = None,
+    split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Decides who stands where.")] = 0,
+    pairs: Annotated[
+        int | None,
+        typer.Option("--pairs", min=1, help="Only so many, each scan as often as the others.", show_default="all"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")] = 1,
+    affine: Annotated[
+        Affine | None,
+        typer.Option("--affine", help="Alignment beforehand.", show_default="auto, or as the run had it"),
+    ] = None,
+    size: Size = None,
+    diffeomorphic: DiffeomorphicOption = None,
+    refine: RefineOption = 0,
+    similarity: SimilarityOption = Similarity.auto,
+    contrast: ContrastOption = Contrast.auto,
+    device: DeviceOption = Device.auto,
+    surface: Annotated[
+        bool, typer.Option("--surface/--no-surface", help="Measure surface distances (ASSD, HD95) too.")
+    ] = True,
+    definitions: Annotated[
+        bool, typer.Option("--definitions", help="Measure the other definitions that go by these names, too.")
+    ] = False,
+    shard: ShardOption = None,
+    processes: ProcessesOption = 1,
+    submit: SubmitOption = None,
+    shards: ShardsOption = 1,
+    cluster_option: ClusterOptions = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="TABLE", help="Test the result against another evaluation (Wilcoxon)."),
+    ] = None,
+    nan: Nan = None,
+    channel: Channel = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Register and measure every pair of a data set, or of a part of it.
+
+    TABLE gets summary.md and summary.csv (mean ± SD of Dice, ASSD, HD95, folding, SDlogJ, seconds; at the start,
+    after the affine, after all; per label), pairs.csv and labels.csv.  A pair that fails is told, kept with its
+    error, and tried again by the same command.  Ctrl-C keeps what is done; the same command goes on.
+    """
+    options = {"images": images, "labels": labels, "subject": subject, "window": window, "nan": nan}
+    options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
+    asked = Asked(dataset, run, None if part is None else part.value, options, split, split_seed)
+    settings = {"size": size, "diffeomorphic": diffeomorphic, "device": device.value, "refine": refine}
+    settings |= {"similarity": similarity.value, "contrast": contrast.value}
+    settings |= {"surface": surface, "definitions": definitions}
+    cluster = None if submit is None else submit.value
+    sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
+    work(asked, (method.strip().lower(), weights), (pairs, seed), settings, affine, out, shard, sharing, against, quiet)
+
+
+def work(
+    asked: Asked,
+    by: tuple[str, str | None],
+    count: tuple[int | None, int],
+    settings: Mapping[str, Any],
+    affine: Affine | None,
+    out: Path,
+    shard: Any,
+    sharing: Sharing,
+    against: Path | None,
+    quiet: bool,
+) -> None:
+    """Choose, check, run, write and tell.
+
+    Parameters
+    ----------
+    asked : Asked
+    by : (method, weights or None)
+    count : (pairs or None, seed)
+    settings, affine, out, shard, sharing, against, quiet
+        As of the command.
+    """
+    from napari_shmoareg.analysis.evaluation_methods import evaluated_method
+    from napari_shmoareg.engine.peers import NETWORKS, check_available
+    from napari_shmoareg.io.checkpoint import load_network
+    from napari_shmoareg.io.evaluation.folder import EvaluationFolder
+    from napari_shmoareg.io.evaluation.plan import evaluation_plan, pairs_of
+    from napari_shmoareg.io.evaluation.running import Shard, evaluate_cases
+    from napari_shmoareg.io.evaluation.tables import write_comparison, write_tables
+    from napari_shmoareg.io.weights import chosen_device
+
+    sharing.check(shard)
+    name, weights = by
+    check_available(name)
+    where = chosen_device(settings["device"])
+    other = None if against is None else EvaluationFolder(against)
+    if other is not None:
+        other.read_plan()
+    chosen = chosen_scans(asked)
+    weights = weights_for(name, weights, chosen, Device(settings["device"]))
+    pairs = pairs_of(chosen.dataset, chosen.part, *count)
+    how = (affine.value if affine is not None else chosen.affine) or "auto"
+    plan = evaluation_plan(chosen.part, pairs, name, weights, {**settings, "affine": how})
+    network = None if weights is None or name not in NETWORKS else load_network(weights, device=where)
+    method = evaluated_method(name, plan["settings"], network)
+    folder, share = EvaluationFolder(out), Shard(*(shard or (1, 1)))
+    folder.begin(plan)
+    if not quiet:
+        _say_beginning(chosen, len(pairs), share.share(len(pairs)), shard)
+    if sharing.submit is not None:
+        sharing.hand_over(out)
+        return
+    try:
+        if sharing.processes > 1:
+            sharing.run(where)
+        cases = evaluate_cases(
+            folder, plan, chosen.dataset, method, share, lambda case, word: _tell(case, word, len(pairs), quiet)
+        )
+    except KeyboardInterrupt:
+        written = write_tables(folder, plan)
+        say(f"Stopped: {written.done} of {written.pairs} pairs are in {out}. The same command goes on.")
+        raise typer.Exit(CANCELLED) from None
+    written = write_tables(folder, plan)
+    for text in written.damaged:
+        say(f"Warning: {text} The shard that it belongs to registers it again.")
+    tests = None if other is None else write_comparison(folder, other)
+    if not quiet:
+        show_results(written, out, tests)
+    failed = sum(bool(case["error"]) for case in cases)
+    if failed:
+        say(f"{failed} of {len(cases)} pairs failed; {out} says why. The same command tries them again.")
+        raise typer.Exit(FAILED)
+
+
+def _say_beginning(chosen: Chosen, pairs: int, share: list[int], shard: Any) -> None:
+    """What is about to be done, on stderr."""
+    mine = "" if shard is None else f"; shard {shard[0]} of {shard[1]} has {len(share)} of them"
+    count = "one pair" if pairs == 1 else f"{pairs} pairs"
+    say(f"{count} of the part '{chosen.part.name}' of {chosen.dataset.root} (split: {chosen.part.split}){mine}.")
+    if chosen.dataset.skipped:
+        first = chosen.dataset.skipped[0]
+        say(f"{len(chosen.dataset.skipped)} files are no part of it, such as {first.path}: {first.why}")
+    scans = chosen.dataset.scans if chosen.part.scans is None else map(chosen.dataset.scan, chosen.part.scans)
+    bare = sum(scan.labels is None for scan in scans)
+    if bare:
+        say(f"{bare} of its scans have no labels: of their pairs, correlation and folding are measured, no overlap.")
+
+
+def _tell(case: Mapping[str, Any] | None, word: str, pairs: int, quiet: bool) -> None:
+    """One pair on one line; failures and damage even if quiet."""
+    if case is None:
+        say(f"Warning: {word}")
+    elif case["error"] or not quiet:
+        say(f"pair {case['number']} of {pairs}, {case['moving']} onto {case['fixed']}: {told(case)}")

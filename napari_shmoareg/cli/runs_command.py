@@ -1,0 +1,91 @@
+"""``shmoareg runs``: ask a run to pause, go on or stop, or show how it stands."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from napari_shmoareg.cli.options import Debug
+from napari_shmoareg.geometry import InputError
+
+if TYPE_CHECKING:
+    from napari_shmoareg.io.training_run.standing import Standing
+
+SHOWN = 5  # looks at the validation pairs
+
+
+class Word(StrEnum):
+    """What is asked of a run."""
+
+    show = "show"
+    pause = "pause"
+    go = "go"
+    stop = "stop"
+
+
+def runs(
+    word: Annotated[
+        Word, typer.Argument(metavar="show|pause|go|stop", help="What to do; show only reads.", show_default=False)
+    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run, as given to --out.")],
+    debug: Debug = False,
+) -> None:
+    """Show how a run of `shmoareg fine-tune` stands, or ask it to pause, go on or stop at its next safe step."""
+    from napari_shmoareg.io.training_run.folder import RunFolder
+    from napari_shmoareg.io.training_run.standing import read_standing
+    from napari_shmoareg.io.training_run.wishes import write_wish
+
+    folder = RunFolder(run)
+    standing = read_standing(folder)
+    if word is Word.show:
+        typer.echo(described(folder.path, folder.weights, standing))
+        return
+    if standing.holder is None:
+        raise InputError(
+            f"No process works on {folder.path}, so none can {word.value} it. Go on with it: shmoareg fine-tune --out "
+            f"{shlex.quote(str(folder.path))} --resume"
+        )
+    write_wish(folder.wish, word.value)
+    typer.echo(f"Asked process {standing.holder['pid']} on {standing.holder['host']} to {word.value}.")
+
+
+def described(path: Path, weights: Path | None, standing: Standing) -> str:
+    """How a run stands, in a few lines."""
+    holder = standing.holder
+    doing = "nobody works on it"
+    if holder is not None:
+        doing = f"process {holder['pid']} on {holder['host']} is {holder['doing']}"
+    lines = [
+        f"Run {path}: step {standing.step} of {standing.steps}; {doing}",
+        f"Data set: {standing.told['dataset']['path']}; began from {standing.told['from']['name']}",
+        f"Time of the steps: {_length(standing.seconds)}",
+    ]
+    if standing.last:
+        lines.append(f"Last loss: {float(standing.last['total']):.5f}")
+    lines += [f"Validation after step {row['step']}: {_figures(row)}" for row in standing.validation[-SHOWN:]]
+    if standing.best is not None:
+        lines.append(f"Best: step {standing.best['step']}, {_figures(standing.best)}")
+    lines += [f"Alarm: {text}" for text in standing.alarms]
+    if standing.skipped:
+        lines.append(f"{len(standing.skipped)} times a pair could not be read; see skipped.csv")
+    lines.append(f"State on the disk: {'none' if standing.saved is None else f'of step {standing.saved}'}")
+    if weights is not None:
+        lines.append(f"Weights: {weights}")
+    if holder is None and (standing.saved or 0) < standing.steps:
+        lines.append(f"Go on with: shmoareg fine-tune --out {shlex.quote(str(path))} --resume")
+    return "\n".join(lines)
+
+
+def _figures(row: dict[str, str]) -> str:
+    dice = f"Dice {float(row['dice']):.4f}, " if row["dice"] else ""
+    return f"{dice}correlation {float(row['ncc']):.4f}, folding {float(row['folding_percent']):.3f} %"
+
+
+def _length(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,166 @@
+"""Who learns, who judges and who stays unseen: by subject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.datasets.scans import Dataset
+
+PARTS = ("train", "validation", "test")
+SHARES = "70%/15%/15%"  # Ours: the default
+_FORM = "three counts of subjects such as 60/10/10, three shares such as 70%/15%/15%, or auto"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of scans by part; no subject stands in two parts.
+
+    Attributes
+    ----------
+    train, validation, test : tuple of str
+    seed : int
+        That drew it.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return {part: list(getattr(self, part)) for part in PARTS} | {"seed": self.seed}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Split:
+        """The split that `to_dict` gave.
+
+        Raises
+        ------
+        InputError
+            If something else was given.
+        """
+        parts = [values.get(part) for part in PARTS] if isinstance(values, Mapping) else [None]
+        named = all(isinstance(p, list | tuple) and all(isinstance(name, str) for name in p) for p in parts)
+        if not named or not isinstance(values.get("seed"), int):
+            raise InputError(
+                f"A split has the lists {', '.join(PARTS)} of names of scans and a whole number 'seed'; got {values!r}."
+            )
+        train, validation, test = (tuple(values[part]) for part in PARTS)
+        return cls(train, validation, test, values["seed"])
+
+
+def split_dataset(dataset: Dataset, split: str = "auto", seed: int = 0) -> Split:
+    """Divide the subjects of a data set.
+
+    Ours: the lot is drawn over the subjects in the order of their names, so it depends on the seed
+    and these names alone.  A share gives two subjects at least (one is no pair), or none where
+    there are too few: validation is served before test, and half of the subjects stay in train.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+        "60/10/10": so many subjects train, validate and test, the rest stays out; "70%/15%/15%";
+        "auto": as the data set says itself, otherwise 70%/15%/15%.
+    seed : int
+
+    Raises
+    ------
+    InputError
+        If the form is another one, there are too few subjects, a part gives no pair, or the data set's
+        own parts have one subject on two sides.
+    """
+    split = split.strip()
+    if split == "auto" and dataset.parts is not None:
+        return _own_parts(dataset, seed)
+    words = (SHARES if split == "auto" else split).split("/")
+    subjects = dataset.subjects
+    numbers = _shares(dataset, words, split) if words[0].strip().endswith("%") else _counts(words, split)
+    total = sum(numbers)
+    if total > len(subjects):
+        raise InputError(
+            f"A split of {split} needs {total} subjects; {dataset.root} has {len(subjects)} ({len(dataset.scans)} "
+            "scans). Ask for fewer, or give shares such as 70%/15%/15%."
+        )
+    order = np.random.default_rng(seed).permutation(len(subjects))
+    names = list(subjects)
+    drawn: list[tuple[str, ...]] = []
+    start = 0
+    for number in numbers:
+        chosen = sorted(names[n] for n in order[start : start + number])
+        drawn.append(tuple(scan for subject in chosen for scan in subjects[subject]))
+        start += number
+    return _checked(dataset, Split(drawn[0], drawn[1], drawn[2], seed), split)
+
+
+def _counts(words: list[str], split: str) -> tuple[int, int, int]:
+    if len(words) != 3 or not all(re.fullmatch(r"\s*\d+\s*", word) for word in words):
+        raise InputError(f"A split is {_FORM}; got '{split}'.")
+    train, validation, test = (int(word) for word in words)
+    if train < 1:
+        raise InputError(f"At least one subject has to train; got the split '{split}'.")
+    return train, validation, test
+
+
+def _shares(dataset: Dataset, words: list[str], split: str) -> tuple[int, int, int]:
+    if len(words) != 3 or not all(re.fullmatch(r"\s*\d+(\.\d+)?\s*%\s*", word) for word in words):
+        raise InputError(f"A split is {_FORM}; got '{split}'.")
+    train, validation, test = (float(word.strip().rstrip("% ")) / 100 for word in words)
+    if train <= 0 or train + validation + test > 1 + 1e-9:
+        raise InputError(f"The shares of a split add up to 100 % at most, and train has one; got '{split}'.")
+    count = len(dataset.subjects)
+    least = 1 if _within_subjects(dataset) else 2
+    judged = max(least, round(validation * count)) if validation else 0
+    unseen = max(least, round(test * count)) if test else 0
+    if judged + unseen > max(count / 2, (validation + test) * count):
+        unseen = 0
+    if judged > max(count / 2, validation * count):
+        judged = 0
+    exact = abs(train + validation + test - 1) < 1e-9
+    rest = count - judged - unseen
+    return (rest if exact else min(rest, round(train * count))), judged, unseen
+
+
+def _within_subjects(dataset: Dataset) -> bool:
+    """Whether every listed pair is of one subject."""
+    if dataset.pairs is None:
+        return False
+    whose = {scan.name: scan.subject for scan in dataset.scans}
+    return all(whose.get(moving) == whose.get(fixed) for moving, fixed in dataset.pairs)
+
+
+def _own_parts(dataset: Dataset, seed: int) -> Split:
+    parts = dataset.parts or {}
+    whose = {scan.name: scan.subject for scan in dataset.scans}
+    side: dict[str, str] = {}
+    for part in PARTS:
+        for name in parts.get(part, ()):
+            if name not in whose:
+                continue
+            if side.setdefault(whose[name], part) != part:
+                raise InputError(
+                    f"{dataset.root} puts the subject '{whose[name]}' into {side[whose[name]]} and into {part} (scan "
+                    f"'{name}'). Nobody may stand on both sides: mend its list, or give a split such as {SHARES}."
+                )
+    train, validation, test = (tuple(sorted(n for n in parts.get(part, ()) if n in whose)) for part in PARTS)
+    return _checked(dataset, Split(train, validation, test, seed), "auto")
+
+
+def _checked(dataset: Dataset, drawn: Split, split: str) -> Split:
+    """Refuse a part of which no pair can be made."""
+    for part in PARTS:
+        names = getattr(drawn, part)
+        if (names or part == "train") and not dataset.ordered_pairs(names):
+            have = f"{len(dataset.subjects)} subjects with {len(dataset.scans)} scans"
+            raise InputError(
+                f"With the split '{split}', no pair can be made of the {len(names)} scans of {part}. {dataset.root} "
+                f"has {have}. Give {part} more subjects{'' if part == 'train' else ', or 0'}."
+            )
+    return drawn

@@ -1,0 +1,209 @@
+"""The tables of an evaluation, made of its cases."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_shmoareg.analysis.evaluation import columns_of, label_rows, pair_rows
+from napari_shmoareg.analysis.evaluation_summary import (
+    Summary,
+    comparison_page,
+    definition_lines,
+    label_table,
+    stage_table,
+    summarise,
+    summary_row,
+    worse_than_start,
+)
+from napari_shmoareg.analysis.paired_test import PairedTest, compare
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.atomic import writing
+from napari_shmoareg.io.evaluation.folder import Case, EvaluationFolder
+
+PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
+_ABOUT = ("case", "moving", "fixed", "moving_subject", "fixed_subject", "stage")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the tables came to.
+
+    Attributes
+    ----------
+    summaries : list of Summary
+    pairs, done, failed : int
+        Pairs of the plan; of them those with a case, and those whose case is an error.
+    damaged : list of str
+        What is wrong with cases that could not be read.
+    """
+
+    summaries: list[Summary]
+    pairs: int
+    done: int
+    failed: int
+    damaged: list[str]
+
+
+def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> Written:
+    """Write all tables from the cases that are there; again if another process wrote a case meanwhile.
+
+    Raises
+    ------
+    InputError
+        If they cannot be written.
+    """
+    while True:
+        seen = folder.seen()
+        cases, damaged = folder.read_cases(plan)
+        pairs = [row for case in cases for row in pair_rows(case)]
+        labels = [row for case in cases for row in label_rows(case)]
+        summaries = summarise(pairs, labels)
+        failed = sum(bool(case["error"]) for case in cases)
+        written = Written(summaries, len(plan["pairs"]), len(cases), failed, damaged)
+        _write(folder.path / PAIRS, as_csv(pairs, (*_ABOUT, *columns_of(pairs), "error")))
+        if labels:
+            about = ("case", "moving", "fixed", "stage", "label")
+            _write(folder.path / LABELS, as_csv(labels, (*about, *columns_of(labels))))
+        rows = [summary_row(s) for s in summaries]
+        _write(folder.path / SUMMARY, as_csv(rows, tuple(rows[0]) if rows else ("stage", "label", "measure")))
+        _write(folder.path / PAGE, summary_page(plan, cases, pairs, written))
+        if folder.seen() == seen:
+            return written
+
+
+def write_comparison(folder: EvaluationFolder, other: EvaluationFolder) -> tuple[list[PairedTest], Path]:
+    """Test an evaluation against another one on the pairs that both have; what came out, and the page.
+
+    Raises
+    ------
+    InputError
+        If one is no evaluation, both are the same, or they have no pair in common.
+    """
+    if folder.path.resolve() == other.path.resolve():
+        raise InputError(f"{other.path} is the evaluation itself; give another one to --against.")
+    plans = folder.read_plan(), other.read_plan()
+    both = [place.read_cases(plan)[0] for place, plan in zip((folder, other), plans, strict=True)]
+    rows = [[row for case in cases for row in pair_rows(case)] for cases in both]
+    tests = compare(*rows)
+    if not tests:
+        raise InputError(
+            f"{folder.path} and {other.path} have no finished pair in common: pairs are matched by the names of their "
+            "scans."
+        )
+    page = folder.path / f"against-{other.path.name}.md"
+    table = [test.row() for test in tests]
+    _write(page.with_suffix(".csv"), as_csv(table, tuple(table[0])))
+    _write(page, comparison_page(tests, folder.path.name, other.path.name, _notes(folder, other, plans, both)))
+    return tests, page
+
+
+def summary_page(
+    plan: Mapping[str, Any], cases: Sequence[Case], pairs: Sequence[Mapping[str, Any]], written: Written
+) -> str:
+    """summary.md as text."""
+    state = "" if written.done >= written.pairs else f" **Not finished: {written.done} of {written.pairs} pairs.**"
+    count = "one pair" if written.pairs == 1 else f"{written.pairs} pairs"
+    parts = [
+        f"# Evaluation: {described(plan)}",
+        f"{count}, listed in evaluation.json; every number is in {PAIRS} and {LABELS}.{state}",
+    ]
+    if written.summaries:
+        worse, judged = worse_than_start(pairs)
+        parts += ["\n".join(stage_table(written.summaries))]
+        parts += [
+            "Mean ± SD over pairs; a pair's Dice and surface distances are the means over its labels. "
+            + (f"{worse} of {judged} pairs ended worse than they began." if judged else "")
+        ]
+    labels = label_table(written.summaries)
+    if labels:
+        parts += ["## Per label, after all", "\n".join(labels)]
+    elif any(not case["error"] for case in cases):
+        parts += ["The scans have no labels (or one of each pair has none): correlation tells how alike they became."]
+    if written.summaries:
+        parts += ["## Definitions", "\n".join(definition_lines(written.summaries))]
+        parts += ["On the fixed image's own grid; labels by nearest neighbour in one interpolation of the original."]
+    failures = [f"- {c['moving']} onto {c['fixed']}: {c['error']}" for c in cases if c["error"]]
+    if failures or written.damaged:
+        damaged = [f"- {text}" for text in written.damaged]
+        parts += ["## Failed", "\n".join([*failures, *damaged]), "The same command tries them again."]
+    warned = Counter(text for case in cases for text in case.get("warnings", ()))
+    if warned:
+        parts += ["## Warnings", "\n".join(f"- {text} ({number} pairs)" for text, number in warned.most_common(10))]
+    settings = {key: value for key, value in plan["settings"].items()}
+    about = {"data set": plan["dataset"]["path"], "part": plan["part"], "split": plan["split"]}
+    weights = plan["weights"] or {}
+    about |= {"weights": weights.get("name", "none"), "SHA-256 of the weights": weights.get("sha256", "none")}
+    parts += ["## What was evaluated", _listed(about | settings)]
+    parts += ["## Machine and versions", _machines(cases), _listed(plan["versions"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def described(plan: Mapping[str, Any]) -> str:
+    """The method and its weights, in a few words."""
+    weights = plan["weights"]
+    return plan["method"] + ("" if weights is None else f" with {Path(weights['name']).name}")
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV text; what a row lacks, or is None or NaN, is empty."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {key: row.get(key) for key in columns}
+        writer.writerow({key: "" if value is None or value != value else value for key, value in cells.items()})
+    return file.getvalue()
+
+
+def _notes(
+    folder: EvaluationFolder,
+    other: EvaluationFolder,
+    plans: tuple[Mapping[str, Any], Mapping[str, Any]],
+    both: Sequence[Sequence[Case]],
+) -> list[str]:
+    """What the two are, and what speaks against comparing them."""
+    names = folder.path.name, other.path.name
+    notes = [
+        f"{name}: {described(plan)}, {len(cases)} pairs." for name, plan, cases in zip(names, plans, both, strict=True)
+    ]
+    if plans[0]["dataset"] != plans[1]["dataset"]:
+        notes.append(
+            f"**Their data sets were given differently** ({plans[0]['dataset']['path']}, "
+            f"{plans[1]['dataset']['path']}): pairs are matched by name alone."
+        )
+    unfinished = [n for n, plan, cases in zip(names, plans, both, strict=True) if len(cases) < len(plan["pairs"])]
+    if unfinished:
+        notes.append(f"**Not finished: {' and '.join(unfinished)}.** The tests are over the pairs that both have.")
+    return notes
+
+
+def _machines(cases: Sequence[Case]) -> str:
+    """Where the pairs were run; seconds of unlike machines should not be averaged."""
+    counts = Counter(", ".join(f"{k} {v}" for k, v in case.get("machine", {}).items()) for case in cases)
+    lines = [f"- {number} pairs: {told}" for told, number in counts.most_common()]
+    mixed = ["", "**The seconds are of several machines or devices, mixed.**"] if len(counts) > 1 else []
+    return "\n".join([*lines, *mixed])
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"- {key.replace('_', ' ')}: {'default' if value is None else value}" for key, value in values.items()
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a table whole; again where a process on another machine took the half-written one for a leftover."""
+    for attempt in range(3):
+        try:
+            with writing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="")
+            return
+        except FileNotFoundError:
+            if attempt == 2:
+                raise

@@ -1,0 +1,231 @@
+"""What a run keeps on the disk: tables, states, weights.
+
+The order of writing is what makes a kill harmless: rows reach the disk before the state whose steps they tell of,
+the best weights before the state that knows of them, the last weights after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from napari_shmoareg.analysis.validation import Validated
+from napari_shmoareg.engine.batch import Step
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.checkpoint import read_card, save_network
+from napari_shmoareg.io.summary import plain
+from napari_shmoareg.io.training_run.curves import Curves
+from napari_shmoareg.io.training_run.folder import RunFolder
+from napari_shmoareg.io.training_run.plan import Plan
+from napari_shmoareg.io.training_run.step_table import StepTable
+from napari_shmoareg.io.training_state import save_training_state
+from napari_shmoareg.model import SHMoAReg
+
+LOSSES = ("total", "similarity", "smoothness", "routing", "overlap")
+METRICS = ("step", *LOSSES, "gradient", "rate", "pairs", "seconds")
+VALIDATION = ("step", "dice", "ncc", "folding_percent", "best", "seconds")
+LOADS = ("step", "place", "expert", "count")
+SKIPPED = ("step", "pair", "why")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands, beside its network and optimiser.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    seconds : float
+        That they took, over all processes of the run.
+    validated : int
+        The step of the last look at the validation pairs; -1 before the first.
+    validation : dict
+        What it saw.
+    best : dict
+        The figures of the best look; empty before the first.
+    counts : dict of str to list of int
+        Selections since the last line of loads.csv, by place.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    validated: int = -1
+    validation: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, list[int]] = field(default_factory=dict)
+
+    def after(self, step: Step) -> Position:
+        """One step further."""
+        counts = dict(self.counts)
+        for place, count in step.counts.items():
+            before = counts.get(place, [0] * len(count))
+            counts[place] = [a + b for a, b in zip(before, count, strict=True)]
+        return replace(self, step=step.step, seconds=self.seconds + step.seconds, counts=counts)
+
+    def counted(self) -> Position:
+        """After a line of loads.csv."""
+        return replace(self, counts={})
+
+    def seen(self, found: Validated) -> tuple[Position, bool]:
+        """After a look at the validation pairs, and whether it is the best so far."""
+        score = found.score
+        best = score == score and (not self.best or score > self.best["score"])
+        row = {"step": self.step, "dice": found.dice, "ncc": found.ncc, "folding_percent": found.folding_percent}
+        row = plain(row | {"score": score})
+        return replace(self, validated=self.step, validation=row, best=row if best else self.best), best
+
+
+class Keeper:
+    """Writes a run's folder, in the one process that does.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    plan : Plan
+    network : SHMoAReg
+    optimiser : torch.optim.Optimizer
+    position : Position
+        Where the run goes on: what the tables say beyond is taken away.
+    scans : mapping of str to int
+        How many scans each part of the split has, for the card of the weights.
+
+    Raises
+    ------
+    InputError
+        If a table is damaged or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        network: SHMoAReg,
+        optimiser: torch.optim.Optimizer,
+        position: Position,
+        scans: Mapping[str, int],
+    ) -> None:
+        self._folder, self._plan, self._network, self._optimiser = folder, plan, network, optimiser
+        self._scans = dict(scans)
+        self._kept: Position | None = position if folder.state.is_file() and self._last_is_of(position.step) else None
+        self.saved = position.step if folder.state.is_file() else -1
+        step = position.step
+        self._tables = {
+            "metrics": StepTable(folder.metrics, METRICS, last=step),
+            "validation": StepTable(folder.validation, VALIDATION, last=position.validated),
+            "loads": StepTable(folder.loads, LOADS, last=step),
+            "skipped": StepTable(folder.skipped, SKIPPED, last=step),
+        }
+        self._curves = Curves(folder.curves if plan.run.tensorboard else None, after=step)
+
+    def step(self, step: Step, pairs: str) -> None:
+        """Write the line of a step."""
+        losses = {name: getattr(step, name) for name in LOSSES}
+        row = {"step": step.step, **losses, "gradient": step.gradient, "rate": step.rate}
+        with self._telling():
+            self._tables["metrics"].add([row | {"pairs": pairs, "seconds": round(step.seconds, 3)}])
+            self._curves.add("loss", losses, step.step)
+            self._curves.add("step", {"gradient": step.gradient, "rate": step.rate, "seconds": step.seconds}, step.step)
+
+    def loads(self, step: int, counts: Mapping[str, list[int]], shares: Mapping[str, list[float]]) -> None:
+        """Write the selections of the last ten steps; as curves, the shares of the last window."""
+        rows = [
+            {"step": step, "place": place, "expert": expert, "count": count}
+            for place, row in counts.items()
+            for expert, count in enumerate(row)
+        ]
+        with self._telling():
+            self._tables["loads"].add(rows)
+            for place, share in shares.items():
+                self._curves.add(f"load {place}", {f"expert {n}": value for n, value in enumerate(share)}, step)
+
+    def skipped(self, step: int, pair: str, why: str) -> None:
+        """Write down a pair that could not be read."""
+        with self._telling():
+            self._tables["skipped"].add([{"step": step, "pair": pair, "why": why}])
+
+    def validated(self, position: Position, found: Validated, best: bool) -> None:
+        """Write the line of a look at the validation pairs, and the weights where they are the best so far.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        figures = {name: getattr(found, name) for name in ("dice", "ncc", "folding_percent")}
+        row = {"step": position.step, **figures, "best": int(best), "seconds": round(found.seconds, 3)}
+        with self._telling():
+            if best:
+                save_network(self._network, self._folder.best, card=self._card(position))
+            self._tables["validation"].add([row])
+            self._curves.add("validation", figures, position.step)
+
+    def save(self, position: Position) -> None:
+        """Write the state, then the last weights.
+
+        Raises
+        ------
+        InputError
+            If the disk is full: the previous state is whole then.
+        """
+        with self._telling():
+            for table in self._tables.values():
+                table.keep()
+            self._curves.keep()
+            place = self._folder.path
+            save_training_state(place, self._network, self._optimiser, position.step, [asdict(position)])
+            self.saved = position.step
+            save_network(self._network, self._folder.last, card=self._card(position))
+            self._kept = position
+
+    @property
+    def kept(self) -> str:
+        """What of the run is on the disk, for messages."""
+        if self.saved < 0:
+            return "No state of the run was saved yet; nothing of it is kept but its tables."
+        return (
+            f"The state of step {self.saved} is whole in {self._folder.path}: mend what is wrong and go on from there "
+            f"with --resume."
+        )
+
+    def is_due(self, position: Position) -> bool:
+        """Whether the disk holds another position than this one."""
+        return self._kept != position
+
+    def _last_is_of(self, step: int) -> bool:
+        """Whether last.safetensors is of this step: a kill between state and weights leaves older ones."""
+        return self._folder.last.is_file() and read_card(self._folder.last).get("fine_tuning_steps") == step
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What failed, and what is kept all the same."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{error} {self.kept}") from error
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for table in self._tables.values():
+            table.close()
+        self._curves.close()
+
+    def _card(self, position: Position) -> dict[str, Any]:
+        """What a user should know of the weights."""
+        begun = self._plan.weights
+        return plain(
+            {
+                **begun["card"],
+                "fine_tuned_from": begun["name"],
+                "fine_tuned_from_sha256": begun["sha256"],
+                "fine_tuning": self._plan.settings.to_dict() | self._plan.run.to_dict(),
+                "fine_tuning_dataset": {"path": self._plan.dataset.path, "scans": self._scans},
+                "fine_tuning_steps": position.step,
+                "fine_tuning_minutes": round(position.seconds / 60, 2),
+                "fine_tuning_validation": position.validation or None,
+            }
+        )

@@ -1,0 +1,139 @@
+"""CSV tables that grow with a run, and are cut back to a step."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.atomic import writing
+from napari_shmoareg.io.places import NO_SPACE
+
+
+class StepTable:
+    """A CSV file whose first column is the step; rows are added at its end.
+
+    Parameters
+    ----------
+    path : Path
+        Made if missing; otherwise rows beyond `last`, and a line that a killed process left half-written, are
+        taken away.
+    columns : sequence of str
+        The first is "step".
+    last : int
+        The step whose row is the last that stays.
+
+    Raises
+    ------
+    InputError
+        If the file has other columns, or cannot be written.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], *, last: int) -> None:
+        self._path, self._columns = path, tuple(columns)
+        head = _line(self._columns)
+        rows = kept_rows(path, head, last)
+        if rows is None:
+            raise InputError(
+                f"{path} is damaged: its first line should be '{head.strip()}'. Move it away to go on without its rows."
+            )
+        whole = head + "".join(rows)
+        if not path.exists() or path.read_bytes() != whole.encode():
+            with writing(path) as temporary:
+                temporary.write_bytes(whole.encode())
+        self._file = path.open("a", newline="", encoding="utf-8")
+
+    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows; they reach the system at once, the disk with `keep`.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        text = "".join(_line([_cell(row[name]) for name in self._columns]) for row in rows)
+        if not text:
+            return
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def keep(self) -> None:
+        """See that all rows are on the disk.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def close(self) -> None:
+        """Let go of the file; what a full disk did not take is lost with it."""
+        try:
+            self._file.close()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+
+    def _refusal(self, error: OSError) -> InputError:
+        if error.errno not in NO_SPACE:
+            return InputError(f"Cannot write {self._path}: {error.strerror}.")
+        free = shutil.disk_usage(self._path.parent).free
+        return InputError(f"The disk is full: {self._path} could not be written; {free / 1e6:.0f} MB are free.")
+
+
+def kept_rows(path: Path, head: str, last: int) -> list[str] | None:
+    """The whole lines of a table up to a step; none where there is no table, None where its first line is another.
+
+    Parameters
+    ----------
+    path : Path
+    head : str
+        The first line, with its end.
+    last : int
+    """
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    if not lines:
+        return []
+    if lines[0] != head:
+        return None
+    kept = []
+    for line in lines[1:]:
+        step = line.split(",", 1)[0]
+        if not step.isdigit() or int(step) > last:
+            break
+        kept.append(line)
+    return kept
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole lines of a table, by column; empty where there is none.  Of a running process too."""
+    if not path.is_file():
+        return []
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def _cell(value: object) -> str:
+    """All digits of a number; nothing for None and NaN."""
+    if value is None or value != value:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerow([" ".join(cell.splitlines()) for cell in cells])
+    return written.getvalue()

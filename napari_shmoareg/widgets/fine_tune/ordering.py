@@ -1,0 +1,134 @@
+"""From what the panel says to the command of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.widgets.fine_tune.background import Background
+from napari_shmoareg.widgets.fine_tune.command import Order
+from napari_shmoareg.widgets.fine_tune.data_view import DataView
+from napari_shmoareg.widgets.fine_tune.layer_files import IMAGES, LABELS, SUBJECT, write_layers
+from napari_shmoareg.widgets.fine_tune.run_box import RunBox
+from napari_shmoareg.widgets.fine_tune.settings_form import SettingsForm
+
+EVERY = 200  # ms between two looks at the writing of layers
+WEIGHTS = ("best.safetensors", "last.safetensors")
+NO_FOLDER = "Name a run folder"
+
+
+class Ordering(QObject):
+    """Gathers what a run needs; writes open layers first.
+
+    Parameters
+    ----------
+    parent : QObject
+    data, form, run
+        Parts of the panel.
+
+    Attributes
+    ----------
+    ready : Signal(list, Path)
+        A command, and the folder of its run.
+    failed : Signal(str)
+    """
+
+    ready = Signal(object, object)
+    failed = Signal(str)
+
+    def __init__(self, parent: QObject, data: DataView, form: SettingsForm, run: RunBox) -> None:
+        super().__init__(parent)
+        self._data, self._form, self._run = data, form, run
+        self._writing: Background[Path] = Background()
+        self._waits: Order | None = None
+        self._timer = QTimer(self)
+        self._timer.setInterval(EVERY)
+        self._timer.timeout.connect(self._look)
+        data.asks = lambda: (self._values(), form.chosen.weights)
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the run, None where none is named."""
+        text = self._run.folder.text().strip()
+        return Path(text).expanduser().absolute() if text else None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the folder holds a run that can go on."""
+        return self.folder is not None and (self.folder / "run.json").is_file()
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights of the folder's run to register with: the best, else the last; None before there are any."""
+        places = [] if self.folder is None else [self.folder / name for name in WEIGHTS]
+        return next((place for place in places if place.is_file()), None)
+
+    @property
+    def missing(self) -> str | None:
+        """What keeps a new run from being started, in a few words; None if nothing does."""
+        if self._writing.busy:
+            return "Writing the layers…"
+        wrong = self._form.wrong
+        return (
+            self._data.dataset.missing
+            or (f"Mend '{wrong}'" if wrong else None)
+            or (None if self.folder is not None else NO_FOLDER)
+        )
+
+    def wanted(self) -> Order:
+        """What the panel says now.
+
+        Raises
+        ------
+        InputError
+            If a setting is refused, or something is missing.
+        """
+        if self.folder is None:
+            raise InputError(f"{NO_FOLDER}: a new one, where everything of the run goes.")
+        if self.resumes:
+            return Order(str(self.folder))
+        if self.missing is not None:
+            raise InputError(f"{self.missing}, then there is something to run.")
+        chosen, dataset = self._form.chosen, self._data.dataset
+        path, finding = str(Path(dataset.path.text().strip()).expanduser().absolute()), dataset.finding
+        if dataset.from_layers:
+            beside = self.folder.with_name(f"{self.folder.name}-data")
+            path, finding = str(beside), {"images": f"{IMAGES}/*.nii.gz", "subject": SUBJECT, "kind": "folder"}
+            if any(each.labels is not None for each in dataset.layers.picked):
+                finding["labels"] = f"{LABELS}/*.nii.gz"
+        return Order(str(self.folder), path, finding, chosen.weights, chosen.device, chosen.settings)
+
+    def order(self, *, resume: bool) -> None:
+        """Get a run ready; `ready` or `failed` follows."""
+        try:
+            order = self.wanted()
+        except InputError as error:
+            self.failed.emit(str(error))
+            return
+        if resume:
+            self.ready.emit(order.command("--resume"), Path(order.out))
+        elif self._data.dataset.from_layers:
+            picked, folder = self._data.dataset.layers.picked, Path(order.dataset)
+            self._waits = order
+            self._writing.begin(lambda: write_layers(picked, folder))
+            self._timer.start()
+            self._run.changed.emit()
+        else:
+            self.ready.emit(order.command(), Path(order.out))
+
+    def _look(self) -> None:
+        outcome = self._writing.fetch()
+        if outcome is None:
+            return
+        self._timer.stop()
+        order, self._waits = self._waits, None
+        if outcome.value is None:
+            self.failed.emit(outcome.error)
+        elif order is not None:
+            self.ready.emit(order.command(), Path(order.out))
+
+    def _values(self) -> dict[str, object]:
+        """All settings, those by default too."""
+        return {name: field.value for name, field in self._form.fields.items()}

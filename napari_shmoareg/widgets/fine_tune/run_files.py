@@ -1,0 +1,230 @@
+"""A run as its folder tells of it: the same as its events, read from files that may be growing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.widgets.fine_tune.known import TERMS, Known
+from napari_shmoareg.widgets.fine_tune.scan_rows import scan_of_file
+
+if TYPE_CHECKING:
+    from napari_shmoareg.analysis.collapse import RoutingWatch
+
+PARTS = ("train", "validation", "test")
+STRETCHES = 1000  # of the loads, that are kept of a long run; charts show fewer
+LOOKS = 100  # at the alarms, in one reading
+WATCHED = 5  # stretches over which routing is watched, as the run itself does
+CHUNK = 2**22  # bytes read at once
+Event = dict[str, Any]
+
+
+@dataclass
+class News:
+    """What was new in a run's folder: steps as columns, the rest as events, in this order to be taken."""
+
+    about: Event = field(default_factory=dict)
+    steps: dict[str, NDArray] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def tell(self, known: Known) -> None:
+        """Have it be known."""
+        if self.about:
+            known.take(self.about)
+        if self.steps:
+            known.take_steps(self.steps)
+        for event in self.events:
+            known.take(event)
+
+
+class RunFiles:
+    """Reads a run's folder, at each call what came since the one before.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tables = {name: Tail(folder / f"{name}.csv") for name in ("metrics", "validation", "loads", "skipped")}
+        self._about: tuple[float, ...] = ()
+        self._watch: RoutingWatch | None = None
+        self._scans = 0.0
+
+    def read(self) -> News:
+        """What is new.
+
+        Raises
+        ------
+        InputError
+            If it is no folder of a run.
+        """
+        news = News()
+        about = tuple(_changed(self.folder / name) for name in ("run.json", "split.json"))
+        if about != self._about:
+            self._about, news.about = about, told(self.folder)
+            self._watch = _watch(news.about)
+        news.steps = _columns(self._tables["metrics"].rows())
+        news.events += _scans(self.folder) if self._scans != _changed(self.folder / "checkup.csv") else []
+        self._scans = _changed(self.folder / "checkup.csv")
+        news.events += _loads(self._tables["loads"], self._watch)
+        news.events += [_event("validation", row) for row in self._tables["validation"].rows()]
+        news.events += [_event("skipped", row) for row in self._tables["skipped"].rows()]
+        preview = _json(self.folder / "preview" / "preview.json")
+        if "step" in preview:
+            news.events.append({"event": "preview", "step": preview["step"], "folder": str(self.folder / "preview")})
+        return news
+
+
+class Tail:
+    """The rows that a CSV file got since the last look; all of them if it was written anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at, self._head, self._which = path, 0, list[str](), 0
+
+    def rows(self) -> list[dict[str, str]]:
+        """The new rows by column; a last line that is not whole is left for the next time."""
+        lines = self.lines()
+        return [dict(zip(self._head, line.split(","), strict=False)) for line in lines if '"' not in line] + [
+            row for line in lines if '"' in line for row in _quoted(self._head, line)
+        ]
+
+    def lines(self) -> list[str]:
+        """The new lines as they are, without the first one."""
+        try:
+            about = self._path.stat()
+        except FileNotFoundError:
+            return []
+        if about.st_size < self._at or about.st_ino != self._which:
+            self._at, self._which = 0, about.st_ino
+        found: list[str] = []
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            while text := file.read(CHUNK):
+                whole = text[: text.rfind(b"\n") + 1]
+                if not whole:
+                    break
+                self._at += len(whole)
+                file.seek(self._at)
+                found += whole.decode("utf-8", errors="replace").splitlines()
+        if found and self._at and (not self._head or found[0].split(",") == self._head):
+            self._head, found = found[0].split(","), found[1:]
+        return found
+
+    @property
+    def head(self) -> Sequence[str]:
+        """The names of the columns; empty before the first look."""
+        return self._head
+
+
+def told(folder: Path) -> Event:
+    """What a run was begun with, as an event.
+
+    Raises
+    ------
+    InputError
+        If the folder is none of a run.
+    """
+    about = _json(folder / "run.json")
+    if not str(about.get("format", "")).startswith("shmoareg-run"):
+        raise InputError(
+            f"{folder} is no folder of a run: it has no run.json of one. Choose the folder that was given as --out, or "
+            "in which a run was started here."
+        )
+    settings, config = about.get("settings") or {}, about.get("config") or {}
+    return {
+        "event": "about",
+        "run": str(folder),
+        "steps": settings.get("steps", 0),
+        "settings": settings,
+        "run_settings": about.get("run") or {},
+        "dataset": about.get("dataset") or {},
+        "kernels": config.get("kernels") or [],
+        "top_k": config.get("top_k", 0),
+    }
+
+
+def parts_of(folder: Path) -> dict[str, str]:
+    """The part of each scan by its name: "train", "validation" or "test"; empty before a run has divided them."""
+    split = _json(folder / "split.json")
+    return {name: part for part in PARTS for name in split.get(part, ())}
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, NDArray]:
+    """Arrays of the steps' figures; empty cells are NaN."""
+    if not rows:
+        return {}
+    names = ("step", "seconds", *TERMS)
+    return {name: np.array([row.get(name) or "nan" for row in rows]).astype(float) for name in names}
+
+
+def _loads(table: Tail, watch: RoutingWatch | None) -> Iterator[Event]:
+    """Shares of stretches, of a long run not of all; alarms are looked for now and then, and at the last one."""
+    lines = table.lines()
+    stretches = [list(group) for _, group in groupby(lines, key=lambda line: line.split(",", 1)[0])]
+    every, look = (1 + len(stretches) // most for most in (STRETCHES, LOOKS))
+    place, count = (table.head.index(name) if name in table.head else 0 for name in ("place", "count"))
+    for left, stretch in zip(range(len(stretches) - 1, -1, -1), stretches, strict=True):
+        looked = watch is not None and left % look == 0
+        if left % every and not looked and left > WATCHED + look:
+            continue
+        counts: dict[str, list[int]] = {}
+        for line in stretch:
+            cells = line.split(",")
+            counts.setdefault(cells[place], []).append(int(cells[count]))
+        step = int(stretch[0].split(",", 1)[0])
+        event: Event = {"event": "load", "step": step, "alarms": None}
+        event["shares"] = {each: [one / max(sum(row), 1) for one in row] for each, row in counts.items()}
+        if watch is not None:
+            watch.add(step, counts)
+            event["alarms"] = [alarm._asdict() for alarm in watch.alarms] if looked else None
+        yield event
+
+
+def _watch(about: Event) -> RoutingWatch | None:
+    """What finds collapsed routing; None where the network's top k is not known."""
+    from napari_shmoareg.analysis.collapse import RoutingWatch
+
+    return RoutingWatch({"encoder": about["top_k"], "decoder": 1}, window=WATCHED) if about["top_k"] else None
+
+
+def _scans(folder: Path) -> Iterator[Event]:
+    for row in Tail(folder / "checkup.csv").rows():
+        yield {"event": "scan", **scan_of_file(row)}
+
+
+def _event(name: str, row: Mapping[str, str]) -> Event:
+    """A row as an event; empty cells are None."""
+    return {"event": name, **{key: value if value != "" else None for key, value in row.items()}}
+
+
+def _quoted(head: Sequence[str], line: str) -> Iterator[dict[str, str]]:
+    import csv
+
+    for cells in csv.reader([line]):
+        yield dict(zip(head, cells, strict=False))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object of a file; empty where there is none, or it is just being written."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,183 @@
+"""The settings of learning as a form, made from their classes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QPushButton, QVBoxLayout, QWidget
+from superqt import QCollapsible
+from superqt.utils import signals_blocked
+
+from napari_shmoareg.engine.described import described
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.widgets.fine_tune.fields import Field
+from napari_shmoareg.widgets.register.form import captioned
+
+MAIN = (
+    "steps",
+    "minutes",
+    "learning_rate",
+    "similarity",
+    "smoothness_weight",
+    "overlap_weight",
+    "size",
+    "augment_affine",
+    "augment_intensity",
+    "split",
+    "validate_every",
+)
+FILE = "File…"
+FROM_TIP = "Weights to begin with: those that are shipped (auto), or a .safetensors file, such as that of another run."
+DEVICE_TIP = "Where the network learns. auto takes an NVIDIA GPU where there is one."
+
+
+class Chosen(NamedTuple):
+    """What the form says, as far as it differs from the defaults; weights and device are words."""
+
+    weights: str
+    device: str
+    settings: dict[str, Any]
+
+
+class SettingsForm(QWidget):
+    """Asks for `FineTuning`, `RunSettings`, the weights to begin with, and the device."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.device = _combo("auto", FILE), _combo("auto", "cpu", "cuda")
+        self._weights = "auto"
+        self.weights.activated.connect(self._take_weights)
+        self.fields: dict[str, Field] = {}
+        self._defaults: dict[str, Any] = {}
+        for settings in _classes():
+            self._add(settings)
+        above, inner = QWidget(), QWidget()
+        main, more = _form(above), _form(inner)
+        main.addRow(captioned("Begin with", FROM_TIP), self.weights)
+        self.weights.setToolTip(f"<qt>{FROM_TIP}</qt>")
+        ordered = [*MAIN, *(name for name in self.fields if name not in MAIN)]
+        for name in ordered:
+            words = self.fields[name].control.toolTip()
+            (main if name in MAIN else more).addRow(captioned(title(name), words), self.fields[name])
+        more.addRow(captioned("Device", DEVICE_TIP), self.device)
+        self.device.setToolTip(f"<qt>{DEVICE_TIP}</qt>")
+        self.more = QCollapsible("More settings")
+        self.more.setDuration(0)
+        self.more.setCollapsedIcon("▶")
+        self.more.setExpandedIcon("▼")
+        self.more.addWidget(inner)
+        self.defaults = QPushButton("Defaults")
+        self.defaults.setToolTip("Set everything back, to the paper's settings where it has some.")
+        self.defaults.clicked.connect(self.reset)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        for widget in (above, self.more):
+            column.addWidget(widget)
+        column.addWidget(self.defaults, 0, Qt.AlignmentFlag.AlignRight)
+
+    @property
+    def wrong(self) -> str | None:
+        """The title of the first setting that is refused, in the order of the form; None for none."""
+        return next((title(name) for name, field in self.fields.items() if field.error), None)
+
+    @property
+    def chosen(self) -> Chosen:
+        """What was chosen.
+
+        Raises
+        ------
+        InputError
+            If a value is refused.
+        """
+        values = {name: field.value for name, field in self.fields.items()}
+        changed = {name: value for name, value in values.items() if value != self._defaults[name]}
+        return Chosen(self._weights, self.device.currentText(), changed)
+
+    def show_values(self, values: dict[str, Any]) -> None:
+        """Show other values, such as those of a run; names that are no setting are left out."""
+        with signals_blocked(self):
+            for name, value in values.items():
+                if name in self.fields:
+                    self.fields[name].value = value
+        self.changed.emit()
+
+    def reset(self) -> None:
+        """All as by default."""
+        self.show_values(self._defaults)
+        self._show_weights("auto")
+        self.device.setCurrentText("auto")
+
+    def _add(self, settings: type[Any]) -> None:
+        """The fields of one class."""
+        hints, words = get_type_hints(settings), _words(settings)
+        for each in fields(settings):
+            field = Field(hints[each.name], each.default, partial(_try, settings, each.name))
+            field.control.setToolTip(f"<qt>{words[each.name]}</qt>")
+            field.changed.connect(self.changed)
+            self.fields[each.name], self._defaults[each.name] = field, each.default
+
+    def _take_weights(self, index: int) -> None:
+        if self.weights.itemText(index) != FILE:
+            self._weights = self.weights.itemData(index) or self.weights.itemText(index)
+        else:
+            path, _ = QFileDialog.getOpenFileName(self, "Weights", str(Path.home()), "Weights (*.safetensors)")
+            self._show_weights(path or self._weights)
+        self.changed.emit()
+
+    def _show_weights(self, weights: str) -> None:
+        """Show a choice, that of a file by its name."""
+        self._weights = weights
+        index = next((n for n in range(self.weights.count()) if weights == self.weights.itemData(n)), -1)
+        if weights != "auto" and index < 0:
+            self.weights.insertItem(1, Path(weights).name, weights)
+            self.weights.setItemData(1, weights, Qt.ItemDataRole.ToolTipRole)
+            index = 1
+        self.weights.setCurrentIndex(max(0, index))
+
+
+def title(name: str) -> str:
+    """``learning_rate`` as ``Learning rate``."""
+    return name.replace("_", " ").capitalize()
+
+
+@cache
+def _classes() -> tuple[type[Any], ...]:
+    from napari_shmoareg.engine.run_settings import RunSettings
+    from napari_shmoareg.engine.training_settings import FineTuning
+
+    return FineTuning, RunSettings
+
+
+def _words(settings: Any) -> dict[str, str]:
+    return described(settings)
+
+
+def _try(settings: type[Any], name: str, value: Any) -> object:
+    """Settings with one other value, which may be refused."""
+    try:
+        return settings(**{name: value})
+    except InputError as error:  # it stands below its field, so it need not be named
+        text = str(error).removeprefix(f"{name} ")
+        raise InputError(f"{text[:1].upper()}{text[1:]}") from error
+
+
+def _form(widget: QWidget) -> QFormLayout:
+    form = QFormLayout(widget)
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.DontWrapRows)
+    return form
+
+
+def _combo(*texts: str) -> QComboBox:
+    combo = QComboBox()
+    combo.addItems(texts)
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setMinimumContentsLength(10)
+    return combo

@@ -1,0 +1,94 @@
+"""Wishes, validation pairs, positions and pairs that stay in their places."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+
+from napari_shmoareg.analysis.validation import Validated
+from napari_shmoareg.engine.batch import Step
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.training_run.events import event
+from napari_shmoareg.io.training_run.keeping import Position
+from napari_shmoareg.io.training_run.named_pairs import NamedPairs, spread, without_order
+from napari_shmoareg.io.training_run.wishes import Wishes, write_wish
+
+NAN = float("nan")
+
+
+def test_a_wish_from_outside_is_obeyed_once_and_taken_away(tmp_path):
+    file = tmp_path / "wish"
+    wishes = Wishes(file)
+    assert not wishes.pause and not wishes.stop
+    write_wish(file, "pause")
+    assert wishes.pause and not file.exists()
+    write_wish(file, "go")
+    assert not wishes.pause and not wishes.stop
+    file.write_text("dance")
+    assert not wishes.pause and not wishes.stop and not file.exists()
+    write_wish(file, "stop")
+    assert wishes.stop and wishes.stop and list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="pause, go, stop; got 'dance'"):
+        wishes.ask("dance")
+
+
+def test_a_wish_for_an_earlier_process_is_forgotten(tmp_path):
+    write_wish(tmp_path / "wish", "stop")
+    wishes = Wishes(tmp_path / "wish")
+    wishes.forget()
+    assert not wishes.stop
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 20])
+def test_validation_pairs_show_every_scan_as_often_as_the_others(count):
+    names = list(itertools.permutations("abcde", 2))
+    chosen = [names[n] for n in spread(names, count)]
+    assert len(set(chosen)) == count
+    used = Counter(itertools.chain(*chosen))
+    assert max(used.values()) - min(used[name] for name in "abcde") <= 1
+    assert spread(names, count) == spread(names, count)
+    assert spread(names, 100) == list(range(20))
+
+
+def test_each_pair_stands_once_whichever_scan_moves():
+    assert without_order([("b", "a"), ("a", "b"), ("c", "a"), ("b", "c"), ("c", "b")]) == [
+        ("b", "a"),
+        ("c", "a"),
+        ("b", "c"),
+    ]
+
+
+def test_a_pair_that_is_gone_keeps_its_place_and_is_refused():
+    there = NamedPairs(["of b and c"], {("b", "c"): 0}, [("a", "b"), ("b", "c")])
+    assert len(there) == 2 and there[1] == "of b and c" and there[1:][0] == "of b and c"
+    with pytest.raises(InputError, match=r"a and b could be used when the run began.*checkup.csv"):
+        there[0]
+    assert there.some([1]).names == (("b", "c"),)
+
+
+def test_the_best_look_is_strictly_better_by_dice_or_without_labels_by_correlation():
+    def look(dice, ncc):
+        return Validated(dice, ncc, 0.0, 1.0, ())
+
+    position, best = Position(step=0).seen(look(0.5, 0.1))
+    assert best and position.validated == 0
+    assert not position.seen(look(0.5, 0.9))[1] and position.seen(look(0.51, 0.0))[1]
+    assert position.seen(look(0.4, 0.9))[0].best["dice"] == 0.5
+    bare, best = Position().seen(look(NAN, 0.1))
+    assert best and bare.validation["dice"] is None
+    assert bare.seen(look(NAN, 0.2))[1] and not bare.seen(look(NAN, NAN))[1]
+
+
+def test_selections_are_added_up_until_they_are_written():
+    step = Step(3, (0,), *[0.0] * 7, 2.5, counts={"decoder-1-x": (4, 0, 1)})
+    position = Position(step=2, seconds=1.0).after(step).after(step)
+    assert position.counts == {"decoder-1-x": [8, 0, 2]}
+    assert (position.step, position.seconds, position.counted().counts) == (3, 6.0, {})
+
+
+def test_an_event_is_plain_json_without_nan():
+    told = event("step", name="a", value=NAN, pairs=(("a", "b"),), inside={"x": float("inf")})
+    assert told["event"] == "step" and told["name"] == "a"
+    assert told["value"] is None and told["pairs"] == [["a", "b"]] and told["inside"] == {"x": None}

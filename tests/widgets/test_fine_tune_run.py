@@ -1,0 +1,138 @@
+"""The Fine-tune panel with the real command, on made scans and the smallest network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from napari.utils._proxies import PublicOnlyProxy
+
+from napari_shmoareg.geometry import Volume
+from napari_shmoareg.io.checkpoint import load_network, save_network
+from napari_shmoareg.io.images import write_image
+from napari_shmoareg.widgets.fine_tune.command import Order
+from napari_shmoareg.widgets.fine_tune.follower import Mode
+from napari_shmoareg.widgets.fine_tune.panel import FineTunePanel
+
+LONG = 120_000  # ms
+SETTINGS = {"size": 32, "split": "3/2/0", "split_seed": 1, "steps": 400, "validate_every": 10, "affine": "none"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch, plugin_settings):
+    """Neither the settings nor the cache of the person who runs the tests are touched."""
+    monkeypatch.setenv("SHMOAREG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def scans(phantoms, tmp_path) -> Path:
+    """Four people: the two oblique phantoms and their mirror images; a fifth file cannot be read."""
+    for part in ("images", "labels"):
+        (tmp_path / "scans" / part).mkdir(parents=True)
+    for n, (image, labels) in enumerate(
+        ((phantoms.moving, phantoms.moving_labels), (phantoms.fixed, phantoms.fixed_labels))
+    ):
+        for mirrored in (False, True):
+            for volume, part in ((image, "images"), (labels, "labels")):
+                values = np.ascontiguousarray(volume.values[::-1]) if mirrored else volume.values
+                name = f"{'mirrored' if mirrored else 'plain'}-{n}.nii.gz"
+                write_image(
+                    Volume(values, volume.grid, name, is_labels=volume.is_labels), tmp_path / "scans" / part / name
+                )
+    (tmp_path / "scans" / "images" / "broken.nii.gz").write_bytes(b"nothing")
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def weights(lively_network, tmp_path) -> str:
+    save_network(lively_network(0.03), tmp_path / "lively.safetensors", card={})
+    return str(tmp_path / "lively.safetensors")
+
+
+@pytest.fixture
+def panel(viewer, qtbot, scans, weights, tmp_path):
+    made = FineTunePanel(PublicOnlyProxy(viewer))
+    viewer.window.add_dock_widget(made, name="Fine-tune")
+    made.data.dataset.path.setText(str(scans))
+    made.data.dataset.patterns["images"].setText("images/*.nii.gz")
+    made.data.dataset.patterns["labels"].setText("labels/*.nii.gz")
+    made.form._show_weights(weights)
+    made.form.show_values(SETTINGS)
+    made.run.folder.setText(str(tmp_path / "run"))
+    yield made
+    child = made.follower._held.child
+    made.follower.close()
+    if child is not None:
+        psutil.Process(child.pid).wait(60)
+
+
+def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(panel, viewer, tmp_path, qtbot, told):
+    follower, run = panel.follower, tmp_path / "run"
+    panel.data.check.click()
+    qtbot.waitUntil(lambda: not panel.data.checking.busy, timeout=LONG)
+    table = panel.data.table
+    assert table.told.text() == "5 scans, 1 left out. 2 learn (train), 2 judge (validation)."
+    assert table.table.item(0, 0).text() == "broken" and table.table.item(0, 1).text()
+    panel.curves.preview.setChecked(True)
+    panel.run.start.click()
+    qtbot.waitUntil(lambda: len(follower.known.judged["dice"]) > 1 and bool(follower.known.shares), timeout=LONG)
+    assert not follower.known.garbled and len(follower.known.scans) == 5
+    assert {"encoder-1-moving", "decoder-1-x"} <= set(follower.known.shares)
+    assert follower.known.about["memory"]["need"] > 0
+    qtbot.waitUntil(lambda: len(viewer.layers) == 5, timeout=LONG)
+    panel.run.pause.click()
+    qtbot.waitUntil(lambda: panel.run.pause.text() == "Go on", timeout=LONG)
+    panel.run.pause.click()
+    step = follower.known.step
+    qtbot.waitUntil(lambda: follower.known.step > step, timeout=LONG)
+    panel.run.stop.click()
+    qtbot.waitUntil(lambda: follower.mode is Mode.still, timeout=LONG)
+    stopped, losses = follower.known.step, follower.known.terms["total"].points.values.tolist()
+    assert follower.known.saved["state"] == stopped and told("error") == ""
+    assert load_network(run / "best.safetensors").config.num_experts > 1
+    panel._show()
+    assert panel.run.start.text() == "Resume"
+    panel.run.start.click()
+    qtbot.waitUntil(lambda: follower.known.step > stopped, timeout=LONG)
+    assert follower.known.terms["total"].points.values.tolist()[:stopped] == losses
+    panel.run.stop.click()
+    qtbot.waitUntil(lambda: follower.mode is Mode.still, timeout=LONG)
+    last, dice = follower.known.step, follower.known.judged["dice"].points.values.tolist()
+    panel.run.opened.emit(str(run))
+    qtbot.waitUntil(lambda: follower.known.step == last, timeout=LONG)
+    assert follower.known.judged["dice"].points.values.tolist() == pytest.approx(dice, abs=1e-6)
+    assert follower.mode is Mode.still and len(follower.known.scans) == 5
+    assert set(follower.known.shares) >= {"encoder-1-moving", "decoder-1-x"} and not follower.known.garbled
+
+
+def test_a_run_whose_napari_is_killed_saves_its_last_step(scans, weights, tmp_path):
+    finding = {"images": "images/*.nii.gz", "labels": "labels/*.nii.gz"}
+    settings = {**SETTINGS, "save_every": 10_000, "validate_every": 0}
+    command = Order(str(tmp_path / "run"), str(scans), finding, weights, "cpu", settings).command()
+    code = (
+        "import os, sys, time\n"
+        "from napari_shmoareg.widgets.fine_tune.child import Child\n"
+        f"child, steps = Child({command!r}), 0\n"
+        "while steps < 5 and child.ended is None:\n"
+        "    steps += sum(event['event'] == 'step' for event in child.events())\n"
+        "    time.sleep(0.05)\n"
+        "print(child.pid, child.log, flush=True)\n"
+        f"os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ)
+    pid, log = run.stdout.split()
+    if psutil.pid_exists(int(pid)):
+        psutil.Process(int(pid)).wait(60)
+    rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    from napari_shmoareg.io.training_run.folder import RunFolder
+    from napari_shmoareg.io.training_run.standing import saved_step
+
+    assert len(rows) > 5 and saved_step(RunFolder(tmp_path / "run")) == len(rows) - 1
+    Path(log).unlink()
