@@ -38,7 +38,9 @@ def total_loss(
     moving_labels, fixed_labels : Tensor (B, L, D, H, W), optional
         Shares of labels in each voxel.
     """
-    warped = field.warp(moving, output.displacement)  # apart from the labels: the error signal goes back through it
+    # Apart from the labels: the error signal goes back through it.  Ours: the edge goes on beyond the field of view, as
+    # in registering; zeros would draw an edge that is none, which in a cropped scan is everywhere.
+    warped = field.warp(moving, output.displacement, padding="border")
     similarity = losses.SIMILARITIES[settings.similarity](warped, fixed)
     smoothness = losses.smoothness(output.displacement)
     routing = similarity.new_zeros(())
@@ -91,6 +93,8 @@ def loss_of(
     )
     if settings.balance_weight > 0 and output.routing.select(part="encoder"):
         terms = terms._replace(total=terms.total + settings.balance_weight * losses.load_balance(output.routing))
+    if settings.bending_weight > 0:
+        terms = terms._replace(total=terms.total + settings.bending_weight * losses.bending(output.displacement))
     if settings.inverse_weight > 0:
         there, back = output.displacement.chunk(2)
         undone = field.compose(there, back).square().mean()

@@ -33,6 +33,8 @@ class FineTuning:
         a bias of several voxels wanders about until the rate has fallen.  Off in the paper.
     smoothness_weight : float
         lambda_r of Eq. (8): 0.01 for brains, 0.1 for abdomens.
+    bending_weight : float
+        Of the bending energy of the displacement, which smooths without holding stretching back; 0 in the paper.
     routing_weight : float
         lambda_rc of Eq. (8).
     quantile : float
@@ -89,6 +91,7 @@ class FineTuning:
     final_rate: float | None = None
     balance_heads: bool = False
     smoothness_weight: float = 0.01
+    bending_weight: float = 0.0
     routing_weight: float = 0.001
     quantile: float = 0.5
     similarity: Literal["mse", "lncc"] = "mse"
@@ -118,6 +121,7 @@ class FineTuning:
             (0 < self.learning_rate < math.inf, "learning_rate", "above 0"),
             (self.final_rate is None or 0 < self.final_rate < math.inf, "final_rate", "above 0"),
             (0 <= self.smoothness_weight < math.inf, "smoothness_weight", "at least 0"),
+            (0 <= self.bending_weight < math.inf, "bending_weight", "at least 0"),
             (0 <= self.routing_weight < math.inf, "routing_weight", "at least 0"),
             (0 <= self.quantile <= 1, "quantile", "between 0 and 1"),
             (self.similarity in ("mse", "lncc"), "similarity", "'mse' or 'lncc'"),

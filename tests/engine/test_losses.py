@@ -92,3 +92,20 @@ def test_load_balance_is_one_for_even_loads_and_n_over_k_for_a_single_choice():
     sure[:, :2] = 0.5
     assert float(losses.load_balance(trace(even, flat))) == pytest.approx(1)
     assert float(losses.load_balance(trace(same, sure))) == pytest.approx(3)
+
+
+def test_bending_is_free_for_affine_motion_and_counts_roughness():
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (7, 6, 5)), indexing="ij"))
+    matrix = torch.tensor([[0.2, -0.1, 0.3], [0.0, 0.4, -0.2], [0.1, 0.05, -0.3]], dtype=torch.float64)
+    affine = torch.einsum("ab,bijk->aijk", matrix, grid)[None] + 3
+    assert float(losses.bending(affine)) == pytest.approx(0, abs=1e-20)
+    assert float(losses.smoothness(affine)) > 0.01
+    checkerboard = ((-1) ** grid.sum(0)).expand(1, 3, -1, -1, -1)
+    assert float(losses.bending(checkerboard)) == pytest.approx(16)  # every second difference is 4 or -4
+
+
+def test_bending_of_a_parabola_is_its_curvature():
+    x = torch.arange(8, dtype=torch.float64).view(1, 1, 8, 1, 1)
+    displacement = torch.zeros(1, 3, 8, 6, 5, dtype=torch.float64)
+    displacement[:, :1] = 0.5 * x**2  # second difference 1 along one axis, in one of three components
+    assert float(losses.bending(displacement)) == pytest.approx(1 / 3 / 9)
