@@ -174,7 +174,7 @@ def work(
     folder, share = EvaluationFolder(out), Shard(*(shard or (1, 1)))
     folder.begin(plan)
     if not quiet:
-        _say_beginning(chosen, len(pairs), share.share(len(pairs)), shard)
+        _say_beginning(chosen, weights, len(pairs), share.share(len(pairs)), shard)
     if sharing.submit is not None:
         sharing.hand_over(out)
         return
@@ -200,11 +200,13 @@ def work(
         raise typer.Exit(FAILED)
 
 
-def _say_beginning(chosen: Chosen, pairs: int, share: list[int], shard: Any) -> None:
+def _say_beginning(chosen: Chosen, weights: str | None, pairs: int, share: list[int], shard: Any) -> None:
     """What is about to be done, on stderr."""
     mine = "" if shard is None else f"; shard {shard[0]} of {shard[1]} has {len(share)} of them"
     count = "one pair" if pairs == 1 else f"{pairs} pairs"
     say(f"{count} of the part '{chosen.part.name}' of {chosen.dataset.root} (split: {chosen.part.split}){mine}.")
+    if weights is not None and _is_last_of_run(weights, chosen):
+        say(f"{chosen.run} has no best.safetensors: the weights of its last saved step are taken, {weights}.")
     if chosen.dataset.skipped:
         first = chosen.dataset.skipped[0]
         say(f"{len(chosen.dataset.skipped)} files are no part of it, such as {first.path}: {first.why}")
@@ -212,6 +214,13 @@ def _say_beginning(chosen: Chosen, pairs: int, share: list[int], shard: Any) -> 
     bare = sum(scan.labels is None for scan in scans)
     if bare:
         say(f"{bare} of its scans have no labels: of their pairs, correlation and folding are measured, no overlap.")
+
+
+def _is_last_of_run(weights: str, chosen: Chosen) -> bool:
+    """Whether these are a run's weights, and not its best."""
+    if chosen.weights is None or Path(chosen.weights).resolve() != Path(weights).resolve():
+        return False
+    return Path(chosen.weights).name == "last.safetensors"
 
 
 def _tell(case: Mapping[str, Any] | None, word: str, pairs: int, quiet: bool) -> None:

@@ -15,6 +15,7 @@ from napari_shmoareg.geometry import InputError
 if TYPE_CHECKING:
     from napari_shmoareg.io.training_run.standing import Standing
 
+NOT_BETTER = " (those that the run began with: nothing learned was better so far)"
 SHOWN = 5  # looks at the validation pairs
 
 
@@ -69,12 +70,13 @@ def described(path: Path, weights: Path | None, standing: Standing) -> str:
     lines += [f"Validation after step {row['step']}: {_figures(row)}" for row in standing.validation[-SHOWN:]]
     if standing.best is not None:
         lines.append(f"Best: step {standing.best['step']}, {_figures(standing.best)}")
+    at_start = standing.best is not None and standing.best["step"] == "0" and standing.step > 0
     lines += [f"Alarm: {text}" for text in standing.alarms]
     if standing.skipped:
         lines.append(f"{len(standing.skipped)} times a pair could not be read; see skipped.csv")
     lines.append(f"State on the disk: {'none' if standing.saved is None else f'of step {standing.saved}'}")
     if weights is not None:
-        lines.append(f"Weights: {weights}")
+        lines.append(f"Weights: {weights}{NOT_BETTER if at_start and weights.name.startswith('best') else ''}")
     if holder is None and (standing.saved or 0) < standing.steps:
         lines.append(f"Go on with: shmoareg fine-tune --out {shlex.quote(str(path))} --resume")
     return "\n".join(lines)

@@ -77,7 +77,8 @@ def loss_of(
     first_labels = second_labels = None
     if settings.overlap_weight > 0 and pair.moving_labels is not None and pair.fixed_labels is not None:
         both = _shares(pair.moving_labels.to(device), pair.fixed_labels.to(device), settings.labels_per_step, rng)
-        first_labels, second_labels = torch.cat(both), torch.cat(both[::-1])
+        if both[0].shape[1]:  # with no label in common there is nothing to overlap
+            first_labels, second_labels = torch.cat(both), torch.cat(both[::-1])
     diffeomorphic = bool(rng.random() < settings.diffeomorphic) or None
     torch.manual_seed(int(rng.integers(2**31)))
     if settings.cascade > 0 and rng.random() < settings.cascade:

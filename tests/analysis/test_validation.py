@@ -35,6 +35,14 @@ def test_a_shift_that_is_undone_gives_one(seen):
     assert validated(moved, shift).ncc > 0.99
 
 
+def test_labels_are_carried_by_nearest_and_none_is_made_up_between_two(seen):
+    half = torch.zeros(1, 3, *seen.grid.shape)
+    half[:, 2] = 0.4  # between a label 1 and a background 0 linear weights would round, between 1 and 5 they would mix
+    apart = [labels * 4 + (labels > 0) for labels in (seen.moving_labels, seen.fixed_labels)]  # 5, 9, 13 ...
+    mixed = replace(seen, moving_labels=apart[0], fixed_labels=apart[0])
+    assert validated(mixed, half).dice == 1.0  # the nearest voxel is the same one
+
+
 def test_a_field_that_turns_over_folds(seen):
     turned = torch.zeros(1, 3, *seen.grid.shape)
     turned[:, 0] = -2 * torch.arange(seen.grid.shape[0]).view(-1, 1, 1)

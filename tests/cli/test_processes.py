@@ -153,6 +153,8 @@ def test_a_killed_process_is_one_error_leaves_nothing_running_and_one_process_go
     assert said.count("Error") == 1 and "Traceback" not in said and "torch" not in said
     assert re.search(rf"process 2 of 2 \(pid {follower.pid}\) was ended by signal 9.*--resume", said)
     assert [json.loads(line)["event"] for line in events[-2:]] == ["error", "end"]
+    ending = json.loads(events[-1])
+    assert ending["step"] >= 4 and ending["weights"] == str(run / "last.safetensors")
     assert 4 <= len(_rows(run)) < 12
     _alike(_rows(run), alone[: len(_rows(run))])
 

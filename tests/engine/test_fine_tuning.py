@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from napari_shmoareg.engine import pair_loss
-from napari_shmoareg.engine.batch import NotFiniteError
+from napari_shmoareg.engine.batch import Batch, NotFiniteError
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.engine.drawing import Drawing
 from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
+from napari_shmoareg.engine.losses import LossTerms
 from napari_shmoareg.engine.synthesis import DrawnPairs
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import Grid, InputError, TooLargeError, field
-from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.model import RoutingTrace, SHMoAReg, SHMoARegConfig
 
 SMALL = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16), labels=4)
 
@@ -173,6 +174,23 @@ def test_without_labels_there_is_no_overlap(network, pairs):
     (step,) = fine_tune(network, bare, FineTuning(steps=1, overlap_weight=1.0))
     assert np.isnan(step.overlap)
     assert np.isfinite(step.total)
+
+
+def test_labels_without_a_common_one_are_no_labels(network, pairs):
+    found = []
+    for there, here in ((2.0, 3.0), (None, None)):
+        maps = [None if v is None else v * (pairs[0].fixed > 0.5).float() for v in (there, here)]
+        pair = replace(pairs[0], moving_labels=maps[0], fixed_labels=maps[1])
+        found += fine_tune(copy.deepcopy(network), [pair], FineTuning(steps=1, overlap_weight=1.0))
+    assert np.isnan(found[0].overlap) and found[0].total == pytest.approx(found[1].total)
+
+
+def test_the_overlap_of_a_batch_is_the_mean_over_its_pairs_with_labels():
+    batch = Batch(3)
+    for item, overlap in enumerate((0.25, float("nan"), 0.75)):
+        batch.note(item, item, LossTerms(*torch.tensor([1.0, 0.5, 0.25, 0.125, overlap])), RoutingTrace(()))
+    step = batch.step(1, gradient=0.0, rate=0.0, seconds=0.0)
+    assert (step.overlap, step.total, step.similarity) == (0.5, 1.0, 0.5)
 
 
 def test_a_pair_with_nan_stops_the_run_and_leaves_the_weights_of_the_step_before(network, pairs):

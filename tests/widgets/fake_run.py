@@ -57,6 +57,7 @@ class Fake:
             step += 1
             self.step(step)
             time.sleep(self.pace)
+        (self.folder / "training.safetensors").write_bytes(b"state")
         self.tell("saved", step=step, what="state")
         (self.folder / "best.safetensors").write_bytes(b"weights")
         reason = "stopped" if step < self.steps else "finished"

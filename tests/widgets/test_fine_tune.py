@@ -251,6 +251,7 @@ def test_a_click_on_start_runs_the_command_with_what_was_chosen(panel, tmp_path,
     ]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"format": "shmoareg-run-1"}', encoding="utf-8")
+    (tmp_path / "run" / "training.safetensors").write_bytes(b"state")
     panel.run.changed.emit()
     assert panel.run.start.text() == "Resume"
     panel.run.start.click()

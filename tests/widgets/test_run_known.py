@@ -237,3 +237,10 @@ def test_the_check_up_reads_the_same_from_events_and_from_the_file(tmp_path):
     assert first["Scan"] == "c, d" and "cut short" in first["Problem"], "problems come first"
     assert (second["Shape"], second["Spacing, mm"], second["Overlap"]) == ("37×29×23", "3×3×2", "0.81 Dice")
     assert (third["Part"], third["Labels"], third["Range"]) == ("train", "–", "-5 to 90.5")
+
+
+def test_the_phase_is_told_with_what_it_is_at():
+    known = Known()
+    known.take({"event": "phase", "phase": "checkup", "done": 0.11, "text": "hippocampus_001"})
+    told = standing(known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False)
+    assert told.text == "Checking the scans: hippocampus_001 (11 %)"

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+KINDS = {"dice": "Dice", "ncc": "correlation"}  # what an overlap is: of labels, or of images where there are none
+
 
 def checkup_table(scans: Sequence[Mapping[str, Any]], title: str) -> Table:
     """One line per scan: where its voxels stand, its values, its labels, how well it lies on its partner.
@@ -32,7 +34,7 @@ def checkup_table(scans: Sequence[Mapping[str, Any]], title: str) -> Table:
             scan["orientation"] or "",
             "" if scan["low"] is None else f"{scan['low']:.4g} to {scan['high']:.4g}",
             "" if scan["labels"] is None else _labels(scan["labels"]),
-            "" if scan["overlap"] is None else f"{scan['overlap']:.2f}",
+            "" if scan["overlap"] is None else f"{KINDS[scan['overlap_kind']]} {scan['overlap']:.2f}",
         )
     return table
 

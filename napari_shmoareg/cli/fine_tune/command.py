@@ -107,7 +107,7 @@ def fine_tune(
     saves; --resume goes on to the same result.
     """
     from napari_shmoareg.cli.fine_tune.running import run_plan
-    from napari_shmoareg.cli.fine_tune.telling import printed, told
+    from napari_shmoareg.cli.fine_tune.telling import of_run, printed, told
     from napari_shmoareg.io.training_run.folder import RunFolder
 
     finding = {
@@ -129,7 +129,9 @@ def fine_tune(
             typer.echo(hand_over(words_of(ctx), out, submit.value, cluster_option, begun=begun, **sharing))
             return
         if wants_launch(processes):
-            raise typer.Exit(launch(words_of(ctx), processes, batch=plan.settings.batch, device=device.value))
+            with of_run(out):
+                code = launch(words_of(ctx), processes, batch=plan.settings.batch, device=device.value)
+            raise typer.Exit(code)
         reason = run_plan(out, plan, resume, device.value, with_parent, tell)
     if reason == "stopped":
         raise typer.Exit(CANCELLED)
@@ -146,14 +148,16 @@ def _plan(
 ) -> Plan:
     """The plan of a new run, or that of an old one with what may be given anew."""
     from napari_shmoareg.io.training_run.folder import RunFolder
-    from napari_shmoareg.io.training_run.plan import DatasetChoice, make_plan, read_plan
+    from napari_shmoareg.io.training_run.plan import DatasetChoice, is_same_place, make_plan, read_plan
 
     settings, run = chosen(given)
     name = None if weights is None else _place(weights)
     place = None if dataset is None else str(dataset.expanduser().absolute())
     if resume:
+        if not RunFolder(out).told.is_file():
+            raise InputError(f"{out} holds no run. Leave out --resume to begin one there, or name the folder of one.")
         plan = read_plan(RunFolder(out).told)
-        if name is not None and name != plan.weights["name"]:
+        if name is not None and not is_same_place(name, str(plan.weights["name"])):
             raise InputError(
                 f"The run in {out} began from '{plan.weights['name']}', not from '{weights}'. Leave out --from, or "
                 "begin another run in another folder."

@@ -7,16 +7,40 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from napari_shmoareg.cli.errors import explain, say
 from napari_shmoareg.cli.progress import Report, progress
+from napari_shmoareg.geometry import InputError
 
 Event = Mapping[str, Any]
 Tell = Callable[[Event], None]
 SHOWN = 12  # scans in the table of the check-up; checkup.csv has all
+
+
+@contextmanager
+def of_run(run: Path) -> Iterator[None]:
+    """Around processes that learn for this one: an error that ends them is told with what their run left."""
+    try:
+        yield
+    except InputError as error:
+        raise TeamFailedError(str(error), run) from error
+
+
+class TeamFailedError(InputError):
+    """Processes that learned together ended by an error.
+
+    Attributes
+    ----------
+    run : Path
+    """
+
+    def __init__(self, text: str, run: Path) -> None:
+        super().__init__(text)
+        self.run = run
 
 
 @contextmanager
@@ -40,10 +64,20 @@ def printed(quiet: bool) -> Iterator[Tell]:
         raise
     except BaseException as error:
         text = str(error) if isinstance(error, KeyboardInterrupt) else explain(error).removeprefix("Error: ")
+        if isinstance(error, TeamFailedError):
+            last = _left_by(error.run)
         now = {"time": round(time.time(), 3)}
         tell({"event": "error", **now, "text": text})
         tell({"event": "end", **now, "reason": "failed", "step": last["step"], "weights": _weights(last["run"])})
         raise
+
+
+def _left_by(run: Path) -> dict[str, Any]:
+    """The step that a run saved, whoever learned in it."""
+    from napari_shmoareg.io.training_run.folder import RunFolder
+    from napari_shmoareg.io.training_run.standing import saved_step
+
+    return {"step": saved_step(RunFolder(run)) or 0, "run": str(run)}
 
 
 def _weights(run: str | None) -> str | None:
@@ -190,7 +224,12 @@ class Teller:
             )
         else:
             self._print(f"{event['step']} steps are done.")
-        if event["weights"] is not None:
+        if event.get("best_step") == 0 < event["step"] and event["weights"] is not None:
+            self._print(
+                f"Nothing learned was better than the start, by validation: {event['weights']} holds the weights that "
+                f"the run began with. Those of the last step are in {self._about['run']}/last.safetensors."
+            )
+        elif event["weights"] is not None:
             weights = shlex.quote(str(event["weights"]))
             self._print(
                 f"Weights: {weights}\nUse them: shmoareg register MOVING FIXED --weights {weights} --out RESULT"

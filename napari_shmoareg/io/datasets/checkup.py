@@ -152,6 +152,11 @@ class Checkup:
         return TrainingPairs(self._small, chosen, self._affine_of, size=seen, labels=labels)
 
     @property
+    def prints(self) -> dict[str, tuple[str, str | None]]:
+        """As of `SmallScans`."""
+        return self._small.prints
+
+    @property
     def by_pairs(self) -> bool:
         """Whether every pair is aligned itself."""
         pairs = self.dataset.pairs

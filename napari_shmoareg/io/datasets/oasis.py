@@ -53,6 +53,12 @@ def read_oasis(root: Path, asked: Asked) -> Dataset:
         if labels is None:
             skipped.append(Skipped(image, f"there is no {label_file} beside it: read without labels"))
         scans.append(Scan(known[1], subject_of(known[1], place.name, asked.rule), image, labels))
+    places = [item.path for item in skipped if item.path.is_dir()]
+    if len(scans) < 2 and asked.images is None and any(_file(place, f"aligned_{_IMAGES}") for place in places):
+        raise InputError(
+            f"{len(scans)} of the folders OASIS_OAS1_XXXX_MR1 in {root} hold a file '{_IMAGES}'. They hold "
+            f"'aligned_{_IMAGES}', which is affinely aligned already: give --images aligned_{_IMAGES} to take it."
+        )
     if len(scans) < 2:
         raise InputError(
             f"{len(scans)} of the folders OASIS_OAS1_XXXX_MR1 in {root} hold a file '{image_file}'; at least two scans "

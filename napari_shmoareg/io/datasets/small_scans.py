@@ -85,6 +85,11 @@ class SmallScans:
         self._kept: dict[tuple[str, int | str], SmallScan] = {}
         self._bytes = 0
 
+    @property
+    def prints(self) -> dict[str, tuple[str, str | None]]:
+        """The sha256 of each scan's image and labels, of those that could be read."""
+        return dict(self._prints)
+
     def forget(self, name: str) -> None:
         """Look at the files of a scan again."""
         self._prints.pop(name, None)

@@ -153,6 +153,16 @@ def _own_parts(dataset: Dataset, seed: int) -> Split:
     return _checked(dataset, Split(train, validation, test, seed), "auto")
 
 
+def _torn(dataset: Dataset, drawn: Split) -> str:
+    """What a split did to the listed pairs, in words."""
+    if dataset.pairs is None:
+        return ""
+    sides = {name: part for part in PARTS for name in getattr(drawn, part)}
+    torn = sum(sides.get(moving) != sides.get(fixed) for moving, fixed in dataset.pairs)
+    words = f" {torn} of its {len(dataset.pairs)} listed pairs are torn: their two scans stand in different parts."
+    return f"{words} Where pairs are fewer than scans, those that a pair joins count as one subject." if torn else ""
+
+
 def _checked(dataset: Dataset, drawn: Split, split: str) -> Split:
     """Refuse a part of which no pair can be made."""
     for part in PARTS:
@@ -161,6 +171,6 @@ def _checked(dataset: Dataset, drawn: Split, split: str) -> Split:
             have = f"{len(dataset.subjects)} subjects with {len(dataset.scans)} scans"
             raise InputError(
                 f"With the split '{split}', no pair can be made of the {len(names)} scans of {part}. {dataset.root} "
-                f"has {have}. Give {part} more subjects{'' if part == 'train' else ', or 0'}."
+                f"has {have}.{_torn(dataset, drawn)} Give {part} more subjects{'' if part == 'train' else ', or 0'}."
             )
     return drawn

@@ -3,7 +3,7 @@
 ::
 
     run.json               what the run was begun with: data set, weights, settings, versions
-    split.json             which scans learn, judge and stay unseen, and which were left out
+    split.json             which scans learn, judge and stay unseen, which were left out, what their files were
     checkup.csv            what the check-up found, a line per scan
     metrics.csv            a line per step
     validation.csv         a line per look at the validation pairs

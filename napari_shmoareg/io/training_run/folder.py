@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,9 @@ class RunFolder:
         from napari_shmoareg.io.training_run.plan import read_plan, write_plan
 
         with RunLock(self.lock) as lock:
-            if read_plan(self.told).to_dict() != plan.to_dict():
-                write_plan(self.told, plan)
+            told = read_plan(self.told)
+            if told.to_dict() != replace(plan, dataset=told.dataset).to_dict():
+                write_plan(self.told, replace(plan, dataset=told.dataset))  # a new place is told once it is looked at
             yield lock
 
     def _check_new(self) -> None:

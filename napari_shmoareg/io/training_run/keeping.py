@@ -29,6 +29,8 @@ LOSSES = ("total", "similarity", "smoothness", "routing", "overlap")
 METRICS = ("step", *LOSSES, "gradient", "rate", "pairs", "seconds")
 VALIDATION = ("step", "dice", "ncc", "folding_percent", "best", "seconds")
 LOADS = ("step", "place", "expert", "count")
+THE_START = "These are the weights that the run began with: while this file stands, no later step was judged better."
+NOTHING_BETTER = "By its validation, nothing that the run had learned was better than the weights it began with."
 SKIPPED = ("step", "pair", "why")
 
 
@@ -48,6 +50,8 @@ class Position:
         What it saw.
     best : dict
         The figures of the best look; empty before the first.
+    judges : list of str
+        The pairs that it was judged by.
     counts : dict of str to list of int
         Selections since the last line of loads.csv, by place.
     """
@@ -57,6 +61,7 @@ class Position:
     validated: int = -1
     validation: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    judges: list[str] = field(default_factory=list)
     counts: dict[str, list[int]] = field(default_factory=dict)
 
     def after(self, step: Step) -> Position:
@@ -160,7 +165,8 @@ class Keeper:
         row = {"step": position.step, **figures, "best": int(best), "seconds": round(found.seconds, 3)}
         with self._telling():
             if best:
-                save_network(self._network, self._folder.best, card=self._card(position))
+                note = {} if position.step else {"fine_tuning_note": THE_START}
+                save_network(self._network, self._folder.best, card=self._card(position) | note)
             self._tables["validation"].add([row])
             self._curves.add("validation", figures, position.step)
 
@@ -227,5 +233,7 @@ class Keeper:
                 "fine_tuning_steps": position.step,
                 "fine_tuning_minutes": round(position.seconds / 60, 2),
                 "fine_tuning_validation": position.validation or None,
+                "fine_tuning_best_step": position.best.get("step"),
+                "fine_tuning_note": NOTHING_BETTER if position.best.get("step") == 0 < position.step else None,
             }
         )

@@ -20,12 +20,13 @@ from napari_shmoareg.engine.passes import passes_after, with_passes
 from napari_shmoareg.engine.team import Team
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.checkpoint import load_network
-from napari_shmoareg.io.datasets import split_dataset
+from napari_shmoareg.io.datasets import Dataset, split_dataset
 from napari_shmoareg.io.training_run.events import Event, event, phase
 from napari_shmoareg.io.training_run.folder import RunFolder
+from napari_shmoareg.io.training_run.judging import still_best
 from napari_shmoareg.io.training_run.keeping import Keeper, Position
 from napari_shmoareg.io.training_run.lock import RunLock
-from napari_shmoareg.io.training_run.plan import Plan, write_plan
+from napari_shmoareg.io.training_run.plan import Plan, read_plan, write_plan
 from napari_shmoareg.io.training_run.preparing import Material, prepare
 from napari_shmoareg.io.training_run.standing import saved_step
 from napari_shmoareg.io.training_run.stepping import Stepping
@@ -72,9 +73,11 @@ def learn(
     """
     team, folder = team or Team(), RunFolder(path)
     wishes = wishes or Wishes(folder.wish)
+    if not team.leader:
+        wishes.follow()
     place = team.device or find_device(device)
     yield phase("reading", 0.0, f"opening {plan.dataset.path}")
-    dataset = plan.dataset.open()
+    dataset = _opened(plan, folder, resume)
     if not resume:
         split_dataset(dataset, plan.run.split, plan.run.split_seed)  # refuses before anything is written
     held: AbstractContextManager[RunLock | None] = nullcontext()
@@ -87,10 +90,14 @@ def learn(
         beat = lock.beat if lock is not None else _no_beat
         material = yield from prepare(plan, dataset, folder, team, lambda: wishes.stop, beat)
         if material is None:
-            yield event("end", reason="stopped", step=saved_step(folder) or 0, weights=folder.weights)
+            yield event("end", reason="stopped", step=saved_step(folder) or 0, weights=folder.weights, best_step=None)
             return
+        if resume and lock is not None and read_plan(folder.told).dataset != plan.dataset:
+            write_plan(folder.told, plan)  # moved, and the same
         plan, why = _with_passes(folder, plan, material, team)
         network, optimiser, position, going_on = _taken_up(folder, plan, place)
+        position, lost = still_best(position, material.validation, folder)
+        material = replace(material, problems=(*material.problems, *lost))
         keeper = None
         if team.leader:
             keeper = Keeper(folder, plan, network, optimiser, position, material.scans)
@@ -101,6 +108,18 @@ def learn(
         finally:
             if keeper is not None:
                 keeper.close()
+
+
+def _opened(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
+    """The data set; where it is gone, how a run goes on in its new place."""
+    try:
+        return plan.dataset.open()
+    except InputError as error:
+        if not resume or Path(plan.dataset.path).exists():
+            raise
+        raise InputError(
+            f"{error} If it was moved, give its new place: shmoareg fine-tune DATASET --out {folder.path} --resume"
+        ) from error
 
 
 def _with_passes(folder: RunFolder, plan: Plan, material: Material, team: Team) -> tuple[Plan, str]:

@@ -54,6 +54,16 @@ class NamedPairs(Sequence[Conformed]):
             )
         return self._pairs[self._places[self.names[index]]]
 
+    @property
+    def present(self) -> int:
+        """How many of them can be read now, as far as the check-up saw."""
+        return sum(name in self._places for name in self.names)
+
+    @property
+    def all_told(self) -> list[str]:
+        """All in words."""
+        return [self.told(index) for index in range(len(self))]
+
     def some(self, indices: Sequence[int]) -> NamedPairs:
         """Those at some places."""
         return NamedPairs(self._pairs, self._places, [self.names[n] for n in indices])

@@ -89,7 +89,8 @@ class Plan:
         Returns
         -------
         Plan
-            With more steps, and other settings of those in `FREE`.
+            With more steps, other settings of those in `FREE`, and another place of the data set: whether the
+            same scans are there is seen by `prepare`.
 
         Raises
         ------
@@ -101,7 +102,7 @@ class Plan:
             f"{name} ({getattr(mine, name)!r}, not {value!r})"
             for mine, given in pairs
             for name, value in given.items()
-            if name not in FREE | {"steps"} and not _same(name, getattr(mine, name), value)
+            if name not in FREE | {"steps", "path"} and not _same(name, getattr(mine, name), value)
         ]
         if differ:
             raise InputError(
@@ -114,8 +115,18 @@ class Plan:
                 f"The run was begun with {self.settings.steps} steps; their number may grow, not fall to {steps}. Use "
                 "--minutes, or stop it, to end it earlier."
             )
+        if steps > self.settings.steps and self.settings.final_rate is not None:
+            raise InputError(
+                f"The run's rate falls to {self.settings.final_rate:g} over its {self.settings.steps} steps; over "
+                f"{steps} it would rise again at once. Only a run without --final-rate may grow: begin another run, "
+                "from the weights of this one."
+            )
+        place = str(dataset.get("path", self.dataset.path))
+        moved = not is_same_place(place, self.dataset.path)
+        where = replace(self.dataset, path=place) if moved else self.dataset
         free = {name: value for name, value in run.items() if name in FREE}
-        return replace(self, settings=replace(self.settings, steps=steps), run=replace(self.run, **free))
+        settings_now = replace(self.settings, steps=steps)
+        return replace(self, dataset=where, settings=settings_now, run=replace(self.run, **free))
 
 
 def make_plan(weights: str, dataset: DatasetChoice, settings: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
@@ -179,9 +190,7 @@ def read_told(path: Path) -> dict[str, Any]:
         If there is no run, or the file is damaged.
     """
     if not path.is_file():
-        raise InputError(
-            f"{path.parent} holds no run (there is no {path.name}). Leave out --resume to begin one there."
-        )
+        raise InputError(f"{path.parent} holds no run of fine-tune (there is no {path.name}). Name the folder of one.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -201,6 +210,11 @@ def write_plan(path: Path, plan: Plan) -> None:
     """
     with writing(path) as temporary:
         temporary.write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two names are of one file or folder, by links and the way there."""
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _same(name: str, mine: Any, given: Any) -> bool:

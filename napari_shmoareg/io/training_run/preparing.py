@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from napari_shmoareg.engine.team import Team
@@ -13,6 +13,7 @@ from napari_shmoareg.io.training_run.events import Event, event, phase
 from napari_shmoareg.io.training_run.folder import RunFolder
 from napari_shmoareg.io.training_run.named_pairs import NamedPairs, Names, spread, without_order
 from napari_shmoareg.io.training_run.plan import Plan
+from napari_shmoareg.io.training_run.same_scans import check_same, check_split_is_there, files_of, reference_of
 from napari_shmoareg.io.training_run.split_file import PARTS, Division, read_division, write_division
 
 if TYPE_CHECKING:
@@ -76,10 +77,11 @@ def prepare(
     Raises
     ------
     InputError
-        If no pair is left to learn from.
+        If no pair is left to learn from, or the run went on with other scans.
     """
     from napari_shmoareg.io.datasets import Checkup, VolumeCache, split_dataset
 
+    check_split_is_there(folder)
     before = read_division(folder.split) if folder.split.is_file() else None
     split = before.split if before is not None else split_dataset(dataset, plan.run.split, plan.run.split_seed)
     settings = plan.settings
@@ -105,9 +107,15 @@ def prepare(
             continue
     if team.leader:
         write_table(checkup.rows(), folder.checkup)
-    division = before or Division(split, {r.name: r.skipped for r in checkup.reports if r.skipped})
+    changed: list[str] = []
+    if before is None:
+        left_out = {report.name: report.skipped for report in checkup.reports if report.skipped}
+        division = Division(split, left_out, (), files_of(checkup), reference_of(checkup, plan.run.affine))
+    else:
+        changed, division = check_same(before, checkup, plan, folder), before
     yield phase("preparing", 0.0, "making pairs")
     material, division = _material(plan, dataset, checkup, division, is_new=before is None)
+    material = replace(material, problems=(*changed, *material.problems, *unjudged(plan, material)))
     if team.leader and before is None:
         write_division(folder.split, division)
     return material
@@ -121,6 +129,7 @@ def _material(
     parts = {part: division.used(part) for part in PARTS}
     names = {part: dataset.ordered_pairs(sorted(used)) for part, used in parts.items()}
     names["train"] = without_order(names["train"])
+    here = {part: sorted(set(used) & set(checkup.usable)) for part, used in parts.items()}
     apart = set(division.left_out_pairs)
 
     def paired(part: str, size: int, labels: bool) -> NamedPairs:
@@ -141,12 +150,27 @@ def _material(
     material = Material(
         train=learned,
         validation=judged.some(spread(judged.names, plan.run.validation_pairs)),
-        scans={part: len(used) for part, used in parts.items()},
-        pairs={"train": len(learned), "validation": len(judged), "test": len(names["test"])},
+        scans={part: len(used) for part, used in here.items()},
+        pairs={
+            "train": learned.present,
+            "validation": judged.present,
+            "test": len(dataset.ordered_pairs(here["test"])),
+        },
         grids=_grids(learned, paired("train", config.size, False), settings.size, config.size),
         problems=tuple(checkup.problems),
     )
-    return material, Division(division.split, division.left_out, tuple(sorted(apart)))
+    return material, Division(
+        division.split, division.left_out, tuple(sorted(apart)), division.files, division.reference
+    )
+
+
+def unjudged(plan: Plan, material: Material) -> Iterator[str]:
+    """A warning, where a run that is to be validated has nothing to be validated by."""
+    if plan.run.validate_every and not len(material.validation):
+        yield (
+            f"Nothing will be validated and no best weights are kept: the {material.scans['validation']} scans that "
+            "judge give no pair. Give --split more for validation, in another run."
+        )
 
 
 def _grids(learned: NamedPairs, used: NamedPairs, size: int, full: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

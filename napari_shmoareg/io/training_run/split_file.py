@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from napari_shmoareg.geometry import InputError
@@ -12,7 +12,9 @@ from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.datasets.splits import PARTS, Split
 from napari_shmoareg.io.training_run.named_pairs import Names
 
-__all__ = ["PARTS", "Division", "read_division", "write_division"]
+Print = tuple[int, str, str | None]  # bytes of the image, sha256 of the image and of its labels
+
+__all__ = ["PARTS", "Division", "Print", "read_division", "write_division"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,17 @@ class Division:
         Scans that the check-up left out, and why.
     left_out_pairs : tuple of (moving, fixed)
         Pairs of usable scans that do not come together.
+    files : mapping of str to Print
+        What the files of the used scans were; empty where an earlier version wrote it.
+    reference : str or None
+        The scan that all others were aligned with.
     """
 
     split: Split
     left_out: Mapping[str, str]
     left_out_pairs: tuple[Names, ...] = ()
+    files: Mapping[str, Print] = field(default_factory=dict)
+    reference: str | None = None
 
     def used(self, part: str) -> list[str]:
         """The usable scans of a part."""
@@ -45,7 +53,11 @@ def write_division(path: Path, division: Division) -> None:
     InputError
         If it cannot be written.
     """
-    more = {"left_out": dict(division.left_out), "left_out_pairs": [list(p) for p in division.left_out_pairs]}
+    more: dict[str, object] = {
+        "left_out": dict(division.left_out),
+        "left_out_pairs": [list(p) for p in division.left_out_pairs],
+    }
+    more |= {"reference": division.reference, "files": {name: list(seen) for name, seen in division.files.items()}}
     with writing(path) as temporary:
         temporary.write_text(json.dumps(division.split.to_dict() | more, indent=2) + "\n", encoding="utf-8")
 
@@ -62,7 +74,8 @@ def read_division(path: Path) -> Division:
         found = json.loads(path.read_text(encoding="utf-8"))
         left_out = {str(name): str(why) for name, why in found.get("left_out", {}).items()}
         pairs = tuple((str(moving), str(fixed)) for moving, fixed in found.get("left_out_pairs", ()))
-        return Division(Split.from_dict(found), left_out, pairs)
+        files = {str(name): (int(size), str(i), m) for name, (size, i, m) in found.get("files", {}).items()}
+        return Division(Split.from_dict(found), left_out, pairs, files, found.get("reference"))
     except (OSError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({error}): it tells which scans learn and which judge. Put back a copy of it, or begin "

@@ -85,15 +85,15 @@ class Stepping:
                 if reason:
                     break
         yield from self._save()
-        yield event("end", reason=reason, step=self._position.step, weights=self._folder.weights)
+        best, at = self._position.best.get("step"), self._position.step
+        yield event("end", reason=reason, step=at, weights=self._folder.weights, best_step=best)
 
     def _pause_between(self, last: bool) -> Generator[Event, None, str]:
         """Between two steps: look, save, wait; the reason to end, if there is one."""
         limit = 60 * self._plan.run.minutes
         late = self._team.any(bool(limit) and self._position.seconds >= limit)
         looked = yield from self._look(last=last or late)
-        asked = yield from self._asked()
-        if asked or late or last:
+        if (asked := (yield from self._asked())) or late or last:
             return asked or ("minutes" if late and not last else "finished")
         if looked or (self._position.step and self._position.step % self._plan.run.save_every == 0):
             yield from self._save()
@@ -114,7 +114,7 @@ class Stepping:
             if self._keeper is not None and self._keeper.saved < self._position.step:
                 self._keeper.save(self._position)
             if isinstance(error, NotFiniteError):
-                raise diverged(error, self._material.train, self._position.step, self._folder.last) from error
+                raise diverged(error, self._material.train, self._position.step, self._folder) from error
             raise
         except RuntimeError as error:
             device = next(self._network.parameters()).device
@@ -190,7 +190,7 @@ class Stepping:
     def _judged(self, found: Validated) -> Iterator[Event]:
         """Take down what validation saw, and show a pair."""
         step, keeper, pairs = self._position.step, self._keeper, self._material.validation
-        self._position, best = self._position.seen(found)
+        self._position, best = replace(self._position, judges=pairs.all_told).seen(found)
         self._judging = found.seconds
         if keeper is None:
             return

@@ -25,6 +25,11 @@ class Wishes:
         self._file = file
         self._stop = False
         self._pause = False
+        self._hears = True
+
+    def follow(self) -> None:
+        """Leave the file to the leader of a team, whose answer is that of all: a word read twice is read by one."""
+        self._hears = False
 
     def ask(self, word: str) -> None:
         """Ask from within this process; also from another thread or a signal's handler.
@@ -58,7 +63,7 @@ class Wishes:
         self._file.unlink(missing_ok=True)
 
     def _look(self) -> None:
-        if not self._file.exists():
+        if not self._hears or not self._file.exists():
             return
         taken = partial.hidden(self._file.parent, self._file.name)
         try:

@@ -37,6 +37,10 @@ class Background(Generic[T]):
         self._thread = thread = threading.Thread(target=lambda: self._run(work, thread), daemon=True)
         thread.start()
 
+    def forget(self) -> None:
+        """Want no outcome of what is under way, which goes on to its end."""
+        self._thread = self._outcome = None
+
     def fetch(self) -> Outcome[T] | None:
         """The outcome, once."""
         if self._thread is None or self._thread.is_alive() or self._outcome is None:

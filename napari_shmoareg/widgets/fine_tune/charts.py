@@ -16,6 +16,7 @@ MOST = 600  # points of a curve on the screen
 AXIS = 52  # pixels of the numbers to the left
 FAINT = 90  # of 255: of what stands behind a smoothed curve
 GRID = 40
+DOT = 6  # pixels
 
 
 class Theme(NamedTuple):
@@ -103,6 +104,9 @@ class Chart(QWidget):
             raw, mean = self._curves[name]
             raw.setPen(_pen(colours[name], FAINT if smooth else 255))
             raw.setData(*decimated(points, MOST))
+            raw.setSymbol("o" if len(points.steps) == 1 else None)  # a line of one point is none
+            raw.setSymbolBrush(QColor(colours[name]))
+            raw.setSymbolSize(DOT)
             mean.setPen(_pen(colours[name], 255, 2))
             mean.setData(*(decimated(smoothed(points), MOST) if smooth else ([], [])))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ class Checking(QObject):
 
     Attributes
     ----------
-    came : Signal(dict, int)
-        What was found of a scan, as of the event "scan", and how many scans there are in all.
+    came : Signal(list, int)
+        What was found of some scans, each as of the event "scan", and how many there are in all; once a look.
     done : Signal(dict, str)
         It is over: the part of each scan by its name, and problems in words.
     failed : Signal(str)
@@ -43,8 +44,8 @@ class Checking(QObject):
         super().__init__(parent)
         self._work: Background[tuple[dict[str, str], str]] = Background()
         self._found: queue.SimpleQueue[tuple[dict[str, Any], int]] = queue.SimpleQueue()
-        self._wanted = Cancellable()
-        self.destroyed.connect(lambda *_, held=[self._wanted]: held[0].cancel())
+        self._wanted = [Cancellable()]  # of the newest check-up
+        weakref.finalize(self, _cancel, self._wanted)
         self._timer = QTimer(self)
         self._timer.setInterval(EVERY)
         self._timer.timeout.connect(self._look)
@@ -56,7 +57,8 @@ class Checking(QObject):
 
     def begin(self, dataset: Path, finding: Mapping[str, str], settings: Mapping[str, Any], weights: str) -> None:
         """Check a data set, found and brought together as these options and settings say."""
-        self._wanted = wanted = Cancellable()
+        self._wanted[0].cancel()
+        self._wanted[0] = wanted = Cancellable()
         self._found = queue.SimpleQueue()
         found = self._found
         self._work.begin(lambda: _check(dataset, finding, settings, weights, wanted, found))
@@ -64,12 +66,19 @@ class Checking(QObject):
 
     def cancel(self) -> None:
         """End it at the next scan."""
-        self._wanted.cancel()
+        _cancel(self._wanted)
+
+    def drop(self) -> None:
+        """End it, and tell no more of it."""
+        self.cancel()
+        self._timer.stop()
+        self._work.forget()
 
     def _look(self) -> None:
         outcome = self._work.fetch()  # before the last of what was found is taken
-        while not self._found.empty():
-            self.came.emit(*self._found.get())
+        found = [self._found.get() for _ in range(self._found.qsize())]
+        if found:
+            self.came.emit([scan for scan, _ in found], found[-1][1])
         if outcome is None:
             return
         self._timer.stop()
@@ -77,6 +86,10 @@ class Checking(QObject):
             self.failed.emit(outcome.error)
         else:
             self.done.emit(*outcome.value)
+
+
+def _cancel(wanted: list[Cancellable]) -> None:
+    wanted[0].cancel()
 
 
 def _check(

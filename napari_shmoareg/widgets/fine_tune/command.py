@@ -52,9 +52,9 @@ class Order:
         """The whole command, whose child tells what it does and does not outlive this program by more than a step."""
         return [*CALLED, *self.arguments("--json", "--with-parent", *more)]
 
-    def written(self) -> str:
+    def written(self, *more: str) -> str:
         """As a person types it."""
-        return shlex.join(["shmoareg", "fine-tune", *self.arguments()])
+        return shlex.join(["shmoareg", "fine-tune", *self.arguments(*more)])
 
 
 def _option(name: str, value: Any) -> Sequence[str]:

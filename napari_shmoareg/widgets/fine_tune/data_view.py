@@ -42,6 +42,7 @@ class DataView(QWidget):
         self.check.setToolTip(f"<qt>{TIP}</qt>")
         self.asks: Callable[[], tuple[Mapping[str, Any], str]] = lambda: ({}, "auto")  # for settings and weights
         self._scans: list[Mapping[str, Any]] = []
+        self._of_run: object = None  # what was shown of a run last
         self.check.clicked.connect(self._press)
         self.dataset.changed.connect(self._show)
         self.dataset.changed.connect(self.changed)
@@ -59,10 +60,21 @@ class DataView(QWidget):
         self._show()
 
     def show_run(self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str], problems: Sequence[str]) -> None:
-        """Show what a run found of its scans, and what it warns of."""
+        """Show what a run found of its scans, and what it warns of: once, so that a later check-up stays."""
+        now = (len(scans), tuple(map(id, scans[-1:])), tuple(parts.items()), tuple(problems))
+        if now == self._of_run:
+            return
+        self._of_run = now
         self.table.show_scans(scans, parts)
         if problems and not self.checking.busy:
             self.told.setText("\n".join(problems))
+
+    def give_way(self) -> None:
+        """End a check-up, as a run begins that does its own."""
+        if self.checking.busy:
+            self.checking.drop()
+            self.told.setText("")
+            self._show()
 
     def _press(self) -> None:
         if self.checking.busy:
@@ -76,8 +88,8 @@ class DataView(QWidget):
         self.told.setText("Opening the data set…")
         self._show()
 
-    def _came(self, scan: Mapping[str, Any], of: int) -> None:
-        self._scans.append(scan)
+    def _came(self, scans: Sequence[Mapping[str, Any]], of: int) -> None:
+        self._scans += scans
         self.told.setText(f"{len(self._scans)} of {of} scans")
         self.table.show_scans(self._scans, {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -57,7 +58,7 @@ class Follower(QObject):
         self.known, self.folder, self.mode = Known(), None, Mode.nothing  # type: tuple[Known, Path | None, Mode]
         self.asked = ""  # of the run, and not done yet
         self._held = held = _Held()
-        self.destroyed.connect(lambda *_: held.let_go())
+        weakref.finalize(self, held.let_go)  # not `destroyed`: a slot can be collected before it is called
         self._files: RunFiles | None = None
         self._reading: Background[tuple[News, bool]] = Background()
         self._looked = self._heard = 0.0
@@ -72,7 +73,12 @@ class Follower(QObject):
         return time.monotonic() - self._heard if self.mode is Mode.own else 0.0
 
     def start(self, command: Sequence[str], folder: Path) -> None:
-        """Start a child that works on a folder.  What is known of the same folder stays known."""
+        """Start a child that works on a folder.  What is known of the same folder stays known.
+
+        Nothing happens while a child is held: there is one at a time.
+        """
+        if self._held.child is not None:
+            return
         try:
             child = Child(command)
         except OSError as error:
@@ -82,7 +88,7 @@ class Follower(QObject):
             self.known = Known()
         self.known.start_anew()
         self._held.child, self.folder, self.mode, self.asked = child, folder, Mode.own, ""
-        self._heard = time.monotonic()
+        self._files, self._heard = None, time.monotonic()
         self._timer.start()
         self.began.emit()
         self.changed.emit()
@@ -95,6 +101,14 @@ class Follower(QObject):
         self._read()
         self._timer.start()
         self.began.emit()
+
+    def release(self) -> None:
+        """Forget a run that no child of this panel works on."""
+        if self._held.child is not None:
+            return
+        self.close()
+        self.known, self.folder, self.mode, self.asked = Known(), None, Mode.nothing, ""
+        self.changed.emit()
 
     def ask(self, word: str) -> None:
         """Ask the run to "pause", "go" or "stop"; it does so at its next safe step."""
@@ -148,6 +162,7 @@ class Follower(QObject):
             self.mode, self.asked = Mode.still, ""
             text = broken(ended, child, self.known)
             if text:
+                self.known.error = text
                 self.failed.emit(text)
             else:
                 child.forget()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 IMAGES, LABELS = "images", "labels"  # folders, beside each other
 SUBJECT = r"^(.+?)__"  # in a file's name
+FORMAT = "shmoareg-layers-1"
+LIST = "layers.json"  # what was written, so that only that is ever replaced
 
 
 class Picked(NamedTuple):
@@ -32,7 +36,7 @@ def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
     ----------
     picked : sequence of Picked
     folder : Path
-        New, or empty; it appears whole or not at all.
+        New, empty, or written by this before: then it is replaced.  It appears whole or not at all.
 
     Returns
     -------
@@ -50,6 +54,8 @@ def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
 
     if len(picked) < 2:
         raise InputError(f"At least two image layers are needed to make a pair; {len(picked)} is chosen.")
+    if is_ours(folder):
+        shutil.rmtree(folder)
     with new_folder(folder) as made:
         for kind in (IMAGES, LABELS) if any(each.labels is not None for each in picked) else (IMAGES,):
             (made / kind).mkdir()
@@ -61,7 +67,21 @@ def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
                 if not labels.grid.same_space(image.grid, tolerance=1e-2):
                     labels = resample(labels, image.grid)
                 write_image(labels, made / LABELS / f"{name}.nii.gz")
+        files = sorted(str(file.relative_to(made).as_posix()) for file in made.rglob("*.nii.gz"))
+        (made / LIST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds what `write_layers` wrote, and nothing else."""
+    if folder.is_symlink() or not (folder / LIST).is_file():
+        return False
+    try:
+        about = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        files = {folder / IMAGES, folder / LABELS, folder / LIST, *(folder / name for name in about["files"])}
+        return about["format"] == FORMAT and set(folder.rglob("*")) <= files
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def file_names(picked: Sequence[Picked]) -> list[str]:

@@ -9,12 +9,11 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QHeaderView, QLabel, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.fine_tune.layer_files import Picked
+from napari_shmoareg.widgets.fine_tune.layer_labels import labels_by_image
 from napari_shmoareg.widgets.register import pairing
 from napari_shmoareg.widgets.register.pickers import NO_LABELS, LayerPicker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from napari import Viewer
     from napari.layers import Layer
 
@@ -88,6 +87,10 @@ class LayersBox(QWidget):
         )
         before = {id(held()): row for row, held in enumerate(self._images)}
         kept = {n: self._state(before[id(image)]) for n, image in enumerate(images) if id(image) in before}
+        by_hand = {images[n]: state[1] for n, state in kept.items() if images[n] in self._by_hand}
+        guessed = labels_by_image(
+            [image for image in images if image not in by_hand], [la for la in labels if la not in by_hand.values()]
+        )
         blocked = self.table.blockSignals(True)
         self.table.setRowCount(0)
         self.table.setRowCount(len(images))
@@ -95,7 +98,7 @@ class LayersBox(QWidget):
         for row, image in enumerate(images):
             ticked, chosen, subject = kept.get(row, (True, None, image.name))
             if image not in self._by_hand:
-                chosen = _labels_of(image, labels)
+                chosen = guessed.get(image)
             name, whose = QTableWidgetItem(image.name), QTableWidgetItem(subject)
             name.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
             name.setCheckState(Qt.CheckState.Checked if ticked else Qt.CheckState.Unchecked)
@@ -115,6 +118,10 @@ class LayersBox(QWidget):
         image = held()
         if image is not None:
             self._by_hand.add(image)
+            rows = {other(): self._picker(row) for row, other in enumerate(self._images)}
+            for other, picker in rows.items():  # labels are one image's
+                if other is not image and picker.layer is not None and picker.layer is rows[image].layer:
+                    picker.setCurrentIndex(0)
             self.changed.emit()
 
     def _state(self, row: int) -> tuple[bool, Layer | None, str]:
@@ -133,12 +140,3 @@ def _result(layer: Layer) -> bool:
     from napari_shmoareg.widgets.placement import tag
 
     return tag(layer, "scene") is not None or tag(layer, "number") is not None
-
-
-def _labels_of(image: Layer, labels: Sequence[Layer]) -> Layer | None:
-    """Labels in the image's role, or on its place and called most alike."""
-    from napari_shmoareg.widgets.placement import tag
-
-    role = tag(image, "role")
-    in_role = [la for la in labels if role and tag(la, "role") == f"{role}_labels"]
-    return in_role[-1] if in_role else pairing.labels_of(image, None, labels)

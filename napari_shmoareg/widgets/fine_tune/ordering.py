@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
@@ -11,12 +13,14 @@ from napari_shmoareg.widgets.fine_tune.background import Background
 from napari_shmoareg.widgets.fine_tune.command import Order
 from napari_shmoareg.widgets.fine_tune.data_view import DataView
 from napari_shmoareg.widgets.fine_tune.layer_files import IMAGES, LABELS, SUBJECT, write_layers
+from napari_shmoareg.widgets.fine_tune.lying import FREE, Lying, look
 from napari_shmoareg.widgets.fine_tune.run_box import RunBox
 from napari_shmoareg.widgets.fine_tune.settings_form import SettingsForm
 
 EVERY = 200  # ms between two looks at the writing of layers
 WEIGHTS = ("best.safetensors", "last.safetensors")
 NO_FOLDER = "Name a run folder"
+UNWRITTEN = "Open layers are written to the disk when the run starts; then there is a command that does the same."
 
 
 class Ordering(QObject):
@@ -43,6 +47,7 @@ class Ordering(QObject):
         self._data, self._form, self._run = data, form, run
         self._writing: Background[Path] = Background()
         self._waits: Order | None = None
+        self._loaded: tuple[Path | None, dict[str, Any]] | None = None  # the run whose settings the form shows
         self._timer = QTimer(self)
         self._timer.setInterval(EVERY)
         self._timer.timeout.connect(self._look)
@@ -57,7 +62,28 @@ class Ordering(QObject):
     @property
     def resumes(self) -> bool:
         """Whether the folder holds a run that can go on."""
-        return self.folder is not None and (self.folder / "run.json").is_file()
+        return self.lying.holds and not self.anew
+
+    @property
+    def anew(self) -> bool:
+        """Whether the folder holds a run that saved nothing, in whose place the form's can begin."""
+        return self.lying.blank and self.missing is None
+
+    @property
+    def lying(self) -> Lying:
+        """What lies in the folder."""
+        return look(self.folder)
+
+    @property
+    def beside(self) -> Path | None:
+        """Where open layers are written."""
+        return None if self.folder is None else self.folder.with_name(f"{self.folder.name}-data")
+
+    @property
+    def uncopied(self) -> str:
+        """Why there is no command yet that does the same in a terminal; empty if there is one."""
+        layers = self._data.dataset.from_layers and not self.lying.holds
+        return UNWRITTEN if layers and (self.beside is None or not self.beside.is_dir()) else ""
 
     @property
     def weights(self) -> Path | None:
@@ -77,6 +103,12 @@ class Ordering(QObject):
             or (None if self.folder is not None else NO_FOLDER)
         )
 
+    @property
+    def steps(self) -> int:
+        """That the form asks for; 0 if it says no number."""
+        field = self._form.fields["steps"]
+        return 0 if field.error else int(field.value)
+
     def wanted(self) -> Order:
         """What the panel says now.
 
@@ -88,22 +120,50 @@ class Ordering(QObject):
         if self.folder is None:
             raise InputError(f"{NO_FOLDER}: a new one, where everything of the run goes.")
         if self.resumes:
-            return Order(str(self.folder))
+            return Order(str(self.folder), device=self._form.chosen.device, settings=self._free())
         if self.missing is not None:
             raise InputError(f"{self.missing}, then there is something to run.")
         chosen, dataset = self._form.chosen, self._data.dataset
         path, finding = str(Path(dataset.path.text().strip()).expanduser().absolute()), dataset.finding
         if dataset.from_layers:
-            beside = self.folder.with_name(f"{self.folder.name}-data")
-            path, finding = str(beside), {"images": f"{IMAGES}/*.nii.gz", "subject": SUBJECT, "kind": "folder"}
+            path, finding = str(self.beside), {"images": f"{IMAGES}/*.nii.gz", "subject": SUBJECT, "kind": "folder"}
             if any(each.labels is not None for each in dataset.layers.picked):
                 finding["labels"] = f"{LABELS}/*.nii.gz"
         return Order(str(self.folder), path, finding, chosen.weights, chosen.device, chosen.settings)
 
+    def written(self) -> str:
+        """The command as a person types it.
+
+        Raises
+        ------
+        InputError
+            If a setting is refused, or something is missing.
+        """
+        if self.folder is not None and self.lying.holds:
+            return Order(str(self.folder), device=self._form.chosen.device, settings=self._free()).written("--resume")
+        return self.wanted().written()
+
+    def settle(self, *, works: bool) -> None:
+        """Have the form show the settings of the folder's run, and ask only for those that may be given anew."""
+        lying = self.lying
+        if not lying.holds:
+            self._loaded = None
+        elif self._loaded != (self.folder, lying.settings):
+            self._loaded = self.folder, lying.settings
+            self._form.show_values(lying.settings)
+        self._form.set_free(FREE if lying.holds and (works or not lying.blank) else None)
+
     def order(self, *, resume: bool) -> None:
         """Get a run ready; `ready` or `failed` follows."""
+        if resume != self.resumes:  # the folder changed since the button was drawn
+            self._run.changed.emit()
+            return
         try:
             order = self.wanted()
+            if self.anew:
+                from napari_shmoareg.io.training_run.anew import clear_blank
+
+                clear_blank(Path(order.out))
         except InputError as error:
             self.failed.emit(str(error))
             return
@@ -118,6 +178,12 @@ class Ordering(QObject):
         else:
             self.ready.emit(order.command(), Path(order.out))
 
+    def cancel(self) -> None:
+        """Start nothing once the layers are written."""
+        self._waits = None
+        self._timer.stop()
+        self._writing.forget()
+
     def _look(self) -> None:
         outcome = self._writing.fetch()
         if outcome is None:
@@ -129,6 +195,13 @@ class Ordering(QObject):
         elif order is not None:
             self.ready.emit(order.command(), Path(order.out))
 
-    def _values(self) -> dict[str, object]:
-        """All settings, those by default too."""
-        return {name: field.value for name, field in self._form.fields.items()}
+    def _free(self) -> dict[str, object]:
+        """What is given anew to the run that goes on: nothing before the form showed its settings."""
+        if self._loaded is None or self._loaded[0] != self.folder:
+            return {}
+        before, now = self._loaded[1], self._values(FREE)
+        return {name: value for name, value in now.items() if name in before and value != before[name]}
+
+    def _values(self, names: Sequence[str] | None = None) -> dict[str, object]:
+        """Settings of these names, or all, those by default too."""
+        return {name: self._form.fields[name].value for name in names or self._form.fields}

@@ -6,11 +6,12 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.utils.notifications import show_error, show_info, show_warning
+from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QEvent
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
+from napari_shmoareg.widgets.fine_tune.alarming import Alarming
 from napari_shmoareg.widgets.fine_tune.charts import theme_of
 from napari_shmoareg.widgets.fine_tune.curves import CurvesView
 from napari_shmoareg.widgets.fine_tune.data_view import DataView
@@ -56,9 +57,10 @@ class FineTunePanel(QWidget):
         self.loads: LoadsView | None = None
         self.follower, self.preview = Follower(self), Preview(self, viewer)
         self._ordering = Ordering(self, self.data, self.form, self.run)
-        self._alarmed: set[str] = set()
+        self._alarming = Alarming()
         self._parts: tuple[Any, dict[str, str]] = (None, {})
         self._lay_out()
+        self.run.changed.connect(self._turn_away)
         for changed in (self.data.changed, self.form.changed, self.run.changed, self.follower.turned):
             changed.connect(self._show_run)
         self._pace = Pace(self, self._show)
@@ -84,6 +86,7 @@ class FineTunePanel(QWidget):
         if event is None or event.type() != QEvent.Type.ParentChange:
             return
         if self.parent() is None:
+            self._ordering.cancel()
             self.follower.close()
             self.data.checking.cancel()
             self.preview.stop()
@@ -111,10 +114,8 @@ class FineTunePanel(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.tabs, 1)
-        below = QVBoxLayout()
-        below.setContentsMargins(6, 0, 6, 6)
-        below.addWidget(self.run)
-        column.addLayout(below)
+        self.run.setContentsMargins(6, 0, 6, 6)
+        column.addWidget(self.run)
         self.setMinimumWidth(WIDTH)
 
     def _page(self, name: str) -> QScrollArea:
@@ -155,13 +156,12 @@ class FineTunePanel(QWidget):
         """Draw in the colours of the window."""
         viewer = self._viewer()
         if viewer is not None and self.curves is not None and self.loads is not None:
-            theme = theme_of(viewer.theme)
-            self.curves.set_theme(theme)
-            self.loads.set_theme(theme)
+            for view in (self.curves, self.loads):
+                view.set_theme(theme_of(viewer.theme))
 
     def _press(self, what: str) -> None:
         """A button of the run."""
-        if what in ("start", "resume"):
+        if what in ("start", "anew", "resume"):
             self._ordering.order(resume=what == "resume")
         elif what == "use":
             use(self._viewer(), self._ordering)
@@ -173,19 +173,25 @@ class FineTunePanel(QWidget):
 
     def _start(self, command: list[str], folder: Path) -> None:
         """All is ready: start the child."""
-        self.data.checking.cancel()
+        self.data.give_way()
         self.follower.start(command, folder)
+        self._show_run()  # at once: a second click must not find the button
 
     def _open(self, path: str) -> None:
         if self.follower.mode is Mode.own:
             show_info(BUSY)
             return
         self.run.folder.setText(path)
-        self.follower.open(Path(path))
+        self.follower.open(Path(path).expanduser().absolute())
+
+    def _turn_away(self) -> None:
+        """Another folder stands in the field: a run that is only watched is let go of."""
+        if self.follower.mode is not Mode.own and self.follower.folder not in (None, self._ordering.folder):
+            self.follower.release()
 
     def _began(self) -> None:
         """Another run is shown."""
-        self._alarmed = set()
+        self._alarming = Alarming()
         self.preview.forget()
         self.tabs.setCurrentIndex(list(TABS).index("Curves"))
 
@@ -203,6 +209,7 @@ class FineTunePanel(QWidget):
         """Bring the footer up to date."""
         follower = self.follower
         works = follower.mode in (Mode.own, Mode.elsewhere)
+        self._ordering.settle(works=works)
         self.run.show_standing(
             standing(
                 follower.known,
@@ -213,6 +220,9 @@ class FineTunePanel(QWidget):
                 missing=self._ordering.missing,
                 resumes=not works and self._ordering.resumes,
                 usable=self._ordering.weights is not None,
+                anew=not works and self._ordering.anew,
+                uncopied=self._ordering.uncopied,
+                steps=self._ordering.steps,
             )
         )
 
@@ -220,7 +230,8 @@ class FineTunePanel(QWidget):
         """Bring the panel up to date: the footer, and the tab in front."""
         known = self.follower.known
         self._show_run()
-        self._tell_alarms()
+        now = self._alarming.tell(known.alarms)
+        self.tabs.setTabText(list(TABS).index("Loads"), f"Loads ⚠ {now}" if now else "Loads")
         if known.scans:
             self.data.show_run(known.scans, self._parts_of_run(), known.about.get("problems") or ())
         front = list(TABS)[self.tabs.currentIndex()]
@@ -237,13 +248,3 @@ class FineTunePanel(QWidget):
         if self._parts[0] is not about and self.follower.folder is not None:
             self._parts = about, parts_of(self.follower.folder) if about else {}
         return self._parts[1]
-
-    def _tell_alarms(self) -> None:
-        """Each place once, by a notification; how many there are stands on the tab."""
-        alarms = self.follower.known.alarms
-        for place, alarm in alarms.items():
-            if place not in self._alarmed:
-                self._alarmed.add(place)
-                show_warning(f"Step {alarm.step}: {alarm.text}")
-        now = sum(alarm.over is None for alarm in alarms.values())
-        self.tabs.setTabText(list(TABS).index("Loads"), f"Loads ⚠ {now}" if now else "Loads")

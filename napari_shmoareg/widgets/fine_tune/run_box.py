@@ -27,7 +27,11 @@ TIPS = {
     "folder of a run to go on with it.",
     "open": "Show a run that lies in a folder: one that ended, or one that another program works on right now.",
     "start": "Start learning in a process of its own; napari stays usable. Closing napari stops it at a safe step.",
-    "resume": "Go on from the last saved step, with the run's own data set and settings.",
+    "anew": "The run in this folder saved nothing: its files are removed, and another begins with the settings of the "
+    "form.",
+    "resume": "Go on from the last saved step, with the run's own data set and settings; those of the form that can "
+    "still be changed are taken from there.",
+    "over": "All steps are done. Raise Steps in the settings to go on.",
     "pause": "Wait after the current step; memory stays taken.",
     "go": "Go on after a pause.",
     "stop": "Save after the current step, and end. It can be resumed later.",
@@ -42,7 +46,7 @@ class RunBox(QWidget):
     Attributes
     ----------
     pressed : Signal(str)
-        "start", "resume", "pause", "go", "stop", "use" or "copy".
+        "start", "anew", "resume", "pause", "go", "stop", "use" or "copy".
     opened : Signal(str)
         A folder of a run that is to be shown.
     changed : Signal
@@ -98,6 +102,8 @@ class RunBox(QWidget):
         self.stop.setEnabled(standing.can_stop)
         self.stop.setVisible(standing.works)
         self.use.setEnabled(standing.can_use)
+        self.copy.setEnabled(not standing.uncopied)
+        self.copy.setToolTip(f"<qt>{standing.uncopied or TIPS['copy']}</qt>")
         self.open.setEnabled(standing.can_open)
         for widget in (self.folder, self.choose):
             widget.setEnabled(standing.can_open)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,6 @@ PARTS = ("train", "validation", "test")
 STRETCHES = 1000  # of the loads, that are kept of a long run; charts show fewer
 LOOKS = 100  # at the alarms, in one reading
 WATCHED = 5  # stretches over which routing is watched, as the run itself does
-CHUNK = 2**22  # bytes read at once
 Event = dict[str, Any]
 
 
@@ -93,32 +94,37 @@ class Tail:
 
     def rows(self) -> list[dict[str, str]]:
         """The new rows by column; a last line that is not whole is left for the next time."""
-        lines = self.lines()
-        return [dict(zip(self._head, line.split(","), strict=False)) for line in lines if '"' not in line] + [
-            row for line in lines if '"' in line for row in _quoted(self._head, line)
-        ]
+        found = list(csv.reader(io.StringIO(self._text(), newline="")))
+        return [dict(zip(self._head, row, strict=False)) for row in self._without_head(found)]
 
     def lines(self) -> list[str]:
-        """The new lines as they are, without the first one."""
+        """The new lines as they are, without the first one, of a table without quotes."""
+        found = self._text().replace("\r\n", "\n").split("\n")[:-1]
+        rest = self._without_head([line.split(",") for line in found[:1]])
+        return found[1 - len(rest) :] if found else []
+
+    def _text(self) -> str:
+        """What came since the last look, up to the end of the last row that is whole."""
         try:
             about = self._path.stat()
         except FileNotFoundError:
-            return []
+            return ""
         if about.st_size < self._at or about.st_ino != self._which:
             self._at, self._which = 0, about.st_ino
-        found: list[str] = []
         with self._path.open("rb") as file:
             file.seek(self._at)
-            while text := file.read(CHUNK):
-                whole = text[: text.rfind(b"\n") + 1]
-                if not whole:
-                    break
-                self._at += len(whole)
-                file.seek(self._at)
-                found += whole.decode("utf-8", errors="replace").splitlines()
-        if found and self._at and (not self._head or found[0].split(",") == self._head):
-            self._head, found = found[0].split(","), found[1:]
-        return found
+            text = file.read()
+        end = text.rfind(b"\n") + 1
+        while end and text.count(b'"', 0, end) % 2:  # within a cell of several lines
+            end = text.rfind(b"\n", 0, end - 1) + 1
+        self._at += end
+        return text[:end].decode("utf-8", errors="replace")
+
+    def _without_head(self, rows: list[list[str]]) -> list[list[str]]:
+        """Rows without that of the names, which is kept."""
+        if rows and (not self._head or rows[0] == self._head):
+            self._head, rows = rows[0], rows[1:]
+        return rows
 
     @property
     def head(self) -> Sequence[str]:
@@ -205,13 +211,6 @@ def _scans(folder: Path) -> Iterator[Event]:
 def _event(name: str, row: Mapping[str, str]) -> Event:
     """A row as an event; empty cells are None."""
     return {"event": name, **{key: value if value != "" else None for key, value in row.items()}}
-
-
-def _quoted(head: Sequence[str], line: str) -> Iterator[dict[str, str]]:
-    import csv
-
-    for cells in csv.reader([line]):
-        yield dict(zip(head, cells, strict=False))
 
 
 def _json(path: Path) -> dict[str, Any]:

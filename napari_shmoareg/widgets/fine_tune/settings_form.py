@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
@@ -106,6 +107,13 @@ class SettingsForm(QWidget):
                 if name in self.fields:
                     self.fields[name].value = value
         self.changed.emit()
+
+    def set_free(self, names: Sequence[str] | None) -> None:
+        """Have only these settings be changed, as of a run that was begun; None: all of them."""
+        for name, field in self.fields.items():
+            field.control.setEnabled(names is None or name in names)
+        for widget in (self.weights, self.defaults):
+            widget.setEnabled(names is None)
 
     def reset(self) -> None:
         """All as by default."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from napari_shmoareg.widgets.fine_tune.known import Known
 
+OVER = "Done"
 LONG = 60.0  # seconds without a word, after which that is told
 ASKED = {"pause": "Pausing after this step…", "go": "Going on…", "stop": "Saving and stopping after this step…"}
 ENDS = {
@@ -44,6 +45,7 @@ class Standing:
     stop_says: str = "Stop"
     can_stop: bool = False
     can_use: bool = False
+    uncopied: str = ""  # why there is no command to copy
     can_open: bool = True
 
 
@@ -57,6 +59,9 @@ def standing(
     missing: str | None,
     resumes: bool,
     usable: bool,
+    anew: bool = False,
+    uncopied: str = "",
+    steps: int = 0,
 ) -> Standing:
     """How a run stands.
 
@@ -76,21 +81,29 @@ def standing(
         Whether the folder in the field holds a run.
     usable : bool
         Whether it has weights to register with.
+    anew : bool
+        Whether the folder in the field holds a run that saved nothing, in whose place another can begin.
+    uncopied : str
+        Why there is no command to copy; empty if there is one.
+    steps : int
+        That the form asks for: a run that is done goes on only with more.
     """
+    over = resumes and 0 < max(known.steps, steps) <= known.step
     paused = known.paused or asked == "go"
     return Standing(
         works=works,
         text=_text(known, works, mine, asked, silent),
         done=_done(known, works),
-        start_says="Resume" if resumes else missing or "Start",
-        start_does="resume" if resumes else "start",
-        can_start=not works and (resumes or missing is None),
+        start_says=OVER if over else "Resume" if resumes else missing or ("Start anew" if anew else "Start"),
+        start_does="over" if over else "resume" if resumes else "anew" if anew else "start",
+        can_start=not works and not over and (resumes or missing is None),
         pause_says="Go on" if paused else "Pause",
         pause_does="go" if paused else "pause",
         can_pause=works and asked == "" and bool(known.about),
         stop_says="Stopping…" if asked == "stop" else "Stop",
         can_stop=works and asked != "stop",
         can_use=usable,
+        uncopied=uncopied,
         can_open=not (works and mine),
     )
 
@@ -124,8 +137,8 @@ def _text(known: Known, works: bool, mine: bool, asked: str, silent: float) -> s
         lines.append(f"Paused at step {known.step} of {known.steps}.")
     elif works and known.phase and known.phase["phase"] != "training":
         phase = known.phase
-        said = phase["text"] or PHASES.get(phase["phase"], phase["phase"])
-        lines.append(f"{said[:1].upper()}{said[1:]}, {100 * phase['done']:.0f} %.")
+        said, what = PHASES.get(phase["phase"], phase["phase"]), f": {phase['text']}" if phase["text"] else ""
+        lines.append(f"{said}{what} ({100 * phase['done']:.0f} %)")
     elif works and not known.step:
         lines.append("Starting…")
     elif works:
@@ -135,6 +148,8 @@ def _text(known: Known, works: bool, mine: bool, asked: str, silent: float) -> s
         lines.append(ENDS.get(known.end["reason"], "The run ended after step {step}.").format(step=known.step))
     elif known.about or known.step:
         lines.append(f"Step {known.step} of {known.steps}; nobody works on this run now.")
+    if known.error and not works:
+        lines.append(known.error)
     if works and not mine:
         lines.append("Another process works on it.")
     told = figures(known)

@@ -33,7 +33,7 @@ def copy(ordering: Ordering) -> None:
     """Put the command of what the panel says on the clipboard."""
     clipboard = QApplication.clipboard()
     try:
-        written = ordering.wanted().written()
+        written = ordering.written()
     except InputError as error:
         show_error(str(error))
         return

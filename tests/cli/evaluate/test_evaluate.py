@@ -186,7 +186,7 @@ def test_labels_that_only_one_scan_has_count_as_no_overlap_and_have_no_distance(
         (("--method", "magic"), "no method 'magic'"),
         (("--method", "start"), "--weights would do nothing: the method 'start' uses none"),
         (("--against", "nowhere"), "holds no evaluation"),
-        (("--run", "nowhere"), "nowhere holds no run"),
+        (("--run", "nowhere"), "nowhere holds no run of fine-tune .*Name the folder of one"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_any_work(options, says, evaluate, plain):

@@ -59,6 +59,15 @@ def test_a_run_without_weights_is_not_judged_by_the_shipped_ones(shmoareg, learn
     assert not (tmp_path / "table").exists()
 
 
+def test_a_run_without_best_weights_is_judged_by_its_last_and_says_so(shmoareg, learned, tmp_path):
+    first = evaluate(shmoareg, tmp_path / "best", "--run", learned.path)
+    assert first.exit_code == 0 and "best.safetensors" not in first.stderr
+    learned.best.rename(learned.last)
+    result = evaluate(shmoareg, tmp_path / "last", "--run", learned.path)
+    assert result.exit_code == 0, result.stderr
+    assert "has no best.safetensors: the weights of its last saved step are taken" in " ".join(result.stderr.split())
+
+
 def test_a_run_that_has_not_divided_its_scans_is_told(shmoareg, learned, tmp_path, plain):
     learned.split.unlink()
     plain(evaluate(shmoareg, tmp_path / "table", "--run", learned.path)).search("no split yet")

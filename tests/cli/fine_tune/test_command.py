@@ -80,7 +80,13 @@ def test_a_reader_sees_the_check_up_the_split_the_memory_and_what_comes_next(beg
     out = tmp_path / "run"
     result = shmoareg(*begin(out, "--steps", 1, "--validate-every", 0))
     assert result.exit_code == 0, result.stderr
-    for words in ("6 of 6 scans can be used", "4 scans learn (6 pairs)", "GiB of memory", "1 steps are done"):
+    for words in (
+        "6 of 6 scans can be used",
+        "Dice 0.",
+        "4 scans learn (6 pairs)",
+        "GiB of memory",
+        "1 steps are done",
+    ):
         assert words in result.stdout
     assert f"--weights {out}/last.safetensors" in result.stdout
     quiet = shmoareg(*begin(tmp_path / "quiet", "--steps", 1, "--validate-every", 0, "--quiet"))
@@ -154,7 +160,10 @@ def test_a_folder_that_holds_something_is_left_alone(begin, short, shmoareg, tmp
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert plain(shmoareg(*begin(short[0]))).search("holds a run already. Give --resume")
     assert plain(shmoareg("fine-tune", "--out", short[0])).search("--resume")
-    assert plain(shmoareg("fine-tune", "--out", tmp_path / "none", "--resume")).search("holds no run")
+    assert plain(shmoareg("fine-tune", "--out", tmp_path / "none", "--resume")).search(
+        "holds no run. Leave out --resume"
+    )
+    assert "--resume" not in plain(shmoareg("runs", "show", tmp_path / "none"))
     assert plain(shmoareg("fine-tune", "--out", tmp_path / "none")).search("give a DATASET")
 
 
@@ -166,7 +175,7 @@ def test_a_run_goes_on_with_more_steps_but_not_with_other_settings(begin, short,
     )
     assert plain(shmoareg(*go_on, "--steps", 3)).search("begun with 4 steps; their number may grow, not fall to 3")
     assert plain(shmoareg(*go_on, "--from", weights)).search("began from .*small.safetensors', not from")
-    assert plain(shmoareg("fine-tune", tmp_path, *go_on[1:])).search("path")
+    assert plain(shmoareg("fine-tune", tmp_path / "nowhere", *go_on[1:])).search("nowhere.*give its new place")
     more = ("--steps", 6, "--save-every", 2, "--overlap-weight", 0)
     again = shmoareg(*begin(out, *more, "--tensorboard", "--resume", "--json"))
     assert again.exit_code == 0, again.stderr

@@ -74,9 +74,8 @@ def test_a_loss_that_is_not_finite_ends_a_run_with_the_names_of_the_scans(begin,
     assert error["event"] == "error" and "became nan at step 2, on pair" in error["text"]
     (pair,) = {tuple(row["pair"].split(" and ")) for row in [{"pair": error["text"].split("(")[1].split(")")[0]}]}
     assert set(pair) <= set("abcdef")
-    assert (
-        "--from them with a lower --learning-rate" in error["text"] and str(out / "last.safetensors") in error["text"]
-    )
+    assert f"--from {out / 'best.safetensors'} with a lower --learning-rate" in error["text"]
+    assert str(out / "last.safetensors") in error["text"] and "good" not in error["text"]
     assert end["event"] == "end" and end["reason"] == "failed"
     assert result.stderr.count("Error: ") == 1 and error["text"] in result.stderr
     assert read_card(out / "last.safetensors")["fine_tuning_steps"] == 1

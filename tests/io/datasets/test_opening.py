@@ -197,6 +197,13 @@ def test_oasis_takes_the_scanner_space_by_default_and_the_aligned_images_on_dema
         open_dataset(root, images="talairach")
 
 
+def test_oasis_with_aligned_images_only_says_how_to_take_them(files):
+    root = files(*(f"OASIS_OAS1_{n:04d}_MR1/{kind}.nii.gz" for n in (1, 2) for kind in ("aligned_norm", "seg35")))
+    with pytest.raises(InputError, match="give --images aligned_norm to take it"):
+        open_dataset(root)
+    assert len(open_dataset(root, images="aligned_norm").scans) == 2
+
+
 @pytest.mark.parametrize("inner", ["", "Training/", "RawData/Training/"])
 def test_btcv_is_read_within_the_window_of_soft_tissue(files, inner):
     root = files(

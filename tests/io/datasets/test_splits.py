@@ -84,6 +84,13 @@ def test_a_part_of_which_no_pair_can_be_made_is_refused():
     assert len(split_dataset(dataset_of(12, scans_each=2), "10/1/1").validation) == 2
 
 
+def test_where_a_split_tears_listed_pairs_the_refusal_says_how_many():
+    dataset = dataset_of(4)
+    joined = replace(dataset, pairs=tuple((m, f) for m, f in zip(dataset.names, dataset.names[1:], strict=False)))
+    with pytest.raises(InputError, match=r"no pair can be made.*[23] of its 3 listed pairs are torn.*as one subject"):
+        split_dataset(joined, "1/2/1")
+
+
 def test_a_data_sets_own_parts_are_used_unless_a_split_is_asked_for():
     own = {"train": ("s002_0", "s000_0", "gone"), "validation": ("s003_0", "s001_0")}
     dataset = replace(dataset_of(6), parts=own)
