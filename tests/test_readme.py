@@ -39,7 +39,7 @@ def workplace(tmp_path_factory):
     (folder / "pairs.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
     for place in ("IMAGES", "LABELMAPS"):
         (folder / place).mkdir()
-    for number, role in enumerate(("moving", "fixed") * 3):  # six subjects: four learn, two stay unseen
+    for number, role in enumerate(("moving", "fixed") * 3):  # six subjects: two learn, two judge
         write_image(getattr(pair, role), folder / "IMAGES" / f"{number}_image.nii.gz")
         write_image(getattr(pair, f"{role}_labels"), folder / "IMAGES" / f"{number}_labels.nii.gz")
     write_image(pair.fixed_labels, folder / "LABELMAPS" / "one.nii.gz")
@@ -66,11 +66,13 @@ def test_a_command_of_the_readme_runs(command, workplace, monkeypatch):
     if words[0] == "pretrain":
         words += ["--recipe", "tiny"]
     if "fine-tune" in words and "--resume" not in words:
-        words += ["--split", "4/0/2", "--size", "16"]
+        words += ["--split", "2/2/2", "--size", "16"]
     new = "--resume" not in words and words[0] not in ("runs", "evaluate")
     for option in ("--out", "--run") if new else ():
         if option in words:
             shutil.rmtree(workplace / words[words.index(option) + 1], ignore_errors=True)
+    if words[0] == "evaluate":
+        words += ["--size", "32"]
     if words[0] == "benchmark":
         words += ["--methods", "shmoareg,affine", "--pairs", "1"]  # two processes instead of a few hundred
     result = CliRunner().invoke(app, words)

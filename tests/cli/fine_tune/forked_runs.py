@@ -25,6 +25,8 @@ from napari_shmoareg.engine.optimiser import adam
 from napari_shmoareg.io.datasets import Checkup, VolumeCache, open_dataset
 from napari_shmoareg.io.training_run import step_table
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as at a terminal, also where the tests themselves run under nohup
+
 
 def die() -> None:
     """End at once, as by `kill -9`."""
