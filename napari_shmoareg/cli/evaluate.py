@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from napari_shmoareg.cli.cluster_options import ClusterOptions, SubmitOption
+from napari_shmoareg.cli.dataset_options import Kind
 from napari_shmoareg.cli.errors import CANCELLED, FAILED, say
 from napari_shmoareg.cli.evaluate_options import (
     Asked,
     Chosen,
     DatasetArgument,
     Images,
-    Kind,
     KindOption,
     Labels,
     PartOption,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from napari_shmoareg.cli.dataset_options import Kind, parse_window
 from napari_shmoareg.cli.options import Device
 from napari_shmoareg.geometry import InputError
 
@@ -26,26 +27,6 @@ class PartName(StrEnum):
     validation = "validation"
     test = "test"
     all = "all"
-
-
-class Kind(StrEnum):
-    """How a data set lies on the disk."""
-
-    auto = "auto"
-    folder = "folder"
-    list = "list"
-    learn2reg = "learn2reg"
-    oasis = "oasis"
-    btcv = "btcv"
-
-
-def parse_window(text: str) -> tuple[float, float]:
-    """``--window``: two numbers."""
-    try:
-        low, high = (float(word) for word in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is not LOW,HIGH: two numbers, such as -160,240") from None
-    return low, high
 
 
 def parse_shard(text: str) -> tuple[int, int]:

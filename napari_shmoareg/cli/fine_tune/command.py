@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from napari_shmoareg.cli.cluster import hand_over
 from napari_shmoareg.cli.cluster_options import ClusterOptions, SubmitOption
+from napari_shmoareg.cli.dataset_options import Kind, parse_window
 from napari_shmoareg.cli.errors import CANCELLED
 from napari_shmoareg.cli.fine_tune.options import chosen, with_settings
 from napari_shmoareg.cli.launching import launch, wants_launch, words_of
@@ -19,26 +19,6 @@ from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
 if TYPE_CHECKING:
     from napari_shmoareg.io.training_run.plan import Plan
-
-
-class Kind(StrEnum):
-    """How a data set lies on the disk."""
-
-    auto = "auto"
-    folder = "folder"
-    list = "list"
-    learn2reg = "learn2reg"
-    oasis = "oasis"
-    btcv = "btcv"
-
-
-def parse_window(text: str) -> tuple[float, float]:
-    """``--window``: two numbers."""
-    try:
-        low, high = (float(word) for word in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"'{text}' is not two numbers with a comma, such as -160,240") from error
-    return low, high
 
 
 @with_settings
