@@ -15,7 +15,8 @@ from napari_shmoareg.geometry import Transform, Volume, warp_volume
 
 PerLabel = dict[str, dict[int, float]]
 STAGES = ("before", "affine", "after")
-UNSEEN = Similarity(float("nan"), float("nan"), float("nan"), 0.0)  # the images do not meet
+_NAN = float("nan")
+UNSEEN = Similarity(_NAN, _NAN, _NAN, overlap=0.0, information=_NAN, local=_NAN, coverage=0.0)  # images apart
 
 
 @dataclass(frozen=True, eq=False)

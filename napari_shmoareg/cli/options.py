@@ -44,6 +44,13 @@ class Contrast(StrEnum):
     match = "match"
 
 
+class Keep(StrEnum):
+    """Which stage of a registration is the result."""
+
+    best = "best"
+    last = "last"
+
+
 def parse_size(text: str) -> int | str:
     """``--size``: a number of voxels, or "native"."""
     if text == "native":
@@ -127,6 +134,14 @@ ContrastOption = Annotated[
     typer.Option(
         "--contrast",
         help="match shows the network MOVING in FIXED's contrast; auto does so where they clearly differ.",
+    ),
+]
+KeepOption = Annotated[
+    Keep,
+    typer.Option(
+        "--keep",
+        help="best: of headers, alignment, network and refinement the one under which the images agree best; "
+        "last: the last of them in any case.",
     ),
 ]
 Nan = Annotated[

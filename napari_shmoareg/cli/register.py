@@ -20,6 +20,8 @@ from napari_shmoareg.cli.options import (
     DiffeomorphicOption,
     Fixed,
     FixedLabels,
+    Keep,
+    KeepOption,
     Moving,
     MovingLabels,
     Nan,
@@ -53,6 +55,7 @@ def register(
     refine: RefineOption = 0,
     similarity: SimilarityOption = Similarity.auto,
     contrast: ContrastOption = Contrast.auto,
+    keep: KeepOption = Keep.best,
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")] = True,
     nan: Nan = None,
     channel: Channel = None,
@@ -67,7 +70,7 @@ def register(
     from napari_shmoareg.io.places import check_new_folder
 
     check_new_folder(out)
-    running = Running(weights, affine, diffeomorphic, device, size, refine, similarity, contrast)
+    running = Running(weights, affine, diffeomorphic, device, size, refine, similarity, contrast, keep)
     with progress(quiet, registering(refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io.images import read_pair

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from napari_shmoareg.cli.options import Affine, Contrast, Device, Similarity
+from napari_shmoareg.cli.options import Affine, Contrast, Device, Keep, Similarity
 from napari_shmoareg.cli.progress import Report
 from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
@@ -33,6 +33,8 @@ class Running:
         Steps on the pair itself.
     similarity : Similarity
     contrast : Contrast
+    keep : Keep
+        Which stage is the result.
     """
 
     weights: str | None = None
@@ -43,6 +45,7 @@ class Running:
     refine: int = 0
     similarity: Similarity = Similarity.auto
     contrast: Contrast = Contrast.auto
+    keep: Keep = Keep.best
 
     def network(self) -> tuple[str, SHMoAReg]:
         """The name of the weights and the network, on its device.
@@ -73,6 +76,7 @@ class Running:
             refine=self.refine,
             similarity=self.similarity.value,
             contrast=self.contrast.value,
+            keep=self.keep.value,
             progress=report,
         )
         return replace(registration, choices={"weights": why, **registration.choices})

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.engine.coarse import BINS, CoarsePair, Matrix
+from napari_shmoareg.engine.agreement import BINS, Agreement, CoarseImages, Matrix
+from napari_shmoareg.engine.coarse import CoarsePair
 from napari_shmoareg.engine.overlap import check_overlap
+from napari_shmoareg.engine.start_search import search
 from napari_shmoareg.geometry import InputError, Volume, VolumePair
 
 if TYPE_CHECKING:
@@ -29,9 +31,14 @@ Progress = Callable[[float], None]
 ITERATIONS = 100  # at most, per level
 SAMPLES = 40_000  # voxels drawn per level, at most
 SEED = 20
-WORTH = 0.02  # relative gain of similarity for which `auto` moves an image at all
-MAY_LOSE = 0.03  # of the similarity, for a better fit of the detail
+LONGEST = 64  # voxels of the images on which stages are compared
+WORTH = 0.08  # relative gain of agreement for which `auto` moves an image at all
+STAGE_WORTH = 0.01  # relative gain for which `auto` keeps a stage
+TURN_WORTH = 0.1  # relative gain for which the orientation of the header is given up
+RIVAL = 0.8  # share of the best shift's score for which a turned start is tried too
+RIVALS = 4  # turned starts that are tried
 LEAST_DETAIL = 0.1  # correlation of the detail below which the contrasts differ too much for it
+STRETCH = 2.0  # an affine stage that stretches or shrinks an axis beyond this factor is dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,31 +53,32 @@ class Alignment:
         What was asked for.
     reason : str
         For people: what was tried, kept and dropped, and why.
-    similarity_before, similarity_after : float
-        Normalised mutual information in [0, 1] on coarse grids, with the headers only and with
-        `matrix`; 0 where less than a quarter of the smaller field of view overlaps.
+    before, after : Agreement
+        On coarse grids, with the headers only and with `matrix`: mutual information, correlation
+        of the detail, and coverage.
     seconds : float
     """
 
     matrix: Matrix
     mode: str
     reason: str
-    similarity_before: float
-    similarity_after: float
+    before: Agreement
+    after: Agreement
     seconds: float
 
 
 def align(pair: VolumePair, mode: str = "auto", *, progress: Callable[[str, float], None] | None = None) -> Alignment:
     """Bring a pair together by a rigid and an affine transform.
 
-    Starts: the headers, the centres of the fields of view, the centres of mass; the one whose
-    images are most alike is taken.  Then Mattes mutual information, rigid first, affine after;
-    at last the correlation of the images with their brightness evened out locally, which
-    weighs small structures (vessels, folds) as much as the outline (or, where the contrasts
-    differ, mutual information again, at a finer level).
-    Ours: a stage stays only where it makes the images more alike; with `auto`, only where the
-    gain is worth it (2 %), so that what is aligned already is left alone.  The result is the
-    same at every run.
+    Starts: the headers, the centres of the fields of view and of mass, and a search over all
+    shifts and, where these bring no clear agreement, the 24 orientations along the axes.  Then
+    Mattes mutual information, rigid first, affine after; at last the correlation of the images
+    with their brightness evened out locally, which weighs small structures (vessels, folds) as
+    much as the outline (or, where the contrasts differ, mutual information at a finer level).
+    Ours: a stage stays only where the images agree better for it (see `Agreement`, which counts
+    how much of each image is compared); with `auto`, all stages together have to gain 8 %, or the
+    headers are kept: what is aligned already is left alone.  Another orientation than the
+    header's has to gain 10 %.  The result is the same at every run.
 
     Parameters
     ----------
@@ -96,63 +104,80 @@ def align(pair: VolumePair, mode: str = "auto", *, progress: Callable[[str, floa
     begin = time.perf_counter()
     pair.moving.check_image("moving")
     pair.fixed.check_image("fixed")
-    coarse = CoarsePair.of(pair)
-    before = coarse.similarity(np.eye(4))
+    judge = CoarseImages.of(pair, LONGEST)
+    before = judge.agreement(np.eye(4))
     if mode == "none":
         check_overlap(pair, np.eye(4), mode)
-        return Alignment(np.eye(4), mode, "The headers were trusted.", before, before, time.perf_counter() - begin)
+        reason = "The headers were trusted."
+        return Alignment(np.eye(4), mode, reason, before, before, time.perf_counter() - begin)
+    coarse = CoarsePair.of(pair)
     report: Progress = (lambda fraction: None) if progress is None else (lambda f: progress("align", f))
-    worth = WORTH if mode == "auto" else 0.0
-    matrix, best, reason = _start(coarse, before, worth)
+    worth = STAGE_WORTH if mode == "auto" else 0.0
     kinds: tuple[_Kind, ...] = ("rigid",) if mode == "rigid" else ("rigid", "affine")
-    reports = [partial(_part, report, number, len(kinds) + 1) for number in range(len(kinds) + 1)]
-    for kind, told in zip(kinds, reports, strict=False):
+    parts = [partial(_part, report, number, len(kinds) + 2) for number in range(len(kinds) + 2)]
+    matrix, best, reasons = _start(pair, coarse, judge, before, worth, parts[0])
+    for kind, part in zip(kinds, parts[1:], strict=False):
         try:
-            trial = _refine(coarse, matrix, kind, told)
+            trial = _refine(coarse, matrix, kind, part)
         except _OptimiserError as error:
-            reason.append(f"the {kind} stage found no way ({error})")
+            reasons.append(f"the {kind} stage found no way ({error})")
             continue
-        reached = coarse.similarity(trial)
-        if reached > best * (1 + worth):
-            reason.append(f"the {kind} stage raised the similarity from {best:.3f} to {reached:.3f}")
+        reached = judge.agreement(trial)
+        change = f"from {best.score:.3f} to {reached.score:.3f}"
+        if _stretches(trial):
+            reasons.append(f"the {kind} stage was dropped (it stretched an axis more than {STRETCH:g} times)")
+        elif reached.score > best.score * (1 + worth):
+            reasons.append(f"the {kind} stage raised the agreement {change}")
             matrix, best = trial, reached
         else:
-            reason.append(f"the {kind} stage was dropped ({reached:.3f} against {best:.3f})")
-    if mode == "auto" and np.array_equal(matrix, np.eye(4)):
-        reason.append("no stage was worth moving the images for: the headers were kept")
-    else:
-        matrix, best, why = _fit_detail(coarse, matrix, best, kinds[-1], worth, reports[-1])
-        reason.append(why)
+            reasons.append(f"the {kind} stage was dropped (agreement {change})")
+    matrix, best = _fit_detail(coarse, judge, matrix, best, kinds[-1], reasons, parts[-1])
+    if mode == "auto" and best.score <= before.score * (1 + WORTH):
+        reasons.append(
+            "the headers were kept, as all stages together gained too little to move the images for "
+            f"({before.score:.3f} to {best.score:.3f})"
+        )
+        matrix, best = np.eye(4), before
     report(1.0)
     check_overlap(pair, matrix, mode)
-    return Alignment(matrix, mode, "; ".join(reason).capitalize() + ".", before, best, time.perf_counter() - begin)
+    if best.score > before.score and best.detail < before.detail - 0.02:
+        reasons.append(
+            f"mutual information rose ({before.information:.3f} to {best.information:.3f}) while the detail agrees "
+            f"less ({before.detail:.3f} to {best.detail:.3f}): compare both in a viewer"
+        )
+    return Alignment(matrix, mode, "; ".join(reasons).capitalize() + ".", before, best, time.perf_counter() - begin)
 
 
 def _fit_detail(
-    coarse: CoarsePair, matrix: Matrix, best: float, kind: _Kind, worth: float, report: Progress
-) -> tuple[Matrix, float, str]:
-    """The last stage, at finer levels and on detail: the matrix, its similarity, and why."""
-    detail = coarse.detail
-    before = detail.correlation(matrix)
-    fits = before >= LEAST_DETAIL
+    coarse: CoarsePair,
+    judge: CoarseImages,
+    matrix: Matrix,
+    best: Agreement,
+    kind: _Kind,
+    reasons: list[str],
+    report: Progress,
+) -> tuple[Matrix, Agreement]:
+    """The last stage, at finer levels: the matrix and its agreement; why is appended to `reasons`."""
+    fits = best.detail >= LEAST_DETAIL
+    name = "detail" if fits else "fine"
     try:
-        trial = _refine(detail if fits else coarse, matrix, kind, report, levels=(2, 1), correlate=fits)
+        trial = _refine(coarse.detail if fits else coarse, matrix, kind, report, levels=(2, 1), correlate=fits)
     except _OptimiserError as error:
-        return matrix, best, f"the detail stage found no way ({error})"
-    if not fits:  # contrasts differ: mutual information at the finer levels
-        reached = coarse.similarity(trial)
-        if reached > best:
-            return trial, reached, f"the fine stage raised the similarity from {best:.3f} to {reached:.3f}"
-        return matrix, best, f"the fine stage was dropped ({reached:.3f} against {best:.3f})"
-    after, reached = detail.correlation(trial), coarse.similarity(trial)
-    change = f"of small structures from {before:.3f} to {after:.3f}"
-    if after > before * (1 + worth) and reached > best * (1 - MAY_LOSE):
-        return trial, reached, f"the detail stage raised the correlation {change}"
-    return (
-        matrix,
-        best,
-        f"the detail stage was dropped (correlation {change}, similarity from {best:.3f} to {reached:.3f})",
-    )
+        reasons.append(f"the {name} stage found no way ({error})")
+        return matrix, best
+    reached = judge.agreement(trial)
+    change = f"from {best.score:.3f} to {reached.score:.3f}"
+    if reached.score > best.score and not _stretches(trial):
+        reasons.append(f"the {name} stage raised the agreement {change}")
+        return trial, reached
+    reasons.append(f"the {name} stage was dropped (agreement {change})")
+    return matrix, best
+
+
+def _stretches(matrix: Matrix) -> bool:
+    """Whether an affine stretches or shrinks an axis beyond what bodies differ by."""
+    sizes = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(sizes.max() > STRETCH or sizes.min() < 1 / STRETCH)
 
 
 def _part(report: Progress, number: int, parts: int, fraction: float) -> None:
@@ -163,16 +188,56 @@ class _OptimiserError(Exception):
     """SimpleITK gave up on a stage."""
 
 
-def _start(coarse: CoarsePair, before: float, worth: float) -> tuple[Matrix, float, list[str]]:
-    """The matrix to start from, its similarity, and why."""
-    found = {name: (coarse.similarity(matrix), matrix) for name, matrix in coarse.starts.items()}
-    name = max(found, key=lambda n: found[n][0])
-    similarity, matrix = found[name]
-    if similarity > before * (1 + worth):
-        why = f"started from {name}, which fit better than the headers ({similarity:.3f} against {before:.3f})"
-        return matrix, similarity, [why]
-    why = f"started from the headers, which fit as well as {name} ({before:.3f} against {similarity:.3f})"
-    return np.eye(4), before, [why]
+def _start(
+    pair: VolumePair, coarse: CoarsePair, judge: CoarseImages, before: Agreement, worth: float, report: Progress
+) -> tuple[Matrix, Agreement, list[str]]:
+    """The matrix to start from, its agreement, and why."""
+    found = search(pair)
+    shifts = {
+        "the centres of the fields of view": _translation(pair.moving.grid.centre - pair.fixed.grid.centre),
+        "the centres of mass": _translation(coarse.centre_of_mass("moving") - coarse.centre_of_mass("fixed")),
+    }
+    straight = next((start.matrix for start in found if not start.turned), None)
+    if straight is not None:
+        shifts["a search over all shifts"] = straight
+    scored = {name: judge.agreement(matrix) for name, matrix in shifts.items()}
+    name = max(scored, key=lambda n: scored[n].score)
+    matrix, best = np.eye(4), before
+    numbers = f"agreement {before.score:.3f} by the headers, {scored[name].score:.3f} by {name}"
+    why = f"started from the headers ({numbers})"
+    if scored[name].score > before.score * (1 + worth):
+        matrix, best, why = shifts[name], scored[name], f"started from {name} ({numbers})"
+    report(0.3)
+    clear = max((start.agreement.score for start in found if not start.turned), default=0.0)
+    rivals = [start for start in found if start.turned and start.agreement.score >= RIVAL * clear][:RIVALS]
+    if not rivals:
+        return matrix, best, [why]
+    tried: list[tuple[Agreement, Matrix]] = []
+    for number, start in enumerate([matrix, *(rival.matrix for rival in rivals)]):
+        try:
+            moved = _refine(coarse, start, "rigid", lambda fraction: None, levels=(4,))
+        except _OptimiserError:
+            moved = start
+        tried.append((judge.agreement(moved), moved))
+        report(0.3 + 0.7 * (number + 1) / (len(rivals) + 1))
+    upright, (turned, turn) = tried[0][0], max(tried[1:], key=lambda entry: entry[0].score)
+    if turned.score > max(upright.score, best.score) * (1 + TURN_WORTH):
+        angle = _angle(turn)
+        numbers = f"agreement {turned.score:.3f} against {upright.score:.3f} in the header's orientation"
+        return turn, turned, [f"started {angle:.0f} degrees from the header's orientation ({numbers})"]
+    return matrix, best, [why]
+
+
+def _translation(shift: NDArray[np.float64]) -> Matrix:
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def _angle(matrix: Matrix) -> float:
+    """Of the rotation in an affine, in degrees."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    return float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
 
 
 def _refine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -107,59 +108,75 @@ def run_network(
         network.train(training)
 
 
-def local_correlation(moving: Tensor, fixed: Tensor, displacement: Tensor | None) -> float:
-    """Mean squared local correlation, in [0, 1], of fixed and warped; of the pair as it stands without displacement.
-
-    All (1, C, D, H, W) on one grid, the displacement in voxels; compared on the finest grid of a refinement.
-    """
-    return 1 - _loss(moving, fixed, displacement, Refinement(similarity="lncc"))
-
-
 def refine_on_pair(
     moving: Tensor,
     fixed: Tensor,
-    displacement: Tensor,
+    displacement: Tensor | None,
     settings: Refinement,
     *,
     diffeomorphic: bool,
     device: torch.device,
     told: Told,
 ) -> Refined:
-    """Refine the network's displacement, or none at all where that is the better start; never to something worse.
+    """Refine the network's displacement, or none at all where that is the better start.
 
-    Better is what makes the pair more alike by the refinement's own similarity, at its finest level.
+    Both are descended on the coarsest level first; better is what is more alike there, by the refinement's own
+    similarity at half its finest resolution.
+
+    Parameters
+    ----------
+    moving, fixed : Tensor (1, 1, D, H, W), in [0, 1]
+    displacement : Tensor (1, 3, D, H, W), voxels, or None
+        What the network found; None without a network.
 
     Raises
     ------
     TooLargeError
         If the device's memory ran out.
     """
-    moving, fixed, start = (t.to(device).clone() for t in (moving, fixed, displacement))
+    moving, fixed = moving.to(device), fixed.to(device)
+    begun, start, first = "the alignment", None, 0
     try:
-        none, found = (_loss(moving, fixed, u, settings) for u in (None, start))
-        begun = "the network's displacement"
-        if found > none:
-            start, begun = torch.zeros_like(start), "the alignment alone, as the network did harm"
-        reached = start
+        if displacement is not None and len(settings.levels) > 1:
+            coarse = replace(settings, levels=settings.levels[:1])
+            begun, start, first = _better_start(moving, fixed, displacement.to(device), coarse, diffeomorphic)
+            settings = replace(settings, levels=settings.levels[1:])
+        elif displacement is not None:
+            begun, start = "the network's displacement", displacement.to(device)
+        reached, count = None, first
         for step in refine(moving, fixed, start, settings, diffeomorphic=diffeomorphic):
-            reached = step.displacement
-            told(step.step / settings.steps)
-        after = _loss(moving, fixed, reached, settings)
+            reached, count = step, first + step.step
+            told(step.done)
+        if reached is not None:
+            start = reached.displacement(fixed.shape[2:])
+        result = torch.zeros((1, 3, *fixed.shape[2:])) if start is None else start.cpu().clone()
     except RuntimeError as error:
         plain = too_large_for(device, fixed.shape[2:], error)
         if plain is None:
             raise
         raise plain from error
-    numbers = f"{settings.similarity} loss {none:.4f} aligned, {found:.4f} by the network, {after:.4f} refined"
-    if after > min(none, found):
-        return Refined(start.cpu(), f"{settings.steps} steps from {begun} were dropped: no gain ({numbers})")
-    return Refined(reached.cpu(), f"{settings.steps} steps from {begun} ({numbers})")
+    return Refined(result, f"{count} steps, coarse to fine, from {begun}")
+
+
+def _better_start(
+    moving: Tensor, fixed: Tensor, network: Tensor, coarse: Refinement, diffeomorphic: bool
+) -> tuple[str, Tensor, int]:
+    """The first level descended from the network's displacement and from none: which became more alike, and steps."""
+    found: list[tuple[float, str, Tensor, int]] = []
+    for name, start in (("the network's displacement", network), ("the alignment alone", None)):
+        steps = list(refine(moving, fixed, start, coarse, diffeomorphic=diffeomorphic))
+        reached = torch.zeros_like(network) if start is None else start
+        if steps:
+            reached = steps[-1].displacement(fixed.shape[2:])
+        found.append((_loss(moving, fixed, reached, coarse), name, reached, len(steps)))
+    (loss, name, reached, count), (other, _, _, _) = sorted(found, key=lambda entry: entry[0])
+    return f"{name} ({coarse.similarity} loss {loss:.4f} against {other:.4f} after the first level)", reached, count
 
 
 @torch.no_grad()
 def _loss(moving: Tensor, fixed: Tensor, displacement: Tensor | None, settings: Refinement) -> float:
-    """The refinement's similarity, as a loss, on the grid of its finest level."""
-    shape = coarser(fixed.shape[2:], min(1.0, settings.finest / max(fixed.shape[2:])))
+    """The refinement's similarity, as a loss, at half the resolution of its finest level."""
+    shape = coarser(fixed.shape[2:], min(1.0, settings.finest / max(fixed.shape[2:])) / 2)
     warped = moving if displacement is None else field.warp(moving, displacement, padding="border")
     measure = MEASURES[settings.similarity](to_shape(warped, shape), to_shape(fixed, shape))
     return float(measure(torch.zeros((1, 3, *shape), device=fixed.device)))

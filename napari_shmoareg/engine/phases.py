@@ -23,8 +23,8 @@ SECONDS = {
     "conform": ("conforming", 0.5),
     "network": ("deforming", 2.5),
     "refine": ("refining", 0.25),  # of each step
-    "warp": ("warping", 4.0),
     "measure": ("comparing", 3.0),
+    "warp": ("warping", 4.0),
 }
 WRITING = ("measuring", "writing images", "writing expert maps", "drawing", "done")
 WRITING_SECONDS = 8.0

@@ -1,31 +1,39 @@
 """Refinement: the displacement of one pair is improved on that pair itself.
 
-Ours, beyond the paper.  What the network found is taken as it is, and a correction to it is
-descended coarse to fine, by Adam, under a similarity of the pair's own voxels and the diffusion
-regulariser of L_reg.  No weights change.  The correction lives on a grid of twice the spacing,
-smoothed, and is integrated as a velocity where the result has to stay invertible.
+Ours, beyond the paper.  A greedy descent, coarse to fine, as in SyN's and greedy's fluid steps:
+warp, take the derivative of a local similarity in closed form, smooth it (fluid), compose it
+with the displacement, smooth that (elastic).  No weights change and nothing is differentiated
+by autograd, so that it needs little memory.  It starts from what the network found, or from
+nothing.
+
+D H W space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_shmoareg.engine import losses
-from napari_shmoareg.engine.cascade import coarser, stretch, to_shape
-from napari_shmoareg.engine.local_similarity import LocalCorrelation, SelfSimilarity
-from napari_shmoareg.engine.optimiser import adam
+from napari_shmoareg.engine.local_similarity import (
+    FLAT,
+    LocalCorrelation,
+    SelfSimilarity,
+    self_similarity,
+)
 from napari_shmoareg.geometry import InputError, field
 
 DEFAULT_STEPS = 60
 MEASURES = {"lncc": LocalCorrelation, "mind": SelfSimilarity}
-SMOOTHNESS = {"lncc": 0.6, "mind": 0.2}  # chosen on drawn pairs and the built-in sample
-SMALLEST = 24  # voxels along the longest axis; a level below that shows too little
+SMOOTHNESS = {"accurate": 0.5, "balanced": 0.6, "smooth": 0.8}  # elastic smoothing, in voxels
+SMALLEST = 12  # voxels along the longest axis; a level below that shows too little
+PATIENCE = 5  # steps over which a gain is looked for
+STILL = 1e-3  # longest force below which images are equal; it is about 1 to 20 where something has to move
+WINDOWS = (5, 7)  # of the local correlation: on coarser levels, and on the finest
 
 
 @dataclass(frozen=True)
@@ -35,53 +43,53 @@ class Refinement:
     Parameters
     ----------
     steps : int
-        Over all levels together.
+        At most, on each level; a level ends when its gain is spent.
     similarity : {"lncc", "mind"}
         Squared local correlation, or self-similarity context, which compares each image with itself only.
     levels : tuple of float
-        Resolutions of the levels, as shares of the finest one, rising; each gets the same number of steps.
+        Resolutions of the levels, as shares of the finest one, rising.
     finest : int
         Voxels along the longest axis of the finest level, at most; the network grid's own where that has fewer.
-    smoothness_weight : float or None
-        Of the diffusion regulariser, on the sum of start and correction on the correction's grid; None takes
-        `SMOOTHNESS` of the similarity.
-    rate : float
-        Of Adam, in voxels of the correction's own grid.
-    damping : float
-        How strongly faint gradients are held back, in root mean squares of the first gradient of a level.
-    squarings : int
-        Of the integration, where the result has to be invertible.
+    fluid : float
+        Standard deviation, in voxels of the level, of the Gaussian over each update.
+    elastic : float
+        The same over the displacement after each update: larger is smoother.
+    step : float
+        Length of the longest update of a level, in its voxels.
+    gain : float
+        Share of a level's gain so far that the last five steps have to bring, for it to go on.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of its range.
     """
 
     steps: int = DEFAULT_STEPS
     similarity: Literal["lncc", "mind"] = "lncc"
-    levels: tuple[float, ...] = (0.5, 1.0)
-    finest: int = 112
-    smoothness_weight: float | None = None
-    rate: float = 0.5
-    damping: float = 2.0
-    squarings: int = 4
+    levels: tuple[float, ...] = (0.25, 0.5, 1.0)
+    finest: int = 192
+    fluid: float = 1.0
+    elastic: float = SMOOTHNESS["accurate"]
+    step: float = 0.5
+    gain: float = 0.03
 
     def __post_init__(self) -> None:
+        levels = self.levels
         rules = (
             (self.steps >= 1, "steps", "at least 1"),
             (self.similarity in MEASURES, "similarity", "'lncc' or 'mind'"),
-            (bool(self.levels) and all(0 < share <= 1 for share in self.levels), "levels", "shares above 0, at most 1"),
-            (tuple(sorted(self.levels)) == self.levels, "levels", "rising"),
-            (self.smoothness_weight is None or self.smoothness_weight >= 0, "smoothness_weight", "at least 0"),
+            (bool(levels) and all(0 < share <= 1 for share in levels), "levels", "shares above 0, at most 1"),
+            (tuple(sorted(levels)) == levels, "levels", "rising"),
             (self.finest >= SMALLEST, "finest", f"at least {SMALLEST}"),
-            (self.rate > 0, "rate", "above 0"),
-            (self.damping >= 0, "damping", "at least 0"),
-            (self.squarings >= 1, "squarings", "at least 1"),
+            (self.fluid >= 0, "fluid", "at least 0"),
+            (self.elastic >= 0, "elastic", "at least 0"),
+            (0 < self.step <= 1, "step", "above 0, at most 1"),
+            (0 <= self.gain < 1, "gain", "at least 0, below 1"),
         )
         for holds, name, wanted in rules:
             if not holds:
                 raise InputError(f"{name} must be {wanted}; got {getattr(self, name)!r}.")
-
-    @property
-    def smoothness(self) -> float:
-        """The weight of the regulariser that holds."""
-        return SMOOTHNESS[self.similarity] if self.smoothness_weight is None else self.smoothness_weight
 
 
 @dataclass(frozen=True)
@@ -92,22 +100,31 @@ class RefinementStep:
     ----------
     step : int
         Steps done so far, this one included.
-    similarity, smoothness : float
-        Before their weights and before the step, at its level's resolution; smaller is better.
-    displacement : Tensor (1, 3, D, H, W)
-        So far, on the full grid, in its voxels.
+    level : float
+        Resolution of its level, as a share of the finest.
+    similarity : float
+        The loss before the step, on the grid of its level; smaller is better.
+    done : float
+        Share of the work that is done, in [0, 1], as far as can be said.
+    field : Tensor (3, d, h, w)
+        The displacement on the grid of the level, in its voxels.
     """
 
     step: int
+    level: float
     similarity: float
-    smoothness: float
-    displacement: Tensor
+    done: float
+    field: Tensor
+
+    def displacement(self, shape: Sequence[int]) -> Tensor:
+        """The displacement (1, 3, D, H, W) on a grid over the same field of view, in its voxels."""
+        return rescale(self.field, shape)[None]
 
 
 def refine(
     moving: Tensor,
     fixed: Tensor,
-    displacement: Tensor,
+    displacement: Tensor | None,
     settings: Refinement | None = None,
     *,
     diffeomorphic: bool = False,
@@ -119,11 +136,12 @@ def refine(
     Parameters
     ----------
     moving, fixed : Tensor (1, 1, D, H, W), in [0, 1]
-    displacement : Tensor (1, 3, D, H, W), voxels
-        What to start from: warped(p) = moving(p + u(p)).
+        Any size, down to one voxel along an axis (along which nothing moves then).
+    displacement : Tensor (1, 3, D, H, W), voxels, or None
+        What to start from: warped(p) = moving(p + u(p)).  None is the identity.
     settings : Refinement, optional
     diffeomorphic : bool
-        Compose with an integrated velocity, so that an invertible start stays invertible.
+        Keep the Jacobian determinant above 0: where an update folds the displacement, it is smoothed.
 
     Yields
     ------
@@ -135,24 +153,77 @@ def refine(
         If the loss is not finite.
     """
     settings = settings or Refinement()
-    with torch.inference_mode(False):  # tensors born in inference mode cannot be differentiated
-        images, total = (moving.clone(), fixed.clone()), displacement.detach().float().clone()
-    shapes = _shapes(fixed.shape[2:], settings)
-    done = 0
+    full = tuple(fixed.shape[2:])
+    shapes = _shapes(full, settings)
+    work = [shape[0] * shape[1] * shape[2] for shape in shapes]
+    with torch.inference_mode():
+        start = None if displacement is None else displacement[0].float()
+        current = torch.zeros((3, *full), device=fixed.device) if start is None else start
+    count, before = 0, 0.0
     for number, shape in enumerate(shapes):
-        steps = settings.steps * (number + 1) // len(shapes) - done
-        if steps == 0:
-            continue
-        level = _Level(*images, total, shape, settings, diffeomorphic)
-        for _ in range(steps):
-            similarity, smoothness = level.descend()
-            done += 1
-            yield RefinementStep(done, similarity, smoothness, level.total())
-        total = level.total()
+        share = shape[0] / full[0] if full[0] > 1 else max(shape) / max(full)
+        level = _Level(moving, fixed, current, shape, settings, finest=number == len(shapes) - 1)
+        for done, loss in level.run(diffeomorphic):
+            count += 1
+            yield RefinementStep(count, share, loss, (before + work[number] * done) / sum(work), level.field)
+        before += work[number]
+        current = level.field
+
+
+class _Force(Protocol):
+    """A similarity on one grid: its loss, and the direction in which every voxel should move."""
+
+    shape: tuple[int, int, int]
+
+    def __call__(self, displacement: Tensor) -> tuple[float, Tensor]: ...
+
+
+class _LocalCorrelationForce:
+    """Of one minus the mean squared local correlation.
+
+    With local means m, variances v and covariance c of fixed F and warped W, the derivative at the centre
+    voxel of c^2 / (v_F v_W) is 2 c / (v_F v_W) (F - m_F - c / v_W (W - m_W)) times the gradient of W.
+    """
+
+    def __init__(self, moving: Tensor, fixed: Tensor, window: int) -> None:
+        self.moving, self.fixed = moving, fixed
+        self.shape = _shape_of(fixed)
+        self.means = [_box_matrix(n, window, fixed.device) for n in self.shape]
+        self.fixed_mean, square = separable(self.means, torch.stack([fixed, fixed * fixed]))
+        self.fixed_variance = (square - self.fixed_mean**2).clamp_min_(0)
+
+    def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
+        warped = _pull(self.moving[None], displacement)[0]
+        mean, square, product = separable(self.means, torch.stack([warped, warped * warped, warped * self.fixed]))
+        variance = square.sub_(mean * mean).clamp_min_(0)
+        covariance = product.sub_(mean * self.fixed_mean)
+        ratio = covariance / (variance * self.fixed_variance + FLAT)
+        loss = 1 - float((ratio * covariance).mean())
+        faint = FLAT**0.5 / 30  # as much above as below, so that equal images exert no force at all
+        slope = covariance.add_(covariance.sign().mul_(faint)).div_(variance.add_(faint))
+        residual = (self.fixed - self.fixed_mean).sub_(slope.mul_(warped - mean))
+        return loss, _gradient(warped).mul_(ratio.mul_(residual).mul_(2))
+
+
+class _SelfSimilarityForce:
+    """Of the mean squared difference of self-similarity contexts, on half the level's resolution."""
+
+    def __init__(self, moving: Tensor, fixed: Tensor) -> None:
+        self.shape = _share_of(fixed.shape, 0.5)
+        pool = [_area_matrix(a, b, fixed.device) for a, b in zip(self.shape, fixed.shape, strict=True)]
+        self.moving, self.fixed = (separable(pool, self_similarity(v[None, None])[0]) for v in (moving, fixed))
+
+    def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
+        warped = _pull(self.moving, displacement)
+        difference = self.fixed - warped
+        force = torch.zeros_like(displacement)
+        for channel, image in zip(difference, warped, strict=True):
+            force += channel * _gradient(image)
+        return float(difference.square().mean()), force
 
 
 class _Level:
-    """One resolution: images, the start, and the correction that is descended."""
+    """One resolution: the images there, and the displacement that is descended, in its voxels."""
 
     def __init__(
         self,
@@ -161,60 +232,157 @@ class _Level:
         start: Tensor,
         shape: tuple[int, int, int],
         settings: Refinement,
-        diffeomorphic: bool,
+        *,
+        finest: bool,
     ) -> None:
-        self.settings, self.diffeomorphic, self.start, self.shape = settings, diffeomorphic, start, shape
-        control = coarser(shape, 0.5)
-        with torch.inference_mode(False), torch.no_grad():
-            warped = to_shape(field.warp(moving, start, padding="border"), shape)
-            self.measure = MEASURES[settings.similarity](warped, to_shape(fixed, shape))
-            self.base = stretch(start, control)
-            self.velocity = torch.zeros((1, 3, *control), device=fixed.device)
-        self.velocity.requires_grad_(True)
-        self.optimiser: torch.optim.Adam | None = None
+        self.settings = settings
+        with torch.inference_mode():
+            images = [_to_shape(image[0, 0].float(), shape) for image in (moving, fixed)]
+            self.force: _Force
+            if settings.similarity == "lncc":
+                self.force = _LocalCorrelationForce(images[0], images[1], WINDOWS[1] if finest else WINDOWS[0])
+            else:
+                self.force = _SelfSimilarityForce(images[0], images[1])
+            device = fixed.device
+            self.fluid = [_gaussian_matrix(n, settings.fluid, device) for n in self.force.shape]
+            self.elastic = [_gaussian_matrix(n, settings.elastic, device) for n in self.force.shape]
+            self.field = rescale(start, self.force.shape)
 
-    def descend(self) -> tuple[float, float]:
-        """Make one step; similarity and smoothness as they were before it."""
-        with torch.inference_mode(False), torch.enable_grad():
-            correction = self.correction()
-            similarity = self.measure(stretch(correction, self.shape))
-            smoothness = losses.smoothness(self.base + correction)
-            loss = similarity + self.settings.smoothness * smoothness
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"The refinement's loss became {float(loss)}: register without --refine (in Python: refine=0), and "
-                    "look at the images."
-                )
-            self.velocity.grad = None
-            loss.backward()
-            if self.optimiser is None:
-                self.optimiser = adam([self.velocity], lr=self.settings.rate, eps=self._damping())
-            self.optimiser.step()
-        return float(similarity.detach()), float(smoothness.detach())
+    def run(self, diffeomorphic: bool) -> Iterator[tuple[float, float]]:
+        """Descend until the steps or the gain are spent: the share that is done, and the loss before the step.
 
-    def _damping(self) -> float:
-        """Adam moves every voxel alike, however faint its gradient.
-
-        Damped by the typical gradient of the level's first step, voxels where nothing is seen stay where they are.
+        The displacement of the least loss stays.
         """
-        gradient = self.velocity.grad
-        return 1e-12 if gradient is None else max(self.settings.damping * float(gradient.square().mean().sqrt()), 1e-12)
+        losses: list[float] = []
+        best, longest = self.field, 0.0
+        for number in range(self.settings.steps):
+            with torch.inference_mode():
+                loss, force = self.force(self.field)
+                if loss != loss or abs(loss) == float("inf"):
+                    raise InputError(
+                        f"The refinement's loss became {loss}: register without --refine (in Python: refine=0), and "
+                        "look at the images."
+                    )
+                if loss <= min(losses, default=loss):
+                    best = self.field
+                losses.append(loss)
+                spent = number >= PATIENCE and losses[-1 - PATIENCE] - loss < self.settings.gain * (losses[0] - loss)
+                update = separable(self.fluid, force)
+                peak = float(update.square().sum(0).max().sqrt())
+                longest = max(longest, peak)
+                if spent or peak < STILL:
+                    break
+                self.field = self._composed(update.mul_(self.settings.step / longest), diffeomorphic)
+            yield (number + 1) / self.settings.steps, loss
+        with torch.inference_mode():
+            if losses and self.force(self.field)[0] > min(losses):
+                self.field = best
 
-    def correction(self) -> Tensor:
-        """The correction on its own grid, in its voxels."""
-        smooth = self.velocity
-        for _ in range(2):
-            smooth = F.avg_pool3d(smooth, 3, stride=1, padding=1, count_include_pad=False)
-        return field.integrate(smooth, self.settings.squarings) if self.diffeomorphic else smooth
+    def _composed(self, update: Tensor, diffeomorphic: bool) -> Tensor:
+        found = separable(self.elastic, _pull(self.field, update).add_(update))
+        if not diffeomorphic:
+            return found
+        for _ in range(10):
+            if float(field.jacobian_determinant(found[None]).min()) > 0:
+                return found
+            found = separable([_gaussian_matrix(n, 1.0, found.device) for n in self.force.shape], found)
+        return self.field
 
-    def total(self) -> Tensor:
-        """Start and correction, composed, on the full grid; the start itself is never resampled."""
-        with torch.inference_mode(False), torch.no_grad():
-            return field.compose(self.start, stretch(self.correction(), self.start.shape[2:]))
+
+def separable(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
+    """A linear map along each axis of values (C, d, h, w): matrices (D, d), (H, h), (W, w); gives (C, D, H, W)."""
+    first, second, third = matrices
+    values = torch.matmul(torch.matmul(second, values), third.T)
+    channels, depth, height, width = values.shape
+    return torch.matmul(first, values.reshape(channels, depth, height * width)).reshape(channels, -1, height, width)
+
+
+def rescale(displacement: Tensor, shape: Sequence[int]) -> Tensor:
+    """A displacement (3, d, h, w) on another grid over the same field of view, in the voxels of that grid."""
+    there = tuple(displacement.shape[1:])
+    if there == tuple(shape):
+        return displacement
+    device = displacement.device
+    matrices = [
+        _linear_matrix(new, old, device) if new > old else _area_matrix(new, old, device)
+        for new, old in zip(shape, there, strict=True)
+    ]
+    ratio = torch.tensor([new / old for new, old in zip(shape, there, strict=True)], device=device)
+    return separable(matrices, displacement) * ratio[:, None, None, None]
+
+
+def _to_shape(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """An image (D, H, W) on a coarser grid: means of what each voxel covers."""
+    if tuple(image.shape) == shape:
+        return image
+    return separable([_area_matrix(a, b, image.device) for a, b in zip(shape, image.shape, strict=True)], image[None])[
+        0
+    ]
+
+
+def _pull(values: Tensor, displacement: Tensor) -> Tensor:
+    """Values (C, D, H, W) at p + u(p), u (3, D, H, W); beyond the grid the edge goes on."""
+    return field.warp(values[None], displacement[None], padding="border")[0]
+
+
+def _gradient(image: Tensor) -> Tensor:
+    """Central differences (3, D, H, W) of an image (D, H, W), one-sided at the edges; 0 along an axis of one voxel."""
+    result = torch.zeros((3, *image.shape), device=image.device)
+    for axis, n in enumerate(image.shape):
+        if n == 1:
+            continue
+        out = result[axis]
+        if n > 2:
+            torch.sub(image.narrow(axis, 2, n - 2), image.narrow(axis, 0, n - 2), out=out.narrow(axis, 1, n - 2))
+            out.narrow(axis, 1, n - 2).mul_(0.5)
+        out.select(axis, 0).copy_(image.select(axis, 1) - image.select(axis, 0))
+        out.select(axis, n - 1).copy_(image.select(axis, n - 1) - image.select(axis, n - 2))
+    return result
+
+
+def _box_matrix(n: int, window: int, device: torch.device) -> Tensor:
+    """Mean over what of a window lies on an axis of n voxels, (n, n)."""
+    index = torch.arange(n, device=device)
+    near = ((index[:, None] - index).abs() <= window // 2).float()
+    return near / near.sum(dim=1, keepdim=True)
+
+
+def _gaussian_matrix(n: int, sigma: float, device: torch.device) -> Tensor:
+    """Gaussian smoothing along an axis of n voxels, edges repeated, (n, n)."""
+    if sigma == 0 or n == 1:
+        return torch.eye(n, device=device)
+    reach = max(1, int(3 * sigma + 0.5))
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    kernel /= kernel.sum()
+    matrix, rows = torch.zeros(n, n, dtype=torch.float64), torch.arange(n)
+    for offset, weight in zip(range(-reach, reach + 1), kernel, strict=True):
+        matrix.index_put_((rows, (rows + offset).clamp(0, n - 1)), weight.expand(n), accumulate=True)
+    return matrix.float().to(device)
+
+
+def _area_matrix(new: int, old: int, device: torch.device) -> Tensor:
+    """Means over the voxels that each coarser one touches, (new, old)."""
+    return F.interpolate(torch.eye(old)[None], size=new, mode="area")[0].T.contiguous().to(device)
+
+
+def _linear_matrix(new: int, old: int, device: torch.device) -> Tensor:
+    """Linear interpolation that keeps the edges of the field of view, (new, old)."""
+    interpolated = F.interpolate(torch.eye(old)[None], size=new, mode="linear", align_corners=False)
+    return interpolated[0].T.contiguous().to(device)
+
+
+def _shape_of(image: Tensor) -> tuple[int, int, int]:
+    d, h, w = image.shape
+    return d, h, w
 
 
 def _shapes(shape: Sequence[int], settings: Refinement) -> list[tuple[int, int, int]]:
     """The grids of the levels, without those that are too small; the finest at least."""
     most = min(1.0, settings.finest / max(shape))
-    found = [coarser(shape, share * most) for share in settings.levels]
-    return [small for small in found if max(small) >= SMALLEST] or [coarser(shape, most)]
+    found = [_share_of(shape, share * most) for share in settings.levels]
+    return [small for small in found if max(small) >= SMALLEST] or [_share_of(shape, most * settings.levels[-1])]
+
+
+def _share_of(shape: Sequence[int], share: float) -> tuple[int, int, int]:
+    i, j, k = (max(1, round(n * share)) for n in shape)
+    return i, j, k

@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from napari_shmoareg.engine.affine import Alignment, align
 from napari_shmoareg.engine.carrying import carry
-from napari_shmoareg.engine.cautions import cautions
+from napari_shmoareg.engine.cautions import cautions, choose_stage
 from napari_shmoareg.engine.conform import check_size, conform
 from napari_shmoareg.engine.contrast import check_mode, match_contrast
 from napari_shmoareg.engine.deforming import (
     check_refinement,
-    local_correlation,
     refine_on_pair,
     run_network,
     similarity_for,
@@ -29,12 +29,12 @@ from napari_shmoareg.engine.memory import check_images_memory, check_network_mem
 from napari_shmoareg.engine.refinement import Refinement
 from napari_shmoareg.engine.similarity import Similarity
 from napari_shmoareg.engine.similarity import similarity as alikeness
-from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
+from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, VolumePair
 from napari_shmoareg.model import RoutingTrace, SHMoAReg
 
 Progress = Callable[[str, float], None]
 
-PHASES = ("align", "conform", "network", "refine", "warp", "measure")
+PHASES = ("align", "conform", "network", "refine", "measure", "warp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +62,13 @@ class Registration:
     alignment : Alignment
         The affine, and why it is what it is.
     similarity : dict of Similarity or None
-        "before" (the headers alone), "affine", "after"; None where the images did not meet.
-    local_correlation : dict of float
-        Mean squared local correlation on the network grid, of what the network saw: "affine" and "after".
+        "before" (the headers alone), "affine", "after" (as kept); with a refinement "network" and "refined"
+        too, without one "network".  None where the images did not meet.
+    kept : {"before", "affine", "network", "refined"}
+        Which stage the transform is of: the one under which the images agree best (see `choose_stage`).
     choices : dict of str
-        What was decided for the caller, and why: "affine", "contrast" and, with refinement, "similarity" and
-        "refinement".
+        What was decided for the caller, and why: "affine", "contrast", "kept" and, with refinement,
+        "similarity" and "refinement".
     seconds : dict of float
         Per phase.
     settings : dict
@@ -84,7 +85,7 @@ class Registration:
     network_grid: Grid
     alignment: Alignment
     similarity: dict[str, Similarity | None]
-    local_correlation: dict[str, float]
+    kept: str
     choices: dict[str, str]
     seconds: dict[str, float]
     settings: dict[str, Any]
@@ -97,7 +98,7 @@ class Registration:
     @property
     def warnings(self) -> list[str]:
         """What a person should know before trusting the result; empty where nothing was noticed."""
-        return cautions(self.similarity, self.local_correlation, self.folding_percent, self.settings)
+        return cautions(self.similarity, self.kept, self.folding_percent, self.settings)
 
 
 def register(
@@ -111,6 +112,7 @@ def register(
     refine: int = 0,
     similarity: str = "auto",
     contrast: str = "auto",
+    keep: str = "best",
     progress: Progress | None = None,
 ) -> Registration:
     """Register the moving image of a pair onto the fixed one.
@@ -136,8 +138,11 @@ def register(
         What the refinement compares by; "auto" looks at the contrasts.
     contrast : {"auto", "keep", "match"}
         Whether the network sees the moving image in the fixed one's contrast (see `match_contrast`).
+    keep : {"best", "last"}
+        "best": of the headers, the alignment, the network and the refinement, the one under which the images
+        agree best (see `choose_stage`); "last": the last of them in any case.
     progress : callable or None
-        Called with a phase ("align", "conform", "network", "refine", "warp", "measure") and a fraction
+        Called with a phase ("align", "conform", "network", "refine", "measure", "warp") and a fraction
         of it; what it raises ends the work and comes out here.
 
     Returns
@@ -159,8 +164,10 @@ def register(
     check_size(size)
     check_mode(contrast)
     check_refinement(refine, similarity)
+    if keep not in ("best", "last"):
+        raise InputError(f"What to keep is 'best' or 'last'; got {keep!r}.")
     asked = {"affine": affine, "size": size, "diffeomorphic": diffeomorphic}
-    asked |= {"refine": refine, "similarity": similarity, "contrast": contrast}
+    asked |= {"refine": refine, "similarity": similarity, "contrast": contrast, "keep": keep}
     grid = pair.fixed.grid
     check_images_memory(pair.moving.grid, grid)
     seconds: dict[str, float] = {}
@@ -176,23 +183,29 @@ def register(
         images = matched.moving, conformed.fixed
     with phase("network") as told:
         found = run_network(network, *images, diffeomorphic=diffeomorphic, device=where, told=told)
-        displacement, routing = found.displacement, found.last.routing.detached()
+        routing = found.last.routing.detached()
+    fields = {"network": found.displacement}
     if refine:
         with phase("refine") as told:
-            measure, choices["similarity"] = similarity_for(similarity, *images, displacement, empty)
+            measure, choices["similarity"] = similarity_for(similarity, *images, found.displacement, empty)
             shown = images if measure == "lncc" else (conformed.moving, conformed.fixed)  # mind needs no like contrast
             plan = Refinement(steps=refine, similarity=measure)
-            displacement, choices["refinement"] = refine_on_pair(
-                *shown, displacement, plan, diffeomorphic=diffeomorphic, device=where, told=told
+            fields["refined"], choices["refinement"] = refine_on_pair(
+                *shown, found.displacement, plan, diffeomorphic=diffeomorphic, device=where, told=told
             )
-    transform = conformed.transform(displacement)
+    stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix)}
+    stages |= {name: conformed.transform(u) for name, u in fields.items()}
+    with phase("measure"):
+        alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
+        kept, choices["kept"] = choose_stage(alike, keep)
+        alike["after"] = alike[kept]
+    transform = stages[kept]
+    if kept in ("before", "affine"):  # nothing deformed, on the same grid
+        still = conformed.transform(torch.zeros((1, 3, *conformed.grid.shape)))
+        transform = replace(still, affine=transform.affine)
     with phase("warp"):
         carried = carry(pair, transform)
-    with phase("measure"):
         jacobian = carried.jacobian()
-        local = {name: local_correlation(*images, u) for name, u in (("affine", None), ("after", displacement.cpu()))}
-        stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix), "after": transform}
-        alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
     return Registration(
         pair=pair,
         transform=transform,
@@ -204,7 +217,7 @@ def register(
         network_grid=conformed.grid,
         alignment=alignment,
         similarity=alike,
-        local_correlation=local,
+        kept=kept,
         choices=choices,
         seconds=seconds,
         settings={

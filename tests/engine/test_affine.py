@@ -57,7 +57,7 @@ def test_a_planted_affine_is_found_through_a_sheared_and_mirrored_header():
     found = align(pair, "auto")
     assert error(np.eye(4), PLANTED) > 8
     assert error(found.matrix, PLANTED) < 0.6
-    assert found.similarity_after > found.similarity_before
+    assert found.after.score > found.before.score
     assert "affine stage raised" in found.reason
 
 
@@ -67,7 +67,7 @@ def test_images_whose_frames_are_far_apart_start_from_their_centres():
     moving = moving_image(far @ PLANTED, header(far[:3, 3]))
     found = align(VolumePair(moving, fixed_image()))
     assert error(found.matrix, far @ PLANTED) < 0.6
-    assert found.similarity_before == 0
+    assert found.before.score == 0
 
 
 def test_another_contrast_is_aligned_too():
