@@ -15,14 +15,9 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import itk
+from napari_shmoareg.io.dicom_files import SECONDARY_CAPTURE, Header, read_header
 from napari_shmoareg.io.dicom_pixels import DicomWarning, check_pixels, read_values
-from napari_shmoareg.io.dicom_slices import (
-    SECONDARY_CAPTURE,
-    Header,
-    Slice,
-    read_header,
-    slices_of,
-)
+from napari_shmoareg.io.dicom_slices import Slice, slices_of
 from napari_shmoareg.io.dicom_stack import Volumes, stack, volumes_of
 
 _SHOWN = 8  # entries of a list in a message
@@ -99,9 +94,7 @@ def series_of(slice_: Path) -> tuple[str, list[Path]]:
         raise InputError(f"{slice_} is no scan but {_article(own.kind)}. Choose a slice of the scan.")
     used, _ = _without_captures([header for header in headers if header.is_scan and header.series == own.series])
     volumes = _volumes(used)
-    holding = [
-        n for n, (_, group) in enumerate(volumes, 1) if any(each.header is own for each in group)
-    ]
+    holding = [n for n, (_, group) in enumerate(volumes, 1) if any(each.header is own for each in group)]
     if len(volumes) > 1 and len(holding) == 1 and own.frames == 1:
         group = volumes[holding[0] - 1][1]
         return f"{own.series}/{holding[0]}", list(dict.fromkeys(each.header.path for each in group))
@@ -134,19 +127,16 @@ def _series(folder: Path, series: str | None) -> list[Header]:
         beside = [header for header in others if header.series == series]
         if beside:
             raise InputError(f"The series {series} in {folder} is no scan: {_named(beside)}.")
-        raise InputError(
-            f"The folder {folder} holds no DICOM series {series}; it holds {', '.join(found) or 'none'}."
-        )
+        raise InputError(f"The folder {folder} holds no DICOM series {series}; it holds {', '.join(found) or 'none'}.")
     if series is None:
         placed = [uid for uid, files in found.items() if any(header.has_position for header in files)]
         for uid in [uid for uid in found if placed and uid not in placed]:
             others += found.pop(uid)
     if not found:
-        reason = f", but no scan: {_named(others)}" if others else ""
+        there = f"no DICOM scan, only {_named(others)}" if others else "no DICOM series"
         raise InputError(
-            f"The folder {folder} holds no DICOM series{'' if not others else ' of slices'}{reason}. Give an "
-            "image file (.nii, .nii.gz, .mgz, .nrrd, .mha), or the folder that the slices themselves "
-            "are in."
+            f"The folder {folder} holds {there}. Give an image file (.nii, .nii.gz, .mgz, .nrrd, .mha), "
+            "or the folder that the slices themselves are in."
         )
     if series is None and len(found) > 1:
         listed = "; ".join(f"{uid} ({_about(files)})" for uid, files in found.items())
@@ -168,9 +158,7 @@ def _series(folder: Path, series: str | None) -> list[Header]:
 def _without_captures(files: list[Header]) -> tuple[list[Header], list[Header]]:
     """The slices of a series, and the snapshots and reports among them: captures without a position."""
     captures = [
-        header
-        for header in files
-        if header.sop_class.startswith(SECONDARY_CAPTURE) and not header.has_position
+        header for header in files if header.sop_class.startswith(SECONDARY_CAPTURE) and not header.has_position
     ]
     if len(captures) == len(files):
         return files, []
@@ -210,10 +198,8 @@ def _chosen(folder: Path, uid: str, volumes: Volumes, number: str) -> list[Slice
 def _about(files: list[Header]) -> str:
     frames = sum(header.frames for header in files)
     more = f", {frames} frames" if frames > len(files) else ""
-    described = files[0].text("SeriesDescription")
-    shown = "".join(letter for letter in described if letter.isprintable())[:60]
     count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
-    return f"{count}{more}, {shown or 'without a description'}"
+    return f"{count}{more}, {files[0].description or 'without a description'}"
 
 
 def _named(headers: list[Header]) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.dicom_slices import Header, Pixels, Slice, inflated_pixels
+from napari_shmoareg.geometry import InputError, TooLargeError
+from napari_shmoareg.io.dicom_files import Header, Pixels, inflated_pixels
+from napari_shmoareg.io.dicom_slices import Slice
 from napari_shmoareg.io.memory import check_memory
 from napari_shmoareg.io.silence import silenced
 
@@ -149,7 +150,13 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
     places: dict[Path, dict[int, int]] = {}
     for n, each in enumerate(slices):
         places.setdefault(each.header.path, {})[each.frame] = n
-    stacked = np.empty(shape[::-1], kind)
+    try:
+        stacked = np.empty(shape[::-1], kind)
+    except MemoryError as error:  # of a process that may use only a part of the machine
+        raise TooLargeError(
+            f"Reading the DICOM series in {where}, shape {shape}, needs more memory than this process "
+            "may use. Crop or downsample the scan, or use a machine with more memory."
+        ) from error
     lossy = set()
     for path, frames in places.items():
         header = slices[next(iter(frames.values()))].header
@@ -205,8 +212,7 @@ def _check_length(header: Header, pixels: Pixels, layout: Format) -> None:
     announced = pixels.length
     if announced is None:
         raise InputError(
-            f"The DICOM file {header.path} is damaged: its pixels are compressed, and it does not say "
-            f"how. {_AGAIN}"
+            f"The DICOM file {header.path} is damaged: its pixels are compressed, and it does not say how. {_AGAIN}"
         )
     size = f"{layout.columns} x {layout.rows} pixels of {8 * layout.stored.itemsize} bits"
     size += f" in {layout.frames} frames" if layout.frames > 1 else ""
@@ -215,10 +221,11 @@ def _check_length(header: Header, pixels: Pixels, layout: Format) -> None:
             f"The DICOM file {header.path} holds {announced} bytes of pixels where its header asks for "
             f"{expected} ({size}). It is damaged. {_AGAIN}"
         )
-    if header.deflated:
-        there = len(inflated_pixels(header, expected))
-    else:
-        there = max(header.path.stat().st_size - pixels.offset, 0)
+    if not header.deflated:  # what that holds shows when it is inflated
+        _check_there(header, max(header.path.stat().st_size - pixels.offset, 0), expected)
+
+
+def _check_there(header: Header, there: int, expected: int) -> None:
     if there < expected:
         raise InputError(
             f"The DICOM file {header.path} is cut short ({there} bytes of pixels; {expected} bytes are "
@@ -268,10 +275,7 @@ def _coded_frames(header: Header, pixels: Pixels, frames: int) -> list[list[tupl
             f"{len(begins) or len(fragments)}: it is damaged or cut short. {_AGAIN}"
         )
     ends = [*begins[1:], len(fragments)]
-    return [
-        [(start, length) for start, length, _ in fragments[a:b]]
-        for a, b in zip(begins, ends, strict=True)
-    ]
+    return [[(start, length) for start, length, _ in fragments[a:b]] for a, b in zip(begins, ends, strict=True)]
 
 
 def _frames(header: Header, layout: Format, wanted: Sequence[int]) -> Iterator[tuple[int, NDArray]]:
@@ -281,9 +285,11 @@ def _frames(header: Header, layout: Format, wanted: Sequence[int]) -> Iterator[t
     shape = layout.rows, layout.columns
     swapped = pixels.vr == b"OW" and not header.little_endian and layout.stored.itemsize == 1
     if header.deflated:
-        content = inflated_pixels(header, layout.frame_bytes * layout.frames)
-        for n in wanted:
-            yield n, np.frombuffer(content, layout.stored, shape[0] * shape[1], n * layout.frame_bytes).reshape(shape)
+        length = layout.frame_bytes * layout.frames
+        content = inflated_pixels(header, length)
+        _check_there(header, len(content), length)
+        stored = np.frombuffer(content, layout.stored).reshape(-1, *shape)
+        yield from ((n, stored[n]) for n in wanted)
         return
     with header.path.open("rb") as file:
         if header.syntax in _NATIVE:
@@ -294,8 +300,7 @@ def _frames(header: Header, layout: Format, wanted: Sequence[int]) -> Iterator[t
                 if swapped:  # bytes in words of two
                     words = raw[: len(raw) // 2 * 2]
                     raw = np.frombuffer(words, "u1").reshape(-1, 2)[:, ::-1].tobytes()[start % 2 :]
-                if len(raw) < layout.frame_bytes:
-                    raise InputError(f"The DICOM file {header.path} is cut short. {_AGAIN}")
+                _check_there(header, len(raw), layout.frame_bytes)
                 yield n, np.frombuffer(raw, layout.stored, shape[0] * shape[1]).reshape(shape)
             return
         coded = _coded_frames(header, pixels, layout.frames)
@@ -326,7 +331,7 @@ def _decoded(header: Header, layout: Format, frame: bytes, folder: Path) -> NDAr
     """One compressed frame as it was before it was compressed."""
     try:
         if header.syntax == _RLE:
-            return _decoded_rle(layout, frame)
+            return _decoded_rle(header, layout, frame)
         _check_coded(header, layout, frame)
         return _decoded_by_gdcm(header, layout, frame, folder / "frame.dcm")
     except InputError:
@@ -339,26 +344,13 @@ def _decoded(header: Header, layout: Format, frame: bytes, folder: Path) -> NDAr
         ) from error
 
 
-def _decoded_rle(layout: Format, frame: bytes) -> NDArray:
-    from pydicom.encaps import encapsulate
-    from pydicom.pixels.decoders import RLELosslessDecoder
+def _decoded_rle(header: Header, layout: Format, frame: bytes) -> NDArray:
+    from pydicom.pixels import pixel_array
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        values, _ = RLELosslessDecoder.as_array(
-            encapsulate([frame + b"\0" * (len(frame) % 2)]),
-            raw=True,
-            rows=layout.rows,
-            columns=layout.columns,
-            number_of_frames=1,
-            samples_per_pixel=1,
-            photometric_interpretation="MONOCHROME2",
-            pixel_representation=0,
-            bits_allocated=8 * layout.stored.itemsize,
-            bits_stored=8 * layout.stored.itemsize,
-            pixel_keyword="PixelData",
-        )
-    return np.asarray(values).reshape(layout.rows, layout.columns)
+        values = pixel_array(_plain(header, layout, frame), raw=True)
+    return values.reshape(layout.rows, layout.columns).view(layout.stored.newbyteorder("="))
 
 
 def _decoded_by_gdcm(header: Header, layout: Format, frame: bytes, path: Path) -> NDArray:
@@ -385,7 +377,10 @@ def _plain(header: Header, layout: Format, frame: bytes) -> Dataset:
     meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     meta.TransferSyntaxUID = UID(header.syntax)
     plain = FileDataset("frame", {}, file_meta=meta, preamble=b"\0" * 128)
-    plain.SOPClassUID, plain.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    plain.SOPClassUID, plain.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     plain.SamplesPerPixel, plain.PhotometricInterpretation = 1, "MONOCHROME2"
     plain.Rows, plain.Columns = layout.rows, layout.columns
     plain.BitsAllocated = 8 * layout.stored.itemsize
@@ -468,9 +463,7 @@ def _type_for(where: Path, parts: Sequence[tuple[Format, float, float]]) -> np.d
         for name in _INTEGERS:
             if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
                 return np.dtype(name)
-    ends = [
-        abs(slope * float(end) + intercept) for layout, slope, intercept in parts for end in layout.limits
-    ]
+    ends = [abs(slope * float(end) + intercept) for layout, slope, intercept in parts for end in layout.limits]
     if not np.isfinite(ends).all():
         raise InputError(
             f"The DICOM series in {where} scales its values beyond what double precision holds (by "

@@ -6,14 +6,15 @@ Series of single-frame files and multi-frame files come here alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.dicom_slices import KEYS, TIMES, Slice
+from napari_shmoareg.io.dicom_files import KEYS, TIMES
+from napari_shmoareg.io.dicom_slices import Slice
 
 _DIRECTION_TOLERANCE = 1e-3
 _VOXELS = 0.1  # how far a slice may be from its place on an even grid along the stack
@@ -27,7 +28,7 @@ class _Zone(NamedTuple):
     """A run of equal steps."""
 
     step: float
-    count: int
+    steps: int
     start: float
     end: float
 
@@ -44,7 +45,8 @@ def volumes_of(slices: Sequence[Slice]) -> Volumes:
     list of (str, list of Slice)
         The text is empty where there is one volume.
     """
-    groups, used = [list(slices)], []
+    groups: list[list[Slice]] = [list(slices)]
+    used: list[str] = []
     for key in KEYS:
         if not key.splits:
             continue
@@ -82,7 +84,7 @@ def _without_duplicates(groups: list[list[Slice]]) -> tuple[list[list[Slice]], l
 
 
 def _split(groups: list[list[Slice]], name: str) -> list[list[Slice]]:
-    finer = []
+    finer: list[list[Slice]] = []
     for group in groups:
         parts: dict[tuple[float | str, ...], list[Slice]] = {}
         for each in group:
@@ -119,7 +121,7 @@ def _positions(group: list[Slice]) -> list[list[Slice]]:
     heights = _heights(group)
     order = np.argsort(heights, kind="stable")
     tolerance, found = _same_place(group), [[group[order[0]]]]
-    for before, n in zip(order[:-1], order[1:], strict=True):
+    for before, n in pairwise(order):
         if heights[n] - heights[before] < tolerance:
             found[-1].append(group[n])
         else:
@@ -251,7 +253,7 @@ def _check_steps(where: str, ordered: Sequence[Slice]) -> None:
     gaps = steps[np.abs(steps - usual) > 0.05 * usual]
     multiples = np.rint(gaps / usual)
     whole = bool(len(gaps)) and bool((np.abs(gaps / usual - multiples) < 0.1).all()) and multiples.min() > 1
-    if whole and not (len(zones) == 2 and min(zone.count for zone in zones) > 1):
+    if whole and not (len(zones) == 2 and min(zone.steps for zone in zones) > 1):
         missing, n = int((multiples - 1).sum()), int(np.abs(steps - usual).argmax())
         raise InputError(
             f"The slices of the {where} are not evenly spaced: {steps[n]:.3f} mm between {heights[n]:.2f} "
@@ -261,8 +263,7 @@ def _check_steps(where: str, ordered: Sequence[Slice]) -> None:
         )
     if len(zones) == 2 or len(kinds) == 2:
         listed = " and ".join(
-            f"{zone.step:.3f} mm from {zone.start:.2f} to {zone.end:.2f} mm along the stack"
-            for zone in zones[:2]
+            f"{zone.step:.3f} mm from {zone.start:.2f} to {zone.end:.2f} mm along the stack" for zone in zones[:2]
         )
         raise InputError(
             f"The slices of the {where} have two spacings: {listed}. One spacing was expected: keep the "
@@ -282,7 +283,7 @@ def _zones(heights: NDArray[np.float64], usual: float) -> list[_Zone]:
     for n, step in enumerate(np.diff(heights)):
         last = zones[-1] if zones else None
         if last is not None and abs(step - last.step) <= 0.05 * usual:
-            zones[-1] = _Zone(last.step, last.count + 1, last.start, float(heights[n + 1]))
+            zones[-1] = _Zone(last.step, last.steps + 1, last.start, float(heights[n + 1]))
         else:
             zones.append(_Zone(float(step), 1, float(heights[n]), float(heights[n + 1])))
     return zones
