@@ -111,8 +111,29 @@ def is_dicom(path: Path) -> bool:
 
 
 def _headers(folder: Path) -> list[Header]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [header for path in files if (header := read_header(path)) is not None]
+    headers, broken = [], []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        header = read_header(path)
+        if header is not None:
+            headers.append(header)
+        elif _should_be_dicom(path):
+            broken.append(path)
+    if headers and broken:
+        raise InputError(
+            f"{broken[0]} ({broken[0].stat().st_size} bytes) is no DICOM file, as its name and the files beside it "
+            "promise: it is damaged, and may be a slice of the scan. Copy it again, or take it out of the folder."
+        )
+    return headers
+
+
+def _should_be_dicom(path: Path) -> bool:
+    """Whether what is no DICOM file looks like the beginning of one, or is named like one."""
+    if path.name.startswith(".") or path.stem.upper() == "DICOMDIR":
+        return False
+    if path.suffix.lower() in (".dcm", ".ima", ".dicom"):
+        return True
+    with path.open("rb") as file:
+        return not path.suffix.strip(".0123456789") and not file.read(256).strip(b"\0")
 
 
 def _series(folder: Path, series: str | None) -> list[Header]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from napari_shmoareg.geometry import InputError
@@ -46,6 +47,7 @@ _BINARY = {  # letter of struct and bytes of a value representation
     **{"FL": ("f", 4), "FD": ("d", 8)},
 }
 _LONG = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"UT", b"SQ", b"UC", b"UR", b"SV", b"UV"}
+_DAMAGED = SimpleNamespace(value=b"(damaged)", VR="LO", is_little_endian=True)
 _FIRST_INFLATED = 2**24  # bytes of a deflated file looked at for its header
 COPY = "Export or copy it again."
 
@@ -128,6 +130,7 @@ _WANTED: tuple[str | int, ...] = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality"),
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ModalityLUTSequence"),
+    "LossyImageCompression",
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
     *("NominalScannedPixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence"),
@@ -296,7 +299,7 @@ def read_header(path: Path) -> Header | None:
             file.seek(0)
             header = _parse(path, file, size)
     except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}. Check that you may read it.") from error
+        raise InputError(f"{path} cannot be opened: {error.strerror or error}. Check that you may read it.") from error
     except InputError:
         raise
     except Exception as error:  # of a library that meets the bytes of anybody
@@ -344,12 +347,15 @@ def single(items: Sequence[Dataset]) -> list[Dataset]:
 def items(path: Path, dataset: Dataset, keyword: str) -> Sequence[Dataset]:
     """The items of a sequence; none where it is missing."""
     tag, _ = _element(keyword)
-    if dataset.get_item(tag) is None:
+    element = raw_element(dataset, tag)
+    if element is None:
         return []
     try:
         with _quiet():
-            value = dataset[tag].value
-            return [item for item in value or []] if not isinstance(value, bytes | str) else []
+            found = list((element.value if element is _DAMAGED else dataset[tag].value) or [])
+        if not all(hasattr(item, "get_item") for item in found):
+            raise TypeError("it is no sequence")
+        return found
     except Exception as error:  # of a library that meets the bytes of anybody
         raise InputError(f"In the DICOM file {path} {keyword} is damaged ({error}). {COPY}") from error
 
@@ -364,13 +370,21 @@ def lookup(sources: Sequence[Dataset], keyword: str) -> list[str] | None:
     return next((found for each in sources if (found := strings(each, keyword))), None)
 
 
+def raw_element(dataset: Dataset, tag: int) -> Any:
+    """An element as it is stored; None where it is missing, and one of no use where it is damaged."""
+    try:
+        return dataset.get_item(tag)
+    except Exception:  # of a library that meets the bytes of anybody; the value is refused where it matters
+        return _DAMAGED
+
+
 def strings(dataset: Dataset, keyword: str) -> list[str] | None:
     """The values of an element as text, unchecked; None where it is missing or empty."""
     tag, own_vr = _element(keyword)
-    item: Any = dataset.get_item(tag)
+    item = raw_element(dataset, tag)
     if item is None:
         return None
-    value: Any = item.value
+    value = item.value
     if isinstance(value, bytes):
         vr = item.VR if item.VR not in (None, "UN") else own_vr
         letter, length = _BINARY.get(vr, ("", 1))

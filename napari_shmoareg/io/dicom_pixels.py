@@ -142,7 +142,7 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
     DicomWarning
         If they were compressed with loss.
     """
-    formats = {each.header.path: check_pixels(each.header) for each in slices}
+    formats = {header.path: check_pixels(header) for header in {each.header for each in slices}}
     first = formats[slices[0].header.path]
     kind = _type_for(where, [(formats[each.header.path], each.slope, each.intercept) for each in slices])
     shape = first.columns, first.rows, len(slices)
@@ -160,7 +160,7 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
     lossy = set()
     for path, frames in places.items():
         header = slices[next(iter(frames.values()))].header
-        if header.syntax in _LOSSY:
+        if header.syntax in _LOSSY and header.text("LossyImageCompression") != "00":
             lossy.add(header.syntax)
         for frame, raw in _frames(header, formats[path], sorted(frames)):
             n = frames[frame]

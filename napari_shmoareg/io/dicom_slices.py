@@ -17,6 +17,7 @@ from napari_shmoareg.io.dicom_files import (
     group_items,
     items,
     lookup,
+    raw_element,
     shown,
     single,
 )
@@ -74,7 +75,7 @@ def slices_of(header: Header) -> list[Slice]:
         pixels are, or if its values go through a table.
     """
     _check_mosaic(header)
-    if "ModalityLUTSequence" in header.dataset:
+    if items(header.path, header.dataset, "ModalityLUTSequence"):
         raise InputError(
             f"The DICOM file {header.path} maps its values by a table (Modality LUT); only a slope "
             "and an intercept are read. Convert the scan to NIfTI with a program that applies it."
@@ -199,7 +200,7 @@ def _dimensions(header: Header) -> list[str]:
     names = []
     for n, item in enumerate(items(header.path, header.dataset, "DimensionIndexSequence")):
         names.append(f"dimension {n + 1}")
-        element = item.get_item(_DIMENSION)
+        element = raw_element(item, _DIMENSION)
         value = None if element is None else element.value
         if isinstance(value, bytes) and len(value) == 4:
             order = "<HH" if header.little_endian else ">HH"
@@ -213,10 +214,10 @@ def _dimensions(header: Header) -> list[str]:
 def _check_mosaic(header: Header) -> None:
     """Refuse the tiled picture in which Siemens scanners keep all slices of a volume."""
     dataset, number = header.dataset, 0
-    csa = dataset.get_item(_CSA)
+    csa = raw_element(dataset, _CSA)
     if csa is not None and isinstance(csa.value, bytes):
         number = _tiles(csa.value)
-    count = dataset.get_item(_MOSAIC_SIZE)
+    count = raw_element(dataset, _MOSAIC_SIZE)
     if count is not None and isinstance(count.value, bytes) and len(count.value) == 2:
         number = max(number, int.from_bytes(count.value, "little" if header.little_endian else "big"))
     if number < 2 and "MOSAIC" not in header.text("ImageType").upper().split("\\"):
