@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import InputError, TooLargeError
 from napari_shmoareg.io.dicom_files import Header, Pixels, inflated_pixels
+from napari_shmoareg.io.dicom_gdcm import Decoder, decoding
 from napari_shmoareg.io.dicom_slices import Slice
 from napari_shmoareg.io.memory import check_memory
-from napari_shmoareg.io.silence import silenced
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -158,13 +157,14 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
             "may use. Crop or downsample the scan, or use a machine with more memory."
         ) from error
     lossy = set()
-    for path, frames in places.items():
-        header = slices[next(iter(frames.values()))].header
-        if header.syntax in _LOSSY and header.text("LossyImageCompression") != "00":
-            lossy.add(header.syntax)
-        for frame, raw in _frames(header, formats[path], sorted(frames)):
-            n = frames[frame]
-            stacked[n] = _scaled(_stored(raw, formats[path]), slices[n], kind)
+    with decoding() as decoder:
+        for path, frames in places.items():
+            header = slices[next(iter(frames.values()))].header
+            if header.syntax in _LOSSY and header.text("LossyImageCompression") != "00":
+                lossy.add(header.syntax)
+            for frame, raw in _frames(header, formats[path], sorted(frames), decoder):
+                n = frames[frame]
+                stacked[n] = _scaled(_stored(raw, formats[path]), slices[n], kind)
     if lossy:
         from pydicom.uid import UID
 
@@ -278,7 +278,7 @@ def _coded_frames(header: Header, pixels: Pixels, frames: int) -> list[list[tupl
     return [[(start, length) for start, length, _ in fragments[a:b]] for a, b in zip(begins, ends, strict=True)]
 
 
-def _frames(header: Header, layout: Format, wanted: Sequence[int]) -> Iterator[tuple[int, NDArray]]:
+def _frames(header: Header, layout: Format, wanted: Sequence[int], decoder: Decoder) -> Iterator[tuple[int, NDArray]]:
     """Stored numbers (rows, columns) of some frames, unsigned or floating point."""
     pixels = header.pixels
     assert pixels is not None
@@ -304,36 +304,22 @@ def _frames(header: Header, layout: Format, wanted: Sequence[int]) -> Iterator[t
                 yield n, np.frombuffer(raw, layout.stored, shape[0] * shape[1]).reshape(shape)
             return
         coded = _coded_frames(header, pixels, layout.frames)
-        with _decoding() as folder:
+        with tempfile.TemporaryDirectory(prefix="shmoareg-") as folder:
             for n in wanted:
                 parts = []
                 for start, length in coded[n]:
                     file.seek(start)
                     parts.append(file.read(length))
-                yield n, _decoded(header, layout, b"".join(parts), folder)
+                yield n, _decoded(header, layout, b"".join(parts), decoder, Path(folder) / "frame.dcm")
 
 
-@contextmanager
-def _decoding() -> Iterator[Path]:
-    """A folder for the frames that GDCM unpacks, without ITK's own warnings."""
-    import SimpleITK as sitk
-
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        with tempfile.TemporaryDirectory(prefix="shmoareg-") as folder:
-            yield Path(folder)
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
-
-
-def _decoded(header: Header, layout: Format, frame: bytes, folder: Path) -> NDArray:
+def _decoded(header: Header, layout: Format, frame: bytes, decoder: Decoder, path: Path) -> NDArray:
     """One compressed frame as it was before it was compressed."""
     try:
         if header.syntax == _RLE:
             return _decoded_rle(header, layout, frame)
         _check_coded(header, layout, frame)
-        return _decoded_by_gdcm(header, layout, frame, folder / "frame.dcm")
+        return _decoded_by_gdcm(header, layout, frame, decoder, path)
     except InputError:
         raise
     except Exception as error:  # of a library that meets the bytes of anybody
@@ -353,17 +339,13 @@ def _decoded_rle(header: Header, layout: Format, frame: bytes) -> NDArray:
     return values.reshape(layout.rows, layout.columns).view(layout.stored.newbyteorder("="))
 
 
-def _decoded_by_gdcm(header: Header, layout: Format, frame: bytes, path: Path) -> NDArray:
+def _decoded_by_gdcm(header: Header, layout: Format, frame: bytes, decoder: Decoder, path: Path) -> NDArray:
     """Ours: GDCM is given the pixels without slope and intercept, so that these are applied once."""
-    import SimpleITK as sitk
-
     _plain(header, layout, frame).save_as(path, enforce_file_format=True)
-    with silenced():
-        image = sitk.ReadImage(str(path))
-    values = sitk.GetArrayFromImage(image).squeeze()
-    if values.size != layout.rows * layout.columns or values.dtype.kind not in "iu":
+    values = decoder.decode(path)
+    if values.shape != (layout.rows, layout.columns) or values.dtype.kind not in "iu":
         raise ValueError(f"an image of {values.shape} {values.dtype} values came out")
-    return values.reshape(layout.rows, layout.columns).astype(layout.stored.newbyteorder("="))
+    return values.astype(layout.stored.newbyteorder("="))
 
 
 def _plain(header: Header, layout: Format, frame: bytes) -> Dataset:

@@ -1,6 +1,8 @@
 """The values of DICOM slices: scaled, signed, masked, compressed, cut short; and the files that pydicom ships."""
 
 import shutil
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -23,7 +25,7 @@ from pydicom.uid import (
 )
 
 from napari_shmoareg.geometry import InputError, TooLargeError
-from napari_shmoareg.io import dicom_pixels
+from napari_shmoareg.io import dicom_gdcm, dicom_pixels
 from napari_shmoareg.io.dicom_pixels import DicomWarning
 from napari_shmoareg.io.images import read_image
 
@@ -368,6 +370,18 @@ def test_a_compressed_frame_of_another_size_is_refused_before_it_is_unpacked(tmp
         d["PixelData"].is_undefined_length = True
 
     refused(classic(tmp_path / "a", volume(), edit=edit), "9 x 7 pixels", "65536 x 65536")
+
+
+@pytest.mark.parametrize("code", ["import os; os.abort()", "import time; time.sleep(60)"], ids=["crash", "hang"])
+def test_a_decoder_that_crashes_or_hangs_ends_in_a_plain_error(tmp_path, monkeypatch, code):
+    def start(self):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([sys.executable, "-c", code], **pipes)
+
+    monkeypatch.setattr(dicom_gdcm.Decoder, "_start", start)
+    monkeypatch.setattr(dicom_gdcm, "PATIENCE", 0.5)
+    shutil.copy(SHIPPED / "test_files" / "MR_small_jp2klossless.dcm", tmp_path)
+    refused(tmp_path, "MR_small_jp2klossless.dcm cannot be unpacked", "the decoder failed")
 
 
 def test_a_deflated_file_cut_short_or_swollen_is_refused(tmp_path):
