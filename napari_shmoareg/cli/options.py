@@ -72,7 +72,12 @@ def parse_number(text: str) -> float:
 
 
 Moving = Annotated[
-    Path, typer.Argument(metavar="MOVING", help="The image to be deformed (NIfTI, MGH, NRRD, MHA or a DICOM folder).")
+    Path,
+    typer.Argument(
+        metavar="MOVING",
+        help="The image to be deformed (NIfTI, MGH, NRRD, MHA or a DICOM folder; FOLDER#SERIES_UID "
+        "picks one of several series, FOLDER#SERIES_UID/2 the second volume of a series).",
+    ),
 ]
 Fixed = Annotated[Path, typer.Argument(metavar="FIXED", help="The image that it is brought onto.")]
 MovingLabels = Annotated[

@@ -1,10 +1,13 @@
-"""A folder of DICOM slices as one volume, every slice accounted for."""
+"""A folder of DICOM files as one volume, every slice accounted for.
+
+A series of single-frame files and a multi-frame file are taken apart into the same slices
+(`dicom_slices`), which meet the same rules (`dicom_stack`) and are read alike (`dicom_pixels`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import prod
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,209 +15,223 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import itk
-from napari_shmoareg.io.memory import check_memory
+from napari_shmoareg.io.dicom_files import SECONDARY_CAPTURE, Header, read_header
+from napari_shmoareg.io.dicom_pixels import DicomWarning, check_pixels, read_values
+from napari_shmoareg.io.dicom_slices import Slice, slices_of
+from napari_shmoareg.io.dicom_stack import Volumes, stack, volumes_of
 
-_POSITION, _ORIENTATION, _DESCRIPTION, _BITS = "0020|0032", "0020|0037", "0008|103e", "0028|0100"
-_PIXEL_DATA = b"\xe0\x7f\x10\x00"
+_SHOWN = 8  # entries of a list in a message
 
 
 def load(folder: Path, series: str | None = None) -> tuple[NDArray, NDArray[np.float64]]:
-    """Read one series of a folder.
-
-    Ours: the affine is built from the positions of the slices themselves, so a tilted
-    gantry gives the sheared grid that it is; ITK would straighten it silently.
+    """Read one volume of a folder.
 
     Parameters
     ----------
     folder : Path
     series : str, optional
-        Series instance UID; needed only where there are several.
+        Series instance UID, needed only where there are several; "UID/2" is the second volume of
+        a series that holds several (echoes, stacks, time points, b-values).
 
     Returns
     -------
     values : (I, J, K) array
+        Columns, rows and slices; slope x stored + intercept of each slice, in one type that holds
+        them all.  MONOCHROME1 changes nothing: it is about how values are shown.
     affine : (4, 4) array
-        Voxel index to RAS mm.
+        Voxel index to RAS mm, from the positions of the slices themselves: a tilted gantry gives
+        a sheared grid.
 
     Raises
     ------
     InputError
-        If there is no series, or several and none is chosen, or slices are missing, double,
-        or unlike one another.
-    """
-    import SimpleITK as sitk
+        If there is no series, or several series or volumes and none is chosen; if slices are
+        missing, double or unlike one another, or do not say where they stand, how far apart their
+        pixels are, or what their values are.
+    TooLargeError
+        If it would not fit into memory.
 
-    with _quiet():
-        files = _files(folder, series)
-        tags = [_header(Path(file)) for file in files]
-    if len(files) == 1 and len(tags[0][0]) == 3 and tags[0][0][2] > 1:
-        return itk.load(Path(files[0]))
-    sizes = {size[:2] for size, _, _, _ in tags}
-    orientations = np.array([orientation for _, _, orientation, _ in tags])
-    if len(sizes) > 1 or np.abs(orientations - orientations[0]).max() > 1e-3:
-        raise InputError(
-            f"The slices in {folder} differ in size or direction ({len(sizes)} sizes, {len(tags)} slices); one stack "
-            "of parallel slices was expected. Keep one stack per folder."
-        )
-    positions = np.array([position for _, position, _, _ in tags])
-    order, step = _stack(folder, positions, orientations[0])
-    check_memory(folder, (*sizes.pop(), len(files)), 16)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([files[n] for n in order])
-    try:
-        with _quiet():
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(
-            f"The DICOM series in {folder} could not be read: {error}. Export or copy it again."
-        ) from error
-    affine = np.eye(4)
-    affine[:3, 0] = orientations[0][:3] * image.GetSpacing()[0]
-    affine[:3, 1] = orientations[0][3:] * image.GetSpacing()[1]
-    normal = np.cross(orientations[0][:3], orientations[0][3:])
-    affine[:3, 2] = normal * image.GetSpacing()[2] if step is None else step
-    affine[:3, 3] = positions[order[0]]
-    return itk.values_of(image), itk.LPS @ affine
+    Warns
+    -----
+    DicomWarning
+        If files that are no part of a scan were skipped, or pixels were compressed with loss.
+    """
+    uid, _, number = (series or "").partition("/")
+    headers = _series(folder, uid if series is not None else None)
+    volumes = _volumes(headers)
+    slices, affine = stack(f"DICOM series in {folder}", _chosen(folder, headers[0].series, volumes, number))
+    return read_values(folder, slices), itk.LPS @ affine
 
 
 def series_of(slice_: Path) -> tuple[str, list[Path]]:
-    """The series in its folder that a slice belongs to, as `load` takes it, and all its slices.
+    """The series in its folder that a DICOM file belongs to, and all its files.
+
+    Parameters
+    ----------
+    slice_ : Path
+        A slice, or a multi-frame file.
+
+    Returns
+    -------
+    series : str
+        As `load` takes it; with the number of the volume where the series holds several and the
+        file belongs to one of them.
+    files : list of Path
 
     Raises
     ------
     InputError
         If the file is of no series that can be read.
     """
-    import SimpleITK as sitk
-
-    reader, folder = sitk.ImageSeriesReader, slice_.parent
-    with _quiet():
-        for uid in reader.GetGDCMSeriesIDs(str(folder)):
-            files = [Path(file) for file in reader.GetGDCMSeriesFileNames(str(folder), uid)]
-            if slice_.name in (file.name for file in files):
-                return str(uid), files
-    raise InputError(
-        f"{slice_} is no slice of a DICOM series: a DICOM image was expected, with the other slices of its scan beside "
-        "it. Choose the folder that holds the whole scan."
-    )
-
-
-def _files(folder: Path, series: str | None) -> list[str]:
-    """The files of the one series there is, or of the one chosen."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageSeriesReader
-    found = list(reader.GetGDCMSeriesIDs(str(folder)))
-    files = {uid: list(reader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in found}
-    _check_all_listed(folder, {Path(file).name for each in files.values() for file in each})
-    if not found:
+    headers = _headers(slice_.parent)
+    own = next((header for header in headers if header.path.name == slice_.name), None)
+    if own is None:
         raise InputError(
-            f"The folder {folder} holds no DICOM series. Give an image file (.nii, .nii.gz, .mgz, .nrrd, .mha), or the "
-            "folder that the slices themselves are in."
+            f"{slice_} is no slice of a DICOM series: a DICOM image was expected, with the other "
+            "slices of its scan beside it. Choose the folder that holds the whole scan."
+        )
+    if not own.is_scan:
+        raise InputError(f"{slice_} is no scan but {_article(own.kind)}. Choose a slice of the scan.")
+    used, _ = _without_captures([header for header in headers if header.is_scan and header.series == own.series])
+    volumes = _volumes(used)
+    holding = [n for n, (_, group) in enumerate(volumes, 1) if any(each.header is own for each in group)]
+    if len(volumes) > 1 and len(holding) == 1 and own.frames == 1:
+        group = volumes[holding[0] - 1][1]
+        return f"{own.series}/{holding[0]}", list(dict.fromkeys(each.header.path for each in group))
+    return own.series, [header.path for header in used]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do, with 128 bytes and then DICM."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _headers(folder: Path) -> list[Header]:
+    headers, broken = [], []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        header = read_header(path)
+        if header is not None:
+            headers.append(header)
+        elif _should_be_dicom(path):
+            broken.append(path)
+    if headers and broken:
+        raise InputError(
+            f"{broken[0]} ({broken[0].stat().st_size} bytes) is no DICOM file, as its name and the files beside it "
+            "promise: it is damaged, and may be a slice of the scan. Copy it again, or take it out of the folder."
+        )
+    return headers
+
+
+def _should_be_dicom(path: Path) -> bool:
+    """Whether what is no DICOM file looks like the beginning of one, or is named like one."""
+    if path.name.startswith(".") or path.stem.upper() == "DICOMDIR":
+        return False
+    if path.suffix.lower() in (".dcm", ".ima", ".dicom"):
+        return True
+    with path.open("rb") as file:
+        return not path.suffix.strip(".0123456789") and not file.read(256).strip(b"\0")
+
+
+def _series(folder: Path, series: str | None) -> list[Header]:
+    """The files of the one series there is, or of the one chosen; warns of others."""
+    headers = _headers(folder)
+    others = [header for header in headers if not header.is_scan]
+    found: dict[str, list[Header]] = {}
+    for header in headers:
+        if header.is_scan:
+            found.setdefault(header.series, []).append(header)
+    if series is not None and series not in found:
+        beside = [header for header in others if header.series == series]
+        if beside:
+            raise InputError(f"The series {series} in {folder} is no scan: {_named(beside)}.")
+        raise InputError(f"The folder {folder} holds no DICOM series {series}; it holds {', '.join(found) or 'none'}.")
+    if series is None:
+        placed = [uid for uid, files in found.items() if any(header.has_position for header in files)]
+        for uid in [uid for uid in found if placed and uid not in placed]:
+            others += found.pop(uid)
+    if not found:
+        there = f"no DICOM scan, only {_named(others)}" if others else "no DICOM series"
+        raise InputError(
+            f"The folder {folder} holds {there}. Give an image file (.nii, .nii.gz, .mgz, .nrrd, .mha), "
+            "or the folder that the slices themselves are in."
         )
     if series is None and len(found) > 1:
-        listed = "; ".join(f"{uid} ({len(files[uid])} files, {_header(Path(files[uid][0]))[3]})" for uid in found)
+        listed = "; ".join(f"{uid} ({_about(files)})" for uid, files in found.items())
         raise InputError(
-            f"The folder {folder} holds {len(found)} DICOM series: {listed}. Choose one as FOLDER#SERIES_UID, such as "
-            f"'{folder}#{found[0]}'."
+            f"The folder {folder} holds {len(found)} DICOM series: {listed}. Choose one as "
+            f"FOLDER#SERIES_UID, such as '{folder}#{next(iter(found))}'."
         )
-    chosen = found[0] if series is None else series
-    if chosen not in files:
-        raise InputError(f"The folder {folder} holds no DICOM series {chosen}; it holds {', '.join(found)}.")
-    return files[chosen]
+    used, captures = _without_captures(found[series or next(iter(found))])
+    skipped = [*captures, *(header for header in others if series in (None, header.series))]
+    if skipped:
+        warnings.warn(
+            f"The folder {folder} holds files that are no part of the scan and were skipped: {_named(skipped)}.",
+            DicomWarning,
+            stacklevel=4,
+        )
+    return used
 
 
-def _header(path: Path) -> tuple[tuple[int, ...], list[float], list[float], str]:
-    """Size, position and orientation (LPS mm) and description of one file."""
-    import SimpleITK as sitk
+def _without_captures(files: list[Header]) -> tuple[list[Header], list[Header]]:
+    """The slices of a series, and the snapshots and reports among them: captures without a position."""
+    captures = [
+        header for header in files if header.sop_class.startswith(SECONDARY_CAPTURE) and not header.has_position
+    ]
+    if len(captures) == len(files):
+        return files, []
+    return [header for header in files if header not in captures], captures
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"The DICOM file {path} could not be read; it is damaged. Copy it again.") from error
-    size = tuple(reader.GetSize())
-    _check_whole(path, prod(size) * int(reader.GetMetaData(_BITS) if reader.HasMetaDataKey(_BITS) else 16) // 8)
-    if reader.GetNumberOfComponents() > 1:
-        raise InputError(f"The DICOM file {path} is a colour image; one value per voxel was expected.")
-    if not (reader.HasMetaDataKey(_POSITION) and reader.HasMetaDataKey(_ORIENTATION)):
-        if len(size) == 3 and size[2] > 1:
-            return size, [0.0] * 3, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0], "one file"
+
+def _volumes(headers: Iterable[Header]) -> Volumes:
+    """The volumes of a series, all its files checked."""
+    slices: list[Slice] = []
+    for header in headers:
+        check_pixels(header)
+        slices += slices_of(header)
+    return volumes_of(slices)
+
+
+def _chosen(folder: Path, uid: str, volumes: Volumes, number: str) -> list[Slice]:
+    """The slices of the one volume there is, or of the one chosen."""
+    names = [
+        f"{n} ({name + ', ' if name else ''}{len(group)} slice{'s' if len(group) > 1 else ''})"
+        for n, (name, group) in enumerate(volumes, 1)
+    ]
+    listed = _list(names, "; ")
+    if not number and len(volumes) > 1:
         raise InputError(
-            f"The DICOM file {path} does not say where its slice lies (position or orientation missing): a snapshot or "
-            "report, not a scan. Choose a folder with the slices of one scan."
+            f"The DICOM series {uid} in {folder} holds {len(volumes)} volumes, and one was expected: "
+            f"{listed}. Choose one as FOLDER#SERIES_UID/NUMBER, such as '{folder}#{uid}/1'."
         )
-    position, orientation = (
-        [float(number) for number in reader.GetMetaData(tag).split("\\")] for tag in (_POSITION, _ORIENTATION)
-    )
-    named = reader.GetMetaData(_DESCRIPTION).strip() if reader.HasMetaDataKey(_DESCRIPTION) else ""
-    return size, position, orientation, named or "without a description"
-
-
-def _check_all_listed(folder: Path, listed: set[str]) -> None:
-    """Refuse a folder with a damaged slice: ITK leaves it out without a word, and at an end no gap shows."""
-    for path in sorted(folder.iterdir()):
-        if path.name in listed or not path.is_file():
-            continue
-        with path.open("rb") as file:
-            dicom = file.read(132)[128:] == b"DICM"
-        if dicom and _PIXEL_DATA in path.read_bytes():
-            raise InputError(
-                f"The DICOM file {path} holds pixels but belongs to no readable series: it is damaged or cut short "
-                f"({path.stat().st_size} bytes). Export or copy it again, or take it out of the folder."
-            )
-
-
-def _check_whole(path: Path, expected: int) -> None:
-    """Refuse a file that ends within its pixels: ITK fills up the rest without a word.
-
-    Only plain pixels announce their length; compressed ones fail when they are unpacked.
-    """
-    content, length = path.read_bytes(), expected.to_bytes(4, "little")
-    for start in (_PIXEL_DATA + length, _PIXEL_DATA + b"OW\0\0" + length, _PIXEL_DATA + b"OB\0\0" + length):
-        found = content.find(start)
-        if 0 <= found and len(content) - found - len(start) < expected:
-            raise InputError(
-                f"The DICOM file {path} is cut short ({len(content)} bytes; {expected} bytes of pixels are announced). "
-                "Export or copy the series again."
-            )
-
-
-def _stack(folder: Path, positions: NDArray, orientation: NDArray) -> tuple[list[int], NDArray | None]:
-    """The order of the slices along their normal, and the step between them in LPS mm."""
-    normal = np.cross(orientation[:3], orientation[3:])
-    order = np.argsort(positions @ normal, kind="stable")
-    if len(order) == 1:
-        return order.tolist(), None
-    heights = (positions @ normal)[order]
-    steps = np.diff(heights)
-    usual = float(np.median(steps))
-    if steps.min() < 0.01:
-        n = int(steps.argmin())
+    n = int(number) if number.isascii() and number.isdigit() and len(number) < 9 else 0 if number else 1
+    if not 1 <= n <= len(volumes):
         raise InputError(
-            f"The DICOM series in {folder} has two slices at the same place ({heights[n]:.2f} mm): several time points "
-            "or echoes in one series. Keep one of them in a folder of its own."
+            f"The DICOM series {uid} in {folder} has no volume '{number}'; it holds "
+            f"{'volumes' if len(volumes) > 1 else 'volume'} {listed}."
         )
-    if np.abs(steps - usual).max() > 0.05 * usual:
-        n = int(np.abs(steps - usual).argmax())
-        missing = int(np.maximum(np.rint(steps / usual) - 1, 0).sum())
-        raise InputError(
-            f"The slices in {folder} are not evenly spaced: {steps[n]:.3f} mm between {heights[n]:.2f} and "
-            f"{heights[n + 1]:.2f} mm along the stack, where {usual:.3f} mm is usual; about {missing} of "
-            f"{len(order) + missing} slices are missing. Export or copy the whole series again."
-        )
-    return order.tolist(), (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
+    return volumes[n - 1][1]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without ITK's own warnings: what they hint at is checked here, and said plainly."""
-    import SimpleITK as sitk
+def _about(files: list[Header]) -> str:
+    frames = sum(header.frames for header in files)
+    more = f", {frames} frames" if frames > len(files) else ""
+    count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+    return f"{count}{more}, {files[0].description or 'without a description'}"
 
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+def _named(headers: list[Header]) -> str:
+    """Files by their names and kinds."""
+    return _list([f"{header.path.name} ({header.kind})" for header in headers], ", ")
+
+
+def _list(entries: list[str], separator: str) -> str:
+    more = [f"and {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
+    return separator.join([*entries[:_SHOWN], *more])
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[:1] in "AEIO" or kind[:2] in ("RT", "MR", "XA") else f"a {kind}"

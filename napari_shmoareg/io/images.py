@@ -25,7 +25,9 @@ def read_image(
     ----------
     path : str or Path
         NIfTI (.nii, .nii.gz), MGH (.mgh, .mgz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd),
-        or a folder with one DICOM series; ``folder#SERIES_UID`` picks one of several.
+        or a folder with one DICOM series, of single-frame or multi-frame files;
+        ``folder#SERIES_UID`` picks one of several, ``folder#SERIES_UID/2`` the second volume of
+        a series that holds several (echoes, stacks, time points, b-values).
     labels : bool
         A label map: whole numbers, carried by nearest neighbour.
     nan : float, optional
@@ -39,7 +41,9 @@ def read_image(
     -------
     Volume
         In the file's own order of axes and its own type of number (float32 where the file
-        scales the integers of an image); RAS mm.
+        scales the integers of an image); RAS mm.  Of DICOM, the values are slope x stored +
+        intercept of each slice, in a type that holds all slices; MONOCHROME1, which is about how
+        values are shown, changes nothing.
 
     Raises
     ------
@@ -53,6 +57,9 @@ def read_image(
     -----
     GuessedPlace
         If the file does not say where its voxels stand, so that a place was assumed.
+    DicomWarning
+        If a DICOM folder holds files that are no part of the scan, which were skipped, or pixels
+        that were compressed with loss.
     """
     path, series = _existing(path)
     if path.is_dir():
@@ -152,7 +159,8 @@ def _existing(path: str | Path) -> tuple[Path, str | None]:
     if place.is_dir():
         return place, series
     if ending(place) not in (*NIFTI_ENDINGS, *ITK_ENDINGS):
-        hint = " Give the folder that holds all slices of the scan." if ending(place) in (".dcm", ".ima") else ""
+        slice_ = ending(place) in (".dcm", ".ima") or dicom.is_dicom(place)
+        hint = " Give the folder that holds all slices of the scan." if slice_ else ""
         raise InputError(
             f"{place} is not of a type that is read here: {', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}, or a folder "
             f"with a DICOM series.{hint}"

@@ -72,11 +72,12 @@ def layer_of_file(path: str, known: Known) -> LayerData | None:
     """
     from napari_shmoareg.io.atomic import ending
     from napari_shmoareg.io.contents import look
+    from napari_shmoareg.io.dicom import is_dicom
 
     place = Path(path).expanduser()
     if place.is_dir():
         return _layer(_series(place), known)
-    if ending(place) in SLICES and place.is_file():
+    if place.is_file() and (ending(place) in SLICES or is_dicom(place)):
         return _slice(place.resolve(), known)
     contents = look(place)
     if contents.kind == "displacement":

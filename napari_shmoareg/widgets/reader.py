@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from napari_shmoareg.widgets.layers import LayerData
 
 ADDRESS = "shmoareg:"
-SERIES = re.compile(r"Choose one as FOLDER#SERIES_UID.*", re.DOTALL)
+SERIES = re.compile(r"Choose one as FOLDER#SERIES_UID,.*", re.DOTALL)
 ONE_SLICE = "Open one slice of the one you want, or put it into a folder of its own."
+VOLUME = re.compile(r"Choose one as FOLDER#SERIES_UID/NUMBER.*", re.DOTALL)
+ONE_VOLUME = (
+    "If every slice is a file of its own, open one slice of the volume you want. A multi-frame file has to be "
+    "split first, such as by dcm2niix; or register it by the command, which takes FOLDER#SERIES_UID/NUMBER."
+)
 COPIED = (
     "'{}' does not stand straight along the patient's axes. The screen shows a straight copy of it; what is registered "
     "and saved are its own voxels."
@@ -67,7 +72,7 @@ def read(path: str | Sequence[str]) -> list[Any]:
             with _told(viewer):
                 known.layers.extend(_open(place, known))
         except InputError as error:
-            tell(viewer, "error", SERIES.sub(ONE_SLICE, str(error)))
+            tell(viewer, "error", VOLUME.sub(ONE_VOLUME, SERIES.sub(ONE_SLICE, str(error))))
     if viewer is not None:
         _before_added(viewer, known)
     return known.layers or [(None,)]

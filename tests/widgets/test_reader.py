@@ -224,6 +224,55 @@ def test_a_dicom_folder_opens_and_a_slice_opens_its_series_once(viewer, tmp_path
     assert tag(second, "role") == "fixed" and second.data.min() == values.min() + 1
 
 
+def write_frames(path, values, echoes):
+    """A multi-frame DICOM file (enhanced MR) of upright slices 3 mm apart, as many volumes as echoes."""
+    pydicom = pytest.importorskip("pydicom")
+    sop = pydicom.uid.UID("1.2.840.10008.5.1.4.1.1.4.1")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop, "1.2.3.9.1"
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    d = pydicom.dataset.FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128)
+    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = sop, "1.2.3.9.1", "1.2.3.9"
+    d.SamplesPerPixel, d.PhotometricInterpretation, d.PixelRepresentation = 1, "MONOCHROME2", 1
+    d.BitsAllocated, d.BitsStored, d.HighBit = 16, 16, 15
+    d.NumberOfFrames, d.Rows, d.Columns = len(values), *values.shape[1:]
+    d.PixelData = values.astype("<i2").tobytes()
+    d["PixelData"].VR = "OW"
+
+    def item(**elements):
+        one = pydicom.Dataset()
+        for keyword, value in elements.items():
+            setattr(one, keyword, value)
+        return pydicom.Sequence([one])
+
+    shared = item(PixelMeasuresSequence=item(PixelSpacing=[1, 1]))
+    shared[0].PlaneOrientationSequence = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    d.SharedFunctionalGroupsSequence = shared
+    frames = []
+    for n in range(len(values)):
+        (frame,) = item(PlanePositionSequence=item(ImagePositionPatient=[0, 0, 3 * (n // len(echoes))]))
+        frame.MREchoSequence = item(EffectiveEchoTime=echoes[n % len(echoes)])
+        frames.append(frame)
+    d.PerFrameFunctionalGroupsSequence = pydicom.Sequence(frames)
+    path.parent.mkdir(exist_ok=True)
+    d.save_as(path, enforce_file_format=True)
+
+
+def test_a_multi_frame_file_opens_as_a_volume_and_several_volumes_are_listed(viewer, tmp_path, told):
+    values = np.random.default_rng(0).integers(-500, 900, (6, 5, 4)).astype(np.int16)
+    write_frames(tmp_path / "one" / "a.dcm", values, [4.6])
+    (layer,) = viewer.open([str(tmp_path / "one" / "a.dcm")], **SHMOAREG)
+    volume = tag(layer, "volume")
+    np.testing.assert_array_equal(volume.values, values.transpose(2, 1, 0))
+    assert volume.grid.spacing == pytest.approx((1, 1, 3))
+    write_frames(tmp_path / "bare" / "IM0001", values, [4.6])
+    ((data, _, _),) = read(str(tmp_path / "bare" / "IM0001"))
+    assert data.shape == (6, 5, 4)
+    write_frames(tmp_path / "two" / "b.dcm", values, [4.6, 9.2])
+    assert viewer.open([str(tmp_path / "two" / "b.dcm")], **SHMOAREG) == []
+    assert "2 volumes" in told("error") and "echo time 9.2" in told("error") and "dcm2niix" in told("error")
+
+
 def test_a_registration_folder_opens_as_a_scene_with_its_panel(viewer, scene_folder, qtbot):
     viewer.open([str(scene_folder)], **SHMOAREG)
     opened = scenes(viewer)

@@ -87,8 +87,8 @@ class VolumeCache:
             If it is not there or cannot be read.
         """
         place = Path(path)
-        if not place.exists() and "#" in place.name:  # a series of a DICOM folder
-            place = place.with_name(place.name.rsplit("#", 1)[0])
+        if not place.exists() and "#" in str(place):  # a series of a DICOM folder, or a volume of it
+            place = Path(str(place).rsplit("#", 1)[0])
         try:
             if not place.is_dir():
                 return self._hash(place)

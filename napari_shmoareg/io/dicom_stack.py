@@ -1,0 +1,311 @@
+"""Slices of one DICOM series: the volumes among them, and the rules that a volume meets.
+
+Series of single-frame files and multi-frame files come here alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.dicom_files import KEYS, TIMES
+from napari_shmoareg.io.dicom_slices import Slice
+
+_DIRECTION_TOLERANCE = 1e-3
+_VOXELS = 0.1  # how far a slice may be from its place on an even grid along the stack
+_PIXELS = 0.25  # and within its plane
+_ROUNDED = 0.11  # mm by which steps differ where positions are rounded to 0.1 mm
+
+Volumes = list[tuple[str, list[Slice]]]
+
+
+class _Zone(NamedTuple):
+    """A run of equal steps."""
+
+    step: float
+    steps: int
+    start: float
+    end: float
+
+
+def volumes_of(slices: Sequence[Slice]) -> Volumes:
+    """The volumes in a series, each with what tells it apart; in the order of that.
+
+    Slices that differ in stack, echo, temporal position or b-value belong to volumes of
+    their own.  Others are split by whatever of the acquisition explains why several slices are
+    at one position, if something does; if nothing does, they stay together.
+
+    Returns
+    -------
+    list of (str, list of Slice)
+        The text is empty where there is one volume.
+    """
+    groups: list[list[Slice]] = [list(slices)]
+    used: list[str] = []
+    for key in KEYS:
+        if not key.splits:
+            continue
+        finer = _split(groups, key.name)
+        if len(finer) > len(groups) and min(len(group) for group in finer) > 1:
+            groups, used = finer, [*used, key.name]
+    if any(_multiplicity(group) > 1 for group in groups):
+        finer, more = _without_duplicates(groups)
+        groups, used = finer, [*used, *more]
+    if len(groups) == 1:
+        return [("", groups[0])]
+    groups.sort(key=lambda group: [_sortable(_value(group, name)) for name in used])
+    return [(", ".join(_described(group, name) for name in used), group) for group in groups]
+
+
+def _without_duplicates(groups: list[list[Slice]]) -> tuple[list[list[Slice]], list[str]]:
+    """Groups with one slice at a position each, and by what they were split; else the same groups."""
+    expected = sum(_multiplicity(group) for group in groups)
+    strong = {key.name for key in KEYS if key.splits}
+    order = [key.name for key in KEYS if not key.splits]
+    present = {name for group in groups for name in _varying(group)}
+    names = [n for n in order if n in present] + sorted(present - set(order) - strong)
+    for count in (1, 2):
+        for chosen in combinations(names, count):
+            finer = groups
+            for name in chosen:
+                finer = _split(finer, name)
+            if len(finer) == expected and all(_multiplicity(group) == 1 for group in finer):
+                return finer, list(chosen)
+    for name in (name for name in TIMES if name in present):
+        ranked = [_by_rank(group, name) for group in groups]
+        if all(ranked):
+            return [group for each in ranked for group in each], [name]
+    return groups, []
+
+
+def _split(groups: list[list[Slice]], name: str) -> list[list[Slice]]:
+    finer: list[list[Slice]] = []
+    for group in groups:
+        parts: dict[tuple[float | str, ...], list[Slice]] = {}
+        for each in group:
+            parts.setdefault(each.keys.get(name, ()), []).append(each)
+        finer += parts.values()
+    return finer
+
+
+def _varying(group: list[Slice]) -> set[str]:
+    """The keys in which slices of a group differ."""
+    names = {name for each in group for name in each.keys}
+    return {name for name in names if len({each.keys.get(name, ()) for each in group}) > 1}
+
+
+def _by_rank(group: list[Slice], name: str) -> list[list[Slice]]:
+    """The first, second ... moment at every position; nothing unless all have equally many."""
+    positions = [sorted(at, key=lambda each: _sortable(each.keys.get(name, ()))) for at in _positions(group)]
+    values = [[each.keys.get(name, ()) for each in at] for at in positions]
+    if len({len(at) for at in values}) > 1 or any(len(set(at)) < len(at) for at in values):
+        return []
+    return [[at[n] for at in positions] for n in range(len(positions[0]))]
+
+
+def _multiplicity(group: list[Slice]) -> int:
+    """How many slices there are at the fullest position; 1 where directions differ."""
+    return max(len(at) for at in _positions(group))
+
+
+def _positions(group: list[Slice]) -> list[list[Slice]]:
+    """The slices at each height along the stack; each by itself where directions differ."""
+    first = group[0].orientation
+    if any(np.abs(each.orientation - first).max() > _DIRECTION_TOLERANCE for each in group):
+        return [[each] for each in group]
+    heights = _heights(group)
+    order = np.argsort(heights, kind="stable")
+    tolerance, found = _same_place(group), [[group[order[0]]]]
+    for before, n in pairwise(order):
+        if heights[n] - heights[before] < tolerance:
+            found[-1].append(group[n])
+        else:
+            found.append([group[n]])
+    return found
+
+
+def _heights(group: Sequence[Slice]) -> NDArray[np.float64]:
+    """Positions along the normal of the first slice, mm."""
+    return np.array([each.position for each in group]) @ _normal(group[0])
+
+
+def _normal(each: Slice) -> NDArray[np.float64]:
+    return np.cross(each.orientation[:3], each.orientation[3:])
+
+
+def _same_place(group: Sequence[Slice]) -> float:
+    """Below this distance, mm, two slices are at one place."""
+    return min(0.01, 0.05 * float(group[0].spacing.min()))
+
+
+def _value(group: list[Slice], name: str) -> tuple[float | str, ...]:
+    return group[0].keys.get(name, ())
+
+
+def _sortable(value: tuple[float | str, ...]) -> list[tuple[int, float, str]]:
+    return [(1, 0.0, each) if isinstance(each, str) else (0, each, "") for each in value]
+
+
+def _described(group: list[Slice], name: str) -> str:
+    value = _value(group, name)
+    shown = "/".join(each if isinstance(each, str) else f"{each:.10g}" for each in value)
+    shown = shown[:60].encode("ascii", "backslashreplace").decode()
+    same = all(each.keys.get(name, ()) == value for each in group)
+    return f"{name} {shown or 'not given'}" if same else f"{name} from {shown}"
+
+
+def stack(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
+    """Order the slices of one volume along their normal, and check that they are an even grid.
+
+    Ours: the affine is built from the positions of the slices themselves, so that a tilted
+    gantry gives the sheared grid that it is.
+
+    Parameters
+    ----------
+    where : str
+        What is read, for messages, such as "DICOM series in scan".
+    slices : sequence of Slice
+
+    Returns
+    -------
+    slices : list of Slice
+        In ascending order.
+    affine : (4, 4) array
+        Index (column, row, slice) to LPS mm.
+
+    Raises
+    ------
+    InputError
+        If they differ in size, direction or pixel spacing, two are at one place, or they are
+        not evenly spaced.
+    """
+    _check_alike(where, slices)
+    heights = _heights(slices)
+    ordered = [slices[n] for n in np.argsort(heights, kind="stable")]
+    first = ordered[0]
+    affine = np.eye(4)
+    affine[:3, 0] = first.orientation[:3] * first.spacing[1]
+    affine[:3, 1] = first.orientation[3:] * first.spacing[0]
+    affine[:3, 3] = first.position
+    if len(ordered) == 1:
+        if first.thickness is None:
+            raise InputError(
+                f"The {where} is a single slice without a thickness: not a volume. Choose a folder with "
+                "all slices of the scan."
+            )
+        affine[:3, 2] = _normal(first) * first.thickness
+        return ordered, affine
+    _check_steps(where, ordered)
+    affine[:3, 2] = (ordered[-1].position - first.position) / (len(ordered) - 1)
+    _check_line(where, ordered, affine)
+    return ordered, affine
+
+
+def _check_alike(where: str, slices: Sequence[Slice]) -> None:
+    """Refuse slices of several sizes, directions, pixel spacings or ways of showing."""
+    first, sizes = slices[0], {_size(each) for each in slices}
+    orientations = np.array([each.orientation for each in slices])
+    if len(sizes) > 1 or np.abs(orientations - orientations[0]).max() > _DIRECTION_TOLERANCE:
+        raise InputError(
+            f"The slices of the {where} differ in size or direction ({len(sizes)} sizes, {len(slices)} "
+            "slices); one stack of parallel slices was expected. Keep one stack per folder."
+        )
+    off = [np.abs(each.spacing / first.spacing - 1).max() * max(_size(each)) for each in slices]
+    if max(off) > _VOXELS:
+        other = slices[int(np.argmax(off))]
+        raise InputError(
+            f"PixelSpacing changes within the {where}: {_pair(first)} mm in {first.header.path.name}, "
+            f"{_pair(other)} mm in {other.header.path.name}. One spacing was expected: keep the slices "
+            "of each in a folder of its own."
+        )
+    shown = {each.header.text("PhotometricInterpretation") or "MONOCHROME2" for each in slices}
+    if len(shown) > 1:
+        raise InputError(
+            f"The slices of the {where} are stored in several ways ({', '.join(sorted(shown))}); one was "
+            "expected. Keep the slices of each in a folder of its own."
+        )
+
+
+def _check_steps(where: str, ordered: Sequence[Slice]) -> None:
+    """Refuse two slices at one place, missing slices, and several spacings."""
+    heights = _heights(ordered)
+    steps = np.diff(heights)
+    n = int(steps.argmin())
+    if steps[n] < _same_place(ordered):
+        files = " and ".join(dict.fromkeys(each.header.path.name for each in ordered[n : n + 2]))
+        raise InputError(
+            f"The {where} has two slices at the same place ({heights[n]:.2f} mm; {files}): several time "
+            "points or echoes in one series, or a file that is there twice. Keep one of them in a "
+            "folder of its own."
+        )
+    usual = float(np.median(steps))
+    odd = np.abs(steps - usual) > max(0.05 * usual, _ROUNDED)
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    if not odd.any() and np.abs(heights - even).max() <= _VOXELS * steps.mean():
+        return
+    zones = _zones(heights, usual)
+    kinds = sorted({round(zone.step, 2): zone.step for zone in zones}.values())
+    gaps = steps[np.abs(steps - usual) > 0.05 * usual]
+    multiples = np.rint(gaps / usual)
+    whole = bool(len(gaps)) and bool((np.abs(gaps / usual - multiples) < 0.1).all()) and multiples.min() > 1
+    if whole and not (len(zones) == 2 and min(zone.steps for zone in zones) > 1):
+        missing, n = int((multiples - 1).sum()), int(np.abs(steps - usual).argmax())
+        raise InputError(
+            f"The slices of the {where} are not evenly spaced: {steps[n]:.3f} mm between {heights[n]:.2f} "
+            f"and {heights[n + 1]:.2f} mm along the stack, where {usual:.3f} mm is usual; about "
+            f"{missing} of {len(ordered) + missing} slices are missing. Export or copy the whole "
+            "series again."
+        )
+    if len(zones) == 2 or len(kinds) == 2:
+        listed = " and ".join(
+            f"{zone.step:.3f} mm from {zone.start:.2f} to {zone.end:.2f} mm along the stack" for zone in zones[:2]
+        )
+        raise InputError(
+            f"The slices of the {where} have two spacings: {listed}. One spacing was expected: keep the "
+            "slices of each in a folder of its own, or resample the scan to one spacing."
+        )
+    n = int(np.abs(steps - usual).argmax())
+    raise InputError(
+        f"The slices of the {where} are not evenly spaced: {steps.min():.3f} to {steps.max():.3f} mm, such "
+        f"as {steps[n]:.3f} mm between {heights[n]:.2f} and {heights[n + 1]:.2f} mm along the stack, "
+        f"where {usual:.3f} mm is usual. Resample the scan to one spacing."
+    )
+
+
+def _zones(heights: NDArray[np.float64], usual: float) -> list[_Zone]:
+    """Runs of steps that are equal to within a twentieth."""
+    zones: list[_Zone] = []
+    for n, step in enumerate(np.diff(heights)):
+        last = zones[-1] if zones else None
+        if last is not None and abs(step - last.step) <= 0.05 * usual:
+            zones[-1] = _Zone(last.step, last.steps + 1, last.start, float(heights[n + 1]))
+        else:
+            zones.append(_Zone(float(step), 1, float(heights[n]), float(heights[n + 1])))
+    return zones
+
+
+def _check_line(where: str, ordered: Sequence[Slice], affine: NDArray[np.float64]) -> None:
+    """Refuse slices that are shifted sideways against each other, other than by an even tilt."""
+    positions = np.array([each.position for each in ordered])
+    off = positions - (affine[:3, 3] + np.arange(len(ordered))[:, None] * affine[:3, 2])
+    pixels = np.abs(off @ ordered[0].orientation.reshape(2, 3).T) / ordered[0].spacing[::-1]
+    if pixels.max() > _PIXELS:
+        n = int(pixels.max(axis=1).argmax())
+        raise InputError(
+            f"The slices of the {where} are not in line: {ordered[n].header.path.name} (slice {n + 1} of "
+            f"{len(ordered)}) is {pixels.max():.2f} pixels off the line from the first to the last. One "
+            "straight stack was expected: keep one stack per folder, or resample the scan."
+        )
+
+
+def _size(each: Slice) -> tuple[int, int]:
+    return each.header.integer("Rows", least=1), each.header.integer("Columns", least=1)
+
+
+def _pair(each: Slice) -> str:
+    return " x ".join(f"{number:.6g}" for number in each.spacing)
