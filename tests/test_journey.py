@@ -32,7 +32,7 @@ def folder(phantoms, tmp_path_factory):
     for level in network.decoder.levels:
         for conv in (m for m in level.head.modules() if isinstance(m, nn.Conv3d)):
             nn.init.normal_(conv.weight, std=0.03)
-    result = register(pair, network, affine="rigid")
+    result = register(pair, network, affine="rigid", keep="last")
     write_registration(result, place / "result", weights="random")
     return place
 

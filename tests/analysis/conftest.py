@@ -10,4 +10,4 @@ def registration(pair, tiny_network):
     """On a network grid of 20 voxels along its longest axis, headers trusted."""
     from napari_shmoareg.engine.registration import register
 
-    return register(pair, tiny_network, affine="none", size=20, device="cpu")
+    return register(pair, tiny_network, affine="none", size=20, device="cpu", keep="last")

@@ -20,7 +20,7 @@ from napari_shmoareg.geometry import InputError, TooLargeError
 from napari_shmoareg.io import read_scene, write_registration
 from napari_shmoareg.model import RoutingTrace
 
-OPTIONS = {"affine": "none", "size": 20, "device": "cpu"}
+OPTIONS = {"keep": "last", "affine": "none", "size": 20, "device": "cpu"}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_replay_is_the_registration_whatever_it_was_asked_for(pair, lively_network, name):
     """To the last bit; and each setting matters here, so that one that is forgotten would show."""
-    asked = {"affine": "none", "size": 20, "device": "cpu"} | SETTINGS[name]
+    asked = OPTIONS | SETTINGS[name]
     network = lively_network(0.05)
     if name == "two passes":
         object.__setattr__(network.config, "passes", (0.7, 1.0))

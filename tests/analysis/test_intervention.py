@@ -13,7 +13,7 @@ from napari_shmoareg.engine.registration import register
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.model.gates import gates_of
 
-OPTIONS = {"affine": "none", "size": 20, "device": "cpu"}
+OPTIONS = {"keep": "last", "affine": "none", "size": 20, "device": "cpu"}
 
 
 def again(pair, network, registration, *changes):

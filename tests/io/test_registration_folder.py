@@ -22,7 +22,7 @@ from napari_shmoareg.io.report import write_registration
 @pytest.fixture(scope="module")
 def registration(phantoms, lively_network):
     """On two different oblique grids, with labels."""
-    return register(phantoms, lively_network(0.03), affine="rigid", size=20, device="cpu")
+    return register(phantoms, lively_network(0.03), affine="rigid", size=20, device="cpu", keep="last")
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def registration(pair, tiny_network):
     """On a network grid of 20 voxels along its longest axis, headers trusted."""
     from napari_shmoareg.engine.registration import register
 
-    return register(pair, tiny_network, affine="none", size=20, device="cpu")
+    return register(pair, tiny_network, affine="none", size=20, device="cpu", keep="last")
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_a_killed_run_leaves_no_folder_that_looks_finished(tmp_path):
         rng = np.random.default_rng(0)
         pair = VolumePair(*(Volume(rng.random(grid.shape), grid) for _ in range(2)))
         network = SHMoAReg(SHMoARegConfig.preset("tiny")).eval()
-        done = register(pair, network, affine="none", size=16, device="cpu")
+        done = register(pair, network, affine="none", size=16, device="cpu", keep="last")
 
         def killed(*_):
             print("killed while writing", flush=True)

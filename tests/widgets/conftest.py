@@ -17,7 +17,7 @@ from napari_shmoareg.widgets.layers import add_layers, layers_of
 @pytest.fixture(scope="session")
 def scene(phantoms, lively_network) -> Scene:
     """Of the oblique, anisotropic phantoms, by an untrained network that truly moves things; not to be changed."""
-    registration = register(phantoms, lively_network(0.03), affine="none", device="cpu")
+    registration = register(phantoms, lively_network(0.03), affine="none", device="cpu", keep="last")
     load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
     report = build_report(registration, measure(registration), load, weights="untrained")
     return Scene.of(registration, report, weights="untrained")
