@@ -25,6 +25,7 @@ _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, mm, micrometres
 _SIZES = {348: 352, 540: 544}  # bytes of a NIfTI-1 and NIfTI-2 header; where its voxels begin at the earliest
 _QUATERNION = 1.01  # Ours: b² + c² + d² up to here is rounding, of two digits at least
 _APART = 0.1  # Ours: voxels between two places of the same corner that are worth a warning
+_LOOSELY_APART = 0.5  # where ITK takes the same: a quaternion near a half turn is no more precise than that
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 _OTHERS = (  # what else is found under the name of a NIfTI file, by how it begins
     (b"NRRD", "an NRRD file: rename it to end in .nrrd"),
@@ -239,9 +240,7 @@ def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
 def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
     import nibabel
 
-    size, order = next(
-        ((n, o) for o in "<>" for n in _SIZES if raw[:4] == np.array(n, f"{o}i4").tobytes()), (0, "<")
-    )
+    size, order = next(((n, o) for o in "<>" for n in _SIZES if raw[:4] == np.array(n, f"{o}i4").tobytes()), (0, "<"))
     if not size or len(raw) < size:
         raise _wrong_type(path, raw, "It does not begin as a NIfTI header does, with the size 348 or 540.")
     kind = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
@@ -445,8 +444,9 @@ def _warn_of_two_places(
         "i.set_sform(i.affine, 1); i.to_filename(copy)."
     )
     usable = qform > 0 and by_qform is not None and np.isfinite(by_qform).all() and np.all(spacing != 0)
-    if usable and (apart := _apart(grid, by_qform)) is not None:
-        if sform == 1 and is_orthonormal(grid):
+    alike = sform == 1 and is_orthonormal(grid)
+    if usable and (apart := _apart(grid, by_qform, _LOOSELY_APART if alike else _APART)) is not None:
+        if alike:
             other = (
                 "ITK 5.4 and what is built on it (ANTs, elastix, 3D Slicer) take the sform too, as its code is 1; "
                 "older versions and other programs take the qform, and a transform that is written here misses there."
@@ -477,13 +477,13 @@ def _warn_of_two_places(
         )
 
 
-def _apart(grid: Grid, affine: NDArray[np.float64]) -> str | None:
+def _apart(grid: Grid, affine: NDArray[np.float64], least: float = _APART) -> str | None:
     """How far apart two places of the corners are, if that is worth a word."""
     try:
         other = Grid(grid.shape, affine)
     except InputError:
         return None
-    if (voxels := grid.distance(other)) <= _APART:
+    if (voxels := grid.distance(other)) <= least:
         return None
     length = float(np.linalg.norm(grid.corners() - other.corners(), axis=1).max())
     return f"{length:.3g} (in the file's unit, mm as a rule; {voxels:.3g} voxels)"

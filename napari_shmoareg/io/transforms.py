@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, slabs
 from napari_shmoareg.io import itk, nifti
 from napari_shmoareg.io.atomic import ending, writing
-from napari_shmoareg.io.images import ITK_ENDINGS
+from napari_shmoareg.io.images import ITK_ENDINGS, load_text_header
 from napari_shmoareg.io.partial import shown
 from napari_shmoareg.io.silence import silenced
+from napari_shmoareg.io.streams import check_regular
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -50,7 +51,7 @@ def write_displacement(field: DisplacementField, path: str | Path) -> None:
     """
     if ending(path) not in (".nii", ".nii.gz"):
         raise InputError(f"A displacement is written as NIfTI: the name '{path}' has to end in .nii or .nii.gz.")
-    if not itk.is_orthonormal(field.grid):
+    if not itk.holds(field.grid):
         warnings.warn(
             f"The axes of the grid of {Path(path).name} are not at right angles: ITK, 3D Slicer and ANTs refuse this "
             "field. Give them transform.h5, which is written on straightened axes.",
@@ -91,7 +92,7 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
         raise InputError(f"A transform is written for ITK: the name '{path}' has to end in .h5 (or .tfm).")
     field = transform.field
     grid = reference if reference is not None else field.grid if field is not None else Grid((1, 1, 1), np.eye(4))
-    if field is not None and not itk.is_orthonormal(grid):
+    if field is not None and not itk.holds(grid):
         grid = itk.orthonormalised(grid)
         warnings.warn(
             "The axes of the fixed grid are not at right angles, which ITK cannot hold: the field in "
@@ -136,12 +137,13 @@ def read_transform(path: str | Path) -> Transform:
         If there is no such file, it is damaged, or holds something else.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"There is no transform file {path}. Check the spelling and the folder you are in.")
+    check_regular(path)
     if ending(path) in (".nii", ".nii.gz"):
         return Transform(np.eye(4), _nifti_field(path))
     if ending(path) in ITK_ENDINGS:
-        vectors, affine = itk.load(path)
+        vectors, affine = load_text_header(path)
         return Transform(np.eye(4), _field(path, vectors, affine))
     if ending(path) in _TRANSFORM_ENDINGS:
         return _itk_transform(path)
@@ -171,14 +173,14 @@ def _field(path: Path, vectors: NDArray, affine: NDArray[np.float64], signs: NDA
 
 def _nifti_field(path: Path) -> DisplacementField:
     image, affine = nifti.load(path)
-    intent = int(image.header["intent_code"])
+    intent = image.intent
     if len(image.shape) != 5 or intent not in (_VECTOR, _DISPVECT):
         raise InputError(
             f"{path} (shape {image.shape}, intent {intent}) is not a displacement field as ITK and ANTs write it: five "
             "axes (i, j, k, 1, 3) and intent 1007 were expected. Files of FSL or Learn2Reg have to be converted first."
         )
     signs = _LPS if intent == _VECTOR else np.ones(3, dtype=np.float32)  # ITK takes 1006 as RAS
-    return _field(path, nifti.values_of(path, image), affine, signs)
+    return _field(path, nifti.values_of(image), affine, signs)
 
 
 def _itk_transform(path: Path) -> Transform:
