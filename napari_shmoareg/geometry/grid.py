@@ -46,7 +46,7 @@ class Grid:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if lengths.min() <= 0:
             raise InputError(
-                f"The voxel spacing is {tuple(lengths.round(6))} mm; every axis needs a spacing above 0. "
+                f"The voxel spacing is {tuple(lengths.round(6).tolist())} mm; every axis needs a spacing above 0. "
                 "Correct the header of the file."
             )
         if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6 or not np.allclose(affine[3], [0, 0, 0, 1]):

@@ -26,6 +26,10 @@ _SIZES = {348: 352, 540: 544}  # bytes of a NIfTI-1 and NIfTI-2 header; where it
 _QUATERNION = 1.01  # Ours: b² + c² + d² up to here is rounding, of two digits at least
 _APART = 0.1  # Ours: voxels between two places of the same corner that are worth a warning
 _LOOSELY_APART = 0.5  # where ITK takes the same: a quaternion near a half turn is no more precise than that
+_TYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+    1536: "longdouble",
+}  # fmt: skip
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 _OTHERS = (  # what else is found under the name of a NIfTI file, by how it begins
     (b"NRRD", "an NRRD file: rename it to end in .nrrd"),
@@ -317,18 +321,12 @@ def _dtype(path: Path, fields: Any, order: str) -> np.dtype:
         raise InputError(
             f"{path} holds complex numbers; one real value per voxel was expected. Export the magnitude of the image."
         )
-    try:
-        dtype = np.dtype(fields.get_data_dtype())
-    except Exception as error:
-        if type(error).__name__ != "HeaderDataError":
-            raise
-        dtype = np.dtype("V")
-    if dtype.kind not in "iuf" or not dtype.itemsize:
+    if code not in _TYPES:
         raise InputError(
             f"{path} has the data type {code} in its header, which is none that is read (numbers of 8 to 64 bits). The "
             "header is damaged, or the file needs another program: export the image again."
         )
-    return dtype.newbyteorder("<" if order == "<" else ">")
+    return np.dtype(_TYPES[code]).newbyteorder("<" if order == "<" else ">")
 
 
 def _offset(path: Path, offset: float, least: int, warn: bool) -> int:

@@ -38,6 +38,13 @@ _FIELDS = frozenset(
     "blocksize datafile lineskip byteskip sampleunits measurementframe".split()
 )
 _DOMAIN = ("", "domain", "space", "???", "none")  # kinds of axes that may be one of space
+_OTHER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
+_KINDS = frozenset(
+    "domain space time list point vector covariant-vector normal stub scalar complex 2-vector 3-color rgb-color "
+    "hsv-color xyz-color 4-color rgba-color 3-vector 3-gradient 3-normal 4-vector quaternion 2d-symmetric-matrix "
+    "2d-masked-symmetric-matrix 2d-matrix 2d-masked-matrix 3d-symmetric-matrix 3d-masked-symmetric-matrix 3d-matrix "
+    "3d-masked-matrix ??? none".split()
+)
 _MOST_AXES = 16
 
 
@@ -125,8 +132,8 @@ def _fields(path: Path, lines: Iterator[str]) -> tuple[dict[str, str], list[str]
     """The fields, names in lower case without blanks; the keys of key/value pairs; and a list of data files."""
     fields: dict[str, str] = {}
     keys: list[str] = []
-    if not re.fullmatch(r"NRRD000[0-9]", next(lines, "")):
-        raise damaged_header(path, "it does not begin with the word NRRD and its version")
+    if not re.fullmatch(r"NRRD000[1-5]", next(lines, "")):
+        raise damaged_header(path, "it does not begin with the word NRRD and a version from 0001 to 0005")
     for number, line in enumerate(lines):
         if not line:
             return fields, keys, []
@@ -162,7 +169,7 @@ def _dtype(path: Path, fields: Mapping[str, str], encoding: Encoding) -> np.dtyp
         unsigned = words.startswith("unsigned ") or (plain.startswith("u") and not words.startswith("signed "))
         plain = re.sub(r"^u(?=char|short|int|longlong)", "", plain)
         plain = re.sub(r"(?<=short|.long) int$", "", plain)
-        if plain not in _BITS:
+        if plain not in _BITS or words == "char":  # which has a sign on some machines only
             raise damaged_header(path, f"its type is '{name[:60]}'; one such as short or float was expected")
         kind = f"{'u' if unsigned else 'i'}{_BITS[plain] // 8}"
     endian = fields.get("endian", "").lower()
@@ -199,6 +206,8 @@ def _axes(path: Path, fields: Mapping[str, str], sizes: list[int], warn: bool) -
     kinds = [kind.lower() for kind in fields.get("kinds", "").split()] or [""] * dimension
     if len(kinds) != dimension:
         raise damaged_header(path, f"it has {len(kinds)} kinds for {dimension} axes")
+    if unknown := [kind for kind in kinds if kind and kind not in _KINDS]:
+        raise damaged_header(path, f"'{unknown[0][:60]}' in its kinds is no kind of axis that NRRD knows")
     vectors = _vectors(path, fields, dimension)
     spacings = numbers_of(fields.get("spacings", ""))
     if spacings and len(spacings) != dimension:
@@ -208,6 +217,9 @@ def _axes(path: Path, fields: Mapping[str, str], sizes: list[int], warn: bool) -
         directed = [axis for axis in directed if any(vectors[axis][:3])]  # type: ignore[index]
     domain = [axis for axis, kind in enumerate(kinds) if kind in _DOMAIN]
     spaced = [axis for axis in domain if spacings and np.isfinite(spacings[axis])][:3]
+    for axis in directed:
+        if spacings and np.isfinite(spacings[axis]):
+            raise damaged_header(path, f"axis {axis} has both a direction with a length and a spacing")
     if len(directed) == 3:
         return _by_directions(path, fields, vectors, directed, warn)
     if dimension < 3 or (len(domain if not directed else directed) < 3 and any(kind not in _DOMAIN for kind in kinds)):
@@ -238,6 +250,9 @@ def _by_directions(
     named = re.sub(r"(-time|(?<=^...)t)$", "", fields.get("space", "").lower())
     origin = _vector(fields.get("spaceorigin", ""))
     missing, assumed = "", ""
+    if (origin is None and "spaceorigin" in fields) or (named and named not in (*_SPACES, *_OTHER_SPACES)):
+        wrong = "space" if named and named not in (*_SPACES, *_OTHER_SPACES) else "space origin"
+        raise damaged_header(path, f"its '{wrong}' is '{fields[wrong.replace(' ', '')][:60]}'")
     if named not in _SPACES:
         missing = f"its 'space' is '{fields['space']}'" if named else "no 'space' in its header"
         assumed = "as in the space left-posterior-superior"

@@ -6,6 +6,8 @@ and lives on the fixed grid; nothing is negated.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,16 @@ from napari_shmoareg.io.streams import check_regular
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+_TRIAL = """
+import sys
+import SimpleITK as sitk
+try:
+    sitk.ReadTransform(sys.argv[1])
+except (RuntimeError, ValueError, MemoryError) as error:
+    sys.stdout.buffer.write(b"refused" + str(error).encode("utf-8", "replace"))
+else:
+    sys.stdout.write("read")
+"""
 _TRANSFORM_ENDINGS = (".h5", ".tfm", ".mat", ".txt")
 _VECTOR, _DISPVECT = 1007, 1006
 _LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)
@@ -188,17 +200,18 @@ def _itk_transform(path: Path) -> Transform:
     import SimpleITK as sitk
 
     try:
+        _try_apart(path)
         with silenced():
             whole = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         if _is_hdf5(path):
             raise InputError(
                 f"{path} is damaged or cut short ({path.stat().st_size} bytes), or it holds no transform of ITK. Copy "
                 "it again, or write it again."
             ) from error
+        why = itk.reason(error) if isinstance(error, RuntimeError) else "its text is no text"
         raise InputError(
-            f"{path} is not a transform that ITK reads, or it is damaged: {itk.reason(error)}. (A .mat of FSL is "
-            "another format.)"
+            f"{path} is not a transform that ITK reads, or it is damaged: {why}. (A .mat of FSL is another format.)"
         ) from error
     matrix, field = np.eye(4), None
     for part in _flat(whole):  # the last is applied first
@@ -218,6 +231,36 @@ def _itk_transform(path: Path) -> Transform:
     back = np.linalg.inv(matrix)
     vectors = field.vectors if np.allclose(back, np.eye(4)) else field.vectors @ back[:3, :3].T.astype(np.float32)
     return Transform(before @ matrix, DisplacementField(vectors, Grid(field.grid.shape, back @ field.grid.affine)))
+
+
+def _try_apart(path: Path) -> None:
+    """Read a transform in a process of its own first: a damaged file can end the process that reads it.
+
+    Raises
+    ------
+    InputError
+        If that process died, or did not end.
+    RuntimeError
+        If ITK refuses the file there.
+    """
+    patience = 60 + path.stat().st_size / 1e6  # seconds
+    command = [sys.executable, "-P", "-c", _TRIAL, str(path.absolute())]
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=patience, check=False, **quiet)
+    except OSError:  # no second process can be started here: read without a trial
+        return
+    except subprocess.TimeoutExpired:
+        why = f"reading it did not end within {patience:.0f} seconds"
+    else:
+        if ended.stdout.startswith(b"refused"):
+            raise RuntimeError(ended.stdout[len(b"refused") :].decode("utf-8", "replace"))
+        if ended.returncode in (0, 1):  # read; or no ITK could be loaded there
+            return
+        why = "the library that reads it breaks down on it"
+    raise InputError(
+        f"{path} is damaged ({path.stat().st_size} bytes): {why}. Copy it again, or write it again."
+    )
 
 
 def _is_hdf5(path: Path) -> bool:
