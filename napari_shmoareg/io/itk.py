@@ -104,8 +104,7 @@ def is_orthonormal(grid: Grid) -> bool:
 
     In single precision, each entry of R R^T to 1e-4.
     """
-    directions = grid.affine[:3, :3].astype(np.float32)
-    directions /= np.linalg.norm(directions, axis=0)
+    directions = (grid.affine[:3, :3] / grid.spacing).astype(np.float32)
     return bool(np.abs(directions @ directions.T - np.eye(3)).max() <= 1e-4)
 
 

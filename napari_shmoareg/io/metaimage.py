@@ -196,7 +196,7 @@ def _affine(path: Path, fields: Mapping[str, str], axes: int, warn: bool) -> NDA
     if origin is not None:
         affine[:3, 3] = _numbers(path, "Offset", origin, axes)[:3]
     unit = in_mm(path, fields.get("distanceunits", ""), "DistanceUnits", warn=warn)
-    affine = np.diag([-unit, -unit, unit, 1.0]) @ affine
+    affine[:3] *= np.array([[-unit], [-unit], [unit]])
     check_place(path, affine)
     if warn:
         _warn_of_scaling(path, fields)

@@ -31,6 +31,10 @@ _TYPES = {
     1536: "longdouble",
 }  # fmt: skip
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
+_REMEDY = (
+    "Write one place into both, in Python: i = nibabel.load(file); i.set_qform(i.affine, 1); i.set_sform(i.affine, 1); "
+    "i.to_filename(copy)."
+)
 _OTHERS = (  # what else is found under the name of a NIfTI file, by how it begins
     (b"NRRD", "an NRRD file: rename it to end in .nrrd"),
     (b"ObjectType", "a MetaImage file: rename it to end in .mha"),
@@ -374,6 +378,14 @@ def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDAr
         affine = by_qform
         if error is not None:
             raise error
+        if qform > 0 and spacing.min() < 0 and warn and len(shape) >= 3:
+            warnings.warn(
+                f"'{path}' has the voxel spacing {_numbers(spacing)} beside its qform; numbers above 0 were expected. "
+                "Their sizes were taken, as by nibabel. ITK and what is built on it (ANTs, elastix, 3D Slicer) turn "
+                f"the axis round: there, a transform that is written here misses. {_REMEDY}",
+                AmbiguousPlace,
+                stacklevel=5,
+            )
         if qform <= 0:
             if warn and len(shape) >= 3:
                 warn_guessed(path, "its qform and sform codes are 0", "to the left, the front and up")
@@ -437,10 +449,6 @@ def _warn_of_two_places(
         grid = Grid((max(shape[0], 1), max(shape[1], 1), max(shape[2], 1)), affine)
     except InputError:
         return  # said when the image is built
-    remedy = (
-        "Write one place into both, in Python: i = nibabel.load(file); i.set_qform(i.affine, 1); "
-        "i.set_sform(i.affine, 1); i.to_filename(copy)."
-    )
     usable = qform > 0 and by_qform is not None and np.isfinite(by_qform).all() and np.all(spacing != 0)
     alike = sform == 1 and is_orthonormal(grid)
     if usable and (apart := _apart(grid, by_qform, _LOOSELY_APART if alike else _APART)) is not None:
@@ -456,12 +464,12 @@ def _warn_of_two_places(
             )
         warnings.warn(
             f"'{path}' says twice where its voxels stand, and its qform (code {qform}) and sform (code {sform}) "
-            f"disagree by up to {apart}. The {taken} was taken, as by nibabel and FSL. {other} {remedy}",
+            f"disagree by up to {apart}. The {taken} was taken, as by nibabel and FSL. {other} {_REMEDY}",
             AmbiguousPlace,
             stacklevel=6,
         )
         return
-    by_itk = np.where(np.isfinite(spacing) & (spacing != 0), np.abs(spacing), 1.0)
+    by_itk = np.where(np.isfinite(spacing) & (spacing != 0), spacing, 1.0)  # below 0, ITK turns the axis round
     scaled = affine.copy()
     scaled[:3, :3] *= by_itk / grid.spacing
     if (apart := _apart(grid, scaled)) is not None:
@@ -469,7 +477,7 @@ def _warn_of_two_places(
             f"'{path}' gives the spacing {_numbers(spacing)} in pixdim but {_numbers(grid.spacing)} in its sform (code "
             f"{sform}): corners differ by up to {apart}. The sform was taken, as by nibabel and FSL. ITK and what is "
             f"built on it (ANTs, elastix, 3D Slicer) take {_numbers(by_itk)}: there, a transform that is written here "
-            f"misses by as much. {remedy}",
+            f"misses by as much. {_REMEDY}",
             AmbiguousPlace,
             stacklevel=6,
         )

@@ -267,7 +267,7 @@ def _by_directions(
         raise damaged_header(path, f"it has {len(units)} 'space units' for a space of {width} dimensions")
     scales = _in_mm(path, (units or [""] * 3)[:3], "space units", warn)
     signs = np.array([*_SPACES.get(named, (-1, -1, 1)), 1.0])
-    affine = np.diag([*scales, 1.0]) @ (signs[:, None] * affine)
+    affine *= signs[:, None] * np.array([*scales, 1.0])[:, None]
     check_place(path, affine)
     return _Axes(space, affine, missing, assumed)
 
@@ -289,7 +289,7 @@ def _by_spacings(path: Path, fields: Mapping[str, str], spacings: list[float], s
         origin = np.where(np.isfinite(first).all(), first + half * steps, 0.0)
     affine = np.diag([*(scales * steps), 1.0])
     affine[:3, 3] = scales * origin
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine[:2] *= -1
     check_place(path, affine)
     return _Axes(space, affine, "no 'space directions' in its header", "to the left, the back and up")
 

@@ -77,7 +77,8 @@ def check_place(path: Path, affine: NDArray[np.float64]) -> None:
         As `Grid`, with the name of the file.
     """
     try:
-        Grid((1, 1, 1), affine)
+        with np.errstate(all="ignore"):
+            Grid((1, 1, 1), affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -258,9 +258,7 @@ def _try_apart(path: Path) -> None:
         if ended.returncode in (0, 1):  # read; or no ITK could be loaded there
             return
         why = "the library that reads it breaks down on it"
-    raise InputError(
-        f"{path} is damaged ({path.stat().st_size} bytes): {why}. Copy it again, or write it again."
-    )
+    raise InputError(f"{path} is damaged ({path.stat().st_size} bytes): {why}. Copy it again, or write it again.")
 
 
 def _is_hdf5(path: Path) -> bool:
