@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.geometry.errors import InputError
 from napari_shmoareg.geometry.grid import Grid
@@ -183,14 +182,14 @@ def differences(one: Grid, other: Grid) -> str:
         ("first voxel", one.affine[:3, 3], other.affine[:3, 3]),
     ):
         if not np.allclose(ours, theirs, rtol=1e-9, atol=1e-9):
-            said += f"; {name} {_told_apart(ours, theirs)} mm"
+            said += f"; {name} {_apart_in_digits(ours, theirs)} mm"
     return said
 
 
-def _told_apart(ours: Sequence[float], theirs: Sequence[float]) -> str:
+def _apart_in_digits(ours: ArrayLike, theirs: ArrayLike) -> str:
     """Two triples of numbers with as many digits as show that they differ."""
     for digits in range(4, 18):
-        texts = [", ".join(f"{float(v):.{digits}g}" for v in each) for each in (ours, theirs)]
+        texts = [", ".join(f"{float(v):.{digits}g}" for v in np.ravel(each)) for each in (ours, theirs)]
         if texts[0] != texts[1]:
             break
     return f"({texts[0]}) against ({texts[1]})"

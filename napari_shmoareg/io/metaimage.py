@@ -22,7 +22,7 @@ from napari_shmoareg.io.orientation import (
     warn_guessed,
     whole_numbers_of,
 )
-from napari_shmoareg.io.raw_image import RawImage, check_place, voxels_of
+from napari_shmoareg.io.raw_image import Encoding, RawImage, check_place, voxels_of
 from napari_shmoareg.io.streams import data_path, open_regular
 
 _TYPES = {
@@ -93,7 +93,7 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
     if skip < -1 or (local and skip > 0) or (skip and compressed):
         raise damaged_header(path, f"HeaderSize is {skip}, which this kind of file cannot have")
     names = [named] if local else _names(path, named, listed, axes, sizes)
-    encoding = "zlib" if compressed else "raw" if binary else "text"
+    encoding: Encoding = "zlib" if compressed else "raw" if binary else "text"
     several = channels > 1
     return RawImage(
         path=path,

@@ -222,6 +222,8 @@ def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tup
         if raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):  # NIfTI-2
             raw += content.read(540 - 348)
     except Damaged as error:
+        if not error.readable:
+            raise _wrong_type(path, b"", "Its compressed content is broken from the start.") from error
         raise truncated(path, error.readable) from error
     if mgh:
         return _mgh_header(path, raw, warn), len(raw)
@@ -230,7 +232,7 @@ def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tup
 
 def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
     """The error for a file whose content is of another type."""
-    compressed, named = start[:2] == b"\x1f\x8b", _is_named_compressed(path)
+    compressed, named = start[:2] == b"\x1f\x8b", bool(start) and _is_named_compressed(path)
     other = next((what for magic, what in _OTHERS if start.lstrip(b"\r\n ").startswith(magic)), None)
     if start[128:132] == b"DICM":
         other = "a DICOM file: give the folder that holds all slices of the scan"
@@ -449,9 +451,13 @@ def _warn_of_two_places(
         grid = Grid((max(shape[0], 1), max(shape[1], 1), max(shape[2], 1)), affine)
     except InputError:
         return  # said when the image is built
-    usable = qform > 0 and by_qform is not None and np.isfinite(by_qform).all() and np.all(spacing != 0)
+    usable = by_qform is not None and qform > 0 and np.isfinite(by_qform).all() and np.all(spacing != 0)
     alike = sform == 1 and is_orthonormal(grid)
-    if usable and (apart := _apart(grid, by_qform, _LOOSELY_APART if alike else _APART)) is not None:
+    if (
+        by_qform is not None
+        and usable
+        and (apart := _apart(grid, by_qform, _LOOSELY_APART if alike else _APART)) is not None
+    ):
         if alike:
             other = (
                 "ITK 5.4 and what is built on it (ANTs, elastix, 3D Slicer) take the sform too, as its code is 1; "

@@ -160,7 +160,7 @@ class Content:
 
     def _block(self, most: int) -> bytes:
         """The next decompressed bytes, empty at the end of the last member."""
-        stream = self._stream
+        stream: Any = self._stream
         while True:
             if stream.eof and not (stream := self._next_member()):
                 return b""

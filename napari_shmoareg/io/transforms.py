@@ -245,9 +245,11 @@ def _try_apart(path: Path) -> None:
     """
     patience = 60 + path.stat().st_size / 1e6  # seconds
     command = [sys.executable, "-P", "-c", _TRIAL, str(path.absolute())]
-    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet = subprocess.DEVNULL
     try:
-        ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=patience, check=False, **quiet)
+        ended = subprocess.run(
+            command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, timeout=patience, check=False
+        )
     except OSError:  # no second process can be started here: read without a trial
         return
     except subprocess.TimeoutExpired:
