@@ -231,19 +231,21 @@ def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tup
 
 
 def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
-    """The error for a file whose content is of another type."""
-    compressed, named = start[:2] == b"\x1f\x8b", bool(start) and _is_named_compressed(path)
+    """The error for a file whose content is of another type; `found` for content that was decompressed if need be."""
+    compressed, named = start[:2] == b"\x1f\x8b", _is_named_compressed(path)
     other = next((what for magic, what in _OTHERS if start.lstrip(b"\r\n ").startswith(magic)), None)
     if start[128:132] == b"DICM":
         other = "a DICOM file: give the folder that holds all slices of the scan"
-    if compressed and not named:
+    if compressed and named:
+        hint = "Its content is compressed twice: decompress it once."
+    elif compressed:
         hint = "Its content is compressed: rename it to end in .nii.gz (or .mgz)."
     elif other:
         hint = f"Its content is {other}."
-    elif named and not compressed:
+    elif named and not found:
         hint = "Its content is not compressed: rename it to end in .nii (or .mgh), or download it again."
     else:
-        hint = f"{found} Give a NIfTI or MGH file, or export the image again.".strip()
+        hint = f"{found} Give a NIfTI or MGH file, or export the image again."
     return InputError(f"{path} is not the image that its ending announces. {hint}")
 
 
