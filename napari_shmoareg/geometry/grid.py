@@ -43,7 +43,10 @@ class Grid:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise InputError(f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}.")
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.isfinite(lengths).all():
+            raise InputError(f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}.")
         if lengths.min() <= 0:
             raise InputError(
                 f"The voxel spacing is {tuple(lengths.round(6).tolist())} mm; every axis needs a spacing above 0. "

@@ -168,10 +168,11 @@ def values_of(image: Image, *, scaled_to: type[np.floating] = np.float32) -> NDA
     if (slope, inter) != (1.0, 0.0):
         low, high = float(stored.min()), float(stored.max())
         result = np.promote_types(scaled_to, float_type(low * slope + inter, high * slope + inter))
-        values = stored.astype(np.promote_types(result, float_type(low, high)))
-        values *= values.dtype.type(slope)
-        values += values.dtype.type(inter)
-        return values.astype(result, copy=False)
+        with np.errstate(all="ignore"):  # what becomes infinite is refused where it is used
+            values = stored.astype(np.promote_types(result, float_type(low, high)))
+            values *= values.dtype.type(slope)
+            values += values.dtype.type(inter)
+            return values.astype(result, copy=False)
     if stored.dtype.kind == "f" and stored.dtype.itemsize not in (4, 8):
         return stored.astype(np.float32 if stored.dtype.itemsize < 4 else np.float64)
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
@@ -397,7 +398,8 @@ def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDAr
             counts = np.array([*shape, 1, 1][:3])
             affine = np.diag([*steps, 1.0])
             affine[:3, 3] = -steps * (counts - 1) / 2
-    return np.diag([scale, scale, scale, 1.0]) @ affine
+    affine[:3] *= scale
+    return affine
 
 
 def _unit(path: Path, code: int, warn: bool) -> float:
