@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,8 @@ def apply(
 ) -> None:
     """Carry an image or labels through a transform that `register` wrote.
 
-    By one interpolation of the image's own voxels onto the grid of --reference.
+    By one interpolation of the image's own voxels onto the grid of --reference.  An image whose
+    header says that it holds labels keeps its numbers, as with --labels.
     """
     _check_place(out, overwrite, (transform, image, reference))
     from napari_shmoareg.io.images import read_image, write_image
@@ -56,11 +58,53 @@ def apply(
     if transform.is_dir():
         transform = transform / "transform.h5"
     volume = read_image(image, labels=labels, nan=nan, channel=channel)
+    if not labels:
+        volume = _as_its_header_says(image, volume)
     _check_finite(volume)
     grid = read_image(reference, channel=0).grid
     write_image(carried(volume, grid, read_transform(transform), inverse=inverse), out)
     if not quiet:
         typer.echo(f"Wrote {out}")
+
+
+def _as_its_header_says(path: Path, volume: Volume) -> Volume:
+    """The volume as labels if its file says that it holds these; a word if only its name does."""
+    from dataclasses import replace
+
+    from napari_shmoareg.io.contents import is_named_as_labels, look
+
+    if look(path).kind == "labels":
+        try:
+            volume = replace(volume, is_labels=True)
+        except InputError as error:
+            warnings.warn(
+                f"The header of '{path}' says that it holds labels, but it was interpolated linearly as an image: "
+                f"{error}",
+                UserWarning,
+                stacklevel=2,
+            )
+        else:
+            warnings.warn(
+                f"The header of '{path}' says that it holds labels: its numbers were kept (nearest neighbour), as with "
+                "--labels.",
+                UserWarning,
+                stacklevel=2,
+            )
+    elif is_named_as_labels(path) and _has_whole_numbers(volume):
+        warnings.warn(
+            f"'{path}' is named like a label map and was interpolated linearly, which makes labels that nobody drew. "
+            "Give --labels to keep its numbers.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return volume
+
+
+def _has_whole_numbers(volume: Volume) -> bool:
+    import numpy as np
+
+    v = volume.values
+    return bool(v.dtype.kind in "iu" or (np.isfinite(v).all() and (v == np.rint(v)).all()))
 
 
 def carried(volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False) -> Volume:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import Volume, background
+from napari_shmoareg.geometry import Volume, background, float_type
 
 CONTENT = 0.05  # of the range: how far a voxel differs from the background to count as content
 TAILS = (0.1, 99.9)  # percentiles of the content taken as its darkest and brightest
@@ -63,7 +63,7 @@ class Intensity:
 
     def scale(self, values: NDArray) -> NDArray[np.float32]:
         """Values to [0, 1], clipped, float32."""
-        scaled = (np.asarray(values, dtype=np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
+        scaled = self._above(values, self.low) / np.float32(self.high - self.low)
         return np.clip(scaled, 0, 1, out=scaled)
 
     def content(self, values: NDArray) -> NDArray[np.bool_]:
@@ -71,7 +71,12 @@ class Intensity:
 
         A noisy background differs too: the content is then, at worst, the whole field of view.
         """
-        return np.abs(values.astype(np.float32) - np.float32(self.background)) > CONTENT * (self.high - self.low)
+        return np.abs(self._above(values, self.background)) > CONTENT * (self.high - self.low)
+
+    def _above(self, values: NDArray, offset: float) -> NDArray[np.float32]:
+        """Values less an offset, float32; subtracted in float64 where float32 loses differences, as around 2^31."""
+        kind = float_type(self.low, self.high)
+        return (np.asarray(values, dtype=kind) - kind.type(offset)).astype(np.float32, copy=False)
 
 
 def background_of(volume: Volume) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from napari_shmoareg.geometry.background import background
 from napari_shmoareg.geometry.errors import InputError, NoOverlapError, TooLargeError
 from napari_shmoareg.geometry.grid import Grid
-from napari_shmoareg.geometry.volume import Volume, VolumePair
+from napari_shmoareg.geometry.volume import Volume, VolumePair, float_type
 
 if TYPE_CHECKING:
     from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
@@ -29,6 +29,7 @@ __all__ = [
     "VolumePair",
     "apply_affine",
     "background",
+    "float_type",
     "inside",
     "pull",
     "slabs",

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.geometry.errors import InputError
 
+SAME_SPACE = 0.1  # voxels by which the corners of two grids may differ that count as one
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -41,10 +43,13 @@ class Grid:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise InputError(f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}.")
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.isfinite(lengths).all():
+            raise InputError(f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}.")
         if lengths.min() <= 0:
             raise InputError(
-                f"The voxel spacing is {tuple(lengths.round(6))} mm; every axis needs a spacing above 0. "
+                f"The voxel spacing is {tuple(lengths.round(6).tolist())} mm; every axis needs a spacing above 0. "
                 "Correct the header of the file."
             )
         if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6 or not np.allclose(affine[3], [0, 0, 0, 1]):
@@ -141,9 +146,24 @@ class Grid:
         i, j, k = (self.shape[axis] for axis in order)
         return Grid((i, j, k), self.affine @ matrix)
 
-    def same_space(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether both have the same shape and their corners differ by at most `tolerance` mm."""
-        return self.shape == other.shape and bool(np.abs(self.corners() - other.corners()).max() <= tolerance)
+    def distance(self, other: Grid) -> float:
+        """How far apart the corners of two grids of one shape are at most, in voxels.
+
+        The largest difference along an axis, in voxels of the grid whose voxels are smaller.
+        """
+        here, there = self.corners(), other.corners()
+        ours = np.abs(self.to_index(there) - self.to_index(here)).max()
+        theirs = np.abs(other.to_index(there) - other.to_index(here)).max()
+        return float(max(ours, theirs))
+
+    def same_space(self, other: Grid, tolerance: float = SAME_SPACE) -> bool:
+        """Whether both have the same shape and their corners differ by at most `tolerance` voxels.
+
+        Ours: a tenth of a voxel by default.  Headers that went through another program differ by
+        hundredths (single precision, a quaternion, four digits), and nothing that is computed
+        here depends on so little; a length in mm would be coarse for microscopy.
+        """
+        return self.shape == other.shape and self.distance(other) <= tolerance
 
 
 def _scaling(factor: float, offset: float) -> NDArray[np.float64]:

@@ -67,7 +67,8 @@ def pull(volume: Volume, grid: Grid, points: Points | Callable[[Points], Points]
     Parameters
     ----------
     volume : Volume
-        An image comes back as float32, a label map in its own dtype.
+        An image comes back as float32 (float64 where its values need it, as around 2^31), a label
+        map in its own dtype.
     grid : Grid, (I, J, K)
         Where the result stands.
     points : (I, J, K, 3) array, or function of such, mm RAS
@@ -105,7 +106,7 @@ def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | Non
     Returns
     -------
     Volume
-        On `grid`: float32 for images, the same dtype for labels.
+        On `grid`: float32 for images (float64 where their values need it), the same dtype for labels.
     """
     matrix = np.eye(4) if world_map is None else np.asarray(world_map, dtype=np.float64)
     if not volume.is_labels:
@@ -124,14 +125,15 @@ def _smoothed(volume: Volume, sigma: NDArray[np.float64], corners: Points) -> Vo
     reach = np.ceil(TRUNCATE * sigma) + 1
     first = np.clip(np.floor(corners.min(axis=0) - reach), 0, np.array(volume.grid.shape) - 1).astype(int)
     stop = np.clip(np.ceil(corners.max(axis=0) + reach) + 1, first + 1, volume.grid.shape).astype(int)
-    part = volume.values[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))].astype(np.float32)
+    part = volume.values[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))].astype(volume.float_type)
     smooth = gaussian_filter(part, sigma, mode="nearest", truncate=TRUNCATE)
     return Volume(smooth, volume.grid.crop(first.tolist(), smooth.shape), volume.name)
 
 
 def _pull(volume: Volume, grid: Grid, where: Callable[[slice, Points], Points], outside: float) -> Volume:
-    values = np.empty(grid.shape, dtype=volume.values.dtype if volume.is_labels else np.float32)
-    image = None if volume.is_labels else _tensor(volume.values)
+    kind = volume.values.dtype if volume.is_labels else volume.float_type
+    values = np.empty(grid.shape, dtype=kind)
+    image = None if volume.is_labels else _tensor(volume.values, kind)
     for part, place in slabs(grid):
         index = apply_affine(volume.grid.inverse, where(part, place))
         if image is None:
@@ -143,8 +145,8 @@ def _pull(volume: Volume, grid: Grid, where: Callable[[slice, Points], Points], 
     return Volume(values, grid, volume.name, volume.is_labels)
 
 
-def _tensor(values: NDArray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
+def _tensor(values: NDArray, kind: np.dtype) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=kind))[None, None]
 
 
 def _within(index: Points, shape: tuple[int, int, int]) -> NDArray[np.bool_]:

@@ -180,8 +180,8 @@ def warp_volume(volume: Volume, reference: Grid, transform: Transform, *, invers
     Returns
     -------
     Volume
-        On `reference`: float32 for images, the same dtype for labels.  Outside the volume's
-        field of view images take its background, labels 0.
+        On `reference`: float32 for images (float64 where values need it), the same dtype for labels.
+        Outside the volume's field of view images take its background, labels 0.
     """
     return pull(volume, reference, transform.inverse_points if inverse else transform.map_points)
 

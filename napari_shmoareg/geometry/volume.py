@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.geometry.errors import InputError
 from napari_shmoareg.geometry.grid import Grid
+
+LARGEST_RATIO = 500.0  # Ours: of voxel sizes; micrometres that are taken for mm differ by 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,13 @@ class Volume:
         """The label values that occur, without 0 (background)."""
         return [int(v) for v in np.unique(self.values) if v != 0]
 
+    @property
+    def float_type(self) -> np.dtype:
+        """The type to compute with: float32, or float64 where float32 would lose differences."""
+        if self.values.dtype.itemsize < 4 or self.values.dtype == np.float32 or not self.values.size:
+            return np.dtype(np.float32)
+        return float_type(float(self.values.min()), float(self.values.max()))
+
     def with_values(self, values: NDArray, name: str | None = None) -> Volume:
         """The same place with other values."""
         return replace(self, values=values, name=self.name if name is None else name)
@@ -103,10 +112,13 @@ class Volume:
 class VolumePair:
     """What is registered: always moving before fixed; labels if there are any.
 
+    Labels whose grid differs from their image's by rounding (`Grid.same_space`) are put on it.
+
     Raises
     ------
     InputError
-        If labels do not stand on the grid of their image.
+        If labels do not stand on the grid of their image, or the voxels of the two images
+        differ in size by a factor of more than 500.
     """
 
     moving: Volume
@@ -125,12 +137,27 @@ class VolumePair:
                 raise InputError(
                     f"The {role} labels '{labels.name}' are an image; build that Volume with is_labels=True."
                 )
-            if not labels.grid.same_space(image.grid, tolerance=1e-2):
+            if not labels.grid.same_space(image.grid):
                 raise InputError(
                     f"The {role} labels '{labels.name}' stand on another grid than their image '{image.name}': "
-                    f"{_place(labels.grid)} against {_place(image.grid)}. Resample the labels onto the image "
-                    "(nearest neighbour) first."
+                    f"{differences(labels.grid, image.grid)}. Resample the labels onto the image (nearest neighbour) "
+                    "first."
                 )
+            if not np.array_equal(labels.grid.affine, image.grid.affine):
+                object.__setattr__(self, f"{role}_labels", replace(labels, grid=image.grid))
+        self._check_spacings()
+
+    def _check_spacings(self) -> None:
+        """Refuse two images whose voxels cannot be of one kind of thing."""
+        sizes = [float(np.prod(each.grid.spacing) ** (1 / 3)) for each in (self.moving, self.fixed)]
+        if max(sizes) > LARGEST_RATIO * min(sizes):
+            moving, fixed = (_spacing(each.grid) for each in (self.moving, self.fixed))
+            raise InputError(
+                f"The voxels of the moving image '{self.moving.name}' ({moving} mm) and of the fixed image "
+                f"'{self.fixed.name}' ({fixed} mm) differ in size by a factor of {max(sizes) / min(sizes):.3g}; less "
+                f"than {LARGEST_RATIO:g} was expected. One of them is probably in another unit, such as micrometres "
+                "that were taken for mm. Correct the header of that image, or export it again."
+            )
 
     @property
     def volumes(self) -> dict[str, Volume]:
@@ -144,10 +171,49 @@ class VolumePair:
         return VolumePair(self.fixed, self.moving, self.fixed_labels, self.moving_labels)
 
 
-def _place(grid: Grid) -> str:
-    spacing = "x".join(f"{s:.3g}" for s in grid.spacing)
-    origin = ", ".join(f"{v:.2f}" for v in grid.affine[:3, 3])
-    return f"shape {grid.shape}, spacing {spacing} mm, origin ({origin})"
+def differences(one: Grid, other: Grid) -> str:
+    """Two grids that are not the same, in words whose numbers differ."""
+    if one.shape != other.shape:
+        return f"shape {one.shape} against {other.shape}"
+    corners = np.linalg.norm(one.corners() - other.corners(), axis=1)
+    said = f"corners up to {one.distance(other):.3g} voxels ({corners.max():.3g} mm) apart"
+    for name, ours, theirs in (
+        ("spacing", one.spacing, other.spacing),
+        ("first voxel", one.affine[:3, 3], other.affine[:3, 3]),
+    ):
+        if not np.allclose(ours, theirs, rtol=1e-9, atol=1e-9):
+            said += f"; {name} {_apart_in_digits(ours, theirs)} mm"
+    return said
+
+
+def _apart_in_digits(ours: ArrayLike, theirs: ArrayLike) -> str:
+    """Two triples of numbers with as many digits as show that they differ."""
+    for digits in range(4, 18):
+        texts = [", ".join(f"{float(v):.{digits}g}" for v in np.ravel(each)) for each in (ours, theirs)]
+        if texts[0] != texts[1]:
+            break
+    return f"({texts[0]}) against ({texts[1]})"
+
+
+def _spacing(grid: Grid) -> str:
+    return " x ".join(f"{s:.4g}" for s in grid.spacing)
+
+
+def float_type(low: float, high: float) -> np.dtype:
+    """The type to compute with: float32, or float64 where float32 loses what lies between two values.
+
+    Ours: float32 will do where its rounding is at most a thousandth of the range.  Around 2^31
+    its numbers are 256 apart.
+
+    Parameters
+    ----------
+    low, high : float
+        The least and the greatest value.
+    """
+    reach = max(abs(low), abs(high))
+    if not np.isfinite(reach) or reach > 1e30 or low == high:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64 if np.spacing(np.float32(reach)) > 2e-3 * (high - low) else np.float32)
 
 
 def _whole_numbers(values: NDArray, name: str) -> NDArray:

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io import metaimage, nifti, nrrd
 from napari_shmoareg.io.atomic import ending, stem
-from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS
-from napari_shmoareg.io.silence import silenced
+from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS, NRRD_ENDINGS
 
 _LABEL, _DISPVECT, _VECTOR = 1002, 1006, 1007  # intents of NIfTI
 _NAMED_LABELS = re.compile(
@@ -51,7 +52,7 @@ def look(path: str | Path) -> Contents:
     if path.is_file() and ending(path) in NIFTI_ENDINGS:
         return _nifti(path)
     if path.is_file() and ending(path) in ITK_ENDINGS:
-        return _itk(path)
+        return _text_header(path)
     return Contents()
 
 
@@ -72,32 +73,21 @@ def is_named_as_labels(path: str | Path) -> bool:
 
 
 def _nifti(path: Path) -> Contents:
-    import nibabel
-
-    damaged = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
     try:
-        image: Any = nibabel.load(path)
-    except (*damaged, ValueError, OSError, EOFError):
+        header = nifti.look(path)
+    except InputError:
         return Contents()
-    intent = int(image.header["intent_code"]) if "intent_code" in image.header else 0
-    if intent in (_VECTOR, _DISPVECT) and image.shape[3:] == (1, 3):
+    if header.intent in (_VECTOR, _DISPVECT) and header.shape[3:] == (1, 3):
         return Contents("displacement")
-    return Contents("labels" if intent == _LABEL else "image", prod(image.shape[3:]))
+    return Contents("labels" if header.intent == _LABEL else "image", prod(header.shape[3:]))
 
 
-def _itk(path: Path) -> Contents:
+def _text_header(path: Path) -> Contents:
     """Ours: three components of floating point are a displacement; these formats have no other sign for one."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        with silenced():
-            reader.ReadImageInformation()
-    except RuntimeError:
+        image = (nrrd if ending(path) in NRRD_ENDINGS else metaimage).look(path)
+    except InputError:
         return Contents()
-    size, components = reader.GetSize(), reader.GetNumberOfComponents()
-    floats = reader.GetPixelID() in (sitk.sitkVectorFloat32, sitk.sitkVectorFloat64)
-    if components == 3 and floats and len(size) == 3:
+    if image.shape[3:] == (3,) and image.axes[-1] == 0 and image.dtype.kind == "f":
         return Contents("displacement")
-    return Contents("image", components * prod(size[3:]))
+    return Contents("labels" if image.is_labels else "image", prod(image.shape[3:]))

@@ -8,16 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair
-from napari_shmoareg.io import dicom, itk, nifti
+from napari_shmoareg.io import dicom, metaimage, nifti, nrrd
 from napari_shmoareg.io.atomic import ending, stem, writing
+from napari_shmoareg.io.orientation import check_lengths
+from napari_shmoareg.io.streams import open_regular
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
-ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+NRRD_ENDINGS = (".nrrd", ".nhdr")
+ITK_ENDINGS = (*NRRD_ENDINGS, ".mha", ".mhd")
 _INTEGERS = ("u1", "i2", "i4", "u4", "i8", "u8")  # Ours: the first three are read by every program
 
 
 def read_image(
-    path: str | Path, *, labels: bool = False, nan: float | None = None, channel: int | None = None
+    path: str | Path,
+    *,
+    labels: bool = False,
+    nan: float | None = None,
+    channel: int | None = None,
+    allow_outside: bool = False,
 ) -> Volume:
     """Read a 3D image or label map.
 
@@ -36,14 +44,18 @@ def read_image(
     channel : int, optional
         Which volume of a 4D image or component of a vector image, from 0.  A 3D image has
         one only, and this is not looked at.
+    allow_outside : bool
+        Open a data file outside the folder of the NRRD or MetaImage header that names it; so
+        does the environment variable SHMOAREG_ALLOW_OUTSIDE=1.  Without, such a header is
+        refused, as it could name any file.
 
     Returns
     -------
     Volume
         In the file's own order of axes and its own type of number (float32 where the file
-        scales the integers of an image); RAS mm.  Of DICOM, the values are slope x stored +
-        intercept of each slice, in a type that holds all slices; MONOCHROME1, which is about how
-        values are shown, changes nothing.
+        scales the integers of an image, float64 where float32 would lose them); RAS mm.  Of
+        DICOM, the values are slope x stored + intercept of each slice, in a type that holds all
+        slices; MONOCHROME1, which is about how values are shown, changes nothing.
 
     Raises
     ------
@@ -57,6 +69,10 @@ def read_image(
     -----
     GuessedPlace
         If the file does not say where its voxels stand, so that a place was assumed.
+    AmbiguousPlace
+        If a NIfTI file says it twice and differently, so that other programs put it elsewhere.
+    UnreadBytes
+        If the file holds more than its header announces.
     DicomWarning
         If a DICOM folder holds files that are no part of the scan, which were skipped, or pixels
         that were compressed with loss.
@@ -66,9 +82,10 @@ def read_image(
         values, affine = dicom.load(path, series)
     elif ending(path) in NIFTI_ENDINGS:
         image, affine = nifti.load(path)
-        values = nifti.values_of(path, image, scaled_to=np.float64 if labels else np.float32)
+        values = nifti.values_of(image, scaled_to=np.float64 if labels else np.float32)
+        del image
     else:
-        values, affine = itk.load(path)
+        values, affine = load_text_header(path, allow_outside=allow_outside)
     values = _one_volume(path, values, channel, labels)
     if nan is not None and values.dtype.kind == "f":
         values = np.where(np.isfinite(values), values, values.dtype.type(nan))
@@ -76,7 +93,14 @@ def read_image(
         grid = Grid((values.shape[0], values.shape[1], values.shape[2]), affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    check_lengths(path, grid)
     return Volume(values, grid, name=path.name if path.is_dir() else stem(path), is_labels=labels)
+
+
+def load_text_header(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[np.float64]]:
+    """Voxels and affine of an NRRD or MetaImage file, as `nrrd.load` and `metaimage.load` give them."""
+    kind = nrrd if ending(path) in NRRD_ENDINGS else metaimage
+    return kind.load(path, allow_outside=allow_outside)
 
 
 def read_pair(
@@ -87,6 +111,7 @@ def read_pair(
     *,
     nan: float | None = None,
     channel: int | None = None,
+    allow_outside: bool = False,
 ) -> VolumePair:
     """Read what is to be registered; moving before fixed.
 
@@ -98,18 +123,23 @@ def read_pair(
         Label maps on the grids of their images.
     nan, channel
         As for `read_image`; the channel is that of the two images, as labels have to be 3D.
+    allow_outside : bool
+        As for `read_image`.
 
     Raises
     ------
     InputError
-        As `read_image`; or if labels stand on another grid than their image.
+        As `read_image`; or if labels stand on another grid than their image, or the voxels of
+        the two images differ in size as only a wrong unit explains.
     """
-    return VolumePair(
-        moving=read_image(moving, nan=nan, channel=channel),
-        fixed=read_image(fixed, nan=nan, channel=channel),
-        moving_labels=None if moving_labels is None else read_image(moving_labels, labels=True, nan=nan),
-        fixed_labels=None if fixed_labels is None else read_image(fixed_labels, labels=True, nan=nan),
-    )
+
+    def image(path: str | Path) -> Volume:
+        return read_image(path, nan=nan, channel=channel, allow_outside=allow_outside)
+
+    def labels(path: str | Path | None) -> Volume | None:
+        return None if path is None else read_image(path, labels=True, nan=nan, allow_outside=allow_outside)
+
+    return VolumePair(image(moving), image(fixed), labels(moving_labels), labels(fixed_labels))
 
 
 def write_image(volume: Volume, path: str | Path) -> None:
@@ -165,11 +195,8 @@ def _existing(path: str | Path) -> tuple[Path, str | None]:
             f"{place} is not of a type that is read here: {', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}, or a folder "
             f"with a DICOM series.{hint}"
         )
-    try:
-        with place.open("rb") as file:
-            first = file.read(1)
-    except OSError as error:
-        raise InputError(f"{place} cannot be opened: {error.strerror}. Check that you may read it.") from error
+    with open_regular(place) as file:
+        first = file.read(1)
     if not first:
         raise InputError(f"{place} is empty (0 bytes). Download or copy it again.")
     return place, series

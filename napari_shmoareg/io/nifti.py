@@ -1,28 +1,108 @@
-"""NIfTI and MGH files through nibabel, whole and checked."""
+"""NIfTI and MGH files, whole and checked.
+
+The header is checked field by field before any voxel is read, and what is damaged in it is
+named; nibabel's header classes give the fields and the matrices.
+"""
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import Grid, InputError
-from napari_shmoareg.io.itk import is_orthonormal
+from napari_shmoareg.geometry import Grid, InputError, float_type
+from napari_shmoareg.io.itk import holds, is_orthonormal
 from napari_shmoareg.io.memory import check_memory
-from napari_shmoareg.io.orientation import check_spacing, warn_guessed
+from napari_shmoareg.io.orientation import AmbiguousPlace, check_spacing, warn_guessed
+from napari_shmoareg.io.streams import Content, Damaged, end, open_regular
 
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+_UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, mm, micrometres
+_SIZES = {348: 352, 540: 544}  # bytes of a NIfTI-1 and NIfTI-2 header; where its voxels begin at the earliest
+_QUATERNION = 1.01  # Ours: b² + c² + d² up to here is rounding, of two digits at least
+_APART = 0.1  # Ours: voxels between two places of the same corner that are worth a warning
+_LOOSELY_APART = 0.5  # where ITK takes the same: a quaternion near a half turn is no more precise than that
+_TYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+    1536: "longdouble",
+}  # fmt: skip
+_MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
+_REMEDY = (
+    "Write one place into both, in Python: i = nibabel.load(file); i.set_qform(i.affine, 1); i.set_sform(i.affine, 1); "
+    "i.to_filename(copy)."
+)
+_OTHERS = (  # what else is found under the name of a NIfTI file, by how it begins
+    (b"NRRD", "an NRRD file: rename it to end in .nrrd"),
+    (b"ObjectType", "a MetaImage file: rename it to end in .mha"),
+    (b"\x89HDF", "an HDF5 file (MINC 2 perhaps): convert it to NIfTI"),
+    (b"CDF", "a NetCDF file (MINC 1 perhaps): convert it to NIfTI"),
+    (b"version https://git-lfs", "the placeholder of Git LFS: get the file itself with 'git lfs pull'"),
+    (b"<", "a text in XML or HTML (a GIFTI surface, or an error page): it holds no voxels"),
+    (b"PK\x03\x04", "a zip archive: unpack it first"),
+    (b"BZh", "compressed by bzip2: decompress it first"),
+    (b"\xfd7zXZ", "compressed by xz: decompress it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd: decompress it first"),
+)
 
 
-def load(path: Path) -> tuple[Any, NDArray[np.float64]]:
-    """Open a file whole: a nibabel image, and voxel index to RAS mm.
+@dataclass(frozen=True)
+class Header:
+    """What the header of a NIfTI or MGH file says, checked.
 
-    Ours: a compressed file is read to its end, so that its checksum is looked at; nibabel
-    stops at the last voxel and lets a damaged file pass.
+    Attributes
+    ----------
+    path : Path
+    shape : tuple of int
+        All axes, at least one.
+    dtype : numpy dtype
+        Of the voxels as stored.
+    offset : int
+        Bytes of content before the voxels.
+    affine : (4, 4) array
+        Voxel index to RAS mm.
+    slope, inter : float
+        A voxel stands for slope times its stored number plus inter.
+    intent : int
+        NIfTI's intent code; 0 for MGH.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    affine: NDArray[np.float64]
+    slope: float = 1.0
+    inter: float = 0.0
+    intent: int = 0
+
+
+@dataclass(frozen=True)
+class Image:
+    """An opened file: its header, and the voxels as stored."""
+
+    header: Header
+    stored: NDArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """All axes."""
+        return self.header.shape
+
+    @property
+    def intent(self) -> int:
+        """NIfTI's intent code."""
+        return self.header.intent
+
+
+def load(path: Path) -> tuple[Image, NDArray[np.float64]]:
+    """Open a file whole: its voxels as stored, and voxel index to RAS mm.
+
+    Ours: a compressed file is read to its end, so that its checksum is looked at, but never
+    much further than its header announces.
 
     Raises
     ------
@@ -35,50 +115,67 @@ def load(path: Path) -> tuple[Any, NDArray[np.float64]]:
     -----
     GuessedPlace
         If the file does not say where its voxels stand.
+    AmbiguousPlace
+        If other programs would put it elsewhere.
+    UnreadBytes
+        If bytes follow that the header does not announce.
     """
-    import nibabel
-
-    try:
-        image: Any = nibabel.load(path)
-        affine = np.array(image.affine, dtype=np.float64)
-    except EOFError as error:
-        raise truncated(path, _readable_bytes(path)) from error
-    except (
-        nibabel.filebasedimages.ImageFileError,
-        nibabel.spatialimages.HeaderDataError,
-        ValueError,
-        OSError,
-    ) as error:
-        raise InputError(_wrong_type(path, error)) from error
-    if image.get_data_dtype().fields:
-        raise InputError(
-            f"{path} is an RGB image (colours); one value per voxel was expected. Convert it to greyscale, or choose "
-            "the scan that it was made from."
-        )
-    check_memory(path, image.shape, 3 * image.get_data_dtype().itemsize + 4)
-    if path.suffix.lower() in (".gz", ".mgz"):
+    with open_regular(path) as file:
+        content = Content(file, "gzip" if _is_named_compressed(path) else "none")
+        header, start = _header(path, file, content, warn=True)
+        itemsize = header.dtype.itemsize
+        check_memory(path, header.shape, 3 * itemsize + (8 if itemsize > 2 else 4))
+        count = int(np.prod([int(n) for n in header.shape], dtype=object))
+        missing = header.offset + count * itemsize - path.stat().st_size
+        if missing > 0 and not _is_named_compressed(path):
+            raise truncated(path)
         try:
-            image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise truncated(path, _readable_bytes(path)) from error
-    return image, _in_millimetres(path, image.header, affine)
+            content.read(header.offset - start)
+            raw = content.read(count * itemsize)
+            if len(raw) < count * itemsize:
+                raise Damaged(content.readable)
+            if _is_named_compressed(path):
+                end(path, content, header.offset + count * itemsize)
+        except Damaged as error:
+            raise truncated(path, error.readable) from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}. Copy it again.") from error
+    stored = np.frombuffer(raw, header.dtype, count).reshape(header.shape, order="F")
+    return Image(header, stored), header.affine
 
 
-def values_of(path: Path, image: Any, *, scaled_to: type[np.floating] = np.float32) -> NDArray:
+def look(path: Path) -> Header:
+    """The header alone, without its warnings.
+
+    Raises
+    ------
+    InputError
+        As `load` does, for what the header shows.
+    """
+    with open_regular(path) as file:
+        content = Content(file, "gzip" if _is_named_compressed(path) else "none")
+        return _header(path, file, content, warn=False)[0]
+
+
+def values_of(image: Image, *, scaled_to: type[np.floating] = np.float32) -> NDArray:
     """The voxels of an opened image, scaled as its header says, in this machine's byte order.
 
-    Integers without scaling stay integers; scaled ones become `scaled_to`.  Labels want
-    float64: float32 cannot tell whole numbers beyond 2^24 apart.
+    Integers without scaling stay integers; scaled ones become `scaled_to`, or float64 where
+    float32 cannot tell them apart.  Labels want float64: float32 cannot tell whole numbers
+    beyond 2^24 apart.
     """
-    try:
-        scaled = (getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)) != (1.0, 0.0)
-        # Copied: a memory map would change, or crash, with its file.
-        values = np.asarray(image.dataobj, dtype=scaled_to) if scaled else np.asarray(image.dataobj).copy()
-    except (EOFError, OSError, ValueError) as error:
-        raise truncated(path, _readable_bytes(path)) from error
-    if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
-        values = values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
-    return np.asarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+    stored, slope, inter = image.stored, image.header.slope, image.header.inter
+    if (slope, inter) != (1.0, 0.0):
+        low, high = float(stored.min()), float(stored.max())
+        result = np.promote_types(scaled_to, float_type(low * slope + inter, high * slope + inter))
+        with np.errstate(all="ignore"):  # what becomes infinite is refused where it is used
+            values = stored.astype(np.promote_types(result, float_type(low, high)))
+            values *= values.dtype.type(slope)
+            values += values.dtype.type(inter)
+            return values.astype(result, copy=False)
+    if stored.dtype.kind == "f" and stored.dtype.itemsize not in (4, 8):
+        return stored.astype(np.float32 if stored.dtype.itemsize < 4 else np.float64)
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
 def write(values: NDArray, grid: Grid, path: Path, *, intent: str | None = None, slope: float | None = None) -> None:
@@ -92,7 +189,7 @@ def write(values: NDArray, grid: Grid, path: Path, *, intent: str | None = None,
     image: Any = nibabel.Nifti1Image(values, grid.affine, dtype=values.dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=1)
-    if is_orthonormal(grid):
+    if holds(grid):
         image.set_qform(grid.affine, code=1)
     else:
         image.header["qform_code"] = 0
@@ -110,53 +207,333 @@ def truncated(path: Path, readable: int | None = None) -> InputError:
     return InputError(f"{path} is damaged or cut short ({got}). Download or copy it again.")
 
 
-def _readable_bytes(path: Path) -> int | None:
-    """How many bytes a compressed file gives before it breaks."""
-    if path.suffix.lower() not in (".gz", ".mgz"):
-        return None
-    count = 0
-    with gzip.open(path) as file:
-        try:
-            while block := file.read(2**20):
-                count += len(block)
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            return count
-    return count
+def _is_named_compressed(path: Path) -> bool:
+    return path.suffix.lower() in (".gz", ".mgz")
 
 
-def _wrong_type(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    named = path.suffix.lower() in (".gz", ".mgz")
-    if compressed and not named:
-        hint = " Its content is compressed: rename it to end in .nii.gz (or .mgz)."
-    elif named and not compressed:
-        hint = " Its content is not compressed: rename it to end in .nii (or .mgh), or download it again."
+def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tuple[Header, int]:
+    """The checked header, and how many bytes of content were read for it."""
+    start = file.read(132)
+    file.seek(0)
+    if (start[:2] == b"\x1f\x8b") != _is_named_compressed(path):
+        raise _wrong_type(path, start)
+    mgh = path.suffix.lower() in (".mgh", ".mgz")
+    try:
+        raw = bytes(content.read(284 if mgh else 348))
+        if raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):  # NIfTI-2
+            raw += content.read(540 - 348)
+    except Damaged as error:
+        if not error.readable:
+            raise _wrong_type(path, b"", "Its compressed content is broken from the start.") from error
+        raise truncated(path, error.readable) from error
+    if mgh:
+        return _mgh_header(path, raw, warn), len(raw)
+    return _nifti_header(path, raw, warn), len(raw)
+
+
+def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
+    """The error for a file whose content is of another type; `found` for content that was decompressed if need be."""
+    compressed, named = start[:2] == b"\x1f\x8b", _is_named_compressed(path)
+    other = next((what for magic, what in _OTHERS if start.lstrip(b"\r\n ").startswith(magic)), None)
+    if start[128:132] == b"DICM":
+        other = "a DICOM file: give the folder that holds all slices of the scan"
+    if compressed and named:
+        hint = "Its content is compressed twice: decompress it once."
+    elif compressed:
+        hint = "Its content is compressed: rename it to end in .nii.gz (or .mgz)."
+    elif other:
+        hint = f"Its content is {other}."
+    elif named and not found:
+        hint = "Its content is not compressed: rename it to end in .nii (or .mgh), or download it again."
     else:
-        hint = " Give a NIfTI or MGH file, or export the image again."
-    return f"{path} is not the image that its ending announces: {str(error).strip()}.{hint}"
+        hint = f"{found} Give a NIfTI or MGH file, or export the image again."
+    return InputError(f"{path} is not the image that its ending announces. {hint}")
 
 
-def _in_millimetres(path: Path, header: Any, affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Check where a header's place comes from, and turn metres or micrometres into mm."""
-    if "sform_code" not in header:  # MGH: always mm
-        if int.from_bytes(_start(path, 30)[28:30], "big", signed=True) <= 0:
+def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
+    import nibabel
+
+    size, order = next(((n, o) for o in "<>" for n in _SIZES if raw[:4] == np.array(n, f"{o}i4").tobytes()), (0, "<"))
+    if not size or len(raw) < size:
+        raise _wrong_type(path, raw, "It does not begin as a NIfTI header does, with the size 348 or 540.")
+    kind = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
+    fields: Any = kind(raw[:size], endianness=order, check=False)
+    magic = bytes(raw[344:348] if size == 348 else raw[4:8])
+    if magic[:3] in (b"ni1", b"ni2"):
+        raise InputError(
+            f"{path} is the header of a pair of files (.hdr and .img), whose voxels are in another file. Convert the "
+            "pair to one .nii.gz file."
+        )
+    if magic[:3] not in (b"n+1", b"n+2"):
+        raise InputError(
+            f"{path} has no sign of NIfTI in its header ({magic!r}; 'n+1' was expected): an Analyze 7.5 file, which "
+            "does not say left from right, or a damaged one. Export the image again as NIfTI."
+        )
+    shape = _shape(path, fields)
+    intent = int(fields["intent_code"])
+    _check_is_volume(path, intent, shape)
+    slope, inter = _scaling(path, float(fields["scl_slope"]), float(fields["scl_inter"]))
+    dtype = _dtype(path, fields, order)
+    offset = _offset(path, float(fields["vox_offset"]), _SIZES[size], warn)
+    return Header(path, shape, dtype, offset, _affine(path, fields, shape, warn), slope, inter, intent)
+
+
+def _shape(path: Path, fields: Any) -> tuple[int, ...]:
+    axes = int(fields["dim"][0])
+    if not 1 <= axes <= 7:
+        raise InputError(
+            f"{path} has {axes} axes by its header (dim[0]); 3 were expected, 1 to 7 are possible. The header is "
+            "damaged: export the image again."
+        )
+    shape = tuple(int(n) for n in fields["dim"][1 : axes + 1])
+    if min(shape) < 0:
+        raise InputError(
+            f"{path} has the shape {shape} by its header: a number of voxels below 0. It is damaged, or a surface of "
+            "FreeSurfer, which is no volume. Export the image again."
+        )
+    return shape
+
+
+def _check_is_volume(path: Path, intent: int, shape: Sequence[int]) -> None:
+    if 3000 <= intent < 3100:
+        raise InputError(
+            f"{path} is a CIFTI-2 file (intent {intent}): values on surfaces and lists of voxels, not a volume. "
+            "Give a NIfTI volume, such as one that 'wb_command -cifti-separate ... -volume-all' writes."
+        )
+    if 2001 <= intent <= 2005 and sum(n > 1 for n in shape) < 3:
+        raise InputError(
+            f"{path} (intent {intent}, shape {tuple(shape)}) holds values on a surface, not a volume. Give the volume "
+            "that the surface was made from."
+        )
+
+
+def _scaling(path: Path, slope: float, inter: float) -> tuple[float, float]:
+    """Slope and inter; a slope of 0 or NaN is none, as the standard and nibabel say."""
+    if slope == 0 or np.isnan(slope):
+        return 1.0, 0.0
+    if not (np.isfinite(slope) and np.isfinite(inter)):
+        raise InputError(
+            f"{path} scales its voxels by {slope} and {inter} (scl_slope, scl_inter); finite numbers were expected. "
+            "Correct the header, or export the image again."
+        )
+    return slope, inter
+
+
+def _dtype(path: Path, fields: Any, order: str) -> np.dtype:
+    code = int(fields["datatype"])
+    if code in (128, 2304):
+        raise InputError(
+            f"{path} is an RGB image (colours); one value per voxel was expected. Convert it to greyscale, or choose "
+            "the scan that it was made from."
+        )
+    if code in (32, 1792, 2048):
+        raise InputError(
+            f"{path} holds complex numbers; one real value per voxel was expected. Export the magnitude of the image."
+        )
+    if code not in _TYPES:
+        raise InputError(
+            f"{path} has the data type {code} in its header, which is none that is read (numbers of 8 to 64 bits). The "
+            "header is damaged, or the file needs another program: export the image again."
+        )
+    return np.dtype(_TYPES[code]).newbyteorder("<" if order == "<" else ">")
+
+
+def _offset(path: Path, offset: float, least: int, warn: bool) -> int:
+    """Where the voxels begin; 0 is taken as the first place that the standard allows."""
+    if offset == 0:
+        if warn:
+            warnings.warn(
+                f"'{path}' does not say where its voxels begin (vox_offset is 0): they were read from byte {least} on, "
+                "the first that the standard allows. Compare the image with another one in a viewer.",
+                UserWarning,
+                stacklevel=5,
+            )
+        return least
+    if not (np.isfinite(offset) and offset == int(offset) and least <= offset):
+        raise InputError(
+            f"{path} says that its voxels begin at byte {offset:g} (vox_offset); {least} or more was expected in a "
+            "single file. Correct the header, or export the image again."
+        )
+    if offset > 2**40 or (not _is_named_compressed(path) and offset > path.stat().st_size):
+        raise InputError(
+            f"{path} says that its voxels begin at byte {offset:.0f} (vox_offset), beyond its end "
+            f"({path.stat().st_size} bytes on disk). It is damaged or cut short: download or copy it again."
+        )
+    return int(offset)
+
+
+def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDArray[np.float64]:
+    """Voxel index to RAS mm: the sform if its code says so, else the qform, else a guess."""
+    scale = _unit(path, int(fields["xyzt_units"]) & 7, warn)
+    qform, sform = int(fields["qform_code"]), int(fields["sform_code"])
+    spacing = np.array(fields["pixdim"][1:4], dtype=np.float64)
+    rotation, error = _rotation(path, fields) if qform > 0 else (np.eye(3), None)
+    by_qform = np.eye(4)
+    by_qform[:3, :3] = rotation * np.abs(spacing)
+    by_qform[:3, 3] = [float(fields[f"qoffset_{axis}"]) for axis in "xyz"]
+    by_sform = np.eye(4)
+    by_sform[:3] = [fields["srow_x"], fields["srow_y"], fields["srow_z"]]
+    if sform > 0:
+        affine = by_sform
+        if warn and len(shape) >= 3 and np.isfinite(affine).all():
+            ours = affine, f"sform (code {sform})"
+            _warn_of_two_places(path, shape, ours, by_qform if error is None else None, (qform, sform), spacing)
+    else:
+        check_spacing(path, spacing)
+        affine = by_qform
+        if error is not None:
+            raise error
+        if qform > 0 and spacing.min() < 0 and warn and len(shape) >= 3:
+            warnings.warn(
+                f"'{path}' has the voxel spacing {_numbers(spacing)} beside its qform; numbers above 0 were expected. "
+                "Their sizes were taken, as by nibabel. ITK and what is built on it (ANTs, elastix, 3D Slicer) turn "
+                f"the axis round: there, a transform that is written here misses. {_REMEDY}",
+                AmbiguousPlace,
+                stacklevel=5,
+            )
+        if qform <= 0:
+            if warn and len(shape) >= 3:
+                warn_guessed(path, "its qform and sform codes are 0", "to the left, the front and up")
+            steps = np.abs(spacing) * (-1, 1, 1)
+            counts = np.array([*shape, 1, 1][:3])
+            affine = np.diag([*steps, 1.0])
+            affine[:3, 3] = -steps * (counts - 1) / 2
+    affine[:3] *= scale
+    return affine
+
+
+def _unit(path: Path, code: int, warn: bool) -> float:
+    """mm in the unit of a header; no unit counts as mm."""
+    if code > 3 and warn:
+        warnings.warn(
+            f"'{path}' gives its lengths in a unit that NIfTI does not define (code {code} of xyzt_units): mm were "
+            "assumed. Correct the header if that is wrong.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return _UNITS.get(code, 1.0)
+
+
+def _rotation(path: Path, fields: Any) -> tuple[NDArray[np.float64], InputError | None]:
+    """The directions of the qform's axes, one a column; or what is wrong with its quaternion."""
+    b, c, d = (float(fields[f"quatern_{axis}"]) for axis in "bcd")
+    square = b * b + c * c + d * d
+    if not square <= _QUATERNION:
+        return np.eye(3), InputError(
+            f"{path} has the quaternion ({b:.6g}, {c:.6g}, {d:.6g}) in its qform, whose squares add up to "
+            f"{square:.6g}; 1 at most was expected. The header is damaged: export the image again."
+        )
+    if square > 1 - 1e-7:  # as in the standard's own code: a half turn
+        b, c, d = np.array([b, c, d]) / np.sqrt(square)
+        a = 0.0
+    else:
+        a = float(np.sqrt(1 - square))
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    if float(fields["pixdim"][0]) < 0:  # qfac; 0 counts as 1
+        rotation[:, 2] *= -1
+    return rotation, None
+
+
+def _warn_of_two_places(
+    path: Path,
+    shape: tuple[int, ...],
+    ours: tuple[NDArray[np.float64], str],
+    by_qform: NDArray[np.float64] | None,
+    codes: tuple[int, int],
+    spacing: NDArray[np.float64],
+) -> None:
+    """Warn where a reader that goes by the qform, or by pixdim, puts the corners elsewhere than the sform does."""
+    affine, taken = ours
+    qform, sform = codes
+    try:
+        grid = Grid((max(shape[0], 1), max(shape[1], 1), max(shape[2], 1)), affine)
+    except InputError:
+        return  # said when the image is built
+    usable = by_qform is not None and qform > 0 and np.isfinite(by_qform).all() and np.all(spacing != 0)
+    alike = sform == 1 and is_orthonormal(grid)
+    if (
+        by_qform is not None
+        and usable
+        and (apart := _apart(grid, by_qform, _LOOSELY_APART if alike else _APART)) is not None
+    ):
+        if alike:
+            other = (
+                "ITK 5.4 and what is built on it (ANTs, elastix, 3D Slicer) take the sform too, as its code is 1; "
+                "older versions and other programs take the qform, and a transform that is written here misses there."
+            )
+        else:
+            other = (
+                "ITK and what is built on it (ANTs, elastix, 3D Slicer) take the qform: there, a transform that is "
+                "written here misses by as much."
+            )
+        warnings.warn(
+            f"'{path}' says twice where its voxels stand, and its qform (code {qform}) and sform (code {sform}) "
+            f"disagree by up to {apart}. The {taken} was taken, as by nibabel and FSL. {other} {_REMEDY}",
+            AmbiguousPlace,
+            stacklevel=6,
+        )
+        return
+    by_itk = np.where(np.isfinite(spacing) & (spacing != 0), spacing, 1.0)  # below 0, ITK turns the axis round
+    scaled = affine.copy()
+    scaled[:3, :3] *= by_itk / grid.spacing
+    if (apart := _apart(grid, scaled)) is not None:
+        warnings.warn(
+            f"'{path}' gives the spacing {_numbers(spacing)} in pixdim but {_numbers(grid.spacing)} in its sform (code "
+            f"{sform}): corners differ by up to {apart}. The sform was taken, as by nibabel and FSL. ITK and what is "
+            f"built on it (ANTs, elastix, 3D Slicer) take {_numbers(by_itk)}: there, a transform that is written here "
+            f"misses by as much. {_REMEDY}",
+            AmbiguousPlace,
+            stacklevel=6,
+        )
+
+
+def _apart(grid: Grid, affine: NDArray[np.float64], least: float = _APART) -> str | None:
+    """How far apart two places of the corners are, if that is worth a word."""
+    try:
+        other = Grid(grid.shape, affine)
+    except InputError:
+        return None
+    if (voxels := grid.distance(other)) <= least:
+        return None
+    length = float(np.linalg.norm(grid.corners() - other.corners(), axis=1).max())
+    return f"{length:.3g} (in the file's unit, mm as a rule; {voxels:.3g} voxels)"
+
+
+def _numbers(numbers: Sequence[float] | NDArray[np.float64]) -> str:
+    return " x ".join(f"{n:.6g}" for n in numbers)
+
+
+def _mgh_header(path: Path, raw: bytes, warn: bool) -> Header:
+    start = np.frombuffer(raw[:28].ljust(28, b"\0"), ">i4")
+    if len(raw) < 90 or start[0] != 1:
+        raise _wrong_type(path, raw, "It does not begin as an MGH header does, with the version 1.")
+    shape = tuple(int(n) for n in start[1:5])
+    if min(shape) < 0:
+        raise InputError(f"{path} has the shape {shape} by its header. It is damaged: export the image again.")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if int(start[5]) not in _MGH_TYPES:
+        raise InputError(
+            f"{path} has the data type {start[5]} in its header; one of {sorted(_MGH_TYPES)} was expected. It is "
+            "damaged: export the image again."
+        )
+    affine = np.eye(4)
+    middle = np.array(shape[:3]) / 2
+    if int.from_bytes(raw[28:30], "big", signed=True) > 0:
+        numbers = np.frombuffer(raw[30:90], ">f4").astype(np.float64)
+        check_spacing(path, numbers[:3])
+        affine[:3, :3] = numbers[3:12].reshape(3, 3).T * numbers[:3]
+        affine[:3, 3] = numbers[12:15] - affine[:3, :3] @ middle
+    else:
+        if warn:
             warn_guessed(path, "its goodRASFlag is 0", "to the left, down and to the front at 1 mm")
-            # Ours: the default that FreeSurfer itself takes; nibabel takes its transpose, upside down.
-            affine = np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
-            affine[:3, 3] = -affine[:3, :3] @ (np.asarray(header["dims"][:3]) / 2)
-        return affine
-    if int(header["sform_code"]) == 0:
-        # As stored: nibabel quietly turns a spacing of 0 into 1.
-        raw = type(header)(_start(path, header.sizeof_hdr), check=False)
-        check_spacing(path, raw["pixdim"][1:4])
-        if int(header["qform_code"]) == 0:
-            warn_guessed(path, "its qform and sform codes are 0", "to the left, the front and up")
-    scale = _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
-    return np.diag([scale, scale, scale, 1.0]) @ affine
-
-
-def _start(path: Path, count: int) -> bytes:
-    """The first bytes of a file's content."""
-    with gzip.open(path) if path.suffix.lower() in (".gz", ".mgz") else path.open("rb") as file:
-        return file.read(count)
+        # Ours: the default that FreeSurfer itself takes; nibabel takes its transpose, upside down.
+        affine[:3, :3] = [[-1, 0, 0], [0, 0, 1], [0, -1, 0]]
+        affine[:3, 3] = -affine[:3, :3] @ middle
+    return Header(path, shape, np.dtype(_MGH_TYPES[int(start[5])]), 284, affine)

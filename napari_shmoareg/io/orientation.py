@@ -8,21 +8,56 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.geometry import Grid, InputError
 
-_ANATOMICAL = re.compile(
-    r"(right-anterior-superior|left-anterior-superior|left-posterior-superior)(-time)?|(ras|las|lps)t?"
-)
-_LAST_LINE = "elementdatafile"
+_UNITS = {
+    "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6,
+    "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "mu": 1e-3, "micron": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3,
+    "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0,
+    "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0,
+    "m": 1000.0, "meter": 1000.0, "metre": 1000.0,
+}  # fmt: skip
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|nan)", re.IGNORECASE)
+NO_UNIT = ("", "???", "none", "?", "unknown")
 
 
 class GuessedPlace(UserWarning):
     """A file does not say where its voxels stand, and a place was assumed."""
+
+
+class AmbiguousPlace(UserWarning):
+    """A file says twice, in two ways, where its voxels stand."""
+
+
+def in_mm(path: Path, unit: str, field: str, *, warn: bool = True) -> float:
+    """How many mm a unit of length has; a unit that is not known counts as mm, with a warning.
+
+    Parameters
+    ----------
+    path : Path
+    unit : str
+        Such as "um", "microns", "cm"; empty for none.
+    field : str
+        Where it was found, for the message.
+    warn : bool
+        Whether to say so.
+    """
+    name = unit.strip().strip('"').strip().lower()
+    found = _UNITS.get(name, _UNITS.get(name.removesuffix("s")))
+    if warn and found is None and name not in NO_UNIT:
+        warnings.warn(
+            f"'{path}' gives its lengths in a unit that is not known here ('{unit}' in {field}): mm were assumed. "
+            "Correct the header if that is wrong.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return 1.0 if found is None else found
 
 
 def warn_guessed(path: Path, missing: str, axes: str) -> None:
@@ -61,68 +96,74 @@ def check_spacing(path: Path, spacing: Iterable[float]) -> None:
         )
 
 
-def header_fields(path: Path) -> dict[str, str]:
-    """The fields of an NRRD or MetaImage header, names in lower case; empty for other files."""
-    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
-    if not nrrd and path.suffix.lower() not in (".mha", ".mhd"):
-        return {}
-    fields: dict[str, str] = {}
-    with path.open("rb") as file:
-        while raw := file.readline(2**16):
-            line = raw.decode("latin-1").strip()
-            if nrrd and not line:
-                break
-            name, _, value = line.partition(":" if nrrd else "=")
-            if not value.startswith("="):  # a key of NRRD that means nothing to its format
-                fields[name.strip().lower()] = value.strip()
-            if not nrrd and name.strip().lower() == _LAST_LINE:
-                break
-    return fields
-
-
-def check_header(path: Path, fields: Mapping[str, str]) -> None:
-    """Refuse an NRRD or MetaImage file of 3D voxels without a spacing; warn where it has no direction.
+def check_lengths(path: Path, grid: Grid) -> None:
+    """Refuse voxels and places that no image of anything has, and that files cannot hold.
 
     Raises
     ------
     InputError
-        If the header holds no spacing.
-
-    Warns
-    -----
-    GuessedPlace
-        If it holds no direction, or does not say what its directions relate to.
+        If a spacing is below 1e-9 or above 1e5 mm, or the image is more than 1e7 voxels away
+        from the origin: single precision, in which NIfTI keeps places, is then coarser than a voxel.
     """
-    if path.suffix.lower() in (".nrrd", ".nhdr"):
-        directions = re.findall(r"\((?![^)]*nan)[^)]*\)", fields.get("space directions", "").lower())
-        spacings = [s for s in numbers_of(fields.get("spacings", "")) if np.isfinite(s)]
-        if len(directions) < 3 and len(spacings) < 3:
-            raise _no_spacing(path, "no 'space directions' and no 'spacings'", "spacings: 1 1 1")
-        space = fields.get("space", "").lower()
-        if len(directions) < 3:
-            warn_guessed(path, "no 'space directions' in its header", "to the left, the back and up")
-        elif not _ANATOMICAL.fullmatch(space):
-            missing = f"its 'space' is '{space}'" if space else "no 'space' in its header"
-            warn_guessed(path, missing, "as in the space left-posterior-superior")
-    elif path.suffix.lower() in (".mha", ".mhd"):
-        if not {"elementspacing", "elementsize"} & set(fields):
-            raise _no_spacing(path, "no ElementSpacing", "ElementSpacing = 1 1 1")
-        if not {"transformmatrix", "rotation", "orientation"} & set(fields):
-            warn_guessed(path, "no TransformMatrix in its header", "to the left, the back and up")
+    spacing = np.array(grid.spacing)
+    away = float((np.abs(grid.corners()).max(axis=0) / spacing.min()).max())
+    if spacing.min() < 1e-9 or spacing.max() > 1e5 or away > 1e7:
+        place = ", ".join(f"{v:.4g}" for v in grid.centre)
+        raise InputError(
+            f"{path} has voxels of {' x '.join(f'{s:.4g}' for s in spacing)} mm about the point ({place}) mm, which no "
+            "image has. Its header is damaged, or in another unit than it says: correct it, or export the image again."
+        )
+
+
+def header_lines(path: Path, file: IO[bytes], most: int = 1 << 24) -> Iterator[str]:
+    """The lines of a text header, stripped, one by one; each of 1 MiB at most, together of `most` bytes.
+
+    Raises
+    ------
+    InputError
+        If there is more.
+    """
+    read = 0
+    while raw := file.readline(1 << 20):
+        read += len(raw)
+        if (len(raw) == 1 << 20 and not raw.endswith(b"\n")) or read > most:
+            raise InputError(
+                f"{path} has no end of its header, or a line in it of more than 1 MiB. It is damaged or of another "
+                "type: download or copy it again."
+            )
+        try:
+            yield raw.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            yield raw.decode("latin-1").strip()
+
+
+def damaged_header(path: Path, what: str) -> InputError:
+    """The error for a text header with a field that cannot be right."""
+    return InputError(f"{path} could not be read: {what}. Its header is damaged: download or copy it again.")
 
 
 def numbers_of(text: str) -> list[float]:
     """The numbers in a field of a header; what is none counts as NaN."""
-    numbers = []
-    for word in text.split():
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            numbers.append(float("nan"))
-    return numbers
+    return [float(word) if _NUMBER.fullmatch(word) else float("nan") for word in text.split()]
 
 
-def _no_spacing(path: Path, missing: str, line: str) -> InputError:
+def whole_numbers_of(path: Path, field: str, text: str, count: int | None = None) -> list[int]:
+    """The whole numbers in a field of a header.
+
+    Raises
+    ------
+    InputError
+        If a word is none, or there are not `count`.
+    """
+    words = text.split()
+    if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", word) for word in words) or len(words) != (count or len(words)):
+        wanted = "whole numbers" if count is None else f"{count} whole number{'s' if count > 1 else ''}"
+        raise damaged_header(path, f"'{field}' is '{text[:80]}'; {wanted} were expected")
+    return [int(word) for word in words]
+
+
+def no_spacing(path: Path, missing: str, line: str) -> InputError:
+    """The error for a file that does not say how far apart its voxels are."""
     return InputError(
         f"'{path}' does not say how far apart its voxels stand ({missing} in its header), so nothing can be measured "
         f"in mm. Export the image again with its spacing, or write it into the header, such as '{line}' for 1 mm."

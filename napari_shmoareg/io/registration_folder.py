@@ -20,7 +20,7 @@ from napari_shmoareg.io.images import read_image
 from napari_shmoareg.io.summary import read_registration_summary
 from napari_shmoareg.io.transforms import read_transform
 
-SAME = 0.01  # mm by which the place in a file may differ from the one in the report: files hold float32
+SAME = 0.01  # voxels by which a place in a file may differ from the one in the report: files hold float32
 
 
 def read_scene(folder: str | Path) -> Scene:
@@ -180,7 +180,7 @@ def _load(folder: Path, network: Grid, place: Place, number: int, name: str) -> 
     """One number per cell and expert, which stand along the fourth axis."""
     file = _file(folder, f"experts/{name}.nii.gz")
     image, affine = nifti.load(file)
-    values = nifti.values_of(file, image)
+    values = nifti.values_of(image)
     if values.ndim != 4 or values.shape[3] != number:
         raise InputError(
             f"{file} has the shape {values.shape}; four axes were expected, the last one with the {number} experts of "

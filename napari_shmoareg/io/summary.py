@@ -21,7 +21,7 @@ from napari_shmoareg.analysis.quality import Quality
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry import Grid, InputError
 from napari_shmoareg.io.contents import REPORT
-from napari_shmoareg.io.itk import is_orthonormal
+from napari_shmoareg.io.itk import holds
 
 LOADS = "experts/loads.csv"
 COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
@@ -191,7 +191,7 @@ def _passes(passes: Sequence[float]) -> str:
 
 def _limits(fixed: Grid) -> list[str]:
     """Which files of the folder other programs cannot use, because of the grid they stand on."""
-    if is_orthonormal(fixed):
+    if holds(fixed):
         return []
     return [
         "The axes of the fixed image's grid are not at right angles: ITK, 3D Slicer and ANTs refuse warped.nii.gz and "

@@ -6,6 +6,8 @@ and lives on the fixed grid; nothing is negated.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +18,24 @@ from numpy.typing import NDArray
 from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, slabs
 from napari_shmoareg.io import itk, nifti
 from napari_shmoareg.io.atomic import ending, writing
-from napari_shmoareg.io.images import ITK_ENDINGS
+from napari_shmoareg.io.images import ITK_ENDINGS, load_text_header
 from napari_shmoareg.io.partial import shown
 from napari_shmoareg.io.silence import silenced
+from napari_shmoareg.io.streams import check_regular
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+_TRIAL = """
+import sys
+import SimpleITK as sitk
+try:
+    sitk.ReadTransform(sys.argv[1])
+except (RuntimeError, ValueError, MemoryError) as error:
+    sys.stdout.buffer.write(b"refused" + str(error).encode("utf-8", "replace"))
+else:
+    sys.stdout.write("read")
+"""
 _TRANSFORM_ENDINGS = (".h5", ".tfm", ".mat", ".txt")
 _VECTOR, _DISPVECT = 1007, 1006
 _LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)
@@ -50,7 +63,7 @@ def write_displacement(field: DisplacementField, path: str | Path) -> None:
     """
     if ending(path) not in (".nii", ".nii.gz"):
         raise InputError(f"A displacement is written as NIfTI: the name '{path}' has to end in .nii or .nii.gz.")
-    if not itk.is_orthonormal(field.grid):
+    if not itk.holds(field.grid):
         warnings.warn(
             f"The axes of the grid of {Path(path).name} are not at right angles: ITK, 3D Slicer and ANTs refuse this "
             "field. Give them transform.h5, which is written on straightened axes.",
@@ -91,7 +104,7 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
         raise InputError(f"A transform is written for ITK: the name '{path}' has to end in .h5 (or .tfm).")
     field = transform.field
     grid = reference if reference is not None else field.grid if field is not None else Grid((1, 1, 1), np.eye(4))
-    if field is not None and not itk.is_orthonormal(grid):
+    if field is not None and not itk.holds(grid):
         grid = itk.orthonormalised(grid)
         warnings.warn(
             "The axes of the fixed grid are not at right angles, which ITK cannot hold: the field in "
@@ -136,12 +149,13 @@ def read_transform(path: str | Path) -> Transform:
         If there is no such file, it is damaged, or holds something else.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"There is no transform file {path}. Check the spelling and the folder you are in.")
+    check_regular(path)
     if ending(path) in (".nii", ".nii.gz"):
         return Transform(np.eye(4), _nifti_field(path))
     if ending(path) in ITK_ENDINGS:
-        vectors, affine = itk.load(path)
+        vectors, affine = load_text_header(path)
         return Transform(np.eye(4), _field(path, vectors, affine))
     if ending(path) in _TRANSFORM_ENDINGS:
         return _itk_transform(path)
@@ -171,14 +185,14 @@ def _field(path: Path, vectors: NDArray, affine: NDArray[np.float64], signs: NDA
 
 def _nifti_field(path: Path) -> DisplacementField:
     image, affine = nifti.load(path)
-    intent = int(image.header["intent_code"])
+    intent = image.intent
     if len(image.shape) != 5 or intent not in (_VECTOR, _DISPVECT):
         raise InputError(
             f"{path} (shape {image.shape}, intent {intent}) is not a displacement field as ITK and ANTs write it: five "
             "axes (i, j, k, 1, 3) and intent 1007 were expected. Files of FSL or Learn2Reg have to be converted first."
         )
     signs = _LPS if intent == _VECTOR else np.ones(3, dtype=np.float32)  # ITK takes 1006 as RAS
-    return _field(path, nifti.values_of(path, image), affine, signs)
+    return _field(path, nifti.values_of(image), affine, signs)
 
 
 def _itk_transform(path: Path) -> Transform:
@@ -186,17 +200,18 @@ def _itk_transform(path: Path) -> Transform:
     import SimpleITK as sitk
 
     try:
+        _try_apart(path)
         with silenced():
             whole = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         if _is_hdf5(path):
             raise InputError(
                 f"{path} is damaged or cut short ({path.stat().st_size} bytes), or it holds no transform of ITK. Copy "
                 "it again, or write it again."
             ) from error
+        why = itk.reason(error) if isinstance(error, RuntimeError) else "its text is no text"
         raise InputError(
-            f"{path} is not a transform that ITK reads, or it is damaged: {itk.reason(error)}. (A .mat of FSL is "
-            "another format.)"
+            f"{path} is not a transform that ITK reads, or it is damaged: {why}. (A .mat of FSL is another format.)"
         ) from error
     matrix, field = np.eye(4), None
     for part in _flat(whole):  # the last is applied first
@@ -216,6 +231,36 @@ def _itk_transform(path: Path) -> Transform:
     back = np.linalg.inv(matrix)
     vectors = field.vectors if np.allclose(back, np.eye(4)) else field.vectors @ back[:3, :3].T.astype(np.float32)
     return Transform(before @ matrix, DisplacementField(vectors, Grid(field.grid.shape, back @ field.grid.affine)))
+
+
+def _try_apart(path: Path) -> None:
+    """Read a transform in a process of its own first: a damaged file can end the process that reads it.
+
+    Raises
+    ------
+    InputError
+        If that process died, or did not end.
+    RuntimeError
+        If ITK refuses the file there.
+    """
+    patience = 60 + path.stat().st_size / 1e6  # seconds
+    command = [sys.executable, "-P", "-c", _TRIAL, str(path.absolute())]
+    quiet = subprocess.DEVNULL
+    try:
+        ended = subprocess.run(
+            command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, timeout=patience, check=False
+        )
+    except OSError:  # no second process can be started here: read without a trial
+        return
+    except subprocess.TimeoutExpired:
+        why = f"reading it did not end within {patience:.0f} seconds"
+    else:
+        if ended.stdout.startswith(b"refused"):
+            raise RuntimeError(ended.stdout[len(b"refused") :].decode("utf-8", "replace"))
+        if ended.returncode in (0, 1):  # read; or no ITK could be loaded there
+            return
+        why = "the library that reads it breaks down on it"
+    raise InputError(f"{path} is damaged ({path.stat().st_size} bytes): {why}. Copy it again, or write it again.")
 
 
 def _is_hdf5(path: Path) -> bool:

@@ -152,7 +152,7 @@ def _role(volume: Volume, known: Known) -> str | None:
     alike = {}
     for role in ("moving", "fixed"):
         image = known.in_role(role)
-        if image is not None and image.grid.same_space(volume.grid, tolerance=1e-2):
+        if image is not None and image.grid.same_space(volume.grid):
             alike[f"{role}_labels"] = _letters_in_common(image.name, volume.name)
     best = [role for role, letters in alike.items() if letters == max(alike.values())]
     return best[0] if len(best) == 1 and not known.taken(best[0]) else None

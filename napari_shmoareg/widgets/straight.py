@@ -44,7 +44,7 @@ def straight_copy(volume: Volume, grid: Grid, *, nearest: bool, outside: float |
     if outside is None:
         outside = 0.0 if nearest else background(volume)
     matrix = volume.grid.inverse @ grid.affine
-    values = volume.values if nearest else volume.values.astype(np.float32, copy=False)
+    values = volume.values if nearest else volume.values.astype(volume.float_type, copy=False)
     return affine_transform(
         values,
         matrix[:3, :3],

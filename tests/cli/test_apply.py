@@ -132,3 +132,22 @@ def test_an_image_and_a_reference_that_do_not_meet_are_refused(
     assert said.search(r"do not meet: .* (8[5-9]|9[0-4])\d mm from the middle of the image")
     assert said.search(r"--reference where the (moving|fixed) one does; with(out)? --inverse")
     assert not out.exists()
+
+
+def test_labels_by_the_header_keep_their_numbers_and_this_is_said(registered, files, pair, shmoareg):
+    out = files.folder / "carried.nii.gz"
+    arguments = ("apply", registered, files.moving_labels, "--reference", files.fixed, "--out", out)
+    result = shmoareg(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "header of" in result.stderr and "nearest neighbour" in result.stderr
+    assert set(np.unique(np.asarray(nibabel.load(out).dataobj))) <= {0, *pair.moving_labels.labels}
+
+
+def test_labels_by_their_name_alone_are_interpolated_with_a_word(registered, files, pair, shmoareg):
+    named = files.write(Volume(pair.moving_labels.values, pair.moving_labels.grid), "sub-01_seg.nii.gz")
+    out = files.folder / "carried.nii.gz"
+    result = shmoareg("apply", registered, named, "--reference", files.fixed, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "named like a label map" in result.stderr and "--labels" in result.stderr
+    result = shmoareg("apply", registered, named, "--reference", files.fixed, "--out", out, "--labels", "--overwrite")
+    assert result.exit_code == 0 and "named like" not in result.stderr

@@ -84,3 +84,13 @@ def test_a_mask_has_a_scale():
     _, inside = body()
     mask = Volume(inside.astype(np.uint8), volume(inside).grid)
     np.testing.assert_array_equal(Intensity.of(mask).scale(mask.values), inside)
+
+
+def test_values_near_2_to_the_31_are_scaled_like_those_near_0():
+    values, _ = body(low=20, high=200)
+    values = np.rint(values)
+    high = Volume((values + 2**31).astype(np.int64), volume(values).grid)
+    low, there = Intensity.of(volume(values)), Intensity.of(high)
+    np.testing.assert_allclose(there.scale(high.values), low.scale(values), atol=1e-5)
+    np.testing.assert_array_equal(there.content(high.values), low.content(values))
+    assert there.scale(high.values).dtype == np.float32

@@ -70,3 +70,23 @@ def test_a_crop_names_the_same_voxels(grids, data):
 def test_an_affine_without_a_place_for_every_voxel_is_refused(affine, word):
     with pytest.raises(InputError, match=word):
         Grid((3, 4, 5), affine)
+
+
+@pytest.mark.parametrize("size", [5e-4, 0.7, 40.0])
+def test_the_same_space_is_told_in_voxels_whatever_their_size(size):
+    affine = np.diag([size, size, 2 * size, 1.0])
+    grid = Grid((30, 20, 10), affine)
+    for shift, same in ((0.05, True), (0.09, True), (0.11, False), (16.0, False)):
+        moved = affine.copy()
+        moved[0, 3] += shift * size
+        other = Grid(grid.shape, moved)
+        assert grid.distance(other) == pytest.approx(shift) and grid.same_space(other) == same
+    assert not grid.same_space(Grid((30, 20, 11), affine))
+
+
+def test_the_distance_of_two_grids_is_that_of_their_outer_corners():
+    affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    stretched = np.diag([2.0, 2.0, 4.02, 1.0])
+    grid, other = Grid((8, 8, 41), affine), Grid((8, 8, 41), stretched)
+    assert grid.distance(other) == pytest.approx(40.5 * 0.02 / 4)
+    assert grid.distance(other) == other.distance(grid)

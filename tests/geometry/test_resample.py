@@ -126,3 +126,14 @@ def test_every_dtype_of_image_is_read_as_float32(dtype):
     found = resample(Volume(values, grid), grid).values
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, values.astype(np.float32), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint32, np.float64])
+@pytest.mark.parametrize("spacing", [1.3, 3.7])  # with and without smoothing first
+def test_values_near_2_to_the_31_are_resampled_like_those_near_0(kind, spacing):
+    values = np.random.default_rng(0).integers(0, 200, (17, 14, 11))
+    grid = Grid(values.shape, np.diag([1.0, 1.2, 1.5, 1.0]))
+    low = resample(Volume(values.astype(np.float64), grid), grid.resampled(spacing)).values
+    high = resample(Volume((values + 2**31).astype(kind), grid), grid.resampled(spacing)).values
+    assert low.dtype == np.float32 and high.dtype == np.float64
+    np.testing.assert_allclose(high - 2.0**31, low, atol=1e-3)

@@ -73,3 +73,56 @@ def test_labels_on_another_grid_are_refused():
     labels = Volume(np.zeros(GRID.shape, int), Grid(GRID.shape, moved), "parts", is_labels=True)
     with pytest.raises(InputError, match="stand on another grid"):
         VolumePair(volume(ramp()), volume(ramp()), moving_labels=labels)
+
+
+def test_labels_off_by_rounding_are_put_on_the_grid_of_their_image():
+    near = GRID.affine.copy()
+    near[:3, :3] *= 1 + 1e-4
+    labels = Volume(np.zeros(GRID.shape, int), Grid(GRID.shape, near), "parts", is_labels=True)
+    pair = VolumePair(volume(ramp()), volume(ramp()), moving_labels=labels)
+    assert pair.moving_labels.grid is pair.moving.grid
+
+
+@pytest.mark.parametrize(
+    ("entry", "more", "says"),
+    [
+        (
+            (0, 3),
+            0.3,
+            r"corners up to 0\.15 voxels \(0\.3 mm\) apart; first voxel \(0\.3, 0, 0\) against \(0, 0, 0\) mm",
+        ),
+        ((0, 0), 0.12, r"spacing \(2\.12, 1\.5, 3\) against \(2, 1\.5, 3\) mm"),
+        ((0, 3), -1e3, r"first voxel \(-1000, 0, 0\) against"),
+    ],
+)
+def test_the_refusal_of_labels_shows_numbers_that_differ(entry, more, says):
+    affine = GRID.affine.copy()
+    affine[entry] += more
+    labels = Volume(np.zeros(GRID.shape, int), Grid(GRID.shape, affine), "parts", is_labels=True)
+    with pytest.raises(InputError, match=says):
+        VolumePair(volume(ramp()), volume(ramp()), moving_labels=labels)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
+def test_images_in_different_units_are_refused_with_both_spacings(factor):
+    other = Volume(ramp(), Grid(GRID.shape, np.diag([factor, factor, factor, 1.0]) @ GRID.affine), "small")
+    with pytest.raises(InputError, match=r"'small' \(.* mm\).* differ in size by a factor of .*another unit"):
+        VolumePair(other, volume(ramp()))
+    VolumePair(volume(ramp()), Volume(ramp(), Grid(GRID.shape, np.diag([0.02, 0.02, 0.02, 1.0]) @ GRID.affine)))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.array([0, 2**31 - 1], np.int32), np.float32),
+        (np.array([2**31 - 100, 2**31 - 1], np.int32), np.float64),
+        (np.array([2**31 - 100, 2**31 + 100], np.int64), np.float64),
+        (np.array([-1024.0, 3071.0]), np.float32),
+        (np.array([1000.0, 1000.0002]), np.float64),
+        (np.array([0, 900], np.int16), np.float32),
+        (np.array([1e7, 1e7 + 5], np.float32), np.float32),
+        (np.array([np.nan, 1.0]), np.float32),
+    ],
+)
+def test_single_precision_serves_unless_it_loses_what_lies_between(values, kind):
+    assert Volume(np.broadcast_to(values[:, None, None], (2, 2, 2)), Grid((2, 2, 2), np.eye(4))).float_type == kind

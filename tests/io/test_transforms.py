@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nibabel
@@ -209,6 +210,58 @@ def test_a_straightened_grid_stands_at_right_angles_and_covers_the_old_one():
     assert np.linalg.det(new.affine[:3, :3]) < 0  # handedness is kept
     np.testing.assert_allclose(new.spacing, sheared().spacing)
     assert inside(new, sheared().corners()).all()
+
+
+@pytest.mark.parametrize("off", [0, 5e-6, 2e-5, 1e-4, 2e-4, 1e-3, 3e-2])
+def test_what_is_said_of_slightly_skewed_axes_is_what_itk_does(off, tmp_path):
+    skew = np.eye(4)
+    skew[0, 1] = off
+    fixed = Grid((37, 29, 23), FIXED["left-handed"].affine @ skew)
+    transform = Transform(affine(), wavy(NETWORK))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write_displacement(transform.total(fixed), tmp_path / "d.nii.gz")
+        write_transform(transform, tmp_path / "t.h5", fixed)
+    assert [bool(said)] * len(said) == [off == 3e-2] * len(said) and bool(said) == (off == 3e-2)
+    try:
+        seen = sitk.ReadImage(str(tmp_path / "d.nii.gz"))
+    except RuntimeError:
+        assert said
+        return
+    assert not said
+    last = [n - 1 for n in fixed.shape]
+    corner = np.array(seen.TransformIndexToPhysicalPoint(last)) * [-1, -1, 1]
+    assert np.linalg.norm(corner - fixed.to_world(last)) < 0.1 * min(fixed.spacing)
+    back = read_transform(tmp_path / "t.h5")
+    assert back.field.grid.same_space(fixed, 1e-6), "resampled without need"
+
+
+def test_a_file_on_which_the_library_of_hdf5_breaks_down_is_refused(tmp_path):
+    fixed = FIXED["right-handed"]
+    write_transform(Transform(affine(), wavy(fixed)), tmp_path / "t.h5")
+    raw = (tmp_path / "t.h5").read_bytes()
+    dice = np.random.default_rng(0)
+    for _ in range(3):
+        broken = bytearray(raw)
+        for at in dice.integers(2048, 6000, 40):
+            broken[at] = 255 - broken[at]
+        (tmp_path / "broken.h5").write_bytes(broken)
+        with pytest.raises(InputError, match=r"broken\.h5 is damaged"):
+            read_transform(tmp_path / "broken.h5")
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "breaks down on it"), ("print('x')", None)],
+)
+def test_a_reader_that_dies_takes_nothing_with_it(program, says, tmp_path, monkeypatch):
+    write_transform(Transform(affine()), tmp_path / "t.h5")
+    monkeypatch.setattr("napari_shmoareg.io.transforms._TRIAL", program)
+    if says is None:
+        np.testing.assert_allclose(read_transform(tmp_path / "t.h5").affine, affine(), atol=1e-12)
+        return
+    with pytest.raises(InputError, match=says):
+        read_transform(tmp_path / "t.h5")
 
 
 def test_linear_parts_around_a_field_are_read_in_their_order(tmp_path):

@@ -32,7 +32,7 @@ def check_scan(image: Volume, labels: Volume | None) -> None:
             f"it has the shape {image.grid.shape}; at least {LEAST_VOXELS} voxels along every axis were expected."
         )
     image.check_image("loaded")
-    if labels is not None and not labels.grid.same_space(image.grid, tolerance=1e-2):
+    if labels is not None and not labels.grid.same_space(image.grid):
         raise InputError(
             f"its labels '{labels.name}' stand on another grid ({_place(labels.grid)}) than the image "
             f"({_place(image.grid)}). Resample the labels onto the image (nearest neighbour) first."

@@ -64,7 +64,7 @@ def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
             write_image(image, made / IMAGES / f"{name}.nii.gz")
             if each.labels is not None:
                 labels = volume_of(each.labels)
-                if not labels.grid.same_space(image.grid, tolerance=1e-2):
+                if not labels.grid.same_space(image.grid):
                     labels = resample(labels, image.grid)
                 write_image(labels, made / LABELS / f"{name}.nii.gz")
         files = sorted(str(file.relative_to(made).as_posix()) for file in made.rglob("*.nii.gz"))

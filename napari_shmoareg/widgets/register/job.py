@@ -204,7 +204,7 @@ def _read(layers: Mapping[str, Layer]) -> tuple[VolumePair, list[str]]:
     found: dict[str, Volume] = dict(volumes)
     for role in ("moving", "fixed"):
         labels, image = volumes.get(f"{role}_labels"), volumes[role]
-        if labels is not None and not labels.grid.same_space(image.grid, tolerance=1e-2):
+        if labels is not None and not labels.grid.same_space(image.grid):
             found[f"{role}_labels"] = resample(labels, image.grid)
             notes.append(
                 f"The labels '{labels.name}' stand on another grid than their image '{image.name}': they were taken "
