@@ -1,0 +1,263 @@
+"""What comes from outside: paths, text, JSON and CSV, read within limits.
+
+Every file of text that a user names, or that lies in a folder that a user names, is read here: whatever it
+holds, the answer is its content or an `InputError` that names it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from napari_shmoareg.geometry.errors import InputError
+
+MAX_BYTES = 64 * 2**20  # of a list, a plan, a report: the largest known ones take 2 MB
+MAX_TABLE = 2**30  # of the tables of a run, which grow with it
+MAX_DEPTH = 64  # brackets within brackets; our own files have 6
+MAX_CELL = 2**17  # characters of one cell of a CSV file
+
+
+class Row(NamedTuple):
+    """A line of a CSV file: its number, and its cells by column (missing ones are empty)."""
+
+    line: int
+    cells: dict[str, str]
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user wrote it, with ``~`` and ``~name`` replaced by the home folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such user, and no file of that very name; or the path holds a NUL character.
+    """
+    text = os.fspath(path)
+    if "\0" in text:
+        raise InputError(f"{text!r} is no path: it holds a NUL character. Give the path without it.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        if os.path.lexists(text):
+            return Path(text)
+        user = Path(text).parts[0]
+        raise InputError(
+            f"{text}: the home folder of '{user}' is not known. Give the whole path; or ./{text} if the name of the "
+            f"file or folder itself begins with '~'."
+        ) from error
+
+
+def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Parameters
+    ----------
+    path : str or path
+    what : str
+        What the file should be, for messages: "a CSV list of pairs".
+    limit : int
+        Bytes it may have at most.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is a folder, a pipe or a device, too large, or not readable.
+    """
+    place = user_path(path)
+    try:
+        if not place.is_file():
+            raise InputError(_not_a_file(place, what))
+        size = place.stat().st_size
+        if size > limit:
+            raise InputError(
+                f"{place} has {size / 1e6:.0f} MB; {what} has {limit / 1e6:.0f} MB at most. Give another file."
+            )
+        return place.read_bytes()
+    except OSError as error:
+        raise InputError(f"{place} cannot be read: {error.strerror}; {what} was expected.") from error
+
+
+def read_text(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> str:
+    """The text of a regular file, UTF-8 with or without a byte order mark.
+
+    Raises
+    ------
+    InputError
+        As `read_bytes`; or if it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, what, limit=limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{user_path(path)} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); {what} was "
+            "expected. Save it as UTF-8."
+        ) from error
+
+
+def parse_json(text: str, where: object, what: str) -> Any:
+    """The content of JSON text.
+
+    Parameters
+    ----------
+    text : str
+    where : object
+        The file it is from, for messages.
+    what : str
+        What was expected there.
+
+    Raises
+    ------
+    InputError
+        If it is no JSON, or its brackets stand deeper in each other than `MAX_DEPTH`.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        said = "its brackets are nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{where} is damaged, or not JSON ({said}); {what} was expected.") from error
+    level: list[Any] = [found]
+    for _ in range(MAX_DEPTH):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [item for values in inner for item in values]
+        if not level:
+            return found
+    raise InputError(f"{where} is damaged: brackets are nested more than {MAX_DEPTH} deep; {what} was expected.")
+
+
+def read_json(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> Any:
+    """What a JSON file holds.
+
+    Parameters
+    ----------
+    path : str or path
+    what : str
+        What the file should be, for messages.
+    limit : int
+        Bytes it may have at most.
+
+    Raises
+    ------
+    InputError
+        As `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path, what, limit=limit), user_path(path), what)
+
+
+def read_object(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """The object (names and values) that a JSON file holds.
+
+    Raises
+    ------
+    InputError
+        As `read_json`; or if it holds something else.
+    """
+    found = read_json(path, what, limit=limit)
+    if not isinstance(found, dict):
+        raise InputError(f"{user_path(path)} is damaged: it holds {_kind(found)}; {what} was expected, as an object.")
+    return found
+
+
+def read_csv(
+    path: str | os.PathLike[str], what: str, *, required: Sequence[str] = (), limit: int = MAX_BYTES
+) -> tuple[list[str], list[Row]]:
+    """The columns and rows of a CSV file whose first line names the columns.
+
+    Parameters
+    ----------
+    path : str or path
+    what : str
+        What the file should be, for messages.
+    required : sequence of str
+        Columns that have to be there.
+    limit : int
+        Bytes it may have at most.
+
+    Returns
+    -------
+    columns : list of str
+    rows : list of Row
+
+    Raises
+    ------
+    InputError
+        As `read_text`; or if a column is missing or named twice, a row has more cells than there are columns, or
+        a cell is longer than `MAX_CELL`.
+    """
+    place = user_path(path)
+    return parse_csv(read_text(place, what, limit=limit), place, what, required=required)
+
+
+def parse_csv(
+    text: str, where: object, what: str, *, required: Sequence[str] = ()
+) -> tuple[list[str], list[Row]]:
+    """As `read_csv`, of text."""
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        missing = [name for name in required if name not in columns]
+        if missing:
+            raise InputError(
+                f"{where} has no column {' and '.join(missing)} (it has: {', '.join(columns)[:200]}); {what} was expected."
+            )
+        twice = sorted({name for name in columns if name and columns.count(name) > 1})
+        if twice:
+            raise InputError(f"{where} has the column '{twice[0]}' more than once. Keep one of them.")
+        rows = []
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
+                raise InputError(
+                    f"{where}, line {reader.line_num}: {len(cells)} cells were found for {len(columns)} columns. Put "
+                    "quotes around a cell that holds a comma."
+                )
+            if any(len(cell) > MAX_CELL for cell in cells):
+                raise InputError(f"{where}, line {reader.line_num}: a cell has more than {MAX_CELL} characters.")
+            filled = [*cells, *[""] * (len(columns) - len(cells))]
+            rows.append(Row(reader.line_num, dict(zip(columns, filled, strict=False))))
+    except csv.Error as error:
+        raise InputError(f"{where}, line {reader.line_num}, is not CSV ({error}); {what} was expected.") from error
+    return columns, rows
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Note on an error that nobody foresaw which file was being read, for those who tell it to the user."""
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        note = f"while reading {path}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
+
+
+def printable(text: str) -> str:
+    r"""Text that can be printed and stored anywhere: bytes of a file name that are not UTF-8 become ``\xff``."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # other halves of surrogate pairs, as JSON may hold them
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _not_a_file(path: Path, what: str) -> str:
+    if path.is_dir():
+        return f"{path} is a folder; {what} was expected."
+    if os.path.lexists(path) and not path.exists():
+        return f"{path} is a link to nothing; {what} was expected."
+    if path.exists():
+        return f"{path} is no regular file (a pipe or a device); {what} was expected."
+    return f"There is no file {path}; {what} was expected. Check the spelling and the folder you are in."
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
