@@ -18,6 +18,7 @@ from torch import Tensor
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
+from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 FORMAT = "shmoareg-1"
@@ -163,7 +164,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 
 def _resolve(name_or_path: str | Path) -> Path:
     """The file of shipped weights (checked against its checksum) or of a path."""
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = str(name_or_path), user_path(name_or_path)
     if name in shipped_weights():
         path = _WEIGHTS / f"{name}.safetensors"
         _check_sum(path)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair
 from napari_shmoareg.io import dicom, itk, nifti
 from napari_shmoareg.io.atomic import ending, stem, writing
+from napari_shmoareg.io.untrusted import user_path
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -141,10 +142,10 @@ def storable(values: NDArray) -> NDArray:
 def _existing(path: str | Path) -> tuple[Path, str | None]:
     """The file or folder meant, and a DICOM series if one was named."""
     series = None
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists() and "#" in str(path):
         name, series = str(path).rsplit("#", 1)
-        place = Path(name).expanduser()
+        place = user_path(name)
         if place.exists() and not place.is_dir():
             raise InputError(f"{place} is a file; '#SERIES_UID' picks a series of a DICOM folder.")
     if not place.exists():

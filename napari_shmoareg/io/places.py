@@ -9,6 +9,7 @@ from pathlib import Path
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import partial
+from napari_shmoareg.io.untrusted import user_path
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -30,8 +31,8 @@ def check_new_file(path: str | Path, *, overwrite: bool = False, inputs: Iterabl
         If `path` is an input, a folder, exists without `overwrite`, or lies in a folder that is
         missing or not writable.
     """
-    place = Path(path).expanduser().resolve()
-    if any(place == Path(given).expanduser().resolve() for given in inputs):
+    place = user_path(path).resolve()
+    if any(place == user_path(given).resolve() for given in inputs):
         raise InputError(f"{path} is one of the inputs, and writing there would replace it. Give another name.")
     check_is_file(path)
     if place.exists() and not overwrite:
@@ -47,7 +48,7 @@ def check_new_folder(path: str | Path) -> None:
     InputError
         If `path` is a file, a folder with something in it, or lies where nothing can be made.
     """
-    place = Path(path).expanduser().resolve()
+    place = user_path(path).resolve()
     check_is_folder(path)
     check_empty(path)
     nearest = next(parent for parent in (place, *place.parents) if parent.exists())
@@ -64,7 +65,7 @@ def check_is_file(path: str | Path) -> None:
     InputError
         If `path` is a folder.
     """
-    if Path(path).expanduser().is_dir():
+    if user_path(path).is_dir():
         raise InputError(f"{partial.shown(path)} is a folder; the name of a file was expected.")
 
 
@@ -76,7 +77,7 @@ def check_is_folder(path: str | Path) -> None:
     InputError
         If `path` is there and no folder.
     """
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.exists() and not place.is_dir():
         raise InputError(f"{partial.shown(path)} is a file; the name of a new or empty folder was expected.")
 
@@ -89,7 +90,7 @@ def check_empty(path: str | Path) -> None:
     InputError
         If there is an entry.
     """
-    place = Path(path).expanduser().resolve()
+    place = user_path(path).resolve()
     found = list(place.iterdir()) if place.is_dir() else []
     entries = sorted(entry.name for entry in found if not partial.is_leftover(entry, place.name))
     if entries:

@@ -145,8 +145,8 @@ def frame_of(notes: list[str], path: Path) -> str | None:
     found = {word.upper() for word in re.findall(r"\b(LPS|RAS|IJK)\b", " ".join(notes), re.IGNORECASE)}
     if len(found) > 1 or "IJK" in found:
         raise InputError(
-            f"{path} speaks of {' and '.join(sorted(found))}: all points of a file in LPS, or all in RAS, were expected, "
-            "in mm. Save them in one of these, and name no other in its comments."
+            f"{path} speaks of {' and '.join(sorted(found))}: all points of a file in LPS, or all in RAS, were "
+            "expected, in mm. Save them in one of these, and name no other in its comments."
         )
     return found.pop() if found else None
 
@@ -208,8 +208,8 @@ def _check_widths(path: Path, table: PointTable, between: str, columns: int | No
         if filled > named if named is not None else columns is not None and whole > columns:
             raise InputError(
                 f"{path}, line {line}: {filled} cells were found for {named or columns} columns "
-                f"('{','.join(cells)[:60]}'); its commas may be decimal ones, and cannot be told from those between the "
-                f"columns. {_NO_SPREADSHEET}"
+                f"('{','.join(cells)[:60]}'); its commas may be decimal ones, and cannot be told from those between "
+                f"the columns. {_NO_SPREADSHEET}"
             )
 
 

@@ -19,6 +19,7 @@ from napari_shmoareg.io.contents import REPORT
 from napari_shmoareg.io.images import read_image
 from napari_shmoareg.io.summary import read_registration_summary
 from napari_shmoareg.io.transforms import read_transform
+from napari_shmoareg.io.untrusted import user_path
 
 SAME = 0.01  # mm by which the place in a file may differ from the one in the report: files hold float32
 
@@ -43,7 +44,7 @@ def read_scene(folder: str | Path) -> Scene:
         If it is no such folder, was written before the images were kept with it, or a file is
         missing, damaged or of another registration.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     report = read_registration_summary(folder).report
     try:
         grids = {role: _grid(about) for role, about in report["pair"].items() if about}

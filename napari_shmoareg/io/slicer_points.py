@@ -98,7 +98,7 @@ def _read_markups(path: Path) -> NDArray[np.float64]:
             f"{path} is no point list of 3D Slicer ({error!r:.200}). Save it in Slicer as 'Markups JSON (.mrk.json)'."
         ) from error
     if len(lists) > 1:
-        raise InputError(f"{path} holds {len(lists)} lists of points; one was expected. Save each as a file of its own.")
+        raise InputError(f"{path} holds {len(lists)} lists of points; one was expected. Save each as its own file.")
     if not frames <= {"LPS", "RAS"} or units != {"mm"} or points.ndim != 2:
         raise InputError(
             f"{path} holds points of the shape {points.shape} in '{' '.join(frames)}', {' '.join(units)}; a list of "
@@ -129,7 +129,7 @@ def _position(path: Path, number: int, point: dict[str, Any]) -> list[float]:
         raise InputError(f"{path}: the point {name} has the position {str(values)[:80]}; three numbers were expected.")
     if not all(abs(v) < LARGEST for v in numbers):
         raise InputError(
-            f"{path}: the point {name} has the position {str(values)[:80]}, which is NaN, infinite or beyond any image. "
-            "Place it again in Slicer, or delete it."
+            f"{path}: the point {name} has the position {str(values)[:80]}, which is NaN, infinite or beyond any "
+            "image. Place it again in Slicer, or delete it."
         )
     return [float(v) for v in numbers]

@@ -22,6 +22,7 @@ from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry import Grid, InputError
 from napari_shmoareg.io.contents import REPORT
 from napari_shmoareg.io.itk import is_orthonormal
+from napari_shmoareg.io.untrusted import user_path
 
 LOADS = "experts/loads.csv"
 COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
@@ -134,7 +135,7 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
     InputError
         If it is no such folder, or one of the two files is missing or damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Give the folder that 'shmoareg register --out' wrote.")
     for name in (REPORT, LOADS):

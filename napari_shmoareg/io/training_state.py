@@ -14,6 +14,7 @@ from torch import Tensor
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.checkpoint import load_weights, read_tensors
+from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 FORMAT = "shmoareg-training-1"
@@ -57,7 +58,7 @@ def save_training_state(
     InputError
         If the place is not writable or the disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,7 +119,7 @@ def load_training_state(
     InputError
         If there is no state, it is damaged, or of another network or optimiser.
     """
-    path = Path(folder).expanduser() / FILE
+    path = user_path(folder) / FILE
     if not path.is_file():
         raise InputError(f"There is no training to go on with: {path} does not exist.")
     metadata, tensors = read_tensors(path, FORMAT)

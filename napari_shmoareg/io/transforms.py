@@ -19,6 +19,7 @@ from napari_shmoareg.io.atomic import ending, writing
 from napari_shmoareg.io.images import ITK_ENDINGS
 from napari_shmoareg.io.partial import shown
 from napari_shmoareg.io.silence import silenced
+from napari_shmoareg.io.untrusted import user_path
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -135,7 +136,7 @@ def read_transform(path: str | Path) -> Transform:
     InputError
         If there is no such file, it is damaged, or holds something else.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise InputError(f"There is no transform file {path}. Check the spelling and the folder you are in.")
     if ending(path) in (".nii", ".nii.gz"):

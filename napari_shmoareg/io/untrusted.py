@@ -53,6 +53,22 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def typed_path(text: str) -> Path:
+    """As `user_path`, for a field that is still being typed into: what is no path is taken as it stands."""
+    try:
+        return user_path(text)
+    except InputError:
+        return Path(text.replace("\0", ""))
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> bytes:
     """The content of a regular file.
 
@@ -95,8 +111,8 @@ def read_text(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
         return read_bytes(path, what, limit=limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{user_path(path)} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); {what} was "
-            "expected. Save it as UTF-8."
+            f"{user_path(path)} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); {what} "
+            "was expected. Save it as UTF-8."
         ) from error
 
 
@@ -193,9 +209,7 @@ def read_csv(
     return parse_csv(read_text(place, what, limit=limit), place, what, required=required)
 
 
-def parse_csv(
-    text: str, where: object, what: str, *, required: Sequence[str] = ()
-) -> tuple[list[str], list[Row]]:
+def parse_csv(text: str, where: object, what: str, *, required: Sequence[str] = ()) -> tuple[list[str], list[Row]]:
     """As `read_csv`, of text."""
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
@@ -203,7 +217,8 @@ def parse_csv(
         missing = [name for name in required if name not in columns]
         if missing:
             raise InputError(
-                f"{where} has no column {' and '.join(missing)} (it has: {', '.join(columns)[:200]}); {what} was expected."
+                f"{where} has no column {' and '.join(missing)} (it has: {', '.join(columns)[:200]}); {what} was "
+                "expected."
             )
         twice = sorted({name for name in columns if name and columns.count(name) > 1})
         if twice:

@@ -202,7 +202,10 @@ def _markups(*points, **more):
         (_markups({"position": [1, 2]}), "point number 1 .*three numbers"),
         (_markups({"position": [1, 2, 3]}, coordinateUnits="cm"), "cm"),
         (_markups({"position": [1, 2, 3]}, coordinateUnits=["mm", "mm", "um"]), "um"),
-        ('{"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}, {"controlPoints": [{"position": [4, 5, 6]}]}]}', "2"),
+        (
+            '{"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}, {"controlPoints": [{"position": [4, 5, 6]}]}]}',
+            "2",
+        ),
         ("[" * 100_000, "nested"),
         ("[]", "no point list"),
         (_markups(7), "no point list"),

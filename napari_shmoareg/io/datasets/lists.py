@@ -14,6 +14,7 @@ from napari_shmoareg.io.datasets.asked import Asked
 from napari_shmoareg.io.datasets.pair_files import COLUMNS
 from napari_shmoareg.io.datasets.scans import Dataset, Scan
 from napari_shmoareg.io.datasets.subjects import make_scans
+from napari_shmoareg.io.untrusted import user_path
 
 _PARTS = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 _LEAST_GROUPS = 3  # of scans joined by pairs, for a split to be possible at all
@@ -132,7 +133,7 @@ def _file(path: Path, where: str, column: str, name: object) -> Path | None:
         raise InputError(f"{path}, {where}: '{column}' is {name!r}; the name of a file was expected.")
     if not name.strip():
         return None
-    place = path.parent / Path(name.strip()).expanduser()
+    place = path.parent / user_path(name.strip())
     if not place.exists():
         raise InputError(f"{path}, {where}: there is no file {place}.")
     return place

@@ -14,6 +14,7 @@ import numpy as np
 from napari_shmoareg.geometry import InputError, VolumePair
 from napari_shmoareg.io.datasets.name_matching import matching
 from napari_shmoareg.io.images import read_pair
+from napari_shmoareg.io.untrusted import user_path
 
 COLUMNS = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
 
@@ -79,7 +80,7 @@ def read_pair_list(path: str | Path, *, nan: float | None = None, channel: int |
     InputError
         If the list or a file in it is missing, a column is missing, or no pair is listed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise InputError(
             f"There is no list of pairs {path}: a CSV file with the columns {', '.join(COLUMNS)} was expected."
@@ -112,7 +113,7 @@ def _entry(path: Path, line: int, row: dict[str, str]) -> PairFiles:
                     f"{path}, line {line}: the column '{column}' is empty; the name of a file was expected."
                 )
             continue
-        places[column] = path.parent / Path(name).expanduser()
+        places[column] = path.parent / user_path(name)
         if not places[column].exists():
             raise InputError(f"{path}, line {line}: there is no file {places[column]}.")
     return PairFiles(**places)
@@ -134,7 +135,7 @@ def read_folder(folder: str | Path, images: str, labels: str | None = None) -> t
     InputError
         If there are fewer than two images, or not as many label maps as images.
     """
-    place = Path(folder).expanduser()
+    place = user_path(folder)
     if not place.is_dir():
         raise InputError(f"There is no folder {place}.")
     found = matching(place, images)

@@ -13,6 +13,7 @@ from napari_shmoareg.io import partial
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.places import check_is_folder, check_new_folder
 from napari_shmoareg.io.summary import plain
+from napari_shmoareg.io.untrusted import user_path
 
 PLAN, CASES = "evaluation.json", "cases"
 FORMAT = "shmoareg-evaluation-1"
@@ -29,7 +30,7 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = user_path(path).absolute()
         self.plan = self.path / PLAN
         self.cases = self.path / CASES
 

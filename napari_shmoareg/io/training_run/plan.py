@@ -15,6 +15,7 @@ from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.checkpoint import load_network, read_card
 from napari_shmoareg.io.summary import versions
 from napari_shmoareg.io.training_run.dataset_choice import DatasetChoice as DatasetChoice
+from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.io.weights import checksum_of
 from napari_shmoareg.model import SHMoARegConfig
 
@@ -214,7 +215,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 def is_same_place(one: str, other: str) -> bool:
     """Whether two names are of one file or folder, by links and the way there."""
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return one == other or user_path(one).resolve() == user_path(other).resolve()
 
 
 def _same(name: str, mine: Any, given: Any) -> bool:
