@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from napari_shmoareg.cli.plans import begin_work
 from napari_shmoareg.cli.trial import Trial
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.machine import machine
+from napari_shmoareg.io.untrusted import MAX_TABLE, read_csv
 from napari_shmoareg.io.weights import checksum_of
 
 if TYPE_CHECKING:
@@ -73,11 +73,24 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     """
     if not (out / ROWS).is_file():
         return []
-    with (out / ROWS).open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(f"{out / ROWS} has other columns than this version writes; give another --out.")
-        return list(reader)
+    columns, rows = read_csv(out / ROWS, "the rows of a benchmark", limit=MAX_TABLE)
+    if tuple(columns) != COLUMNS:
+        raise InputError(f"{out / ROWS} has other columns than this version writes; give another --out.")
+    for line, cells in rows:
+        numbers = [cells[key] for key in MEASURED if key != "error"]
+        if not cells["pair"].isascii() or not cells["pair"].isdigit() or not all(map(_is_empty_or_number, numbers)):
+            raise InputError(
+                f"{out / ROWS}, line {line}, is damaged: a number of a pair, and numbers or nothing for the measures, "
+                "were expected. Delete that line; the same command then runs it again."
+            )
+    return [cells for _, cells in rows]
+
+
+def _is_empty_or_number(cell: str) -> bool:
+    try:
+        return not cell or float(cell) - float(cell) == 0
+    except ValueError:
+        return False
 
 
 def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> list[MethodSummary]:

@@ -15,6 +15,7 @@ from napari_shmoareg.analysis.place_load import PlaceLoad
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.summary import plain
+from napari_shmoareg.io.untrusted import read_object
 
 PLAN, PAIRS = "inspect.json", "pairs"
 
@@ -91,13 +92,13 @@ def read_kept(out: Path, number: int) -> InspectedPair | None:
     if not place.is_file():
         return None
     try:
-        told = json.loads(place.read_text(encoding="utf-8"))
+        told = read_object(place, "an inspected pair")
         if "error" in told:
             return None
         places = PlaceLoad({name: _load(rows) for name, rows in told["places"].items()})
         named = {key: told[key] for key in ("moving", "fixed", "points", "boundary", "about", "files")}
         return InspectedPair(load=_load(told["load"]), places=places, **named)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{place} is damaged ({error!r}). Delete it; the same command then registers this pair again."
         ) from error

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair
 from napari_shmoareg.io import dicom, itk, nifti
 from napari_shmoareg.io.atomic import ending, stem, writing
-from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.io.untrusted import names_input, printable, user_path
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _INTEGERS = ("u1", "i2", "i4", "u4", "i8", "u8")  # Ours: the first three are read by every program
 
 
+@names_input
 def read_image(
     path: str | Path, *, labels: bool = False, nan: float | None = None, channel: int | None = None
 ) -> Volume:
@@ -70,7 +71,7 @@ def read_image(
         grid = Grid((values.shape[0], values.shape[1], values.shape[2]), affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return Volume(values, grid, name=path.name if path.is_dir() else stem(path), is_labels=labels)
+    return Volume(values, grid, name=printable(path.name if path.is_dir() else stem(path)), is_labels=labels)
 
 
 def read_pair(

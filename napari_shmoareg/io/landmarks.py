@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.point_rows import FLIP, frame_of, numbers_of, rows_of
 from napari_shmoareg.io.slicer_points import read_slicer_points
-from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
 SLICER = (".mrk.json", ".json", ".fcsv")
@@ -36,6 +36,7 @@ class LandmarkPairs:
     notes: tuple[str, ...] = ()
 
 
+@names_input
 def read_landmark_pairs(path: str | Path) -> LandmarkPairs:
     """Read pairs of points from a CSV file.
 
@@ -91,6 +92,7 @@ def write_landmark_pairs(path: str | Path, *, moving: ArrayLike, fixed: ArrayLik
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+@names_input
 def read_points(path: str | Path) -> NDArray[np.float64]:
     """Read the points of one image, (n, 3) mm RAS.
 

@@ -19,7 +19,7 @@ from napari_shmoareg.io.atomic import ending, writing
 from napari_shmoareg.io.images import ITK_ENDINGS
 from napari_shmoareg.io.partial import shown
 from napari_shmoareg.io.silence import silenced
-from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -116,6 +116,7 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
         ) from error
 
 
+@names_input
 def read_transform(path: str | Path) -> Transform:
     """Read a transform from fixed world to moving world.
 

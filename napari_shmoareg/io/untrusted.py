@@ -7,13 +7,15 @@ holds, the answer is its content or an `InputError` that names it.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from napari_shmoareg.geometry.errors import InputError
 
@@ -21,6 +23,9 @@ MAX_BYTES = 64 * 2**20  # of a list, a plan, a report: the largest known ones ta
 MAX_TABLE = 2**30  # of the tables of a run, which grow with it
 MAX_DEPTH = 64  # brackets within brackets; our own files have 6
 MAX_CELL = 2**17  # characters of one cell of a CSV file
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -67,6 +72,23 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder that others may have made.
+
+    Raises
+    ------
+    InputError
+        If its name, or a link, leads out of the folder.
+    """
+    path = folder / name
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{printable(str(path))} leads out of the folder {folder} (by '..', a whole path or a link), and is not "
+            "read. Put a copy of the file itself there."
+        )
+    return path
 
 
 def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> bytes:
@@ -214,7 +236,7 @@ def parse_csv(text: str, where: object, what: str, *, required: Sequence[str] = 
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
         columns = [name.strip() for name in next(reader, [])]
-        missing = [name for name in required if name not in columns]
+        missing = sorted(name for name in required if name not in columns)
         if missing:
             raise InputError(
                 f"{where} has no column {' and '.join(missing)} (it has: {', '.join(columns)[:200]}); {what} was "
@@ -241,6 +263,54 @@ def parse_csv(text: str, where: object, what: str, *, required: Sequence[str] = 
     return columns, rows
 
 
+def check_fields(kind: type, values: object) -> None:
+    """Refuse values, as JSON gives them, that are not of the types of a dataclass's fields.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass.
+    values : object
+        A mapping of its fields; fields that it lacks are not looked at.
+
+    Raises
+    ------
+    ValueError
+        If it is no mapping, a field is unknown, or a value is of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"names and values were expected, not {_kind(values)}")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"'{name:.80}' is not known")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r:.80}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value of JSON is of a type; lists count as tuples, whole numbers as floats."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = inner[:1] * len(value) if Ellipsis in inner else inner
+        return len(kinds) == len(value) and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
+    if origin is list and isinstance(value, list):
+        return all(_fits(v, inner[0]) for v in value)
+    if (origin or hint) in (dict, Mapping) and isinstance(value, dict):
+        return not inner or all(_fits(v, inner[1]) for v in value.values())
+    if hint is Any:
+        return True
+    return isinstance(origin or hint, type) and isinstance(value, origin or hint)
+
+
 @contextmanager
 def reading(path: object) -> Iterator[None]:
     """Note on an error that nobody foresaw which file was being read, for those who tell it to the user."""
@@ -253,6 +323,17 @@ def reading(path: object) -> Iterator[None]:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
         raise
+
+
+def names_input(read: Callable[P, T]) -> Callable[P, T]:
+    """Have a function that reads what its first argument names do so within `reading`."""
+
+    @functools.wraps(read)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
+        with reading(args[0] if args else next(iter(kwargs.values()), "its input")):
+            return read(*args, **kwargs)
+
+    return named
 
 
 def printable(text: str) -> str:

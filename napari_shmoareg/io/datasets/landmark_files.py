@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.io.landmarks import COLUMNS
 from napari_shmoareg.io.point_rows import FLIP, frame_of, numbers_of, rows_of
-from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 
 class Landmarks(NamedTuple):
@@ -20,6 +20,7 @@ class Landmarks(NamedTuple):
     moving: NDArray[np.float64]
 
 
+@names_input
 def read_landmarks(path: str | Path) -> Landmarks:
     """Corresponding points of a pair.
 

@@ -14,11 +14,12 @@ from napari_shmoareg.io.datasets.lists import read_listed
 from napari_shmoareg.io.datasets.oasis import is_oasis, read_oasis
 from napari_shmoareg.io.datasets.scans import Dataset, check_window
 from napari_shmoareg.io.datasets.subjects import read_rule
-from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 KINDS = ("auto", "folder", "list", "learn2reg", "oasis", "btcv")
 
 
+@names_input
 def open_dataset(
     path: str | Path,
     *,

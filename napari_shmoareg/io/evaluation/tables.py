@@ -25,6 +25,7 @@ from napari_shmoareg.analysis.paired_test import PairedTest, compare
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.evaluation.folder import Case, EvaluationFolder
+from napari_shmoareg.io.places import check_name
 
 PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
 _ABOUT = ("case", "moving", "fixed", "moving_subject", "fixed_subject", "stage")
@@ -96,11 +97,24 @@ def write_comparison(folder: EvaluationFolder, other: EvaluationFolder) -> tuple
             f"{folder.path} and {other.path} have no finished pair in common: pairs are matched by the names of their "
             "scans."
         )
-    page = folder.path / f"against-{other.path.name}.md"
+    page = comparison_file(folder, other)
     table = [test.row() for test in tests]
     _write(page.with_suffix(".csv"), as_csv(table, tuple(table[0])))
     _write(page, comparison_page(tests, folder.path.name, other.path.name, _notes(folder, other, plans, both)))
     return tests, page
+
+
+def comparison_file(folder: EvaluationFolder, other: EvaluationFolder) -> Path:
+    """Where `write_comparison` writes.
+
+    Raises
+    ------
+    InputError
+        If the name is too long.
+    """
+    page = folder.path / f"against-{other.path.name}.md"
+    check_name(page.with_suffix(".csv"))
+    return page
 
 
 def summary_page(
