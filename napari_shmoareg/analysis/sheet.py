@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_shmoareg.analysis.panels import letters, page, say_convention, show, write
+from napari_shmoareg.analysis.panels import page, say_convention, show, write
 from napari_shmoareg.analysis.slices import Slice, cut
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.geometry import Volume
@@ -55,7 +55,6 @@ def contact_sheet(pairs: Sequence[Conformed], *, across: int = 2) -> Figure:
             if row == 0:
                 write(axes, 0.02, 0.02, COLUMNS[column], size=6)
             if column == 0:
-                letters(axes, images)
                 shape = "×".join(str(n) for n in pair.grid.shape)
                 title = f"{number + 1}: {shape} voxels, {max(pair.grid.spacing):.1f} mm"
                 axes.set_title(title, fontsize=7, loc="left", pad=3)

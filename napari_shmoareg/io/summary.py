@@ -206,11 +206,12 @@ def check_report(report: Mapping[str, Any]) -> None:
         "folding_percent": _NUMBER,
         "pair": {"": {"name": str, "shape": [int], "affine": [[float]]}},
         "network_grid": {"shape": [int], "affine": [[float]]},
+        "labels": {"": [int]},
         "dice": per_label,
         "assd_mm": per_label,
         "hd95_mm": per_label,
     }
-    free = {"dice", "assd_mm", "hd95_mm"}
+    free = {"dice", "labels", "assd_mm", "hd95_mm"}
     for name, kind in kinds.items():
         if name in report and not (report[name] is None and name in free):
             _check_kind(report[name], kind, name)

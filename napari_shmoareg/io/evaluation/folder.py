@@ -226,6 +226,11 @@ def _is_case(case: Mapping[str, Any]) -> bool:
         rows += stage["labels"].values()
         if not all(re.fullmatch(r"-?\d{1,18}", label) for label in stage["labels"]):
             return False
+    labels = case.get("labels", {"both": []})
+    if not isinstance(labels, dict) or not set(labels) <= {"both", "only_moving", "only_fixed"} or "both" not in labels:
+        return False
+    if not all(isinstance(found, list) and all(isinstance(n, int) for n in found) for found in labels.values()):
+        return False
     warned = case.get("warnings", [])
     return isinstance(warned, list) and all(isinstance(text, str) for text in warned) and all(map(_is_row, rows))
 

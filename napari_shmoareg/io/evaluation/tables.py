@@ -21,6 +21,7 @@ from napari_shmoareg.analysis.evaluation_summary import (
     summary_row,
     worse_than_start,
 )
+from napari_shmoareg.analysis.metrics import SharedLabels
 from napari_shmoareg.analysis.paired_test import PairedTest, compare
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
@@ -69,7 +70,7 @@ def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> Written:
         written = Written(summaries, len(plan["pairs"]), len(cases), failed, damaged)
         _write(folder.path / PAIRS, as_csv(pairs, (*_ABOUT, *columns_of(pairs), "error")))
         if labels:
-            about = ("case", "moving", "fixed", "stage", "label")
+            about = ("case", "moving", "fixed", "stage", "label", "in")
             _write(folder.path / LABELS, as_csv(labels, (*about, *columns_of(labels))))
         rows = [summary_row(s) for s in summaries]
         _write(folder.path / SUMMARY, as_csv(rows, tuple(rows[0]) if rows else ("stage", "label", "measure")))
@@ -131,8 +132,8 @@ def summary_page(
         worse, judged = worse_than_start(pairs)
         parts += ["\n".join(stage_table(written.summaries))]
         parts += [
-            "Mean ± SD over pairs; a pair's Dice and surface distances are the means over its labels. "
-            + (f"{worse} of {judged} pairs ended worse than they began." if judged else "")
+            "Mean ± SD over pairs; a pair's Dice and surface distances are the means over the labels that both of its "
+            "images have. " + (f"{worse} of {judged} pairs ended worse than they began." if judged else "")
         ]
     labels = label_table(written.summaries)
     if labels:
@@ -142,6 +143,10 @@ def summary_page(
     if written.summaries:
         parts += ["## Definitions", "\n".join(definition_lines(written.summaries))]
         parts += ["On the fixed image's own grid; labels by nearest neighbour in one interpolation of the original."]
+    lacking = [case for case in cases if not case["error"] and _lacks(case)]
+    if lacking:
+        listed = [f"- {c['moving']} onto {c['fixed']}: {_shared(c).description}" for c in lacking]
+        parts += ["## Labels that one image of a pair lacks (in no mean)", "\n".join(listed)]
     failures = [f"- {c['moving']} onto {c['fixed']}: {c['error']}" for c in cases if c["error"]]
     if failures or written.damaged:
         damaged = [f"- {text}" for text in written.damaged]
@@ -156,6 +161,15 @@ def summary_page(
     parts += ["## What was evaluated", _listed(about | settings)]
     parts += ["## Machine and versions", _machines(cases), _listed(plan["versions"])]
     return "\n\n".join(parts) + "\n"
+
+
+def _shared(case: Case) -> SharedLabels:
+    """Which labels both images of a case have; nothing where it was written before that was kept."""
+    return SharedLabels(**{key: tuple(found) for key, found in (case.get("labels") or {"both": ()}).items()})
+
+
+def _lacks(case: Case) -> bool:
+    return bool(_shared(case).missing)
 
 
 def described(plan: Mapping[str, Any]) -> str:
