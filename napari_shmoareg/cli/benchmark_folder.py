@@ -14,7 +14,7 @@ from napari_shmoareg.cli.plans import begin_work
 from napari_shmoareg.cli.trial import Trial
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.machine import machine
-from napari_shmoareg.io.untrusted import MAX_TABLE, read_csv
+from napari_shmoareg.io.untrusted import MAX_TABLE, printable, read_csv
 from napari_shmoareg.io.weights import checksum_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[st
     parts += ["## Methods", _methods(plan), "## Settings", _listed(plan["settings"])]
     parts += ["## Machine and versions", _listed(_surroundings() | plan["machine"] | plan["versions"])]
     with writing(out / SUMMARY) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text(printable("\n\n".join(parts)) + "\n", encoding="utf-8")
     with writing(out / PLOT) as temporary:
         comparison_figure(rows).savefig(temporary, dpi=150)
     return summaries

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from napari_shmoareg.analysis.place_load import PlaceLoad
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.summary import plain
-from napari_shmoareg.io.untrusted import read_object
+from napari_shmoareg.io.untrusted import check_fields, read_object
 
 PLAN, PAIRS = "inspect.json", "pairs"
 
@@ -53,6 +53,18 @@ class InspectedPair:
         """All of it but the counts, for the summary."""
         named = {"moving": self.moving, "fixed": self.fixed, "places_mm_ras": self.points}
         return {**named, "boundary_labels": self.boundary, **self.about}
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What the file of a pair holds beside its counts, and of which kind."""
+
+    moving: str
+    fixed: str
+    points: dict[str, tuple[float, float, float]]
+    boundary: tuple[int, int] | None
+    about: dict[str, Any]
+    files: dict[str, tuple[int, int]]
 
 
 def file_of(out: Path, number: int) -> Path:
@@ -96,6 +108,7 @@ def read_kept(out: Path, number: int) -> InspectedPair | None:
         if "error" in told:
             return None
         places = PlaceLoad({name: _load(rows) for name, rows in told["places"].items()})
+        check_fields(_Named, {key: told[key] for key in get_type_hints(_Named)})
         named = {key: told[key] for key in ("moving", "fixed", "points", "boundary", "about", "files")}
         return InspectedPair(load=_load(told["load"]), places=places, **named)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -41,7 +41,7 @@ def load(path: Path) -> tuple[Any, NDArray[np.float64]]:
     try:
         image: Any = nibabel.load(path)
         affine = np.array(image.affine, dtype=np.float64)
-    except EOFError as error:
+    except (EOFError, zlib.error) as error:
         raise truncated(path, _readable_bytes(path)) from error
     except (
         nibabel.filebasedimages.ImageFileError,

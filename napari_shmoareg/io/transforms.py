@@ -190,7 +190,7 @@ def _itk_transform(path: Path) -> Transform:
     try:
         with silenced():
             whole = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         if _is_hdf5(path):
             raise InputError(
                 f"{path} is damaged or cut short ({path.stat().st_size} bytes), or it holds no transform of ITK. Copy "

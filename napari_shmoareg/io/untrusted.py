@@ -298,7 +298,7 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if origin is tuple and isinstance(value, list | tuple):
         kinds = inner[:1] * len(value) if Ellipsis in inner else inner
         return len(kinds) == len(value) and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
@@ -313,10 +313,14 @@ def _fits(value: object, hint: Any) -> bool:
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Note on an error that nobody foresaw which file was being read, for those who tell it to the user."""
+    """Have every error say which file was being read: in its text, or in a note where nobody foresaw it."""
     try:
         yield
-    except (InputError, OSError):
+    except InputError as error:
+        if not os.path.lexists(printable(str(path)).replace("\0", "")) or os.path.basename(str(path)) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+    except OSError:
         raise
     except Exception as error:
         note = f"while reading {path}"

@@ -136,9 +136,9 @@ def test_a_label_of_one_image_alone_is_in_no_mean(pair, tiny_network):
     experiment = Experiment(Replay.of(speckled, tiny_network, settings={"size": 20}))
     effect = experiment.run(Intervention("force", 2, "decoder"))
     both = [label for label in pair.fixed_labels.labels if (moving == label).any()]
-    for dice in (experiment.base.dice, effect.outcome.dice, effect.dice_change):
-        assert {label for label, value in dice.items() if not np.isnan(value)} == set(both)
-        assert set(dice) == {*both, *range(100, 100 + len(free))}
+    for scores in (experiment.base.dice, effect.outcome.dice, effect.dice_change):
+        assert {label for label, value in scores.items() if not np.isnan(value)} == set(both)
+        assert set(scores) == {*both, *range(100, 100 + len(free))}
     assert experiment.base.mean_dice == pytest.approx(np.mean([experiment.base.dice[label] for label in both]))
     assert effect.mean_dice_change == pytest.approx(np.mean([effect.dice_change[label] for label in both]))
 

@@ -27,6 +27,7 @@ from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.evaluation.folder import Case, EvaluationFolder
 from napari_shmoareg.io.places import check_name
+from napari_shmoareg.io.untrusted import printable
 
 PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
 _ABOUT = ("case", "moving", "fixed", "moving_subject", "fixed_subject", "stage")
@@ -230,7 +231,7 @@ def _write(path: Path, text: str) -> None:
     for attempt in range(3):
         try:
             with writing(path) as temporary:
-                temporary.write_text(text, encoding="utf-8", newline="")
+                temporary.write_text(printable(text), encoding="utf-8", newline="")
             return
         except FileNotFoundError:
             if attempt == 2:
