@@ -153,8 +153,7 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
         check_report(report)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again.") from error
-    columns = ("part", "layer", "block", "image", "direction", "expert", "count")
-    _, rows = read_csv(inside(folder, LOADS), "the loads of the experts", required=columns)
+    _, rows = read_csv(inside(folder, LOADS), "the loads of the experts")
     try:
         load = ExpertLoad.from_rows((row.cells for row in rows), top_k)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:

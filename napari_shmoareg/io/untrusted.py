@@ -158,7 +158,7 @@ def parse_json(text: str, where: object, what: str) -> Any:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         said = "its brackets are nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{where} is damaged, or not JSON ({said}); {what} was expected.") from error
+        raise InputError(f"{where} is damaged, or not a JSON file ({said}); {what} was expected.") from error
     level: list[Any] = [found]
     for _ in range(MAX_DEPTH):
         inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
@@ -228,7 +228,13 @@ def read_csv(
         a cell is longer than `MAX_CELL`.
     """
     place = user_path(path)
-    return parse_csv(read_text(place, what, limit=limit), place, what, required=required)
+    try:
+        text = read_text(place, what, limit=limit)
+    except InputError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise InputError(f"{place} is not a CSV file: {error}") from error
+        raise
+    return parse_csv(text, place, what, required=required)
 
 
 def parse_csv(text: str, where: object, what: str, *, required: Sequence[str] = ()) -> tuple[list[str], list[Row]]:
@@ -259,7 +265,9 @@ def parse_csv(text: str, where: object, what: str, *, required: Sequence[str] = 
             filled = [*cells, *[""] * (len(columns) - len(cells))]
             rows.append(Row(reader.line_num, dict(zip(columns, filled, strict=False))))
     except csv.Error as error:
-        raise InputError(f"{where}, line {reader.line_num}, is not CSV ({error}); {what} was expected.") from error
+        raise InputError(
+            f"{where}, line {reader.line_num}, is not of a CSV file ({error}); {what} was expected."
+        ) from error
     return columns, rows
 
 

@@ -113,7 +113,7 @@ class SHMoARegConfig:
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         object.__setattr__(self, "passes", tuple(float(v) for v in self.passes))
         rules = (
-            (self.attention in ("moa", "mha"), f"attention is 'moa' or 'mha', not {self.attention!r}"),
+            (self.attention in ("moa", "mha"), f"attention is 'moa' or 'mha', not {self.attention!r:.80}"),
             (len(self.window) == 3 and min(self.window) > 0, f"window is three positive numbers, not {self.window}"),
             (
                 1 <= len(self.depths) <= 5 and min(self.depths) > 0,
