@@ -163,6 +163,6 @@ def without(words: Sequence[str], *options: str) -> tuple[str, ...]:
 def _parted(option: str) -> tuple[str, str]:
     key, mark, value = option.partition("=")
     key = key.strip().lstrip("-")
-    if not mark or not key:
+    if not mark or not re.fullmatch(r"[A-Za-z][\w-]*", key):
         raise InputError(f"--cluster-option is KEY=VALUE, such as partition=gpu; got '{option}'.")
     return key, value.strip()

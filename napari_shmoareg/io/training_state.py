@@ -125,10 +125,7 @@ def load_training_state(
     if not path.is_file():
         raise InputError(f"There is no training to go on with: {path} does not exist.")
     metadata, tensors = read_tensors(path, FORMAT)
-    if config_in(metadata, path).to_dict() != network.config.to_dict():
-        raise InputError(
-            f"The training in {path} is of a network with another config. Begin another, or use its own config."
-        )
+    _check_config(metadata, network.config, path)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
@@ -162,8 +159,16 @@ def network_of_state(folder: str | Path, config: SHMoARegConfig) -> SHMoAReg:
         If the state is damaged, or of another network.
     """
     path = user_path(folder) / FILE
-    check_format(path, FORMAT)
+    _check_config(check_format(path, FORMAT), config, path)
     return built(config, path, "network.")
+
+
+def _check_config(metadata: Mapping[str, str], config: SHMoARegConfig, path: Path) -> None:
+    """See that a saved training is of a network with this config."""
+    if config_in(metadata, path).to_dict() != config.to_dict():
+        raise InputError(
+            f"The training in {path} is of a network with another config. Begin another, or use its own config."
+        )
 
 
 def _optimiser_state(

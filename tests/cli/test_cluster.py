@@ -245,3 +245,9 @@ def test_a_line_break_never_becomes_a_line_of_the_batch_script(words, options, n
     with pytest.raises(InputError, match="control character"):
         cluster.submit([job], "slurm", options, folder=tmp_path / "jobs", name=name)
     assert not (tmp_path / "jobs").exists()
+
+
+@pytest.mark.parametrize("option", ["a b=1", "array 1-9 --uid=0", "=3", "nothing"])
+def test_the_name_of_an_option_is_one_word(option):
+    with pytest.raises(InputError, match="KEY=VALUE"):
+        parameters("slurm", ["time=10", option])
