@@ -226,6 +226,8 @@ def _is_case(case: Mapping[str, Any]) -> bool:
         rows += stage["labels"].values()
         if not all(re.fullmatch(r"-?\d{1,18}", label) for label in stage["labels"]):
             return False
+    if not isinstance(case.get("machine", {}), dict):
+        return False
     labels = case.get("labels", {"both": []})
     if not isinstance(labels, dict) or not set(labels) <= {"both", "only_moving", "only_fixed"} or "both" not in labels:
         return False

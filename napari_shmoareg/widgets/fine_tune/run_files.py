@@ -98,7 +98,8 @@ class Tail:
 
     def rows(self) -> list[dict[str, str]]:
         """The new rows by column; a last line that is not whole is left for the next time."""
-        found = list(csv.reader(io.StringIO(self._text(), newline="")))
+        with _named(self._path):
+            found = list(csv.reader(io.StringIO(self._text(), newline="")))
         return [dict(zip(self._head, row, strict=False)) for row in self._without_head(found)]
 
     def lines(self) -> list[str]:
