@@ -213,7 +213,12 @@ def _is_plan(found: Mapping[str, Any]) -> bool:
 def _is_case(case: Mapping[str, Any]) -> bool:
     """Whether all that is read of a case is of its kind."""
     texts = all(isinstance(case[key], str) for key in ("moving", "fixed", "moving_subject", "fixed_subject"))
-    if not texts or not _is_number(case["seconds"]) or not isinstance(case["error"], str | None):
+    if (
+        not texts
+        or not isinstance(case.get("machine", {}), dict)
+        or not _is_number(case["seconds"])
+        or not isinstance(case["error"], str | None)
+    ):
         return False
     stages = case["stages"]
     if case["error"] or not isinstance(stages, dict):
@@ -226,8 +231,6 @@ def _is_case(case: Mapping[str, Any]) -> bool:
         rows += stage["labels"].values()
         if not all(re.fullmatch(r"-?\d{1,18}", label) for label in stage["labels"]):
             return False
-    if not isinstance(case.get("machine", {}), dict):
-        return False
     labels = case.get("labels", {"both": []})
     if not isinstance(labels, dict) or not set(labels) <= {"both", "only_moving", "only_fixed"} or "both" not in labels:
         return False
