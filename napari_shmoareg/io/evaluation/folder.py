@@ -205,6 +205,7 @@ def _is_plan(found: Mapping[str, Any]) -> bool:
     return (
         all(isinstance(found.get(key), kind) for key, kind in kinds.items())
         and isinstance(found["dataset"].get("path"), str)
+        and "weights" in found
         and (weights is None or (isinstance(weights, dict) and isinstance(weights.get("name"), str)))
         and all(isinstance(p, list) and len(p) == 2 and all(isinstance(n, str) for n in p) for p in pairs or ())
     )
@@ -219,6 +220,9 @@ def _is_case(case: Mapping[str, Any]) -> bool:
         or not _is_number(case["seconds"])
         or not isinstance(case["error"], str | None)
     ):
+        return False
+    warned = case.get("warnings", [])
+    if not isinstance(warned, list) or not all(isinstance(text, str) for text in warned):
         return False
     stages = case["stages"]
     if case["error"] or not isinstance(stages, dict):
@@ -236,8 +240,7 @@ def _is_case(case: Mapping[str, Any]) -> bool:
         return False
     if not all(isinstance(found, list) and all(isinstance(n, int) for n in found) for found in labels.values()):
         return False
-    warned = case.get("warnings", [])
-    return isinstance(warned, list) and all(isinstance(text, str) for text in warned) and all(map(_is_row, rows))
+    return all(map(_is_row, rows))
 
 
 def _is_row(row: object) -> bool:
