@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.analysis.metrics import dice, folding, mean, sdlogj, surface
+from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, folding, mean, sdlogj, surface
 from napari_shmoareg.geometry import DisplacementField, VolumePair
 
 if TYPE_CHECKING:
@@ -106,14 +106,15 @@ def score(
     Returns
     -------
     dict of column to float
-        ``dice``, ``assd_mm``, ``hd95_mm`` (means over labels), ``landmark_mm`` (mean distance) as far as
-        there is ground for them; ``folding_percent`` and ``sdlogj`` of the whole map, the affine
+        ``dice``, ``assd_mm``, ``hd95_mm`` (means over the labels that both have), ``landmark_mm`` (mean distance) as
+        far as there is ground for them; ``folding_percent`` and ``sdlogj`` of the whole map, the affine
         included.  Definitions: `napari_shmoareg.analysis.metrics`.
     """
     found: dict[str, float] = {}
     if pair.moving_labels is not None and pair.fixed_labels is not None:
         carried, truth = displacement.warp(pair.moving_labels).values, pair.fixed_labels.values
-        found["dice"] = mean(dice(carried, truth))
+        shared = SharedLabels.of(pair.moving_labels.labels, pair.fixed_labels.labels)
+        found["dice"] = mean(dice_in_both(carried, truth, shared))
         if distances:
             both = surface(carried, truth, pair.fixed.grid.spacing)
             found["assd_mm"] = mean({label: near for label, (near, _) in both.items()})

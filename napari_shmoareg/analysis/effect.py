@@ -25,7 +25,7 @@ class Outcome:
     displacement : DisplacementField
         The whole transform, T(x) - x, mm RAS, without any refinement.
     dice : dict of int to float
-        Per label; empty without labels of both images.
+        Per label, NaN for one that only one image has; empty without labels of both images.
     folding_percent : float
         Of the deformation without the affine.
     routing : RoutingTrace
@@ -40,8 +40,9 @@ class Outcome:
 
     @property
     def mean_dice(self) -> float | None:
-        """Over the labels; None without."""
-        return mean(self.dice) if self.dice else None
+        """Over the labels that both images have; None without."""
+        found = mean(self.dice)
+        return None if np.isnan(found) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,6 @@ def compare(
         p95_mm=float(np.percentile(within, 95)),
         max_mm=float(within.max()),
         dice_change=labels,
-        mean_dice_change=mean(labels) if labels else None,
+        mean_dice_change=None if np.isnan(mean(labels)) else mean(labels),
         folding_change=outcome.folding_percent - base.folding_percent,
     )

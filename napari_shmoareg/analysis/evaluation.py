@@ -37,7 +37,9 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "dice": Measure("Dice", ".4f", 1, "2|A∩B| / (|A|+|B|) on voxels; 0 where one map lacks the label"),
+    "dice": Measure(
+        "Dice", ".4f", 1, "2|A∩B| / (|A|+|B|) on voxels; means are over the labels that both images of a pair have"
+    ),
     "assd_mm": Measure(
         "ASSD, mm",
         ".3f",
@@ -126,8 +128,8 @@ def measure_pair(pair: VolumePair, found: Found, scoring: Scoring, points: Point
     Returns
     -------
     dict of stage to {"means": measure -> float, "labels": label -> measure -> float}
-        Without "affine" where the method has none that is known.  Means are over the labels in either map that
-        could be measured; NaN where nothing could.
+        Without "affine" where the method has none that is known.  Means are over the labels that both images have and
+        that could be measured; NaN where nothing could.
     """
     grid = pair.fixed.grid
     fields = {"start": Transform(np.eye(4)).total(grid)}
@@ -149,15 +151,24 @@ def measure_stage(
     means: dict[str, float] = {}
     if pair.moving_labels is not None and pair.fixed_labels is not None:
         carried = displacement.warp(pair.moving_labels).values
-        labels = _per_label(carried, pair.fixed_labels.values, pair.fixed.grid.spacing, scoring)
+        shared = labels_of(pair)
+        labels = _per_label(carried, pair.fixed_labels.values, pair.fixed.grid.spacing, scoring, shared)
         names = list(dict.fromkeys(name for values in labels.values() for name in values)) or ["dice"]
-        means = {name: metrics.mean({label: values[name] for label, values in labels.items()}) for name in names}
+        means = {
+            name: metrics.mean({label: labels[label].get(name, float("nan")) for label in shared.both})
+            for name in names
+        }
     if points is not None:
         fixed, moving = points
         means["landmark_mm"] = float(np.linalg.norm(fixed + displacement.at(fixed) - moving, axis=1).mean())
     alike = similarity(pair, Transform(np.eye(4), displacement))
     means["ncc"] = float("nan") if alike is None else alike.ncc
     return {"means": means, "labels": labels}
+
+
+def labels_of(pair: VolumePair) -> metrics.SharedLabels:
+    """Which labels both images of a pair have, and which only one; none without labels."""
+    return metrics.SharedLabels.of(*([] if v is None else v.labels for v in (pair.moving_labels, pair.fixed_labels)))
 
 
 def deformation(displacement: DisplacementField, scoring: Scoring) -> dict[str, float]:
@@ -192,11 +203,12 @@ def pair_rows(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def label_rows(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a case in the table of labels: one per stage and label."""
+    """The rows of a case in the table of labels: one per stage and label, and which images have it ("in")."""
     about = {"case": case["number"], "moving": case["moving"], "fixed": case["fixed"]}
     stages = {} if case["error"] else case["stages"]
+    sides = {label: side for side, found in (case.get("labels") or {}).items() for label in found}
     return [
-        about | {"stage": stage, "label": int(label)} | values
+        about | {"stage": stage, "label": int(label), "in": sides.get(int(label), "").replace("_", " ")} | values
         for stage in STAGES
         if stage in stages
         for label, values in sorted(stages[stage]["labels"].items(), key=lambda item: int(item[0]))
@@ -209,9 +221,9 @@ def columns_of(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _per_label(
-    carried: NDArray, truth: NDArray, spacing: tuple[float, ...], scoring: Scoring
+    carried: NDArray, truth: NDArray, spacing: tuple[float, ...], scoring: Scoring, shared: metrics.SharedLabels
 ) -> dict[int, dict[str, float]]:
-    found = {label: {"dice": value} for label, value in metrics.dice(carried, truth).items()}
+    found = {label: {"dice": value} for label, value in metrics.dice_in_both(carried, truth, shared).items()}
     if not scoring.surface:
         return found
     for label, distances in metrics.surface_distances(carried, truth, spacing).items():
@@ -220,6 +232,6 @@ def _per_label(
     if scoring.definitions:
         everywhere = metrics.avd_th(carried, truth, spacing)
         for label, distances in metrics.surfel_distances(carried, truth, spacing).items():
-            found[label] |= {f"{name}_mm": value for name, value in distances.items()}
+            found.setdefault(label, {}).update({f"{name}_mm": value for name, value in distances.items()})
             found[label]["avd_th_mm"] = everywhere[label]
     return found

@@ -12,7 +12,7 @@ from napari_shmoareg.analysis.effect import Effect, Outcome, compare
 from napari_shmoareg.analysis.expert_load import Place, place_of
 from napari_shmoareg.analysis.gate_edits import cells_in
 from napari_shmoareg.analysis.intervention import Intervention, intervening
-from napari_shmoareg.analysis.metrics import dice, folding
+from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, folding
 from napari_shmoareg.analysis.random_counterpart import Touched, at_random, chosen_by
 from napari_shmoareg.engine.carrying import carry
 from napari_shmoareg.engine.intensity import Intensity
@@ -134,10 +134,10 @@ class Experiment:
         return found if found.any() else np.ones(fixed.values.shape, dtype=bool)
 
     @cached_property
-    def _labels(self) -> list[int]:
-        """Those that occur in either image; looked for once, as that takes as long as to count them."""
+    def _labels(self) -> SharedLabels:
+        """Those that both images have, or one; looked for once, as that takes as long as to count them."""
         pair = self.replay.pair
-        return sorted({label for v in (pair.fixed_labels, pair.moving_labels) if v is not None for label in v.labels})
+        return SharedLabels.of(*([] if v is None else v.labels for v in (pair.moving_labels, pair.fixed_labels)))
 
     @cached_property
     def _shown(self) -> Volume:
@@ -155,7 +155,7 @@ class Experiment:
         truth = replay.pair.fixed_labels
         labels = {}
         if truth is not None and carried.warped_labels is not None:
-            labels = dice(carried.warped_labels.values, truth.values, self._labels)
+            labels = dice_in_both(carried.warped_labels.values, truth.values, self._labels)
         folded = folding(carried.jacobian().values)
         tell(1.0)
         return Outcome(carried.warped, carried.warped_labels, carried.displacement, labels, folded, routing)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
 from napari_shmoareg.analysis.expert_maps import ExpertMap, expert_maps
 from napari_shmoareg.analysis.expert_palette import IMAGE_COLOURS, expert_colours
-from napari_shmoareg.analysis.panels import extent, legend, letters, page, scaled, show
+from napari_shmoareg.analysis.panels import extent, legend, letters, page, say_convention, scaled, show
 from napari_shmoareg.analysis.slices import View, cut, middle
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.engine.registration import Registration
@@ -89,6 +89,7 @@ def expert_map_figure(
     for axes in figure.axes:
         axes.set(xlim=(left.min(), right.max()), ylim=(bottom.min(), top.max()), facecolor="#dee2e6")
     figure.axes[0].set_title(f"warped ({view})", fontsize=10)
+    say_convention(figure)
     names = [f"expert {n}" for n in range(count)]
     if kernels is not None:
         names = [f"{name}: {size}\u00d7{size}\u00d7{size}" for name, size in zip(names, kernels, strict=True)]

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.model.routing import RoutedLayer, RoutingTrace
 
+MAX_EXPERTS = 1024  # at one place; the networks here have 12 at most
+MAX_COUNT = 2**53
+
 
 class Place(NamedTuple):
     """Where in the network a gate stands; fields as in `RoutedLayer`."""
@@ -87,19 +90,21 @@ class ExpertLoad:
         Raises
         ------
         KeyError, ValueError
-            If a column is missing or is no number where one belongs.
+            If a column is missing, or is no whole number from 0 (an expert: below `MAX_EXPERTS`) where one belongs.
         """
         found: dict[Place, dict[int, int]] = {}
         for row in rows:
             block, image, direction = (row[key] if row[key] != "" else None for key in ("block", "image", "direction"))
             place = Place(
                 str(row["part"]),
-                int(str(row["layer"])),
-                None if block is None else int(str(block)),
+                _whole(row, "layer", MAX_COUNT),
+                None if block is None else _whole(row, "block", MAX_COUNT),
                 None if image is None else str(image),
                 None if direction is None else str(direction),
             )
-            found.setdefault(place, {})[int(str(row["expert"]))] = int(str(row["count"]))
+            expert, count = _whole(row, "expert", MAX_EXPERTS), _whole(row, "count", MAX_COUNT)
+            if found.setdefault(place, {}).setdefault(expert, count) != count:
+                raise ValueError(f"expert {expert} of {place.part} layer {place.layer} has two counts")
         counts = {p: np.array([c.get(e, 0) for e in range(max(c) + 1)], dtype=np.int64) for p, c in found.items()}
         return cls(counts, {p: int(c.sum()) // (top_k or {}).get(p, 1) for p, c in counts.items()})
 
@@ -148,6 +153,14 @@ class ExpertLoad:
             for place, counts in self.counts.items()
             for expert, count in enumerate(counts)
         ]
+
+
+def _whole(row: Mapping[str, object], key: str, below: int) -> int:
+    """A whole number of a row."""
+    text = str(row[key])
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < below):
+        raise ValueError(f"{key} is '{text:.40}'; a whole number from 0 to {below - 1} was expected")
+    return int(text)
 
 
 def place_of(record: RoutedLayer) -> Place:

@@ -20,12 +20,13 @@ from napari_shmoareg.analysis.panels import (
     letters,
     lines,
     page,
+    say_convention,
     scaled,
     show,
     views_of,
     write,
 )
-from napari_shmoareg.analysis.slices import VIEWS, Slice, View, cut, directions, in_plane, middle, plane, plane_grid
+from napari_shmoareg.analysis.slices import VIEWS, Slice, View, cut, middle, on_screen, plane, plane_grid
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry.transform import Transform, warp_volume
@@ -90,6 +91,7 @@ def overview(
             if column == 0:
                 axes.set_ylabel(view, fontsize=10)
                 letters(axes, cutting)
+    say_convention(figure)
     colour_bar(figure, drawn, axes, "difference, images scaled to 0..1")
     drawn_labels = ((pair.fixed_labels, FIXED_COLOUR, "fixed"), (pair.moving_labels, MOVED_COLOUR, "moving, warped"))
     legend(figure, {f"labels: {name}": colour for labels, colour, name in drawn_labels if labels is not None})
@@ -141,6 +143,7 @@ def jacobian_figure(registration: Registration, *, point: NDArray | None = None)
         show(axes, Slice(folded, cutting.extent, view), cmap=ListedColormap([FOLDING_COLOUR]))
         frame(axes, cutting, (widths[column], max(heights)), LIGHT)
         axes.set_title(view, fontsize=10)
+        letters(axes, cutting)
         below = figure.add_subplot(spec[1, column])
         show(below, scaled(cut(fixed, point, view), scale), cmap="gray", vmin=0, vmax=1.5)
         bent_grid(below, registration, point, cutting)
@@ -149,6 +152,7 @@ def jacobian_figure(registration: Registration, *, point: NDArray | None = None)
         if column == 0:
             axes.set_ylabel("Jacobian determinant", fontsize=10)
             below.set_ylabel("deformation", fontsize=10)
+    say_convention(figure)
     bar = colour_bar(figure, drawn, axes, "")
     ticks = [t for t in (0.25, 0.5, 0.7, 0.85, 1, 1.2, 1.4, 2, 4) if 1 / limit <= t <= limit]
     bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
@@ -169,7 +173,7 @@ def bent_grid(axes: Axes, registration: Registration, point: NDArray, cutting: S
     step = max(n * s for n, s in zip(grid.shape, grid.spacing, strict=True)) / count
     ticks = [np.arange(low + step / 2, high, step) for low, high in ((left, right), (bottom, top))]
     fine = [np.linspace(low, high, 200) for low, high in ((left, right), (bottom, top))]
-    base = directions(grid)[:, list(in_plane(cutting.view))]
+    base = on_screen(grid, cutting.view)
     for steps, upright in (((fine[0], ticks[1]), False), ((ticks[0], fine[1]), True)):
         points = plane(grid, point, cutting.view, steps)
         moved = points if field is None else points + field.at(points)

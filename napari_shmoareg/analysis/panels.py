@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from napari_shmoareg.analysis.slices import VIEWS, Slice, View, in_plane
+from napari_shmoareg.analysis.slices import CONVENTION, VIEWS, Slice, View, in_plane
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.geometry import Grid
 
@@ -104,6 +104,11 @@ def letters(axes: Axes, cutting: Slice) -> None:
     places = ((0.015, 0.5), (0.985, 0.5), (0.5, 0.015), (0.5, 0.985))
     for (x, y), letter in zip(places, cutting.ends, strict=True):
         write(axes, x, y, letter)
+
+
+def say_convention(figure: Figure) -> None:
+    """Which side is which, in small letters in the lower right corner."""
+    figure.text(0.995, 0.005, CONVENTION, ha="right", va="bottom", fontsize=6.5, color="0.35")
 
 
 def write(axes: Axes, x: float, y: float, text: str, size: float = 8) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_shmoareg.analysis.metrics import dice, folding, mean, sdlogj, surface
+from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, folding, mean, sdlogj, surface
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.engine.similarity import Similarity
 from napari_shmoareg.geometry import Transform, Volume, warp_volume
@@ -31,11 +31,13 @@ class Quality:
     similarity : stage -> {"ncc", "mse", "overlap", "nmi"} -> float
         As `Registration.similarity`; NaN where the images do not meet.
     dice, assd_mm, hd95_mm : stage -> label -> float, or None
-        None unless both images have labels.
+        None unless both images have labels.  NaN for a label that only one of them has.
     jacobian : {"min", "max", "mean", "sdlogj", "folding_percent"} -> float
         Of the deformation, without the affine.
     displacement_mm : {"mean", "max"} -> float
         Length of the whole transform's displacement.
+    labels : SharedLabels or None
+        Which labels both images have, and which only one.
     """
 
     similarity: Mapping[str, Mapping[str, float]]
@@ -44,14 +46,16 @@ class Quality:
     hd95_mm: Mapping[str, Mapping[int, float]] | None
     jacobian: Mapping[str, float]
     displacement_mm: Mapping[str, float]
+    labels: SharedLabels | None = None
 
     def mean_dice(self, stage: str) -> float | None:
-        """Mean over labels, or None without labels."""
+        """Mean over the labels that both images have (NaN if there is none), or None without labels."""
         return None if self.dice is None else mean(self.dice[stage])
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file: ``dice.after.mean``, ``dice.after.per_label["17"]`` and so on; may hold NaN."""
         result: dict[str, Any] = {"similarity": {stage: dict(v) for stage, v in self.similarity.items()}}
+        result["labels"] = self.labels and {key: list(found) for key, found in self.labels._asdict().items()}
         for name in ("dice", "assd_mm", "hd95_mm"):
             stages = getattr(self, name)
             result[name] = stages and {
@@ -77,11 +81,14 @@ def measure(registration: Registration) -> Quality:
     overlap: PerLabel | None = None
     distance: PerLabel | None = None
     farthest: PerLabel | None = None
+    shared: SharedLabels | None = None
     if pair.fixed_labels is not None and pair.moving_labels is not None and registration.warped_labels is not None:
         before, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms)
         before = affine if np.allclose(matrix, np.eye(4)) else before
         labels = dict(zip(STAGES, (before, affine, registration.warped_labels), strict=True))
-        overlap = {stage: dice(volume.values, pair.fixed_labels.values) for stage, volume in labels.items()}
+        shared = SharedLabels.of(pair.moving_labels.labels, pair.fixed_labels.labels)
+        truth = pair.fixed_labels.values
+        overlap = {stage: dice_in_both(volume.values, truth, shared) for stage, volume in labels.items()}
         distance, farthest = _distances(labels, pair.fixed_labels)
     determinant = registration.jacobian.values
     length = np.linalg.norm(registration.displacement.vectors, axis=-1)
@@ -98,6 +105,7 @@ def measure(registration: Registration) -> Quality:
             "folding_percent": folding(determinant),
         },
         displacement_mm={"mean": float(length.mean(dtype=np.float64)), "max": float(length.max())},
+        labels=shared,
     )
 
 

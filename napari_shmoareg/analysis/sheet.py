@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_shmoareg.analysis.panels import page, show, write
+from napari_shmoareg.analysis.panels import page, say_convention, show, write
 from napari_shmoareg.analysis.slices import Slice, cut
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.geometry import Volume
@@ -58,6 +58,7 @@ def contact_sheet(pairs: Sequence[Conformed], *, across: int = 2) -> Figure:
                 shape = "×".join(str(n) for n in pair.grid.shape)
                 title = f"{number + 1}: {shape} voxels, {max(pair.grid.spacing):.1f} mm"
                 axes.set_title(title, fontsize=7, loc="left", pad=3)
+    say_convention(figure)
     return figure
 
 

@@ -15,6 +15,7 @@ from napari_shmoareg.geometry import Grid, Volume
 View = Literal["sagittal", "coronal", "axial"]
 VIEWS: tuple[View, ...] = get_args(View)
 ENDS = ("L", "R"), ("P", "A"), ("I", "S")
+CONVENTION = "radiological: the patient's right (R) is on the left"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,8 @@ class Slice:
     Attributes
     ----------
     pixels : (V, U) array
-        First row at the bottom, first column at the left: the patient's right is on the
-        right, front and top are up or to the right.
+        First row at the bottom, first column at the left.  Radiological, as in the viewer: the patient's right,
+        or in a sagittal slice the front, is on the left; front or top is up.
     extent : (left, right, bottom, top)
         Edges in mm from the point that the slice was cut at, so that slices of volumes on
         different grids lie on top of each other.
@@ -40,7 +41,7 @@ class Slice:
     def ends(self) -> tuple[str, str, str, str]:
         """What lies left, right, below and above: letters of L R P A I S."""
         horizontal, vertical = in_plane(self.view)
-        return (*ENDS[horizontal], *ENDS[vertical])
+        return (*ENDS[horizontal][::-1], *ENDS[vertical])
 
     def outlines(self) -> NDArray[np.float64]:
         """Edges between pixels of differing value, segments (n, 2, 2) of (horizontal, vertical) mm."""
@@ -55,7 +56,7 @@ class Slice:
 
 
 def in_plane(view: View) -> tuple[int, int]:
-    """Horizontal and vertical axis of a view, as axes of the canonical (R, A, S) grid."""
+    """Horizontal and vertical axis of a view, as axes of the canonical (R, A, S) grid; the horizontal one runs left."""
     horizontal, vertical = (axis for axis in range(3) if axis != VIEWS.index(view))
     return horizontal, vertical
 
@@ -77,10 +78,10 @@ def cut(volume: Volume, point: Sequence[float] | NDArray, view: View) -> Slice:
     grid = volume.grid.canonical()
     index = grid.to_index(point)
     axis = VIEWS.index(view)
-    pixels = np.take(values, int(np.clip(np.rint(index[axis]), 0, grid.shape[axis] - 1)), axis=axis).T
+    pixels = np.take(values, int(np.clip(np.rint(index[axis]), 0, grid.shape[axis] - 1)), axis=axis).T[:, ::-1]
     edges = [((end - index[a]) * grid.spacing[a]) for a in in_plane(view) for end in (-0.5, grid.shape[a] - 0.5)]
-    left, right, bottom, top = (float(e) for e in edges)
-    return Slice(pixels, (left, right, bottom, top), view)
+    least, most, bottom, top = (float(e) for e in edges)
+    return Slice(pixels, (-most, -least, bottom, top), view)
 
 
 def plane_grid(grid: Grid, point: Sequence[float] | NDArray, view: View) -> Grid:
@@ -94,9 +95,15 @@ def plane_grid(grid: Grid, point: Sequence[float] | NDArray, view: View) -> Grid
 
 def plane(grid: Grid, point: Sequence[float] | NDArray, view: View, steps: tuple[NDArray, NDArray]) -> NDArray:
     """World positions (V, U, 3) of the points of the cut plane at given mm (horizontal, vertical) from `point`."""
-    horizontal, vertical = (directions(grid)[:, a] for a in in_plane(view))
+    horizontal, vertical = on_screen(grid, view).T
     across, up = np.meshgrid(*steps)
     return np.asarray(point) + across[..., None] * horizontal + up[..., None] * vertical
+
+
+def on_screen(grid: Grid, view: View) -> NDArray[np.float64]:
+    """Unit vectors (3, 2) in the world that point to the right and up in a view of a grid."""
+    horizontal, vertical = (directions(grid)[:, a] for a in in_plane(view))
+    return np.stack([-horizontal, vertical], axis=1)
 
 
 def directions(grid: Grid) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_shmoareg.analysis.metrics import dice, mean
+from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, mean
 from napari_shmoareg.engine.cascade import cascade
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.geometry import InputError, field
@@ -24,7 +24,7 @@ class ValidatedPair:
     Attributes
     ----------
     dice : float
-        Mean over labels, carried by nearest neighbour; NaN without labels.
+        Mean over the labels that both have, carried by nearest neighbour; NaN without such.
     ncc : float
         Correlation of the warped and the fixed image, over all voxels.
     folding_percent : float
@@ -117,7 +117,9 @@ def validated(pair: Conformed, displacement: Tensor) -> ValidatedPair:
     overlap = float("nan")
     if pair.moving_labels is not None and pair.fixed_labels is not None:
         carried = field.warp(pair.moving_labels, displacement, mode="nearest")
-        overlap = mean(dice(_whole(carried), _whole(pair.fixed_labels)))
+        truth, before = _whole(pair.fixed_labels), _whole(pair.moving_labels)
+        shared = SharedLabels.of(*(np.unique(labels).tolist() for labels in (before, truth)))
+        overlap = mean(dice_in_both(_whole(carried), truth, shared))
     folded = field.jacobian_determinant(displacement) <= 0
     return ValidatedPair(overlap, ncc, 100 * float(folded.float().mean()))
 

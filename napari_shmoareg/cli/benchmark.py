@@ -50,6 +50,7 @@ from napari_shmoareg.cli.options import (
 )
 from napari_shmoareg.cli.tables import show
 from napari_shmoareg.cli.trial import Measured, Trial, run_trial
+from napari_shmoareg.io.untrusted import printable
 
 if TYPE_CHECKING:
     from napari_shmoareg.io.datasets import PairFiles
@@ -181,7 +182,12 @@ def run_all(trials: Sequence[Trial], methods: int, rows: list[dict[str, Any]], o
         if (pair, trial.method) in done:
             continue
         found: Measured = run_trial(trial)
-        row = {"pair": pair, "moving": stem(trial.moving), "fixed": stem(trial.fixed), "method": trial.method}
+        row = {
+            "pair": pair,
+            "moving": printable(stem(trial.moving)),
+            "fixed": printable(stem(trial.fixed)),
+            "method": trial.method,
+        }
         rows.append(row | {key: "" if found.get(key) is None else found[key] for key in MEASURED})
         write_table(rows, out / ROWS)
         if not quiet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from napari_shmoareg.cli.plans import begin_work
 from napari_shmoareg.cli.trial import Trial
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.machine import machine
+from napari_shmoareg.io.untrusted import MAX_TABLE, printable, read_csv
 from napari_shmoareg.io.weights import checksum_of
 
 if TYPE_CHECKING:
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 PLAN, ROWS, SUMMARY, PLOT = "benchmark.json", "pairs.csv", "summary.md", "plot.png"
 MEASURED = (
     *("dice", "assd_mm", "hd95_mm", "landmark_mm", "folding_percent", "sdlogj", "seconds", "memory_mib"),
+    "labels",
     "error",
 )
 COLUMNS = ("pair", "moving", "fixed", "method", *MEASURED)
 FILES = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
 
 NOTES = """\
-Mean ± SD over pairs (least to most). **Dice**, ASSD and HD95 are means over the labels in either map, carried by
-nearest neighbour in one interpolation, on the fixed grid. **Landmarks** is the mean distance of theirs per pair.
-**Folding** and SDlogJ are of the whole map, the affine included, on the fixed grid. **Seconds** are of the method
-alone: reading, imports and scoring are not in it, the alignment is, and so are the similarities that our own method
-reports. **Memory** is the most that the method's process held until it was done: interpreter, libraries and
-images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the landmarks where it
+Mean ± SD over pairs (least to most). **Dice**, ASSD and HD95 are means over the labels that both images have,
+carried by nearest neighbour in one interpolation, on the fixed grid. **Landmarks** is the mean distance of theirs
+per pair. **Folding** and SDlogJ are of the whole map, the affine included, on the fixed grid. **Seconds** are of
+the method alone: reading, imports and scoring are not in it, the alignment is, and so are the similarities that our
+own method reports. **Memory** is the most that the method's process held until it was done: interpreter, libraries
+and images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the landmarks where it
 has no labels. Each method ran in a process of its own, one after the other."""
 
 
@@ -73,11 +74,24 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     """
     if not (out / ROWS).is_file():
         return []
-    with (out / ROWS).open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(f"{out / ROWS} has other columns than this version writes; give another --out.")
-        return list(reader)
+    columns, rows = read_csv(out / ROWS, "the rows of a benchmark", limit=MAX_TABLE)
+    if tuple(columns) != COLUMNS:
+        raise InputError(f"{out / ROWS} has other columns than this version writes; give another --out.")
+    for line, cells in rows:
+        numbers = [cells[key] for key in MEASURED if key not in ("labels", "error")]
+        if not cells["pair"].isascii() or not cells["pair"].isdigit() or not all(map(_is_empty_or_number, numbers)):
+            raise InputError(
+                f"{out / ROWS}, line {line}, is damaged: a number of a pair, and numbers or nothing for the measures, "
+                "were expected. Delete that line; the same command then runs it again."
+            )
+    return [cells for _, cells in rows]
+
+
+def _is_empty_or_number(cell: str) -> bool:
+    try:
+        return not cell or float(cell) - float(cell) == 0
+    except ValueError:
+        return False
 
 
 def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> list[MethodSummary]:
@@ -93,6 +107,9 @@ def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[st
     if any(summary.failed for summary in summaries):
         parts += _on_equal_terms(summarise(finished_by_all(rows)))
     parts += [NOTES]
+    lacking = dict.fromkeys(f"- pair {r['pair']}: {r['labels']}" for r in rows if "only" in (r.get("labels") or ""))
+    if lacking:
+        parts += ["## Labels that one image of a pair lacks (in no mean)", "\n".join(lacking)]
     failures = [f"- pair {row['pair']}, {row['method']}: {row['error']}" for row in rows if row["error"]]
     if failures:
         parts += [
@@ -103,7 +120,7 @@ def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[st
     parts += ["## Methods", _methods(plan), "## Settings", _listed(plan["settings"])]
     parts += ["## Machine and versions", _listed(_surroundings() | plan["machine"] | plan["versions"])]
     with writing(out / SUMMARY) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text(printable("\n\n".join(parts)) + "\n", encoding="utf-8")
     with writing(out / PLOT) as temporary:
         comparison_figure(rows).savefig(temporary, dpi=150)
     return summaries

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.options import Device
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import user_path
 
 if TYPE_CHECKING:
     from napari_shmoareg.io.datasets import PairFiles
@@ -134,7 +135,7 @@ def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str 
 
     name, _ = chosen_weights(asked, chosen_device(device.value))
     read_card(name)
-    return name if name in shipped_weights() else str(Path(name).expanduser().resolve())
+    return name if name in shipped_weights() else str(user_path(name).resolve())
 
 
 def default_steps() -> int:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from napari_shmoareg.cli.cluster_options import NOTICE, OURS, RETRIES, parameters, without
+from napari_shmoareg.cli.cluster_options import NOTICE, OURS, RETRIES, check_words, parameters, without
 from napari_shmoareg.cli.processes import stopped_with_parent
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.places import check_name
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,10 @@ def submit(
             "There is no SLURM here (no command sbatch). Call this where jobs are submitted, the login node, or give "
             "--submit local."
         )
+    check_words([word for job in jobs for word in (*job.argv, job.place)], "a word of the command")
+    check_words([name], "the name of the job")
+    check_words([str(folder)], "the folder of the job's files")
+    check_name(folder / "name")
     wanted = parameters(cluster, options, processes) | {"name": name}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=RETRIES)

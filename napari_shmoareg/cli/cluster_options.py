@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -62,6 +63,7 @@ def parameters(cluster: str, options: Sequence[str], processes: int = 1) -> dict
     InputError
         If an option is not ``key=value``, is unknown for jobs on this machine, or the time is missing or unreadable.
     """
+    check_words(options, "--cluster-option")
     given = dict(_parted(option) for option in options)
     time_limit, nodes = given.pop("time", None), given.pop("nodes", "1")
     if not nodes.isdigit() or int(nodes) < 1:
@@ -102,6 +104,28 @@ def _for_slurm(given: Mapping[str, str], limit: int, nodes: int, processes: int)
     return ours | {"slurm_additional_parameters": others}
 
 
+def check_words(words: Sequence[str], what: str) -> None:
+    """Refuse control characters: each would be a line or an option of its own in a batch script.
+
+    Parameters
+    ----------
+    words : sequence of str
+    what : str
+        What they are, for the message.
+
+    Raises
+    ------
+    InputError
+        If a word holds one, or text that cannot be written as UTF-8.
+    """
+    for word in words:
+        if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in word):
+            raise InputError(
+                f"{what[:1].upper()}{what[1:]} holds a line break or another control character ({word!r:.120}), which "
+                "a batch script cannot hold. Rename the file or folder, or give the option without it."
+            )
+
+
 def minutes(text: str) -> int:
     """A time as sbatch takes it: minutes, [hours:]minutes:seconds, or days-hours[:minutes[:seconds]].
 
@@ -139,6 +163,6 @@ def without(words: Sequence[str], *options: str) -> tuple[str, ...]:
 def _parted(option: str) -> tuple[str, str]:
     key, mark, value = option.partition("=")
     key = key.strip().lstrip("-")
-    if not mark or not key:
+    if not mark or not re.fullmatch(r"[A-Za-z][\w-]*", key):
         raise InputError(f"--cluster-option is KEY=VALUE, such as partition=gpu; got '{option}'.")
     return key, value.strip()

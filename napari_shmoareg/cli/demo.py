@@ -10,7 +10,7 @@ import typer
 from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet, RefineOption, Weights
 from napari_shmoareg.cli.progress import progress
-from napari_shmoareg.cli.results import choices_of, files_of, result_table, seconds_of
+from napari_shmoareg.cli.results import choices_of, files_of, missing_labels_of, result_table, seconds_of
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
 from napari_shmoareg.engine.phases import registering
@@ -55,7 +55,9 @@ def demo(
         say(f"Note: {warning}")
     if not quiet:
         show(result_table(found))
-        typer.echo(f"\n{seconds_of(found)}\n{choices_of(found)}\n{files_of(out, found, True)}")
+        typer.echo(
+            f"{missing_labels_of(found)}\n{seconds_of(found)}\n{choices_of(found)}\n{files_of(out, found, True)}"
+        )
 
 
 def true_errors(sample: Sample, registration: Registration) -> dict[str, dict[str, float]]:

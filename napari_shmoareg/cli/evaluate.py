@@ -154,7 +154,7 @@ def work(
     from napari_shmoareg.io.evaluation.folder import EvaluationFolder
     from napari_shmoareg.io.evaluation.plan import evaluation_plan, pairs_of
     from napari_shmoareg.io.evaluation.running import Shard, evaluate_cases
-    from napari_shmoareg.io.evaluation.tables import write_comparison, write_tables
+    from napari_shmoareg.io.evaluation.tables import comparison_file, write_comparison, write_tables
     from napari_shmoareg.io.weights import chosen_device
 
     sharing.check(shard)
@@ -164,6 +164,7 @@ def work(
     other = None if against is None else EvaluationFolder(against)
     if other is not None:
         other.read_plan()
+        comparison_file(EvaluationFolder(out), other)
     chosen = chosen_scans(asked)
     weights = weights_for(name, weights, chosen, Device(settings["device"]))
     pairs = pairs_of(chosen.dataset, chosen.part, *count)

@@ -14,6 +14,7 @@ import typer
 from napari_shmoareg.cli.dataset_options import Kind, parse_window
 from napari_shmoareg.cli.options import Device
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import user_path
 
 if TYPE_CHECKING:
     from napari_shmoareg.io.datasets import Dataset
@@ -187,4 +188,4 @@ def weights_for(method: str, asked: str | None, chosen: Chosen, device: Device) 
         raise InputError(f"{chosen.run} has no weights yet: let it learn on, or give --weights.")
     name, _ = chosen_weights(asked or chosen.weights, chosen_device(device.value))
     read_card(name)
-    return name if name in shipped_weights() else str(Path(name).expanduser().resolve())
+    return name if name in shipped_weights() else str(user_path(name).resolve())

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.paired_test import PairedTest
     from napari_shmoareg.io.evaluation.tables import Written
 
+SHOWN_LABELS = 8
+
 
 def told(case: Mapping[str, Any]) -> str:
     """What one pair came to, on one line."""
@@ -26,7 +28,12 @@ def told(case: Mapping[str, Any]) -> str:
     key, words = ("dice", "Dice") if _is_number(after.get("dice")) else ("ncc", "NCC")
     before = f"{start[key]:.3f}" if _is_number(start.get(key)) else "unknown"
     value = f"{after[key]:.3f}" if _is_number(after.get(key)) else "unknown"
-    return f"{words} {before} to {value}, {case['seconds']:.1f} s"
+    over = ""
+    if key == "dice" and (labels := case.get("labels")):
+        lacking = sorted((*labels["only_moving"], *labels["only_fixed"]))
+        named = ", ".join(map(str, lacking[:SHOWN_LABELS])) + (" ..." if len(lacking) > SHOWN_LABELS else "")
+        over = f" over {len(labels['both'])} labels" + (f" (in one image only: {named})" if lacking else "")
+    return f"{words} {before} to {value}{over}, {case['seconds']:.1f} s"
 
 
 def show_results(written: Written, out: Path, tests: tuple[list[PairedTest], Path] | None) -> None:

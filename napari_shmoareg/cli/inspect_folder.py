@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from napari_shmoareg.analysis.place_load import PlaceLoad
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.summary import plain
+from napari_shmoareg.io.untrusted import check_fields, read_object
 
 PLAN, PAIRS = "inspect.json", "pairs"
 
@@ -54,6 +55,18 @@ class InspectedPair:
         return {**named, "boundary_labels": self.boundary, **self.about}
 
 
+@dataclass(frozen=True)
+class _Named:
+    """What the file of a pair holds beside its counts, and of which kind."""
+
+    moving: str
+    fixed: str
+    points: dict[str, tuple[float, float, float]]
+    boundary: tuple[int, int] | None
+    about: dict[str, Any]
+    files: dict[str, tuple[int, int]]
+
+
 def file_of(out: Path, number: int) -> Path:
     """Where a pair, from 0, is kept."""
     return out / PAIRS / f"{number + 1:04d}.json"
@@ -91,13 +104,14 @@ def read_kept(out: Path, number: int) -> InspectedPair | None:
     if not place.is_file():
         return None
     try:
-        told = json.loads(place.read_text(encoding="utf-8"))
+        told = read_object(place, "an inspected pair")
         if "error" in told:
             return None
         places = PlaceLoad({name: _load(rows) for name, rows in told["places"].items()})
+        check_fields(_Named, {key: told[key] for key in get_type_hints(_Named)})
         named = {key: told[key] for key in ("moving", "fixed", "points", "boundary", "about", "files")}
         return InspectedPair(load=_load(told["load"]), places=places, **named)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{place} is damaged ({error!r}). Delete it; the same command then registers this pair again."
         ) from error

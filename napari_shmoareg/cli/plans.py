@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import read_object
 
 
 def begin_work(place: Path, plan: Mapping[str, Any], what: str) -> None:
@@ -33,9 +34,9 @@ def begin_work(place: Path, plan: Mapping[str, Any], what: str) -> None:
     out = place.parent
     if place.is_file():
         try:
-            then = dict(json.loads(place.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{place} is damaged ({error}); give another --out.") from error
+            then = read_object(place, f"the plan of a {what}")
+        except InputError as error:
+            raise InputError(f"{error} Give another --out.") from error
         differ = [
             "another machine" if key == "machine" else f"other {key}" for key in plan if plan[key] != then.get(key)
         ]

@@ -30,7 +30,7 @@ def result_table(report: Mapping[str, Any]) -> Table:
     rows = [
         ("correlation of intensities", [similarity[s]["ncc"] for s in STAGES], ".3f"),
         ("mutual information (0 to 1)", [similarity[s]["nmi"] for s in STAGES], ".3f"),
-        ("Dice, mean over labels", _means(report["dice"], STAGES), ".3f"),
+        (f"Dice, mean over {labels_of(report)}", _means(report["dice"], STAGES), ".3f"),
         ("surface distance, mm", _means(report["assd_mm"], STAGES), ".2f"),
     ]
     if truth is not None:
@@ -44,6 +44,22 @@ def result_table(report: Mapping[str, Any]) -> Table:
     ]
     pair = report["pair"]
     return results(f"{pair['moving']['name']} onto {pair['fixed']['name']}", ("before", "after affine", "after"), rows)
+
+
+def labels_of(report: Mapping[str, Any]) -> str:
+    """Over how many labels a mean is taken."""
+    labels = report.get("labels")
+    count = 0 if labels is None else len(labels["both"])
+    return "labels" if labels is None else f"{count} label{'' if count == 1 else 's'}"
+
+
+def missing_labels_of(report: Mapping[str, Any]) -> str:
+    """Which labels one image lacks, on a line; empty if none."""
+    from napari_shmoareg.analysis.metrics import SharedLabels
+
+    labels = report.get("labels")
+    shared = SharedLabels((), (), ()) if labels is None else SharedLabels(**{k: tuple(v) for k, v in labels.items()})
+    return f"\nDice: {shared.description}; the mean is over those in both.\n" if shared.missing else ""
 
 
 def seconds_of(report: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.cli.errors import say
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import read_object
 
 if TYPE_CHECKING:
     from napari_shmoareg.engine.pretraining import Recipe, RunningMean
@@ -26,6 +27,9 @@ def make_folder(run: Path) -> None:
     InputError
         If it is a file, or cannot be made.
     """
+    from napari_shmoareg.io.places import check_name
+
+    check_name(run)
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file; the name of a new folder, or of a run's folder, was expected for --run.")
     try:
@@ -48,7 +52,7 @@ def check_same_plan(run: Path, plan: Recipe, weights: str | None = None) -> None
     if not told.exists():
         return
     try:
-        then = {"from": None} | json.loads(told.read_text(encoding="utf-8"))  # older runs all began from random weights
+        then = {"from": None} | read_object(told, "the settings of a run")  # older runs all began from random weights
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{told} is damaged ({error}): it tells which settings the run was begun with. Delete it to go on with "

@@ -100,6 +100,7 @@ def measure(trial: Trial) -> Measured:
     import torch
 
     from napari_shmoareg.analysis.comparison import score
+    from napari_shmoareg.analysis.evaluation import labels_of
     from napari_shmoareg.engine.changed_contrast import change_contrast
     from napari_shmoareg.engine.peers import load_method
     from napari_shmoareg.geometry import VolumePair
@@ -116,6 +117,8 @@ def measure(trial: Trial) -> Measured:
     began = time.perf_counter()
     displacement = method.run(pair)
     measured: Measured = {"seconds": time.perf_counter() - began, "memory_mib": peak_memory()}
+    if pair.moving_labels is not None and pair.fixed_labels is not None:
+        measured["labels"] = labels_of(pair).description
     return measured | score(displacement, pair, landmarks, distances=trial.surface)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import partial
-from napari_shmoareg.io.places import NO_SPACE, check_empty, check_is_file, check_is_folder, check_parent
+from napari_shmoareg.io.places import NO_SPACE, check_empty, check_is_file, check_is_folder, check_name, check_parent
 
 _LAST = "report.json"
 
@@ -53,7 +53,7 @@ def writing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
     InputError
         If the folder is missing or not writable, `path` is a folder, or the disk is full.
     """
-    path = Path(path).expanduser().absolute()
+    path = check_name(path)
     check_is_file(path)
     check_parent(path)
     temporary = partial.hidden(path.parent, path.name, ending(path))
@@ -95,7 +95,7 @@ def new_folder(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
         If `path` is a file or a folder with something in it, the place is not writable,
         or the disk is full.
     """
-    path = Path(path).expanduser().resolve()
+    path = check_name(path).resolve()
     check_is_folder(path)
     with _refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
+from napari_shmoareg.io.untrusted import is_there, names_input, parse_json, printable, user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 FORMAT = "shmoareg-1"
+MAX_HEADER = 16 * 2**20  # bytes; that of the paper's network, with its card, takes 0.1 MB
 _WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
 
@@ -64,6 +67,7 @@ def save_network(network: SHMoAReg, path: str | Path, *, card: Mapping[str, Any]
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
+@names_input
 def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> SHMoAReg:
     """Read a network, ready to register (in eval mode, float32).
 
@@ -80,21 +84,16 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
         weights do not fit its config; or there is no such device.
     """
     path = _resolve(name_or_path)
-    metadata, tensors = read_tensors(path, FORMAT)
-    try:
-        network = SHMoAReg(SHMoARegConfig.from_dict(json.loads(metadata["config"])))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"The config in {path} is not one that this version knows ({error}). It was written by another version: "
-            "update shmoareg, or use other weights."
-        ) from error
-    load_weights(network, tensors, path)
+    metadata = check_format(path, FORMAT)
+    network = built(config_in(metadata, path), path)
+    load_weights(network, read_tensors(path, FORMAT)[1], path)
     try:
         return network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"The device '{device}' cannot be used here: {error}. Use --device cpu.") from error
 
 
+@names_input
 def read_card(name_or_path: str | Path) -> dict[str, Any]:
     """The model card of shipped weights or of a file, without reading its weights.
 
@@ -104,7 +103,9 @@ def read_card(name_or_path: str | Path) -> dict[str, Any]:
         As `load_network`.
     """
     path = _resolve(name_or_path)
-    card: dict[str, Any] = json.loads(_metadata(path, FORMAT).get("card", "{}"))
+    card = parse_json(check_format(path, FORMAT).get("card", "{}"), path, "a model card")
+    if not isinstance(card, dict):
+        raise InputError(f"The model card in {path} is damaged: names and values were expected. Use other weights.")
     return card
 
 
@@ -121,9 +122,80 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, str], dict[str, T
     InputError
         If the file is cut short, a pickle, or not of the `expected` format.
     """
-    metadata = _metadata(path, expected)
-    with safe_open(path, framework="pt") as file:
+    metadata = check_format(path, expected)
+    with _opened(path) as file:
         return metadata, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def config_in(metadata: Mapping[str, str], path: Path) -> SHMoARegConfig:
+    """The network's config in the metadata of a file.
+
+    Raises
+    ------
+    InputError
+        If there is none, or a setting is unknown or out of its range.
+    """
+    try:
+        return SHMoARegConfig.from_dict(parse_json(metadata["config"], path, "a network's config"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The config in {path} is not one that this version knows ({error}). It is damaged or was written by "
+            "another version: update shmoareg, or use other weights."
+        ) from error
+
+
+def built(config: SHMoARegConfig, path: Path, part: str = "") -> SHMoAReg:
+    """A network of a config, made only if a file's tensors are those of such a network.
+
+    Names and shapes are compared with a network on the meta device, which takes no memory: a file cannot ask
+    for more than it brings.
+
+    Parameters
+    ----------
+    config : SHMoARegConfig
+    path : Path
+        A safetensors file.
+    part : str
+        How the names of the network's tensors begin in it.
+
+    Raises
+    ------
+    InputError
+        If names or shapes differ.
+    """
+    with _opened(path) as file:
+        kept = [name for name in file.keys() if name.startswith(part)]
+        shapes = {name.removeprefix(part): tuple(file.get_slice(name).get_shape()) for name in kept}
+    try:
+        with torch.device("meta"):
+            bare = SHMoAReg(config)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"No network can be built of the config in {path} ({error}). Use other weights.") from error
+    check_shapes({name: tuple(value.shape) for name, value in bare.state_dict().items()}, shapes, path)
+    return SHMoAReg(config)
+
+
+def check_shapes(
+    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path, what: str = "The weights"
+) -> None:
+    """Refuse tensors of other names or shapes than a network's own.
+
+    Raises
+    ------
+    InputError
+    """
+    wrong = [f"{name} is missing" for name in own if name not in found]
+    wrong += [f"{name:.80} is not known" for name in found if name not in own]
+    wrong += [
+        f"{name} has the shape {found[name]}, not {shape}"
+        for name, shape in own.items()
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        raise InputError(
+            f"{what} in {path} do not fit the network's config: {len(wrong)} differences, such as {wrong[0]}. "
+            "They are of another network or version; use weights and config that were saved together."
+        )
 
 
 def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -132,23 +204,20 @@ def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -
     Raises
     ------
     InputError
-        If names or shapes differ, or a weight is not finite.
+        If names, shapes or kinds of number differ, or a weight is not finite.
     """
     own = network.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in tensors]
-    wrong += [f"{name} is not known" for name in tensors if name not in own]
-    wrong += [
-        f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if wrong:
+    mine, found = ({name: tuple(value.shape) for name, value in kept.items()} for kept in (own, tensors))
+    check_shapes(mine, found, path)
+    other = [name for name, value in own.items() if value.is_floating_point() != tensors[name].is_floating_point()]
+    if other:
         raise InputError(
-            f"The weights in {path} do not fit the network's config: {len(wrong)} differences, such as {wrong[0]}. "
-            "They are of another network or version; use weights and config that were saved together."
+            f"The weights in {path} are of another kind of number: {other[0]} is {tensors[other[0]].dtype}, not "
+            f"{own[other[0]].dtype}. Write them with shmoareg's save_network."
         )
-    check_finite(tensors, str(path))
-    network.load_state_dict({name: value.to(own[name].dtype) for name, value in tensors.items()})
+    same = {name: value.to(own[name].dtype) for name, value in tensors.items()}
+    check_finite(same, str(path))
+    network.load_state_dict(same)
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -161,15 +230,34 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         )
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, whose damage is said plainly."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} is damaged or cut short ({path.stat().st_size} bytes on disk; {error}). Download or copy it again."
+        ) from error
+
+
 def _resolve(name_or_path: str | Path) -> Path:
     """The file of shipped weights (checked against its checksum) or of a path."""
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = str(name_or_path), user_path(name_or_path)
     if name in shipped_weights():
         path = _WEIGHTS / f"{name}.safetensors"
         _check_sum(path)
-    elif not path.is_file():
+    elif not is_there(path) or not path.is_file():
         shipped = ", ".join(shipped_weights()) or "none"
-        raise InputError(f"There are no weights '{name}': neither a file nor shipped ({shipped}).")
+        raise InputError(f"There are no weights '{name:.300}': neither a file nor shipped ({shipped}).")
+    if printable(str(path)) != str(path):
+        raise InputError(
+            f"The name of the weights {printable(str(path))} is not UTF-8, and safetensors opens no such file. Rename "
+            "it, or its folder."
+        )
     return path
 
 
@@ -181,8 +269,14 @@ def _check_sum(path: Path) -> None:
         raise InputError(f"The shipped weights {path} are damaged (their checksum differs). Install shmoareg again.")
 
 
-def _metadata(path: Path, expected: str) -> dict[str, str]:
-    """The text beside the tensors, after a look at what kind of file this is."""
+def check_format(path: Path, expected: str) -> dict[str, str]:
+    """The text beside the tensors, after a look at what kind of file this is.
+
+    Raises
+    ------
+    InputError
+        If the file is cut short, a pickle, or not of the `expected` format.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(9)
@@ -193,15 +287,10 @@ def _metadata(path: Path, expected: str) -> dict[str, str]:
             "you trust it with torch.load(..., weights_only=True), and write it with shmoareg's save_network."
         )
     header = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or start[8:] != b"{" or header > 100_000_000:
+    if len(start) < 9 or start[8:] != b"{" or header > MAX_HEADER:
         raise InputError(f"{path} ({size} bytes) is not a safetensors file. Give weights written by shmoareg.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is damaged or cut short ({size} bytes on disk; {error}). Download or copy it again."
-        ) from error
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != expected:
         raise InputError(
             f"{path} is a safetensors file, but not '{expected}' (it says: {metadata.get('format', 'nothing')}). "

@@ -12,6 +12,7 @@ from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import metaimage, nifti, nrrd
 from napari_shmoareg.io.atomic import ending, stem
 from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS, NRRD_ENDINGS
+from napari_shmoareg.io.untrusted import user_path
 
 _LABEL, _DISPVECT, _VECTOR = 1002, 1006, 1007  # intents of NIfTI
 _NAMED_LABELS = re.compile(
@@ -48,7 +49,7 @@ def look(path: str | Path) -> Contents:
     path : str or Path
         As for `read_image`.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_file() and ending(path) in NIFTI_ENDINGS:
         return _nifti(path)
     if path.is_file() and ending(path) in ITK_ENDINGS:
@@ -58,13 +59,13 @@ def look(path: str | Path) -> Contents:
 
 def is_registration_folder(path: str | Path) -> bool:
     """Whether a path is a folder with a report.json."""
-    return (Path(path).expanduser() / REPORT).is_file()
+    return (user_path(path) / REPORT).is_file()
 
 
 def image_files(folder: str | Path) -> list[str]:
     """Names of the files in a folder that `read_image` reads, sorted."""
     known = (*NIFTI_ENDINGS, *ITK_ENDINGS)
-    return sorted(file.name for file in Path(folder).expanduser().iterdir() if ending(file) in known and file.is_file())
+    return sorted(file.name for file in user_path(folder).iterdir() if ending(file) in known and file.is_file())
 
 
 def is_named_as_labels(path: str | Path) -> bool:

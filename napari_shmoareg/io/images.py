@@ -12,6 +12,7 @@ from napari_shmoareg.io import dicom, metaimage, nifti, nrrd
 from napari_shmoareg.io.atomic import ending, stem, writing
 from napari_shmoareg.io.orientation import check_lengths
 from napari_shmoareg.io.streams import open_regular
+from napari_shmoareg.io.untrusted import names_input, printable, user_path
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
 NRRD_ENDINGS = (".nrrd", ".nhdr")
@@ -19,6 +20,7 @@ ITK_ENDINGS = (*NRRD_ENDINGS, ".mha", ".mhd")
 _INTEGERS = ("u1", "i2", "i4", "u4", "i8", "u8")  # Ours: the first three are read by every program
 
 
+@names_input
 def read_image(
     path: str | Path,
     *,
@@ -94,7 +96,7 @@ def read_image(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     check_lengths(path, grid)
-    return Volume(values, grid, name=path.name if path.is_dir() else stem(path), is_labels=labels)
+    return Volume(values, grid, name=printable(path.name if path.is_dir() else stem(path)), is_labels=labels)
 
 
 def load_text_header(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[np.float64]]:
@@ -178,10 +180,10 @@ def storable(values: NDArray) -> NDArray:
 def _existing(path: str | Path) -> tuple[Path, str | None]:
     """The file or folder meant, and a DICOM series if one was named."""
     series = None
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists() and "#" in str(path):
         name, series = str(path).rsplit("#", 1)
-        place = Path(name).expanduser()
+        place = user_path(name)
         if place.exists() and not place.is_dir():
             raise InputError(f"{place} is a file; '#SERIES_UID' picks a series of a DICOM folder.")
     if not place.exists():

@@ -136,7 +136,7 @@ def orthonormalised(grid: Grid) -> Grid:
     return Grid((int(i), int(j), int(k)), matrix)
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: Exception) -> str:
     """The last line of ITK's message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else "no reason given"

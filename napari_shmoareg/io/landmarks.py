@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.point_rows import FLIP, frame_of, numbers_of, rows_of
 from napari_shmoareg.io.slicer_points import read_slicer_points
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
 SLICER = (".mrk.json", ".json", ".fcsv")
@@ -35,29 +36,31 @@ class LandmarkPairs:
     notes: tuple[str, ...] = ()
 
 
+@names_input
 def read_landmark_pairs(path: str | Path) -> LandmarkPairs:
     """Read pairs of points from a CSV file.
 
     Six numbers a row.  A heading with ``fixed_x`` ... ``moving_z`` says which is which, in any order and
     with further columns between; without one the fixed point comes first, as in the lists of `shmoareg
     benchmark`.  A comment that says LPS or RAS gives the frame; without one it is LPS, as in ITK and 3D Slicer.
+    Numbers may have a decimal comma where the columns stand apart by ``;`` or a tab.
 
     Raises
     ------
     InputError
-        If the file is missing or holds something else.
+        If the file is missing or holds something else, a number is not finite, or decimal commas cannot be told
+        from those between the columns.
     """
-    path = Path(path).expanduser()
-    heading, rows = rows_of(path)
-    names = [name.strip().lower() for name in heading[-1].split(",")] if heading else []
+    path = user_path(path)
+    table = rows_of(path, columns=6)
     notes = []
     wanted = [0, 1, 2, 3, 4, 5]
-    if set(COLUMNS) <= set(names):
-        wanted = [names.index(name) for name in COLUMNS]
+    if set(COLUMNS) <= set(table.columns):
+        wanted = [table.columns.index(name) for name in COLUMNS]
     else:
         notes.append("no column is called fixed_x: the first three numbers were taken as the fixed point")
-    numbers = numbers_of(rows, wanted, path)
-    frame = frame_of(" ".join(heading))
+    numbers = numbers_of(table.rows, wanted, path)
+    frame = frame_of(table.notes, path)
     if frame is None:
         notes.append("no line says LPS or RAS: LPS was taken")
     turned = numbers if frame == "RAS" else numbers * np.tile(FLIP, 2)
@@ -89,6 +92,7 @@ def write_landmark_pairs(path: str | Path, *, moving: ArrayLike, fixed: ArrayLik
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+@names_input
 def read_points(path: str | Path) -> NDArray[np.float64]:
     """Read the points of one image, (n, 3) mm RAS.
 
@@ -103,9 +107,9 @@ def read_points(path: str | Path) -> NDArray[np.float64]:
     InputError
         If the file is missing or holds something else.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.name.lower().endswith(SLICER):
         return read_slicer_points(path)
-    heading, rows = rows_of(path)
-    points = numbers_of(rows, [0, 1, 2], path)
-    return points if frame_of(" ".join(heading)) == "RAS" else points * FLIP
+    table = rows_of(path, columns=3)
+    points = numbers_of(table.rows, [0, 1, 2], path)
+    return points if frame_of(table.notes, path) == "RAS" else points * FLIP

@@ -17,12 +17,17 @@ from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Volume
 from napari_shmoareg.io import nifti
 from napari_shmoareg.io.contents import REPORT
 from napari_shmoareg.io.images import read_image
-from napari_shmoareg.io.summary import read_registration_summary
+from napari_shmoareg.io.summary import place_in, read_registration_summary
 from napari_shmoareg.io.transforms import read_transform
+from napari_shmoareg.io.untrusted import inside, names_input, user_path
 
 SAME = 0.01  # voxels by which a place in a file may differ from the one in the report: files hold float32
 
+ROLES = {"moving", "fixed", "moving_labels", "fixed_labels"}
+SHOWN = ("similarity", "dice", "assd_mm", "hd95_mm", "jacobian", "displacement_mm", "seconds", "warnings", "settings")
 
+
+@names_input
 def read_scene(folder: str | Path) -> Scene:
     """Read everything of a registration that can be looked at.
 
@@ -43,16 +48,18 @@ def read_scene(folder: str | Path) -> Scene:
         If it is no such folder, was written before the images were kept with it, or a file is
         missing, damaged or of another registration.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     report = read_registration_summary(folder).report
     try:
         grids = {role: _grid(about) for role, about in report["pair"].items() if about}
         names = {role: str(about["name"]) for role, about in report["pair"].items() if about}
         network, weights = _grid(report["network_grid"]), str(report["weights"])
-        places = [(_place(load), len(load["counts"])) for load in report["expert_loads"]]
+        if not {"moving", "fixed"} <= set(names) <= ROLES or not all(name in report for name in SHOWN):
+            raise KeyError(f"'pair', or one of {', '.join(SHOWN)}")
+        places = [(place_in(load), len(load["counts"])) for load in report["expert_loads"]]
         chosen = [round(sum(load["counts"]) / load["cells"]) for load in report["expert_loads"]]
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(f"{folder / REPORT} is damaged ({error!r}). Register the pair again.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again.") from error
     inputs = {role: _input(folder, role, grid, names[role]) for role, grid in grids.items()}
     labelled = inputs.get("moving_labels")
     fixed = inputs["fixed"].grid
@@ -78,10 +85,6 @@ def _grid(about: Mapping[str, Any]) -> Grid:
     return Grid((i, j, k), np.array(about["affine"], dtype=np.float64))
 
 
-def _place(load: Mapping[str, Any]) -> Place:
-    return Place(*(load[name] for name in Place._fields))
-
-
 def _named(place: Place) -> str:
     """As in the file's name: ``encoder-1-0-moving``."""
     return "-".join(str(part) for part in place if part is not None)
@@ -89,7 +92,7 @@ def _named(place: Place) -> str:
 
 def _file(folder: Path, name: str) -> Path:
     """A file that has to be there."""
-    if not (folder / name).is_file():
+    if not inside(folder, name).is_file():
         raise InputError(
             f"{folder} is not whole: {name} is missing. Copy the folder again, or register the pair again with "
             "'shmoareg register'."
@@ -147,6 +150,11 @@ def _expert_maps(folder: Path, network: Grid, places: Sequence[tuple[Place, int]
             name = _named(place)
             file = _file(folder, f"experts/{name}.nii.gz")
             volume = read_image(file, labels=True)
+            if volume.values.size and not 0 <= int(volume.values.min()) <= int(volume.values.max()) <= number:
+                raise InputError(
+                    f"{file} holds numbers from {volume.values.min()} to {volume.values.max()}; experts from 1 to "
+                    f"{number}, or 0, were expected. Copy the folder again, or register the pair again."
+                )
             grid, stride = _cells(file, volume.grid, network)
             values = volume.values.astype(np.uint8)
             yield ExpertMap(name, Volume(values, grid, name, is_labels=True), place, stride, number)

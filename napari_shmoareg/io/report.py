@@ -162,7 +162,10 @@ def _write_figures(registration: Registration, quality: Quality, load: ExpertLoa
         "Settings": json.dumps(settings, default=str),
     }
     stages = {"moving": quality.mean_dice("affine"), "warped": quality.mean_dice("after")}
-    notes = {column: f"Dice {value:.3f}" for column, value in stages.items() if value is not None}
+    count = 0 if quality.labels is None else len(quality.labels.both)
+    over = "" if quality.labels is None or not quality.labels.missing else f" ({count} labels in both)"
+    known = {column: value for column, value in stages.items() if value is not None and np.isfinite(value)}
+    notes = {column: f"Dice {value:.3f}{over}" for column, value in known.items()}
     point = middle(pair.fixed)
     drawings: dict[str, Callable[[], Figure]] = {
         "overview.png": lambda: overview(registration, notes=notes, point=point),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.point_rows import FLIP, numbers_of, rows_of, text_of
+from napari_shmoareg.io.point_rows import FLIP, WHAT, numbers_of, rows_of
+from napari_shmoareg.io.untrusted import parse_json, read_text
 
 SCHEMA = (
     "https://raw.githubusercontent.com/Slicer/Slicer/main/Modules/Loadable/Markups/Resources/Schema/"
     "markups-schema-v1.0.3.json#"
 )
 FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+
+LARGEST = 1e9  # mm from the origin, at which no image stands
 
 
 def read_slicer_points(path: Path) -> NDArray[np.float64]:
@@ -31,14 +35,18 @@ def read_slicer_points(path: Path) -> NDArray[np.float64]:
     """
     if path.name.lower().endswith(".json"):
         return _read_markups(path)
-    heading, rows = rows_of(path)
-    code = re.search(r"CoordinateSystem\s*=\s*(\w+)", " ".join(heading))
+    table = rows_of(path)
+    codes = set(re.findall(r"CoordinateSystem\s*=\s*(\w+)", " ".join(table.notes)))
     # Older Slicers wrote a number, or nothing, for RAS.
-    frame = {"0": "RAS", "1": "LPS", "2": "IJK"}.get(code[1], code[1]) if code else "RAS"
-    if frame not in ("RAS", "LPS"):
-        raise InputError(f"{path} is in the coordinates '{frame}'; LPS or RAS was expected. Save it anew in Slicer.")
-    points = numbers_of(rows, [1, 2, 3], path)
-    return points if frame == "RAS" else points * FLIP
+    frames = {{"0": "RAS", "1": "LPS", "2": "IJK"}.get(code, code) for code in codes} or {"RAS"}
+    if len(frames) > 1 or not frames <= {"RAS", "LPS"}:
+        raise InputError(
+            f"{path} is in the coordinates '{' and '.join(sorted(frames))}'; LPS or RAS was expected. Save it again in "
+            "Slicer."
+        )
+    known = {"x", "y", "z"} <= set(table.columns)
+    points = numbers_of(table.rows, [table.columns.index(axis) for axis in "xyz"] if known else [1, 2, 3], path)
+    return points if frames == {"RAS"} else points * FLIP
 
 
 def write_slicer_points(points: ArrayLike, path: str | Path) -> None:
@@ -71,20 +79,57 @@ def write_slicer_points(points: ArrayLike, path: str | Path) -> None:
 
 
 def _read_markups(path: Path) -> NDArray[np.float64]:
+    text = read_text(path, WHAT)
     try:
-        content: Any = json.loads(text_of(path))
-        markups = content["markups"][0]
-        frame = markups.get("coordinateSystem", "LPS")
-        listed = [p["position"] for p in markups["controlPoints"] if p.get("positionStatus", "defined") == "defined"]
-        points = np.array(listed, dtype=np.float64)
+        content = parse_json(text, path, "a point list")
+    except InputError as error:
+        raise InputError(f"{path} is no point list of 3D Slicer: {error}") from error
+    try:
+        lists = [markups for markups in content["markups"] if markups["controlPoints"]]
+        lists = lists or [content["markups"][0]]
+        frames, units = _said(lists, "coordinateSystem", "LPS"), _said(lists, "coordinateUnits", "mm")
+        listed = [dict(point) for markups in lists for point in markups["controlPoints"]]
+        placed = [point for point in listed if point.get("positionStatus", "defined") == "defined"]
+        points = np.array([_position(path, n, point) for n, point in enumerate(placed, 1)])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
-            f"{path} is no point list of 3D Slicer ({error!r}). Save it in Slicer as 'Markups JSON (.mrk.json)'."
+            f"{path} is no point list of 3D Slicer ({error!r:.200}). Save it in Slicer as 'Markups JSON (.mrk.json)'."
         ) from error
-    unit = markups.get("coordinateUnits", "mm")
-    if frame not in ("LPS", "RAS") or unit not in ("mm", ["mm"] * 3) or points.ndim != 2 or points.shape[1] != 3:
+    if len(lists) > 1:
+        raise InputError(f"{path} holds {len(lists)} lists of points; one was expected. Save each as its own file.")
+    if not frames <= {"LPS", "RAS"} or units != {"mm"} or points.ndim != 2:
         raise InputError(
-            f"{path} holds points of the shape {points.shape} in '{frame}', {unit}; a list of points in LPS or RAS, "
-            "mm, was expected. Save it anew in Slicer."
+            f"{path} holds points of the shape {points.shape} in '{' '.join(frames)}', {' '.join(units)}; a list of "
+            "points in LPS or RAS, mm, was expected. Save it again in Slicer."
         )
-    return points if frame == "RAS" else points * FLIP
+    if len(placed) < len(listed):
+        warnings.warn(
+            f"{path}: {len(listed) - len(placed)} of {len(listed)} points have no position (they were not placed in "
+            "Slicer) and were left out, so that the later ones are counted from a lower number.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return points if frames == {"RAS"} else points * FLIP
+
+
+def _said(lists: list[dict[str, Any]], key: str, otherwise: str) -> set[str]:
+    """All values of a key; those of the axes one by one."""
+    found = [markups.get(key, otherwise) for markups in lists]
+    return {str(value) for values in found for value in (values if isinstance(values, list) else [values])}
+
+
+def _position(path: Path, number: int, point: dict[str, Any]) -> list[float]:
+    """Three finite numbers, or an error that names the point."""
+    values = point["position"]
+    numbers = values if isinstance(values, list) else []
+    name = f"'{point['label']}'" if point.get("label") else f"number {number}"
+    if len(numbers) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
+        raise InputError(f"{path}: the point {name} has the position {str(values)[:80]}; three numbers were expected.")
+    if not all(abs(v) < LARGEST for v in numbers):
+        raise InputError(
+            f"{path}: the point {name} has the position {str(values)[:80]}, which is NaN, infinite or beyond any "
+            "image. Place it again in Slicer, or delete it."
+        )
+    return [float(v) for v in numbers]

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,16 +17,18 @@ import numpy as np
 import torch
 
 from napari_shmoareg import __version__
-from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
+from napari_shmoareg.analysis.expert_load import MAX_COUNT, MAX_EXPERTS, ExpertLoad, Place
 from napari_shmoareg.analysis.quality import Quality
 from napari_shmoareg.engine.registration import Registration
 from napari_shmoareg.geometry import Grid, InputError
 from napari_shmoareg.io.contents import REPORT
 from napari_shmoareg.io.itk import holds
+from napari_shmoareg.io.untrusted import inside, names_input, read_csv, read_object, user_path
 
 LOADS = "experts/loads.csv"
 COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
 FORMAT = 1
+_NUMBER = (int, float, None)  # of `check_report`: a number, or nothing
 LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors", "matplotlib")
 
 
@@ -128,6 +131,7 @@ def write_loads(load: ExpertLoad, path: str | Path) -> None:
         writer.writerows(load.rows())
 
 
+@names_input
 def read_registration_summary(folder: str | Path) -> RegistrationSummary:
     """Read report.json and loads.csv of a folder that `write_registration` made.
 
@@ -136,7 +140,7 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
     InputError
         If it is no such folder, or one of the two files is missing or damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Give the folder that 'shmoareg register --out' wrote.")
     for name in (REPORT, LOADS):
@@ -144,18 +148,99 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
             raise InputError(
                 f"{folder} has no {name}: it is no registration folder. Give one that 'shmoareg register --out' wrote."
             )
+    report = read_object(inside(folder, REPORT), "the report of a registration")
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        known = {Place(*(entry[field] for field in Place._fields)): entry for entry in report["expert_loads"]}
+        known = {place_in(entry): entry for entry in report["expert_loads"]}
         top_k = {p: sum(e["counts"]) // e["cells"] for p, e in known.items() if e["cells"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / REPORT} is damaged ({error}). Register the pair again.") from error
+        check_report(report)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again.") from error
+    _, rows = read_csv(inside(folder, LOADS), "the loads of the experts")
     try:
-        with (folder / LOADS).open(newline="", encoding="utf-8") as file:
-            load = ExpertLoad.from_rows(csv.DictReader(file), top_k)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / LOADS} is damaged ({error!r}). Register the pair again.") from error
+        load = ExpertLoad.from_rows((row.cells for row in rows), top_k)
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{folder / LOADS} is damaged ({error!r:.200}). Register the pair again.") from error
     return RegistrationSummary(folder, report, load)
+
+
+def place_in(entry: Mapping[str, Any]) -> Place:
+    """The gate that an entry of report.json is of.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If there is no such gate: its name is that of a file, and names no other.
+    """
+    place = Place(*(entry[field] for field in Place._fields))
+    numbers = [place.layer, *([] if place.block is None else [place.block])]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_EXPERTS for n in numbers)
+    parts = (place.part, ("encoder", "decoder")), (place.image, (None, "moving", "fixed"))
+    if not whole or not all(word in words for word, words in (*parts, (place.direction, (None, "x", "y", "z")))):
+        raise ValueError(f"there is no gate {tuple(place)!r:.120}")
+    counts, cells = entry["counts"], entry["cells"]
+    numbers = [*counts, cells]
+    if not isinstance(counts, list) or not 1 <= len(counts) <= MAX_EXPERTS:
+        raise ValueError(f"a gate has 1 to {MAX_EXPERTS} experts")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_COUNT for n in numbers):
+        raise ValueError(f"the counts of {tuple(place)} are no whole numbers")
+    return place
+
+
+def check_report(report: Mapping[str, Any]) -> None:
+    """See that what is shown of a report is of the kind that `build_report` writes; missing parts are left alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a part is of another kind.
+    """
+    per_label = {"": {"mean": _NUMBER, "per_label": {"": _NUMBER}}}
+    kinds: dict[str, Any] = {
+        "warnings": [str],
+        "weights": str,
+        "settings": {"passes": [_NUMBER], "network": {"kernels": [int]}},
+        "choices": {"": str},
+        "seconds": {"": float},
+        "similarity": {"": {"": _NUMBER}},
+        "jacobian": {"": _NUMBER},
+        "displacement_mm": {"": _NUMBER},
+        "folding_percent": _NUMBER,
+        "pair": {"": {"name": str, "shape": [int], "affine": [[float]]}},
+        "network_grid": {"shape": [int], "affine": [[float]]},
+        "labels": {"": [int]},
+        "dice": per_label,
+        "assd_mm": per_label,
+        "hd95_mm": per_label,
+    }
+    free = {"dice", "labels", "assd_mm", "hd95_mm"}
+    for name, kind in kinds.items():
+        if name in report and not (report[name] is None and name in free):
+            _check_kind(report[name], kind, name)
+    labels = report.get("dice") or {}
+    if not all(re.fullmatch(r"-?\d{1,18}", label) for stage in labels.values() for label in stage["per_label"]):
+        raise ValueError("a label of dice is no whole number")
+
+
+def _check_kind(value: Any, kind: Any, name: str) -> None:
+    """A value against a kind: a type, [kind of each], {"": kind of each} or {name: kind}; None in "pair" is nothing."""
+    if isinstance(kind, dict) and value is None and name.startswith("pair."):
+        return
+    if kind is _NUMBER and value is None:
+        return
+    if isinstance(kind, dict) and isinstance(value, dict):
+        for key, inner in value.items():
+            wanted = kind.get("", kind.get(key))
+            if wanted is not None:
+                _check_kind(inner, wanted, f"{name}.{key:.60}")
+    elif isinstance(kind, list) and isinstance(value, list):
+        for inner in value:
+            _check_kind(inner, kind[0], name)
+    elif kind in (float, int, _NUMBER):
+        kinds = int if kind is int else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not abs(value) < 2**53:
+            raise ValueError(f"{name} is {value!r:.60}; a number was expected")
+    elif not (isinstance(kind, type) and isinstance(value, kind)):
+        raise ValueError(f"{name} is {value!r:.60}; that is of another kind")
 
 
 def versions() -> dict[str, str | None]:

@@ -17,7 +17,10 @@ def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
     InputError
         If the place is not writable or the disk is full.
     """
-    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        writing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.checkpoint import load_weights, read_tensors
+from napari_shmoareg.io.checkpoint import built, check_format, config_in, load_weights, read_tensors
+from napari_shmoareg.io.untrusted import names_input, parse_json, user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 FORMAT = "shmoareg-training-1"
 FILE = "training.safetensors"
+MAX_STEPS = 10**12
 
 
 def save_training_state(
@@ -57,7 +59,7 @@ def save_training_state(
     InputError
         If the place is not writable or the disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,6 +91,7 @@ def save_training_state(
     return folder / FILE
 
 
+@names_input
 def load_training_state(
     folder: str | Path,
     network: SHMoAReg,
@@ -118,33 +121,89 @@ def load_training_state(
     InputError
         If there is no state, it is damaged, or of another network or optimiser.
     """
-    path = Path(folder).expanduser() / FILE
+    path = user_path(folder) / FILE
     if not path.is_file():
         raise InputError(f"There is no training to go on with: {path} does not exist.")
     metadata, tensors = read_tensors(path, FORMAT)
-    if SHMoARegConfig().to_dict() | json.loads(metadata["config"]) != network.config.to_dict():
-        raise InputError(
-            f"The training in {path} is of a network with another config. Start anew, or use its own config."
-        )
-    groups = json.loads(metadata["groups"])
-    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimiser.state_dict()["param_groups"]]:
-        raise InputError(f"The optimiser in {path} is over other parameters. Use the one that it was saved with.")
+    _check_config(metadata, network.config, path)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        part, rest = name.split(".", 1)
+        part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = value
     missing = set(generators or {}) - set(parts.get("generator", {}))
     if missing:
         raise InputError(f"The training in {path} holds no random stream {', '.join(sorted(missing))}.")
     load_weights(network, parts.get("network", {}), path)
-    state: dict[int, dict[str, Any]] = {int(index): dict(v) for index, v in json.loads(metadata["plain"]).items()}
-    for name, value in parts.get("opt", {}).items():
+    try:
+        step, history = int(metadata["step"]), _parsed(metadata, "history", path, list)
+        if not 0 <= step < MAX_STEPS or not all(isinstance(row, dict) for row in history):
+            raise ValueError(f"step {metadata['step']:.40}, {len(history)} rows of its history")
+        optimiser.load_state_dict(_optimiser_state(metadata, parts.get("opt", {}), optimiser, path))
+        _set_random(parts.get("random", {}), parts.get("generator", {}), generators or {})
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The training in {path} is damaged ({type(error).__name__}: {error!s:.200}). Put back a copy of it, "
+            "or begin another run from the weights beside it."
+        ) from error
+    return step, history
+
+
+def network_of_state(folder: str | Path, config: SHMoARegConfig) -> SHMoAReg:
+    """A new network of a config, made only if a saved training is of such a one.
+
+    Raises
+    ------
+    InputError
+        If the state is damaged, or of another network.
+    """
+    path = user_path(folder) / FILE
+    _check_config(check_format(path, FORMAT), config, path)
+    return built(config, path, "network.")
+
+
+def _check_config(metadata: Mapping[str, str], config: SHMoARegConfig, path: Path) -> None:
+    """See that a saved training is of a network with this config."""
+    if config_in(metadata, path).to_dict() != config.to_dict():
+        raise InputError(
+            f"The training in {path} is of a network with another config. Begin another, or use its own config."
+        )
+
+
+def _optimiser_state(
+    metadata: Mapping[str, str], saved: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, path: Path
+) -> dict[str, Any]:
+    """The saved state of an optimiser, every tensor of it as large as its parameter."""
+    own = optimiser.state_dict()["param_groups"]
+    groups = _parsed(metadata, "groups", path, list)
+    if [group["params"] for group in groups] != [group["params"] for group in own]:
+        raise InputError(f"The optimiser in {path} is over other parameters. Use the one that it was saved with.")
+    for group, mine in zip(groups, own, strict=True):
+        if set(group) != set(mine) or any(isinstance(value, str | dict) for value in group.values()):
+            raise ValueError("the optimiser's settings are others")
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for index, values in _parsed(metadata, "plain", path, dict).items():
+        state[int(index)] = dict(values)
+    for name, value in saved.items():
         index, key = name.split(".", 1)
+        if value.numel() != 1 and value.shape != parameters[int(index)].shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise ValueError(f"{name} holds no finite numbers")
         state.setdefault(int(index), {})[key] = value
-    optimiser.load_state_dict({"state": state, "param_groups": [_tuples(group) for group in groups]})
-    _set_random(parts.get("random", {}), parts.get("generator", {}), generators or {})
-    history: list[dict[str, Any]] = json.loads(metadata["history"])
-    return int(metadata["step"]), history
+    if not all(0 <= index < len(parameters) for index in state):
+        raise ValueError("it has more parameters")
+    return {"state": state, "param_groups": [_tuples(group) for group in groups]}
+
+
+def _parsed(metadata: Mapping[str, str], key: str, path: Path, kind: type) -> Any:
+    """A part of the metadata that is JSON of one kind."""
+    found = parse_json(metadata[key], path, f"'{key}'")
+    if not isinstance(found, kind):
+        raise ValueError(f"'{key}' is no {kind.__name__}")
+    return found
 
 
 def _set_random(

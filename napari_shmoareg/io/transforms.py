@@ -22,6 +22,7 @@ from napari_shmoareg.io.images import ITK_ENDINGS, load_text_header
 from napari_shmoareg.io.partial import shown
 from napari_shmoareg.io.silence import silenced
 from napari_shmoareg.io.streams import check_regular
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -128,6 +129,7 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
         ) from error
 
 
+@names_input
 def read_transform(path: str | Path) -> Transform:
     """Read a transform from fixed world to moving world.
 
@@ -148,7 +150,7 @@ def read_transform(path: str | Path) -> Transform:
     InputError
         If there is no such file, it is damaged, or holds something else.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.exists():
         raise InputError(f"There is no transform file {path}. Check the spelling and the folder you are in.")
     check_regular(path)

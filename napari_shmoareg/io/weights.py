@@ -7,6 +7,7 @@ from pathlib import Path
 
 import napari_shmoareg
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import user_path
 
 LARGE, SMALL = "paper", "small"  # by the preset: for a GPU, for a CPU
 
@@ -52,4 +53,4 @@ def chosen_device(asked: str) -> str:
 def checksum_of(weights: str) -> str:
     """The SHA-256 of weights, shipped or a file: others of the same name give other numbers."""
     shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
-    return hashlib.sha256((shipped if shipped.is_file() else Path(weights).expanduser()).read_bytes()).hexdigest()
+    return hashlib.sha256((shipped if shipped.is_file() else user_path(weights)).read_bytes()).hexdigest()

@@ -6,6 +6,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+# Ours: least and most of each number; the paper's network is at a tenth of the most or below.
+LIMITS: dict[str, tuple[float, float]] = {
+    "embed_dim": (1, 1024),
+    "depths": (1, 32),
+    "window": (1, 16),
+    "mlp_ratio": (1, 16),
+    "num_experts": (1, 128),
+    "top_k": (1, 128),
+    "heads": (1, 128),
+    "drop_path": (0.0, 1.0),
+    "full_channels": (1, 1024),
+    "half_channels": (1, 1024),
+    "bottleneck_channels": (1, 4096),
+    "shmoe_strides": (1, 8),
+    "kernels": (1, 15),
+    "integration_steps": (1, 32),
+    "size": (1, 4096),
+    "passes": (0.0, 1.0),
+}
+SEVERAL = ("depths", "window", "shmoe_strides", "kernels", "passes")
+MOST = 16  # numbers in one of these
+
 
 @dataclass(frozen=True)
 class SHMoARegConfig:
@@ -86,11 +108,12 @@ class SHMoARegConfig:
     passes: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         for name in ("depths", "window", "shmoe_strides", "kernels"):
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         object.__setattr__(self, "passes", tuple(float(v) for v in self.passes))
         rules = (
-            (self.attention in ("moa", "mha"), f"attention is 'moa' or 'mha', not {self.attention!r}"),
+            (self.attention in ("moa", "mha"), f"attention is 'moa' or 'mha', not {self.attention!r:.80}"),
             (len(self.window) == 3 and min(self.window) > 0, f"window is three positive numbers, not {self.window}"),
             (
                 1 <= len(self.depths) <= 5 and min(self.depths) > 0,
@@ -116,6 +139,25 @@ class SHMoARegConfig:
         for holds, message in rules:
             if not holds:
                 raise ValueError(message)
+
+    def _check_numbers(self) -> None:
+        """Numbers that are none, or so large that no network of them could be built, are refused before any is."""
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            several = name in SEVERAL
+            if several and not isinstance(value, list | tuple):
+                raise ValueError(f"{name} is a list of numbers, not {value!r:.80}")
+            numbers = list(value) if several else [value]
+            kinds = (int, float) if isinstance(low, float) else (int,)
+            if len(numbers) > MOST or not all(isinstance(n, kinds) and not isinstance(n, bool) for n in numbers):
+                raise ValueError(
+                    f"{name} holds up to {MOST} {'' if float in kinds else 'whole '}numbers, not {value!r:.80}"
+                )
+            if not all(low <= n <= high for n in numbers):
+                raise ValueError(f"{name} is from {low:g} to {high:g}, not {value!r:.80}")
+        for name in ("relative_bias", "detach_weights", "routing_only", "diffeomorphic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is true or false, not {getattr(self, name)!r:.80}")
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -161,9 +203,11 @@ class SHMoARegConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SHMoARegConfig:
         """The inverse of `to_dict`; unknown fields raise ValueError."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"network settings are names and values, not {values!r:.80}")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown network settings: {', '.join(sorted(unknown))}")
+            raise ValueError(f"unknown network settings: {', '.join(sorted(map(str, unknown)))[:200]}")
         return cls(**values)
 
 

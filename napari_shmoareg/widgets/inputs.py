@@ -73,8 +73,9 @@ def layer_of_file(path: str, known: Known) -> LayerData | None:
     from napari_shmoareg.io.atomic import ending
     from napari_shmoareg.io.contents import look
     from napari_shmoareg.io.dicom import is_dicom
+    from napari_shmoareg.io.untrusted import user_path
 
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.is_dir():
         return _layer(_series(place), known)
     if place.is_file() and (ending(place) in SLICES or is_dicom(place)):

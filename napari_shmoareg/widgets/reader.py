@@ -61,6 +61,7 @@ def read(path: str | Sequence[str]) -> list[Any]:
     from napari import current_viewer
 
     from napari_shmoareg.widgets.notices import tell
+    from napari_shmoareg.widgets.register.job import explain
 
     viewer = current_viewer()
     known = Known.of(viewer)
@@ -73,6 +74,11 @@ def read(path: str | Sequence[str]) -> list[Any]:
                 known.layers.extend(_open(place, known))
         except InputError as error:
             tell(viewer, "error", VOLUME.sub(ONE_VOLUME, SERIES.sub(ONE_SLICE, str(error))))
+        except OSError as error:
+            tell(viewer, "error", f"{place} cannot be opened: {error.strerror or error}.")
+        except Exception as error:
+            error.add_note(f"while opening {place}")
+            tell(viewer, "error", explain(error))
     if viewer is not None:
         _before_added(viewer, known)
     return known.layers or [(None,)]

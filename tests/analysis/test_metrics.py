@@ -168,3 +168,25 @@ def test_mutual_information_sees_an_inverted_contrast_and_not_noise():
     assert nmi(a, -a) > 0.9
     assert nmi(a, rng.normal(size=a.shape)) < 0.05
     assert math.isnan(nmi(np.ones_like(a), np.ones_like(a)))
+
+
+def test_labels_that_one_side_lacks_are_named_and_in_no_mean():
+    from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both
+
+    moving = np.zeros((4, 5, 3), dtype=np.uint8)
+    moving[0, :2], moving[1, 0], moving[2, 0], moving[3, 0] = 1, 2, 7, 9
+    fixed = np.zeros_like(moving)
+    fixed[0, :1], fixed[1, 0], fixed[3, 1] = 1, 2, 5
+    shared = SharedLabels.of(np.unique(moving).tolist(), np.unique(fixed).tolist())
+    assert shared == ((1, 2), (7, 9), (5,)) and shared.missing == (5, 7, 9)
+    assert shared.description == "2 of 5 labels are in both images; only moving: 7, 9; only fixed: 5"
+    found = dice_in_both(moving, fixed, shared)
+    assert found[1] == pytest.approx(2 * 3 / 9) and found[2] == 1 and np.isnan([found[n] for n in (5, 7, 9)]).all()
+    assert mean(found) == pytest.approx((2 / 3 + 1) / 2) and mean(dice(moving, fixed)) == pytest.approx(5 / 3 / 5)
+
+
+def test_a_label_of_both_images_that_was_carried_away_counts_as_0():
+    from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both
+
+    fixed = np.ones((3, 3, 3), dtype=np.uint8)
+    assert dice_in_both(np.zeros_like(fixed), fixed, SharedLabels((1,))) == {1: 0.0}

@@ -99,3 +99,16 @@ def test_folding_is_the_same_share_in_the_report_the_warnings_and_the_metrics(re
 
 def test_the_network_of_these_tests_truly_moves_things(registration):
     assert measure(registration).displacement_mm["max"] > 1  # the headers are trusted: all of it is the field
+
+
+def test_the_mean_dice_is_over_the_labels_that_both_images_have_and_the_others_are_named(registration):
+    pair = registration.pair
+    values = pair.fixed_labels.values.copy()
+    values[pair.fixed_labels.values == 2] = 9  # 2 is in the moving image alone now, and 9 in the fixed one
+    fewer = replace(pair, fixed_labels=pair.fixed_labels.with_values(values))
+    found = measure(replace(registration, pair=fewer))
+    assert found.labels == ((1, 3, 4), (2,), (9,))
+    whole = measure(registration)
+    assert found.mean_dice("after") == pytest.approx(np.mean([whole.dice["after"][n] for n in (1, 3, 4)]))
+    assert set(found.dice["after"]) == {1, 2, 3, 4, 9} and np.isnan([found.dice["after"][n] for n in (2, 9)]).all()
+    assert found.to_dict()["labels"] == {"both": [1, 3, 4], "only_moving": [2], "only_fixed": [9]}

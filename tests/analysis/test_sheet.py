@@ -57,10 +57,10 @@ def test_every_pair_has_two_images_two_sets_of_labels_and_a_title(drawn):
 def test_the_slice_is_the_one_with_the_labels_and_is_seen_from_the_usual_side(marked):
     (moving,), (fixed,), (_, first), (_, second) = panels(contact_sheet([marked]))
     assert moving.shape == (SHAPE[1], SHAPE[0])  # first row at the bottom, j upwards
-    assert fixed[14, 3] == 1.0 and np.sum(fixed == 1) == 1
+    assert fixed[14, SHAPE[0] - 1 - 3] == 1.0 and np.sum(fixed == 1) == 1  # the patient's right on the left
     assert (~np.ma.getmaskarray(first)).nonzero()[0].tolist() == [5, 5, 6, 6, 7, 7]
     assert set(first.compressed()) == {0} and set(second.compressed()) == {1}
-    assert np.array_equal(~np.ma.getmaskarray(second), marked.fixed_labels[0, 1, :, :, 7].numpy().T > 0)
+    assert np.array_equal(~np.ma.getmaskarray(second), marked.fixed_labels[0, 1, :, :, 7].numpy().T[:, ::-1] > 0)
 
 
 def test_pairs_without_labels_show_their_middle(marked):

@@ -26,18 +26,19 @@ def _lia():
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_right_front_and_top_lie_to_the_right_or_up_whatever_the_file_order(view):
+def test_left_back_and_top_lie_to_the_right_or_up_whatever_the_file_order(view):
     for axis in in_plane(view):
         volume = _volume(_lia(), lambda *xyz, axis=axis: xyz[axis])
         pixels = cut(volume, volume.grid.centre, view).pixels
         along = 1 if axis == in_plane(view)[0] else 0
-        assert (np.diff(pixels, axis=along) > 0).all() and not np.diff(pixels, axis=1 - along).any()
+        upward = -1 if along else 1  # radiological: R and A stand on the left of the screen
+        assert (upward * np.diff(pixels, axis=along) > 0).all() and not np.diff(pixels, axis=1 - along).any()
 
 
 def test_the_letters_name_the_ends_of_each_view():
     volume = _volume(_lia(), lambda x, y, z: x)
     ends = {view: "".join(cut(volume, volume.grid.centre, view).ends) for view in VIEWS}
-    assert ends == {"sagittal": "PAIS", "coronal": "LRIS", "axial": "LRPA"}
+    assert ends == {"sagittal": "APIS", "coronal": "RLIS", "axial": "RLPA"}
 
 
 def test_a_slice_is_as_wide_in_millimetres_as_its_volume_and_starts_at_the_point():
@@ -45,7 +46,7 @@ def test_a_slice_is_as_wide_in_millimetres_as_its_volume_and_starts_at_the_point
     point = volume.grid.to_world((1.0, 2.0, 3.0))
     left, right, bottom, top = cut(volume, point, "axial").extent
     assert (right - left, top - bottom) == pytest.approx((8 * 2, 6 * 1.5))
-    assert (right, bottom) == pytest.approx((1.5 * 2, -3.5 * 1.5))
+    assert (left, bottom) == pytest.approx((-1.5 * 2, -3.5 * 1.5))
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -71,7 +72,7 @@ def test_outlines_run_along_the_edges_of_the_pixels():
     segments = cut(volume, (0, 0, 3.0), "axial").outlines()
     lengths = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=-1)
     assert lengths.sum() == pytest.approx(2 * (2 * 2 + 3 * 3))
-    assert segments[..., 0].min() == pytest.approx(2.5 * 2) and segments[..., 1].max() == pytest.approx(6.5 * 3)
+    assert segments[..., 0].max() == pytest.approx(-2.5 * 2) and segments[..., 1].max() == pytest.approx(6.5 * 3)
 
 
 def test_the_plane_of_a_view_is_that_of_the_grid(pair):
@@ -81,7 +82,7 @@ def test_the_plane_of_a_view_is_that_of_the_grid(pair):
     assert points.shape == (2, 3, 3)
     assert (points[0, 1] == grid.centre).all()
     moved = (points - grid.centre) @ directions(grid)
-    assert moved[..., 0] == pytest.approx(np.broadcast_to(steps[0], (2, 3)))
+    assert moved[..., 0] == pytest.approx(np.broadcast_to(-steps[0], (2, 3)))
     assert moved[..., 2] == pytest.approx(0, abs=1e-9)
 
 

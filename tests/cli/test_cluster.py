@@ -225,3 +225,29 @@ def test_an_option_is_taken_out_with_its_value_however_it_was_written():
     words = ["evaluate", "--submit", "slurm", "--out=x", "--cluster-option=a=b", "--quiet", "--cluster-option", "c=d"]
     assert without(words, "--submit", "--cluster-option") == ("evaluate", "--out=x", "--quiet")
     assert RETRIES > 3
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "name"),
+    [
+        (["register", "a\nb.nii"], ["time=10"], "job"),
+        (["register", "a.nii"], ["time=10", "comment=x\n#SBATCH --uid=0"], "job"),
+        (["register", "a.nii"], ["time=10\r"], "job"),
+        (["register", "a.nii"], ["time=10"], "jo\x1bb"),
+        (["register", "a.nii"], ["time=10"], "jo\u2028b"),
+    ],
+)
+def test_a_line_break_never_becomes_a_line_of_the_batch_script(words, options, name, tmp_path, monkeypatch):
+    from napari_shmoareg.cli import cluster
+
+    monkeypatch.setattr(cluster.shutil, "which", lambda command: "/bin/true")
+    job = cluster.Job(tuple(words), str(tmp_path))
+    with pytest.raises(InputError, match="control character"):
+        cluster.submit([job], "slurm", options, folder=tmp_path / "jobs", name=name)
+    assert not (tmp_path / "jobs").exists()
+
+
+@pytest.mark.parametrize("option", ["a b=1", "array 1-9 --uid=0", "=3", "nothing"])
+def test_the_name_of_an_option_is_one_word(option):
+    with pytest.raises(InputError, match="KEY=VALUE"):
+        parameters("slurm", ["time=10", option])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -121,3 +122,92 @@ def test_the_package_runs_as_a_module_without_loading_torch_for_help():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "0 []"
+
+
+STOPPED = """
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as at a terminal, also where the tests run under nohup
+from napari_shmoareg.cli import main
+from napari_shmoareg.io import report
+report.measure = lambda *_: time.sleep(600)  # within the folder that is being built
+sys.argv = ["shmoareg", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGHUP, signal.SIGTERM])
+def test_a_closed_terminal_or_a_kill_leaves_no_hidden_folder(ending, files, weights):
+    folder = files.folder / "results"
+    folder.mkdir()
+    options = ("--weights", weights, "--out", folder / "out", "--affine", "none", "--size", "16", "--quiet")
+    words = [sys.executable, "-c", STOPPED, "register", files.moving, files.fixed, *options]
+    process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(folder.glob(".out.partial-*")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(ending)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and said == "Cancelled; nothing was written.\n"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_bug_names_what_was_read_and_else_what_the_command_was_given(files, shmoareg, monkeypatch):
+    def broken(path, *arguments):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("napari_shmoareg.io.nifti.load", broken)
+    options = ("--reference", files.fixed, "--out", files.folder / "out.nii")
+    said = shmoareg("apply", files.moving, files.moving, *options).stderr
+    assert f"while reading {files.fixed}" in said or f"while reading {files.moving}" in said
+    assert "(ZeroDivisionError: oh)" in said
+    error = ZeroDivisionError("oh")
+    assert "inside shmoareg, with a.nii (ZeroDivisionError: oh)" in explain(error, ["a.nii"])
+    error.add_note("while reading b.nii")
+    assert "inside shmoareg, while reading b.nii (ZeroDivisionError: oh)" in explain(error, ["a.nii"])
+
+
+def test_memory_that_runs_out_while_a_file_is_read_is_not_blamed_on_the_size_of_the_network():
+    error = MemoryError()
+    error.add_note("while reading huge.safetensors")
+    assert "huge.safetensors" in explain(error) and "--size" not in explain(error)
+
+
+@pytest.mark.parametrize("where", ["moving", "out"])
+def test_a_name_that_is_not_utf_8_is_read_or_refused_before_the_work(where, files, weights, tmp_path):
+    odd = os.fsdecode(b"sc\xe4n")
+    moving, out = tmp_path / f"{odd}.nii.gz", tmp_path / (odd if where == "out" else "out")
+    os.rename(files.moving, moving)
+    options = ("--weights", weights, "--out", out, "--affine", "none", "--size", "16")
+    ended = subprocess.run(command("register", moving, files.fixed, *options), capture_output=True)
+    if where == "out":
+        assert ended.returncode == 1 and b"sc\\xe4n is not UTF-8" in ended.stderr and not out.exists()
+        assert b"Registered" not in ended.stdout and b"aligning" not in ended.stderr
+        return
+    assert ended.returncode == 0, ended.stderr
+    assert b"sc\\xe4n onto fixed" in ended.stdout
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["pair"]["moving"]["name"] == r"sc\xe4n" and (out / "figures" / "overview.png").is_file()
+
+
+def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_refused_at_once(files, weights, shmoareg):
+    options = ("--weights", weights, "--affine", "none", "--size", "16", "--no-figures")
+    out = files.folder / ("n" * 255)
+    assert shmoareg("register", files.moving, files.fixed, *options, "--out", out).exit_code == 0
+    assert (out / "report.json").is_file()
+    said = shmoareg("register", files.moving, files.fixed, *options, "--out", files.folder / ("n" * 256))
+    assert said.exit_code == 1 and "256 bytes; this disk takes 255" in said.stderr and "aligning" not in said.stderr
+    carried = files.folder / ("n" * 248 + ".nii.gz")
+    words = ("apply", out / "transform.h5", files.moving, "--reference", files.fixed, "--out", carried)
+    assert shmoareg(*words).exit_code == 0 and carried.is_file()
+    assert not list(files.folder.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "words", [("--out", "~nosuchuser/x"), ("--weights", "~nosuchuser/w.safetensors", "--out", "o")]
+)
+def test_the_home_of_nobody_is_refused_by_name(words, files, shmoareg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = shmoareg("register", files.moving, files.fixed, *words)
+    assert result.exit_code == 1 and "~nosuchuser" in result.stderr and "bug" not in result.stderr
+    assert not (tmp_path / "~nosuchuser").exists()

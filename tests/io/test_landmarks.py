@@ -65,6 +65,7 @@ def test_an_old_fcsv_without_a_frame_is_ras_and_numbers_stand_for_frames(tmp_pat
     assert read_points(path).tolist() == [[-1, -2, 3]]
 
 
+@pytest.mark.filterwarnings("ignore:.*points have no position")
 def test_a_point_of_slicer_that_was_not_placed_is_left_out(tmp_path):
     points = [
         {"position": [1, 2, 3], "positionStatus": "defined"},
@@ -128,3 +129,96 @@ def test_the_lung_landmarks_are_35_mm_apart_as_filed(shared_data):
     pairs = read_landmark_pairs(shared_data / "lung_ct" / "landmarks_inside_mm.csv")
     assert len(pairs.fixed) == 51
     assert np.linalg.norm(pairs.fixed - pairs.moving, axis=1).mean() == pytest.approx(35.3, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "12,5;3,125;4,0;10,1;2,0;3,3\n",
+        "12,5\t3,125\t4,0\t10,1\t2,0\t3,3\n",
+        "1,25e1;3,125;4;10,1;2;3,3\n",
+        '"12,5","3,125","4","10,1","2","3,3"\n',
+        "moving_x;moving_y;moving_z;fixed_x;fixed_y;fixed_z\n10,1;2,0;3,3;12,5;3,125;4,0\n",
+        "12.5,3.125,4.0,10.1,2.0,3.3\n",
+    ],
+)
+def test_decimal_commas_are_read_where_they_can_be_told_from_separators(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    pairs = read_landmark_pairs(tmp_path / "a.csv")
+    assert pairs.fixed.tolist() == [[-12.5, -3.125, 4]] and pairs.moving.tolist() == [[-10.1, -2, 3.3]]
+    again = read_landmarks(tmp_path / "a.csv")
+    assert np.array_equal(again.fixed, pairs.fixed) and np.array_equal(again.moving, pairs.moving)
+
+
+NAMES = "fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("12,5,3,1,4,0,10,1,2,0,3,3\n", "line 1.*decimal"),
+        ("1,2,3,4,5,6\n12,5,3,1,4,0,10\n", "line 2.*decimal"),
+        (NAMES + "12,5,3,1,4,0,10,1,2,0,3,3\n", "line 2.*decimal"),
+        (NAMES + "12,5,3,1,4,0,10\n", "line 2.*decimal"),
+        ("12,5 3,1 4,0 10,1 2,0 3,3\n", "line 1.*blanks"),
+        ('"1,234","3","4","10","2","3"\n', "1,234.*thousands"),
+        ("1.234,5;3;4;10;2;3\n", "1.234,5.*thousands"),
+        ("1,234,567;3;4;10;2;3\n", "1,234,567.*thousands"),
+        ("12,5;3.1;4;10;2;3\n", "12,5.*thousands"),
+        ("1_000,2,3,4,5,6\n", "six numbers"),
+        ('"1,2,3,4,5,6\n1,2,3,4,5,6\n', "line 1"),
+        ("# the fixed ones are LPS, the moving ones RAS\n1,2,3,4,5,6\n", "LPS and RAS"),
+        ("# indices (IJK)\n1,2,3,4,5,6\n", "IJK"),
+        ("1,2,3,4,5,6\n1,2,-inf,4,5,6\n", "(row|line) 2.*infinite"),
+        ("9" * 200_000 + ",2,3,4,5,6\n", "line 1"),
+    ],
+)
+def test_numbers_that_cannot_be_told_from_their_separators_are_refused(tmp_path, text, says):
+    (tmp_path / "a.csv").write_text(text)
+    for read in (read_landmark_pairs, read_landmarks):
+        with pytest.raises(InputError, match=rf"a\.csv.*{says}"):
+            read(tmp_path / "a.csv")
+
+
+def test_points_of_one_image_with_decimal_commas_are_no_six_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("12,5,3,1,4,0\n")
+    with pytest.raises(InputError, match="decimal"):
+        read_points(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("# ras\n12,5;3,1;4,0\n")
+    assert read_points(tmp_path / "a.csv").tolist() == [[12.5, 3.1, 4]]
+
+
+def _markups(*points, **more):
+    return json.dumps({"markups": [{"coordinateSystem": "LPS", "controlPoints": list(points), **more}]})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (_markups({"position": [1, 2, 3]}, {"label": "F-2", "position": [1, float("nan"), 3]}), "'F-2'.*NaN"),
+        (_markups({"position": [1, 2, float("-inf")]}), "point number 1 .*infinite"),
+        (_markups({"position": [1, 2, 10**400]}), "point number 1 "),
+        (_markups({"position": ["1", "2", "3"]}), "point number 1 .*three numbers"),
+        (_markups({"position": [1, 2]}), "point number 1 .*three numbers"),
+        (_markups({"position": [1, 2, 3]}, coordinateUnits="cm"), "cm"),
+        (_markups({"position": [1, 2, 3]}, coordinateUnits=["mm", "mm", "um"]), "um"),
+        (
+            '{"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}, {"controlPoints": [{"position": [4, 5, 6]}]}]}',
+            "2",
+        ),
+        ("[" * 100_000, "nested"),
+        ("[]", "no point list"),
+        (_markups(7), "no point list"),
+    ],
+)
+def test_a_list_of_slicer_with_points_that_are_none_is_refused_by_name(tmp_path, content, says):
+    (tmp_path / "a.mrk.json").write_text(content)
+    with pytest.raises(InputError, match=rf"a\.mrk\.json.*{says}"):
+        read_points(tmp_path / "a.mrk.json")
+
+
+def test_points_that_were_left_out_are_counted_in_a_warning(tmp_path):
+    path = tmp_path / "a.mrk.json"
+    path.write_text(_markups({"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"}))
+    with pytest.warns(UserWarning, match="1 of 2 points"):
+        assert read_points(path).tolist() == [[-1, -2, 3]]

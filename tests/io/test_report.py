@@ -185,7 +185,7 @@ def test_what_could_not_be_measured_is_null_in_the_report(registration, tmp_path
     write_registration(one_sided, tmp_path / "out", weights="tiny", figures=False)
     report = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=_refuse)
     assert report["assd_mm"]["after"]["per_label"]["4"] is None
-    assert report["dice"]["after"]["per_label"]["4"] == 0
+    assert report["dice"]["after"]["per_label"]["4"] is None and report["labels"]["only_moving"] == [4]
     assert report["assd_mm"]["after"]["mean"] is not None
     assert plain({1: [float("inf"), np.float32("nan"), np.int64(3), True]}) == {"1": [None, None, 3, True]}
 

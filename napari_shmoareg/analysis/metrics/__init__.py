@@ -16,7 +16,8 @@ sdlogj
 Beside them, so that numbers of other programs can be compared: `assd_surfel`, `hd95_surfel`, `avd_th`,
 `hd95_pooled`, `folding_interior`, `folding_strict`, `sdlogj_l2r`.
 
-A label that is in neither map is skipped; in one only: Dice 0, distances NaN (left out of `mean`).  Two empty
+A label that is in neither map is skipped; in one only: Dice 0, distances NaN (left out of `mean`).  Reports take
+their mean Dice over the labels that both images of a pair have (`dice_in_both`).  Two empty
 maps have no labels, and the mean over none is NaN.
 """
 
@@ -27,15 +28,17 @@ from napari_shmoareg.analysis.metrics.deformation import (
     sdlogj,
     sdlogj_l2r,
 )
-from napari_shmoareg.analysis.metrics.overlap import dice, mean
+from napari_shmoareg.analysis.metrics.overlap import SharedLabels, dice, dice_in_both, mean
 from napari_shmoareg.analysis.metrics.surface import assd, avd_th, hd95, hd95_pooled, surface, surface_distances
 from napari_shmoareg.analysis.metrics.surfels import assd_surfel, hd95_surfel, surfel_distances
 
 __all__ = [
+    "SharedLabels",
     "assd",
     "assd_surfel",
     "avd_th",
     "dice",
+    "dice_in_both",
     "folding",
     "folding_interior",
     "folding_strict",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,55 @@ def dice(a: NDArray, b: NDArray, labels: Iterable[int] | None = None) -> dict[in
     both = np.bincount(a[a == b], minlength=count)
     total = size_a + size_b
     return {v: float(2 * both[n] / total[n]) for n, v in enumerate(values, start=1) if total[n]}
+
+
+class SharedLabels(NamedTuple):
+    """Which labels the images of a pair have, as they were given (without 0).
+
+    Attributes
+    ----------
+    both, only_moving, only_fixed : tuple of int
+    """
+
+    both: tuple[int, ...]
+    only_moving: tuple[int, ...] = ()
+    only_fixed: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, moving: Iterable[int], fixed: Iterable[int]) -> SharedLabels:
+        """Of the labels that occur in each."""
+        one, other = set(moving) - {0}, set(fixed) - {0}
+        return cls(*(tuple(sorted(labels)) for labels in (one & other, one - other, other - one)))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Those that one of the two lacks."""
+        return tuple(sorted((*self.only_moving, *self.only_fixed)))
+
+    @property
+    def description(self) -> str:
+        """How many both have, and which one lacks, in words."""
+        count = len(self.both)
+        if not self.missing:
+            return f"{count} label{' is' if count == 1 else 's are'} in both images"
+        sides = (("only moving", self.only_moving), ("only fixed", self.only_fixed))
+        named = "; ".join(f"{side}: {_listed(labels)}" for side, labels in sides if labels)
+        return f"{count} of {count + len(self.missing)} labels {'is' if count == 1 else 'are'} in both images; {named}"
+
+
+def dice_in_both(a: NDArray, b: NDArray, shared: SharedLabels) -> dict[int, float]:
+    """As `dice`, of all labels of a pair: NaN for those that only one of its images has.
+
+    A label that both images have and that one map lost, as where it was carried out of the field of view, counts 0.
+
+    Parameters
+    ----------
+    a, b : (I, J, K) integer arrays
+        The moving labels where they were carried, and the fixed ones.
+    shared : SharedLabels
+    """
+    found = dice(a, b, shared.both)
+    return {label: found.get(label, float("nan")) for label in sorted((*shared.both, *shared.missing))}
 
 
 def mean(values: Mapping[int, float]) -> float:
@@ -74,6 +124,11 @@ def masks(
             continue
         box = tuple(slice(min(s.start, t.start), max(s.stop, t.stop)) for s, t in zip(box_a, box_b, strict=True))
         yield value, (a[box] == n, b[box] == n)
+
+
+def _listed(labels: Sequence[int], most: int = 12) -> str:
+    named = ", ".join(str(label) for label in labels[:most])
+    return named + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
 def _compact(a: NDArray, b: NDArray, labels: Iterable[int] | None) -> tuple[list[int], NDArray, NDArray]:

@@ -15,6 +15,7 @@ from napari_shmoareg.cli.fine_tune.options import chosen, with_settings
 from napari_shmoareg.cli.launching import launch, wants_launch, words_of
 from napari_shmoareg.cli.options import Channel, Debug, Device, DeviceOption, Nan, Quiet
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _plan(
 
     settings, run = chosen(given)
     name = None if weights is None else _place(weights)
-    place = None if dataset is None else str(dataset.expanduser().absolute())
+    place = None if dataset is None else str(user_path(dataset).absolute())
     if resume:
         if not RunFolder(out).told.is_file():
             raise InputError(f"{out} holds no run. Leave out --resume to begin one there, or name the folder of one.")
@@ -153,5 +154,5 @@ def _plan(
 
 def _place(weights: str) -> str:
     """A file by its whole path, so that the run finds it from everywhere; a shipped name as it is."""
-    where = Path(weights).expanduser()
+    where = user_path(weights)
     return str(where.absolute()) if where.is_file() else weights

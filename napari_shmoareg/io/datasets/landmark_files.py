@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import InputError
-
-_LPS = np.array([-1.0, -1.0, 1.0])  # to RAS, and back
+from napari_shmoareg.io.landmarks import COLUMNS
+from napari_shmoareg.io.point_rows import FLIP, frame_of, numbers_of, rows_of
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 
 class Landmarks(NamedTuple):
@@ -20,6 +20,7 @@ class Landmarks(NamedTuple):
     moving: NDArray[np.float64]
 
 
+@names_input
 def read_landmarks(path: str | Path) -> Landmarks:
     """Corresponding points of a pair.
 
@@ -27,32 +28,19 @@ def read_landmarks(path: str | Path) -> Landmarks:
     ----------
     path : str or Path
         A CSV file of six numbers a line: x, y, z in the fixed image, then in the moving one, in mm,
-        LPS (as ITK, 3D Slicer's LPS files and elastix write them).  Lines that begin with # and a
-        first line of words are passed over.
+        LPS (as ITK, 3D Slicer's LPS files and elastix write them) unless a comment says RAS.  Lines that begin
+        with # and a first line of words are passed over; where that line names the columns fixed_x ... moving_z,
+        their order is taken from it.
 
     Raises
     ------
     InputError
         If a line does not hold six finite numbers, or there is none.
     """
-    path = Path(path)
-    points: list[list[float]] = []
-    first = True
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            values = [float(word) for word in line.split(",")]
-        except ValueError:
-            values = []
-        if len(values) == 6 and np.isfinite(values).all():
-            points.append(values)
-        elif values or not first:
-            raise InputError(
-                f"{path}, line {number}: six numbers were expected (fixed x,y,z, moving x,y,z; mm, LPS); got '{line}'."
-            )
-        first = False
-    if not points:
-        raise InputError(f"{path} holds no landmarks: lines of six numbers (fixed x,y,z, moving x,y,z; mm, LPS).")
-    both = np.array(points)
-    return Landmarks(both[:, :3] * _LPS, both[:, 3:] * _LPS)
+    path = user_path(path)
+    table = rows_of(path, headings=1, columns=6)
+    named = set(COLUMNS) <= set(table.columns)
+    wanted = [table.columns.index(name) for name in COLUMNS] if named else list(range(6))
+    both = numbers_of(table.rows, wanted, path, by="line")
+    turned = both if frame_of(table.notes, path) == "RAS" else both * np.tile(FLIP, 2)
+    return Landmarks(turned[:, :3], turned[:, 3:])

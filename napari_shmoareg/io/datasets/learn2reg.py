@@ -8,9 +8,9 @@ from typing import Any
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.datasets.asked import Asked
-from napari_shmoareg.io.datasets.lists import read_json
 from napari_shmoareg.io.datasets.scans import Dataset, Scan, Skipped
 from napari_shmoareg.io.datasets.subjects import make_scans
+from napari_shmoareg.io.untrusted import is_there, read_json
 
 _KEYS = ("training", "training_paired_images", "registration_val")
 _PAIRED = ("training_paired_images", "registration_val", "registration_test")
@@ -34,7 +34,7 @@ def find_description(root: Path) -> Path | None:
 
 def is_description(path: Path) -> bool:
     """Whether a JSON file describes a data set as Learn2Reg does."""
-    values = read_json(path)
+    values = read_json(path, "the description of a data set")
     return isinstance(values, dict) and any(isinstance(values.get(key), list) for key in _KEYS)
 
 
@@ -56,12 +56,13 @@ def read_learn2reg(path: Path, asked: Asked) -> Dataset:
     InputError
         If the file is not such a description, or fewer than two of its images are there.
     """
-    values = read_json(path)
+    values = read_json(path, "the description of a data set")
     if not isinstance(values, dict) or not any(isinstance(values.get(key), list) for key in _KEYS):
         raise InputError(f"{path} describes no Learn2Reg task: a list under {', '.join(_KEYS)} was expected.")
     images: dict[Path, Path | None] = {}
     for entry in _entries(values, "training"):
-        image, labels = (entry, None) if isinstance(entry, str) else (entry.get("image"), entry.get("label"))
+        listed_as = entry if isinstance(entry, Mapping) else {"image": entry}
+        image, labels = listed_as.get("image"), listed_as.get("label")
         _take(path, images, image, labels)
     listed: dict[str, list[tuple[Path, Path]]] = {}
     for key in _PAIRED:
@@ -69,14 +70,14 @@ def read_learn2reg(path: Path, asked: Asked) -> Dataset:
         for entry in _entries(values, key):
             moving, fixed = (entry.get(role) if isinstance(entry, Mapping) else None for role in ("moving", "fixed"))
             listed[key].append((_take(path, images, moving, None), _take(path, images, fixed, None)))
-    there = {image for image in images if image.exists()}
+    there = {image for image in images if is_there(image)}
     skipped = [Skipped(image, f"{path.name} lists it, but it is not there") for image in images if image not in there]
     if len(there) < 2:
         raise InputError(
             f"{path} lists {len(images)} images, of which {len(there)} are there; at least two were expected. File "
             f"names in it are relative to {path.parent}; unpack the archive whole."
         )
-    labels = {image: place for image in there if (place := images[image]) is not None and place.exists()}
+    labels = {image: place for image in there if (place := images[image]) is not None and is_there(place)}
     scans = make_scans(path.parent, there, labels, asked.rule)
     names = {scan.image: scan.name for scan in scans}
     pairs = {key: _named(names, listed[key]) for key in _PAIRED}
@@ -107,7 +108,7 @@ def _entries(values: Mapping[str, Any], key: str) -> list[Any]:
 
 def _take(path: Path, images: dict[Path, Path | None], name: object, labels: object) -> Path:
     """Note an image and its labels."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f"{path}: an entry names no image (got {name!r}); the name of a file was expected.")
     image = path.parent / name
     own = path.parent / labels if isinstance(labels, str) and labels else None

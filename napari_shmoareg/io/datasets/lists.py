@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from napari_shmoareg.io.datasets.asked import Asked
 from napari_shmoareg.io.datasets.pair_files import COLUMNS
 from napari_shmoareg.io.datasets.scans import Dataset, Scan
 from napari_shmoareg.io.datasets.subjects import make_scans
+from napari_shmoareg.io.untrusted import is_there, read_csv, read_json, user_path
 
 _PARTS = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 _LEAST_GROUPS = 3  # of scans joined by pairs, for a split to be possible at all
@@ -82,38 +81,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path.suffix.lower() == ".json":
         yield from _json_rows(path)
         return
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = {"moving", "fixed"} - set(reader.fieldnames or ())
-            if missing:
-                raise InputError(
-                    f"{path} has no column {' and '.join(sorted(missing))} (it has: "
-                    f"{', '.join(reader.fieldnames or ())}). Its first line has to name them: "
-                    f"{','.join(COLUMNS)},part; only the first two are needed."
-                )
-            for row in reader:
-                yield f"line {reader.line_num}", row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file ({error}).") from error
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises
-    ------
-    InputError
-        If it is none.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path} is not a JSON file ({error}).") from error
+    what = (
+        f"a list of pairs whose first line names its columns ({','.join(COLUMNS)},part; only the first two are needed)"
+    )
+    for line, row in read_csv(path, what, required=("moving", "fixed"))[1]:
+        yield f"line {line}", row
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    rows = read_json(path)
+    rows = read_json(path, "a JSON list of pairs")
     if isinstance(rows, dict):
         rows = rows.get("pairs")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -132,8 +108,11 @@ def _file(path: Path, where: str, column: str, name: object) -> Path | None:
         raise InputError(f"{path}, {where}: '{column}' is {name!r}; the name of a file was expected.")
     if not name.strip():
         return None
-    place = path.parent / Path(name.strip()).expanduser()
-    if not place.exists():
+    try:
+        place = path.parent / user_path(name.strip())
+    except InputError as error:
+        raise InputError(f"{path}, {where}: {error}") from error
+    if not is_there(place):
         raise InputError(f"{path}, {where}: there is no file {place}.")
     return place
 

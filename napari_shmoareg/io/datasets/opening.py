@@ -14,10 +14,12 @@ from napari_shmoareg.io.datasets.lists import read_listed
 from napari_shmoareg.io.datasets.oasis import is_oasis, read_oasis
 from napari_shmoareg.io.datasets.scans import Dataset, check_window
 from napari_shmoareg.io.datasets.subjects import read_rule
+from napari_shmoareg.io.untrusted import names_input, user_path
 
 KINDS = ("auto", "folder", "list", "learn2reg", "oasis", "btcv")
 
 
+@names_input
 def open_dataset(
     path: str | Path,
     *,
@@ -57,7 +59,7 @@ def open_dataset(
     """
     if kind not in KINDS:
         raise InputError(f"The kind of a data set is one of {', '.join(KINDS)}; got {kind!r}.")
-    place = Path(path).expanduser().absolute()
+    place = user_path(path).absolute()
     if not place.exists():
         raise InputError(f"There is no file or folder {path}. Check the spelling and the folder you are in.")
     asked = Asked(images, labels, read_rule(subject), check_window(window), nan, channel)

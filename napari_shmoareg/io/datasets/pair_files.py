@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from napari_shmoareg.geometry import InputError, VolumePair
 from napari_shmoareg.io.datasets.name_matching import matching
 from napari_shmoareg.io.images import read_pair
+from napari_shmoareg.io.untrusted import is_there, names_input, read_csv, user_path
 
 COLUMNS = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
 
@@ -63,6 +63,7 @@ class PairList(Sequence[VolumePair]):
         )
 
 
+@names_input
 def read_pair_list(path: str | Path, *, nan: float | None = None, channel: int | None = None) -> PairList:
     """Read a CSV list of pairs.
 
@@ -79,24 +80,13 @@ def read_pair_list(path: str | Path, *, nan: float | None = None, channel: int |
     InputError
         If the list or a file in it is missing, a column is missing, or no pair is listed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise InputError(
             f"There is no list of pairs {path}: a CSV file with the columns {', '.join(COLUMNS)} was expected."
         )
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = {"moving", "fixed"} - set(reader.fieldnames or ())
-            if missing:
-                found = ", ".join(reader.fieldnames or ())
-                raise InputError(
-                    f"{path} has no column {' and '.join(sorted(missing))} (it has: {found}). "
-                    f"Its first line has to name them: {','.join(COLUMNS)}; the last three may be left out."
-                )
-            files = tuple(_entry(path, reader.line_num, row) for row in reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file ({error}).") from error
+    what = f"a list of pairs whose first line names its columns ({','.join(COLUMNS)}; the last three may be left out)"
+    files = tuple(_entry(path, *row) for row in read_csv(path, what, required=("moving", "fixed"))[1])
     if not files:
         raise InputError(f"{path} lists no pair; give at least one line below the names of the columns.")
     return PairList(files, nan, channel)
@@ -112,8 +102,11 @@ def _entry(path: Path, line: int, row: dict[str, str]) -> PairFiles:
                     f"{path}, line {line}: the column '{column}' is empty; the name of a file was expected."
                 )
             continue
-        places[column] = path.parent / Path(name).expanduser()
-        if not places[column].exists():
+        try:
+            places[column] = path.parent / user_path(name)
+        except InputError as error:
+            raise InputError(f"{path}, line {line}: {error}") from error
+        if not is_there(places[column]):
             raise InputError(f"{path}, line {line}: there is no file {places[column]}.")
     return PairFiles(**places)
 
@@ -134,7 +127,7 @@ def read_folder(folder: str | Path, images: str, labels: str | None = None) -> t
     InputError
         If there are fewer than two images, or not as many label maps as images.
     """
-    place = Path(folder).expanduser()
+    place = user_path(folder)
     if not place.is_dir():
         raise InputError(f"There is no folder {place}.")
     found = matching(place, images)

@@ -10,6 +10,7 @@ from pathlib import Path
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import stem
 from napari_shmoareg.io.datasets.scans import Scan
+from napari_shmoareg.io.untrusted import printable
 
 # Ours: names that say who it is, whatever session, series or file it is of.
 _RULES = (
@@ -33,14 +34,14 @@ def place_in(root: Path, path: Path) -> tuple[str, ...]:
 
 def scan_names(root: Path, images: Sequence[Path]) -> dict[Path, str]:
     """A unique name for each image: of the file, with its folders where that is not enough."""
-    short = {path: path.name if path.is_dir() else stem(path) for path in images}
-    longer = {path: "/".join((*place_in(root, path), short[path])) for path in images}
-    whole = {path: str(path.parent / short[path]) for path in images}
+    short = {path: printable(path.name if path.is_dir() else stem(path)) for path in images}
+    longer = {path: printable("/".join((*place_in(root, path), short[path]))) for path in images}
+    whole = {path: printable(str(path.parent / short[path])) for path in images}
     chosen: dict[Path, str] = {}
     for names in (short, longer, whole):
         often = Counter(names[path] for path in images)
         chosen |= {path: names[path] for path in images if path not in chosen and often[names[path]] == 1}
-    return chosen | {path: str(path) for path in images if path not in chosen}
+    return chosen | {path: printable(str(path)) for path in images if path not in chosen}
 
 
 def read_rule(subject: str | None) -> re.Pattern[str] | None:

@@ -26,6 +26,7 @@ from safetensors.numpy import load, save
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import partial
 from napari_shmoareg.io.atomic import writing
+from napari_shmoareg.io.untrusted import user_path
 
 FORMAT = "shmoareg-cache-1"
 FOLDER = "SHMOAREG_CACHE"  # the variable that names another folder
@@ -64,7 +65,7 @@ class VolumeCache:
 
     def __init__(self, folder: str | Path | None = None, limit_bytes: int | None = None) -> None:
         chosen = folder or os.environ.get(FOLDER) or Path(user_cache_dir("shmoareg")) / "volumes"
-        self.folder = Path(chosen).expanduser().absolute()
+        self.folder = user_path(chosen).absolute()
         self.trouble = ""
         if limit_bytes is None:
             nearest = next(place for place in (self.folder, *self.folder.parents) if place.is_dir())

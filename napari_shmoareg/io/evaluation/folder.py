@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from napari_shmoareg.io import partial
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.places import check_is_folder, check_new_folder
 from napari_shmoareg.io.summary import plain
+from napari_shmoareg.io.untrusted import parse_json, read_object, user_path
 
 PLAN, CASES = "evaluation.json", "cases"
 FORMAT = "shmoareg-evaluation-1"
 Case = dict[str, Any]
+_PARTS = ("means", "labels")
 _KEYS = {"number", "moving", "fixed", "moving_subject", "fixed_subject", "seconds", "error", "stages"}
 
 
@@ -29,7 +32,7 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = user_path(path).absolute()
         self.plan = self.path / PLAN
         self.cases = self.path / CASES
 
@@ -72,11 +75,13 @@ class EvaluationFolder:
                 "wrote."
             )
         try:
-            found = dict(json.loads(self.plan.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{self.plan} is damaged ({error}); give another --out.") from error
+            found = read_object(self.plan, "the plan of an evaluation")
+        except InputError as error:
+            raise InputError(f"{error} Give another --out.") from error
         if found.get("format") != FORMAT:
             raise InputError(f"{self.plan} is of another version of shmoareg (its format is not '{FORMAT}').")
+        if not _is_plan(found):
+            raise InputError(f"{self.plan} is damaged: it lacks what a plan has. Give another --out.")
         return found
 
     def case_file(self, number: int) -> Path:
@@ -97,9 +102,11 @@ class EvaluationFolder:
         except FileNotFoundError:
             return None
         try:
-            case = json.loads(text)
+            case = parse_json(text, file, "what a pair came to")
             if not isinstance(case, dict) or not case.keys() >= _KEYS:
                 raise ValueError("it lacks what a case has")
+            if not _is_case(case):
+                raise ValueError("its values are not of the kind that a case has")
             if (case["number"], case["moving"], case["fixed"]) != (number, *pair):
                 raise ValueError("it is of another pair")
         except ValueError as error:
@@ -181,3 +188,67 @@ class EvaluationFolder:
                 f"The evaluation in '{self.path}' was begun with {' and '.join(differ)} (see {self.plan}); go on with "
                 "what it was begun with, or give another --out."
             )
+
+
+def _is_plan(found: Mapping[str, Any]) -> bool:
+    """Whether all that is read of a plan is there, and of its kind."""
+    kinds = {
+        "dataset": dict,
+        "part": str,
+        "split": str,
+        "method": str,
+        "settings": dict,
+        "pairs": list,
+        "versions": dict,
+    }
+    weights, pairs = found.get("weights"), found.get("pairs")
+    return (
+        all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+        and isinstance(found["dataset"].get("path"), str)
+        and "weights" in found
+        and (weights is None or (isinstance(weights, dict) and isinstance(weights.get("name"), str)))
+        and all(isinstance(p, list) and len(p) == 2 and all(isinstance(n, str) for n in p) for p in pairs or ())
+    )
+
+
+def _is_case(case: Mapping[str, Any]) -> bool:
+    """Whether all that is read of a case is of its kind."""
+    texts = all(isinstance(case[key], str) for key in ("moving", "fixed", "moving_subject", "fixed_subject"))
+    if (
+        not texts
+        or not isinstance(case.get("machine", {}), dict)
+        or not _is_number(case["seconds"])
+        or not isinstance(case["error"], str | None)
+    ):
+        return False
+    warned = case.get("warnings", [])
+    if not isinstance(warned, list) or not all(isinstance(text, str) for text in warned):
+        return False
+    stages = case["stages"]
+    if case["error"] or not isinstance(stages, dict):
+        return bool(case["error"])
+    tables = [stage.get(part) if isinstance(stage, dict) else None for stage in stages.values() for part in _PARTS]
+    if not all(isinstance(table, dict) for table in tables):
+        return False
+    rows = [stage["means"] for stage in stages.values()]
+    for stage in stages.values():
+        rows += stage["labels"].values()
+        if not all(re.fullmatch(r"-?\d{1,18}", label) for label in stage["labels"]):
+            return False
+    labels = case.get("labels", {"both": []})
+    if not isinstance(labels, dict) or not set(labels) <= {"both", "only_moving", "only_fixed"} or "both" not in labels:
+        return False
+    if not all(isinstance(found, list) and all(isinstance(n, int) for n in found) for found in labels.values()):
+        return False
+    return all(map(_is_row, rows))
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and all(_is_number(value) for value in row.values())
+
+
+def _is_number(value: object) -> bool:
+    """A number that numpy holds, or None."""
+    if isinstance(value, bool):
+        return False
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)

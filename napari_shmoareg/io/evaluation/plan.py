@@ -18,6 +18,7 @@ from napari_shmoareg.io.summary import versions
 from napari_shmoareg.io.training_run.folder import RunFolder
 from napari_shmoareg.io.training_run.plan import DatasetChoice, read_plan
 from napari_shmoareg.io.training_run.split_file import read_division
+from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.io.weights import checksum_of
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def evaluation_plan(
         Those of `SETTINGS` that are otherwise.
     """
     known = None if weights is None else {"name": weights, "sha256": checksum_of(weights)}
-    path = str(Path(part.dataset.path).expanduser().resolve())
+    path = str(user_path(part.dataset.path).resolve())
     plan = {
         "format": FORMAT,
         "dataset": {"path": path, "options": part.dataset.options},

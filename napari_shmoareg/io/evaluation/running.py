@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from napari_shmoareg.analysis.evaluation import Method, Scoring, measure_pair
+from napari_shmoareg.analysis.evaluation import Method, Scoring, labels_of, measure_pair
 from napari_shmoareg.engine.device import find_device
 from napari_shmoareg.geometry import InputError, Volume, VolumePair
 from napari_shmoareg.io.datasets import read_landmarks
@@ -113,6 +113,8 @@ def _case(
         result = method(pair)
         case["seconds"] = time.perf_counter() - began
         case["warnings"] = list(result.warnings)
+        if moving_labels is not None and fixed_labels is not None:
+            case["labels"] = {key: list(found) for key, found in labels_of(pair)._asdict().items()}
         case["stages"] = measure_pair(pair, result, scoring, points)  # type: ignore[arg-type]
     except Exception as error:  # one pair of a long night: it is told and kept in its case
         text = " ".join(str(error).split()) or "no message"

@@ -21,10 +21,13 @@ from napari_shmoareg.analysis.evaluation_summary import (
     summary_row,
     worse_than_start,
 )
+from napari_shmoareg.analysis.metrics import SharedLabels
 from napari_shmoareg.analysis.paired_test import PairedTest, compare
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.evaluation.folder import Case, EvaluationFolder
+from napari_shmoareg.io.places import check_name
+from napari_shmoareg.io.untrusted import printable
 
 PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
 _ABOUT = ("case", "moving", "fixed", "moving_subject", "fixed_subject", "stage")
@@ -68,7 +71,7 @@ def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> Written:
         written = Written(summaries, len(plan["pairs"]), len(cases), failed, damaged)
         _write(folder.path / PAIRS, as_csv(pairs, (*_ABOUT, *columns_of(pairs), "error")))
         if labels:
-            about = ("case", "moving", "fixed", "stage", "label")
+            about = ("case", "moving", "fixed", "stage", "label", "in")
             _write(folder.path / LABELS, as_csv(labels, (*about, *columns_of(labels))))
         rows = [summary_row(s) for s in summaries]
         _write(folder.path / SUMMARY, as_csv(rows, tuple(rows[0]) if rows else ("stage", "label", "measure")))
@@ -96,11 +99,24 @@ def write_comparison(folder: EvaluationFolder, other: EvaluationFolder) -> tuple
             f"{folder.path} and {other.path} have no finished pair in common: pairs are matched by the names of their "
             "scans."
         )
-    page = folder.path / f"against-{other.path.name}.md"
+    page = comparison_file(folder, other)
     table = [test.row() for test in tests]
     _write(page.with_suffix(".csv"), as_csv(table, tuple(table[0])))
     _write(page, comparison_page(tests, folder.path.name, other.path.name, _notes(folder, other, plans, both)))
     return tests, page
+
+
+def comparison_file(folder: EvaluationFolder, other: EvaluationFolder) -> Path:
+    """Where `write_comparison` writes.
+
+    Raises
+    ------
+    InputError
+        If the name is too long.
+    """
+    page = folder.path / f"against-{other.path.name}.md"
+    check_name(page.with_suffix(".csv"))
+    return page
 
 
 def summary_page(
@@ -117,8 +133,8 @@ def summary_page(
         worse, judged = worse_than_start(pairs)
         parts += ["\n".join(stage_table(written.summaries))]
         parts += [
-            "Mean ± SD over pairs; a pair's Dice and surface distances are the means over its labels. "
-            + (f"{worse} of {judged} pairs ended worse than they began." if judged else "")
+            "Mean ± SD over pairs; a pair's Dice and surface distances are the means over the labels that both of its "
+            "images have. " + (f"{worse} of {judged} pairs ended worse than they began." if judged else "")
         ]
     labels = label_table(written.summaries)
     if labels:
@@ -128,6 +144,10 @@ def summary_page(
     if written.summaries:
         parts += ["## Definitions", "\n".join(definition_lines(written.summaries))]
         parts += ["On the fixed image's own grid; labels by nearest neighbour in one interpolation of the original."]
+    lacking = [case for case in cases if not case["error"] and _lacks(case)]
+    if lacking:
+        listed = [f"- {c['moving']} onto {c['fixed']}: {_shared(c).description}" for c in lacking]
+        parts += ["## Labels that one image of a pair lacks (in no mean)", "\n".join(listed)]
     failures = [f"- {c['moving']} onto {c['fixed']}: {c['error']}" for c in cases if c["error"]]
     if failures or written.damaged:
         damaged = [f"- {text}" for text in written.damaged]
@@ -142,6 +162,15 @@ def summary_page(
     parts += ["## What was evaluated", _listed(about | settings)]
     parts += ["## Machine and versions", _machines(cases), _listed(plan["versions"])]
     return "\n\n".join(parts) + "\n"
+
+
+def _shared(case: Case) -> SharedLabels:
+    """Which labels both images of a case have; nothing where it was written before that was kept."""
+    return SharedLabels(**{key: tuple(found) for key, found in (case.get("labels") or {"both": ()}).items()})
+
+
+def _lacks(case: Case) -> bool:
+    return bool(_shared(case).missing)
 
 
 def described(plan: Mapping[str, Any]) -> str:
@@ -202,7 +231,7 @@ def _write(path: Path, text: str) -> None:
     for attempt in range(3):
         try:
             with writing(path) as temporary:
-                temporary.write_text(text, encoding="utf-8", newline="")
+                temporary.write_text(printable(text), encoding="utf-8", newline="")
             return
         except FileNotFoundError:
             if attempt == 2:

@@ -12,6 +12,7 @@ from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import partial
 from napari_shmoareg.io.places import check_is_folder, check_new_folder
 from napari_shmoareg.io.training_run.lock import RunLock
+from napari_shmoareg.io.untrusted import user_path
 
 if TYPE_CHECKING:
     from napari_shmoareg.io.training_run.plan import Plan
@@ -28,7 +29,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = user_path(path).absolute()
         self.told = self.path / "run.json"
         self.split = self.path / "split.json"
         self.checkup = self.path / "checkup.csv"

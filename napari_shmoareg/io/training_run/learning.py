@@ -31,7 +31,8 @@ from napari_shmoareg.io.training_run.preparing import Material, prepare
 from napari_shmoareg.io.training_run.standing import saved_step
 from napari_shmoareg.io.training_run.stepping import Stepping
 from napari_shmoareg.io.training_run.wishes import Wishes
-from napari_shmoareg.io.training_state import load_training_state
+from napari_shmoareg.io.training_state import load_training_state, network_of_state
+from napari_shmoareg.io.untrusted import check_fields
 from napari_shmoareg.io.weights import checksum_of
 from napari_shmoareg.model import SHMoAReg
 
@@ -137,12 +138,13 @@ def _with_passes(folder: RunFolder, plan: Plan, material: Material, team: Team) 
 def _taken_up(folder: RunFolder, plan: Plan, device: torch.device) -> tuple[SHMoAReg, torch.optim.Adam, Position, bool]:
     """Network, optimiser and position as they were saved, or as they begin; and which of the two."""
     if folder.state.is_file():
-        network = SHMoAReg(plan.network_config).to(device)
+        network = network_of_state(folder.path, plan.network_config).to(device)
         optimiser = make_optimiser(network, plan.settings)
         _, history = load_training_state(folder.path, network, optimiser)
         try:
+            check_fields(Position, history[-1])
             return network, optimiser, Position(**history[-1]), True
-        except (IndexError, TypeError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise InputError(
                 f"{folder.state} does not say where the run stood ({error}): it is of another version of shmoareg. "
                 f"Begin another run in another folder, --from {folder.weights}."

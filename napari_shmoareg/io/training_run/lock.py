@@ -14,8 +14,10 @@ import psutil
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import partial
+from napari_shmoareg.io.untrusted import read_object
 
 SILENT = 900.0  # seconds after which a process on another machine, which cannot be looked at, counts as gone
+MAX_LOCK = 2**16  # bytes
 BEAT = 30.0  # seconds between two signs of life
 
 
@@ -114,11 +116,18 @@ def read_holder(path: Path) -> dict[str, Any] | None:
     quarter of an hour, by the clock of the disk.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        holder = {"pid": int(found["pid"]), "host": str(found["host"]), "started": float(found["started"])}
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; the lock of a run was expected. Delete it to go on with the run.")
+        found = read_object(path, "the lock of a run", limit=MAX_LOCK)
+        holder: dict[str, Any] = {"pid": int(found["pid"]), "host": str(found["host"])}
+        holder["started"] = float(found["started"])
         holder["doing"] = str(found.get("doing", ""))
         alive = path.stat().st_mtime
-    except (OSError, ValueError, TypeError, KeyError):  # none, or one that a killed process left half-written
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):  # none, or one that was left half-written
+        if path.is_dir():
+            raise
+        return None
+    if not 0 < holder["pid"] < 2**31:  # no process has such a number
         return None
     if holder["host"] != socket.gethostname():
         return holder if _now(path.parent) - alive < SILENT else None

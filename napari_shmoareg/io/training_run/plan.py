@@ -15,6 +15,7 @@ from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.checkpoint import load_network, read_card
 from napari_shmoareg.io.summary import versions
 from napari_shmoareg.io.training_run.dataset_choice import DatasetChoice as DatasetChoice
+from napari_shmoareg.io.untrusted import check_fields, names_input, read_json, user_path
 from napari_shmoareg.io.weights import checksum_of
 from napari_shmoareg.model import SHMoARegConfig
 
@@ -156,6 +157,7 @@ def make_plan(weights: str, dataset: DatasetChoice, settings: Mapping[str, Any],
     return Plan(dataset, begun, config.to_dict(), chosen, running, versions())
 
 
+@names_input
 def read_plan(path: Path) -> Plan:
     """Read run.json.
 
@@ -169,6 +171,12 @@ def read_plan(path: Path) -> Plan:
         path_of, options = found["dataset"]["path"], dict(found["dataset"]["options"])
         if options.get("window") is not None:
             options["window"] = tuple(options["window"])
+        for kind, values in ((DatasetChoice, options), (FineTuning, found["settings"]), (RunSettings, found["run"])):
+            check_fields(kind, values)
+        if not all(
+            isinstance(found["from"][key], kind) for key, kind in (("name", str), ("sha256", str), ("card", dict))
+        ):
+            raise ValueError("the weights it began from are not told")
         return Plan(
             dataset=DatasetChoice(str(path_of), **options),
             weights=dict(found["from"]),
@@ -177,7 +185,7 @@ def read_plan(path: Path) -> Plan:
             run=RunSettings(**found["run"]),
             versions=dict(found["versions"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is damaged, or of another version of shmoareg ({error}): {WHAT_NOW}") from error
 
 
@@ -192,9 +200,9 @@ def read_told(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent} holds no run of fine-tune (there is no {path.name}). Name the folder of one.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): {WHAT_NOW}") from error
+        found = read_json(path, "what a run was begun with")
+    except InputError as error:
+        raise InputError(f"{error} {WHAT_NOW[0].upper()}{WHAT_NOW[1:]}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{path} is not of a run that this version knows (its format is not '{FORMAT}').")
     return found
@@ -214,7 +222,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 def is_same_place(one: str, other: str) -> bool:
     """Whether two names are of one file or folder, by links and the way there."""
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return one == other or user_path(one).resolve() == user_path(other).resolve()
 
 
 def _same(name: str, mine: Any, given: Any) -> bool:

@@ -11,6 +11,7 @@ from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.datasets.splits import PARTS, Split
 from napari_shmoareg.io.training_run.named_pairs import Names
+from napari_shmoareg.io.untrusted import read_object
 
 Print = tuple[int, str, str | None]  # bytes of the image, sha256 of the image and of its labels
 
@@ -71,12 +72,12 @@ def read_division(path: Path) -> Division:
         If it is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path, "which scans learn and which judge")
         left_out = {str(name): str(why) for name, why in found.get("left_out", {}).items()}
         pairs = tuple((str(moving), str(fixed)) for moving, fixed in found.get("left_out_pairs", ()))
         files = {str(name): (int(size), str(i), m) for name, (size, i, m) in found.get("files", {}).items()}
         return Division(Split.from_dict(found), left_out, pairs, files, found.get("reference"))
-    except (OSError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path} is damaged ({error}): it tells which scans learn and which judge. Put back a copy of it, or begin "
             "another run in another folder, from the weights in this one."

@@ -12,6 +12,7 @@ from pathlib import Path
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.places import NO_SPACE
+from napari_shmoareg.io.untrusted import MAX_TABLE, parse_csv, read_bytes
 
 
 class StepTable:
@@ -103,7 +104,8 @@ def kept_rows(path: Path, head: str, last: int) -> list[str] | None:
         The first line, with its end.
     last : int
     """
-    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+    there = path.exists()
+    text = read_bytes(path, "a table of a run", limit=MAX_TABLE).decode("utf-8", errors="replace") if there else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     if not lines:
         return []
@@ -112,18 +114,24 @@ def kept_rows(path: Path, head: str, last: int) -> list[str] | None:
     kept = []
     for line in lines[1:]:
         step = line.split(",", 1)[0]
-        if not step.isdigit() or int(step) > last:
+        if not (step.isascii() and step.isdigit() and len(step) < 19) or int(step) > last:
             break
         kept.append(line)
     return kept
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a table, by column; empty where there is none.  Of a running process too."""
-    if not path.is_file():
+    """The whole lines of a table, by column; empty where there is none.  Of a running process too.
+
+    Raises
+    ------
+    InputError
+        If it is no file, or no table.
+    """
+    if not path.exists():
         return []
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    text = read_bytes(path, "a table of a run", limit=MAX_TABLE).decode("utf-8", errors="replace")
+    return [row.cells for row in parse_csv(text[: text.rfind("\n") + 1], path, "a table of a run")[1]]
 
 
 def _cell(value: object) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
+from napari_shmoareg.io.untrusted import typed_path
 from napari_shmoareg.widgets.fine_tune.checking import Checking
 from napari_shmoareg.widgets.fine_tune.checkup_table import CheckupTable
 from napari_shmoareg.widgets.fine_tune.dataset_box import DatasetBox
@@ -83,7 +83,7 @@ class DataView(QWidget):
             return
         self._scans = []
         self.table.show_scans([], {})
-        path = Path(self.dataset.path.text().strip()).expanduser()
+        path = typed_path(self.dataset.path.text().strip())
         self.checking.begin(path, self.dataset.finding, *self.asks())
         self.told.setText("Opening the data set…")
         self._show()

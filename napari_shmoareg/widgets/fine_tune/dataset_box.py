@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
+from napari_shmoareg.io.untrusted import is_there, typed_path
 from napari_shmoareg.widgets.fine_tune.layers_box import LayersBox
 from napari_shmoareg.widgets.register.form import captioned
 
@@ -106,7 +107,7 @@ class DatasetBox(QWidget):
         text = self.path.text().strip()
         if not text:
             return "Choose a data set"
-        return None if Path(text).expanduser().exists() else "There is no such data set"
+        return None if is_there(typed_path(text)) else "There is no such data set"
 
     def refresh(self) -> None:
         """Offer the layers that are open now, if layers are asked for."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import read_object
 from napari_shmoareg.widgets.placement import volume_of
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def is_ours(folder: Path) -> bool:
     if folder.is_symlink() or not (folder / LIST).is_file():
         return False
     try:
-        about = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        about = read_object(folder / LIST, "a list of written layers")
         files = {folder / IMAGES, folder / LABELS, folder / LIST, *(folder / name for name in about["files"])}
         return about["format"] == FORMAT and set(folder.rglob("*")) <= files
     except (OSError, ValueError, KeyError, TypeError):

@@ -9,6 +9,7 @@ from typing import Any
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import typed_path, user_path
 from napari_shmoareg.widgets.fine_tune.background import Background
 from napari_shmoareg.widgets.fine_tune.command import Order
 from napari_shmoareg.widgets.fine_tune.data_view import DataView
@@ -57,7 +58,7 @@ class Ordering(QObject):
     def folder(self) -> Path | None:
         """Of the run, None where none is named."""
         text = self._run.folder.text().strip()
-        return Path(text).expanduser().absolute() if text else None
+        return typed_path(text).absolute() if text else None
 
     @property
     def resumes(self) -> bool:
@@ -119,12 +120,13 @@ class Ordering(QObject):
         """
         if self.folder is None:
             raise InputError(f"{NO_FOLDER}: a new one, where everything of the run goes.")
+        user_path(self._run.folder.text().strip())
         if self.resumes:
             return Order(str(self.folder), device=self._form.chosen.device, settings=self._free())
         if self.missing is not None:
             raise InputError(f"{self.missing}, then there is something to run.")
         chosen, dataset = self._form.chosen, self._data.dataset
-        path, finding = str(Path(dataset.path.text().strip()).expanduser().absolute()), dataset.finding
+        path, finding = str(user_path(dataset.path.text().strip()).absolute()), dataset.finding
         if dataset.from_layers:
             path, finding = str(self.beside), {"images": f"{IMAGES}/*.nii.gz", "subject": SUBJECT, "kind": "folder"}
             if any(each.labels is not None for each in dataset.layers.picked):

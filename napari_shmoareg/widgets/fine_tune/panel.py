@@ -11,6 +11,7 @@ from qtpy.QtCore import QEvent
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
+from napari_shmoareg.io.untrusted import typed_path
 from napari_shmoareg.widgets.fine_tune.alarming import Alarming
 from napari_shmoareg.widgets.fine_tune.charts import theme_of
 from napari_shmoareg.widgets.fine_tune.curves import CurvesView
@@ -182,7 +183,7 @@ class FineTunePanel(QWidget):
             show_info(BUSY)
             return
         self.run.folder.setText(path)
-        self.follower.open(Path(path).expanduser().absolute())
+        self.follower.open(typed_path(path).absolute())
 
     def _turn_away(self) -> None:
         """Another folder stands in the field: a run that is only watched is let go of."""

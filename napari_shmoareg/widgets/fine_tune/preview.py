@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_shmoareg.geometry import InputError
 from napari_shmoareg.widgets.fine_tune.background import Background
 from napari_shmoareg.widgets.placement import KEY, layer_options, tag
 from napari_shmoareg.widgets.views import attend
@@ -119,8 +119,11 @@ def read(folder: Path) -> Read:
         If something cannot be read.
     """
     from napari_shmoareg.io.images import read_image
+    from napari_shmoareg.io.untrusted import read_object
 
-    about = json.loads((folder / "preview.json").read_text(encoding="utf-8"))
+    about = read_object(folder / "preview.json", "what a preview shows")
+    if not isinstance(about.get("step"), int) or not isinstance(about.get("dice"), int | float | None):
+        raise InputError(f"{folder / 'preview.json'} is damaged: a 'step', and a 'dice' or null, were expected.")
     layers: list[LayerData] = []
     for name in (*IMAGES, *LABELS):
         if not (folder / f"{name}.nii.gz").is_file():

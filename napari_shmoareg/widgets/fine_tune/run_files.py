@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import read_object
 from napari_shmoareg.widgets.fine_tune.known import TERMS, Known
 from napari_shmoareg.widgets.fine_tune.scan_rows import scan_of_file
 
@@ -74,10 +75,13 @@ class RunFiles:
         if about != self._about:
             self._about, news.about = about, told(self.folder)
             self._watch = _watch(news.about)
-        news.steps = _columns(self._tables["metrics"].rows())
-        news.events += _scans(self.folder) if self._scans != _changed(self.folder / "checkup.csv") else []
+        with _named(self.folder / "metrics.csv"):
+            news.steps = _columns(self._tables["metrics"].rows())
+        with _named(self.folder / "checkup.csv"):
+            news.events += _scans(self.folder) if self._scans != _changed(self.folder / "checkup.csv") else []
         self._scans = _changed(self.folder / "checkup.csv")
-        news.events += _loads(self._tables["loads"], self._watch)
+        with _named(self.folder / "loads.csv"):
+            news.events += _loads(self._tables["loads"], self._watch)
         news.events += [_event("validation", row) for row in self._tables["validation"].rows()]
         news.events += [_event("skipped", row) for row in self._tables["skipped"].rows()]
         preview = _json(self.folder / "preview" / "preview.json")
@@ -94,7 +98,8 @@ class Tail:
 
     def rows(self) -> list[dict[str, str]]:
         """The new rows by column; a last line that is not whole is left for the next time."""
-        found = list(csv.reader(io.StringIO(self._text(), newline="")))
+        with _named(self._path):
+            found = list(csv.reader(io.StringIO(self._text(), newline="")))
         return [dict(zip(self._head, row, strict=False)) for row in self._without_head(found)]
 
     def lines(self) -> list[str]:
@@ -146,14 +151,17 @@ def told(folder: Path) -> Event:
             f"{folder} is no folder of a run: it has no run.json of one. Choose the folder that was given as --out, or "
             "in which a run was started here."
         )
-    settings, config = about.get("settings") or {}, about.get("config") or {}
+    parts = {name: about.get(name) or {} for name in ("settings", "config", "run", "dataset")}
+    settings, config = parts["settings"], parts["config"]
+    if not all(isinstance(part, dict) for part in parts.values()) or not isinstance(config.get("top_k", 0), int):
+        raise InputError(f"{folder / 'run.json'} is damaged: names and values were expected in {', '.join(parts)}.")
     return {
         "event": "about",
         "run": str(folder),
         "steps": settings.get("steps", 0),
         "settings": settings,
-        "run_settings": about.get("run") or {},
-        "dataset": about.get("dataset") or {},
+        "run_settings": parts["run"],
+        "dataset": parts["dataset"],
         "kernels": config.get("kernels") or [],
         "top_k": config.get("top_k", 0),
     }
@@ -162,7 +170,19 @@ def told(folder: Path) -> Event:
 def parts_of(folder: Path) -> dict[str, str]:
     """The part of each scan by its name: "train", "validation" or "test"; empty before a run has divided them."""
     split = _json(folder / "split.json")
-    return {name: part for part in PARTS for name in split.get(part, ())}
+    lists = {part: split.get(part, ()) for part in PARTS}
+    return {str(name): part for part, names in lists.items() if isinstance(names, list) for name in names}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What is wrong with a table, with its name."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({error!s:.200}): it is no table as a run writes it.") from error
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, NDArray]:
@@ -216,10 +236,9 @@ def _event(name: str, row: Mapping[str, str]) -> Event:
 def _json(path: Path) -> dict[str, Any]:
     """An object of a file; empty where there is none, or it is just being written."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, "a file of a run")
+    except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _changed(path: Path) -> float:

@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 def shown(value: float | None, form: str) -> str:
     """A figure as text; a dash for none."""
-    return "–" if value is None else format(value, form)
+    return "–" if value is None or value != value else format(value, form)
 
 
 def summary_rows(report: Mapping[str, Any]) -> list[Row]:
@@ -44,7 +44,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[Row]:
     rows = [
         Row("Correlation ↑", _each(alike, "ncc"), ".3f", "Of the intensities where both images are seen; 1 is best."),
         Row("Mutual inf. ↑", _each(alike, "nmi"), ".3f", "Normalised, 0 to 1; also across modalities."),
-        Row("Dice ↑", _each(report["dice"], "mean"), ".3f", "Overlap of the labels, mean over labels; 1 is best."),
+        Row("Dice ↑", _each(report["dice"], "mean"), ".3f", f"Overlap, mean over {labels_in(report)}; 1 is best."),
         Row(
             "ASSD, mm ↓",
             _each(report["assd_mm"], "mean"),
@@ -83,6 +83,23 @@ def label_rows(report: Mapping[str, Any]) -> list[list[float | None]]:
     return [[int(label), *(stage.get(label) for stage in found)] for label in sorted(found[2], key=int)]
 
 
+def labels_in(report: Mapping[str, Any]) -> str:
+    """Over which labels a mean is taken, in a few words."""
+    labels = report.get("labels")
+    if not labels:
+        return "labels"
+    count = len(labels["both"])
+    lacking = ", ".join(str(label) for label in sorted((*labels["only_moving"], *labels["only_fixed"])))
+    words = f"the {count} label{'' if count == 1 else 's'} that both images have"
+    return words + (f" (one lacks {lacking})" if lacking else "")
+
+
+def sides_of(report: Mapping[str, Any] | None) -> dict[int, str]:
+    """Of each label that only one image has, which: "moving" or "fixed"."""
+    labels = (report or {}).get("labels") or {}
+    return {label: side for side in ("moving", "fixed") for label in labels.get(f"only_{side}", ())}
+
+
 def table_of(report: Mapping[str, Any]) -> list[dict[str, object]]:
     """All figures, those of the whole and of each label, for a file: measure, label, before, affine, after."""
     rows: list[dict[str, object]] = []
@@ -90,7 +107,9 @@ def table_of(report: Mapping[str, Any]) -> list[dict[str, object]]:
         name = row.name.rstrip(" ↑↓").replace("  at most", "Moved at most")
         rows.append({"measure": name, "label": "", **dict(zip(STAGES, row.values, strict=True))})
     for label, *values in label_rows(report):
+        only = sides_of(report).get(int(label or 0))
         for n, (_, name, _) in enumerate(PER_LABEL):
+            name = f"{name} (label in the {only} image only)" if only else name
             figures = dict(zip(STAGES, values[3 * n : 3 * n + 3], strict=True))
             rows.append({"measure": name, "label": int(label or 0), **figures})
     return rows

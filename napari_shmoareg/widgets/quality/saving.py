@@ -15,6 +15,8 @@ from qtpy.QtCore import QTimer, QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
+from napari_shmoareg.io.untrusted import typed_path
+
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
 
@@ -112,7 +114,7 @@ class SaveBox(QWidget):
         if scene.registration is None:
             show_info(f"This registration was read from {scene.folder}, where everything lies already.")
             return
-        self._saving = Saving(scene, Path(folder).expanduser())
+        self._saving = Saving(scene, typed_path(str(folder)))
         self._lies = None
         self._show("")
         self._tick.start()

@@ -27,6 +27,7 @@ from napari_shmoareg.widgets.quality.rows import (
     PER_LABEL,
     as_tsv,
     label_rows,
+    sides_of,
     summary_rows,
     table_of,
 )
@@ -111,11 +112,18 @@ class QualityTable(QWidget):
 
     def _show_labels(self, labels: list[list[float | None]]) -> None:
         forms = ["d", *(form for _, _, form in PER_LABEL for _ in range(3))]
+        sides = sides_of(self._report)
         self.labels.setSortingEnabled(False)
         self.labels.setRowCount(len(labels))
         for n, row in enumerate(labels):
             for column, (value, form) in enumerate(zip(row, forms, strict=True)):
-                self.labels.setItem(n, column, Figure(value, form))
+                cell = Figure(value, form)
+                only = sides.get(int(row[0] or 0))
+                if only is not None:
+                    cell.setToolTip(f"Only the {only} image has this label: it is in no mean.")
+                    if column == 0:
+                        cell.setText(f"{cell.text()} ({only} only)")
+                self.labels.setItem(n, column, cell)
         self.labels.setSortingEnabled(True)
         self.labels.sortByColumn(0, Qt.SortOrder.AscendingOrder)
         self.labels.resizeColumnsToContents()

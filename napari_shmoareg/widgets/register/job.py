@@ -178,13 +178,17 @@ def explain(error: Exception, size: int = 0) -> str:
     """An error in plain words, for people who see a form and not a command line; `size` is what it was run at."""
     if isinstance(error, InputError):
         return in_words_of_the_form(str(error))
+    notes = getattr(error, "__notes__", ())
+    where = f", {notes[0]}" if notes else ""
+    if where and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+        return f"The memory ran out{where}. Close other programs and layers, or open a smaller file."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         such = f" ({max(SMALLEST, size * 3 // 4)} voxels instead of {size}, say)" if size > SMALLEST else ""
         return f"The memory ran out. Choose a smaller Size{such}, or close other programs and layers."
     logging.getLogger(__name__).error("a registration failed", exc_info=error)
     said = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
     return (
-        f"Something went wrong inside shmoareg ({said}). This is a bug, not your mistake: "
+        f"Something went wrong inside shmoareg{where} ({said}). This is a bug, not your mistake: "
         "please report it with what the terminal says."
     )
 

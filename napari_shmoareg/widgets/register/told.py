@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
+from napari_shmoareg.widgets.quality.rows import labels_in
+
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
 
@@ -53,7 +55,7 @@ def result(number: int, scene: Scene) -> str:
     if report["dice"] is not None:
         before, after = (report["dice"][stage]["mean"] for stage in ("before", "after"))
         if before is not None and after is not None:
-            lines.append(f"Dice of the labels {before:.2f} before, {after:.2f} after.")
+            lines.append(f"Dice of {labels_in(report)} {before:.2f} before, {after:.2f} after.")
     return " ".join(lines)
 
 

@@ -164,7 +164,7 @@ def test_landmarks_of_a_list_are_measured(evaluate, files):
     assert float(rows_of(table / "pairs.csv")[0]["landmark_mm"]) == pytest.approx(2.0)
 
 
-def test_labels_that_only_one_scan_has_count_as_no_overlap_and_have_no_distance(evaluate, phantoms, tmp_path):
+def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(evaluate, phantoms, tmp_path):
     data = tmp_path / "odd"
     other = phantoms.fixed_labels.with_values(
         np.where(phantoms.fixed_labels.values == 3, 9, phantoms.fixed_labels.values)
@@ -174,7 +174,13 @@ def test_labels_that_only_one_scan_has_count_as_no_overlap_and_have_no_distance(
     result, table = evaluate("--method", "start", by=(), data=(data, *PATTERNS))
     assert result.exit_code == 0, result.stderr
     labels = {r["label"]: r for r in rows_of(table / "labels.csv") if (r["case"], r["stage"]) == ("1", "after")}
-    assert {label: float(r["dice"]) for label, r in labels.items()} == {"1": 1, "2": 1, "3": 0, "4": 1, "9": 0}
+    assert {label: r["dice"] for label, r in labels.items()} == {"1": "1.0", "2": "1.0", "3": "", "4": "1.0", "9": ""}
+    sides = {"1": "both", "2": "both", "3": "only moving", "4": "both", "9": "only fixed"}  # a onto b
+    assert {label: r["in"] for label, r in labels.items()} == sides
+    means = [r["dice"] for r in rows_of(table / "pairs.csv") if (r["case"], r["stage"]) == ("1", "after")]
+    assert means == ["1.0"]
+    assert "3 of 5 labels are in both images" in (table / "summary.md").read_text(encoding="utf-8")
+    assert "over 3 labels (in one image only: 3, 9)" in result.stderr
     assert [labels[label]["assd_mm"] for label in "1239"] == ["0.0", "0.0", "", ""]
 
 

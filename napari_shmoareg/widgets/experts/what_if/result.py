@@ -153,5 +153,5 @@ def beside(effect: Figures, null: Figures) -> str:
 
 
 def _row(measure: str, label: object, *values: object) -> dict[str, object]:
-    before, after, null = values
+    before, after, null = (None if value != value else value for value in values)  # NaN: only one image has it
     return {"measure": measure, "label": label, "before": before, "changed": after, "random": null}
