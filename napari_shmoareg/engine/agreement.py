@@ -87,7 +87,7 @@ class CoarseImage:
         intensity = Intensity.of(volume)
         values = intensity.scale(resample(volume, grid).values)
         index = volume.grid.to_index(grid.to_world(indices(grid.shape)))
-        seen = ((index >= -0.5) & (index <= np.array(volume.grid.shape) - 0.5)).all(axis=-1)
+        seen = np.asarray(((index >= -0.5) & (index <= np.array(volume.grid.shape) - 0.5)).all(axis=-1))
         empty = float(intensity.scale(np.array([intensity.background]))[0])
         content = seen & (np.abs(values - empty) > 0.05)
         mean = gaussian_filter(values, DETAIL_SIGMA)
@@ -120,15 +120,16 @@ class CoarseImages:
         near = np.rint(index).astype(np.intp)
         limits = np.array(moving.grid.shape)[:, None, None, None]
         inside = ((near >= 0) & (near < limits)).all(axis=0)
-        near = tuple(np.clip(near, 0, limits - 1))
-        both = inside & moving.seen[near] & fixed.seen
+        i, j, k = np.clip(near, 0, limits - 1)
+        shown = moving.content[i, j, k]
+        both = inside & moving.seen[i, j, k] & fixed.seen
         if int(both.sum()) < LEAST_VOXELS:
             return Agreement(0.0, 0.0, 0.0)
         place = index[:, both]
         seen = map_coordinates(moving.values, place, order=1, mode="nearest")
         codes = [np.minimum((v * BINS).astype(np.int64), BINS - 1) for v in (seen, fixed.values[both])]
         shared = float(np.nan_to_num(information(codes[0], codes[1], BINS)))
-        content = both & (fixed.content | moving.content[near])
+        content = both & (fixed.content | shown)
         detail = 0.0
         if int(content.sum()) >= LEAST_VOXELS:
             a = map_coordinates(moving.detail, index[:, content], order=1, mode="nearest")
@@ -137,7 +138,7 @@ class CoarseImages:
                 detail = float(np.corrcoef(a, b)[0, 1])
         size = abs(float(np.linalg.det(steps[:3, :3])))
         of_fixed = (fixed.content & both).sum() / max(1, int(fixed.content.sum()))
-        of_moving = size * (moving.content[near] & both).sum() / max(1, int(moving.content.sum()))
+        of_moving = size * (shown & both).sum() / max(1, int(moving.content.sum()))
         return Agreement(shared, detail, float(min(1.0, max(of_fixed, of_moving))))
 
 

@@ -157,7 +157,7 @@ def _turn(array: NDArray, rotation: Matrix) -> NDArray:
     """An array with its axes permuted and flipped so that they run as the fixed image's do."""
     order = np.abs(rotation).argmax(axis=0)  # moving axis that runs along each fixed one
     turned = array.transpose(order)
-    backwards = [axis for axis, old in enumerate(order) if rotation[old, axis] < 0]
+    backwards = tuple(axis for axis, old in enumerate(order) if rotation[old, axis] < 0)
     return np.ascontiguousarray(np.flip(turned, backwards))
 
 
