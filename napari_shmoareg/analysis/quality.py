@@ -15,6 +15,8 @@ from napari_shmoareg.geometry import Transform, Volume, warp_volume
 
 PerLabel = dict[str, dict[int, float]]
 STAGES = ("before", "affine", "after")
+FELL = 0.01  # loss of mean Dice that is told
+LOST = 0.1  # loss of Dice of a single label that is told
 _NAN = float("nan")
 UNSEEN = Similarity(_NAN, _NAN, _NAN, overlap=0.0, information=_NAN, local=_NAN, coverage=0.0)  # images apart
 
@@ -28,7 +30,7 @@ class Quality:
 
     Attributes
     ----------
-    similarity : stage -> {"ncc", "mse", "overlap", "nmi"} -> float
+    similarity : stage -> {"ncc", "mse", "nmi", "overlap", "information", "local", "coverage"} -> float
         As `Registration.similarity`; NaN where the images do not meet.
     dice, assd_mm, hd95_mm : stage -> label -> float, or None
         None unless both images have labels.  NaN for a label that only one of them has.
@@ -51,6 +53,27 @@ class Quality:
     def mean_dice(self, stage: str) -> float | None:
         """Mean over the labels that both images have (NaN if there is none), or None without labels."""
         return None if self.dice is None else mean(self.dice[stage])
+
+    @property
+    def cautions(self) -> list[str]:
+        """Where the labels agree less than before: on average, and single ones; empty without labels."""
+        if self.dice is None:
+            return []
+        found = []
+        means = {stage: mean(self.dice[stage]) for stage in STAGES}
+        start = max(("before", "affine"), key=lambda stage: means[stage])
+        if means["after"] < means[start] - FELL:
+            found.append(
+                f"The labels agree less than {'before' if start == 'before' else 'after the affine alone'}: mean Dice "
+                f"{means['before']:.3f} before, {means['affine']:.3f} after the affine, {means['after']:.3f} after."
+            )
+        before, after = self.dice["before"], self.dice["after"]
+        lost = sorted((after[label] - before[label], label) for label in after if after[label] < before[label] - LOST)
+        if lost:
+            named = ", ".join(f"{label} ({before[label]:.2f} to {after[label]:.2f})" for _, label in lost[:4])
+            more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+            found.append(f"Dice fell by more than {LOST:g} for the labels {named}{more}.")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file: ``dice.after.mean``, ``dice.after.per_label["17"]`` and so on; may hold NaN."""

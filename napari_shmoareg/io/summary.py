@@ -83,7 +83,7 @@ def build_report(
         "format": FORMAT,
         "versions": versions(),
         "weights": weights,
-        "warnings": registration.warnings + _limits(pair.fixed.grid),
+        "warnings": registration.warnings + quality.cautions + _limits(pair.fixed.grid),
         "pair": {
             role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid) for role, v in volumes.items()
         },

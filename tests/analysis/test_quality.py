@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.analysis.metrics import dice, folding
-from napari_shmoareg.analysis.quality import measure
+from napari_shmoareg.analysis.quality import Quality, measure
 from napari_shmoareg.engine.similarity import similarity
 from napari_shmoareg.geometry import Transform, VolumePair
 from napari_shmoareg.geometry.resample import resample
@@ -112,3 +112,20 @@ def test_the_mean_dice_is_over_the_labels_that_both_images_have_and_the_others_a
     assert found.mean_dice("after") == pytest.approx(np.mean([whole.dice["after"][n] for n in (1, 3, 4)]))
     assert set(found.dice["after"]) == {1, 2, 3, 4, 9} and np.isnan([found.dice["after"][n] for n in (2, 9)]).all()
     assert found.to_dict()["labels"] == {"both": [1, 3, 4], "only_moving": [2], "only_fixed": [9]}
+
+
+def test_labels_that_agree_less_than_before_are_a_caution():
+    def quality(before, affine, after):
+        stages = {"before": before, "affine": affine, "after": after}
+        nothing = {"min": 1.0, "max": 1.0, "mean": 1.0, "sdlogj": 0.0, "folding_percent": 0.0}
+        return Quality({}, stages, None, None, nothing, {"mean": 0.0, "max": 0.0})
+
+    assert quality({1: 0.5, 2: 0.6}, {1: 0.6, 2: 0.6}, {1: 0.7, 2: 0.7}).cautions == []
+    fell = quality({1: 0.75, 2: 0.75}, {1: 0.7, 2: 0.7}, {1: 0.7, 2: 0.7}).cautions
+    assert len(fell) == 1 and "0.750 before, 0.700 after the affine, 0.700 after" in fell[0]
+    (than_affine,) = quality({1: 0.5}, {1: 0.8}, {1: 0.7}).cautions
+    assert "after the affine alone" in than_affine
+    single = quality({1: 0.9, 2: 0.1}, {1: 0.9, 2: 0.1}, {1: 0.7, 2: 0.6}).cautions
+    assert single == ["Dice fell by more than 0.1 for the labels 1 (0.90 to 0.70)."]
+    without = quality({1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.6})
+    assert without.cautions == []
