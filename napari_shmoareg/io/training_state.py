@@ -180,7 +180,7 @@ def _optimiser_state(
     if [group["params"] for group in groups] != [group["params"] for group in own]:
         raise InputError(f"The optimiser in {path} is over other parameters. Use the one that it was saved with.")
     for group, mine in zip(groups, own, strict=True):
-        if set(group) != set(mine) or any(isinstance(value, str | dict) for value in group.values()):
+        if set(group) != set(mine) or not all(_is_alike(group[key], value) for key, value in mine.items()):
             raise ValueError("the optimiser's settings are others")
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -196,6 +196,17 @@ def _optimiser_state(
     if not all(0 <= index < len(parameters) for index in state):
         raise ValueError("it has more parameters")
     return {"state": state, "param_groups": [_tuples(group) for group in groups]}
+
+
+def _is_alike(value: Any, own: Any) -> bool:
+    """Whether a saved setting of an optimiser is of the kind of its own one."""
+    if isinstance(own, tuple | list):
+        pairs = zip(value, own, strict=False) if isinstance(value, list) and len(value) == len(own) else ()
+        return bool(pairs) and all(_is_alike(a, b) and (not isinstance(b, float) or 0 <= a < 1) for a, b in pairs)
+    if own is None or isinstance(own, bool):
+        return value is None or isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and isinstance(own, int | float) and 0 <= value < 2**53
 
 
 def _parsed(metadata: Mapping[str, str], key: str, path: Path, kind: type) -> Any:
