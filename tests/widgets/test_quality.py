@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.report import write_registration
 from napari_shmoareg.io.summary import read_registration_summary
 from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.widgets.placement import tag
@@ -110,6 +114,15 @@ def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(make_napari_
         pictures.append(picture)
     panel.compare_box.compare("as they are")
     assert state(viewer) == before
+
+
+def test_no_change_from_one_comparison_to_another_crashes_a_real_window(scene, tmp_path):
+    """In a process of its own: napari 0.9.2 alone is killed by a removal, the grid and an insertion in one turn."""
+    write_registration(scene.registration, tmp_path / "result", weights="untrained", figures=False)
+    script = Path(__file__).with_name("compare_in_window.py")
+    command = [sys.executable, str(script), str(tmp_path / "result")]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)
+    assert run.returncode == 0 and "48 changes" in run.stdout, run.stdout + run.stderr[-4000:]
 
 
 @pytest.mark.parametrize("mode", ["two colours", "checkerboard", "side by side"])
