@@ -12,6 +12,7 @@ from qtpy.QtCore import QEvent, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
+from napari_shmoareg.widgets.opening import Panel
 from napari_shmoareg.widgets.register import told
 from napari_shmoareg.widgets.register.arrival import Arrival, Inputs
 from napari_shmoareg.widgets.register.form import SettingsForm
@@ -31,7 +32,7 @@ WIDTH = 300
 CANCELLED = "The registration was cancelled; nothing was added."
 
 
-class RegisterPanel(QWidget):
+class RegisterPanel(Panel):
     """Pick two images, choose how, register; the result is laid over the fixed image.
 
     Parameters
@@ -44,6 +45,7 @@ class RegisterPanel(QWidget):
         A registration of this number has all its layers in the viewer.
     """
 
+    kind = "Register"
     registered = Signal(int)
 
     def __init__(self, napari_viewer: Viewer) -> None:
