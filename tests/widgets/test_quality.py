@@ -23,6 +23,8 @@ from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.quality import saving
 from napari_shmoareg.widgets.quality.looks import Looks
 from napari_shmoareg.widgets.quality.panel import QualityPanel
+from napari_shmoareg.widgets.register.arrival import Arrival
+from napari_shmoareg.widgets.register.job import Outcome
 from napari_shmoareg.widgets.scenes import layers_of_scene
 
 MODES = ("blend", "two colours", "checkerboard", "swipe", "difference", "side by side")
@@ -264,6 +266,21 @@ def test_a_comparison_that_is_deleted_by_hand_ends(panel, viewer, compare, qtbot
     viewer.layers.clear()
     qtbot.waitUntil(lambda: panel.compare_box.comparer.current is None)
     assert len(viewer.layers) == 0
+
+
+@pytest.mark.parametrize("mode", ["blend", "checkerboard", "side by side"])
+def test_a_registration_that_arrives_during_a_comparison_is_what_is_shown_after_it(panel, viewer, scene, qtbot, mode):
+    panel.compare_box.compare(mode)
+    comparer, arrival = panel.compare_box.comparer, Arrival(panel)
+    qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
+    newer = replace(scene)
+    with qtbot.waitSignal(arrival.arrived, timeout=20000):
+        arrival.begin(viewer, Outcome(2, newer, layers_of(newer, 2)[:2]), {})
+    qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
+    assert (comparer.current.prepared.mode, comparer.current.prepared.number) == (mode, 2)
+    panel.compare_box.compare("as they are")
+    shown = {layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None}
+    assert shown == {"#2 warped"}
 
 
 def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(panel, viewer, compare, monkeypatch, told):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
     from napari_shmoareg.geometry import Volume
 
+_COMPARERS: weakref.WeakSet[Comparer] = weakref.WeakSet()
+
 
 class Comparer(QObject):
     """Shows one comparison at a time in a viewer.
@@ -41,6 +43,7 @@ class Comparer(QObject):
 
     def __init__(self, viewer: Viewer, parent: QObject) -> None:
         super().__init__(parent)
+        _COMPARERS.add(self)
         self._viewer = weakref.ref(viewer)
         self.current: Comparison | None = None
         self.busy = False
@@ -152,6 +155,17 @@ class Comparer(QObject):
     def _tell(self, busy: bool) -> None:
         self.busy = busy
         self.working.emit(busy)
+
+
+@contextmanager
+def uncompared(viewer: Viewer) -> Iterator[None]:
+    """Interrupt what a viewer compares: what is done to its layers meanwhile stays when the comparison is left."""
+    interrupted = [comparer for comparer in _COMPARERS if comparer.current and comparer._viewer() is viewer]
+    for comparer in interrupted:
+        comparer._end(viewer)
+    yield
+    for comparer in interrupted:
+        comparer._prepare()
 
 
 def _safely(work: Callable[[], Prepared]) -> tuple[Prepared | None, Exception | None]:

@@ -59,7 +59,7 @@ class RegisterPanel(Panel):
         self._doing = Doing.nothing
         self._warm = WarmUp()
         self._closed = closed = threading.Event()
-        self.destroyed.connect(lambda *_: closed.set())
+        weakref.finalize(self, closed.set)  # not `destroyed`: a slot can be collected before it is called
         self.pickers, self.form = PairPicker(viewer), SettingsForm(recall())
         self.progress, self.told = ProgressRow(), told.Told()
         self._lay_out()
