@@ -46,6 +46,19 @@ def result_table(report: Mapping[str, Any]) -> Table:
     return results(f"{pair['moving']['name']} onto {pair['fixed']['name']}", ("before", "after affine", "after"), rows)
 
 
+def cautions_of(report: Mapping[str, Any], cautions: Sequence[str]) -> list[str]:
+    """What to know before the result is trusted, as ``Caution:`` lines, and on its files as ``Note:`` lines.
+
+    Parameters
+    ----------
+    report : mapping
+        The content of report.json.
+    cautions : sequence of str
+        Of its warnings those of the registration itself.
+    """
+    return [f"{'Caution' if warning in cautions else 'Note'}: {warning}" for warning in report["warnings"]]
+
+
 def seconds_of(report: Mapping[str, Any]) -> str:
     """How long it took, part by part."""
     seconds = dict(report["seconds"])

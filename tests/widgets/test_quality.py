@@ -19,10 +19,12 @@ from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.report import write_registration
 from napari_shmoareg.io.summary import read_registration_summary
 from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.widgets.notices import CAUTION
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.quality import saving
 from napari_shmoareg.widgets.quality.looks import Looks
 from napari_shmoareg.widgets.quality.panel import QualityPanel
+from napari_shmoareg.widgets.quality.rows import cautions_of
 from napari_shmoareg.widgets.register.arrival import Arrival
 from napari_shmoareg.widgets.register.job import Outcome
 from napari_shmoareg.widgets.scenes import layers_of_scene
@@ -309,6 +311,36 @@ def test_the_table_holds_the_figures_of_the_report(panel, scene):
     table.labels.sortByColumn(3, Qt.SortOrder.AscendingOrder)
     found = [float(table.labels.item(n, 3).text()) for n in range(4)]
     assert found == sorted(found) and len(set(found)) > 1
+
+
+def with_dice(report, **stages) -> dict:
+    """A report without warnings, with the Dice of two labels at each stage; a third one is in one image only."""
+    dice = {s: {"mean": sum(v) / 2, "per_label": {"1": v[0], "2": v[1], "9": 0.0}} for s, v in stages.items()}
+    return {**report, "warnings": [], "dice": dice}
+
+
+def test_labels_that_overlap_less_at_the_end_are_a_caution_that_looks_like_one(panel, scene):
+    fell = with_dice(scene.report, before=(0.8, 0.7), affine=(0.85, 0.69), after=(0.6, 0.8))
+    (caution,) = cautions_of(fell)
+    assert caution.startswith("⚠ Caution: The labels overlap less than after the affine alone: Dice 0.750 before → ")
+    assert "0.770 after the affine → 0.700 after ↓ (mean over 2 labels)" in caution
+    table = panel.table
+    table.show_report(fell)
+    assert table.warnings.text() == caution and CAUTION in table.warnings.styleSheet()
+    marked = [n for n in range(table.whole.rowCount()) if not table.whole.item(n, 3).icon().isNull()]
+    assert [table.whole.item(n, 0).text() for n in marked] == ["Dice ↑"]
+    assert table.whole.item(marked[0], 3).background().color().name() == CAUTION
+    assert [table.labels.item(n, 3).icon().isNull() for n in range(2)] == [False, True]
+
+
+def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, scene):
+    for after in ((0.81, 0.7), (0.8, 0.7), (0.8, 0.697)):
+        report = with_dice(scene.report, before=(0.8, 0.7), affine=(0.8, 0.7), after=after)
+        assert cautions_of(report) == []
+    panel.table.show_report(report)
+    assert panel.table.warnings.isHidden() and panel.table.whole.item(2, 3).icon().isNull()
+    told = with_dice(report, before=(1, 1), affine=(1, 1), after=(0, 0)) | {"warnings": ["Dice fell."]}
+    assert cautions_of(told) == cautions_of(told | {"dice": None}) == ["⚠ Caution: Dice fell."]
 
 
 def test_the_table_is_copied_and_saved_whole(panel, scene, tmp_path):

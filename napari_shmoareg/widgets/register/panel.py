@@ -13,6 +13,7 @@ from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
 from napari_shmoareg.widgets.opening import Panel
+from napari_shmoareg.widgets.quality.rows import cautions_of
 from napari_shmoareg.widgets.register import told
 from napari_shmoareg.widgets.register.arrival import Arrival, Inputs
 from napari_shmoareg.widgets.register.form import SettingsForm
@@ -171,8 +172,10 @@ class RegisterPanel(Panel):
         outcome, self._outcome = self._outcome, None
         if outcome is None or outcome.scene is None:
             return
-        notes = [*outcome.notes, *map(in_words_of_the_form, outcome.scene.report["warnings"])]
-        self.told.say("\n\n".join([told.result(number, outcome.scene), *notes]), told.reasons(outcome.scene))
+        cautions = [in_words_of_the_form(text) for text in cautions_of(outcome.scene.report)]
+        notes = [*outcome.notes, *cautions]
+        text = "\n\n".join([told.result(number, outcome.scene), *notes])
+        self.told.say(text, told.reasons(outcome.scene), caution=bool(cautions))
         self._scroll.ensureWidgetVisible(self.told)
         self._show(Doing.nothing)
         if notes:
