@@ -32,6 +32,7 @@ def tell(viewer: Viewer, severity: Literal["info", "warning", "error"], text: st
     severity : {"info", "warning", "error"}
     text : str
     """
+    text = text.encode("utf-8", "replace").decode("utf-8")  # names of files may hold what Qt cannot show
     notification = Notification(text, severity=NotificationSeverity(severity))
     notification_manager.dispatch(notification)
     if viewer.window._qt_window.isVisible():

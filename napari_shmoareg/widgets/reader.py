@@ -6,10 +6,12 @@ Register panel comes up.  Plain images do not load torch.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.geometry import InputError
@@ -66,11 +68,23 @@ def read(path: str | Sequence[str]) -> list[Any]:
         try:
             with _told(viewer):
                 known.layers.extend(_open(place, known))
-        except InputError as error:
-            tell(viewer, "error", SERIES.sub(ONE_SLICE, str(error)))
+        except Exception as error:
+            tell(viewer, "error", _why_unread(place, error))
     if viewer is not None:
         _before_added(viewer, known)
     return known.layers or [(None,)]
+
+
+def _why_unread(path: str, error: Exception) -> str:
+    """Why a file could not be read, with its name; of an error that no reader foresaw the terminal has the rest."""
+    if isinstance(error, InputError):
+        text = SERIES.sub(ONE_SLICE, str(error))
+        return text if Path(path).name in text else f"{path}: {text}"
+    if isinstance(error, MemoryError):
+        return f"{path} was not read: the memory ran out. Close other layers and programs, or open a smaller image."
+    logging.getLogger(__name__).error("%r could not be read", path, exc_info=error)
+    said = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{path} could not be read; the file may be damaged ({type(error).__name__}: {said})."
 
 
 def _open(path: str, known: Known) -> list[LayerData]:
