@@ -95,6 +95,11 @@ def test_no_name_hides_what_a_file_is_for():
     assert not {p.stem for p in PACKAGE.rglob("*")} & vague
 
 
+def test_no_closure_hangs_on_a_widgets_destruction():
+    """A slot of `destroyed` can be collected before it is called, which kills napari: `weakref.finalize` instead."""
+    assert not [file for file in FILES if "destroyed.connect(" in file.read_text(encoding="utf-8")]
+
+
 def test_our_own_choices_can_be_searched():
     marked = [f for f in FILES if "Ours:" in f.read_text(encoding="utf-8")]
     assert {f.relative_to(PACKAGE).parts[0] for f in marked} >= {"model", "engine"}

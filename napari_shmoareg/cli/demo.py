@@ -10,7 +10,14 @@ import typer
 from napari_shmoareg.cli.errors import say
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet, RefineOption, Weights
 from napari_shmoareg.cli.progress import progress
-from napari_shmoareg.cli.results import choices_of, files_of, missing_labels_of, result_table, seconds_of
+from napari_shmoareg.cli.results import (
+    cautions_of,
+    choices_of,
+    files_of,
+    missing_labels_of,
+    result_table,
+    seconds_of,
+)
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
 from napari_shmoareg.engine.phases import registering
@@ -51,8 +58,8 @@ def demo(
         registration = running.register(sample.pair, network, report)
         extra = {"true_error_mm": true_errors(sample, registration)}
         found = write_registration(registration, out, weights=name, extra=extra, progress=report)
-    for warning in found["warnings"]:
-        say(f"Note: {warning}")
+    for line in cautions_of(found):
+        say(line)
     if not quiet:
         show(result_table(found))
         typer.echo(

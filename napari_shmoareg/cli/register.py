@@ -33,7 +33,14 @@ from napari_shmoareg.cli.options import (
     Weights,
 )
 from napari_shmoareg.cli.progress import progress
-from napari_shmoareg.cli.results import choices_of, files_of, missing_labels_of, result_table, seconds_of
+from napari_shmoareg.cli.results import (
+    cautions_of,
+    choices_of,
+    files_of,
+    missing_labels_of,
+    result_table,
+    seconds_of,
+)
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
 from napari_shmoareg.engine.phases import registering
@@ -81,8 +88,8 @@ def register(
         pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
         registration = running.register(pair, network, report)
         found = write_registration(registration, out, weights=name, figures=figures, progress=report)
-    for warning in found["warnings"]:
-        say(f"Note: {warning}")
+    for line in cautions_of(found):
+        say(line)
     if not quiet:
         show(result_table(found))
         typer.echo(

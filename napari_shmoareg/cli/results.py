@@ -62,6 +62,17 @@ def missing_labels_of(report: Mapping[str, Any]) -> str:
     return f"\nDice: {shared.description}; the mean is over those in both.\n" if shared.missing else ""
 
 
+def cautions_of(report: Mapping[str, Any]) -> list[str]:
+    """What to know before the result is trusted, as ``Caution:`` lines, and on its files as ``Note:`` lines.
+
+    Parameters
+    ----------
+    report : mapping
+        The content of report.json.
+    """
+    return [f"Caution: {text}" for text in report["warnings"]] + [f"Note: {text}" for text in report["notes"]]
+
+
 def seconds_of(report: Mapping[str, Any]) -> str:
     """How long it took, part by part."""
     seconds = dict(report["seconds"])

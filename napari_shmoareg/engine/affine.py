@@ -38,6 +38,9 @@ TURN_WORTH = 0.1  # relative gain for which the orientation of the header is giv
 RIVAL = 0.8  # share of the best shift's score for which a turned start is tried too
 RIVALS = 4  # turned starts that are tried
 LEAST_DETAIL = 0.1  # correlation of the detail below which the contrasts differ too much for it
+LEAST_VOXELS = 4  # along every axis of a level
+DETAIL_STAGES = 3  # at most
+AGAIN = 0.05  # relative gain of a detail stage after which another one is run
 STRETCH = 2.0  # an affine stage that stretches or shrinks an axis beyond this factor is dropped
 
 
@@ -131,7 +134,11 @@ def align(pair: VolumePair, mode: str = "auto", *, progress: Callable[[str, floa
             matrix, best = trial, reached
         else:
             reasons.append(f"the {kind} stage was dropped (agreement {change})")
-    matrix, best = _fit_detail(coarse, judge, matrix, best, kinds[-1], reasons, parts[-1])
+    for _ in range(DETAIL_STAGES):
+        reached = best.score
+        matrix, best = _fit_detail(coarse, judge, matrix, best, kinds[-1], reasons, parts[-1])
+        if best.score <= reached * (1 + AGAIN):
+            break
     if mode == "auto" and best.score <= before.score * (1 + WORTH):
         reasons.append(
             "the headers were kept, as all stages together gained too little to move the images for "
@@ -256,6 +263,10 @@ def _refine(
     """
     import SimpleITK as sitk
 
+    thinnest = min(*coarse.fixed.grid.shape, *coarse.moving.grid.shape)
+    levels = tuple(level for level in levels if thinnest >= LEAST_VOXELS * level)
+    if not levels:
+        raise _OptimiserError(f"an image has only {thinnest} voxels along an axis")
     unit, middle = coarse.fixed.grid.spacing[0], coarse.fixed.grid.centre
     to_world = np.diag([unit, unit, unit, 1.0])
     to_world[:3, 3] = middle
@@ -297,7 +308,7 @@ def _refine(
         method.Execute(*(_sitk_image(v, unit, middle) for v in (coarse.fixed, coarse.moving)))
     except RuntimeError as error:
         if not stopped:
-            raise _OptimiserError(str(error).strip().splitlines()[-1]) from error
+            raise _OptimiserError("the optimiser gave up: the images show too little") from error
     if stopped:
         raise stopped[0]
     found = np.eye(4)

@@ -1,9 +1,10 @@
-"""Where an alignment starts: all shifts, and the 24 orientations along the axes, compared at once.
+"""Where an alignment starts: all shifts under many orientations, compared at once.
 
 Ours.  Masked normalised cross-correlation (Padfield, 2012) gives, by Fourier transforms, the
 correlation of two images under every shift, counted only where both fields of view are seen.
 It is computed of brightness and of its gradient's magnitude (blind to contrast), for each of
-the 24 rotations that take axes to axes; the best are then judged by their agreement.
+the 24 rotations that take axes to axes, and where none of these stands out for rotations spread
+evenly (super-Fibonacci, Alexa, 2022); the best are then judged by their agreement.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfftn, next_fast_len, rfftn
-from scipy.ndimage import gaussian_gradient_magnitude
+from scipy.ndimage import gaussian_gradient_magnitude, map_coordinates
+from scipy.spatial.transform import Rotation
 
-from napari_shmoareg.engine.agreement import Agreement, CoarseImages, Matrix
+from napari_shmoareg.engine.agreement import Agreement, CoarseImages, Matrix, indices
 from napari_shmoareg.geometry import VolumePair
 
 LONGEST = 28  # voxels of the images whose shifts are searched
 JUDGED = 12  # candidates whose agreement is computed, of shifts and of turns
 CLEAR = 0.6  # score of a shift above which no other orientation is looked for
+AHEAD = 1.2  # times the best other orientation's score: a shift that far ahead needs no finer search
+SPREAD = 180  # rotations of the finer search, about 30 degrees apart
+SPREAD_LONGEST = 20  # voxels of the images there
 PEAKS = 2  # of each correlation
 LEAST_OVERLAP = 0.25  # of the smaller field of view
 SHARE = 1 / 3  # of the smaller content, at least, that has to be compared
@@ -55,8 +60,12 @@ def search(pair: VolumePair) -> list[Start]:
     images = CoarseImages.of(pair, LONGEST)
     first, *others = rotations()
     starts = _judge(images, list(_shifts(images, first)))
-    if not starts or max(start.agreement.score for start in starts) < CLEAR:
-        starts += _judge(images, [each for rotation in others for each in _shifts(images, rotation)])
+    straight = max((start.agreement.score for start in starts), default=0.0)
+    if straight < CLEAR:
+        turned = _judge(images, [each for rotation in others for each in _shifts(images, rotation)])
+        if turned and straight < AHEAD * max(start.agreement.score for start in turned):
+            turned += _judge(images, list(_spread(CoarseImages.of(pair, SPREAD_LONGEST))))
+        starts += turned
     return sorted(starts, key=lambda start: -start.agreement.score)
 
 
@@ -108,6 +117,39 @@ def _shifts(images: CoarseImages, rotation: Matrix) -> Iterator[tuple[float, Mat
             offset[:3, 3] = np.array(values.shape) - 1 - np.array(peak)
             yield float(weighed[peak]), moving.grid.affine @ to_moving @ offset @ fixed.grid.inverse, turned
             weighed[tuple(slice(max(0, p - 2), p + 3) for p in peak)] = -1
+
+
+def _spread(images: CoarseImages) -> Iterator[tuple[float, Matrix, bool]]:
+    """The best shift of each of many rotations about the moving image's centre, as `_shifts` gives them."""
+    moving, fixed = images.moving, images.fixed
+    side = int(np.ceil(np.linalg.norm(moving.grid.shape)))
+    spacing = moving.grid.spacing[0]
+    index = (indices((side, side, side)) - (side - 1) / 2) * spacing
+    smaller = min(int(fixed.seen.sum()), int(moving.seen.sum()))
+    for rotation in spread_rotations(SPREAD):
+        place = np.moveaxis(moving.grid.to_index(index @ rotation.T + moving.grid.centre), -1, 0)
+        seen = map_coordinates(moving.seen.astype(np.float32), place, order=0, mode="constant") > 0
+        values = map_coordinates(moving.values, place, order=1, mode="nearest")
+        correlation, count = masked_correlation(fixed.values, fixed.seen, values, seen, int(LEAST_OVERLAP * smaller))
+        weighed = correlation * np.sqrt(np.minimum(1, count / smaller))
+        peak = np.unravel_index(int(weighed.argmax()), weighed.shape)
+        if weighed[peak] <= 0:
+            continue
+        to_turned = np.eye(4)
+        to_turned[:3, 3] = side - 1 - np.array(peak)
+        to_moving = np.eye(4)
+        to_moving[:3, :3] = rotation * spacing
+        to_moving[:3, 3] = moving.grid.centre - to_moving[:3, :3] @ np.full(3, (side - 1) / 2)
+        yield float(weighed[peak]), to_moving @ to_turned @ fixed.grid.inverse, True
+
+
+def spread_rotations(number: int) -> NDArray[np.float64]:
+    """Rotations (number, 3, 3) spread evenly over all orientations, the same at every call."""
+    step = np.arange(number) + 0.5
+    near, far = np.sqrt(step / number), np.sqrt(1 - step / number)
+    first, second = 2 * np.pi * step / np.sqrt(2.0), 2 * np.pi * step / 1.533751168755204288
+    quaternions = [near * np.sin(first), near * np.cos(first), far * np.sin(second), far * np.cos(second)]
+    return np.asarray(Rotation.from_quat(np.stack(quaternions, axis=-1)).as_matrix())
 
 
 def masked_correlation(

@@ -17,5 +17,5 @@ def background(volume: Volume) -> float:
     if volume.is_labels:
         return 0.0
     v = volume.values
-    faces = [np.take(v, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    faces = [v[(slice(None),) * axis + (end,)].ravel() for axis in range(3) for end in (0, -1)]
     return float(np.median(np.concatenate(faces)))

@@ -83,7 +83,8 @@ def build_report(
         "format": FORMAT,
         "versions": versions(),
         "weights": weights,
-        "warnings": registration.warnings + quality.cautions + _limits(pair.fixed.grid),
+        "warnings": registration.warnings + quality.cautions,
+        "notes": _limits(pair.fixed.grid),
         "pair": {
             role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid) for role, v in volumes.items()
         },

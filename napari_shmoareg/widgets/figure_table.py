@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtGui import QColor, QIcon, QPainter, QPixmap, QPolygon
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
+from napari_shmoareg.widgets.notices import CAUTION, ON_CAUTION
 from napari_shmoareg.widgets.quality.rows import shown
 
 
@@ -17,6 +19,12 @@ class Figure(QTableWidgetItem):
         super().__init__(shown(value, form))
         self.value = value
         self.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+
+    def mark_fallen(self) -> None:
+        """Mark a figure that became worse: an arrow down, in the colour of cautions."""
+        self.setBackground(QColor(CAUTION))
+        self.setForeground(QColor(ON_CAUTION))
+        self.setIcon(_arrow_down())
 
     def __lt__(self, other: QTableWidgetItem) -> bool:
         mine, its = self.value, getattr(other, "value", None)
@@ -73,3 +81,15 @@ class FigureTable(QTableWidget):
         for row in rows:
             self.selectRow(row)
         self.setSelectionMode(mode)
+
+
+def _arrow_down() -> QIcon:
+    picture = QPixmap(16, 16)
+    picture.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(picture)
+    painter.setPen(Qt.PenStyle.NoPen)
+    painter.setBrush(QColor(ON_CAUTION))
+    painter.drawRect(6, 1, 4, 8)
+    painter.drawPolygon(QPolygon([QPoint(2, 8), QPoint(14, 8), QPoint(8, 15)]))
+    painter.end()
+    return QIcon(picture)

@@ -1,12 +1,14 @@
-"""Brings up panels: from the menus, and when something was opened that they are for."""
+"""Brings up panels, one of a kind in a viewer: from the menus, and when something was opened that they are for."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QEvent, QTimer
+from qtpy.QtWidgets import QDockWidget, QWidget
 
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
@@ -27,6 +29,29 @@ TWO = (
 )
 
 
+class Panel(QWidget):
+    """A panel of this plugin, of which a viewer has one, whatever opened it.
+
+    napari docks a panel under one name where a plugin's name is given (``napari -w shmoareg``, this plugin
+    itself) and under another from its Plugins menu, and would open it twice.  Here both are one name, and to open
+    a panel that is open brings it to the front.
+
+    Attributes
+    ----------
+    kind : str
+        What the manifest calls it, one of `PANELS`.
+    """
+
+    kind: ClassVar[str]
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """When it is put into a dock: be the one of its kind there."""
+        super().changeEvent(event)
+        frame = self.parentWidget()
+        if event is not None and event.type() == QEvent.Type.ParentChange and isinstance(frame, QDockWidget):
+            _settle(frame, self.kind)
+
+
 def dock(viewer: Viewer, name: str) -> Any:
     """A panel of this plugin, shown and in front of the others; a new one where the viewer has none.
 
@@ -38,9 +63,14 @@ def dock(viewer: Viewer, name: str) -> Any:
     frame, panel = viewer.window.add_plugin_dock_widget(
         PLUGIN, name, tabify=any(is_docked(viewer, other) for other in PANELS)
     )
+    to_front(frame)
+    return panel
+
+
+def to_front(frame: QDockWidget) -> None:
+    """Show a dock, before others that are tabbed with it."""
     frame.show()
     frame.raise_()
-    return panel
 
 
 def fit(viewer: Viewer) -> None:
@@ -72,6 +102,57 @@ def fit(viewer: Viewer) -> None:
 def is_docked(viewer: Viewer, name: str) -> bool:
     """Whether a viewer has a panel, or had one that was closed."""
     return f"{name} ({PLUGIN})" in viewer.window.dock_widgets
+
+
+def _settle(frame: Any, kind: str) -> None:
+    """Give a dock that napari is making the name by which its panel is found again, whatever opened it."""
+    from napari_shmoareg.widgets.views import draw_in_own_context
+
+    name = f"{kind} ({PLUGIN})"
+    if frame.name.startswith(f"{kind} ("):  # else somebody chose a name
+        frame.name = name  # by which napari will know it
+        frame.setObjectName(name)
+        frame.setWindowTitle(name)
+    viewer = frame._ref_qt_viewer().viewer
+    draw_in_own_context(viewer)
+    _raise_again(viewer)
+    _open_from_menu()
+
+
+def _raise_again(viewer: Any) -> None:
+    """Have a window bring a panel of ours to the front where napari only hands it over: it is open already."""
+    window = getattr(viewer, "window", None)
+    if window is None or "add_plugin_dock_widget" in vars(window):
+        return
+    held, add = weakref.ref(window), type(window).add_plugin_dock_widget
+
+    def add_plugin_dock_widget(plugin_name: str, widget_name: str | None = None, tabify: bool = False) -> Any:
+        frame, panel = add(held(), plugin_name, widget_name, tabify)
+        if plugin_name == PLUGIN:
+            to_front(frame)
+        return frame, panel
+
+    window.add_plugin_dock_widget = add_plugin_dock_widget
+
+
+def _open_from_menu() -> None:
+    """Have the entries of the Plugins menu open panels as `dock` does; napari's own hide one that is open."""
+    from napari._app_model import get_app_model
+
+    commands = get_app_model().commands
+    for kind in PANELS:
+        command = f"{PLUGIN}.{kind.lower().replace('-', '_')}"
+        if command in commands and getattr(commands[command].callback, "func", None) is not _dock_in_current:
+            title = commands._commands.pop(command).title
+            commands.register_command(command, partial(_dock_in_current, kind), title)
+
+
+def _dock_in_current(kind: str) -> None:
+    from napari import current_viewer
+
+    viewer = current_viewer()
+    if viewer is not None:
+        dock(viewer, kind)
 
 
 def when_paired(viewer: Viewer) -> None:

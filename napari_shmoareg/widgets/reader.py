@@ -6,10 +6,12 @@ Register panel comes up.  Plain images do not load torch.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.geometry import InputError
@@ -61,7 +63,6 @@ def read(path: str | Sequence[str]) -> list[Any]:
     from napari import current_viewer
 
     from napari_shmoareg.widgets.notices import tell
-    from napari_shmoareg.widgets.register.job import explain
 
     viewer = current_viewer()
     known = Known.of(viewer)
@@ -72,16 +73,25 @@ def read(path: str | Sequence[str]) -> list[Any]:
         try:
             with _told(viewer):
                 known.layers.extend(_open(place, known))
-        except InputError as error:
-            tell(viewer, "error", VOLUME.sub(ONE_VOLUME, SERIES.sub(ONE_SLICE, str(error))))
-        except OSError as error:
-            tell(viewer, "error", f"{place} cannot be opened: {error.strerror or error}.")
         except Exception as error:
-            error.add_note(f"while opening {place}")
-            tell(viewer, "error", explain(error))
+            tell(viewer, "error", _why_unread(place, error))
     if viewer is not None:
         _before_added(viewer, known)
     return known.layers or [(None,)]
+
+
+def _why_unread(path: str, error: Exception) -> str:
+    """Why a file could not be read, with its name; of an error that no reader foresaw the terminal has the rest."""
+    if isinstance(error, InputError):
+        text = VOLUME.sub(ONE_VOLUME, SERIES.sub(ONE_SLICE, str(error)))
+        return text if Path(path).name in text else f"{path}: {text}"
+    if isinstance(error, MemoryError):
+        return f"{path} was not read: the memory ran out. Close other layers and programs, or open a smaller image."
+    if isinstance(error, OSError):
+        return f"{path} cannot be opened: {error.strerror or error}."
+    logging.getLogger(__name__).error("%r could not be read", path, exc_info=error)
+    said = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{path} could not be read; the file may be damaged ({type(error).__name__}: {said})."
 
 
 def _open(path: str, known: Known) -> list[LayerData]:

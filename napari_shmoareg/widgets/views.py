@@ -81,10 +81,32 @@ def attend(viewer: Viewer) -> None:
     face(viewer)
     bind(viewer)
     attach(viewer)
+    draw_in_own_context(viewer)
     if _outline not in viewer.layers.events.inserted.callbacks:
         viewer.layers.events.inserted.connect(_outline)
         for layer in viewer.layers:
             _outline_layer(layer)
+
+
+def draw_in_own_context(viewer: Viewer) -> None:
+    """Have the canvas's OpenGL context current whenever layers are removed, by whatever and whomever.
+
+    napari 0.9.2 deletes the textures, buffers and programs of a removed layer at once, in whichever context
+    Qt used last.  Where that is the window's and not the canvas's, Mesa frees shaders that the canvas goes on
+    drawing with: a segmentation fault in glDrawArrays one or two paints later, as when a layer is removed, the
+    grid turned off and a layer inserted in one turn of the event loop.
+
+    Parameters
+    ----------
+    viewer : Viewer
+        One without a window has no canvas: nothing is done.  A second call changes nothing more.
+    """
+    window = getattr(itself(viewer), "window", None)
+    if window is None:
+        return
+    canvas = window._qt_viewer.canvas._scene_canvas
+    for emitter in (viewer.layers.events.removing, viewer.layers.events.removed, viewer.layers.events.end_batch):
+        emitter.connect(canvas.set_current, position="first")  # held weakly, before napari's own
 
 
 def _outline(event: Any) -> None:

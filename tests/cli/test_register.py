@@ -63,7 +63,7 @@ def test_quiet_prints_nothing_but_what_to_know_before_trusting_the_result(files,
     result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, "-q", *QUICK)
     assert (result.exit_code, result.stdout) == (0, "")
     notes = json.loads((out / "report.json").read_text())["warnings"]
-    assert notes and result.stderr == "".join(f"Note: {note}\n" for note in notes)
+    assert notes and result.stderr == "".join(f"Caution: {note}\n" for note in notes)
     told = " ".join(shmoareg("register", "--help").stdout.split())
     assert "Print errors and warnings only." in told
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from napari._app_model import get_app_model
+from qtpy.QtWidgets import QDockWidget
 
 from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS
 from napari_shmoareg.widgets.inputs import SLICES
-from napari_shmoareg.widgets.opening import PANELS, PLUGIN
+from napari_shmoareg.widgets.opening import PANELS, PLUGIN, Panel, dock
 
 
 def test_the_installed_plugin_is_valid():
@@ -61,6 +63,71 @@ def test_a_panel_opens_in_a_viewer_from_the_plugins_menu(plugin, make_napari_vie
     assert type(panel).__name__ == f"{name.title().replace('-', '')}Panel" and panel.minimumWidth() >= 300
 
 
+def _panels(viewer) -> list[str]:
+    """The kinds of all panels in the docks of a window, as often as there are such."""
+    frames = viewer.window._qt_window.findChildren(QDockWidget)
+    return sorted(frame.widget().kind for frame in frames if isinstance(frame.widget(), Panel))
+
+
+def _open_by(way: str, viewer, name: str):
+    """Open a panel: from the Plugins menu, as ``napari -w`` does, or as this plugin does itself."""
+    if way == "menu":
+        command = f"{PLUGIN}.{name.lower().replace('-', '_')}"
+        get_app_model().commands.execute_command(command).result()
+    elif way == "napari -w":
+        viewer.window.add_plugin_dock_widget(PLUGIN, name, tabify=True)
+    else:
+        dock(viewer, name)
+    return viewer.window.dock_widgets[f"{name} ({PLUGIN})"]
+
+
+WAYS = ("menu", "napari -w", "ours")
+
+
+@pytest.mark.parametrize("first", WAYS)
+def test_a_viewer_has_one_panel_of_a_kind_whatever_opens_it_and_again_brings_it_to_the_front(
+    plugin, make_napari_viewer, qtbot, first
+):
+    viewer = make_napari_viewer(show=True)
+    opened = {name: _open_by(first, viewer, name) for name in PANELS}
+    for way in WAYS:
+        for name in PANELS:
+            panel = _open_by(way, viewer, name)
+            assert panel is opened[name], (first, way, name)
+            qtbot.waitUntil(lambda panel=panel: not panel.visibleRegion().isEmpty())
+            _open_by(way, viewer, name)
+            assert panel.isVisible() and _panels(viewer) == sorted(PANELS), (first, way, name)
+    assert set(viewer.window.dock_widgets) == {f"{name} ({PLUGIN})" for name in PANELS}
+
+
+def test_a_panel_that_was_closed_or_hidden_opens_again(plugin, make_napari_viewer, qtbot):
+    viewer = make_napari_viewer(show=True)
+    panel = _open_by("menu", viewer, "Quality")
+    panel.parentWidget().hide()
+    assert _open_by("menu", viewer, "Quality") is panel and panel.isVisible()
+    for way in WAYS:
+        panel.parentWidget().destroyOnClose()  # what its x does
+        assert not viewer.window.dock_widgets
+        panel = _open_by(way, viewer, "Quality")
+        assert panel.isVisible()
+    qtbot.waitUntil(lambda: _panels(viewer) == ["Quality"])
+
+
+def test_two_viewers_have_a_panel_each(plugin, make_napari_viewer):
+    first, second = make_napari_viewer(), make_napari_viewer()
+    panels = [dock(viewer, "Register") for viewer in (first, second)]
+    assert panels[0] is not panels[1]
+    assert [dock(viewer, "Register") for viewer in (first, second)] == panels
+    assert [_panels(viewer) for viewer in (first, second)] == [["Register"], ["Register"]]
+
+
+def test_the_panel_that_sample_data_bring_is_the_one_of_the_menu(plugin, make_napari_viewer, qtbot):
+    viewer = make_napari_viewer()
+    viewer.open_sample(PLUGIN, "pair")
+    panel = viewer.window.dock_widgets["Register (shmoareg)"]
+    assert _open_by("menu", viewer, "Register") is panel and _panels(viewer) == ["Register"]
+
+
 def test_two_selected_images_are_what_the_layers_menu_registers(plugin, make_napari_viewer, phantoms):
     from napari_shmoareg.widgets.layers import add_layers, layers_of_pair
     from napari_shmoareg.widgets.opening import take_selected
@@ -100,7 +167,7 @@ def test_a_selected_image_that_cannot_be_registered_is_named_with_the_reason(plu
 
 
 def test_of_two_layers_that_are_called_alike_the_selected_ones_are_picked(plugin, make_napari_viewer):
-    from napari_shmoareg.widgets.opening import dock, pick
+    from napari_shmoareg.widgets.opening import pick
 
     viewer = make_napari_viewer()
     first, second = (viewer.add_image(np.zeros((4, 5, 6)), name=name) for name in "ab")

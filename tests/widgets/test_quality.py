@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +16,17 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.report import write_registration
 from napari_shmoareg.io.summary import read_registration_summary
 from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.widgets.notices import CAUTION
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.quality import saving
 from napari_shmoareg.widgets.quality.looks import Looks
 from napari_shmoareg.widgets.quality.panel import QualityPanel
+from napari_shmoareg.widgets.quality.rows import cautions_of
+from napari_shmoareg.widgets.register.arrival import Arrival
+from napari_shmoareg.widgets.register.job import Outcome
 from napari_shmoareg.widgets.scenes import layers_of_scene
 
 MODES = ("blend", "two colours", "checkerboard", "swipe", "difference", "side by side")
@@ -110,6 +118,15 @@ def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(make_napari_
         pictures.append(picture)
     panel.compare_box.compare("as they are")
     assert state(viewer) == before
+
+
+def test_no_change_from_one_comparison_to_another_crashes_a_real_window(scene, tmp_path):
+    """In a process of its own: napari 0.9.2 alone is killed by a removal, the grid and an insertion in one turn."""
+    write_registration(scene.registration, tmp_path / "result", weights="untrained", figures=False)
+    script = Path(__file__).with_name("compare_in_window.py")
+    command = [sys.executable, str(script), str(tmp_path / "result")]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)
+    assert run.returncode == 0 and "48 changes" in run.stdout, run.stdout + run.stderr[-4000:]
 
 
 @pytest.mark.parametrize("mode", ["two colours", "checkerboard", "side by side"])
@@ -253,6 +270,21 @@ def test_a_comparison_that_is_deleted_by_hand_ends(panel, viewer, compare, qtbot
     assert len(viewer.layers) == 0
 
 
+@pytest.mark.parametrize("mode", ["blend", "checkerboard", "side by side"])
+def test_a_registration_that_arrives_during_a_comparison_is_what_is_shown_after_it(panel, viewer, scene, qtbot, mode):
+    panel.compare_box.compare(mode)
+    comparer, arrival = panel.compare_box.comparer, Arrival(panel)
+    qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
+    newer = replace(scene)
+    with qtbot.waitSignal(arrival.arrived, timeout=20000):
+        arrival.begin(viewer, Outcome(2, newer, layers_of(newer, 2)[:2]), {})
+    qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
+    assert (comparer.current.prepared.mode, comparer.current.prepared.number) == (mode, 2)
+    panel.compare_box.compare("as they are")
+    shown = {layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None}
+    assert shown == {"#2 warped"}
+
+
 def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(panel, viewer, compare, monkeypatch, told):
     from napari_shmoareg.widgets.quality import preparing
 
@@ -279,6 +311,36 @@ def test_the_table_holds_the_figures_of_the_report(panel, scene):
     table.labels.sortByColumn(3, Qt.SortOrder.AscendingOrder)
     found = [float(table.labels.item(n, 3).text()) for n in range(4)]
     assert found == sorted(found) and len(set(found)) > 1
+
+
+def with_dice(report, **stages) -> dict:
+    """A report without warnings, with the Dice of two labels at each stage; a third one is in one image only."""
+    dice = {s: {"mean": sum(v) / 2, "per_label": {"1": v[0], "2": v[1], "9": 0.0}} for s, v in stages.items()}
+    return {**report, "warnings": [], "dice": dice}
+
+
+def test_labels_that_overlap_less_at_the_end_are_a_caution_that_looks_like_one(panel, scene):
+    fell = with_dice(scene.report, before=(0.8, 0.7), affine=(0.85, 0.69), after=(0.6, 0.8))
+    (caution,) = cautions_of(fell)
+    assert caution.startswith("⚠ Caution: The labels overlap less than after the affine alone: Dice 0.750 before → ")
+    assert "0.770 after the affine → 0.700 after ↓ (mean over 2 labels)" in caution
+    table = panel.table
+    table.show_report(fell)
+    assert table.warnings.text() == caution and CAUTION in table.warnings.styleSheet()
+    marked = [n for n in range(table.whole.rowCount()) if not table.whole.item(n, 3).icon().isNull()]
+    assert [table.whole.item(n, 0).text() for n in marked] == ["Dice ↑"]
+    assert table.whole.item(marked[0], 3).background().color().name() == CAUTION
+    assert [table.labels.item(n, 3).icon().isNull() for n in range(2)] == [False, True]
+
+
+def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, scene):
+    for after in ((0.81, 0.7), (0.8, 0.7), (0.8, 0.697)):
+        report = with_dice(scene.report, before=(0.8, 0.7), affine=(0.8, 0.7), after=after)
+        assert cautions_of(report) == []
+    panel.table.show_report(report)
+    assert panel.table.warnings.isHidden() and panel.table.whole.item(2, 3).icon().isNull()
+    told = with_dice(report, before=(1, 1), affine=(1, 1), after=(0, 0)) | {"warnings": ["Dice fell."]}
+    assert cautions_of(told) == cautions_of(told | {"dice": None}) == ["⚠ Caution: Dice fell."]
 
 
 def test_the_table_is_copied_and_saved_whole(panel, scene, tmp_path):

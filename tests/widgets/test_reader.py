@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -177,6 +179,40 @@ def test_a_damaged_file_is_told_in_our_words_and_the_others_open(viewer, files, 
     (tmp_path / "bad.nii.gz").write_bytes(b"\x1f\x8b nothing")
     assert viewer.open([str(tmp_path / "bad.nii.gz"), files["fixed"]], **SHMOAREG) == [viewer.layers["b"]]
     assert "is not the image that its ending announces" in told("error")
+
+
+@pytest.mark.parametrize("error", [KeyError("qform"), ValueError(""), MemoryError(), RuntimeError("ITK\nat line 3")])
+def test_an_error_that_no_reader_foresaw_is_a_notification_that_names_the_file(viewer, files, told, error, monkeypatch):
+    from napari_shmoareg.widgets import reader
+
+    read = reader.layer_of_file
+
+    def fail(path, known):
+        if path == files["fixed"]:
+            raise error
+        return read(path, known)
+
+    monkeypatch.setattr(reader, "layer_of_file", fail)
+    opened = viewer.open([files["fixed"], files["moving"]], **SHMOAREG)
+    assert [layer.name for layer in opened] == ["a"]
+    message = told("error")
+    assert files["fixed"] in message and len(message.splitlines()) == 1
+    assert "bug" not in message and "Traceback" not in message
+
+
+def test_an_input_error_that_names_no_file_gets_its_name_and_names_beyond_utf_8_are_shown(
+    viewer, tmp_path, told, monkeypatch
+):
+    from napari_shmoareg.widgets import reader
+
+    def refuse(path, known):
+        raise InputError("A 3D image was expected.")
+
+    monkeypatch.setattr(reader, "layer_of_file", refuse)
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/scan-\xff.nii.gz")
+    Path(path).write_bytes(b"")
+    assert reader.read(path) == [(None,)]
+    assert f"{tmp_path}/scan-?.nii.gz: A 3D image was expected." in told("error")
 
 
 def test_without_a_viewer_an_error_is_raised(tmp_path):

@@ -21,6 +21,7 @@ from qtpy.QtGui import QKeySequence, QShortcut
 from napari_shmoareg.engine.memory import psutil
 from napari_shmoareg.io.checkpoint import save_network
 from napari_shmoareg.widgets.layers import layers_of, layers_of_pair
+from napari_shmoareg.widgets.notices import CAUTION
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.register.job import Job
 from napari_shmoareg.widgets.register.panel import CANCELLED, RegisterPanel
@@ -292,7 +293,10 @@ def test_what_is_to_be_minded_is_told_without_options_of_the_command_line(ready,
     register(ready, qtbot)
     severity, message = said[0]
     assert severity == "warning" and "'Weights'" in message and "--" not in message
-    assert message in ready.told.text.text()
+    assert message in ready.told.text.text() and message.startswith("⚠ Caution: ")
+    assert CAUTION in ready.told.text.styleSheet()
+    ready.told.say("something else")
+    assert ready.told.text.styleSheet() == ""
 
 
 def test_shipped_weights_and_devices_are_offered_once_there_is_a_pair(ready, qtbot):

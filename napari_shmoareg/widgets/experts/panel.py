@@ -18,6 +18,7 @@ from napari_shmoareg.widgets.experts.place.view import PlaceView
 from napari_shmoareg.widgets.experts.regions.view import RegionView
 from napari_shmoareg.widgets.experts.section import Section, fill
 from napari_shmoareg.widgets.experts.what_if.view import WhatIfView
+from napari_shmoareg.widgets.opening import Panel
 from napari_shmoareg.widgets.placement import tag
 from napari_shmoareg.widgets.scenes import itself, layers_of_scene, scenes, title
 from napari_shmoareg.widgets.views import attend
@@ -44,13 +45,15 @@ FOLLOWED = ("visible", "opacity", "name", "selected_label", "show_selected_label
 EMPTY = "No registration is open. Register a pair (panel Register), or open a registration folder."
 
 
-class ExpertsPanel(QWidget):
+class ExpertsPanel(Panel):
     """Which maps of a registration are shown, and what they say.
 
     Parameters
     ----------
     napari_viewer : Viewer
     """
+
+    kind = "Experts"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()

@@ -115,7 +115,7 @@ class Errand(QObject):
         self._worker: Any = None
         self._docked = False
         closed = threading.Event()
-        owner.destroyed.connect(lambda *_: closed.set())
+        weakref.finalize(owner, closed.set)  # not `destroyed`: a slot can be collected before it is called
         self._closed = closed
         self._looks = QTimer(self)
         self._looks.setInterval(EVERY)

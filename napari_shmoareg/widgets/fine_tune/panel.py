@@ -26,6 +26,7 @@ from napari_shmoareg.widgets.fine_tune.run_files import parts_of
 from napari_shmoareg.widgets.fine_tune.settings_form import SettingsForm
 from napari_shmoareg.widgets.fine_tune.standing import standing
 from napari_shmoareg.widgets.fine_tune.taking import copy, use
+from napari_shmoareg.widgets.opening import Panel
 from napari_shmoareg.widgets.scenes import itself
 
 if TYPE_CHECKING:
@@ -41,13 +42,15 @@ TABS = {
 BUSY = "A run is under way. Stop it first, or wait for its end."
 
 
-class FineTunePanel(QWidget):
+class FineTunePanel(Panel):
     """Learns in a child process from a data set, and shows how that goes.
 
     Parameters
     ----------
     napari_viewer : Viewer
     """
+
+    kind = "Fine-tune"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()

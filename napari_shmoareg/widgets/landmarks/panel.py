@@ -25,6 +25,7 @@ from napari_shmoareg.widgets.landmarks.layers import (
     set_points,
 )
 from napari_shmoareg.widgets.landmarks.table import LandmarkTable
+from napari_shmoareg.widgets.opening import Panel
 from napari_shmoareg.widgets.registration_picker import RegistrationPicker
 from napari_shmoareg.widgets.scenes import itself
 
@@ -37,13 +38,15 @@ SOON = 40  # ms between two measurements while a point is dragged
 INVITE = "Set the same places in the fixed and in the moving image, or load them: the registration is judged at them."
 
 
-class LandmarksPanel(QWidget):
+class LandmarksPanel(Panel):
     """Sets, reads, writes and measures pairs of landmarks.
 
     Parameters
     ----------
     napari_viewer : Viewer
     """
+
+    kind = "Landmarks"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()

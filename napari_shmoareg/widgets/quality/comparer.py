@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
     from napari_shmoareg.geometry import Volume
 
+_COMPARERS: weakref.WeakSet[Comparer] = weakref.WeakSet()
+
 
 class Comparer(QObject):
     """Shows one comparison at a time in a viewer.
@@ -40,6 +43,7 @@ class Comparer(QObject):
 
     def __init__(self, viewer: Viewer, parent: QObject) -> None:
         super().__init__(parent)
+        _COMPARERS.add(self)
         self._viewer = weakref.ref(viewer)
         self.current: Comparison | None = None
         self.busy = False
@@ -109,14 +113,11 @@ class Comparer(QObject):
 
     def _show(self, viewer: Viewer, made: Prepared) -> None:
         limits = _limits_by_hand(self.current, made)
-        self._end(viewer)
-        self._changing = True
-        try:
+        kind = Computed if made.mode in COMPUTED else Beside if made.mode == BESIDE else Mixed
+        with self._changes(viewer, at_once=kind is not Mixed or bool(made.extra)):
+            self._end(viewer)
             self._looks = Looks(viewer)
-            kind = Computed if made.mode in COMPUTED else Beside if made.mode == BESIDE else Mixed
             self.current = kind(viewer, made, self.amount)
-        finally:
-            self._changing = False
         if isinstance(self.current, Computed):
             self.current.dragged.connect(self.dragged.emit)
             if limits is not None:
@@ -126,13 +127,25 @@ class Comparer(QObject):
     def _end(self, viewer: Viewer) -> None:
         if self.current is None or self._looks is None:
             return
+        with self._changes(viewer, at_once=False):
+            current, looks, self.current, self._looks = self.current, self._looks, None, None
+            current.end()
+            looks.put_back(viewer)
+
+    @contextmanager
+    def _changes(self, viewer: Viewer, *, at_once: bool) -> Iterator[None]:
+        """Change layers and cells, `at_once` with one new scene for all of them: napari makes one for each."""
+        if self._changing:
+            yield
+            return
+        shown = self.current
+        at_once = at_once or (shown is not None and (bool(shown.added) or isinstance(shown, Beside)))
         self._changing = True
         try:
-            self.current.end()
-            self._looks.put_back(viewer)
+            with viewer.layers.batched_update() if at_once else nullcontext():
+                yield
         finally:
             self._changing = False
-            self.current = self._looks = None
 
     def _check(self) -> None:
         if self.current is not None and self._viewer() is not None and not self.current.whole:
@@ -142,6 +155,17 @@ class Comparer(QObject):
     def _tell(self, busy: bool) -> None:
         self.busy = busy
         self.working.emit(busy)
+
+
+@contextmanager
+def uncompared(viewer: Viewer) -> Iterator[None]:
+    """Interrupt what a viewer compares: what is done to its layers meanwhile stays when the comparison is left."""
+    interrupted = [comparer for comparer in _COMPARERS if comparer.current and comparer._viewer() is viewer]
+    for comparer in interrupted:
+        comparer._end(viewer)
+    yield
+    for comparer in interrupted:
+        comparer._prepare()
 
 
 def _safely(work: Callable[[], Prepared]) -> tuple[Prepared | None, Exception | None]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QFrame, QGroupBox, QLabel, QScrollArea, QVBoxLayout, QWidget
 
+from napari_shmoareg.widgets.opening import Panel
 from napari_shmoareg.widgets.quality.compare_box import AS_THEY_ARE, CompareBox
 from napari_shmoareg.widgets.quality.saving import SaveBox
 from napari_shmoareg.widgets.quality.table import QualityTable
@@ -22,13 +23,15 @@ WIDTH = 320
 INVITE = "Register a pair, or open the folder of a registration: its images and figures are judged here."
 
 
-class QualityPanel(QWidget):
+class QualityPanel(Panel):
     """Compares fixed and moving before and after, shows the figures, and saves everything.
 
     Parameters
     ----------
     napari_viewer : Viewer
     """
+
+    kind = "Quality"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()

@@ -10,6 +10,9 @@ HEADINGS = ("", "before", "affine", "after")
 LABEL_HEADINGS = ("label", *(f"{what}\n{stage}" for what in ("Dice", "ASSD", "HD95") for stage in STAGES))
 PER_LABEL = (("dice", "Dice", ".3f"), ("assd_mm", "ASSD, mm", ".2f"), ("hd95_mm", "HD95, mm", ".2f"))
 
+SIGN = "⚠"
+NOTABLE = 0.002  # Ours: a smaller loss of Dice is no news
+
 
 class Row(NamedTuple):
     """One figure at the three stages; None where it does not apply or is not known."""
@@ -73,6 +76,53 @@ def summary_rows(report: Mapping[str, Any]) -> list[Row]:
         _last("  at most, mm", length["max"], ".2f", "The largest displacement on the fixed grid."),
     ]
     return rows
+
+
+def cautions_of(report: Mapping[str, Any]) -> list[str]:
+    """What to know before a registration is trusted, one sentence or more each, with ``Caution:`` before it.
+
+    Parameters
+    ----------
+    report : mapping
+        The content of report.json.  Where the labels came to overlap less and its own warnings say nothing of
+        that, it is said here.
+    """
+    found = list(report["warnings"])
+    fall = dice_fall(report)
+    if fall is not None and not any("Dice" in text for text in found):
+        before, affine, after = fall.means
+        than = "before" if before >= affine else "after the affine alone"
+        found.append(
+            f"The labels overlap less than {than}: Dice {before:.3f} before → {affine:.3f} after the affine → "
+            f"{after:.3f} after ↓ (mean over {fall.labels} labels). Look at the warped labels before you use the "
+            "result."
+        )
+    return [f"{SIGN} Caution: {text}" for text in found] + list(report.get("notes", ()))
+
+
+class Fall(NamedTuple):
+    """Mean Dice at the three stages, over the labels that overlap at any of them."""
+
+    means: tuple[float, float, float]
+    labels: int
+
+
+def dice_fall(report: Mapping[str, Any]) -> Fall | None:
+    """The Dice of a registration whose labels overlap less at its end than before, or after the affine; else None."""
+    if report["dice"] is None:
+        return None
+    stages = [report["dice"][stage]["per_label"] for stage in STAGES]
+    met = [label for label in sorted(set().union(*stages)) if any((stage.get(label) or 0) > 0 for stage in stages)]
+    if not met:
+        return None
+    before, affine, after = (sum(stage.get(label) or 0.0 for label in met) / len(met) for stage in stages)
+    return Fall((before, affine, after), len(met)) if has_fallen((before, affine, after)) else None
+
+
+def has_fallen(dice: Sequence[float | None]) -> bool:
+    """Whether the last of three Dice, before, after the affine and after all, is notably below one of the others."""
+    after = dice[-1]
+    return after is not None and any(value is not None and after < value - NOTABLE for value in dice[:-1])
 
 
 def label_rows(report: Mapping[str, Any]) -> list[list[float | None]]:

@@ -21,17 +21,21 @@ from superqt import QCollapsible
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.widgets.figure_table import Figure, FigureTable
+from napari_shmoareg.widgets.notices import look_like_caution
 from napari_shmoareg.widgets.quality.rows import (
     HEADINGS,
     LABEL_HEADINGS,
     PER_LABEL,
     as_tsv,
+    cautions_of,
+    has_fallen,
     label_rows,
     sides_of,
     summary_rows,
     table_of,
 )
 
+DICE_AFTER = LABEL_HEADINGS.index("Dice\nafter")
 LABELS_SHOWN = 12  # rows of the table of labels before it scrolls
 
 
@@ -43,6 +47,8 @@ class QualityTable(QWidget):
         self._report: Mapping[str, Any] | None = None
         self.warnings = QLabel()
         self.warnings.setWordWrap(True)
+        self.warnings.setTextFormat(Qt.TextFormat.PlainText)
+        look_like_caution(self.warnings, on=True)
         self.whole = FigureTable(HEADINGS, stretch="first")
         self.labels = FigureTable(LABEL_HEADINGS)
         self.labels.setSortingEnabled(True)
@@ -70,14 +76,17 @@ class QualityTable(QWidget):
     def show_report(self, report: Mapping[str, Any] | None) -> None:
         """Show the figures of a registration; None for none."""
         self._report = report
-        told = [] if report is None else report["warnings"]
-        self.warnings.setText("\n".join(f"⚠ {warning}" for warning in told))
+        told = [] if report is None else cautions_of(report)
+        self.warnings.setText("\n\n".join(told))
         self.warnings.setVisible(bool(told))
         rows = [] if report is None else summary_rows(report)
         self.whole.setRowCount(len(rows))
         for n, row in enumerate(rows):
             name = QTableWidgetItem(row.name)
-            cells = [name, *(Figure(value, row.form) for value in row.values)]
+            figures = [Figure(value, row.form) for value in row.values]
+            if row.name.startswith("Dice") and has_fallen(row.values):
+                figures[-1].mark_fallen()
+            cells = [name, *figures]
             font = name.font()
             font.setBold(True)
             cells[-1].setFont(font)
@@ -123,6 +132,8 @@ class QualityTable(QWidget):
                     cell.setToolTip(f"Only the {only} image has this label: it is in no mean.")
                     if column == 0:
                         cell.setText(f"{cell.text()} ({only} only)")
+                if column == DICE_AFTER and has_fallen(row[1 : DICE_AFTER + 1]):
+                    cell.mark_fallen()
                 self.labels.setItem(n, column, cell)
         self.labels.setSortingEnabled(True)
         self.labels.sortByColumn(0, Qt.SortOrder.AscendingOrder)

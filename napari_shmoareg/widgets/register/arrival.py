@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class Arrival(QObject):
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
         self._going = going = _Going()
-        self.destroyed.connect(lambda *_: going.end())
+        weakref.finalize(self, going.end).atexit = False  # not `destroyed`: a slot can be collected before its call
         self._inputs: Inputs = {}
         self._turn = QTimer(self)
         self._turn.setSingleShot(True)
@@ -77,7 +78,10 @@ class Arrival(QObject):
                 self.came.emit(Status("adding layers", 1 - STEP * len(outcome.layers), None))
                 self._turn.start(BREATH)
                 return
-            self._arrange(viewer, going.number)
+            from napari_shmoareg.widgets.quality.comparer import uncompared
+
+            with uncompared(viewer):
+                self._arrange(viewer, going.number)
         except Exception as error:
             going.outcome = None
             self.failed.emit(explain(error))
@@ -129,7 +133,7 @@ class _Going:
     def end(self) -> None:
         """The panel is gone: take back what was added, unless all of it was."""
         self.ended = True
-        if self.outcome is not None:
+        if self.outcome is not None and threading.current_thread() is threading.main_thread():
             QTimer.singleShot(0, self._take_back)
 
     def _take_back(self) -> None:

@@ -12,6 +12,8 @@ from qtpy.QtCore import QEvent, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
+from napari_shmoareg.widgets.opening import Panel
+from napari_shmoareg.widgets.quality.rows import cautions_of
 from napari_shmoareg.widgets.register import told
 from napari_shmoareg.widgets.register.arrival import Arrival, Inputs
 from napari_shmoareg.widgets.register.form import SettingsForm
@@ -31,7 +33,7 @@ WIDTH = 300
 CANCELLED = "The registration was cancelled; nothing was added."
 
 
-class RegisterPanel(QWidget):
+class RegisterPanel(Panel):
     """Pick two images, choose how, register; the result is laid over the fixed image.
 
     Parameters
@@ -44,6 +46,7 @@ class RegisterPanel(QWidget):
         A registration of this number has all its layers in the viewer.
     """
 
+    kind = "Register"
     registered = Signal(int)
 
     def __init__(self, napari_viewer: Viewer) -> None:
@@ -57,7 +60,7 @@ class RegisterPanel(QWidget):
         self._doing = Doing.nothing
         self._warm = WarmUp()
         self._closed = closed = threading.Event()
-        self.destroyed.connect(lambda *_: closed.set())
+        weakref.finalize(self, closed.set)  # not `destroyed`: a slot can be collected before it is called
         self.pickers, self.form = PairPicker(viewer), SettingsForm(recall())
         self.progress, self.told = ProgressRow(), told.Told()
         self._lay_out()
@@ -169,8 +172,10 @@ class RegisterPanel(QWidget):
         outcome, self._outcome = self._outcome, None
         if outcome is None or outcome.scene is None:
             return
-        notes = [*outcome.notes, *map(in_words_of_the_form, outcome.scene.report["warnings"])]
-        self.told.say("\n\n".join([told.result(number, outcome.scene), *notes]), told.reasons(outcome.scene))
+        cautions = [in_words_of_the_form(text) for text in cautions_of(outcome.scene.report)]
+        notes = [*outcome.notes, *cautions]
+        text = "\n\n".join([told.result(number, outcome.scene), *notes])
+        self.told.say(text, told.reasons(outcome.scene), caution=bool(cautions))
         self._scroll.ensureWidgetVisible(self.told)
         self._show(Doing.nothing)
         if notes:

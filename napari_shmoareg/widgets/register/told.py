@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
-from napari_shmoareg.widgets.quality.rows import labels_in
+from napari_shmoareg.widgets.notices import look_like_caution
+from napari_shmoareg.widgets.quality.rows import STAGES, dice_fall, labels_in
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
@@ -31,9 +32,10 @@ class Told(QWidget):
             layout.addWidget(widget)
         self.say("")
 
-    def say(self, text: str, why: str = "") -> None:
-        """Show a text; the reasons are there to be opened, if there are any."""
+    def say(self, text: str, why: str = "", *, caution: bool = False) -> None:
+        """Show a text, as a caution if it is one; the reasons are there to be opened, if there are any."""
         self.text.setText(text)
+        look_like_caution(self.text, caution)
         self.why.setText(why)
         self.text.setVisible(bool(text))
         self.reasons.setVisible(bool(why))
@@ -53,9 +55,14 @@ def result(number: int, scene: Scene) -> str:
     if before is not None and after is not None:
         lines.append(f"Correlation {before:.2f} before, {after:.2f} after.")
     if report["dice"] is not None:
-        before, after = (report["dice"][stage]["mean"] for stage in ("before", "after"))
-        if before is not None and after is not None:
-            lines.append(f"Dice of {labels_in(report)} {before:.2f} before, {after:.2f} after.")
+        means = [report["dice"][stage]["mean"] for stage in STAGES]
+        if None not in means:
+            fell = " ↓" if dice_fall(report) is not None else ""
+            before, affine, after = means
+            lines.append(
+                f"Dice of {labels_in(report)} {before:.2f} before, {affine:.2f} after the affine, "
+                f"{after:.2f} after{fell}."
+            )
     return " ".join(lines)
 
 

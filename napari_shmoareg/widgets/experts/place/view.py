@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QHBoxLayout, QLabel, QPushButton, QWidget
 from superqt.utils import signals_blocked
@@ -54,7 +54,7 @@ class PlaceView(Section):
         self._scene: weakref.ref[Scene] | None = None
         self._clicks = clicks = DoubleClicks(itself(viewer), self._clicked)
         self._outline = Outline(itself(viewer))
-        self.destroyed.connect(lambda *_: clicks.stop())
+        weakref.finalize(self, clicks.stop).atexit = False  # not `destroyed`: a slot can be collected before its call
         self._soon = QTimer(self)  # the strips are drawn first
         self._soon.setSingleShot(True)
         self._soon.timeout.connect(self._show_cell)
@@ -113,6 +113,12 @@ class PlaceView(Section):
         """The cell, at the place that was read, of the gate that is picked."""
         place = self.gate.currentData()
         return next((cell for cell in (self.reading.cells if self.reading else ()) if cell.place == place), None)
+
+    def event(self, event: QEvent | None) -> bool:
+        """Give double clicks back before it is deleted: Qt hides nothing then."""
+        if event is not None and event.type() == QEvent.Type.DeferredDelete:
+            self._clicks.stop()
+        return bool(super().event(event))
 
     def showEvent(self, event: QShowEvent | None) -> None:
         super().showEvent(event)
