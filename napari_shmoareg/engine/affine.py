@@ -135,9 +135,9 @@ def align(pair: VolumePair, mode: str = "auto", *, progress: Callable[[str, floa
         else:
             reasons.append(f"the {kind} stage was dropped (agreement {change})")
     for _ in range(DETAIL_STAGES):
-        reached = best.score
+        score = best.score
         matrix, best = _fit_detail(coarse, judge, matrix, best, kinds[-1], reasons, parts[-1])
-        if best.score <= reached * (1 + AGAIN):
+        if best.score <= score * (1 + AGAIN):
             break
     if mode == "auto" and best.score <= before.score * (1 + WORTH):
         reasons.append(
