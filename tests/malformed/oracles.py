@@ -16,11 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus import Found
 from numpy.typing import NDArray
 
-from corpus import Found
-
-_NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_NIFTI_TYPES = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -69,8 +79,8 @@ def _by_quaternion(pixdim: tuple[float, ...], quaternion: tuple[float, ...]) -> 
     square = b * b + c * c + d * d
     if not square <= 1.01:
         return np.full((3, 4), np.nan)
-    b, c, d = np.array([b, c, d]) / max(1, np.sqrt(square))
-    a = np.sqrt(max(0, 1 - b * b - c * c - d * d))
+    a = np.sqrt(1 - square) if square <= 1 - 1e-7 else 0.0  # as the standard's own code: a half turn
+    b, c, d = np.array([b, c, d]) / (1 if a else np.sqrt(square))
     turn = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * b * c - 2 * a * d, 2 * b * d + 2 * a * c],
@@ -117,9 +127,17 @@ def mgh(path: Path) -> Found | None:
 
 
 _NRRD_TYPES = {
-    "short": "i2", "int16": "i2", "uchar": "u1", "unsigned char": "u1", "uint8": "u1", "unsigned short": "u2",
-    "uint16": "u2", "int": "i4", "float": "f4", "double": "f8",
-}  # fmt: skip
+    "short": "i2",
+    "int16": "i2",
+    "uchar": "u1",
+    "unsigned char": "u1",
+    "uint8": "u1",
+    "unsigned short": "u2",
+    "uint16": "u2",
+    "int": "i4",
+    "float": "f4",
+    "double": "f8",
+}
 
 
 def _decimal(word: str) -> float:
@@ -147,7 +165,9 @@ def nrrd(path: Path) -> Found | None:
     kind = np.dtype({"little": "<", "big": ">"}[fields["endian"]] + _NRRD_TYPES[fields["type"]])
     if len(sizes) != 3 or fields["dimension"] != "3" or len(data) != np.prod(sizes) * kind.itemsize:
         return None
-    if any(fields.get(name, "0") != "0" for name in ("line skip", "byte skip")) or "spacings" in fields:
+    if any(fields.get(name, "0") != "0" for name in ("line skip", "byte skip")):
+        return None
+    if set(fields.get("spacings", "nan").lower().split()) != {"nan"}:
         return None
     vectors = [
         [_decimal(word) for word in each.split(",")] for each in re.findall(r"\(([^)]*)\)", fields["space directions"])
@@ -155,14 +175,24 @@ def nrrd(path: Path) -> Found | None:
     affine = np.eye(4)
     affine[:3, :3] = np.array(vectors).T
     affine[:3, 3] = [_decimal(word) for word in fields["space origin"].strip("()").split(",")]
-    signs = {"left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1), "right-anterior-superior": (1, 1, 1),
-             "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1)}[fields["space"].lower()]  # fmt: skip
-    units = set(re.findall(r'"([^"]*)"', fields.get("space units", '"mm"')))
-    affine[:3] *= np.array(signs)[:, None] * {"mm": 1, "um": 0.001, "cm": 10}[units.pop()]
-    return None if units else Found(np.frombuffer(data, kind).reshape(sizes, order="F"), affine)
+    signs = {
+        "left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1), "lpst": (-1, -1, 1),
+        "right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1),
+        "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1),
+    }[fields["space"].lower()]  # fmt: skip
+    units = re.findall(r'"([^"]*)"', fields.get("space units", '"mm" "mm" "mm"'))
+    scales = [{"mm": 1, "um": 0.001, "cm": 10}[unit] for unit in units]
+    affine[:3] *= (np.array(signs) * scales)[:, None]
+    return Found(np.frombuffer(data, kind).reshape(sizes, order="F"), affine)
 
 
-_META_TYPES = {"MET_SHORT": "i2", "MET_USHORT": "u2", "MET_UCHAR": "u1", "MET_FLOAT": "f4", "MET_INT": "i4"}
+_META_TYPES = {
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_UCHAR": "u1",
+    "MET_FLOAT": "f4",
+    "MET_INT": "i4",
+}
 
 
 def metaimage(path: Path) -> Found | None:
@@ -172,6 +202,9 @@ def metaimage(path: Path) -> Found | None:
     position = 0
     while "ElementDataFile" not in fields:
         end = raw.index(b"\n", position)
+        if end == position:
+            position += 1
+            continue
         name, sign, value = (part.strip() for part in raw[position:end].decode().partition("="))
         position = end + 1
         if fields.get(name, value) != value or not sign:
@@ -183,7 +216,10 @@ def metaimage(path: Path) -> Found | None:
     truths = {"True": True, "False": False}
     if truths[fields.get("CompressedData", "False")]:
         data = zlib.decompress(data)
-    if not truths[fields.get("BinaryData", "True")] or fields.get("HeaderSize", "0") != "0":
+    if not truths[fields.get("BinaryData", "True")] or fields.get("HeaderSize", "0") not in (
+        "0",
+        "-1",
+    ):
         return None
     order = ">" if truths[fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))] else "<"
     sizes = [int(word) for word in fields["DimSize"].split()]
@@ -271,18 +307,23 @@ def _of_frame(d: Any, n: int) -> tuple[Any, ...]:
     inter = float(one("PixelValueTransformationSequence", "RescaleIntercept", 0))
     if len(position) != 3 or not np.isfinite([*position, *turn, *spacing, slope, inter]).all():
         raise ValueError("no place")
-    return position, turn, spacing, slope, inter, str(d.SeriesInstanceUID)
+    return position, turn, spacing, slope, inter, str(d.get("SeriesInstanceUID", ""))
 
 
 def pairs_csv(path: Path) -> Found | None:
     """Landmark pairs as we write them: six plain numbers a row, LPS by their first line."""
     lines = [line for line in path.read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
-    if not re.search(r"\bLPS\b", lines[0]) or re.search(r"\b(RAS|IJK)\b", lines[0], re.IGNORECASE):
+    notes = [line for line in lines if line.startswith("#")]
+    frames = {word for line in notes for word in re.findall(r"\b(LPS|RAS|IJK)\b", line.upper())}
+    if not frames:
+        raise ValueError("no comment names the frame")
+    if frames != {"LPS"}:
         return None
+    lines = [line for line in lines if not line.startswith("#")]
     wanted = ["fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z"]
-    heads = [cell.strip().lower() for cell in lines[1].split(",")]
+    heads = [cell.strip().lower() for cell in lines[0].split(",")]
     at = [heads.index(name) for name in wanted]
-    rows = [line.split(",") for line in lines[2:]]
+    rows = [line.split(",") for line in lines[1:]]
     numbers = np.array([[_decimal(row[n].strip()) for n in at] for row in rows])
     return Found(numbers * [-1, -1, 1, -1, -1, 1]) if np.isfinite(numbers).all() else None
 

@@ -12,11 +12,25 @@ from typing import Any
 import numpy as np
 import oracles
 from corpus import Found, Malformed, Truth, Warned, damaged, misspelt, put, refused, written
-from images import AFFINE, LPS, nifti
+from images import AFFINE, nifti
 
 _WHOLE: dict[str, Path] = {}  # the files to damage, made by `prepare`
+_HELD_OR_NOT = Truth(lambda path: Found("held"))
 _DEEP = ("[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000)
-_NO_JSON = (*_DEEP, "", "{", "3", "null", '"a"', "\0", "[1]", "9" * 5000, '{"a": NaN}', "\ufeff{}", "\udcff\udcfe{")
+_NO_JSON = (
+    *_DEEP,
+    "",
+    "{",
+    "3",
+    "null",
+    '"a"',
+    "\0",
+    "[1]",
+    "9" * 5000,
+    '{"a": NaN}',
+    "\ufeff{}",
+    "\udcff\udcfe{",
+)
 
 
 def prepare(folder: Path) -> None:
@@ -81,11 +95,16 @@ _MAPPED = Found((_PROBES @ _MATRIX.T + (4, 5, 6)) * (-1, -1, 1))
 def _transforms() -> Iterator[Malformed]:
     truth = Truth(_field_truth)
     for name, fields in (
-        ("whole", {}), ("RAS", {"intent_code": 1006}), ("no intent", {"intent_code": 0}),
-        ("two components", {"dim": [5, 7, 6, 5, 1, 2, 1, 1]}), ("four axes", {"dim": [4, 7, 6, 5, 3, 1, 1, 1]}),
-        ("time", {"dim": [5, 7, 3, 5, 2, 3, 1, 1]}), ("infinite scaling", {"scl_slope": np.inf}),
-        ("integers", {"datatype": 8}), ("no place", {"sform_code": 0, "qform_code": 0}),
-    ):  # fmt: skip
+        ("whole", {}),
+        ("RAS", {"intent_code": 1006}),
+        ("no intent", {"intent_code": 0}),
+        ("two components", {"dim": [5, 7, 6, 5, 1, 2, 1, 1]}),
+        ("four axes", {"dim": [4, 7, 6, 5, 3, 1, 1, 1]}),
+        ("time", {"dim": [5, 7, 3, 5, 2, 3, 1, 1]}),
+        ("infinite scaling", {"scl_slope": np.inf}),
+        ("integers", {"datatype": 8}),
+        ("no place", {"sform_code": 0, "qform_code": 0}),
+    ):
         yield Malformed("transform", f"field, {name}", "transform", written("a.nii", _field(**fields)), truth)
     raw = _field()
     for name, new in (("NaN", np.nan), ("infinity", np.inf), ("1e38", 1e38)):
@@ -98,18 +117,24 @@ def _transforms() -> Iterator[Malformed]:
     yield Malformed("transform", "an image", "transform", image, refused("intent"))
     yield Malformed("transform", "tfm", "transform", written("a.tfm", _TFM), _MAPPED)
     for name, text in (
-        ("NaN", _TFM.replace("0.1", "nan")), ("singular", _TFM.replace("1 0.1 0 -0.1 1 0", "0 0 0 0 0 0")),
-        ("few numbers", _TFM.replace(" 4 5 6", "")), ("another kind", _TFM.replace("Affine", "Quux")),
-        ("2D", "#Insight Transform File V1.0\nTransform: AffineTransform_double_2_2\n"
-               "Parameters: 1 0 0 1 0 0\nFixedParameters: 0 0\n"), ("words", "hello\n"),
-    ):  # fmt: skip
+        ("NaN", _TFM.replace("0.1", "nan")),
+        ("singular", _TFM.replace("1 0.1 0 -0.1 1 0", "0 0 0 0 0 0")),
+        ("few numbers", _TFM.replace(" 4 5 6", "")),
+        ("another kind", _TFM.replace("Affine", "Quux")),
+        (
+            "2D",
+            "#Insight Transform File V1.0\nTransform: AffineTransform_double_2_2\n"
+            "Parameters: 1 0 0 1 0 0\nFixedParameters: 0 0\n",
+        ),
+        ("words", "hello\n"),
+    ):
         yield Malformed("transform", f"tfm, {name}", "transform", written("a.tfm", text), refused())
     comma = written("a.tfm", _TFM.replace("0.1", "0,1"))
     yield Malformed("transform", "tfm, decimal comma", "transform", comma, refused())
     yield Malformed("transform", "FSL", "transform", written("a.mat", "1 0 0 0\n0 1 0 0\n"), refused())
     for name, change in (
         ("cut", lambda raw: raw[: len(raw) // 2]),
-        ("zeros", lambda raw: raw[:200] + bytes(400) + raw[600:]),
+        ("no superblock", lambda raw: raw[:9] + bytes(80) + raw[89:]),
         ("head only", lambda raw: raw[:8]),
     ):
 
@@ -126,19 +151,30 @@ _POINTS = np.array([[1.5, 2, 3], [4, 5.5, 6]])
 
 
 def _landmarks() -> Iterator[Malformed]:
-    kind, truth = "landmarks", Truth(oracles.pairs_csv)
-    yield Malformed(kind, "whole", "landmarks", written("a.csv", _PAIRS), oracles_of(_PAIRS))
+    kind, truth = "landmarks", Truth(oracles.pairs_csv, _numbers_of(_PAIRS))
+    yield Malformed(kind, "whole", "landmarks", written("a.csv", _PAIRS), _numbers_of(_PAIRS))
     comma = "fixed_x;fixed_y;fixed_z;moving_x;moving_y;moving_z\n1,5;2,25;3;4;5,5;6\n"
     read = Found(np.array([[-1.5, -2.25, 3, -4, -5.5, 6]]))
     yield Malformed(kind, "decimal commas", "landmarks", written("a.csv", comma), read)
     for name, text in (
-        ("commas everywhere", comma.replace(";", ",")), ("NaN", _PAIRS.replace("2,", "nan,", 1)),
-        ("infinite", _PAIRS + "inf,0,0,0,0,0\n"), ("1e400", _PAIRS + "1e400,0,0,0,0,0\n"), ("five", "1,2,3,4,5\n"),
-        ("seven", "1,2,3,4,5,6,7\n"), ("nothing", ""), ("headings only", _PAIRS[:75]), ("words", "hello\nyou\n"),
-        ("NUL", "1,2,3,4,5,6\n\0\n"), ("a huge cell", "x" * 300_000 + ",2,3,4,5,6\n"), ("LPS and RAS", "# RAS\n" + _PAIRS),
-        ("voxels", "# IJK\n1,2,3,4,5,6\n"), ("thousands", "1,000;2;3;4;5;6\n1.5;2;3;4;5;6\n"), ("quotes", '1,2,3,4,5,"6\n'),
-        ("hexadecimal", "0x1,2,3,4,5,6\n"), ("underscores", "1_0,2,3,4,5,6\n"),
-    ):  # fmt: skip
+        ("commas everywhere", comma.replace(";", ",")),
+        ("NaN", _PAIRS.replace("2,", "nan,", 1)),
+        ("infinite", _PAIRS + "inf,0,0,0,0,0\n"),
+        ("1e400", _PAIRS + "1e400,0,0,0,0,0\n"),
+        ("five", "1,2,3,4,5\n"),
+        ("seven", "1,2,3,4,5,6,7\n"),
+        ("nothing", ""),
+        ("headings only", _PAIRS[:75]),
+        ("words", "hello\nyou\n"),
+        ("NUL", "1,2,3,4,5,6\n\0\n"),
+        ("a huge cell", "x" * 300_000 + ",2,3,4,5,6\n"),
+        ("LPS and RAS", "# RAS\n" + _PAIRS),
+        ("voxels", "# IJK\n1,2,3,4,5,6\n"),
+        ("thousands", "1,000;2;3;4;5;6\n1.5;2;3;4;5;6\n"),
+        ("quotes", '1,2,3,4,5,"6\n'),
+        ("hexadecimal", "0x1,2,3,4,5,6\n"),
+        ("underscores", "1_0,2,3,4,5,6\n"),
+    ):
         yield Malformed(kind, name, "landmarks", written("a.csv", text), refused())
     for name, text in misspelt(_PAIRS, 22, 40):
         yield Malformed(kind, name, "landmarks", written("a.csv", text), truth)
@@ -147,7 +183,7 @@ def _landmarks() -> Iterator[Malformed]:
     yield from _slicer()
 
 
-def oracles_of(text: str) -> Found:
+def _numbers_of(text: str) -> Found:
     rows = [[float(cell) for cell in line.split(",")] for line in text.splitlines()[2:]]
     return Found(np.array(rows) * [-1, -1, 1, -1, -1, 1])
 
@@ -155,19 +191,31 @@ def oracles_of(text: str) -> Found:
 def _slicer() -> Iterator[Malformed]:
     def markups(points: Any = None, **more: Any) -> str:
         listed = [{"label": str(n), "position": row} for n, row in enumerate(_POINTS.tolist())]
-        one = {"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": listed if points is None else points}
+        one = {
+            "type": "Fiducial",
+            "coordinateSystem": "LPS",
+            "controlPoints": listed if points is None else points,
+        }
         return json.dumps({"markups": [one | more]}, indent=1)
 
-    kind, truth = "points", Truth(oracles.markups)
+    kind, truth = "points", Truth(oracles.markups, Found(_POINTS * (-1, -1, 1)))
     yield Malformed(kind, "whole", "points", written("a.mrk.json", markups()), Found(_POINTS * (-1, -1, 1)))
     for name, text in (
-        ("NaN", markups([{"position": [float("nan"), 0, 0]}])), ("infinite", markups([{"position": [1e999, 0, 0]}])),
-        ("two numbers", markups([{"position": [1, 2]}])), ("words", markups([{"position": ["1", "2", "3"]}])),
-        ("true", markups([{"position": [True, 1, 1]}])), ("no points", markups([])), ("an object", markups({"a": 1})),
-        ("no objects", markups([3, 4])), ("no position", markups([{}])), ("voxels", markups(coordinateSystem="IJK")),
-        ("metres", markups(coordinateUnits="m")), ("huge", markups([{"position": [10**400, 0, 0]}])),
-        ("nested", markups([{"position": [[1, 2, 3]]}])), *((f"no JSON {n}", text) for n, text in enumerate(_NO_JSON)),
-    ):  # fmt: skip
+        ("NaN", markups([{"position": [float("nan"), 0, 0]}])),
+        ("infinite", markups([{"position": [1e999, 0, 0]}])),
+        ("two numbers", markups([{"position": [1, 2]}])),
+        ("words", markups([{"position": ["1", "2", "3"]}])),
+        ("true", markups([{"position": [True, 1, 1]}])),
+        ("no points", markups([])),
+        ("an object", markups({"a": 1})),
+        ("no objects", markups([3, 4])),
+        ("no position", markups([{}])),
+        ("voxels", markups(coordinateSystem="IJK")),
+        ("metres", markups(coordinateUnits="m")),
+        ("huge", markups([{"position": [10**400, 0, 0]}])),
+        ("nested", markups([{"position": [[1, 2, 3]]}])),
+        *((f"no JSON {n}", text) for n, text in enumerate(_NO_JSON)),
+    ):
         yield Malformed(kind, name, "points", written("a.mrk.json", text), refused())
     not_placed = markups([{"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"}])
     warned = Warned(Found(np.array([[-1.0, -2, 3]])), ("left out",))
@@ -176,13 +224,23 @@ def _slicer() -> Iterator[Malformed]:
         yield Malformed(kind, name, "points", written("a.mrk.json", text), truth)
     fcsv = "# Markups fiducial file version = 4.11\n# CoordinateSystem = {}\n# columns = id,x,y,z,ow\n1,1.5,2,3,0\n"
     for frame, outcome in (
-        ("LPS", Found(np.array([[-1.5, -2, 3]]))), ("0", Found(np.array([[1.5, 2, 3]]))), ("1", Found(np.array([[-1.5, -2, 3]]))),
-        ("2", refused("IJK")), ("quux", refused()), ("RAS\n# CoordinateSystem = LPS", refused()),
-    ):  # fmt: skip
+        ("LPS", Found(np.array([[-1.5, -2, 3]]))),
+        ("0", Found(np.array([[1.5, 2, 3]]))),
+        ("1", Found(np.array([[-1.5, -2, 3]]))),
+        ("2", refused("IJK")),
+        ("quux", refused()),
+        ("RAS\n# CoordinateSystem = LPS", refused()),
+    ):
         yield Malformed(kind, f"fcsv {frame}", "points", written("a.fcsv", fcsv.format(frame)), outcome)
     for cell in ("nan", "inf", "", "x", "1e999", "1,5", "0x1"):
         text = fcsv.format("LPS").replace("1.5", cell)
         yield Malformed(kind, f"fcsv with '{cell}'", "points", written("a.fcsv", text), refused())
+
+
+def _listed(path: Path) -> Found:
+    """A pair of a folder, which may hold a DICOM series, and b.nii."""
+    folder = path.parent / path.read_text().split()[1].split(",")[0]
+    return Found(sorted([folder.name, "b.nii"]))
 
 
 def _lists() -> Iterator[Malformed]:
@@ -191,29 +249,65 @@ def _lists() -> Iterator[Malformed]:
     read = Found([["a.nii", "b.nii"]])
     yield Malformed("list", "whole", "pair list", written("p.csv", whole, **beside), read)
     for name, text in (
-        ("no user", "moving,fixed\n~nosuchuser/a,b.nii\n"), ("NUL", "moving,fixed\na\0.nii,b.nii\n"), ("nothing", ""),
-        ("headings", "moving,fixed\n"), ("one column", "moving\na.nii\n"), ("twice", "moving,fixed,moving\na.nii,b.nii,a.nii\n"),
-        ("many cells", "moving,fixed\na.nii,b.nii,c,d\n"), ("a huge cell", "moving,fixed\n" + "x" * 300_000 + ",b.nii\n"),
-        ("a long name", "moving,fixed\n" + "x" * 3000 + ",b.nii\n"), ("no file", "moving,fixed\ngone.nii,b.nii\n"),
-        ("a folder up", "moving,fixed\n.,b.nii\n"), ("bytes", "moving,fixed\n\udcff.nii,b.nii\n"), ("empty cell", "moving,fixed\n,b.nii\n"),
-        ("quotes", 'moving,fixed\n"a.nii,b.nii\n'), ("words", "hello"), ("commands", "moving,fixed\n$(rm x),`y`\n"),
-    ):  # fmt: skip
+        ("no user", "moving,fixed\n~nosuchuser/a,b.nii\n"),
+        ("NUL", "moving,fixed\na\0.nii,b.nii\n"),
+        ("nothing", ""),
+        ("headings", "moving,fixed\n"),
+        ("one column", "moving\na.nii\n"),
+        ("twice", "moving,fixed,moving\na.nii,b.nii,a.nii\n"),
+        ("many cells", "moving,fixed\na.nii,b.nii,c,d\n"),
+        ("a huge cell", "moving,fixed\n" + "x" * 300_000 + ",b.nii\n"),
+        ("a long name", "moving,fixed\n" + "x" * 3000 + ",b.nii\n"),
+        ("no file", "moving,fixed\ngone.nii,b.nii\n"),
+        ("bytes", "moving,fixed\n\udcff.nii,b.nii\n"),
+        ("empty cell", "moving,fixed\n,b.nii\n"),
+        ("quotes", 'moving,fixed\n"a.nii,b.nii\n'),
+        ("words", "hello"),
+        ("commands", "moving,fixed\n$(rm x),`y`\n"),
+    ):
         for door in ("pair list", "dataset"):
             yield Malformed("list", f"{name}, {door}", door, written("p.csv", text, **beside), refused())
+    for name, text in (
+        ("its folder", "moving,fixed\n.,b.nii\n"),
+        ("the root", "moving,fixed\n/,b.nii\n"),
+    ):
+        yield Malformed("list", name, "dataset", written("p.csv", text, **beside), Truth(_listed))
     for n, text in enumerate(_NO_JSON):
         for door in ("pair list", "dataset"):
             if door == "dataset" or not text.startswith("\ufeff"):
                 yield Malformed("list", f"no JSON {n}, {door}", door, written("p.json", text), refused())
-    for n, entry in enumerate((3, None, [], {}, {"moving": 3, "fixed": "b.nii"}, {"moving": ["a"], "fixed": "b.nii"},
-                  {"moving": "a\0", "fixed": "b.nii"}, {"moving": "~nosuchuser", "fixed": "b.nii"},
-                  {"moving": "x" * 9000, "fixed": "b.nii"}, {"moving": "a.nii"}, {"moving": "", "fixed": "b.nii"},
-                  {"moving": "\udcff", "fixed": "b.nii"}, {"moving": "a.nii", "fixed": "b.nii", "moving_labels": 3})):  # fmt: skip
+    for n, entry in enumerate(
+        (
+            3,
+            None,
+            [],
+            {},
+            {"moving": 3, "fixed": "b.nii"},
+            {"moving": ["a"], "fixed": "b.nii"},
+            {"moving": "a\0", "fixed": "b.nii"},
+            {"moving": "~nosuchuser", "fixed": "b.nii"},
+            {"moving": "x" * 9000, "fixed": "b.nii"},
+            {"moving": "a.nii"},
+            {"moving": "", "fixed": "b.nii"},
+            {"moving": "\udcff", "fixed": "b.nii"},
+            {"moving": "a.nii", "fixed": "b.nii", "moving_labels": 3},
+        )
+    ):
         for text in (json.dumps([entry]), json.dumps({"pairs": [entry]})):
             write = written("p.json", text, **beside)
             yield Malformed("list", f"entry {n}, {text[:9]}", "dataset", write, refused())
-    for n, described in enumerate(({"training": [3]}, {"training": [{"image": 3}]}, {"training": "x"}, {"training": [{"image": "gone.nii"}]},
-                      {"training": [{"image": "a\0"}]}, {"registration_val": [3], "training": [{"image": "a.nii"}]},
-                      {"training": [{"image": "a.nii", "label": 3}]}, {"training": {"a": 1}})):  # fmt: skip
+    for n, described in enumerate(
+        (
+            {"training": [3]},
+            {"training": [{"image": 3}]},
+            {"training": "x"},
+            {"training": [{"image": "gone.nii"}]},
+            {"training": [{"image": "a\0"}]},
+            {"registration_val": [3], "training": [{"image": "a.nii"}]},
+            {"training": [{"image": "a.nii", "label": 3}]},
+            {"training": {"a": 1}},
+        )
+    ):
         write = written("T_dataset.json", json.dumps(described), **beside)
         yield Malformed("list", f"Learn2Reg {n}", "dataset", write, refused())
 
@@ -237,7 +331,13 @@ def _changed(door: str, file: str, change: Callable[[Any], object]) -> Callable[
 
 def _registrations() -> Iterator[Malformed]:
     def report(name: str, change: Callable[[Any], object], door: str = "scene") -> Malformed:
-        return Malformed("registration", name, door, _changed(door, "report.json", change), refused("report.json"))
+        return Malformed(
+            "registration",
+            name,
+            door,
+            _changed(door, "report.json", change),
+            refused("report.json"),
+        )
 
     for n, value in enumerate(("../../../etc/passwd", "/etc/passwd", "a\0b", "~nosuchuser", 3, None, "", "x" * 9000)):
         yield report(f"part {n}", lambda r, v=value: r["expert_loads"][0].update(part=v))
@@ -266,7 +366,13 @@ def _registrations() -> Iterator[Malformed]:
 
             write = _changed("summary", "loads", table)
             yield Malformed("registration", f"loads.csv {column} {n}", "summary", write, refused("loads.csv"))
-    for file in ("warped.nii.gz", "displacement.nii.gz", "transform.h5", "jacobian.nii.gz", "experts/loads.csv"):
+    for file in (
+        "warped.nii.gz",
+        "displacement.nii.gz",
+        "transform.h5",
+        "jacobian.nii.gz",
+        "experts/loads.csv",
+    ):
         for name, new in (("gone", None), ("empty", b""), ("text", b"hello")):
 
             def spoil(path: Path, file: str = file, new: bytes | None = new) -> None:
@@ -293,9 +399,16 @@ _RUN: dict[str, Any] = {
     "run": {"save_every": 5}, "versions": {"shmoareg": "0"},
 }  # fmt: skip
 _EVALUATION: dict[str, Any] = {
-    "format": "shmoareg-evaluation-1", "dataset": {"path": "here", "options": {}}, "part": "all", "split": "none",
-    "method": "start", "weights": None, "settings": {}, "pairs": [["a", "b"]], "versions": {"shmoareg": "0"},
-}  # fmt: skip
+    "format": "shmoareg-evaluation-1",
+    "dataset": {"path": "here", "options": {}},
+    "part": "all",
+    "split": "none",
+    "method": "start",
+    "weights": None,
+    "settings": {},
+    "pairs": [["a", "b"]],
+    "versions": {"shmoareg": "0"},
+}
 _ODD = (None, 3, -1, 1.5, "x", [], {}, [[]], 10**400, True, "x" * 10**5, {"a": {"b": [1]}}, "a\0b")
 
 
@@ -305,29 +418,35 @@ def _of_type(value: Any, plain: Any) -> bool:
 
 def _runs() -> Iterator[Malformed]:
     for n, text in enumerate(_NO_JSON):
-        for door, file in (("run", "run.json"), ("evaluation", "evaluation.json"), ("split", "split.json")):
+        for door, file in (
+            ("run", "run.json"),
+            ("evaluation", "evaluation.json"),
+            ("split", "split.json"),
+        ):
             write = written(file, text)
-            yield Malformed(door, f"no JSON {n}", door, write, refused() if door != "split" or n != 11 else refused())
+            yield Malformed(door, f"no JSON {n}", door, write, refused())
         yield Malformed("lock", f"no JSON {n}", "lock", written("lock", text), Found("held"))
     for n, value in enumerate(_ODD):
         for key in ("dataset", "from", "config", "settings", "run", "versions"):
             if not _of_type(value, {}):
                 write = written("run.json", json.dumps(_RUN | {key: value}))
-                ok = key in ("config", "versions") and value in ([], [[]])
-                yield Malformed("run", f"{key} {n}", "run", write, Truth(lambda p: None) if ok else refused("run.json"))
-        for part, key, plain in (("settings", "steps", 1), ("run", "save_every", 1), ("run", "affine", "auto")):
+                yield Malformed("run", f"{key} {n}", "run", write, refused("run.json"))
+        for part, key, plain in (
+            ("settings", "steps", 1),
+            ("run", "save_every", 1),
+            ("run", "affine", "auto"),
+        ):
             if not (_of_type(value, plain) and value == plain):
-                outcome = refused("run.json") if value != 3 or key == "affine" else Truth(lambda p: None)
                 if value == 3 and key != "affine":
                     continue
                 write = written("run.json", json.dumps(_RUN | {part: {key: value}}))
-                yield Malformed("run", f"{key} {n}", "run", write, outcome)
+                yield Malformed("run", f"{key} {n}", "run", write, refused("run.json"))
         for key in ("dataset", "settings", "pairs", "versions"):
             if not _of_type(value, _EVALUATION[key]) or (key == "dataset"):
                 write = written("evaluation.json", json.dumps(_EVALUATION | {key: value}))
                 yield Malformed("evaluation", f"{key} {n}", "evaluation", write, refused("evaluation.json"))
         content = json.dumps({"pid": value, "host": value, "started": value})
-        yield Malformed("lock", f"values {n}", "lock", written("lock", content), Found("held"))
+        yield Malformed("lock", f"values {n}", "lock", written("lock", content), _HELD_OR_NOT)
         write = written("split.json", json.dumps({"training": value, "validation": value, "test": value}))
         yield Malformed("split", f"parts {n}", "split", write, refused("split.json"))
 
@@ -337,10 +456,23 @@ def _weights() -> Iterator[Malformed]:
         return lambda folder: written("w.safetensors", change(_WHOLE["weights"].read_bytes()))(folder)
 
     for name, value in (
-        ("depths", [10**6]), ("depths", [2] * 10**5), ("embed_dim", 10**9), ("embed_dim", -1), ("heads", 0),
-        ("window", [0, 2, 2]), ("window", [10**6] * 3), ("num_experts", 10**9), ("top_k", 10**9), ("kernels", [10**7 + 1]),
-        ("integration_steps", 10**9), ("mlp_ratio", 1e300), ("size", None), ("made_up", 1), ("depths", "x"), ("heads", None),
-    ):  # fmt: skip
+        ("depths", [10**6]),
+        ("depths", [2] * 10**5),
+        ("embed_dim", 10**9),
+        ("embed_dim", -1),
+        ("heads", 0),
+        ("window", [0, 2, 2]),
+        ("window", [10**6] * 3),
+        ("num_experts", 10**9),
+        ("top_k", 10**9),
+        ("kernels", [10**7 + 1]),
+        ("integration_steps", 10**9),
+        ("mlp_ratio", 1e300),
+        ("size", None),
+        ("made_up", 1),
+        ("depths", "x"),
+        ("heads", None),
+    ):
 
         def setting(raw: bytes, name: str = name, value: Any = value) -> bytes:
             def change(head: dict[str, Any]) -> None:
@@ -355,10 +487,22 @@ def _weights() -> Iterator[Malformed]:
         ("no format", lambda head: head["__metadata__"].pop("format")),
         ("config no JSON", lambda head: head["__metadata__"].update(config="[" * 10**5)),
         ("a tensor lost", lambda head: head.pop(next(k for k in head if k != "__metadata__"))),
-        ("another shape", lambda head: head[next(k for k in head if k != "__metadata__")].update(shape=[10**9])),
-        ("another type", lambda head: head[next(k for k in head if k != "__metadata__")].update(dtype="F64")),
-        ("offsets", lambda head: head[next(k for k in head if k != "__metadata__")].update(data_offsets=[0, 2**60])),
-        ("offsets turned", lambda head: head[next(k for k in head if k != "__metadata__")].update(data_offsets=[9, 0])),
+        (
+            "another shape",
+            lambda head: head[next(k for k in head if k != "__metadata__")].update(shape=[10**9]),
+        ),
+        (
+            "another type",
+            lambda head: head[next(k for k in head if k != "__metadata__")].update(dtype="F64"),
+        ),
+        (
+            "offsets",
+            lambda head: head[next(k for k in head if k != "__metadata__")].update(data_offsets=[0, 2**60]),
+        ),
+        (
+            "offsets turned",
+            lambda head: head[next(k for k in head if k != "__metadata__")].update(data_offsets=[9, 0]),
+        ),
     ):
         write = changed(lambda raw, change=change: _with_head(raw, change))
         yield Malformed("weights", name, "weights", write, refused())
@@ -366,7 +510,13 @@ def _weights() -> Iterator[Malformed]:
         write = changed(lambda raw, n=length: struct.pack("<Q", n) + raw[8:])
         yield Malformed("weights", f"a head of {length}", "weights", write, refused())
     for share in (0, 7, 8, 9, 1000):
-        yield Malformed("weights", f"cut at {share}", "weights", changed(lambda raw, n=share: raw[:n]), refused())
+        yield Malformed(
+            "weights",
+            f"cut at {share}",
+            "weights",
+            changed(lambda raw, n=share: raw[:n]),
+            refused(),
+        )
     truth = Truth(oracles.tensors)
     for n in range(25):
 
@@ -375,7 +525,11 @@ def _weights() -> Iterator[Malformed]:
             return list(damaged(raw, 100 + n, 10, slice(0, size + 200)))[n % 10][1]
 
         yield Malformed("weights", f"damage {n}", "weights", changed(bits), truth)
-    for name, content in (("a pickle", b"\x80\x02}q\0."), ("a zip", b"PK\x03\x04" + bytes(99)), ("text", b"hello")):
+    for name, content in (
+        ("a pickle", b"\x80\x02}q\0."),
+        ("a zip", b"PK\x03\x04" + bytes(99)),
+        ("text", b"hello"),
+    ):
         yield Malformed("weights", name, "weights", written("w.safetensors", content), refused())
 
 

@@ -72,6 +72,8 @@ def _landmarks(path: Any) -> Found:
     from napari_shmoareg.io.landmarks import read_landmark_pairs
 
     found = read_landmark_pairs(path)
+    for note in found.notes:  # which the command and the window print
+        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=1)
     return Found(np.hstack([found.fixed, found.moving]))
 
 
@@ -161,7 +163,7 @@ def main(folder: Path) -> None:
     faulthandler.enable()
     prepare(folder)
     inputs = everything()
-    _image_once()
+    _load_libraries(folder / "whole.safetensors")
     here = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (here + MEMORY, here + MEMORY))
     signal.signal(signal.SIGALRM, _too_long)
@@ -170,24 +172,31 @@ def main(folder: Path) -> None:
         print(json.dumps({"begun": n, "kind": each.kind, "name": each.name}), flush=True)
         place = folder / f"{n:04d}"
         place.mkdir()
+        start = time.monotonic()
         try:
             outcome, detail = judged(each, place)
         except HangError:
             outcome, detail = "hang", f"longer than {PATIENCE} s"
-        print(json.dumps({"outcome": outcome, "detail": detail}), flush=True)
+        took = round(time.monotonic() - start, 3)
+        print(json.dumps({"outcome": outcome, "seconds": took, "detail": detail}), flush=True)
         shutil.rmtree(place, ignore_errors=True)
-    print(json.dumps({"inputs": len(inputs), "seconds": round(time.monotonic() - began, 1)}), flush=True)
+    print(
+        json.dumps({"inputs": len(inputs), "seconds": round(time.monotonic() - began, 1)}),
+        flush=True,
+    )
 
 
-def _image_once() -> None:
+def _load_libraries(whole: Path) -> None:
     """Load what readers load on first use, before the limit is set."""
     import nibabel  # noqa: F401
     import pydicom  # noqa: F401
     import SimpleITK  # noqa: F401
 
-    import napari_shmoareg.io.checkpoint
     import napari_shmoareg.io.registration_folder
     import napari_shmoareg.io.training_run.plan  # noqa: F401
+    from napari_shmoareg.io.checkpoint import load_network
+
+    load_network(whole)
 
 
 def _too_long(*what: object) -> None:
@@ -209,20 +218,28 @@ def judged(each: Malformed, place: Path) -> tuple[str, str]:
     finally:
         signal.alarm(0)
         faulthandler.cancel_dump_traceback_later()
-    said = " ".join(str(one.message) for one in caught if issubclass(one.category, UserWarning))
+    # Warnings of pydicom and others do not name the input: they do not count.
+    texts = (str(one.message) for one in caught if issubclass(one.category, UserWarning))
+    said = " ".join(text for text in texts if _names(text, given))
     return _of_reading(each, given, found, said)
+
+
+def _names(text: str, given: Path | str) -> bool:
+    """Whether a message names the input."""
+    from napari_shmoareg.io.untrusted import printable
+
+    name = given.name if isinstance(given, Path) else given.replace("\0", "\\x00").split("#")[0].split("/")[-1][:100]
+    return name in text or printable(name) in text
 
 
 def _of_error(each: Malformed, given: Any, error: Exception) -> tuple[str, str]:
     from napari_shmoareg.cli.errors import explain
     from napari_shmoareg.geometry import InputError
-    from napari_shmoareg.io.untrusted import printable
 
     text = explain(error)
     if not isinstance(error, InputError | OSError) or "This is a bug" in text:
         return "bug", "".join(traceback.format_exception(error)[-3:]) + text
-    name = Path(given).name if isinstance(given, Path) else given.replace("\0", "\\x00")[:40]
-    if name not in text and printable(name) not in text:
+    if not _names(text, given):
         return "nameless", text
     wanted = each.outcome
     if isinstance(wanted, Found | Warned):
@@ -236,13 +253,11 @@ def _of_reading(each: Malformed, given: Any, found: Found, said: str) -> tuple[s
     if isinstance(wanted, Refused):
         return "silent", f"read, but it is to be refused; it warned: {said!r}"
     if isinstance(wanted, Truth):
+        why = "it does not say plainly what it holds"
         try:
             truth = wanted.parse(Path(given))
         except Exception as error:
-            truth, said = None, said or ""
-            why = f"{type(error).__name__}: {error}"
-        else:
-            why = "it does not say plainly what it holds"
+            truth, why = wanted.whole, f"{type(error).__name__}: {error}"
         if said:
             return "warned", said
         if truth is None:

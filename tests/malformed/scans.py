@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import oracles
-from corpus import Found, Malformed, Truth, Warned, damaged, refused, volume
+from corpus import SEED, TIMES, Found, Malformed, Truth, Warned, damaged, refused, volume
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.sequence import Sequence
@@ -33,7 +33,12 @@ def _new(sop: str, number: int) -> FileDataset:
     d = FileDataset("x", {}, file_meta=meta, preamble=bytes(128))
     d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = UID(sop), UID(f"1.2.3.{number}"), "1.2.3"
     d.StudyInstanceUID, d.InstanceNumber, d.SamplesPerPixel = "1.2", number, 1
-    d.PhotometricInterpretation, d.BitsAllocated, d.BitsStored, d.HighBit = "MONOCHROME2", 16, 16, 15
+    d.PhotometricInterpretation, d.BitsAllocated, d.BitsStored, d.HighBit = (
+        "MONOCHROME2",
+        16,
+        16,
+        15,
+    )
     d.PixelRepresentation, d.Columns, d.Rows = 1, SHAPE[0], SHAPE[1]
     return d
 
@@ -128,33 +133,65 @@ def raw_text(keyword: str, text: bytes, at: int = 2) -> Callable[[list[bytes]], 
 
 
 _FAULTS: dict[str, tuple[dict[str, Any], int | None]] = {
-    "no spacing": ({"PixelSpacing": None}, None), "no spacing in one": ({"PixelSpacing": None}, 1),
-    "spacing 0": ({"PixelSpacing": [0, 1.5]}, None), "spacing negative": ({"PixelSpacing": [-0.75, 1.5]}, None),
-    "spacing of one number": ({"PixelSpacing": [0.75]}, None), "spacing changes": ({"PixelSpacing": [0.8, 1.5]}, 3),
-    "no position": ({"ImagePositionPatient": None}, None), "no position in one": ({"ImagePositionPatient": None}, 2),
-    "position of two numbers": ({"ImagePositionPatient": [1, 2]}, 2), "no orientation": ({"ImageOrientationPatient": None}, None),
-    "orientation 0": ({"ImageOrientationPatient": [0, 0, 0, 0, 1, 0]}, None), "one turned": ({"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, 1),
+    "no spacing": ({"PixelSpacing": None}, None),
+    "no spacing in one": ({"PixelSpacing": None}, 1),
+    "spacing 0": ({"PixelSpacing": [0, 1.5]}, None),
+    "spacing negative": ({"PixelSpacing": [-0.75, 1.5]}, None),
+    "spacing of one number": ({"PixelSpacing": [0.75]}, None),
+    "spacing changes": ({"PixelSpacing": [0.8, 1.5]}, 3),
+    "no position": ({"ImagePositionPatient": None}, None),
+    "no position in one": ({"ImagePositionPatient": None}, 2),
+    "position of two numbers": ({"ImagePositionPatient": [1, 2]}, 2),
+    "no orientation": ({"ImageOrientationPatient": None}, None),
+    "orientation 0": ({"ImageOrientationPatient": [0, 0, 0, 0, 1, 0]}, None),
+    "one turned": ({"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, 1),
     "orientation parallel": ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, None),
     "orientation too long": ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, None),
-    "twice in a place": ({"ImagePositionPatient": PLACES[1]}, 2), "a jump": ({"ImagePositionPatient": [-20, -30, 40]}, 4),
-    "sideways": ({"ImagePositionPatient": [-10, -30, 10]}, 2), "rows": ({"Rows": 7}, None), "rows of one": ({"Rows": 5}, 1),
-    "no rows": ({"Rows": None}, None), "columns 0": ({"Columns": 0}, None), "columns 65535": ({"Columns": 65535}, None),
-    "short pixels": ({"PixelData": b"\0" * 40}, 2), "no pixels": ({"PixelData": None}, 2), "no pixels at all": ({"PixelData": b""}, None),
-    "colour": ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, None), "palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, None),
-    "bits 12": ({"BitsAllocated": 12}, None), "bits 0": ({"BitsAllocated": 0, "BitsStored": 0}, None), "bits stored 40": ({"BitsStored": 40}, None),
-    "high bit": ({"HighBit": 3}, None), "slope 0": ({"RescaleSlope": 0}, None), "no intercept": ({"RescaleIntercept": None}, 2),
-    "sign of one": ({"PixelRepresentation": 0}, 2), "series of one": ({"SeriesInstanceUID": "1.2.9"}, 1), "no series": ({"SeriesInstanceUID": None}, None),
-    "frames 3": ({"NumberOfFrames": 3}, None), "frames -1": ({"NumberOfFrames": -1}, None), "representation 7": ({"PixelRepresentation": 7}, None),
+    "twice in a place": ({"ImagePositionPatient": PLACES[1]}, 2),
+    "a jump": ({"ImagePositionPatient": [-20, -30, 40]}, 4),
+    "sideways": ({"ImagePositionPatient": [-10, -30, 10]}, 2),
+    "rows": ({"Rows": 7}, None),
+    "rows of one": ({"Rows": 5}, 1),
+    "no rows": ({"Rows": None}, None),
+    "columns 0": ({"Columns": 0}, None),
+    "columns 65535": ({"Columns": 65535}, None),
+    "short pixels": ({"PixelData": b"\0" * 40}, 2),
+    "no pixels": ({"PixelData": None}, 2),
+    "no pixels at all": ({"PixelData": b""}, None),
+    "colour": ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, None),
+    "palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, None),
+    "bits 12": ({"BitsAllocated": 12}, None),
+    "bits 0": ({"BitsAllocated": 0, "BitsStored": 0}, None),
+    "bits stored 40": ({"BitsStored": 40}, None),
+    "high bit": ({"HighBit": 3}, None),
+    "slope 0": ({"RescaleSlope": 0}, None),
+    "no intercept": ({"RescaleIntercept": None}, 2),
+    "sign of one": ({"PixelRepresentation": 0}, 2),
+    "series of one": ({"SeriesInstanceUID": "1.2.9"}, 1),
+    "no series": ({"SeriesInstanceUID": None}, None),
+    "frames 3": ({"NumberOfFrames": 3}, None),
+    "frames -1": ({"NumberOfFrames": -1}, None),
+    "representation 7": ({"PixelRepresentation": 7}, None),
     "mosaic": ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, None),
-}  # fmt: skip
+}
 _MUST_REFUSE = [
-    "no spacing", "spacing 0", "spacing changes", "spacing negative", "no position", "twice in a place", "a jump", "short pixels",
-    "colour", "mosaic", "series of one", "one turned",
-]  # fmt: skip
+    "no spacing",
+    "spacing 0",
+    "spacing changes",
+    "spacing negative",
+    "no position",
+    "twice in a place",
+    "a jump",
+    "short pixels",
+    "colour",
+    "mosaic",
+    "series of one",
+    "one turned",
+]
 
 
 def _classic() -> Iterator[Malformed]:
-    truth = Truth(oracles.dicom)
+    truth = Truth(oracles.dicom, FOUND)
     yield Malformed("DICOM", "whole", "image", _folder(classic()), FOUND)
     yield Malformed("DICOM", "any order", "image", _folder(classic(order=[3, 1, 4, 0, 2])), FOUND)
     for name, (fields, at) in _FAULTS.items():
@@ -166,12 +203,22 @@ def _classic() -> Iterator[Malformed]:
             yield Malformed("DICOM", f"{keyword} {text.decode()}", "image", _folder(files), refused())
     for lost in (1, 2, 3):
         order = [n for n in range(SHAPE[2]) if n != lost]
-        yield Malformed("DICOM", f"slice {lost} lost", "image", _folder(classic(order=order)), refused("missing"))
+        yield Malformed(
+            "DICOM",
+            f"slice {lost} lost",
+            "image",
+            _folder(classic(order=order)),
+            refused("missing"),
+        )
     slopes = [1.0, 2.0, 0.5, 4.0, 1.0]
     scaled = classic(lambda d, n: setattr(d, "RescaleSlope", slopes[n]))
     yield Malformed("DICOM", "slopes differ", "image", _folder(scaled), Found(VALUES * slopes, AFFINE))
     dose = _new(DOSE, 99)
-    dose.Modality, dose.SeriesInstanceUID, dose.PixelData = "RTDOSE", "1.2.8", VALUES[:, :, 0].tobytes()
+    dose.Modality, dose.SeriesInstanceUID, dose.PixelData = (
+        "RTDOSE",
+        "1.2.8",
+        VALUES[:, :, 0].tobytes(),
+    )
     beside = _folder(classic(), **{"dose.dcm": _bytes(dose)})
     yield Malformed("DICOM", "a dose beside", "image", beside, Warned(FOUND, ("dose.dcm",)))
     torn = _folder(classic()[:-1], **{"s04.dcm": classic()[4][:150]})
@@ -197,15 +244,17 @@ def _classic() -> Iterator[Malformed]:
 
 def _all_slices(whole: list[bytes]) -> Iterator[Malformed]:
     """The same bits turned in every slice, so that they still agree with one another."""
-    draw = np.random.default_rng(15)
-    for n in range(30):
+    draw = np.random.default_rng(15 + 1000 * SEED)
+    for n in range(30 * TIMES):
         at, bit = int(draw.integers(150, 900)), 1 << int(draw.integers(8))
         files = [raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1 :] for raw in whole if at < len(raw)]
-        yield Malformed("DICOM", f"bit {bit} of byte {at} in all, {n}", "image", _folder(files), Truth(oracles.dicom))
+        yield Malformed(
+            "DICOM", f"bit {bit} of byte {at} in all, {n}", "image", _folder(files), Truth(oracles.dicom, FOUND)
+        )
 
 
 def _enhanced() -> Iterator[Malformed]:
-    truth = Truth(oracles.dicom)
+    truth = Truth(oracles.dicom, FOUND)
 
     def case(name, outcome, **given):
         return Malformed("DICOM enhanced", name, "image", _folder([enhanced(**given)]), outcome)
@@ -219,7 +268,11 @@ def _enhanced() -> Iterator[Malformed]:
     yield case("fewer frames said", truth, edit=lambda d: setattr(d, "NumberOfFrames", 3))
     yield case("no groups", refused(), edit=lambda d: delattr(d, "PerFrameFunctionalGroupsSequence"))
     yield case("no shared groups", refused(), edit=lambda d: delattr(d, "SharedFunctionalGroupsSequence"))
-    yield case("empty groups", refused(), edit=lambda d: setattr(d, "PerFrameFunctionalGroupsSequence", Sequence([])))
+    yield case(
+        "empty groups",
+        refused(),
+        edit=lambda d: setattr(d, "PerFrameFunctionalGroupsSequence", Sequence([])),
+    )
     yield case("frames huge", refused(), edit=lambda d: setattr(d, "NumberOfFrames", 2**31 - 1))
     yield case("frames 0", truth, edit=lambda d: setattr(d, "NumberOfFrames", 0))
     yield case("a capture", refused(), edit=_bare, sop=CAPTURE)
