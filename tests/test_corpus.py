@@ -17,7 +17,11 @@ AT_LEAST = 1500
 
 
 def test_every_malformed_input_is_refused_by_name_warned_about_or_read_right(tmp_path):
-    """Refused and warned about, or read with the values and the place that an independent reader finds."""
+    """Or read with the values and at the place that an independent reader finds.
+
+    About 1,640 inputs; some 15 s on an idle core.  ``CORPUS_SEED=7 CORPUS_TIMES=8 python
+    tests/malformed/reading.py FOLDER`` draws others, and more.
+    """
     paths = [str(Path(napari_shmoareg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     more = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(CHILD), str(tmp_path)]
@@ -34,19 +38,3 @@ def test_every_malformed_input_is_refused_by_name_warned_about_or_read_right(tmp
     counts = Counter(line["outcome"] for line in ended)
     print(f"{total['inputs']} malformed inputs in {total['seconds']} s: {dict(counts)}")
     assert not faults, "\n".join(faults[:20])
-
-
-def test_the_corpus_is_the_same_each_time():
-    """Its inputs are drawn with seeds of their own."""
-    code = (
-        "from images import all_images; from scans import all_scans; from others import all_others\n"
-        "print(hash(tuple((m.kind, m.name, m.door) for f in (all_images, all_scans, all_others) for m in f())))"
-    )
-    run = [
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=CHILD.parent, capture_output=True, text=True, check=True,
-            env=os.environ | {"PYTHONHASHSEED": "0"},
-        ).stdout
-        for _ in range(2)
-    ]  # fmt: skip
-    assert run[0] == run[1]
