@@ -195,7 +195,8 @@ def _format(header: Header, pixels: Pixels) -> Format:
     allocated = header.integer("BitsAllocated", least=1)
     bits = header.integer("BitsStored", default=allocated, least=1)
     high = header.integer("HighBit", default=bits - 1)
-    sign = header.integer("PixelRepresentation", default=0)
+    # Without it, only 8 bits are read: those have no sign.
+    sign = header.integer("PixelRepresentation", default=0 if allocated == 8 else None)
     if allocated not in (8, 16, 32, 64) or sign > 1 or not bits - 1 <= high < allocated:
         raise InputError(
             f"The DICOM file {header.path} stores its pixels in a way that is not read here (BitsAllocated "

@@ -20,6 +20,7 @@ from napari_shmoareg.io.orientation import (
     no_spacing,
     numbers_of,
     warn_guessed,
+    warn_lengths,
     whole_numbers_of,
 )
 from napari_shmoareg.io.raw_image import Encoding, RawImage, check_place, voxels_of
@@ -139,7 +140,7 @@ def _flag(path: Path, fields: Mapping[str, str], name: str, default: bool) -> bo
     value = _first(fields, name)
     if value is None:
         return default
-    if value[:1] not in tuple("TtFf10"):
+    if value.lower() not in ("true", "false", "t", "f", "1", "0"):
         raise damaged_header(path, f"{name} is '{value[:60]}'; True or False was expected")
     return value[:1] in "Tt1"
 
@@ -192,6 +193,8 @@ def _affine(path: Path, fields: Mapping[str, str], axes: int, warn: bool) -> NDA
     if matrix is not None:
         directions = np.reshape(_numbers(path, "TransformMatrix", matrix, axes * axes), (axes, axes))
         affine[:3, :3] = directions[:3, :3].T
+        if warn:
+            warn_lengths(path, affine[:3, :3], "TransformMatrix")
     affine[:3, :3] *= steps
     if origin is not None:
         affine[:3, 3] = _numbers(path, "Offset", origin, axes)[:3]

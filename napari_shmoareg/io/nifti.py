@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from napari_shmoareg.geometry import Grid, InputError, float_type
 from napari_shmoareg.io.itk import holds, is_orthonormal
 from napari_shmoareg.io.memory import check_memory
-from napari_shmoareg.io.orientation import AmbiguousPlace, check_spacing, warn_guessed
-from napari_shmoareg.io.streams import Content, Damaged, end, open_regular
+from napari_shmoareg.io.orientation import AmbiguousPlace, check_spacing, warn_guessed, warn_lengths
+from napari_shmoareg.io.streams import Content, Damaged, end, open_regular, warn_unread
 
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, mm, micrometres
 _SIZES = {348: 352, 540: 544}  # bytes of a NIfTI-1 and NIfTI-2 header; where its voxels begin at the earliest
@@ -134,8 +134,11 @@ def load(path: Path) -> tuple[Image, NDArray[np.float64]]:
             raw = content.read(count * itemsize)
             if len(raw) < count * itemsize:
                 raise Damaged(content.readable)
+            footer = path.suffix.lower() in (".mgh", ".mgz")
             if _is_named_compressed(path):
-                end(path, content, header.offset + count * itemsize)
+                end(path, content, header.offset + count * itemsize, footer=footer)
+            elif missing < 0 and not footer:
+                warn_unread(path, f"holds {-missing} bytes more than its header announces")
         except Damaged as error:
             raise truncated(path, error.readable) from error
         except OSError as error:
@@ -163,11 +166,21 @@ def values_of(image: Image, *, scaled_to: type[np.floating] = np.float32) -> NDA
     Integers without scaling stay integers; scaled ones become `scaled_to`, or float64 where
     float32 cannot tell them apart.  Labels want float64: float32 cannot tell whole numbers
     beyond 2^24 apart.
+
+    Raises
+    ------
+    InputError
+        If the scaling leads beyond the numbers of that type.
     """
     stored, slope, inter = image.stored, image.header.slope, image.header.inter
     if (slope, inter) != (1.0, 0.0):
         low, high = float(stored.min()), float(stored.max())
         result = np.promote_types(scaled_to, float_type(low * slope + inter, high * slope + inter))
+        if np.isfinite([low, high]).all() and max(abs(low), abs(high)) * abs(slope) + abs(inter) > np.finfo(result).max:
+            raise InputError(
+                f"{image.header.path} scales its voxels by {slope:g} and {inter:g} (scl_slope, scl_inter), to numbers "
+                "beyond any image. Correct the header, or export the image again."
+            )
         with np.errstate(all="ignore"):  # what becomes infinite is refused where it is used
             values = stored.astype(np.promote_types(result, float_type(low, high)))
             values *= values.dtype.type(slope)
@@ -274,6 +287,14 @@ def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
     _check_is_volume(path, intent, shape)
     slope, inter = _scaling(path, float(fields["scl_slope"]), float(fields["scl_inter"]))
     dtype = _dtype(path, fields, order)
+    if warn and int(fields["bitpix"]) != 8 * dtype.itemsize:
+        warnings.warn(
+            f"'{path}' says twice how its voxels are stored, and its datatype ({int(fields['datatype'])}, "
+            f"{8 * dtype.itemsize} bits) and bitpix ({int(fields['bitpix'])}) disagree. The datatype was taken, as by "
+            "nibabel and ITK. Compare the image with another one in a viewer, and correct the header.",
+            UserWarning,
+            stacklevel=4,
+        )
     offset = _offset(path, float(fields["vox_offset"]), _SIZES[size], warn)
     return Header(path, shape, dtype, offset, _affine(path, fields, shape, warn), slope, inter, intent)
 
@@ -528,7 +549,10 @@ def _mgh_header(path: Path, raw: bytes, warn: bool) -> Header:
     if int.from_bytes(raw[28:30], "big", signed=True) > 0:
         numbers = np.frombuffer(raw[30:90], ">f4").astype(np.float64)
         check_spacing(path, numbers[:3])
-        affine[:3, :3] = numbers[3:12].reshape(3, 3).T * numbers[:3]
+        directions = numbers[3:12].reshape(3, 3).T
+        if warn:
+            warn_lengths(path, directions, "direction cosines")
+        affine[:3, :3] = directions * numbers[:3]
         affine[:3, 3] = numbers[12:15] - affine[:3, :3] @ middle
     else:
         if warn:

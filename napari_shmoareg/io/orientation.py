@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import Grid, InputError
 
@@ -78,6 +79,22 @@ def warn_guessed(path: Path, missing: str, axes: str) -> None:
         GuessedPlace,
         stacklevel=3,
     )
+
+
+def warn_lengths(path: Path, directions: NDArray[np.float64], field: str) -> None:
+    """Warn of directions, one a column, that are not of length 1 beside a spacing that counts too.
+
+    Ours: 2 %, as cosines are rounded to two digits at worst.
+    """
+    lengths = np.linalg.norm(directions, axis=0)
+    if np.isfinite(lengths).all() and lengths.min() > 0 and np.abs(lengths - 1).max() > 0.02:
+        warnings.warn(
+            f"'{path}' has directions of the lengths {' x '.join(f'{v:.4g}' for v in lengths)} in its {field}; 1 was "
+            "expected, as the spacing stands beside them. Spacing times direction was taken, as by ITK and nibabel, "
+            "so the voxels may be too large or too small. Correct the header if that is wrong.",
+            AmbiguousPlace,
+            stacklevel=4,
+        )
 
 
 def check_spacing(path: Path, spacing: Iterable[float]) -> None:

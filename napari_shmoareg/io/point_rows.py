@@ -17,8 +17,8 @@ from napari_shmoareg.io.untrusted import MAX_CELL, read_bytes
 
 FLIP = np.array([-1.0, -1.0, 1.0])  # LPS to RAS, and back
 WHAT = "a file of points (.csv, .fcsv or .mrk.json)"
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+", re.ASCII)
 _NO_SPREADSHEET = (
     "Save it with ';' or a tab between the columns, or with points in the numbers (12.5) and without separators of "
     "thousands."

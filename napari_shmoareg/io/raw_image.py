@@ -154,9 +154,11 @@ def _bytes(image: RawImage, path: Path, file: IO[bytes], wanted: int) -> bytearr
     if len(raw) < wanted:
         raise Damaged(content.readable)
     if coder != "none":
-        end(path, content, wanted)
+        end(image.path, content, wanted + max(image.byte_skip, 0))
     elif file.read(1):
-        warn_unread(path, f"holds {path.stat().st_size - file.tell() + 1} bytes more than its header announces")
+        where = "" if path == image.path else f" (in {path.name})"
+        more = path.stat().st_size - file.tell() + 1
+        warn_unread(image.path, f"holds {more} bytes more than its header announces{where}")
     return raw
 
 

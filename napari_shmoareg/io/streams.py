@@ -143,6 +143,7 @@ class Content:
             if not block:
                 return True
             left -= len(block)
+            self.readable += len(block)
         return False
 
     def _plain(self, count: int) -> bytearray:
@@ -199,8 +200,18 @@ def warn_unread(path: Path, what: str) -> None:
     )
 
 
-def end(path: Path, content: Content, expected: int) -> None:
+def end(path: Path, content: Content, expected: int, *, footer: bool = False) -> None:
     """Look how a file ends after its voxels: its checksum, and bytes that belong to nothing.
+
+    Parameters
+    ----------
+    path : Path
+    content : Content
+        Read up to the last voxel.
+    expected : int
+        Bytes of content up to there.
+    footer : bool
+        Whether the format lets other content follow the voxels.
 
     Raises
     ------
@@ -210,7 +221,7 @@ def end(path: Path, content: Content, expected: int) -> None:
     Warns
     -----
     UnreadBytes
-        If compressed content goes on far beyond the voxels, or other bytes follow its stream.
+        If content goes on beyond the voxels, or other bytes follow a compressed stream.
     """
     if not content.finish():
         warn_unread(
@@ -218,6 +229,8 @@ def end(path: Path, content: Content, expected: int) -> None:
             f"holds more compressed content than the {expected} bytes that its header announces: its checksum was "
             "not reached, and more than 16 MiB follow",
         )
+    elif content.readable > expected and not footer:
+        warn_unread(path, f"holds {content.readable - expected} bytes more than its header announces")
     elif content.trailing:
         warn_unread(path, "has other bytes after the end of its compressed stream")
 

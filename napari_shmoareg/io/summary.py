@@ -159,6 +159,9 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
     _, rows = read_csv(inside(folder, LOADS), "the loads of the experts")
     try:
         load = ExpertLoad.from_rows((row.cells for row in rows), top_k)
+        told = {place: list(entry["counts"]) for place, entry in known.items()}
+        if {place: counts.tolist() for place, counts in load.counts.items()} != told:
+            raise ValueError(f"its counts are not those of {REPORT}")
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise InputError(f"{folder / LOADS} is damaged ({error!r:.200}). Register the pair again.") from error
     return RegistrationSummary(folder, report, load)

@@ -97,9 +97,9 @@ def test_exit_codes_of_the_real_command(files):
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_run_says_so_and_leaves_nothing(ending, files, weights):
     out = files.folder / "results" / "out"
-    held = files.folder / "held.nii"
-    os.mkfifo(held)  # reading it waits, as slow storage does
-    arguments = ("register", held, files.fixed, "--weights", weights, "--out", out)
+    ramp = np.add.outer(np.arange(400, dtype=np.uint8), np.zeros((400, 400), np.uint8))  # seconds of work
+    large = files.write(Volume(ramp, Grid(ramp.shape, np.diag([0.5, 0.5, 0.5, 1.0]))), "large.nii")
+    arguments = ("register", large, files.fixed, "--weights", weights, "--out", out)
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     seen = ""
     while "reading" not in seen:

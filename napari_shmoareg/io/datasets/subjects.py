@@ -28,7 +28,7 @@ _ROLE_FOLDERS = re.compile(
 
 def place_in(root: Path, path: Path) -> tuple[str, ...]:
     """The folders between root and a file that say more than that images or labels lie in them."""
-    inner = path.parent.relative_to(root) if path.is_relative_to(root) else Path(path.parent.name)
+    inner = path.parent.relative_to(root) if path.parent.is_relative_to(root) else Path(path.parent.name)
     return tuple(part for part in inner.parts if not _ROLE_FOLDERS.fullmatch(part))
 
 
@@ -110,6 +110,6 @@ def make_scans(
     scans = []
     for path in paths:
         inner = path.relative_to(root) if path.is_relative_to(root) else path
-        place = inner.with_name(stem(inner)).as_posix()
+        place = (inner.with_name(stem(inner)) if inner.name else inner).as_posix()
         scans.append(Scan(names[path], subject_of(names[path], place, rule), path, labels.get(path)))
     return tuple(sorted(scans, key=lambda scan: scan.name))

@@ -173,6 +173,8 @@ def read_plan(path: Path) -> Plan:
             options["window"] = tuple(options["window"])
         for kind, values in ((DatasetChoice, options), (FineTuning, found["settings"]), (RunSettings, found["run"])):
             check_fields(kind, values)
+        if not all(isinstance(found[key], dict) for key in ("config", "versions")):
+            raise ValueError("the network or the versions are not told")
         if not all(
             isinstance(found["from"][key], kind) for key, kind in (("name", str), ("sha256", str), ("card", dict))
         ):
