@@ -425,6 +425,21 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, 
     assert len((tmp_path / "places.csv").read_text().splitlines()) == 2 * expected + 1
 
 
+def test_no_outline_is_added_while_the_registrations_layers_go(viewer, scene):
+    """As when the window is closed: napari moves the slider then, and a layer added in that moment is an error."""
+    viewer.add_image(np.zeros((9, 9, 9)), units=("mm",) * 3, scale=(20,) * 3, translate=(-80,) * 3)
+    add_layers(viewer, layers_of(scene, 1)[:1])
+    view, centre = PlaceView(viewer), scene.pair.fixed.grid.centre
+    viewer.window.add_dock_widget(view, name="Place", area="right")
+    view.show_registration(1)
+    viewer.dims.set_point(0, to_viewer(centre)[0] + 60)
+    view.read(centre)
+    QTest.qWait(20)
+    viewer.layers.remove("#1 warped")
+    viewer.dims.set_point(0, to_viewer(centre)[0])
+    assert [layer.name for layer in viewer.layers] == ["Image"]
+
+
 def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing(viewer, scene):
     own = replace(scene)
     import weakref

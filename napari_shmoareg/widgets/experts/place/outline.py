@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.widgets.experts.place.pins import about, drop_orphans, layer_of_place
 from napari_shmoareg.widgets.placement import AXES, UNITS, tag, to_viewer
+from napari_shmoareg.widgets.scenes import scenes
 from napari_shmoareg.widgets.units import mm_per_unit, point_of, shown_axes
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Outline:
         size = max(scene.pair.fixed.grid.spacing)
         wanted = max(WIDTH, PIXELS / (viewer.scene.camera.zoom / mm_per_unit(viewer))) / size
         if layer is None:
-            if len(segments):
+            # not where the slider moves as the registration's last layer goes: a layer added then is removed at once
+            if len(segments) and any(scene is found for found in scenes(viewer).values()):
                 self._made = True
                 self._add(viewer, scene, segments / size, wanted)
             return
