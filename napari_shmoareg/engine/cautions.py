@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from napari_shmoareg.engine.similarity import Similarity
+from napari_shmoareg.geometry import InputError
 
 STAGES = ("before", "affine", "network", "refined")
 MUCH_FOLDING = 1.0  # percent of voxels
@@ -45,6 +46,18 @@ def choose_stage(similarity: Mapping[str, Similarity | None], keep: str = "best"
         last = list(scores)[-1]
         return last, f"{last}, as requested (agreement {numbers}; {kept} agrees best)"
     return kept, f"{kept}, by image agreement ({numbers})"
+
+
+def check_keep(keep: str) -> None:
+    """Refuse what cannot be kept.
+
+    Raises
+    ------
+    InputError
+        If `keep` is neither "best" nor "last".
+    """
+    if keep not in ("best", "last"):
+        raise InputError(f"What to keep is 'best' or 'last'; got {keep!r}.")
 
 
 def cautions(

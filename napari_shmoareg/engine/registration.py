@@ -14,8 +14,8 @@ import torch
 
 from napari_shmoareg.engine.affine import Alignment, align
 from napari_shmoareg.engine.carrying import carry
-from napari_shmoareg.engine.cautions import cautions, choose_stage
-from napari_shmoareg.engine.conform import check_size, conform
+from napari_shmoareg.engine.cautions import cautions, check_keep, choose_stage
+from napari_shmoareg.engine.conform import Conformed, check_size, conform
 from napari_shmoareg.engine.contrast import check_mode, match_contrast
 from napari_shmoareg.engine.deforming import (
     check_refinement,
@@ -29,7 +29,7 @@ from napari_shmoareg.engine.memory import check_images_memory, check_network_mem
 from napari_shmoareg.engine.refinement import Refinement
 from napari_shmoareg.engine.similarity import Similarity
 from napari_shmoareg.engine.similarity import similarity as alikeness
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, VolumePair
+from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
 from napari_shmoareg.model import RoutingTrace, SHMoAReg
 
 Progress = Callable[[str, float], None]
@@ -164,8 +164,7 @@ def register(
     check_size(size)
     check_mode(contrast)
     check_refinement(refine, similarity)
-    if keep not in ("best", "last"):
-        raise InputError(f"What to keep is 'best' or 'last'; got {keep!r}.")
+    check_keep(keep)
     asked = {"affine": affine, "size": size, "diffeomorphic": diffeomorphic}
     asked |= {"refine": refine, "similarity": similarity, "contrast": contrast, "keep": keep}
     grid = pair.fixed.grid
@@ -199,10 +198,7 @@ def register(
         alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
         kept, choices["kept"] = choose_stage(alike, keep)
         alike["after"] = alike[kept]
-    transform = stages[kept]
-    if kept in ("before", "affine"):  # nothing deformed, on the same grid
-        still = conformed.transform(torch.zeros((1, 3, *conformed.grid.shape)))
-        transform = replace(still, affine=transform.affine)
+    transform = _on_grid(stages[kept], conformed)
     with phase("warp"):
         carried = carry(pair, transform)
         jacobian = carried.jacobian()
@@ -228,6 +224,14 @@ def register(
             "untrained": network.untrained,
         },
     )
+
+
+def _on_grid(transform: Transform, conformed: Conformed) -> Transform:
+    """A transform with a field on the network grid: one of zeros where it deforms nothing."""
+    if transform.field is not None:
+        return transform
+    still = conformed.transform(torch.zeros((1, 3, *conformed.grid.shape)))
+    return replace(still, affine=transform.affine)
 
 
 @contextmanager

@@ -153,7 +153,7 @@ class SHMoARegConfig:
                 raise ValueError(
                     f"{name} holds up to {MOST} {'' if float in kinds else 'whole '}numbers, not {value!r:.80}"
                 )
-            if not all(low <= n <= high for n in numbers):
+            if name != "passes" and not all(low <= n <= high for n in numbers):
                 raise ValueError(f"{name} is from {low:g} to {high:g}, not {value!r:.80}")
         for name in ("relative_bias", "detach_weights", "routing_only", "diffeomorphic"):
             if not isinstance(getattr(self, name), bool):

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from napari_shmoareg.cli.errors import explain
-from napari_shmoareg.geometry import InputError, TooLargeError
+from napari_shmoareg.geometry import Grid, InputError, TooLargeError, Volume
 
 
 def command(*arguments: object) -> list[str]:
