@@ -161,10 +161,7 @@ def register(
     config, where = network.config, find_device(device)
     size = config.size if size is None else size
     diffeomorphic = config.diffeomorphic if diffeomorphic is None else diffeomorphic
-    check_size(size)
-    check_mode(contrast)
-    check_refinement(refine, similarity)
-    check_keep(keep)
+    _check_options(size, contrast, refine, similarity, keep)
     asked = {"affine": affine, "size": size, "diffeomorphic": diffeomorphic}
     asked |= {"refine": refine, "similarity": similarity, "contrast": contrast, "keep": keep}
     grid = pair.fixed.grid
@@ -192,12 +189,10 @@ def register(
             fields["refined"], choices["refinement"] = refine_on_pair(
                 *shown, found.displacement, plan, diffeomorphic=diffeomorphic, device=where, told=told
             )
-    stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix)}
-    stages |= {name: conformed.transform(u) for name, u in fields.items()}
     with phase("measure"):
-        alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
-        kept, choices["kept"] = choose_stage(alike, keep)
-        alike["after"] = alike[kept]
+        stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix)}
+        stages |= {name: conformed.transform(u) for name, u in fields.items()}
+        alike, kept, choices["kept"] = _compare(pair, stages, keep)
     transform = _on_grid(stages[kept], conformed)
     with phase("warp"):
         carried = carry(pair, transform)
@@ -224,6 +219,22 @@ def register(
             "untrained": network.untrained,
         },
     )
+
+
+def _check_options(size: int | str, contrast: str, refine: int, similarity: str, keep: str) -> None:
+    check_size(size)
+    check_mode(contrast)
+    check_refinement(refine, similarity)
+    check_keep(keep)
+
+
+def _compare(
+    pair: VolumePair, stages: dict[str, Transform], keep: str
+) -> tuple[dict[str, Similarity | None], str, str]:
+    """The similarity under every stage, and "after" as kept; the stage that is kept; and why."""
+    alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
+    kept, why = choose_stage(alike, keep)
+    return alike | {"after": alike[kept]}, kept, why
 
 
 def _on_grid(transform: Transform, conformed: Conformed) -> Transform:
