@@ -23,7 +23,7 @@ from napari_shmoareg.widgets.quality.compare_box import AS_THEY_ARE, MODES, Comp
 
 CRASHED = tuple(mode for target in ("checkerboard", "swipe", "difference") for mode in ("side by side", target))
 LONGEST = 60  # seconds for one comparison
-PAINTS = 3  # turns of the event loop with a paint after each change: a damaged canvas dies at the second
+PAINTS = 2  # turns of the event loop with a paint after each change: a damaged canvas dies at the second
 
 
 def every_pair(names: list[str]) -> Iterator[str]:
@@ -57,7 +57,7 @@ def main(folder: str, every: bool) -> None:
     """Make every change once, some in 2D and some in 3D, some with a layer removed in the same turn; or all so."""
     faulthandler.enable()
     viewer = napari.Viewer(ndisplay=2)
-    viewer.window.resize(700, 450)
+    viewer.window.resize(600, 400)
     scene = read_scene(folder)
     pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
     add_layers(viewer, pair + layers_of(scene, 1)[:2])  # fewer layers, fewer seconds
@@ -70,7 +70,7 @@ def main(folder: str, every: bool) -> None:
         viewer.dims.ndisplay = ndisplay
         for removes in (False, True) if every else (None,):
             for n, mode in enumerate(modes):
-                change(viewer, panel.compare_box, mode, removes=n % 2 == 1 if removes is None else removes)
+                change(viewer, panel.compare_box, mode, removes=n % 4 == 1 if removes is None else removes)
                 changes += 1
     print(f"{changes} changes")
     viewer.close()
