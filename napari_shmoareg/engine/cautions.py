@@ -85,8 +85,9 @@ def cautions(
         found.append("These weights are untrained: nothing is deformed, and what the experts chose means nothing.")
     last = "refined" if "refined" in similarity else "network"
     scores = {stage: s.score for stage in STAGES if (s := similarity.get(stage)) is not None}
-    if kept == last and scores.get(last, 0.0) < max(scores.values(), default=0.0) - NOTABLE:
-        best = max(scores, key=lambda stage: scores[stage])
+    best = max(scores, key=lambda stage: scores[stage], default=last)
+    allowed = TRUST if (best, last) == ("network", "refined") else NOTABLE
+    if kept == last and scores.get(last, 0.0) < scores.get(best, 0.0) - allowed:
         found.append(
             f"The last stage made the images less alike: agreement {scores[best]:.3f} {best}, "
             f"{scores.get(last, 0.0):.3f} {last}. The weights may not fit such images: try another --size, other "
