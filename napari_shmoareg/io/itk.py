@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import Grid, InputError
-from napari_shmoareg.io.memory import check_memory
-from napari_shmoareg.io.orientation import check_spacing
-from napari_shmoareg.io.silence import silenced
-from napari_shmoareg.io.streams import check_regular
+from napari_shmoareg.geometry import Grid
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS mm to LPS mm, and back."""
-
-
-def load(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
-    """Read any other file of ITK's, such as a DICOM file of several frames.
-
-    Returns
-    -------
-    values : (I, J, K, ...) array
-        Time and components, if any, are the last axes.
-    affine : (4, 4) array
-        Voxel index to RAS mm.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged or of another type, or does not lie properly in the world.
-    TooLargeError
-        If it would not fit into memory.
-    """
-    import SimpleITK as sitk
-
-    check_regular(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with silenced():
-            reader.ReadImageInformation()
-        if reader.GetDimension() > 2:
-            check_spacing(path, reader.GetSpacing()[:3])
-        bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-        voxel = (int(bits[1]) // 8 if bits else 8) * reader.GetNumberOfComponents()
-        check_memory(path, reader.GetSize(), 3 * voxel + 4)
-        with silenced():
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(
-            f"{path} ({path.stat().st_size} bytes) could not be read: {reason(error)}. The file is damaged, cut short "
-            "or of another type. Download or copy it again."
-        ) from error
-    return values_of(image), affine_of(image)
 
 
 def values_of(image: sitk.Image) -> NDArray:
