@@ -108,7 +108,7 @@ def test_a_refined_pair_is_more_alike_and_its_time_is_told(files, weights, shmoa
     reports = []
     for steps in (0, 40):
         out = files.folder / str(steps)
-        options = ("--weights", weights, "--out", out, "--affine", "affine", "--no-figures", "--refine", steps)
+        options = ("--weights", weights, "--out", out, "--keep", "last", *QUICK, "--refine", steps)
         assert shmoareg("register", files.moving, files.fixed, *options).exit_code == 0
         reports.append(json.loads((out / "report.json").read_text()))
     plain, refined = reports
@@ -135,7 +135,7 @@ def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(file
     reports = []
     for option in ("--no-diffeomorphic", "--diffeomorphic"):
         out = files.folder / option
-        options = ("--weights", folding_weights, "--out", out, *QUICK, option)
+        options = ("--weights", folding_weights, "--out", out, "--keep", "last", *QUICK, option)
         result = shmoareg("register", files.moving, files.fixed, *options)
         assert result.exit_code == 0, result.stderr
         reports.append(json.loads((out / "report.json").read_text()))
