@@ -114,7 +114,7 @@ def align(pair: VolumePair, mode: str = "auto", *, progress: Callable[[str, floa
         reason = "The headers were trusted."
         return Alignment(np.eye(4), mode, reason, before, before, time.perf_counter() - begin)
     coarse = CoarsePair.of(pair)
-    report: Progress = (lambda fraction: None) if progress is None else (lambda f: progress("align", f))
+    report = _rising(progress)
     worth = STAGE_WORTH if mode == "auto" else 0.0
     kinds: tuple[_Kind, ...] = ("rigid",) if mode == "rigid" else ("rigid", "affine")
     parts = [partial(_part, report, number, len(kinds) + 2) for number in range(len(kinds) + 2)]
@@ -187,6 +187,19 @@ def _stretches(matrix: Matrix) -> bool:
     return bool(sizes.max() > STRETCH or sizes.min() < 1 / STRETCH)
 
 
+def _rising(progress: Callable[[str, float], None] | None) -> Progress:
+    """Reports fractions that never fall, whatever is run again."""
+    furthest = 0.0
+
+    def report(fraction: float) -> None:
+        nonlocal furthest
+        furthest = max(furthest, fraction)
+        if progress is not None:
+            progress("align", furthest)
+
+    return report
+
+
 def _part(report: Progress, number: int, parts: int, fraction: float) -> None:
     report((number + fraction) / parts)
 
@@ -222,7 +235,7 @@ def _start(
     tried: list[tuple[Agreement, Matrix]] = []
     for number, start in enumerate([matrix, *(rival.matrix for rival in rivals)]):
         try:
-            moved = _refine(coarse, start, "rigid", lambda fraction: None, levels=(4,))
+            moved = _refine(coarse, start, "rigid", lambda fraction: report(0.3), levels=(4,))
         except _OptimiserError:
             moved = start
         tried.append((judge.agreement(moved), moved))
