@@ -99,7 +99,7 @@ def cautions(
             "affine": "Only the alignment was kept",
             "network": "The refinement was not kept",
         }[kept]
-        why = "nothing had to be moved" if scores.get(kept, 0.0) > AGREED else "the weights may not fit such images"
+        why = "nothing had to be moved" if scores.get(kept, 0.0) > AGREED else "try another --size or other --weights"
         found.append(
             f"{what}: the images agree no better after the later stages (agreement {scores.get(kept, 0.0):.3f} {kept}, "
             f"{scores.get(last, 0.0):.3f} {last}); {why}."
