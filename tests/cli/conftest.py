@@ -79,7 +79,7 @@ def registered(phantoms, weights, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("registered")
     files = write_files(phantoms, folder)
     labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
-    options = ("--weights", weights, "--out", folder / "result", "--no-figures", "--quiet")
+    options = ("--weights", weights, "--out", folder / "result", "--no-figures", "--quiet", "--keep", "last")
     result = CliRunner().invoke(app, [str(a) for a in ("register", files.moving, files.fixed, *labels, *options)])
     assert result.exit_code == 0, result.stderr
     return folder / "result"

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -199,22 +200,21 @@ def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
 
 
 def test_asked_to_end_the_command_ends_its_trial(listed, files):
-    held = files.folder / "moving.nii.gz"
-    held.unlink()
-    os.mkfifo(held)  # reading it waits, as slow storage does
     words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out")
     command = [sys.executable, "-m", "napari_shmoareg", *map(str, words)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        descriptor = os.open(held, os.O_WRONLY)  # returns when the trial has opened it
-        (trial,) = psutil.Process(process.pid).children()
+        until = time.monotonic() + 60
+        while not (trials := psutil.Process(process.pid).children()):
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.01)
+        trials[0].suspend()  # it hangs, and hears no request to end
         process.terminate()
         _, said = process.communicate(timeout=120)
-        os.close(descriptor)
     finally:
         process.kill()
     assert process.returncode == 130 and "Stopped after 0 of 4 runs" in said
-    assert not trial.is_running()
+    assert not trials[0].is_running()
 
 
 @pytest.mark.parametrize(("lines", "told"), [("a,b a,c a,d", "0 to 2 times"), ("a,b c,d d,e", "0 to 1 times")])

@@ -164,6 +164,7 @@ class Job(Cancellable):
                 refine=asked.refine,
                 similarity=asked.similarity,
                 contrast=asked.contrast,
+                keep=asked.keep,
                 progress=self._tell,
             )
         return weights, replace(registration, choices={"weights": why, **registration.choices})

@@ -19,6 +19,7 @@ LABELS = {  # in the order of the form
     "similarity": "Similarity",
     "contrast": "Contrast",
     "size": "Size",
+    "keep": "Keep",
     "device": "Device",
 }
 CHOICES = {
@@ -27,6 +28,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "similarity": ("auto", "lncc", "mind"),
     "contrast": ("auto", "keep", "match"),
+    "keep": ("best", "last"),
 }
 PRESETS: dict[str, dict[str, Any]] = {  # weights and device stay as they are
     "Quick": {},
@@ -65,6 +67,9 @@ class Settings:
     contrast : {"auto", "keep", "match"}
         match shows the network the moving image in the fixed image's contrast, keep as it is. auto matches where
         the two clearly differ. The result keeps the moving image's own values.
+    keep : {"best", "last"}
+        best keeps the stage under which the images agree best: headers, alignment, network or refinement; last
+        keeps the last of them in any case.
     """
 
     weights: str = "auto"
@@ -75,6 +80,7 @@ class Settings:
     refine: int = 0
     similarity: str = "auto"
     contrast: str = "auto"
+    keep: str = "best"
 
     def to_words(self) -> dict[str, str | int]:
         """As the preferences keep it: text and whole numbers."""
