@@ -30,6 +30,11 @@ MEASURES = {  # column: what people read, how it is written
     "seconds": ("seconds", ".1f"),
     "memory_mib": ("memory, MiB", ".0f"),
 }
+CONTESTS = (
+    ("shmoareg+refine", "affine+refine"),
+    ("shmoareg+refine", "affine+refine@shmoareg+refine"),
+    ("shmoareg", "affine+refine@shmoareg"),
+)
 COLOURS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#846100", "#495057")
 
 
@@ -171,6 +176,44 @@ def markdown_table(summaries: Sequence[MethodSummary]) -> str:
         worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
         lines.append("| " + " | ".join([summary.method, summary.counted, *cells, worse]) + " |")
     return "\n".join(lines)
+
+
+def network_matters(rows: Iterable[Row]) -> str:
+    """What a trained network adds to the refinement alone, as Markdown; empty where that was not run.
+
+    Two comparisons over the pairs that both methods finished: network and refinement against refinement alone, each
+    until its gain is spent or at equal seconds, and the network alone against the refinement ended after the
+    network's seconds.  Mean differences with their 95 % bootstrap interval over pairs (pairs that share a subject
+    are not independent).
+    """
+    rows = [row for row in rows if not row.get("error")]
+    lines = [
+        "| network | without it | measure | difference (95 %) | better in | seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    begun = len(lines)
+    for first, second in CONTESTS:
+        for key, better in (("dice", 1), ("landmark_mm", -1)):
+            one, other = ({str(r["pair"]): r for r in rows if r["method"] == name} for name in (first, second))
+            both = [pair for pair in one if pair in other and _number(one[pair], key) is not None]
+            if not both:
+                continue
+            changes = np.array([float(one[pair][key]) - float(other[pair][key]) for pair in both])
+            low, high = _bootstrap(changes)
+            form = MEASURES[key][1]
+            times = " / ".join(format(np.mean([float(r[p]["seconds"]) for p in both]), ".1f") for r in (one, other))
+            lines.append(
+                f"| {first} | {second} | {MEASURES[key][0]} | {changes.mean():+{form}} ({low:+{form}} to "
+                f"{high:+{form}}) | {int((better * changes > 0).sum())} of {len(both)} | {times} |"
+            )
+    return "\n".join(lines) if len(lines) > begun else ""
+
+
+def _bootstrap(values: NDArray) -> tuple[float, float]:
+    """The 95 % interval of the mean over resampled values; 10,000 times, with a fixed seed."""
+    drawn = np.random.default_rng(1).integers(0, values.size, (10_000, values.size))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def comparison_figure(rows: Iterable[Row]) -> Figure:

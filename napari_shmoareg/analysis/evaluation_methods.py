@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.analysis.evaluation import Found, Method
 from napari_shmoareg.engine.affine import align
-from napari_shmoareg.engine.peers import NETWORKS, START, load_method
+from napari_shmoareg.engine.peers import NETWORKS, REFINED, START, load_method
 from napari_shmoareg.engine.refinement import DEFAULT_STEPS
 from napari_shmoareg.engine.registration import register
 from napari_shmoareg.geometry import Transform, VolumePair
@@ -15,7 +15,7 @@ from napari_shmoareg.geometry import Transform, VolumePair
 if TYPE_CHECKING:
     from napari_shmoareg.model import SHMoAReg
 
-OWN = (*NETWORKS, "affine", START)
+OWN = (*NETWORKS, "affine+refine", "affine", START)
 
 
 def evaluated_method(name: str, settings: Mapping[str, Any], network: SHMoAReg | None = None) -> Method:
@@ -25,8 +25,8 @@ def evaluated_method(name: str, settings: Mapping[str, Any], network: SHMoAReg |
     ----------
     name : str
     settings : mapping
-        "affine", "size", "diffeomorphic", "device", "refine", "similarity" and "contrast", as for `register`; the
-        peers take what they know.
+        "affine", "size", "diffeomorphic", "device", "refine", "similarity", "contrast" and "smoothness", as for
+        `register`; the peers take what they know.
     network : SHMoAReg, optional
         For those of `NETWORKS`.
 
@@ -35,16 +35,18 @@ def evaluated_method(name: str, settings: Mapping[str, Any], network: SHMoAReg |
     InputError
         If the method is not known or not installed.
     """
-    if name in NETWORKS:
-        if network is None:
+    if name in (*NETWORKS, *REFINED):
+        if network is None and name in NETWORKS:
             raise ValueError(f"the method '{name}' needs a network")
-        options = {key: settings[key] for key in ("affine", "size", "diffeomorphic", "device", "contrast")}
-        steps = settings["refine"] or (DEFAULT_STEPS if name == "shmoareg+refine" else 0)
+        options = {
+            key: settings[key] for key in ("affine", "size", "diffeomorphic", "device", "contrast", "smoothness")
+        }
+        steps = settings["refine"] or (DEFAULT_STEPS if name in REFINED else 0)
         if steps:
             options |= {"refine": steps, "similarity": settings["similarity"]}
 
         def run(pair: VolumePair) -> Found:
-            registration = register(pair, network, **options)
+            registration = register(pair, network if name in NETWORKS else None, **options)
             matrix = registration.alignment.matrix
             return Found(registration.displacement, matrix, tuple(registration.warnings))
 

@@ -8,6 +8,9 @@ def main() -> None:
     import signal
     from types import FrameType
 
+    from napari_shmoareg.cli.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from napari_shmoareg.cli.application import app
 
     # Asked to end (kill, a cluster's time limit): leave through the same clean-up as Ctrl-C.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,6 @@ from napari_shmoareg.cli.benchmark_folder import (
     write_results,
 )
 from napari_shmoareg.cli.benchmark_options import (
-    REFINED,
     Change,
     check_used,
     chosen_gamma,
@@ -46,6 +45,8 @@ from napari_shmoareg.cli.options import (
     Similarity,
     SimilarityOption,
     Size,
+    Smoothness,
+    SmoothnessOption,
     Weights,
 )
 from napari_shmoareg.cli.tables import show
@@ -73,8 +74,9 @@ def benchmark(
         typer.Option(
             "--methods",
             metavar="A,B,...",
-            help="Of shmoareg, shmoareg+refine, syn, demons, convexadam, affine. syn and convexadam need "
-            'pip install "shmoareg[peers]". The start (headers alone) is always scored.',
+            help="Of shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg (that, ended after "
+            "the seconds of shmoareg's network), affine, demons, syn, greedy, convexadam, unigradicon. The last four "
+            'need pip install "shmoareg[peers]". The start (headers alone) is always scored.',
         ),
     ] = DEFAULT,
     images: Annotated[
@@ -99,13 +101,16 @@ def benchmark(
     ] = None,
     refine: Annotated[
         int | None,
-        typer.Option("--refine", metavar="STEPS", min=1, help="Of shmoareg+refine.", show_default="the engine's"),
+        typer.Option(
+            "--refine", metavar="STEPS", min=1, help="Of the methods that refine.", show_default="the engine's"
+        ),
     ] = None,
     similarity: SimilarityOption = Similarity.auto,
     weights: Weights = None,
     size: Size = None,
     diffeomorphic: DiffeomorphicOption = None,
     contrast: ContrastOption = Contrast.auto,
+    smoothness: SmoothnessOption = Smoothness.accurate,
     device: DeviceOption = Device.auto,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Of every method.", show_default="all")
@@ -128,11 +133,12 @@ def benchmark(
     check_used(
         names,
         refined={"--refine": refine, "--similarity": None if similarity is Similarity.auto else similarity},
-        network={
-            "--weights": weights,
+        network={"--weights": weights},
+        own={
             "--size": size,
             "--diffeomorphic": diffeomorphic,
             "--contrast": None if contrast is Contrast.auto else contrast,
+            "--smoothness": None if smoothness is Smoothness.accurate else smoothness,
         },
     )
     exponent = chosen_gamma(change, gamma)
@@ -147,9 +153,10 @@ def benchmark(
         size=size,
         diffeomorphic=diffeomorphic,
         device=device.value,
-        refine=(refine or default_steps()) if REFINED in names else 0,
+        refine=refine or default_steps(),
         similarity=similarity.value,
         contrast=contrast.value,
+        smoothness=smoothness.value,
         threads=threads or cpus(),
         surface=surface,
         nan=nan,
@@ -181,7 +188,8 @@ def run_all(trials: Sequence[Trial], methods: int, rows: list[dict[str, Any]], o
         pair = number // methods + 1
         if (pair, trial.method) in done:
             continue
-        found: Measured = run_trial(trial)
+        timed, failed = _timed(trial, rows, pair)
+        found: Measured = failed or run_trial(timed)
         row = {
             "pair": pair,
             "moving": printable(stem(trial.moving)),
@@ -192,6 +200,18 @@ def run_all(trials: Sequence[Trial], methods: int, rows: list[dict[str, Any]], o
         write_table(rows, out / ROWS)
         if not quiet:
             typer.echo(f"pair {pair} of {len(trials) // methods}, {trial.method}: {told(found)}", err=True)
+
+
+def _timed(trial: Trial, rows: Sequence[Mapping[str, Any]], pair: int) -> tuple[Trial, Measured | None]:
+    """The trial with the seconds that its refinement may take; why it cannot run, if those are not known."""
+    from napari_shmoareg.engine.peers import TIMED
+
+    if trial.method not in TIMED:
+        return trial, None
+    other = next(row for row in rows if int(row["pair"]) == pair and row["method"] == TIMED[trial.method])
+    if not other["deforming_seconds"]:
+        return trial, {"error": f"{other['method']} failed on this pair, and its seconds were to be taken"}
+    return replace(trial, seconds=float(other["deforming_seconds"])), None
 
 
 def _files(pair: PairFiles) -> dict[str, Any]:

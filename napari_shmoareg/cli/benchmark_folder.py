@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PLAN, ROWS, SUMMARY, PLOT = "benchmark.json", "pairs.csv", "summary.md", "plot.png"
 MEASURED = (
     *("dice", "assd_mm", "hd95_mm", "landmark_mm", "folding_percent", "sdlogj", "seconds", "memory_mib"),
+    "deforming_seconds",
     "labels",
     "error",
 )
@@ -36,7 +37,8 @@ Mean ± SD over pairs (least to most). **Dice**, ASSD and HD95 are means over th
 carried by nearest neighbour in one interpolation, on the fixed grid. **Landmarks** is the mean distance of theirs
 per pair. **Folding** and SDlogJ are of the whole map, the affine included, on the fixed grid. **Seconds** are of
 the method alone: reading, imports and scoring are not in it, the alignment is, and so are the similarities that our
-own method reports. **Memory** is the most that the method's process held until it was done: interpreter, libraries
+own method reports; deforming_seconds in pairs.csv are those of network and refinement alone.
+**Memory** is the most that the method's process held until it was done: interpreter, libraries
 and images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the landmarks where it
 has no labels. Each method ran in a process of its own, one after the other."""
 
@@ -96,7 +98,13 @@ def _is_empty_or_number(cell: str) -> bool:
 
 def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> list[MethodSummary]:
     """Write the rows, summary.md and plot.png; what the rows come to."""
-    from napari_shmoareg.analysis.comparison import comparison_figure, finished_by_all, markdown_table, summarise
+    from napari_shmoareg.analysis.comparison import (
+        comparison_figure,
+        finished_by_all,
+        markdown_table,
+        network_matters,
+        summarise,
+    )
     from napari_shmoareg.io.atomic import writing
     from napari_shmoareg.io.tables import write_table
 
@@ -106,6 +114,8 @@ def write_results(out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[st
     parts = ["# Methods on the same pairs", _progress(rows, plan), markdown_table(summaries)]
     if any(summary.failed for summary in summaries):
         parts += _on_equal_terms(summarise(finished_by_all(rows)))
+    if told := network_matters(rows):
+        parts += ["## Does the network matter?", told]
     parts += [NOTES]
     lacking = dict.fromkeys(f"- pair {r['pair']}: {r['labels']}" for r in rows if "only" in (r.get("labels") or ""))
     if lacking:

@@ -17,8 +17,6 @@ from napari_shmoareg.io.untrusted import user_path
 if TYPE_CHECKING:
     from napari_shmoareg.io.datasets import PairFiles
 
-REFINED = "shmoareg+refine"
-
 
 class Change(StrEnum):
     """What is done to the moving image's intensities."""
@@ -36,37 +34,49 @@ def chosen_methods(text: str) -> list[str]:
     InputError
         If one is not known or not installed.
     """
-    from napari_shmoareg.engine.peers import START, check_available
+    from napari_shmoareg.engine.peers import START, TIMED, check_available
 
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    names = list(dict.fromkeys([START, *(name.strip().lower() for name in text.split(",") if name.strip())]))
     for name in names:
         check_available(name)
-    return list(dict.fromkeys([START, *names]))
+        if name in TIMED and TIMED[name] not in names[: names.index(name)]:
+            raise InputError(
+                f"The method '{name}' takes the seconds of {TIMED[name]}: name that before it in --methods."
+            )
+    return names
 
 
-def check_used(names: Sequence[str], *, refined: Mapping[str, object], network: Mapping[str, object]) -> None:
+def check_used(
+    names: Sequence[str],
+    *,
+    refined: Mapping[str, object],
+    network: Mapping[str, object],
+    own: Mapping[str, object],
+) -> None:
     """Refuse what was asked of a method that does not run.
 
     Parameters
     ----------
     names : sequence of str
         The methods.
-    refined, network : dict of option to value
-        What only `REFINED` uses, and what our networks use; None is not given.
+    refined, network, own : dict of option to value
+        What only `REFINED` uses, what our networks use, and what both use; None is not given.
 
     Raises
     ------
     InputError
         With the option and the method that is missing.
     """
-    from napari_shmoareg.engine.peers import NETWORKS
+    from napari_shmoareg.engine.peers import NETWORKS, REFINED, TIMED
 
-    for options, methods in ((refined, (REFINED,)), (network, NETWORKS)):
+    both = dict.fromkeys((*NETWORKS, *REFINED))
+    for options, methods in ((refined, REFINED), (network, NETWORKS), (own, tuple(both))):
         given = [option for option, value in options.items() if value is not None]
         if given and not set(names) & set(methods):
             raise InputError(
-                f"{' and '.join(given)} would do nothing: --methods names no {' and no '.join(methods)}. Add it there, "
-                "or leave the option out."
+                f"{' and '.join(given)} would do nothing: --methods names no "
+                f"{' and no '.join(name for name in methods if name not in TIMED)}. Add it there, or leave the option "
+                "out."
             )
 
 

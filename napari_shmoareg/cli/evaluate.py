@@ -44,6 +44,8 @@ from napari_shmoareg.cli.options import (
     Similarity,
     SimilarityOption,
     Size,
+    Smoothness,
+    SmoothnessOption,
     Weights,
 )
 from napari_shmoareg.cli.sharding import ProcessesOption, ShardsOption, Sharing
@@ -63,8 +65,8 @@ def evaluate(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="shmoareg, shmoareg+refine, start, affine, demons; syn and convexadam need "
-            'pip install "shmoareg[peers]".',
+            help="shmoareg, shmoareg+refine, affine+refine (no network), start, affine, demons; syn, greedy and "
+            'convexadam need pip install "shmoareg[peers]".',
         ),
     ] = "shmoareg",
     images: Images = None,
@@ -88,6 +90,7 @@ def evaluate(
     refine: RefineOption = 0,
     similarity: SimilarityOption = Similarity.auto,
     contrast: ContrastOption = Contrast.auto,
+    smoothness: SmoothnessOption = Smoothness.accurate,
     device: DeviceOption = Device.auto,
     surface: Annotated[
         bool, typer.Option("--surface/--no-surface", help="Measure surface distances (ASSD, HD95) too.")
@@ -119,7 +122,7 @@ def evaluate(
     options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
     asked = Asked(dataset, run, None if part is None else part.value, options, split, split_seed)
     settings = {"size": size, "diffeomorphic": diffeomorphic, "device": device.value, "refine": refine}
-    settings |= {"similarity": similarity.value, "contrast": contrast.value}
+    settings |= {"similarity": similarity.value, "contrast": contrast.value, "smoothness": smoothness.value}
     settings |= {"surface": surface, "definitions": definitions}
     cluster = None if submit is None else submit.value
     sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)

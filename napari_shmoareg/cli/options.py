@@ -44,6 +44,21 @@ class Contrast(StrEnum):
     match = "match"
 
 
+class Smoothness(StrEnum):
+    """Of the deformation."""
+
+    accurate = "accurate"
+    balanced = "balanced"
+    smooth = "smooth"
+
+
+class Network(StrEnum):
+    """Whether a trained network deforms."""
+
+    auto = "auto"
+    none = "none"
+
+
 class Keep(StrEnum):
     """Which stage of a registration is the result."""
 
@@ -139,6 +154,22 @@ ContrastOption = Annotated[
     typer.Option(
         "--contrast",
         help="match shows the network MOVING in FIXED's contrast; auto does so where they clearly differ.",
+    ),
+]
+SmoothnessOption = Annotated[
+    Smoothness,
+    typer.Option(
+        "--smoothness",
+        help="Of the deformation, the refinement's and the network's: what is smoother overlaps a little less and "
+        "folds less.",
+    ),
+]
+NetworkOption = Annotated[
+    Network,
+    typer.Option(
+        "--network",
+        help="none deforms without a trained network: by --refine from the alignment; without --refine too, the "
+        "alignment is all.",
     ),
 ]
 KeepOption = Annotated[

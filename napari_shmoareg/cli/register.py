@@ -25,11 +25,15 @@ from napari_shmoareg.cli.options import (
     Moving,
     MovingLabels,
     Nan,
+    Network,
+    NetworkOption,
     Quiet,
     RefineOption,
     Similarity,
     SimilarityOption,
     Size,
+    Smoothness,
+    SmoothnessOption,
     Weights,
 )
 from napari_shmoareg.cli.progress import progress
@@ -44,6 +48,8 @@ from napari_shmoareg.cli.results import (
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import show
 from napari_shmoareg.engine.phases import registering
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.weights import NO_NETWORK
 
 
 def register(
@@ -55,6 +61,7 @@ def register(
     moving_labels: MovingLabels = None,
     fixed_labels: FixedLabels = None,
     weights: Weights = None,
+    network: NetworkOption = Network.auto,
     affine: AffineOption = Affine.auto,
     diffeomorphic: DiffeomorphicOption = None,
     device: DeviceOption = Device.auto,
@@ -62,6 +69,7 @@ def register(
     refine: RefineOption = 0,
     similarity: SimilarityOption = Similarity.auto,
     contrast: ContrastOption = Contrast.auto,
+    smoothness: SmoothnessOption = Smoothness.accurate,
     keep: KeepOption = Keep.best,
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")] = True,
     nan: Nan = None,
@@ -76,17 +84,19 @@ def register(
     """
     from napari_shmoareg.io.places import check_new_folder
 
+    if network is Network.none and weights is not None:
+        raise InputError("--weights would do nothing with --network none. Leave one of them out.")
     check_new_folder(out)
-    running = Running(weights, affine, diffeomorphic, device, size, refine, similarity, contrast, keep)
+    running = Running(weights, affine, diffeomorphic, device, size, refine, similarity, contrast, smoothness, keep)
     with progress(quiet, registering(refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io.images import read_pair
         from napari_shmoareg.io.report import write_registration
 
-        name, network = running.network()
+        name, trained = (NO_NETWORK, None) if network is Network.none else running.network()
         report("reading", 0.0)
         pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
-        registration = running.register(pair, network, report)
+        registration = running.register(pair, trained, report)
         found = write_registration(registration, out, weights=name, figures=figures, progress=report)
     for line in cautions_of(found):
         say(line)

@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from napari_shmoareg.cli.tables import results
+from napari_shmoareg.io.weights import NO_NETWORK
 
 
 def result_table(report: Mapping[str, Any]) -> Table:
@@ -79,7 +80,8 @@ def seconds_of(report: Mapping[str, Any]) -> str:
     total = seconds.pop("total", None)
     total = sum(seconds.values()) if total is None else total
     parts = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in seconds.items())
-    return f"Registered in {total:.1f} s ({parts}), with the weights {report['weights']}."
+    by = "without a network" if report["weights"] == NO_NETWORK else f"with the weights {report['weights']}"
+    return f"Registered in {total:.1f} s ({parts}), {by}."
 
 
 def choices_of(report: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from napari_shmoareg.cli.options import Affine, Contrast, Device, Keep, Similarity
+from napari_shmoareg.cli.options import Affine, Contrast, Device, Keep, Similarity, Smoothness
 from napari_shmoareg.cli.progress import Report
 from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
@@ -33,6 +33,7 @@ class Running:
         Steps on the pair itself.
     similarity : Similarity
     contrast : Contrast
+    smoothness : Smoothness
     keep : Keep
         Which stage is the result.
     """
@@ -45,6 +46,7 @@ class Running:
     refine: int = 0
     similarity: Similarity = Similarity.auto
     contrast: Contrast = Contrast.auto
+    smoothness: Smoothness = Smoothness.accurate
     keep: Keep = Keep.best
 
     def network(self) -> tuple[str, SHMoAReg]:
@@ -61,11 +63,13 @@ class Running:
         name, _ = chosen_weights(self.weights, device)
         return name, load_network(name, device=device)
 
-    def register(self, pair: VolumePair, network: SHMoAReg, report: Report) -> Registration:
-        """Register a pair, telling `report` how far it is."""
+    def register(self, pair: VolumePair, network: SHMoAReg | None, report: Report) -> Registration:
+        """Register a pair, by a network or without one, telling `report` how far it is."""
         from napari_shmoareg.engine.registration import register
 
-        _, why = chosen_weights(self.weights, chosen_device(self.device.value))
+        why = "none, as requested"
+        if network is not None:
+            _, why = chosen_weights(self.weights, chosen_device(self.device.value))
         registration = register(
             pair,
             network,
@@ -76,6 +80,7 @@ class Running:
             refine=self.refine,
             similarity=self.similarity.value,
             contrast=self.contrast.value,
+            smoothness=self.smoothness.value,
             keep=self.keep.value,
             progress=report,
         )

@@ -33,8 +33,10 @@ class Trial:
         Paths.
     change, gamma
         As for `change_contrast`, of the moving image.
-    weights, size, diffeomorphic, device, refine, similarity, contrast
-        Of our own network.
+    weights, size, diffeomorphic, device, refine, similarity, contrast, smoothness
+        Of our own methods.
+    seconds : float or None
+        After which the refinement ends.
     threads : int
         For PyTorch, BLAS and ITK.
     surface : bool
@@ -58,6 +60,8 @@ class Trial:
     refine: int = 0
     similarity: str = "auto"
     contrast: str = "auto"
+    smoothness: str = "accurate"
+    seconds: float | None = None
     threads: int = 1
     surface: bool = False
     nan: float | None = None
@@ -117,6 +121,8 @@ def measure(trial: Trial) -> Measured:
     began = time.perf_counter()
     displacement = method.run(pair)
     measured: Measured = {"seconds": time.perf_counter() - began, "memory_mib": peak_memory()}
+    if deforming := getattr(method, "deforming", None):
+        measured["deforming_seconds"] = deforming[-1]
     if pair.moving_labels is not None and pair.fixed_labels is not None:
         measured["labels"] = labels_of(pair).description
     return measured | score(displacement, pair, landmarks, distances=trial.surface)
@@ -140,24 +146,28 @@ def peak_memory() -> float:
 
 def _options(trial: Trial) -> dict[str, Any]:
     """What the method's class takes."""
-    from napari_shmoareg.engine.peers import NETWORKS
+    from napari_shmoareg.engine.peers import NETWORKS, REFINED
 
     if trial.method == "convexadam":
         return {"device": trial.device}
-    if trial.method not in NETWORKS:
+    if trial.method not in (*NETWORKS, *REFINED):
         return {}
     from napari_shmoareg.io.checkpoint import load_network
     from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
-    device = chosen_device(trial.device)
+    device, network = chosen_device(trial.device), None
+    if trial.method in NETWORKS:
+        network = load_network(chosen_weights(trial.weights, device)[0], device=device)
     return {
-        "network": load_network(chosen_weights(trial.weights, device)[0], device=device),
+        "network": network,
         "size": trial.size,
         "diffeomorphic": trial.diffeomorphic,
         "device": trial.device,
-        "refine": trial.refine if trial.method == "shmoareg+refine" else 0,
+        "refine": trial.refine if trial.method in REFINED else 0,
+        "seconds": trial.seconds,
         "similarity": trial.similarity,
         "contrast": trial.contrast,
+        "smoothness": trial.smoothness,
     }
 
 

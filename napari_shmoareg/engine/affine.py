@@ -288,8 +288,9 @@ def _refine(
     transform.SetMatrix(start[:3, :3].ravel().tolist())
     transform.SetTranslation(start[:3, 3].tolist())
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums in one order: the same result at every run
-    method.SetNumberOfWorkUnits(1)
+    units = 2 if correlate else 1  # mutual information sums its parts as they come: with one, always the same result
+    method.SetNumberOfThreads(units)
+    method.SetNumberOfWorkUnits(units)
     if correlate:
         method.SetMetricAsCorrelation()
     else:

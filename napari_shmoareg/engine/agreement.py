@@ -7,6 +7,7 @@ content that the other field of view shows.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,7 +111,8 @@ class CoarseImages:
         volumes = pair.moving, pair.fixed
         extent = max(float(np.ptp(volume.grid.corners(), axis=0).max()) for volume in volumes)
         spacing = max(extent / longest, *(min(volume.grid.spacing) for volume in volumes))
-        return cls(CoarseImage.of(pair.moving, spacing), CoarseImage.of(pair.fixed, spacing))
+        with ThreadPoolExecutor(2) as both:
+            return cls(*both.map(CoarseImage.of, volumes, (spacing, spacing)))
 
     def agreement(self, matrix: Matrix) -> Agreement:
         """Under an affine, fixed world to moving world in mm RAS."""

@@ -38,7 +38,7 @@ class Carried:
 def carry(pair: VolumePair, transform: Transform) -> Carried:
     """Carry the moving image of a pair, and its labels if it has them, onto the fixed image's grid."""
     grid = pair.fixed.grid
-    deformation = Transform(np.eye(4), transform.field).total(grid)  # asked of the network's field once
+    deformation = Transform(np.eye(4), transform.field).total(grid)
     total = deformation.after(transform.affine)
     labels = None if pair.moving_labels is None else total.warp(pair.moving_labels)
     return Carried(total.warp(pair.moving), labels, total, deformation)

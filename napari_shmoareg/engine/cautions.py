@@ -41,7 +41,7 @@ def choose_stage(similarity: Mapping[str, Similarity | None], keep: str = "best"
         stage: 0.0 if (found := similarity[stage]) is None else found.score for stage in STAGES if stage in similarity
     }
     judged = dict(scores)
-    if judged.get("network", 0.0) < judged.get("refined", -1.0) + TRUST:
+    if "network" in judged and judged["network"] < judged.get("refined", -1.0) + TRUST:
         del judged["network"]
     best = max(judged.values())
     kept = next(stage for stage, score in judged.items() if score >= best - MARGIN * (1 - best))
@@ -83,15 +83,16 @@ def cautions(
     found = []
     if settings.get("untrained"):
         found.append("These weights are untrained: nothing is deformed, and what the experts chose means nothing.")
-    last = "refined" if "refined" in similarity else "network"
+    last = next(stage for stage in reversed(STAGES) if stage in similarity)
     scores = {stage: s.score for stage in STAGES if (s := similarity.get(stage)) is not None}
     best = max(scores, key=lambda stage: scores[stage], default=last)
     allowed = TRUST if (best, last) == ("network", "refined") else NOTABLE
     if kept == last and scores.get(last, 0.0) < scores.get(best, 0.0) - allowed:
         found.append(
             f"The last stage made the images less alike: agreement {scores[best]:.3f} {best}, "
-            f"{scores.get(last, 0.0):.3f} {last}. The weights may not fit such images: try another --size, other "
-            "--weights or --keep best."
+            f"{scores.get(last, 0.0):.3f} {last}. "
+            + ("The weights may not fit such images: try" if "network" in similarity else "Try")
+            + " another --size, other --weights or --keep best."
         )
     if kept != last and not settings.get("untrained") and scores.get(last, 0.0) != scores.get(kept):
         what = {

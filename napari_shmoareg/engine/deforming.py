@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from napari_shmoareg.engine.cascade import Cascade, cascade, coarser, to_shape
-from napari_shmoareg.engine.contrast import Relation, relate
+from napari_shmoareg.engine.conform import Conformed
+from napari_shmoareg.engine.contrast import WORTH, Relation, relate
 from napari_shmoareg.engine.local_similarity import LocalCorrelation
 from napari_shmoareg.engine.memory import too_large_for
-from napari_shmoareg.engine.refinement import MEASURES, Refinement, refine
+from napari_shmoareg.engine.refinement import BRIGHTNESS, MEASURES, SMOOTHNESS, Refinement, refine
 from napari_shmoareg.geometry import InputError, field
 from napari_shmoareg.model import SHMoAReg
 
 VISIBLE = 0.5  # share of the anatomy that the local correlation has to see, for "auto" to take it
+ALIKE = 0.5  # correlation of intensities above which their difference tells something
 SIMILARITIES = ("auto", *MEASURES)
 Told = Callable[[float], None]
 
@@ -49,6 +53,18 @@ def check_refinement(steps: int, similarity: str) -> None:
         raise InputError(f"The similarity is one of {', '.join(SIMILARITIES)}; got {similarity!r}.")
 
 
+def check_smoothness(smoothness: str) -> None:
+    """Refuse what is no stop of the dial.
+
+    Raises
+    ------
+    InputError
+        If `smoothness` is none of `SMOOTHNESS`.
+    """
+    if smoothness not in SMOOTHNESS:
+        raise InputError(f"The smoothness is one of {', '.join(SMOOTHNESS)}; got {smoothness!r}.")
+
+
 def choose_similarity(asked: str, relation: Relation, visible: float) -> tuple[Literal["lncc", "mind"], str]:
     """What the refinement compares the images by, and why.
 
@@ -68,7 +84,7 @@ def choose_similarity(asked: str, relation: Relation, visible: float) -> tuple[L
         return ("lncc" if asked == "lncc" else "mind"), f"{asked}, as asked"
     share = f"brightness explains {100 * relation.explained:.0f} % of the variance"
     if relation.unrelated:
-        return "mind", f"mind (self-similarity): little in common as the network left them ({share})"
+        return "mind", f"mind (self-similarity): little in common after the alignment ({share})"
     seen = f"{100 * visible:.0f} % of the anatomy has clear contrast"
     if visible < VISIBLE:
         return "mind", f"mind (self-similarity): only {seen}"
@@ -76,12 +92,25 @@ def choose_similarity(asked: str, relation: Relation, visible: float) -> tuple[L
 
 
 def similarity_for(
-    asked: str, moving: Tensor, fixed: Tensor, displacement: Tensor, backgrounds: tuple[float, float]
-) -> tuple[Literal["lncc", "mind"], str]:
-    """`choose_similarity` of a pair, as the network's displacement brings it together."""
-    warped = field.warp(moving, displacement.to(moving.device), padding="border")
+    asked: str, moving: Tensor, fixed: Tensor, displacement: Tensor | None, backgrounds: tuple[float, float]
+) -> tuple[Literal["lncc", "mind"], float, str]:
+    """`choose_similarity` of a pair, as the network's displacement, or the alignment, brings it together.
+
+    Between the similarity and the reason stands the weight of the difference of intensities (see `Refinement`).
+    """
+    warped = moving
+    if displacement is not None:
+        warped = field.warp(moving, displacement.to(moving.device), padding="border")
     visible = LocalCorrelation(warped, fixed).visible()
-    return choose_similarity(asked, relate(warped, fixed, backgrounds=backgrounds), visible)
+    relation = relate(warped, fixed, backgrounds=backgrounds)
+    measure, reason = choose_similarity(asked, relation, visible)
+    if measure == "lncc" and relation.correlation > ALIKE and relation.bent < WORTH:
+        return (
+            measure,
+            BRIGHTNESS,
+            f"{reason}; with the difference of intensities (correlation {relation.correlation:.2f})",
+        )
+    return measure, 0.0, reason
 
 
 def run_network(
@@ -108,6 +137,53 @@ def run_network(
         network.train(training)
 
 
+def refine_conformed(
+    conformed: Conformed,
+    images: tuple[Tensor, Tensor],
+    backgrounds: tuple[float, float],
+    displacement: Tensor | None,
+    asked: Mapping[str, Any],
+    device: torch.device,
+    told: Told,
+    seconds: float | None = None,
+) -> tuple[Tensor, dict[str, str]]:
+    """Choose by what a conformed pair is compared, and refine it.
+
+    Parameters
+    ----------
+    conformed : Conformed
+    images : Tensors (1, 1, D, H, W)
+        Moving, in the contrast that was chosen for it, and fixed.
+    backgrounds : two floats
+        Brightness of the background of both.
+    displacement : Tensor (1, 3, D, H, W), voxels, or None
+        What the network found.
+    asked : mapping
+        "refine", "similarity", "smoothness" and "diffeomorphic", as of `register`.
+    device, told, seconds
+        As of `refine_on_pair`.
+
+    Returns
+    -------
+    displacement : Tensor (1, 3, D, H, W), voxels, on the CPU
+    choices : dict of str
+        "similarity" and "refinement": what was chosen, and why.
+    """
+    measure, brightness, why = similarity_for(asked["similarity"], *images, displacement, backgrounds)
+    shown = images if measure == "lncc" else (conformed.moving, conformed.fixed)  # mind needs no like contrast
+    settings = Refinement(asked["refine"], measure, elastic=SMOOTHNESS[asked["smoothness"]], brightness=brightness)
+    found = refine_on_pair(
+        *shown,
+        displacement,
+        settings,
+        diffeomorphic=asked["diffeomorphic"],
+        device=device,
+        told=told,
+        seconds=seconds,
+    )
+    return found.displacement, {"similarity": why, "refinement": found.reason}
+
+
 def refine_on_pair(
     moving: Tensor,
     fixed: Tensor,
@@ -117,6 +193,7 @@ def refine_on_pair(
     diffeomorphic: bool,
     device: torch.device,
     told: Told,
+    seconds: float | None = None,
 ) -> Refined:
     """Refine the network's displacement, or none at all where that is the better start.
 
@@ -128,12 +205,15 @@ def refine_on_pair(
     moving, fixed : Tensor (1, 1, D, H, W), in [0, 1]
     displacement : Tensor (1, 3, D, H, W), voxels, or None
         What the network found; None without a network.
+    seconds : float or None
+        After which it ends.
 
     Raises
     ------
     TooLargeError
         If the device's memory ran out.
     """
+    until = math.inf if seconds is None else time.perf_counter() + seconds
     moving, fixed = moving.to(device), fixed.to(device)
     begun, start, first = "the alignment", None, 0
     try:
@@ -147,6 +227,8 @@ def refine_on_pair(
         for step in refine(moving, fixed, start, settings, diffeomorphic=diffeomorphic):
             reached, count = step, first + step.step
             told(step.done)
+            if time.perf_counter() > until:
+                break
         if reached is not None:
             start = reached.displacement(fixed.shape[2:])
         result = torch.zeros((1, 3, *fixed.shape[2:])) if start is None else start.cpu().clone()

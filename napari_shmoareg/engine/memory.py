@@ -23,6 +23,7 @@ AT_ALL = 256 * 2**20
 PER_OUTPUT_VOXEL = 64  # bytes per voxel of the fixed image: fields, warped volumes, Jacobian
 PER_COMPARED_VOXEL = 144  # bytes per voxel of the fixed image beside one run of an experiment; measured 137
 PER_INPUT_VOXEL = 24  # bytes per voxel of moving and fixed: float copies while reading and smoothing
+PER_REFINED_VOXEL = 200  # bytes per voxel of the network grid
 CHECKPOINTED = 9  # the same with checkpointing; measured 3.6 to 8.6
 TRAINING = 10  # times the network's part of one forward pass: both orders, with gradients; measured 6.4 to 9.8
 USABLE = 0.9  # of the memory that is free
@@ -74,9 +75,9 @@ def check_experiment_memory(fixed: Grid) -> None:
 
 
 def check_network_memory(
-    config: SHMoARegConfig, network: Grid, *, moving: Grid, fixed: Grid, device: torch.device
+    config: SHMoARegConfig | None, network: Grid, *, moving: Grid, fixed: Grid, device: torch.device
 ) -> None:
-    """Refuse a network grid that would not fit on the device, and say which would.
+    """Refuse a network grid that would not fit on the device, and say which would; without a network, for refinement.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def check_network_memory(
         free = USABLE * torch.cuda.mem_get_info(device)[0]
     else:
         free = max(0.0, USABLE * psutil.virtual_memory().available - _for_images(moving, fixed))
-    need = estimate_memory(config, network.shape)
+    need = _on_grid(config, network.shape)
     if need > free:
         raise TooLargeError(
             f"The network grid {network.shape} needs about {_gib(need)} of memory on '{device}'; {_gib(free)} are "
@@ -163,10 +164,15 @@ def _for_images(moving: Grid, fixed: Grid) -> int:
     return PER_OUTPUT_VOXEL * prod(fixed.shape) + PER_INPUT_VOXEL * (prod(moving.shape) + prod(fixed.shape))
 
 
-def _advice(config: SHMoARegConfig, shape: Sequence[int], free: float) -> str:
+def _on_grid(config: SHMoARegConfig | None, shape: Sequence[int]) -> int:
+    """Of a network, and of a refinement, which comes after it and needs less than any."""
+    return AT_ALL + PER_REFINED_VOXEL * prod(shape) if config is None else estimate_memory(config, shape)
+
+
+def _advice(config: SHMoARegConfig | None, shape: Sequence[int], free: float) -> str:
     longest = max(shape)
-    for size in range(longest - 1, config.stride - 1, -1):
-        if estimate_memory(config, [ceil(n * size / longest) for n in shape]) <= free:
+    for size in range(longest - 1, (16 if config is None else config.stride) - 1, -1):
+        if _on_grid(config, [ceil(n * size / longest) for n in shape]) <= free:
             return f"About --size {size} (in Python: size={size}) would fit."
     return "No size would fit: use a machine with more memory, or close other programs."
 

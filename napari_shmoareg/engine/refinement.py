@@ -29,10 +29,16 @@ from napari_shmoareg.geometry import InputError, field
 
 DEFAULT_STEPS = 60
 MEASURES = {"lncc": LocalCorrelation, "mind": SelfSimilarity}
-SMOOTHNESS = {"accurate": 0.5, "balanced": 0.6, "smooth": 0.8}  # elastic smoothing, in voxels
+SMOOTHNESS = {"accurate": 0.55, "balanced": 0.7, "smooth": 0.9}  # elastic smoothing, in voxels
+DEFAULT_SMOOTHNESS = "accurate"
+NETWORK_SMOOTHNESS = {"accurate": 0.0, "balanced": 1.0, "smooth": 2.0}  # the same for a network's displacement
+BRIGHTNESS = 10.0  # weight of the difference of intensities, where contrasts are alike
 SMALLEST = 12  # voxels along the longest axis; a level below that shows too little
 PATIENCE = 5  # steps over which a gain is looked for
 STILL = 1e-3  # longest force below which images are equal; it is about 1 to 20 where something has to move
+LEAST_JACOBIAN = 0.05  # of a displacement that shall not fold: between voxels it may be less
+UNFOLD_EVERY = 5  # steps between two looks for folds
+UNFOLDING = 20  # rounds of smoothing, at most
 WINDOWS = (5, 7)  # of the local correlation: on coarser levels, and on the finest
 
 
@@ -56,6 +62,8 @@ class Refinement:
         The same over the displacement after each update: larger is smoother.
     step : float
         Length of the longest update of a level, in its voxels.
+    brightness : float
+        Weight of the squared difference of intensities beside the local correlation, for images of like contrast.
     gain : float
         Share of a level's gain so far that the last five steps have to bring, for it to go on.
 
@@ -71,8 +79,9 @@ class Refinement:
     finest: int = 192
     fluid: float = 1.0
     elastic: float = SMOOTHNESS["accurate"]
-    step: float = 0.5
-    gain: float = 0.03
+    step: float = 1.0
+    brightness: float = 0.0
+    gain: float = 0.01
 
     def __post_init__(self) -> None:
         levels = self.levels
@@ -85,6 +94,7 @@ class Refinement:
             (self.fluid >= 0, "fluid", "at least 0"),
             (self.elastic >= 0, "elastic", "at least 0"),
             (0 < self.step <= 1, "step", "above 0, at most 1"),
+            (self.brightness >= 0, "brightness", "at least 0"),
             (0 <= self.gain < 1, "gain", "at least 0, below 1"),
         )
         for holds, name, wanted in rules:
@@ -141,7 +151,7 @@ def refine(
         What to start from: warped(p) = moving(p + u(p)).  None is the identity.
     settings : Refinement, optional
     diffeomorphic : bool
-        Keep the Jacobian determinant above 0: where an update folds the displacement, it is smoothed.
+        Keep the Jacobian determinant above 0: where an update folds the displacement, it is smoothed there.
 
     Yields
     ------
@@ -179,30 +189,38 @@ class _Force(Protocol):
 
 
 class _LocalCorrelationForce:
-    """Of one minus the mean squared local correlation.
+    """Of one minus the mean squared local correlation, and of the mean squared difference of intensities.
 
     With local means m, variances v and covariance c of fixed F and warped W, the derivative at the centre
-    voxel of c^2 / (v_F v_W) is 2 c / (v_F v_W) (F - m_F - c / v_W (W - m_W)) times the gradient of W.
+    voxel of c^2 / (v_F v_W) is 2 c / (v_F v_W) (F - m_F - c / v_W (W - m_W)) times the gradient of W; that of
+    b / 2 (F - W)^2 is b (F - W) times it.  The second holds where a neighbourhood is too flat to correlate.
     """
 
-    def __init__(self, moving: Tensor, fixed: Tensor, window: int) -> None:
-        self.moving, self.fixed = moving, fixed
+    def __init__(self, moving: Tensor, fixed: Tensor, window: int, brightness: float) -> None:
+        self.moving, self.fixed, self.window, self.brightness = moving, fixed, window, brightness
         self.shape = _shape_of(fixed)
-        self.means = [_box_matrix(n, window, fixed.device) for n in self.shape]
-        self.fixed_mean, square = separable(self.means, torch.stack([fixed, fixed * fixed]))
-        self.fixed_variance = (square - self.fixed_mean**2).clamp_min_(0)
+        self.count = _box(torch.ones((1, *self.shape), device=fixed.device), window)
+        mean, square = _box(torch.stack([fixed, fixed * fixed]), window).div_(self.count)
+        self.fixed_variance = square.sub_(mean * mean).clamp_min_(0)
+        self.fixed_mean = mean
 
     def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
         warped = _pull(self.moving[None], displacement)[0]
-        mean, square, product = separable(self.means, torch.stack([warped, warped * warped, warped * self.fixed]))
+        sums = _box(torch.stack([warped, warped * warped, warped * self.fixed]), self.window)
+        mean, square, product = sums.div_(self.count)
         variance = square.sub_(mean * mean).clamp_min_(0)
         covariance = product.sub_(mean * self.fixed_mean)
-        ratio = covariance / (variance * self.fixed_variance + FLAT)
+        ratio = covariance / (variance * self.fixed_variance).add_(FLAT)
         loss = 1 - float((ratio * covariance).mean())
         faint = FLAT**0.5 / 30  # as much above as below, so that equal images exert no force at all
         slope = covariance.add_(covariance.sign().mul_(faint)).div_(variance.add_(faint))
-        residual = (self.fixed - self.fixed_mean).sub_(slope.mul_(warped - mean))
-        return loss, _gradient(warped).mul_(ratio.mul_(residual).mul_(2))
+        residual = (self.fixed - self.fixed_mean).sub_(slope.mul_(mean.neg_().add_(warped)))
+        factor = ratio.mul_(residual).mul_(2)
+        if self.brightness:
+            difference = self.fixed - warped
+            loss += self.brightness / 2 * float(difference.square().mean())
+            factor.add_(difference, alpha=self.brightness)
+        return loss, _gradient(warped).mul_(factor)
 
 
 class _SelfSimilarityForce:
@@ -240,12 +258,10 @@ class _Level:
             images = [_to_shape(image[0, 0].float(), shape) for image in (moving, fixed)]
             self.force: _Force
             if settings.similarity == "lncc":
-                self.force = _LocalCorrelationForce(images[0], images[1], WINDOWS[1] if finest else WINDOWS[0])
+                window = WINDOWS[1] if finest else WINDOWS[0]
+                self.force = _LocalCorrelationForce(images[0], images[1], window, settings.brightness)
             else:
                 self.force = _SelfSimilarityForce(images[0], images[1])
-            device = fixed.device
-            self.fluid = [_gaussian_matrix(n, settings.fluid, device) for n in self.force.shape]
-            self.elastic = [_gaussian_matrix(n, settings.elastic, device) for n in self.force.shape]
             self.field = rescale(start, self.force.shape)
 
     def run(self, diffeomorphic: bool) -> Iterator[tuple[float, float]]:
@@ -267,26 +283,27 @@ class _Level:
                     best = self.field
                 losses.append(loss)
                 spent = number >= PATIENCE and losses[-1 - PATIENCE] - loss < self.settings.gain * (losses[0] - loss)
-                update = separable(self.fluid, force)
+                update = _gaussian(force, self.settings.fluid)
                 peak = float(update.square().sum(0).max().sqrt())
                 longest = max(longest, peak)
                 if spent or peak < STILL:
                     break
-                self.field = self._composed(update.mul_(self.settings.step / longest), diffeomorphic)
+                moved = _composed(self.field, update.mul_(self.settings.step / longest))
+                self.field = _gaussian(moved, self.settings.elastic)
+                if diffeomorphic and number % UNFOLD_EVERY == UNFOLD_EVERY - 1:
+                    self.field = _unfolded(self.field)
             yield (number + 1) / self.settings.steps, loss
         with torch.inference_mode():
             if losses and self.force(self.field)[0] > min(losses):
                 self.field = best
+            if diffeomorphic:
+                self.field = _unfolded(self.field)
 
-    def _composed(self, update: Tensor, diffeomorphic: bool) -> Tensor:
-        found = separable(self.elastic, _pull(self.field, update).add_(update))
-        if not diffeomorphic:
-            return found
-        for _ in range(10):
-            if float(field.jacobian_determinant(found[None]).min()) > 0:
-                return found
-            found = separable([_gaussian_matrix(n, 1.0, found.device) for n in self.force.shape], found)
-        return self.field
+
+def smoothed(displacement: Tensor, smoothness: str) -> Tensor:
+    """A network's displacement (1, 3, D, H, W) as smooth as a stop of `NETWORK_SMOOTHNESS` says."""
+    with torch.inference_mode():
+        return _gaussian(displacement[0].float(), NETWORK_SMOOTHNESS[smoothness])[None]
 
 
 def separable(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
@@ -340,24 +357,67 @@ def _gradient(image: Tensor) -> Tensor:
     return result
 
 
-def _box_matrix(n: int, window: int, device: torch.device) -> Tensor:
-    """Mean over what of a window lies on an axis of n voxels, (n, n)."""
-    index = torch.arange(n, device=device)
-    near = ((index[:, None] - index).abs() <= window // 2).float()
-    return near / near.sum(dim=1, keepdim=True)
+def _composed(displacement: Tensor, update: Tensor) -> Tensor:
+    """The displacement u after an update v of a voxel at most, u(p + v) + v, to first order: u + (du/dp) v + v."""
+    result = displacement + update
+    for axis, along in enumerate(update):
+        n = displacement.shape[axis + 1]
+        if n == 1:
+            continue
+        change = displacement.narrow(axis + 1, 2, n - 2) - displacement.narrow(axis + 1, 0, n - 2)
+        result.narrow(axis + 1, 1, n - 2).addcmul_(change, along.narrow(axis, 1, n - 2), value=0.5)
+        for end, inner in ((0, 1), (n - 1, n - 2)):
+            outward = (displacement.select(axis + 1, end) - displacement.select(axis + 1, inner)) * (end - inner)
+            result.select(axis + 1, end).addcmul_(outward, along.select(axis, end))
+    return result
 
 
-def _gaussian_matrix(n: int, sigma: float, device: torch.device) -> Tensor:
-    """Gaussian smoothing along an axis of n voxels, edges repeated, (n, n)."""
-    if sigma == 0 or n == 1:
-        return torch.eye(n, device=device)
+def _unfolded(displacement: Tensor) -> Tensor:
+    """A displacement smoothed where it folds, and around there, until it does not; everywhere if that is not enough."""
+    for number in range(UNFOLDING):
+        folded = field.jacobian_determinant(displacement[None])[0] < LEAST_JACOBIAN
+        if not bool(folded.any()):
+            break
+        share = _gaussian((_box(folded.float(), 5) > 0).float(), 1.0) if number < UNFOLDING // 2 else 1.0
+        displacement = displacement + share * (_gaussian(displacement, 1.0) - displacement)
+    return displacement
+
+
+def _box(values: Tensor, window: int) -> Tensor:
+    """Sums over what of a window lies within the grid, of values (C, D, H, W)."""
+    for axis in (1, 2, 3):
+        n, sums = values.shape[axis], values.clone()
+        for offset in range(1, min(window // 2, n - 1) + 1):
+            sums.narrow(axis, 0, n - offset).add_(values.narrow(axis, offset, n - offset))
+            sums.narrow(axis, offset, n - offset).add_(values.narrow(axis, 0, n - offset))
+        values = sums
+    return values
+
+
+def _gaussian(values: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of values (C, D, H, W), edges repeated.
+
+    As sums of shifted copies: for few weights several times faster than convolutions of one channel.
+    """
+    if sigma == 0:
+        return values
     reach = max(1, int(3 * sigma + 0.5))
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
-    kernel /= kernel.sum()
-    matrix, rows = torch.zeros(n, n, dtype=torch.float64), torch.arange(n)
-    for offset, weight in zip(range(-reach, reach + 1), kernel, strict=True):
-        matrix.index_put_((rows, (rows + offset).clamp(0, n - 1)), weight.expand(n), accumulate=True)
-    return matrix.float().to(device)
+    kernel = torch.exp(-0.5 * (torch.arange(reach + 1, dtype=torch.float64) / sigma) ** 2)
+    weights = (kernel / (2 * kernel.sum() - kernel[0])).tolist()
+    for axis in (1, 2, 3):
+        n = values.shape[axis]
+        if n == 1:
+            continue
+        first, last = values.narrow(axis, 0, 1), values.narrow(axis, n - 1, 1)
+        smooth = values * weights[0]
+        for offset, weight in enumerate(weights[1:], 1):
+            inner, outer = max(n - offset, 0), min(offset, n)
+            smooth.narrow(axis, 0, inner).add_(values.narrow(axis, n - inner, inner), alpha=weight)
+            smooth.narrow(axis, n - inner, inner).add_(values.narrow(axis, 0, inner), alpha=weight)
+            smooth.narrow(axis, 0, outer).add_(first, alpha=weight)
+            smooth.narrow(axis, n - outer, outer).add_(last, alpha=weight)
+        values = smooth
+    return values
 
 
 def _area_matrix(new: int, old: int, device: torch.device) -> Tensor:

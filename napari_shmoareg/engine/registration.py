@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from napari_shmoareg.engine.affine import Alignment, align
 from napari_shmoareg.engine.carrying import carry
@@ -19,14 +20,14 @@ from napari_shmoareg.engine.conform import Conformed, check_size, conform
 from napari_shmoareg.engine.contrast import check_mode, match_contrast
 from napari_shmoareg.engine.deforming import (
     check_refinement,
-    refine_on_pair,
+    check_smoothness,
+    refine_conformed,
     run_network,
-    similarity_for,
 )
 from napari_shmoareg.engine.device import find_device
 from napari_shmoareg.engine.intensity import background_of
 from napari_shmoareg.engine.memory import check_images_memory, check_network_memory
-from napari_shmoareg.engine.refinement import Refinement
+from napari_shmoareg.engine.refinement import DEFAULT_SMOOTHNESS, smoothed
 from napari_shmoareg.engine.similarity import Similarity
 from napari_shmoareg.engine.similarity import similarity as alikeness
 from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
@@ -34,6 +35,7 @@ from napari_shmoareg.model import RoutingTrace, SHMoAReg
 
 Progress = Callable[[str, float], None]
 
+SIZE = 160  # voxels along the longest axis of the grid, without a network: as of the shipped weights
 PHASES = ("align", "conform", "network", "refine", "measure", "warp")
 
 
@@ -56,14 +58,14 @@ class Registration:
     jacobian : Volume
         det(I + dd/dx) of the deformation alone (without the affine), on the fixed grid; 0 or less is folding.
     routing : RoutingTrace
-        What every gate chose in the last pass (see `cascade`), detached, on the CPU.
+        What every gate chose in the last pass (see `cascade`), detached, on the CPU; empty without a network.
     network_grid : Grid
-        Where the network worked, in the fixed world.
+        Where network and refinement worked, in the fixed world.
     alignment : Alignment
         The affine, and why it is what it is.
     similarity : dict of Similarity or None
-        "before" (the headers alone), "affine", "after" (as kept); with a refinement "network" and "refined"
-        too, without one "network".  None where the images did not meet.
+        "before" (the headers alone), "affine", "after" (as kept); "network" and "refined" where these ran.
+        None where the images did not meet.
     kept : {"before", "affine", "network", "refined"}
         Which stage the transform is of: the one under which the images agree best (see `choose_stage`).
     choices : dict of str
@@ -103,7 +105,7 @@ class Registration:
 
 def register(
     pair: VolumePair,
-    network: SHMoAReg,
+    network: SHMoAReg | None,
     *,
     affine: str = "auto",
     size: int | str | None = None,
@@ -112,7 +114,9 @@ def register(
     refine: int = 0,
     similarity: str = "auto",
     contrast: str = "auto",
+    smoothness: str = DEFAULT_SMOOTHNESS,
     keep: str = "best",
+    refine_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Registration:
     """Register the moving image of a pair onto the fixed one.
@@ -121,15 +125,15 @@ def register(
     ----------
     pair : VolumePair
         Any orientation, spacing, dtype, size and field of view.
-    network : SHMoAReg
-        Is moved to the device and stays there.
+    network : SHMoAReg or None
+        Is moved to the device and stays there.  None: alignment and, with `refine`, refinement only.
     affine : {"auto", "rigid", "affine", "none"}
         Alignment before the network (see `align`).
     size : int, "native" or None
         Voxels along the longest axis of the network grid (see `network_grid`); None takes
-        what the weights are meant for.
+        what the weights are meant for, 160 without a network.
     diffeomorphic : bool or None
-        None: as the network's config says.
+        None: as the network's config says; without a network, diffeomorphic.
     device : {"auto", "cpu", "cuda"}
         "auto" takes a GPU where there is one.
     refine : int
@@ -138,9 +142,13 @@ def register(
         What the refinement compares by; "auto" looks at the contrasts.
     contrast : {"auto", "keep", "match"}
         Whether the network sees the moving image in the fixed one's contrast (see `match_contrast`).
+    smoothness : {"accurate", "balanced", "smooth"}
+        Of the deformation: what is smoother overlaps a little less and folds less (see `SMOOTHNESS`).
     keep : {"best", "last"}
         "best": of the headers, the alignment, the network and the refinement, the one under which the images
         agree best (see `choose_stage`); "last": the last of them in any case.
+    refine_seconds : float or None
+        End the refinement after so many seconds; the result then depends on the machine's speed.
     progress : callable or None
         Called with a phase ("align", "conform", "network", "refine", "measure", "warp") and a fraction
         of it; what it raises ends the work and comes out here.
@@ -158,37 +166,37 @@ def register(
     TooLargeError
         If memory would not suffice.
     """
-    config, where = network.config, find_device(device)
-    size = config.size if size is None else size
-    diffeomorphic = config.diffeomorphic if diffeomorphic is None else diffeomorphic
-    _check_options(size, contrast, refine, similarity, keep)
+    config, where = None if network is None else network.config, find_device(device)
+    size = size if size is not None else SIZE if config is None else config.size
+    diffeomorphic = diffeomorphic if diffeomorphic is not None else config is None or config.diffeomorphic
+    _check_options(size, contrast, refine, similarity, smoothness, keep)
     asked = {"affine": affine, "size": size, "diffeomorphic": diffeomorphic}
-    asked |= {"refine": refine, "similarity": similarity, "contrast": contrast, "keep": keep}
-    grid = pair.fixed.grid
-    check_images_memory(pair.moving.grid, grid)
+    asked |= {"refine": refine, "similarity": similarity, "contrast": contrast, "smoothness": smoothness, "keep": keep}
+    check_images_memory(pair.moving.grid, pair.fixed.grid)
     seconds: dict[str, float] = {}
     phase = partial(_phase, seconds, progress)
     with phase("align"):
         alignment = align(pair, affine, progress=progress)
     with phase("conform"):
         conformed = conform(pair, size=size, affine=alignment.matrix)
-        check_network_memory(config, conformed.grid, moving=pair.moving.grid, fixed=grid, device=where)
+        check_network_memory(config, conformed.grid, moving=pair.moving.grid, fixed=pair.fixed.grid, device=where)
         empty = background_of(pair.moving), background_of(pair.fixed)
         matched = match_contrast(conformed.moving, conformed.fixed, contrast, backgrounds=empty)
         choices = {"affine": alignment.reason, "contrast": matched.reason}
         images = matched.moving, conformed.fixed
-    with phase("network") as told:
-        found = run_network(network, *images, diffeomorphic=diffeomorphic, device=where, told=told)
-        routing = found.last.routing.detached()
-    fields = {"network": found.displacement}
+    routing, passes = RoutingTrace(()), list[float]()
+    fields: dict[str, Tensor] = {}
+    if network is not None:
+        with phase("network") as told:
+            found = run_network(network, *images, diffeomorphic=diffeomorphic, device=where, told=told)
+            routing, passes = found.last.routing.detached(), list(found.passes)
+            fields["network"] = smoothed(found.displacement, smoothness)
     if refine:
         with phase("refine") as told:
-            measure, choices["similarity"] = similarity_for(similarity, *images, found.displacement, empty)
-            shown = images if measure == "lncc" else (conformed.moving, conformed.fixed)  # mind needs no like contrast
-            plan = Refinement(steps=refine, similarity=measure)
-            fields["refined"], choices["refinement"] = refine_on_pair(
-                *shown, found.displacement, plan, diffeomorphic=diffeomorphic, device=where, told=told
+            fields["refined"], more = refine_conformed(
+                conformed, images, empty, fields.get("network"), asked, where, told, refine_seconds
             )
+            choices |= more
     with phase("measure"):
         stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix)}
         stages |= {name: conformed.transform(u) for name, u in fields.items()}
@@ -211,20 +219,24 @@ def register(
         kept=kept,
         choices=choices,
         seconds=seconds,
-        settings={
-            **asked,
-            "device": str(where),
-            "network": config.to_dict(),
-            "passes": list(found.passes),
-            "untrained": network.untrained,
-        },
+        settings=_settings(asked, where, network, passes),
     )
 
 
-def _check_options(size: int | str, contrast: str, refine: int, similarity: str, keep: str) -> None:
+def _settings(
+    asked: dict[str, Any], device: torch.device, network: SHMoAReg | None, passes: list[float]
+) -> dict[str, Any]:
+    """What was asked for, and what it came to."""
+    config = {} if network is None else network.config.to_dict()
+    untrained = network is not None and network.untrained
+    return {**asked, "device": str(device), "network": config, "passes": passes, "untrained": untrained}
+
+
+def _check_options(size: int | str, contrast: str, refine: int, similarity: str, smoothness: str, keep: str) -> None:
     check_size(size)
     check_mode(contrast)
     check_refinement(refine, similarity)
+    check_smoothness(smoothness)
     check_keep(keep)
 
 
@@ -232,7 +244,10 @@ def _compare(
     pair: VolumePair, stages: dict[str, Transform], keep: str
 ) -> tuple[dict[str, Similarity | None], str, str]:
     """The similarity under every stage, and "after" as kept; the stage that is kept; and why."""
-    alike = {name: alikeness(pair, stage) for name, stage in stages.items()}
+    alike = {"before": alikeness(pair, stages["before"])}
+    for name, stage in stages.items():
+        still = stage.field is None and np.array_equal(stage.affine, np.eye(4))
+        alike[name] = alike["before"] if still else alikeness(pair, stage)
     kept, why = choose_stage(alike, keep)
     return alike | {"after": alike[kept]}, kept, why
 

@@ -21,6 +21,7 @@ from napari_shmoareg.engine.conform import Conformed, conform
 from napari_shmoareg.engine.contrast import match_contrast
 from napari_shmoareg.engine.intensity import background_of
 from napari_shmoareg.engine.memory import check_images_memory, check_network_memory, too_large_for
+from napari_shmoareg.engine.refinement import DEFAULT_SMOOTHNESS, smoothed
 from napari_shmoareg.geometry import Grid, VolumePair, field
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
 from napari_shmoareg.model.network import Encoded
@@ -41,6 +42,8 @@ class Replay:
     passes : tuple of float
         Those that run (see `cascade`).
     diffeomorphic : bool
+    smoothness : str
+        Of the displacement, as the registration had it.
     """
 
     network: SHMoAReg
@@ -49,6 +52,7 @@ class Replay:
     start: Tensor | None
     passes: tuple[float, ...]
     diffeomorphic: bool
+    smoothness: str = DEFAULT_SMOOTHNESS
 
     @classmethod
     def of(
@@ -69,8 +73,8 @@ class Replay:
         affine : (4, 4) array or None
             Fixed world to moving world, mm RAS: ``registration.alignment.matrix``; None trusts the headers.
         settings : mapping, optional
-            ``registration.settings``, or those of a report: size, diffeomorphic, contrast.  What is not said
-            is as the network's config has it.  A refinement is not made again.
+            ``registration.settings``, or those of a report: size, diffeomorphic, contrast, smoothness.  What is
+            not said is as the network's config has it.  A refinement is not made again.
 
         Raises
         ------
@@ -93,7 +97,8 @@ class Replay:
         with _evaluating(network, conformed.grid) as device:
             images = conformed.moving.to(device), conformed.fixed.to(device)
             start, passes = before_last(network, *images, diffeomorphic=diffeomorphic)
-        return cls(network, pair, conformed, start, passes, diffeomorphic)
+        smoothness = asked.get("smoothness") or DEFAULT_SMOOTHNESS
+        return cls(network, pair, conformed, start, passes, diffeomorphic, smoothness)
 
     @property
     def grid(self) -> Grid:
@@ -142,7 +147,7 @@ class Replay:
             last: NetworkOutput = self.network.decode(here, diffeomorphic=self.diffeomorphic)
             start = self._start_on(device)
             displacement = last.displacement if start is None else field.compose(start, last.displacement)
-            return displacement.cpu(), last.routing.detached()
+            return smoothed(displacement, self.smoothness).cpu(), last.routing.detached()
 
     def _start_on(self, device: torch.device) -> Tensor | None:
         """The start where the network is by now: it may have been moved."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SHARED = 1 << 16  # positions from which threads share them
+
 
 def identity(shape: tuple[int, int, int] | torch.Size, device: torch.device | str = "cpu") -> Tensor:
     """Voxel positions (1, 3, D, H, W) of a grid, float32."""
@@ -43,7 +45,23 @@ def sample(image: Tensor, positions: Tensor, *, mode: str = "bilinear", padding:
         position = positions.to(kind)
         scaled = [2 * position[:, axis] / max(n - 1, 1) - 1 for axis, n in enumerate(image.shape[2:])]
         grid = torch.stack(scaled[::-1], dim=-1)
-        return F.grid_sample(image.to(kind), grid, mode=mode, padding_mode=padding, align_corners=True)
+        return _grid_sample(image.to(kind), grid, mode, padding)
+
+
+def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+    """`grid_sample`; on a CPU it runs one thread per image of a batch, so that of one image each takes a part."""
+    count, depth = torch.get_num_threads(), grid.shape[1]
+    alone = len(image) == 1 and grid.device.type == "cpu" and not (torch.is_grad_enabled() and grid.requires_grad)
+    if not alone or count == 1 or depth < count or grid[..., 0].numel() < SHARED or image.requires_grad:
+        return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+    cut = depth - depth % count
+    pieces = []
+    for piece in (grid[:, :cut].unflatten(1, (count, -1))[0], grid[:, cut:]):
+        if piece.shape[1]:
+            batch = image.expand(len(piece), *image.shape[1:])
+            found = F.grid_sample(batch, piece, mode=mode, padding_mode=padding, align_corners=True)
+            pieces.append(found.transpose(0, 1).flatten(1, 2)[None])
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
 
 def warp(image: Tensor, displacement: Tensor, *, mode: str = "bilinear", padding: str = "zeros") -> Tensor:

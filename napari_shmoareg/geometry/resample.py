@@ -6,7 +6,7 @@ along axis 0, so that memory stays bounded whatever the size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -41,16 +41,27 @@ def turn_vectors(matrix: ArrayLike, vectors: ArrayLike) -> Points:
     return np.einsum("...j,ij->...i", np.asarray(vectors, dtype=np.float64), linear)
 
 
+def lattice(matrix: ArrayLike, start: int, shape: Sequence[int]) -> Points:
+    """The voxels (i, j, k) of a slab, i from `start`, moved by a 4x4 matrix: (n, J, K, 3)."""
+    m = np.asarray(matrix, dtype=np.float64)
+    result = np.empty((*shape, 3))
+    i, j, k = np.ogrid[start : start + shape[0], : shape[1], : shape[2]]
+    for axis, (a, b, c, offset) in enumerate(m[:3]):
+        result[..., axis] = (a * i + offset) + (b * j + c * k)
+    return result
+
+
 def slabs(grid: Grid, limit: int = SLAB_POINTS) -> Iterator[tuple[slice, Points]]:
     """Pieces of a grid along axis 0: the slice, and the world points (n, J, K, 3) in mm of its voxels."""
+    for part in parts(grid, limit):
+        yield part, lattice(grid.affine, part.start, (part.stop - part.start, *grid.shape[1:]))
+
+
+def parts(grid: Grid, limit: int = SLAB_POINTS) -> Iterator[slice]:
+    """The slices of `slabs`."""
     thickness = max(1, limit // (grid.shape[1] * grid.shape[2]))
-    rest = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape[1:]], indexing="ij"), -1)
     for start in range(0, grid.shape[0], thickness):
-        stop = min(start + thickness, grid.shape[0])
-        index = np.empty((stop - start, *rest.shape[:2], 3))
-        index[..., 0] = np.arange(start, stop)[:, None, None]
-        index[..., 1:] = rest
-        yield slice(start, stop), apply_affine(grid.affine, index)
+        yield slice(start, min(start + thickness, grid.shape[0]))
 
 
 def inside(grid: Grid, points: Points) -> NDArray[np.bool_]:
@@ -80,14 +91,26 @@ def pull(volume: Volume, grid: Grid, points: Points | Callable[[Points], Points]
     Volume
         On `grid`.
     """
-    if callable(points):
-        return _pull(volume, grid, lambda part, place: points(place), background(volume))
-    return _pull(volume, grid, lambda part, place: points[part], background(volume))
+
+    def where(part: slice) -> Points:
+        if not callable(points):
+            return apply_affine(volume.grid.inverse, points[part])
+        place = lattice(grid.affine, part.start, (part.stop - part.start, *grid.shape[1:]))
+        return apply_affine(volume.grid.inverse, points(place))
+
+    return _pull(volume, grid, where, background(volume))
 
 
 def pull_by(volume: Volume, grid: Grid, vectors: NDArray[np.floating]) -> Volume:
     """As `pull`, at the grid's own points moved by vectors (I, J, K, 3) in mm RAS."""
-    return _pull(volume, grid, lambda part, place: place + vectors[part], background(volume))
+    there = volume.grid.inverse @ grid.affine
+
+    def where(part: slice) -> Points:
+        index = lattice(there, part.start, vectors[part].shape[:3])
+        index += turn_vectors(volume.grid.inverse, vectors[part])
+        return index
+
+    return _pull(volume, grid, where, background(volume))
 
 
 def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | None = None) -> Volume:
@@ -116,8 +139,15 @@ def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | Non
         outside = background(volume)
         if sigma.any():
             volume = _smoothed(volume, sigma, volume.grid.to_index(apply_affine(matrix, grid.corners())))
-        return _pull(volume, grid, lambda part, place: apply_affine(matrix, place), outside)
-    return pull(volume, grid, lambda points: apply_affine(matrix, points))
+    else:
+        outside = background(volume)
+    there = volume.grid.inverse @ matrix @ grid.affine
+    return _pull(
+        volume,
+        grid,
+        lambda part: lattice(there, part.start, (part.stop - part.start, *grid.shape[1:])),
+        outside,
+    )
 
 
 def _smoothed(volume: Volume, sigma: NDArray[np.float64], corners: Points) -> Volume:
@@ -130,12 +160,13 @@ def _smoothed(volume: Volume, sigma: NDArray[np.float64], corners: Points) -> Vo
     return Volume(smooth, volume.grid.crop(first.tolist(), smooth.shape), volume.name)
 
 
-def _pull(volume: Volume, grid: Grid, where: Callable[[slice, Points], Points], outside: float) -> Volume:
+def _pull(volume: Volume, grid: Grid, where: Callable[[slice], Points], outside: float) -> Volume:
+    """The values at voxel indices (n, J, K, 3) of the volume, that `where` gives for each slab of `grid`."""
     kind = volume.values.dtype if volume.is_labels else volume.float_type
     values = np.empty(grid.shape, dtype=kind)
     image = None if volume.is_labels else _tensor(volume.values, kind)
-    for part, place in slabs(grid):
-        index = apply_affine(volume.grid.inverse, where(part, place))
+    for part in parts(grid):
+        index = where(part)
         if image is None:
             values[part] = _nearest(volume.values, index)
         else:

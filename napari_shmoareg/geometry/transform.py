@@ -16,7 +16,16 @@ from torch import Tensor
 from napari_shmoareg.geometry.errors import InputError
 from napari_shmoareg.geometry.field import jacobian_determinant, sample
 from napari_shmoareg.geometry.grid import Grid
-from napari_shmoareg.geometry.resample import Points, apply_affine, pull, pull_by, slabs, turn_vectors
+from napari_shmoareg.geometry.resample import (
+    Points,
+    apply_affine,
+    lattice,
+    parts,
+    pull,
+    pull_by,
+    slabs,
+    turn_vectors,
+)
 from napari_shmoareg.geometry.volume import Volume
 
 
@@ -82,10 +91,36 @@ class DisplacementField:
 
     def after(self, affine: NDArray[np.float64]) -> DisplacementField:
         """The field, on the same grid, of this displacement followed by an affine: A(x + d(x)) - x."""
+        matrix = np.asarray(affine, dtype=np.float64)
+        if np.array_equal(matrix, np.eye(4)):
+            return self
         vectors = np.empty_like(self.vectors)
-        for part, points in slabs(self.grid):
-            vectors[part] = apply_affine(affine, points + self.vectors[part]) - points
+        away = (matrix - np.eye(4)) @ self.grid.affine
+        for part in parts(self.grid):
+            moved = turn_vectors(matrix, self.vectors[part])
+            moved += lattice(away, part.start, moved.shape[:3])
+            vectors[part] = moved
         return DisplacementField(vectors, self.grid)
+
+    def on(self, grid: Grid) -> DisplacementField:
+        """The displacement on another grid, as `at` its points: linear in between, beyond the edge that of the edge."""
+        if self.grid == grid:
+            return self
+        axes = _shared_axes(self.grid, grid)
+        if axes is None:
+            vectors = np.empty((*grid.shape, 3), dtype=np.float32)
+            for part, points in slabs(grid):
+                vectors[part] = self.at(points)
+            return DisplacementField(vectors, grid)
+        there = self.grid.inverse @ grid.affine
+        values = torch.from_numpy(self.vectors).permute(3, *np.argsort(axes))  # axes as those of the other grid
+        for along, own in enumerate(np.argsort(axes)):
+            places = there[own, along] * np.arange(grid.shape[along]) + there[own, 3]
+            matrix = torch.from_numpy(_linear_weights(places, self.grid.shape[own]))
+            values = torch.tensordot(
+                values, matrix, dims=([1], [1])
+            )  # which puts the new axis last, the next one first
+        return DisplacementField(values.permute(1, 2, 3, 0).contiguous().numpy(), grid)
 
     def warp(self, volume: Volume) -> Volume:
         """A volume pulled onto the field's own grid: its values at x + d(x), by one interpolation."""
@@ -158,10 +193,9 @@ class Transform:
 
     def total(self, grid: Grid) -> DisplacementField:
         """The whole transform as one field on `grid`: D(x) = T(x) - x."""
-        vectors = np.empty((*grid.shape, 3), dtype=np.float32)
-        for part, points in slabs(grid):
-            vectors[part] = self.map_points(points) - points
-        return DisplacementField(vectors, grid)
+        if self.field is not None:
+            return self.field.on(grid).after(self.affine)
+        return DisplacementField(np.zeros((*grid.shape, 3), dtype=np.float32), grid).after(self.affine)
 
 
 def warp_volume(volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False) -> Volume:
@@ -184,6 +218,29 @@ def warp_volume(volume: Volume, reference: Grid, transform: Transform, *, invers
         Outside the volume's field of view images take its background, labels 0.
     """
     return pull(volume, reference, transform.inverse_points if inverse else transform.map_points)
+
+
+def _shared_axes(one: Grid, other: Grid) -> list[int] | None:
+    """For each axis of a grid the axis of another that runs along it, to 1e-4 of its voxels; None if one has none."""
+    linear = (one.inverse @ other.affine)[:3, :3]
+    axes = [int(a) for a in np.abs(linear).argmax(axis=1)]
+    rest = np.abs(linear)
+    rest[range(3), axes] = 0
+    if sorted(axes) != [0, 1, 2] or (rest * np.array(other.shape)).max() > 1e-4:
+        return None
+    return axes
+
+
+def _linear_weights(places: Points, n: int) -> NDArray[np.float32]:
+    """Linear interpolation between n values on an axis, (places, n); beyond the ends that of the end."""
+    inside = np.clip(places, 0, n - 1)
+    low = np.minimum(inside.astype(int), max(n - 2, 0))
+    matrix = np.zeros((len(places), n), dtype=np.float32)
+    rows = np.arange(len(places))
+    matrix[rows, low] = 1 - (inside - low)
+    if n > 1:
+        matrix[rows, low + 1] = inside - low
+    return matrix
 
 
 def _solve(field: DisplacementField, targets: Points, iterations: int = 100) -> Points:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,15 +93,17 @@ def write_registration(
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
         quality = measure(registration)
         report = build_report(registration, quality, load, weights=weights, extra=extra)
-        tell("writing images", 0.4)
-        write_inputs(registration.pair, place / "inputs")
-        _write_images(registration, place)
-        tell("writing expert maps", 0.7)
-        _write_experts(registration, place / "experts")
-        if figures:
-            tell("drawing", 0.8)
-            _write_figures(registration, quality, load, place / "figures", weights)
-        write_summary(place, report, load)
+        with ThreadPoolExecutor(1) as beside:
+            tell("writing images", 0.4)
+            drawn = figures and beside.submit(_write_figures, registration, quality, load, place / "figures", weights)
+            write_inputs(registration.pair, place / "inputs")
+            _write_images(registration, place)
+            tell("writing expert maps", 0.7)
+            _write_experts(registration, place / "experts")
+            write_summary(place, report, load)
+            if drawn:
+                tell("drawing", 0.8)
+                drawn.result()
     tell("done", 1.0)
     return report
 

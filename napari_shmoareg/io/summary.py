@@ -273,6 +273,8 @@ def plain(value: Any) -> Any:
 
 def _passes(passes: Sequence[float]) -> str:
     """Of which run of the network the expert maps and loads are."""
+    if not passes:
+        return "no network"
     if len(passes) == 1:
         return "the network's only pass"
     return f"the last of {len(passes)} passes: it chose on what the earlier ones had left over"

@@ -10,6 +10,7 @@ from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.untrusted import user_path
 
 LARGE, SMALL = "paper", "small"  # by the preset: for a GPU, for a CPU
+NO_NETWORK = "none"  # in place of weights, where no network deforms
 
 
 def chosen_weights(asked: str | None, device: str = "cpu") -> tuple[str, str]:

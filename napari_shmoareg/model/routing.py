@@ -113,7 +113,8 @@ class SoftmaxGate(nn.Module):
     def __init__(self, channels: int, num_experts: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, channels))
-        nn.init.normal_(self.weight, std=0.02)
+        if not self.weight.is_meta:  # nothing to fill there, and torch would load its compiler to do so, for seconds
+            nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, *S, C) to probabilities (B, *S, N) in float32, summing to 1 over N."""

@@ -118,6 +118,7 @@ class ConvHead(nn.Module):
 
 def start_at_zero(conv: nn.Conv3d) -> None:
     """As TransMorph's registration head: weights N(0, 1e-5), no bias, so that learning starts at no motion."""
-    nn.init.normal_(conv.weight, std=1e-5)
+    if not conv.weight.is_meta:  # as of `SoftmaxGate`
+        nn.init.normal_(conv.weight, std=1e-5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -138,18 +138,47 @@ def test_a_benchmark_does_not_go_on_on_another_machine(other, listed, ran, files
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (("--methods", "shmoareg", "--refine", 5), r"--refine would do nothing: --methods names no shmoareg\+refine\."),
+        (
+            ("--methods", "shmoareg", "--refine", 5),
+            r"--refine would do nothing: --methods names no affine\+refine and no shmoareg\+refine\.",
+        ),
         (("--methods", "affine", "--similarity", "mind"), r"--similarity would .* no shmoareg\+refine"),
         (("--methods", "affine", "--gamma", 0.5), "--gamma would do nothing without --change gamma"),
         (("--methods", "affine", "--change", "invert", "--gamma", 2), "without --change gamma"),
         (("--methods", "affine", "--size", 24), r"--size would do nothing: --methods names no shmoareg and no shmo"),
         (("--methods", "affine", "--no-diffeomorphic"), "--diffeomorphic would"),
-        (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights and --contrast would"),
+        (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights would"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(asked, says, listed, ran, files, shmoareg, plain):
     plain(shmoareg("benchmark", listed, *asked, "--out", files.folder / "out")).search(says)
     assert ran == [] and not (files.folder / "out").exists()
+
+
+def test_the_seconds_of_another_method_are_taken_from_the_same_pair(listed, files, weights, shmoareg, monkeypatch):
+    ran = []
+
+    def run(trial: Trial):
+        ran.append(trial)
+        if trial.method == "shmoareg" and trial.moving.endswith("fixed.nii.gz"):
+            return {"error": "it broke"}
+        return {"dice": 0.01 * len(trial.method), "seconds": 9.0, "deforming_seconds": 4.5}
+
+    monkeypatch.setattr(command, "run_trial", run)
+    out, names = files.folder / "out", "shmoareg,affine+refine@shmoareg"
+    assert shmoareg("benchmark", listed, "--methods", names, "--weights", weights, "--out", out).exit_code == 0
+    timed = [trial for trial in ran if trial.method == "affine+refine@shmoareg"]
+    assert [trial.seconds for trial in timed] == [4.5]  # the second pair has none
+    assert "shmoareg failed on this pair" in rows_of(out)[-1]["error"]
+    assert re.search(
+        r"shmoareg \| affine\+refine@shmoareg \| Dice \| -0.140 .* \| 0 of 1 \|", (out / "summary.md").read_text()
+    )
+
+
+def test_seconds_of_a_method_that_does_not_run_before_are_refused(listed, ran, files, shmoareg, plain):
+    words = ("--methods", "affine+refine@shmoareg,shmoareg", "--out", files.folder / "out")
+    plain(shmoareg("benchmark", listed, *words)).search("name that before it in --methods")
+    assert ran == []
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(listed, ran, files, shmoareg, plain):

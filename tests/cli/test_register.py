@@ -25,6 +25,17 @@ def test_two_files_become_a_folder_and_a_table(files, weights, shmoareg):
     assert f"{report['dice']['after']['mean']:.3f}" in result.stdout
 
 
+def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain):
+    out = files.folder / "out"
+    words = ("register", files.moving, files.fixed, "--network", "none", "--size", 24, "--out", out, "--no-figures")
+    plain(shmoareg(*words, "--weights", "small")).search("--weights would do nothing")
+    result = shmoareg(*words, "--refine", 10, "--keep", "last")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["weights"] == "none" and report["experts_of"] == "no network" and report["kept"] == "refined"
+    assert "without a network" in result.stdout and [p.name for p in (out / "experts").iterdir()] == ["loads.csv"]
+
+
 def test_the_warped_image_stands_on_the_fixed_image(registered, files):
     warped, fixed = nibabel.load(registered / "warped.nii.gz"), nibabel.load(files.fixed)
     assert warped.shape == fixed.shape

@@ -76,14 +76,20 @@ def test_our_network_is_registered_as_by_default_but_for_what_was_asked(name, st
 
     def register(*arguments, **options):
         asked.update(options, arguments=arguments)
-        return SimpleNamespace(displacement="a field")
+        return SimpleNamespace(displacement="a field", seconds={"align": 9.0, "network": 2.0, "refine": 3.0})
 
     monkeypatch.setattr(methods, "register", register)
     more = {"size": 24, "device": "cpu", "refine": steps, "similarity": "mind", "contrast": "match"}
-    assert load_method(name, network="a network", **more).run(pair) == "a field"
+    method = load_method(name, network="a network", **more)
+    assert method.run(pair) == "a field" and method.deforming == [5.0]
     assert asked.pop("arguments") == (pair, "a network")
-    refined = {"refine": 7, "similarity": "mind"} if steps else {}  # which register refuses without steps
-    assert asked == {"size": 24, "diffeomorphic": None, "device": "cpu", "contrast": "match"} | refined
+    refined = (
+        {"refine": 7, "similarity": "mind", "refine_seconds": None} if steps else {}
+    )  # which register refuses without steps
+    assert (
+        asked
+        == {"size": 24, "diffeomorphic": None, "device": "cpu", "contrast": "match", "smoothness": "accurate"} | refined
+    )
 
 
 @pytest.mark.parametrize("name", ["syn", "convexadam"])
@@ -106,7 +112,7 @@ def test_what_a_method_runs_is_imported_when_it_is_loaded(monkeypatch, tmp_path)
 
 
 def test_a_method_that_is_not_known_is_refused_with_those_that_are():
-    with pytest.raises(InputError, match=r"no method 'elastix'.*shmoareg\+refine, syn, demons"):
+    with pytest.raises(InputError, match=r"no method 'elastix'.*shmoareg\+refine, syn, greedy, demons"):
         check_available("elastix")
 
 

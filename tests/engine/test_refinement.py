@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter, uniform_filter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +15,15 @@ from napari_shmoareg.engine.contrast import Relation
 from napari_shmoareg.engine.deforming import check_refinement, choose_similarity, refine_on_pair
 from napari_shmoareg.engine.local_similarity import LocalCorrelation, SelfSimilarity, self_similarity
 from napari_shmoareg.engine.losses import lncc
-from napari_shmoareg.engine.refinement import Refinement, _LocalCorrelationForce, refine
+from napari_shmoareg.engine.refinement import (
+    Refinement,
+    _box,
+    _composed,
+    _gaussian,
+    _LocalCorrelationForce,
+    _unfolded,
+    refine,
+)
 from napari_shmoareg.geometry import InputError, field
 
 SHAPE = (36, 40, 32)
@@ -132,14 +142,42 @@ def test_every_shape_refines(shape, similarity, seed):
             assert n > 1 or float(found[0, axis].abs().max()) == 0
 
 
-def test_the_force_is_the_derivative_of_the_loss(planted):
+@pytest.mark.parametrize("brightness", [0.0, 10.0, 1000.0])
+def test_the_force_is_the_derivative_of_the_loss(planted, brightness):
     """Up to the constants that the closed form leaves out: the loss falls along it, and rises against it."""
     moving, fixed, _ = planted
-    force = _LocalCorrelationForce(moving[0, 0], fixed[0, 0], 7)
+    force = _LocalCorrelationForce(moving[0, 0], fixed[0, 0], 7, brightness)
     still = torch.zeros(3, *SHAPE)
     before, direction = force(still)
     ahead, back = (force(still + sign * 0.05 * direction / direction.abs().max())[0] for sign in (1, -1))
     assert ahead < before < back
+
+
+def test_shifted_sums_smooth_as_scipy_does():
+    values = torch.rand(2, 9, 1, 13, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.55, 1.0, 2.0):
+        expected = gaussian_filter(values.numpy(), (0, sigma, sigma, sigma), mode="nearest", truncate=3.0)
+        np.testing.assert_allclose(_gaussian(values, sigma), expected, atol=2e-3)
+    expected = 5**3 * uniform_filter(values.numpy(), (0, 5, 5, 5), mode="constant")
+    np.testing.assert_allclose(_box(values, 5), expected, atol=1e-5)
+
+
+def test_a_small_update_is_composed_as_by_interpolation():
+    displacement, update = 3 * smooth(3, 3, 4)[0], 0.3 * smooth(4, 3, 4)[0]
+    exact = field.compose(displacement[None], update[None])[0]
+    apart, added = (
+        (found - exact)[:, 2:-2, 2:-2, 2:-2].norm(dim=0).mean()
+        for found in (_composed(displacement, update), displacement + update)
+    )
+    assert apart < 0.15 * added
+
+
+def test_what_folds_is_smoothed_there_and_nowhere_else():
+    displacement = torch.zeros(3, *SHAPE)
+    displacement[0, 12, 12, 12] = -3.0
+    found = _unfolded(displacement)
+    assert field.jacobian_determinant(displacement[None]).min() < 0 < field.jacobian_determinant(found[None]).min()
+    assert found[:, :4].abs().max() == 0
 
 
 def test_the_caller_keeps_its_own_grad_mode(planted):
@@ -156,7 +194,7 @@ def test_the_caller_keeps_its_own_grad_mode(planted):
 def test_the_better_start_is_taken(planted):
     moving, fixed, truth = planted
     run = {"diffeomorphic": False, "device": torch.device("cpu"), "told": lambda fraction: None}
-    good = refine_on_pair(moving, fixed, 0.9 * truth, Refinement(steps=2), **run)
+    good = refine_on_pair(moving, fixed, 0.9 * truth, Refinement(steps=2, step=0.5), **run)
     bad = refine_on_pair(moving, fixed, -4 * truth, Refinement(steps=20), **run)
     assert "from the network's displacement" in good.reason
     assert "from the alignment alone" in bad.reason

@@ -1,5 +1,7 @@
 """register(): the result stands on the fixed image's own grid, in millimetres."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,30 @@ def test_a_network_that_moves_nothing_leaves_the_affine_alone(pair):
     assert result.similarity["affine"].mse < result.similarity["before"].mse
 
 
+def test_without_a_network_the_refinement_deforms_what_the_alignment_left(pair):
+    aligned = register(pair, None, affine="affine", size=24)
+    refined = register(pair, None, affine="none", size=24, refine=20, keep="last")
+    assert aligned.kept == "affine" and np.allclose(aligned.jacobian.values, 1)
+    assert refined.kept == "refined" and "network" not in refined.seconds and len(refined.routing) == 0
+    assert refined.similarity["refined"].ncc > refined.similarity["affine"].ncc
+    assert refined.settings["network"] == {} and refined.settings["passes"] == []
+
+
+def test_a_smoother_deformation_is_smoother(pair):
+    roughness = []
+    for smoothness in ("accurate", "balanced", "smooth"):
+        result = register(pair, None, affine="none", size=24, refine=20, keep="last", smoothness=smoothness)
+        roughness.append(float(result.jacobian.values.std()))
+    assert roughness == sorted(roughness, reverse=True)
+    with pytest.raises(InputError, match="one of accurate, balanced, smooth"):
+        register(pair, None, smoothness="rough")
+
+
+def test_the_refinement_ends_when_its_seconds_are_over(pair):
+    hasty = register(pair, None, size=24, refine=50, refine_seconds=0.0)
+    assert re.search(r"^1 steps", hasty.choices["refinement"])
+
+
 def test_voxels_of_the_network_become_millimetres_along_its_axes(pair):
     result = register(pair, Shifting((2.0, 0.0, -1.0)), affine="none", keep="last")
     grid = result.network_grid
@@ -96,6 +122,7 @@ def test_the_network_runs_in_evaluation_and_inference_mode_and_gets_its_mode_bac
     assert max(result.network_grid.shape) == 16
     asked = {"affine": "none", "size": 16, "diffeomorphic": True, "device": "cpu", "passes": [1.0]}
     asked |= {"refine": 0, "similarity": "auto", "contrast": "auto", "keep": "best", "untrained": False}
+    asked |= {"smoothness": "accurate"}
     assert result.settings == asked | {"network": network.config.to_dict()}
 
 

@@ -54,7 +54,7 @@ def test_the_form_says_what_it_was_given(form, settings):
 
 
 def test_everything_that_a_registration_takes_can_be_chosen():
-    taken = set(inspect.signature(register).parameters) - {"pair", "network", "progress"}
+    taken = set(inspect.signature(register).parameters) - {"pair", "network", "progress", "refine_seconds"}
     assert {field.name for field in fields(Settings)} == taken | {"weights"} == set(LABELS)
 
 
@@ -100,11 +100,11 @@ def test_weights_come_from_a_file_and_a_cancelled_dialog_changes_nothing(form, m
 def test_shipped_weights_are_offered_and_a_device_that_is_not_there_is_grey(form):
     form.settings = Settings(device="cuda")
     form.offer(("small", "paper"), cuda=False)
-    assert [form.weights.itemText(n) for n in range(4)] == ["auto", "small", "paper", FILE]
+    assert [form.weights.itemText(n) for n in range(5)] == ["auto", "none", "small", "paper", FILE]
     model = form.combos["device"].model()
     assert not model.item(CHOICES["device"].index("cuda")).isEnabled() and form.settings.device == "auto"
     form.offer(("small", "paper"), cuda=True)
-    assert model.item(CHOICES["device"].index("cuda")).isEnabled() and form.weights.count() == 4
+    assert model.item(CHOICES["device"].index("cuda")).isEnabled() and form.weights.count() == 5
 
 
 @pytest.mark.parametrize("settings", OTHERS)

@@ -42,9 +42,18 @@ class Peer(NamedTuple):
 METHODS = {
     START: Peer("methods.Start", (), None, "the headers alone"),
     "affine": Peer("methods.Affine", ("SimpleITK",), None, "our alignment alone, mode auto"),
-    "shmoareg": Peer("methods.Network", ("SimpleITK",), None, "our alignment, then the network's passes"),
-    "shmoareg+refine": Peer("methods.Network", ("SimpleITK",), None, "the same, then refined on the pair"),
+    "affine+refine": Peer(
+        "methods.Registered", ("SimpleITK",), None, "our alignment, then the refinement on the pair: no network"
+    ),
+    "shmoareg": Peer("methods.Registered", ("SimpleITK",), None, "our alignment, then the network's passes"),
+    "shmoareg+refine": Peer("methods.Registered", ("SimpleITK",), None, "the same, then refined on the pair"),
     "syn": Peer("syn.SyN", ("ants",), "antspyx", "ANTs SyN with its own affine, antspyx's defaults"),
+    "greedy": Peer(
+        "greedy.Greedy",
+        ("SimpleITK", "picsl_greedy"),
+        "picsl_greedy",
+        "our alignment, then greedy's deformable mode by NCC of 5x5x5 patches, 100x50x20 iterations",
+    ),
     "demons": Peer(
         "demons.Demons",
         ("SimpleITK",),
@@ -61,8 +70,24 @@ METHODS = {
 }
 """All methods by name; `start` is always scored."""
 
-NETWORKS = tuple(name for name, peer in METHODS.items() if peer.home == "methods.Network")
+TIMED = {f"affine+refine@{name}": name for name in ("shmoareg", "shmoareg+refine")}
+"""Those whose refinement ends after the seconds that another method's deformation took on the same pair."""
+
+METHODS |= {
+    timed: Peer(
+        "methods.Registered",
+        ("SimpleITK",),
+        None,
+        f"affine+refine, its refinement ended after the seconds that {name} took to deform the same pair",
+    )
+    for timed, name in TIMED.items()
+}
+
+NETWORKS = ("shmoareg", "shmoareg+refine")
 """Those that need weights."""
+
+REFINED = ("affine+refine", *TIMED, "shmoareg+refine")
+"""Those that refine on the pair."""
 
 
 def check_available(name: str) -> None:

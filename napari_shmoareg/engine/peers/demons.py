@@ -38,7 +38,7 @@ def _deform(fixed_values: NDArray, moving_values: NDArray, grid: Grid) -> NDArra
     """On images without origin or direction, so that components run along the array's axes."""
     import SimpleITK as sitk
 
-    fixed, moving = _image(fixed_values, grid), _image(moving_values, grid)
+    fixed, moving = itk_image(fixed_values, grid), itk_image(moving_values, grid)
     moving = sitk.HistogramMatching(moving, fixed, 256, 16, True)
     field = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64)  # nothing moved yet
     field.CopyInformation(fixed)
@@ -75,7 +75,8 @@ def _shrunk(image: sitk.Image, factor: int) -> sitk.Image:
     return sitk.Shrink(sitk.DiscreteGaussian(image, variance), factors)
 
 
-def _image(values: NDArray, grid: Grid) -> sitk.Image:
+def itk_image(values: NDArray, grid: Grid) -> sitk.Image:
+    """An image of a grid's spacing, without its origin and direction."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0), dtype=np.float32))

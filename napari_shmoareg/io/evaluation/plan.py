@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.engine.peers import METHODS
+from napari_shmoareg.engine.refinement import DEFAULT_SMOOTHNESS
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.datasets import PairFiles, Split, choose_pairs, split_dataset
 from napari_shmoareg.io.evaluation.folder import FORMAT
@@ -34,6 +35,7 @@ SETTINGS: dict[str, Any] = {
     "refine": 0,
     "similarity": "auto",
     "contrast": "auto",
+    "smoothness": DEFAULT_SMOOTHNESS,
     "surface": True,
     "definitions": False,
 }

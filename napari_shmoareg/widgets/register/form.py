@@ -9,6 +9,7 @@ from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QLabel, QSpinBox, QWidget
 
 from napari_shmoareg.engine.described import described
+from napari_shmoareg.io.weights import NO_NETWORK
 from napari_shmoareg.widgets.register.settings import (
     AS_WEIGHTS,
     CHOICES,
@@ -45,7 +46,7 @@ class SettingsForm(QWidget):
         self.preset = _combo((CUSTOM, *PRESETS))
         self.preset.setToolTip(PRESET_TIP)
         self.combos = {name: _combo(choices) for name, choices in CHOICES.items()}
-        self.weights, self.voxels, self.refine = _combo(("auto", FILE)), _SizeField(), QSpinBox()
+        self.weights, self.voxels, self.refine = _combo(("auto", NO_NETWORK, FILE)), _SizeField(), QSpinBox()
         fields: dict[str, QWidget] = {
             **self.combos,
             "weights": self.weights,

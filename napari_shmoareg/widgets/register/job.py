@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -130,7 +131,7 @@ class Job(Cancellable):
 
         self._tell("reading", 0.0)
         pair, notes = _read(self._layers)
-        weights, registration = self._run_network(pair)
+        weights, registration = self._deform(pair)
         self._tell("measuring", 0.0)
         quality = measure(registration)
         self._tell("measuring", 0.4)
@@ -142,18 +143,20 @@ class Job(Cancellable):
         self._tell("drawing", 1.0)
         return Outcome(self.number, scene, layers, notes=notes)
 
-    def _run_network(self, pair: VolumePair) -> tuple[str, Registration]:
+    def _deform(self, pair: VolumePair) -> tuple[str, Registration]:
         """The name of the weights, and the registration; the network itself is gone at the end."""
-        from napari_shmoareg.engine.registration import register
+        from napari_shmoareg.engine.registration import SIZE, register
         from napari_shmoareg.io.checkpoint import load_network
-        from napari_shmoareg.io.weights import chosen_device, chosen_weights
+        from napari_shmoareg.io.weights import NO_NETWORK, chosen_device, chosen_weights
 
         asked, device = self._settings, chosen_device(self._settings.device)
-        weights, why = chosen_weights(asked.weights, device)
-        network = load_network(weights, device=device)
-        size = network.config.size if asked.size is None else asked.size
+        network, weights, why = None, NO_NETWORK, "none, as requested"
+        if asked.weights != NO_NETWORK:
+            weights, why = chosen_weights(asked.weights, device)
+            network = load_network(weights, device=device)
+        size = asked.size if asked.size is not None else SIZE if network is None else network.config.size
         self._longest = size if isinstance(size, int) else max(pair.fixed.grid.shape)
-        with interruptible(network, self.check):
+        with nullcontext() if network is None else interruptible(network, self.check):
             registration = register(
                 pair,
                 network,
@@ -164,6 +167,7 @@ class Job(Cancellable):
                 refine=asked.refine,
                 similarity=asked.similarity,
                 contrast=asked.contrast,
+                smoothness=asked.smoothness,
                 keep=asked.keep,
                 progress=self._tell,
             )

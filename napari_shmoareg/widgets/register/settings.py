@@ -19,6 +19,7 @@ LABELS = {  # in the order of the form
     "similarity": "Similarity",
     "contrast": "Contrast",
     "size": "Size",
+    "smoothness": "Smoothness",
     "keep": "Keep",
     "device": "Device",
 }
@@ -28,6 +29,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "similarity": ("auto", "lncc", "mind"),
     "contrast": ("auto", "keep", "match"),
+    "smoothness": ("accurate", "balanced", "smooth"),
     "keep": ("best", "last"),
 }
 PRESETS: dict[str, dict[str, Any]] = {  # weights and device stay as they are
@@ -46,7 +48,7 @@ class Settings:
     ----------
     weights : str
         Which trained network registers: shipped weights by name, or a .safetensors file of your own. auto takes
-        the shipped ones that fit the device.
+        the shipped ones that fit the device, none registers without a network.
     affine : {"auto", "rigid", "affine", "none"}
         How the pair is aligned before the network sees it. auto looks whether that is needed; none trusts the
         headers, that is, where the layers stand now.
@@ -67,6 +69,8 @@ class Settings:
     contrast : {"auto", "keep", "match"}
         match shows the network the moving image in the fixed image's contrast, keep as it is. auto matches where
         the two clearly differ. The result keeps the moving image's own values.
+    smoothness : {"accurate", "balanced", "smooth"}
+        Of the deformation. What is smoother overlaps a little less and folds less.
     keep : {"best", "last"}
         best keeps the stage under which the images agree best: headers, alignment, network or refinement; last
         keeps the last of them in any case.
@@ -80,6 +84,7 @@ class Settings:
     refine: int = 0
     similarity: str = "auto"
     contrast: str = "auto"
+    smoothness: str = "accurate"
     keep: str = "best"
 
     def to_words(self) -> dict[str, str | int]:
