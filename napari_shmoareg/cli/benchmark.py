@@ -75,7 +75,7 @@ def benchmark(
             "--methods",
             metavar="A,B,...",
             help="Of shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg (that, ended after "
-            "the seconds of shmoareg's network), affine, demons, syn, greedy, convexadam, unigradicon. The last four "
+            "the seconds of shmoareg's network), affine, demons, syn, greedy, convexadam. The last three "
             'need pip install "shmoareg[peers]". The start (headers alone) is always scored.',
         ),
     ] = DEFAULT,

@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QFileDialog, QFormLayout
 
 import napari_shmoareg
 from napari_shmoareg.engine.described import described
+from napari_shmoareg.engine.refinement import SMOOTHNESS
 from napari_shmoareg.engine.registration import register
 from napari_shmoareg.widgets.register.form import CUSTOM, FILE, SettingsForm
 from napari_shmoareg.widgets.register.remembered import PAGE, PLUGIN, recall, remember
@@ -59,6 +60,7 @@ def test_everything_that_a_registration_takes_can_be_chosen():
 
 
 def test_every_control_says_what_it_does(form):
+    assert CHOICES["smoothness"] == tuple(SMOOTHNESS)
     assert set(described(Settings)) == set(LABELS) and all(len(text) > 30 for text in described(Settings).values())
     rows = form.layout()
     for row in range(rows.rowCount()):
