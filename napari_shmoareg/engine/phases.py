@@ -17,17 +17,17 @@ class Part(NamedTuple):
 # Ours: seconds of each phase, measured on a pair of 160x192x224 on two CPU cores, so that the time left is about
 # right from the start.
 SECONDS = {
-    "loading": ("loading", 0.4),
-    "reading": ("reading", 0.2),
-    "align": ("aligning", 2.5),
-    "conform": ("conforming", 0.5),
-    "network": ("deforming", 2.5),
-    "refine": ("refining", 0.25),  # of each step
-    "measure": ("comparing", 3.0),
-    "warp": ("warping", 4.0),
+    "loading": ("loading", 2.5),
+    "reading": ("reading", 0.4),
+    "align": ("aligning", 6.0),
+    "conform": ("conforming", 0.7),
+    "network": ("deforming", 7.0),
+    "refine": ("refining", 0.2),  # of each step
+    "measure": ("comparing", 2.0),
+    "warp": ("warping", 1.8),
 }
 WRITING = ("measuring", "writing images", "writing expert maps", "drawing", "done")
-WRITING_SECONDS = 8.0
+WRITING_SECONDS = 5.0
 
 
 def registering(refine: int = 0) -> Mapping[str, Part]:

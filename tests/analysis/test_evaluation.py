@@ -30,6 +30,7 @@ SETTINGS = {
     "refine": 0,
     "similarity": "auto",
     "contrast": "auto",
+    "smoothness": "accurate",
 }
 
 

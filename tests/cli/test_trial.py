@@ -49,14 +49,15 @@ def test_the_options_of_our_network_reach_the_registration(method, steps, files,
 
     def register(pair, network, **options):
         asked.update(options, network=network)
-        return SimpleNamespace(displacement=peers.load_method("start").run(pair))
+        return SimpleNamespace(displacement=peers.load_method("start").run(pair), seconds={"network": 2.5})
 
     monkeypatch.setattr(methods, "register", register)
-    ours = {"size": 24, "diffeomorphic": False, "device": "cpu", "contrast": "match"}
+    ours = {"size": 24, "diffeomorphic": False, "device": "cpu", "contrast": "match", "smoothness": "smooth"}
     trial = trial_of(files, weights=str(weights), refine=7, similarity="mind", **ours)
-    assert measure(replace(trial, method=method))["dice"] > 0
+    measured = measure(replace(trial, method=method))
+    assert measured["dice"] > 0 and measured["deforming_seconds"] == 2.5
     assert asked.pop("network").config == SHMoARegConfig.preset("tiny")
-    assert asked == ours | ({"refine": steps, "similarity": "mind"} if steps else {})
+    assert asked == ours | ({"refine": steps, "similarity": "mind", "refine_seconds": None} if steps else {})
 
 
 def files_values(files, name):
