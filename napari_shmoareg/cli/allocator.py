@@ -13,7 +13,7 @@ PAD = 64 * 2**20  # bytes asked of the system at once
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next array, where the user has not set it otherwise.
 
-    By default each array of some MB is mapped and unmapped anew, and the system fills its pages with zeros each
+    By default each array of some MB is mapped and unmapped again, and the system fills its pages with zeros each
     time: a registration on a CPU spends a fifth of its time there.  Elsewhere than under glibc nothing is done.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
