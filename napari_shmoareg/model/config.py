@@ -57,6 +57,10 @@ class SHMoARegConfig:
     detach_weights : bool
         Normalise the chosen probabilities by a sum that gets no gradient (as MoA's paper, not Eq. 4): then
         also unchosen experts' logits learn.
+    choice_bias : bool
+        A head's bias is added to its probability where a token chooses, and nowhere else: weights are still those of
+        Eq. (4).  Ours: for loads that are balanced without a loss (DeepSeek, arXiv 2408.15664; `FineTuning.balance`);
+        the paper has none.
     drop_path : float
         Largest rate of stochastic depth, reached in the last block.  Ours: 0.1, one draw for both images.
     full_channels, half_channels : int
@@ -95,6 +99,7 @@ class SHMoARegConfig:
     heads: int = 4
     relative_bias: bool = True
     detach_weights: bool = False
+    choice_bias: bool = False
     drop_path: float = 0.1
     full_channels: int = 16
     half_channels: int = 24
@@ -155,7 +160,7 @@ class SHMoARegConfig:
                 )
             if name != "passes" and not all(low <= n <= high for n in numbers):
                 raise ValueError(f"{name} is from {low:g} to {high:g}, not {value!r:.80}")
-        for name in ("relative_bias", "detach_weights", "routing_only", "diffeomorphic"):
+        for name in ("relative_bias", "detach_weights", "choice_bias", "routing_only", "diffeomorphic"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is true or false, not {getattr(self, name)!r:.80}")
 

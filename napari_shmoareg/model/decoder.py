@@ -8,6 +8,8 @@ B batch, C channels, D H W space of the level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +47,11 @@ class Level(nn.Module):
         Voxels of the network grid per voxel of this level, along every axis.
     kernels : tuple of int or None
         Of the SHMoE experts; None for a plain convolution head.
+
+    Attributes
+    ----------
+    compare_experts : bool
+        Record what each expert of an SHMoE head would have given (`RoutedLayer.alternatives`); for learning.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class Level(nn.Module):
         routing_only: bool = False,
     ) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.compare_experts = stride, False
         if below is None:
             self.up = None
             self.fusion = nn.Sequential(ConvBlock(2 * channels, outputs))
@@ -111,6 +118,9 @@ class Level(nn.Module):
             for block in self.fusion:
                 features = run(block, features, again=checkpointing)
             residual, routings = run(self.head, features, again=checkpointing)
+            alternatives: Sequence[Tensor | None] = [None] * len(routings)
+            if self.compare_experts and isinstance(self.head, SHMoE):
+                alternatives = self.head.alternatives(features)
         pieces = residual.split(1, dim=1)  # the error signal of Eq. (7) is taken at these
         routed = [
             RoutedLayer(
@@ -120,8 +130,11 @@ class Level(nn.Module):
                 routing=routing,
                 direction=direction,
                 residual=piece,
+                alternatives=others,
             )
-            for direction, routing, piece in zip(DIRECTIONS, routings, pieces, strict=bool(routings))
+            for direction, routing, piece, others in zip(
+                DIRECTIONS, routings, pieces, alternatives, strict=bool(routings)
+            )
             if routings
         ]
         step = torch.cat(pieces, dim=1)

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
     full_channels, half_channels : int
     attention : {"moa", "mha"}
     num_experts, top_k, heads : int
-    window, mlp_ratio, drop_path, relative_bias, detach_weights
+    window, mlp_ratio, drop_path, relative_bias, detach_weights, choice_bias
         See `SHMoARegConfig`.
     """
 
@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         drop_path: float,
         relative_bias: bool,
         detach_weights: bool,
+        choice_bias: bool = False,
     ) -> None:
         super().__init__()
         self.full_stem = Stem(full_channels, 1)
@@ -76,7 +77,8 @@ class Encoder(nn.Module):
             def make(channels: int = channels) -> MoA | MultiHeadAttention:
                 if attention == "mha":
                     return MultiHeadAttention(channels, heads)
-                return MoA(channels, channels // heads, num_experts, top_k, detach_weights=detach_weights)
+                options = {"detach_weights": detach_weights, "choice_bias": choice_bias}
+                return MoA(channels, channels // heads, num_experts, top_k, **options)
 
             self.layers.append(
                 SwinLayer(

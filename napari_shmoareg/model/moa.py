@@ -27,19 +27,26 @@ class MoA(nn.Module):
     head_dim : int
         d_h.
     num_experts, top_k : int
-    detach_weights : bool
+    detach_weights, choice_bias : bool
         See `SHMoARegConfig`.
     """
 
     bias_tables = 1
 
     def __init__(
-        self, channels: int, head_dim: int, num_experts: int, top_k: int, *, detach_weights: bool = False
+        self,
+        channels: int,
+        head_dim: int,
+        num_experts: int,
+        top_k: int,
+        *,
+        detach_weights: bool = False,
+        choice_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.head_dim, self.num_experts, self.top_k = head_dim, num_experts, top_k
+        self.head_dim, self.num_experts = head_dim, num_experts
         self.detach_weights = detach_weights
-        self.gate = SoftmaxGate(channels, num_experts)
+        self.gate = SoftmaxGate(channels, num_experts, top_k=top_k, choice_bias=choice_bias)
         self.query = nn.Parameter(torch.empty(num_experts, channels, head_dim))
         self.key = nn.Parameter(torch.empty(channels, head_dim))
         self.value = nn.Parameter(torch.empty(channels, head_dim))
@@ -47,6 +54,11 @@ class MoA(nn.Module):
         for weight in (self.query, self.output, self.key, self.value):
             std = (2 / (weight.shape[-2] + weight.shape[-1])) ** 0.5
             nn.init.uniform_(weight, -(3**0.5) * std, 3**0.5 * std)
+
+    @property
+    def top_k(self) -> int:
+        """Experts that each token chooses: the gate's."""
+        return self.gate.top_k
 
     def forward(self, tokens: Tensor, layout: WindowLayout, bias: Tensor | None) -> tuple[Tensor, Routing]:
         """Attend within windows.

@@ -92,6 +92,7 @@ class SHMoAReg(nn.Module):
             drop_path=config.drop_path,
             relative_bias=config.relative_bias,
             detach_weights=config.detach_weights,
+            choice_bias=config.choice_bias,
         )
         self.decoder = Decoder(
             strides=config.strides,
@@ -119,10 +120,10 @@ class SHMoAReg(nn.Module):
         """
         return self.decode(self.encode(moving, fixed), diffeomorphic=diffeomorphic)
 
-    def encode(self, moving: Tensor, fixed: Tensor) -> Encoded:
-        """The encoder's part of `forward`, with the same arguments and errors."""
+    def encode(self, moving: Tensor, fixed: Tensor, *, checkpointing: bool = False) -> Encoded:
+        """The encoder's part of `forward`, with the same arguments and errors; `checkpointing` as of `both_orders`."""
         images, valid = self._batch(moving, fixed)
-        pyramid, routings = self.encoder(images, valid)
+        pyramid, routings = self.encoder(images, valid, checkpointing=checkpointing)
         return Encoded(pyramid, routings, valid)
 
     def decode(self, encoded: Encoded, *, diffeomorphic: bool | None = None) -> NetworkOutput:
@@ -141,8 +142,14 @@ class SHMoAReg(nn.Module):
         Both (B, 1, D, H, W).  The batch of the output is 2B: first as moving, then second as moving.  With
         `checkpointing` the encoder's layers and the decoder's levels are computed again in the backward pass.
         """
-        images, valid = self._batch(first, second)
-        pyramid, routings = self.encoder(images, valid, checkpointing=checkpointing)
+        encoded = self.encode(first, second, checkpointing=checkpointing)
+        return self.decode_both(encoded, diffeomorphic=diffeomorphic, checkpointing=checkpointing)
+
+    def decode_both(
+        self, encoded: Encoded, *, diffeomorphic: bool | None = None, checkpointing: bool = False
+    ) -> NetworkOutput:
+        """The decoder's part of `both_orders`."""
+        pyramid, routings, valid = encoded
         swapped = [torch.cat(features.chunk(2)[::-1]) for features in pyramid]
         displacement, decoded = self.decoder(
             pyramid, swapped, self._integration(diffeomorphic), checkpointing=checkpointing

@@ -56,6 +56,9 @@ class RoutedLayer:
     residual : Tensor (B, 1, *S) or None
         Decoder: the selected residual of this direction, on the graph, so that the error
         signal of Eq. (7) is ``autograd.grad(similarity, residual)``.
+    alternatives : Tensor (B, N, *S) or None
+        Decoder, where a level was asked to compare its experts: the residual that each of them would give if it
+        were the one chosen, off the graph.
     """
 
     part: Part
@@ -66,6 +69,7 @@ class RoutedLayer:
     image: Image | None = None
     direction: Direction | None = None
     residual: Tensor | None = None
+    alternatives: Tensor | None = None
 
     @property
     def num_experts(self) -> int:
@@ -78,9 +82,10 @@ class RoutedLayer:
         return "-".join(str(p) for p in parts if p is not None)
 
     def detached(self) -> RoutedLayer:
-        """Off the graph and on the CPU, ids as uint8, without the residual: what a registration keeps."""
+        """Off the graph and on the CPU, ids as uint8, without the residuals: what a registration keeps."""
         probabilities, experts, weights = (t.detach().cpu() for t in self.routing)
-        return replace(self, routing=Routing(probabilities, experts.to(torch.uint8), weights), residual=None)
+        routing = Routing(probabilities, experts.to(torch.uint8), weights)
+        return replace(self, routing=routing, residual=None, alternatives=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,19 +113,56 @@ class SoftmaxGate(nn.Module):
 
     Ours: initialised at random (std 0.02).  With the zero initialisation of the MoA code
     all probabilities tie and every token chooses the same experts at the first step.
+
+    Parameters
+    ----------
+    channels, num_experts : int
+    top_k : int
+        Experts that each token chooses.
+    choice_bias : bool
+        See `SHMoARegConfig`.  The bias is a buffer, so that it is saved with the weights; no gradient reaches it.
+
+    Attributes
+    ----------
+    top_k : int
+    temperature : float
+        Divides the logits; 1 but while learning goes from dense to sparse.
+    choice_bias : Tensor (N,) or None
     """
 
-    def __init__(self, channels: int, num_experts: int) -> None:
+    choice_bias: Tensor | None
+
+    def __init__(self, channels: int, num_experts: int, *, top_k: int = 1, choice_bias: bool = False) -> None:
         super().__init__()
+        self.top_k, self.temperature = top_k, 1.0
+        self.register_buffer("choice_bias", torch.zeros(num_experts) if choice_bias else None)
         self.weight = nn.Parameter(torch.empty(num_experts, channels))
         if not self.weight.is_meta:  # nothing to fill there, and torch would load its compiler to do so, for seconds
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, *S, C) to probabilities (B, *S, N) in float32, summing to 1 over N."""
+        """Tokens (B, *S, C) to probabilities (B, *S, N) in float32, summing to 1 over N.
+
+        With a choice bias, an expert that the bias leaves out has at most a hair less than the least probable one
+        that it takes in: the k largest are the experts chosen, with the probabilities that the softmax gave them, for
+        whatever reads or changes them.
+        """
         with torch.autocast(tokens.device.type, enabled=False):
-            kind = torch.promote_types(tokens.dtype, torch.float32)
-            return torch.softmax(tokens.to(kind) @ self.weight.to(kind).T, dim=-1)
+            logits = self.logits(tokens)
+            probabilities = torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
+            return probabilities if self.choice_bias is None else self._biased(probabilities, self.choice_bias)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, *S, C) to logits (B, *S, N), in float32 at least."""
+        kind = torch.promote_types(tokens.dtype, torch.float32)
+        return tokens.to(kind) @ self.weight.to(kind).T
+
+    def _biased(self, probabilities: Tensor, bias: Tensor) -> Tensor:
+        chosen = choose(probabilities + bias, self.top_k, dim=-1)[1]
+        held = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, chosen, True)
+        weakest = probabilities.gather(-1, chosen).amin(-1, keepdim=True).detach()
+        below = torch.nextafter(weakest, torch.zeros_like(weakest))
+        return torch.where(held, probabilities, torch.minimum(probabilities, below))
 
 
 class SigmoidGate(nn.Module):

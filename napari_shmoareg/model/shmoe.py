@@ -69,6 +69,23 @@ class SHMoE(nn.Module):
             routings.append(Routing(probabilities, experts, weights))
         return torch.cat(residuals, dim=1), tuple(routings)
 
+    @torch.no_grad()
+    def alternatives(self, features: Tensor) -> tuple[Tensor, ...]:
+        """What each expert would give if it were the one chosen: its output times its own T.  Eq. (6).
+
+        Parameters
+        ----------
+        features : Tensor (B, C, D, H, W)
+
+        Returns
+        -------
+        tuple of 3 Tensor (B, N, D, H, W), voxels of this level, float32
+            For x, y, z; off the graph.
+        """
+        outputs, logits = self._convolve(features)
+        gates = [self.gates[direction] for direction in DIRECTIONS]
+        return tuple(gate(z) * output for gate, z, output in zip(gates, logits, outputs, strict=True))
+
     def _convs(self, direction: Direction) -> list[nn.Conv3d]:
         return list(cast(nn.ModuleList, self.experts[direction]))  # type: ignore[arg-type]
 

@@ -87,8 +87,9 @@ class SwinBlock(nn.Module):
         if size not in self._fixed:
             if len(self._fixed) >= 4:
                 self._fixed.clear()
-            mask = layout.mask()
-            self._fixed[size] = (None if mask is None else mask.to(device), layout.relative_index().to(device))
+            with torch.inference_mode(False):  # they may be needed for a gradient later
+                mask = layout.mask()
+                self._fixed[size] = (None if mask is None else mask.to(device), layout.relative_index().to(device))
         mask, index = self._fixed[size]
         if self.bias_table is None:
             return mask

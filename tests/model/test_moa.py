@@ -84,3 +84,56 @@ def test_the_plain_attention_of_the_ablation_equals_torch():
         reference.out_proj.load_state_dict(plain.output.state_dict())
     rows = tokens.view(1, 12, 8)
     torch.testing.assert_close(plain(tokens, layout, None)[0].view(1, 12, 8), reference(rows, rows, rows)[0])
+
+
+def test_a_block_that_attended_in_inference_mode_can_learn_at_the_same_size():
+    block = SwinBlock(8, MoA(8, 4, 6, 3), window=(2, 2, 2), shifted=True, mlp_ratio=2, drop_path=0, relative_bias=True)
+    tokens = torch.randn(1, 4, 4, 4, 8)
+    with torch.inference_mode():
+        before = block(tokens, (4, 4, 4))[0]
+    after = block(tokens, (4, 4, 4))[0]
+    after.sum().backward()
+    torch.testing.assert_close(after.detach(), before)
+    assert float(block.bias_table.grad.abs().sum()) > 0
+
+
+def biased_pair(bias):
+    """The same attention with a choice bias and without one."""
+    plain, biased = MoA(8, 4, 6, 2), MoA(8, 4, 6, 2, choice_bias=True)
+    torch.nn.init.normal_(plain.gate.weight)
+    biased.load_state_dict(plain.state_dict() | {"gate.choice_bias": torch.as_tensor(bias)})
+    return plain, biased
+
+
+def test_a_choice_bias_of_nothing_changes_not_a_bit():
+    plain, biased = biased_pair([0.0] * 6)
+    layout = WindowLayout((4, 4, 3), (4, 4, 3), (2, 3, 2), shifted=True)
+    tokens = torch.randn(1, 4, 4, 3, 8)
+    (y, routing), (other, others) = plain(tokens, layout, None), biased(tokens, layout, None)
+    assert torch.equal(y, other)
+    assert all(torch.equal(a, b) for a, b in zip(routing, others, strict=True))
+
+
+def test_a_choice_bias_decides_who_is_chosen_and_not_how_much_each_counts():
+    bias = torch.tensor([0.0, 0.0, 5.0, 0.0, -5.0, 0.05])
+    plain, biased = biased_pair(bias)
+    layout = WindowLayout((4, 4, 3), (4, 4, 3), (2, 3, 2), shifted=True)
+    tokens = torch.randn(1, 4, 4, 3, 8)
+    without, found = plain(tokens, layout, None)[1], biased(tokens, layout, None)[1]
+    p = without.probabilities  # (1, 6, 4, 4, 3): the softmax itself
+    wanted = (p + bias.view(1, 6, 1, 1, 1)).topk(2, dim=1).indices
+    assert torch.equal(found.experts.sort(1).values, wanted.sort(1).values)
+    assert bool((found.experts == 2).any(1).all()) and not bool((found.experts == 4).any())
+    assert not torch.equal(wanted.sort(1).values, without.experts.sort(1).values), "the bias changed nothing"
+    weights = p.gather(1, found.experts)
+    torch.testing.assert_close(found.weights, weights / weights.sum(1, keepdim=True))
+    best = found.probabilities.topk(2, dim=1).indices
+    assert torch.equal(best, found.experts), "whoever looks at the probabilities sees another choice"
+    assert bool((found.probabilities <= p).all())
+
+
+def test_a_choice_bias_is_saved_with_the_weights_and_gets_no_gradient():
+    _, biased = biased_pair([0.0, 0.1, 0.0, 0.0, 0.0, 0.0])
+    assert "gate.choice_bias" in biased.state_dict()
+    assert "gate.choice_bias" not in dict(biased.named_parameters())
+    assert "gate.choice_bias" not in MoA(8, 4, 6, 2).state_dict()

@@ -153,3 +153,34 @@ def test_a_config_survives_a_round_trip_and_refuses_what_it_does_not_know():
         SHMoARegConfig(top_k=13)
     with pytest.raises(ValueError, match="paper, small, tiny"):
         SHMoARegConfig.preset("huge")
+
+
+def test_the_alternatives_of_a_level_are_what_each_expert_gives_when_it_is_forced():
+    network = lively()
+    level = network.decoder.levels[-1]
+    images = torch.rand(2, 1, 1, 16, 24, 16)
+    with torch.no_grad():
+        assert all(record.alternatives is None for record in network(*images).routing)
+        level.compare_experts = True
+        output = network(*images)
+    records = {record.direction: record for record in output.routing.select(part="decoder", layer=1)}
+    assert len(records) == 3
+    for record in records.values():
+        assert record.alternatives.shape == (1, 3, 16, 24, 16) and not record.alternatives.requires_grad
+        chosen = record.alternatives.gather(1, record.routing.experts)
+        torch.testing.assert_close(chosen, record.residual)
+    assert records["x"].detached().alternatives is None
+    other = output.routing.select(part="decoder", layer=2)
+    assert all(record.alternatives is None for record in other)
+
+    for expert in range(3):
+
+        def force(module, args, p, expert=expert):
+            return torch.where(torch.arange(3).view(1, 3, 1, 1, 1) == expert, p, torch.zeros(()))
+
+        handle = level.head.gates["y"].register_forward_hook(force)
+        level.compare_experts = False
+        with torch.no_grad():
+            forced = network(*images).routing.select(part="decoder", layer=1, direction="y")[0].residual
+        handle.remove()
+        torch.testing.assert_close(forced[:, 0], records["y"].alternatives[:, expert])
