@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from napari_shmoareg.engine.conform import Conformed
+from napari_shmoareg.engine.known_motion import motion_of
+from napari_shmoareg.engine.synthesis import smooth_noise
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import field
 
 ANGLE, SCALE, SHIFT = math.radians(10), 0.1, 0.05  # largest at strength 1; the shift as a share of the field of view
 APART = 0.2  # of the strength: by how much the two images of a pair differ in pose
 GAMMA, NOISE = math.log(1.6), 0.04
+OWN_SHIFT, OWN_WARP, OWN_LENGTH = 0.1, (0.02, 0.06), (0.2, 0.5)  # of a known motion, as shares of the longest axis
 MIRRORED = {"none": (), "left-right": (0,), "all": (0, 1, 2)}  # axes of the network grid, nearest to R, A, S
 
 
@@ -36,8 +39,8 @@ def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> 
     Returns
     -------
     Conformed
-        Images in [0, 1]; label maps in whole numbers stay such.  Its `affine` and `pair` are those before: the
-        result is for learning, not for a way back.
+        Images in [0, 1]; label maps in whole numbers stay such; a known motion is that of the result.  Its `affine`
+        and `pair` are those before: the result is for learning, not for a way back.
     """
     for axis in MIRRORED[settings.flips]:
         if rng.random() < 0.5:
@@ -53,6 +56,33 @@ def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> 
     return pair
 
 
+def with_known_motion(pair: Conformed, rng: np.random.Generator) -> Conformed:
+    """One of the pair's images as the moving one, and deformed at random as the fixed one, so that the motion is known.
+
+    Parameters
+    ----------
+    pair : Conformed
+        Its labels go along.
+    rng : numpy.random.Generator
+        Decides which image, and the deformation: a shift and smooth noise.
+    """
+    shape = pair.fixed.shape[2:]
+    image, labels = [(pair.moving, pair.moving_labels), (pair.fixed, pair.fixed_labels)][int(rng.integers(2))]
+    longest = max(shape)
+    shift = torch.as_tensor(rng.uniform(-1, 1, 3) * OWN_SHIFT * longest, dtype=torch.float32, device=image.device)
+    noise = smooth_noise(shape, rng.uniform(*OWN_LENGTH) * longest, 3, rng, image.device)[None]
+    displacement = noise * (rng.uniform(*OWN_WARP) * longest) + shift.view(1, 3, 1, 1, 1)
+    positions = field.identity(shape, image.device) + displacement
+    return replace(
+        pair,
+        moving=image,
+        fixed=field.sample(image, positions, padding="border"),
+        moving_labels=labels,
+        fixed_labels=_relabelled(labels, positions),
+        motion=motion_of(displacement),
+    )
+
+
 def _posed(pair: Conformed, strength: float, rng: np.random.Generator) -> Conformed:
     """Both images turned, scaled and shifted alike, and each a little on its own."""
     shape = pair.fixed.shape[2:]
@@ -65,6 +95,7 @@ def _posed(pair: Conformed, strength: float, rng: np.random.Generator) -> Confor
         fixed=field.sample(pair.fixed, fixed),
         moving_labels=_relabelled(pair.moving_labels, moving),
         fixed_labels=_relabelled(pair.fixed_labels, fixed),
+        motion=None if pair.motion is None else pair.motion.posed(*own),
     )
 
 
@@ -106,4 +137,5 @@ def _recoloured(image: Tensor, strength: float, shared: float | None, rng: np.ra
 
 def _mirrored(pair: Conformed, axis: int) -> Conformed:
     tensors = {name: getattr(pair, name) for name in ("moving", "fixed", "moving_labels", "fixed_labels")}
-    return replace(pair, **{name: t.flip(2 + axis) for name, t in tensors.items() if t is not None})
+    mirrored = replace(pair, **{name: t.flip(2 + axis) for name, t in tensors.items() if t is not None})
+    return mirrored if pair.motion is None else replace(mirrored, motion=pair.motion.mirrored(axis))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_shmoareg.engine.intensity import Intensity, content_points
+from napari_shmoareg.engine.known_motion import KnownMotion
 from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, VolumePair, apply_affine
 from napari_shmoareg.geometry.resample import resample
 
@@ -36,6 +37,8 @@ class Conformed:
     pair : VolumePair or None
         What was conformed.
     moving_labels, fixed_labels : Tensor (1, 1, D, H, W), float32 whole numbers, or None
+    motion : KnownMotion or None
+        The true motion, moving image first, where the pair was made of one subject.
     """
 
     moving: Tensor
@@ -45,6 +48,7 @@ class Conformed:
     pair: VolumePair | None = None
     moving_labels: Tensor | None = None
     fixed_labels: Tensor | None = None
+    motion: KnownMotion | None = None
 
     def transform(self, displacement: Tensor) -> Transform:
         """The transform, in the world, of a displacement on the network grid.

@@ -13,9 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_shmoareg.engine.augmentation import augment
+from napari_shmoareg.engine.augmentation import augment, with_known_motion
 from napari_shmoareg.engine.batch import Batch, NotFiniteError, Skipped, Step
 from napari_shmoareg.engine.conform import Conformed, conform
+from napari_shmoareg.engine.expert_training import (
+    check_experts,
+    experts_at,
+    head_counts,
+    held_back,
+    hold_experts,
+    move_choice_bias,
+    no_choices,
+)
 from napari_shmoareg.engine.memory import check_training_memory
 from napari_shmoareg.engine.optimiser import adam
 from napari_shmoareg.engine.pair_loss import loss_of
@@ -43,8 +52,10 @@ def make_optimiser(network: SHMoAReg, settings: FineTuning) -> torch.optim.Adam:
 
 
 def learning(network: SHMoAReg, settings: FineTuning) -> list[torch.nn.Parameter]:
-    """The parameters that learn: all, or the decoder's."""
-    return list((network.decoder if settings.freeze_encoder else network).parameters())
+    """The parameters that learn: all, or the decoder's; without those that the settings hold."""
+    part = network.decoder if settings.freeze_encoder else network
+    held = {id(parameter) for parameter in held_back(network, settings)}
+    return [parameter for parameter in part.parameters() if id(parameter) not in held]
 
 
 def fine_tune(
@@ -96,15 +107,17 @@ def fine_tune(
         raise InputError(f"A batch of {settings.batch} cannot be shared by {team.size} processes; give a larger batch.")
     optimiser = optimiser or make_optimiser(network, settings)
     device = next(network.parameters()).device
+    check_experts(network, settings)
     learners = learning(network, settings)
     network.encoder.requires_grad_(not settings.freeze_encoder)
+    hold_experts(network, settings)
     largest = 0
     for step in range(start, settings.steps):
         began = time.perf_counter()
         network.train()
         network.encoder.train(not settings.freeze_encoder)
         optimiser.zero_grad(set_to_none=False)
-        batch = Batch(settings.batch)
+        batch, chosen = Batch(settings.batch), no_choices(network)
         for item in team.share(settings.batch):
             index, pair, skipped = _readable(pairs, step * settings.batch + item, network, settings)
             if pair.fixed.numel() > largest:
@@ -112,12 +125,17 @@ def fine_tune(
                 check_training_memory(network.config, pair.grid.shape, device, settings)
             rng = np.random.default_rng([settings.seed, 1, step, item] if item else [settings.seed, 1, step])
             changed = augment(pair, settings, np.random.default_rng([settings.seed, 2, step, item]))
-            terms, routing = loss_of(network, changed, settings, rng, device)
-            if torch.isfinite(terms.total):
-                (terms.total / settings.batch).backward()
+            lot = np.random.default_rng([settings.seed, 3, step, item])
+            if settings.known_motion > 0 and lot.random() < settings.known_motion:
+                changed = with_known_motion(changed, lot)
+            with experts_at(network, settings, step):
+                terms, routing = loss_of(network, changed, settings, rng, device)
+                if torch.isfinite(terms.total):
+                    (terms.total / settings.batch).backward()
             batch.note(item, index, terms, routing, skipped)
+            chosen += head_counts(routing).to(device)
         gradients = [_gradient(parameter) for parameter in learners]
-        team.add([*gradients, *batch.tensors(device)])
+        team.add([*gradients, *batch.tensors(device), chosen])
         batch.check(step)
         rate = settings.rate(step)
         for group in optimiser.param_groups:
@@ -126,6 +144,8 @@ def fine_tune(
         if not torch.isfinite(norm):
             raise NotFiniteError("gradient", float(norm), step, batch.indices)
         optimiser.step()
+        if settings.balance == "bias":
+            move_choice_bias(network, chosen, settings.balance_rate)
         yield batch.step(step + 1, gradient=float(norm), rate=rate, seconds=time.perf_counter() - began)
 
 

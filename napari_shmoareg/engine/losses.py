@@ -6,6 +6,7 @@ B batch, N experts, k chosen, L labels, D H W space.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,13 +50,30 @@ def lncc(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
         Neighbourhoods without contrast in either image count as uncorrelated.
     """
     size = warped[0].numel()
-    both = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], dim=1)
-    a, b, aa, bb, ab = box_mean(both, window).split(1, dim=1)
-    cross, spread = ab - a * b, (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
-    return 1 - (cross * cross / (spread + 1e-5)).sum() / (len(warped) * size)
+    return 1 - _squared_correlation(warped, fixed, window).sum() / (len(warped) * size)
 
 
 SIMILARITIES = {"mse": mse, "lncc": lncc}
+
+
+def local_mse(warped: Tensor, fixed: Tensor) -> Tensor:
+    """Squared difference of intensities around each voxel, mean over 3x3x3.  All (B, 1, D, H, W)."""
+    return box_mean((warped - fixed).square(), 3)
+
+
+def local_lncc(warped: Tensor, fixed: Tensor) -> Tensor:
+    """One minus the squared correlation around each voxel, in the window of `lncc`.  All (B, 1, D, H, W)."""
+    return 1 - _squared_correlation(warped, fixed, 9)
+
+
+LOCAL_ERRORS = {"mse": local_mse, "lncc": local_lncc}
+
+
+def _squared_correlation(warped: Tensor, fixed: Tensor, window: int) -> Tensor:
+    both = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], dim=1)
+    a, b, aa, bb, ab = box_mean(both, window).split(1, dim=1)
+    cross, spread = ab - a * b, (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
+    return cross * cross / (spread + 1e-5)
 
 
 def smoothness(displacement: Tensor) -> Tensor:
@@ -182,6 +200,35 @@ def load_balance(trace: RoutingTrace) -> Tensor:
         count = torch.bincount(layer.routing.experts.flatten(), minlength=layer.num_experts)
         terms.append(layer.num_experts * (count / count.sum() * mean).sum())
     return torch.stack(terms).mean()
+
+
+def mutual_information(trace: RoutingTrace) -> Tensor:
+    """How far loads are from even and tokens from sure: 0 if each token is sure of k heads and all heads are as loaded.
+
+    Per layer (log N - H(P) + max(H(p) - log k, 0)) / log N, with P the mean of the probabilities p of its tokens and H
+    the entropy; averaged over tokens and layers.  The negative mutual information of heads and tokens, as in Mod-Squad
+    (arXiv 2212.08066).  Ours: the entropy of a token counts down to that of k heads alike, as k are chosen; without
+    that limit one head would take all the weight.
+    """
+    terms = []
+    for layer in trace.select(part="encoder"):
+        p, k = layer.routing.probabilities, layer.routing.experts.shape[1]
+        even, sure = math.log(layer.num_experts), math.log(k)
+        unevenness = even - _entropy(p.mean(dim=(0, 2, 3, 4)), 0)
+        terms.append((unevenness + (_entropy(p, 1) - sure).clamp_min(0).mean()) / even)
+    return torch.stack(terms).mean()
+
+
+BALANCES = {"switch": load_balance, "mutual": mutual_information}
+
+
+def z_loss(logits: Sequence[Tensor]) -> Tensor:
+    """Mean squared log-sum-exp of logits, each (..., N), averaged over gates (ST-MoE, arXiv 2202.08906).  A scalar."""
+    return torch.stack([torch.logsumexp(z, dim=-1).square().mean() for z in logits]).mean()
+
+
+def _entropy(probabilities: Tensor, dim: int) -> Tensor:
+    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim)
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:

@@ -5,6 +5,8 @@ Sec. III-C, Sec. IV-B.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,10 @@ from torch import Tensor
 from napari_shmoareg.engine import losses
 from napari_shmoareg.engine.cascade import coarse_pass
 from napari_shmoareg.engine.conform import Conformed
+from napari_shmoareg.engine.correspondence import correspondence_loss
+from napari_shmoareg.engine.counterfactual import counterfactual_loss
+from napari_shmoareg.engine.expert_training import seen_by_gates, shared_strides
+from napari_shmoareg.engine.teacher import descent_motion, end_point_error
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import field
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
@@ -45,7 +51,10 @@ def total_loss(
     smoothness = losses.smoothness(output.displacement)
     routing = similarity.new_zeros(())
     if settings.routing_weight > 0 and torch.isfinite(similarity + smoothness):
-        routing = losses.routing_loss(similarity, output.routing, quantile=settings.quantile)
+        if settings.routing_target == "counterfactual":
+            routing = counterfactual_loss(output, moving, fixed, settings.similarity)
+        else:
+            routing = losses.routing_loss(similarity, output.routing, quantile=settings.quantile)
     overlap = similarity.new_full((), float("nan"))
     total = (
         settings.similarity_weight * similarity
@@ -70,10 +79,11 @@ def loss_of(
     pair : Conformed
     settings : FineTuning
     rng : numpy.random.Generator
-        Decides labels, variant, cascade and stochastic depth.
+        Decides labels, variant, cascade, stochastic depth and which tokens are compared.
     device : torch.device
     """
     first, second = pair.moving.to(device), pair.fixed.to(device)
+    motion = pair.motion.to(device) if pair.motion is not None and settings.wants_motion else None
     first_labels = second_labels = None
     if settings.overlap_weight > 0 and pair.moving_labels is not None and pair.fixed_labels is not None:
         both = _shares(pair.moving_labels.to(device), pair.fixed_labels.to(device), settings.labels_per_step, rng)
@@ -87,13 +97,29 @@ def loss_of(
         if first_labels is not None and second_labels is not None:
             half = field.warp(first_labels[:1], before)
             first_labels, second_labels = torch.cat([half, first_labels[1:]]), torch.cat([second_labels[:1], half])
+        motion = None if motion is None else motion.after_first_pass(before)
+    teacher = motion if settings.teacher == "drawn" else None
+    if settings.teacher == "descent" and settings.teacher_weight > 0:
+        teacher = descent_motion(replace(pair, moving=first, fixed=second))
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
-        output = network.both_orders(first, second, diffeomorphic=diffeomorphic, checkpointing=settings.checkpointing)
+        with seen_by_gates(network, settings.z_weight > 0) as seen:
+            encoded = network.encode(first, second, checkpointing=settings.checkpointing)
+        output = network.decode_both(encoded, diffeomorphic=diffeomorphic, checkpointing=settings.checkpointing)
     terms = total_loss(
         output, torch.cat([first, second]), torch.cat([second, first]), settings, first_labels, second_labels
     )
-    if settings.balance_weight > 0 and output.routing.select(part="encoder"):
-        terms = terms._replace(total=terms.total + settings.balance_weight * losses.load_balance(output.routing))
+    if settings.balance_weight > 0 and settings.balance in losses.BALANCES and output.routing.select(part="encoder"):
+        uneven = losses.BALANCES[settings.balance](output.routing)
+        terms = terms._replace(total=terms.total + settings.balance_weight * uneven)
+    if seen:
+        logits = [gate.logits(tokens) for gate, tokens in seen]
+        terms = terms._replace(total=terms.total + settings.z_weight * losses.z_loss(logits))
+    if motion is not None and settings.correspondence_weight > 0:
+        apart = correspondence_loss(encoded.pyramid, motion, shared_strides(network, settings), rng)
+        terms = terms._replace(total=terms.total + settings.correspondence_weight * apart)
+    if teacher is not None and settings.teacher_weight > 0:
+        missed = end_point_error(output.displacement, teacher)
+        terms = terms._replace(total=terms.total + settings.teacher_weight * missed)
     if settings.bending_weight > 0:
         terms = terms._replace(total=terms.total + settings.bending_weight * losses.bending(output.displacement))
     if settings.inverse_weight > 0:

@@ -62,7 +62,8 @@ class Recipe:
     def pairs(self, subjects: Sequence[Subject], device: str | torch.device = "cpu") -> DrawnPairs:
         """What is trained on: drawn on the device, from all but the held-out subjects."""
         phases = [(round(p.begins * self.settings.steps), replace(self.drawing, size=p.size)) for p in self.phases]
-        return DrawnPairs(split_subjects(subjects)[0], phases, seed=self.settings.seed, device=device)
+        learners, motion = split_subjects(subjects)[0], self.settings.wants_motion
+        return DrawnPairs(learners, phases, seed=self.settings.seed, device=device, motion=motion)
 
 
 _LEARNING = FineTuning(
@@ -145,8 +146,9 @@ class RunningMean:
         """Take one more step into the mean."""
         self.seen += 1
         decay = min(self.decay, self.seen / (self.seen + 9))
-        for mean, new in zip(self.network.parameters(), network.parameters(), strict=True):
-            mean.lerp_(new, 1 - decay)
+        for kept in (SHMoAReg.parameters, SHMoAReg.buffers):
+            for mean, new in zip(kept(self.network), kept(network), strict=True):
+                mean.lerp_(new, 1 - decay)
 
 
 class Validation(NamedTuple):

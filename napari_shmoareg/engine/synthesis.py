@@ -11,6 +11,7 @@ L labels, D H W space; "fine" is the grid of half the spacing, where images are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.engine.drawing import Drawing
+from napari_shmoareg.engine.known_motion import motion_of_drawn
 from napari_shmoareg.engine.subjects import Subject, random_shapes
 from napari_shmoareg.geometry import Grid
 
@@ -37,6 +39,8 @@ class DrawnPairs(Sequence[Conformed]):
         What `len` says; an epoch.
     device : str or torch.device
         Where pairs are drawn and stay; the label maps are brought there once.
+    motion : bool
+        Hand out the true motion of pairs that show one subject, or one set of shapes; it changes nothing else.
     """
 
     def __init__(
@@ -47,7 +51,9 @@ class DrawnPairs(Sequence[Conformed]):
         seed: int = 0,
         length: int = 1_000_000,
         device: str | torch.device = "cpu",
+        motion: bool = False,
     ) -> None:
+        self.motion = motion
         self.subjects = [subject.to(device) for subject in subjects]
         self.phases = list(drawing) if isinstance(drawing, Sequence) else [(0, drawing or Drawing())]
         self.seed, self.length, self.device = seed, length, device
@@ -60,18 +66,24 @@ class DrawnPairs(Sequence[Conformed]):
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, index])
         drawing = [drawing for first, drawing in self.phases if first <= index][-1]
-        return draw_pair(self.subjects, drawing, rng, self.device)
+        return draw_pair(self.subjects, drawing, rng, self.device, motion=self.motion)
 
 
 def draw_pair(
-    subjects: Sequence[Subject], drawing: Drawing, rng: np.random.Generator, device: str | torch.device = "cpu"
+    subjects: Sequence[Subject],
+    drawing: Drawing,
+    rng: np.random.Generator,
+    device: str | torch.device = "cpu",
+    *,
+    motion: bool = False,
 ) -> Conformed:
     """Two images, in [0, 1], with L of their labels as shares of each voxel.
 
     Returns
     -------
     Conformed
-        On the device, without a way back to scans (`pair` is None); labels (1, L, D, H, W).
+        On the device, without a way back to scans (`pair` is None); labels (1, L, D, H, W).  With `motion` the true
+        one, known where the fixed image shows something, if both images show one subject.
     """
     shape, spacing, shift = _view(drawing, rng)
     from_shapes = not subjects or rng.random() < drawing.shapes
@@ -85,7 +97,7 @@ def draw_pair(
     if from_shapes:  # they fill the view already: no need to look for them
         shift = min(shift, drawing.pose_shift)
     pose = _rigid(rng, drawing.pose_angle, drawing.pose_scale, shift)
-    maps = [
+    placed = [
         _labels_of(
             subject.to(device),
             drawing,
@@ -97,6 +109,9 @@ def draw_pair(
         )
         for subject in (first, second)
     ]
+    maps, poses = [one.classes for one in placed], [one.pose for one in placed]
+    warps = [one.warp for one in placed] if motion and first is second else []
+    del placed  # two fine fields, which are needed for nothing else
     if not from_shapes and rng.random() < drawing.stripped:
         keep = torch.as_tensor(first.brain, device=device)
         maps = [torch.where(keep[m.long()], m, 0) for m in maps]
@@ -110,6 +125,8 @@ def draw_pair(
     chosen = rng.choice(shown, min(drawing.labels, len(shown)), replace=False)
     moving_labels, fixed_labels = (_shares(m, chosen) for m in maps)
     grid = Grid(shape, np.diag([spacing, spacing, spacing, 1.0]))
+    shows = [F.avg_pool3d((m > 0).float()[None, None], 2) > 0.5 for m in maps] if warps else []
+    true = motion_of_drawn(warps, poses, shows, spacing) if warps else None
     return Conformed(
         moving=images[0],
         fixed=images[1],
@@ -117,7 +134,16 @@ def draw_pair(
         affine=np.eye(4),
         moving_labels=moving_labels,
         fixed_labels=fixed_labels,
+        motion=true,
     )
+
+
+class _Placed(NamedTuple):
+    """Classes (2D, 2H, 2W) of a subject on the fine grid, and how it was placed: pose (x + warp(x)), in mm."""
+
+    classes: Tensor
+    warp: Tensor
+    pose: np.ndarray
 
 
 def _view(drawing: Drawing, rng: np.random.Generator) -> tuple[tuple[int, int, int], float, float]:
@@ -142,7 +168,7 @@ def _labels_of(
     pose: np.ndarray,
     wobble: float,
     rng: np.random.Generator,
-) -> Tensor:
+) -> _Placed:
     """Class numbers of a posed and deformed subject on the fine grid, uint8, on the subject's device."""
     shape, device = tuple(2 * n for n in coarse), subject.classes.device
     axes = [(torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) * (spacing / 2) for n in shape]
@@ -155,7 +181,8 @@ def _labels_of(
         index = (matrix[c, 0] * x + matrix[c, 1] * y).add_(matrix[c, 2] * z).add_(matrix[c, 3]).round_()
         inside &= (index >= 0) & (index < n)
         flat = flat * n + index.clamp_(0, n - 1).long()
-    return torch.where(inside, subject.classes.flatten()[flat], torch.zeros((), dtype=torch.uint8, device=device))
+    classes = torch.where(inside, subject.classes.flatten()[flat], torch.zeros((), dtype=torch.uint8, device=device))
+    return _Placed(classes, points, pose)
 
 
 def _contrast(subject: Subject, drawing: Drawing, from_shapes: bool, rng: np.random.Generator) -> np.ndarray:

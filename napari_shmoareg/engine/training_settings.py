@@ -6,15 +6,16 @@ Sec. IV-B.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.engine.setting_rules import check_rules
 
 
 @dataclass(frozen=True)
-class FineTuning:
-    """Settings of learning.  The defaults are the paper's (Sec. IV-B).
+class FineTuning(ExpertLearning):
+    """Settings of learning, with those of `ExpertLearning`.  The defaults are the paper's (Sec. IV-B).
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class FineTuning:
         Of the mean square of the two orders' displacements composed, in voxels, which is 0 if each undoes the
         other (as ICON); 0 in the paper.
     balance_weight : float
-        Of the unevenness of the encoder's loads (see `load_balance`); 0 in the paper.
+        Of the unevenness of the encoder's loads, or of what else the balance is of; 0 in the paper.
     labels_per_step : int
         Labels drawn for the overlap at each step.
     diffeomorphic : float
@@ -139,11 +140,8 @@ class FineTuning:
             (self.largest_gradient >= 0, "largest_gradient", "at least 0"),
             (self.size == 0 or self.size >= 8, "size", "0 or at least 8"),
             (self.seed >= 0, "seed", "at least 0"),
+            *self.expert_rules(),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
-        return asdict(self)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0."""
