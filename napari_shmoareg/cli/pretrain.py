@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from napari_shmoareg.cli.errors import CANCELLED, say
+from napari_shmoareg.cli.fine_tune.options import STEP, chosen, with_settings
 from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet
 from napari_shmoareg.cli.progress import progress
 from napari_shmoareg.cli.runs import begin_from, check_same_plan, make_folder, running_mean, write_plan, write_weights
+from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.weights import chosen_device
 
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 
 SAVE_EVERY, VALIDATE_EVERY = 100, 400
 SHEET_PAIRS = 12
+FIXED = ("batch", "passes", "size")  # one drawn pair a step, on grids of the recipe, for a network of its preset
 
 
+@partial(with_settings, settings=((FineTuning, STEP),), without=FIXED, default="the recipe's")
 def pretrain(
     maps: Annotated[Path, typer.Argument(metavar="MAPS", help="Folder of label maps to draw pairs from.")],
     run: Annotated[
@@ -55,6 +61,7 @@ def pretrain(
     device: DeviceOption = Device.auto,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Learn weights from images that are drawn, not scanned.
 
@@ -65,6 +72,7 @@ def pretrain(
     """
     import torch
 
+    from napari_shmoareg.engine.expert_training import check_start, expert_config, start_experts
     from napari_shmoareg.engine.fine_tuning import make_optimiser
     from napari_shmoareg.engine.pretraining import recipe as named
     from napari_shmoareg.io.label_maps import read_subjects
@@ -72,6 +80,9 @@ def pretrain(
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     plan = named(recipe, steps=steps, seed=seed)
+    plan = replace(plan, settings=replace(plan.settings, **chosen(given)[0]))
+    if weights is not None:
+        check_start(plan.settings)
     place = chosen_device(device.value)
     if sheet is not None:
         draw_sheet(maps, plan, sheet, place, quiet)
@@ -79,7 +90,8 @@ def pretrain(
     make_folder(run)
     check_same_plan(run, plan, weights)
     torch.manual_seed(plan.settings.seed)
-    network = SHMoAReg(SHMoARegConfig.preset(plan.preset)).to(place)
+    network = SHMoAReg(expert_config(SHMoARegConfig.preset(plan.preset), plan.settings)).to(place)
+    start_experts(network, plan.settings)
     optimiser = make_optimiser(network, plan.settings)
     start, history = 0, list[dict[str, Any]]()
     if (run / "training.safetensors").exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.cli.errors import say
+from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.untrusted import read_object
 
@@ -53,6 +54,8 @@ def check_same_plan(run: Path, plan: Recipe, weights: str | None = None) -> None
         return
     try:
         then = {"from": None} | read_object(told, "the settings of a run")  # older runs all began from random weights
+        if isinstance(then.get("settings"), dict):  # and had fewer settings
+            then["settings"] = ExpertLearning().to_dict() | then["settings"]
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{told} is damaged ({error}): it tells which settings the run was begun with. Delete it to go on with "
@@ -87,9 +90,11 @@ def begin_from(network: SHMoAReg, weights: str) -> None:
     InputError
         If there are no such weights, or they are of a network with another config.
     """
+    from napari_shmoareg.engine.expert_training import with_choice_bias
     from napari_shmoareg.io.checkpoint import load_network
 
     found, ours = load_network(weights), network.config
+    found = with_choice_bias(found) if ours.choice_bias else found
     names = (field.name for field in fields(ours) if field.name not in FREE)
     pairs = [(name, getattr(found.config, name), getattr(ours, name)) for name in names]
     other = [f"{name} {theirs} instead of {wanted}" for name, theirs, wanted in pairs if theirs != wanted]

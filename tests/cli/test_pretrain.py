@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,10 +11,14 @@ import torch
 from matplotlib.image import imread
 from PIL import Image
 from safetensors.torch import load_file
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from napari_shmoareg.cli.application import app
 from napari_shmoareg.engine import pretraining
+from napari_shmoareg.engine.described import described
+from napari_shmoareg.engine.expert_settings import ExpertLearning
+from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.io.checkpoint import load_network, read_card, save_network
 from napari_shmoareg.io.images import write_image
@@ -55,6 +59,74 @@ def test_a_run_in_pieces_ends_with_weights_that_load(maps, tmp_path):
     assert load_network(place / "weights.safetensors").config.embed_dim == 8
     rows = (place / "log.csv").read_text().splitlines()
     assert rows[0].startswith("step,") and rows[-1].startswith("4,")
+
+
+def test_every_setting_of_a_step_is_an_option_whose_help_is_its_description():
+    options = {parameter.name: parameter for parameter in get_command(app).commands["pretrain"].params}
+    for field in fields(FineTuning):
+        if field.name not in ("batch", "passes", "size"):
+            option = options[field.name]
+            assert option.opts[0] == f"--{field.name.replace('_', '-')}" and option.default is None
+            assert field.name in ("steps", "seed") or option.help == described(FineTuning)[field.name]
+    assert "batch" not in options
+    panels = {name: option.rich_help_panel for name, option in options.items()}
+    assert panels["moa_output_scale"] != panels["balance_weight"]
+
+
+def test_how_experts_learn_is_an_option_and_is_told_in_the_card(maps, tmp_path):
+    place = tmp_path / "run"
+    words = (
+        "--balance",
+        "bias",
+        "--gates",
+        "frozen",
+        "--teacher",
+        "drawn",
+        "--moa-output-scale",
+        4,
+        "--no-balance-heads",
+    )
+    code, output = run(maps, "--run", place, "--steps", 2, *words)
+    assert code == 0, output
+    told = read_card(place / "weights.safetensors")["recipe"]["settings"]
+    assert (told["balance"], told["gates"], told["moa_output_scale"]) == ("bias", "frozen", 4.0)
+    assert (
+        told["balance_heads"] is False and told["overlap_weight"] == pretraining.RECIPES["tiny"].settings.overlap_weight
+    )
+    network = load_network(place / "weights.safetensors")
+    assert network.config.choice_bias
+    begun = run(maps, "--run", tmp_path / "plain", "--steps", 2)
+    assert begun[0] == 0
+    plain = load_network(tmp_path / "plain" / "weights.safetensors")
+    spread = [float(net.encoder.layers[0].blocks[0].attention.output.detach().std()) for net in (network, plain)]
+    assert spread[0] == pytest.approx(4 * spread[1], rel=0.05)
+    code, output = run(maps, "--run", place, "--steps", 2)
+    assert code == 1 and "begun with other settings" in output
+
+
+def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
+    place = tmp_path / "run"
+    words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
+    assert run(*words)[0] == 130
+    told = json.loads((place / "recipe.json").read_text())
+    told["settings"] = {
+        name: value for name, value in told["settings"].items() if name not in ExpertLearning().to_dict()
+    }
+    (place / "recipe.json").write_text(json.dumps(told))
+    code, output = run(*words, "--gates", "frozen")
+    assert code == 1 and "begun with other settings" in output
+    assert run(*words)[0] == 0
+
+
+def test_given_weights_get_biases_of_the_choice_but_do_not_begin_anew(maps, tmp_path):
+    given = given_weights(tmp_path / "given.safetensors")
+    words = (maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "given.safetensors")
+    code, output = run(*words, "--moa-output-scale", 2)
+    assert code == 1 and "leave --moa-output-scale out" in " ".join(output.split())
+    code, output = run(*words, "--balance", "bias")
+    assert code == 0, output
+    network = load_network(tmp_path / "run" / "weights.safetensors")
+    assert network.config.choice_bias and set(given) < set(network.state_dict())
 
 
 def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):

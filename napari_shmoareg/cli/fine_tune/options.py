@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
 
-from napari_shmoareg.engine.described import described
+from napari_shmoareg.engine.described import described, own_first
+from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.engine.run_settings import RunSettings
 from napari_shmoareg.engine.training_settings import FineTuning
 
-SETTINGS: tuple[tuple[type[Any], str], ...] = ((FineTuning, "What a step learns"), (RunSettings, "The run"))
+STEP, EXPERTS = "What a step learns", "How experts learn, beyond the paper"
+SETTINGS: tuple[tuple[type[Any], str], ...] = ((FineTuning, STEP), (RunSettings, "The run"))
 OTHERWISE = {
     "size": "as the weights say",
     "diffeomorphic": "as the weights say",
@@ -23,13 +25,25 @@ OTHERWISE = {
 }
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_settings(
+    command: Callable[..., None],
+    *,
+    settings: Sequence[tuple[type[Any], str]] = SETTINGS,
+    without: Collection[str] = (),
+    default: str | None = None,
+) -> Callable[..., None]:
     """A command that takes an option for every setting, None where it is not given.
 
     Parameters
     ----------
     command : callable
         Its own parameters have annotations of Typer's; the settings come in ``**given``.
+    settings : sequence of (class, str)
+        And the panel of the help in which they stand.
+    without : collection of str
+        Settings that have no option, besides the command's own parameters.
+    default : str, optional
+        What the help says that they are by default; else their own.
     """
 
     def taking(**given: Any) -> None:
@@ -42,22 +56,27 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     taking.__name__, taking.__doc__, taking.__module__ = command.__name__, command.__doc__, command.__module__
-    taking.__signature__ = inspect.Signature([*own, *setting_parameters()])  # type: ignore[attr-defined]
+    taken = {*without, *(parameter.name for parameter in own)}
+    more = [each for each in setting_parameters(settings, default) if each.name not in taken]
+    taking.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
     taking.__annotations__ = {}
     return taking
 
 
-def setting_parameters() -> Iterator[inspect.Parameter]:
+def setting_parameters(
+    classes: Sequence[tuple[type[Any], str]] = SETTINGS, default: str | None = None
+) -> Iterator[inspect.Parameter]:
     """A keyword parameter for each setting, with its option."""
-    for settings, panel in SETTINGS:
+    experts = {field.name for field in fields(ExpertLearning)}
+    for settings, panel in classes:
         words, hints = described(cast(Any, settings)), get_type_hints(settings)
-        for field in fields(settings):
+        for field in own_first(settings):
             kind, flags = _kind(field.name, hints[field.name]), _flags(field.name)
             option = typer.Option(
                 flags,
                 help=words[field.name],
-                show_default=OTHERWISE.get(field.name, _shown(field.default)),
-                rich_help_panel=panel,
+                show_default=default or OTHERWISE.get(field.name, _shown(field.default)),
+                rich_help_panel=EXPERTS if field.name in experts else panel,
             )
             yield inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from napari_shmoareg.engine.device import find_device
+from napari_shmoareg.engine.expert_training import with_choice_bias
 from napari_shmoareg.engine.fine_tuning import make_optimiser
 from napari_shmoareg.engine.memory import check_training_memory, training_memory
 from napari_shmoareg.engine.passes import passes_after, with_passes
@@ -151,6 +152,7 @@ def _taken_up(folder: RunFolder, plan: Plan, device: torch.device) -> tuple[SHMo
             ) from error
     name = str(plan.weights["name"])
     network = with_passes(load_network(name, device=device), plan.network_config.passes)
+    network = with_choice_bias(network) if plan.network_config.choice_bias else network
     if checksum_of(name) != plan.weights["sha256"]:
         raise InputError(
             f"The weights '{name}' are not those that the run was begun with (their checksum differs), and nothing of "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from napari_shmoareg.engine.expert_training import check_start, expert_config
 from napari_shmoareg.engine.run_settings import RunSettings
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError
@@ -148,7 +149,13 @@ def make_plan(weights: str, dataset: DatasetChoice, settings: Mapping[str, Any],
         If there are no such weights, or a setting is out of its range.
     """
     chosen, running = FineTuning(**settings), RunSettings(**run)
-    config = load_network(weights).config
+    check_start(chosen)
+    config = expert_config(load_network(weights).config, chosen)
+    if chosen.wants_motion and not chosen.known_motion:
+        raise InputError(
+            "correspondence_weight and the teacher 'drawn' learn where the true motion is known, which it is of no two "
+            "scans: give --known-motion 0.5 too, for as large a share of steps that deform one scan."
+        )
     if not chosen.size:
         chosen = replace(chosen, size=config.learning_size)
     if "diffeomorphic" not in settings and config.diffeomorphic:

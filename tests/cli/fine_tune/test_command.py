@@ -104,6 +104,23 @@ def test_every_setting_is_an_option_whose_help_is_its_description():
             assert option.opts[0] == f"--{field.name.replace('_', '-')}" and option.default is None
 
 
+def test_the_experts_learn_as_asked_and_a_run_goes_on_so(begin, small, shmoareg, tmp_path):
+    out = tmp_path / "run"
+    words = ("--balance", "bias", "--known-motion", 1, "--correspondence-weight", 0.1, "--teacher", "descent")
+    more = ("--gates", "frozen", "--routing-target", "counterfactual", "--save-every", 1, "--validate-every", 0)
+    result = shmoareg(*begin(out, *words, *more, "--steps", 1))
+    assert result.exit_code == 0, result.stderr
+    first = load_file(out / "last.safetensors")
+    assert load_network(out / "last.safetensors").config.choice_bias and not load_network(small).config.choice_bias
+    again = shmoareg("fine-tune", "--out", out, "--resume", "--steps", 2, "--quiet")
+    assert again.exit_code == 0, again.stderr
+    second, before = load_file(out / "last.safetensors"), load_network(small).state_dict()
+    gates = [name for name in before if ".gate" in name]
+    assert gates and all(torch.equal(second[name], before[name]) for name in gates)
+    bias = "encoder.layers.0.blocks.0.attention.gate.choice_bias"
+    assert bool(first[bias].any()) and not torch.equal(first[bias], second[bias])
+
+
 def test_the_words_of_a_command_give_the_same_command():
     command = get_command(app).commands["fine-tune"]
     words = ["there", "--out", "o", "--window=-160,240", "--no-tensorboard", "--flips", "all", "--final-rate", "1e-6"]
@@ -133,6 +150,11 @@ def test_it_begins_with_the_weights_that_fit_the_device(scans, shmoareg, monkeyp
         (("--size", "5"), "size must be 0 or at least 8", 1),
         (("--split", "60/10"), "three counts", 1),
         (("--split", "6/2/2"), "needs 10 subjects.*has 6", 1),
+        (("--moa-output-scale", "2"), "moa_output_scale says how weights begin from nothing", 1),
+        (("--correspondence-weight", "1"), "of no two scans: give --known-motion", 1),
+        (("--teacher", "drawn"), "of no two scans: give --known-motion", 1),
+        (("--correspondence-strides", "3"), "correspondence_strides must be strides among 4", 1),
+        (("--gates", "open"), "gates.*'open'", 2),
         (("--similarity", "mi"), "similarity.*'mi'", 2),
         (("--steps", "many"), "steps.*many", 2),
         (("--window", "3"), "not two numbers", 2),
