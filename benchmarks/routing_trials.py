@@ -1,0 +1,428 @@
+"""Short trials of how experts learn: what each option does to Dice, to routing matters and to attention matters.
+
+    python benchmarks/routing_trials.py OUT --data FOLDER [--arms baseline frozen-gates] [--seeds 0 1 2]
+        [--steps 120] [--size 32]
+    python benchmarks/routing_trials.py --list
+    python benchmarks/routing_trials.py OUT --table
+
+FOLDER holds images/*.nii.gz and labels/*.nii.gz of at least 24 people, one scan each.  Every trial begins from nothing,
+learns from pairs of three quarters of them and registers the others in a ring (each onto the next), with headers as
+they are.  An arm changes some settings of the recipe `small`; all arms of a seed see the same pairs in the same order.
+
+Told per trial: mean Dice before and after; routing matters = (after - with choices shuffled) / (after - before), for
+the encoder (whole rows of a gate go to other tokens) and the decoder (choices go to other voxels, each keeping its own
+T), in all passes; attention matters = the same with what attention adds taken away; loads of the kernels at full
+resolution; SDlogJ and folding; seconds of computing.  A row is appended to OUT/trials.jsonl when its trial ends; the
+same command leaves out what stands there.  `--table` prints means over seeds, with a bootstrap over people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from napari_shmoareg.analysis.metrics import dice, folding, mean, sdlogj
+from napari_shmoareg.engine.cascade import cascade
+from napari_shmoareg.engine.conform import Conformed, conform
+from napari_shmoareg.engine.expert_training import expert_config, start_experts
+from napari_shmoareg.engine.fine_tuning import fine_tune
+from napari_shmoareg.engine.pretraining import RECIPES, RunningMean
+from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.geometry import VolumePair
+from napari_shmoareg.geometry import field as fields_of
+from napari_shmoareg.io.images import read_image
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.model.gates import GateSite, gates_of
+from napari_shmoareg.model.moa import MoA, MultiHeadAttention
+
+ROWS = "trials.jsonl"
+LEARNING_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a trial changes: fields of `FineTuning` and of `SHMoARegConfig`, and why."""
+
+    why: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+CORRESPONDENCE = {"known_motion": 0.5, "correspondence_weight": 0.1}
+COUNTERFACTUAL = {"routing_target": "counterfactual", "routing_weight": 0.05}
+DENSE = {"dense_share": 1 / 3, "gate_temperature": 2.0}
+ARMS: dict[str, Arm] = {
+    "baseline": Arm("the recipe small"),
+    "frozen-gates": Arm("control: gates random for good", {"gates": "frozen"}),
+    "plain-attention": Arm("control: MHA for MoA", config={"attention": "mha"}),
+    "plain-heads": Arm("control: one 3x3x3 convolution for SHMoE", config={"shmoe_strides": ()}),
+    "plain-layers": Arm("control: both plain", config={"attention": "mha", "shmoe_strides": ()}),
+    "attention-off": Arm("control: attention adds nothing", {"attention": "off"}),
+    "no-balance": Arm("the paper's: no term for the loads", {"balance_weight": 0.0}),
+    "known-motion": Arm("half of the steps on one scan and itself deformed, no loss of it", {"known_motion": 0.5}),
+    "correspondence": Arm("InfoNCE on tokens, weight 0.1", CORRESPONDENCE),
+    "output-scale-4": Arm("MoA's output projections begin four times as large", {"moa_output_scale": 4.0}),
+    "bias-balance": Arm("bias on the choice, z-loss, no switch loss", {"balance": "bias", "z_weight": 0.001}),
+    "mutual": Arm("mutual information for the switch loss", {"balance": "mutual", "balance_weight": 0.1}),
+    "dense-to-sparse": Arm("12 heads to 4 over the first third", DENSE, {"detach_weights": True}),
+    "kernels-alike": Arm("1, 3, 5 begin as one function", {"kernels_start": "alike"}),
+    "routing-0.05": Arm("the paper's labels, at the weight of the counterfactual ones", {"routing_weight": 0.05}),
+    "counterfactual": Arm("counterfactual labels, weight 0.05", COUNTERFACTUAL),
+    "teacher-drawn": Arm("the true motion in half of the steps", {"known_motion": 0.5, "teacher": "drawn"}),
+    "teacher-descent": Arm("a refinement's displacement", {"teacher": "descent"}),
+    "tokens-combined": Arm(
+        "correspondence, scale 4, mutual information, counterfactual labels from kernels alike",
+        CORRESPONDENCE
+        | COUNTERFACTUAL
+        | {"moa_output_scale": 4.0, "balance": "mutual", "balance_weight": 0.1, "kernels_start": "alike"},
+    ),
+    "descent-combined": Arm(
+        "a refinement's displacement, dense to sparse, counterfactual labels from kernels alike",
+        COUNTERFACTUAL | DENSE | {"teacher": "descent", "kernels_start": "alike", "moa_output_scale": 4.0},
+        {"detach_weights": True},
+    ),
+}
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, nargs="?", help="folder of the rows")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="images/*.nii.gz and labels/*.nii.gz")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--size", type=int, default=32, help="voxels along the longest axis")
+    parser.add_argument("--judged", type=int, default=None, help="only so many of the ring's pairs")
+    parser.add_argument("--list", action="store_true", help="show the arms")
+    parser.add_argument("--table", action="store_true", help="show what OUT holds")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run what is missing, seed by seed, and print a line for each trial."""
+    arguments = parsed(words)
+    if arguments.list:
+        for name, arm in ARMS.items():
+            changes = ", ".join(f"{key}={value}" for key, value in {**arm.settings, **arm.config}.items())
+            print(f"{name:18} {arm.why}" + (f" ({changes})" if changes else ""))
+        return
+    if arguments.out is None:
+        sys.exit("Name the folder of the rows.")
+    rows = read_rows(arguments.out / ROWS)
+    if arguments.table:
+        print(table([row for row in rows if (row["steps"], row["size"]) == (arguments.steps, arguments.size)]))
+        return
+    if arguments.data is None:
+        sys.exit("Give --data: a folder with images/*.nii.gz and labels/*.nii.gz.")
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    learners, judged = people(arguments.data)
+    ring = Ring(judged, arguments.size, arguments.judged)
+    done = {(row["arm"], row["seed"], row["steps"], row["size"]) for row in rows}
+    for seed in arguments.seeds:
+        for name in arguments.arms:
+            if (name, seed, arguments.steps, arguments.size) in done:
+                continue
+            row = trial(name, seed, arguments.steps, arguments.size, learners, ring)
+            append_row(arguments.out / ROWS, row)
+            print(line(row), flush=True)
+
+
+class Drawn(Sequence[Conformed]):
+    """Pairs of scans, conformed when they are asked for: all ordered pairs of two people."""
+
+    def __init__(self, scans: Sequence[tuple[Any, Any]], size: int) -> None:
+        self.scans, self.size = scans, size
+        count = len(scans)
+        self.places = [(a, b) for a in range(count) for b in range(count) if a < b]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Conformed:  # type: ignore[override]
+        return conformed(*(self.scans[n] for n in self.places[index]), self.size)
+
+
+class Ring(list[Conformed]):
+    """Each judged person's scan onto the next one's."""
+
+    def __init__(self, scans: Sequence[tuple[Any, Any]], size: int, most: int | None) -> None:
+        count = len(scans)
+        super().__init__(conformed(scans[n], scans[(n + 1) % count], size) for n in range(most or count))
+
+
+def people(folder: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+    """Image and labels of those who learn and of those who judge, in the order of their files' names."""
+    images = sorted((folder / "images").glob("*.nii.gz"))
+    scans = [
+        (read_image(path), read_image(folder / "labels" / path.name, labels=True))
+        for path in images
+        if (folder / "labels" / path.name).is_file()
+    ]
+    if len(scans) < 24:
+        sys.exit(f"{folder} holds {len(scans)} images with labels of the same name; at least 24 are needed.")
+    cut = round(LEARNING_SHARE * len(scans))
+    return scans[:cut], scans[cut:]
+
+
+def conformed(moving: tuple[Any, Any], fixed: tuple[Any, Any], size: int) -> Conformed:
+    """Both scans on one grid, their headers trusted."""
+    return conform(VolumePair(moving[0], fixed[0], moving[1], fixed[1]), size=size, labels=True)
+
+
+def trial(
+    name: str, seed: int, steps: int, size: int, scans: Sequence[tuple[Any, Any]], ring: Sequence[Conformed]
+) -> dict[str, Any]:
+    """Learn, judge, and give the row."""
+    arm, recipe = ARMS[name], RECIPES["small"]
+    common = {"steps": steps, "seed": seed, "cascade": 0.0, "bfloat16": False, "diffeomorphic": 0.0}
+    rates = {"learning_rate": 1e-3, "final_rate": 5e-5}
+    settings = FineTuning(**{**recipe.settings.to_dict(), **common, **rates, **arm.settings})
+    config = SHMoARegConfig.preset(recipe.preset, size=size, passes=(1.0,), **arm.config)
+    torch.manual_seed(seed)
+    network = SHMoAReg(expert_config(config, settings))
+    start_experts(network, settings)
+    average = RunningMean(network, recipe.averaging if steps > 100 else 0.9)
+    began, clock, shown = time.perf_counter(), time.process_time(), 0.0
+    for step in fine_tune(network, Drawn(scans, size), settings):
+        average.follow(network)
+        if time.perf_counter() - shown > 60:
+            shown = time.perf_counter()
+            print(f"{name}, seed {seed}: step {step.step}, loss {step.total:.3f}", file=sys.stderr, flush=True)
+    learned = time.process_time() - clock
+    pairs = [judge(average.network.eval(), pair, number) for number, pair in enumerate(ring)]
+    row: dict[str, Any] = {"arm": name, "seed": seed, "steps": steps, "size": size, "pairs": pairs, **figures(pairs)}
+    row["seconds"] = round(learned, 1)
+    row["seconds_judging"] = round(time.process_time() - clock - learned, 1)
+    row["seconds_on_the_clock"] = round(time.perf_counter() - began, 1)
+    row["settings"] = settings.to_dict()
+    row["config"] = network.config.to_dict()
+    return row
+
+
+@torch.inference_mode()
+def judge(network: SHMoAReg, pair: Conformed, seed: int) -> dict[str, float]:
+    """Dice of one pair before and after, and with each control; loads of the kernels; how even the deformation is."""
+    found = cascade(network, pair.moving, pair.fixed)
+    result = {"before": overlap(pair, None), "after": overlap(pair, found.displacement)}
+    for control in ("encoder", "decoder"):
+        with shuffled(network, control, seed):
+            result[control] = overlap(pair, cascade(network, pair.moving, pair.fixed).displacement)
+    with without_attention(network):
+        result["attention"] = overlap(pair, cascade(network, pair.moving, pair.fixed).displacement)
+    determinant = fields_of.jacobian_determinant(found.displacement).numpy()
+    result["sdlogj"], result["folding_percent"] = sdlogj(determinant), folding(determinant)
+    chosen = [r.routing.experts.flatten() for r in found.last.routing.select(part="decoder", stride=1)]
+    if chosen:
+        counts = torch.bincount(torch.cat(chosen), minlength=len(network.config.kernels))
+        for kernel, count in zip(network.config.kernels, counts.tolist(), strict=True):
+            result[f"load_{kernel}"] = 100 * count / int(counts.sum())
+    return result
+
+
+def overlap(pair: Conformed, displacement: Tensor | None) -> float:
+    """Mean Dice of the labels, each carried as a share of its voxels."""
+    assert pair.moving_labels is not None and pair.fixed_labels is not None
+    values = torch.unique(pair.fixed_labels)
+    carried = (pair.moving_labels == values.view(1, -1, 1, 1, 1)).float()
+    if displacement is not None:
+        carried = fields_of.warp(carried, displacement, padding="border")
+    moved = values[carried.argmax(1)]
+    return mean(dice(moved[0].numpy().astype(int), pair.fixed_labels[0, 0].numpy().astype(int)))
+
+
+@contextmanager
+def shuffled(network: SHMoAReg, part: str, seed: int) -> Iterator[None]:
+    """Gates whose decisions go to other cells of the same image, padding left alone, in every pass."""
+    lot = torch.Generator().manual_seed(seed)
+    shape: list[int] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape[:] = inputs[0].shape[2:]
+
+    handles: list[Any] = [network.register_forward_pre_hook(note)]
+    for site in gates_of(network):
+        if site.part == part:
+            handles.append(site.module.register_forward_hook(shuffle_of(site, shape, lot)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shuffle_of(site: GateSite, shape: Sequence[int], lot: torch.Generator) -> Any:
+    """A hook: (2B, *S, N) of the encoder, (B, N, *S) of the decoder."""
+
+    def shuffle(_: nn.Module, __: Any, values: Tensor) -> Tensor:
+        rows = (values if site.part == "encoder" else values.movedim(1, -1)).clone()
+        i, j, k = (-(-n // site.stride) for n in shape)
+        for image in rows[:, :i, :j, :k]:
+            flat = image.flatten(0, 2)
+            order = torch.randperm(len(flat), generator=lot)
+            flat = flat[order] if site.part == "encoder" else with_choices(flat, flat.argmax(-1)[order])
+            image.copy_(flat.view_as(image))
+        return rows if site.part == "encoder" else rows.movedim(-1, 1)
+
+    return shuffle
+
+
+def with_choices(values: Tensor, ids: Tensor) -> Tensor:
+    """Gate values (M, N) whose largest, kept as it is, belongs to these experts."""
+    largest = values.amax(-1, keepdim=True)
+    below = torch.minimum(values, largest * (1 - 1e-4))
+    return below.scatter(-1, ids[:, None], largest)
+
+
+@contextmanager
+def without_attention(network: SHMoAReg) -> Iterator[None]:
+    """Attention that adds nothing, in every block and pass."""
+    attentions = [module for module in network.modules() if isinstance(module, MoA | MultiHeadAttention)]
+    handles = [module.register_forward_hook(lambda _, __, out: (out[0] * 0, out[1])) for module in attentions]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def figures(pairs: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    """Means over pairs, and what matters by how much."""
+    names = [name for name in ("before", "after", "sdlogj", "folding_percent") if name in pairs[0]]
+    names += [name for name in pairs[0] if name.startswith("load_")]
+    row: dict[str, float | None] = {name: round(statistics.fmean(pair[name] for pair in pairs), 5) for name in names}
+    for control, name in (("encoder", "encoder_routing"), ("decoder", "decoder_routing"), ("attention", "attention")):
+        row[f"{name}_matters"] = matters(pairs, control)
+    return row
+
+
+def matters(pairs: Sequence[Mapping[str, float]], control: str) -> float | None:
+    """The share of the gain in Dice that is lost with a control; None without a gain."""
+    gain = sum(pair["after"] - pair["before"] for pair in pairs)
+    return round(sum(pair["after"] - pair[control] for pair in pairs) / gain, 4) if gain > 0 else None
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One trial in one line."""
+    share = {name: row[f"{name}_matters"] for name in ("encoder_routing", "decoder_routing", "attention")}
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {'-' if v is None else f'{100 * v:+.1f} %'}" for name, v in share.items()
+    )
+    loads = "/".join(f"{row[f'load_{k}']:.0f}" for k in (1, 3, 5) if f"load_{k}" in row) or "-"
+    return (
+        f"{row['arm']}, seed {row['seed']}: Dice {row['before']:.3f} -> {row['after']:.3f}; matters: {told}; "
+        f"1/3/5 {loads} %; SDlogJ {row['sdlogj']:.2f}, folding {row['folding_percent']:.3f} %; {row['seconds']:.0f} s"
+    )
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line per arm, means over seeds; intervals of 95 % by a bootstrap over people."""
+    heads = [
+        "arm",
+        "seeds",
+        "Dice",
+        "against baseline [95 %]",
+        "encoder routing, %",
+        "decoder routing, %",
+        "attention, %",
+    ]
+    lines = ["| " + " | ".join([*heads, "1/3/5, %", "SDlogJ", "folding, %", "s"]) + " |", "|" + " --- |" * 11]
+    base = {row["seed"]: row for row in rows if row["arm"] == "baseline"}
+    for name in ARMS:
+        mine = [row for row in rows if row["arm"] == name]
+        if not mine:
+            continue
+        pairs = [pair for row in mine for pair in row["pairs"]]
+        cells = [name, str(len(mine)), spread([row["after"] for row in mine])]
+        twins = [(row, base[row["seed"]]) for row in mine if row["seed"] in base and name != "baseline"]
+        cells.append(against(twins) if twins else "")
+        cells += [interval(mine, control) for control in ("encoder", "decoder", "attention")]
+        kernels = [k for k in (1, 3, 5) if f"load_{k}" in pairs[0]]
+        cells.append("/".join(f"{statistics.fmean(pair[f'load_{k}'] for pair in pairs):.0f}" for k in kernels))
+        cells += [f"{statistics.fmean(row['sdlogj'] for row in mine):.2f}"]
+        cells += [f"{statistics.fmean(row['folding_percent'] for row in mine):.3f}"]
+        cells += [f"{statistics.fmean(row['seconds'] for row in mine):.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and what seeds differ by."""
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def against(twins: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """Difference of Dice from the baseline of the same seeds."""
+    rows = [[a["after"] - b["after"] for a, b in zip(x["pairs"], y["pairs"], strict=True)] for x, y in twins]
+    change = np.array(rows).mean(0)
+    low, high = percentiles([change[pick].mean() for pick in resampled(len(change))])
+    return f"{change.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def interval(rows: Sequence[Mapping[str, Any]], control: str) -> str:
+    """How much a control matters, all seeds together."""
+    gain = np.array([[pair["after"] - pair["before"] for pair in row["pairs"]] for row in rows]).mean(0)
+    lost = np.array([[pair["after"] - pair[control] for pair in row["pairs"]] for row in rows]).mean(0)
+    if gain.mean() <= 0:
+        return "-"
+    low, high = percentiles([lost[pick].sum() / gain[pick].sum() for pick in resampled(len(gain))])
+    return f"{100 * lost.mean() / gain.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def resampled(count: int) -> Iterator[np.ndarray]:
+    """People drawn again and again; a ring's pair counts as often as both of its people were drawn."""
+    lot = np.random.default_rng(0)
+    for _ in range(2000):
+        drawn = np.bincount(lot.integers(0, count, count), minlength=count)
+        often = drawn * np.roll(drawn, -1)
+        if often.sum():
+            yield np.repeat(np.arange(count), often)
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Of 95 %."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What was written; a last line that was cut off by a kill is left out."""
+    rows = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """One line, in one write."""
+    told = json.dumps(row) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        cut_off = path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+        os.write(handle, (("\n" if cut_off else "") + told).encode("utf-8"))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+if __name__ == "__main__":
+    main()
