@@ -140,7 +140,7 @@ def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str 
 
     if not set(names) & set(NETWORKS):
         return None
-    from napari_shmoareg.io.checkpoint import read_card, shipped_weights
+    from napari_shmoareg.io.model_card import read_card, shipped_weights
     from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
     name, _ = chosen_weights(asked, chosen_device(device.value))

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from napari_shmoareg.cli.application import app
 from napari_shmoareg.engine import pretraining
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.io.checkpoint import load_network, read_card, save_network
+from napari_shmoareg.io.checkpoint import load_network, save_network
 from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 
