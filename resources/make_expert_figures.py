@@ -19,7 +19,7 @@ from napari_shmoareg.analysis.place_figure import place_figure
 from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, PlaceLoad, boundary_place, five_places
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.io.figure_files import write_figure
-from napari_shmoareg.io.summary import versions
+from napari_shmoareg.io.versions import versions
 
 MAPS = (
     "The expert that each voxel of the decoder chose, per direction of the displacement (columns) and resolution "

@@ -36,6 +36,7 @@ CONTESTS = (
     ("shmoareg", "affine+refine@shmoareg"),
 )
 COLOURS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#846100", "#495057")
+MARKERS = ("o", "s", "^")  # the colours begin again with the next one
 
 
 class Spread(NamedTuple):
@@ -217,48 +218,66 @@ def _bootstrap(values: NDArray) -> tuple[float, float]:
 
 
 def comparison_figure(rows: Iterable[Row]) -> Figure:
-    """Accuracy against seconds: each pair a dot, each method its mean with SD; a line where the pairs start.
+    """Accuracy against seconds and against regularity: each pair a dot, each method its mean with SD.
 
-    Accuracy is Dice, or the landmark error where there are no labels.
+    Accuracy is Dice, or the landmark error where there are no labels; regularity is SDlogJ, the SD of the logarithm
+    of the Jacobian determinant.  The runs of one method at several `SMOOTHNESS` settings are joined by a line.  The
+    dashed line is where the pairs start.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
     rows = list(rows)
-    key = next((k for k in ("dice", "landmark_mm") if any(_number(row, k) is not None for row in rows)), "sdlogj")
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    key = next((k for k in ("dice", "landmark_mm") if any(_number(row, k) is not None for row in rows)), "dice")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    timed, regular = figure.subplots(1, 2, sharey=True)
     summaries = {s.method: s for s in summarise(rows) if key in s.measures}
-    if START in summaries:
-        level = summaries[START].measures[key].mean
-        axes.axhline(level, color="0.5", linestyle="--", linewidth=1, label=f"start, {level:{MEASURES[key][1]}}")
-    for number, (method, summary) in enumerate((m, s) for m, s in summaries.items() if m != START):
-        own = [row for row in rows if row["method"] == method and not row.get("error")]
-        _draw(axes, summary, own, key, COLOURS[number % len(COLOURS)])
-    axes.set(xscale="log", xlabel="seconds per pair", ylabel=f"{MEASURES[key][0]}, mean ± SD over pairs")
-    axes.margins(x=0.15)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.grid(True, color="0.9", linewidth=0.7)
-    axes.set_axisbelow(True)
+    for axes, across in ((timed, "seconds"), (regular, "sdlogj")):
+        if START in summaries:
+            level = summaries[START].measures[key].mean
+            axes.axhline(level, color="0.5", linestyle="--", linewidth=1, label=f"start, {level:{MEASURES[key][1]}}")
+        deforming = [m for m in summaries if m != START]
+        for number, method in enumerate(deforming):
+            own = [row for row in rows if row["method"] == method and not row.get("error")]
+            style = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+            _draw(axes, summaries[method], own, (across, key), style)
+        for family in _families(deforming):
+            x, y = ([summaries[m].measures[k].mean for m in family] for k in (across, key))
+            axes.plot(x, y, color="0.4", linewidth=1)
+        axes.grid(True, color="0.9", linewidth=0.7)
+        axes.set_axisbelow(True)
+    timed.set(xscale="log", xlabel="seconds per pair", ylabel=f"{MEASURES[key][0]}, mean ± SD")
+    timed.margins(x=0.15)
+    timed.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    timed.xaxis.set_minor_locator(NullLocator())
+    timed.xaxis.set_major_formatter("{x:g}")
+    regular.set(xlabel="SDlogJ (smoother to the left)")
     if summaries:
-        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        regular.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _draw(axes: Axes, summary: MethodSummary, rows: Sequence[Row], key: str, colour: str) -> None:
+def _families(methods: Sequence[str]) -> list[list[str]]:
+    """Methods that differ in their smoothness alone: "affine+refine", "affine+refine:smooth"."""
+    named = {name: [m for m in methods if m.partition(":")[0] == name] for name in methods if ":" not in name}
+    return [family for family in named.values() if len(family) > 1]
+
+
+def _draw(
+    axes: Axes, summary: MethodSummary, rows: Sequence[Row], keys: tuple[str, str], style: tuple[str, str]
+) -> None:
     """One method: its pairs as dots, its mean with SD."""
-    dots = [(_number(row, "seconds"), _number(row, key)) for row in rows]
-    seen = np.array([(x, y) for x, y in dots if x is not None and y is not None])
-    axes.scatter(seen[:, 0], seen[:, 1], s=12, color=colour, alpha=0.35, linewidths=0)
-    x, y = summary.measures["seconds"], summary.measures[key]
+    (across, key), (colour, marker) = keys, style
+    dots = [(_number(row, across), _number(row, key)) for row in rows]
+    seen = np.array([(x, y) for x, y in dots if x is not None and y is not None]).reshape(-1, 2)
+    axes.scatter(seen[:, 0], seen[:, 1], s=10, color=colour, alpha=0.3, linewidths=0)
+    x, y = summary.measures[across], summary.measures[key]
     axes.errorbar(
         x.mean,
         y.mean,
         xerr=None if math.isnan(x.sd) else [[min(x.sd, 0.9 * x.mean)], [x.sd]],  # no bar to 0 on a log scale
         yerr=None if math.isnan(y.sd) else y.sd,
-        fmt="o",
+        fmt=marker,
         color=colour,
         capsize=3,
         label=f"{summary.method}, {y.mean:{MEASURES[key][1]}}",

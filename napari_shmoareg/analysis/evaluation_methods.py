@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.analysis.evaluation import Found, Method
 from napari_shmoareg.engine.affine import align
-from napari_shmoareg.engine.peers import NETWORKS, REFINED, START, load_method
+from napari_shmoareg.engine.peers import NETWORKS, REFINED, SMOOTHER, START, load_method
 from napari_shmoareg.engine.refinement import DEFAULT_STEPS
 from napari_shmoareg.engine.registration import register
 from napari_shmoareg.geometry import Transform, VolumePair
@@ -41,6 +41,7 @@ def evaluated_method(name: str, settings: Mapping[str, Any], network: SHMoAReg |
         options = {
             key: settings[key] for key in ("affine", "size", "diffeomorphic", "device", "contrast", "smoothness")
         }
+        options["smoothness"] = SMOOTHER.get(name, options["smoothness"])
         steps = settings["refine"] or (DEFAULT_STEPS if name in REFINED else 0)
         if steps:
             options |= {"refine": steps, "similarity": settings["similarity"]}

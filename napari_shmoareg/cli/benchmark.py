@@ -75,8 +75,9 @@ def benchmark(
             "--methods",
             metavar="A,B,...",
             help="Of shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg (that, ended after "
-            "the seconds of shmoareg's network), affine, demons, syn, greedy, convexadam. The last three "
-            'need pip install "shmoareg[peers]". The start (headers alone) is always scored.',
+            "the seconds of shmoareg's network), affine+refine:balanced and affine+refine:smooth (smoother), affine, "
+            "demons, syn, greedy, convexadam. The last three need pip install "
+            '"shmoareg[peers]". The start (headers alone) is always scored.',
         ),
     ] = DEFAULT,
     images: Annotated[

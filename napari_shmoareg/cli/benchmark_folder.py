@@ -166,7 +166,7 @@ def results_table(summaries: Sequence[MethodSummary]) -> Table:
 def used_versions(names: Sequence[str]) -> dict[str, str]:
     """Versions of all packages that the methods use."""
     from napari_shmoareg.engine.peers import METHODS
-    from napari_shmoareg.io.summary import versions
+    from napari_shmoareg.io.versions import versions
 
     found = {name: number for name, number in versions().items() if number is not None}
     for distribution in filter(None, (METHODS[name].distribution for name in names)):

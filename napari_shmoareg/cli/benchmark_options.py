@@ -67,16 +67,16 @@ def check_used(
     InputError
         With the option and the method that is missing.
     """
-    from napari_shmoareg.engine.peers import NETWORKS, REFINED, TIMED
+    from napari_shmoareg.engine.peers import NETWORKS, REFINED, SMOOTHER, TIMED
 
     both = dict.fromkeys((*NETWORKS, *REFINED))
     for options, methods in ((refined, REFINED), (network, NETWORKS), (own, tuple(both))):
         given = [option for option, value in options.items() if value is not None]
         if given and not set(names) & set(methods):
+            named = " and no ".join(name for name in methods if name not in (*TIMED, *SMOOTHER))
             raise InputError(
-                f"{' and '.join(given)} would do nothing: --methods names no "
-                f"{' and no '.join(name for name in methods if name not in TIMED)}. Add it there, or leave the option "
-                "out."
+                f"{' and '.join(given)} would do nothing: --methods names no {named}. Add it there, or leave the "
+                "option out."
             )
 
 
@@ -140,7 +140,7 @@ def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str 
 
     if not set(names) & set(NETWORKS):
         return None
-    from napari_shmoareg.io.checkpoint import read_card, shipped_weights
+    from napari_shmoareg.io.model_card import read_card, shipped_weights
     from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
     name, _ = chosen_weights(asked, chosen_device(device.value))

@@ -177,7 +177,7 @@ def weights_for(method: str, asked: str | None, chosen: Chosen, device: Device) 
         If there are none, they cannot be read, or the method uses none.
     """
     from napari_shmoareg.engine.peers import NETWORKS
-    from napari_shmoareg.io.checkpoint import read_card, shipped_weights
+    from napari_shmoareg.io.model_card import read_card, shipped_weights
     from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
     if method not in NETWORKS:

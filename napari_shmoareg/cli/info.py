@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 
@@ -15,7 +16,7 @@ from napari_shmoareg.cli.tables import show
 
 def info(debug: Debug = False) -> None:
     """Versions, the device that would be used, and the shipped weights with what is known of them."""
-    from napari_shmoareg.io.checkpoint import read_card, shipped_weights
+    from napari_shmoareg.io.model_card import read_card, shipped_weights
 
     names = shipped_weights()
     show(_machine(), *(_card(name, read_card(name)) for name in names))
@@ -25,21 +26,34 @@ def info(debug: Debug = False) -> None:
 
 def _machine() -> Table:
     import psutil
-    import torch
 
-    from napari_shmoareg.io.summary import versions
+    from napari_shmoareg.io.versions import torch_build, versions
 
     found = versions()
-    cuda = torch.cuda.is_available()
     memory = psutil.virtual_memory()
     rows = {
         "Python": f"{found.pop('python')} on {platform.system()} {platform.machine()}",
         **{name: number or "not installed" for name, number in found.items()},
-        "device": torch.cuda.get_device_name() if cuda else "cpu (no CUDA device found)",
-        "CPU threads": str(torch.get_num_threads()),
+        "device": _device(torch_build()["cuda"]),
+        "CPU threads": str(_threads()),
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
     }
     return _two_columns("", rows)
+
+
+def _device(cuda: str | None) -> str:
+    """Only a build for CUDA has to be loaded, which takes seconds, to know the GPU."""
+    if cuda is None:
+        return "cpu (this build of PyTorch has no CUDA)"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu (no CUDA device found)"
+
+
+def _threads() -> int | str:
+    """Those that PyTorch takes, unless it is told otherwise."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return os.environ.get("OMP_NUM_THREADS", cores)
 
 
 def _card(name: str, card: Mapping[str, object]) -> Table:

@@ -226,7 +226,8 @@ def _names(moving: object, fixed: object) -> str:
 def _write(found: _Found, place: Path) -> None:
     from napari_shmoareg.io.atomic import new_folder
     from napari_shmoareg.io.figure_files import write_figure
-    from napari_shmoareg.io.summary import versions, write_loads
+    from napari_shmoareg.io.summary import write_loads
+    from napari_shmoareg.io.versions import versions
 
     with new_folder(place) as folder:
         write_loads(found.load, folder / "loads.csv")

@@ -119,7 +119,7 @@ def inspect_pairs(
 
 def _plan(listed: PairList, running: Running, name: str, at: Sequence[Point]) -> dict[str, Any]:
     """All that the counts depend on, as it stands in inspect.json."""
-    from napari_shmoareg.io.summary import versions
+    from napari_shmoareg.io.versions import versions
 
     settings = {
         "affine": running.affine.value,

@@ -20,8 +20,8 @@ from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, FRACTIONS, Pla
 from napari_shmoareg.cli.inspect_folder import InspectedPair, write_json
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.figure_files import ENDINGS, write_figure
-from napari_shmoareg.io.summary import versions
 from napari_shmoareg.io.tables import write_table
+from napari_shmoareg.io.versions import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from napari_shmoareg.cli.allocator import return_freed_memory
 from napari_shmoareg.engine.phases import Part, placed
 
 Report = Callable[[str, float], None]
@@ -31,7 +32,7 @@ def progress(quiet: bool = False, parts: Mapping[str, Part] | None = None) -> It
     """
     console = Console(stderr=True)
     if quiet:
-        yield lambda phase, fraction: None
+        yield _forward(lambda title, done: None, {})
     elif console.is_terminal:
         with _bar(console) as bar:
             task = bar.add_task("starting", total=1.0)
@@ -41,11 +42,14 @@ def progress(quiet: bool = False, parts: Mapping[str, Part] | None = None) -> It
 
 
 def _forward(report: Report, parts: Mapping[str, Part]) -> Report:
-    """From fractions of phases to fractions of the whole, which never run back."""
-    furthest = 0.0
+    """From fractions of phases to fractions of the whole, which never run back; memory is given back between phases."""
+    furthest, current = 0.0, ""
 
     def forward(phase: str, fraction: float) -> None:
-        nonlocal furthest
+        nonlocal furthest, current
+        if phase != current:
+            current = phase
+            return_freed_memory()
         title, done = placed(parts, phase, fraction)
         furthest = max(furthest, done)
         report(title, furthest)

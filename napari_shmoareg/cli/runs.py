@@ -112,7 +112,8 @@ def running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> Runn
     Weights and state are two files: a run that was killed between the two leaves weights that are ahead.
     """
     from napari_shmoareg.engine.pretraining import RunningMean
-    from napari_shmoareg.io.checkpoint import load_network, read_card
+    from napari_shmoareg.io.checkpoint import load_network
+    from napari_shmoareg.io.model_card import read_card
 
     mean, weights = RunningMean(network, plan.averaging), run / WEIGHTS
     if not start:

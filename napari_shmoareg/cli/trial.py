@@ -146,7 +146,7 @@ def peak_memory() -> float:
 
 def _options(trial: Trial) -> dict[str, Any]:
     """What the method's class takes."""
-    from napari_shmoareg.engine.peers import NETWORKS, REFINED
+    from napari_shmoareg.engine.peers import NETWORKS, REFINED, SMOOTHER
 
     if trial.method == "convexadam":
         return {"device": trial.device}
@@ -167,7 +167,7 @@ def _options(trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds,
         "similarity": trial.similarity,
         "contrast": trial.contrast,
-        "smoothness": trial.smoothness,
+        "smoothness": SMOOTHER.get(trial.method, trial.smoothness),
     }
 
 

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from napari_shmoareg.io.checkpoint import load_network, read_card, save_network, shipped_weights
+    from napari_shmoareg.io.checkpoint import load_network, save_network
     from napari_shmoareg.io.images import read_image, read_pair, write_image
+    from napari_shmoareg.io.model_card import read_card, shipped_weights
     from napari_shmoareg.io.registration_folder import read_scene
     from napari_shmoareg.io.report import write_registration
     from napari_shmoareg.io.samples import sample_pair
@@ -33,8 +34,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "checkpoint": ("load_network", "read_card", "save_network", "shipped_weights"),
+    "checkpoint": ("load_network", "save_network"),
     "images": ("read_image", "read_pair", "write_image"),
+    "model_card": ("read_card", "shipped_weights"),
     "registration_folder": ("read_scene",),
     "report": ("write_registration",),
     "samples": ("sample_pair",),

@@ -5,27 +5,20 @@ Nothing is ever unpickled: a pickle runs what its author put into it.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.untrusted import is_there, names_input, parse_json, printable, user_path
+from napari_shmoareg.io.model_card import FORMAT, check_format, opened, weights_file
+from napari_shmoareg.io.untrusted import names_input, parse_json
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
-
-FORMAT = "shmoareg-1"
-MAX_HEADER = 16 * 2**20  # bytes; that of the paper's network, with its card, takes 0.1 MB
-_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
 
 
 def save_network(network: SHMoAReg, path: str | Path, *, card: Mapping[str, Any], half: bool = False) -> None:
@@ -83,7 +76,7 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
         If there are no such weights, the file is cut short, a pickle, not ours, or its
         weights do not fit its config; or there is no such device.
     """
-    path = _resolve(name_or_path)
+    path = weights_file(name_or_path)
     metadata = check_format(path, FORMAT)
     network = built(config_in(metadata, path), path)
     load_weights(network, read_tensors(path, FORMAT)[1], path)
@@ -91,27 +84,6 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
         return network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"The device '{device}' cannot be used here: {error}. Use --device cpu.") from error
-
-
-@names_input
-def read_card(name_or_path: str | Path) -> dict[str, Any]:
-    """The model card of shipped weights or of a file, without reading its weights.
-
-    Raises
-    ------
-    InputError
-        As `load_network`.
-    """
-    path = _resolve(name_or_path)
-    card = parse_json(check_format(path, FORMAT).get("card", "{}"), path, "a model card")
-    if not isinstance(card, dict):
-        raise InputError(f"The model card in {path} is damaged: names and values were expected. Use other weights.")
-    return card
-
-
-def shipped_weights() -> list[str]:
-    """Names of the weights that come with the package."""
-    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
 def read_tensors(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -123,7 +95,7 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, str], dict[str, T
         If the file is cut short, a pickle, or not of the `expected` format.
     """
     metadata = check_format(path, expected)
-    with _opened(path) as file:
+    with opened(path, "pt") as file:
         return metadata, {name: file.get_tensor(name) for name in file.keys()}
 
 
@@ -163,7 +135,7 @@ def built(config: SHMoARegConfig, path: Path, part: str = "") -> SHMoAReg:
     InputError
         If names or shapes differ.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         kept = [name for name in file.keys() if name.startswith(part)]
         shapes = {name.removeprefix(part): tuple(file.get_slice(name).get_shape()) for name in kept}
     try:
@@ -228,72 +200,3 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
             f"{what} holds NaN or infinite weights ({bad[0]} and {len(bad) - 1} more): its training diverged. Use an "
             "earlier state, or a lower learning rate."
         )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, whose damage is said plainly."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is damaged or cut short ({path.stat().st_size} bytes on disk; {error}). Download or copy it again."
-        ) from error
-
-
-def _resolve(name_or_path: str | Path) -> Path:
-    """The file of shipped weights (checked against its checksum) or of a path."""
-    name, path = str(name_or_path), user_path(name_or_path)
-    if name in shipped_weights():
-        path = _WEIGHTS / f"{name}.safetensors"
-        _check_sum(path)
-    elif not is_there(path) or not path.is_file():
-        shipped = ", ".join(shipped_weights()) or "none"
-        raise InputError(f"There are no weights '{name:.300}': neither a file nor shipped ({shipped}).")
-    if printable(str(path)) != str(path):
-        raise InputError(
-            f"The name of the weights {printable(str(path))} is not UTF-8, and safetensors opens no such file. Rename "
-            "it, or its folder."
-        )
-    return path
-
-
-def _check_sum(path: Path) -> None:
-    sums = path.parent / "SHA256SUMS"
-    lines = sums.read_text(encoding="utf-8").split("\n") if sums.is_file() else []
-    known = {line.split()[1].lstrip("*"): line.split()[0] for line in lines if line.strip()}
-    if path.name in known and hashlib.sha256(path.read_bytes()).hexdigest() != known[path.name]:
-        raise InputError(f"The shipped weights {path} are damaged (their checksum differs). Install shmoareg again.")
-
-
-def check_format(path: Path, expected: str) -> dict[str, str]:
-    """The text beside the tensors, after a look at what kind of file this is.
-
-    Raises
-    ------
-    InputError
-        If the file is cut short, a pickle, or not of the `expected` format.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(9)
-    pickled = start[:1] == b"\x80" and start[8:] != b"{"  # or a header of safetensors whose length ends in 0x80
-    if path.suffix.lower() in _PICKLES or start[:4] == b"PK\x03\x04" or pickled:
-        raise InputError(
-            f"{path} is a pickle (a PyTorch checkpoint), which could run any program: it is not opened. Load it where "
-            "you trust it with torch.load(..., weights_only=True), and write it with shmoareg's save_network."
-        )
-    header = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or start[8:] != b"{" or header > MAX_HEADER:
-        raise InputError(f"{path} ({size} bytes) is not a safetensors file. Give weights written by shmoareg.")
-    with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
-    if metadata.get("format") != expected:
-        raise InputError(
-            f"{path} is a safetensors file, but not '{expected}' (it says: {metadata.get('format', 'nothing')}). "
-            "Give a file written by shmoareg."
-        )
-    return metadata

@@ -23,8 +23,9 @@ from napari_shmoareg.io import nifti
 from napari_shmoareg.io.atomic import new_folder
 from napari_shmoareg.io.figure_files import write_figure
 from napari_shmoareg.io.images import write_image
-from napari_shmoareg.io.summary import build_report, versions, write_summary
+from napari_shmoareg.io.summary import build_report, write_summary
 from napari_shmoareg.io.transforms import write_displacement, write_transform
+from napari_shmoareg.io.versions import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,18 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from napari_shmoareg import __version__
 from napari_shmoareg.analysis.expert_load import MAX_COUNT, MAX_EXPERTS, ExpertLoad, Place
 from napari_shmoareg.analysis.quality import Quality
 from napari_shmoareg.engine.registration import Registration
@@ -24,12 +20,12 @@ from napari_shmoareg.geometry import Grid, InputError
 from napari_shmoareg.io.contents import REPORT
 from napari_shmoareg.io.itk import holds
 from napari_shmoareg.io.untrusted import inside, names_input, read_csv, read_object, user_path
+from napari_shmoareg.io.versions import versions
 
 LOADS = "experts/loads.csv"
 COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
 FORMAT = 1
 _NUMBER = (int, float, None)  # of `check_report`: a number, or nothing
-LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors", "matplotlib")
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,17 +241,6 @@ def _check_kind(value: Any, kind: Any, name: str) -> None:
             raise ValueError(f"{name} is {value!r:.60}; a number was expected")
     elif not (isinstance(kind, type) and isinstance(value, kind)):
         raise ValueError(f"{name} is {value!r:.60}; that is of another kind")
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of shmoareg, Python and the libraries that made a result; None for one that is not installed."""
-    found: dict[str, str | None] = {"shmoareg": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found | {"torch": str(torch.__version__)}  # with its build: +cpu, +cu130
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.checkpoint import built, check_format, config_in, load_weights, read_tensors
+from napari_shmoareg.io.checkpoint import built, config_in, load_weights, read_tensors
+from napari_shmoareg.io.model_card import check_format
 from napari_shmoareg.io.untrusted import names_input, parse_json, user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 

@@ -23,7 +23,7 @@ def chosen_weights(asked: str | None, device: str = "cpu") -> tuple[str, str]:
     """
     if asked is not None and asked != "auto":
         return asked, f"{asked}, as asked"
-    from napari_shmoareg.io.checkpoint import shipped_weights
+    from napari_shmoareg.io.model_card import shipped_weights
 
     names = shipped_weights()
     if not names:

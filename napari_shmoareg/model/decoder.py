@@ -28,8 +28,16 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(inputs, outputs, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return F.leaky_relu(normalise(self.conv(features)), 0.1)
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """Parts (B, Ci, D, H, W) of the channels; the list is emptied where no gradient is asked for."""
+        if torch.is_grad_enabled():
+            return F.leaky_relu(normalise(self.conv(torch.cat(parts, dim=1))), 0.1)
+        # Part by part, each let go once it was added: without the memory of all side by side.
+        weights = list(self.conv.weight.split([part.shape[1] for part in parts], dim=1))
+        total = F.conv3d(parts.pop(), weights.pop(), self.conv.bias, padding=1)
+        while parts:
+            total += F.conv3d(parts.pop(), weights.pop(), padding=1)
+        return F.leaky_relu_(normalise(total), 0.1)
 
 
 class Level(nn.Module):
@@ -76,8 +84,7 @@ class Level(nn.Module):
 
     def forward(
         self,
-        moving: Tensor,
-        fixed: Tensor,
+        images: list[Tensor],
         below: Tensor | None,
         displacement: Tensor | None,
         integration_steps: int | None,
@@ -88,8 +95,9 @@ class Level(nn.Module):
 
         Parameters
         ----------
-        moving, fixed : Tensor (B, C, D, H, W)
-            Encoder features of this level.
+        images : list of 2 Tensor (B, C, D, H, W)
+            Encoder features of this level, of the moving and the fixed images; the list is emptied, so that
+            they are let go once they were used.
         below : Tensor (B, C', D/2, H/2, W/2) or None
             Decoder features of the coarser level.
         displacement : Tensor (B, 3, D/2, H/2, W/2), voxels of the coarser level, or None
@@ -104,19 +112,20 @@ class Level(nn.Module):
         displacement : Tensor (B, 3, D, H, W), voxels of this level
         routed : list of RoutedLayer
         """
-        stack = [fixed, moving]
+        stack = [images.pop(), images.pop()]
+        shape, device = stack[0].shape[2:], stack[0].device.type
         if displacement is not None:
-            displacement = field.upsample(displacement, fixed.shape[2:])
-            stack[1] = run(field.warp, moving, displacement, again=checkpointing).to(moving.dtype)
+            displacement = field.upsample(displacement, shape)
+            stack[1] = run(field.warp, stack[1], displacement, again=checkpointing).to(stack[1].dtype)
         if self.up is not None and below is not None:
             stack.append(self.up(below))
         # On a CPU the weight gradient of a bfloat16 convolution over few voxels (2x3x2, say) is sometimes NaN.
-        tiny = fixed.device.type == "cpu" and fixed[0, 0].numel() < 1000
-        with torch.autocast(fixed.device.type, enabled=torch.is_autocast_enabled(fixed.device.type) and not tiny):
-            stack = [t.float() for t in stack] if tiny and fixed.dtype == torch.bfloat16 else stack
-            features = torch.cat(stack, dim=1)
+        tiny = device == "cpu" and shape.numel() < 1000
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not tiny):
+            stack = [t.float() for t in stack] if tiny and stack[0].dtype == torch.bfloat16 else stack
             for block in self.fusion:
-                features = run(block, features, again=checkpointing)
+                stack = [run(block, stack, again=checkpointing)]
+            (features,) = stack
             residual, routings = run(self.head, features, again=checkpointing)
             alternatives: Sequence[Tensor | None] = [None] * len(routings)
             if self.compare_experts and isinstance(self.head, SHMoE):
@@ -185,13 +194,14 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[RoutedLayer]]:
         """Pyramids of both images (full resolution first) to the displacement at full resolution.
 
+        Both lists are emptied, so that a level's features are let go once they were used.
         With `checkpointing` only what passes between levels is kept; the rest is computed again in the backward pass.
         """
         features = displacement = None
         routed: list[RoutedLayer] = []
-        for level, m, f in zip(self.levels, reversed(moving), reversed(fixed), strict=True):
+        for level in self.levels:
             features, displacement, records = level(
-                m, f, features, displacement, integration_steps, checkpointing=checkpointing
+                [moving.pop(), fixed.pop()], features, displacement, integration_steps, checkpointing=checkpointing
             )
             routed.extend(records)
         assert displacement is not None

@@ -118,7 +118,10 @@ class SHMoAReg(nn.Module):
         ValueError
             If the shapes differ or are not (B, 1, D, H, W).
         """
-        return self.decode(self.encode(moving, fixed), diffeomorphic=diffeomorphic)
+        encoded = self.encode(moving, fixed)
+        halves = _halves(encoded.pyramid)
+        encoded.pyramid.clear()  # features are let go as soon as they were decoded
+        return self._decode(halves, encoded, diffeomorphic)
 
     def encode(self, moving: Tensor, fixed: Tensor, *, checkpointing: bool = False) -> Encoded:
         """The encoder's part of `forward`, with the same arguments and errors; `checkpointing` as of `both_orders`."""
@@ -128,10 +131,12 @@ class SHMoAReg(nn.Module):
 
     def decode(self, encoded: Encoded, *, diffeomorphic: bool | None = None) -> NetworkOutput:
         """The decoder's part of `forward`; what the encoder made stays as it is and may be decoded again."""
-        halves = [features.chunk(2) for features in encoded.pyramid]
-        displacement, decoded = self.decoder(
-            [m for m, _ in halves], [f for _, f in halves], self._integration(diffeomorphic)
-        )
+        return self._decode(_halves(encoded.pyramid), encoded, diffeomorphic)
+
+    def _decode(
+        self, halves: tuple[list[Tensor], list[Tensor]], encoded: Encoded, diffeomorphic: bool | None
+    ) -> NetworkOutput:
+        displacement, decoded = self.decoder(*halves, self._integration(diffeomorphic))
         return self._output(displacement, [*_encoder_records(encoded.routings), *decoded], encoded.valid)
 
     def both_orders(
@@ -152,7 +157,7 @@ class SHMoAReg(nn.Module):
         pyramid, routings, valid = encoded
         swapped = [torch.cat(features.chunk(2)[::-1]) for features in pyramid]
         displacement, decoded = self.decoder(
-            pyramid, swapped, self._integration(diffeomorphic), checkpointing=checkpointing
+            list(pyramid), swapped, self._integration(diffeomorphic), checkpointing=checkpointing
         )
         twice = [
             [None if r is None else Routing(*(torch.cat([t, torch.cat(t.chunk(2)[::-1])]) for t in r)) for r in layer]
@@ -191,6 +196,12 @@ class SHMoAReg(nn.Module):
         d, h, w = valid
         trace = RoutingTrace(tuple(_cropped(record, valid) for record in records))
         return NetworkOutput(displacement[:, :, :d, :h, :w], trace)
+
+
+def _halves(pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The features of the moving and of the fixed images."""
+    halves = [features.chunk(2) for features in pyramid]
+    return [moving for moving, _ in halves], [fixed for _, fixed in halves]
 
 
 def _encoder_records(routings: list[list[Routing | None]]) -> Iterable[RoutedLayer]:

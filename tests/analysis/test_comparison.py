@@ -93,18 +93,28 @@ def test_the_table_has_a_line_per_method_and_only_what_was_measured():
 
 
 def test_the_figure_puts_each_method_at_its_mean_and_the_start_as_a_line():
-    figure = comparison_figure(ROWS)
-    (axes,) = figure.axes
-    assert axes.get_xscale() == "log"
-    middles = [tuple(float(v[0]) for v in c.lines[0].get_data()) for c in axes.containers]
-    assert middles == [pytest.approx((20.0, 0.75)), pytest.approx((1.0, 0.4))]
-    assert axes.lines[0].get_ydata()[0] == pytest.approx(0.55)
+    figure = comparison_figure([row | {"sdlogj": 0.01 * float(row["seconds"] or 0)} for row in ROWS])
+    seconds, regularity = figure.axes
+    assert seconds.get_xscale() == "log" and regularity.get_xscale() == "linear"
+    for axes, scale in ((seconds, 1.0), (regularity, 0.01)):
+        middles = [tuple(float(v[0]) for v in c.lines[0].get_data()) for c in axes.containers]
+        assert middles == [pytest.approx((20.0 * scale, 0.75)), pytest.approx((1.0 * scale, 0.4))]
+        assert axes.lines[0].get_ydata()[0] == pytest.approx(0.55)
     figure.canvas.draw()
 
 
-@pytest.mark.parametrize("rows", [[], [row(1, "a", landmark_mm=3.0)]])
+def test_the_figure_joins_the_settings_of_one_method_and_no_two_methods_look_alike():
+    names = ["a", "a:balanced", "a:smooth", "b", *"cdefghi"]
+    rows = [row(1, name, dice=0.7 - 0.01 * n, sdlogj=0.4 - 0.02 * n, seconds=9) for n, name in enumerate(names)]
+    _, regularity = comparison_figure(rows).axes
+    (joined,) = [line for line in regularity.lines if len(line.get_xdata()) == 3]
+    assert joined.get_xydata() == pytest.approx(np.array([(0.4, 0.7), (0.38, 0.69), (0.36, 0.68)]))
+    looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in regularity.containers}
+    assert len(looks) == len(names)
+
+
+@pytest.mark.parametrize("rows", [[], [row(1, "a", landmark_mm=3.0, sdlogj=0.1)]])
 def test_a_figure_can_be_drawn_of_little(rows):
     figure = comparison_figure(rows)
     figure.canvas.draw()
-    (axes,) = figure.axes
-    assert len(axes.containers) == len(rows)
+    assert [len(axes.containers) for axes in figure.axes] == [len(rows)] * 2

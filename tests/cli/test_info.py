@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from napari_shmoareg import __version__
 from napari_shmoareg.cli.application import COMMANDS
-from napari_shmoareg.io.checkpoint import read_card, shipped_weights
+from napari_shmoareg.io.model_card import read_card, shipped_weights
 
 
 def test_info_names_versions_device_and_weights(shmoareg):
@@ -32,8 +34,16 @@ def test_info_and_the_report_name_the_same_libraries(shmoareg, registered):
     assert rows["Python"].startswith(found["python"])
 
 
+def test_info_comes_without_loading_pytorch_where_it_has_no_cuda():
+    if torch.version.cuda is not None:
+        pytest.skip("this build of PyTorch has CUDA: it is loaded to name the GPU")
+    found = subprocess.run([sys.executable, "-X", "importtime", "-m", "napari_shmoareg", "info"], capture_output=True)
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in found.stderr.decode().splitlines()}
+    assert found.returncode == 0 and "napari_shmoareg.cli.info" in loaded and "torch" not in loaded
+
+
 def test_info_shows_every_field_of_a_card(shmoareg, weights, monkeypatch):
-    monkeypatch.setattr("napari_shmoareg.io.checkpoint._WEIGHTS", weights.parent)
+    monkeypatch.setattr("napari_shmoareg.io.model_card._WEIGHTS", weights.parent)
     result = shmoareg("info")
     assert "weights: tiny" in result.stdout and "untrained" in result.stdout
 

@@ -20,8 +20,9 @@ from napari_shmoareg.engine.described import described
 from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.io.checkpoint import load_network, read_card, save_network
+from napari_shmoareg.io.checkpoint import load_network, save_network
 from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 

@@ -43,8 +43,11 @@ def test_a_change_reaches_the_method_and_not_the_labels(files, weights, monkeypa
     assert np.array_equal(seen[0].fixed.values, files_values(files, "fixed"))
 
 
-@pytest.mark.parametrize(("method", "steps"), [("shmoareg", 0), ("shmoareg+refine", 7)])
-def test_the_options_of_our_network_reach_the_registration(method, steps, files, weights, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "steps", "smoothness"),
+    [("shmoareg", 0, "smooth"), ("shmoareg+refine", 7, "smooth"), ("affine+refine:balanced", 7, "balanced")],
+)
+def test_the_options_of_our_network_reach_the_registration(method, steps, smoothness, files, weights, monkeypatch):
     asked = {}
 
     def register(pair, network, **options):
@@ -56,8 +59,11 @@ def test_the_options_of_our_network_reach_the_registration(method, steps, files,
     trial = trial_of(files, weights=str(weights), refine=7, similarity="mind", **ours)
     measured = measure(replace(trial, method=method))
     assert measured["dice"] > 0 and measured["deforming_seconds"] == 2.5
-    assert asked.pop("network").config == SHMoARegConfig.preset("tiny")
-    assert asked == ours | ({"refine": steps, "similarity": "mind", "refine_seconds": None} if steps else {})
+    network = asked.pop("network")
+    assert network is None if method.startswith("affine") else network.config == SHMoARegConfig.preset("tiny")
+    assert asked == ours | {"smoothness": smoothness} | (
+        {"refine": steps, "similarity": "mind", "refine_seconds": None} if steps else {}
+    )
 
 
 def files_values(files, name):

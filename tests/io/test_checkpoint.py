@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io import checkpoint
-from napari_shmoareg.io.checkpoint import load_network, read_card, save_network, shipped_weights
+from napari_shmoareg.io.checkpoint import load_network, save_network
+from napari_shmoareg.io.model_card import read_card, shipped_weights
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 CARD = {"data": "made shapes", "steps": 12, "figures": {"dice": [0.5, 0.7]}}
@@ -48,7 +49,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, network):
 
 
 def test_unknown_weights_list_the_shipped_ones(tmp_path, network, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr("napari_shmoareg.io.model_card._WEIGHTS", tmp_path)
     save_network(network, tmp_path / "little.safetensors", card=CARD)
     assert shipped_weights() == ["little"]
     with pytest.raises(InputError, match=r"no weights 'large': neither a file nor shipped \(little\)"):
@@ -58,7 +59,7 @@ def test_unknown_weights_list_the_shipped_ones(tmp_path, network, monkeypatch):
 
 
 def test_shipped_weights_are_checked_against_their_checksum(tmp_path, network, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr("napari_shmoareg.io.model_card._WEIGHTS", tmp_path)
     save_network(network, tmp_path / "little.safetensors", card=CARD)
     digest = hashlib.sha256((tmp_path / "little.safetensors").read_bytes()).hexdigest()
     (tmp_path / "SHA256SUMS").write_text(f"{digest}  little.safetensors\n")

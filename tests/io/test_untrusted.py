@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save
 
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.checkpoint import load_network, read_card, save_network
+from napari_shmoareg.io.checkpoint import load_network, save_network
 from napari_shmoareg.io.datasets import open_dataset, read_pair_list
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.registration_folder import read_scene
 from napari_shmoareg.io.report import write_registration
 from napari_shmoareg.io.summary import read_registration_summary

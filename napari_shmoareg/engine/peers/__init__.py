@@ -83,10 +83,18 @@ METHODS |= {
     for timed, name in TIMED.items()
 }
 
+SMOOTHER = {f"affine+refine:{name}": name for name in ("balanced", "smooth")}
+"""Those that refine with a smoothness of their own: with affine+refine, the curve of accuracy over regularity."""
+
+METHODS |= {
+    method: Peer("methods.Registered", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
+    for method, name in SMOOTHER.items()
+}
+
 NETWORKS = ("shmoareg", "shmoareg+refine")
 """Those that need weights."""
 
-REFINED = ("affine+refine", *TIMED, "shmoareg+refine")
+REFINED = ("affine+refine", *TIMED, *SMOOTHER, "shmoareg+refine")
 """Those that refine on the pair."""
 
 

@@ -15,11 +15,11 @@ from napari_shmoareg.engine.refinement import DEFAULT_SMOOTHNESS
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.datasets import PairFiles, Split, choose_pairs, split_dataset
 from napari_shmoareg.io.evaluation.folder import FORMAT
-from napari_shmoareg.io.summary import versions
 from napari_shmoareg.io.training_run.folder import RunFolder
 from napari_shmoareg.io.training_run.plan import DatasetChoice, read_plan
 from napari_shmoareg.io.training_run.split_file import read_division
 from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.io.versions import versions
 from napari_shmoareg.io.weights import checksum_of
 
 if TYPE_CHECKING:

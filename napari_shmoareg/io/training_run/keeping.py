@@ -16,7 +16,8 @@ import torch
 from napari_shmoareg.analysis.validation import Validated
 from napari_shmoareg.engine.batch import Step
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.checkpoint import read_card, save_network
+from napari_shmoareg.io.checkpoint import save_network
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.summary import plain
 from napari_shmoareg.io.training_run.curves import Curves
 from napari_shmoareg.io.training_run.folder import RunFolder

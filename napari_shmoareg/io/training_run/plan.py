@@ -13,10 +13,11 @@ from napari_shmoareg.engine.run_settings import RunSettings
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.checkpoint import load_network, read_card
-from napari_shmoareg.io.summary import versions
+from napari_shmoareg.io.checkpoint import load_network
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.training_run.dataset_choice import DatasetChoice as DatasetChoice
 from napari_shmoareg.io.untrusted import check_fields, names_input, read_json, user_path
+from napari_shmoareg.io.versions import versions
 from napari_shmoareg.io.weights import checksum_of
 from napari_shmoareg.model import SHMoARegConfig
 

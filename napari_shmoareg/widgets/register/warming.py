@@ -89,7 +89,7 @@ def _import_all() -> Ready:
     import napari_shmoareg.io.summary
     import napari_shmoareg.widgets.layers  # noqa: F401
     from napari_shmoareg.engine.optimiser import adam
-    from napari_shmoareg.io.checkpoint import shipped_weights
+    from napari_shmoareg.io.model_card import shipped_weights
 
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.sum().backward()

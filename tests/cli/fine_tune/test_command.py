@@ -19,7 +19,8 @@ from napari_shmoareg.engine.described import described
 from napari_shmoareg.engine.run_settings import RunSettings
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.checkpoint import load_network, read_card, save_network
+from napari_shmoareg.io.checkpoint import load_network, save_network
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.training_run.step_table import read_rows
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.io.checkpoint import load_network, read_card
+from napari_shmoareg.io.checkpoint import load_network
 from napari_shmoareg.io.datasets import small_scans, training_pairs
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.training_run import stepping
 from napari_shmoareg.io.training_run.step_table import StepTable, read_rows
 

@@ -9,9 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from napari_shmoareg.io.checkpoint import load_network, read_card, save_network
+from napari_shmoareg.io.checkpoint import load_network, save_network
 from napari_shmoareg.io.datasets import split_dataset
 from napari_shmoareg.io.images import read_image, write_image
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.training_run.plan import DatasetChoice
 from napari_shmoareg.io.training_run.step_table import read_rows
 

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from napari_shmoareg.io.checkpoint import load_network, read_card
+from napari_shmoareg.io.checkpoint import load_network
+from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.training_run.step_table import read_rows
 
 MOMENTS = (  # each is reached from the state that the ones before it left

@@ -1,0 +1,130 @@
+"""What a file of weights says of itself: its format, config and model card.  Nothing here loads torch.
+
+Nothing is ever unpickled: a pickle runs what its author put into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.untrusted import is_there, names_input, parse_json, printable, user_path
+
+FORMAT = "shmoareg-1"
+MAX_HEADER = 16 * 2**20  # bytes; that of the paper's network, with its card, takes 0.1 MB
+_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
+
+
+@names_input
+def read_card(name_or_path: str | Path) -> dict[str, Any]:
+    """The model card of shipped weights or of a file, without reading its weights.
+
+    Raises
+    ------
+    InputError
+        As `load_network`.
+    """
+    path = weights_file(name_or_path)
+    card = parse_json(check_format(path, FORMAT).get("card", "{}"), path, "a model card")
+    if not isinstance(card, dict):
+        raise InputError(f"The model card in {path} is damaged: names and values were expected. Use other weights.")
+    return card
+
+
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+@contextmanager
+def opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
+    """A safetensors file, open; damage is an error that names it.
+
+    Parameters
+    ----------
+    path : Path
+    framework : {"numpy", "pt"}
+        What its tensors come as; names, shapes and metadata need none.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or cut short.
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} is damaged or cut short ({path.stat().st_size} bytes on disk; {error}). Download or copy it again."
+        ) from error
+
+
+def weights_file(name_or_path: str | Path) -> Path:
+    """The file of shipped weights (checked against its checksum) or of a path.
+
+    Raises
+    ------
+    InputError
+        If there is none, the shipped one is damaged, or its name is not UTF-8.
+    """
+    name, path = str(name_or_path), user_path(name_or_path)
+    if name in shipped_weights():
+        path = _WEIGHTS / f"{name}.safetensors"
+        _check_sum(path)
+    elif not is_there(path) or not path.is_file():
+        shipped = ", ".join(shipped_weights()) or "none"
+        raise InputError(f"There are no weights '{name:.300}': neither a file nor shipped ({shipped}).")
+    if printable(str(path)) != str(path):
+        raise InputError(
+            f"The name of the weights {printable(str(path))} is not UTF-8, and safetensors opens no such file. Rename "
+            "it, or its folder."
+        )
+    return path
+
+
+def _check_sum(path: Path) -> None:
+    sums = path.parent / "SHA256SUMS"
+    lines = sums.read_text(encoding="utf-8").split("\n") if sums.is_file() else []
+    known = {line.split()[1].lstrip("*"): line.split()[0] for line in lines if line.strip()}
+    if path.name in known and hashlib.sha256(path.read_bytes()).hexdigest() != known[path.name]:
+        raise InputError(f"The shipped weights {path} are damaged (their checksum differs). Install shmoareg again.")
+
+
+def check_format(path: Path, expected: str) -> dict[str, str]:
+    """The text beside the tensors, after a look at what kind of file this is.
+
+    Raises
+    ------
+    InputError
+        If the file is cut short, a pickle, or not of the `expected` format.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    pickled = start[:1] == b"\x80" and start[8:] != b"{"  # or a header of safetensors whose length ends in 0x80
+    if path.suffix.lower() in _PICKLES or start[:4] == b"PK\x03\x04" or pickled:
+        raise InputError(
+            f"{path} is a pickle (a PyTorch checkpoint), which could run any program: it is not opened. Load it where "
+            "you trust it with torch.load(..., weights_only=True), and write it with shmoareg's save_network."
+        )
+    header = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:] != b"{" or header > MAX_HEADER:
+        raise InputError(f"{path} ({size} bytes) is not a safetensors file. Give weights written by shmoareg.")
+    with opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    if metadata.get("format") != expected:
+        raise InputError(
+            f"{path} is a safetensors file, but not '{expected}' (it says: {metadata.get('format', 'nothing')}). "
+            "Give a file written by shmoareg."
+        )
+    return metadata
