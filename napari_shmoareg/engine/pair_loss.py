@@ -12,6 +12,7 @@ from torch import Tensor
 from napari_shmoareg.engine import losses
 from napari_shmoareg.engine.cascade import coarse_pass
 from napari_shmoareg.engine.conform import Conformed
+from napari_shmoareg.engine.device import choose_bfloat16
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import field
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
@@ -81,13 +82,14 @@ def loss_of(
             first_labels, second_labels = torch.cat(both), torch.cat(both[::-1])
     diffeomorphic = bool(rng.random() < settings.diffeomorphic) or None
     torch.manual_seed(int(rng.integers(2**31)))
+    bfloat16, _ = choose_bfloat16(settings.bfloat16, device)
     if settings.cascade > 0 and rng.random() < settings.cascade:
-        before = _first_pass(network, first, second, rng.uniform(*FIRST_PASS), settings.bfloat16, diffeomorphic)
+        before = _first_pass(network, first, second, rng.uniform(*FIRST_PASS), bfloat16, diffeomorphic)
         first = field.warp(first, before, padding="border")
         if first_labels is not None and second_labels is not None:
             half = field.warp(first_labels[:1], before)
             first_labels, second_labels = torch.cat([half, first_labels[1:]]), torch.cat([second_labels[:1], half])
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         output = network.both_orders(first, second, diffeomorphic=diffeomorphic, checkpointing=settings.checkpointing)
     terms = total_loss(
         output, torch.cat([first, second]), torch.cat([second, first]), settings, first_labels, second_labels

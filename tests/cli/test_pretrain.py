@@ -147,6 +147,25 @@ def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
     assert run(*words)[0] == 0
 
 
+def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(maps, tmp_path):
+    """Its file has true for "on", and lacks what later versions added."""
+    place = tmp_path / "run"
+    words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
+    assert run(*words, "--bfloat16", "on")[0] == 130
+    assert read_card(place / "weights.safetensors")["in_bfloat16"] is True
+    told = json.loads((place / "recipe.json").read_text())
+    assert told["settings"]["bfloat16"] == "on"
+    told["settings"]["bfloat16"] = True
+    del told["settings"]["passes"], told["drawing"]["close_shift"]
+    (place / "recipe.json").write_text(json.dumps(told))
+    code, output = run(*words, "--bfloat16", "off")
+    assert code == 1 and "begun with other settings" in output
+    code, output = run(*words)
+    assert code == 0, output
+    card = read_card(place / "weights.safetensors")
+    assert (card["steps"], card["in_bfloat16"], card["recipe"]["settings"]["bfloat16"]) == (2, True, "on")
+
+
 def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):
     sheet, place = tmp_path / "pairs.png", tmp_path / "run"
     code, output = run(maps, "--run", place, "--sheet", sheet)

@@ -169,6 +169,8 @@ class Teller:
             f"A step on the grid {grid} needs about {memory['need'] / 2**30:.1f} GiB of memory on {event['device']}; "
             f"{memory['free'] / 2**30:.1f} GiB are free."
         )
+        precision = event["bfloat16"]
+        self._print(f"Computing in {'bfloat16' if precision['used'] else 'float32'}: {precision['why']}.")
         if event["resumed_at"] is not None:
             self._print(f"Going on after step {event['resumed_at']} of {event['steps']}.")
 

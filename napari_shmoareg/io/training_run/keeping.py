@@ -15,6 +15,7 @@ import torch
 
 from napari_shmoareg.analysis.validation import Validated
 from napari_shmoareg.engine.batch import Step
+from napari_shmoareg.engine.device import choose_bfloat16
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.checkpoint import read_card, save_network
 from napari_shmoareg.io.summary import plain
@@ -222,13 +223,14 @@ class Keeper:
 
     def _card(self, position: Position) -> dict[str, Any]:
         """What a user should know of the weights."""
-        begun = self._plan.weights
+        begun, device = self._plan.weights, next(self._network.parameters()).device
         return plain(
             {
                 **begun["card"],
                 "fine_tuned_from": begun["name"],
                 "fine_tuned_from_sha256": begun["sha256"],
                 "fine_tuning": self._plan.settings.to_dict() | self._plan.run.to_dict(),
+                "fine_tuning_in_bfloat16": choose_bfloat16(self._plan.settings.bfloat16, device)[0],
                 "fine_tuning_dataset": {"path": self._plan.dataset.path, "scans": self._scans},
                 "fine_tuning_steps": position.step,
                 "fine_tuning_minutes": round(position.seconds / 60, 2),

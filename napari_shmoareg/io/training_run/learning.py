@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from napari_shmoareg.engine.device import find_device
+from napari_shmoareg.engine.device import choose_bfloat16, find_device
 from napari_shmoareg.engine.fine_tuning import make_optimiser
 from napari_shmoareg.engine.memory import check_training_memory, training_memory
 from napari_shmoareg.engine.passes import passes_after, with_passes
@@ -166,6 +166,7 @@ def _begin(
     shape = material.grids[0]
     memory = training_memory(plan.network_config, shape, device, plan.settings)
     check_training_memory(plan.network_config, shape, device, plan.settings)
+    bfloat16, why = choose_bfloat16(plan.settings.bfloat16, device)
     return event(
         "begin",
         run=folder.path,
@@ -181,6 +182,7 @@ def _begin(
         problems=material.problems,
         shape=shape,
         memory=memory._asdict(),
+        bfloat16={"used": bfloat16, "why": why},
         resumed_at=None if position is None else position.step,
         steps=plan.settings.steps,
         best=None if position is None else position.best or None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_shmoareg.engine.run_settings import RunSettings
-from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.engine.training_settings import FineTuning, upgraded
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.checkpoint import load_network, read_card
@@ -171,7 +171,8 @@ def read_plan(path: Path) -> Plan:
         path_of, options = found["dataset"]["path"], dict(found["dataset"]["options"])
         if options.get("window") is not None:
             options["window"] = tuple(options["window"])
-        for kind, values in ((DatasetChoice, options), (FineTuning, found["settings"]), (RunSettings, found["run"])):
+        settings = upgraded(found["settings"])
+        for kind, values in ((DatasetChoice, options), (FineTuning, settings), (RunSettings, found["run"])):
             check_fields(kind, values)
         if not all(isinstance(found[key], dict) for key in ("config", "versions")):
             raise ValueError("the network or the versions are not told")
@@ -183,7 +184,7 @@ def read_plan(path: Path) -> Plan:
             dataset=DatasetChoice(str(path_of), **options),
             weights=dict(found["from"]),
             config=dict(found["config"]),
-            settings=FineTuning(**found["settings"]),
+            settings=FineTuning(**settings),
             run=RunSettings(**found["run"]),
             versions=dict(found["versions"]),
         )
