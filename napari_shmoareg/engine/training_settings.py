@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from napari_shmoareg.engine.setting_rules import check_rules
 
+ITERATIONS = 100_000  # of Sec. IV-B, from nothing
+
 
 @dataclass(frozen=True)
 class FineTuning:

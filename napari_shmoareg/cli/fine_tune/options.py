@@ -13,10 +13,11 @@ import typer
 
 from napari_shmoareg.engine.described import described
 from napari_shmoareg.engine.run_settings import RunSettings
-from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.engine.training_settings import ITERATIONS, FineTuning
 
 SETTINGS: tuple[tuple[type[Any], str], ...] = ((FineTuning, "What a step learns"), (RunSettings, "The run"))
 OTHERWISE = {
+    "steps": f"{FineTuning.steps}, with --from none {ITERATIONS}",
     "size": "as the weights say",
     "diffeomorphic": "as the weights say",
     "final_rate": "that of --learning-rate",

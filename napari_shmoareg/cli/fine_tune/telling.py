@@ -15,6 +15,7 @@ import typer
 from napari_shmoareg.cli.errors import explain, say
 from napari_shmoareg.cli.progress import Report, progress
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.weights import NO_NETWORK
 
 Event = Mapping[str, Any]
 Tell = Callable[[Event], None]
@@ -161,6 +162,8 @@ class Teller:
             say(f"Warning: {problem}")
         if not self._quiet:
             self._show_scans(event)
+        if event["weights"] == NO_NETWORK:
+            self._print(f"Begins from {event['begins_from']}: {event['steps']} steps.")
         scans, pairs, memory = event["scans"], event["pairs"], event["memory"]
         judge = f"{scans['validation']} judge (by {event['validated']} of {pairs['validation']} pairs)"
         self._print(f"{scans['train']} scans learn ({pairs['train']} pairs), {judge}, {scans['test']} stay unseen.")

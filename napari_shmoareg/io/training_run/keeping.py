@@ -21,6 +21,7 @@ from napari_shmoareg.io.checkpoint import read_card, save_network
 from napari_shmoareg.io.summary import plain
 from napari_shmoareg.io.training_run.curves import Curves
 from napari_shmoareg.io.training_run.folder import RunFolder
+from napari_shmoareg.io.training_run.from_nothing import start_of
 from napari_shmoareg.io.training_run.plan import Plan
 from napari_shmoareg.io.training_run.step_table import StepTable
 from napari_shmoareg.io.training_state import save_training_state
@@ -227,8 +228,8 @@ class Keeper:
         return plain(
             {
                 **begun["card"],
-                "fine_tuned_from": begun["name"],
-                "fine_tuned_from_sha256": begun["sha256"],
+                "fine_tuned_from": start_of(begun),
+                "fine_tuned_from_sha256": begun["sha256"] or None,
                 "fine_tuning": self._plan.settings.to_dict() | self._plan.run.to_dict(),
                 "fine_tuning_in_bfloat16": choose_bfloat16(self._plan.settings.bfloat16, device)[0],
                 "fine_tuning_dataset": {"path": self._plan.dataset.path, "scans": self._scans},

@@ -23,6 +23,7 @@ from napari_shmoareg.io.checkpoint import load_network
 from napari_shmoareg.io.datasets import Dataset, split_dataset
 from napari_shmoareg.io.training_run.events import Event, event, phase
 from napari_shmoareg.io.training_run.folder import RunFolder
+from napari_shmoareg.io.training_run.from_nothing import begins_from_nothing, random_network, start_of
 from napari_shmoareg.io.training_run.judging import still_best
 from napari_shmoareg.io.training_run.keeping import Keeper, Position
 from napari_shmoareg.io.training_run.lock import RunLock
@@ -149,6 +150,9 @@ def _taken_up(folder: RunFolder, plan: Plan, device: torch.device) -> tuple[SHMo
                 f"{folder.state} does not say where the run stood ({error}): it is of another version of shmoareg. "
                 f"Begin another run in another folder, --from {folder.weights}."
             ) from error
+    if begins_from_nothing(plan.weights):
+        network = random_network(plan.network_config, plan.settings.seed).to(device)
+        return network, make_optimiser(network, plan.settings), Position(), False
     name = str(plan.weights["name"])
     network = with_passes(load_network(name, device=device), plan.network_config.passes)
     if checksum_of(name) != plan.weights["sha256"]:
@@ -176,6 +180,7 @@ def _begin(
         settings=plan.settings.to_dict(),
         run_settings=plan.run.to_dict(),
         weights=plan.weights["name"],
+        begins_from=start_of(plan.weights),
         pairs=material.pairs,
         scans=material.scans,
         validated=len(material.validation),
