@@ -187,11 +187,14 @@ def _follow_launcher() -> None:
 
 
 def words_of(ctx: typer.Context) -> list[str]:
-    """The words that give this command the options that it has, but for those that may be repeated."""
+    """The words that give this command the options that it has."""
     words = [str(ctx.info_name)]
     for parameter in ctx.command.params:
         value = ctx.params.get(str(parameter.name))
-        if value is None or value in (parameter.get_default(ctx), ()) or isinstance(value, list):
+        if value is None or value in (parameter.get_default(ctx), (), []):
+            continue
+        if getattr(parameter, "multiple", False):
+            words += [f"{parameter.opts[0]}={each}" for each in value]
             continue
         text = ",".join(str(v) for v in value) if isinstance(value, tuple) else str(getattr(value, "value", value))
         if parameter.param_type_name == "argument":

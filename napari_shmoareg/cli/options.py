@@ -59,6 +59,14 @@ class Network(StrEnum):
     none = "none"
 
 
+class Bfloat16(StrEnum):
+    """Whether learning computes in bfloat16."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Keep(StrEnum):
     """Which stage of a registration is the result."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +11,9 @@ import typer
 
 from napari_shmoareg.cli.errors import CANCELLED, say
 from napari_shmoareg.cli.fine_tune.options import STEP, chosen, with_settings
-from napari_shmoareg.cli.options import Debug, Device, DeviceOption, Quiet
+from napari_shmoareg.cli.options import Bfloat16, Debug, Device, DeviceOption, Quiet
 from napari_shmoareg.cli.progress import progress
-from napari_shmoareg.cli.runs import begin_from, check_same_plan, make_folder, running_mean, write_plan, write_weights
+from napari_shmoareg.cli.runs import as_begun, begin_from, make_folder, running_mean, write_plan, write_weights
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.weights import chosen_device
@@ -38,7 +37,7 @@ def pretrain(
     run: Annotated[
         Path, typer.Option("--run", metavar="DIR", help="Folder of the run: state, log, weights. Goes on where it is.")
     ],
-    recipe: Annotated[str, typer.Option("--recipe", help="small (for a CPU), paper (for a GPU) or tiny.")] = "small",
+    recipe: Annotated[str, typer.Option("--recipe", help="small (for a CPU), large (for a GPU) or tiny.")] = "small",
     weights: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +51,14 @@ def pretrain(
         float | None, typer.Option("--minutes", help="Stop after so long; the same command goes on later.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides weights and pairs.", show_default="1")] = None,
+    bfloat16: Annotated[
+        Bfloat16 | None,
+        typer.Option(
+            "--bfloat16",
+            help="Convolutions and products in bfloat16; auto: where the device is fast at it.",
+            show_default="auto",
+        ),
+    ] = None,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +79,7 @@ def pretrain(
     """
     import torch
 
+    from napari_shmoareg.engine.device import choose_bfloat16
     from napari_shmoareg.engine.expert_training import check_start, expert_config, start_experts
     from napari_shmoareg.engine.fine_tuning import make_optimiser
     from napari_shmoareg.engine.pretraining import recipe as named
@@ -79,8 +87,8 @@ def pretrain(
     from napari_shmoareg.io.training_state import load_training_state
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
-    plan = named(recipe, steps=steps, seed=seed)
-    plan = replace(plan, settings=replace(plan.settings, **chosen(given)[0]))
+    precision = None if bfloat16 is None else bfloat16.value
+    plan = named(recipe, steps=steps, seed=seed, bfloat16=precision, **chosen(given)[0])
     if weights is not None:
         check_start(plan.settings)
     place = chosen_device(device.value)
@@ -88,7 +96,7 @@ def pretrain(
         draw_sheet(maps, plan, sheet, place, quiet)
         return
     make_folder(run)
-    check_same_plan(run, plan, weights)
+    plan = as_begun(run, plan, weights, bfloat16_given=bfloat16 is not None)
     torch.manual_seed(plan.settings.seed)
     network = SHMoAReg(expert_config(SHMoARegConfig.preset(plan.preset), plan.settings)).to(place)
     start_experts(network, plan.settings)
@@ -100,6 +108,9 @@ def pretrain(
         begin_from(network, weights)
     write_plan(run, plan, weights)
     subjects = read_subjects(maps)
+    if not quiet:
+        used, why = choose_bfloat16(plan.settings.bfloat16, place)
+        typer.echo(f"Computing in {'bfloat16' if used else 'float32'}: {why}.")
     finished = learn(network, optimiser, plan, subjects, run, (start, history), minutes, quiet, weights)
     if not finished:
         say(f"Stopped; the state is in {run}. The same command goes on.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.cli.errors import say
-from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.untrusted import read_object
 
@@ -41,8 +40,16 @@ def make_folder(run: Path) -> None:
         ) from error
 
 
-def check_same_plan(run: Path, plan: Recipe, weights: str | None = None) -> None:
-    """A run goes on with the settings, and from the weights, that it began with.
+def as_begun(run: Path, plan: Recipe, weights: str | None = None, *, bfloat16_given: bool = False) -> Recipe:
+    """The plan of a run: it goes on with the settings, and from the weights, that it began with.
+
+    Parameters
+    ----------
+    run : Path
+    plan : Recipe
+    weights : str, optional
+    bfloat16_given : bool
+        Otherwise the run goes on with its own choice: runs from before there was "auto" chose for themselves.
 
     Raises
     ------
@@ -51,20 +58,44 @@ def check_same_plan(run: Path, plan: Recipe, weights: str | None = None) -> None
     """
     told = run / PLAN
     if not told.exists():
-        return
+        return plan
     try:
-        then = {"from": None} | read_object(told, "the settings of a run")  # older runs all began from random weights
-        if isinstance(then.get("settings"), dict):  # and had fewer settings
-            then["settings"] = ExpertLearning().to_dict() | then["settings"]
+        then = _completed(read_object(told, "the settings of a run"))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{told} is damaged ({error}): it tells which settings the run was begun with. Delete it to go on with "
             "the settings given now, or give another --run."
         ) from error
+    if not bfloat16_given:
+        plan = replace(plan, settings=replace(plan.settings, bfloat16=then["settings"]["bfloat16"]))
     if then != _told(plan, weights):
         raise InputError(
             f"The run in '{run}' was begun with other settings (see {told}); give those, or another --run."
         )
+    return plan
+
+
+def _completed(then: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, with the defaults of those that its version did not have.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they are damaged.
+    """
+    from napari_shmoareg.engine.drawing import Drawing
+    from napari_shmoareg.engine.training_settings import FineTuning, upgraded
+
+    parts = {name: then.get(name, {}) for name in ("settings", "drawing")}
+    if not all(isinstance(part, dict) for part in parts.values()):
+        raise ValueError("names and values were expected in settings and drawing")
+    settings = FineTuning().to_dict() | upgraded(parts["settings"])
+    if settings["bfloat16"] not in ("auto", "on", "off"):
+        raise ValueError(f"bfloat16 is {settings['bfloat16']!r:.80}")
+    drawing = json.loads(json.dumps(asdict(Drawing()))) | parts["drawing"]
+    return (
+        {"from": None} | then | {"settings": settings, "drawing": drawing}
+    )  # older runs all began from random weights
 
 
 def write_plan(run: Path, plan: Recipe, weights: str | None = None) -> None:
@@ -136,6 +167,7 @@ def write_weights(
     network: SHMoAReg, plan: Recipe, history: list[dict[str, Any]], run: Path, steps: int, weights: str | None = None
 ) -> None:
     """The weights so far, with a card, and the log as a table."""
+    from napari_shmoareg.engine.device import choose_bfloat16
     from napari_shmoareg.io.checkpoint import save_network
     from napari_shmoareg.io.tables import write_table
 
@@ -145,6 +177,7 @@ def write_weights(
         "drawn_from": "label maps and random shapes" + (nothing_else if weights is None else f", after '{weights}'"),
         "from": weights,
         "recipe": asdict(plan),
+        "in_bfloat16": choose_bfloat16(plan.settings.bfloat16, next(network.parameters()).device)[0],
         "steps": steps,
         "minutes": round(sum(row["minutes"] for row in history), 1),
     }

@@ -56,13 +56,15 @@ def runs(
 
 def described(path: Path, weights: Path | None, standing: Standing) -> str:
     """How a run stands, in a few lines."""
+    from napari_shmoareg.io.training_run.from_nothing import start_of
+
     holder = standing.holder
     doing = "nobody works on it"
     if holder is not None:
         doing = f"process {holder['pid']} on {holder['host']} is {holder['doing']}"
     lines = [
         f"Run {path}: step {standing.step} of {standing.steps}; {doing}",
-        f"Data set: {standing.told['dataset']['path']}; began from {standing.told['from']['name']}",
+        f"Data set: {standing.told['dataset']['path']}; began from {start_of(standing.told['from'])}",
         f"Time of the steps: {_length(standing.seconds)}",
     ]
     if standing.last:

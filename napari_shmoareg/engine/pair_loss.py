@@ -16,6 +16,7 @@ from napari_shmoareg.engine.cascade import coarse_pass
 from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.engine.correspondence import correspondence_loss
 from napari_shmoareg.engine.counterfactual import counterfactual_loss
+from napari_shmoareg.engine.device import choose_bfloat16
 from napari_shmoareg.engine.expert_training import seen_by_gates, shared_strides
 from napari_shmoareg.engine.teacher import descent_motion, end_point_error
 from napari_shmoareg.engine.training_settings import FineTuning
@@ -91,8 +92,9 @@ def loss_of(
             first_labels, second_labels = torch.cat(both), torch.cat(both[::-1])
     diffeomorphic = bool(rng.random() < settings.diffeomorphic) or None
     torch.manual_seed(int(rng.integers(2**31)))
+    bfloat16, _ = choose_bfloat16(settings.bfloat16, device)
     if settings.cascade > 0 and rng.random() < settings.cascade:
-        before = _first_pass(network, first, second, rng.uniform(*FIRST_PASS), settings.bfloat16, diffeomorphic)
+        before = _first_pass(network, first, second, rng.uniform(*FIRST_PASS), bfloat16, diffeomorphic)
         first = field.warp(first, before, padding="border")
         if first_labels is not None and second_labels is not None:
             half = field.warp(first_labels[:1], before)
@@ -101,7 +103,7 @@ def loss_of(
     teacher = motion if settings.teacher == "drawn" else None
     if settings.teacher == "descent" and settings.teacher_weight > 0:
         teacher = descent_motion(replace(pair, moving=first, fixed=second))
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         with seen_by_gates(network, settings.z_weight > 0) as seen:
             encoded = network.encode(first, second, checkpointing=settings.checkpointing)
         output = network.decode_both(encoded, diffeomorphic=diffeomorphic, checkpointing=settings.checkpointing)

@@ -35,7 +35,7 @@ def passes_after(
     before = config.passes
     told = ", ".join(f"{share:g}" for share in before)
     if len(before) == 1:
-        return before, "one pass, as the weights had it"
+        return before, "one pass, as the network had it"
     if settings.passes == "keep":
         return before, f"passes at {told}, as asked for"
     if settings.passes == "one":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,7 +77,6 @@ _LEARNING = FineTuning(
     similarity_weight=0.5,
     overlap_weight=1.0,
     diffeomorphic=0.25,
-    bfloat16=True,
     largest_gradient=1.0,
     seed=1,
 )
@@ -98,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
         settings=replace(_LEARNING, steps=200),
         drawing=Drawing(),
     ),
-    "paper": Recipe(
+    "large": Recipe(
         preset="paper",
         phases=(
             Phase(0.0, (64, 96)),
@@ -109,20 +108,34 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+RENAMED = {"paper": "large"}
 
-def recipe(name: str, *, steps: int | None = None, seed: int | None = None) -> Recipe:
-    """A named recipe, perhaps with another number of steps or another seed.
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """A named recipe, perhaps with other settings.
+
+    Parameters
+    ----------
+    name : str
+        Of `RECIPES`.
+    **changes
+        Fields of `FineTuning`, such as its steps or its seed; those that are None stay as they are.
 
     Raises
     ------
     InputError
-        If there is none of that name.
+        If there is none of that name, or a setting is out of its range.
     """
+    if name in RENAMED:
+        raise InputError(
+            f"The recipe '{name}' is called '{RENAMED[name]}': it learns from drawn images, with other losses and "
+            "rates than the paper's. To learn as in Sec. IV-B, from scans: shmoareg fine-tune DATASET --from none."
+        )
     if name not in RECIPES:
         raise InputError(f"There is no recipe '{name}'; there are {', '.join(sorted(RECIPES))}.")
     found = RECIPES[name]
-    changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
-    return replace(found, settings=replace(found.settings, **changes))  # type: ignore[arg-type]
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(found, settings=replace(found.settings, **given))
 
 
 def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.engine.setting_rules import check_rules
+
+ITERATIONS = 100_000  # of Sec. IV-B, from nothing
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class FineTuning(ExpertLearning):
     checkpointing : bool
         Keep only what passes between convolutions, warps and heads, and compute the rest again in the backward
         pass: half as much is kept (the peak on a CPU falls by an eighth), for a fifth more time.
-    bfloat16 : bool
-        Convolutions and products in bfloat16; fields, warps and losses stay in float32.
+    bfloat16 : {"auto", "on", "off"}
+        Convolutions and products in bfloat16; fields, warps and losses stay in float32. auto uses it where the device
+        is fast at it (see `engine.device`): elsewhere a convolution takes up to a hundred times as long.
     largest_gradient : float
         Norm to which the gradient is clipped; 0 for no clipping, as in the paper.
     size : int
@@ -109,12 +112,13 @@ class FineTuning(ExpertLearning):
     flips: Literal["none", "left-right", "all"] = "none"
     freeze_encoder: bool = False
     checkpointing: bool = False
-    bfloat16: bool = False
+    bfloat16: Literal["auto", "on", "off"] = "auto"
     largest_gradient: float = 0.0
     size: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bfloat16", bfloat16_of(self.bfloat16))
         check_rules(
             self,
             (self.steps >= 1, "steps", "at least 1"),
@@ -137,6 +141,7 @@ class FineTuning(ExpertLearning):
             (0 <= self.augment_affine <= 2, "augment_affine", "between 0 and 2"),
             (0 <= self.augment_intensity <= 2, "augment_intensity", "between 0 and 2"),
             (self.flips in ("none", "left-right", "all"), "flips", "'none', 'left-right' or 'all'"),
+            (self.bfloat16 in ("auto", "on", "off"), "bfloat16", "'auto', 'on' or 'off'"),
             (self.largest_gradient >= 0, "largest_gradient", "at least 0"),
             (self.size == 0 or self.size >= 8, "size", "0 or at least 8"),
             (self.seed >= 0, "seed", "at least 0"),
@@ -149,3 +154,15 @@ class FineTuning(ExpertLearning):
             return self.learning_rate
         phase = min(step / max(self.steps - 1, 1), 1.0)
         return self.final_rate + (self.learning_rate - self.final_rate) * (1 + math.cos(math.pi * phase)) / 2
+
+
+def bfloat16_of(value: Any) -> Any:
+    """The word of a value: before there was "auto", True was "on" and False was "off"."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def upgraded(values: Any) -> Any:
+    """Settings as an older version wrote them to a file, in today's words; what is no mapping stays as it is."""
+    if not isinstance(values, dict) or "bfloat16" not in values:
+        return values
+    return values | {"bfloat16": bfloat16_of(values["bfloat16"])}

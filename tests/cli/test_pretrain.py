@@ -68,7 +68,7 @@ def test_every_setting_of_a_step_is_an_option_whose_help_is_its_description():
         if field.name not in ("batch", "passes", "size"):
             option = options[field.name]
             assert option.opts[0] == f"--{field.name.replace('_', '-')}" and option.default is None
-            assert field.name in ("steps", "seed") or option.help == described(FineTuning)[field.name]
+            assert field.name in ("steps", "seed", "bfloat16") or option.help == described(FineTuning)[field.name]
     assert "batch" not in options
     panels = {name: option.rich_help_panel for name, option in options.items()}
     assert panels["moa_output_scale"] != panels["balance_weight"]
@@ -218,6 +218,25 @@ def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
     code, output = run(*words, "--from", tmp_path / "given.safetensors")
     assert code == 1 and "begun with other settings" in output
     assert run(*words)[0] == 0
+
+
+def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(maps, tmp_path):
+    """Its file has true for "on", and lacks what later versions added."""
+    place = tmp_path / "run"
+    words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
+    assert run(*words, "--bfloat16", "on")[0] == 130
+    assert read_card(place / "weights.safetensors")["in_bfloat16"] is True
+    told = json.loads((place / "recipe.json").read_text())
+    assert told["settings"]["bfloat16"] == "on"
+    told["settings"]["bfloat16"] = True
+    del told["settings"]["passes"], told["drawing"]["close_shift"]
+    (place / "recipe.json").write_text(json.dumps(told))
+    code, output = run(*words, "--bfloat16", "off")
+    assert code == 1 and "begun with other settings" in output
+    code, output = run(*words)
+    assert code == 0, output
+    card = read_card(place / "weights.safetensors")
+    assert (card["steps"], card["in_bfloat16"], card["recipe"]["settings"]["bfloat16"]) == (2, True, "on")
 
 
 def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):

@@ -266,8 +266,16 @@ def test_validation_runs_all_passes(subjects):
 def test_a_recipe_takes_other_steps_and_an_unknown_one_is_refused():
     begins = RECIPES["small"].phases[1].begins
     assert recipe("small", steps=100).pairs([]).phases[1][0] == round(100 * begins)
-    with pytest.raises(InputError, match="no recipe 'huge'; there are paper, small, tiny"):
+    with pytest.raises(InputError, match="no recipe 'huge'; there are large, small, tiny"):
         recipe("huge")
+
+
+def test_the_recipe_that_was_called_paper_says_its_name_and_where_the_papers_own_learning_is():
+    with pytest.raises(InputError, match=r"called 'large'.*fine-tune DATASET --from none"):
+        recipe("paper")
+    assert recipe("large").preset == "paper"
+    assert recipe("small", seed=7, bfloat16="off").settings.bfloat16 == "off"
+    assert recipe("small").settings.bfloat16 == "auto"
 
 
 def test_maps_that_share_too_few_labels_are_refused():

@@ -235,6 +235,36 @@ def test_every_setting_is_in_the_form_with_the_words_of_its_docstring(panel):
             assert asked.value == field.default and described(settings)[field.name] in asked.control.toolTip()
 
 
+def test_a_run_from_nothing_is_ordered_with_the_papers_steps(panel, tmp_path):
+    from napari_shmoareg.widgets.fine_tune.checking import _size_of
+    from napari_shmoareg.widgets.fine_tune.settings_form import NOTHING
+
+    panel.data.dataset.path.setText(str(tmp_path))
+    panel.run.folder.setText(str(tmp_path / "run"))
+    combo, steps = panel.form.weights, panel.form.fields["steps"]
+    for word, preset in NOTHING.items():
+        combo.setCurrentText(word)
+        combo.activated.emit(combo.currentIndex())
+        assert steps.value == 100_000
+        panel.run.copy.click()
+        written = QApplication.clipboard().text()
+        assert written.endswith(f"--from none --preset {preset} --steps 100000")
+    assert panel.data.asks()[1:] == ("none", "small") and _size_of("none", "small") == 60
+    steps.control.setText("1000")  # of the form's own default, and not of the command's
+    assert panel.form.chosen.settings == {"steps": 1000}
+    steps.control.setText("100000")
+    combo.setCurrentText("auto")
+    combo.activated.emit(combo.currentIndex())
+    assert panel.form.chosen == ("auto", "auto", {}, None)
+
+
+def test_the_form_shows_a_run_from_before_there_was_auto(panel, tmp_path):
+    about = {"format": "shmoareg-run-1", "settings": {"steps": 3, "bfloat16": True}, "config": {}, "run": {}}
+    (tmp_path / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    panel.run.folder.setText(str(tmp_path))
+    assert panel.form.fields["bfloat16"].value == "on" and panel.form.fields["steps"].value == 3
+
+
 def test_a_click_on_start_runs_the_command_with_what_was_chosen(panel, tmp_path, qtbot, monkeypatch):
     ordered = []
     monkeypatch.setattr(panel.follower, "start", lambda command, folder: ordered.append((command, folder)))

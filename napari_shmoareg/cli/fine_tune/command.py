@@ -16,7 +16,7 @@ from napari_shmoareg.cli.launching import launch, wants_launch, words_of
 from napari_shmoareg.cli.options import Channel, Debug, Device, DeviceOption, Nan, Quiet
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.untrusted import user_path
-from napari_shmoareg.io.weights import chosen_device, chosen_weights
+from napari_shmoareg.io.weights import NO_NETWORK, chosen_device, chosen_weights
 
 if TYPE_CHECKING:
     from napari_shmoareg.io.training_run.plan import Plan
@@ -39,7 +39,30 @@ def fine_tune(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--from", metavar="NAME|PATH", help="Weights to begin with.", show_default="the shipped ones"),
+        typer.Option(
+            "--from",
+            metavar="NAME|PATH|none",
+            help="Weights to begin with; none begins from nothing, as the paper (Sec. IV-B).",
+            show_default="the shipped ones",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="paper|small|tiny",
+            help="Network that begins from nothing: the paper's (128 voxels, for a GPU), small (60 voxels, for a CPU).",
+            show_default="paper",
+        ),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            metavar="NAME=VALUE",
+            help="A part of that network: attention=mha and shmoe_strides=none make Table II's plain layers; repeat "
+            "for more.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN, from its last state.")] = False,
     images: Annotated[
@@ -83,9 +106,9 @@ def fine_tune(
 ) -> None:
     """Train weights further on scans of your own, in a run that can be stopped, killed and gone on with.
 
-    What is not given is as in the paper.  Scans are looked at first, and divided by subject into those that learn,
-    those that judge and those that stay unseen for `shmoareg evaluate`.  Ctrl-C stops after the current step and
-    saves; --resume goes on to the same result.
+    What is not given is as in the paper; --from none begins as it does (Sec. IV-B), from nothing.  Scans are looked
+    at first, and divided by subject into those that learn, those that judge and those that stay unseen for
+    `shmoareg evaluate`.  Ctrl-C stops after the current step and saves; --resume goes on to the same result.
     """
     from napari_shmoareg.cli.fine_tune.running import run_plan
     from napari_shmoareg.cli.fine_tune.telling import of_run, printed, told
@@ -101,7 +124,8 @@ def fine_tune(
         "channel": channel,
     }
     with (printed if as_json else told)(quiet) as tell:
-        plan = _plan(out, resume, dataset, weights, {k: v for k, v in finding.items() if v is not None}, given, device)
+        found = {k: v for k, v in finding.items() if v is not None}
+        plan = _plan(out, resume, dataset, weights, (preset, config or []), found, given, device)
         if cluster_option and submit is None:
             raise InputError("--cluster-option does nothing without --submit.")
         if submit is not None:
@@ -123,16 +147,21 @@ def _plan(
     resume: bool,
     dataset: Path | None,
     weights: str | None,
+    network: tuple[str | None, list[str]],
     finding: dict[str, Any],
     given: dict[str, Any],
     device: Device,
 ) -> Plan:
     """The plan of a new run, or that of an old one with what may be given anew."""
     from napari_shmoareg.io.training_run.folder import RunFolder
+    from napari_shmoareg.io.training_run.from_nothing import parse_changes, start_of
     from napari_shmoareg.io.training_run.plan import DatasetChoice, is_same_place, make_plan, read_plan
 
+    preset, changes = network[0], parse_changes(network[1])
     settings, run = chosen(given)
     name = None if weights is None else _place(weights)
+    if (preset is not None or changes) and name != NO_NETWORK:
+        raise InputError("--preset and --config choose a network that begins from nothing: give --from none too.")
     place = None if dataset is None else str(user_path(dataset).absolute())
     if resume:
         if not RunFolder(out).told.is_file():
@@ -140,8 +169,14 @@ def _plan(
         plan = read_plan(RunFolder(out).told)
         if name is not None and not is_same_place(name, str(plan.weights["name"])):
             raise InputError(
-                f"The run in {out} began from '{plan.weights['name']}', not from '{weights}'. Leave out --from, or "
+                f"The run in {out} began from {start_of(plan.weights)}, not from '{weights}'. Leave out --from, or "
                 "begin another run in another folder."
+            )
+        began = plan.weights.get("preset"), plan.weights.get("changes")
+        if (preset or began[0], changes or began[1]) != began:
+            raise InputError(
+                f"The run in {out} began from {start_of(plan.weights)}. Leave out --preset and --config, or begin "
+                "another run in another folder."
             )
         return plan.changed(settings, run, finding if place is None else {"path": place, **finding})
     if place is None and RunFolder(out).told.is_file():
@@ -149,10 +184,12 @@ def _plan(
     if place is None:
         raise InputError("There is nothing to learn from: give a DATASET (or --resume, to go on with a run).")
     name, _ = chosen_weights(name, chosen_device(device.value))
-    return make_plan(name, DatasetChoice(place, **finding), settings, run)
+    return make_plan(name, DatasetChoice(place, **finding), settings, run, preset=preset, changes=changes)
 
 
 def _place(weights: str) -> str:
-    """A file by its whole path, so that the run finds it from everywhere; a shipped name as it is."""
+    """A file by its whole path, so that the run finds it from everywhere; a shipped name, and "none", as it is."""
+    if weights == NO_NETWORK:
+        return weights
     where = user_path(weights)
     return str(where.absolute()) if where.is_file() else weights

@@ -14,11 +14,12 @@ import typer
 from napari_shmoareg.engine.described import described, own_first
 from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.engine.run_settings import RunSettings
-from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.engine.training_settings import ITERATIONS, FineTuning
 
 STEP, EXPERTS = "What a step learns", "How experts learn, beyond the paper"
 SETTINGS: tuple[tuple[type[Any], str], ...] = ((FineTuning, STEP), (RunSettings, "The run"))
 OTHERWISE = {
+    "steps": f"{FineTuning.steps}, with --from none {ITERATIONS}",
     "size": "as the weights say",
     "diffeomorphic": "as the weights say",
     "final_rate": "that of --learning-rate",

@@ -15,6 +15,7 @@ import typer
 from napari_shmoareg.cli.errors import explain, say
 from napari_shmoareg.cli.progress import Report, progress
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.weights import NO_NETWORK
 
 Event = Mapping[str, Any]
 Tell = Callable[[Event], None]
@@ -161,6 +162,8 @@ class Teller:
             say(f"Warning: {problem}")
         if not self._quiet:
             self._show_scans(event)
+        if event["weights"] == NO_NETWORK:
+            self._print(f"Begins from {event['begins_from']}: {event['steps']} steps.")
         scans, pairs, memory = event["scans"], event["pairs"], event["memory"]
         judge = f"{scans['validation']} judge (by {event['validated']} of {pairs['validation']} pairs)"
         self._print(f"{scans['train']} scans learn ({pairs['train']} pairs), {judge}, {scans['test']} stay unseen.")
@@ -169,6 +172,8 @@ class Teller:
             f"A step on the grid {grid} needs about {memory['need'] / 2**30:.1f} GiB of memory on {event['device']}; "
             f"{memory['free'] / 2**30:.1f} GiB are free."
         )
+        precision = event["bfloat16"]
+        self._print(f"Computing in {'bfloat16' if precision['used'] else 'float32'}: {precision['why']}.")
         if event["resumed_at"] is not None:
             self._print(f"Going on after step {event['resumed_at']} of {event['steps']}.")
 

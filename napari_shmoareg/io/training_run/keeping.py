@@ -15,12 +15,14 @@ import torch
 
 from napari_shmoareg.analysis.validation import Validated
 from napari_shmoareg.engine.batch import Step
+from napari_shmoareg.engine.device import choose_bfloat16
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.checkpoint import save_network
 from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.summary import plain
 from napari_shmoareg.io.training_run.curves import Curves
 from napari_shmoareg.io.training_run.folder import RunFolder
+from napari_shmoareg.io.training_run.from_nothing import start_of
 from napari_shmoareg.io.training_run.plan import Plan
 from napari_shmoareg.io.training_run.step_table import StepTable
 from napari_shmoareg.io.training_state import save_training_state
@@ -223,13 +225,14 @@ class Keeper:
 
     def _card(self, position: Position) -> dict[str, Any]:
         """What a user should know of the weights."""
-        begun = self._plan.weights
+        begun, device = self._plan.weights, next(self._network.parameters()).device
         return plain(
             {
                 **begun["card"],
-                "fine_tuned_from": begun["name"],
-                "fine_tuned_from_sha256": begun["sha256"],
+                "fine_tuned_from": start_of(begun),
+                "fine_tuned_from_sha256": begun["sha256"] or None,
                 "fine_tuning": self._plan.settings.to_dict() | self._plan.run.to_dict(),
+                "fine_tuning_in_bfloat16": choose_bfloat16(self._plan.settings.bfloat16, device)[0],
                 "fine_tuning_dataset": {"path": self._plan.dataset.path, "scans": self._scans},
                 "fine_tuning_steps": position.step,
                 "fine_tuning_minutes": round(position.seconds / 60, 2),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from napari_shmoareg.engine.device import find_device
-from napari_shmoareg.engine.expert_training import with_choice_bias
+from napari_shmoareg.engine.device import choose_bfloat16, find_device
+from napari_shmoareg.engine.expert_training import start_experts, with_choice_bias
 from napari_shmoareg.engine.fine_tuning import make_optimiser
 from napari_shmoareg.engine.memory import check_training_memory, training_memory
 from napari_shmoareg.engine.passes import passes_after, with_passes
@@ -24,6 +24,7 @@ from napari_shmoareg.io.checkpoint import load_network
 from napari_shmoareg.io.datasets import Dataset, split_dataset
 from napari_shmoareg.io.training_run.events import Event, event, phase
 from napari_shmoareg.io.training_run.folder import RunFolder
+from napari_shmoareg.io.training_run.from_nothing import begins_from_nothing, random_network, start_of
 from napari_shmoareg.io.training_run.judging import still_best
 from napari_shmoareg.io.training_run.keeping import Keeper, Position
 from napari_shmoareg.io.training_run.lock import RunLock
@@ -150,6 +151,10 @@ def _taken_up(folder: RunFolder, plan: Plan, device: torch.device) -> tuple[SHMo
                 f"{folder.state} does not say where the run stood ({error}): it is of another version of shmoareg. "
                 f"Begin another run in another folder, --from {folder.weights}."
             ) from error
+    if begins_from_nothing(plan.weights):
+        network = random_network(plan.network_config, plan.settings.seed).to(device)
+        start_experts(network, plan.settings)
+        return network, make_optimiser(network, plan.settings), Position(), False
     name = str(plan.weights["name"])
     network = with_passes(load_network(name, device=device), plan.network_config.passes)
     network = with_choice_bias(network) if plan.network_config.choice_bias else network
@@ -168,6 +173,7 @@ def _begin(
     shape = material.grids[0]
     memory = training_memory(plan.network_config, shape, device, plan.settings)
     check_training_memory(plan.network_config, shape, device, plan.settings)
+    bfloat16, why = choose_bfloat16(plan.settings.bfloat16, device)
     return event(
         "begin",
         run=folder.path,
@@ -177,12 +183,14 @@ def _begin(
         settings=plan.settings.to_dict(),
         run_settings=plan.run.to_dict(),
         weights=plan.weights["name"],
+        begins_from=start_of(plan.weights),
         pairs=material.pairs,
         scans=material.scans,
         validated=len(material.validation),
         problems=material.problems,
         shape=shape,
         memory=memory._asdict(),
+        bfloat16={"used": bfloat16, "why": why},
         resumed_at=None if position is None else position.step,
         steps=plan.settings.steps,
         best=None if position is None else position.best or None,

@@ -10,15 +10,16 @@ from typing import Any
 
 from napari_shmoareg.engine.expert_training import check_start, expert_config
 from napari_shmoareg.engine.run_settings import RunSettings
-from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.engine.training_settings import ITERATIONS, FineTuning, upgraded
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
 from napari_shmoareg.io.checkpoint import load_network
 from napari_shmoareg.io.model_card import read_card
 from napari_shmoareg.io.training_run.dataset_choice import DatasetChoice as DatasetChoice
+from napari_shmoareg.io.training_run.from_nothing import PRESET, config_from_nothing
 from napari_shmoareg.io.untrusted import check_fields, names_input, read_json, user_path
 from napari_shmoareg.io.versions import versions
-from napari_shmoareg.io.weights import checksum_of
+from napari_shmoareg.io.weights import NO_NETWORK, checksum_of
 from napari_shmoareg.model import SHMoARegConfig
 
 FORMAT = "shmoareg-run-1"
@@ -38,7 +39,8 @@ class Plan:
     ----------
     dataset : DatasetChoice
     weights : dict
-        What it began from: "name", "sha256", "card".
+        What it began from: "name", "sha256", "card"; from nothing, "none", no checksum, an empty card, and "preset"
+        and "changes" of the network.
     config : dict
         Of the network.
     settings : FineTuning
@@ -132,26 +134,55 @@ class Plan:
         return replace(self, dataset=where, settings=settings_now, run=replace(self.run, **free))
 
 
-def make_plan(weights: str, dataset: DatasetChoice, settings: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
+def make_plan(
+    weights: str,
+    dataset: DatasetChoice,
+    settings: Mapping[str, Any],
+    run: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Plan:
     """The plan of a new run.
 
     Parameters
     ----------
     weights : str
-        Shipped name or file.
+        Shipped name or file; "none" to begin from nothing, with random weights.
     dataset : DatasetChoice
     settings, run : mapping
         Fields of `FineTuning` and `RunSettings` that were given; the size and the share of diffeomorphic steps
-        are else as the weights say.
+        are else as the weights say, and the steps from nothing those of Sec. IV-B.
+    preset, changes : optional
+        Of the network, from nothing only; see `config_from_nothing`.
 
     Raises
     ------
     InputError
         If there are no such weights, or a setting is out of its range.
     """
-    chosen, running = FineTuning(**settings), RunSettings(**run)
-    check_start(chosen)
-    config = expert_config(load_network(weights).config, chosen)
+    begun: dict[str, Any]
+    running = RunSettings(**run)
+    if weights == NO_NETWORK:
+        chosen = FineTuning(**{"steps": ITERATIONS, **settings})
+        config = config_from_nothing(preset, changes or {}, chosen)
+        begun = {
+            "name": NO_NETWORK,
+            "sha256": "",
+            "card": {},
+            "preset": preset or PRESET,
+            "changes": dict(changes or {}),
+        }
+    else:
+        if preset is not None or changes:
+            raise InputError(
+                f"A preset, or changes of a network, choose what begins from nothing; the weights '{weights}' have a "
+                f"network. Begin from '{NO_NETWORK}', or leave them out."
+            )
+        chosen, config = FineTuning(**settings), load_network(weights).config
+        check_start(chosen)
+        begun = {"name": weights, "sha256": checksum_of(weights), "card": read_card(weights)}
+    config = expert_config(config, chosen)
     if chosen.wants_motion and not chosen.known_motion:
         raise InputError(
             "correspondence_weight and the teacher 'drawn' learn where the true motion is known, which it is of no two "
@@ -161,7 +192,6 @@ def make_plan(weights: str, dataset: DatasetChoice, settings: Mapping[str, Any],
         chosen = replace(chosen, size=config.learning_size)
     if "diffeomorphic" not in settings and config.diffeomorphic:
         chosen = replace(chosen, diffeomorphic=1.0)
-    begun = {"name": weights, "sha256": checksum_of(weights), "card": read_card(weights)}
     return Plan(dataset, begun, config.to_dict(), chosen, running, versions())
 
 
@@ -179,7 +209,8 @@ def read_plan(path: Path) -> Plan:
         path_of, options = found["dataset"]["path"], dict(found["dataset"]["options"])
         if options.get("window") is not None:
             options["window"] = tuple(options["window"])
-        for kind, values in ((DatasetChoice, options), (FineTuning, found["settings"]), (RunSettings, found["run"])):
+        settings = upgraded(found["settings"])
+        for kind, values in ((DatasetChoice, options), (FineTuning, settings), (RunSettings, found["run"])):
             check_fields(kind, values)
         if not all(isinstance(found[key], dict) for key in ("config", "versions")):
             raise ValueError("the network or the versions are not told")
@@ -191,7 +222,7 @@ def read_plan(path: Path) -> Plan:
             dataset=DatasetChoice(str(path_of), **options),
             weights=dict(found["from"]),
             config=dict(found["config"]),
-            settings=FineTuning(**found["settings"]),
+            settings=FineTuning(**settings),
             run=RunSettings(**found["run"]),
             versions=dict(found["versions"]),
         )

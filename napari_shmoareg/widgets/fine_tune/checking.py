@@ -55,13 +55,20 @@ class Checking(QObject):
         """Whether a check-up is under way."""
         return self._timer.isActive()
 
-    def begin(self, dataset: Path, finding: Mapping[str, str], settings: Mapping[str, Any], weights: str) -> None:
+    def begin(
+        self,
+        dataset: Path,
+        finding: Mapping[str, str],
+        settings: Mapping[str, Any],
+        weights: str,
+        preset: str | None = None,
+    ) -> None:
         """Check a data set, found and brought together as these options and settings say."""
         self._wanted[0].cancel()
         self._wanted[0] = wanted = Cancellable()
         self._found = queue.SimpleQueue()
         found = self._found
-        self._work.begin(lambda: _check(dataset, finding, settings, weights, wanted, found))
+        self._work.begin(lambda: _check(dataset, finding, settings, (weights, preset), wanted, found))
         self._timer.start()
 
     def cancel(self) -> None:
@@ -96,22 +103,20 @@ def _check(
     place: Path,
     finding: Mapping[str, str],
     settings: Mapping[str, Any],
-    weights: str,
+    start: tuple[str, str | None],
     wanted: Cancellable,
     found: queue.SimpleQueue[tuple[dict[str, Any], int]],
 ) -> tuple[dict[str, str], str]:
     """Parts by name, and problems, as a run would find them; the scans go into the queue as they come."""
     WarmUp().wait()
-    from napari_shmoareg.io.checkpoint import load_network
     from napari_shmoareg.io.datasets import Checkup, VolumeCache, open_dataset, split_dataset
-    from napari_shmoareg.io.weights import chosen_weights
 
     try:
         options: dict[str, Any] = dict(finding)
         if "window" in options:
             options["window"] = options["window"].split(",")
         dataset = open_dataset(place, **options)
-        size = settings["size"] or load_network(chosen_weights(weights)[0]).config.learning_size
+        size = settings["size"] or _size_of(*start)
         labels = settings["overlap_weight"] > 0
         split = split_dataset(dataset, settings["split"], settings["split_seed"])
         brought = {"size": size, "affine": settings["affine"], "labels": labels, "training": split.train}
@@ -125,3 +130,14 @@ def _check(
     problems = "\n".join(checkup.problems)
     usable = set(checkup.usable)
     return {name: part for part in PARTS for name in getattr(split, part) if name in usable}, problems
+
+
+def _size_of(weights: str, preset: str | None) -> int:
+    """Voxels that a run takes which begins with these weights, or from nothing with the network of a preset."""
+    from napari_shmoareg.io.checkpoint import load_network
+    from napari_shmoareg.io.weights import chosen_weights
+    from napari_shmoareg.model import SHMoARegConfig
+
+    if preset is not None:
+        return SHMoARegConfig.preset(preset).learning_size
+    return load_network(chosen_weights(weights)[0]).config.learning_size

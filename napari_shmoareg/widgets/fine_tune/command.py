@@ -24,9 +24,11 @@ class Order:
     finding : mapping
         Options of how its files are found (images, labels, subject, kind); empty words are left out.
     weights, device : str
-        "auto" for the command's own choice.
+        "auto" for the command's own choice; weights "none" to begin from nothing.
     settings : mapping
         By the names of `FineTuning` and `RunSettings`.
+    preset : str
+        Of the network that begins from nothing; empty otherwise.
     """
 
     out: str
@@ -35,12 +37,13 @@ class Order:
     weights: str = "auto"
     device: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = ""
 
     def arguments(self, *more: str) -> list[str]:
         """What follows ``shmoareg fine-tune``."""
         found = [self.dataset] if self.dataset else []
         found += ["--out", self.out]
-        words = {**self.finding, "from": self.weights, "device": self.device}
+        words = {**self.finding, "from": self.weights, "preset": self.preset, "device": self.device}
         for name, word in words.items():
             if word and word != "auto":
                 found += [f"--{name}", word]

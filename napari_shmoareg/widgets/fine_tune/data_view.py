@@ -40,7 +40,8 @@ class DataView(QWidget):
         self.check, self.told, self.checking = QPushButton(CHECK), QLabel(), Checking(self)
         self.told.setWordWrap(True)
         self.check.setToolTip(f"<qt>{TIP}</qt>")
-        self.asks: Callable[[], tuple[Mapping[str, Any], str]] = lambda: ({}, "auto")  # for settings and weights
+        # For settings, weights, and the preset of what begins from nothing.
+        self.asks: Callable[[], tuple[Mapping[str, Any], str, str | None]] = lambda: ({}, "auto", None)
         self._scans: list[Mapping[str, Any]] = []
         self._of_run: object = None  # what was shown of a run last
         self.check.clicked.connect(self._press)

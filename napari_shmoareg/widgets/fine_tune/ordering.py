@@ -52,7 +52,7 @@ class Ordering(QObject):
         self._timer = QTimer(self)
         self._timer.setInterval(EVERY)
         self._timer.timeout.connect(self._look)
-        data.asks = lambda: (self._values(), form.chosen.weights)
+        data.asks = lambda: (self._values(), form.chosen.weights, form.chosen.preset)
 
     @property
     def folder(self) -> Path | None:
@@ -131,7 +131,8 @@ class Ordering(QObject):
             path, finding = str(self.beside), {"images": f"{IMAGES}/*.nii.gz", "subject": SUBJECT, "kind": "folder"}
             if any(each.labels is not None for each in dataset.layers.picked):
                 finding["labels"] = f"{LABELS}/*.nii.gz"
-        return Order(str(self.folder), path, finding, chosen.weights, chosen.device, chosen.settings)
+        preset = chosen.preset or ""
+        return Order(str(self.folder), path, finding, chosen.weights, chosen.device, chosen.settings, preset)
 
     def written(self) -> str:
         """The command as a person types it.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_shmoareg.engine.training_settings import upgraded
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.untrusted import read_object
 from napari_shmoareg.widgets.fine_tune.known import TERMS, Known
@@ -152,7 +153,7 @@ def told(folder: Path) -> Event:
             "in which a run was started here."
         )
     parts = {name: about.get(name) or {} for name in ("settings", "config", "run", "dataset")}
-    settings, config = parts["settings"], parts["config"]
+    settings, config = upgraded(parts["settings"]), parts["config"]
     if not all(isinstance(part, dict) for part in parts.values()) or not isinstance(config.get("top_k", 0), int):
         raise InputError(f"{folder / 'run.json'} is damaged: names and values were expected in {', '.join(parts)}.")
     return {

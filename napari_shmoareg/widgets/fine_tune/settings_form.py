@@ -15,6 +15,7 @@ from superqt.utils import signals_blocked
 
 from napari_shmoareg.engine.described import described
 from napari_shmoareg.geometry import InputError
+from napari_shmoareg.io.weights import NO_NETWORK
 from napari_shmoareg.widgets.fine_tune.fields import Field
 from napari_shmoareg.widgets.register.form import captioned
 
@@ -32,16 +33,25 @@ MAIN = (
     "validate_every",
 )
 FILE = "File…"
-FROM_TIP = "Weights to begin with: those that are shipped (auto), or a .safetensors file, such as that of another run."
+NOTHING = {"nothing (paper)": "paper", "nothing (small)": "small"}  # words to presets
+FROM_TIP = (
+    "Weights to begin with: those that are shipped (auto), a .safetensors file such as that of another run, or "
+    "nothing: random weights of the paper's network (for a GPU) or of the small one, learned as in Sec. IV-B."
+)
 DEVICE_TIP = "Where the network learns. auto takes an NVIDIA GPU where there is one."
 
 
 class Chosen(NamedTuple):
-    """What the form says, as far as it differs from the defaults; weights and device are words."""
+    """What the form says, as far as it differs from the defaults; weights and device are words.
+
+    Where `weights` is "none", `preset` is the network that begins from nothing, and the steps are always among the
+    settings.
+    """
 
     weights: str
     device: str
     settings: dict[str, Any]
+    preset: str | None = None
 
 
 class SettingsForm(QWidget):
@@ -51,7 +61,7 @@ class SettingsForm(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weights, self.device = _combo("auto", FILE), _combo("auto", "cpu", "cuda")
+        self.weights, self.device = _combo("auto", *NOTHING, FILE), _combo("auto", "cpu", "cuda")
         self._weights = "auto"
         self.weights.activated.connect(self._take_weights)
         self.fields: dict[str, Field] = {}
@@ -98,7 +108,10 @@ class SettingsForm(QWidget):
         """
         values = {name: field.value for name, field in self.fields.items()}
         changed = {name: value for name, value in values.items() if value != self._defaults[name]}
-        return Chosen(self._weights, self.device.currentText(), changed)
+        if self._weights not in NOTHING:
+            return Chosen(self._weights, self.device.currentText(), changed)
+        changed["steps"] = values["steps"]  # by default others than the command takes for it
+        return Chosen(NO_NETWORK, self.device.currentText(), changed, NOTHING[self._weights])
 
     def show_values(self, values: dict[str, Any]) -> None:
         """Show other values, such as those of a run; names that are no setting are left out."""
@@ -131,17 +144,30 @@ class SettingsForm(QWidget):
             self.fields[each.name], self._defaults[each.name] = field, each.default
 
     def _take_weights(self, index: int) -> None:
+        before = self._weights in NOTHING
         if self.weights.itemText(index) != FILE:
             self._weights = self.weights.itemData(index) or self.weights.itemText(index)
         else:
             path, _ = QFileDialog.getOpenFileName(self, "Weights", str(Path.home()), "Weights (*.safetensors)")
             self._show_weights(path or self._weights)
+        self._follow_steps(before)
         self.changed.emit()
+
+    def _follow_steps(self, from_nothing: bool) -> None:
+        """Steps that were left as by default follow the choice of what the run begins with."""
+        now = self._weights in NOTHING
+        usual, papers = self._defaults["steps"], _iterations()
+        before, after = (papers, usual) if from_nothing else (usual, papers)
+        field = self.fields["steps"]
+        if now != from_nothing and not field.error and field.value == before:
+            field.value = after
 
     def _show_weights(self, weights: str) -> None:
         """Show a choice, that of a file by its name."""
         self._weights = weights
         index = next((n for n in range(self.weights.count()) if weights == self.weights.itemData(n)), -1)
+        if weights in NOTHING:
+            index = self.weights.findText(weights)
         if weights != "auto" and index < 0:
             self.weights.insertItem(1, Path(weights).name, weights)
             self.weights.setItemData(1, weights, Qt.ItemDataRole.ToolTipRole)
@@ -160,6 +186,12 @@ def _classes() -> tuple[type[Any], ...]:
     from napari_shmoareg.engine.training_settings import FineTuning
 
     return FineTuning, RunSettings
+
+
+def _iterations() -> int:
+    from napari_shmoareg.engine.training_settings import ITERATIONS
+
+    return ITERATIONS
 
 
 def _words(settings: Any) -> dict[str, str]:

@@ -116,6 +116,8 @@ def figures(known: Known) -> list[str]:
         found.append(f"{seconds:.2g} s a step" if seconds < 10 else f"{seconds:.0f} s a step")
     if memory:
         found.append(_memory(memory))
+    if precision := known.about.get("bfloat16"):
+        found.append(f"{'bfloat16' if precision['used'] else 'float32'} ({precision['why']})")
     if best is not None:
         found.append(f"best {'Dice' if best.measure == 'dice' else 'correlation'} {best.value:.3f} at step {best.step}")
     return found

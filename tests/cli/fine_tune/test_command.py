@@ -86,6 +86,7 @@ def test_a_reader_sees_the_check_up_the_split_the_memory_and_what_comes_next(beg
         "Dice 0.",
         "4 scans learn (6 pairs)",
         "GiB of memory",
+        "Computing in ",
         "1 steps are done",
     ):
         assert words in result.stdout

@@ -212,3 +212,16 @@ def test_it_learns_at_the_size_of_the_settings_and_validates_at_that_of_the_weig
     shown = read_image(tmp_path / "run" / "preview" / "fixed.nii.gz")
     assert max(shown.grid.shape) == 16
     assert read_rows(tmp_path / "run" / "validation.csv")
+
+
+@pytest.mark.parametrize(("was", "used"), [(True, True), (False, False)])
+def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(was, used, copy, go_on):
+    told = json.loads((copy[1] / "run.json").read_text())
+    assert told["settings"]["bfloat16"] == "auto"
+    told["settings"]["bfloat16"] = was
+    (copy[1] / "run.json").write_text(json.dumps(told))
+    (begun,) = events_of(go_on("--json", steps=3), "begin")
+    assert begun["bfloat16"] == {"used": used, "why": "as asked for"}
+    assert begun["settings"]["bfloat16"] == ("on" if used else "off")
+    card = read_card(copy[1] / "last.safetensors")
+    assert (card["fine_tuning_steps"], card["fine_tuning_in_bfloat16"]) == (3, used)
