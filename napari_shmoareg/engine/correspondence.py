@@ -41,10 +41,10 @@ def correspondence_loss(
     Returns
     -------
     Tensor, scalar
-        0 where fewer than two tokens of every stride have a known motion.
+        0 where fewer than two whole tokens of every stride have a known motion.
     """
     terms = []
-    for stride in strides:
+    for stride in (s for s in strides if s <= min(motion.known.shape[2:])):
         features = pyramid[stride.bit_length() - 1].float()
         for moving, fixed in ((0, 1), (1, 0)):
             order = slice(moving, moving + 1)

@@ -30,6 +30,8 @@ def counterfactual_loss(output: NetworkOutput, moving: Tensor, fixed: Tensor, si
     """
     total = output.displacement.new_zeros(())
     for layer in output.routing.select(part="decoder"):
+        if layer.stride > min(fixed.shape[2:]):  # no cell lies wholly within the images
+            continue
         errors = local_errors(layer, output.displacement.detach(), moving, fixed, similarity)
         i, j, k = errors.shape[2:]
         chosen = layer.routing.experts[:, :, :i, :j, :k]

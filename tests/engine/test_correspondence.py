@@ -75,6 +75,13 @@ def test_tokens_whose_motion_is_not_known_do_not_count():
     assert float(correspondence_loss(features, nothing, STRIDES, rng())) == 0
 
 
+def test_an_image_thinner_than_a_token_has_none_to_compare():
+    motion = KnownMotion(torch.zeros(2, 3, 12, 20, 6), torch.ones(2, 1, 12, 20, 6))
+    features = [torch.rand(2, 6, *(-(-n // 8) * 8 // s for n in (12, 20, 6))) for s in (1, 2, 4, 8)]
+    assert float(correspondence_loss(features, motion, (8,), rng())) == 0
+    assert float(correspondence_loss(features, motion, (4, 8), rng())) > 0
+
+
 def test_the_loss_pulls_a_token_to_where_it_came_from():
     u, motion = shifted(5.0)
     levels = [level.clone().requires_grad_() for level in pyramid(torch.zeros_like(u))]  # blind to the motion

@@ -80,6 +80,13 @@ def test_the_gate_learns_to_choose_the_expert_that_would_have_been_better():
     assert bool((slope[:, 2][ball] < 0).all()) and bool((slope[:, :2].transpose(0, 1)[:, ball] > 0).all())
 
 
+def test_a_level_coarser_than_the_image_has_no_labels():
+    moving, fixed = torch.rand(2, 1, 1, 6, 20, 12)
+    layer = record(8, "y", (0.0, -1.0, 1.0))
+    output = NetworkOutput(torch.zeros(1, 3, 6, 20, 12), RoutingTrace((layer,)))
+    assert float(counterfactual_loss(output, moving, fixed, "mse")) == 0
+
+
 def test_levels_that_did_not_compare_their_experts_are_refused(tiny_network):
     moving, fixed = torch.rand(2, 1, 1, *SHAPE)
     settings = FineTuning(routing_target="counterfactual")

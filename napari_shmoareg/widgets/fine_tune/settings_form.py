@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -13,7 +12,7 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QPushButton, QVB
 from superqt import QCollapsible
 from superqt.utils import signals_blocked
 
-from napari_shmoareg.engine.described import described
+from napari_shmoareg.engine.described import described, own_first
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.weights import NO_NETWORK
 from napari_shmoareg.widgets.fine_tune.fields import Field
@@ -137,7 +136,7 @@ class SettingsForm(QWidget):
     def _add(self, settings: type[Any]) -> None:
         """The fields of one class."""
         hints, words = get_type_hints(settings), _words(settings)
-        for each in fields(settings):
+        for each in own_first(settings):
             field = Field(hints[each.name], each.default, partial(_try, settings, each.name))
             field.control.setToolTip(f"<qt>{words[each.name]}</qt>")
             field.changed.connect(self.changed)
