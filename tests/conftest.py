@@ -66,6 +66,20 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def put_on_path(tmp_path, monkeypatch) -> Callable[[str, str], None]:
+    """Put a program of a name and a Python text before all others on the PATH."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+    def put(name: str, code: str) -> None:
+        (folder / name).write_text(f"#!{sys.executable}\n{code}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+
+    return put
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real volumes beside the repository; a test that needs it is skipped where it is absent."""

@@ -232,16 +232,18 @@ def comparison_figure(rows: Iterable[Row]) -> Figure:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     timed, regular = figure.subplots(1, 2, sharey=True)
     summaries = {s.method: s for s in summarise(rows) if key in s.measures}
+    methods = [m for m in summaries if m != START]
     for axes, across in ((timed, "seconds"), (regular, "sdlogj")):
         if START in summaries:
             level = summaries[START].measures[key].mean
             axes.axhline(level, color="0.5", linestyle="--", linewidth=1, label=f"start, {level:{MEASURES[key][1]}}")
-        deforming = [m for m in summaries if m != START]
-        for number, method in enumerate(deforming):
+        for number, method in enumerate(methods):
+            if across not in summaries[method].measures:
+                continue
             own = [row for row in rows if row["method"] == method and not row.get("error")]
             style = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
             _draw(axes, summaries[method], own, (across, key), style)
-        for family in _families(deforming):
+        for family in _families([m for m in methods if across in summaries[m].measures]):
             x, y = ([summaries[m].measures[k].mean for m in family] for k in (across, key))
             axes.plot(x, y, color="0.4", linewidth=1)
         axes.grid(True, color="0.9", linewidth=0.7)

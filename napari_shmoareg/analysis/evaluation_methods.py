@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.analysis.evaluation import Found, Method
 from napari_shmoareg.engine.affine import align
-from napari_shmoareg.engine.peers import NETWORKS, REFINED, SMOOTHER, START, load_method
+from napari_shmoareg.engine.peers import (
+    METHODS,
+    NETWORKS,
+    REFINED,
+    SMOOTHER,
+    START,
+    check_available,
+    load_method,
+)
 from napari_shmoareg.engine.refinement import DEFAULT_STEPS
 from napari_shmoareg.engine.registration import register
 from napari_shmoareg.geometry import Transform, VolumePair
@@ -26,7 +34,7 @@ def evaluated_method(name: str, settings: Mapping[str, Any], network: SHMoAReg |
     name : str
     settings : mapping
         "affine", "size", "diffeomorphic", "device", "refine", "similarity", "contrast" and "smoothness", as for
-        `register`; the peers take what they know.
+        `register`; "unigradicon_weights", a file, for that method.  The peers take what they know.
     network : SHMoAReg, optional
         For those of `NETWORKS`.
 
@@ -59,5 +67,6 @@ def evaluated_method(name: str, settings: Mapping[str, Any], network: SHMoAReg |
             return Found(Transform(matrix).total(pair.fixed.grid), matrix)
 
         return place
-    peer = load_method(name, **({"device": settings["device"]} if name == "convexadam" else {}))
+    check_available(name)
+    peer = load_method(name, **{option: settings[option] for option in METHODS[name].options})
     return lambda pair: Found(peer.run(pair))

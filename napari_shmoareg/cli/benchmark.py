@@ -29,6 +29,7 @@ from napari_shmoareg.cli.benchmark_options import (
     chosen_pairs,
     cpus,
     default_steps,
+    unigradicon_weights_for,
     weights_for,
 )
 from napari_shmoareg.cli.errors import CANCELLED, say
@@ -47,6 +48,7 @@ from napari_shmoareg.cli.options import (
     Size,
     Smoothness,
     SmoothnessOption,
+    UniGradICONWeights,
     Weights,
 )
 from napari_shmoareg.cli.tables import show
@@ -76,8 +78,9 @@ def benchmark(
             metavar="A,B,...",
             help="Of shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg (that, ended after "
             "the seconds of shmoareg's network), affine+refine:balanced and affine+refine:smooth (smoother), affine, "
-            "demons, syn, greedy, convexadam. The last three need pip install "
-            '"shmoareg[peers]". The start (headers alone) is always scored.',
+            "demons, syn, greedy, convexadam (these three need "
+            'pip install "shmoareg[peers]"), unigradicon (needs pip install icon_registration), niftyreg (needs its '
+            "programs on the PATH). The start (headers alone) is always scored.",
         ),
     ] = DEFAULT,
     images: Annotated[
@@ -102,12 +105,11 @@ def benchmark(
     ] = None,
     refine: Annotated[
         int | None,
-        typer.Option(
-            "--refine", metavar="STEPS", min=1, help="Of the methods that refine.", show_default="the engine's"
-        ),
+        typer.Option("--refine", metavar="STEPS", min=1, help="Of methods that refine.", show_default="the engine's"),
     ] = None,
     similarity: SimilarityOption = Similarity.auto,
     weights: Weights = None,
+    unigradicon_weights: UniGradICONWeights = None,
     size: Size = None,
     diffeomorphic: DiffeomorphicOption = None,
     contrast: ContrastOption = Contrast.auto,
@@ -135,6 +137,7 @@ def benchmark(
         names,
         refined={"--refine": refine, "--similarity": None if similarity is Similarity.auto else similarity},
         network={"--weights": weights},
+        unigradicon={"--unigradicon-weights": unigradicon_weights},
         own={
             "--size": size,
             "--diffeomorphic": diffeomorphic,
@@ -151,6 +154,7 @@ def benchmark(
         change=change.value,
         gamma=exponent,
         weights=weights_for(names, weights, device),
+        unigradicon_weights=unigradicon_weights_for(names, unigradicon_weights),
         size=size,
         diffeomorphic=diffeomorphic,
         device=device.value,

@@ -6,12 +6,12 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.cli.plans import begin_work
 from napari_shmoareg.cli.trial import Trial
+from napari_shmoareg.engine.peers import used_versions
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.machine import machine
 from napari_shmoareg.io.untrusted import MAX_TABLE, printable, read_csv
@@ -38,18 +38,26 @@ carried by nearest neighbour in one interpolation, on the fixed grid. **Landmark
 per pair. **Folding** and SDlogJ are of the whole map, the affine included, on the fixed grid. **Seconds** are of
 the method alone: reading, imports and scoring are not in it, the alignment is, and so are the similarities that our
 own method reports; deforming_seconds in pairs.csv are those of network and refinement alone.
-**Memory** is the most that the method's process held until it was done: interpreter, libraries
-and images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the landmarks where it
-has no labels. Each method ran in a process of its own, one after the other."""
+**Memory** is the most that the method's process held until it was done, or a program that it ran: interpreter,
+libraries and images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the landmarks
+where it has no labels. Each method ran in a process of its own, one after the other."""
 
 
 def make_plan(common: Trial, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, Any]:
     """All that the numbers depend on, as it stands in benchmark.json."""
+    from napari_shmoareg.io.versions import versions
+
     settings = {key: value for key, value in asdict(common).items() if key not in ("method", *FILES)}
-    if common.weights is not None:
-        settings["weights_sha256"] = checksum_of(common.weights)
+    if common.unigradicon_weights is None:  # as in plans that were written before there was this method
+        del settings["unigradicon_weights"]
+    for name in ("weights", "unigradicon_weights"):
+        if settings.get(name) is not None:
+            settings[f"{name}_sha256"] = checksum_of(settings[name])
     listed = [[getattr(trial, name) for name in FILES] for trial in trials[:: len(names)]]
-    plan: dict[str, Any] = {"methods": list(names), "settings": settings, "versions": used_versions(names)}
+    used = {name: number for name, number in versions().items() if number is not None}
+    for name in names:
+        used |= used_versions(name)
+    plan: dict[str, Any] = {"methods": list(names), "settings": settings, "versions": used}
     plan |= {"machine": machine(), "pairs": listed}
     plain: dict[str, Any] = json.loads(json.dumps(plan))
     return plain
@@ -161,20 +169,6 @@ def results_table(summaries: Sequence[MethodSummary]) -> Table:
         worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
         table.add_row(summary.method, summary.counted, *means, worse)
     return table
-
-
-def used_versions(names: Sequence[str]) -> dict[str, str]:
-    """Versions of all packages that the methods use."""
-    from napari_shmoareg.engine.peers import METHODS
-    from napari_shmoareg.io.versions import versions
-
-    found = {name: number for name, number in versions().items() if number is not None}
-    for distribution in filter(None, (METHODS[name].distribution for name in names)):
-        try:
-            found[distribution] = version(distribution)
-        except PackageNotFoundError:
-            found[distribution] = "unknown"
-    return found
 
 
 def _progress(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> str:

@@ -51,6 +51,7 @@ def check_used(
     *,
     refined: Mapping[str, object],
     network: Mapping[str, object],
+    unigradicon: Mapping[str, object],
     own: Mapping[str, object],
 ) -> None:
     """Refuse what was asked of a method that does not run.
@@ -59,8 +60,9 @@ def check_used(
     ----------
     names : sequence of str
         The methods.
-    refined, network, own : dict of option to value
-        What only `REFINED` uses, what our networks use, and what both use; None is not given.
+    refined, network, unigradicon, own : dict of option to value
+        What only `REFINED` uses, what our networks use, what that peer uses, and what all of our own use; None is not
+        given.
 
     Raises
     ------
@@ -70,7 +72,8 @@ def check_used(
     from napari_shmoareg.engine.peers import NETWORKS, REFINED, SMOOTHER, TIMED
 
     both = dict.fromkeys((*NETWORKS, *REFINED))
-    for options, methods in ((refined, REFINED), (network, NETWORKS), (own, tuple(both))):
+    used = ((refined, REFINED), (network, NETWORKS), (unigradicon, ("unigradicon",)), (own, tuple(both)))
+    for options, methods in used:
         given = [option for option, value in options.items() if value is not None]
         if given and not set(names) & set(methods):
             named = " and no ".join(name for name in methods if name not in (*TIMED, *SMOOTHER))
@@ -146,6 +149,17 @@ def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str 
     name, _ = chosen_weights(asked, chosen_device(device.value))
     read_card(name)
     return name if name in shipped_weights() else str(user_path(name).resolve())
+
+
+def unigradicon_weights_for(names: Sequence[str], asked: Path | None) -> str | None:
+    """The file of uniGradICON's weights, if that method is named; what every run would fail by is refused before."""
+    if "unigradicon" not in names:
+        return None
+    from napari_shmoareg.engine.peers import load_method
+
+    file = None if asked is None else str(user_path(asked).resolve())
+    load_method("unigradicon", unigradicon_weights=file, device="cpu")
+    return file
 
 
 def default_steps() -> int:

@@ -46,6 +46,7 @@ from napari_shmoareg.cli.options import (
     Size,
     Smoothness,
     SmoothnessOption,
+    UniGradICONWeights,
     Weights,
 )
 from napari_shmoareg.cli.sharding import ProcessesOption, ShardsOption, Sharing
@@ -58,6 +59,7 @@ def evaluate(
     ],
     dataset: DatasetArgument = None,
     weights: Weights = None,
+    unigradicon_weights: UniGradICONWeights = None,
     run: Run = None,
     part: PartOption = None,
     method: Annotated[
@@ -66,7 +68,8 @@ def evaluate(
             "--method",
             metavar="NAME",
             help="shmoareg, shmoareg+refine, affine+refine (no network), start, affine, demons; syn, greedy and "
-            'convexadam need pip install "shmoareg[peers]".',
+            'convexadam need pip install "shmoareg[peers]", unigradicon needs pip install icon_registration, niftyreg '
+            "needs its programs on the PATH.",
         ),
     ] = "shmoareg",
     images: Images = None,
@@ -126,12 +129,13 @@ def evaluate(
     settings |= {"surface": surface, "definitions": definitions}
     cluster = None if submit is None else submit.value
     sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
-    work(asked, (method.strip().lower(), weights), (pairs, seed), settings, affine, out, shard, sharing, against, quiet)
+    by = (method.strip().lower(), weights, unigradicon_weights)
+    work(asked, by, (pairs, seed), settings, affine, out, shard, sharing, against, quiet)
 
 
 def work(
     asked: Asked,
-    by: tuple[str, str | None],
+    by: tuple[str, str | None, Path | None],
     count: tuple[int | None, int],
     settings: Mapping[str, Any],
     affine: Affine | None,
@@ -146,7 +150,7 @@ def work(
     Parameters
     ----------
     asked : Asked
-    by : (method, weights or None)
+    by : (method, weights or None, uniGradICON's weights or None)
     count : (pairs or None, seed)
     settings, affine, out, shard, sharing, against, quiet
         As of the command.
@@ -161,7 +165,7 @@ def work(
     from napari_shmoareg.io.weights import chosen_device
 
     sharing.check(shard)
-    name, weights = by
+    name, asked_weights, unigradicon_weights = by
     check_available(name)
     where = chosen_device(settings["device"])
     other = None if against is None else EvaluationFolder(against)
@@ -169,12 +173,12 @@ def work(
         other.read_plan()
         comparison_file(EvaluationFolder(out), other)
     chosen = chosen_scans(asked)
-    weights = weights_for(name, weights, chosen, Device(settings["device"]))
+    weights = weights_for(name, asked_weights, unigradicon_weights, chosen, Device(settings["device"]))
     pairs = pairs_of(chosen.dataset, chosen.part, *count)
     how = (affine.value if affine is not None else chosen.affine) or "auto"
-    plan = evaluation_plan(chosen.part, pairs, name, weights, {**settings, "affine": how})
     network = None if weights is None or name not in NETWORKS else load_network(weights, device=where)
-    method = evaluated_method(name, plan["settings"], network)
+    method = evaluated_method(name, {**settings, "affine": how, "unigradicon_weights": weights}, network)
+    plan = evaluation_plan(chosen.part, pairs, name, weights, {**settings, "affine": how})
     folder, share = EvaluationFolder(out), Shard(*(shard or (1, 1)))
     folder.begin(plan)
     if not quiet:

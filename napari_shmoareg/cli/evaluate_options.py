@@ -168,22 +168,24 @@ def chosen_scans(asked: Asked) -> Chosen:
     return Chosen(dataset, of_split(choice, dataset, name, asked.split, asked.split_seed))
 
 
-def weights_for(method: str, asked: str | None, chosen: Chosen, device: Device) -> str | None:
-    """The weights of a method that needs some: those asked for, the run's, or the shipped ones.
+def weights_for(method: str, asked: str | None, unigradicon: Path | None, chosen: Chosen, device: Device) -> str | None:
+    """The weights of a method that needs some: those asked for, the run's, or the shipped ones; uniGradICON's file.
 
     Raises
     ------
     InputError
-        If there are none, they cannot be read, or the method uses none.
+        If there are none of ours, they cannot be read, or the method uses none such.
     """
     from napari_shmoareg.engine.peers import NETWORKS
     from napari_shmoareg.io.model_card import read_card, shipped_weights
     from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
+    if unigradicon is not None and method != "unigradicon":
+        raise InputError(f"--unigradicon-weights would do nothing: the method is '{method}'.")
     if method not in NETWORKS:
         if asked is not None:
             raise InputError(f"--weights would do nothing: the method '{method}' uses none.")
-        return None
+        return None if unigradicon is None else str(user_path(unigradicon).resolve())
     if asked is None and chosen.run is not None and chosen.weights is None:
         raise InputError(f"{chosen.run} has no weights yet: let it learn on, or give --weights.")
     name, _ = chosen_weights(asked or chosen.weights, chosen_device(device.value))

@@ -118,6 +118,14 @@ Weights = Annotated[
         show_default="the shipped ones",
     ),
 ]
+UniGradICONWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--unigradicon-weights",
+        metavar="FILE",
+        help="The weights of the method unigradicon, as its authors publish them; they are never downloaded.",
+    ),
+]
 AffineOption = Annotated[
     Affine,
     typer.Option("--affine", help="Alignment beforehand: auto looks whether one is needed, none trusts the headers."),

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 COMMAND = (sys.executable, "-m", "napari_shmoareg.cli.trial")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+TEMPORARY = ("TMPDIR", "TEMP", "TMP")  # what a process that was killed leaves there goes with the folder
 Measured = dict[str, Any]
 
 
@@ -34,7 +37,9 @@ class Trial:
     change, gamma
         As for `change_contrast`, of the moving image.
     weights, size, diffeomorphic, device, refine, similarity, contrast, smoothness
-        Of our own methods.
+        Of our own methods; `device` of some peers, too.
+    unigradicon_weights : str or None
+        A file.
     seconds : float or None
         After which the refinement ends.
     threads : int
@@ -61,6 +66,7 @@ class Trial:
     similarity: str = "auto"
     contrast: str = "auto"
     smoothness: str = "accurate"
+    unigradicon_weights: str | None = None
     seconds: float | None = None
     threads: int = 1
     surface: bool = False
@@ -70,8 +76,8 @@ class Trial:
 
 def run_trial(trial: Trial) -> Measured:
     """Run a trial in a new process; what went wrong there comes back as ``{"error": text}``."""
-    environment = os.environ | dict.fromkeys(THREADS, str(trial.threads))
     with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | dict.fromkeys(THREADS, str(trial.threads)) | dict.fromkeys(TEMPORARY, folder)
         result, errors = Path(folder) / "measured.json", Path(folder) / "errors.txt"
         with errors.open("w", encoding="utf-8") as said:
             process = subprocess.Popen(
@@ -86,8 +92,7 @@ def run_trial(trial: Trial) -> Measured:
             try:
                 process.communicate(json.dumps(asdict(trial)))
             finally:
-                process.kill()
-                process.wait()
+                _end(process)
         if result.is_file():
             measured: Measured = json.loads(result.read_text(encoding="utf-8"))
             return measured
@@ -98,8 +103,8 @@ def measure(trial: Trial) -> Measured:
     """Run a trial in this process: seconds and peak memory of the method alone, then its score.
 
     ``seconds`` holds neither the reading of files and weights, nor imports, nor the scoring.
-    ``memory_mib`` is the most that this process ever held until the method was done: interpreter, libraries,
-    images and weights included.
+    ``memory_mib`` is the most that this process ever held until the method was done, or a program that it ran:
+    interpreter, libraries, images and weights included.
     """
     import torch
 
@@ -129,29 +134,29 @@ def measure(trial: Trial) -> Measured:
 
 
 def peak_memory() -> float:
-    """MiB that this process held at most so far."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # not ru_maxrss, which on Linux begins with what the parent held
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
+    """MiB that this process held at most so far, or one of the programs that it ran to their end (not on Windows)."""
     if sys.platform == "win32":
         import psutil
 
         return float(psutil.Process().memory_info().peak_wset / 2**20)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    unit = 2**20 if sys.platform == "darwin" else 1024
+    own, programs = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss on Linux begins with what the parent held, which is not this process's own
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                own = int(line.split()[1])
+    return max(own, programs) / unit
 
 
 def _options(trial: Trial) -> dict[str, Any]:
     """What the method's class takes."""
-    from napari_shmoareg.engine.peers import NETWORKS, REFINED, SMOOTHER
+    from napari_shmoareg.engine.peers import METHODS, NETWORKS, REFINED, SMOOTHER
 
-    if trial.method == "convexadam":
-        return {"device": trial.device}
     if trial.method not in (*NETWORKS, *REFINED):
-        return {}
+        return {name: getattr(trial, name) for name in METHODS[trial.method].options}
     from napari_shmoareg.io.checkpoint import load_network
     from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
@@ -169,6 +174,15 @@ def _options(trial: Trial) -> dict[str, Any]:
         "contrast": trial.contrast,
         "smoothness": SMOOTHER.get(trial.method, trial.smoothness),
     }
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process, and where it did not end well the programs that it had started, which share its session."""
+    if process.poll() != 0 and hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # none of them is left
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
 
 
 def _end_of(code: int, said: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from napari_shmoareg.cli.application import app
@@ -58,6 +61,33 @@ def folding_weights(lively_network, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("folding") / "folding.safetensors"
     save_network(lively_network(0.1), path, card={"title": "untrained", "steps": 0})
     return path
+
+
+@pytest.fixture
+def unigradicon_file(monkeypatch, tmp_path) -> Path:
+    """The weights of a stand-in for uniGradICON's network, which moves nothing, and its package."""
+    from napari_shmoareg.engine.peers import unigradicon
+
+    class Still(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.register_buffer("identity_map", torch.zeros(1, 3, 8, 8, 8), persistent=False)
+
+        def forward(self, moving, fixed):
+            return lambda positions: positions + self.weight
+
+    package = tmp_path / "packages" / "icon_registration"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "networks.py").touch()
+    monkeypatch.syspath_prepend(package.parent)
+    for module in ("icon_registration", "icon_registration.networks"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(unigradicon, "SIDE", 8)
+    monkeypatch.setattr(unigradicon, "build_network", Still)
+    torch.save(Still().state_dict(), tmp_path / "unigradicon.trch")
+    return tmp_path / "unigradicon.trch"
 
 
 @pytest.fixture

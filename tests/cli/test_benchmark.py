@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from napari_shmoareg.cli import benchmark as command
 from napari_shmoareg.cli import benchmark_folder, benchmark_options
@@ -148,6 +151,10 @@ def test_a_benchmark_does_not_go_on_on_another_machine(other, listed, ran, files
         (("--methods", "affine", "--size", 24), r"--size would do nothing: --methods names no shmoareg and no shmo"),
         (("--methods", "affine", "--no-diffeomorphic"), "--diffeomorphic would"),
         (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights would"),
+        (
+            ("--methods", "affine", "--unigradicon-weights", "w"),
+            r"--unigradicon-weights would .* names no unigradicon\.",
+        ),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(asked, says, listed, ran, files, shmoareg, plain):
@@ -210,6 +217,34 @@ def test_options_reach_every_trial(listed, ran, files, weights, shmoareg):
         assert (trial.channel, trial.nan) == (0, 0.0)
 
 
+def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(listed, ran, files, unigradicon_file, shmoareg):
+    words = ("--methods", "unigradicon", "--unigradicon-weights", unigradicon_file, "--out", files.folder / "out")
+    result = shmoareg("benchmark", listed, *words)
+    assert result.exit_code == 0, result.stderr
+    assert {trial.unigradicon_weights for trial in ran} == {str(unigradicon_file)}
+    settings = json.loads((files.folder / "out" / "benchmark.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["unigradicon_weights_sha256"] == hashlib.sha256(unigradicon_file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ((), "give them by --unigradicon-weights FILE"),
+        (("--unigradicon-weights", "nowhere"), "Cannot read the weights .*nowhere"),
+        (("--unigradicon-weights", "{other}"), "are of another network"),
+    ],
+)
+def test_weights_that_unigradicon_cannot_use_are_refused(
+    weights, says, listed, ran, files, unigradicon_file, shmoareg, plain
+):
+    other = files.folder / "other.trch"
+    torch.save({"bias": torch.zeros(1)}, other)
+    words = [word.format(other=other) for word in weights]
+    result = shmoareg("benchmark", listed, "--methods", "unigradicon", *words, "--out", files.folder / "out", "-q")
+    plain(result).search(says)
+    assert ran == [] and not (files.folder / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
 def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
     def chosen(asked, device):
@@ -220,8 +255,8 @@ def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
     monkeypatch.setattr(choice, "chosen_weights", chosen)
     monkeypatch.setattr(choice, "chosen_device", lambda asked: place)
     monkeypatch.setattr(checkpoint, "load_network", lambda name, device: (name, device))
-    monkeypatch.setattr(checkpoint, "read_card", lambda name: {})
-    monkeypatch.setattr(checkpoint, "shipped_weights", lambda: ("some",))
+    monkeypatch.setattr("napari_shmoareg.io.model_card.read_card", lambda name: {})
+    monkeypatch.setattr("napari_shmoareg.io.model_card.shipped_weights", lambda: ("some",))
     assert trials._options(Trial("shmoareg", "m", "f"))["network"] == ("some", place)
     assert benchmark_options.weights_for(["shmoareg"], None, Device.auto) == "some"
     assert seen == [(None, place)] * 2
@@ -243,6 +278,35 @@ def test_asked_to_end_the_command_ends_its_trial(listed, files):
         process.kill()
     assert process.returncode == 130 and "Stopped after 0 of 4 runs" in said
     assert not trials[0].is_running()
+
+
+def test_asked_to_end_the_command_ends_the_program_that_a_method_runs(listed, files, put_on_path):
+    note = files.folder / "note"
+    put_on_path(
+        "reg_f3d",
+        "import os, sys, time\n"
+        "if '--version' in sys.argv: sys.exit(print('1'))\n"
+        f"open({str(note)!r} + '~', 'w').write(f'{{os.getpid()}} {{os.getcwd()}}'); os.rename({str(note)!r} + '~', "
+        f"{str(note)!r})\n"
+        "time.sleep(300)",
+    )
+    put_on_path("reg_transform", "print('1')")
+    words = ("benchmark", listed, "--methods", "niftyreg", "--out", files.folder / "out")
+    process = subprocess.Popen([sys.executable, "-m", "napari_shmoareg", *map(str, words)], stderr=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 120
+        while not note.is_file():
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.05)
+        number, folder = note.read_text().split(maxsplit=1)
+        program = psutil.Process(int(number))
+        process.terminate()
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE
+    assert not Path(folder).exists()
 
 
 @pytest.mark.parametrize(("lines", "told"), [("a,b a,c a,d", "0 to 2 times"), ("a,b c,d d,e", "0 to 1 times")])

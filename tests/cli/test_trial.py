@@ -66,6 +66,26 @@ def test_the_options_of_our_network_reach_the_registration(method, steps, smooth
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("unigradicon", {"unigradicon_weights": "w.trch", "device": "cpu"}),
+        ("convexadam", {"device": "cpu"}),
+        ("niftyreg", {}),
+    ],
+)
+def test_a_peer_gets_the_options_that_it_takes(method, options):
+    assert trials._options(Trial(method, "m", "f", unigradicon_weights="w.trch", device="cpu")) == options
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script that begins with #!")
+def test_what_a_program_said_when_it_failed_is_the_error_of_the_trial(files, put_on_path):
+    put_on_path("reg_f3d", "import sys; sys.exit('[NiftyReg ERROR] no memory')")
+    put_on_path("reg_transform", "")
+    found = run_trial(replace(trial_of(files), method="niftyreg"))
+    assert found == {"error": "RuntimeError: reg_f3d ended with code 1: [NiftyReg ERROR] no memory"}
+
+
 def files_values(files, name):
     return read_image(getattr(files, name)).values
 
@@ -83,3 +103,12 @@ def test_peak_memory_sees_what_was_held_and_let_go_by_this_process_alone():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(float, run.stdout.split())
     assert before < ours.nbytes / 2**20 and 120 < after - before < 140
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not measured there")
+def test_peak_memory_sees_what_a_program_held_that_was_run():
+    code = "from napari_shmoareg.cli.trial import peak_memory as p; import subprocess, sys; a = p(); "
+    code += "subprocess.run([sys.executable, '-c', 'b = bytearray(2**29)']); print(a, p())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(float, run.stdout.split())
+    assert before < 400 and 512 < after < 600

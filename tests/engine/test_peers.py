@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from shutil import which
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,8 +32,11 @@ def shifted(phantoms) -> VolumePair:
     )
 
 
-@pytest.mark.parametrize("name", ["start", "affine", "demons", "syn", "convexadam"])
+@pytest.mark.parametrize("name", ["start", "affine", "demons", "syn", "convexadam", "niftyreg"])
 def test_a_planted_translation_is_found(name, shifted):
+    for program in METHODS[name].programs:
+        if which(program) is None:
+            pytest.skip(f"{program} is not on the PATH")
     for module in METHODS[name].imports:
         pytest.importorskip(module, reason=f"{METHODS[name].distribution} is not installed")
     displacement = load_method(name).run(shifted)
@@ -92,10 +96,17 @@ def test_our_network_is_registered_as_by_default_but_for_what_was_asked(name, st
     )
 
 
-@pytest.mark.parametrize("name", ["syn", "convexadam"])
-def test_a_missing_peer_is_said_with_the_command_that_installs_it(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("syn", r'pip install "shmoareg\[peers\]".*environment.*numpy'),
+        ("convexadam", r'convexAdam, which is not installed: pip install "shmoareg\[peers\]"'),
+        ("unigradicon", "icon_registration, which is not installed: pip install icon_registration.*environment"),
+    ],
+)
+def test_a_missing_peer_is_said_with_the_command_that_installs_it(name, says, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda module: None)
-    with pytest.raises(InputError, match=r'pip install "shmoareg\[peers\]".*environment.*numpy'):
+    with pytest.raises(InputError, match=says):
         check_available(name)
 
 
@@ -112,7 +123,10 @@ def test_what_a_method_runs_is_imported_when_it_is_loaded(monkeypatch, tmp_path)
 
 
 def test_a_method_that_is_not_known_is_refused_with_those_that_are():
-    with pytest.raises(InputError, match=r"no method 'elastix'.*shmoareg\+refine, syn, greedy, demons"):
+    with pytest.raises(
+        InputError,
+        match=r"no method 'elastix'.*shmoareg\+refine, syn, greedy, demons, convexadam, unigradicon, niftyreg",
+    ):
         check_available("elastix")
 
 

@@ -6,8 +6,11 @@ so that one scorer serves all.  The peers' packages are optional and imported wh
 
 from __future__ import annotations
 
+import subprocess
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from shutil import which
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_shmoareg.geometry import InputError
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.engine.peers.methods import Method
 
 START = "start"
+EXTRA = 'pip install "shmoareg[peers]". Use a virtual environment of its own for it, as antspyx holds numpy below 2.4.'
 
 
 class Peer(NamedTuple):
@@ -31,12 +35,21 @@ class Peer(NamedTuple):
         How pip calls the optional one of them.
     says : str
         What it is, for people.
+    options : tuple of str
+        The settings that its class takes, of those of peers.
+    programs : tuple of str
+        What it runs, by their names on the PATH.
+    source : str
+        Where what it needs comes from.
     """
 
     home: str
     imports: tuple[str, ...]
     distribution: str | None
     says: str
+    options: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    source: str = EXTRA
 
 
 METHODS = {
@@ -66,6 +79,24 @@ METHODS = {
         ("SimpleITK", "convexAdam.convex_adam_MIND"),
         "convexAdam",
         "our alignment, then ConvexAdam's defaults, on the fixed image's own voxels",
+        ("device",),
+    ),
+    "unigradicon": Peer(
+        "unigradicon.UniGradICON",
+        ("SimpleITK", "icon_registration.networks"),
+        "icon_registration",
+        "our alignment, then uniGradICON's network on 175x175x175 voxels, with weights that the user gave and without "
+        "its instance optimisation",
+        ("unigradicon_weights", "device"),
+        source="pip install icon_registration. It brings ITK and torchvision: use a virtual environment of its own.",
+    ),
+    "niftyreg": Peer(
+        "niftyreg.NiftyReg",
+        ("SimpleITK",),
+        None,
+        "our alignment, then NiftyReg's reg_f3d with its defaults: cubic B-splines 5 voxels apart, NMI, bending energy",
+        programs=("reg_f3d", "reg_transform"),
+        source="install NiftyReg (KCL-BMEIS/niftyreg on GitHub), and add the folder of its programs to PATH.",
     ),
 }
 """All methods by name; `start` is always scored."""
@@ -99,22 +130,42 @@ REFINED = ("affine+refine", *TIMED, *SMOOTHER, "shmoareg+refine")
 
 
 def check_available(name: str) -> None:
-    """Refuse a method that is not known or whose package is not installed.
+    """Refuse a method that is not known, or whose package or programs are not installed.
 
     Raises
     ------
     InputError
-        With the command that installs it.
+        With what to do.
     """
     if name not in METHODS:
         raise InputError(f"There is no method '{name}'; the methods are {', '.join(METHODS)}.")
-    missing = [module for module in METHODS[name].imports if find_spec(module.partition(".")[0]) is None]
+    peer = METHODS[name]
+    missing = [module for module in peer.imports if find_spec(module.partition(".")[0]) is None]
     if missing:
         raise InputError(
-            f"The method '{name}' needs the package {METHODS[name].distribution or missing[0]}, which is not "
-            'installed: pip install "shmoareg[peers]". Use a virtual environment of its own for it, as antspyx holds '
-            "numpy below 2.4."
+            f"The method '{name}' needs the package {peer.distribution or missing[0]}, which is not installed: "
+            f"{peer.source}"
         )
+    absent = [program for program in peer.programs if which(program) is None]
+    if absent:
+        raise InputError(
+            f"The method '{name}' runs {' and '.join(peer.programs)}, but there is no {' and no '.join(absent)} on the "
+            f"PATH: {peer.source}"
+        )
+
+
+def used_versions(name: str) -> dict[str, str]:
+    """Versions of the optional package and of the programs that a method uses, by name."""
+    peer, found = METHODS[name], {}
+    if peer.distribution is not None:
+        try:
+            found[peer.distribution] = version(peer.distribution)
+        except PackageNotFoundError:
+            found[peer.distribution] = "unknown"
+    for program in peer.programs:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split()
+        found[program] = said[-1] if said else "unknown"
+    return found
 
 
 def load_method(name: str, **options: object) -> Method:

@@ -6,11 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_shmoareg.engine.peers import METHODS
+from napari_shmoareg.engine.peers import used_versions
 from napari_shmoareg.engine.refinement import DEFAULT_SMOOTHNESS
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.datasets import PairFiles, Split, choose_pairs, split_dataset
@@ -153,7 +152,7 @@ def evaluation_plan(
     part : Part
     pairs : sequence of (moving, fixed)
     method : str
-        One of `METHODS`.
+        One of `napari_shmoareg.engine.peers.METHODS`.
     weights : str or None
         Shipped name or file; None for a method without.
     settings : mapping
@@ -161,6 +160,7 @@ def evaluation_plan(
     """
     known = None if weights is None else {"name": weights, "sha256": checksum_of(weights)}
     path = str(user_path(part.dataset.path).resolve())
+    installed = {name: number for name, number in versions().items() if number is not None}
     plan = {
         "format": FORMAT,
         "dataset": {"path": path, "options": part.dataset.options},
@@ -170,22 +170,10 @@ def evaluation_plan(
         "weights": known,
         "settings": SETTINGS | dict(settings),
         "pairs": [list(pair) for pair in pairs],
-        "versions": used_versions(method),
+        "versions": installed | used_versions(method),
     }
     as_read: dict[str, Any] = json.loads(json.dumps(plan))
     return as_read
-
-
-def used_versions(method: str) -> dict[str, str]:
-    """Versions of all packages that a method uses."""
-    found = {name: number for name, number in versions().items() if number is not None}
-    distribution = METHODS[method].distribution
-    if distribution is not None:
-        try:
-            found[distribution] = version(distribution)
-        except PackageNotFoundError:
-            found[distribution] = "unknown"
-    return found
 
 
 def uses(pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:

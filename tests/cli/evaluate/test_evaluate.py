@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -185,6 +186,17 @@ def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(evaluate,
     assert [labels[label]["assd_mm"] for label in "1239"] == ["0.0", "0.0", "", ""]
 
 
+def test_the_weights_of_unigradicon_reach_it_and_stand_in_the_plan(evaluate, unigradicon_file):
+    by = ("--unigradicon-weights", unigradicon_file)
+    result, table = evaluate("--method", "unigradicon", "--pairs", 1, "--no-surface", by=by)
+    assert result.exit_code == 0, result.stderr
+    weights = json.loads((table / "evaluation.json").read_text(encoding="utf-8"))["weights"]
+    sha256 = hashlib.sha256(unigradicon_file.read_bytes()).hexdigest()
+    assert weights == {"name": str(unigradicon_file), "sha256": sha256}
+    result, table = evaluate("--method", "unigradicon", by=("--unigradicon-weights", "nowhere"), out="other")
+    assert result.exit_code == 1 and "Cannot read the weights" in result.stderr and not table.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -192,6 +204,7 @@ def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(evaluate,
         (("--split", "60/10/10"), "needs 80 subjects"),
         (("--method", "magic"), "no method 'magic'"),
         (("--method", "start"), "--weights would do nothing: the method 'start' uses none"),
+        (("--method", "start", "--unigradicon-weights", "w"), "--unigradicon-weights would do nothing: the method is"),
         (("--against", "nowhere"), "holds no evaluation"),
         (("--run", "nowhere"), "nowhere holds no run of fine-tune .*Name the folder of one"),
     ],
