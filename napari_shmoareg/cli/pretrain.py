@@ -19,7 +19,7 @@ from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.weights import chosen_device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from napari_shmoareg.engine.conform import Conformed
     from napari_shmoareg.engine.fine_tuning import Step
@@ -33,10 +33,17 @@ FIXED = ("batch", "passes", "size")  # one drawn pair a step, on grids of the re
 
 @partial(with_settings, settings=((FineTuning, STEP),), without=FIXED, default="the recipe's")
 def pretrain(
-    maps: Annotated[Path, typer.Argument(metavar="MAPS", help="Folder of label maps to draw pairs from.")],
     run: Annotated[
         Path, typer.Option("--run", metavar="DIR", help="Folder of the run: state, log, weights. Goes on where it is.")
     ],
+    maps: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MAPS]",
+            help="Folder of label maps to draw pairs from. May be left out with --torso.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="small (for a CPU), large (for a GPU) or tiny.")] = "small",
     weights: Annotated[
         str | None,
@@ -51,6 +58,15 @@ def pretrain(
         float | None, typer.Option("--minutes", help="Stop after so long; the same command goes on later.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides weights and pairs.", show_default="1")] = None,
+    torso: Annotated[
+        float | None,
+        typer.Option(
+            "--torso",
+            metavar="SHARE",
+            help="Share of pairs, 0 to 1, that show torsos as CT does: drawn people, which need no label map.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     bfloat16: Annotated[
         Bfloat16 | None,
         typer.Option(
@@ -72,10 +88,10 @@ def pretrain(
 ) -> None:
     """Learn weights from images that are drawn, not scanned.
 
-    Each step draws a pair of images from label maps and random shapes and learns from both orders of it.
-    A quarter of the label maps is held out for the validation figures in the log.  Ctrl-C and --minutes
-    keep the state: the same command goes on with the same pairs.  Look at some of them first, with --sheet:
-    that writes nothing to --run.
+    Each step draws a pair of images from label maps, random shapes and, with --torso, torsos, and learns from both
+    orders of it.  A quarter of the label maps is held out for the validation figures in the log; torsos are validated
+    on people of their own.  Ctrl-C and --minutes keep the state: the same command goes on with the same pairs.  Look
+    at some of them first, with --sheet: that writes nothing to --run.
     """
     import torch
 
@@ -83,14 +99,18 @@ def pretrain(
     from napari_shmoareg.engine.expert_training import check_start, expert_config, start_experts
     from napari_shmoareg.engine.fine_tuning import make_optimiser
     from napari_shmoareg.engine.pretraining import recipe as named
-    from napari_shmoareg.io.label_maps import read_subjects
     from napari_shmoareg.io.training_state import load_training_state
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     precision = None if bfloat16 is None else bfloat16.value
-    plan = named(recipe, steps=steps, seed=seed, bfloat16=precision, **chosen(given)[0])
+    plan = named(recipe, torso=torso, steps=steps, seed=seed, bfloat16=precision, **chosen(given)[0])
     if weights is not None:
         check_start(plan.settings)
+    if maps is None and not plan.drawing.torso:
+        raise InputError(
+            "There is nothing to draw but random shapes: give MAPS, a folder of label maps, or --torso 0.5 to draw "
+            "torsos too, which need none."
+        )
     place = chosen_device(device.value)
     if sheet is not None:
         draw_sheet(maps, plan, sheet, place, quiet)
@@ -107,7 +127,7 @@ def pretrain(
     elif weights is not None:
         begin_from(network, weights)
     write_plan(run, plan, weights)
-    subjects = read_subjects(maps)
+    subjects = _subjects(maps)
     if not quiet:
         used, why = choose_bfloat16(plan.settings.bfloat16, place)
         typer.echo(f"Computing in {'bfloat16' if used else 'float32'}: {why}.")
@@ -134,11 +154,13 @@ def learn(
     """
     from napari_shmoareg.cli.stopping import asked_to_stop
     from napari_shmoareg.engine.fine_tuning import fine_tune
-    from napari_shmoareg.engine.pretraining import validation_pairs
+    from napari_shmoareg.engine.pretraining import torso_validation_pairs, validation_pairs
     from napari_shmoareg.io.training_state import save_training_state
 
-    start, history = before
-    held = validation_pairs(subjects, plan.drawing, size=network.config.size)
+    (start, history), size = before, network.config.size
+    held = {"validation": validation_pairs(subjects, plan.drawing, size=size)} if subjects else {}
+    if plan.drawing.torso:
+        held["torso"] = torso_validation_pairs(plan.drawing, size=size)
     began, recent = time.perf_counter(), list[Any]()
     last, mean = start, running_mean(network, plan, run, start)
     pairs = plan.pairs(subjects, next(network.parameters()).device)
@@ -151,16 +173,23 @@ def learn(
             late = minutes is not None and time.perf_counter() - began > 60 * minutes
             end = bool(asked) or late or step.step == plan.settings.steps
             if end or step.step % SAVE_EVERY == 0:
-                history.append(_row(recent, mean.network, held if end or step.step % VALIDATE_EVERY == 0 else []))
+                history.append(_row(recent, mean.network, held if end or step.step % VALIDATE_EVERY == 0 else {}))
                 recent = []
-                write_weights(mean.network, plan, history, run, last, weights)
+                write_weights(mean.network, plan, history, run, last, weights, maps=bool(subjects))
                 save_training_state(run, network, optimiser, step.step, history)
             if end:
                 break
     return last >= plan.settings.steps
 
 
-def draw_sheet(maps: Path, plan: Recipe, sheet: Path, device: str, quiet: bool) -> None:
+def _subjects(maps: Path | None) -> Sequence[Any]:
+    """Those of a folder; none where there is no folder."""
+    from napari_shmoareg.io.label_maps import read_subjects
+
+    return [] if maps is None else read_subjects(maps)
+
+
+def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet: bool) -> None:
     """The first training pairs of a recipe as a picture.
 
     Raises
@@ -171,7 +200,6 @@ def draw_sheet(maps: Path, plan: Recipe, sheet: Path, device: str, quiet: bool) 
     from napari_shmoareg.analysis.sheet import contact_sheet
     from napari_shmoareg.io.atomic import writing
     from napari_shmoareg.io.figure_files import write_figure
-    from napari_shmoareg.io.label_maps import read_subjects
     from napari_shmoareg.io.places import check_new_file
 
     if sheet.suffix.lower() != ".png":
@@ -179,7 +207,7 @@ def draw_sheet(maps: Path, plan: Recipe, sheet: Path, device: str, quiet: bool) 
     check_new_file(sheet, overwrite=True)
     if sheet.exists():
         raise InputError(f"{sheet} exists and is not overwritten; give --sheet another name.")
-    pairs = plan.pairs(read_subjects(maps), device)
+    pairs = plan.pairs(_subjects(maps), device)
     with progress(quiet) as report:
         drawn = []
         for number in range(SHEET_PAIRS):
@@ -194,14 +222,16 @@ def draw_sheet(maps: Path, plan: Recipe, sheet: Path, device: str, quiet: bool) 
         typer.echo(f"Wrote {sheet}")
 
 
-def _row(steps: Sequence[Step], network: SHMoAReg, held: Sequence[Conformed]) -> dict[str, Any]:
-    """Means of some steps, and a validation."""
+def _row(steps: Sequence[Step], network: SHMoAReg, held: Mapping[str, Sequence[Conformed]]) -> dict[str, Any]:
+    """Means of some steps, and validations of some kinds of pairs; the overlap is that of the steps that had one."""
     from napari_shmoareg.engine.pretraining import validate
 
     names = ("total", "similarity", "smoothness", "routing", "overlap", "rate", "seconds")
     row: dict[str, Any] = {"step": steps[-1].step}
     row["minutes"] = sum(step.seconds for step in steps) / 60
-    row |= {name: sum(getattr(step, name) for step in steps) / len(steps) for name in names}
-    if held:
-        row |= {f"validation_{key}": value for key, value in validate(network, held)._asdict().items()}
+    for name in names:
+        if values := [value for step in steps if (value := getattr(step, name)) == value]:
+            row[name] = sum(values) / len(values)
+    for kind, pairs in held.items():
+        row |= {f"{kind}_{key}": value for key, value in validate(network, pairs)._asdict().items()}
     return row

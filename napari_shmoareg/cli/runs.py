@@ -164,7 +164,14 @@ def running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> Runn
 
 
 def write_weights(
-    network: SHMoAReg, plan: Recipe, history: list[dict[str, Any]], run: Path, steps: int, weights: str | None = None
+    network: SHMoAReg,
+    plan: Recipe,
+    history: list[dict[str, Any]],
+    run: Path,
+    steps: int,
+    weights: str | None = None,
+    *,
+    maps: bool = True,
 ) -> None:
     """The weights so far, with a card, and the log as a table."""
     from napari_shmoareg.engine.device import choose_bfloat16
@@ -172,9 +179,11 @@ def write_weights(
     from napari_shmoareg.io.tables import write_table
 
     nothing_else = "; no scan of a person was seen"
+    kinds = ["label maps"] * maps + ["drawn torsos"] * (plan.drawing.torso > 0) + ["random shapes"]
     card = {
         "name": run.name,
-        "drawn_from": "label maps and random shapes" + (nothing_else if weights is None else f", after '{weights}'"),
+        "drawn_from": f"{', '.join(kinds[:-1])} and {kinds[-1]}"
+        + (nothing_else if weights is None else f", after '{weights}'"),
         "from": weights,
         "recipe": asdict(plan),
         "in_bfloat16": choose_bfloat16(plan.settings.bfloat16, next(network.parameters()).device)[0],

@@ -53,6 +53,19 @@ class Drawing:
         Standard deviation of the logarithm of the exponent applied to intensities.
     labels : int
         Labels handed to the overlap loss per pair.
+    torso : float
+        Share of pairs that show torsos, which no label map is needed for (see `engine.torso`); of the rest, `shapes`
+        is the share of random shapes.  `prior` is the share of torsos that are seen in CT.
+    torso_extent : tuple of 3 (float, float)
+        Smallest and largest field of view on torsos, but for close-ups.
+    torso_close_spacing : tuple of 2 float
+        Smallest and largest spacing of a close-up of a torso.
+    torso_same : float
+        Share of torso pairs in which one person is seen twice, at another breath and with other contents of the bowel.
+    torso_shift, torso_warp : float
+        As `shift` and `warp`, of torsos: what an alignment leaves there is much more.
+    torso_cut : float
+        Share of torso images that do not show all of the pair's view along the body's axis.
     """
 
     extent: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] = (
@@ -82,3 +95,14 @@ class Drawing:
     noise: float = 0.04
     gamma: float = 0.2
     labels: int = 12
+    torso: float = 0.0
+    torso_extent: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] = (
+        (290.0, 430.0),
+        (210.0, 320.0),
+        (160.0, 420.0),
+    )
+    torso_close_spacing: tuple[float, float] = (2.0, 4.2)
+    torso_same: float = 0.3
+    torso_shift: float = 14.0
+    torso_warp: float = 8.0
+    torso_cut: float = 0.4

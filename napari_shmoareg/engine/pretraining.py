@@ -111,13 +111,15 @@ RECIPES: dict[str, Recipe] = {
 RENAMED = {"paper": "large"}
 
 
-def recipe(name: str, **changes: Any) -> Recipe:
+def recipe(name: str, *, torso: float | None = None, **changes: Any) -> Recipe:
     """A named recipe, perhaps with other settings.
 
     Parameters
     ----------
     name : str
         Of `RECIPES`.
+    torso : float, optional
+        Share of pairs that show torsos, 0 to 1; see `Drawing`.
     **changes
         Fields of `FineTuning`, such as its steps or its seed; those that are None stay as they are.
 
@@ -135,6 +137,10 @@ def recipe(name: str, **changes: Any) -> Recipe:
         raise InputError(f"There is no recipe '{name}'; there are {', '.join(sorted(RECIPES))}.")
     found = RECIPES[name]
     given = {key: value for key, value in changes.items() if value is not None}
+    if torso is not None:
+        if not 0 <= torso <= 1:
+            raise InputError(f"The share of torsos must be between 0 and 1; got {torso!r}.")
+        found = replace(found, drawing=replace(found.drawing, torso=torso))
     return replace(found, settings=replace(found.settings, **given))
 
 
@@ -182,6 +188,7 @@ def validation_pairs(subjects: Sequence[Subject], drawing: Drawing, *, size: int
         drawing,
         size=(size, size),
         close=0.0,
+        torso=0.0,
         shapes=0.0,
         same_subject=0.0,
         stripped=1.0,
@@ -191,6 +198,28 @@ def validation_pairs(subjects: Sequence[Subject], drawing: Drawing, *, size: int
         warp=0.0,
     )
     pairs = DrawnPairs(split_subjects(subjects)[1], plain, seed=99)
+    return [pairs[i] for i in range(count)]
+
+
+def torso_validation_pairs(drawing: Drawing, *, size: int, count: int = 6) -> list[Conformed]:
+    """Pairs of two people's torsos in CT of one contrast, all organs, and no deformation but that of the people.
+
+    Like `validation_pairs`; no such person is seen in training, as each is drawn once.
+    """
+    size = min(size, VALIDATION_SIZE)
+    plain = replace(
+        drawing,
+        size=(size, size),
+        close=0.0,
+        torso=1.0,
+        torso_same=0.0,
+        torso_warp=0.0,
+        torso_cut=0.0,
+        prior=1.0,
+        same_contrast=1.0,
+        labels=40,
+    )
+    pairs = DrawnPairs([], plain, seed=99)
     return [pairs[i] for i in range(count)]
 
 

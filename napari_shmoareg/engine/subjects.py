@@ -29,6 +29,8 @@ class Subject:
         Classes of one group get the same random contrast (left and right of a structure).
     priors : (N, 4) array or None
         Mean and spread of a class's mean intensity, mean and spread of its spread, in 0-255.
+    labels : (N,) array of int or None
+        Which label each class counts for in the overlap, 0 for none; None: each class of the brain is one.
     """
 
     classes: Tensor
@@ -36,6 +38,7 @@ class Subject:
     brain: np.ndarray
     groups: np.ndarray
     priors: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def to(self, device: str | torch.device) -> Subject:
         """The subject with its classes on a device; itself if they are there."""

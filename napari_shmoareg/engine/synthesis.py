@@ -31,7 +31,7 @@ class DrawnPairs(Sequence[Conformed]):
     Parameters
     ----------
     subjects : sequence of Subject
-        May be empty: then all pairs show random shapes.
+        May be empty: then all pairs show random shapes, or torsos.
     drawing : Drawing or sequence of (int, Drawing)
         With several, each holds from that item on: coarse grids first, where a step is cheap.
     seed : int
@@ -85,6 +85,10 @@ def draw_pair(
         On the device, without a way back to scans (`pair` is None); labels (1, L, D, H, W).  With `motion` the true
         one, known where the fixed image shows something, if both images show one subject.
     """
+    if drawing.torso > 0 and rng.random() < drawing.torso:
+        from napari_shmoareg.engine.torso.pairs import draw_torso_pair  # which takes its parts from here
+
+        return draw_torso_pair(drawing, rng, device)
     shape, spacing, shift = _view(drawing, rng)
     from_shapes = not subjects or rng.random() < drawing.shapes
     if from_shapes:

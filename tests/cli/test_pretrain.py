@@ -239,6 +239,41 @@ def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(m
     assert (card["steps"], card["in_bfloat16"], card["recipe"]["settings"]["bfloat16"]) == (2, True, "on")
 
 
+def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path):
+    """Half of the pairs are random shapes then; the pieces go on with the same share."""
+    place = tmp_path / "run"
+    words = ("--run", place, "--steps", 2, "--torso", 0.5)
+    assert run(*words, "--minutes", 1e-9)[0] == 130
+    code, output = run("--run", place, "--steps", 2)
+    assert code == 1 and "or --torso 0.5" in " ".join(output.split())
+    code, output = run("--run", place, "--steps", 2, "--torso", 0.4)
+    assert code == 1 and "begun with other settings" in output
+    code, output = run(*words)
+    assert code == 0, output
+    card = read_card(place / "weights.safetensors")
+    assert card["drawn_from"] == "drawn torsos and random shapes; no scan of a person was seen"
+    assert card["recipe"]["drawing"]["torso"] == 0.5
+    head, *rows = (place / "log.csv").read_text().splitlines()
+    assert len(rows) == 2 and "validation_after" not in head
+    seen = dict(zip(head.split(","), rows[-1].split(","), strict=True))
+    assert 0 < float(seen["torso_before"]) < 1 and 0 < float(seen["torso_after"]) < 1
+    both = tmp_path / "both"
+    assert run(maps, "--run", both, "--steps", 1, "--torso", 0.5)[0] == 0
+    assert read_card(both / "weights.safetensors")["drawn_from"].startswith(
+        "label maps, drawn torsos and random shapes"
+    )
+    assert {"torso_after", "validation_after"} <= set((both / "log.csv").read_text().splitlines()[0].split(","))
+
+
+def test_a_sheet_of_torsos_needs_no_label_maps(tmp_path, monkeypatch):
+    monkeypatch.setattr("napari_shmoareg.cli.pretrain.SHEET_PAIRS", 2)
+    code, output = run("--run", tmp_path / "run", "--torso", 1, "--sheet", tmp_path / "torsos.png")
+    assert code == 0, output
+    assert min(imread(tmp_path / "torsos.png").shape[:2]) > 100
+    code, output = run("--run", tmp_path / "run", "--torso", 2)
+    assert code == 1 and "between 0 and 1; got 2" in output
+
+
 def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):
     sheet, place = tmp_path / "pairs.png", tmp_path / "run"
     code, output = run(maps, "--run", place, "--sheet", sheet)

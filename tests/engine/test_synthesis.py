@@ -25,6 +25,7 @@ STILL = replace(
     DRAWING, shapes=0.0, same_subject=1.0, pose_angle=0.0, pose_scale=0.0, pose_shift=0.0, angle=0.0, scale=0.0,
     shift=0.0, warp=0.0, same_warp=0.0, same_contrast=1.0, noise=0.0, bias=0.0, gamma=0.0,
 )  # fmt: skip
+TORSOS = Drawing(size=(16, 18), torso=0.6, labels=3)
 CLOSE = replace(DRAWING, close=1.0, close_spacing=(1.5, 2.5), close_shift=10.0)
 
 
@@ -55,6 +56,7 @@ def test_an_item_is_always_the_same_and_another_one_differs(subjects):
 AS_EVER = {
     "subjects": (replace(DRAWING, shapes=0.0), (13, 16, 15), 5.8078, (0.10437, 0.21976, 0.2127, 197.5, 137.23438)),
     "close": (replace(CLOSE, shapes=0.0), (18, 17, 18), 1.6541, (0.45931, 0.29298, 0.3325, 1891.625, 1442.875)),
+    "torsos": (replace(TORSOS, torso=1.0), (14, 13, 18), 22.3381, (0.33261, 0.30972, 0.73343, 19.0, 23.17188)),
     "shapes": (replace(DRAWING, shapes=1.0), (13, 16, 15), 5.8078, (0.15529, 0.22579, 0.80396, 193.25, 141.4375)),
 }
 
@@ -76,7 +78,7 @@ def test_a_seed_draws_the_same_pair_as_ever(name, subjects):
     assert [float(v) for v in found] == pytest.approx(numbers, rel=1e-3)
 
 
-@pytest.mark.parametrize("drawing", [DRAWING, CLOSE])
+@pytest.mark.parametrize("drawing", [DRAWING, CLOSE, TORSOS])
 def test_everything_is_drawn_on_the_device_asked_for(drawing, subjects):
     """Whatever is made without saying where would be made on a device that holds no numbers, and fail."""
     plain, said = DrawnPairs(subjects, drawing), DrawnPairs(subjects, drawing, device="cpu")

@@ -1,0 +1,70 @@
+"""What a voxel of a torso can be, and which label it counts for."""
+
+from __future__ import annotations
+
+# Class and label; none where the place of a tissue differs from person to person, or nothing corresponds to it.
+CLASSES: tuple[tuple[str, str], ...] = (
+    ("air", ""),
+    ("subcutaneous fat", ""),
+    ("muscle", ""),
+    ("visceral fat", ""),
+    ("spongy bone", "spine"),
+    ("cortical bone", "spine"),
+    ("disc", "spine"),
+    ("spinal canal", ""),
+    ("rib", ""),
+    ("pelvis", "pelvis"),
+    ("right lung", "right lung"),
+    ("left lung", "left lung"),
+    ("lung vessels", ""),
+    ("heart", "heart"),
+    ("liver", "liver"),
+    ("liver vessels", "liver"),
+    ("spleen", "spleen"),
+    ("right renal cortex", "right kidney"),
+    ("left renal cortex", "left kidney"),
+    ("right renal medulla", "right kidney"),
+    ("left renal medulla", "left kidney"),
+    ("renal pelvis", ""),
+    ("stomach wall", "stomach"),
+    ("stomach fluid", "stomach"),
+    ("stomach gas", "stomach"),
+    ("gallbladder", "gallbladder"),
+    ("pancreas", "pancreas"),
+    ("aorta", "aorta"),
+    ("arteries", ""),
+    ("vena cava", "vena cava"),
+    ("portal vein", "portal vein"),
+    ("bowel wall", ""),
+    ("bowel fluid", ""),
+    ("colon wall", ""),
+    ("colon content", ""),
+    ("bowel gas", ""),
+    ("bladder", "bladder"),
+    ("right psoas", "right psoas"),
+    ("left psoas", "left psoas"),
+    ("oesophagus", ""),
+    ("couch shell", ""),
+    ("couch foam", ""),
+    ("mattress", ""),
+)
+NAMES = tuple(name for name, _ in CLASSES)
+LABELS = tuple(dict.fromkeys(label for _, label in CLASSES if label))
+COUCH = ("couch shell", "couch foam", "mattress")
+# Tissues of one contrast where that is random: sides of an organ, and what is bone, gas or wall alike.
+ALIKE = {
+    "cortical bone": "rib",
+    "pelvis": "spongy bone",
+    "left lung": "right lung",
+    "left renal cortex": "right renal cortex",
+    "left renal medulla": "right renal medulla",
+    "left psoas": "muscle",
+    "right psoas": "muscle",
+    "arteries": "aorta",
+    "stomach gas": "bowel gas",
+    "colon wall": "bowel wall",
+    "stomach wall": "bowel wall",
+    "oesophagus": "bowel wall",
+    "bowel fluid": "stomach fluid",
+    "liver vessels": "portal vein",
+}
