@@ -161,6 +161,11 @@ class Control:
         return ", ".join([*parts, "all passes" if self.passes == "all" else "the last pass"])
 
     @property
+    def key(self) -> str:
+        """Part, name and expert, for tables: ``encoder shuffled``, ``decoder fixed 2``."""
+        return " ".join(str(word) for word in (self.part, self.name, self.expert) if word is not None)
+
+    @property
     def title(self) -> str:
         """For people: "shuffled"; "expert 2 everywhere"."""
         return KINDS[self.name].title if self.expert is None else f"expert {self.expert} everywhere"
