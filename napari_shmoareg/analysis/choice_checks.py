@@ -122,7 +122,7 @@ def check_choices(
         _, routing = replay.run()
     tell("choices under noise", 0.8)
     noisy = _with_noise(replay, seed).from_first_pass().run()[1]
-    tell("done", 1.0)
+    tell("choices checked", 1.0)
     checks = []
     for record, other in zip(routing, noisy, strict=True):
         place, inside = place_of(record), found.content(record.stride)

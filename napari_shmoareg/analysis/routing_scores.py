@@ -257,7 +257,7 @@ def measure_controls(
     for number, control in enumerate(controls, start=1):
         tell(f"{control.part}: {control.title}", number / total)
         yield control.key, agreement.of(run_changed(replay, [control])[0])
-    tell("done", 1.0)
+    tell("all controls measured", 1.0)
 
 
 def control_rows(pairs: Sequence[ControlledPair], controls: Sequence[Control], *, seed: int = 1) -> list[ControlRow]:

@@ -59,6 +59,13 @@ class Network(StrEnum):
     none = "none"
 
 
+class Passes(StrEnum):
+    """In which passes of the network a control acts."""
+
+    all = "all"
+    last = "last"
+
+
 class Keep(StrEnum):
     """Which stage of a registration is the result."""
 
