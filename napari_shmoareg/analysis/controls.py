@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
@@ -41,6 +42,7 @@ Name = Literal[
 ]
 Passes = Literal["all", "last"]
 SWEEPS = 60  # of `equal_loads`, at most
+PATIENCE = 8  # of them, without getting nearer
 CLOSE = 1e-3  # share of the cells by which loads may miss before single cells are moved
 
 
@@ -358,14 +360,14 @@ def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
     """The k best experts of each cell, under biases of the experts by which each is chosen as often as asked for.
 
     The biases are found one after the other, each so that its expert has its load under those of the others, until
-    loads miss by less than 1 in 1000 cells; then the cells that lose least by it change from an expert with too many
-    to one with too few, until the loads are met.
+    loads miss by no more than 1 in 1000 cells, or get no nearer; then the cells that lose least by it change from an
+    expert with too many to one with too few, until the loads are met.
 
     Parameters
     ----------
     scores : Tensor (n, N)
     loads : Tensor (N,), int64
-        How many cells shall choose each expert; they sum to k n.
+        How many cells shall choose each expert: at most n, k n together.
     top_k : int
 
     Returns
@@ -378,7 +380,7 @@ def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
         return scores.argsort(dim=-1, descending=True)
     scores = (scores - scores.mean(0)) / scores.std(0, unbiased=False).clamp_min(1e-12)
     bias = torch.zeros(count, dtype=scores.dtype, device=scores.device)
-    wanted = [int(load) for load in loads]
+    wanted, best, since = [int(load) for load in loads], n, 0
     for _ in range(SWEEPS):
         for expert, load in enumerate(wanted):
             others = (scores + bias).index_fill(1, torch.tensor([expert], device=scores.device), -torch.inf)
@@ -388,7 +390,9 @@ def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
             bias[expert] = -(above + below) / 2
         chosen = torch.zeros_like(scores, dtype=torch.bool)
         chosen.scatter_(-1, choose(scores + bias, top_k, dim=-1)[1], True)
-        if int((chosen.sum(0) - loads).abs().max()) <= CLOSE * n:
+        missed = int((chosen.sum(0) - loads).abs().max())
+        best, since = (missed, 0) if missed < best else (best, since + 1)
+        if missed <= max(1, CLOSE * n) or since == PATIENCE:
             break
     _meet(chosen, scores + bias, loads)
     return (scores + bias).masked_fill(~chosen, -torch.inf).topk(top_k, dim=-1).indices
@@ -396,19 +400,33 @@ def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
 
 def _meet(chosen: Tensor, values: Tensor, loads: Tensor) -> None:
     """Change choices (n, N) in place until the loads are met, those first that lose the least value by it."""
-    for _ in range(4 * len(loads) ** 2):
+    while True:
         spare = chosen.sum(0) - loads
-        pairs = [(int(a), int(b)) for a in spare.argsort(descending=True) for b in spare.argsort()]
-        for many, few in pairs:
-            free = torch.nonzero(chosen[:, many] & ~chosen[:, few])[:, 0]
-            count = min(int(spare[many]), -int(spare[few]), len(free))
-            if count > 0:
-                loss = values[free, many] - values[free, few]
-                moved = free[loss.topk(count, largest=False).indices]
-                chosen[moved, many], chosen[moved, few] = False, True
-                break
-        else:
+        many = int(spare.argmax())
+        if spare[many] <= 0:
             return
+        way = _way(chosen, many, spare)
+        count = int(min(spare[many], -spare[way[-1]])) if len(way) == 2 else 1
+        for one, other in reversed(list(pairwise(way))):  # the last first, which leaves room for the one before it
+            free = torch.nonzero(chosen[:, one] & ~chosen[:, other])[:, 0]
+            loss = values[free, one] - values[free, other]
+            moved = free[loss.topk(min(count, len(free)), largest=False).indices]
+            chosen[moved, one], chosen[moved, other] = False, True
+
+
+def _way(chosen: Tensor, many: int, spare: Tensor) -> list[int]:
+    """The shortest way from an expert with too many cells to one with too few, by changes that some cell can make."""
+    ways = [[many]]
+    known = {many}
+    for way in ways:
+        free = (chosen[:, way[-1], None] & ~chosen).any(0)  # experts that some cell of this one does not have
+        for other in spare.argsort().tolist():
+            if bool(free[other]) and other not in known:
+                if spare[other] < 0:
+                    return [*way, other]
+                known.add(other)
+                ways.append([*way, other])
+    raise AssertionError("loads that sum to k times the cells can always be met")
 
 
 def _all_heads(control: Control) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from napari_shmoareg.analysis.effect import Effect, Outcome, compare
 from napari_shmoareg.analysis.expert_load import Place, place_of
 from napari_shmoareg.analysis.gate_edits import cells_in
 from napari_shmoareg.analysis.intervention import Intervention, intervening
-from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, folding
+from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, folding, mean
 from napari_shmoareg.analysis.random_counterpart import Touched, at_random, chosen_by
 from napari_shmoareg.engine.carrying import carry
 from napari_shmoareg.engine.intensity import Intensity
@@ -136,6 +137,17 @@ class Experiment:
         found = [(record, inside) for record, inside in self._touched((intervention,))]
         own = sum(int((chosen_by(r)[:, inside] == intervention.expert).sum()) for r, inside in found)
         return own / max(sum(chosen_by(r)[:, inside].size for r, inside in found), 1)
+
+    @cached_property
+    def aligned_dice(self) -> float | None:
+        """Mean Dice, on the fixed grid, of the alignment alone: what the network began with; None without labels."""
+        pair, replay = self.replay.pair, self.replay
+        if pair.fixed_labels is None or pair.moving_labels is None:
+            return None
+        still = replay.conformed.transform(torch.zeros((1, 3, *replay.grid.shape)))
+        carried = still.total(pair.fixed.grid).warp(pair.moving_labels)
+        found = mean(dice_in_both(carried.values, pair.fixed_labels.values, self._labels))
+        return None if np.isnan(found) else found
 
     @cached_property
     def _content(self) -> NDArray[np.bool_]:

@@ -347,9 +347,9 @@ def routing_sentence(card: Mapping[str, Any]) -> str:
     try:
         pairs, measure = int(scores["pairs"]), MEASURES[scores["measure"]]
         told = [f"{words} {_said(scores[name])}" for name, words in _WORDS.items() if name in scores]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"The card of these weights holds scores of the routing that cannot be read ({error!r})."
+            f"The card of these weights holds scores of the routing that cannot be read ({error!r:.80})."
         ) from (error)
     if not told:
         return f"Routing of these weights: they gain nothing over the alignment ({_pairs(pairs)}, {measure})."
@@ -364,10 +364,12 @@ def _said(score: Mapping[str, Any]) -> str:
     low, high = (None if score[end] is None else float(score[end]) for end in ("low", "high"))
     share = Share(float(score["score"]), low, None if low is None else high)
     if low is None:
-        return f"{share.written()} of the gain (no interval: too few subjects)"
+        return f"{share.written()} of the gain depends on it (no interval: too few subjects)"
     if not share.shown:
         return f"no effect found ({share.written()})"
-    return f"{share.written()} of the gain" + ("" if share.value > 0 else ", which is larger without it")
+    return (
+        f"{share.written()} of the gain depends on it" if share.value > 0 else f"better without it ({share.written()})"
+    )
 
 
 def _pairs(pairs: int) -> str:

@@ -45,6 +45,26 @@ if TYPE_CHECKING:
     from napari_shmoareg.geometry import VolumePair
     from napari_shmoareg.model import SHMoAReg
 
+ControlsOption = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Ask instead whether the choice matters: run the network again with experts shuffled, random, fixed, "
+        "chosen by an untrained gate, with attention off and more, and measure what that costs (of one DIR, one "
+        "pair or --pairs; some twenty runs of the network per pair).",
+    ),
+]
+PassesOption = Annotated[
+    Passes, typer.Option("--passes", help="With --controls: change all passes of the network, or the last alone.")
+]
+CardOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--card",
+        metavar="NEW.safetensors",
+        help="With --controls: write a copy of the weights that has the scores on its card.",
+    ),
+]
 DEFAULT_OUT = Path("shmoareg-inspect")
 ROLES = ("moving", "fixed")
 
@@ -86,26 +106,9 @@ def inspect(
             show_default="five places relative to each fixed image, and a boundary between its labels",
         ),
     ] = None,
-    controls: Annotated[
-        bool,
-        typer.Option(
-            "--controls",
-            help="Ask instead whether the choice matters: run the network again with experts shuffled, random, fixed, "
-            "chosen by an untrained gate, with attention off and more, and measure what that costs (of one DIR, one "
-            "pair or --pairs; some twenty runs of the network per pair).",
-        ),
-    ] = False,
-    passes: Annotated[
-        Passes, typer.Option("--passes", help="With --controls: change all passes of the network, or the last alone.")
-    ] = Passes.all,
-    card: Annotated[
-        Path | None,
-        typer.Option(
-            "--card",
-            metavar="NEW.safetensors",
-            help="With --controls: write a copy of the weights that has the scores on its card.",
-        ),
-    ] = None,
+    controls: ControlsOption = False,
+    passes: PassesOption = Passes.all,
+    card: CardOption = None,
     weights: Weights = None,
     affine: AffineOption = Affine.auto,
     contrast: ContrastOption = Contrast.auto,

@@ -128,15 +128,19 @@ def test_the_card_says_what_was_found_and_the_sentence_what_the_card_says():
     assert scores["decoder"]["score"] == pytest.approx(0.30 / 0.58) and scores["pairs"] == 6
     said = routing_sentence({"routing_matters": scores})
     assert said.startswith("Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-2 % [")
-    assert "of the decoder: 52 % [" in said and "of the gain; attention as a whole: no effect found (" in said
+    assert (
+        "of the decoder: 52 % [" in said
+        and "of the gain depends on it; attention as a whole: no effect found (" in said
+    )
     assert routing_sentence({"steps": 5}) == ""
     alone = scores_of(control_rows(RING[:1], CONTROLS))
-    assert "of the decoder: 50 % of the gain (no interval: too few subjects)" in routing_sentence(
+    assert "of the decoder: 50 % of the gain depends on it (no interval: too few subjects)" in routing_sentence(
         {"routing_matters": alone}
     )
     harmful = {"routing_matters": scores | {"encoder": {"score": -0.1, "low": -0.2, "high": -0.05}}}
-    assert "of the encoder: -10 % [-20, -5] of the gain, which is larger without it" in routing_sentence(harmful)
-    for broken in ({"pairs": 6}, {"pairs": 6, "measure": "dice", "encoder": {"score": "much"}}, "good", [1]):
+    assert "of the encoder: better without it (-10 % [-20, -5])" in routing_sentence(harmful)
+    endless = scores | {"encoder": {"score": float("inf"), "low": None, "high": None}}
+    for broken in ({"pairs": 6}, {"pairs": 6, "measure": "dice", "encoder": {"score": "much"}}, "good", [1], endless):
         with pytest.raises(InputError, match="cannot be read"):
             routing_sentence({"routing_matters": broken})
 
@@ -162,7 +166,7 @@ def test_what_is_measured_on_a_pair_is_what_registrations_under_the_hooks_reach(
         "as learned",
         "encoder: shuffled",
         "decoder: moved by half the grid",
-        "done",
+        "all controls measured",
     ]
     assert [done for _, done in told] == sorted(done for _, done in told) and told[-1][1] == 1
     grid = replay.grid
