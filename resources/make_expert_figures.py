@@ -20,6 +20,7 @@ from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, PlaceLoad, bou
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.io.figure_files import write_figure
 from napari_shmoareg.io.versions import versions
+from napari_shmoareg.io.weights import routing_of
 
 MAPS = (
     "The expert that each voxel of the decoder chose, per direction of the displacement (columns) and resolution "
@@ -44,10 +45,11 @@ def main() -> None:
     load, at = ExpertLoad.of(registration.routing), PlaceLoad.of(registration, places)
     voxel = BOUNDARY if BOUNDARY in places else CENTRE
     tokens = [name for name in places if name != BOUNDARY]
+    routing = routing_of(asked.weights) or ""
     captions = {
         "4": MAPS,
-        "5": load_caption(load, 1, passes),
-        "6": place_caption(at, 1, given=False, voxel=voxel, told=told, passes=passes),
+        "5": load_caption(load, 1, passes, routing),
+        "6": place_caption(at, 1, given=False, voxel=voxel, told=told, passes=passes, routing=routing),
     }
     figures = {
         "4": expert_map_figure(registration, kernels=kernels),

@@ -73,6 +73,8 @@ def test_a_command_of_the_readme_runs(command, workplace, monkeypatch):
             shutil.rmtree(workplace / words[words.index(option) + 1], ignore_errors=True)
     if words[0] == "evaluate":
         words += ["--size", "32"]
+    if "--controls" in words:
+        words += ["--size", "32"]  # some twenty runs of the network
     if words[0] == "benchmark":
         words += ["--methods", "shmoareg,affine", "--pairs", "1"]  # two processes instead of a few hundred
     result = CliRunner().invoke(app, words)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_shmoareg.analysis.controls import Control
 from napari_shmoareg.analysis.intervention import Intervention
 from napari_shmoareg.analysis.metrics import mean
 from napari_shmoareg.geometry import DisplacementField, Volume
@@ -51,7 +52,7 @@ class Effect:
 
     Attributes
     ----------
-    interventions : tuple of Intervention
+    interventions : tuple of Intervention or Control
     outcome : Outcome
         With them.
     cells : int
@@ -71,7 +72,7 @@ class Effect:
         Percentage points.
     """
 
-    interventions: tuple[Intervention, ...]
+    interventions: tuple[Intervention | Control, ...]
     outcome: Outcome
     cells: int
     changed: float
@@ -88,7 +89,7 @@ class Effect:
 def compare(
     base: Outcome,
     outcome: Outcome,
-    interventions: tuple[Intervention, ...],
+    interventions: tuple[Intervention | Control, ...],
     choices: tuple[int, int],
     content: NDArray[np.bool_],
 ) -> Effect:
@@ -98,7 +99,7 @@ def compare(
     ----------
     base, outcome : Outcome
         Without and with the interventions, on one grid.
-    interventions : tuple of Intervention
+    interventions : tuple of Intervention or Control
     choices : tuple of 2 int
         Cells that were meant, and those of them that chose otherwise.
     content : (I, J, K) bool array

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from napari_shmoareg.analysis.controls import Control
 from napari_shmoareg.analysis.effect import Effect, Outcome, compare
 from napari_shmoareg.analysis.expert_load import Place, place_of
 from napari_shmoareg.analysis.gate_edits import cells_in
 from napari_shmoareg.analysis.intervention import Intervention, intervening
-from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, folding
+from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both, folding, mean
 from napari_shmoareg.analysis.random_counterpart import Touched, at_random, chosen_by
 from napari_shmoareg.engine.carrying import carry
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.engine.memory import check_experiment_memory
 from napari_shmoareg.engine.replay import Replay
 from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.model.network import Encoded
 from napari_shmoareg.model.routing import RoutedLayer, RoutingTrace
 
+Change = Intervention | Control
 Progress = Callable[[float], None]
 
 
 class Experiment:
     """A registration's network, run once as it is, and then with whatever changes are asked for.
 
-    Only the last pass is changed: it is the one whose experts are shown.  A refinement on the pair is left out on both
-    sides of the comparison.
+    Interventions change the last pass only: it is the one whose experts are shown.  Controls change all passes, or the
+    last one, as each says.  A refinement on the pair is left out on both sides of the comparison.
 
     Parameters
     ----------
@@ -71,20 +76,26 @@ class Experiment:
         tell(0.3)
         self.base = self._outcome((), tell)
 
-    def run(self, *interventions: Intervention, progress: Progress | None = None) -> Effect:
+    def run(self, *changes: Change, progress: Progress | None = None) -> Effect:
         """Run with changes (seconds) and compare.
+
+        Parameters
+        ----------
+        *changes : Intervention or Control
+            Where one of them acts in all passes, those before the last are made again too, under these alone.
+        progress : callable, optional
 
         Raises
         ------
         InputError
-            If an intervention names no gate, no expert or no cell; see `intervening`.
+            If a change names no gate, no expert or no cell; see `intervening`.
         TooLargeError
             If the device's memory ran out.
         """
-        if not interventions:
+        if not changes:
             raise InputError("Give at least one intervention to run.")
-        outcome = self._outcome(interventions, progress or (lambda _done: None))
-        return compare(self.base, outcome, interventions, self._choices(interventions, outcome.routing), self._content)
+        outcome = self._outcome(changes, progress or (lambda _done: None))
+        return compare(self.base, outcome, changes, self._choices(changes, outcome.routing), self._content)
 
     def null(self, intervention: Intervention, *, seed: int = 0) -> Intervention:
         """As much changed, for other experts at other places: what an intervention of this size does anyway.
@@ -128,6 +139,17 @@ class Experiment:
         return own / max(sum(chosen_by(r)[:, inside].size for r, inside in found), 1)
 
     @cached_property
+    def aligned_dice(self) -> float | None:
+        """Mean Dice, on the fixed grid, of the alignment alone: what the network began with; None without labels."""
+        pair, replay = self.replay.pair, self.replay
+        if pair.fixed_labels is None or pair.moving_labels is None:
+            return None
+        still = replay.conformed.transform(torch.zeros((1, 3, *replay.grid.shape)))
+        carried = still.total(pair.fixed.grid).warp(pair.moving_labels)
+        found = mean(dice_in_both(carried.values, pair.fixed_labels.values, self._labels))
+        return None if np.isnan(found) else found
+
+    @cached_property
     def _content(self) -> NDArray[np.bool_]:
         fixed = self.replay.pair.fixed
         found = Intensity.of(fixed).content(fixed.values)
@@ -144,12 +166,10 @@ class Experiment:
         """Where the fixed image shows something."""
         return Volume(self._content.astype(np.uint8), self.replay.pair.fixed.grid, "content", is_labels=True)
 
-    def _outcome(self, interventions: tuple[Intervention, ...], tell: Progress) -> Outcome:
-        replay = self.replay
-        kept = all(change.part == "decoder" for change in interventions)
-        with intervening(replay.network, interventions, replay.grid):
-            displacement, routing = replay.run(self._encoded if kept else None)
+    def _outcome(self, changes: tuple[Change, ...], tell: Progress) -> Outcome:
+        displacement, routing = run_changed(self.replay, changes, self._encoded)
         tell(0.7)
+        replay = self.replay
         carried = carry(replay.pair, replay.conformed.transform(displacement))
         tell(0.9)
         truth = replay.pair.fixed_labels
@@ -160,7 +180,7 @@ class Experiment:
         tell(1.0)
         return Outcome(carried.warped, carried.warped_labels, carried.displacement, labels, folded, routing)
 
-    def _touched(self, interventions: tuple[Intervention, ...]) -> list[tuple[RoutedLayer, NDArray[np.bool_]]]:
+    def _touched(self, interventions: tuple[Change, ...]) -> list[tuple[RoutedLayer, NDArray[np.bool_]]]:
         """The records of the unchanged run that are meant, and where (I, J, K) on each."""
         found = []
         for record in self.base.routing:
@@ -170,15 +190,49 @@ class Experiment:
                 found.append((record, np.logical_or.reduce(where)))
         return found
 
-    def _choices(self, interventions: tuple[Intervention, ...], after: RoutingTrace) -> tuple[int, int]:
+    def _choices(self, interventions: tuple[Change, ...], after: RoutingTrace) -> tuple[int, int]:
         """How many cells are meant, and how many of them chose otherwise than before."""
         cells = changed = 0
         others = {place_of(record): record for record in after}
         for record, inside in self._touched(interventions):
             now = np.sort(chosen_by(others[place_of(record)])[:, inside], axis=0)
+            then = np.sort(chosen_by(record)[:, inside], axis=0)
             cells += int(inside.sum())
-            changed += int((np.sort(chosen_by(record)[:, inside], axis=0) != now).any(axis=0).sum())
+            changed += int((then != now).any(axis=0).sum() if then.shape == now.shape else inside.sum())
         return cells, changed
+
+
+def run_changed(
+    replay: Replay, changes: Sequence[Change] = (), encoded: Encoded | None = None
+) -> tuple[Tensor, RoutingTrace]:
+    """The network over a pair with changes: `Replay.run`, from the first pass on where one of them acts in all passes.
+
+    Parameters
+    ----------
+    replay : Replay
+    changes : sequence of Intervention or Control
+        Without any the passes before the last stay as they were.
+    encoded : Encoded, optional
+        Of `Replay.encode` without changes, taken where it stays the same.
+
+    Returns
+    -------
+    displacement : Tensor (1, 3, D, H, W), voxels of the network grid, on the CPU
+    routing : RoutingTrace
+
+    Raises
+    ------
+    InputError, TooLargeError
+        As `Experiment.run`.
+    """
+    everywhere = [change for change in changes if change.passes == "all"]
+    if everywhere:
+        with intervening(replay.network, everywhere, replay.grid):
+            replay, encoded = replay.from_first_pass(), None
+    if any(change.part == "encoder" for change in changes):
+        encoded = None
+    with intervening(replay.network, changes, replay.grid):
+        return replay.run(encoded)
 
 
 def recorded_alike(experiment: Experiment, chosen: Mapping[Place, NDArray]) -> float:

@@ -38,6 +38,12 @@ class Change(Protocol):
     def ranks(self) -> bool: ...
 
 
+def concerns(change: Any, place: Any) -> bool:
+    """Whether a change means a gate, a record or a place with the fields of `Place`; a gate serves both images."""
+    fields = ("part", "layer", "block", "direction") + (("image",) if hasattr(place, "image") else ())
+    return all(getattr(change, name) in (None, getattr(place, name)) for name in fields)
+
+
 def cells_in(region: Volume | None, grid: Grid, stride: int) -> NDArray[np.bool_]:
     """Which cells of a network grid at a stride lie in a region by half of their volume or more, (I, J, K)."""
     shape = grid.coarsen(stride).shape

@@ -1,4 +1,4 @@
-"""What a gate would have chosen: experts silenced or forced.
+"""What a gate would have chosen: experts silenced or forced, and how changes are made.
 
 Ours, beyond the paper.  A change is a plain forward hook on the gates that it names, for as long as a
 ``with`` block lasts; the network itself is never touched.
@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from napari_shmoareg.analysis.controls import Control, hook_controls
 from napari_shmoareg.analysis.expert_load import Place
-from napari_shmoareg.analysis.gate_edits import IMAGES, cells_in, hook_of
+from napari_shmoareg.analysis.gate_edits import IMAGES, cells_in, concerns, hook_of
 from napari_shmoareg.geometry import Grid, InputError, Volume
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.model.gates import GateSite, gates_of
@@ -61,6 +62,8 @@ class Intervention:
     ranks: bool = False
     told: str = ""
 
+    passes = "last"  # its regions and maps stand on the grid of that pass
+
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise InputError(f"An intervention is one of {', '.join(ACTIONS)}; got {self.action!r}.")
@@ -83,12 +86,11 @@ class Intervention:
 
     def concerns(self, place: Any) -> bool:
         """Whether a gate, a record or a place with the same fields is meant; a gate serves both images."""
-        fields = ("part", "layer", "block", "direction") + (("image",) if hasattr(place, "image") else ())
-        return all(getattr(self, name) in (None, getattr(place, name)) for name in fields)
+        return concerns(self, place)
 
 
 @contextmanager
-def intervening(network: SHMoAReg, interventions: Sequence[Intervention], grid: Grid) -> Iterator[None]:
+def intervening(network: SHMoAReg, changes: Sequence[Intervention | Control], grid: Grid) -> Iterator[None]:
     """Change what the gates of a network decide, for as long as the block lasts.
 
     Whatever runs on this network meanwhile is changed, in other threads too: give those a copy.
@@ -96,10 +98,11 @@ def intervening(network: SHMoAReg, interventions: Sequence[Intervention], grid: 
     Parameters
     ----------
     network : SHMoAReg
-    interventions : sequence of Intervention
-        Made one after the other at every gate.
+    changes : sequence of Intervention or Control
+        Made one after the other at every gate, interventions before controls.
     grid : Grid
-        The network grid of the passes that run in the block: where the regions lie on it.
+        The network grid of the last pass.  With an `Intervention` only passes on this grid may run in the block: its
+        regions and maps stand on it.  Under a `Control` passes on any grid may.
 
     Raises
     ------
@@ -107,6 +110,7 @@ def intervening(network: SHMoAReg, interventions: Sequence[Intervention], grid: 
         If no gate or no cell is meant, there is no such expert, or too few experts would be left.
     """
     sites = gates_of(network)
+    interventions = [change for change in changes if isinstance(change, Intervention)]
     for change in interventions:
         _check(change, sites, grid)
     handles = []
@@ -115,6 +119,8 @@ def intervening(network: SHMoAReg, interventions: Sequence[Intervention], grid: 
             meant = [change for change in interventions if change.concerns(site)]
             if meant:
                 handles.append(site.module.register_forward_hook(hook_of(site, meant, grid)))
+        for handle in hook_controls(network, [change for change in changes if isinstance(change, Control)], grid):
+            handles.append(handle)  # one by one: those that are there are removed where a later one is refused
         yield
     finally:
         for handle in handles:

@@ -19,7 +19,7 @@ FIVE = (
 GIVEN = "The places are positions in the world of the fixed images (mm, RAS), as asked; each lies in every one of them"
 
 
-def load_caption(load: ExpertLoad, pairs: int, passes: Iterable[int | None] = (1,)) -> str:
+def load_caption(load: ExpertLoad, pairs: int, passes: Iterable[int | None] = (1,), routing: str = "") -> str:
     """What the bars and the error bars of Fig. 5 (`load_figure`) are.
 
     Parameters
@@ -29,6 +29,8 @@ def load_caption(load: ExpertLoad, pairs: int, passes: Iterable[int | None] = (1
     pairs : int
     passes : iterable of int or None
         How often the network ran on each pair; the loads are of the last time.  None: that is not known.
+    routing : str
+        Whether the routing of these weights matters, as their card says (`routing_sentence`).
     """
     cells = {part: sum(load.select(part=part).cells.values()) for part in ("encoder", "decoder")}
     counted = [
@@ -41,12 +43,19 @@ def load_caption(load: ExpertLoad, pairs: int, passes: Iterable[int | None] = (1
         "Share of selections: of all choices that a gate made, the part that fell on an expert; it sums to 100 % over "
         f"the experts of a gate ({_choices(load)}). Counted: {_pairs(pairs)}, {' and '.join(counted)}, those "
         "of the background too. "
-        f"{bars if pairs > 1 else 'No error bars: one pair has no spread.'}{_last(passes)}"
+        f"{bars if pairs > 1 else 'No error bars: one pair has no spread.'}{_last(passes)}{_also(routing)}"
     )
 
 
 def place_caption(
-    load: PlaceLoad, pairs: int, *, given: bool, voxel: str, told: str = "", passes: Iterable[int | None] = (1,)
+    load: PlaceLoad,
+    pairs: int,
+    *,
+    given: bool,
+    voxel: str,
+    told: str = "",
+    passes: Iterable[int | None] = (1,),
+    routing: str = "",
 ) -> str:
     """What the bars of Fig. 6 (`place_figure`) are.
 
@@ -61,7 +70,7 @@ def place_caption(
         The place of the decoder's panels.
     told : str
         More about it: which labels meet there, how many pairs have such a boundary.
-    passes : iterable of int or None
+    passes, routing
         As for `load_caption`.
     """
     if voxel == BOUNDARY:
@@ -77,8 +86,12 @@ def place_caption(
         f"and the blocks of a layer; it sums to k times 100 % over the experts ({_choices(load[voxel])}). "
         f"{places}. Tokens of the moving image are those at the same place after the affine and any earlier passes. "
         f"(b): {where}. No error bars: at one place a pair says yes or no to an expert, once per block."
-        f"{_heights(load[voxel]) if pairs == 1 else ''}{_last(passes)}"
+        f"{_heights(load[voxel]) if pairs == 1 else ''}{_last(passes)}{_also(routing)}"
     )
+
+
+def _also(sentence: str) -> str:
+    return f" {sentence}" if sentence else ""
 
 
 def _heights(load: ExpertLoad) -> str:

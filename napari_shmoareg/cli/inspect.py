@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -24,11 +25,12 @@ from napari_shmoareg.cli.options import (
     DeviceOption,
     DiffeomorphicOption,
     Nan,
+    Passes,
     Quiet,
     Size,
     Weights,
 )
-from napari_shmoareg.cli.progress import progress
+from napari_shmoareg.cli.progress import Report, progress
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.cli.tables import load_tables, show
 from napari_shmoareg.engine.phases import registering
@@ -38,8 +40,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from napari_shmoareg.analysis.expert_load import ExpertLoad
+    from napari_shmoareg.cli.inspect_controls import Asked
+    from napari_shmoareg.engine.replay import Replay
     from napari_shmoareg.geometry import VolumePair
+    from napari_shmoareg.model import SHMoAReg
 
+ControlsOption = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Ask instead whether the choice matters: run the network again with experts shuffled, random, fixed, "
+        "chosen by an untrained gate, with attention off and more, and measure what that costs (of one DIR, one "
+        "pair or --pairs; some twenty runs of the network per pair).",
+    ),
+]
+PassesOption = Annotated[
+    Passes, typer.Option("--passes", help="With --controls: change all passes of the network, or the last alone.")
+]
+CardOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--card",
+        metavar="NEW.safetensors",
+        help="With --controls: write a copy of the weights that has the scores on its card.",
+    ),
+]
 DEFAULT_OUT = Path("shmoareg-inspect")
 ROLES = ("moving", "fixed")
 
@@ -68,7 +93,7 @@ def inspect(
             "--out",
             metavar="FOLDER",
             help="A new folder for tables and figures; with --pairs also one that the same command began.",
-            show_default=f"{DEFAULT_OUT}; one DIR has them already",
+            show_default=f"{DEFAULT_OUT}; one DIR has them already; with --controls shmoareg-controls",
         ),
     ] = None,
     at: Annotated[
@@ -81,6 +106,9 @@ def inspect(
             show_default="five places relative to each fixed image, and a boundary between its labels",
         ),
     ] = None,
+    controls: ControlsOption = False,
+    passes: PassesOption = Passes.all,
+    card: CardOption = None,
     weights: Weights = None,
     affine: AffineOption = Affine.auto,
     contrast: ContrastOption = Contrast.auto,
@@ -96,10 +124,22 @@ def inspect(
 
     The share of selections of every attention head (MoA) and of every deformation expert (SHMoE), as a table, as
     CSV and as figures. With --pairs: over a whole list, with the spread from pair to pair, and the experts chosen at
-    single places. A pair that fails is told and left out; only where all fail is the exit code 1. Ctrl-C keeps the
-    pairs that are done, and the same command goes on, with those that failed too.
+    single places. With --controls: what it costs to choose otherwise, as controls.csv and a figure. A pair that fails
+    is told and left out; only where all fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same
+    command goes on, with those that failed too.
     """
     running = Running(weights, affine, diffeomorphic, device, size, contrast=contrast)
+    if not controls and (card is not None or passes is not Passes.all):
+        raise InputError(f"{'--card' if card is not None else '--passes'} would do nothing without --controls.")
+    if controls:
+        if at:
+            raise InputError("--at names places to count choices at, which --controls does not: leave out one of them.")
+        from napari_shmoareg.cli.inspect_controls import DEFAULT_OUT as CONTROLS_OUT
+        from napari_shmoareg.cli.inspect_controls import Asked
+
+        asked = Asked(out or CONTROLS_OUT, card, passes.value, nan, channel, quiet, debug)
+        _control(what or [], pairs, running, asked)
+        return
     if pairs is not None:
         if what:
             raise InputError(
@@ -138,6 +178,45 @@ def inspect(
         typer.echo(f"\n{_where(what[0] if place is None else place, given=place is None, experts=len(found.load) > 0)}")
 
 
+def _control(what: list[Path], pairs: Path | None, running: Running, asked: Asked) -> None:
+    """The controls on a list, a registration folder, or two images."""
+    from napari_shmoareg.cli.inspect_controls import control_one, control_pairs
+
+    if pairs is not None:
+        if what:
+            raise InputError(
+                f"--pairs measures the pairs of {pairs}; name no folder and no image ({what[0]}) beside it."
+            )
+        control_pairs(pairs, running, asked)
+    elif len(what) == 2 and not any((path / "report.json").is_file() for path in what):
+
+        def aligned(network: SHMoAReg, report: Report) -> Replay:
+            from napari_shmoareg.io.images import read_pair
+
+            report("reading", 0.0)
+            return running.replay(read_pair(*what, nan=asked.nan, channel=asked.channel), network, report)
+
+        control_one(aligned, running, asked)
+    elif len(what) == 1 and what[0].is_dir():
+        from napari_shmoareg.io.registration_folder import read_scene
+        from napari_shmoareg.io.weights import NO_NETWORK
+
+        scene = read_scene(what[0])
+        if scene.weights == NO_NETWORK:
+            raise InputError(f"{what[0]} was registered without a network, so that there are no experts to control.")
+
+        def again(network: SHMoAReg, report: Report) -> Replay:
+            from napari_shmoareg.engine.replay import Replay
+
+            report("deforming", 0.05)
+            return Replay.of(scene.pair, network, affine=scene.affine, settings=scene.report["settings"])
+
+        of_folder = replace(running, weights=running.weights or scene.weights)
+        control_one(again, of_folder, asked)
+    else:
+        raise typer.BadParameter("With --controls give one DIR that `register` wrote, two images, or --pairs LIST.csv")
+
+
 class _Found(NamedTuple):
     """Loads, figures by file name, and what the figures are of."""
 
@@ -174,13 +253,16 @@ def _read(folders: list[Path]) -> _Found:
     from napari_shmoareg.analysis.load_captions import load_caption
     from napari_shmoareg.analysis.load_spread import repeated, share_spread
     from napari_shmoareg.io.summary import read_registration_summary
+    from napari_shmoareg.io.weights import routing_of
 
     for first, _ in repeated(folder.resolve() for folder in folders):
         say(f"Warning: {folders[first - 1]} is given more than once; each time counts, and the spread is too small.")
     read = [read_registration_summary(folder) for folder in folders]
     reports = [summary.report for summary in read]
     load = reduce(add, [summary.load for summary in read])
-    caption = load_caption(load, len(read), [_passes(report) for report in reports])
+    names = {str(report.get("weights")) for report in reports}
+    routing = (routing_of(names.pop()) or "") if len(names) == 1 else ""
+    caption = load_caption(load, len(read), [_passes(report) for report in reports], routing)
     about = {
         "Weights": "; ".join(dict.fromkeys(str(report.get("weights")) for report in reports)),
         "Pair": "; ".join(_names(*((report["pair"][role] or {}).get("name") for role in ROLES)) for report in reports),
@@ -204,13 +286,14 @@ def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -
         from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
         from napari_shmoareg.analysis.expert_load import ExpertLoad
         from napari_shmoareg.analysis.load_captions import load_caption
+        from napari_shmoareg.io.weights import routing_of
 
         name, network = running.network()
         report("reading", 0.0)
         registration = running.register(read(), network, report)
         report("drawing", 0.0)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
-        caption = load_caption(load, 1, [len(registration.settings["passes"])])
+        caption = load_caption(load, 1, [len(registration.settings["passes"])], routing_of(name) or "")
         figures = {"expert_loads.png": load_figure(load, caption=caption)} if len(load) else {}
         if registration.routing.select(part="decoder"):
             figures["expert_maps.png"] = expert_map_figure(registration, kernels=network.config.kernels)

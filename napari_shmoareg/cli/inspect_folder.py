@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 import numpy as np
 
@@ -123,7 +123,14 @@ def state_of(files: Iterable[Path | None]) -> dict[str, list[int]]:
     return {name: [told.st_size, told.st_mtime_ns] for name, told in found.items()}
 
 
-def check_unchanged(out: Path, pairs: Mapping[int, InspectedPair]) -> None:
+class _Kept(Protocol):
+    """A pair that is done: which files it was read from, as of `state_of`."""
+
+    @property
+    def files(self) -> Mapping[str, Sequence[int]]: ...
+
+
+def check_unchanged(out: Path, pairs: Mapping[int, _Kept]) -> None:
     """See that the files of the pairs that are kept are still those that were read.
 
     Raises

@@ -17,7 +17,7 @@ from napari_shmoareg.cli.progress import Report, progress
 from napari_shmoareg.cli.running import Running
 from napari_shmoareg.engine.phases import placed, registering
 from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.weights import checksum_of, chosen_device
+from napari_shmoareg.io.weights import checksum_of, chosen_device, routing_of
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.expert_load import ExpertLoad
@@ -111,7 +111,8 @@ def inspect_pairs(
                 _keep(found, out, number, done, failures)
         if not done:
             raise InputError(f"None of the {len(listed)} pairs could be registered. The first: {failures[0]}")
-        return write_results(out, plan, dict(sorted(done.items())), failures, network.config.to_dict())
+        routing = routing_of(name) or ""
+        return write_results(out, plan, dict(sorted(done.items())), failures, network.config.to_dict(), routing)
     except KeyboardInterrupt:
         say(f"Stopped after {len(done)} of {len(listed)} pairs; {out} holds them. The same command goes on.")
         raise typer.Exit(CANCELLED) from None
@@ -121,7 +122,24 @@ def _plan(listed: PairList, running: Running, name: str, at: Sequence[Point]) ->
     """All that the counts depend on, as it stands in inspect.json."""
     from napari_shmoareg.io.versions import versions
 
-    settings = {
+    pairs = [[absolute(path) for path in _used(files)] for files in listed.files]
+    return {
+        "weights": weights_in_plan(name),
+        "settings": settings_in_plan(running, listed),
+        "places": [list(point) for point in at],
+        "pairs": pairs,
+        "versions": versions(),
+    }
+
+
+def weights_in_plan(name: str) -> dict[str, str]:
+    """Which weights: others of the same name give other numbers."""
+    return {"name": Path(name).name, "sha256": checksum_of(name)}
+
+
+def settings_in_plan(running: Running, listed: PairList) -> dict[str, Any]:
+    """How the pairs of a list are read and registered."""
+    return {
         "affine": running.affine.value,
         "contrast": running.contrast.value,
         "diffeomorphic": running.diffeomorphic,
@@ -130,10 +148,6 @@ def _plan(listed: PairList, running: Running, name: str, at: Sequence[Point]) ->
         "nan": listed.nan,
         "channel": listed.channel,
     }
-    pairs = [[_absolute(path) for path in _used(files)] for files in listed.files]
-    weights = {"name": Path(name).name, "sha256": checksum_of(name)}
-    places = [list(point) for point in at]
-    return {"weights": weights, "settings": settings, "places": places, "pairs": pairs, "versions": versions()}
 
 
 def _used(files: PairFiles) -> tuple[Path | None, ...]:
@@ -141,7 +155,8 @@ def _used(files: PairFiles) -> tuple[Path | None, ...]:
     return files.moving, files.fixed, files.fixed_labels
 
 
-def _absolute(path: Path | None) -> str | None:
+def absolute(path: Path | None) -> str | None:
+    """The path by which a plan knows a file."""
     return None if path is None else str(path.resolve())
 
 

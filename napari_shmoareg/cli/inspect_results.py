@@ -36,6 +36,7 @@ def write_results(
     pairs: Mapping[int, InspectedPair],
     failures: Mapping[int, str],
     network: Mapping[str, Any],
+    routing: str = "",
 ) -> ExpertLoad:
     """Write tables, figures, captions and summary of the pairs that are done.
 
@@ -48,6 +49,8 @@ def write_results(
         At least one pair.
     network : mapping
         Its config.
+    routing : str
+        What the card of the weights says of their routing (`routing_sentence`).
 
     Returns
     -------
@@ -63,13 +66,13 @@ def write_results(
     write_table(places.rows(), out / PLACES)
     captions: dict[str, str] = {}
     if len(load):
-        captions, figures = _figures(load, places, spread, done, network)
+        captions, figures = _figures(load, places, spread, done, network, routing)
         _write_figures(out, figures, captions, plan, done)
     summary = {"weights": plan["weights"], "settings": plan["settings"], "network": network, "versions": versions()}
     summary |= {"pairs_listed": len(plan["pairs"]), "pairs_done": len(done)}
     summary["pairs"] = [{"pair": n + 1} | p.told() for n, p in pairs.items()]
     summary["failed"] = [{"pair": n + 1, "files": plan["pairs"][n], "error": e} for n, e in failures.items()]
-    write_json(summary | {"captions": captions, "caution": CAUTION}, out / SUMMARY)
+    write_json(summary | {"captions": captions, "caution": CAUTION, "routing": routing}, out / SUMMARY)
     with writing(out / CAPTIONS) as temporary:
         temporary.write_text(_captions(captions, plan, done, failures), encoding="utf-8")
     return load
@@ -81,6 +84,7 @@ def _figures(
     spread: Mapping[Place, np.ndarray],
     done: Sequence[InspectedPair],
     network: Mapping[str, Any],
+    routing: str,
 ) -> tuple[dict[str, str], dict[str, Figure]]:
     """Fig. 5 and 6, and what they show."""
     passes, kernels = [len(pair.about["passes"]) for pair in done], network["kernels"]
@@ -88,9 +92,15 @@ def _figures(
     tokens = [name for name in places if name != BOUNDARY]
     voxel = tokens[0] if given else BOUNDARY if BOUNDARY in places else CENTRE
     captions = {
-        "expert_loads": load_caption(load, len(done), passes),
+        "expert_loads": load_caption(load, len(done), passes, routing),
         "expert_places": place_caption(
-            places, len(done), given=given, voxel=voxel, told=_meeting(done) if voxel == BOUNDARY else "", passes=passes
+            places,
+            len(done),
+            given=given,
+            voxel=voxel,
+            told=_meeting(done) if voxel == BOUNDARY else "",
+            passes=passes,
+            routing=routing,
         ),
     }
     return captions, {

@@ -67,6 +67,13 @@ class Bfloat16(StrEnum):
     off = "off"
 
 
+class Passes(StrEnum):
+    """In which passes of the network a control acts."""
+
+    all = "all"
+    last = "last"
+
+
 class Keep(StrEnum):
     """Which stage of a registration is the result."""
 

@@ -11,6 +11,7 @@ from napari_shmoareg.io.weights import chosen_device, chosen_weights
 
 if TYPE_CHECKING:
     from napari_shmoareg.engine.registration import Registration
+    from napari_shmoareg.engine.replay import Replay
     from napari_shmoareg.geometry import VolumePair
     from napari_shmoareg.model import SHMoAReg
 
@@ -62,6 +63,17 @@ class Running:
         device = chosen_device(self.device.value)
         name, _ = chosen_weights(self.weights, device)
         return name, load_network(name, device=device)
+
+    def replay(self, pair: VolumePair, network: SHMoAReg, report: Report) -> Replay:
+        """Align a pair and make its `Replay`, telling `report` what is done."""
+        from napari_shmoareg.engine.affine import align
+        from napari_shmoareg.engine.replay import Replay
+
+        report("aligning", 0.0)
+        alignment = align(pair, self.affine.value)
+        report("deforming", 0.05)
+        settings = {"size": self.size, "diffeomorphic": self.diffeomorphic, "contrast": self.contrast.value}
+        return Replay.of(pair, network, affine=alignment.matrix, settings=settings)
 
     def register(self, pair: VolumePair, network: SHMoAReg | None, report: Report) -> Registration:
         """Register a pair, by a network or without one, telling `report` how far it is."""

@@ -35,7 +35,7 @@ def results(title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequen
     rows : iterable of (name, values, format)
         A value that is None or NaN stays empty; a row without any value is left out.
     """
-    table = _plain(title)
+    table = plain_table(title)
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
@@ -54,7 +54,7 @@ def load_tables(load: ExpertLoad) -> list[Table]:
         share = whole.select(part=part).share
         if not share:
             continue
-        table = _plain(f"{title}: share of selections in % per expert")
+        table = plain_table(f"{title}: share of selections in % per expert")
         table.add_column("layer", no_wrap=True)
         for expert in range(max(len(s) for s in share.values())):
             table.add_column(str(expert), justify="right")
@@ -66,5 +66,6 @@ def load_tables(load: ExpertLoad) -> list[Table]:
     return tables
 
 
-def _plain(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """A table without lines."""
     return Table(title=title, box=None, pad_edge=False, header_style="bold")

@@ -49,8 +49,15 @@ def lncc(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
     Tensor, scalar in [0, 1]
         Neighbourhoods without contrast in either image count as uncorrelated.
     """
-    size = warped[0].numel()
-    return 1 - _squared_correlation(warped, fixed, window).sum() / (len(warped) * size)
+    return 1 - squared_correlation(warped, fixed, window).sum() / (len(warped) * warped[0].numel())
+
+
+def squared_correlation(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
+    """The squared local correlation coefficient around each voxel, (B, 1, D, H, W), in [0, 1]; see `lncc`."""
+    both = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], dim=1)
+    a, b, aa, bb, ab = box_mean(both, window).split(1, dim=1)
+    cross, spread = ab - a * b, (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
+    return cross * cross / (spread + 1e-5)
 
 
 SIMILARITIES = {"mse": mse, "lncc": lncc}
@@ -63,17 +70,10 @@ def local_mse(warped: Tensor, fixed: Tensor) -> Tensor:
 
 def local_lncc(warped: Tensor, fixed: Tensor) -> Tensor:
     """One minus the squared correlation around each voxel, in the window of `lncc`.  All (B, 1, D, H, W)."""
-    return 1 - _squared_correlation(warped, fixed, 9)
+    return 1 - squared_correlation(warped, fixed, 9)
 
 
 LOCAL_ERRORS = {"mse": local_mse, "lncc": local_lncc}
-
-
-def _squared_correlation(warped: Tensor, fixed: Tensor, window: int) -> Tensor:
-    both = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], dim=1)
-    a, b, aa, bb, ab = box_mean(both, window).split(1, dim=1)
-    cross, spread = ab - a * b, (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
-    return cross * cross / (spread + 1e-5)
 
 
 def smoothness(displacement: Tensor) -> Tensor:

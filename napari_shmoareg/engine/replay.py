@@ -1,7 +1,8 @@
-"""The network's last pass over a pair, to be made again.
+"""The network's last pass over a pair, or all of its passes, to be made again.
 
 Ours, beyond the paper: what an expert is worth is asked by running the network with and without it.
-Alignment, conforming and the passes before the last are made once and stay as they were.
+Alignment and conforming are made once and stay as they were; so do the passes before the last, unless
+they are made again too (`Replay.from_first_pass`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from napari_shmoareg.model.network import Encoded
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A registration's last pass, ready to be run as it was or with changed gates.
+    """A registration's last pass, or all of its passes, ready to be run as they were or with changed gates.
 
     Attributes
     ----------
@@ -109,6 +110,21 @@ class Replay:
     def affine(self) -> NDArray[np.float64]:
         """Fixed world to moving world, (4, 4), mm RAS."""
         return self.conformed.affine
+
+    def from_first_pass(self) -> Replay:
+        """The same with the passes before the last made again: hooks on the network are felt in these too.
+
+        ``replay.from_first_pass().run()`` within a block of hooks is the whole cascade under them.
+
+        Raises
+        ------
+        TooLargeError
+            If the device's memory ran out.
+        """
+        with _evaluating(self.network, self.grid) as device:
+            images = self.conformed.moving.to(device), self.conformed.fixed.to(device)
+            start, _ = before_last(self.network, *images, passes=self.passes, diffeomorphic=self.diffeomorphic)
+        return replace(self, start=start)
 
     def encode(self) -> Encoded:
         """What the encoder makes of the pair in the last pass; hooks on the network are felt.

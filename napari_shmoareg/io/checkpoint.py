@@ -16,7 +16,7 @@ from torch import Tensor
 
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.model_card import FORMAT, check_format, opened, weights_file
+from napari_shmoareg.io.model_card import FORMAT, SHIPPED, check_format, opened, read_card, weights_file
 from napari_shmoareg.io.untrusted import names_input, parse_json
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
@@ -84,6 +84,45 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
         return network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"The device '{device}' cannot be used here: {error}. Use --device cpu.") from error
+
+
+@names_input
+def write_with_card(name_or_path: str | Path, path: str | Path, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a copy of weights, every tensor bit for bit, with more on its card.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        As of `load_network`; may be `path` itself, unless it is shipped: shipped weights have a checksum.
+    path : str or Path
+        Ends in .safetensors; replaced in one move.
+    more : mapping
+        Entries of the card, JSON-ready; those that the card has already are replaced.
+
+    Returns
+    -------
+    dict
+        The card as written.
+
+    Raises
+    ------
+    InputError
+        As `load_network` and `save_network`; or if `path` is that of shipped weights.
+    """
+    source = weights_file(name_or_path)
+    if Path(path).suffix != ".safetensors":
+        raise InputError(f"Networks are written as safetensors: the name '{path}' has to end in .safetensors.")
+    if SHIPPED in Path(path).resolve().parents:
+        raise InputError(f"{path} belongs to the shipped weights, which have a checksum. Name another file.")
+    metadata, tensors = read_tensors(source, FORMAT)
+    card = read_card(source) | dict(more)
+    try:
+        metadata = metadata | {"card": json.dumps(card, allow_nan=False)}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The model card has to be plain JSON (text, numbers, lists): {error}.") from error
+    with writing(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+    return card
 
 
 def read_tensors(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:

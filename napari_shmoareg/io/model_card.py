@@ -18,7 +18,7 @@ from napari_shmoareg.io.untrusted import is_there, names_input, parse_json, prin
 
 FORMAT = "shmoareg-1"
 MAX_HEADER = 16 * 2**20  # bytes; that of the paper's network, with its card, takes 0.1 MB
-_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
 
 
@@ -40,7 +40,7 @@ def read_card(name_or_path: str | Path) -> dict[str, Any]:
 
 def shipped_weights() -> list[str]:
     """Names of the weights that come with the package."""
-    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def weights_file(name_or_path: str | Path) -> Path:
     """
     name, path = str(name_or_path), user_path(name_or_path)
     if name in shipped_weights():
-        path = _WEIGHTS / f"{name}.safetensors"
+        path = SHIPPED / f"{name}.safetensors"
         _check_sum(path)
     elif not is_there(path) or not path.is_file():
         shipped = ", ".join(shipped_weights()) or "none"

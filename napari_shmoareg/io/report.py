@@ -15,6 +15,7 @@ from napari_shmoareg.analysis.expert_load import ExpertLoad
 from napari_shmoareg.analysis.expert_maps import TokenLoad, expert_maps, times_chosen, token_loads
 from napari_shmoareg.analysis.figures import jacobian_figure, overview
 from napari_shmoareg.analysis.gate_values import gate_values
+from napari_shmoareg.analysis.load_captions import load_caption
 from napari_shmoareg.analysis.quality import Quality, measure
 from napari_shmoareg.analysis.slices import middle
 from napari_shmoareg.engine.registration import Registration
@@ -26,6 +27,7 @@ from napari_shmoareg.io.images import write_image
 from napari_shmoareg.io.summary import build_report, write_summary
 from napari_shmoareg.io.transforms import write_displacement, write_transform
 from napari_shmoareg.io.versions import versions
+from napari_shmoareg.io.weights import routing_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +181,8 @@ def _write_figures(registration: Registration, quality: Quality, load: ExpertLoa
         kernels = settings.get("network", {}).get("kernels")
         drawings["expert_maps.png"] = lambda: expert_map_figure(registration, kernels=kernels, point=point)
     if len(load):
-        drawings["expert_loads.png"] = lambda: load_figure(load)
+        caption = load_caption(load, 1, [len(settings["passes"])], routing_of(weights) or "")
+        drawings["expert_loads.png"] = lambda: load_figure(load, caption=caption)
     for name, draw in drawings.items():
         write_figure(draw(), place / name, {"Title": name.removesuffix(".png").replace("_", " "), **about})
 

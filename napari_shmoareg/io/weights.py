@@ -55,3 +55,21 @@ def checksum_of(weights: str) -> str:
     """The SHA-256 of weights, shipped or a file: others of the same name give other numbers."""
     shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
     return hashlib.sha256((shipped if shipped.is_file() else user_path(weights)).read_bytes()).hexdigest()
+
+
+def routing_of(weights: str) -> str | None:
+    """What the card of weights says of their routing (`routing_sentence`); empty where that was not measured.
+
+    None where there are no such weights here, as where a registration was made elsewhere.
+    """
+    from napari_shmoareg.analysis.routing_scores import routing_sentence
+    from napari_shmoareg.io.model_card import read_card
+
+    try:
+        card = read_card(weights)
+    except InputError:
+        return None
+    try:
+        return routing_sentence(card)
+    except InputError as error:
+        return str(error)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from napari_shmoareg.model.decoder import Decoder, Level
-from napari_shmoareg.model.encoder import Encoder
-from napari_shmoareg.model.moa import MoA
+from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.model.network import SHMoAReg
 from napari_shmoareg.model.routing import Direction, Part, SigmoidGate, SoftmaxGate
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
@@ -25,6 +24,8 @@ class GateSite:
     module : SoftmaxGate or SigmoidGate
         A forward hook on it sees, and may change, the probabilities: (2B, *S, N) of the encoder, moving
         images first; (B, N, *S) of the decoder.  *S is padded to a multiple of the coarsest stride.
+    owner : MoA or SHMoE
+        The layer whose experts the gate chooses among; a SHMoE has three gates.
     """
 
     part: Part
@@ -33,6 +34,7 @@ class GateSite:
     num_experts: int
     top_k: int
     module: SoftmaxGate | SigmoidGate
+    owner: MoA | SHMoE
     block: int | None = None
     direction: Direction | None = None
 
@@ -48,20 +50,25 @@ def gates_of(network: SHMoAReg) -> tuple[GateSite, ...]:
     >>> [(gate.layer, gate.direction) for gate in gates if gate.part == "decoder"]
     [(2, 'x'), (2, 'y'), (2, 'z'), (1, 'x'), (1, 'y'), (1, 'z')]
     """
-    return (*_of_encoder(network.encoder), *_of_decoder(network.decoder))
+    return (*_of_encoder(network), *_of_decoder(network.decoder))
 
 
-def _of_encoder(encoder: Encoder) -> list[GateSite]:
+def attentions_of(network: SHMoAReg) -> list[tuple[int, int, MoA | MultiHeadAttention]]:
+    """Layer (from 1), block (from 0) and attention of every Swin block, in the order of the forward."""
     found = []
-    for stage, layer in enumerate(encoder.layers):
+    for stage, layer in enumerate(network.encoder.layers):
         for number, block in enumerate(layer.blocks):  # type: ignore[arg-type, union-attr]
             assert isinstance(block, SwinBlock)
-            if isinstance(block.attention, MoA):
-                moa = block.attention
-                found.append(
-                    GateSite("encoder", stage + 1, 4 * 2**stage, moa.num_experts, moa.top_k, moa.gate, block=number)
-                )
+            found.append((stage + 1, number, block.attention))
     return found
+
+
+def _of_encoder(network: SHMoAReg) -> list[GateSite]:
+    return [
+        GateSite("encoder", layer, 2 ** (layer + 1), moa.num_experts, moa.top_k, moa.gate, moa, block=block)
+        for layer, block, moa in attentions_of(network)
+        if isinstance(moa, MoA)
+    ]
 
 
 def _of_decoder(decoder: Decoder) -> list[GateSite]:
@@ -73,7 +80,8 @@ def _of_decoder(decoder: Decoder) -> list[GateSite]:
             for direction in DIRECTIONS:
                 gate = head.gates[direction]
                 assert isinstance(gate, SigmoidGate)
+                count = len(head.kernels)
                 found.append(
-                    GateSite("decoder", layer, level.stride, len(head.kernels), head.top_k, gate, direction=direction)
+                    GateSite("decoder", layer, level.stride, count, head.top_k, gate, head, direction=direction)
                 )
     return found

@@ -59,7 +59,7 @@ class SHMoE(nn.Module):
         tuple of 3 Routing
             For x, y, z (array axes 0, 1, 2).
         """
-        outputs, logits = self._convolve(features)
+        outputs, logits = self.convolve(features)
         residuals, routings = [], []
         for axis, direction in enumerate(DIRECTIONS):
             probabilities = self.gates[direction](logits[axis])
@@ -89,8 +89,16 @@ class SHMoE(nn.Module):
     def _convs(self, direction: Direction) -> list[nn.Conv3d]:
         return list(cast(nn.ModuleList, self.experts[direction]))  # type: ignore[arg-type]
 
-    def _convolve(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """All experts' outputs and all gates' logits, a (B, N, D, H, W) of each per direction."""
+    def convolve(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What every expert and every gate makes of the features (B, C, D, H, W), before any choice.
+
+        Returns
+        -------
+        outputs : list of 3 Tensor (B, N, D, H, W), float32
+            E_n of Eq. (6) for x, y, z: the residual that each expert alone would predict, before T; voxels.
+        logits : list of 3 Tensor (B, N, D, H, W), float32
+            Of the gates, before the sigmoid.
+        """
         n = len(self.kernels)
         small = [i for i, k in enumerate(self.kernels) if k <= 3]
         convs = [self._convs(direction)[i] for direction in DIRECTIONS for i in small]

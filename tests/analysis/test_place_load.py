@@ -159,6 +159,10 @@ def test_captions_say_which_share_of_how_much_and_what_the_error_bars_are(regist
     assert "Share of selections" in two and "sums to 100 %" in two and "2 pairs" in two
     assert f"{2 * tokens:,} decisions of the encoder's gates (each gate decides once per token)" in two
     assert "standard deviation over the pairs" in two and "last of the network's 2 passes" in two
+    found = "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12, 3])."
+    assert load_caption(load, 1, (2,), found) == f"{load_caption(load, 1, (2,))} {found}"
+    plain = place_caption(at, 1, given=False, voxel=CENTRE)
+    assert place_caption(at, 1, given=False, voxel=CENTRE, routing=found) == f"{plain} {found}"
     assert "No error bars" in load_caption(load, 1) and "one pair" in load_caption(load, 1)
     said = place_caption(at, 1, given=False, voxel=BOUNDARY, told=" (labels 1 and 2)")
     assert "Share of tokens" in said and "sums to k" in said and "k = 2 of" in said and "labels 1 and 2" in said

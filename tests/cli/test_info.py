@@ -43,7 +43,7 @@ def test_info_comes_without_loading_pytorch_where_it_has_no_cuda():
 
 
 def test_info_shows_every_field_of_a_card(shmoareg, weights, monkeypatch):
-    monkeypatch.setattr("napari_shmoareg.io.model_card._WEIGHTS", weights.parent)
+    monkeypatch.setattr("napari_shmoareg.io.model_card.SHIPPED", weights.parent)
     result = shmoareg("info")
     assert "weights: tiny" in result.stdout and "untrained" in result.stdout
 

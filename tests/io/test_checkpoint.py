@@ -49,7 +49,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, network):
 
 
 def test_unknown_weights_list_the_shipped_ones(tmp_path, network, monkeypatch):
-    monkeypatch.setattr("napari_shmoareg.io.model_card._WEIGHTS", tmp_path)
+    monkeypatch.setattr("napari_shmoareg.io.model_card.SHIPPED", tmp_path)
     save_network(network, tmp_path / "little.safetensors", card=CARD)
     assert shipped_weights() == ["little"]
     with pytest.raises(InputError, match=r"no weights 'large': neither a file nor shipped \(little\)"):
@@ -59,7 +59,7 @@ def test_unknown_weights_list_the_shipped_ones(tmp_path, network, monkeypatch):
 
 
 def test_shipped_weights_are_checked_against_their_checksum(tmp_path, network, monkeypatch):
-    monkeypatch.setattr("napari_shmoareg.io.model_card._WEIGHTS", tmp_path)
+    monkeypatch.setattr("napari_shmoareg.io.model_card.SHIPPED", tmp_path)
     save_network(network, tmp_path / "little.safetensors", card=CARD)
     digest = hashlib.sha256((tmp_path / "little.safetensors").read_bytes()).hexdigest()
     (tmp_path / "SHA256SUMS").write_text(f"{digest}  little.safetensors\n")

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from napari_shmoareg.io.checkpoint import save_network
 from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.experts.panel import CAPTION, EMPTY, ExpertsPanel
+from napari_shmoareg.widgets.experts.panel import CAPTION, EMPTY, NOT_MEASURED, ExpertsPanel
 from napari_shmoareg.widgets.layers import add_layers, layers_of
 from napari_shmoareg.widgets.placement import tag, to_viewer
 
@@ -173,6 +174,30 @@ def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, sce
     qtbot.addWidget(panel)
     panel.registration.setCurrentIndex(panel.registration.findData(2))
     assert panel.number == 2 and "untrained" in panel.note.text()
+
+
+def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(model, qtbot, scene, tmp_path, lively_network):
+    """Nothing where there is no card to be found; "not measured" where it has no score; the score where it has one."""
+    scores = {"measure": "dice", "pairs": 6, "images": 6, "encoder": {"score": -0.05, "low": -0.12, "high": 0.03}}
+    scores |= {"decoder": {"score": 0.45, "low": 0.38, "high": 0.52}}
+    cards = {"none": None, "plain": {"steps": 3}, "scored": {"routing_matters": scores}, "odd": {"routing_matters": 7}}
+    said = {}
+    for number, (name, card) in enumerate(cards.items(), start=2):
+        path = tmp_path / f"{name}.safetensors"
+        if card is not None:
+            save_network(lively_network(0.03), path, card=card)
+        report = {**scene.report, "weights": str(path)}
+        add_layers(model, layers_of(replace(scene, report=report, weights=name), number))
+        panel = ExpertsPanel(model)
+        qtbot.addWidget(panel)
+        assert panel.number == number
+        said[name] = panel.routing.text()
+        assert panel.routing.isHidden() == (not said[name]) and panel.routing.toolTip()
+    assert said["none"] == "" and said["plain"] == NOT_MEASURED and "cannot be read" in said["odd"]
+    assert said["scored"] == (
+        "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12, 3]); of the decoder: "
+        "45 % [38, 52] of the gain depends on it."
+    )
 
 
 def test_the_warning_of_untrained_weights_is_seen_in_front_of_every_tab(panel, qtbot):

@@ -15,17 +15,20 @@ import pytest
 from qtpy.QtWidgets import QFileDialog
 
 from napari_shmoareg.analysis import importance as importance_module
+from napari_shmoareg.analysis.controls import KINDS, Control
 from napari_shmoareg.analysis.experiment import Experiment
 from napari_shmoareg.analysis.importance import ImportanceRow, importance
 from napari_shmoareg.analysis.intervention import Intervention
+from napari_shmoareg.analysis.metrics import dice
 from napari_shmoareg.engine.replay import Replay
-from napari_shmoareg.geometry import InputError, Volume
+from napari_shmoareg.geometry import InputError, Transform, Volume, warp_volume
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.widgets.experts.replaying import CANCEL, Work, replay_of
 from napari_shmoareg.widgets.experts.what_if import experimenting
 from napari_shmoareg.widgets.experts.what_if.experimenting import CHOOSE, READY, alike, experiment_of
+from napari_shmoareg.widgets.experts.what_if.form import OFTEN
 from napari_shmoareg.widgets.experts.what_if.progress import Clock
-from napari_shmoareg.widgets.experts.what_if.result import whole_rows
+from napari_shmoareg.widgets.experts.what_if.result import gain, whole_rows
 from napari_shmoareg.widgets.experts.what_if.shown import DIFFERENCE, MOVED, ROLE, effect_layer, ramp_end
 from napari_shmoareg.widgets.experts.what_if.view import CAPTION, RUN, SWEEP, WhatIfView
 from napari_shmoareg.widgets.layers import add_layers, layers_of
@@ -419,6 +422,89 @@ def test_a_table_and_its_file_say_what_was_done(view, scene, qtbot, tmp_path):
 def test_the_column_times_says_what_it_compares_with(view):
     tip = view.table.horizontalHeaderItem(4).toolTip()
     assert "content and background" in tip and "one draw" in tip and "than on any" not in tip
+
+
+def pick_control(view, choose, name, **where):
+    view.form.where.pick(**where)
+    choose(view.form.action, name)
+
+
+def test_a_control_acts_at_all_gates_that_are_picked_and_in_all_passes(view, experiment, model, scene, qtbot, choose):
+    pick_control(view, choose, "shuffled", part="decoder")
+    hidden = (view.form.expert, view.form.source, view.form.region, view.form.null)
+    assert all(widget.isHidden() for widget in hidden) and not view.form.passes.isHidden()
+    assert view.run.isEnabled() and not view.sweep.isEnabled(), "importance is about single experts"
+    press(view, view.run, qtbot)
+    effect = experiment.run(Control("shuffled", "decoder"))
+    found = view.result.answer
+    assert found.effect.told == str(Control("shuffled", "decoder")) and "all passes" in found.effect.told
+    assert found.effect.mean_dice == effect.outcome.mean_dice and found.effect.mean_mm == effect.mean_mm > 0
+    assert found.share is None and found.null is None and view.result.whole.isColumnHidden(3)
+    moved = effect_layer(model, 1, MOVED)
+    np.testing.assert_array_equal(tag(moved, "volume").values, effect.moved.values)
+    assert view.result.heading.text().startswith("<b>Shuffled: all decoder layers")
+    choose(view.form.action, "silence")
+    assert not any(widget.isHidden() for widget in (view.form.expert, view.form.source, view.form.null))
+    assert view.form.passes.isHidden() and view.sweep.isEnabled()
+
+
+def test_a_control_of_the_last_pass_of_one_layer_and_direction(view, experiment, qtbot, choose):
+    pick_control(view, choose, "fixed", part="decoder", layer=1, direction="y")
+    choose(view.form.passes, "last")
+    assert not view.form.expert.isHidden() and view.form.expert.itemText(0) == "the one chosen most often"
+    choose(view.form.expert, 2)
+    press(view, view.run, qtbot)
+    change = Control("fixed", "decoder", 1, direction="y", passes="last", expert=2)
+    assert view.result.answer.effect.told == str(change)
+    assert view.result.answer.effect.mean_mm == experiment.run(change).mean_mm
+    choose(view.form.expert, OFTEN)
+    assert view.form.wish.change(view.scene) == replace(change, expert=None)
+
+
+def test_each_part_has_its_own_controls_and_each_says_what_it_is(view, choose):
+    def offered():
+        return {view.form.action.itemData(n) for n in range(view.form.action.count())}
+
+    for part, name, other in (
+        ("encoder", "attention_off", "mean_of_kernels"),
+        ("decoder", "mean_of_kernels", "uniform"),
+    ):
+        view.form.where.pick(part=part)
+        assert name in offered() and other not in offered()
+        assert offered() == {"silence", "force", *(n for n, kind in KINDS.items() if part in kind.parts)}
+    row = view.form.action.findData("moved")
+    assert view.form.action.itemData(row, 3) == KINDS["moved"].told  # Qt.ToolTipRole
+    pick_control(view, choose, "attention_off", part="encoder", image="moving")
+    assert view.form.expert.isHidden() and view.form.wish.change(view.scene) == Control(
+        "attention_off", "encoder", image="moving"
+    )
+
+
+def test_what_a_control_leaves_of_the_gain_is_said_and_its_file_has_no_share_of_selections(
+    view, experiment, qtbot, choose, tmp_path
+):
+    pick_control(view, choose, "mean_of_kernels", part="decoder")
+    press(view, view.run, qtbot)
+    found = view.result.answer
+    assert found.aligned == experiment.aligned_dice == pytest.approx(mean_dice_aligned(experiment))
+    before, after = experiment.base.mean_dice, found.effect.mean_dice
+    made = replace(found, before=({}, 0.7, 0.0), aligned=0.5, effect=replace(found.effect, mean_dice=0.65))
+    assert "0.500 by the alignment alone and 0.700 as learned; of this gain 75 % is left" in gain(made)[0]
+    assert gain(replace(made, aligned=0.8))[0].startswith("The network gains nothing here")
+    assert "not known" in gain(replace(made, aligned=None))[0]
+    assert gain(found)[0] in view.result.notes.text() and (before > found.aligned) == ("of this gain" in gain(found)[0])
+    assert after is not None and "selections there" not in view.result.notes.text()
+    view.result.buttons.save_to(str(tmp_path / "control.csv"))
+    with (tmp_path / "control.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["share_of_selections"] for row in rows} == {""} and rows[0]["change"] == found.effect.told
+
+
+def mean_dice_aligned(experiment):
+    pair = experiment.replay.pair
+    carried = warp_volume(pair.moving_labels, pair.fixed.grid, Transform(experiment.replay.affine)).values
+    found = dice(carried, pair.fixed_labels.values, set(pair.moving_labels.labels) & set(pair.fixed_labels.labels))
+    return np.mean(list(found.values()))
 
 
 def test_only_the_last_experiment_is_kept(scene, monkeypatch, lively_network):

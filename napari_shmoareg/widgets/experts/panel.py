@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
@@ -16,6 +17,7 @@ from napari_shmoareg.widgets.experts.maps.encoder import EncoderSection
 from napari_shmoareg.widgets.experts.maps.gates import GateSection
 from napari_shmoareg.widgets.experts.place.view import PlaceView
 from napari_shmoareg.widgets.experts.regions.view import RegionView
+from napari_shmoareg.widgets.experts.replaying import weights_of
 from napari_shmoareg.widgets.experts.section import Section, fill
 from napari_shmoareg.widgets.experts.what_if.view import WhatIfView
 from napari_shmoareg.widgets.opening import Panel
@@ -41,6 +43,15 @@ TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
     ("What if", "Silence or force experts, run again, and see what changes", (WhatIfView,)),
     ("Deformation", "Grid, arrows and changes of volume", (DeformationSection,)),
 )
+ROUTING_TIP = (
+    "From the card of these weights. How much of what the network gains over the alignment is lost when the choices of "
+    "experts are shuffled over the cells, in all passes; for attention, when its output is removed. Where no effect "
+    "was found, loads and maps of that part describe a choice that the result does not depend on"
+)
+NOT_MEASURED = (
+    "Whether the routing of these weights matters was not measured. Controls in the tab What if show it for this pair, "
+    "'shmoareg inspect --controls --pairs' for many."
+)
 FOLLOWED = ("visible", "opacity", "name", "selected_label", "show_selected_label")  # events of layers
 EMPTY = "No registration is open. Register a pair (panel Register), or open a registration folder."
 
@@ -64,7 +75,11 @@ class ExpertsPanel(Panel):
         self.registration = QComboBox()
         self.registration.setToolTip("Whose maps to show; the keys act on the one of the selected layer, or the newest")
         self.note = QLabel()
-        self.note.setWordWrap(True)
+        self.routing = QLabel()
+        self.routing.setToolTip(ROUTING_TIP)
+        self.routing.setTextFormat(Qt.TextFormat.PlainText)  # a card can hold anything
+        for label in (self.note, self.routing):
+            label.setWordWrap(True)
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.setUsesScrollButtons(True)
@@ -83,6 +98,7 @@ class ExpertsPanel(Panel):
         head.setContentsMargins(6, 6, 6, 0)
         head.addWidget(self.registration)
         head.addWidget(self.note)
+        head.addWidget(self.routing)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         outer.addLayout(head)
@@ -123,7 +139,9 @@ class ExpertsPanel(Panel):
         self.registration.setEnabled(scene is not None)
         self.registration.setToolTip(self.registration.currentText())
         self.note.setText(EMPTY if scene is None else _note(scene, self._copied(number)))
-        self.note.setVisible(bool(self.note.text()))
+        self.routing.setText("" if scene is None else _routing(scene))
+        for label in (self.note, self.routing):
+            label.setVisible(bool(label.text()))
         before, held = self._shown
         self._shown = number, None if scene is None else weakref.ref(scene)
         self._stale = set(self.views)
@@ -212,3 +230,17 @@ def _note(scene: Scene, copied: bool) -> str:
             "nearest neighbour. What is measured and saved are the originals."
         )
     return "\n".join(notes)
+
+
+_SAID: weakref.WeakKeyDictionary[Scene, tuple[str, str]] = weakref.WeakKeyDictionary()  # weights, and what they say
+
+
+def _routing(scene: Scene) -> str:
+    """What the card of a registration's weights says of their routing; empty where there is no card to read."""
+    from napari_shmoareg.io.weights import routing_of
+
+    weights = weights_of(scene)
+    if _SAID.get(scene, ("", ""))[0] != weights:
+        known = routing_of(weights) if scene.expert_maps or scene.token_loads else None
+        _SAID[scene] = weights, "" if known is None else known or NOT_MEASURED
+    return _SAID[scene][1]

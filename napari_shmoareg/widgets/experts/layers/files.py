@@ -14,6 +14,7 @@ from napari.utils.notifications import show_error, show_info
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QWidget
 
 from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.widgets.experts.replaying import weights_of
 
 if TYPE_CHECKING:
     from napari_shmoareg.analysis.scene import Scene
@@ -81,11 +82,16 @@ def about_scene(scene: Scene) -> dict[str, str]:
 def _write_figure(scene: Scene, path: Path) -> tuple[Exception | None]:
     """Never raises: returns the error, if there was one, in a tuple, as a worker would raise it."""
     from napari_shmoareg.analysis.expert_figures import load_figure
+    from napari_shmoareg.analysis.load_captions import load_caption
     from napari_shmoareg.io.report import write_figure
+    from napari_shmoareg.io.weights import routing_of
     from napari_shmoareg.widgets.experts.layers.loads import load_of
 
     try:
-        write_figure(load_figure(load_of(scene)), path, about_scene(scene))
+        load, passes = load_of(scene), scene.report["settings"].get("passes")
+        routing = routing_of(weights_of(scene)) or ""
+        caption = load_caption(load, 1, [None if passes is None else len(passes)], routing)
+        write_figure(load_figure(load, caption=caption), path, about_scene(scene) | {"Caption": caption})
     except Exception as error:
         return (error,)
     return (None,)

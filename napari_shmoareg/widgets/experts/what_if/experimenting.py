@@ -68,10 +68,12 @@ class Answer:
     effect : Figures
     null : Figures or None
         Of the same change for experts drawn at random.
-    share : float
-        Of the selections of these gates, in the region, that went to the expert.
+    share : float or None
+        Of the selections of these gates, in the region, that went to the expert; None of a control.
     alike : float
         As of `alike`.
+    aligned : float or None
+        Of a control: mean Dice of the alignment alone; None without labels.
     """
 
     about: dict[str, object]
@@ -79,8 +81,9 @@ class Answer:
     before: tuple[Mapping[int, float], float | None, float]
     effect: Figures
     null: Figures | None
-    share: float
+    share: float | None
     alike: float
+    aligned: float | None = None
 
 
 @dataclass(eq=False)
@@ -101,8 +104,10 @@ def answer(
     work: Work, held: weakref.ref[Scene], wish: Wish, kept: Kept, weights: str | None = None
 ) -> tuple[Answer, Effect]:
     """Make the change, and its random counterpart if that is wished for; the scene itself is not held meanwhile."""
+    from napari_shmoareg.analysis.controls import Control
+
     scene = _there(held)
-    change = wish.intervention(scene)
+    change = wish.change(scene)
     start = 0.0 if scene in kept and not weights else READY
     experiment = experiment_of(work, scene, kept, weights)
     about, settings, same = origin_of(scene), scene.report["settings"], alike(scene, experiment)
@@ -110,12 +115,17 @@ def answer(
     step = (1 - start) / (2 if wish.null else 1)
     tell = partial(_between, work, "running with the change", start, start + step)
     beside = partial(_between, work, "running with random experts", start + step, 1.0)
+    null = share = aligned = None
     with interruptible(experiment.replay.network, work.check):
         effect = experiment.run(change, progress=tell)
-        null = Figures.of(experiment.run(experiment.null(change), progress=beside)) if wish.null else None
-    base, share = experiment.base, experiment.share(change)
+        if isinstance(change, Control):
+            aligned = experiment.aligned_dice
+        else:
+            share = experiment.share(change)
+            null = Figures.of(experiment.run(experiment.null(change), progress=beside)) if wish.null else None
+    base = experiment.base
     before = base.dice, base.mean_dice, base.folding_percent
-    return Answer(about, settings, before, Figures.of(effect), null, share, same), effect
+    return Answer(about, settings, before, Figures.of(effect), null, share, same, aligned), effect
 
 
 def sweep(

@@ -127,8 +127,10 @@ def table_of(answer: Answer) -> list[dict[str, object]]:
 def notes(answer: Answer) -> list[str]:
     """What has to be known before the figures are read."""
     effect, weights = answer.effect, str(answer.about["weights"])
-    said = [f"The expert had {100 * answer.share:.1f} % of the selections there."]
-    if effect.changed == 0:
+    said = [] if answer.share is None else [f"The expert had {100 * answer.share:.1f} % of the selections there."]
+    if answer.share is None:
+        said += gain(answer)
+    elif effect.changed == 0:
         said.append("No cell chose otherwise, so nothing changed.")
     elif answer.null is not None:
         said.append(beside(effect, answer.null))
@@ -142,6 +144,20 @@ def notes(answer: Answer) -> list[str]:
             "'Before' is without the refinement on the pair, so its figures differ from those of the panel Quality."
         )
     return said
+
+
+def gain(answer: Answer) -> list[str]:
+    """How much of the network's gain over the alignment a control leaves, in a sentence."""
+    before, after, aligned = answer.before[1], answer.effect.mean_dice, answer.aligned
+    if before is None or after is None or aligned is None:
+        return ["Without labels of both images it is not known what the change costs."]
+    if before <= aligned:
+        return [f"The network gains nothing here: mean Dice {aligned:.3f} by the alignment, {before:.3f} after it."]
+    kept = (after - aligned) / (before - aligned)
+    return [
+        f"Mean Dice is {aligned:.3f} by the alignment alone and {before:.3f} as learned; of this gain {100 * kept:.0f} "
+        "% is left. One pair says little: 'shmoareg inspect --controls --pairs' measures many, with intervals."
+    ]
 
 
 def beside(effect: Figures, null: Figures) -> str:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 RUN, SWEEP = "Run", "Importance of all experts"
 CAPTION = (
     "A load is not a contribution: only a change like this shows what depends on an expert, and only for this pair. "
-    "The network's last pass is changed and nothing else; a refinement on the pair is left out on both sides."
+    "Silence and force change the network's last pass and nothing else, a control all passes or the last; a refinement "
+    "on the pair is left out on both sides."
 )
 FIRST = (
     "The first time, the network is loaded and run unchanged too; it is kept for one registration, so that going to "
@@ -61,7 +62,7 @@ class WhatIfView(Section):
         self.sweep.setToolTip(
             "Change every expert of the part, layer and direction above in turn, within the region above, and list "
             "what that did. One run of the network per expert, two with random experts: seconds to a minute each; "
-            f"Cancel keeps what is listed. {FIRST}"
+            f"Cancel keeps what is listed. For silence and force. {FIRST}"
         )
         self.choose.setToolTip("Show the .safetensors file that this registration was made with, and go on with it")
         self.progress, self.listed = ProgressBox(), SweepBox()
@@ -202,11 +203,13 @@ class WhatIfView(Section):
     def _settle(self) -> None:
         """Bring the buttons up to date."""
         scene = self.scene
-        ready = scene is not None and self.form.wish is not None
+        wish = self.form.wish
+        ready = scene is not None and wish is not None
+        single = wish is not None and not wish.control  # about one expert, as a sweep is about each
         busy = bool(self._doing)
         for button, what in ((self.run, RUN), (self.sweep, SWEEP)):
             button.setText(CANCEL if self._doing == what else what)
-            button.setEnabled(self._doing == what if busy else ready)
+            button.setEnabled(self._doing == what if busy else ready and (single or what == RUN))
         self.form.setEnabled(not busy)
         self.progress.settle(busy=busy)
         last: Any = None if scene is None else (self.answers if self._last == RUN else self.sweeps).get(scene)
