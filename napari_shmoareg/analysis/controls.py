@@ -433,8 +433,9 @@ def _all_heads(control: Control) -> Any:
     """A hook on MoA: the same layer with all of its heads chosen, whose gate was made to give all of them the same."""
 
     def hook(module: MoA, args: Any, output: tuple[Tensor, Routing]) -> tuple[Tensor, Routing]:
-        every = copy.copy(module)  # its own k; parameters and gate are shared
-        every.top_k = module.num_experts
+        every, gate = copy.copy(module), copy.copy(module.gate)  # with a k of their own; parameters are shared
+        every._modules = {**module._modules, "gate": gate}
+        gate.top_k = module.num_experts
         y, routing = every.forward(*args)
         if control.image is None:
             return y, routing

@@ -82,7 +82,7 @@ class SHMoE(nn.Module):
         tuple of 3 Tensor (B, N, D, H, W), voxels of this level, float32
             For x, y, z; off the graph.
         """
-        outputs, logits = self._convolve(features)
+        outputs, logits = self.convolve(features)
         gates = [self.gates[direction] for direction in DIRECTIONS]
         return tuple(gate(z) * output for gate, z, output in zip(gates, logits, outputs, strict=True))
 
