@@ -9,9 +9,9 @@ FOLDER holds images/*.nii.gz and labels/*.nii.gz of at least 24 people, one scan
 learns from pairs of three quarters of them and registers the others in a ring (each onto the next), with headers as
 they are.  An arm changes some settings of the recipe `small`; all arms of a seed see the same pairs in the same order.
 
-Told per trial: mean Dice before and after; routing matters = (after - with choices shuffled) / (after - before), for
-the encoder (whole rows of a gate go to other tokens) and the decoder (choices go to other voxels, each keeping its own
-T), in all passes; attention matters = the same with what attention adds taken away; loads of the kernels at full
+Columns of a trial: mean Dice before and after; routing matters = (after - with choices shuffled) / (after - before),
+for the encoder (whole rows of a gate go to other tokens) and the decoder (choices go to other voxels, each keeping its
+own T), in all passes; attention matters = the same with what attention adds taken away; loads of the kernels at full
 resolution; SDlogJ and folding; seconds of computing.  A row is appended to OUT/trials.jsonl when its trial ends; the
 same command leaves out what stands there.  `--table` prints means over seeds, with a bootstrap over people.
 """
@@ -145,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 class Drawn(Sequence[Conformed]):
-    """Pairs of scans, conformed when they are asked for: all ordered pairs of two people."""
+    """Every pair of two people, conformed when it is read."""
 
     def __init__(self, scans: Sequence[tuple[Any, Any]], size: int) -> None:
         self.scans, self.size = scans, size
@@ -321,12 +321,12 @@ def matters(pairs: Sequence[Mapping[str, float]], control: str) -> float | None:
 def line(row: Mapping[str, Any]) -> str:
     """One trial in one line."""
     share = {name: row[f"{name}_matters"] for name in ("encoder_routing", "decoder_routing", "attention")}
-    told = ", ".join(
+    scores = ", ".join(
         f"{name.replace('_', ' ')} {'-' if v is None else f'{100 * v:+.1f} %'}" for name, v in share.items()
     )
     loads = "/".join(f"{row[f'load_{k}']:.0f}" for k in (1, 3, 5) if f"load_{k}" in row) or "-"
     return (
-        f"{row['arm']}, seed {row['seed']}: Dice {row['before']:.3f} -> {row['after']:.3f}; matters: {told}; "
+        f"{row['arm']}, seed {row['seed']}: Dice {row['before']:.3f} -> {row['after']:.3f}; matters: {scores}; "
         f"1/3/5 {loads} %; SDlogJ {row['sdlogj']:.2f}, folding {row['folding_percent']:.3f} %; {row['seconds']:.0f} s"
     )
 
@@ -414,11 +414,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """One line, in one write."""
-    told = json.dumps(row) + "\n"
+    text = json.dumps(row) + "\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         cut_off = path.stat().st_size and path.read_bytes()[-1:] != b"\n"
-        os.write(handle, (("\n" if cut_off else "") + told).encode("utf-8"))
+        os.write(handle, (("\n" if cut_off else "") + text).encode("utf-8"))
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -79,8 +79,8 @@ def check_experts(network: SHMoAReg, settings: FineTuning) -> None:
         )
     if settings.correspondence_weight > 0 and not shared_strides(network, settings):
         raise InputError(
-            f"correspondence_strides must name strides of the network's tokens ({_told(network.config.strides[2:])}); "
-            f"got {settings.correspondence_strides!r}."
+            "correspondence_strides must name strides of the network's tokens "
+            f"({_joined(network.config.strides[2:])}); got {settings.correspondence_strides!r}."
         )
 
 
@@ -213,5 +213,5 @@ def _attentions(network: SHMoAReg) -> list[MoA | MultiHeadAttention]:
     return [module for module in network.encoder.modules() if isinstance(module, MoA | MultiHeadAttention)]
 
 
-def _told(strides: tuple[int, ...]) -> str:
+def _joined(strides: tuple[int, ...]) -> str:
     return ", ".join(map(str, strides))

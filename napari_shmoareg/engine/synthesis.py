@@ -40,7 +40,8 @@ class DrawnPairs(Sequence[Conformed]):
     device : str or torch.device
         Where pairs are drawn and stay; the label maps are brought there once.
     motion : bool
-        Hand out the true motion of pairs that show one subject, or one set of shapes; it changes nothing else.
+        Give the true motion (`Conformed.motion`) of pairs that show one subject, or one set of shapes; it changes
+        nothing else.
     """
 
     def __init__(

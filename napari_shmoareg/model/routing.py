@@ -57,8 +57,8 @@ class RoutedLayer:
         Decoder: the selected residual of this direction, on the graph, so that the error
         signal of Eq. (7) is ``autograd.grad(similarity, residual)``.
     alternatives : Tensor (B, N, *S) or None
-        Decoder, where a level was asked to compare its experts: the residual that each of them would give if it
-        were the one chosen, off the graph.
+        Decoder, in learning from counterfactual labels: the residual that each expert would give
+        if it were the one chosen, off the graph.
     """
 
     part: Part

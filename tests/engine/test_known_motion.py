@@ -64,9 +64,9 @@ def test_the_motion_of_drawn_pairs_carries_each_image_s_labels_onto_the_other():
 
 
 def test_whether_the_motion_is_handed_out_changes_nothing_else():
-    plain, told = DrawnPairs([], DRAWING), DrawnPairs([], DRAWING, motion=True)
+    plain, known = DrawnPairs([], DRAWING), DrawnPairs([], DRAWING, motion=True)
     for index in range(3):
-        a, b = plain[index], told[index]
+        a, b = plain[index], known[index]
         assert a.motion is None and b.motion is not None
         for name in ("moving", "fixed", "moving_labels", "fixed_labels"):
             assert torch.equal(getattr(a, name), getattr(b, name))
