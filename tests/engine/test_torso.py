@@ -131,7 +131,7 @@ def test_tissues_are_as_dark_and_bright_as_in_ct():
 def test_an_image_is_scaled_as_a_scan_would_be(window, people):
     """What the network sees of a drawn torso is what it would see of the same values in a file."""
     rng = np.random.default_rng(1)
-    classes = people[1][1].classes[:74, :58, :82]
+    classes = people[1][1].classes[None, :37, :29, :41].expand(8, -1, -1, -1)
     image = scan(classes, draw_hounsfield(rng), window, rng)
     assert image.shape == (1, 1, 37, 29, 41)
     assert float(image.min()) == 0 and float(image.max()) == 1 and torch.isfinite(image).all()
@@ -189,8 +189,8 @@ def test_an_image_that_is_cut_off_shows_nothing_there_and_no_label_of_what_it_cu
         both = (shown[0] & shown[1]).sum()
         assert both >= 0.7 * min(s.sum() for s in shown) - 1
     assert empty > 8
-    label = torch.zeros(4, 4, 40, dtype=torch.uint8)
-    label[..., 4:14], label[..., 20:30] = 1, 2
+    label = torch.zeros(8, 4, 4, 20, dtype=torch.uint8)
+    label[..., 2:7], label[..., 10:15] = 1, 2
     assert list(pairs._shown([label, label], [(0, 20), (0, 20)])) == [1, 2]
     assert list(pairs._shown([label, label], [(0, 20), (0, 13)])) == [1]
     assert list(pairs._shown([label, label], [(4, 14), (0, 20)])) == [2], "the one that is cut off least"

@@ -154,7 +154,7 @@ def _plan(
 ) -> Plan:
     """The plan of a new run, or that of an old one with what may be given anew."""
     from napari_shmoareg.io.training_run.folder import RunFolder
-    from napari_shmoareg.io.training_run.from_nothing import parse_changes, start_of
+    from napari_shmoareg.io.training_run.from_nothing import begins_from_nothing, parse_changes, start_of
     from napari_shmoareg.io.training_run.plan import DatasetChoice, is_same_place, make_plan, read_plan
 
     preset, changes = network[0], parse_changes(network[1])
@@ -167,15 +167,17 @@ def _plan(
         if not RunFolder(out).told.is_file():
             raise InputError(f"{out} holds no run. Leave out --resume to begin one there, or name the folder of one.")
         plan = read_plan(RunFolder(out).told)
+        begun_from = start_of(plan.weights)
+        begun_from = begun_from if begins_from_nothing(plan.weights) else f"'{begun_from}'"
         if name is not None and not is_same_place(name, str(plan.weights["name"])):
             raise InputError(
-                f"The run in {out} began from {start_of(plan.weights)}, not from '{weights}'. Leave out --from, or "
+                f"The run in {out} began from {begun_from}, not from '{weights}'. Leave out --from, or "
                 "begin another run in another folder."
             )
         began = plan.weights.get("preset"), plan.weights.get("changes")
         if (preset or began[0], changes or began[1]) != began:
             raise InputError(
-                f"The run in {out} began from {start_of(plan.weights)}. Leave out --preset and --config, or begin "
+                f"The run in {out} began from {begun_from}. Leave out --preset and --config, or begin "
                 "another run in another folder."
             )
         return plan.changed(settings, run, finding if place is None else {"path": place, **finding})

@@ -173,7 +173,7 @@ class Canvas:
             Where the content is further in front (mm), it is `gas`.
         gas : str
         """
-        points = spline(line, step=0.4)
+        points = spline(line, step=0.5)
         radii = points[:, 3] * (1 + folds * np.sin(np.arange(len(points))))
         reach = radii.max()
         part = self.box(points[:, :3].min(0) - reach, points[:, :3].max(0) + reach)
@@ -242,9 +242,12 @@ class Canvas:
 
     def _is(self, view: Tensor, names: Sequence[str]) -> Tensor:
         """Whether a voxel is of one of some classes; on bytes, comparing is much faster than looking up."""
-        found = view == self.number[names[0]]
-        for name in names[1:]:
-            found |= view == self.number[name]
+        numbers = sorted(self.number[name] for name in names)
+        if numbers[-1] - numbers[0] == len(numbers) - 1 > 0:
+            return (view >= numbers[0]) & (view <= numbers[-1])
+        found = view == numbers[0]
+        for number in numbers[1:]:
+            found |= view == number
         return found
 
 
