@@ -121,7 +121,7 @@ def _point(axes: Axes, place: int, kept: Share, colour: str) -> None:
         axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
     if at < LEAST:
         axes.plot([LEAST - 6], [place], marker="<", color=colour, markersize=6)
-        axes.text(LEAST, place, f"{at:.0f} %", fontsize=8, va="center", color=colour)
+        axes.text(LEAST, place - 0.12, f"{at:.0f} %", fontsize=8, va="bottom", color=colour)
     else:
         axes.plot([min(at, MOST)], [place], marker="o", color=colour, markersize=5)
 
