@@ -116,13 +116,13 @@ def check_choices(
     TooLargeError
         If the device's memory ran out.
     """
-    tell = progress or (lambda _title, _done: None)
-    tell("choices of the gates", 0.0)
-    with _Looking(replay, seed, tell) as found:
+    report = progress or (lambda _title, _done: None)
+    report("choices of the gates", 0.0)
+    with _GateProbe(replay, seed, report) as found:
         _, routing = replay.run()
-    tell("choices under noise", 0.8)
+    report("choices under noise", 0.8)
     noisy = _with_noise(replay, seed).from_first_pass().run()[1]
-    tell("choices checked", 1.0)
+    report("choices checked", 1.0)
     checks = []
     for record, other in zip(routing, noisy, strict=True):
         place, inside = place_of(record), found.content(record.stride)
@@ -142,12 +142,12 @@ def _with_noise(replay: Replay, seed: int) -> Replay:
     return replace(replay, conformed=replace(conformed, moving=moving, fixed=fixed))
 
 
-class _Looking:
+class _GateProbe:
     """Hooks that look at the last pass and change nothing; what they find stands in `figures`."""
 
-    def __init__(self, replay: Replay, seed: int, tell: Callable[[str, float], None]) -> None:
-        self.replay, self.seed, self._say = replay, seed, tell
-        self._said = 0
+    def __init__(self, replay: Replay, seed: int, progress: Callable[[str, float], None]) -> None:
+        self.replay, self.seed, self._progress = replay, seed, progress
+        self._looks = 0
         self.figures: dict[Place, dict[str, Any]] = {}
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._of_cells: dict[int, Ids] = {}
@@ -155,7 +155,7 @@ class _Looking:
         shown = Intensity.of(pair.fixed).content(pair.fixed.values)
         self._shown = Volume(shown.astype(np.uint8), pair.fixed.grid, "content", is_labels=True)
 
-    def __enter__(self) -> _Looking:
+    def __enter__(self) -> _GateProbe:
         self._stack = ExitStack()
         network = self.replay.network
         sites = gates_of(network)
@@ -190,11 +190,11 @@ class _Looking:
             self._of_cells[stride] = resample(labels, self.replay.grid.coarsen(stride)).values.astype(np.int64)
         return self._of_cells[stride]
 
-    def _tell(self, title: str) -> None:
-        """Say what runs: of two looks at each gate of the decoder one more is done."""
+    def _report(self, title: str) -> None:
+        """Report progress: each gate of the decoder is looked at twice."""
         gates = sum(site.part == "decoder" for site in gates_of(self.replay.network))
-        self._said += 1
-        self._say(title, 0.2 + 0.5 * self._said / (2 * gates))
+        self._looks += 1
+        self._progress(title, 0.2 + 0.5 * self._looks / (2 * gates))
 
     def _note(self, site: GateSite, image: str | None, **figures: Any) -> None:
         place = Place(site.part, site.layer, site.block, image, site.direction)
@@ -211,7 +211,7 @@ class _Looking:
     def _at_decoder(self, sites: list[tuple[int, GateSite]]) -> Any:
         def hook(module: SHMoE, args: Any, output: tuple[Tensor, Any]) -> None:
             for number, site in sites:
-                self._tell(f"untrained gates beside decoder layer {site.layer} {site.direction}")
+                self._report(f"untrained gates beside decoder layer {site.layer} {site.direction}")
                 axis = DIRECTIONS.index(cast(Any, site.direction))
                 scores = [untrained_scores(site, args[0], (self.seed + n, number))[0] for n in range(UNTRAINED)]
                 self._inform(site, None, output[1][axis].probabilities[0].movedim(0, -1), scores)
@@ -228,7 +228,7 @@ class _Looking:
         chosen = choose(values[:i, :j, :k].flatten(0, 2), site.top_k, dim=-1)[1]
         loads = torch.bincount(chosen.flatten(), minlength=site.num_experts)
         bits = [
-            information(ids.T.numpy(force=True)[:, inside], labels[inside])
+            mutual_information(ids.T.numpy(force=True)[:, inside], labels[inside])
             for ids in (chosen, *(equal_loads(s[:i, :j, :k].flatten(0, 2), loads, site.top_k) for s in scores))
         ]
         self._note(site, image, information=bits[0], untrained_information=float(np.mean(bits[1:])))
@@ -241,7 +241,7 @@ class _Looking:
         pieces = [record.residual for record in output[2]]
         start = None if below is None else field.upsample(below, features.shape[2:])
         for axis, record in enumerate(output[2]):
-            self._tell(f"each expert alone: decoder layer {record.layer} {record.direction}")
+            self._report(f"each expert alone: decoder layer {record.layer} {record.direction}")
             inside = torch.from_numpy(self.content(module.stride))
             i, j, k = inside.shape
             chosen = record.routing.experts[0, 0, :i, :j, :k].cpu()[inside].numpy()
@@ -257,7 +257,7 @@ class _Looking:
                 errors.append(error[0, 0, :i, :j, :k].cpu()[inside].numpy())
             table = np.stack(errors)
             telling = table.max(axis=0) - table.min(axis=0) > TELLING
-            found: dict[str, Any] = {"sign_share": share_told(chosen, sign), "best_cells": int(telling.sum())}
+            found: dict[str, Any] = {"sign_share": share_explained(chosen, sign), "best_cells": int(telling.sum())}
             if telling.any():
                 best, own = table.argmin(axis=0)[telling], chosen[telling]
                 found |= {"best_agreement": float((best == own).mean())}
@@ -291,16 +291,16 @@ def kappa(one: Ids, other: Ids, experts: int) -> float | None:
     return (agreed - chance) / (1 - chance) if chance < 1 else None
 
 
-def information(chosen: Ids, labels: Ids) -> float:
+def mutual_information(chosen: Ids, labels: Ids) -> float:
     """Mutual information, bits, of the expert of a selection and the label of its cell: chosen (k, n), labels (n,)."""
     joint = _joint(chosen, np.broadcast_to(labels, chosen.shape))
     return max(0.0, _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1)) - _entropy(joint))
 
 
-def share_told(chosen: Ids, sign: Ids) -> float | None:
+def share_explained(chosen: Ids, sign: Ids) -> float | None:
     """I(choice; sign) / H(choice), 0 to 1; None where all cells chose alike."""
     entropy = _entropy(np.bincount(chosen))
-    return information(chosen[None], sign) / entropy if entropy > 0 else None
+    return mutual_information(chosen[None], sign) / entropy if entropy > 0 else None
 
 
 def _joint(a: Ids, b: Ids) -> Ids:

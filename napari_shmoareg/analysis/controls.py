@@ -51,7 +51,7 @@ class Kind(NamedTuple):
 
     title: str
     parts: tuple[Part, ...]
-    told: str
+    description: str
 
 
 KINDS: dict[Name, Kind] = {
@@ -394,38 +394,38 @@ def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
         best, since = (missed, 0) if missed < best else (best, since + 1)
         if missed <= max(1, CLOSE * n) or since == PATIENCE:
             break
-    _meet(chosen, scores + bias, loads)
+    _match_loads(chosen, scores + bias, loads)
     return (scores + bias).masked_fill(~chosen, -torch.inf).topk(top_k, dim=-1).indices
 
 
-def _meet(chosen: Tensor, values: Tensor, loads: Tensor) -> None:
+def _match_loads(chosen: Tensor, values: Tensor, loads: Tensor) -> None:
     """Change choices (n, N) in place until the loads are met, those first that lose the least value by it."""
     while True:
         spare = chosen.sum(0) - loads
         many = int(spare.argmax())
         if spare[many] <= 0:
             return
-        way = _way(chosen, many, spare)
-        count = int(min(spare[many], -spare[way[-1]])) if len(way) == 2 else 1
-        for one, other in reversed(list(pairwise(way))):  # the last first, which leaves room for the one before it
+        path = _path(chosen, many, spare)
+        count = int(min(spare[many], -spare[path[-1]])) if len(path) == 2 else 1
+        for one, other in reversed(list(pairwise(path))):  # the last first, which leaves room for the one before it
             free = torch.nonzero(chosen[:, one] & ~chosen[:, other])[:, 0]
             loss = values[free, one] - values[free, other]
             moved = free[loss.topk(min(count, len(free)), largest=False).indices]
             chosen[moved, one], chosen[moved, other] = False, True
 
 
-def _way(chosen: Tensor, many: int, spare: Tensor) -> list[int]:
+def _path(chosen: Tensor, many: int, spare: Tensor) -> list[int]:
     """The shortest way from an expert with too many cells to one with too few, by changes that some cell can make."""
-    ways = [[many]]
+    paths = [[many]]
     known = {many}
-    for way in ways:
-        free = (chosen[:, way[-1], None] & ~chosen).any(0)  # experts that some cell of this one does not have
+    for path in paths:
+        free = (chosen[:, path[-1], None] & ~chosen).any(0)  # experts that some cell of this one does not have
         for other in spare.argsort().tolist():
             if bool(free[other]) and other not in known:
                 if spare[other] < 0:
-                    return [*way, other]
+                    return [*path, other]
                 known.add(other)
-                ways.append([*way, other])
+                paths.append([*path, other])
     raise AssertionError("loads that sum to k times the cells can always be met")
 
 

@@ -30,13 +30,13 @@ def controls_caption(rows: Sequence[ControlRow]) -> str:
     interval = any(row.kept is not None and row.kept.low is not None for row in rows if row.control is not None)
     lines = "Lines: 95 % bootstrap intervals over subjects." if interval else "No intervals: too few subjects."
     used = dict.fromkeys(row.control.name for row in rows if row.control is not None)
-    told = "; ".join(f"{KINDS[name].title}: {KINDS[name].told}" for name in used)
+    descriptions = "; ".join(f"{KINDS[name].title}: {KINDS[name].description}" for name in used)
     return (
         f"Share of the gain that is kept when the choice of experts is changed in {_passes(passes)}, over {over}. The "
         f"gain is that of the network over the alignment: mean {measure} {values[BEFORE]:.3f} before, "
         f"{values[LEARNED]:.3f} as learned. 100 %: the change costs nothing, so that the learned choice is not needed. "
         f"0 %: the whole gain is lost; below, the result is worse than the alignment. {lines} At the right: the mean "
-        f"{measure} minus that as learned. {told[:1].upper() + told[1:]}."
+        f"{measure} minus that as learned. {descriptions[:1].upper() + descriptions[1:]}."
     )
 
 
@@ -121,7 +121,7 @@ def _point(axes: Axes, place: int, kept: Share, colour: str) -> None:
         axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
     if at < LEAST:
         axes.plot([LEAST - 6], [place], marker="<", color=colour, markersize=6)
-        axes.text(LEAST, place, f"{at:.0f} %", fontsize=8, va="center", color=colour)
+        axes.text(LEAST, place - 0.12, f"{at:.0f} %", fontsize=8, va="bottom", color=colour)
     else:
         axes.plot([min(at, MOST)], [place], marker="o", color=colour, markersize=5)
 

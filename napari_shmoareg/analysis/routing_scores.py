@@ -73,11 +73,11 @@ class Share:
     high: float | None = None
 
     @property
-    def shown(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Whether the interval does not hold 0; False where there is none."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
-    def written(self) -> str:
+    def text(self) -> str:
         """ "45 % [38, 52]", as a share in percent; the number alone without an interval."""
         value, *ends = (format(round(100 * v) + 0, "d") for v in (self.value, self.low, self.high) if v is not None)
         return f"{value} %" + (f" [{', '.join(ends)}]" if ends else "")
@@ -114,7 +114,7 @@ class ControlRow:
     kept: Share | None
 
     @property
-    def matters(self) -> Share | None:
+    def lost(self) -> Share | None:
         """1 - kept: the share of the gain that is lost."""
         kept = self.kept
         if kept is None:
@@ -150,7 +150,7 @@ def _cell(value: float | None) -> float | str:
     return "" if value is None else value
 
 
-class Agreement:
+class PairMeasure:
     """How well a displacement of a replay's network grid brings its pair together, by one measure.
 
     Parameters
@@ -233,7 +233,7 @@ def measure_controls(
     controls : sequence of Control, optional
         All of `controls_of` by default.
     measure : {"dice", "similarity"}, optional
-        See `Agreement`.
+        See `PairMeasure`.
     progress : callable, optional
         Called with what runs, and the share of the work that is done.
 
@@ -246,18 +246,18 @@ def measure_controls(
     Raises
     ------
     InputError, TooLargeError
-        As `Agreement` and `run_changed`.
+        As `PairMeasure` and `run_changed`.
     """
     controls = controls_of(replay.network) if controls is None else controls
-    tell = progress or (lambda _title, _done: None)
-    agreement, total = Agreement(replay, measure), len(controls) + 1
-    yield BEFORE, agreement.of(None)
-    tell(TITLES[LEARNED], 0.0)
-    yield LEARNED, agreement.of(run_changed(replay)[0])
+    report = progress or (lambda _title, _done: None)
+    measured, total = PairMeasure(replay, measure), len(controls) + 1
+    yield BEFORE, measured.of(None)
+    report(TITLES[LEARNED], 0.0)
+    yield LEARNED, measured.of(run_changed(replay)[0])
     for number, control in enumerate(controls, start=1):
-        tell(f"{control.part}: {control.title}", number / total)
-        yield control.key, agreement.of(run_changed(replay, [control])[0])
-    tell("all controls measured", 1.0)
+        report(f"{control.part}: {control.title}", number / total)
+        yield control.key, measured.of(run_changed(replay, [control])[0])
+    report("all controls measured", 1.0)
 
 
 def control_rows(pairs: Sequence[ControlledPair], controls: Sequence[Control], *, seed: int = 1) -> list[ControlRow]:
@@ -323,8 +323,8 @@ def scores_of(rows: Sequence[ControlRow]) -> dict[str, Any]:
     found["passes"] = next((row.control.passes for row in rows if row.control is not None), "all")
     for name, (part, control) in SCORES.items():
         row = next((r for r in rows if r.control and (r.control.part, r.control.name) == (part, control)), None)
-        if row is not None and row.matters is not None:
-            found[name] = {"score": row.matters.value, "low": row.matters.low, "high": row.matters.high}
+        if row is not None and row.lost is not None:
+            found[name] = {"score": row.lost.value, "low": row.lost.low, "high": row.lost.high}
     return found
 
 
@@ -346,30 +346,28 @@ def routing_sentence(card: Mapping[str, Any]) -> str:
         return ""
     try:
         pairs, measure = int(scores["pairs"]), MEASURES[scores["measure"]]
-        told = [f"{words} {_said(scores[name])}" for name, words in _WORDS.items() if name in scores]
+        phrases = [f"{words} {_phrase(scores[name])}" for name, words in _WORDS.items() if name in scores]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"The card of these weights holds scores of the routing that cannot be read ({error!r:.80})."
         ) from (error)
-    if not told:
+    if not phrases:
         return f"Routing of these weights: they gain nothing over the alignment ({_pairs(pairs)}, {measure})."
-    return f"Routing of these weights ({_pairs(pairs)}, {measure}): {'; '.join(told)}."
+    return f"Routing of these weights ({_pairs(pairs)}, {measure}): {'; '.join(phrases)}."
 
 
 _WORDS = {"encoder": "of the encoder:", "decoder": "of the decoder:", "attention": "attention as a whole:"}
 
 
-def _said(score: Mapping[str, Any]) -> str:
+def _phrase(score: Mapping[str, Any]) -> str:
     """One score in words."""
     low, high = (None if score[end] is None else float(score[end]) for end in ("low", "high"))
     share = Share(float(score["score"]), low, None if low is None else high)
     if low is None:
-        return f"{share.written()} of the gain depends on it (no interval: too few subjects)"
-    if not share.shown:
-        return f"no effect found ({share.written()})"
-    return (
-        f"{share.written()} of the gain depends on it" if share.value > 0 else f"better without it ({share.written()})"
-    )
+        return f"{share.text()} of the gain depends on it (no interval: too few subjects)"
+    if not share.excludes_zero:
+        return f"no effect found ({share.text()})"
+    return f"{share.text()} of the gain depends on it" if share.value > 0 else f"better without it ({share.text()})"
 
 
 def _pairs(pairs: int) -> str:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from napari_shmoareg.analysis.expert_load import ExpertLoad
-    from napari_shmoareg.cli.inspect_controls import Asked
+    from napari_shmoareg.cli.inspect_controls import ControlOptions
     from napari_shmoareg.engine.replay import Replay
     from napari_shmoareg.geometry import VolumePair
     from napari_shmoareg.model import SHMoAReg
@@ -135,10 +135,10 @@ def inspect(
         if at:
             raise InputError("--at names places to count choices at, which --controls does not: leave out one of them.")
         from napari_shmoareg.cli.inspect_controls import DEFAULT_OUT as CONTROLS_OUT
-        from napari_shmoareg.cli.inspect_controls import Asked
+        from napari_shmoareg.cli.inspect_controls import ControlOptions
 
-        asked = Asked(out or CONTROLS_OUT, card, passes.value, nan, channel, quiet, debug)
-        _control(what or [], pairs, running, asked)
+        options = ControlOptions(out or CONTROLS_OUT, card, passes.value, nan, channel, quiet, debug)
+        _control(what or [], pairs, running, options)
         return
     if pairs is not None:
         if what:
@@ -178,7 +178,7 @@ def inspect(
         typer.echo(f"\n{_where(what[0] if place is None else place, given=place is None, experts=len(found.load) > 0)}")
 
 
-def _control(what: list[Path], pairs: Path | None, running: Running, asked: Asked) -> None:
+def _control(what: list[Path], pairs: Path | None, running: Running, options: ControlOptions) -> None:
     """The controls on a list, a registration folder, or two images."""
     from napari_shmoareg.cli.inspect_controls import control_one, control_pairs
 
@@ -187,16 +187,16 @@ def _control(what: list[Path], pairs: Path | None, running: Running, asked: Aske
             raise InputError(
                 f"--pairs measures the pairs of {pairs}; name no folder and no image ({what[0]}) beside it."
             )
-        control_pairs(pairs, running, asked)
+        control_pairs(pairs, running, options)
     elif len(what) == 2 and not any((path / "report.json").is_file() for path in what):
 
         def aligned(network: SHMoAReg, report: Report) -> Replay:
             from napari_shmoareg.io.images import read_pair
 
             report("reading", 0.0)
-            return running.replay(read_pair(*what, nan=asked.nan, channel=asked.channel), network, report)
+            return running.replay(read_pair(*what, nan=options.nan, channel=options.channel), network, report)
 
-        control_one(aligned, running, asked)
+        control_one(aligned, running, options)
     elif len(what) == 1 and what[0].is_dir():
         from napari_shmoareg.io.registration_folder import read_scene
         from napari_shmoareg.io.weights import NO_NETWORK
@@ -212,7 +212,7 @@ def _control(what: list[Path], pairs: Path | None, running: Running, asked: Aske
             return Replay.of(scene.pair, network, affine=scene.affine, settings=scene.report["settings"])
 
         of_folder = replace(running, weights=running.weights or scene.weights)
-        control_one(again, of_folder, asked)
+        control_one(again, of_folder, options)
     else:
         raise typer.BadParameter("With --controls give one DIR that `register` wrote, two images, or --pairs LIST.csv")
 

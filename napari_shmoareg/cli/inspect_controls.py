@@ -41,13 +41,13 @@ PLAN, CONTROLS, PER_PAIR, GATES = "inspect.json", "controls.csv", "controls_per_
 FIGURE, SUMMARY = "controls", "summary.json"
 SEED = 0
 ALIGNED, CONTROLLED = 0.08, 0.8  # of the work on a pair, until it is aligned, and until all controls have run
-CHECKED = (
+CHECKS_LEGEND = (
     "Sign: how much of a choice the sign of the motion tells. Best: cells that chose the expert of the least local "
     "error, of those where it makes a difference. Kappa: the same above chance (0 chance, 1 always). Noise kappa: "
     "choices that stay under noise of 1 %, above chance. Label bits: what a choice tells of the label; untrained: what "
     "that of an untrained gate with equal loads tells."
 )
-READING = (
+SHARE_LEGEND = (
     "Gain kept: 100 % means that the change costs nothing, so that what was learned there is not needed; 0 % that the "
     "whole gain over the alignment is lost; below, that the result is worse than the alignment."
 )
@@ -91,8 +91,8 @@ class _Kept:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command was asked for beside the inputs.
+class ControlOptions:
+    """The options of the command, beside those of a registration.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ class Asked:
     debug: bool
 
 
-def control_pairs(listing: Path, running: Running, asked: Asked) -> None:
+def control_pairs(listing: Path, running: Running, options: ControlOptions) -> None:
     """Measure the pairs of a list that the folder does not have yet, and write what all of them come to.
 
     Raises
@@ -124,34 +124,34 @@ def control_pairs(listing: Path, running: Running, asked: Asked) -> None:
     """
     from napari_shmoareg.io.datasets import read_pair_list
 
-    listed = read_pair_list(listing, nan=asked.nan, channel=asked.channel)
+    listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
     name, network = running.network()
-    _check_card(asked, name)
-    controls = _controls(network, asked.passes)
+    _check_card(options, name)
+    controls = _controls(network, options.passes)
     measure: Measure = "dice" if all(f.moving_labels and f.fixed_labels for f in listed.files) else "similarity"
     if measure == "similarity" and any(f.moving_labels and f.fixed_labels for f in listed.files):
         say("Warning: not every pair has labels of both images, so that all are measured by their local correlation.")
     plan = _plan(listed, running, name, controls, measure)
-    begin_work(asked.out / PLAN, plan, "inspection")
-    (asked.out / PAIRS).mkdir(exist_ok=True)
-    kept = {n: _read_kept(asked.out, n, controls) for n in range(len(listed))}
+    begin_work(options.out / PLAN, plan, "inspection")
+    (options.out / PAIRS).mkdir(exist_ok=True)
+    kept = {n: _read_kept(options.out, n, controls) for n in range(len(listed))}
     done, failures = {n: found for n, found in kept.items() if found is not None}, dict[int, str]()
-    check_unchanged(asked.out, done)
+    check_unchanged(options.out, done)
     try:
-        with progress(asked.quiet) as report:
+        with progress(options.quiet) as report:
             report("loading", 0.0)
             for number in (n for n in kept if n not in done):
-                found = _tried(listed, number, running, network, controls, measure, report, asked.debug)
-                _keep(found, asked.out, number, done, failures)
+                found = _measured_of_list(listed, number, running, network, controls, measure, report, options.debug)
+                _keep(found, options.out, number, done, failures)
         if not done:
             raise InputError(f"None of the {len(listed)} pairs could be measured. The first: {failures[0]}")
     except KeyboardInterrupt:
-        say(f"Stopped after {len(done)} of {len(listed)} pairs; {asked.out} holds them. The same command goes on.")
+        say(f"Stopped after {len(done)} of {len(listed)} pairs; {options.out} holds them. The same command goes on.")
         raise typer.Exit(CANCELLED) from None
-    _finish(plan, dict(sorted(done.items())), failures, controls, network, name, asked.out, asked)
+    _finish(plan, dict(sorted(done.items())), failures, controls, network, name, options.out, options)
 
 
-def control_one(make: Callable[[SHMoAReg, Report], Replay], running: Running, asked: Asked) -> None:
+def control_one(make: Callable[[SHMoAReg, Report], Replay], running: Running, options: ControlOptions) -> None:
     """Measure one pair, and write what it comes to into a new folder, whole or not at all.
 
     Parameters
@@ -159,7 +159,7 @@ def control_one(make: Callable[[SHMoAReg, Report], Replay], running: Running, as
     make : callable
         Reads and aligns the pair, given the network, telling how far it is.
     running : Running
-    asked : Asked
+    options : ControlOptions
 
     Raises
     ------
@@ -170,19 +170,19 @@ def control_one(make: Callable[[SHMoAReg, Report], Replay], running: Running, as
     from napari_shmoareg.io.places import check_new_folder
     from napari_shmoareg.io.versions import versions
 
-    check_new_folder(asked.out)
-    with progress(asked.quiet) as report:
+    check_new_folder(options.out)
+    with progress(options.quiet) as report:
         report("loading", 0.0)
         name, network = running.network()
-        _check_card(asked, name)
-        controls = _controls(network, asked.passes)
+        _check_card(options, name)
+        controls = _controls(network, options.passes)
         replay = make(network, report)
         found = _measured(replay, controls, None, report, (replay.pair.moving.name, replay.pair.fixed.name))
     settings = {"device": str(next(network.parameters()).device), "diffeomorphic": replay.diffeomorphic}
     plan = {"weights": weights_in_plan(name), "settings": settings, "versions": versions(), "pairs": [found.names]}
     plan |= _of_plan(controls, found.pair.measure)
-    with new_folder(asked.out) as folder:
-        _finish(plan, {0: found}, {}, controls, network, name, folder, asked)
+    with new_folder(options.out) as folder:
+        _finish(plan, {0: found}, {}, controls, network, name, folder, options)
 
 
 def _controls(network: SHMoAReg, passes: Passes) -> list[Control]:
@@ -194,14 +194,14 @@ def _controls(network: SHMoAReg, passes: Passes) -> list[Control]:
     return found
 
 
-def _check_card(asked: Asked, weights: str) -> None:
+def _check_card(options: ControlOptions, weights: str) -> None:
     """Refuse, before the work, a place for weights with a card that could not be written."""
-    if asked.card is not None:
+    if options.card is not None:
         from napari_shmoareg.io.places import check_new_file
 
-        if asked.card.suffix != ".safetensors":
-            raise InputError(f"--card names a file for weights, and has to end in .safetensors; got {asked.card}.")
-        check_new_file(asked.card, inputs=[weights] if Path(weights).is_file() else [])
+        if options.card.suffix != ".safetensors":
+            raise InputError(f"--card names a file for weights, and has to end in .safetensors; got {options.card}.")
+        check_new_file(options.card, inputs=[weights] if Path(weights).is_file() else [])
 
 
 def _plan(
@@ -226,7 +226,7 @@ def _used(files: PairFiles) -> tuple[Path | None, ...]:
     return files.moving, files.fixed, files.moving_labels, files.fixed_labels
 
 
-def _tried(
+def _measured_of_list(
     listed: PairList,
     number: int,
     running: Running,
@@ -239,16 +239,16 @@ def _tried(
     """One pair of a list measured, or why that failed."""
     from napari_shmoareg.io.images import read_pair
 
-    def said(title: str, done: float) -> None:
+    def report_pair(title: str, done: float) -> None:
         report(f"pair {number + 1} of {len(listed)}, {title}", (number + done) / len(listed))
 
     try:
-        said("reading", 0.0)
+        report_pair("reading", 0.0)
         moving, fixed, *labels = _used(listed.files[number])
         files = state_of((moving, fixed, *labels))
         pair = read_pair(str(moving), str(fixed), *labels, nan=listed.nan, channel=listed.channel)
-        replay = running.replay(pair, network, said)
-        return _measured(replay, controls, measure, said, (str(moving), str(fixed)), files)
+        replay = running.replay(pair, network, report_pair)
+        return _measured(replay, controls, measure, report_pair, (str(moving), str(fixed)), files)
     except Exception as error:
         if debug:
             traceback.print_exception(error, file=sys.stderr)
@@ -286,8 +286,8 @@ def _keep(found: Measured | str, out: Path, number: int, done: dict[int, Measure
         write_failure(found, out, number)
         failures[number] = found
         return
-    told = asdict(found.pair) | {"names": found.names, "checks": [asdict(check) for check in found.checks]}
-    write_json(told | {"about": found.about, "files": found.files}, file_of(out, number))
+    record = asdict(found.pair) | {"names": found.names, "checks": [asdict(check) for check in found.checks]}
+    write_json(record | {"about": found.about, "files": found.files}, file_of(out, number))
     done[number] = found
 
 
@@ -307,16 +307,16 @@ def _read_kept(out: Path, number: int, controls: Sequence[Control]) -> Measured 
     if not place.is_file():
         return None
     try:
-        told = read_object(place, "a measured pair")
-        if "error" in told:
+        record = read_object(place, "a measured pair")
+        if "error" in record:
             return None
-        check_fields(_Kept, {key: told[key] for key in get_type_hints(_Kept)})
-        for check in told["checks"]:
+        check_fields(_Kept, {key: record[key] for key in get_type_hints(_Kept)})
+        for check in record["checks"]:
             check_fields(ChoiceCheck, check)
-        values = {key: float(told["values"][key]) for key in (BEFORE, LEARNED, *(c.key for c in controls))}
-        pair = ControlledPair(told["moving"], told["fixed"], told["measure"], values)
-        checks = [ChoiceCheck(**check) for check in told["checks"]]
-        return Measured(pair, checks, tuple(told["names"]), told["about"], told["files"])
+        values = {key: float(record["values"][key]) for key in (BEFORE, LEARNED, *(c.key for c in controls))}
+        pair = ControlledPair(record["moving"], record["fixed"], record["measure"], values)
+        checks = [ChoiceCheck(**check) for check in record["checks"]]
+        return Measured(pair, checks, tuple(record["names"]), record["about"], record["files"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{place} is damaged ({error!r}). Delete it; the same command then measures this pair again."
@@ -331,7 +331,7 @@ def _finish(
     network: SHMoAReg,
     weights: str,
     folder: Path,
-    asked: Asked,
+    options: ControlOptions,
 ) -> None:
     """Write tables, figure and summary into a folder, print the tables, and write the card."""
     from napari_shmoareg.analysis.choice_checks import mean_checks
@@ -368,18 +368,18 @@ def _finish(
     for ending in ENDINGS:
         with writing(folder / f"{FIGURE}{ending}") as temporary:
             write_figure(controls_figure(rows, caption, kernels), temporary, about)
-    told = [{"pair": n + 1, "moving": one.names[0], "fixed": one.names[1], **one.about} for n, one in pairs.items()]
+    images = [{"pair": n + 1, "moving": one.names[0], "fixed": one.names[1], **one.about} for n, one in pairs.items()]
     failed = [{"pair": n + 1, "files": plan["pairs"][n], "error": error} for n, error in failures.items()]
     summary = {**plan, "network": network.config.to_dict(), "pairs_listed": len(plan["pairs"]), "pairs_done": len(done)}
-    summary |= {"pairs": told, "failed": failed, "routing_matters": scores, "sentence": sentence, "caption": caption}
-    write_json(summary | {"reading": [READING, CHECKED]}, folder / SUMMARY)
-    if asked.card is not None:
-        write_with_card(weights, asked.card, {"routing_matters": scores | {"shmoareg": versions()["shmoareg"]}})
-    if not asked.quiet:
+    summary |= {"pairs": images, "failed": failed, "routing_matters": scores, "sentence": sentence, "caption": caption}
+    write_json(summary | {"reading": [SHARE_LEGEND, CHECKS_LEGEND]}, folder / SUMMARY)
+    if options.card is not None:
+        write_with_card(weights, options.card, {"routing_matters": scores | {"shmoareg": versions()["shmoareg"]}})
+    if not options.quiet:
         show(*_tables(rows, kernels), _gates_table(mean_checks(checks, by_layer=True)))
         files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != PLAN)
-        lines = [CHECKED, "", READING, "", sentence, "", *(f"  {asked.out / name}" for name in files)]
-        lines += [] if asked.card is None else [f"  {asked.card}: the weights with these scores on their card"]
+        lines = [CHECKS_LEGEND, "", SHARE_LEGEND, "", sentence, "", *(f"  {options.out / name}" for name in files)]
+        lines += [] if options.card is None else [f"  {options.card}: the weights with these scores on their card"]
         typer.echo("\n".join(lines))
 
 
@@ -409,7 +409,7 @@ def _tables(rows: Sequence[ControlRow], kernels: Sequence[int]) -> list[Table]:
                 if row.change.low is not None:
                     change += f" [{row.change.low:+.3f}, {row.change.high:+.3f}]"
                 known = row.control is not None
-                kept = row.kept.written() if row.kept is not None else "no gain"
+                kept = row.kept.text() if row.kept is not None else "no gain"
                 table.add_row(
                     title_of(row, kernels), f"{row.value:.3f}", change if known else "", kept if known else ""
                 )

@@ -11,10 +11,10 @@ import torch
 from napari_shmoareg.analysis.choice_checks import (
     ChoiceCheck,
     check_choices,
-    information,
     kappa,
     mean_checks,
-    share_told,
+    mutual_information,
+    share_explained,
 )
 from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.engine.losses import squared_correlation
@@ -37,13 +37,13 @@ def test_kappa_is_cohens_and_1_only_without_change():
 
 def test_information_is_that_of_the_counts():
     labels = np.array([1, 1, 1, 1, 7, 7, 7, 7])
-    assert information(np.array([[0, 0, 0, 0, 2, 2, 2, 2]]), labels) == pytest.approx(1)
-    assert information(np.array([[0, 1, 0, 1, 0, 1, 0, 1]]), labels) == pytest.approx(0)
+    assert mutual_information(np.array([[0, 0, 0, 0, 2, 2, 2, 2]]), labels) == pytest.approx(1)
+    assert mutual_information(np.array([[0, 1, 0, 1, 0, 1, 0, 1]]), labels) == pytest.approx(0)
     halves = np.array([[0, 0, 0, 1, 1, 1, 1, 0]])
-    assert information(halves, labels) == pytest.approx(1 + 0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
-    assert information(np.array([[0, 0, 1, 1], [1, 1, 0, 0]]), labels[2:6]) == pytest.approx(0)
-    assert share_told(np.array([0, 0, 2, 2]), np.array([1, 1, 0, 0])) == pytest.approx(1)
-    assert share_told(np.array([1, 1]), np.array([0, 1])) is None
+    assert mutual_information(halves, labels) == pytest.approx(1 + 0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
+    assert mutual_information(np.array([[0, 0, 1, 1], [1, 1, 0, 0]]), labels[2:6]) == pytest.approx(0)
+    assert share_explained(np.array([0, 0, 2, 2]), np.array([1, 1, 0, 0])) == pytest.approx(1)
+    assert share_explained(np.array([1, 1]), np.array([0, 1])) is None
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from napari_shmoareg.analysis.intervention import intervening
 from napari_shmoareg.analysis.paired_test import subject_draws
 from napari_shmoareg.analysis.routing_figure import controls_caption, controls_figure, title_of
 from napari_shmoareg.analysis.routing_scores import (
-    Agreement,
     ControlledPair,
+    PairMeasure,
     Share,
     control_rows,
     measure_controls,
@@ -57,11 +57,11 @@ def test_the_table_is_what_is_counted_by_hand():
         assert row.value == pytest.approx(np.mean(values)) and (row.pairs, row.images) == (6, 6)
         assert row.change.value == pytest.approx(np.mean(np.subtract(values, learned)))
         assert row.kept.value == pytest.approx(sum(np.subtract(values, before)) / gain)
-        assert row.matters.value == pytest.approx(sum(np.subtract(learned, values)) / gain)
-        assert row.matters.low == pytest.approx(1 - row.kept.high)
-    lost = rows["decoder shuffled"].matters
-    assert lost.value == pytest.approx(0.30 / 0.58) and lost.shown and lost.low < lost.value < lost.high
-    assert not rows["encoder shuffled"].matters.shown
+        assert row.lost.value == pytest.approx(sum(np.subtract(learned, values)) / gain)
+        assert row.lost.low == pytest.approx(1 - row.kept.high)
+    lost = rows["decoder shuffled"].lost
+    assert lost.value == pytest.approx(0.30 / 0.58) and lost.excludes_zero and lost.low < lost.value < lost.high
+    assert not rows["encoder shuffled"].lost.excludes_zero
     table = rows["decoder shuffled"].to_dict()
     assert (table["control"], table["part"], table["passes"], table["pairs"]) == ("shuffled", "decoder", "all", 6)
     assert table["dice"] == rows["decoder shuffled"].value and table["share_of_gain_kept"] == pytest.approx(0.28 / 0.58)
@@ -85,7 +85,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_subjects_drawn_one_by_one():
             lost = sum(n * (p.values["learned"] - p.values["decoder shuffled"]) for p, n in counted)
             shares.append(lost / gain)
     row = next(r for r in control_rows(pairs, CONTROLS) if r.key == "decoder shuffled")
-    np.testing.assert_allclose((row.matters.low, row.matters.high), np.percentile(shares, [2.5, 97.5]), atol=0.02)
+    np.testing.assert_allclose((row.lost.low, row.lost.high), np.percentile(shares, [2.5, 97.5]), atol=0.02)
 
 
 def test_few_subjects_have_no_interval_and_pairs_of_other_people_are_drawn_themselves():
@@ -98,14 +98,14 @@ def test_few_subjects_have_no_interval_and_pairs_of_other_people_are_drawn_thems
     assert len(ring) <= 500 and (ring.sum(axis=1) > 0).all()
     assert np.array_equal(ring, subject_draws([(p.moving, p.fixed) for p in RING], draws=500))
     row = control_rows(RING[:1], CONTROLS)[-1]
-    assert row.change.low is None and row.matters.low is None and not row.matters.shown
-    assert row.to_dict()["low"] == "" and row.matters.value == pytest.approx(0.5)
+    assert row.change.low is None and row.lost.low is None and not row.lost.excludes_zero
+    assert row.to_dict()["low"] == "" and row.lost.value == pytest.approx(0.5)
 
 
 def test_a_network_that_gains_nothing_has_no_share_of_it():
     worse = [replace(p, values=p.values | {"learned": p.values["before"] - 0.01}) for p in RING]
     rows = control_rows(worse, CONTROLS)
-    assert all(row.kept is None and row.matters is None for row in rows)
+    assert all(row.kept is None and row.lost is None for row in rows)
     scores = scores_of(rows)
     assert "encoder" not in scores and scores["learned"] < scores["before"]
     assert "gain nothing over the alignment (6 pairs, Dice)" in routing_sentence({"routing_matters": scores})
@@ -146,7 +146,7 @@ def test_the_card_says_what_was_found_and_the_sentence_what_the_card_says():
 
 
 def test_shares_are_written_as_whole_percents():
-    assert Share(0.451, 0.38, 0.524).written() == "45 % [38, 52]" and Share(-0.001).written() == "0 %"
+    assert Share(0.451, 0.38, 0.524).text() == "45 % [38, 52]" and Share(-0.001).text() == "0 %"
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_without_labels_it_is_the_local_correlation(pair, replay):
     still = replay.conformed.transform(torch.zeros(1, 3, *replay.grid.shape))
     assert found["before"] == similarity(pair, still).local
     assert found["learned"] == similarity(pair, replay.conformed.transform(replay.run()[0])).local
-    assert Agreement(replace(replay, pair=bare)).measure == "similarity"
+    assert PairMeasure(replace(replay, pair=bare)).measure == "similarity"
 
 
 def test_labels_that_no_two_images_share_are_refused(pair, replay):

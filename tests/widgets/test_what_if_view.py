@@ -473,7 +473,7 @@ def test_each_part_has_its_own_controls_and_each_says_what_it_is(view, choose):
         assert name in offered() and other not in offered()
         assert offered() == {"silence", "force", *(n for n, kind in KINDS.items() if part in kind.parts)}
     row = view.form.action.findData("moved")
-    assert view.form.action.itemData(row, 3) == KINDS["moved"].told  # Qt.ToolTipRole
+    assert view.form.action.itemData(row, 3) == KINDS["moved"].description  # Qt.ToolTipRole
     pick_control(view, choose, "attention_off", part="encoder", image="moving")
     assert view.form.expert.isHidden() and view.form.wish.change(view.scene) == Control(
         "attention_off", "encoder", image="moving"

@@ -232,7 +232,9 @@ def _note(scene: Scene, copied: bool) -> str:
     return "\n".join(notes)
 
 
-_SAID: weakref.WeakKeyDictionary[Scene, tuple[str, str]] = weakref.WeakKeyDictionary()  # weights, and what they say
+_ROUTING_LINES: weakref.WeakKeyDictionary[Scene, tuple[str, str]] = (
+    weakref.WeakKeyDictionary()
+)  # weights, and what they say
 
 
 def _routing(scene: Scene) -> str:
@@ -240,7 +242,7 @@ def _routing(scene: Scene) -> str:
     from napari_shmoareg.io.weights import routing_of
 
     weights = weights_of(scene)
-    if _SAID.get(scene, ("", ""))[0] != weights:
+    if _ROUTING_LINES.get(scene, ("", ""))[0] != weights:
         known = routing_of(weights) if scene.expert_maps or scene.token_loads else None
-        _SAID[scene] = weights, "" if known is None else known or NOT_MEASURED
-    return _SAID[scene][1]
+        _ROUTING_LINES[scene] = weights, "" if known is None else known or NOT_MEASURED
+    return _ROUTING_LINES[scene][1]

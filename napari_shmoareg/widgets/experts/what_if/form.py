@@ -207,7 +207,7 @@ class WhatIfForm(QWidget):
             kinds: dict[Any, Any] = {name: kind for name, kind in KINDS.items() if part in kind.parts}
             fill(self.action, ACTIONS | {name: f"control: {kind.title}" for name, kind in kinds.items()})
             for name, kind in kinds.items():
-                self.action.setItemData(self.action.findData(name), kind.told, Qt.ItemDataRole.ToolTipRole)
+                self.action.setItemData(self.action.findData(name), kind.description, Qt.ItemDataRole.ToolTipRole)
         self._offer_experts()
 
     def _offer_experts(self) -> None:
