@@ -87,7 +87,9 @@ def unigradicon_file(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(unigradicon, "SIDE", 8)
     monkeypatch.setattr(unigradicon, "build_network", Still)
     torch.save(Still().state_dict(), tmp_path / "unigradicon.trch")
-    return tmp_path / "unigradicon.trch"
+    yield tmp_path / "unigradicon.trch"
+    for module in [name for name in sys.modules if name.partition(".")[0] == "icon_registration"]:
+        del sys.modules[module]  # the stand-in; monkeypatch puts back a real one
 
 
 @pytest.fixture
