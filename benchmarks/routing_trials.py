@@ -83,6 +83,9 @@ ARMS: dict[str, Arm] = {
     "kernels-alike": Arm("1, 3, 5 begin as one function", {"kernels_start": "alike"}),
     "routing-0.05": Arm("the paper's labels, at the weight of the counterfactual ones", {"routing_weight": 0.05}),
     "counterfactual": Arm("counterfactual labels, weight 0.05", COUNTERFACTUAL),
+    "head-diversity": Arm("heads that attend alike pushed apart, weight 0.1", {"head_diversity_weight": 0.1}),
+    "gate-jitter": Arm("noise on the kernels' choice over the first third", {"gate_jitter": 1.0}),
+    "damping": Arm("a tenth of the gradient to kernels chosen wrongly", {"expert_damping": 0.1}),
     "teacher-drawn": Arm("the true motion in half of the steps", {"known_motion": 0.5, "teacher": "drawn"}),
     "teacher-descent": Arm("a refinement's displacement", {"teacher": "descent"}),
     "tokens-combined": Arm(

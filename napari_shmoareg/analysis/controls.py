@@ -32,7 +32,9 @@ Name = Literal[
     "shuffled",
     "shuffled_choice",
     "moved",
+    "moved_near",
     "random",
+    "silenced",
     "fixed",
     "untrained_gate",
     "constant_weights",
@@ -43,6 +45,8 @@ Name = Literal[
 Passes = Literal["all", "last"]
 SWEEPS = 60  # of `equal_loads`, at most
 PATIENCE = 8  # of them, without getting nearer
+NEAR = 4  # cells, of `moved_near`
+ABOUT_ONE = ("fixed", "silenced")  # controls that can be about one expert
 CLOSE = 1e-3  # share of the cells by which loads may miss before single cells are moved
 
 
@@ -64,8 +68,10 @@ KINDS: dict[Name, Kind] = {
         "experts of each cell given to another cell, drawn at random; every cell keeps its own weights",
     ),
     "moved": Kind("moved by half the grid", ("encoder", "decoder"), "the map of experts and weights shifted"),
+    "moved_near": Kind("moved by 4 cells", ("encoder", "decoder"), "the map of experts and weights shifted a little"),
     "random": Kind("random experts", ("encoder", "decoder"), "experts drawn at random, own weights"),
     "fixed": Kind("one choice everywhere", ("encoder", "decoder"), "the same experts at every cell, own weights"),
+    "silenced": Kind("one kernel silenced", ("decoder",), "one expert never chosen; the next best instead"),
     "untrained_gate": Kind(
         "untrained gate, equal loads", ("encoder", "decoder"), "an untrained gate chooses, with the same loads"
     ),
@@ -94,10 +100,15 @@ class Control:
     ``moved``
         The map of (experts, weights) shifted by half the grid along every axis, what leaves it at one side coming in
         at the other.  Kept: all of ``shuffled``, and the spatial structure.  Changed: what it stands on.
+    ``moved_near``
+        As ``moved``, but by 4 cells along each axis (on axes of up to 4 cells, by half of them): what stands nearby.
     ``random``
         k different experts per cell, each set as likely as any other; own weights.  Loads become even.
     ``fixed``
         At every cell the k experts that the gate chose most often on this image, or `expert`; own weights.
+    ``silenced``
+        Decoder: the kernel that the gate chose most often, or `expert`, is chosen nowhere; the voxels that had chosen
+        it take the next best in its place, with that one's own gate value.
     ``untrained_gate``
         The cells choose by an untrained gate of the same form on the same features (initialised as a new network's,
         by the seed), whose experts are given biases so that the loads are those of the learned gate, to the cell;
@@ -121,7 +132,7 @@ class Control:
     passes : {"all", "last"}
         Whether it acts in every pass of the cascade, or in the last one alone (see `Experiment.run`).
     expert : int, optional
-        For ``fixed`` at gates that choose one expert.
+        For ``silenced``, and for ``fixed`` at gates that choose one expert.
     seed : int
         At least 0; of the draws.
 
@@ -150,7 +161,7 @@ class Control:
             raise InputError(f"There is no control '{self.name}' of the {self.part}; there are: {known}.")
         if self.passes not in get_args(Passes):
             raise InputError(f"A control acts in the passes 'all' or 'last'; got {self.passes!r}.")
-        if self.expert is not None and self.name != "fixed":
+        if self.expert is not None and self.name not in ABOUT_ONE:
             raise InputError(f"The control '{self.name}' is about no single expert; leave out expert={self.expert}.")
         if self.seed < 0:
             raise InputError(f"The seed of a control is a whole number from 0; got {self.seed}.")
@@ -170,7 +181,13 @@ class Control:
     @property
     def title(self) -> str:
         """For people: "shuffled"; "expert 2 everywhere"."""
-        return KINDS[self.name].title if self.expert is None else f"expert {self.expert} everywhere"
+        if self.expert is None:
+            return KINDS[self.name].title
+        return self.title_with(f"expert {self.expert}")
+
+    def title_with(self, expert: str) -> str:
+        """For people, the one expert that it is about called by a name: "5x5x5 silenced"."""
+        return f"{expert} {'everywhere' if self.name == 'fixed' else 'silenced'}"
 
     def concerns(self, place: Any) -> bool:
         """Whether a gate, a record or a place with the same fields is meant; a gate serves both images."""
@@ -180,7 +197,7 @@ class Control:
 def controls_of(network: SHMoAReg, *, passes: Passes = "all", seed: int = 0) -> list[Control]:
     """All controls that a network has use for: each over all of its encoder, or all of its decoder.
 
-    A decoder of at most four kernels has one ``fixed`` for each of them in place of that of the favourites.
+    A decoder of at most four kernels has a ``fixed`` and a ``silenced`` for each of them in place of the favourites'.
     """
     sites, found = gates_of(network), list[Control]()
     for part in get_args(Part):
@@ -190,7 +207,7 @@ def controls_of(network: SHMoAReg, *, passes: Passes = "all", seed: int = 0) -> 
             names = ["attention_off"]
         for name in names:
             count = own[0].num_experts if own else 0
-            each = name == "fixed" and all(site.top_k == 1 for site in own) and count <= 4
+            each = name in ABOUT_ONE and all(site.top_k == 1 for site in own) and count <= 4
             experts: list[int | None] = [*range(count)] if each else [None]
             found += [Control(name, part, passes=passes, expert=expert, seed=seed) for expert in experts]
     return found
@@ -310,10 +327,15 @@ def _edited(
         order = torch.from_numpy(lot.permutation(n)).to(values.device)
         if control.name == "shuffled":
             return values[order]
-    if control.name == "moved":
-        rolled = values.unflatten(0, cells).roll([size // 2 for size in cells], dims=(0, 1, 2))
-        return rolled.flatten(0, 2)
+    if control.name in ("moved", "moved_near"):
+        farthest = max(cells) if control.name == "moved" else NEAR
+        steps = [min(size // 2, farthest) for size in cells]
+        return values.unflatten(0, cells).roll(steps, dims=(0, 1, 2)).flatten(0, 2)
     own, chosen = choose(values, site.top_k, dim=-1)
+    if control.name == "silenced":
+        often = torch.bincount(chosen.flatten(), minlength=count)
+        silent = int(often.argmax()) if control.expert is None else control.expert
+        return values.index_fill(-1, torch.tensor([silent], device=values.device), 0.0)
     if control.name == "shuffled_choice":
         chosen = chosen[order]
     elif control.name == "random":

@@ -109,7 +109,7 @@ def title_of(row: ControlRow, kernels: Sequence[int] = ()) -> str:
         return TITLES[row.key]
     if control.part == "decoder" and control.expert is not None and control.expert < len(kernels):
         size = str(kernels[control.expert])
-        return "\u00d7".join([size] * 3) + " everywhere"
+        return control.title_with("\u00d7".join([size] * 3))
     return control.title
 
 

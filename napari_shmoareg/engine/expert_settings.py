@@ -54,6 +54,16 @@ class ExpertLearning:
         (dense to sparse, EvoMoE, arXiv 2112.14397); 0 for none.
     gate_temperature : float
         Of the gates of the attention heads at the first of these steps; it falls to 1 at the last of them.
+    head_diversity_weight : float
+        Of the mean squared cosine between what the heads chosen by a token attend to; 0 where they are orthogonal.
+        Heads that attend alike are pushed apart (as the orthogonality of experts, arXiv 2310.09762).
+    gate_jitter : float
+        Standard deviation of noise on the logits that SHMoE chooses by, at the first step; it falls to 0 over the
+        first third of the steps. Which expert is chosen varies, T does not (noisy gating, arXiv 1701.06538).
+    expert_damping : float
+        Factor on the gradient that reaches an expert of SHMoE at voxels where the error signal is above the quantile
+        of Eq. (7), where it should not have been chosen; 1 for none. As in SMoE (Dryden and Hoefler 2022,
+        arXiv 2211.13491).
     routing_target : {"error", "counterfactual"}
         Where the labels of Eq. (7) come from. error: the paper's error signal. counterfactual: the label is 1 for
         the expert whose residual alone would leave the least local error, 0 for the others (oracle assignment, as in
@@ -78,6 +88,9 @@ class ExpertLearning:
     z_weight: float = 0.0
     dense_share: float = 0.0
     gate_temperature: float = 1.0
+    head_diversity_weight: float = 0.0
+    gate_jitter: float = 0.0
+    expert_damping: float = 1.0
     routing_target: Literal["error", "counterfactual"] = "error"
     gates: Literal["learned", "frozen"] = "learned"
     attention: Literal["learned", "off"] = "learned"
@@ -98,6 +111,9 @@ class ExpertLearning:
             (0 <= self.z_weight < math.inf, "z_weight", "at least 0"),
             (0 <= self.dense_share <= 1, "dense_share", "between 0 and 1"),
             (1 <= self.gate_temperature < math.inf, "gate_temperature", "at least 1"),
+            (0 <= self.head_diversity_weight < math.inf, "head_diversity_weight", "at least 0"),
+            (0 <= self.gate_jitter < math.inf, "gate_jitter", "at least 0"),
+            (0 <= self.expert_damping <= 1, "expert_damping", "between 0 and 1"),
             (self.routing_target in ("error", "counterfactual"), "routing_target", "'error' or 'counterfactual'"),
             (self.gates in ("learned", "frozen"), "gates", "'learned' or 'frozen'"),
             (self.attention in ("learned", "off"), "attention", "'learned' or 'off'"),

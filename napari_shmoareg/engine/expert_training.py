@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from napari_shmoareg.engine.expert_settings import ExpertLearning
+from napari_shmoareg.engine.losses import damped
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import InputError
 from napari_shmoareg.model import RoutingTrace, SHMoAReg, SHMoARegConfig
@@ -20,6 +22,7 @@ from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.model.routing import SoftmaxGate
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
 
+JITTER_SHARE = 1 / 3  # of the steps, over which `gate_jitter` falls to 0
 FROM_NOTHING = ("moa_output_scale", "kernels_start")
 
 
@@ -118,16 +121,23 @@ def experts_at(network: SHMoAReg, settings: FineTuning, step: int) -> Iterator[N
     """The experts as they are chosen and compared in a step, from 0: forward and backward; as before after that."""
     gates = softmax_gates(network)
     levels = [cast(Level, level) for level in network.decoder.levels]
+    heads = [level.head for level in levels if isinstance(level.head, SHMoE)]
     before = [(gate.top_k, gate.temperature) for gate in gates]
+    damp = partial(damped, quantile=settings.quantile, factor=settings.expert_damping)
     try:
         for gate in gates:
             gate.top_k, gate.temperature = chosen_at(settings, step, len(gate.weight), gate.top_k)
+        for head in heads:
+            head.jitter = jitter_at(settings, step)
+            head.damp = damp if settings.expert_damping < 1 else None
         for level in levels:
             level.compare_experts = settings.routing_target == "counterfactual" and settings.routing_weight > 0
         yield
     finally:
         for gate, (top_k, temperature) in zip(gates, before, strict=True):
             gate.top_k, gate.temperature = top_k, temperature
+        for head in heads:
+            head.jitter, head.damp = 0.0, None
         for level in levels:
             level.compare_experts = False
 
@@ -137,6 +147,25 @@ def chosen_at(settings: FineTuning, step: int, num_experts: int, top_k: int) -> 
     last = settings.dense_share * settings.steps
     left = max(0.0, 1 - step / last) if last else 0.0
     return top_k + round(left * (num_experts - top_k)), 1 + left * (settings.gate_temperature - 1)
+
+
+def jitter_at(settings: FineTuning, step: int) -> float:
+    """Standard deviation of the noise on the logits that SHMoE chooses by, at a step, from 0."""
+    return settings.gate_jitter * max(0.0, 1 - step / (JITTER_SHARE * settings.steps))
+
+
+@contextmanager
+def attended_by_heads(network: SHMoAReg, wanted: bool = True) -> Iterator[list[Tensor]]:
+    """What the chosen heads of each MoA layer with at least two attend to, while the block lasts."""
+    layers = [module for module in network.encoder.modules() if isinstance(module, MoA) and wanted]
+    seen: list[Tensor] = []
+    try:
+        for layer in layers:
+            layer.watch = seen if layer.top_k > 1 else None
+        yield seen
+    finally:
+        for layer in layers:
+            layer.watch = None
 
 
 @contextmanager

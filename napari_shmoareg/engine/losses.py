@@ -227,6 +227,39 @@ def z_loss(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.logsumexp(z, dim=-1).square().mean() for z in logits]).mean()
 
 
+def head_similarity(attended: Sequence[Tensor]) -> Tensor:
+    """How alike the heads that a token chose attend: the mean squared cosine of two of them.  A scalar in [0, 1].
+
+    Parameters
+    ----------
+    attended : sequence of Tensor (..., k, d)
+        Of each layer, with k >= 2: the chosen heads' outputs of Eq. (1), before the output projection.
+    """
+    terms = []
+    for heads in attended:
+        unit = F.normalize(heads.float(), dim=-1)
+        cosines = unit @ unit.transpose(-1, -2)
+        k = heads.shape[-2]
+        terms.append((cosines.square().sum((-1, -2)) - unit.square().sum((-1, -2))).mean() / (k * (k - 1)))
+    return torch.stack(terms).mean()
+
+
+def damped(gradient: Tensor, *, quantile: float, factor: float) -> Tensor:
+    """A gradient at chosen experts, with less of it where it is large.  Sec. III-C's error signal.
+
+    Parameters
+    ----------
+    gradient : Tensor (B, k, D, H, W)
+    quantile : float in [0, 1]
+        Of the magnitudes that are not 0, per sample: beyond it a choice counts as wrong, as in `routing_labels`.
+    factor : float in [0, 1]
+        What is left there.
+    """
+    magnitude = gradient.abs()
+    threshold = torch.stack([_quantile(sample, quantile) for sample in magnitude]).view(-1, 1, 1, 1, 1)
+    return torch.where(magnitude > threshold, factor * gradient, gradient)
+
+
 def _entropy(probabilities: Tensor, dim: int) -> Tensor:
     return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim)
 

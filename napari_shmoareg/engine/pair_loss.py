@@ -17,7 +17,7 @@ from napari_shmoareg.engine.conform import Conformed
 from napari_shmoareg.engine.correspondence import correspondence_loss
 from napari_shmoareg.engine.counterfactual import counterfactual_loss
 from napari_shmoareg.engine.device import choose_bfloat16
-from napari_shmoareg.engine.expert_training import seen_by_gates, shared_strides
+from napari_shmoareg.engine.expert_training import attended_by_heads, seen_by_gates, shared_strides
 from napari_shmoareg.engine.teacher import descent_motion, end_point_error
 from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import field
@@ -104,7 +104,10 @@ def loss_of(
     if settings.teacher == "descent" and settings.teacher_weight > 0:
         teacher = descent_motion(replace(pair, moving=first, fixed=second))
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        with seen_by_gates(network, settings.z_weight > 0) as seen:
+        with (
+            seen_by_gates(network, settings.z_weight > 0) as seen,
+            attended_by_heads(network, settings.head_diversity_weight > 0) as attended,
+        ):
             encoded = network.encode(first, second, checkpointing=settings.checkpointing)
         output = network.decode_both(encoded, diffeomorphic=diffeomorphic, checkpointing=settings.checkpointing)
     terms = total_loss(
@@ -116,6 +119,9 @@ def loss_of(
     if seen:
         logits = [gate.logits(tokens) for gate, tokens in seen]
         terms = terms._replace(total=terms.total + settings.z_weight * losses.z_loss(logits))
+    if attended:
+        alike = losses.head_similarity(attended)
+        terms = terms._replace(total=terms.total + settings.head_diversity_weight * alike)
     if motion is not None and settings.correspondence_weight > 0:
         apart = correspondence_loss(encoded.pyramid, motion, shared_strides(network, settings), rng)
         terms = terms._replace(total=terms.total + settings.correspondence_weight * apart)

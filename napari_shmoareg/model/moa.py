@@ -29,6 +29,11 @@ class MoA(nn.Module):
     num_experts, top_k : int
     detach_weights, choice_bias : bool
         See `SHMoARegConfig`.
+
+    Attributes
+    ----------
+    watch : list of Tensor or None
+        Where each forward leaves what the chosen heads attended to, (B, D, H, W, k, d); for learning.
     """
 
     bias_tables = 1
@@ -45,6 +50,7 @@ class MoA(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim, self.num_experts = head_dim, num_experts
+        self.watch: list[Tensor] | None = None
         self.detach_weights = detach_weights
         self.gate = SoftmaxGate(channels, num_experts, top_k=top_k, choice_bias=choice_bias)
         self.query = nn.Parameter(torch.empty(num_experts, channels, head_dim))
@@ -96,6 +102,8 @@ class MoA(nn.Module):
         attended = attend(q, key.expand_as(q), value.expand_as(q), bias)  # Eq. (1)-(2), (B*W, k, T, d)
 
         attended = layout.join(attended.transpose(1, 2).flatten(-2)).unflatten(-1, (k, d))
+        if self.watch is not None:
+            self.watch.append(attended)
         weighted = attended * weights[..., None].to(attended.dtype)
         slots = torch.zeros(*weighted.shape[:-2], self.num_experts, d, dtype=weighted.dtype, device=weighted.device)
         y = slots.scatter(-2, ids, weighted).flatten(-2) @ self.output.flatten(0, 1).to(weighted.dtype)  # Eq. (3)

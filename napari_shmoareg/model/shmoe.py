@@ -5,6 +5,7 @@ Sec. III-C, Eq. (6), Fig. 3.  B batch, N experts, k chosen, C channels, D H W sp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast, get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from napari_shmoareg.model.routing import Direction, Routing, SigmoidGate, choose
 
+SLAB = 32  # planes that are convolved at once without gradients
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
@@ -31,6 +33,13 @@ class SHMoE(nn.Module):
     top_k : int
     routing_only : bool
         Multiply by a detached T, so that only the routing loss trains the gate.
+
+    Attributes
+    ----------
+    jitter : float
+        Standard deviation of noise on the logits that the choice is made by; 0 but while learning asks for it.
+    damp : callable or None
+        Changes the gradient, (B, k, D, H, W), that reaches the chosen experts' outputs; for learning.
     """
 
     def __init__(
@@ -38,6 +47,7 @@ class SHMoE(nn.Module):
     ) -> None:
         super().__init__()
         self.kernels, self.top_k, self.routing_only = kernels, top_k, routing_only
+        self.jitter, self.damp = 0.0, cast(Callable[[Tensor], Tensor] | None, None)
         self.gates = nn.ModuleDict({direction: SigmoidGate(channels, len(kernels)) for direction in DIRECTIONS})
         self.experts = nn.ModuleDict(
             {
@@ -64,8 +74,15 @@ class SHMoE(nn.Module):
         for axis, direction in enumerate(DIRECTIONS):
             probabilities = self.gates[direction](logits[axis])
             weights, experts = choose(probabilities, self.top_k)
+            if self.jitter > 0:
+                noise = self.jitter * torch.randn_like(logits[axis])
+                experts = choose(logits[axis].detach() + noise, self.top_k)[1]
+                weights = probabilities.gather(1, experts)
             factor = weights.detach() if self.routing_only else weights
-            residuals.append((factor * outputs[axis].gather(1, experts)).sum(1, keepdim=True))
+            chosen = outputs[axis].gather(1, experts)
+            if self.damp is not None and chosen.requires_grad:
+                chosen.register_hook(self.damp)
+            residuals.append((factor * chosen).sum(1, keepdim=True))
             routings.append(Routing(probabilities, experts, weights))
         return torch.cat(residuals, dim=1), tuple(routings)
 
@@ -116,12 +133,8 @@ class SHMoE(nn.Module):
         ]
         for i in set(range(n)) - set(small):
             large = [self._convs(direction)[i] for direction in DIRECTIONS]
-            output = F.conv3d(
-                features,
-                torch.cat([conv.weight for conv in large]),
-                torch.cat([cast(Tensor, conv.bias) for conv in large]),
-                padding=self.kernels[i] // 2,
-            ).to(kind)
+            weight = torch.cat([conv.weight for conv in large])
+            output = same_convolution(features, weight, torch.cat([cast(Tensor, conv.bias) for conv in large])).to(kind)
             for column, piece in zip(columns, output.split(1, dim=1), strict=True):
                 column[i] = piece
         return [torch.cat([column[i] for i in range(n)], dim=1) for column in columns], [x, y, z]
@@ -139,6 +152,43 @@ class ConvHead(nn.Module):
         """Features (B, C, D, H, W) to a residual (B, 3, D, H, W), float32; nothing is routed."""
         residual = self.conv(features)
         return residual.to(torch.promote_types(residual.dtype, torch.float32)), ()
+
+
+def same_convolution(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A convolution of few outputs by a large kernel, zeros beyond the edge: `conv3d`, but faster on CPUs.
+
+    On them its K planes are convolved as one, into K times as many channels, and added up shifted: three outputs leave
+    most of a vector register empty, fifteen fill it.  Without gradients this goes slab by slab, to spare memory.
+
+    Parameters
+    ----------
+    features : Tensor (B, C, D, H, W)
+    weight : Tensor (O, C, K, K, K)
+        K odd.
+    bias : Tensor (O,)
+
+    Returns
+    -------
+    Tensor (B, O, D, H, W)
+        As of `conv3d`, but for rounding.
+    """
+    outputs, size, length = len(weight), weight.shape[-1], features.shape[2]
+    r = size // 2
+    if features.device.type != "cpu":
+        return F.conv3d(features, weight, bias, padding=r)
+    planes = weight.movedim(2, 0).flatten(0, 1)[:, :, None]  # (K * O, C, 1, K, K)
+    slab = length if torch.is_grad_enabled() else SLAB
+    found = []
+    for first in range(0, length, slab):
+        last = min(first + slab, length)
+        begin, end = max(0, first - r), min(length, last + r)
+        each = F.conv3d(features[:, :, begin:end], planes, padding=(0, r, r)).unflatten(1, (size, outputs))
+        each = F.pad(each, (0, 0, 0, 0, begin - (first - r), last + r - end))
+        total = bias.view(-1, 1, 1, 1).to(each.dtype)
+        for i in range(size):
+            total = total + each[:, i, :, i : i + last - first]
+        found.append(total)
+    return torch.cat(found, dim=2) if len(found) > 1 else found[0]
 
 
 def start_at_zero(conv: nn.Conv3d) -> None:

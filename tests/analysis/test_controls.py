@@ -22,7 +22,16 @@ from napari_shmoareg.model.gates import attentions_of, gates_of
 from napari_shmoareg.model.moa import attend
 from napari_shmoareg.model.shmoe import SHMoE
 
-GATE_KINDS = ["shuffled", "shuffled_choice", "moved", "random", "fixed", "untrained_gate", "constant_weights"]
+GATE_KINDS = [
+    "shuffled",
+    "shuffled_choice",
+    "moved",
+    "moved_near",
+    "random",
+    "fixed",
+    "untrained_gate",
+    "constant_weights",
+]
 
 
 @pytest.fixture
@@ -117,9 +126,9 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
         own, ids, loads = selections(before, k)
         new, now, after_loads = selections(after, k)
         changed += int((ids.sort(-1).values != now.sort(-1).values).any())
-        if name in ("shuffled", "moved"):
+        if name in ("shuffled", "moved", "moved_near"):
             assert multiset(before, k) == multiset(after, k)
-        if name in ("shuffled", "shuffled_choice", "moved", "untrained_gate", "constant_weights"):
+        if name in ("shuffled", "shuffled_choice", "moved", "moved_near", "untrained_gate", "constant_weights"):
             assert torch.equal(loads, after_loads)
         if name in ("shuffled_choice", "random", "fixed", "untrained_gate"):
             assert torch.equal(own, new), "every cell keeps its own weights, to the last bit"
@@ -130,6 +139,10 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
             i, j, kk = (n // 2 for n in cells)
             grid = before.unflatten(0, cells).numpy()
             np.testing.assert_array_equal(np.roll(grid, (i, j, kk), (0, 1, 2)), after.unflatten(0, cells).numpy())
+        if name == "moved_near":
+            steps = [min(n // 2, 4) for n in cells]
+            grid = before.unflatten(0, cells).numpy()
+            np.testing.assert_array_equal(np.roll(grid, steps, (0, 1, 2)), after.unflatten(0, cells).numpy())
         if name == "random":
             share = after_loads / after_loads.sum()
             spread = (site.num_experts * len(before) * k) ** -0.5
@@ -146,6 +159,17 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
         assert changed, "some gate chose otherwise at some cell"
     else:
         assert changed == (0 if name == "constant_weights" else len(calls))
+
+
+def test_a_silenced_kernel_is_chosen_nowhere_and_the_next_best_takes_its_place(replay, network):
+    for expert in (None, 0, 2):
+        for _, _, before, after in watch(replay, Control("silenced", "decoder", expert=expert)).of_control():
+            first = before.topk(2, dim=-1)
+            silent = int(torch.bincount(first.indices[:, 0]).argmax()) if expert is None else expert
+            there = first.indices[:, 0] == silent
+            assert torch.equal(after.max(-1).indices, torch.where(there, first.indices[:, 1], first.indices[:, 0]))
+            assert torch.equal(after.max(-1).values, torch.where(there, first.values[:, 1], first.values[:, 0]))
+    assert Control("silenced", "decoder", expert=2).title_with("5x5x5") == "5x5x5 silenced"
 
 
 def test_padding_and_the_other_part_are_left_as_they_were(replay, network):

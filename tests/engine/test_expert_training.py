@@ -14,9 +14,12 @@ from napari_shmoareg.engine import losses, pair_loss
 from napari_shmoareg.engine.drawing import Drawing
 from napari_shmoareg.engine.expert_settings import ExpertLearning
 from napari_shmoareg.engine.expert_training import (
+    attended_by_heads,
     check_start,
     chosen_at,
     expert_config,
+    experts_at,
+    jitter_at,
     move_choice_bias,
     softmax_gates,
     start_experts,
@@ -62,6 +65,7 @@ def test_by_default_nothing_here_is_done():
     assert (paper.balance_weight, paper.balance, paper.dense_share, paper.gate_temperature) == (0, "switch", 0, 1)
     assert (paper.routing_target, paper.gates, paper.attention) == ("error", "learned", "learned")
     assert (paper.moa_output_scale, paper.kernels_start) == (1, "apart")
+    assert (paper.head_diversity_weight, paper.gate_jitter, paper.expert_damping) == (0, 0, 1)
     network = fresh()
     before = parts(network)
     start_experts(network, paper)
@@ -80,6 +84,8 @@ def test_by_default_nothing_here_is_done():
         ({"balance": "even"}, "'switch', 'mutual' or 'bias'"),
         ({"dense_share": -0.1}, "dense_share"),
         ({"gate_temperature": 0.5}, "gate_temperature must be at least 1"),
+        ({"expert_damping": 1.5}, "expert_damping must be between 0 and 1"),
+        ({"gate_jitter": -1.0}, "gate_jitter must be at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -103,7 +109,7 @@ def test_kernels_that_start_alike_are_one_function_and_others_are_not():
         start_experts(network, FineTuning(kernels_start=start))
         head = next(module for module in reversed(list(network.modules())) if isinstance(module, SHMoE))
         with torch.no_grad():
-            outputs = head._convolve(features)[0]
+            outputs = head.convolve(features)[0]
         spread[start] = [float((out - out[:, :1]).abs().max() / out.abs().max()) for out in outputs]
         assert [tuple(conv.weight.shape[2:]) for conv in head.experts["x"]] == [(1,) * 3, (3,) * 3, (5,) * 3]
         assert not torch.equal(outputs[0], outputs[1]), "directions are still drawn apart"
@@ -435,3 +441,70 @@ def test_a_stopped_run_with_all_of_it_goes_on_to_the_same_weights(checkpointing,
     assert part == totals and not changed(parts(whole), other)
     assert any(gate.choice_bias.any() for gate in softmax_gates(whole))
     assert any(isinstance(module, MoA) for module in whole.modules())
+
+
+# ---- options of the choice and of the experts' gradient
+
+
+def test_jitter_changes_the_choice_and_not_t_and_falls_to_none():
+    settings = FineTuning(steps=30, gate_jitter=2.0)
+    assert [round(jitter_at(settings, step), 3) for step in (0, 5, 10, 29)] == [2.0, 1.0, 0.0, 0.0]
+    head = next(module for module in fresh().modules() if isinstance(module, SHMoE))
+    features = torch.randn(1, head.experts["x"][0].in_channels, 6, 5, 4)
+    with torch.no_grad():
+        _, plain = head(features)
+        head.jitter = 2.0
+        _, noisy = head(features)
+    for a, b in zip(plain, noisy, strict=True):
+        assert not torch.equal(a.experts, b.experts)
+        assert torch.equal(a.probabilities, b.probabilities)
+        assert torch.equal(b.weights, b.probabilities.gather(1, b.experts))
+
+
+def test_damping_lessens_what_reaches_an_expert_where_the_error_is_large_and_not_what_reaches_the_gate():
+    gradient = torch.tensor([0.0, 1.0, -2.0, 3.0, -4.0]).view(1, 1, 5, 1, 1)
+    kept = losses.damped(gradient, quantile=0.5, factor=0.25)
+    assert kept.flatten().tolist() == [0.0, 1.0, -2.0, 0.75, -1.0]
+    gradients = []
+    for damp in (None, lambda g: 0.5 * g):
+        head = next(module for module in fresh().modules() if isinstance(module, SHMoE))
+        head.damp = damp
+        features = torch.randn(1, head.experts["x"][0].in_channels, 6, 5, 4, generator=torch.Generator().manual_seed(1))
+        head(features)[0].square().sum().backward()
+        gradients.append((head.experts["x"][1].weight.grad, head.gates["x"].weight.grad))
+    torch.testing.assert_close(gradients[1][0], 0.5 * gradients[0][0])
+    torch.testing.assert_close(gradients[1][1], gradients[0][1])
+
+
+def test_heads_that_attend_alike_cost_one_and_orthogonal_ones_nothing():
+    same = torch.randn(2, 3, 1, 1, 1, 8).expand(2, 3, 1, 1, 4, 8)
+    apart = torch.eye(8)[:4].expand(2, 3, 1, 1, 4, 8)
+    assert float(losses.head_similarity([same])) == pytest.approx(1, abs=1e-5)
+    assert float(losses.head_similarity([apart])) == 0
+    assert float(losses.head_similarity([same, apart])) == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_weight_of_head_diversity_makes_heads_attend_less_alike(pairs, checkpointing):
+    found = []
+    for weight in (0.0, 5.0):
+        network = fresh()
+        settings = FineTuning(
+            steps=12, learning_rate=3e-3, head_diversity_weight=weight, similarity="lncc", checkpointing=checkpointing
+        )
+        list(fine_tune(network, pairs, settings))
+        assert all(module.watch is None for module in network.modules() if isinstance(module, MoA))
+        with torch.no_grad(), attended_by_heads(network.eval()) as attended:
+            network.encode(pairs[0].moving, pairs[0].fixed)
+        found.append(float(losses.head_similarity(attended)))
+    assert found[1] < 0.9 * found[0]
+
+
+def test_a_step_with_jitter_and_damping_leaves_the_heads_as_they_were(pairs):
+    network = fresh()
+    settings = FineTuning(steps=2, gate_jitter=1.0, expert_damping=0.1, similarity="lncc")
+    with experts_at(network, settings, 0):
+        heads = [module for module in network.modules() if isinstance(module, SHMoE)]
+        assert heads and all(head.jitter == 1.0 and head.damp is not None for head in heads)
+    list(fine_tune(network, pairs, settings))
+    assert all(head.jitter == 0 and head.damp is None for head in heads)

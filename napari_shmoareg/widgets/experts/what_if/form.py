@@ -34,6 +34,7 @@ PASSES_TIP = (
     "The network runs at a coarse grid first, then on what is left: in all passes a control tells what the whole "
     "result depends on, in the last one what its maps and loads stand for. Silence and force change the last pass"
 )
+ONE_OR_OFTEN = ("fixed", "silenced")  # controls that are about one expert, or about those chosen most often
 OFTEN = -1  # in place of an expert: the ones that are chosen most often
 NULL_TIP = (
     "Run the same change for its random counterpart too: other experts' selections, as many, in patches alike, in the "
@@ -189,7 +190,7 @@ class WhatIfForm(QWidget):
     def _needs_expert(self) -> bool:
         """Whether the action is about one expert: of the controls only one that stands everywhere in the decoder."""
         action = self.action.currentData()
-        return action in ACTIONS or (action == "fixed" and self.where.part.currentData() == "decoder")
+        return action in ACTIONS or (action in ONE_OR_OFTEN and self.where.part.currentData() == "decoder")
 
     def offer(self, scene: Scene | None, find: Any) -> None:
         """Offer what there is of a registration; `find` gives it again later, so that nothing is held here."""
@@ -217,7 +218,7 @@ class WhatIfForm(QWidget):
         share = None if scene is None else selections(scene, **where)
         if share is not None and len(share) == count:
             names = [f"{name}: {100 * part:.1f} %" for name, part in zip(names, share, strict=True)]
-        often = {OFTEN: "the one chosen most often"} if action == "fixed" and names else {}
+        often = {OFTEN: "the one chosen most often"} if action in ONE_OR_OFTEN and names else {}
         fill(self.expert, often | dict(enumerate(names)))
         control = action not in ACTIONS
         self._show(self._below, self.expert, self._needs_expert)
