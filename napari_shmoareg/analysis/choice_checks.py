@@ -235,7 +235,7 @@ class _GateProbe:
 
     def _at_level(self, module: Level, args: Any, output: tuple[Tensor, Tensor, list[Any]]) -> None:
         """Sign of the residual, and the counterfactual best, of a level's three gates."""
-        features, below, steps = output[0], args[3], args[4]
+        features, below, steps = output[0], args[2], args[3]
         images = self._images(module.stride, features.shape[2:])
         outputs, _ = cast(SHMoE, module.head).convolve(features)
         pieces = [record.residual for record in output[2]]

@@ -92,7 +92,7 @@ def test_sign_share_and_best_expert_are_those_of_the_level_itself(pair, replay, 
     handle = levels[-1].register_forward_hook(lambda m, args, out: given.append((args, out)))
     replay.run()
     handle.remove()
-    (_, _, _, below, steps), (features, _, routed) = given[0]
+    (_, _, below, steps), (features, _, routed) = given[0]
     assert steps is None, "not diffeomorphic: the residual is the step"
     i, j, k = replay.grid.shape
     inside = content(pair, replay)

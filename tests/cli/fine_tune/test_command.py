@@ -198,7 +198,7 @@ def test_a_run_goes_on_with_more_steps_but_not_with_other_settings(begin, short,
         r"learning_rate \(0.001, not 0.5\), split \('4/2/0', not '3/3/0'\)"
     )
     assert plain(shmoareg(*go_on, "--steps", 3)).search("begun with 4 steps; their number may grow, not fall to 3")
-    assert plain(shmoareg(*go_on, "--from", weights)).search("began from .*small.safetensors, not from")
+    assert plain(shmoareg(*go_on, "--from", weights)).search("began from .*small.safetensors', not from")
     assert plain(shmoareg("fine-tune", tmp_path / "nowhere", *go_on[1:])).search("nowhere.*give its new place")
     more = ("--steps", 6, "--save-every", 2, "--overlap-weight", 0)
     again = shmoareg(*begin(out, *more, "--tensorboard", "--resume", "--json"))
