@@ -1,14 +1,16 @@
-"""Weights that learned on a data set, beside the shipped ones and other methods, on its unseen test part.
+"""Weights that learned on a data set, beside the shipped ones and other methods, on its unseen test
+part.
 
     python benchmarks/fine_tuning.py OUT --run unsupervised=RUN --run "with labels=OTHER_RUN"
         [--weights "after 5 minutes=FILE.safetensors"] [--methods start affine syn] [--pairs 20]
-    python benchmarks/fine_tuning.py OUT --dataset FOLDER --images 'images/*.nii.gz' --labels 'labels/*.nii.gz'
+    python benchmarks/fine_tuning.py OUT --dataset FOLDER --images 'images/*.nii.gz' --labels
+    'labels/*.nii.gz'
         --split 60/10/10
 
-One process, one scorer, the same pairs for all; the methods take turns pair by pair, so that a machine whose speed
-drifts is the same for all.  Each leaves an evaluation as `shmoareg evaluate` does in OUT; the table is OUT/table.md.
-SyN needs antspyx (pip install "shmoareg[peers]").  The same command goes on where it was stopped.
-"""
+One process, one scorer, the same pairs for all; the methods take turns pair by pair, so that a
+machine whose speed drifts is the same for all.  Each leaves an evaluation as `shmoareg evaluate`
+does in OUT; the table is OUT/table.md. SyN needs antspyx (pip install "shmoareg[peers]").  The same
+command goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--affine", default=None, help="as the runs had it, or auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--against", default="syn", help="the row that the others are tested against")
+    parser.add_argument(
+        "--against", default="syn", help="the row that the others are tested against"
+    )
     return parser.parse_args(words)
 
 
@@ -66,14 +70,18 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ |= dict.fromkeys(THREADS, str(arguments.threads))
     import torch
 
-    from napari_shmoareg.analysis.evaluation_methods import evaluated_method
-    from napari_shmoareg.engine.device import find_device
-    from napari_shmoareg.engine.peers import NETWORKS
-    from napari_shmoareg.io.checkpoint import load_network
-    from napari_shmoareg.io.evaluation.folder import EvaluationFolder
-    from napari_shmoareg.io.evaluation.plan import evaluation_plan, pairs_of
-    from napari_shmoareg.io.evaluation.running import Shard, evaluate_cases
-    from napari_shmoareg.io.evaluation.tables import write_tables
+    from napari_shmoareg.evaluation.baselines import evaluated_method
+    from napari_shmoareg.evaluation.methods import NETWORKS
+    from napari_shmoareg.evaluation.run import (
+        EvaluationFolder,
+        Shard,
+        evaluate_cases,
+        evaluation_plan,
+        pairs_of,
+    )
+    from napari_shmoareg.evaluation.tables import write_tables
+    from napari_shmoareg.io import load_network
+    from napari_shmoareg.registration.resources import find_device
 
     torch.set_num_threads(arguments.threads)
     part, found, affine = chosen_part(arguments)
@@ -82,7 +90,9 @@ def main(words: Sequence[str] | None = None) -> None:
         for name, weights in (("shipped weights", arguments.shipped), *found, *arguments.weights)
     ]
     if len({entry.name for entry in entries}) < len(entries):
-        sys.exit(f"Every row needs a name of its own: {', '.join(entry.name for entry in entries)}.")
+        sys.exit(
+            f"Every row needs a name of its own: {', '.join(entry.name for entry in entries)}."
+        )
     dataset = part.dataset.open()
     pairs = pairs_of(dataset, part, arguments.pairs, arguments.seed)
     work = []
@@ -92,12 +102,25 @@ def main(words: Sequence[str] | None = None) -> None:
         network = load_network(entry.weights, device=device) if entry.method in NETWORKS else None
         folder = EvaluationFolder(arguments.out / entry.name.replace(" ", "-").replace("/", "-"))
         folder.begin(plan)
-        work.append((entry, plan, evaluated_method(entry.method, plan["settings"], network), folder))
+        work.append(
+            (entry, plan, evaluated_method(entry.method, plan["settings"], network), folder)
+        )
     for number in range(1, len(pairs) + 1):
         for entry, plan, method, folder in work:
-            evaluate_cases(folder, plan, dataset, method, Shard(number, len(pairs)), teller(entry.name, len(pairs)))
+            evaluate_cases(
+                folder,
+                plan,
+                dataset,
+                method,
+                Shard(number, len(pairs)),
+                teller(entry.name, len(pairs)),
+            )
     done = {entry.name: (folder, write_tables(folder, plan)) for entry, plan, _, folder in work}
-    text = table(done, arguments.against, f"{len(pairs)} pairs of the part '{part.name}' of {part.dataset.path}")
+    text = table(
+        done,
+        arguments.against,
+        f"{len(pairs)} pairs of the part '{part.name}' of {part.dataset.path}",
+    )
     (arguments.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
     sys.exit(any(written.failed for _, written in done.values()))
@@ -105,22 +128,25 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def chosen_part(arguments: argparse.Namespace) -> tuple[Any, list[tuple[str, str]], str]:
     """The scans to register, the best weights of each run by its name, and the alignment."""
-    from napari_shmoareg.io.evaluation.plan import Part, of_run, of_split
-    from napari_shmoareg.io.training_run.plan import DatasetChoice
+    from napari_shmoareg.datasets.dataset import DatasetChoice
+    from napari_shmoareg.evaluation.run import Part, of_run, of_split
 
     options = {key: getattr(arguments, key) for key in ("images", "labels", "subject")}
     if not arguments.run:
         if arguments.dataset is None:
             sys.exit("Give --run or --dataset.")
         choice = DatasetChoice(arguments.dataset, **options)
-        drawn = of_split(choice, choice.open(), arguments.part, arguments.split, arguments.split_seed)
+        drawn = of_split(
+            choice, choice.open(), arguments.part, arguments.split, arguments.split_seed
+        )
         return drawn, [], arguments.affine or "auto"
     runs = [(name, of_run(place, arguments.part)) for name, place in arguments.run]
     first = runs[0][1]
     for name, run in runs:
         if run.part.scans != first.part.scans:
             sys.exit(
-                f"The run '{name}' has another {arguments.part} part than '{runs[0][0]}': they cannot share a table."
+                f"The run '{name}' has another {arguments.part} part than '{runs[0][0]}': they"
+                " cannot share a table."
             )
         if run.weights is None:
             sys.exit(f"The run '{name}' has no weights yet.")
@@ -128,24 +154,33 @@ def chosen_part(arguments: argparse.Namespace) -> tuple[Any, list[tuple[str, str
     if arguments.dataset is not None:
         choice = DatasetChoice(arguments.dataset, **choice.options)
     part = Part(choice, first.part.name, first.part.split, first.part.scans)
-    return part, [(name, run.weights) for name, run in runs if run.weights], arguments.affine or first.affine
+    return (
+        part,
+        [(name, run.weights) for name, run in runs if run.weights],
+        arguments.affine or first.affine,
+    )
 
 
 def teller(name: str, pairs: int) -> Any:
     """Say each pair on stderr."""
-    from napari_shmoareg.cli.evaluate_results import told
+    from napari_shmoareg.cli.evaluate import told
 
     def tell(case: Mapping[str, Any] | None, word: str) -> None:
-        print(word if case is None else f"pair {case['number']} of {pairs}, {name}: {told(case)}", file=sys.stderr)
+        print(
+            word if case is None else f"pair {case['number']} of {pairs}, {name}: {told(case)}",
+            file=sys.stderr,
+        )
 
     return tell
 
 
 def table(done: Mapping[str, Any], against: str, about: str) -> str:
-    """Markdown: a row per entry, mean ± SD over pairs, and the p of its Dice against one of them."""
-    from napari_shmoareg.analysis.evaluation import MEASURES, pair_rows
-    from napari_shmoareg.analysis.evaluation_summary import ALL
-    from napari_shmoareg.analysis.paired_test import CAUTION, PAIRS, SUBJECTS, compare
+    """Markdown: a row per entry, mean ± SD over pairs, and the p of its Dice against one of
+    them.
+    """
+    from napari_shmoareg.evaluation.comparison import CAUTION, PAIRS, SUBJECTS, compare
+    from napari_shmoareg.evaluation.tables import ALL
+    from napari_shmoareg.metrics.measure import MEASURES, pair_rows
 
     rows = {
         name: [row for case in folder.read_cases(folder.read_plan())[0] for row in pair_rows(case)]
@@ -156,17 +191,38 @@ def table(done: Mapping[str, Any], against: str, about: str) -> str:
     heads += [f"p of Dice against {against}, over pairs", "over fixed subjects"] if tested else []
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for name, (_, written) in done.items():
-        cells = {s.measure: s.written for s in written.summaries if (s.stage, s.label) == ("after", ALL)}
-        count = f"{written.done - written.failed}" + (f" ({written.failed} failed)" if written.failed else "")
+        cells = {
+            s.measure: s.written for s in written.summaries if (s.stage, s.label) == ("after", ALL)
+        }
+        count = f"{written.done - written.failed}" + (
+            f" ({written.failed} failed)" if written.failed else ""
+        )
         tests = compare(rows[name], rows[against]) if tested else []
         found = {t.over: f"{t.p:.2g}" for t in tests if t.measure == "dice" and t.n > t.equal}
-        ps = [found.get(over, "") if name != against else "" for over in (PAIRS, SUBJECTS)] if tested else []
-        lines.append("| " + " | ".join([name, count, *(cells.get(key, "") for key in COLUMNS), *ps]) + " |")
-    words = "Mean ± SD over pairs, after all; Dice and distances are means over a pair's labels, on the fixed grid."
-    definitions = "\n".join(f"- **{MEASURES[key].words}**: {MEASURES[key].definition}" for key in COLUMNS)
+        ps = (
+            [found.get(over, "") if name != against else "" for over in (PAIRS, SUBJECTS)]
+            if tested
+            else []
+        )
+        lines.append(
+            "| " + " | ".join([name, count, *(cells.get(key, "") for key in COLUMNS), *ps]) + " |"
+        )
+    words = (
+        "Mean ± SD over pairs, after all; Dice and distances are means over a pair's labels, on the"
+        " fixed grid."
+    )
+    definitions = "\n".join(
+        f"- **{MEASURES[key].words}**: {MEASURES[key].definition}" for key in COLUMNS
+    )
     page = next(iter(done.values()))[0].path / "summary.md"
     machine = page.read_text(encoding="utf-8").partition("## Machine and versions")[2].strip()
-    parts = [about, "\n".join(lines), f"{words} {CAUTION if tested else ''}".strip(), definitions, machine]
+    parts = [
+        about,
+        "\n".join(lines),
+        f"{words} {CAUTION if tested else ''}".strip(),
+        definitions,
+        machine,
+    ]
     return "\n\n".join(parts) + "\n"
 
 

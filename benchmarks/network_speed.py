@@ -45,16 +45,25 @@ def main() -> None:
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="networks to compare")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(VARIANTS),
+        default=list(VARIANTS),
+        help="networks to compare",
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     networks = {
-        name: SHMoAReg(SHMoARegConfig.preset(arguments.preset, **changes)).eval().to(arguments.device)
+        name: (
+            SHMoAReg(SHMoARegConfig.preset(arguments.preset, **changes)).eval().to(arguments.device)
+        )
         for name, changes in VARIANTS.items()
         if name in (*arguments.only, PLAIN)
     }
     print(
-        f"preset {arguments.preset}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"preset {arguments.preset}, {arguments.device}, {torch.get_num_threads()} threads, torch"
+        f" {torch.__version__}\n"
     )
     print("| size | network | parameters | median s | fastest s | ratio to plain attention |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -1,11 +1,12 @@
 """Milliseconds from a double click to what the Place tab shows, in a real napari window.
 
-    python benchmarks/place_click.py FOLDER [--clicks 40]  (without a screen: xvfb-run -s "-screen 0 1600x1000x24" ...)
+    python benchmarks/place_click.py FOLDER [--clicks 40]  (without a screen: xvfb-run -s "-screen 0
+    1600x1000x24" ...)
 
-FOLDER is one that `shmoareg register` wrote.  Told are the figures in the panel, and the canvas drawn again with the
-outline of the token; the first click, which makes the outline's layer, by itself.  The peer in the same run is napari's
-own answer to the same click (its zoom by double click), with another tab in front.
-"""
+FOLDER is one that `shmoareg register` wrote.  Told are the figures in the panel, and the canvas
+drawn again with the outline of the token; the first click, which makes the outline's layer, by
+itself.  The peer in the same run is napari's own answer to the same click (its zoom by double
+click), with another tab in front."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.io import read_scene
-from napari_shmoareg.widgets.experts.place.strips import CellStrip
-from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.widgets.opening import dock
+from napari_shmoareg.plugin.controls.strips import CellStrip
+from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.plugin.opening import dock
 
 
 class Painted:
@@ -74,12 +75,17 @@ def places(viewer: Viewer, count: int) -> list[QPoint]:
 def told(name: str, values: list[float]) -> str:
     """Median and largest; the first by itself."""
     rest = [value for value in values[1:] if value == value]
-    return f"{name:>34}: first {values[0]:4.0f}   median {statistics.median(rest):4.0f}   largest {max(rest):4.0f} ms"
+    return (
+        f"{name:>34}: first {values[0]:4.0f}   median {statistics.median(rest):4.0f}   largest"
+        f" {max(rest):4.0f} ms"
+    )
 
 
 def main() -> None:
     """Open the folder, click, print."""
-    reading = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reading = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     reading.add_argument("folder", type=Path)
     reading.add_argument("--clicks", type=int, default=40)
     asked = reading.parse_args()

@@ -1,20 +1,23 @@
-"""Short trials of how experts learn: what each option does to Dice, to routing matters and to attention matters.
+"""Short trials of how experts learn: what each option does to Dice, to routing matters and to
+attention matters.
 
-    python benchmarks/routing_trials.py OUT --data FOLDER [--arms baseline frozen-gates] [--seeds 0 1 2]
+    python benchmarks/routing_trials.py OUT --data FOLDER [--arms baseline frozen-gates] [--seeds 0
+    1 2]
         [--steps 120] [--size 32]
     python benchmarks/routing_trials.py --list
     python benchmarks/routing_trials.py OUT --table
 
-FOLDER holds images/*.nii.gz and labels/*.nii.gz of at least 24 people, one scan each.  Every trial begins from nothing,
-learns from pairs of three quarters of them and registers the others in a ring (each onto the next), with headers as
-they are.  An arm changes some settings of the recipe `small`; all arms of a seed see the same pairs in the same order.
+FOLDER holds images/*.nii.gz and labels/*.nii.gz of at least 24 people, one scan each.  Every trial
+begins from nothing, learns from pairs of three quarters of them and registers the others in a ring
+(each onto the next), with headers as they are.  An arm changes some settings of the recipe `small`;
+all arms of a seed see the same pairs in the same order.
 
-Columns of a trial: mean Dice before and after; routing matters = (after - with choices shuffled) / (after - before),
-for the encoder (whole rows of a gate go to other tokens) and the decoder (choices go to other voxels, each keeping its
-own T), in all passes; attention matters = the same with what attention adds taken away; loads of the kernels at full
-resolution; SDlogJ and folding; seconds of computing.  A row is appended to OUT/trials.jsonl when its trial ends; the
-same command leaves out what stands there.  `--table` prints means over seeds, with a bootstrap over people.
-"""
+Columns of a trial: mean Dice before and after; routing matters = (after - with choices shuffled) /
+(after - before), for the encoder (whole rows of a gate go to other tokens) and the decoder (choices
+go to other voxels, each keeping its own T), in all passes; attention matters = the same with what
+attention adds taken away; loads of the kernels at full resolution; SDlogJ and folding; seconds of
+computing.  A row is appended to OUT/trials.jsonl when its trial ends; the same command leaves out
+what stands there.  `--table` prints means over seeds, with a bootstrap over people."""
 
 from __future__ import annotations
 
@@ -36,19 +39,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_shmoareg.analysis.metrics import dice, folding, mean, sdlogj
-from napari_shmoareg.engine.cascade import cascade
-from napari_shmoareg.engine.conform import Conformed, conform
-from napari_shmoareg.engine.expert_training import expert_config, start_experts
-from napari_shmoareg.engine.fine_tuning import fine_tune
-from napari_shmoareg.engine.pretraining import RECIPES, RunningMean
-from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import VolumePair
 from napari_shmoareg.geometry import field as fields_of
-from napari_shmoareg.io.images import read_image
+from napari_shmoareg.io import read_image
+from napari_shmoareg.metrics import dice, folding, mean, sdlogj
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.gates import GateSite, gates_of
 from napari_shmoareg.model.moa import MoA, MultiHeadAttention
+from napari_shmoareg.registration.cascade import cascade
+from napari_shmoareg.registration.conform import Conformed, conform
+from napari_shmoareg.training.expert_training import expert_config, start_experts
+from napari_shmoareg.training.recipes import RECIPES, RunningMean
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.step import fine_tune
 
 ROWS = "trials.jsonl"
 LEARNING_SHARE = 0.75
@@ -74,29 +77,54 @@ ARMS: dict[str, Arm] = {
     "plain-layers": Arm("control: both plain", config={"attention": "mha", "shmoe_strides": ()}),
     "attention-off": Arm("control: attention adds nothing", {"attention": "off"}),
     "no-balance": Arm("the paper's: no term for the loads", {"balance_weight": 0.0}),
-    "known-motion": Arm("half of the steps on one scan and itself deformed, no loss of it", {"known_motion": 0.5}),
+    "known-motion": Arm(
+        "half of the steps on one scan and itself deformed, no loss of it", {"known_motion": 0.5}
+    ),
     "correspondence": Arm("InfoNCE on tokens, weight 0.1", CORRESPONDENCE),
-    "output-scale-4": Arm("MoA's output projections begin four times as large", {"moa_output_scale": 4.0}),
-    "bias-balance": Arm("bias on the choice, z-loss, no switch loss", {"balance": "bias", "z_weight": 0.001}),
-    "mutual": Arm("mutual information for the switch loss", {"balance": "mutual", "balance_weight": 0.1}),
+    "output-scale-4": Arm(
+        "MoA's output projections begin four times as large", {"moa_output_scale": 4.0}
+    ),
+    "bias-balance": Arm(
+        "bias on the choice, z-loss, no switch loss", {"balance": "bias", "z_weight": 0.001}
+    ),
+    "mutual": Arm(
+        "mutual information for the switch loss", {"balance": "mutual", "balance_weight": 0.1}
+    ),
     "dense-to-sparse": Arm("12 heads to 4 over the first third", DENSE, {"detach_weights": True}),
     "kernels-alike": Arm("1, 3, 5 begin as one function", {"kernels_start": "alike"}),
-    "routing-0.05": Arm("the paper's labels, at the weight of the counterfactual ones", {"routing_weight": 0.05}),
+    "routing-0.05": Arm(
+        "the paper's labels, at the weight of the counterfactual ones", {"routing_weight": 0.05}
+    ),
     "counterfactual": Arm("counterfactual labels, weight 0.05", COUNTERFACTUAL),
-    "head-diversity": Arm("heads that attend alike pushed apart, weight 0.1", {"head_diversity_weight": 0.1}),
+    "head-diversity": Arm(
+        "heads that attend alike pushed apart, weight 0.1", {"head_diversity_weight": 0.1}
+    ),
     "gate-jitter": Arm("noise on the kernels' choice over the first third", {"gate_jitter": 1.0}),
     "damping": Arm("a tenth of the gradient to kernels chosen wrongly", {"expert_damping": 0.1}),
-    "teacher-drawn": Arm("the true motion in half of the steps", {"known_motion": 0.5, "teacher": "drawn"}),
+    "teacher-drawn": Arm(
+        "the true motion in half of the steps", {"known_motion": 0.5, "teacher": "drawn"}
+    ),
     "teacher-descent": Arm("a refinement's displacement", {"teacher": "descent"}),
     "tokens-combined": Arm(
         "correspondence, scale 4, mutual information, counterfactual labels from kernels alike",
         CORRESPONDENCE
         | COUNTERFACTUAL
-        | {"moa_output_scale": 4.0, "balance": "mutual", "balance_weight": 0.1, "kernels_start": "alike"},
+        | {
+            "moa_output_scale": 4.0,
+            "balance": "mutual",
+            "balance_weight": 0.1,
+            "kernels_start": "alike",
+        },
     ),
     "descent-combined": Arm(
         "a refinement's displacement, dense to sparse, counterfactual labels from kernels alike",
-        COUNTERFACTUAL | DENSE | {"teacher": "descent", "kernels_start": "alike", "moa_output_scale": 4.0},
+        COUNTERFACTUAL
+        | DENSE
+        | {
+            "teacher": "descent",
+            "kernels_start": "alike",
+            "moa_output_scale": 4.0,
+        },
         {"detach_weights": True},
     ),
 }
@@ -106,7 +134,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?", help="folder of the rows")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="images/*.nii.gz and labels/*.nii.gz")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="images/*.nii.gz and labels/*.nii.gz"
+    )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=120)
@@ -122,14 +152,24 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parsed(words)
     if arguments.list:
         for name, arm in ARMS.items():
-            changes = ", ".join(f"{key}={value}" for key, value in {**arm.settings, **arm.config}.items())
+            changes = ", ".join(
+                f"{key}={value}" for key, value in {**arm.settings, **arm.config}.items()
+            )
             print(f"{name:18} {arm.why}" + (f" ({changes})" if changes else ""))
         return
     if arguments.out is None:
         sys.exit("Name the folder of the rows.")
     rows = read_rows(arguments.out / ROWS)
     if arguments.table:
-        print(table([row for row in rows if (row["steps"], row["size"]) == (arguments.steps, arguments.size)]))
+        print(
+            table(
+                [
+                    row
+                    for row in rows
+                    if (row["steps"], row["size"]) == (arguments.steps, arguments.size)
+                ]
+            )
+        )
         return
     if arguments.data is None:
         sys.exit("Give --data: a folder with images/*.nii.gz and labels/*.nii.gz.")
@@ -167,11 +207,15 @@ class Ring(list[Conformed]):
 
     def __init__(self, scans: Sequence[tuple[Any, Any]], size: int, most: int | None) -> None:
         count = len(scans)
-        super().__init__(conformed(scans[n], scans[(n + 1) % count], size) for n in range(most or count))
+        super().__init__(
+            conformed(scans[n], scans[(n + 1) % count], size) for n in range(most or count)
+        )
 
 
 def people(folder: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-    """Image and labels of those who learn and of those who judge, in the order of their files' names."""
+    """Image and labels of those who learn and of those who judge, in the order of their files'
+    names.
+    """
     images = sorted((folder / "images").glob("*.nii.gz"))
     scans = [
         (read_image(path), read_image(folder / "labels" / path.name, labels=True))
@@ -179,7 +223,10 @@ def people(folder: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
         if (folder / "labels" / path.name).is_file()
     ]
     if len(scans) < 24:
-        sys.exit(f"{folder} holds {len(scans)} images with labels of the same name; at least 24 are needed.")
+        sys.exit(
+            f"{folder} holds {len(scans)} images with labels of the same name; at least 24 are"
+            " needed."
+        )
     cut = round(LEARNING_SHARE * len(scans))
     return scans[:cut], scans[cut:]
 
@@ -190,7 +237,12 @@ def conformed(moving: tuple[Any, Any], fixed: tuple[Any, Any], size: int) -> Con
 
 
 def trial(
-    name: str, seed: int, steps: int, size: int, scans: Sequence[tuple[Any, Any]], ring: Sequence[Conformed]
+    name: str,
+    seed: int,
+    steps: int,
+    size: int,
+    scans: Sequence[tuple[Any, Any]],
+    ring: Sequence[Conformed],
 ) -> dict[str, Any]:
     """Learn, judge, and give the row."""
     arm, recipe = ARMS[name], RECIPES["small"]
@@ -207,10 +259,21 @@ def trial(
         average.follow(network)
         if time.perf_counter() - shown > 60:
             shown = time.perf_counter()
-            print(f"{name}, seed {seed}: step {step.step}, loss {step.total:.3f}", file=sys.stderr, flush=True)
+            print(
+                f"{name}, seed {seed}: step {step.step}, loss {step.total:.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
     learned = time.process_time() - clock
     pairs = [judge(average.network.eval(), pair, number) for number, pair in enumerate(ring)]
-    row: dict[str, Any] = {"arm": name, "seed": seed, "steps": steps, "size": size, "pairs": pairs, **figures(pairs)}
+    row: dict[str, Any] = {
+        "arm": name,
+        "seed": seed,
+        "steps": steps,
+        "size": size,
+        "pairs": pairs,
+        **figures(pairs),
+    }
     row["seconds"] = round(learned, 1)
     row["seconds_judging"] = round(time.process_time() - clock - learned, 1)
     row["seconds_on_the_clock"] = round(time.perf_counter() - began, 1)
@@ -221,7 +284,9 @@ def trial(
 
 @torch.inference_mode()
 def judge(network: SHMoAReg, pair: Conformed, seed: int) -> dict[str, float]:
-    """Dice of one pair before and after, and with each control; loads of the kernels; how even the deformation is."""
+    """Dice of one pair before and after, and with each control; loads of the kernels; how even the
+    deformation is.
+    """
     found = cascade(network, pair.moving, pair.fixed)
     result = {"before": overlap(pair, None), "after": overlap(pair, found.displacement)}
     for control in ("encoder", "decoder"):
@@ -231,7 +296,9 @@ def judge(network: SHMoAReg, pair: Conformed, seed: int) -> dict[str, float]:
         result["attention"] = overlap(pair, cascade(network, pair.moving, pair.fixed).displacement)
     determinant = fields_of.jacobian_determinant(found.displacement).numpy()
     result["sdlogj"], result["folding_percent"] = sdlogj(determinant), folding(determinant)
-    chosen = [r.routing.experts.flatten() for r in found.last.routing.select(part="decoder", stride=1)]
+    chosen = [
+        r.routing.experts.flatten() for r in found.last.routing.select(part="decoder", stride=1)
+    ]
     if chosen:
         counts = torch.bincount(torch.cat(chosen), minlength=len(network.config.kernels))
         for kernel, count in zip(network.config.kernels, counts.tolist(), strict=True):
@@ -252,7 +319,9 @@ def overlap(pair: Conformed, displacement: Tensor | None) -> float:
 
 @contextmanager
 def shuffled(network: SHMoAReg, part: str, seed: int) -> Iterator[None]:
-    """Gates whose decisions go to other cells of the same image, padding left alone, in every pass."""
+    """Gates whose decisions go to other cells of the same image, padding left alone, in every
+    pass.
+    """
     lot = torch.Generator().manual_seed(seed)
     shape: list[int] = []
 
@@ -279,7 +348,11 @@ def shuffle_of(site: GateSite, shape: Sequence[int], lot: torch.Generator) -> An
         for image in rows[:, :i, :j, :k]:
             flat = image.flatten(0, 2)
             order = torch.randperm(len(flat), generator=lot)
-            flat = flat[order] if site.part == "encoder" else with_choices(flat, flat.argmax(-1)[order])
+            flat = (
+                flat[order]
+                if site.part == "encoder"
+                else with_choices(flat, flat.argmax(-1)[order])
+            )
             image.copy_(flat.view_as(image))
         return rows if site.part == "encoder" else rows.movedim(-1, 1)
 
@@ -296,8 +369,13 @@ def with_choices(values: Tensor, ids: Tensor) -> Tensor:
 @contextmanager
 def without_attention(network: SHMoAReg) -> Iterator[None]:
     """Attention that adds nothing, in every block and pass."""
-    attentions = [module for module in network.modules() if isinstance(module, MoA | MultiHeadAttention)]
-    handles = [module.register_forward_hook(lambda _, __, out: (out[0] * 0, out[1])) for module in attentions]
+    attentions = [
+        module for module in network.modules() if isinstance(module, MoA | MultiHeadAttention)
+    ]
+    handles = [
+        module.register_forward_hook(lambda _, __, out: (out[0] * 0, out[1]))
+        for module in attentions
+    ]
     try:
         yield
     finally:
@@ -309,8 +387,14 @@ def figures(pairs: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     """Means over pairs, and what matters by how much."""
     names = [name for name in ("before", "after", "sdlogj", "folding_percent") if name in pairs[0]]
     names += [name for name in pairs[0] if name.startswith("load_")]
-    row: dict[str, float | None] = {name: round(statistics.fmean(pair[name] for pair in pairs), 5) for name in names}
-    for control, name in (("encoder", "encoder_routing"), ("decoder", "decoder_routing"), ("attention", "attention")):
+    row: dict[str, float | None] = {
+        name: round(statistics.fmean(pair[name] for pair in pairs), 5) for name in names
+    }
+    for control, name in (
+        ("encoder", "encoder_routing"),
+        ("decoder", "decoder_routing"),
+        ("attention", "attention"),
+    ):
         row[f"{name}_matters"] = matters(pairs, control)
     return row
 
@@ -318,19 +402,25 @@ def figures(pairs: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
 def matters(pairs: Sequence[Mapping[str, float]], control: str) -> float | None:
     """The share of the gain in Dice that is lost with a control; None without a gain."""
     gain = sum(pair["after"] - pair["before"] for pair in pairs)
-    return round(sum(pair["after"] - pair[control] for pair in pairs) / gain, 4) if gain > 0 else None
+    return (
+        round(sum(pair["after"] - pair[control] for pair in pairs) / gain, 4) if gain > 0 else None
+    )
 
 
 def line(row: Mapping[str, Any]) -> str:
     """One trial in one line."""
-    share = {name: row[f"{name}_matters"] for name in ("encoder_routing", "decoder_routing", "attention")}
+    share = {
+        name: row[f"{name}_matters"] for name in ("encoder_routing", "decoder_routing", "attention")
+    }
     scores = ", ".join(
-        f"{name.replace('_', ' ')} {'-' if v is None else f'{100 * v:+.1f} %'}" for name, v in share.items()
+        f"{name.replace('_', ' ')} {'-' if v is None else f'{100 * v:+.1f} %'}"
+        for name, v in share.items()
     )
     loads = "/".join(f"{row[f'load_{k}']:.0f}" for k in (1, 3, 5) if f"load_{k}" in row) or "-"
     return (
-        f"{row['arm']}, seed {row['seed']}: Dice {row['before']:.3f} -> {row['after']:.3f}; matters: {scores}; "
-        f"1/3/5 {loads} %; SDlogJ {row['sdlogj']:.2f}, folding {row['folding_percent']:.3f} %; {row['seconds']:.0f} s"
+        f"{row['arm']}, seed {row['seed']}: Dice {row['before']:.3f} -> {row['after']:.3f};"
+        f" matters: {scores}; 1/3/5 {loads} %; SDlogJ {row['sdlogj']:.2f}, folding"
+        f" {row['folding_percent']:.3f} %; {row['seconds']:.0f} s"
     )
 
 
@@ -345,7 +435,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "decoder routing, %",
         "attention, %",
     ]
-    lines = ["| " + " | ".join([*heads, "1/3/5, %", "SDlogJ", "folding, %", "s"]) + " |", "|" + " --- |" * 11]
+    lines = [
+        "| " + " | ".join([*heads, "1/3/5, %", "SDlogJ", "folding, %", "s"]) + " |",
+        "|" + " --- |" * 11,
+    ]
     base = {row["seed"]: row for row in rows if row["arm"] == "baseline"}
     for name in ARMS:
         mine = [row for row in rows if row["arm"] == name]
@@ -353,11 +446,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             continue
         pairs = [pair for row in mine for pair in row["pairs"]]
         cells = [name, str(len(mine)), spread([row["after"] for row in mine])]
-        twins = [(row, base[row["seed"]]) for row in mine if row["seed"] in base and name != "baseline"]
+        twins = [
+            (row, base[row["seed"]]) for row in mine if row["seed"] in base and name != "baseline"
+        ]
         cells.append(against(twins) if twins else "")
         cells += [interval(mine, control) for control in ("encoder", "decoder", "attention")]
         kernels = [k for k in (1, 3, 5) if f"load_{k}" in pairs[0]]
-        cells.append("/".join(f"{statistics.fmean(pair[f'load_{k}'] for pair in pairs):.0f}" for k in kernels))
+        cells.append(
+            "/".join(
+                f"{statistics.fmean(pair[f'load_{k}'] for pair in pairs):.0f}" for k in kernels
+            )
+        )
         cells += [f"{statistics.fmean(row['sdlogj'] for row in mine):.2f}"]
         cells += [f"{statistics.fmean(row['folding_percent'] for row in mine):.3f}"]
         cells += [f"{statistics.fmean(row['seconds'] for row in mine):.0f}"]
@@ -367,12 +466,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """Mean, and what seeds differ by."""
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+    return f"{statistics.fmean(values):.3f}" + (
+        f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    )
 
 
 def against(twins: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
     """Difference of Dice from the baseline of the same seeds."""
-    rows = [[a["after"] - b["after"] for a, b in zip(x["pairs"], y["pairs"], strict=True)] for x, y in twins]
+    rows = [
+        [a["after"] - b["after"] for a, b in zip(x["pairs"], y["pairs"], strict=True)]
+        for x, y in twins
+    ]
     change = np.array(rows).mean(0)
     low, high = percentiles([change[pick].mean() for pick in resampled(len(change))])
     return f"{change.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -380,8 +484,12 @@ def against(twins: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str
 
 def interval(rows: Sequence[Mapping[str, Any]], control: str) -> str:
     """How much a control matters, all seeds together."""
-    gain = np.array([[pair["after"] - pair["before"] for pair in row["pairs"]] for row in rows]).mean(0)
-    lost = np.array([[pair["after"] - pair[control] for pair in row["pairs"]] for row in rows]).mean(0)
+    gain = np.array(
+        [[pair["after"] - pair["before"] for pair in row["pairs"]] for row in rows]
+    ).mean(0)
+    lost = np.array(
+        [[pair["after"] - pair[control] for pair in row["pairs"]] for row in rows]
+    ).mean(0)
     if gain.mean() <= 0:
         return "-"
     low, high = percentiles([lost[pick].sum() / gain[pick].sum() for pick in resampled(len(gain))])
@@ -389,7 +497,9 @@ def interval(rows: Sequence[Mapping[str, Any]], control: str) -> str:
 
 
 def resampled(count: int) -> Iterator[np.ndarray]:
-    """People drawn again and again; a ring's pair counts as often as both of its people were drawn."""
+    """People drawn again and again; a ring's pair counts as often as both of its people were
+    drawn.
+    """
     lot = np.random.default_rng(0)
     for _ in range(2000):
         drawn = np.bincount(lot.integers(0, count, count), minlength=count)

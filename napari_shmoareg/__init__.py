@@ -10,18 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from napari_shmoareg.engine.registration import Registration, register
-    from napari_shmoareg.io.checkpoint import load_network
-    from napari_shmoareg.io.images import read_pair
+    from napari_shmoareg.io import load_network, read_pair
+    from napari_shmoareg.registration.register import Registration, register
 
 __version__ = "0.1.0"
 __all__ = ["Registration", "__version__", "load_network", "read_pair", "register"]
 
 _HOME = {
-    "Registration": "engine.registration",
+    "Registration": "registration.register",
     "load_network": "io.checkpoint",
     "read_pair": "io.images",
-    "register": "engine.registration",
+    "register": "registration.register",
 }
 
 

@@ -1,6 +1,8 @@
-"""Remakes Fig. 4, 5 and 6 of the paper for one pair, with shipped weights: experts-fig4.png, -fig5.png, -fig6.png.
+"""Remakes Fig. 4, 5 and 6 of the paper for one pair, with shipped weights: experts-fig4.png,
+-fig5.png, -fig6.png.
 
-    python resources/make_expert_figures.py MOVING FIXED [--labels MOVING_LABELS FIXED_LABELS] [--out FOLDER]
+    python resources/make_expert_figures.py MOVING FIXED [--labels MOVING_LABELS FIXED_LABELS]
+    [--out FOLDER]
 
 Prints the captions. For many pairs: `shmoareg inspect --pairs LIST.csv`.
 """
@@ -11,29 +13,46 @@ import argparse
 import json
 from pathlib import Path
 
-from napari_shmoareg import load_network, read_pair, register
-from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
-from napari_shmoareg.analysis.expert_load import ExpertLoad
-from napari_shmoareg.analysis.load_captions import CAUTION, load_caption, place_caption
-from napari_shmoareg.analysis.place_figure import place_figure
-from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, PlaceLoad, boundary_place, five_places
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.experts.location import (
+    BOUNDARY,
+    CENTRE,
+    PlaceLoad,
+    boundary_place,
+    five_places,
+)
+from napari_shmoareg.figures.experts import (
+    CAUTION,
+    expert_map_figure,
+    load_caption,
+    load_figure,
+    place_caption,
+    place_figure,
+)
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.io.figure_files import write_figure
-from napari_shmoareg.io.versions import versions
-from napari_shmoareg.io.weights import routing_of
+from napari_shmoareg.io import load_network, read_pair
+from napari_shmoareg.io.files import write_figure
+from napari_shmoareg.io.machine import versions
+from napari_shmoareg.io.model_card import routing_of
+from napari_shmoareg.registration.register import register
 
 MAPS = (
-    "The expert that each voxel of the decoder chose, per direction of the displacement (columns) and resolution "
-    "(rows), on the map's own grid, beside the warped image; an axial plane, the patient's right on the right."
+    "The expert that each voxel of the decoder chose, per direction of the displacement (columns)"
+    " and resolution (rows), on the map's own grid, beside the warped image; an axial plane, the"
+    " patient's right on the right."
 )
 
 
 def main() -> None:
     """Read the arguments, register, draw."""
-    reading = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reading = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     reading.add_argument("moving")
     reading.add_argument("fixed")
-    reading.add_argument("--labels", nargs=2, metavar=("MOVING_LABELS", "FIXED_LABELS"), default=(None, None))
+    reading.add_argument(
+        "--labels", nargs=2, metavar=("MOVING_LABELS", "FIXED_LABELS"), default=(None, None)
+    )
     reading.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     reading.add_argument("--weights", default="small")
     asked = reading.parse_args()
@@ -49,7 +68,9 @@ def main() -> None:
     captions = {
         "4": MAPS,
         "5": load_caption(load, 1, passes, routing),
-        "6": place_caption(at, 1, given=False, voxel=voxel, told=told, passes=passes, routing=routing),
+        "6": place_caption(
+            at, 1, given=False, voxel=voxel, told=told, passes=passes, routing=routing
+        ),
     }
     figures = {
         "4": expert_map_figure(registration, kernels=kernels),
@@ -64,7 +85,9 @@ def main() -> None:
     }
     for number, figure in figures.items():
         path = asked.out / f"experts-fig{number}.png"
-        write_figure(figure, path, {"Title": f"as Fig. {number}", "Caption": captions[number], **about})
+        write_figure(
+            figure, path, {"Title": f"as Fig. {number}", "Caption": captions[number], **about}
+        )
         print(f"{path}\n{captions[number]}\n")
     print(CAUTION)
 

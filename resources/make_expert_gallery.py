@@ -1,10 +1,11 @@
-"""Makes the pictures of the Experts panel in this folder: a real napari window, on a folder that `register` wrote.
+"""Makes the pictures of the Experts panel in this folder: a real napari window, on a folder that
+`register` wrote.
 
     python resources/make_expert_gallery.py FOLDER [--out FOLDER]
     (without a screen: xvfb-run -s "-screen 0 1600x1000x24" python ...)
 
-Every picture is a screenshot of the window after what a person does: click a bar, double-click a voxel, press Run.
-"""
+Every picture is a screenshot of the window after what a person does: click a bar, double-click a
+voxel, press Run."""
 
 from __future__ import annotations
 
@@ -17,19 +18,22 @@ from make_gallery import HERE, SIZE, Gallery
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget
 
-from napari_shmoareg.analysis.expert_load import Place
+from napari_shmoareg.experts.load import Place
 from napari_shmoareg.io import read_scene
-from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.widgets.opening import dock
+from napari_shmoareg.plugin import showing
+from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.plugin.opening import dock
 
-OFF_CENTRE = ((0, 0, 0), (-25, 30, 0), (25, 30, 0), (-25, -35, 0), (22, -30, 0))  # mm from the middle: five pins
+# mm from the middle: five pins
+OFF_CENTRE = ((0, 0, 0), (-25, 30, 0), (25, 30, 0), (-25, -35, 0), (22, -30, 0))
 WIDE = 560
 
 
 def main() -> None:
     """Read the arguments, make the pictures."""
-    reading = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reading = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     reading.add_argument("folder", type=Path)
     reading.add_argument("--out", type=Path, default=HERE)
     asked = reading.parse_args()
@@ -55,7 +59,9 @@ class ExpertGallery(Gallery):
         viewer.reset_view()
         self.settle()
         self.turn_to("Layers")
-        first = next(load for load in scene.token_loads if load.place == Place("encoder", 1, 0, "fixed"))
+        first = next(
+            load for load in scene.token_loads if load.place == Place("encoder", 1, 0, "fixed")
+        )
         showing.show_head(viewer, 1, first, int((first.values > 0).sum(axis=(0, 1, 2)).argmax()))
         self.take("experts-layers.png")
         showing.show_role(viewer, 1, "head_map", False)

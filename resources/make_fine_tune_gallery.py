@@ -1,4 +1,5 @@
-"""Makes the pictures of the Fine-tune panel in this folder: a real napari window, on a run of `shmoareg fine-tune`.
+"""Makes the pictures of the Fine-tune panel in this folder: a real napari window, on a run of
+`shmoareg fine-tune`.
 
     python resources/make_fine_tune_gallery.py RUN [--out FOLDER]
     (without a screen: xvfb-run -s "-screen 0 1600x1000x24" python ...)
@@ -16,14 +17,16 @@ from make_gallery import HERE, SIZE, Gallery
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget
 
-from napari_shmoareg.widgets.opening import dock
+from napari_shmoareg.plugin.opening import dock
 
 WIDE = 620
 
 
 def main() -> None:
     """Read the arguments, make the pictures."""
-    reading = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reading = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     reading.add_argument("run", type=Path)
     reading.add_argument("--out", type=Path, default=HERE)
     asked = reading.parse_args()
@@ -50,7 +53,9 @@ class FineTuneGallery(Gallery):
         for _ in range(20):
             self.settle()
         self.take("fine-tune-curves.png")
-        panel.tabs.setCurrentIndex([panel.tabs.tabText(n).split()[0] for n in range(panel.tabs.count())].index("Loads"))
+        panel.tabs.setCurrentIndex(
+            [panel.tabs.tabText(n).split()[0] for n in range(panel.tabs.count())].index("Loads")
+        )
         for _ in range(10):
             self.settle()
         self.take("fine-tune-loads.png")

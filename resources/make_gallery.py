@@ -1,11 +1,14 @@
-"""Makes the gallery of this folder: real napari windows, on the built-in pair or on two scans of yours.
+"""Makes the gallery of this folder: real napari windows, on the built-in pair or on two scans of
+yours.
 
-    python resources/make_gallery.py  (without a screen: xvfb-run -s "-screen 0 1600x1000x24" python ...)
+    python resources/make_gallery.py  (without a screen: xvfb-run -s "-screen 0 1600x1000x24" python
+    ...)
 
-    python resources/make_gallery.py MOVING FIXED [--labels MOVING_LABELS FIXED_LABELS] [--out FOLDER]
+    python resources/make_gallery.py MOVING FIXED [--labels MOVING_LABELS FIXED_LABELS] [--out
+    FOLDER]
 
-Every picture is a screenshot of the window after the same acts that a person does: open, press Register, tick a box.
-"""
+Every picture is a screenshot of the window after the same acts that a person does: open, press
+Register, tick a box."""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ from napari.settings import get_settings
 from PIL import Image
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.widgets import showing, views
-from napari_shmoareg.widgets.opening import dock
-from napari_shmoareg.widgets.register.settings import Settings
+from napari_shmoareg.plugin import showing
+from napari_shmoareg.plugin import viewer as viewer_module
+from napari_shmoareg.plugin.opening import dock
+from napari_shmoareg.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 SIZE = (1500, 950)
@@ -30,8 +34,12 @@ REFINE = 60
 
 def main() -> None:
     """Read the arguments, make the pictures."""
-    reading = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reading.add_argument("pair", nargs="*", metavar="MOVING FIXED", help="two scans; the built-in pair by default")
+    reading = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    reading.add_argument(
+        "pair", nargs="*", metavar="MOVING FIXED", help="two scans; the built-in pair by default"
+    )
     reading.add_argument("--labels", nargs=2, metavar=("MOVING_LABELS", "FIXED_LABELS"), default=())
     reading.add_argument("--out", type=Path, default=HERE)
     asked = reading.parse_args()
@@ -65,7 +73,12 @@ class Gallery:
         panel.registered.connect(done.append)
         panel.form.settings = Settings(refine=REFINE)
         panel.progress.button.click()
-        self.until(lambda: 0.35 < panel.progress.bar.value() / max(1, panel.progress.bar.maximum()) or bool(done))
+        self.until(
+            lambda: (
+                0.35 < panel.progress.bar.value() / max(1, panel.progress.bar.maximum())
+                or bool(done)
+            )
+        )
         self.take("gallery-registering.png")
         self.until(lambda: bool(done))
         self.compare(done[0])
@@ -93,7 +106,9 @@ class Gallery:
         self.viewer.reset_view()
 
     def experts(self, number: int) -> None:
-        """Grid, Jacobian, the expert maps of x, y and z, a head map; once more in a light window."""
+        """Grid, Jacobian, the expert maps of x, y and z, a head map; once more in a light
+        window.
+        """
         viewer = self.viewer
         panel = dock(viewer, "Experts")
         tabs = {panel.tabs.tabText(n): n for n in range(panel.tabs.count())}
@@ -103,12 +118,14 @@ class Gallery:
             self.take(f"gallery-{role}.png")
             showing.show_role(viewer, number, role, False)
         panel.tabs.setCurrentIndex(tabs["Maps"])
-        for direction, view in zip("xyz", (views.axial, views.coronal, views.sagittal), strict=True):
+        for direction, view in zip(
+            "xyz", (viewer_module.axial, viewer_module.coronal, viewer_module.sagittal), strict=True
+        ):
             view(viewer)
             viewer.reset_view()
             showing.show_experts(viewer, number, direction, 1)
             self.take(f"gallery-expert-{direction}.png")
-        views.axial(viewer)
+        viewer_module.axial(viewer)
         viewer.reset_view()
         showing.show_role(viewer, number, "expert_map", False)
         showing.next_head(viewer, number)

@@ -1,4 +1,6 @@
-"""What the tests share: a pair that is never a cube, a small seeded network, real data if there is any."""
+"""What the tests share: a pair that is never a cube, a small seeded network, real data if there is
+any.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,21 @@ def pytest_configure(config):
     if sys.platform != "linux" or os.environ.get("DISPLAY"):
         return
     if shutil.which("Xvfb") is None:
-        pytest.exit("The windows of these tests need Xvfb. On Debian or Ubuntu: sudo apt-get install xvfb", 1)
+        pytest.exit(
+            "The windows of these tests need Xvfb. On Debian or Ubuntu: sudo apt-get install xvfb",
+            1,
+        )
     reader, writer = os.pipe()
-    command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "1600x1100x24", "-nolisten", "tcp"]
+    command = [
+        "Xvfb",
+        "-displayfd",
+        str(writer),
+        "-screen",
+        "0",
+        "1600x1100x24",
+        "-nolisten",
+        "tcp",
+    ]
     silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     screen = subprocess.Popen(command, pass_fds=[writer], preexec_fn=_end_with_parent, **silent)
     os.close(writer)
@@ -42,7 +56,9 @@ def pytest_configure(config):
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel to end this process with its parent, even if that is killed (PR_SET_PDEATHSIG)."""
+    """Ask the kernel to end this process with its parent, even if that is killed
+    (PR_SET_PDEATHSIG).
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
@@ -82,7 +98,9 @@ def put_on_path(tmp_path, monkeypatch) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real volumes beside the repository; a test that needs it is skipped where it is absent."""
+    """The folder of real volumes beside the repository; a test that needs it is skipped where it is
+    absent.
+    """
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the real volumes are not here ({folder})")
@@ -104,11 +122,15 @@ def pair(phantoms) -> VolumePair:
 def _phantoms() -> VolumePair:
     """Moving and fixed phantoms with labels on two oblique grids; fixed is 37x29x23 at 3x3x2 mm.
 
-    The fixed image shows an anatomy f; the moving one shows f(y - s(y)) with a smooth s of up to about 5 mm,
-    on a grid of another size, spacing and orientation (its first axis runs to the left).
-    """
-    fixed_grid = _oblique_grid((37, 29, 23), (3.0, 3.0, 2.0), angles=(0.20, -0.12, 0.15), middle=(4.0, -7.0, 11.0))
-    moving_grid = _oblique_grid((34, 41, 25), (-3.2, 2.5, 2.2), angles=(-0.10, 0.08, -0.22), middle=(6.0, -5.0, 10.0))
+    The fixed image shows an anatomy f; the moving one shows f(y - s(y)) with a smooth s of up to
+    about 5 mm, on a grid of another size, spacing and orientation (its first axis runs to the
+    left)."""
+    fixed_grid = _oblique_grid(
+        (37, 29, 23), (3.0, 3.0, 2.0), angles=(0.20, -0.12, 0.15), middle=(4.0, -7.0, 11.0)
+    )
+    moving_grid = _oblique_grid(
+        (34, 41, 25), (-3.2, 2.5, 2.2), angles=(-0.10, 0.08, -0.22), middle=(6.0, -5.0, 10.0)
+    )
     fixed_points, moving_points = (_points(grid) for grid in (fixed_grid, moving_grid))
     moving_points = moving_points - _shift(moving_points)
     return VolumePair(
@@ -121,7 +143,8 @@ def _phantoms() -> VolumePair:
 
 @pytest.fixture(scope="session")
 def lively_network() -> Callable[[float], nn.Module]:
-    """Make an untrained network of the smallest preset with random heads of a given spread, as those start at zero.
+    """Make an untrained network of the smallest preset with random heads of a given spread, as
+    those start at zero.
 
     With 0.03 it moves things by some millimetres, with 0.1 it folds.
     """
@@ -140,17 +163,26 @@ def lively_network() -> Callable[[float], nn.Module]:
 
 @pytest.fixture
 def tiny_network(lively_network):
-    """A seeded, untrained network of the smallest preset, in evaluation mode, that truly moves things."""
+    """A seeded, untrained network of the smallest preset, in evaluation mode, that truly moves
+    things.
+    """
     return lively_network(0.03)
 
 
 def _oblique_grid(shape, spacing, angles, middle) -> Grid:
-    """A grid turned about x, y and z by `angles` (radians) whose field of view is centred on `middle` (mm)."""
+    """A grid turned about x, y and z by `angles` (radians) whose field of view is centred on
+    `middle` (mm).
+    """
     rotation = np.eye(3)
     for axis, angle in enumerate(angles):
         a, b = (axis + 1) % 3, (axis + 2) % 3
         turn = np.eye(3)
-        turn[[a, b, a, b], [a, b, b, a]] = np.cos(angle), np.cos(angle), -np.sin(angle), np.sin(angle)
+        turn[[a, b, a, b], [a, b, b, a]] = (
+            np.cos(angle),
+            np.cos(angle),
+            -np.sin(angle),
+            np.sin(angle),
+        )
         rotation = turn @ rotation
     affine = np.eye(4)
     affine[:3, :3] = rotation * np.array(spacing)
@@ -159,7 +191,9 @@ def _oblique_grid(shape, spacing, angles, middle) -> Grid:
 
 
 def _points(grid: Grid) -> np.ndarray:
-    return grid.to_world(np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1))
+    return grid.to_world(
+        np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
+    )
 
 
 def _shift(points: np.ndarray) -> np.ndarray:

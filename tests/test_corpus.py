@@ -25,7 +25,9 @@ def test_every_malformed_input_is_refused_by_name_warned_about_or_read_right(tmp
     paths = [str(Path(napari_shmoareg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     more = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(CHILD), str(tmp_path)]
-    child = subprocess.run(command, capture_output=True, text=True, env=os.environ | more, timeout=600, check=False)
+    child = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | more, timeout=600, check=False
+    )
     lines = [json.loads(line) for line in child.stdout.splitlines()]
     begun = [line for line in lines if "begun" in line]
     ended = [line for line in lines if "outcome" in line]

@@ -1,4 +1,6 @@
-"""Two files in, a registration folder out, and an independent reader that gets the same images from it."""
+"""Two files in, a registration folder out, and an independent reader that gets the same images from
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,23 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
-from napari_shmoareg import read_pair, register
-from napari_shmoareg.analysis.metrics import dice
-from napari_shmoareg.io.images import write_image
-from napari_shmoareg.io.report import write_registration
+from napari_shmoareg.io import read_pair, write_image, write_registration
+from napari_shmoareg.metrics import dice
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration.register import register
 
 
 @pytest.fixture(scope="module")
 def folder(phantoms, tmp_path_factory):
-    """A registration folder made from files, by a network that truly moves things (its weights are random)."""
+    """A registration folder made from files, by a network that truly moves things (its weights are
+    random).
+    """
     place = tmp_path_factory.mktemp("journey")
     for name in ("moving", "fixed", "moving_labels", "fixed_labels"):
         write_image(getattr(phantoms, name), place / f"{name}.nii.gz")
-    pair = read_pair(*(place / f"{n}.nii.gz" for n in ("moving", "fixed", "moving_labels", "fixed_labels")))
+    pair = read_pair(
+        *(place / f"{n}.nii.gz" for n in ("moving", "fixed", "moving_labels", "fixed_labels"))
+    )
     torch.manual_seed(1)
     network = SHMoAReg(SHMoARegConfig.preset("tiny"))
     for level in network.decoder.levels:
@@ -39,22 +44,32 @@ def folder(phantoms, tmp_path_factory):
 
 @pytest.mark.parametrize("transform", ["displacement.nii.gz", "transform.h5"])
 def test_simpleitk_gets_our_images_from_the_written_transform(folder, transform):
-    fixed, moving, labels = (sitk.ReadImage(str(folder / f"{n}.nii.gz")) for n in ("fixed", "moving", "moving_labels"))
+    fixed, moving, labels = (
+        sitk.ReadImage(str(folder / f"{n}.nii.gz")) for n in ("fixed", "moving", "moving_labels")
+    )
     path = str(folder / "result" / transform)
     if transform.endswith(".h5"):
         read = sitk.ReadTransform(path)
     else:
-        read = sitk.DisplacementFieldTransform(sitk.Cast(sitk.ReadImage(path), sitk.sitkVectorFloat64))
+        read = sitk.DisplacementFieldTransform(
+            sitk.Cast(sitk.ReadImage(path), sitk.sitkVectorFloat64)
+        )
     far = -1e6
-    theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, read, sitk.sitkLinear, far, sitk.sitkFloat64))
+    theirs = sitk.GetArrayFromImage(
+        sitk.Resample(moving, fixed, read, sitk.sitkLinear, far, sitk.sitkFloat64)
+    )
     ours = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "result" / "warped.nii.gz")))
     seen = theirs > far / 2
     assert seen.mean() > 0.5
     assert np.corrcoef(ours[seen], theirs[seen])[0, 1] > 0.999
-    carried = sitk.GetArrayFromImage(sitk.Resample(labels, fixed, read, sitk.sitkNearestNeighbor, 0))
+    carried = sitk.GetArrayFromImage(
+        sitk.Resample(labels, fixed, read, sitk.sitkNearestNeighbor, 0)
+    )
     mine = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "result" / "warped_labels.nii.gz")))
     assert (carried == mine).mean() > 0.999
-    moved = np.abs(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "result" / "displacement.nii.gz")))).max()
+    moved = np.abs(
+        sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "result" / "displacement.nii.gz")))
+    ).max()
     assert moved > 2  # mm: the transform did something
 
 
@@ -85,14 +100,21 @@ def test_shares_sum_to_one_within_a_layer_block_image_and_direction(folder):
     sums: dict[tuple[str, ...], float] = defaultdict(float)
     with (folder / "result" / "experts" / "loads.csv").open() as file:
         for row in csv.DictReader(file):
-            sums[tuple(row[k] for k in ("part", "layer", "block", "image", "direction"))] += float(row["share"])
-    assert len(sums) == 6 + 6  # three encoder blocks for each image; two resolutions, three directions
+            sums[tuple(row[k] for k in ("part", "layer", "block", "image", "direction"))] += float(
+                row["share"]
+            )
+    # three encoder blocks for each image; two resolutions, three directions
+    assert len(sums) == 6 + 6
     assert list(sums.values()) == pytest.approx([1.0] * len(sums), abs=1e-6)
 
 
 def test_an_expert_map_stands_where_its_cells_stand(folder):
-    """Its corner is the corner of the network grid, whatever the resolution: the same field of view, bigger voxels."""
+    """Its corner is the corner of the network grid, whatever the resolution: the same field of
+    view, bigger voxels.
+    """
     full, half = (nib.load(folder / "result" / "experts" / f"decoder-{n}-x.nii.gz") for n in (1, 2))
     np.testing.assert_allclose(half.affine[:3, :3], 2 * full.affine[:3, :3], rtol=1e-4)
-    np.testing.assert_allclose(full.affine @ [-0.5, -0.5, -0.5, 1], half.affine @ [-0.5, -0.5, -0.5, 1], atol=1e-3)
+    np.testing.assert_allclose(
+        full.affine @ [-0.5, -0.5, -0.5, 1], half.affine @ [-0.5, -0.5, -0.5, 1], atol=1e-3
+    )
     assert set(np.unique(np.asarray(full.dataobj))) <= {1, 2, 3}

@@ -1,4 +1,6 @@
-"""One test per equation of the paper against a reference written as loops; the paper's sizes and defaults."""
+"""One test per equation of the paper against a reference written as loops; the paper's sizes and
+defaults.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,24 @@ import math
 import pytest
 import torch
 
-from napari_shmoareg.engine import losses
-from napari_shmoareg.engine.pair_loss import total_loss
-from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import field
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.moa import MoA
 from napari_shmoareg.model.routing import SoftmaxGate, choose
 from napari_shmoareg.model.shmoe import SHMoE
 from napari_shmoareg.model.windows import WindowLayout
+from napari_shmoareg.registration import losses
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.step import total_loss
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 @pytest.fixture
 def moa() -> MoA:
-    """d_m 6, d_h 3, N 5, k 2, in float64, over a grid of 3x4x2 tokens in windows of 2x2x2 (padded to 4x4x2)."""
+    """d_m 6, d_h 3, N 5, k 2, in float64, over a grid of 3x4x2 tokens in windows of 2x2x2 (padded
+    to 4x4x2).
+    """
     return MoA(6, 3, 5, 2).double()
 
 
@@ -30,7 +34,9 @@ LAYOUT = WindowLayout((3, 4, 2), (3, 4, 2), (2, 2, 2), shifted=False)
 
 
 def moa_by_loops(moa: MoA, tokens: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Eq. (1)-(5) as written: for each token, for each expert, for each key of the token's window."""
+    """Eq. (1)-(5) as written: for each token, for each expert, for each key of the token's
+    window.
+    """
     rows = []
     for i in range(3):
         for j in range(4):
@@ -49,10 +55,14 @@ def moa_by_loops(moa: MoA, tokens: torch.Tensor, bias: torch.Tensor | None = Non
                 chosen = sorted(range(5), key=lambda n: -float(p[n].detach()))[:2]
                 y = torch.zeros(6, dtype=tokens.dtype)
                 for n in chosen:
-                    scores = [(q @ moa.query[n]) @ (tokens[0][place] @ moa.key) / math.sqrt(3) for place in window]
+                    scores = [
+                        (q @ moa.query[n]) @ (tokens[0][place] @ moa.key) / math.sqrt(3)
+                        for place in window
+                    ]
                     top = sum(torch.exp(s) for s in scores)
                     head = sum(
-                        torch.exp(s) / top * (tokens[0][place] @ moa.value)  # Eq. (2), then att V W^v of Eq. (1)
+                        # Eq. (2), then att V W^v of Eq. (1)
+                        torch.exp(s) / top * (tokens[0][place] @ moa.value)
                         for s, place in zip(scores, window, strict=True)
                     )
                     w = p[n] / sum(p[m] for m in chosen)  # Eq. (4)
@@ -73,7 +83,9 @@ def test_equation_1_one_expert_is_attention_times_its_output_matrix():
     y, _ = moa(tokens, layout, None)
     rows = tokens.view(8, 6)
     attention = torch.softmax((rows @ moa.query[0]) @ (rows @ moa.key).T / math.sqrt(3), dim=-1)
-    torch.testing.assert_close(y.view(8, 6), (attention @ rows @ moa.value) @ moa.output[0], **EXACT)
+    torch.testing.assert_close(
+        y.view(8, 6), (attention @ rows @ moa.value) @ moa.output[0], **EXACT
+    )
 
 
 def test_equation_2_scores_are_scaled_by_the_root_of_the_head_dimension(moa):
@@ -105,9 +117,13 @@ def test_equation_3_moa_equals_the_loop_over_tokens_experts_and_keys(moa):
 
 def test_equation_4_weights_of_the_chosen_sum_to_one_and_keep_their_ratio(moa):
     routing = moa(torch.randn(1, 3, 4, 2, 6, dtype=torch.float64), LAYOUT, moa_bias())[1]
-    torch.testing.assert_close(routing.weights.sum(1), torch.ones(1, 3, 4, 2, dtype=torch.float64), **EXACT)
+    torch.testing.assert_close(
+        routing.weights.sum(1), torch.ones(1, 3, 4, 2, dtype=torch.float64), **EXACT
+    )
     chosen = routing.probabilities.gather(1, routing.experts)
-    torch.testing.assert_close(routing.weights[:, 0] / routing.weights[:, 1], chosen[:, 0] / chosen[:, 1], **EXACT)
+    torch.testing.assert_close(
+        routing.weights[:, 0] / routing.weights[:, 1], chosen[:, 0] / chosen[:, 1], **EXACT
+    )
 
 
 def test_equation_4_gives_unchosen_experts_no_gradient_unless_the_sum_is_detached():
@@ -117,7 +133,9 @@ def test_equation_4_gives_unchosen_experts_no_gradient_unless_the_sum_is_detache
         moa = MoA(6, 3, 5, 1, detach_weights=detached).double()
         tokens = torch.randn(1, 3, 4, 2, 6, dtype=torch.float64)
         y, _ = moa(tokens, LAYOUT, moa_bias())
-        gradients[detached] = torch.autograd.grad((y * torch.randn_like(y)).sum(), moa.gate.weight)[0].abs().max()
+        gradients[detached] = (
+            torch.autograd.grad((y * torch.randn_like(y)).sum(), moa.gate.weight)[0].abs().max()
+        )
     assert gradients[False] < 1e-12  # with k = 1 the ratio of Eq. (4) is always 1
     assert gradients[True] > 1e-3
 
@@ -132,7 +150,10 @@ def test_equation_5_probabilities_are_a_softmax_and_the_k_largest_are_chosen():
             total = sum(math.exp(z) for z in logits)
             expected = torch.tensor([math.exp(z) / total for z in logits], dtype=torch.float64)
             torch.testing.assert_close(probabilities[b, t], expected, **EXACT)
-            assert choose(probabilities[b, t], 2, dim=0)[1].tolist() == expected.argsort(descending=True)[:2].tolist()
+            assert (
+                choose(probabilities[b, t], 2, dim=0)[1].tolist()
+                == expected.argsort(descending=True)[:2].tolist()
+            )
 
 
 def test_equation_5_gates_do_not_tie_at_the_start():
@@ -236,7 +257,9 @@ def test_equation_7_the_error_signal_is_the_gradient_of_the_similarity_at_the_re
         bump = torch.zeros_like(residual)
         bump[place] = step
         slope = (similarity(residual + bump) - similarity(residual - bump)) / (2 * step)
-        assert float(error[place]) == pytest.approx(float(slope.detach()) * residual.numel() / 2, rel=1e-4, abs=1e-7)
+        assert float(error[place]) == pytest.approx(
+            float(slope.detach()) * residual.numel() / 2, rel=1e-4, abs=1e-7
+        )
 
 
 def test_equation_8_the_total_is_the_weighted_sum_of_its_terms(tiny_network):
@@ -247,9 +270,12 @@ def test_equation_8_the_total_is_the_weighted_sum_of_its_terms(tiny_network):
     warped = field.warp(moving, output.displacement, padding="border")
     u = output.displacement
     slow = sum(
-        float((u.narrow(a, 1, u.shape[a] - 1) - u.narrow(a, 0, u.shape[a] - 1)).square().mean()) for a in (2, 3, 4)
+        float((u.narrow(a, 1, u.shape[a] - 1) - u.narrow(a, 0, u.shape[a] - 1)).square().mean())
+        for a in (2, 3, 4)
     )
-    assert float(terms.similarity) == pytest.approx(float((warped - fixed).square().mean()), rel=1e-5)
+    assert float(terms.similarity) == pytest.approx(
+        float((warped - fixed).square().mean()), rel=1e-5
+    )
     assert float(terms.smoothness) == pytest.approx(slow / 3, rel=1e-5)
     assert float(terms.routing) > 0
     expected = float(terms.similarity) + 0.7 * float(terms.smoothness) + 0.3 * float(terms.routing)
@@ -261,7 +287,9 @@ def test_equation_8_the_routing_loss_reaches_the_gates_and_the_trunk(tiny_networ
     output = tiny_network(moving, fixed)
     routing = total_loss(output, moving, fixed, FineTuning()).routing
     level = tiny_network.decoder.levels[-1]
-    gate, trunk = torch.autograd.grad(routing, [level.head.gates["x"].weight, level.fusion[0].conv.weight])
+    gate, trunk = torch.autograd.grad(
+        routing, [level.head.gates["x"].weight, level.fusion[0].conv.weight]
+    )
     assert gate.abs().max() > 0
     assert trunk.abs().max() > 0
 
@@ -274,10 +302,19 @@ def test_the_paper_network_has_18_88_million_parameters():
 
 def test_the_paper_defaults_are_those_of_section_iv_b():
     config, settings = SHMoARegConfig.preset("paper"), FineTuning()
-    assert (config.num_experts, config.top_k, config.kernels, config.shmoe_strides) == (12, 4, (1, 3, 5), (1, 2))
+    assert (config.num_experts, config.top_k, config.kernels, config.shmoe_strides) == (
+        12,
+        4,
+        (1, 3, 5),
+        (1, 2),
+    )
     assert (config.embed_dim, config.depths) == (48, (2, 2, 4, 2))
     assert (settings.learning_rate, settings.final_rate, settings.similarity) == (1e-4, None, "mse")
-    assert (settings.routing_weight, settings.smoothness_weight, settings.quantile) == (0.001, 0.01, 0.5)
+    assert (settings.routing_weight, settings.smoothness_weight, settings.quantile) == (
+        0.001,
+        0.01,
+        0.5,
+    )
 
 
 @pytest.mark.parametrize(

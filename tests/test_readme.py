@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from napari_shmoareg.io.images import write_image
-from napari_shmoareg.io.samples import sample_pair
+from napari_shmoareg.io import sample_pair, write_image
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -24,7 +23,8 @@ COMMANDS = [
     for line in code.splitlines()
     if line.startswith("shmoareg ")
 ]
-# What takes minutes or needs a user's data runs shorter, on small data; everything else runs as written.
+# What takes minutes or needs a user's data runs shorter, on small data; everything else runs as
+# written.
 SHORTER = {"500": "2", "1000": "3"}
 
 
@@ -53,7 +53,7 @@ def test_the_readme_has_commands_and_code():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_of_the_readme_runs(command, workplace, monkeypatch):
-    from napari_shmoareg.cli.application import app
+    from napari_shmoareg.cli.app import app
 
     monkeypatch.chdir(workplace)
     words = [SHORTER.get(word, word) for word in command]
@@ -76,7 +76,8 @@ def test_a_command_of_the_readme_runs(command, workplace, monkeypatch):
     if "--controls" in words:
         words += ["--size", "32"]  # some twenty runs of the network
     if words[0] == "benchmark":
-        words += ["--methods", "shmoareg,affine", "--pairs", "1"]  # two processes instead of a few hundred
+        # two processes instead of a few hundred
+        words += ["--methods", "shmoareg,affine", "--pairs", "1"]
     result = CliRunner().invoke(app, words)
     expected = 130 if "--minutes" in words else 0  # which stops it before its last step
     assert result.exit_code == expected, result.output

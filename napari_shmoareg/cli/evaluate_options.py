@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.dataset_options import Kind, parse_window
-from napari_shmoareg.cli.options import Device
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.cli.options import Device, Kind, parse_window
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import user_path
 
 if TYPE_CHECKING:
-    from napari_shmoareg.io.datasets import Dataset
-    from napari_shmoareg.io.evaluation.plan import Part
+    from napari_shmoareg.datasets import Dataset
+    from napari_shmoareg.evaluation.run import Part
 
 
 class PartName(StrEnum):
@@ -43,39 +42,65 @@ DatasetArgument = Annotated[
     Path | None,
     typer.Argument(
         metavar="DATASET",
-        help="A folder of images, a CSV or JSON list of pairs, a Learn2Reg data set, OASIS or BTCV.",
+        help=(
+            "A folder of images, a CSV or JSON list of pairs, a Learn2Reg data set, OASIS or BTCV."
+        ),
         show_default="that of --run",
     ),
 ]
 Run = Annotated[
     Path | None,
-    typer.Option("--run", metavar="RUN", help="A run of fine-tune: its data set, its split and its best weights."),
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="A run of fine-tune: its data set, its split and its best weights.",
+    ),
 ]
 PartOption = Annotated[
     PartName | None,
-    typer.Option("--part", help="Which part of the split.", show_default="test where there is a split, else all"),
+    typer.Option(
+        "--part",
+        help="Which part of the split.",
+        show_default="test where there is a split, else all",
+    ),
 ]
 Images = Annotated[
     str | None,
-    typer.Option("--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."),
+    typer.Option(
+        "--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."
+    ),
 ]
 Labels = Annotated[
-    str | None, typer.Option("--labels", metavar="PATTERN", help="Of a folder: the label maps of its images.")
+    str | None,
+    typer.Option("--labels", metavar="PATTERN", help="Of a folder: the label maps of its images."),
 ]
 Subject = Annotated[
     str | None,
-    typer.Option("--subject", metavar="REGEX", help="Finds the subject in a scan's name: the first group, or all."),
+    typer.Option(
+        "--subject",
+        metavar="REGEX",
+        help="Finds the subject in a scan's name: the first group, or all.",
+    ),
 ]
-KindOption = Annotated[Kind, typer.Option("--kind", help="How the data set lies on the disk; auto looks.")]
+KindOption = Annotated[
+    Kind, typer.Option("--kind", help="How the data set lies on the disk; auto looks.")
+]
 WindowOption = Annotated[
     str | None,  # two numbers: `parse_window`
     typer.Option(
-        "--window", metavar="LOW,HIGH", parser=parse_window, help="Cut intensities off there, as -160,240 for CT."
+        "--window",
+        metavar="LOW,HIGH",
+        parser=parse_window,
+        help="Cut intensities off there, as -160,240 for CT.",
     ),
 ]
 SplitOption = Annotated[
     str | None,
-    typer.Option("--split", metavar="A/B/C", help="Subjects that train, validate and test: 60/10/10, or shares."),
+    typer.Option(
+        "--split",
+        metavar="A/B/C",
+        help="Subjects that train, validate and test: 60/10/10, or shares.",
+    ),
 ]
 ShardOption = Annotated[
     str | None,  # two numbers: `parse_shard`
@@ -83,7 +108,10 @@ ShardOption = Annotated[
         "--shard",
         metavar="I/N",
         parser=parse_shard,
-        help="Only every N-th pair from the I-th on; N processes, each with its own I, share the work and the TABLE.",
+        help=(
+            "Only every N-th pair from the I-th on; N processes, each with its own I, share the"
+            " work and the TABLE."
+        ),
     ),
 ]
 
@@ -137,18 +165,24 @@ def chosen_scans(asked: Asked) -> Chosen:
     Raises
     ------
     InputError
-        If neither a data set nor a run was given, options contradict each other, or it cannot be opened or divided.
+        If neither a data set nor a run was given, options contradict each other, or it cannot be
+        opened or divided.
     """
-    from napari_shmoareg.io.evaluation.plan import ALL, Part, of_run, of_split
-    from napari_shmoareg.io.training_run.plan import DatasetChoice
+    from napari_shmoareg.datasets.dataset import DatasetChoice
+    from napari_shmoareg.evaluation.run import ALL, Part, of_run, of_split
 
     given = {name: value for name, value in asked.options.items() if value is not None}
     if asked.run is not None:
         if asked.split is not None:
-            raise InputError("--split and --run exclude each other: the run has a split of its own.")
+            raise InputError(
+                "--split and --run exclude each other: the run has a split of its own."
+            )
         if given and asked.dataset is None:
             names = ", ".join(f"--{name}" for name in given)
-            raise InputError(f"{names}: the run says how its data set is read. Leave it out, or give DATASET too.")
+            raise InputError(
+                f"{names}: the run says how its data set is read. Leave it out, or give DATASET"
+                " too."
+            )
         found = of_run(asked.run, asked.part or "test")
         choice = found.part.dataset
         if asked.dataset is not None:  # moved since
@@ -162,23 +196,26 @@ def chosen_scans(asked: Asked) -> Chosen:
     name = asked.part or ("test" if asked.split is not None else ALL)
     if name != ALL and asked.split is None and dataset.parts is None:
         raise InputError(
-            f"--part {name} needs a division of the data set, which has none of its own: give --split 60/10/10 (or "
-            "shares) with the --split-seed that the training had, or --run."
+            f"--part {name} needs a division of the data set, which has none of its own: give"
+            " --split 60/10/10 (or shares) with the --split-seed that the training had, or --run."
         )
     return Chosen(dataset, of_split(choice, dataset, name, asked.split, asked.split_seed))
 
 
-def weights_for(method: str, asked: str | None, unigradicon: Path | None, chosen: Chosen, device: Device) -> str | None:
-    """The weights of a method that needs some: those asked for, the run's, or the shipped ones; uniGradICON's file.
+def weights_for(
+    method: str, asked: str | None, unigradicon: Path | None, chosen: Chosen, device: Device
+) -> str | None:
+    """The weights of a method that needs some: those asked for, the run's, or the shipped ones;
+    uniGradICON's file.
 
     Raises
     ------
     InputError
         If there are none of ours, they cannot be read, or the method uses none such.
     """
-    from napari_shmoareg.engine.peers import NETWORKS
-    from napari_shmoareg.io.model_card import read_card, shipped_weights
-    from napari_shmoareg.io.weights import chosen_device, chosen_weights
+    from napari_shmoareg.evaluation.methods import NETWORKS
+    from napari_shmoareg.io import read_card, shipped_weights
+    from napari_shmoareg.io.model_card import chosen_device, chosen_weights
 
     if unigradicon is not None and method != "unigradicon":
         raise InputError(f"--unigradicon-weights would do nothing: the method is '{method}'.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from napari_shmoareg.cli.errors import say
+from napari_shmoareg.cli.console import Report, load_tables, progress, say, show
 from napari_shmoareg.cli.inspect_pairs import Point, inspect_pairs, parse_point
 from napari_shmoareg.cli.options import (
     Affine,
@@ -27,35 +27,40 @@ from napari_shmoareg.cli.options import (
     Nan,
     Passes,
     Quiet,
+    Running,
     Size,
     Weights,
 )
-from napari_shmoareg.cli.progress import Report, progress
-from napari_shmoareg.cli.running import Running
-from napari_shmoareg.cli.tables import load_tables, show
-from napari_shmoareg.engine.phases import registering
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.registration.progress import registering
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from napari_shmoareg.analysis.expert_load import ExpertLoad
     from napari_shmoareg.cli.inspect_controls import ControlOptions
-    from napari_shmoareg.engine.replay import Replay
+    from napari_shmoareg.experts.load import ExpertLoad
     from napari_shmoareg.geometry import VolumePair
     from napari_shmoareg.model import SHMoAReg
+    from napari_shmoareg.registration.replay import Replay
+
 
 ControlsOption = Annotated[
     bool,
     typer.Option(
         "--controls",
-        help="Ask instead whether the choice matters: run the network again with experts shuffled, random, fixed, "
-        "chosen by an untrained gate, with attention off and more, and measure what that costs (of one DIR, one "
-        "pair or --pairs; some twenty runs of the network per pair).",
+        help=(
+            "Ask instead whether the choice matters: run the network again with experts shuffled,"
+            " random, fixed, chosen by an untrained gate, with attention off and more, and measure"
+            " what that costs (of one DIR, one pair or --pairs; some twenty runs of the network per"
+            " pair)."
+        ),
     ),
 ]
 PassesOption = Annotated[
-    Passes, typer.Option("--passes", help="With --controls: change all passes of the network, or the last alone.")
+    Passes,
+    typer.Option(
+        "--passes", help="With --controls: change all passes of the network, or the last alone."
+    ),
 ]
 CardOption = Annotated[
     Path | None,
@@ -74,7 +79,10 @@ def inspect(
         list[Path] | None,
         typer.Argument(
             metavar="DIR...|MOVING FIXED",
-            help="Folders that `register` wrote (the loads of several are added up), or two images to register now.",
+            help=(
+                "Folders that `register` wrote (the loads of several are added up), or two images"
+                " to register now."
+            ),
             show_default=False,
         ),
     ] = None,
@@ -83,8 +91,11 @@ def inspect(
         typer.Option(
             "--pairs",
             metavar="LIST.csv",
-            help="Register all pairs of a list instead: files in the columns moving, fixed and, where "
-            "there are labels, fixed_labels. Goes on where it was stopped.",
+            help=(
+                "Register all pairs of a list instead: files in the columns moving, fixed and,"
+                " where "
+                "there are labels, fixed_labels. Goes on where it was stopped."
+            ),
         ),
     ] = None,
     out: Annotated[
@@ -92,8 +103,13 @@ def inspect(
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="A new folder for tables and figures; with --pairs also one that the same command began.",
-            show_default=f"{DEFAULT_OUT}; one DIR has them already; with --controls shmoareg-controls",
+            help=(
+                "A new folder for tables and figures; with --pairs also one that the same command"
+                " began."
+            ),
+            show_default=(
+                f"{DEFAULT_OUT}; one DIR has them already; with --controls shmoareg-controls"
+            ),
         ),
     ] = None,
     at: Annotated[
@@ -102,8 +118,13 @@ def inspect(
             "--at",
             metavar="X,Y,Z",
             parser=parse_point,
-            help="With --pairs: a place to look at (mm, RAS, in every fixed image); up to five times.",
-            show_default="five places relative to each fixed image, and a boundary between its labels",
+            help=(
+                "With --pairs: a place to look at (mm, RAS, in every fixed image); up to five"
+                " times."
+            ),
+            show_default=(
+                "five places relative to each fixed image, and a boundary between its labels"
+            ),
         ),
     ] = None,
     controls: ControlsOption = False,
@@ -122,99 +143,133 @@ def inspect(
 ) -> None:
     """Show which experts were chosen, and how often: per layer, image and direction.
 
-    The share of selections of every attention head (MoA) and of every deformation expert (SHMoE), as a table, as
-    CSV and as figures. With --pairs: over a whole list, with the spread from pair to pair, and the experts chosen at
-    single places. With --controls: what it costs to choose otherwise, as controls.csv and a figure. A pair that fails
-    is told and left out; only where all fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same
-    command goes on, with those that failed too.
-    """
+    The share of selections of every attention head (MoA) and of every deformation expert (SHMoE),
+    as a table, as CSV and as figures. With --pairs: over a whole list, with the spread from pair to
+    pair, and the experts chosen at single places. With --controls: what it costs to choose
+    otherwise, as controls.csv and a figure. A pair that fails is told and left out; only where all
+    fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same command goes on,
+    with those that failed too."""
     running = Running(weights, affine, diffeomorphic, device, size, contrast=contrast)
     if not controls and (card is not None or passes is not Passes.all):
-        raise InputError(f"{'--card' if card is not None else '--passes'} would do nothing without --controls.")
+        raise InputError(
+            f"{'--card' if card is not None else '--passes'} would do nothing without --controls."
+        )
     if controls:
         if at:
-            raise InputError("--at names places to count choices at, which --controls does not: leave out one of them.")
+            raise InputError(
+                "--at names places to count choices at, which --controls does not: leave out one of"
+                " them."
+            )
         from napari_shmoareg.cli.inspect_controls import DEFAULT_OUT as CONTROLS_OUT
         from napari_shmoareg.cli.inspect_controls import ControlOptions
 
-        options = ControlOptions(out or CONTROLS_OUT, card, passes.value, nan, channel, quiet, debug)
+        options = ControlOptions(
+            out or CONTROLS_OUT, card, passes.value, nan, channel, quiet, debug
+        )
         _control(what or [], pairs, running, options)
         return
     if pairs is not None:
         if what:
             raise InputError(
-                f"--pairs registers the pairs of {pairs}; name no folder and no image ({what[0]}) beside it."
+                f"--pairs registers the pairs of {pairs}; name no folder and no image ({what[0]})"
+                " beside it."
             )
         _list(pairs, out or DEFAULT_OUT, running, at or (), nan, channel, quiet, debug)
         return
     if not what:
-        raise typer.BadParameter("Give folders that `register` wrote, two images (MOVING FIXED), or --pairs LIST.csv")
+        raise typer.BadParameter(
+            "Give folders that `register` wrote, two images (MOVING FIXED), or --pairs LIST.csv"
+        )
     if at:
         raise InputError("--at would do nothing without --pairs.")
-    from napari_shmoareg.io.places import check_new_folder
+    from napari_shmoareg.io.files import check_new_folder
 
     folders = [path for path in what if (path / "report.json").is_file()]
     pair = len(what) == 2 and not folders
     if len(what) == 1 and what[0].is_file():
         raise InputError(
-            f"{what[0]} is one file; a folder that `register` wrote, or two images (MOVING FIXED), were expected."
+            f"{what[0]} is one file; a folder that `register` wrote, or two images (MOVING FIXED),"
+            " were expected."
         )
     if not pair and len(what) > 1 and len(folders) < len(what):
         odd = next(path for path in what if path not in folders)
-        raise InputError(f"{odd} is not a registration folder. Give such folders, or two images: MOVING FIXED.")
+        raise InputError(
+            f"{odd} is not a registration folder. Give such folders, or two images: MOVING FIXED."
+        )
     place = out if out is not None or (not pair and len(what) == 1) else DEFAULT_OUT
     if place is not None:
         check_new_folder(place)
     if pair:
-        from napari_shmoareg.io.images import read_pair
+        from napari_shmoareg.io import read_pair
 
-        found = _registered(lambda: read_pair(what[0], what[1], nan=nan, channel=channel), running, quiet)
+        found = _registered(
+            lambda: read_pair(what[0], what[1], nan=nan, channel=channel), running, quiet
+        )
     else:
         found = _read(what)
     if place is not None:
         _write(found, place)
     if not quiet:
         _tell(found.load)
-        typer.echo(f"\n{_where(what[0] if place is None else place, given=place is None, experts=len(found.load) > 0)}")
+        typer.echo(
+            "\n"
+            + _where(
+                what[0] if place is None else place,
+                given=place is None,
+                experts=len(found.load) > 0,
+            )
+        )
 
 
-def _control(what: list[Path], pairs: Path | None, running: Running, options: ControlOptions) -> None:
+def _control(
+    what: list[Path], pairs: Path | None, running: Running, options: ControlOptions
+) -> None:
     """The controls on a list, a registration folder, or two images."""
     from napari_shmoareg.cli.inspect_controls import control_one, control_pairs
 
     if pairs is not None:
         if what:
             raise InputError(
-                f"--pairs measures the pairs of {pairs}; name no folder and no image ({what[0]}) beside it."
+                f"--pairs measures the pairs of {pairs}; name no folder and no image ({what[0]})"
+                " beside it."
             )
         control_pairs(pairs, running, options)
     elif len(what) == 2 and not any((path / "report.json").is_file() for path in what):
 
         def aligned(network: SHMoAReg, report: Report) -> Replay:
-            from napari_shmoareg.io.images import read_pair
+            from napari_shmoareg.io import read_pair
 
             report("reading", 0.0)
-            return running.replay(read_pair(*what, nan=options.nan, channel=options.channel), network, report)
+            return running.replay(
+                read_pair(*what, nan=options.nan, channel=options.channel), network, report
+            )
 
         control_one(aligned, running, options)
     elif len(what) == 1 and what[0].is_dir():
-        from napari_shmoareg.io.registration_folder import read_scene
-        from napari_shmoareg.io.weights import NO_NETWORK
+        from napari_shmoareg.io import read_scene
+        from napari_shmoareg.io.model_card import NO_NETWORK
 
         scene = read_scene(what[0])
         if scene.weights == NO_NETWORK:
-            raise InputError(f"{what[0]} was registered without a network, so that there are no experts to control.")
+            raise InputError(
+                f"{what[0]} was registered without a network, so that there are no experts to"
+                " control."
+            )
 
         def again(network: SHMoAReg, report: Report) -> Replay:
-            from napari_shmoareg.engine.replay import Replay
+            from napari_shmoareg.registration.replay import Replay
 
             report("deforming", 0.05)
-            return Replay.of(scene.pair, network, affine=scene.affine, settings=scene.report["settings"])
+            return Replay.of(
+                scene.pair, network, affine=scene.affine, settings=scene.report["settings"]
+            )
 
         of_folder = replace(running, weights=running.weights or scene.weights)
         control_one(again, of_folder, options)
     else:
-        raise typer.BadParameter("With --controls give one DIR that `register` wrote, two images, or --pairs LIST.csv")
+        raise typer.BadParameter(
+            "With --controls give one DIR that `register` wrote, two images, or --pairs LIST.csv"
+        )
 
 
 class _Found(NamedTuple):
@@ -235,28 +290,38 @@ def _list(
     quiet: bool,
     debug: bool,
 ) -> None:
-    load = inspect_pairs(pairs, out, running, at, nan=nan, channel=channel, quiet=quiet, debug=debug)
+    load = inspect_pairs(
+        pairs, out, running, at, nan=nan, channel=channel, quiet=quiet, debug=debug
+    )
     if not quiet:
         _tell(load)
-        typer.echo("\n".join(["\nOf all pairs added up:", *(f"  {path}" for path in sorted(out.glob("*.*")))]))
+        typer.echo(
+            "\n".join(
+                ["\nOf all pairs added up:", *(f"  {path}" for path in sorted(out.glob("*.*")))]
+            )
+        )
 
 
 def _tell(load: ExpertLoad) -> None:
     if len(load):
         show(*load_tables(load))
     else:
-        typer.echo("This network has no experts: neither a mixture of attention heads nor of deformations.")
+        typer.echo(
+            "This network has no experts: neither a mixture of attention heads nor of deformations."
+        )
 
 
 def _read(folders: list[Path]) -> _Found:
-    from napari_shmoareg.analysis.expert_figures import load_figure
-    from napari_shmoareg.analysis.load_captions import load_caption
-    from napari_shmoareg.analysis.load_spread import repeated, share_spread
-    from napari_shmoareg.io.summary import read_registration_summary
-    from napari_shmoareg.io.weights import routing_of
+    from napari_shmoareg.experts.load_spread import repeated, share_spread
+    from napari_shmoareg.figures.experts import load_caption, load_figure
+    from napari_shmoareg.io.model_card import routing_of
+    from napari_shmoareg.io.report import read_registration_summary
 
     for first, _ in repeated(folder.resolve() for folder in folders):
-        say(f"Warning: {folders[first - 1]} is given more than once; each time counts, and the spread is too small.")
+        say(
+            f"Warning: {folders[first - 1]} is given more than once; each time counts, and the"
+            " spread is too small."
+        )
     read = [read_registration_summary(folder) for folder in folders]
     reports = [summary.report for summary in read]
     load = reduce(add, [summary.load for summary in read])
@@ -265,13 +330,20 @@ def _read(folders: list[Path]) -> _Found:
     caption = load_caption(load, len(read), [_passes(report) for report in reports], routing)
     about = {
         "Weights": "; ".join(dict.fromkeys(str(report.get("weights")) for report in reports)),
-        "Pair": "; ".join(_names(*((report["pair"][role] or {}).get("name") for role in ROLES)) for report in reports),
-        "Settings": "; ".join(dict.fromkeys(json.dumps(report.get("settings")) for report in reports)),
+        "Pair": "; ".join(
+            _names(*((report["pair"][role] or {}).get("name") for role in ROLES))
+            for report in reports
+        ),
+        "Settings": "; ".join(
+            dict.fromkeys(json.dumps(report.get("settings")) for report in reports)
+        ),
     }
     if not len(load):
         return _Found(load, {}, about)
     spread = share_spread([summary.load for summary in read])
-    return _Found(load, {"expert_loads.png": load_figure(load, spread=spread, caption=caption)}, about)
+    return _Found(
+        load, {"expert_loads.png": load_figure(load, spread=spread, caption=caption)}, about
+    )
 
 
 def _passes(report: Mapping[str, Any]) -> int | None:
@@ -283,23 +355,28 @@ def _passes(report: Mapping[str, Any]) -> int | None:
 def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -> _Found:
     with progress(quiet, registering()) as report:
         report("loading", 0.0)
-        from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
-        from napari_shmoareg.analysis.expert_load import ExpertLoad
-        from napari_shmoareg.analysis.load_captions import load_caption
-        from napari_shmoareg.io.weights import routing_of
+        from napari_shmoareg.experts.load import ExpertLoad
+        from napari_shmoareg.figures.experts import expert_map_figure, load_caption, load_figure
+        from napari_shmoareg.io.model_card import routing_of
 
         name, network = running.network()
         report("reading", 0.0)
         registration = running.register(read(), network, report)
         report("drawing", 0.0)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
-        caption = load_caption(load, 1, [len(registration.settings["passes"])], routing_of(name) or "")
+        caption = load_caption(
+            load, 1, [len(registration.settings["passes"])], routing_of(name) or ""
+        )
         figures = {"expert_loads.png": load_figure(load, caption=caption)} if len(load) else {}
         if registration.routing.select(part="decoder"):
-            figures["expert_maps.png"] = expert_map_figure(registration, kernels=network.config.kernels)
+            figures["expert_maps.png"] = expert_map_figure(
+                registration, kernels=network.config.kernels
+            )
     pair = registration.pair
     about = {"Weights": name, "Pair": _names(pair.moving.name, pair.fixed.name)}
-    return _Found(load, figures, about | {"Settings": json.dumps(registration.settings, default=str)})
+    return _Found(
+        load, figures, about | {"Settings": json.dumps(registration.settings, default=str)}
+    )
 
 
 def _names(moving: object, fixed: object) -> str:
@@ -307,10 +384,9 @@ def _names(moving: object, fixed: object) -> str:
 
 
 def _write(found: _Found, place: Path) -> None:
-    from napari_shmoareg.io.atomic import new_folder
-    from napari_shmoareg.io.figure_files import write_figure
-    from napari_shmoareg.io.summary import write_loads
-    from napari_shmoareg.io.versions import versions
+    from napari_shmoareg.io.files import new_folder, write_figure
+    from napari_shmoareg.io.machine import versions
+    from napari_shmoareg.io.report import write_loads
 
     with new_folder(place) as folder:
         write_loads(found.load, folder / "loads.csv")
@@ -324,11 +400,21 @@ def _write(found: _Found, place: Path) -> None:
 
 def _where(folder: Path, given: bool, experts: bool) -> str:
     """Where the CSV file and the figures lie, and how to get figures that were not drawn."""
-    names = ("experts/loads.csv", "figures/expert_loads.png", "figures/expert_maps.png") if given else ()
-    found = [path for path in ([folder / name for name in names] or sorted(folder.iterdir())) if path.exists()]
+    names = (
+        ("experts/loads.csv", "figures/expert_loads.png", "figures/expert_maps.png")
+        if given
+        else ()
+    )
+    found = [
+        path
+        for path in [folder / name for name in names] or sorted(folder.iterdir())
+        if path.exists()
+    ]
     drawn = any(path.suffix == ".png" for path in found)
     lines = ["Each block by itself, and the figures:" if drawn else "Each block by itself:"]
     lines += [f"  {path}" for path in found]
     if experts and not drawn:
-        lines.append("It was registered without figures; give --out FOLDER to draw the loads there.")
+        lines.append(
+            "It was registered without figures; give --out FOLDER to draw the loads there."
+        )
     return "\n".join(lines)

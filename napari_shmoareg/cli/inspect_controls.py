@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.errors import CANCELLED, explain, say
+from napari_shmoareg.cli.console import CANCELLED, Report, explain, plain_table, progress, say, show
 from napari_shmoareg.cli.inspect_folder import (
     PAIRS,
     check_unchanged,
@@ -22,34 +22,41 @@ from napari_shmoareg.cli.inspect_folder import (
     write_json,
 )
 from napari_shmoareg.cli.inspect_pairs import absolute, settings_in_plan, weights_in_plan
-from napari_shmoareg.cli.plans import begin_work
-from napari_shmoareg.cli.progress import Report, progress
-from napari_shmoareg.cli.running import Running
-from napari_shmoareg.cli.tables import plain_table, show
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.cli.options import Running
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.work_folder import begin_work
 
 if TYPE_CHECKING:
-    from napari_shmoareg.analysis.choice_checks import ChoiceCheck
-    from napari_shmoareg.analysis.controls import Control, Passes
-    from napari_shmoareg.analysis.routing_scores import ControlledPair, ControlRow, Measure
-    from napari_shmoareg.engine.replay import Replay
-    from napari_shmoareg.io.datasets import PairFiles, PairList
+    from napari_shmoareg.datasets import PairFiles, PairList
+    from napari_shmoareg.experts.choice_checks import ChoiceCheck
+    from napari_shmoareg.experts.controls import Control, Passes
+    from napari_shmoareg.experts.routing_scores import ControlledPair, ControlRow, Measure
     from napari_shmoareg.model import SHMoAReg
+    from napari_shmoareg.registration.replay import Replay
+
 
 DEFAULT_OUT = Path("shmoareg-controls")
-PLAN, CONTROLS, PER_PAIR, GATES = "inspect.json", "controls.csv", "controls_per_pair.csv", "controls_gates.csv"
+PLAN, CONTROLS, PER_PAIR, GATES = (
+    "inspect.json",
+    "controls.csv",
+    "controls_per_pair.csv",
+    "controls_gates.csv",
+)
 FIGURE, SUMMARY = "controls", "summary.json"
 SEED = 0
-ALIGNED, CONTROLLED = 0.08, 0.8  # of the work on a pair, until it is aligned, and until all controls have run
+# of the work on a pair, until it is aligned, and until all controls have run
+ALIGNED, CONTROLLED = 0.08, 0.8
 CHECKS_LEGEND = (
-    "Sign: how much of a choice the sign of the motion tells. Best: cells that chose the expert of the least local "
-    "error, of those where it makes a difference. Kappa: the same above chance (0 chance, 1 always). Noise kappa: "
-    "choices that stay under noise of 1 %, above chance. Label bits: what a choice tells of the label; untrained: what "
-    "that of an untrained gate with equal loads tells."
+    "Sign: how much of a choice the sign of the motion tells. Best: cells that chose the expert of"
+    " the least local error, of those where it makes a difference. Kappa: the same above chance (0"
+    " chance, 1 always). Noise kappa: choices that stay under noise of 1 %, above chance. Label"
+    " bits: what a choice tells of the label; untrained: what that of an untrained gate with equal"
+    " loads tells."
 )
 SHARE_LEGEND = (
-    "Gain kept: 100 % means that the change costs nothing, so that what was learned there is not needed; 0 % that the "
-    "whole gain over the alignment is lost; below, that the result is worse than the alignment."
+    "Gain kept: 100 % means that the change costs nothing, so that what was learned there is not"
+    " needed; 0 % that the whole gain over the alignment is lost; below, that the result is worse"
+    " than the alignment."
 )
 
 
@@ -115,22 +122,29 @@ class ControlOptions:
 
 
 def control_pairs(listing: Path, running: Running, options: ControlOptions) -> None:
-    """Measure the pairs of a list that the folder does not have yet, and write what all of them come to.
+    """Measure the pairs of a list that the folder does not have yet, and write what all of them
+    come to.
 
     Raises
     ------
     InputError
-        If the list, the weights or the folder is not what it has to be, or no pair could be measured.
+        If the list, the weights or the folder is not what it has to be, or no pair could be
+        measured.
     """
-    from napari_shmoareg.io.datasets import read_pair_list
+    from napari_shmoareg.datasets import read_pair_list
 
     listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
     name, network = running.network()
     _check_card(options, name)
     controls = _controls(network, options.passes)
-    measure: Measure = "dice" if all(f.moving_labels and f.fixed_labels for f in listed.files) else "similarity"
+    measure: Measure = (
+        "dice" if all(f.moving_labels and f.fixed_labels for f in listed.files) else "similarity"
+    )
     if measure == "similarity" and any(f.moving_labels and f.fixed_labels for f in listed.files):
-        say("Warning: not every pair has labels of both images, so that all are measured by their local correlation.")
+        say(
+            "Warning: not every pair has labels of both images, so that all are measured by their"
+            " local correlation."
+        )
     plan = _plan(listed, running, name, controls, measure)
     begin_work(options.out / PLAN, plan, "inspection")
     (options.out / PAIRS).mkdir(exist_ok=True)
@@ -141,17 +155,28 @@ def control_pairs(listing: Path, running: Running, options: ControlOptions) -> N
         with progress(options.quiet) as report:
             report("loading", 0.0)
             for number in (n for n in kept if n not in done):
-                found = _measured_of_list(listed, number, running, network, controls, measure, report, options.debug)
+                found = _measured_of_list(
+                    listed, number, running, network, controls, measure, report, options.debug
+                )
                 _keep(found, options.out, number, done, failures)
         if not done:
-            raise InputError(f"None of the {len(listed)} pairs could be measured. The first: {failures[0]}")
+            raise InputError(
+                f"None of the {len(listed)} pairs could be measured. The first: {failures[0]}"
+            )
     except KeyboardInterrupt:
-        say(f"Stopped after {len(done)} of {len(listed)} pairs; {options.out} holds them. The same command goes on.")
+        say(
+            f"Stopped after {len(done)} of {len(listed)} pairs; {options.out} holds them. The same"
+            " command goes on."
+        )
         raise typer.Exit(CANCELLED) from None
-    _finish(plan, dict(sorted(done.items())), failures, controls, network, name, options.out, options)
+    _finish(
+        plan, dict(sorted(done.items())), failures, controls, network, name, options.out, options
+    )
 
 
-def control_one(make: Callable[[SHMoAReg, Report], Replay], running: Running, options: ControlOptions) -> None:
+def control_one(
+    make: Callable[[SHMoAReg, Report], Replay], running: Running, options: ControlOptions
+) -> None:
     """Measure one pair, and write what it comes to into a new folder, whole or not at all.
 
     Parameters
@@ -166,9 +191,8 @@ def control_one(make: Callable[[SHMoAReg, Report], Replay], running: Running, op
     InputError
         If the pair, the weights or the folder is not what it has to be.
     """
-    from napari_shmoareg.io.atomic import new_folder
-    from napari_shmoareg.io.places import check_new_folder
-    from napari_shmoareg.io.versions import versions
+    from napari_shmoareg.io.files import check_new_folder, new_folder
+    from napari_shmoareg.io.machine import versions
 
     check_new_folder(options.out)
     with progress(options.quiet) as report:
@@ -177,30 +201,45 @@ def control_one(make: Callable[[SHMoAReg, Report], Replay], running: Running, op
         _check_card(options, name)
         controls = _controls(network, options.passes)
         replay = make(network, report)
-        found = _measured(replay, controls, None, report, (replay.pair.moving.name, replay.pair.fixed.name))
-    settings = {"device": str(next(network.parameters()).device), "diffeomorphic": replay.diffeomorphic}
-    plan = {"weights": weights_in_plan(name), "settings": settings, "versions": versions(), "pairs": [found.names]}
+        found = _measured(
+            replay, controls, None, report, (replay.pair.moving.name, replay.pair.fixed.name)
+        )
+    settings = {
+        "device": str(next(network.parameters()).device),
+        "diffeomorphic": replay.diffeomorphic,
+    }
+    plan = {
+        "weights": weights_in_plan(name),
+        "settings": settings,
+        "versions": versions(),
+        "pairs": [found.names],
+    }
     plan |= _of_plan(controls, found.pair.measure)
     with new_folder(options.out) as folder:
         _finish(plan, {0: found}, {}, controls, network, name, folder, options)
 
 
 def _controls(network: SHMoAReg, passes: Passes) -> list[Control]:
-    from napari_shmoareg.analysis.controls import controls_of
+    from napari_shmoareg.experts.controls import controls_of
 
     found = controls_of(network, passes=passes, seed=SEED)
     if not found:
-        raise InputError("This network has neither attention nor experts, so that there is nothing to control.")
+        raise InputError(
+            "This network has neither attention nor experts, so that there is nothing to control."
+        )
     return found
 
 
 def _check_card(options: ControlOptions, weights: str) -> None:
     """Refuse, before the work, a place for weights with a card that could not be written."""
     if options.card is not None:
-        from napari_shmoareg.io.places import check_new_file
+        from napari_shmoareg.io.files import check_new_file
 
         if options.card.suffix != ".safetensors":
-            raise InputError(f"--card names a file for weights, and has to end in .safetensors; got {options.card}.")
+            raise InputError(
+                "--card names a file for weights, and has to end in .safetensors; got"
+                f" {options.card}."
+            )
         check_new_file(options.card, inputs=[weights] if Path(weights).is_file() else [])
 
 
@@ -208,7 +247,7 @@ def _plan(
     listed: PairList, running: Running, name: str, controls: Sequence[Control], measure: Measure
 ) -> dict[str, Any]:
     """All that the figures depend on, as it stands in inspect.json."""
-    from napari_shmoareg.io.versions import versions
+    from napari_shmoareg.io.machine import versions
 
     pairs = [[absolute(path) for path in _used(files)] for files in listed.files]
     plan = {"weights": weights_in_plan(name), "settings": settings_in_plan(running, listed)}
@@ -216,10 +255,15 @@ def _plan(
 
 
 def _of_plan(controls: Sequence[Control], measure: Measure) -> dict[str, Any]:
-    from napari_shmoareg.analysis.routing_scores import MEASURES
+    from napari_shmoareg.experts.routing_scores import MEASURES
 
     keys = [control.key for control in controls]
-    return {"controls": keys, "passes": controls[0].passes, "seed": SEED, "measure": f"{measure}: {MEASURES[measure]}"}
+    return {
+        "controls": keys,
+        "passes": controls[0].passes,
+        "seed": SEED,
+        "measure": f"{measure}: {MEASURES[measure]}",
+    }
 
 
 def _used(files: PairFiles) -> tuple[Path | None, ...]:
@@ -237,7 +281,7 @@ def _measured_of_list(
     debug: bool,
 ) -> Measured | str:
     """One pair of a list measured, or why that failed."""
-    from napari_shmoareg.io.images import read_pair
+    from napari_shmoareg.io import read_pair
 
     def report_pair(title: str, done: float) -> None:
         report(f"pair {number + 1} of {len(listed)}, {title}", (number + done) / len(listed))
@@ -264,29 +308,44 @@ def _measured(
     files: Mapping[str, Sequence[int]] | None = None,
 ) -> Measured:
     """Controls and checks on a pair."""
-    from napari_shmoareg.analysis.choice_checks import check_choices
-    from napari_shmoareg.analysis.routing_scores import ControlledPair, measure_controls, measure_for
+    from napari_shmoareg.experts.choice_checks import check_choices
+    from napari_shmoareg.experts.routing_scores import ControlledPair, measure_controls, measure_for
 
     def part(low: float, high: float) -> Report:
         return lambda title, done: report(title, low + (high - low) * done)
 
-    values = dict(measure_controls(replay, controls, measure=measure, progress=part(ALIGNED, CONTROLLED)))
+    values = dict(
+        measure_controls(replay, controls, measure=measure, progress=part(ALIGNED, CONTROLLED))
+    )
     checks = check_choices(replay, seed=SEED, progress=part(CONTROLLED, 1.0))
     pair, grid = replay.pair, replay.grid
     about: dict[str, Any] = {"network_shape": grid.shape, "network_spacing_mm": grid.spacing}
-    about |= {"passes": replay.passes, "diffeomorphic": replay.diffeomorphic, "affine": replay.affine.tolist()}
+    about |= {
+        "passes": replay.passes,
+        "diffeomorphic": replay.diffeomorphic,
+        "affine": replay.affine.tolist(),
+    }
     measured = ControlledPair(*subjects, measure or measure_for(pair), values)
     return Measured(measured, checks, (pair.moving.name, pair.fixed.name), about, files or {})
 
 
-def _keep(found: Measured | str, out: Path, number: int, done: dict[int, Measured], failures: dict[int, str]) -> None:
+def _keep(
+    found: Measured | str,
+    out: Path,
+    number: int,
+    done: dict[int, Measured],
+    failures: dict[int, str],
+) -> None:
     """On the disk before the next pair begins."""
     if isinstance(found, str):
         say(f"pair {number + 1} failed: {found}")
         write_failure(found, out, number)
         failures[number] = found
         return
-    record = asdict(found.pair) | {"names": found.names, "checks": [asdict(check) for check in found.checks]}
+    record = asdict(found.pair) | {
+        "names": found.names,
+        "checks": [asdict(check) for check in found.checks],
+    }
     write_json(record | {"about": found.about, "files": found.files}, file_of(out, number))
     done[number] = found
 
@@ -299,8 +358,8 @@ def _read_kept(out: Path, number: int, controls: Sequence[Control]) -> Measured 
     InputError
         If its file is damaged.
     """
-    from napari_shmoareg.analysis.choice_checks import ChoiceCheck
-    from napari_shmoareg.analysis.routing_scores import BEFORE, LEARNED, ControlledPair
+    from napari_shmoareg.experts.choice_checks import ChoiceCheck
+    from napari_shmoareg.experts.routing_scores import BEFORE, LEARNED, ControlledPair
     from napari_shmoareg.io.untrusted import check_fields, read_object
 
     place = file_of(out, number)
@@ -313,13 +372,17 @@ def _read_kept(out: Path, number: int, controls: Sequence[Control]) -> Measured 
         check_fields(_Kept, {key: record[key] for key in get_type_hints(_Kept)})
         for check in record["checks"]:
             check_fields(ChoiceCheck, check)
-        values = {key: float(record["values"][key]) for key in (BEFORE, LEARNED, *(c.key for c in controls))}
+        values = {
+            key: float(record["values"][key])
+            for key in (BEFORE, LEARNED, *(c.key for c in controls))
+        }
         pair = ControlledPair(record["moving"], record["fixed"], record["measure"], values)
         checks = [ChoiceCheck(**check) for check in record["checks"]]
         return Measured(pair, checks, tuple(record["names"]), record["about"], record["files"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
-            f"{place} is damaged ({error!r}). Delete it; the same command then measures this pair again."
+            f"{place} is damaged ({error!r}). Delete it; the same command then measures this pair"
+            " again."
         ) from error
 
 
@@ -334,24 +397,29 @@ def _finish(
     options: ControlOptions,
 ) -> None:
     """Write tables, figure and summary into a folder, print the tables, and write the card."""
-    from napari_shmoareg.analysis.choice_checks import mean_checks
-    from napari_shmoareg.analysis.routing_figure import controls_caption, controls_figure
-    from napari_shmoareg.analysis.routing_scores import control_rows, routing_sentence, scores_of
-    from napari_shmoareg.io.atomic import writing
+    from napari_shmoareg.experts.choice_checks import mean_checks
+    from napari_shmoareg.experts.routing_scores import control_rows, routing_sentence, scores_of
+    from napari_shmoareg.figures.routing import controls_caption, controls_figure
     from napari_shmoareg.io.checkpoint import write_with_card
-    from napari_shmoareg.io.figure_files import ENDINGS, write_figure
-    from napari_shmoareg.io.tables import write_table
-    from napari_shmoareg.io.versions import versions
+    from napari_shmoareg.io.files import ENDINGS, write_figure, write_table, writing
+    from napari_shmoareg.io.machine import versions
 
     done, kernels = list(pairs.values()), network.config.kernels
     rows = control_rows([one.pair for one in done], controls)
     checks = [check for one in done for check in one.checks]
-    size = max(max(one.about["network_shape"]) for one in done)  # voxels along the longest axis of the network grid
+    # voxels along the longest axis of the network grid
+    size = max(max(one.about["network_shape"]) for one in done)
     scores = scores_of(rows) | {"size": size}
     sentence, caption = routing_sentence({"routing_matters": scores}), controls_caption(rows)
     write_table([row.to_dict() for row in rows], folder / CONTROLS)
     each = [
-        {"pair": n + 1, "moving": one.names[0], "fixed": one.names[1], "control": key, one.pair.measure: value}
+        {
+            "pair": n + 1,
+            "moving": one.names[0],
+            "fixed": one.names[1],
+            "control": key,
+            one.pair.measure: value,
+        }
         for n, one in pairs.items()
         for key, value in one.pair.values.items()
     ]
@@ -362,24 +430,60 @@ def _finish(
         "Caption": caption,
         "Software": f"shmoareg {versions()['shmoareg']}",
         "Weights": f"{plan['weights']['name']} (SHA-256 {plan['weights']['sha256']})",
-        "Pairs": f"{len(done)}, moving to fixed: " + "; ".join(" to ".join(one.names) for one in done),
+        "Pairs": (
+            f"{len(done)}, moving to fixed: " + "; ".join(" to ".join(one.names) for one in done)
+        ),
         "Settings": str(plan["settings"]),
     }
     for ending in ENDINGS:
         with writing(folder / f"{FIGURE}{ending}") as temporary:
             write_figure(controls_figure(rows, caption, kernels), temporary, about)
-    images = [{"pair": n + 1, "moving": one.names[0], "fixed": one.names[1], **one.about} for n, one in pairs.items()]
-    failed = [{"pair": n + 1, "files": plan["pairs"][n], "error": error} for n, error in failures.items()]
-    summary = {**plan, "network": network.config.to_dict(), "pairs_listed": len(plan["pairs"]), "pairs_done": len(done)}
-    summary |= {"pairs": images, "failed": failed, "routing_matters": scores, "sentence": sentence, "caption": caption}
+    images = [
+        {"pair": n + 1, "moving": one.names[0], "fixed": one.names[1], **one.about}
+        for n, one in pairs.items()
+    ]
+    failed = [
+        {"pair": n + 1, "files": plan["pairs"][n], "error": error} for n, error in failures.items()
+    ]
+    summary = {
+        **plan,
+        "network": network.config.to_dict(),
+        "pairs_listed": len(plan["pairs"]),
+        "pairs_done": len(done),
+    }
+    summary |= {
+        "pairs": images,
+        "failed": failed,
+        "routing_matters": scores,
+        "sentence": sentence,
+        "caption": caption,
+    }
     write_json(summary | {"reading": [SHARE_LEGEND, CHECKS_LEGEND]}, folder / SUMMARY)
     if options.card is not None:
-        write_with_card(weights, options.card, {"routing_matters": scores | {"shmoareg": versions()["shmoareg"]}})
+        write_with_card(
+            weights,
+            options.card,
+            {"routing_matters": scores | {"shmoareg": versions()["shmoareg"]}},
+        )
     if not options.quiet:
         show(*_tables(rows, kernels), _gates_table(mean_checks(checks, by_layer=True)))
-        files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != PLAN)
-        lines = [CHECKS_LEGEND, "", SHARE_LEGEND, "", sentence, "", *(f"  {options.out / name}" for name in files)]
-        lines += [] if options.card is None else [f"  {options.card}: the weights with these scores on their card"]
+        files = sorted(
+            path.name for path in folder.iterdir() if path.is_file() and path.name != PLAN
+        )
+        lines = [
+            CHECKS_LEGEND,
+            "",
+            SHARE_LEGEND,
+            "",
+            sentence,
+            "",
+            *(f"  {options.out / name}" for name in files),
+        ]
+        lines += (
+            []
+            if options.card is None
+            else [f"  {options.card}: the weights with these scores on their card"]
+        )
         typer.echo("\n".join(lines))
 
 
@@ -389,14 +493,17 @@ def _blank(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tables(rows: Sequence[ControlRow], kernels: Sequence[int]) -> list[Table]:
     """Before and learned, then the controls of the encoder and of the decoder."""
-    from napari_shmoareg.analysis.routing_figure import PARTS, title_of
-    from napari_shmoareg.analysis.routing_scores import MEASURES
+    from napari_shmoareg.experts.routing_scores import MEASURES
+    from napari_shmoareg.figures.routing import PARTS, title_of
 
     tables = []
     over = f"{rows[0].pairs} pairs of {rows[0].images} images" if rows[0].pairs > 1 else "one pair"
     over += "" if rows[0].change.low is not None else ": no intervals, too few subjects"
     groups = {f"the network ({over})": [r for r in rows if r.control is None]}
-    groups |= {title: [r for r in rows if r.control and r.control.part == part] for part, title in PARTS.items()}
+    groups |= {
+        title: [r for r in rows if r.control and r.control.part == part]
+        for part, title in PARTS.items()
+    }
     for title, own in groups.items():
         if own:
             table = plain_table(title)
@@ -411,7 +518,10 @@ def _tables(rows: Sequence[ControlRow], kernels: Sequence[int]) -> list[Table]:
                 known = row.control is not None
                 kept = row.kept.text() if row.kept is not None else "no gain"
                 table.add_row(
-                    title_of(row, kernels), f"{row.value:.3f}", change if known else "", kept if known else ""
+                    title_of(row, kernels),
+                    f"{row.value:.3f}",
+                    change if known else "",
+                    kept if known else "",
                 )
             tables.append(table)
     return tables
@@ -432,6 +542,8 @@ def _gates_table(checks: Sequence[ChoiceCheck]) -> Table:
             (check.information, 1, ".3f"),
             (check.untrained_information, 1, ".3f"),
         )
-        cells = ["" if value is None else format(factor * value, form) for value, factor, form in figures]
+        cells = [
+            "" if value is None else format(factor * value, form) for value, factor, form in figures
+        ]
         table.add_row(f"{check.part} {check.layer} {check.direction or ''}".strip(), *cells)
     return table

@@ -1,21 +1,40 @@
-"""The folder of `inspect --pairs`: its plan, and one file per pair, so that the same command goes on."""
+"""The folder of `inspect --pairs`: its plan, and one file per pair, so that the same command goes
+on.
+
+What the pairs of `inspect --pairs` come to: tables, figures, captions, summary.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 import numpy as np
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
-from napari_shmoareg.analysis.place_load import PlaceLoad
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.summary import plain
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load_spread import repeated, share_spread
+from napari_shmoareg.experts.location import BOUNDARY, CENTRE, FRACTIONS, PlaceLoad, detailed_rows
+from napari_shmoareg.figures.experts import (
+    CAUTION,
+    load_caption,
+    load_figure,
+    place_caption,
+    place_figure,
+)
+from napari_shmoareg.io.files import ENDINGS, write_figure, write_table, writing
+from napari_shmoareg.io.machine import versions
+from napari_shmoareg.io.report import plain
 from napari_shmoareg.io.untrusted import check_fields, read_object
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 PLAN, PAIRS = "inspect.json", "pairs"
 
@@ -35,7 +54,8 @@ class InspectedPair:
     boundary : list of 2 int, or None
         Labels that meet at the place "boundary".
     about : mapping
-        The network grid, how often the network ran ("passes"), what was decided for the caller, warnings.
+        The network grid, how often the network ran ("passes"), what was decided for the caller,
+        warnings.
     files : mapping of str to (int, int)
         What was read: size in bytes and time of the last change (ns) by path.
     """
@@ -109,16 +129,21 @@ def read_kept(out: Path, number: int) -> InspectedPair | None:
             return None
         places = PlaceLoad({name: _load(rows) for name, rows in told["places"].items()})
         check_fields(_Named, {key: told[key] for key in get_type_hints(_Named)})
-        named = {key: told[key] for key in ("moving", "fixed", "points", "boundary", "about", "files")}
+        named = {
+            key: told[key] for key in ("moving", "fixed", "points", "boundary", "about", "files")
+        }
         return InspectedPair(load=_load(told["load"]), places=places, **named)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
-            f"{place} is damaged ({error!r}). Delete it; the same command then registers this pair again."
+            f"{place} is damaged ({error!r}). Delete it; the same command then registers this pair"
+            " again."
         ) from error
 
 
 def state_of(files: Iterable[Path | None]) -> dict[str, list[int]]:
-    """Size in bytes and time of the last change (ns) of files, by their absolute path; None is passed over."""
+    """Size in bytes and time of the last change (ns) of files, by their absolute path; None is
+    passed over.
+    """
     found = {str(path.resolve()): path.stat() for path in files if path is not None}
     return {name: [told.st_size, told.st_mtime_ns] for name, told in found.items()}
 
@@ -138,14 +163,18 @@ def check_unchanged(out: Path, pairs: Mapping[int, _Kept]) -> None:
     InputError
         If one has another size or time.
     """
-    changed = {n: [f for f, then in p.files.items() if state_of([Path(f)])[f] != list(then)] for n, p in pairs.items()}
+    changed = {
+        n: [f for f, then in p.files.items() if state_of([Path(f)])[f] != list(then)]
+        for n, p in pairs.items()
+    }
     numbers = [n for n, names in changed.items() if names]
     if numbers:
         names = dict.fromkeys(name for n in numbers for name in changed[n])
         raise InputError(
-            f"The inspection in '{out}' holds pairs of other files: since they were registered, "
-            f"{', '.join(names)} changed. Delete {', '.join(file_of(out, n).name for n in numbers)} in {out / PAIRS} "
-            "to register those pairs again, or give another --out."
+            f"The inspection in '{out}' holds pairs of other files: since they were registered,"
+            f" {', '.join(names)} changed. Delete"
+            f" {', '.join(file_of(out, n).name for n in numbers)} in {out / PAIRS} to register"
+            " those pairs again, or give another --out."
         )
 
 
@@ -155,11 +184,198 @@ def _listed(load: ExpertLoad) -> list[dict[str, Any]]:
 
 def _load(rows: Sequence[Mapping[str, Any]]) -> ExpertLoad:
     places = [Place(*(row[name] for name in Place._fields)) for row in rows]
-    counts = {p: np.array(row["counts"], dtype=np.int64) for p, row in zip(places, rows, strict=True)}
+    counts = {
+        p: np.array(row["counts"], dtype=np.int64) for p, row in zip(places, rows, strict=True)
+    }
     return ExpertLoad(counts, {p: int(row["cells"]) for p, row in zip(places, rows, strict=True)})
 
 
 def write_json(told: Mapping[str, Any], place: Path) -> None:
     """Write plain values as JSON, whole or not at all."""
     with writing(place) as temporary:
-        temporary.write_text(json.dumps(plain(told), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(plain(told), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+LOADS, PER_PAIR, PLACES = "loads.csv", "loads_per_pair.csv", "places.csv"
+SUMMARY, CAPTIONS = "summary.json", "captions.md"
+
+
+def write_results(
+    out: Path,
+    plan: Mapping[str, Any],
+    pairs: Mapping[int, InspectedPair],
+    failures: Mapping[int, str],
+    network: Mapping[str, Any],
+    routing: str = "",
+) -> ExpertLoad:
+    """Write tables, figures, captions and summary of the pairs that are done.
+
+    Parameters
+    ----------
+    out : Path
+    plan : mapping
+        As the folder was begun with.
+    pairs, failures : mappings by number, from 0
+        At least one pair.
+    network : mapping
+        Its config.
+    routing : str
+        What the card of the weights says of their routing (`routing_sentence`).
+
+    Returns
+    -------
+    ExpertLoad
+        Of all pairs added up.
+    """
+    done = list(pairs.values())
+    load, places = reduce(add, [p.load for p in done]), reduce(add, [p.places for p in done])
+    spread = share_spread([p.load for p in done])
+    write_table(_with_spread(load, spread), out / LOADS)
+    named = [
+        ({"pair": n + 1, "moving": p.moving, "fixed": p.fixed}, p.load) for n, p in pairs.items()
+    ]
+    write_table([who | row for who, found in named for row in detailed_rows(found)], out / PER_PAIR)
+    write_table(places.rows(), out / PLACES)
+    captions: dict[str, str] = {}
+    if len(load):
+        captions, figures = _figures(load, places, spread, done, network, routing)
+        _write_figures(out, figures, captions, plan, done)
+    summary = {
+        "weights": plan["weights"],
+        "settings": plan["settings"],
+        "network": network,
+        "versions": versions(),
+    }
+    summary |= {"pairs_listed": len(plan["pairs"]), "pairs_done": len(done)}
+    summary["pairs"] = [{"pair": n + 1} | p.told() for n, p in pairs.items()]
+    summary["failed"] = [
+        {"pair": n + 1, "files": plan["pairs"][n], "error": e} for n, e in failures.items()
+    ]
+    write_json(
+        summary | {"captions": captions, "caution": CAUTION, "routing": routing}, out / SUMMARY
+    )
+    with writing(out / CAPTIONS) as temporary:
+        temporary.write_text(_captions(captions, plan, done, failures), encoding="utf-8")
+    return load
+
+
+def _figures(
+    load: ExpertLoad,
+    places: PlaceLoad,
+    spread: Mapping[Place, np.ndarray],
+    done: Sequence[InspectedPair],
+    network: Mapping[str, Any],
+    routing: str,
+) -> tuple[dict[str, str], dict[str, Figure]]:
+    """Fig. 5 and 6, and what they show."""
+    passes, kernels = [len(pair.about["passes"]) for pair in done], network["kernels"]
+    given = not set(FRACTIONS) <= set(places)
+    tokens = [name for name in places if name != BOUNDARY]
+    voxel = tokens[0] if given else BOUNDARY if BOUNDARY in places else CENTRE
+    captions = {
+        "expert_loads": load_caption(load, len(done), passes, routing),
+        "expert_places": place_caption(
+            places,
+            len(done),
+            given=given,
+            voxel=voxel,
+            told=_meeting(done) if voxel == BOUNDARY else "",
+            passes=passes,
+            routing=routing,
+        ),
+    }
+    return captions, {
+        "expert_loads": load_figure(load, spread=spread, caption=captions["expert_loads"]),
+        "expert_places": place_figure(
+            places, tokens=tokens, voxel=voxel, kernels=kernels, caption=captions["expert_places"]
+        ),
+    }
+
+
+def _write_figures(
+    out: Path,
+    figures: Mapping[str, Figure],
+    captions: Mapping[str, str],
+    plan: Mapping[str, Any],
+    done: Sequence[Any],
+) -> None:
+    about = {
+        "Software": f"shmoareg {versions()['shmoareg']}",
+        "Weights": f"{plan['weights']['name']} (SHA-256 {plan['weights']['sha256']})",
+        "Pairs": (
+            f"{len(done)}, moving to fixed: " + "; ".join(f"{p.moving} to {p.fixed}" for p in done)
+        ),
+        "Settings": json.dumps(plan["settings"]),
+    }
+    for name, figure in figures.items():
+        for ending in ENDINGS:
+            with writing(out / f"{name}{ending}") as temporary:
+                title = {"Title": name.replace("_", " "), "Caption": captions[name]}
+                write_figure(figure, temporary, title | about)
+
+
+def _with_spread(load: ExpertLoad, spread: Mapping[Place, np.ndarray]) -> list[dict[str, object]]:
+    """Rows of the sum, each with the standard deviation over pairs of the share of selections."""
+    gates = [
+        (gate, expert) for gate, counts in load.counts.items() for expert in range(len(counts))
+    ]
+    return [
+        row | {"share_sd_over_pairs": float(spread[gate][expert]) if gate in spread else ""}
+        for (gate, expert), row in zip(gates, detailed_rows(load), strict=True)
+    ]
+
+
+def _meeting(done: Sequence[InspectedPair]) -> str:
+    """Which labels meet at the boundary, and in how many pairs."""
+    labels = {tuple(sorted(p.boundary)) for p in done if p.boundary is not None}
+    having = sum(p.boundary is not None for p in done)
+    told = f" (labels {' and '.join(map(str, next(iter(labels))))})" if len(labels) == 1 else ""
+    told = told or f" (other labels from pair to pair: see {SUMMARY})"
+    return told + (
+        f", in the {having} of {len(done)} pairs that have such a boundary"
+        if having < len(done)
+        else ""
+    )
+
+
+def _captions(
+    captions: Mapping[str, str],
+    plan: Mapping[str, Any],
+    done: Sequence[Any],
+    failures: Mapping[int, str],
+) -> str:
+    titles = {
+        "expert_loads": "Fig. 5: load of each expert",
+        "expert_places": "Fig. 6: load at single places",
+    }
+    parts = ["# Which experts were chosen"]
+    parts += [
+        f"## {titles[name]} ({name}.png, {name}.svg)\n\n{text}" for name, text in captions.items()
+    ]
+    if not captions:
+        parts += [
+            "This network has no experts: neither a mixture of attention heads nor of deformations."
+        ]
+    parts += [f"## What a load is not\n\n{CAUTION}"]
+    weights, settings = (
+        plan["weights"],
+        ", ".join(f"{k} {v}" for k, v in plan["settings"].items() if v is not None),
+    )
+    parts += [
+        f"## How\n\n{len(done)} of {len(plan['pairs'])} listed pairs (in {SUMMARY}); weights"
+        f" {weights['name']}, "
+    ]
+    parts[-1] += f"SHA-256 {weights['sha256']}; {settings}."
+    again = repeated(tuple(files[:2]) for files in plan["pairs"])
+    if again:
+        parts[-1] += (
+            " Listed more than once:"
+            f" {', '.join(f'pair {n} (as {number})' for n, number in again)}; each "
+        )
+        parts[-1] += "time counts, so that the spread over pairs comes out too small."
+    if failures:
+        told = "\n".join(f"- pair {n + 1}: {error}" for n, error in failures.items())
+        parts += [f"## Failed, and not counted\n\n{told}\n\nThe same command tries these again."]
+    return "\n\n".join(parts) + "\n"

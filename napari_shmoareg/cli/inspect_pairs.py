@@ -1,4 +1,6 @@
-"""``shmoareg inspect --pairs``: which experts a list of pairs chose, pair by pair.  Fig. 5 and 6."""
+"""``shmoareg inspect --pairs``: which experts a list of pairs chose, pair by pair.  Fig. 5 and
+6.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import typer
 
-from napari_shmoareg.cli.errors import CANCELLED, explain, say
-from napari_shmoareg.cli.plans import begin_work
-from napari_shmoareg.cli.progress import Report, progress
-from napari_shmoareg.cli.running import Running
-from napari_shmoareg.engine.phases import placed, registering
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.weights import checksum_of, chosen_device, routing_of
+from napari_shmoareg.cli.console import CANCELLED, Report, explain, progress, say
+from napari_shmoareg.cli.options import Running
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.model_card import checksum_of, chosen_device, routing_of
+from napari_shmoareg.io.work_folder import begin_work
+from napari_shmoareg.registration.progress import placed, registering
 
 if TYPE_CHECKING:
-    from napari_shmoareg.analysis.expert_load import ExpertLoad
     from napari_shmoareg.cli.inspect_folder import InspectedPair
-    from napari_shmoareg.engine.registration import Registration
+    from napari_shmoareg.datasets import PairFiles, PairList
+    from napari_shmoareg.experts.load import ExpertLoad
     from napari_shmoareg.geometry import VolumePair
-    from napari_shmoareg.io.datasets import PairFiles, PairList
     from napari_shmoareg.model import SHMoAReg
+    from napari_shmoareg.registration.register import Registration
+
 
 MOST_PLACES = 5
 
@@ -62,7 +64,8 @@ def inspect_pairs(
     channel: int | None,
     **how: bool,
 ) -> ExpertLoad:
-    """Register the pairs of a list that the folder does not have yet, and write what all of them come to.
+    """Register the pairs of a list that the folder does not have yet, and write what all of them
+    come to.
 
     Parameters
     ----------
@@ -81,18 +84,26 @@ def inspect_pairs(
     Raises
     ------
     InputError
-        If the list, the weights, a place or the folder is not what it has to be, or no pair could be registered.
+        If the list, the weights, a place or the folder is not what it has to be, or no pair could
+        be registered.
     """
     if len(at) > MOST_PLACES:
-        raise InputError(f"{len(at)} places were given with --at; up to {MOST_PLACES} can be compared.")
-    from napari_shmoareg.io.datasets import read_pair_list
+        raise InputError(
+            f"{len(at)} places were given with --at; up to {MOST_PLACES} can be compared."
+        )
+    from napari_shmoareg.datasets import read_pair_list
 
     listed = read_pair_list(listing, nan=nan, channel=channel)
     name, network = running.network()
     plan = _plan(listed, running, name, at)
-    from napari_shmoareg.analysis.load_spread import repeated
-    from napari_shmoareg.cli.inspect_folder import PAIRS, PLAN, check_unchanged, read_kept
-    from napari_shmoareg.cli.inspect_results import write_results
+    from napari_shmoareg.cli.inspect_folder import (
+        PAIRS,
+        PLAN,
+        check_unchanged,
+        read_kept,
+        write_results,
+    )
+    from napari_shmoareg.experts.load_spread import repeated
 
     begin_work(out / PLAN, plan, "inspection")
     (out / PAIRS).mkdir(exist_ok=True)
@@ -100,7 +111,10 @@ def inspect_pairs(
     done, failures = {n: pair for n, pair in kept.items() if pair is not None}, dict[int, str]()
     check_unchanged(out, done)
     for first, again in repeated(tuple(files[:2]) for files in plan["pairs"]):
-        say(f"Warning: pair {again} is pair {first} once more; it counts twice, and the spread comes out too small.")
+        say(
+            f"Warning: pair {again} is pair {first} once more; it counts twice, and the spread"
+            " comes out too small."
+        )
     try:
         with progress(how["quiet"]) as report:
             report("loading", 0.0)
@@ -110,17 +124,24 @@ def inspect_pairs(
                 found = _inspected(listed, number, (running, network), at, said, how["debug"])
                 _keep(found, out, number, done, failures)
         if not done:
-            raise InputError(f"None of the {len(listed)} pairs could be registered. The first: {failures[0]}")
+            raise InputError(
+                f"None of the {len(listed)} pairs could be registered. The first: {failures[0]}"
+            )
         routing = routing_of(name) or ""
-        return write_results(out, plan, dict(sorted(done.items())), failures, network.config.to_dict(), routing)
+        return write_results(
+            out, plan, dict(sorted(done.items())), failures, network.config.to_dict(), routing
+        )
     except KeyboardInterrupt:
-        say(f"Stopped after {len(done)} of {len(listed)} pairs; {out} holds them. The same command goes on.")
+        say(
+            f"Stopped after {len(done)} of {len(listed)} pairs; {out} holds them. The same command"
+            " goes on."
+        )
         raise typer.Exit(CANCELLED) from None
 
 
 def _plan(listed: PairList, running: Running, name: str, at: Sequence[Point]) -> dict[str, Any]:
     """All that the counts depend on, as it stands in inspect.json."""
-    from napari_shmoareg.io.versions import versions
+    from napari_shmoareg.io.machine import versions
 
     pairs = [[absolute(path) for path in _used(files)] for files in listed.files]
     return {
@@ -151,7 +172,9 @@ def settings_in_plan(running: Running, listed: PairList) -> dict[str, Any]:
 
 
 def _used(files: PairFiles) -> tuple[Path | None, ...]:
-    """The files of a pair that matter here: the labels of the fixed image give a boundary, others nothing."""
+    """The files of a pair that matter here: the labels of the fixed image give a boundary, others
+    nothing.
+    """
     return files.moving, files.fixed, files.fixed_labels
 
 
@@ -160,10 +183,14 @@ def absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.resolve())
 
 
-def _check_places(listed: PairList, numbers: Sequence[int], at: Sequence[Point], report: Report) -> None:
-    """Refuse a place that does not lie in every fixed image; a file that cannot be read is told when its turn comes."""
-    from napari_shmoareg.analysis.place_reading import voxel_at
-    from napari_shmoareg.io.images import read_image
+def _check_places(
+    listed: PairList, numbers: Sequence[int], at: Sequence[Point], report: Report
+) -> None:
+    """Refuse a place that does not lie in every fixed image; a file that cannot be read is told
+    when its turn comes.
+    """
+    from napari_shmoareg.experts.location import voxel_at
+    from napari_shmoareg.io import read_image
 
     for fixed in dict.fromkeys(listed.files[n].fixed for n in numbers) if at else ():
         report(f"looking for the places in {fixed.name}", 0.0)
@@ -176,8 +203,9 @@ def _check_places(listed: PairList, numbers: Sequence[int], at: Sequence[Point],
                 voxel_at(grid, np.array(point))
             except InputError as error:
                 raise InputError(
-                    f"The place {point} does not lie in {fixed}. A place in mm means the same "
-                    f"only where the fixed images share a space; without --at, places relative to each image are taken."
+                    f"The place {point} does not lie in {fixed}. A place in mm means the same only"
+                    " where the fixed images share a space; without --at, places relative to each"
+                    " image are taken."
                 ) from error
 
 
@@ -193,18 +221,25 @@ def _told_in(report: Report, number: int, count: int) -> Report:
 
 
 def _inspected(
-    listed: PairList, number: int, using: tuple[Running, SHMoAReg], at: Sequence[Point], report: Report, debug: bool
+    listed: PairList,
+    number: int,
+    using: tuple[Running, SHMoAReg],
+    at: Sequence[Point],
+    report: Report,
+    debug: bool,
 ) -> InspectedPair | str:
     """One pair registered and counted, or why that failed."""
     from napari_shmoareg.cli.inspect_folder import state_of
-    from napari_shmoareg.io.images import read_pair
+    from napari_shmoareg.io import read_pair
 
     running, network = using
     try:
         report("reading", 0.0)
         moving, fixed, labels = _used(listed.files[number])
         files = state_of((moving, fixed, labels))
-        pair = read_pair(str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel)
+        pair = read_pair(
+            str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel
+        )
         return _counted(running.register(pair, network, report), at, files)
     except Exception as error:
         if debug:
@@ -212,14 +247,19 @@ def _inspected(
         return explain(error).removeprefix("Error: ")
 
 
-def _counted(registration: Registration, at: Sequence[Point], files: Mapping[str, list[int]]) -> InspectedPair:
-    from napari_shmoareg.analysis.expert_load import ExpertLoad
-    from napari_shmoareg.analysis.place_load import PlaceLoad
+def _counted(
+    registration: Registration, at: Sequence[Point], files: Mapping[str, list[int]]
+) -> InspectedPair:
     from napari_shmoareg.cli.inspect_folder import InspectedPair
+    from napari_shmoareg.experts.load import ExpertLoad
+    from napari_shmoareg.experts.location import PlaceLoad
 
     points, labels = _places(registration.pair, at)
     shape = registration.network_grid.shape
-    about: dict[str, Any] = {"network_shape": shape, "network_spacing_mm": registration.network_grid.spacing}
+    about: dict[str, Any] = {
+        "network_shape": shape,
+        "network_spacing_mm": registration.network_grid.spacing,
+    }
     about |= {"passes": registration.settings["passes"]}
     about |= {"choices": registration.choices, "warnings": registration.warnings}
     return InspectedPair(
@@ -236,7 +276,7 @@ def _counted(registration: Registration, at: Sequence[Point], files: Mapping[str
 
 def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], list[int] | None]:
     """The places of a pair, and which labels meet at its boundary."""
-    from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, boundary_place, five_places
+    from napari_shmoareg.experts.location import BOUNDARY, CENTRE, boundary_place, five_places
 
     if at:
         return {str(point): point for point in at}, None
@@ -248,7 +288,11 @@ def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], l
 
 
 def _keep(
-    found: InspectedPair | str, out: Path, number: int, done: dict[int, InspectedPair], failures: dict[int, str]
+    found: InspectedPair | str,
+    out: Path,
+    number: int,
+    done: dict[int, InspectedPair],
+    failures: dict[int, str],
 ) -> None:
     """On the disk before the next pair begins."""
     from napari_shmoareg.cli.inspect_folder import write_failure, write_pair

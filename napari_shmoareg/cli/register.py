@@ -1,13 +1,27 @@
-"""``shmoareg register``: two image files in, a registration folder out."""
+"""``shmoareg apply``: carry another image through a written transform.
+
+The short account of a registration that a command prints.
+
+``shmoareg register``: two image files in, a registration folder out.
+
+``shmoareg demo``: register the built-in pair, whose true deformation is known.
+"""
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from napari_shmoareg.cli.errors import say
+from napari_shmoareg.cli.console import progress, results, say, show
 from napari_shmoareg.cli.options import (
     Affine,
     AffineOption,
@@ -29,6 +43,7 @@ from napari_shmoareg.cli.options import (
     NetworkOption,
     Quiet,
     RefineOption,
+    Running,
     Similarity,
     SimilarityOption,
     Size,
@@ -36,27 +51,328 @@ from napari_shmoareg.cli.options import (
     SmoothnessOption,
     Weights,
 )
-from napari_shmoareg.cli.progress import progress
-from napari_shmoareg.cli.results import (
-    cautions_of,
-    choices_of,
-    files_of,
-    missing_labels_of,
-    result_table,
-    seconds_of,
-)
-from napari_shmoareg.cli.running import Running
-from napari_shmoareg.cli.tables import show
-from napari_shmoareg.engine.phases import registering
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.weights import NO_NETWORK
+from napari_shmoareg.errors import InputError, NoOverlapError
+from napari_shmoareg.io.model_card import NO_NETWORK
+from napari_shmoareg.registration.progress import registering
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from napari_shmoareg.geometry import Grid, Transform, Volume
+    from napari_shmoareg.io.samples import Sample
+    from napari_shmoareg.registration.register import Registration
+
+
+def apply(
+    transform: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRANSFORM",
+            help="transform.h5 or displacement.nii.gz of a registration, or its folder.",
+        ),
+    ],
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="What to carry: an image or a label map.")
+    ],
+    reference: Annotated[
+        Path,
+        typer.Option(
+            "--reference",
+            metavar="FIXED",
+            help="The image whose grid the result takes: FIXED, or MOVING with --inverse.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Where the result goes (.nii or .nii.gz).")
+    ],
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels", help="IMAGE is a label map: keep its numbers (nearest neighbour)."
+        ),
+    ] = False,
+    inverse: Annotated[
+        bool,
+        typer.Option(
+            "--inverse", help="Carry the other way: from the fixed image to the moving one."
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE if it exists.")
+    ] = False,
+    nan: Nan = None,
+    channel: Channel = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Carry an image or labels through a transform that `register` wrote.
+
+    By one interpolation of the image's own voxels onto the grid of --reference.  An image whose
+    header says that it holds labels keeps its numbers, as with --labels.
+    """
+    _check_place(out, overwrite, (transform, image, reference))
+    from napari_shmoareg.io import read_image, read_transform, write_image
+
+    if transform.is_dir():
+        transform = transform / "transform.h5"
+    volume = read_image(image, labels=labels, nan=nan, channel=channel)
+    if not labels:
+        volume = _as_its_header_says(image, volume)
+    _check_finite(volume)
+    grid = read_image(reference, channel=0).grid
+    write_image(carried(volume, grid, read_transform(transform), inverse=inverse), out)
+    if not quiet:
+        typer.echo(f"Wrote {out}")
+
+
+def _as_its_header_says(path: Path, volume: Volume) -> Volume:
+    """The volume as labels if its file says that it holds these; a word if only its name does."""
+    from dataclasses import replace
+
+    from napari_shmoareg.io.images import is_named_as_labels, look
+
+    if look(path).kind == "labels":
+        try:
+            volume = replace(volume, is_labels=True)
+        except InputError as error:
+            warnings.warn(
+                f"The header of '{path}' says that it holds labels, but it was interpolated"
+                f" linearly as an image: {error}",
+                UserWarning,
+                stacklevel=2,
+            )
+        else:
+            warnings.warn(
+                f"The header of '{path}' says that it holds labels: its numbers were kept (nearest"
+                " neighbour), as with --labels.",
+                UserWarning,
+                stacklevel=2,
+            )
+    elif is_named_as_labels(path) and _has_whole_numbers(volume):
+        warnings.warn(
+            f"'{path}' is named like a label map and was interpolated linearly, which makes labels"
+            " that nobody drew. Give --labels to keep its numbers.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return volume
+
+
+def _has_whole_numbers(volume: Volume) -> bool:
+    import numpy as np
+
+    v = volume.values
+    return bool(v.dtype.kind in "iu" or (np.isfinite(v).all() and (v == np.rint(v)).all()))
+
+
+def carried(
+    volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False
+) -> Volume:
+    """As `warp_volume`, but refused where the result would show nothing of the volume.
+
+    Raises
+    ------
+    NoOverlapError
+        If no voxel of the reference reads inside the volume's field of view.
+    """
+    from napari_shmoareg.geometry import inside, pull
+
+    move = transform.inverse_points if inverse else transform.map_points
+    met = False
+
+    def read_at(points: np.ndarray) -> np.ndarray:
+        nonlocal met
+        place = move(points)
+        met = met or bool(inside(volume.grid, place).any())
+        return place
+
+    result = pull(volume, reference, read_at)
+    if not met:
+        raise _apart(volume, reference, move(reference.centre), inverse)
+    return result
+
+
+def _apart(volume: Volume, reference: Grid, middle: np.ndarray, inverse: bool) -> NoOverlapError:
+    """What to say when the transform leads from no voxel of the reference into the volume."""
+    x, y, z = volume.grid.centre - middle
+    here, there = ("fixed", "moving") if inverse else ("moving", "fixed")
+    other = "without --inverse" if inverse else "with --inverse"
+    return NoOverlapError(
+        f"The image '{volume.name}' and the reference do not meet: the transform leads from no"
+        " voxel of the reference into the image, and from the middle of the reference to a point"
+        f" {(x * x + y * y + z * z) ** 0.5:.0f} mm from the middle of the image (x, y, z: {x:.0f},"
+        f" {y:.0f}, {z:.0f} mm). The image has to lie where the {here} image of the registration"
+        f" does, and --reference where the {there} one does; {other} it is the other way round."
+    )
+
+
+def _check_finite(volume: Volume) -> None:
+    """Refuse voxels that interpolation would spread."""
+    import numpy as np
+
+    bad = int(volume.values.size - np.isfinite(volume.values).sum())
+    if bad:
+        raise InputError(
+            f"The image '{volume.name}' has {bad} voxels that are NaN or infinite (of"
+            f" {volume.values.size}). Give --nan 0 to read them as 0, or mend the image."
+        )
+
+
+def _check_place(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> None:
+    """Refuse before the work what would fail after it."""
+    from napari_shmoareg.io.files import check_new_file, ending
+
+    if ending(out) not in (".nii", ".nii.gz"):
+        raise InputError(
+            f"Images are written as NIfTI: the name '{out}' has to end in .nii or .nii.gz."
+        )
+    check_new_file(out, overwrite=overwrite, inputs=inputs)
+
+
+def result_table(report: Mapping[str, Any]) -> Table:
+    """Similarity, overlap, folding and, where it is known, the true error, before and after.
+
+    Parameters
+    ----------
+    report : mapping
+        The content of report.json.
+    """
+    from napari_shmoareg.metrics.measure import SHOWN_STAGES
+
+    similarity = report["similarity"]
+    truth = report.get("extra", {}).get("true_error_mm")
+    rows = [
+        ("correlation of intensities", [similarity[s]["ncc"] for s in SHOWN_STAGES], ".3f"),
+        ("mutual information (0 to 1)", [similarity[s]["nmi"] for s in SHOWN_STAGES], ".3f"),
+        (f"Dice, mean over {labels_of(report)}", _means(report["dice"], SHOWN_STAGES), ".3f"),
+        ("surface distance, mm", _means(report["assd_mm"], SHOWN_STAGES), ".2f"),
+    ]
+    if truth is not None:
+        rows += [
+            ("true error, mm", [truth[s]["mean"] for s in SHOWN_STAGES], ".2f"),
+            (
+                "true error, 95th percentile, mm",
+                [truth[s]["percentile_95"] for s in SHOWN_STAGES],
+                ".2f",
+            ),
+        ]
+    rows += [
+        ("folded voxels, %", [None, None, report["folding_percent"]], ".4f"),
+        ("displacement, mean, mm", [None, None, report["displacement_mm"]["mean"]], ".2f"),
+    ]
+    pair = report["pair"]
+    return results(
+        f"{pair['moving']['name']} onto {pair['fixed']['name']}",
+        ("before", "after affine", "after"),
+        rows,
+    )
+
+
+def labels_of(report: Mapping[str, Any]) -> str:
+    """Over how many labels a mean is taken."""
+    labels = report.get("labels")
+    count = 0 if labels is None else len(labels["both"])
+    return "labels" if labels is None else f"{count} label{'' if count == 1 else 's'}"
+
+
+def missing_labels_of(report: Mapping[str, Any]) -> str:
+    """Which labels one image lacks, on a line; empty if none."""
+    from napari_shmoareg.metrics import SharedLabels
+
+    labels = report.get("labels")
+    shared = (
+        SharedLabels((), (), ())
+        if labels is None
+        else SharedLabels(**{k: tuple(v) for k, v in labels.items()})
+    )
+    return (
+        f"\nDice: {shared.description}; the mean is over those in both.\n" if shared.missing else ""
+    )
+
+
+def cautions_of(report: Mapping[str, Any]) -> list[str]:
+    """What to know before the result is trusted, as ``Caution:`` lines, and on its files as
+    ``Note:`` lines.
+
+    Parameters
+    ----------
+    report : mapping
+        The content of report.json.
+    """
+    return [f"Caution: {text}" for text in report["warnings"]] + [
+        f"Note: {text}" for text in report["notes"]
+    ]
+
+
+def seconds_of(report: Mapping[str, Any]) -> str:
+    """How long it took, part by part."""
+    seconds = dict(report["seconds"])
+    total = seconds.pop("total", None)
+    total = sum(seconds.values()) if total is None else total
+    parts = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in seconds.items())
+    by = (
+        "without a network"
+        if report["weights"] == NO_NETWORK
+        else f"with the weights {report['weights']}"
+    )
+    return f"Registered in {total:.1f} s ({parts}), {by}."
+
+
+def choices_of(report: Mapping[str, Any]) -> str:
+    """What was decided for the caller and why, one line each."""
+    lines = [f"  {name}: {reason}" for name, reason in report["choices"].items()]
+    return "\n".join(
+        [
+            (
+                "Chosen, and why (overrule with --weights, --affine, --contrast, --similarity,"
+                " --refine):"
+            ),
+            *lines,
+        ]
+    )
+
+
+def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
+    """What lies where, one line each."""
+    warped = ["the moving image on the fixed grid", "warped.nii.gz"]
+    lines = [warped]
+    if report["pair"]["moving_labels"]:
+        lines.append(["its labels there", "warped_labels.nii.gz"])
+    lines += [
+        ["what was registered", "inputs/"],
+        ["transform for ITK, Slicer, ANTs", "transform.h5, displacement.nii.gz"],
+        ["all numbers", "report.json"],
+        ["expert maps and loads", "experts/"],
+    ]
+    if figures:
+        lines.append(["figures", "figures/overview.png and others"])
+    width = max(len(what) for what, _ in lines)
+    listed = [f"Results in {folder}:", *(f"  {what:<{width}}  {name}" for what, name in lines)]
+    return "\n".join([*listed, *_in_napari(folder)])
+
+
+def _in_napari(folder: Path) -> list[str]:
+    """How to open the folder, where napari is installed: by its whole path, if a terminal would not
+    find it.
+    """
+    if find_spec("napari") is None:
+        return []
+    program = "napari" if shutil.which("napari") else str(Path(sys.executable).with_name("napari"))
+    return [f"See it in napari: {shlex.join([program, '--plugin', 'shmoareg', str(folder)])}"]
+
+
+def _means(found: Mapping[str, Any] | None, stages: Sequence[str]) -> list[float | None]:
+    return [None if found is None else found[stage]["mean"] for stage in stages]
 
 
 def register(
     moving: Moving,
     fixed: Fixed,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The folder for the results: a new one, or an empty one.")
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="The folder for the results: a new one, or an empty one."
+        ),
     ],
     moving_labels: MovingLabels = None,
     fixed_labels: FixedLabels = None,
@@ -71,7 +387,9 @@ def register(
     contrast: ContrastOption = Contrast.auto,
     smoothness: SmoothnessOption = Smoothness.accurate,
     keep: KeepOption = Keep.best,
-    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")] = True,
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")
+    ] = True,
     nan: Nan = None,
     channel: Channel = None,
     quiet: Quiet = False,
@@ -79,29 +397,91 @@ def register(
 ) -> None:
     """Bring the image MOVING onto the image FIXED.
 
-    The two may differ in spacing, orientation, size and field of view. The folder DIR gets the warped image on
-    FIXED's own grid, the transform for ITK, 3D Slicer and ANTs, a report with numbers, maps of the experts, figures.
-    """
-    from napari_shmoareg.io.places import check_new_folder
+    The two may differ in spacing, orientation, size and field of view. The folder DIR gets the
+    warped image on FIXED's own grid, the transform for ITK, 3D Slicer and ANTs, a report with
+    numbers, maps of the experts, figures."""
+    from napari_shmoareg.io.files import check_new_folder
 
     if network is Network.none and weights is not None:
         raise InputError("--weights would do nothing with --network none. Leave one of them out.")
     check_new_folder(out)
-    running = Running(weights, affine, diffeomorphic, device, size, refine, similarity, contrast, smoothness, keep)
+    running = Running(
+        weights, affine, diffeomorphic, device, size, refine, similarity, contrast, smoothness, keep
+    )
     with progress(quiet, registering(refine)) as report:
         report("loading", 0.0)
-        from napari_shmoareg.io.images import read_pair
-        from napari_shmoareg.io.report import write_registration
+        from napari_shmoareg.io import read_pair, write_registration
 
         name, trained = (NO_NETWORK, None) if network is Network.none else running.network()
         report("reading", 0.0)
         pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
         registration = running.register(pair, trained, report)
-        found = write_registration(registration, out, weights=name, figures=figures, progress=report)
+        found = write_registration(
+            registration, out, weights=name, figures=figures, progress=report
+        )
     for line in cautions_of(found):
         say(line)
     if not quiet:
         show(result_table(found))
         typer.echo(
-            f"{missing_labels_of(found)}\n{seconds_of(found)}\n{choices_of(found)}\n{files_of(out, found, figures)}"
+            f"{missing_labels_of(found)}\n{seconds_of(found)}\n{choices_of(found)}\n"
+            f"{files_of(out, found, figures)}"
         )
+
+
+def demo(
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="The folder for the results: a new one, or an empty one."
+        ),
+    ] = Path("shmoareg-demo"),
+    weights: Weights = None,
+    refine: RefineOption = 60,
+    device: DeviceOption = Device.auto,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Register the built-in sample pair, and say how far off the result truly is.
+
+    The pair is made, not scanned: two breaths of an abdomen, with labels, on two oblique grids. Its
+    deformation is known, so the true error in mm can be told. The result is refined on the pair, as
+    `register --refine` does. Nothing is downloaded."""
+    from napari_shmoareg.io.files import check_new_folder
+
+    check_new_folder(out)
+    running = Running(weights, device=device, refine=refine)
+    with progress(quiet, registering(refine)) as report:
+        report("loading", 0.0)
+        from napari_shmoareg.io import sample_pair, write_registration
+
+        name, network = running.network()
+        report("reading", 0.0)
+        sample = sample_pair()
+        registration = running.register(sample.pair, network, report)
+        extra = {"true_error_mm": true_errors(sample, registration)}
+        found = write_registration(registration, out, weights=name, extra=extra, progress=report)
+    for line in cautions_of(found):
+        say(line)
+    if not quiet:
+        show(result_table(found))
+        typer.echo(
+            f"{missing_labels_of(found)}\n{seconds_of(found)}\n{choices_of(found)}\n"
+            f"{files_of(out, found, True)}"
+        )
+
+
+def true_errors(sample: Sample, registration: Registration) -> dict[str, dict[str, float]]:
+    """Mean and 95th percentile in mm of the distance to the truth: before, after the affine, after
+    all.
+    """
+    import numpy as np
+
+    from napari_shmoareg.geometry import Transform
+
+    stages = {
+        "before": Transform(np.eye(4)),
+        "affine": Transform(registration.alignment.matrix),
+        "after": registration.transform,
+    }
+    return {stage: sample.error_mm(transform)._asdict() for stage, transform in stages.items()}

@@ -1,22 +1,19 @@
-"""Where voxels stand, and fields that move them: the ground floor.
+"""Where voxels stand, and fields that move them.
 
-What needs torch is imported when first asked for, so that errors and grids come at once.
-`resample` has the name of its file: ``from napari_shmoareg.geometry.resample import resample``.
-"""
+Names are loaded when first used, so that a grid does not load PyTorch.  `resample` has the name of
+its file: ``from napari_shmoareg.geometry.resample import resample``."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from napari_shmoareg.geometry.background import background
-from napari_shmoareg.geometry.errors import InputError, NoOverlapError, TooLargeError
-from napari_shmoareg.geometry.grid import Grid
-from napari_shmoareg.geometry.volume import Volume, VolumePair, float_type
-
 if TYPE_CHECKING:
+    from napari_shmoareg.errors import InputError, NoOverlapError, TooLargeError
+    from napari_shmoareg.geometry.grid import Grid
     from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
     from napari_shmoareg.geometry.transform import DisplacementField, Transform, warp_volume
+    from napari_shmoareg.geometry.volume import Volume, VolumePair, background, float_type
 
 __all__ = [
     "DisplacementField",
@@ -36,12 +33,35 @@ __all__ = [
     "warp_volume",
 ]
 
-_TRANSFORM = {"DisplacementField", "Transform", "warp_volume"}
+_HOMES = {
+    "errors": (
+        "InputError",
+        "NoOverlapError",
+        "TooLargeError",
+    ),
+    "geometry.grid": ("Grid",),
+    "geometry.resample": (
+        "apply_affine",
+        "inside",
+        "pull",
+        "slabs",
+    ),
+    "geometry.transform": (
+        "DisplacementField",
+        "Transform",
+        "warp_volume",
+    ),
+    "geometry.volume": (
+        "Volume",
+        "VolumePair",
+        "background",
+        "float_type",
+    ),
+}
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{'transform' if name in _TRANSFORM else 'resample'}")
-    globals()[name] = getattr(module, name)
-    return globals()[name]
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"napari_shmoareg.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

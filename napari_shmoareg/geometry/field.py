@@ -16,13 +16,17 @@ from torch.nn import functional as F
 SHARED = 1 << 16  # positions from which threads share them
 
 
-def identity(shape: tuple[int, int, int] | torch.Size, device: torch.device | str = "cpu") -> Tensor:
+def identity(
+    shape: tuple[int, int, int] | torch.Size, device: torch.device | str = "cpu"
+) -> Tensor:
     """Voxel positions (1, 3, D, H, W) of a grid, float32."""
     axes = [torch.arange(n, device=device, dtype=torch.float32) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-def sample(image: Tensor, positions: Tensor, *, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+def sample(
+    image: Tensor, positions: Tensor, *, mode: str = "bilinear", padding: str = "zeros"
+) -> Tensor:
     """Values of an image at given positions.
 
     Parameters
@@ -43,16 +47,30 @@ def sample(image: Tensor, positions: Tensor, *, mode: str = "bilinear", padding:
     kind = torch.promote_types(torch.float32, torch.promote_types(image.dtype, positions.dtype))
     with torch.autocast(image.device.type, enabled=False):
         position = positions.to(kind)
-        scaled = [2 * position[:, axis] / max(n - 1, 1) - 1 for axis, n in enumerate(image.shape[2:])]
+        scaled = [
+            2 * position[:, axis] / max(n - 1, 1) - 1 for axis, n in enumerate(image.shape[2:])
+        ]
         grid = torch.stack(scaled[::-1], dim=-1)
         return _grid_sample(image.to(kind), grid, mode, padding)
 
 
 def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """`grid_sample`; on a CPU it runs one thread per image of a batch, so that of one image each takes a part."""
+    """`grid_sample`; on a CPU it runs one thread per image of a batch, so that of one image each
+    takes a part.
+    """
     count, depth = torch.get_num_threads(), grid.shape[1]
-    alone = len(image) == 1 and grid.device.type == "cpu" and not (torch.is_grad_enabled() and grid.requires_grad)
-    if not alone or count == 1 or depth < count or grid[..., 0].numel() < SHARED or image.requires_grad:
+    alone = (
+        len(image) == 1
+        and grid.device.type == "cpu"
+        and not (torch.is_grad_enabled() and grid.requires_grad)
+    )
+    if (
+        not alone
+        or count == 1
+        or depth < count
+        or grid[..., 0].numel() < SHARED
+        or image.requires_grad
+    ):
         return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
     cut = depth - depth % count
     pieces = []
@@ -64,7 +82,9 @@ def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
 
-def warp(image: Tensor, displacement: Tensor, *, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+def warp(
+    image: Tensor, displacement: Tensor, *, mode: str = "bilinear", padding: str = "zeros"
+) -> Tensor:
     """Pull an image back through phi(p) = p + u(p).
 
     Parameters
@@ -81,7 +101,8 @@ def warp(image: Tensor, displacement: Tensor, *, mode: str = "bilinear", padding
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The displacement of x -> phi_outer(phi_inner(x)): u(x) = u_inner(x) + u_outer(x + u_inner(x)).
+    """The displacement of x -> phi_outer(phi_inner(x)): u(x) = u_inner(x) + u_outer(x +
+    u_inner(x)).
 
     Both (B, 3, D, H, W), voxels of the same grid.  Warping an image with `outer` and the
     result with `inner` equals warping once with the composed field.
@@ -117,7 +138,9 @@ def upsample(displacement: Tensor, shape: tuple[int, int, int] | torch.Size) -> 
     with ``align_corners=True`` levels drift apart by up to half a coarse voxel.
     """
     with torch.autocast(displacement.device.type, enabled=False):
-        return 2 * F.interpolate(displacement.float(), size=tuple(shape), mode="trilinear", align_corners=False)
+        return 2 * F.interpolate(
+            displacement.float(), size=tuple(shape), mode="trilinear", align_corners=False
+        )
 
 
 def invert(displacement: Tensor, iterations: int = 50, tolerance: float = 1e-3) -> Tensor:
@@ -178,7 +201,11 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
         rows = []
         for component in range(3):
             row = [
-                torch.gradient(u[:, component], dim=axis + 1)[0] if u.shape[axis + 2] > 1 else torch.zeros_like(u[:, 0])
+                (
+                    torch.gradient(u[:, component], dim=axis + 1)[0]
+                    if u.shape[axis + 2] > 1
+                    else torch.zeros_like(u[:, 0])
+                )
                 for axis in range(3)
             ]
             row[component] = row[component] + 1

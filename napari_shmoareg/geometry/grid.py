@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.errors import InputError
 
 SAME_SPACE = 0.1  # voxels by which the corners of two grids may differ that count as one
 
@@ -39,23 +39,31 @@ class Grid:
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
         if len(shape) != 3 or min(shape) < 1:
-            raise InputError(f"A grid needs three axes of at least one voxel; got the shape {shape}.")
+            raise InputError(
+                f"A grid needs three axes of at least one voxel; got the shape {shape}."
+            )
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
-            raise InputError(f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}.")
+            raise InputError(
+                f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}."
+            )
         with np.errstate(over="ignore"):
             lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if not np.isfinite(lengths).all():
-            raise InputError(f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}.")
+            raise InputError(
+                f"An affine is a finite 4x4 matrix (voxel index to mm); got\n{affine}."
+            )
         if lengths.min() <= 0:
             raise InputError(
-                f"The voxel spacing is {tuple(lengths.round(6).tolist())} mm; every axis needs a spacing above 0. "
-                "Correct the header of the file."
+                f"The voxel spacing is {tuple(lengths.round(6).tolist())} mm; every axis needs a"
+                " spacing above 0. Correct the header of the file."
             )
-        if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6 or not np.allclose(affine[3], [0, 0, 0, 1]):
+        if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6 or not np.allclose(
+            affine[3], [0, 0, 0, 1]
+        ):
             raise InputError(
-                f"The affine is singular (two axes point the same way), so voxels have no place in the world:\n"
-                f"{affine}\nCorrect the header of the file."
+                "The affine is singular (two axes point the same way), so voxels have no place in"
+                f" the world:\n{affine}\nCorrect the header of the file."
             )
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
@@ -130,7 +138,10 @@ class Grid:
             For each of these, whether the axis points to left / back / down.
         """
         directions = self.affine[:3, :3] / np.array(self.spacing)
-        best = max(permutations(range(3)), key=lambda p: sum(abs(directions[r, c]) for r, c in enumerate(p)))
+        best = max(
+            permutations(range(3)),
+            key=lambda p: sum(abs(directions[r, c]) for r, c in enumerate(p)),
+        )
         order = np.array(best)
         flip = np.array([directions[r, c] < 0 for r, c in enumerate(best)])
         return order, flip

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 
-from napari_shmoareg.geometry.background import background
 from napari_shmoareg.geometry.field import sample
 from napari_shmoareg.geometry.grid import Grid
-from napari_shmoareg.geometry.volume import Volume
+from napari_shmoareg.geometry.volume import Volume, background
 
 SLAB_POINTS = 1 << 20  # points handled at once; some 100 bytes each
 TRUNCATE = 3.0  # standard deviations to which a Gaussian reaches
@@ -52,7 +51,9 @@ def lattice(matrix: ArrayLike, start: int, shape: Sequence[int]) -> Points:
 
 
 def slabs(grid: Grid, limit: int = SLAB_POINTS) -> Iterator[tuple[slice, Points]]:
-    """Pieces of a grid along axis 0: the slice, and the world points (n, J, K, 3) in mm of its voxels."""
+    """Pieces of a grid along axis 0: the slice, and the world points (n, J, K, 3) in mm of its
+    voxels.
+    """
     for part in parts(grid, limit):
         yield part, lattice(grid.affine, part.start, (part.stop - part.start, *grid.shape[1:]))
 
@@ -129,7 +130,8 @@ def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | Non
     Returns
     -------
     Volume
-        On `grid`: float32 for images (float64 where their values need it), the same dtype for labels.
+        On `grid`: float32 for images (float64 where their values need it), the same dtype for
+        labels.
     """
     matrix = np.eye(4) if world_map is None else np.asarray(world_map, dtype=np.float64)
     if not volume.is_labels:
@@ -138,7 +140,9 @@ def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | Non
         sigma = np.where(ratio > 1.5, (ratio - 1) / 2, 0.0)
         outside = background(volume)
         if sigma.any():
-            volume = _smoothed(volume, sigma, volume.grid.to_index(apply_affine(matrix, grid.corners())))
+            volume = _smoothed(
+                volume, sigma, volume.grid.to_index(apply_affine(matrix, grid.corners()))
+            )
     else:
         outside = background(volume)
     there = volume.grid.inverse @ matrix @ grid.affine
@@ -153,15 +157,23 @@ def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | Non
 def _smoothed(volume: Volume, sigma: NDArray[np.float64], corners: Points) -> Volume:
     """The part of an image that lies between some voxel indices, smoothed."""
     reach = np.ceil(TRUNCATE * sigma) + 1
-    first = np.clip(np.floor(corners.min(axis=0) - reach), 0, np.array(volume.grid.shape) - 1).astype(int)
-    stop = np.clip(np.ceil(corners.max(axis=0) + reach) + 1, first + 1, volume.grid.shape).astype(int)
-    part = volume.values[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))].astype(volume.float_type)
+    first = np.clip(
+        np.floor(corners.min(axis=0) - reach), 0, np.array(volume.grid.shape) - 1
+    ).astype(int)
+    stop = np.clip(np.ceil(corners.max(axis=0) + reach) + 1, first + 1, volume.grid.shape).astype(
+        int
+    )
+    part = volume.values[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))].astype(
+        volume.float_type
+    )
     smooth = gaussian_filter(part, sigma, mode="nearest", truncate=TRUNCATE)
     return Volume(smooth, volume.grid.crop(first.tolist(), smooth.shape), volume.name)
 
 
 def _pull(volume: Volume, grid: Grid, where: Callable[[slice], Points], outside: float) -> Volume:
-    """The values at voxel indices (n, J, K, 3) of the volume, that `where` gives for each slab of `grid`."""
+    """The values at voxel indices (n, J, K, 3) of the volume, that `where` gives for each slab of
+    `grid`.
+    """
     kind = volume.values.dtype if volume.is_labels else volume.float_type
     values = np.empty(grid.shape, dtype=kind)
     image = None if volume.is_labels else _tensor(volume.values, kind)
@@ -187,5 +199,8 @@ def _within(index: Points, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
 
 
 def _nearest(values: NDArray, index: Points) -> NDArray:
-    i, j, k = (np.clip(np.rint(index[..., a]), 0, n - 1).astype(np.intp) for a, n in enumerate(values.shape))
+    i, j, k = (
+        np.clip(np.rint(index[..., a]), 0, n - 1).astype(np.intp)
+        for a, n in enumerate(values.shape)
+    )
     return values[i, j, k]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry.field import jacobian_determinant, sample
 from napari_shmoareg.geometry.grid import Grid
 from napari_shmoareg.geometry.resample import (
@@ -52,11 +52,14 @@ class DisplacementField:
         vectors = np.asarray(self.vectors, dtype=np.float32)
         if vectors.shape != (*self.grid.shape, 3):
             raise InputError(
-                f"A displacement field on the grid {self.grid.shape} has the shape {(*self.grid.shape, 3)}; "
-                f"got {vectors.shape}."
+                f"A displacement field on the grid {self.grid.shape} has the shape"
+                f" {(*self.grid.shape, 3)}; got {vectors.shape}."
             )
         if not np.isfinite(vectors).all():
-            raise InputError("The displacement field holds NaN or infinite values; finite vectors in mm were expected.")
+            raise InputError(
+                "The displacement field holds NaN or infinite values; finite vectors in mm were"
+                " expected."
+            )
         object.__setattr__(self, "vectors", vectors)
 
     @classmethod
@@ -68,10 +71,14 @@ class DisplacementField:
     def to_voxels(self) -> Tensor:
         """(1, 3, D, H, W) float32 in voxels of the grid, component c along axis c."""
         voxels = turn_vectors(self.grid.inverse, self.vectors)
-        return torch.from_numpy(np.ascontiguousarray(voxels.transpose(3, 0, 1, 2), dtype=np.float32))[None]
+        return torch.from_numpy(
+            np.ascontiguousarray(voxels.transpose(3, 0, 1, 2), dtype=np.float32)
+        )[None]
 
     def at(self, points: ArrayLike) -> Points:
-        """Displacement (..., 3) in mm at world points (..., 3); outside the grid that of the nearest edge."""
+        """Displacement (..., 3) in mm at world points (..., 3); outside the grid that of the
+        nearest edge.
+        """
         place = np.asarray(points, dtype=np.float64)
         index = apply_affine(self.grid.inverse, place).reshape(1, 1, 1, -1, 3)
         positions = torch.from_numpy(index.astype(np.float32)).permute(0, 4, 1, 2, 3)
@@ -90,7 +97,9 @@ class DisplacementField:
         return DisplacementField(vectors, grid)
 
     def after(self, affine: NDArray[np.float64]) -> DisplacementField:
-        """The field, on the same grid, of this displacement followed by an affine: A(x + d(x)) - x."""
+        """The field, on the same grid, of this displacement followed by an affine: A(x + d(x)) -
+        x.
+        """
         matrix = np.asarray(affine, dtype=np.float64)
         if np.array_equal(matrix, np.eye(4)):
             return self
@@ -103,7 +112,9 @@ class DisplacementField:
         return DisplacementField(vectors, self.grid)
 
     def on(self, grid: Grid) -> DisplacementField:
-        """The displacement on another grid, as `at` its points: linear in between, beyond the edge that of the edge."""
+        """The displacement on another grid, as `at` its points: linear in between, beyond the edge
+        that of the edge.
+        """
         if self.grid == grid:
             return self
         axes = _shared_axes(self.grid, grid)
@@ -113,7 +124,8 @@ class DisplacementField:
                 vectors[part] = self.at(points)
             return DisplacementField(vectors, grid)
         there = self.grid.inverse @ grid.affine
-        values = torch.from_numpy(self.vectors).permute(3, *np.argsort(axes))  # axes as those of the other grid
+        # axes as those of the other grid
+        values = torch.from_numpy(self.vectors).permute(3, *np.argsort(axes))
         for along, own in enumerate(np.argsort(axes)):
             places = there[own, along] * np.arange(grid.shape[along]) + there[own, 3]
             matrix = torch.from_numpy(_linear_weights(places, self.grid.shape[own]))
@@ -123,16 +135,21 @@ class DisplacementField:
         return DisplacementField(values.permute(1, 2, 3, 0).contiguous().numpy(), grid)
 
     def warp(self, volume: Volume) -> Volume:
-        """A volume pulled onto the field's own grid: its values at x + d(x), by one interpolation."""
+        """A volume pulled onto the field's own grid: its values at x + d(x), by one
+        interpolation.
+        """
         return pull_by(volume, self.grid, self.vectors)
 
     def jacobian(self) -> NDArray[np.float32]:
-        """det(I + dd/dx) at every voxel, (I, J, K): 1 is no change of volume, 0 or less is folding."""
+        """det(I + dd/dx) at every voxel, (I, J, K): 1 is no change of volume, 0 or less is
+        folding.
+        """
         result = np.empty(self.grid.shape, dtype=np.float32)
         for part, _ in slabs(self.grid):
             first, last = max(part.start - 1, 0), min(part.stop + 1, self.grid.shape[0])
             piece = DisplacementField(
-                self.vectors[first:last], self.grid.crop((first, 0, 0), (last - first, *self.grid.shape[1:]))
+                self.vectors[first:last],
+                self.grid.crop((first, 0, 0), (last - first, *self.grid.shape[1:])),
             )
             jacobian = jacobian_determinant(piece.to_voxels())[0, 0].numpy()
             result[part] = jacobian[part.start - first : part.stop - first]
@@ -162,17 +179,28 @@ class Transform:
 
     def __post_init__(self) -> None:
         matrix = np.array(self.affine, dtype=np.float64)
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
-            raise InputError(f"An affine transform is a finite 4x4 matrix with the last row 0 0 0 1; got\n{matrix}.")
+        if (
+            matrix.shape != (4, 4)
+            or not np.isfinite(matrix).all()
+            or not np.allclose(matrix[3], [0, 0, 0, 1])
+        ):
+            raise InputError(
+                "An affine transform is a finite 4x4 matrix with the last row 0 0 0 1;"
+                f" got\n{matrix}."
+            )
         if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
-            raise InputError(f"The affine transform flattens space and cannot be undone:\n{matrix}.")
+            raise InputError(
+                f"The affine transform flattens space and cannot be undone:\n{matrix}."
+            )
         matrix.setflags(write=False)
         object.__setattr__(self, "affine", matrix)
 
     def map_points(self, points: ArrayLike) -> Points:
         """Where fixed points (..., 3) come to lie in the moving image, mm RAS."""
         place = np.asarray(points, dtype=np.float64)
-        return apply_affine(self.affine, place if self.field is None else place + self.field.at(place))
+        return apply_affine(
+            self.affine, place if self.field is None else place + self.field.at(place)
+        )
 
     def inverse_points(self, points: ArrayLike) -> Points:
         """Where moving points (..., 3) come to lie in the fixed image, mm RAS.
@@ -189,16 +217,22 @@ class Transform:
 
         The error at landmarks, or what is left over of an inverse.
         """
-        return np.linalg.norm(self.map_points(fixed_points) - np.asarray(moving_points, dtype=np.float64), axis=-1)
+        return np.linalg.norm(
+            self.map_points(fixed_points) - np.asarray(moving_points, dtype=np.float64), axis=-1
+        )
 
     def total(self, grid: Grid) -> DisplacementField:
         """The whole transform as one field on `grid`: D(x) = T(x) - x."""
         if self.field is not None:
             return self.field.on(grid).after(self.affine)
-        return DisplacementField(np.zeros((*grid.shape, 3), dtype=np.float32), grid).after(self.affine)
+        return DisplacementField(np.zeros((*grid.shape, 3), dtype=np.float32), grid).after(
+            self.affine
+        )
 
 
-def warp_volume(volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False) -> Volume:
+def warp_volume(
+    volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False
+) -> Volume:
     """Carry a volume through a transform, by one interpolation of its own voxels.
 
     Parameters
@@ -214,14 +248,16 @@ def warp_volume(volume: Volume, reference: Grid, transform: Transform, *, invers
     Returns
     -------
     Volume
-        On `reference`: float32 for images (float64 where values need it), the same dtype for labels.
-        Outside the volume's field of view images take its background, labels 0.
+        On `reference`: float32 for images (float64 where values need it), the same dtype for
+        labels. Outside the volume's field of view images take its background, labels 0.
     """
     return pull(volume, reference, transform.inverse_points if inverse else transform.map_points)
 
 
 def _shared_axes(one: Grid, other: Grid) -> list[int] | None:
-    """For each axis of a grid the axis of another that runs along it, to 1e-4 of its voxels; None if one has none."""
+    """For each axis of a grid the axis of another that runs along it, to 1e-4 of its voxels; None
+    if one has none.
+    """
     linear = (one.inverse @ other.affine)[:3, :3]
     axes = [int(a) for a in np.abs(linear).argmax(axis=1)]
     rest = np.abs(linear)
@@ -232,7 +268,9 @@ def _shared_axes(one: Grid, other: Grid) -> list[int] | None:
 
 
 def _linear_weights(places: Points, n: int) -> NDArray[np.float32]:
-    """Linear interpolation between n values on an axis, (places, n); beyond the ends that of the end."""
+    """Linear interpolation between n values on an axis, (places, n); beyond the ends that of the
+    end.
+    """
     inside = np.clip(places, 0, n - 1)
     low = np.minimum(inside.astype(int), max(n - 2, 0))
     matrix = np.zeros((len(places), n), dtype=np.float32)

@@ -1,4 +1,7 @@
-"""Volume and VolumePair: values on a grid; moving before fixed."""
+"""Volume and VolumePair: values on a grid; moving before fixed.
+
+The value that stands around what an image shows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry.grid import Grid
 
 LARGEST_RATIO = 500.0  # Ours: of voxel sizes; micrometres that are taken for mm differ by 1000
@@ -48,10 +51,13 @@ class Volume:
             )
         if values.shape != self.grid.shape:
             raise InputError(
-                f"'{self.name}' has the shape {values.shape}, its grid {self.grid.shape}; they must agree."
+                f"'{self.name}' has the shape {values.shape}, its grid {self.grid.shape}; they must"
+                " agree."
             )
         if values.dtype.kind not in "biuf":
-            raise InputError(f"'{self.name}' holds {values.dtype} values; real numbers were expected.")
+            raise InputError(
+                f"'{self.name}' holds {values.dtype} values; real numbers were expected."
+            )
         if values.dtype.kind == "b":
             values = values.astype(np.uint8)
         if self.is_labels and values.dtype.kind == "f":
@@ -66,7 +72,11 @@ class Volume:
     @property
     def float_type(self) -> np.dtype:
         """The type to compute with: float32, or float64 where float32 would lose differences."""
-        if self.values.dtype.itemsize < 4 or self.values.dtype == np.float32 or not self.values.size:
+        if (
+            self.values.dtype.itemsize < 4
+            or self.values.dtype == np.float32
+            or not self.values.size
+        ):
             return np.dtype(np.float32)
         return float_type(float(self.values.min()), float(self.values.max()))
 
@@ -89,23 +99,28 @@ class Volume:
         """
         if min(self.values.shape) < 2:
             raise InputError(
-                f"The {role} image '{self.name}' has the shape {self.values.shape}: a single slice. SHMoAReg registers "
-                "3D volumes; stack the slices first."
+                f"The {role} image '{self.name}' has the shape {self.values.shape}: a single slice."
+                " SHMoAReg registers 3D volumes; stack the slices first."
             )
         bad = int(self.values.size - np.isfinite(self.values).sum())
         if bad:
             raise InputError(
-                f"The {role} image '{self.name}' has {bad} voxels that are NaN or infinite (of {self.values.size}). "
-                "Give --nan 0 (in Python: nan=0.0) to read them as 0, or mend the image."
+                f"The {role} image '{self.name}' has {bad} voxels that are NaN or infinite (of"
+                f" {self.values.size}). Give --nan 0 (in Python: nan=0.0) to read them as 0, or"
+                " mend the image."
             )
         low, high = self.values.min(), self.values.max()
         if low < high and not 1e-30 < float(high) - float(low) < 1e30:
             raise InputError(
-                f"The values of the {role} image '{self.name}' span {float(high) - float(low):.3g}, beyond what single "
-                "precision holds. Scale the intensities to an ordinary range first."
+                f"The values of the {role} image '{self.name}' span {float(high) - float(low):.3g},"
+                " beyond what single precision holds. Scale the intensities to an ordinary range"
+                " first."
             )
         if low == high:
-            raise InputError(f"The {role} image '{self.name}' is constant (every voxel is {low}): nothing to register.")
+            raise InputError(
+                f"The {role} image '{self.name}' is constant (every voxel is {low}): nothing to"
+                " register."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +150,14 @@ class VolumePair:
                 continue
             if not labels.is_labels:
                 raise InputError(
-                    f"The {role} labels '{labels.name}' are an image; build that Volume with is_labels=True."
+                    f"The {role} labels '{labels.name}' are an image; build that Volume with"
+                    " is_labels=True."
                 )
             if not labels.grid.same_space(image.grid):
                 raise InputError(
-                    f"The {role} labels '{labels.name}' stand on another grid than their image '{image.name}': "
-                    f"{differences(labels.grid, image.grid)}. Resample the labels onto the image (nearest neighbour) "
-                    "first."
+                    f"The {role} labels '{labels.name}' stand on another grid than their image"
+                    f" '{image.name}': {differences(labels.grid, image.grid)}. Resample the labels"
+                    " onto the image (nearest neighbour) first."
                 )
             if not np.array_equal(labels.grid.affine, image.grid.affine):
                 object.__setattr__(self, f"{role}_labels", replace(labels, grid=image.grid))
@@ -153,10 +169,11 @@ class VolumePair:
         if max(sizes) > LARGEST_RATIO * min(sizes):
             moving, fixed = (_spacing(each.grid) for each in (self.moving, self.fixed))
             raise InputError(
-                f"The voxels of the moving image '{self.moving.name}' ({moving} mm) and of the fixed image "
-                f"'{self.fixed.name}' ({fixed} mm) differ in size by a factor of {max(sizes) / min(sizes):.3g}; less "
-                f"than {LARGEST_RATIO:g} was expected. One of them is probably in another unit, such as micrometres "
-                "that were taken for mm. Correct the header of that image, or export it again."
+                f"The voxels of the moving image '{self.moving.name}' ({moving} mm) and of the"
+                f" fixed image '{self.fixed.name}' ({fixed} mm) differ in size by a factor of"
+                f" {max(sizes) / min(sizes):.3g}; less than {LARGEST_RATIO:g} was expected. One of"
+                " them is probably in another unit, such as micrometres that were taken for mm."
+                " Correct the header of that image, or export it again."
             )
 
     @property
@@ -189,7 +206,9 @@ def differences(one: Grid, other: Grid) -> str:
 def _apart_in_digits(ours: ArrayLike, theirs: ArrayLike) -> str:
     """Two triples of numbers with as many digits as show that they differ."""
     for digits in range(4, 18):
-        texts = [", ".join(f"{float(v):.{digits}g}" for v in np.ravel(each)) for each in (ours, theirs)]
+        texts = [
+            ", ".join(f"{float(v):.{digits}g}" for v in np.ravel(each)) for each in (ours, theirs)
+        ]
         if texts[0] != texts[1]:
             break
     return f"({texts[0]}) against ({texts[1]})"
@@ -200,7 +219,8 @@ def _spacing(grid: Grid) -> str:
 
 
 def float_type(low: float, high: float) -> np.dtype:
-    """The type to compute with: float32, or float64 where float32 loses what lies between two values.
+    """The type to compute with: float32, or float64 where float32 loses what lies between two
+    values.
 
     Ours: float32 will do where its rounding is at most a thousandth of the range.  Around 2^31
     its numbers are 256 apart.
@@ -213,24 +233,44 @@ def float_type(low: float, high: float) -> np.dtype:
     reach = max(abs(low), abs(high))
     if not np.isfinite(reach) or reach > 1e30 or low == high:
         return np.dtype(np.float32)
-    return np.dtype(np.float64 if np.spacing(np.float32(reach)) > 2e-3 * (high - low) else np.float32)
+    return np.dtype(
+        np.float64 if np.spacing(np.float32(reach)) > 2e-3 * (high - low) else np.float32
+    )
 
 
 def _whole_numbers(values: NDArray, name: str) -> NDArray:
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
         raise InputError(
-            f"The labels '{name}' hold {bad} values that are NaN or infinite (of {values.size}); whole numbers were "
-            "expected. Give --nan 0 (in Python: nan=0.0) to read them as background, or mend the map."
+            f"The labels '{name}' hold {bad} values that are NaN or infinite (of {values.size});"
+            " whole numbers were expected. Give --nan 0 (in Python: nan=0.0) to read them as"
+            " background, or mend the map."
         )
     rounded = np.rint(values)
     fractional = int((np.abs(values - rounded) > 1e-3).sum())
     if fractional:
         raise InputError(
-            f"The labels '{name}' hold {fractional} values with fractions (of {values.size}); labels are whole "
-            "numbers. Was this map resampled with linear interpolation? Resample it with nearest neighbour."
+            f"The labels '{name}' hold {fractional} values with fractions (of {values.size});"
+            " labels are whole numbers. Was this map resampled with linear interpolation? Resample"
+            " it with nearest neighbour."
         )
     largest = float(np.abs(rounded).max(initial=0))
     if largest > 2**53:
-        raise InputError(f"The labels '{name}' go up to {largest:.3g}; numbers beyond 2^53 cannot be told apart.")
+        raise InputError(
+            f"The labels '{name}' go up to {largest:.3g}; numbers beyond 2^53 cannot be told apart."
+        )
     return rounded.astype(np.int32 if largest < 2**31 else np.int64)
+
+
+def background(volume: Volume) -> float:
+    """The value that stands around what is shown.
+
+    Ours: the median of the six border faces: 0 for a skull-stripped brain, air for a CT with
+    air around, and what is cut through where the image is cropped to the inside of a body.
+    Labels have 0.
+    """
+    if volume.is_labels:
+        return 0.0
+    v = volume.values
+    faces = [v[(slice(None),) * axis + (end,)].ravel() for axis in range(3) for end in (0, -1)]
+    return float(np.median(np.concatenate(faces)))

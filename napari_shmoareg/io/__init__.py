@@ -1,6 +1,6 @@
-"""The only floor that touches the disk.
+"""Files: images, transforms, weights, registration folders.
 
-Names are imported when first asked for, so that reading an image does not load torch.
+Names are loaded when first used, so that reading an image does not load PyTorch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.io.checkpoint import load_network, save_network
     from napari_shmoareg.io.images import read_image, read_pair, write_image
     from napari_shmoareg.io.model_card import read_card, shipped_weights
-    from napari_shmoareg.io.registration_folder import read_scene
-    from napari_shmoareg.io.report import write_registration
+    from napari_shmoareg.io.registration_folder import read_scene, write_registration
     from napari_shmoareg.io.samples import sample_pair
     from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 
@@ -34,18 +33,34 @@ __all__ = [
 ]
 
 _HOMES = {
-    "checkpoint": ("load_network", "save_network"),
-    "images": ("read_image", "read_pair", "write_image"),
-    "model_card": ("read_card", "shipped_weights"),
-    "registration_folder": ("read_scene",),
-    "report": ("write_registration",),
-    "samples": ("sample_pair",),
-    "transforms": ("read_transform", "write_displacement", "write_transform"),
+    "io.checkpoint": (
+        "load_network",
+        "save_network",
+    ),
+    "io.images": (
+        "read_image",
+        "read_pair",
+        "write_image",
+    ),
+    "io.model_card": (
+        "read_card",
+        "shipped_weights",
+    ),
+    "io.registration_folder": (
+        "read_scene",
+        "write_registration",
+    ),
+    "io.samples": ("sample_pair",),
+    "io.transforms": (
+        "read_transform",
+        "write_displacement",
+        "write_transform",
+    ),
 }
 
 
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
+            return getattr(import_module(f"napari_shmoareg.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

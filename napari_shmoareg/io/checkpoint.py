@@ -14,14 +14,23 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.atomic import writing
-from napari_shmoareg.io.model_card import FORMAT, SHIPPED, check_format, opened, read_card, weights_file
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.model_card import (
+    FORMAT,
+    SHIPPED,
+    check_format,
+    opened,
+    read_card,
+    weights_file,
+)
 from napari_shmoareg.io.untrusted import names_input, parse_json
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 
-def save_network(network: SHMoAReg, path: str | Path, *, card: Mapping[str, Any], half: bool = False) -> None:
+def save_network(
+    network: SHMoAReg, path: str | Path, *, card: Mapping[str, Any], half: bool = False
+) -> None:
     """Write a network with its config and model card.
 
     Parameters
@@ -41,10 +50,18 @@ def save_network(network: SHMoAReg, path: str | Path, *, card: Mapping[str, Any]
         float16), the card is not JSON-ready, the place is not writable, or the disk is full.
     """
     if Path(path).suffix != ".safetensors":
-        raise InputError(f"Networks are written as safetensors: the name '{path}' has to end in .safetensors.")
+        raise InputError(
+            f"Networks are written as safetensors: the name '{path}' has to end in .safetensors."
+        )
     kind = torch.float16 if half else torch.float32
     tensors = {
-        name: (value.to(kind) if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        name: (
+            (value.to(kind) if value.is_floating_point() else value)
+            .detach()
+            .cpu()
+            .contiguous()
+            .clone()
+        )
         for name, value in network.state_dict().items()
     }
     check_finite(tensors, f"The network that was to be written to {path}")
@@ -55,7 +72,9 @@ def save_network(network: SHMoAReg, path: str | Path, *, card: Mapping[str, Any]
             "card": json.dumps(dict(card), allow_nan=False),
         }
     except (TypeError, ValueError) as error:
-        raise InputError(f"The model card has to be plain JSON (text, numbers, lists): {error}.") from error
+        raise InputError(
+            f"The model card has to be plain JSON (text, numbers, lists): {error}."
+        ) from error
     with writing(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
 
@@ -83,17 +102,22 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
     try:
         return network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device '{device}' cannot be used here: {error}. Use --device cpu.") from error
+        raise InputError(
+            f"The device '{device}' cannot be used here: {error}. Use --device cpu."
+        ) from error
 
 
 @names_input
-def write_with_card(name_or_path: str | Path, path: str | Path, more: Mapping[str, Any]) -> dict[str, Any]:
+def write_with_card(
+    name_or_path: str | Path, path: str | Path, more: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write a copy of weights, every tensor bit for bit, with more on its card.
 
     Parameters
     ----------
     name_or_path : str or Path
-        As of `load_network`; may be `path` itself, unless it is shipped: shipped weights have a checksum.
+        As of `load_network`; may be `path` itself, unless it is shipped: shipped weights have a
+        checksum.
     path : str or Path
         Ends in .safetensors; replaced in one move.
     more : mapping
@@ -111,15 +135,21 @@ def write_with_card(name_or_path: str | Path, path: str | Path, more: Mapping[st
     """
     source = weights_file(name_or_path)
     if Path(path).suffix != ".safetensors":
-        raise InputError(f"Networks are written as safetensors: the name '{path}' has to end in .safetensors.")
+        raise InputError(
+            f"Networks are written as safetensors: the name '{path}' has to end in .safetensors."
+        )
     if SHIPPED in Path(path).resolve().parents:
-        raise InputError(f"{path} belongs to the shipped weights, which have a checksum. Name another file.")
+        raise InputError(
+            f"{path} belongs to the shipped weights, which have a checksum. Name another file."
+        )
     metadata, tensors = read_tensors(source, FORMAT)
     card = read_card(source) | dict(more)
     try:
         metadata = metadata | {"card": json.dumps(card, allow_nan=False)}
     except (TypeError, ValueError) as error:
-        raise InputError(f"The model card has to be plain JSON (text, numbers, lists): {error}.") from error
+        raise InputError(
+            f"The model card has to be plain JSON (text, numbers, lists): {error}."
+        ) from error
     with writing(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
     return card
@@ -150,16 +180,16 @@ def config_in(metadata: Mapping[str, str], path: Path) -> SHMoARegConfig:
         return SHMoARegConfig.from_dict(parse_json(metadata["config"], path, "a network's config"))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"The config in {path} is not one that this version knows ({error}). It is damaged or was written by "
-            "another version: update shmoareg, or use other weights."
+            f"The config in {path} is not one that this version knows ({error}). It is damaged or"
+            " was written by another version: update shmoareg, or use other weights."
         ) from error
 
 
 def built(config: SHMoARegConfig, path: Path, part: str = "") -> SHMoAReg:
     """A network of a config, made only if a file's tensors are those of such a network.
 
-    Names and shapes are compared with a network on the meta device, which takes no memory: a file cannot ask
-    for more than it brings.
+    Names and shapes are compared with a network on the meta device, which takes no memory: a file
+    cannot ask for more than it brings.
 
     Parameters
     ----------
@@ -181,13 +211,20 @@ def built(config: SHMoARegConfig, path: Path, part: str = "") -> SHMoAReg:
         with torch.device("meta"):
             bare = SHMoAReg(config)
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"No network can be built of the config in {path} ({error}). Use other weights.") from error
-    check_shapes({name: tuple(value.shape) for name, value in bare.state_dict().items()}, shapes, path)
+        raise InputError(
+            f"No network can be built of the config in {path} ({error}). Use other weights."
+        ) from error
+    check_shapes(
+        {name: tuple(value.shape) for name, value in bare.state_dict().items()}, shapes, path
+    )
     return SHMoAReg(config)
 
 
 def check_shapes(
-    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path, what: str = "The weights"
+    own: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    path: Path,
+    what: str = "The weights",
 ) -> None:
     """Refuse tensors of other names or shapes than a network's own.
 
@@ -204,8 +241,9 @@ def check_shapes(
     ]
     if wrong:
         raise InputError(
-            f"{what} in {path} do not fit the network's config: {len(wrong)} differences, such as {wrong[0]}. "
-            "They are of another network or version; use weights and config that were saved together."
+            f"{what} in {path} do not fit the network's config: {len(wrong)} differences, such as"
+            f" {wrong[0]}. They are of another network or version; use weights and config that were"
+            " saved together."
         )
 
 
@@ -218,13 +256,20 @@ def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -
         If names, shapes or kinds of number differ, or a weight is not finite.
     """
     own = network.state_dict()
-    mine, found = ({name: tuple(value.shape) for name, value in kept.items()} for kept in (own, tensors))
+    mine, found = (
+        {name: tuple(value.shape) for name, value in kept.items()} for kept in (own, tensors)
+    )
     check_shapes(mine, found, path)
-    other = [name for name, value in own.items() if value.is_floating_point() != tensors[name].is_floating_point()]
+    other = [
+        name
+        for name, value in own.items()
+        if value.is_floating_point() != tensors[name].is_floating_point()
+    ]
     if other:
         raise InputError(
-            f"The weights in {path} are of another kind of number: {other[0]} is {tensors[other[0]].dtype}, not "
-            f"{own[other[0]].dtype}. Write them with shmoareg's save_network."
+            f"The weights in {path} are of another kind of number: {other[0]} is"
+            f" {tensors[other[0]].dtype}, not {own[other[0]].dtype}. Write them with shmoareg's"
+            " save_network."
         )
     same = {name: value.to(own[name].dtype) for name, value in tensors.items()}
     check_finite(same, str(path))
@@ -233,9 +278,13 @@ def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse weights that are NaN or infinite."""
-    bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    bad = [
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
     if bad:
         raise InputError(
-            f"{what} holds NaN or infinite weights ({bad[0]} and {len(bad) - 1} more): its training diverged. Use an "
-            "earlier state, or a lower learning rate."
+            f"{what} holds NaN or infinite weights ({bad[0]} and {len(bad) - 1} more): its training"
+            " diverged. Use an earlier state, or a lower learning rate."
         )

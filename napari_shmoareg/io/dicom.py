@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import itk
 from napari_shmoareg.io.dicom_files import SECONDARY_CAPTURE, Header, read_header
 from napari_shmoareg.io.dicom_pixels import DicomWarning, check_pixels, read_values
-from napari_shmoareg.io.dicom_slices import Slice, slices_of
-from napari_shmoareg.io.dicom_stack import Volumes, stack, volumes_of
+from napari_shmoareg.io.dicom_stack import Slice, Volumes, slices_of, stack, volumes_of
 
 _SHOWN = 8  # entries of a list in a message
 
@@ -59,7 +58,9 @@ def load(folder: Path, series: str | None = None) -> tuple[NDArray, NDArray[np.f
     uid, _, number = (series or "").partition("/")
     headers = _series(folder, uid if series is not None else None)
     volumes = _volumes(headers)
-    slices, affine = stack(f"DICOM series in {folder}", _chosen(folder, headers[0].series, volumes, number))
+    slices, affine = stack(
+        f"DICOM series in {folder}", _chosen(folder, headers[0].series, volumes, number)
+    )
     return read_values(folder, slices), itk.LPS @ affine
 
 
@@ -91,10 +92,16 @@ def series_of(slice_: Path) -> tuple[str, list[Path]]:
             "slices of its scan beside it. Choose the folder that holds the whole scan."
         )
     if not own.is_scan:
-        raise InputError(f"{slice_} is no scan but {_article(own.kind)}. Choose a slice of the scan.")
-    used, _ = _without_captures([header for header in headers if header.is_scan and header.series == own.series])
+        raise InputError(
+            f"{slice_} is no scan but {_article(own.kind)}. Choose a slice of the scan."
+        )
+    used, _ = _without_captures(
+        [header for header in headers if header.is_scan and header.series == own.series]
+    )
     volumes = _volumes(used)
-    holding = [n for n, (_, group) in enumerate(volumes, 1) if any(each.header is own for each in group)]
+    holding = [
+        n for n, (_, group) in enumerate(volumes, 1) if any(each.header is own for each in group)
+    ]
     if len(volumes) > 1 and len(holding) == 1 and own.frames == 1:
         group = volumes[holding[0] - 1][1]
         return f"{own.series}/{holding[0]}", list(dict.fromkeys(each.header.path for each in group))
@@ -120,8 +127,9 @@ def _headers(folder: Path) -> list[Header]:
             broken.append(path)
     if headers and broken:
         raise InputError(
-            f"{broken[0]} ({broken[0].stat().st_size} bytes) is no DICOM file, as its name and the files beside it "
-            "promise: it is damaged, and may be a slice of the scan. Copy it again, or take it out of the folder."
+            f"{broken[0]} ({broken[0].stat().st_size} bytes) is no DICOM file, as its name and the"
+            " files beside it promise: it is damaged, and may be a slice of the scan. Copy it"
+            " again, or take it out of the folder."
         )
     return headers
 
@@ -148,16 +156,21 @@ def _series(folder: Path, series: str | None) -> list[Header]:
         beside = [header for header in others if header.series == series]
         if beside:
             raise InputError(f"The series {series} in {folder} is no scan: {_named(beside)}.")
-        raise InputError(f"The folder {folder} holds no DICOM series {series}; it holds {', '.join(found) or 'none'}.")
+        raise InputError(
+            f"The folder {folder} holds no DICOM series {series}; it holds"
+            f" {', '.join(found) or 'none'}."
+        )
     if series is None:
-        placed = [uid for uid, files in found.items() if any(header.has_position for header in files)]
+        placed = [
+            uid for uid, files in found.items() if any(header.has_position for header in files)
+        ]
         for uid in [uid for uid in found if placed and uid not in placed]:
             others += found.pop(uid)
     if not found:
         there = f"no DICOM scan, only {_named(others)}" if others else "no DICOM series"
         raise InputError(
-            f"The folder {folder} holds {there}. Give an image file (.nii, .nii.gz, .mgz, .nrrd, .mha), "
-            "or the folder that the slices themselves are in."
+            f"The folder {folder} holds {there}. Give an image file (.nii, .nii.gz, .mgz, .nrrd,"
+            " .mha), or the folder that the slices themselves are in."
         )
     if series is None and len(found) > 1:
         listed = "; ".join(f"{uid} ({_about(files)})" for uid, files in found.items())
@@ -169,7 +182,8 @@ def _series(folder: Path, series: str | None) -> list[Header]:
     skipped = [*captures, *(header for header in others if series in (None, header.series))]
     if skipped:
         warnings.warn(
-            f"The folder {folder} holds files that are no part of the scan and were skipped: {_named(skipped)}.",
+            f"The folder {folder} holds files that are no part of the scan and were skipped:"
+            f" {_named(skipped)}.",
             DicomWarning,
             stacklevel=4,
         )
@@ -177,9 +191,13 @@ def _series(folder: Path, series: str | None) -> list[Header]:
 
 
 def _without_captures(files: list[Header]) -> tuple[list[Header], list[Header]]:
-    """The slices of a series, and the snapshots and reports among them: captures without a position."""
+    """The slices of a series, and the snapshots and reports among them: captures without a
+    position.
+    """
     captures = [
-        header for header in files if header.sop_class.startswith(SECONDARY_CAPTURE) and not header.has_position
+        header
+        for header in files
+        if header.sop_class.startswith(SECONDARY_CAPTURE) and not header.has_position
     ]
     if len(captures) == len(files):
         return files, []
@@ -204,10 +222,17 @@ def _chosen(folder: Path, uid: str, volumes: Volumes, number: str) -> list[Slice
     listed = _list(names, "; ")
     if not number and len(volumes) > 1:
         raise InputError(
-            f"The DICOM series {uid} in {folder} holds {len(volumes)} volumes, and one was expected: "
-            f"{listed}. Choose one as FOLDER#SERIES_UID/NUMBER, such as '{folder}#{uid}/1'."
+            f"The DICOM series {uid} in {folder} holds {len(volumes)} volumes, and one was"
+            f" expected: {listed}. Choose one as FOLDER#SERIES_UID/NUMBER, such as"
+            f" '{folder}#{uid}/1'."
         )
-    n = int(number) if number.isascii() and number.isdigit() and len(number) < 9 else 0 if number else 1
+    n = (
+        int(number)
+        if number.isascii() and number.isdigit() and len(number) < 9
+        else 0
+        if number
+        else 1
+    )
     if not 1 <= n <= len(volumes):
         raise InputError(
             f"The DICOM series {uid} in {folder} has no volume '{number}'; it holds "

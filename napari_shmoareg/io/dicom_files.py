@@ -15,10 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED, _DICOMDIR = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.3.10"
@@ -204,7 +205,11 @@ class Header:
     @cached_property
     def frames(self) -> int:
         """How many frames it announces."""
-        return 1 if strings(self.dataset, "NumberOfFrames") is None else self.integer("NumberOfFrames", least=1)
+        return (
+            1
+            if strings(self.dataset, "NumberOfFrames") is None
+            else self.integer("NumberOfFrames", least=1)
+        )
 
     @property
     def kind(self) -> str:
@@ -216,7 +221,9 @@ class Header:
 
     @cached_property
     def is_scan(self) -> bool:
-        """Whether it may be a part of a scan: it has pixels, and is no dose, segmentation or the like."""
+        """Whether it may be a part of a scan: it has pixels, and is no dose, segmentation or the
+        like.
+        """
         return self.pixels is not None and self.sop_class not in _NO_SCANS
 
     @cached_property
@@ -265,8 +272,8 @@ class Header:
         if value < least:
             came = "is missing" if found is None else f"is '{shown(found)}'"
             raise InputError(
-                f"In the DICOM file {self.path} {keyword} {came}; a whole number of at least {least} "
-                f"was expected. The file is damaged. {COPY}"
+                f"In the DICOM file {self.path} {keyword} {came}; a whole number of at least"
+                f" {least} was expected. The file is damaged. {COPY}"
             )
         return value
 
@@ -299,7 +306,9 @@ def read_header(path: Path) -> Header | None:
             file.seek(0)
             header = _parse(path, file, size)
     except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror or error}. Check that you may read it.") from error
+        raise InputError(
+            f"{path} cannot be opened: {error.strerror or error}. Check that you may read it."
+        ) from error
     except InputError:
         raise
     except Exception as error:  # of a library that meets the bytes of anybody
@@ -357,7 +366,9 @@ def items(path: Path, dataset: Dataset, keyword: str) -> Sequence[Dataset]:
             raise TypeError("it is no sequence")
         return found
     except Exception as error:  # of a library that meets the bytes of anybody
-        raise InputError(f"In the DICOM file {path} {keyword} is damaged ({error}). {COPY}") from error
+        raise InputError(
+            f"In the DICOM file {path} {keyword} is damaged ({error}). {COPY}"
+        ) from error
 
 
 def shown(texts: Sequence[str]) -> str:
@@ -371,10 +382,13 @@ def lookup(sources: Sequence[Dataset], keyword: str) -> list[str] | None:
 
 
 def raw_element(dataset: Dataset, tag: int) -> Any:
-    """An element as it is stored; None where it is missing, and one of no use where it is damaged."""
+    """An element as it is stored; None where it is missing, and one of no use where it is
+    damaged.
+    """
     try:
         return dataset.get_item(tag)
-    except Exception:  # of a library that meets the bytes of anybody; the value is refused where it matters
+    # of a library that meets the bytes of anybody; the value is refused where it matters
+    except Exception:
         return _DAMAGED
 
 

@@ -1,24 +1,137 @@
-"""The values of DICOM slices: stored numbers, unpacked, masked and scaled."""
+"""Compressed DICOM frames unpacked by GDCM, in a process of its own.
+
+Run as a script: it reads paths of single-frame files, one a line, and answers each by a line of
+JSON and the values.  A damaged stream can end a codec by a segmentation fault, which must not end
+the caller.
+
+The values of DICOM slices: stored numbers, unpacked, masked and scaled.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import InputError, TooLargeError
+from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.io.dicom_files import Header, Pixels, inflated_pixels
-from napari_shmoareg.io.dicom_gdcm import Decoder, decoding
-from napari_shmoareg.io.dicom_slices import Slice
-from napari_shmoareg.io.memory import check_memory
+from napari_shmoareg.io.dicom_stack import Slice
+from napari_shmoareg.io.files import check_memory
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+PATIENCE = 60.0
+"""Seconds that one frame may take."""
+
+
+class Decoder:
+    """A process that unpacks frames, started with the first one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def decode(self, path: Path) -> NDArray:
+        """Unpack the pixels of a single-frame file.
+
+        Returns
+        -------
+        (rows, columns) array, as GDCM gives it
+
+        Raises
+        ------
+        ValueError
+            If they are damaged.
+        """
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        timer = Timer(PATIENCE, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(os.fsencode(path) + b"\n")
+            process.stdin.flush()
+            answer = json.loads(
+                process.stdout.readline() or b'{"error": "the decoder failed on them"}'
+            )
+            if "error" in answer:
+                raise ValueError(answer["error"])
+            values = np.dtype(answer["dtype"])
+            content = process.stdout.read(int(np.prod(answer["shape"])) * values.itemsize)
+            return np.frombuffer(content, values).reshape(answer["shape"])
+        except BrokenPipeError as error:
+            raise ValueError("the decoder failed on them") from error
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+
+
+@contextmanager
+def decoding() -> Iterator[Decoder]:
+    """A decoder whose process ends with the block."""
+    decoder = Decoder()
+    try:
+        yield decoder
+    finally:
+        decoder.close()
+
+
+def _main() -> None:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a codec prints must not get among the answers
+    for line in sys.stdin.buffer:
+        try:
+            values = sitk.GetArrayFromImage(sitk.ReadImage(os.fsdecode(line.rstrip(b"\n"))))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()
+            answers.write(
+                json.dumps({"error": reason[-1].strip() if reason else "no reason given"}).encode()
+                + b"\n"
+            )
+        else:
+            values = (
+                values.reshape(values.shape[1:])
+                if values.ndim == 3 and values.shape[0] == 1
+                else values
+            )
+            answer = {"dtype": values.dtype.str, "shape": values.shape}
+            answers.write(
+                json.dumps(answer).encode() + b"\n" + np.ascontiguousarray(values).tobytes()
+            )
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _main()
+
 
 _NATIVE = (
     "",  # a file without meta information
@@ -77,11 +190,16 @@ class Format(NamedTuple):
     @property
     def limits(self) -> tuple[int, int]:
         """The least and the greatest number that can be stored; of integers."""
-        return (-(1 << self.bits - 1), (1 << self.bits - 1) - 1) if self.signed else (0, (1 << self.bits) - 1)
+        return (
+            (-(1 << self.bits - 1), (1 << self.bits - 1) - 1)
+            if self.signed
+            else (0, (1 << self.bits) - 1)
+        )
 
 
 def check_pixels(header: Header) -> Format:
-    """Check that the pixels of a file are all there, and of a kind that is read, without reading them.
+    """Check that the pixels of a file are all there, and of a kind that is read, without reading
+    them.
 
     Raises
     ------
@@ -104,9 +222,9 @@ def check_pixels(header: Header) -> Format:
         from pydicom.uid import UID
 
         raise InputError(
-            f"The pixels of the DICOM file {header.path} are compressed in a way that is not read here "
-            f"({UID(header.syntax).name}). Save the scan uncompressed, such as by `gdcmconv --raw`, or "
-            "convert it to NIfTI with dcm2niix."
+            f"The pixels of the DICOM file {header.path} are compressed in a way that is not read"
+            f" here ({UID(header.syntax).name}). Save the scan uncompressed, such as by `gdcmconv"
+            " --raw`, or convert it to NIfTI with dcm2niix."
         )
     return layout
 
@@ -143,7 +261,9 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
     """
     formats = {header.path: check_pixels(header) for header in {each.header for each in slices}}
     first = formats[slices[0].header.path]
-    kind = _type_for(where, [(formats[each.header.path], each.slope, each.intercept) for each in slices])
+    kind = _type_for(
+        where, [(formats[each.header.path], each.slope, each.intercept) for each in slices]
+    )
     shape = first.columns, first.rows, len(slices)
     check_memory(where, shape, kind.itemsize + 4)
     places: dict[Path, dict[int, int]] = {}
@@ -153,8 +273,8 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
         stacked = np.empty(shape[::-1], kind)
     except MemoryError as error:  # of a process that may use only a part of the machine
         raise TooLargeError(
-            f"Reading the DICOM series in {where}, shape {shape}, needs more memory than this process "
-            "may use. Crop or downsample the scan, or use a machine with more memory."
+            f"Reading the DICOM series in {where}, shape {shape}, needs more memory than this"
+            " process may use. Crop or downsample the scan, or use a machine with more memory."
         ) from error
     lossy = set()
     with decoding() as decoder:
@@ -169,14 +289,20 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
         from pydicom.uid import UID
 
         warnings.warn(
-            f"The DICOM series in {where} was compressed with loss "
-            f"({', '.join(sorted(UID(each).name for each in lossy))}): its values are not those that "
-            "the scanner measured. Use the uncompressed scan if there is one.",
+            f"The DICOM series in {where} was compressed with loss"
+            f" ({', '.join(sorted(UID(each).name for each in lossy))}): its values are not those"
+            " that the scanner measured. Use the uncompressed scan if there is one.",
             DicomWarning,
             stacklevel=2,
         )
-    if kind.kind == "f" and not np.isfinite([stacked.min(), stacked.max()]).all() and first.stored.kind != "f":
-        raise InputError(f"The rescaled values of the DICOM series in {where} are not finite. {_AGAIN}")
+    if (
+        kind.kind == "f"
+        and not np.isfinite([stacked.min(), stacked.max()]).all()
+        and first.stored.kind != "f"
+    ):
+        raise InputError(
+            f"The rescaled values of the DICOM series in {where} are not finite. {_AGAIN}"
+        )
     return stacked.transpose(2, 1, 0)
 
 
@@ -184,8 +310,8 @@ def _format(header: Header, pixels: Pixels) -> Format:
     shown = header.text("PhotometricInterpretation") or "MONOCHROME2"
     if header.integer("SamplesPerPixel", default=1) > 1 or not shown.startswith("MONOCHROME"):
         raise InputError(
-            f"The DICOM file {header.path} is a colour image ({shown}); one value per voxel was expected. "
-            "Choose the scan itself."
+            f"The DICOM file {header.path} is a colour image ({shown}); one value per voxel was"
+            " expected. Choose the scan itself."
         )
     rows, columns = header.integer("Rows", least=1), header.integer("Columns", least=1)
     order = "<" if header.little_endian else ">"
@@ -199,9 +325,9 @@ def _format(header: Header, pixels: Pixels) -> Format:
     sign = header.integer("PixelRepresentation", default=0 if allocated == 8 else None)
     if allocated not in (8, 16, 32, 64) or sign > 1 or not bits - 1 <= high < allocated:
         raise InputError(
-            f"The DICOM file {header.path} stores its pixels in a way that is not read here (BitsAllocated "
-            f"{allocated}, BitsStored {bits}, HighBit {high}, PixelRepresentation {sign}). Convert the "
-            "scan to NIfTI with dcm2niix."
+            f"The DICOM file {header.path} stores its pixels in a way that is not read here"
+            f" (BitsAllocated {allocated}, BitsStored {bits}, HighBit {high}, PixelRepresentation"
+            f" {sign}). Convert the scan to NIfTI with dcm2niix."
         )
     stored = np.dtype(f"{order}u{allocated // 8}")
     return Format(rows, columns, header.frames, stored, bits, high + 1 - bits, bool(sign))
@@ -213,14 +339,15 @@ def _check_length(header: Header, pixels: Pixels, layout: Format) -> None:
     announced = pixels.length
     if announced is None:
         raise InputError(
-            f"The DICOM file {header.path} is damaged: its pixels are compressed, and it does not say how. {_AGAIN}"
+            f"The DICOM file {header.path} is damaged: its pixels are compressed, and it does not"
+            f" say how. {_AGAIN}"
         )
     size = f"{layout.columns} x {layout.rows} pixels of {8 * layout.stored.itemsize} bits"
     size += f" in {layout.frames} frames" if layout.frames > 1 else ""
     if announced < expected or announced >= expected + layout.frame_bytes:
         raise InputError(
-            f"The DICOM file {header.path} holds {announced} bytes of pixels where its header asks for "
-            f"{expected} ({size}). It is damaged. {_AGAIN}"
+            f"The DICOM file {header.path} holds {announced} bytes of pixels where its header asks"
+            f" for {expected} ({size}). It is damaged. {_AGAIN}"
         )
     if not header.deflated:  # what that holds shows when it is inflated
         _check_there(header, max(header.path.stat().st_size - pixels.offset, 0), expected)
@@ -229,16 +356,16 @@ def _check_length(header: Header, pixels: Pixels, layout: Format) -> None:
 def _check_there(header: Header, there: int, expected: int) -> None:
     if there < expected:
         raise InputError(
-            f"The DICOM file {header.path} is cut short ({there} bytes of pixels; {expected} bytes are "
-            "announced). Export or copy the series again."
+            f"The DICOM file {header.path} is cut short ({there} bytes of pixels; {expected} bytes"
+            " are announced). Export or copy the series again."
         )
 
 
 def _coded_frames(header: Header, pixels: Pixels, frames: int) -> list[list[tuple[int, int]]]:
     """Where the fragments of each compressed frame are: offset and length, in bytes."""
     short = InputError(
-        f"The DICOM file {header.path} is cut short or damaged: its compressed pixels end before their "
-        "end is announced. Export or copy the series again."
+        f"The DICOM file {header.path} is cut short or damaged: its compressed pixels end before"
+        " their end is announced. Export or copy the series again."
     )
     size, offset = header.path.stat().st_size, pixels.offset
     items: list[tuple[int, int, bytes]] = []
@@ -272,14 +399,19 @@ def _coded_frames(header: Header, pixels: Pixels, frames: int) -> list[list[tupl
         begins = [0]
     if len(begins) != frames or begins[0] != 0:
         raise InputError(
-            f"The DICOM file {header.path} announces {frames} frame{'s' if frames > 1 else ''} and holds "
-            f"{len(begins) or len(fragments)}: it is damaged or cut short. {_AGAIN}"
+            f"The DICOM file {header.path} announces {frames} frame{'s' if frames > 1 else ''} and"
+            f" holds {len(begins) or len(fragments)}: it is damaged or cut short. {_AGAIN}"
         )
     ends = [*begins[1:], len(fragments)]
-    return [[(start, length) for start, length, _ in fragments[a:b]] for a, b in zip(begins, ends, strict=True)]
+    return [
+        [(start, length) for start, length, _ in fragments[a:b]]
+        for a, b in zip(begins, ends, strict=True)
+    ]
 
 
-def _frames(header: Header, layout: Format, wanted: Sequence[int], decoder: Decoder) -> Iterator[tuple[int, NDArray]]:
+def _frames(
+    header: Header, layout: Format, wanted: Sequence[int], decoder: Decoder
+) -> Iterator[tuple[int, NDArray]]:
     """Stored numbers (rows, columns) of some frames, unsigned or floating point."""
     pixels = header.pixels
     assert pixels is not None
@@ -311,7 +443,10 @@ def _frames(header: Header, layout: Format, wanted: Sequence[int], decoder: Deco
                 for start, length in coded[n]:
                     file.seek(start)
                     parts.append(file.read(length))
-                yield n, _decoded(header, layout, b"".join(parts), decoder, Path(folder) / "frame.dcm")
+                yield (
+                    n,
+                    _decoded(header, layout, b"".join(parts), decoder, Path(folder) / "frame.dcm"),
+                )
 
 
 def _decoded(header: Header, layout: Format, frame: bytes, decoder: Decoder, path: Path) -> NDArray:
@@ -340,8 +475,12 @@ def _decoded_rle(header: Header, layout: Format, frame: bytes) -> NDArray:
     return values.reshape(layout.rows, layout.columns).view(layout.stored.newbyteorder("="))
 
 
-def _decoded_by_gdcm(header: Header, layout: Format, frame: bytes, decoder: Decoder, path: Path) -> NDArray:
-    """Ours: GDCM is given the pixels without slope and intercept, so that these are applied once."""
+def _decoded_by_gdcm(
+    header: Header, layout: Format, frame: bytes, decoder: Decoder, path: Path
+) -> NDArray:
+    """Ours: GDCM is given the pixels without slope and intercept, so that these are applied
+    once.
+    """
     _plain(header, layout, frame).save_as(path, enforce_file_format=True)
     values = decoder.decode(path)
     if values.shape != (layout.rows, layout.columns) or values.dtype.kind not in "iu":
@@ -376,13 +515,19 @@ def _plain(header: Header, layout: Format, frame: bytes) -> Dataset:
 
 
 def _check_coded(header: Header, layout: Format, frame: bytes) -> None:
-    """Refuse a frame whose own header announces another size: its decoder would believe that one."""
+    """Refuse a frame whose own header announces another size: its decoder would believe that
+    one.
+    """
     found = _size_jpeg_2000(frame) if header.syntax in _JPEG_2000 else _size_jpeg(frame)
     if found != (layout.columns, layout.rows, 1):
-        came = "nothing that can be read" if found is None else "{} x {} pixels of {} samples".format(*found)
+        came = (
+            "nothing that can be read"
+            if found is None
+            else "{} x {} pixels of {} samples".format(*found)
+        )
         raise InputError(
-            f"The compressed pixels of the DICOM file {header.path} are damaged: {layout.columns} x "
-            f"{layout.rows} pixels of 1 sample were expected, {came} was found. {_AGAIN}"
+            f"The compressed pixels of the DICOM file {header.path} are damaged: {layout.columns} x"
+            f" {layout.rows} pixels of 1 sample were expected, {came} was found. {_AGAIN}"
         )
 
 
@@ -406,7 +551,9 @@ def _size_jpeg_2000(frame: bytes) -> tuple[int, int, int] | None:
     at = frame[:4096].find(b"\xff\x4f\xff\x51")
     if at < 0 or len(frame) < at + 42:
         return None
-    right, bottom, left, top = (int.from_bytes(frame[at + n : at + n + 4], "big") for n in (8, 12, 16, 20))
+    right, bottom, left, top = (
+        int.from_bytes(frame[at + n : at + n + 4], "big") for n in (8, 12, 16, 20)
+    )
     return right - left, bottom - top, int.from_bytes(frame[at + 40 : at + 42], "big")
 
 
@@ -437,7 +584,9 @@ def _type_for(where: Path, parts: Sequence[tuple[Format, float, float]]) -> np.d
     """The type that holds the values of all slices."""
     parts = list(dict.fromkeys(parts))
     if any(layout.stored.kind == "f" for layout, _, _ in parts):
-        double = any(layout.stored.itemsize == 8 or layout.stored.kind != "f" for layout, _, _ in parts)
+        double = any(
+            layout.stored.itemsize == 8 or layout.stored.kind != "f" for layout, _, _ in parts
+        )
         plain = all(part[1:] == (1.0, 0.0) for part in parts)
         return np.dtype(np.float32 if plain and not double else np.float64)
     if all(slope == 1 and intercept.is_integer() for _, slope, intercept in parts):
@@ -446,7 +595,11 @@ def _type_for(where: Path, parts: Sequence[tuple[Format, float, float]]) -> np.d
         for name in _INTEGERS:
             if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
                 return np.dtype(name)
-    ends = [abs(slope * float(end) + intercept) for layout, slope, intercept in parts for end in layout.limits]
+    ends = [
+        abs(slope * float(end) + intercept)
+        for layout, slope, intercept in parts
+        for end in layout.limits
+    ]
     if not np.isfinite(ends).all():
         raise InputError(
             f"The DICOM series in {where} scales its values beyond what double precision holds (by "

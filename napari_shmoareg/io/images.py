@@ -1,15 +1,23 @@
-"""Image files to Volumes and back: the front door."""
+"""Image files to Volumes and back: the front door.
+
+What an image file holds, by its header and its name.
+"""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume, VolumePair
 from napari_shmoareg.io import dicom, metaimage, nifti, nrrd
-from napari_shmoareg.io.atomic import ending, stem, writing
+from napari_shmoareg.io.files import ending, stem, writing
 from napari_shmoareg.io.orientation import check_lengths
 from napari_shmoareg.io.streams import open_regular
 from napari_shmoareg.io.untrusted import names_input, printable, user_path
@@ -96,11 +104,17 @@ def read_image(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     check_lengths(path, grid)
-    return Volume(values, grid, name=printable(path.name if path.is_dir() else stem(path)), is_labels=labels)
+    return Volume(
+        values, grid, name=printable(path.name if path.is_dir() else stem(path)), is_labels=labels
+    )
 
 
-def load_text_header(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[np.float64]]:
-    """Voxels and affine of an NRRD or MetaImage file, as `nrrd.load` and `metaimage.load` give them."""
+def load_text_header(
+    path: Path, *, allow_outside: bool = False
+) -> tuple[NDArray, NDArray[np.float64]]:
+    """Voxels and affine of an NRRD or MetaImage file, as `nrrd.load` and `metaimage.load` give
+    them.
+    """
     kind = nrrd if ending(path) in NRRD_ENDINGS else metaimage
     return kind.load(path, allow_outside=allow_outside)
 
@@ -139,7 +153,11 @@ def read_pair(
         return read_image(path, nan=nan, channel=channel, allow_outside=allow_outside)
 
     def labels(path: str | Path | None) -> Volume | None:
-        return None if path is None else read_image(path, labels=True, nan=nan, allow_outside=allow_outside)
+        return (
+            None
+            if path is None
+            else read_image(path, labels=True, nan=nan, allow_outside=allow_outside)
+        )
 
     return VolumePair(image(moving), image(fixed), labels(moving_labels), labels(fixed_labels))
 
@@ -162,7 +180,9 @@ def write_image(volume: Volume, path: str | Path) -> None:
         If the ending is another one, the place is not writable, or the disk is full.
     """
     if ending(path) not in (".nii", ".nii.gz"):
-        raise InputError(f"Images are written as NIfTI: the name '{path}' has to end in .nii or .nii.gz.")
+        raise InputError(
+            f"Images are written as NIfTI: the name '{path}' has to end in .nii or .nii.gz."
+        )
     values = storable(volume.values)
     with writing(path, size=values.nbytes) as temporary:
         nifti.write(values, volume.grid, temporary, intent="label" if volume.is_labels else None)
@@ -187,15 +207,17 @@ def _existing(path: str | Path) -> tuple[Path, str | None]:
         if place.exists() and not place.is_dir():
             raise InputError(f"{place} is a file; '#SERIES_UID' picks a series of a DICOM folder.")
     if not place.exists():
-        raise InputError(f"There is no file or folder {path}. Check the spelling and the folder you are in.")
+        raise InputError(
+            f"There is no file or folder {path}. Check the spelling and the folder you are in."
+        )
     if place.is_dir():
         return place, series
     if ending(place) not in (*NIFTI_ENDINGS, *ITK_ENDINGS):
         slice_ = ending(place) in (".dcm", ".ima") or dicom.is_dicom(place)
         hint = " Give the folder that holds all slices of the scan." if slice_ else ""
         raise InputError(
-            f"{place} is not of a type that is read here: {', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}, or a folder "
-            f"with a DICOM series.{hint}"
+            f"{place} is not of a type that is read here:"
+            f" {', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}, or a folder with a DICOM series.{hint}"
         )
     with open_regular(place) as file:
         first = file.read(1)
@@ -210,21 +232,114 @@ def _one_volume(path: Path, values: NDArray, channel: int | None, labels: bool) 
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim < 3:
-        raise InputError(f"{path} has {len(shape)} axes {shape}: a 2D image. SHMoAReg registers 3D volumes.")
+        raise InputError(
+            f"{path} has {len(shape)} axes {shape}: a 2D image. SHMoAReg registers 3D volumes."
+        )
     if values.ndim == 3:
         return values
     values = values.reshape(*shape[:3], -1)
     number = values.shape[3]
     if channel is None and labels:
         raise InputError(
-            f"{path} has {len(shape)} axes {shape}; labels have to be 3D, one map on the grid of its image. Save one "
-            f"of the {number} volumes as a file of its own."
+            f"{path} has {len(shape)} axes {shape}; labels have to be 3D, one map on the grid of"
+            f" its image. Save one of the {number} volumes as a file of its own."
         )
     if channel is None:
         raise InputError(
-            f"{path} has {len(shape)} axes {shape}; SHMoAReg registers 3D volumes. Pick one of the {number} with "
-            "--channel 0 (in Python: channel=0)."
+            f"{path} has {len(shape)} axes {shape}; SHMoAReg registers 3D volumes. Pick one of the"
+            f" {number} with --channel 0 (in Python: channel=0)."
         )
     if not 0 <= channel < number:
-        raise InputError(f"{path} has {number} channels, 0 to {number - 1}; there is no channel {channel}.")
+        raise InputError(
+            f"{path} has {number} channels, 0 to {number - 1}; there is no channel {channel}."
+        )
     return np.ascontiguousarray(values[..., channel])
+
+
+_LABEL, _DISPVECT, _VECTOR = 1002, 1006, 1007  # intents of NIfTI
+_NAMED_LABELS = re.compile(
+    r"(?:^|[^a-z])(?:d?seg(?:mentation)?s?|label(?:["
+    r" _-]?map)?s?|masks?|aseg|aparc|wmparc|parc(?:ellation)?s?)(?![a-z])"
+)
+
+
+REPORT = "report.json"  # by which a registration folder is known
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes
+    ----------
+    kind : {"image", "labels", "displacement"}
+        Labels only where the file itself says so.
+    volumes : int
+        How many 3D volumes: time points, channels, components; 1 for a displacement.
+    """
+
+    kind: Literal["image", "labels", "displacement"] = "image"
+    volumes: int = 1
+
+
+def look(path: str | Path) -> Contents:
+    """Look into a file without reading its voxels.
+
+    What cannot be opened counts as an image: reading it will say what is wrong.
+
+    Parameters
+    ----------
+    path : str or Path
+        As for `read_image`.
+    """
+    path = user_path(path)
+    if path.is_file() and ending(path) in NIFTI_ENDINGS:
+        return _nifti(path)
+    if path.is_file() and ending(path) in ITK_ENDINGS:
+        return _text_header(path)
+    return Contents()
+
+
+def is_registration_folder(path: str | Path) -> bool:
+    """Whether a path is a folder with a report.json."""
+    return (user_path(path) / REPORT).is_file()
+
+
+def image_files(folder: str | Path) -> list[str]:
+    """Names of the files in a folder that `read_image` reads, sorted."""
+    known = (*NIFTI_ENDINGS, *ITK_ENDINGS)
+    return sorted(
+        file.name
+        for file in user_path(folder).iterdir()
+        if ending(file) in known and file.is_file()
+    )
+
+
+def is_named_as_labels(path: str | Path) -> bool:
+    """Whether a name says that it is of labels: ``sub-05_seg.nii.gz``, ``aparc+aseg.mgz``,
+    ``liver_mask.nii``.
+    """
+    return _NAMED_LABELS.search(stem(path).lower()) is not None
+
+
+def _nifti(path: Path) -> Contents:
+    try:
+        header = nifti.look(path)
+    except InputError:
+        return Contents()
+    if header.intent in (_VECTOR, _DISPVECT) and header.shape[3:] == (1, 3):
+        return Contents("displacement")
+    return Contents("labels" if header.intent == _LABEL else "image", prod(header.shape[3:]))
+
+
+def _text_header(path: Path) -> Contents:
+    """Ours: three components of floating point are a displacement; these formats have no other sign
+    for one.
+    """
+    try:
+        image = (nrrd if ending(path) in NRRD_ENDINGS else metaimage).look(path)
+    except InputError:
+        return Contents()
+    if image.shape[3:] == (3,) and image.axes[-1] == 0 and image.dtype.kind == "f":
+        return Contents("displacement")
+    return Contents("labels" if image.is_labels else "image", prod(image.shape[3:]))

@@ -12,6 +12,7 @@ from napari_shmoareg.geometry import Grid
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS mm to LPS mm, and back."""
 
@@ -45,7 +46,9 @@ def image_of(values: NDArray, grid: Grid) -> sitk.Image:
     import SimpleITK as sitk
 
     axes = (2, 1, 0) if values.ndim == 3 else (2, 1, 0, 3)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(axes)), isVector=values.ndim == 4)
+    image = sitk.GetImageFromArray(
+        np.ascontiguousarray(values.transpose(axes)), isVector=values.ndim == 4
+    )
     affine = LPS @ grid.affine
     image.SetSpacing(grid.spacing)
     image.SetOrigin(affine[:3, 3].tolist())
@@ -72,7 +75,9 @@ def holds(grid: Grid) -> bool:
 
 
 def _straight(grid: Grid) -> NDArray[np.float64]:
-    """The affine of a grid with its axes turned to right angles, the nearest ones, about its first voxel."""
+    """The affine of a grid with its axes turned to right angles, the nearest ones, about its first
+    voxel.
+    """
     left, _, right = np.linalg.svd(grid.affine[:3, :3] / grid.spacing)
     matrix = grid.affine.copy()
     matrix[:3, :3] = (left @ right) * grid.spacing
@@ -99,7 +104,10 @@ def reason(error: Exception) -> str:
 def matrix_of(linear: sitk.Transform) -> NDArray[np.float64]:
     """The (4, 4) RAS matrix of a linear ITK transform, from where it takes four points."""
     points = np.array(
-        [linear.TransformPoint(p) for p in [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]]
+        [
+            linear.TransformPoint(p)
+            for p in [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+        ]
     )
     matrix = np.eye(4)
     matrix[:3, :3] = (points[1:] - points[0]).T

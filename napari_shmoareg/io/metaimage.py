@@ -27,7 +27,8 @@ from napari_shmoareg.io.raw_image import Encoding, RawImage, check_place, voxels
 from napari_shmoareg.io.streams import data_path, open_regular
 
 _TYPES = {
-    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "long": "i4",
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
+    "long": "i4",
     "ulong": "u4", "long_long": "i8", "ulong_long": "u8", "float": "f4", "double": "f8",
 }  # fmt: skip
 _ONE_OF = (  # names of one thing; the first that is there counts, as in ITK
@@ -72,7 +73,9 @@ def load(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[n
 
 
 def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawImage:
-    """What the header says, checked; as `load`, without the voxels, and without warnings unless asked for."""
+    """What the header says, checked; as `load`, without the voxels, and without warnings unless
+    asked for.
+    """
     with open_regular(path) as file:
         lines = header_lines(path, file)
         fields = _fields(path, lines)
@@ -81,11 +84,17 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
         position = file.tell()
     axes = whole_numbers_of(path, "NDims", fields.get("ndims", ""), 1)[0]
     if not 1 <= axes <= _MOST_AXES:
-        raise damaged_header(path, f"NDims is {axes}; 3 was expected, 1 to {_MOST_AXES} are possible")
+        raise damaged_header(
+            path, f"NDims is {axes}; 3 was expected, 1 to {_MOST_AXES} are possible"
+        )
     sizes = whole_numbers_of(path, "DimSize", fields.get("dimsize", ""), axes)
-    channels = whole_numbers_of(path, "ElementNumberOfChannels", fields.get("elementnumberofchannels", "1"), 1)[0]
+    channels = whole_numbers_of(
+        path, "ElementNumberOfChannels", fields.get("elementnumberofchannels", "1"), 1
+    )[0]
     if min(sizes) < 0 or not 1 <= channels <= _MOST_CHANNELS:
-        raise damaged_header(path, f"it announces the shape {tuple(sizes)} with {channels} channels")
+        raise damaged_header(
+            path, f"it announces the shape {tuple(sizes)} with {channels} channels"
+        )
     dtype = _dtype(path, fields)
     binary = _flag(path, fields, "binarydata", True)
     compressed = _flag(path, fields, "compresseddata", False)
@@ -118,14 +127,20 @@ def _fields(path: Path, lines: Iterator[str]) -> dict[str, str]:
         name, sign, value = re.match(r"([^=:]*)([=:]?)(.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
         name, value = name.strip().lower(), value.strip()
         if not (sign and name and name.isprintable()):
-            raise damaged_header(path, f"line {number + 1} of its header is no field of MetaImage ('{line[:60]}')")
+            raise damaged_header(
+                path, f"line {number + 1} of its header is no field of MetaImage ('{line[:60]}')"
+            )
         if fields.setdefault(name, value) != value:
-            raise damaged_header(path, f"{name} is given twice, as '{fields[name][:60]}' and '{value[:60]}'")
+            raise damaged_header(
+                path, f"{name} is given twice, as '{fields[name][:60]}' and '{value[:60]}'"
+            )
         if name == "elementdatafile":
             if not value:
                 raise damaged_header(path, "ElementDataFile names no file")
             if fields.get("objecttype", "image").lower() != "image":
-                raise damaged_header(path, f"it holds a '{fields['objecttype'][:60]}', not an image")
+                raise damaged_header(
+                    path, f"it holds a '{fields['objecttype'][:60]}', not an image"
+                )
             return fields
     raise damaged_header(path, "its header has no ElementDataFile")
 
@@ -149,8 +164,12 @@ def _dtype(path: Path, fields: Mapping[str, str]) -> np.dtype:
     name = fields.get("elementtype", "")
     kind = _TYPES.get(name.lower().removeprefix("met_").removesuffix("_array"))
     if kind is None or not name.lower().startswith("met_"):
-        raise damaged_header(path, f"ElementType is '{name[:60]}'; one such as MET_SHORT or MET_FLOAT was expected")
-    return np.dtype(kind).newbyteorder(">" if _flag(path, fields, "elementbyteordermsb", False) else "<")
+        raise damaged_header(
+            path, f"ElementType is '{name[:60]}'; one such as MET_SHORT or MET_FLOAT was expected"
+        )
+    return np.dtype(kind).newbyteorder(
+        ">" if _flag(path, fields, "elementbyteordermsb", False) else "<"
+    )
 
 
 def _names(path: Path, named: str, listed: list[str], axes: int, sizes: list[int]) -> list[str]:
@@ -158,7 +177,9 @@ def _names(path: Path, named: str, listed: list[str], axes: int, sizes: list[int
     words = named.split()
     if words[0] == "LIST":
         within = (
-            whole_numbers_of(path, "ElementDataFile = LIST", words[1].rstrip("Dd"), 1)[0] if words[1:] else axes - 1
+            whole_numbers_of(path, "ElementDataFile = LIST", words[1].rstrip("Dd"), 1)[0]
+            if words[1:]
+            else axes - 1
         )
         wanted = prod(sizes[max(within, 0) :]) if within < axes else 1
         names = [line for line in listed if line][:wanted]
@@ -172,7 +193,9 @@ def _names(path: Path, named: str, listed: list[str], axes: int, sizes: list[int
     first, last, step = (*numbers, *(1, sizes[-1], 1)[len(numbers) :])[:3]
     found = range(first, last + 1, step) if step > 0 else range(0)
     if not 1 <= len(found) <= sizes[-1]:
-        raise damaged_header(path, f"ElementDataFile counts {len(found)} files for {sizes[-1]} slices")
+        raise damaged_header(
+            path, f"ElementDataFile counts {len(found)} files for {sizes[-1]} slices"
+        )
     return [f"{pattern[1]}{f'%{pattern[2]}d' % number}{pattern[3]}" for number in found]
 
 
@@ -189,9 +212,13 @@ def _affine(path: Path, fields: Mapping[str, str], axes: int, warn: bool) -> NDA
     if warn and matrix is None:
         warn_guessed(path, "no TransformMatrix in its header", "to the left, the back and up")
     elif warn and origin is None:
-        warn_guessed(path, "no Offset in its header", "as it says, with the first voxel at 0, 0, 0 mm,")
+        warn_guessed(
+            path, "no Offset in its header", "as it says, with the first voxel at 0, 0, 0 mm,"
+        )
     if matrix is not None:
-        directions = np.reshape(_numbers(path, "TransformMatrix", matrix, axes * axes), (axes, axes))
+        directions = np.reshape(
+            _numbers(path, "TransformMatrix", matrix, axes * axes), (axes, axes)
+        )
         affine[:3, :3] = directions[:3, :3].T
         if warn:
             warn_lengths(path, affine[:3, :3], "TransformMatrix")
@@ -218,8 +245,8 @@ def _warn_of_scaling(path: Path, fields: Mapping[str, str]) -> None:
     offset = numbers_of(fields.get("elementtointensityfunctionoffset", "0"))
     if (slope, offset) != ([1.0], [0.0]):
         warnings.warn(
-            f"'{path}' asks for its values to be scaled (ElementToIntensityFunctionSlope and Offset): they were read "
-            "as they are stored, as ITK and 3D Slicer do.",
+            f"'{path}' asks for its values to be scaled (ElementToIntensityFunctionSlope and"
+            " Offset): they were read as they are stored, as ITK and 3D Slicer do.",
             UserWarning,
             stacklevel=5,
         )

@@ -16,33 +16,40 @@ import numpy as np
 from isal import igzip_threaded
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import Grid, InputError, float_type
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, float_type
+from napari_shmoareg.io.files import check_memory
 from napari_shmoareg.io.itk import holds, is_orthonormal
-from napari_shmoareg.io.memory import check_memory
 from napari_shmoareg.io.orientation import AmbiguousPlace, check_spacing, warn_guessed, warn_lengths
 from napari_shmoareg.io.streams import Content, Damaged, end, open_regular, warn_unread
 
 _LEVEL, _THREADS = 2, 2  # of the compression, which takes no core from other work for long
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, mm, micrometres
-_SIZES = {348: 352, 540: 544}  # bytes of a NIfTI-1 and NIfTI-2 header; where its voxels begin at the earliest
+# bytes of a NIfTI-1 and NIfTI-2 header; where its voxels begin at the earliest
+_SIZES = {348: 352, 540: 544}
 _QUATERNION = 1.01  # Ours: b² + c² + d² up to here is rounding, of two digits at least
 _APART = 0.1  # Ours: voxels between two places of the same corner that are worth a warning
-_LOOSELY_APART = 0.5  # where ITK takes the same: a quaternion near a half turn is no more precise than that
+# where ITK takes the same: a quaternion near a half turn is no more precise than that
+_LOOSELY_APART = 0.5
 _TYPES = {
-    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8",
+    1280: "u8",
     1536: "longdouble",
 }  # fmt: skip
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 _REMEDY = (
-    "Write one place into both, in Python: i = nibabel.load(file); i.set_qform(i.affine, 1); i.set_sform(i.affine, 1); "
-    "i.to_filename(copy)."
+    "Write one place into both, in Python: i = nibabel.load(file); i.set_qform(i.affine, 1);"
+    " i.set_sform(i.affine, 1); i.to_filename(copy)."
 )
 _OTHERS = (  # what else is found under the name of a NIfTI file, by how it begins
     (b"NRRD", "an NRRD file: rename it to end in .nrrd"),
     (b"ObjectType", "a MetaImage file: rename it to end in .mha"),
     (b"\x89HDF", "an HDF5 file (MINC 2 perhaps): convert it to NIfTI"),
     (b"CDF", "a NetCDF file (MINC 1 perhaps): convert it to NIfTI"),
-    (b"version https://git-lfs", "the placeholder of Git LFS: get the file itself with 'git lfs pull'"),
+    (
+        b"version https://git-lfs",
+        "the placeholder of Git LFS: get the file itself with 'git lfs pull'",
+    ),
     (b"<", "a text in XML or HTML (a GIFTI surface, or an error page): it holds no voxels"),
     (b"PK\x03\x04", "a zip archive: unpack it first"),
     (b"BZh", "compressed by bzip2: decompress it first"),
@@ -178,10 +185,14 @@ def values_of(image: Image, *, scaled_to: type[np.floating] = np.float32) -> NDA
     if (slope, inter) != (1.0, 0.0):
         low, high = float(stored.min()), float(stored.max())
         result = np.promote_types(scaled_to, float_type(low * slope + inter, high * slope + inter))
-        if np.isfinite([low, high]).all() and max(abs(low), abs(high)) * abs(slope) + abs(inter) > np.finfo(result).max:
+        if (
+            np.isfinite([low, high]).all()
+            and max(abs(low), abs(high)) * abs(slope) + abs(inter) > np.finfo(result).max
+        ):
             raise InputError(
-                f"{image.header.path} scales its voxels by {slope:g} and {inter:g} (scl_slope, scl_inter), to numbers "
-                "beyond any image. Correct the header, or export the image again."
+                f"{image.header.path} scales its voxels by {slope:g} and {inter:g} (scl_slope,"
+                " scl_inter), to numbers beyond any image. Correct the header, or export the image"
+                " again."
             )
         with np.errstate(all="ignore"):  # what becomes infinite is refused where it is used
             values = stored.astype(np.promote_types(result, float_type(low, high)))
@@ -193,7 +204,14 @@ def values_of(image: Image, *, scaled_to: type[np.floating] = np.float32) -> NDA
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
-def write(values: NDArray, grid: Grid, path: Path, *, intent: str | None = None, slope: float | None = None) -> None:
+def write(
+    values: NDArray,
+    grid: Grid,
+    path: Path,
+    *,
+    intent: str | None = None,
+    slope: float | None = None,
+) -> None:
     """Write values (I, J, K, ...) on a grid; mm, scanner space (code 1).
 
     A qform cannot hold shears: a sheared grid is written with an sform alone.  With a slope,
@@ -227,7 +245,11 @@ def _writable(path: Path) -> Any:
 def truncated(path: Path, readable: int | None = None) -> InputError:
     """The error for a file that ends early or fails its checksum."""
     size = path.stat().st_size
-    got = f"{size} bytes on disk" if readable is None else f"{size} bytes on disk, {readable} bytes of content readable"
+    got = (
+        f"{size} bytes on disk"
+        if readable is None
+        else f"{size} bytes on disk, {readable} bytes of content readable"
+    )
     return InputError(f"{path} is damaged or cut short ({got}). Download or copy it again.")
 
 
@@ -248,7 +270,9 @@ def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tup
             raw += content.read(540 - 348)
     except Damaged as error:
         if not error.readable:
-            raise _wrong_type(path, b"", "Its compressed content is broken from the start.") from error
+            raise _wrong_type(
+                path, b"", "Its compressed content is broken from the start."
+            ) from error
         raise truncated(path, error.readable) from error
     if mgh:
         return _mgh_header(path, raw, warn), len(raw)
@@ -256,9 +280,13 @@ def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tup
 
 
 def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
-    """The error for a file whose content is of another type; `found` for content that was decompressed if need be."""
+    """The error for a file whose content is of another type; `found` for content that was
+    decompressed if need be.
+    """
     compressed, named = start[:2] == b"\x1f\x8b", _is_named_compressed(path)
-    other = next((what for magic, what in _OTHERS if start.lstrip(b"\r\n ").startswith(magic)), None)
+    other = next(
+        (what for magic, what in _OTHERS if start.lstrip(b"\r\n ").startswith(magic)), None
+    )
     if start[128:132] == b"DICM":
         other = "a DICOM file: give the folder that holds all slices of the scan"
     if compressed and named:
@@ -268,7 +296,10 @@ def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
     elif other:
         hint = f"Its content is {other}."
     elif named and not found:
-        hint = "Its content is not compressed: rename it to end in .nii (or .mgh), or download it again."
+        hint = (
+            "Its content is not compressed: rename it to end in .nii (or .mgh), or download it"
+            " again."
+        )
     else:
         hint = f"{found} Give a NIfTI or MGH file, or export the image again."
     return InputError(f"{path} is not the image that its ending announces. {hint}")
@@ -277,21 +308,27 @@ def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
 def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
     import nibabel
 
-    size, order = next(((n, o) for o in "<>" for n in _SIZES if raw[:4] == np.array(n, f"{o}i4").tobytes()), (0, "<"))
+    size, order = next(
+        ((n, o) for o in "<>" for n in _SIZES if raw[:4] == np.array(n, f"{o}i4").tobytes()),
+        (0, "<"),
+    )
     if not size or len(raw) < size:
-        raise _wrong_type(path, raw, "It does not begin as a NIfTI header does, with the size 348 or 540.")
+        raise _wrong_type(
+            path, raw, "It does not begin as a NIfTI header does, with the size 348 or 540."
+        )
     kind = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
     fields: Any = kind(raw[:size], endianness=order, check=False)
     magic = bytes(raw[344:348] if size == 348 else raw[4:8])
     if magic[:3] in (b"ni1", b"ni2"):
         raise InputError(
-            f"{path} is the header of a pair of files (.hdr and .img), whose voxels are in another file. Convert the "
-            "pair to one .nii.gz file."
+            f"{path} is the header of a pair of files (.hdr and .img), whose voxels are in another"
+            " file. Convert the pair to one .nii.gz file."
         )
     if magic[:3] not in (b"n+1", b"n+2"):
         raise InputError(
-            f"{path} has no sign of NIfTI in its header ({magic!r}; 'n+1' was expected): an Analyze 7.5 file, which "
-            "does not say left from right, or a damaged one. Export the image again as NIfTI."
+            f"{path} has no sign of NIfTI in its header ({magic!r}; 'n+1' was expected): an Analyze"
+            " 7.5 file, which does not say left from right, or a damaged one. Export the image"
+            " again as NIfTI."
         )
     shape = _shape(path, fields)
     intent = int(fields["intent_code"])
@@ -300,28 +337,31 @@ def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
     dtype = _dtype(path, fields, order)
     if warn and int(fields["bitpix"]) != 8 * dtype.itemsize:
         warnings.warn(
-            f"'{path}' says twice how its voxels are stored, and its datatype ({int(fields['datatype'])}, "
-            f"{8 * dtype.itemsize} bits) and bitpix ({int(fields['bitpix'])}) disagree. The datatype was taken, as by "
-            "nibabel and ITK. Compare the image with another one in a viewer, and correct the header.",
+            f"'{path}' says twice how its voxels are stored, and its datatype"
+            f" ({int(fields['datatype'])}, {8 * dtype.itemsize} bits) and bitpix"
+            f" ({int(fields['bitpix'])}) disagree. The datatype was taken, as by nibabel and ITK."
+            " Compare the image with another one in a viewer, and correct the header.",
             UserWarning,
             stacklevel=4,
         )
     offset = _offset(path, float(fields["vox_offset"]), _SIZES[size], warn)
-    return Header(path, shape, dtype, offset, _affine(path, fields, shape, warn), slope, inter, intent)
+    return Header(
+        path, shape, dtype, offset, _affine(path, fields, shape, warn), slope, inter, intent
+    )
 
 
 def _shape(path: Path, fields: Any) -> tuple[int, ...]:
     axes = int(fields["dim"][0])
     if not 1 <= axes <= 7:
         raise InputError(
-            f"{path} has {axes} axes by its header (dim[0]); 3 were expected, 1 to 7 are possible. The header is "
-            "damaged: export the image again."
+            f"{path} has {axes} axes by its header (dim[0]); 3 were expected, 1 to 7 are possible."
+            " The header is damaged: export the image again."
         )
     shape = tuple(int(n) for n in fields["dim"][1 : axes + 1])
     if min(shape) < 0:
         raise InputError(
-            f"{path} has the shape {shape} by its header: a number of voxels below 0. It is damaged, or a surface of "
-            "FreeSurfer, which is no volume. Export the image again."
+            f"{path} has the shape {shape} by its header: a number of voxels below 0. It is"
+            " damaged, or a surface of FreeSurfer, which is no volume. Export the image again."
         )
     return shape
 
@@ -329,13 +369,14 @@ def _shape(path: Path, fields: Any) -> tuple[int, ...]:
 def _check_is_volume(path: Path, intent: int, shape: Sequence[int]) -> None:
     if 3000 <= intent < 3100:
         raise InputError(
-            f"{path} is a CIFTI-2 file (intent {intent}): values on surfaces and lists of voxels, not a volume. "
-            "Give a NIfTI volume, such as one that 'wb_command -cifti-separate ... -volume-all' writes."
+            f"{path} is a CIFTI-2 file (intent {intent}): values on surfaces and lists of voxels,"
+            " not a volume. Give a NIfTI volume, such as one that 'wb_command -cifti-separate ..."
+            " -volume-all' writes."
         )
     if 2001 <= intent <= 2005 and sum(n > 1 for n in shape) < 3:
         raise InputError(
-            f"{path} (intent {intent}, shape {tuple(shape)}) holds values on a surface, not a volume. Give the volume "
-            "that the surface was made from."
+            f"{path} (intent {intent}, shape {tuple(shape)}) holds values on a surface, not a"
+            " volume. Give the volume that the surface was made from."
         )
 
 
@@ -345,8 +386,8 @@ def _scaling(path: Path, slope: float, inter: float) -> tuple[float, float]:
         return 1.0, 0.0
     if not (np.isfinite(slope) and np.isfinite(inter)):
         raise InputError(
-            f"{path} scales its voxels by {slope} and {inter} (scl_slope, scl_inter); finite numbers were expected. "
-            "Correct the header, or export the image again."
+            f"{path} scales its voxels by {slope} and {inter} (scl_slope, scl_inter); finite"
+            " numbers were expected. Correct the header, or export the image again."
         )
     return slope, inter
 
@@ -355,17 +396,19 @@ def _dtype(path: Path, fields: Any, order: str) -> np.dtype:
     code = int(fields["datatype"])
     if code in (128, 2304):
         raise InputError(
-            f"{path} is an RGB image (colours); one value per voxel was expected. Convert it to greyscale, or choose "
-            "the scan that it was made from."
+            f"{path} is an RGB image (colours); one value per voxel was expected. Convert it to"
+            " greyscale, or choose the scan that it was made from."
         )
     if code in (32, 1792, 2048):
         raise InputError(
-            f"{path} holds complex numbers; one real value per voxel was expected. Export the magnitude of the image."
+            f"{path} holds complex numbers; one real value per voxel was expected. Export the"
+            " magnitude of the image."
         )
     if code not in _TYPES:
         raise InputError(
-            f"{path} has the data type {code} in its header, which is none that is read (numbers of 8 to 64 bits). The "
-            "header is damaged, or the file needs another program: export the image again."
+            f"{path} has the data type {code} in its header, which is none that is read (numbers of"
+            " 8 to 64 bits). The header is damaged, or the file needs another program: export the"
+            " image again."
         )
     return np.dtype(_TYPES[code]).newbyteorder("<" if order == "<" else ">")
 
@@ -375,21 +418,23 @@ def _offset(path: Path, offset: float, least: int, warn: bool) -> int:
     if offset == 0:
         if warn:
             warnings.warn(
-                f"'{path}' does not say where its voxels begin (vox_offset is 0): they were read from byte {least} on, "
-                "the first that the standard allows. Compare the image with another one in a viewer.",
+                f"'{path}' does not say where its voxels begin (vox_offset is 0): they were read"
+                f" from byte {least} on, the first that the standard allows. Compare the image with"
+                " another one in a viewer.",
                 UserWarning,
                 stacklevel=5,
             )
         return least
     if not (np.isfinite(offset) and offset == int(offset) and least <= offset):
         raise InputError(
-            f"{path} says that its voxels begin at byte {offset:g} (vox_offset); {least} or more was expected in a "
-            "single file. Correct the header, or export the image again."
+            f"{path} says that its voxels begin at byte {offset:g} (vox_offset); {least} or more"
+            " was expected in a single file. Correct the header, or export the image again."
         )
     if offset > 2**40 or (not _is_named_compressed(path) and offset > path.stat().st_size):
         raise InputError(
-            f"{path} says that its voxels begin at byte {offset:.0f} (vox_offset), beyond its end "
-            f"({path.stat().st_size} bytes on disk). It is damaged or cut short: download or copy it again."
+            f"{path} says that its voxels begin at byte {offset:.0f} (vox_offset), beyond its end"
+            f" ({path.stat().st_size} bytes on disk). It is damaged or cut short: download or copy"
+            " it again."
         )
     return int(offset)
 
@@ -409,7 +454,9 @@ def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDAr
         affine = by_sform
         if warn and len(shape) >= 3 and np.isfinite(affine).all():
             ours = affine, f"sform (code {sform})"
-            _warn_of_two_places(path, shape, ours, by_qform if error is None else None, (qform, sform), spacing)
+            _warn_of_two_places(
+                path, shape, ours, by_qform if error is None else None, (qform, sform), spacing
+            )
     else:
         check_spacing(path, spacing)
         affine = by_qform
@@ -417,15 +464,18 @@ def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDAr
             raise error
         if qform > 0 and spacing.min() < 0 and warn and len(shape) >= 3:
             warnings.warn(
-                f"'{path}' has the voxel spacing {_numbers(spacing)} beside its qform; numbers above 0 were expected. "
-                "Their sizes were taken, as by nibabel. ITK and what is built on it (ANTs, elastix, 3D Slicer) turn "
-                f"the axis round: there, a transform that is written here misses. {_REMEDY}",
+                f"'{path}' has the voxel spacing {_numbers(spacing)} beside its qform; numbers"
+                " above 0 were expected. Their sizes were taken, as by nibabel. ITK and what is"
+                " built on it (ANTs, elastix, 3D Slicer) turn the axis round: there, a transform"
+                f" that is written here misses. {_REMEDY}",
                 AmbiguousPlace,
                 stacklevel=5,
             )
         if qform <= 0:
             if warn and len(shape) >= 3:
-                warn_guessed(path, "its qform and sform codes are 0", "to the left, the front and up")
+                warn_guessed(
+                    path, "its qform and sform codes are 0", "to the left, the front and up"
+                )
             steps = np.abs(spacing) * (-1, 1, 1)
             counts = np.array([*shape, 1, 1][:3])
             affine = np.diag([*steps, 1.0])
@@ -438,8 +488,8 @@ def _unit(path: Path, code: int, warn: bool) -> float:
     """mm in the unit of a header; no unit counts as mm."""
     if code > 3 and warn:
         warnings.warn(
-            f"'{path}' gives its lengths in a unit that NIfTI does not define (code {code} of xyzt_units): mm were "
-            "assumed. Correct the header if that is wrong.",
+            f"'{path}' gives its lengths in a unit that NIfTI does not define (code {code} of"
+            " xyzt_units): mm were assumed. Correct the header if that is wrong.",
             UserWarning,
             stacklevel=5,
         )
@@ -452,8 +502,9 @@ def _rotation(path: Path, fields: Any) -> tuple[NDArray[np.float64], InputError 
     square = b * b + c * c + d * d
     if not square <= _QUATERNION:
         return np.eye(3), InputError(
-            f"{path} has the quaternion ({b:.6g}, {c:.6g}, {d:.6g}) in its qform, whose squares add up to "
-            f"{square:.6g}; 1 at most was expected. The header is damaged: export the image again."
+            f"{path} has the quaternion ({b:.6g}, {c:.6g}, {d:.6g}) in its qform, whose squares add"
+            f" up to {square:.6g}; 1 at most was expected. The header is damaged: export the image"
+            " again."
         )
     if square > 1 - 1e-7:  # as in the standard's own code: a half turn
         b, c, d = np.array([b, c, d]) / np.sqrt(square)
@@ -480,14 +531,18 @@ def _warn_of_two_places(
     codes: tuple[int, int],
     spacing: NDArray[np.float64],
 ) -> None:
-    """Warn where a reader that goes by the qform, or by pixdim, puts the corners elsewhere than the sform does."""
+    """Warn where a reader that goes by the qform, or by pixdim, puts the corners elsewhere than the
+    sform does.
+    """
     affine, taken = ours
     qform, sform = codes
     try:
         grid = Grid((max(shape[0], 1), max(shape[1], 1), max(shape[2], 1)), affine)
     except InputError:
         return  # said when the image is built
-    usable = by_qform is not None and qform > 0 and np.isfinite(by_qform).all() and np.all(spacing != 0)
+    usable = (
+        by_qform is not None and qform > 0 and np.isfinite(by_qform).all() and np.all(spacing != 0)
+    )
     alike = sform == 1 and is_orthonormal(grid)
     if (
         by_qform is not None
@@ -496,30 +551,34 @@ def _warn_of_two_places(
     ):
         if alike:
             other = (
-                "ITK 5.4 and what is built on it (ANTs, elastix, 3D Slicer) take the sform too, as its code is 1; "
-                "older versions and other programs take the qform, and a transform that is written here misses there."
+                "ITK 5.4 and what is built on it (ANTs, elastix, 3D Slicer) take the sform too, as"
+                " its code is 1; older versions and other programs take the qform, and a transform"
+                " that is written here misses there."
             )
         else:
             other = (
-                "ITK and what is built on it (ANTs, elastix, 3D Slicer) take the qform: there, a transform that is "
-                "written here misses by as much."
+                "ITK and what is built on it (ANTs, elastix, 3D Slicer) take the qform: there, a"
+                " transform that is written here misses by as much."
             )
         warnings.warn(
-            f"'{path}' says twice where its voxels stand, and its qform (code {qform}) and sform (code {sform}) "
-            f"disagree by up to {apart}. The {taken} was taken, as by nibabel and FSL. {other} {_REMEDY}",
+            f"'{path}' says twice where its voxels stand, and its qform (code {qform}) and sform"
+            f" (code {sform}) disagree by up to {apart}. The {taken} was taken, as by nibabel and"
+            f" FSL. {other} {_REMEDY}",
             AmbiguousPlace,
             stacklevel=6,
         )
         return
-    by_itk = np.where(np.isfinite(spacing) & (spacing != 0), spacing, 1.0)  # below 0, ITK turns the axis round
+    # below 0, ITK turns the axis round
+    by_itk = np.where(np.isfinite(spacing) & (spacing != 0), spacing, 1.0)
     scaled = affine.copy()
     scaled[:3, :3] *= by_itk / grid.spacing
     if (apart := _apart(grid, scaled)) is not None:
         warnings.warn(
-            f"'{path}' gives the spacing {_numbers(spacing)} in pixdim but {_numbers(grid.spacing)} in its sform (code "
-            f"{sform}): corners differ by up to {apart}. The sform was taken, as by nibabel and FSL. ITK and what is "
-            f"built on it (ANTs, elastix, 3D Slicer) take {_numbers(by_itk)}: there, a transform that is written here "
-            f"misses by as much. {_REMEDY}",
+            f"'{path}' gives the spacing {_numbers(spacing)} in pixdim but {_numbers(grid.spacing)}"
+            f" in its sform (code {sform}): corners differ by up to {apart}. The sform was taken,"
+            " as by nibabel and FSL. ITK and what is built on it (ANTs, elastix, 3D Slicer) take"
+            f" {_numbers(by_itk)}: there, a transform that is written here misses by as much."
+            f" {_REMEDY}",
             AmbiguousPlace,
             stacklevel=6,
         )
@@ -547,13 +606,15 @@ def _mgh_header(path: Path, raw: bytes, warn: bool) -> Header:
         raise _wrong_type(path, raw, "It does not begin as an MGH header does, with the version 1.")
     shape = tuple(int(n) for n in start[1:5])
     if min(shape) < 0:
-        raise InputError(f"{path} has the shape {shape} by its header. It is damaged: export the image again.")
+        raise InputError(
+            f"{path} has the shape {shape} by its header. It is damaged: export the image again."
+        )
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if int(start[5]) not in _MGH_TYPES:
         raise InputError(
-            f"{path} has the data type {start[5]} in its header; one of {sorted(_MGH_TYPES)} was expected. It is "
-            "damaged: export the image again."
+            f"{path} has the data type {start[5]} in its header; one of {sorted(_MGH_TYPES)} was"
+            " expected. It is damaged: export the image again."
         )
     affine = np.eye(4)
     middle = np.array(shape[:3]) / 2

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.orientation import (
     NO_UNIT,
     check_spacing,
@@ -28,22 +28,30 @@ from napari_shmoareg.io.raw_image import Encoding, RawImage, check_place, voxels
 from napari_shmoareg.io.streams import data_path, open_regular
 
 _BITS = {"char": 8, "short": 16, "int": 32, "longlong": 64}
-_SPACES = {"right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1),
-           "las": (-1, 1, 1), "left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1)}  # fmt: skip
-_ENCODINGS: dict[str, Encoding] = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2",
+_SPACES = {
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+    "left-posterior-superior": (-1, -1, 1),
+    "lps": (-1, -1, 1),
+}
+_ENCODINGS: dict[str, Encoding] = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2",
+    "bzip2": "bzip2",
               "txt": "text", "text": "text", "ascii": "text", "hex": "hex"}  # fmt: skip
 _FIELDS = frozenset(
-    "type dimension sizes encoding endian space spacedimension spacedirections spaceorigin spaceunits spacings "
-    "thicknesses axismins axismaxs centers centerings kinds labels units min max oldmin oldmax content number "
-    "blocksize datafile lineskip byteskip sampleunits measurementframe".split()
+    "type dimension sizes encoding endian space spacedimension spacedirections spaceorigin"
+    " spaceunits spacings thicknesses axismins axismaxs centers centerings kinds labels units min"
+    " max oldmin oldmax content number blocksize datafile lineskip byteskip sampleunits"
+    " measurementframe".split()
 )
 _DOMAIN = ("", "domain", "space", "???", "none")  # kinds of axes that may be one of space
 _OTHER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
 _KINDS = frozenset(
-    "domain space time list point vector covariant-vector normal stub scalar complex 2-vector 3-color rgb-color "
-    "hsv-color xyz-color 4-color rgba-color 3-vector 3-gradient 3-normal 4-vector quaternion 2d-symmetric-matrix "
-    "2d-masked-symmetric-matrix 2d-matrix 2d-masked-matrix 3d-symmetric-matrix 3d-masked-symmetric-matrix 3d-matrix "
-    "3d-masked-matrix ??? none".split()
+    "domain space time list point vector covariant-vector normal stub scalar complex 2-vector"
+    " 3-color rgb-color hsv-color xyz-color 4-color rgba-color 3-vector 3-gradient 3-normal"
+    " 4-vector quaternion 2d-symmetric-matrix 2d-masked-symmetric-matrix 2d-matrix 2d-masked-matrix"
+    " 3d-symmetric-matrix 3d-masked-symmetric-matrix 3d-matrix 3d-masked-matrix ??? none".split()
 )
 _MOST_AXES = 16
 
@@ -90,23 +98,32 @@ def load(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[n
 
 
 def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawImage:
-    """What the header says, checked; as `load`, without the voxels, and without warnings unless asked for."""
+    """What the header says, checked; as `load`, without the voxels, and without warnings unless
+    asked for.
+    """
     with open_regular(path) as file:
         lines = header_lines(path, file)
         fields, keys, listed = _fields(path, lines)
         position = file.tell()
     dimension = whole_numbers_of(path, "dimension", fields.get("dimension", ""), 1)[0]
     if not 1 <= dimension <= _MOST_AXES:
-        raise damaged_header(path, f"its dimension is {dimension}; 3 was expected, 1 to {_MOST_AXES} are possible")
+        raise damaged_header(
+            path, f"its dimension is {dimension}; 3 was expected, 1 to {_MOST_AXES} are possible"
+        )
     sizes = whole_numbers_of(path, "sizes", fields.get("sizes", ""), dimension)
     if min(sizes) < 0:
         raise damaged_header(path, f"its sizes are {tuple(sizes)}")
     encoding = _ENCODINGS.get(fields.get("encoding", "").lower())
     if encoding is None:
         raise damaged_header(
-            path, f"its encoding is '{fields.get('encoding', '')[:60]}'; one of {', '.join(_ENCODINGS)} was expected"
+            path,
+            f"its encoding is '{fields.get('encoding', '')[:60]}'; one of {', '.join(_ENCODINGS)}"
+            " was expected",
         )
-    skips = [whole_numbers_of(path, name, fields.get(name, "0"), 1)[0] for name in ("lineskip", "byteskip")]
+    skips = [
+        whole_numbers_of(path, name, fields.get(name, "0"), 1)[0]
+        for name in ("lineskip", "byteskip")
+    ]
     if skips[0] < 0 or skips[1] < (-1 if encoding == "raw" else 0):
         raise damaged_header(path, f"its line skip and byte skip are {skips[0]} and {skips[1]}")
     names = _names(path, fields.get("datafile"), listed, sizes)
@@ -120,7 +137,11 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
         dtype=_dtype(path, fields, encoding),
         affine=axes.affine,
         encoding=encoding,
-        files=(path,) if names is None else tuple(data_path(path, name, allow_outside) for name in names),
+        files=(
+            (path,)
+            if names is None
+            else tuple(data_path(path, name, allow_outside) for name in names)
+        ),
         position=position if names is None else 0,
         line_skip=skips[0],
         byte_skip=skips[1],
@@ -129,11 +150,15 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
 
 
 def _fields(path: Path, lines: Iterator[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """The fields, names in lower case without blanks; the keys of key/value pairs; and a list of data files."""
+    """The fields, names in lower case without blanks; the keys of key/value pairs; and a list of
+    data files.
+    """
     fields: dict[str, str] = {}
     keys: list[str] = []
     if not re.fullmatch(r"NRRD000[1-5]", next(lines, "")):
-        raise damaged_header(path, "it does not begin with the word NRRD and a version from 0001 to 0005")
+        raise damaged_header(
+            path, "it does not begin with the word NRRD and a version from 0001 to 0005"
+        )
     for number, line in enumerate(lines):
         if not line:
             return fields, keys, []
@@ -145,7 +170,9 @@ def _fields(path: Path, lines: Iterator[str]) -> tuple[dict[str, str], list[str]
             continue
         short = name.replace(" ", "").lower()
         if not sign or short not in _FIELDS:
-            raise damaged_header(path, f"line {number + 2} of its header is no field of NRRD ('{line[:60]}')")
+            raise damaged_header(
+                path, f"line {number + 2} of its header is no field of NRRD ('{line[:60]}')"
+            )
         short = "centers" if short == "centerings" else short
         if short in fields:
             raise damaged_header(path, f"the field '{name}' is given twice")
@@ -166,11 +193,15 @@ def _dtype(path: Path, fields: Mapping[str, str], encoding: Encoding) -> np.dtyp
         kind = "f4" if words == "float" else "f8"
     else:
         plain = re.sub(r"^(unsigned |signed )", "", words).replace("long long", "longlong")
-        unsigned = words.startswith("unsigned ") or (plain.startswith("u") and not words.startswith("signed "))
+        unsigned = words.startswith("unsigned ") or (
+            plain.startswith("u") and not words.startswith("signed ")
+        )
         plain = re.sub(r"^u(?=char|short|int|longlong)", "", plain)
         plain = re.sub(r"(?<=short|.long) int$", "", plain)
         if plain not in _BITS or words == "char":  # which has a sign on some machines only
-            raise damaged_header(path, f"its type is '{name[:60]}'; one such as short or float was expected")
+            raise damaged_header(
+                path, f"its type is '{name[:60]}'; one such as short or float was expected"
+            )
         kind = f"{'u' if unsigned else 'i'}{_BITS[plain] // 8}"
     endian = fields.get("endian", "").lower()
     if endian not in ("little", "big") and (endian or (encoding != "text" and kind[1] != "1")):
@@ -207,7 +238,9 @@ def _axes(path: Path, fields: Mapping[str, str], sizes: list[int], warn: bool) -
     if len(kinds) != dimension:
         raise damaged_header(path, f"it has {len(kinds)} kinds for {dimension} axes")
     if unknown := [kind for kind in kinds if kind and kind not in _KINDS]:
-        raise damaged_header(path, f"'{unknown[0][:60]}' in its kinds is no kind of axis that NRRD knows")
+        raise damaged_header(
+            path, f"'{unknown[0][:60]}' in its kinds is no kind of axis that NRRD knows"
+        )
     vectors = _vectors(path, fields, dimension)
     spacings = numbers_of(fields.get("spacings", ""))
     if spacings and len(spacings) != dimension:
@@ -219,16 +252,22 @@ def _axes(path: Path, fields: Mapping[str, str], sizes: list[int], warn: bool) -
     spaced = [axis for axis in domain if spacings and np.isfinite(spacings[axis])][:3]
     for axis in directed:
         if spacings and np.isfinite(spacings[axis]):
-            raise damaged_header(path, f"axis {axis} has both a direction with a length and a spacing")
+            raise damaged_header(
+                path, f"axis {axis} has both a direction with a length and a spacing"
+            )
     if len(directed) == 3:
         return _by_directions(path, fields, vectors, directed, warn)
-    if dimension < 3 or (len(domain if not directed else directed) < 3 and any(kind not in _DOMAIN for kind in kinds)):
+    if dimension < 3 or (
+        len(domain if not directed else directed) < 3 and any(kind not in _DOMAIN for kind in kinds)
+    ):
         raise InputError(
-            f"{path} has {dimension} axes {tuple(sizes)}, of which {len(directed or domain)} are of space: a 2D image. "
-            "SHMoAReg registers 3D volumes."
+            f"{path} has {dimension} axes {tuple(sizes)}, of which {len(directed or domain)} are of"
+            " space: a 2D image. SHMoAReg registers 3D volumes."
         )
     if len(directed) > 3:
-        raise damaged_header(path, f"{len(directed)} of its axes have a direction in space; 3 were expected")
+        raise damaged_header(
+            path, f"{len(directed)} of its axes have a direction in space; 3 were expected"
+        )
     if len(spaced) < 3 and (by_ends := _spacings_by_ends(path, fields, domain)):
         spacings, spaced = by_ends, domain[:3]
     if len(spaced) < 3:
@@ -237,34 +276,52 @@ def _axes(path: Path, fields: Mapping[str, str], sizes: list[int], warn: bool) -
 
 
 def _by_directions(
-    path: Path, fields: Mapping[str, str], vectors: list[list[float] | None], space: list[int], warn: bool
+    path: Path,
+    fields: Mapping[str, str],
+    vectors: list[list[float] | None],
+    space: list[int],
+    warn: bool,
 ) -> _Axes:
     matrix = np.array([vectors[axis] for axis in space], dtype=np.float64).T  # one axis a column
     width = matrix.shape[0]
     lengths = np.linalg.norm(matrix, axis=0)
     check_spacing(path, lengths)
     if width < 3 or np.any(matrix[3:]):
-        raise damaged_header(path, "the directions of its axes are not in a space of three dimensions")
+        raise damaged_header(
+            path, "the directions of its axes are not in a space of three dimensions"
+        )
     affine = np.eye(4)
     affine[:3, :3] = matrix[:3]
     named = re.sub(r"(-time|(?<=^...)t)$", "", fields.get("space", "").lower())
     origin = _vector(fields.get("spaceorigin", ""))
     missing, assumed = "", ""
-    if (origin is None and "spaceorigin" in fields) or (named and named not in (*_SPACES, *_OTHER_SPACES)):
+    if (origin is None and "spaceorigin" in fields) or (
+        named and named not in (*_SPACES, *_OTHER_SPACES)
+    ):
         wrong = "space" if named and named not in (*_SPACES, *_OTHER_SPACES) else "space origin"
         raise damaged_header(path, f"its '{wrong}' is '{fields[wrong.replace(' ', '')][:60]}'")
     if named not in _SPACES:
         missing = f"its 'space' is '{fields['space']}'" if named else "no 'space' in its header"
         assumed = "as in the space left-posterior-superior"
     elif origin is None:
-        missing, assumed = "no 'space origin' in its header", "as it says, with the first voxel at 0, 0, 0 mm,"
+        missing, assumed = (
+            "no 'space origin' in its header",
+            "as it says, with the first voxel at 0, 0, 0 mm,",
+        )
     if origin is not None:
         if len(origin) != width:
-            raise damaged_header(path, f"its 'space origin' has {len(origin)} numbers; {width} were expected")
+            raise damaged_header(
+                path, f"its 'space origin' has {len(origin)} numbers; {width} were expected"
+            )
         affine[:3, 3] = origin[:3]
-    units = re.findall(r'"([^"]*)"', fields.get("spaceunits", "")) or fields.get("spaceunits", "").split()
+    units = (
+        re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))
+        or fields.get("spaceunits", "").split()
+    )
     if units and len(units) != width:
-        raise damaged_header(path, f"it has {len(units)} 'space units' for a space of {width} dimensions")
+        raise damaged_header(
+            path, f"it has {len(units)} 'space units' for a space of {width} dimensions"
+        )
     scales = _in_mm(path, (units or [""] * 3)[:3], "space units", warn)
     signs = np.array([*_SPACES.get(named, (-1, -1, 1)), 1.0])
     affine *= signs[:, None] * np.array([*scales, 1.0])[:, None]
@@ -272,7 +329,9 @@ def _by_directions(
     return _Axes(space, affine, missing, assumed)
 
 
-def _by_spacings(path: Path, fields: Mapping[str, str], spacings: list[float], space: list[int], warn: bool) -> _Axes:
+def _by_spacings(
+    path: Path, fields: Mapping[str, str], spacings: list[float], space: list[int], warn: bool
+) -> _Axes:
     """Without directions: the axes run to the left, the back and up."""
     steps = np.array([spacings[axis] for axis in space])
     check_spacing(path, steps)
@@ -291,7 +350,9 @@ def _by_spacings(path: Path, fields: Mapping[str, str], spacings: list[float], s
     affine[:3, 3] = scales * origin
     affine[:2] *= -1
     check_place(path, affine)
-    return _Axes(space, affine, "no 'space directions' in its header", "to the left, the back and up")
+    return _Axes(
+        space, affine, "no 'space directions' in its header", "to the left, the back and up"
+    )
 
 
 def _spacings_by_ends(path: Path, fields: Mapping[str, str], domain: list[int]) -> list[float]:
@@ -300,7 +361,9 @@ def _spacings_by_ends(path: Path, fields: Mapping[str, str], domain: list[int]) 
     sizes = whole_numbers_of(path, "sizes", fields["sizes"])
     if len(mins) != len(sizes) or len(maxs) != len(sizes) or len(domain) < 3:
         return []
-    nodes = [word.lower() == "node" for word in fields.get("centers", "").split()] + [False] * len(sizes)
+    nodes = [word.lower() == "node" for word in fields.get("centers", "").split()] + [False] * len(
+        sizes
+    )
     counts = [max(n - 1, 1) if node else max(n, 1) for n, node in zip(sizes, nodes, strict=False)]
     found = [(high - low) / n for low, high, n in zip(mins, maxs, counts, strict=True)]
     return found if np.isfinite([found[axis] for axis in domain[:3]]).all() else []
@@ -309,7 +372,10 @@ def _spacings_by_ends(path: Path, fields: Mapping[str, str], domain: list[int]) 
 def _in_mm(path: Path, units: list[str], field: str, warn: bool) -> list[float]:
     """mm in the unit of each axis; a missing one is as the others, if these agree."""
     known = {unit for unit in units if unit.strip().lower() not in NO_UNIT}
-    filled = [next(iter(known)) if len(known) == 1 and unit.strip().lower() in NO_UNIT else unit for unit in units]
+    filled = [
+        next(iter(known)) if len(known) == 1 and unit.strip().lower() in NO_UNIT else unit
+        for unit in units
+    ]
     scales = {unit: in_mm(path, unit, field, warn=warn) for unit in dict.fromkeys(filled)}
     return [scales[unit] for unit in filled]
 
@@ -323,7 +389,10 @@ def _vectors(path: Path, fields: Mapping[str, str], dimension: int) -> list[list
     vectors = [_vector(word) for word in words]
     if len(vectors) != dimension:
         raise damaged_header(path, f"it has {len(vectors)} 'space directions' for {dimension} axes")
-    if any(vector is None and word.lower() != "none" for vector, word in zip(vectors, words, strict=True)):
+    if any(
+        vector is None and word.lower() != "none"
+        for vector, word in zip(vectors, words, strict=True)
+    ):
         raise damaged_header(path, f"its 'space directions' are '{text[:80]}'")
     vectors = [None if vector is None or np.isnan(vector).all() else vector for vector in vectors]
     if len({len(vector) for vector in vectors if vector is not None}) > 1:

@@ -1,4 +1,8 @@
-"""A made abdomen: grey values and organs as formulas of a point.
+"""Smooth shapes: how deep a point lies in them.
+
+A depth is about the distance in mm to the surface, positive inside.  Points p are (3, N).
+
+A made abdomen: grey values and organs as formulas of a point.
 
 Organs are smooth shapes given by a depth d(x), about the distance in mm to the surface,
 positive inside; they are painted one over the other.  No data is involved.
@@ -8,12 +12,45 @@ x runs to the right of the body, y to the front, z up; mm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.io.shapes import Array, ellipsoid, smooth_min, tube
+Array = NDArray[np.float32]
+
+
+def ellipsoid(
+    p: Array, centre: Sequence[float], radii: Sequence[float], turn: float = 0.0
+) -> Array:
+    """Depth in an ellipsoid, turned about z by `turn` radians."""
+    x, y, z = (p[axis] - np.float32(centre[axis]) for axis in range(3))
+    c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    x, y, z = (c * x + s * y) / radii[0], (c * y - s * x) / radii[1], z / radii[2]
+    near = np.sqrt(x * x + y * y + z * z)
+    slope = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2)
+    depth: Array = near * (1 - near) / np.maximum(slope, 1e-6)
+    return np.where(near < 1e-3, np.float32(min(radii)), depth)
+
+
+def tube(p: Array, path: Sequence[Sequence[float]], radius: float) -> Array:
+    """Depth in a tube of `radius` mm along a path of points."""
+    depth = np.full(p.shape[1], -1e3, np.float32)
+    corners = np.array(path, np.float32)
+    for start, stop in pairwise(corners):
+        along = stop - start
+        away = p - start[:, None]
+        t = np.clip(along @ away / (along @ along), 0, 1)
+        depth = np.maximum(depth, radius - np.sqrt(((away - along[:, None] * t) ** 2).sum(axis=0)))
+    return depth
+
+
+def smooth_min(a: Array, b: Array, width: float) -> Array:
+    """The lesser of two depths, its corner rounded over `width` mm."""
+    h = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
+    return b + (a - b) * h - width * h * (1 - h)
+
 
 ORGANS = {
     1: "liver",
@@ -70,8 +107,12 @@ class _Canvas:
         self.organs = np.zeros(p.shape[1], np.uint8)
         self.cavity = np.zeros(p.shape[1], np.float32)
 
-    def paint(self, depth: Array, value: Array | float, organ: int | None = None, soft: float = 1.6) -> None:
-        """Lay a tissue over what is there; its edge is `soft` mm wide.  organ=0 hides what was below."""
+    def paint(
+        self, depth: Array, value: Array | float, organ: int | None = None, soft: float = 1.6
+    ) -> None:
+        """Lay a tissue over what is there; its edge is `soft` mm wide.  organ=0 hides what was
+        below.
+        """
         touched = np.flatnonzero(depth > -soft)
         share = np.clip(0.5 + depth[touched] / (2 * soft), 0, 1)
         new = value[touched] if isinstance(value, np.ndarray) else value
@@ -85,8 +126,16 @@ class _Canvas:
         total: Array = np.zeros(self.p.shape[1], np.float32)
         for _ in range(6):
             direction = rng.normal(size=3)
-            wave = direction / np.linalg.norm(direction) * 2 * np.pi / (wavelength * rng.uniform(0.75, 1.4))
-            total += np.sin(wave.astype(np.float32) @ self.p + np.float32(rng.uniform(0, 2 * np.pi)))
+            wave = (
+                direction
+                / np.linalg.norm(direction)
+                * 2
+                * np.pi
+                / (wavelength * rng.uniform(0.75, 1.4))
+            )
+            total += np.sin(
+                wave.astype(np.float32) @ self.p + np.float32(rng.uniform(0, 2 * np.pi))
+            )
         return total / np.float32(3)
 
 
@@ -120,11 +169,15 @@ def _walls(canvas: _Canvas, outline: Array) -> None:
     canvas.paint(np.minimum(rib - 2, 90 * (side - 0.22)), 0.58)
     for sign in (-1, 1):
         erector = ellipsoid(canvas.p, (sign * 30, -72, 0), (27, 19, 400))
-        canvas.paint(np.minimum(erector, outline - 12), strands + 0.05 * np.sin(x / 4 + y / 3), soft=2)
+        canvas.paint(
+            np.minimum(erector, outline - 12), strands + 0.05 * np.sin(x / 4 + y / 3), soft=2
+        )
         quadratus = ellipsoid(canvas.p, (sign * 58, -62, -10), (22, 11, 400), turn=sign * 0.4)
         canvas.paint(np.minimum(quadratus, outline - 12), strands)
         psoas = 7 + 12 / (1 + np.exp(z / 25))
-        canvas.paint(psoas - np.hypot((x - sign * (33 + 0.04 * (40 - z))) * 1.1, y + 40 + 0.05 * z), strands)
+        canvas.paint(
+            psoas - np.hypot((x - sign * (33 + 0.04 * (40 - z))) * 1.1, y + 40 + 0.05 * z), strands
+        )
 
 
 def _bowel(canvas: _Canvas) -> None:
@@ -132,15 +185,21 @@ def _bowel(canvas: _Canvas) -> None:
     x, y, z = canvas.p
     bend = 7 * canvas.texture(50, 3)
     loops = (
-        np.sin((x + 1.6 * bend) / 7.2) + np.sin((y - bend + 0.3 * x) / 6.8) + 0.9 * np.sin((z + bend - 0.2 * y) / 8.4)
+        np.sin((x + 1.6 * bend) / 7.2)
+        + np.sin((y - bend + 0.3 * x) / 6.8)
+        + 0.9 * np.sin((z + bend - 0.2 * y) / 8.4)
     )
-    place = np.minimum(canvas.cavity - 5, np.minimum((24 - z + 0.25 * x) * 0.6, y + 6 + 0.1 * np.abs(x)))
+    place = np.minimum(
+        canvas.cavity - 5, np.minimum((24 - z + 0.25 * x) * 0.6, y + 6 + 0.1 * np.abs(x))
+    )
     wall = np.minimum(5.5 * (loops + 0.45), place)
     canvas.paint(wall, 0.5 + 0.03 * canvas.texture(9, 4))
     canvas.paint(wall - 3.2, 0.33 + 0.09 * canvas.texture(28, 5))
     for sign, height in ((1, -8), (-1, 12)):
         haustra = 15 + 2.5 * np.cos(z / 5.5)
-        tube = haustra - np.hypot(x - sign * (91 - 0.12 * (z + 40)), (y + 8 + 4 * np.sin(z / 30)) * 1.05)
+        tube = haustra - np.hypot(
+            x - sign * (91 - 0.12 * (z + 40)), (y + 8 + 4 * np.sin(z / 30)) * 1.05
+        )
         colon = np.minimum(np.minimum(tube, canvas.cavity - 3), height - z)
         canvas.paint(colon, 0.44)
         canvas.paint(colon - 2.6, 0.26 + 0.09 * canvas.texture(16, 6))
@@ -154,9 +213,13 @@ def _spine_and_vessels(canvas: _Canvas, outline: Array) -> None:
     canvas.paint(column, 0.27 + 0.05 * np.abs(y + 46) / 12)  # discs
     vertebra = np.minimum(column + 2, 11 * (0.78 - phase))
     arch = np.minimum(13 - np.hypot(x, y + 69), np.hypot(x, y + 67) - 8)
-    process = np.minimum(3.5 - np.abs(x) * (1 + 0.1 * phase), 14 - np.abs(y + 84)) - 5 * (phase + 0.1)
+    process = np.minimum(3.5 - np.abs(x) * (1 + 0.1 * phase), 14 - np.abs(y + 84)) - 5 * (
+        phase + 0.1
+    )
     wing = np.minimum(4 - np.abs(y + 66 - 0.0035 * x * x), 36 - np.abs(x)) - 5 * (phase + 0.55)
-    bone = np.maximum(np.maximum(vertebra, np.minimum(arch, 9 * (0.8 - phase))), np.maximum(process, wing))
+    bone = np.maximum(
+        np.maximum(vertebra, np.minimum(arch, 9 * (0.8 - phase))), np.maximum(process, wing)
+    )
     bone = np.minimum(bone, outline - 9)
     canvas.paint(bone, 0.2, 8)
     canvas.paint(bone - 1.8, 0.62 + 0.07 * canvas.texture(6, 7))
@@ -174,19 +237,28 @@ def _organs(canvas: _Canvas) -> None:
     p, cavity = canvas.p, canvas.cavity
     y = p[1]
     fine = canvas.texture(6.5, 8)
-    pancreas = tube(p, [(34, 6, 6), (20, 12, 16), (-12, 12, 22), (-48, -8, 34)], 10) + 1.2 * canvas.texture(9, 9)
+    pancreas = tube(
+        p, [(34, 6, 6), (20, 12, 16), (-12, 12, 22), (-48, -8, 34)], 10
+    ) + 1.2 * canvas.texture(9, 9)
     canvas.paint(pancreas, 0.56 + 0.09 * canvas.texture(5, 10))
     for organ, sign, height in ((3, 1, -14), (4, -1, 2)):
         _kidney(canvas, organ, sign, height, fine)
     spleen = ellipsoid(p, (-98, -22, 50), (34, 48, 52), turn=0.3)
-    spleen = np.minimum(smooth_min(spleen, -ellipsoid(p, (-58, -4, 50), (32, 34, 64)), 5), cavity - 2.5)
+    spleen = np.minimum(
+        smooth_min(spleen, -ellipsoid(p, (-58, -4, 50), (32, 34, 64)), 5), cavity - 2.5
+    )
     canvas.paint(spleen, 0.5 + 0.02 * fine + 0.02 * canvas.texture(14, 11), 2)
     stomach = smooth_min(
-        -ellipsoid(p, (-50, 32, 58), (40, 35, 48), turn=-0.3), -tube(p, [(-40, 38, 28), (4, 42, 14)], 15), 8
+        -ellipsoid(p, (-50, 32, 58), (40, 35, 48), turn=-0.3),
+        -tube(p, [(-40, 38, 28), (4, 42, 14)], 15),
+        8,
     )
     stomach = np.minimum(-stomach, cavity - 3)
     canvas.paint(stomach, 0.46, 5)
-    canvas.paint(stomach - 3.4 - 1.2 * canvas.texture(10, 12), np.clip(0.2 + 0.0012 * (y - 30), 0.1, 0.3) + 0.03 * fine)
+    canvas.paint(
+        stomach - 3.4 - 1.2 * canvas.texture(10, 12),
+        np.clip(0.2 + 0.0012 * (y - 30), 0.1, 0.3) + 0.03 * fine,
+    )
     _liver(canvas, fine)
     gall = ellipsoid(p, (50, 38, 4), (12, 19, 20), turn=0.4)
     canvas.paint(gall, 0.4, 6)
@@ -197,7 +269,9 @@ def _kidney(canvas: _Canvas, organ: int, sign: int, height: float, fine: Array) 
     """Cortex, pyramids, and a sinus of fat that opens to the middle."""
     p = canvas.p
     x, y, z = p
-    bent = np.stack([x - sign * (62 - 0.13 * (z - height)), y + 34 - 0.08 * (z - height), z - height])
+    bent = np.stack(
+        [x - sign * (62 - 0.13 * (z - height)), y + 34 - 0.08 * (z - height), z - height]
+    )
     whole = ellipsoid(bent, (0, 0, 0), (26, 23, 48), turn=-sign * 0.5)
     hilum = ellipsoid(bent, (-sign * 20, 9, 0), (22, 9, 17), turn=-sign * 0.5)
     whole = smooth_min(whole, -hilum, 3)

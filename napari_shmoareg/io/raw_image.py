@@ -14,8 +14,9 @@ from typing import IO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import Grid, InputError
-from napari_shmoareg.io.memory import check_memory
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid
+from napari_shmoareg.io.files import check_memory
 from napari_shmoareg.io.streams import Compression, Content, Damaged, end, open_regular, warn_unread
 
 Encoding = Literal["raw", "gzip", "bzip2", "zlib", "text", "hex"]
@@ -45,7 +46,8 @@ class RawImage:
     position : int
         Where they begin in the file of the header, if that holds them; 0 in others.
     line_skip, byte_skip : int
-        Lines, then bytes of the decoded content, before the voxels; -1 bytes: the voxels end the file.
+        Lines, then bytes of the decoded content, before the voxels; -1 bytes: the voxels end the
+        file.
     is_labels : bool
         Whether the header says that these are labels.
     """
@@ -103,8 +105,8 @@ def voxels_of(image: RawImage) -> NDArray:
     count = prod(image.sizes)
     if count % len(image.files):
         raise InputError(
-            f"{image.path} names {len(image.files)} data files, among which its {count} voxels cannot be shared out "
-            "evenly. Its header is damaged: export the image again."
+            f"{image.path} names {len(image.files)} data files, among which its {count} voxels"
+            " cannot be shared out evenly. Its header is damaged: export the image again."
         )
     each = count // len(image.files)
     if len(image.files) == 1:
@@ -175,8 +177,8 @@ def _numbers(image: RawImage, path: Path, file: IO[bytes], count: int) -> NDArra
         return np.array([kind(word) for word in words], dtype=image.dtype)
     except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{image.path} could not be read: its voxels are not all numbers of the type that its header names "
-            f"({error}). It is damaged: download or copy it again."
+            f"{image.path} could not be read: its voxels are not all numbers of the type that its"
+            f" header names ({error}). It is damaged: download or copy it again."
         ) from error
 
 
@@ -194,6 +196,7 @@ def _hexadecimal(image: RawImage, path: Path, file: IO[bytes], count: int) -> ND
 
 def _short(image: RawImage, path: Path, wanted: int, came: int, what: str = "bytes") -> InputError:
     return InputError(
-        f"{image.path} could not be read: {wanted} {what} of voxels were expected in {path.name}, {came} could be read "
-        f"({path.stat().st_size} bytes on disk). It is damaged or cut short: download or copy it again."
+        f"{image.path} could not be read: {wanted} {what} of voxels were expected in {path.name},"
+        f" {came} could be read ({path.stat().st_size} bytes on disk). It is damaged or cut short:"
+        " download or copy it again."
     )

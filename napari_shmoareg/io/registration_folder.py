@@ -1,30 +1,258 @@
-"""A registration folder back as what a viewer shows."""
+"""A registration to a folder: images, transform, numbers, pictures.
+
+A registration folder back as what a viewer shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_shmoareg.analysis.expert_load import Place
-from napari_shmoareg.analysis.expert_maps import ExpertMap, TokenLoad
-from napari_shmoareg.analysis.gate_values import GateValues
-from napari_shmoareg.analysis.scene import Scene
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Volume, VolumePair
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.maps import (
+    ExpertMap,
+    GateValues,
+    TokenLoad,
+    expert_maps,
+    gate_values,
+    times_chosen,
+    token_loads,
+)
+from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.figures.experts import expert_map_figure, load_caption, load_figure
+from napari_shmoareg.figures.panels import middle
+from napari_shmoareg.figures.registration import jacobian_figure, overview
+from napari_shmoareg.geometry import DisplacementField, Grid, Volume, VolumePair
 from napari_shmoareg.io import nifti
-from napari_shmoareg.io.contents import REPORT
-from napari_shmoareg.io.images import read_image
-from napari_shmoareg.io.summary import place_in, read_registration_summary
-from napari_shmoareg.io.transforms import read_transform
+from napari_shmoareg.io.files import new_folder, write_figure
+from napari_shmoareg.io.images import REPORT, read_image, write_image
+from napari_shmoareg.io.machine import versions
+from napari_shmoareg.io.model_card import routing_of
+from napari_shmoareg.io.report import (
+    build_report,
+    place_in,
+    read_registration_summary,
+    write_summary,
+)
+from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 from napari_shmoareg.io.untrusted import inside, names_input, user_path
+from napari_shmoareg.metrics.measure import Quality, measure
+from napari_shmoareg.registration.register import Registration
 
-SAME = 0.01  # voxels by which a place in a file may differ from the one in the report: files hold float32
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+GATE_STEPS = 65535  # from 0 to 1: all that two bytes hold
+
+
+def write_registration(
+    registration: Registration,
+    folder: str | Path,
+    *,
+    weights: str,
+    figures: bool = True,
+    extra: Mapping[str, Any] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Write a registration folder, whole or not at all.
+
+    ::
+
+        inputs/                  moving.nii.gz, fixed.nii.gz, and their labels as
+                                 moving_labels.nii.gz, fixed_labels.nii.gz
+                                 where there are any: the numbers and grids that were read, so that
+                                 the folder opens whole in a viewer wherever it is taken
+        warped.nii.gz            the moving image on the fixed image's grid
+        warped_labels.nii.gz     the moving labels there (when labels were given)
+        displacement.nii.gz      the whole transform as one field: fixed grid, mm, LPS, intent 1007
+        transform.h5             ITK composite of affine and network field
+        jacobian.nii.gz          determinant of the deformation (without the affine)
+        report.json              versions, settings, affine, times, similarity, Dice, folding, loads
+        experts/                 of the network's last pass.
+                                 decoder-*.nii.gz: expert id + 1, one file per layer and direction;
+                                 encoder-*.nii.gz: 4D, the weight of each attention head (last axis)
+                                 at each token, per block and image, and how many blocks of a
+                                 layer chose it; *-gate.nii.gz: 4D, what the gate gave every
+                                 expert (decoder: in steps of 1/65535); each on its own grid;
+                                 loads.csv
+        figures/                 overview, jacobian, expert_maps, expert_loads (png)
+
+    Parameters
+    ----------
+    registration : Registration
+    folder : str or Path
+        Must not exist, or be empty.
+    weights : str
+        Name of the weights, for the report and the figures.
+    figures : bool
+        Draw the pictures too.
+    extra : mapping, optional
+        Put into report.json under "extra".
+    progress : callable, optional
+        Called with what is being done and the fraction done, 0 to 1.
+
+    Returns
+    -------
+    dict
+        The content of report.json.
+
+    Raises
+    ------
+    InputError
+        If the folder is not empty or not writable, or the disk is full.
+    """
+    tell = progress or (lambda _text, _done: None)
+    with new_folder(folder, size=_bytes(registration)) as place:
+        tell("measuring", 0.0)
+        load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
+        quality = measure(registration)
+        report = build_report(registration, quality, load, weights=weights, extra=extra)
+        with ThreadPoolExecutor(1) as beside:
+            tell("writing images", 0.4)
+            drawn = figures and beside.submit(
+                _write_figures, registration, quality, load, place / "figures", weights
+            )
+            write_inputs(registration.pair, place / "inputs")
+            _write_images(registration, place)
+            tell("writing expert maps", 0.7)
+            _write_experts(registration, place / "experts")
+            write_summary(place, report, load)
+            if drawn:
+                tell("drawing", 0.8)
+                drawn.result()
+    tell("done", 1.0)
+    return report
+
+
+def covering(field: DisplacementField, grid: Grid) -> Grid:
+    """The field's grid, extended by whole voxels until it covers the field of view of another grid.
+
+    ITK moves nothing outside a field, where ours goes on with the displacement of the edge.
+    On the extended grid both agree, and within its own the field stays exactly what it is.
+    """
+    corners = field.grid.to_index(grid.corners())
+    low = np.minimum(np.floor(corners.min(axis=0) + 1e-6), 0).astype(int)
+    high = np.maximum(np.ceil(corners.max(axis=0) - 1e-6), np.array(field.grid.shape) - 1).astype(
+        int
+    )
+    i, j, k = (int(n) for n in high - low + 1)
+    return field.grid.crop([int(n) for n in low], (i, j, k))
+
+
+def write_inputs(pair: VolumePair, place: Path) -> None:
+    """Write what was registered into a new folder, each on its own grid: what `read_scene` opens
+    again.
+    """
+    place.mkdir()
+    for name, volume in pair.volumes.items():
+        write_image(volume, place / f"{name}.nii.gz")
+
+
+def _write_images(registration: Registration, place: Path) -> None:
+    write_image(registration.warped, place / "warped.nii.gz")
+    if registration.warped_labels is not None:
+        write_image(registration.warped_labels, place / "warped_labels.nii.gz")
+    write_image(registration.jacobian, place / "jacobian.nii.gz")
+    write_displacement(registration.displacement, place / "displacement.nii.gz")
+    transform, fixed = registration.transform, registration.pair.fixed.grid
+    reference = None if transform.field is None else covering(transform.field, fixed)
+    write_transform(transform, place / "transform.h5", reference)
+
+
+def _write_experts(registration: Registration, place: Path) -> None:
+    place.mkdir()
+    for expert_map in expert_maps(registration):
+        write_image(expert_map.volume, place / f"{expert_map.name}.nii.gz")
+    loads: list[TokenLoad] = [*token_loads(registration), *times_chosen(registration)]
+    for load in loads:
+        nifti.write(load.values, load.grid, place / f"{load.name}.nii.gz")
+    for gate in gate_values(registration):
+        path = place / f"{gate.name}.nii.gz"
+        # few, and often nearly alike: their margins would drown in steps
+        if gate.place.part == "encoder":
+            nifti.write(gate.values, gate.grid, path)
+            continue
+        steps = np.rint(gate.values * np.float32(GATE_STEPS)).astype(np.uint16)
+        nifti.write(steps, gate.grid, path, slope=1 / GATE_STEPS)
+
+
+def _write_figures(
+    registration: Registration, quality: Quality, load: ExpertLoad, place: Path, weights: str
+) -> None:
+    place.mkdir()
+    pair, settings = registration.pair, registration.settings
+    about = {
+        "Software": f"shmoareg {versions()['shmoareg']}",
+        "Weights": weights,
+        "Pair": f"moving {pair.moving.name}, fixed {pair.fixed.name}",
+        "Settings": json.dumps(settings, default=str),
+    }
+    stages = {"moving": quality.mean_dice("affine"), "warped": quality.mean_dice("after")}
+    count = 0 if quality.labels is None else len(quality.labels.both)
+    over = (
+        "" if quality.labels is None or not quality.labels.missing else f" ({count} labels in both)"
+    )
+    known = {
+        column: value
+        for column, value in stages.items()
+        if value is not None and np.isfinite(value)
+    }
+    notes = {column: f"Dice {value:.3f}{over}" for column, value in known.items()}
+    point = middle(pair.fixed)
+    drawings: dict[str, Callable[[], Figure]] = {
+        "overview.png": lambda: overview(registration, notes=notes, point=point),
+        "jacobian.png": lambda: jacobian_figure(registration, point=point),
+    }
+    if registration.routing.select(part="decoder"):
+        kernels = settings.get("network", {}).get("kernels")
+        drawings["expert_maps.png"] = lambda: expert_map_figure(
+            registration, kernels=kernels, point=point
+        )
+    if len(load):
+        caption = load_caption(load, 1, [len(settings["passes"])], routing_of(weights) or "")
+        drawings["expert_loads.png"] = lambda: load_figure(load, caption=caption)
+    for name, draw in drawings.items():
+        write_figure(
+            draw(), place / name, {"Title": name.removesuffix(".png").replace("_", " "), **about}
+        )
+
+
+def _bytes(registration: Registration) -> int:
+    """About what the folder takes at most: images are compressed, the transform is not."""
+    voxels = int(np.prod(registration.pair.fixed.grid.shape))
+    inputs = sum(volume.values.nbytes for volume in registration.pair.volumes.values())
+    # of the gate, and the weight or a part of the choice
+    values = {"encoder": 4 + 4, "decoder": 2 + 1}
+    experts = sum(
+        values[record.part] * record.routing.probabilities.numel()
+        for record in registration.routing
+    )
+    return inputs + 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape)) + experts
+
+
+# voxels by which a place in a file may differ from the one in the report: files hold float32
+SAME = 0.01
 
 ROLES = {"moving", "fixed", "moving_labels", "fixed_labels"}
-SHOWN = ("similarity", "dice", "assd_mm", "hd95_mm", "jacobian", "displacement_mm", "seconds", "warnings", "settings")
+SHOWN = (
+    "similarity",
+    "dice",
+    "assd_mm",
+    "hd95_mm",
+    "jacobian",
+    "displacement_mm",
+    "seconds",
+    "warnings",
+    "settings",
+)
 
 
 @names_input
@@ -39,8 +267,8 @@ def read_scene(folder: str | Path) -> Scene:
     Returns
     -------
     Scene
-        With `folder`, and without `registration`.  Grids are those of the report, to the last digit.
-        Without `gates` if the folder was written before these were kept.
+        With `folder`, and without `registration`.  Grids are those of the report, to the last
+        digit. Without `gates` if the folder was written before these were kept.
 
     Raises
     ------
@@ -54,19 +282,24 @@ def read_scene(folder: str | Path) -> Scene:
         grids = {role: _grid(about) for role, about in report["pair"].items() if about}
         names = {role: str(about["name"]) for role, about in report["pair"].items() if about}
         network, weights = _grid(report["network_grid"]), str(report["weights"])
-        if not {"moving", "fixed"} <= set(names) <= ROLES or not all(name in report for name in SHOWN):
+        if not {"moving", "fixed"} <= set(names) <= ROLES or not all(
+            name in report for name in SHOWN
+        ):
             raise KeyError(f"'pair', or one of {', '.join(SHOWN)}")
         places = [(place_in(load), len(load["counts"])) for load in report["expert_loads"]]
         chosen = [round(sum(load["counts"]) / load["cells"]) for load in report["expert_loads"]]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again.") from error
+        raise InputError(
+            f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again."
+        ) from error
     inputs = {role: _input(folder, role, grid, names[role]) for role, grid in grids.items()}
     labelled = inputs.get("moving_labels")
     fixed = inputs["fixed"].grid
     return Scene(
         pair=VolumePair(**inputs),
         warped=_volume(folder, "warped", fixed, name=inputs["moving"].name),
-        warped_labels=labelled and _volume(folder, "warped_labels", fixed, name=labelled.name, labels=True),
+        warped_labels=labelled
+        and _volume(folder, "warped_labels", fixed, name=labelled.name, labels=True),
         displacement=_displacement(folder, fixed),
         transform=read_transform(_file(folder, "transform.h5")),
         jacobian=_volume(folder, "jacobian", fixed, name="jacobian"),
@@ -94,8 +327,8 @@ def _file(folder: Path, name: str) -> Path:
     """A file that has to be there."""
     if not inside(folder, name).is_file():
         raise InputError(
-            f"{folder} is not whole: {name} is missing. Copy the folder again, or register the pair again with "
-            "'shmoareg register'."
+            f"{folder} is not whole: {name} is missing. Copy the folder again, or register the pair"
+            " again with 'shmoareg register'."
         )
     return folder / name
 
@@ -104,9 +337,10 @@ def _input(folder: Path, role: str, grid: Grid, name: str) -> Volume:
     """An image or labels that were registered."""
     if not (folder / "inputs").is_dir():
         raise InputError(
-            f"{folder} holds a registration without the images it was made from (no inputs/{role}.nii.gz): it was "
-            "written by an earlier version. Register the pair again, and the new folder opens as a whole; or open the "
-            "two images, and warped.nii.gz of this folder, as files."
+            f"{folder} holds a registration without the images it was made from (no"
+            f" inputs/{role}.nii.gz): it was written by an earlier version. Register the pair"
+            " again, and the new folder opens as a whole; or open the two images, and"
+            " warped.nii.gz of this folder, as files."
         )
     return _volume(folder, f"inputs/{role}", grid, name=name, labels=role.endswith("labels"))
 
@@ -122,8 +356,9 @@ def _volume(folder: Path, path: str, grid: Grid, *, name: str, labels: bool = Fa
 def _check_grid(file: Path, found: Grid, expected: Grid) -> None:
     if not found.same_space(expected, tolerance=SAME):
         raise InputError(
-            f"{file} does not stand where report.json says (shape {found.shape}; {expected.shape} was expected): it is "
-            "of another registration, or was changed. Copy the folder again, or register the pair again."
+            f"{file} does not stand where report.json says (shape {found.shape}; {expected.shape}"
+            " was expected): it is of another registration, or was changed. Copy the folder again,"
+            " or register the pair again."
         )
 
 
@@ -131,48 +366,66 @@ def _displacement(folder: Path, grid: Grid) -> DisplacementField:
     file = _file(folder, "displacement.nii.gz")
     field = read_transform(file).field
     if field is None:
-        raise InputError(f"{file} holds no displacement. Copy the folder again, or register the pair again.")
+        raise InputError(
+            f"{file} holds no displacement. Copy the folder again, or register the pair again."
+        )
     _check_grid(file, field.grid, grid)
     return replace(field, grid=grid)
 
 
 def _cells(file: Path, found: Grid, network: Grid) -> tuple[Grid, int]:
-    """The grid of cells that a file stands on, and how many voxels of the network grid a cell has along each axis."""
+    """The grid of cells that a file stands on, and how many voxels of the network grid a cell has
+    along each axis.
+    """
     stride = max(1, round(float(np.mean(np.array(found.spacing) / network.spacing))))
     grid = network.coarsen(stride)
     _check_grid(file, found, grid)
     return grid, stride
 
 
-def _expert_maps(folder: Path, network: Grid, places: Sequence[tuple[Place, int]]) -> Iterator[ExpertMap]:
+def _expert_maps(
+    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
+) -> Iterator[ExpertMap]:
     for place, number in places:
         if place.part == "decoder":
             name = _named(place)
             file = _file(folder, f"experts/{name}.nii.gz")
             volume = read_image(file, labels=True)
-            if volume.values.size and not 0 <= int(volume.values.min()) <= int(volume.values.max()) <= number:
+            if (
+                volume.values.size
+                and not 0 <= int(volume.values.min()) <= int(volume.values.max()) <= number
+            ):
                 raise InputError(
-                    f"{file} holds numbers from {volume.values.min()} to {volume.values.max()}; experts from 1 to "
-                    f"{number}, or 0, were expected. Copy the folder again, or register the pair again."
+                    f"{file} holds numbers from {volume.values.min()} to {volume.values.max()};"
+                    f" experts from 1 to {number}, or 0, were expected. Copy the folder again, or"
+                    " register the pair again."
                 )
             grid, stride = _cells(file, volume.grid, network)
             values = volume.values.astype(np.uint8)
             yield ExpertMap(name, Volume(values, grid, name, is_labels=True), place, stride, number)
 
 
-def _token_loads(folder: Path, network: Grid, places: Sequence[tuple[Place, int]]) -> Iterator[TokenLoad]:
+def _token_loads(
+    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
+) -> Iterator[TokenLoad]:
     for place, number in places:
         if place.part == "encoder":
             yield _load(folder, network, place, number, _named(place))
 
 
-def _times_chosen(folder: Path, network: Grid, places: Sequence[tuple[Place, int]]) -> Iterator[TokenLoad]:
-    whole = {place._replace(block=None): number for place, number in places if place.part == "encoder"}
+def _times_chosen(
+    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
+) -> Iterator[TokenLoad]:
+    whole = {
+        place._replace(block=None): number for place, number in places if place.part == "encoder"
+    }
     for place, number in whole.items():
         yield _load(folder, network, place, number, f"{_named(place)}-times-chosen")
 
 
-def _gates(folder: Path, network: Grid, places: Sequence[tuple[Place, int]], chosen: Sequence[int]) -> list[GateValues]:
+def _gates(
+    folder: Path, network: Grid, places: Sequence[tuple[Place, int]], chosen: Sequence[int]
+) -> list[GateValues]:
     """What every gate gave every expert; nothing if there is not one such file."""
     names = [f"{_named(place)}-gate" for place, _ in places]
     if not any((folder / f"experts/{name}.nii.gz").exists() for name in names):
@@ -191,8 +444,11 @@ def _load(folder: Path, network: Grid, place: Place, number: int, name: str) -> 
     values = nifti.values_of(image)
     if values.ndim != 4 or values.shape[3] != number:
         raise InputError(
-            f"{file} has the shape {values.shape}; four axes were expected, the last one with the {number} experts of "
-            f"{_named(place)}. Copy the folder again, or register the pair again."
+            f"{file} has the shape {values.shape}; four axes were expected, the last one with the"
+            f" {number} experts of {_named(place)}. Copy the folder again, or register the pair"
+            " again."
         )
-    grid, stride = _cells(file, Grid((values.shape[0], values.shape[1], values.shape[2]), affine), network)
+    grid, stride = _cells(
+        file, Grid((values.shape[0], values.shape[1], values.shape[2]), affine), network
+    )
     return TokenLoad(name, values, grid, place, stride)

@@ -1,196 +1,312 @@
-"""A registration to a folder: images, transform, numbers, pictures."""
+"""report.json and loads.csv of a registration folder, written and read back."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
-from napari_shmoareg.analysis.expert_load import ExpertLoad
-from napari_shmoareg.analysis.expert_maps import TokenLoad, expert_maps, times_chosen, token_loads
-from napari_shmoareg.analysis.figures import jacobian_figure, overview
-from napari_shmoareg.analysis.gate_values import gate_values
-from napari_shmoareg.analysis.load_captions import load_caption
-from napari_shmoareg.analysis.quality import Quality, measure
-from napari_shmoareg.analysis.slices import middle
-from napari_shmoareg.engine.registration import Registration
-from napari_shmoareg.geometry import DisplacementField, Grid, VolumePair
-from napari_shmoareg.io import nifti
-from napari_shmoareg.io.atomic import new_folder
-from napari_shmoareg.io.figure_files import write_figure
-from napari_shmoareg.io.images import write_image
-from napari_shmoareg.io.summary import build_report, write_summary
-from napari_shmoareg.io.transforms import write_displacement, write_transform
-from napari_shmoareg.io.versions import versions
-from napari_shmoareg.io.weights import routing_of
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import MAX_COUNT, MAX_EXPERTS, ExpertLoad, Place
+from napari_shmoareg.geometry import Grid
+from napari_shmoareg.io.images import REPORT
+from napari_shmoareg.io.itk import holds
+from napari_shmoareg.io.machine import versions
+from napari_shmoareg.io.untrusted import inside, names_input, read_csv, read_object, user_path
+from napari_shmoareg.metrics.measure import Quality
+from napari_shmoareg.registration.register import Registration
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-GATE_STEPS = 65535  # from 0 to 1: all that two bytes hold
+LOADS = "experts/loads.csv"
+COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
+FORMAT = 1
+_NUMBER = (int, float, None)  # of `check_report`: a number, or nothing
 
 
-def write_registration(
+@dataclass(frozen=True, eq=False)
+class RegistrationSummary:
+    """What a registration folder says without its images.
+
+    Attributes
+    ----------
+    folder : Path
+    report : dict
+        The content of report.json.
+    load : ExpertLoad
+        The content of loads.csv; empty for a network without experts.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+    load: ExpertLoad
+
+
+def build_report(
     registration: Registration,
-    folder: str | Path,
+    quality: Quality,
+    load: ExpertLoad,
     *,
     weights: str,
-    figures: bool = True,
     extra: Mapping[str, Any] | None = None,
-    progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a registration folder, whole or not at all.
-
-    ::
-
-        inputs/                  moving.nii.gz, fixed.nii.gz, and moving_labels.nii.gz, fixed_labels.nii.gz
-                                 where there are any: the numbers and grids that were read, so that
-                                 the folder opens whole in a viewer wherever it is taken
-        warped.nii.gz            the moving image on the fixed image's grid
-        warped_labels.nii.gz     the moving labels there (when labels were given)
-        displacement.nii.gz      the whole transform as one field: fixed grid, mm, LPS, intent 1007
-        transform.h5             ITK composite of affine and network field
-        jacobian.nii.gz          determinant of the deformation (without the affine)
-        report.json              versions, settings, affine, times, similarity, Dice, folding, loads
-        experts/                 of the network's last pass.
-                                 decoder-*.nii.gz: expert id + 1, one file per layer and direction;
-                                 encoder-*.nii.gz: 4D, the weight of each attention head (last axis)
-                                 at each token, per block and image, and how many blocks of a
-                                 layer chose it; *-gate.nii.gz: 4D, what the gate gave every
-                                 expert (decoder: in steps of 1/65535); each on its own grid;
-                                 loads.csv
-        figures/                 overview, jacobian, expert_maps, expert_loads (png)
+    """Everything that report.json says, JSON-ready (NaN and infinity as None).
 
     Parameters
     ----------
     registration : Registration
-    folder : str or Path
-        Must not exist, or be empty.
+    quality : Quality
+        Of `measure(registration)`.
+    load : ExpertLoad
+        Of `ExpertLoad.of(registration.routing)`.
     weights : str
-        Name of the weights, for the report and the figures.
-    figures : bool
-        Draw the pictures too.
+        Name of the weights.
     extra : mapping, optional
-        Put into report.json under "extra".
-    progress : callable, optional
-        Called with what is being done and the fraction done, 0 to 1.
+        Put under "extra": a known true error, a note.
+    """
+    pair, alignment = registration.pair, registration.alignment
+    volumes = {
+        "moving": pair.moving,
+        "fixed": pair.fixed,
+        "moving_labels": pair.moving_labels,
+        "fixed_labels": pair.fixed_labels,
+    }
+    report = {
+        "format": FORMAT,
+        "versions": versions(),
+        "weights": weights,
+        "warnings": registration.warnings + quality.cautions,
+        "notes": _limits(pair.fixed.grid),
+        "pair": {
+            role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid)
+            for role, v in volumes.items()
+        },
+        "settings": registration.settings,
+        "choices": registration.choices,
+        "experts_of": _passes(registration.settings["passes"]),
+        "kept": registration.kept,
+        "network_grid": _place(registration.network_grid),
+        "affine": {
+            "mode": alignment.mode,
+            "matrix": alignment.matrix,
+            "maps": "fixed world to moving world, mm, RAS",
+            "reason": alignment.reason,
+            "similarity_before": alignment.before.information,
+            "similarity_after": alignment.after.information,
+            "agreement_before": alignment.before._asdict(),
+            "agreement_after": alignment.after._asdict(),
+        },
+        "seconds": registration.seconds,
+        **quality.to_dict(),
+        "expert_loads": [
+            place._asdict()
+            | {
+                "cells": load.cells[place],
+                "counts": load.counts[place],
+                "share": share,
+            }
+            for place, share in load.share.items()
+        ],
+    }
+    return plain(report | ({"extra": extra} if extra else {}))
 
-    Returns
-    -------
-    dict
-        The content of report.json.
+
+def write_summary(folder: Path, report: Mapping[str, Any], load: ExpertLoad) -> None:
+    """Write report.json and experts/loads.csv into a folder that is being built."""
+    (folder / REPORT).write_text(
+        json.dumps(plain(report), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    (folder / LOADS).parent.mkdir(exist_ok=True)
+    write_loads(load, folder / LOADS)
+
+
+def write_loads(load: ExpertLoad, path: str | Path) -> None:
+    """Write one row per place and expert: part, layer, block, image, direction, expert, count,
+    share.
+
+    What does not apply (a decoder has no block) is empty.  Shares sum to 1 within a layer,
+    block, image and direction.
+    """
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(load.rows())
+
+
+@names_input
+def read_registration_summary(folder: str | Path) -> RegistrationSummary:
+    """Read report.json and loads.csv of a folder that `write_registration` made.
 
     Raises
     ------
     InputError
-        If the folder is not empty or not writable, or the disk is full.
+        If it is no such folder, or one of the two files is missing or damaged.
     """
-    tell = progress or (lambda _text, _done: None)
-    with new_folder(folder, size=_bytes(registration)) as place:
-        tell("measuring", 0.0)
-        load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
-        quality = measure(registration)
-        report = build_report(registration, quality, load, weights=weights, extra=extra)
-        with ThreadPoolExecutor(1) as beside:
-            tell("writing images", 0.4)
-            drawn = figures and beside.submit(_write_figures, registration, quality, load, place / "figures", weights)
-            write_inputs(registration.pair, place / "inputs")
-            _write_images(registration, place)
-            tell("writing expert maps", 0.7)
-            _write_experts(registration, place / "experts")
-            write_summary(place, report, load)
-            if drawn:
-                tell("drawing", 0.8)
-                drawn.result()
-    tell("done", 1.0)
-    return report
+    folder = user_path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no folder {folder}. Give the folder that 'shmoareg register --out' wrote."
+        )
+    for name in (REPORT, LOADS):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}: it is no registration folder. Give one that 'shmoareg"
+                " register --out' wrote."
+            )
+    report = read_object(inside(folder, REPORT), "the report of a registration")
+    try:
+        known = {place_in(entry): entry for entry in report["expert_loads"]}
+        top_k = {p: sum(e["counts"]) // e["cells"] for p, e in known.items() if e["cells"]}
+        check_report(report)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(
+            f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again."
+        ) from error
+    _, rows = read_csv(inside(folder, LOADS), "the loads of the experts")
+    try:
+        load = ExpertLoad.from_rows((row.cells for row in rows), top_k)
+        told = {place: list(entry["counts"]) for place, entry in known.items()}
+        if {place: counts.tolist() for place, counts in load.counts.items()} != told:
+            raise ValueError(f"its counts are not those of {REPORT}")
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise InputError(
+            f"{folder / LOADS} is damaged ({error!r:.200}). Register the pair again."
+        ) from error
+    return RegistrationSummary(folder, report, load)
 
 
-def covering(field: DisplacementField, grid: Grid) -> Grid:
-    """The field's grid, extended by whole voxels until it covers the field of view of another grid.
+def place_in(entry: Mapping[str, Any]) -> Place:
+    """The gate that an entry of report.json is of.
 
-    ITK moves nothing outside a field, where ours goes on with the displacement of the edge.
-    On the extended grid both agree, and within its own the field stays exactly what it is.
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If there is no such gate: its name is that of a file, and names no other.
     """
-    corners = field.grid.to_index(grid.corners())
-    low = np.minimum(np.floor(corners.min(axis=0) + 1e-6), 0).astype(int)
-    high = np.maximum(np.ceil(corners.max(axis=0) - 1e-6), np.array(field.grid.shape) - 1).astype(int)
-    i, j, k = (int(n) for n in high - low + 1)
-    return field.grid.crop([int(n) for n in low], (i, j, k))
+    place = Place(*(entry[field] for field in Place._fields))
+    numbers = [place.layer, *([] if place.block is None else [place.block])]
+    whole = all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_EXPERTS for n in numbers
+    )
+    parts = (place.part, ("encoder", "decoder")), (place.image, (None, "moving", "fixed"))
+    if not whole or not all(
+        word in words for word, words in (*parts, (place.direction, (None, "x", "y", "z")))
+    ):
+        raise ValueError(f"there is no gate {tuple(place)!r:.120}")
+    counts, cells = entry["counts"], entry["cells"]
+    numbers = [*counts, cells]
+    if not isinstance(counts, list) or not 1 <= len(counts) <= MAX_EXPERTS:
+        raise ValueError(f"a gate has 1 to {MAX_EXPERTS} experts")
+    if not all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_COUNT for n in numbers
+    ):
+        raise ValueError(f"the counts of {tuple(place)} are no whole numbers")
+    return place
 
 
-def write_inputs(pair: VolumePair, place: Path) -> None:
-    """Write what was registered into a new folder, each on its own grid: what `read_scene` opens again."""
-    place.mkdir()
-    for name, volume in pair.volumes.items():
-        write_image(volume, place / f"{name}.nii.gz")
+def check_report(report: Mapping[str, Any]) -> None:
+    """See that what is shown of a report is of the kind that `build_report` writes; missing parts
+    are left alone.
 
-
-def _write_images(registration: Registration, place: Path) -> None:
-    write_image(registration.warped, place / "warped.nii.gz")
-    if registration.warped_labels is not None:
-        write_image(registration.warped_labels, place / "warped_labels.nii.gz")
-    write_image(registration.jacobian, place / "jacobian.nii.gz")
-    write_displacement(registration.displacement, place / "displacement.nii.gz")
-    transform, fixed = registration.transform, registration.pair.fixed.grid
-    reference = None if transform.field is None else covering(transform.field, fixed)
-    write_transform(transform, place / "transform.h5", reference)
-
-
-def _write_experts(registration: Registration, place: Path) -> None:
-    place.mkdir()
-    for expert_map in expert_maps(registration):
-        write_image(expert_map.volume, place / f"{expert_map.name}.nii.gz")
-    loads: list[TokenLoad] = [*token_loads(registration), *times_chosen(registration)]
-    for load in loads:
-        nifti.write(load.values, load.grid, place / f"{load.name}.nii.gz")
-    for gate in gate_values(registration):
-        path = place / f"{gate.name}.nii.gz"
-        if gate.place.part == "encoder":  # few, and often nearly alike: their margins would drown in steps
-            nifti.write(gate.values, gate.grid, path)
-            continue
-        steps = np.rint(gate.values * np.float32(GATE_STEPS)).astype(np.uint16)
-        nifti.write(steps, gate.grid, path, slope=1 / GATE_STEPS)
-
-
-def _write_figures(registration: Registration, quality: Quality, load: ExpertLoad, place: Path, weights: str) -> None:
-    place.mkdir()
-    pair, settings = registration.pair, registration.settings
-    about = {
-        "Software": f"shmoareg {versions()['shmoareg']}",
-        "Weights": weights,
-        "Pair": f"moving {pair.moving.name}, fixed {pair.fixed.name}",
-        "Settings": json.dumps(settings, default=str),
+    Raises
+    ------
+    TypeError, ValueError
+        If a part is of another kind.
+    """
+    per_label = {"": {"mean": _NUMBER, "per_label": {"": _NUMBER}}}
+    kinds: dict[str, Any] = {
+        "warnings": [str],
+        "weights": str,
+        "settings": {"passes": [_NUMBER], "network": {"kernels": [int]}},
+        "choices": {"": str},
+        "seconds": {"": float},
+        "similarity": {"": {"": _NUMBER}},
+        "jacobian": {"": _NUMBER},
+        "displacement_mm": {"": _NUMBER},
+        "folding_percent": _NUMBER,
+        "pair": {"": {"name": str, "shape": [int], "affine": [[float]]}},
+        "network_grid": {"shape": [int], "affine": [[float]]},
+        "labels": {"": [int]},
+        "dice": per_label,
+        "assd_mm": per_label,
+        "hd95_mm": per_label,
     }
-    stages = {"moving": quality.mean_dice("affine"), "warped": quality.mean_dice("after")}
-    count = 0 if quality.labels is None else len(quality.labels.both)
-    over = "" if quality.labels is None or not quality.labels.missing else f" ({count} labels in both)"
-    known = {column: value for column, value in stages.items() if value is not None and np.isfinite(value)}
-    notes = {column: f"Dice {value:.3f}{over}" for column, value in known.items()}
-    point = middle(pair.fixed)
-    drawings: dict[str, Callable[[], Figure]] = {
-        "overview.png": lambda: overview(registration, notes=notes, point=point),
-        "jacobian.png": lambda: jacobian_figure(registration, point=point),
-    }
-    if registration.routing.select(part="decoder"):
-        kernels = settings.get("network", {}).get("kernels")
-        drawings["expert_maps.png"] = lambda: expert_map_figure(registration, kernels=kernels, point=point)
-    if len(load):
-        caption = load_caption(load, 1, [len(settings["passes"])], routing_of(weights) or "")
-        drawings["expert_loads.png"] = lambda: load_figure(load, caption=caption)
-    for name, draw in drawings.items():
-        write_figure(draw(), place / name, {"Title": name.removesuffix(".png").replace("_", " "), **about})
+    free = {"dice", "labels", "assd_mm", "hd95_mm"}
+    for name, kind in kinds.items():
+        if name in report and not (report[name] is None and name in free):
+            _check_kind(report[name], kind, name)
+    labels = report.get("dice") or {}
+    if not all(
+        re.fullmatch(r"-?\d{1,18}", label)
+        for stage in labels.values()
+        for label in stage["per_label"]
+    ):
+        raise ValueError("a label of dice is no whole number")
 
 
-def _bytes(registration: Registration) -> int:
-    """About what the folder takes at most: images are compressed, the transform is not."""
-    voxels = int(np.prod(registration.pair.fixed.grid.shape))
-    inputs = sum(volume.values.nbytes for volume in registration.pair.volumes.values())
-    values = {"encoder": 4 + 4, "decoder": 2 + 1}  # of the gate, and the weight or a part of the choice
-    experts = sum(values[record.part] * record.routing.probabilities.numel() for record in registration.routing)
-    return inputs + 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape)) + experts
+def _check_kind(value: Any, kind: Any, name: str) -> None:
+    """A value against a kind: a type, [kind of each], {"": kind of each} or {name: kind}; None in
+    "pair" is nothing.
+    """
+    if isinstance(kind, dict) and value is None and name.startswith("pair."):
+        return
+    if kind is _NUMBER and value is None:
+        return
+    if isinstance(kind, dict) and isinstance(value, dict):
+        for key, inner in value.items():
+            wanted = kind.get("", kind.get(key))
+            if wanted is not None:
+                _check_kind(inner, wanted, f"{name}.{key:.60}")
+    elif isinstance(kind, list) and isinstance(value, list):
+        for inner in value:
+            _check_kind(inner, kind[0], name)
+    elif kind in (float, int, _NUMBER):
+        kinds = int if kind is int else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not abs(value) < 2**53:
+            raise ValueError(f"{name} is {value!r:.60}; a number was expected")
+    elif not (isinstance(kind, type) and isinstance(value, kind)):
+        raise ValueError(f"{name} is {value!r:.60}; that is of another kind")
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON knows it: arrays as lists, keys and unknown things as text, NaN and infinity
+    as None.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _passes(passes: Sequence[float]) -> str:
+    """Of which run of the network the expert maps and loads are."""
+    if not passes:
+        return "no network"
+    if len(passes) == 1:
+        return "the network's only pass"
+    return f"the last of {len(passes)} passes: it chose on what the earlier ones had left over"
+
+
+def _limits(fixed: Grid) -> list[str]:
+    """Which files of the folder other programs cannot use, because of the grid they stand on."""
+    if holds(fixed):
+        return []
+    return [
+        "The axes of the fixed image's grid are not at right angles: ITK, 3D Slicer and ANTs refuse"
+        " warped.nii.gz and displacement.nii.gz, which stand on that grid. Give them transform.h5,"
+        " which stands on straightened axes."
+    ]
+
+
+def _place(grid: Grid) -> dict[str, Any]:
+    return {"shape": grid.shape, "spacing_mm": grid.spacing, "affine": grid.affine}

@@ -14,6 +14,7 @@ from napari_shmoareg.io.phantom import ORGANS, anatomy
 if TYPE_CHECKING:
     from napari_shmoareg.geometry import Transform
 
+
 __all__ = ["ORGANS", "KnownDeformation", "PointError", "Sample", "sample_pair"]
 
 _FIXED_SHAPE, _FIXED_SPACING = (112, 84, 56), (2.75, 2.75, 4.0)
@@ -60,7 +61,8 @@ class KnownDeformation:
         """Fixed to moving: y with S(y) = x, (..., 3) mm RAS."""
         x = np.asarray(points, dtype=np.float64)
         straight = x - self._bumps(x)
-        for _ in range(60):  # the bumps shrink distances by half at least, so each step halves the error
+        # the bumps shrink distances by half at least, so each step halves the error
+        for _ in range(60):
             better = x - self._bumps(straight)
             change = np.abs(better - straight).max(initial=0.0)
             straight = better
@@ -116,7 +118,9 @@ class Sample:
         """
         index = np.argwhere(self.foreground if where is None else where)
         points = self.pair.fixed.grid.to_world(index[:: max(1, len(index) // 50_000)])
-        distance = np.linalg.norm(transform.map_points(points) - self.true.map_points(points), axis=-1)
+        distance = np.linalg.norm(
+            transform.map_points(points) - self.true.map_points(points), axis=-1
+        )
         return PointError(float(distance.mean()), float(np.percentile(distance, 95)))
 
 
@@ -135,10 +139,16 @@ def sample_pair() -> Sample:
     """
     true = _breath()
     fixed_grid = _grid(
-        _FIXED_SHAPE, np.diag([-1.0, 1.0, 1.0]), _FIXED_SPACING, turns=(4.0, -3.0, 6.0), centre=(0, 0, 2)
+        _FIXED_SHAPE,
+        np.diag([-1.0, 1.0, 1.0]),
+        _FIXED_SPACING,
+        turns=(4.0, -3.0, 6.0),
+        centre=(0, 0, 2),
     )
     storage = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    moving_grid = _grid(_MOVING_SHAPE, storage, _MOVING_SPACING, turns=(-3.0, 5.0, -4.0), centre=(6, -4, 5))
+    moving_grid = _grid(
+        _MOVING_SHAPE, storage, _MOVING_SPACING, turns=(-3.0, 5.0, -4.0), centre=(6, -4, 5)
+    )
     rng = np.random.default_rng(2025)
     fixed_points, moving_points = (_points(grid) for grid in (fixed_grid, moving_grid))
     fixed, moving = anatomy(fixed_points), anatomy(true.inverse_points(moving_points))
@@ -153,7 +163,9 @@ def sample_pair() -> Sample:
 
 
 def _breath() -> KnownDeformation:
-    """Breathing in: liver, spleen and kidneys go down, the belly comes forward, the bowel gives way."""
+    """Breathing in: liver, spleen and kidneys go down, the belly comes forward, the bowel gives
+    way.
+    """
     affine = np.eye(4)
     affine[:3, :3] = _rotation((2.0, -1.5, 3.0)) @ np.diag([1.03, 0.98, 1.02])
     affine[:3, 3] = (-4.0, 3.0, 2.5)
@@ -167,7 +179,9 @@ def _breath() -> KnownDeformation:
         ((-20, 0, -60), (-6, 3, -3), 34),
         ((90, 0, -50), (-5, 2, 4), 30),
     ]
-    centres, shifts, widths = (np.array(column, dtype=np.float64) for column in zip(*bumps, strict=True))
+    centres, shifts, widths = (
+        np.array(column, dtype=np.float64) for column in zip(*bumps, strict=True)
+    )
     return KnownDeformation(affine, centres, shifts, widths)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
 
 Compression = Literal["none", "gzip", "bzip2", "zlib"]
 
@@ -19,7 +19,8 @@ ALLOW_OUTSIDE = "SHMOAREG_ALLOW_OUTSIDE"
 """Environment variable: "1" lets a header name a data file outside its own folder."""
 
 _CHUNK = 1 << 20
-_REST = 16 << 20  # Ours: decompressed bytes after the announced ones that are still read, for the checksum
+# Ours: decompressed bytes after the announced ones that are still read, for the checksum
+_REST = 16 << 20
 _KINDS = {
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a named pipe",
@@ -62,7 +63,9 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{path} cannot be opened: {why}. Check the name.") from error
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS.items() if test(mode)), "no regular file")
-        raise InputError(f"{path} is {kind}; a regular file was expected. Give the image file itself.")
+        raise InputError(
+            f"{path} is {kind}; a regular file was expected. Give the image file itself."
+        )
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -76,9 +79,13 @@ def open_regular(path: Path) -> IO[bytes]:
     check_regular(path)
     try:
         # Not blocking: the path may have become a named pipe since it was checked.
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        number = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
     except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}. Check that you may read it.") from error
+        raise InputError(
+            f"{path} cannot be opened: {error.strerror}. Check that you may read it."
+        ) from error
     return os.fdopen(number, "rb")
 
 
@@ -172,14 +179,18 @@ class Content:
                 block: bytes = stream.decompress(self._tail, most)
             except (zlib.error, OSError, ValueError, EOFError) as error:
                 raise Damaged(self.readable) from error
-            self._tail = stream.unused_data if stream.eof else getattr(stream, "unconsumed_tail", b"")
+            self._tail = (
+                stream.unused_data if stream.eof else getattr(stream, "unconsumed_tail", b"")
+            )
             if block:
                 return block
             if not given and not stream.eof:
                 raise Damaged(self.readable)
 
     def _next_member(self) -> Any:
-        """The stream of the member that follows, or None; zeros between members and after them are padding."""
+        """The stream of the member that follows, or None; zeros between members and after them are
+        padding.
+        """
         tail = self._tail.lstrip(b"\0")
         while len(tail) < 3 and (more := self._file.read(_CHUNK)):
             tail = (tail + more).lstrip(b"\0")
@@ -194,7 +205,8 @@ class Content:
 def warn_unread(path: Path, what: str) -> None:
     """Warn that a file goes on after what its header announces."""
     warnings.warn(
-        f"'{path}' {what}; they were not used. If the image looks incomplete, download or copy the file again.",
+        f"'{path}' {what}; they were not used. If the image looks incomplete, download or copy the"
+        " file again.",
         UnreadBytes,
         stacklevel=3,
     )
@@ -226,11 +238,13 @@ def end(path: Path, content: Content, expected: int, *, footer: bool = False) ->
     if not content.finish():
         warn_unread(
             path,
-            f"holds more compressed content than the {expected} bytes that its header announces: its checksum was "
-            "not reached, and more than 16 MiB follow",
+            f"holds more compressed content than the {expected} bytes that its header announces:"
+            " its checksum was not reached, and more than 16 MiB follow",
         )
     elif content.readable > expected and not footer:
-        warn_unread(path, f"holds {content.readable - expected} bytes more than its header announces")
+        warn_unread(
+            path, f"holds {content.readable - expected} bytes more than its header announces"
+        )
     elif content.trailing:
         warn_unread(path, "has other bytes after the end of its compressed stream")
 
@@ -256,18 +270,23 @@ def data_path(header: Path, name: str, allow_outside: bool) -> Path:
         try:
             found = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"{header} names a data file that cannot be opened ('{name}').") from error
+            raise InputError(
+                f"{header} names a data file that cannot be opened ('{name}')."
+            ) from error
         folders = (header.parent.resolve(), header.resolve().parent)
         if not any(found.is_relative_to(folder) for folder in folders):
             raise InputError(
-                f"{header} names a data file outside its own folder ('{name}'), which is not opened, as a header from "
-                "elsewhere could name any file. Put the data file beside the header; or, if you trust the header, "
-                f"set the environment variable {ALLOW_OUTSIDE}=1 (in Python: allow_outside=True)."
+                f"{header} names a data file outside its own folder ('{name}'), which is not"
+                " opened, as a header from elsewhere could name any file. Put the data file beside"
+                " the header; or, if you trust the header, set the environment variable"
+                f" {ALLOW_OUTSIDE}=1 (in Python: allow_outside=True)."
             )
     try:
         check_regular(path)
     except InputError as error:
         raise InputError(f"{header} names a data file that cannot be used: {error}") from error
     if path.samefile(header):
-        raise InputError(f"{header} names itself as its data file. Name the file that holds the voxels.")
+        raise InputError(
+            f"{header} names itself as its data file. Name the file that holds the voxels."
+        )
     return path

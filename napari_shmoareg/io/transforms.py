@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, slabs
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import DisplacementField, Grid, Transform, slabs
 from napari_shmoareg.io import itk, nifti
-from napari_shmoareg.io.atomic import ending, writing
+from napari_shmoareg.io.files import ending, shown, silenced, writing
 from napari_shmoareg.io.images import ITK_ENDINGS, load_text_header
-from napari_shmoareg.io.partial import shown
-from napari_shmoareg.io.silence import silenced
 from napari_shmoareg.io.streams import check_regular
 from napari_shmoareg.io.untrusted import names_input, user_path
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
+
 
 _TRIAL = """
 import sys
@@ -63,11 +63,14 @@ def write_displacement(field: DisplacementField, path: str | Path) -> None:
         If the grid is sheared: ITK and what is built on it refuse such files.
     """
     if ending(path) not in (".nii", ".nii.gz"):
-        raise InputError(f"A displacement is written as NIfTI: the name '{path}' has to end in .nii or .nii.gz.")
+        raise InputError(
+            f"A displacement is written as NIfTI: the name '{path}' has to end in .nii or .nii.gz."
+        )
     if not itk.holds(field.grid):
         warnings.warn(
-            f"The axes of the grid of {Path(path).name} are not at right angles: ITK, 3D Slicer and ANTs refuse this "
-            "field. Give them transform.h5, which is written on straightened axes.",
+            f"The axes of the grid of {Path(path).name} are not at right angles: ITK, 3D Slicer and"
+            " ANTs refuse this field. Give them transform.h5, which is written on straightened"
+            " axes.",
             UserWarning,
             stacklevel=2,
         )
@@ -102,14 +105,22 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
     import SimpleITK as sitk
 
     if ending(path) not in (".h5", ".tfm"):
-        raise InputError(f"A transform is written for ITK: the name '{path}' has to end in .h5 (or .tfm).")
+        raise InputError(
+            f"A transform is written for ITK: the name '{path}' has to end in .h5 (or .tfm)."
+        )
     field = transform.field
-    grid = reference if reference is not None else field.grid if field is not None else Grid((1, 1, 1), np.eye(4))
+    grid = (
+        reference
+        if reference is not None
+        else field.grid
+        if field is not None
+        else Grid((1, 1, 1), np.eye(4))
+    )
     if field is not None and not itk.holds(grid):
         grid = itk.orthonormalised(grid)
         warnings.warn(
-            "The axes of the fixed grid are not at right angles, which ITK cannot hold: the field in "
-            f"{Path(path).name} was resampled onto straightened axes.",
+            "The axes of the fixed grid are not at right angles, which ITK cannot hold: the field"
+            f" in {Path(path).name} was resampled onto straightened axes.",
             UserWarning,
             stacklevel=2,
         )
@@ -124,8 +135,8 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
             sitk.WriteTransform(sitk.CompositeTransform(parts), str(temporary))
     except RuntimeError as error:
         raise InputError(
-            f"{shown(path)} could not be written. Look whether its disk has room and is in order, or name a place on "
-            "another one."
+            f"{shown(path)} could not be written. Look whether its disk has room and is in order,"
+            " or name a place on another one."
         ) from error
 
 
@@ -152,7 +163,9 @@ def read_transform(path: str | Path) -> Transform:
     """
     path = user_path(path)
     if not path.exists():
-        raise InputError(f"There is no transform file {path}. Check the spelling and the folder you are in.")
+        raise InputError(
+            f"There is no transform file {path}. Check the spelling and the folder you are in."
+        )
     check_regular(path)
     if ending(path) in (".nii", ".nii.gz"):
         return Transform(np.eye(4), _nifti_field(path))
@@ -174,15 +187,20 @@ def _sampled(field: DisplacementField, grid: Grid) -> NDArray[np.float32]:
     return vectors
 
 
-def _field(path: Path, vectors: NDArray, affine: NDArray[np.float64], signs: NDArray = _LPS) -> DisplacementField:
+def _field(
+    path: Path, vectors: NDArray, affine: NDArray[np.float64], signs: NDArray = _LPS
+) -> DisplacementField:
     """A field of three components; `signs` turn them into RAS."""
     if vectors.ndim == 5 and vectors.shape[3] == 1:
         vectors = vectors[:, :, :, 0]
     if vectors.ndim != 4 or vectors.shape[3] != 3:
         raise InputError(
-            f"{path} has the shape {vectors.shape}; a displacement field of three components per voxel was expected."
+            f"{path} has the shape {vectors.shape}; a displacement field of three components per"
+            " voxel was expected."
         )
-    return DisplacementField(vectors * signs, Grid((vectors.shape[0], vectors.shape[1], vectors.shape[2]), affine))
+    return DisplacementField(
+        vectors * signs, Grid((vectors.shape[0], vectors.shape[1], vectors.shape[2]), affine)
+    )
 
 
 def _nifti_field(path: Path) -> DisplacementField:
@@ -190,8 +208,9 @@ def _nifti_field(path: Path) -> DisplacementField:
     intent = image.intent
     if len(image.shape) != 5 or intent not in (_VECTOR, _DISPVECT):
         raise InputError(
-            f"{path} (shape {image.shape}, intent {intent}) is not a displacement field as ITK and ANTs write it: five "
-            "axes (i, j, k, 1, 3) and intent 1007 were expected. Files of FSL or Learn2Reg have to be converted first."
+            f"{path} (shape {image.shape}, intent {intent}) is not a displacement field as ITK and"
+            " ANTs write it: five axes (i, j, k, 1, 3) and intent 1007 were expected. Files of FSL"
+            " or Learn2Reg have to be converted first."
         )
     signs = _LPS if intent == _VECTOR else np.ones(3, dtype=np.float32)  # ITK takes 1006 as RAS
     return _field(path, nifti.values_of(image), affine, signs)
@@ -208,35 +227,50 @@ def _itk_transform(path: Path) -> Transform:
     except (RuntimeError, UnicodeDecodeError) as error:
         if _is_hdf5(path):
             raise InputError(
-                f"{path} is damaged or cut short ({path.stat().st_size} bytes), or it holds no transform of ITK. Copy "
-                "it again, or write it again."
+                f"{path} is damaged or cut short ({path.stat().st_size} bytes), or it holds no"
+                " transform of ITK. Copy it again, or write it again."
             ) from error
         why = itk.reason(error) if isinstance(error, RuntimeError) else "its text is no text"
         raise InputError(
-            f"{path} is not a transform that ITK reads, or it is damaged: {why}. (A .mat of FSL is another format.)"
+            f"{path} is not a transform that ITK reads, or it is damaged: {why}. (A .mat of FSL is"
+            " another format.)"
         ) from error
     matrix, field = np.eye(4), None
     for part in _flat(whole):  # the last is applied first
         if isinstance(part, sitk.DisplacementFieldTransform):
             if field is not None:
-                raise InputError(f"{path} holds two displacement fields; one at most was expected. Compose them first.")
+                raise InputError(
+                    f"{path} holds two displacement fields; one at most was expected. Compose them"
+                    " first."
+                )
             image = part.GetDisplacementField()
             field, before = _field(path, itk.values_of(image), itk.affine_of(image)), matrix
             matrix = np.eye(4)
         elif part.GetDimension() == 3 and part.IsLinear():
             matrix = matrix @ itk.matrix_of(part)
         else:
-            raise InputError(f"{path} holds a {part.GetName()}; 3D affines and displacement fields are read.")
+            raise InputError(
+                f"{path} holds a {part.GetName()}; 3D affines and displacement fields are read."
+            )
     if field is None:
         return Transform(matrix)
-    # B(F(C x)) with F(x) = x + d(x) is (BC)(x + C^-1 d(Cx)): the field on the grid C^-1 G, without resampling.
+    # B(F(C x)) with F(x) = x + d(x) is (BC)(x + C^-1 d(Cx)): the field on the grid C^-1 G, without
+    # resampling.
     back = np.linalg.inv(matrix)
-    vectors = field.vectors if np.allclose(back, np.eye(4)) else field.vectors @ back[:3, :3].T.astype(np.float32)
-    return Transform(before @ matrix, DisplacementField(vectors, Grid(field.grid.shape, back @ field.grid.affine)))
+    vectors = (
+        field.vectors
+        if np.allclose(back, np.eye(4))
+        else field.vectors @ back[:3, :3].T.astype(np.float32)
+    )
+    return Transform(
+        before @ matrix,
+        DisplacementField(vectors, Grid(field.grid.shape, back @ field.grid.affine)),
+    )
 
 
 def _try_apart(path: Path) -> None:
-    """Read a transform in a process of its own first: a damaged file can end the process that reads it.
+    """Read a transform in a process of its own first: a damaged file can end the process that reads
+    it.
 
     Raises
     ------
@@ -250,7 +284,12 @@ def _try_apart(path: Path) -> None:
     quiet = subprocess.DEVNULL
     try:
         ended = subprocess.run(
-            command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, timeout=patience, check=False
+            command,
+            stdin=quiet,
+            stdout=subprocess.PIPE,
+            stderr=quiet,
+            timeout=patience,
+            check=False,
         )
     except OSError:  # no second process can be started here: read without a trial
         return
@@ -262,7 +301,9 @@ def _try_apart(path: Path) -> None:
         if ended.returncode in (0, 1):  # read; or no ITK could be loaded there
             return
         why = "the library that reads it breaks down on it"
-    raise InputError(f"{path} is damaged ({path.stat().st_size} bytes): {why}. Copy it again, or write it again.")
+    raise InputError(
+        f"{path} is damaged ({path.stat().st_size} bytes): {why}. Copy it again, or write it again."
+    )
 
 
 def _is_hdf5(path: Path) -> bool:
@@ -277,4 +318,6 @@ def _flat(transform: Any) -> list[Any]:
     part = transform.Downcast()
     if not isinstance(part, sitk.CompositeTransform):
         return [part]
-    return [leaf for n in range(part.GetNumberOfTransforms()) for leaf in _flat(part.GetNthTransform(n))]
+    return [
+        leaf for n in range(part.GetNumberOfTransforms()) for leaf in _flat(part.GetNthTransform(n))
+    ]

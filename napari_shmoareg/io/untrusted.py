@@ -1,8 +1,7 @@
 """What comes from outside: paths, text, JSON and CSV, read within limits.
 
-Every file of text that a user names, or that lies in a folder that a user names, is read here: whatever it
-holds, the answer is its content or an `InputError` that names it.
-"""
+Every file of text that a user names, or that lies in a folder that a user names, is read here:
+whatever it holds, the answer is its content or an `InputError` that names it."""
 
 from __future__ import annotations
 
@@ -15,9 +14,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from napari_shmoareg.geometry.errors import InputError
+from napari_shmoareg.errors import InputError
 
 MAX_BYTES = 64 * 2**20  # of a list, a plan, a report: the largest known ones take 2 MB
 MAX_TABLE = 2**30  # of the tables of a run, which grow with it
@@ -45,7 +54,9 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(path)
     if "\0" in text:
-        raise InputError(f"{text!r} is no path: it holds a NUL character. Give the path without it.")
+        raise InputError(
+            f"{text!r} is no path: it holds a NUL character. Give the path without it."
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -53,13 +64,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             return Path(text)
         user = Path(text).parts[0]
         raise InputError(
-            f"{text}: the home folder of '{user}' is not known. Give the whole path; or ./{text} if the name of the "
-            f"file or folder itself begins with '~'."
+            f"{text}: the home folder of '{user}' is not known. Give the whole path; or ./{text} if"
+            " the name of the file or folder itself begins with '~'."
         ) from error
 
 
 def typed_path(text: str) -> Path:
-    """As `user_path`, for a field that is still being typed into: what is no path is taken as it stands."""
+    """As `user_path`, for a field that is still being typed into: what is no path is taken as it
+    stands.
+    """
     try:
         return user_path(text)
     except InputError:
@@ -85,8 +98,8 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"{printable(str(path))} leads out of the folder {folder} (by '..', a whole path or a link), and is not "
-            "read. Put a copy of the file itself there."
+            f"{printable(str(path))} leads out of the folder {folder} (by '..', a whole path or a"
+            " link), and is not read. Put a copy of the file itself there."
         )
     return path
 
@@ -114,11 +127,14 @@ def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTE
         size = place.stat().st_size
         if size > limit:
             raise InputError(
-                f"{place} has {size / 1e6:.0f} MB; {what} has {limit / 1e6:.0f} MB at most. Give another file."
+                f"{place} has {size / 1e6:.0f} MB; {what} has {limit / 1e6:.0f} MB at most. Give"
+                " another file."
             )
         return place.read_bytes()
     except OSError as error:
-        raise InputError(f"{place} cannot be read: {error.strerror}; {what} was expected.") from error
+        raise InputError(
+            f"{place} cannot be read: {error.strerror}; {what} was expected."
+        ) from error
 
 
 def read_text(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> str:
@@ -133,8 +149,8 @@ def read_text(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
         return read_bytes(path, what, limit=limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{user_path(path)} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); {what} "
-            "was expected. Save it as UTF-8."
+            f"{user_path(path)} is not UTF-8 text (byte {error.start} is"
+            f" 0x{error.object[error.start]:02x}); {what} was expected. Save it as UTF-8."
         ) from error
 
 
@@ -158,14 +174,20 @@ def parse_json(text: str, where: object, what: str) -> Any:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         said = "its brackets are nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{where} is damaged, or not a JSON file ({said}); {what} was expected.") from error
+        raise InputError(
+            f"{where} is damaged, or not a JSON file ({said}); {what} was expected."
+        ) from error
     level: list[Any] = [found]
     for _ in range(MAX_DEPTH):
-        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        inner = (
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        )
         level = [item for values in inner for item in values]
         if not level:
             return found
-    raise InputError(f"{where} is damaged: brackets are nested more than {MAX_DEPTH} deep; {what} was expected.")
+    raise InputError(
+        f"{where} is damaged: brackets are nested more than {MAX_DEPTH} deep; {what} was expected."
+    )
 
 
 def read_json(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> Any:
@@ -187,7 +209,9 @@ def read_json(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
     return parse_json(read_text(path, what, limit=limit), user_path(path), what)
 
 
-def read_object(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> dict[str, Any]:
+def read_object(
+    path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
+) -> dict[str, Any]:
     """The object (names and values) that a JSON file holds.
 
     Raises
@@ -197,7 +221,10 @@ def read_object(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYT
     """
     found = read_json(path, what, limit=limit)
     if not isinstance(found, dict):
-        raise InputError(f"{user_path(path)} is damaged: it holds {_kind(found)}; {what} was expected, as an object.")
+        raise InputError(
+            f"{user_path(path)} is damaged: it holds {_kind(found)}; {what} was expected, as an"
+            " object."
+        )
     return found
 
 
@@ -224,8 +251,8 @@ def read_csv(
     Raises
     ------
     InputError
-        As `read_text`; or if a column is missing or named twice, a row has more cells than there are columns, or
-        a cell is longer than `MAX_CELL`.
+        As `read_text`; or if a column is missing or named twice, a row has more cells than there
+        are columns, or a cell is longer than `MAX_CELL`.
     """
     place = user_path(path)
     try:
@@ -237,7 +264,9 @@ def read_csv(
     return parse_csv(text, place, what, required=required)
 
 
-def parse_csv(text: str, where: object, what: str, *, required: Sequence[str] = ()) -> tuple[list[str], list[Row]]:
+def parse_csv(
+    text: str, where: object, what: str, *, required: Sequence[str] = ()
+) -> tuple[list[str], list[Row]]:
     """As `read_csv`, of text."""
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
@@ -245,23 +274,27 @@ def parse_csv(text: str, where: object, what: str, *, required: Sequence[str] = 
         missing = sorted(name for name in required if name not in columns)
         if missing:
             raise InputError(
-                f"{where} has no column {' and '.join(missing)} (it has: {', '.join(columns)[:200]}); {what} was "
-                "expected."
+                f"{where} has no column {' and '.join(missing)} (it has:"
+                f" {', '.join(columns)[:200]}); {what} was expected."
             )
         twice = sorted({name for name in columns if name and columns.count(name) > 1})
         if twice:
-            raise InputError(f"{where} has the column '{twice[0]}' more than once. Keep one of them.")
+            raise InputError(
+                f"{where} has the column '{twice[0]}' more than once. Keep one of them."
+            )
         rows = []
         for cells in reader:
             if not cells:
                 continue
             if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
                 raise InputError(
-                    f"{where}, line {reader.line_num}: {len(cells)} cells were found for {len(columns)} columns. Put "
-                    "quotes around a cell that holds a comma."
+                    f"{where}, line {reader.line_num}: {len(cells)} cells were found for"
+                    f" {len(columns)} columns. Put quotes around a cell that holds a comma."
                 )
             if any(len(cell) > MAX_CELL for cell in cells):
-                raise InputError(f"{where}, line {reader.line_num}: a cell has more than {MAX_CELL} characters.")
+                raise InputError(
+                    f"{where}, line {reader.line_num}: a cell has more than {MAX_CELL} characters."
+                )
             filled = [*cells, *[""] * (len(columns) - len(cells))]
             rows.append(Row(reader.line_num, dict(zip(columns, filled, strict=False))))
     except csv.Error as error:
@@ -304,12 +337,16 @@ def _fits(value: object, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+        )
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if origin is tuple and isinstance(value, list | tuple):
         kinds = inner[:1] * len(value) if Ellipsis in inner else inner
-        return len(kinds) == len(value) and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
+        return len(kinds) == len(value) and all(
+            _fits(v, k) for v, k in zip(value, kinds, strict=True)
+        )
     if origin is list and isinstance(value, list):
         return all(_fits(v, inner[0]) for v in value)
     if (origin or hint) in (dict, Mapping) and isinstance(value, dict):
@@ -321,11 +358,15 @@ def _fits(value: object, hint: Any) -> bool:
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Have every error say which file was being read: in its text, or in a note where nobody foresaw it."""
+    """Have every error say which file was being read: in its text, or in a note where nobody
+    foresaw it.
+    """
     try:
         yield
     except InputError as error:
-        if not os.path.lexists(printable(str(path)).replace("\0", "")) or os.path.basename(str(path)) in str(error):
+        if not os.path.lexists(printable(str(path)).replace("\0", "")) or os.path.basename(
+            str(path)
+        ) in str(error):
             raise
         raise type(error)(f"{path}: {error}") from error
     except OSError:
@@ -349,7 +390,9 @@ def names_input(read: Callable[P, T]) -> Callable[P, T]:
 
 
 def printable(text: str) -> str:
-    r"""Text that can be printed and stored anywhere: bytes of a file name that are not UTF-8 become ``\xff``."""
+    r"""Text that can be printed and stored anywhere: bytes of a file name that are not UTF-8 become
+    ``\xff``.
+    """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # other halves of surrogate pairs, as JSON may hold them
@@ -363,7 +406,10 @@ def _not_a_file(path: Path, what: str) -> str:
         return f"{path} is a link to nothing; {what} was expected."
     if path.exists():
         return f"{path} is no regular file (a pipe or a device); {what} was expected."
-    return f"There is no file {path}; {what} was expected. Check the spelling and the folder you are in."
+    return (
+        f"There is no file {path}; {what} was expected. Check the spelling and the folder you"
+        " are in."
+    )
 
 
 def _kind(value: object) -> str:

@@ -36,12 +36,13 @@ class SHMoARegConfig:
     Parameters
     ----------
     embed_dim : int
-        Channels of the first encoder layer, doubled in each further one.  Sec. IV-B: TransMorph-small, 48.
+        Channels of the first encoder layer, doubled in each further one.  Sec. IV-B:
+        TransMorph-small, 48.
     depths : tuple of int
         Swin blocks per encoder layer; its length is the number of layers (strides 4, 8, 16, 32).
     window : tuple of 3 int
-        Attention window in tokens.  Ours: (4, 4, 4), the rule "input / 32" of TransMorph's author at 128 cubed:
-        no padding is wasted there, and it is 1.5-4 times as fast as (5, 6, 7).
+        Attention window in tokens.  Ours: (4, 4, 4), the rule "input / 32" of TransMorph's author
+        at 128 cubed: no padding is wasted there, and it is 1.5-4 times as fast as (5, 6, 7).
     mlp_ratio : int
         Width of a block's perceptron, in channels of its layer.
     attention : {"moa", "mha"}
@@ -52,36 +53,39 @@ class SHMoARegConfig:
         The head dimension is ``d_m / heads``; with "mha" also the number of heads.  Ours: 4 as in
         TransMorph-small, so that four chosen experts cost what its four heads do.
     relative_bias : bool
-        Relative-position bias in attention, one table shared by the experts of a block.  Ours: Eq. (2) has
-        none, TransMorph-small has one.
+        Relative-position bias in attention, one table shared by the experts of a block.  Ours: Eq.
+        (2) has none, TransMorph-small has one.
     detach_weights : bool
-        Normalise the chosen probabilities by a sum that gets no gradient (as MoA's paper, not Eq. 4): then
-        also unchosen experts' logits learn.
+        Normalise the chosen probabilities by a sum that gets no gradient (as MoA's paper, not Eq.
+        4): then also unchosen experts' logits learn.
     choice_bias : bool
-        A head's bias is added to its probability where a token chooses, and nowhere else: weights are still those of
-        Eq. (4).  Ours: for loads that are balanced without a loss (DeepSeek, arXiv 2408.15664; `FineTuning.balance`);
-        the paper has none.
+        A head's bias is added to its probability where a token chooses, and nowhere else: weights
+        are still those of Eq. (4).  Ours: for loads that are balanced without a loss (DeepSeek,
+        arXiv 2408.15664; `FineTuning.balance`); the paper has none.
     drop_path : float
-        Largest rate of stochastic depth, reached in the last block.  Ours: 0.1, one draw for both images.
+        Largest rate of stochastic depth, reached in the last block.  Ours: 0.1, one draw for both
+        images.
     full_channels, half_channels : int
         Channels of the convolution stems and of the decoder at full and half resolution.
     bottleneck_channels : int
         Decoder channels at the coarsest level.  Ours: 256 makes 18.88 M parameters.
     shmoe_strides : tuple of int
-        Resolutions with an SHMoE head: any of 1, 2, 4, 8 (Table II); the others have a 3x3x3 convolution.
+        Resolutions with an SHMoE head: any of 1, 2, 4, 8 (Table II); the others have a 3x3x3
+        convolution.
     kernels : tuple of int
         Kernel sizes of the SHMoE experts (1, 3, 5); their number is N of Eq. (6).  The top-k is 1.
     routing_only : bool
         The gate learns from the routing loss alone (as in SMoE): T enters Eq. (6) detached.
     diffeomorphic : bool
-        The variant SHMoAReg_diff: each level predicts a velocity, integrated by scaling and squaring.
+        The variant SHMoAReg_diff: each level predicts a velocity, integrated by scaling and
+        squaring.
     integration_steps : int
         Squarings of each velocity.
     size : int
         Voxels along the longest axis for which the weights are meant.
     passes : tuple of float
-        Resolutions, as shares of the full one, at which the network runs after each other, each time on what
-        is left; the last is 1.  Ours: the paper's single pass is (1,).
+        Resolutions, as shares of the full one, at which the network runs after each other, each
+        time on what is left; the last is 1.  Ours: the paper's single pass is (1,).
 
     Raises
     ------
@@ -118,14 +122,26 @@ class SHMoARegConfig:
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         object.__setattr__(self, "passes", tuple(float(v) for v in self.passes))
         rules = (
-            (self.attention in ("moa", "mha"), f"attention is 'moa' or 'mha', not {self.attention!r:.80}"),
-            (len(self.window) == 3 and min(self.window) > 0, f"window is three positive numbers, not {self.window}"),
+            (
+                self.attention in ("moa", "mha"),
+                f"attention is 'moa' or 'mha', not {self.attention!r:.80}",
+            ),
+            (
+                len(self.window) == 3 and min(self.window) > 0,
+                f"window is three positive numbers, not {self.window}",
+            ),
             (
                 1 <= len(self.depths) <= 5 and min(self.depths) > 0,
                 f"depths has 1-5 positive numbers, not {self.depths}",
             ),
-            (1 <= self.top_k <= self.num_experts, f"top_k is 1 to num_experts ({self.num_experts}), not {self.top_k}"),
-            (self.embed_dim % self.heads == 0, f"embed_dim ({self.embed_dim}) is a multiple of heads ({self.heads})"),
+            (
+                1 <= self.top_k <= self.num_experts,
+                f"top_k is 1 to num_experts ({self.num_experts}), not {self.top_k}",
+            ),
+            (
+                self.embed_dim % self.heads == 0,
+                f"embed_dim ({self.embed_dim}) is a multiple of heads ({self.heads})",
+            ),
             (
                 set(self.shmoe_strides) <= {1, 2, 4, 8},
                 f"shmoe_strides are among 1, 2, 4, 8, not {self.shmoe_strides}",
@@ -136,17 +152,24 @@ class SHMoARegConfig:
             ),
             (0 <= self.drop_path < 1, f"drop_path is at least 0 and below 1, not {self.drop_path}"),
             (
-                len(self.passes) > 0 and self.passes[-1] == 1 and all(0 < share <= 1 for share in self.passes),
+                len(self.passes) > 0
+                and self.passes[-1] == 1
+                and all(0 < share <= 1 for share in self.passes),
                 f"passes are shares above 0, the last of them 1, not {self.passes}",
             ),
-            (self.integration_steps >= 1, f"integration_steps is at least 1, not {self.integration_steps}"),
+            (
+                self.integration_steps >= 1,
+                f"integration_steps is at least 1, not {self.integration_steps}",
+            ),
         )
         for holds, message in rules:
             if not holds:
                 raise ValueError(message)
 
     def _check_numbers(self) -> None:
-        """Numbers that are none, or so large that no network of them could be built, are refused before any is."""
+        """Numbers that are none, or so large that no network of them could be built, are refused
+        before any is.
+        """
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             several = name in SEVERAL
@@ -154,13 +177,22 @@ class SHMoARegConfig:
                 raise ValueError(f"{name} is a list of numbers, not {value!r:.80}")
             numbers = list(value) if several else [value]
             kinds = (int, float) if isinstance(low, float) else (int,)
-            if len(numbers) > MOST or not all(isinstance(n, kinds) and not isinstance(n, bool) for n in numbers):
+            if len(numbers) > MOST or not all(
+                isinstance(n, kinds) and not isinstance(n, bool) for n in numbers
+            ):
                 raise ValueError(
-                    f"{name} holds up to {MOST} {'' if float in kinds else 'whole '}numbers, not {value!r:.80}"
+                    f"{name} holds up to {MOST} {'' if float in kinds else 'whole '}numbers, not"
+                    f" {value!r:.80}"
                 )
             if name != "passes" and not all(low <= n <= high for n in numbers):
                 raise ValueError(f"{name} is from {low:g} to {high:g}, not {value!r:.80}")
-        for name in ("relative_bias", "detach_weights", "choice_bias", "routing_only", "diffeomorphic"):
+        for name in (
+            "relative_bias",
+            "detach_weights",
+            "choice_bias",
+            "routing_only",
+            "diffeomorphic",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is true or false, not {getattr(self, name)!r:.80}")
 
@@ -195,15 +227,21 @@ class SHMoARegConfig:
         Parameters
         ----------
         name : {"paper", "small", "tiny"}
-            "paper": Sec. IV-B, 18.87 M parameters.  "small": trained and run on a CPU.  "tiny": for tests.
+            "paper": Sec. IV-B, 18.87 M parameters.  "small": trained and run on a CPU.  "tiny": for
+            tests.
         """
         if name not in PRESETS:
-            raise ValueError(f"There is no preset {name!r}; there are {', '.join(sorted(PRESETS))}.")
+            raise ValueError(
+                f"There is no preset {name!r}; there are {', '.join(sorted(PRESETS))}."
+            )
         return replace(cls(**PRESETS[name]), **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SHMoARegConfig:
@@ -212,7 +250,9 @@ class SHMoARegConfig:
             raise ValueError(f"network settings are names and values, not {values!r:.80}")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown network settings: {', '.join(sorted(map(str, unknown)))[:200]}")
+            raise ValueError(
+                f"unknown network settings: {', '.join(sorted(map(str, unknown)))[:200]}"
+            )
         return cls(**values)
 
 

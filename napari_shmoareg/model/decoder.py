@@ -1,7 +1,8 @@
 """Decoder: the coarse-to-fine pyramid.
 
-Sec. III-A, Fig. 1.  Each level warps the moving features with the displacement so far, fuses them with the
-fixed ones and what the level below says, and predicts a residual, which is composed onto the displacement.
+Sec. III-A, Fig. 1.  Each level warps the moving features with the displacement so far, fuses them
+with the fixed ones and what the level below says, and predicts a residual, which is composed onto
+the displacement.
 
 B batch, C channels, D H W space of the level.
 """
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_shmoareg.geometry import field
-from napari_shmoareg.model.again import run
+from napari_shmoareg.model.checkpointing import run
 from napari_shmoareg.model.encoder import normalise
 from napari_shmoareg.model.routing import RoutedLayer
 from napari_shmoareg.model.shmoe import DIRECTIONS, ConvHead, SHMoE
@@ -29,7 +30,9 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv3d(inputs, outputs, 3, padding=1)
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        """Parts (B, Ci, D, H, W) of the channels; the list is emptied where no gradient is asked for."""
+        """Parts (B, Ci, D, H, W) of the channels; the list is emptied where no gradient is asked
+        for.
+        """
         if torch.is_grad_enabled():
             return F.leaky_relu(normalise(self.conv(torch.cat(parts, dim=1))), 0.1)
         # Part by part, each let go once it was added: without the memory of all side by side.
@@ -59,7 +62,8 @@ class Level(nn.Module):
     Attributes
     ----------
     compare_experts : bool
-        Record what each expert of an SHMoE head would have given (`RoutedLayer.alternatives`); for learning.
+        Record what each expert of an SHMoE head would have given (`RoutedLayer.alternatives`); for
+        learning.
     """
 
     def __init__(
@@ -79,8 +83,12 @@ class Level(nn.Module):
             self.fusion = nn.Sequential(ConvBlock(2 * channels, outputs))
         else:
             self.up = nn.ConvTranspose3d(below, channels, 2, stride=2)
-            self.fusion = nn.Sequential(ConvBlock(3 * channels, outputs), ConvBlock(outputs, outputs))
-        self.head = SHMoE(outputs, kernels, routing_only=routing_only) if kernels else ConvHead(outputs)
+            self.fusion = nn.Sequential(
+                ConvBlock(3 * channels, outputs), ConvBlock(outputs, outputs)
+            )
+        self.head = (
+            SHMoE(outputs, kernels, routing_only=routing_only) if kernels else ConvHead(outputs)
+        )
 
     def forward(
         self,
@@ -96,15 +104,16 @@ class Level(nn.Module):
         Parameters
         ----------
         images : list of 2 Tensor (B, C, D, H, W)
-            Encoder features of this level, of the moving and the fixed images; the list is emptied, so that
-            they are let go once they were used.
+            Encoder features of this level, of the moving and the fixed images; the list is emptied,
+            so that they are let go once they were used.
         below : Tensor (B, C', D/2, H/2, W/2) or None
             Decoder features of the coarser level.
         displacement : Tensor (B, 3, D/2, H/2, W/2), voxels of the coarser level, or None
         integration_steps : int or None
             Squarings if residuals are velocities; None if they are displacements.
         checkpointing : bool
-            Keep what passes between convolutions, warps and head alone; compute the rest again in the backward pass.
+            Keep what passes between convolutions, warps and head alone; compute the rest again in
+            the backward pass.
 
         Returns
         -------
@@ -116,13 +125,18 @@ class Level(nn.Module):
         shape, device = stack[0].shape[2:], stack[0].device.type
         if displacement is not None:
             displacement = field.upsample(displacement, shape)
-            stack[1] = run(field.warp, stack[1], displacement, again=checkpointing).to(stack[1].dtype)
+            stack[1] = run(field.warp, stack[1], displacement, again=checkpointing).to(
+                stack[1].dtype
+            )
         if self.up is not None and below is not None:
             stack.append(self.up(below))
-        # On a CPU the weight gradient of a bfloat16 convolution over few voxels (2x3x2, say) is sometimes NaN.
+        # On a CPU the weight gradient of a bfloat16 convolution over few voxels (2x3x2, say) is
+        # sometimes NaN.
         tiny = device == "cpu" and shape.numel() < 1000
         with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not tiny):
-            stack = [t.float() for t in stack] if tiny and stack[0].dtype == torch.bfloat16 else stack
+            stack = (
+                [t.float() for t in stack] if tiny and stack[0].dtype == torch.bfloat16 else stack
+            )
             for block in self.fusion:
                 stack = [run(block, stack, again=checkpointing)]
             (features,) = stack
@@ -149,7 +163,11 @@ class Level(nn.Module):
         step = torch.cat(pieces, dim=1)
         if integration_steps is not None:
             step = run(field.integrate, step, integration_steps, again=checkpointing)
-        displacement = step if displacement is None else run(field.compose, displacement, step, again=checkpointing)
+        displacement = (
+            step
+            if displacement is None
+            else run(field.compose, displacement, step, again=checkpointing)
+        )
         return features, displacement, routed
 
 
@@ -181,7 +199,11 @@ class Decoder(nn.Module):
         for stride, width in zip(reversed(strides), reversed(channels), strict=True):
             outputs = bottleneck_channels if below is None else width
             chosen = kernels if stride in shmoe_strides else None
-            self.levels.append(Level(width, below, outputs, stride=stride, kernels=chosen, routing_only=routing_only))
+            self.levels.append(
+                Level(
+                    width, below, outputs, stride=stride, kernels=chosen, routing_only=routing_only
+                )
+            )
             below = outputs
 
     def forward(
@@ -194,14 +216,18 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[RoutedLayer]]:
         """Pyramids of both images (full resolution first) to the displacement at full resolution.
 
-        Both lists are emptied, so that a level's features are let go once they were used.
-        With `checkpointing` only what passes between levels is kept; the rest is computed again in the backward pass.
-        """
+        Both lists are emptied, so that a level's features are let go once they were used. With
+        `checkpointing` only what passes between levels is kept; the rest is computed again in the
+        backward pass."""
         features = displacement = None
         routed: list[RoutedLayer] = []
         for level in self.levels:
             features, displacement, records = level(
-                [moving.pop(), fixed.pop()], features, displacement, integration_steps, checkpointing=checkpointing
+                [moving.pop(), fixed.pop()],
+                features,
+                displacement,
+                integration_steps,
+                checkpointing=checkpointing,
             )
             routed.extend(records)
         assert displacement is not None

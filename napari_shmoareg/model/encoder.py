@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_shmoareg.model.again import run
+from napari_shmoareg.model.checkpointing import run
 from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.model.routing import Routing
 from napari_shmoareg.model.swin import Size, SwinLayer
@@ -17,9 +17,8 @@ from napari_shmoareg.model.swin import Size, SwinLayer
 class Stem(nn.Module):
     """Features of an image at full or half resolution: pooling, 3x3x3 convolution, norm, LeakyReLU.
 
-    Ours: TransMorph's stems, but pooling by 2 without overlap, so that a coarse voxel covers exactly the
-    fine ones it was made of, as tokens do.
-    """
+    Ours: TransMorph's stems, but pooling by 2 without overlap, so that a coarse voxel covers
+    exactly the fine ones it was made of, as tokens do."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()

@@ -22,8 +22,9 @@ class GateSite:
         See `RoutedLayer`.
     num_experts, top_k : int
     module : SoftmaxGate or SigmoidGate
-        A forward hook on it sees, and may change, the probabilities: (2B, *S, N) of the encoder, moving
-        images first; (B, N, *S) of the decoder.  *S is padded to a multiple of the coarsest stride.
+        A forward hook on it sees, and may change, the probabilities: (2B, *S, N) of the encoder,
+        moving images first; (B, N, *S) of the decoder.  *S is padded to a multiple of the coarsest
+        stride.
     owner : MoA or SHMoE
         The layer whose experts the gate chooses among; a SHMoE has three gates.
     """
@@ -54,7 +55,9 @@ def gates_of(network: SHMoAReg) -> tuple[GateSite, ...]:
 
 
 def attentions_of(network: SHMoAReg) -> list[tuple[int, int, MoA | MultiHeadAttention]]:
-    """Layer (from 1), block (from 0) and attention of every Swin block, in the order of the forward."""
+    """Layer (from 1), block (from 0) and attention of every Swin block, in the order of the
+    forward.
+    """
     found = []
     for stage, layer in enumerate(network.encoder.layers):
         for number, block in enumerate(layer.blocks):  # type: ignore[arg-type, union-attr]
@@ -65,7 +68,16 @@ def attentions_of(network: SHMoAReg) -> list[tuple[int, int, MoA | MultiHeadAtte
 
 def _of_encoder(network: SHMoAReg) -> list[GateSite]:
     return [
-        GateSite("encoder", layer, 2 ** (layer + 1), moa.num_experts, moa.top_k, moa.gate, moa, block=block)
+        GateSite(
+            "encoder",
+            layer,
+            2 ** (layer + 1),
+            moa.num_experts,
+            moa.top_k,
+            moa.gate,
+            moa,
+            block=block,
+        )
         for layer, block, moa in attentions_of(network)
         if isinstance(moa, MoA)
     ]
@@ -82,6 +94,15 @@ def _of_decoder(decoder: Decoder) -> list[GateSite]:
                 assert isinstance(gate, SigmoidGate)
                 count = len(head.kernels)
                 found.append(
-                    GateSite("decoder", layer, level.stride, count, head.top_k, gate, head, direction=direction)
+                    GateSite(
+                        "decoder",
+                        layer,
+                        level.stride,
+                        count,
+                        head.top_k,
+                        gate,
+                        head,
+                        direction=direction,
+                    )
                 )
     return found

@@ -4,8 +4,8 @@ Sec. III-B, Eq. (1)-(5), Fig. 2.  All experts of a layer share one key and one v
 projection, so the k experts a token chose are k more query rows over the same keys:
 project all queries in one product, gather the chosen, attend once, scatter, project out.
 
-B batch, N experts, k chosen, C channels, d head dimension, D H W space, W windows, T tokens of a window.
-"""
+B batch, N experts, k chosen, C channels, d head dimension, D H W space, W windows, T tokens of a
+window."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class MoA(nn.Module):
     Attributes
     ----------
     watch : list of Tensor or None
-        Where each forward leaves what the chosen heads attended to, (B, D, H, W, k, d); for learning.
+        Where each forward leaves what the chosen heads attended to, (B, D, H, W, k, d); for
+        learning.
     """
 
     bias_tables = 1
@@ -66,7 +67,9 @@ class MoA(nn.Module):
         """Experts that each token chooses: the gate's."""
         return self.gate.top_k
 
-    def forward(self, tokens: Tensor, layout: WindowLayout, bias: Tensor | None) -> tuple[Tensor, Routing]:
+    def forward(
+        self, tokens: Tensor, layout: WindowLayout, bias: Tensor | None
+    ) -> tuple[Tensor, Routing]:
         """Attend within windows.
 
         Parameters
@@ -99,14 +102,20 @@ class MoA(nn.Module):
         rows = layout.cut(torch.cat([queries, keys, values], dim=-1))  # (B*W, T, (k+2)*d)
         q = rows[..., : k * d].unflatten(-1, (k, d)).transpose(1, 2)
         key, value = rows[..., None, :, k * d : (k + 1) * d], rows[..., None, :, (k + 1) * d :]
-        attended = attend(q, key.expand_as(q), value.expand_as(q), bias)  # Eq. (1)-(2), (B*W, k, T, d)
+        # Eq. (1)-(2), (B*W, k, T, d)
+        attended = attend(q, key.expand_as(q), value.expand_as(q), bias)
 
         attended = layout.join(attended.transpose(1, 2).flatten(-2)).unflatten(-1, (k, d))
         if self.watch is not None:
             self.watch.append(attended)
         weighted = attended * weights[..., None].to(attended.dtype)
-        slots = torch.zeros(*weighted.shape[:-2], self.num_experts, d, dtype=weighted.dtype, device=weighted.device)
-        y = slots.scatter(-2, ids, weighted).flatten(-2) @ self.output.flatten(0, 1).to(weighted.dtype)  # Eq. (3)
+        slots = torch.zeros(
+            *weighted.shape[:-2], self.num_experts, d, dtype=weighted.dtype, device=weighted.device
+        )
+        # Eq. (3)
+        y = slots.scatter(-2, ids, weighted).flatten(-2) @ self.output.flatten(0, 1).to(
+            weighted.dtype
+        )
         return y, Routing(*(t.movedim(-1, 1) for t in (probabilities, experts, weights)))
 
 
@@ -120,7 +129,9 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.output = nn.Linear(channels, channels)
 
-    def forward(self, tokens: Tensor, layout: WindowLayout, bias: Tensor | None) -> tuple[Tensor, None]:
+    def forward(
+        self, tokens: Tensor, layout: WindowLayout, bias: Tensor | None
+    ) -> tuple[Tensor, None]:
         """Tokens (B, D, H, W, C) to (B, D, H, W, C); bias (W or 1, heads, T, T)."""
         rows = layout.cut(self.qkv(tokens)).unflatten(-1, (3, self.heads, -1))
         q, k, v = rows.permute(2, 0, 3, 1, 4)

@@ -19,7 +19,9 @@ from napari_shmoareg.model.encoder import Encoder
 from napari_shmoareg.model.routing import Image, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.model.swin import Size
 
-STARTING = 1e-4  # heads start at N(0, 1e-5), whose largest of some thousands is 5e-5; trained ones reach 3e-3 and more
+# heads start at N(0, 1e-5), whose largest of some thousands is 5e-5; trained ones reach 3e-3 and
+# more
+STARTING = 1e-4
 
 
 class NetworkOutput(NamedTuple):
@@ -103,7 +105,9 @@ class SHMoAReg(nn.Module):
             routing_only=config.routing_only,
         )
 
-    def forward(self, moving: Tensor, fixed: Tensor, *, diffeomorphic: bool | None = None) -> NetworkOutput:
+    def forward(
+        self, moving: Tensor, fixed: Tensor, *, diffeomorphic: bool | None = None
+    ) -> NetworkOutput:
         """Register a batch of pairs.
 
         Parameters
@@ -124,29 +128,43 @@ class SHMoAReg(nn.Module):
         return self._decode(halves, encoded, diffeomorphic)
 
     def encode(self, moving: Tensor, fixed: Tensor, *, checkpointing: bool = False) -> Encoded:
-        """The encoder's part of `forward`, with the same arguments and errors; `checkpointing` as of `both_orders`."""
+        """The encoder's part of `forward`, with the same arguments and errors; `checkpointing` as
+        of `both_orders`.
+        """
         images, valid = self._batch(moving, fixed)
         pyramid, routings = self.encoder(images, valid, checkpointing=checkpointing)
         return Encoded(pyramid, routings, valid)
 
     def decode(self, encoded: Encoded, *, diffeomorphic: bool | None = None) -> NetworkOutput:
-        """The decoder's part of `forward`; what the encoder made stays as it is and may be decoded again."""
+        """The decoder's part of `forward`; what the encoder made stays as it is and may be decoded
+        again.
+        """
         return self._decode(_halves(encoded.pyramid), encoded, diffeomorphic)
 
     def _decode(
-        self, halves: tuple[list[Tensor], list[Tensor]], encoded: Encoded, diffeomorphic: bool | None
+        self,
+        halves: tuple[list[Tensor], list[Tensor]],
+        encoded: Encoded,
+        diffeomorphic: bool | None,
     ) -> NetworkOutput:
         displacement, decoded = self.decoder(*halves, self._integration(diffeomorphic))
-        return self._output(displacement, [*_encoder_records(encoded.routings), *decoded], encoded.valid)
+        return self._output(
+            displacement, [*_encoder_records(encoded.routings), *decoded], encoded.valid
+        )
 
     def both_orders(
-        self, first: Tensor, second: Tensor, *, diffeomorphic: bool | None = None, checkpointing: bool = False
+        self,
+        first: Tensor,
+        second: Tensor,
+        *,
+        diffeomorphic: bool | None = None,
+        checkpointing: bool = False,
     ) -> NetworkOutput:
         """Register first onto second, and second onto first, computing the features once.
 
-        Both (B, 1, D, H, W).  The batch of the output is 2B: first as moving, then second as moving.  With
-        `checkpointing` the encoder's layers and the decoder's levels are computed again in the backward pass.
-        """
+        Both (B, 1, D, H, W).  The batch of the output is 2B: first as moving, then second as
+        moving.  With `checkpointing` the encoder's layers and the decoder's levels are computed
+        again in the backward pass."""
         encoded = self.encode(first, second, checkpointing=checkpointing)
         return self.decode_both(encoded, diffeomorphic=diffeomorphic, checkpointing=checkpointing)
 
@@ -160,16 +178,27 @@ class SHMoAReg(nn.Module):
             list(pyramid), swapped, self._integration(diffeomorphic), checkpointing=checkpointing
         )
         twice = [
-            [None if r is None else Routing(*(torch.cat([t, torch.cat(t.chunk(2)[::-1])]) for t in r)) for r in layer]
+            [
+                (
+                    None
+                    if r is None
+                    else Routing(*(torch.cat([t, torch.cat(t.chunk(2)[::-1])]) for t in r))
+                )
+                for r in layer
+            ]
             for layer in routings
         ]
         return self._output(displacement, [*_encoder_records(twice), *decoded], valid)
 
     @property
     def untrained(self) -> bool:
-        """Whether every head still holds the tiny weights that learning starts from, so that nothing is moved."""
+        """Whether every head still holds the tiny weights that learning starts from, so that
+        nothing is moved.
+        """
         heads = [m for level in self.decoder.levels for m in cast(Level, level).head.modules()]
-        largest = max(float(m.weight.detach().abs().max()) for m in heads if isinstance(m, nn.Conv3d))
+        largest = max(
+            float(m.weight.detach().abs().max()) for m in heads if isinstance(m, nn.Conv3d)
+        )
         return largest < STARTING
 
     def _integration(self, diffeomorphic: bool | None) -> int | None:
@@ -180,8 +209,8 @@ class SHMoAReg(nn.Module):
         """Both images as one padded batch, and their size before padding."""
         if moving.shape != fixed.shape or moving.ndim != 5 or moving.shape[1] != 1:
             raise ValueError(
-                f"moving and fixed have the same shape (B, 1, D, H, W); got {tuple(moving.shape)} and "
-                f"{tuple(fixed.shape)}."
+                f"moving and fixed have the same shape (B, 1, D, H, W); got {tuple(moving.shape)}"
+                f" and {tuple(fixed.shape)}."
             )
         d, h, w = moving.shape[2:]
         images = torch.cat([moving, fixed])
@@ -211,7 +240,9 @@ def _encoder_records(routings: list[list[Routing | None]]) -> Iterable[RoutedLay
         for block, routing in enumerate(blocks):
             if routing is None:
                 continue
-            for image, half in zip(images, zip(*(t.chunk(2) for t in routing), strict=True), strict=True):
+            for image, half in zip(
+                images, zip(*(t.chunk(2) for t in routing), strict=True), strict=True
+            ):
                 yield RoutedLayer(
                     part="encoder",
                     layer=stage + 1,
@@ -223,6 +254,8 @@ def _encoder_records(routings: list[list[Routing | None]]) -> Iterable[RoutedLay
 
 
 def _cropped(record: RoutedLayer, valid: Size) -> RoutedLayer:
-    """Without the cells that are padding alone.  The residual keeps its whole grid: it is a node of the graph."""
+    """Without the cells that are padding alone.  The residual keeps its whole grid: it is a node of
+    the graph.
+    """
     i, j, k = (-(-n // record.stride) for n in valid)
     return replace(record, routing=Routing(*(t[:, :, :i, :j, :k] for t in record.routing)))

@@ -82,7 +82,9 @@ class RoutedLayer:
         return "-".join(str(p) for p in parts if p is not None)
 
     def detached(self) -> RoutedLayer:
-        """Off the graph and on the CPU, ids as uint8, without the residuals: what a registration keeps."""
+        """Off the graph and on the CPU, ids as uint8, without the residuals: what a registration
+        keeps.
+        """
         probabilities, experts, weights = (t.detach().cpu() for t in self.routing)
         routing = Routing(probabilities, experts.to(torch.uint8), weights)
         return replace(self, routing=routing, residual=None, alternatives=None)
@@ -101,8 +103,12 @@ class RoutingTrace:
         return len(self.layers)
 
     def select(self, **where: object) -> tuple[RoutedLayer, ...]:
-        """The layers whose fields have these values: ``trace.select(part="decoder", direction="x")``."""
-        return tuple(r for r in self.layers if all(getattr(r, key) == value for key, value in where.items()))
+        """The layers whose fields have these values: ``trace.select(part="decoder",
+        direction="x")``.
+        """
+        return tuple(
+            r for r in self.layers if all(getattr(r, key) == value for key, value in where.items())
+        )
 
     def detached(self) -> RoutingTrace:
         return RoutingTrace(tuple(r.detached() for r in self.layers))
@@ -120,7 +126,8 @@ class SoftmaxGate(nn.Module):
     top_k : int
         Experts that each token chooses.
     choice_bias : bool
-        See `SHMoARegConfig`.  The bias is a buffer, so that it is saved with the weights; no gradient reaches it.
+        See `SHMoARegConfig`.  The bias is a buffer, so that it is saved with the weights; no
+        gradient reaches it.
 
     Attributes
     ----------
@@ -132,25 +139,33 @@ class SoftmaxGate(nn.Module):
 
     choice_bias: Tensor | None
 
-    def __init__(self, channels: int, num_experts: int, *, top_k: int = 1, choice_bias: bool = False) -> None:
+    def __init__(
+        self, channels: int, num_experts: int, *, top_k: int = 1, choice_bias: bool = False
+    ) -> None:
         super().__init__()
         self.top_k, self.temperature = top_k, 1.0
         self.register_buffer("choice_bias", torch.zeros(num_experts) if choice_bias else None)
         self.weight = nn.Parameter(torch.empty(num_experts, channels))
-        if not self.weight.is_meta:  # nothing to fill there, and torch would load its compiler to do so, for seconds
+        # nothing to fill there, and torch would load its compiler to do so, for seconds
+        if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, *S, C) to probabilities (B, *S, N) in float32, summing to 1 over N.
 
-        With a choice bias, an expert that the bias leaves out has at most a hair less than the least probable one
-        that it takes in: the k largest are the experts chosen, with the probabilities that the softmax gave them, for
-        whatever reads or changes them.
-        """
+        With a choice bias, an expert that the bias leaves out has at most a hair less than the
+        least probable one that it takes in: the k largest are the experts chosen, with the
+        probabilities that the softmax gave them, for whatever reads or changes them."""
         with torch.autocast(tokens.device.type, enabled=False):
             logits = self.logits(tokens)
-            probabilities = torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
-            return probabilities if self.choice_bias is None else self._biased(probabilities, self.choice_bias)
+            probabilities = torch.softmax(
+                logits if self.temperature == 1 else logits / self.temperature, dim=-1
+            )
+            return (
+                probabilities
+                if self.choice_bias is None
+                else self._biased(probabilities, self.choice_bias)
+            )
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Tokens (B, *S, C) to logits (B, *S, N), in float32 at least."""
@@ -166,7 +181,8 @@ class SoftmaxGate(nn.Module):
 
 
 class SigmoidGate(nn.Module):
-    """The routing gate T of SHMoE for one direction: a 3x3x3 convolution, then a sigmoid.  Sec. III-C.
+    """The routing gate T of SHMoE for one direction: a 3x3x3 convolution, then a sigmoid.  Sec.
+    III-C.
 
     The convolution is computed by `SHMoE` together with those of the experts; `forward`
     takes its logits, so that a hook sees and may change the probabilities.

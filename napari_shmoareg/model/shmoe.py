@@ -19,11 +19,13 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 class SHMoE(nn.Module):
-    """Residual displacement whose x, y and z are each predicted, voxel by voxel, by one of N convolutions.
+    """Residual displacement whose x, y and z are each predicted, voxel by voxel, by one of N
+    convolutions.
 
-    The experts of a direction are one-channel convolutions with kernels of different sizes.  All kernels up
-    to 3 and the gates' are computed as one convolution (kernel 3, 15 outputs for kernels 1/3/5), each larger
-    size as one more: the same numbers at a quarter of the time of nine convolutions and three gates.
+    The experts of a direction are one-channel convolutions with kernels of different sizes.  All
+    kernels up to 3 and the gates' are computed as one convolution (kernel 3, 15 outputs for kernels
+    1/3/5), each larger size as one more: the same numbers at a quarter of the time of nine
+    convolutions and three gates.
 
     Parameters
     ----------
@@ -37,18 +39,27 @@ class SHMoE(nn.Module):
     Attributes
     ----------
     jitter : float
-        Standard deviation of noise on the logits that the choice is made by; 0 but while learning asks for it.
+        Standard deviation of noise on the logits that the choice is made by; 0 but while learning
+        asks for it.
     damp : callable or None
-        Changes the gradient, (B, k, D, H, W), that reaches the chosen experts' outputs; for learning.
+        Changes the gradient, (B, k, D, H, W), that reaches the chosen experts' outputs; for
+        learning.
     """
 
     def __init__(
-        self, channels: int, kernels: tuple[int, ...] = (1, 3, 5), *, top_k: int = 1, routing_only: bool = False
+        self,
+        channels: int,
+        kernels: tuple[int, ...] = (1, 3, 5),
+        *,
+        top_k: int = 1,
+        routing_only: bool = False,
     ) -> None:
         super().__init__()
         self.kernels, self.top_k, self.routing_only = kernels, top_k, routing_only
         self.jitter, self.damp = 0.0, cast(Callable[[Tensor], Tensor] | None, None)
-        self.gates = nn.ModuleDict({direction: SigmoidGate(channels, len(kernels)) for direction in DIRECTIONS})
+        self.gates = nn.ModuleDict(
+            {direction: SigmoidGate(channels, len(kernels)) for direction in DIRECTIONS}
+        )
         self.experts = nn.ModuleDict(
             {
                 direction: nn.ModuleList(nn.Conv3d(channels, 1, k, padding=k // 2) for k in kernels)
@@ -88,7 +99,8 @@ class SHMoE(nn.Module):
 
     @torch.no_grad()
     def alternatives(self, features: Tensor) -> tuple[Tensor, ...]:
-        """What each expert would give if it were the one chosen: its output times its own T.  Eq. (6).
+        """What each expert would give if it were the one chosen: its output times its own T.  Eq.
+        (6).
 
         Parameters
         ----------
@@ -101,18 +113,22 @@ class SHMoE(nn.Module):
         """
         outputs, logits = self.convolve(features)
         gates = [self.gates[direction] for direction in DIRECTIONS]
-        return tuple(gate(z) * output for gate, z, output in zip(gates, logits, outputs, strict=True))
+        return tuple(
+            gate(z) * output for gate, z, output in zip(gates, logits, outputs, strict=True)
+        )
 
     def _convs(self, direction: Direction) -> list[nn.Conv3d]:
         return list(cast(nn.ModuleList, self.experts[direction]))  # type: ignore[arg-type]
 
     def convolve(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What every expert and every gate makes of the features (B, C, D, H, W), before any choice.
+        """What every expert and every gate makes of the features (B, C, D, H, W), before any
+        choice.
 
         Returns
         -------
         outputs : list of 3 Tensor (B, N, D, H, W), float32
-            E_n of Eq. (6) for x, y, z: the residual that each expert alone would predict, before T; voxels.
+            E_n of Eq. (6) for x, y, z: the residual that each expert alone would predict, before T;
+            voxels.
         logits : list of 3 Tensor (B, N, D, H, W), float32
             Of the gates, before the sigmoid.
         """
@@ -126,15 +142,19 @@ class SHMoE(nn.Module):
         merged = F.conv3d(features, weight, bias, padding=1)
         kind = torch.promote_types(merged.dtype, torch.float32)
         merged = merged.to(kind)
-        # One split, whose gradient is one concatenation; slices would each make a full tensor of zeros.
+        # One split, whose gradient is one concatenation; slices would each make a full tensor of
+        # zeros.
         *pieces, x, y, z = merged.split([1] * (3 * len(small)) + [n] * 3, dim=1)
         columns = [
-            dict(zip(small, pieces[axis * len(small) : (axis + 1) * len(small)], strict=True)) for axis in range(3)
+            dict(zip(small, pieces[axis * len(small) : (axis + 1) * len(small)], strict=True))
+            for axis in range(3)
         ]
         for i in set(range(n)) - set(small):
             large = [self._convs(direction)[i] for direction in DIRECTIONS]
             weight = torch.cat([conv.weight for conv in large])
-            output = same_convolution(features, weight, torch.cat([cast(Tensor, conv.bias) for conv in large])).to(kind)
+            output = same_convolution(
+                features, weight, torch.cat([cast(Tensor, conv.bias) for conv in large])
+            ).to(kind)
             for column, piece in zip(columns, output.split(1, dim=1), strict=True):
                 column[i] = piece
         return [torch.cat([column[i] for i in range(n)], dim=1) for column in columns], [x, y, z]
@@ -155,10 +175,12 @@ class ConvHead(nn.Module):
 
 
 def same_convolution(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution of few outputs by a large kernel, zeros beyond the edge: `conv3d`, but faster on CPUs.
+    """A convolution of few outputs by a large kernel, zeros beyond the edge: `conv3d`, but faster
+    on CPUs.
 
-    On them its K planes are convolved as one, into K times as many channels, and added up shifted: three outputs leave
-    most of a vector register empty, fifteen fill it.  Without gradients this goes slab by slab, to spare memory.
+    On them its K planes are convolved as one, into K times as many channels, and added up shifted:
+    three outputs leave most of a vector register empty, fifteen fill it.  Without gradients this
+    goes slab by slab, to spare memory.
 
     Parameters
     ----------
@@ -182,7 +204,9 @@ def same_convolution(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     for first in range(0, length, slab):
         last = min(first + slab, length)
         begin, end = max(0, first - r), min(length, last + r)
-        each = F.conv3d(features[:, :, begin:end], planes, padding=(0, r, r)).unflatten(1, (size, outputs))
+        each = F.conv3d(features[:, :, begin:end], planes, padding=(0, r, r)).unflatten(
+            1, (size, outputs)
+        )
         each = F.pad(each, (0, 0, 0, 0, begin - (first - r), last + r - end))
         total = bias.view(-1, 1, 1, 1).to(each.dtype)
         for i in range(size):
@@ -192,7 +216,9 @@ def same_convolution(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def start_at_zero(conv: nn.Conv3d) -> None:
-    """As TransMorph's registration head: weights N(0, 1e-5), no bias, so that learning starts at no motion."""
+    """As TransMorph's registration head: weights N(0, 1e-5), no bias, so that learning starts at no
+    motion.
+    """
     if not conv.weight.is_meta:  # as of `SoftmaxGate`
         nn.init.normal_(conv.weight, std=1e-5)
     if conv.bias is not None:

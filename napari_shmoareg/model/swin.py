@@ -28,8 +28,8 @@ class SwinBlock(nn.Module):
     shifted : bool
     mlp_ratio : int
     drop_path : float
-        Chance to leave a branch out in training.  Ours: one draw for the whole batch, so that the features
-        of moving and fixed stay comparable.
+        Chance to leave a branch out in training.  Ours: one draw for the whole batch, so that the
+        features of moving and fixed stay comparable.
     relative_bias : bool
     """
 
@@ -50,7 +50,9 @@ class SwinBlock(nn.Module):
         self.attention = attention
         self.mlp_norm = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(
-            nn.Linear(channels, mlp_ratio * channels), nn.GELU(), nn.Linear(mlp_ratio * channels, channels)
+            nn.Linear(channels, mlp_ratio * channels),
+            nn.GELU(),
+            nn.Linear(mlp_ratio * channels, channels),
         )
         self.bias_table = None
         if relative_bias:
@@ -64,7 +66,9 @@ class SwinBlock(nn.Module):
         """Tokens (B, D, H, W, C), of which `valid` along each axis are not padding."""
         d, h, w = tokens.shape[1:4]
         layout = WindowLayout((d, h, w), valid, self.window, self.shifted)
-        y, routing = self.attention(self.attention_norm(tokens), layout, self._bias(layout, tokens.device))
+        y, routing = self.attention(
+            self.attention_norm(tokens), layout, self._bias(layout, tokens.device)
+        )
         if self._kept():
             tokens = tokens + y / self._keep()
         if self._kept():
@@ -80,16 +84,18 @@ class SwinBlock(nn.Module):
     def _bias(self, layout: WindowLayout, device: torch.device) -> Tensor | None:
         """Mask and relative positions, (W or 1, tables, T, T).
 
-        What depends on the size alone is kept; without a gradient the sum is kept too, until the table
-        changes (and, being no parameter, lets the CPU take its fast attention kernel).
-        """
+        What depends on the size alone is kept; without a gradient the sum is kept too, until the
+        table changes (and, being no parameter, lets the CPU take its fast attention kernel)."""
         size = (layout.grid, layout.valid, device)
         if size not in self._fixed:
             if len(self._fixed) >= 4:
                 self._fixed.clear()
             with torch.inference_mode(False):  # they may be needed for a gradient later
                 mask = layout.mask()
-                self._fixed[size] = (None if mask is None else mask.to(device), layout.relative_index().to(device))
+                self._fixed[size] = (
+                    None if mask is None else mask.to(device),
+                    layout.relative_index().to(device),
+                )
         mask, index = self._fixed[size]
         if self.bias_table is None:
             return mask
@@ -123,7 +129,8 @@ class PatchMerging(nn.Module):
 
 
 class SwinLayer(nn.Module):
-    """The blocks at one resolution, every second one shifted; merging first if it is not the finest.
+    """The blocks at one resolution, every second one shifted; merging first if it is not the
+    finest.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Windows over a token grid: cut, shift, mask, join.
 
-Sec. III-B through its parent, the Swin transformer.  B batch, D H W space, C channels, W windows, T tokens of a window.
-"""
+Sec. III-B through its parent, the Swin transformer.  B batch, D H W space, C channels, W windows, T
+tokens of a window."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MASKED = -1e4  # finite, so that a window made of padding alone gives numbers, not NaN; exp(-1e4) is 0
+# finite, so that a window made of padding alone gives numbers, not NaN; exp(-1e4) is 0
+MASKED = -1e4
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class WindowLayout:
         return tokens[:, : self.grid[0], : self.grid[1], : self.grid[2]]
 
     def positions(self) -> Tensor:
-        """Where the tokens of each window stand on the grid, (W, T, 3); beyond `grid` is padding."""
+        """Where the tokens of each window stand on the grid, (W, T, 3); beyond `grid` is
+        padding.
+        """
         axes = [torch.arange(n).roll(-s) for n, s in zip(self.padded, self.shift, strict=True)]
         place = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None]
         flat = WindowLayout(self.padded, self.padded, self.largest, shifted=False)  # type: ignore[arg-type]

@@ -8,6 +8,6 @@ import pytest
 @pytest.fixture
 def registration(pair, tiny_network):
     """On a network grid of 20 voxels along its longest axis, headers trusted."""
-    from napari_shmoareg.engine.registration import register
+    from napari_shmoareg.registration.register import register
 
     return register(pair, tiny_network, affine="none", size=20, device="cpu", keep="last")

@@ -1,4 +1,6 @@
-"""The attention of chosen heads: against the network's own output, and a slow reading of the windows."""
+"""The attention of chosen heads: against the network's own output, and a slow reading of the
+windows.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.attention import AttentionProbe
-from napari_shmoareg.analysis.expert_load import Place
-from napari_shmoareg.analysis.intervention import Intervention, intervening
-from napari_shmoareg.engine.replay import Replay
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.attention import AttentionProbe
+from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.load import Place
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration.replay import Replay
 
 IMAGES = ("moving", "fixed")
 
@@ -30,11 +32,15 @@ def probe(replay):
 
 @torch.inference_mode()
 def test_the_attention_of_chosen_heads_makes_the_output_of_the_layer(replay, probe):
-    """Eq. (3): y is the weighted sum of the chosen heads' outputs, at every token, in plain and in shifted windows."""
+    """Eq. (3): y is the weighted sum of the chosen heads' outputs, at every token, in plain and in
+    shifted windows.
+    """
     seen = {}
 
     def note(layer, block):
-        return lambda module, args, output: seen.update({(layer, block): (module, args[0], output[0])})
+        return lambda module, args, output: seen.update(
+            {(layer, block): (module, args[0], output[0])}
+        )
 
     for stage, layer in enumerate(replay.network.encoder.layers, start=1):
         for number, block in enumerate(layer.blocks):
@@ -46,7 +52,9 @@ def test_the_attention_of_chosen_heads_makes_the_output_of_the_layer(replay, pro
         for image, cell in itertools.product((0, 1), np.ndindex(grid.shape)):
             found = torch.zeros(tokens.shape[-1])
             for head in probe.at(Place("encoder", layer, block, IMAGES[image]), cell):
-                values = tokens[image][: grid.shape[0], : grid.shape[1], : grid.shape[2]] @ module.value
+                values = (
+                    tokens[image][: grid.shape[0], : grid.shape[1], : grid.shape[2]] @ module.value
+                )
                 mixed = torch.einsum("ijk,ijkd->d", torch.from_numpy(head.volume.values), values)
                 found = found + head.weight * mixed @ module.output[head.head]
             torch.testing.assert_close(found, output[image][cell], atol=1e-5, rtol=1e-4)
@@ -73,20 +81,25 @@ def test_the_probe_leaves_no_hooks_and_looks_past_those_of_others(replay, probe)
 
 
 def test_windows_are_those_of_a_slow_reading(replay, probe):
-    """A window holds the tokens with the same quotient by its size, the shift taken off first, and no farther ones."""
+    """A window holds the tokens with the same quotient by its size, the shift taken off first, and
+    no farther ones.
+    """
     (d, h, w), size = replay.grid.coarsen(4).shape, (2, 3, 2)
     grids = {1: (d, h, w), 2: replay.grid.coarsen(8).shape}
     padded = {1: replay_padded(replay, 4), 2: replay_padded(replay, 8)}
     for layer, block in ((1, 0), (2, 0), (2, 1)):
         window = [min(n, s) for n, s in zip(padded[layer], size, strict=True)]
-        shift = [s // 2 if block % 2 and n > s else 0 for n, s in zip(padded[layer], window, strict=True)]
+        shift = [
+            s // 2 if block % 2 and n > s else 0 for n, s in zip(padded[layer], window, strict=True)
+        ]
         full = [-(-n // s) * s for n, s in zip(padded[layer], window, strict=True)]
         for cell in np.ndindex(grids[layer]):
             expected = np.zeros(grids[layer], bool)
             for other in np.ndindex(grids[layer]):
                 parts = zip(cell, other, shift, full, window, strict=True)
                 expected[other] = all(
-                    ((a - s) % f) // n == ((b - s) % f) // n and abs(a - b) < n for a, b, s, f, n in parts
+                    ((a - s) % f) // n == ((b - s) % f) // n and abs(a - b) < n
+                    for a, b, s, f, n in parts
                 )
             found = probe.at(Place("encoder", layer, block, "moving"), cell)[0].window
             np.testing.assert_array_equal(found, expected)
@@ -103,7 +116,9 @@ def test_the_heads_are_those_that_the_gate_chose(replay, probe):
         place = Place("encoder", record.layer, record.block, record.image)
         for cell in np.ndindex(*record.routing.experts.shape[2:]):
             heads = probe.at(place, cell)
-            assert [head.head for head in heads] == record.routing.experts[(0, slice(None), *cell)].tolist()
+            assert [head.head for head in heads] == record.routing.experts[
+                (0, slice(None), *cell)
+            ].tolist()
             weights = record.routing.weights[(0, slice(None), *cell)].tolist()
             assert [head.weight for head in heads] == pytest.approx(weights)
 

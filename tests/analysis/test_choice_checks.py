@@ -1,4 +1,6 @@
-"""What choices follow: every figure against one counted by hand, on networks made to follow what is asked."""
+"""What choices follow: every figure against one counted by hand, on networks made to follow what is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.choice_checks import (
+from napari_shmoareg.experts.choice_checks import (
     ChoiceCheck,
     check_choices,
     kappa,
@@ -16,13 +18,13 @@ from napari_shmoareg.analysis.choice_checks import (
     mutual_information,
     share_explained,
 )
-from napari_shmoareg.engine.intensity import Intensity
-from napari_shmoareg.engine.losses import squared_correlation
-from napari_shmoareg.engine.replay import Replay
 from napari_shmoareg.geometry import field
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.model.decoder import Level
 from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.registration.intensity import Intensity
+from napari_shmoareg.registration.losses import squared_correlation
+from napari_shmoareg.registration.replay import Replay
 
 
 def test_kappa_is_cohens_and_1_only_without_change():
@@ -40,8 +42,12 @@ def test_information_is_that_of_the_counts():
     assert mutual_information(np.array([[0, 0, 0, 0, 2, 2, 2, 2]]), labels) == pytest.approx(1)
     assert mutual_information(np.array([[0, 1, 0, 1, 0, 1, 0, 1]]), labels) == pytest.approx(0)
     halves = np.array([[0, 0, 0, 1, 1, 1, 1, 0]])
-    assert mutual_information(halves, labels) == pytest.approx(1 + 0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
-    assert mutual_information(np.array([[0, 0, 1, 1], [1, 1, 0, 0]]), labels[2:6]) == pytest.approx(0)
+    assert mutual_information(halves, labels) == pytest.approx(
+        1 + 0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)
+    )
+    assert mutual_information(np.array([[0, 0, 1, 1], [1, 1, 0, 0]]), labels[2:6]) == pytest.approx(
+        0
+    )
     assert share_explained(np.array([0, 0, 2, 2]), np.array([1, 1, 0, 0])) == pytest.approx(1)
     assert share_explained(np.array([1, 1]), np.array([0, 1])) is None
 
@@ -67,7 +73,9 @@ def checked(replay):
 
 
 def content(pair, replay):
-    """Voxels of the network grid, (I, J, K), whose nearest voxel of the fixed image shows something."""
+    """Voxels of the network grid, (I, J, K), whose nearest voxel of the fixed image shows
+    something.
+    """
     shown = Intensity.of(pair.fixed).content(pair.fixed.values)
     return resample(pair.fixed_labels.with_values(shown.astype(np.int32)), replay.grid).values != 0
 
@@ -80,7 +88,9 @@ def test_every_gate_is_checked_and_the_network_left_as_it_was(replay, network, c
         assert 0 <= check.information < 4 and 0 <= check.untrained_information < 4
         assert (check.best_agreement is None) == (record.part == "encoder")
         assert check.learned_information == check.information - check.untrained_information
-    assert any(check.stability and check.stability < 0.999 for check in checked.values()), "the noise changes something"
+    assert any(check.stability and check.stability < 0.999 for check in checked.values()), (
+        "the noise changes something"
+    )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
     assert torch.equal(replay.run()[0], replay.run()[0])
 
@@ -100,9 +110,18 @@ def test_sign_share_and_best_expert_are_those_of_the_level_itself(pair, replay, 
     for axis, record in enumerate(routed):
         chosen = record.routing.experts[0, 0, :i, :j, :k].numpy()[inside]
         residual = record.residual[0, 0, :i, :j, :k].numpy()[inside]
-        check = next(c for p, c in checked.items() if (p.part, p.layer, p.direction) == ("decoder", 1, "xyz"[axis]))
+        check = next(
+            c
+            for p, c in checked.items()
+            if (p.part, p.layer, p.direction) == ("decoder", 1, "xyz"[axis])
+        )
         assert check.cells == inside.sum()
-        joint = np.array([[((chosen == e) & ((residual > 0) == s)).sum() for s in (False, True)] for e in range(3)])
+        joint = np.array(
+            [
+                [((chosen == e) & ((residual > 0) == s)).sum() for s in (False, True)]
+                for e in range(3)
+            ]
+        )
         p = joint / joint.sum()
         outer = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
         bits = (p[p > 0] * np.log2(p[p > 0] / outer[p > 0])).sum()
@@ -111,7 +130,10 @@ def test_sign_share_and_best_expert_are_those_of_the_level_itself(pair, replay, 
 
         start = field.upsample(below, features.shape[2:])
         images = []
-        for image in (field.warp(replay.conformed.moving, replay.start, padding="border"), replay.conformed.fixed):
+        for image in (
+            field.warp(replay.conformed.moving, replay.start, padding="border"),
+            replay.conformed.fixed,
+        ):
             spare = [n - m for n, m in zip(features.shape[2:], image.shape[2:], strict=True)]
             pads = (0, spare[2], 0, spare[1], 0, spare[0])
             images.append(torch.nn.functional.pad(image, pads, mode="replicate"))
@@ -122,7 +144,11 @@ def test_sign_share_and_best_expert_are_those_of_the_level_itself(pair, replay, 
                 step = torch.cat([r.residual for r in routed], 1).clone()
                 step[:, axis : axis + 1] = gate * kernel(features)
                 warped = field.warp(images[0], field.compose(start, step), padding="border")
-                errors.append((1 - squared_correlation(warped, images[1], 5))[0, 0, :i, :j, :k].numpy()[inside])
+                errors.append(
+                    (1 - squared_correlation(warped, images[1], 5))[0, 0, :i, :j, :k].numpy()[
+                        inside
+                    ]
+                )
         table = np.stack(errors)
         assert np.ptp(table, axis=0).max() > 1e-3
         telling = np.ptp(table, axis=0) > 1e-3
@@ -131,14 +157,20 @@ def test_sign_share_and_best_expert_are_those_of_the_level_itself(pair, replay, 
         assert check.best_agreement == pytest.approx(agreed, abs=2e-3)
 
 
-def test_a_gate_that_follows_the_sign_is_found_out_and_one_that_follows_a_label_too(pair, replay, network):
-    """The gate of x is told which label a voxel has; that of y takes kernel 0 where the residual will be positive."""
+def test_a_gate_that_follows_the_sign_is_found_out_and_one_that_follows_a_label_too(
+    pair, replay, network
+):
+    """The gate of x is told which label a voxel has; that of y takes kernel 0 where the residual
+    will be positive.
+    """
     labels = resample(pair.fixed_labels, replay.grid).values
     i, j, k = labels.shape
     sites = {s.direction: s for s in gates_of(network) if (s.part, s.layer) == ("decoder", 1)}
     head = sites["y"].owner
     outputs = {}
-    handles = [head.register_forward_pre_hook(lambda m, args: outputs.update(y=m.convolve(args[0])[0][1]))]
+    handles = [
+        head.register_forward_pre_hook(lambda m, args: outputs.update(y=m.convolve(args[0])[0][1]))
+    ]
 
     def by_label(module, args, output):
         if any(n < m for n, m in zip(output.shape[2:], labels.shape, strict=True)):
@@ -154,7 +186,10 @@ def test_a_gate_that_follows_the_sign_is_found_out_and_one_that_follows_a_label_
         chosen = torch.where(positive, 0, torch.where(negative, 1, 2))
         return torch.full_like(output, 0.1).scatter(1, chosen, 0.8)
 
-    handles += [sites["x"].module.register_forward_hook(by_label), sites["y"].module.register_forward_hook(by_sign)]
+    handles += [
+        sites["x"].module.register_forward_hook(by_label),
+        sites["y"].module.register_forward_hook(by_sign),
+    ]
     found = {check.place: check for check in check_choices(replay)}
     for handle in handles:
         handle.remove()
@@ -174,7 +209,12 @@ def test_checks_of_pairs_are_averaged_gate_by_gate_or_layer_by_layer():
 
     checks = [one(0, 0.5, 0.2, 10), one(0, 0.7, None, 30), one(1, None, 0.6, 20)]
     first, second = mean_checks(checks)
-    assert (first.block, first.stability, first.information, first.cells) == (0, pytest.approx(0.6), 0.2, 40)
+    assert (first.block, first.stability, first.information, first.cells) == (
+        0,
+        pytest.approx(0.6),
+        0.2,
+        40,
+    )
     assert (second.block, second.stability, second.sign_share) == (1, None, None)
     (whole,) = mean_checks(checks, by_layer=True)
     assert (whole.block, whole.image, whole.cells) == (None, None, 60)
@@ -182,7 +222,9 @@ def test_checks_of_pairs_are_averaged_gate_by_gate_or_layer_by_layer():
 
 
 def test_without_labels_there_is_no_information(pair, network):
-    bare = Replay.of(replace(pair, moving_labels=None, fixed_labels=None), network, settings={"size": 26})
+    bare = Replay.of(
+        replace(pair, moving_labels=None, fixed_labels=None), network, settings={"size": 26}
+    )
     checks = check_choices(bare)
     assert all(c.information is None and c.untrained_information is None for c in checks)
     assert all(c.best_agreement is not None for c in checks if c.part == "decoder")

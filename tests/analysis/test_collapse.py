@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.collapse import RoutingWatch
+from napari_shmoareg.training.monitor import RoutingWatch
 
 TOP_K = {"encoder": 4, "decoder": 1}
 
@@ -40,7 +40,9 @@ def test_loads_that_fall_to_half_their_evenness_are_told_before_they_collapse():
         return {"decoder-1-z": (100, 100, 100) if step <= 10 else (280, 15, 5)}
 
     (alarm,) = fed(narrowing).alarms
-    assert "fewer experts are in use: evenness fell from 1.00 to 0.16; expert 0 has 93 %" in alarm.text
+    assert (
+        "fewer experts are in use: evenness fell from 1.00 to 0.16; expert 0 has 93 %" in alarm.text
+    )
 
 
 def test_uneven_loads_from_the_start_are_no_alarm_as_the_shipped_weights_have_them():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.comparison import (
+from napari_shmoareg.evaluation.comparison import (
     Spread,
     comparison_figure,
     finished_by_all,
@@ -15,8 +15,8 @@ from napari_shmoareg.analysis.comparison import (
     score,
     summarise,
 )
-from napari_shmoareg.analysis.metrics import dice, mean
 from napari_shmoareg.geometry import DisplacementField, Transform, warp_volume
+from napari_shmoareg.metrics import dice, mean
 
 
 def row(pair, method, dice="", seconds=1.0, error="", **more):
@@ -48,7 +48,9 @@ def test_the_score_is_that_of_the_labels_at_x_plus_d(pair):
 
 def test_folding_is_of_the_whole_map(pair):
     grid = pair.fixed.grid
-    points = grid.to_world(np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1))
+    points = grid.to_world(
+        np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
+    )
     mirrored = DisplacementField((points * [-1, 1, 1] - points).astype(np.float32), grid)
     assert score(mirrored, pair)["folding_percent"] == 100
 
@@ -79,8 +81,12 @@ def test_equal_terms_are_the_pairs_that_every_method_finished():
 def test_pairs_that_were_made_worse_are_counted_by_dice_and_else_by_landmarks():
     start, a, b = summarise(ROWS)
     assert (start.judged, a.worse, a.judged, b.worse, b.judged) == (0, 0, 2, 1, 1)
-    rows = [row(1, "start", landmark_mm=4.0), row(1, "a", landmark_mm=5.0), row(2, "a", landmark_mm=1.0)]
-    (_, a) = summarise(rows)
+    rows = [
+        row(1, "start", landmark_mm=4.0),
+        row(1, "a", landmark_mm=5.0),
+        row(2, "a", landmark_mm=1.0),
+    ]
+    _, a = summarise(rows)
     assert (a.worse, a.judged) == (1, 1), "a pair without a start cannot be judged"
 
 
@@ -88,12 +94,17 @@ def test_the_table_has_a_line_per_method_and_only_what_was_measured():
     lines = markdown_table(summarise(ROWS)).splitlines()
     assert lines[0] == "| method | pairs | Dice | seconds | worse than the start |"
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[3] == "| a | 2 | 0.750 ± 0.071 (0.700 to 0.800) | 20.0 ± 14.1 (10.0 to 30.0) | 0 of 2 |"
+    assert (
+        lines[3]
+        == "| a | 2 | 0.750 ± 0.071 (0.700 to 0.800) | 20.0 ± 14.1 (10.0 to 30.0) | 0 of 2 |"
+    )
     assert lines[4] == "| b | 1 (1 failed) | 0.400 | 1.0 | 1 of 1 |"
 
 
 def test_the_figure_puts_each_method_at_its_mean_and_the_start_as_a_line():
-    figure = comparison_figure([row | {"sdlogj": 0.01 * float(row["seconds"] or 0)} for row in ROWS])
+    figure = comparison_figure(
+        [row | {"sdlogj": 0.01 * float(row["seconds"] or 0)} for row in ROWS]
+    )
     seconds, regularity = figure.axes
     assert seconds.get_xscale() == "log" and regularity.get_xscale() == "linear"
     for axes, scale in ((seconds, 1.0), (regularity, 0.01)):
@@ -105,7 +116,10 @@ def test_the_figure_puts_each_method_at_its_mean_and_the_start_as_a_line():
 
 def test_the_figure_joins_the_settings_of_one_method_and_no_two_methods_look_alike():
     names = ["a", "a:balanced", "a:smooth", "b", *"cdefghi"]
-    rows = [row(1, name, dice=0.7 - 0.01 * n, sdlogj=0.4 - 0.02 * n, seconds=9) for n, name in enumerate(names)]
+    rows = [
+        row(1, name, dice=0.7 - 0.01 * n, sdlogj=0.4 - 0.02 * n, seconds=9)
+        for n, name in enumerate(names)
+    ]
     _, regularity = comparison_figure(rows).axes
     (joined,) = [line for line in regularity.lines if len(line.get_xdata()) == 3]
     assert joined.get_xydata() == pytest.approx(np.array([(0.4, 0.7), (0.38, 0.69), (0.36, 0.68)]))

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from napari_shmoareg.analysis.controls import KINDS, Control, cells_of, controls_of, equal_loads
-from napari_shmoareg.analysis.experiment import Experiment, run_changed
-from napari_shmoareg.analysis.intervention import Intervention, intervening
-from napari_shmoareg.engine.replay import Replay
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.controls import KINDS, Control, cells_of, controls_of, equal_loads
+from napari_shmoareg.experts.experiment import Experiment, run_changed
+from napari_shmoareg.experts.intervention import Intervention, intervening
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.gates import attentions_of, gates_of
 from napari_shmoareg.model.moa import attend
 from napari_shmoareg.model.shmoe import SHMoE
+from napari_shmoareg.registration.replay import Replay
 
 GATE_KINDS = [
     "shuffled",
@@ -48,7 +48,9 @@ def replay(pair, network):
 
 
 class Seen:
-    """Every call of every gate while a control acts: the values before and after it, valid cells (n, N) apart."""
+    """Every call of every gate while a control acts: the values before and after it, valid cells
+    (n, N) apart.
+    """
 
     def __init__(self, network, control, grid):
         self.network, self.control, self.grid = network, control, grid
@@ -63,7 +65,9 @@ class Seen:
 
         self.stack.callback(self.network.encoder.register_forward_pre_hook(begin).remove)
         for site in gates_of(self.network):  # hooks run in the order in which they were registered
-            self.stack.callback(site.module.register_forward_hook(self._note(site, "before")).remove)
+            self.stack.callback(
+                site.module.register_forward_hook(self._note(site, "before")).remove
+            )
         self.stack.enter_context(intervening(self.network, [self.control], self.grid))
         for site in gates_of(self.network):
             self.stack.callback(site.module.register_forward_hook(self._note(site, "after")).remove)
@@ -76,7 +80,9 @@ class Seen:
         def hook(module, args, output):
             values = output if site.part == "encoder" else output.movedim(1, -1)
             if when == "before":
-                self.calls.append({"site": site, "cells": cells_of(self.valid, site.stride), "args": args})
+                self.calls.append(
+                    {"site": site, "cells": cells_of(self.valid, site.stride), "args": args}
+                )
             last = next(call for call in reversed(self.calls) if call["site"].module is site.module)
             last[when] = values.detach().clone()
 
@@ -118,8 +124,13 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
     sites = [site for site in gates_of(network) if site.part == part]
     calls = seen.of_control()
     images = 2 if part == "encoder" else 1
-    assert len(calls) == 2 * images * len(sites), "it acts in both passes, at every gate, on both images"
-    assert len({cells for site, cells, *_ in calls if site.stride == min(s.stride for s in sites)}) == 2
+    assert len(calls) == 2 * images * len(sites), (
+        "it acts in both passes, at every gate, on both images"
+    )
+    assert (
+        len({cells for site, cells, *_ in calls if site.stride == min(s.stride for s in sites)})
+        == 2
+    )
     changed = 0
     for site, cells, before, after in calls:
         k = site.top_k
@@ -128,7 +139,14 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
         changed += int((ids.sort(-1).values != now.sort(-1).values).any())
         if name in ("shuffled", "moved", "moved_near"):
             assert multiset(before, k) == multiset(after, k)
-        if name in ("shuffled", "shuffled_choice", "moved", "moved_near", "untrained_gate", "constant_weights"):
+        if name in (
+            "shuffled",
+            "shuffled_choice",
+            "moved",
+            "moved_near",
+            "untrained_gate",
+            "constant_weights",
+        ):
             assert torch.equal(loads, after_loads)
         if name in ("shuffled_choice", "random", "fixed", "untrained_gate"):
             assert torch.equal(own, new), "every cell keeps its own weights, to the last bit"
@@ -138,11 +156,15 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
         if name == "moved":
             i, j, kk = (n // 2 for n in cells)
             grid = before.unflatten(0, cells).numpy()
-            np.testing.assert_array_equal(np.roll(grid, (i, j, kk), (0, 1, 2)), after.unflatten(0, cells).numpy())
+            np.testing.assert_array_equal(
+                np.roll(grid, (i, j, kk), (0, 1, 2)), after.unflatten(0, cells).numpy()
+            )
         if name == "moved_near":
             steps = [min(n // 2, 4) for n in cells]
             grid = before.unflatten(0, cells).numpy()
-            np.testing.assert_array_equal(np.roll(grid, steps, (0, 1, 2)), after.unflatten(0, cells).numpy())
+            np.testing.assert_array_equal(
+                np.roll(grid, steps, (0, 1, 2)), after.unflatten(0, cells).numpy()
+            )
         if name == "random":
             share = after_loads / after_loads.sum()
             spread = (site.num_experts * len(before) * k) ** -0.5
@@ -152,7 +174,9 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
             assert (now.sort(-1).values == most.sort().values).all()
         if name == "constant_weights":
             assert torch.equal(ids.sort(-1).values, now.sort(-1).values)
-            wanted = torch.full_like(own, 1 / k) if part == "encoder" else own.mean(0).expand_as(own)
+            wanted = (
+                torch.full_like(own, 1 / k) if part == "encoder" else own.mean(0).expand_as(own)
+            )
             torch.testing.assert_close(new, wanted)
             assert len(new.unique()) == 1
     if name == "fixed":
@@ -163,12 +187,18 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
 
 def test_a_silenced_kernel_is_chosen_nowhere_and_the_next_best_takes_its_place(replay, network):
     for expert in (None, 0, 2):
-        for _, _, before, after in watch(replay, Control("silenced", "decoder", expert=expert)).of_control():
+        for _, _, before, after in watch(
+            replay, Control("silenced", "decoder", expert=expert)
+        ).of_control():
             first = before.topk(2, dim=-1)
             silent = int(torch.bincount(first.indices[:, 0]).argmax()) if expert is None else expert
             there = first.indices[:, 0] == silent
-            assert torch.equal(after.max(-1).indices, torch.where(there, first.indices[:, 1], first.indices[:, 0]))
-            assert torch.equal(after.max(-1).values, torch.where(there, first.values[:, 1], first.values[:, 0]))
+            assert torch.equal(
+                after.max(-1).indices, torch.where(there, first.indices[:, 1], first.indices[:, 0])
+            )
+            assert torch.equal(
+                after.max(-1).values, torch.where(there, first.values[:, 1], first.values[:, 0])
+            )
     assert Control("silenced", "decoder", expert=2).title_with("5x5x5") == "5x5x5 silenced"
 
 
@@ -205,10 +235,13 @@ def test_the_draws_of_passes_gates_and_images_differ_but_not_with_what_ran_befor
 
     control = Control("shuffled", "encoder", seed=3)
     first = orders(control, lambda: replay.from_first_pass().run())
-    assert len(first) == 2 and all(len(found) == 2 and found[0] != found[1] for found in first.values())
+    assert len(first) == 2 and all(
+        len(found) == 2 and found[0] != found[1] for found in first.values()
+    )
     with intervening(network, [Control("random", "encoder", seed=9)], replay.grid):
         replay.from_first_pass().run()
-    alone = orders(control, replay.run)  # the last pass alone: its draw is what it was in the cascade
+    # the last pass alone: its draw is what it was in the cascade
+    alone = orders(control, replay.run)
     assert len(alone) == 1 and all(first[cells] == found for cells, found in alone.items())
     other = orders(Control("shuffled", "encoder", seed=4), replay.run)
     assert all(other[cells] != first[cells] for cells in other)
@@ -227,14 +260,19 @@ def test_all_passes_are_changed_or_the_last_alone(replay, network):
         with intervening(network, [Control("shuffled", part, passes="last")], replay.grid):
             from_the_same_start, _ = replay.run()
         assert torch.equal(last, from_the_same_start) and not torch.equal(last, whole)
-    assert torch.equal(replay.from_first_pass().start, replay.start), "without hooks the start is what it was"
+    assert torch.equal(replay.from_first_pass().start, replay.start), (
+        "without hooks the start is what it was"
+    )
 
 
 def test_without_a_control_the_run_is_the_registration_to_the_last_bit(replay, network):
     plain, routing = replay.run()
     found, same = run_changed(replay)
     assert torch.equal(plain, found) and torch.equal(replay.from_first_pass().run()[0], plain)
-    assert all(torch.equal(a.routing.experts, b.routing.experts) for a, b in zip(routing, same, strict=True))
+    assert all(
+        torch.equal(a.routing.experts, b.routing.experts)
+        for a, b in zip(routing, same, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -252,10 +290,16 @@ def test_nothing_stays_behind(replay, network, name):
 
 
 def test_an_error_in_the_block_or_in_a_later_control_leaves_no_hook(replay, network):
-    with pytest.raises(ZeroDivisionError), intervening(network, [Control("shuffled", "encoder")], replay.grid):
+    with (
+        pytest.raises(ZeroDivisionError),
+        intervening(network, [Control("shuffled", "encoder")], replay.grid),
+    ):
         raise ZeroDivisionError
     changes = [Intervention("silence", 0, "decoder"), Control("shuffled", "encoder", layer=9)]
-    with pytest.raises(InputError, match="names no gate"), intervening(network, changes, replay.grid):
+    with (
+        pytest.raises(InputError, match="names no gate"),
+        intervening(network, changes, replay.grid),
+    ):
         pass
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
@@ -277,11 +321,14 @@ def test_attention_off_leaves_the_mlps(replay, network):
 def test_attention_off_of_one_image_and_layer_leaves_the_rest(replay, network):
     taken = []
     handles = [
-        attention.register_forward_hook(lambda m, args, out, at=(layer, block): taken.append((at, out[0].clone())))
+        attention.register_forward_hook(
+            lambda m, args, out, at=(layer, block): taken.append((at, out[0].clone()))
+        )
         for layer, block, attention in attentions_of(network)
     ]
     control = Control("attention_off", "encoder", layer=2, block=0, image="moving")
-    with intervening(network, [control], replay.grid):  # its hooks come after those above: see the next layer's input
+    # its hooks come after those above: see the next layer's input
+    with intervening(network, [control], replay.grid):
         replay.run()
     for handle in handles:
         handle.remove()
@@ -325,15 +372,21 @@ def test_uniform_is_the_mean_of_the_heads(replay, network):
 @pytest.mark.parametrize("direction", [None, "y"])
 def test_the_mean_of_the_kernels_is_the_mean_of_the_kernels(replay, network, direction):
     head = next(m for m in network.modules() if isinstance(m, SHMoE))
-    gates = {d: next(s for s in gates_of(network) if s.owner is head and s.direction == d) for d in "xyz"}
+    gates = {
+        d: next(s for s in gates_of(network) if s.owner is head and s.direction == d) for d in "xyz"
+    }
     values, calls = {}, []
     handles = [
         site.module.register_forward_hook(lambda m, args, out, d=d: values.__setitem__(d, out))
         for d, site in gates.items()
     ]
     plain = head.register_forward_hook(lambda m, args, out: calls.append((args[0], out[0])))
-    with intervening(network, [Control("mean_of_kernels", "decoder", direction=direction)], replay.grid):
-        handles.append(head.register_forward_hook(lambda m, args, out: calls.append((args[0], out[0]))))
+    with intervening(
+        network, [Control("mean_of_kernels", "decoder", direction=direction)], replay.grid
+    ):
+        handles.append(
+            head.register_forward_hook(lambda m, args, out: calls.append((args[0], out[0])))
+        )
         replay.run()
     for handle in (*handles, plain):
         handle.remove()
@@ -342,9 +395,14 @@ def test_the_mean_of_the_kernels_is_the_mean_of_the_kernels(replay, network, dir
         for axis, d in enumerate("xyz"):
             if direction in (None, d):
                 kernels: list[nn.Conv3d] = list(head.experts[d])
-                outputs = [F.conv3d(features, c.weight, c.bias, padding=c.kernel_size[0] // 2) for c in kernels]
+                outputs = [
+                    F.conv3d(features, c.weight, c.bias, padding=c.kernel_size[0] // 2)
+                    for c in kernels
+                ]
                 expected = values[d].amax(1, keepdim=True) * torch.stack(outputs).mean(0)
-                torch.testing.assert_close(residual[:, axis : axis + 1], expected, atol=1e-6, rtol=1e-4)
+                torch.testing.assert_close(
+                    residual[:, axis : axis + 1], expected, atol=1e-6, rtol=1e-4
+                )
                 assert not torch.equal(residual[:, axis], unchanged[:, axis])
             else:
                 assert torch.equal(residual[:, axis], unchanged[:, axis])
@@ -357,8 +415,13 @@ def test_one_expert_everywhere_is_the_force_of_that_expert(pair, lively_network)
     for expert in range(3):
         forced = experiment.run(Intervention("force", expert, "decoder"))
         fixed = experiment.run(Control("fixed", "decoder", expert=expert))
-        np.testing.assert_array_equal(forced.outcome.displacement.vectors, fixed.outcome.displacement.vectors)
-        assert all((r.routing.experts == expert).all() for r in fixed.outcome.routing.select(part="decoder"))
+        np.testing.assert_array_equal(
+            forced.outcome.displacement.vectors, fixed.outcome.displacement.vectors
+        )
+        assert all(
+            (r.routing.experts == expert).all()
+            for r in fixed.outcome.routing.select(part="decoder")
+        )
         assert fixed.changed == pytest.approx(forced.changed) and fixed.cells == forced.cells
 
 
@@ -369,12 +432,17 @@ def test_an_experiment_takes_controls_and_interventions_together(replay, network
     assert torch.equal(
         torch.from_numpy(effect.outcome.displacement.vectors),
         torch.from_numpy(
-            replay.conformed.transform(run_changed(replay, [control])[0]).total(replay.pair.fixed.grid).vectors
+            replay.conformed.transform(run_changed(replay, [control])[0])
+            .total(replay.pair.fixed.grid)
+            .vectors
         ),
     )
     assert 0 < effect.changed < 1 and effect.mean_mm > 0 and "shuffled" in str(control)
     both = experiment.run(control, Intervention("silence", 0, "encoder", 1))
-    assert all(not (r.routing.experts == 0).any() for r in both.outcome.routing.select(part="encoder", layer=1))
+    assert all(
+        not (r.routing.experts == 0).any()
+        for r in both.outcome.routing.select(part="encoder", layer=1)
+    )
     assert experiment.run(Control("uniform", "encoder")).changed == 1
     assert experiment.run(Control("mean_of_kernels", "decoder", passes="last")).changed == 1
 
@@ -391,7 +459,9 @@ def test_equal_loads_are_met_to_the_cell_and_the_best_are_chosen():
         assert all(len(set(row)) == top_k for row in chosen.tolist())
     free = scores.argmax(1)
     own = torch.bincount(free, minlength=6)
-    assert (equal_loads(scores, own, 1)[:, 0] == free).float().mean() > 0.9, "its own loads take next to no bias"
+    assert (equal_loads(scores, own, 1)[:, 0] == free).float().mean() > 0.9, (
+        "its own loads take next to no bias"
+    )
 
 
 @pytest.mark.parametrize(
@@ -427,6 +497,8 @@ def test_what_a_network_does_not_have_is_refused(replay, control, says):
 def test_every_control_of_a_network_is_listed_once(network):
     found = controls_of(network, passes="last", seed=5)
     assert len(set(found)) == len(found) and all((c.passes, c.seed) == ("last", 5) for c in found)
-    assert {(c.name, c.part) for c in found} == {(name, part) for name, kind in KINDS.items() for part in kind.parts}
+    assert {(c.name, c.part) for c in found} == {
+        (name, part) for name, kind in KINDS.items() for part in kind.parts
+    }
     assert [c.expert for c in found if c.name == "fixed" and c.part == "decoder"] == [0, 1, 2]
     assert [c.expert for c in found if c.name == "fixed" and c.part == "encoder"] == [None]

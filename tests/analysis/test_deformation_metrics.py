@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from napari_shmoareg.analysis.metrics import folding, folding_interior, folding_strict, sdlogj, sdlogj_l2r
 from napari_shmoareg.geometry import DisplacementField
+from napari_shmoareg.metrics import folding, folding_interior, folding_strict, sdlogj, sdlogj_l2r
 
 
 @pytest.fixture
 def displacement() -> np.ndarray:
     """A smooth random displacement in voxels (3, 37, 21, 18) that folds in some places."""
     rng = np.random.default_rng(3)
-    made = np.stack([ndimage.gaussian_filter(rng.normal(size=(37, 21, 18)), 1.3, mode="nearest") for _ in range(3)])
+    made = np.stack(
+        [
+            ndimage.gaussian_filter(rng.normal(size=(37, 21, 18)), 1.3, mode="nearest")
+            for _ in range(3)
+        ]
+    )
     return (made * 6.5).astype(np.float32)
 
 

@@ -7,8 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis import metrics
-from napari_shmoareg.analysis.evaluation import (
+from napari_shmoareg import metrics
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.evaluation.baselines import OWN, evaluated_method
+from napari_shmoareg.evaluation.methods import METHODS
+from napari_shmoareg.evaluation.tables import label_table, stage_table, summarise, worse_than_start
+from napari_shmoareg.geometry import DisplacementField, Transform, VolumePair, warp_volume
+from napari_shmoareg.metrics.measure import (
     MEASURES,
     Found,
     Scoring,
@@ -17,10 +22,6 @@ from napari_shmoareg.analysis.evaluation import (
     measure_pair,
     pair_rows,
 )
-from napari_shmoareg.analysis.evaluation_methods import OWN, evaluated_method
-from napari_shmoareg.analysis.evaluation_summary import label_table, stage_table, summarise, worse_than_start
-from napari_shmoareg.engine.peers import METHODS
-from napari_shmoareg.geometry import DisplacementField, InputError, Transform, VolumePair, warp_volume
 
 SETTINGS = {
     "affine": "auto",
@@ -45,7 +46,9 @@ def found(pair) -> Found:
     return Found(DisplacementField(wave.astype(np.float32) + np.float32([-4, 0, 0]), grid), matrix)
 
 
-def case(number: int, moving: str, fixed: str, stages: dict, seconds: float = 1.0, error: str = "") -> dict:
+def case(
+    number: int, moving: str, fixed: str, stages: dict, seconds: float = 1.0, error: str = ""
+) -> dict:
     about = {"number": number, "moving": moving, "fixed": fixed}
     about |= {"moving_subject": moving[0], "fixed_subject": fixed[0]}
     return about | {"seconds": seconds, "error": error, "stages": stages}
@@ -62,10 +65,20 @@ CASES = [
         "b",
         {
             "start": stage({"1": {"dice": 0.2}, "12": {"dice": 0.4}}, dice=0.3),
-            "after": stage({"1": {"dice": 0.6, "assd_mm": 2.0}, "12": {"dice": 0.0, "assd_mm": None}}, dice=0.3),
+            "after": stage(
+                {"1": {"dice": 0.6, "assd_mm": 2.0}, "12": {"dice": 0.0, "assd_mm": None}}, dice=0.3
+            ),
         },
     ),
-    case(2, "b", "a", {"start": stage({"1": {"dice": 0.5}}, dice=0.5), "after": stage({"1": {"dice": 0.4}}, dice=0.4)}),
+    case(
+        2,
+        "b",
+        "a",
+        {
+            "start": stage({"1": {"dice": 0.5}}, dice=0.5),
+            "after": stage({"1": {"dice": 0.4}}, dice=0.4),
+        },
+    ),
     case(3, "c", "a", {}, error="InputError: it broke"),
     case(4, "c", "b", {"start": stage({}, ncc=0.1), "after": stage({}, ncc=0.7)}, seconds=4.0),
 ]
@@ -78,7 +91,10 @@ def test_each_stage_is_measured_where_it_puts_the_labels(pair, found):
     measured = measure_pair(pair, found, Scoring())
     truth, spacing = pair.fixed_labels.values, pair.fixed.grid.spacing
     fields = {"start": Transform(np.eye(4)), "affine": Transform(found.affine)}
-    carried = {name: warp_volume(pair.moving_labels, pair.fixed.grid, at).values for name, at in fields.items()}
+    carried = {
+        name: warp_volume(pair.moving_labels, pair.fixed.grid, at).values
+        for name, at in fields.items()
+    }
     carried["after"] = found.displacement.warp(pair.moving_labels).values
     assert list(measured) == ["start", "affine", "after"]
     for name, labels in carried.items():
@@ -86,7 +102,9 @@ def test_each_stage_is_measured_where_it_puts_the_labels(pair, found):
         assert means["dice"] == pytest.approx(metrics.mean(metrics.dice(labels, truth)))
         assert means["assd_mm"] == pytest.approx(metrics.mean(metrics.assd(labels, truth, spacing)))
         assert means["hd95_mm"] == pytest.approx(metrics.mean(metrics.hd95(labels, truth, spacing)))
-        assert {label: values["dice"] for label, values in per_label.items()} == metrics.dice(labels, truth)
+        assert {label: values["dice"] for label, values in per_label.items()} == metrics.dice(
+            labels, truth
+        )
     assert len({round(measured[name]["means"]["dice"], 6) for name in carried}) == 3
     assert len({round(measured[name]["means"]["ncc"], 6) for name in carried}) == 3
     jacobian = found.displacement.jacobian()
@@ -100,9 +118,15 @@ def test_every_definition_is_measured_when_asked_for_and_has_its_words(pair, fou
     assert means.keys() | {"landmark_mm", "seconds"} == MEASURES.keys()
     truth, spacing = pair.fixed_labels.values, pair.fixed.grid.spacing
     carried = found.displacement.warp(pair.moving_labels).values
-    assert means["avd_th_mm"] == pytest.approx(metrics.mean(metrics.avd_th(carried, truth, spacing)))
-    assert means["assd_surfel_mm"] == pytest.approx(metrics.mean(metrics.assd_surfel(carried, truth, spacing)))
-    assert means["hd95_surfel_mm"] == pytest.approx(metrics.mean(metrics.hd95_surfel(carried, truth, spacing)))
+    assert means["avd_th_mm"] == pytest.approx(
+        metrics.mean(metrics.avd_th(carried, truth, spacing))
+    )
+    assert means["assd_surfel_mm"] == pytest.approx(
+        metrics.mean(metrics.assd_surfel(carried, truth, spacing))
+    )
+    assert means["hd95_surfel_mm"] == pytest.approx(
+        metrics.mean(metrics.hd95_surfel(carried, truth, spacing))
+    )
     assert means["sdlogj_l2r"] == pytest.approx(metrics.sdlogj_l2r(found.displacement.jacobian()))
     assert "Table I" in MEASURES["assd_mm"].definition
 
@@ -115,7 +139,10 @@ def test_without_labels_likeness_is_measured_and_no_overlap(pair, found):
 
 
 def test_empty_label_maps_have_a_dice_that_is_not_a_number(pair, found):
-    empty = [labels.with_values(np.zeros_like(labels.values)) for labels in (pair.moving_labels, pair.fixed_labels)]
+    empty = [
+        labels.with_values(np.zeros_like(labels.values))
+        for labels in (pair.moving_labels, pair.fixed_labels)
+    ]
     measured = measure_pair(VolumePair(pair.moving, pair.fixed, *empty), found, Scoring())
     assert math.isnan(measured["after"]["means"]["dice"]) and measured["after"]["labels"] == {}
 
@@ -134,11 +161,14 @@ def test_an_affine_that_moves_nothing_is_the_start(pair, found):
 
 
 def test_a_method_without_a_known_affine_has_no_such_stage(pair, found):
-    assert list(measure_pair(pair, Found(found.displacement), Scoring(surface=False))) == ["start", "after"]
+    assert list(measure_pair(pair, Found(found.displacement), Scoring(surface=False))) == [
+        "start",
+        "after",
+    ]
 
 
 def test_the_network_s_method_gives_what_register_gives(pair, tiny_network):
-    from napari_shmoareg.engine.registration import register
+    from napari_shmoareg.registration.register import register
 
     found = evaluated_method("shmoareg", SETTINGS | {"affine": "rigid"}, tiny_network)(pair)
     registration = register(pair, tiny_network, affine="rigid", device="cpu")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
-from napari_shmoareg.model.routing import RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace
 
 SHAPE = (22, 17, 9)
 
@@ -17,12 +17,18 @@ def _record(seed, *, stride, experts=6, top_k=2, shape=SHAPE, **place):
     cells = tuple(-(-n // stride) for n in shape)
     probabilities = torch.rand(1, experts, *cells).softmax(dim=1)
     weights, chosen = probabilities.topk(top_k, dim=1)
-    return RoutedLayer(stride=stride, routing=Routing(probabilities, chosen, weights / weights.sum(1, True)), **place)
+    return RoutedLayer(
+        stride=stride,
+        routing=Routing(probabilities, chosen, weights / weights.sum(1, True)),
+        **place,
+    )
 
 
 @pytest.fixture
 def trace():
-    """Two encoder layers (two blocks in the first) for both images, one decoder layer of three directions."""
+    """Two encoder layers (two blocks in the first) for both images, one decoder layer of three
+    directions.
+    """
     places = [(1, 4, 0), (1, 4, 1), (2, 8, 0)]
     encoder = [
         _record(10 * n + m, part="encoder", layer=layer, stride=stride, block=block, image=image)
@@ -49,7 +55,9 @@ def test_shares_sum_to_one_and_shares_of_tokens_to_k(trace):
     load = ExpertLoad.of(trace)
     for place in load:
         assert load.share[place].sum() == pytest.approx(1)
-        assert load.share_of_tokens[place].sum() == pytest.approx(2 if place.part == "encoder" else 1)
+        assert load.share_of_tokens[place].sum() == pytest.approx(
+            2 if place.part == "encoder" else 1
+        )
 
 
 def test_a_partial_cell_counts_as_one_and_padding_not_at_all(trace):
@@ -88,7 +96,11 @@ def test_the_network_keeps_moving_and_fixed_apart_in_its_load(tiny_network):
 
 
 def test_the_load_of_two_pairs_is_the_sum_of_both_loads(trace):
-    bigger = RoutingTrace(tuple(_record(7, part="encoder", layer=1, stride=4, block=b, image="moving") for b in (0, 5)))
+    bigger = RoutingTrace(
+        tuple(
+            _record(7, part="encoder", layer=1, stride=4, block=b, image="moving") for b in (0, 5)
+        )
+    )
     one, two = ExpertLoad.of(trace), ExpertLoad.of(bigger)
     both = one + two
     shared, only = Place("encoder", 1, 0, "moving"), Place("encoder", 1, 5, "moving")
@@ -101,16 +113,22 @@ def test_the_load_of_two_pairs_is_the_sum_of_both_loads(trace):
 
 def test_a_batch_of_two_is_counted_as_two_pairs(trace):
     record = trace.layers[0]
-    twice = RoutedLayer("encoder", 1, 4, Routing(*(torch.cat([t, t]) for t in record.routing)), 0, "moving")
+    twice = RoutedLayer(
+        "encoder", 1, 4, Routing(*(torch.cat([t, t]) for t in record.routing)), 0, "moving"
+    )
     one, two = (ExpertLoad.of(RoutingTrace((r,))) for r in (record, twice))
     place = next(iter(one))
-    assert (two.counts[place] == 2 * one.counts[place]).all() and two.cells[place] == 2 * one.cells[place]
+    assert (two.counts[place] == 2 * one.counts[place]).all() and two.cells[place] == 2 * one.cells[
+        place
+    ]
 
 
 def test_blocks_of_a_layer_add_up(trace):
     load = ExpertLoad.of(trace)
     whole = load.over_blocks()
-    parts = load.counts[Place("encoder", 1, 0, "fixed")] + load.counts[Place("encoder", 1, 1, "fixed")]
+    parts = (
+        load.counts[Place("encoder", 1, 0, "fixed")] + load.counts[Place("encoder", 1, 1, "fixed")]
+    )
     assert (whole.counts[Place("encoder", 1, None, "fixed")] == parts).all()
     assert whole.share_of_tokens[Place("encoder", 1, None, "fixed")].sum() == pytest.approx(2)
 
@@ -118,9 +136,20 @@ def test_blocks_of_a_layer_add_up(trace):
 def test_rows_name_every_place_and_expert_and_read_back(trace):
     load = ExpertLoad.of(trace)
     rows = load.rows()
-    assert list(rows[0]) == ["part", "layer", "block", "image", "direction", "expert", "count", "share"]
+    assert list(rows[0]) == [
+        "part",
+        "layer",
+        "block",
+        "image",
+        "direction",
+        "expert",
+        "count",
+        "share",
+    ]
     assert len(rows) == 6 * 6 + 3 * 3
-    as_text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
+    as_text = [
+        {key: "" if value is None else str(value) for key, value in row.items()} for row in rows
+    ]
     again = ExpertLoad.from_rows(as_text, {place: 2 for place in load if place.part == "encoder"})
     assert list(again) == list(load) and again.cells == load.cells
     assert all((again.counts[place] == load.counts[place]).all() for place in load)

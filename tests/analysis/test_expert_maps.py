@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad
-from napari_shmoareg.analysis.expert_maps import expert_maps, times_chosen, token_loads
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.experts.maps import expert_maps, times_chosen, token_loads
 
 
 def test_there_is_a_map_for_every_decoder_layer_and_direction(registration):
     names = [m.name for m in expert_maps(registration)]
-    assert sorted(names) == sorted(f"decoder-{layer}-{direction}" for layer in (1, 2) for direction in "xyz")
+    assert sorted(names) == sorted(
+        f"decoder-{layer}-{direction}" for layer in (1, 2) for direction in "xyz"
+    )
 
 
 def test_a_map_holds_the_expert_of_each_cell_plus_one(registration):
@@ -47,14 +49,18 @@ def test_the_weights_of_a_token_sum_to_one_and_stand_at_the_chosen_heads(registr
     loads = token_loads(registration)
     assert len(loads) == len(registration.routing.select(part="encoder"))
     for token_load in loads:
-        ((_, routing),) = [(r.name, r.routing) for r in registration.routing if r.name == token_load.name]
+        ((_, routing),) = [
+            (r.name, r.routing) for r in registration.routing if r.name == token_load.name
+        ]
         assert token_load.values.shape == (*token_load.grid.shape, 6)
         assert token_load.values.sum(axis=-1) == pytest.approx(1, abs=1e-5)
         assert ((token_load.values > 0).sum(axis=-1) <= 2).all()
         i, j, k = (n // 2 for n in token_load.grid.shape)
         for rank in range(2):
             expert = int(routing.experts[0, rank, i, j, k])
-            assert token_load.values[i, j, k, expert] == pytest.approx(float(routing.weights[0, rank, i, j, k]))
+            assert token_load.values[i, j, k, expert] == pytest.approx(
+                float(routing.weights[0, rank, i, j, k])
+            )
             assert token_load.volume(expert).values[i, j, k] == token_load.values[i, j, k, expert]
 
 
@@ -65,9 +71,13 @@ def test_token_loads_can_be_picked_by_place(registration):
 
 def test_times_chosen_adds_the_blocks_of_a_layer(registration):
     counted = {c.name: c for c in times_chosen(registration)}
-    assert set(counted) == {f"encoder-{n}-{image}-times-chosen" for n in (1, 2) for image in ("moving", "fixed")}
+    assert set(counted) == {
+        f"encoder-{n}-{image}-times-chosen" for n in (1, 2) for image in ("moving", "fixed")
+    }
     both = counted["encoder-2-fixed-times-chosen"].values
-    blocks = [token_loads(registration, layer=2, block=b, image="fixed")[0].values > 0 for b in (0, 1)]
+    blocks = [
+        token_loads(registration, layer=2, block=b, image="fixed")[0].values > 0 for b in (0, 1)
+    ]
     assert both.dtype == np.uint8
     assert (both == blocks[0].astype(int) + blocks[1]).all()
     assert (both.sum(axis=-1) == 2 * 2).all()

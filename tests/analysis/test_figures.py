@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from napari_shmoareg.analysis.expert_figures import expert_map_figure, load_figure
-from napari_shmoareg.analysis.expert_load import ExpertLoad
-from napari_shmoareg.analysis.expert_palette import expert_colours
-from napari_shmoareg.analysis.figures import FIXED_COLOUR, FOLDING_COLOUR, MOVED_COLOUR, jacobian_figure, overview
-from napari_shmoareg.analysis.slices import cut, middle
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.figures.experts import expert_map_figure, load_figure
+from napari_shmoareg.figures.palette import expert_colours
+from napari_shmoareg.figures.panels import cut, middle
+from napari_shmoareg.figures.registration import (
+    FIXED_COLOUR,
+    FOLDING_COLOUR,
+    MOVED_COLOUR,
+    jacobian_figure,
+    overview,
+)
 from napari_shmoareg.geometry import VolumePair
-from napari_shmoareg.model.routing import RoutingTrace
+from napari_shmoareg.model import RoutingTrace
 
 
 def _drawn(figure):
@@ -33,7 +39,9 @@ def _pixels_of(picture, colour, tolerance=30):
 
 
 def _texts(figure):
-    texts = [t.get_text() for axes in figure.axes for t in (axes.title, axes.yaxis.label, *axes.texts)]
+    texts = [
+        t.get_text() for axes in figure.axes for t in (axes.title, axes.yaxis.label, *axes.texts)
+    ]
     return [*texts, *(t.get_text() for legend in figure.legends for t in legend.get_texts())]
 
 
@@ -67,7 +75,9 @@ def test_no_title_covers_another_or_leaves_the_page(all_figures):
 def test_drawing_needs_no_window(all_figures):
     for figure in all_figures:
         _drawn(figure)
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )
 
 
 def test_the_overview_shows_every_image_in_true_proportions(registration):
@@ -81,7 +91,15 @@ def test_the_overview_shows_every_image_in_true_proportions(registration):
             left, right, bottom, top = axes.images[0].get_extent()
             assert (right - left, top - bottom) == pytest.approx(size)
             assert axes.get_aspect() == 1
-    assert {"fixed", "moving (as filed)", "warped", "Dice 0.815", "sagittal", "coronal", "axial"} <= set(_texts(figure))
+    assert {
+        "fixed",
+        "moving (as filed)",
+        "warped",
+        "Dice 0.815",
+        "sagittal",
+        "coronal",
+        "axial",
+    } <= set(_texts(figure))
 
 
 def test_the_overview_draws_the_labels_of_both_images_when_there_are_any(registration):
@@ -95,7 +113,9 @@ def test_the_overview_draws_the_labels_of_both_images_when_there_are_any(registr
 def test_the_difference_after_is_that_of_the_warped_image(registration):
     fixed = registration.pair.fixed
     moving = fixed.with_values(np.roll(fixed.values, 3, axis=0))
-    perfect = replace(registration, pair=VolumePair(moving, fixed), warped=fixed, warped_labels=None)
+    perfect = replace(
+        registration, pair=VolumePair(moving, fixed), warped=fixed, warped_labels=None
+    )
     panels = [axes for axes in overview(perfect).axes if axes.images]
     assert all(np.abs(panels[n].images[0].get_array()).max() < 0.02 for n in (4, 9, 14))
     assert all(np.abs(panels[n].images[0].get_array()).max() > 0.3 for n in (3, 8, 13))
@@ -106,7 +126,13 @@ def test_expert_maps_are_red_white_and_blue_with_their_kernels_in_the_legend(reg
     assert _pixels_of(_drawn(figure), "#2f5fd0") + _pixels_of(_drawn(figure), "#e03131") > 100
     texts = set(_texts(figure))
     assert {"expert 0: 1×1×1", "expert 1: 3×3×3", "expert 2: 5×5×5"} <= texts
-    assert {"x-direction", "y-direction", "z-direction", "full resolution", "1/2 resolution"} <= texts
+    assert {
+        "x-direction",
+        "y-direction",
+        "z-direction",
+        "full resolution",
+        "1/2 resolution",
+    } <= texts
     assert expert_colours(3)[1] == "#ffffff"
 
 
@@ -139,10 +165,16 @@ def test_load_bars_are_as_high_as_the_shares(registration):
 
 
 def test_folding_is_marked_and_counted(registration):
-    smooth = replace(registration, jacobian=registration.jacobian.with_values(np.ones((37, 29, 23), np.float32)))
-    assert _pixels_of(_drawn(jacobian_figure(smooth)), FOLDING_COLOUR) < 600, "only the key may have the colour"
+    smooth = replace(
+        registration, jacobian=registration.jacobian.with_values(np.ones((37, 29, 23), np.float32))
+    )
+    assert _pixels_of(_drawn(jacobian_figure(smooth)), FOLDING_COLOUR) < 600, (
+        "only the key may have the colour"
+    )
     values = np.ones((37, 29, 23), np.float32)
-    index = np.rint(registration.pair.fixed.grid.to_index(middle(registration.pair.fixed))).astype(int)
+    index = np.rint(registration.pair.fixed.grid.to_index(middle(registration.pair.fixed))).astype(
+        int
+    )
     values[tuple(slice(n - 3, n + 3) for n in index)] = -0.5
     folded = replace(registration, jacobian=registration.jacobian.with_values(values))
     figure = jacobian_figure(folded)
@@ -156,12 +188,20 @@ def test_the_bent_grid_moves_by_the_deformation(registration):
     straight = replace(registration.transform, field=replace(field, vectors=vectors))
     moved = replace(
         registration.transform,
-        field=replace(field, vectors=vectors + registration.pair.fixed.grid.affine[:3, 0].astype(np.float32)),
+        field=replace(
+            field, vectors=vectors + registration.pair.fixed.grid.affine[:3, 0].astype(np.float32)
+        ),
     )
     drawn = []
     for transform in (straight, moved):
-        axes = [a for a in jacobian_figure(replace(registration, transform=transform)).axes if a.get_title() == "axial"]
+        axes = [
+            a
+            for a in jacobian_figure(replace(registration, transform=transform)).axes
+            if a.get_title() == "axial"
+        ]
         below = axes[0].figure.axes[5]
         drawn.append(np.concatenate([s for c in below.collections for s in c.get_segments()]))
     assert np.linalg.norm(drawn[1] - drawn[0], axis=1) == pytest.approx(3.0, abs=1e-3)
-    assert cut(registration.jacobian, registration.pair.fixed.grid.centre, "axial").pixels.shape == (29, 37)
+    assert cut(
+        registration.jacobian, registration.pair.fixed.grid.centre, "axial"
+    ).pixels.shape == (29, 37)

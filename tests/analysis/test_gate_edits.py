@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from napari_shmoareg.analysis.gate_edits import cells_in, edit
+from napari_shmoareg.experts.gate_edits import cells_in, edit
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model.routing import choose
 
@@ -53,17 +53,23 @@ def test_a_cell_is_in_a_region_by_half_of_its_volume(registration):
     values = np.zeros(grid.shape, np.uint8)
     values[:3, :2, :4] = 1
     found = cells_in(Volume(values, grid, "corner", is_labels=True), grid, 2)
-    shares = F.avg_pool3d(torch.from_numpy(values[None, None].astype(np.float32)), 2, ceil_mode=True)[0, 0].numpy()
+    shares = F.avg_pool3d(
+        torch.from_numpy(values[None, None].astype(np.float32)), 2, ceil_mode=True
+    )[0, 0].numpy()
     assert found.shape == grid.coarsen(2).shape
     np.testing.assert_array_equal(found, shares >= 0.5)
-    assert found[:2, :1, :2].all() and found.sum() == 4  # half of the second cell along the first axis
+    # half of the second cell along the first axis
+    assert found[:2, :1, :2].all() and found.sum() == 4
 
 
 def test_a_cell_that_reaches_beyond_the_image_counts_by_what_of_it_is_image():
-    grid = Grid((5, 4, 4), np.eye(4))  # the third cell along the first axis holds one voxel of the image, not two
+    # the third cell along the first axis holds one voxel of the image, not two
+    grid = Grid((5, 4, 4), np.eye(4))
     values = np.zeros(grid.shape, np.uint8)
     values[4, :, :1] = 1  # a quarter of the whole cell, half of what is image
-    assert np.argwhere(cells_in(Volume(values, grid, "edge", is_labels=True), grid, 2)).tolist() == [
+    assert np.argwhere(
+        cells_in(Volume(values, grid, "edge", is_labels=True), grid, 2)
+    ).tolist() == [
         [2, 0, 0],
         [2, 1, 0],
     ]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.expert_load import Place, place_of
-from napari_shmoareg.analysis.expert_maps import expert_maps, token_loads
-from napari_shmoareg.analysis.intervention import Intervention, intervening
-from napari_shmoareg.engine.registration import register
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.load import Place, place_of
+from napari_shmoareg.experts.maps import expert_maps, token_loads
 from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.registration.register import register
 
 OPTIONS = {"keep": "last", "affine": "none", "size": 20, "device": "cpu"}
 
@@ -26,7 +26,9 @@ def chosen(registration, **where):
 
 
 def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pair, tiny_network):
-    """The plan is made in the world, by other arithmetic; padding, shifted windows and an oblique grid lie between."""
+    """The plan is made in the world, by other arithmetic; padding, shifted windows and an oblique
+    grid lie between.
+    """
     grid = register(pair, tiny_network, **OPTIONS).network_grid
     middle = grid.centre
 
@@ -38,10 +40,13 @@ def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pai
         def hook(module, args, output):
             values = output if site.part == "encoder" else output.movedim(1, -1)
             for cell in np.ndindex(*values.shape[1:4]):
-                index = (np.array(cell) + 0.5) * site.stride - 0.5  # middle of the cell, in voxels of the network grid
+                # middle of the cell, in voxels of the network grid
+                index = (np.array(cell) + 0.5) * site.stride - 0.5
                 place = grid.affine[:3, :3] @ index + grid.affine[:3, 3]
                 values[(slice(None), *cell)] = torch.where(
-                    torch.arange(site.num_experts) == int(planned(place, site.num_experts)), 0.9, 0.01
+                    torch.arange(site.num_experts) == int(planned(place, site.num_experts)),
+                    0.9,
+                    0.01,
                 )
             return values if site.part == "encoder" else values.movedim(-1, 1)
 
@@ -53,7 +58,9 @@ def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pai
         handle.remove()
 
     def points(volume_grid):
-        return volume_grid.to_world(np.stack(np.meshgrid(*map(np.arange, volume_grid.shape), indexing="ij"), -1))
+        return volume_grid.to_world(
+            np.stack(np.meshgrid(*map(np.arange, volume_grid.shape), indexing="ij"), -1)
+        )
 
     maps = expert_maps(registration)
     assert len(maps) == 6
@@ -63,17 +70,28 @@ def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pai
         np.testing.assert_array_equal(found.volume.values, plan + 1)
     shifted = [load for load in token_loads(registration) if load.place.block == 1]
     window = tiny_network.config.window
-    assert all(any(n > w for n, w in zip(load.grid.shape, window, strict=True)) for load in shifted) and shifted
+    assert (
+        all(any(n > w for n, w in zip(load.grid.shape, window, strict=True)) for load in shifted)
+        and shifted
+    )
     for load in token_loads(registration):
-        np.testing.assert_array_equal(load.values.argmax(-1), planned(points(load.grid), load.values.shape[-1]))
+        np.testing.assert_array_equal(
+            load.values.argmax(-1), planned(points(load.grid), load.values.shape[-1])
+        )
 
 
-def test_forcing_every_cell_to_what_it_chose_changes_nothing_to_the_last_bit(pair, tiny_network, registration):
+def test_forcing_every_cell_to_what_it_chose_changes_nothing_to_the_last_bit(
+    pair, tiny_network, registration
+):
     for part in ("encoder", "decoder"):
         for rank in range(2 if part == "encoder" else 1):
-            ids = {place: experts[rank] for place, experts in chosen(registration, part=part).items()}
+            ids = {
+                place: experts[rank] for place, experts in chosen(registration, part=part).items()
+            }
             after = again(pair, tiny_network, registration, Intervention("force", ids, part))
-            np.testing.assert_array_equal(after.displacement.vectors, registration.displacement.vectors)
+            np.testing.assert_array_equal(
+                after.displacement.vectors, registration.displacement.vectors
+            )
             np.testing.assert_array_equal(after.warped.values, registration.warped.values)
             for a, b in zip(after.routing, registration.routing, strict=True):
                 assert torch.equal(a.routing.experts, b.routing.experts)
@@ -85,15 +103,21 @@ def test_silencing_an_expert_that_nothing_chose_changes_nothing(pair, tiny_netwo
         gate = next(g for g in gates_of(tiny_network) if (g.layer, g.direction) == (1, "x")).module
         gate.weight[2], gate.bias[2] = 0, -30
     before = register(pair, tiny_network, **OPTIONS)
-    assert not (chosen(before, layer=1, direction="x")[Place("decoder", 1, direction="x")] == 2).any()
+    assert not (
+        chosen(before, layer=1, direction="x")[Place("decoder", 1, direction="x")] == 2
+    ).any()
     unused = Intervention("silence", 2, "decoder", 1, direction="x")
     after = again(pair, tiny_network, before, unused)
     np.testing.assert_array_equal(after.displacement.vectors, before.displacement.vectors)
-    used = again(pair, tiny_network, before, Intervention("silence", 0, "decoder", 1, direction="x"))
+    used = again(
+        pair, tiny_network, before, Intervention("silence", 0, "decoder", 1, direction="x")
+    )
     assert not np.array_equal(used.displacement.vectors, before.displacement.vectors)
 
 
-def test_a_silent_expert_is_chosen_nowhere_and_the_network_is_left_as_it_was(pair, tiny_network, registration):
+def test_a_silent_expert_is_chosen_nowhere_and_the_network_is_left_as_it_was(
+    pair, tiny_network, registration
+):
     change = Intervention("silence", 3, "encoder", image="fixed")
     after = again(pair, tiny_network, registration, change)
     for place, experts in chosen(after, part="encoder").items():
@@ -103,8 +127,12 @@ def test_a_silent_expert_is_chosen_nowhere_and_the_network_is_left_as_it_was(pai
     np.testing.assert_array_equal(third.displacement.vectors, registration.displacement.vectors)
 
 
-def test_only_the_direction_and_the_layer_that_were_named_are_changed(pair, tiny_network, registration):
-    after = again(pair, tiny_network, registration, Intervention("force", 1, "decoder", 1, direction="y"))
+def test_only_the_direction_and_the_layer_that_were_named_are_changed(
+    pair, tiny_network, registration
+):
+    after = again(
+        pair, tiny_network, registration, Intervention("force", 1, "decoder", 1, direction="y")
+    )
     for place, experts in chosen(after, part="decoder").items():
         if (place.layer, place.direction) == (1, "y"):
             assert (experts == 1).all()
@@ -141,14 +169,19 @@ def test_a_region_is_changed_where_it_lies_and_nowhere_else(pair, tiny_network, 
     ],
 )
 def test_what_is_not_there_is_refused(tiny_network, registration, change, says):
-    with pytest.raises(InputError, match=says), intervening(tiny_network, [change], registration.network_grid):
+    with (
+        pytest.raises(InputError, match=says),
+        intervening(tiny_network, [change], registration.network_grid),
+    ):
         pass
 
 
 def test_an_expert_that_only_padding_chose_is_silenced_nowhere(pair, tiny_network):
     """Padding is never counted, so it must not be changed either."""
     grid = register(pair, tiny_network, **OPTIONS).network_grid
-    site = next(g for g in gates_of(tiny_network) if (g.part, g.layer, g.block) == ("encoder", 1, 0))
+    site = next(
+        g for g in gates_of(tiny_network) if (g.part, g.layer, g.block) == ("encoder", 1, 0)
+    )
     i, j, k = grid.coarsen(site.stride).shape
 
     def hook(module, args, output):
@@ -162,14 +195,18 @@ def test_an_expert_that_only_padding_chose_is_silenced_nowhere(pair, tiny_networ
 
     handle = site.module.register_forward_hook(hook)
     before = register(pair, tiny_network, **OPTIONS)
-    assert not any((ids == 5).any() for ids in chosen(before, part="encoder", layer=1, block=0).values())
+    assert not any(
+        (ids == 5).any() for ids in chosen(before, part="encoder", layer=1, block=0).values()
+    )
     after = again(pair, tiny_network, before, Intervention("silence", 5, "encoder", 1, 0))
     handle.remove()
     np.testing.assert_array_equal(after.displacement.vectors, before.displacement.vectors)
 
 
 def test_only_the_block_that_was_named_is_changed(pair, tiny_network, registration):
-    after = again(pair, tiny_network, registration, Intervention("silence", 1, "encoder", 2, block=1))
+    after = again(
+        pair, tiny_network, registration, Intervention("silence", 1, "encoder", 2, block=1)
+    )
     for place, ids in chosen(after, part="encoder").items():
         if (place.layer, place.block) == (2, 1):
             assert not (ids == 1).any() and (chosen(registration)[place] == 1).any()
@@ -195,7 +232,10 @@ def test_an_id_of_numpy_is_an_id_and_what_is_none_is_refused():
 def test_a_map_that_does_not_fit_is_refused(tiny_network, registration, place, number, says):
     ids = {place: np.full(registration.network_grid.shape, number)}
     change = Intervention("force", ids, "decoder", 1, direction="x")
-    with pytest.raises(InputError, match=says), intervening(tiny_network, [change], registration.network_grid):
+    with (
+        pytest.raises(InputError, match=says),
+        intervening(tiny_network, [change], registration.network_grid),
+    ):
         pass
 
 
@@ -204,8 +244,14 @@ def test_all_experts_may_be_silent_if_never_at_one_place(pair, tiny_network, reg
     parts = [labels.with_values((labels.values == n).astype(np.int32)) for n in (1, 2, 3)]
     apart = [Intervention("silence", n, "decoder", 1, region=part) for n, part in enumerate(parts)]
     assert again(pair, tiny_network, registration, *apart).routing
-    whole = {place_of(r): np.full(r.routing.experts.shape[2:], 0) for r in registration.routing.select(part="decoder")}
-    maps = [Intervention("silence", {p: ids + n for p, ids in whole.items()}, "decoder") for n in range(3)]
+    whole = {
+        place_of(r): np.full(r.routing.experts.shape[2:], 0)
+        for r in registration.routing.select(part="decoder")
+    }
+    maps = [
+        Intervention("silence", {p: ids + n for p, ids in whole.items()}, "decoder")
+        for n in range(3)
+    ]
     with pytest.raises(InputError, match="too few are left"):
         again(pair, tiny_network, registration, *maps)
 
@@ -217,7 +263,9 @@ def test_silencing_too_many_or_nowhere_is_refused(pair, tiny_network, registrati
     speck = pair.fixed_labels.with_values(np.zeros(pair.fixed.values.shape, np.int32))
     speck.values[18, 14, 11] = 1
     with pytest.raises(InputError, match="covers no cell"):
-        again(pair, tiny_network, registration, Intervention("silence", 0, "encoder", 2, region=speck))
+        again(
+            pair, tiny_network, registration, Intervention("silence", 0, "encoder", 2, region=speck)
+        )
     assert not any(site.module._forward_hooks for site in gates_of(tiny_network))
 
 

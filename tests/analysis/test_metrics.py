@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from napari_shmoareg.analysis.metrics import assd, dice, folding, hd95, mean, sdlogj, surface
-from napari_shmoareg.engine.similarity import nmi
+from napari_shmoareg.metrics import assd, dice, folding, hd95, mean, sdlogj, surface
+from napari_shmoareg.registration.similarity import nmi
 
 SPACING = (3.0, 2.5, 2.0)
 MAPS = hnp.arrays(np.int32, (7, 9, 6), elements=st.sampled_from([0, 1, 2, 7, 502]))
@@ -33,8 +33,12 @@ def _monai(a, b, label, spacing):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         overlap = monai.compute_dice(x, y, ignore_empty=False)
-        average = monai.compute_average_surface_distance(x, y, include_background=True, symmetric=True, spacing=spacing)
-        far = monai.compute_hausdorff_distance(x, y, include_background=True, percentile=95, spacing=spacing)
+        average = monai.compute_average_surface_distance(
+            x, y, include_background=True, symmetric=True, spacing=spacing
+        )
+        far = monai.compute_hausdorff_distance(
+            x, y, include_background=True, percentile=95, spacing=spacing
+        )
     return float(overlap), float(average), float(far)
 
 
@@ -69,7 +73,8 @@ def test_a_label_has_no_distance_to_itself():
 
 def test_the_average_is_pooled_over_both_surfaces_and_not_a_mean_of_two_means():
     a = _box((15, 5, 5), (2, 2, 2), (3, 3, 3))
-    b = _box((15, 5, 5), (2, 2, 2), (6, 3, 3))  # a line of four voxels: 0, 3, 6, 9 mm from the single one
+    # a line of four voxels: 0, 3, 6, 9 mm from the single one
+    b = _box((15, 5, 5), (2, 2, 2), (6, 3, 3))
     assert assd(a, b, SPACING)[1] == pytest.approx((0 + 0 + 3 + 6 + 9) / 5)
 
 
@@ -171,7 +176,7 @@ def test_mutual_information_sees_an_inverted_contrast_and_not_noise():
 
 
 def test_labels_that_one_side_lacks_are_named_and_in_no_mean():
-    from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both
+    from napari_shmoareg.metrics import SharedLabels, dice_in_both
 
     moving = np.zeros((4, 5, 3), dtype=np.uint8)
     moving[0, :2], moving[1, 0], moving[2, 0], moving[3, 0] = 1, 2, 7, 9
@@ -179,14 +184,22 @@ def test_labels_that_one_side_lacks_are_named_and_in_no_mean():
     fixed[0, :1], fixed[1, 0], fixed[3, 1] = 1, 2, 5
     shared = SharedLabels.of(np.unique(moving).tolist(), np.unique(fixed).tolist())
     assert shared == ((1, 2), (7, 9), (5,)) and shared.missing == (5, 7, 9)
-    assert shared.description == "2 of 5 labels are in both images; only moving: 7, 9; only fixed: 5"
+    assert (
+        shared.description == "2 of 5 labels are in both images; only moving: 7, 9; only fixed: 5"
+    )
     found = dice_in_both(moving, fixed, shared)
-    assert found[1] == pytest.approx(2 * 3 / 9) and found[2] == 1 and np.isnan([found[n] for n in (5, 7, 9)]).all()
-    assert mean(found) == pytest.approx((2 / 3 + 1) / 2) and mean(dice(moving, fixed)) == pytest.approx(5 / 3 / 5)
+    assert (
+        found[1] == pytest.approx(2 * 3 / 9)
+        and found[2] == 1
+        and np.isnan([found[n] for n in (5, 7, 9)]).all()
+    )
+    assert mean(found) == pytest.approx((2 / 3 + 1) / 2) and mean(
+        dice(moving, fixed)
+    ) == pytest.approx(5 / 3 / 5)
 
 
 def test_a_label_of_both_images_that_was_carried_away_counts_as_0():
-    from napari_shmoareg.analysis.metrics import SharedLabels, dice_in_both
+    from napari_shmoareg.metrics import SharedLabels, dice_in_both
 
     fixed = np.ones((3, 3, 3), dtype=np.uint8)
     assert dice_in_both(np.zeros_like(fixed), fixed, SharedLabels((1,))) == {1: 0.0}

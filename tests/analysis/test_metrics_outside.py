@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from napari_shmoareg.analysis.metrics import (
+from napari_shmoareg.metrics import (
     avd_th,
     dice,
     hd95_pooled,
@@ -39,7 +39,9 @@ def real(path, part=None) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=MADE)
 def maps(request, phantoms):
-    """Two label maps on one grid of unlike axes: labels cut by the image's border, one label missing from each."""
+    """Two label maps on one grid of unlike axes: labels cut by the image's border, one label
+    missing from each.
+    """
     if request.param == "phantom":
         a = phantoms.fixed_labels.values[8:, 2:, :18]
         b = warped(a, 1)
@@ -47,7 +49,9 @@ def maps(request, phantoms):
         folder = request.getfixturevalue("shared_data")
         kind, _, how = request.param.partition(" ")
         if kind == "hippocampus":
-            a, b = (real(folder / kind / "labels" / f"hippocampus_{n}.nii.gz") for n in ("001", "003"))
+            a, b = (
+                real(folder / kind / "labels" / f"hippocampus_{n}.nii.gz") for n in ("001", "003")
+            )
             i, j, k = np.minimum(a.shape, b.shape)
             a, b = a[15:i, 20:j, :k], b[15:i, 20:j, :k]
         else:
@@ -59,7 +63,9 @@ def maps(request, phantoms):
     if not request.param.startswith("hippocampus"):  # which has two labels only
         a[a == both[-1]] = 0
         b[b == both[-2]] = 0
-    edges = np.concatenate([side.ravel() for axis in range(3) for side in (a.take(0, axis), a.take(-1, axis))])
+    edges = np.concatenate(
+        [side.ravel() for axis in range(3) for side in (a.take(0, axis), a.take(-1, axis))]
+    )
     assert (edges != 0).any(), "no label touches the border"
     return a, b
 
@@ -93,7 +99,9 @@ def test_assd_and_hd95_are_those_of_monai(maps):
             warnings.simplefilter("ignore")
             average = monai.compute_average_surface_distance(x, y, symmetric=True, **options)
             far = monai.compute_hausdorff_distance(x, y, percentile=95, **options)
-        assert (found["assd"], found["hd95"]) == pytest.approx((float(average), float(far)), abs=1e-3)
+        assert (found["assd"], found["hd95"]) == pytest.approx(
+            (float(average), float(far)), abs=1e-3
+        )
 
 
 def test_assd_and_both_hd95_are_those_of_simpleitk_contours(maps):
@@ -105,7 +113,9 @@ def test_assd_and_both_hd95_are_those_of_simpleitk_contours(maps):
         there, back = distances(one, other), distances(other, one)
         pooled = np.concatenate([there, back])
         assert found["assd"] == pytest.approx(pooled.mean(), abs=1e-3)
-        assert found["hd95"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-3)
+        assert found["hd95"] == pytest.approx(
+            max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-3
+        )
         assert found["hd95_pooled"] == pytest.approx(np.percentile(pooled, 95), abs=1e-3)
         assert hd95_pooled(a, b, SPACING, [label])[label] == found["hd95_pooled"]
 
@@ -123,7 +133,9 @@ def test_the_surfel_distances_are_those_of_surface_distance(maps):
         areas = both["surfel_areas_gt"].sum(), both["surfel_areas_pred"].sum()
         means = package.compute_average_surface_distance(both)
         assert found["assd_surfel"] == pytest.approx(np.average(means, weights=areas), abs=1e-3)
-        assert found["hd95_surfel"] == pytest.approx(package.compute_robust_hausdorff(both, 95), abs=1e-3)
+        assert found["hd95_surfel"] == pytest.approx(
+            package.compute_robust_hausdorff(both, 95), abs=1e-3
+        )
 
 
 def test_the_distance_over_all_voxels_is_that_of_simpleitk_maps(maps):
@@ -144,14 +156,20 @@ def test_the_distance_over_all_voxels_is_that_of_simpleitk_maps(maps):
 def test_the_average_distances_are_numbers_apart(maps):
     """Under one name they would hide a factor of two."""
     a, b = maps
-    measured = surface_distances(a, b, SPACING), surfel_distances(a, b, SPACING), avd_th(a, b, SPACING)
+    measured = (
+        surface_distances(a, b, SPACING),
+        surfel_distances(a, b, SPACING),
+        avd_th(a, b, SPACING),
+    )
     pooled, surfel = mean_of(measured[0], "assd"), mean_of(measured[1], "assd_surfel")
     everywhere = mean(measured[2])
     assert pooled > 1.15 * surfel > 0 and abs(pooled - everywhere) > 0.02 * pooled
 
 
 def image(mask: np.ndarray) -> sitk.Image:
-    """As ITK reads it: the first axis last, and one voxel of nothing around, so that the border is a surface."""
+    """As ITK reads it: the first axis last, and one voxel of nothing around, so that the border is
+    a surface.
+    """
     made = sitk.GetImageFromArray(np.pad(mask, 1).astype(np.uint8).transpose(2, 1, 0))
     made.SetSpacing(SPACING)
     return made
@@ -162,7 +180,9 @@ def contour(mask: np.ndarray) -> sitk.Image:
 
 
 def distances(points: sitk.Image, targets: sitk.Image, inside: float | None = None) -> np.ndarray:
-    """Of each point to the border of the targets, or, if `inside` is given, that where a point is in them."""
+    """Of each point to the border of the targets, or, if `inside` is given, that where a point is
+    in them.
+    """
     found = sitk.SignedMaurerDistanceMap(targets, squaredDistance=False, useImageSpacing=True)
     there = sitk.GetArrayFromImage(found)[sitk.GetArrayFromImage(points) > 0].astype(float)
     return np.abs(there) if inside is None else np.where(there < 0, inside, there)

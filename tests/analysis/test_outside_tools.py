@@ -15,7 +15,11 @@ def images():
 
 
 def site(network, **where):
-    (found,) = [s for s in gates_of(network) if all(getattr(s, key) == value for key, value in where.items())]
+    (found,) = [
+        s
+        for s in gates_of(network)
+        if all(getattr(s, key) == value for key, value in where.items())
+    ]
     return found
 
 
@@ -52,10 +56,14 @@ def test_captum_attributes_the_motion_to_the_gate_as_autograd_does(tiny_network,
 def test_a_plain_hook_by_the_name_of_a_gate_sees_what_the_tokens_chose(tiny_network, images):
     name = "encoder.layers.1.blocks.1.attention.gate"
     kept = []
-    tiny_network.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output))
+    tiny_network.get_submodule(name).register_forward_hook(
+        lambda module, args, output: kept.append(output)
+    )
     routing = tiny_network(*images).routing
     (values,) = kept
     for half, image in zip(values.chunk(2), ("moving", "fixed"), strict=True):
         record = routing.select(part="encoder", layer=2, block=1, image=image)[0].routing
         i, j, k = record.experts.shape[2:]
-        assert torch.equal(half[:, :i, :j, :k].topk(2, dim=-1).indices.movedim(-1, 1), record.experts)
+        assert torch.equal(
+            half[:, :i, :j, :k].topk(2, dim=-1).indices.movedim(-1, 1), record.experts
+        )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from napari_shmoareg.analysis.evaluation_summary import comparison_page
-from napari_shmoareg.analysis.paired_test import PAIRS, SUBJECTS, compare, signed_rank
+from napari_shmoareg.evaluation.comparison import PAIRS, SUBJECTS, compare, signed_rank
+from napari_shmoareg.evaluation.tables import comparison_page
 
 
 def rows(values: dict[tuple[str, str], float], measure: str = "dice", **more: object) -> list[dict]:
@@ -25,7 +25,9 @@ def named(numbers) -> dict[tuple[str, str], float]:
 
 
 def ranked(differences: np.ndarray) -> float:
-    """The statistic by hand, and its normal approximation with the correction for ties, no continuity."""
+    """The statistic by hand, and its normal approximation with the correction for ties, no
+    continuity.
+    """
     d = differences[differences != 0]
     ranks = stats.rankdata(np.abs(d))
     plus, n = ranks[d > 0].sum(), len(d)
@@ -44,7 +46,9 @@ def test_with_ties_and_zeros_the_p_is_that_of_the_corrected_ranks():
     differences = np.random.default_rng(4).integers(-3, 5, 80) / 10
     assert (differences == 0).sum() > 3
     assert signed_rank(differences) == pytest.approx(ranked(differences), rel=1e-6)
-    assert signed_rank(differences) == pytest.approx(stats.wilcoxon(differences.round(9), zero_method="wilcox").pvalue)
+    assert signed_rank(differences) == pytest.approx(
+        stats.wilcoxon(differences.round(9), zero_method="wilcox").pvalue
+    )
 
 
 def test_six_differences_of_one_sign_are_the_fewest_that_show_something():
@@ -60,9 +64,11 @@ def test_a_better_first_is_called_better_with_its_p():
     rng = np.random.default_rng(0)
     second = rng.uniform(0.5, 0.7, 20)
     gain = rng.uniform(0.01, 0.09, 20)
-    (pairs, subjects) = compare(rows(named(second + gain)), rows(named(second)))
+    pairs, subjects = compare(rows(named(second + gain)), rows(named(second)))
     assert (pairs.over, pairs.n, pairs.equal) == (PAIRS, 20, 0)
-    assert pairs.difference == pytest.approx(np.median(gain)) and pairs.p == pytest.approx(2 / 2**20)
+    assert pairs.difference == pytest.approx(np.median(gain)) and pairs.p == pytest.approx(
+        2 / 2**20
+    )
     assert pairs.says.startswith("The first is higher, better (median difference +0.")
     groups = [np.mean(gain[start::5]) for start in range(5)]
     assert (subjects.over, subjects.n) == (SUBJECTS, 5) and subjects.p == pytest.approx(2 / 2**5)
@@ -87,7 +93,11 @@ def test_no_difference_shown_is_not_called_equality():
 def test_the_same_evaluation_twice_differs_in_nothing():
     same = rows(named(np.linspace(0.4, 0.8, 9)))
     for found in compare(same, same):
-        assert math.isnan(found.p) and found.equal == found.n and found.says.startswith("The same in all")
+        assert (
+            math.isnan(found.p)
+            and found.equal == found.n
+            and found.says.startswith("The same in all")
+        )
 
 
 def test_only_finished_pairs_of_both_are_compared_after_all():

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
-from napari_shmoareg.analysis.load_captions import load_caption, place_caption
-from napari_shmoareg.analysis.load_spread import repeated, share_spread
-from napari_shmoareg.analysis.place_figure import PLACE_COLOURS, place_figure
-from napari_shmoareg.analysis.place_load import BOUNDARY, CENTRE, FRACTIONS, PlaceLoad, boundary_place, five_places
-from napari_shmoareg.geometry import Grid, InputError, Volume
-from napari_shmoareg.model.routing import RoutingTrace
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load_spread import repeated, share_spread
+from napari_shmoareg.experts.location import (
+    BOUNDARY,
+    CENTRE,
+    FRACTIONS,
+    PlaceLoad,
+    boundary_place,
+    five_places,
+)
+from napari_shmoareg.figures.experts import PLACE_COLOURS, load_caption, place_caption, place_figure
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.model import RoutingTrace
 
 
 @pytest.fixture
@@ -40,7 +47,9 @@ def test_counts_are_those_of_the_cell_nearest_to_the_place(registration, places)
     for name, point in places.items():
         for record in registration.routing:
             cells = registration.network_grid.coarsen(record.stride)
-            every = np.stack(np.meshgrid(*(np.arange(n) for n in cells.shape), indexing="ij"), -1).reshape(-1, 3)
+            every = np.stack(
+                np.meshgrid(*(np.arange(n) for n in cells.shape), indexing="ij"), -1
+            ).reshape(-1, 3)
             nearest = every[np.linalg.norm(cells.to_world(every) - point, axis=1).argmin()]
             chosen = record.routing.experts[(0, slice(None), *nearest)].tolist()
             gate = Place(record.part, record.layer, record.block, record.image, record.direction)
@@ -50,7 +59,9 @@ def test_counts_are_those_of_the_cell_nearest_to_the_place(registration, places)
 
 def test_two_pairs_add_up_exactly_at_every_place(registration, places):
     one = PlaceLoad.of(registration, places)
-    other = PlaceLoad.of(_shuffled(registration, 3), {name: places[name] for name in (CENTRE, BOUNDARY)})
+    other = PlaceLoad.of(
+        _shuffled(registration, 3), {name: places[name] for name in (CENTRE, BOUNDARY)}
+    )
     both = one + other
     assert list(both) == list(one)
     for name in both:
@@ -67,9 +78,13 @@ def test_shares_of_selections_sum_to_one_and_of_tokens_to_k(registration, places
     for name in load:
         for gate in load[name]:
             assert load.share[name][gate].sum() == pytest.approx(1)
-            assert load.share_of_tokens[name][gate].sum() == pytest.approx(top_k if gate.part == "encoder" else 1)
+            assert load.share_of_tokens[name][gate].sum() == pytest.approx(
+                top_k if gate.part == "encoder" else 1
+            )
     rows = [row for row in load.rows() if row["place"] == CENTRE and row["part"] == "encoder"]
-    assert sum(row["share_of_tokens"] for row in rows) == pytest.approx(top_k * len({_gate(r) for r in rows}))
+    assert sum(row["share_of_tokens"] for row in rows) == pytest.approx(
+        top_k * len({_gate(r) for r in rows})
+    )
 
 
 def _gate(row):
@@ -87,16 +102,24 @@ def test_the_five_places_lie_at_quarters_of_what_the_image_shows_whichever_way_i
     affine = np.array([[-2.0, 0, 0, 60], [0, 3, 0, -50], [0, 0, 2, 5], [0, 0, 0, 1]])
     found = five_places(Volume(values, Grid(values.shape, affine), "fixed"))
     assert list(found) == list(FRACTIONS)
-    low, high = np.array([60 - 2 * 35.5, -50 + 3 * 5.5, 5 + 2 * 1.5]), np.array([60 - 2 * 3.5, -50 + 3 * 21.5, 40.0])
+    low, high = (
+        np.array([60 - 2 * 35.5, -50 + 3 * 5.5, 5 + 2 * 1.5]),
+        np.array([60 - 2 * 3.5, -50 + 3 * 21.5, 40.0]),
+    )
     for name, (right, front) in FRACTIONS.items():
         assert found[name] == pytest.approx(low + np.array([right, front, 0.5]) * (high - low))
-    assert found["upper left"][0] < found["upper right"][0] and found["upper left"][1] > found["lower left"][1]
+    assert (
+        found["upper left"][0] < found["upper right"][0]
+        and found["upper left"][1] > found["lower left"][1]
+    )
 
 
 def test_the_boundary_is_the_nearest_voxel_between_two_labels():
     values = np.zeros((12, 10, 8), np.int16)
     values[1:6, 1:9, 1:7], values[6:9, 1:9, 1:7] = 3, 7
-    labels = Volume(values, Grid(values.shape, np.diag([2.0, 3.0, 4.0, 1.0])), "labels", is_labels=True)
+    labels = Volume(
+        values, Grid(values.shape, np.diag([2.0, 3.0, 4.0, 1.0])), "labels", is_labels=True
+    )
     found = boundary_place(labels, (0.0, 12.0, 12.0))
     assert found.point == pytest.approx((10.0, 12.0, 12.0)) and found.labels == (3, 7)
     found = boundary_place(labels, (20.0, 12.0, 12.0))
@@ -116,7 +139,9 @@ def test_without_two_labels_the_boundary_is_that_of_a_label_and_without_any_ther
 def test_bars_are_as_high_as_the_shares_of_tokens(registration, places):
     load = PlaceLoad.of(registration, places) + PlaceLoad.of(_shuffled(registration, 2), places)
     tokens = [name for name in places if name != BOUNDARY]
-    figure = place_figure(load, tokens=tokens, voxel=BOUNDARY, kernels=(1, 3, 5), caption="of two pairs")
+    figure = place_figure(
+        load, tokens=tokens, voxel=BOUNDARY, kernels=(1, 3, 5), caption="of two pairs"
+    )
     (axes,) = [a for a in figure.axes if "encoder layer 2, fixed" in a.get_title()]
     shares = load.over_blocks().share_of_tokens
     gate = Place("encoder", 2, None, "fixed")
@@ -125,7 +150,12 @@ def test_bars_are_as_high_as_the_shares_of_tokens(registration, places):
     (axes,) = [a for a in figure.axes if "decoder layer 1" in a.get_title()]
     expected = np.array([100 * shares[BOUNDARY][Place("decoder", 1, direction=d)] for d in "xyz"])
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(expected.T.ravel())
-    texts = [t.get_text() for piece in figure.subfigs for legend in piece.legends for t in legend.get_texts()]
+    texts = [
+        t.get_text()
+        for piece in figure.subfigs
+        for legend in piece.legends
+        for t in legend.get_texts()
+    ]
     assert texts == [*tokens, "expert 0: 1×1×1", "expert 1: 3×3×3", "expert 2: 5×5×5"]
     assert "of two pairs" in figure.get_supxlabel() and "share of tokens" in figure.get_suptitle()
 
@@ -142,7 +172,10 @@ def test_what_cannot_be_drawn_is_refused(registration, places):
 
 
 def test_the_spread_is_the_standard_deviation_of_the_pairs_own_shares(registration):
-    loads = [ExpertLoad.of(r.routing) for r in (registration, _shuffled(registration, 1), _shuffled(registration, 2))]
+    loads = [
+        ExpertLoad.of(r.routing)
+        for r in (registration, _shuffled(registration, 1), _shuffled(registration, 2))
+    ]
     spread = share_spread(loads)
     assert set(spread) == set(loads[0])
     for place, found in spread.items():
@@ -157,16 +190,27 @@ def test_captions_say_which_share_of_how_much_and_what_the_error_bars_are(regist
     tokens = sum(n for place, n in load.cells.items() if place.part == "encoder")
     two = load_caption(load + load, 2, passes=[2, 2])
     assert "Share of selections" in two and "sums to 100 %" in two and "2 pairs" in two
-    assert f"{2 * tokens:,} decisions of the encoder's gates (each gate decides once per token)" in two
+    assert (
+        f"{2 * tokens:,} decisions of the encoder's gates (each gate decides once per token)" in two
+    )
     assert "standard deviation over the pairs" in two and "last of the network's 2 passes" in two
-    found = "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12, 3])."
+    found = (
+        "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12, 3])."
+    )
     assert load_caption(load, 1, (2,), found) == f"{load_caption(load, 1, (2,))} {found}"
     plain = place_caption(at, 1, given=False, voxel=CENTRE)
     assert place_caption(at, 1, given=False, voxel=CENTRE, routing=found) == f"{plain} {found}"
     assert "No error bars" in load_caption(load, 1) and "one pair" in load_caption(load, 1)
     said = place_caption(at, 1, given=False, voxel=BOUNDARY, told=" (labels 1 and 2)")
-    assert "Share of tokens" in said and "sums to k" in said and "k = 2 of" in said and "labels 1 and 2" in said
-    assert "need not share a space" not in said and "as asked" in place_caption(at, 1, given=True, voxel=CENTRE)
+    assert (
+        "Share of tokens" in said
+        and "sums to k" in said
+        and "k = 2 of" in said
+        and "labels 1 and 2" in said
+    )
+    assert "need not share a space" not in said and "as asked" in place_caption(
+        at, 1, given=True, voxel=CENTRE
+    )
     assert "need not share a space" in place_caption(at + at, 2, given=False, voxel=BOUNDARY)
 
 
@@ -180,8 +224,13 @@ def test_captions_say_what_is_known_of_the_passes(registration):
 def test_why_the_centre_stands_for_a_boundary_is_true_of_empty_label_maps_too(registration, places):
     at = PlaceLoad.of(registration, places)
     said = place_caption(at, 1, given=False, voxel=CENTRE)
-    assert "as there is no boundary of labels in the fixed image" in said and "have no labels" not in said
-    assert "no boundary of labels in any fixed image" in place_caption(at + at, 2, given=False, voxel=CENTRE)
+    assert (
+        "as there is no boundary of labels in the fixed image" in said
+        and "have no labels" not in said
+    )
+    assert "no boundary of labels in any fixed image" in place_caption(
+        at + at, 2, given=False, voxel=CENTRE
+    )
     assert "boundary of labels" not in place_caption(at, 1, given=True, voxel=CENTRE)
 
 
@@ -204,4 +253,7 @@ def test_the_caption_of_one_pair_says_which_heights_a_bar_can_have(registration,
 
 
 def test_what_comes_again_is_found_with_where_it_was_first():
-    assert repeated(["a", "b", "a", "c", "a", "b"]) == [(1, 3), (1, 5), (2, 6)] and repeated("abc") == []
+    assert (
+        repeated(["a", "b", "a", "c", "a", "b"]) == [(1, 3), (1, 5), (2, 6)]
+        and repeated("abc") == []
+    )

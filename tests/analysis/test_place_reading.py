@@ -8,14 +8,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.place_reading import read_place
-from napari_shmoareg.analysis.scene import Scene
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.location import read_place
+from napari_shmoareg.experts.scene import Scene
 
 
 @pytest.fixture
 def scene(registration) -> Scene:
-    """Of the oblique, anisotropic pair; the network grid is 20x16x13 or so, no multiple of the strides."""
+    """Of the oblique, anisotropic pair; the network grid is 20x16x13 or so, no multiple of the
+    strides.
+    """
     assert any(n % 4 for n in registration.network_grid.shape)
     return Scene.of(registration, {"settings": registration.settings}, weights="tiny")
 
@@ -32,9 +34,13 @@ def places(grid, count=60):
 def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
     network = scene.network_grid
     every = {}
-    for stride in {load.stride for load in scene.token_loads} | {m.stride for m in scene.expert_maps}:
+    for stride in {load.stride for load in scene.token_loads} | {
+        m.stride for m in scene.expert_maps
+    }:
         grid = network.coarsen(stride)
-        index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1).reshape(-1, 3)
+        index = np.stack(
+            np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1
+        ).reshape(-1, 3)
         every[stride] = index, grid.to_world(index)
     for point in places(network):
         reading = read_place(scene, point)
@@ -55,7 +61,11 @@ def test_a_reading_says_what_the_gates_decided_there(scene, registration):
             (record,) = registration.routing.select(**cell.place._asdict())
             experts, weights, values = (
                 t[0][:, *cell.cell].tolist()
-                for t in (record.routing.experts, record.routing.weights, record.routing.probabilities)
+                for t in (
+                    record.routing.experts,
+                    record.routing.weights,
+                    record.routing.probabilities,
+                )
             )
             assert list(cell.experts) == experts and cell.num_experts == record.num_experts
             assert list(cell.weights) == pytest.approx(weights) and list(cell.values) == values
@@ -102,7 +112,9 @@ def test_without_the_gates_the_choices_are_known_and_their_values_are_not(scene)
 
 @pytest.mark.parametrize("index", [(-0.51, 5, 5), (5, 1e3, 5), (5, 5, -40)])
 def test_a_place_outside_is_refused_with_where_the_grid_reaches(scene, index):
-    with pytest.raises(InputError, match=r"outside of what the network saw.*R -?\d+ to -?\d+, A .*oblique"):
+    with pytest.raises(
+        InputError, match=r"outside of what the network saw.*R -?\d+ to -?\d+, A .*oblique"
+    ):
         read_place(scene, scene.network_grid.to_world(index))
 
 
@@ -116,4 +128,6 @@ def test_the_walls_of_the_field_of_view_belong_to_it(scene):
     grid = scene.network_grid
     for corner in grid.corners():
         for cell in read_place(scene, corner).cells:
-            assert np.abs(np.array(cell.cell) - grid.coarsen(cell.stride).to_index(corner)).max() <= 1
+            assert (
+                np.abs(np.array(cell.cell) - grid.coarsen(cell.stride).to_index(corner)).max() <= 1
+            )

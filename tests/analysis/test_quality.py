@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.metrics import dice, folding
-from napari_shmoareg.analysis.quality import Quality, measure
-from napari_shmoareg.engine.similarity import similarity
-from napari_shmoareg.geometry import Transform, VolumePair
+from napari_shmoareg.geometry import Transform, VolumePair, warp_volume
 from napari_shmoareg.geometry.resample import resample
-from napari_shmoareg.geometry.transform import warp_volume
+from napari_shmoareg.metrics import dice, folding
+from napari_shmoareg.metrics.measure import Quality, measure
+from napari_shmoareg.registration.similarity import similarity
 
 
 def _shift(x):
@@ -81,9 +80,16 @@ def test_the_numbers_go_into_json_by_stage_and_label(registration):
 
 
 def test_images_that_do_not_meet_at_the_start_have_no_similarity_there(registration):
-    far = replace(registration.pair.moving.grid, affine=_shift(1e4) @ registration.pair.moving.grid.affine)
+    far = replace(
+        registration.pair.moving.grid, affine=_shift(1e4) @ registration.pair.moving.grid.affine
+    )
     pair = VolumePair(replace(registration.pair.moving, grid=far), registration.pair.fixed)
-    apart = replace(registration, pair=pair, similarity=registration.similarity | {"before": None}, warped_labels=None)
+    apart = replace(
+        registration,
+        pair=pair,
+        similarity=registration.similarity | {"before": None},
+        warped_labels=None,
+    )
     found = measure(apart).similarity["before"]
     assert np.isnan(found["ncc"]) and np.isnan(found["nmi"]) and found["overlap"] == 0
 
@@ -93,24 +99,37 @@ def test_folding_is_the_same_share_in_the_report_the_warnings_and_the_metrics(re
     values[3:7, 4:9, 5] = (-0.5, -1.0, 0.0, 1e-6, 2.0)
     folded = replace(registration, jacobian=registration.jacobian.with_values(values))
     share = 100 * 12 / values.size
-    assert measure(folded).jacobian["folding_percent"] == pytest.approx(share) == folded.folding_percent
+    assert (
+        measure(folded).jacobian["folding_percent"]
+        == pytest.approx(share)
+        == folded.folding_percent
+    )
     assert folding(values) == pytest.approx(share)
 
 
 def test_the_network_of_these_tests_truly_moves_things(registration):
-    assert measure(registration).displacement_mm["max"] > 1  # the headers are trusted: all of it is the field
+    # the headers are trusted: all of it is the field
+    assert measure(registration).displacement_mm["max"] > 1
 
 
-def test_the_mean_dice_is_over_the_labels_that_both_images_have_and_the_others_are_named(registration):
+def test_the_mean_dice_is_over_the_labels_that_both_images_have_and_the_others_are_named(
+    registration,
+):
     pair = registration.pair
     values = pair.fixed_labels.values.copy()
-    values[pair.fixed_labels.values == 2] = 9  # 2 is in the moving image alone now, and 9 in the fixed one
+    # 2 is in the moving image alone now, and 9 in the fixed one
+    values[pair.fixed_labels.values == 2] = 9
     fewer = replace(pair, fixed_labels=pair.fixed_labels.with_values(values))
     found = measure(replace(registration, pair=fewer))
     assert found.labels == ((1, 3, 4), (2,), (9,))
     whole = measure(registration)
-    assert found.mean_dice("after") == pytest.approx(np.mean([whole.dice["after"][n] for n in (1, 3, 4)]))
-    assert set(found.dice["after"]) == {1, 2, 3, 4, 9} and np.isnan([found.dice["after"][n] for n in (2, 9)]).all()
+    assert found.mean_dice("after") == pytest.approx(
+        np.mean([whole.dice["after"][n] for n in (1, 3, 4)])
+    )
+    assert (
+        set(found.dice["after"]) == {1, 2, 3, 4, 9}
+        and np.isnan([found.dice["after"][n] for n in (2, 9)]).all()
+    )
     assert found.to_dict()["labels"] == {"both": [1, 3, 4], "only_moving": [2], "only_fixed": [9]}
 
 
@@ -127,5 +146,7 @@ def test_labels_that_agree_less_than_before_are_a_caution():
     assert "after the affine alone" in than_affine
     single = quality({1: 0.9, 2: 0.1}, {1: 0.9, 2: 0.1}, {1: 0.7, 2: 0.6}).cautions
     assert single == ["Dice fell by more than 0.1 for the labels 1 (0.90 to 0.70)."]
-    without = quality({1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.6})
+    without = quality(
+        {1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.6}
+    )
     assert without.cautions == []

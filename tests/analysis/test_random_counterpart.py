@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.experiment import Experiment
-from napari_shmoareg.analysis.expert_load import place_of
-from napari_shmoareg.analysis.gate_edits import cells_in
-from napari_shmoareg.analysis.intervention import Intervention, intervening
-from napari_shmoareg.engine.intensity import Intensity
-from napari_shmoareg.engine.replay import Replay
+from napari_shmoareg.experts.experiment import Experiment
+from napari_shmoareg.experts.gate_edits import cells_in
+from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.load import place_of
 from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.registration.intensity import Intensity
+from napari_shmoareg.registration.replay import Replay
 
 
 @pytest.fixture
@@ -46,7 +46,10 @@ def test_the_random_counterpart_silences_as_many_selections_of_others_in_content
     for record in experiment.base.routing.select(part=part, layer=1):
         ranks, chosen = null.expert[place_of(record)], record.routing.experts[0].numpy()
         own = (chosen == expert).any(axis=0)
-        for stratum in (shown := content_cells(pair, experiment.replay.grid, record.stride), ~shown):
+        for stratum in (
+            shown := content_cells(pair, experiment.replay.grid, record.stride),
+            ~shown,
+        ):
             assert (ranks[stratum] >= 0).sum() == own[stratum].sum()
         drawn = ranks >= 0
         lost = np.take_along_axis(chosen, np.maximum(ranks, 0)[None], axis=0)[0][drawn]
@@ -79,7 +82,9 @@ def test_the_random_counterpart_lies_in_patches_as_the_experts_own_cells_do(expe
     assert neighbours(ranks >= 0) > (neighbours(own) + neighbours(lone.reshape(own.shape))) / 2
 
 
-def test_the_counterpart_of_an_expert_with_most_selections_says_how_many_are_its_own(pair, tiny_network):
+def test_the_counterpart_of_an_expert_with_most_selections_says_how_many_are_its_own(
+    pair, tiny_network
+):
     gate = next(g for g in gates_of(tiny_network) if (g.layer, g.direction) == (1, "x")).module
     with torch.no_grad():
         gate.bias[1] += 0.35
@@ -95,8 +100,12 @@ def test_the_counterpart_of_an_expert_with_most_selections_says_how_many_are_its
 
 
 @pytest.mark.parametrize("image", ["moving", None])
-def test_as_many_selections_are_silenced_in_every_block_though_earlier_ones_changed_the_tokens(experiment, image):
-    """The ranks of the counterpart hold among what a token chooses by then, not what it chose before."""
+def test_as_many_selections_are_silenced_in_every_block_though_earlier_ones_changed_the_tokens(
+    experiment, image
+):
+    """The ranks of the counterpart hold among what a token chooses by then, not what it chose
+    before.
+    """
     change = Intervention("silence", 1, "encoder", image=image)
     null = experiment.null(change)
     counted = {}
@@ -108,13 +117,17 @@ def test_as_many_selections_are_silenced_in_every_block_though_earlier_ones_chan
         return site.module.register_forward_hook(hook, prepend=False)
 
     with intervening(experiment.replay.network, [null], experiment.replay.grid):
-        handles = [count(site) for site in gates_of(experiment.replay.network) if site.part == "encoder"]
+        handles = [
+            count(site) for site in gates_of(experiment.replay.network) if site.part == "encoder"
+        ]
         experiment.replay.run()
     for handle in handles:
         handle.remove()
     for (layer, block), silenced in counted.items():
         records = experiment.base.routing.select(part="encoder", layer=layer, block=block)
-        wanted = sum(int((r.routing.experts == 1).sum()) for r in records if image in (None, r.image))
+        wanted = sum(
+            int((r.routing.experts == 1).sum()) for r in records if image in (None, r.image)
+        )
         assert silenced == wanted > 0
 
 
@@ -129,7 +142,9 @@ def test_the_counterpart_keeps_to_the_region(pair, experiment):
     assert (ranks >= 0).any() and not (ranks >= 0)[~inside].any()
     assert experiment.share(change) == pytest.approx((chosen[inside] == expert).mean())
     effect = experiment.run(change)
-    assert effect.cells == inside.sum() and effect.changed == pytest.approx((chosen[inside] == expert).mean())
+    assert effect.cells == inside.sum() and effect.changed == pytest.approx(
+        (chosen[inside] == expert).mean()
+    )
 
 
 def test_the_random_counterpart_of_forcing_acts_at_the_same_cells(experiment):

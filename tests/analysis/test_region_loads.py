@@ -10,29 +10,38 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad, Place
-from napari_shmoareg.analysis.expert_maps import ExpertMap, TokenLoad
-from napari_shmoareg.analysis.region_loads import region_loads
-from napari_shmoareg.analysis.scene import Scene
-from napari_shmoareg.engine.registration import register
-from napari_shmoareg.geometry import Grid, InputError, Volume
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
+from napari_shmoareg.experts.regions import region_loads
+from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.registration.register import register
 
 
 @pytest.fixture(scope="module")
 def scene(phantoms, lively_network) -> Scene:
-    """Of the oblique, anisotropic pair, whose network grid is no multiple of the strides; not to be changed."""
-    registration = register(phantoms, lively_network(0.03), affine="none", size=20, device="cpu", keep="last")
+    """Of the oblique, anisotropic pair, whose network grid is no multiple of the strides; not to be
+    changed.
+    """
+    registration = register(
+        phantoms, lively_network(0.03), affine="none", size=20, device="cpu", keep="last"
+    )
     assert any(n % 4 for n in registration.network_grid.shape)
     return Scene.of(registration, {"settings": registration.settings}, weights="tiny")
 
 
 def decided(scene: Scene, grid: Grid, values: np.ndarray) -> Scene:
-    """A scene whose only gate stands on a network grid of ours and chose these ids of three experts."""
+    """A scene whose only gate stands on a network grid of ours and chose these ids of three
+    experts.
+    """
     gate = Place("decoder", 1, direction="x")
     volume = Volume((values + 1).astype(np.uint8), grid, "decoder-1-x", is_labels=True)
     report = {"network_grid": {"shape": grid.shape, "affine": grid.affine.tolist()}}
     maps = [ExpertMap("decoder-1-x", volume, gate, 1, 3)]
-    return replace(scene, registration=None, report=report, token_loads=[], expert_maps=maps, gates=[])
+    return replace(
+        scene, registration=None, report=report, token_loads=[], expert_maps=maps, gates=[]
+    )
 
 
 def everywhere(grid: Grid) -> np.ndarray:
@@ -49,7 +58,9 @@ def noise(grid: Grid, seed: int, smooth: float) -> np.ndarray:
 
 def ball(grid: Grid, seed: int, radius: float) -> Volume:
     """A ball of mm somewhere inside."""
-    middle = grid.to_world(np.random.default_rng(1000 + seed).uniform(0.3, 0.7, 3) * np.array(grid.shape))
+    middle = grid.to_world(
+        np.random.default_rng(1000 + seed).uniform(0.3, 0.7, 3) * np.array(grid.shape)
+    )
     inside = np.linalg.norm(everywhere(grid) - middle, axis=-1) < radius
     return Volume(inside.astype(np.uint8), grid, "ball", is_labels=True)
 
@@ -88,7 +99,9 @@ def test_padding_is_never_counted(scene):
 
 
 def test_planted_choices_are_found_at_the_right_place_of_the_world(scene, pair):
-    """Where a world plane decides, regions drawn on another oblique grid on either side of it have one expert each."""
+    """Where a world plane decides, regions drawn on another oblique grid on either side of it have
+    one expert each.
+    """
     network = scene.network_grid
     right = everywhere(network)[..., 0] > 4
     planted = decided(scene, network, np.where(right, 2, 0))
@@ -99,7 +112,7 @@ def test_planted_choices_are_found_at_the_right_place_of_the_world(scene, pair):
     assert (left_load.name, left_load.region, right_load.name) == ("left", 1, "right")
     assert left_load.share.tolist() == [1, 0, 0] and right_load.share.tolist() == [0, 0, 1]
     assert left_load.distance == pytest.approx(right.mean())
-    (_, from_left) = region_loads(planted, labels, reference=1)
+    _, from_left = region_loads(planted, labels, reference=1)
     assert from_left.distance == 1
 
 
@@ -158,27 +171,42 @@ def test_a_cell_counts_by_the_share_of_its_volume_in_the_region(scene):
 
 def test_picking_a_gate_changes_none_of_its_figures(scene, pair):
     every = [
-        load for load in region_loads(scene, pair.fixed_labels) if load.place == Place("decoder", 2, None, None, "y")
+        load
+        for load in region_loads(scene, pair.fixed_labels)
+        if load.place == Place("decoder", 2, None, None, "y")
     ]
     picked = region_loads(scene, pair.fixed_labels, part="decoder", layer=2, direction="y")
     assert [load.region for load in picked] == [1, 2, 3, 4]
     for one, other in zip(every, picked, strict=True):
-        assert (one.share == other.share).all() and (one.distance, one.expected) == (other.distance, other.expected)
-        assert (one.low is None) == (other.low is None) and (one.low is None or (one.low == other.low).all())
+        assert (one.share == other.share).all() and (one.distance, one.expected) == (
+            other.distance,
+            other.expected,
+        )
+        assert (one.low is None) == (other.low is None) and (
+            one.low is None or (one.low == other.low).all()
+        )
 
 
-def test_a_reference_region_is_no_distance_from_itself_and_the_others_are_measured_from_it(scene, pair):
+def test_a_reference_region_is_no_distance_from_itself_and_the_others_are_measured_from_it(
+    scene, pair
+):
     loads = region_loads(scene, pair.fixed_labels, reference=1, part="decoder", layer=1, block_mm=9)
     shares = {load.place: load.share for load in loads if load.region == 1}
     for load in loads:
         assert load.distance == pytest.approx(np.abs(load.share - shares[load.place]).sum() / 2)
-        assert (load.distance == 0) is (load.region == 1) and (load.expected == 0) is (load.region == 1)
+        assert (load.distance == 0) is (load.region == 1) and (load.expected == 0) is (
+            load.region == 1
+        )
 
 
 def test_a_reference_may_be_an_id_of_numpy_and_a_gate_has_no_other_fields(scene, pair):
     where = {"part": "decoder", "layer": 1, "direction": "x"}
-    plain, same = (region_loads(scene, pair.fixed_labels, reference=r, **where) for r in (2, np.int64(2)))
-    assert [load.distance for load in plain] == [load.distance for load in same] and plain[1].distance == 0
+    plain, same = (
+        region_loads(scene, pair.fixed_labels, reference=r, **where) for r in (2, np.int64(2))
+    )
+    assert [load.distance for load in plain] == [load.distance for load in same] and plain[
+        1
+    ].distance == 0
     with pytest.raises(InputError, match="no lyer"):
         region_loads(scene, pair.fixed_labels, lyer=1)
 
@@ -200,9 +228,15 @@ def test_a_region_between_the_middles_of_voxels_is_told_from_one_outside(scene):
 
 def test_all_regions_together_leave_air_out(scene, pair):
     """Against them the distance is that from the average of all regions, each by its cells."""
-    loads = region_loads(scene, pair.fixed_labels, reference="regions", part="decoder", layer=1, direction="x")
-    together = np.average([load.share for load in loads], axis=0, weights=[load.tokens for load in loads])
-    one = Volume((pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True)
+    loads = region_loads(
+        scene, pair.fixed_labels, reference="regions", part="decoder", layer=1, direction="x"
+    )
+    together = np.average(
+        [load.share for load in loads], axis=0, weights=[load.tokens for load in loads]
+    )
+    one = Volume(
+        (pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True
+    )
     (body,) = region_loads(scene, one, part="decoder", layer=1, direction="x")
     np.testing.assert_allclose(body.share, together)
     assert body.distance > 1e-3  # air chooses otherwise
@@ -236,17 +270,23 @@ def test_a_region_of_noise_is_as_far_from_the_whole_as_chance_lets_it(scene, roo
 def test_a_region_that_chooses_otherwise_is_further_than_chance(scene, roomy, smooth):
     for seed in range(5):
         region = ball(roomy, seed, 25)
-        values = np.where(region.values > 0, noise(roomy, seed, smooth) % 2, noise(roomy, seed, smooth))
+        values = np.where(
+            region.values > 0, noise(roomy, seed, smooth) % 2, noise(roomy, seed, smooth)
+        )
         (load,) = region_loads(decided(scene, roomy, values), region, draws=200)
         assert load.distance > load.expected
 
 
 @pytest.mark.parametrize("smooth", [0, 1.5])
 def test_the_interval_holds_the_share_that_the_noise_was_drawn_with(scene, roomy, smooth):
-    """Of many images the 95 % interval of a region's share holds the third that each expert was given."""
+    """Of many images the 95 % interval of a region's share holds the third that each expert was
+    given.
+    """
     holds = []
     for seed in range(40):
-        (load,) = region_loads(decided(scene, roomy, noise(roomy, seed, smooth)), ball(roomy, seed, 35), draws=200)
+        (load,) = region_loads(
+            decided(scene, roomy, noise(roomy, seed, smooth)), ball(roomy, seed, 35), draws=200
+        )
         assert load.blocks >= 9 and (load.low <= load.high).all()
         holds += ((load.low <= 1 / 3) & (load.high >= 1 / 3)).tolist()
     assert 0.85 <= np.mean(holds)
@@ -256,7 +296,9 @@ def test_fewer_blocks_give_a_wider_interval_and_the_fewest_none(scene, roomy):
     widths, blocks = [], []
     for radius in (25, 33, 45):
         found = [
-            region_loads(decided(scene, roomy, noise(roomy, seed, 1.5)), ball(roomy, seed, radius), draws=200)[0]
+            region_loads(
+                decided(scene, roomy, noise(roomy, seed, 1.5)), ball(roomy, seed, radius), draws=200
+            )[0]
             for seed in range(8)
         ]
         found = [load for load in found if load.low is not None]
@@ -276,7 +318,9 @@ def test_a_ball_that_walls_of_blocks_cut_into_eight_is_one_sample(scene, roomy):
     made = decided(scene, roomy, noise(roomy, 0, 1.5))
     for middle in np.random.default_rng(0).uniform((14, 12, 14), (34, 30, 26), (25, 3)):
         inside = np.linalg.norm(everywhere(roomy) - roomy.to_world(middle), axis=-1) < 8
-        (load,) = region_loads(made, Volume(inside.astype(np.uint8), roomy, "ball", is_labels=True), draws=20)
+        (load,) = region_loads(
+            made, Volume(inside.astype(np.uint8), roomy, "ball", is_labels=True), draws=20
+        )
         assert load.blocks <= 2 and load.low is None
 
 
@@ -285,7 +329,9 @@ def test_neighbours_that_choose_alike_make_the_interval_wider(scene, roomy):
     widths = []
     for smooth in (0, 1.5, 3):
         loads = [
-            region_loads(decided(scene, roomy, noise(roomy, seed, smooth)), ball(roomy, seed, 35), draws=200)[0]
+            region_loads(
+                decided(scene, roomy, noise(roomy, seed, smooth)), ball(roomy, seed, 35), draws=200
+            )[0]
             for seed in range(5)
         ]
         widths.append(np.mean([load.high - load.low for load in loads]))
@@ -295,7 +341,12 @@ def test_neighbours_that_choose_alike_make_the_interval_wider(scene, roomy):
 def test_what_is_no_region_is_refused(scene, pair):
     with pytest.raises(InputError, match="is an image"):
         region_loads(scene, pair.fixed)
-    empty = Volume(np.zeros((3, 3, 3), np.uint8), pair.fixed.grid.crop((0, 0, 0), (3, 3, 3)), "none", is_labels=True)
+    empty = Volume(
+        np.zeros((3, 3, 3), np.uint8),
+        pair.fixed.grid.crop((0, 0, 0), (3, 3, 3)),
+        "none",
+        is_labels=True,
+    )
     with pytest.raises(InputError, match="No region of 'none'"):
         region_loads(scene, empty)
     with pytest.raises(InputError, match="reference 9"):

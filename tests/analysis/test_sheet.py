@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.sheet import COLUMNS, contact_sheet
-from napari_shmoareg.engine.conform import Conformed
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.synthesis import DrawnPairs
+from napari_shmoareg.figures.registration import COLUMNS, contact_sheet
 from napari_shmoareg.geometry import Grid
+from napari_shmoareg.registration.conform import Conformed
+from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis_settings import Drawing
 
 SHAPE = (12, 16, 10)
 
@@ -27,7 +27,9 @@ def drawn():
 
 @pytest.fixture
 def marked():
-    """A pair whose labels stand in the plane k = 7 alone: the first moving on the left, the second fixed in front."""
+    """A pair whose labels stand in the plane k = 7 alone: the first moving on the left, the second
+    fixed in front.
+    """
     moving, fixed = torch.full((2, 1, 1, *SHAPE), 0.25)
     fixed[0, 0, 3, 14, 7] = 1.0
     moving_labels, fixed_labels = torch.zeros(2, 1, 2, *SHAPE)
@@ -35,7 +37,9 @@ def marked():
     moving_labels[0, 1, 4, 5, 7] = 0.4  # less than what is left of the voxel
     fixed_labels[0, 1, 6:9, 12:15, 7] = 1.0
     grid = Grid(SHAPE, np.diag([1.5, 1.5, 1.5, 1.0]))
-    return Conformed(moving, fixed, grid, np.eye(4), moving_labels=moving_labels, fixed_labels=fixed_labels)
+    return Conformed(
+        moving, fixed, grid, np.eye(4), moving_labels=moving_labels, fixed_labels=fixed_labels
+    )
 
 
 def panels(figure):
@@ -57,10 +61,13 @@ def test_every_pair_has_two_images_two_sets_of_labels_and_a_title(drawn):
 def test_the_slice_is_the_one_with_the_labels_and_is_seen_from_the_usual_side(marked):
     (moving,), (fixed,), (_, first), (_, second) = panels(contact_sheet([marked]))
     assert moving.shape == (SHAPE[1], SHAPE[0])  # first row at the bottom, j upwards
-    assert fixed[14, SHAPE[0] - 1 - 3] == 1.0 and np.sum(fixed == 1) == 1  # the patient's right on the left
+    # the patient's right on the left
+    assert fixed[14, SHAPE[0] - 1 - 3] == 1.0 and np.sum(fixed == 1) == 1
     assert (~np.ma.getmaskarray(first)).nonzero()[0].tolist() == [5, 5, 6, 6, 7, 7]
     assert set(first.compressed()) == {0} and set(second.compressed()) == {1}
-    assert np.array_equal(~np.ma.getmaskarray(second), marked.fixed_labels[0, 1, :, :, 7].numpy().T[:, ::-1] > 0)
+    assert np.array_equal(
+        ~np.ma.getmaskarray(second), marked.fixed_labels[0, 1, :, :, 7].numpy().T[:, ::-1] > 0
+    )
 
 
 def test_pairs_without_labels_show_their_middle(marked):
@@ -82,6 +89,10 @@ def test_titles_stay_on_the_page_and_apart(drawn):
 
     figure = contact_sheet(drawn)
     FigureCanvasAgg(figure).draw()
-    boxes = [t.get_window_extent() for axes in figure.axes for t in (axes._left_title,) if t.get_text()]
-    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    boxes = [
+        t.get_window_extent() for axes in figure.axes for t in (axes._left_title,) if t.get_text()
+    ]
+    assert all(
+        box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes
+    )
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.slices import VIEWS, cut, directions, in_plane, middle, plane
+from napari_shmoareg.figures.panels import VIEWS, cut, directions, in_plane, middle, plane
 from napari_shmoareg.geometry import Grid, Volume
 
 SHAPE = (8, 11, 6)
@@ -32,7 +32,9 @@ def test_left_back_and_top_lie_to_the_right_or_up_whatever_the_file_order(view):
         pixels = cut(volume, volume.grid.centre, view).pixels
         along = 1 if axis == in_plane(view)[0] else 0
         upward = -1 if along else 1  # radiological: R and A stand on the left of the screen
-        assert (upward * np.diff(pixels, axis=along) > 0).all() and not np.diff(pixels, axis=1 - along).any()
+        assert (upward * np.diff(pixels, axis=along) > 0).all() and not np.diff(
+            pixels, axis=1 - along
+        ).any()
 
 
 def test_the_letters_name_the_ends_of_each_view():
@@ -57,7 +59,9 @@ def test_coarse_and_fine_grids_of_one_field_of_view_lie_on_top_of_each_other(pai
         fine.grid.crop((0, 0, 0), (36, 28, 20)).coarsen(4),
     )
     cropped = Volume(fine.values[:36, :28, :20], fine.grid.crop((0, 0, 0), (36, 28, 20)))
-    assert cut(coarse, fine.grid.centre, view).extent == pytest.approx(cut(cropped, fine.grid.centre, view).extent)
+    assert cut(coarse, fine.grid.centre, view).extent == pytest.approx(
+        cut(cropped, fine.grid.centre, view).extent
+    )
 
 
 def test_a_point_outside_gives_the_nearest_plane():
@@ -72,7 +76,9 @@ def test_outlines_run_along_the_edges_of_the_pixels():
     segments = cut(volume, (0, 0, 3.0), "axial").outlines()
     lengths = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=-1)
     assert lengths.sum() == pytest.approx(2 * (2 * 2 + 3 * 3))
-    assert segments[..., 0].max() == pytest.approx(-2.5 * 2) and segments[..., 1].max() == pytest.approx(6.5 * 3)
+    assert segments[..., 0].max() == pytest.approx(-2.5 * 2) and segments[
+        ..., 1
+    ].max() == pytest.approx(6.5 * 3)
 
 
 def test_the_plane_of_a_view_is_that_of_the_grid(pair):
@@ -91,4 +97,6 @@ def test_the_middle_is_that_of_what_is_shown_and_not_of_the_field_of_view():
     values[3:8, 10:14, 15:18] = 50
     grid = Grid(values.shape, _lia())
     assert middle(Volume(values, grid)) == pytest.approx(grid.to_world((5, 11.5, 16)))
-    assert middle(Volume(np.ones((3, 4, 5)), Grid((3, 4, 5), _lia()))) == pytest.approx(Grid((3, 4, 5), _lia()).centre)
+    assert middle(Volume(np.ones((3, 4, 5)), Grid((3, 4, 5), _lia()))) == pytest.approx(
+        Grid((3, 4, 5), _lia()).centre
+    )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.analysis.metrics import dice, mean
-from napari_shmoareg.analysis.validation import displace, validate, validated
-from napari_shmoareg.engine.conform import conform
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.metrics import dice, mean
+from napari_shmoareg.registration.conform import conform
+from napari_shmoareg.training.validation import displace, validate, validated
 
 
 @pytest.fixture
@@ -23,22 +23,29 @@ def test_a_zero_displacement_gives_the_start(seen):
     found = validated(seen, torch.zeros(1, 3, *seen.grid.shape))
     moving, fixed = (t[0, 0].numpy().astype(int) for t in (seen.moving_labels, seen.fixed_labels))
     assert found.dice == pytest.approx(mean(dice(moving, fixed)))
-    assert found.ncc == pytest.approx(np.corrcoef(seen.moving.flatten(), seen.fixed.flatten())[0, 1], abs=1e-6)
+    assert found.ncc == pytest.approx(
+        np.corrcoef(seen.moving.flatten(), seen.fixed.flatten())[0, 1], abs=1e-6
+    )
     assert found.folding_percent == 0
 
 
 def test_a_shift_that_is_undone_gives_one(seen):
     shift = torch.zeros(1, 3, *seen.grid.shape)
     shift[:, 2] = 1.0
-    moved = replace(seen, moving=seen.fixed.roll(1, dims=4), moving_labels=seen.fixed_labels.roll(1, dims=4))
+    moved = replace(
+        seen, moving=seen.fixed.roll(1, dims=4), moving_labels=seen.fixed_labels.roll(1, dims=4)
+    )
     assert validated(moved, shift).dice > 0.999 > validated(moved, 0 * shift).dice
     assert validated(moved, shift).ncc > 0.99
 
 
 def test_labels_are_carried_by_nearest_and_none_is_made_up_between_two(seen):
     half = torch.zeros(1, 3, *seen.grid.shape)
-    half[:, 2] = 0.4  # between a label 1 and a background 0 linear weights would round, between 1 and 5 they would mix
-    apart = [labels * 4 + (labels > 0) for labels in (seen.moving_labels, seen.fixed_labels)]  # 5, 9, 13 ...
+    # between a label 1 and a background 0 linear weights would round, between 1 and 5 they would
+    # mix
+    half[:, 2] = 0.4
+    # 5, 9, 13 ...
+    apart = [labels * 4 + (labels > 0) for labels in (seen.moving_labels, seen.fixed_labels)]
     mixed = replace(seen, moving_labels=apart[0], fixed_labels=apart[0])
     assert validated(mixed, half).dice == 1.0  # the nearest voxel is the same one
 

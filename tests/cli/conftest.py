@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from napari_shmoareg.cli.application import app
-from napari_shmoareg.io.checkpoint import save_network
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.cli.app import app
+from napari_shmoareg.io import save_network, write_image
 
 
 @dataclass
@@ -35,7 +34,10 @@ class Files:
 
 def write_files(pair, folder: Path) -> Files:
     """Moving, fixed and their labels as NIfTI files in a folder."""
-    paths = {name: folder / f"{name}.nii.gz" for name in ("moving", "fixed", "moving_labels", "fixed_labels")}
+    paths = {
+        name: folder / f"{name}.nii.gz"
+        for name in ("moving", "fixed", "moving_labels", "fixed_labels")
+    }
     for name, path in paths.items():
         write_image(getattr(pair, name), path)
     return Files(folder, **paths)
@@ -66,7 +68,7 @@ def folding_weights(lively_network, tmp_path_factory) -> Path:
 @pytest.fixture
 def unigradicon_file(monkeypatch, tmp_path) -> Path:
     """The weights of a stand-in for uniGradICON's network, which moves nothing, and its package."""
-    from napari_shmoareg.engine.peers import unigradicon
+    from napari_shmoareg.evaluation import baselines
 
     class Still(nn.Module):
         def __init__(self) -> None:
@@ -84,8 +86,8 @@ def unigradicon_file(monkeypatch, tmp_path) -> Path:
     monkeypatch.syspath_prepend(package.parent)
     for module in ("icon_registration", "icon_registration.networks"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.setattr(unigradicon, "SIDE", 8)
-    monkeypatch.setattr(unigradicon, "build_network", Still)
+    monkeypatch.setattr(baselines, "SIDE", 8)
+    monkeypatch.setattr(baselines, "build_network", Still)
     torch.save(Still().state_dict(), tmp_path / "unigradicon.trch")
     yield tmp_path / "unigradicon.trch"
     for module in [name for name in sys.modules if name.partition(".")[0] == "icon_registration"]:
@@ -111,15 +113,28 @@ def registered(phantoms, weights, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("registered")
     files = write_files(phantoms, folder)
     labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
-    options = ("--weights", weights, "--out", folder / "result", "--no-figures", "--quiet", "--keep", "last")
-    result = CliRunner().invoke(app, [str(a) for a in ("register", files.moving, files.fixed, *labels, *options)])
+    options = (
+        "--weights",
+        weights,
+        "--out",
+        folder / "result",
+        "--no-figures",
+        "--quiet",
+        "--keep",
+        "last",
+    )
+    result = CliRunner().invoke(
+        app, [str(a) for a in ("register", files.moving, files.fixed, *labels, *options)]
+    )
     assert result.exit_code == 0, result.stderr
     return folder / "result"
 
 
 @pytest.fixture
 def plain():
-    """The one paragraph that a failure said, to be searched; checks that it is one, and that nothing else came."""
+    """The one paragraph that a failure said, to be searched; checks that it is one, and that
+    nothing else came.
+    """
 
     class Said(str):
         def search(self, pattern: str):
@@ -131,7 +146,9 @@ def plain():
         assert result.stdout == ""
         before, mark, text = result.stderr.partition("Error: ")
         assert mark and "Traceback" not in result.stderr and "bug" not in text, result.stderr
-        assert all(line.endswith("...") or line.startswith("Warning: ") for line in before.splitlines()), before
+        assert all(
+            line.endswith("...") or line.startswith("Warning: ") for line in before.splitlines()
+        ), before
         assert "\n\n" not in text.strip()
         return Said(text.replace("\n", " "))
 

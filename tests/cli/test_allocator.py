@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from napari_shmoareg.cli.progress import progress
+from napari_shmoareg.cli.console import progress
 
 FAULTS = """
 import resource
@@ -24,7 +24,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_an_array_takes_the_place_of_one_that_is_gone():
     kept, settled = (
-        int(subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True
+            ).stdout
+        )
         for env in (None, {"MALLOC_ARENA_MAX": "2"})
     )
     assert kept < settled / 4
@@ -45,10 +49,12 @@ print(kept - psutil.Process().memory_info().rss)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_freed_memory_is_given_back_between_phases(monkeypatch):
-    found = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True
+    )
     assert int(found.stdout) > 300e6
     calls = []
-    monkeypatch.setattr("napari_shmoareg.cli.progress.return_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr("napari_shmoareg.cli.console.return_freed_memory", lambda: calls.append(1))
     with progress(True) as report:
         for phase, fraction in (("align", 0.0), ("align", 0.5), ("network", 0.0), ("network", 1.0)):
             report(phase, fraction)

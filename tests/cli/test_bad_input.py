@@ -187,7 +187,10 @@ def mgh_without_flag(files):
 def nrrd_without_directions(files):
     path = _itk_file(files, "bad.nrrd")
     return _patched(
-        path, lambda raw: _without(raw, "space directions", "space origin").replace(b"space: ", b"spacings: 1 1 1\n# ")
+        path,
+        lambda raw: _without(raw, "space directions", "space origin").replace(
+            b"space: ", b"spacings: 1 1 1\n# "
+        ),
     )
 
 
@@ -197,12 +200,15 @@ def mha_without_matrix(files):
 
 def nrrd_without_spacing(files):
     return _patched(
-        _itk_file(files, "bad.nrrd"), lambda raw: _without(raw, "space directions", "space origin", "space")
+        _itk_file(files, "bad.nrrd"),
+        lambda raw: _without(raw, "space directions", "space origin", "space"),
     )
 
 
 def mha_without_spacing(files):
-    return _patched(_itk_file(files, "bad.mha"), lambda raw: _without(raw, "ElementSpacing", "TransformMatrix"))
+    return _patched(
+        _itk_file(files, "bad.mha"), lambda raw: _without(raw, "ElementSpacing", "TransformMatrix")
+    )
 
 
 def _itk_file(files, name):
@@ -233,40 +239,73 @@ def _patched(path, change):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_place_that_was_guessed_is_said_and_the_work_goes_on(make, missing, files, weights, shmoareg):
+def test_a_place_that_was_guessed_is_said_and_the_work_goes_on(
+    make, missing, files, weights, shmoareg
+):
     bad, out = make(files), files.folder / "out"
     result = shmoareg(
-        "register", bad, files.fixed, "--affine", "none", "--weights", weights, "--out", out, "--no-figures"
+        "register",
+        bad,
+        files.fixed,
+        "--affine",
+        "none",
+        "--weights",
+        weights,
+        "--out",
+        out,
+        "--no-figures",
     )
     assert result.exit_code == 0, result.stderr
     said = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
     assert sum("does not say where its voxels stand" in line for line in said) == 1
-    assert re.search(rf"{bad.name}' does not say where its voxels stand \(.*{missing}", "".join(said))
+    assert re.search(
+        rf"{bad.name}' does not say where its voxels stand \(.*{missing}", "".join(said)
+    )
     assert (out / "report.json").is_file()
 
 
-@pytest.mark.parametrize("make", [nrrd_without_spacing, mha_without_spacing], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [nrrd_without_spacing, mha_without_spacing], ids=lambda make: make.__name__
+)
 def test_an_image_without_any_spacing_is_refused(make, files, weights, shmoareg, plain):
     out = files.folder / "out"
     result = shmoareg("register", make(files), files.fixed, "--weights", weights, "--out", out)
-    assert plain(result).search("does not say how far apart its voxels stand.*write it into the header")
+    assert plain(result).search(
+        "does not say how far apart its voxels stand.*write it into the header"
+    )
     assert not out.exists()
 
 
 def test_a_cut_transform_is_one_paragraph_in_a_real_terminal_too(files, registered, tmp_path):
     cut = tmp_path / "cut.h5"
     cut.write_bytes((registered / "transform.h5").read_bytes()[:9000])
-    command = ("apply", cut, files.moving, "--reference", files.fixed, "--out", tmp_path / "carried.nii.gz")
+    command = (
+        "apply",
+        cut,
+        files.moving,
+        "--reference",
+        files.fixed,
+        "--out",
+        tmp_path / "carried.nii.gz",
+    )
     ended = subprocess.run(
-        [sys.executable, "-m", "napari_shmoareg", *command], capture_output=True, text=True, cwd=REPOSITORY
+        [sys.executable, "-m", "napari_shmoareg", *command],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
     )
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert re.fullmatch(r"Error: \S*cut\.h5 is damaged or cut short \(9000 bytes\)[^\n]*\n", ended.stderr), ended.stderr
+    assert re.fullmatch(
+        r"Error: \S*cut\.h5 is damaged or cut short \(9000 bytes\)[^\n]*\n", ended.stderr
+    ), ended.stderr
 
 
 def labels_on_another_grid(files, pair):
     grid = pair.moving_labels.grid
-    moved = Grid(grid.shape, np.vstack([np.column_stack([grid.affine[:3, :3], grid.affine[:3, 3] + 5]), [0, 0, 0, 1]]))
+    moved = Grid(
+        grid.shape,
+        np.vstack([np.column_stack([grid.affine[:3, :3], grid.affine[:3, 3] + 5]), [0, 0, 0, 1]]),
+    )
     return Volume(pair.moving_labels.values, moved, "elsewhere", is_labels=True)
 
 
@@ -275,13 +314,22 @@ def fractional_labels(files, pair):
 
 
 @pytest.mark.parametrize(
-    ("make", "says"), [(labels_on_another_grid, "another grid"), (fractional_labels, "fractions.*nearest neighbour")]
+    ("make", "says"),
+    [(labels_on_another_grid, "another grid"), (fractional_labels, "fractions.*nearest neighbour")],
 )
 def test_labels_that_do_not_fit_are_refused(make, says, files, pair, weights, shmoareg, plain):
     labels = files.write(make(files, pair), "labels.nii.gz")
     out = files.folder / "out"
     result = shmoareg(
-        "register", files.moving, files.fixed, "--moving-labels", labels, "--weights", weights, "--out", out
+        "register",
+        files.moving,
+        files.fixed,
+        "--moving-labels",
+        labels,
+        "--weights",
+        weights,
+        "--out",
+        out,
     )
     assert plain(result).search(says)
     assert not out.exists()
@@ -293,7 +341,16 @@ def test_labels_of_several_volumes_are_refused_without_naming_an_option_that_doe
 ):
     four = np.stack([pair.moving_labels.values] * 2, axis=-1).astype(np.int16)
     labels = save(files.folder / "labels.nii.gz", four, pair.moving.grid.affine)
-    arguments = ("register", files.moving, files.fixed, "--moving-labels", labels, "--weights", weights, *options)
+    arguments = (
+        "register",
+        files.moving,
+        files.fixed,
+        "--moving-labels",
+        labels,
+        "--weights",
+        weights,
+        *options,
+    )
     said = plain(shmoareg(*arguments, "--out", files.folder / "out"))
     assert said.search("labels have to be 3D") and "--channel" not in said
 
@@ -301,9 +358,13 @@ def test_labels_of_several_volumes_are_refused_without_naming_an_option_that_doe
 def test_images_that_do_not_meet_are_refused(files, pair, weights, shmoareg, plain):
     affine = pair.moving.grid.affine.copy()
     affine[:3, 3] += 2000
-    away = files.write(Volume(pair.moving.values, Grid(pair.moving.grid.shape, affine)), "away.nii.gz")
+    away = files.write(
+        Volume(pair.moving.values, Grid(pair.moving.grid.shape, affine)), "away.nii.gz"
+    )
     out = files.folder / "out"
-    result = shmoareg("register", away, files.fixed, "--affine", "none", "--weights", weights, "--out", out)
+    result = shmoareg(
+        "register", away, files.fixed, "--affine", "none", "--weights", weights, "--out", out
+    )
     assert plain(result).search("overlap|do not meet")
     assert not out.exists()
 
@@ -327,22 +388,44 @@ def test_a_full_disk_is_told_and_leaves_nothing(files, weights, shmoareg, plain,
     def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("napari_shmoareg.io.report.write_transform", full)
+    monkeypatch.setattr("napari_shmoareg.io.registration_folder.write_transform", full)
     out = files.folder / "results" / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--affine", "none", "--weights", weights, "--out", out)
+    result = shmoareg(
+        "register",
+        files.moving,
+        files.fixed,
+        "--affine",
+        "none",
+        "--weights",
+        weights,
+        "--out",
+        out,
+    )
     assert plain(result).search("disk is full")
     assert list(out.parent.iterdir()) == []
 
 
 def test_unknown_weights_are_refused(files, shmoareg, plain):
-    result = shmoareg("register", files.moving, files.fixed, "--weights", "no-such", "--out", files.folder / "out")
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", "no-such", "--out", files.folder / "out"
+    )
     assert plain(result).search("no weights 'no-such'")
 
 
 def test_a_device_that_is_not_there_is_refused(files, weights, shmoareg, plain, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--device", "cuda", "--out", out)
+    result = shmoareg(
+        "register",
+        files.moving,
+        files.fixed,
+        "--weights",
+        weights,
+        "--device",
+        "cuda",
+        "--out",
+        out,
+    )
     assert plain(result).search("cuda was asked for.*--device cpu")
 
 
@@ -359,7 +442,9 @@ def test_a_device_that_is_not_there_is_refused(files, weights, shmoareg, plain, 
     ],
 )
 def test_misuse_exits_with_2_and_names_the_help(options, files, shmoareg):
-    result = shmoareg("register", files.moving, files.fixed, "--out", files.folder / "out", *options)
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--out", files.folder / "out", *options
+    )
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
     assert "shmoareg register --help" in result.stderr
@@ -368,5 +453,7 @@ def test_misuse_exits_with_2_and_names_the_help(options, files, shmoareg):
 @pytest.mark.parametrize("size", ["4", "0"])
 def test_a_size_that_is_too_small_is_refused(size, files, weights, shmoareg, plain):
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, "--size", size)
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", weights, "--out", out, "--size", size
+    )
     assert plain(result).search("at least 8")

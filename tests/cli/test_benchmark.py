@@ -15,21 +15,23 @@ import psutil
 import pytest
 import torch
 
+from napari_shmoareg.cli import benchmark, benchmark_folder
 from napari_shmoareg.cli import benchmark as command
-from napari_shmoareg.cli import benchmark_folder, benchmark_options
-from napari_shmoareg.cli import trial as trials
 from napari_shmoareg.cli.options import Device
-from napari_shmoareg.cli.trial import Trial
-from napari_shmoareg.engine import peers
-from napari_shmoareg.engine.peers import METHODS
+from napari_shmoareg.evaluation import isolated_run as trials
+from napari_shmoareg.evaluation import methods
+from napari_shmoareg.evaluation.isolated_run import Trial
+from napari_shmoareg.evaluation.methods import METHODS
 from napari_shmoareg.io import checkpoint
-from napari_shmoareg.io import weights as choice
+from napari_shmoareg.io import model_card as choice
 
 
 @pytest.fixture
 def listed(files) -> Path:
     """A list of two pairs, the first with labels and landmarks."""
-    (files.folder / "points.csv").write_text("# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n")
+    (files.folder / "points.csv").write_text(
+        "# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n"
+    )
     path = files.folder / "pairs.csv"
     path.write_text(
         "moving,fixed,moving_labels,fixed_labels,landmarks\n"
@@ -41,14 +43,21 @@ def listed(files) -> Path:
 
 @pytest.fixture
 def ran(monkeypatch) -> list[Trial]:
-    """The trials that were run; each gives made-up numbers, and the affine fails on the second pair."""
+    """The trials that were run; each gives made-up numbers, and the affine fails on the second
+    pair.
+    """
     ran: list[Trial] = []
 
     def run(trial: Trial):
         ran.append(trial)
         if trial.method == "affine" and trial.moving.endswith("fixed.nii.gz"):
             return {"error": "it broke,\nin two lines"}
-        return {"dice": 0.5 + 0.1 * len(trial.method), "folding_percent": 0.0, "seconds": 2.0, "memory_mib": 300.0}
+        return {
+            "dice": 0.5 + 0.1 * len(trial.method),
+            "folding_percent": 0.0,
+            "seconds": 2.0,
+            "memory_mib": 300.0,
+        }
 
     monkeypatch.setattr(command, "run_trial", run)
     return ran
@@ -63,7 +72,9 @@ def test_a_method_in_its_own_process_is_measured_there(listed, files, shmoareg):
     """For real, from the list to the picture; the alignment brings the phantoms together."""
     listed.write_text("\n".join(listed.read_text().splitlines()[:2]) + "\n")
     out = files.folder / "out"
-    result = shmoareg("benchmark", listed, "--methods", "affine", "--threads", 1, "--surface", "--out", out)
+    result = shmoareg(
+        "benchmark", listed, "--methods", "affine", "--threads", 1, "--surface", "--out", out
+    )
     assert result.exit_code == 0, result.stderr
     start, affine = rows_of(out)
     assert (start["method"], affine["method"]) == ("start", "affine")
@@ -73,7 +84,9 @@ def test_a_method_in_its_own_process_is_measured_there(listed, files, shmoareg):
     assert float(start["seconds"]) < float(affine["seconds"]) < 60
     assert 50 < float(start["memory_mib"]) <= 1.2 * float(affine["memory_mib"]) < 4000
     summary = (out / "summary.md").read_text(encoding="utf-8")
-    assert "| affine | 1 | 0." in summary and "- threads: 1" in summary and "- SimpleITK: " in summary
+    assert (
+        "| affine | 1 | 0." in summary and "- threads: 1" in summary and "- SimpleITK: " in summary
+    )
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "affine" in result.stdout and str(out) in result.stdout
 
@@ -83,8 +96,12 @@ def test_a_method_that_fails_leaves_a_row_and_the_rest_goes_on(listed, ran, file
     result = shmoareg("benchmark", listed, "--methods", "affine,demons", "--out", out)
     assert result.exit_code == 0, result.stderr
     rows = rows_of(out)
-    assert [(r["pair"], r["method"]) for r in rows] == [(p, m) for p in "12" for m in ("start", "affine", "demons")]
-    assert rows[4]["error"].startswith("it broke") and rows[4]["dice"] == "" and rows[5]["error"] == ""
+    assert [(r["pair"], r["method"]) for r in rows] == [
+        (p, m) for p in "12" for m in ("start", "affine", "demons")
+    ]
+    assert (
+        rows[4]["error"].startswith("it broke") and rows[4]["dice"] == "" and rows[5]["error"] == ""
+    )
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "| affine | 1 (1 failed) |" in summary and "pair 2, affine: it broke" in summary
     first, second = summary.split("Over the one pair that every method finished:")
@@ -106,7 +123,9 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shm
     monkeypatch.setattr(command, "run_trial", stopped)
     result = shmoareg(*words)
     assert result.exit_code == 130 and "3 of 4 runs" in result.stderr and "goes on" in result.stderr
-    assert len(rows_of(out)) == 3 and "Not finished: 3 of 4 runs" in (out / "summary.md").read_text(encoding="utf-8")
+    assert len(rows_of(out)) == 3 and "Not finished: 3 of 4 runs" in (out / "summary.md").read_text(
+        encoding="utf-8"
+    )
     before = rows_of(out)
     monkeypatch.setattr(command, "run_trial", pretend)
     assert shmoareg(*words).exit_code == 0
@@ -117,7 +136,11 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shm
 
 @pytest.mark.parametrize(
     ("other", "says"),
-    [(("--change", "invert"), "settings"), (("--methods", "demons"), "methods"), (("--pairs", 1), "pairs")],
+    [
+        (("--change", "invert"), "settings"),
+        (("--methods", "demons"), "methods"),
+        (("--pairs", 1), "pairs"),
+    ],
 )
 def test_a_benchmark_does_not_go_on_with_another_plan(other, says, listed, ran, files, shmoareg):
     out = files.folder / "out"
@@ -128,7 +151,9 @@ def test_a_benchmark_does_not_go_on_with_another_plan(other, says, listed, ran, 
 
 
 @pytest.mark.parametrize("other", [{"processor": "faster"}, {"CPUs": 1000}])
-def test_a_benchmark_does_not_go_on_on_another_machine(other, listed, ran, files, shmoareg, monkeypatch):
+def test_a_benchmark_does_not_go_on_on_another_machine(
+    other, listed, ran, files, shmoareg, monkeypatch
+):
     words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out", "--quiet")
     shmoareg(*words)
     here = benchmark_folder.machine()
@@ -143,12 +168,24 @@ def test_a_benchmark_does_not_go_on_on_another_machine(other, listed, ran, files
     [
         (
             ("--methods", "shmoareg", "--refine", 5),
-            r"--refine would do nothing: --methods names no affine\+refine and no shmoareg\+refine\.",
+            (
+                r"--refine would do nothing: --methods names no affine\+refine and no"
+                r" shmoareg\+refine\."
+            ),
         ),
-        (("--methods", "affine", "--similarity", "mind"), r"--similarity would .* no shmoareg\+refine"),
-        (("--methods", "affine", "--gamma", 0.5), "--gamma would do nothing without --change gamma"),
+        (
+            ("--methods", "affine", "--similarity", "mind"),
+            r"--similarity would .* no shmoareg\+refine",
+        ),
+        (
+            ("--methods", "affine", "--gamma", 0.5),
+            "--gamma would do nothing without --change gamma",
+        ),
         (("--methods", "affine", "--change", "invert", "--gamma", 2), "without --change gamma"),
-        (("--methods", "affine", "--size", 24), r"--size would do nothing: --methods names no shmoareg and no shmo"),
+        (
+            ("--methods", "affine", "--size", 24),
+            r"--size would do nothing: --methods names no shmoareg and no shmo",
+        ),
         (("--methods", "affine", "--no-diffeomorphic"), "--diffeomorphic would"),
         (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights would"),
         (
@@ -157,12 +194,16 @@ def test_a_benchmark_does_not_go_on_on_another_machine(other, listed, ran, files
         ),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(asked, says, listed, ran, files, shmoareg, plain):
+def test_options_that_would_do_nothing_are_refused(
+    asked, says, listed, ran, files, shmoareg, plain
+):
     plain(shmoareg("benchmark", listed, *asked, "--out", files.folder / "out")).search(says)
     assert ran == [] and not (files.folder / "out").exists()
 
 
-def test_the_seconds_of_another_method_are_taken_from_the_same_pair(listed, files, weights, shmoareg, monkeypatch):
+def test_the_seconds_of_another_method_are_taken_from_the_same_pair(
+    listed, files, weights, shmoareg, monkeypatch
+):
     ran = []
 
     def run(trial: Trial):
@@ -173,16 +214,24 @@ def test_the_seconds_of_another_method_are_taken_from_the_same_pair(listed, file
 
     monkeypatch.setattr(command, "run_trial", run)
     out, names = files.folder / "out", "shmoareg,affine+refine@shmoareg"
-    assert shmoareg("benchmark", listed, "--methods", names, "--weights", weights, "--out", out).exit_code == 0
+    assert (
+        shmoareg(
+            "benchmark", listed, "--methods", names, "--weights", weights, "--out", out
+        ).exit_code
+        == 0
+    )
     timed = [trial for trial in ran if trial.method == "affine+refine@shmoareg"]
     assert [trial.seconds for trial in timed] == [4.5]  # the second pair has none
     assert "shmoareg failed on this pair" in rows_of(out)[-1]["error"]
     assert re.search(
-        r"shmoareg \| affine\+refine@shmoareg \| Dice \| -0.140 .* \| 0 of 1 \|", (out / "summary.md").read_text()
+        r"shmoareg \| affine\+refine@shmoareg \| Dice \| -0.140 .* \| 0 of 1 \|",
+        (out / "summary.md").read_text(),
     )
 
 
-def test_seconds_of_a_method_that_does_not_run_before_are_refused(listed, ran, files, shmoareg, plain):
+def test_seconds_of_a_method_that_does_not_run_before_are_refused(
+    listed, ran, files, shmoareg, plain
+):
     words = ("--methods", "affine+refine@shmoareg,shmoareg", "--out", files.folder / "out")
     plain(shmoareg("benchmark", listed, *words)).search("name that before it in --methods")
     assert ran == []
@@ -194,21 +243,46 @@ def test_a_folder_with_other_things_in_it_is_left_alone(listed, ran, files, shmo
     assert ran == []
 
 
-def test_a_missing_peer_is_said_before_anything_runs(listed, ran, files, shmoareg, monkeypatch, plain):
-    monkeypatch.setattr(peers, "find_spec", lambda module: None)
+def test_a_missing_peer_is_said_before_anything_runs(
+    listed, ran, files, shmoareg, monkeypatch, plain
+):
+    monkeypatch.setattr(methods, "find_spec", lambda module: None)
     result = shmoareg("benchmark", listed, "--methods", "affine,syn", "--out", files.folder / "out")
     plain(result).search(r'pip install "shmoareg\[peers\]"')
     assert ran == [] and not (files.folder / "out").exists()
 
 
 def test_options_reach_every_trial(listed, ran, files, weights, shmoareg):
-    options = ("--weights", weights, "--size", 24, "--no-diffeomorphic", "--refine", 5, "--threads", 3)
+    options = (
+        "--weights",
+        weights,
+        "--size",
+        24,
+        "--no-diffeomorphic",
+        "--refine",
+        5,
+        "--threads",
+        3,
+    )
     changed = ("--change", "gamma", "--gamma", 0.7, "--channel", 0, "--nan", 0)
     options += ("--similarity", "lncc", "--contrast", "match")
-    words = ("--methods", "shmoareg, shmoareg+refine", "--out", files.folder / "out", "--pairs", 1, *options, *changed)
+    words = (
+        "--methods",
+        "shmoareg, shmoareg+refine",
+        "--out",
+        files.folder / "out",
+        "--pairs",
+        1,
+        *options,
+        *changed,
+    )
     result = shmoareg("benchmark", listed, *words)
     assert result.exit_code == 0, result.stderr
-    assert "1 of 2 pairs" in result.stderr and "--seed 1" in result.stderr and "1 to 1 times" in result.stderr
+    assert (
+        "1 of 2 pairs" in result.stderr
+        and "--seed 1" in result.stderr
+        and "1 to 1 times" in result.stderr
+    )
     assert [t.method for t in ran] == ["start", "shmoareg", "shmoareg+refine"]
     for trial in ran:
         assert (trial.weights, trial.size, trial.diffeomorphic) == (str(weights), 24, False)
@@ -217,13 +291,27 @@ def test_options_reach_every_trial(listed, ran, files, weights, shmoareg):
         assert (trial.channel, trial.nan) == (0, 0.0)
 
 
-def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(listed, ran, files, unigradicon_file, shmoareg):
-    words = ("--methods", "unigradicon", "--unigradicon-weights", unigradicon_file, "--out", files.folder / "out")
+def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(
+    listed, ran, files, unigradicon_file, shmoareg
+):
+    words = (
+        "--methods",
+        "unigradicon",
+        "--unigradicon-weights",
+        unigradicon_file,
+        "--out",
+        files.folder / "out",
+    )
     result = shmoareg("benchmark", listed, *words)
     assert result.exit_code == 0, result.stderr
     assert {trial.unigradicon_weights for trial in ran} == {str(unigradicon_file)}
-    settings = json.loads((files.folder / "out" / "benchmark.json").read_text(encoding="utf-8"))["settings"]
-    assert settings["unigradicon_weights_sha256"] == hashlib.sha256(unigradicon_file.read_bytes()).hexdigest()
+    settings = json.loads((files.folder / "out" / "benchmark.json").read_text(encoding="utf-8"))[
+        "settings"
+    ]
+    assert (
+        settings["unigradicon_weights_sha256"]
+        == hashlib.sha256(unigradicon_file.read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,7 +328,9 @@ def test_weights_that_unigradicon_cannot_use_are_refused(
     other = files.folder / "other.trch"
     torch.save({"bias": torch.zeros(1)}, other)
     words = [word.format(other=other) for word in weights]
-    result = shmoareg("benchmark", listed, "--methods", "unigradicon", *words, "--out", files.folder / "out", "-q")
+    result = shmoareg(
+        "benchmark", listed, "--methods", "unigradicon", *words, "--out", files.folder / "out", "-q"
+    )
     plain(result).search(says)
     assert ran == [] and not (files.folder / "out").exists()
 
@@ -258,7 +348,7 @@ def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
     monkeypatch.setattr("napari_shmoareg.io.model_card.read_card", lambda name: {})
     monkeypatch.setattr("napari_shmoareg.io.model_card.shipped_weights", lambda: ("some",))
     assert trials._options(Trial("shmoareg", "m", "f"))["network"] == ("some", place)
-    assert benchmark_options.weights_for(["shmoareg"], None, Device.auto) == "some"
+    assert benchmark.weights_for(["shmoareg"], None, Device.auto) == "some"
     assert seen == [(None, place)] * 2
 
 
@@ -284,15 +374,15 @@ def test_asked_to_end_the_command_ends_the_program_that_a_method_runs(listed, fi
     note = files.folder / "note"
     put_on_path(
         "reg_f3d",
-        "import os, sys, time\n"
-        "if '--version' in sys.argv: sys.exit(print('1'))\n"
-        f"open({str(note)!r} + '~', 'w').write(f'{{os.getpid()}} {{os.getcwd()}}'); os.rename({str(note)!r} + '~', "
-        f"{str(note)!r})\n"
-        "time.sleep(300)",
+        "import os, sys, time\nif '--version' in sys.argv:"
+        f" sys.exit(print('1'))\nopen({str(note)!r} + '~', 'w').write(f'{{os.getpid()}}"
+        f" {{os.getcwd()}}'); os.rename({str(note)!r} + '~', {str(note)!r})\ntime.sleep(300)",
     )
     put_on_path("reg_transform", "print('1')")
     words = ("benchmark", listed, "--methods", "niftyreg", "--out", files.folder / "out")
-    process = subprocess.Popen([sys.executable, "-m", "napari_shmoareg", *map(str, words)], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "napari_shmoareg", *map(str, words)], stderr=subprocess.PIPE
+    )
     try:
         until = time.monotonic() + 120
         while not note.is_file():
@@ -309,16 +399,20 @@ def test_asked_to_end_the_command_ends_the_program_that_a_method_runs(listed, fi
     assert not Path(folder).exists()
 
 
-@pytest.mark.parametrize(("lines", "told"), [("a,b a,c a,d", "0 to 2 times"), ("a,b c,d d,e", "0 to 1 times")])
+@pytest.mark.parametrize(
+    ("lines", "told"), [("a,b a,c a,d", "0 to 2 times"), ("a,b c,d d,e", "0 to 1 times")]
+)
 def test_the_uses_that_are_told_are_of_all_images_on_both_sides(lines, told, tmp_path, capsys):
     (tmp_path / "pairs.csv").write_text("\n".join(["moving,fixed", *lines.split()]))
     for name in "abcde":
         (tmp_path / name).touch()
-    assert len(benchmark_options.chosen_pairs(tmp_path / "pairs.csv", None, None, (2, 1), False)) == 2
+    assert len(benchmark.chosen_pairs(tmp_path / "pairs.csv", None, None, (2, 1), False)) == 2
     assert told in capsys.readouterr().err
 
 
-def test_a_folder_without_a_pattern_and_a_list_with_one_are_refused(listed, ran, files, shmoareg, plain):
+def test_a_folder_without_a_pattern_and_a_list_with_one_are_refused(
+    listed, ran, files, shmoareg, plain
+):
     affine = ("--methods", "affine", "--out", "o")
     assert plain(shmoareg("benchmark", files.folder, *affine)).search("--images")
     assert plain(shmoareg("benchmark", listed, "--images", "*.nii", *affine)).search("for a folder")

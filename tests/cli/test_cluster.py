@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.cli.cluster import Job, hand_over, submit
-from napari_shmoareg.cli.cluster_options import RETRIES, minutes, parameters, without
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.cli.jobs import RETRIES, Job, hand_over, minutes, parameters, submit, without
+from napari_shmoareg.errors import InputError
 
 pytest.importorskip("submitit")
 
@@ -35,19 +34,27 @@ raise SystemExit(3 if "failing" in sys.argv else 130 if asked else 0)
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working folder in which ``-m napari_shmoareg`` is a stand-in that notes how it was called."""
+    """A working folder in which ``-m napari_shmoareg`` is a stand-in that notes how it was
+    called.
+    """
     package = tmp_path / "work" / "napari_shmoareg"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(STAND_IN, encoding="utf-8")
     monkeypatch.chdir(package.parent)
-    # submitit's own process has to find the true package, which is not on its path by the working folder alone
+    # submitit's own process has to find the true package, which is not on its path by the working
+    # folder alone
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     return package.parent
 
 
 def _job(place: Path, *argv: str, **more) -> Job:
-    return Job(argv, str(place), environment={"PYTHONSAFEPATH": None, **more.pop("environment", {})}, **more)
+    return Job(
+        argv,
+        str(place),
+        environment={"PYTHONSAFEPATH": None, **more.pop("environment", {})},
+        **more,
+    )
 
 
 def _calls(place: Path) -> list[str]:
@@ -81,13 +88,26 @@ def test_a_job_in_the_background_sees_the_gpus_that_the_user_sees(place, tmp_pat
     assert _calls(place) == ["evaluate gpus=3"]
 
 
-def test_several_jobs_get_a_shard_each_and_the_words_that_handed_them_over_are_taken_out(place, monkeypatch):
+def test_several_jobs_get_a_shard_each_and_the_words_that_handed_them_over_are_taken_out(
+    place, monkeypatch
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    monkeypatch.setattr("napari_shmoareg.cli.cluster.Job", lambda *given: _job(place, *given[0], environment=given[3]))
-    words = ["evaluate", "--out=table", "--submit=local", "--shards", "3", "--cluster-option=time=5"]
+    monkeypatch.setattr(
+        "napari_shmoareg.cli.jobs.Job", lambda *given: _job(place, *given[0], environment=given[3])
+    )
+    words = [
+        "evaluate",
+        "--out=table",
+        "--submit=local",
+        "--shards",
+        "3",
+        "--cluster-option=time=5",
+    ]
     told = hand_over(words, Path("table"), "local", ["time=5"], shards=3)
     _eventually(lambda: (place / "calls.txt").is_file() and len(_calls(place)) == 3)
-    assert sorted(_calls(place)) == [f"evaluate --out=table --shard={n}/3 gpus=1,2" for n in (1, 2, 3)]
+    assert sorted(_calls(place)) == [
+        f"evaluate --out=table --shard={n}/3 gpus=1,2" for n in (1, 2, 3)
+    ]
     assert (place / "table-jobs").is_dir() and str(place / "table-jobs") in told
     assert len(told.split("kill -INT ")[1].splitlines()[0].split()) == 3
 
@@ -123,9 +143,18 @@ def slurm(tmp_path, monkeypatch):
 
 
 def test_sbatch_gets_the_options_as_they_were_given(slurm, place):
-    options = ["time=1-12:30:00", "partition=gpu", "gres=gpu:4", "nodes=2", "cpus-per-task=8", "licenses=a:1"]
+    options = [
+        "time=1-12:30:00",
+        "partition=gpu",
+        "gres=gpu:4",
+        "nodes=2",
+        "cpus-per-task=8",
+        "licenses=a:1",
+    ]
     words = ["fine-tune", "DATA", "--processes=8", "--submit=slurm"]
-    told = hand_over(words, Path("run"), "slurm", options, processes=8, batch=8, begun=Path("run/run.json"))
+    told = hand_over(
+        words, Path("run"), "slurm", options, processes=8, batch=8, begun=Path("run/run.json")
+    )
     lines = (slurm / "sbatch.sh").read_text(encoding="utf-8").splitlines()
     for flag in (
         "--time=2190",
@@ -143,15 +172,23 @@ def test_sbatch_gets_the_options_as_they_were_given(slurm, place):
     assert "4711" in told and "scancel 4711" in told
 
 
-def test_a_job_that_the_cluster_takes_back_stops_at_a_safe_step_and_is_queued_again_with_resume(slurm, place):
+def test_a_job_that_the_cluster_takes_back_stops_at_a_safe_step_and_is_queued_again_with_resume(
+    slurm, place
+):
     folder = slurm / "jobs"
     job = _job(place, "long", begun="begun.json")
     (handed,) = submit([job], "slurm", ["time=60"], folder=folder, name="n")
-    environment = os.environ | {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "0"}
+    environment = os.environ | {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_PROCID": "0",
+    }
     command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
 
     def start():
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     task = start()
     try:
@@ -215,14 +252,30 @@ def test_more_processes_than_pairs_are_refused_before_anything_is_handed_over(tm
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("90", 90), ("30:30", 31), ("12:00:00", 720), ("2-0", 2880), ("1-12:30", 2190), ("1-00:00:01", 1441)],
+    [
+        ("90", 90),
+        ("30:30", 31),
+        ("12:00:00", 720),
+        ("2-0", 2880),
+        ("1-12:30", 2190),
+        ("1-00:00:01", 1441),
+    ],
 )
 def test_a_time_means_what_it_means_to_sbatch(text, wanted):
     assert minutes(text) == wanted
 
 
 def test_an_option_is_taken_out_with_its_value_however_it_was_written():
-    words = ["evaluate", "--submit", "slurm", "--out=x", "--cluster-option=a=b", "--quiet", "--cluster-option", "c=d"]
+    words = [
+        "evaluate",
+        "--submit",
+        "slurm",
+        "--out=x",
+        "--cluster-option=a=b",
+        "--quiet",
+        "--cluster-option",
+        "c=d",
+    ]
     assert without(words, "--submit", "--cluster-option") == ("evaluate", "--out=x", "--quiet")
     assert RETRIES > 3
 
@@ -237,13 +290,15 @@ def test_an_option_is_taken_out_with_its_value_however_it_was_written():
         (["register", "a.nii"], ["time=10"], "jo\u2028b"),
     ],
 )
-def test_a_line_break_never_becomes_a_line_of_the_batch_script(words, options, name, tmp_path, monkeypatch):
-    from napari_shmoareg.cli import cluster
+def test_a_line_break_never_becomes_a_line_of_the_batch_script(
+    words, options, name, tmp_path, monkeypatch
+):
+    from napari_shmoareg.cli import jobs
 
-    monkeypatch.setattr(cluster.shutil, "which", lambda command: "/bin/true")
-    job = cluster.Job(tuple(words), str(tmp_path))
+    monkeypatch.setattr(jobs.shutil, "which", lambda command: "/bin/true")
+    job = jobs.Job(tuple(words), str(tmp_path))
     with pytest.raises(InputError, match="control character"):
-        cluster.submit([job], "slurm", options, folder=tmp_path / "jobs", name=name)
+        jobs.submit([job], "slurm", options, folder=tmp_path / "jobs", name=name)
     assert not (tmp_path / "jobs").exists()
 
 

@@ -14,10 +14,16 @@ def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_
     truth = json.loads((out / "report.json").read_text())["extra"]["true_error_mm"]
     assert truth["affine"]["mean"] < truth["before"]["mean"]
     row = next(line for line in result.stdout.splitlines() if line.startswith("true error, mm"))
-    assert row.split()[3:] == [f"{truth[stage]['mean']:.2f}" for stage in ("before", "affine", "after")]
+    assert row.split()[3:] == [
+        f"{truth[stage]['mean']:.2f}" for stage in ("before", "affine", "after")
+    ]
     assert "viewer" not in (result.stdout + result.stderr).lower()
     assert result.stdout.rstrip().endswith(f"napari --plugin shmoareg {out}")
-    assert {p.name for p in (out / "figures").iterdir()} >= {"overview.png", "expert_maps.png", "expert_loads.png"}
+    assert {p.name for p in (out / "figures").iterdir()} >= {
+        "overview.png",
+        "expert_maps.png",
+        "expert_loads.png",
+    }
 
 
 def test_the_demo_does_not_fill_a_folder_twice(weights, shmoareg, tmp_path, plain):
@@ -32,7 +38,7 @@ def shipped_report(tmp_path_factory):
     """report.json of the demo with the shipped weights."""
     from typer.testing import CliRunner
 
-    from napari_shmoareg.cli.application import app
+    from napari_shmoareg.cli.app import app
 
     out = tmp_path_factory.mktemp("shipped") / "demo"
     result = CliRunner().invoke(app, ["demo", "--out", str(out), "--quiet"])
@@ -56,10 +62,13 @@ def test_refined_every_point_of_the_sample_is_nearer_than_by_the_affine(shipped_
 
 @pytest.mark.xfail(reason="a known shortfall of the network alone, told in the README", strict=True)
 def test_the_network_alone_brings_every_point_of_the_sample_nearer_than_the_affine():
-    from napari_shmoareg import load_network, register
     from napari_shmoareg.geometry import Transform
-    from napari_shmoareg.io.samples import sample_pair
+    from napari_shmoareg.io import load_network, sample_pair
+    from napari_shmoareg.registration.register import register
 
     sample = sample_pair()
     result = register(sample.pair, load_network("small"))
-    assert sample.error_mm(result.transform).mean < sample.error_mm(Transform(result.alignment.matrix)).mean
+    assert (
+        sample.error_mm(result.transform).mean
+        < sample.error_mm(Transform(result.alignment.matrix)).mean
+    )

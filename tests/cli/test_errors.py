@@ -13,8 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from napari_shmoareg.cli.errors import explain
-from napari_shmoareg.geometry import Grid, InputError, TooLargeError, Volume
+from napari_shmoareg.cli.console import explain
+from napari_shmoareg.errors import InputError, TooLargeError
+from napari_shmoareg.geometry import Grid, Volume
 
 
 def command(*arguments: object) -> list[str]:
@@ -33,7 +34,10 @@ def test_what_a_user_can_mend_is_said_as_it_is():
         (FileNotFoundError(errno.ENOENT, "gone", "x.nii"), "No such file or directory ('x.nii')"),
         (OSError(errno.ENOSPC, "full"), "No space left on device. Free some space"),
         (MemoryError(), "ran out of memory. Give a smaller --size"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "ran out of memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "ran out of memory",
+        ),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "--device cpu"),
         (KeyError("weights"), "This is a bug"),
         (ValueError(""), "ValueError: no message"),
@@ -49,7 +53,7 @@ def test_a_bug_is_called_one_and_exits_with_1(files, weights, shmoareg, monkeypa
     def broken(*arguments, **more):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("napari_shmoareg.io.report.write_registration", broken)
+    monkeypatch.setattr("napari_shmoareg.io.registration_folder.write_registration", broken)
     options = ("--weights", weights, "--out", files.folder / "out", "--affine", "none")
     arguments = ("register", files.moving, files.fixed, *options)
     result = shmoareg(*arguments)
@@ -62,7 +66,15 @@ def test_a_bug_is_called_one_and_exits_with_1(files, weights, shmoareg, monkeypa
 
 
 def test_debug_shows_the_traceback_of_an_input_error(files, weights, shmoareg):
-    arguments = ("register", files.folder / "gone.nii", files.fixed, "--weights", weights, "--out", files.folder / "o")
+    arguments = (
+        "register",
+        files.folder / "gone.nii",
+        files.fixed,
+        "--weights",
+        weights,
+        "--out",
+        files.folder / "o",
+    )
     assert "Traceback" in shmoareg(*arguments, "--debug").stderr
 
 
@@ -78,7 +90,15 @@ def test_a_warning_of_a_reader_is_one_line(files, weights, shmoareg, monkeypatch
         return read(*arguments, **more)
 
     monkeypatch.setattr(images, "read_image", with_warning)
-    result = shmoareg("apply", files.folder / "gone.h5", files.moving, "--reference", files.fixed, "--out", "a.nii")
+    result = shmoareg(
+        "apply",
+        files.folder / "gone.h5",
+        files.moving,
+        "--reference",
+        files.fixed,
+        "--out",
+        "a.nii",
+    )
     assert "Warning: The file does not say how it lies.\n" in result.stderr
     assert "UserWarning" not in result.stderr
 
@@ -98,10 +118,13 @@ def test_exit_codes_of_the_real_command(files):
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_run_says_so_and_leaves_nothing(ending, files, weights):
     out = files.folder / "results" / "out"
-    ramp = np.add.outer(np.arange(400, dtype=np.uint8), np.zeros((400, 400), np.uint8))  # seconds of work
+    # seconds of work
+    ramp = np.add.outer(np.arange(400, dtype=np.uint8), np.zeros((400, 400), np.uint8))
     large = files.write(Volume(ramp, Grid(ramp.shape, np.diag([0.5, 0.5, 0.5, 1.0]))), "large.nii")
     arguments = ("register", large, files.fixed, "--weights", weights, "--out", out)
-    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     seen = ""
     while "reading" not in seen:
         line = process.stderr.readline()
@@ -112,15 +135,19 @@ def test_a_cancelled_run_says_so_and_leaves_nothing(ending, files, weights):
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     *stages, last = stderr.splitlines()
-    assert last == "Cancelled; nothing was written." and all(stage.endswith("...") for stage in stages) and stdout == ""
+    assert (
+        last == "Cancelled; nothing was written."
+        and all(stage.endswith("...") for stage in stages)
+        and stdout == ""
+    )
     assert not out.parent.exists()
 
 
 def test_the_package_runs_as_a_module_without_loading_torch_for_help():
     code = (
-        "import sys, runpy; sys.argv = ['shmoareg', 'register', '--help']\n"
-        "try: runpy.run_module('napari_shmoareg', run_name='__main__')\n"
-        "except SystemExit as end: print(end.code, [m for m in ('torch', 'nibabel', 'SimpleITK') if m in sys.modules])"
+        "import sys, runpy; sys.argv = ['shmoareg', 'register', '--help']\ntry:"
+        " runpy.run_module('napari_shmoareg', run_name='__main__')\nexcept SystemExit as end:"
+        " print(end.code, [m for m in ('torch', 'nibabel', 'SimpleITK') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "0 []"
@@ -141,7 +168,17 @@ main()
 def test_a_closed_terminal_or_a_kill_leaves_no_hidden_folder(ending, files, weights):
     folder = files.folder / "results"
     folder.mkdir()
-    options = ("--weights", weights, "--out", folder / "out", "--affine", "none", "--size", "16", "--quiet")
+    options = (
+        "--weights",
+        weights,
+        "--out",
+        folder / "out",
+        "--affine",
+        "none",
+        "--size",
+        "16",
+        "--quiet",
+    )
     words = [sys.executable, "-c", STOPPED, "register", files.moving, files.fixed, *options]
     process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
@@ -154,7 +191,9 @@ def test_a_closed_terminal_or_a_kill_leaves_no_hidden_folder(ending, files, weig
     assert list(folder.iterdir()) == []
 
 
-def test_a_bug_names_what_was_read_and_else_what_the_command_was_given(files, shmoareg, monkeypatch):
+def test_a_bug_names_what_was_read_and_else_what_the_command_was_given(
+    files, shmoareg, monkeypatch
+):
     def broken(path, *arguments):
         raise ZeroDivisionError("oh")
 
@@ -166,7 +205,9 @@ def test_a_bug_names_what_was_read_and_else_what_the_command_was_given(files, sh
     error = ZeroDivisionError("oh")
     assert "inside shmoareg, with a.nii (ZeroDivisionError: oh)" in explain(error, ["a.nii"])
     error.add_note("while reading b.nii")
-    assert "inside shmoareg, while reading b.nii (ZeroDivisionError: oh)" in explain(error, ["a.nii"])
+    assert "inside shmoareg, while reading b.nii (ZeroDivisionError: oh)" in explain(
+        error, ["a.nii"]
+    )
 
 
 def test_memory_that_runs_out_while_a_file_is_read_is_not_blamed_on_the_size_of_the_network():
@@ -176,31 +217,54 @@ def test_memory_that_runs_out_while_a_file_is_read_is_not_blamed_on_the_size_of_
 
 
 @pytest.mark.parametrize("where", ["moving", "out"])
-def test_a_name_that_is_not_utf_8_is_read_or_refused_before_the_work(where, files, weights, tmp_path):
+def test_a_name_that_is_not_utf_8_is_read_or_refused_before_the_work(
+    where, files, weights, tmp_path
+):
     odd = os.fsdecode(b"sc\xe4n")
     moving, out = tmp_path / f"{odd}.nii.gz", tmp_path / (odd if where == "out" else "out")
     os.rename(files.moving, moving)
     options = ("--weights", weights, "--out", out, "--affine", "none", "--size", "16")
     ended = subprocess.run(command("register", moving, files.fixed, *options), capture_output=True)
     if where == "out":
-        assert ended.returncode == 1 and b"sc\\xe4n is not UTF-8" in ended.stderr and not out.exists()
+        assert (
+            ended.returncode == 1 and b"sc\\xe4n is not UTF-8" in ended.stderr and not out.exists()
+        )
         assert b"Registered" not in ended.stdout and b"aligning" not in ended.stderr
         return
     assert ended.returncode == 0, ended.stderr
     assert b"sc\\xe4n onto fixed" in ended.stdout
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert report["pair"]["moving"]["name"] == r"sc\xe4n" and (out / "figures" / "overview.png").is_file()
+    assert (
+        report["pair"]["moving"]["name"] == r"sc\xe4n"
+        and (out / "figures" / "overview.png").is_file()
+    )
 
 
-def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_refused_at_once(files, weights, shmoareg):
+def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_refused_at_once(
+    files, weights, shmoareg
+):
     options = ("--weights", weights, "--affine", "none", "--size", "16", "--no-figures")
     out = files.folder / ("n" * 255)
     assert shmoareg("register", files.moving, files.fixed, *options, "--out", out).exit_code == 0
     assert (out / "report.json").is_file()
-    said = shmoareg("register", files.moving, files.fixed, *options, "--out", files.folder / ("n" * 256))
-    assert said.exit_code == 1 and "256 bytes; this disk takes 255" in said.stderr and "aligning" not in said.stderr
+    said = shmoareg(
+        "register", files.moving, files.fixed, *options, "--out", files.folder / ("n" * 256)
+    )
+    assert (
+        said.exit_code == 1
+        and "256 bytes; this disk takes 255" in said.stderr
+        and "aligning" not in said.stderr
+    )
     carried = files.folder / ("n" * 248 + ".nii.gz")
-    words = ("apply", out / "transform.h5", files.moving, "--reference", files.fixed, "--out", carried)
+    words = (
+        "apply",
+        out / "transform.h5",
+        files.moving,
+        "--reference",
+        files.fixed,
+        "--out",
+        carried,
+    )
     assert shmoareg(*words).exit_code == 0 and carried.is_file()
     assert not list(files.folder.glob(".*"))
 

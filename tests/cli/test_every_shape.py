@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 SHAPES = st.tuples(*[st.integers(2, 40)] * 3)
 ANY_SHAPE = settings(
-    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -24,7 +27,9 @@ def write(folder, name, shape, seed):
     values = (900 * np.exp(-3 * far) + 20 * rng.random(shape)).astype(np.int16)
     affine = np.diag([1.5, 1.5, 6.0, 1.0])
     nib.save(nib.Nifti1Image(values, affine), folder / f"{name}.nii.gz")
-    nib.save(nib.Nifti1Image((values > 450).astype(np.uint8), affine), folder / f"{name}_seg.nii.gz")
+    nib.save(
+        nib.Nifti1Image((values > 450).astype(np.uint8), affine), folder / f"{name}_seg.nii.gz"
+    )
     return folder / f"{name}.nii.gz", folder / f"{name}_seg.nii.gz"
 
 
@@ -47,7 +52,16 @@ def test_every_pair_is_registered_and_refined(moving, fixed, shmoareg, weights, 
     folder = tmp_path_factory.mktemp("shapes")
     a, a_labels, b, b_labels = pair_of(folder / "in", moving, fixed)
     out = folder / "out"
-    options = ("--moving-labels", a_labels, "--fixed-labels", b_labels, "--weights", weights, "--refine", 3)
+    options = (
+        "--moving-labels",
+        a_labels,
+        "--fixed-labels",
+        b_labels,
+        "--weights",
+        weights,
+        "--refine",
+        3,
+    )
     result = shmoareg("register", a, b, *options, "--no-figures", "--quiet", "--out", out)
     check(result)
     if result.exit_code == 0:
@@ -63,16 +77,36 @@ def test_every_other_command_takes_every_shape(shape, shmoareg, weights, tmp_pat
     a, a_labels, b, b_labels = pair_of(tmp_path / "in", shape, shape)
     listed = tmp_path / "pairs.csv"
     listed.write_text(f"moving,fixed,moving_labels,fixed_labels\n{a},{b},{a_labels},{b_labels}\n")
-    check(shmoareg("inspect", "--pairs", listed, "--weights", weights, "--out", tmp_path / "inspected"))
-    evaluate = ("evaluate", listed, "--weights", weights, "--method", "shmoareg", "--refine", 2, "--quiet")
+    check(
+        shmoareg(
+            "inspect", "--pairs", listed, "--weights", weights, "--out", tmp_path / "inspected"
+        )
+    )
+    evaluate = (
+        "evaluate",
+        listed,
+        "--weights",
+        weights,
+        "--method",
+        "shmoareg",
+        "--refine",
+        2,
+        "--quiet",
+    )
     check(shmoareg(*evaluate, "--out", tmp_path / "evaluated"))
     training = ("fine-tune", listed, "--from", weights, "--steps", 1, "--size", 16)
     check(shmoareg(*training, "--out", tmp_path / "tuned"))
-    result = shmoareg("register", a, b, "--weights", weights, "--no-figures", "--quiet", "--out", tmp_path / "out")
+    result = shmoareg(
+        "register", a, b, "--weights", weights, "--no-figures", "--quiet", "--out", tmp_path / "out"
+    )
     check(result)
     if result.exit_code == 0:
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         assert report["kept"] in ("before", "affine", "network")
         carried = tmp_path / "carried.nii.gz"
-        check(shmoareg("apply", tmp_path / "out" / "transform.h5", a, "--reference", b, "--out", carried))
+        check(
+            shmoareg(
+                "apply", tmp_path / "out" / "transform.h5", a, "--reference", b, "--out", carried
+            )
+        )
         assert nib.load(carried).shape == shape

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from napari_shmoareg import __version__
-from napari_shmoareg.cli.application import COMMANDS
-from napari_shmoareg.io.model_card import read_card, shipped_weights
+from napari_shmoareg.cli.app import COMMANDS
+from napari_shmoareg.io import read_card, shipped_weights
 
 
 def test_info_names_versions_device_and_weights(shmoareg):
@@ -26,8 +26,14 @@ def test_info_names_versions_device_and_weights(shmoareg):
 
 def test_info_and_the_report_name_the_same_libraries(shmoareg, registered):
     found = json.loads((registered / "report.json").read_text())["versions"]
-    assert {"shmoareg", "python", "torch", "safetensors", "matplotlib"} <= set(found) and all(found.values())
-    rows = dict(line.split(maxsplit=1) for line in shmoareg("info").stdout.splitlines() if len(line.split()) > 1)
+    assert {"shmoareg", "python", "torch", "safetensors", "matplotlib"} <= set(found) and all(
+        found.values()
+    )
+    rows = dict(
+        line.split(maxsplit=1)
+        for line in shmoareg("info").stdout.splitlines()
+        if len(line.split()) > 1
+    )
     assert {name: rows[name].strip() for name in found if name != "python"} == {
         name: number for name, number in found.items() if name != "python"
     }
@@ -37,9 +43,11 @@ def test_info_and_the_report_name_the_same_libraries(shmoareg, registered):
 def test_info_comes_without_loading_pytorch_where_it_has_no_cuda():
     if torch.version.cuda is not None:
         pytest.skip("this build of PyTorch has CUDA: it is loaded to name the GPU")
-    found = subprocess.run([sys.executable, "-X", "importtime", "-m", "napari_shmoareg", "info"], capture_output=True)
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "napari_shmoareg", "info"], capture_output=True
+    )
     loaded = {line.rsplit("|", 1)[-1].strip() for line in found.stderr.decode().splitlines()}
-    assert found.returncode == 0 and "napari_shmoareg.cli.info" in loaded and "torch" not in loaded
+    assert found.returncode == 0 and "napari_shmoareg.cli.app" in loaded and "torch" not in loaded
 
 
 def test_info_shows_every_field_of_a_card(shmoareg, weights, monkeypatch):
@@ -70,7 +78,7 @@ def test_every_command_explains_itself_with_an_example(name, shmoareg):
 def test_every_option_says_what_it_does(name, shmoareg):
     import typer.main
 
-    from napari_shmoareg.cli.application import app
+    from napari_shmoareg.cli.app import app
 
     command = typer.main.get_command(app).commands[name]
     assert [p.name for p in command.params if not getattr(p, "help", None)] == []

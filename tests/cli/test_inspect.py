@@ -1,4 +1,6 @@
-"""``shmoareg inspect``: loads from a folder, from several, from a pair (a list: test_inspect_pairs)."""
+"""``shmoareg inspect``: loads from a folder, from several, from a pair (a list:
+test_inspect_pairs).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napari_shmoareg.analysis import load_captions
-from napari_shmoareg.cli.running import Running
+from napari_shmoareg.cli.options import Running
+from napari_shmoareg.figures import experts
 
 
 def loads(path):
@@ -31,9 +33,17 @@ def test_a_folder_shows_its_loads_and_is_left_as_it_was(registered, shmoareg):
 
 
 def test_shares_in_the_table_are_those_of_the_file(registered, shmoareg):
-    rows = [r for r in loads(registered / "experts" / "loads.csv") if (r["layer"], r["direction"]) == ("1", "y")]
+    rows = [
+        r
+        for r in loads(registered / "experts" / "loads.csv")
+        if (r["layer"], r["direction"]) == ("1", "y")
+    ]
     expected = [f"{100 * float(row['share']):.0f}" for row in rows]
-    printed = next(line for line in shmoareg("inspect", registered).stdout.splitlines() if "decoder 1 y" in line)
+    printed = next(
+        line
+        for line in shmoareg("inspect", registered).stdout.splitlines()
+        if "decoder 1 y" in line
+    )
     assert printed.split()[3:] == expected
 
 
@@ -58,20 +68,32 @@ def test_a_folder_that_does_not_say_how_many_passes_were_made_is_shown(registere
     assert (out / "expert_loads.png").exists()
 
 
-def test_the_caption_of_a_pair_tells_the_passes_that_ran(files, tiny_network, monkeypatch, shmoareg):
+def test_the_caption_of_a_pair_tells_the_passes_that_ran(
+    files, tiny_network, monkeypatch, shmoareg
+):
     tiny_network.config = replace(tiny_network.config, passes=(0.375, 1.0))
     monkeypatch.setattr(Running, "network", lambda self: ("tiny", tiny_network))
-    caption, told = load_captions.load_caption, []
-    monkeypatch.setattr(load_captions, "load_caption", lambda *a: told.append(caption(*a)) or told[-1])
+    caption, told = experts.load_caption, []
+    monkeypatch.setattr(experts, "load_caption", lambda *a: told.append(caption(*a)) or told[-1])
     for size in (40, 44):  # 15 voxels are too few for a pass, 16 are not
-        options = ("--affine", "none", "--size", size, "--out", files.folder / f"of {size}", "--quiet")
+        options = (
+            "--affine",
+            "none",
+            "--size",
+            size,
+            "--out",
+            files.folder / f"of {size}",
+            "--quiet",
+        )
         assert shmoareg("inspect", files.moving, files.fixed, *options).exit_code == 0
     assert ["2 passes" in text for text in told] == [False, True]
 
 
 def test_a_pair_is_registered_and_shown(files, weights, shmoareg):
     out = files.folder / "seen"
-    result = shmoareg("inspect", files.moving, files.fixed, "--affine", "none", "--weights", weights, "--out", out)
+    result = shmoareg(
+        "inspect", files.moving, files.fixed, "--affine", "none", "--weights", weights, "--out", out
+    )
     assert result.exit_code == 0, result.stderr
     assert {p.name for p in out.iterdir()} == {"loads.csv", "expert_loads.png", "expert_maps.png"}
     sums: dict[tuple, float] = {}
@@ -90,7 +112,9 @@ def test_a_picture_carries_weights_pair_and_settings(files, registered, weights,
             about = picture.text
         assert about["Weights"] == str(weights) and about["Pair"] == "moving moving, fixed fixed"
         assert json.loads(about["Settings"])["contrast"] == "match"
-        assert about["Software"].startswith("shmoareg ") and about["Title"] == name[:-4].replace("_", " ")
+        assert about["Software"].startswith("shmoareg ") and about["Title"] == name[:-4].replace(
+            "_", " "
+        )
     again = files.folder / "again"
     assert shmoareg("inspect", registered, "--out", again, "--quiet").exit_code == 0
     with Image.open(again / "expert_loads.png") as picture:
@@ -101,9 +125,16 @@ def test_a_picture_carries_weights_pair_and_settings(files, registered, weights,
 
 def test_what_is_asked_wrongly_is_said(files, shmoareg, plain):
     nothing = shmoareg("inspect")
-    assert nothing.exit_code == 2 and "two images (MOVING FIXED), or --pairs LIST.csv" in nothing.stderr
-    assert plain(shmoareg("inspect", files.moving, files.fixed, "--at", "1,2,3")).search("nothing without --pairs")
-    assert plain(shmoareg("inspect", files.moving, "--pairs", "pairs.csv")).search("name no folder and no image")
+    assert (
+        nothing.exit_code == 2
+        and "two images (MOVING FIXED), or --pairs LIST.csv" in nothing.stderr
+    )
+    assert plain(shmoareg("inspect", files.moving, files.fixed, "--at", "1,2,3")).search(
+        "nothing without --pairs"
+    )
+    assert plain(shmoareg("inspect", files.moving, "--pairs", "pairs.csv")).search(
+        "name no folder and no image"
+    )
 
 
 def test_what_is_no_registration_folder_is_refused(files, registered, shmoareg, plain):
@@ -121,7 +152,17 @@ def test_one_volume_of_a_4d_image_is_shown(files, pair, weights, shmoareg, plain
     four = files.folder / "four.nii.gz"
     stack = np.stack([pair.moving.values] * 2, axis=-1)
     nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), four)
-    arguments = ("inspect", four, files.fixed, "--affine", "none", "--weights", weights, "--out", files.folder / "seen")
+    arguments = (
+        "inspect",
+        four,
+        files.fixed,
+        "--affine",
+        "none",
+        "--weights",
+        weights,
+        "--out",
+        files.folder / "seen",
+    )
     assert plain(shmoareg(*arguments)).search("--channel 0")
     result = shmoareg(*arguments, "--channel", "0")
     assert result.exit_code == 0, result.stderr

@@ -14,16 +14,13 @@ from safetensors.torch import load_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from napari_shmoareg.cli.application import app
-from napari_shmoareg.engine import pretraining
-from napari_shmoareg.engine.described import described
-from napari_shmoareg.engine.expert_settings import ExpertLearning
-from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.cli.app import app
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.io.checkpoint import load_network, save_network
-from napari_shmoareg.io.images import write_image
-from napari_shmoareg.io.model_card import read_card
+from napari_shmoareg.io import load_network, read_card, save_network, write_image
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.settings import described
+from napari_shmoareg.training import recipes
+from napari_shmoareg.training.settings import ExpertLearning, FineTuning
 
 
 @pytest.fixture
@@ -37,9 +34,12 @@ def maps(tmp_path, monkeypatch):
             i, j, k = 3 + shift + 8 * (n % 3), 4 + 9 * (n // 3), 6 + 6 * (n % 2)
             values[i : i + 7, j : j + 8, k : k + 9] = n + 1
         affine = np.diag([4.0, 4.0, 4.0, 1.0])
-        write_image(Volume(values, Grid(values.shape, affine), "m", is_labels=True), folder / f"{number}.nii.gz")
-    small = replace(pretraining.RECIPES["tiny"], phases=(pretraining.Phase(0.0, (10, 12)),))
-    monkeypatch.setitem(pretraining.RECIPES, "tiny", small)
+        write_image(
+            Volume(values, Grid(values.shape, affine), "m", is_labels=True),
+            folder / f"{number}.nii.gz",
+        )
+    small = replace(recipes.RECIPES["tiny"], phases=(recipes.Phase(0.0, (10, 12)),))
+    monkeypatch.setitem(recipes.RECIPES, "tiny", small)
     return folder
 
 
@@ -63,12 +63,17 @@ def test_a_run_in_pieces_ends_with_weights_that_load(maps, tmp_path):
 
 
 def test_every_setting_of_a_step_is_an_option_whose_help_is_its_description():
-    options = {parameter.name: parameter for parameter in get_command(app).commands["pretrain"].params}
+    options = {
+        parameter.name: parameter for parameter in get_command(app).commands["pretrain"].params
+    }
     for field in fields(FineTuning):
         if field.name not in ("batch", "passes", "size"):
             option = options[field.name]
             assert option.opts[0] == f"--{field.name.replace('_', '-')}" and option.default is None
-            assert field.name in ("steps", "seed", "bfloat16") or option.help == described(FineTuning)[field.name]
+            assert (
+                field.name in ("steps", "seed", "bfloat16")
+                or option.help == described(FineTuning)[field.name]
+            )
     assert "batch" not in options
     panels = {name: option.rich_help_panel for name, option in options.items()}
     assert panels["moa_output_scale"] != panels["balance_weight"]
@@ -92,14 +97,18 @@ def test_how_experts_learn_is_an_option_and_is_told_in_the_card(maps, tmp_path):
     told = read_card(place / "weights.safetensors")["recipe"]["settings"]
     assert (told["balance"], told["gates"], told["moa_output_scale"]) == ("bias", "frozen", 4.0)
     assert (
-        told["balance_heads"] is False and told["overlap_weight"] == pretraining.RECIPES["tiny"].settings.overlap_weight
+        told["balance_heads"] is False
+        and told["overlap_weight"] == recipes.RECIPES["tiny"].settings.overlap_weight
     )
     network = load_network(place / "weights.safetensors")
     assert network.config.choice_bias
     begun = run(maps, "--run", tmp_path / "plain", "--steps", 2)
     assert begun[0] == 0
     plain = load_network(tmp_path / "plain" / "weights.safetensors")
-    spread = [float(net.encoder.layers[0].blocks[0].attention.output.detach().std()) for net in (network, plain)]
+    spread = [
+        float(net.encoder.layers[0].blocks[0].attention.output.detach().std())
+        for net in (network, plain)
+    ]
     assert spread[0] == pytest.approx(4 * spread[1], rel=0.05)
     code, output = run(maps, "--run", place, "--steps", 2)
     assert code == 1 and "begun with other settings" in output
@@ -111,7 +120,9 @@ def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
     assert run(*words)[0] == 130
     told = json.loads((place / "recipe.json").read_text())
     told["settings"] = {
-        name: value for name, value in told["settings"].items() if name not in ExpertLearning().to_dict()
+        name: value
+        for name, value in told["settings"].items()
+        if name not in ExpertLearning().to_dict()
     }
     (place / "recipe.json").write_text(json.dumps(told))
     code, output = run(*words, "--gates", "frozen")
@@ -121,7 +132,15 @@ def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
 
 def test_given_weights_get_biases_of_the_choice_but_do_not_begin_anew(maps, tmp_path):
     given = given_weights(tmp_path / "given.safetensors")
-    words = (maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "given.safetensors")
+    words = (
+        maps,
+        "--run",
+        tmp_path / "run",
+        "--steps",
+        1,
+        "--from",
+        tmp_path / "given.safetensors",
+    )
     code, output = run(*words, "--moa-output-scale", 2)
     assert code == 1 and "leave --moa-output-scale out" in " ".join(output.split())
     code, output = run(*words, "--balance", "bias")
@@ -141,10 +160,10 @@ def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):
 
 @pytest.mark.parametrize("cascade", [0.0, 0.5])
 def test_a_run_in_pieces_ends_where_one_in_a_go_does(cascade, maps, tmp_path, monkeypatch):
-    tiny = pretraining.RECIPES["tiny"]
+    tiny = recipes.RECIPES["tiny"]
     settings = replace(tiny.settings, cascade=cascade)
     drawing = replace(tiny.drawing, close=0.5)
-    monkeypatch.setitem(pretraining.RECIPES, "tiny", replace(tiny, settings=settings, drawing=drawing))
+    monkeypatch.setitem(recipes.RECIPES, "tiny", replace(tiny, settings=settings, drawing=drawing))
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     assert run(maps, "--run", whole, "--steps", 5)[0] == 0
     codes = [run(maps, "--run", pieces, "--steps", 5, "--minutes", 1e-9)[0] for _ in range(5)]
@@ -165,36 +184,55 @@ def given_weights(path, seed=7, **changes):
 
 def test_a_run_begins_from_given_weights_whatever_size_and_passes_they_are_for(maps, tmp_path):
     given = given_weights(tmp_path / "given.safetensors", size=48, passes=(0.5, 1.0))
-    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "given.safetensors")
+    code, output = run(
+        maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "given.safetensors"
+    )
     assert code == 0, output
     assert run(maps, "--run", tmp_path / "random", "--steps", 1)[0] == 0
     moved = {}
     for name in ("run", "random"):
         network = load_network(tmp_path / name / "weights.safetensors")
         assert (network.config.size, network.config.passes) == (32, (1.0,))
-        moved[name] = max(float((value - given[key]).abs().max()) for key, value in network.state_dict().items())
+        moved[name] = max(
+            float((value - given[key]).abs().max()) for key, value in network.state_dict().items()
+        )
     assert moved["run"] < 2e-3, "further than one step of Adam"
     assert moved["random"] > 0.05
     card = read_card(tmp_path / "run" / "weights.safetensors")
-    assert card["from"] == str(tmp_path / "given.safetensors") and "no scan" not in card["drawn_from"]
+    assert (
+        card["from"] == str(tmp_path / "given.safetensors") and "no scan" not in card["drawn_from"]
+    )
     assert "no scan" in read_card(tmp_path / "random" / "weights.safetensors")["drawn_from"]
 
 
 def test_weights_of_another_network_are_refused_and_the_run_has_not_begun(maps, tmp_path):
     given_weights(tmp_path / "other.safetensors", bottleneck_channels=10)
     given_weights(tmp_path / "right.safetensors")
-    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "other.safetensors")
+    code, output = run(
+        maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "other.safetensors"
+    )
     assert code == 1
     told = " ".join(output.split())
-    assert "of another network than the recipe's: bottleneck_channels 10 instead of 12" in told and "--from" in told
-    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "missing.safetensors")
+    assert (
+        "of another network than the recipe's: bottleneck_channels 10 instead of 12" in told
+        and "--from" in told
+    )
+    code, output = run(
+        maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "missing.safetensors"
+    )
     assert code == 1 and "missing.safetensors" in output.replace("\n", "")
-    code, output = run(maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "right.safetensors")
+    code, output = run(
+        maps, "--run", tmp_path / "run", "--steps", 1, "--from", tmp_path / "right.safetensors"
+    )
     assert code == 0, output
 
 
 def test_a_run_does_not_go_on_from_other_weights_and_does_not_need_its_own_any_more(maps, tmp_path):
-    one, other, place = tmp_path / "one.safetensors", tmp_path / "other.safetensors", tmp_path / "run"
+    one, other, place = (
+        tmp_path / "one.safetensors",
+        tmp_path / "other.safetensors",
+        tmp_path / "run",
+    )
     given_weights(one)
     given_weights(other, seed=8)
     words = (maps, "--run", place, "--steps", 3, "--minutes", 1e-9)
@@ -236,7 +274,11 @@ def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(m
     code, output = run(*words)
     assert code == 0, output
     card = read_card(place / "weights.safetensors")
-    assert (card["steps"], card["in_bfloat16"], card["recipe"]["settings"]["bfloat16"]) == (2, True, "on")
+    assert (card["steps"], card["in_bfloat16"], card["recipe"]["settings"]["bfloat16"]) == (
+        2,
+        True,
+        "on",
+    )
 
 
 def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path):
@@ -262,7 +304,9 @@ def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path
     assert read_card(both / "weights.safetensors")["drawn_from"].startswith(
         "label maps, drawn torsos and random shapes"
     )
-    assert {"torso_after", "validation_after"} <= set((both / "log.csv").read_text().splitlines()[0].split(","))
+    assert {"torso_after", "validation_after"} <= set(
+        (both / "log.csv").read_text().splitlines()[0].split(",")
+    )
 
 
 def test_a_sheet_of_torsos_needs_no_label_maps(tmp_path, monkeypatch):
@@ -288,7 +332,11 @@ def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):
 
 def test_a_sheet_is_a_png_and_replaces_nothing(maps, tmp_path):
     (tmp_path / "mine.png").write_text("mine")
-    for name, message in (("mine.png", "exists"), ("pairs.jpg", "end in .png"), ("no/pairs.png", "does not exist")):
+    for name, message in (
+        ("mine.png", "exists"),
+        ("pairs.jpg", "end in .png"),
+        ("no/pairs.png", "does not exist"),
+    ):
         code, output = run(maps, "--run", tmp_path / "run", "--sheet", tmp_path / name)
         assert code == 1 and message in " ".join(output.split())
     assert (tmp_path / "mine.png").read_text() == "mine"
@@ -301,7 +349,9 @@ def test_a_folder_without_label_maps_is_refused(tmp_path):
 
 
 def test_an_unknown_recipe_is_refused(maps, tmp_path):
-    result = CliRunner().invoke(app, ["pretrain", str(maps), "--run", str(tmp_path / "r"), "--recipe", "huge"])
+    result = CliRunner().invoke(
+        app, ["pretrain", str(maps), "--run", str(tmp_path / "r"), "--recipe", "huge"]
+    )
     assert result.exit_code == 1
     assert "no recipe 'huge'" in result.output
 
@@ -339,7 +389,9 @@ def test_a_file_in_the_place_of_the_run_is_refused_plainly(maps, tmp_path):
 
 @pytest.mark.parametrize("left", ["ahead", "gone", "of the same step"])
 def test_weights_that_are_not_of_the_state_s_step_begin_the_mean_anew(left, maps, tmp_path):
-    """As after a kill between the two files: the weights are ahead of the state, here with numbers that stand out."""
+    """As after a kill between the two files: the weights are ahead of the state, here with numbers
+    that stand out.
+    """
     place = tmp_path / "run"
     run(maps, "--run", place, "--steps", 3, "--minutes", 1e-9)
     weights = place / "weights.safetensors"
@@ -350,13 +402,18 @@ def test_weights_that_are_not_of_the_state_s_step_begin_the_mean_anew(left, maps
     if left == "gone":
         weights.unlink()
     else:
-        save_network(network, weights, card=card | {"steps": 1 if left == "of the same step" else 2})
+        save_network(
+            network, weights, card=card | {"steps": 1 if left == "of the same step" else 2}
+        )
     code, output = run(maps, "--run", place, "--steps", 3)
     assert code == 0, output
     largest = max(float(p.detach().abs().max()) for p in load_network(weights).parameters())
     if left == "of the same step":
         assert "Note" not in output and largest > 10, "the mean was not taken up"
     else:
-        assert "begins anew" in output and ("are of step 2" if left == "ahead" else "are missing") in output
+        assert (
+            "begins anew" in output
+            and ("are of step 2" if left == "ahead" else "are missing") in output
+        )
         assert largest < 10
     assert read_card(weights)["steps"] == 3

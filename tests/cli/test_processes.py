@@ -1,4 +1,6 @@
-"""Several processes of one command: the same result as one, one error when one dies, nothing left behind."""
+"""Several processes of one command: the same result as one, one error when one dies, nothing left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from napari_shmoareg.cli.application import app
-from napari_shmoareg.cli.launching import wants_launch
-from napari_shmoareg.cli.processes import LOST, end, outcome, watch
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.synthesis import DrawnPairs
-from napari_shmoareg.geometry import InputError, Volume
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.cli.app import app
+from napari_shmoareg.cli.launch import LOST, end, outcome, wants_launch, watch
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Volume
+from napari_shmoareg.io import write_image
+from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis_settings import Drawing
 
 DRAWN = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (40.0, 40.0)), size=(16, 16), labels=4)
 TERMS = ("total", "similarity", "smoothness", "routing", "gradient", "rate")
@@ -39,9 +41,13 @@ def scans(tmp_path_factory):
         drawn = DrawnPairs([], DRAWN, seed=number)[0]
         labels = drawn.moving_labels[0].argmax(0).numpy().astype("int16")
         write_image(
-            Volume(drawn.moving[0, 0].numpy(), drawn.grid, "moving"), folder / "images" / f"sub-{number}.nii.gz"
+            Volume(drawn.moving[0, 0].numpy(), drawn.grid, "moving"),
+            folder / "images" / f"sub-{number}.nii.gz",
         )
-        write_image(Volume(labels, drawn.grid, "labels", is_labels=True), folder / "labels" / f"sub-{number}.nii.gz")
+        write_image(
+            Volume(labels, drawn.grid, "labels", is_labels=True),
+            folder / "labels" / f"sub-{number}.nii.gz",
+        )
     return folder
 
 
@@ -49,8 +55,21 @@ def scans(tmp_path_factory):
 def options(scans, weights):
     """What a run of twelve steps is called with."""
     found = ["--images", "images/*.nii.gz", "--labels", "labels/*.nii.gz"]
-    learning = ["--steps=12", "--batch=2", "--learning-rate=1e-3", "--size=16", "--device=cpu", f"--from={weights}"]
-    run = ["--split=4/2/0", "--affine=none", "--validate-every=0", "--save-every=2", "--no-tensorboard"]
+    learning = [
+        "--steps=12",
+        "--batch=2",
+        "--learning-rate=1e-3",
+        "--size=16",
+        "--device=cpu",
+        f"--from={weights}",
+    ]
+    run = [
+        "--split=4/2/0",
+        "--affine=none",
+        "--validate-every=0",
+        "--save-every=2",
+        "--no-tensorboard",
+    ]
     return [str(scans), *found, *learning, *run]
 
 
@@ -99,7 +118,11 @@ def start():
 
     yield begin
     for one in started:
-        for process in psutil.Process(one.process.pid).children(recursive=True) if one.process.poll() is None else ():
+        for process in (
+            psutil.Process(one.process.pid).children(recursive=True)
+            if one.process.poll() is None
+            else ()
+        ):
             process.kill()
         one.process.kill()
         one.process.wait()
@@ -128,7 +151,10 @@ def _alike(found, wanted):
     for one, other in zip(found, wanted, strict=True):
         assert one["pairs"] == other["pairs"]
         for term in TERMS:
-            assert float(one[term]) == pytest.approx(float(other[term]), abs=1e-5), (one["step"], term)
+            assert float(one[term]) == pytest.approx(float(other[term]), abs=1e-5), (
+                one["step"],
+                term,
+            )
 
 
 def _gone(processes) -> bool:
@@ -151,7 +177,9 @@ def test_a_killed_process_is_one_error_leaves_nothing_running_and_one_process_go
     assert time.monotonic() - began < 30 and _gone(members)
     assert code == 1
     assert said.count("Error") == 1 and "Traceback" not in said and "torch" not in said
-    assert re.search(rf"process 2 of 2 \(pid {follower.pid}\) was ended by signal 9.*--resume", said)
+    assert re.search(
+        rf"process 2 of 2 \(pid {follower.pid}\) was ended by signal 9.*--resume", said
+    )
     assert [json.loads(line)["event"] for line in events[-2:]] == ["error", "end"]
     ending = json.loads(events[-1])
     assert ending["step"] >= 4 and ending["weights"] == str(run / "last.safetensors")
@@ -163,7 +191,9 @@ def test_a_killed_process_is_one_error_leaves_nothing_running_and_one_process_go
     _alike(_rows(run), alone)
 
 
-def test_a_stopped_run_of_two_processes_saves_once_and_one_goes_on_to_the_same_losses(start, options, alone, tmp_path):
+def test_a_stopped_run_of_two_processes_saves_once_and_one_goes_on_to_the_same_losses(
+    start, options, alone, tmp_path
+):
     run = tmp_path / "run"
     started = start("fine-tune", *options, "--out", run, "--processes=2", "--json")
     started.until(lambda event: event["event"] == "step" and event["step"] >= 3)
@@ -181,17 +211,37 @@ def test_a_stopped_run_of_two_processes_saves_once_and_one_goes_on_to_the_same_l
     _alike(_rows(run), alone)
 
 
-def test_a_step_with_fewer_pairs_than_processes_is_refused_before_anything_starts(options, plain, tmp_path):
+def test_a_step_with_fewer_pairs_than_processes_is_refused_before_anything_starts(
+    options, plain, tmp_path
+):
     result = _here("fine-tune", *options, "--batch=1", "--out", tmp_path / "run", "--processes=2")
-    assert plain(result).search(r"2 processes share the pairs of a step, but a step has 1.*--batch 2")
+    assert plain(result).search(
+        r"2 processes share the pairs of a step, but a step has 1.*--batch 2"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_measure_what_one_measures_and_a_killed_one_leaves_what_is_finished(
     start, scans, weights, tmp_path
 ):
-    found = [scans, "--images", "images/*.nii.gz", "--labels", "labels/*.nii.gz", "--weights", weights]
-    words = ["evaluate", *found, "--affine=none", "--device=cpu", "--no-surface", "--quiet", "--pairs=16"]
+    found = [
+        scans,
+        "--images",
+        "images/*.nii.gz",
+        "--labels",
+        "labels/*.nii.gz",
+        "--weights",
+        weights,
+    ]
+    words = [
+        "evaluate",
+        *found,
+        "--affine=none",
+        "--device=cpu",
+        "--no-surface",
+        "--quiet",
+        "--pairs=16",
+    ]
     started = start(*words, "--out", tmp_path / "two", "--processes=2")
     cases = tmp_path / "two" / "cases"
     while not cases.is_dir() or len(list(cases.iterdir())) < 2:
@@ -201,14 +251,18 @@ def test_two_processes_measure_what_one_measures_and_a_killed_one_leaves_what_is
     members[1].kill()
     code, out, said = started.ended(120)
     assert code == 1 and out == [] and _gone(members)
-    assert said.count("Error") == 1 and re.search(r"process 2 of 2 .* signal 9.*Finished pairs are kept", said)
+    assert said.count("Error") == 1 and re.search(
+        r"process 2 of 2 .* signal 9.*Finished pairs are kept", said
+    )
     kept = {file.name: file.stat().st_mtime_ns for file in cases.glob("[0-9]*.json")}
     assert 8 <= len(kept) < 16  # all of the first process's, not all of the second one's
 
     assert _here(*words, "--out", tmp_path / "two").exit_code == 0
     assert {name: (cases / name).stat().st_mtime_ns for name in kept} == kept
     assert _here(*words, "--out", tmp_path / "one").exit_code == 0
-    tables = [(tmp_path / name / "labels.csv").read_text(encoding="utf-8") for name in ("one", "two")]
+    tables = [
+        (tmp_path / name / "labels.csv").read_text(encoding="utf-8") for name in ("one", "two")
+    ]
     assert tables[0] == tables[1] and tables[0].count("\n") > 30
 
 
@@ -219,10 +273,14 @@ def _shells(*scripts: str) -> dict[int, subprocess.Popen[bytes]]:
 @pytest.mark.parametrize(
     ("scripts", "said"),
     [
-        ((f"exit {LOST}", "kill -9 $$"), r"process 2 of 2 \(pid \d+\) was ended by signal 9, SIGKILL .*memory"),
+        (
+            (f"exit {LOST}", "kill -9 $$"),
+            r"process 2 of 2 \(pid \d+\) was ended by signal 9, SIGKILL .*memory",
+        ),
         (("kill -11 $$", f"exit {LOST}"), r"process 1 of 2 .* signal 11, SIGSEGV\. "),
         ((f"exit {LOST}", "exit 1"), r"in process 2 of 2: that scan is bad\. KEPT"),
-        (("kill -6 $$", "sleep 0.3; exit 1"), r"in process 2 of 2: that scan is bad\. KEPT"),  # Gloo aborts the others
+        # Gloo aborts the others
+        (("kill -6 $$", "sleep 0.3; exit 1"), r"in process 2 of 2: that scan is bad\. KEPT"),
         ((f"exit {LOST}", f"exit {LOST}"), "lost each other"),
         (("sleep 60", "kill -9 $$"), r"process 2 of 2 .* signal 9"),
     ],
@@ -230,7 +288,7 @@ def _shells(*scripts: str) -> dict[int, subprocess.Popen[bytes]]:
 def test_the_error_names_the_process_that_failed_first_and_not_those_that_only_lost_it(
     scripts, said, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("napari_shmoareg.cli.processes.GRACE", 0.5)
+    monkeypatch.setattr("napari_shmoareg.cli.launch.GRACE", 0.5)
     words = tmp_path / "stderr"
     words.write_text("a warning\nError: that scan is bad.\n", encoding="utf-8")
     members = _shells(*scripts)
@@ -242,7 +300,11 @@ def test_the_error_names_the_process_that_failed_first_and_not_those_that_only_l
 
 @pytest.mark.parametrize(
     ("scripts", "code"),
-    [(("exit 0", "exit 0"), 0), (("sleep 0.3; exit 130", "exit 130"), 130), (("exit 1", "exit 1"), 1)],
+    [
+        (("exit 0", "exit 0"), 0),
+        (("sleep 0.3; exit 130", "exit 130"), 130),
+        (("exit 1", "exit 1"), 1),
+    ],
 )
 def test_what_the_first_process_said_itself_is_not_said_again(scripts, code):
     members = _shells(*scripts)
@@ -257,5 +319,7 @@ def test_processes_are_started_once_and_never_by_those_that_were_started(monkeyp
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert not wants_launch(2)
-    with pytest.raises(InputError, match="--processes 3 was asked for, but torchrun or srun started 2"):
+    with pytest.raises(
+        InputError, match="--processes 3 was asked for, but torchrun or srun started 2"
+    ):
         wants_launch(3)

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from napari_shmoareg.cli.progress import progress
-from napari_shmoareg.engine.phases import registering
-from napari_shmoareg.engine.registration import PHASES
+from napari_shmoareg.cli.console import progress
+from napari_shmoareg.registration.progress import registering
+from napari_shmoareg.registration.register import PHASES
 
 
 @pytest.mark.parametrize("steps", [0, 100])
@@ -42,8 +42,16 @@ def test_quiet_is_quiet(capsys):
 def test_a_bar_never_runs_back(monkeypatch):
     seen: list[float] = []
     monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
-    monkeypatch.setattr("rich.progress.Progress.update", lambda self, task, **state: seen.append(state["completed"]))
+    monkeypatch.setattr(
+        "rich.progress.Progress.update", lambda self, task, **state: seen.append(state["completed"])
+    )
     with progress(parts=registering()) as report:
-        for phase, fraction in (("align", 1.0), ("conform", 0.0), ("align", 0.0), ("warp", 0.5), ("done", 1.0)):
+        for phase, fraction in (
+            ("align", 1.0),
+            ("conform", 0.0),
+            ("align", 0.0),
+            ("warp", 0.5),
+            ("done", 1.0),
+        ):
             report(phase, fraction)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(1)

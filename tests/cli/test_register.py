@@ -14,12 +14,28 @@ QUICK = ("--no-figures", "--affine", "none")
 def test_two_files_become_a_folder_and_a_table(files, weights, shmoareg):
     out = files.folder / "new" / "result"
     labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
-    result = shmoareg("register", files.moving, files.fixed, *labels, "--weights", weights, "--out", out)
+    result = shmoareg(
+        "register", files.moving, files.fixed, *labels, "--weights", weights, "--out", out
+    )
     assert result.exit_code == 0, result.stderr
     names = {p.name for p in out.iterdir()}
-    assert names >= {"warped.nii.gz", "warped_labels.nii.gz", "displacement.nii.gz", "transform.h5", "report.json"}
+    assert names >= {
+        "warped.nii.gz",
+        "warped_labels.nii.gz",
+        "displacement.nii.gz",
+        "transform.h5",
+        "report.json",
+    }
     assert (out / "figures" / "overview.png").stat().st_size > 10_000
-    for words in ("before", "after affine", "Dice", "folded voxels", "correlation", str(out), "overview.png"):
+    for words in (
+        "before",
+        "after affine",
+        "Dice",
+        "folded voxels",
+        "correlation",
+        str(out),
+        "overview.png",
+    ):
         assert words in result.stdout, result.stdout
     report = json.loads((out / "report.json").read_text())
     assert f"{report['dice']['after']['mean']:.3f}" in result.stdout
@@ -27,13 +43,30 @@ def test_two_files_become_a_folder_and_a_table(files, weights, shmoareg):
 
 def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain):
     out = files.folder / "out"
-    words = ("register", files.moving, files.fixed, "--network", "none", "--size", 24, "--out", out, "--no-figures")
+    words = (
+        "register",
+        files.moving,
+        files.fixed,
+        "--network",
+        "none",
+        "--size",
+        24,
+        "--out",
+        out,
+        "--no-figures",
+    )
     plain(shmoareg(*words, "--weights", "small")).search("--weights would do nothing")
     result = shmoareg(*words, "--refine", 10, "--keep", "last")
     assert result.exit_code == 0, result.stderr
     report = json.loads((out / "report.json").read_text())
-    assert report["weights"] == "none" and report["experts_of"] == "no network" and report["kept"] == "refined"
-    assert "without a network" in result.stdout and [p.name for p in (out / "experts").iterdir()] == ["loads.csv"]
+    assert (
+        report["weights"] == "none"
+        and report["experts_of"] == "no network"
+        and report["kept"] == "refined"
+    )
+    assert "without a network" in result.stdout and [
+        p.name for p in (out / "experts").iterdir()
+    ] == ["loads.csv"]
 
 
 def test_the_warped_image_stands_on_the_fixed_image(registered, files):
@@ -43,11 +76,11 @@ def test_the_warped_image_stands_on_the_fixed_image(registered, files):
 
 
 def test_the_stages_have_one_name_everywhere(registered):
-    from napari_shmoareg.analysis.quality import STAGES
+    from napari_shmoareg.metrics.measure import SHOWN_STAGES
 
     report = json.loads((registered / "report.json").read_text())
     for name in ("similarity", "dice", "assd_mm", "hd95_mm"):
-        assert tuple(report[name]) == STAGES == ("before", "affine", "after"), name
+        assert tuple(report[name]) == SHOWN_STAGES == ("before", "affine", "after"), name
 
 
 def test_one_volume_of_a_4d_image_is_registered(files, pair, weights, shmoareg):
@@ -57,13 +90,17 @@ def test_one_volume_of_a_4d_image_is_registered(files, pair, weights, shmoareg):
     for out, moving, more in (("a", files.moving, ()), ("b", four, ("--channel", "1"))):
         options = ("--weights", weights, "--out", files.folder / out, *more, *QUICK)
         assert shmoareg("register", moving, files.fixed, *options).exit_code == 0
-    one, two = (nibabel.load(files.folder / out / "warped.nii.gz").get_fdata() for out in ("a", "b"))
+    one, two = (
+        nibabel.load(files.folder / out / "warped.nii.gz").get_fdata() for out in ("a", "b")
+    )
     assert np.array_equal(one, two)
 
 
 def test_without_labels_the_table_has_no_dice_and_the_folder_no_labels(files, weights, shmoareg):
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK)
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK
+    )
     assert result.exit_code == 0, result.stderr
     assert "Dice" not in result.stdout
     assert not (out / "warped_labels.nii.gz").exists() and not (out / "figures").exists()
@@ -71,7 +108,9 @@ def test_without_labels_the_table_has_no_dice_and_the_folder_no_labels(files, we
 
 def test_quiet_prints_nothing_but_what_to_know_before_trusting_the_result(files, weights, shmoareg):
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, "-q", *QUICK)
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", weights, "--out", out, "-q", *QUICK
+    )
     assert (result.exit_code, result.stdout) == (0, "")
     notes = json.loads((out / "report.json").read_text())["warnings"]
     assert notes and result.stderr == "".join(f"Caution: {note}\n" for note in notes)
@@ -81,7 +120,9 @@ def test_quiet_prints_nothing_but_what_to_know_before_trusting_the_result(files,
 
 def test_progress_goes_to_stderr_and_only_results_to_stdout(files, weights, shmoareg):
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK)
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK
+    )
     assert "reading ..." in result.stderr
     assert "..." not in result.stdout
 
@@ -99,7 +140,9 @@ def test_progress_goes_to_stderr_and_only_results_to_stdout(files, weights, shmo
 )
 def test_an_option_reaches_the_report(options, field, value, files, weights, shmoareg):
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, *options)
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, *options
+    )
     assert result.exit_code == 0, result.stderr
     assert json.loads((out / "report.json").read_text())["settings"][field] == value
 
@@ -129,20 +172,36 @@ def test_a_refined_pair_is_more_alike_and_its_time_is_told(files, weights, shmoa
 
 def test_a_similarity_for_nothing_is_refused(files, weights, shmoareg, plain):
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, "--similarity", "mind")
+    result = shmoareg(
+        "register",
+        files.moving,
+        files.fixed,
+        "--weights",
+        weights,
+        "--out",
+        out,
+        "--similarity",
+        "mind",
+    )
     assert plain(result).search("give --refine 60")
     assert not out.exists()
 
 
-@pytest.mark.parametrize("wrong", [("--refine", "-1"), ("--refine", "many"), ("--similarity", "ssd")])
+@pytest.mark.parametrize(
+    "wrong", [("--refine", "-1"), ("--refine", "many"), ("--similarity", "ssd")]
+)
 def test_a_wrong_refinement_is_refused_before_anything_is_read(wrong, files, weights, shmoareg):
     out = files.folder / "out"
-    result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *wrong)
+    result = shmoareg(
+        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *wrong
+    )
     assert result.exit_code == 2 and wrong[0] in result.stderr
     assert not out.exists()
 
 
-def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(files, folding_weights, shmoareg):
+def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(
+    files, folding_weights, shmoareg
+):
     reports = []
     for option in ("--no-diffeomorphic", "--diffeomorphic"):
         out = files.folder / option
@@ -151,7 +210,10 @@ def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(file
         assert result.exit_code == 0, result.stderr
         reports.append(json.loads((out / "report.json").read_text()))
     plain, smooth = reports
-    assert (plain["settings"]["diffeomorphic"], smooth["settings"]["diffeomorphic"]) == (False, True)
+    assert (plain["settings"]["diffeomorphic"], smooth["settings"]["diffeomorphic"]) == (
+        False,
+        True,
+    )
     assert plain["folding_percent"] > 5
     assert smooth["folding_percent"] < plain["folding_percent"] / 50
     assert any("folds" in warning for warning in plain["warnings"])
@@ -162,7 +224,9 @@ def test_the_same_command_gives_the_same_numbers(files, weights, shmoareg):
     reports = []
     for name in ("one", "two"):
         out = files.folder / name
-        shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, "-q")
+        shmoareg(
+            "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, "-q"
+        )
         reports.append(json.loads((out / "report.json").read_text()))
     assert reports[0]["similarity"] == reports[1]["similarity"]
     assert reports[0]["expert_loads"] == reports[1]["expert_loads"]

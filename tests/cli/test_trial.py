@@ -10,17 +10,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from napari_shmoareg.cli import trial as trials
-from napari_shmoareg.cli.trial import Trial, measure, run_trial
-from napari_shmoareg.engine import peers
-from napari_shmoareg.engine.peers import methods
-from napari_shmoareg.io.images import read_image
+from napari_shmoareg.evaluation import baselines
+from napari_shmoareg.evaluation import isolated_run as trials
+from napari_shmoareg.evaluation import methods as methods_module
+from napari_shmoareg.evaluation.isolated_run import Trial, measure, run_trial
+from napari_shmoareg.io import read_image
 from napari_shmoareg.model import SHMoARegConfig
 
 
 def trial_of(files, **more) -> Trial:
     return Trial(
-        "start", str(files.moving), str(files.fixed), str(files.moving_labels), str(files.fixed_labels), **more
+        "start",
+        str(files.moving),
+        str(files.fixed),
+        str(files.moving_labels),
+        str(files.fixed_labels),
+        **more,
     )
 
 
@@ -31,36 +36,60 @@ def test_a_change_reaches_the_method_and_not_the_labels(files, weights, monkeypa
     class Watching:
         def run(self, pair):
             seen.append(pair)
-            return peers.load_method("start").run(pair)
+            return methods_module.load_method("start").run(pair)
 
-    load = peers.load_method
-    monkeypatch.setattr(peers, "load_method", lambda name, **options: Watching() if name == "affine" else load(name))
+    load = methods_module.load_method
+    monkeypatch.setattr(
+        methods_module,
+        "load_method",
+        lambda name, **options: Watching() if name == "affine" else load(name),
+    )
     kept = measure(trial_of(files))
     turned = measure(replace(trial_of(files), method="affine", change="invert"))
     assert turned["dice"] == kept["dice"]
     inside = files_values(files, "moving") > 50
-    assert np.corrcoef(seen[0].moving.values[inside], files_values(files, "moving")[inside])[0, 1] == pytest.approx(-1)
+    assert np.corrcoef(seen[0].moving.values[inside], files_values(files, "moving")[inside])[
+        0, 1
+    ] == pytest.approx(-1)
     assert np.array_equal(seen[0].fixed.values, files_values(files, "fixed"))
 
 
 @pytest.mark.parametrize(
     ("method", "steps", "smoothness"),
-    [("shmoareg", 0, "smooth"), ("shmoareg+refine", 7, "smooth"), ("affine+refine:balanced", 7, "balanced")],
+    [
+        ("shmoareg", 0, "smooth"),
+        ("shmoareg+refine", 7, "smooth"),
+        ("affine+refine:balanced", 7, "balanced"),
+    ],
 )
-def test_the_options_of_our_network_reach_the_registration(method, steps, smoothness, files, weights, monkeypatch):
+def test_the_options_of_our_network_reach_the_registration(
+    method, steps, smoothness, files, weights, monkeypatch
+):
     asked = {}
 
     def register(pair, network, **options):
         asked.update(options, network=network)
-        return SimpleNamespace(displacement=peers.load_method("start").run(pair), seconds={"network": 2.5})
+        return SimpleNamespace(
+            displacement=methods_module.load_method("start").run(pair), seconds={"network": 2.5}
+        )
 
-    monkeypatch.setattr(methods, "register", register)
-    ours = {"size": 24, "diffeomorphic": False, "device": "cpu", "contrast": "match", "smoothness": "smooth"}
+    monkeypatch.setattr(baselines, "register", register)
+    ours = {
+        "size": 24,
+        "diffeomorphic": False,
+        "device": "cpu",
+        "contrast": "match",
+        "smoothness": "smooth",
+    }
     trial = trial_of(files, weights=str(weights), refine=7, similarity="mind", **ours)
     measured = measure(replace(trial, method=method))
     assert measured["dice"] > 0 and measured["deforming_seconds"] == 2.5
     network = asked.pop("network")
-    assert network is None if method.startswith("affine") else network.config == SHMoARegConfig.preset("tiny")
+    assert (
+        network is None
+        if method.startswith("affine")
+        else network.config == SHMoARegConfig.preset("tiny")
+    )
     assert asked == ours | {"smoothness": smoothness} | (
         {"refine": steps, "similarity": "mind", "refine_seconds": None} if steps else {}
     )
@@ -75,7 +104,10 @@ def test_the_options_of_our_network_reach_the_registration(method, steps, smooth
     ],
 )
 def test_a_peer_gets_the_options_that_it_takes(method, options):
-    assert trials._options(Trial(method, "m", "f", unigradicon_weights="w.trch", device="cpu")) == options
+    assert (
+        trials._options(Trial(method, "m", "f", unigradicon_weights="w.trch", device="cpu"))
+        == options
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script that begins with #!")
@@ -91,15 +123,22 @@ def files_values(files, name):
 
 
 def test_a_process_that_dies_is_an_error_that_says_how(files, monkeypatch):
-    monkeypatch.setattr(trials, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    monkeypatch.setattr(
+        trials, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
+    )
     assert "signal 9 (out of memory?)" in run_trial(trial_of(files))["error"]
-    monkeypatch.setattr(trials, "COMMAND", (sys.executable, "-c", "raise SystemExit('no such thing')"))
+    monkeypatch.setattr(
+        trials, "COMMAND", (sys.executable, "-c", "raise SystemExit('no such thing')")
+    )
     assert run_trial(trial_of(files))["error"] == "its process ended with code 1: no such thing"
 
 
 def test_peak_memory_sees_what_was_held_and_let_go_by_this_process_alone():
     ours = np.ones(2**25)  # 256 MiB, which are not the child's
-    code = "from napari_shmoareg.cli.trial import peak_memory as p; a = p(); b = b'x' * 2**27; del b; print(a, p())"
+    code = (
+        "from napari_shmoareg.evaluation.isolated_run import peak_memory as p; "
+        "a = p(); b = b'x' * 2**27; del b; print(a, p())"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(float, run.stdout.split())
     assert before < ours.nbytes / 2**20 and 120 < after - before < 140
@@ -107,7 +146,10 @@ def test_peak_memory_sees_what_was_held_and_let_go_by_this_process_alone():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not measured there")
 def test_peak_memory_sees_what_a_program_held_that_was_run():
-    code = "from napari_shmoareg.cli.trial import peak_memory as p; import subprocess, sys; a = p(); "
+    code = (
+        "from napari_shmoareg.evaluation.isolated_run import peak_memory as p; import subprocess,"
+        " sys; a = p(); "
+    )
     code += "subprocess.run([sys.executable, '-c', 'b = bytearray(2**29)']); print(a, p())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(float, run.stdout.split())

@@ -13,7 +13,9 @@ import pytest
 
 @pytest.fixture
 def start_team(tmp_path):
-    """Start so many processes that run a script as one team; what is left of them ends with the test."""
+    """Start so many processes that run a script as one team; what is left of them ends with the
+    test.
+    """
     started = []
 
     def start(script: str, size: int = 2) -> list[subprocess.Popen]:
@@ -23,7 +25,12 @@ def start_team(tmp_path):
         file = tmp_path / "member.py"
         file.write_text(textwrap.dedent(script), encoding="utf-8")
         for rank in range(size):
-            where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+            where = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "LOCAL_WORLD_SIZE": str(size),
+            }
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
             environment = os.environ | where | meeting
             started.append(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine.augmentation import ANGLE, augment
-from napari_shmoareg.engine.conform import conform
-from napari_shmoareg.engine.training_settings import FineTuning
+from napari_shmoareg.registration.conform import conform
+from napari_shmoareg.training.augmentation import ANGLE, augment
+from napari_shmoareg.training.settings import FineTuning
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def test_without_augmentation_the_pair_is_the_same_object(seen):
 def test_the_same_draw_gives_the_same_pair_and_another_draw_another(seen):
     settings = FineTuning(augment_affine=1.0, augment_intensity=1.0, flips="all")
     first, again, other = (augment(seen, settings, draw(seed)) for seed in (3, 3, 4))
-    assert torch.equal(first.moving, again.moving) and torch.equal(first.fixed_labels, again.fixed_labels)
+    assert torch.equal(first.moving, again.moving) and torch.equal(
+        first.fixed_labels, again.fixed_labels
+    )
     assert not torch.equal(first.moving, other.moving)
 
 
@@ -50,7 +52,9 @@ def test_labels_follow_their_image_and_stay_whole(seen):
 def test_both_images_are_posed_alike_but_for_a_fifth(seen):
     apart = []
     for seed in range(12):
-        same = type(seen)(**(vars(seen) | {"moving": seen.fixed, "moving_labels": seen.fixed_labels}))
+        same = type(seen)(
+            **(vars(seen) | {"moving": seen.fixed, "moving_labels": seen.fixed_labels})
+        )
         changed = augment(same, FineTuning(augment_affine=1.0), draw(seed))
         between = (changed.moving - changed.fixed).abs().mean()
         moved = (changed.fixed - seen.fixed).abs().mean()
@@ -74,7 +78,9 @@ def test_contrast_is_shared_for_mse_and_each_image_s_own_for_lncc(seen):
     for similarity, alike in (("mse", True), ("lncc", False)):
         gaps = []
         for seed in range(8):
-            changed = augment(same, FineTuning(augment_intensity=1.0, similarity=similarity), draw(seed))
+            changed = augment(
+                same, FineTuning(augment_intensity=1.0, similarity=similarity), draw(seed)
+            )
             gaps.append(abs(float(changed.moving[grey].mean() - changed.fixed[grey].mean())))
             assert 0 <= float(changed.moving.min()) and float(changed.moving.max()) <= 1
         assert (max(gaps) < 0.01) is alike

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from napari_shmoareg.engine.box import box, box_mean
+from napari_shmoareg.registration.similarity import box, box_mean
 
 VALUES = torch.rand(2, 3, 5, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -10,10 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from napari_shmoareg.engine.cascade import SMALLEST, cascade, coarse_pass, coarser, stretch, to_shape
 from napari_shmoareg.geometry import field
-from napari_shmoareg.model import NetworkOutput, SHMoARegConfig
-from napari_shmoareg.model.routing import RoutingTrace
+from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoARegConfig
+from napari_shmoareg.registration.cascade import (
+    SMALLEST,
+    cascade,
+    coarse_pass,
+    coarser,
+    stretch,
+    to_shape,
+)
 
 SHAPE = (37, 29, 23)
 SMALL = (20, 16, 13)  # of SHAPE at 0.55
@@ -31,7 +37,9 @@ class Planted(nn.Module):
         self.shown.append((moving, fixed))
         self.asked.append(diffeomorphic)
         answer = self.answers[len(self.shown) - 1]
-        displacement = answer(moving, fixed) if callable(answer) else constant(answer, moving.shape[2:])
+        displacement = (
+            answer(moving, fixed) if callable(answer) else constant(answer, moving.shape[2:])
+        )
         return NetworkOutput(displacement, RoutingTrace(()))
 
 
@@ -50,7 +58,9 @@ def centre_of(image):
 
 
 def by_centres(moving, fixed):
-    """The displacement, in voxels of the grid it is asked on, that brings one ball onto the other."""
+    """The displacement, in voxels of the grid it is asked on, that brings one ball onto the
+    other.
+    """
     return constant((centre_of(moving) - centre_of(fixed)).tolist(), moving.shape[2:])
 
 
@@ -81,7 +91,9 @@ def test_what_the_first_pass_found_is_not_left_for_the_last():
     network = Planted(by_centres, by_centres)
     found, last, _ = cascade(network, moving, fixed)
     assert float(last.displacement.abs().max()) < 0.3
-    torch.testing.assert_close(found.mean((2, 3, 4))[0], torch.tensor([4.0, -3.5, -2.0]), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        found.mean((2, 3, 4))[0], torch.tensor([4.0, -3.5, -2.0]), rtol=0, atol=0.05
+    )
     assert float((field.warp(moving, found) - fixed).abs().max()) < 0.03
 
 
@@ -95,7 +107,9 @@ def test_each_pass_sees_the_moving_image_warped_by_those_before(images):
         seen = moving if before is None else field.warp(moving, before, padding="border")
         torch.testing.assert_close(shown[0], to_shape(seen, shown[0].shape[2:]), rtol=0, atol=1e-5)
         torch.testing.assert_close(shown[1], to_shape(fixed, shown[1].shape[2:]))
-    torch.testing.assert_close(found, field.compose(second, constant((0, 0, 1.0), SHAPE)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found, field.compose(second, constant((0, 0, 1.0), SHAPE)), rtol=0, atol=1e-5
+    )
 
 
 def test_the_first_pass_is_taken_where_the_last_one_points():
@@ -164,7 +178,9 @@ def test_passes_that_do_not_end_at_full_resolution_are_refused(images, passes):
         cascade(Planted(), *images, passes=passes)
 
 
-@pytest.mark.parametrize("passes", [(), (0.5,), (0, 1), (-0.5, 1), (1.5, 1), (float("nan"), 1), (1, 0.5)])
+@pytest.mark.parametrize(
+    "passes", [(), (0.5,), (0, 1), (-0.5, 1), (1.5, 1), (float("nan"), 1), (1, 0.5)]
+)
 def test_a_config_refuses_bad_passes(passes):
     with pytest.raises(ValueError, match="passes are shares above 0, the last of them 1"):
         SHMoARegConfig(passes=passes)
@@ -180,22 +196,30 @@ def test_passes_come_back_from_json_and_an_older_config_has_one():
 
 
 def test_a_linear_field_stays_linear_and_each_axis_gets_its_own_unit():
-    """Linear in the world, (p, q, r) in fine voxels: the value at a coarse voxel is that at its middle."""
+    """Linear in the world, (p, q, r) in fine voxels: the value at a coarse voxel is that at its
+    middle.
+    """
     matrix = torch.tensor([[0.11, -0.03, 0.02], [0.05, 0.07, -0.04], [-0.06, 0.01, 0.09]])
     ratio = torch.tensor([n / m for n, m in zip(SHAPE, SMALL, strict=True)])
 
     def linear(positions):
-        return torch.einsum("cd,bdijk->bcijk", matrix, positions) + torch.tensor([1.0, -2, 3]).view(1, 3, 1, 1, 1)
+        return torch.einsum("cd,bdijk->bcijk", matrix, positions) + torch.tensor([1.0, -2, 3]).view(
+            1, 3, 1, 1, 1
+        )
 
     middles = (field.identity(SMALL) + 0.5) * ratio.view(1, 3, 1, 1, 1) - 0.5
     fine = stretch(linear(middles) / ratio.view(1, 3, 1, 1, 1), SHAPE)
     wanted = linear(field.identity(SHAPE))
-    torch.testing.assert_close(fine[..., 2:-2, 2:-2, 2:-2], wanted[..., 2:-2, 2:-2, 2:-2], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        fine[..., 2:-2, 2:-2, 2:-2], wanted[..., 2:-2, 2:-2, 2:-2], rtol=0, atol=1e-4
+    )
 
 
 def test_stretching_by_two_is_the_upsampling_of_the_network():
     displacement = torch.randn(2, 3, 9, 7, 5)
-    torch.testing.assert_close(stretch(displacement, (18, 14, 10)), field.upsample(displacement, (18, 14, 10)))
+    torch.testing.assert_close(
+        stretch(displacement, (18, 14, 10)), field.upsample(displacement, (18, 14, 10))
+    )
 
 
 def test_stretching_stays_in_float32_under_autocast():
@@ -211,7 +235,9 @@ def test_a_coarser_image_is_made_of_means_over_the_same_field_of_view():
     halved = to_shape(images, (12, 9, 6))
     torch.testing.assert_close(halved[0, 1, 3, 2, 1], images[0, 1, 6:8, 4:6, 2:4].mean())
     ramp = field.identity(SHAPE)
-    middles = (field.identity(SMALL) + 0.5) * torch.tensor([37 / 20, 29 / 16, 23 / 13]).view(1, 3, 1, 1, 1) - 0.5
+    middles = (field.identity(SMALL) + 0.5) * torch.tensor([37 / 20, 29 / 16, 23 / 13]).view(
+        1, 3, 1, 1, 1
+    ) - 0.5
     assert float((to_shape(ramp, SMALL) - middles).abs().max()) <= 0.5
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from napari_shmoareg.engine.cautions import cautions, choose_stage
-from napari_shmoareg.engine.similarity import Similarity
+from napari_shmoareg.registration.register import cautions, choose_stage
+from napari_shmoareg.registration.similarity import Similarity
 
 SETTINGS = {"untrained": False, "diffeomorphic": True, "refine": 0}
 
@@ -12,7 +12,9 @@ def of(score, *, information=None, coverage=1.0):
     """A similarity of a given score."""
     information = score if information is None else information
     local = 2 * score / coverage**0.5 - information
-    return Similarity(0.5, 0.1, information, 1.0, information=information, local=local, coverage=coverage)
+    return Similarity(
+        0.5, 0.1, information, 1.0, information=information, local=local, coverage=coverage
+    )
 
 
 def stages(before, affine, network, refined=None):
@@ -29,7 +31,8 @@ def stages(before, affine, network, refined=None):
         ((0.3, 0.5, 0.4), "affine"),
         ((0.3, 0.2, 0.1), "before"),
         ((None, 0.5, 0.6), "network"),
-        ((0.3, 0.5, 0.6, 0.58), "refined"),  # smoother: kept before the network's rougher deformation
+        # smoother: kept before the network's rougher deformation
+        ((0.3, 0.5, 0.6, 0.58), "refined"),
         ((0.3, 0.5, 0.6, 0.45), "network"),
         ((0.3, 0.5, 0.3, 0.45), "affine"),
         ((0.5, 0.5, 0.5), "before"),
@@ -54,11 +57,28 @@ def test_a_kept_refinement_is_no_reason_for_a_caution():
 
 def test_lost_coverage_and_contradicting_measures_are_told():
     before, after = of(0.4, coverage=1.0), of(0.5, coverage=0.8)
-    said = cautions({"before": before, "affine": after, "network": after, "after": after}, "network", 0.0, SETTINGS)
+    said = cautions(
+        {"before": before, "affine": after, "network": after, "after": after},
+        "network",
+        0.0,
+        SETTINGS,
+    )
     assert any("100 % to 80 %" in caution for caution in said)
     before, after = of(0.4, information=0.2), of(0.45, information=0.6)
-    said = cautions({"before": before, "affine": after, "network": after, "after": after}, "network", 0.0, SETTINGS)
+    said = cautions(
+        {"before": before, "affine": after, "network": after, "after": after},
+        "network",
+        0.0,
+        SETTINGS,
+    )
     assert any("cannot be told" in caution for caution in said)
     little = of(0.05)
-    said = cautions({"before": None, "affine": little, "network": little, "after": little}, "network", 2.0, SETTINGS)
-    assert any("hardly agree" in caution for caution in said) and any("folds in 2.00 %" in caution for caution in said)
+    said = cautions(
+        {"before": None, "affine": little, "network": little, "after": little},
+        "network",
+        2.0,
+        SETTINGS,
+    )
+    assert any("hardly agree" in caution for caution in said) and any(
+        "folds in 2.00 %" in caution for caution in said
+    )

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_shmoareg.engine.conform import conform, network_grid
-from napari_shmoareg.engine.intensity import Intensity
-from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair, apply_affine, warp_volume
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume, VolumePair, apply_affine, warp_volume
 from napari_shmoareg.geometry.field import warp
+from napari_shmoareg.registration.conform import conform, network_grid
+from napari_shmoareg.registration.intensity import Intensity
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
 
@@ -32,8 +33,12 @@ def voxels(grid):
 def anatomy(points):
     """A smooth image in the world, 0 beyond some 35 mm from the middle."""
     p = points / 12
-    inside = 1 / (1 + np.exp((np.linalg.norm(points / np.array([1.0, 0.85, 0.7]), axis=-1) - 30) / 1.5))
-    return (inside * (200 + 60 * np.sin(p[..., 0]) * np.cos(p[..., 1]) + 50 * np.sin(p[..., 2]))).astype(np.float32)
+    inside = 1 / (
+        1 + np.exp((np.linalg.norm(points / np.array([1.0, 0.85, 0.7]), axis=-1) - 30) / 1.5)
+    )
+    return (
+        inside * (200 + 60 * np.sin(p[..., 0]) * np.cos(p[..., 1]) + 50 * np.sin(p[..., 2]))
+    ).astype(np.float32)
 
 
 def ball(points):
@@ -46,19 +51,24 @@ def bend(points):
     return np.stack([4 * np.sin(p[..., 1]), 3 * np.cos(p[..., 2]), 3.5 * np.sin(p[..., 0])], -1)
 
 
-MATRIX = np.array([[0.98, 0.17, 0, 14.0], [-0.17, 0.98, 0.05, -9], [0, -0.05, 1.03, 22], [0, 0, 0, 1]])
+MATRIX = np.array(
+    [[0.98, 0.17, 0, 14.0], [-0.17, 0.98, 0.05, -9], [0, -0.05, 1.03, 22], [0, 0, 0, 1]]
+)
 
 
 @few
 @given(st.integers(0, 10**6))
 def test_a_planted_transform_comes_back_through_the_network_grid(seed):
-    # moving is anatomy seen through the inverse of T(x) = A(x + d(x)); made exactly by fixed-point iteration.
+    # moving is anatomy seen through the inverse of T(x) = A(x + d(x)); made exactly by fixed-point
+    # iteration.
     moving_grid, fixed_grid = grid_of(seed, middle=MATRIX[:3, 3], extent=110.0), grid_of(seed + 1)
     target = apply_affine(np.linalg.inv(MATRIX), voxels(moving_grid))
     x = target.copy()
     for _ in range(60):
         x = target - bend(x)
-    pair = VolumePair(Volume(anatomy(x), moving_grid), Volume(anatomy(voxels(fixed_grid)), fixed_grid))
+    pair = VolumePair(
+        Volume(anatomy(x), moving_grid), Volume(anatomy(voxels(fixed_grid)), fixed_grid)
+    )
     conformed = conform(pair, size=36, affine=MATRIX)
     planted = bend(voxels(conformed.grid)) @ np.linalg.inv(conformed.grid.affine[:3, :3]).T
     displacement = torch.from_numpy(planted.astype(np.float32)).permute(3, 0, 1, 2)[None]
@@ -69,7 +79,9 @@ def test_a_planted_transform_comes_back_through_the_network_grid(seed):
     points = voxels(fixed_grid)
     body = pair.fixed.values > 20
     np.testing.assert_allclose(
-        transform.map_points(points)[body], apply_affine(MATRIX, points + bend(points))[body], atol=0.2
+        transform.map_points(points)[body],
+        apply_affine(MATRIX, points + bend(points))[body],
+        atol=0.2,
     )
     warped = warp_volume(pair.moving, fixed_grid, transform)
     assert warped.grid is fixed_grid
@@ -87,15 +99,21 @@ def test_the_network_grid_is_isotropic_canonical_and_as_long_as_asked(seed, size
     order, flip = network.axes_to_ras()
     assert list(order) == [0, 1, 2] and not flip.any()
     cosines = network.affine[:3, :3] / network.spacing[0]
-    np.testing.assert_allclose(cosines, grid.canonical().affine[:3, :3] / grid.canonical().spacing, atol=1e-9)
+    np.testing.assert_allclose(
+        cosines, grid.canonical().affine[:3, :3] / grid.canonical().spacing, atol=1e-9
+    )
 
 
 @few
 @given(st.integers(0, 10**6))
 def test_the_network_grid_holds_the_content_of_both_and_stays_in_the_fixed_view(seed):
-    fixed_grid, moving_grid = grid_of(seed, extent=130.0), grid_of(seed + 5, middle=MATRIX[:3, 3], extent=110.0)
+    fixed_grid, moving_grid = (
+        grid_of(seed, extent=130.0),
+        grid_of(seed + 5, middle=MATRIX[:3, 3], extent=110.0),
+    )
     moving = Volume(
-        anatomy(apply_affine(np.linalg.inv(MATRIX), voxels(moving_grid)) + np.array([9, 0, 0])), moving_grid
+        anatomy(apply_affine(np.linalg.inv(MATRIX), voxels(moving_grid)) + np.array([9, 0, 0])),
+        moving_grid,
     )
     pair = VolumePair(moving, Volume(anatomy(voxels(fixed_grid)), fixed_grid))
     network = network_grid(pair, size=40, affine=MATRIX)
@@ -131,7 +149,10 @@ def test_what_the_network_sees_is_in_zero_to_one_with_a_background_of_zero(pair)
         assert image.dtype == torch.float32
         assert image.shape == (1, 1, *conformed.grid.shape)
         assert image.min() == 0 and 0.8 < image.max() <= 1
-    for labels, volume in ((conformed.moving_labels, pair.moving_labels), (conformed.fixed_labels, pair.fixed_labels)):
+    for labels, volume in (
+        (conformed.moving_labels, pair.moving_labels),
+        (conformed.fixed_labels, pair.fixed_labels),
+    ):
         assert set(labels.unique().tolist()) == {0, *volume.labels}
 
 
@@ -143,8 +164,13 @@ def test_labels_are_carried_only_when_asked_for_and_given(pair):
 
 
 def test_sheared_and_mirrored_headers_conform_to_the_same_picture():
-    straight = Grid((40, 44, 36), np.diag([2.5, 2.2, 2.6, 1.0]) + np.array([[0, 0, 0, -48.75]] * 3 + [[0] * 4]))
-    sheared = Grid((44, 40, 42), np.array([[-2.5, 0.4, 0, 48], [0.2, 2.4, 0.3, -58], [0, 0, 2.6, -54], [0, 0, 0, 1.0]]))
+    straight = Grid(
+        (40, 44, 36), np.diag([2.5, 2.2, 2.6, 1.0]) + np.array([[0, 0, 0, -48.75]] * 3 + [[0] * 4])
+    )
+    sheared = Grid(
+        (44, 40, 42),
+        np.array([[-2.5, 0.4, 0, 48], [0.2, 2.4, 0.3, -58], [0, 0, 2.6, -54], [0, 0, 0, 1.0]]),
+    )
     fixed = Volume(anatomy(voxels(straight)), straight)
     conformed = conform(VolumePair(Volume(anatomy(voxels(sheared)), sheared), fixed), size=32)
     assert np.corrcoef(conformed.moving.ravel(), conformed.fixed.ravel())[0, 1] > 0.995

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_shmoareg.engine.contrast import match_contrast, relate
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.registration.contrast import match_contrast, relate
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,9 @@ def image() -> Tensor:
     """Smooth tissue in [0.2, 1] within a ball, 0 around it."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 1, 8, 8, 8, generator=generator)
-    tissue = 0.2 + 0.8 * F.interpolate(coarse, size=(40, 36, 44), mode="trilinear", align_corners=True)
+    tissue = 0.2 + 0.8 * F.interpolate(
+        coarse, size=(40, 36, 44), mode="trilinear", align_corners=True
+    )
     axes = [torch.linspace(-1, 1, n) for n in tissue.shape[2:]]
     radius = axes[0].view(-1, 1, 1) ** 2 + axes[1].view(1, -1, 1) ** 2 + axes[2].view(1, 1, -1) ** 2
     return torch.where(radius < 0.8, tissue, 0.0)
@@ -79,7 +81,11 @@ def test_unrelated_images_are_said_to_be_and_kept(image):
     noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(4))
     full = torch.rand(image.shape, generator=torch.Generator().manual_seed(5))
     result = match_contrast(noise, full)
-    assert not result.changed and relate(noise, full).unrelated and "too little in common" in result.reason
+    assert (
+        not result.changed
+        and relate(noise, full).unrelated
+        and "too little in common" in result.reason
+    )
 
 
 def test_an_empty_image_is_no_error(image):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine.correspondence import TOKENS, correspondence_loss
-from napari_shmoareg.engine.known_motion import KnownMotion
 from napari_shmoareg.geometry import field
+from napari_shmoareg.registration.known_motion import KnownMotion
+from napari_shmoareg.training.expert_losses import TOKENS, correspondence_loss
 
 SHAPE = (24, 32, 16)
 STRIDES = (4, 8)
@@ -28,7 +28,9 @@ def code(positions: torch.Tensor) -> torch.Tensor:
 
 
 def pyramid(displacement: torch.Tensor) -> list[torch.Tensor]:
-    """Features at strides 1 to 8 of a first image, and of a second one that shows at p what it shows at p + u(p)."""
+    """Features at strides 1 to 8 of a first image, and of a second one that shows at p what it
+    shows at p + u(p).
+    """
     levels = []
     for stride in (1, 2, 4, 8):
         cells = tuple(n // stride for n in SHAPE)
@@ -68,8 +70,12 @@ def test_tokens_whose_motion_is_not_known_do_not_count():
     features = [torch.rand(2, 6, *(n // s for n in SHAPE)) for s in (1, 2, 4, 8)]
     other = [level.clone() for level in features]
     for level in other:
-        level[:, :, :, : level.shape[3] // 4] = 100 * torch.rand_like(level[:, :, :, : level.shape[3] // 4])
-    first, second = (float(correspondence_loss(levels, motion, STRIDES, rng())) for levels in (features, other))
+        level[:, :, :, : level.shape[3] // 4] = 100 * torch.rand_like(
+            level[:, :, :, : level.shape[3] // 4]
+        )
+    first, second = (
+        float(correspondence_loss(levels, motion, STRIDES, rng())) for levels in (features, other)
+    )
     assert first == second
     nothing = KnownMotion(motion.displacement, torch.zeros_like(motion.known))
     assert float(correspondence_loss(features, nothing, STRIDES, rng())) == 0
@@ -84,7 +90,8 @@ def test_an_image_thinner_than_a_token_has_none_to_compare():
 
 def test_the_loss_pulls_a_token_to_where_it_came_from():
     u, motion = shifted(5.0)
-    levels = [level.clone().requires_grad_() for level in pyramid(torch.zeros_like(u))]  # blind to the motion
+    # blind to the motion
+    levels = [level.clone().requires_grad_() for level in pyramid(torch.zeros_like(u))]
     optimiser = torch.optim.Adam(levels[2:], lr=0.1)
     losses = []
     for _ in range(30):

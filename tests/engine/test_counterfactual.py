@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from napari_shmoareg.engine.counterfactual import ALIKE, counterfactual_labels, counterfactual_loss, local_errors
-from napari_shmoareg.engine.fine_tuning import fine_tune
-from napari_shmoareg.engine.pair_loss import total_loss
-from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.model import NetworkOutput, RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.training.expert_losses import (
+    ALIKE,
+    counterfactual_labels,
+    counterfactual_loss,
+    local_errors,
+)
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.step import fine_tune, total_loss
 
 SHAPE = (16, 20, 12)
 
@@ -33,7 +37,9 @@ def shifted_ball(by: float) -> torch.Tensor:
 
 
 def record(stride: int, direction: str, residuals: tuple[float, float, float]) -> RoutedLayer:
-    """A level whose first expert was chosen everywhere, each expert giving one residual, in its voxels."""
+    """A level whose first expert was chosen everywhere, each expert giving one residual, in its
+    voxels.
+    """
     shape = tuple(n // stride for n in SHAPE)
     each = torch.tensor(residuals).view(1, 3, 1, 1, 1).expand(1, 3, *shape).clone()
     experts = torch.zeros(1, 1, *shape, dtype=torch.int64)
@@ -47,14 +53,18 @@ def record(stride: int, direction: str, residuals: tuple[float, float, float]) -
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("similarity", ["mse", "lncc"])
 def test_the_expert_that_would_bring_the_images_together_has_the_least_error(stride, similarity):
-    """The ball has to be looked for two voxels further along y: the third expert alone would do so."""
+    """The ball has to be looked for two voxels further along y: the third expert alone would do
+    so.
+    """
     moving, fixed = shifted_ball(2.0), shifted_ball(0.0)
     layer = record(stride, "y", (0.0, -2.0 / stride, 2.0 / stride))
     errors = local_errors(layer, torch.zeros(1, 3, *SHAPE), moving, fixed, similarity)
     assert errors.shape == (1, 3, *(n // stride for n in SHAPE))
     ball = fixed[:, 0, ::stride, ::stride, ::stride] > 0.3
     assert bool((errors.argmin(1)[ball] == 2).all())
-    same = local_errors(record(stride, "y", (0.0, 0.0, 0.0)), torch.zeros(1, 3, *SHAPE), moving, fixed, similarity)
+    same = local_errors(
+        record(stride, "y", (0.0, 0.0, 0.0)), torch.zeros(1, 3, *SHAPE), moving, fixed, similarity
+    )
     assert torch.equal(same[:, 0], same[:, 1])
     wrong_axis = record(stride, "x", (0.0, -2.0 / stride, 2.0 / stride))
     other = local_errors(wrong_axis, torch.zeros(1, 3, *SHAPE), moving, fixed, similarity)
@@ -62,7 +72,9 @@ def test_the_expert_that_would_bring_the_images_together_has_the_least_error(str
 
 
 def test_what_the_rest_of_the_displacement_does_counts():
-    """Where the displacement has brought the ball home already, exchanging residuals makes it worse."""
+    """Where the displacement has brought the ball home already, exchanging residuals makes it
+    worse.
+    """
     moving, fixed = shifted_ball(2.0), shifted_ball(0.0)
     home = torch.zeros(1, 3, *SHAPE)
     home[:, 1] = 2.0
@@ -75,9 +87,13 @@ def test_the_gate_learns_to_choose_the_expert_that_would_have_been_better():
     moving, fixed = shifted_ball(2.0), shifted_ball(0.0)
     layer = record(1, "y", (0.0, -2.0, 2.0))
     output = NetworkOutput(torch.zeros(1, 3, *SHAPE), RoutingTrace((layer,)))
-    (slope,) = torch.autograd.grad(counterfactual_loss(output, moving, fixed, "mse"), [layer.routing.probabilities])
+    (slope,) = torch.autograd.grad(
+        counterfactual_loss(output, moving, fixed, "mse"), [layer.routing.probabilities]
+    )
     ball = fixed[:, 0] > 0.3
-    assert bool((slope[:, 2][ball] < 0).all()) and bool((slope[:, :2].transpose(0, 1)[:, ball] > 0).all())
+    assert bool((slope[:, 2][ball] < 0).all()) and bool(
+        (slope[:, :2].transpose(0, 1)[:, ball] > 0).all()
+    )
 
 
 def test_a_level_coarser_than_the_image_has_no_labels():
@@ -95,12 +111,14 @@ def test_levels_that_did_not_compare_their_experts_are_refused(tiny_network):
 
 
 def test_learning_compares_the_experts_and_leaves_the_network_as_it_was(tiny_network):
-    from napari_shmoareg.engine.drawing import Drawing
-    from napari_shmoareg.engine.synthesis import DrawnPairs
+    from napari_shmoareg.training.synthesis import DrawnPairs
+    from napari_shmoareg.training.synthesis_settings import Drawing
 
     pairs = DrawnPairs([], Drawing(size=(12, 14)))
     before = {name: value.clone() for name, value in tiny_network.state_dict().items()}
-    settings = FineTuning(steps=2, routing_target="counterfactual", routing_weight=0.05, similarity="lncc")
+    settings = FineTuning(
+        steps=2, routing_target="counterfactual", routing_weight=0.05, similarity="lncc"
+    )
     steps = list(fine_tune(tiny_network, pairs, settings))
     assert all(step.routing > 0 for step in steps)
     assert not any(level.compare_experts for level in tiny_network.decoder.levels)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine import device as devices
-from napari_shmoareg.engine import pair_loss
-from napari_shmoareg.engine.device import choose_bfloat16
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.pair_loss import loss_of
-from napari_shmoareg.engine.synthesis import DrawnPairs
-from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration import resources as devices
+from napari_shmoareg.registration.resources import choose_bfloat16
+from napari_shmoareg.training import step
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.step import loss_of
+from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis_settings import Drawing
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def machine(monkeypatch):
 
 
 class FakeTorch:
-    """What `engine.device` asks of PyTorch."""
+    """What `registration.resources` asks of PyTorch."""
 
     def __init__(self, flags, onednn, capability, hip, table):
         self.device = torch.device
@@ -44,11 +44,14 @@ class FakeTorch:
         if table:
             probes = {"get_capabilities": lambda: {flag: True for flag in flags} | {"avx2": True}}
         self.cpu = SimpleNamespace(**probes)
-        self.backends = SimpleNamespace(mkldnn=SimpleNamespace(is_available=lambda: onednn, enabled=True))
+        self.backends = SimpleNamespace(
+            mkldnn=SimpleNamespace(is_available=lambda: onednn, enabled=True)
+        )
         self.ops = SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: onednn))
         self.version = SimpleNamespace(hip=hip)
         self.cuda = SimpleNamespace(
-            get_device_name=lambda device: f"GPU {device.index}", get_device_capability=lambda device: capability
+            get_device_name=lambda device: f"GPU {device.index}",
+            get_device_capability=lambda device: capability,
         )
 
 
@@ -56,7 +59,8 @@ class FakeTorch:
     ("about", "used", "why"),
     [
         ({}, False, "neither AVX-512 BF16 nor AMX"),
-        ({"flags": ("avx512_f", "avx512_bw")}, False, "neither AVX-512 BF16 nor AMX"),  # oneDNN would emulate it
+        # oneDNN would emulate it
+        ({"flags": ("avx512_f", "avx512_bw")}, False, "neither AVX-512 BF16 nor AMX"),
         ({"flags": ("avx512_bf16",)}, True, "this CPU has AVX-512 BF16"),
         ({"flags": ("avx512_bf16", "amx_bf16")}, True, "this CPU has AMX"),
         ({"flags": ("avx512_bf16",), "table": False}, True, "this CPU has AVX-512 BF16"),
@@ -93,22 +97,25 @@ def test_this_cpu_is_described_as_pytorch_has_it():
 
 
 @pytest.mark.parametrize(
-    ("choice", "fast", "wanted"), [("auto", True, True), ("auto", False, False), ("on", False, True)]
+    ("choice", "fast", "wanted"),
+    [("auto", True, True), ("auto", False, False), ("on", False, True)],
 )
 def test_a_step_computes_in_the_precision_that_was_chosen(choice, fast, wanted, monkeypatch):
     monkeypatch.setattr(devices, "_is_fast_at_bfloat16", lambda device: (fast, "said so"))
     seen = []
-    true_loss = pair_loss.total_loss
+    true_loss = step.total_loss
 
     def total_loss(output, *rest):
         seen.append(output.displacement.dtype)
         return true_loss(output, *rest)
 
-    monkeypatch.setattr(pair_loss, "total_loss", total_loss)
+    monkeypatch.setattr(step, "total_loss", total_loss)
     torch.manual_seed(0)
     network = SHMoAReg(SHMoARegConfig.preset("tiny")).train()
     convolved = []
-    network.encoder.register_forward_hook(lambda *_: convolved.append(torch.is_autocast_enabled("cpu")))
+    network.encoder.register_forward_hook(
+        lambda *_: convolved.append(torch.is_autocast_enabled("cpu"))
+    )
     drawing = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16))
     pair = DrawnPairs([], drawing, seed=5)[0]
     settings = FineTuning(bfloat16=choice)
@@ -119,7 +126,9 @@ def test_a_step_computes_in_the_precision_that_was_chosen(choice, fast, wanted, 
 
 def test_what_was_true_or_false_before_there_was_auto_is_on_or_off():
     assert FineTuning().bfloat16 == "auto"
-    assert FineTuning(bfloat16=True).bfloat16 == "on" and FineTuning(bfloat16=False).bfloat16 == "off"
+    assert (
+        FineTuning(bfloat16=True).bfloat16 == "on" and FineTuning(bfloat16=False).bfloat16 == "off"
+    )
     assert FineTuning(bfloat16=True).to_dict()["bfloat16"] == "on"
     with pytest.raises(InputError, match="bfloat16 must be 'auto', 'on' or 'off'; got 'yes'"):
         FineTuning(bfloat16="yes")

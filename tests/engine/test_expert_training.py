@@ -1,4 +1,6 @@
-"""How experts begin, which learn, how many are chosen, how they are balanced, and whom they learn from."""
+"""How experts begin, which learn, how many are chosen, how they are balanced, and whom they learn
+from.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine import losses, pair_loss
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.expert_settings import ExpertLearning
-from napari_shmoareg.engine.expert_training import (
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import field
+from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.moa import MoA
+from napari_shmoareg.model.routing import choose
+from napari_shmoareg.model.shmoe import SHMoE
+from napari_shmoareg.registration import losses
+from napari_shmoareg.registration.known_motion import KnownMotion
+from napari_shmoareg.training import step as step_module
+from napari_shmoareg.training.expert_losses import descent_motion, end_point_error
+from napari_shmoareg.training.expert_training import (
     attended_by_heads,
     check_start,
     chosen_at,
@@ -25,18 +35,11 @@ from napari_shmoareg.engine.expert_training import (
     start_experts,
     with_choice_bias,
 )
-from napari_shmoareg.engine.fine_tuning import fine_tune, learning, make_optimiser
-from napari_shmoareg.engine.known_motion import KnownMotion
-from napari_shmoareg.engine.pretraining import RunningMean
-from napari_shmoareg.engine.synthesis import DrawnPairs
-from napari_shmoareg.engine.teacher import descent_motion, end_point_error
-from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import InputError, field
-from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace, SHMoAReg, SHMoARegConfig
-from napari_shmoareg.model.gates import gates_of
-from napari_shmoareg.model.moa import MoA
-from napari_shmoareg.model.routing import choose
-from napari_shmoareg.model.shmoe import SHMoE
+from napari_shmoareg.training.recipes import RunningMean
+from napari_shmoareg.training.settings import ExpertLearning, FineTuning
+from napari_shmoareg.training.step import fine_tune, learning, make_optimiser
+from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis_settings import Drawing
 
 
 def fresh(settings: FineTuning | None = None, seed: int = 0, **changes) -> SHMoAReg:
@@ -56,13 +59,25 @@ def parts(network: SHMoAReg) -> dict[str, torch.Tensor]:
 
 
 def changed(before: dict[str, torch.Tensor], network: SHMoAReg) -> set[str]:
-    return {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+    return {
+        name for name, value in network.state_dict().items() if not torch.equal(before[name], value)
+    }
 
 
 def test_by_default_nothing_here_is_done():
     paper = FineTuning()
-    assert (paper.known_motion, paper.correspondence_weight, paper.teacher, paper.z_weight) == (0, 0, "none", 0)
-    assert (paper.balance_weight, paper.balance, paper.dense_share, paper.gate_temperature) == (0, "switch", 0, 1)
+    assert (paper.known_motion, paper.correspondence_weight, paper.teacher, paper.z_weight) == (
+        0,
+        0,
+        "none",
+        0,
+    )
+    assert (paper.balance_weight, paper.balance, paper.dense_share, paper.gate_temperature) == (
+        0,
+        "switch",
+        0,
+        1,
+    )
     assert (paper.routing_target, paper.gates, paper.attention) == ("error", "learned", "learned")
     assert (paper.moa_output_scale, paper.kernels_start) == (1, "apart")
     assert (paper.head_diversity_weight, paper.gate_jitter, paper.expert_damping) == (0, 0, 1)
@@ -107,11 +122,17 @@ def test_kernels_that_start_alike_are_one_function_and_others_are_not():
     for start in ("apart", "alike"):
         network = fresh()
         start_experts(network, FineTuning(kernels_start=start))
-        head = next(module for module in reversed(list(network.modules())) if isinstance(module, SHMoE))
+        head = next(
+            module for module in reversed(list(network.modules())) if isinstance(module, SHMoE)
+        )
         with torch.no_grad():
             outputs = head.convolve(features)[0]
         spread[start] = [float((out - out[:, :1]).abs().max() / out.abs().max()) for out in outputs]
-        assert [tuple(conv.weight.shape[2:]) for conv in head.experts["x"]] == [(1,) * 3, (3,) * 3, (5,) * 3]
+        assert [tuple(conv.weight.shape[2:]) for conv in head.experts["x"]] == [
+            (1,) * 3,
+            (3,) * 3,
+            (5,) * 3,
+        ]
         assert not torch.equal(outputs[0], outputs[1]), "directions are still drawn apart"
     assert max(spread["alike"]) < 1e-5 and min(spread["apart"]) > 0.5
 
@@ -144,7 +165,9 @@ def test_the_scale_multiplies_what_attention_adds_at_the_start():
 def test_how_weights_begin_from_nothing_is_refused_where_they_begin_from_others():
     check_start(FineTuning(gates="frozen"))
     for changes in ({"moa_output_scale": 4.0}, {"kernels_start": "alike"}):
-        with pytest.raises(InputError, match=r"begin from nothing.*leave --(moa-output-scale|kernels-start) out"):
+        with pytest.raises(
+            InputError, match=r"begin from nothing.*leave --(moa-output-scale|kernels-start) out"
+        ):
             check_start(FineTuning(**changes))
 
 
@@ -155,10 +178,14 @@ def test_frozen_gates_stay_and_all_else_learns(pairs):
     network = fresh()
     gates = {id(p) for site in gates_of(network) for p in site.module.parameters()}
     names = {name for name, p in network.named_parameters() if id(p) in gates}
-    assert any(name.startswith("encoder") for name in names) and any(name.startswith("decoder") for name in names)
+    assert any(name.startswith("encoder") for name in names) and any(
+        name.startswith("decoder") for name in names
+    )
     before = parts(network)
     settings = FineTuning(steps=2, learning_rate=1e-3, gates="frozen")
-    assert not gates & {id(p) for group in make_optimiser(network, settings).param_groups for p in group["params"]}
+    assert not gates & {
+        id(p) for group in make_optimiser(network, settings).param_groups for p in group["params"]
+    }
     list(fine_tune(network, pairs, settings))
     moved = changed(before, network)
     assert not moved & names
@@ -230,12 +257,15 @@ def trace(probabilities: torch.Tensor, top_k: int) -> RoutingTrace:
     """Of one layer whose tokens (T, N) have these probabilities."""
     p = probabilities.T[None, :, :, None, None]
     weights, experts = choose(p, top_k)
-    return RoutingTrace((RoutedLayer("encoder", 1, 4, Routing(p, experts, weights), block=0, image="moving"),))
+    return RoutingTrace(
+        (RoutedLayer("encoder", 1, 4, Routing(p, experts, weights), block=0, image="moving"),)
+    )
 
 
 def test_mutual_information_is_best_for_sure_tokens_on_even_loads():
     n, k = 6, 2
-    sure = torch.eye(n).roll(1, 0) + torch.eye(n)  # each token on two heads, each head of two tokens
+    # each token on two heads, each head of two tokens
+    sure = torch.eye(n).roll(1, 0) + torch.eye(n)
     even = losses.mutual_information(trace(sure / 2, k))
     indifferent = losses.mutual_information(trace(torch.full((n, n), 1 / n), k))
     alike = losses.mutual_information(trace((sure / 2)[:1].expand(n, n), k))
@@ -264,7 +294,8 @@ def test_the_loss_of_a_balance_is_the_one_asked_for(pairs, monkeypatch):
 def test_the_z_loss_is_the_mean_squared_log_sum_exp_and_reaches_the_gates(pairs):
     logits = [torch.randn(2, 3, 4, 5, 6), torch.randn(2, 1, 2, 2, 6)]
     slow = [
-        np.mean([math.log(sum(math.exp(v) for v in row)) ** 2 for row in z.flatten(0, -2).tolist()]) for z in logits
+        np.mean([math.log(sum(math.exp(v) for v in row)) ** 2 for row in z.flatten(0, -2).tolist()])
+        for z in logits
     ]
     assert float(losses.z_loss(logits)) == pytest.approx(np.mean(slow), rel=1e-5)
     totals = []
@@ -274,7 +305,9 @@ def test_the_z_loss_is_the_mean_squared_log_sum_exp_and_reaches_the_gates(pairs)
         totals.append(step.total)
         assert not any(gate._forward_pre_hooks for gate in softmax_gates(network))
     gates = len(softmax_gates(network))
-    assert totals[1] - totals[0] == pytest.approx(0.5 * math.log(6) ** 2, rel=0.05), f"{gates} gates start near even"
+    assert totals[1] - totals[0] == pytest.approx(0.5 * math.log(6) ** 2, rel=0.05), (
+        f"{gates} gates start near even"
+    )
 
 
 def test_biases_of_the_choice_even_out_the_loads_of_a_gate_that_has_favourites():
@@ -289,25 +322,34 @@ def test_biases_of_the_choice_even_out_the_loads_of_a_gate_that_has_favourites()
     others = torch.zeros(len(softmax_gates(network)) - 1, 6, dtype=torch.int64)
     for _ in range(400):
         with torch.no_grad():
-            count = torch.bincount(choose(gate(tokens), gate.top_k, dim=-1)[1].flatten(), minlength=6)
+            count = torch.bincount(
+                choose(gate(tokens), gate.top_k, dim=-1)[1].flatten(), minlength=6
+            )
         spread.append(float(count.max() / count.float().mean()))
         before = gate.choice_bias.clone()
         move_choice_bias(network, torch.cat([count[None], others]), 0.002)
         step = (gate.choice_bias - before).sign()
         assert torch.equal(step, (count.float().mean() - count).sign())
     assert spread[0] > 2 and np.mean(spread[-50:]) < 1.25
-    assert all(not g.choice_bias.any() for g in softmax_gates(network)[1:]), "even loads move nothing"
+    assert all(not g.choice_bias.any() for g in softmax_gates(network)[1:]), (
+        "even loads move nothing"
+    )
 
 
 def test_learning_moves_the_biases_by_the_loads_of_each_gate(pairs):
     settings = FineTuning(steps=1, balance="bias", balance_rate=0.01)
     network = fresh(settings)
     with torch.no_grad():
-        routing = copy.deepcopy(network).train().both_orders(pairs[0].moving, pairs[0].fixed).routing
+        routing = (
+            copy.deepcopy(network).train().both_orders(pairs[0].moving, pairs[0].fixed).routing
+        )
     (_,) = fine_tune(network, [pairs[0]], settings)
     places = [(site.layer, site.block) for site in gates_of(network) if site.part == "encoder"]
     for (layer, block), gate in zip(places, softmax_gates(network), strict=True):
-        found = [r.routing.experts.flatten() for r in routing.select(part="encoder", layer=layer, block=block)]
+        found = [
+            r.routing.experts.flatten()
+            for r in routing.select(part="encoder", layer=layer, block=block)
+        ]
         count = torch.bincount(torch.cat(found), minlength=6).float()
         torch.testing.assert_close(gate.choice_bias, 0.01 * (count.mean() - count).sign())
 
@@ -346,7 +388,10 @@ def test_the_end_point_error_is_the_mean_distance_where_the_motion_is_known():
     motion.known[0, 0, 1, 2, 0] = motion.known[1, 0, 3, 3, 2] = 1
     found = torch.randn(2, 3, 4, 5, 3, requires_grad=True)
     with torch.no_grad():
-        found[0, :, 1, 2, 0], found[1, :, 3, 3, 2] = torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 1.0, 0.0])
+        found[0, :, 1, 2, 0], found[1, :, 3, 3, 2] = (
+            torch.tensor([3.0, 0.0, 4.0]),
+            torch.tensor([0.0, 1.0, 0.0]),
+        )
     error = end_point_error(found, motion)
     assert float(error.detach()) == pytest.approx(3)
     (slope,) = torch.autograd.grad(error, [found])
@@ -358,13 +403,21 @@ def test_the_end_point_error_is_the_mean_distance_where_the_motion_is_known():
 def test_a_network_that_learns_from_the_drawn_motion_comes_closer_to_it(pairs):
     network = fresh()
     settings = FineTuning(
-        steps=40, learning_rate=5e-3, teacher="drawn", teacher_weight=1.0, similarity_weight=0.0, routing_weight=0.0
+        steps=40,
+        learning_rate=5e-3,
+        teacher="drawn",
+        teacher_weight=1.0,
+        similarity_weight=0.0,
+        routing_weight=0.0,
     )
 
     def missed() -> float:
         with torch.no_grad():
             return float(
-                end_point_error(network.both_orders(pairs[0].moving, pairs[0].fixed).displacement, pairs[0].motion)
+                end_point_error(
+                    network.both_orders(pairs[0].moving, pairs[0].fixed).displacement,
+                    pairs[0].motion,
+                )
             )
 
     before = missed()
@@ -376,8 +429,13 @@ def test_the_descent_brings_each_image_onto_the_other(pairs):
     pair = pairs[0]
     motion = descent_motion(pair)
     assert not motion.displacement.requires_grad and not motion.displacement.is_inference()
-    for moving, fixed, u in zip((pair.moving, pair.fixed), (pair.fixed, pair.moving), motion.displacement, strict=True):
-        before, after = (float(losses.lncc(a, fixed)) for a in (moving, field.warp(moving, u[None], padding="border")))
+    for moving, fixed, u in zip(
+        (pair.moving, pair.fixed), (pair.fixed, pair.moving), motion.displacement, strict=True
+    ):
+        before, after = (
+            float(losses.lncc(a, fixed))
+            for a in (moving, field.warp(moving, u[None], padding="border"))
+        )
         assert after < 0.7 * before
 
 
@@ -389,12 +447,14 @@ def test_a_teacher_adds_its_error_times_its_weight(pairs, monkeypatch):
         seen.append(motion)
         return displacement.sum() * 0 + 2.0
 
-    monkeypatch.setattr(pair_loss, "end_point_error", error)
+    monkeypatch.setattr(step_module, "end_point_error", error)
     for teacher in ("drawn", "descent"):
         settings = FineTuning(steps=1, teacher=teacher, teacher_weight=0.25)
         (step,) = fine_tune(fresh(), [pairs[0]], settings)
         assert step.total == pytest.approx(plain + 0.5, rel=1e-5)
-    assert torch.equal(seen[0].displacement, pairs[0].motion.displacement) and bool((seen[1].known == 1).all())
+    assert torch.equal(seen[0].displacement, pairs[0].motion.displacement) and bool(
+        (seen[1].known == 1).all()
+    )
     bare = [copy.copy(pairs[0])]
     object.__setattr__(bare[0], "motion", None)
     (step,) = fine_tune(fresh(), bare, FineTuning(steps=1, teacher="drawn", teacher_weight=0.25))
@@ -403,13 +463,13 @@ def test_a_teacher_adds_its_error_times_its_weight(pairs, monkeypatch):
 
 def test_a_share_of_the_steps_has_a_known_motion(pairs, monkeypatch):
     seen = []
-    true_loss = pair_loss.correspondence_loss
+    true_loss = step_module.correspondence_loss
 
     def loss(pyramid, motion, strides, rng):
         seen.append(motion)
         return true_loss(pyramid, motion, strides, rng)
 
-    monkeypatch.setattr(pair_loss, "correspondence_loss", loss)
+    monkeypatch.setattr(step_module, "correspondence_loss", loss)
     bare = []
     for pair in pairs:
         bare.append(copy.copy(pair))
@@ -427,7 +487,9 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_stopped_run_with_all_of_it_goes_on_to_the_same_weights(checkpointing, pairs):
-    settings = FineTuning(steps=6, learning_rate=1e-3, similarity="lncc", checkpointing=checkpointing, **EVERYTHING)
+    settings = FineTuning(
+        steps=6, learning_rate=1e-3, similarity="lncc", checkpointing=checkpointing, **EVERYTHING
+    )
     whole, other = fresh(settings), fresh(settings)
     start_experts(whole, settings)
     totals = [s.total for s in fine_tune(whole, pairs, settings)]
@@ -469,7 +531,9 @@ def test_damping_lessens_what_reaches_an_expert_where_the_error_is_large_and_not
     for damp in (None, lambda g: 0.5 * g):
         head = next(module for module in fresh().modules() if isinstance(module, SHMoE))
         head.damp = damp
-        features = torch.randn(1, head.experts["x"][0].in_channels, 6, 5, 4, generator=torch.Generator().manual_seed(1))
+        features = torch.randn(
+            1, head.experts["x"][0].in_channels, 6, 5, 4, generator=torch.Generator().manual_seed(1)
+        )
         head(features)[0].square().sum().backward()
         gradients.append((head.experts["x"][1].weight.grad, head.gates["x"].weight.grad))
     torch.testing.assert_close(gradients[1][0], 0.5 * gradients[0][0])
@@ -490,7 +554,11 @@ def test_the_weight_of_head_diversity_makes_heads_attend_less_alike(pairs, check
     for weight in (0.0, 5.0):
         network = fresh()
         settings = FineTuning(
-            steps=12, learning_rate=3e-3, head_diversity_weight=weight, similarity="lncc", checkpointing=checkpointing
+            steps=12,
+            learning_rate=3e-3,
+            head_diversity_weight=weight,
+            similarity="lncc",
+            checkpointing=checkpointing,
         )
         list(fine_tune(network, pairs, settings))
         assert all(module.watch is None for module in network.modules() if isinstance(module, MoA))

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine import pair_loss
-from napari_shmoareg.engine.batch import Batch, NotFiniteError
-from napari_shmoareg.engine.conform import Conformed
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
-from napari_shmoareg.engine.losses import LossTerms
-from napari_shmoareg.engine.synthesis import DrawnPairs
-from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import Grid, InputError, TooLargeError, field
+from napari_shmoareg.errors import InputError, TooLargeError
+from napari_shmoareg.geometry import Grid, field
 from napari_shmoareg.model import RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration.conform import Conformed
+from napari_shmoareg.registration.losses import LossTerms
+from napari_shmoareg.training import step as step_module
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.step import Batch, NotFiniteError, fine_tune, make_optimiser
+from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis_settings import Drawing
 
 SMALL = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16), labels=4)
 
@@ -36,9 +36,14 @@ def network():
 
 def test_learning_from_one_pair_makes_it_more_alike(network):
     x = torch.linspace(-1, 1, 16)
-    ball = [((x[:, None, None] - s) ** 2 + x[:, None] ** 2 + x**2 < 0.4).float()[None, None] for s in (0.0, 0.25)]
+    ball = [
+        ((x[:, None, None] - s) ** 2 + x[:, None] ** 2 + x**2 < 0.4).float()[None, None]
+        for s in (0.0, 0.25)
+    ]
     smooth = [torch.nn.functional.avg_pool3d(b, 3, 1, 1) for b in ball]
-    pair = Conformed(moving=smooth[0], fixed=smooth[1], grid=Grid((16, 16, 16), np.eye(4)), affine=np.eye(4))
+    pair = Conformed(
+        moving=smooth[0], fixed=smooth[1], grid=Grid((16, 16, 16), np.eye(4)), affine=np.eye(4)
+    )
     settings = FineTuning(steps=60, learning_rate=3e-3)
     steps = list(fine_tune(network, [pair], settings))
     assert [s.step for s in steps] == list(range(1, 61))
@@ -47,7 +52,9 @@ def test_learning_from_one_pair_makes_it_more_alike(network):
 
 @pytest.mark.parametrize("cascade", [0.0, 0.5])
 def test_a_stopped_run_that_goes_on_equals_one_never_stopped(network, pairs, cascade):
-    settings = FineTuning(steps=6, learning_rate=1e-3, overlap_weight=1.0, diffeomorphic=0.5, cascade=cascade)
+    settings = FineTuning(
+        steps=6, learning_rate=1e-3, overlap_weight=1.0, diffeomorphic=0.5, cascade=cascade
+    )
     other = copy.deepcopy(network)
     whole = [s.total for s in fine_tune(network, pairs, settings)]
     optimiser = make_optimiser(other, settings)
@@ -59,7 +66,9 @@ def test_a_stopped_run_that_goes_on_equals_one_never_stopped(network, pairs, cas
     torch.manual_seed(1234)  # whatever happened in between
     part += [s.total for s in fine_tune(other, pairs, settings, optimiser=optimiser, start=3)]
     assert part == whole
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True)
+    )
 
 
 class Witness:
@@ -67,13 +76,19 @@ class Witness:
 
     def __init__(self, monkeypatch, displacement=None):
         self.passes, self.losses, self.seeds = [], [], []
-        true_pass, true_loss, true_seed = pair_loss.coarse_pass, pair_loss.total_loss, torch.manual_seed
+        true_pass, true_loss, true_seed = (
+            step_module.coarse_pass,
+            step_module.total_loss,
+            torch.manual_seed,
+        )
 
         def coarse_pass(network, moving, fixed, share, *, diffeomorphic=None):
             found = displacement
             if found is None:
                 found = true_pass(network, moving, fixed, share, diffeomorphic=diffeomorphic)
-            self.passes.append((share, diffeomorphic, network.training, torch.is_grad_enabled(), found))
+            self.passes.append(
+                (share, diffeomorphic, network.training, torch.is_grad_enabled(), found)
+            )
             return found
 
         def total_loss(output, *rest):
@@ -84,8 +99,8 @@ class Witness:
             self.seeds.append(seed)
             return true_seed(seed)
 
-        monkeypatch.setattr(pair_loss, "coarse_pass", coarse_pass)
-        monkeypatch.setattr(pair_loss, "total_loss", total_loss)
+        monkeypatch.setattr(step_module, "coarse_pass", coarse_pass)
+        monkeypatch.setattr(step_module, "total_loss", total_loss)
         monkeypatch.setattr(torch, "manual_seed", manual_seed)
 
 
@@ -103,13 +118,15 @@ def test_a_step_of_the_cascade_learns_from_what_the_first_pass_left(network, pai
         assert torch.equal(labels[1 - here :][:1], pair.fixed_labels)
 
 
-def test_the_first_pass_has_no_gradient_and_leaves_the_network_in_training(network, pairs, monkeypatch):
+def test_the_first_pass_has_no_gradient_and_leaves_the_network_in_training(
+    network, pairs, monkeypatch
+):
     witness = Witness(monkeypatch)
     settings = FineTuning(steps=12, cascade=1.0, diffeomorphic=0.5)
     for _ in fine_tune(network, pairs, settings):
         assert network.training
     assert len(witness.passes) == 12
-    low, high = pair_loss.FIRST_PASS
+    low, high = step_module.FIRST_PASS
     for share, _, training, gradient, found in witness.passes:
         assert low <= share <= high
         assert not training and not gradient and not found.requires_grad
@@ -122,7 +139,9 @@ def test_a_share_of_the_steps_is_cascaded(network, pairs, monkeypatch):
     assert 5 < len(witness.passes) < 19
 
 
-def test_without_a_cascade_the_random_numbers_are_those_of_before_there_was_one(network, pairs, monkeypatch):
+def test_without_a_cascade_the_random_numbers_are_those_of_before_there_was_one(
+    network, pairs, monkeypatch
+):
     witness = Witness(monkeypatch)
     list(fine_tune(copy.deepcopy(network), pairs, FineTuning(steps=3, diffeomorphic=0.5, seed=7)))
     assert witness.passes == []
@@ -136,20 +155,31 @@ def test_without_a_cascade_the_random_numbers_are_those_of_before_there_was_one(
 
 def test_a_cascade_that_is_never_drawn_changes_no_loss(network, pairs):
     plain, never = (
-        [s.total for s in fine_tune(copy.deepcopy(network), pairs, FineTuning(steps=3, diffeomorphic=0.5, cascade=c))]
+        [
+            s.total
+            for s in fine_tune(
+                copy.deepcopy(network), pairs, FineTuning(steps=3, diffeomorphic=0.5, cascade=c)
+            )
+        ]
         for c in (0.0, 1e-12)
     )
     assert plain == never
 
 
-def test_one_label_in_shares_stays_shares_and_one_in_whole_numbers_is_found(network, pairs, monkeypatch):
+def test_one_label_in_shares_stays_shares_and_one_in_whole_numbers_is_found(
+    network, pairs, monkeypatch
+):
     witness = Witness(monkeypatch)
     both = (pairs[0].moving_labels, pairs[0].fixed_labels)
     common = int((torch.minimum(*both) > 0.5).sum((0, 2, 3, 4)).argmax())
     shares = [labels[:, common : common + 1] for labels in both]
     assert all(bool((labels > 0.5).any()) for labels in shares)
     one = replace(pairs[0], moving_labels=shares[0], fixed_labels=shares[1])
-    whole = replace(pairs[0], moving_labels=5 * (shares[0] > 0.5).float(), fixed_labels=5 * (shares[1] > 0.5).float())
+    whole = replace(
+        pairs[0],
+        moving_labels=5 * (shares[0] > 0.5).float(),
+        fixed_labels=5 * (shares[1] > 0.5).float(),
+    )
     settings = FineTuning(steps=1, overlap_weight=1.0)
     for pair in (one, whole):
         list(fine_tune(copy.deepcopy(network), [pair], settings))
@@ -188,7 +218,9 @@ def test_labels_without_a_common_one_are_no_labels(network, pairs):
 def test_the_overlap_of_a_batch_is_the_mean_over_its_pairs_with_labels():
     batch = Batch(3)
     for item, overlap in enumerate((0.25, float("nan"), 0.75)):
-        batch.note(item, item, LossTerms(*torch.tensor([1.0, 0.5, 0.25, 0.125, overlap])), RoutingTrace(()))
+        batch.note(
+            item, item, LossTerms(*torch.tensor([1.0, 0.5, 0.25, 0.125, overlap])), RoutingTrace(())
+        )
     step = batch.step(1, gradient=0.0, rate=0.0, seconds=0.0)
     assert (step.overlap, step.total, step.similarity) == (0.5, 1.0, 0.5)
 
@@ -205,7 +237,9 @@ def test_the_weight_of_inverse_consistency_makes_two_orders_undo_each_other(netw
     left = {}
     for weight in (0.0, 1.0):
         trained = copy.deepcopy(network)
-        settings = FineTuning(steps=25, learning_rate=5e-3, smoothness_weight=0.0, inverse_weight=weight)
+        settings = FineTuning(
+            steps=25, learning_rate=5e-3, smoothness_weight=0.0, inverse_weight=weight
+        )
         list(fine_tune(trained, pairs, settings))
         with torch.no_grad():
             there, back = trained.both_orders(pairs[0].moving, pairs[0].fixed).displacement.chunk(2)
@@ -251,18 +285,23 @@ def test_settings_out_of_range_are_refused(changes, message):
 def test_a_step_too_large_for_memory_is_refused_before_it_begins(network, pairs, monkeypatch):
     from types import SimpleNamespace
 
-    from napari_shmoareg.engine import memory
+    from napari_shmoareg.registration import resources
 
     before = copy.deepcopy(network.state_dict())
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=300 * 2**20))
-    with pytest.raises(TooLargeError, match=r"A step of learning on the grid .* needs about .* GiB"):
+    monkeypatch.setattr(
+        resources.psutil, "virtual_memory", lambda: SimpleNamespace(available=300 * 2**20)
+    )
+    with pytest.raises(
+        TooLargeError, match=r"A step of learning on the grid .* needs about .* GiB"
+    ):
         next(fine_tune(network, pairs, FineTuning(steps=1)))
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
 def test_a_batch_is_the_mean_of_its_pairs(pairs):
     one = [pairs[0], pairs[0]]
-    alone = SHMoAReg(SHMoARegConfig.preset("tiny", drop_path=0.0))  # which would be drawn for each pair
+    # which would be drawn for each pair
+    alone = SHMoAReg(SHMoARegConfig.preset("tiny", drop_path=0.0))
     twice = copy.deepcopy(alone)
     (single,) = fine_tune(alone, one, FineTuning(steps=1))
     (double,) = fine_tune(twice, one, FineTuning(steps=1, batch=2))
@@ -285,22 +324,30 @@ def test_every_cell_is_counted_once_for_each_expert_it_chose(network, pairs):
     assert {sum(step.counts[f"decoder-1-{axis}"]) for axis in "xyz"} == {2 * voxels}
     tokens = int(np.prod([-(-n // 4) for n in pairs[0].grid.shape]))
     for image in ("moving", "fixed"):  # both orders, each block of the layer
-        assert sum(step.counts[f"encoder-1-{image}"]) == 2 * tokens * config.top_k * config.depths[0]
+        assert (
+            sum(step.counts[f"encoder-1-{image}"]) == 2 * tokens * config.top_k * config.depths[0]
+        )
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_the_decoder_learns(network, pairs):
     before = copy.deepcopy(network.state_dict())
     settings = FineTuning(steps=2, learning_rate=1e-3, freeze_encoder=True)
-    assert {id(p) for group in make_optimiser(network, settings).param_groups for p in group["params"]} == {
-        id(p) for p in network.decoder.parameters()
-    }
+    assert {
+        id(p) for group in make_optimiser(network, settings).param_groups for p in group["params"]
+    } == {id(p) for p in network.decoder.parameters()}
     list(fine_tune(network, pairs, settings))
     changed = {
-        name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(before[name], value)
+        name.split(".")[0]
+        for name, value in network.state_dict().items()
+        if not torch.equal(before[name], value)
     }
     assert changed == {"decoder"}
-    list(fine_tune(network, pairs, FineTuning(steps=1, learning_rate=1e-3)))  # and is free again where not asked for
-    assert any(not torch.equal(before[n], v) for n, v in network.encoder.state_dict(prefix="encoder.").items())
+    # and is free again where not asked for
+    list(fine_tune(network, pairs, FineTuning(steps=1, learning_rate=1e-3)))
+    assert any(
+        not torch.equal(before[n], v)
+        for n, v in network.encoder.state_dict(prefix="encoder.").items()
+    )
 
 
 @pytest.mark.parametrize("diffeomorphic", [0.0, 1.0])
@@ -308,7 +355,11 @@ def test_checkpointing_changes_memory_and_nothing_else(network, pairs, diffeomor
     other, kept = copy.deepcopy(network), {}
     for trained, again in ((network, False), (other, True)):
         settings = FineTuning(
-            steps=2, learning_rate=1e-3, overlap_weight=1.0, diffeomorphic=diffeomorphic, checkpointing=again
+            steps=2,
+            learning_rate=1e-3,
+            overlap_weight=1.0,
+            diffeomorphic=diffeomorphic,
+            checkpointing=again,
         )
         held: dict[int, int] = {}
 
@@ -345,7 +396,9 @@ def test_a_pair_that_cannot_be_read_is_told_and_another_takes_its_place(network,
 
 
 def test_where_no_pair_can_be_read_the_last_one_is_named(network, pairs):
-    with pytest.raises(InputError, match=r"3 pairs in a row could not be read. The last: scan-\d.nii.gz"):
+    with pytest.raises(
+        InputError, match=r"3 pairs in a row could not be read. The last: scan-\d.nii.gz"
+    ):
         next(fine_tune(network, Damaged(pairs, {0, 1, 2}), FineTuning(steps=3)))
 
 

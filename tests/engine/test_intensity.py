@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from napari_shmoareg.engine.intensity import Intensity, content_points
 from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.registration.intensity import Intensity, content_points
 
 
 def body(around=0.0, noise=0.0, low=200.0, high=900.0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from napari_shmoareg.engine.interruption import Interrupted, interruptible
+from napari_shmoareg.registration.progress import Interrupted, interruptible
 
 
 def test_a_forward_pass_ends_within_one_layer_of_being_stopped(tiny_network):

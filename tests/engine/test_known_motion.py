@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine.augmentation import augment, with_known_motion
-from napari_shmoareg.engine.conform import Conformed
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.known_motion import KnownMotion, motion_of
-from napari_shmoareg.engine.synthesis import DrawnPairs, smooth_noise
-from napari_shmoareg.engine.training_settings import FineTuning
 from napari_shmoareg.geometry import Grid, field
+from napari_shmoareg.registration.conform import Conformed
+from napari_shmoareg.registration.known_motion import KnownMotion, motion_of
+from napari_shmoareg.training.augmentation import augment, with_known_motion
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.synthesis import DrawnPairs, smooth_noise
+from napari_shmoareg.training.synthesis_settings import Drawing
 
 SHAPE = (24, 28, 20)
-DRAWING = Drawing(extent=((74.0, 78.0), (92.0, 98.0), (80.0, 86.0)), size=(24, 28), labels=20, shapes=1.0)
+DRAWING = Drawing(
+    extent=((74.0, 78.0), (92.0, 98.0), (80.0, 86.0)), size=(24, 28), labels=20, shapes=1.0
+)
 
 
 def smooth(seed: int, channels: int, size: float) -> torch.Tensor:
@@ -32,11 +34,15 @@ def made(displacement: torch.Tensor) -> Conformed:
     carried = field.warp(labels, displacement, mode="nearest", padding="border")
     grid = Grid(SHAPE, np.eye(4))
     motion = motion_of(displacement)
-    return Conformed(image, fixed, grid, np.eye(4), moving_labels=labels, fixed_labels=carried, motion=motion)
+    return Conformed(
+        image, fixed, grid, np.eye(4), moving_labels=labels, fixed_labels=carried, motion=motion
+    )
 
 
 def mistakes(pair: Conformed, motion: KnownMotion | None = None) -> list[tuple[float, float]]:
-    """For each order the mean difference where the motion is known: as it is, and after the motion."""
+    """For each order the mean difference where the motion is known: as it is, and after the
+    motion.
+    """
     motion = motion or pair.motion
     found = []
     for order, (moving, fixed) in enumerate(((pair.moving, pair.fixed), (pair.fixed, pair.moving))):
@@ -49,7 +55,9 @@ def mistakes(pair: Conformed, motion: KnownMotion | None = None) -> list[tuple[f
 
 def test_the_motion_of_drawn_pairs_carries_each_image_s_labels_onto_the_other():
     for index in range(4):
-        pair = DrawnPairs([], replace(DRAWING, warp_length=(30.0, 60.0)), seed=2, motion=True)[index]
+        pair = DrawnPairs([], replace(DRAWING, warp_length=(30.0, 60.0)), seed=2, motion=True)[
+            index
+        ]
         labels = ((pair.moving_labels, pair.fixed_labels), (pair.fixed_labels, pair.moving_labels))
         for order, (moving, fixed) in enumerate(labels):
             known = pair.motion.known[order : order + 1].expand_as(moving).bool()
@@ -60,7 +68,9 @@ def test_the_motion_of_drawn_pairs_carries_each_image_s_labels_onto_the_other():
             assert float(pair.motion.known[order : order + 1][shown].mean()) > 0.6
         there, back = pair.motion.displacement.chunk(2)
         sure = (pair.motion.known[1:] * field.warp(pair.motion.known[:1], back)) > 0.99
-        assert float(field.compose(there, back).norm(dim=1, keepdim=True)[sure].mean()) < 0.15, "voxels"
+        assert float(field.compose(there, back).norm(dim=1, keepdim=True)[sure].mean()) < 0.15, (
+            "voxels"
+        )
 
 
 def test_whether_the_motion_is_handed_out_changes_nothing_else():
@@ -95,7 +105,9 @@ def test_a_known_motion_goes_along_with_poses_and_mirrors(changes):
     for before, after in mistakes(changed):
         assert after < 0.25 * before
     stale = mistakes(changed, pair.motion)
-    assert all(after > 2 * right for (_, after), (_, right) in zip(stale, mistakes(changed), strict=True))
+    assert all(
+        after > 2 * right for (_, after), (_, right) in zip(stale, mistakes(changed), strict=True)
+    )
 
 
 def test_a_scan_deformed_at_random_is_its_own_partner_with_a_motion_that_is_known():

@@ -1,4 +1,6 @@
-"""NiftyReg as a peer: what its programs are given and what becomes of what they write, by stand-ins for them."""
+"""NiftyReg as a peer: what its programs are given and what becomes of what they write, by stand-ins
+for them.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.engine import peers
-from napari_shmoareg.engine.peers import check_available, load_method, niftyreg, used_versions
-from napari_shmoareg.geometry import Grid, InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.evaluation import baselines, methods
+from napari_shmoareg.evaluation.methods import check_available, load_method, used_versions
+from napari_shmoareg.geometry import Grid
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are scripts that begin with #!")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="the stand-ins are scripts that begin with #!"
+)
 
 REG_F3D = """
 import os, sys
@@ -64,36 +69,48 @@ def test_the_displacement_of_a_file_comes_back_in_voxels_along_the_array_s_axes(
     fixed, moving = np.random.default_rng(0).random((2, *grid.shape), dtype=np.float32)
     expected = np.full((*grid.shape, 3), (2.0, -1.0, 1.0))
     expected[3, 4, 5] = (0, 3, 0)
-    np.testing.assert_allclose(niftyreg._deform(fixed, moving, grid), expected, atol=1e-6)
+    np.testing.assert_allclose(baselines._run_niftyreg(fixed, moving, grid), expected, atol=1e-6)
     seen = np.load(log)
     assert np.array_equal(seen["fixed"], fixed) and np.array_equal(seen["moving"], moving)
-    assert seen["spacing"].tolist() == [1.5, 2, 3] and seen["threads"] == str(torch.get_num_threads())
+    assert seen["spacing"].tolist() == [1.5, 2, 3] and seen["threads"] == str(
+        torch.get_num_threads()
+    )
     assert not Path(str(seen["folder"])).exists()
 
 
 def test_the_whole_run_is_a_field_in_mm_of_the_fixed_world(log, pair, monkeypatch):
-    from napari_shmoareg.engine.peers import aligned
+    from napari_shmoareg.evaluation import baselines
 
-    monkeypatch.setattr(aligned, "align", lambda pair, mode: type("Found", (), {"matrix": np.eye(4)}))
+    monkeypatch.setattr(
+        baselines, "align", lambda pair, mode: type("Found", (), {"matrix": np.eye(4)})
+    )
     found = load_method("niftyreg").run(pair).vectors[10, 11, 12]
     assert found == pytest.approx(pair.fixed.grid.affine[:3, :3] @ (2, -1, 1), abs=1e-4)
 
 
 @pytest.mark.parametrize("program", ["reg_f3d", "reg_transform"])
-def test_a_program_that_fails_is_told_with_what_it_said_and_leaves_no_files(program, log, put_on_path, tmp_path):
+def test_a_program_that_fails_is_told_with_what_it_said_and_leaves_no_files(
+    program, log, put_on_path, tmp_path
+):
     note = f"import os, sys; open({str(tmp_path / 'where')!r}, 'w').write(os.getcwd())\n"
     put_on_path(
-        program, note + "print('level 1')\nprint('[NiftyReg ERROR] no\\n memory', file=sys.stderr)\nsys.exit(3)"
+        program,
+        note
+        + "print('level 1')\nprint('[NiftyReg ERROR] no\\n memory', file=sys.stderr)\nsys.exit(3)",
     )
     values = np.zeros((5, 5, 5), dtype=np.float32)
-    with pytest.raises(RuntimeError, match=rf"^{program} ended with code 3: \[NiftyReg ERROR\] no memory$"):
-        niftyreg._deform(values, values, Grid(values.shape, np.eye(4)))
+    with pytest.raises(
+        RuntimeError, match=rf"^{program} ended with code 3: \[NiftyReg ERROR\] no memory$"
+    ):
+        baselines._run_niftyreg(values, values, Grid(values.shape, np.eye(4)))
     assert not Path((tmp_path / "where").read_text()).exists()
 
 
 def test_programs_that_are_not_there_are_said_with_where_they_come_from(monkeypatch):
-    monkeypatch.setattr(peers, "which", lambda program: None)
-    with pytest.raises(InputError, match=r"no reg_f3d and no reg_transform on the PATH: .*KCL-BMEIS/niftyreg"):
+    monkeypatch.setattr(methods, "which", lambda program: None)
+    with pytest.raises(
+        InputError, match=r"no reg_f3d and no reg_transform on the PATH: .*KCL-BMEIS/niftyreg"
+    ):
         check_available("niftyreg")
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from napari_shmoareg.engine.overlap import check_overlap, overlap
-from napari_shmoareg.geometry import Grid, NoOverlapError, Volume, VolumePair
+from napari_shmoareg.errors import NoOverlapError
+from napari_shmoareg.geometry import Grid, Volume, VolumePair
+from napari_shmoareg.registration.affine import check_overlap, overlap
 
 GRID = Grid((20, 24, 16), np.diag([2.0, 2.5, 3.0, 1.0]))
 

@@ -1,4 +1,6 @@
-"""Every method behind one face: what was planted is found, in the fixed world, by whatever finds it."""
+"""Every method behind one face: what was planted is found, in the fixed world, by whatever finds
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +12,36 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.comparison import score
-from napari_shmoareg.engine import peers
-from napari_shmoareg.engine.changed_contrast import change_contrast
-from napari_shmoareg.engine.peers import METHODS, aligned, check_available, load_method, methods
-from napari_shmoareg.engine.peers.demons import _deform
-from napari_shmoareg.geometry import Grid, InputError, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.evaluation import baselines
+from napari_shmoareg.evaluation import methods as methods_module
+from napari_shmoareg.evaluation.baselines import _run_demons
+from napari_shmoareg.evaluation.comparison import score
+from napari_shmoareg.evaluation.methods import (
+    METHODS,
+    change_contrast,
+    check_available,
+    load_method,
+)
+from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, warp_volume
 
 SHIFT = np.array([3.0, -2.0, 2.5])  # mm RAS
 
 
 @pytest.fixture
 def shifted(phantoms) -> VolumePair:
-    """The fixed phantom against itself, moved by SHIFT: every fixed point x lies at x + SHIFT in the moving image."""
+    """The fixed phantom against itself, moved by SHIFT: every fixed point x lies at x + SHIFT in
+    the moving image.
+    """
     fixed, labels = phantoms.fixed, phantoms.fixed_labels
     affine = fixed.grid.affine.copy()
     affine[:3, 3] += SHIFT
     grid = Grid(fixed.grid.shape, affine)
     return VolumePair(
-        Volume(fixed.values, grid, "moving"), fixed, Volume(labels.values, grid, "labels", is_labels=True), labels
+        Volume(fixed.values, grid, "moving"),
+        fixed,
+        Volume(labels.values, grid, "labels", is_labels=True),
+        labels,
     )
 
 
@@ -43,46 +56,66 @@ def test_a_planted_translation_is_found(name, shifted):
     points = shifted.fixed.grid.to_world(np.argwhere(shifted.fixed_labels.values == 2))
     found = score(displacement, shifted, (points, points + SHIFT))
     if name == "start":
-        assert found["landmark_mm"] == pytest.approx(np.linalg.norm(SHIFT), rel=1e-5) and found["dice"] < 0.85
+        assert (
+            found["landmark_mm"] == pytest.approx(np.linalg.norm(SHIFT), rel=1e-5)
+            and found["dice"] < 0.85
+        )
     else:
         assert found["landmark_mm"] < 0.6 and found["dice"] > 0.93, found
     assert found["folding_percent"] == 0
 
 
 def test_demons_alone_find_a_translation_in_voxels_along_the_array_s_axes(phantoms):
-    """By whole voxels, another number along each axis, on a grid whose spacing is not 1 or the same."""
+    """By whole voxels, another number along each axis, on a grid whose spacing is not 1 or the
+    same.
+    """
     values = np.pad(phantoms.fixed.values, 4)
     moving = np.roll(values, (2, -1, 1), axis=(0, 1, 2))  # what is at p lies at p + (2, -1, 1)
-    voxels = _deform(values, moving, phantoms.fixed.grid.crop((0, 0, 0), values.shape))
+    voxels = _run_demons(values, moving, phantoms.fixed.grid.crop((0, 0, 0), values.shape))
     inside = np.pad(phantoms.fixed_labels.values, 4) == 2
     assert np.abs(voxels[inside].mean(axis=0) - (2, -1, 1)).max() < 0.4
 
 
 def test_the_affine_comes_after_the_deformation(pair, monkeypatch):
-    """T(x) = A(x + d(x)), with an A that turns and stretches, and a d of one voxel along the first axis."""
-    matrix = np.array([[0.0, -1.1, 0.0, 5.0], [1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 0.9, 2.0], [0.0, 0.0, 0.0, 1.0]])
-    monkeypatch.setattr(aligned, "align", lambda pair, mode: SimpleNamespace(matrix=matrix))
+    """T(x) = A(x + d(x)), with an A that turns and stretches, and a d of one voxel along the first
+    axis.
+    """
+    matrix = np.array(
+        [[0.0, -1.1, 0.0, 5.0], [1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 0.9, 2.0], [0.0, 0.0, 0.0, 1.0]]
+    )
+    monkeypatch.setattr(baselines, "align", lambda pair, mode: SimpleNamespace(matrix=matrix))
     seen = []
 
     def one_voxel(fixed, moving, grid):
         seen.append(moving)
         return np.broadcast_to(np.float32([1, 0, 0]), (*grid.shape, 3)).copy()
 
-    total = aligned.deform_aligned(pair, one_voxel)
-    point, step = pair.fixed.grid.to_world(np.array([10.0, 9.0, 8.0])), pair.fixed.grid.affine[:3, 0]
-    assert total.vectors[10, 9, 8] == pytest.approx(matrix[:3, :3] @ (point + step) + matrix[:3, 3] - point, abs=1e-4)
-    assert np.array_equal(seen[0], warp_volume(pair.moving, pair.fixed.grid, Transform(matrix)).values)
+    total = baselines.deform_aligned(pair, one_voxel)
+    point, step = (
+        pair.fixed.grid.to_world(np.array([10.0, 9.0, 8.0])),
+        pair.fixed.grid.affine[:3, 0],
+    )
+    assert total.vectors[10, 9, 8] == pytest.approx(
+        matrix[:3, :3] @ (point + step) + matrix[:3, 3] - point, abs=1e-4
+    )
+    assert np.array_equal(
+        seen[0], warp_volume(pair.moving, pair.fixed.grid, Transform(matrix)).values
+    )
 
 
 @pytest.mark.parametrize(("name", "steps"), [("shmoareg", 0), ("shmoareg+refine", 7)])
-def test_our_network_is_registered_as_by_default_but_for_what_was_asked(name, steps, pair, monkeypatch):
+def test_our_network_is_registered_as_by_default_but_for_what_was_asked(
+    name, steps, pair, monkeypatch
+):
     asked = {}
 
     def register(*arguments, **options):
         asked.update(options, arguments=arguments)
-        return SimpleNamespace(displacement="a field", seconds={"align": 9.0, "network": 2.0, "refine": 3.0})
+        return SimpleNamespace(
+            displacement="a field", seconds={"align": 9.0, "network": 2.0, "refine": 3.0}
+        )
 
-    monkeypatch.setattr(methods, "register", register)
+    monkeypatch.setattr(baselines, "register", register)
     more = {"size": 24, "device": "cpu", "refine": steps, "similarity": "mind", "contrast": "match"}
     method = load_method(name, network="a network", **more)
     assert method.run(pair) == "a field" and method.deforming == [5.0]
@@ -92,7 +125,14 @@ def test_our_network_is_registered_as_by_default_but_for_what_was_asked(name, st
     )  # which register refuses without steps
     assert (
         asked
-        == {"size": 24, "diffeomorphic": None, "device": "cpu", "contrast": "match", "smoothness": "accurate"} | refined
+        == {
+            "size": 24,
+            "diffeomorphic": None,
+            "device": "cpu",
+            "contrast": "match",
+            "smoothness": "accurate",
+        }
+        | refined
     )
 
 
@@ -101,11 +141,14 @@ def test_our_network_is_registered_as_by_default_but_for_what_was_asked(name, st
     [
         ("syn", r'pip install "shmoareg\[peers\]".*environment.*numpy'),
         ("convexadam", r'convexAdam, which is not installed: pip install "shmoareg\[peers\]"'),
-        ("unigradicon", "icon_registration, which is not installed: pip install icon_registration.*environment"),
+        (
+            "unigradicon",
+            "icon_registration, which is not installed: pip install icon_registration.*environment",
+        ),
     ],
 )
 def test_a_missing_peer_is_said_with_the_command_that_installs_it(name, says, monkeypatch):
-    monkeypatch.setattr(peers, "find_spec", lambda module: None)
+    monkeypatch.setattr(methods_module, "find_spec", lambda module: None)
     with pytest.raises(InputError, match=says):
         check_available(name)
 
@@ -119,13 +162,18 @@ def test_what_a_method_runs_is_imported_when_it_is_loaded(monkeypatch, tmp_path)
     for module in ("convexAdam", "convexAdam.convex_adam_MIND"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     load_method("convexadam")
-    assert sys.modules["convexAdam.convex_adam_MIND"].__file__ == str(tmp_path / "convexAdam" / "convex_adam_MIND.py")
+    assert sys.modules["convexAdam.convex_adam_MIND"].__file__ == str(
+        tmp_path / "convexAdam" / "convex_adam_MIND.py"
+    )
 
 
 def test_a_method_that_is_not_known_is_refused_with_those_that_are():
     with pytest.raises(
         InputError,
-        match=r"no method 'elastix'.*shmoareg\+refine, syn, greedy, demons, convexadam, unigradicon, niftyreg",
+        match=(
+            r"no method 'elastix'.*shmoareg\+refine, syn, greedy, demons, convexadam, unigradicon,"
+            r" niftyreg"
+        ),
     ):
         check_available("elastix")
 
@@ -135,7 +183,9 @@ def test_a_sheared_grid_is_refused_before_ants_sees_it(pair):
         pytest.skip("antspyx is not installed")
     affine = pair.fixed.grid.affine.copy()
     affine[:3, 0] += 0.5 * affine[:3, 1]
-    sheared = VolumePair(pair.moving, Volume(pair.fixed.values, Grid(pair.fixed.grid.shape, affine), "fixed"))
+    sheared = VolumePair(
+        pair.moving, Volume(pair.fixed.values, Grid(pair.fixed.grid.shape, affine), "fixed")
+    )
     with pytest.raises(InputError, match="not at right angles"):
         load_method("syn").run(sheared)
 
@@ -154,7 +204,10 @@ def test_an_inverted_contrast_turns_the_content_and_leaves_the_background():
 
 def test_an_image_without_background_is_inverted_whole():
     values = np.arange(40) + 5
-    assert change_contrast(_image(values), "invert").values.ravel().tolist() == (49 - values + 0).tolist()
+    assert (
+        change_contrast(_image(values), "invert").values.ravel().tolist()
+        == (49 - values + 0).tolist()
+    )
 
 
 def test_a_gamma_keeps_range_and_order_and_brightens_below_1():
@@ -166,7 +219,9 @@ def test_a_gamma_keeps_range_and_order_and_brightens_below_1():
     assert change_contrast(image, "none") is image
 
 
-@pytest.mark.parametrize(("change", "gamma", "says"), [("negate", 0.5, "one of none"), ("gamma", 0.0, "positive")])
+@pytest.mark.parametrize(
+    ("change", "gamma", "says"), [("negate", 0.5, "one of none"), ("gamma", 0.0, "positive")]
+)
 def test_a_change_that_cannot_be_made_is_refused(change, gamma, says):
     with pytest.raises(InputError, match=says):
         change_contrast(_image([0, 1, 2, 3]), change, gamma)

@@ -1,4 +1,6 @@
-"""A refinement finds a deformation that was planted, keeps still where nothing is seen, and stays invertible."""
+"""A refinement finds a deformation that was planted, keeps still where nothing is seen, and stays
+invertible.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,16 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_shmoareg.engine.contrast import Relation
-from napari_shmoareg.engine.deforming import check_refinement, choose_similarity, refine_on_pair
-from napari_shmoareg.engine.local_similarity import LocalCorrelation, SelfSimilarity, self_similarity
-from napari_shmoareg.engine.losses import lncc
-from napari_shmoareg.engine.refinement import (
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import field
+from napari_shmoareg.registration.contrast import Relation
+from napari_shmoareg.registration.deforming import (
+    check_refinement,
+    choose_similarity,
+    refine_on_pair,
+)
+from napari_shmoareg.registration.losses import lncc
+from napari_shmoareg.registration.refinement import (
     Refinement,
     _box,
     _composed,
@@ -24,13 +31,19 @@ from napari_shmoareg.engine.refinement import (
     _unfolded,
     refine,
 )
-from napari_shmoareg.geometry import InputError, field
+from napari_shmoareg.registration.similarity import (
+    LocalCorrelation,
+    SelfSimilarity,
+    self_similarity,
+)
 
 SHAPE = (36, 40, 32)
 
 
 def smooth(seed: int, channels: int, knots: int) -> Tensor:
-    coarse = torch.randn(1, channels, knots, knots, knots, generator=torch.Generator().manual_seed(seed))
+    coarse = torch.randn(
+        1, channels, knots, knots, knots, generator=torch.Generator().manual_seed(seed)
+    )
     return F.interpolate(coarse, size=SHAPE, mode="trilinear", align_corners=True)
 
 
@@ -43,7 +56,11 @@ def planted() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def last(
-    moving: Tensor, fixed: Tensor, start: Tensor | None, settings: Refinement, diffeomorphic: bool = False
+    moving: Tensor,
+    fixed: Tensor,
+    start: Tensor | None,
+    settings: Refinement,
+    diffeomorphic: bool = False,
 ) -> Tensor:
     steps = list(refine(moving, fixed, start, settings, diffeomorphic=diffeomorphic))
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
@@ -97,15 +114,23 @@ def test_an_invertible_refinement_never_folds(planted):
     moving = planted[0]
     unlike = smooth(5, 1, 10).sigmoid()  # nothing to find: the displacement is torn about
     wild = Refinement(steps=40, elastic=0.0, fluid=0.5, step=1.0, gain=0.0)
-    plain, invertible = (last(moving, unlike, None, wild, diffeomorphic) for diffeomorphic in (False, True))
-    folded = [float((field.jacobian_determinant(u) <= 0).float().mean()) for u in (plain, invertible)]
+    plain, invertible = (
+        last(moving, unlike, None, wild, diffeomorphic) for diffeomorphic in (False, True)
+    )
+    folded = [
+        float((field.jacobian_determinant(u) <= 0).float().mean()) for u in (plain, invertible)
+    ]
     assert folded[0] > 0.001 and folded[1] == 0, folded
 
 
 def test_more_elastic_smoothing_gives_a_smoother_displacement(planted):
     moving, fixed, _ = planted
     rough = [
-        float(field.jacobian_determinant(last(moving, fixed, None, Refinement(steps=20, elastic=elastic))).std())
+        float(
+            field.jacobian_determinant(
+                last(moving, fixed, None, Refinement(steps=20, elastic=elastic))
+            ).std()
+        )
         for elastic in (0.3, 0.8)
     ]
     assert rough[1] < 0.8 * rough[0]
@@ -113,7 +138,9 @@ def test_more_elastic_smoothing_gives_a_smoother_displacement(planted):
 
 def test_a_level_ends_when_its_gain_is_spent(planted):
     moving, fixed, _ = planted
-    patient, hasty = (len(list(refine(moving, fixed, None, Refinement(gain=gain)))) for gain in (0.0, 0.1))
+    patient, hasty = (
+        len(list(refine(moving, fixed, None, Refinement(gain=gain)))) for gain in (0.0, 0.1)
+    )
     assert hasty < 0.6 * patient <= 0.6 * 3 * 60
 
 
@@ -121,7 +148,9 @@ def test_coarse_levels_find_what_a_fine_one_cannot_reach():
     """Displacements of up to 6 voxels."""
     shape = (64, 56, 60)
     both = smooth(0, 1, 9), smooth(1, 3, 3)
-    image, flow = (F.interpolate(small, size=shape, mode="trilinear", align_corners=True) for small in both)
+    image, flow = (
+        F.interpolate(small, size=shape, mode="trilinear", align_corners=True) for small in both
+    )
     moving, truth = (4 * image).sigmoid(), 4 * flow
     fixed = field.warp(moving, truth, padding="border")
     errors = []
@@ -131,10 +160,16 @@ def test_coarse_levels_find_what_a_fine_one_cannot_reach():
 
 
 @settings(max_examples=25, deadline=None)
-@given(shape=st.tuples(*[st.integers(1, 40)] * 3), similarity=st.sampled_from(["lncc", "mind"]), seed=st.integers(0, 9))
+@given(
+    shape=st.tuples(*[st.integers(1, 40)] * 3),
+    similarity=st.sampled_from(["lncc", "mind"]),
+    seed=st.integers(0, 9),
+)
 def test_every_shape_refines(shape, similarity, seed):
     moving, fixed = torch.rand(2, 1, 1, *shape, generator=torch.Generator().manual_seed(seed))
-    steps = list(refine(moving, fixed, None, Refinement(steps=3, similarity=similarity), diffeomorphic=True))
+    steps = list(
+        refine(moving, fixed, None, Refinement(steps=3, similarity=similarity), diffeomorphic=True)
+    )
     for step in steps:
         found = step.displacement(shape)
         assert found.shape == (1, 3, *shape) and bool(torch.isfinite(found).all())
@@ -144,19 +179,25 @@ def test_every_shape_refines(shape, similarity, seed):
 
 @pytest.mark.parametrize("brightness", [0.0, 10.0, 1000.0])
 def test_the_force_is_the_derivative_of_the_loss(planted, brightness):
-    """Up to the constants that the closed form leaves out: the loss falls along it, and rises against it."""
+    """Up to the constants that the closed form leaves out: the loss falls along it, and rises
+    against it.
+    """
     moving, fixed, _ = planted
     force = _LocalCorrelationForce(moving[0, 0], fixed[0, 0], 7, brightness)
     still = torch.zeros(3, *SHAPE)
     before, direction = force(still)
-    ahead, back = (force(still + sign * 0.05 * direction / direction.abs().max())[0] for sign in (1, -1))
+    ahead, back = (
+        force(still + sign * 0.05 * direction / direction.abs().max())[0] for sign in (1, -1)
+    )
     assert ahead < before < back
 
 
 def test_shifted_sums_smooth_as_scipy_does():
     values = torch.rand(2, 9, 1, 13, generator=torch.Generator().manual_seed(0))
     for sigma in (0.55, 1.0, 2.0):
-        expected = gaussian_filter(values.numpy(), (0, sigma, sigma, sigma), mode="nearest", truncate=3.0)
+        expected = gaussian_filter(
+            values.numpy(), (0, sigma, sigma, sigma), mode="nearest", truncate=3.0
+        )
         np.testing.assert_allclose(_gaussian(values, sigma), expected, atol=2e-3)
     expected = 5**3 * uniform_filter(values.numpy(), (0, 5, 5, 5), mode="constant")
     np.testing.assert_allclose(_box(values, 5), expected, atol=1e-5)
@@ -176,7 +217,11 @@ def test_what_folds_is_smoothed_there_and_nowhere_else():
     displacement = torch.zeros(3, *SHAPE)
     displacement[0, 12, 12, 12] = -3.0
     found = _unfolded(displacement)
-    assert field.jacobian_determinant(displacement[None]).min() < 0 < field.jacobian_determinant(found[None]).min()
+    assert (
+        field.jacobian_determinant(displacement[None]).min()
+        < 0
+        < field.jacobian_determinant(found[None]).min()
+    )
     assert found[:, :4].abs().max() == 0
 
 
@@ -219,7 +264,9 @@ def test_the_local_correlation_is_that_of_the_training_loss(planted):
 def test_the_gradient_of_the_local_correlation_is_right():
     moving, fixed = (smooth(s, 1, 6)[..., :7, :6, :5].sigmoid().double() for s in (7, 8))
     measure = LocalCorrelation(moving, fixed, window=3)
-    at = 0.3 + 0.1 * torch.rand(1, 3, 7, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    at = 0.3 + 0.1 * torch.rand(
+        1, 3, 7, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     assert torch.autograd.gradcheck(measure, (at.requires_grad_(True),), eps=1e-6, atol=1e-5)
 
 

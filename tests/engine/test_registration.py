@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from napari_shmoareg.engine import Registration, register
-from napari_shmoareg.geometry import Grid, InputError, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, warp_volume
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import load_network
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration.register import Registration, register
 
 PHASES = ["align", "conform", "network", "measure", "warp"]
 
@@ -29,7 +30,14 @@ class Shifting(nn.Module):
     def forward(self, moving, fixed, *, diffeomorphic=None):
         if self.fails:
             raise self.fails
-        self.asked.append((diffeomorphic, self.training, torch.is_inference_mode_enabled(), tuple(fixed.shape[2:])))
+        self.asked.append(
+            (
+                diffeomorphic,
+                self.training,
+                torch.is_inference_mode_enabled(),
+                tuple(fixed.shape[2:]),
+            )
+        )
         shift = torch.tensor(self.voxels).reshape(1, 3, 1, 1, 1)
         return NetworkOutput(shift.expand(1, 3, *fixed.shape[2:]).clone(), RoutingTrace(()))
 
@@ -59,7 +67,9 @@ def test_a_network_that_moves_nothing_leaves_the_affine_alone(pair):
     np.testing.assert_allclose(result.warped.values, expected.values, atol=0.05)
     np.testing.assert_allclose(result.jacobian.values, 1, atol=1e-4)
     assert result.folding_percent == 0
-    assert result.similarity["after"].ncc == pytest.approx(result.similarity["affine"].ncc, abs=1e-3)
+    assert result.similarity["after"].ncc == pytest.approx(
+        result.similarity["affine"].ncc, abs=1e-3
+    )
     assert result.similarity["affine"].ncc > result.similarity["before"].ncc
     assert result.similarity["affine"].mse < result.similarity["before"].mse
 
@@ -68,7 +78,9 @@ def test_without_a_network_the_refinement_deforms_what_the_alignment_left(pair):
     aligned = register(pair, None, affine="affine", size=24)
     refined = register(pair, None, affine="none", size=24, refine=20, keep="last")
     assert aligned.kept == "affine" and np.allclose(aligned.jacobian.values, 1)
-    assert refined.kept == "refined" and "network" not in refined.seconds and len(refined.routing) == 0
+    assert (
+        refined.kept == "refined" and "network" not in refined.seconds and len(refined.routing) == 0
+    )
     assert refined.similarity["refined"].ncc > refined.similarity["affine"].ncc
     assert refined.settings["network"] == {} and refined.settings["passes"] == []
 
@@ -76,7 +88,9 @@ def test_without_a_network_the_refinement_deforms_what_the_alignment_left(pair):
 def test_a_smoother_deformation_is_smoother(pair):
     roughness = []
     for smoothness in ("accurate", "balanced", "smooth"):
-        result = register(pair, None, affine="none", size=24, refine=20, keep="last", smoothness=smoothness)
+        result = register(
+            pair, None, affine="none", size=24, refine=20, keep="last", smoothness=smoothness
+        )
         roughness.append(float(result.jacobian.values.std()))
     assert roughness == sorted(roughness, reverse=True)
     with pytest.raises(InputError, match="one of accurate, balanced, smooth"):
@@ -95,7 +109,9 @@ def test_voxels_of_the_network_become_millimetres_along_its_axes(pair):
     np.testing.assert_allclose(result.displacement.vectors[10, 10, 10], expected, atol=1e-3)
 
 
-def test_the_mirror_image_of_a_fixed_scan_s_storage_changes_nothing_in_the_world(pair, tiny_network):
+def test_the_mirror_image_of_a_fixed_scan_s_storage_changes_nothing_in_the_world(
+    pair, tiny_network
+):
     fixed = pair.fixed
     turned = Volume(fixed.values[::-1].transpose(2, 0, 1), other_storage(fixed.grid))
     one = register(pair, tiny_network, affine="none")
@@ -121,7 +137,13 @@ def test_the_network_runs_in_evaluation_and_inference_mode_and_gets_its_mode_bac
     assert network.training
     assert max(result.network_grid.shape) == 16
     asked = {"affine": "none", "size": 16, "diffeomorphic": True, "device": "cpu", "passes": [1.0]}
-    asked |= {"refine": 0, "similarity": "auto", "contrast": "auto", "keep": "best", "untrained": False}
+    asked |= {
+        "refine": 0,
+        "similarity": "auto",
+        "contrast": "auto",
+        "keep": "best",
+        "untrained": False,
+    }
     asked |= {"smoothness": "accurate"}
     assert result.settings == asked | {"network": network.config.to_dict()}
 
@@ -134,7 +156,12 @@ def test_without_a_word_size_and_variant_are_those_of_the_weights(pair):
 
 def test_progress_names_the_phases_in_order_and_times_are_kept(pair):
     told = []
-    result = register(pair, Shifting(), affine="rigid", progress=lambda phase, fraction: told.append((phase, fraction)))
+    result = register(
+        pair,
+        Shifting(),
+        affine="rigid",
+        progress=lambda phase, fraction: told.append((phase, fraction)),
+    )
     assert list(dict.fromkeys(phase for phase, _ in told)) == PHASES
     assert all((phase, 0.0) in told and (phase, 1.0) in told for phase in PHASES)
     assert list(result.seconds) == PHASES
@@ -178,7 +205,7 @@ def test_bad_options_are_refused_before_any_work(pair):
 
 
 def test_memory_that_runs_out_in_the_network_is_an_error_of_ours(pair):
-    from napari_shmoareg.geometry import TooLargeError
+    from napari_shmoareg.errors import TooLargeError
 
     with pytest.raises(TooLargeError, match="--size"):
         register(pair, Shifting(fails=torch.OutOfMemoryError("CUDA out of memory")), affine="none")
@@ -218,8 +245,14 @@ def test_a_result_without_trouble_has_no_warning(pair):
 
 
 def test_refinement_mends_what_the_network_did(pair):
-    plain, refined = (register(pair, Shifting((1.0, 0.0, 0.0)), affine="affine", refine=steps) for steps in (0, 30))
-    assert refined.kept == "refined" and refined.similarity["after"].score > plain.similarity["after"].score + 0.01
+    plain, refined = (
+        register(pair, Shifting((1.0, 0.0, 0.0)), affine="affine", refine=steps)
+        for steps in (0, 30)
+    )
+    assert (
+        refined.kept == "refined"
+        and refined.similarity["after"].score > plain.similarity["after"].score + 0.01
+    )
     assert list(refined.seconds) == ["align", "conform", "network", "refine", "measure", "warp"]
     assert set(refined.choices) == {"affine", "contrast", "similarity", "refinement", "kept"}
     assert "steps, coarse to fine" in refined.choices["refinement"]
@@ -227,7 +260,9 @@ def test_refinement_mends_what_the_network_did(pair):
 
 def test_an_inverted_moving_image_is_registered_as_the_plain_one(pair, lively_network):
     values = pair.moving.values.astype(np.float32)
-    turned = Volume(np.where(values > 0, values.max() + values[values > 0].min() - values, 0), pair.moving.grid)
+    turned = Volume(
+        np.where(values > 0, values.max() + values[values > 0].min() - values, 0), pair.moving.grid
+    )
     network = lively_network(0.03)
     run = {"affine": "none", "keep": "last"}
     results = [register(p, network, **run) for p in (pair, VolumePair(turned, pair.fixed))]
@@ -241,5 +276,8 @@ def test_weights_that_were_never_trained_are_told(pair, tiny_network):
     fresh = SHMoAReg(SHMoARegConfig.preset("tiny"))
     (said,) = register(pair, fresh, affine="none", size=20).warnings
     assert "untrained" in said
-    assert not any("untrained" in warning for warning in register(pair, tiny_network, affine="none", size=20).warnings)
+    assert not any(
+        "untrained" in warning
+        for warning in register(pair, tiny_network, affine="none", size=20).warnings
+    )
     assert not load_network("small").untrained

@@ -9,15 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from napari_shmoareg.engine import losses, pretraining
-from napari_shmoareg.engine.cascade import stretch
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.pretraining import RECIPES, recipe, split_subjects, validate, validation_pairs
-from napari_shmoareg.engine.subjects import align_subjects
-from napari_shmoareg.engine.synthesis import DrawnPairs, smooth_noise
-from napari_shmoareg.geometry import Grid, InputError, Volume, field
-from napari_shmoareg.model import NetworkOutput, SHMoAReg, SHMoARegConfig
-from napari_shmoareg.model.routing import RoutingTrace
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume, field
+from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration import losses
+from napari_shmoareg.registration.cascade import stretch
+from napari_shmoareg.training import recipes
+from napari_shmoareg.training.recipes import (
+    RECIPES,
+    recipe,
+    split_subjects,
+    validate,
+    validation_pairs,
+)
+from napari_shmoareg.training.synthesis import DrawnPairs, align_subjects, smooth_noise
+from napari_shmoareg.training.synthesis_settings import Drawing
 
 EXTENT = ((74.0, 78.0), (92.0, 98.0), (80.0, 86.0))
 DRAWING = Drawing(extent=EXTENT, size=(16, 18), labels=3)
@@ -42,7 +48,9 @@ def label_map(affine: np.ndarray, name: str) -> Volume:
 @pytest.fixture
 def subjects():
     turned = np.array([[0, -3.1, 0, 40], [2.9, 0, 0.2, -7], [0, 0, -3.0, 12], [0, 0, 0, 1]])
-    return align_subjects([label_map(np.diag([3.0, 3, 3, 1]), "a"), label_map(turned, "b")], outside=[500])
+    return align_subjects(
+        [label_map(np.diag([3.0, 3, 3, 1]), "a"), label_map(turned, "b")], outside=[500]
+    )
 
 
 def test_an_item_is_always_the_same_and_another_one_differs(subjects):
@@ -52,18 +60,41 @@ def test_an_item_is_always_the_same_and_another_one_differs(subjects):
     assert not torch.equal(first[7].moving, first[8].moving)
 
 
-# Of item 2 of seed 4: shape, spacing, then mean of moving, spread of fixed, one voxel, and sums of both label sets.
+# Of item 2 of seed 4: shape, spacing, then mean of moving, spread of fixed, one voxel, and sums of
+# both label sets.
 AS_EVER = {
-    "subjects": (replace(DRAWING, shapes=0.0), (13, 16, 15), 5.8078, (0.10437, 0.21976, 0.2127, 197.5, 137.23438)),
-    "close": (replace(CLOSE, shapes=0.0), (18, 17, 18), 1.6541, (0.45931, 0.29298, 0.3325, 1891.625, 1442.875)),
-    "torsos": (replace(TORSOS, torso=1.0), (14, 13, 18), 22.3381, (0.31878, 0.29757, 0.7258, 18.0, 18.34375)),
-    "shapes": (replace(DRAWING, shapes=1.0), (13, 16, 15), 5.8078, (0.15529, 0.22579, 0.80396, 193.25, 141.4375)),
+    "subjects": (
+        replace(DRAWING, shapes=0.0),
+        (13, 16, 15),
+        5.8078,
+        (0.10437, 0.21976, 0.2127, 197.5, 137.23438),
+    ),
+    "close": (
+        replace(CLOSE, shapes=0.0),
+        (18, 17, 18),
+        1.6541,
+        (0.45931, 0.29298, 0.3325, 1891.625, 1442.875),
+    ),
+    "torsos": (
+        replace(TORSOS, torso=1.0),
+        (14, 13, 18),
+        22.3381,
+        (0.31878, 0.29757, 0.7258, 18.0, 18.34375),
+    ),
+    "shapes": (
+        replace(DRAWING, shapes=1.0),
+        (13, 16, 15),
+        5.8078,
+        (0.15529, 0.22579, 0.80396, 193.25, 141.4375),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", AS_EVER)
 def test_a_seed_draws_the_same_pair_as_ever(name, subjects):
-    """A run that goes on must see the pairs that it would have seen; so must one that is repeated."""
+    """A run that goes on must see the pairs that it would have seen; so must one that is
+    repeated.
+    """
     drawing, shape, spacing, numbers = AS_EVER[name]
     pair = DrawnPairs([] if name == "shapes" else subjects, drawing, seed=4)[2]
     assert pair.grid.shape == shape
@@ -80,7 +111,9 @@ def test_a_seed_draws_the_same_pair_as_ever(name, subjects):
 
 @pytest.mark.parametrize("drawing", [DRAWING, CLOSE, TORSOS])
 def test_everything_is_drawn_on_the_device_asked_for(drawing, subjects):
-    """Whatever is made without saying where would be made on a device that holds no numbers, and fail."""
+    """Whatever is made without saying where would be made on a device that holds no numbers, and
+    fail.
+    """
     plain, said = DrawnPairs(subjects, drawing), DrawnPairs(subjects, drawing, device="cpu")
     for index in range(8):  # random shapes are among them
         wanted = plain[index]
@@ -109,7 +142,8 @@ def test_a_gpu_draws_pairs_of_the_same_kind(drawing, subjects):
         assert b.moving.is_cuda and b.fixed_labels.is_cuda
         assert a.grid.shape == b.grid.shape == tuple(b.moving.shape[2:])
         assert a.moving_labels.shape == b.moving_labels.shape
-        assert float((a.moving_labels - b.moving_labels.cpu()).abs().mean()) < 0.01  # rounding, at most
+        # rounding, at most
+        assert float((a.moving_labels - b.moving_labels.cpu()).abs().mean()) < 0.01
         assert float(a.fixed.mean()) == pytest.approx(float(b.fixed.mean()), abs=0.03)
         assert float(a.fixed.std()) == pytest.approx(float(b.fixed.std()), abs=0.03)
     assert torch.equal(there[3].moving, there[3].moving)
@@ -126,7 +160,9 @@ def test_close_ups_are_small_views_at_a_fine_spacing(subjects):
         assert min(i, j, k) >= 0.75 * max(i, j, k) - 0.5
         spacings.append(pair.grid.spacing[0])
         assert 1.5 <= spacings[-1] <= 2.5
-        assert max(n * s for n, s in zip(pair.grid.shape, pair.grid.spacing, strict=True)) < smallest
+        assert (
+            max(n * s for n, s in zip(pair.grid.shape, pair.grid.spacing, strict=True)) < smallest
+        )
         assert float(pair.moving_labels.sum()) > 0 < float(pair.fixed_labels.sum())
     assert max(spacings) - min(spacings) > 0.5
 
@@ -172,7 +208,9 @@ def test_alignment_brings_turned_and_flipped_maps_into_one_frame(subjects):
     classes = []
     for subject in (a, b):
         index = np.rint(points @ subject.to_index[:3, :3].T + subject.to_index[:3, 3]).astype(int)
-        classes.append(subject.classes.numpy()[tuple(index.clip(0, np.array(subject.classes.shape) - 1).T)])
+        classes.append(
+            subject.classes.numpy()[tuple(index.clip(0, np.array(subject.classes.shape) - 1).T)]
+        )
     assert np.mean(classes[0] == classes[1]) > 0.9
 
 
@@ -219,14 +257,18 @@ def test_validation_sees_only_held_out_subjects(subjects):
 
 def test_validation_of_a_network_that_moves_nothing_changes_nothing(subjects):
     network = SHMoAReg(SHMoARegConfig.preset("tiny"))
-    before, after, folding = validate(network, validation_pairs(subjects, DRAWING, size=18, count=2))
+    before, after, folding = validate(
+        network, validation_pairs(subjects, DRAWING, size=18, count=2)
+    )
     assert after == pytest.approx(before, abs=1e-3)
     assert folding == 0
     assert network.training
 
 
-def test_validation_pairs_show_everything_at_the_size_of_the_weights_up_to_a_limit(subjects, monkeypatch):
-    monkeypatch.setattr(pretraining, "VALIDATION_SIZE", 24)
+def test_validation_pairs_show_everything_at_the_size_of_the_weights_up_to_a_limit(
+    subjects, monkeypatch
+):
+    monkeypatch.setattr(recipes, "VALIDATION_SIZE", 24)
     for size, longest in ((20, 20), (24, 24), (108, 24)):
         (pair,) = validation_pairs(subjects, CLOSE, size=size, count=1)
         assert max(pair.grid.shape) == longest

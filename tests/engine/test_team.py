@@ -11,17 +11,29 @@ import time
 import pytest
 import torch
 
-from napari_shmoareg.engine.team import LostPeerError, Team, check_batch
-from napari_shmoareg.engine.team_environment import environment_of_team, team_size
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.training.distributed import (
+    LostPeerError,
+    Team,
+    check_batch,
+    environment_of_team,
+    team_size,
+)
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR")
+VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+    "MASTER_ADDR",
+)
 
 
 def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelerate():
     code = """
         import sys, torch
-        from napari_shmoareg.engine.team import Team
+        from napari_shmoareg.training.distributed import Team
         team = Team.joined("cpu")
         numbers = torch.arange(3.0)
         team.add([numbers]); team.wait(); team.leave()
@@ -30,7 +42,11 @@ def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelera
     """
     environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     assert run.stdout.split("\n")[0] == "True True [0, 1, 2] False True [0.0, 1.0, 2.0] False False"
 
@@ -44,7 +60,7 @@ def test_every_thing_is_shared_out_to_exactly_one_process():
 
 MEMBER = """
     import os, sys, time, torch
-    from napari_shmoareg.engine.team import LostPeerError, Team
+    from napari_shmoareg.training.distributed import LostPeerError, Team
     team = Team.joined("cpu")
     rank = int(os.environ["RANK"])
     assert (team.rank, team.size, team.leader, str(team.device)) == (rank, 2, rank == 0, "cpu")
@@ -80,7 +96,9 @@ def test_processes_add_up_and_the_other_is_told_within_seconds_that_one_was_kill
     began = time.monotonic()
     out, said = members[0].communicate(timeout=60)
     assert (members[0].returncode, said) == (7, "")
-    assert "one of them ended" in out and "--resume" in out and "Gloo" not in out and ".cc:" not in out
+    assert (
+        "one of them ended" in out and "--resume" in out and "Gloo" not in out and ".cc:" not in out
+    )
     assert time.monotonic() - began < 20  # on a busy machine; the interpreter's own end included
 
 
@@ -104,9 +122,17 @@ def test_what_srun_tells_becomes_what_torchrun_would_tell():
     )
     found = environment_of_team(task)
     assert found == _environment(
-        RANK=5, WORLD_SIZE=6, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2, MASTER_ADDR="gpu03", MASTER_PORT=24713
+        RANK=5,
+        WORLD_SIZE=6,
+        LOCAL_RANK=1,
+        LOCAL_WORLD_SIZE=2,
+        MASTER_ADDR="gpu03",
+        MASTER_PORT=24713,
     )
-    assert environment_of_team(task | {"MASTER_PORT": "9", "MASTER_ADDR": "other"})["MASTER_ADDR"] == "other"
+    assert (
+        environment_of_team(task | {"MASTER_PORT": "9", "MASTER_ADDR": "other"})["MASTER_ADDR"]
+        == "other"
+    )
     alone = {**task, "SLURM_STEP_NODELIST": "solo,gpu9"}
     assert environment_of_team(alone)["MASTER_ADDR"] == "solo"
 
@@ -114,12 +140,22 @@ def test_what_srun_tells_becomes_what_torchrun_would_tell():
 def test_a_batch_script_and_a_single_task_are_no_team():
     assert environment_of_team({}) is None
     assert environment_of_team(_environment(SLURM_JOB_ID=1, SLURM_NTASKS=4, SLURM_PROCID=0)) is None
-    assert environment_of_team(_environment(SLURM_STEP_NUM_TASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0)) is None
+    assert (
+        environment_of_team(_environment(SLURM_STEP_NUM_TASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0))
+        is None
+    )
     assert environment_of_team(_environment(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)) is None
 
 
 def test_torchrun_under_srun_decides():
-    both = _environment(RANK=3, WORLD_SIZE=8, LOCAL_RANK=3, LOCAL_WORLD_SIZE=4, SLURM_STEP_NUM_TASKS=2, SLURM_PROCID=0)
+    both = _environment(
+        RANK=3,
+        WORLD_SIZE=8,
+        LOCAL_RANK=3,
+        LOCAL_WORLD_SIZE=4,
+        SLURM_STEP_NUM_TASKS=2,
+        SLURM_PROCID=0,
+    )
     found = environment_of_team(both)
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("3", "8", "4")
 
@@ -142,7 +178,7 @@ def test_fewer_pairs_in_a_step_than_processes_is_an_error_that_names_both_ways_o
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_more_processes_than_gpus_are_refused():
-    from napari_shmoareg.engine.team import check_gpus
+    from napari_shmoareg.training.distributed import check_gpus
 
     with pytest.raises(InputError, match="a GPU each"):
         check_gpus(torch.cuda.device_count() + 1)

@@ -12,11 +12,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from napari_shmoareg.engine.conform import conform
-from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
-from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import InputError, VolumePair
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import VolumePair
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration.conform import conform
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.step import fine_tune, make_optimiser
 
 TERMS = ("total", "similarity", "smoothness", "routing", "overlap", "gradient", "rate")
 SETTINGS = FineTuning(
@@ -38,9 +39,9 @@ SETTINGS = FineTuning(
 MEMBER = """
     import copy, sys, torch
     from dataclasses import asdict
-    from napari_shmoareg.engine.fine_tuning import fine_tune, make_optimiser
-    from napari_shmoareg.engine.team import Team
-    from napari_shmoareg.engine.training_settings import FineTuning
+    from napari_shmoareg.training.step import fine_tune, make_optimiser
+    from napari_shmoareg.training.distributed import Team
+    from napari_shmoareg.training.settings import FineTuning
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     folder = sys.argv[1]
@@ -64,26 +65,43 @@ MEMBER = """
 @pytest.fixture(scope="module")
 def pairs(phantoms):
     """Two orders of the phantom with labels, and one without: of other shapes than a cube."""
-    back = VolumePair(phantoms.fixed, phantoms.moving, phantoms.fixed_labels, phantoms.moving_labels)
-    with_labels = [replace(conform(one, size=SETTINGS.size, labels=True), pair=None) for one in (phantoms, back)]
+    back = VolumePair(
+        phantoms.fixed, phantoms.moving, phantoms.fixed_labels, phantoms.moving_labels
+    )
+    with_labels = [
+        replace(conform(one, size=SETTINGS.size, labels=True), pair=None)
+        for one in (phantoms, back)
+    ]
     return [*with_labels, replace(with_labels[0], moving_labels=None, fixed_labels=None)]
 
 
 @pytest.fixture(scope="module")
 def together(pairs, tmp_path_factory):
-    """What two processes under torchrun learn: from the start, and from where one process stopped after a step."""
+    """What two processes under torchrun learn: from the start, and from where one process stopped
+    after a step.
+    """
     folder = tmp_path_factory.mktemp("together")
     script = folder / "member.py"
     script.write_text(textwrap.dedent(MEMBER), encoding="utf-8")
     first, stopped = _network(), _network()
     _, optimiser = _alone(stopped, pairs, until=1)
-    runs = {"fresh": (first, make_optimiser(first, SETTINGS), 0), "continued": (stopped, optimiser, 1)}
+    runs = {
+        "fresh": (first, make_optimiser(first, SETTINGS), 0),
+        "continued": (stopped, optimiser, 1),
+    }
     begun = {
         name: {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "start": start}
         for name, (network, optimiser, start) in runs.items()
     }
     torch.save({"settings": asdict(SETTINGS), "pairs": pairs, "runs": begun}, folder / "begun.pt")
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(folder))
+    command = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(folder),
+    )
     ran = subprocess.run(
         [sys.executable, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -121,10 +139,15 @@ def _alike(found, wanted, tolerance):
     assert [step["step"] for step in found] == [step["step"] for step in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert list(one["pairs"]) == list(other["pairs"])
-        assert {k: list(v) for k, v in one["counts"].items()} == {k: list(v) for k, v in other["counts"].items()}
+        assert {k: list(v) for k, v in one["counts"].items()} == {
+            k: list(v) for k, v in other["counts"].items()
+        }
         for term in TERMS:
             both_nan = math.isnan(one[term]) and math.isnan(other[term])
-            assert both_nan or one[term] == pytest.approx(other[term], abs=tolerance, rel=0), (one["step"], term)
+            assert both_nan or one[term] == pytest.approx(other[term], abs=tolerance, rel=0), (
+                one["step"],
+                term,
+            )
 
 
 def _same_weights(found, wanted, tolerance):
@@ -146,7 +169,10 @@ def test_two_processes_with_a_pair_each_learn_what_one_learns_from_both_pairs(to
     assert any(not math.isnan(step["overlap"]) for step in wanted)
     _alike(found, wanted, 1e-5)
     _same_weights(states[3]["network"], network.state_dict(), 1e-5)
-    moved = max((a - b).abs().max() for a, b in zip(network.parameters(), _network().parameters(), strict=True))
+    moved = max(
+        (a - b).abs().max()
+        for a, b in zip(network.parameters(), _network().parameters(), strict=True)
+    )
     assert moved > 1e-3  # so that 1e-5 says something
 
 
@@ -168,7 +194,7 @@ def test_what_one_process_began_two_go_on_with_to_the_same_losses(together, alon
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_the_first_step(pairs):
-    from napari_shmoareg.engine.team import Team
+    from napari_shmoareg.training.distributed import Team
 
     with pytest.raises(InputError, match=r"batch of 2.* 3 processes"):
         next(fine_tune(_network(), pairs, SETTINGS, team=Team(0, 3)))

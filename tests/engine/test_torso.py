@@ -10,22 +10,34 @@ import pytest
 import torch
 from scipy import ndimage
 
-from napari_shmoareg.engine import losses
-from napari_shmoareg.engine.drawing import Drawing
-from napari_shmoareg.engine.intensity import Intensity
-from napari_shmoareg.engine.pretraining import recipe, torso_validation_pairs, validate
-from napari_shmoareg.engine.subjects import Subject
-from napari_shmoareg.engine.synthesis import DrawnPairs
-from napari_shmoareg.engine.torso import Torso, draw_torso, pairs
-from napari_shmoareg.engine.torso.contrast import HOUNSFIELD, PHASES, draw_hounsfield, scan, to_unit
-from napari_shmoareg.engine.torso.tissues import ALIKE, LABELS, NAMES
-from napari_shmoareg.geometry import Grid, InputError, Volume
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration import losses
+from napari_shmoareg.registration.intensity import Intensity
+from napari_shmoareg.training.recipes import recipe, torso_validation_pairs, validate
+from napari_shmoareg.training.synthesis import DrawnPairs, Subject
+from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.torso import drawing as drawing_module
+from napari_shmoareg.training.torso.anatomy import Torso
+from napari_shmoareg.training.torso.contrast import (
+    ALIKE,
+    HOUNSFIELD,
+    LABELS,
+    NAMES,
+    PHASES,
+    draw_hounsfield,
+    scan,
+    to_unit,
+)
+from napari_shmoareg.training.torso.drawing import draw_torso
 
 BOX = ((-225, -190, -270), (225, 160, 230))
 SPACING = 6.0
 DRAWING = Drawing(torso=1.0, size=(28, 32))
-ALIKE_PAIRS = replace(DRAWING, pose_angle=0.0, angle=0.0, scale=0.0, torso_shift=0.0, torso_warp=0.0, torso_cut=0.0)
+ALIKE_PAIRS = replace(
+    DRAWING, pose_angle=0.0, angle=0.0, scale=0.0, torso_shift=0.0, torso_warp=0.0, torso_cut=0.0
+)
 
 
 def person(seed: int) -> Torso:
@@ -71,7 +83,9 @@ def test_organs_lie_where_they_lie_in_people(people):
         assert at["liver"][right] > 20 and at["spleen"][right] < -40
         assert at["right kidney"][right] > 35 and at["left kidney"][right] < -35
         assert at["vena cava"][right] > at["aorta"][right]
-        assert at["spine"][front] < min(at[name][front] for name in ("aorta", "liver", "stomach", "heart"))
+        assert at["spine"][front] < min(
+            at[name][front] for name in ("aorta", "liver", "stomach", "heart")
+        )
         assert at["heart"][up] > at["liver"][up] > at["bladder"][up]
         assert abs(at["spine"][right]) < 3
 
@@ -84,7 +98,10 @@ def test_an_organ_is_one_piece_within_the_body(people):
             assert count and sizes.max() > 0.93 * sizes.sum(), (label, sizes)
         classes = subject.classes.numpy()
         touching = ndimage.binary_dilation(classes == NAMES.index("air")) & (classes > 0)
-        skin = {NAMES.index(n) for n in ("subcutaneous fat", "muscle", "couch shell", "couch foam", "mattress")}
+        skin = {
+            NAMES.index(n)
+            for n in ("subcutaneous fat", "muscle", "couch shell", "couch foam", "mattress")
+        }
         assert np.isin(classes[touching], list(skin)).mean() > 0.98, "organs look out of the skin"
 
 
@@ -93,14 +110,19 @@ def test_a_person_is_the_same_whatever_part_is_drawn():
     whole = draw_torso(torso, (-201, -180, -240), (201, 120, 201), 3.0)
     part = draw_torso(torso, (-120, -90, -60), (90, 60, 60), 3.0)
     start = np.round((np.array([-120, -90, -60]) - [-201, -180, -240]) / 3.0).astype(int)
-    cut = whole.classes[tuple(slice(s, s + n) for s, n in zip(start, part.classes.shape, strict=True))]
+    cut = whole.classes[
+        tuple(slice(s, s + n) for s, n in zip(start, part.classes.shape, strict=True))
+    ]
     assert float((cut == part.classes).float().mean()) > 0.9999
 
 
 def test_a_breath_moves_the_liver_and_not_the_spine(people):
     torso, _ = people[0]
     low, high = (draw_torso(replace(torso, breath=b), *BOX, SPACING) for b in (-18.0, 18.0))
-    moved = {name: centre(high, name) - centre(low, name) for name in ("liver", "spleen", "right kidney", "spine")}
+    moved = {
+        name: centre(high, name) - centre(low, name)
+        for name in ("liver", "spleen", "right kidney", "spine")
+    }
     assert moved["liver"][2] > 20 and moved["spleen"][2] > 20
     assert 8 < moved["right kidney"][2] < moved["liver"][2]
     assert np.abs(moved["spine"]).max() < 1.5
@@ -108,7 +130,8 @@ def test_a_breath_moves_the_liver_and_not_the_spine(people):
     once = draw_torso(torso, *BOX, SPACING)
     assert np.array_equal(organ(other, "liver"), organ(once, "liver"))
     assert not np.array_equal(
-        other.classes.numpy() == NAMES.index("bowel fluid"), once.classes.numpy() == NAMES.index("bowel fluid")
+        other.classes.numpy() == NAMES.index("bowel fluid"),
+        once.classes.numpy() == NAMES.index("bowel fluid"),
     )
 
 
@@ -124,7 +147,9 @@ def test_tissues_are_as_dark_and_bright_as_in_ct():
     assert (bright > 210).mean() == pytest.approx(0.17, abs=0.1), "arterial"
     livers = np.array([each["liver"] for each in draws])
     assert livers.std() > 15 and len(PHASES) == 4
-    assert any(each["stomach fluid"] > 110 for each in draws) and any(each["stomach fluid"] < 60 for each in draws)
+    assert any(each["stomach fluid"] > 110 for each in draws) and any(
+        each["stomach fluid"] < 60 for each in draws
+    )
 
 
 @pytest.mark.parametrize("window", [(-1024.0, 3000.0), (-160.0, 240.0)])
@@ -150,11 +175,17 @@ def test_pairs_are_in_range_and_their_labels_are_shares():
     for index in range(8):
         pair = found[index]
         for image, shares in ((pair.moving, pair.moving_labels), (pair.fixed, pair.fixed_labels)):
-            assert image.shape[2:] == pair.grid.shape == shares.shape[2:] and 28 <= max(pair.grid.shape) <= 32
+            assert (
+                image.shape[2:] == pair.grid.shape == shares.shape[2:]
+                and 28 <= max(pair.grid.shape) <= 32
+            )
             assert torch.isfinite(image).all() and 0 <= float(image.min()) < float(image.max()) <= 1
             assert 0 <= float(shares.min()) <= float(shares.max()) <= 1 + 1e-6
             assert float(shares.sum(1).max()) <= 1 + 1e-6
-        assert pair.moving_labels.shape == pair.fixed_labels.shape and pair.moving_labels.shape[1] <= DRAWING.labels
+        assert (
+            pair.moving_labels.shape == pair.fixed_labels.shape
+            and pair.moving_labels.shape[1] <= DRAWING.labels
+        )
         labels += pair.moving_labels.shape[1]
     assert labels > 32
     assert torch.equal(found[3].moving, DrawnPairs([], DRAWING, seed=2)[3].moving)
@@ -163,7 +194,9 @@ def test_pairs_are_in_range_and_their_labels_are_shares():
 def test_one_person_overlaps_more_than_two_and_two_overlap_by_their_labels():
     def dice(drawing, count=6):
         found = [DrawnPairs([], drawing, seed=5)[i] for i in range(count)]
-        return float(np.mean([1 - float(losses.overlap(p.moving_labels, p.fixed_labels)) for p in found]))
+        return float(
+            np.mean([1 - float(losses.overlap(p.moving_labels, p.fixed_labels)) for p in found])
+        )
 
     one, two = (dice(replace(ALIKE_PAIRS, torso_same=same)) for same in (1.0, 0.0))
     far = dice(replace(ALIKE_PAIRS, torso_same=0.0, torso_shift=40.0))
@@ -173,7 +206,10 @@ def test_one_person_overlaps_more_than_two_and_two_overlap_by_their_labels():
 
 def test_an_image_that_is_cut_off_shows_nothing_there_and_no_label_of_what_it_cuts():
     drawing = replace(
-        ALIKE_PAIRS, torso_cut=1.0, torso_same=1.0, torso_extent=((350.0, 351.0),) * 2 + ((400.0, 401.0),)
+        ALIKE_PAIRS,
+        torso_cut=1.0,
+        torso_same=1.0,
+        torso_extent=((350.0, 351.0),) * 2 + ((400.0, 401.0),),
     )
     kept = DrawnPairs([], drawing, seed=4)
     empty = 0
@@ -191,15 +227,19 @@ def test_an_image_that_is_cut_off_shows_nothing_there_and_no_label_of_what_it_cu
     assert empty > 8
     label = torch.zeros(8, 4, 4, 20, dtype=torch.uint8)
     label[..., 2:7], label[..., 10:15] = 1, 2
-    assert list(pairs._shown([label, label], [(0, 20), (0, 20)])) == [1, 2]
-    assert list(pairs._shown([label, label], [(0, 20), (0, 13)])) == [1]
-    assert list(pairs._shown([label, label], [(4, 14), (0, 20)])) == [2], "the one that is cut off least"
+    assert list(drawing_module._shown([label, label], [(0, 20), (0, 20)])) == [1, 2]
+    assert list(drawing_module._shown([label, label], [(0, 20), (0, 13)])) == [1]
+    assert list(drawing_module._shown([label, label], [(4, 14), (0, 20)])) == [2], (
+        "the one that is cut off least"
+    )
 
 
 def test_a_share_of_the_pairs_shows_torsos_and_the_others_stay_what_they_were(monkeypatch):
     shapes = Drawing(size=(10, 12))
     drawn = []
-    monkeypatch.setattr(pairs, "draw_torso_pair", lambda drawing, rng, device: drawn.append(drawing))
+    monkeypatch.setattr(
+        drawing_module, "draw_torso_pair", lambda drawing, rng, device: drawn.append(drawing)
+    )
     mixed = DrawnPairs([], replace(shapes, torso=0.5))
     for index in range(60):
         _ = mixed[index]

@@ -14,7 +14,8 @@ settings.load_profile("house")
 def _any_grid(seed: int) -> Grid:
     random = np.random.default_rng(seed)
     shape = tuple(random.integers(5, 10, 3))
-    turn, _ = np.linalg.qr(random.normal(size=(3, 3)))  # a rotation, in half of the cases with a mirror
+    # a rotation, in half of the cases with a mirror
+    turn, _ = np.linalg.qr(random.normal(size=(3, 3)))
     shear = np.eye(3)
     shear[0, 1] = random.choice([0.0, 0.15])
     affine = np.eye(4)

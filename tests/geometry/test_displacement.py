@@ -32,7 +32,9 @@ def test_warping_by_a_field_is_warping_by_its_transform(pair):
 
 @pytest.mark.parametrize("turn", [0.0, 0.3])  # with shared axes, permuted and flipped, and without
 def test_on_another_grid_it_is_what_it_is_at_that_grid_s_points(turn):
-    own = Grid((9, 11, 7), np.array([[0, -1.5, 0, 3], [2, 0, 0, -7], [0, 0, -1.7, 9], [0, 0, 0, 1.0]]))
+    own = Grid(
+        (9, 11, 7), np.array([[0, -1.5, 0, 3], [2, 0, 0, -7], [0, 0, -1.7, 9], [0, 0, 0, 1.0]])
+    )
     field = DisplacementField(np.random.default_rng(0).normal(size=(*own.shape, 3)), own)
     affine = np.array([[1.1, 0, 0, -12], [0, 0, 1.3, -5], [0, -1, 0, 9], [0, 0, 0, 1.0]])
     turned = np.eye(4)

@@ -106,12 +106,16 @@ def test_the_jacobian_of_a_rotation_is_one_and_of_a_mirror_minus_one():
     mirror = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
     for matrix, expected in ((turn, 1.0), (mirror, -1.0)):
         displacement = torch.einsum("ij,bjdhw->bidhw", matrix - torch.eye(3), identity(SHAPE))
-        torch.testing.assert_close(jacobian_determinant(displacement), torch.full((1, 1, *SHAPE), expected))
+        torch.testing.assert_close(
+            jacobian_determinant(displacement), torch.full((1, 1, *SHAPE), expected)
+        )
 
 
 def test_a_single_slice_has_a_jacobian_too():
     displacement = 0.5 * identity((1, 6, 5))
-    torch.testing.assert_close(jacobian_determinant(displacement), torch.full((1, 1, 1, 6, 5), 1.5**2))
+    torch.testing.assert_close(
+        jacobian_determinant(displacement), torch.full((1, 1, 1, 6, 5), 1.5**2)
+    )
 
 
 def test_an_upsampled_shift_moves_the_same_part_of_the_image():

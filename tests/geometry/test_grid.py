@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_shmoareg.geometry import Grid, InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid
 
 
 def voxels(grid):
     """World positions of all voxels, sorted."""
-    points = grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1).reshape(-1, 3))
+    points = grid.to_world(
+        np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1).reshape(-1, 3)
+    )
     return points[np.lexsort(points.round(5).T)]
 
 
@@ -50,13 +53,17 @@ def test_another_spacing_keeps_the_middle_and_covers_the_field_of_view(grids, da
     finer = grid.resampled(1.3)
     np.testing.assert_allclose(finer.centre, grid.centre, atol=1e-9)
     np.testing.assert_allclose(finer.spacing, 1.3)
-    assert (np.array(finer.shape) * 1.3 >= np.array(grid.shape) * np.array(grid.spacing) - 1e-4).all()
+    assert (
+        np.array(finer.shape) * 1.3 >= np.array(grid.shape) * np.array(grid.spacing) - 1e-4
+    ).all()
 
 
 @given(st.data())
 def test_a_crop_names_the_same_voxels(grids, data):
     grid = data.draw(grids)
-    np.testing.assert_allclose(grid.crop((1, 2, 0), (3, 2, 4)).to_world([1, 0, 2]), grid.to_world([2, 2, 2]), atol=1e-9)
+    np.testing.assert_allclose(
+        grid.crop((1, 2, 0), (3, 2, 4)).to_world([1, 0, 2]), grid.to_world([2, 2, 2]), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(

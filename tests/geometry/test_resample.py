@@ -51,9 +51,14 @@ def test_labels_on_permuted_and_flipped_axes_are_the_same_voxels_in_the_same_dty
 @given(st.data())
 def test_interpolation_agrees_with_scipy(grids, data):
     grid, target = data.draw(grids), data.draw(grids)
-    target = Grid(target.shape, np.block([[target.affine[:3, :3] * 0.3, grid.centre[:, None]], [np.eye(4)[3:]]]))
+    target = Grid(
+        target.shape,
+        np.block([[target.affine[:3, :3] * 0.3, grid.centre[:, None]], [np.eye(4)[3:]]]),
+    )
     values = np.random.default_rng(1).normal(size=grid.shape)
-    points = target.to_world(np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), -1))
+    points = target.to_world(
+        np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), -1)
+    )
     index = np.moveaxis(grid.to_index(points), -1, 0)
     expected = map_coordinates(values, index, order=1, mode="nearest")
     within = ((index > -0.49) & (index < np.array(grid.shape).reshape(3, 1, 1, 1) - 0.51)).all(0)
@@ -97,16 +102,22 @@ def test_smoothing_only_what_is_read_changes_nothing():
     whole = grid.resampled(3.0)
     part = whole.crop((4, 5, 6), (5, 4, 3))
     small = resample(Volume(values, grid), part).values
-    np.testing.assert_allclose(small, resample(Volume(values, grid), whole).values[4:9, 5:9, 6:9], atol=1e-5)
+    np.testing.assert_allclose(
+        small, resample(Volume(values, grid), whole).values[4:9, 5:9, 6:9], atol=1e-5
+    )
 
 
 @given(st.data(), st.integers(1, 200))
 def test_slabs_cover_a_grid_once_in_order(grids, data, limit):
     grid = data.draw(grids)
     pieces = list(slabs(grid, limit))
-    assert [i for part, _ in pieces for i in range(part.start, part.stop)] == list(range(grid.shape[0]))
+    assert [i for part, _ in pieces for i in range(part.start, part.stop)] == list(
+        range(grid.shape[0])
+    )
     points = np.concatenate([p for _, p in pieces])
-    np.testing.assert_allclose(points[-1, -1, -1], grid.to_world(np.array(grid.shape) - 1), atol=1e-9)
+    np.testing.assert_allclose(
+        points[-1, -1, -1], grid.to_world(np.array(grid.shape) - 1), atol=1e-9
+    )
 
 
 def test_a_function_of_points_reads_what_an_array_of_points_reads():

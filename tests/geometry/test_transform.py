@@ -6,7 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, apply_affine, warp_volume
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import (
+    DisplacementField,
+    Grid,
+    Transform,
+    Volume,
+    apply_affine,
+    warp_volume,
+)
 from napari_shmoareg.geometry.field import warp
 
 
@@ -26,7 +34,9 @@ def voxels(grid):
 def wave(grid, size=2.5, length=30.0):
     """A smooth displacement in mm, the same function of the world on every grid."""
     p = voxels(grid) / length * 2
-    return DisplacementField(size * np.stack([np.sin(p[..., 1]), np.cos(p[..., 2]), np.sin(p[..., 0])], -1), grid)
+    return DisplacementField(
+        size * np.stack([np.sin(p[..., 1]), np.cos(p[..., 2]), np.sin(p[..., 0])], -1), grid
+    )
 
 
 def some_affine():
@@ -60,7 +70,9 @@ def test_a_warp_in_the_world_is_the_warp_in_voxels():
     grid = oblique()
     image = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
     displacement = 1.7 * torch.randn(1, 3, *grid.shape, generator=torch.Generator().manual_seed(1))
-    expected = warp(torch.from_numpy(image)[None, None], displacement, padding="border")[0, 0].numpy()
+    expected = warp(torch.from_numpy(image)[None, None], displacement, padding="border")[
+        0, 0
+    ].numpy()
     transform = Transform(np.eye(4), DisplacementField.from_voxels(displacement, grid))
     found = warp_volume(Volume(image, grid), grid, transform).values
     index = grid.to_index(transform.map_points(voxels(grid)))
@@ -74,7 +86,9 @@ def test_a_transform_without_motion_leaves_an_image_as_it_is(grids, data):
     grid = data.draw(grids)
     values = np.random.default_rng(0).integers(0, 200, grid.shape).astype(np.uint8)
     still = Transform(np.eye(4), DisplacementField(np.zeros((*grid.shape, 3)), grid))
-    np.testing.assert_allclose(warp_volume(Volume(values, grid), grid, still).values, values, atol=2e-3)
+    np.testing.assert_allclose(
+        warp_volume(Volume(values, grid), grid, still).values, values, atol=2e-3
+    )
     labels = warp_volume(Volume(values, grid, is_labels=True), grid, still)
     assert labels.values.dtype == np.uint8
     np.testing.assert_array_equal(labels.values, values)
@@ -133,7 +147,9 @@ def test_one_field_says_the_whole_transform():
     transform = Transform(some_affine(), wave(grid))
     target = oblique((9, 11, 8), (4.0, 3.5, 4.5))
     total = transform.total(target)
-    np.testing.assert_allclose(voxels(target) + total.vectors, transform.map_points(voxels(target)), atol=1e-4)
+    np.testing.assert_allclose(
+        voxels(target) + total.vectors, transform.map_points(voxels(target)), atol=1e-4
+    )
 
 
 def test_the_jacobian_of_a_scaling_in_the_world_is_its_product_on_any_grid():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume, VolumePair
 
 GRID = Grid((4, 5, 3), np.diag([2.0, 1.5, 3.0, 1.0]))
 
@@ -30,7 +31,10 @@ def test_a_mask_of_truth_values_becomes_numbers():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(1e60, "beyond what single precision holds"), (float("nan"), r"1 voxels that are NaN.*--nan 0")],
+    [
+        (1e60, "beyond what single precision holds"),
+        (float("nan"), r"1 voxels that are NaN.*--nan 0"),
+    ],
 )
 def test_an_image_with_impossible_values_is_refused(values, message):
     scan = ramp()
@@ -89,7 +93,10 @@ def test_labels_off_by_rounding_are_put_on_the_grid_of_their_image():
         (
             (0, 3),
             0.3,
-            r"corners up to 0\.15 voxels \(0\.3 mm\) apart; first voxel \(0\.3, 0, 0\) against \(0, 0, 0\) mm",
+            (
+                r"corners up to 0\.15 voxels \(0\.3 mm\) apart; first voxel \(0\.3, 0, 0\) against"
+                r" \(0, 0, 0\) mm"
+            ),
         ),
         ((0, 0), 0.12, r"spacing \(2\.12, 1\.5, 3\) against \(2, 1\.5, 3\) mm"),
         ((0, 3), -1e3, r"first voxel \(-1000, 0, 0\) against"),
@@ -105,10 +112,17 @@ def test_the_refusal_of_labels_shows_numbers_that_differ(entry, more, says):
 
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
 def test_images_in_different_units_are_refused_with_both_spacings(factor):
-    other = Volume(ramp(), Grid(GRID.shape, np.diag([factor, factor, factor, 1.0]) @ GRID.affine), "small")
-    with pytest.raises(InputError, match=r"'small' \(.* mm\).* differ in size by a factor of .*another unit"):
+    other = Volume(
+        ramp(), Grid(GRID.shape, np.diag([factor, factor, factor, 1.0]) @ GRID.affine), "small"
+    )
+    with pytest.raises(
+        InputError, match=r"'small' \(.* mm\).* differ in size by a factor of .*another unit"
+    ):
         VolumePair(other, volume(ramp()))
-    VolumePair(volume(ramp()), Volume(ramp(), Grid(GRID.shape, np.diag([0.02, 0.02, 0.02, 1.0]) @ GRID.affine)))
+    VolumePair(
+        volume(ramp()),
+        Volume(ramp(), Grid(GRID.shape, np.diag([0.02, 0.02, 0.02, 1.0]) @ GRID.affine)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,4 +139,9 @@ def test_images_in_different_units_are_refused_with_both_spacings(factor):
     ],
 )
 def test_single_precision_serves_unless_it_loses_what_lies_between(values, kind):
-    assert Volume(np.broadcast_to(values[:, None, None], (2, 2, 2)), Grid((2, 2, 2), np.eye(4))).float_type == kind
+    assert (
+        Volume(
+            np.broadcast_to(values[:, None, None], (2, 2, 2)), Grid((2, 2, 2), np.eye(4))
+        ).float_type
+        == kind
+    )

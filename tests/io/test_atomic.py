@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.atomic import ending, new_folder, stem, writing
-from napari_shmoareg.io.places import check_new_folder
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.files import check_new_folder, ending, new_folder, stem, writing
 
 
 def dead_process() -> int:
@@ -24,7 +23,12 @@ def dead_process() -> int:
 def test_nii_gz_is_one_ending_and_other_dots_belong_to_the_name():
     assert ending("a/sub.01.T1.nii.GZ") == ".nii.gz"
     assert stem("a/sub.01.T1.nii.GZ") == "sub.01.T1"
-    assert (ending("x.h5"), stem("x.h5"), ending("plain"), stem("plain")) == (".h5", "x", "", "plain")
+    assert (ending("x.h5"), stem("x.h5"), ending("plain"), stem("plain")) == (
+        ".h5",
+        "x",
+        "",
+        "plain",
+    )
 
 
 def test_a_file_is_not_there_before_it_is_whole(tmp_path):
@@ -51,7 +55,10 @@ def test_a_full_disk_says_so_and_how_much_is_needed(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     with pytest.raises(InputError, match=r"disk is full.*needs about 23 MB.*Free some space"):
-        with writing(tmp_path / "big.bin", size=23_000_000), open("/dev/full", "wb", buffering=0) as full:
+        with (
+            writing(tmp_path / "big.bin", size=23_000_000),
+            open("/dev/full", "wb", buffering=0) as full,
+        ):
             full.write(b"x")
     with pytest.raises(InputError, match="disk is full"):
         with new_folder(tmp_path / "results"), open("/dev/full", "wb", buffering=0) as full:
@@ -65,11 +72,17 @@ def test_an_error_without_a_number_is_a_full_disk_only_where_less_is_free_than_i
 ):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
-    with pytest.raises(InputError if full else RuntimeError) as caught, new_folder(tmp_path / "results") as folder:
+    with (
+        pytest.raises(InputError if full else RuntimeError) as caught,
+        new_folder(tmp_path / "results") as folder,
+    ):
         with writing(folder / "big.h5", size=23_000_000):
             raise RuntimeError("Exception thrown in a library")
     if full:
-        assert f"The disk is full: {tmp_path / 'results' / 'big.h5'} could not be written; 5 MB" in str(caught.value)
+        assert (
+            f"The disk is full: {tmp_path / 'results' / 'big.h5'} could not be written; 5 MB"
+            in str(caught.value)
+        )
         assert "partial" not in str(caught.value)
 
 
@@ -132,7 +145,10 @@ def test_an_empty_folder_is_taken_and_a_full_one_is_not(tmp_path):
     with new_folder(target) as folder:
         (folder / "a.txt").write_text("a")
     assert os.listdir(target) == ["a.txt"]
-    with pytest.raises(InputError, match=r"not empty \(1 entries, such as 'a.txt'\)"), new_folder(target):
+    with (
+        pytest.raises(InputError, match=r"not empty \(1 entries, such as 'a.txt'\)"),
+        new_folder(target),
+    ):
         pass
     assert os.listdir(target) == ["a.txt"]
 
@@ -149,10 +165,17 @@ def test_a_folder_that_cannot_be_replaced_is_filled_from_within(tmp_path, monkey
 
 
 def test_the_report_comes_last_into_a_folder_that_is_filled_from_within(tmp_path, monkeypatch):
-    names = [f"{n}.txt" for n in range(9)] + ["report.json", "summary.csv", "warped.nii.gz", "zebra"]
+    names = [f"{n}.txt" for n in range(9)] + [
+        "report.json",
+        "summary.csv",
+        "warped.nii.gz",
+        "zebra",
+    ]
     monkeypatch.chdir(tmp_path)
     moved, rename = [], Path.rename
-    monkeypatch.setattr(Path, "rename", lambda self, target: (moved.append(self.name), rename(self, target))[1])
+    monkeypatch.setattr(
+        Path, "rename", lambda self, target: (moved.append(self.name), rename(self, target))[1]
+    )
     with new_folder(tmp_path) as folder:
         for name in names:
             (folder / name).write_text("whole")
@@ -169,7 +192,9 @@ def leave_behind(folder: Path, process: int) -> Path:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_what_a_killed_run_left_within_a_folder_does_not_block_the_next(tmp_path, monkeypatch, inside):
+def test_what_a_killed_run_left_within_a_folder_does_not_block_the_next(
+    tmp_path, monkeypatch, inside
+):
     target = tmp_path / "results"
     left = leave_behind(target, dead_process())
     if inside:
@@ -232,13 +257,15 @@ def test_what_a_killed_run_left_is_cleaned_but_not_what_a_live_one_is_writing(tm
 def test_a_run_killed_while_writing_leaves_no_finished_looking_folder(tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from napari_shmoareg.io.atomic import new_folder\n"
+        "from napari_shmoareg.io.files import new_folder\n"
         "with new_folder(sys.argv[1]) as folder:\n"
         "    (folder / 'report.json').write_text('{}')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     root = Path(__file__).parents[2]
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "results")], cwd=root, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "results")], cwd=root, check=False
+    )
     assert ended.returncode != 0
     assert not (tmp_path / "results").exists()
     with new_folder(tmp_path / "results"):

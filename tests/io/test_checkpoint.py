@@ -8,10 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io import checkpoint
-from napari_shmoareg.io.checkpoint import load_network, save_network
-from napari_shmoareg.io.model_card import read_card, shipped_weights
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import checkpoint, load_network, read_card, save_network, shipped_weights
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 CARD = {"data": "made shapes", "steps": 12, "figures": {"dice": [0.5, 0.7]}}
@@ -40,7 +38,10 @@ def test_a_loaded_network_gives_the_same_displacement(tmp_path, network):
 def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, network):
     save_network(network, tmp_path / "full.safetensors", card=CARD)
     save_network(network, tmp_path / "half.safetensors", card=CARD, half=True)
-    sizes = [sum(t.nbytes for t in load_file(tmp_path / f"{n}.safetensors").values()) for n in ("full", "half")]
+    sizes = [
+        sum(t.nbytes for t in load_file(tmp_path / f"{n}.safetensors").values())
+        for n in ("full", "half")
+    ]
     assert sizes[1] < 0.55 * sizes[0]
     back = load_network(tmp_path / "half.safetensors")
     assert {p.dtype for p in back.parameters()} == {torch.float32}
@@ -52,7 +53,9 @@ def test_unknown_weights_list_the_shipped_ones(tmp_path, network, monkeypatch):
     monkeypatch.setattr("napari_shmoareg.io.model_card.SHIPPED", tmp_path)
     save_network(network, tmp_path / "little.safetensors", card=CARD)
     assert shipped_weights() == ["little"]
-    with pytest.raises(InputError, match=r"no weights 'large': neither a file nor shipped \(little\)"):
+    with pytest.raises(
+        InputError, match=r"no weights 'large': neither a file nor shipped \(little\)"
+    ):
         load_network("large")
     assert load_network("little").config == network.config
     assert read_card("little") == CARD
@@ -84,7 +87,9 @@ def test_weights_of_another_shape_are_refused(tmp_path, network):
 def test_a_truncated_file_is_refused(tmp_path, network, keep):
     save_network(network, tmp_path / "n.safetensors", card=CARD)
     whole = (tmp_path / "n.safetensors").read_bytes()
-    (tmp_path / "n.safetensors").write_bytes(whole[: int(keep if keep > 1 or keep == 0 else keep * len(whole))])
+    (tmp_path / "n.safetensors").write_bytes(
+        whole[: int(keep if keep > 1 or keep == 0 else keep * len(whole))]
+    )
     with pytest.raises(InputError, match=r"bytes"):
         load_network(tmp_path / "n.safetensors")
 
@@ -124,7 +129,9 @@ def test_weights_whose_header_begins_like_a_pickle_are_read(network, tmp_path):
 
 def test_a_foreign_safetensors_and_plain_text_are_refused(tmp_path):
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(InputError, match=r"safetensors file, but not 'shmoareg-1' \(it says: nothing\)"):
+    with pytest.raises(
+        InputError, match=r"safetensors file, but not 'shmoareg-1' \(it says: nothing\)"
+    ):
         load_network(tmp_path / "foreign.safetensors")
     (tmp_path / "text.safetensors").write_text("hello, this is text")
     with pytest.raises(InputError, match="not a safetensors file"):
@@ -134,7 +141,11 @@ def test_a_foreign_safetensors_and_plain_text_are_refused(tmp_path):
 def test_a_config_of_a_later_version_is_refused(tmp_path, network):
     tensors = {n: t.clone() for n, t in network.state_dict().items()}
     for config in ('{"new_idea": 3}', "not json", "[1]"):
-        save_file(tensors, tmp_path / "n.safetensors", metadata={"format": checkpoint.FORMAT, "config": config})
+        save_file(
+            tensors,
+            tmp_path / "n.safetensors",
+            metadata={"format": checkpoint.FORMAT, "config": config},
+        )
         with pytest.raises(InputError, match="not one that this version knows"):
             load_network(tmp_path / "n.safetensors")
 

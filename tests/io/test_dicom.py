@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.images import read_image
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import read_image
 
 NX, NY, NZ = 14, 11, 8
 SPACING = (1.5, 0.9)
@@ -21,7 +21,9 @@ def frame():
     return (turn @ tilt).T
 
 
-def write_series(folder, *, numbers=range(NZ), uid=UID, drift=0.0, offset=0, positions=True, start=0.0):
+def write_series(
+    folder, *, numbers=range(NZ), uid=UID, drift=0.0, offset=0, positions=True, start=0.0
+):
     """Slices of a known volume; returns the whole volume (i, j, k)."""
     folder.mkdir(exist_ok=True)
     values = np.random.default_rng(5).integers(-200, 900, (NX, NY, NZ)).astype(np.int16)
@@ -56,7 +58,12 @@ def world_of(index):
     """RAS mm of a voxel, from the tags."""
     right, down, normal = frame()
     i, j, k = index
-    lps = np.array([-30.0, 12.0, 40.0]) + i * SPACING[0] * right + j * SPACING[1] * down + k * STEP * normal
+    lps = (
+        np.array([-30.0, 12.0, 40.0])
+        + i * SPACING[0] * right
+        + j * SPACING[1] * down
+        + k * STEP * normal
+    )
     return lps * [-1, -1, 1]
 
 
@@ -71,7 +78,9 @@ def test_slices_are_stacked_by_their_place_whatever_their_file_names(tmp_path):
 
 def test_a_missing_slice_is_told_and_where(tmp_path):
     write_series(tmp_path / "scan", numbers=[0, 1, 2, 4, 5, 6, 7])
-    with pytest.raises(InputError, match=r"6\.000 mm between .* 3\.000 mm is usual; about 1 of 8 slices"):
+    with pytest.raises(
+        InputError, match=r"6\.000 mm between .* 3\.000 mm is usual; about 1 of 8 slices"
+    ):
         read_image(tmp_path / "scan")
 
 
@@ -96,7 +105,9 @@ def test_a_tilted_gantry_gives_a_sheared_grid_not_a_straightened_one(tmp_path):
     write_series(tmp_path / "scan", drift=0.8)
     grid = read_image(tmp_path / "scan").grid
     _, down, _ = frame()
-    np.testing.assert_allclose(grid.to_world((2, 3, 7)), world_of((2, 3, 7)) + 7 * 0.8 * down * [-1, -1, 1], atol=1e-4)
+    np.testing.assert_allclose(
+        grid.to_world((2, 3, 7)), world_of((2, 3, 7)) + 7 * 0.8 * down * [-1, -1, 1], atol=1e-4
+    )
 
 
 def test_pictures_without_a_place_are_refused(tmp_path):

@@ -15,15 +15,26 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
 )
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io import dicom
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import dicom, read_image
 from napari_shmoareg.io.dicom_pixels import DicomWarning
-from napari_shmoareg.io.images import read_image
 
-CT, MR, PET = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
+CT, MR, PET = (
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.4",
+    "1.2.840.10008.5.1.4.1.1.128",
+)
 ENHANCED_MR, ENHANCED_PET = "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.130"
-CAPTURE, CAPTURES, XA = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.3", "1.2.840.10008.5.1.4.1.1.12.1"
-NM, DOSE, SEG = "1.2.840.10008.5.1.4.1.1.20", "1.2.840.10008.5.1.4.1.1.481.2", "1.2.840.10008.5.1.4.1.1.66.4"
+CAPTURE, CAPTURES, XA = (
+    "1.2.840.10008.5.1.4.1.1.7",
+    "1.2.840.10008.5.1.4.1.1.7.3",
+    "1.2.840.10008.5.1.4.1.1.12.1",
+)
+NM, DOSE, SEG = (
+    "1.2.840.10008.5.1.4.1.1.20",
+    "1.2.840.10008.5.1.4.1.1.481.2",
+    "1.2.840.10008.5.1.4.1.1.66.4",
+)
 STRUCTURES, REPORT = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.88.11"
 SERIES = "1.2.826.0.1.3680043.8.498.1"
 NX, NY, NZ = 9, 7, 6
@@ -49,10 +60,17 @@ def volume(dtype=np.int16, low=0, high=900, seed=0):
 
 def new(sop, number=1, series=SERIES, syntax=ExplicitVRLittleEndian):
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(sop), UID(f"{series}.{number}")
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+        UID(sop),
+        UID(f"{series}.{number}"),
+    )
     meta.TransferSyntaxUID = syntax
     d = FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128)
-    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = UID(sop), UID(f"{series}.{number}"), series
+    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = (
+        UID(sop),
+        UID(f"{series}.{number}"),
+        series,
+    )
     d.StudyInstanceUID, d.SeriesDescription, d.InstanceNumber = "1.2.3", "thorax", number
     return d
 
@@ -91,7 +109,18 @@ def item(**elements):
     return Sequence([d])
 
 
-def multi(folder, values, places=None, *, edit=None, frame=None, sop=ENHANCED_MR, name="a.dcm", order=None, **more):
+def multi(
+    folder,
+    values,
+    places=None,
+    *,
+    edit=None,
+    frame=None,
+    sop=ENHANCED_MR,
+    name="a.dcm",
+    order=None,
+    **more,
+):
     """One multi-frame file; `frame` changes the functional groups of a frame, `edit` the whole."""
     folder.mkdir(parents=True, exist_ok=True)
     places = places or positions()
@@ -107,7 +136,9 @@ def multi(folder, values, places=None, *, edit=None, frame=None, sop=ENHANCED_MR
     for n in order:
         group = Dataset()
         group.PlanePositionSequence = item(ImagePositionPatient=list(places[n]))
-        group.FrameContentSequence = item(StackID="1", TemporalPositionIndex=1, FrameAcquisitionNumber=1)
+        group.FrameContentSequence = item(
+            StackID="1", TemporalPositionIndex=1, FrameAcquisitionNumber=1
+        )
         if frame:
             frame(group, n)
         groups.append(group)
@@ -139,7 +170,9 @@ def refused(path, *words):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_slices_and_frames_are_ordered_by_position_whatever_their_order_in_the_files(tmp_path, order):
+def test_slices_and_frames_are_ordered_by_position_whatever_their_order_in_the_files(
+    tmp_path, order
+):
     values = volume()
     for path in each_way(tmp_path, values, order=ORDERS[order]):
         read = read_image(path)
@@ -153,19 +186,30 @@ def test_slices_and_frames_are_ordered_by_position_whatever_their_order_in_the_f
 def test_a_tilted_gantry_shears_the_grid_of_both(tmp_path):
     for path in each_way(tmp_path, volume(), positions(drift=0.8)):
         last = ORIGIN + np.array([0, 0.8, STEP]) * (NZ - 1)
-        np.testing.assert_allclose(read_image(path).grid.to_world((0, 0, NZ - 1)), last * [-1, -1, 1], atol=1e-9)
+        np.testing.assert_allclose(
+            read_image(path).grid.to_world((0, 0, NZ - 1)), last * [-1, -1, 1], atol=1e-9
+        )
 
 
 def test_a_missing_slice_is_named_in_both(tmp_path):
     kept = [0, 1, 2, 4, 5]
     for path in each_way(tmp_path, volume(), order=kept):
-        refused(path, "5.000 mm between 10.00 and 15.00 mm", "2.500 mm is usual", "1 of 6 slices are missing")
+        refused(
+            path,
+            "5.000 mm between 10.00 and 15.00 mm",
+            "2.500 mm is usual",
+            "1 of 6 slices are missing",
+        )
 
 
 def test_two_spacings_are_named_and_no_slice_is_called_missing(tmp_path):
-    for n, heights in enumerate(([0, 4, 8, 12, 19, 26], [0, 3, 6, 12, 18, 24], [0, 7, 14, 18, 22, 26])):
+    for n, heights in enumerate(
+        ([0, 4, 8, 12, 19, 26], [0, 3, 6, 12, 18, 24], [0, 7, 14, 18, 22, 26])
+    ):
         for path in each_way(tmp_path / str(n), volume(), positions(heights=heights)):
-            first, last = (f"{step:.3f} mm from" for step in (heights[1], heights[-1] - heights[-2]))
+            first, last = (
+                f"{step:.3f} mm from" for step in (heights[1], heights[-1] - heights[-2])
+            )
             assert "missing" not in refused(path, "two spacings", first, last)
 
 
@@ -185,14 +229,19 @@ def test_one_slice_is_a_volume_only_with_a_thickness(tmp_path):
     def thick(d, n):
         d.SliceThickness = 4
 
-    assert read_image(classic(tmp_path / "a", volume(), positions()[:1], edit=thick)).grid.spacing[2] == 4
+    assert (
+        read_image(classic(tmp_path / "a", volume(), positions()[:1], edit=thick)).grid.spacing[2]
+        == 4
+    )
     refused(classic(tmp_path / "b", volume(), positions()[:1]), "single slice without a thickness")
 
 
 # Pixel spacing, positions
 
 
-@pytest.mark.parametrize("spacing", ["", "0\\0", "-1\\-1", "nan\\nan", "abc\\1", "1", "1\\1\\1", "1,5\\1,5", "inf\\1"])
+@pytest.mark.parametrize(
+    "spacing", ["", "0\\0", "-1\\-1", "nan\\nan", "abc\\1", "1", "1\\1\\1", "1,5\\1,5", "inf\\1"]
+)
 def test_a_pixel_spacing_that_is_none_is_refused_in_both(tmp_path, spacing):
     raw = pydicom.dataelem.RawDataElement(
         pydicom.tag.Tag("PixelSpacing"), "DS", len(spacing), spacing.encode(), 0, False, True
@@ -215,7 +264,11 @@ def test_the_spacing_of_a_detector_is_none_of_the_patient(tmp_path):
         del d.PixelSpacing
         d.ImagerPixelSpacing = [0.3, 0.3]
 
-    refused(classic(tmp_path / "a", volume(), edit=detector), "PixelSpacing is missing", "ImagerPixelSpacing")
+    refused(
+        classic(tmp_path / "a", volume(), edit=detector),
+        "PixelSpacing is missing",
+        "ImagerPixelSpacing",
+    )
 
 
 def test_a_pixel_spacing_that_changes_is_refused_in_both(tmp_path):
@@ -223,7 +276,9 @@ def test_a_pixel_spacing_that_changes_is_refused_in_both(tmp_path):
         d.PixelSpacing = [2, 2] if n > 3 else [SPACING[1], SPACING[0]]
 
     def frame(group, n):
-        group.PixelMeasuresSequence = item(PixelSpacing=[2, 2] if n > 3 else [SPACING[1], SPACING[0]])
+        group.PixelMeasuresSequence = item(
+            PixelSpacing=[2, 2] if n > 3 else [SPACING[1], SPACING[0]]
+        )
 
     words = "PixelSpacing changes", "0.75 x 1.5 mm", "2 x 2 mm"
     refused(classic(tmp_path / "classic", volume(), edit=slice_), *words)
@@ -243,8 +298,14 @@ def film(folder, sop, **more):
 
 def test_frames_without_positions_are_refused_with_what_they_are(tmp_path):
     refused(film(tmp_path / "sc", CAPTURES), "6 frames", "Secondary Capture", "a.dcm")
-    refused(film(tmp_path / "xa", XA, ImagerPixelSpacing=[0.3, 0.3], PixelSpacing=[1, 1]), "Angiographic")
-    refused(film(tmp_path / "nm", NM, DetectorInformationSequence=item(ImagePositionPatient=[0, 0, 0])), "nuclear")
+    refused(
+        film(tmp_path / "xa", XA, ImagerPixelSpacing=[0.3, 0.3], PixelSpacing=[1, 1]),
+        "Angiographic",
+    )
+    refused(
+        film(tmp_path / "nm", NM, DetectorInformationSequence=item(ImagePositionPatient=[0, 0, 0])),
+        "nuclear",
+    )
 
     def lost(group, n):
         if n == 2:
@@ -308,7 +369,13 @@ def test_volumes_in_one_file_are_listed_and_each_can_be_chosen(tmp_path, key):
     both = np.stack([a, b], 3).reshape(NX, NY, 2 * NZ)
     places = [place for place in positions() for _ in range(2)]
     path = multi(tmp_path / "scan", both, places, frame=twice(key, one, two))
-    refused(path, "2 volumes", f"1 ({first}, 6 slices)", f"2 ({second}, 6 slices)", f"'{path}#{SERIES}/1'")
+    refused(
+        path,
+        "2 volumes",
+        f"1 ({first}, 6 slices)",
+        f"2 ({second}, 6 slices)",
+        f"'{path}#{SERIES}/1'",
+    )
     for number, values in ((1, a), (2, b)):
         read = read_image(f"{path}#{SERIES}/{number}")
         np.testing.assert_array_equal(read.values, values)
@@ -354,7 +421,9 @@ def test_diffusion_is_listed_by_b_value_and_direction(tmp_path):
             group.MRDiffusionSequence[0].DiffusionGradientDirectionSequence = sequence
 
     places = [place for place in positions() for _ in range(3)]
-    path = multi(tmp_path / "scan", np.stack(values, 3).reshape(NX, NY, 3 * NZ), places, frame=frame)
+    path = multi(
+        tmp_path / "scan", np.stack(values, 3).reshape(NX, NY, 3 * NZ), places, frame=frame
+    )
     refused(path, "3 volumes", "b-value 0", "b-value 700, gradient direction 0/1/0")
     np.testing.assert_array_equal(read_image(f"{path}#{SERIES}/3").values, values[1])
 
@@ -373,10 +442,14 @@ def test_echoes_and_moments_of_a_classic_series_are_volumes(tmp_path):
     path = classic(tmp_path / "scan", b, edit=echo(2), sop=MR, prefix="b")
     refused(path, "2 volumes", "echo time 4.6", "echo time 9.2")
     np.testing.assert_array_equal(read_image(f"{path}#{SERIES}/2").values, b)
-    assert dicom.series_of(path / "b003.dcm") == (f"{SERIES}/2", [path / f"b{n:03d}.dcm" for n in range(NZ)])
+    assert dicom.series_of(path / "b003.dcm") == (
+        f"{SERIES}/2",
+        [path / f"b{n:03d}.dcm" for n in range(NZ)],
+    )
 
     def moment(number):
-        return lambda d, n: setattr(d, "TriggerTime", 40.0 * number + 7 * n)  # it differs from slice to slice
+        # it differs from slice to slice
+        return lambda d, n: setattr(d, "TriggerTime", 40.0 * number + 7 * n)
 
     classic(tmp_path / "cine", a, edit=moment(0), sop=MR, prefix="b")
     path = classic(tmp_path / "cine", b, edit=moment(10), sop=MR, prefix="a")
@@ -391,7 +464,9 @@ def test_two_multi_frame_files_of_one_series_are_volumes_or_parts(tmp_path):
     refused(path, "2 volumes", "file a.dcm", "file b.dcm")
     np.testing.assert_array_equal(read_image(f"{path}#{SERIES}/2").values, b)
     multi(tmp_path / "parts", a, name="a.dcm", order=[0, 1, 2])
-    np.testing.assert_array_equal(read_image(multi(tmp_path / "parts", a, name="b.dcm", order=[3, 4, 5])).values, a)
+    np.testing.assert_array_equal(
+        read_image(multi(tmp_path / "parts", a, name="b.dcm", order=[3, 4, 5])).values, a
+    )
 
 
 def test_a_copied_slice_or_frame_is_refused(tmp_path):
@@ -399,7 +474,10 @@ def test_a_copied_slice_or_frame_is_refused(tmp_path):
     (path / "copy.dcm").write_bytes((path / "s002.dcm").read_bytes())
     refused(path, "two slices at the same place", "copy.dcm and s002.dcm")
     places = positions()
-    refused(multi(tmp_path / "multi", volume(), [*places[:3], *places[2:5]]), "two slices at the same place")
+    refused(
+        multi(tmp_path / "multi", volume(), [*places[:3], *places[2:5]]),
+        "two slices at the same place",
+    )
 
 
 def test_two_directions_in_a_series_are_refused(tmp_path):
@@ -408,7 +486,10 @@ def test_two_directions_in_a_series_are_refused(tmp_path):
     def upright(d, n):
         d.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
 
-    refused(classic(path, volume(), positions()[:1], edit=upright, prefix="scout"), "differ in size or direction")
+    refused(
+        classic(path, volume(), positions()[:1], edit=upright, prefix="scout"),
+        "differ in size or direction",
+    )
 
 
 # What is no scan
@@ -420,7 +501,11 @@ def other(folder, sop, name, *, series="1.2.9", pixels=False, **more):
     if pixels:
         put_pixels(d, volume().transpose(2, 1, 0))
         d.NumberOfFrames = NZ
-        d.ImagePositionPatient, d.ImageOrientationPatient, d.PixelSpacing = [0, 0, 0], [1, 0, 0, 0, 1, 0], [1, 1]
+        d.ImagePositionPatient, d.ImageOrientationPatient, d.PixelSpacing = (
+            [0, 0, 0],
+            [1, 0, 0, 0, 1, 0],
+            [1, 1],
+        )
     for keyword, value in more.items():
         setattr(d, keyword, value)
     d.save_as(folder / name, enforce_file_format=True)
@@ -430,14 +515,25 @@ def other(folder, sop, name, *, series="1.2.9", pixels=False, **more):
 def test_what_is_no_scan_is_skipped_beside_one_and_named_alone(tmp_path):
     values = volume()
     path = classic(tmp_path / "scan", values)
-    kinds = {"dose": (DOSE, True), "rtss": (STRUCTURES, False), "seg": (SEG, True), "sr": (REPORT, False)}
+    kinds = {
+        "dose": (DOSE, True),
+        "rtss": (STRUCTURES, False),
+        "seg": (SEG, True),
+        "sr": (REPORT, False),
+    }
     for name, (sop, pixels) in kinds.items():
         other(path, sop, f"{name}.dcm", pixels=pixels)
-        refused(other(tmp_path / name, sop, f"{name}.dcm", pixels=pixels), f"no DICOM scan, only {name}.dcm")
+        refused(
+            other(tmp_path / name, sop, f"{name}.dcm", pixels=pixels),
+            f"no DICOM scan, only {name}.dcm",
+        )
     d = new(CAPTURE, series="1.2.8")
     put_pixels(d, np.zeros((20, 30), np.uint8))
     d.save_as(path / "page.dcm", enforce_file_format=True)
-    with pytest.warns(DicomWarning, match=r"skipped: dose\.dcm \(RT Dose\), rtss\.dcm .*page\.dcm \(Secondary Capture"):
+    with pytest.warns(
+        DicomWarning,
+        match=r"skipped: dose\.dcm \(RT Dose\), rtss\.dcm .*page\.dcm \(Secondary Capture",
+    ):
         np.testing.assert_array_equal(read_image(path).values, values)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -501,7 +597,12 @@ def test_a_series_of_a_multi_frame_file_is_that_file(tmp_path):
 def test_colour_and_tables_are_refused(tmp_path):
     def colour(d, n):
         put_pixels(d, np.zeros((NY, 3 * NX), np.uint8))
-        d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation, d.PlanarConfiguration = NX, 3, "RGB", 0
+        d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation, d.PlanarConfiguration = (
+            NX,
+            3,
+            "RGB",
+            0,
+        )
 
     refused(classic(tmp_path / "rgb", volume(), edit=colour), "colour image", "s000.dcm")
 

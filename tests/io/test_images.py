@@ -12,8 +12,10 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_shmoareg.geometry import Grid, InputError, TooLargeError, Volume
-from napari_shmoareg.io.images import read_image, read_pair, storable, write_image
+from napari_shmoareg.errors import InputError, TooLargeError
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.io import read_image, read_pair, write_image
+from napari_shmoareg.io.images import storable
 
 SHAPE = (17, 13, 9)
 
@@ -37,7 +39,9 @@ def volume() -> Volume:
     return Volume(some_values(), oblique(), "scan")
 
 
-@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "uint16", "int32", "float32", "float64"])
+@pytest.mark.parametrize(
+    "kind", ["uint8", "int8", "int16", "uint16", "int32", "float32", "float64"]
+)
 def test_what_is_written_is_read_back_equal(tmp_path, kind):
     volume = Volume(some_values(kind), oblique(), "scan")
     write_image(volume, tmp_path / "scan.01.nii.gz")
@@ -111,7 +115,9 @@ def test_mgh_is_read(tmp_path, suffix):
 def test_a_big_endian_file_comes_in_this_machines_order(tmp_path):
     header = nibabel.Nifti1Header(endianness=">")
     header.set_data_dtype(">i2")
-    nibabel.save(nibabel.Nifti1Image(some_values(">i2"), oblique().affine, header), tmp_path / "a.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(some_values(">i2"), oblique().affine, header), tmp_path / "a.nii.gz"
+    )
     assert nibabel.load(tmp_path / "a.nii.gz").header.endianness == ">"
     back = read_image(tmp_path / "a.nii.gz")
     assert back.values.dtype == np.dtype("=i2") and back.values.dtype.isnative
@@ -142,8 +148,12 @@ def test_a_fourth_axis_of_one_is_dropped_and_others_need_a_choice(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "one.nii.gz").values, values[..., 0])
     with pytest.raises(InputError, match=r"4 axes \(17, 13, 9, 3\).*--channel 0"):
         read_image(tmp_path / "three.nii.gz")
-    np.testing.assert_array_equal(read_image(tmp_path / "three.nii.gz", channel=2).values, values[..., 2])
-    np.testing.assert_array_equal(read_image(tmp_path / "one.nii.gz", channel=2).values, values[..., 0])
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "three.nii.gz", channel=2).values, values[..., 2]
+    )
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "one.nii.gz", channel=2).values, values[..., 0]
+    )
     with pytest.raises(InputError, match="0 to 2; there is no channel 3"):
         read_image(tmp_path / "three.nii.gz", channel=3)
 
@@ -153,7 +163,9 @@ def test_components_of_an_itk_image_are_channels(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(values, isVector=True), str(tmp_path / "a.nrrd"))
     with pytest.raises(InputError, match="--channel 0"):
         read_image(tmp_path / "a.nrrd")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.nrrd", channel=1).values, values[..., 1].transpose(2, 1, 0))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.nrrd", channel=1).values, values[..., 1].transpose(2, 1, 0)
+    )
 
 
 def test_colours_and_flat_images_are_refused(tmp_path):
@@ -177,7 +189,11 @@ def test_nan_voxels_are_read_as_they_are_unless_a_value_is_given(tmp_path):
     with pytest.raises(InputError, match="2 voxels that are NaN or infinite"):
         read_image(tmp_path / "a.nii.gz").check_image("fixed")
     mended = read_image(tmp_path / "a.nii.gz", nan=0.0)
-    assert mended.values[3, 4, 5] == 0 and mended.values[1, 1, 1] == 0 and mended.values.dtype == np.float32
+    assert (
+        mended.values[3, 4, 5] == 0
+        and mended.values[1, 1, 1] == 0
+        and mended.values.dtype == np.float32
+    )
     mended.check_image("fixed")
 
 
@@ -186,7 +202,9 @@ def test_a_truncated_nifti_says_how_much_came(tmp_path, volume, name):
     write_image(volume, tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(InputError, match=rf"{name} is damaged or cut short \({len(whole) * 2 // 3} bytes.*again"):
+    with pytest.raises(
+        InputError, match=rf"{name} is damaged or cut short \({len(whole) * 2 // 3} bytes.*again"
+    ):
         read_image(tmp_path / name)
 
 
@@ -200,7 +218,9 @@ def test_content_that_ends_early_inside_a_sound_gzip_is_found(tmp_path, volume):
 
 def test_a_single_flipped_byte_is_found_by_the_checksum(tmp_path):
     rng = np.random.default_rng(0)
-    write_image(Volume(rng.integers(0, 30000, SHAPE).astype(np.int16), oblique()), tmp_path / "a.nii.gz")
+    write_image(
+        Volume(rng.integers(0, 30000, SHAPE).astype(np.int16), oblique()), tmp_path / "a.nii.gz"
+    )
     raw = bytearray((tmp_path / "a.nii.gz").read_bytes())
     raw[len(raw) // 2] ^= 0x40
     (tmp_path / "a.nii.gz").write_bytes(bytes(raw))
@@ -320,7 +340,9 @@ def test_labels_are_whole_numbers_or_refused(tmp_path, volume):
     write_image(Volume(some_values("float32"), oblique()), tmp_path / "whole.nii.gz")
     labels = read_image(tmp_path / "whole.nii.gz", labels=True)
     assert labels.is_labels and labels.values.dtype.kind == "i"
-    write_image(Volume(some_values("float32") + np.float32(0.5), oblique()), tmp_path / "parts.nii.gz")
+    write_image(
+        Volume(some_values("float32") + np.float32(0.5), oblique()), tmp_path / "parts.nii.gz"
+    )
     with pytest.raises(InputError, match="values with fractions"):
         read_image(tmp_path / "parts.nii.gz", labels=True)
 
@@ -330,7 +352,9 @@ def test_a_pair_keeps_its_order_and_refuses_labels_of_another_grid(tmp_path, vol
     labels = Volume(np.abs(some_values()) // 40, volume.grid, is_labels=True)
     for name, each in (("m", volume), ("f", other), ("l", labels)):
         write_image(each, tmp_path / f"{name}.nii.gz")
-    pair = read_pair(tmp_path / "m.nii.gz", tmp_path / "f.nii.gz", moving_labels=tmp_path / "l.nii.gz")
+    pair = read_pair(
+        tmp_path / "m.nii.gz", tmp_path / "f.nii.gz", moving_labels=tmp_path / "l.nii.gz"
+    )
     assert (pair.moving.name, pair.fixed.name, pair.fixed_labels) == ("m", "f", None)
     assert pair.moving_labels is not None and pair.moving_labels.is_labels
     with pytest.raises(InputError, match="stand on another grid"):

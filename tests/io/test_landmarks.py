@@ -7,10 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.datasets import read_landmarks
-from napari_shmoareg.io.landmarks import read_landmark_pairs, read_points, write_landmark_pairs
-from napari_shmoareg.io.slicer_points import write_slicer_points
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.landmarks import (
+    read_landmark_pairs,
+    read_landmarks,
+    read_points,
+    write_landmark_pairs,
+    write_slicer_points,
+)
 
 FIXED = np.array([[10.5, -20.25, 30.0], [1, 2, 3]])
 MOVING = np.array([[11.0, -21.0, 32.5], [-4, 5, -6]])
@@ -20,24 +24,35 @@ def test_what_is_written_is_read_back_and_by_the_benchmark_too(tmp_path):
     path = tmp_path / "points.csv"
     write_landmark_pairs(path, moving=MOVING, fixed=FIXED)
     pairs = read_landmark_pairs(path)
-    assert np.array_equal(pairs.fixed, FIXED) and np.array_equal(pairs.moving, MOVING) and pairs.notes == ()
+    assert (
+        np.array_equal(pairs.fixed, FIXED)
+        and np.array_equal(pairs.moving, MOVING)
+        and pairs.notes == ()
+    )
     again = read_landmarks(path)
     assert np.array_equal(again.fixed, FIXED) and np.array_equal(again.moving, MOVING)
     lines = path.read_text().splitlines()
-    assert "LPS" in lines[0] and lines[2].startswith("-10.5000,20.2500,30.0000,-11.0000,21.0000,32.5000")
+    assert "LPS" in lines[0] and lines[2].startswith(
+        "-10.5000,20.2500,30.0000,-11.0000,21.0000,32.5000"
+    )
 
 
 def test_the_columns_may_stand_in_any_order_and_the_frame_may_be_ras(tmp_path):
     path = tmp_path / "points.csv"
     path.write_text(
-        "# RAS, mm\nname,moving_x,moving_y,moving_z,fixed_x,fixed_y,fixed_z\ncarina,11,-21,32.5,10.5,-20.25,30\n"
+        "# RAS,"
+        " mm\nname,moving_x,moving_y,moving_z,fixed_x,fixed_y,fixed_z\ncarina,11,-21,32.5,10.5,-20.25,30\n"
     )
     pairs = read_landmark_pairs(path)
-    assert pairs.fixed.tolist() == [FIXED[0].tolist()] and pairs.moving.tolist() == [MOVING[0].tolist()]
+    assert pairs.fixed.tolist() == [FIXED[0].tolist()] and pairs.moving.tolist() == [
+        MOVING[0].tolist()
+    ]
 
 
 @pytest.mark.parametrize("between", [",", ";", "\t", "  "])
-def test_a_file_without_words_holds_the_fixed_point_first_in_lps_and_this_is_said(tmp_path, between):
+def test_a_file_without_words_holds_the_fixed_point_first_in_lps_and_this_is_said(
+    tmp_path, between
+):
     path = tmp_path / "points.txt"
     path.write_text(between.join(("-1", "-2", "3", "-4", "-5e0", "6.0")) + "\n\n")
     pairs = read_landmark_pairs(path)
@@ -93,7 +108,9 @@ def test_three_numbers_a_row_are_points_of_one_image(tmp_path):
         ("a.csv", b"\xff\xfe\x00\x01", "as text"),
     ],
 )
-def test_a_file_that_holds_no_pairs_is_refused_with_what_was_expected(tmp_path, name, content, says):
+def test_a_file_that_holds_no_pairs_is_refused_with_what_was_expected(
+    tmp_path, name, content, says
+):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -106,14 +123,23 @@ def test_a_file_that_holds_no_pairs_is_refused_with_what_was_expected(tmp_path, 
     [
         ("a.mrk.json", "{", "no point list"),
         ("a.mrk.json", '{"markups": []}', "no point list"),
-        ("a.mrk.json", '{"markups": [{"coordinateSystem": "IJK", "controlPoints": [{"position": [1, 2, 3]}]}]}', "IJK"),
+        (
+            "a.mrk.json",
+            (
+                '{"markups": [{"coordinateSystem": "IJK", "controlPoints": [{"position": [1, 2,'
+                " 3]}]}]}"
+            ),
+            "IJK",
+        ),
         ("a.mrk.json", '{"markups": [{"controlPoints": []}]}', "shape"),
         ("a.fcsv", "# CoordinateSystem = IJK\n0,1,2,3,0\n", "IJK"),
         ("a.fcsv", "# CoordinateSystem = LPS\n0,1,2\n", "three numbers"),
         ("a.csv", "1,2\n", "three numbers"),
     ],
 )
-def test_a_file_that_holds_no_points_is_refused_with_what_was_expected(tmp_path, name, content, says):
+def test_a_file_that_holds_no_points_is_refused_with_what_was_expected(
+    tmp_path, name, content, says
+):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=says):
         read_points(tmp_path / name)
@@ -128,7 +154,9 @@ def test_points_are_written_in_no_unknown_format(tmp_path):
 def test_the_lung_landmarks_are_35_mm_apart_as_filed(shared_data):
     pairs = read_landmark_pairs(shared_data / "lung_ct" / "landmarks_inside_mm.csv")
     assert len(pairs.fixed) == 51
-    assert np.linalg.norm(pairs.fixed - pairs.moving, axis=1).mean() == pytest.approx(35.3, abs=0.05)
+    assert np.linalg.norm(pairs.fixed - pairs.moving, axis=1).mean() == pytest.approx(
+        35.3, abs=0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +173,9 @@ def test_the_lung_landmarks_are_35_mm_apart_as_filed(shared_data):
 def test_decimal_commas_are_read_where_they_can_be_told_from_separators(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     pairs = read_landmark_pairs(tmp_path / "a.csv")
-    assert pairs.fixed.tolist() == [[-12.5, -3.125, 4]] and pairs.moving.tolist() == [[-10.1, -2, 3.3]]
+    assert pairs.fixed.tolist() == [[-12.5, -3.125, 4]] and pairs.moving.tolist() == [
+        [-10.1, -2, 3.3]
+    ]
     again = read_landmarks(tmp_path / "a.csv")
     assert np.array_equal(again.fixed, pairs.fixed) and np.array_equal(again.moving, pairs.moving)
 
@@ -189,13 +219,18 @@ def test_points_of_one_image_with_decimal_commas_are_no_six_columns(tmp_path):
 
 
 def _markups(*points, **more):
-    return json.dumps({"markups": [{"coordinateSystem": "LPS", "controlPoints": list(points), **more}]})
+    return json.dumps(
+        {"markups": [{"coordinateSystem": "LPS", "controlPoints": list(points), **more}]}
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (_markups({"position": [1, 2, 3]}, {"label": "F-2", "position": [1, float("nan"), 3]}), "'F-2'.*NaN"),
+        (
+            _markups({"position": [1, 2, 3]}, {"label": "F-2", "position": [1, float("nan"), 3]}),
+            "'F-2'.*NaN",
+        ),
         (_markups({"position": [1, 2, float("-inf")]}), "point number 1 .*infinite"),
         (_markups({"position": [1, 2, 10**400]}), "point number 1 "),
         (_markups({"position": ["1", "2", "3"]}), "point number 1 .*three numbers"),
@@ -203,7 +238,10 @@ def _markups(*points, **more):
         (_markups({"position": [1, 2, 3]}, coordinateUnits="cm"), "cm"),
         (_markups({"position": [1, 2, 3]}, coordinateUnits=["mm", "mm", "um"]), "um"),
         (
-            '{"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}, {"controlPoints": [{"position": [4, 5, 6]}]}]}',
+            (
+                '{"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}, {"controlPoints":'
+                ' [{"position": [4, 5, 6]}]}]}'
+            ),
             "2",
         ),
         ("[" * 100_000, "nested"),
@@ -219,6 +257,8 @@ def test_a_list_of_slicer_with_points_that_are_none_is_refused_by_name(tmp_path,
 
 def test_points_that_were_left_out_are_counted_in_a_warning(tmp_path):
     path = tmp_path / "a.mrk.json"
-    path.write_text(_markups({"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"}))
+    path.write_text(
+        _markups({"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"})
+    )
     with pytest.warns(UserWarning, match="1 of 2 points"):
         assert read_points(path).tolist() == [[-1, -2, 3]]

@@ -1,4 +1,6 @@
-"""NIfTI and MGH headers: the right place and values, or a true reason; what ITK reads is the measure."""
+"""NIfTI and MGH headers: the right place and values, or a true reason; what ITK reads is the
+measure.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.contents import look
-from napari_shmoareg.io.images import read_image
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import read_image
+from napari_shmoareg.io.images import look
 from napari_shmoareg.io.orientation import AmbiguousPlace
 from napari_shmoareg.io.streams import UnreadBytes
 
@@ -72,7 +74,9 @@ SHIFTED[1, 3] += 25
 def test_two_places_are_said_and_which_of_them_itk_takes_is_true(qform, sform, tmp_path):
     path = tmp_path / "a.nii"
     nibabel.save(image(qform, sform, s=SHIFTED), path)
-    with pytest.warns(AmbiguousPlace, match=r"qform \(code .*sform \(code .* disagree by up to 25 ") as said:
+    with pytest.warns(
+        AmbiguousPlace, match=r"qform \(code .*sform \(code .* disagree by up to 25 "
+    ) as said:
         grid = read_image(path).grid
     np.testing.assert_allclose(grid.affine, SHIFTED, atol=1e-4)
     itk_takes_the_same = np.allclose(by_itk(path), SHIFTED, atol=1e-3)
@@ -94,26 +98,44 @@ def test_forms_that_agree_to_rounding_or_stand_alone_are_not_spoken_of(tmp_path)
 
 def test_a_spacing_that_the_sform_does_not_have_is_said(tmp_path):
     path = patched(tmp_path / "a.nii", image(), qform_code=0, pixdim=[1, 2, 2.5, 6, 0, 0, 0, 0])
-    with pytest.warns(AmbiguousPlace, match=r"2 x 2\.5 x 6 in pixdim but 2 x 2\.5 x 3 in its sform"):
+    with pytest.warns(
+        AmbiguousPlace, match=r"2 x 2\.5 x 6 in pixdim but 2 x 2\.5 x 3 in its sform"
+    ):
         grid = read_image(path).grid
     np.testing.assert_allclose(grid.spacing, (2, 2.5, 3))
     assert by_itk(path)[2, 2] == 6
 
 
 @pytest.mark.parametrize(
-    "quaternion", [(0.70711, 0.70711, 0), (0.70711, 0, 0.70711), (1.00001, 0, 0), (0.58, 0.58, 0.58), (0.71, 0, 0.71)]
+    "quaternion",
+    [
+        (0.70711, 0.70711, 0),
+        (0.70711, 0, 0.70711),
+        (1.00001, 0, 0),
+        (0.58, 0.58, 0.58),
+        (0.71, 0, 0.71),
+    ],
 )
 @pytest.mark.parametrize("qfac", [1, 0, -1])
 def test_a_quaternion_a_hair_above_length_one_is_read_as_itk_reads_it(quaternion, qfac, tmp_path):
     b, c, d = quaternion
     pixdim = [qfac, 2, 2.5, 3, 0, 0, 0, 0]
-    path = patched(tmp_path / "a.nii", image(1, 0, s=None), quatern_b=b, quatern_c=c, quatern_d=d, pixdim=pixdim)
+    path = patched(
+        tmp_path / "a.nii",
+        image(1, 0, s=None),
+        quatern_b=b,
+        quatern_c=c,
+        quatern_d=d,
+        pixdim=pixdim,
+    )
     np.testing.assert_allclose(quiet(path).grid.affine, by_itk(path), atol=1e-3)
 
 
 def test_a_quaternion_far_above_length_one_is_called_that(tmp_path):
     path = patched(tmp_path / "a.nii", image(1, 0, s=None), quatern_b=0.9, quatern_c=0.9)
-    with pytest.raises(InputError, match=r"quaternion \(0\.9, 0\.9, 0\) .* add up to 1\.62; 1 at most"):
+    with pytest.raises(
+        InputError, match=r"quaternion \(0\.9, 0\.9, 0\) .* add up to 1\.62; 1 at most"
+    ):
         read_image(path)
 
 
@@ -126,13 +148,17 @@ def test_a_spacing_below_0_is_said_to_be_read_otherwise_by_itk_and_is(sform, tmp
     np.testing.assert_allclose(by_itk(path)[:3, :3], np.diag([2, -2.5, 3]), atol=1e-4)
 
 
-@pytest.mark.parametrize(("code", "warned"), [(0, False), (2, False), (10, False), (4, True), (7, True), (63, True)])
+@pytest.mark.parametrize(
+    ("code", "warned"), [(0, False), (2, False), (10, False), (4, True), (7, True), (63, True)]
+)
 def test_a_unit_beyond_the_standard_is_mm_with_a_warning(code, warned, tmp_path):
     path = patched(tmp_path / "a.nii", image(), xyzt_units=code)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert read_image(path).grid.spacing == (2, 2.5, 3)
-    assert [f"code {code & 7} of xyzt_units" in str(each.message) for each in said] == [True] * warned
+    assert [f"code {code & 7} of xyzt_units" in str(each.message) for each in said] == [
+        True
+    ] * warned
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
@@ -297,7 +323,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
     code = (
         "import sys\n"
         "from napari_shmoareg.io import read_image, read_transform\n"
-        "from napari_shmoareg.io.contents import look\n"
+        "from napari_shmoareg.io.images import look\n"
         "for name in sys.argv[1:]:\n"
         "    look(name)\n"
         "    for read in (read_image, read_transform):\n"
@@ -305,7 +331,11 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
         "        except ValueError as error: print(error)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code, *names],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert ended.stdout.count("is a named pipe; a regular file was expected") == 20
 

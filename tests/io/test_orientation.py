@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.images import read_image
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import read_image
 from napari_shmoareg.io.orientation import GuessedPlace
 
 SHAPE, SPACING = (17, 13, 9), (1.5, 2.0, 3.5)
 WORDS = (
-    r"'.*{name}' does not say where its voxels stand \(.*{missing}.*\); a grid whose axes run .* was assumed, so left "
+    r"'.*{name}' does not say where its voxels stand \(.*{missing}.*\); a grid whose axes run .*"
+    r" was assumed, so left "
     "and right and mm may be wrong. Export the image again with its orientation"
 )
 
@@ -53,7 +54,11 @@ def with_lines(path, *changes):
     path.write_bytes(raw)
 
 
-NO_DIRECTIONS = [("space: ", ""), ("space directions: ", "spacings: 1.5 2 3.5\n"), ("space origin: ", "")]
+NO_DIRECTIONS = [
+    ("space: ", ""),
+    ("space directions: ", "spacings: 1.5 2 3.5\n"),
+    ("space origin: ", ""),
+]
 GUESSED = {
     "a.nii": (lambda path: with_bytes(path, 252, bytes(4)), "qform and sform codes are 0"),
     "a.mgh": (lambda path: with_bytes(path, 28, bytes(2)), "goodRASFlag is 0"),
@@ -61,7 +66,10 @@ GUESSED = {
     "a.nrrd": (lambda path: with_lines(path, *NO_DIRECTIONS), "no 'space directions'"),
     "a.nhdr": (lambda path: with_lines(path, *NO_DIRECTIONS), "no 'space directions'"),
     "b.nrrd": (lambda path: with_lines(path, ("space: ", "space dimension: 3\n")), "no 'space'"),
-    "c.nrrd": (lambda path: with_lines(path, ("space: ", "space: scanner-xyz\n")), "'space' is 'scanner-xyz'"),
+    "c.nrrd": (
+        lambda path: with_lines(path, ("space: ", "space: scanner-xyz\n")),
+        "'space' is 'scanner-xyz'",
+    ),
     "a.mha": (lambda path: with_lines(path, ("TransformMatrix", "")), "no TransformMatrix"),
     "a.mhd": (lambda path: with_lines(path, ("TransformMatrix", "")), "no TransformMatrix"),
 }
@@ -103,8 +111,14 @@ def test_the_axes_run_where_the_warning_says(name, runs_to, towards, tmp_path):
 NO_SPACING = {
     "a.mha": ([("ElementSpacing", "")], "no ElementSpacing.*'ElementSpacing = 1 1 1'"),
     "a.mhd": ([("ElementSpacing", ""), ("TransformMatrix", "")], "no ElementSpacing"),
-    "a.nrrd": ([("space directions", "")], "no 'space directions' and no 'spacings'.*'spacings: 1 1 1'"),
-    "a.nhdr": ([("space directions: ", "space directions: none none none\n")], "no 'space directions'"),
+    "a.nrrd": (
+        [("space directions", "")],
+        "no 'space directions' and no 'spacings'.*'spacings: 1 1 1'",
+    ),
+    "a.nhdr": (
+        [("space directions: ", "space directions: none none none\n")],
+        "no 'space directions'",
+    ),
 }
 
 
@@ -113,14 +127,18 @@ def test_a_file_without_a_spacing_is_refused_and_told_how_to_mend_it(name, tmp_p
     changes, says = NO_SPACING[name]
     path = written(tmp_path / name)
     with_lines(path, *changes)
-    with pytest.raises(InputError, match=rf"{name}' does not say how far apart its voxels stand .*{says}"):
+    with pytest.raises(
+        InputError, match=rf"{name}' does not say how far apart its voxels stand .*{says}"
+    ):
         read_image(path)
 
 
 def test_the_other_names_that_metaimage_knows_are_no_lack(tmp_path):
     path = written(tmp_path / "a.mha")
     with_lines(
-        path, ("ElementSpacing", "ElementSize = 1.5 2 3.5\n"), ("TransformMatrix", "Rotation = 1 0 0 0 1 0 0 0 1\n")
+        path,
+        ("ElementSpacing", "ElementSize = 1.5 2 3.5\n"),
+        ("TransformMatrix", "Rotation = 1 0 0 0 1 0 0 0 1\n"),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -147,12 +165,21 @@ def test_directions_that_coincide_are_called_singular_and_not_damage(name, patte
     [
         ("a.mha", [("ElementSpacing", "ElementSpacing = 1.5 0 3.5\n")]),
         ("a.nrrd", [("space directions", "space directions: (1.5,0,0) (0,0,0) (0,0,3.5)\n")]),
-        ("a.nrrd", [("space: ", ""), ("space directions", "spacings: 1.5 0 3.5\n"), ("space origin: ", "")]),
+        (
+            "a.nrrd",
+            [
+                ("space: ", ""),
+                ("space directions", "spacings: 1.5 0 3.5\n"),
+                ("space origin: ", ""),
+            ],
+        ),
     ],
 )
 def test_a_spacing_of_zero_is_called_that_and_not_damage(name, changes, tmp_path):
     path = written(tmp_path / name)
     with_lines(path, *changes)
-    with pytest.raises(InputError, match=rf"{name} has the voxel spacing \(1.5, 0.0, 3.5\) mm: .*above 0") as caught:
+    with pytest.raises(
+        InputError, match=rf"{name} has the voxel spacing \(1.5, 0.0, 3.5\) mm: .*above 0"
+    ) as caught:
         read_image(path)
     assert "damaged" not in str(caught.value)

@@ -10,19 +10,20 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.place_reading import read_place
-from napari_shmoareg.analysis.scene import Scene
-from napari_shmoareg.engine.registration import register
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.contents import is_registration_folder
-from napari_shmoareg.io.registration_folder import read_scene
-from napari_shmoareg.io.report import write_registration
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.location import read_place
+from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.io import read_scene, write_registration
+from napari_shmoareg.io.images import is_registration_folder
+from napari_shmoareg.registration.register import register
 
 
 @pytest.fixture(scope="module")
 def registration(phantoms, lively_network):
     """On two different oblique grids, with labels."""
-    return register(phantoms, lively_network(0.03), affine="rigid", size=20, device="cpu", keep="last")
+    return register(
+        phantoms, lively_network(0.03), affine="rigid", size=20, device="cpu", keep="last"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,9 @@ def test_a_folder_gives_the_scene_back_that_was_written(written):
     assert back.displacement.vectors == pytest.approx(live.displacement.vectors, abs=1e-6)
     assert (back.displacement.grid.affine == live.displacement.grid.affine).all()
     points = live.pair.fixed.grid.to_world(np.random.default_rng(0).uniform(0, 22, (50, 3)))
-    assert back.transform.map_points(points) == pytest.approx(live.transform.map_points(points), abs=1e-3)
+    assert back.transform.map_points(points) == pytest.approx(
+        live.transform.map_points(points), abs=1e-3
+    )
     assert np.allclose(back.affine, live.affine) and not np.allclose(back.affine, np.eye(4))
     assert back.deformation.vectors == pytest.approx(live.deformation.vectors, abs=1e-3)
     assert (back.report, back.weights, back.kernels) == (live.report, "tiny-1", live.kernels)
@@ -74,7 +77,9 @@ def test_every_choice_of_every_expert_comes_back(written):
         for found, made in zip(getattr(back, name), getattr(live, name), strict=True):
             assert (found.name, found.place, found.stride) == (made.name, made.place, made.stride)
             if name == "expert_maps":
-                assert same_volume(found.volume, made.volume) and found.num_experts == made.num_experts
+                assert (
+                    same_volume(found.volume, made.volume) and found.num_experts == made.num_experts
+                )
                 continue
             assert found.values.dtype == made.values.dtype and (found.values == made.values).all()
             assert (found.grid.affine == made.grid.affine).all()
@@ -97,8 +102,12 @@ def test_a_place_reads_alike_live_and_from_the_folder(written):
     folder, live = written
     back = read_scene(folder)
     for index in np.ndindex(3, 3, 3):
-        point = live.network_grid.to_world(np.array(index) / 2 * (np.array(live.network_grid.shape) - 1))
-        for found, made in zip(read_place(back, point).cells, read_place(live, point).cells, strict=True):
+        point = live.network_grid.to_world(
+            np.array(index) / 2 * (np.array(live.network_grid.shape) - 1)
+        )
+        for found, made in zip(
+            read_place(back, point).cells, read_place(live, point).cells, strict=True
+        ):
             assert (found.place, found.cell, found.experts) == (made.place, made.cell, made.experts)
             assert found.weights == pytest.approx(made.weights, abs=1 / 65535)
             assert found.values == pytest.approx(made.values, abs=1 / 65535)
@@ -123,7 +132,9 @@ def test_the_inputs_in_the_folder_are_the_numbers_that_were_read(registration, t
         fixed=pair.fixed.with_values(pair.fixed.values.astype(np.float64)),
         fixed_labels=None,
     )
-    write_registration(replace(registration, pair=whole), tmp_path / "out", weights="tiny", figures=False)
+    write_registration(
+        replace(registration, pair=whole), tmp_path / "out", weights="tiny", figures=False
+    )
     inputs = tmp_path / "out" / "inputs"
     names = {path.name for path in inputs.iterdir()}
     assert names == {"moving.nii.gz", "fixed.nii.gz", "moving_labels.nii.gz"}
@@ -131,7 +142,11 @@ def test_the_inputs_in_the_folder_are_the_numbers_that_were_read(registration, t
     assert stored["fixed.nii.gz"].get_data_dtype() == np.float64
     assert stored["moving.nii.gz"].get_data_dtype().kind in "iu"
     assert np.allclose(stored["moving.nii.gz"].affine, whole.moving.grid.affine, atol=1e-5)
-    assert [stored[name].header.get_intent()[0] == "label" for name in sorted(names)] == [False, False, True]
+    assert [stored[name].header.get_intent()[0] == "label" for name in sorted(names)] == [
+        False,
+        False,
+        True,
+    ]
     back = read_scene(tmp_path / "out")
     assert back.pair.fixed_labels is None and same_volume(back.pair.fixed, whole.fixed)
 
@@ -139,7 +154,10 @@ def test_the_inputs_in_the_folder_are_the_numbers_that_were_read(registration, t
 def test_a_folder_without_labels_opens_without_them(registration, tmp_path):
     bare = replace(registration.pair, moving_labels=None, fixed_labels=None)
     write_registration(
-        replace(registration, pair=bare, warped_labels=None), tmp_path / "out", weights="tiny", figures=False
+        replace(registration, pair=bare, warped_labels=None),
+        tmp_path / "out",
+        weights="tiny",
+        figures=False,
     )
     back = read_scene(tmp_path / "out")
     assert back.warped_labels is None and set(back.pair.volumes) == {"moving", "fixed"}
@@ -179,7 +197,9 @@ def test_a_file_of_another_registration_is_noticed(folder):
     shutil.copy(folder / "inputs" / "moving.nii.gz", folder / "warped.nii.gz")
     with pytest.raises(InputError, match=r"warped\.nii\.gz does not stand where report\.json says"):
         read_scene(folder)
-    shutil.copy(folder / "experts" / "decoder-1-x.nii.gz", folder / "experts" / "encoder-1-0-moving.nii.gz")
+    shutil.copy(
+        folder / "experts" / "decoder-1-x.nii.gz", folder / "experts" / "encoder-1-0-moving.nii.gz"
+    )
     shutil.copy(folder / "jacobian.nii.gz", folder / "warped.nii.gz")
     with pytest.raises(InputError, match="four axes were expected"):
         read_scene(folder)

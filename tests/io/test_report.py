@@ -15,15 +15,15 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad
-from napari_shmoareg.analysis.quality import measure
-from napari_shmoareg.geometry import Grid, InputError, Transform
-from napari_shmoareg.io import report as report_module
-from napari_shmoareg.io.images import read_image
-from napari_shmoareg.io.report import covering, write_registration
-from napari_shmoareg.io.summary import build_report, plain, read_registration_summary
-from napari_shmoareg.io.transforms import read_transform
-from napari_shmoareg.model.routing import RoutingTrace
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.geometry import Grid, Transform
+from napari_shmoareg.io import read_image, read_transform, write_registration
+from napari_shmoareg.io import registration_folder as report_module
+from napari_shmoareg.io.registration_folder import covering
+from napari_shmoareg.io.report import build_report, plain, read_registration_summary
+from napari_shmoareg.metrics.measure import measure
+from napari_shmoareg.model import RoutingTrace
 
 FILES = {
     "inputs",
@@ -41,7 +41,7 @@ FILES = {
 @pytest.fixture
 def registration(pair, tiny_network):
     """On a network grid of 20 voxels along its longest axis, headers trusted."""
-    from napari_shmoareg.engine.registration import register
+    from napari_shmoareg.registration.register import register
 
     return register(pair, tiny_network, affine="none", size=20, device="cpu", keep="last")
 
@@ -51,10 +51,16 @@ def bent(registration):
     """The same with an affine and a field of up to 5 mm."""
     field = registration.transform.field
     x, y, z = np.moveaxis(field.grid.to_world(np.stack(np.indices(field.grid.shape), -1)), -1, 0)
-    vectors = np.stack([5 * np.sin(y / 9), 4 * np.cos(z / 8), 3 * np.sin(x / 11)], -1).astype(np.float32)
+    vectors = np.stack([5 * np.sin(y / 9), 4 * np.cos(z / 8), 3 * np.sin(x / 11)], -1).astype(
+        np.float32
+    )
     affine = np.array([[1.02, 0.1, 0, 4], [-0.1, 0.98, 0.03, -6], [0, 0.05, 1.01, 3], [0, 0, 0, 1]])
     transform = Transform(affine, replace(field, vectors=vectors))
-    return replace(registration, transform=transform, displacement=transform.total(registration.pair.fixed.grid))
+    return replace(
+        registration,
+        transform=transform,
+        displacement=transform.total(registration.pair.fixed.grid),
+    )
 
 
 def _refuse(text):
@@ -68,7 +74,9 @@ def test_the_folder_holds_exactly_what_is_promised(registration, tmp_path):
     experts = {p.name for p in (tmp_path / "out" / "experts").iterdir()}
     decoder = {f"decoder-{layer}-{direction}.nii.gz" for layer in (1, 2) for direction in "xyz"}
     images = ("moving", "fixed")
-    encoder = {f"encoder-{place}-{image}.nii.gz" for place in ("1-0", "2-0", "2-1") for image in images}
+    encoder = {
+        f"encoder-{place}-{image}.nii.gz" for place in ("1-0", "2-0", "2-1") for image in images
+    }
     times = {f"encoder-{layer}-{image}-times-chosen.nii.gz" for layer in (1, 2) for image in images}
     gates = {name.replace(".nii.gz", "-gate.nii.gz") for name in decoder | encoder}
     assert experts == decoder | encoder | times | gates | {"loads.csv"}
@@ -101,12 +109,16 @@ def test_gate_files_hold_what_every_gate_gave_the_big_ones_in_two_bytes(registra
     write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
     for record in registration.routing:
         stored = nibabel.load(tmp_path / "out" / "experts" / f"{record.name}-gate.nii.gz")
-        assert np.allclose(stored.affine, registration.network_grid.coarsen(record.stride).affine, atol=1e-4)
+        assert np.allclose(
+            stored.affine, registration.network_grid.coarsen(record.stride).affine, atol=1e-4
+        )
         given = np.moveaxis(record.routing.probabilities[0].numpy(), 0, -1)
         if record.part == "encoder":
             np.testing.assert_array_equal(np.asarray(stored.dataobj), given)
         else:
-            assert stored.get_data_dtype() == np.uint16 and stored.dataobj.slope == np.float32(1 / 65535)
+            assert stored.get_data_dtype() == np.uint16 and stored.dataobj.slope == np.float32(
+                1 / 65535
+            )
             assert np.asarray(stored.dataobj) == pytest.approx(given, abs=1 / 65535)
 
 
@@ -121,12 +133,18 @@ def test_both_transform_files_say_what_the_registration_says(bent, tmp_path):
     registration = bent
     write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
     grid = registration.pair.fixed.grid
-    points = grid.to_world(np.random.default_rng(0).uniform(0, 1, (200, 3)) * (np.array(grid.shape) - 1))
+    points = grid.to_world(
+        np.random.default_rng(0).uniform(0, 1, (200, 3)) * (np.array(grid.shape) - 1)
+    )
     expected = registration.transform.map_points(points)
-    assert read_transform(tmp_path / "out" / "transform.h5").map_points(points) == pytest.approx(expected, abs=1e-3)
+    assert read_transform(tmp_path / "out" / "transform.h5").map_points(points) == pytest.approx(
+        expected, abs=1e-3
+    )
     whole = read_transform(tmp_path / "out" / "displacement.nii.gz")
     corners = grid.to_world(np.array([[0, 0, 0], [36, 28, 22], [18, 14, 11]]))
-    assert whole.map_points(corners) == pytest.approx(registration.transform.map_points(corners), abs=1e-3)
+    assert whole.map_points(corners) == pytest.approx(
+        registration.transform.map_points(corners), abs=1e-3
+    )
 
 
 def test_itk_moves_every_point_of_the_fixed_image_as_we_do(bent, tmp_path):
@@ -135,7 +153,9 @@ def test_itk_moves_every_point_of_the_fixed_image_as_we_do(bent, tmp_path):
     write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
     composite = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
     to_lps = np.array([-1.0, -1.0, 1.0])
-    for point in registration.pair.fixed.grid.corners() * 0.999 + registration.pair.fixed.grid.centre * 0.001:
+    for point in (
+        registration.pair.fixed.grid.corners() * 0.999 + registration.pair.fixed.grid.centre * 0.001
+    ):
         found = np.array(composite.TransformPoint((point * to_lps).tolist())) * to_lps
         assert found == pytest.approx(registration.transform.map_points(point), abs=1e-3)
 
@@ -146,23 +166,38 @@ def test_the_grid_of_the_transform_covers_the_fixed_image_and_keeps_its_nodes(re
     index = grid.to_index(fixed.corners())
     assert index.min() >= -1e-6 and (index <= np.array(grid.shape) - 1 + 1e-6).all()
     offset = grid.to_index(field.grid.to_world((0, 0, 0)))
-    assert offset == pytest.approx(np.rint(offset), abs=1e-6) and grid.spacing == pytest.approx(field.grid.spacing)
+    assert offset == pytest.approx(np.rint(offset), abs=1e-6) and grid.spacing == pytest.approx(
+        field.grid.spacing
+    )
 
 
 def test_shares_sum_to_one_within_layer_block_image_and_direction(registration, tmp_path):
     write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
     with (tmp_path / "out" / "experts" / "loads.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["part", "layer", "block", "image", "direction", "expert", "count", "share"]
+    assert list(rows[0]) == [
+        "part",
+        "layer",
+        "block",
+        "image",
+        "direction",
+        "expert",
+        "count",
+        "share",
+    ]
     sums = defaultdict(float)
     for row in rows:
-        sums[tuple(row[key] for key in ("part", "layer", "block", "image", "direction"))] += float(row["share"])
+        sums[tuple(row[key] for key in ("part", "layer", "block", "image", "direction"))] += float(
+            row["share"]
+        )
     assert len(sums) == 3 * 2 + 2 * 3
     assert all(total == pytest.approx(1, abs=1e-9) for total in sums.values())
 
 
 def test_the_report_is_strict_json_and_says_what_was_done(registration, tmp_path):
-    returned = write_registration(registration, tmp_path / "out", weights="tiny-1", figures=False, extra={"note": 1})
+    returned = write_registration(
+        registration, tmp_path / "out", weights="tiny-1", figures=False, extra={"note": 1}
+    )
     text = (tmp_path / "out" / "report.json").read_text()
     report = json.loads(text, parse_constant=_refuse)
     assert report == returned
@@ -170,8 +205,15 @@ def test_the_report_is_strict_json_and_says_what_was_done(registration, tmp_path
     assert {"python", "shmoareg", "torch"} <= set(report["versions"])
     assert np.allclose(report["affine"]["matrix"], registration.alignment.matrix)
     assert report["affine"]["reason"] == registration.alignment.reason
-    assert report["settings"] == plain(registration.settings) and report["seconds"] == plain(registration.seconds)
-    assert set(report["similarity"]) == {"before", "affine", "after"} == set(report["dice"]) == set(report["assd_mm"])
+    assert report["settings"] == plain(registration.settings) and report["seconds"] == plain(
+        registration.seconds
+    )
+    assert (
+        set(report["similarity"])
+        == {"before", "affine", "after"}
+        == set(report["dice"])
+        == set(report["assd_mm"])
+    )
     assert set(report["dice"]["after"]["per_label"]) == {"1", "2", "3", "4"}
     assert 0 <= report["folding_percent"] <= 100
     assert len(report["expert_loads"]) == 3 * 2 + 2 * 3
@@ -185,14 +227,20 @@ def test_what_could_not_be_measured_is_null_in_the_report(registration, tmp_path
     write_registration(one_sided, tmp_path / "out", weights="tiny", figures=False)
     report = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=_refuse)
     assert report["assd_mm"]["after"]["per_label"]["4"] is None
-    assert report["dice"]["after"]["per_label"]["4"] is None and report["labels"]["only_moving"] == [4]
+    assert report["dice"]["after"]["per_label"]["4"] is None and report["labels"][
+        "only_moving"
+    ] == [4]
     assert report["assd_mm"]["after"]["mean"] is not None
-    assert plain({1: [float("inf"), np.float32("nan"), np.int64(3), True]}) == {"1": [None, None, 3, True]}
+    assert plain({1: [float("inf"), np.float32("nan"), np.int64(3), True]}) == {
+        "1": [None, None, 3, True]
+    }
 
 
 def test_without_labels_there_is_no_label_file_and_no_overlap(registration, tmp_path):
     bare = replace(
-        registration, pair=replace(registration.pair, moving_labels=None, fixed_labels=None), warped_labels=None
+        registration,
+        pair=replace(registration.pair, moving_labels=None, fixed_labels=None),
+        warped_labels=None,
     )
     report = write_registration(bare, tmp_path / "out", weights="tiny")
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES - {"warped_labels.nii.gz"}
@@ -202,7 +250,10 @@ def test_without_labels_there_is_no_label_file_and_no_overlap(registration, tmp_
 def test_a_network_without_experts_is_reported_too(registration, tmp_path):
     plain_network = replace(registration, routing=RoutingTrace(()))
     write_registration(plain_network, tmp_path / "out", weights="plain")
-    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {"overview.png", "jacobian.png"}
+    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {
+        "overview.png",
+        "jacobian.png",
+    }
     assert len(read_registration_summary(tmp_path / "out").load) == 0
 
 
@@ -258,7 +309,10 @@ def test_a_full_disk_leaves_nothing_and_is_named(registration, tmp_path, monkeyp
 def test_progress_is_told_from_start_to_end(registration, tmp_path):
     told = []
     write_registration(
-        registration, tmp_path / "out", weights="tiny", progress=lambda text, done: told.append((text, done))
+        registration,
+        tmp_path / "out",
+        weights="tiny",
+        progress=lambda text, done: told.append((text, done)),
     )
     fractions = [done for _, done in told]
     assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
@@ -268,9 +322,9 @@ def test_a_killed_run_leaves_no_folder_that_looks_finished(tmp_path):
     code = """
         import os, signal, sys
         import numpy as np, torch
-        from napari_shmoareg.engine.registration import register
+        from napari_shmoareg.registration.register import register
         from napari_shmoareg.geometry import Grid, Volume, VolumePair
-        from napari_shmoareg.io import report
+        from napari_shmoareg.io import registration_folder as report
         from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
         torch.set_num_threads(1)
@@ -288,7 +342,9 @@ def test_a_killed_run_leaves_no_folder_that_looks_finished(tmp_path):
         report.write_registration(done, sys.argv[1], weights="tiny")
     """
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out")], capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == -signal.SIGKILL and "killed while writing" in run.stdout, run.stderr
     assert not (tmp_path / "out").exists()
@@ -305,4 +361,7 @@ def test_a_sheared_fixed_grid_is_named_in_the_notes_of_the_report(registration):
     fixed = replace(registration.pair.fixed, grid=Grid(registration.pair.fixed.grid.shape, affine))
     sheared = replace(registration, pair=replace(registration.pair, fixed=fixed, fixed_labels=None))
     (warning,) = build_report(sheared, quality, load, weights="tiny")["notes"]
-    assert all(words in warning for words in ("right angles", "displacement.nii.gz", "warped.nii.gz", "transform.h5"))
+    assert all(
+        words in warning
+        for words in ("right angles", "displacement.nii.gz", "warped.nii.gz", "transform.h5")
+    )

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.geometry import Transform, inside, pull
-from napari_shmoareg.io.samples import ORGANS, Sample, sample_pair
+from napari_shmoareg.io import sample_pair
+from napari_shmoareg.io.phantom import ORGANS
+from napari_shmoareg.io.samples import Sample
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +22,28 @@ def some_points(sample: Sample, number=4000) -> np.ndarray:
 
 
 def overlap(one, two) -> float:
-    return float(np.mean([2 * ((one == n) & (two == n)).sum() / ((one == n).sum() + (two == n).sum()) for n in ORGANS]))
+    return float(
+        np.mean(
+            [
+                2 * ((one == n) & (two == n)).sum() / ((one == n).sum() + (two == n).sum())
+                for n in ORGANS
+            ]
+        )
+    )
 
 
 def test_the_two_grids_differ_and_both_are_oblique_and_anisotropic(sample):
     for volume in (sample.pair.fixed, sample.pair.moving):
         directions = np.abs(volume.grid.affine[:3, :3] / volume.grid.spacing)
-        assert directions.max() < 0.9999 and max(volume.grid.spacing) / min(volume.grid.spacing) > 1.05
+        assert (
+            directions.max() < 0.9999 and max(volume.grid.spacing) / min(volume.grid.spacing) > 1.05
+        )
         volume.check_image("fixed")
     assert sample.pair.fixed.grid.shape != sample.pair.moving.grid.shape
-    assert sample.pair.fixed.grid.axes_to_ras()[0].tolist() != sample.pair.moving.grid.axes_to_ras()[0].tolist()
+    assert (
+        sample.pair.fixed.grid.axes_to_ras()[0].tolist()
+        != sample.pair.moving.grid.axes_to_ras()[0].tolist()
+    )
 
 
 def test_every_organ_is_in_both_images(sample):
@@ -44,7 +58,11 @@ def test_the_truth_is_its_own_inverse_to_a_millionth_of_a_mm(sample):
 def test_the_truth_is_smooth_does_not_fold_and_moves_by_some_mm(sample):
     points, step = some_points(sample), 0.5
     columns = [
-        (sample.true.map_points(points + step * axis) - sample.true.map_points(points - step * axis)) / (2 * step)
+        (
+            sample.true.map_points(points + step * axis)
+            - sample.true.map_points(points - step * axis)
+        )
+        / (2 * step)
         for axis in np.eye(3)
     ]
     jacobian = np.linalg.det(np.stack(columns, -1))

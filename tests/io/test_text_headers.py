@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_shmoareg.geometry import InputError, TooLargeError
-from napari_shmoareg.io.contents import look
-from napari_shmoareg.io.images import read_image
+from napari_shmoareg.errors import InputError, TooLargeError
+from napari_shmoareg.io import read_image
+from napari_shmoareg.io.images import look
 from napari_shmoareg.io.orientation import GuessedPlace
 from napari_shmoareg.io.streams import ALLOW_OUTSIDE, UnreadBytes
 
@@ -66,7 +66,9 @@ def nrrd(path, raw=RAW, *, end="\n", **fields):
 def meta(path, raw=RAW, **fields):
     said = META | fields
     said["ElementDataFile"] = said.pop("ElementDataFile")
-    path.write_bytes("".join(f"{k} = {v}\n" for k, v in said.items() if v is not None).encode() + raw)
+    path.write_bytes(
+        "".join(f"{k} = {v}\n" for k, v in said.items() if v is not None).encode() + raw
+    )
     return path
 
 
@@ -93,7 +95,10 @@ FOUR = {"dimension": 4, "space_directions": "none (2,0,0) (0,2,0) (0,0,3)"}
     "fields",
     [
         {},
-        *({"space": space} for space in ("RAS", "left-anterior-superior", "LPS", "scanner-xyz", "3D-right-handed")),
+        *(
+            {"space": space}
+            for space in ("RAS", "left-anterior-superior", "LPS", "scanner-xyz", "3D-right-handed")
+        ),
         {"endian": "big"},
         {"encoding": "gzip", "raw": gzip.compress(RAW)},
         {"encoding": "gz", "raw": gzip.compress(b"abcd" + RAW), "byte_skip": 4},
@@ -124,7 +129,10 @@ FOUR = {"dimension": 4, "space_directions": "none (2,0,0) (0,2,0) (0,0,3)"}
         {**NO_SPACE, "spacings": "1 -2 3", "thicknesses": "1 1 1"},
         {**NO_SPACE, "spacings": "1 2 3", "axis_mins": "10 20 30"},
         {**NO_SPACE, "spacings": "1 2 3", "axis_mins": "10 20 30", "centers": "node cell node"},
-        {"space_directions": "( 0, 2, 0 ) (-2,0,0.5) (0,0,3)", "measurement_frame": "(0,1,0) (1,0,0) (0,0,1)"},
+        {
+            "space_directions": "( 0, 2, 0 ) (-2,0,0.5) (0,0,3)",
+            "measurement_frame": "(0,1,0) (1,0,0) (0,0,1)",
+        },
     ],
 )
 def test_an_nrrd_is_read_as_itk_reads_it(fields, tmp_path):
@@ -132,7 +140,9 @@ def test_an_nrrd_is_read_as_itk_reads_it(fields, tmp_path):
     check_as_itk(nrrd(tmp_path / "a.nrrd", **fields), channel=1 if "dimension" in fields else 0)
 
 
-@pytest.mark.parametrize("data", ["x.raw", "./x.raw", "s%02d.raw 0 3 1", "s%02d.raw 3 0 -1 2", "LIST"])
+@pytest.mark.parametrize(
+    "data", ["x.raw", "./x.raw", "s%02d.raw 0 3 1", "s%02d.raw 3 0 -1 2", "LIST"]
+)
 def test_a_detached_nrrd_is_read_as_itk_reads_it(data, tmp_path):
     (tmp_path / "x.raw").write_bytes(RAW)
     for n in range(4):
@@ -154,7 +164,9 @@ def test_what_itk_cannot_read_of_nrrd_is_right_too(tmp_path):
     np.testing.assert_array_equal(read_image(timed, channel=1).values, VALUES[:, :, 2:])
     ends = NO_SPACE | {"axis mins": "0 0 0", "axis maxs": "12 10 8", "centers": "cell cell cell"}
     with pytest.warns(GuessedPlace):
-        grid = read_image(nrrd(tmp_path / "c.nrrd", **{k.replace(" ", "_"): v for k, v in ends.items()})).grid
+        grid = read_image(
+            nrrd(tmp_path / "c.nrrd", **{k.replace(" ", "_"): v for k, v in ends.items()})
+        ).grid
     assert grid.spacing == (2, 2, 2)
 
 
@@ -188,7 +200,8 @@ def test_units_of_an_nrrd_become_mm(units, mm, warned, tmp_path):
 @pytest.mark.parametrize(("unit", "mm"), [("mm", 1), ("um", 0.001), ("cm", 10)])
 def test_the_unit_of_a_metaimage_becomes_mm(unit, mm, tmp_path):
     np.testing.assert_allclose(
-        read_image(meta(tmp_path / "a.mha", DistanceUnits=unit)).grid.spacing, np.array([1, 2, 3]) * mm
+        read_image(meta(tmp_path / "a.mha", DistanceUnits=unit)).grid.spacing,
+        np.array([1, 2, 3]) * mm,
     )
 
 
@@ -205,7 +218,11 @@ def test_the_unit_of_a_metaimage_becomes_mm(unit, mm, tmp_path):
         {"BinaryDataByteOrderMSB": True},
         {"BinaryDataByteOrderMSB": None, "ElementByteOrderMSB": "True"},
         {"HeaderSize": -1, "raw": b"something" + RAW},
-        {"CompressedData": True, "CompressedDataSize": len(zlib.compress(RAW)), "raw": zlib.compress(RAW)},
+        {
+            "CompressedData": True,
+            "CompressedDataSize": len(zlib.compress(RAW)),
+            "raw": zlib.compress(RAW),
+        },
         {"ElementNumberOfChannels": 2, "DimSize": "3 5 4"},
         {"ElementType": "MET_LONG", "raw": STORED.astype("<i4").tobytes()},
         {"ElementType": "MET_LONG_LONG", "raw": STORED.astype("<i8").tobytes()},
@@ -232,7 +249,11 @@ def test_a_detached_metaimage_is_read_as_itk_reads_it(data, tmp_path):
     for n in range(4):
         (tmp_path / f"s{n:02d}.raw").write_bytes(RAW[60 * n : 60 * n + 60])
     listed = b"".join(b"s%02d.raw\n" % n for n in range(4)) if "LIST" in data else b""
-    check_as_itk(meta(tmp_path / "a.mhd", listed, ElementDataFile=data, HeaderSize=5 if data == "x.raw" else 0))
+    check_as_itk(
+        meta(
+            tmp_path / "a.mhd", listed, ElementDataFile=data, HeaderSize=5 if data == "x.raw" else 0
+        )
+    )
 
 
 def test_text_and_scaling_of_a_metaimage(tmp_path):
@@ -242,7 +263,9 @@ def test_text_and_scaling_of_a_metaimage(tmp_path):
         read_image(meta(tmp_path / "b.mha", ElementToIntensityFunctionSlope=2))
 
 
-@pytest.mark.parametrize("number", ["-1", "0", "8", "100", "99999999", "9" * 30, "", "3 3", "x", "3.0", "1_0"])
+@pytest.mark.parametrize(
+    "number", ["-1", "0", "8", "100", "99999999", "9" * 30, "", "3 3", "x", "3.0", "1_0"]
+)
 def test_a_number_of_axes_that_cannot_be_is_refused_before_itk_could_die_of_it(number, tmp_path):
     with pytest.raises(InputError, match="NDims"):
         read_image(meta(tmp_path / "a.mha", NDims=number))
@@ -275,7 +298,10 @@ def test_a_number_of_axes_that_cannot_be_is_refused_before_itk_could_die_of_it(n
     ],
 )
 def test_a_metaimage_header_that_cannot_be_is_refused_with_what_is_wrong(fields, says, tmp_path):
-    path = meta(tmp_path / "a.mha", **(fields if "ElementDataFile" not in fields or fields["ElementDataFile"] else {}))
+    path = meta(
+        tmp_path / "a.mha",
+        **(fields if "ElementDataFile" not in fields or fields["ElementDataFile"] else {}),
+    )
     if fields.get("ElementDataFile", "") is None:
         path.write_bytes(path.read_bytes().replace(b"ElementDataFile = LOCAL\n", b""))
     with pytest.raises(InputError, match=says):
@@ -321,7 +347,9 @@ def test_a_field_given_twice_is_refused(tmp_path):
     ],
 )
 def test_an_nrrd_header_that_cannot_be_is_refused_with_what_is_wrong(fields, says, tmp_path):
-    path = nrrd(tmp_path / "a.nrrd", **{name.replace(" ", "_"): value for name, value in fields.items()})
+    path = nrrd(
+        tmp_path / "a.nrrd", **{name.replace(" ", "_"): value for name, value in fields.items()}
+    )
     with pytest.raises(InputError, match=says):
         read_image(path)
     look(path)
@@ -330,7 +358,11 @@ def test_an_nrrd_header_that_cannot_be_is_refused_with_what_is_wrong(fields, say
 @pytest.mark.parametrize("make", [nrrd, meta])
 def test_a_bomb_behind_a_small_header_is_not_unpacked(make, tmp_path):
     blown = zlib.compressobj(1, zlib.DEFLATED, 31 if make is nrrd else 15)
-    raw = blown.compress(RAW) + b"".join(blown.compress(bytes(1 << 20)) for _ in range(40)) + blown.flush()
+    raw = (
+        blown.compress(RAW)
+        + b"".join(blown.compress(bytes(1 << 20)) for _ in range(40))
+        + blown.flush()
+    )
     fields = {"encoding": "gzip"} if make is nrrd else {"CompressedData": True}
     path = make(tmp_path / ("a.nrrd" if make is nrrd else "a.mha"), raw, **fields)
     with pytest.warns(UnreadBytes, match="more than 16 MiB follow"):
@@ -347,11 +379,18 @@ def test_bytes_that_no_field_announces_are_said(tmp_path):
 
 @pytest.mark.parametrize("make", [nrrd, meta])
 @pytest.mark.parametrize("way", ["absolute", "above", "link", "list", "pattern"])
-def test_a_data_file_outside_the_folder_is_opened_only_if_the_caller_says_so(make, way, tmp_path, monkeypatch):
+def test_a_data_file_outside_the_folder_is_opened_only_if_the_caller_says_so(
+    make, way, tmp_path, monkeypatch
+):
     inside = tmp_path / "here"
     inside.mkdir()
     (tmp_path / "x1.raw").write_bytes(RAW)
-    name = {"absolute": str(tmp_path / "x1.raw"), "above": "../x1.raw", "link": "link.raw", "list": "LIST"}.get(way)
+    name = {
+        "absolute": str(tmp_path / "x1.raw"),
+        "above": "../x1.raw",
+        "link": "link.raw",
+        "list": "LIST",
+    }.get(way)
     if way == "pattern":
         name = "../x%d.raw 1 1 1"
     if way == "link":
@@ -378,7 +417,13 @@ def test_a_data_file_that_is_a_pipe_or_the_header_itself_is_refused(make, tmp_pa
         if name == "pipe" and not hasattr(os, "mkfifo"):
             continue
         with pytest.raises(InputError, match=says):
-            read_image(make(path, b"", **({"data_file": name} if make is nrrd else {"ElementDataFile": name})))
+            read_image(
+                make(
+                    path,
+                    b"",
+                    **({"data_file": name} if make is nrrd else {"ElementDataFile": name}),
+                )
+            )
 
 
 def test_a_linked_header_finds_the_data_beside_its_target(tmp_path):
@@ -397,11 +442,19 @@ def test_labels_and_displacements_are_known_by_the_header(tmp_path):
     assert look(path).kind == "labels"
     vectors = np.zeros((120, 3), "<f4").tobytes()
     field = nrrd(
-        tmp_path / "b.nrrd", vectors, **FOUR, sizes="3 6 5 4", type="float", kinds="vector domain domain domain"
+        tmp_path / "b.nrrd",
+        vectors,
+        **FOUR,
+        sizes="3 6 5 4",
+        type="float",
+        kinds="vector domain domain domain",
     )
     assert look(field).kind == "displacement"
-    assert look(meta(tmp_path / "b.mha", vectors, ElementType="MET_FLOAT", ElementNumberOfChannels=3)).kind == (
-        "displacement"
+    assert (
+        look(
+            meta(tmp_path / "b.mha", vectors, ElementType="MET_FLOAT", ElementNumberOfChannels=3)
+        ).kind
+        == "displacement"
     )
 
 
@@ -472,16 +525,27 @@ def test_numbers_keep_their_point_where_the_desktop_writes_a_comma(tmp_path):
     if shutil.which("localedef") is None:
         pytest.skip("localedef, which makes the locale of this test, is not here")
     made = subprocess.run(
-        ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], capture_output=True, check=False
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"],
+        capture_output=True,
+        check=False,
     )
     if not (tmp_path / "de_DE.UTF-8").is_dir():
         pytest.skip(f"localedef made no German locale: {made.stderr.decode()[:200]}")
     nrrd(tmp_path / "a.nrrd", space_directions="(1.5,0,0) (0,0.25,0) (0,0,2.75)")
     meta(tmp_path / "a.mha", ElementSpacing="1.5 0.25 2.75")
     root = str(Path(__file__).parents[2])
-    environment = os.environ | {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE.UTF-8", "PYTHONPATH": root}
+    environment = os.environ | {
+        "LOCPATH": str(tmp_path),
+        "LC_ALL": "de_DE.UTF-8",
+        "PYTHONPATH": root,
+    }
     ended = subprocess.run(
-        [sys.executable, "-c", COMMA], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMMA],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "(1.5, 0.25, 2.75)\n" * 2

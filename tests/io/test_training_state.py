@@ -7,10 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.checkpoint import read_tensors
-from napari_shmoareg.io.training_state import FILE, FORMAT, load_training_state, save_training_state
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.training.checkpoint import (
+    FILE,
+    FORMAT,
+    load_training_state,
+    save_training_state,
+)
 
 
 def fresh(kind=torch.optim.Adam, **options):
@@ -31,7 +36,11 @@ def steps(network, optimiser, number, generator=None):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(torch.optim.Adam, {"amsgrad": True}), (torch.optim.AdamW, {}), (torch.optim.SGD, {"momentum": 0.9})],
+    [
+        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+    ],
 )
 def test_stopping_and_going_on_changes_no_weight(tmp_path, kind, options):
     network, optimiser = fresh(kind, **options)
@@ -41,7 +50,10 @@ def test_stopping_and_going_on_changes_no_weight(tmp_path, kind, options):
 
     other, its_optimiser = fresh(kind, **options)
     torch.manual_seed(99)
-    assert load_training_state(tmp_path / "run", other, its_optimiser) == (2, [{"step": 1, "loss": 0.5}])
+    assert load_training_state(tmp_path / "run", other, its_optimiser) == (
+        2,
+        [{"step": 1, "loss": 0.5}],
+    )
     steps(other, its_optimiser, 2)
     for one, two in zip(network.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -67,7 +79,10 @@ def test_settings_of_the_optimiser_come_back(tmp_path):
     save_training_state(tmp_path, network, optimiser, 5)
     other, its_optimiser = fresh()
     load_training_state(tmp_path, other, its_optimiser)
-    assert (its_optimiser.param_groups[0]["lr"], its_optimiser.param_groups[0]["betas"]) == (3e-5, (0.8, 0.9))
+    assert (its_optimiser.param_groups[0]["lr"], its_optimiser.param_groups[0]["betas"]) == (
+        3e-5,
+        (0.8, 0.9),
+    )
 
 
 def test_a_state_from_before_a_setting_of_the_network_was_there_has_its_default(tmp_path):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Transform, Volume, inside, warp_volume
-from napari_shmoareg.io.atomic import new_folder
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, inside, warp_volume
+from napari_shmoareg.io import read_transform, write_displacement, write_image, write_transform
+from napari_shmoareg.io.files import new_folder
 from napari_shmoareg.io.itk import is_orthonormal, orthonormalised
-from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 
 
 def grid(shape, spacing, degrees, signs, centre, order=(0, 1, 2)) -> Grid:
@@ -32,18 +32,21 @@ def grid(shape, spacing, degrees, signs, centre, order=(0, 1, 2)) -> Grid:
 FIXED = {
     "right-handed": grid((37, 29, 23), (3.0, 3.0, 2.0), (14, -9), (1, 1, 1), (5, -12, 30)),
     "left-handed": grid((37, 29, 23), (3.0, 3.0, 2.0), (14, -9), (-1, 1, 1), (5, -12, 30)),
-    "stored in another order": grid((29, 23, 37), (3.0, 2.0, 3.0), (-11, 6), (1, -1, 1), (5, -12, 30), (1, 2, 0)),
+    "stored in another order": grid(
+        (29, 23, 37), (3.0, 2.0, 3.0), (-11, 6), (1, -1, 1), (5, -12, 30), (1, 2, 0)
+    ),
 }
 MOVING = grid((41, 33, 35), (2.5, 3.2, 2.2), (-20, 8), (-1, -1, 1), (11, -5, 24), (2, 0, 1))
-NETWORK = grid((16, 14, 12), (8.0, 8.0, 7.0), (3, 2), (1, 1, 1), (5, -12, 30))  # wholly covers the fixed ones
+# wholly covers the fixed ones
+NETWORK = grid((16, 14, 12), (8.0, 8.0, 7.0), (3, 2), (1, 1, 1), (5, -12, 30))
 
 
 def affine() -> np.ndarray:
     a = np.deg2rad(7.0)
     matrix = np.eye(4)
-    matrix[:3, :3] = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ np.diag(
-        [1.05, 0.96, 1]
-    )
+    matrix[:3, :3] = np.array(
+        [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
+    ) @ np.diag([1.05, 0.96, 1])
     matrix[:3, 3] = (6, -4, 3)
     return matrix
 
@@ -55,7 +58,9 @@ def wavy(where: Grid, size=4.0) -> DisplacementField:
         np.cos(x[..., 2] / 19 - x[..., 0] / 40),
         np.sin((x[..., 0] + x[..., 2]) / 27),
     ]
-    return DisplacementField((size * np.stack(waves, -1) * [1.0, 1.6, -1.3]).astype(np.float32), where)
+    return DisplacementField(
+        (size * np.stack(waves, -1) * [1.0, 1.6, -1.3]).astype(np.float32), where
+    )
 
 
 def blobs(where: Grid) -> tuple[Volume, Volume]:
@@ -63,15 +68,25 @@ def blobs(where: Grid) -> tuple[Volume, Volume]:
     x = where.to_world(np.indices(where.shape).transpose(1, 2, 3, 0))
     value = np.sin(x[..., 0] / 9) + np.cos(x[..., 1] / 11) + np.sin(x[..., 2] / 8 + x[..., 0] / 20)
     image = Volume((100 * value + 300).astype(np.float32), where, "moving")
-    return image, Volume(np.digitize(value, [-0.8, 0.2, 1.1]).astype(np.uint8), where, "labels", is_labels=True)
+    return image, Volume(
+        np.digitize(value, [-0.8, 0.2, 1.1]).astype(np.uint8), where, "labels", is_labels=True
+    )
 
 
-def applied(moving_path, reference: Grid, transform: sitk.Transform, tmp_path, labels=False) -> np.ndarray:
+def applied(
+    moving_path, reference: Grid, transform: sitk.Transform, tmp_path, labels=False
+) -> np.ndarray:
     """What ITK makes of the files alone: axes i, j, k."""
-    write_image(Volume(np.zeros(reference.shape, np.uint8), reference), tmp_path / "reference.nii.gz")
+    write_image(
+        Volume(np.zeros(reference.shape, np.uint8), reference), tmp_path / "reference.nii.gz"
+    )
     method = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
     image = sitk.Resample(
-        sitk.ReadImage(str(moving_path)), sitk.ReadImage(str(tmp_path / "reference.nii.gz")), transform, method, 0.0
+        sitk.ReadImage(str(moving_path)),
+        sitk.ReadImage(str(tmp_path / "reference.nii.gz")),
+        transform,
+        method,
+        0.0,
     )
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
@@ -114,7 +129,9 @@ def test_the_comparison_would_see_a_wrong_sign_or_order(tmp_path):
     ours = warp_volume(image, fixed, transform).values
     total = transform.total(fixed)
     write_displacement(DisplacementField(-total.vectors, fixed), tmp_path / "wrong.nii.gz")
-    theirs = applied(tmp_path / "moving.nii.gz", fixed, itk_field(tmp_path / "wrong.nii.gz"), tmp_path)
+    theirs = applied(
+        tmp_path / "moving.nii.gz", fixed, itk_field(tmp_path / "wrong.nii.gz"), tmp_path
+    )
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] < 0.9
 
 
@@ -134,9 +151,14 @@ def test_the_header_of_a_displacement_is_the_one_that_itk_reads(tmp_path):
     image = nibabel.load(tmp_path / "d.nii.gz")
     assert image.shape == (*fixed.shape, 1, 3) and image.get_data_dtype() == np.float32
     header = image.header
-    assert (int(header["intent_code"]), int(header["qform_code"]), int(header["sform_code"])) == (1007, 1, 1)
+    assert (int(header["intent_code"]), int(header["qform_code"]), int(header["sform_code"])) == (
+        1007,
+        1,
+        1,
+    )
     np.testing.assert_array_equal(
-        np.asarray(image.dataobj)[:, :, :, 0], wavy(fixed).vectors * np.array([-1, -1, 1], np.float32)
+        np.asarray(image.dataobj)[:, :, :, 0],
+        wavy(fixed).vectors * np.array([-1, -1, 1], np.float32),
     )
 
 
@@ -181,7 +203,9 @@ def test_nothing_is_lost_at_the_border_when_the_network_saw_less_than_the_fixed_
     assert not inside(small, corners).any()
     write_transform(transform, tmp_path / "t.h5", fixed)
     read = sitk.ReadTransform(str(tmp_path / "t.h5"))
-    theirs = [np.array(read.TransformPoint((c * [-1, -1, 1]).tolist())) * [-1, -1, 1] for c in corners]
+    theirs = [
+        np.array(read.TransformPoint((c * [-1, -1, 1]).tolist())) * [-1, -1, 1] for c in corners
+    ]
     np.testing.assert_allclose(theirs, transform.map_points(corners), atol=1e-3)
 
 
@@ -193,15 +217,25 @@ def sheared() -> Grid:
 
 def test_a_sheared_fixed_grid_is_straightened_for_itk_with_a_warning(tmp_path):
     fixed, transform = sheared(), Transform(affine(), wavy(NETWORK))
-    with pytest.warns(UserWarning, match=r"the field in t\.h5 was resampled onto straightened axes"):
+    with pytest.warns(
+        UserWarning, match=r"the field in t\.h5 was resampled onto straightened axes"
+    ):
         write_transform(transform, tmp_path / "t.h5", fixed)
     read = sitk.ReadTransform(str(tmp_path / "t.h5"))
-    points = fixed.to_world(np.random.default_rng(0).uniform(0, 1, (200, 3)) * (np.array(fixed.shape) - 1))
-    theirs = np.array([read.TransformPoint((p * [-1, -1, 1]).tolist()) for p in points]) * [-1, -1, 1]
+    points = fixed.to_world(
+        np.random.default_rng(0).uniform(0, 1, (200, 3)) * (np.array(fixed.shape) - 1)
+    )
+    theirs = np.array([read.TransformPoint((p * [-1, -1, 1]).tolist()) for p in points]) * [
+        -1,
+        -1,
+        1,
+    ]
     assert np.linalg.norm(theirs - transform.map_points(points), axis=1).max() < 0.15
     with pytest.warns(UserWarning, match=r"the grid of d\.nii\.gz are not at right angles"):
         write_displacement(transform.total(fixed), tmp_path / "d.nii.gz")
-    np.testing.assert_array_equal(read_transform(tmp_path / "d.nii.gz").field.vectors, transform.total(fixed).vectors)
+    np.testing.assert_array_equal(
+        read_transform(tmp_path / "d.nii.gz").field.vectors, transform.total(fixed).vectors
+    )
 
 
 def test_a_straightened_grid_stands_at_right_angles_and_covers_the_old_one():
@@ -252,7 +286,10 @@ def test_a_file_on_which_the_library_of_hdf5_breaks_down_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("program", "says"),
-    [("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "breaks down on it"), ("print('x')", None)],
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "breaks down on it"),
+        ("print('x')", None),
+    ],
 )
 def test_a_reader_that_dies_takes_nothing_with_it(program, says, tmp_path, monkeypatch):
     write_transform(Transform(affine()), tmp_path / "t.h5")
@@ -273,8 +310,14 @@ def test_linear_parts_around_a_field_are_read_in_their_order(tmp_path):
     whole = sitk.CompositeTransform([turn, shift, field, turn.GetInverse(), shift])
     sitk.WriteTransform(whole, str(tmp_path / "whole.h5"))
     ours = read_transform(tmp_path / "whole.h5")
-    points = fixed.to_world(np.random.default_rng(1).uniform(0.3, 0.7, (50, 3)) * (np.array(fixed.shape) - 1))
-    theirs = np.array([whole.TransformPoint((p * [-1, -1, 1]).tolist()) for p in points]) * [-1, -1, 1]
+    points = fixed.to_world(
+        np.random.default_rng(1).uniform(0.3, 0.7, (50, 3)) * (np.array(fixed.shape) - 1)
+    )
+    theirs = np.array([whole.TransformPoint((p * [-1, -1, 1]).tolist()) for p in points]) * [
+        -1,
+        -1,
+        1,
+    ]
     np.testing.assert_allclose(ours.map_points(points), theirs, atol=1e-3)
 
 
@@ -326,7 +369,9 @@ def test_what_is_no_transform_is_refused_plainly(tmp_path):
         read_transform(tmp_path / "spline.h5")
 
 
-@pytest.mark.parametrize(("free", "says"), [(10_000, "The disk is full: "), (10**12, "its disk has room")])
+@pytest.mark.parametrize(
+    ("free", "says"), [(10_000, "The disk is full: "), (10**12, "its disk has room")]
+)
 def test_a_failure_of_itk_is_said_with_the_final_name_and_without_its_libraries_noise(
     tmp_path, monkeypatch, capfd, free, says
 ):
@@ -337,7 +382,10 @@ def test_a_failure_of_itk_is_said_with_the_final_name_and_without_its_libraries_
     monkeypatch.setattr(sitk, "WriteTransform", fail)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
-    with pytest.raises(InputError, match=says) as caught, new_folder(tmp_path / "results") as folder:
+    with (
+        pytest.raises(InputError, match=says) as caught,
+        new_folder(tmp_path / "results") as folder,
+    ):
         write_transform(Transform(affine(), wavy(NETWORK)), folder / "transform.h5")
     assert str(tmp_path / "results" / "transform.h5") in str(caught.value)
     assert "partial" not in str(caught.value)
@@ -357,7 +405,11 @@ def test_reading_is_possible_where_stderr_is_closed(tmp_path):
     )
     root = Path(__file__).parents[2]
     ended = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "t.h5"], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, tmp_path / "t.h5"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert ended.stdout == "None\n"
 
@@ -370,7 +422,9 @@ def test_other_endings_are_not_written(tmp_path):
 
 
 def test_nitransforms_maps_points_as_we_do(tmp_path):
-    nonlinear = pytest.importorskip("nitransforms.nonlinear", reason="nitransforms is not installed")
+    nonlinear = pytest.importorskip(
+        "nitransforms.nonlinear", reason="nitransforms is not installed"
+    )
     fixed, transform = FIXED["left-handed"], Transform(affine(), wavy(NETWORK))
     write_displacement(transform.total(fixed), tmp_path / "d.nii.gz")
     theirs = nonlinear.DenseFieldTransform.from_filename(tmp_path / "d.nii.gz", fmt="itk")

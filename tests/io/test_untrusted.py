@@ -12,17 +12,22 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.checkpoint import load_network, save_network
-from napari_shmoareg.io.datasets import open_dataset, read_pair_list
-from napari_shmoareg.io.model_card import read_card
-from napari_shmoareg.io.registration_folder import read_scene
-from napari_shmoareg.io.report import write_registration
-from napari_shmoareg.io.summary import read_registration_summary
-from napari_shmoareg.io.training_run.lock import RunLock, read_holder
-from napari_shmoareg.io.training_run.plan import read_plan
-from napari_shmoareg.io.untrusted import check_fields, inside, printable, read_csv, read_json, read_text, user_path
+from napari_shmoareg.datasets import open_dataset, read_pair_list
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import load_network, read_card, read_scene, save_network, write_registration
+from napari_shmoareg.io.report import read_registration_summary
+from napari_shmoareg.io.untrusted import (
+    check_fields,
+    inside,
+    printable,
+    read_csv,
+    read_json,
+    read_text,
+    user_path,
+)
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.training.plan import read_plan
+from napari_shmoareg.training.run import RunLock, read_holder
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,12 @@ def test_only_regular_files_of_some_size_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "large").write_bytes(b"x" * 101)
-    cases = {"pipe": "no regular file", "link": "a link to nothing", "gone": "There is no file", ".": "a folder"}
+    cases = {
+        "pipe": "no regular file",
+        "link": "a link to nothing",
+        "gone": "There is no file",
+        ".": "a folder",
+    }
     for name, says in cases.items():
         with pytest.raises(InputError, match=says):
             read_text(tmp_path / name, "a list")
@@ -61,7 +71,9 @@ def test_only_regular_files_of_some_size_are_opened(tmp_path):
         read_text("/dev/zero", "a list")
 
 
-def test_paths_without_a_home_or_with_nul_are_refused_unless_there_is_such_a_file(tmp_path, monkeypatch):
+def test_paths_without_a_home_or_with_nul_are_refused_unless_there_is_such_a_file(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for path, says in (("~nosuchuser/a.nii", "~nosuchuser"), ("a\0b", "NUL")):
         with pytest.raises(InputError, match=says):
@@ -117,7 +129,15 @@ class Kinds:
 def test_values_of_other_types_are_refused_by_their_names():
     check_fields(Kinds, {"whole": 1, "number": 2, "pair": [1, 2]})
     check_fields(Kinds, {"number": None})
-    wrong = [{"whole": 1.5}, {"whole": True}, {"whole": 10**30}, {"number": "1"}, {"pair": [1, "a"]}, {"x": 1}, [1]]
+    wrong = [
+        {"whole": 1.5},
+        {"whole": True},
+        {"whole": 10**30},
+        {"number": "1"},
+        {"pair": [1, "a"]},
+        {"x": 1},
+        [1],
+    ]
     for values in wrong:
         with pytest.raises(ValueError):
             check_fields(Kinds, values)
@@ -147,7 +167,9 @@ def test_lists_with_entries_that_are_none_are_refused(tmp_path, name, text, says
             read(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", ["[" * 50_000, '{"pid": 1e400, "host": 1, "started": "x"}', "", "\0"])
+@pytest.mark.parametrize(
+    "content", ["[" * 50_000, '{"pid": 1e400, "host": 1, "started": "x"}', "", "\0"]
+)
 def test_a_lock_that_is_none_holds_nothing(tmp_path, content):
     (tmp_path / "lock").write_text(content)
     assert read_holder(tmp_path / "lock") is None
@@ -165,7 +187,13 @@ def test_a_lock_with_a_number_of_no_process_is_taken_and_a_folder_in_its_place_i
 
 @pytest.mark.parametrize(
     "text",
-    ["[", "[" * 50_000, "3", '{"format": 1}', '{"format": "shmoareg-run-1", "dataset": {"path": 1, "options": 3}}'],
+    [
+        "[",
+        "[" * 50_000,
+        "3",
+        '{"format": 1}',
+        '{"format": "shmoareg-run-1", "dataset": {"path": 1, "options": 3}}',
+    ],
 )
 def test_a_run_that_is_none_is_refused_by_name(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
@@ -210,7 +238,9 @@ def tiny():
         ("made_up", 1),
     ],
 )
-def test_settings_beyond_every_network_are_refused_before_one_is_built(tmp_path, tiny, monkeypatch, name, value):
+def test_settings_beyond_every_network_are_refused_before_one_is_built(
+    tmp_path, tiny, monkeypatch, name, value
+):
     monkeypatch.setattr("napari_shmoareg.io.checkpoint.SHMoAReg", None)  # nothing may be built
     path = _weights(tmp_path / "w.safetensors", tiny.config.to_dict() | {name: value})
     with pytest.raises(InputError, match=rf"w\.safetensors.*{name}") as caught:
@@ -219,7 +249,12 @@ def test_settings_beyond_every_network_are_refused_before_one_is_built(tmp_path,
 
 
 def test_shapes_are_compared_before_anything_is_allocated(tmp_path, tiny, monkeypatch):
-    large = tiny.config.to_dict() | {"embed_dim": 1024, "depths": [8] * 5, "num_experts": 128, "top_k": 4}
+    large = tiny.config.to_dict() | {
+        "embed_dim": 1024,
+        "depths": [8] * 5,
+        "num_experts": 128,
+        "top_k": 4,
+    }
     path = _weights(tmp_path / "w.safetensors", large, dict(tiny.state_dict()))
     devices = []
     built = SHMoAReg.__init__
@@ -241,7 +276,11 @@ def test_weights_of_other_kinds_of_number_are_refused(tmp_path, tiny):
         (tiny.state_dict()[name].double() + 1e300, "NaN or infinite"),  # infinite as float32
         (tiny.state_dict()[name] * float("nan"), "NaN or infinite"),
     ):
-        path = _weights(tmp_path / "w.safetensors", tiny.config.to_dict(), dict(tiny.state_dict()) | {name: tensor})
+        path = _weights(
+            tmp_path / "w.safetensors",
+            tiny.config.to_dict(),
+            dict(tiny.state_dict()) | {name: tensor},
+        )
         with pytest.raises(InputError, match=rf"w\.safetensors.*{says}"):
             load_network(path)
 
@@ -254,7 +293,9 @@ def test_a_card_that_is_none_is_refused(tmp_path, tiny, card):
 
 
 @pytest.mark.parametrize("length", [0, 1, 10, 10**6, 10**12, 2**64 - 1])
-@pytest.mark.parametrize("rest", [b"{", b"{}", b'{"__metadata__":{"format":"shmoareg-1"}}', b"{" * 5000])
+@pytest.mark.parametrize(
+    "rest", [b"{", b"{}", b'{"__metadata__":{"format":"shmoareg-1"}}', b"{" * 5000]
+)
 def test_a_head_of_any_length_is_refused_by_name(tmp_path, length, rest):
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", length) + rest)
     with pytest.raises(InputError, match=r"w\.safetensors"):
@@ -277,7 +318,7 @@ def test_weights_cut_anywhere_are_refused_by_name(tmp_path, tiny):
 @pytest.fixture(scope="module")
 def written(phantoms, lively_network, tmp_path_factory):
     """A registration folder, made once."""
-    from napari_shmoareg.engine.registration import register
+    from napari_shmoareg.registration.register import register
 
     registration = register(phantoms, lively_network(0.03), affine="none", size=20, device="cpu")
     path = tmp_path_factory.mktemp("written") / "out"
@@ -297,7 +338,9 @@ def test_loads_of_experts_that_are_none_are_refused_without_taking_memory(folder
     path = folder / "experts" / "loads.csv"
     lines = path.read_text().splitlines()
     cells = lines[1].split(",")
-    path.write_text("\n".join([lines[0], ",".join([*cells[:5], expert, *cells[6:]]), *lines[2:]]) + "\n")
+    path.write_text(
+        "\n".join([lines[0], ",".join([*cells[:5], expert, *cells[6:]]), *lines[2:]]) + "\n"
+    )
     with pytest.raises(InputError, match=r"loads\.csv is damaged.*expert"):
         read_registration_summary(folder)
 

@@ -13,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Other draws, and more of them, to look for faults by hand; the test takes none of the two.
-SEED, TIMES = (int(os.environ.get(name, default)) for name, default in (("CORPUS_SEED", "0"), ("CORPUS_TIMES", "1")))
+SEED, TIMES = (
+    int(os.environ.get(name, default))
+    for name, default in (("CORPUS_SEED", "0"), ("CORPUS_TIMES", "1"))
+)
 
 
 class Found(NamedTuple):
-    """What was read: voxels, points or plain content, and voxel index to RAS mm where there is one."""
+    """What was read: voxels, points or plain content, and voxel index to RAS mm where there is
+    one.
+    """
 
     values: Any
     affine: NDArray[np.float64] | None = None
@@ -39,9 +44,9 @@ class Warned(NamedTuple):
 class Truth(NamedTuple):
     """May be refused or warned about; read without a word only as `parse` reads it.
 
-    `parse` shares no code with the package.  None from it is "nothing to be read silently"; where it
-    fails, on damage that a reader may overlook, only `whole` may be read, what the file held before.
-    """
+    `parse` shares no code with the package.  None from it is "nothing to be read silently"; where
+    it fails, on damage that a reader may overlook, only `whole` may be read, what the file held
+    before."""
 
     parse: Callable[[Path], Found | None]
     whole: Found | None = None
@@ -92,14 +97,20 @@ def put(raw: bytes, position: int, new: bytes) -> bytes:
     return raw[:position] + new + raw[position + len(new) :]
 
 
-def damaged(raw: bytes, seed: int, count: int, within: slice = slice(None)) -> Iterator[tuple[str, bytes]]:
-    """Copies of a file with one thing damaged each: bits, lengths, repeated and lost parts, huge numbers."""
+def damaged(
+    raw: bytes, seed: int, count: int, within: slice = slice(None)
+) -> Iterator[tuple[str, bytes]]:
+    """Copies of a file with one thing damaged each: bits, lengths, repeated and lost parts, huge
+    numbers.
+    """
     draw = random.Random(1000 * SEED + seed)
     places = range(len(raw))[within]
     for n in range(TIMES * count):
         at = draw.choice(places)
         size = draw.choice((1, 2, 4, 8, 40))
-        kind = ("bit", "bit", "bit", "cut", "repeat", "lose", "ones", "zeros", "noise", "huge")[n % 10]
+        kind = ("bit", "bit", "bit", "cut", "repeat", "lose", "ones", "zeros", "noise", "huge")[
+            n % 10
+        ]
         new = {
             "bit": lambda at=at: put(raw, at, bytes([raw[at] ^ 1 << draw.randrange(8)])),
             "cut": lambda at=at: raw[:at],
@@ -138,14 +149,18 @@ _NUMBERS = (
 
 
 def misspelt(text: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
-    """Copies of a text with one line lost, repeated, moved, or one word or number in it replaced."""
+    """Copies of a text with one line lost, repeated, moved, or one word or number in it
+    replaced.
+    """
     draw = random.Random(1000 * SEED + seed)
     for n in range(TIMES * count):
         lines = text.split("\n")
         at = draw.randrange(len(lines))
         kind = ("number", "number", "number", "lose", "repeat", "move", "letter", "join")[n % 8]
         if kind == "number":
-            spots = [(i, m) for i, line in enumerate(lines) for m in re.finditer(r"-?\d[\d.e]*", line)]
+            spots = [
+                (i, m) for i, line in enumerate(lines) for m in re.finditer(r"-?\d[\d.e]*", line)
+            ]
             at, spot = draw.choice(spots)
             value = draw.choice(_NUMBERS)
             lines[at] = lines[at][: spot.start()] + value + lines[at][spot.end() :]
@@ -167,7 +182,11 @@ def misspelt(text: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
 def alike(got: Found, wanted: Found) -> str:
     """How two readings differ; empty where they do not."""
     if not isinstance(wanted.values, np.ndarray):
-        return "" if got.values == wanted.values else f"{got.values!r:.200}, not {wanted.values!r:.200}"
+        return (
+            ""
+            if got.values == wanted.values
+            else f"{got.values!r:.200}, not {wanted.values!r:.200}"
+        )
     values, truth = (np.asarray(found.values, np.float64) for found in (got, wanted))
     if values.shape != truth.shape:
         return f"shape {values.shape}, not {truth.shape}"
@@ -175,12 +194,18 @@ def alike(got: Found, wanted: Found) -> str:
     near = 1e-6 * float(finite.max(initial=0))
     with np.errstate(all="ignore"):
         if not np.allclose(values, truth, rtol=1e-6, atol=near, equal_nan=True):
-            at = tuple(np.argwhere(~np.isclose(values, truth, rtol=1e-6, atol=near, equal_nan=True))[0])
+            at = tuple(
+                np.argwhere(~np.isclose(values, truth, rtol=1e-6, atol=near, equal_nan=True))[0]
+            )
             return f"value {values[at]} at {tuple(map(int, at))}, not {truth[at]}"
     if (got.affine is None) != (wanted.affine is None):
         return f"affine {got.affine}, not {wanted.affine}"
-    if wanted.affine is not None and not np.allclose(got.affine, wanted.affine, rtol=1e-5, atol=1e-5):
-        return f"affine {np.round(got.affine, 4).tolist()}, not {np.round(wanted.affine, 4).tolist()}"
+    if wanted.affine is not None and not np.allclose(
+        got.affine, wanted.affine, rtol=1e-5, atol=1e-5
+    ):
+        return (
+            f"affine {np.round(got.affine, 4).tolist()}, not {np.round(wanted.affine, 4).tolist()}"
+        )
     return ""
 
 

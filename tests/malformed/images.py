@@ -1,4 +1,6 @@
-"""Malformed NIfTI, MGH, NRRD and MetaImage files, compressed streams, and oddities of file systems."""
+"""Malformed NIfTI, MGH, NRRD and MetaImage files, compressed streams, and oddities of file
+systems.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from corpus import Found, Malformed, Truth, Warned, damaged, misspelt, put, refu
 
 SHAPE = (7, 6, 5)
 VALUES = volume(SHAPE, np.int16)
-AFFINE = np.array([[-1.5, 0, 0, 20], [0, 0, 2.5, -30], [0, -0.75, 0, 12], [0, 0, 0, 1]])  # a multiple of a half turn
+# a multiple of a half turn
+AFFINE = np.array([[-1.5, 0, 0, 20], [0, 0, 2.5, -30], [0, -0.75, 0, 12], [0, 0, 0, 1]])
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
 FOUND = Found(VALUES, AFFINE)
 
@@ -77,13 +80,17 @@ def _nifti() -> Iterator[Malformed]:
     for version in (1, 2):
         for field, values in faults.items():
             for n, value in enumerate(values):
-                if version == 2 and (field == "magic" or (field == "vox_offset" and n in (3, 4, 5, 6))):
+                if version == 2 and (
+                    field == "magic" or (field == "vox_offset" and n in (3, 4, 5, 6))
+                ):
                     continue
                 try:
                     raw = nifti(version, **{field: value})
                 except (ValueError, OverflowError):
                     continue
-                yield Malformed(f"NIfTI-{version}", f"{field} {n}", "image", written("a.nii", raw), truth)
+                yield Malformed(
+                    f"NIfTI-{version}", f"{field} {n}", "image", written("a.nii", raw), truth
+                )
     both = {
         "no codes": {"qform_code": 0, "sform_code": 0},
         "quaternion beyond 1": {"sform_code": 0, "quatern_b": 0.8, "quatern_c": 0.8},
@@ -94,7 +101,9 @@ def _nifti() -> Iterator[Malformed]:
     for name, fields in both.items():
         yield Malformed("NIfTI-1", name, "image", written("a.nii", nifti(**fields)), truth)
     for order in "<>":
-        read = Malformed("NIfTI-1", f"whole, {order}", "image", written("a.nii", nifti(1, order)), FOUND)
+        read = Malformed(
+            "NIfTI-1", f"whole, {order}", "image", written("a.nii", nifti(1, order)), FOUND
+        )
         yield read
     yield Malformed("NIfTI-2", "whole", "image", written("a.nii", nifti(2)), FOUND)
     raw = nifti(1)
@@ -125,7 +134,9 @@ def _streams() -> Iterator[Malformed]:
         ("text", b"<html>404</html>", refused()),
     ):
         yield Malformed("stream", name, "image", written("a.nii.gz", content), outcome)
-    yield Malformed("stream", "gzip named .nii", "image", written("a.nii", whole), refused("rename"))
+    yield Malformed(
+        "stream", "gzip named .nii", "image", written("a.nii", whole), refused("rename")
+    )
     for name, new in damaged(whole, 4, 30):
         yield Malformed("stream", f"gzip, {name}", "image", written("a.nii.gz", new), truth)
     for coder, make in (("gzip", gzip.compress), ("bzip2", bz2.compress)):
@@ -134,10 +145,14 @@ def _streams() -> Iterator[Malformed]:
         yield Malformed("stream", f"NRRD {coder}", "image", written("a.nrrd", head + stream), FOUND)
         for name, new in damaged(stream, 5, 10):
             write = written("a.nrrd", head + new)
-            yield Malformed("stream", f"NRRD {coder}, {name}", "image", write, Truth(oracles.nrrd, FOUND))
+            yield Malformed(
+                "stream", f"NRRD {coder}, {name}", "image", write, Truth(oracles.nrrd, FOUND)
+            )
     for name, new in damaged(zlib.compress(VALUES.tobytes("F")), 6, 10):
         write = written("a.mha", meta(CompressedData="True") + new)
-        yield Malformed("stream", f"MetaImage zlib, {name}", "image", write, Truth(oracles.metaimage, FOUND))
+        yield Malformed(
+            "stream", f"MetaImage zlib, {name}", "image", write, Truth(oracles.metaimage, FOUND)
+        )
 
 
 def mgh(**fields: bytes) -> bytes:
@@ -249,7 +264,9 @@ def _nrrd() -> Iterator[Malformed]:
     ):
         yield Malformed("NRRD", name, "image", written("a.nrrd", content), refused())
     far = nrrd(data_file="a.raw")
-    yield Malformed("NRRD", "data beside", "image", written("a.nhdr", far, **{"a.raw": data}), FOUND)
+    yield Malformed(
+        "NRRD", "data beside", "image", written("a.nhdr", far, **{"a.raw": data}), FOUND
+    )
     short = written("a.nhdr", far, **{"a.raw": data[:-1]})
     yield Malformed("NRRD", "data beside, short", "image", short, refused("cut short"))
 
@@ -376,7 +393,11 @@ def _file_system() -> Iterator[Malformed]:
         ("a series of a file", lambda folder: f"{written('a.nii', raw)(folder)}#1.2", refused("#")),
     ):
         for door in ("image", "pair"):
-            found = Found([outcome.values] * 2, outcome.affine) if door == "pair" and outcome is FOUND else outcome
+            found = (
+                Found([outcome.values] * 2, outcome.affine)
+                if door == "pair" and outcome is FOUND
+                else outcome
+            )
             yield Malformed("file system", f"{name}, {door}", door, write, _pair(found))
 
 

@@ -1,4 +1,5 @@
-"""The independent truth: headers taken apart by struct, as text, or by pydicom, in a few plain lines.
+"""The independent truth: headers taken apart by struct, as text, or by pydicom, in a few plain
+lines.
 
 Each gives what a file says if it says it once and plainly, else None: then nothing may be read
 without a word.
@@ -56,7 +57,11 @@ def nifti(path: Path) -> Found | None:
     kind = np.dtype(e + _NIFTI_TYPES[datatype])
     shape = dim[1 : dim[0] + 1]
     count = int(np.prod(shape))
-    if bitpix != 8 * kind.itemsize or len(raw) != int(offset) + count * kind.itemsize or not 3 <= dim[0] <= 7:
+    if (
+        bitpix != 8 * kind.itemsize
+        or len(raw) != int(offset) + count * kind.itemsize
+        or not 3 <= dim[0] <= 7
+    ):
         return None
     if offset < 352 or 3000 <= intent < 3100 or (units & 7) > 3 or max(qform, sform) <= 0:
         return None
@@ -79,7 +84,8 @@ def _by_quaternion(pixdim: tuple[float, ...], quaternion: tuple[float, ...]) -> 
     square = b * b + c * c + d * d
     if not square <= 1.01:
         return np.full((3, 4), np.nan)
-    a = np.sqrt(1 - square) if square <= 1 - 1e-7 else 0.0  # as the standard's own code: a half turn
+    # as the standard's own code: a half turn
+    a = np.sqrt(1 - square) if square <= 1 - 1e-7 else 0.0
     b, c, d = np.array([b, c, d]) / (1 if a else np.sqrt(square))
     turn = np.array(
         [
@@ -95,7 +101,9 @@ def _by_quaternion(pixdim: tuple[float, ...], quaternion: tuple[float, ...]) -> 
 
 def _apart(shape: tuple[int, ...], one: NDArray, other: NDArray) -> float:
     """How many of the smallest voxels apart the corners are; NaN counts as near."""
-    ends = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    ends = np.array(
+        [[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]
+    )
     with np.errstate(all="ignore"):
         far = np.linalg.norm((ends @ (one - other).T)[:, :3], axis=1).max()
         return float(far / np.linalg.norm(one[:3, :3], axis=0).min())
@@ -116,7 +124,9 @@ def mgh(path: Path) -> Found | None:
     if version != 1 or good <= 0:
         return None
     shape = (i, j, k, frames)
-    values = np.frombuffer(raw, {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}[kind], int(np.prod(shape)), 284)
+    values = np.frombuffer(
+        raw, {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}[kind], int(np.prod(shape)), 284
+    )
     affine = np.eye(4)
     directions = numbers[3:12].reshape(3, 3).T
     if np.abs(np.linalg.norm(directions, axis=0) - 1).max() > 0.03:
@@ -160,7 +170,9 @@ def nrrd(path: Path) -> Found | None:
         fields[name.lower()] = value.strip()
     if "data file" in fields:
         data = (path.parent / fields["data file"]).read_bytes()
-    data = {"raw": bytes, "gzip": gzip.decompress, "bzip2": bz2.decompress}[fields["encoding"]](data)
+    data = {"raw": bytes, "gzip": gzip.decompress, "bzip2": bz2.decompress}[fields["encoding"]](
+        data
+    )
     sizes = [int(word) for word in fields["sizes"].split()]
     kind = np.dtype({"little": "<", "big": ">"}[fields["endian"]] + _NRRD_TYPES[fields["type"]])
     if len(sizes) != 3 or fields["dimension"] != "3" or len(data) != np.prod(sizes) * kind.itemsize:
@@ -170,7 +182,8 @@ def nrrd(path: Path) -> Found | None:
     if set(fields.get("spacings", "nan").lower().split()) != {"nan"}:
         return None
     vectors = [
-        [_decimal(word) for word in each.split(",")] for each in re.findall(r"\(([^)]*)\)", fields["space directions"])
+        [_decimal(word) for word in each.split(",")]
+        for each in re.findall(r"\(([^)]*)\)", fields["space directions"])
     ]
     affine = np.eye(4)
     affine[:3, :3] = np.array(vectors).T
@@ -221,12 +234,19 @@ def metaimage(path: Path) -> Found | None:
         "-1",
     ):
         return None
-    order = ">" if truths[fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))] else "<"
+    order = (
+        ">"
+        if truths[fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))]
+        else "<"
+    )
     sizes = [int(word) for word in fields["DimSize"].split()]
     kind = np.dtype(order + _META_TYPES[fields["ElementType"]])
     if len(sizes) != 3 or fields["NDims"] != "3" or len(data) != np.prod(sizes) * kind.itemsize:
         return None
-    if fields.get("ElementNumberOfChannels", "1") != "1" or fields.get("ObjectType", "Image") != "Image":
+    if (
+        fields.get("ElementNumberOfChannels", "1") != "1"
+        or fields.get("ObjectType", "Image") != "Image"
+    ):
         return None
     directions, spacing, origin = (
         np.array([_decimal(word) for word in fields[name].split()])
@@ -260,7 +280,11 @@ def dicom(folder: Path) -> Found | None:
     slices.sort(key=lambda s: float(np.dot(normal, s[0])))
     heights = np.array([np.dot(normal, s[0]) for s in slices])
     steps = np.diff(heights)
-    if abs(np.linalg.norm(across) - 1) > 0.01 or abs(np.linalg.norm(down) - 1) > 0.01 or min(rows, columns) <= 0:
+    if (
+        abs(np.linalg.norm(across) - 1) > 0.01
+        or abs(np.linalg.norm(down) - 1) > 0.01
+        or min(rows, columns) <= 0
+    ):
         return None
     if not (steps > 0).all() or steps.max() > 1.1 * steps.min() or abs(across @ down) > 0.01:
         return None
@@ -275,12 +299,21 @@ def dicom(folder: Path) -> Found | None:
 def _stored(d: Any) -> NDArray:
     """The stored numbers, (frames, rows, columns)."""
     rows, columns, bits = int(d.Rows), int(d.Columns), int(d.BitsAllocated)
-    if d.SamplesPerPixel != 1 or bits not in (8, 16) or d.HighBit != d.BitsStored - 1 or not 0 < d.BitsStored <= bits:
+    if (
+        d.SamplesPerPixel != 1
+        or bits not in (8, 16)
+        or d.HighBit != d.BitsStored - 1
+        or not 0 < d.BitsStored <= bits
+    ):
         raise ValueError("another kind of pixels")
-    if not str(d.file_meta.TransferSyntaxUID) == "1.2.840.10008.1.2.1" or d.PixelRepresentation not in (0, 1):
+    if not str(
+        d.file_meta.TransferSyntaxUID
+    ) == "1.2.840.10008.1.2.1" or d.PixelRepresentation not in (0, 1):
         raise ValueError("another syntax")
     frames = int(d.get("NumberOfFrames", 1) or 1)
-    stored = np.frombuffer(d.PixelData, f"<u{bits // 8}")[: frames * rows * columns].reshape(frames, rows, columns)
+    stored = np.frombuffer(d.PixelData, f"<u{bits // 8}")[: frames * rows * columns].reshape(
+        frames, rows, columns
+    )
     stored = stored.astype(np.int64) & ((1 << d.BitsStored) - 1)
     if d.PixelRepresentation:
         stored = np.where(stored >> (d.BitsStored - 1), stored - (1 << d.BitsStored), stored)

@@ -37,19 +37,20 @@ def prepare(folder: Path) -> None:
     """A registration, weights and a transform that are whole, in `folder`."""
     import torch
 
-    from napari_shmoareg.engine.registration import register
     from napari_shmoareg.geometry import Grid, Volume, VolumePair
-    from napari_shmoareg.io.checkpoint import save_network
-    from napari_shmoareg.io.report import write_registration
-    from napari_shmoareg.io.transforms import write_transform
+    from napari_shmoareg.io import save_network, write_registration, write_transform
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+    from napari_shmoareg.registration.register import register
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     network = SHMoAReg(SHMoARegConfig.preset("tiny")).eval()
     draw = np.random.default_rng(0)
     grid = Grid((16, 14, 12), np.diag([3.0, 3, 3, 1]))
-    images = [Volume(draw.random(grid.shape).astype(np.float32), grid, name) for name in ("moving", "fixed")]
+    images = [
+        Volume(draw.random(grid.shape).astype(np.float32), grid, name)
+        for name in ("moving", "fixed")
+    ]
     done = register(VolumePair(*images), network, affine="none", size=16, device="cpu")
     _WHOLE["scene"] = folder / "whole"
     write_registration(done, _WHOLE["scene"], weights="tiny", figures=False)
@@ -105,12 +106,16 @@ def _transforms() -> Iterator[Malformed]:
         ("integers", {"datatype": 8}),
         ("no place", {"sform_code": 0, "qform_code": 0}),
     ):
-        yield Malformed("transform", f"field, {name}", "transform", written("a.nii", _field(**fields)), truth)
+        yield Malformed(
+            "transform", f"field, {name}", "transform", written("a.nii", _field(**fields)), truth
+        )
     raw = _field()
     for name, new in (("NaN", np.nan), ("infinity", np.inf), ("1e38", 1e38)):
         content = put(raw, 400, struct.pack("<f", new))
         outcome = refused() if name != "1e38" else truth
-        yield Malformed("transform", f"field with {name}", "transform", written("a.nii", content), outcome)
+        yield Malformed(
+            "transform", f"field with {name}", "transform", written("a.nii", content), outcome
+        )
     for name, new in damaged(raw, 21, 25, slice(0, 352)):
         yield Malformed("transform", f"field, {name}", "transform", written("a.nii", new), truth)
     image = written("a.nii", nifti(1))
@@ -123,15 +128,19 @@ def _transforms() -> Iterator[Malformed]:
         ("another kind", _TFM.replace("Affine", "Quux")),
         (
             "2D",
-            "#Insight Transform File V1.0\nTransform: AffineTransform_double_2_2\n"
-            "Parameters: 1 0 0 1 0 0\nFixedParameters: 0 0\n",
+            (
+                "#Insight Transform File V1.0\nTransform: AffineTransform_double_2_2\n"
+                "Parameters: 1 0 0 1 0 0\nFixedParameters: 0 0\n"
+            ),
         ),
         ("words", "hello\n"),
     ):
         yield Malformed("transform", f"tfm, {name}", "transform", written("a.tfm", text), refused())
     comma = written("a.tfm", _TFM.replace("0.1", "0,1"))
     yield Malformed("transform", "tfm, decimal comma", "transform", comma, refused())
-    yield Malformed("transform", "FSL", "transform", written("a.mat", "1 0 0 0\n0 1 0 0\n"), refused())
+    yield Malformed(
+        "transform", "FSL", "transform", written("a.mat", "1 0 0 0\n0 1 0 0\n"), refused()
+    )
     for name, change in (
         ("cut", lambda raw: raw[: len(raw) // 2]),
         ("no superblock", lambda raw: raw[:9] + bytes(80) + raw[89:]),
@@ -199,7 +208,9 @@ def _slicer() -> Iterator[Malformed]:
         return json.dumps({"markups": [one | more]}, indent=1)
 
     kind, truth = "points", Truth(oracles.markups, Found(_POINTS * (-1, -1, 1)))
-    yield Malformed(kind, "whole", "points", written("a.mrk.json", markups()), Found(_POINTS * (-1, -1, 1)))
+    yield Malformed(
+        kind, "whole", "points", written("a.mrk.json", markups()), Found(_POINTS * (-1, -1, 1))
+    )
     for name, text in (
         ("NaN", markups([{"position": [float("nan"), 0, 0]}])),
         ("infinite", markups([{"position": [1e999, 0, 0]}])),
@@ -217,12 +228,17 @@ def _slicer() -> Iterator[Malformed]:
         *((f"no JSON {n}", text) for n, text in enumerate(_NO_JSON)),
     ):
         yield Malformed(kind, name, "points", written("a.mrk.json", text), refused())
-    not_placed = markups([{"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"}])
+    not_placed = markups(
+        [{"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"}]
+    )
     warned = Warned(Found(np.array([[-1.0, -2, 3]])), ("left out",))
     yield Malformed(kind, "not placed", "points", written("a.mrk.json", not_placed), warned)
     for name, text in misspelt(markups(), 24, 25):
         yield Malformed(kind, name, "points", written("a.mrk.json", text), truth)
-    fcsv = "# Markups fiducial file version = 4.11\n# CoordinateSystem = {}\n# columns = id,x,y,z,ow\n1,1.5,2,3,0\n"
+    fcsv = (
+        "# Markups fiducial file version = 4.11\n# CoordinateSystem = {}\n# columns ="
+        " id,x,y,z,ow\n1,1.5,2,3,0\n"
+    )
     for frame, outcome in (
         ("LPS", Found(np.array([[-1.5, -2, 3]]))),
         ("0", Found(np.array([[1.5, 2, 3]]))),
@@ -231,7 +247,9 @@ def _slicer() -> Iterator[Malformed]:
         ("quux", refused()),
         ("RAS\n# CoordinateSystem = LPS", refused()),
     ):
-        yield Malformed(kind, f"fcsv {frame}", "points", written("a.fcsv", fcsv.format(frame)), outcome)
+        yield Malformed(
+            kind, f"fcsv {frame}", "points", written("a.fcsv", fcsv.format(frame)), outcome
+        )
     for cell in ("nan", "inf", "", "x", "1e999", "1,5", "0x1"):
         text = fcsv.format("LPS").replace("1.5", cell)
         yield Malformed(kind, f"fcsv with '{cell}'", "points", written("a.fcsv", text), refused())
@@ -266,7 +284,9 @@ def _lists() -> Iterator[Malformed]:
         ("commands", "moving,fixed\n$(rm x),`y`\n"),
     ):
         for door in ("pair list", "dataset"):
-            yield Malformed("list", f"{name}, {door}", door, written("p.csv", text, **beside), refused())
+            yield Malformed(
+                "list", f"{name}, {door}", door, written("p.csv", text, **beside), refused()
+            )
     for name, text in (
         ("its folder", "moving,fixed\n.,b.nii\n"),
         ("the root", "moving,fixed\n/,b.nii\n"),
@@ -275,7 +295,9 @@ def _lists() -> Iterator[Malformed]:
     for n, text in enumerate(_NO_JSON):
         for door in ("pair list", "dataset"):
             if door == "dataset" or not text.startswith("\ufeff"):
-                yield Malformed("list", f"no JSON {n}, {door}", door, written("p.json", text), refused())
+                yield Malformed(
+                    "list", f"no JSON {n}, {door}", door, written("p.json", text), refused()
+                )
     for n, entry in enumerate(
         (
             3,
@@ -339,9 +361,13 @@ def _registrations() -> Iterator[Malformed]:
             refused("report.json"),
         )
 
-    for n, value in enumerate(("../../../etc/passwd", "/etc/passwd", "a\0b", "~nosuchuser", 3, None, "", "x" * 9000)):
+    for n, value in enumerate(
+        ("../../../etc/passwd", "/etc/passwd", "a\0b", "~nosuchuser", 3, None, "", "x" * 9000)
+    ):
         yield report(f"part {n}", lambda r, v=value: r["expert_loads"][0].update(part=v))
-        yield report(f"weights {n}", lambda r, v=value: r["pair"].update(moving=v and [v], other={"name": v}))
+        yield report(
+            f"weights {n}", lambda r, v=value: r["pair"].update(moving=v and [v], other={"name": v})
+        )
     for n, value in enumerate((None, [], 3, "x", {"a": 1}, [1e308], [[1]], True)):
         yield report(f"affine {n}", lambda r, v=value: r["pair"]["fixed"].update(affine=v))
         yield report(f"shape {n}", lambda r, v=value: r["pair"]["fixed"].update(shape=v))
@@ -352,9 +378,15 @@ def _registrations() -> Iterator[Malformed]:
         yield report(f"counts {n}", lambda r, v=value: r["expert_loads"][0].update(counts=[v]))
         yield report(f"layer {n}", lambda r, v=value: r["expert_loads"][0].update(layer=v))
     for n, text in enumerate(_NO_JSON):
-        write = _changed("scene", "loads", lambda p, t=text: _overwrite(p.parent / "report.json", t))
-        yield Malformed("registration", f"report no JSON {n}", "scene", write, refused("report.json"))
-    for n, cell in enumerate(("2000000000", "-1", "1.5", "9" * 5000, "", "nan", "1_0", "0x1", "\u0663", "x" * 300_000)):
+        write = _changed(
+            "scene", "loads", lambda p, t=text: _overwrite(p.parent / "report.json", t)
+        )
+        yield Malformed(
+            "registration", f"report no JSON {n}", "scene", write, refused("report.json")
+        )
+    for n, cell in enumerate(
+        ("2000000000", "-1", "1.5", "9" * 5000, "", "nan", "1_0", "0x1", "\u0663", "x" * 300_000)
+    ):
         for column in (1, 5, 6):
 
             def table(path: Path, column: int = column, cell: str = cell) -> None:
@@ -365,7 +397,9 @@ def _registrations() -> Iterator[Malformed]:
                 loads.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
 
             write = _changed("summary", "loads", table)
-            yield Malformed("registration", f"loads.csv {column} {n}", "summary", write, refused("loads.csv"))
+            yield Malformed(
+                "registration", f"loads.csv {column} {n}", "summary", write, refused("loads.csv")
+            )
     for file in (
         "warped.nii.gz",
         "displacement.nii.gz",
@@ -379,7 +413,9 @@ def _registrations() -> Iterator[Malformed]:
                 place = path.parent / file
                 place.unlink() if new is None else place.write_bytes(new)
 
-            yield Malformed("registration", f"{file} {name}", "scene", _changed("scene", "x", spoil), refused())
+            yield Malformed(
+                "registration", f"{file} {name}", "scene", _changed("scene", "x", spoil), refused()
+            )
     link = _changed("scene", "x", lambda p: _link(p.parent / "warped.nii.gz"))
     yield Malformed("registration", "a link out", "scene", link, refused("leads out"))
 
@@ -444,16 +480,22 @@ def _runs() -> Iterator[Malformed]:
         for key in ("dataset", "settings", "pairs", "versions"):
             if not _of_type(value, _EVALUATION[key]) or (key == "dataset"):
                 write = written("evaluation.json", json.dumps(_EVALUATION | {key: value}))
-                yield Malformed("evaluation", f"{key} {n}", "evaluation", write, refused("evaluation.json"))
+                yield Malformed(
+                    "evaluation", f"{key} {n}", "evaluation", write, refused("evaluation.json")
+                )
         content = json.dumps({"pid": value, "host": value, "started": value})
         yield Malformed("lock", f"values {n}", "lock", written("lock", content), _HELD_OR_NOT)
-        write = written("split.json", json.dumps({"training": value, "validation": value, "test": value}))
+        write = written(
+            "split.json", json.dumps({"training": value, "validation": value, "test": value})
+        )
         yield Malformed("split", f"parts {n}", "split", write, refused("split.json"))
 
 
 def _weights() -> Iterator[Malformed]:
     def changed(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
-        return lambda folder: written("w.safetensors", change(_WHOLE["weights"].read_bytes()))(folder)
+        return lambda folder: written("w.safetensors", change(_WHOLE["weights"].read_bytes()))(
+            folder
+        )
 
     for name, value in (
         ("depths", [10**6]),
@@ -476,11 +518,15 @@ def _weights() -> Iterator[Malformed]:
 
         def setting(raw: bytes, name: str = name, value: Any = value) -> bytes:
             def change(head: dict[str, Any]) -> None:
-                head["__metadata__"]["config"] = json.dumps(json.loads(head["__metadata__"]["config"]) | {name: value})
+                head["__metadata__"]["config"] = json.dumps(
+                    json.loads(head["__metadata__"]["config"]) | {name: value}
+                )
 
             return _with_head(raw, change)
 
-        yield Malformed("weights", f"{name} {str(value)[:20]}", "weights", changed(setting), refused())
+        yield Malformed(
+            "weights", f"{name} {str(value)[:20]}", "weights", changed(setting), refused()
+        )
     for name, change in (
         ("no metadata", lambda head: head.pop("__metadata__")),
         ("no config", lambda head: head["__metadata__"].pop("config")),
@@ -497,11 +543,15 @@ def _weights() -> Iterator[Malformed]:
         ),
         (
             "offsets",
-            lambda head: head[next(k for k in head if k != "__metadata__")].update(data_offsets=[0, 2**60]),
+            lambda head: head[next(k for k in head if k != "__metadata__")].update(
+                data_offsets=[0, 2**60]
+            ),
         ),
         (
             "offsets turned",
-            lambda head: head[next(k for k in head if k != "__metadata__")].update(data_offsets=[9, 0]),
+            lambda head: head[next(k for k in head if k != "__metadata__")].update(
+                data_offsets=[9, 0]
+            ),
         ),
     ):
         write = changed(lambda raw, change=change: _with_head(raw, change))

@@ -1,4 +1,5 @@
-"""The one process that reads the whole corpus: `python reading.py FOLDER`, a line of JSON for each input.
+"""The one process that reads the whole corpus: `python reading.py FOLDER`, a line of JSON for each
+input.
 
 A line {"begun": n} precedes each, so that what ends or stops the process is known.
 """
@@ -39,28 +40,28 @@ def everything() -> list[Malformed]:
 
 
 def _image(path: Any) -> Found:
-    from napari_shmoareg.io.images import read_image
+    from napari_shmoareg.io import read_image
 
     volume = read_image(path)
     return Found(volume.values, volume.grid.affine)
 
 
 def _labels(path: Any) -> Found:
-    from napari_shmoareg.io.images import read_image
+    from napari_shmoareg.io import read_image
 
     volume = read_image(path, labels=True)
     return Found(volume.values, volume.grid.affine)
 
 
 def _pair(path: Any) -> Found:
-    from napari_shmoareg.io.images import read_pair
+    from napari_shmoareg.io import read_pair
 
     pair = read_pair(path, path)
     return Found(np.stack([pair.moving.values, pair.fixed.values]), pair.fixed.grid.affine)
 
 
 def _transform(path: Any) -> Found:
-    from napari_shmoareg.io.transforms import read_transform
+    from napari_shmoareg.io import read_transform
 
     found = read_transform(path)
     if found.field is not None:
@@ -84,57 +85,57 @@ def _points(path: Any) -> Found:
 
 
 def _pair_list(path: Any) -> Found:
-    from napari_shmoareg.io.datasets import read_pair_list
+    from napari_shmoareg.datasets import read_pair_list
 
     return Found([[f.moving.name, f.fixed.name] for f in read_pair_list(path).files])
 
 
 def _dataset(path: Any) -> Found:
-    from napari_shmoareg.io.datasets import open_dataset
+    from napari_shmoareg.datasets import open_dataset
 
     return Found(sorted(scan.image.name for scan in open_dataset(path).scans))
 
 
 def _scene(path: Any) -> Found:
-    from napari_shmoareg.io.registration_folder import read_scene
+    from napari_shmoareg.io import read_scene
 
     scene = read_scene(path)
     return Found(scene.pair.fixed.values, scene.pair.fixed.grid.affine)
 
 
 def _summary(path: Any) -> Found:
-    from napari_shmoareg.io.summary import read_registration_summary
+    from napari_shmoareg.io.report import read_registration_summary
 
     return Found(read_registration_summary(path).report)
 
 
 def _run(path: Any) -> Found:
-    from napari_shmoareg.io.training_run.plan import read_plan
+    from napari_shmoareg.training.plan import read_plan
 
     return Found(json.loads(json.dumps(read_plan(path).to_dict())))
 
 
 def _lock(path: Any) -> Found:
-    from napari_shmoareg.io.training_run.lock import RunLock
+    from napari_shmoareg.training.run import RunLock
 
     with RunLock(path):
         return Found("held")
 
 
 def _split(path: Any) -> Found:
-    from napari_shmoareg.io.training_run.split_file import read_division
+    from napari_shmoareg.datasets.splits import read_division
 
     return Found(read_division(path).split.to_dict())
 
 
 def _evaluation(path: Any) -> Found:
-    from napari_shmoareg.io.evaluation.folder import EvaluationFolder
+    from napari_shmoareg.evaluation.run import EvaluationFolder
 
     return Found(EvaluationFolder(Path(path).parent).read_plan())
 
 
 def _weights(path: Any) -> Found:
-    from napari_shmoareg.io.checkpoint import load_network
+    from napari_shmoareg.io import load_network
 
     state = load_network(path).state_dict()
     return Found(np.array([np.float64(state[name].numpy()).sum() for name in sorted(state)]))
@@ -193,8 +194,8 @@ def _load_libraries(whole: Path) -> None:
     import SimpleITK  # noqa: F401
 
     import napari_shmoareg.io.registration_folder
-    import napari_shmoareg.io.training_run.plan  # noqa: F401
-    from napari_shmoareg.io.checkpoint import load_network
+    import napari_shmoareg.training.plan  # noqa: F401
+    from napari_shmoareg.io import load_network
 
     load_network(whole)
 
@@ -228,13 +229,17 @@ def _names(text: str, given: Path | str) -> bool:
     """Whether a message names the input."""
     from napari_shmoareg.io.untrusted import printable
 
-    name = given.name if isinstance(given, Path) else given.replace("\0", "\\x00").split("#")[0].split("/")[-1][:100]
+    name = (
+        given.name
+        if isinstance(given, Path)
+        else given.replace("\0", "\\x00").split("#")[0].split("/")[-1][:100]
+    )
     return name in text or printable(name) in text
 
 
 def _of_error(each: Malformed, given: Any, error: Exception) -> tuple[str, str]:
-    from napari_shmoareg.cli.errors import explain
-    from napari_shmoareg.geometry import InputError
+    from napari_shmoareg.cli.console import explain
+    from napari_shmoareg.errors import InputError
 
     text = explain(error)
     if not isinstance(error, InputError | OSError) or "This is a bug" in text:
@@ -244,7 +249,9 @@ def _of_error(each: Malformed, given: Any, error: Exception) -> tuple[str, str]:
     wanted = each.outcome
     if isinstance(wanted, Found | Warned):
         return "wrong", f"refused, but it is to be read: {text}"
-    lost = [word for word in wanted.words if word not in text] if isinstance(wanted, Refused) else []
+    lost = (
+        [word for word in wanted.words if word not in text] if isinstance(wanted, Refused) else []
+    )
     return ("wrong", f"no word of {lost}: {text}") if lost else ("refused", text)
 
 

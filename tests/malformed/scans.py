@@ -62,7 +62,9 @@ def classic(edit: Edit | None = None, order: list[int] | None = None) -> list[by
     return files
 
 
-def enhanced(edit: Callable[[Any], object] | None = None, frame: Edit | None = None, order=None, sop=ENHANCED) -> bytes:
+def enhanced(
+    edit: Callable[[Any], object] | None = None, frame: Edit | None = None, order=None, sop=ENHANCED
+) -> bytes:
     d = _new(sop, 1)
     order = list(range(SHAPE[2])) if order is None else order
     d.NumberOfFrames, d.PixelData = len(order), b"".join(VALUES[:, :, n].T.tobytes() for n in order)
@@ -200,7 +202,9 @@ def _classic() -> Iterator[Malformed]:
     for keyword in ("PixelSpacing", "ImagePositionPatient"):
         for text in (b"nan\\1.5", b"inf\\1", b"abc", b"", b"0,75\\1,5", b"1e400\\1\\1"):
             files = raw_text(keyword, text)(classic())
-            yield Malformed("DICOM", f"{keyword} {text.decode()}", "image", _folder(files), refused())
+            yield Malformed(
+                "DICOM", f"{keyword} {text.decode()}", "image", _folder(files), refused()
+            )
     for lost in (1, 2, 3):
         order = [n for n in range(SHAPE[2]) if n != lost]
         yield Malformed(
@@ -212,7 +216,9 @@ def _classic() -> Iterator[Malformed]:
         )
     slopes = [1.0, 2.0, 0.5, 4.0, 1.0]
     scaled = classic(lambda d, n: setattr(d, "RescaleSlope", slopes[n]))
-    yield Malformed("DICOM", "slopes differ", "image", _folder(scaled), Found(VALUES * slopes, AFFINE))
+    yield Malformed(
+        "DICOM", "slopes differ", "image", _folder(scaled), Found(VALUES * slopes, AFFINE)
+    )
     dose = _new(DOSE, 99)
     dose.Modality, dose.SeriesInstanceUID, dose.PixelData = (
         "RTDOSE",
@@ -223,7 +229,9 @@ def _classic() -> Iterator[Malformed]:
     yield Malformed("DICOM", "a dose beside", "image", beside, Warned(FOUND, ("dose.dcm",)))
     torn = _folder(classic()[:-1], **{"s04.dcm": classic()[4][:150]})
     yield Malformed("DICOM", "one torn", "image", torn, refused("s04.dcm"))
-    yield Malformed("DICOM", "text beside", "image", _folder(classic(), **{"notes.txt": b"hello"}), FOUND)
+    yield Malformed(
+        "DICOM", "text beside", "image", _folder(classic(), **{"notes.txt": b"hello"}), FOUND
+    )
     yield Malformed("DICOM", "nothing", "image", _folder([]), refused("no DICOM"))
     yield Malformed("DICOM", "one slice", "image", _folder(classic(order=[0])), refused())
 
@@ -236,9 +244,13 @@ def _classic() -> Iterator[Malformed]:
     whole = classic()
     start = whole[2].index(b"\x7f\xe0"[::-1] + b"\x10\x00")
     for name, new in damaged(whole[2], 13, 60, slice(128, start + 12)):
-        yield Malformed("DICOM", f"header, {name}", "image", _folder([*whole[:2], new, *whole[3:]]), truth)
+        yield Malformed(
+            "DICOM", f"header, {name}", "image", _folder([*whole[:2], new, *whole[3:]]), truth
+        )
     for name, new in damaged(whole[2], 14, 8, slice(start + 12, None)):
-        yield Malformed("DICOM", f"pixels, {name}", "image", _folder([*whole[:2], new, *whole[3:]]), truth)
+        yield Malformed(
+            "DICOM", f"pixels, {name}", "image", _folder([*whole[:2], new, *whole[3:]]), truth
+        )
     yield from _all_slices(whole)
 
 
@@ -247,9 +259,15 @@ def _all_slices(whole: list[bytes]) -> Iterator[Malformed]:
     draw = np.random.default_rng(15 + 1000 * SEED)
     for n in range(30 * TIMES):
         at, bit = int(draw.integers(150, 900)), 1 << int(draw.integers(8))
-        files = [raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1 :] for raw in whole if at < len(raw)]
+        files = [
+            raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1 :] for raw in whole if at < len(raw)
+        ]
         yield Malformed(
-            "DICOM", f"bit {bit} of byte {at} in all, {n}", "image", _folder(files), Truth(oracles.dicom, FOUND)
+            "DICOM",
+            f"bit {bit} of byte {at} in all, {n}",
+            "image",
+            _folder(files),
+            Truth(oracles.dicom, FOUND),
         )
 
 
@@ -266,8 +284,12 @@ def _enhanced() -> Iterator[Malformed]:
     yield case("fewer pixels", refused(), edit=lambda d: setattr(d, "PixelData", d.PixelData[:-8]))
     yield case("more frames said", refused(), edit=lambda d: setattr(d, "NumberOfFrames", 9))
     yield case("fewer frames said", truth, edit=lambda d: setattr(d, "NumberOfFrames", 3))
-    yield case("no groups", refused(), edit=lambda d: delattr(d, "PerFrameFunctionalGroupsSequence"))
-    yield case("no shared groups", refused(), edit=lambda d: delattr(d, "SharedFunctionalGroupsSequence"))
+    yield case(
+        "no groups", refused(), edit=lambda d: delattr(d, "PerFrameFunctionalGroupsSequence")
+    )
+    yield case(
+        "no shared groups", refused(), edit=lambda d: delattr(d, "SharedFunctionalGroupsSequence")
+    )
     yield case(
         "empty groups",
         refused(),
@@ -290,7 +312,9 @@ def _enhanced() -> Iterator[Malformed]:
 
         yield case(name, refused(), edit=shared)
     stacks = enhanced(
-        frame=lambda g, n: setattr(g, "FrameContentSequence", _item(StackID=str(n % 2), TemporalPositionIndex=1))
+        frame=lambda g, n: setattr(
+            g, "FrameContentSequence", _item(StackID=str(n % 2), TemporalPositionIndex=1)
+        )
     )
     yield Malformed("DICOM enhanced", "two stacks", "image", _folder([stacks]), refused("volumes"))
     slopes = [1.0, 2.0, 0.5, 4.0, 1.0]

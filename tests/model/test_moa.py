@@ -1,4 +1,6 @@
-"""MoA against dense computation of all experts, with shifted windows, masks and relative positions."""
+"""MoA against dense computation of all experts, with shifted windows, masks and relative
+positions.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_gathered_attention_equals_all_experts_with_unchosen_ones_at_zero(shifte
 
 def test_what_stands_in_padding_tokens_changes_nothing():
     moa = MoA(8, 4, 6, 3)
-    block = SwinBlock(8, moa, window=(2, 3, 4), shifted=True, mlp_ratio=2, drop_path=0, relative_bias=True).eval()
+    block = SwinBlock(
+        8, moa, window=(2, 3, 4), shifted=True, mlp_ratio=2, drop_path=0, relative_bias=True
+    ).eval()
     tokens = torch.randn(1, 5, 6, 4, 8)
     other = tokens.clone()
     other[:, 4:] += 3
@@ -61,7 +65,9 @@ def test_what_stands_in_padding_tokens_changes_nothing():
 
 def test_the_kept_bias_follows_the_table():
     moa = MoA(8, 4, 6, 3)
-    block = SwinBlock(8, moa, window=(2, 2, 2), shifted=True, mlp_ratio=2, drop_path=0, relative_bias=True).eval()
+    block = SwinBlock(
+        8, moa, window=(2, 2, 2), shifted=True, mlp_ratio=2, drop_path=0, relative_bias=True
+    ).eval()
     tokens = torch.randn(1, 4, 4, 4, 8)
     with torch.no_grad():
         before = block(tokens, (4, 4, 4))[0]
@@ -69,7 +75,8 @@ def test_the_kept_bias_follows_the_table():
         block.bias_table += torch.randn_like(block.bias_table)
         after = block(tokens, (4, 4, 4))[0]
     assert not torch.allclose(before, after)
-    torch.testing.assert_close(block(tokens, (4, 4, 4))[0].detach(), after)  # with a gradient: computed anew
+    # with a gradient: computed anew
+    torch.testing.assert_close(block(tokens, (4, 4, 4))[0].detach(), after)
 
 
 def test_the_plain_attention_of_the_ablation_equals_torch():
@@ -83,11 +90,21 @@ def test_the_plain_attention_of_the_ablation_equals_torch():
         reference.in_proj_bias.zero_()
         reference.out_proj.load_state_dict(plain.output.state_dict())
     rows = tokens.view(1, 12, 8)
-    torch.testing.assert_close(plain(tokens, layout, None)[0].view(1, 12, 8), reference(rows, rows, rows)[0])
+    torch.testing.assert_close(
+        plain(tokens, layout, None)[0].view(1, 12, 8), reference(rows, rows, rows)[0]
+    )
 
 
 def test_a_block_that_attended_in_inference_mode_can_learn_at_the_same_size():
-    block = SwinBlock(8, MoA(8, 4, 6, 3), window=(2, 2, 2), shifted=True, mlp_ratio=2, drop_path=0, relative_bias=True)
+    block = SwinBlock(
+        8,
+        MoA(8, 4, 6, 3),
+        window=(2, 2, 2),
+        shifted=True,
+        mlp_ratio=2,
+        drop_path=0,
+        relative_bias=True,
+    )
     tokens = torch.randn(1, 4, 4, 4, 8)
     with torch.inference_mode():
         before = block(tokens, (4, 4, 4))[0]
@@ -124,11 +141,15 @@ def test_a_choice_bias_decides_who_is_chosen_and_not_how_much_each_counts():
     wanted = (p + bias.view(1, 6, 1, 1, 1)).topk(2, dim=1).indices
     assert torch.equal(found.experts.sort(1).values, wanted.sort(1).values)
     assert bool((found.experts == 2).any(1).all()) and not bool((found.experts == 4).any())
-    assert not torch.equal(wanted.sort(1).values, without.experts.sort(1).values), "the bias changed nothing"
+    assert not torch.equal(wanted.sort(1).values, without.experts.sort(1).values), (
+        "the bias changed nothing"
+    )
     weights = p.gather(1, found.experts)
     torch.testing.assert_close(found.weights, weights / weights.sum(1, keepdim=True))
     best = found.probabilities.topk(2, dim=1).indices
-    assert torch.equal(best, found.experts), "whoever looks at the probabilities sees another choice"
+    assert torch.equal(best, found.experts), (
+        "whoever looks at the probabilities sees another choice"
+    )
     assert bool((found.probabilities <= p).all())
 
 

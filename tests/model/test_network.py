@@ -96,7 +96,9 @@ def test_the_diffeomorphic_variant_has_the_same_weights_and_does_not_fold():
         images = torch.rand(2, 1, 1, 24, 28, 20)
         plain = network(*images).displacement
         smooth = network(*images, diffeomorphic=True).displacement
-    folded, whole = (float((field.jacobian_determinant(u) <= 0).float().mean()) for u in (plain, smooth))
+    folded, whole = (
+        float((field.jacobian_determinant(u) <= 0).float().mean()) for u in (plain, smooth)
+    )
     assert folded > 0.1
     assert whole < folded / 50
 
@@ -114,12 +116,15 @@ def test_shmoe_stands_at_just_the_resolutions_asked_for(strides):
 
 def test_every_parameter_learns():
     network = SHMoAReg(SHMoARegConfig.preset("tiny", drop_path=0.0))
-    from napari_shmoareg.engine.pair_loss import total_loss
-    from napari_shmoareg.engine.training_settings import FineTuning
+    from napari_shmoareg.training.settings import FineTuning
+    from napari_shmoareg.training.step import total_loss
 
     moving, fixed = torch.rand(2, 1, 1, 16, 20, 12)
     total_loss(
-        network.both_orders(moving, fixed), torch.cat([moving, fixed]), torch.cat([fixed, moving]), FineTuning()
+        network.both_orders(moving, fixed),
+        torch.cat([moving, fixed]),
+        torch.cat([fixed, moving]),
+        FineTuning(),
     ).total.backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
@@ -163,10 +168,15 @@ def test_the_alternatives_of_a_level_are_what_each_expert_gives_when_it_is_force
         assert all(record.alternatives is None for record in network(*images).routing)
         level.compare_experts = True
         output = network(*images)
-    records = {record.direction: record for record in output.routing.select(part="decoder", layer=1)}
+    records = {
+        record.direction: record for record in output.routing.select(part="decoder", layer=1)
+    }
     assert len(records) == 3
     for record in records.values():
-        assert record.alternatives.shape == (1, 3, 16, 24, 16) and not record.alternatives.requires_grad
+        assert (
+            record.alternatives.shape == (1, 3, 16, 24, 16)
+            and not record.alternatives.requires_grad
+        )
         chosen = record.alternatives.gather(1, record.routing.experts)
         torch.testing.assert_close(chosen, record.residual)
     assert records["x"].detached().alternatives is None
@@ -181,6 +191,8 @@ def test_the_alternatives_of_a_level_are_what_each_expert_gives_when_it_is_force
         handle = level.head.gates["y"].register_forward_hook(force)
         level.compare_experts = False
         with torch.no_grad():
-            forced = network(*images).routing.select(part="decoder", layer=1, direction="y")[0].residual
+            forced = (
+                network(*images).routing.select(part="decoder", layer=1, direction="y")[0].residual
+            )
         handle.remove()
         torch.testing.assert_close(forced[:, 0], records["y"].alternatives[:, expert])

@@ -16,10 +16,15 @@ def test_a_large_kernel_convolved_by_planes_is_the_convolution(shape, size):
     bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
     whole, by_planes = (
         convolve(features, weight, bias)
-        for convolve in (lambda x, w, b: torch.nn.functional.conv3d(x, w, b, padding=size // 2), same_convolution)
+        for convolve in (
+            lambda x, w, b: torch.nn.functional.conv3d(x, w, b, padding=size // 2),
+            same_convolution,
+        )
     )
     torch.testing.assert_close(by_planes, whole)
-    wanted, found = (torch.autograd.grad(y.square().sum(), (features, weight, bias)) for y in (whole, by_planes))
+    wanted, found = (
+        torch.autograd.grad(y.square().sum(), (features, weight, bias)) for y in (whole, by_planes)
+    )
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():

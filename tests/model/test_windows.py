@@ -39,7 +39,8 @@ def test_the_mask_blocks_padding_and_what_the_shift_brought_together(layout):
         for q in range(0, place.shape[1], 2):
             for k in range(place.shape[1]):
                 near = all(
-                    abs(int(a) - int(b)) < n for a, b, n in zip(place[w, q], place[w, k], layout.window, strict=True)
+                    abs(int(a) - int(b)) < n
+                    for a, b, n in zip(place[w, q], place[w, k], layout.window, strict=True)
                 )
                 real = all(int(a) < n for a, n in zip(place[w, k], layout.valid, strict=True))
                 assert (float(mask[w, 0, q, k]) == 0) == (near and real)

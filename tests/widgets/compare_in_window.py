@@ -1,9 +1,10 @@
-"""Goes from every way of comparing to every other one, in a real window; run as a process of its own.
+"""Goes from every way of comparing to every other one, in a real window; run as a process of its
+own.
 
-Usage: ``compare_in_window.py FOLDER [--every]``, with the folder of a registration.  Prints how many changes were
-made; a crash of napari ends the process by a signal.  ``--every`` makes every change four times: in 2D and in 3D, with
-and without another layer removed in the same turn of the event loop (minutes).
-"""
+Usage: ``compare_in_window.py FOLDER [--every]``, with the folder of a registration.  Prints how
+many changes were made; a crash of napari ends the process by a signal.  ``--every`` makes every
+change four times: in 2D and in 3D, with and without another layer removed in the same turn of the
+event loop (minutes)."""
 
 from __future__ import annotations
 
@@ -17,17 +18,22 @@ import napari
 import numpy as np
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.io.registration_folder import read_scene
-from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.widgets.quality.compare_box import AS_THEY_ARE, MODES, CompareBox
+from napari_shmoareg.io import read_scene
+from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.plugin.quality.compare_box import AS_THEY_ARE, MODES, CompareBox
 
-CRASHED = tuple(mode for target in ("checkerboard", "swipe", "difference") for mode in ("side by side", target))
+CRASHED = tuple(
+    mode for target in ("checkerboard", "swipe", "difference") for mode in ("side by side", target)
+)
 LONGEST = 60  # seconds for one comparison
-PAINTS = 2  # turns of the event loop with a paint after each change: a damaged canvas dies at the second
+# turns of the event loop with a paint after each change: a damaged canvas dies at the second
+PAINTS = 2
 
 
 def every_pair(names: list[str]) -> Iterator[str]:
-    """A walk through all ordered pairs of names, each once, that begins and ends with the first name."""
+    """A walk through all ordered pairs of names, each once, that begins and ends with the first
+    name.
+    """
     left = {name: [other for other in names if other != name] for name in names}
     walk, found = [names[0]], []
     while walk:
@@ -54,7 +60,9 @@ def wait_for(ready: Callable[[], bool]) -> None:
 
 
 def main(folder: str, every: bool) -> None:
-    """Make every change once, some in 2D and some in 3D, some with a layer removed in the same turn; or all so."""
+    """Make every change once, some in 2D and some in 3D, some with a layer removed in the same
+    turn; or all so.
+    """
     faulthandler.enable()
     viewer = napari.Viewer(ndisplay=2)
     viewer.window.resize(600, 400)
@@ -62,7 +70,8 @@ def main(folder: str, every: bool) -> None:
     pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
     add_layers(viewer, pair + layers_of(scene, 1)[:2])  # fewer layers, fewer seconds
     _, panel = viewer.window.add_plugin_dock_widget("shmoareg", "Quality")
-    gc.freeze()  # napari collects garbage whenever a layer is removed; what is there now need not be looked at
+    # napari collects garbage whenever a layer is removed; what is there now need not be looked at
+    gc.freeze()
     walk, changes = list(every_pair(list(MODES)))[1:], 0
     half = len(walk) // 2
     rounds = {2: walk if every else walk[:half], 3: walk if every else [*walk[half:], *CRASHED]}
@@ -70,14 +79,21 @@ def main(folder: str, every: bool) -> None:
         viewer.dims.ndisplay = ndisplay
         for removes in (False, True) if every else (None,):
             for n, mode in enumerate(modes):
-                change(viewer, panel.compare_box, mode, removes=n % 4 == 1 if removes is None else removes)
+                change(
+                    viewer,
+                    panel.compare_box,
+                    mode,
+                    removes=n % 4 == 1 if removes is None else removes,
+                )
                 changes += 1
     print(f"{changes} changes")
     viewer.close()
 
 
 def change(viewer: napari.Viewer, box: CompareBox, mode: str, *, removes: bool) -> None:
-    """Go to another way of comparing, with or without another layer removed before the next paint."""
+    """Go to another way of comparing, with or without another layer removed before the next
+    paint.
+    """
     if removes:
         other = viewer.add_image(np.zeros((4, 5, 6), np.float32), name="another", units="mm")
         paint(viewer)

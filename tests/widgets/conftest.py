@@ -6,18 +6,22 @@ import pytest
 from napari.components import ViewerModel
 from npe2 import PluginManager
 
-from napari_shmoareg.analysis.expert_load import ExpertLoad
-from napari_shmoareg.analysis.quality import measure
-from napari_shmoareg.analysis.scene import Scene
-from napari_shmoareg.engine.registration import register
-from napari_shmoareg.io.summary import build_report
-from napari_shmoareg.widgets.layers import add_layers, layers_of
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.io.report import build_report
+from napari_shmoareg.metrics.measure import measure
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.registration.register import register
 
 
 @pytest.fixture(scope="session")
 def scene(phantoms, lively_network) -> Scene:
-    """Of the oblique, anisotropic phantoms, by an untrained network that truly moves things; not to be changed."""
-    registration = register(phantoms, lively_network(0.03), affine="none", device="cpu", keep="last")
+    """Of the oblique, anisotropic phantoms, by an untrained network that truly moves things; not to
+    be changed.
+    """
+    registration = register(
+        phantoms, lively_network(0.03), affine="none", device="cpu", keep="last"
+    )
     load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
     report = build_report(registration, measure(registration), load, weights="untrained")
     return Scene.of(registration, report, weights="untrained")
@@ -66,4 +70,6 @@ def told():
     from napari.utils.notifications import notification_manager
 
     notification_manager.records.clear()
-    return lambda severity: "\n".join(r.message for r in notification_manager.records if str(r.severity) == severity)
+    return lambda severity: "\n".join(
+        r.message for r in notification_manager.records if str(r.severity) == severity
+    )

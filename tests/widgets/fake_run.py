@@ -1,8 +1,7 @@
 """Stands in for `shmoareg fine-tune`: prints the events of a run, and does as its name is told.
 
-``python fake_run.py HOW FOLDER [STEPS]``; HOW is one of the functions below, or "plain".  Reads "pause", "go" and
-"stop" from standard input, whose end counts as "stop".
-"""
+``python fake_run.py HOW FOLDER [STEPS]``; HOW is one of the functions below, or "plain".  Reads
+"pause", "go" and "stop" from standard input, whose end counts as "stop"."""
 
 from __future__ import annotations
 
@@ -37,15 +36,24 @@ class Fake:
 
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.json").write_text('{"format": "shmoareg-run-1", "settings": {"steps": 1}}')
+        (self.folder / "run.json").write_text(
+            '{"format": "shmoareg-run-1", "settings": {"steps": 1}}'
+        )
         (self.folder / "split.json").write_text(
             json.dumps({"train": ["a", "b"], "validation": ["c", "d"], "test": [], "seed": 0})
         )
         self.check()
         memory = {"need": 3_100_000_000, "free": 12_400_000_000}
-        about = {"device": "cpu", "memory": memory, "resumed_at": None, "problems": ["label 4 is rare"]}
+        about = {
+            "device": "cpu",
+            "memory": memory,
+            "resumed_at": None,
+            "problems": ["label 4 is rare"],
+        }
         pairs = {"train": 2, "validation": 2, "test": 0}
-        self.tell("begin", run=str(self.folder), pid=os.getpid(), steps=self.steps, pairs=pairs, **about)
+        self.tell(
+            "begin", run=str(self.folder), pid=os.getpid(), steps=self.steps, pairs=pairs, **about
+        )
         step = 0
         while step < self.steps and "stop" not in self.words:
             if self.words and self.words[-1] == "pause":
@@ -67,11 +75,23 @@ class Fake:
         for n, name in enumerate("abcde"):
             self.tell("phase", phase="checkup", done=(n + 1) / 5, text=f"scan {name}")
             if name == "e":
-                found = dict.fromkeys(("shape", "spacing", "orientation", "low", "high", "labels", "overlap"))
+                found = dict.fromkeys(
+                    ("shape", "spacing", "orientation", "low", "high", "labels", "overlap")
+                )
                 found["skipped"] = "cannot be read: the file is cut short"
             else:
-                found = {"shape": [37 + n, 29, 23], "spacing": [3.0, 3.0, 2.0], "orientation": "LIA", "skipped": None}
-                found |= {"low": 0.0, "high": 220.0 - n, "labels": [1, 2, 3], "overlap": 0.5 + n / 20 if n else None}
+                found = {
+                    "shape": [37 + n, 29, 23],
+                    "spacing": [3.0, 3.0, 2.0],
+                    "orientation": "LIA",
+                    "skipped": None,
+                }
+                found |= {
+                    "low": 0.0,
+                    "high": 220.0 - n,
+                    "labels": [1, 2, 3],
+                    "overlap": 0.5 + n / 20 if n else None,
+                }
             self.tell("scan", name=name, subject=f"s{name}", overlap_kind="dice", **found)
 
     def step(self, n: int) -> None:
@@ -79,7 +99,10 @@ class Fake:
             print("Fatal: the card fell out", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "garbage" and n == 3:
-            print('{"event": "step", "step": "three"}\nnot json at all\n{"event": "unheard"}', flush=True)
+            print(
+                '{"event": "step", "step": "three"}\nnot json at all\n{"event": "unheard"}',
+                flush=True,
+            )
         if self.how == "error" and n == 4:
             self.tell("error", text="The loss is not finite (a and b). Lower the learning rate.")
             self.tell("end", reason="failed", step=n, weights=None)
@@ -88,10 +111,27 @@ class Fake:
             time.sleep(3600)
         fall = math.exp(-n / 60)
         wave = 0.1 * math.sin(n * 12.9898) + 0.1
-        losses = {"total": 0.01 * (fall + wave) + 0.002, "similarity": 0.009 * (fall + wave), "overlap": None}
-        losses |= {"smoothness": 0.08 + 0.02 * wave, "routing": 0.6 * fall + 0.4, "gradient": 1.0, "rate": 1e-4}
+        losses = {
+            "total": 0.01 * (fall + wave) + 0.002,
+            "similarity": 0.009 * (fall + wave),
+            "overlap": None,
+        }
+        losses |= {
+            "smoothness": 0.08 + 0.02 * wave,
+            "routing": 0.6 * fall + 0.4,
+            "gradient": 1.0,
+            "rate": 1e-4,
+        }
         left = (self.steps - n) * self.pace
-        self.tell("step", step=n, steps=self.steps, seconds=self.pace, pairs=[["a", "b"]], left_seconds=left, **losses)
+        self.tell(
+            "step",
+            step=n,
+            steps=self.steps,
+            seconds=self.pace,
+            pairs=[["a", "b"]],
+            left_seconds=left,
+            **losses,
+        )
         if n % 10 == 0:
             self.load(n)
             best = 0.6 + 0.15 * (1 - fall) - 0.0004 * n
@@ -105,7 +145,10 @@ class Fake:
             if place == "decoder-1-y" and n >= 30:
                 raw = [0.0, 1.0, 0.0]
             shares[place] = [value / sum(raw) for value in raw]
-        text = "decoder layer 1, y: routing has collapsed: expert 1 has 100 % of the selections. Lower the rate."
+        text = (
+            "decoder layer 1, y: routing has collapsed: expert 1 has 100 % of the selections. Lower"
+            " the rate."
+        )
         alarms = [{"place": "decoder-1-y", "text": text}] if n >= 30 else []
         self.tell("load", step=n, shares=shares, alarms=alarms)
 

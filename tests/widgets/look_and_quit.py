@@ -1,8 +1,8 @@
-"""Runs inside a real napari, as its start-up script: waits, looks, writes what it saw, closes the window.
+"""Runs inside a real napari, as its start-up script: waits, looks, writes what it saw, closes the
+window.
 
-LOOK_INTO names a folder for seen.json and window.png, LOOK_FOR how many layers and which panels to wait for,
-such as ``2 Register``.  After 120 s it looks whatever there is.
-"""
+LOOK_INTO names a folder for seen.json and window.png, LOOK_FOR how many layers and which panels to
+wait for, such as ``2 Register``.  After 120 s it looks whatever there is."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Look:
         if viewer is None:
             return
         docked = set(viewer.window.dock_widgets)
-        ready = len(viewer.layers) >= self.count and {f"{name} (shmoareg)" for name in self.panels} <= docked
+        ready = (
+            len(viewer.layers) >= self.count
+            and {f"{name} (shmoareg)" for name in self.panels} <= docked
+        )
         self.calm = self.calm + 1 if ready else 0
         if self.calm < CALM and time.monotonic() - self.began < LONGEST:
             return
@@ -45,19 +48,24 @@ class Look:
         viewer.close()
 
     def write(self, viewer, docked, folder) -> None:
-        from napari_shmoareg.widgets.placement import tag
+        from napari_shmoareg.plugin.placement import tag
 
         viewer.window.screenshot(str(folder / "window.png"), flash=False)
         canvas, zoom = viewer.screenshot(flash=False), viewer.scene.camera.zoom
         viewer.reset_view()
         seen = {
-            "layers": {layer.name: [layer._type_string, tag(layer, "role"), layer.visible] for layer in viewer.layers},
+            "layers": {
+                layer.name: [layer._type_string, tag(layer, "role"), layer.visible]
+                for layer in viewer.layers
+            },
             "docked": docked,
             "torch": "torch" in sys.modules,
             "binding": API_NAME,
             "colours": len(np.unique(canvas.reshape(-1, 4), axis=0)),
             "whole": abs(viewer.scene.camera.zoom - zoom) < 1e-3 * zoom,
-            "errors": [r.message for r in notification_manager.records if str(r.severity) == "error"],
+            "errors": [
+                r.message for r in notification_manager.records if str(r.severity) == "error"
+            ],
         }
         (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
 

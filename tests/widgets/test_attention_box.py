@@ -1,4 +1,6 @@
-"""The attention of a token is the network's own, on the tokens' own grid, and runs beside the window."""
+"""The attention of a token is the network's own, on the tokens' own grid, and runs beside the
+window.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis.attention import AttentionProbe
-from napari_shmoareg.engine.replay import Replay
-from napari_shmoareg.geometry import InputError
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.attention import AttentionProbe
 from napari_shmoareg.io import checkpoint
-from napari_shmoareg.widgets.experts.place.pins import layer_of_place
-from napari_shmoareg.widgets.experts.place.view import PlaceView
-from napari_shmoareg.widgets.experts.replaying import replay_of, weights_of
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import tag, to_viewer
-from napari_shmoareg.widgets.scenes import layers_of_scene
+from napari_shmoareg.plugin.controls.tasks import replay_of, weights_of
+from napari_shmoareg.plugin.experts.location import PlaceView
+from napari_shmoareg.plugin.experts.pins import layer_of_place
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import tag, to_viewer
+from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.registration.replay import Replay
 
 WAIT = 60_000  # ms at most
 
@@ -81,22 +83,32 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
             np.testing.assert_array_equal(volume.values, found.volume.values)
             assert volume.grid.same_space(load.grid) and abs(volume.values.sum() - 1) < 1e-5
             assert layer.contrast_limits == pytest.approx([0, found.volume.values.max()])
-            assert f"{found.weight:.2f}" in box.head.currentText() and (layer.name, tag(layer, "head")) == (
+            assert f"{found.weight:.2f}" in box.head.currentText() and (
+                layer.name,
+                tag(layer, "head"),
+            ) == (
                 "#1 attention",
                 found.head,
             )
-            assert "sum to 1.000" in box.says.text() and "In the registration" not in box.says.text()
+            assert (
+                "sum to 1.000" in box.says.text() and "In the registration" not in box.says.text()
+            )
             own = layer.world_to_data(to_viewer(load.grid.to_world(cell)))
             assert layer.data[tuple(np.rint(own).astype(int))] == found.volume.values[cell]
             seen += 1
     assert seen == 2 * top_k > 2 and box.ramp.texts() == ["0", f"{layer.contrast_limits[1]:.3g}"]
     pick(view, scene.expert_maps[0].place)
-    assert layer_of_place(model, scene, "attention") is None and "pick one of its tokens" in box.says.text()
+    assert (
+        layer_of_place(model, scene, "attention") is None
+        and "pick one of its tokens" in box.says.text()
+    )
     pick(view, gate)
     box.on.click()
     assert layer_of_place(model, scene, "attention") is None
     box.on.click()
-    assert layer_of_place(model, scene, "attention") is not None and len(asked) == 1, "the probe was not kept"
+    assert layer_of_place(model, scene, "attention") is not None and len(asked) == 1, (
+        "the probe was not kept"
+    )
 
 
 def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, lively_network, scene):
@@ -115,7 +127,9 @@ def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, live
     assert "In the registration this token chose the heads" in view.attention.says.text()
 
 
-def test_weights_that_are_not_there_are_said_and_can_be_shown(view, qtbot, told, monkeypatch, asked):
+def test_weights_that_are_not_there_are_said_and_can_be_shown(
+    view, qtbot, told, monkeypatch, asked
+):
     box, load = view.attention, checkpoint.load_network
 
     def missing(name, *, device="cpu"):
@@ -127,15 +141,19 @@ def test_weights_that_are_not_there_are_said_and_can_be_shown(view, qtbot, told,
     assert told("error") == "There are no weights 'untrained'." == box.status.text()
     assert not box.on.isChecked() and not box.choose.isHidden() and box.cancel.isHidden()
     monkeypatch.setattr(checkpoint, "load_network", load)
-    from napari_shmoareg.widgets.experts.place import attention_box
+    from napari_shmoareg.plugin.experts import attention
 
-    monkeypatch.setattr(attention_box.QFileDialog, "getOpenFileName", lambda *_: ("/somewhere/mine.safetensors", ""))
+    monkeypatch.setattr(
+        attention.QFileDialog, "getOpenFileName", lambda *_: ("/somewhere/mine.safetensors", "")
+    )
     box.choose.click()
     finish(view, qtbot)
     assert asked == ["/somewhere/mine.safetensors"] and box.on.isChecked() and box.choose.isHidden()
 
 
-def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(view, model, scene, qtbot, monkeypatch, lively_network):
+def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(
+    view, model, scene, qtbot, monkeypatch, lively_network
+):
     entered, go_on = threading.Event(), threading.Event()
 
     def load(name, *, device="cpu"):
@@ -191,7 +209,7 @@ def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration
 
 
 def test_a_replay_is_that_of_the_registration(scene, asked):
-    from napari_shmoareg.widgets.experts.replaying import Work
+    from napari_shmoareg.plugin.controls.tasks import Work
 
     work = Work(lambda own: replay_of(scene, own))
     done = work()
@@ -203,7 +221,9 @@ def test_a_replay_is_that_of_the_registration(scene, asked):
     stopped = Work(lambda own: replay_of(scene, own))
     stopped.cancel()
     assert stopped().value is None and len(asked) == 1
-    assert weights_of(replace(scene, report={**scene.report, "weights": "/there/mine.safetensors"})).endswith("tensors")
+    assert weights_of(
+        replace(scene, report={**scene.report, "weights": "/there/mine.safetensors"})
+    ).endswith("tensors")
 
 
 def test_closing_the_registration_takes_the_attention_along(view, model, scene, qtbot, asked):

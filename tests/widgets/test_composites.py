@@ -1,14 +1,15 @@
-"""Two images in one: which voxel comes from which, in mm and on the screen; oblique and never a cube."""
+"""Two images in one: which voxel comes from which, in mm and on the screen; oblique and never a
+cube.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from napari_shmoareg.engine.intensity import Intensity
 from napari_shmoareg.geometry import Transform, warp_volume
-from napari_shmoareg.widgets.placement import place
-from napari_shmoareg.widgets.quality.composites import (
+from napari_shmoareg.plugin.placement import place
+from napari_shmoareg.plugin.quality.composites import (
     Sides,
     fill_checkerboard,
     fill_difference,
@@ -17,11 +18,14 @@ from napari_shmoareg.widgets.quality.composites import (
     sides,
     swipe_edge,
 )
+from napari_shmoareg.registration.intensity import Intensity
 
 
 @pytest.fixture
 def both() -> Sides:
-    """Two images that nowhere agree, on voxels of 4 x 3 x 2 mm whose middle stands at the corner of four tiles."""
+    """Two images that nowhere agree, on voxels of 4 x 3 x 2 mm whose middle stands at the corner of
+    four tiles.
+    """
     shape = (6, 8, 10)
     low = np.linspace(0, 0.4, 480, dtype=np.float32).reshape(shape)
     return Sides(low, low + np.float32(0.5), (4.0, 3.0, 2.0), (-10.0, -10.5, -9.0))
@@ -49,7 +53,9 @@ def test_left_of_the_edge_is_the_fixed_image_whichever_way_the_axis_runs(both, a
     count = out.shape[axis]
     fill_swipe(out, both, swipe_edge(count, 0.5, rising), axis, rising)
     from_left = np.moveaxis(out, axis, 0)[:: 1 if rising else -1]
-    fixed, other = (np.moveaxis(a, axis, 0)[:: 1 if rising else -1] for a in (both.fixed, both.other))
+    fixed, other = (
+        np.moveaxis(a, axis, 0)[:: 1 if rising else -1] for a in (both.fixed, both.other)
+    )
     half = count // 2
     assert (from_left[:half] == fixed[:half]).all() and (from_left[half:] == other[half:]).all()
 

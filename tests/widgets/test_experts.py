@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_shmoareg.io.checkpoint import save_network
-from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.experts.panel import CAPTION, EMPTY, NOT_MEASURED, ExpertsPanel
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import tag, to_viewer
+from napari_shmoareg.io import save_network
+from napari_shmoareg.plugin import showing
+from napari_shmoareg.plugin.experts.panel import CAPTION, EMPTY, NOT_MEASURED, ExpertsPanel
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import tag, to_viewer
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model, c
     assert visible(model, "expert_map") == ["#1 expert z (half)"]
 
 
-def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(panel, scene, choose):
+def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(
+    panel, scene, choose
+):
     for expert_map in scene.expert_maps:
         choose(panel.decoder.direction, expert_map.place.direction)
         choose(panel.decoder.resolution, expert_map.stride)
@@ -54,7 +56,8 @@ def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen
             entry["share"]
             for entry in scene.report["expert_loads"]
             if entry["part"] == "decoder"
-            and (entry["layer"], entry["direction"]) == (expert_map.place.layer, expert_map.place.direction)
+            and (entry["layer"], entry["direction"])
+            == (expert_map.place.layer, expert_map.place.direction)
         )
         texts = panel.decoder.legend.texts()
         assert texts[::2] == ["1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)"]
@@ -70,7 +73,10 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, scene, choose):
         choose(panel.encoder.image, entry["image"])
         choose(panel.encoder.block, entry["block"])
         choose(panel.encoder.head, head)
-        assert f"Head {head} has {100 * entry['share'][head]:.1f} % of the selections" in panel.encoder.says.text()
+        assert (
+            f"Head {head} has {100 * entry['share'][head]:.1f} % of the selections"
+            in panel.encoder.says.text()
+        )
     assert "nothing more" in CAPTION
 
 
@@ -96,7 +102,10 @@ def test_how_often_a_head_was_chosen_counts_over_the_blocks(panel, model, scene)
     layer = showing.head_layer(model, 1)
     load, head = tag(layer, "load"), tag(layer, "head")
     assert load in scene.times_chosen and not panel.encoder.block.isEnabled()
-    assert layer.contrast_limits == [0, load.values.max()] and layer.data.max() == load.values[..., head].max()
+    assert (
+        layer.contrast_limits == [0, load.values.max()]
+        and layer.data.max() == load.values[..., head].max()
+    )
     panel.encoder.counted.click()
     assert tag(layer, "load").place.block is not None and layer.contrast_limits == [0, 1]
 
@@ -129,7 +138,10 @@ def test_the_panel_follows_what_is_switched_in_the_list_of_layers(panel, model, 
     qtbot.waitExposed(panel)
     model.layers["#1 expert y (half)"].visible = True
     assert panel.decoder.on.isChecked()
-    assert (panel.decoder.direction.currentData(), panel.decoder.resolution.currentData()) == ("y", 2)
+    assert (panel.decoder.direction.currentData(), panel.decoder.resolution.currentData()) == (
+        "y",
+        2,
+    )
     bring_forward(panel, "Deformation")
     model.layers["#1 deformation grid"].visible = True
     assert panel.deformation.switches["grid"].isChecked()
@@ -155,7 +167,9 @@ def test_a_renamed_layer_is_looked_at_by_the_tab_in_front_alone(panel, model, mo
     asked = []
     for name, views in panel.views.items():
         show = views[0].show_registration
-        monkeypatch.setattr(views[0], "show_registration", lambda n, name=name, f=show: (asked.append(name), f(n)))
+        monkeypatch.setattr(
+            views[0], "show_registration", lambda n, name=name, f=show: (asked.append(name), f(n))
+        )
     panel.reset_choices()
     assert asked == ["Maps"]
     bring_forward(panel, "Place")
@@ -169,18 +183,35 @@ def test_a_renamed_layer_is_looked_at_by_the_tab_in_front_alone(panel, model, mo
 
 def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, scene):
     settings = {**scene.report["settings"], "untrained": True}
-    add_layers(model, layers_of(replace(scene, weights="mine", report={**scene.report, "settings": settings}), 2))
+    add_layers(
+        model,
+        layers_of(replace(scene, weights="mine", report={**scene.report, "settings": settings}), 2),
+    )
     panel = ExpertsPanel(model)
     qtbot.addWidget(panel)
     panel.registration.setCurrentIndex(panel.registration.findData(2))
     assert panel.number == 2 and "untrained" in panel.note.text()
 
 
-def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(model, qtbot, scene, tmp_path, lively_network):
-    """Nothing where there is no card to be found; "not measured" where it has no score; the score where it has one."""
-    scores = {"measure": "dice", "pairs": 6, "images": 6, "encoder": {"score": -0.05, "low": -0.12, "high": 0.03}}
+def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
+    model, qtbot, scene, tmp_path, lively_network
+):
+    """Nothing where there is no card to be found; "not measured" where it has no score; the score
+    where it has one.
+    """
+    scores = {
+        "measure": "dice",
+        "pairs": 6,
+        "images": 6,
+        "encoder": {"score": -0.05, "low": -0.12, "high": 0.03},
+    }
     scores |= {"decoder": {"score": 0.45, "low": 0.38, "high": 0.52}}
-    cards = {"none": None, "plain": {"steps": 3}, "scored": {"routing_matters": scores}, "odd": {"routing_matters": 7}}
+    cards = {
+        "none": None,
+        "plain": {"steps": 3},
+        "scored": {"routing_matters": scores},
+        "odd": {"routing_matters": 7},
+    }
     said = {}
     for number, (name, card) in enumerate(cards.items(), start=2):
         path = tmp_path / f"{name}.safetensors"
@@ -194,9 +225,10 @@ def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(model, qtbot
         said[name] = panel.routing.text()
         assert panel.routing.isHidden() == (not said[name]) and panel.routing.toolTip()
     assert said["none"] == "" and said["plain"] == NOT_MEASURED and "cannot be read" in said["odd"]
-    assert said["scored"] == (
-        "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12, 3]); of the decoder: "
-        "45 % [38, 52] of the gain depends on it."
+    assert (
+        said["scored"]
+        == "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12,"
+        " 3]); of the decoder: 45 % [38, 52] of the gain depends on it."
     )
 
 
@@ -206,7 +238,11 @@ def test_the_warning_of_untrained_weights_is_seen_in_front_of_every_tab(panel, q
     assert panel.tabs.count() > 2
     for index in range(panel.tabs.count()):
         panel.tabs.setCurrentIndex(index)
-        assert panel.note.isVisible() and "untrained" in panel.note.text() and panel.registration.isVisible()
+        assert (
+            panel.note.isVisible()
+            and "untrained" in panel.note.text()
+            and panel.registration.isVisible()
+        )
 
 
 def test_a_narrow_panel_keeps_every_tab_in_reach(panel, qtbot):
@@ -217,9 +253,18 @@ def test_a_narrow_panel_keeps_every_tab_in_reach(panel, qtbot):
     bar = panel.tabs.tabBar()
     for index in range(panel.tabs.count()):
         panel.tabs.setCurrentIndex(index)
-        page, own = panel.tabs.currentWidget(), bar.tabText(index) in ("Maps", "Layers", "Deformation")
-        qtbot.waitUntil(lambda page=page, own=own: _fits(page) or (not own and page.horizontalScrollBar().isVisible()))
-        assert bar.rect().intersects(bar.tabRect(index)), f"the tab {bar.tabText(index)} is out of sight"
+        page, own = (
+            panel.tabs.currentWidget(),
+            bar.tabText(index) in ("Maps", "Layers", "Deformation"),
+        )
+        qtbot.waitUntil(
+            lambda page=page, own=own: (
+                _fits(page) or (not own and page.horizontalScrollBar().isVisible())
+            )
+        )
+        assert bar.rect().intersects(bar.tabRect(index)), (
+            f"the tab {bar.tabText(index)} is out of sight"
+        )
 
 
 def _fits(page):
@@ -259,19 +304,28 @@ def test_a_removed_layer_only_takes_its_own_control_away(panel, model):
         model.layers.remove(layer)
     panel.reset_choices()
     bring_forward(panel, "Deformation")
-    assert not panel.deformation.switches["arrows"].isEnabled() and panel.deformation.switches["grid"].isEnabled()
+    assert (
+        not panel.deformation.switches["arrows"].isEnabled()
+        and panel.deformation.switches["grid"].isEnabled()
+    )
     assert not panel.decoder.isEnabled() and panel.encoder.isEnabled()
 
 
 def test_every_control_says_what_it_does(panel):
     sections = (panel.decoder, panel.encoder, panel.gates, panel.deformation)
-    controls = [c for s in sections for c in (*vars(s).values(), *getattr(s, "switches", {}).values())]
-    named = [c for c in controls if hasattr(c, "toolTip") and type(c).__name__ in ("QCheckBox", "QComboBox", "QSlider")]
+    controls = [
+        c for s in sections for c in (*vars(s).values(), *getattr(s, "switches", {}).values())
+    ]
+    named = [
+        c
+        for c in controls
+        if hasattr(c, "toolTip") and type(c).__name__ in ("QCheckBox", "QComboBox", "QSlider")
+    ]
     assert len(named) > 17 and all(control.toolTip() for control in named)
 
 
 def test_importing_the_panel_does_not_import_torch():
-    code = "import sys, napari_shmoareg.widgets.experts.panel; print('torch' in sys.modules)"
+    code = "import sys, napari_shmoareg.plugin.experts.panel; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 
@@ -285,5 +339,8 @@ def test_a_docked_panel_draws_its_map_and_follows_new_layers(viewer, scene):
     assert panel.number == 1
     before = viewer.screenshot(canvas_only=True, flash=False).astype(int)
     panel.decoder.on.click()
-    changed = np.abs(viewer.screenshot(canvas_only=True, flash=False).astype(int) - before).max(axis=-1) > 20
+    changed = (
+        np.abs(viewer.screenshot(canvas_only=True, flash=False).astype(int) - before).max(axis=-1)
+        > 20
+    )
     assert changed.mean() > 0.05

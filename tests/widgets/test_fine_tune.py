@@ -1,4 +1,6 @@
-"""The Fine-tune panel in a real viewer, with a child that only pretends to learn: real buttons, a real process."""
+"""The Fine-tune panel in a real viewer, with a child that only pretends to learn: real buttons, a
+real process.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.io.images import read_image, write_image
-from napari_shmoareg.widgets.fine_tune.follower import Mode
-from napari_shmoareg.widgets.fine_tune.layer_files import Picked, file_names
-from napari_shmoareg.widgets.fine_tune.panel import TABS, FineTunePanel
-from napari_shmoareg.widgets.layers import add_layers, layers_of_pair
-from napari_shmoareg.widgets.placement import tag
+from napari_shmoareg.io import read_image, write_image
+from napari_shmoareg.plugin.fine_tune.open_layers import Picked, file_names
+from napari_shmoareg.plugin.fine_tune.panel import TABS, FineTunePanel
+from napari_shmoareg.plugin.fine_tune.process import Mode
+from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
+from napari_shmoareg.plugin.placement import tag
 
 FAKE = Path(__file__).with_name("fake_run.py")
 LONG = 20_000  # ms
@@ -49,7 +51,9 @@ def learn(panel, tmp_path, qtbot):
     """Have the panel start a child that does as it is told."""
 
     def start(how: str, steps: int = 40) -> Path:
-        panel.follower.start([sys.executable, str(FAKE), how, str(tmp_path / "run"), str(steps)], tmp_path / "run")
+        panel.follower.start(
+            [sys.executable, str(FAKE), how, str(tmp_path / "run"), str(steps)], tmp_path / "run"
+        )
         panel.run.folder.setText(str(tmp_path / "run"))
         return tmp_path / "run"
 
@@ -87,13 +91,17 @@ def test_a_run_fills_table_curves_and_loads_and_its_alarm_is_told_once(panel, le
     assert panel.tabs.tabText(panel.tabs.currentIndex()) == "Curves"
     steps, values = panel.curves.losses._curves["total"][0].getData()
     assert len(steps) == 40 and np.isfinite(values).all() and not panel.curves.nothing.isVisible()
-    assert f"best {known.best.value:.3f} at step {known.best.step}" in panel.curves.dice.title.text()
+    assert (
+        f"best {known.best.value:.3f} at step {known.best.step}" in panel.curves.dice.title.text()
+    )
     show(panel, "Loads")
     assert panel.loads.legend.texts()[0] == "head 0" and len(panel.loads.legend.texts()) == 24
     assert "⚠ Step 30" in panel.loads.alarms.text() and panel.tabs.tabText(3) == "Loads ⚠ 1"
     assert told("warning").count("routing has collapsed") == 1
     table = panel.data.table.table
-    assert table.item(0, 0).text() == "e" and "cut short" in table.item(0, 1).text(), "problems come first"
+    assert table.item(0, 0).text() == "e" and "cut short" in table.item(0, 1).text(), (
+        "problems come first"
+    )
     assert "2 learn (train), 2 judge (validation)" in panel.data.table.told.text()
     assert panel.data.told.text() == "label 4 is rare"
     assert "The run is done: 40 steps." in told("info") and "best Dice" in panel.run.told.text()
@@ -105,14 +113,20 @@ def test_the_places_of_the_loads_are_picked_by_layer_and_direction(panel, learn,
     show(panel, "Loads")
     choose(panel.loads.layer, "decoder-1")
     choose(panel.loads.which, "y")
-    assert panel.loads.place == "decoder-1-y" and panel.loads.legend.texts()[::2] == ["1×1×1", "3×3×3", "5×5×5"]
+    assert panel.loads.place == "decoder-1-y" and panel.loads.legend.texts()[::2] == [
+        "1×1×1",
+        "3×3×3",
+        "5×5×5",
+    ]
     tops = [curve[0].getData()[1][-1] for curve in panel.loads.chart._curves.values()]
     assert tops[-1] == pytest.approx(100) and tops == sorted(tops)
 
 
 def test_pause_go_on_and_stop_are_asked_by_the_buttons_and_done(panel, learn, qtbot):
     learn("slow", 1000)
-    qtbot.waitUntil(lambda: panel.run.pause.isEnabled() and panel.follower.known.step > 0, timeout=LONG)
+    qtbot.waitUntil(
+        lambda: panel.run.pause.isEnabled() and panel.follower.known.step > 0, timeout=LONG
+    )
     panel.run.pause.click()
     assert panel.run.told.text().startswith("Pausing after this step")
     qtbot.waitUntil(lambda: panel.run.pause.text() == "Go on", timeout=LONG)
@@ -125,10 +139,16 @@ def test_pause_go_on_and_stop_are_asked_by_the_buttons_and_done(panel, learn, qt
     qtbot.waitUntil(ended(panel), timeout=LONG)
     assert panel.follower.known.end["reason"] == "stopped"
     qtbot.waitUntil(lambda: panel.run.start.isVisible(), timeout=LONG)
-    assert panel.run.start.text() == "Resume" and panel.run.start.isEnabled() and panel.run.use.isEnabled()
+    assert (
+        panel.run.start.text() == "Resume"
+        and panel.run.start.isEnabled()
+        and panel.run.use.isEnabled()
+    )
 
 
-def test_a_child_that_is_killed_is_told_with_its_last_words_and_napari_stands(panel, learn, qtbot, told):
+def test_a_child_that_is_killed_is_told_with_its_last_words_and_napari_stands(
+    panel, learn, qtbot, told
+):
     learn("crash")
     qtbot.waitUntil(ended(panel), timeout=LONG)
     error = told("error")
@@ -168,13 +188,10 @@ def test_closing_the_dock_lets_the_child_stop_by_itself_and_save(viewer, panel, 
 
 def test_a_program_that_is_killed_takes_its_child_along_at_a_safe_step(tmp_path):
     code = (
-        "import os, sys, time\n"
-        "from napari_shmoareg.widgets.fine_tune.child import Child\n"
-        f"child = Child([sys.executable, {str(FAKE)!r}, 'slow', {str(tmp_path / 'run')!r}, '1000'])\n"
-        "while not any(event['event'] == 'step' for event in child.events()):\n"
-        "    time.sleep(0.05)\n"
-        "print(child.pid, child.log, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
+        "import os, sys, time\nfrom napari_shmoareg.plugin.fine_tune.process import Child\nchild ="
+        f" Child([sys.executable, {str(FAKE)!r}, 'slow', {str(tmp_path / 'run')!r}, '1000'])\nwhile"
+        " not any(event['event'] == 'step' for event in child.events()):\n   "
+        " time.sleep(0.05)\nprint(child.pid, child.log, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     pid, log = run.stdout.split()
@@ -187,7 +204,9 @@ def test_a_command_that_does_not_exist_is_told(panel, tmp_path, told):
     assert "The run could not be started" in told("error") and panel.follower.mode is Mode.nothing
 
 
-def test_a_child_that_says_nothing_is_told_to_be_silent_and_can_be_stopped(panel, learn, qtbot, monkeypatch):
+def test_a_child_that_says_nothing_is_told_to_be_silent_and_can_be_stopped(
+    panel, learn, qtbot, monkeypatch
+):
     learn("silent")
     qtbot.waitUntil(lambda: panel.follower.known.step == 1, timeout=LONG)
     panel.follower._heard -= 120
@@ -206,7 +225,10 @@ def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_fiel
     assert (start.text(), start.isEnabled()) == ("Start", True)
     field = panel.form.fields["learning_rate"]
     show(panel, "Settings")
-    for text, words in (("-1", "Must be above 0; got -1.0."), ("fast", "A number was expected; got 'fast'.")):
+    for text, words in (
+        ("-1", "Must be above 0; got -1.0."),
+        ("fast", "A number was expected; got 'fast'."),
+    ):
         field.control.setText(text)
         assert field.wrong.isVisible() and field.wrong.text() == words
         assert (start.text(), start.isEnabled()) == ("Mend 'Learning rate'", False)
@@ -217,7 +239,9 @@ def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_fiel
     assert panel.form.chosen.settings == {"learning_rate": 3e-4, "checkpointing": True}
     panel.run.copy.click()
     written = QApplication.clipboard().text()
-    assert written.endswith(f"{tmp_path} --out {tmp_path / 'run'} --learning-rate 0.0003 --checkpointing")
+    assert written.endswith(
+        f"{tmp_path} --out {tmp_path / 'run'} --learning-rate 0.0003 --checkpointing"
+    )
     panel.form.defaults.click()
     assert panel.form.chosen.settings == {}
 
@@ -225,19 +249,21 @@ def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_fiel
 def test_every_setting_is_in_the_form_with_the_words_of_its_docstring(panel):
     from dataclasses import fields
 
-    from napari_shmoareg.engine.described import described
-    from napari_shmoareg.engine.run_settings import RunSettings
-    from napari_shmoareg.engine.training_settings import FineTuning
+    from napari_shmoareg.settings import described
+    from napari_shmoareg.training.settings import FineTuning, RunSettings
 
     for settings in (FineTuning, RunSettings):
         for field in fields(settings):
             asked = panel.form.fields[field.name]
-            assert asked.value == field.default and described(settings)[field.name] in asked.control.toolTip()
+            assert (
+                asked.value == field.default
+                and described(settings)[field.name] in asked.control.toolTip()
+            )
 
 
 def test_a_run_from_nothing_is_ordered_with_the_papers_steps(panel, tmp_path):
-    from napari_shmoareg.widgets.fine_tune.checking import _size_of
-    from napari_shmoareg.widgets.fine_tune.settings_form import NOTHING
+    from napari_shmoareg.plugin.fine_tune.data import _size_of
+    from napari_shmoareg.plugin.fine_tune.form import NOTHING
 
     panel.data.dataset.path.setText(str(tmp_path))
     panel.run.folder.setText(str(tmp_path / "run"))
@@ -259,24 +285,44 @@ def test_a_run_from_nothing_is_ordered_with_the_papers_steps(panel, tmp_path):
 
 
 def test_the_form_shows_a_run_from_before_there_was_auto(panel, tmp_path):
-    about = {"format": "shmoareg-run-1", "settings": {"steps": 3, "bfloat16": True}, "config": {}, "run": {}}
+    about = {
+        "format": "shmoareg-run-1",
+        "settings": {"steps": 3, "bfloat16": True},
+        "config": {},
+        "run": {},
+    }
     (tmp_path / "run.json").write_text(json.dumps(about), encoding="utf-8")
     panel.run.folder.setText(str(tmp_path))
     assert panel.form.fields["bfloat16"].value == "on" and panel.form.fields["steps"].value == 3
 
 
-def test_a_click_on_start_runs_the_command_with_what_was_chosen(panel, tmp_path, qtbot, monkeypatch):
+def test_a_click_on_start_runs_the_command_with_what_was_chosen(
+    panel, tmp_path, qtbot, monkeypatch
+):
     ordered = []
-    monkeypatch.setattr(panel.follower, "start", lambda command, folder: ordered.append((command, folder)))
+    monkeypatch.setattr(
+        panel.follower, "start", lambda command, folder: ordered.append((command, folder))
+    )
     panel.data.dataset.path.setText(str(tmp_path))
     panel.data.dataset.patterns["labels"].setText("labels/*.nii.gz")
     panel.run.folder.setText(str(tmp_path / "run"))
     panel.form.fields["steps"].control.setText("7")
     panel.run.start.click()
     ((command, folder),) = ordered
-    assert command[:4] == [sys.executable, "-m", "napari_shmoareg", "fine-tune"] and folder == tmp_path / "run"
+    assert (
+        command[:4] == [sys.executable, "-m", "napari_shmoareg", "fine-tune"]
+        and folder == tmp_path / "run"
+    )
     assert command[4:] == [
-        *(str(tmp_path), "--out", str(tmp_path / "run"), "--labels", "labels/*.nii.gz", "--steps", "7"),
+        *(
+            str(tmp_path),
+            "--out",
+            str(tmp_path / "run"),
+            "--labels",
+            "labels/*.nii.gz",
+            "--steps",
+            "7",
+        ),
         *("--json", "--with-parent"),
     ]
     (tmp_path / "run").mkdir()
@@ -285,7 +331,13 @@ def test_a_click_on_start_runs_the_command_with_what_was_chosen(panel, tmp_path,
     panel.run.changed.emit()
     assert panel.run.start.text() == "Resume"
     panel.run.start.click()
-    assert ordered[1][0][4:] == ["--out", str(tmp_path / "run"), "--json", "--with-parent", "--resume"]
+    assert ordered[1][0][4:] == [
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+        "--with-parent",
+        "--resume",
+    ]
 
 
 def test_open_layers_are_written_on_their_own_grids_and_learned_from(
@@ -298,7 +350,10 @@ def test_open_layers_are_written_on_their_own_grids_and_learned_from(
     panel.data.dataset.source.setCurrentText("Open layers")
     panel.reset_choices()
     picked = panel.data.dataset.layers.picked
-    assert [(p.image.name, p.labels.name) for p in picked] == [("fixed", "fixed_labels"), ("moving", "moving_labels")]
+    assert [(p.image.name, p.labels.name) for p in picked] == [
+        ("fixed", "fixed_labels"),
+        ("moving", "moving_labels"),
+    ]
     panel.data.dataset.layers.table.item(0, 2).setText("patient 1")
     panel.run.folder.setText(str(tmp_path / "run"))
     panel.run.start.click()
@@ -306,14 +361,21 @@ def test_open_layers_are_written_on_their_own_grids_and_learned_from(
     data = tmp_path / "run-data"
     assert ordered[0][4:8] == [str(data), "--out", str(tmp_path / "run"), "--images"]
     back = read_image(data / "images" / "patient-1__fixed.nii.gz")
-    assert back.grid.same_space(phantoms.fixed.grid, tolerance=1e-4) and np.allclose(back.values, phantoms.fixed.values)
+    assert back.grid.same_space(phantoms.fixed.grid, tolerance=1e-4) and np.allclose(
+        back.values, phantoms.fixed.values
+    )
     labels = read_image(data / "labels" / "moving__moving.nii.gz", labels=True)
     assert (labels.values == phantoms.moving_labels.values).all()
-    from napari_shmoareg.io.datasets import open_dataset
+    from napari_shmoareg.datasets import open_dataset
 
     words = ordered[0]
-    found = open_dataset(data, **{n: words[words.index(f"--{n}") + 1] for n in ("images", "labels", "subject", "kind")})
-    assert set(found.subjects) == {"patient-1", "moving"} and all(scan.labels is not None for scan in found.scans)
+    found = open_dataset(
+        data,
+        **{n: words[words.index(f"--{n}") + 1] for n in ("images", "labels", "subject", "kind")},
+    )
+    assert set(found.subjects) == {"patient-1", "moving"} and all(
+        scan.labels is not None for scan in found.scans
+    )
 
 
 def test_fewer_than_two_ticked_layers_are_asked_for(panel, viewer, phantoms, tmp_path):
@@ -333,7 +395,10 @@ def test_layers_that_are_called_alike_get_files_of_their_own():
         def __init__(self, name):
             self.name = name
 
-    picked = [Picked(Layer(name), None, subject) for name, subject in (("a/b", "x"), ("a b", "x"), ("a__b", "x__y"))]
+    picked = [
+        Picked(Layer(name), None, subject)
+        for name, subject in (("a/b", "x"), ("a b", "x"), ("a__b", "x__y"))
+    ]
     names = file_names(picked)
     assert len(set(names)) == 3 and names[2] == "x_y__a_b"
 
@@ -343,22 +408,28 @@ def elsewhere(tmp_path):
     """A run's folder that a living process works on: this one."""
     run = tmp_path / "elsewhere"
     run.mkdir()
-    (run / "run.json").write_text(json.dumps({"format": "shmoareg-run-1", "settings": {"steps": 90}}), encoding="utf-8")
+    (run / "run.json").write_text(
+        json.dumps({"format": "shmoareg-run-1", "settings": {"steps": 90}}), encoding="utf-8"
+    )
     head = "step,total,similarity,smoothness,routing,overlap,gradient,rate,pairs,seconds\n"
     rows = "".join(f"{n},{1 / n!r},0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n" for n in range(1, 31))
     (run / "metrics.csv").write_text(head + rows, encoding="utf-8")
-    from napari_shmoareg.io.training_run.lock import RunLock
+    from napari_shmoareg.training.run import RunLock
 
     with RunLock(run / "lock"):
         yield run
 
 
-def test_a_run_of_another_process_is_watched_and_asked_by_its_wish_file(panel, elsewhere, qtbot, monkeypatch):
-    monkeypatch.setattr("napari_shmoareg.widgets.fine_tune.follower.LOOKS", 0.1)
+def test_a_run_of_another_process_is_watched_and_asked_by_its_wish_file(
+    panel, elsewhere, qtbot, monkeypatch
+):
+    monkeypatch.setattr("napari_shmoareg.plugin.fine_tune.process.LOOKS", 0.1)
     panel.run.opened.emit(str(elsewhere))
     qtbot.waitUntil(lambda: panel.follower.mode is Mode.elsewhere, timeout=LONG)
     panel._show()
-    assert panel.follower.known.step == 30 and "Another process works on it." in panel.run.told.text()
+    assert (
+        panel.follower.known.step == 30 and "Another process works on it." in panel.run.told.text()
+    )
     with (elsewhere / "metrics.csv").open("a", encoding="utf-8") as file:
         file.write("31,0.5,0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n")
     qtbot.waitUntil(lambda: panel.follower.known.step == 31, timeout=LONG)
@@ -369,7 +440,10 @@ def test_a_run_of_another_process_is_watched_and_asked_by_its_wish_file(panel, e
     (elsewhere / "lock").unlink()
     qtbot.waitUntil(ended(panel), timeout=LONG)
     qtbot.waitUntil(lambda: panel.run.start.isVisible(), timeout=LONG)
-    assert panel.run.start.text() == "Resume" and "nobody works on this run now" in panel.run.told.text()
+    assert (
+        panel.run.start.text() == "Resume"
+        and "nobody works on this run now" in panel.run.told.text()
+    )
 
 
 def test_a_folder_that_holds_no_run_is_told(panel, tmp_path, qtbot, told):
@@ -378,7 +452,9 @@ def test_a_folder_that_holds_no_run_is_told(panel, tmp_path, qtbot, told):
     assert panel.follower.folder is None and not panel.follower._timer.isActive()
 
 
-def test_the_validation_pair_is_registered_anew_in_the_same_layers(panel, viewer, phantoms, tmp_path, qtbot):
+def test_the_validation_pair_is_registered_anew_in_the_same_layers(
+    panel, viewer, phantoms, tmp_path, qtbot
+):
     preview = tmp_path / "preview"
     preview.mkdir()
 
@@ -391,7 +467,9 @@ def test_the_validation_pair_is_registered_anew_in_the_same_layers(panel, viewer
 
     fixed = phantoms.fixed.values / 220
     write_image(Volume(fixed, phantoms.fixed.grid, "fixed"), preview / "fixed.nii.gz")
-    write_image(Volume(fixed[::-1].copy(), phantoms.fixed.grid, "moving"), preview / "moving.nii.gz")
+    write_image(
+        Volume(fixed[::-1].copy(), phantoms.fixed.grid, "moving"), preview / "moving.nii.gz"
+    )
     write(100, 0.5 * fixed)
     assert not viewer.layers, "only if it is asked for"
     panel.curves.preview.setChecked(True)
@@ -401,13 +479,21 @@ def test_the_validation_pair_is_registered_anew_in_the_same_layers(panel, viewer
         np.allclose(warped.extent.world, viewer.layers["validation fixed"].extent.world)
         and str(warped.units[0]) == "millimeter"
     )
-    qtbot.waitUntil(lambda: "a onto b at step 100: Dice 0.600." in panel.curves.told.text(), timeout=LONG)
+    qtbot.waitUntil(
+        lambda: "a onto b at step 100: Dice 0.600." in panel.curves.told.text(), timeout=LONG
+    )
     before = np.array(warped.data)
     write(200, fixed)
     qtbot.waitUntil(lambda: "step 200" in panel.curves.told.text(), timeout=LONG)
-    assert warped in viewer.layers and warped.name == "validation warped, step 200" and len(viewer.layers) == 3
-    assert np.allclose(warped.data, 2 * before, atol=1e-3) and tag(warped, "volume").name == "warped"
-    from napari_shmoareg.widgets.register.pairing import offered
+    assert (
+        warped in viewer.layers
+        and warped.name == "validation warped, step 200"
+        and len(viewer.layers) == 3
+    )
+    assert (
+        np.allclose(warped.data, 2 * before, atol=1e-3) and tag(warped, "volume").name == "warped"
+    )
+    from napari_shmoareg.plugin.controls.pickers import offered
 
     assert offered(viewer.layers, "image") == [], "they are no inputs of a registration"
     shutil.rmtree(preview)
@@ -439,14 +525,17 @@ def test_a_check_up_that_cannot_begin_is_told_in_the_panel(panel, tmp_path, qtbo
     panel.data.check.click()
     assert panel.data.check.text() == "Cancel"
     qtbot.waitUntil(lambda: not panel.data.checking.busy, timeout=3 * LONG)
-    assert str(tmp_path / "empty") in panel.data.told.text() and panel.data.check.text() == "Check the scans"
+    assert (
+        str(tmp_path / "empty") in panel.data.told.text()
+        and panel.data.check.text() == "Check the scans"
+    )
 
 
 def test_docking_the_panel_loads_no_torch():
     code = (
-        "import sys, napari_shmoareg.widgets.fine_tune.panel; "
-        "from napari_shmoareg.widgets.fine_tune.settings_form import _classes; _classes(); "
-        "print([m for m in ('torch', 'SimpleITK', 'nibabel', 'pyqtgraph', 'matplotlib.pyplot') if m in sys.modules])"
+        "import sys, napari_shmoareg.plugin.fine_tune.panel; from"
+        " napari_shmoareg.plugin.fine_tune.form import _classes; _classes(); print([m for m in"
+        " ('torch', 'SimpleITK', 'nibabel', 'pyqtgraph', 'matplotlib.pyplot') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip().endswith("[]")

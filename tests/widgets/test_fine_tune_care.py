@@ -1,4 +1,6 @@
-"""What must not happen in the Fine-tune panel: two children, a crash, a run that nobody sees, a folder lost."""
+"""What must not happen in the Fine-tune panel: two children, a crash, a run that nobody sees, a
+folder lost.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,14 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.widgets.fine_tune import layer_files
-from napari_shmoareg.widgets.fine_tune.alarming import Alarming
-from napari_shmoareg.widgets.fine_tune.follower import Mode
-from napari_shmoareg.widgets.fine_tune.known import Alarm
-from napari_shmoareg.widgets.fine_tune.layer_labels import labels_by_image
-from napari_shmoareg.widgets.fine_tune.lying import FREE
-from napari_shmoareg.widgets.fine_tune.panel import TABS, FineTunePanel
-from napari_shmoareg.widgets.fine_tune.run_files import Tail
-from napari_shmoareg.widgets.placement import KEY
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.fine_tune import open_layers
+from napari_shmoareg.plugin.fine_tune.open_layers import labels_by_image
+from napari_shmoareg.plugin.fine_tune.panel import TABS, Alarming, FineTunePanel
+from napari_shmoareg.plugin.fine_tune.process import Mode
+from napari_shmoareg.plugin.fine_tune.run_box import FREE
+from napari_shmoareg.plugin.fine_tune.run_model import Alarm, Tail
+from napari_shmoareg.plugin.placement import KEY
 
 FAKE = Path(__file__).with_name("fake_run.py")
 LONG = 20_000  # ms
@@ -103,7 +103,9 @@ def ended(panel):
 
 
 def test_napari_stands_when_the_dock_is_closed_by_its_button_and_collected():
-    run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", CLOSED], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", CLOSED], capture_output=True, text=True
+    )
     assert run.returncode == 0 and run.stdout.strip().endswith("stands"), run.stderr[-2000:]
 
 
@@ -124,9 +126,10 @@ def test_a_dock_that_is_closed_while_layers_are_written_starts_nothing(
     panel, viewer, fake, tmp_path, qtbot, monkeypatch
 ):
     ordered = fake("plain")
-    write, written = layer_files.write_layers, []
+    write, written = open_layers.write_layers, []
     monkeypatch.setattr(
-        "napari_shmoareg.widgets.fine_tune.ordering.write_layers", lambda *a: written.append(write(*a)) or written[0]
+        "napari_shmoareg.plugin.fine_tune.run_request.write_layers",
+        lambda *a: written.append(write(*a)) or written[0],
     )
     for name in ("a", "b"):
         viewer.add_image(np.random.default_rng(0).random((20, 24, 16)).astype("f"), name=name)
@@ -146,7 +149,11 @@ def stopped(tmp_path) -> Path:
     run = tmp_path / "stopped"
     run.mkdir()
     settings = {"steps": 60, "learning_rate": 3e-4, "size": 48}
-    about = {"format": "shmoareg-run-1", "settings": settings, "run": {"minutes": 12.0, "split": "3/2/0"}}
+    about = {
+        "format": "shmoareg-run-1",
+        "settings": settings,
+        "run": {"minutes": 12.0, "split": "3/2/0"},
+    }
     (run / "run.json").write_text(json.dumps(about), encoding="utf-8")
     (run / "training.safetensors").write_bytes(b"state")
     return run
@@ -161,8 +168,15 @@ def test_a_run_that_failed_before_it_saved_makes_way_for_another_and_nothing_els
     panel.run.start.click()
     qtbot.waitUntil(ended(panel), timeout=LONG)
     qtbot.waitUntil(lambda: panel.run.start.isVisible(), timeout=LONG)
-    assert (run / "run.json").is_file() and panel.run.start.text() == "Start anew" and panel.run.start.isEnabled()
-    assert "The loss is not finite (a and b). Lower the learning rate." in panel.run.told.text().splitlines()
+    assert (
+        (run / "run.json").is_file()
+        and panel.run.start.text() == "Start anew"
+        and panel.run.start.isEnabled()
+    )
+    assert (
+        "The loss is not finite (a and b). Lower the learning rate."
+        in panel.run.told.text().splitlines()
+    )
     rate = panel.form.fields["learning_rate"].control
     assert rate.isEnabled()
     rate.setText("1e-5")
@@ -172,15 +186,21 @@ def test_a_run_that_failed_before_it_saved_makes_way_for_another_and_nothing_els
     assert (run / "run.json").is_file() and (run / "split.json").is_file()
     (run / "notes.txt").unlink()
     begun = []
-    monkeypatch.setattr(panel.follower, "start", lambda command, run: begun.append((command, list(run.iterdir()))))
+    monkeypatch.setattr(
+        panel.follower, "start", lambda command, run: begun.append((command, list(run.iterdir())))
+    )
     panel.run.start.click()
     ((command, there),) = begun
-    assert there == [] and command[4:7] == [str(tmp_path), "--out", str(run)] and "--resume" not in command
+    assert (
+        there == []
+        and command[4:7] == [str(tmp_path), "--out", str(run)]
+        and "--resume" not in command
+    )
     assert command[command.index("--learning-rate") + 1] == "1e-05"
 
 
 def test_a_run_that_learned_something_is_never_cleared(tmp_path):
-    from napari_shmoareg.io.training_run.anew import clear_blank, is_blank
+    from napari_shmoareg.training.run import clear_blank, is_blank
 
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     assert is_blank(tmp_path)
@@ -201,18 +221,22 @@ def layer(kind, name, **tags):
 
     metadata = {"metadata": {KEY: tags}} if tags else {}
     values = np.random.default_rng(len(name)).integers(0, 4, (12, 10, 8))
-    return Labels(values, name=name, **metadata) if kind == "labels" else Image(values / 3, name=name, **metadata)
+    return (
+        Labels(values, name=name, **metadata)
+        if kind == "labels"
+        else Image(values / 3, name=name, **metadata)
+    )
 
 
 def test_layers_that_were_written_before_are_replaced_but_nothing_of_others(tmp_path):
-    picked = [layer_files.Picked(layer("image", name), None, name) for name in ("a", "b", "c")]
-    layer_files.write_layers(picked, tmp_path / "data")
-    layer_files.write_layers(picked[1:], tmp_path / "data")
+    picked = [open_layers.Picked(layer("image", name), None, name) for name in ("a", "b", "c")]
+    open_layers.write_layers(picked, tmp_path / "data")
+    open_layers.write_layers(picked[1:], tmp_path / "data")
     files = sorted(file.name for file in (tmp_path / "data" / "images").iterdir())
     assert files == ["b__b.nii.gz", "c__c.nii.gz"]
     (tmp_path / "data" / "images" / "mine.nii.gz").write_bytes(b"mine")
     with pytest.raises(InputError, match="not empty"):
-        layer_files.write_layers(picked, tmp_path / "data")
+        open_layers.write_layers(picked, tmp_path / "data")
     assert (tmp_path / "data" / "images" / "mine.nii.gz").read_bytes() == b"mine"
 
 
@@ -221,7 +245,9 @@ def test_labels_are_those_of_one_image_at_most_and_of_none_in_doubt():
     first, second, other = (layer("labels", name) for name in ("Sub-1_seg", "sub-2 [1]", "aseg"))
     assert labels_by_image([one, two, three], [first, second, other]) == {one: first, two: second}
     assert labels_by_image([one, layer("image", "sub_1")], [first]) == {}, "it might be of either"
-    assert labels_by_image([two], [second, layer("labels", "sub-2_labels")]) == {}, "either might be of it"
+    assert labels_by_image([two], [second, layer("labels", "sub-2_labels")]) == {}, (
+        "either might be of it"
+    )
     moving, its = layer("image", "x", role="moving"), layer("labels", "y", role="moving_labels")
     assert labels_by_image([moving, two], [its, second]) == {moving: its, two: second}
 
@@ -231,7 +257,10 @@ def test_labels_that_a_person_gives_to_another_image_are_taken_from_the_first(pa
         viewer.add_layer(each)
     panel.data.dataset.source.setCurrentText("Open layers")
     box = panel.data.dataset.layers
-    assert {each.image.name: each.labels and each.labels.name for each in box.picked} == {"a": "a_labels", "bb": None}
+    assert {each.image.name: each.labels and each.labels.name for each in box.picked} == {
+        "a": "a_labels",
+        "bb": None,
+    }
     row = next(n for n in range(2) if box.table.item(n, 0).text() == "bb")
     box.table.cellWidget(row, 1).pick(viewer.layers["a_labels"])
     for _ in range(2):
@@ -240,15 +269,23 @@ def test_labels_that_a_person_gives_to_another_image_are_taken_from_the_first(pa
         panel.reset_choices()
 
 
-def test_a_run_goes_on_with_what_may_be_changed_and_shows_what_may_not(panel, fake, stopped, monkeypatch):
-    from napari_shmoareg.io.training_run import plan
+def test_a_run_goes_on_with_what_may_be_changed_and_shows_what_may_not(
+    panel, fake, stopped, monkeypatch
+):
+    from napari_shmoareg.training import plan
 
     assert set(FREE) == plan.FREE | {"steps"}
     ordered = []
-    monkeypatch.setattr(panel.follower, "start", lambda command, folder: ordered.append(command[4:]))
+    monkeypatch.setattr(
+        panel.follower, "start", lambda command, folder: ordered.append(command[4:])
+    )
     panel.run.folder.setText(str(stopped))
     fields = panel.form.fields
-    assert (fields["learning_rate"].value, fields["steps"].value, fields["minutes"].value) == (3e-4, 60, 12.0)
+    assert (fields["learning_rate"].value, fields["steps"].value, fields["minutes"].value) == (
+        3e-4,
+        60,
+        12.0,
+    )
     assert [name for name, field in fields.items() if field.control.isEnabled()] == [
         name for name in fields if name in FREE
     ]
@@ -260,7 +297,11 @@ def test_a_run_goes_on_with_what_may_be_changed_and_shows_what_may_not(panel, fa
     out = ["--out", str(stopped)]
     assert ordered == [[*out, *end], [*out, "--steps", "80", "--minutes", "0.0", *end]]
     panel.run.copy.click()
-    assert QApplication.clipboard().text().endswith(f"--out {stopped} --steps 80 --minutes 0.0 --resume")
+    assert (
+        QApplication.clipboard()
+        .text()
+        .endswith(f"--out {stopped} --steps 80 --minutes 0.0 --resume")
+    )
     panel.run.folder.setText(str(stopped) + "-2")
     assert all(field.control.isEnabled() for field in fields.values())
 
@@ -289,11 +330,15 @@ def test_a_check_up_stays_when_tabs_are_turned_after_a_run(panel, tmp_path, fake
     panel.data.checking.done.emit({"new": "train"}, "few scans")
     for n in (0, 2, 0):
         panel.tabs.setCurrentIndex(n)
-    assert panel.data.table.told.text().startswith("1 scans") and panel.data.told.text() == "few scans"
+    assert (
+        panel.data.table.told.text().startswith("1 scans") and panel.data.told.text() == "few scans"
+    )
 
 
-def test_another_folder_in_the_field_lets_go_of_a_run_that_is_only_watched(panel, stopped, tmp_path, qtbot):
-    from napari_shmoareg.io.training_run.lock import RunLock
+def test_another_folder_in_the_field_lets_go_of_a_run_that_is_only_watched(
+    panel, stopped, tmp_path, qtbot
+):
+    from napari_shmoareg.training.run import RunLock
 
     panel.data.dataset.path.setText(str(tmp_path))
     with RunLock(stopped / "lock"):
@@ -303,13 +348,22 @@ def test_another_folder_in_the_field_lets_go_of_a_run_that_is_only_watched(panel
         assert panel.run.stop.isVisible() and not panel.run.start.isVisible()
         panel.run.folder.setText(str(tmp_path / "other"))
         assert panel.follower.folder is None and panel.run.told.text() == ""
-        assert panel.run.start.isVisible() and panel.run.start.text() == "Start" and panel.run.start.isEnabled()
+        assert (
+            panel.run.start.isVisible()
+            and panel.run.start.text() == "Start"
+            and panel.run.start.isEnabled()
+        )
         qtbot.wait(600)
         assert panel.follower.mode is Mode.nothing and not panel.follower.known.about
 
 
 def test_rows_keep_their_order_where_some_are_quoted_and_one_spans_two_lines(tmp_path):
-    rows = [("1", "a", "gone"), ("2", "b, c", 'the "file"\nis cut'), ("3", "d", "gone"), ("4", "e,f", "x")]
+    rows = [
+        ("1", "a", "gone"),
+        ("2", "b, c", 'the "file"\nis cut'),
+        ("3", "d", "gone"),
+        ("4", "e,f", "x"),
+    ]
     with (tmp_path / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("step", "pair", "why"), *rows])
     tail = Tail(tmp_path / "skipped.csv")
@@ -327,12 +381,16 @@ def test_alarms_that_come_together_are_told_once_and_those_that_are_over_are_not
     alarms["u"].over = 40
     alarming = Alarming()
     assert alarming.tell(alarms) == 3 == alarming.tell(alarms)
-    assert told("warning") == (
-        "Step 30: the routing has collapsed at 3 places (x, y, z). The tab Loads says what to do."
+    assert (
+        told("warning")
+        == "Step 30: the routing has collapsed at 3 places (x, y, z). The tab Loads says what"
+        " to do."
     )
 
 
-def test_a_finished_run_is_done_until_more_steps_are_asked_for_and_its_one_look_is_a_dot(panel, fake, tmp_path, qtbot):
+def test_a_finished_run_is_done_until_more_steps_are_asked_for_and_its_one_look_is_a_dot(
+    panel, fake, tmp_path, qtbot
+):
     fake("plain", 10)
     panel.data.dataset.path.setText(str(tmp_path))
     panel.run.folder.setText(str(tmp_path / "run"))
@@ -349,7 +407,9 @@ def test_a_finished_run_is_done_until_more_steps_are_asked_for_and_its_one_look_
 
 def test_scans_that_were_checked_since_the_last_look_come_to_the_table_at_once(panel, monkeypatch):
     shown = []
-    monkeypatch.setattr(panel.data.table, "show_scans", lambda scans, parts: shown.append(len(scans)))
+    monkeypatch.setattr(
+        panel.data.table, "show_scans", lambda scans, parts: shown.append(len(scans))
+    )
     checking = panel.data.checking
     for n in range(30):
         checking._found.put(({"name": str(n)}, 40))
@@ -357,8 +417,10 @@ def test_scans_that_were_checked_since_the_last_look_come_to_the_table_at_once(p
     assert shown == [30] and panel.data.told.text() == "30 of 40 scans"
 
 
-def test_a_check_up_that_a_run_cut_short_does_not_come_over_its_own(panel, tmp_path, fake, qtbot, monkeypatch):
-    from napari_shmoareg.widgets.fine_tune import checking
+def test_a_check_up_that_a_run_cut_short_does_not_come_over_its_own(
+    panel, tmp_path, fake, qtbot, monkeypatch
+):
+    from napari_shmoareg.plugin.fine_tune import data
 
     def check(*about):
         about[-1].put(({"name": "half"}, 9))
@@ -368,10 +430,10 @@ def test_a_check_up_that_a_run_cut_short_does_not_come_over_its_own(panel, tmp_p
     def cut(*about):
         try:
             check(*about)
-        except checking.Interrupted:
+        except data.Interrupted:
             return {}, "ended early"
 
-    monkeypatch.setattr(checking, "_check", cut)
+    monkeypatch.setattr(data, "_check", cut)
     fake("plain", 5)
     panel.data.dataset.path.setText(str(tmp_path))
     panel.run.folder.setText(str(tmp_path / "run"))
@@ -382,4 +444,7 @@ def test_a_check_up_that_a_run_cut_short_does_not_come_over_its_own(panel, tmp_p
     qtbot.waitUntil(ended(panel), timeout=LONG)
     panel._show()
     qtbot.wait(300)
-    assert panel.data.table.told.text().startswith("5 scans") and panel.data.told.text() == "label 4 is rare"
+    assert (
+        panel.data.table.told.text().startswith("5 scans")
+        and panel.data.told.text() == "label 4 is rare"
+    )

@@ -14,14 +14,19 @@ import pytest
 from napari.utils._proxies import PublicOnlyProxy
 
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.io.checkpoint import load_network, save_network
-from napari_shmoareg.io.images import write_image
-from napari_shmoareg.widgets.fine_tune.command import Order
-from napari_shmoareg.widgets.fine_tune.follower import Mode
-from napari_shmoareg.widgets.fine_tune.panel import FineTunePanel
+from napari_shmoareg.io import load_network, save_network, write_image
+from napari_shmoareg.plugin.fine_tune.panel import FineTunePanel
+from napari_shmoareg.plugin.fine_tune.process import Mode, Order
 
 LONG = 120_000  # ms
-SETTINGS = {"size": 32, "split": "3/2/0", "split_seed": 1, "steps": 400, "validate_every": 10, "affine": "none"}
+SETTINGS = {
+    "size": 32,
+    "split": "3/2/0",
+    "split_seed": 1,
+    "steps": 400,
+    "validate_every": 10,
+    "affine": "none",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,9 @@ def own_cache(tmp_path, monkeypatch, plugin_settings):
 
 @pytest.fixture
 def scans(phantoms, tmp_path) -> Path:
-    """Four people: the two oblique phantoms and their mirror images; a fifth file cannot be read."""
+    """Four people: the two oblique phantoms and their mirror images; a fifth file cannot be
+    read.
+    """
     for part in ("images", "labels"):
         (tmp_path / "scans" / part).mkdir(parents=True)
     for n, (image, labels) in enumerate(
@@ -44,7 +51,8 @@ def scans(phantoms, tmp_path) -> Path:
                 values = np.ascontiguousarray(volume.values[::-1]) if mirrored else volume.values
                 name = f"{'mirrored' if mirrored else 'plain'}-{n}.nii.gz"
                 write_image(
-                    Volume(values, volume.grid, name, is_labels=volume.is_labels), tmp_path / "scans" / part / name
+                    Volume(values, volume.grid, name, is_labels=volume.is_labels),
+                    tmp_path / "scans" / part / name,
                 )
     (tmp_path / "scans" / "images" / "broken.nii.gz").write_bytes(b"nothing")
     return tmp_path / "scans"
@@ -73,7 +81,9 @@ def panel(viewer, qtbot, scans, weights, tmp_path):
         psutil.Process(child.pid).wait(60)
 
 
-def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(panel, viewer, tmp_path, qtbot, told):
+def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(
+    panel, viewer, tmp_path, qtbot, told
+):
     follower, run = panel.follower, tmp_path / "run"
     panel.data.check.click()
     qtbot.waitUntil(lambda: not panel.data.checking.busy, timeout=LONG)
@@ -82,7 +92,9 @@ def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(p
     assert table.table.item(0, 0).text() == "broken" and table.table.item(0, 1).text()
     panel.curves.preview.setChecked(True)
     panel.run.start.click()
-    qtbot.waitUntil(lambda: len(follower.known.judged["dice"]) > 1 and bool(follower.known.shares), timeout=LONG)
+    qtbot.waitUntil(
+        lambda: len(follower.known.judged["dice"]) > 1 and bool(follower.known.shares), timeout=LONG
+    )
     assert not follower.known.garbled and len(follower.known.scans) == 5
     assert {"encoder-1-moving", "decoder-1-x"} <= set(follower.known.shares)
     assert follower.known.about["memory"]["need"] > 0
@@ -109,7 +121,10 @@ def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(p
     qtbot.waitUntil(lambda: follower.known.step == last, timeout=LONG)
     assert follower.known.judged["dice"].points.values.tolist() == pytest.approx(dice, abs=1e-6)
     assert follower.mode is Mode.still and len(follower.known.scans) == 5
-    assert set(follower.known.shares) >= {"encoder-1-moving", "decoder-1-x"} and not follower.known.garbled
+    assert (
+        set(follower.known.shares) >= {"encoder-1-moving", "decoder-1-x"}
+        and not follower.known.garbled
+    )
 
 
 def test_a_run_whose_napari_is_killed_saves_its_last_step(scans, weights, tmp_path):
@@ -118,7 +133,7 @@ def test_a_run_whose_napari_is_killed_saves_its_last_step(scans, weights, tmp_pa
     command = Order(str(tmp_path / "run"), str(scans), finding, weights, "cpu", settings).command()
     code = (
         "import os, sys, time\n"
-        "from napari_shmoareg.widgets.fine_tune.child import Child\n"
+        "from napari_shmoareg.plugin.fine_tune.process import Child\n"
         f"child, steps = Child({command!r}), 0\n"
         "while steps < 5 and child.ended is None:\n"
         "    steps += sum(event['event'] == 'step' for event in child.events())\n"
@@ -126,13 +141,14 @@ def test_a_run_whose_napari_is_killed_saves_its_last_step(scans, weights, tmp_pa
         "print(child.pid, child.log, flush=True)\n"
         f"os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ
+    )
     pid, log = run.stdout.split()
     if psutil.pid_exists(int(pid)):
         psutil.Process(int(pid)).wait(60)
     rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    from napari_shmoareg.io.training_run.folder import RunFolder
-    from napari_shmoareg.io.training_run.standing import saved_step
+    from napari_shmoareg.training.run import RunFolder, saved_step
 
     assert len(rows) > 5 and saved_step(RunFolder(tmp_path / "run")) == len(rows) - 1
     Path(log).unlink()

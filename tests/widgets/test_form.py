@@ -12,16 +12,17 @@ from napari.settings import get_plugin_settings
 from qtpy.QtWidgets import QFileDialog, QFormLayout
 
 import napari_shmoareg
-from napari_shmoareg.engine.described import described
-from napari_shmoareg.engine.refinement import SMOOTHNESS
-from napari_shmoareg.engine.registration import register
-from napari_shmoareg.widgets.register.form import CUSTOM, FILE, SettingsForm
-from napari_shmoareg.widgets.register.remembered import PAGE, PLUGIN, recall, remember
-from napari_shmoareg.widgets.register.settings import CHOICES, LABELS, MOST_STEPS, PRESETS, Settings
+from napari_shmoareg.plugin.register.form import CUSTOM, FILE, SettingsForm
+from napari_shmoareg.plugin.register.panel import PAGE, PLUGIN, recall, remember
+from napari_shmoareg.registration.refinement import SMOOTHNESS
+from napari_shmoareg.registration.register import register
+from napari_shmoareg.settings import CHOICES, LABELS, MOST_STEPS, PRESETS, Settings, described
 
 OTHERS = [
     Settings(),
-    Settings(weights="/data/mine.safetensors", affine="rigid", diffeomorphic=False, device="cpu", size=96),
+    Settings(
+        weights="/data/mine.safetensors", affine="rigid", diffeomorphic=False, device="cpu", size=96
+    ),
     Settings(diffeomorphic=True, size="native", refine=80, similarity="mind", contrast="match"),
 ]
 MANIFEST = Path(napari_shmoareg.__file__).parent / "napari.yaml"
@@ -55,13 +56,20 @@ def test_the_form_says_what_it_was_given(form, settings):
 
 
 def test_everything_that_a_registration_takes_can_be_chosen():
-    taken = set(inspect.signature(register).parameters) - {"pair", "network", "progress", "refine_seconds"}
+    taken = set(inspect.signature(register).parameters) - {
+        "pair",
+        "network",
+        "progress",
+        "refine_seconds",
+    }
     assert {field.name for field in fields(Settings)} == taken | {"weights"} == set(LABELS)
 
 
 def test_every_control_says_what_it_does(form):
     assert CHOICES["smoothness"] == tuple(SMOOTHNESS)
-    assert set(described(Settings)) == set(LABELS) and all(len(text) > 30 for text in described(Settings).values())
+    assert set(described(Settings)) == set(LABELS) and all(
+        len(text) > 30 for text in described(Settings).values()
+    )
     rows = form.layout()
     for row in range(rows.rowCount()):
         for part in (QFormLayout.ItemRole.LabelRole, QFormLayout.ItemRole.FieldRole):
@@ -104,7 +112,10 @@ def test_shipped_weights_are_offered_and_a_device_that_is_not_there_is_grey(form
     form.offer(("small", "paper"), cuda=False)
     assert [form.weights.itemText(n) for n in range(5)] == ["auto", "none", "small", "paper", FILE]
     model = form.combos["device"].model()
-    assert not model.item(CHOICES["device"].index("cuda")).isEnabled() and form.settings.device == "auto"
+    assert (
+        not model.item(CHOICES["device"].index("cuda")).isEnabled()
+        and form.settings.device == "auto"
+    )
     form.offer(("small", "paper"), cuda=True)
     assert model.item(CHOICES["device"].index("cuda")).isEnabled() and form.weights.count() == 5
 
@@ -141,7 +152,7 @@ def test_without_the_plugin_in_napari_nothing_is_kept_and_nothing_fails(plugin_s
 
 def test_a_disk_that_cannot_be_written_is_told(preferences, monkeypatch):
     said = []
-    monkeypatch.setattr("napari_shmoareg.widgets.register.remembered.show_warning", said.append)
+    monkeypatch.setattr("napari_shmoareg.plugin.register.panel.show_warning", said.append)
     get_plugin_settings(PLUGIN).config_path.mkdir()  # a folder where the file should be
     remember(OTHERS[1])
     assert len(said) == 1 and "could not be kept" in said[0]

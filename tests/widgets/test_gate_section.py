@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
-from napari_shmoareg.widgets import gate_maps, showing
-from napari_shmoareg.widgets.experts.maps.gates import NO_GATES, NOT_KEPT, GateSection
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import tag, to_viewer
+from napari_shmoareg.plugin import overlays, showing
+from napari_shmoareg.plugin.experts.maps import NO_GATES, NOT_KEPT, GateSection
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import tag, to_viewer
 
 
 @pytest.fixture
@@ -23,31 +23,39 @@ def section(model, qtbot):
 
 
 def shown(viewer):
-    return [layer.name for layer in viewer.layers if layer.visible and tag(layer, "role") in showing.MAPS]
+    return [
+        layer.name
+        for layer in viewer.layers
+        if layer.visible and tag(layer, "role") in showing.MAPS
+    ]
 
 
 def test_a_gate_map_is_made_when_it_is_first_asked_for(section, model):
-    assert gate_maps.gate_layer(model, 1) is None and not section.on.isChecked()
+    assert overlays.gate_layer(model, 1) is None and not section.on.isChecked()
     section.on.click()
     assert shown(model) == ["#1 gate entropy of decoder 1 x"]
     section.on.click()
     assert shown(model) == []
     section.on.click()
-    assert len([layer for layer in model.layers if tag(layer, "role") == "gate_map"]) == 1 and shown(model)
+    assert len(
+        [layer for layer in model.layers if tag(layer, "role") == "gate_map"]
+    ) == 1 and shown(model)
 
 
 @pytest.mark.parametrize("measure", ["entropy", "margin"])
-def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(section, model, scene, measure, choose):
+def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
+    section, model, scene, measure, choose
+):
     choose(section.measure, measure)
-    layer = gate_maps.gate_layer(model, 1)
+    layer = overlays.gate_layer(model, 1)
     for gate in scene.gates:
         where = f"direction {gate.place.direction}"
         if gate.place.part == "encoder":
             where = f"block {gate.place.block}, {gate.place.image} image"
         choose(section.layer, f"{gate.place.part} {gate.place.layer}")
         choose(section.which, where)
-        assert gate_maps.gate_layer(model, 1) is layer and tag(layer, "gate") is gate
-        assert layer.name == f"#1 gate {measure} of {gate_maps.gate_name(gate.place)}"
+        assert overlays.gate_layer(model, 1) is layer and tag(layer, "gate") is gate
+        assert layer.name == f"#1 gate {measure} of {overlays.gate_name(gate.place)}"
         assert layer.interpolation2d == "nearest"
         volume = getattr(gate, measure)()
         for cell in (np.unravel_index(volume.values.argmax(), volume.grid.shape), (0, 1, 1)):
@@ -58,7 +66,7 @@ def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(section, mode
 
 def test_an_oblique_map_is_clear_around_its_cells(section, model, scene):
     section.on.click()
-    layer = gate_maps.gate_layer(model, 1)
+    layer = overlays.gate_layer(model, 1)
     assert tag(layer, "copied") and np.isnan(layer.data[0, 0, 0])
     assert layer.colormap.map(np.array([np.nan]))[0, 3] == 0
 
@@ -77,9 +85,11 @@ def test_gate_head_and_expert_maps_do_not_cover_each_other(section, model, scene
     assert shown(model) == ["#1 gate entropy of decoder 1 x"]
 
 
-def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(section, model, choose):
+def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(
+    section, model, choose
+):
     section.on.click()
-    layer = gate_maps.gate_layer(model, 1)
+    layer = overlays.gate_layer(model, 1)
     light = layer.colormap.map(np.array([0.0, 1.0]))[:, :3].sum(axis=1)
     assert light[0] < light[1] and layer.contrast_limits == [0, 1]
     assert section.ramp.texts() == ["0 sure", "1 all alike"]
@@ -90,11 +100,18 @@ def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(
 
 def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(section, model, scene):
     section.on.click()
-    values = next(gate for gate in scene.gates if gate.place == ("decoder", 1, None, None, "x")).entropy().values
+    values = (
+        next(gate for gate in scene.gates if gate.place == ("decoder", 1, None, None, "x"))
+        .entropy()
+        .values
+    )
     first, median, third = np.percentile(values, (25, 50, 75))
-    assert f"median {median:.3g}, half of the cells between {first:.3g} and {third:.3g}" in section.says.text()
+    assert (
+        f"median {median:.3g}, half of the cells between {first:.3g} and {third:.3g}"
+        in section.says.text()
+    )
     section.stretch.click()
-    low, high = gate_maps.gate_layer(model, 1).contrast_limits
+    low, high = overlays.gate_layer(model, 1).contrast_limits
     assert np.allclose((low, high), np.percentile(values, (1, 99)), atol=1e-6)
     assert section.ramp.texts() == [f"{low:.3g} surer", f"{high:.3g} more alike"]
 
@@ -122,7 +139,9 @@ def test_a_folder_without_gate_values_says_that_they_were_not_kept(scene, qtbot)
 def test_a_network_without_experts_is_not_said_to_have_lost_its_gates(scene, qtbot):
     viewer = ViewerModel()
     bare = replace(scene, gates=[], expert_maps=[], token_loads=[], times_chosen=[])
-    add_layers(viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1))
+    add_layers(
+        viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1)
+    )
     section = GateSection(viewer)
     qtbot.addWidget(section)
     section.show_registration(1)

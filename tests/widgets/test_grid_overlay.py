@@ -1,4 +1,6 @@
-"""The deformation grid lies in the slice that is shown, whichever it is, and bends as the field says."""
+"""The deformation grid lies in the slice that is shown, whichever it is, and bends as the field
+says.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,17 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_shmoareg.geometry import DisplacementField, Grid, Transform
-from napari_shmoareg.widgets.deformation import arrows, grid_lines, longest
-from napari_shmoareg.widgets.grid_overlay import attach, layer_scale, set_spacing
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import to_viewer
-from napari_shmoareg.widgets.views import centre_on
+from napari_shmoareg.plugin.deformation import (
+    arrows,
+    attach,
+    grid_lines,
+    layer_scale,
+    longest,
+    set_spacing,
+)
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import to_viewer
+from napari_shmoareg.plugin.viewer import centre_on
 
 SHIFT = np.array([2.0, -3.0, 4.0])  # mm to the right, front, top
 
@@ -53,7 +61,9 @@ def test_a_shift_moves_every_node_by_what_of_it_lies_in_the_slice(shifted, scene
     by = SHIFT[::-1].copy()
     by[axis] = 0
     assert len(still) == len(moved) > 50
-    assert moved[:, 0] - still[:, 0] == pytest.approx(np.broadcast_to(by, still[:, 0].shape), abs=1e-4)
+    assert moved[:, 0] - still[:, 0] == pytest.approx(
+        np.broadcast_to(by, still[:, 0].shape), abs=1e-4
+    )
     assert moved[:, 1] == pytest.approx(still[:, 1], abs=1e-4)
     assert (moved[:, 0, axis] == at).all() and (moved[:, 1, axis] == 0).all()
     whole = grid_lines(shifted, axis, at, 6.0, flat=False)
@@ -73,7 +83,9 @@ def test_lines_stand_as_far_apart_as_was_asked_and_only_inside_the_fixed_image(s
 
 def test_arrows_are_as_long_as_the_displacement_and_coloured_by_the_whole_of_it(shifted):
     segments, length = arrows(shifted, 1, float(shifted.pair.fixed.grid.centre[1]), 6.0)
-    assert segments[:, 1] == pytest.approx(np.broadcast_to([4.0, 0.0, 2.0], segments[:, 1].shape), abs=1e-4)
+    assert segments[:, 1] == pytest.approx(
+        np.broadcast_to([4.0, 0.0, 2.0], segments[:, 1].shape), abs=1e-4
+    )
     assert length == pytest.approx(np.linalg.norm(SHIFT), abs=1e-4)
     assert longest(shifted) == pytest.approx(np.linalg.norm(SHIFT), abs=1e-4)
 
@@ -85,14 +97,22 @@ def test_the_grid_follows_the_slider_and_the_turn_of_the_axes(model, shifted, qt
         for share in (0.4, 0.55):
             at = low + share * (high - low)
             model.dims.point = tuple(at)
-            qtbot.waitUntil(lambda a=order[0], at=model.dims.point: lies_at(model, shifted, a, at), timeout=3000)
+            qtbot.waitUntil(
+                lambda a=order[0], at=model.dims.point: lies_at(model, shifted, a, at), timeout=3000
+            )
             assert len(model.layers["#1 deformation grid"].data) > 20
-            assert drawn(model, "#1 deformation grid") == len(model.layers["#1 deformation grid"].data)
+            assert drawn(model, "#1 deformation grid") == len(
+                model.layers["#1 deformation grid"].data
+            )
 
 
 def lies_at(viewer, scene, axis, point) -> bool:
     first, last = ends(viewer, scene)
-    return bool(len(first) and np.allclose(first[:, axis], point[axis]) and np.allclose(last[:, axis], point[axis]))
+    return bool(
+        len(first)
+        and np.allclose(first[:, axis], point[axis])
+        and np.allclose(last[:, axis], point[axis])
+    )
 
 
 def drawn(viewer, name) -> int:
@@ -119,7 +139,9 @@ def test_a_grid_in_3d_lies_in_three_planes_and_shows_all_of_the_displacement(mod
     attach(model).draw()
     flat = len(model.layers["#1 deformation grid"].data)
     model.dims.ndisplay = 3
-    qtbot.waitUntil(lambda: len(model.layers["#1 deformation grid"].data) > 1.5 * flat, timeout=3000)
+    qtbot.waitUntil(
+        lambda: len(model.layers["#1 deformation grid"].data) > 1.5 * flat, timeout=3000
+    )
     first, _ = ends(model, shifted)
     for axis, shift in enumerate(SHIFT[::-1]):
         assert np.isclose(first[:, axis], model.dims.point[axis] + shift, atol=1e-3).sum() > 20
@@ -150,7 +172,9 @@ def test_lines_are_thick_enough_to_be_seen_from_afar_and_thin_from_near(model, s
     layer = model.layers["#1 deformation grid"]
     for zoom, thickness in ((0.5, 2.6), (10.0, 0.5)):
         model.scene.camera.zoom = zoom
-        qtbot.waitUntil(lambda t=thickness: abs(layer.edge_width * layer_scale(shifted) / t - 1) < 0.11)
+        qtbot.waitUntil(
+            lambda t=thickness: abs(layer.edge_width * layer_scale(shifted) / t - 1) < 0.11
+        )
 
 
 def test_following_a_viewer_does_not_keep_it_alive(qapp, shifted):
@@ -165,7 +189,9 @@ def test_following_a_viewer_does_not_keep_it_alive(qapp, shifted):
     follower.draw()
 
 
-def test_the_grid_follows_the_slider_beside_a_time_series_and_says_when_it_cannot(model, shifted, told):
+def test_the_grid_follows_the_slider_beside_a_time_series_and_says_when_it_cannot(
+    model, shifted, told
+):
     follower = attach(model)
     model.add_image(np.zeros((2, 3, 4, 5)), visible=False)
     for order, axis in (((0, 1, 2, 3), 0), ((0, 2, 1, 3), 1)):
@@ -173,7 +199,11 @@ def test_the_grid_follows_the_slider_beside_a_time_series_and_says_when_it_canno
         model.dims.point = (1, 12.0, 7.0, 5.0)
         follower.draw()
         assert lies_at(model, shifted, axis, model.dims.point[1:])
-        assert drawn(model, "#1 deformation grid") == len(model.layers["#1 deformation grid"].data) > 20
+        assert (
+            drawn(model, "#1 deformation grid")
+            == len(model.layers["#1 deformation grid"].data)
+            > 20
+        )
     assert told("warning") == ""
     model.dims.order = (1, 2, 0, 3)
     follower.draw()
@@ -189,11 +219,13 @@ def test_the_grid_lies_in_the_slice_of_a_viewer_in_um(model, shifted):
     assert drawn(model, "#1 deformation grid") == len(model.layers["#1 deformation grid"].data) > 20
     model.scene.camera.zoom = 1e-3  # one pixel per mm
     attach(model).draw()
-    assert model.layers["#1 deformation grid"].edge_width * layer_scale(shifted) == pytest.approx(1.3, rel=0.1)
+    assert model.layers["#1 deformation grid"].edge_width * layer_scale(shifted) == pytest.approx(
+        1.3, rel=0.1
+    )
 
 
 def test_the_drawn_canvas_shows_the_grid_in_every_view(viewer, shifted):
-    from napari_shmoareg.widgets.views import look
+    from napari_shmoareg.plugin.viewer import look
 
     add_layers(viewer, layers_of(shifted, 1))
     grid = viewer.layers["#1 deformation grid"]
@@ -211,4 +243,6 @@ def test_a_grid_is_of_the_deformation_on_any_grid_of_the_field(scene):
     coarse = Grid((5, 6, 7), np.diag([20.0, 20.0, 20.0, 1.0]))
     field = DisplacementField(np.broadcast_to(SHIFT, (5, 6, 7, 3)).astype(np.float32), coarse)
     segments, _ = arrows(replace(scene, transform=Transform(np.eye(4), field)), 0, 11.0, flat=False)
-    assert segments[:, 1] == pytest.approx(np.broadcast_to(SHIFT[::-1], segments[:, 1].shape), abs=1e-4)
+    assert segments[:, 1] == pytest.approx(
+        np.broadcast_to(SHIFT[::-1], segments[:, 1].shape), abs=1e-4
+    )

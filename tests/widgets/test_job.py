@@ -14,13 +14,14 @@ import pytest
 import torch
 from napari.layers import Image, Labels
 
-from napari_shmoareg.engine.memory import psutil
-from napari_shmoareg.geometry import InputError, TooLargeError
-from napari_shmoareg.io.checkpoint import save_network
+from napari_shmoareg.errors import InputError, TooLargeError
+from napari_shmoareg.io import save_network
 from napari_shmoareg.model import SHMoAReg
-from napari_shmoareg.widgets.placement import layer_options
-from napari_shmoareg.widgets.register.job import Job, explain
-from napari_shmoareg.widgets.register.settings import Settings
+from napari_shmoareg.plugin.controls.errors import explain
+from napari_shmoareg.plugin.placement import layer_options
+from napari_shmoareg.plugin.register.job import Job
+from napari_shmoareg.registration.resources import psutil
+from napari_shmoareg.settings import Settings
 
 KINDS = {"moving": Image, "fixed": Image, "moving_labels": Labels, "fixed_labels": Labels}
 
@@ -41,13 +42,21 @@ def layers(pair):
     return made
 
 
-def test_the_pair_that_is_registered_is_that_of_the_files_and_not_of_the_screen(layers, settings, pair):
+def test_the_pair_that_is_registered_is_that_of_the_files_and_not_of_the_screen(
+    layers, settings, pair
+):
     outcome = Job(layers, settings, 4).run()
     assert outcome.error == "" and outcome.notes == []
     assert outcome.scene.pair.moving.values is pair.moving.values
     assert outcome.scene.warped.grid.same_space(pair.fixed.grid)
-    assert outcome.scene.report["choices"]["weights"].endswith("as asked") and outcome.scene.weights == "lively"
-    assert [options["name"] for _, options, _ in outcome.layers][:2] == ["#4 warped", "#4 warped labels"]
+    assert (
+        outcome.scene.report["choices"]["weights"].endswith("as asked")
+        and outcome.scene.weights == "lively"
+    )
+    assert [options["name"] for _, options, _ in outcome.layers][:2] == [
+        "#4 warped",
+        "#4 warped labels",
+    ]
 
 
 def test_labels_on_another_grid_are_taken_onto_their_image_and_it_is_told(layers, settings, pair):
@@ -55,7 +64,9 @@ def test_labels_on_another_grid_are_taken_onto_their_image_and_it_is_told(layers
     layers["moving_labels"] = Labels(data, **options)
     outcome = Job(layers, settings, 1).run()
     moved = outcome.scene.pair.moving_labels
-    assert moved.grid.same_space(pair.moving.grid) and set(moved.labels) <= set(pair.fixed_labels.labels)
+    assert moved.grid.same_space(pair.moving.grid) and set(moved.labels) <= set(
+        pair.fixed_labels.labels
+    )
     assert len(outcome.notes) == 1 and "another grid" in outcome.notes[0]
 
 
@@ -72,7 +83,9 @@ def test_progress_only_rises_and_ends_at_the_whole(layers, settings):
     job.run()
     done = [status.done for status in seen]
     assert done == sorted(done) and done[-1] == 1.0
-    assert {"loading", "deforming", "warping", "measuring", "drawing"} <= {status.title for status in seen}
+    assert {"loading", "deforming", "warping", "measuring", "drawing"} <= {
+        status.title for status in seen
+    }
     assert seen[0].left is None and seen[-1].left == 0.0
 
 
@@ -165,14 +178,23 @@ def test_too_little_memory_is_told_with_a_size_that_fits(layers, settings, monke
 
 
 def test_weights_that_are_not_there_are_told(layers):
-    assert "no weights 'none.safetensors'" in Job(layers, Settings(weights="none.safetensors"), 1).run().error
+    assert (
+        "no weights 'none.safetensors'"
+        in Job(layers, Settings(weights="none.safetensors"), 1).run().error
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (TooLargeError("About --size 64 (in Python: size=64) would fit."), "About 'Size' 64 would fit."),
-        (InputError("Use --affine auto (in Python: affine='auto'), which"), "Use 'Alignment' auto, which"),
+        (
+            TooLargeError("About --size 64 (in Python: size=64) would fit."),
+            "About 'Size' 64 would fit.",
+        ),
+        (
+            InputError("Use --affine auto (in Python: affine='auto'), which"),
+            "Use 'Alignment' auto, which",
+        ),
         (InputError("used here: x. Use --device cpu."), "used here: x. Use 'Device' cpu."),
         (MemoryError(), "smaller Size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "smaller Size"),
@@ -214,5 +236,7 @@ def test_memory_that_runs_out_on_the_way_is_told_with_a_size_to_try(layers, sett
     def full(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("napari_shmoareg.engine.registration.register", full)
-    assert "(36 voxels instead of 48, say)" in Job(layers, replace(settings, size=48), 1).run().error
+    monkeypatch.setattr("napari_shmoareg.registration.register.register", full)
+    assert (
+        "(36 voxels instead of 48, say)" in Job(layers, replace(settings, size=48), 1).run().error
+    )

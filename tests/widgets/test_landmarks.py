@@ -13,17 +13,15 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.geometry import VolumePair
-from napari_shmoareg.widgets.landmarks.layers import (
+from napari_shmoareg.plugin.landmarks.layers import (
     add_landmark_layers,
-    centre_on,
     landmark_layer,
     measure,
-    points_of,
     set_points,
 )
-from napari_shmoareg.widgets.landmarks.panel import LandmarksPanel
-from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.widgets.placement import tag, to_viewer
+from napari_shmoareg.plugin.landmarks.panel import LandmarksPanel
+from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.plugin.placement import centre_on, points_of, tag, to_viewer
 
 INSIDE = np.array([[4.0, -7.0, 11.0], [-8, -2, 12], [16, -12, 9], [10, 3, 15]])  # mm RAS
 
@@ -102,21 +100,29 @@ def test_the_two_points_of_a_pair_have_one_number_and_one_colour(panel, viewer, 
 
 
 @pytest.mark.parametrize("side", ["fixed", "moving"])
-def test_a_point_deleted_with_napari_takes_its_partner_along_and_this_is_told(panel, viewer, scene, side, qtbot, told):
+def test_a_point_deleted_with_napari_takes_its_partner_along_and_this_is_told(
+    panel, viewer, scene, side, qtbot, told
+):
     layers = plant(viewer, scene)
     for chosen, kept in (({0}, [1, 2, 3]), ({2}, [1, 2])):  # the last pair too
         layers[side].selected_data = chosen
         layers[side].remove_selected()
         assert points_of(layers["fixed"]) == pytest.approx(INSIDE[kept])
-        assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[kept]))
-    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 2 and cells(panel.table.whole, 0)[3] == "0.00")
+        assert points_of(layers["moving"]) == pytest.approx(
+            scene.transform.map_points(INSIDE[kept])
+        )
+    qtbot.waitUntil(
+        lambda: panel.table.pairs.rowCount() == 2 and cells(panel.table.whole, 0)[3] == "0.00"
+    )
     assert "1 landmark whose partner was deleted went with it." in told("info")
     layers["fixed"].add(layers["fixed"].data[:1])  # half a pair: nothing goes with it
     layers["fixed"].remove([2])
     assert [len(layer.data) for layer in layers.values()] == [2, 2]
 
 
-def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(make_napari_viewer, scene, qtbot, told):
+def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(
+    make_napari_viewer, scene, qtbot, told
+):
     viewer = make_napari_viewer(show=True)
     open_scene(viewer, scene)
     shown = [layer.visible for layer in viewer.layers]
@@ -130,7 +136,10 @@ def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(make_n
     layers = plant(viewer, scene)
     panel.reset_choices()
     panel.add.click()
-    assert str(layers["fixed"].mode) == "add" and [layer.visible for layer in viewer.layers][:3] != shown
+    assert (
+        str(layers["fixed"].mode) == "add"
+        and [layer.visible for layer in viewer.layers][:3] != shown
+    )
     dock.destroyOnClose()  # what its x does
     assert [layer.visible for layer in viewer.layers] == [*shown, True, True]
     assert [str(layer.mode) for layer in layers.values()] == ["pan_zoom"] * 2
@@ -155,7 +164,9 @@ def test_the_table_follows_a_point_that_is_dragged(panel, viewer, scene, qtbot):
         layer._move([1], layer.data[1].copy())  # where it is taken
         layer._move([1], layer.world_to_data(to))
     qtbot.waitUntil(lambda: cells(panel.table.pairs, 1)[3] == "3.00")
-    assert cells(panel.table.whole, 0)[::3] == ["mean", "0.75"] and cells(panel.table.whole, 1)[::3] == ["SD", "1.50"]
+    assert cells(panel.table.whole, 0)[::3] == ["mean", "0.75"] and cells(panel.table.whole, 1)[
+        ::3
+    ] == ["SD", "1.50"]
     assert cells(panel.table.whole, 2)[::3] == ["max", "3.00"]
 
 
@@ -201,12 +212,16 @@ def test_pairs_are_saved_and_loaded_again(panel, viewer, scene, tmp_path, qtbot)
         viewer.layers.remove(layer)
     panel.load(str(tmp_path / "points.csv"))
     assert points_of(landmark_layer(viewer, "fixed")) == pytest.approx(INSIDE)
-    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4 and cells(panel.table.pairs, 0)[3] == "3.00")
+    qtbot.waitUntil(
+        lambda: panel.table.pairs.rowCount() == 4 and cells(panel.table.pairs, 0)[3] == "3.00"
+    )
     panel.load(str(tmp_path / "moving.mrk.json"), "fixed")
     assert points_of(landmark_layer(viewer, "fixed")) == pytest.approx(moving, abs=1e-4)
     panel.copy.click()
     lines = QApplication.clipboard().text().splitlines()
-    assert lines[0].split("\t") == ["pair", "before_mm", "affine_mm", "after_mm"] and len(lines) == 5
+    assert (
+        lines[0].split("\t") == ["pair", "before_mm", "affine_mm", "after_mm"] and len(lines) == 5
+    )
 
 
 def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(panel, viewer, scene, tmp_path):
@@ -244,10 +259,14 @@ def test_without_images_no_pairs_are_set_and_this_is_told(qtbot):
     notification_manager.notification_ready.connect(hear)
     panel.add.click()
     notification_manager.notification_ready.disconnect(hear)
-    assert "no fixed image" in told[0] and panel.add.text() == "Add pairs" and len(viewer.layers) == 0
+    assert (
+        "no fixed image" in told[0] and panel.add.text() == "Add pairs" and len(viewer.layers) == 0
+    )
 
 
-def test_a_pair_is_set_by_two_clicks_in_the_images_that_are_shown_for_it(make_napari_viewer, scene, qtbot):
+def test_a_pair_is_set_by_two_clicks_in_the_images_that_are_shown_for_it(
+    make_napari_viewer, scene, qtbot
+):
     viewer = make_napari_viewer(show=True)
     panel = LandmarksPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Landmarks")
@@ -296,7 +315,13 @@ def test_the_lung_landmarks_start_35_mm_apart(qtbot, shared_data):
 
 def in_um(viewer, shape=(9, 9, 9)) -> None:
     """Open a layer in um, 9 mm wide: positions of the viewer are in um from now on."""
-    viewer.add_image(np.zeros(shape), units=("um",) * len(shape), scale=(1000,) * len(shape), visible=False, name="um")
+    viewer.add_image(
+        np.zeros(shape),
+        units=("um",) * len(shape),
+        scale=(1000,) * len(shape),
+        visible=False,
+        name="um",
+    )
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -327,7 +352,9 @@ def test_a_pair_is_brought_into_view_in_um_and_beside_a_time_series(viewer, scen
     if len(shape) == 3:
         in_um(viewer)
     else:
-        viewer.add_image(np.zeros(shape), units=("s", "um", "um", "um"), scale=(1, 1000, 1000, 1000))
+        viewer.add_image(
+            np.zeros(shape), units=("s", "um", "um", "um"), scale=(1, 1000, 1000, 1000)
+        )
         viewer.dims.point = (1, 0, 0, 0)
     centre_on(viewer, INSIDE[0])
     place = 1000 * to_viewer(INSIDE[0])
@@ -339,7 +366,10 @@ def test_a_pair_is_brought_into_view_in_um_and_beside_a_time_series(viewer, scen
 
 def test_landmarks_are_never_set_in_the_images_of_another_registration(panel, viewer, scene, told):
     pair = VolumePair(
-        *(replace(v, values=v.values.copy(), name="other") for v in (scene.pair.moving, scene.pair.fixed))
+        *(
+            replace(v, values=v.values.copy(), name="other")
+            for v in (scene.pair.moving, scene.pair.fixed)
+        )
     )
     add_layers(viewer, [layer for layer in layers_of_pair(pair) if layer[2] == "image"])
     viewer.layers.remove("fixed")

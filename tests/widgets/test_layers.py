@@ -1,4 +1,6 @@
-"""A registration as layers: every value at its place in the world, named, and nothing drawn that is not there."""
+"""A registration as layers: every value at its place in the world, named, and nothing drawn that is
+not there.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,14 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.widgets.layers import add_layers, contrast, jacobian_range, layers_of, layers_of_pair
-from napari_shmoareg.widgets.placement import AXES, tag, to_viewer, volume_of
+from napari_shmoareg.plugin.layers import (
+    add_layers,
+    contrast,
+    jacobian_range,
+    layers_of,
+    layers_of_pair,
+)
+from napari_shmoareg.plugin.placement import AXES, tag, to_viewer, volume_of
 
 
 @pytest.fixture
@@ -38,7 +46,10 @@ def test_an_oblique_expert_map_shows_each_cell_its_own_choice(layers, scene):
     for layer in shown:
         expert_map = tag(layer, "expert_map")
         size = {1: "full", 2: "half"}[expert_map.stride]
-        assert tag(layer, "copied") and layer.name == f"#3 expert {expert_map.place.direction} ({size})"
+        assert (
+            tag(layer, "copied")
+            and layer.name == f"#3 expert {expert_map.place.direction} ({size})"
+        )
         assert (at_every_cell(layer, expert_map.volume.grid) == expert_map.volume.values).all()
         assert volume_of(layer).grid is expert_map.volume.grid
 
@@ -55,13 +66,17 @@ def test_a_straight_map_is_not_resampled_and_its_cells_nest_in_the_images_voxels
     grid = Grid((8, 10, 6), np.diag([2.0, -2.0, 3.0, 1.0]))
     cells = grid.coarsen(2)
     values = np.random.default_rng(0).integers(1, 4, cells.shape).astype(np.uint8)
-    expert_map = replace(scene.expert_maps[0], volume=Volume(values, cells, "cells", is_labels=True))
+    expert_map = replace(
+        scene.expert_maps[0], volume=Volume(values, cells, "cells", is_labels=True)
+    )
     straight = replace(scene, expert_maps=[expert_map])
     ((data, options),) = [(d, o) for d, o, _ in layers_of(straight, 1) if " expert " in o["name"]]
     assert np.shares_memory(data, values) and options["scale"] == (6.0, 4.0, 4.0)
     layer = Labels(data, **options)
     edges = layer.extent.world + np.outer([-0.5, 0.5], layer.scale)
-    assert np.sort(to_viewer(edges), axis=0) == pytest.approx(np.array([grid.corners().min(0), grid.corners().max(0)]))
+    assert np.sort(to_viewer(edges), axis=0) == pytest.approx(
+        np.array([grid.corners().min(0), grid.corners().max(0)])
+    )
 
 
 def test_the_cursor_is_told_the_experts_name(layers):
@@ -86,7 +101,9 @@ def test_only_the_warped_image_is_visible_and_all_layers_stand_in_mm(layers, sce
     for layer in layers.values():
         assert layer.axis_labels == AXES and {str(u) for u in layer.units} == {"millimeter"}
         assert tag(layer, "scene") is scene and tag(layer, "number") == 3 and tag(layer, "role")
-    assert {"#3 warped labels", "#3 Jacobian", "#3 deformation grid", "#3 displacement"} <= set(layers)
+    assert {"#3 warped labels", "#3 Jacobian", "#3 deformation grid", "#3 displacement"} <= set(
+        layers
+    )
 
 
 def test_folding_is_marked_exactly_where_the_determinant_is_not_positive(scene):
@@ -103,7 +120,9 @@ def test_folding_is_marked_exactly_where_the_determinant_is_not_positive(scene):
 
 
 def test_without_folding_there_is_no_layer_of_it_and_the_jacobian_says_so(scene):
-    calm = replace(scene, jacobian=scene.jacobian.with_values(np.full_like(scene.jacobian.values, 1.1)))
+    calm = replace(
+        scene, jacobian=scene.jacobian.with_values(np.full_like(scene.jacobian.values, 1.1))
+    )
     layers = {o["name"]: o for _, o, _ in layers_of(calm, 1)}
     assert "#1 folding" not in layers
     assert layers["#1 Jacobian"]["metadata"]["shmoareg"]["folding_percent"] == 0
@@ -125,7 +144,9 @@ def test_the_jacobians_colours_are_clear_at_one_and_equal_for_half_and_twice(lay
     assert small[2] > small[0] and big[0] > big[2]
 
 
-@pytest.mark.parametrize(("values", "most"), [([1.0, 1.2], 1.5), ([0.4, 1.0], 3.0), ([-1.0, 0.0], 1.5), ([0.01, 9], 4)])
+@pytest.mark.parametrize(
+    ("values", "most"), [([1.0, 1.2], 1.5), ([0.4, 1.0], 3.0), ([-1.0, 0.0], 1.5), ([0.01, 9], 4)]
+)
 def test_the_jacobians_colours_reach_as_far_as_it_changes(values, most):
     assert jacobian_range(np.array(values * 500)) == most
 
@@ -144,7 +165,9 @@ def test_images_of_one_scale_are_shown_alike_and_others_each_by_its_own(pair):
 def test_an_image_without_contrast_or_with_nan_can_still_be_looked_at(pair, value):
     values = np.full_like(pair.moving.values, 5.0)
     values[0, 0, 0] = value
-    for data, options, _ in layers_of_pair(replace(pair, moving=replace(pair.moving, values=values)))[:2]:
+    for data, options, _ in layers_of_pair(
+        replace(pair, moving=replace(pair.moving, values=values))
+    )[:2]:
         low, high = Image(data, **options).contrast_limits
         assert np.isfinite([low, high]).all() and low < high
 
@@ -152,7 +175,12 @@ def test_an_image_without_contrast_or_with_nan_can_still_be_looked_at(pair, valu
 def test_a_pair_is_fixed_moving_and_their_outlines(pair):
     viewer = ViewerModel()
     added = add_layers(viewer, layers_of_pair(pair))
-    assert [tag(layer, "role") for layer in added] == ["fixed", "moving", "fixed_labels", "moving_labels"]
+    assert [tag(layer, "role") for layer in added] == [
+        "fixed",
+        "moving",
+        "fixed_labels",
+        "moving_labels",
+    ]
     assert [layer.visible for layer in added] == [True, True, False, False]
     assert added[2].contour > 0 and viewer.layers.selection.active is added[1]
     assert volume_of(added[0]).grid is pair.fixed.grid
@@ -160,15 +188,17 @@ def test_a_pair_is_fixed_moving_and_their_outlines(pair):
 
 def test_layers_are_made_without_napari_and_without_qt():
     code = (
-        "import sys, napari_shmoareg.widgets.layers; "
+        "import sys, napari_shmoareg.plugin.layers; "
         "print([m for m in ('napari', 'qtpy', 'PyQt6', 'PySide6', 'torch') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
-def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_the_next(viewer, scene):
-    from napari_shmoareg.widgets.showing import show_experts
+def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_the_next(
+    viewer, scene
+):
+    from napari_shmoareg.plugin.showing import show_experts
 
     maps = {m.place.direction: m for m in scene.expert_maps if m.stride == 1}
     add_layers(viewer, layers_of(scene, 1))

@@ -16,14 +16,12 @@ from qtpy.QtGui import QColor, QHelpEvent, QPalette
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QToolTip
 
-from napari_shmoareg.widgets import showing
-from napari_shmoareg.widgets.experts.layers.bar_drawing import Bar
-from napari_shmoareg.widgets.experts.layers.files import LoadFiles
-from napari_shmoareg.widgets.experts.layers.load_bars import LoadBars
-from napari_shmoareg.widgets.experts.layers.view import NOTHING, LayersView
-from napari_shmoareg.widgets.experts.panel import ExpertsPanel
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import tag
+from napari_shmoareg.plugin import showing
+from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
+from napari_shmoareg.plugin.experts.loads import NOTHING, LayersView, LoadFiles
+from napari_shmoareg.plugin.experts.panel import ExpertsPanel
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import tag
 
 
 @pytest.fixture
@@ -45,7 +43,9 @@ def where(chart, index):
 
 def click(chart, index):
     """A left click on a bar, as a person makes it."""
-    QTest.mouseClick(chart, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, where(chart, index))
+    QTest.mouseClick(
+        chart, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, where(chart, index)
+    )
 
 
 def entry_of(scene, bar):
@@ -60,10 +60,16 @@ def entry_of(scene, bar):
 
 
 def visible(viewer):
-    return [layer.name for layer in viewer.layers if layer.visible and tag(layer, "role") in showing.MAPS]
+    return [
+        layer.name
+        for layer in viewer.layers
+        if layer.visible and tag(layer, "role") in showing.MAPS
+    ]
 
 
-def test_there_is_a_bar_for_every_gate_and_expert_and_its_height_is_the_share_of_the_report(view, scene):
+def test_there_is_a_bar_for_every_gate_and_expert_and_its_height_is_the_share_of_the_report(
+    view, scene
+):
     drawn = {}
     for chart in view.charts:
         full = chart.column_of(0).height()
@@ -75,7 +81,9 @@ def test_there_is_a_bar_for_every_gate_and_expert_and_its_height_is_the_share_of
         for expert, share in enumerate(entry["share"]):
             place = tuple(entry[name] for name in ("part", "layer", "block", "image", "direction"))
             assert drawn[place, expert] == pytest.approx(share)
-    assert len(drawn) > sum(len(entry["counts"]) for entry in scene.report["expert_loads"]), "no bars of all blocks"
+    assert len(drawn) > sum(len(entry["counts"]) for entry in scene.report["expert_loads"]), (
+        "no bars of all blocks"
+    )
 
 
 def test_moving_stands_left_of_fixed_in_another_colour(view, scene):
@@ -86,13 +94,19 @@ def test_moving_stands_left_of_fixed_in_another_colour(view, scene):
     for n in (0, 1):
         highest = max(range(n, len(chart.bars), 2), key=lambda index: chart.bars[index].share)
         bar = chart.rect_of(highest)
-        assert picture.pixelColor(int(bar.center().x()), int(bar.bottom()) - 3).name() == chart.bars[n].colour
+        assert (
+            picture.pixelColor(int(bar.center().x()), int(bar.bottom()) - 3).name()
+            == chart.bars[n].colour
+        )
     moving, fixed = (np.array([bar.share for bar in chart.bars[n::2]]) for n in (0, 1))
     assert not np.allclose(moving, fixed), "the two images chose alike: nothing to tell apart"
 
 
 def test_the_dotted_line_is_at_equal_shares(qtbot):
-    bars = [Bar(("decoder", 1, None, None, "x"), n, share, "#0000ff", str(n), "") for n, share in enumerate((0, 0, 1))]
+    bars = [
+        Bar(("decoder", 1, None, None, "x"), n, share, "#0000ff", str(n), "")
+        for n, share in enumerate((0, 0, 1))
+    ]
     chart = LoadBars("x", bars, 1.0, "")
     qtbot.addWidget(chart)
     chart.resize(300, 96)
@@ -128,17 +142,29 @@ def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(view
     click(chart, 5)
     bar, layer = chart.bars[5], showing.head_layer(model, 1)
     assert layer.name.endswith("times chosen") and tag(layer, "load") in scene.times_chosen
-    assert (tag(layer, "load").place, tag(layer, "head")) == (bar.place, bar.expert) and chart.marked is bar
+    assert (tag(layer, "load").place, tag(layer, "head")) == (
+        bar.place,
+        bar.expert,
+    ) and chart.marked is bar
 
 
-def test_a_click_on_a_bar_of_the_decoder_draws_its_cells_alone_and_a_second_one_all(view, model, scene):
+def test_a_click_on_a_bar_of_the_decoder_draws_its_cells_alone_and_a_second_one_all(
+    view, model, scene
+):
     chart = next(c for c in view.charts if c.bars[0].place[:2] == ("decoder", 2) and c.title == "z")
     click(chart, 1)
     assert visible(model) == ["#1 expert z (half)"]
     layer = model.layers["#1 expert z (half)"]
-    assert (layer.show_selected_label, layer.selected_label) == (True, 2) and chart.marked is chart.bars[1]
+    assert (layer.show_selected_label, layer.selected_label) == (
+        True,
+        2,
+    ) and chart.marked is chart.bars[1]
     click(chart, 1)
-    assert visible(model) == ["#1 expert z (half)"] and not layer.show_selected_label and chart.marked is None
+    assert (
+        visible(model) == ["#1 expert z (half)"]
+        and not layer.show_selected_label
+        and chart.marked is None
+    )
     click(chart, 2)
     assert showing.alone(layer) == 2
 
@@ -152,7 +178,10 @@ def test_keys_go_from_bar_to_bar_and_enter_shows_the_map(view, model):
     QTest.keyClick(chart, Qt.Key.Key_Return)
     assert chart.marked is chart.bars[3]
     layer = showing.head_layer(model, 1)
-    assert (tag(layer, "load").place, tag(layer, "head")) == (chart.bars[3].place, chart.bars[3].expert)
+    assert (tag(layer, "load").place, tag(layer, "head")) == (
+        chart.bars[3].place,
+        chart.bars[3].expert,
+    )
     assert all(chart.focusPolicy() & Qt.FocusPolicy.TabFocus for chart in view.charts)
 
 
@@ -164,14 +193,20 @@ def test_the_mark_follows_what_is_shown_elsewhere(model, qtbot):
     panel.tabs.setCurrentIndex(1)
     view = panel.layers
     assert view.isVisible()
-    load = next(load for load in panel_scene(model).token_loads if load.place[:4] == ("encoder", 2, 0, "fixed"))
+    load = next(
+        load
+        for load in panel_scene(model).token_loads
+        if load.place[:4] == ("encoder", 2, 0, "fixed")
+    )
     showing.show_head(model, 1, load, 4)
     assert [c.marked for c in view.charts if c.marked] == [bar_of(view, load.place, 4)]
     layer = showing.show_experts(model, 1, "y", 1)
     assert not any(chart.marked for chart in view.charts)
     layer.selected_label = 1
     layer.show_selected_label = True
-    assert [c.marked for c in view.charts if c.marked] == [bar_of(view, tag(layer, "expert_map").place, 0)]
+    assert [c.marked for c in view.charts if c.marked] == [
+        bar_of(view, tag(layer, "expert_map").place, 0)
+    ]
     layer.visible = False
     assert not any(chart.marked for chart in view.charts)
 
@@ -181,7 +216,12 @@ def panel_scene(model):
 
 
 def bar_of(view, place, expert):
-    return next(bar for chart in view.charts for bar in chart.bars if (bar.place, bar.expert) == (place, expert))
+    return next(
+        bar
+        for chart in view.charts
+        for bar in chart.bars
+        if (bar.place, bar.expert) == (place, expert)
+    )
 
 
 def test_the_tooltip_tells_the_exact_share_the_count_and_the_number_of_cells(view, scene):
@@ -189,7 +229,10 @@ def test_the_tooltip_tells_the_exact_share_the_count_and_the_number_of_cells(vie
         for bar in chart.bars:
             counts, cells, blocks = entry_of(scene, bar)
             share = 100 * counts[bar.expert] / counts.sum()
-            assert f"{share:.2f} % of selections: {counts[bar.expert]:,} of {counts.sum():,}" in bar.says
+            assert (
+                f"{share:.2f} % of selections: {counts[bar.expert]:,} of {counts.sum():,}"
+                in bar.says
+            )
             assert f"{cells // (1 if bar.place.block is not None else blocks):,} " in bar.says
             assert "Click" in bar.says
     chart = view.charts[-1]
@@ -213,7 +256,9 @@ def test_a_map_that_was_removed_is_said_to_be_gone(view, model, told):
 def test_a_network_without_experts_has_no_bars_and_says_so(scene, qtbot):
     viewer = ViewerModel()
     bare = replace(scene, expert_maps=[], token_loads=[], times_chosen=[], gates=[])
-    add_layers(viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1))
+    add_layers(
+        viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1)
+    )
     view = LayersView(viewer)
     qtbot.addWidget(view)
     view.show_registration(1)
@@ -223,7 +268,9 @@ def test_a_network_without_experts_has_no_bars_and_says_so(scene, qtbot):
 def test_another_registration_brings_its_own_bars_and_none_takes_them_away(view, model, scene):
     entries = [dict(entry) for entry in scene.report["expert_loads"]]
     entries[0] = entries[0] | {"counts": list(reversed(entries[0]["counts"]))}
-    add_layers(model, layers_of(replace(scene, report=dict(scene.report) | {"expert_loads": entries}), 2))
+    add_layers(
+        model, layers_of(replace(scene, report=dict(scene.report) | {"expert_loads": entries}), 2)
+    )
     before = [bar.share for bar in view.charts[0].bars]
     view.show_registration(2)
     now = [bar.share for bar in view.charts[0].bars]
@@ -240,7 +287,9 @@ def test_a_narrow_view_has_fewer_charts_in_a_row_and_none_is_cut_off(view, qtbot
         right = max(chart.mapTo(view, QPoint(chart.width(), 0)).x() for chart in view.charts)
         assert right <= width == view.width()
         rows[width] = max(
-            sum(c.parentWidget() is chart.parentWidget() and c.y() == chart.y() for c in view.charts)
+            sum(
+                c.parentWidget() is chart.parentWidget() and c.y() == chart.y() for c in view.charts
+            )
             for chart in view.charts
             if chart.bars[0].place.part == "encoder"
         )
@@ -271,7 +320,9 @@ def test_the_figure_that_is_saved_says_whose_it_is(scene, qtbot, tmp_path, told,
     if name.endswith("png"):
         with Image.open(tmp_path / name) as picture:
             about = picture.text
-        assert about["Weights"] == scene.weights and json.loads(about["Settings"])["network"]["kernels"] == [1, 3, 5]
+        assert about["Weights"] == scene.weights and json.loads(about["Settings"])["network"][
+            "kernels"
+        ] == [1, 3, 5]
         assert scene.pair.moving.name in about["Pair"] and "of selections" in about["Description"]
     else:
         text = (tmp_path / name).read_text(encoding="utf-8")
@@ -296,7 +347,9 @@ def test_a_figure_that_cannot_be_saved_says_why_and_leaves_what_was_there(
     (tmp_path / "old.png").write_bytes(b"whole")
     files.save_figure(tmp_path / "old.png")
     qtbot.waitUntil(lambda: "no such colour" in told("error"), timeout=60_000)
-    assert "could not be saved" in told("error") and "registration" not in caplog.text and caplog.text
+    assert (
+        "could not be saved" in told("error") and "registration" not in caplog.text and caplog.text
+    )
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.png", b"whole")]
 
 

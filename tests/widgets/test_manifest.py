@@ -13,14 +13,17 @@ from napari._app_model import get_app_model
 from qtpy.QtWidgets import QDockWidget
 
 from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS
-from napari_shmoareg.widgets.inputs import SLICES
-from napari_shmoareg.widgets.opening import PANELS, PLUGIN, Panel, dock
+from napari_shmoareg.plugin.opening import PANELS, PLUGIN, Panel, dock
+from napari_shmoareg.plugin.reader import SLICES
 
 
 def test_the_installed_plugin_is_valid():
     program = Path(sys.executable).with_name("npe2")
-    env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # it prints signs beyond ASCII, whatever the locale
-    run = subprocess.run([program, "validate", PLUGIN], capture_output=True, encoding="utf-8", env=env)
+    # it prints signs beyond ASCII, whatever the locale
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    run = subprocess.run(
+        [program, "validate", PLUGIN], capture_output=True, encoding="utf-8", env=env
+    )
     assert run.returncode == 0 and "valid" in run.stdout, run.stdout + run.stderr
 
 
@@ -32,7 +35,10 @@ def test_every_command_of_the_manifest_can_be_called(plugin):
 
 def test_every_command_is_offered_somewhere(plugin):
     offered = plugin.contributions
-    used = {each.command for each in (*offered.widgets, *offered.readers, *offered.writers, *offered.sample_data)}
+    used = {
+        each.command
+        for each in (*offered.widgets, *offered.readers, *offered.writers, *offered.sample_data)
+    }
     used |= {item.command for items in offered.menus.values() for item in items}
     assert used == {command.id for command in offered.commands}
 
@@ -49,7 +55,7 @@ def test_the_reader_is_asked_for_every_type_that_can_be_read(plugin):
 
 
 def test_the_preferences_hold_what_the_form_asks_for(plugin):
-    from napari_shmoareg.widgets.register.settings import Settings
+    from napari_shmoareg.settings import Settings
 
     page = plugin.contributions.configurations["registration"]
     kept = {name: about.default for name, about in page.properties.items()}
@@ -60,7 +66,10 @@ def test_the_preferences_hold_what_the_form_asks_for(plugin):
 def test_a_panel_opens_in_a_viewer_from_the_plugins_menu(plugin, make_napari_viewer, name):
     viewer = make_napari_viewer()
     _, panel = viewer.window.add_plugin_dock_widget(PLUGIN, name)
-    assert type(panel).__name__ == f"{name.title().replace('-', '')}Panel" and panel.minimumWidth() >= 300
+    assert (
+        type(panel).__name__ == f"{name.title().replace('-', '')}Panel"
+        and panel.minimumWidth() >= 300
+    )
 
 
 def _panels(viewer) -> list[str]:
@@ -128,9 +137,11 @@ def test_the_panel_that_sample_data_bring_is_the_one_of_the_menu(plugin, make_na
     assert _open_by("menu", viewer, "Register") is panel and _panels(viewer) == ["Register"]
 
 
-def test_two_selected_images_are_what_the_layers_menu_registers(plugin, make_napari_viewer, phantoms):
-    from napari_shmoareg.widgets.layers import add_layers, layers_of_pair
-    from napari_shmoareg.widgets.opening import take_selected
+def test_two_selected_images_are_what_the_layers_menu_registers(
+    plugin, make_napari_viewer, phantoms
+):
+    from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
+    from napari_shmoareg.plugin.opening import take_selected
 
     viewer = make_napari_viewer()
     add_layers(viewer, layers_of_pair(phantoms))
@@ -143,9 +154,11 @@ def test_two_selected_images_are_what_the_layers_menu_registers(plugin, make_nap
         assert (panel.pickers.pair["moving"], panel.pickers.pair["fixed"]) == (first, second)
 
 
-def test_other_than_two_selected_images_are_refused_in_plain_words(plugin, make_napari_viewer, phantoms, told):
-    from napari_shmoareg.widgets.layers import add_layers, layers_of_pair
-    from napari_shmoareg.widgets.opening import take_selected
+def test_other_than_two_selected_images_are_refused_in_plain_words(
+    plugin, make_napari_viewer, phantoms, told
+):
+    from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
+    from napari_shmoareg.plugin.opening import take_selected
 
     viewer = make_napari_viewer()
     add_layers(viewer, layers_of_pair(phantoms))
@@ -155,8 +168,10 @@ def test_other_than_two_selected_images_are_refused_in_plain_words(plugin, make_
     assert not viewer.window.dock_widgets
 
 
-def test_a_selected_image_that_cannot_be_registered_is_named_with_the_reason(plugin, make_napari_viewer, told):
-    from napari_shmoareg.widgets.opening import take_selected
+def test_a_selected_image_that_cannot_be_registered_is_named_with_the_reason(
+    plugin, make_napari_viewer, told
+):
+    from napari_shmoareg.plugin.opening import take_selected
 
     viewer = make_napari_viewer()
     viewer.add_image(np.zeros((4, 5, 6)), name="scan")
@@ -166,8 +181,10 @@ def test_a_selected_image_that_cannot_be_registered_is_named_with_the_reason(plu
     assert "'photograph' is a colour image" in told("warning") and not viewer.window.dock_widgets
 
 
-def test_of_two_layers_that_are_called_alike_the_selected_ones_are_picked(plugin, make_napari_viewer):
-    from napari_shmoareg.widgets.opening import pick
+def test_of_two_layers_that_are_called_alike_the_selected_ones_are_picked(
+    plugin, make_napari_viewer
+):
+    from napari_shmoareg.plugin.opening import pick
 
     viewer = make_napari_viewer()
     first, second = (viewer.add_image(np.zeros((4, 5, 6)), name=name) for name in "ab")

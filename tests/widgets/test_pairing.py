@@ -11,10 +11,9 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 from napari.utils._proxies import PublicOnlyProxy
 
-from napari_shmoareg.widgets.placement import KEY, tag
-from napari_shmoareg.widgets.register.pairing import give_roles, missing, suggest
-from napari_shmoareg.widgets.register.pickers import PairPicker
-from napari_shmoareg.widgets.scenes import itself, layer_in_role
+from napari_shmoareg.plugin.controls.pickers import PairPicker, give_roles, missing, suggest
+from napari_shmoareg.plugin.placement import KEY, tag
+from napari_shmoareg.plugin.scenes import itself, layer_in_role
 
 
 def image(name: str, role: str | None = None, shape=(4, 5, 6), **options) -> Image:
@@ -27,7 +26,11 @@ def labels(name: str, shape=(4, 5, 6), **options) -> Labels:
 
 
 def result(name: str) -> Image:
-    return Image(np.zeros((4, 5, 6)), name=name, metadata={KEY: {"scene": object(), "number": 1, "role": name}})
+    return Image(
+        np.zeros((4, 5, 6)),
+        name=name,
+        metadata={KEY: {"scene": object(), "number": 1, "role": name}},
+    )
 
 
 @pytest.fixture
@@ -47,7 +50,10 @@ def put(model, *layers):
 
 def test_layers_that_were_opened_in_a_role_are_taken_in_it(model):
     put(model, image("one"), image("two", "fixed"), image("three", "moving"))
-    assert names(suggest(model, {}))["moving"] == "three" and names(suggest(model, {}))["fixed"] == "two"
+    assert (
+        names(suggest(model, {}))["moving"] == "three"
+        and names(suggest(model, {}))["fixed"] == "two"
+    )
 
 
 def test_without_roles_the_two_that_are_selected_are_taken_else_the_first_two(model):
@@ -62,7 +68,12 @@ def test_a_result_is_offered_but_never_suggested(model, qtbot):
     put(model, result("warped"), result("jacobian"), image("a"))
     picker = PairPicker(model)
     qtbot.addWidget(picker)
-    assert names(picker.pair) == {"moving": "a", "fixed": None, "moving_labels": None, "fixed_labels": None}
+    assert names(picker.pair) == {
+        "moving": "a",
+        "fixed": None,
+        "moving_labels": None,
+        "fixed_labels": None,
+    }
     assert [picker.pickers["fixed"].itemText(n) for n in (1, 2)] == ["warped", "a"]
     picker.pickers["fixed"].setCurrentIndex(1)
     picker.pickers["fixed"].activated.emit(1)
@@ -83,13 +94,20 @@ def test_on_one_grid_labels_belong_to_the_image_of_their_name(model):
 
 def test_labels_that_may_be_of_either_image_are_left_to_the_person(model):
     put(model, image("a"), image("b"), labels("seg"))
-    assert names(suggest(model, {}))["moving_labels"] is None and names(suggest(model, {}))["fixed_labels"] is None
+    assert (
+        names(suggest(model, {}))["moving_labels"] is None
+        and names(suggest(model, {}))["fixed_labels"] is None
+    )
 
 
 def test_roles_are_written_to_the_pair_and_to_no_other_layer(model):
     a, b, c = put(model, image("a", "moving"), image("b"), image("c"))
     give_roles(model.layers, {"moving": b, "fixed": c})
-    assert (tag(a, "role"), layer_in_role(model, "moving"), layer_in_role(model, "fixed")) == (None, b, c)
+    assert (tag(a, "role"), layer_in_role(model, "moving"), layer_in_role(model, "fixed")) == (
+        None,
+        b,
+        c,
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +115,10 @@ def test_roles_are_written_to_the_pair_and_to_no_other_layer(model):
     [
         ({}, "Pick a moving image"),
         ({"moving": image("a")}, "Pick a fixed image"),
-        ({"moving": image("a"), "fixed": image("b", shape=(2, 4, 5, 6))}, "The fixed image has 4 axes, not 3"),
+        (
+            {"moving": image("a"), "fixed": image("b", shape=(2, 4, 5, 6))},
+            "The fixed image has 4 axes, not 3",
+        ),
     ],
 )
 def test_what_is_missing_is_said(pair, says):
@@ -141,8 +162,15 @@ def test_swapping_exchanges_images_labels_and_roles(model, qtbot):
     before = names(picker.pair)
     picker.swap.click()
     after = names(picker.pair)
-    assert (after["moving"], after["moving_labels"]) == (before["fixed"], before["fixed_labels"]) == ("b_t1", "b_seg")
-    assert layer_in_role(model, "moving").name == "b_t1" and layer_in_role(model, "fixed_labels").name == "a_seg"
+    assert (
+        (after["moving"], after["moving_labels"])
+        == (before["fixed"], before["fixed_labels"])
+        == ("b_t1", "b_seg")
+    )
+    assert (
+        layer_in_role(model, "moving").name == "b_t1"
+        and layer_in_role(model, "fixed_labels").name == "a_seg"
+    )
     picker.refresh()
     assert names(picker.pair) == after
 
@@ -188,7 +216,9 @@ def test_a_pair_that_was_suggested_is_not_exchanged_for_images_that_come_in_role
     qtbot.wait(20)
     put(model, image("c", "fixed"), image("d", "moving"))
     picker.refresh()
-    assert (picker.pair["moving"], picker.pair["fixed"]) == (a, b) and layer_in_role(model, "moving") is a
+    assert (picker.pair["moving"], picker.pair["fixed"]) == (a, b) and layer_in_role(
+        model, "moving"
+    ) is a
     model.layers.remove(a)
     picker.refresh()
     assert picker.pair["moving"] not in (None, a) and picker.pair["fixed"] is b

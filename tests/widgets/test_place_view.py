@@ -11,17 +11,16 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.analysis.place_reading import read_place
-from napari_shmoareg.io.tables import write_table
-from napari_shmoareg.widgets.experts.place.outline import cut, whole
-from napari_shmoareg.widgets.experts.place.pins import MOST, TOO_MANY, layer_of_place, pins_of
-from napari_shmoareg.widgets.experts.place.view import FLAT, INVITE, NO_GATES, NOTHING, PlaceView
-from napari_shmoareg.widgets.experts.replaying import Errand
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import tag, to_viewer
-from napari_shmoareg.widgets.scenes import layers_of_scene, scenes
-from napari_shmoareg.widgets.units import point_of
-from napari_shmoareg.widgets.views import centre_on
+from napari_shmoareg.experts.location import read_place
+from napari_shmoareg.io.files import write_table
+from napari_shmoareg.plugin.controls.tasks import Errand
+from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, PlaceView
+from napari_shmoareg.plugin.experts.outline import cut, whole
+from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, layer_of_place, pins_of
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import point_of, tag, to_viewer
+from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+from napari_shmoareg.plugin.viewer import centre_on
 
 
 @pytest.fixture
@@ -47,7 +46,9 @@ def docked(viewer, scene):
 
 def places(scene, count, seed=0):
     """World points well within the network grid."""
-    inside = np.random.default_rng(seed).uniform(0.2, 0.8, (count, 3)) * (np.array(scene.network_grid.shape) - 1)
+    inside = np.random.default_rng(seed).uniform(0.2, 0.8, (count, 3)) * (
+        np.array(scene.network_grid.shape) - 1
+    )
     return scene.network_grid.to_world(inside)
 
 
@@ -96,7 +97,8 @@ def test_a_double_click_shows_the_scenes_own_numbers_of_that_voxel_and_does_not_
         assert_shows(view, scene, expected)
         read.append(view.reading.point)
     assert len({tuple(point) for point in read}) == 3
-    assert (read[1] - read[0])[2] == 0 and (read[1] - read[0])[0] < 0  # to the right of the canvas: patient's left
+    # to the right of the canvas: patient's left
+    assert (read[1] - read[0])[2] == 0 and (read[1] - read[0])[0] < 0
     assert viewer.scene.camera.zoom == zoom
 
 
@@ -120,7 +122,7 @@ def test_the_zoom_is_back_in_its_place_when_the_view_is_hidden_or_its_dock_close
 
 
 def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
-    from napari_shmoareg.widgets.experts.panel import ExpertsPanel
+    from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
     add_layers(viewer, layers_of(scene, 1))
     panel = ExpertsPanel(viewer)
@@ -137,16 +139,20 @@ def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
     assert_shows(view, scene, to_viewer(viewer.cursor.position))
     view.pin.click()
     QApplication.processEvents()
-    assert view.reading is not None and len(view.pins.readings) == 1, "the new layer emptied the view"
+    assert view.reading is not None and len(view.pins.readings) == 1, (
+        "the new layer emptied the view"
+    )
 
 
 def test_the_page_fits_into_a_narrow_dock(viewer, scene):
-    from napari_shmoareg.widgets.experts.panel import ExpertsPanel
+    from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
     add_layers(viewer, layers_of(scene, 1))
     panel = ExpertsPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
-    panel.tabs.setCurrentIndex(next(n for n in range(panel.tabs.count()) if panel.tabs.tabText(n) == "Place"))
+    panel.tabs.setCurrentIndex(
+        next(n for n in range(panel.tabs.count()) if panel.tabs.tabText(n) == "Place")
+    )
     (view,) = panel.views["Place"]
     view.read(scene.pair.fixed.grid.centre)
     view.pin.click()
@@ -154,7 +160,9 @@ def test_the_page_fits_into_a_narrow_dock(viewer, scene):
     view.pins.pin(scene.pair.fixed.grid.centre - 500)
     QTest.qWait(50)
     area = panel.tabs.currentWidget()
-    assert area.widget().minimumSizeHint().width() <= 300 - area.verticalScrollBar().sizeHint().width()
+    assert (
+        area.widget().minimumSizeHint().width() <= 300 - area.verticalScrollBar().sizeHint().width()
+    )
 
 
 def test_a_view_that_is_deleted_while_it_is_in_front_gives_the_zoom_back(model, qtbot):
@@ -164,7 +172,9 @@ def test_a_view_that_is_deleted_while_it_is_in_front_gives_the_zoom_back(model, 
     view.deleteLater()
     QApplication.sendPostedEvents(None, 52)  # DeferredDelete
     QApplication.processEvents()
-    assert [call.__name__ for call in model.mouse_double_click_callbacks] == ["double_click_to_zoom"]
+    assert [call.__name__ for call in model.mouse_double_click_callbacks] == [
+        "double_click_to_zoom"
+    ]
 
 
 def test_a_click_while_a_layer_is_edited_is_left_to_that_layer(docked):
@@ -217,13 +227,17 @@ def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, sc
     viewer, view, _ = docked
     double_click(viewer, middle(viewer, 20, 20))
     first = view.reading
-    viewer.add_image(np.zeros((4, 4, 4)), units="um", axis_labels=("S", "A", "R"), scale=(1000,) * 3)
+    viewer.add_image(
+        np.zeros((4, 4, 4)), units="um", axis_labels=("S", "A", "R"), scale=(1000,) * 3
+    )
     assert "micrometer" in str(viewer.dims.units[0])
     viewer.reset_view()
     centre_on(viewer, scene.pair.fixed)
     double_click(viewer, middle(viewer, 20, 20))
     assert view.reading is not first
-    np.testing.assert_allclose(view.reading.point, to_viewer(np.array(viewer.cursor.position) / 1000))
+    np.testing.assert_allclose(
+        view.reading.point, to_viewer(np.array(viewer.cursor.position) / 1000)
+    )
     assert_shows(view, scene, view.reading.point)
 
 
@@ -235,7 +249,9 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, 
     view.read(places(scene, 1)[0])
     assert view.says.text() == NO_GATES
     strips = [view.box.strips[found.place] for found in scene.expert_maps]
-    assert all(not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips)
+    assert all(
+        not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips
+    )
     assert all(view.box.strips[load.place].fills() for load in scene.token_loads)
     assert not view.grab().isNull()
 
@@ -253,7 +269,9 @@ def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, 
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(model, qtbot, scene, part):
+def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
+    model, qtbot, scene, part
+):
     gates = [gate for gate in scene.gates if gate.place.part == part]
     without = {"expert_maps": []} if part == "encoder" else {"token_loads": [], "times_chosen": []}
     add_layers(model, layers_of(replace(scene, gates=gates, **without), 2))
@@ -311,7 +329,9 @@ def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(dock
 
 
 def test_an_outline_without_a_line_is_never_drawn(docked, scene):
-    """An empty outline that was replaced by another empty one, beside pins, ended in a segmentation fault."""
+    """An empty outline that was replaced by another empty one, beside pins, ended in a segmentation
+    fault.
+    """
     viewer, view, _ = docked
     centre = scene.pair.fixed.grid.centre
     high = to_viewer(centre)[0]
@@ -334,7 +354,9 @@ def test_a_plane_cuts_a_turned_box_along_its_sides():
     cube = np.array([[x, y, z] for x in (0, 2) for y in (0, 2) for z in (0, 2)], dtype=float)
     assert len(cut(cube, 0, 1.0)) == 4 and len(cut(cube, 0, 3.0)) == 0 and len(whole(cube)) == 12
     angle = np.deg2rad(35)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
     for axis, area in ((2, 4.0), (0, None)):
         sides = cut((cube - 1) @ turn.T, axis, 0.2)
         starts, ends = sides[:, 0], sides.sum(axis=1)
@@ -342,7 +364,9 @@ def test_a_plane_cuts_a_turned_box_along_its_sides():
         np.testing.assert_allclose(starts[:, axis], 0.2)
         if area:
             a, b = starts[:, 0], starts[:, 1]
-            np.testing.assert_allclose(abs(np.dot(a, np.roll(b, -1)) - np.dot(b, np.roll(a, -1))) / 2, area)
+            np.testing.assert_allclose(
+                abs(np.dot(a, np.roll(b, -1)) - np.dot(b, np.roll(a, -1))) / 2, area
+            )
 
 
 def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(view, model, scene, told):
@@ -352,7 +376,9 @@ def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(view, m
         view.pin.click()
     layer = layer_of_place(model, scene, "places")
     np.testing.assert_allclose(pins_of(model, scene), points[:MOST])
-    np.testing.assert_allclose([layer.data_to_world(p) for p in layer.data], to_viewer(points[:MOST]))
+    np.testing.assert_allclose(
+        [layer.data_to_world(p) for p in layer.data], to_viewer(points[:MOST])
+    )
     assert told("info") == TOO_MANY
     assert [n for n, _ in view.pins.readings] == [1, 2, 3, 4, 5]
     assert list(layer.features["pin"]) == [1, 2, 3, 4, 5] and layer.name == "#1 places"
@@ -390,19 +416,33 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
         np.testing.assert_allclose(group.values, load.values[voxel_at(load.grid, point)])
     pins.block.setCurrentIndex(pins.block.findData(-1))
     pins.block.activated.emit(0)
-    (counted,) = (one for one in scene.times_chosen if one.place[:4] == (*load.place[:2], None, load.place.image))
+    (counted,) = (
+        one
+        for one in scene.times_chosen
+        if one.place[:4] == (*load.place[:2], None, load.place.image)
+    )
     blocks = len(
-        [one for one in scene.token_loads if one.place[3:] == load.place[3:] and one.place[1] == load.place[1]]
+        [
+            one
+            for one in scene.token_loads
+            if one.place[3:] == load.place[3:] and one.place[1] == load.place[1]
+        ]
     )
     for group, point in zip(pins.bars.groups, points, strict=True):
-        np.testing.assert_allclose(group.values, counted.values[voxel_at(counted.grid, point)] / blocks)
-    from napari_shmoareg.analysis.expert_palette import expert_colours
+        np.testing.assert_allclose(
+            group.values, counted.values[voxel_at(counted.grid, point)] / blocks
+        )
+    from napari_shmoareg.figures.palette import expert_colours
 
     for row, point in enumerate(points):
         for found in scene.expert_maps:
-            column = pins.table.columns.index(f"{found.place.direction} {'full' if found.stride == 1 else 'half'}")
+            column = pins.table.columns.index(
+                f"{found.place.direction} {'full' if found.stride == 1 else 'half'}"
+            )
             chosen = found.volume.values[voxel_at(found.volume.grid, point)] - 1
-            assert pins.table.choices[row, column].colour == expert_colours(found.num_experts)[chosen]
+            assert (
+                pins.table.choices[row, column].colour == expert_colours(found.num_experts)[chosen]
+            )
     assert "Pin 1" in pins.bars.says(QPointF(pins.bars.width() / 2, 40))
 
 
@@ -415,8 +455,16 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, 
     assert len(rows) == 2 * expected and {row["weights"] for row in rows} == {scene.weights}
     reading = read_place(scene, pins_of(view._viewer, scene)[1])
     first = reading.cells[0]
-    mine = [row for row in rows if row["pin"] == 2 and (row["part"], row["layer"]) == ("encoder", first.place.layer)]
-    mine = [row for row in mine if (row["block"], row["image"]) == (first.place.block, first.place.image)]
+    mine = [
+        row
+        for row in rows
+        if row["pin"] == 2 and (row["part"], row["layer"]) == ("encoder", first.place.layer)
+    ]
+    mine = [
+        row
+        for row in mine
+        if (row["block"], row["image"]) == (first.place.block, first.place.image)
+    ]
     assert {row["expert"]: row["weight"] for row in mine if row["rank"]} == dict(
         zip(first.experts, first.weights, strict=True)
     )
@@ -426,7 +474,9 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, 
 
 
 def test_no_outline_is_added_while_the_registrations_layers_go(viewer, scene):
-    """As when the window is closed: napari moves the slider then, and a layer added in that moment is an error."""
+    """As when the window is closed: napari moves the slider then, and a layer added in that moment
+    is an error.
+    """
     viewer.add_image(np.zeros((9, 9, 9)), units=("mm",) * 3, scale=(20,) * 3, translate=(-80,) * 3)
     add_layers(viewer, layers_of(scene, 1)[:1])
     view, centre = PlaceView(viewer), scene.pair.fixed.grid.centre
@@ -461,7 +511,12 @@ def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing
     assert not scenes(viewer), "pins keep a registration open"
     view.show_registration(None)
     QApplication.processEvents()
-    assert not list(viewer.layers) and view.reading is None and not view.box.strips and not view.pins.readings
+    assert (
+        not list(viewer.layers)
+        and view.reading is None
+        and not view.box.strips
+        and not view.pins.readings
+    )
     gc.collect()
     assert held() is None
 

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from napari.layers import Image, Labels, Points
 
-from napari_shmoareg.geometry import Grid, InputError, Volume
-from napari_shmoareg.widgets.placement import AXES, layer_options, place, tag, volume_of
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.plugin.placement import AXES, layer_options, place, tag, volume_of
 
 
 def straight_volume(codes: np.ndarray, shape=(5, 6, 7), is_labels=False) -> Volume:
-    """Axes as stored may be permuted and flipped, but not tilted: `codes` is a signed permutation times spacing."""
+    """Axes as stored may be permuted and flipped, but not tilted: `codes` is a signed permutation
+    times spacing.
+    """
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = codes, (10.0, -20.0, 30.0)
     values = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
@@ -59,7 +62,9 @@ def test_an_oblique_scan_is_shown_straight_and_registered_as_it_is(phantoms):
     assert shown == pytest.approx(phantoms.fixed.values[peak], rel=0.05)
     corners = phantoms.fixed.grid.corners()[:, ::-1]
     low, high = layer.extent.world
-    assert (low <= corners.min(axis=0) + layer.scale).all() and (high >= corners.max(axis=0) - layer.scale).all()
+    assert (low <= corners.min(axis=0) + layer.scale).all() and (
+        high >= corners.max(axis=0) - layer.scale
+    ).all()
     assert volume_of(layer).values is phantoms.fixed.values
 
 
@@ -67,7 +72,9 @@ def test_a_copy_of_labels_holds_only_labels_and_covers_as_much(phantoms):
     placed = place(phantoms.fixed_labels, finer=2)
     assert set(np.unique(placed.data)) == set(np.unique(phantoms.fixed_labels.values))
     space = np.prod(placed.scale) / np.prod(phantoms.fixed_labels.grid.spacing)
-    assert (placed.data == 2).sum() * space == pytest.approx((phantoms.fixed_labels.values == 2).sum(), rel=0.03)
+    assert (placed.data == 2).sum() * space == pytest.approx(
+        (phantoms.fixed_labels.values == 2).sum(), rel=0.03
+    )
 
 
 def test_painted_labels_are_what_is_registered_on_the_grid_of_the_file(phantoms):
@@ -79,11 +86,15 @@ def test_painted_labels_are_what_is_registered_on_the_grid_of_the_file(phantoms)
         layer = Labels(data.copy(), **options)
         layer.data[block] = 999
         back = volume_of(layer)
-        assert back.is_labels and back.grid is volume.grid and back.values.dtype == volume.values.dtype
+        assert (
+            back.is_labels and back.grid is volume.grid and back.values.dtype == volume.values.dtype
+        )
         painted = back.values == 999
         expected = layer.data[block].size * np.prod(layer.scale) / np.prod(volume.grid.spacing)
         assert painted.sum() == pytest.approx(expected, rel=0.25)
-        at = [layer.world_to_data(volume.grid.to_world(index)[::-1]) for index in np.argwhere(painted)]
+        at = [
+            layer.world_to_data(volume.grid.to_world(index)[::-1]) for index in np.argwhere(painted)
+        ]
         low, high = [s.start - 0.5 for s in block], [s.stop - 0.5 for s in block]
         assert (np.array(at) > low).all() and (np.array(at) < high).all()
         assert (back.values[~painted] == volume.values[~painted]).all()
@@ -95,7 +106,8 @@ def test_a_label_that_is_erased_from_an_oblique_scan_leaves_no_crumbs(phantoms):
     layer = Labels(np.where(data == 2, 0, data), **options)
     values = volume_of(layer).values
     assert (labels.values == 2).any() and (values != 2).all()
-    others = np.argwhere((values != labels.values) & (labels.values != 2))  # at its edge: the screen showed it there
+    # at its edge: the screen showed it there
+    others = np.argwhere((values != labels.values) & (labels.values != 2))
     shown = [layer.world_to_data(labels.grid.to_world(index)[::-1]) for index in others]
     assert all(data[tuple(np.rint(place).astype(int))] == 2 for place in shown)
 
@@ -106,12 +118,17 @@ def test_a_layer_that_was_moved_by_hand_is_taken_where_it_lies_now():
     layer = Image(data, **options)
     layer.translate = np.add(layer.translate, (5, 0, 0))
     moved = volume_of(layer).grid
-    assert moved.to_world((0, 0, 0)) == pytest.approx(np.add(volume.grid.to_world((0, 0, 0)), (0, 0, 5)))
+    assert moved.to_world((0, 0, 0)) == pytest.approx(
+        np.add(volume.grid.to_world((0, 0, 0)), (0, 0, 5))
+    )
 
 
 def test_a_foreign_layer_is_taken_in_its_own_units():
     layer = Image(
-        np.random.default_rng(0).random((4, 5, 6)), scale=(3000, 500, 500), translate=(1000, 0, 0), units=("um",) * 3
+        np.random.default_rng(0).random((4, 5, 6)),
+        scale=(3000, 500, 500),
+        translate=(1000, 0, 0),
+        units=("um",) * 3,
     )
     volume = volume_of(layer)
     assert volume.grid.shape == (6, 5, 4)
@@ -150,4 +167,6 @@ def test_a_layer_that_was_cropped_is_taken_where_it_lies(codes):
     layer.data = data[:, :-2]
     back = volume_of(layer)
     place = layer.data_to_world((2, 1, 3))
-    assert back.values.shape == layer.data.shape[::-1] and back.grid.to_world((3, 1, 2)) == pytest.approx(place[::-1])
+    assert back.values.shape == layer.data.shape[::-1] and back.grid.to_world(
+        (3, 1, 2)
+    ) == pytest.approx(place[::-1])

@@ -15,19 +15,18 @@ from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.report import write_registration
-from napari_shmoareg.io.summary import read_registration_summary
-from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.widgets.notices import CAUTION
-from napari_shmoareg.widgets.placement import tag
-from napari_shmoareg.widgets.quality import saving
-from napari_shmoareg.widgets.quality.looks import Looks
-from napari_shmoareg.widgets.quality.panel import QualityPanel
-from napari_shmoareg.widgets.quality.rows import cautions_of
-from napari_shmoareg.widgets.register.arrival import Arrival
-from napari_shmoareg.widgets.register.job import Outcome
-from napari_shmoareg.widgets.scenes import layers_of_scene
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import write_registration
+from napari_shmoareg.io.report import read_registration_summary
+from napari_shmoareg.plugin.controls.tables import cautions_of
+from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.plugin.placement import tag
+from napari_shmoareg.plugin.quality import panel as panel_module
+from napari_shmoareg.plugin.quality.panel import QualityPanel
+from napari_shmoareg.plugin.register.job import Arrival, Outcome
+from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.plugin.viewer import CAUTION
+from napari_shmoareg.plugin.viewer_state import Looks
 
 MODES = ("blend", "two colours", "checkerboard", "swipe", "difference", "side by side")
 
@@ -89,20 +88,33 @@ def state(viewer) -> list:
             + ((la.colormap.name, la.contrast_limits) if la._type_string == "image" else ())
             for la in viewer.layers
         ),
-        (grid.enabled, grid.stride, grid.shape, camera.center, camera.zoom, viewer.layers.selection.active),
+        (
+            grid.enabled,
+            grid.stride,
+            grid.shape,
+            camera.center,
+            camera.zoom,
+            viewer.layers.selection.active,
+        ),
     ]
 
 
-def test_a_registration_that_comes_later_is_offered_and_one_that_goes_is_forgotten(panel, viewer, scene):
+def test_a_registration_that_comes_later_is_offered_and_one_that_goes_is_forgotten(
+    panel, viewer, scene
+):
     assert panel.picker.number == 1 and panel.picker.scene is scene
     assert panel.picker.currentText().startswith("#1 moving onto fixed")
     add_layers(viewer, layers_of(replace(scene), 2)[:1])
     assert panel.picker.number == 2 and panel.picker.count() == 2
     viewer.layers.clear()
-    assert panel.picker.number is None and panel.saving.isHidden() and not panel.invitation.isHidden()
+    assert (
+        panel.picker.number is None and panel.saving.isHidden() and not panel.invitation.isHidden()
+    )
 
 
-def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(make_napari_viewer, scene, qtbot):
+def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(
+    make_napari_viewer, scene, qtbot
+):
     viewer = make_napari_viewer(show=True)
     panel = QualityPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Quality")
@@ -114,14 +126,18 @@ def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(make_napari_
         panel.compare_box.compare(mode)
         qtbot.waitUntil(lambda: not panel.compare_box.comparer.busy, timeout=20000)
         picture = viewer.screenshot(flash=False)
-        assert all(picture.shape != other.shape or (picture != other).mean() > 0.005 for other in pictures), mode
+        assert all(
+            picture.shape != other.shape or (picture != other).mean() > 0.005 for other in pictures
+        ), mode
         pictures.append(picture)
     panel.compare_box.compare("as they are")
     assert state(viewer) == before
 
 
 def test_no_change_from_one_comparison_to_another_crashes_a_real_window(scene, tmp_path):
-    """In a process of its own: napari 0.9.2 alone is killed by a removal, the grid and an insertion in one turn."""
+    """In a process of its own: napari 0.9.2 alone is killed by a removal, the grid and an insertion
+    in one turn.
+    """
     write_registration(scene.registration, tmp_path / "result", weights="untrained", figures=False)
     script = Path(__file__).with_name("compare_in_window.py")
     command = [sys.executable, str(script), str(tmp_path / "result")]
@@ -130,7 +146,9 @@ def test_no_change_from_one_comparison_to_another_crashes_a_real_window(scene, t
 
 
 @pytest.mark.parametrize("mode", ["two colours", "checkerboard", "side by side"])
-def test_closing_the_dock_during_a_comparison_puts_everything_back(make_napari_viewer, scene, qtbot, mode):
+def test_closing_the_dock_during_a_comparison_puts_everything_back(
+    make_napari_viewer, scene, qtbot, mode
+):
     viewer = make_napari_viewer(show=True)
     open_scene(viewer, scene)
     viewer.reset_view()
@@ -153,13 +171,20 @@ def test_a_checkerboard_takes_alternate_tiles_from_either_image(viewer, scene, c
     assert layer.name == "#1 checkerboard, warped" and tag(layer, "scene") is scene
     spacing = np.array(layer.scale)
     middle = np.array(layer.translate) + spacing * (np.array(layer.data.shape) - 1) / 2
-    for tiles, image in (((0, 0), both.fixed), ((0, 1), both.other), ((1, 0), both.other), ((1, 1), both.fixed)):
+    for tiles, image in (
+        ((0, 0), both.fixed),
+        ((0, 1), both.other),
+        ((1, 0), both.other),
+        ((1, 1), both.fixed),
+    ):
         place = middle + np.array([0, (tiles[0] + 0.5) * 20, (tiles[1] + 0.5) * 20])
         index = tuple(np.rint(layer.world_to_data(place)).astype(int))
         assert layer.data[index] == image[index] and both.fixed[index] != both.other[index]
 
 
-def test_a_swipe_shows_the_fixed_image_on_the_left_of_the_screen_in_every_view(panel, viewer, compare, qtbot):
+def test_a_swipe_shows_the_fixed_image_on_the_left_of_the_screen_in_every_view(
+    panel, viewer, compare, qtbot
+):
     shown = compare("swipe")
     both, slider = shown.prepared.sides, panel.compare_box.slider
     assert viewer.dims.displayed == (1, 2) and str(viewer.scene.camera.orientation[-1]) == "left"
@@ -167,21 +192,30 @@ def test_a_swipe_shows_the_fixed_image_on_the_left_of_the_screen_in_every_view(p
         viewer.dims.order = order
         slider.setValue(30)
         qtbot.waitUntil(lambda: shown.amount == pytest.approx(0.3))
-        data, fixed, other = (np.moveaxis(a, axis, 0)[::-1] for a in (shown.layer.data, both.fixed, both.other))
+        data, fixed, other = (
+            np.moveaxis(a, axis, 0)[::-1] for a in (shown.layer.data, both.fixed, both.other)
+        )
         edge = round(0.3 * len(data))
-        assert (data[: edge - 1] == fixed[: edge - 1]).all() and (data[edge + 1 :] == other[edge + 1 :]).all()
+        assert (data[: edge - 1] == fixed[: edge - 1]).all() and (
+            data[edge + 1 :] == other[edge + 1 :]
+        ).all()
         slider.setValue(50)
         qtbot.waitUntil(lambda: shown.amount == pytest.approx(0.5))
     viewer.scene.camera.orientation = ("towards", "up", "right")
     assert (shown.layer.data[..., :5] == both.fixed[..., :5]).all()
 
 
-def test_the_edge_of_a_swipe_is_taken_with_the_mouse_and_the_slider_follows(panel, viewer, compare, qtbot):
+def test_the_edge_of_a_swipe_is_taken_with_the_mouse_and_the_slider_follows(
+    panel, viewer, compare, qtbot
+):
     class Event:
         type, position = "mouse_press", None
 
     shown, event = compare("swipe"), Event()
-    centre = np.array(shown.layer.translate) + np.array(shown.layer.scale) * (np.array(shown.layer.data.shape) - 1) / 2
+    centre = (
+        np.array(shown.layer.translate)
+        + np.array(shown.layer.scale) * (np.array(shown.layer.data.shape) - 1) / 2
+    )
     event.position = centre
     moves = shown.drag(shown.layer, event)
     next(moves)
@@ -201,7 +235,9 @@ def test_the_edge_of_a_swipe_is_taken_with_the_mouse_and_the_slider_follows(pane
 
 
 @pytest.mark.parametrize("mode", ["checkerboard", "swipe"])
-def test_a_comparison_goes_on_beside_a_time_series_and_says_when_it_cannot(viewer, compare, told, mode):
+def test_a_comparison_goes_on_beside_a_time_series_and_says_when_it_cannot(
+    viewer, compare, told, mode
+):
     shown = compare(mode)
     before = shown.layer.data.copy()
     viewer.add_image(np.zeros((2, 3, 4, 5)), visible=False)
@@ -216,12 +252,16 @@ def test_a_comparison_goes_on_beside_a_time_series_and_says_when_it_cannot(viewe
 def test_the_edge_of_a_swipe_is_taken_in_a_viewer_in_um(viewer, compare):
     shown = compare("swipe")
     layer = shown.layer
-    middle = np.array(layer.translate) + np.array(layer.scale) * (np.array(layer.data.shape) - 1) / 2
+    middle = (
+        np.array(layer.translate) + np.array(layer.scale) * (np.array(layer.data.shape) - 1) / 2
+    )
     viewer.add_image(np.zeros((9, 9, 9)), units=("um",) * 3, scale=(1000,) * 3, visible=False)
     assert shown.edge_at(1000 * middle) == pytest.approx(0.5)
 
 
-def test_the_difference_has_one_scale_before_and_after_also_when_it_was_set_by_hand(panel, viewer, compare):
+def test_the_difference_has_one_scale_before_and_after_also_when_it_was_set_by_hand(
+    panel, viewer, compare
+):
     after = compare("difference").layer
     assert after.name == "#1 |difference| after"
     assert panel.compare_box.ramp.isVisibleTo(panel.compare_box)
@@ -240,7 +280,11 @@ def test_a_blend_fades_from_the_fixed_to_the_other_image(panel, viewer, compare)
     compare("blend", "before")
     other = viewer.layers["#1 moving as filed"]
     panel.compare_box.comparer.set_amount(0.25)
-    assert other.opacity == 0.25 and not warped.visible and other.contrast_limits == warped.contrast_limits
+    assert (
+        other.opacity == 0.25
+        and not warped.visible
+        and other.contrast_limits == warped.contrast_limits
+    )
 
 
 def test_two_colours_are_grey_where_the_images_agree(viewer, compare):
@@ -271,7 +315,9 @@ def test_a_comparison_that_is_deleted_by_hand_ends(panel, viewer, compare, qtbot
 
 
 @pytest.mark.parametrize("mode", ["blend", "checkerboard", "side by side"])
-def test_a_registration_that_arrives_during_a_comparison_is_what_is_shown_after_it(panel, viewer, scene, qtbot, mode):
+def test_a_registration_that_arrives_during_a_comparison_is_what_is_shown_after_it(
+    panel, viewer, scene, qtbot, mode
+):
     panel.compare_box.compare(mode)
     comparer, arrival = panel.compare_box.comparer, Arrival(panel)
     qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
@@ -281,18 +327,22 @@ def test_a_registration_that_arrives_during_a_comparison_is_what_is_shown_after_
     qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
     assert (comparer.current.prepared.mode, comparer.current.prepared.number) == (mode, 2)
     panel.compare_box.compare("as they are")
-    shown = {layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None}
+    shown = {
+        layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None
+    }
     assert shown == {"#2 warped"}
 
 
-def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(panel, viewer, compare, monkeypatch, told):
-    from napari_shmoareg.widgets.quality import preparing
+def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(
+    panel, viewer, compare, monkeypatch, told
+):
+    from napari_shmoareg.plugin.quality import composites
 
     def refuse(scene, stage):
         raise InputError("The images are too large.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(preparing, "moving_at", refuse)
+        patched.setattr(composites, "moving_at", refuse)
         assert compare("difference", "before") is None
     assert panel.compare_box.mode.currentData() == "as they are" and "too large" in told[-1]
     assert compare("difference", "before").layer in viewer.layers
@@ -305,7 +355,10 @@ def test_the_table_holds_the_figures_of_the_report(panel, scene):
     for column, stage in enumerate(("before", "affine", "after"), 1):
         assert table.whole.item(dice, column).text() == f"{report['dice'][stage]['mean']:.3f}"
     folding = whole["Folding, % ↓"]
-    assert [table.whole.item(folding, c).text() for c in (1, 3)] == ["–", f"{report['folding_percent']:.4f}"]
+    assert [table.whole.item(folding, c).text() for c in (1, 3)] == [
+        "–",
+        f"{report['folding_percent']:.4f}",
+    ]
     assert [table.labels.item(n, 0).text() for n in range(4)] == ["1", "2", "3", "4"]
     assert table.labels.item(1, 6).text() == f"{report['assd_mm']['after']['per_label']['2']:.2f}"
     table.labels.sortByColumn(3, Qt.SortOrder.AscendingOrder)
@@ -314,20 +367,29 @@ def test_the_table_holds_the_figures_of_the_report(panel, scene):
 
 
 def with_dice(report, **stages) -> dict:
-    """A report without warnings, with the Dice of two labels at each stage; a third one is in one image only."""
-    dice = {s: {"mean": sum(v) / 2, "per_label": {"1": v[0], "2": v[1], "9": 0.0}} for s, v in stages.items()}
+    """A report without warnings, with the Dice of two labels at each stage; a third one is in one
+    image only.
+    """
+    dice = {
+        s: {"mean": sum(v) / 2, "per_label": {"1": v[0], "2": v[1], "9": 0.0}}
+        for s, v in stages.items()
+    }
     return {**report, "warnings": [], "dice": dice}
 
 
 def test_labels_that_overlap_less_at_the_end_are_a_caution_that_looks_like_one(panel, scene):
     fell = with_dice(scene.report, before=(0.8, 0.7), affine=(0.85, 0.69), after=(0.6, 0.8))
     (caution,) = cautions_of(fell)
-    assert caution.startswith("⚠ Caution: The labels overlap less than after the affine alone: Dice 0.750 before → ")
+    assert caution.startswith(
+        "⚠ Caution: The labels overlap less than after the affine alone: Dice 0.750 before → "
+    )
     assert "0.770 after the affine → 0.700 after ↓ (mean over 2 labels)" in caution
     table = panel.table
     table.show_report(fell)
     assert table.warnings.text() == caution and CAUTION in table.warnings.styleSheet()
-    marked = [n for n in range(table.whole.rowCount()) if not table.whole.item(n, 3).icon().isNull()]
+    marked = [
+        n for n in range(table.whole.rowCount()) if not table.whole.item(n, 3).icon().isNull()
+    ]
     assert [table.whole.item(n, 0).text() for n in marked] == ["Dice ↑"]
     assert table.whole.item(marked[0], 3).background().color().name() == CAUTION
     assert [table.labels.item(n, 3).icon().isNull() for n in range(2)] == [False, True]
@@ -339,7 +401,9 @@ def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, scene):
         assert cautions_of(report) == []
     panel.table.show_report(report)
     assert panel.table.warnings.isHidden() and panel.table.whole.item(2, 3).icon().isNull()
-    told = with_dice(report, before=(1, 1), affine=(1, 1), after=(0, 0)) | {"warnings": ["Dice fell."]}
+    told = with_dice(report, before=(1, 1), affine=(1, 1), after=(0, 0)) | {
+        "warnings": ["Dice fell."]
+    }
     assert cautions_of(told) == cautions_of(told | {"dice": None}) == ["⚠ Caution: Dice fell."]
 
 
@@ -363,8 +427,10 @@ def test_everything_is_saved_and_can_be_read_again(panel, scene, tmp_path, qtbot
     assert not panel.saving.open.isHidden() and str(tmp_path / "result") in panel.saving.text.text()
 
 
-def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(panel, tmp_path, qtbot, monkeypatch, told):
-    from napari_shmoareg.io import report
+def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(
+    panel, tmp_path, qtbot, monkeypatch, told
+):
+    from napari_shmoareg.io import registration_folder
 
     def break_off(*args):
         raise OSError(28, "No space left on device")
@@ -375,7 +441,7 @@ def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(panel, tmp_path
     qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
     assert "not empty" in told[-1]
     with monkeypatch.context() as patched:
-        patched.setattr(report, "_write_experts", break_off)
+        patched.setattr(registration_folder, "_write_experts", break_off)
         panel.save_all(tmp_path / "a")
         qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "mine.txt"]
@@ -384,7 +450,9 @@ def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(panel, tmp_path
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(viewer, scene, tmp_path, qtbot, told, full):
+def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(
+    viewer, scene, tmp_path, qtbot, told, full
+):
     open_scene(viewer, scene)
     panel = QualityPanel(viewer)
     if full:
@@ -394,7 +462,9 @@ def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(view
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     del panel
     qtbot.waitUntil(lambda: bool(told), timeout=60000)
-    assert len(told) == 1 and ("not empty" in told[0] if full else f"saved in {tmp_path}" in told[0])
+    assert len(told) == 1 and (
+        "not empty" in told[0] if full else f"saved in {tmp_path}" in told[0]
+    )
 
 
 def test_a_save_that_is_cancelled_leaves_nothing(panel, tmp_path, qtbot):
@@ -405,9 +475,9 @@ def test_a_save_that_is_cancelled_leaves_nothing(panel, tmp_path, qtbot):
 
 
 def test_a_folder_that_is_not_empty_gets_a_new_one_inside(tmp_path, scene):
-    assert saving.place_in(tmp_path, scene) == tmp_path
+    assert panel_module.place_in(tmp_path, scene) == tmp_path
     (tmp_path / "moving_onto_fixed").mkdir()
-    assert saving.place_in(tmp_path, scene) == tmp_path / "moving_onto_fixed_2"
+    assert panel_module.place_in(tmp_path, scene) == tmp_path / "moving_onto_fixed_2"
 
 
 def test_looks_are_put_back_and_later_layers_left_alone(viewer, scene):

@@ -13,14 +13,13 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_shmoareg.geometry import DisplacementField, Grid, InputError, Volume
-from napari_shmoareg.io.contents import Contents, is_named_as_labels, look
-from napari_shmoareg.io.images import write_image
-from napari_shmoareg.io.report import write_registration
-from napari_shmoareg.io.transforms import write_displacement
-from napari_shmoareg.widgets.placement import tag, volume_of
-from napari_shmoareg.widgets.reader import read
-from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import DisplacementField, Grid, Volume
+from napari_shmoareg.io import write_displacement, write_image, write_registration
+from napari_shmoareg.io.images import Contents, is_named_as_labels, look
+from napari_shmoareg.plugin.placement import tag, volume_of
+from napari_shmoareg.plugin.reader import read
+from napari_shmoareg.plugin.scenes import layer_in_role, layers_of_scene, scenes
 
 SHMOAREG = {"plugin": "shmoareg"}
 REGISTER, EXPERTS = "Register (shmoareg)", "Experts (shmoareg)"
@@ -46,7 +45,10 @@ def straight(tmp_path):
     """Write values as a straight image and give its path."""
 
     def write(values, name):
-        write_image(Volume(np.asarray(values), Grid(np.shape(values), np.diag([2.0, 3.0, 4.0, 1.0]))), tmp_path / name)
+        write_image(
+            Volume(np.asarray(values), Grid(np.shape(values), np.diag([2.0, 3.0, 4.0, 1.0]))),
+            tmp_path / name,
+        )
         return str(tmp_path / name)
 
     return write
@@ -76,14 +78,25 @@ def test_the_first_image_is_moving_and_the_second_fixed_and_both_bring_the_panel
     viewer.open([files["fixed"]], **SHMOAREG)
     assert roles(viewer) == {"a": "moving", "b": "fixed"}
     panel = viewer.window.dock_widgets[REGISTER]
-    assert [layer.name for layer in (panel.pickers.pair["moving"], panel.pickers.pair["fixed"])] == ["a", "b"]
+    assert [
+        layer.name for layer in (panel.pickers.pair["moving"], panel.pickers.pair["fixed"])
+    ] == ["a", "b"]
     assert [str(way) for way in viewer.camera.orientation] == ["towards", "up", "left"]
 
 
-def test_labels_belong_to_the_image_on_whose_grid_they_lie_and_are_never_images_to_register(viewer, files):
-    viewer.open([files[role] for role in ("fixed", "moving", "moving_labels", "fixed_labels")], **SHMOAREG)
+def test_labels_belong_to_the_image_on_whose_grid_they_lie_and_are_never_images_to_register(
+    viewer, files
+):
+    viewer.open(
+        [files[role] for role in ("fixed", "moving", "moving_labels", "fixed_labels")], **SHMOAREG
+    )
     assert {layer.name: layer._type_string for layer in viewer.layers}["a_seg"] == "labels"
-    assert roles(viewer) == {"b": "moving", "a": "fixed", "a_seg": "fixed_labels", "b_seg": "moving_labels"}
+    assert roles(viewer) == {
+        "b": "moving",
+        "a": "fixed",
+        "a_seg": "fixed_labels",
+        "b_seg": "moving_labels",
+    }
 
 
 def test_labels_that_come_first_find_their_image_later(viewer, files):
@@ -94,7 +107,10 @@ def test_labels_that_come_first_find_their_image_later(viewer, files):
 def test_on_one_grid_labels_go_to_the_image_called_alike_and_else_to_none(viewer, straight):
     image, labels = np.random.default_rng(0).random((6, 7, 8)), np.ones((6, 7, 8), np.uint8)
     paths = [straight(image, "sub-1_t1.nii.gz"), straight(image, "sub-2_t1.nii.gz")]
-    paths += [straight(labels, f"{name}.nii.gz") for name in ("sub-2_seg", "other_seg", "sub-1_seg", "sub-1_mask")]
+    paths += [
+        straight(labels, f"{name}.nii.gz")
+        for name in ("sub-2_seg", "other_seg", "sub-1_seg", "sub-1_mask")
+    ]
     viewer.open(paths, **SHMOAREG)
     found = roles(viewer)
     assert found["sub-2_seg"] == "fixed_labels" and found["sub-1_seg"] == "moving_labels"
@@ -129,7 +145,9 @@ def test_an_image_comes_back_from_its_layer_to_the_bit(viewer, files, phantoms, 
         (np.arange(210).reshape(5, 6, 7), "totalseg_ct.nii.gz", "image"),
     ],
 )
-def test_whole_numbers_from_0_under_the_name_of_labels_are_labels(viewer, straight, values, name, kind):
+def test_whole_numbers_from_0_under_the_name_of_labels_are_labels(
+    viewer, straight, values, name, kind
+):
     (layer,) = viewer.open([straight(values, name)], **SHMOAREG)
     assert layer._type_string == kind
     assert tag(layer, "role") == ("moving" if kind == "image" else None)
@@ -139,8 +157,12 @@ def test_labels_are_known_by_their_header_whatever_they_are_called(tmp_path):
     volume = Volume(np.arange(24).reshape(2, 3, 4), Grid((2, 3, 4), np.eye(4)), is_labels=True)
     write_image(volume, tmp_path / "x.nii.gz")
     write_image(replace(volume, is_labels=False), tmp_path / "y.nii.gz")
-    assert look(tmp_path / "x.nii.gz") == Contents("labels") and look(tmp_path / "y.nii.gz") == Contents("image")
-    assert not is_named_as_labels("segment_of_life.nii.gz") and is_named_as_labels("a/b/Training_Seg_01.nii")
+    assert look(tmp_path / "x.nii.gz") == Contents("labels") and look(
+        tmp_path / "y.nii.gz"
+    ) == Contents("image")
+    assert not is_named_as_labels("segment_of_life.nii.gz") and is_named_as_labels(
+        "a/b/Training_Seg_01.nii"
+    )
 
 
 def test_of_a_4d_image_the_first_volume_opens_and_the_number_is_told(viewer, tmp_path, told):
@@ -158,7 +180,9 @@ def test_a_displacement_opens_as_its_length_in_mm(viewer, tmp_path, name):
     vectors[1, 2, 3] = (3, -4, 12)
     if name.endswith(".mha"):
         sitk = pytest.importorskip("SimpleITK")
-        image = sitk.GetImageFromArray(np.ascontiguousarray(vectors.transpose(2, 1, 0, 3)), isVector=True)
+        image = sitk.GetImageFromArray(
+            np.ascontiguousarray(vectors.transpose(2, 1, 0, 3)), isVector=True
+        )
         image.SetDirection([-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0])
         sitk.WriteImage(image, str(tmp_path / name))
     else:
@@ -177,13 +201,19 @@ def test_a_place_that_was_guessed_is_told(viewer, tmp_path, told):
 
 def test_a_damaged_file_is_told_in_our_words_and_the_others_open(viewer, files, tmp_path, told):
     (tmp_path / "bad.nii.gz").write_bytes(b"\x1f\x8b nothing")
-    assert viewer.open([str(tmp_path / "bad.nii.gz"), files["fixed"]], **SHMOAREG) == [viewer.layers["b"]]
+    assert viewer.open([str(tmp_path / "bad.nii.gz"), files["fixed"]], **SHMOAREG) == [
+        viewer.layers["b"]
+    ]
     assert "is not the image that its ending announces" in told("error")
 
 
-@pytest.mark.parametrize("error", [KeyError("qform"), ValueError(""), MemoryError(), RuntimeError("ITK\nat line 3")])
-def test_an_error_that_no_reader_foresaw_is_a_notification_that_names_the_file(viewer, files, told, error, monkeypatch):
-    from napari_shmoareg.widgets import reader
+@pytest.mark.parametrize(
+    "error", [KeyError("qform"), ValueError(""), MemoryError(), RuntimeError("ITK\nat line 3")]
+)
+def test_an_error_that_no_reader_foresaw_is_a_notification_that_names_the_file(
+    viewer, files, told, error, monkeypatch
+):
+    from napari_shmoareg.plugin import reader
 
     read = reader.layer_of_file
 
@@ -203,7 +233,7 @@ def test_an_error_that_no_reader_foresaw_is_a_notification_that_names_the_file(v
 def test_an_input_error_that_names_no_file_gets_its_name_and_names_beyond_utf_8_are_shown(
     viewer, tmp_path, told, monkeypatch
 ):
-    from napari_shmoareg.widgets import reader
+    from napari_shmoareg.plugin import reader
 
     def refuse(path, known):
         raise InputError("A 3D image was expected.")
@@ -223,7 +253,9 @@ def test_without_a_viewer_an_error_is_raised(tmp_path):
 
 def test_several_paths_at_once_stay_single_volumes(viewer, files):
     viewer.open([files["moving"], files["fixed"]], stack=True, **SHMOAREG)
-    assert roles(viewer) == {"a": "moving", "b": "fixed"} and {layer.ndim for layer in viewer.layers} == {3}
+    assert roles(viewer) == {"a": "moving", "b": "fixed"} and {
+        layer.ndim for layer in viewer.layers
+    } == {3}
 
 
 def test_a_folder_of_other_images_says_what_was_expected(viewer, files, tmp_path, told):
@@ -237,7 +269,12 @@ def write_slices(folder, uid, values):
     folder.mkdir(exist_ok=True)
     for n, slice_ in enumerate(values):
         image = sitk.GetImageFromArray(slice_[None])
-        tags = {"0020|000e": uid, "0008|0018": f"{uid}.{n + 1}", "0020|0013": str(n + 1), "0008|0060": "CT"}
+        tags = {
+            "0020|000e": uid,
+            "0008|0018": f"{uid}.{n + 1}",
+            "0020|0013": str(n + 1),
+            "0008|0060": "CT",
+        }
         tags |= {"0020|0032": f"0\\0\\{3 * n}", "0020|0037": "1\\0\\0\\0\\1\\0"}
         for key, text in tags.items():
             image.SetMetaData(key, text)
@@ -251,7 +288,9 @@ def test_a_dicom_folder_opens_and_a_slice_opens_its_series_once(viewer, tmp_path
     values = np.random.default_rng(0).integers(-500, 900, (5, 6, 7)).astype(np.int16)
     write_slices(tmp_path / "ct", "1.2.3.7", values)
     (layer,) = viewer.open([str(tmp_path / "ct")], **SHMOAREG)
-    assert layer.name == "ct" and tag(layer, "role") == "moving" and layer.scale[0] == pytest.approx(3)
+    assert (
+        layer.name == "ct" and tag(layer, "role") == "moving" and layer.scale[0] == pytest.approx(3)
+    )
     write_slices(tmp_path / "ct", "1.2.3.8", values + 1)
     assert viewer.open([str(tmp_path / "ct")], **SHMOAREG) == []
     assert "Open one slice of the one you want" in told("error") and "FOLDER#" not in told("error")
@@ -261,7 +300,9 @@ def test_a_dicom_folder_opens_and_a_slice_opens_its_series_once(viewer, tmp_path
 
 
 def write_frames(path, values, echoes):
-    """A multi-frame DICOM file (enhanced MR) of upright slices 3 mm apart, as many volumes as echoes."""
+    """A multi-frame DICOM file (enhanced MR) of upright slices 3 mm apart, as many volumes as
+    echoes.
+    """
     pydicom = pytest.importorskip("pydicom")
     sop = pydicom.uid.UID("1.2.840.10008.5.1.4.1.1.4.1")
     meta = pydicom.dataset.FileMetaDataset()
@@ -286,7 +327,9 @@ def write_frames(path, values, echoes):
     d.SharedFunctionalGroupsSequence = shared
     frames = []
     for n in range(len(values)):
-        (frame,) = item(PlanePositionSequence=item(ImagePositionPatient=[0, 0, 3 * (n // len(echoes))]))
+        (frame,) = item(
+            PlanePositionSequence=item(ImagePositionPatient=[0, 0, 3 * (n // len(echoes))])
+        )
         frame.MREchoSequence = item(EffectiveEchoTime=echoes[n % len(echoes)])
         frames.append(frame)
     d.PerFrameFunctionalGroupsSequence = pydicom.Sequence(frames)
@@ -294,7 +337,9 @@ def write_frames(path, values, echoes):
     d.save_as(path, enforce_file_format=True)
 
 
-def test_a_multi_frame_file_opens_as_a_volume_and_several_volumes_are_listed(viewer, tmp_path, told):
+def test_a_multi_frame_file_opens_as_a_volume_and_several_volumes_are_listed(
+    viewer, tmp_path, told
+):
     values = np.random.default_rng(0).integers(-500, 900, (6, 5, 4)).astype(np.int16)
     write_frames(tmp_path / "one" / "a.dcm", values, [4.6])
     (layer,) = viewer.open([str(tmp_path / "one" / "a.dcm")], **SHMOAREG)
@@ -306,14 +351,25 @@ def test_a_multi_frame_file_opens_as_a_volume_and_several_volumes_are_listed(vie
     assert data.shape == (6, 5, 4)
     write_frames(tmp_path / "two" / "b.dcm", values, [4.6, 9.2])
     assert viewer.open([str(tmp_path / "two" / "b.dcm")], **SHMOAREG) == []
-    assert "2 volumes" in told("error") and "echo time 9.2" in told("error") and "dcm2niix" in told("error")
+    assert (
+        "2 volumes" in told("error")
+        and "echo time 9.2" in told("error")
+        and "dcm2niix" in told("error")
+    )
 
 
 def test_a_registration_folder_opens_as_a_scene_with_its_panel(viewer, scene_folder, qtbot):
     viewer.open([str(scene_folder)], **SHMOAREG)
     opened = scenes(viewer)
     assert list(opened) == [1] and opened[1].folder == scene_folder
-    assert {tag(la, "role") for la in viewer.layers} >= {"moving", "fixed", "warped", "jacobian", "expert_map", "grid"}
+    assert {tag(la, "role") for la in viewer.layers} >= {
+        "moving",
+        "fixed",
+        "warped",
+        "jacobian",
+        "expert_map",
+        "grid",
+    }
     assert EXPERTS in viewer.window.dock_widgets and REGISTER not in viewer.window.dock_widgets
     qtbot.waitUntil(lambda: viewer.layers.selection.active.name == "#1 warped")
     viewer.open([str(scene_folder)], **SHMOAREG)
@@ -333,17 +389,24 @@ def test_an_unknown_address_names_what_there_is(viewer, told):
 
 def test_the_sample_pair_opens_with_labels_and_the_panel(viewer):
     viewer.open_sample("shmoareg", "pair")
-    assert {role for role in roles(viewer).values()} == {"moving", "fixed", "moving_labels", "fixed_labels"}
+    assert {role for role in roles(viewer).values()} == {
+        "moving",
+        "fixed",
+        "moving_labels",
+        "fixed_labels",
+    }
     assert REGISTER in viewer.window.dock_widgets
     assert layer_in_role(viewer, "fixed").name == "sample_fixed"
 
 
 def test_plain_images_and_labels_are_read_without_torch(files):
     code = (
-        "import sys; from napari_shmoareg.widgets.reader import read; "
+        "import sys; from napari_shmoareg.plugin.reader import read; "
         "kinds = [read(path)[0][2] for path in sys.argv[1:]]; print(kinds, 'torch' in sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code, *files.values()], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *files.values()], capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "['image', 'image', 'labels', 'labels'] False"
 
 
@@ -361,4 +424,6 @@ def test_a_folder_that_was_read_for_another_viewer_gets_a_number_of_its_own(view
         getattr(viewer, f"add_{kind}")(data, **options)
     assert list(scenes(viewer)) == [1, 2] and scenes(viewer)[1] is first
     warped = layers_of_scene(viewer, 2, "warped")
-    assert [layer.name for layer in warped] == ["#2 warped"] and len(layers_of_scene(viewer, 1, "warped")) == 1
+    assert [layer.name for layer in warped] == ["#2 warped"] and len(
+        layers_of_scene(viewer, 1, "warped")
+    ) == 1

@@ -1,4 +1,6 @@
-"""Loads per region: the table holds what region_loads computes, drawn shapes hold the voxels that lie in them."""
+"""Loads per region: the table holds what region_loads computes, drawn shapes hold the voxels that
+lie in them.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,30 @@ from napari.layers import Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.analysis import region_loads as region_loads_module
-from napari_shmoareg.analysis.region_loads import region_loads
-from napari_shmoareg.geometry import Grid, InputError, Volume
-from napari_shmoareg.widgets.experts.regions.counting import TOGETHER, WHOLE, middle_of
-from napari_shmoareg.widgets.experts.regions.drawn import drawn_regions, in_ellipse, in_polygon
-from napari_shmoareg.widgets.experts.regions.source import FIXED
-from napari_shmoareg.widgets.experts.regions.table import ABOVE, CHANCE, TOO_FEW
-from napari_shmoareg.widgets.experts.regions.view import CAPTION, COMPUTE, RegionView
-from napari_shmoareg.widgets.experts.replaying import CANCEL
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import to_viewer
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts import regions as region_loads_module
+from napari_shmoareg.experts.regions import region_loads
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.plugin.controls.tasks import CANCEL
+from napari_shmoareg.plugin.experts.region_source import (
+    FIXED,
+    drawn_regions,
+    in_ellipse,
+    in_polygon,
+)
+from napari_shmoareg.plugin.experts.regions import (
+    ABOVE,
+    CAPTION,
+    CHANCE,
+    COMPUTE,
+    TOGETHER,
+    TOO_FEW,
+    WHOLE,
+    RegionView,
+    middle_of,
+)
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import to_viewer
 
 
 @pytest.fixture
@@ -53,7 +68,9 @@ def oblique(shape=(23, 31, 17), spacing=(1.5, 2.2, 3.1)):
 
 
 def centres(grid):
-    return grid.to_world(np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1))
+    return grid.to_world(
+        np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
+    )
 
 
 @pytest.mark.parametrize("scale", [(1, 1, 1), (0.5, 2.0, 3.0)])
@@ -63,7 +80,11 @@ def test_a_drawn_rectangle_covers_exactly_the_voxels_whose_centres_lie_in_it(sca
     low, high = np.array([s, a - 11.3, r - 9.7]), np.array([s, a + 8.1, r + 6.2])
     corners = np.array([low, [s, low[1], high[2]], high, [s, high[1], low[2]]])
     layer = Shapes(
-        [(corners - 4.0) / scale], shape_type="rectangle", scale=scale, translate=(4, 4, 4), units=("mm",) * 3
+        [(corners - 4.0) / scale],
+        shape_type="rectangle",
+        scale=scale,
+        translate=(4, 4, 4),
+        units=("mm",) * 3,
     )
     for thickness in (6.0, 13.0):
         mask = drawn_regions(layer, grid, thickness)
@@ -77,7 +98,11 @@ def test_a_drawn_rectangle_covers_exactly_the_voxels_whose_centres_lie_in_it(sca
 def test_without_thickness_a_shape_covers_one_slice_of_a_straight_grid_whatever_its_place():
     grid = Grid((12, 10, 8), np.diag([2.0, 3.0, 4.0, 1.0]))
     for s, slice_ in ((8.0, 2), (9.9, 2), (10.1, 3), (10.0, 2)):
-        layer = Shapes([[[s, 2, 3], [s, 2, 13], [s, 22, 13], [s, 22, 3]]], shape_type="polygon", units=("mm",) * 3)
+        layer = Shapes(
+            [[[s, 2, 3], [s, 2, 13], [s, 22, 13], [s, 22, 3]]],
+            shape_type="polygon",
+            units=("mm",) * 3,
+        )
         mask = drawn_regions(layer, grid)
         assert np.unique(np.nonzero(mask.values)[2]).tolist() == [slice_]
         assert mask.values.sum() == 5 * 7  # x = 4..12, y = 3..21
@@ -88,7 +113,11 @@ def test_shapes_of_another_unit_and_another_plane_stand_where_they_were_drawn():
     box = np.array([[3, 9, 5], [3, 9, 15], [21, 9, 15], [21, 9, 5]])  # coronal: A is 9 mm
     layer = Shapes([box * 1000.0], shape_type="rectangle", units=("um",) * 3)
     found = np.argwhere(drawn_regions(layer, grid).values)
-    assert set(found[:, 1]) == {3} and set(found[:, 0]) == {3, 4, 5, 6, 7} and set(found[:, 2]) == {1, 2, 3, 4, 5}
+    assert (
+        set(found[:, 1]) == {3}
+        and set(found[:, 0]) == {3, 4, 5, 6, 7}
+        and set(found[:, 2]) == {1, 2, 3, 4, 5}
+    )
 
 
 def test_an_ellipse_holds_what_lies_in_it_and_a_later_shape_covers_an_earlier_one():
@@ -96,7 +125,9 @@ def test_an_ellipse_holds_what_lies_in_it_and_a_later_shape_covers_an_earlier_on
     box = np.array([[2, 5, 5], [2, 5, 31], [2, 35, 31], [2, 35, 5]], dtype=float)
     inner = np.array([[2, 18, 16], [2, 18, 20], [2, 22, 20], [2, 22, 16]], dtype=float)
     line = np.array([[2, 0, 0], [2, 30, 30]], dtype=float)
-    layer = Shapes([box, line, inner], shape_type=["ellipse", "line", "rectangle"], units=("mm",) * 3)
+    layer = Shapes(
+        [box, line, inner], shape_type=["ellipse", "line", "rectangle"], units=("mm",) * 3
+    )
     values = drawn_regions(layer, grid).values[..., 2]
     x, y = np.meshgrid(np.arange(40), np.arange(40), indexing="ij")
     expected = np.where(((x - 18) / 13) ** 2 + ((y - 20) / 15) ** 2 <= 1, 1, 0)
@@ -119,7 +150,9 @@ def test_what_encloses_nothing_is_refused_in_words():
     with pytest.raises(InputError, match="2 axes"):
         drawn_regions(Shapes([[[0, 0], [0, 5], [5, 5]]], shape_type="polygon"), grid)
     with pytest.raises(InputError, match="one plane"):
-        drawn_regions(Shapes([[[0, 0, 0], [9, 9, 0], [4, 9, 9], [0, 3, 8]]], shape_type="polygon"), grid)
+        drawn_regions(
+            Shapes([[[0, 0, 0], [9, 9, 0], [4, 9, 9], [0, 3, 8]]], shape_type="polygon"), grid
+        )
 
 
 def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
@@ -131,7 +164,9 @@ def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
         assert view.where.where == where
         compute(view, qtbot)
         names = {label: str(label) for label in scene.pair.fixed_labels.labels}
-        expected = region_loads(scene, scene.pair.fixed_labels, names=names, reference=TOGETHER, **where)
+        expected = region_loads(
+            scene, scene.pair.fixed_labels, names=names, reference=TOGETHER, **where
+        )
         table = view.table
         table.sortByColumn(0, Qt.SortOrder.AscendingOrder)
         assert column(table, 0) == [load.name for load in expected] and len(expected) == 4
@@ -142,7 +177,10 @@ def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
         for row, load in enumerate(expected):
             tip = table.item(row, 6).toolTip()
             assert ("too few blocks" in tip) == (load.low is None)
-            assert load.low is None or f"interval {100 * load.low[0]:.1f} to {100 * load.high[0]:.1f} %" in tip
+            assert (
+                load.low is None
+                or f"interval {100 * load.low[0]:.1f} to {100 * load.high[0]:.1f} %" in tip
+            )
             above = load.expected is not None and load.distance > load.expected
             said = TOO_FEW if load.low is None else ABOVE if above else CHANCE
             assert table.item(row, 1).text() == said
@@ -153,7 +191,9 @@ def test_all_blocks_are_rows_of_their_own(view, scene, qtbot):
     view.where.pick(part="encoder", layer=1, block=None, image="fixed")
     compute(view, qtbot)
     assert view.table.rowCount() == 4 * len(blocks)
-    at_once = region_loads(scene, scene.pair.fixed_labels, reference=TOGETHER, part="encoder", layer=1, image="fixed")
+    at_once = region_loads(
+        scene, scene.pair.fixed_labels, reference=TOGETHER, part="encoder", layer=1, image="fixed"
+    )
     for one, other in zip(view._found.loads, at_once, strict=True):
         assert (one.place, one.region, one.distance, one.expected) == (
             other.place,
@@ -184,7 +224,14 @@ def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, scene,
 
 
 def test_another_region_is_the_reference(view, scene, qtbot):
-    assert [view.reference.itemData(n) for n in range(view.reference.count())] == [WHOLE, TOGETHER, 1, 2, 3, 4]
+    assert [view.reference.itemData(n) for n in range(view.reference.count())] == [
+        WHOLE,
+        TOGETHER,
+        1,
+        2,
+        3,
+        4,
+    ]
     view.reference.setCurrentIndex(view.reference.findData(2))
     compute(view, qtbot)
     (own,) = (load for load in view._found.loads if load.region == 2)
@@ -198,18 +245,28 @@ def test_the_bars_compare_with_the_load_of_the_whole_image(view, scene, qtbot):
     view.where.pick(part="decoder", layer=1, direction="z")
     view.reference.setCurrentIndex(view.reference.findData(WHOLE))
     compute(view, qtbot)
-    assert "the whole image" in CAPTION and "is not air" in CAPTION and "air included (grey)" in view.detail.text()
+    assert (
+        "the whole image" in CAPTION
+        and "is not air" in CAPTION
+        and "air included (grey)" in view.detail.text()
+    )
     entry = next(
-        e for e in scene.report["expert_loads"] if (e["part"], e["layer"], e["direction"]) == ("decoder", 1, "z")
+        e
+        for e in scene.report["expert_loads"]
+        if (e["part"], e["layer"], e["direction"]) == ("decoder", 1, "z")
     )
     np.testing.assert_allclose(view.bars.reference, entry["share"], atol=1e-9)
 
 
 def test_all_regions_together_are_a_reference_without_air(view, scene, pair, qtbot):
     view.where.pick(part="decoder", layer=1, direction="z")
-    assert view.reference.currentData() == TOGETHER, "it is not what several regions are compared with"
+    assert view.reference.currentData() == TOGETHER, (
+        "it is not what several regions are compared with"
+    )
     compute(view, qtbot)
-    body = Volume((pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True)
+    body = Volume(
+        (pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True
+    )
     (whole,) = region_loads(scene, body, part="decoder", layer=1, direction="z")
     np.testing.assert_allclose(view.bars.reference, whole.share)
     assert "all regions together (grey)" in view.detail.text()
@@ -218,13 +275,19 @@ def test_all_regions_together_are_a_reference_without_air(view, scene, pair, qtb
 def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
     view.regions.draw.click()
     layer = model.layers[-1]
-    assert view.regions.source.layer is layer and layer.mode == "add_polygon" and layer.scale.tolist() == [1, 1, 1]
+    assert (
+        view.regions.source.layer is layer
+        and layer.mode == "add_polygon"
+        and layer.scale.tolist() == [1, 1, 1]
+    )
     assert not view.regions.slab.isHidden()
     with qtbot.waitSignal(view.errand.failed, timeout=30_000) as failed:
         view.compute.click()
     assert "encloses" in failed.args[0] and view.compute.isEnabled()
     s, a, r = to_viewer(scene.pair.fixed.grid.centre)
-    layer.add_rectangles([[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]])
+    layer.add_rectangles(
+        [[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]]
+    )
     offered = [view.reference.itemText(n) for n in range(view.reference.count())]
     assert offered == ["whole image, air included", "all regions together", "rectangle 1"]
     assert view.reference.currentData() == WHOLE
@@ -237,7 +300,7 @@ def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
 
 
 def test_labels_of_the_moving_image_and_maps_are_no_regions(view, model, scene):
-    from napari_shmoareg.widgets.layers import layers_of_pair
+    from napari_shmoareg.plugin.layers import layers_of_pair
 
     add_layers(model, layers_of_pair(scene.pair))
     view.refresh()
@@ -251,10 +314,12 @@ def test_names_of_labels_are_taken_from_the_layer(view, model, scene, qtbot):
     import pandas
 
     labels = scene.pair.fixed_labels
-    from napari_shmoareg.widgets.placement import layer_options
+    from napari_shmoareg.plugin.placement import layer_options
 
     data, options = layer_options(labels)
-    features = pandas.DataFrame({"index": [0, 1, 2, 3, 4], "structure": ["none", "skin", "liver", "kidney", "spleen"]})
+    features = pandas.DataFrame(
+        {"index": [0, 1, 2, 3, 4], "structure": ["none", "skin", "liver", "kidney", "spleen"]}
+    )
     layer = model.add_labels(data, **options | {"name": "organs"}, features=features)
     view.refresh()
     view.regions.pick(layer)
@@ -288,7 +353,9 @@ def test_figures_are_shown_only_as_long_as_the_form_says_what_they_are_of(view, 
     compute(view, qtbot)
     told = "decoder layer 1, direction x: labels of the fixed image, against all regions together"
     shown = (view.table, view.bars, view.detail, view.buttons)
-    assert view.heading.text() == f"<b>D{told[1:]}</b>" and not any(widget.isHidden() for widget in shown)
+    assert view.heading.text() == f"<b>D{told[1:]}</b>" and not any(
+        widget.isHidden() for widget in shown
+    )
     for change, back in (
         (lambda: view.where.pick(direction="y"), lambda: view.where.pick(direction="x")),
         (lambda: view.reference.setCurrentIndex(0), lambda: view.reference.setCurrentIndex(1)),
@@ -304,7 +371,9 @@ def test_drawing_on_hides_the_figures_and_a_failure_takes_them_away(view, model,
     view.regions.draw.click()
     layer = model.layers[-1]
     s, a, r = to_viewer(scene.pair.fixed.grid.centre)
-    box = np.array([[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]])
+    box = np.array(
+        [[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]]
+    )
     layer.add_rectangles(box)
     compute(view, qtbot)
     assert not view.table.isHidden() and "8 mm either side" in view.heading.text()
@@ -336,7 +405,11 @@ def test_counting_says_where_it_is_and_can_be_cancelled_between_gates(view, qtbo
     with qtbot.waitSignal(view.errand.cancelled, timeout=5_000):
         view.compute.click()
         go_on.set()
-    assert view.compute.text() == COMPUTE and view.told.text() == "Cancelled." and view.table.isHidden()
+    assert (
+        view.compute.text() == COMPUTE
+        and view.told.text() == "Cancelled."
+        and view.table.isHidden()
+    )
 
 
 def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
@@ -354,19 +427,27 @@ def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
 def test_labels_that_lie_elsewhere_are_told(view, model, qtbot, told):
     far = np.eye(4)
     far[:3, 3] = 900
-    from napari_shmoareg.widgets.placement import layer_options
+    from napari_shmoareg.plugin.placement import layer_options
 
-    data, options = layer_options(Volume(np.ones((5, 6, 7), np.int32), Grid((5, 6, 7), far), "far", is_labels=True))
+    data, options = layer_options(
+        Volume(np.ones((5, 6, 7), np.int32), Grid((5, 6, 7), far), "far", is_labels=True)
+    )
     layer = model.add_labels(data, **options)
     view.refresh()
     view.regions.pick(layer)
     with qtbot.waitSignal(view.errand.failed, timeout=30_000):
         view.compute.click()
-    assert "field of view" in told("error") and view.compute.isEnabled() and view.compute.text() == "Compute"
+    assert (
+        "field of view" in told("error")
+        and view.compute.isEnabled()
+        and view.compute.text() == "Compute"
+    )
 
 
 def test_every_control_says_what_it_does(view):
     from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QPushButton
 
-    controls = [c for kind in (QComboBox, QPushButton, QDoubleSpinBox) for c in view.findChildren(kind)]
+    controls = [
+        c for kind in (QComboBox, QPushButton, QDoubleSpinBox) for c in view.findChildren(kind)
+    ]
     assert len(controls) > 9 and all(control.toolTip() for control in controls)

@@ -18,15 +18,15 @@ from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QKeySequence, QShortcut
 
-from napari_shmoareg.engine.memory import psutil
-from napari_shmoareg.io.checkpoint import save_network
-from napari_shmoareg.widgets.layers import layers_of, layers_of_pair
-from napari_shmoareg.widgets.notices import CAUTION
-from napari_shmoareg.widgets.placement import tag
-from napari_shmoareg.widgets.register.job import Job
-from napari_shmoareg.widgets.register.panel import CANCELLED, RegisterPanel
-from napari_shmoareg.widgets.register.settings import Settings
-from napari_shmoareg.widgets.scenes import layer_in_role, layers_of_scene, scenes
+from napari_shmoareg.io import save_network
+from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
+from napari_shmoareg.plugin.placement import tag
+from napari_shmoareg.plugin.register.job import Job
+from napari_shmoareg.plugin.register.panel import CANCELLED, RegisterPanel
+from napari_shmoareg.plugin.scenes import layer_in_role, layers_of_scene, scenes
+from napari_shmoareg.plugin.viewer import CAUTION
+from napari_shmoareg.registration.resources import psutil
+from napari_shmoareg.settings import Settings
 
 LONG = 20_000  # ms
 
@@ -105,7 +105,9 @@ def held(monkeypatch):
     go.set()
 
 
-def test_what_comes_out_lies_over_the_fixed_image_in_mm(ready, viewer, qtbot, phantoms, record_property):
+def test_what_comes_out_lies_over_the_fixed_image_in_mm(
+    ready, viewer, qtbot, phantoms, record_property
+):
     point, zoom = viewer.dims.point, viewer.scene.camera.zoom
     gaps, last = [], [time.perf_counter()]
 
@@ -128,11 +130,23 @@ def test_what_comes_out_lies_over_the_fixed_image_in_mm(ready, viewer, qtbot, ph
     shown = warped.data[tuple(int(n) for n in np.rint(warped.world_to_data(place)))]
     assert shown == pytest.approx(volume.values[peak], rel=0.05)
     assert not np.allclose(volume.values, phantoms.fixed.values, atol=1)
-    assert (fixed.visible, layer_in_role(viewer, "moving").visible, warped.visible) == (True, False, True)
-    assert viewer.dims.point == point and viewer.scene.camera.zoom == zoom and viewer.layers.selection.active is warped
+    assert (fixed.visible, layer_in_role(viewer, "moving").visible, warped.visible) == (
+        True,
+        False,
+        True,
+    )
+    assert (
+        viewer.dims.point == point
+        and viewer.scene.camera.zoom == zoom
+        and viewer.layers.selection.active is warped
+    )
     assert "#1 moving onto fixed" in ready.told.text.text() and "Dice" in ready.told.text.text()
     ready.told.reasons.click()
-    assert ready.told.why.isVisible() and "Weights: " in ready.told.why.text() and "network " in ready.told.why.text()
+    assert (
+        ready.told.why.isVisible()
+        and "Weights: " in ready.told.why.text()
+        and "network " in ready.told.why.text()
+    )
 
 
 def test_the_button_says_what_is_missing(panel, viewer, phantoms, qtbot):
@@ -153,8 +167,8 @@ def test_the_button_says_what_is_missing(panel, viewer, phantoms, qtbot):
 
 def test_no_torch_is_loaded_for_a_panel_without_images():
     code = (
-        "import sys, napari_shmoareg.widgets.register.panel; "
-        "print([m for m in ('torch', 'SimpleITK', 'nibabel', 'matplotlib.pyplot') if m in sys.modules])"
+        "import sys, napari_shmoareg.plugin.register.panel; print([m for m in ('torch',"
+        " 'SimpleITK', 'nibabel', 'matplotlib.pyplot') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip().endswith("[]")
@@ -168,8 +182,12 @@ def test_two_runs_lie_side_by_side_and_the_newest_is_shown(ready, viewer, qtbot)
     first, second = scenes(viewer).values()
     assert (first.pair.moving.name, second.pair.moving.name) == ("moving", "fixed")
     assert second.report["settings"]["refine"] == 2
-    visible = {layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None}
-    assert visible == {"#2 warped"} and {"#1 warped", "#2 warped labels"} <= {layer.name for layer in viewer.layers}
+    visible = {
+        layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None
+    }
+    assert visible == {"#2 warped"} and {"#1 warped", "#2 warped labels"} <= {
+        layer.name for layer in viewer.layers
+    }
     gone = weakref.ref(first)
     del first, second
     for layer in layers_of_scene(viewer, 1):
@@ -180,7 +198,9 @@ def test_two_runs_lie_side_by_side_and_the_newest_is_shown(ready, viewer, qtbot)
     assert gone() is None and list(scenes(viewer)) == [2]
 
 
-def test_a_job_that_is_cancelled_in_the_middle_of_the_network_leaves_nothing(ready, viewer, qtbot, held, said):
+def test_a_job_that_is_cancelled_in_the_middle_of_the_network_leaves_nothing(
+    ready, viewer, qtbot, held, said
+):
     reached, go = held
     before = list(viewer.layers)
     ready.progress.button.click()
@@ -230,7 +250,9 @@ def test_a_viewer_that_is_closed_in_the_middle_ends_the_job(
     assert ended[0].scene is None and ended[0].error == "" and not viewer.layers
 
 
-def test_a_viewer_that_is_closed_while_layers_are_added_is_left_alone(make_napari_viewer, settings, phantoms, qtbot):
+def test_a_viewer_that_is_closed_while_layers_are_added_is_left_alone(
+    make_napari_viewer, settings, phantoms, qtbot
+):
     viewer = make_napari_viewer(show=True)
     panel = RegisterPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Register")
@@ -252,7 +274,9 @@ def test_a_bad_pair_is_told_and_the_panel_goes_on(ready, viewer, qtbot, said):
     ready.progress.button.click()
     qtbot.waitUntil(lambda: bool(said), timeout=LONG)
     severity, message = said[0]
-    assert severity == "error" and "'Alignment' auto" in message and ready.told.text.text() == message
+    assert (
+        severity == "error" and "'Alignment' auto" in message and ready.told.text.text() == message
+    )
     moving.translate = good
     assert register(ready, qtbot) == 1
 
@@ -283,7 +307,10 @@ def test_weights_that_are_gone_are_told(ready, qtbot, said, settings):
 
 def test_the_keyboard_starts_a_registration(ready, viewer, qtbot):
     (shortcut,) = ready.findChildren(QShortcut)
-    assert shortcut.key() == QKeySequence("Ctrl+Return") and "Ctrl+Return" in ready.progress.button.toolTip()
+    assert (
+        shortcut.key() == QKeySequence("Ctrl+Return")
+        and "Ctrl+Return" in ready.progress.button.toolTip()
+    )
     with qtbot.waitSignal(ready.registered, timeout=LONG):
         shortcut.activated.emit()
     assert list(scenes(viewer)) == [1]
@@ -306,12 +333,14 @@ def test_shipped_weights_and_devices_are_offered_once_there_is_a_pair(ready, qtb
     assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
-def test_a_layer_that_cannot_be_added_is_told_and_the_panel_goes_on(ready, qtbot, said, monkeypatch):
+def test_a_layer_that_cannot_be_added_is_told_and_the_panel_goes_on(
+    ready, qtbot, said, monkeypatch
+):
     def refuse(*_):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("napari_shmoareg.widgets.layers.add_layers", refuse)
+        patch.setattr("napari_shmoareg.plugin.layers.add_layers", refuse)
         ready.progress.button.click()
         qtbot.waitUntil(lambda: bool(said), timeout=LONG)
     assert said[0][0] == "error" and "memory ran out" in said[0][1]
@@ -319,7 +348,12 @@ def test_a_layer_that_cannot_be_added_is_told_and_the_panel_goes_on(ready, qtbot
 
 
 def test_every_control_says_what_it_does(panel):
-    for part in (panel.progress.button, panel.pickers.swap, panel.told.reasons, *panel.pickers.pickers.values()):
+    for part in (
+        panel.progress.button,
+        panel.pickers.swap,
+        panel.told.reasons,
+        *panel.pickers.pickers.values(),
+    ):
         assert part.toolTip()
     assert panel.minimumWidth() >= 300
 
@@ -348,7 +382,9 @@ def test_an_error_that_no_one_foresaw_gives_the_button_back(ready, qtbot, said, 
     assert register(ready, qtbot) == 1
 
 
-def test_a_panel_that_is_closed_in_the_middle_ends_its_job(viewer, settings, phantoms, qtbot, held, monkeypatch):
+def test_a_panel_that_is_closed_in_the_middle_ends_its_job(
+    viewer, settings, phantoms, qtbot, held, monkeypatch
+):
     (reached, go), ended, run = held, [], Job.run
     monkeypatch.setattr(Job, "run", lambda job: ended.append(run(job)) or ended[-1])
     panel = docked(viewer, settings, phantoms)
@@ -362,7 +398,9 @@ def test_a_panel_that_is_closed_in_the_middle_ends_its_job(viewer, settings, pha
     assert ended[0].scene is None and ended[0].error == "" and list(viewer.layers) == before
 
 
-def test_a_panel_that_is_closed_while_layers_are_added_takes_them_back(viewer, settings, phantoms, qtbot):
+def test_a_panel_that_is_closed_while_layers_are_added_takes_them_back(
+    viewer, settings, phantoms, qtbot
+):
     panel = docked(viewer, settings, phantoms)
     before = list(viewer.layers)
     with qtbot.waitSignal(panel._arrival.came, timeout=LONG):

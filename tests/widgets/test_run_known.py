@@ -9,20 +9,44 @@ import time
 import numpy as np
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.widgets.fine_tune.command import Order
-from napari_shmoareg.widgets.fine_tune.history import Points, Shares, Track, decimated, smoothed, window
-from napari_shmoareg.widgets.fine_tune.known import Known
-from napari_shmoareg.widgets.fine_tune.run_files import RunFiles, Tail, parts_of
-from napari_shmoareg.widgets.fine_tune.scan_rows import records, rows_of, scan_of_file
-from napari_shmoareg.widgets.fine_tune.standing import length, standing
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.fine_tune.history import (
+    Points,
+    Shares,
+    Track,
+    decimated,
+    smoothed,
+    window,
+)
+from napari_shmoareg.plugin.fine_tune.process import Order
+from napari_shmoareg.plugin.fine_tune.run_box import length, standing
+from napari_shmoareg.plugin.fine_tune.run_model import Known, RunFiles, Tail, parts_of
+from napari_shmoareg.plugin.fine_tune.scan_rows import records, rows_of, scan_of_file
 
-METRICS = ("step", "total", "similarity", "smoothness", "routing", "overlap", "gradient", "rate", "pairs", "seconds")
+METRICS = (
+    "step",
+    "total",
+    "similarity",
+    "smoothness",
+    "routing",
+    "overlap",
+    "gradient",
+    "rate",
+    "pairs",
+    "seconds",
+)
 
 
 def step(n: int, **more):
     losses = {"total": 1 / n, "similarity": 1.0, "smoothness": 2.0, "routing": 3.0, "overlap": None}
-    return {"event": "step", "step": n, "steps": 100, "seconds": 0.5, "left_seconds": 50 - n / 2, **losses} | more
+    return {
+        "event": "step",
+        "step": n,
+        "steps": 100,
+        "seconds": 0.5,
+        "left_seconds": 50 - n / 2,
+        **losses,
+    } | more
 
 
 def begin(**more):
@@ -35,7 +59,9 @@ def test_a_decimated_curve_keeps_its_ends_and_every_peak():
     found = decimated(Points(np.arange(100_000.0), values), 600)
     assert 300 < len(found.steps) <= 602 and (np.diff(found.steps) > 0).all()
     assert found.steps[0] == 0 and found.steps[-1] == 99_999
-    assert {31_415.0, 77_777.0} <= set(found.steps) and (found.values == values[found.steps.astype(int)]).all()
+    assert {31_415.0, 77_777.0} <= set(found.steps) and (
+        found.values == values[found.steps.astype(int)]
+    ).all()
 
 
 def test_a_short_curve_is_left_as_it_is():
@@ -57,7 +83,9 @@ def test_a_step_that_is_done_again_replaces_it_and_what_came_after():
     track.add(200, -1.0)
     track.add(201, float("nan"))
     track.add(202, None)
-    assert len(track) == 200 and track.last == -1.0 and track.points.values[198] == pytest.approx(19.9)
+    assert (
+        len(track) == 200 and track.last == -1.0 and track.points.values[198] == pytest.approx(19.9)
+    )
 
 
 def test_shares_of_a_long_run_are_means_of_stretches_that_still_add_up():
@@ -83,7 +111,9 @@ def test_a_run_that_goes_on_forgets_what_it_does_again():
 def test_the_best_look_is_by_dice_or_without_labels_by_correlation():
     known = Known()
     for at, ncc in ((0, 0.5), (10, 0.7), (20, 0.6)):
-        known.take({"event": "validation", "step": at, "dice": None, "ncc": ncc, "folding_percent": 0.1})
+        known.take(
+            {"event": "validation", "step": at, "dice": None, "ncc": ncc, "folding_percent": 0.1}
+        )
     assert known.best == (10, "ncc", 0.7)
     known.take({"event": "validation", "step": 30, "dice": 0.4, "ncc": 0.9, "folding_percent": 0.1})
     assert known.best == (30, "dice", 0.4)
@@ -99,7 +129,13 @@ def test_an_alarm_keeps_its_first_step_and_is_told_to_be_over():
 
 
 @pytest.mark.parametrize(
-    "wrong", ({"event": "step", "step": 7}, {"event": "step"} | step(7, total="much"), {"event": "unheard"}, {})
+    "wrong",
+    (
+        {"event": "step", "step": 7},
+        {"event": "step"} | step(7, total="much"),
+        {"event": "unheard"},
+        {},
+    ),
 )
 def test_an_event_that_cannot_be_understood_is_noted_and_changes_nothing_else(wrong):
     known = Known()
@@ -112,10 +148,30 @@ def test_time_and_memory_are_told_in_words():
     known = Known()
     known.take(begin(memory={"need": 3_100_000_000, "free": 12_400_000_000}))
     known.take(step(10, seconds=1.25, left_seconds=5400.0))
-    told = standing(known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False)
-    assert told.text == "Step 10 of 100, about 1 h 30 min left.\n1.2 s a step; needs 3.1 GB of 12.4 GB free."
-    assert told.done == 0.1 and told.can_stop and told.can_pause and not told.can_start and not told.can_use
-    silent = standing(known, works=True, mine=True, asked="", silent=600, missing=None, resumes=False, usable=False)
+    told = standing(
+        known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False
+    )
+    assert (
+        told.text
+        == "Step 10 of 100, about 1 h 30 min left.\n1.2 s a step; needs 3.1 GB of 12.4 GB free."
+    )
+    assert (
+        told.done == 0.1
+        and told.can_stop
+        and told.can_pause
+        and not told.can_start
+        and not told.can_use
+    )
+    silent = standing(
+        known,
+        works=True,
+        mine=True,
+        asked="",
+        silent=600,
+        missing=None,
+        resumes=False,
+        usable=False,
+    )
     assert "No word for 10 min." in silent.text
     assert (length(89), length(91), length(3600 * 5)) == ("89 s", "2 min", "5 h 0 min")
 
@@ -123,33 +179,66 @@ def test_time_and_memory_are_told_in_words():
 def test_a_run_that_can_go_on_is_resumed_though_no_data_set_is_chosen():
     known = Known()
     known.take({"event": "end", "reason": "stopped", "step": 3, "weights": None})
-    about = {"works": False, "mine": False, "asked": "", "silent": 0.0, "missing": "Choose a data set", "usable": True}
+    about = {
+        "works": False,
+        "mine": False,
+        "asked": "",
+        "silent": 0.0,
+        "missing": "Choose a data set",
+        "usable": True,
+    }
     told = standing(known, **about, resumes=True)
-    assert (told.start_says, told.start_does, told.can_start, told.can_use) == ("Resume", "resume", True, True)
+    assert (told.start_says, told.start_does, told.can_start, told.can_use) == (
+        "Resume",
+        "resume",
+        True,
+        True,
+    )
     told = standing(known, **about, resumes=False)
     assert (told.start_says, told.can_start) == ("Choose a data set", False)
 
 
 def test_the_command_holds_only_what_was_chosen():
-    settings = {"steps": 20, "freeze_encoder": True, "tensorboard": False, "final_rate": 1e-5, "learning_rate": 3e-4}
+    settings = {
+        "steps": 20,
+        "freeze_encoder": True,
+        "tensorboard": False,
+        "final_rate": 1e-5,
+        "learning_rate": 3e-4,
+    }
     order = Order("out dir", "data", {"labels": "labels/*.nii.gz"}, "auto", "cpu", settings)
-    assert order.written() == (
-        "shmoareg fine-tune data --out 'out dir' --labels 'labels/*.nii.gz' --device cpu --steps 20 --freeze-encoder "
-        "--no-tensorboard --final-rate 1e-05 --learning-rate 0.0003"
+    assert (
+        order.written()
+        == "shmoareg fine-tune data --out 'out dir' --labels 'labels/*.nii.gz' --device cpu --steps"
+        " 20 --freeze-encoder --no-tensorboard --final-rate 1e-05 --learning-rate 0.0003"
     )
-    assert Order("out").command("--resume")[-5:] == ["--out", "out", "--json", "--with-parent", "--resume"]
+    assert Order("out").command("--resume")[-5:] == [
+        "--out",
+        "out",
+        "--json",
+        "--with-parent",
+        "--resume",
+    ]
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A run's folder as files tell of it, with 100,000 steps."""
     settings = {"steps": 100_000, "learning_rate": 1e-4}
-    about = {"format": "shmoareg-run-1", "settings": settings, "config": {"kernels": [1, 3, 5], "top_k": 2}}
+    about = {
+        "format": "shmoareg-run-1",
+        "settings": settings,
+        "config": {"kernels": [1, 3, 5], "top_k": 2},
+    }
     (tmp_path / "run.json").write_text(json.dumps(about), encoding="utf-8")
-    (tmp_path / "split.json").write_text('{"train": ["a", "b"], "validation": ["c"], "test": [], "seed": 0}')
+    (tmp_path / "split.json").write_text(
+        '{"train": ["a", "b"], "validation": ["c"], "test": [], "seed": 0}'
+    )
     with (tmp_path / "metrics.csv").open("w", encoding="utf-8") as file:
         file.write(",".join(METRICS) + "\n")
-        file.writelines(f"{n},{1 / n!r},0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n" for n in range(1, 100_001))
+        file.writelines(
+            f"{n},{1 / n!r},0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n" for n in range(1, 100_001)
+        )
     (tmp_path / "validation.csv").write_text(
         "step,dice,ncc,folding_percent,best,seconds\n0,0.5,0.6,0.1,1,2.0\n100,0.7,,0.2,1,2.0\n"
     )
@@ -174,7 +263,8 @@ def test_a_run_of_100000_steps_is_read_whole_and_then_only_what_came_since(folde
         "c": "validation",
     }
     with (folder / "metrics.csv").open("a", encoding="utf-8") as file:
-        file.write("100001,2.0,0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n100002,3.0,0.5")  # not whole yet
+        # not whole yet
+        file.write("100001,2.0,0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n100002,3.0,0.5")
     news = files.read()
     assert news.steps["step"].tolist() == [100_001] and not news.about
     news.tell(known)
@@ -192,19 +282,34 @@ def test_a_table_that_was_cut_back_is_read_anew(folder):
 
 
 def test_collapsed_routing_is_found_in_a_runs_files_too(folder):
-    counts = {"decoder-1-x": lambda n: (40, 35, 25), "decoder-1-y": lambda n: (40, 35, 25) if n < 400 else (0, 100, 0)}
+    counts = {
+        "decoder-1-x": lambda n: (40, 35, 25),
+        "decoder-1-y": lambda n: (40, 35, 25) if n < 400 else (0, 100, 0),
+    }
     write_loads(
         folder,
-        ((n, place, e, c) for n in range(10, 801, 10) for place, of in counts.items() for e, c in enumerate(of(n))),
+        (
+            (n, place, e, c)
+            for n in range(10, 801, 10)
+            for place, of in counts.items()
+            for e, c in enumerate(of(n))
+        ),
     )
     known = Known()
     RunFiles(folder).read().tell(known)
     assert list(known.alarms) == ["decoder-1-y"] and 400 <= known.alarms["decoder-1-y"].step <= 460
-    assert known.shares["decoder-1-x"].last == (0.4, 0.35, 0.25) and known.about["kernels"] == [1, 3, 5]
+    assert known.shares["decoder-1-x"].last == (0.4, 0.35, 0.25) and known.about["kernels"] == [
+        1,
+        3,
+        5,
+    ]
 
 
 def test_of_a_long_run_some_stretches_of_the_loads_are_kept_and_always_the_last(folder):
-    write_loads(folder, ((n, "decoder-1-x", e, c) for n in range(10, 100_001, 10) for e, c in enumerate((n, 1, 1))))
+    write_loads(
+        folder,
+        ((n, "decoder-1-x", e, c) for n in range(10, 100_001, 10) for e, c in enumerate((n, 1, 1))),
+    )
     known = Known()
     RunFiles(folder).read().tell(known)
     shares = known.shares["decoder-1-x"]
@@ -218,10 +323,23 @@ def test_a_folder_of_something_else_is_refused_with_what_was_expected(tmp_path):
 
 
 def test_the_check_up_reads_the_same_from_events_and_from_the_file(tmp_path):
-    from napari_shmoareg.io.datasets import ScanReport
+    from napari_shmoareg.datasets.dataset import ScanReport
 
     reports = [
-        ScanReport("b", "s1", "b.nii", (37, 29, 23), (3.0, 3.0, 2.0), "LIA", 0.0, 220.0, (1, 2), 0.81, 0.9, "a"),
+        ScanReport(
+            "b",
+            "s1",
+            "b.nii",
+            (37, 29, 23),
+            (3.0, 3.0, 2.0),
+            "LIA",
+            0.0,
+            220.0,
+            (1, 2),
+            0.81,
+            0.9,
+            "a",
+        ),
         ScanReport("a", "s2", "a.nii", (34, 41, 25), (3.2, 2.5, 2.2), "RAS", -5.0, 90.5),
         ScanReport("c, d", "s3", "c.nii", skipped="cannot be read, the file is cut short"),
     ]
@@ -231,16 +349,24 @@ def test_the_check_up_reads_the_same_from_events_and_from_the_file(tmp_path):
         writer.writerows(report.to_row() for report in reports)
     parts = {"a": "train", "b": "test"}
     of_file = rows_of([scan_of_file(row) for row in Tail(tmp_path / "checkup.csv").rows()], parts)
-    of_events = rows_of([{"event": "scan", "time": time.time(), **report.to_dict()} for report in reports], parts)
+    of_events = rows_of(
+        [{"event": "scan", "time": time.time(), **report.to_dict()} for report in reports], parts
+    )
     assert of_file == of_events
     first, second, third = records(of_events)
     assert first["Scan"] == "c, d" and "cut short" in first["Problem"], "problems come first"
-    assert (second["Shape"], second["Spacing, mm"], second["Overlap"]) == ("37×29×23", "3×3×2", "0.81 Dice")
+    assert (second["Shape"], second["Spacing, mm"], second["Overlap"]) == (
+        "37×29×23",
+        "3×3×2",
+        "0.81 Dice",
+    )
     assert (third["Part"], third["Labels"], third["Range"]) == ("train", "–", "-5 to 90.5")
 
 
 def test_the_phase_is_told_with_what_it_is_at():
     known = Known()
     known.take({"event": "phase", "phase": "checkup", "done": 0.11, "text": "hippocampus_001"})
-    told = standing(known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False)
+    told = standing(
+        known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False
+    )
     assert told.text == "Checking the scans: hippocampus_001 (11 %)"

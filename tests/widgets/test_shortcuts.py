@@ -11,9 +11,8 @@ from napari.utils.key_bindings import KeyBinding
 from napari.utils.shortcuts import default_shortcuts
 
 from napari_shmoareg.geometry import VolumePair
-from napari_shmoareg.widgets.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.widgets.shortcuts import KEYS, bind, says
-from napari_shmoareg.widgets.showing import layer_of
+from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.plugin.showing import KEYS, bind, layer_of, says
 
 
 @pytest.fixture
@@ -65,7 +64,9 @@ def test_the_key_of_an_image_that_was_removed_says_so_and_hides_nothing(model, s
 
 
 def test_the_key_of_a_removed_image_does_not_show_that_of_another_registration(model, scene):
-    pair = VolumePair(*(replace(v, values=v.values.copy()) for v in (scene.pair.moving, scene.pair.fixed)))
+    pair = VolumePair(
+        *(replace(v, values=v.values.copy()) for v in (scene.pair.moving, scene.pair.fixed))
+    )
     del model.layers[scene.pair.moving.name]
     add_layers(model, layers_of_pair(pair))  # of the same names and roles
     model.layers.selection.active = model.layers["#1 warped"]
@@ -97,7 +98,12 @@ def test_a_key_goes_round_the_directions_of_one_resolution(model):
     for _ in range(4):
         assert press(model, "direction").endswith("is shown")
         seen += shown(model, "expert")
-    assert seen == ["#1 expert x (full)", "#1 expert y (full)", "#1 expert z (full)", "#1 expert x (full)"]
+    assert seen == [
+        "#1 expert x (full)",
+        "#1 expert y (full)",
+        "#1 expert z (full)",
+        "#1 expert x (full)",
+    ]
 
 
 def test_a_key_shows_the_head_and_then_the_next_ones_in_place_of_an_expert_map(model):
@@ -108,7 +114,9 @@ def test_a_key_shows_the_head_and_then_the_next_ones_in_place_of_an_expert_map(m
     assert second != first and len(shown(model, "head")) == 1
 
 
-@pytest.mark.parametrize(("act", "name"), [("grid", "#1 deformation grid"), ("jacobian", "#1 Jacobian")])
+@pytest.mark.parametrize(
+    ("act", "name"), [("grid", "#1 deformation grid"), ("jacobian", "#1 Jacobian")]
+)
 def test_a_key_shows_and_hides(model, act, name):
     assert press(model, act).endswith("shown") and model.layers[name].visible
     assert press(model, act).endswith("hidden") and not model.layers[name].visible

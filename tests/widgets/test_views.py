@@ -5,11 +5,19 @@ from __future__ import annotations
 import numpy as np
 from napari.components import ViewerModel
 
-from napari_shmoareg.analysis.slices import middle
+from napari_shmoareg.figures.panels import middle
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.widgets.layers import add_layers, layers_of_pair
-from napari_shmoareg.widgets.placement import layer_options, to_viewer
-from napari_shmoareg.widgets.views import attend, axial, centre_on, coronal, look, sagittal, shown_view
+from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
+from napari_shmoareg.plugin.placement import layer_options, to_viewer
+from napari_shmoareg.plugin.viewer import (
+    attend,
+    axial,
+    centre_on,
+    coronal,
+    look,
+    sagittal,
+    shown_view,
+)
 
 
 def test_right_is_on_the_left_and_front_and_top_are_up_on_the_drawn_canvas(viewer):
@@ -44,7 +52,10 @@ def test_the_sliders_go_to_the_middle_of_what_the_image_shows(pair):
     add_layers(viewer, layers_of_pair(pair))
     centre_on(viewer, pair.fixed)
     steps = [r.step for r in viewer.dims.range]
-    assert np.abs(np.array(viewer.dims.point) - to_viewer(middle(pair.fixed))).max() <= max(steps) / 2 + 1e-6
+    assert (
+        np.abs(np.array(viewer.dims.point) - to_viewer(middle(pair.fixed))).max()
+        <= max(steps) / 2 + 1e-6
+    )
 
 
 def test_a_viewer_of_other_axes_is_left_as_it_is():

@@ -1,4 +1,6 @@
-"""Interventions: the tables hold what the experiment gives; cancel and errors leave the view usable."""
+"""Interventions: the tables hold what the experiment gives; cancel and errors leave the view
+usable.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,36 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QFileDialog
 
-from napari_shmoareg.analysis import importance as importance_module
-from napari_shmoareg.analysis.controls import KINDS, Control
-from napari_shmoareg.analysis.experiment import Experiment
-from napari_shmoareg.analysis.importance import ImportanceRow, importance
-from napari_shmoareg.analysis.intervention import Intervention
-from napari_shmoareg.analysis.metrics import dice
-from napari_shmoareg.engine.replay import Replay
-from napari_shmoareg.geometry import InputError, Transform, Volume, warp_volume
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts import experiment as importance_module
+from napari_shmoareg.experts.controls import KINDS, Control
+from napari_shmoareg.experts.experiment import Experiment, ImportanceRow, importance
+from napari_shmoareg.experts.intervention import Intervention
+from napari_shmoareg.geometry import Transform, Volume, warp_volume
 from napari_shmoareg.io import checkpoint
-from napari_shmoareg.widgets.experts.replaying import CANCEL, Work, replay_of
-from napari_shmoareg.widgets.experts.what_if import experimenting
-from napari_shmoareg.widgets.experts.what_if.experimenting import CHOOSE, READY, alike, experiment_of
-from napari_shmoareg.widgets.experts.what_if.form import OFTEN
-from napari_shmoareg.widgets.experts.what_if.progress import Clock
-from napari_shmoareg.widgets.experts.what_if.result import gain, whole_rows
-from napari_shmoareg.widgets.experts.what_if.shown import DIFFERENCE, MOVED, ROLE, effect_layer, ramp_end
-from napari_shmoareg.widgets.experts.what_if.view import CAPTION, RUN, SWEEP, WhatIfView
-from napari_shmoareg.widgets.layers import add_layers, layers_of
-from napari_shmoareg.widgets.placement import tag, to_viewer
-from napari_shmoareg.widgets.scenes import layers_of_scene
-from napari_shmoareg.widgets.showing import show_experts
+from napari_shmoareg.metrics import dice
+from napari_shmoareg.plugin.controls.progress import Clock
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Work, replay_of
+from napari_shmoareg.plugin.experts import what_if_work
+from napari_shmoareg.plugin.experts.what_if import CAPTION, RUN, SWEEP, WhatIfView
+from napari_shmoareg.plugin.experts.what_if_form import OFTEN
+from napari_shmoareg.plugin.experts.what_if_results import gain, whole_rows
+from napari_shmoareg.plugin.experts.what_if_work import (
+    CHOOSE,
+    DIFFERENCE,
+    MOVED,
+    READY,
+    ROLE,
+    alike,
+    effect_layer,
+    experiment_of,
+    ramp_end,
+)
+from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.placement import tag, to_viewer
+from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.plugin.showing import show_experts
+from napari_shmoareg.registration.replay import Replay
 
 LONG = 60_000  # ms
 
@@ -42,7 +53,9 @@ LONG = 60_000  # ms
 @pytest.fixture(scope="module")
 def experiment(scene, phantoms, lively_network):
     """On the network that made the scene, whose weights are in no file."""
-    replay = Replay.of(phantoms, lively_network(0.03), affine=scene.affine, settings=scene.report["settings"])
+    replay = Replay.of(
+        phantoms, lively_network(0.03), affine=scene.affine, settings=scene.report["settings"]
+    )
     return Experiment(replay)
 
 
@@ -61,13 +74,20 @@ def press(view, button, qtbot):
 
 
 def texts(table):
-    return [[table.item(r, c).text() for c in range(table.columnCount())] for r in range(table.rowCount())]
+    return [
+        [table.item(r, c).text() for c in range(table.columnCount())]
+        for r in range(table.rowCount())
+    ]
 
 
 def test_the_tables_hold_what_the_experiment_gives(view, experiment, model, qtbot, choose):
     view.form.where.pick(part="decoder", layer=1, direction="x")
     share = [view.form.expert.itemText(n) for n in range(3)]
-    assert [text.split(":")[0] for text in share] == ["1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)"]
+    assert [text.split(":")[0] for text in share] == [
+        "1×1×1 (id 0)",
+        "3×3×3 (id 1)",
+        "5×5×5 (id 2)",
+    ]
     expert = int(np.argmax([float(text.split(": ")[1].rstrip(" %")) for text in share]))
     choose(view.form.expert, expert)
     press(view, view.run, qtbot)
@@ -75,21 +95,33 @@ def test_the_tables_hold_what_the_experiment_gives(view, experiment, model, qtbo
     effect, null = experiment.run(change), experiment.run(experiment.null(change))
     assert effect.changed > 0.1 and effect.mean_mm > 0
     rows = {row[0].strip(): row[1:] for row in texts(view.result.whole)}
-    assert rows["Dice, mean"] == [f"{o.mean_dice:.4f}" for o in (experiment.base, effect.outcome, null.outcome)]
-    assert rows["Folding, %"] == [f"{o.folding_percent:.4f}" for o in (experiment.base, effect.outcome, null.outcome)]
+    assert rows["Dice, mean"] == [
+        f"{o.mean_dice:.4f}" for o in (experiment.base, effect.outcome, null.outcome)
+    ]
+    assert rows["Folding, %"] == [
+        f"{o.folding_percent:.4f}" for o in (experiment.base, effect.outcome, null.outcome)
+    ]
     assert rows["Moved, mm"] == ["–", f"{effect.mean_mm:.3f}", f"{null.mean_mm:.3f}"]
     assert rows["95th percentile"] == ["–", f"{effect.p95_mm:.3f}", f"{null.p95_mm:.3f}"]
     assert rows["at most"] == ["–", f"{effect.max_mm:.3f}", f"{null.max_mm:.3f}"]
-    assert rows["Choices turned, %"] == ["–", f"{100 * effect.changed:.2f}", f"{100 * null.changed:.2f}"]
+    assert rows["Choices turned, %"] == [
+        "–",
+        f"{100 * effect.changed:.2f}",
+        f"{100 * null.changed:.2f}",
+    ]
     labels = texts(view.result.labels)
     by_size = sorted(effect.dice_change, key=lambda label: -abs(effect.dice_change[label]))
     assert [row[0] for row in labels] == [str(label) for label in by_size] and len(labels) == 4
     assert [row[2] for row in labels] == [f"{effect.dice_change[label]:+.4f}" for label in by_size]
     assert [row[3] for row in labels] == [f"{null.dice_change[label]:+.4f}" for label in by_size]
-    assert "untrained" in view.result.notes.text() and view.result.heading.text().startswith("<b>Silence expert")
+    assert "untrained" in view.result.notes.text() and view.result.heading.text().startswith(
+        "<b>Silence expert"
+    )
 
 
-def test_two_layers_show_what_moved_and_are_filled_anew_in_place(view, experiment, model, scene, qtbot, choose):
+def test_two_layers_show_what_moved_and_are_filled_anew_in_place(
+    view, experiment, model, scene, qtbot, choose
+):
     view.form.where.pick(part="decoder", layer=1, direction="y")
     view.form.null.setChecked(False)
     for expert in (0, 1):
@@ -105,7 +137,10 @@ def test_two_layers_show_what_moved_and_are_filled_anew_in_place(view, experimen
         voxel = np.unravel_index(moved.data.argmax(), moved.data.shape)
         place = effect.moved.grid.to_index(to_viewer(moved.data_to_world(voxel)))
         near = effect.moved.values[tuple(slice(max(int(i), 0), int(i) + 2) for i in place)]
-        assert near.min() <= moved.data.max() <= near.max() and moved.data.max() > 0.5 * effect.moved.values.max()
+        assert (
+            near.min() <= moved.data.max() <= near.max()
+            and moved.data.max() > 0.5 * effect.moved.values.max()
+        )
         assert str(expert) in tag(moved, "effect") and tag(difference, "scene") is scene
     assert view.result.whole.isColumnHidden(3) and view.result.answer.null is None
 
@@ -114,28 +149,39 @@ def test_a_map_shown_next_does_not_lie_below_what_moved(view, model, scene, qtbo
     view.form.null.setChecked(False)
     press(view, view.run, qtbot)
     moved = effect_layer(model, 1, MOVED)
-    assert moved.visible and not any(layer.visible for layer in layers_of_scene(model, 1, "expert_map"))
+    assert moved.visible and not any(
+        layer.visible for layer in layers_of_scene(model, 1, "expert_map")
+    )
     shown = show_experts(model, 1, "z", 2)
     assert shown.visible and not moved.visible
     press(view, view.run, qtbot)
     assert moved.visible and not shown.visible
 
 
-def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(view, scene, experiment, qtbot, choose):
+def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(
+    view, scene, experiment, qtbot, choose
+):
     unused = next(
         (entry, entry["counts"].index(0))
         for entry in scene.report["expert_loads"]
         if entry["part"] == "encoder" and 0 in entry["counts"]
     )
     entry, expert = unused
-    view.form.where.pick(part="encoder", layer=entry["layer"], block=entry["block"], image=entry["image"])
+    view.form.where.pick(
+        part="encoder", layer=entry["layer"], block=entry["block"], image=entry["image"]
+    )
     choose(view.form.expert, expert)
     assert view.form.expert.currentText().endswith(": 0.0 %")
     press(view, view.run, qtbot)
     effect = view.result.answer.effect
     assert effect.cells > 0 and effect.changed == 0
-    assert not any(tag(layer, "volume").values.any() for layer in layers_of_scene(view._viewer, 1, ROLE))
-    assert set(effect.dice_change.values()) == {0.0} and effect.folding_percent == experiment.base.folding_percent
+    assert not any(
+        tag(layer, "volume").values.any() for layer in layers_of_scene(view._viewer, 1, ROLE)
+    )
+    assert (
+        set(effect.dice_change.values()) == {0.0}
+        and effect.folding_percent == experiment.base.folding_percent
+    )
     assert "nothing changed" in view.result.notes.text()
     assert {row[2] for row in texts(view.result.labels)} == {"+0.0000"}
 
@@ -149,8 +195,10 @@ def test_all_layers_and_both_images_are_left_open(view):
     assert view.form.wish.where == {"part": "decoder", "layer": 2}
 
 
-def test_a_change_within_a_region_reaches_the_experiment_as_that_region(view, scene, experiment, qtbot, choose):
-    from napari_shmoareg.widgets.experts.regions.source import FIXED
+def test_a_change_within_a_region_reaches_the_experiment_as_that_region(
+    view, scene, experiment, qtbot, choose
+):
+    from napari_shmoareg.plugin.experts.region_source import FIXED
 
     view.form.where.pick(part="decoder", layer=1, direction="z")
     view.form.source.combo.setCurrentIndex(view.form.source.combo.findData(FIXED))
@@ -198,13 +246,15 @@ def test_a_sweep_lists_every_expert_beside_random_ones(view, experiment, model, 
     ]
     view.table.selectRow(1)
     view.table.cellClicked.emit(1, 0)
-    assert [layer.name for layer in model.layers if layer.visible and tag(layer, "role") == "expert_map"] == [
-        "#1 expert x (full)"
-    ]
+    assert [
+        layer.name for layer in model.layers if layer.visible and tag(layer, "role") == "expert_map"
+    ] == ["#1 expert x (full)"]
 
 
 def test_the_row_of_an_attention_head_shows_where_it_was_chosen(view, model, monkeypatch, qtbot):
-    rows = [ImportanceRow(1, 1, "silence", "", 1, "encoder", 2, None, 3, 0.2, 0.1, 0.5, 0.9, None, 0.0)]
+    rows = [
+        ImportanceRow(1, 1, "silence", "", 1, "encoder", 2, None, 3, 0.2, 0.1, 0.5, 0.9, None, 0.0)
+    ]
     monkeypatch.setattr(importance_module, "importance", lambda *_, **__: iter(rows))
     press(view, view.sweep, qtbot)
     view.table.selectRow(0)
@@ -225,11 +275,21 @@ def test_cancel_of_a_sweep_keeps_the_rows_and_frees_the_buttons(view, experiment
     total = view.table.rows[0].total
     assert 2 <= kept < total == 18 and view.table.rowCount() == kept
     assert f"the {kept} experts listed stay" in view.told.text()
-    assert view.sweep.text() == SWEEP and view.sweep.isEnabled() and view.run.isEnabled() and view.form.isEnabled()
+    assert (
+        view.sweep.text() == SWEEP
+        and view.sweep.isEnabled()
+        and view.run.isEnabled()
+        and view.form.isEnabled()
+    )
     view.buttons.save_to(str(tmp_path / "importance.csv"))
     with (tmp_path / "importance.csv").open(newline="", encoding="utf-8") as file:
-        assert [float(row["mean_mm"]) for row in csv.DictReader(file)] == [row.mean_mm for row in view.table.rows]
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in experiment.replay.network.modules()]
+        assert [float(row["mean_mm"]) for row in csv.DictReader(file)] == [
+            row.mean_mm for row in view.table.rows
+        ]
+    hooks = [
+        len(m._forward_hooks) + len(m._forward_pre_hooks)
+        for m in experiment.replay.network.modules()
+    ]
     assert not any(hooks)
 
 
@@ -245,10 +305,16 @@ def test_a_run_can_be_cancelled(view, experiment, model, qtbot, monkeypatch):
     qtbot.waitUntil(lambda: "running with the change" in view.told.text(), timeout=LONG)
     assert view.run.text() == CANCEL and not view.sweep.isEnabled()
     press(view, view.run, qtbot)
-    assert view.told.text() == "Cancelled." and view.run.text() == RUN and not layers_of_scene(model, 1, ROLE)
+    assert (
+        view.told.text() == "Cancelled."
+        and view.run.text() == RUN
+        and not layers_of_scene(model, 1, ROLE)
+    )
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of luck"), InputError("no such expert"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of luck"), InputError("no such expert"), MemoryError()]
+)
 def test_an_error_arrives_and_leaves_the_view_usable(view, qtbot, monkeypatch, told, error):
     def fail(*_, **__):
         raise error
@@ -260,14 +326,18 @@ def test_an_error_arrives_and_leaves_the_view_usable(view, qtbot, monkeypatch, t
             press(view, button, qtbot)
             assert button.text() == name and button.isEnabled()
     said = told("error")
-    assert {RuntimeError: "out of luck", InputError: "no such expert", MemoryError: "memory"}[type(error)] in said
+    assert {RuntimeError: "out of luck", InputError: "no such expert", MemoryError: "memory"}[
+        type(error)
+    ] in said
     view.form.where.pick(part="decoder", layer=2, direction="x")
     press(view, view.run, qtbot)
     assert view.result.answer is not None
 
 
 def test_weights_that_are_not_there_are_told(model, scene, qtbot, told):
-    other = replace(scene, report={**scene.report, "weights": "/nowhere/mine.safetensors"}, weights="mine")
+    other = replace(
+        scene, report={**scene.report, "weights": "/nowhere/mine.safetensors"}, weights="mine"
+    )
     add_layers(model, layers_of(other, 2))
     view = WhatIfView(model)
     qtbot.addWidget(view)
@@ -304,7 +374,9 @@ def test_weights_shown_once_are_those_of_the_registration_for_every_view(
     assert asked == ["untrained", "/moved/mine.safetensors", "/moved/mine.safetensors"]
 
 
-def test_other_weights_than_those_of_the_registration_are_told(view, scene, experiment, qtbot, monkeypatch):
+def test_other_weights_than_those_of_the_registration_are_told(
+    view, scene, experiment, qtbot, monkeypatch
+):
     view.form.where.pick(part="decoder", layer=2, direction="x")
     press(view, view.run, qtbot)
     assert view.result.answer.alike == 1.0 and "were found choose" not in view.result.notes.text()
@@ -312,11 +384,14 @@ def test_other_weights_than_those_of_the_registration_are_told(view, scene, expe
         replace(one, volume=one.volume.with_values(one.volume.values % one.num_experts + 1))
         for one in scene.expert_maps
     ]
-    from napari_shmoareg.widgets.experts.what_if.result import notes
+    from napari_shmoareg.plugin.experts.what_if_results import notes
 
     shown = replace(view.result.answer, alike=0.0)
     assert any("0 % of the cells" in note for note in notes(shown))
-    assert alike(scene, experiment) == 1.0 and alike(replace(scene, expert_maps=maps), experiment) == 0.0
+    assert (
+        alike(scene, experiment) == 1.0
+        and alike(replace(scene, expert_maps=maps), experiment) == 0.0
+    )
 
 
 def test_heads_chosen_otherwise_are_told_where_there_are_no_maps_and_by_a_sweep_too(
@@ -325,7 +400,7 @@ def test_heads_chosen_otherwise_are_told_where_there_are_no_maps_and_by_a_sweep_
     tokens = [replace(load, values=np.roll(load.values, 1, axis=-1)) for load in scene.token_loads]
     other = replace(scene, expert_maps=[], token_loads=tokens)
     assert alike(replace(scene, expert_maps=[]), experiment) == 1.0 > 0.5 > alike(other, experiment)
-    monkeypatch.setattr(experimenting, "alike", lambda *_: 0.25)
+    monkeypatch.setattr(what_if_work, "alike", lambda *_: 0.25)
     view.form.where.pick(part="decoder", layer=1, direction="x")
     view.form.null.setChecked(False)
     press(view, view.sweep, qtbot)
@@ -354,7 +429,9 @@ def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
     assert view.result.answer is shown and not view.result.isHidden()
 
 
-def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_shows(view, model, scene, qtbot):
+def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_shows(
+    view, model, scene, qtbot
+):
     other = replace(scene, weights="mine")
     view.form.where.pick(part="decoder", layer=1)
     view.form.null.setChecked(False)
@@ -365,7 +442,9 @@ def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_
     qtbot.waitUntil(lambda: view.told.text().startswith("Registration #1: "), timeout=LONG)
     view.table.selectRow(0)
     view.table.cellClicked.emit(0, 0)
-    shown = [layer.name for layer in model.layers if layer.visible and tag(layer, "role") == "expert_map"]
+    shown = [
+        layer.name for layer in model.layers if layer.visible and tag(layer, "role") == "expert_map"
+    ]
     assert len(shown) == 1 and shown[0].startswith("#1 ")
     with qtbot.waitSignal(view.answered, timeout=LONG):
         pass
@@ -374,7 +453,9 @@ def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_
     assert len(view.table.rows) == 9 and not view.buttons.isHidden() and not view.told.text()
 
 
-def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(view, model, scene, experiment, qtbot):
+def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(
+    view, model, scene, experiment, qtbot
+):
     other = replace(scene, weights="mine")
     add_layers(model, layers_of(other, 2))
     view.kept[other] = experiment
@@ -402,7 +483,14 @@ def test_a_table_and_its_file_say_what_was_done(view, scene, qtbot, tmp_path):
     press(view, view.run, qtbot)
     pair = f"{scene.pair.moving.name} onto {scene.pair.fixed.name}"
     told = view.listed.heading.text()
-    for word in ("Silenced", "decoder layer 1, direction x", "everywhere", "random counterpart", pair, "untrained"):
+    for word in (
+        "Silenced",
+        "decoder layer 1, direction x",
+        "everywhere",
+        "random counterpart",
+        pair,
+        "untrained",
+    ):
         assert word in told
     rows = {}
     for name, buttons in (("sweep", view.buttons), ("run", view.result.buttons)):
@@ -410,9 +498,13 @@ def test_a_table_and_its_file_say_what_was_done(view, scene, qtbot, tmp_path):
         with (tmp_path / name).open(newline="", encoding="utf-8") as file:
             rows[name] = next(csv.DictReader(file))
         assert rows[name]["pair"] == pair and rows[name]["weights"] == "untrained"
-    assert {"action", "region", "seed"} <= set(rows["sweep"]) and rows["sweep"]["action"] == "silence"
+    assert {"action", "region", "seed"} <= set(rows["sweep"]) and rows["sweep"][
+        "action"
+    ] == "silence"
     done = rows["run"]
-    assert json.loads(done["settings"])["diffeomorphic"] == scene.report["settings"]["diffeomorphic"]
+    assert (
+        json.loads(done["settings"])["diffeomorphic"] == scene.report["settings"]["diffeomorphic"]
+    )
     assert int(done["cells"]) == view.result.answer.effect.cells
     assert float(done["share_of_selections"]) == view.result.answer.share
     assert done["random_counterpart"] == view.result.answer.null.told and done["random_counterpart"]
@@ -429,7 +521,9 @@ def pick_control(view, choose, name, **where):
     choose(view.form.action, name)
 
 
-def test_a_control_acts_at_all_gates_that_are_picked_and_in_all_passes(view, experiment, model, scene, qtbot, choose):
+def test_a_control_acts_at_all_gates_that_are_picked_and_in_all_passes(
+    view, experiment, model, scene, qtbot, choose
+):
     pick_control(view, choose, "shuffled", part="decoder")
     hidden = (view.form.expert, view.form.source, view.form.region, view.form.null)
     assert all(widget.isHidden() for widget in hidden) and not view.form.passes.isHidden()
@@ -437,21 +531,32 @@ def test_a_control_acts_at_all_gates_that_are_picked_and_in_all_passes(view, exp
     press(view, view.run, qtbot)
     effect = experiment.run(Control("shuffled", "decoder"))
     found = view.result.answer
-    assert found.effect.told == str(Control("shuffled", "decoder")) and "all passes" in found.effect.told
-    assert found.effect.mean_dice == effect.outcome.mean_dice and found.effect.mean_mm == effect.mean_mm > 0
+    assert (
+        found.effect.told == str(Control("shuffled", "decoder"))
+        and "all passes" in found.effect.told
+    )
+    assert (
+        found.effect.mean_dice == effect.outcome.mean_dice
+        and found.effect.mean_mm == effect.mean_mm > 0
+    )
     assert found.share is None and found.null is None and view.result.whole.isColumnHidden(3)
     moved = effect_layer(model, 1, MOVED)
     np.testing.assert_array_equal(tag(moved, "volume").values, effect.moved.values)
     assert view.result.heading.text().startswith("<b>Shuffled: all decoder layers")
     choose(view.form.action, "silence")
-    assert not any(widget.isHidden() for widget in (view.form.expert, view.form.source, view.form.null))
+    assert not any(
+        widget.isHidden() for widget in (view.form.expert, view.form.source, view.form.null)
+    )
     assert view.form.passes.isHidden() and view.sweep.isEnabled()
 
 
 def test_a_control_of_the_last_pass_of_one_layer_and_direction(view, experiment, qtbot, choose):
     pick_control(view, choose, "fixed", part="decoder", layer=1, direction="y")
     choose(view.form.passes, "last")
-    assert not view.form.expert.isHidden() and view.form.expert.itemText(0) == "the one chosen most often"
+    assert (
+        not view.form.expert.isHidden()
+        and view.form.expert.itemText(0) == "the one chosen most often"
+    )
     choose(view.form.expert, 2)
     press(view, view.run, qtbot)
     change = Control("fixed", "decoder", 1, direction="y", passes="last", expert=2)
@@ -471,7 +576,11 @@ def test_each_part_has_its_own_controls_and_each_says_what_it_is(view, choose):
     ):
         view.form.where.pick(part=part)
         assert name in offered() and other not in offered()
-        assert offered() == {"silence", "force", *(n for n, kind in KINDS.items() if part in kind.parts)}
+        assert offered() == {
+            "silence",
+            "force",
+            *(n for n, kind in KINDS.items() if part in kind.parts),
+        }
     row = view.form.action.findData("moved")
     assert view.form.action.itemData(row, 3) == KINDS["moved"].description  # Qt.ToolTipRole
     pick_control(view, choose, "attention_off", part="encoder", image="moving")
@@ -488,27 +597,44 @@ def test_what_a_control_leaves_of_the_gain_is_said_and_its_file_has_no_share_of_
     found = view.result.answer
     assert found.aligned == experiment.aligned_dice == pytest.approx(mean_dice_aligned(experiment))
     before, after = experiment.base.mean_dice, found.effect.mean_dice
-    made = replace(found, before=({}, 0.7, 0.0), aligned=0.5, effect=replace(found.effect, mean_dice=0.65))
-    assert "0.500 by the alignment alone and 0.700 as learned; of this gain 75 % is left" in gain(made)[0]
+    made = replace(
+        found, before=({}, 0.7, 0.0), aligned=0.5, effect=replace(found.effect, mean_dice=0.65)
+    )
+    assert (
+        "0.500 by the alignment alone and 0.700 as learned; of this gain 75 % is left"
+        in gain(made)[0]
+    )
     assert gain(replace(made, aligned=0.8))[0].startswith("The network gains nothing here")
     assert "not known" in gain(replace(made, aligned=None))[0]
-    assert gain(found)[0] in view.result.notes.text() and (before > found.aligned) == ("of this gain" in gain(found)[0])
+    assert gain(found)[0] in view.result.notes.text() and (before > found.aligned) == (
+        "of this gain" in gain(found)[0]
+    )
     assert after is not None and "selections there" not in view.result.notes.text()
     view.result.buttons.save_to(str(tmp_path / "control.csv"))
     with (tmp_path / "control.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["share_of_selections"] for row in rows} == {""} and rows[0]["change"] == found.effect.told
+    assert {row["share_of_selections"] for row in rows} == {""} and rows[0][
+        "change"
+    ] == found.effect.told
 
 
 def mean_dice_aligned(experiment):
     pair = experiment.replay.pair
-    carried = warp_volume(pair.moving_labels, pair.fixed.grid, Transform(experiment.replay.affine)).values
-    found = dice(carried, pair.fixed_labels.values, set(pair.moving_labels.labels) & set(pair.fixed_labels.labels))
+    carried = warp_volume(
+        pair.moving_labels, pair.fixed.grid, Transform(experiment.replay.affine)
+    ).values
+    found = dice(
+        carried,
+        pair.fixed_labels.values,
+        set(pair.moving_labels.labels) & set(pair.fixed_labels.labels),
+    )
     return np.mean(list(found.values()))
 
 
 def test_only_the_last_experiment_is_kept(scene, monkeypatch, lively_network):
-    monkeypatch.setattr(checkpoint, "load_network", lambda name, *, device="cpu": lively_network(0.03))
+    monkeypatch.setattr(
+        checkpoint, "load_network", lambda name, *, device="cpu": lively_network(0.03)
+    )
     kept, work = {scene: "first"}, Work(lambda _: None)
     other = replace(scene, weights="mine")
     found = experiment_of(work, other, kept)

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from napari.layers import Image, Labels, Vectors
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.images import read_image
-from napari_shmoareg.io.transforms import read_transform
-from napari_shmoareg.widgets.layers import layers_of, layers_of_pair
-from napari_shmoareg.widgets.placement import tag
-from napari_shmoareg.widgets.writers import write_displacement, write_image, write_labels
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import read_image, read_transform
+from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
+from napari_shmoareg.plugin.placement import tag
+from napari_shmoareg.plugin.writers import write_displacement, write_image, write_labels
 
 
 @pytest.fixture
@@ -24,19 +23,24 @@ def viewer(plugin, make_napari_viewer):
 @pytest.fixture
 def opened(viewer, scene):
     """A viewer with a registration."""
-    from napari_shmoareg.widgets.layers import add_layers
+    from napari_shmoareg.plugin.layers import add_layers
 
     add_layers(viewer, [*layers_of_pair(scene.pair), *layers_of(scene, 1)])
     return viewer
 
 
 @pytest.mark.parametrize(
-    ("name", "attribute"), [("#1 warped", "warped"), ("#1 warped labels", "warped_labels"), ("#1 Jacobian", "jacobian")]
+    ("name", "attribute"),
+    [("#1 warped", "warped"), ("#1 warped labels", "warped_labels"), ("#1 Jacobian", "jacobian")],
 )
-def test_an_oblique_result_is_saved_with_its_own_voxels_on_its_own_grid(opened, scene, tmp_path, name, attribute):
+def test_an_oblique_result_is_saved_with_its_own_voxels_on_its_own_grid(
+    opened, scene, tmp_path, name, attribute
+):
     layer, volume = opened.layers[name], getattr(scene, attribute)
     assert tag(layer, "copied") and layer.data.shape != volume.values.shape[::-1]
-    assert layer.save(str(tmp_path / "saved.nii.gz"), plugin="shmoareg") == [str(tmp_path / "saved.nii.gz")]
+    assert layer.save(str(tmp_path / "saved.nii.gz"), plugin="shmoareg") == [
+        str(tmp_path / "saved.nii.gz")
+    ]
     back = read_image(tmp_path / "saved.nii.gz", labels=volume.is_labels)
     assert (back.values == volume.values).all() and back.grid.same_space(volume.grid)
     is_labels = nibabel.load(tmp_path / "saved.nii.gz").header.get_intent()[0] == "label"
@@ -82,9 +86,16 @@ def refused(write, layer, path, says):
 
 def test_what_cannot_be_saved_is_refused_in_plain_words_and_leaves_nothing(tmp_path):
     refused(write_image, Image(np.zeros((3, 4, 5, 6)), name="4D"), tmp_path / "a.nii.gz", "4 axes")
-    refused(write_labels, Labels(np.ones((3, 4, 5), int)), tmp_path / "a.png", r"\.nii or \.nii\.gz")
+    refused(
+        write_labels, Labels(np.ones((3, 4, 5), int)), tmp_path / "a.png", r"\.nii or \.nii\.gz"
+    )
     refused(write_image, Image(np.ones((3, 4, 5))), tmp_path / "no" / "a.nii", "does not exist")
-    refused(write_displacement, Vectors(np.zeros((2, 2, 3)), name="lines"), tmp_path / "a.nii", "no registration")
+    refused(
+        write_displacement,
+        Vectors(np.zeros((2, 2, 3)), name="lines"),
+        tmp_path / "a.nii",
+        "no registration",
+    )
     assert list(tmp_path.iterdir()) == []
 
 

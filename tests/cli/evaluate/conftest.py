@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io import write_image
 
 PATTERNS = ("--images", "images/*.nii.gz", "--labels", "labels/*.nii.gz")
 QUICK = ("--affine", "none", "--device", "cpu")
@@ -31,7 +31,10 @@ def write_scan(folder: Path, name: str, image: Volume, labels: Volume | None) ->
 def cohort(phantoms, tmp_path_factory) -> Path:
     """Scans ada_1, ada_2, bea_1 and cleo_1 in images/ and labels/; not to be changed."""
     folder = tmp_path_factory.mktemp("cohort")
-    sides = {"fixed": (phantoms.fixed, phantoms.fixed_labels), "moving": (phantoms.moving, phantoms.moving_labels)}
+    sides = {
+        "fixed": (phantoms.fixed, phantoms.fixed_labels),
+        "moving": (phantoms.moving, phantoms.moving_labels),
+    }
     for name, side, shift in (
         ("ada_1", "fixed", 0),
         ("ada_2", "fixed", 2),

@@ -9,17 +9,18 @@ import shutil
 import numpy as np
 import pytest
 
-from napari_shmoareg.analysis import metrics
-from napari_shmoareg.engine import registration
-from napari_shmoareg.io.checkpoint import load_network
-from napari_shmoareg.io.images import read_pair
+from napari_shmoareg import metrics
+from napari_shmoareg.io import load_network, read_pair
+from napari_shmoareg.registration import register
 
 from .conftest import PATTERNS, QUICK, rows_of, write_scan
 
 
 @pytest.fixture
 def evaluate(shmoareg, cohort, weights, tmp_path):
-    """Evaluate the cohort with the tiny weights: ``evaluate("--pairs", 2)``; gives the result and the table."""
+    """Evaluate the cohort with the tiny weights: ``evaluate("--pairs", 2)``; gives the result and
+    the table.
+    """
 
     def run(*options, by=("--weights", weights), data=(cohort, *PATTERNS), out="table"):
         place = tmp_path / out
@@ -33,14 +34,22 @@ def test_every_pair_is_registered_and_measured_as_the_library_does(evaluate, coh
     assert result.exit_code == 0, result.stderr
     names = ["ada_1", "ada_2", "bea_1", "cleo_1"]
     rows = [row for row in rows_of(table / "pairs.csv") if row["stage"] == "after"]
-    assert [(r["moving"], r["fixed"]) for r in rows] == [(m, f) for m in names for f in names if m != f]
+    assert [(r["moving"], r["fixed"]) for r in rows] == [
+        (m, f) for m in names for f in names if m != f
+    ]
     network = load_network(str(weights))
     row = next(r for r in rows if (r["moving"], r["fixed"]) == ("ada_2", "bea_1"))
-    files = [cohort / kind / f"{name}.nii.gz" for kind in ("images", "labels") for name in ("ada_2", "bea_1")]
+    files = [
+        cohort / kind / f"{name}.nii.gz"
+        for kind in ("images", "labels")
+        for name in ("ada_2", "bea_1")
+    ]
     pair = read_pair(*files)
-    found = registration.register(pair, network, affine="none", device="cpu")
+    found = register.register(pair, network, affine="none", device="cpu")
     truth = pair.fixed_labels.values
-    assert float(row["dice"]) == pytest.approx(metrics.mean(metrics.dice(found.warped_labels.values, truth)), abs=1e-9)
+    assert float(row["dice"]) == pytest.approx(
+        metrics.mean(metrics.dice(found.warped_labels.values, truth)), abs=1e-9
+    )
     distances = metrics.assd(found.warped_labels.values, truth, pair.fixed.grid.spacing)
     assert float(row["assd_mm"]) == pytest.approx(metrics.mean(distances))
     assert float(row["folding_percent"]) == pytest.approx(found.folding_percent)
@@ -62,11 +71,18 @@ def test_every_pair_is_registered_and_measured_as_the_library_does(evaluate, coh
     page = (table / "summary.md").read_text(encoding="utf-8")
     assert f"| after all | 12 | {dice.mean():.4f} ± {dice.std(ddof=1):.4f} |" in page
     assert "not comparable with the paper's Table I" in page and "Not finished" not in page
-    assert "processor" in page and json.loads((table / "evaluation.json").read_text())["weights"]["sha256"] in page
-    assert "Dice" in result.stdout and str(table) in result.stdout and "pair 12 of 12" in result.stderr
+    assert (
+        "processor" in page
+        and json.loads((table / "evaluation.json").read_text())["weights"]["sha256"] in page
+    )
+    assert (
+        "Dice" in result.stdout and str(table) in result.stdout and "pair 12 of 12" in result.stderr
+    )
 
 
-def test_the_same_command_runs_nothing_twice_and_other_weights_are_refused(evaluate, folding_weights, plain):
+def test_the_same_command_runs_nothing_twice_and_other_weights_are_refused(
+    evaluate, folding_weights, plain
+):
     result, table = evaluate("--pairs", 2, "--quiet")
     assert result.exit_code == 0 and result.stdout == ""
     before = {path: path.stat().st_mtime_ns for path in (table / "cases").iterdir()}
@@ -85,7 +101,11 @@ def test_a_damaged_case_is_told_and_done_again(evaluate):
     whole = json.loads(case.read_text())
     case.write_text(case.read_text()[:100])
     result, _ = evaluate("--pairs", 2, "--quiet")
-    assert result.exit_code == 0 and "0002.json is damaged" in result.stderr and "registered again" in result.stderr
+    assert (
+        result.exit_code == 0
+        and "0002.json is damaged" in result.stderr
+        and "registered again" in result.stderr
+    )
     again = json.loads(case.read_text())
     assert again["stages"] == whole["stages"]
 
@@ -102,7 +122,11 @@ def test_a_pair_that_fails_is_kept_told_and_tried_again(evaluate, cohort, tmp_pa
     broken.write_bytes(whole[:200])
     result, table = evaluate("--method", "start", by=(), data=options)
     assert result.exit_code == 1
-    assert "6 of 12 pairs failed" in result.stderr and "bea_1" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "6 of 12 pairs failed" in result.stderr
+        and "bea_1" in result.stderr
+        and "Traceback" not in result.stderr
+    )
     errors = [row["error"] for row in rows_of(table / "pairs.csv") if row["error"]]
     assert len(errors) == 6 and all("bea_1" in error for error in errors)
     page = (table / "summary.md").read_text(encoding="utf-8")
@@ -115,7 +139,11 @@ def test_a_pair_that_fails_is_kept_told_and_tried_again(evaluate, cohort, tmp_pa
 
 def test_scans_without_labels_are_compared_by_likeness_and_it_is_told(evaluate, cohort):
     result, table = evaluate("--pairs", 1, data=(cohort, "--images", "images/*.nii.gz"))
-    assert result.exit_code == 0 and "4 of its scans have no labels" in result.stderr and "NCC" in result.stderr
+    assert (
+        result.exit_code == 0
+        and "4 of its scans have no labels" in result.stderr
+        and "NCC" in result.stderr
+    )
     row = rows_of(table / "pairs.csv")[-1]
     assert "dice" not in row and float(row["ncc"]) != 0
     assert float(row["sdlogj"]) >= 0  # 0 where an untrained network's deformation was not kept
@@ -126,8 +154,19 @@ def test_a_part_of_a_split_holds_its_own_subjects_alone(evaluate):
     """The subject is the first word; ada's two scans stay on one side."""
     kept = set()
     for seed in range(6):
-        options = ("--split", "2/0/0", "--split-seed", seed, "--subject", "([a-z]+)_", "--part", "train")
-        result, table = evaluate(*options, "--method", "start", "--no-surface", by=(), out=f"table{seed}")
+        options = (
+            "--split",
+            "2/0/0",
+            "--split-seed",
+            seed,
+            "--subject",
+            "([a-z]+)_",
+            "--part",
+            "train",
+        )
+        result, table = evaluate(
+            *options, "--method", "start", "--no-surface", by=(), out=f"table{seed}"
+        )
         assert result.exit_code == 0, result.stderr
         plan = json.loads((table / "evaluation.json").read_text())
         scans = {name for pair in plan["pairs"] for name in pair}
@@ -166,7 +205,9 @@ def test_landmarks_of_a_list_are_measured(evaluate, files):
     assert float(rows_of(table / "pairs.csv")[0]["landmark_mm"]) == pytest.approx(2.0)
 
 
-def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(evaluate, phantoms, tmp_path):
+def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(
+    evaluate, phantoms, tmp_path
+):
     data = tmp_path / "odd"
     other = phantoms.fixed_labels.with_values(
         np.where(phantoms.fixed_labels.values == 3, 9, phantoms.fixed_labels.values)
@@ -175,11 +216,24 @@ def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(evaluate,
     write_scan(data, "b", phantoms.fixed, other)
     result, table = evaluate("--method", "start", by=(), data=(data, *PATTERNS))
     assert result.exit_code == 0, result.stderr
-    labels = {r["label"]: r for r in rows_of(table / "labels.csv") if (r["case"], r["stage"]) == ("1", "after")}
-    assert {label: r["dice"] for label, r in labels.items()} == {"1": "1.0", "2": "1.0", "3": "", "4": "1.0", "9": ""}
-    sides = {"1": "both", "2": "both", "3": "only moving", "4": "both", "9": "only fixed"}  # a onto b
+    labels = {
+        r["label"]: r
+        for r in rows_of(table / "labels.csv")
+        if (r["case"], r["stage"]) == ("1", "after")
+    }
+    assert {label: r["dice"] for label, r in labels.items()} == {
+        "1": "1.0",
+        "2": "1.0",
+        "3": "",
+        "4": "1.0",
+        "9": "",
+    }
+    # a onto b
+    sides = {"1": "both", "2": "both", "3": "only moving", "4": "both", "9": "only fixed"}
     assert {label: r["in"] for label, r in labels.items()} == sides
-    means = [r["dice"] for r in rows_of(table / "pairs.csv") if (r["case"], r["stage"]) == ("1", "after")]
+    means = [
+        r["dice"] for r in rows_of(table / "pairs.csv") if (r["case"], r["stage"]) == ("1", "after")
+    ]
     assert means == ["1.0"]
     assert "3 of 5 labels are in both images" in (table / "summary.md").read_text(encoding="utf-8")
     assert "over 3 labels (in one image only: 3, 9)" in result.stderr
@@ -193,8 +247,12 @@ def test_the_weights_of_unigradicon_reach_it_and_stand_in_the_plan(evaluate, uni
     weights = json.loads((table / "evaluation.json").read_text(encoding="utf-8"))["weights"]
     sha256 = hashlib.sha256(unigradicon_file.read_bytes()).hexdigest()
     assert weights == {"name": str(unigradicon_file), "sha256": sha256}
-    result, table = evaluate("--method", "unigradicon", by=("--unigradicon-weights", "nowhere"), out="other")
-    assert result.exit_code == 1 and "Cannot read the weights" in result.stderr and not table.exists()
+    result, table = evaluate(
+        "--method", "unigradicon", by=("--unigradicon-weights", "nowhere"), out="other"
+    )
+    assert (
+        result.exit_code == 1 and "Cannot read the weights" in result.stderr and not table.exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +262,10 @@ def test_the_weights_of_unigradicon_reach_it_and_stand_in_the_plan(evaluate, uni
         (("--split", "60/10/10"), "needs 80 subjects"),
         (("--method", "magic"), "no method 'magic'"),
         (("--method", "start"), "--weights would do nothing: the method 'start' uses none"),
-        (("--method", "start", "--unigradicon-weights", "w"), "--unigradicon-weights would do nothing: the method is"),
+        (
+            ("--method", "start", "--unigradicon-weights", "w"),
+            "--unigradicon-weights would do nothing: the method is",
+        ),
         (("--against", "nowhere"), "holds no evaluation"),
         (("--run", "nowhere"), "nowhere holds no run of fine-tune .*Name the folder of one"),
     ],
@@ -216,7 +277,14 @@ def test_what_cannot_be_evaluated_is_refused_before_any_work(options, says, eval
 
 
 @pytest.mark.parametrize(
-    "options", [("--shard", "0/3"), ("--shard", "4/3"), ("--shard", "x"), ("--part", "exam"), ("--window", "1")]
+    "options",
+    [
+        ("--shard", "0/3"),
+        ("--shard", "4/3"),
+        ("--shard", "x"),
+        ("--part", "exam"),
+        ("--window", "1"),
+    ],
 )
 def test_what_is_not_said_rightly_is_refused_by_its_form(options, evaluate):
     result, table = evaluate(*options)
@@ -224,7 +292,9 @@ def test_what_is_not_said_rightly_is_refused_by_its_form(options, evaluate):
 
 
 def test_without_a_data_set_and_a_run_it_says_what_to_give(shmoareg, weights, plain, tmp_path):
-    plain(shmoareg("evaluate", "--weights", weights, "--out", tmp_path / "t")).search("Give a DATASET, or --run")
+    plain(shmoareg("evaluate", "--weights", weights, "--out", tmp_path / "t")).search(
+        "Give a DATASET, or --run"
+    )
 
 
 def test_a_shard_without_pairs_says_so_and_is_no_failure(evaluate):
@@ -234,9 +304,9 @@ def test_a_shard_without_pairs_says_so_and_is_no_failure(evaluate):
 
 
 def test_cancelling_keeps_the_cases_and_the_same_command_goes_on(evaluate, monkeypatch):
-    from napari_shmoareg.io.evaluation import running
+    from napari_shmoareg.evaluation import run as run_module
 
-    measure, done = running.measure_pair, []
+    measure, done = run_module.measure_pair, []
 
     def cancelled(*arguments):
         if len(done) == 2:
@@ -244,12 +314,16 @@ def test_cancelling_keeps_the_cases_and_the_same_command_goes_on(evaluate, monke
         done.append(1)
         return measure(*arguments)
 
-    monkeypatch.setattr(running, "measure_pair", cancelled)
+    monkeypatch.setattr(run_module, "measure_pair", cancelled)
     result, table = evaluate("--pairs", 4, "--method", "start", by=())
-    assert result.exit_code == 130 and "2 of 4 pairs" in result.stderr and "goes on" in result.stderr
+    assert (
+        result.exit_code == 130 and "2 of 4 pairs" in result.stderr and "goes on" in result.stderr
+    )
     assert "Not finished: 2 of 4 pairs" in (table / "summary.md").read_text(encoding="utf-8")
     done.clear()
-    monkeypatch.setattr(running, "measure_pair", measure)
+    monkeypatch.setattr(run_module, "measure_pair", measure)
     result, _ = evaluate("--pairs", 4, "--method", "start", by=())
-    assert result.exit_code == 0 and "Not finished" not in (table / "summary.md").read_text(encoding="utf-8")
+    assert result.exit_code == 0 and "Not finished" not in (table / "summary.md").read_text(
+        encoding="utf-8"
+    )
     assert "pair 1 of 4" not in result.stderr and "pair 4 of 4" in result.stderr

@@ -1,4 +1,6 @@
-"""``shmoareg evaluate --run``: the data set, the unseen part and the weights of a run of fine-tune."""
+"""``shmoareg evaluate --run``: the data set, the unseen part and the weights of a run of
+fine-tune.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,19 @@ import shutil
 
 import pytest
 
-from napari_shmoareg.io.datasets import Split
-from napari_shmoareg.io.training_run.folder import RunFolder
-from napari_shmoareg.io.training_run.plan import DatasetChoice, make_plan, write_plan
-from napari_shmoareg.io.training_run.split_file import Division, write_division
-from napari_shmoareg.io.weights import checksum_of
+from napari_shmoareg.datasets import Split
+from napari_shmoareg.datasets.dataset import DatasetChoice
+from napari_shmoareg.datasets.splits import Division, write_division
+from napari_shmoareg.io.model_card import checksum_of
+from napari_shmoareg.training.plan import make_plan, write_plan
+from napari_shmoareg.training.run import RunFolder
 
 
 @pytest.fixture
 def learned(cohort, weights, tmp_path) -> RunFolder:
-    """A run as fine-tune leaves it: its scans read as images/ and labels/, aligned by trusting the headers."""
+    """A run as fine-tune leaves it: its scans read as images/ and labels/, aligned by trusting the
+    headers.
+    """
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     choice = DatasetChoice(str(cohort), images="images/*.nii.gz", labels="labels/*.nii.gz")
@@ -31,7 +36,9 @@ def evaluate(shmoareg, out, *options):
     return shmoareg("evaluate", "--out", out, "--device", "cpu", "--no-surface", *options)
 
 
-def test_a_run_tells_its_data_set_its_unseen_part_its_best_weights_and_its_alignment(shmoareg, learned, tmp_path):
+def test_a_run_tells_its_data_set_its_unseen_part_its_best_weights_and_its_alignment(
+    shmoareg, learned, tmp_path
+):
     table = tmp_path / "table"
     result = evaluate(shmoareg, table, "--run", learned.path)
     assert result.exit_code == 0, result.stderr
@@ -41,21 +48,30 @@ def test_a_run_tells_its_data_set_its_unseen_part_its_best_weights_and_its_align
     assert plan["settings"]["affine"] == "none" and "without one scan" in plan["split"]
 
 
-def test_what_is_given_beside_a_run_goes_before_it(shmoareg, learned, cohort, folding_weights, tmp_path):
+def test_what_is_given_beside_a_run_goes_before_it(
+    shmoareg, learned, cohort, folding_weights, tmp_path
+):
     table, moved = tmp_path / "table", tmp_path / "moved"
     shutil.copytree(cohort, moved)
     options = ("--part", "all", "--weights", folding_weights, "--affine", "rigid", "--pairs", 1)
     result = evaluate(shmoareg, table, moved, "--run", learned.path, *options)
     assert result.exit_code == 0, result.stderr
     plan = json.loads((table / "evaluation.json").read_text())
-    assert plan["dataset"]["path"] == str(moved) and plan["dataset"]["options"]["labels"] == "labels/*.nii.gz"
+    assert (
+        plan["dataset"]["path"] == str(moved)
+        and plan["dataset"]["options"]["labels"] == "labels/*.nii.gz"
+    )
     assert (plan["part"], plan["settings"]["affine"], len(plan["pairs"])) == ("all", "rigid", 1)
     assert plan["weights"]["sha256"] == checksum_of(str(folding_weights))
 
 
-def test_a_run_without_weights_is_not_judged_by_the_shipped_ones(shmoareg, learned, tmp_path, plain):
+def test_a_run_without_weights_is_not_judged_by_the_shipped_ones(
+    shmoareg, learned, tmp_path, plain
+):
     learned.best.unlink()
-    plain(evaluate(shmoareg, tmp_path / "table", "--run", learned.path)).search("has no weights yet")
+    plain(evaluate(shmoareg, tmp_path / "table", "--run", learned.path)).search(
+        "has no weights yet"
+    )
     assert not (tmp_path / "table").exists()
 
 
@@ -65,7 +81,9 @@ def test_a_run_without_best_weights_is_judged_by_its_last_and_says_so(shmoareg, 
     learned.best.rename(learned.last)
     result = evaluate(shmoareg, tmp_path / "last", "--run", learned.path)
     assert result.exit_code == 0, result.stderr
-    assert "has no best.safetensors: the weights of its last saved step are taken" in " ".join(result.stderr.split())
+    assert "has no best.safetensors: the weights of its last saved step are taken" in " ".join(
+        result.stderr.split()
+    )
 
 
 def test_a_run_that_has_not_divided_its_scans_is_told(shmoareg, learned, tmp_path, plain):
@@ -90,4 +108,6 @@ def test_a_scan_that_is_gone_since_is_told(shmoareg, learned, cohort, tmp_path, 
     shutil.copytree(cohort, moved)
     (moved / "images" / "cleo_1.nii.gz").unlink()
     (moved / "labels" / "cleo_1.nii.gz").unlink()
-    plain(evaluate(shmoareg, tmp_path / "table", moved, "--run", learned.path)).search("such as 'cleo_1'")
+    plain(evaluate(shmoareg, tmp_path / "table", moved, "--run", learned.path)).search(
+        "such as 'cleo_1'"
+    )

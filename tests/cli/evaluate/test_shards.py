@@ -18,7 +18,17 @@ def start(cohort, weights):
     started = []
 
     def run(out, *options):
-        words = ("evaluate", cohort, *PATTERNS, "--weights", weights, *QUICK, "--out", out, *options)
+        words = (
+            "evaluate",
+            cohort,
+            *PATTERNS,
+            "--weights",
+            weights,
+            *QUICK,
+            "--out",
+            out,
+            *options,
+        )
         command = [sys.executable, "-m", "napari_shmoareg", *map(str, words)]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, **silent))
@@ -35,7 +45,9 @@ def here(shmoareg, cohort, weights):
     """Run the command in this process."""
 
     def run(out, *options):
-        result = shmoareg("evaluate", cohort, *PATTERNS, "--weights", weights, *QUICK, "--out", out, *options)
+        result = shmoareg(
+            "evaluate", cohort, *PATTERNS, "--weights", weights, *QUICK, "--out", out, *options
+        )
         assert result.exit_code == 0, result.stderr
 
     return run
@@ -45,7 +57,9 @@ def without_seconds(path):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(path)]
 
 
-def test_shards_that_start_together_one_of_them_killed_make_the_tables_of_one_run(start, here, tmp_path):
+def test_shards_that_start_together_one_of_them_killed_make_the_tables_of_one_run(
+    start, here, tmp_path
+):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     first, second = (start(parts, "--shard", f"{n}/2") for n in (1, 2))
     deadline = time.monotonic() + 100
@@ -63,9 +77,16 @@ def test_shards_that_start_together_one_of_them_killed_make_the_tables_of_one_ru
     here(whole)
     for name in ("pairs.csv", "labels.csv"):
         assert without_seconds(parts / name) == without_seconds(whole / name)
-    kept = [[row for row in rows_of(place / "summary.csv") if row["measure"] != "seconds"] for place in (parts, whole)]
+    kept = [
+        [row for row in rows_of(place / "summary.csv") if row["measure"] != "seconds"]
+        for place in (parts, whole)
+    ]
     assert kept[0] == kept[1] and len(kept[0]) > 20
     plans = [json.loads((place / "evaluation.json").read_text()) for place in (parts, whole)]
     assert plans[0] == plans[1]
-    hidden = [path.name for path in parts.rglob(".*") if path.is_file() and f"partial-{first.pid}" not in path.name]
+    hidden = [
+        path.name
+        for path in parts.rglob(".*")
+        if path.is_file() and f"partial-{first.pid}" not in path.name
+    ]
     assert not hidden

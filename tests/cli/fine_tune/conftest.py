@@ -16,15 +16,33 @@ import torch
 from safetensors.torch import load_file
 
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.io.checkpoint import save_network
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io import save_network, write_image
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 FORKER = Path(__file__).with_name("forked_runs.py")
 STEPS = 15
 # A run whose steps, states and looks at the validation pairs fall on different steps.
-RHYTHM = ("--steps", STEPS, "--save-every", 5, "--validate-every", 6, "--validation-pairs", 2, "--no-tensorboard")
-LEARNING = ("--affine", "none", "--learning-rate", 0.001, "--diffeomorphic", 0.5, "--overlap-weight", 0.1)
+RHYTHM = (
+    "--steps",
+    STEPS,
+    "--save-every",
+    5,
+    "--validate-every",
+    6,
+    "--validation-pairs",
+    2,
+    "--no-tensorboard",
+)
+LEARNING = (
+    "--affine",
+    "none",
+    "--learning-rate",
+    0.001,
+    "--diffeomorphic",
+    0.5,
+    "--overlap-weight",
+    0.1,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +55,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scans(phantoms, tmp_path_factory) -> Path:
-    """A folder of six people's scans and their labels, on two kinds of oblique grids; not to be changed."""
+    """A folder of six people's scans and their labels, on two kinds of oblique grids; not to be
+    changed.
+    """
     folder = tmp_path_factory.mktemp("scans")
     write_scans(phantoms, folder)
     return folder
@@ -52,8 +72,14 @@ def write_scans(phantoms, folder: Path) -> None:
         image, labels = getattr(phantoms, role), getattr(phantoms, f"{role}_labels")
         shifted = [np.roll(v.values, number // 2, axis=number % 3) for v in (image, labels)]
         darker = (shifted[0] / 220) ** (1 + 0.1 * number) * 220
-        write_image(Volume(darker.astype(np.float32), image.grid, name), folder / "images" / f"{name}.nii.gz")
-        write_image(Volume(shifted[1], labels.grid, name, is_labels=True), folder / "labels" / f"{name}.nii.gz")
+        write_image(
+            Volume(darker.astype(np.float32), image.grid, name),
+            folder / "images" / f"{name}.nii.gz",
+        )
+        write_image(
+            Volume(shifted[1], labels.grid, name, is_labels=True),
+            folder / "labels" / f"{name}.nii.gz",
+        )
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +97,19 @@ def begin(scans, small):
     """The words that begin a run in a folder; further words replace earlier ones."""
 
     def words(out: Path, *more: object) -> list[str]:
-        where = (scans, "--images", "images/*.nii.gz", "--labels", "labels/*.nii.gz", "--split", "4/2/0")
-        return [str(w) for w in ("fine-tune", *where, "--from", small, "--out", out, *RHYTHM, *LEARNING, *more)]
+        where = (
+            scans,
+            "--images",
+            "images/*.nii.gz",
+            "--labels",
+            "labels/*.nii.gz",
+            "--split",
+            "4/2/0",
+        )
+        return [
+            str(w)
+            for w in ("fine-tune", *where, "--from", small, "--out", out, *RHYTHM, *LEARNING, *more)
+        ]
 
     return words
 
@@ -174,7 +211,9 @@ def unbroken(begin, forker, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def same_runs():
-    """Whether two runs wrote the same tables, but for the seconds, and the same weights and optimiser, bit for bit."""
+    """Whether two runs wrote the same tables, but for the seconds, and the same weights and
+    optimiser, bit for bit.
+    """
 
     def same(one: Path, other: Path) -> bool:
         for name in ("metrics", "validation", "loads", "skipped"):
@@ -185,7 +224,11 @@ def same_runs():
         for name in ("best", "last", "training"):
             found, wanted = (load_file(run / f"{name}.safetensors") for run in (one, other))
             assert found.keys() == wanted.keys()
-            differ = [key for key in found if not key.startswith("random") and not torch.equal(found[key], wanted[key])]
+            differ = [
+                key
+                for key in found
+                if not key.startswith("random") and not torch.equal(found[key], wanted[key])
+            ]
             assert not differ, (name, differ[:3])
         return True
 

@@ -1,14 +1,15 @@
-"""A program that runs `shmoareg` in processes of their own, quickly: it loads everything once, then forks.
+"""A program that runs `shmoareg` in processes of their own, quickly: it loads everything once, then
+forks.
 
-Reads one JSON object a line: {"arguments": [...], "stdout": FILE, "stdin": FILE, "die": [WHAT, NAME, COUNT]}.
-Prints the number of the process, then, when it has ended, its exit code (negative for a signal).
+Reads one JSON object a line: {"arguments": [...], "stdout": FILE, "stdin": FILE, "die": [WHAT,
+NAME, COUNT]}. Prints the number of the process, then, when it has ended, its exit code (negative
+for a signal).
 
 "die" has the process kill itself with SIGKILL at a moment that a test could not hit from outside:
-    ["replacing", NAME, n]  before the n-th time that a finished file of that name is moved to its place
-    ["replaced", NAME, n]   right after it
-    ["writing", NAME, n]    after half of the bytes of that file are written, the n-th time
-    ["adding", NAME, n]     after half of a line of that table is written, the n-th time
-    ["telling", EVENT, n]   when the n-th event of that name is told
+    ["replacing", NAME, n]  before the n-th time that a finished file of that name is moved to its
+    place ["replaced", NAME, n]   right after it ["writing", NAME, n]    after half of the bytes of
+    that file are written, the n-th time ["adding", NAME, n]     after half of a line of that table
+    is written, the n-th time ["telling", EVENT, n]   when the n-th event of that name is told
 """
 
 import json
@@ -19,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from napari_shmoareg.cli import main
-from napari_shmoareg.cli.fine_tune import running, telling
-from napari_shmoareg.engine.optimiser import adam
-from napari_shmoareg.io.datasets import Checkup, VolumeCache, open_dataset
-from napari_shmoareg.io.training_run import step_table
+from napari_shmoareg.cli import main, train, training_process
+from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset
+from napari_shmoareg.registration.refinement import adam
+from napari_shmoareg.training import logs
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as at a terminal, also where the tests themselves run under nohup
+# as at a terminal, also where the tests themselves run under nohup
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def die() -> None:
@@ -47,7 +48,12 @@ class Countdown:
 def die_at(what, name, count) -> None:
     """Put the end of this process where it was ordered."""
     now = Countdown(name, count)
-    replace, write_bytes, echo, opened = os.replace, Path.write_bytes, telling.typer.echo, step_table.StepTable.add
+    replace, write_bytes, echo, opened = (
+        os.replace,
+        Path.write_bytes,
+        train.typer.echo,
+        logs.StepTable.add,
+    )
 
     def replacing(source, target, **more):
         ended = now(Path(target).name)
@@ -81,9 +87,9 @@ def die_at(what, name, count) -> None:
     elif what == "writing":
         Path.write_bytes = writing
     elif what == "adding":
-        step_table.StepTable.add = adding
+        logs.StepTable.add = adding
     else:
-        telling.typer.echo = telling_it
+        train.typer.echo = telling_it
 
 
 def child(order) -> None:
@@ -102,7 +108,7 @@ def child(order) -> None:
 
 
 if __name__ == "__main__":
-    assert running.learn and Checkup and VolumeCache and open_dataset
+    assert training_process.learn and Checkup and VolumeCache and open_dataset
     adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # loads what torch loads late
     for line in sys.stdin:
         order = json.loads(line)

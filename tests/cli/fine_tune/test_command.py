@@ -13,16 +13,14 @@ from safetensors.torch import load_file, save_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from napari_shmoareg.cli.application import app
-from napari_shmoareg.cli.launching import words_of
-from napari_shmoareg.engine.described import described
-from napari_shmoareg.engine.run_settings import RunSettings
-from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.checkpoint import load_network, save_network
-from napari_shmoareg.io.model_card import read_card
-from napari_shmoareg.io.training_run.step_table import read_rows
+from napari_shmoareg.cli.app import app
+from napari_shmoareg.cli.launch import words_of
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import load_network, read_card, save_network
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.settings import described
+from napari_shmoareg.training.logs import read_rows
+from napari_shmoareg.training.settings import FineTuning, RunSettings
 
 
 def events_of(result) -> list[dict]:
@@ -58,7 +56,9 @@ def test_every_event_is_one_line_of_json_in_an_order_that_can_be_followed(short)
     assert names[-1] == "end" and events[-1] == events[-1] | {"reason": "finished", "step": 4}
     assert names.count("validation") == 2 and names.count("preview") == 2
     begun = events[names.index("begin")]
-    assert begun["pairs"] == {"train": 6, "validation": 2, "test": 0} and begun["resumed_at"] is None
+    assert (
+        begun["pairs"] == {"train": 6, "validation": 2, "test": 0} and begun["resumed_at"] is None
+    )
     assert 0 < begun["memory"]["need"] < begun["memory"]["free"]
     assert begun["settings"]["steps"] == 4 and begun["run_settings"]["save_every"] == 2
     steps = [event for event in events if event["event"] == "step"]
@@ -77,7 +77,9 @@ def test_the_curves_for_tensorboard_are_those_of_the_table(short):
     assert [point.step for point in curves.Scalars("validation/dice")] == [0, 4]
 
 
-def test_a_reader_sees_the_check_up_the_split_the_memory_and_what_comes_next(begin, tmp_path, shmoareg):
+def test_a_reader_sees_the_check_up_the_split_the_memory_and_what_comes_next(
+    begin, tmp_path, shmoareg
+):
     out = tmp_path / "run"
     result = shmoareg(*begin(out, "--steps", 1, "--validate-every", 0))
     assert result.exit_code == 0, result.stderr
@@ -108,12 +110,33 @@ def test_every_setting_is_an_option_whose_help_is_its_description():
 
 def test_the_experts_learn_as_asked_and_a_run_goes_on_so(begin, small, shmoareg, tmp_path):
     out = tmp_path / "run"
-    words = ("--balance", "bias", "--known-motion", 1, "--correspondence-weight", 0.1, "--teacher", "descent")
-    more = ("--gates", "frozen", "--routing-target", "counterfactual", "--save-every", 1, "--validate-every", 0)
+    words = (
+        "--balance",
+        "bias",
+        "--known-motion",
+        1,
+        "--correspondence-weight",
+        0.1,
+        "--teacher",
+        "descent",
+    )
+    more = (
+        "--gates",
+        "frozen",
+        "--routing-target",
+        "counterfactual",
+        "--save-every",
+        1,
+        "--validate-every",
+        0,
+    )
     result = shmoareg(*begin(out, *words, *more, "--steps", 1))
     assert result.exit_code == 0, result.stderr
     first = load_file(out / "last.safetensors")
-    assert load_network(out / "last.safetensors").config.choice_bias and not load_network(small).config.choice_bias
+    assert (
+        load_network(out / "last.safetensors").config.choice_bias
+        and not load_network(small).config.choice_bias
+    )
     again = shmoareg("fine-tune", "--out", out, "--resume", "--steps", 2, "--quiet")
     assert again.exit_code == 0, again.stderr
     second, before = load_file(out / "last.safetensors"), load_network(small).state_dict()
@@ -125,17 +148,32 @@ def test_the_experts_learn_as_asked_and_a_run_goes_on_so(begin, small, shmoareg,
 
 def test_the_words_of_a_command_give_the_same_command():
     command = get_command(app).commands["fine-tune"]
-    words = ["there", "--out", "o", "--window=-160,240", "--no-tensorboard", "--flips", "all", "--final-rate", "1e-6"]
+    words = [
+        "there",
+        "--out",
+        "o",
+        "--window=-160,240",
+        "--no-tensorboard",
+        "--flips",
+        "all",
+        "--final-rate",
+        "1e-6",
+    ]
     context = command.make_context("fine-tune", list(words))
     again = words_of(context)
-    assert again[0] == "fine-tune" and command.make_context("fine-tune", again[1:]).params == context.params
+    assert (
+        again[0] == "fine-tune"
+        and command.make_context("fine-tune", again[1:]).params == context.params
+    )
 
 
-def test_it_begins_with_the_weights_that_fit_the_device(scans, shmoareg, monkeypatch, plain, tmp_path):
+def test_it_begins_with_the_weights_that_fit_the_device(
+    scans, shmoareg, monkeypatch, plain, tmp_path
+):
     def chosen(asked, device="cpu"):
         raise InputError(f"asked for {asked} on {device}")
 
-    module = sys.modules["napari_shmoareg.cli.fine_tune.command"]
+    module = sys.modules["napari_shmoareg.cli.train"]
     monkeypatch.setattr(module, "chosen_device", lambda asked: "cuda")
     monkeypatch.setattr(module, "chosen_weights", chosen)
     assert plain(shmoareg("fine-tune", scans, "--out", tmp_path / "o")).search("None on cuda")
@@ -173,7 +211,11 @@ def test_a_setting_out_of_range_is_refused_before_anything_is_written(
     if code == 1:
         assert plain(result).search(says)
     else:
-        assert plain.__name__ and says.split(".*")[0] in result.stderr and "Traceback" not in result.stderr
+        assert (
+            plain.__name__
+            and says.split(".*")[0] in result.stderr
+            and "Traceback" not in result.stderr
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -191,15 +233,23 @@ def test_a_folder_that_holds_something_is_left_alone(begin, short, shmoareg, tmp
     assert plain(shmoareg("fine-tune", "--out", tmp_path / "none")).search("give a DATASET")
 
 
-def test_a_run_goes_on_with_more_steps_but_not_with_other_settings(begin, short, shmoareg, tmp_path, plain, weights):
+def test_a_run_goes_on_with_more_steps_but_not_with_other_settings(
+    begin, short, shmoareg, tmp_path, plain, weights
+):
     out = shutil.copytree(short[0], tmp_path / "run")
     go_on = ("fine-tune", "--out", out, "--resume")
     assert plain(shmoareg(*go_on, "--learning-rate", 0.5, "--split", "3/3/0")).search(
         r"learning_rate \(0.001, not 0.5\), split \('4/2/0', not '3/3/0'\)"
     )
-    assert plain(shmoareg(*go_on, "--steps", 3)).search("begun with 4 steps; their number may grow, not fall to 3")
-    assert plain(shmoareg(*go_on, "--from", weights)).search("began from .*small.safetensors', not from")
-    assert plain(shmoareg("fine-tune", tmp_path / "nowhere", *go_on[1:])).search("nowhere.*give its new place")
+    assert plain(shmoareg(*go_on, "--steps", 3)).search(
+        "begun with 4 steps; their number may grow, not fall to 3"
+    )
+    assert plain(shmoareg(*go_on, "--from", weights)).search(
+        "began from .*small.safetensors', not from"
+    )
+    assert plain(shmoareg("fine-tune", tmp_path / "nowhere", *go_on[1:])).search(
+        "nowhere.*give its new place"
+    )
     more = ("--steps", 6, "--save-every", 2, "--overlap-weight", 0)
     again = shmoareg(*begin(out, *more, "--tensorboard", "--resume", "--json"))
     assert again.exit_code == 0, again.stderr
@@ -225,8 +275,14 @@ def test_weights_of_another_architecture_are_refused(begin, short, shmoareg, tmp
     save_network(other, tmp_path / "other.safetensors", card={})
     tensors = load_file(tmp_path / "other.safetensors")
     config = json.dumps(SHMoARegConfig.preset("tiny").to_dict())
-    save_file(tensors, tmp_path / "wrong.safetensors", {"format": "shmoareg-1", "config": config, "card": "{}"})
-    assert plain(shmoareg(*begin(tmp_path / "run", "--from", tmp_path / "wrong.safetensors"))).search("do not fit")
+    save_file(
+        tensors,
+        tmp_path / "wrong.safetensors",
+        {"format": "shmoareg-1", "config": config, "card": "{}"},
+    )
+    assert plain(
+        shmoareg(*begin(tmp_path / "run", "--from", tmp_path / "wrong.safetensors"))
+    ).search("do not fit")
     assert not (tmp_path / "run").exists()
     shmoareg(*begin(tmp_path / "of-other", "--from", tmp_path / "other.safetensors", "--steps", 1))
     out = shutil.copytree(short[0], tmp_path / "mixed")
@@ -234,7 +290,9 @@ def test_weights_of_another_architecture_are_refused(begin, short, shmoareg, tmp
     assert plain(shmoareg("fine-tune", "--out", out, "--resume", "--steps", 9)).search(
         "of a network with another config"
     )
-    assert len(read_rows(out / "metrics.csv")) == 4, "the tables were cut back before the state was read"
+    assert len(read_rows(out / "metrics.csv")) == 4, (
+        "the tables were cut back before the state was read"
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,25 +300,37 @@ def test_weights_of_another_architecture_are_refused(begin, short, shmoareg, tmp
     [
         ("run.json", '{"format": "sh', "run.json is damaged"),
         ("run.json", '{"format": "other"}', "not of a run that this version knows"),
-        ("run.json", '{"format": "shmoareg-run-1", "settings": {"leaps": 3}}', "damaged, or of another version"),
+        (
+            "run.json",
+            '{"format": "shmoareg-run-1", "settings": {"leaps": 3}}',
+            "damaged, or of another version",
+        ),
         ("split.json", '{"train": 3}', "split.json is damaged"),
         ("training.safetensors", b"\x10\0\0\0\0\0\0\0{", "damaged or cut short"),
         ("metrics.csv", "a,b\n1,2\n", "metrics.csv is damaged"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_told_plainly(name, content, says, short, shmoareg, tmp_path, plain):
+def test_a_damaged_file_of_a_run_is_told_plainly(
+    name, content, says, short, shmoareg, tmp_path, plain
+):
     out = shutil.copytree(short[0], tmp_path / "run")
     (out / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert plain(shmoareg("fine-tune", "--out", out, "--resume", "--steps", 9)).search(says)
     assert not (out / "lock").exists()
 
 
-def test_weights_that_were_exchanged_before_the_first_state_are_noticed(begin, small, shmoareg, tmp_path, plain):
+def test_weights_that_were_exchanged_before_the_first_state_are_noticed(
+    begin, small, shmoareg, tmp_path, plain
+):
     mine = tmp_path / "mine.safetensors"
     shutil.copy(small, mine)
     out = tmp_path / "run"
-    result = shmoareg(*begin(out, "--from", mine, "--learning-rate", 1e30, "--steps", 3, "--validate-every", 0))
+    result = shmoareg(
+        *begin(out, "--from", mine, "--learning-rate", 1e30, "--steps", 3, "--validate-every", 0)
+    )
     assert result.exit_code == 1
     (out / "training.safetensors").unlink()
     save_network(load_network(small), mine, card={"title": "another"})
-    assert plain(shmoareg("fine-tune", "--out", out, "--resume")).search("not those that the run was begun with")
+    assert plain(shmoareg("fine-tune", "--out", out, "--resume")).search(
+        "not those that the run was begun with"
+    )

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.io.checkpoint import load_network
-from napari_shmoareg.io.datasets import small_scans, training_pairs
-from napari_shmoareg.io.model_card import read_card
-from napari_shmoareg.io.training_run import stepping
-from napari_shmoareg.io.training_run.step_table import StepTable, read_rows
+from napari_shmoareg.datasets import cache, pairs
+from napari_shmoareg.io import load_network, read_card
+from napari_shmoareg.training import trainer
+from napari_shmoareg.training.logs import StepTable, read_rows
 
 
 @pytest.mark.parametrize("what", ["a state", "the move of a state", "the best weights", "a row"])
@@ -22,7 +21,12 @@ def test_a_full_disk_ends_a_run_that_is_kept_and_goes_on(
     what, begin, unbroken, same_runs, shmoareg, tmp_path, monkeypatch, plain
 ):
     out, count = tmp_path / "run", {"n": 0}
-    names = {"a state": "training", "the best weights": "best", "the move of a state": "training", "a row": "metrics"}
+    names = {
+        "a state": "training",
+        "the best weights": "best",
+        "the move of a state": "training",
+        "a row": "metrics",
+    }
     at = 2 if what == "the best weights" else 3  # states are of the steps 0, 5, 6 ...
     full = OSError(errno.ENOSPC, "No space left on device")
 
@@ -62,18 +66,25 @@ def test_a_full_disk_ends_a_run_that_is_kept_and_goes_on(
     assert said.search("disk is full")
     saved = {"a state": 5, "the move of a state": 5, "the best weights": r"\d+", "a row": 6}[what]
     assert said.search(f"state of step {saved} is whole.*--resume")
-    assert not [entry.name for entry in out.iterdir() if "partial" in entry.name or entry.name == "lock"]
+    assert not [
+        entry.name for entry in out.iterdir() if "partial" in entry.name or entry.name == "lock"
+    ]
     assert shmoareg("fine-tune", "--out", out, "--resume", "--quiet").exit_code == 0
     assert same_runs(out, unbroken)
 
 
-def test_a_loss_that_is_not_finite_ends_a_run_with_the_names_of_the_scans(begin, shmoareg, tmp_path):
+def test_a_loss_that_is_not_finite_ends_a_run_with_the_names_of_the_scans(
+    begin, shmoareg, tmp_path
+):
     out = tmp_path / "run"
     result = shmoareg(*begin(out, "--learning-rate", 1e30, "--json"))
     assert result.exit_code == 1
     error, end = (json.loads(line) for line in result.stdout.splitlines()[-2:])
     assert error["event"] == "error" and "became nan at step 2, on pair" in error["text"]
-    (pair,) = {tuple(row["pair"].split(" and ")) for row in [{"pair": error["text"].split("(")[1].split(")")[0]}]}
+    (pair,) = {
+        tuple(row["pair"].split(" and "))
+        for row in [{"pair": error["text"].split("(")[1].split(")")[0]}]
+    }
     assert set(pair) <= set("abcdef")
     assert f"--from {out / 'best.safetensors'} with a lower --learning-rate" in error["text"]
     assert str(out / "last.safetensors") in error["text"] and "good" not in error["text"]
@@ -88,10 +99,10 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
 ):
     mine = shutil.copytree(scans, tmp_path / "scans")
     monkeypatch.setenv("SHMOAREG_CACHE", str(tmp_path / "cache"))
-    for kept in (small_scans, training_pairs):
+    for kept in (cache, pairs):
         monkeypatch.setattr(kept, "KEPT_BYTES", 0)  # as with scans that do not all fit into memory
     out = tmp_path / "run"
-    noted, lost = stepping.Stepping._noted, []
+    noted, lost = trainer.Stepping._noted, []
 
     def lose_one(self, step):
         if step.step == 2:
@@ -100,16 +111,24 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
             shutil.rmtree(tmp_path / "cache")
         yield from noted(self, step)
 
-    monkeypatch.setattr(stepping.Stepping, "_noted", lose_one)
-    words = [str(mine) if word == str(scans) else word for word in begin(out, "--validate-every", 0)]
+    monkeypatch.setattr(trainer.Stepping, "_noted", lose_one)
+    words = [
+        str(mine) if word == str(scans) else word for word in begin(out, "--validate-every", 0)
+    ]
     result = shmoareg(*words, "--steps", 10)
     assert result.exit_code == 0, result.stderr
     skipped = read_rows(out / "skipped.csv")
-    assert skipped and all(int(row["step"]) > 2 and lost[0] in row["pair"].split(" and ") for row in skipped)
-    assert all(lost[0] not in row["pairs"].split(" and ") for row in read_rows(out / "metrics.csv")[2:])
+    assert skipped and all(
+        int(row["step"]) > 2 and lost[0] in row["pair"].split(" and ") for row in skipped
+    )
+    assert all(
+        lost[0] not in row["pairs"].split(" and ") for row in read_rows(out / "metrics.csv")[2:]
+    )
     assert f"Warning: the pair {skipped[0]['pair']} is left out: " in result.stderr
     assert len(read_rows(out / "metrics.csv")) == 10
     shutil.rmtree(tmp_path / "cache")
     again = shmoareg("fine-tune", "--out", out, "--resume", "--steps", 13)
     assert again.exit_code == 0, again.stderr
-    assert any("could be used when the run began" in row["why"] for row in read_rows(out / "skipped.csv"))
+    assert any(
+        "could be used when the run began" in row["why"] for row in read_rows(out / "skipped.csv")
+    )

@@ -8,15 +8,31 @@ from dataclasses import replace
 import pytest
 import torch
 
-from napari_shmoareg.engine.training_settings import FineTuning
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.checkpoint import load_network
-from napari_shmoareg.io.model_card import read_card
-from napari_shmoareg.io.training_run.from_nothing import config_from_nothing, parse_changes, random_network, start_of
-from napari_shmoareg.io.training_run.plan import DatasetChoice, make_plan, read_plan
+from napari_shmoareg.datasets.dataset import DatasetChoice
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.model import SHMoARegConfig
+from napari_shmoareg.training.plan import (
+    config_from_nothing,
+    make_plan,
+    parse_changes,
+    random_network,
+    read_plan,
+    start_of,
+)
+from napari_shmoareg.training.settings import FineTuning
 
-SHORT = ("--steps", 4, "--save-every", 2, "--validate-every", 4, "--validation-pairs", 1, "--no-tensorboard")
+SHORT = (
+    "--steps",
+    4,
+    "--save-every",
+    2,
+    "--validate-every",
+    4,
+    "--validation-pairs",
+    1,
+    "--no-tensorboard",
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +40,15 @@ def nothing(scans):
     """The words that begin a run from nothing in a folder."""
 
     def words(out, *more):
-        where = (scans, "--images", "images/*.nii.gz", "--labels", "labels/*.nii.gz", "--split", "4/2/0")
+        where = (
+            scans,
+            "--images",
+            "images/*.nii.gz",
+            "--labels",
+            "labels/*.nii.gz",
+            "--split",
+            "4/2/0",
+        )
         start = ("--from", "none", "--preset", "tiny", "--size", 16, "--affine", "none")
         return [str(w) for w in ("fine-tune", *where, *start, "--out", out, *SHORT, *more)]
 
@@ -43,9 +67,18 @@ def whole(nothing, forker, tmp_path_factory):
 def test_the_defaults_are_those_of_section_iv_b():
     plan = make_plan("none", DatasetChoice("there"), {}, {})
     settings = plan.settings
-    assert (settings.steps, settings.batch, settings.learning_rate, settings.final_rate) == (100_000, 1, 1e-4, None)
+    assert (settings.steps, settings.batch, settings.learning_rate, settings.final_rate) == (
+        100_000,
+        1,
+        1e-4,
+        None,
+    )
     assert (settings.similarity, settings.similarity_weight) == ("mse", 1.0)
-    assert (settings.smoothness_weight, settings.routing_weight, settings.quantile) == (0.01, 0.001, 0.5)
+    assert (settings.smoothness_weight, settings.routing_weight, settings.quantile) == (
+        0.01,
+        0.001,
+        0.5,
+    )
     ours = ("bending", "overlap", "inverse", "balance")
     assert all(getattr(settings, f"{name}_weight") == 0 for name in ours)
     assert (settings.cascade, settings.diffeomorphic, settings.largest_gradient) == (0, 0, 0)
@@ -53,17 +86,39 @@ def test_the_defaults_are_those_of_section_iv_b():
     assert not (settings.balance_heads or settings.freeze_encoder)
     assert settings.size == 128 and plan.network_config == SHMoARegConfig()
     config = plan.network_config
-    assert (config.embed_dim, config.depths, config.num_experts, config.top_k) == (48, (2, 2, 4, 2), 12, 4)
+    assert (config.embed_dim, config.depths, config.num_experts, config.top_k) == (
+        48,
+        (2, 2, 4, 2),
+        12,
+        4,
+    )
     assert (config.kernels, config.shmoe_strides, config.passes) == ((1, 3, 5), (1, 2), (1.0,))
 
 
 def test_the_other_variant_and_the_ablations_can_be_begun_too():
-    variant = make_plan("none", DatasetChoice("there"), {"diffeomorphic": 1.0, "smoothness_weight": 0.1}, {})
+    variant = make_plan(
+        "none", DatasetChoice("there"), {"diffeomorphic": 1.0, "smoothness_weight": 0.1}, {}
+    )
     assert variant.network_config == SHMoARegConfig(diffeomorphic=True)
-    words = ["attention=mha", "shmoe-strides=none", "diffeomorphic=TRUE", "window=5,6,7", "drop_path=0.3"]
+    words = [
+        "attention=mha",
+        "shmoe-strides=none",
+        "diffeomorphic=TRUE",
+        "window=5,6,7",
+        "drop_path=0.3",
+    ]
     plan = make_plan("none", DatasetChoice("there"), {}, {}, changes=parse_changes(words))
-    wanted = {"attention": "mha", "shmoe_strides": (), "diffeomorphic": True, "window": (5, 6, 7), "drop_path": 0.3}
-    assert plan.network_config == replace(SHMoARegConfig(), **wanted) and plan.settings.diffeomorphic == 1.0
+    wanted = {
+        "attention": "mha",
+        "shmoe_strides": (),
+        "diffeomorphic": True,
+        "window": (5, 6, 7),
+        "drop_path": 0.3,
+    }
+    assert (
+        plan.network_config == replace(SHMoARegConfig(), **wanted)
+        and plan.settings.diffeomorphic == 1.0
+    )
 
 
 def test_a_network_registers_on_the_grids_that_it_learns_on_unless_a_cascade_is_asked_for():
@@ -90,7 +145,10 @@ def test_a_run_from_nothing_learns_and_says_where_it_began(whole, shmoareg):
     began = random_network(config_from_nothing("tiny", {}, FineTuning(size=16)), 0).state_dict()
     network = load_network(whole / "last.safetensors")
     assert (network.config.size, network.config.passes) == (16, (1.0,))
-    moved = {name: float((value - began[name]).abs().max()) for name, value in network.state_dict().items()}
+    moved = {
+        name: float((value - began[name]).abs().max())
+        for name, value in network.state_dict().items()
+    }
     assert 0 < max(moved.values()) < 5e-4, "four steps of Adam at 1e-4 from the weights of the seed"
     card = read_card(whole / "last.safetensors")
     assert card["fine_tuned_from"] == "nothing (random weights of preset tiny)"
@@ -100,13 +158,19 @@ def test_a_run_from_nothing_learns_and_says_where_it_began(whole, shmoareg):
     assert read_plan(whole / "run.json").weights["preset"] == "tiny"
 
 
-def test_a_run_from_nothing_in_pieces_ends_where_one_in_a_go_does(nothing, whole, shmoareg, tmp_path):
+def test_a_run_from_nothing_in_pieces_ends_where_one_in_a_go_does(
+    nothing, whole, shmoareg, tmp_path
+):
     out = tmp_path / "run"
     first = shmoareg(*nothing(out, "--minutes", 1e-9))
     assert first.exit_code == 0, first.stderr
-    assert "Begins from nothing (random weights of preset tiny): 4 steps" in " ".join(first.stdout.split())
+    assert "Begins from nothing (random weights of preset tiny): 4 steps" in " ".join(
+        first.stdout.split()
+    )
     assert read_card(out / "last.safetensors")["fine_tuning_steps"] == 1
-    last = shmoareg("fine-tune", "--out", out, "--resume", "--from", "none", "--preset", "tiny", "--minutes", 0)
+    last = shmoareg(
+        "fine-tune", "--out", out, "--resume", "--from", "none", "--preset", "tiny", "--minutes", 0
+    )
     assert last.exit_code == 0, last.stderr
     for table in ("metrics", "loads"):
         rows = [(run / f"{table}.csv").read_text().splitlines() for run in (whole, out)]
@@ -116,7 +180,9 @@ def test_a_run_from_nothing_in_pieces_ends_where_one_in_a_go_does(nothing, whole
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_run_that_saved_nothing_begins_with_the_same_weights_again(nothing, whole, forker, tmp_path):
+def test_a_run_that_saved_nothing_begins_with_the_same_weights_again(
+    nothing, whole, forker, tmp_path
+):
     out = tmp_path / "run"
     killed = forker.run(nothing(out, "--json"), die=("telling", "begin", 1))
     assert killed.code != 0 and not (out / "training.safetensors").exists()
@@ -134,7 +200,10 @@ def test_plain_layers_learn_too(nothing, shmoareg, tmp_path):
     config = load_network(out / "last.safetensors").config
     assert (config.attention, config.shmoe_strides, config.diffeomorphic) == ("mha", (), True)
     begun = next(e for e in map(json.loads, result.stdout.splitlines()) if e["event"] == "begin")
-    assert begun["begins_from"] == "nothing (random weights of preset tiny, attention=mha, shmoe_strides=[])"
+    assert (
+        begun["begins_from"]
+        == "nothing (random weights of preset tiny, attention=mha, shmoe_strides=[])"
+    )
     assert start_of(read_plan(out / "run.json").weights) == begun["begins_from"]
 
 
@@ -158,13 +227,21 @@ def test_a_network_that_cannot_be_built_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_is_chosen_only_where_a_run_begins_from_nothing(scans, small, whole, plain, shmoareg, tmp_path):
+def test_a_network_is_chosen_only_where_a_run_begins_from_nothing(
+    scans, small, whole, plain, shmoareg, tmp_path
+):
     for words in (("--preset", "small"), ("--config", "attention=mha")):
         result = shmoareg("fine-tune", scans, "--from", small, "--out", tmp_path / "run", *words)
         assert plain(result).search("give --from none too")
-        with_other = ("--from", "none", "--preset", "small") if words[0] == "--preset" else ("--from", "none", *words)
+        with_other = (
+            ("--from", "none", "--preset", "small")
+            if words[0] == "--preset"
+            else ("--from", "none", *words)
+        )
         result = shmoareg("fine-tune", "--out", whole, "--resume", *with_other)
-        assert plain(result).search(r"began from nothing \(random weights of preset tiny\). Leave out --preset")
+        assert plain(result).search(
+            r"began from nothing \(random weights of preset tiny\). Leave out --preset"
+        )
     assert plain(shmoareg("fine-tune", "--out", whole, "--resume", "--from", small)).search(
         "began from nothing.*not from"
     )
@@ -174,7 +251,16 @@ def test_a_network_is_chosen_only_where_a_run_begins_from_nothing(scans, small, 
 
 def test_experts_begin_from_nothing_as_asked(nothing, shmoareg, tmp_path):
     out = tmp_path / "run"
-    asked = ("--moa-output-scale", 4, "--kernels-start", "alike", "--balance", "bias", "--learning-rate", 1e-12)
+    asked = (
+        "--moa-output-scale",
+        4,
+        "--kernels-start",
+        "alike",
+        "--balance",
+        "bias",
+        "--learning-rate",
+        1e-12,
+    )
     result = shmoareg(*nothing(out, *asked, "--steps", 1, "--validate-every", 0))
     assert result.exit_code == 0, result.stderr
     network = load_network(out / "last.safetensors")
@@ -186,4 +272,6 @@ def test_experts_begin_from_nothing_as_asked(nothing, shmoareg, tmp_path):
     small, middle, large = network.decoder.levels[-1].head.experts["y"]
     torch.testing.assert_close(middle.weight[..., 1:2, 1:2, 1:2], small.weight)
     torch.testing.assert_close(large.weight[..., 2:3, 2:3, 2:3], small.weight)
-    assert float(large.weight.detach().abs().sum()) == pytest.approx(float(small.weight.detach().abs().sum()), rel=1e-3)
+    assert float(large.weight.detach().abs().sum()) == pytest.approx(
+        float(small.weight.detach().abs().sum()), rel=1e-3
+    )

@@ -9,24 +9,38 @@ import shutil
 import numpy as np
 import pytest
 
-from napari_shmoareg.io.checkpoint import load_network, save_network
-from napari_shmoareg.io.datasets import split_dataset
-from napari_shmoareg.io.images import read_image, write_image
-from napari_shmoareg.io.model_card import read_card
-from napari_shmoareg.io.training_run.plan import DatasetChoice
-from napari_shmoareg.io.training_run.step_table import read_rows
+from napari_shmoareg.datasets import split_dataset
+from napari_shmoareg.datasets.dataset import DatasetChoice
+from napari_shmoareg.io import load_network, read_card, read_image, save_network, write_image
+from napari_shmoareg.training.logs import read_rows
 
-FEW = ("--steps", 2, "--save-every", 2, "--validate-every", 2, "--overlap-weight", 0, "--affine", "rigid", "--json")
+FEW = (
+    "--steps",
+    2,
+    "--save-every",
+    2,
+    "--validate-every",
+    2,
+    "--overlap-weight",
+    0,
+    "--affine",
+    "rigid",
+    "--json",
+)
 
 
 def events_of(result, name):
     assert result.exit_code == 0, result.stderr
-    return [event for event in map(json.loads, result.stdout.splitlines()) if event["event"] == name]
+    return [
+        event for event in map(json.loads, result.stdout.splitlines()) if event["event"] == name
+    ]
 
 
 @pytest.fixture(scope="module")
 def finished(scans, begin, forker, tmp_path_factory):
-    """A finished run of two steps on a copy of the scans, aligned to one of them; not to be changed."""
+    """A finished run of two steps on a copy of the scans, aligned to one of them; not to be
+    changed.
+    """
     folder = tmp_path_factory.mktemp("finished")
     mine = shutil.copytree(scans, folder / "scans")
     words = [str(mine) if word == str(scans) else word for word in begin(folder / "run", *FEW)]
@@ -37,7 +51,9 @@ def finished(scans, begin, forker, tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """A run, and the scans it began with in the place where run.json has them, both to be changed."""
+    """A run, and the scans it began with in the place where run.json has them, both to be
+    changed.
+    """
     scans, run = (
         shutil.copytree(finished / "scans", tmp_path / "scans"),
         shutil.copytree(finished / "run", tmp_path / "run"),
@@ -53,7 +69,9 @@ def go_on(copy, shmoareg):
     """Go on with the run for two steps more."""
 
     def resume(*more, dataset=(), steps=4):
-        return shmoareg("fine-tune", *dataset, "--out", copy[1], "--resume", "--steps", steps, *more)
+        return shmoareg(
+            "fine-tune", *dataset, "--out", copy[1], "--resume", "--steps", steps, *more
+        )
 
     return resume
 
@@ -84,17 +102,30 @@ def test_scans_that_changed_or_are_gone_since_are_told_and_counted(copy, go_on):
     changed = learner(run)
     gone = learner(run, but=changed)
     image = read_image(scans / "images" / f"{changed}.nii.gz")
-    write_image(image.with_values(np.asarray(image.values) * 0.9), scans / "images" / f"{changed}.nii.gz")
+    write_image(
+        image.with_values(np.asarray(image.values) * 0.9), scans / "images" / f"{changed}.nii.gz"
+    )
     judge = division(run)["validation"][0]
     labels = read_image(scans / "labels" / f"{judge}.nii.gz")
-    write_image(labels.with_values(np.asarray(labels.values)[::-1].copy()), scans / "labels" / f"{judge}.nii.gz")
+    write_image(
+        labels.with_values(np.asarray(labels.values)[::-1].copy()),
+        scans / "labels" / f"{judge}.nii.gz",
+    )
     for kind in ("images", "labels"):
         (scans / kind / f"{gone}.nii.gz").unlink()
     result = go_on()
     assert result.exit_code == 0, result.stderr
-    assert f"Warning: The image of '{changed}' is not the one that the run began with." in result.stderr
-    assert f"Warning: The labels of '{judge}' are not those that the run began with." in result.stderr
-    assert f"Warning: The scan '{gone}' was used when the run began, and is not in the data set now." in result.stderr
+    assert (
+        f"Warning: The image of '{changed}' is not the one that the run began with."
+        in result.stderr
+    )
+    assert (
+        f"Warning: The labels of '{judge}' are not those that the run began with." in result.stderr
+    )
+    assert (
+        f"Warning: The scan '{gone}' was used when the run began, and is not in the data set now."
+        in result.stderr
+    )
     assert "3 scans learn (3 pairs)" in result.stdout
     assert read_card(run / "last.safetensors")["fine_tuning_dataset"]["scans"]["train"] == 3
 
@@ -110,18 +141,27 @@ def test_a_run_whose_scan_to_align_with_is_gone_ends_with_its_name(copy, go_on, 
     reference = division(copy[1])["reference"]
     for kind in ("images", "labels"):
         (copy[0] / kind / f"{reference}.nii.gz").unlink()
-    assert plain(go_on()).search(f"The scan '{reference}', with which the run aligned all others.*not in the data set")
+    assert plain(go_on()).search(
+        f"The scan '{reference}', with which the run aligned all others.*not in the data set"
+    )
 
 
-def test_a_data_set_that_was_moved_is_gone_on_with_and_another_one_is_not(copy, go_on, plain, tmp_path):
+def test_a_data_set_that_was_moved_is_gone_on_with_and_another_one_is_not(
+    copy, go_on, plain, tmp_path
+):
     scans, run = copy
     moved = scans.rename(tmp_path / "moved")
     assert plain(go_on()).search("give its new place: shmoareg fine-tune DATASET --out")
     other = shutil.copytree(moved, tmp_path / "other")
     name = learner(run)
-    shutil.copy(moved / "images" / f"{learner(run, but=name)}.nii.gz", other / "images" / f"{name}.nii.gz")
+    shutil.copy(
+        moved / "images" / f"{learner(run, but=name)}.nii.gz", other / "images" / f"{name}.nii.gz"
+    )
     refused = go_on("--quiet", dataset=(other,))
-    assert refused.exit_code == 1 and f"other is not the same, moved: The image of '{name}'" in refused.stderr
+    assert (
+        refused.exit_code == 1
+        and f"other is not the same, moved: The image of '{name}'" in refused.stderr
+    )
     assert json.loads((run / "run.json").read_text())["dataset"]["path"] == str(scans)
     assert events_of(go_on("--json", dataset=(moved,)), "step")[-1]["step"] == 4
     assert json.loads((run / "run.json").read_text())["dataset"]["path"] == str(moved)
@@ -130,12 +170,16 @@ def test_a_data_set_that_was_moved_is_gone_on_with_and_another_one_is_not(copy, 
 def test_a_place_is_the_same_by_another_way_there(copy, go_on, small, tmp_path):
     (tmp_path / "link").symlink_to(copy[0], target_is_directory=True)
     (tmp_path / "linked.safetensors").symlink_to(small)
-    result = go_on("--from", tmp_path / "linked.safetensors", "--json", dataset=(tmp_path / "link",))
+    result = go_on(
+        "--from", tmp_path / "linked.safetensors", "--json", dataset=(tmp_path / "link",)
+    )
     assert events_of(result, "begin")
     assert json.loads((copy[1] / "run.json").read_text())["dataset"]["path"] == str(copy[0])
 
 
-def test_a_rate_that_falls_to_its_end_is_not_begun_again_for_more_steps(begin, shmoareg, plain, tmp_path):
+def test_a_rate_that_falls_to_its_end_is_not_begun_again_for_more_steps(
+    begin, shmoareg, plain, tmp_path
+):
     out = tmp_path / "run"
     done = shmoareg(*begin(out, *FEW[:-1], "--affine", "none", "--final-rate", 1e-5, "--quiet"))
     assert done.exit_code == 0, done.stderr
@@ -157,7 +201,9 @@ def test_a_best_whose_weights_are_gone_is_forgotten(copy, go_on):
     (copy[1] / "best.safetensors").unlink()
     result = go_on("--json")
     (begun,) = events_of(result, "begin")
-    assert begun["best"] is None and any("best.safetensors is missing" in words for words in begun["problems"])
+    assert begun["best"] is None and any(
+        "best.safetensors is missing" in words for words in begun["problems"]
+    )
     assert (copy[1] / "best.safetensors").is_file() and events_of(result, "validation")[-1]["best"]
 
 
@@ -171,22 +217,44 @@ def test_last_weights_that_are_older_than_the_state_are_written_again(copy, go_o
     assert events_of(go_on("--json", steps=2), "end") and os.stat(last).st_mtime_ns == written
 
 
-def test_where_nothing_learned_is_better_than_the_start_everything_says_so(begin, shmoareg, tmp_path):
+def test_where_nothing_learned_is_better_than_the_start_everything_says_so(
+    begin, shmoareg, tmp_path
+):
     out = tmp_path / "run"
     result = shmoareg(*begin(out, *FEW[:-1], "--affine", "none", "--learning-rate", 1e-30))
     assert result.exit_code == 0, result.stderr
-    assert "Nothing learned was better than the start" in result.stdout and "Use them" not in result.stdout
+    assert (
+        "Nothing learned was better than the start" in result.stdout
+        and "Use them" not in result.stdout
+    )
     shown = shmoareg("runs", "show", out)
-    assert "those that the run began with: nothing learned was better" in " ".join(shown.stdout.split())
+    assert "those that the run began with: nothing learned was better" in " ".join(
+        shown.stdout.split()
+    )
     assert "began with" in read_card(out / "best.safetensors")["fine_tuning_note"]
-    assert "nothing that the run had learned was better" in read_card(out / "last.safetensors")["fine_tuning_note"]
+    assert (
+        "nothing that the run had learned was better"
+        in read_card(out / "last.safetensors")["fine_tuning_note"]
+    )
 
 
 def test_a_run_that_nobody_judges_is_warned_of(begin, shmoareg, tmp_path):
     result = shmoareg(*begin(tmp_path / "run", *FEW[:-1], "--affine", "none", "--split", "5/0/0"))
-    assert result.exit_code == 0 and "Warning: Nothing will be validated and no best weights are kept" in result.stderr
+    assert (
+        result.exit_code == 0
+        and "Warning: Nothing will be validated and no best weights are kept" in result.stderr
+    )
     wished = shmoareg(
-        *begin(tmp_path / "wished", *FEW[:-1], "--affine", "none", "--split", "5/0/0", "--validate-every", 0)
+        *begin(
+            tmp_path / "wished",
+            *FEW[:-1],
+            "--affine",
+            "none",
+            "--split",
+            "5/0/0",
+            "--validate-every",
+            0,
+        )
     )
     assert "Nothing will be validated" not in wished.stderr
 
@@ -205,7 +273,9 @@ def test_scans_are_aligned_with_one_that_learns(scans, begin, shmoareg, tmp_path
     assert division(tmp_path / "run")["reference"] in split.train
 
 
-def test_it_learns_at_the_size_of_the_settings_and_validates_at_that_of_the_weights(begin, shmoareg, tmp_path):
+def test_it_learns_at_the_size_of_the_settings_and_validates_at_that_of_the_weights(
+    begin, shmoareg, tmp_path
+):
     result = shmoareg(*begin(tmp_path / "run", *FEW, "--affine", "none", "--size", 12))
     (begun,) = events_of(result, "begin")
     assert max(begun["shape"]) == 12
@@ -215,7 +285,9 @@ def test_it_learns_at_the_size_of_the_settings_and_validates_at_that_of_the_weig
 
 
 @pytest.mark.parametrize(("was", "used"), [(True, True), (False, False)])
-def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(was, used, copy, go_on):
+def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(
+    was, used, copy, go_on
+):
     told = json.loads((copy[1] / "run.json").read_text())
     assert told["settings"]["bfloat16"] == "auto"
     told["settings"]["bfloat16"] = was

@@ -7,9 +7,8 @@ import signal
 
 import pytest
 
-from napari_shmoareg.io.checkpoint import load_network
-from napari_shmoareg.io.model_card import read_card
-from napari_shmoareg.io.training_run.step_table import read_rows
+from napari_shmoareg.io import load_network, read_card
+from napari_shmoareg.training.logs import read_rows
 
 MOMENTS = (  # each is reached from the state that the ones before it left
     ("replacing", "run.json", 1),  # before there is a run at all: the folder holds the lock only
@@ -26,7 +25,9 @@ MOMENTS = (  # each is reached from the state that the ones before it left
 )
 
 
-def test_a_run_killed_at_every_kind_of_moment_ends_as_one_never_killed(begin, forker, unbroken, same_runs, tmp_path):
+def test_a_run_killed_at_every_kind_of_moment_ends_as_one_never_killed(
+    begin, forker, unbroken, same_runs, tmp_path
+):
     out = tmp_path / "run"
     for moment in MOMENTS:
         resume = ("--resume",) if (out / "run.json").exists() else ()
@@ -37,9 +38,12 @@ def test_a_run_killed_at_every_kind_of_moment_ends_as_one_never_killed(begin, fo
     assert same_runs(out, unbroken)
     assert [row["step"] for row in read_rows(unbroken / "validation.csv")] == ["0", "6", "12", "15"]
     assert (
-        len(read_rows(unbroken / "metrics.csv")) == 15 and float(read_rows(unbroken / "metrics.csv")[3]["overlap"]) > 0
+        len(read_rows(unbroken / "metrics.csv")) == 15
+        and float(read_rows(unbroken / "metrics.csv")[3]["overlap"]) > 0
     )
-    assert not [entry.name for entry in out.iterdir() if ".partial-" in entry.name or entry.name == "lock"]
+    assert not [
+        entry.name for entry in out.iterdir() if ".partial-" in entry.name or entry.name == "lock"
+    ]
 
 
 def test_a_run_killed_from_outside_between_two_steps_ends_as_one_never_killed(
@@ -59,7 +63,9 @@ def test_a_run_killed_from_outside_between_two_steps_ends_as_one_never_killed(
     assert same_runs(out, unbroken)
 
 
-def test_paused_gone_on_and_stopped_from_outside(begin, forker, unbroken, same_runs, tmp_path, shmoareg):
+def test_paused_gone_on_and_stopped_from_outside(
+    begin, forker, unbroken, same_runs, tmp_path, shmoareg
+):
     out = tmp_path / "run"
     running = forker.start(begin(out, "--json"))
     running.until(lambda events: any(event["event"] == "step" for event in events))
@@ -67,7 +73,9 @@ def test_paused_gone_on_and_stopped_from_outside(begin, forker, unbroken, same_r
     running.until(lambda events: events[-1]["event"] == "paused")
     assert "is paused" in shmoareg("runs", "show", out).stdout
     at = running.events[-1]["step"]
-    assert at == running.events[-2]["step"] and running.events[-2]["event"] == "saved", "the state was not saved"
+    assert at == running.events[-2]["step"] and running.events[-2]["event"] == "saved", (
+        "the state was not saved"
+    )
     refused = shmoareg("fine-tune", "--out", out, "--resume")
     assert refused.exit_code == 1 and f"process {running.pid}" in refused.stderr
     assert shmoareg("runs", "go", out).exit_code == 0
@@ -78,7 +86,11 @@ def test_paused_gone_on_and_stopped_from_outside(begin, forker, unbroken, same_r
     assert end["event"] == "end" and end["reason"] == "stopped" and end["step"] < 15
     assert not (out / "wish").exists() and not (out / "lock").exists()
     refused = shmoareg("runs", "pause", out)
-    assert refused.exit_code == 1 and "No process works" in refused.stderr and not (out / "wish").exists()
+    assert (
+        refused.exit_code == 1
+        and "No process works" in refused.stderr
+        and not (out / "wish").exists()
+    )
     assert forker.run(["fine-tune", "--out", out, "--resume", "--json"]).code == 0
     assert same_runs(out, unbroken)
 
@@ -92,7 +104,11 @@ def test_a_signal_stops_after_the_step_and_keeps_it(number, begin, forker, tmp_p
     assert running.wait() == 130
     step = running.events[-1]["step"]
     assert running.events[-1]["reason"] == "stopped" and "Traceback" not in running.errors
-    assert read_card(out / "last.safetensors")["fine_tuning_steps"] == step == len(read_rows(out / "metrics.csv"))
+    assert (
+        read_card(out / "last.safetensors")["fine_tuning_steps"]
+        == step
+        == len(read_rows(out / "metrics.csv"))
+    )
 
 
 def test_a_run_stops_when_its_parent_goes_and_obeys_it_until_then(begin, forker, tmp_path):

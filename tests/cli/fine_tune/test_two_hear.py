@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 
-from napari_shmoareg.io.training_run.learning import learn
-from napari_shmoareg.io.training_run.plan import DatasetChoice, make_plan
-from napari_shmoareg.io.training_run.wishes import Wishes, write_wish
+from napari_shmoareg.datasets.dataset import DatasetChoice
+from napari_shmoareg.training.plan import make_plan
+from napari_shmoareg.training.run import Wishes, write_wish
+from napari_shmoareg.training.trainer import learn
 
 
 class OfTwo:
-    """One of two that work together in one process; what they say to each other goes through `said`."""
+    """One of two that work together in one process; what they say to each other goes through
+    `said`.
+    """
 
     size, device = 2, None
 
@@ -40,15 +43,21 @@ class OfTwo:
             tensor.copy_(one + other)
 
 
-def test_go_ends_the_pause_of_all_even_where_another_process_looks_for_it_first(scans, small, tmp_path):
+def test_go_ends_the_pause_of_all_even_where_another_process_looks_for_it_first(
+    scans, small, tmp_path
+):
     choice = DatasetChoice(str(scans), images="images/*.nii.gz")
-    plan = make_plan(str(small), choice, {"steps": 3, "batch": 2}, {"split": "6/0/0", "affine": "none"})
+    plan = make_plan(
+        str(small), choice, {"steps": 3, "batch": 2}, {"split": "6/0/0", "affine": "none"}
+    )
     meeting, said = threading.Barrier(2), [None, None]
     leader, follower = (Wishes(tmp_path / "run" / "wish") for _ in range(2))
     written = threading.Event()
 
     def run(rank, wishes):
-        return learn(tmp_path / "run", plan, device="cpu", team=OfTwo(rank, meeting, said), wishes=wishes)
+        return learn(
+            tmp_path / "run", plan, device="cpu", team=OfTwo(rank, meeting, said), wishes=wishes
+        )
 
     def follow():
         for event in run(1, follower):

@@ -1,4 +1,6 @@
-"""``shmoareg inspect --controls``: a list, one pair, one folder; what it writes, going on, and the card."""
+"""``shmoareg inspect --controls``: a list, one pair, one folder; what it writes, going on, and the
+card.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from napari_shmoareg.analysis.choice_checks import mean_checks
-from napari_shmoareg.analysis.controls import Control, controls_of
-from napari_shmoareg.analysis.routing_scores import ControlledPair, control_rows, measure_controls, routing_sentence
 from napari_shmoareg.cli import inspect_controls
-from napari_shmoareg.cli.application import app
-from napari_shmoareg.engine.replay import Replay
-from napari_shmoareg.io.checkpoint import load_network
-from napari_shmoareg.io.images import read_pair, write_image
-from napari_shmoareg.io.model_card import read_card
+from napari_shmoareg.cli.app import app
+from napari_shmoareg.experts.choice_checks import mean_checks
+from napari_shmoareg.experts.controls import Control, controls_of
+from napari_shmoareg.experts.routing_scores import (
+    ControlledPair,
+    control_rows,
+    measure_controls,
+    routing_sentence,
+)
+from napari_shmoareg.io import load_network, read_card, read_pair, write_image
+from napari_shmoareg.registration.replay import Replay
 
 NAMES = [f"scan{n}" for n in range(5)]
 SIZE = 20
@@ -35,7 +40,11 @@ def _listed(folder, pair):
             write_image(shifted, folder / f"{name}{ending}.nii.gz")
     lines = ["moving,fixed,moving_labels,fixed_labels"]
     for moving, fixed in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True):
-        lines.append(",".join(f"{name}.nii.gz" for name in (moving, fixed, f"{moving}_labels", f"{fixed}_labels")))
+        lines.append(
+            ",".join(
+                f"{name}.nii.gz" for name in (moving, fixed, f"{moving}_labels", f"{fixed}_labels")
+            )
+        )
     path = folder / "pairs.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -65,7 +74,13 @@ def ring(phantoms, weights, tmp_path_factory):
 def test_a_list_is_measured_and_its_table_is_what_its_pairs_come_to(ring, weights):
     out, network = ring.out, load_network(weights)
     controls = controls_of(network)
-    files = {"controls.csv", "controls_per_pair.csv", "controls_gates.csv", "controls.png", "controls.svg"}
+    files = {
+        "controls.csv",
+        "controls_per_pair.csv",
+        "controls_gates.csv",
+        "controls.png",
+        "controls.svg",
+    }
     assert {p.name for p in out.iterdir()} == files | {"summary.json", "inspect.json", "pairs"}
     each = rows_of(out / "controls_per_pair.csv")
     pairs = []
@@ -80,8 +95,15 @@ def test_a_list_is_measured_and_its_table_is_what_its_pairs_come_to(ring, weight
     assert {row["pairs"] for row in table} == {row["images"] for row in table} == {"5"}
     assert all(row["low"] and row["high"] for row in table)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    assert summary["sentence"] == routing_sentence(summary) and "(5 pairs, Dice)" in summary["sentence"]
-    assert summary["pairs_done"] == 5 and summary["failed"] == [] and summary["measure"] == "dice: Dice"
+    assert (
+        summary["sentence"] == routing_sentence(summary)
+        and "(5 pairs, Dice)" in summary["sentence"]
+    )
+    assert (
+        summary["pairs_done"] == 5
+        and summary["failed"] == []
+        and summary["measure"] == "dice: Dice"
+    )
     assert max(summary["pairs"][0]["network_shape"]) == SIZE == summary["routing_matters"]["size"]
     gates = rows_of(out / "controls_gates.csv")
     kept = [inspect_controls._read_kept(out, n, controls) for n in range(5)]
@@ -92,7 +114,9 @@ def test_a_list_is_measured_and_its_table_is_what_its_pairs_come_to(ring, weight
         assert (out / name).stat().st_size > 5000
     with Image.open(out / "controls.png") as picture:
         about = picture.text
-    assert about["Caption"] == summary["caption"] and about["Weights"].startswith("tiny.safetensors (SHA-256 ")
+    assert about["Caption"] == summary["caption"] and about["Weights"].startswith(
+        "tiny.safetensors (SHA-256 "
+    )
     for said in (
         "as learned",
         "attention off",
@@ -103,7 +127,10 @@ def test_a_list_is_measured_and_its_table_is_what_its_pairs_come_to(ring, weight
         "noise kappa",
     ):
         assert said in ring.result.stdout, ring.result.stdout
-    assert summary["sentence"] in ring.result.stdout.replace("\n", " ") and "pair 5 of 5" in ring.result.stderr
+    assert (
+        summary["sentence"] in ring.result.stdout.replace("\n", " ")
+        and "pair 5 of 5" in ring.result.stderr
+    )
 
 
 def test_a_pair_of_the_list_is_measured_as_the_library_measures_it(ring, weights):
@@ -114,7 +141,9 @@ def test_a_pair_of_the_list_is_measured_as_the_library_measures_it(ring, weights
     some = [Control("shuffled", "decoder"), Control("uniform", "encoder")]
     found = dict(measure_controls(replay, some))
     rows = {
-        row["control"]: float(row["dice"]) for row in rows_of(ring.out / "controls_per_pair.csv") if row["pair"] == "2"
+        row["control"]: float(row["dice"])
+        for row in rows_of(ring.out / "controls_per_pair.csv")
+        if row["pair"] == "2"
     }
     assert found == {key: rows[key] for key in found} and len(set(found.values())) > 2
 
@@ -133,17 +162,30 @@ def test_the_card_of_a_copy_has_the_scores_and_the_weights_are_the_same(ring, we
 
 def test_the_loads_of_weights_with_a_card_say_whether_routing_matters(ring, files, shmoareg):
     out = files.folder / "seen"
-    options = ("--affine", "none", "--weights", ring.folder / "scored.safetensors", "--out", out, "--quiet")
+    options = (
+        "--affine",
+        "none",
+        "--weights",
+        ring.folder / "scored.safetensors",
+        "--out",
+        out,
+        "--quiet",
+    )
     listing = files.folder / "one.csv"
     listing.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
     assert shmoareg("inspect", "--pairs", listing, *options).exit_code == 0
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     sentence = routing_sentence(read_card(ring.folder / "scored.safetensors"))
     assert summary["routing"] == sentence and sentence
-    assert all(text.endswith(sentence) for text in summary["captions"].values()) and len(summary["captions"]) == 2
+    assert (
+        all(text.endswith(sentence) for text in summary["captions"].values())
+        and len(summary["captions"]) == 2
+    )
 
 
-def test_the_same_command_goes_on_and_measures_only_what_is_missing(ring, weights, shmoareg, monkeypatch, tmp_path):
+def test_the_same_command_goes_on_and_measures_only_what_is_missing(
+    ring, weights, shmoareg, monkeypatch, tmp_path
+):
     made, measure = [], inspect_controls._measured
 
     def counted(*asked):
@@ -159,7 +201,9 @@ def test_the_same_command_goes_on_and_measures_only_what_is_missing(ring, weight
     out = tmp_path / "out"
     stopped = shmoareg(*_words(listing, weights, "--out", out))
     assert stopped.exit_code == 130 and "Stopped after 1 of 2 pairs" in stopped.stderr
-    assert {p.name for p in (out / "pairs").iterdir()} == {"0001.json"} and not (out / "controls.csv").exists()
+    assert {p.name for p in (out / "pairs").iterdir()} == {"0001.json"} and not (
+        out / "controls.csv"
+    ).exists()
     before = (out / "pairs" / "0001.json").read_bytes()
     result = shmoareg(*_words(listing, weights, "--out", out))
     assert result.exit_code == 0 and len(made) == 3, result.stderr
@@ -180,7 +224,9 @@ def test_other_settings_and_damaged_pairs_are_refused(ring, weights, shmoareg, p
     told = json.loads((ring.out / "pairs" / "0001.json").read_text())
     del told["values"]["decoder moved"]
     (copy / "pairs" / "0001.json").write_text(json.dumps(told))
-    assert plain(shmoareg(*_words(ring.listing, weights, "--out", copy))).search("0001.json is damaged")
+    assert plain(shmoareg(*_words(ring.listing, weights, "--out", copy))).search(
+        "0001.json is damaged"
+    )
 
 
 def test_a_pair_that_fails_is_told_and_left_out(files, weights, shmoareg, pair):
@@ -224,37 +270,54 @@ def test_two_images_without_labels_are_measured_by_the_local_correlation(files, 
     result = shmoareg("inspect", files.moving, files.fixed, "--controls", *options)
     assert result.exit_code == 0 and result.stdout == "", result.stderr
     table = rows_of(out / "controls.csv")
-    assert "similarity" in table[0] and "dice" not in table[0] and 0 < float(table[0]["similarity"]) < 1
+    assert (
+        "similarity" in table[0]
+        and "dice" not in table[0]
+        and 0 < float(table[0]["similarity"]) < 1
+    )
     gates = rows_of(out / "controls_gates.csv")
-    assert all(row["information"] == "" and row["stability"] for row in gates if row["part"] == "decoder")
+    assert all(
+        row["information"] == "" and row["stability"] for row in gates if row["part"] == "decoder"
+    )
 
 
 def test_what_is_asked_wrongly_is_said(files, registered, weights, shmoareg, plain):
     listing = files.folder / "list.csv"
     listing.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
-    assert plain(shmoareg("inspect", registered, "--card", "a.safetensors")).search("nothing without --controls")
-    assert plain(shmoareg("inspect", registered, "--passes", "last")).search("nothing without --controls")
-    assert plain(shmoareg(*_words(listing, weights, "--at", "1,2,3"))).search("leave out one of them")
+    assert plain(shmoareg("inspect", registered, "--card", "a.safetensors")).search(
+        "nothing without --controls"
+    )
+    assert plain(shmoareg("inspect", registered, "--passes", "last")).search(
+        "nothing without --controls"
+    )
+    assert plain(shmoareg(*_words(listing, weights, "--at", "1,2,3"))).search(
+        "leave out one of them"
+    )
     assert plain(shmoareg("inspect", registered, "--pairs", listing, "--controls")).search(
         "name no folder and no image"
     )
     two = shmoareg("inspect", registered, registered, "--controls")
     assert two.exit_code == 2 and "one DIR" in two.stderr
-    for card, says in (("scored.pt", "has to end in .safetensors"), (weights, "is one of the inputs")):
+    for card, says in (
+        ("scored.pt", "has to end in .safetensors"),
+        (weights, "is one of the inputs"),
+    ):
         words = _words(listing, weights, "--out", files.folder / "out", "--card", card)
         assert plain(shmoareg(*words)).search(says)
     assert not (files.folder / "out").exists()
 
 
 def test_the_shipped_weights_are_never_written(tmp_path):
-    from napari_shmoareg.geometry import InputError
+    from napari_shmoareg.errors import InputError
     from napari_shmoareg.io import checkpoint, model_card
 
     shipped = model_card.SHIPPED / "small.safetensors"
     then = hashlib.sha256(shipped.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="belongs to the shipped weights"):
         checkpoint.write_with_card("small", shipped, {"routing_matters": {}})
-    card = checkpoint.write_with_card("small", tmp_path / "copy.safetensors", {"routing_matters": {"pairs": 1}})
+    card = checkpoint.write_with_card(
+        "small", tmp_path / "copy.safetensors", {"routing_matters": {"pairs": 1}}
+    )
     assert read_card(tmp_path / "copy.safetensors") == card and card["name"] == "small"
     assert hashlib.sha256(shipped.read_bytes()).hexdigest() == then
     with pytest.raises(InputError, match="plain JSON"):

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from napari_shmoareg.cli import inspect_folder, inspect_pairs, inspect_results
-from napari_shmoareg.cli.application import app
+from napari_shmoareg.cli import inspect_folder, inspect_pairs
+from napari_shmoareg.cli import inspect_folder as inspect_folder_module
+from napari_shmoareg.cli.app import app
 from napari_shmoareg.cli.inspect_folder import read_kept
-from napari_shmoareg.cli.running import Running
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.cli.options import Running
+from napari_shmoareg.io import write_image
 
 
 def _listed(folder, pair):
-    """A list of three pairs: as they are; the other way round, without labels; a shifted fixed image."""
+    """A list of three pairs: as they are; the other way round, without labels; a shifted fixed
+    image.
+    """
     third = pair.fixed.with_values(np.roll(pair.fixed.values, 3, axis=0))
     for name, volume in (pair.volumes | {"third": third}).items():
         write_image(volume, folder / f"{name}.nii.gz")
@@ -55,12 +58,16 @@ def _watched():
 
 @pytest.fixture(scope="session")
 def inspected(phantoms, weights, tmp_path_factory):
-    """The command on the whole list, once, for tests that only read: what it said, what it registered, its folder."""
+    """The command on the whole list, once, for tests that only read: what it said, what it
+    registered, its folder.
+    """
     path = _listed(tmp_path_factory.mktemp("inspected"), phantoms)
     with _watched() as made:
         result = CliRunner().invoke(app, _words(path, weights), prog_name="shmoareg")
     assert result.exit_code == 0, result.stderr
-    return SimpleNamespace(result=result, registrations=made, out=path.parent / "out", words=_words(path, weights))
+    return SimpleNamespace(
+        result=result, registrations=made, out=path.parent / "out", words=_words(path, weights)
+    )
 
 
 @pytest.fixture
@@ -85,7 +92,7 @@ def registered_pairs():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are not written: what is tested is something else, and they take most of the time."""
-    monkeypatch.setattr(inspect_results, "_write_figures", lambda *figures: None)
+    monkeypatch.setattr(inspect_folder_module, "_write_figures", lambda *figures: None)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +112,8 @@ def as_inspected(inspected, monkeypatch):
 
     def at_once(listed, number, *asked):
         return replace(
-            read_kept(inspected.out, number), files=inspect_folder.state_of(inspect_pairs._used(listed.files[number]))
+            read_kept(inspected.out, number),
+            files=inspect_folder.state_of(inspect_pairs._used(listed.files[number])),
         )
 
     monkeypatch.setattr(inspect_pairs, "_inspected", at_once)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from napari_shmoareg.cli import inspect_pairs, inspect_results
+from napari_shmoareg.cli import inspect_folder, inspect_pairs
 
 
 def test_the_same_command_goes_on_and_registers_only_what_is_missing(
@@ -20,7 +20,11 @@ def test_the_same_command_goes_on_and_registers_only_what_is_missing(
 
     monkeypatch.setattr(inspect_pairs, "_keep", stopped)
     result = shmoareg(*words)
-    assert result.exit_code == 130 and "Stopped after 2 of 3 pairs" in result.stderr and "goes on" in result.stderr
+    assert (
+        result.exit_code == 130
+        and "Stopped after 2 of 3 pairs" in result.stderr
+        and "goes on" in result.stderr
+    )
     assert not (out / "loads.csv").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / "pairs").iterdir()}
     assert {path.name for path in before} == {"0001.json", "0002.json"}
@@ -44,14 +48,18 @@ def test_other_weights_settings_lists_or_places_are_refused(
         (("--size", 16), "settings"),
         (("--at", "4,-7,11"), "places"),
     ):
-        assert plain(shmoareg(*words, *options)).search(f"inspection in .* was begun with other {other} ")
+        assert plain(shmoareg(*words, *options)).search(
+            f"inspection in .* was begun with other {other} "
+        )
     shorter = listed.with_name("shorter.csv")
     shorter.write_text("\n".join(listed.read_text().splitlines()[:3]) + "\n")
     assert plain(shmoareg(*words, "--pairs", shorter)).search("begun with other pairs ")
     assert registered_pairs == []
 
 
-def test_a_bad_file_is_told_and_the_rest_is_done(words, files, registered_pairs, undrawn, shmoareg, rows_of):
+def test_a_bad_file_is_told_and_the_rest_is_done(
+    words, files, registered_pairs, undrawn, shmoareg, rows_of
+):
     whole = files.moving.read_bytes()
     (files.folder / "third.nii.gz").write_bytes(whole[: len(whole) // 2])
     result = shmoareg(*words)
@@ -83,27 +91,41 @@ def test_a_damaged_file_of_a_pair_is_told(words, files, as_inspected, undrawn, s
     assert plain(shmoareg(*words)).search("0002.json is damaged .*Delete it")
 
 
-def test_pairs_of_a_file_that_changed_since_are_not_taken_over(words, files, as_inspected, undrawn, shmoareg, plain):
+def test_pairs_of_a_file_that_changed_since_are_not_taken_over(
+    words, files, as_inspected, undrawn, shmoareg, plain
+):
     assert shmoareg(*words, "--quiet").exit_code == 0
     third, pairs = files.folder / "third.nii.gz", files.folder / "out" / "pairs"
     before = third.stat()
     os.utime(third, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     said = plain(shmoareg(*words))
-    assert said.search(r"third\.nii\.gz changed") and said.search("Delete 0003.json in ") and "fixed.nii.gz" not in said
+    assert (
+        said.search(r"third\.nii\.gz changed")
+        and said.search("Delete 0003.json in ")
+        and "fixed.nii.gz" not in said
+    )
     (pairs / "0003.json").unlink()
     assert shmoareg(*words, "--quiet").exit_code == 0
     os.utime(third, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     files.moving.write_bytes(files.moving.read_bytes() + b" ")
-    assert plain(shmoareg(*words)).search(r"moving\.nii\.gz changed.* Delete 0001.json, 0002.json, 0003.json in ")
+    assert plain(shmoareg(*words)).search(
+        r"moving\.nii\.gz changed.* Delete 0001.json, 0002.json, 0003.json in "
+    )
 
 
-def test_ctrl_c_while_drawing_says_that_the_pairs_are_kept(words, files, as_inspected, monkeypatch, shmoareg):
+def test_ctrl_c_while_drawing_says_that_the_pairs_are_kept(
+    words, files, as_inspected, monkeypatch, shmoareg
+):
     def stopped(*results):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inspect_results, "write_results", stopped)
+    monkeypatch.setattr(inspect_folder, "write_results", stopped)
     result = shmoareg(*words)
-    assert result.exit_code == 130 and "Stopped after 3 of 3 pairs" in result.stderr and "goes on" in result.stderr
+    assert (
+        result.exit_code == 130
+        and "Stopped after 3 of 3 pairs" in result.stderr
+        and "goes on" in result.stderr
+    )
     assert "nothing was written" not in result.stderr
     assert len(list((files.folder / "out" / "pairs").iterdir())) == 3
 

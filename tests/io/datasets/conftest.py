@@ -1,4 +1,6 @@
-"""Trees of scans: phantoms of several people on oblique, anisotropic grids, and files that only have names."""
+"""Trees of scans: phantoms of several people on oblique, anisotropic grids, and files that only
+have names.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_shmoareg.datasets import VolumeCache
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.io.datasets import VolumeCache
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.io import write_image
 
 
 @pytest.fixture
@@ -29,10 +31,11 @@ def files(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def people(phantoms, tmp_path) -> Callable[..., Path]:
-    """Write so many phantom scans with labels, images/pN.nii.gz and labels/pN.nii.gz; gives their folder.
+    """Write so many phantom scans with labels, images/pN.nii.gz and labels/pN.nii.gz; gives their
+    folder.
 
-    Each is of other intensities and stands elsewhere, up to some 12 mm; they alternate between two grids.
-    """
+    Each is of other intensities and stands elsewhere, up to some 12 mm; they alternate between two
+    grids."""
 
     def make(count: int) -> Path:
         folder = tmp_path / "people"
@@ -45,9 +48,13 @@ def people(phantoms, tmp_path) -> Callable[..., Path]:
             affine = image.grid.affine.copy()
             affine[:3, 3] += rng.uniform(-12, 12, 3)
             grid = Grid(image.grid.shape, affine)
-            values = (image.values * rng.uniform(0.8, 1.2) + rng.normal(0, 0.5, image.values.shape)).astype(np.float32)
+            values = (
+                image.values * rng.uniform(0.8, 1.2) + rng.normal(0, 0.5, image.values.shape)
+            ).astype(np.float32)
             write_image(Volume(values, grid), folder / "images" / f"p{number}.nii.gz")
-            write_image(Volume(labels.values, grid, is_labels=True), folder / "labels" / f"p{number}.nii.gz")
+            write_image(
+                Volume(labels.values, grid, is_labels=True), folder / "labels" / f"p{number}.nii.gz"
+            )
         return folder
 
     return make

@@ -11,16 +11,21 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_shmoareg.engine.conform import conform
-from napari_shmoareg.geometry import Grid, InputError, Volume, VolumePair
+from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset
+from napari_shmoareg.datasets import cache as cache_module
+from napari_shmoareg.datasets import pairs as pairs_module
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume, VolumePair
 from napari_shmoareg.geometry.resample import resample
-from napari_shmoareg.io.datasets import Checkup, VolumeCache, open_dataset, shrinking, small_scans, training_pairs
-from napari_shmoareg.io.images import read_image, write_image
+from napari_shmoareg.io import read_image, write_image
+from napari_shmoareg.registration.conform import conform
 
 
 def look(root, cache, **options) -> Checkup:
     dataset = open_dataset(root) if isinstance(root, str) or hasattr(root, "joinpath") else root
-    found = Checkup(dataset, **({"size": 24, "affine": "none", "labels": False, "cache": cache} | options))
+    found = Checkup(
+        dataset, **({"size": 24, "affine": "none", "labels": False, "cache": cache} | options)
+    )
     list(found.run())
     return found
 
@@ -43,7 +48,10 @@ def test_a_report_tells_what_lies_on_the_disk(people, cache, phantoms):
     assert json.loads(json.dumps(report.to_dict()))["spacing"] == [3.2, 2.5, 2.2]
     row = found.rows()[1]
     assert row["shape"] == "34x41x25" and row["labels"] == "1 2 3 4"
-    assert row["dice_after_alignment"] == f"{report.dice:.4f}" and row["compared_with"] == found.reference
+    assert (
+        row["dice_after_alignment"] == f"{report.dice:.4f}"
+        and row["compared_with"] == found.reference
+    )
 
 
 def test_pairs_are_brought_together_through_the_reference(people, cache):
@@ -66,7 +74,9 @@ def test_pairs_are_brought_together_through_the_reference(people, cache):
 
 
 def seen_there(seen, direct, role):
-    """An array of one network grid, and the same of another grid brought to it, where both grids are."""
+    """An array of one network grid, and the same of another grid brought to it, where both grids
+    are.
+    """
     other = Volume(getattr(direct, role)[0, 0].numpy(), direct.grid, is_labels="labels" in role)
     inner = tuple(slice(2, n - 2) for n in seen.grid.shape)
     return getattr(seen, role)[0, 0].numpy()[inner], resample(other, seen.grid).values[inner]
@@ -76,7 +86,7 @@ def test_few_pairs_are_made_once_and_many_each_time(people, cache, monkeypatch):
     pairs = look(people(2), cache).pairs(("p0", "p1"), labels=True)
     first = pairs[0]
     assert pairs[0] is first and pairs[1] is not first
-    monkeypatch.setattr(training_pairs, "KEPT_BYTES", 2 * 4 * first.fixed.nbytes - 1)
+    monkeypatch.setattr(pairs_module, "KEPT_BYTES", 2 * 4 * first.fixed.nbytes - 1)
     many = look(people(2), cache).pairs(("p0", "p1"), labels=True)
     assert many[0] is not many[0] and bool((many[0].moving == first.moving).all())
 
@@ -84,12 +94,16 @@ def test_few_pairs_are_made_once_and_many_each_time(people, cache, monkeypatch):
 @pytest.mark.parametrize("size", [16, 32, "native"])
 def test_the_network_sees_nearly_what_it_would_see_of_the_whole_scans(people, cache, size):
     found = look(people(2), cache, size=size)
-    (moving, moving_labels), (fixed, fixed_labels) = (found.dataset.read(name) for name in ("p0", "p1"))
+    (moving, moving_labels), (fixed, fixed_labels) = (
+        found.dataset.read(name) for name in ("p0", "p1")
+    )
     direct = conform(VolumePair(moving, fixed, moving_labels, fixed_labels), size=size, labels=True)
     seen = found.pairs(("p0", "p1"), labels=True)[0]
     assert seen.pair is None and found.pairs(("p0", "p1"))[0].moving_labels is None
     exact = size == "native"
-    assert np.abs(seen.grid.corners() - direct.grid.corners()).max() <= (1e-9 if exact else direct.grid.spacing[0])
+    assert np.abs(seen.grid.corners() - direct.grid.corners()).max() <= (
+        1e-9 if exact else direct.grid.spacing[0]
+    )
     for role in ("moving", "fixed"):
         ours, theirs = seen_there(seen, direct, role)
         assert np.abs(ours - theirs).mean() <= (1e-6 if exact else 0.02)
@@ -98,7 +112,7 @@ def test_the_network_sees_nearly_what_it_would_see_of_the_whole_scans(people, ca
 
 
 def test_a_scan_that_is_coarse_already_keeps_its_values(phantoms):
-    entry = shrinking.make_small(phantoms.moving, phantoms.moving_labels, 128)
+    entry = cache_module.make_small(phantoms.moving, phantoms.moving_labels, 128)
     grid = phantoms.moving.grid.canonical()
     assert np.array_equal(entry.arrays["affine"], grid.affine)
     assert np.array_equal(entry.arrays["image"], phantoms.moving.values[::-1])
@@ -107,7 +121,7 @@ def test_a_scan_that_is_coarse_already_keeps_its_values(phantoms):
 
 
 def test_a_small_scan_is_finer_than_the_network_and_no_finer_than_the_scan(phantoms):
-    entry = shrinking.make_small(phantoms.fixed, phantoms.fixed_labels, 16)
+    entry = cache_module.make_small(phantoms.fixed, phantoms.fixed_labels, 16)
     grid = Grid(entry.arrays["image"].shape, entry.arrays["affine"])
     content = max(entry.facts["extent"])
     assert min(grid.spacing) == pytest.approx(content / 20) and min(grid.spacing) > 3
@@ -121,11 +135,20 @@ def spoil(root):
     """One scan of each kind that is of no use, and what is said of it."""
     images, labels = root / "images", root / "labels"
     (images / "p1.nii.gz").write_bytes((images / "p1.nii.gz").read_bytes()[:2000])
-    nibabel.save(nibabel.Nifti1Image(np.ones((20, 20, 20, 2), np.float32), np.eye(4)), images / "p2.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(np.ones((20, 20), np.float32), np.eye(4)), images / "p3.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(np.ones((20, 20, 20, 2), np.float32), np.eye(4)), images / "p2.nii.gz"
+    )
+    nibabel.save(
+        nibabel.Nifti1Image(np.ones((20, 20), np.float32), np.eye(4)), images / "p3.nii.gz"
+    )
     rewrite(images / "p4.nii.gz", lambda v: v.with_values(np.full_like(v.values, 3)))
-    rewrite(images / "p5.nii.gz", lambda v: Volume(v.values[:, :, 10:17], v.grid.crop((0, 0, 10), (34, 41, 7))))
-    rewrite(images / "p6.nii.gz", lambda v: v.with_values(np.where(v.values > 150, np.nan, v.values)))
+    rewrite(
+        images / "p5.nii.gz",
+        lambda v: Volume(v.values[:, :, 10:17], v.grid.crop((0, 0, 10), (34, 41, 7))),
+    )
+    rewrite(
+        images / "p6.nii.gz", lambda v: v.with_values(np.where(v.values > 150, np.nan, v.values))
+    )
     less = lambda v: Volume(v.values[1:], v.grid.crop((1, 0, 0), (33, 41, 25)), is_labels=True)  # noqa: E731
     rewrite(labels / "p7.nii.gz", less, labels=True)
     (labels / "p8.nii.gz").unlink()
@@ -147,7 +170,11 @@ def test_what_is_of_no_use_is_left_out_and_said_why(people, cache):
     found = look(root, cache, labels=True)
     assert found.usable == ("p0", "p10", "p9")
     for report in found.reports:
-        assert (reasons.get(report.name, "") in report.skipped) if report.name in reasons else report.skipped is None
+        assert (
+            (reasons.get(report.name, "") in report.skipped)
+            if report.name in reasons
+            else report.skipped is None
+        )
         assert (report.shape is None) == (report.name in reasons)
     assert sum(text.startswith("Left out: ") for text in found.problems) == 8
     assert len(found.pairs(found.dataset.names)) == 6
@@ -166,7 +193,11 @@ def test_label_sets_that_differ_are_told_with_their_scans(people, cache):
     assert "Label sets differ: 3 is missing in p1, p2 (2 of 4 scans)." in found.problems
     assert found.reports[1].labels == (1, 2, 4)
     for n in range(4):
-        rewrite(root / "labels" / f"p{n}.nii.gz", lambda v, n=n: v.with_values(np.where(v.values > 0, 10 + n, 0)), True)
+        rewrite(
+            root / "labels" / f"p{n}.nii.gz",
+            lambda v, n=n: v.with_values(np.where(v.values > 0, 10 + n, 0)),
+            True,
+        )
     with pytest.raises(InputError, match=r"no two scans .* share one .*p0 has 10; p1 has 11"):
         look(root, cache, labels=True)
 
@@ -175,9 +206,15 @@ def test_grids_that_differ_and_copies_are_told(people, cache):
     root = people(4)
     (root / "images" / "p4.nii.gz").write_bytes((root / "images" / "p0.nii.gz").read_bytes())
     text = "\n".join(look(root, cache).problems)
-    assert "Spacings differ (each sorted): 2x3x3 mm in 3 (p0, p2, p4); 2.2x2.5x3.2 mm in 2 (p1, p3)." in text
+    assert (
+        "Spacings differ (each sorted): 2x3x3 mm in 3 (p0, p2, p4); 2.2x2.5x3.2 mm in 2 (p1, p3)."
+        in text
+    )
     assert "Orientations differ" in text and "LAS in 2 (p1, p3)" in text
-    assert "The same image: p0, p4; they count as different subjects and may stand on both sides" in text
+    assert (
+        "The same image: p0, p4; they count as different subjects and may stand on both sides"
+        in text
+    )
 
 
 def test_a_scan_whose_labels_mean_something_else_agrees_far_worse(people, cache):
@@ -188,8 +225,14 @@ def test_a_scan_whose_labels_mean_something_else_agrees_far_worse(people, cache)
     names = [name for name in dataset.names if name != "p4"]
     few = look(dataset.only(("p0", "p1", "p4")), cache, affine="rigid", training=names)
     assert not any("far worse" in text for text in few.problems)  # of two others nothing is usual
-    worse = [text for text in look(dataset, cache, affine="rigid", training=names).problems if "far worse" in text]
-    assert len(worse) == 1 and worse[0].startswith("p4 agrees far worse with its partner than the others: Dice 0.0")
+    worse = [
+        text
+        for text in look(dataset, cache, affine="rigid", training=names).problems
+        if "far worse" in text
+    ]
+    assert len(worse) == 1 and worse[0].startswith(
+        "p4 agrees far worse with its partner than the others: Dice 0.0"
+    )
 
 
 def test_labels_that_are_asked_for_and_not_there_are_missed_at_once(people, cache):
@@ -219,12 +262,14 @@ def test_a_run_that_was_stopped_goes_on_from_the_cache(people, cache, monkeypatc
     steps.close()
     assert first.reports == halfway
     made = []
-    make = small_scans.make_small
-    monkeypatch.setattr(small_scans, "make_small", lambda *a: made.append(a[0].name) or make(*a))
+    make = cache_module.make_small
+    monkeypatch.setattr(cache_module, "make_small", lambda *a: made.append(a[0].name) or make(*a))
     second = look(dataset, VolumeCache(cache.folder, 2**28), affine="rigid")
     assert second.reports[:2] == halfway and not made  # the reference was chosen among all four
-    monkeypatch.setattr(small_scans, "make_small", lambda *_: pytest.fail("made again"))
-    monkeypatch.setattr("napari_shmoareg.io.datasets.aligning.align", lambda *_: pytest.fail("aligned again"))
+    monkeypatch.setattr(cache_module, "make_small", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(
+        "napari_shmoareg.datasets.alignment.align", lambda *_: pytest.fail("aligned again")
+    )
     assert look(dataset, VolumeCache(cache.folder, 2**28), affine="rigid").reports == second.reports
 
 
@@ -240,8 +285,8 @@ def test_a_damaged_entry_is_made_again(people, cache):
 
 def test_a_file_that_is_gone_is_named_only_where_the_cache_lost_it_too(people, cache, monkeypatch):
     root = people(2)
-    monkeypatch.setattr(small_scans, "KEPT_BYTES", 0)
-    monkeypatch.setattr(training_pairs, "KEPT_BYTES", 0)
+    monkeypatch.setattr(cache_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(pairs_module, "KEPT_BYTES", 0)
     found = look(root, cache)
     pairs = found.pairs(("p0", "p1"))
     first = pairs[0]
@@ -272,7 +317,9 @@ def test_listed_pairs_of_one_person_are_aligned_themselves(people, cache):
     root = people(4)
     rows = ["moving,fixed,moving_labels,fixed_labels"]
     for a, b in (("p0", "p1"), ("p3", "p2")):
-        rows.append(",".join(f"{part}/{name}.nii.gz" for part in ("images", "labels") for name in (a, b)))
+        rows.append(
+            ",".join(f"{part}/{name}.nii.gz" for part in ("images", "labels") for name in (a, b))
+        )
     (root / "pairs.csv").write_text("\n".join(rows))
     found = look(open_dataset(root / "pairs.csv"), cache, affine="rigid")
     assert found.by_pairs and found.reference is None
@@ -296,7 +343,7 @@ def test_unknown_names_modes_and_sizes_are_refused(people, cache):
 
 TOGETHER = """
 import sys
-from napari_shmoareg.io.datasets import Checkup, VolumeCache, open_dataset
+from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset
 found = Checkup(open_dataset(sys.argv[1]), size=24, affine="rigid", cache=VolumeCache(sys.argv[2], 2**28))
 print([(report.name, report.dice) for report in found.run()], float(found.pairs(("p0", "p2"))[0].moving.sum()))
 """
@@ -305,7 +352,10 @@ print([(report.name, report.dice) for report in found.run()], float(found.pairs(
 def test_two_processes_check_the_same_data_at_once(people, cache):
     root = people(3)
     command = [sys.executable, "-c", TOGETHER, str(root), str(cache.folder)]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     (one, first), (two, second) = (run.communicate(timeout=200) for run in runs)
     assert [run.returncode for run in runs] == [0, 0], first + second
     assert one == two and "p2" in one

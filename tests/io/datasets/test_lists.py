@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.datasets import open_dataset, split_dataset
+from napari_shmoareg.datasets import open_dataset, split_dataset
+from napari_shmoareg.errors import InputError
 
 ROWS = (
     {"moving": "a.nii", "fixed": "b.nii", "moving_labels": "a_seg.nii", "landmarks": "ab.csv"},
@@ -24,7 +24,10 @@ def write_list(root, rows, ending):
         path.write_text(json.dumps(rows))
     else:
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [",".join(columns), *(",".join(str(row.get(c, "")) for c in columns) for row in rows)]
+        lines = [
+            ",".join(columns),
+            *(",".join(str(row.get(c, "")) for c in columns) for row in rows),
+        ]
         path.write_text("\n".join(lines))
     return path
 
@@ -67,7 +70,10 @@ def test_one_person_in_two_parts_of_a_list_is_refused_by_name(files):
 
 def test_files_of_one_name_in_several_folders_are_told_apart(files):
     root = files("one/scan.nii", "two/scan.nii", "three/other.nii")
-    rows = [{"moving": "one/scan.nii", "fixed": "two/scan.nii"}, {"moving": "three/other.nii", "fixed": "one/scan.nii"}]
+    rows = [
+        {"moving": "one/scan.nii", "fixed": "two/scan.nii"},
+        {"moving": "three/other.nii", "fixed": "one/scan.nii"},
+    ]
     assert open_dataset(write_list(root, rows, "csv")).names == ("one/scan", "other", "two/scan")
 
 
@@ -78,7 +84,11 @@ def test_scans_that_few_pairs_join_stay_on_one_side(files):
     dataset = open_dataset(write_list(root, rows, "csv"))
     assert dataset.subjects["in3"] == ("in3", "out3")
     split = split_dataset(dataset, "3/1/1", seed=4)
-    assert [len(dataset.ordered_pairs(p)) for p in (split.train, split.validation, split.test)] == [3, 1, 1]
+    assert [len(dataset.ordered_pairs(p)) for p in (split.train, split.validation, split.test)] == [
+        3,
+        1,
+        1,
+    ]
     assert split_dataset(dataset, "auto").validation  # one pair is enough to judge on
 
 
@@ -94,7 +104,10 @@ def test_an_atlas_that_joins_all_does_not_make_them_one_person(files):
         ([{"moving": "a.nii", "fixed": "gone.nii"}], "there is no file .*gone.nii"),
         ([{"moving": "a.nii", "fixed": ""}], "'fixed' is empty"),
         ([{"moving": "a.nii", "fixed": "a.nii"}], "the same file"),
-        ([{"moving": "a.nii", "fixed": "b.nii", "part": "learn"}], "train, validation or test; got 'learn'"),
+        (
+            [{"moving": "a.nii", "fixed": "b.nii", "part": "learn"}],
+            "train, validation or test; got 'learn'",
+        ),
         (
             [
                 {"moving": "a.nii", "fixed": "b.nii", "moving_labels": "b_seg.nii"},

@@ -8,15 +8,19 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_shmoareg.geometry import InputError, Volume
-from napari_shmoareg.io.datasets import Dataset, open_dataset, split_dataset
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.datasets import Dataset, open_dataset, split_dataset
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Volume
+from napari_shmoareg.io import write_image
 
 
 def labels_of(dataset: Dataset) -> dict[str, str | None]:
     """Names of scans to the places of their labels."""
     root = dataset.root if dataset.root.is_dir() else dataset.root.parent
-    return {s.name: None if s.labels is None else s.labels.relative_to(root).as_posix() for s in dataset.scans}
+    return {
+        s.name: None if s.labels is None else s.labels.relative_to(root).as_posix()
+        for s in dataset.scans
+    }
 
 
 def why(dataset: Dataset) -> dict[str, str]:
@@ -25,7 +29,12 @@ def why(dataset: Dataset) -> dict[str, str]:
 
 def test_images_and_labels_lie_in_two_folders(files):
     root = files(
-        "images/b.nii.gz", "images/a.mha", "images/._a.mha", "images/notes.txt", "labels/a.nii", "labels/z.nii"
+        "images/b.nii.gz",
+        "images/a.mha",
+        "images/._a.mha",
+        "images/notes.txt",
+        "labels/a.nii",
+        "labels/z.nii",
     )
     dataset = open_dataset(root)
     assert dataset.kind == "folder" and labels_of(dataset) == {"a": "labels/a.nii", "b": None}
@@ -55,7 +64,13 @@ def test_labels_beside_an_image_are_found_by_their_names(files, image, label):
 
 
 def test_a_name_that_begins_like_another_keeps_its_own_labels(files):
-    root = files("case_brain.nii", "case_seg.nii", "case_native_brain.nii", "case_native_seg.nii", "case_old_brain.nii")
+    root = files(
+        "case_brain.nii",
+        "case_seg.nii",
+        "case_native_brain.nii",
+        "case_native_seg.nii",
+        "case_old_brain.nii",
+    )
     assert labels_of(open_dataset(root)) == {
         "case_brain": "case_seg.nii",
         "case_native_brain": "case_native_seg.nii",
@@ -75,7 +90,10 @@ def test_a_name_that_begins_like_another_keeps_its_own_labels(files):
 )
 def test_patterns_match_by_name_and_not_by_order(files, patterns):
     root = files(
-        "mr/scan1.nii.gz", "mr/scan2.nii.gz", "mr/scan3.nii.gz", *(f"by_hand/scan{n}_m.nii.gz" for n in (3, 2))
+        "mr/scan1.nii.gz",
+        "mr/scan2.nii.gz",
+        "mr/scan3.nii.gz",
+        *(f"by_hand/scan{n}_m.nii.gz" for n in (3, 2)),
     )
     dataset = open_dataset(root, **patterns)
     assert labels_of(dataset) == {
@@ -102,7 +120,8 @@ def test_of_several_label_maps_of_an_image_the_usual_kind_is_taken_and_the_other
 
 def test_of_several_channels_of_one_case_the_first_is_taken(files):
     root = files(
-        *(f"imagesTr/c{n}_000{c}.nii.gz" for n in "12" for c in (0, 1)), *(f"labelsTr/c{n}.nii.gz" for n in "12")
+        *(f"imagesTr/c{n}_000{c}.nii.gz" for n in "12" for c in (0, 1)),
+        *(f"labelsTr/c{n}.nii.gz" for n in "12"),
     )
     dataset = open_dataset(root)
     assert labels_of(dataset) == {"c1_0000": "labelsTr/c1.nii.gz", "c2_0000": "labelsTr/c2.nii.gz"}
@@ -126,7 +145,10 @@ def test_bids_takes_one_contrast_and_labels_of_the_derivatives(files):
         "sub-01_ses-b_T1w": "derivatives/fs/sub-01/ses-b/anat/sub-01_ses-b_dseg.nii.gz",
         "sub-02_ses-a_T1w": "derivatives/fs/sub-02/anat/sub-02_dseg.nii.gz",
     }
-    assert dataset.subjects == {"sub-01": ("sub-01_ses-a_T1w", "sub-01_ses-b_T1w"), "sub-02": ("sub-02_ses-a_T1w",)}
+    assert dataset.subjects == {
+        "sub-01": ("sub-01_ses-a_T1w", "sub-01_ses-b_T1w"),
+        "sub-02": ("sub-02_ses-a_T1w",),
+    }
     assert "another contrast" in why(dataset)["sub-02_ses-a_T2w.nii.gz"]
 
 
@@ -135,9 +157,13 @@ def test_learn2reg_judges_on_its_listed_pairs_and_learns_from_all_others(files):
     root = files(*scans, *(name.replace("images", "labels") for name in scans[:6]))
     values = {
         "name": "OASIS",
-        "training": [{"image": f"./{name}"} for name in [*scans, "imagesTr/OASIS_0008_0000.nii.gz"]],
+        "training": [
+            {"image": f"./{name}"} for name in [*scans, "imagesTr/OASIS_0008_0000.nii.gz"]
+        ],
         "training_paired_images": [],
-        "registration_val": [{"fixed": f"./{scans[n]}", "moving": f"./{scans[n + 1]}"} for n in (4, 5)],
+        "registration_val": [
+            {"fixed": f"./{scans[n]}", "moving": f"./{scans[n + 1]}"} for n in (4, 5)
+        ],
     }
     (root / "OASIS_dataset.json").write_text(json.dumps(values))
     for path in (root, root / "OASIS_dataset.json"):
@@ -176,7 +202,9 @@ def test_learn2reg_pairs_of_one_patient_stay_pairs(files):
 def test_oasis_takes_the_scanner_space_by_default_and_the_aligned_images_on_demand(files):
     folders = [f"OASIS_OAS1_{n:04d}_MR1" for n in (1, 2, 3)] + ["OASIS_OAS1_0003_MR2"]
     kinds = ("norm", "orig", "seg35", "seg4", "aligned_norm", "aligned_seg35", "slice_norm")
-    root = files(*(f"{folder}/{kind}.nii.gz" for folder in folders for kind in kinds), "subjects.txt")
+    root = files(
+        *(f"{folder}/{kind}.nii.gz" for folder in folders for kind in kinds), "subjects.txt"
+    )
     (root / folders[1] / "seg35.nii.gz").unlink()
     dataset = open_dataset(root)
     assert dataset.kind == "oasis"
@@ -198,7 +226,13 @@ def test_oasis_takes_the_scanner_space_by_default_and_the_aligned_images_on_dema
 
 
 def test_oasis_with_aligned_images_only_says_how_to_take_them(files):
-    root = files(*(f"OASIS_OAS1_{n:04d}_MR1/{kind}.nii.gz" for n in (1, 2) for kind in ("aligned_norm", "seg35")))
+    root = files(
+        *(
+            f"OASIS_OAS1_{n:04d}_MR1/{kind}.nii.gz"
+            for n in (1, 2)
+            for kind in ("aligned_norm", "seg35")
+        )
+    )
     with pytest.raises(InputError, match="give --images aligned_norm to take it"):
         open_dataset(root)
     assert len(open_dataset(root, images="aligned_norm").scans) == 2
@@ -220,21 +254,30 @@ def test_btcv_is_read_within_the_window_of_soft_tissue(files, inner):
     ("image", "label"),
     [
         ("imagesTr/img{:04d}.nii.gz", "labelsTr/label{:04d}.nii.gz"),
-        ("averaged-training-images/DET{:07d}_avg.nii.gz", "averaged-training-labels/DET{:07d}_avg_seg.nii.gz"),
+        (
+            "averaged-training-images/DET{:07d}_avg.nii.gz",
+            "averaged-training-labels/DET{:07d}_avg_seg.nii.gz",
+        ),
     ],
 )
 def test_copies_of_btcv_are_known(files, image, label):
     root = files(*(name.format(n) for n in (1, 2, 40) for name in (image, label)))
     dataset = open_dataset(root)
     assert dataset.kind == "btcv" and all(scan.labels is not None for scan in dataset.scans)
-    assert [s.labels.name for s in dataset.scans] == [label.format(n).split("/")[1] for n in (1, 2, 40)]
+    assert [s.labels.name for s in dataset.scans] == [
+        label.format(n).split("/")[1] for n in (1, 2, 40)
+    ]
 
 
 def test_a_scan_is_read_with_its_channel_window_and_nan(pair, tmp_path):
-    values = np.stack([pair.fixed.values, np.round(pair.fixed.values * 4 - 400)], axis=-1).astype(np.float32)
+    values = np.stack([pair.fixed.values, np.round(pair.fixed.values * 4 - 400)], axis=-1).astype(
+        np.float32
+    )
     values[0, 0, 0] = np.nan
     for name in ("a", "b"):
-        nibabel.save(nibabel.Nifti1Image(values, pair.fixed.grid.affine), tmp_path / f"{name}.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(values, pair.fixed.grid.affine), tmp_path / f"{name}.nii.gz"
+        )
         write_image(pair.fixed_labels, tmp_path / f"{name}_seg.nii.gz")
     dataset = open_dataset(tmp_path, window=(-160, 240), nan=0.0, channel=1)
     image, labels = dataset.read("a")
@@ -260,7 +303,11 @@ def test_whole_numbers_stay_whole_within_a_window(pair, tmp_path):
         ((), {}, "no image file at all"),
         (("notes.txt",), {}, "at least two images"),
         (("a.nii.gz",), {}, r"Only one file .*\(a.nii.gz\)"),
-        (("a.nii.gz", "b.nii.gz"), {"images": "*.mha"}, r"matches '\*\.mha'.* 2 image files, such as a.nii.gz"),
+        (
+            ("a.nii.gz", "b.nii.gz"),
+            {"images": "*.mha"},
+            r"matches '\*\.mha'.* 2 image files, such as a.nii.gz",
+        ),
         (("a.nii.gz", "b.nii.gz"), {"labels": "*_seg.nii.gz"}, "No label map .* matches"),
         (("a.nii.gz", "b.nii.gz"), {"labels": "{name}_seg.nii.gz"}, "No image .* has a label map"),
         (
@@ -291,13 +338,22 @@ def test_a_folder_of_which_nothing_can_be_learnt_is_refused(files, names, option
 def test_a_place_that_is_not_there_or_no_data_set_is_refused(files):
     root = files("scan.nii.gz", "broken.json")
     (root / "broken.json").write_text("{")
-    for name, says in (("gone", "no file or folder"), ("scan.nii.gz", "is no data set"), ("broken.json", "not a JSON")):
+    for name, says in (
+        ("gone", "no file or folder"),
+        ("scan.nii.gz", "is no data set"),
+        ("broken.json", "not a JSON"),
+    ):
         with pytest.raises(InputError, match=says):
             open_dataset(root / name)
 
 
 def test_real_folders_are_known(shared_data):
-    hippocampus, brain = open_dataset(shared_data / "hippocampus"), open_dataset(shared_data / "brain")
-    assert len(hippocampus.scans) == 80 and all(s.labels.name == s.image.name for s in hippocampus.scans)
+    hippocampus, brain = (
+        open_dataset(shared_data / "hippocampus"),
+        open_dataset(shared_data / "brain"),
+    )
+    assert len(hippocampus.scans) == 80 and all(
+        s.labels.name == s.image.name for s in hippocampus.scans
+    )
     assert [s.subject for s in brain.scans] == [f"sub-{n:02d}" for n in range(5, 11)]
     assert all(s.labels.name == f"{s.subject}_seg.nii.gz" for s in brain.scans)

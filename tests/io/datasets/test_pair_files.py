@@ -10,9 +10,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.datasets import PairFiles, choose_pairs, read_folder, read_landmarks, read_pair_list
-from napari_shmoareg.io.images import write_image
+from napari_shmoareg.datasets import PairFiles, choose_pairs, read_folder, read_pair_list
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import write_image
+from napari_shmoareg.io.landmarks import read_landmarks
 
 
 @pytest.fixture
@@ -74,14 +75,18 @@ def test_a_missing_list_is_refused(tmp_path):
 
 def test_a_channel_is_read_of_every_pair_of_the_list_and_of_its_parts(listed, pair):
     stack = np.stack([np.zeros_like(pair.moving.values), pair.moving.values], axis=-1)
-    nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), listed.parent / "moving.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(stack, pair.moving.grid.affine), listed.parent / "moving.nii.gz"
+    )
     pairs = read_pair_list(listed, channel=1)
     assert np.array_equal(pairs[0].moving.values, pair.moving.values)
     assert np.array_equal(pairs[1:][0].fixed.values, pair.moving.values)
 
 
 def subjects(count: int) -> list[PairFiles]:
-    return [PairFiles(Path(f"{a}"), Path(f"{b}")) for a, b in itertools.permutations(range(count), 2)]
+    return [
+        PairFiles(Path(f"{a}"), Path(f"{b}")) for a, b in itertools.permutations(range(count), 2)
+    ]
 
 
 @pytest.mark.parametrize("count", [3, 6, 7])
@@ -110,7 +115,9 @@ def test_a_folder_gives_all_ordered_pairs_with_their_own_labels(tmp_path):
             (tmp_path / folder / f"{name}.nii.gz").touch()
     (tmp_path / "imagesTr" / "._a.nii.gz").touch()
     found = read_folder(tmp_path, "imagesTr/*.nii.gz", "labelsTr/*.nii.gz")
-    assert len(found) == 6 and found[0].moving.name == "a.nii.gz" and found[0].fixed.name == "b.nii.gz"
+    assert (
+        len(found) == 6 and found[0].moving.name == "a.nii.gz" and found[0].fixed.name == "b.nii.gz"
+    )
     for pair in found:
         assert pair.moving != pair.fixed
         assert pair.moving_labels == tmp_path / "labelsTr" / pair.moving.name
@@ -125,14 +132,20 @@ def test_a_folder_gives_all_ordered_pairs_with_their_own_labels(tmp_path):
 
 
 def test_landmarks_are_read_from_lps_and_belong_to_their_pair(listed):
-    (listed.parent / "points.csv").write_text("# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n")
+    (listed.parent / "points.csv").write_text(
+        "# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n"
+    )
     listed.write_text(
-        "moving,fixed,landmarks\nmoving.nii.gz,fixed.nii.gz,points.csv\nfixed.nii.gz,moving.nii.gz,\n", encoding="utf-8"
+        "moving,fixed,landmarks\nmoving.nii.gz,fixed.nii.gz,points.csv\nfixed.nii.gz,moving.nii.gz,\n",
+        encoding="utf-8",
     )
     pairs = read_pair_list(listed)
     assert pairs.files[1].landmarks is None
     fixed, moving = read_landmarks(pairs.files[0].landmarks)
-    assert fixed.tolist() == [[-1, -2, 3], [4, -5, 6]] and moving.tolist() == [[-1, -2, 7], [4, -5, 6]]
+    assert fixed.tolist() == [[-1, -2, 3], [4, -5, 6]] and moving.tolist() == [
+        [-1, -2, 7],
+        [4, -5, 6],
+    ]
 
 
 @pytest.mark.parametrize(

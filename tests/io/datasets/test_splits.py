@@ -8,20 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.datasets import Dataset, Scan, Split, open_dataset, split_dataset
+from napari_shmoareg.datasets import Dataset, Scan, Split, open_dataset, split_dataset
+from napari_shmoareg.errors import InputError
 
 PARTS = ("train", "validation", "test")
 
 
 def dataset_of(subjects: int, scans_each: int = 1) -> Dataset:
     scans = [
-        Scan(f"s{n:03d}_{k}", f"s{n:03d}", Path(f"{n}_{k}.nii")) for n in range(subjects) for k in range(scans_each)
+        Scan(f"s{n:03d}_{k}", f"s{n:03d}", Path(f"{n}_{k}.nii"))
+        for n in range(subjects)
+        for k in range(scans_each)
     ]
     return Dataset("folder", Path("data"), tuple(scans))
 
 
-@pytest.mark.parametrize(("subjects", "split"), [(414, "350/10/11"), (50, "35/5/10"), (80, "60/10/10"), (9, "9/0/0")])
+@pytest.mark.parametrize(
+    ("subjects", "split"), [(414, "350/10/11"), (50, "35/5/10"), (80, "60/10/10"), (9, "9/0/0")]
+)
 def test_counts_are_subjects_and_nobody_stands_on_two_sides(subjects, split):
     dataset = dataset_of(subjects, scans_each=2)
     drawn = split_dataset(dataset, split, seed=5)
@@ -77,7 +81,9 @@ def test_a_split_that_is_none_is_refused(split, says):
 
 
 def test_a_part_of_which_no_pair_can_be_made_is_refused():
-    with pytest.raises(InputError, match=r"no pair can be made of the 1 scans of validation\. .* 12 subjects"):
+    with pytest.raises(
+        InputError, match=r"no pair can be made of the 1 scans of validation\. .* 12 subjects"
+    ):
         split_dataset(dataset_of(12), "10/1/1")
     with pytest.raises(InputError, match="of the 1 scans of train"):
         split_dataset(dataset_of(12), "1/5/5")
@@ -86,20 +92,29 @@ def test_a_part_of_which_no_pair_can_be_made_is_refused():
 
 def test_where_a_split_tears_listed_pairs_the_refusal_says_how_many():
     dataset = dataset_of(4)
-    joined = replace(dataset, pairs=tuple((m, f) for m, f in zip(dataset.names, dataset.names[1:], strict=False)))
-    with pytest.raises(InputError, match=r"no pair can be made.*[23] of its 3 listed pairs are torn.*as one subject"):
+    joined = replace(
+        dataset, pairs=tuple((m, f) for m, f in zip(dataset.names, dataset.names[1:], strict=False))
+    )
+    with pytest.raises(
+        InputError,
+        match=r"no pair can be made.*[23] of its 3 listed pairs are torn.*as one subject",
+    ):
         split_dataset(joined, "1/2/1")
 
 
 def test_a_data_sets_own_parts_are_used_unless_a_split_is_asked_for():
     own = {"train": ("s002_0", "s000_0", "gone"), "validation": ("s003_0", "s001_0")}
     dataset = replace(dataset_of(6), parts=own)
-    assert split_dataset(dataset, "auto", 9) == Split(("s000_0", "s002_0"), ("s001_0", "s003_0"), (), 9)
+    assert split_dataset(dataset, "auto", 9) == Split(
+        ("s000_0", "s002_0"), ("s001_0", "s003_0"), (), 9
+    )
     assert len(split_dataset(dataset, "2/2/2").test) == 2
 
 
 def test_one_person_on_two_sides_of_a_data_sets_own_parts_is_refused():
-    dataset = replace(dataset_of(4, 2), parts={"train": ("s000_0", "s001_0"), "test": ("s002_0", "s001_1")})
+    dataset = replace(
+        dataset_of(4, 2), parts={"train": ("s000_0", "s001_0"), "test": ("s002_0", "s001_1")}
+    )
     with pytest.raises(InputError, match="'s001' into train and into test"):
         split_dataset(dataset)
 
@@ -107,7 +122,12 @@ def test_one_person_on_two_sides_of_a_data_sets_own_parts_is_refused():
 def test_a_split_is_written_down_and_read_again():
     drawn = split_dataset(dataset_of(20), "10/5/5", seed=2)
     assert Split.from_dict(json.loads(json.dumps(drawn.to_dict()))) == drawn
-    for wrong in ({}, [], {"train": "ab", "validation": [], "test": [], "seed": 0}, drawn.to_dict() | {"seed": None}):
+    for wrong in (
+        {},
+        [],
+        {"train": "ab", "validation": [], "test": [], "seed": 0},
+        drawn.to_dict() | {"seed": None},
+    ):
         with pytest.raises(InputError, match="lists train, validation, test"):
             Split.from_dict(wrong)
 
@@ -115,9 +135,21 @@ def test_a_split_is_written_down_and_read_again():
 @pytest.mark.parametrize(
     ("names", "rule", "subjects"),
     [
-        (("sub-01_ses-1_T1w.nii", "sub-01_ses-2_T1w.nii", "sub-02_T1w.nii"), None, {"sub-01", "sub-02"}),
-        (("OAS1_0001_MR1.nii", "OAS1_0001_MR2.nii", "OAS1_0002_MR1.nii"), None, {"OAS1_0001", "OAS1_0002"}),
-        (("Task_0001_0000.nii", "Task_0001_0001.nii", "Task_0002_0000.nii"), None, {"Task_0001", "Task_0002"}),
+        (
+            ("sub-01_ses-1_T1w.nii", "sub-01_ses-2_T1w.nii", "sub-02_T1w.nii"),
+            None,
+            {"sub-01", "sub-02"},
+        ),
+        (
+            ("OAS1_0001_MR1.nii", "OAS1_0001_MR2.nii", "OAS1_0002_MR1.nii"),
+            None,
+            {"OAS1_0001", "OAS1_0002"},
+        ),
+        (
+            ("Task_0001_0000.nii", "Task_0001_0001.nii", "Task_0002_0000.nii"),
+            None,
+            {"Task_0001", "Task_0002"},
+        ),
         (("ct_0001.nii", "ct_0002.nii", "ct_0003.nii"), None, {"ct_0001", "ct_0002", "ct_0003"}),
         (("anna_1.nii", "anna_2.nii", "otto_1.nii"), "([a-z]+)_.*", {"anna", "otto"}),
         (("anna/1.nii", "anna/2.nii", "otto/1.nii"), "^([a-z]+)/", {"anna", "otto"}),

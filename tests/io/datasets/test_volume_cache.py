@@ -11,14 +11,17 @@ import time
 import numpy as np
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.datasets import VolumeCache, volume_cache
+from napari_shmoareg.datasets import VolumeCache
+from napari_shmoareg.datasets import cache as cache_module
+from napari_shmoareg.errors import InputError
 
 
 def fill(cache: VolumeCache, name: str, size: int = 1000) -> str:
     key = cache.key(name=name)
     cache.put(
-        key, {"values": np.arange(size, dtype=np.float32), "empty": np.zeros((0, 3))}, {"name": name, "list": [1]}
+        key,
+        {"values": np.arange(size, dtype=np.float32), "empty": np.zeros((0, 3))},
+        {"name": name, "list": [1]},
     )
     return key
 
@@ -31,13 +34,18 @@ def age(cache: VolumeCache, key: str, seconds: float) -> None:
 def test_what_was_put_comes_back_to_another_process_too(cache):
     key = fill(cache, "a")
     entry = VolumeCache(cache.folder).get(key)
-    assert np.array_equal(entry.arrays["values"], np.arange(1000)) and entry.arrays["empty"].shape == (0, 3)
+    assert np.array_equal(entry.arrays["values"], np.arange(1000)) and entry.arrays[
+        "empty"
+    ].shape == (0, 3)
     assert entry.facts == {"name": "a", "list": [1]}
     assert cache.get(cache.key(name="b")) is None
 
 
 def test_every_part_of_a_key_counts():
-    keys = [VolumeCache.key(**parts) for parts in ({"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, {"a": 1, "b": None})]
+    keys = [
+        VolumeCache.key(**parts)
+        for parts in ({"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, {"a": 1, "b": None})
+    ]
     assert len(set(keys)) == len(keys)
     assert VolumeCache.key(a=1, b=2) == VolumeCache.key(b=2, a=1)
 
@@ -137,7 +145,7 @@ def test_a_file_is_hashed_once_while_it_does_not_change(cache, tmp_path, monkeyp
     path = tmp_path / "one"
     path.write_bytes(b"abc")
     before = cache.fingerprint(path)
-    monkeypatch.setattr(volume_cache.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(cache_module.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
     assert cache.fingerprint(path) == before
 
 
@@ -156,7 +164,7 @@ def test_what_a_killed_process_left_half_written_goes(cache):
 
 CROWD = """
 import sys, numpy as np
-from napari_shmoareg.io.datasets import VolumeCache
+from napari_shmoareg.datasets import VolumeCache
 cache = VolumeCache(sys.argv[1], limit_bytes=60_000)
 made = 0
 for turn in range(400):
@@ -175,7 +183,10 @@ print(made)
 
 def test_two_processes_share_a_cache_that_is_too_small_for_them(tmp_path):
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen([sys.executable, "-c", CROWD, str(tmp_path), step], **piped) for step in ("5", "7")]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", CROWD, str(tmp_path), step], **piped)
+        for step in ("5", "7")
+    ]
     told = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], told
     assert all(int(out) > 23 for out, _ in told)  # each made some again that the other evicted

@@ -1,4 +1,6 @@
-"""The folder of an evaluation: one plan for all who begin it, whole cases, tables that miss none."""
+"""The folder of an evaluation: one plan for all who begin it, whole cases, tables that miss
+none.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,10 @@ import re
 
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.evaluation import tables
-from napari_shmoareg.io.evaluation.folder import FORMAT, EvaluationFolder
-from napari_shmoareg.io.evaluation.running import Shard
-from napari_shmoareg.io.evaluation.tables import as_csv, write_comparison, write_tables
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.evaluation import tables
+from napari_shmoareg.evaluation.run import FORMAT, EvaluationFolder, Shard
+from napari_shmoareg.evaluation.tables import as_csv, write_comparison, write_tables
 
 
 def plan_of(pairs, **more):
@@ -32,9 +33,16 @@ def plan_of(pairs, **more):
 
 
 def case_of(number, pair, dice=0.5, error=""):
-    stages = {stage: {"means": {"dice": dice}, "labels": {"3": {"dice": dice}}} for stage in ("start", "after")}
+    stages = {
+        stage: {"means": {"dice": dice}, "labels": {"3": {"dice": dice}}}
+        for stage in ("start", "after")
+    }
     about = {"number": number, "moving": pair[0], "fixed": pair[1]}
-    about |= {"moving_subject": pair[0], "fixed_subject": pair[1], "seconds": None if error else 1.5}
+    about |= {
+        "moving_subject": pair[0],
+        "fixed_subject": pair[1],
+        "seconds": None if error else 1.5,
+    }
     return about | {"error": error, "stages": {} if error else stages, "machine": {"CPUs": 2}}
 
 
@@ -58,14 +66,21 @@ def begin(path, plan, barrier, said):
         said.put((plan["part"], f"{type(error).__name__}: {error}"))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that they begin at once")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="processes are forked, so that they begin at once"
+)
 @pytest.mark.parametrize("attempt", range(5))
 def test_processes_that_begin_at_once_agree_on_one_plan(tmp_path, attempt):
-    """Four with one plan and two with another, let go together: all of one kind begin, the others are refused."""
+    """Four with one plan and two with another, let go together: all of one kind begin, the others
+    are refused.
+    """
     out, parts = tmp_path / "deep" / "table", ("all", "test", "all", "test", "all", "all")
     forked = multiprocessing.get_context("fork")
     barrier, said = forked.Barrier(len(parts)), forked.Queue()
-    processes = [forked.Process(target=begin, args=(out, plan_of(PAIRS, part=p), barrier, said)) for p in parts]
+    processes = [
+        forked.Process(target=begin, args=(out, plan_of(PAIRS, part=p), barrier, said))
+        for p in parts
+    ]
     for process in processes:
         process.start()
     told = [said.get(timeout=60) for _ in parts]
@@ -73,7 +88,11 @@ def test_processes_that_begin_at_once_agree_on_one_plan(tmp_path, attempt):
         process.join(60)
     kept = EvaluationFolder(out).read_plan()["part"]
     for part, word in told:
-        assert word == "begun" if part == kept else re.match("InputError: .*begun with other part", word), word
+        assert (
+            word == "begun"
+            if part == kept
+            else re.match("InputError: .*begun with other part", word)
+        ), word
     assert sorted(entry.name for entry in out.iterdir()) == ["cases", "evaluation.json"]
 
 
@@ -105,7 +124,9 @@ def test_a_damaged_plan_and_one_of_another_version_are_told(folder):
         folder.read_plan()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "\x00\x00", json.dumps(case_of(1, ("a", "c")))])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "{}", "\x00\x00", json.dumps(case_of(1, ("a", "c")))]
+)
 def test_a_damaged_case_and_one_of_another_pair_are_told(folder, text):
     folder.case_file(1).write_text(text)
     with pytest.raises(InputError, match=r"0001\.json is damaged"):
@@ -117,7 +138,9 @@ def test_a_damaged_case_and_one_of_another_pair_are_told(folder, text):
 def test_shards_share_all_pairs_and_each_pair_once():
     for count in (0, 1, 7, 90):
         for of in (1, 2, 8):
-            numbers = [number for shard in range(1, of + 1) for number in Shard(shard, of).share(count)]
+            numbers = [
+                number for shard in range(1, of + 1) for number in Shard(shard, of).share(count)
+            ]
             assert sorted(numbers) == list(range(1, count + 1))
 
 
@@ -139,7 +162,9 @@ def test_the_tables_say_what_is_missing_and_what_failed(folder):
 
 
 def test_a_case_that_another_process_writes_meanwhile_is_in_the_tables(folder, monkeypatch):
-    """The slower of two shards writes its tables last, though it read the cases before the faster one was done."""
+    """The slower of two shards writes its tables last, though it read the cases before the faster
+    one was done.
+    """
     folder.write_case(case_of(1, PAIRS[0]))
     plan, made = plan_of(PAIRS), tables.summary_page
 
@@ -155,7 +180,9 @@ def test_a_case_that_another_process_writes_meanwhile_is_in_the_tables(folder, m
 
 
 def test_a_half_written_table_taken_by_another_machine_is_written_again(folder, monkeypatch):
-    """Process numbers of another machine mean nothing here, so it may clear away what is being written."""
+    """Process numbers of another machine mean nothing here, so it may clear away what is being
+    written.
+    """
     folder.write_case(case_of(1, PAIRS[0]))
     written, lost = tables.writing, []
 
@@ -167,7 +194,9 @@ def test_a_half_written_table_taken_by_another_machine_is_written_again(folder, 
 
     monkeypatch.setattr(tables, "writing", losing)
     write_tables(folder, plan_of(PAIRS))
-    assert lost and (folder.path / "summary.csv").read_text(encoding="utf-8").startswith("stage,label,measure,n,mean")
+    assert lost and (folder.path / "summary.csv").read_text(encoding="utf-8").startswith(
+        "stage,label,measure,n,mean"
+    )
 
 
 def test_seconds_of_several_machines_are_told_to_be_mixed(folder):
@@ -194,8 +223,16 @@ def test_two_evaluations_are_compared_on_the_pairs_of_both(folder, tmp_path):
     tests, page = write_comparison(folder, other)
     assert (tests[0].measure, tests[0].n, tests[0].difference) == ("dice", 1, pytest.approx(0.3))
     text = page.read_text(encoding="utf-8")
-    assert page.name == "against-other.md" and "given differently" in text and "**Not finished: other.**" in text
-    assert page.with_suffix(".csv").read_text(encoding="utf-8").startswith("measure,over,n,equal,first,second,")
+    assert (
+        page.name == "against-other.md"
+        and "given differently" in text
+        and "**Not finished: other.**" in text
+    )
+    assert (
+        page.with_suffix(".csv")
+        .read_text(encoding="utf-8")
+        .startswith("measure,over,n,equal,first,second,")
+    )
     with pytest.raises(InputError, match="the evaluation itself"):
         write_comparison(folder, EvaluationFolder(folder.path / ".." / "table"))
     with pytest.raises(InputError, match="holds no evaluation"):

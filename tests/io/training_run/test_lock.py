@@ -11,9 +11,9 @@ import sys
 import psutil
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.training_run import lock as locks
-from napari_shmoareg.io.training_run.lock import RunLock, read_holder
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.training import run as locks
+from napari_shmoareg.training.run import RunLock, read_holder
 
 HERE = socket.gethostname()
 
@@ -32,7 +32,10 @@ def test_a_held_lock_is_refused_and_given_back(path):
     with RunLock(path) as held:
         held.say("paused")
         assert read_holder(path)["doing"] == "paused" and read_holder(path)["pid"] == os.getpid()
-        with pytest.raises(InputError, match=rf"process {os.getpid()} on .*runs stop"), RunLock(path):
+        with (
+            pytest.raises(InputError, match=rf"process {os.getpid()} on .*runs stop"),
+            RunLock(path),
+        ):
             raise AssertionError
         assert path.exists()
     assert not path.exists() and read_holder(path) is None
@@ -68,7 +71,10 @@ def test_another_process_of_the_same_number_holds_nothing(path):
 
 def test_another_machine_holds_it_as_long_as_it_gives_signs_of_life(path):
     written(path, 1, host="elsewhere", started=0.0)
-    with pytest.raises(InputError, match=r"process 1 on elsewhere.*If it is gone, delete .*lock"), RunLock(path):
+    with (
+        pytest.raises(InputError, match=r"process 1 on elsewhere.*If it is gone, delete .*lock"),
+        RunLock(path),
+    ):
         raise AssertionError
     long_ago = path.stat().st_mtime - locks.SILENT - 5
     os.utime(path, (long_ago, long_ago))
@@ -81,14 +87,18 @@ def test_another_machine_holds_it_as_long_as_it_gives_signs_of_life(path):
 def test_of_many_that_come_at_once_upon_a_stale_lock_one_gets_it(path):
     written(path, 2**22 + 1, started=0.0)
     code = (
-        "import sys, time; from pathlib import Path; from napari_shmoareg.io.training_run.lock import RunLock\n"
-        "from napari_shmoareg.geometry import InputError\n"
-        "sys.stdout.write('ready\\n'); sys.stdout.flush(); input()\n"
-        "try:\n    with RunLock(Path(sys.argv[1])):\n        print('mine', flush=True); input()\n"
-        "except InputError: print('refused', flush=True)\n"
+        "import sys, time; from pathlib import Path; from napari_shmoareg.training.run import"
+        " RunLock\nfrom napari_shmoareg.geometry import InputError\nsys.stdout.write('ready\\n');"
+        " sys.stdout.flush(); input()\ntry:\n    with RunLock(Path(sys.argv[1])):\n       "
+        " print('mine', flush=True); input()\nexcept InputError: print('refused', flush=True)\n"
     )
     several = [
-        subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(4)
     ]
     assert [child.stdout.readline() for child in several] == ["ready\n"] * 4

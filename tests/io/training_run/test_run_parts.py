@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 
-from napari_shmoareg.analysis.validation import Validated
-from napari_shmoareg.engine.batch import Step
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.training_run.events import event
-from napari_shmoareg.io.training_run.keeping import Position
-from napari_shmoareg.io.training_run.named_pairs import NamedPairs, spread, without_order
-from napari_shmoareg.io.training_run.wishes import Wishes, write_wish
+from napari_shmoareg.datasets.pairs import NamedPairs, spread, without_order
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.training.logs import event
+from napari_shmoareg.training.run import Wishes, write_wish
+from napari_shmoareg.training.run_writer import Position
+from napari_shmoareg.training.step import Step
+from napari_shmoareg.training.validation import Validated
 
 NAN = float("nan")
 

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from napari_shmoareg.geometry import InputError
-from napari_shmoareg.io.training_run.step_table import StepTable, read_rows
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.training.logs import StepTable, read_rows
 
 COLUMNS = ("step", "loss", "why")
 
@@ -77,5 +77,7 @@ def test_a_full_disk_is_told_as_one(table, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match=r"disk is full: .*t.csv could not be written; \d+ MB are free"):
+    with pytest.raises(
+        InputError, match=r"disk is full: .*t.csv could not be written; \d+ MB are free"
+    ):
         goes_on.keep()

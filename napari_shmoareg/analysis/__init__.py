@@ -1,1 +1,0 @@
-"""What the routing and the deformation of a registration say."""

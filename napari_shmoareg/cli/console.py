@@ -1,0 +1,372 @@
+"""Every failure as one plain paragraph on stderr and an exit code.
+
+Progress on stderr: phase, bar, time left.
+
+Tables for a terminal of 80 columns.
+
+Being asked to stop: Ctrl-C, kill, and a parent that goes away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from typer.core import TyperGroup
+
+from napari_shmoareg.cli.allocator import return_freed_memory
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.registration.progress import Part, placed
+
+if TYPE_CHECKING:
+    from napari_shmoareg.experts.load import ExpertLoad
+    from napari_shmoareg.training.run import Wishes
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILED, MISUSED, CANCELLED = 1, 2, 130
+
+
+class PlainGroup(TyperGroup):
+    """The group of all commands: what a command raises is said plainly, once, here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
+        with _said_plainly(ctx, words), warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            _print_any_name()
+            return super().invoke(ctx)
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """Read the options before the command's name."""
+        with _said_plainly(None):
+            return super().make_context(info_name, args, *rest, **extra)
+
+
+def remember_debug(ctx: typer.Context, value: bool) -> bool:
+    """Callback of ``--debug``, wherever on the line it stands."""
+    if value:
+        ctx.find_root().meta["debug"] = True
+    return value
+
+
+@contextlib.contextmanager
+def _said_plainly(ctx: Any, words: Sequence[str] = ()) -> Iterator[None]:
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            say(str(stop) or "Cancelled; nothing was written.")
+        raise typer.Exit(CANCELLED) from stop
+    except Exception as error:
+        if hasattr(error, "format_message") and getattr(error, "exit_code", None) == MISUSED:
+            say(_misuse(error))
+            raise typer.Exit(MISUSED) from error
+        if ctx is not None and ctx.find_root().meta.get("debug"):
+            traceback.print_exception(error, file=sys.stderr)
+        say(explain(error, inputs_in(words)))
+        raise typer.Exit(FAILED) from error
+
+
+def say(text: str) -> None:
+    """One paragraph on stderr, not wrapped: the terminal does that."""
+    typer.echo(text, err=True)
+
+
+def _print_any_name() -> None:
+    """Let names that are not UTF-8 be printed, with their odd bytes as numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """What a user can act on; what only concerns programmers is left to the tests."""
+    if issubclass(category, UserWarning):
+        say(f"Warning: {message}")
+
+
+def inputs_in(words: Sequence[str]) -> list[str]:
+    """The words of a command that name a file or folder which is there, behind "=" too."""
+    names = [word.split("=", 1)[-1] if word.startswith("-") else word for word in words]
+    return list(dict.fromkeys(name for name in names if os.path.exists(name)))
+
+
+def explain(error: BaseException, inputs: Sequence[str] = ()) -> str:
+    """What a user should read when `error` ended a command.
+
+    Parameters
+    ----------
+    error : Exception
+    inputs : sequence of str
+        What the command was given, for an error that does not say itself what was being read.
+    """
+    if isinstance(error, InputError):
+        return f"Error: {error}"
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        place = " to ".join(
+            f"'{name}'" for name in (error.filename, error.filename2) if name is not None
+        )
+        where = f" ({place})" if place else ""
+        hint = (
+            " Free some space or name a place on another disk." if error.errno in _DISK_FULL else ""
+        )
+        return f"Error: {os.strerror(error.errno)}{where}.{hint}"
+    notes = getattr(error, "__notes__", ())
+    if notes and (isinstance(error, MemoryError) or "can't allocate memory" in text):
+        return (
+            f"Error: this machine ran out of memory, {notes[0]}. Close other programs, or give a"
+            " smaller file."
+        )
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        return "Error: the device ran out of memory. Give a smaller --size, or --device cpu."
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return (
+            "Error: this machine ran out of memory. Give a smaller --size, or close other programs."
+        )
+    first = text.strip().splitlines()[0] if text.strip() else "no message"
+    given = [f"with {', '.join(inputs)}"] if inputs else []
+    where = f", {[*notes, *given][0]}" if notes or given else ""
+    return (
+        f"Error: something went wrong inside shmoareg{where} ({type(error).__name__}: {first})."
+        " This is a bug, not your mistake. Run the same command with --debug and report what it"
+        " prints."
+    )
+
+
+def _misuse(error: Any) -> str:
+    message = " ".join(error.format_message().split()).rstrip(".")
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "shmoareg"
+    return f"Error: {message}. `{command} --help` shows how it is used."
+
+
+Report = Callable[[str, float], None]
+
+
+@contextmanager
+def progress(quiet: bool = False, parts: Mapping[str, Part] | None = None) -> Iterator[Report]:
+    """Show how far a piece of work is.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    parts : mapping of phase to Part, optional
+        Where each phase stands in the whole; a phase that is not among them is the whole.
+
+    Yields
+    ------
+    callable
+        ``report(phase, fraction)`` with the fraction of the phase that is done, 0 to 1.
+    """
+    console = Console(stderr=True)
+    if quiet:
+        yield _forward(lambda title, done: None, {})
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task("starting", total=1.0)
+            yield _forward(
+                lambda title, done: bar.update(task, description=title, completed=done), parts or {}
+            )
+    else:
+        yield _forward(_lines(console), parts or {})
+
+
+def _forward(report: Report, parts: Mapping[str, Part]) -> Report:
+    """From fractions of phases to fractions of the whole, which never run back; memory is given
+    back between phases.
+    """
+    furthest, current = 0.0, ""
+
+    def forward(phase: str, fraction: float) -> None:
+        nonlocal furthest, current
+        if phase != current:
+            current = phase
+            return_freed_memory()
+        title, done = placed(parts, phase, fraction)
+        furthest = max(furthest, done)
+        report(title, furthest)
+
+    return forward
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        speed_estimate_period=300,
+    )
+
+
+def _lines(console: Console) -> Report:
+    """Where a bar cannot be drawn (a log file): a line per phase, and one per tenth of a long
+    one.
+    """
+    last: tuple[str, int] | None = None
+
+    def report(title: str, done: float) -> None:
+        nonlocal last
+        phase, tenth = title.split(",")[0], int(10 * done)
+        if last is None or phase != last[0] or ("," in title and tenth > last[1]):
+            last = phase, tenth
+            console.print(f"{title} ...", markup=False, highlight=False, soft_wrap=True)
+
+    return report
+
+
+def show(*tables: Table) -> None:
+    """Print tables on stdout, an empty line between them."""
+    console = Console(highlight=False)
+    for number, table in enumerate(tables):
+        if number:
+            console.print()
+        if table.title:  # printed here, as a table's own title is wrapped to the table's width
+            console.print(table.title, style="bold", markup=False)
+            table.title = None
+        console.print(table)
+
+
+def results(
+    title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None], str]]
+) -> Table:
+    """What a registration reached.
+
+    Parameters
+    ----------
+    title : str
+    columns : sequence of str
+        Heads of the columns of numbers.
+    rows : iterable of (name, values, format)
+        A value that is None or NaN stays empty; a row without any value is left out.
+    """
+    table = plain_table(title)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, values, form in rows:
+        cells = ["" if v is None or v != v else format(v, form) for v in values]
+        if any(cells):
+            table.add_row(name, *cells)
+    return table
+
+
+def load_tables(load: ExpertLoad) -> list[Table]:
+    """Shares of selections in percent, one row per layer and image or direction; the blocks of a
+    layer added up.
+    """
+    whole = load.over_blocks()
+    tables = []
+    for part, title in (
+        ("encoder", "attention heads (MoA)"),
+        ("decoder", "deformation experts (SHMoE)"),
+    ):
+        share = whole.select(part=part).share
+        if not share:
+            continue
+        table = plain_table(f"{title}: share of selections in % per expert")
+        table.add_column("layer", no_wrap=True)
+        for expert in range(max(len(s) for s in share.values())):
+            table.add_column(str(expert), justify="right")
+        for place, shares in share.items():
+            table.add_row(
+                f"{part} {place.layer} {place.image or place.direction or ''}",
+                *(f"{100 * s:.0f}" for s in shares),
+            )
+        tables.append(table)
+    return tables
+
+
+def plain_table(title: str) -> Table:
+    """A table without lines."""
+    return Table(title=title, box=None, pad_edge=False, header_style="bold")
+
+
+@contextmanager
+def asked_to_stop(
+    first: str = "Stopping after this step; Ctrl-C again drops what was learned.",
+    second: str = "",
+    ask: Callable[[], None] | None = None,
+) -> Iterator[list[int]]:
+    """A list that fills at the first Ctrl-C, kill or closed terminal; the second one cancels.
+
+    Parameters
+    ----------
+    first : str
+        Said at the first one.
+    second : str
+        Said where the second one ends the command; by default that nothing was written.
+    ask : callable, optional
+        Called at the first one.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt(second)
+        asked.append(number)
+        if ask is not None:
+            ask()
+        with suppress(OSError):  # of a terminal that was closed
+            say(first)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # not under nohup
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    former = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def listen_to_parent(wishes: Wishes) -> threading.Thread:
+    """Hear "pause", "go" and "stop", a line each, on standard input; its end asks to stop.
+
+    Parameters
+    ----------
+    wishes : Wishes
+    """
+
+    def listen() -> None:
+        for line in sys.stdin:
+            if line.strip() in ("pause", "go", "stop"):
+                wishes.ask(line.strip())
+        wishes.ask("stop")
+
+    thread = threading.Thread(target=listen, name="parent", daemon=True)
+    thread.start()
+    return thread

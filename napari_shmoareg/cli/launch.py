@@ -1,0 +1,386 @@
+"""Processes that a command started: handing signals on, waiting, saying once what went wrong.
+
+Several processes on this machine that run one command together.
+
+torchrun's own launcher starts them; who speaks, what a signal does and what is said when one dies
+is decided here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from napari_shmoareg.cli.console import CANCELLED, FAILED, MISUSED
+from napari_shmoareg.errors import InputError
+
+if TYPE_CHECKING:
+    from napari_shmoareg.training.distributed import Team
+
+
+# exit code of a process that only lost another one: whoever started them knows better what happened
+LOST = 9
+GRACE = 10.0  # seconds for the others to end on their own account, once one has failed
+LOOK = 0.1  # seconds between two looks at the processes
+PEACEFUL = (0, MISUSED, CANCELLED)
+
+
+@contextmanager
+def passed_on(members: Mapping[int, subprocess.Popen[Any]]) -> Iterator[None]:
+    """Hand Ctrl-C and kill on to all, as a kill: some shells let them ignore Ctrl-C.  A third one
+    ends them at once.
+    """
+    asked: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        asked.append(number)
+        for process in members.values():
+            process.send_signal(signal.SIGKILL if len(asked) > 2 else signal.SIGTERM)
+
+    numbers = [
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]
+    former = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def watch(members: Mapping[int, subprocess.Popen[Any]]) -> dict[int, int]:
+    """Wait until all have ended, or one has failed and the others had time to notice.
+
+    Returns
+    -------
+    dict of int to int
+        Exit codes of those that failed, the first to fail first.
+    """
+    failed: dict[int, int] = {}
+    until = float("inf")
+    while True:
+        codes = {rank: process.poll() for rank, process in members.items()}
+        new = [
+            (rank, code)
+            for rank, code in codes.items()
+            if code is not None and code not in PEACEFUL
+        ]
+        # of those seen at once, whoever only lost the others comes last
+        failed |= dict(sorted(new, key=lambda one: one[1] in (LOST, -signal.SIGABRT))) | failed
+        if failed:
+            until = min(until, time.monotonic() + GRACE)
+        if None not in codes.values() or time.monotonic() > until:
+            return failed
+        time.sleep(LOOK)
+
+
+def stopped_with_parent() -> None:
+    """In a process that is being started: be told to stop when the one that started it is gone (on
+    Linux).
+
+    SLURM's warning to all processes of a job, which would end those that do not expect it, is
+    ignored from here on."""
+    if hasattr(signal, "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def end(members: Mapping[int, subprocess.Popen[Any]]) -> None:
+    """End those that still run, at once."""
+    for process in members.values():
+        if process.poll() is None:
+            process.kill()
+    for process in members.values():
+        process.wait()
+
+
+def outcome(
+    members: Mapping[int, subprocess.Popen[Any]],
+    failed: Mapping[int, int],
+    said: Mapping[int, str],
+    kept: str,
+) -> int:
+    """The exit code of processes that worked as one.
+
+    Parameters
+    ----------
+    members : mapping of rank to process
+    failed : mapping of rank to exit code
+        From `watch`.
+    said : mapping of rank to path
+        What those that keep silent would have said.
+    kept : str
+        A sentence on what is left and how to go on.
+
+    Raises
+    ------
+    InputError
+        Saying what failed, unless the first process said that itself.
+    """
+    leader: int = members[0].returncode
+    if leader in PEACEFUL or leader == FAILED:
+        return leader
+    guilty = next(
+        (rank for rank, code in failed.items() if code not in (LOST, -signal.SIGABRT)), min(failed)
+    )
+    code, name, pid = failed[guilty], f"process {guilty + 1} of {len(members)}", members[guilty].pid
+    if code < 0:
+        what = f"{ended_by(name, pid, code)} The others were ended too."
+    elif guilty and (words := last_words(Path(said[guilty]))):
+        what = f"in {name}: {words}"
+    else:
+        what = (
+            f"the processes lost each other, though none was ended from outside ({name}, pid {pid},"
+            f" code {code})."
+        )
+    raise InputError(f"{what} {kept}")
+
+
+def ended_by(name: str, pid: int, code: int) -> str:
+    """A sentence on a process that a signal ended."""
+    why = " (perhaps the memory ran out)" if -code == signal.SIGKILL else ""
+    return f"{name} (pid {pid}) was ended by signal {-code}, {signal.Signals(-code).name}{why}."
+
+
+def last_words(file: Path) -> str:
+    """The last error in what a process said, without its mark."""
+    lines = [
+        line
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
+    marked = [line for line in lines if line.startswith("Error: ")]
+    return (marked or lines or [""])[-1].removeprefix("Error: ")
+
+
+COMMAND = ("-m", "napari_shmoareg")
+LAUNCHER = "SHMOAREG_LAUNCHER"  # the process id of the launcher, for the processes that it starts
+KEPT = (
+    "What was saved is kept; go on with the same command and --resume, with as many processes as"
+    " you like."
+)
+
+
+def wants_launch(processes: int | None) -> bool:
+    """Whether this process has to start others: it was asked for several and is not one of them
+    itself.
+
+    Parameters
+    ----------
+    processes : int or None
+        As given to ``--processes``.
+
+    Raises
+    ------
+    InputError
+        If torchrun or srun started another number of processes than asked for.
+    """
+    wanted = 1 if processes is None else processes
+    if wanted == 1:
+        return False
+    from napari_shmoareg.training.distributed import team_size
+
+    there = team_size()
+    if there not in (1, wanted):
+        raise InputError(
+            f"--processes {wanted} was asked for, but torchrun or srun started {there}; leave"
+            " --processes away."
+        )
+    return there == 1
+
+
+def launch(
+    argv: Sequence[str],
+    processes: int,
+    *,
+    batch: int | None = None,
+    device: str = "auto",
+    kept: str = KEPT,
+) -> int:
+    """Run ``shmoareg ARGV`` in so many processes of this machine, and wait for them.
+
+    The first one's output and errors are this process's own; the others are silent.  Ctrl-C and
+    kill reach all. If one fails, what it said, or how it died, is the error, and the others are
+    ended within seconds.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The command and its options.
+    processes : int
+    batch : int, optional
+        Pairs in a step, which the processes have to share.
+    device : {"auto", "cpu", "cuda"}
+    kept : str
+        What is left after a failure, and how to go on.
+
+    Returns
+    -------
+    int
+        Exit code: the first process's own.
+
+    Raises
+    ------
+    InputError
+        If there are more processes than pairs in a step, or than GPUs; if a process failed and the
+        first one did not say why.
+    """
+    from napari_shmoareg.registration.refinement import without_triton
+    from napari_shmoareg.registration.resources import find_device
+    from napari_shmoareg.training.distributed import check_batch, check_gpus, threads_each
+
+    if batch is not None:
+        check_batch(batch, processes)
+    if find_device(device).type == "cuda":
+        check_gpus(processes)
+    with without_triton(), tempfile.TemporaryDirectory(prefix="shmoareg-") as folder:
+        from torch.distributed import TCPStore
+        from torch.distributed.elastic.multiprocessing import (
+            DefaultLogsSpecs,
+            Std,
+            SubprocessContext,
+            start_processes,
+        )
+
+        # where they meet: no port is guessed
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        common = {
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RUN_ID": "shmoareg",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads_each(processes)),
+            LAUNCHER: str(os.getpid()),
+        }
+        # which never comes: `passed_on` takes care
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGURG"
+        members: dict[int, subprocess.Popen[Any]] = {}
+        with passed_on(members):
+            context = start_processes(
+                "shmoareg",
+                sys.executable,
+                {rank: (*COMMAND, *argv) for rank in range(processes)},
+                {
+                    rank: common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    for rank in range(processes)
+                },
+                DefaultLogsSpecs(
+                    log_dir=folder, redirects={rank: Std.ALL for rank in range(1, processes)}
+                ),
+            )
+            assert isinstance(context, SubprocessContext)
+            members.update(
+                (rank, handler.proc) for rank, handler in context.subprocess_handlers.items()
+            )
+            try:
+                failed = watch(members)
+            finally:
+                end(members)
+                context.close()
+        return outcome(members, failed, context.stderrs, kept)
+
+
+@contextmanager
+def in_team(device: str = "auto") -> Iterator[Team]:
+    """Join the processes started beside this one, and part from them at the end; all but the first
+    keep silent.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+
+    Yields
+    ------
+    Team
+        ``Team()`` for a process alone.
+
+    Raises
+    ------
+    InputError
+        As for `Team.joined`.
+    LostPeerError
+        If another process ended.  Where `launch` started them, this one ends without a word
+        instead.
+    """
+    from napari_shmoareg.training.distributed import LostPeerError, Team
+
+    _follow_launcher()
+    peaceful, team = False, Team()
+    try:
+        team = Team.joined(device)
+        with _silence(not team.leader):
+            yield team
+        peaceful = True
+    except LostPeerError as lost:
+        if LAUNCHER not in os.environ:
+            raise
+        raise typer.Exit(LOST) from lost
+    except typer.Exit:
+        peaceful = True  # all have come to the same end
+        raise
+    finally:
+        team.leave(peaceful)
+
+
+@contextmanager
+def _silence(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def _follow_launcher() -> None:
+    """Be told to stop, as by ``kill``, when the launcher is gone: this process is in a session of
+    its own.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+    stopped_with_parent()
+    if os.getppid() != int(launcher):
+        raise InputError("The process that started this one has ended; nothing was begun.")
+
+
+def words_of(ctx: typer.Context) -> list[str]:
+    """The words that give this command the options that it has."""
+    words = [str(ctx.info_name)]
+    for parameter in ctx.command.params:
+        value = ctx.params.get(str(parameter.name))
+        if value is None or value in (parameter.get_default(ctx), (), []):
+            continue
+        if getattr(parameter, "multiple", False):
+            words += [f"{parameter.opts[0]}={each}" for each in value]
+            continue
+        text = (
+            ",".join(str(v) for v in value)
+            if isinstance(value, tuple)
+            else str(getattr(value, "value", value))
+        )
+        if parameter.param_type_name == "argument":
+            words.append(text)
+        elif isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            words.append(f"{parameter.opts[0]}={text}")
+    return words

@@ -1,0 +1,585 @@
+"""What a run tells, for programs and for people.
+
+The check-up of a data set as a table for a terminal.
+
+The command itself: begin a run or go on with it, and tell how it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from napari_shmoareg.cli.console import CANCELLED, Report, explain, progress, say
+from napari_shmoareg.cli.jobs import ClusterOptions, SubmitOption, hand_over
+from napari_shmoareg.cli.launch import launch, wants_launch, words_of
+from napari_shmoareg.cli.options import (
+    Channel,
+    Debug,
+    Device,
+    DeviceOption,
+    Kind,
+    Nan,
+    Quiet,
+    chosen,
+    parse_window,
+    with_settings,
+)
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.model_card import NO_NETWORK, chosen_device, chosen_weights
+from napari_shmoareg.io.untrusted import user_path
+
+if TYPE_CHECKING:
+    from napari_shmoareg.training.plan import Plan
+
+
+Event = Mapping[str, Any]
+Tell = Callable[[Event], None]
+SHOWN = 12  # scans in the table of the check-up; checkup.csv has all
+
+
+@contextmanager
+def of_run(run: Path) -> Iterator[None]:
+    """Around processes that learn for this one: an error that ends them is told with what their run
+    left.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise TeamFailedError(str(error), run) from error
+
+
+class TeamFailedError(InputError):
+    """Processes that learned together ended by an error.
+
+    Attributes
+    ----------
+    run : Path
+    """
+
+    def __init__(self, text: str, run: Path) -> None:
+        super().__init__(text)
+        self.run = run
+
+
+@contextmanager
+def printed(quiet: bool) -> Iterator[Tell]:
+    """Events as JSON on stdout, one a line; what ends the run by an error is told too.
+
+    Parameters
+    ----------
+    quiet : bool
+        Makes no difference.
+    """
+    last: dict[str, Any] = {"step": 0, "run": None}
+
+    def tell(event: Event) -> None:
+        last.update({name: event[name] for name in last if name in event})
+        typer.echo(json.dumps(event, allow_nan=False))  # flushes
+
+    try:
+        yield tell
+    except (typer.Exit, typer.Abort):
+        raise
+    except BaseException as error:
+        text = (
+            str(error)
+            if isinstance(error, KeyboardInterrupt)
+            else explain(error).removeprefix("Error: ")
+        )
+        if isinstance(error, TeamFailedError):
+            last = _left_by(error.run)
+        now = {"time": round(time.time(), 3)}
+        tell({"event": "error", **now, "text": text})
+        tell(
+            {
+                "event": "end",
+                **now,
+                "reason": "failed",
+                "step": last["step"],
+                "weights": _weights(last["run"]),
+            }
+        )
+        raise
+
+
+def _left_by(run: Path) -> dict[str, Any]:
+    """The step that a run saved, whoever learned in it."""
+    from napari_shmoareg.training.run import RunFolder, saved_step
+
+    return {"step": saved_step(RunFolder(run)) or 0, "run": str(run)}
+
+
+def _weights(run: str | None) -> str | None:
+    """The weights that a failed run left."""
+    from napari_shmoareg.training.run import RunFolder
+
+    found = None if run is None else RunFolder(run).weights
+    return None if found is None else str(found)
+
+
+@contextmanager
+def told(quiet: bool) -> Iterator[Tell]:
+    """Events as lines to read; progress on stderr.
+
+    Parameters
+    ----------
+    quiet : bool
+        Warnings only.
+    """
+    with ExitStack() as bars:
+        yield Teller(quiet, bars).tell
+
+
+class Teller:
+    """Says what a run tells.
+
+    Parameters
+    ----------
+    quiet : bool
+    bars : ExitStack
+        Holds the progress bar that is shown.
+    """
+
+    def __init__(self, quiet: bool, bars: ExitStack) -> None:
+        self._quiet, self._bars = quiet, bars
+        self._report: Report | None = None
+        self._doing = ""
+        self._scans: list[Event] = []
+        self._about: Event = {}
+        self._alarmed: set[str] = set()
+        self._skipped: set[str] = set()
+        self._done = 0.0
+        self._best: int | None = None
+
+    def tell(self, event: Event) -> None:
+        """Say one event; most say nothing."""
+        say_it = getattr(self, f"_tell_{event['event']}", None)
+        if say_it is not None:
+            say_it(event)
+
+    def _print(self, text: str) -> None:
+        if not self._quiet:
+            typer.echo(text)
+
+    def _bar(self, doing: str, text: str, done: float) -> None:
+        """Move the bar; a new one for each kind of work, as a bar never runs back."""
+        if doing != self._doing:
+            self._bars.close()
+            self._report = self._bars.enter_context(progress(self._quiet))
+            self._doing = doing
+        if self._report is not None:
+            self._report(text, done)
+
+    def _tell_phase(self, event: Event) -> None:
+        name = event["phase"]
+        if name in ("checkup", "reading", "preparing"):
+            words = {
+                "checkup": f"looking at the scans, {event['text']}",
+                "reading": "reading the data set",
+            }
+            self._bar(name, words.get(name, "preparing"), event["done"])
+        elif name == "validating":
+            self._bar("training", "fine-tuning, validating", self._done)
+
+    def _tell_scan(self, event: Event) -> None:
+        self._scans.append(event)
+        if event["skipped"]:
+            say(f"Warning: {event['name']} is left out: {event['skipped']}")
+
+    def _tell_begin(self, event: Event) -> None:
+        self._bars.close()
+        self._about, self._best = event, (event["best"] or {}).get("step")
+        # those are said
+        for problem in (words for words in event["problems"] if not words.startswith("Left out: ")):
+            say(f"Warning: {problem}")
+        if not self._quiet:
+            self._show_scans(event)
+        if event["weights"] == NO_NETWORK:
+            self._print(f"Begins from {event['begins_from']}: {event['steps']} steps.")
+        scans, pairs, memory = event["scans"], event["pairs"], event["memory"]
+        judge = (
+            f"{scans['validation']} judge (by {event['validated']} of {pairs['validation']} pairs)"
+        )
+        self._print(
+            f"{scans['train']} scans learn ({pairs['train']} pairs), {judge}, {scans['test']} stay"
+            " unseen."
+        )
+        grid = "x".join(str(n) for n in event["shape"])
+        self._print(
+            f"A step on the grid {grid} needs about {memory['need'] / 2**30:.1f} GiB of memory on"
+            f" {event['device']}; {memory['free'] / 2**30:.1f} GiB are free."
+        )
+        precision = event["bfloat16"]
+        self._print(
+            f"Computing in {'bfloat16' if precision['used'] else 'float32'}: {precision['why']}."
+        )
+        if event["resumed_at"] is not None:
+            self._print(f"Going on after step {event['resumed_at']} of {event['steps']}.")
+
+    def _show_scans(self, event: Event) -> None:
+        pass  # MOVED
+        from napari_shmoareg.cli.console import show
+
+        used = [scan for scan in self._scans if not scan["skipped"]]
+        show(
+            checkup_table(
+                used[:SHOWN], f"Check-up: {len(used)} of {len(self._scans)} scans can be used"
+            )
+        )
+        if len(used) > SHOWN:
+            self._print(f"... and {len(used) - SHOWN} more in {event['run']}/checkup.csv")
+
+    def _tell_step(self, event: Event) -> None:
+        self._done = event["step"] / event["steps"]
+        self._bar("training", f"fine-tuning, loss {event['total']:.5f}", self._done)
+
+    def _tell_load(self, event: Event) -> None:
+        now = {alarm["place"]: alarm["text"] for alarm in event["alarms"]}
+        for place in now.keys() - self._alarmed:
+            say(f"Warning: at step {event['step']}: {now[place]}")
+        self._alarmed = set(now)
+
+    def _tell_validation(self, event: Event) -> None:
+        self._best = event["step"] if event["best"] else self._best
+        dice = "" if event["dice"] is None else f"Dice {event['dice']:.4f}, "
+        best = ", the best so far" if event["best"] and event["step"] else ""
+        what = f"after step {event['step']}" if event["step"] else "before the first step"
+        figures = f"{dice}correlation {event['ncc']:.4f}, folding {event['folding_percent']:.3f} %"
+        self._print(f"Validation {what}: {figures}{best}")
+
+    def _tell_skipped(self, event: Event) -> None:
+        if event["pair"] not in self._skipped:
+            self._skipped.add(event["pair"])
+            say(f"Warning: the pair {event['pair']} is left out: {event['why']}")
+
+    def _tell_paused(self, event: Event) -> None:
+        say(
+            f"Paused after step {event['step']}; `shmoareg runs go"
+            f" {shlex.quote(str(self._about['run']))}` goes on."
+        )
+
+    def _tell_resumed(self, event: Event) -> None:
+        say("Going on.")
+
+    def _tell_end(self, event: Event) -> None:
+        self._bars.close()
+        steps = self._about.get("steps")
+        run = shlex.quote(str(self._about["run"])) if self._about else "RUN"
+        of = f" of {steps}" if steps else ""
+        if event["reason"] == "stopped":
+            say(
+                f"Stopped after step {event['step']}{of}. Go on with: shmoareg fine-tune --out"
+                f" {run} --resume"
+            )
+        elif event["reason"] == "minutes":
+            self._print(
+                f"The time is over after step {event['step']}{of}. Go on with: shmoareg fine-tune"
+                f" --out {run} --resume --minutes MORE"
+            )
+        else:
+            self._print(f"{event['step']} steps are done.")
+        if event.get("best_step") == 0 < event["step"] and event["weights"] is not None:
+            self._print(
+                f"Nothing learned was better than the start, by validation: {event['weights']}"
+                " holds the weights that the run began with. Those of the last step are in"
+                f" {self._about['run']}/last.safetensors."
+            )
+        elif event["weights"] is not None:
+            weights = shlex.quote(str(event["weights"]))
+            self._print(
+                f"Weights: {weights}\nUse them: shmoareg register MOVING FIXED --weights {weights}"
+                " --out RESULT"
+            )
+            if self._about.get("pairs", {}).get("test"):
+                self._print(
+                    f"Judge them on the unseen scans: shmoareg evaluate --run {run} --out TABLE"
+                )
+
+
+# what an overlap is: of labels, or of images where there are none
+KINDS = {"dice": "Dice", "ncc": "correlation"}
+
+
+def checkup_table(scans: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """One line per scan: where its voxels stand, its values, its labels, how well it lies on its
+    partner.
+
+    Parameters
+    ----------
+    scans : sequence of mapping
+        Events "scan".
+    title : str
+    """
+    table = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    with_subjects = any(scan["subject"] != scan["name"] for scan in scans)
+    for head in ("scan", *(["subject"] if with_subjects else []), "shape", "mm", "axes"):
+        table.add_column(head, no_wrap=True)
+    for head in ("range", "labels", "overlap"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for scan in scans:
+        table.add_row(
+            scan["name"],
+            *([scan["subject"]] if with_subjects else []),
+            "x".join(str(n) for n in scan["shape"] or ()),
+            "x".join(f"{mm:.3g}" for mm in scan["spacing"] or ()),
+            scan["orientation"] or "",
+            "" if scan["low"] is None else f"{scan['low']:.4g} to {scan['high']:.4g}",
+            "" if scan["labels"] is None else _labels(scan["labels"]),
+            (
+                ""
+                if scan["overlap"] is None
+                else f"{KINDS[scan['overlap_kind']]} {scan['overlap']:.2f}"
+            ),
+        )
+    return table
+
+
+def _labels(values: Sequence[int]) -> str:
+    return ",".join(str(v) for v in values) if len(values) <= 4 else f"{len(values)} labels"
+
+
+@with_settings
+def fine_tune(
+    ctx: typer.Context,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="RUN", help="Folder of the run: new, or with --resume its own."
+        ),
+    ],
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DATASET]",
+            help=(
+                "A folder of images, a CSV or JSON list of pairs, a Learn2Reg data set, OASIS or"
+                " BTCV. May be left "
+                "out with --resume."
+            ),
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME|PATH|none",
+            help="Weights to begin with; none begins from nothing, as the paper (Sec. IV-B).",
+            show_default="the shipped ones",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="paper|small|tiny",
+            help=(
+                "Network that begins from nothing: the paper's (128 voxels, for a GPU), small (60"
+                " voxels, for a CPU)."
+            ),
+            show_default="paper",
+        ),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            metavar="NAME=VALUE",
+            help=(
+                "A part of that network: attention=mha and shmoe_strides=none make Table II's plain"
+                " layers; repeat "
+                "for more."
+            ),
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in RUN, from its last state.")
+    ] = False,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images", metavar="PATTERN", help="Which files are images: 'images/*.nii.gz'."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", metavar="PATTERN", help="Which are their label maps: 'labels/*.nii.gz'."
+        ),
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            "--subject", metavar="REGEX", help="Finds the subject in a file's name: 'sub-([0-9]+)'."
+        ),
+    ] = None,
+    kind: Annotated[
+        Kind | None, typer.Option("--kind", help="What the data set is.", show_default="auto")
+    ] = None,
+    window: Annotated[
+        Any,
+        typer.Option(
+            "--window",
+            metavar="LOW,HIGH",
+            parser=parse_window,
+            help="Cut intensities off there, as for CT: -160,240.",
+        ),
+    ] = None,
+    device: DeviceOption = Device.auto,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes", min=1, help="Processes that share the pairs of a step: one for each GPU."
+        ),
+    ] = 1,
+    submit: SubmitOption = None,
+    cluster_option: ClusterOptions = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object for each event on stdout, for programs."
+        ),
+    ] = False,
+    with_parent: Annotated[
+        bool,
+        typer.Option(
+            "--with-parent",
+            help=(
+                "Stop at a safe step when standard input closes; its lines 'pause', 'go' and 'stop'"
+                " are obeyed."
+            ),
+        ),
+    ] = False,
+    nan: Nan = None,
+    channel: Channel = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    **given: Any,
+) -> None:
+    """Train weights further on scans of your own, in a run that can be stopped, killed and gone on
+    with.
+
+    What is not given is as in the paper; --from none begins as it does (Sec. IV-B), from nothing.
+    Scans are looked at first, and divided by subject into those that learn, those that judge and
+    those that stay unseen for `shmoareg evaluate`.  Ctrl-C stops after the current step and saves;
+    --resume goes on to the same result."""
+    from napari_shmoareg.cli.training_process import run_plan
+
+    pass  # MOVED
+    from napari_shmoareg.training.run import RunFolder
+
+    finding = {
+        "images": images,
+        "labels": labels,
+        "subject": subject,
+        "kind": None if kind is None else kind.value,
+        "window": window,
+        "nan": nan,
+        "channel": channel,
+    }
+    with (printed if as_json else told)(quiet) as tell:
+        found = {k: v for k, v in finding.items() if v is not None}
+        plan = _plan(out, resume, dataset, weights, (preset, config or []), found, given, device)
+        if cluster_option and submit is None:
+            raise InputError("--cluster-option does nothing without --submit.")
+        if submit is not None:
+            begun = RunFolder(out).told
+            sharing = {"processes": processes, "batch": plan.settings.batch}
+            typer.echo(
+                hand_over(words_of(ctx), out, submit.value, cluster_option, begun=begun, **sharing)
+            )
+            return
+        if wants_launch(processes):
+            with of_run(out):
+                code = launch(
+                    words_of(ctx), processes, batch=plan.settings.batch, device=device.value
+                )
+            raise typer.Exit(code)
+        reason = run_plan(out, plan, resume, device.value, with_parent, tell)
+    if reason == "stopped":
+        raise typer.Exit(CANCELLED)
+
+
+def _plan(
+    out: Path,
+    resume: bool,
+    dataset: Path | None,
+    weights: str | None,
+    network: tuple[str | None, list[str]],
+    finding: dict[str, Any],
+    given: dict[str, Any],
+    device: Device,
+) -> Plan:
+    """The plan of a new run, or that of an old one with what may be given anew."""
+    from napari_shmoareg.datasets.dataset import DatasetChoice
+    from napari_shmoareg.training.plan import (
+        begins_from_nothing,
+        is_same_place,
+        make_plan,
+        parse_changes,
+        read_plan,
+        start_of,
+    )
+    from napari_shmoareg.training.run import RunFolder
+
+    preset, changes = network[0], parse_changes(network[1])
+    settings, run = chosen(given)
+    name = None if weights is None else _place(weights)
+    if (preset is not None or changes) and name != NO_NETWORK:
+        raise InputError(
+            "--preset and --config choose a network that begins from nothing: give --from none too."
+        )
+    place = None if dataset is None else str(user_path(dataset).absolute())
+    if resume:
+        if not RunFolder(out).told.is_file():
+            raise InputError(
+                f"{out} holds no run. Leave out --resume to begin one there, or name the folder of"
+                " one."
+            )
+        plan = read_plan(RunFolder(out).told)
+        begun_from = start_of(plan.weights)
+        begun_from = begun_from if begins_from_nothing(plan.weights) else f"'{begun_from}'"
+        if name is not None and not is_same_place(name, str(plan.weights["name"])):
+            raise InputError(
+                f"The run in {out} began from {begun_from}, not from '{weights}'. Leave out --from,"
+                " or begin another run in another folder."
+            )
+        began = plan.weights.get("preset"), plan.weights.get("changes")
+        if (preset or began[0], changes or began[1]) != began:
+            raise InputError(
+                f"The run in {out} began from {begun_from}. Leave out --preset and --config, or"
+                " begin another run in another folder."
+            )
+        return plan.changed(settings, run, finding if place is None else {"path": place, **finding})
+    if place is None and RunFolder(out).told.is_file():
+        raise InputError(
+            f"{out} holds a run already. Give --resume to go on with it, or another --out and a"
+            " DATASET."
+        )
+    if place is None:
+        raise InputError(
+            "There is nothing to learn from: give a DATASET (or --resume, to go on with a run)."
+        )
+    name, _ = chosen_weights(name, chosen_device(device.value))
+    return make_plan(
+        name, DatasetChoice(place, **finding), settings, run, preset=preset, changes=changes
+    )
+
+
+def _place(weights: str) -> str:
+    """A file by its whole path, so that the run finds it from everywhere; a shipped name, and
+    "none", as it is.
+    """
+    if weights == NO_NETWORK:
+        return weights
+    where = user_path(weights)
+    return str(where.absolute()) if where.is_file() else weights

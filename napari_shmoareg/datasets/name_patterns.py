@@ -1,0 +1,219 @@
+"""Which label map belongs to which image, by their names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from napari_shmoareg.datasets.dataset import Skipped, place_in
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.files import ending, stem
+from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS
+
+_ROLES = (
+    r"(?:d|a)?seg(?:mentation)?s?|label(?:map)?s?|masks?|aparc\+aseg|aparcaseg|wmparc|parc|gt|annotation|"
+    r"brain|images?|img|scan|vol(?:ume)?|t1w?|t2w?|flair|ct|mri?|norm|orig|raw"
+)
+_WORD = re.compile(rf"(?:{_ROLES})\d*")
+_FRONT = re.compile(rf"^(?:{_ROLES})[-_.]?(?=\d)")
+_GLOB = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]")
+
+
+class Matched(NamedTuple):
+    """Labels by image, and what found no partner."""
+
+    labels: dict[Path, Path]
+    skipped: list[Skipped]
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The entries of a folder that match a pattern, by name, hidden ones left out.
+
+    Raises
+    ------
+    InputError
+        If it is no pattern.
+    """
+    try:
+        return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
+    except (ValueError, RuntimeError, IndexError) as error:  # of an empty or an absolute pattern
+        raise InputError(
+            f"'{pattern}' is no pattern of files in a folder, such as 'images/*.nii.gz' ({error})."
+        ) from error
+
+
+def volumes_matching(folder: Path, pattern: str) -> list[Path]:
+    """As `matching`, but only what is read as a volume: image files, and folders of DICOM
+    slices.
+    """
+    return [p for p in matching(folder, pattern) if is_volume(p)]
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a path is an image file by its ending, or a folder with DICOM slices."""
+    if path.is_dir():
+        return any(ending(file) in (".dcm", ".ima") for file in path.iterdir())
+    return ending(path) in (*NIFTI_ENDINGS, *ITK_ENDINGS)
+
+
+def match_labels(
+    root: Path,
+    images: Sequence[Path],
+    labels: Sequence[Path],
+    patterns: tuple[str, str] | None = None,
+) -> Matched:
+    """Give each image the label map of the same name.
+
+    Ours: the first of these that are equal and of one image only: what the wildcards of both
+    patterns stood for; the folders and the name; the name; the same without words such as seg,
+    label, brain or t1w; at last a label map whose name is the beginning of the image's (``case7``
+    for ``case7_0000``).
+
+    Parameters
+    ----------
+    root : Path
+    images, labels : sequences of Path
+        Within root.
+    patterns : (str, str), optional
+        Of images and labels.
+    """
+    found: dict[Path, Path] = {}
+    skipped: list[Skipped] = []
+    common = Counter(_tail(path) for path in labels)
+    for name_image, name_label in _levels(root, patterns):
+        ids = Counter(name_image(image) for image in images)
+        free = [image for image in images if image not in found]
+        used = set(found.values())
+        by_id: dict[str, list[Path]] = {}
+        for label in labels:
+            if label not in used:
+                by_id.setdefault(name_label(label) or "", []).append(label)
+        for image in free:
+            named = name_image(image)
+            if named and ids[named] == 1 and named in by_id:
+                first, *others = sorted(by_id[named], key=lambda p: (-common[_tail(p)], p))
+                found[image] = first
+                skipped += [
+                    Skipped(p, f"another label map of {image.name}; {first.name} was taken")
+                    for p in others
+                ]
+    used = set(found.values()) | {entry.path for entry in skipped}
+    rest = {_key(label): label for label in reversed(sorted(labels)) if label not in used}
+    for image in images:
+        if image in found:
+            continue
+        starts = [key for key in rest if key and _key(image).startswith(f"{key}_")]
+        if starts:
+            found[image] = rest[max(starts, key=len)]
+    skipped = [entry for entry in skipped if entry.path not in found.values()]
+    used = set(found.values()) | {entry.path for entry in skipped}
+    skipped += [
+        Skipped(p, "a label map that belongs to no image by its name")
+        for p in labels
+        if p not in used
+    ]
+    skipped += [
+        Skipped(p, "no label map has its name: read without labels")
+        for p in images
+        if p not in found
+    ]
+    return Matched(found, skipped)
+
+
+def match_template(
+    root: Path, images: Sequence[Path], template: str, pattern: str | None
+) -> Matched:
+    """Give each image the label map whose name is made of its own.
+
+    Parameters
+    ----------
+    root : Path
+    images : sequence of Path
+    template : str
+        Such as ``labels/{name}.nii.gz`` or ``{name}_seg.nii.gz``, within root or beside the image;
+        {name} is the image's name without its ending, or what the wildcards of `pattern` stood for.
+    pattern : str or None
+        Of the images.
+
+    Raises
+    ------
+    InputError
+        If the template has another field than {name}.
+    """
+    found: dict[Path, Path] = {}
+    skipped: list[Skipped] = []
+    for image in images:
+        names = [stem(image), _captured(root, pattern, image) if pattern else None, _key(image)]
+        try:
+            files = [template.format(name=name) for name in names if name]
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(
+                "A template of label maps has one field, {name}, such as '{name}_seg.nii.gz';"
+                f" got '{template}'."
+            ) from error
+        places = [folder / file for file in files for folder in (root, image.parent)]
+        place = next((p for p in places if p.is_file() and p != image), None)
+        if place is None:
+            skipped.append(Skipped(image, f"there is no {places[0]}: read without labels"))
+        else:
+            found[image] = place
+    return Matched(found, skipped)
+
+
+_Naming = Callable[[Path], str | None]
+
+
+def _levels(root: Path, patterns: tuple[str, str] | None) -> list[tuple[_Naming, _Naming]]:
+    """Ways to name an image and a label map, the strictest first."""
+
+    def placed(path: Path) -> str:
+        return "/".join((*place_in(root, path), stem(path)))
+
+    def placed_key(path: Path) -> str:
+        return "/".join((*place_in(root, path), _key(path)))
+
+    levels: list[tuple[_Naming, _Naming]] = [(f, f) for f in (placed, stem, placed_key, _key)]
+    if patterns is not None and _GLOB.search(patterns[0]) and _GLOB.search(patterns[1]):
+        of_images, of_labels = patterns
+        for deep in (False, True):  # without what ** stands for; with it, strictest first
+            naming = [
+                partial(_captured, root, pattern, deep=deep) for pattern in (of_images, of_labels)
+            ]
+            levels.insert(0, (naming[0], naming[1]))
+    return levels
+
+
+def _key(path: Path) -> str:
+    """The name of a file without the words that say what it shows."""
+    name = _FRONT.sub("", stem(path).lower())
+    return "_".join(word for word in re.split(r"[_. ]", name) if word and not _WORD.fullmatch(word))
+
+
+def _tail(path: Path) -> str:
+    """The last word of a file's name and its folder: label maps of one kind share it."""
+    return f"{path.parent.name}/{re.split('[_.]', stem(path))[-1].lower()}"
+
+
+def _captured(root: Path, pattern: str, path: Path, *, deep: bool = True) -> str | None:
+    """What the wildcards of a pattern (those of folders, **, only if deep) stand for in a path, or
+    None.
+    """
+    if not path.is_relative_to(root):
+        return None
+    text, last = "", 0
+    for sign in _GLOB.finditer(pattern):
+        text += re.escape(pattern[last : sign.start()])
+        wild = {
+            "**/": "(?:(.*)/)?" if deep else "(?:.*/)?",
+            "**": "(.*)",
+            "*": "([^/]*)",
+            "?": "([^/])",
+        }
+        text += wild.get(sign[0], f"({sign[0].replace('[!', '[^')})")
+        last = sign.end()
+    found = re.fullmatch(text + re.escape(pattern[last:]), path.relative_to(root).as_posix())
+    return None if found is None else "|".join(group or "" for group in found.groups())

@@ -1,0 +1,1 @@
+"""Methods on pairs: runs, tables, comparisons."""

@@ -1,0 +1,624 @@
+"""ANTs SyN (Avants et al. 2008), by antspyx.
+
+ITK is given our RAS coordinates as they are: nothing in a registration depends on how the
+axes of the world are called, and its displacements then come back in mm RAS.
+
+Our own methods, as peers: the headers, the alignment, the network.
+
+The common ground of peers that deform only: our alignment before them.
+
+uniGradICON (Tian et al. 2024): one network for many anatomies, with weights that the user gives.
+
+Diffeomorphic demons (Vercauteren et al. 2009), by SimpleITK.
+
+Greedy (Yushkevich et al. 2016), by picsl_greedy.
+
+NiftyReg's free-form deformation (Modat et al. 2010), by its programs reg_f3d and reg_transform.
+
+ConvexAdam (Siebert et al. 2024): discrete search on MIND features, then Adam.
+
+The methods that can be evaluated, each as a function from a pair to what it found.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.evaluation.methods import (
+    METHODS,
+    NETWORKS,
+    REFINED,
+    SMOOTHER,
+    START,
+    check_available,
+    load_method,
+)
+from napari_shmoareg.geometry import (
+    DisplacementField,
+    Grid,
+    Transform,
+    Volume,
+    VolumePair,
+    background,
+)
+from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.metrics.measure import Found
+from napari_shmoareg.metrics.measure import Method as EvaluatedMethod
+from napari_shmoareg.registration.affine import align
+from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS, DEFAULT_STEPS
+from napari_shmoareg.registration.register import register
+from napari_shmoareg.registration.resources import find_device
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+    from napari_shmoareg.model import SHMoAReg
+
+
+SEED = "1"
+
+
+@dataclass(frozen=True)
+class SyN:
+    """``ants.registration`` with ``type_of_transform="SyN"``, everything else as antspyx has it.
+
+    Its own affine comes first (Mattes mutual information), then SyN with mutual information, 40, 20
+    and 0 iterations.  Ours: a fixed seed (the variable ANTS_RANDOM_SEED, unless it is set), so that
+    with one thread a run can be repeated; antspyx has none, and takes the time.  ANTs keeps its
+    transforms in files: they go into a temporary folder and are composed into one field, which the
+    time includes."""
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """Affine and deformation, composed by ANTs.
+
+        Raises
+        ------
+        InputError
+            If a grid is sheared, which ITK refuses.
+        """
+        import ants
+
+        os.environ.setdefault("ANTS_RANDOM_SEED", SEED)
+        fixed, moving = _image(pair.fixed), _image(pair.moving)
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = str(Path(folder) / "syn_")
+            found = ants.registration(fixed, moving, type_of_transform="SyN", outprefix=prefix)
+            file = ants.apply_transforms(fixed, moving, found["fwdtransforms"], compose=prefix)
+            vectors = ants.image_read(file).numpy()
+        return DisplacementField(vectors.astype(np.float32), pair.fixed.grid)
+
+
+def _image(volume: Volume) -> Any:
+    import ants
+
+    grid = volume.grid
+    directions = grid.affine[:3, :3] / grid.spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-5:
+        raise InputError(
+            f"The axes of '{volume.name}' are not at right angles, which ANTs refuses."
+        )
+    return ants.from_numpy(
+        np.ascontiguousarray(volume.values, dtype=np.float32),
+        origin=grid.affine[:3, 3].tolist(),
+        spacing=[float(s) for s in grid.spacing],
+        direction=directions,
+    )
+
+
+class Method(Protocol):
+    """A way to register a pair."""
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """The displacement of the whole transform, T(x) - x, on the fixed grid, mm RAS."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Nothing is moved: the images stand where their headers put them."""
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """No displacement."""
+        return DisplacementField(
+            np.zeros((*pair.fixed.grid.shape, 3), dtype=np.float32), pair.fixed.grid
+        )
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The alignment that `register` begins with, mode auto."""
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """The affine as a field."""
+        return Transform(align(pair, "auto").matrix).total(pair.fixed.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """`register` as by default: alignment, then the network; with `refine`, that many steps on the
+    pair after it.
+
+    Parameters
+    ----------
+    network : SHMoAReg or None
+        None: no network.
+    size, diffeomorphic, device, contrast
+        As for `register`; `smoothness` too.
+    refine : int
+        Steps of refinement; 0 is none.
+    seconds : float, optional
+        After which the refinement ends.
+    similarity : {"auto", "lncc", "mind"}
+        Of the refinement.
+    """
+
+    network: SHMoAReg | None = None
+    size: int | str | None = None
+    diffeomorphic: bool | None = None
+    device: str = "auto"
+    refine: int = 0
+    similarity: str = "auto"
+    contrast: str = "auto"
+    smoothness: str = DEFAULT_SMOOTHNESS
+    seconds: float | None = None
+    # seconds of network and refinement, a number per run
+    deforming: list[float] = field(default_factory=list)
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """All that `register` does, its measuring included."""
+        more: dict[str, Any] = {}
+        if self.refine:
+            more = {
+                "refine": self.refine,
+                "similarity": self.similarity,
+                "refine_seconds": self.seconds,
+            }
+        found = register(
+            pair,
+            self.network,
+            size=self.size,
+            diffeomorphic=self.diffeomorphic,
+            device=self.device,
+            contrast=self.contrast,
+            smoothness=self.smoothness,
+            **more,
+        )
+        self.deforming.append(sum(found.seconds.get(phase, 0.0) for phase in ("network", "refine")))
+        return found.displacement
+
+
+def deform_aligned(
+    pair: VolumePair, deform: Callable[[NDArray, NDArray, Grid], NDArray]
+) -> DisplacementField:
+    """Align a pair, deform the moving image on the fixed grid, and compose the two.
+
+    Parameters
+    ----------
+    pair : VolumePair
+    deform : callable
+        Given fixed and aligned moving values, both (I, J, K) float32, and their grid; gives the
+        displacement (I, J, K, 3) in voxels of it, component c along axis c: the moving voxel is
+        read at p + u(p).
+
+    Returns
+    -------
+    DisplacementField
+        A(x + d(x)) - x on the fixed grid.
+    """
+    grid, matrix = pair.fixed.grid, align(pair, "auto").matrix
+    moving = resample(pair.moving, grid, world_map=matrix).values
+    voxels = torch.from_numpy(deform(pair.fixed.values.astype("float32"), moving, grid)).permute(
+        3, 0, 1, 2
+    )
+    return DisplacementField.from_voxels(voxels[None], grid).after(matrix)
+
+
+SIDE = 175  # voxels along each axis of the lattice on which the network works
+AIR = -500.0  # HU; only a CT has a background darker than this
+WINDOW = (-1000.0, 1000.0)  # HU
+BRIGHTEST = 0.99  # quantile of an image that is no CT
+EXPECTED = (
+    "Expected is the file that its authors publish, Step_2_final.trch of the releases of"
+    " uncbiag/uniGradICON."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class UniGradICON:
+    """The network of ``unigradicon.get_unigradicon`` after our alignment, without its instance
+    optimisation.
+
+    Built from the parts of icon_registration, so that nothing is downloaded.  Intensities as
+    ``unigradicon.preprocess`` has them: a CT from -1000 to 1000 HU, anything else from its least
+    value to its 99 % quantile, to [0, 1].  Ours: the alignment, as for the other peers that deform
+    only (uniGradICON itself takes images as their files have them, each stretched over the
+    lattice); a CT is an image with a background below -500 HU, so that one in a narrower window
+    counts as MR; only the map that is needed is computed, not its inverse.
+
+    Parameters
+    ----------
+    unigradicon_weights : str or Path
+        The state dict, as its authors publish it (Step_2_final.trch); that of multiGradICON fits,
+        too.
+    device : {"auto", "cpu", "cuda"}
+
+    Raises
+    ------
+    InputError
+        If there are no weights, they cannot be read, or they are of another network.
+    """
+
+    unigradicon_weights: str | Path | None = None
+    device: str = "auto"
+    network: nn.Module = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        network = build_network()
+        _load(network, self.unigradicon_weights)
+        object.__setattr__(self, "network", network.to(find_device(self.device)).eval())
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """Alignment and deformation, composed."""
+        return deform_aligned(pair, self._deform)
+
+    def _deform(self, fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
+        """With axes reversed for the network, whose own package reads arrays in ITK's order."""
+        device = find_device(self.device)
+        images = []
+        for name, values in (("moving", moving), ("fixed", fixed)):
+            scaled = torch.from_numpy(scale(Volume(values, grid, name))).permute(2, 1, 0)[
+                None, None
+            ]
+            images.append(
+                F.interpolate(
+                    scaled.to(device), size=(SIDE,) * 3, mode="trilinear", align_corners=False
+                )
+            )
+        with torch.inference_mode():
+            identity = self.network.identity_map
+            displacement = self.network(*images)(identity) - identity
+            return voxels_of(displacement.flip(1).permute(0, 1, 4, 3, 2), grid.shape)
+
+
+def build_network() -> nn.Module:
+    """The untrained network, as of ``unigradicon.make_network`` with its last step: four U-Nets,
+    each on its own scale.
+
+    Called with a moving and a fixed image (1, 1, SIDE, SIDE, SIDE) it gives a function from
+    positions to positions (1, 3, ...) in the unit cube, where 0 and 1 are the first and the last
+    voxel *centre* along an axis."""
+    from icon_registration import network_wrappers as wrappers
+    from icon_registration.networks import tallUNet2
+
+    def unet() -> Any:
+        return wrappers.FunctionFromVectorField(tallUNet2(dimension=3))
+
+    network = unet()
+    for _ in range(2):
+        network = wrappers.TwoStepRegistration(
+            wrappers.DownsampleRegistration(network, dimension=3), unet()
+        )
+    network = wrappers.TwoStepRegistration(network, unet())
+    network.assign_identity_map([1, 1, SIDE, SIDE, SIDE])
+    made: nn.Module = network
+    return made
+
+
+def scale(volume: Volume) -> NDArray[np.float32]:
+    """Intensities in [0, 1].
+
+    Raises
+    ------
+    InputError
+        If nearly all voxels hold the least value.
+    """
+    values = volume.values
+    if background(volume) < AIR:
+        low, high = WINDOW
+    else:
+        low, high = float(values.min()), float(np.quantile(values, BRIGHTEST))
+        if high <= low:
+            raise InputError(
+                f"99 % of the voxels of the {volume.name} image hold its least value, and"
+                " uniGradICON scales to the 99 % quantile. Crop the images to what they show."
+            )
+    return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32)
+
+
+def voxels_of(displacement: Tensor, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """A displacement on the lattice as one on a grid over the same field of view.
+
+    Parameters
+    ----------
+    displacement : Tensor (1, 3, n, n, n)
+        In units of the cube, which is n - 1 voxels of the lattice long; component c along axis c.
+    shape : (I, J, K)
+        Of the grid.
+
+    Returns
+    -------
+    (I, J, K, 3) array
+        Voxels of the grid.
+    """
+    count = displacement.shape[2]
+    voxels = F.interpolate(
+        displacement * (count - 1), size=shape, mode="trilinear", align_corners=False
+    )
+    factors = torch.tensor(shape, dtype=voxels.dtype, device=voxels.device) / count
+    return np.asarray((voxels[0].permute(1, 2, 3, 0) * factors).cpu().numpy())
+
+
+def _load(network: nn.Module, file: str | Path | None) -> None:
+    if file is None:
+        raise InputError(
+            "uniGradICON's weights come with no package, and nothing is downloaded here: give them"
+            f" by --unigradicon-weights FILE. {EXPECTED}"
+        )
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the weights {file}: {error.strerror or error}. {EXPECTED}"
+        ) from error
+    except Exception as error:  # what is no such file fails in many ways
+        raise InputError(
+            f"{file} holds no weights that PyTorch can read ({type(error).__name__}). {EXPECTED}"
+        ) from error
+    try:
+        network.load_state_dict(state)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"The weights in {file} are of another network than uniGradICON:"
+            f" {shorten(str(error), 250)} {EXPECTED}"
+        ) from error
+
+
+LEVELS = ((4, 60), (2, 40), (1, 20))  # shrink factor and iterations
+# standard deviation, in voxels of the level, of the Gaussian over the field after each step
+SMOOTHING = 1.5
+FEWEST = 8  # voxels along an axis below which it is not shrunk further
+
+
+@dataclass(frozen=True)
+class Demons:
+    """SimpleITK's DiffeomorphicDemonsRegistrationFilter from coarse to fine, after our alignment.
+
+    Ours, as ITK gives no set-up for whole images: shrink factors 4, 2, 1 with 60, 40 and 20
+    iterations; a Gaussian of half the factor (in fine voxels) before shrinking; the field smoothed
+    by 1.5 voxels after each iteration, the updates not; steps of at most 2 voxels; the moving
+    histogram matched to the fixed one before (256 bins, 16 points, above the mean)."""
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """Alignment and deformation, composed."""
+        return deform_aligned(pair, _run_demons)
+
+
+def _run_demons(fixed_values: NDArray, moving_values: NDArray, grid: Grid) -> NDArray:
+    """On images without origin or direction, so that components run along the array's axes."""
+    import SimpleITK as sitk
+
+    fixed, moving = itk_image(fixed_values, grid), itk_image(moving_values, grid)
+    moving = sitk.HistogramMatching(moving, fixed, 256, 16, True)
+    field = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64)  # nothing moved yet
+    field.CopyInformation(fixed)
+    for factor, iterations in LEVELS:
+        demons = sitk.DiffeomorphicDemonsRegistrationFilter()
+        demons.SetNumberOfIterations(iterations)
+        demons.SetSmoothDisplacementField(True)
+        demons.SetStandardDeviations(SMOOTHING)
+        demons.SetMaximumUpdateStepLength(2.0)
+        small, other = _shrunk(fixed, factor), _shrunk(moving, factor)
+        field = demons.Execute(small, other, _onto(field, small))
+    vectors = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
+    return np.ascontiguousarray(vectors / np.asarray(grid.spacing))
+
+
+def _onto(field: sitk.Image, reference: sitk.Image) -> sitk.Image:
+    """The field of a coarser level on a finer grid; beyond the outer voxels that of the nearest."""
+    import SimpleITK as sitk
+
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetReferenceImage(reference)
+    resampler.SetInterpolator(sitk.sitkLinear)
+    resampler.SetUseNearestNeighborExtrapolator(True)
+    return resampler.Execute(field)
+
+
+def _shrunk(image: sitk.Image, factor: int) -> sitk.Image:
+    import SimpleITK as sitk
+
+    factors = [min(factor, max(1, n // FEWEST)) for n in image.GetSize()]
+    if max(factors) == 1:
+        return image
+    variance = [
+        (f / 2 * s) ** 2 if f > 1 else 0.0 for f, s in zip(factors, image.GetSpacing(), strict=True)
+    ]
+    return sitk.Shrink(sitk.DiscreteGaussian(image, variance), factors)
+
+
+def itk_image(values: NDArray, grid: Grid) -> sitk.Image:
+    """An image of a grid's spacing, without its origin and direction."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(
+        np.ascontiguousarray(values.transpose(2, 1, 0), dtype=np.float32)
+    )
+    image.SetSpacing([float(s) for s in grid.spacing])
+    return image
+
+
+ITERATIONS = "100x50x20"
+RADIUS = "2x2x2"  # voxels, of the patch of the normalised cross-correlation
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Greedy's deformable mode after our alignment: NCC of 5x5x5 patches, its own smoothing.
+
+    Ours, as its documentation advises for brains: 100, 50 and 20 iterations at a quarter, half and
+    full resolution; smoothing as by default (1.732 voxels over the update, 0.7071 over the field).
+    """
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """Alignment and deformation, composed."""
+        return deform_aligned(pair, _run_greedy)
+
+
+def _run_greedy(fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
+    """On images without origin or direction, so that components run along the array's axes."""
+    import SimpleITK as sitk
+    from picsl_greedy import Greedy3D
+
+    greedy = Greedy3D()
+    images = {"fixed": itk_image(fixed, grid), "moving": itk_image(moving, grid)}
+    greedy.execute(
+        f"-V 0 -i fixed moving -m NCC {RADIUS} -n {ITERATIONS} -o warp", warp=None, **images
+    )
+    vectors = sitk.GetArrayFromImage(greedy["warp"]).transpose(2, 1, 0, 3)
+    return np.ascontiguousarray(vectors / np.asarray(grid.spacing))
+
+
+# along the array's axes, of an image that ITK writes with axes of L, P and S
+RAS = (-1.0, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class NiftyReg:
+    """``reg_f3d`` with its defaults after our alignment.
+
+    These are, in version 1.5: cubic B-splines with 5 voxels between control points, normalised
+    mutual information of 64 bins, 0.001 of bending energy and 0.01 of linear energy, three levels
+    of at most 600, 300 and 150 iterations, no velocity field.  As many threads as PyTorch has.  The
+    programs exchange files: they go into a temporary folder, which the time includes.  Tried with
+    version 1.5.70, built from its sources.
+
+    Raises
+    ------
+    RuntimeError
+        By `run`, if one of the programs fails, with the end of what it said.
+    """
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """Alignment and deformation, composed."""
+        return deform_aligned(pair, _run_niftyreg)
+
+
+def _run_niftyreg(fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
+    """On images without origin or direction, so that components run along the array's axes."""
+    import SimpleITK as sitk
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, values in (("fixed", fixed), ("moving", moving)):
+            sitk.WriteImage(itk_image(values, grid), str(Path(folder) / f"{name}.nii"))
+        _run(folder, "reg_f3d -ref fixed.nii -flo moving.nii -cpp cpp.nii -res warped.nii")
+        _run(folder, "reg_transform -ref fixed.nii -disp cpp.nii disp.nii")
+        vectors = sitk.GetArrayFromImage(sitk.ReadImage(str(Path(folder) / "disp.nii"))).transpose(
+            2, 1, 0, 3
+        )
+    return np.ascontiguousarray(vectors * RAS / np.asarray(grid.spacing))
+
+
+def _run(folder: str, command: str) -> None:
+    """A program, in a folder; threads by the variable, as -omp is refused by builds without
+    OpenMP.
+    """
+    words, environment = (
+        command.split(),
+        os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    ended = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
+    )
+    if ended.returncode != 0:
+        said = " ".join((ended.stderr or ended.stdout).split())[-500:]
+        raise RuntimeError(
+            f"{words[0]} ended with code {ended.returncode}: {said or 'it said nothing'}"
+        )
+
+
+@dataclass(frozen=True)
+class ConvexAdam:
+    """``convexAdam.convex_adam_MIND.convex_adam_pt`` with its defaults, after our alignment.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+        "auto" takes a GPU where there is one, as the package itself does.
+    """
+
+    device: str = "auto"
+
+    def run(self, pair: VolumePair) -> DisplacementField:
+        """Alignment and deformation, composed."""
+        return deform_aligned(pair, self._deform)
+
+    def _deform(self, fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
+        from convexAdam.convex_adam_MIND import convex_adam_pt
+
+        return np.asarray(convex_adam_pt(fixed, moving, device=find_device(self.device)))
+
+
+OWN = (*NETWORKS, "affine+refine", "affine", START)
+
+
+def evaluated_method(
+    name: str, settings: Mapping[str, Any], network: SHMoAReg | None = None
+) -> EvaluatedMethod:
+    """A method of `napari_shmoareg.evaluation.methods.METHODS`, ready to run.
+
+    Parameters
+    ----------
+    name : str
+    settings : mapping
+        "affine", "size", "diffeomorphic", "device", "refine", "similarity", "contrast" and
+        "smoothness", as for `register`; "unigradicon_weights", a file, for that method.  The peers
+        take what they know.
+    network : SHMoAReg, optional
+        For those of `NETWORKS`.
+
+    Raises
+    ------
+    InputError
+        If the method is not known or not installed.
+    """
+    if name in (*NETWORKS, *REFINED):
+        if network is None and name in NETWORKS:
+            raise ValueError(f"the method '{name}' needs a network")
+        options = {
+            key: settings[key]
+            for key in ("affine", "size", "diffeomorphic", "device", "contrast", "smoothness")
+        }
+        options["smoothness"] = SMOOTHER.get(name, options["smoothness"])
+        steps = settings["refine"] or (DEFAULT_STEPS if name in REFINED else 0)
+        if steps:
+            options |= {"refine": steps, "similarity": settings["similarity"]}
+
+        def run(pair: VolumePair) -> Found:
+            registration = register(pair, network if name in NETWORKS else None, **options)
+            matrix = registration.alignment.matrix
+            return Found(registration.displacement, matrix, tuple(registration.warnings))
+
+        return run
+    if name == "affine":
+
+        def place(pair: VolumePair) -> Found:
+            matrix = align(pair, settings["affine"]).matrix
+            return Found(Transform(matrix).total(pair.fixed.grid), matrix)
+
+        return place
+    check_available(name)
+    peer = load_method(name, **{option: settings[option] for option in METHODS[name].options})
+    return lambda pair: Found(peer.run(pair))

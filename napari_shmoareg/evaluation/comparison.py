@@ -1,0 +1,507 @@
+"""Evaluations on the same pairs: the Wilcoxon signed-rank test, and what it says.
+
+Methods compared on the same pairs: one scorer, a summary, a picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from napari_shmoareg.geometry import DisplacementField, VolumePair
+from napari_shmoareg.metrics import SharedLabels, dice_in_both, folding, mean, sdlogj, surface
+from napari_shmoareg.metrics.measure import MEASURES as EVALUATED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Row = Mapping[str, Any]
+LEVEL = 0.05  # below which a difference is called one
+FEWEST = 6  # differences below which no outcome has a p under 0.05
+PAIRS, SUBJECTS = "pairs", "fixed subjects"
+CAUTION = (
+    "Pairs that share a subject are not independent, so the p over pairs is smaller than it should"
+    " be. The test over fixed subjects takes one number per fixed subject, the mean over its pairs;"
+    " it still shares the moving ones. No correction for several measures is made."
+)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """One measure of two evaluations, after all, over the pairs that both have.
+
+    Attributes
+    ----------
+    measure : str
+        A column of `MEASURES`.
+    over : {"pairs", "fixed subjects"}
+    n : int
+        How many; of them `equal` are the same in both, which the test leaves out.
+    equal : int
+    first, second : float
+        Medians.
+    difference, mean_difference : float
+        Median and mean of first minus second.
+    p : float
+        Two-sided; NaN where nothing could be tested.
+    """
+
+    measure: str
+    over: str
+    n: int
+    equal: int
+    first: float
+    second: float
+    difference: float
+    mean_difference: float
+    p: float
+
+    @property
+    def says(self) -> str:
+        """The outcome in one sentence."""
+        measure = EVALUATED[self.measure]
+        unequal = self.n - self.equal
+        if not unequal:
+            return f"The same in all {self.n} {self.over}."
+        size = (
+            f"median difference {self.difference:+{measure.form}} over {self.n} {self.over}, p ="
+            f" {self.p:.2g}"
+        )
+        if unequal < FEWEST:
+            return (
+                f"Too few to tell: with {unequal} that differ, no outcome has a p below {LEVEL}"
+                f" ({size})."
+            )
+        if self.p >= LEVEL:
+            return f"No difference shown ({size}); that is no proof that there is none."
+        direction = self.difference or self.mean_difference
+        way = "higher" if direction > 0 else "lower"
+        worth = (
+            ""
+            if not measure.better
+            else ", better"
+            if direction * measure.better > 0
+            else ", worse"
+        )
+        return f"The first is {way}{worth} ({size})."
+
+    def row(self) -> dict[str, Any]:
+        """For a table."""
+        return asdict(self) | {"says": self.says}
+
+
+def signed_rank(differences: Iterable[float]) -> float:
+    """The two-sided p of the Wilcoxon signed-rank test, by scipy; NaN if no difference is left.
+
+    Differences of 0 are left out (Wilcoxon's way); below 1e-9 they are rounding.
+    """
+    values = np.round(np.asarray(list(differences), dtype=np.float64), 9)
+    if not np.count_nonzero(values):
+        return math.nan
+    return float(
+        stats.wilcoxon(values, zero_method="wilcox", alternative="two-sided", method="auto").pvalue
+    )
+
+
+def compare(first: Iterable[Row], second: Iterable[Row]) -> list[PairedTest]:
+    """Test every measure that both evaluations have, over pairs and over fixed subjects.
+
+    Parameters
+    ----------
+    first, second : iterable of mappings
+        Rows as of `pair_rows`: those of the stage "after", without an error, are matched by
+        "moving" and "fixed".
+    """
+    ours, theirs = _after(first), _after(second)
+    both = [key for key in ours if key in theirs]
+    found = []
+    for measure in EVALUATED:
+        known = [
+            (ours[key], a, b)
+            for key in both
+            if (a := _number(ours[key], measure)) is not None
+            and (b := _number(theirs[key], measure)) is not None
+        ]
+        if not known:
+            continue
+        found.append(_test(measure, PAIRS, [(a, b) for _, a, b in known]))
+        subjects: dict[str, list[tuple[float, float]]] = {}
+        for row, a, b in known:
+            subjects.setdefault(str(row["fixed_subject"]), []).append((a, b))
+        means = [tuple(np.mean(values, axis=0).tolist()) for values in subjects.values()]
+        found.append(_test(measure, SUBJECTS, means))
+    return found
+
+
+def _test(measure: str, over: str, values: list[tuple[float, float]]) -> PairedTest:
+    a, b = np.array(values, dtype=np.float64).T
+    differences = np.round(a - b, 9)
+    return PairedTest(
+        measure=measure,
+        over=over,
+        n=len(values),
+        equal=int(np.count_nonzero(differences == 0)),
+        first=float(np.median(a)),
+        second=float(np.median(b)),
+        difference=float(np.median(differences)),
+        mean_difference=float(differences.mean()),
+        p=signed_rank(differences),
+    )
+
+
+def _after(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
+    return {
+        (row["moving"], row["fixed"]): row
+        for row in rows
+        if row["stage"] == "after" and not row["error"]
+    }
+
+
+def _number(row: Row, measure: str) -> float | None:
+    value = row.get(measure)
+    return None if value is None or math.isnan(float(value)) else float(value)
+
+
+START = "start"
+MEASURES = {  # column: what people read, how it is written
+    "dice": ("Dice", ".3f"),
+    "assd_mm": ("ASSD, mm", ".2f"),
+    "hd95_mm": ("HD95, mm", ".2f"),
+    "landmark_mm": ("landmarks, mm", ".2f"),
+    "folding_percent": ("folding, %", ".3f"),
+    "sdlogj": ("SDlogJ", ".3f"),
+    "seconds": ("seconds", ".1f"),
+    "memory_mib": ("memory, MiB", ".0f"),
+}
+CONTESTS = (
+    ("shmoareg+refine", "affine+refine"),
+    ("shmoareg+refine", "affine+refine@shmoareg+refine"),
+    ("shmoareg", "affine+refine@shmoareg"),
+)
+COLOURS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#846100", "#495057")
+MARKERS = ("o", "s", "^")  # the colours begin again with the next one
+
+
+class Spread(NamedTuple):
+    """A measure over pairs; SD with n - 1, NaN for one pair."""
+
+    mean: float
+    sd: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one number."""
+        array = np.asarray(values, dtype=np.float64)
+        sd = float(array.std(ddof=1)) if array.size > 1 else math.nan
+        return cls(float(array.mean()), sd, float(array.min()), float(array.max()))
+
+    def written(self, form: str) -> str:
+        """ "mean ± SD (least to most)"; the mean alone for one pair."""
+        if math.isnan(self.sd):
+            return format(self.mean, form)
+        return f"{self.mean:{form}} ± {self.sd:{form}} ({self.least:{form}} to {self.most:{form}})"
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """What a method reached over all pairs.
+
+    Attributes
+    ----------
+    method : str
+    pairs, failed : int
+        Pairs that it registered, and on which it failed.
+    measures : dict of column to Spread
+        Only those that were measured.
+    worse, judged : int
+        Pairs that it left worse than their start, of so many: by Dice, or by the landmark error
+        where a pair has no labels.
+    """
+
+    method: str
+    pairs: int
+    failed: int
+    measures: dict[str, Spread]
+    worse: int
+    judged: int
+
+    @property
+    def counted(self) -> str:
+        """ "5 (1 failed)"; the number alone where none failed."""
+        return f"{self.pairs}" + (f" ({self.failed} failed)" if self.failed else "")
+
+
+def score(
+    displacement: DisplacementField,
+    pair: VolumePair,
+    landmarks: tuple[NDArray, NDArray] | None = None,
+    *,
+    distances: bool = False,
+) -> dict[str, float]:
+    """How good a displacement is, whatever made it.
+
+    Parameters
+    ----------
+    displacement : DisplacementField
+        The whole transform on the fixed grid, mm RAS.
+    pair : VolumePair
+        Its labels, if both images have some, are carried by nearest neighbour in one interpolation.
+    landmarks : fixed (n, 3) and moving (n, 3) points, mm RAS, optional
+    distances : bool
+        ASSD and HD95 too, which take seconds.
+
+    Returns
+    -------
+    dict of column to float
+        ``dice``, ``assd_mm``, ``hd95_mm`` (means over the labels that both have), ``landmark_mm``
+        (mean distance) as far as there is ground for them; ``folding_percent`` and ``sdlogj`` of
+        the whole map, the affine included.  Definitions: `napari_shmoareg.metrics`.
+    """
+    found: dict[str, float] = {}
+    if pair.moving_labels is not None and pair.fixed_labels is not None:
+        carried, truth = displacement.warp(pair.moving_labels).values, pair.fixed_labels.values
+        shared = SharedLabels.of(pair.moving_labels.labels, pair.fixed_labels.labels)
+        found["dice"] = mean(dice_in_both(carried, truth, shared))
+        if distances:
+            both = surface(carried, truth, pair.fixed.grid.spacing)
+            found["assd_mm"] = mean({label: near for label, (near, _) in both.items()})
+            found["hd95_mm"] = mean({label: far for label, (_, far) in both.items()})
+    if landmarks is not None:
+        fixed, moving = landmarks
+        found["landmark_mm"] = float(
+            np.linalg.norm(fixed + displacement.at(fixed) - moving, axis=1).mean()
+        )
+    jacobian = displacement.jacobian()
+    return found | {"folding_percent": folding(jacobian), "sdlogj": sdlogj(jacobian)}
+
+
+def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
+    """One summary per method, in the order in which they occur.
+
+    Parameters
+    ----------
+    rows : iterable of mappings
+        With ``pair``, ``method``, ``error`` (empty if there was none) and the columns of
+        `MEASURES`; None or empty text is not measured.  The rows of the method "start" tell how
+        each pair began.
+    """
+    rows = list(rows)
+    begun = {str(row["pair"]): row for row in rows if row["method"] == START}
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        done = [row for row in own if not row.get("error")]
+        values = {
+            key: [v for row in done if (v := _plain_number(row, key)) is not None]
+            for key in MEASURES
+        }
+        judged = [
+            w
+            for row in done
+            if method != START and (w := _worse(row, begun.get(str(row["pair"])))) is not None
+        ]
+        measures = {key: Spread.of(numbers) for key, numbers in values.items() if numbers}
+        found.append(
+            MethodSummary(
+                method, len(done), len(own) - len(done), measures, sum(judged), len(judged)
+            )
+        )
+    return found
+
+
+def finished_by_all(rows: Iterable[Row]) -> list[Row]:
+    """The rows of the pairs that every method finished: means over these are over the same
+    pairs.
+    """
+    rows = list(rows)
+    methods = {row["method"] for row in rows}
+    done: dict[str, set[str]] = {}
+    for row in rows:
+        if not row.get("error"):
+            done.setdefault(str(row["pair"]), set()).add(row["method"])
+    return [row for row in rows if done.get(str(row["pair"])) == methods]
+
+
+def markdown_table(summaries: Sequence[MethodSummary]) -> str:
+    """The summaries as a Markdown table: mean ± SD (least to most)."""
+    columns = [key for key in MEASURES if any(key in s.measures for s in summaries)]
+    lines = [
+        "| method | pairs | "
+        + " | ".join(MEASURES[key][0] for key in columns)
+        + " | worse than the start |",
+        "| --- | --- |" + " --- |" * (len(columns) + 1),
+    ]
+    for summary in summaries:
+        cells = [
+            summary.measures[key].written(MEASURES[key][1]) if key in summary.measures else ""
+            for key in columns
+        ]
+        worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
+        lines.append("| " + " | ".join([summary.method, summary.counted, *cells, worse]) + " |")
+    return "\n".join(lines)
+
+
+def network_matters(rows: Iterable[Row]) -> str:
+    """What a trained network adds to the refinement alone, as Markdown; empty where that was not
+    run.
+
+    Two comparisons over the pairs that both methods finished: network and refinement against
+    refinement alone, each until its gain is spent or at equal seconds, and the network alone
+    against the refinement ended after the network's seconds.  Mean differences with their 95 %
+    bootstrap interval over pairs (pairs that share a subject are not independent)."""
+    rows = [row for row in rows if not row.get("error")]
+    lines = [
+        "| network | without it | measure | difference (95 %) | better in | seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    begun = len(lines)
+    for first, second in CONTESTS:
+        for key, better in (("dice", 1), ("landmark_mm", -1)):
+            one, other = (
+                {str(r["pair"]): r for r in rows if r["method"] == name} for name in (first, second)
+            )
+            both = [
+                pair for pair in one if pair in other and _plain_number(one[pair], key) is not None
+            ]
+            if not both:
+                continue
+            changes = np.array([float(one[pair][key]) - float(other[pair][key]) for pair in both])
+            low, high = _bootstrap(changes)
+            form = MEASURES[key][1]
+            times = " / ".join(
+                format(np.mean([float(r[p]["seconds"]) for p in both]), ".1f") for r in (one, other)
+            )
+            lines.append(
+                f"| {first} | {second} | {MEASURES[key][0]} | {changes.mean():+{form}}"
+                f" ({low:+{form}} to {high:+{form}}) | {int((better * changes > 0).sum())} of"
+                f" {len(both)} | {times} |"
+            )
+    return "\n".join(lines) if len(lines) > begun else ""
+
+
+def _bootstrap(values: NDArray) -> tuple[float, float]:
+    """The 95 % interval of the mean over resampled values; 10,000 times, with a fixed seed."""
+    drawn = np.random.default_rng(1).integers(0, values.size, (10_000, values.size))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def comparison_figure(rows: Iterable[Row]) -> Figure:
+    """Accuracy against seconds and against regularity: each pair a dot, each method its mean with
+    SD.
+
+    Accuracy is Dice, or the landmark error where there are no labels; regularity is SDlogJ, the SD
+    of the logarithm of the Jacobian determinant.  The runs of one method at several `SMOOTHNESS`
+    settings are joined by a line.  The dashed line is where the pairs start."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    rows = list(rows)
+    key = next(
+        (
+            k
+            for k in ("dice", "landmark_mm")
+            if any(_plain_number(row, k) is not None for row in rows)
+        ),
+        "dice",
+    )
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    timed, regular = figure.subplots(1, 2, sharey=True)
+    summaries = {s.method: s for s in summarise(rows) if key in s.measures}
+    methods = [m for m in summaries if m != START]
+    for axes, across in ((timed, "seconds"), (regular, "sdlogj")):
+        if START in summaries:
+            level = summaries[START].measures[key].mean
+            axes.axhline(
+                level,
+                color="0.5",
+                linestyle="--",
+                linewidth=1,
+                label=f"start, {level:{MEASURES[key][1]}}",
+            )
+        for number, method in enumerate(methods):
+            if across not in summaries[method].measures:
+                continue
+            own = [row for row in rows if row["method"] == method and not row.get("error")]
+            style = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+            _draw(axes, summaries[method], own, (across, key), style)
+        for family in _families([m for m in methods if across in summaries[m].measures]):
+            x, y = ([summaries[m].measures[k].mean for m in family] for k in (across, key))
+            axes.plot(x, y, color="0.4", linewidth=1)
+        axes.grid(True, color="0.9", linewidth=0.7)
+        axes.set_axisbelow(True)
+    timed.set(xscale="log", xlabel="seconds per pair", ylabel=f"{MEASURES[key][0]}, mean ± SD")
+    timed.margins(x=0.15)
+    timed.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    timed.xaxis.set_minor_locator(NullLocator())
+    timed.xaxis.set_major_formatter("{x:g}")
+    regular.set(xlabel="SDlogJ (smoother to the left)")
+    if summaries:
+        regular.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _families(methods: Sequence[str]) -> list[list[str]]:
+    """Methods that differ in their smoothness alone: "affine+refine", "affine+refine:smooth"."""
+    named = {
+        name: [m for m in methods if m.partition(":")[0] == name]
+        for name in methods
+        if ":" not in name
+    }
+    return [family for family in named.values() if len(family) > 1]
+
+
+def _draw(
+    axes: Axes,
+    summary: MethodSummary,
+    rows: Sequence[Row],
+    keys: tuple[str, str],
+    style: tuple[str, str],
+) -> None:
+    """One method: its pairs as dots, its mean with SD."""
+    (across, key), (colour, marker) = keys, style
+    dots = [(_plain_number(row, across), _plain_number(row, key)) for row in rows]
+    seen = np.array([(x, y) for x, y in dots if x is not None and y is not None]).reshape(-1, 2)
+    axes.scatter(seen[:, 0], seen[:, 1], s=10, color=colour, alpha=0.3, linewidths=0)
+    x, y = summary.measures[across], summary.measures[key]
+    axes.errorbar(
+        x.mean,
+        y.mean,
+        # no bar to 0 on a log scale
+        xerr=None if math.isnan(x.sd) else [[min(x.sd, 0.9 * x.mean)], [x.sd]],
+        yerr=None if math.isnan(y.sd) else y.sd,
+        fmt=marker,
+        color=colour,
+        capsize=3,
+        label=f"{summary.method}, {y.mean:{MEASURES[key][1]}}",
+    )
+
+
+def _plain_number(row: Row, key: str) -> float | None:
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    number = float(value)
+    return None if math.isnan(number) else number
+
+
+def _worse(row: Row, start: Row | None) -> bool | None:
+    """Whether a pair was left worse than its start; None where nothing can tell."""
+    for key, sign in (("dice", 1), ("landmark_mm", -1)):
+        after, before = (
+            _plain_number(row, key),
+            None if start is None else _plain_number(start, key),
+        )
+        if after is not None and before is not None:
+            return sign * after < sign * before
+    return None

@@ -1,0 +1,494 @@
+"""Means, spreads and tables of an evaluation.
+
+The tables of an evaluation, made of its cases.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.evaluation.comparison import CAUTION, SUBJECTS, PairedTest, compare
+from napari_shmoareg.evaluation.comparison import PAIRS as OVER_PAIRS
+from napari_shmoareg.evaluation.run import Case, EvaluationFolder
+from napari_shmoareg.io.files import check_name, writing
+from napari_shmoareg.io.untrusted import printable
+from napari_shmoareg.metrics import SharedLabels
+from napari_shmoareg.metrics.measure import MEASURES, STAGES, columns_of, label_rows, pair_rows
+
+Row = Mapping[str, Any]
+ALL = "mean"  # in place of a label: the mean over a pair's labels
+STAGE_WORDS = {"start": "start (headers)", "affine": "after the affine", "after": "after all"}
+PER_LABEL = (
+    "dice",
+    "assd_mm",
+    "hd95_mm",
+    "assd_surfel_mm",
+    "hd95_surfel_mm",
+    "hd95_pooled_mm",
+    "avd_th_mm",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One measure at one stage, over pairs.
+
+    Attributes
+    ----------
+    stage, label, measure : str
+        The label is "mean" for the mean over a pair's labels, and for what has no labels.
+    n : int
+        Pairs that were measured.
+    mean, sd, median, least, most : float
+        SD with n - 1; NaN for one pair.
+    """
+
+    stage: str
+    label: str
+    measure: str
+    n: int
+    mean: float
+    sd: float
+    median: float
+    least: float
+    most: float
+
+    @property
+    def written(self) -> str:
+        """ "mean ± SD"; the mean alone for one pair."""
+        form = MEASURES[self.measure].form
+        return f"{self.mean:{form}}" + ("" if math.isnan(self.sd) else f" ± {self.sd:{form}}")
+
+
+def summarise(pairs: Iterable[Row], labels: Iterable[Row] = ()) -> list[Summary]:
+    """Summaries of all measures, per stage over all labels, then per stage and label.
+
+    Parameters
+    ----------
+    pairs, labels : iterable of mappings
+        As of `pair_rows` and `label_rows`; rows with an error, None and NaN are left out.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in pairs:
+        if not row["error"]:
+            groups.setdefault((row["stage"], ALL), []).append(row)
+    per_label: dict[tuple[str, int], list[Row]] = {}
+    for row in labels:
+        per_label.setdefault((row["stage"], int(row["label"])), []).append(row)
+    order = sorted(per_label, key=lambda key: (STAGES.index(key[0]), key[1]))
+    groups |= {(stage, str(label)): per_label[stage, label] for stage, label in order}
+    found = []
+    for (stage, label), rows in sorted(
+        groups.items(), key=lambda item: (item[0][1] != ALL, STAGES.index(item[0][0]))
+    ):
+        for measure in MEASURES:
+            values = np.array(
+                [row[measure] for row in rows if row.get(measure) is not None], dtype=np.float64
+            )
+            values = values[~np.isnan(values)]
+            if values.size:
+                found.append(_summary(stage, label, measure, values))
+    return found
+
+
+def worse_than_start(pairs: Iterable[Row]) -> tuple[int, int]:
+    """Pairs that ended worse than they began, of so many; by Dice, else landmarks, else
+    correlation.
+    """
+    ends: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in pairs:
+        if not row["error"]:
+            ends.setdefault((row["moving"], row["fixed"]), {})[row["stage"]] = row
+    worse = judged = 0
+    for stages in ends.values():
+        if "start" not in stages or "after" not in stages:
+            continue
+        for measure in ("dice", "landmark_mm", "ncc"):
+            before, after = (stages[stage].get(measure) for stage in ("start", "after"))
+            if before is None or after is None or math.isnan(before) or math.isnan(after):
+                continue
+            judged += 1
+            worse += (after - before) * MEASURES[measure].better < 0
+            break
+    return worse, judged
+
+
+def stage_table(summaries: Sequence[Summary]) -> list[str]:
+    """Markdown lines: a row per stage, a column per measure, mean ± SD."""
+    chosen = [s for s in summaries if s.label == ALL]
+    columns = [name for name in MEASURES if any(s.measure == name for s in chosen)]
+    rows = [stage for stage in STAGES if any(s.stage == stage for s in chosen)]
+    cells = {(s.stage, s.measure): s.written for s in chosen}
+    counts = {stage: max(s.n for s in chosen if s.stage == stage) for stage in rows}
+    lines = [
+        _line(["", "pairs", *(MEASURES[name].words for name in columns)]),
+        _rule(len(columns) + 2),
+    ]
+    for stage in rows:
+        lines.append(
+            _line(
+                [
+                    STAGE_WORDS[stage],
+                    str(counts[stage]),
+                    *(cells.get((stage, name), "") for name in columns),
+                ]
+            )
+        )
+    return lines
+
+
+def label_table(summaries: Sequence[Summary]) -> list[str]:
+    """Markdown lines: a row per label, its measures after all, and its Dice at the start; empty
+    without labels.
+    """
+    chosen = [s for s in summaries if s.label != ALL]
+    labels = list(dict.fromkeys(s.label for s in chosen))
+    if not labels:
+        return []
+    columns = [name for name in PER_LABEL if any(s.measure == name for s in chosen)]
+    cells = {(s.stage, s.label, s.measure): s for s in chosen}
+    heads = ["label", "pairs", "Dice at the start", *(MEASURES[name].words for name in columns)]
+    lines = [_line(heads), _rule(len(heads))]
+    for label in labels:
+        known = [cells.get(("after", label, name)) for name in columns]
+        start = cells.get(("start", label, "dice"))
+        counts = [s.n for s in known if s is not None]
+        written = ["" if s is None else s.written for s in (start, *known)]
+        lines.append(_line([label, str(max(counts, default=0)), *written]))
+    return lines
+
+
+def definition_lines(summaries: Sequence[Summary]) -> list[str]:
+    """What each measure of the tables is."""
+    used = {s.measure for s in summaries}
+    return [
+        f"- **{MEASURES[name].words}**: {MEASURES[name].definition}"
+        for name in MEASURES
+        if name in used
+    ]
+
+
+def comparison_page(
+    tests: Sequence[PairedTest], first: str, second: str, notes: Sequence[str]
+) -> str:
+    """Markdown: the tests of two evaluations, `first` and `second` being what each is."""
+    parts = [f"# {first} against {second}", *notes]
+    for over in (OVER_PAIRS, SUBJECTS):
+        chosen = [test for test in tests if test.over == over]
+        heads = [
+            "measure",
+            "n",
+            "median, first",
+            "median, second",
+            "median difference",
+            "p",
+            "what it says",
+        ]
+        lines = [_line(heads), _rule(len(heads))]
+        for test in chosen:
+            measure = MEASURES[test.measure]
+            numbers = [f"{value:{measure.form}}" for value in (test.first, test.second)]
+            p = "" if math.isnan(test.p) else f"{test.p:.2g}"
+            difference = f"{test.difference:+{measure.form}}"
+            lines.append(_line([measure.words, str(test.n), *numbers, difference, p, test.says]))
+        if chosen:
+            parts += [f"## Over {over}", "\n".join(lines)]
+    words = "Wilcoxon signed-rank tests, two-sided, of the first minus the second, after all."
+    return "\n\n".join([*parts, f"{words} {CAUTION}"]) + "\n"
+
+
+def summary_row(summary: Summary) -> dict[str, Any]:
+    """For a table, with the words of its definition."""
+    return asdict(summary) | {"definition": MEASURES[summary.measure].definition}
+
+
+def _summary(stage: str, label: str, measure: str, values: np.ndarray) -> Summary:
+    sd = float(values.std(ddof=1)) if values.size > 1 else math.nan
+    ends = float(np.median(values)), float(values.min()), float(values.max())
+    return Summary(stage, label, measure, int(values.size), float(values.mean()), sd, *ends)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + " --- |" * columns
+
+
+PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
+_ABOUT = ("case", "moving", "fixed", "moving_subject", "fixed_subject", "stage")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the tables came to.
+
+    Attributes
+    ----------
+    summaries : list of Summary
+    pairs, done, failed : int
+        Pairs of the plan; of them those with a case, and those whose case is an error.
+    damaged : list of str
+        What is wrong with cases that could not be read.
+    """
+
+    summaries: list[Summary]
+    pairs: int
+    done: int
+    failed: int
+    damaged: list[str]
+
+
+def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> Written:
+    """Write all tables from the cases that are there; again if another process wrote a case
+    meanwhile.
+
+    Raises
+    ------
+    InputError
+        If they cannot be written.
+    """
+    while True:
+        seen = folder.seen()
+        cases, damaged = folder.read_cases(plan)
+        pairs = [row for case in cases for row in pair_rows(case)]
+        labels = [row for case in cases for row in label_rows(case)]
+        summaries = summarise(pairs, labels)
+        failed = sum(bool(case["error"]) for case in cases)
+        written = Written(summaries, len(plan["pairs"]), len(cases), failed, damaged)
+        _write(folder.path / PAIRS, as_csv(pairs, (*_ABOUT, *columns_of(pairs), "error")))
+        if labels:
+            about = ("case", "moving", "fixed", "stage", "label", "in")
+            _write(folder.path / LABELS, as_csv(labels, (*about, *columns_of(labels))))
+        rows = [summary_row(s) for s in summaries]
+        _write(
+            folder.path / SUMMARY,
+            as_csv(rows, tuple(rows[0]) if rows else ("stage", "label", "measure")),
+        )
+        _write(folder.path / PAGE, summary_page(plan, cases, pairs, written))
+        if folder.seen() == seen:
+            return written
+
+
+def write_comparison(
+    folder: EvaluationFolder, other: EvaluationFolder
+) -> tuple[list[PairedTest], Path]:
+    """Test an evaluation against another one on the pairs that both have; what came out, and the
+    page.
+
+    Raises
+    ------
+    InputError
+        If one is no evaluation, both are the same, or they have no pair in common.
+    """
+    if folder.path.resolve() == other.path.resolve():
+        raise InputError(f"{other.path} is the evaluation itself; give another one to --against.")
+    plans = folder.read_plan(), other.read_plan()
+    both = [place.read_cases(plan)[0] for place, plan in zip((folder, other), plans, strict=True)]
+    rows = [[row for case in cases for row in pair_rows(case)] for cases in both]
+    tests = compare(*rows)
+    if not tests:
+        raise InputError(
+            f"{folder.path} and {other.path} have no finished pair in common: pairs are matched by"
+            " the names of their scans."
+        )
+    page = comparison_file(folder, other)
+    table = [test.row() for test in tests]
+    _write(page.with_suffix(".csv"), as_csv(table, tuple(table[0])))
+    _write(
+        page,
+        comparison_page(
+            tests, folder.path.name, other.path.name, _notes(folder, other, plans, both)
+        ),
+    )
+    return tests, page
+
+
+def comparison_file(folder: EvaluationFolder, other: EvaluationFolder) -> Path:
+    """Where `write_comparison` writes.
+
+    Raises
+    ------
+    InputError
+        If the name is too long.
+    """
+    page = folder.path / f"against-{other.path.name}.md"
+    check_name(page.with_suffix(".csv"))
+    return page
+
+
+def summary_page(
+    plan: Mapping[str, Any],
+    cases: Sequence[Case],
+    pairs: Sequence[Mapping[str, Any]],
+    written: Written,
+) -> str:
+    """summary.md as text."""
+    state = (
+        ""
+        if written.done >= written.pairs
+        else f" **Not finished: {written.done} of {written.pairs} pairs.**"
+    )
+    count = "one pair" if written.pairs == 1 else f"{written.pairs} pairs"
+    parts = [
+        f"# Evaluation: {described(plan)}",
+        f"{count}, listed in evaluation.json; every number is in {PAIRS} and {LABELS}.{state}",
+    ]
+    if written.summaries:
+        worse, judged = worse_than_start(pairs)
+        parts += ["\n".join(stage_table(written.summaries))]
+        parts += [
+            "Mean ± SD over pairs; a pair's Dice and surface distances are the means over the"
+            " labels that both of its images have. "
+            + (f"{worse} of {judged} pairs ended worse than they began." if judged else "")
+        ]
+    labels = label_table(written.summaries)
+    if labels:
+        parts += ["## Per label, after all", "\n".join(labels)]
+    elif any(not case["error"] for case in cases):
+        parts += [
+            "The scans have no labels (or one of each pair has none): correlation tells how alike"
+            " they became."
+        ]
+    if written.summaries:
+        parts += ["## Definitions", "\n".join(definition_lines(written.summaries))]
+        parts += [
+            "On the fixed image's own grid; labels by nearest neighbour in one interpolation of the"
+            " original."
+        ]
+    lacking = [case for case in cases if not case["error"] and _lacks(case)]
+    if lacking:
+        listed = [f"- {c['moving']} onto {c['fixed']}: {_shared(c).description}" for c in lacking]
+        parts += ["## Labels that one image of a pair lacks (in no mean)", "\n".join(listed)]
+    failures = [f"- {c['moving']} onto {c['fixed']}: {c['error']}" for c in cases if c["error"]]
+    if failures or written.damaged:
+        damaged = [f"- {text}" for text in written.damaged]
+        parts += [
+            "## Failed",
+            "\n".join([*failures, *damaged]),
+            "The same command tries them again.",
+        ]
+    warned = Counter(text for case in cases for text in case.get("warnings", ()))
+    if warned:
+        parts += [
+            "## Warnings",
+            "\n".join(f"- {text} ({number} pairs)" for text, number in warned.most_common(10)),
+        ]
+    settings = {key: value for key, value in plan["settings"].items()}
+    about = {"data set": plan["dataset"]["path"], "part": plan["part"], "split": plan["split"]}
+    weights = plan["weights"] or {}
+    about |= {
+        "weights": weights.get("name", "none"),
+        "SHA-256 of the weights": weights.get("sha256", "none"),
+    }
+    parts += ["## What was evaluated", _listed(about | settings)]
+    parts += ["## Machine and versions", _machines(cases), _listed(plan["versions"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shared(case: Case) -> SharedLabels:
+    """Which labels both images of a case have; nothing where it was written before that was
+    kept.
+    """
+    return SharedLabels(
+        **{key: tuple(found) for key, found in (case.get("labels") or {"both": ()}).items()}
+    )
+
+
+def _lacks(case: Case) -> bool:
+    return bool(_shared(case).missing)
+
+
+def described(plan: Mapping[str, Any]) -> str:
+    """The method and its weights, in a few words."""
+    weights = plan["weights"]
+    return plan["method"] + ("" if weights is None else f" with {Path(weights['name']).name}")
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV text; what a row lacks, or is None or NaN, is empty."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {key: row.get(key) for key in columns}
+        writer.writerow(
+            {key: "" if value is None or value != value else value for key, value in cells.items()}
+        )
+    return file.getvalue()
+
+
+def _notes(
+    folder: EvaluationFolder,
+    other: EvaluationFolder,
+    plans: tuple[Mapping[str, Any], Mapping[str, Any]],
+    both: Sequence[Sequence[Case]],
+) -> list[str]:
+    """What the two are, and what speaks against comparing them."""
+    names = folder.path.name, other.path.name
+    notes = [
+        f"{name}: {described(plan)}, {len(cases)} pairs."
+        for name, plan, cases in zip(names, plans, both, strict=True)
+    ]
+    if plans[0]["dataset"] != plans[1]["dataset"]:
+        notes.append(
+            f"**Their data sets were given differently** ({plans[0]['dataset']['path']}, "
+            f"{plans[1]['dataset']['path']}): pairs are matched by name alone."
+        )
+    unfinished = [
+        n
+        for n, plan, cases in zip(names, plans, both, strict=True)
+        if len(cases) < len(plan["pairs"])
+    ]
+    if unfinished:
+        notes.append(
+            f"**Not finished: {' and '.join(unfinished)}.** The tests are over the pairs that both"
+            " have."
+        )
+    return notes
+
+
+def _machines(cases: Sequence[Case]) -> str:
+    """Where the pairs were run; seconds of unlike machines should not be averaged."""
+    counts = Counter(
+        ", ".join(f"{k} {v}" for k, v in case.get("machine", {}).items()) for case in cases
+    )
+    lines = [f"- {number} pairs: {told}" for told, number in counts.most_common()]
+    mixed = (
+        ["", "**The seconds are of several machines or devices, mixed.**"]
+        if len(counts) > 1
+        else []
+    )
+    return "\n".join([*lines, *mixed])
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"- {key.replace('_', ' ')}: {'default' if value is None else value}"
+        for key, value in values.items()
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a table whole; again where a process on another machine took the half-written one for a
+    leftover.
+    """
+    for attempt in range(3):
+        try:
+            with writing(path) as temporary:
+                temporary.write_text(printable(text), encoding="utf-8", newline="")
+            return
+        except FileNotFoundError:
+            if attempt == 2:
+                raise

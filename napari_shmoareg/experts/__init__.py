@@ -1,0 +1,1 @@
+"""What the routing of a registration says, and what depends on it."""

@@ -1,0 +1,190 @@
+"""What a forward hook on a gate does to its values.  Ours, beyond the paper.
+
+B batch (moving and fixed of the encoder one after the other), N experts, *S space (D, H, W),
+padded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import Place
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.model.gates import GateSite
+from napari_shmoareg.model.routing import choose
+
+IMAGES = ("moving", "fixed")
+
+
+class Change(Protocol):
+    """What of an `Intervention` is needed here."""
+
+    @property
+    def action(self) -> str: ...
+    @property
+    def expert(self) -> int | Mapping[Place, NDArray]: ...
+    @property
+    def image(self) -> str | None: ...
+    @property
+    def region(self) -> Volume | None: ...
+    @property
+    def ranks(self) -> bool: ...
+
+
+def concerns(change: Any, place: Any) -> bool:
+    """Whether a change means a gate, a record or a place with the fields of `Place`; a gate serves
+    both images.
+    """
+    fields = ("part", "layer", "block", "direction") + (
+        ("image",) if hasattr(place, "image") else ()
+    )
+    return all(getattr(change, name) in (None, getattr(place, name)) for name in fields)
+
+
+def cells_in(region: Volume | None, grid: Grid, stride: int) -> NDArray[np.bool_]:
+    """Which cells of a network grid at a stride lie in a region by half of their volume or more,
+    (I, J, K).
+    """
+    shape = grid.coarsen(stride).shape
+    if region is None:
+        return np.ones(shape, dtype=bool)
+    mask = Volume((region.values != 0).astype(np.uint8), region.grid, region.name, is_labels=True)
+    inside = torch.from_numpy(resample(mask, grid).values.astype(np.float32))[None, None]
+    spare = [stride * n - m for n, m in zip(shape, grid.shape, strict=True)]
+    pads = (0, spare[2], 0, spare[1], 0, spare[0])
+    there = F.pad(torch.ones_like(inside), pads)
+    share = F.avg_pool3d(F.pad(inside, pads), stride) / F.avg_pool3d(there, stride)
+    found: NDArray[np.bool_] = (share[0, 0] >= 0.5).numpy()
+    return found
+
+
+def edit(values: Tensor, expert: Tensor, action: str, top_k: int) -> Tensor:
+    """Gate values with the change made.
+
+    Parameters
+    ----------
+    values : Tensor (B, *S, N)
+    expert : Tensor (B, *S), int64
+        An id for each cell; -1 leaves it.
+    action : {"silence", "force"}
+    top_k : int
+
+    Returns
+    -------
+    Tensor (B, *S, N)
+        The values themselves wherever nothing is changed.
+    """
+    ids = torch.arange(values.shape[-1], device=values.device)
+    asked = expert[..., None] == ids
+    if action == "silence":
+        return values.masked_fill(asked, 0)
+    best, chosen = choose(values, top_k, dim=-1)
+    held = torch.zeros_like(asked).scatter(-1, chosen, torch.ones_like(chosen, dtype=torch.bool))
+    missing = (expert >= 0)[..., None] & ~(held & asked).any(-1, keepdim=True)
+    weakest = best[..., -1:]
+    # equal values would leave the choice to chance
+    below = torch.nextafter(weakest, torch.zeros_like(weakest))
+    kept = held & (ids != chosen[..., -1:])
+    swapped = torch.where(kept, values, torch.minimum(values, below))
+    swapped = torch.where(
+        ids == chosen[..., -1:], torch.minimum(_of(values, expert), below), swapped
+    )
+    return torch.where(missing, torch.where(asked, weakest, swapped), values)
+
+
+def _of(values: Tensor, expert: Tensor) -> Tensor:
+    return values.gather(-1, expert.clamp(min=0)[..., None])
+
+
+def hook_of(site: GateSite, changes: Sequence[Change], grid: Grid) -> Any:
+    """A forward hook that makes changes one after the other; padding cells are left as they are.
+
+    The ids per cell are worked out at the first call.  It raises `InputError` where too few experts
+    would be left."""
+    ready: dict[tuple, list[Tensor]] = {}
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        encoder = site.part == "encoder"
+        values = output if encoder else output.movedim(1, -1)
+        size = tuple(values.shape[:-1])
+        if size not in ready:
+            ready[size] = [_ids(site, change, grid, size).to(output.device) for change in changes]
+        silent = torch.zeros_like(values, dtype=torch.bool)
+        for change, numbers in zip(changes, ready[size], strict=True):
+            ids = _at_ranks(values, numbers, site.top_k) if change.ranks else numbers
+            if change.action == "silence":
+                silent |= ids[..., None] == torch.arange(site.num_experts, device=ids.device)
+            values = edit(values, ids, change.action, site.top_k)
+        _check_left(silent, site)
+        return values if encoder else values.movedim(-1, 1).contiguous()
+
+    return hook
+
+
+def _at_ranks(values: Tensor, ranks: Tensor, top_k: int) -> Tensor:
+    """The ids (B, *S) of the experts that stand at these ranks by now; -1 stays."""
+    chosen = choose(values, top_k, dim=-1)[1].gather(-1, ranks.clamp(min=0)[..., None])[..., 0]
+    return torch.where(ranks < 0, ranks, chosen)
+
+
+def _check_left(silent: Tensor, site: GateSite) -> None:
+    most = int(silent.sum(-1).max())
+    if site.num_experts - most < site.top_k:
+        raise InputError(
+            f"{site.part} layer {site.layer} chooses {site.top_k} of its {site.num_experts}"
+            f" experts; with {most} of them silent at a cell too few are left."
+        )
+
+
+def _ids(site: GateSite, change: Change, grid: Grid, size: tuple[int, ...]) -> Tensor:
+    """The expert (or rank) of each cell of a gate's padded output (B, D, H, W), -1 where nothing is
+    done.
+    """
+    batch, padded = size[0], size[1:]
+    if site.part == "decoder":
+        return _per_cell(site, change, grid, None, padded).expand(batch, -1, -1, -1)
+    halves = [
+        _per_cell(site, change, grid, image, padded).expand(batch // 2, -1, -1, -1)
+        for image in IMAGES
+    ]
+    return torch.cat(halves)
+
+
+def _per_cell(
+    site: GateSite, change: Change, grid: Grid, image: str | None, padded: Sequence[int]
+) -> Tensor:
+    ids = torch.full((1, *padded), -1)
+    if image is not None and change.image not in (None, image):
+        return ids
+    inside = cells_in(change.region, grid, site.stride)
+    i, j, k = inside.shape
+    ids[0, :i, :j, :k] = torch.from_numpy(
+        np.where(inside, _numbers(change, site, image, inside.shape), -1)
+    )
+    return ids
+
+
+def _numbers(
+    change: Change, site: GateSite, image: str | None, shape: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """What is meant at each cell (I, J, K) of a gate, -1 for nothing, regions aside."""
+    if isinstance(change.expert, int):
+        return np.full(shape, change.expert, dtype=np.int64)
+    place = Place(site.part, site.layer, site.block, image, site.direction)
+    given = change.expert.get(place)
+    if given is None:
+        return np.full(shape, -1, dtype=np.int64)
+    if given.shape != shape:
+        raise InputError(
+            f"The map of experts of {place} has the shape {given.shape}; its gate has {shape}"
+            " cells."
+        )
+    return given.astype(np.int64)

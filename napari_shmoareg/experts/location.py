@@ -1,0 +1,405 @@
+"""Which experts a place in the body chose.  Fig. 6(a).
+
+Encoder: the tokens that cover the place, of both images.  Decoder: its cell, per direction.
+
+How often the experts are chosen at one place, over many pairs.
+
+Fig. 6, Sec. V-D: "the average frequency of expert selections at that specific location across all
+image pairs"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import ExpertLoad, Place, place_of
+from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad, entropy_of, margin_of
+from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.registration.intensity import Intensity, content_points
+from napari_shmoareg.registration.register import Registration
+
+Cell = tuple[int, int, int]
+
+_IMAGES = (None, "moving", "fixed")
+_SLACK = 1e-6  # voxels; rounding of the matrices
+
+
+@dataclass(frozen=True, eq=False)
+class CellReading:
+    """What one gate decided for the cell that covers a place.
+
+    Attributes
+    ----------
+    place : Place
+        Where in the network the gate stands.
+    stride : int
+        Voxels of the network grid per cell.
+    num_experts : int
+    cell : tuple of 3 int
+        Index of the cell on its own grid, `network_grid.coarsen(stride)`.
+    centre : (3,) array, mm RAS
+        Middle of the cell; the field of view ends inside a last, partial one.
+    size : (3,) array, mm
+        Its extent along the three axes of the grid.
+    experts : tuple of int
+        The chosen ones, the most probable first.
+    weights : tuple of float
+        By what each chosen expert's output is multiplied: Eq. (4) in the encoder, T of Eq. (6) in
+        the decoder.  NaN where it is not known: decoders of folders without `gates`.
+    values : tuple of float or None
+        What the gate gave each of the N experts; None where it was not kept.
+    entropy, margin : float or None
+        As `entropy_of` and `margin_of` of the values.
+    """
+
+    place: Place
+    stride: int
+    num_experts: int
+    cell: Cell
+    centre: NDArray[np.float64]
+    size: NDArray[np.float64]
+    experts: tuple[int, ...]
+    weights: tuple[float, ...]
+    values: tuple[float, ...] | None
+    entropy: float | None
+    margin: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceReading:
+    """What every gate decided for one place.
+
+    Attributes
+    ----------
+    point : (3,) array, mm RAS
+        In the world of the fixed image.
+    cells : tuple of CellReading
+        Encoder by layer, block, moving then fixed; then decoder by layer, x y z.
+    """
+
+    point: NDArray[np.float64]
+    cells: tuple[CellReading, ...]
+
+    def select(self, **where: object) -> tuple[CellReading, ...]:
+        """The cells whose place has these fields: ``reading.select(layer=1, image="fixed")``."""
+        return tuple(
+            c
+            for c in self.cells
+            if all(getattr(c.place, key) == value for key, value in where.items())
+        )
+
+    @property
+    def encoder(self) -> tuple[CellReading, ...]:
+        """Tokens, of the moving and of the fixed image."""
+        return self.select(part="encoder")
+
+    @property
+    def decoder(self) -> tuple[CellReading, ...]:
+        """Cells of the displacement's components."""
+        return self.select(part="decoder")
+
+
+def read_place(scene: Scene, point: ArrayLike) -> PlaceReading:
+    """Look up what every gate decided at a place.
+
+    Parameters
+    ----------
+    scene : Scene
+    point : (3,) array, mm RAS
+        In the world of the fixed image.  The tokens of the moving image stand there too: the
+        network sees it after the affine and any earlier passes.
+
+    Returns
+    -------
+    PlaceReading
+        Of the cells that the point lies in; on a wall between two, of the one with the higher
+        index.
+
+    Raises
+    ------
+    InputError
+        If the point is not three finite numbers, or lies outside of what the network saw.
+    """
+    position = np.asarray(point, dtype=np.float64)
+    if position.shape != (3,) or not np.isfinite(position).all():
+        raise InputError(f"A place is three numbers of mm (RAS); got {point!r}.")
+    voxel = voxel_at(scene.network_grid, position)
+    gates = {gate.place: gate for gate in scene.gates}
+    readings = [_token(load, gates.get(load.place), voxel) for load in scene.token_loads]
+    readings += [_voxel_choice(found, gates.get(found.place), voxel) for found in scene.expert_maps]
+    return PlaceReading(position, tuple(sorted(readings, key=_rank)))
+
+
+def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:
+    """The voxel of the network grid that a point (mm RAS) lies in; the cell of a gate has this
+    index // its stride.
+
+    Raises
+    ------
+    InputError
+        If the point lies outside of the grid's field of view.
+    """
+    index = grid.to_index(point)
+    if not ((index >= -0.5 - _SLACK) & (index <= np.array(grid.shape) - 0.5 + _SLACK)).all():
+        low, high = grid.corners().min(axis=0), grid.corners().max(axis=0)
+        reach = ", ".join(
+            f"{axis} {a:.0f} to {b:.0f}" for axis, a, b in zip("RAS", low, high, strict=True)
+        )
+        raise InputError(
+            f"({', '.join(f'{value:.1f}' for value in point)}) mm lies outside of what the network"
+            f" saw, a box within {reach} mm (RAS{', oblique' if _is_oblique(grid) else ''}). Choose"
+            " a place inside."
+        )
+    i, j, k = np.clip(np.floor(index + 0.5), 0, np.array(grid.shape) - 1).astype(int).tolist()
+    return i, j, k
+
+
+def _is_oblique(grid: Grid) -> bool:
+    return bool(np.count_nonzero(np.abs(grid.affine[:3, :3]) > _SLACK) > 3)
+
+
+def _token(load: TokenLoad, gate: GateValues | None, voxel: Cell) -> CellReading:
+    i, j, k = (n // load.stride for n in voxel)
+    weights = load.values[i, j, k]
+    chosen = np.flatnonzero(weights)
+    chosen = chosen[np.argsort(-weights[chosen], kind="stable")]
+    return _reading(load, load.grid, weights.size, (i, j, k), chosen, weights[chosen], gate)
+
+
+def _voxel_choice(found: ExpertMap, gate: GateValues | None, voxel: Cell) -> CellReading:
+    i, j, k = (n // found.stride for n in voxel)
+    chosen = np.array([int(found.volume.values[i, j, k]) - 1])
+    weights = np.full(1, np.nan) if gate is None else gate.values[i, j, k][chosen]
+    return _reading(found, found.volume.grid, found.num_experts, (i, j, k), chosen, weights, gate)
+
+
+def _reading(
+    source: TokenLoad | ExpertMap,
+    grid: Grid,
+    number: int,
+    cell: Cell,
+    chosen: NDArray,
+    weights: NDArray,
+    gate: GateValues | None,
+) -> CellReading:
+    values = None if gate is None else np.asarray(gate.values[cell])
+    return CellReading(
+        place=source.place,
+        stride=source.stride,
+        num_experts=number,
+        cell=cell,
+        centre=grid.to_world(cell),
+        size=np.array(grid.spacing),
+        experts=tuple(chosen.tolist()),
+        weights=tuple(weights.tolist()),
+        values=None if values is None else tuple(values.tolist()),
+        entropy=None if values is None else float(entropy_of(values)),
+        margin=None if gate is None or values is None else float(margin_of(values, gate.top_k)),
+    )
+
+
+def _rank(reading: CellReading) -> tuple[bool, int, int, int, str]:
+    """Encoder by layer, block, moving then fixed; decoder by layer and direction."""
+    part, layer, block, image, direction = reading.place
+    return (
+        part != "encoder",
+        layer,
+        -1 if block is None else block,
+        _IMAGES.index(image),
+        direction or "",
+    )
+
+
+CENTRE, BOUNDARY = "centre", "boundary"
+FRACTIONS = {
+    CENTRE: (0.5, 0.5),
+    "upper left": (0.25, 0.75),
+    "upper right": (0.75, 0.75),
+    "lower left": (0.25, 0.25),
+    "lower right": (0.75, 0.25),
+}
+"""Ours: the five tokens of Fig. 6(a), as fractions (to the right, to the front) of the box around
+the fixed image's content, in its axial middle plane; upper is the front, left and right are the
+patient's."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceLoad:
+    """Counts of selections per named place, gate and expert; those of several pairs add with ``+``.
+
+    Parameters
+    ----------
+    loads : mapping of str to ExpertLoad
+        What the one cell of each gate chose that holds the place; so the cells of a gate count the
+        pairs.
+    """
+
+    loads: Mapping[str, ExpertLoad]
+
+    @classmethod
+    def of(cls, registration: Registration, places: Mapping[str, ArrayLike]) -> PlaceLoad:
+        """Count one pair: each gate once at each place.
+
+        Parameters
+        ----------
+        registration : Registration
+        places : mapping of name to (3,) world position, mm RAS
+            In the fixed image's world.  The moving image's tokens are those at the same place of
+            the network grid, onto which the moving image was read through the affine.
+
+        Raises
+        ------
+        InputError
+            If a place lies outside the network grid.
+        """
+        return cls(
+            {
+                name: _load_at(registration, np.asarray(p, dtype=np.float64))
+                for name, p in places.items()
+            }
+        )
+
+    def __add__(self, other: PlaceLoad) -> PlaceLoad:
+        """Counts of both; places that only one of them has are kept."""
+        nothing = ExpertLoad({}, {})
+        names = dict.fromkeys([*self.loads, *other.loads])
+        return PlaceLoad(
+            {n: self.loads.get(n, nothing) + other.loads.get(n, nothing) for n in names}
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.loads)
+
+    def __len__(self) -> int:
+        return len(self.loads)
+
+    def __getitem__(self, name: str) -> ExpertLoad:
+        return self.loads[name]
+
+    @property
+    def share(self) -> dict[str, dict[Place, NDArray[np.float64]]]:
+        """Share of selections (N,) per place and gate, summing to 1."""
+        return {name: load.share for name, load in self.loads.items()}
+
+    @property
+    def share_of_tokens(self) -> dict[str, dict[Place, NDArray[np.float64]]]:
+        """How often the cell chose each expert (N,) per place and gate, summing to k.  Fig. 6."""
+        return {name: load.share_of_tokens for name, load in self.loads.items()}
+
+    def over_blocks(self) -> PlaceLoad:
+        """The blocks of each encoder layer added up."""
+        return PlaceLoad({name: load.over_blocks() for name, load in self.loads.items()})
+
+    def rows(self) -> list[dict[str, object]]:
+        """One dict per place, gate and expert: place, the columns of `ExpertLoad.rows`, cells,
+        share_of_tokens.
+        """
+        return [
+            {"place": name} | row
+            for name, load in self.loads.items()
+            for row in detailed_rows(load)
+        ]
+
+
+class Boundary(NamedTuple):
+    """A voxel beside another label.
+
+    Attributes
+    ----------
+    point : (3,) array
+        Its centre, mm RAS.
+    labels : (int, int)
+        Its own label, and that of its neighbour (0: outside all labels).
+    """
+
+    point: NDArray[np.float64]
+    labels: tuple[int, int]
+
+
+def five_places(fixed: Volume) -> dict[str, NDArray[np.float64]]:
+    """World positions (mm RAS) of the five places of `FRACTIONS` in the box around what an image
+    shows.
+    """
+    grid = fixed.grid.canonical()
+    index = grid.to_index(fixed.grid.to_world(content_points(fixed, Intensity.of(fixed))))
+    low, high = index.min(axis=0) - 0.5, index.max(axis=0) + 0.5
+    return {
+        name: grid.to_world(low + np.array([right, front, 0.5]) * (high - low))
+        for name, (right, front) in FRACTIONS.items()
+    }
+
+
+def boundary_place(labels: Volume, near: ArrayLike) -> Boundary | None:
+    """The voxel nearest to a point whose neighbour, across one of its faces, has another label.
+
+    A boundary between two labels goes before one of a label with what is outside; None where there
+    is neither.
+
+    Parameters
+    ----------
+    labels : Volume
+        Of the fixed image; 0 is outside.
+    near : (3,) world position, mm RAS
+    """
+    for inside in (True, False):
+        here, there = _neighbours(labels.values, both_inside=inside)
+        if len(here):
+            distance = np.linalg.norm(labels.grid.to_world(here) - np.asarray(near), axis=1)
+            first = int(distance.argmin())
+            pair = tuple(int(labels.values[tuple(side[first])]) for side in (here, there))
+            return Boundary(labels.grid.to_world(here[first]), (pair[0], pair[1]))
+    return None
+
+
+def detailed_rows(load: ExpertLoad) -> list[dict[str, object]]:
+    """The rows of a load with the cells that were counted and the share of tokens."""
+    share = load.share_of_tokens
+    rows = load.rows()
+    gates = [gate for gate, counts in load.counts.items() for _ in counts]
+    return [
+        row
+        | {
+            "cells": load.cells[gate],
+            "share_of_tokens": float(share[gate][int(str(row["expert"]))]),
+        }
+        for gate, row in zip(gates, rows, strict=True)
+    ]
+
+
+def _load_at(registration: Registration, point: NDArray[np.float64]) -> ExpertLoad:
+    """What the one cell of each gate chose that holds a point."""
+    voxel = voxel_at(registration.network_grid, point)
+    counts, cells = dict[Place, NDArray[np.int64]](), dict[Place, int]()
+    for record in registration.routing:
+        i, j, k = (n // record.stride for n in voxel)
+        chosen = record.routing.experts[0, :, i, j, k].numpy(force=True)
+        counts[place_of(record)] = np.bincount(chosen, minlength=record.num_experts).astype(
+            np.int64
+        )
+        cells[place_of(record)] = 1
+    return ExpertLoad(counts, cells)
+
+
+def _neighbours(values: NDArray, *, both_inside: bool) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices (n, 3) of voxels that have a label, and of a neighbour each that has another one."""
+    here, there = [], []
+    for axis in range(3):
+        first, second = (
+            np.take(values, range(a, values.shape[axis] - 1 + a), axis=axis) for a in (0, 1)
+        )
+        found = first != second
+        if both_inside:
+            found &= (first != 0) & (second != 0)
+        low = np.argwhere(found)
+        high = low + np.eye(3, dtype=low.dtype)[axis]
+        here += [low, high]
+        there += [high, low]
+    one, other = np.concatenate(here), np.concatenate(there)
+    labelled = values[tuple(one.T)] != 0
+    return one[labelled], other[labelled]

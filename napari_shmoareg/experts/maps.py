@@ -1,0 +1,265 @@
+"""Which expert each voxel or token chose, on its own grid.  Fig. 4.
+
+A map is never resampled: a cell of a record stands where `Grid.coarsen` puts it.
+
+What every gate gave every expert, and how sure it was.
+
+Fig. 4; the softmax of Eq. (5) in the encoder, T of Eq. (6) in the decoder.  Values stay on the
+cells' own grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr
+
+from napari_shmoareg.experts.load import Place, place_of
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.model import RoutedLayer
+from napari_shmoareg.registration.register import Registration
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertMap:
+    """The first choice of every cell of one gate.
+
+    Attributes
+    ----------
+    name : str
+        ``decoder-1-x`` and so on: part, layer, direction.
+    volume : Volume
+        Labels, uint8, on the cells' own grid: expert id + 1 (0 would be outside).
+    place : Place
+        Where in the network it was decided.
+    stride : int
+        Voxels of the network grid per cell.
+    num_experts : int
+    """
+
+    name: str
+    volume: Volume
+    place: Place
+    stride: int
+    num_experts: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLoad:
+    """One number per token and expert.
+
+    Attributes
+    ----------
+    name : str
+        ``encoder-1-0-moving`` and so on: part, layer, block, image.
+    values : (I, J, K, N) array
+        float32 weights (0 where the expert was not chosen), or uint8 counts over blocks.
+    grid : Grid
+        Of the tokens: same field of view as the network grid, voxels `stride` times as big.
+    place : Place
+        Where in the network it was decided; for counts over all blocks of a layer without a block.
+    stride : int
+        Voxels of the network grid per token.
+    """
+
+    name: str
+    values: NDArray
+    grid: Grid
+    place: Place
+    stride: int
+
+    def volume(self, expert: int) -> Volume:
+        """The map of one expert, by its id from 0."""
+        return Volume(self.values[..., expert], self.grid, f"{self.name}-expert-{expert}")
+
+
+def expert_maps(registration: Registration) -> list[ExpertMap]:
+    """Expert-ID maps of the decoder, one per layer and direction, in the order of the forward.
+
+    Where a gate chooses several experts the map shows its first choice.
+    """
+    maps = []
+    for record in registration.routing.select(part="decoder"):
+        values = record.routing.experts[0, 0].numpy(force=True).astype(np.uint8) + np.uint8(1)
+        volume = Volume(values, cells_of(registration, record), record.name, is_labels=True)
+        maps.append(
+            ExpertMap(record.name, volume, place_of(record), record.stride, record.num_experts)
+        )
+    return maps
+
+
+def token_loads(registration: Registration, **where: object) -> list[TokenLoad]:
+    """What each token of the encoder gave each attention head, per layer, block and image.
+
+    Parameters
+    ----------
+    registration : Registration
+    **where
+        Only records with these fields: ``token_loads(r, layer=1, image="fixed")``.
+
+    Returns
+    -------
+    list of TokenLoad
+        Weights of Eq. (4); 0 where a head was not chosen.
+    """
+    loads = []
+    for record in registration.routing.select(part="encoder", **where):
+        experts = record.routing.experts[0].numpy(force=True).astype(np.int64)
+        weights = record.routing.weights[0].numpy(force=True).astype(np.float32)
+        values = np.zeros((record.num_experts, *experts.shape[1:]), dtype=np.float32)
+        np.put_along_axis(values, experts, weights, axis=0)
+        cells = cells_of(registration, record)
+        loads.append(
+            TokenLoad(
+                record.name, np.moveaxis(values, 0, -1), cells, place_of(record), record.stride
+            )
+        )
+    return loads
+
+
+def times_chosen(registration: Registration) -> list[TokenLoad]:
+    """In how many blocks of a layer each token chose each head, per encoder layer and image.
+
+    Returns
+    -------
+    list of TokenLoad
+        uint8 counts; over the experts they sum to k times the number of blocks.
+    """
+    counted: dict[Place, TokenLoad] = {}
+    for record in registration.routing.select(part="encoder"):
+        experts = record.routing.experts[0].numpy(force=True)
+        chosen = (experts[..., None] == np.arange(record.num_experts)).sum(axis=0, dtype=np.uint8)
+        place = place_of(record)._replace(block=None)
+        if place in counted:
+            chosen = chosen + counted[place].values
+        name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
+        counted[place] = TokenLoad(
+            name, chosen, cells_of(registration, record), place, record.stride
+        )
+    return list(counted.values())
+
+
+def cells_of(registration: Registration, record: RoutedLayer) -> Grid:
+    """The grid of a record's cells, which has to be the network grid at its stride."""
+    grid = registration.network_grid.coarsen(record.stride)
+    cells = tuple(record.routing.experts.shape[2:])
+    if cells != grid.shape:
+        raise ValueError(
+            f"The routing of {record.name} has {cells} cells; the network grid has {grid.shape} at"
+            " its stride."
+        )
+    return grid
+
+
+@dataclass(frozen=True, eq=False)
+class GateValues:
+    """All values of one gate, of the chosen experts and of those that were not.
+
+    Attributes
+    ----------
+    name : str
+        ``encoder-1-0-moving-gate``, ``decoder-1-x-gate`` and so on: part, layer, block, image,
+        direction.
+    values : (I, J, K, N) array, float32, 0 to 1
+        Encoder: a softmax, which sums to 1 over the N experts (Eq. 5).  Decoder: a sigmoid for each
+        expert by itself, which does not (T of Eq. 6).
+    grid : Grid
+        Of the cells: same field of view as the network grid, voxels `stride` times as big.
+    place : Place
+        Where in the network the gate stands.
+    stride : int
+        Voxels of the network grid per cell.
+    top_k : int
+        How many experts each cell chose.
+    """
+
+    name: str
+    values: NDArray
+    grid: Grid
+    place: Place
+    stride: int
+    top_k: int
+
+    @property
+    def num_experts(self) -> int:
+        """N."""
+        return int(self.values.shape[-1])
+
+    def entropy(self) -> Volume:
+        """How evenly the gate spread its values over the experts: float32, 0 to 1 (see
+        `entropy_of`).
+        """
+        return Volume(entropy_of(self.values), self.grid, f"{self.name}-entropy")
+
+    def margin(self) -> Volume:
+        """How near each choice was to another one: float32, 0 to 1 (see `margin_of`)."""
+        return Volume(margin_of(self.values, self.top_k), self.grid, f"{self.name}-margin")
+
+
+def gate_values(registration: Registration) -> list[GateValues]:
+    """The values of every gate of the network's last pass, in the order of the forward.
+
+    They are views of the routing: they take no memory of their own, and are not to be written to.
+    """
+    gates = []
+    for record in registration.routing:
+        values = np.moveaxis(record.routing.probabilities[0].float().numpy(force=True), 0, -1)
+        grid, top_k = cells_of(registration, record), int(record.routing.experts.shape[1])
+        gates.append(
+            GateValues(f"{record.name}-gate", values, grid, place_of(record), record.stride, top_k)
+        )
+    return gates
+
+
+def entropy_of(values: NDArray) -> NDArray[np.float32]:
+    """Entropy of p = values / sum(values), over log N.
+
+    Ours: the sigmoids of a decoder gate are no distribution; they are divided by their sum first.
+    So this tells how alike the values are, and not whether they are high or low.
+
+    Parameters
+    ----------
+    values : (..., N) array, at least 0
+        What a gate gave each of N experts.
+
+    Returns
+    -------
+    (...) array, float32
+        1 where all experts got the same (also where all got 0), 0 where one got everything.
+    """
+    number = values.shape[-1]
+    if number == 1:
+        return np.zeros(values.shape[:-1], np.float32)
+    total = values.sum(axis=-1, dtype=np.float32)
+    divisor = np.where(total > 0, total, np.float32(1))
+    found = sum(entr(values[..., expert] / divisor) for expert in range(number)) / np.float32(
+        np.log(number)
+    )
+    return np.clip(np.where(total > 0, found, 1), 0, 1).astype(np.float32)
+
+
+def margin_of(values: NDArray, top_k: int) -> NDArray[np.float32]:
+    """The k-th largest value minus the (k+1)-th: by how much the last expert was chosen before the
+    next.
+
+    Parameters
+    ----------
+    values : (..., N) array, 0 to 1
+        What a gate gave each of N experts.
+    top_k : int
+        How many of them were chosen.
+
+    Returns
+    -------
+    (...) array, float32
+        Near 0 a small change of the images could have changed the choice.  1, the most there can
+        be, where every expert is chosen and there is no next.
+    """
+    number = values.shape[-1]
+    if top_k >= number:
+        return np.ones(values.shape[:-1], np.float32)
+    ordered = np.partition(values, (number - top_k - 1, number - top_k), axis=-1)
+    return np.asarray(
+        ordered[..., number - top_k] - ordered[..., number - top_k - 1], dtype=np.float32
+    )

@@ -1,0 +1,1 @@
+"""Figures of registrations and of experts, by matplotlib."""

@@ -1,0 +1,92 @@
+"""Captions of a form's rows.
+
+What the parts of the Experts panel have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QComboBox, QGroupBox, QLabel, QSlider, QVBoxLayout
+from superqt.utils import signals_blocked
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+
+LABEL_WIDTH = 84  # pixels
+
+
+def captioned(text: str, tip: str) -> QLabel:
+    """A caption of a row with its tooltip, as wide as all others."""
+    label = QLabel(text)
+    label.setToolTip(_wrapped(tip))
+    label.setMinimumWidth(LABEL_WIDTH)
+    return label
+
+
+def _wrapped(tip: str) -> str:
+    """Rich text, which Qt breaks into lines."""
+    return f"<qt>{tip}</qt>"
+
+
+class Section(QGroupBox):
+    """A part of the Experts panel: acts on the layers of one registration and shows how they are.
+
+    Parameters
+    ----------
+    title : str
+    viewer : Viewer
+    """
+
+    def __init__(self, title: str, viewer: Viewer) -> None:
+        super().__init__(title)
+        self._viewer = viewer
+        self._number = 0  # none
+        self.column = QVBoxLayout(self)
+        self.column.setSpacing(6)
+
+    def show_registration(self, number: int | None) -> None:
+        """Be about another registration, or about none."""
+        self._number = number or 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the state of the layers."""
+        self.setEnabled(bool(self._number))
+
+
+def opacity_slider(tooltip: str) -> QSlider:
+    """From 5 to 100 percent."""
+    slider = QSlider(Qt.Orientation.Horizontal)
+    slider.setRange(5, 100)
+    slider.setToolTip(tooltip)
+    return slider
+
+
+def fill(combo: QComboBox, entries: Mapping[Any, str], chosen: Any = None) -> None:
+    """Give a combo other entries, as far as they differ, keeping or making a choice; they do not
+    widen it.
+    """
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    with signals_blocked(combo):
+        if [(combo.itemData(n), combo.itemText(n)) for n in range(combo.count())] != list(
+            entries.items()
+        ):
+            before = combo.currentData()
+            combo.clear()
+            for value, text in entries.items():
+                combo.addItem(text, value)
+            pick(combo, before)
+        if chosen is not None:
+            pick(combo, chosen)
+
+
+def pick(combo: QComboBox, value: Any) -> None:
+    """Choose an entry without acting on it; nothing where there is no such entry."""
+    with signals_blocked(combo):
+        index = combo.findData(value)
+        if index >= 0:
+            combo.setCurrentIndex(index)

@@ -1,0 +1,268 @@
+"""One gate's decision for one cell, as a strip of boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal
+from qtpy.QtGui import (
+    QColor,
+    QFont,
+    QHelpEvent,
+    QKeyEvent,
+    QMouseEvent,
+    QPainter,
+    QPaintEvent,
+    QPalette,
+    QPen,
+)
+from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
+
+from napari_shmoareg.plugin.controls.legend import GREY
+
+if TYPE_CHECKING:
+    from napari_shmoareg.experts.load import Place
+    from napari_shmoareg.experts.location import CellReading
+
+
+PICKS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space)
+GAP = 1.0  # px between two boxes
+FAINT = 60  # of 255: how opaque a chosen box is above its fill
+BOX, WIDE_BOX, TEXT = 20, 18, 12  # px: heights
+
+
+def gate_name(place: Place) -> str:
+    """Of a gate, for people: ``encoder layer 1, block 0, moving``, ``decoder layer 2, x``."""
+    block = "" if place.block is None else f", block {place.block}"
+    return f"{place.part} layer {place.layer}{block}, {place.image or place.direction}"
+
+
+def short(value: float, digits: int = 2) -> str:
+    """A number from 0 to 1 in little room: ``.41``; ``?`` where it is not known."""
+    return "?" if value != value else f"{value:.{digits}f}".removeprefix("0")
+
+
+class CellStrip(QWidget):
+    """A box per expert; a click, or Enter, picks the gate.
+
+    Parameters
+    ----------
+    place : Place
+        Of the gate.
+    names : sequence of str
+        Of the experts, by id.
+    colours : sequence of str
+        Of the experts, by id: ``#rrggbb``.
+    """
+
+    picked = Signal(object)  # the Place
+
+    def __init__(self, place: Place, names: Sequence[str], colours: Sequence[str]) -> None:
+        super().__init__()
+        self.place, self._names = place, list(names)
+        self._colours = [QColor(colour) for colour in colours]
+        self.cell: CellReading | None = None
+        self._marked = False
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+        self.setAccessibleName(gate_name(place))
+
+    def show_cell(self, cell: CellReading | None) -> None:
+        """Show another decision of the gate, or none."""
+        self.cell = cell
+        self.setAccessibleDescription(self.line())
+        self.update()
+
+    def mark(self, on: bool) -> None:
+        """Show that this is the gate whose cell is outlined in the canvas."""
+        if on != self._marked:
+            self._marked = on
+            self.update()
+
+    @property
+    def marked(self) -> bool:
+        """Whether it is the gate whose cell is outlined in the canvas."""
+        return self._marked
+
+    def fills(self) -> dict[int, float]:
+        """How full each box is, 0 to 1, by expert: what is drawn."""
+        return (
+            {}
+            if self.cell is None
+            else dict(zip(self.cell.experts, self.cell.weights, strict=True))
+        )
+
+    def line(self) -> str:
+        """What is written below the boxes, if there is room."""
+        return ""
+
+    def brief(self) -> str:
+        """What is written where there is less."""
+        return self.line()
+
+    def says(self, expert: int) -> str:
+        """What the tooltip of a box says."""
+        if self.cell is None:
+            return gate_name(self.place)
+        cell, value = (
+            self.cell,
+            "" if self.cell.values is None else f"the gate gave it {self.cell.values[expert]:.4f}",
+        )
+        weight = dict(zip(cell.experts, cell.weights, strict=True)).get(expert)
+        chosen = (
+            "not chosen"
+            if weight is None
+            else "chosen"
+            if weight != weight
+            else f"chosen, weight {weight:.4f}"
+        )
+        sure = (
+            ""
+            if cell.entropy is None
+            else f"\nEntropy {cell.entropy:.3f}, margin {cell.margin:.4f}"
+        )
+        size = " × ".join(f"{mm:.1f}" for mm in cell.size)
+        told = "; ".join(part for part in (chosen, value) if part)
+        where = f"Cell {cell.cell} of {size} mm"
+        return f"{self._names[expert]} of {gate_name(self.place)}: {told}.{sure}\n{where}"
+
+    def box(self, expert: int) -> QRectF:
+        """Where a box is drawn, in pixels of the strip."""
+        wide = (self.width() - 2) / len(self._names)
+        return QRectF(1 + expert * wide, 1, wide - GAP, self.height() - TEXT - 3)
+
+    def event(self, event: QEvent | None) -> bool:
+        if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
+            point = QPointF(event.pos())
+            hit = next(
+                (
+                    n
+                    for n in range(len(self._names))
+                    if self.box(n).left() <= point.x() < self.box(n).right()
+                ),
+                0,
+            )
+            QToolTip.showText(event.globalPos(), self.says(hit), self)
+            return True
+        return bool(super().event(event))
+
+    def mousePressEvent(self, event: QMouseEvent | None) -> None:
+        if event is not None and event.button() == Qt.MouseButton.LeftButton:
+            self.picked.emit(self.place)
+
+    def keyPressEvent(self, event: QKeyEvent | None) -> None:
+        if event is not None and Qt.Key(event.key()) in PICKS:
+            self.picked.emit(self.place)
+        else:
+            super().keyPressEvent(event)
+
+    def sizeHint(self) -> QSize:
+        return QSize(130, BOX + TEXT + 3)
+
+    def minimumSizeHint(self) -> QSize:
+        return QSize(90, BOX + TEXT + 3)
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        painter = QPainter(self)
+        for expert in range(len(self._names)):
+            self._paint_box(painter, expert, self.box(expert))
+        painter.setPen(self.palette().color(QPalette.ColorRole.WindowText))
+        painter.setFont(self._font(9))
+        below = QRectF(1, self.height() - TEXT - 1, self.width() - 2, TEXT)
+        fits = painter.fontMetrics().horizontalAdvance(self.line()) <= below.width()
+        said = self.line() if fits else self.brief()
+        painter.drawText(below, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, said)
+        if self._marked or self.hasFocus():
+            style = Qt.PenStyle.SolidLine if self._marked else Qt.PenStyle.DotLine
+            painter.setPen(QPen(self.palette().color(QPalette.ColorRole.WindowText), 1, style))
+            painter.setBrush(Qt.BrushStyle.NoBrush)
+            painter.drawRect(QRectF(0.5, 0.5, self.width() - 1, self.height() - 1))
+        painter.end()
+
+    def _paint_box(self, painter: QPainter, expert: int, area: QRectF) -> None:
+        """Overridden by what a kind of gate looks like."""
+
+    def _font(self, pixels: float) -> QFont:
+        font = QFont(self.font())
+        font.setPixelSize(max(6, round(pixels)))
+        return font
+
+
+class TokenStrip(CellStrip):
+    """The heads of an encoder gate: the chosen ones are tinted, and filled from below by their
+    weight (Eq. 4).
+    """
+
+    def line(self) -> str:
+        return "   ".join(f"{head} {short(weight, 3)}" for head, weight in self.fills().items())
+
+    def brief(self) -> str:
+        return "  ".join(f"{head} {short(weight)}" for head, weight in self.fills().items())
+
+    def _paint_box(self, painter: QPainter, expert: int, area: QRectF) -> None:
+        fill = self.fills().get(expert)
+        text = QColor(GREY)
+        if fill is not None:
+            tint = QColor(self._colours[expert])
+            tint.setAlpha(FAINT)
+            painter.fillRect(area, tint)
+            high = area.height() * min(max(fill, 0.0), 1.0)
+            painter.fillRect(
+                QRectF(area.left(), area.bottom() - high, area.width(), high),
+                QColor(self._colours[expert]),
+            )
+            text = self.palette().color(QPalette.ColorRole.WindowText)
+        painter.setPen(QPen(GREY, 0.6))
+        painter.setBrush(Qt.BrushStyle.NoBrush)
+        painter.drawRect(area)
+        painter.setPen(text)
+        painter.setFont(self._font(min(10.0, 0.85 * area.width())))
+        painter.drawText(
+            area.adjusted(0, 0, 0, -5),
+            Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextDontClip,
+            str(expert),
+        )
+
+
+class DirectionStrip(CellStrip):
+    """The experts of a decoder gate: each filled from the left by its value (T of Eq. 6), the
+    chosen one outlined.
+    """
+
+    def fills(self) -> dict[int, float]:
+        if self.cell is None or self.cell.values is None:
+            return {}
+        return dict(enumerate(self.cell.values))
+
+    def line(self) -> str:
+        if self.cell is None:
+            return ""
+        if self.cell.margin is None:
+            return "what the gate gave was not kept"
+        return f"margin {self.cell.margin:.3f}   entropy {self.cell.entropy:.3f}"
+
+    def _paint_box(self, painter: QPainter, expert: int, area: QRectF) -> None:
+        fill = self.fills().get(expert)
+        chosen = self.cell is not None and expert in self.cell.experts
+        if fill is not None:
+            shade = QColor(GREY)
+            shade.setAlpha(130)
+            painter.fillRect(
+                QRectF(area.left(), area.top(), area.width() * min(fill, 1.0), area.height()), shade
+            )
+        painter.setBrush(Qt.BrushStyle.NoBrush)
+        painter.setPen(QPen(GREY, 0.6))
+        painter.drawRect(area)
+        if chosen:
+            painter.setPen(QPen(self._colours[expert], 3))
+            painter.drawRect(area.adjusted(2, 2, -2, -2))
+            painter.setPen(QPen(GREY, 0.6))
+            painter.drawRect(area.adjusted(4, 4, -4, -4))
+        painter.setPen(self.palette().color(QPalette.ColorRole.WindowText))
+        font = self._font(10)
+        font.setBold(chosen)
+        painter.setFont(font)
+        said = self._names[expert] + ("" if fill is None else f"  {short(fill)}")
+        painter.drawText(area, Qt.AlignmentFlag.AlignCenter, said)

@@ -1,0 +1,343 @@
+"""The deformation on a plane of the viewer: a grid of lines, or arrows.
+
+Drawn is the map that pulls the moving image back, without the affine: the node at x of the fixed
+image stands at x + d(x), where its value comes from.  Points are in mm along S, A, R, as in the
+viewer.
+
+The deformation grid follows the slider: it is drawn anew on every slice that is shown.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.plugin.placement import (
+    ASIDE,
+    AXES,
+    KEY,
+    UNITS,
+    mm_per_unit,
+    point_of,
+    shown_axes,
+    tag,
+    to_viewer,
+)
+from napari_shmoareg.plugin.scenes import itself
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Vectors
+
+    from napari_shmoareg.experts.scene import Scene
+
+
+SPACING = 8.0  # mm between the lines
+FINEST = 2.0  # mm: longer stretches between nodes are drawn in pieces, so that they bend
+Segments = NDArray[np.float64]
+
+
+def grid_lines(
+    scene: Scene, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
+) -> Segments:
+    """The deformed grid of one plane.
+
+    Parameters
+    ----------
+    scene : Scene
+    axis : int
+        Across which the plane lies: 0, 1, 2 for S, A, R (axial, coronal, sagittal).
+    at : float
+        Where, mm.
+    spacing : float
+        Between lines, mm.
+    flat : bool
+        Leave out what leads away from the plane, as a slice cannot show it.
+
+    Returns
+    -------
+    (N, 2, 3) array
+        Start and extent of each piece of line, mm; those outside the fixed image are left out.
+    """
+    ticks = [_ticks(scene, a, spacing) for a in range(3)]
+    parts = []
+    for along in (a for a in range(3) if a != axis):
+        run = list(ticks)
+        run[axis], run[along] = np.array([at]), _pieces(ticks[along], spacing)
+        nodes = np.stack(np.meshgrid(*run, indexing="ij"), -1)
+        moved = nodes + _displacement(scene, nodes, axis if flat else None)
+        inside = _inside(scene, nodes)
+        first, last = np.moveaxis(moved, along, 0)[:-1], np.moveaxis(moved, along, 0)[1:]
+        both = np.moveaxis(inside, along, 0)
+        parts.append(np.stack([first, last - first], axis=-2)[both[:-1] & both[1:]])
+    return np.concatenate(parts)
+
+
+def arrows(
+    scene: Scene, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
+) -> tuple[Segments, NDArray]:
+    """The displacement at the nodes of one plane.
+
+    Parameters
+    ----------
+    scene, axis, at, spacing, flat
+        As for `grid_lines`.
+
+    Returns
+    -------
+    segments : (N, 2, 3) array
+        Node and displacement, mm.
+    length : (N,) array
+        Of the whole displacement, mm: what leads away from the plane counts.
+    """
+    ticks = [_ticks(scene, a, spacing) for a in range(3)]
+    ticks[axis] = np.array([at])
+    nodes = np.stack(np.meshgrid(*ticks, indexing="ij"), -1)
+    nodes = nodes[_inside(scene, nodes)]
+    whole = _displacement(scene, nodes, None)
+    shown = whole.copy()
+    if flat:
+        shown[:, axis] = 0
+    return np.stack([nodes, shown], axis=1), np.linalg.norm(whole, axis=-1)
+
+
+def longest(scene: Scene) -> float:
+    """What most of the displacement stays below, mm (99th percentile): where the colours of the
+    arrows end.
+    """
+    field = scene.transform.field
+    if field is None:
+        return 1.0
+    step = max(1, round((field.vectors.size / 3 / 2e5) ** (1 / 3)))
+    length = np.linalg.norm(field.vectors[::step, ::step, ::step], axis=-1)
+    return max(float(np.percentile(length, 99)), 0.1)
+
+
+def _ticks(scene: Scene, axis: int, spacing: float) -> NDArray[np.float64]:
+    """Places of the lines along an axis of the viewer, about the middle of the fixed image."""
+    grid = scene.pair.fixed.grid
+    along = to_viewer(grid.corners())[:, axis]
+    middle = float(to_viewer(grid.centre)[axis])
+    reach = int((along.max() - middle) / spacing)
+    return np.asarray(middle + spacing * np.arange(-reach, reach + 1), dtype=np.float64)
+
+
+def _pieces(ticks: NDArray, spacing: float) -> NDArray[np.float64]:
+    """Places between the nodes too, so that no two are much more than `FINEST` apart."""
+    parts = max(1, round(spacing / FINEST))
+    return np.linspace(ticks[0], ticks[-1], parts * (len(ticks) - 1) + 1)
+
+
+def _inside(scene: Scene, nodes: NDArray) -> NDArray[np.bool_]:
+    grid = scene.pair.fixed.grid
+    index = grid.to_index(to_viewer(nodes))
+    return np.all((index >= -0.5) & (index <= np.array(grid.shape) - 0.5), axis=-1)
+
+
+def _displacement(scene: Scene, nodes: NDArray, without: int | None) -> NDArray[np.float64]:
+    """Of the deformation alone, (..., 3) mm S A R; without the part along one axis."""
+    field = scene.transform.field
+    if field is None or not nodes.size:
+        return np.zeros_like(nodes)
+    vectors = np.array(to_viewer(field.at(to_viewer(nodes))))
+    if without is not None:
+        vectors[..., without] = 0
+    return vectors
+
+
+WAIT = 40  # ms at least between two drawings while the slider moves
+LINE, ARROW = 0.5, 0.9  # mm; on the screen at least so many pixels:
+LINE_PIXELS, ARROW_PIXELS = 1.3, 2.2
+LENGTH = "length (mm)"
+COLOUR = "#ffe066"
+
+_followers: weakref.WeakKeyDictionary[Viewer, Follower] = weakref.WeakKeyDictionary()
+
+
+def grid_layers(scene: Scene, number: int) -> list[tuple[NDArray, dict[str, Any], str]]:
+    """The displacement as arrows, and the deformation grid above it: hidden layers of the middle
+    axial slice.
+    """
+    size = layer_scale(scene)
+    at = float(to_viewer(scene.pair.fixed.grid.centre)[0])
+    lines = grid_lines(scene, 0, at)
+    segments, length = arrows(scene, 0, at)
+    most = longest(scene)
+    shared = {"scale": (size,) * 3, "units": UNITS, "axis_labels": AXES, "visible": False}
+    kept = {"scene": scene, "number": number, "spacing": SPACING}
+    return [
+        (
+            segments / size,
+            shared
+            | {
+                "name": f"#{number} displacement",
+                "metadata": {KEY: kept | {"role": "arrows", "longest": most}},
+                "vector_style": "arrow",
+                "edge_width": ARROW / size,
+                "features": {LENGTH: length},
+                "edge_color": LENGTH,
+                "edge_colormap": "turbo",
+                "edge_contrast_limits": (0.0, most),
+                "opacity": 1.0,
+            },
+            "vectors",
+        ),
+        (
+            lines / size,
+            shared
+            | {
+                "name": f"#{number} deformation grid",
+                "metadata": {KEY: kept | {"role": "grid"}},
+                "vector_style": "line",
+                "edge_width": LINE / size,
+                "edge_color": COLOUR,
+                "opacity": 0.9,
+            },
+            "vectors",
+        ),
+    ]
+
+
+def layer_scale(scene: Scene) -> float:
+    """Mm per unit of a grid's layer: the coarsest spacing of the fixed image.
+
+    The same along all axes, or lines would be thick in one direction; and the coarsest, as the
+    slider of a viewer steps by the finest of its layers."""
+    return max(scene.pair.fixed.grid.spacing)
+
+
+def attach(viewer: Viewer) -> Follower:
+    """Let the grids of a viewer follow its slider from now on, those that are added later too.
+
+    Parameters
+    ----------
+    viewer : Viewer
+        Is not kept alive; a second call changes nothing.
+    """
+    viewer = itself(viewer)
+    if viewer not in _followers:
+        _followers[viewer] = Follower(viewer)
+    return _followers[viewer]
+
+
+def set_spacing(viewer: Viewer, spacing: float, number: int | None = None) -> None:
+    """Draw the grids and arrows (of one registration) with so many mm between their nodes."""
+    for layer in _overlays(itself(viewer)):
+        if number is None or tag(layer, "number") == number:
+            layer.metadata[KEY]["spacing"] = float(spacing)
+    attach(viewer).draw()
+
+
+class Follower:
+    """Draws the deformation grids and arrows of a viewer on the slice that is shown, as far as they
+    are visible.
+
+    Parameters
+    ----------
+    viewer : Viewer
+        Held weakly.
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        self._viewer = weakref.ref(viewer)
+        self._drawn: weakref.WeakKeyDictionary[Vectors, tuple[Any, ...]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._soon = _throttled(weakref.WeakMethod(self.draw))
+        for name in ("point", "order", "ndisplay", "units"):
+            getattr(viewer.dims.events, name).connect(self._changed)
+        viewer.scene.camera.events.zoom.connect(self._changed)
+        viewer.layers.events.inserted.connect(self._inserted)
+        for layer in _overlays(viewer):
+            layer.events.visible.connect(self._changed)
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw what is visible and not drawn yet."""
+        viewer = self._viewer()
+        if viewer is None or viewer.dims.ndim < 3:
+            return
+        for layer in _overlays(viewer):
+            if not layer.visible:
+                continue
+            planes = _planes(viewer)
+            wanted = (planes, viewer.dims.ndisplay, tag(layer, "spacing"))
+            if self._drawn.get(layer) != wanted:
+                self._drawn[layer] = wanted
+                if planes:
+                    _redraw(layer, planes, flat=viewer.dims.ndisplay == 2)
+                else:
+                    from napari.utils.notifications import show_warning
+
+                    show_warning(f"'{layer.name}' is not drawn: {ASIDE}")
+            _thicken(layer, viewer.scene.camera.zoom / mm_per_unit(viewer))
+
+    def _changed(self, event: Any = None) -> None:
+        viewer = self._viewer()
+        if viewer is not None and any(layer.visible for layer in _overlays(viewer)):
+            self._soon()
+
+    def _inserted(self, event: Any) -> None:
+        if tag(event.value, "role") in ("grid", "arrows"):
+            event.value.events.visible.connect(self._changed)
+            self._changed()
+
+
+def _overlays(viewer: Viewer) -> list[Vectors]:
+    return [layer for layer in viewer.layers if tag(layer, "role") in ("grid", "arrows")]
+
+
+def _planes(viewer: Viewer) -> tuple[tuple[int, float], ...]:
+    """Axis and place (mm) of the slice that is shown; in 3D of the three through the sliders'
+    point.
+
+    None where fewer than two of the axes S, A, R are shown.
+    """
+    shown, point = shown_axes(viewer), point_of(viewer)
+    if len(shown) < 2:
+        return ()
+    return tuple(
+        (axis, float(point[axis]))
+        for axis in range(3)
+        if viewer.dims.ndisplay == 3 or axis not in shown
+    )
+
+
+def _redraw(layer: Vectors, planes: tuple[tuple[int, float], ...], *, flat: bool) -> None:
+    scene, spacing = tag(layer, "scene"), tag(layer, "spacing")
+    size = layer_scale(scene)
+    if tag(layer, "role") == "grid":
+        layer.data = (
+            np.concatenate([grid_lines(scene, axis, at, spacing, flat=flat) for axis, at in planes])
+            / size
+        )
+        return
+    drawn = [arrows(scene, axis, at, spacing, flat=flat) for axis, at in planes]
+    layer.data = np.concatenate([segments for segments, _ in drawn]) / size
+    layer.features = {LENGTH: np.concatenate([length for _, length in drawn])}
+    layer.edge_color = LENGTH
+    layer.edge_contrast_limits = (0.0, tag(layer, "longest"))
+
+
+def _thicken(layer: Vectors, zoom: float) -> None:
+    """Lines thinner than a pixel would be drawn as dots; the zoom in pixels per mm."""
+    thin, pixels = (LINE, LINE_PIXELS) if tag(layer, "role") == "grid" else (ARROW, ARROW_PIXELS)
+    wanted = max(thin, pixels / zoom) / layer_scale(tag(layer, "scene"))
+    if abs(layer.edge_width / wanted - 1) > 0.1:
+        layer.edge_width = wanted
+
+
+def _throttled(draw: weakref.WeakMethod) -> Any:
+    """The method at most every `WAIT` ms; at once where there is no window."""
+    from qtpy.QtWidgets import QApplication
+    from superqt.utils import qthrottled
+
+    def call() -> None:
+        method = draw()
+        if method is not None:
+            method()
+
+    return call if QApplication.instance() is None else qthrottled(call, timeout=WAIT)

@@ -1,0 +1,154 @@
+"""Picks gates of the network: encoder or decoder, layer, block, image, direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFormLayout, QWidget
+
+from napari_shmoareg.plugin.controls.forms import fill
+
+if TYPE_CHECKING:
+    from napari_shmoareg.experts.load import Place
+    from napari_shmoareg.experts.scene import Scene
+
+
+PARTS = {"decoder": "decoder: deformation experts", "encoder": "encoder: attention heads"}
+FIELDS = ("layer", "block", "image", "direction")
+ALL = {"layer": "all layers", "block": "all blocks", "image": "both", "direction": "all directions"}
+ANY = "all"
+TIPS = {
+    "part": "Attention heads of the encoder, or deformation experts of the decoder",
+    "layer": (
+        "The paper's number; in brackets how coarse the gate's cells are against the network grid"
+    ),
+    "block": "Each block of a layer has a gate of its own",
+    "image": "Both images pass the same encoder, and choose for themselves",
+    "direction": (
+        "x is left-right, y back-front, z down-up of the network grid; each has experts of its own"
+    ),
+}
+
+
+def said_where(where: Mapping[str, Any]) -> str:
+    """Fields of `Place` in words: ``decoder layer 1, direction x``; what is left out means all."""
+    part, layer = where["part"], where.get("layer")
+    parts = [f"all {part} layers" if layer is None else f"{part} layer {layer}"]
+    if part == "decoder":
+        parts.append(
+            f"direction {where['direction']}" if where.get("direction") else ALL["direction"]
+        )
+    else:
+        parts.append(ALL["block"] if where.get("block") is None else f"block {where['block']}")
+        parts.append(f"{where['image']} image" if where.get("image") else "both images")
+    return ", ".join(parts)
+
+
+class WherePicker(QWidget):
+    """Which gates are meant.
+
+    Parameters
+    ----------
+    all_of : sequence of str
+        Fields of `Place` of which all can be picked at once.
+    """
+
+    changed = Signal()
+
+    def __init__(self, *all_of: str) -> None:
+        super().__init__()
+        self._all_of = all_of
+        self._places: dict[Place, tuple[int, int]] = {}  # stride and number of experts
+        self.part = QComboBox()
+        self.fields = {name: QComboBox() for name in FIELDS}
+        self._form = QFormLayout(self)
+        self._form.setContentsMargins(0, 0, 0, 0)
+        for name, combo in {"part": self.part, **self.fields}.items():
+            combo.setToolTip(TIPS[name])
+            combo.setSizeAdjustPolicy(
+                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+            )
+            combo.activated.connect(lambda _: self._settle())
+            self._form.addRow(name.capitalize(), combo)
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Fields of `Place` by which to select; what all are meant of is left out."""
+        picked = {name: combo.currentData() for name, combo in self._relevant().items()}
+        return {"part": self.part.currentData()} | {
+            n: v for n, v in picked.items() if v not in (ANY, None)
+        }
+
+    @property
+    def places(self) -> list[Place]:
+        """The gates that are meant."""
+        wanted = self.where
+        return [
+            place
+            for place in self._places
+            if all(getattr(place, n) == v for n, v in wanted.items())
+        ]
+
+    @property
+    def num_experts(self) -> int:
+        """Of the gates that are meant; 0 without any."""
+        return max((self._places[place][1] for place in self.places), default=0)
+
+    def offer(self, scene: Scene | None) -> None:
+        """Offer the gates of a registration; what was picked stays, as far as there is such a
+        gate.
+        """
+        self._places = {}
+        if scene is not None:
+            self._places |= {one.place: (one.stride, one.num_experts) for one in scene.expert_maps}
+            self._places |= {
+                one.place: (one.stride, one.values.shape[-1]) for one in scene.token_loads
+            }
+        parts = {place.part for place in self._places}
+        fill(self.part, {part: text for part, text in PARTS.items() if part in parts})
+        self._settle()
+
+    def pick(self, **where: Any) -> None:
+        """Pick some fields, as by hand."""
+        for name, value in where.items():
+            combo = self.part if name == "part" else self.fields[name]
+            combo.setCurrentIndex(max(combo.findData(ANY if value is None else value), 0))
+            self._settle()
+
+    def _relevant(self) -> dict[str, QComboBox]:
+        names = (
+            ("layer", "direction")
+            if self.part.currentData() == "decoder"
+            else ("layer", "block", "image")
+        )
+        return {name: self.fields[name] for name in names}
+
+    def _settle(self) -> None:
+        """Offer in every field what there is of what is picked above it."""
+        places = [place for place in self._places if place.part == self.part.currentData()]
+        relevant = self._relevant()
+        for name, combo in self.fields.items():
+            label = self._form.labelForField(combo)
+            for widget in (combo, label):
+                if widget is not None:
+                    widget.setVisible(name in relevant)
+        for name, combo in relevant.items():
+            values = sorted(
+                {getattr(place, name) for place in places if getattr(place, name) is not None}
+            )
+            entries: dict[Any, str] = {value: self._said(name, value, places) for value in values}
+            every = {ANY: ALL[name]} if name in self._all_of and len(values) > 1 else {}
+            fill(combo, every | entries)
+            picked = combo.currentData()
+            places = [
+                place for place in places if picked in (ANY, None) or getattr(place, name) == picked
+            ]
+        self.changed.emit()
+
+    def _said(self, name: str, value: Any, places: list[Place]) -> str:
+        if name != "layer":
+            return str(value)
+        stride = next(self._places[place][0] for place in places if place.layer == value)
+        return f"{value} ({'full' if stride == 1 else f'1/{stride}'} resolution)"

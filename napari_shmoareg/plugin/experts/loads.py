@@ -1,0 +1,457 @@
+"""The Experts panel, Layers: its loads as a figure and as a table, in files.
+
+What the bars of the Layers view are of: the load of a registration, in rows and words.
+
+The Experts panel, Layers: the loads of all gates as bars, each of which shows its map.  Fig. 5.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.qt.threading import create_worker
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QSize, Qt
+from qtpy.QtGui import QResizeEvent
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin import showing
+from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
+from napari_shmoareg.plugin.controls.forms import Section
+from napari_shmoareg.plugin.controls.legend import Swatches
+from napari_shmoareg.plugin.controls.tasks import weights_of
+from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
+from napari_shmoareg.plugin.placement import tag
+from napari_shmoareg.plugin.scenes import scenes
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+    from napari_shmoareg.experts.load import ExpertLoad, Place
+    from napari_shmoareg.experts.scene import Scene
+
+
+FIGURE = ("expert_loads.png", "PNG (*.png);;SVG (*.svg)")
+TABLE = ("loads.csv", "CSV (*.csv)")
+
+
+class LoadFiles(QWidget):
+    """Two buttons.
+
+    Parameters
+    ----------
+    scene : callable
+        Finds the registration that is meant, or None, so that nothing is held here.
+    """
+
+    def __init__(self, scene: Callable[[], Scene | None]) -> None:
+        super().__init__()
+        self._scene = scene
+        self.figure, self.table = QPushButton("Save figure…"), QPushButton("Save CSV…")
+        self.figure.setToolTip(
+            "Write all bars as a PNG or SVG (by the ending) that says weights, pair and settings"
+        )
+        self.table.setToolTip("Write one row per gate and expert: count, and share of selections")
+        self.figure.clicked.connect(lambda: self._ask("Save figure", FIGURE, self.save_figure))
+        self.table.clicked.connect(lambda: self._ask("Save table", TABLE, self.save_table))
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.figure)
+        row.addWidget(self.table)
+
+    def save_figure(self, path: str | Path) -> None:
+        """Draw and write the figure, in a thread of its own; how it went is told."""
+        scene = self._scene()
+        if scene is not None:
+            create_worker(
+                partial(_write_figure, scene, Path(path)),
+                _connect={"returned": partial(_tell, path)},
+            )
+
+    def save_table(self, path: str | Path) -> None:
+        """Write the table; how it went is told."""
+        scene = self._scene()
+        if scene is not None:
+            _tell(path, _write_table(scene, Path(path)))
+
+    def _ask(self, title: str, what: tuple[str, str], save: Callable[[str], None]) -> None:
+        scene = self._scene()
+        start = str((scene.folder or Path()) / what[0]) if scene is not None else what[0]
+        path, kind = QFileDialog.getSaveFileName(self, title, start, what[1])
+        if path:
+            ending = kind[kind.index(".") : -1] if "." in kind else ""
+            save(path if Path(path).suffix else path + ending)
+
+
+def about_scene(scene: Scene) -> dict[str, str]:
+    """What a figure of a registration says of itself: software, weights, pair, settings."""
+    pair, report = scene.pair, scene.report
+    return {
+        "Title": "expert loads",
+        "Description": "Share of selections per expert, per gate",
+        "Software": f"shmoareg {report.get('versions', {}).get('shmoareg', '')}".strip(),
+        "Weights": scene.weights,
+        "Pair": f"moving {pair.moving.name}, fixed {pair.fixed.name}",
+        "Settings": json.dumps(dict(report["settings"]), default=str),
+    }
+
+
+def _write_figure(scene: Scene, path: Path) -> tuple[Exception | None]:
+    """Never raises: returns the error, if there was one, in a tuple, as a worker would raise it."""
+    from napari_shmoareg.figures.experts import load_caption, load_figure
+    from napari_shmoareg.io.files import write_figure
+    from napari_shmoareg.io.model_card import routing_of
+
+    pass  # MOVED
+
+    try:
+        load, passes = load_of(scene), scene.report["settings"].get("passes")
+        routing = routing_of(weights_of(scene)) or ""
+        caption = load_caption(load, 1, [None if passes is None else len(passes)], routing)
+        write_figure(
+            load_figure(load, caption=caption), path, about_scene(scene) | {"Caption": caption}
+        )
+    except Exception as error:
+        return (error,)
+    return (None,)
+
+
+def _write_table(scene: Scene, path: Path) -> tuple[Exception | None]:
+    from napari_shmoareg.io.files import writing
+    from napari_shmoareg.io.report import write_loads
+
+    pass  # MOVED
+
+    try:
+        with writing(path) as file:
+            write_loads(load_of(scene), file)
+    except Exception as error:
+        return (error,)
+    return (None,)
+
+
+def _tell(path: str | Path, outcome: tuple[Exception | None]) -> None:
+    (error,) = outcome
+    if error is None:
+        show_info(f"The loads are saved in {path}.")
+    else:
+        show_error(_explain(error))
+
+
+def _explain(error: Exception) -> str:
+    """Why nothing was saved; an error that no one foresaw goes to the terminal as well."""
+    if isinstance(error, InputError):
+        return str(error)
+    logging.getLogger(__name__).error("the loads could not be saved", exc_info=error)
+    return (
+        f"The loads could not be saved ({type(error).__name__}: {error}). The terminal says more."
+    )
+
+
+ACTS = {
+    "weights": "Click: show what it weighs at every token",
+    "times": "Click: show in how many blocks each token chose it",
+    "decoder": "Click: show the cells that chose it; once more: those of all experts",
+}
+
+
+@dataclass(frozen=True)
+class BarSet:
+    """One chart: a block of an encoder layer (or all its blocks), or a direction of a decoder
+    layer.
+    """
+
+    title: str
+    spoken: str
+    bars: list[Bar]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """The charts of one layer, and the share at the upper edge of all charts of its part of the
+    network.
+    """
+
+    title: str
+    highest: float
+    charts: list[BarSet]
+
+
+def load_of(scene: Scene) -> ExpertLoad:
+    """The load of a registration, as its report tells it; empty for a network without experts."""
+    from napari_shmoareg.experts.load import ExpertLoad, Place
+
+    entries = {
+        Place(*(e[field] for field in Place._fields)): e
+        for e in scene.report.get("expert_loads") or ()
+    }
+    counts = {place: np.array(entry["counts"], dtype=np.int64) for place, entry in entries.items()}
+    return ExpertLoad(counts, {place: int(entry["cells"]) for place, entry in entries.items()})
+
+
+def rows_of(scene: Scene) -> list[LayerRow]:
+    """The encoder's layers with their blocks, then the decoder's with their directions.  Fig. 5."""
+    load = load_of(scene)
+    rows = []
+    for part in ("encoder", "decoder"):
+        of_part = load.select(part=part)
+        whole = of_part.over_blocks() if part == "encoder" else of_part
+        shares = {**whole.share, **of_part.share}.values()
+        highest = max((float(share.max()) for share in shares), default=0.0) or 1.0
+        for layer in sorted({place.layer for place in of_part}):
+            charts = _charts(scene, of_part.select(layer=layer), whole.select(layer=layer))
+            title = f"{part.capitalize()} layer {layer}{_resolution(scene, part, layer)}"
+            rows.append(LayerRow(title, highest, charts))
+    return rows
+
+
+def _charts(scene: Scene, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
+    """Of one layer."""
+    sets: dict[str, list[Place]] = {}
+    for place in sorted(load, key=lambda p: (p.block or 0, p.direction or "")):
+        sets.setdefault(place.direction or f"block {place.block}", []).append(place)
+    blocks = len(sets)
+    charts = [_chart(scene, load, title, places, 1) for title, places in sets.items()]
+    if blocks > 1 and next(iter(whole)).part == "encoder":
+        charts.append(_chart(scene, whole, "all blocks", list(whole), blocks))
+    return charts
+
+
+def _chart(scene: Scene, load: ExpertLoad, title: str, places: list[Place], blocks: int) -> BarSet:
+    """Bars by expert; of each expert moving before fixed."""
+    from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
+
+    places = sorted(
+        places, key=lambda p: list(IMAGE_COLOURS).index(p.image) if p.image in IMAGE_COLOURS else 0
+    )
+    share, bars = load.share, []
+    count = len(share[places[0]])
+    names = expert_names(scene, count)
+    for expert in range(count):
+        for place in places:
+            colour = (
+                IMAGE_COLOURS[place.image]
+                if place.image in IMAGE_COLOURS
+                else expert_colours(count)[expert]
+            )
+            mark = str(expert) if place.part == "encoder" else names[expert]
+            says = _says(load, place, expert, names[expert], blocks)
+            bars.append(Bar(place, expert, float(share[place][expert]), colour, mark, says))
+    first = places[0]
+    where = f"{first.part} layer {first.layer}, " + (
+        f"direction {title}" if first.direction else title
+    )
+    return BarSet(title, f"Load of {where}: shares of {count} experts", bars)
+
+
+def _says(load: ExpertLoad, place: Place, expert: int, name: str, blocks: int) -> str:
+    """The exact figures behind a bar, and what a click does."""
+    count, total, cells = (
+        int(load.counts[place][expert]),
+        int(load.counts[place].sum()),
+        load.cells[place],
+    )
+    where, chose = f"{place.part} layer {place.layer}", total // max(cells, 1)
+    if place.part == "decoder":
+        who, what, act = (
+            f"Expert {expert} ({name}) of {where}, direction {place.direction}",
+            "cells",
+            "decoder",
+        )
+    else:
+        block = "all blocks" if place.block is None else f"block {place.block}"
+        who, what = f"Head {expert} of {where}, {block}, {place.image} image", "tokens"
+        act = "times" if place.block is None else "weights"
+    each = f"{cells:,} {what}, each chose {chose} of {len(load.counts[place])}"
+    if blocks > 1:
+        each = (
+            f"{cells // blocks:,} {what}, each chose {chose} of {len(load.counts[place])} in each"
+            f" of {blocks} blocks"
+        )
+    share = f"{100 * load.share[place][expert]:.2f} % of selections: {count:,} of {total:,}"
+    return "\n".join(
+        (who, share, f"{each} (equal shares: {100 / len(load.counts[place]):.2f} %)", ACTS[act])
+    )
+
+
+def _resolution(scene: Scene, part: str, layer: int) -> str:
+    """Of which resolution the cells of a layer are, where its maps tell."""
+    maps = scene.expert_maps if part == "decoder" else scene.token_loads
+    stride = next((one.stride for one in maps if one.place.layer == layer), None)
+    return "" if stride is None else f" ({RESOLUTIONS.get(stride, f'1/{stride}')} resolution)"
+
+
+NARROW, NARROW_OF_FEW, FEW = 118, 78, 6  # px that a chart should have, that of few bars less
+NOTHING = "This network has no experts (no MoA, no SHMoE), so there are no loads."
+CAPTION = (
+    "Bars are shares of selections: of all choices that the cells of a gate made (a token of the"
+    " encoder makes one per chosen head), so the bars of one gate sum to 100 %. Dotted: equal"
+    " shares. All charts of the encoder have one scale, and so have those of the decoder. A load"
+    " does not say how much an expert contributed, nor that it chose well; only a change (What if)"
+    " shows what depends on an expert."
+)
+
+
+class LayersView(Section):
+    """Bars per expert for every layer; a click on one shows its map."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__("Loads of all gates", viewer)
+        self.charts: list[LoadBars] = []
+        self._of: weakref.ref[Scene] | None = None
+        self.legend, self.says, self.files = Swatches(), QLabel(CAPTION), LoadFiles(self._scene)
+        self.says.setWordWrap(True)
+        self._rows = QVBoxLayout()
+        self.column.addWidget(self.legend)
+        self.column.addLayout(self._rows)
+        self.column.addWidget(self.says)
+        self.column.addWidget(self.files)
+
+    def show_registration(self, number: int | None) -> None:
+        """Draw the bars of another registration, and mark the one whose map is shown."""
+        self._number = number or 0
+        scene = self._scene()
+        if scene is None or self._of is None or self._of() is not scene:
+            self._of = None if scene is None else weakref.ref(scene)
+            self._build([] if scene is None else rows_of(scene))
+            self.says.setText(CAPTION if self.charts or scene is None else NOTHING)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Mark the bar whose map is shown, wherever it was switched on."""
+        self.setEnabled(bool(self._number))
+        self.files.setEnabled(bool(self.charts))
+        place, expert = self._shown()
+        for chart in self.charts:
+            chart.mark(place, expert)
+
+    def _build(self, rows: Sequence[LayerRow]) -> None:
+        """Put other charts in the place of those that are there."""
+        while (item := self._rows.takeAt(0)) is not None:
+            if (widget := item.widget()) is not None:
+                widget.setParent(None)
+                widget.deleteLater()
+        self.charts = []
+        colours: dict[str, str] = {}
+        for row in rows:
+            title = QLabel(row.title)
+            charts = [LoadBars(one.title, one.bars, row.highest, one.spoken) for one in row.charts]
+            for chart in charts:
+                chart.picked.connect(self._pick)
+                colours |= {bar.place.image: bar.colour for bar in chart.bars if bar.place.image}
+            self._rows.addWidget(title)
+            self._rows.addWidget(
+                ChartRow(charts, NARROW if len(charts[0].bars) > FEW else NARROW_OF_FEW)
+            )
+            self.charts += charts
+        self.legend.show_entries(
+            [(colour, f"{image} image", None) for image, colour in colours.items()]
+        )
+        self.legend.setVisible(bool(colours))
+
+    def _pick(self, bar: Bar) -> None:
+        """Show the map of a bar's expert."""
+        scene = self._scene()
+        if scene is None:
+            return
+        if bar.place.part == "decoder":
+            done = self._show_cells(scene, bar)
+        else:
+            loads = scene.token_loads if bar.place.block is not None else scene.times_chosen
+            load = next((load for load in loads if load.place == bar.place), None)
+            done = (
+                load is not None
+                and showing.show_head(self._viewer, self._number, load, bar.expert) is not None
+            )
+        if not done:
+            show_info(
+                f"#{self._number} has no layer for this map: it was removed, or not kept with the"
+                " folder."
+            )
+        self.refresh()
+
+    def _show_cells(self, scene: Scene, bar: Bar) -> bool:
+        """Draw the cells of one expert alone; where that is so already, those of all experts."""
+        stride = next((m.stride for m in scene.expert_maps if m.place == bar.place), None)
+        opened = [
+            showing.which(layer) for layer in showing.expert_layers(self._viewer, self._number)
+        ]
+        if (bar.place.direction, stride) not in opened:
+            return False
+        again = self._shown() == (bar.place, bar.expert)
+        layer = showing.show_experts(self._viewer, self._number, bar.place.direction, stride)
+        if layer is not None:
+            showing.draw_alone(layer, None if again else bar.expert)
+        return layer is not None
+
+    def _shown(self) -> tuple[Place | None, int]:
+        """Place and expert of the map that is shown; of a map of all experts none."""
+        head = showing.head_layer(self._viewer, self._number)
+        if head is not None and head.visible:
+            return tag(head, "load").place, tag(head, "head")
+        for layer in showing.expert_layers(self._viewer, self._number):
+            expert = showing.alone(layer)
+            if layer.visible and expert is not None:
+                return tag(layer, "expert_map").place, expert
+        return None, -1
+
+    def _scene(self) -> Scene | None:
+        return scenes(self._viewer).get(self._number)
+
+
+class ChartRow(QWidget):
+    """Charts beside each other, as many in a row as there is room for.
+
+    Parameters
+    ----------
+    charts : sequence of QWidget
+    narrow : int
+        Pixels that a chart should have at least.
+    """
+
+    def __init__(self, charts: Sequence[QWidget], narrow: int) -> None:
+        super().__init__()
+        self._narrow = narrow
+        self._charts = list(charts)
+        self._columns = 0
+        self._grid = QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setSpacing(4)
+        self._arrange(min(2, len(self._charts)))
+
+    def minimumSizeHint(self) -> QSize:
+        """One chart wide, as the others can go under it."""
+        return QSize(
+            max(chart.minimumSizeHint().width() for chart in self._charts),
+            super().minimumSizeHint().height(),
+        )
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
+        super().resizeEvent(event)
+        self._arrange(min(len(self._charts), max(1, self.width() // self._narrow)))
+
+    def _arrange(self, columns: int) -> None:
+        if columns == self._columns:
+            return
+        for column in range(max(columns, self._columns)):
+            self._grid.setColumnStretch(column, int(column < columns))
+        self._columns = columns
+        for n, chart in enumerate(self._charts):
+            self._grid.addWidget(chart, n // columns, n % columns, Qt.AlignmentFlag.AlignTop)

@@ -1,0 +1,529 @@
+"""The Experts panel: how sure the gates were of their choices.
+
+The Experts panel: which deformation expert each cell of the decoder chose.
+
+The Experts panel: what each attention head of the encoder weighs.
+
+The Experts panel: what the deformation does, as a grid, arrows and changes of volume.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFormLayout, QLabel, QWidget
+from superqt.utils import signals_blocked
+
+from napari_shmoareg.plugin import overlays, showing
+from napari_shmoareg.plugin.controls.forms import Section, fill, opacity_slider, pick
+from napari_shmoareg.plugin.controls.legend import Ramp, Swatches
+from napari_shmoareg.plugin.deformation import SPACING, set_spacing
+from napari_shmoareg.plugin.layers import FOLDS, RESOLUTIONS, expert_names, resolution
+from napari_shmoareg.plugin.placement import tag
+from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+from napari_shmoareg.plugin.showing import says
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Image
+    from numpy.typing import NDArray
+
+    from napari_shmoareg.experts.load import Place
+    from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad
+    from napari_shmoareg.experts.scene import Scene
+
+
+NOT_KEPT = (
+    "The gate values were not kept with this folder: it was written by an earlier version. Register"
+    " again."
+)
+NO_GATES = "This network has no experts, so there are no gates to look at."
+MEASURES = {"entropy": "Gate entropy (how sure)", "margin": "Gate margin"}
+ENDS = {"entropy": ("sure", "all alike"), "margin": ("a tie", "clear")}
+MORE = {"entropy": ("surer", "more alike"), "margin": ("nearer a tie", "clearer")}
+MEASURE_TIP = (
+    "Entropy of what the gate gave all experts, over the most it could be: 0 where one expert has"
+    " all, 1 where all are alike. Margin: how much more the last chosen expert got than the first"
+    " that was not chosen: 0 is a tie. The decoder's gates (sigmoid) are made to sum to 1 for the"
+    " entropy, which is ours."
+)
+
+
+class GateSection(Section):
+    """How sure a gate was in every cell, as entropy or as margin."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__("Gates (how sure they were)", viewer)
+        self._last: Place | None = None  # of the gate that was shown
+        self.on = QCheckBox("Show gate map")
+        self.on.setToolTip("Show or hide how sure a gate was in every cell; bright is unsure")
+        self.measure, self.layer, self.which = QComboBox(), QComboBox(), QComboBox()
+        fill(self.measure, MEASURES)
+        self.measure.setToolTip(MEASURE_TIP)
+        self.layer.setToolTip(
+            "Layer of the decoder or encoder, and of what resolution its cells are"
+        )
+        self.which.setToolTip(
+            "Which gate of that layer: of a direction, or of a block and an image"
+        )
+        self.stretch = QCheckBox("Spread colours over the values")
+        self.stretch.setToolTip(
+            "From the 1st to the 99th percentile of this map. Else from 0 to 1, in which all gates"
+            " can be compared"
+        )
+        self.opacity = opacity_slider("How opaque the gate map is")
+        self.ramp, self.says = Ramp(), QLabel()
+        self.says.setWordWrap(True)
+        self.controls = QWidget()
+        form = QFormLayout(self.controls)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.addRow(self.on)
+        for name, widget in (("Show", self.measure), ("Layer", self.layer), ("Gate", self.which)):
+            form.addRow(name, widget)
+        form.addRow(self.stretch)
+        form.addRow("Opacity", self.opacity)
+        for part in (self.controls, self.ramp, self.says):
+            self.column.addWidget(part)
+        self.on.toggled.connect(self._switch)
+        for combo in (self.measure, self.layer, self.which):
+            combo.activated.connect(lambda _: self._choose())
+        self.stretch.toggled.connect(lambda _: self._choose())
+        self.opacity.valueChanged.connect(self._fade)
+
+    def refresh(self) -> None:
+        """Show which gate is in the layer, and how sure it was."""
+        gates = self._gates()
+        self.setEnabled(bool(self._number))
+        self.controls.setEnabled(bool(gates))
+        layer = overlays.gate_layer(self._viewer, self._number)
+        self.ramp.setVisible(layer is not None)
+        with signals_blocked(self.on), signals_blocked(self.opacity), signals_blocked(self.stretch):
+            self.on.setChecked(layer is not None and bool(layer.visible))
+            if layer is not None:
+                self.opacity.setValue(round(100 * layer.opacity))
+                self.stretch.setChecked(tag(layer, "stretched"))
+        if not gates:
+            self.says.setText(self._missing())
+            return
+        if layer is not None:
+            fill(self.measure, MEASURES, tag(layer, "measure"))
+        strides = {
+            _of(gate.place): gate.stride
+            for gate in sorted(gates, key=lambda g: (g.place.part, g.stride))
+        }
+        self._last = self._last if layer is None else tag(layer, "gate").place
+        shown = None if layer is None else self._last
+        fill(
+            self.layer,
+            {at: f"{at} ({_cells(n)})" for at, n in strides.items()},
+            shown and _of(shown),
+        )
+        names = [
+            _which(gate.place) for gate in gates if _of(gate.place) == self.layer.currentData()
+        ]
+        fill(self.which, {name: name for name in names}, shown and _which(shown))
+        self._say(layer)
+
+    def _say(self, layer: Image | None) -> None:
+        """The colours, and where most cells lie."""
+        if layer is None:
+            self.says.clear()
+            return
+        low, high = layer.contrast_limits
+        least, most = ENDS[tag(layer, "measure")]
+        marks = [f"{low:.2g} {least}", f"{high:.2g} {most}"]
+        if tag(layer, "stretched"):
+            least, most = MORE[tag(layer, "measure")]
+            marks = [f"{low:.3g} {least}", f"{high:.3g} {most}"]
+        self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), marks)
+        first, median, third = tag(layer, "quartiles")
+        self.says.setText(
+            f"{MEASURES[tag(layer, 'measure')].split(' (')[0]} of"
+            f" {overlays.gate_name(tag(layer, 'gate').place)}: median {median:.3g}, half of the"
+            f" cells between {first:.3g} and {third:.3g}."
+        )
+
+    def _gates(self) -> list[GateValues]:
+        scene = scenes(self._viewer).get(self._number)
+        return [] if scene is None else scene.gates
+
+    def _missing(self) -> str:
+        scene = scenes(self._viewer).get(self._number)
+        if scene is None:
+            return ""
+        return NOT_KEPT if scene.report.get("expert_loads") else NO_GATES
+
+    def _choose(self) -> None:
+        """Show the gate that is picked, or, in another layer, the one that comes nearest to what is
+        picked.
+        """
+        gates = [gate for gate in self._gates() if _of(gate.place) == self.layer.currentData()]
+        last = self._last or gates[0].place
+        picked = self.which.currentData()
+        gate = min(gates, key=lambda one: (_which(one.place) != picked, _differs(one.place, last)))
+        measure = self.measure.currentData()
+        overlays.show_gate(
+            self._viewer, self._number, gate, measure, stretched=self.stretch.isChecked()
+        )
+        self.refresh()
+
+    def _switch(self, on: bool) -> None:
+        if on:
+            self._choose()
+        else:
+            showing.show_role(self._viewer, self._number, "gate_map", False)
+
+    def _fade(self, percent: int) -> None:
+        showing.opacity_of(layers_of_scene(self._viewer, self._number, "gate_map"), percent / 100)
+
+
+def _cells(stride: int) -> str:
+    return RESOLUTIONS.get(stride, f"1/{stride}") + " resolution"
+
+
+def _of(place: Place) -> str:
+    return f"{place.part} {place.layer}"
+
+
+def _differs(place: Place, other: Place) -> tuple[bool, ...]:
+    return (
+        place.image != other.image,
+        place.direction != other.direction,
+        place.block != other.block,
+    )
+
+
+def _which(place: Place) -> str:
+    return (
+        f"direction {place.direction}"
+        if place.direction
+        else f"block {place.block}, {place.image} image"
+    )
+
+
+ALL = -1  # experts, in the list of those that are drawn
+WORLD = ("left-right", "back-front", "down-up")
+
+
+class DecoderSection(Section):
+    """Which deformation expert every cell chose, per direction and resolution."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__("Deformation experts (SHMoE, decoder)", viewer)
+        self._last: tuple[str, int] | None = None  # direction and stride that were shown
+        self.on = QCheckBox("Show expert map")
+        self.on.setToolTip(
+            says("Show or hide the expert map; the key goes on to the next one", "expert_map")
+        )
+        self.direction, self.resolution, self.drawn = QComboBox(), QComboBox(), QComboBox()
+        self.direction.setToolTip(
+            says("Each component of the displacement has experts of its own", "direction")
+        )
+        self.resolution.setToolTip(
+            "Of the decoder layer: its cells are as big as the network grid's voxels, or twice"
+            " as big"
+        )
+        self.drawn.setToolTip(
+            "Draw the cells of all experts, each in its colour, or those of one expert alone"
+        )
+        self.opacity = opacity_slider("How opaque the expert maps are")
+        self.legend = Swatches()
+        self.legend.setToolTip(
+            "Share of the cells of this map that chose each expert: its kernel size"
+        )
+        form = QFormLayout()
+        form.addRow("Direction", self.direction)
+        form.addRow("Resolution", self.resolution)
+        form.addRow("Cells of", self.drawn)
+        form.addRow("Opacity", self.opacity)
+        self.column.addWidget(self.on)
+        self.column.addLayout(form)
+        self.column.addWidget(self.legend)
+        self.on.toggled.connect(self._switch)
+        self.direction.activated.connect(lambda _: self._choose())
+        self.resolution.activated.connect(lambda _: self._choose())
+        self.drawn.activated.connect(lambda _: self._choose(self.drawn.currentData()))
+        self.opacity.valueChanged.connect(self._fade)
+
+    def refresh(self) -> None:
+        """Show which map is shown, and what its colours mean."""
+        opened = showing.expert_layers(self._viewer, self._number)
+        self.setEnabled(bool(opened))
+        if not opened:
+            self.legend.show_entries([])
+            return
+        shown = next((layer for layer in opened if layer.visible), None)
+        maps = [tag(layer, "expert_map") for layer in opened]
+        with signals_blocked(self.on), signals_blocked(self.opacity):
+            self.on.setChecked(shown is not None)
+            self.opacity.setValue(round(100 * showing.opacity_of(opened)))
+        fill(self.direction, {m.place.direction: f"{m.place.direction} ({along(m)})" for m in maps})
+        fill(self.resolution, {m.stride: resolution(m) for m in maps})
+        if shown is not None:
+            self._last = showing.which(shown)
+        direction, stride = self._last or showing.which(opened[0])
+        pick(self.direction, direction)
+        pick(self.resolution, stride)
+        seen = next((m for m in maps if (m.place.direction, m.stride) == self._wanted()), maps[0])
+        entries = _entries(tag(opened[0], "scene"), seen)
+        self.legend.show_entries(entries)
+        fill(
+            self.drawn,
+            {ALL: "all experts"} | {n: f"{name} alone" for n, (_, name, _) in enumerate(entries)},
+        )
+        alone = showing.alone(opened[maps.index(seen)])
+        pick(self.drawn, ALL if alone is None else alone)
+
+    def _wanted(self) -> tuple[str, int]:
+        return self.direction.currentData(), self.resolution.currentData()
+
+    def _choose(self, drawn: int | None = None) -> None:
+        layer = showing.show_experts(self._viewer, self._number, *self._wanted())
+        if layer is not None and drawn is not None:
+            showing.draw_alone(layer, None if drawn == ALL else drawn)
+        self.refresh()
+
+    def _switch(self, on: bool) -> None:
+        if on:
+            self._choose()
+        else:
+            showing.show_role(self._viewer, self._number, "expert_map", False)
+
+    def _fade(self, percent: int) -> None:
+        showing.opacity_of(layers_of_scene(self._viewer, self._number, "expert_map"), percent / 100)
+
+
+def along(expert_map: ExpertMap) -> str:
+    """Along which direction of the patient a map's component of the displacement runs, nearly."""
+    axis = "xyz".index(expert_map.place.direction or "x")
+    return WORLD[int(np.abs(expert_map.volume.grid.affine[:3, axis]).argmax())]
+
+
+def _entries(scene: Scene, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
+    """Colour, name and share of every expert of a map."""
+    from napari_shmoareg.figures.palette import expert_colours
+
+    count = expert_map.num_experts
+    chosen = np.bincount(expert_map.volume.values.ravel(), minlength=count + 1)[1 : count + 1]
+    named = (f"{name} (id {n})" for n, name in enumerate(expert_names(scene, count)))
+    return list(
+        zip(
+            expert_colours(count),
+            named,
+            (float(n) / max(chosen.sum(), 1) for n in chosen),
+            strict=True,
+        )
+    )
+
+
+class EncoderSection(Section):
+    """How much one attention head weighs at every token, or how many blocks chose it."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__("Attention heads (MoA, encoder)", viewer)
+        self.on = QCheckBox("Show head map")
+        self.on.setToolTip("Show or hide the weight of one attention head at every token")
+        self.layer, self.image, self.block, self.head = (
+            QComboBox(),
+            QComboBox(),
+            QComboBox(),
+            QComboBox(),
+        )
+        self.layer.setToolTip(
+            "Layer of the encoder: the tokens of each are twice as big as those of the one before"
+        )
+        self.image.setToolTip("Both images pass the same encoder; each has choices of its own")
+        self.block.setToolTip("Block of the layer: each has a gate of its own")
+        self.head.setToolTip(says("Attention head, with its share of selections", "head"))
+        self.counted = QCheckBox("How often chosen, all blocks")
+        self.counted.setToolTip(
+            "Not the weight in one block, but in how many blocks of the layer a token chose the"
+            " head"
+        )
+        self.opacity = opacity_slider("How opaque the head map is")
+        self.ramp, self.says = Ramp(), QLabel()
+        self.says.setWordWrap(True)
+        form = QFormLayout()
+        for name, widget in (("Layer", self.layer), ("Image", self.image), ("Block", self.block)):
+            form.addRow(name, widget)
+        form.addRow(self.counted)
+        form.addRow("Head", self.head)
+        form.addRow("Opacity", self.opacity)
+        self.column.addWidget(self.on)
+        self.column.addLayout(form)
+        self.column.addWidget(self.ramp)
+        self.column.addWidget(self.says)
+        self.on.toggled.connect(self._switch)
+        for combo in (self.layer, self.image, self.block, self.head):
+            combo.activated.connect(lambda _: self._choose())
+        self.counted.toggled.connect(lambda _: self._choose())
+        self.opacity.valueChanged.connect(self._fade)
+
+    def refresh(self) -> None:
+        """Show which head is in the layer, and its load."""
+        layer = showing.head_layer(self._viewer, self._number)
+        self.setEnabled(layer is not None)
+        if layer is None:
+            self.says.clear()
+            return
+        scene, load, head = (tag(layer, name) for name in ("scene", "load", "head"))
+        counted = load.place.block is None
+        with signals_blocked(self.on), signals_blocked(self.counted), signals_blocked(self.opacity):
+            self.on.setChecked(bool(layer.visible))
+            self.counted.setChecked(counted)
+            self.opacity.setValue(round(100 * layer.opacity))
+        places = [other.place for other in scene.token_loads]
+        strides = {other.place.layer: other.stride for other in scene.token_loads}
+        fill(
+            self.layer,
+            {n: f"{n} (1/{strides[n]} resolution)" for n in sorted(strides)},
+            load.place.layer,
+        )
+        fill(self.image, {p.image: p.image for p in places}, load.place.image)
+        blocks = {p.block: str(p.block) for p in places if p.layer == load.place.layer}
+        fill(self.block, blocks, load.place.block)
+        self.block.setEnabled(not counted)
+        shares = shares_of(load)
+        fill(self.head, {n: f"{n} ({100 * share:.1f} %)" for n, share in enumerate(shares)}, head)
+        top = f"{layer.contrast_limits[1]:g} blocks" if counted else "weight 1"
+        self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", top])
+        where = (
+            f"all blocks of layer {load.place.layer}"
+            if counted
+            else f"this block of layer {load.place.layer}"
+        )
+        self.says.setText(
+            f"Head {head} has {100 * shares[head]:.1f} % of the selections in {where},"
+            f" {load.place.image} image (equal shares: {100 / len(shares):.1f} %)."
+        )
+
+    def _choose(self) -> None:
+        """Show the head that is picked, of the gate that comes nearest to what is picked."""
+        layer = showing.head_layer(self._viewer, self._number)
+        scene = tag(layer, "scene")
+        counted = self.counted.isChecked()
+        wanted = (
+            self.layer.currentData(),
+            self.image.currentData(),
+            None if counted else self.block.currentData(),
+        )
+        loads = scene.times_chosen if counted else scene.token_loads
+        load = min(
+            loads, key=lambda one: [a != b for a, b in zip(_where(one), wanted, strict=True)]
+        )
+        showing.show_head(
+            self._viewer,
+            self._number,
+            load,
+            min(self.head.currentData(), load.values.shape[-1] - 1),
+        )
+        self.refresh()
+
+    def _switch(self, on: bool) -> None:
+        if on:
+            self._choose()
+        else:
+            showing.show_role(self._viewer, self._number, "head_map", False)
+
+    def _fade(self, percent: int) -> None:
+        showing.opacity_of(layers_of_scene(self._viewer, self._number, "head_map"), percent / 100)
+
+
+def shares_of(load: TokenLoad) -> NDArray[np.float64]:
+    """Share of selections of every head of a gate; of counts over all blocks likewise."""
+    values = load.values if load.place.block is None else load.values > 0
+    chosen = values.sum(axis=(0, 1, 2), dtype=np.float64)
+    return chosen / max(float(chosen.sum()), 1.0)
+
+
+def _where(load: TokenLoad) -> tuple[int, str | None, int | None]:
+    return load.place.layer, load.place.image, load.place.block
+
+
+MAP = (
+    "of the deformation without the affine: from a point of the fixed image to where its value"
+    " comes from"
+)
+
+
+class DeformationSection(Section):
+    """Grid, arrows and Jacobian on and off."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__("Deformation", viewer)
+        self.switches = {
+            "grid": QCheckBox("Deformation grid"),
+            "arrows": QCheckBox("Arrows"),
+            "jacobian": QCheckBox("Jacobian and folding"),
+        }
+        tooltips = {
+            "grid": says(f"Lines bent by what lies in the slice {MAP}", "grid"),
+            "arrows": (
+                f"What lies in the slice {MAP}; the colour is the whole length, through the"
+                " slice too"
+            ),
+            "jacobian": says(
+                "Change of volume at every voxel: 1 is none, 2 is twice as big, 0 or less is"
+                " folding (red)",
+                "jacobian",
+            ),
+        }
+        self.spacing = QDoubleSpinBox()
+        self.spacing.setRange(2, 50)
+        self.spacing.setDecimals(1)
+        self.spacing.setValue(SPACING)
+        self.spacing.setSuffix(" mm")
+        self.spacing.setKeyboardTracking(False)
+        self.spacing.setToolTip("Between the lines of the grid, and between the arrows")
+        self.arrow_ramp, self.jacobian_ramp, self.folding = Ramp(), Ramp(), Swatches()
+        for role, box in self.switches.items():
+            box.setToolTip(tooltips[role])
+            box.toggled.connect(lambda on, role=role: self._switch(role, on))
+        form = QFormLayout()
+        form.addRow("Spacing", self.spacing)
+        self.column.addWidget(self.switches["grid"])
+        self.column.addLayout(form)
+        under = (self.arrow_ramp, self.switches["jacobian"], self.jacobian_ramp, self.folding)
+        for widget in (self.switches["arrows"], *under):
+            self.column.addWidget(widget)
+        self.spacing.valueChanged.connect(self._space)
+
+    def refresh(self) -> None:
+        """Show what is switched on, and what its colours mean."""
+        self.setEnabled(bool(self._number))
+        found = {role: self._layer(role) for role in self.switches}
+        for role, box in self.switches.items():
+            layer = found[role]
+            with signals_blocked(box):
+                box.setEnabled(layer is not None)
+                box.setChecked(layer is not None and layer.visible)
+        arrows, jacobian = found["arrows"], found["jacobian"]
+        self.arrow_ramp.setVisible(arrows is not None and arrows.visible)
+        self.jacobian_ramp.setVisible(jacobian is not None and jacobian.visible)
+        self.folding.setVisible(jacobian is not None and jacobian.visible)
+        if (spacing := showing.spacing_of(self._viewer, self._number)) is not None:
+            with signals_blocked(self.spacing):
+                self.spacing.setValue(spacing)
+        if arrows is not None:
+            most = tag(arrows, "longest")
+            colours = arrows.edge_colormap.map(np.linspace(0, 1, 16))
+            self.arrow_ramp.show_colours(colours, ["0", f"{most / 2:.1f}", f"{most:.1f} mm"])
+        if jacobian is not None:
+            low, high = jacobian.contrast_limits
+            colours = jacobian.colormap.map((np.geomspace(low, high, 33) - low) / (high - low))
+            self.jacobian_ramp.show_colours(colours, [f"{low:.2g}", "1", f"{high:.2g}"])
+            share = tag(jacobian, "folding_percent")
+            text = f"folding: {share:.3g} % of the voxels" if share else "none of the voxels folds"
+            self.folding.show_entries([(FOLDS, text, None)])
+
+    def _layer(self, role: str) -> Any:
+        layers = layers_of_scene(self._viewer, self._number, role)
+        return layers[0] if layers else None
+
+    def _switch(self, role: str, on: bool) -> None:
+        showing.show_role(self._viewer, self._number, role, on)
+        self.refresh()
+
+    def _space(self, spacing: float) -> None:
+        set_spacing(self._viewer, spacing, self._number)

@@ -1,0 +1,189 @@
+"""The cell that covers a place, outlined in the canvas on the slice that is shown."""
+
+from __future__ import annotations
+
+import weakref
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.plugin.experts.pins import about, drop_orphans, layer_of_place
+from napari_shmoareg.plugin.placement import (
+    AXES,
+    UNITS,
+    mm_per_unit,
+    point_of,
+    shown_axes,
+    tag,
+    to_viewer,
+)
+from napari_shmoareg.plugin.scenes import scenes
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+    from napari_shmoareg.experts.location import CellReading
+    from napari_shmoareg.experts.scene import Scene
+
+
+ROLE = "token_box"
+COLOUR = "#39ff14"
+WIDTH, PIXELS = 0.4, 1.8  # mm; on the screen at least so many pixels
+FOLLOWED = ("point", "order", "ndisplay")
+CORNERS = np.array(list(product((-0.5, 0.5), repeat=3)))
+EDGES = [(a, b) for a in range(8) for b in range(a) if np.abs(CORNERS[a] - CORNERS[b]).sum() == 1]
+
+
+class Outline:
+    """Draws one cell of one registration, and draws it anew when the slider moves.
+
+    Parameters
+    ----------
+    viewer : Viewer
+        Held weakly.
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        self._viewer = weakref.ref(viewer)
+        self._scene: weakref.ref[Scene] | None = None
+        self._number = 0
+        self._cell: CellReading | None = None
+        self._following = False
+        self._made = False  # of the cell that is shown
+        self._blank = False  # hidden here, not by people
+
+    def show(self, number: int, scene: Scene, cell: CellReading) -> None:
+        """Outline another cell; makes the layer, ``#1 cell``, where there is none and the slice
+        cuts it.
+        """
+        self._number, self._scene, self._cell = number, weakref.ref(scene), cell
+        self._made = False
+        self._follow()
+        self.draw()
+
+    def clear(self) -> None:
+        """Take the outline away, and follow the slider no more."""
+        self._cell = None
+        self._blank = False
+        viewer = self._viewer()
+        if viewer is None:
+            return
+        if self._following:
+            for name in FOLLOWED:
+                getattr(viewer.dims.events, name).disconnect(self._changed)
+            self._following = False
+        for layer in [layer for layer in viewer.layers if tag(layer, "role") == ROLE]:
+            viewer.layers.remove(layer)
+
+    def draw(self) -> None:
+        """Draw the cell on the slice that is shown; whole in 3D.
+
+        Where the slice misses it, the layer is hidden: one without a single line crashed the
+        drawing (an outline that was taken away empty, a new empty one, and pins beside it:
+        segmentation fault in glDrawArrays)."""
+        viewer, scene = self._viewer(), None if self._scene is None else self._scene()
+        if viewer is None or scene is None or self._cell is None:
+            return
+        layer = layer_of_place(viewer, scene, ROLE)
+        if layer is None and self._made:  # it was taken away: the slider moved for that
+            return
+        corners = corners_of(scene, self._cell)
+        segments = whole(corners) if viewer.dims.ndisplay == 3 else _in_slice(viewer, corners)
+        size = max(scene.pair.fixed.grid.spacing)
+        wanted = max(WIDTH, PIXELS / (viewer.scene.camera.zoom / mm_per_unit(viewer))) / size
+        if layer is None:
+            # not where the slider moves as the registration's last layer goes: a layer added then
+            # is removed at once
+            if len(segments) and any(scene is found for found in scenes(viewer).values()):
+                self._made = True
+                self._add(viewer, scene, segments / size, wanted)
+            return
+        self._made = True
+        if not len(segments):
+            self._blank |= bool(layer.visible)
+            layer.visible = False
+            return
+        layer.data = segments / size
+        if abs(layer.edge_width / wanted - 1) > 0.1:
+            layer.edge_width = wanted
+        if self._blank:
+            self._blank, layer.visible = False, True
+
+    def _add(self, viewer: Viewer, scene: Scene, data: NDArray[np.float64], width: float) -> None:
+        from napari.layers import Vectors
+
+        drop_orphans(viewer)
+        self._blank = False
+        layer = Vectors(
+            data,
+            ndim=3,
+            name=f"#{self._number} cell",
+            scale=(max(scene.pair.fixed.grid.spacing),) * 3,
+            units=UNITS,
+            axis_labels=AXES,
+            vector_style="line",
+            edge_width=width,
+            edge_color=COLOUR,
+            opacity=1.0,
+            metadata=about(scene, ROLE),
+        )
+        active = viewer.layers.selection.active
+        viewer.add_layer(layer)
+        viewer.layers.selection.active = active
+
+    def _follow(self) -> None:
+        viewer = self._viewer()
+        if viewer is not None and not self._following:
+            for name in FOLLOWED:
+                getattr(viewer.dims.events, name).connect(self._changed)
+            self._following = True
+
+    def _changed(self, event: Any = None) -> None:
+        self.draw()
+
+
+def corners_of(scene: Scene, cell: CellReading) -> NDArray[np.float64]:
+    """The eight corners of a cell, (8, 3), mm along S, A, R."""
+    grid = scene.network_grid.coarsen(cell.stride)
+    return to_viewer(grid.to_world(np.asarray(cell.cell) + CORNERS))
+
+
+def whole(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The twelve edges of a box, (12, 2, 3): start and vector."""
+    return np.array([[corners[a], corners[b] - corners[a]] for a, b in EDGES])
+
+
+def cut(corners: NDArray[np.float64], axis: int, at: float) -> NDArray[np.float64]:
+    """Where a plane across an axis cuts a box of eight corners: its sides, (n, 2, 3), none where it
+    misses.
+
+    Each is a start and a vector; n is 3 to 6.
+    """
+    away = corners[:, axis] - at
+    # a plane through a corner is moved off it by next to nothing
+    away = np.where(away == 0, 1e-9, away)
+    points = [
+        corners[a] + (corners[b] - corners[a]) * away[a] / (away[a] - away[b])
+        for a, b in EDGES
+        if away[a] * away[b] < 0
+    ]
+    if len(points) < 3:
+        return np.zeros((0, 2, 3))
+    found = np.array(points)
+    found[:, axis] = at
+    others = [n for n in range(3) if n != axis]
+    spread = found[:, others] - found[:, others].mean(axis=0)
+    ring = found[np.argsort(np.arctan2(spread[:, 1], spread[:, 0]))]
+    return np.stack([ring, np.roll(ring, -1, axis=0) - ring], axis=1)
+
+
+def _in_slice(viewer: Viewer, corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cut of the slice that is shown; nothing where two of the axes S, A, R are not on the
+    canvas.
+    """
+    hidden = [axis for axis in range(3) if axis not in shown_axes(viewer)]
+    if len(hidden) != 1:
+        return np.zeros((0, 2, 3))
+    return cut(corners, hidden[0], float(point_of(viewer)[hidden[0]]))

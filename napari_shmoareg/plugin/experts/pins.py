@@ -1,0 +1,470 @@
+"""Places that are kept to be compared: a layer of numbered points.
+
+What gates decided at places, as rows of a table.
+
+Up to five places, kept and compared.  Fig. 6.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.utils.notifications import show_info
+from numpy.typing import ArrayLike, NDArray
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QToolButton, QVBoxLayout, QWidget
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.legend import Swatch
+from napari_shmoareg.plugin.controls.strips import gate_name, short
+from napari_shmoareg.plugin.controls.tables import TableButtons
+from napari_shmoareg.plugin.experts.pin_charts import Choice, Group, PinBars, PinTable
+from napari_shmoareg.plugin.placement import (
+    AXES,
+    COLOURS,
+    KEY,
+    centre_on,
+    lengths,
+    mm_per,
+    points_of,
+    tag,
+    to_viewer,
+)
+from napari_shmoareg.plugin.scenes import scenes
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer, Points
+
+    from napari_shmoareg.experts.location import PlaceReading
+    from napari_shmoareg.experts.scene import Scene
+
+
+MOST = 5
+PINS = COLOURS[:MOST]
+SIZE = 1 / 40  # of the fixed image's extent: a point's diameter
+# roles of layers that go with their scene, and do not keep it open
+OWN = ("places", "token_box", "attention")
+TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
+
+
+def layer_of_place(viewer: Viewer, scene: Scene | None, role: str) -> Layer | None:
+    """The layer of a scene in one of the roles `OWN`; None where there is none."""
+    return next(
+        (
+            layer
+            for layer in viewer.layers
+            if tag(layer, "role") == role and scene_of(layer) is scene
+        ),
+        None,
+    )
+
+
+def scene_of(layer: Layer) -> Scene | None:
+    """The scene that a layer of ours goes with, as long as it lives."""
+    held = tag(layer, "of")
+    return None if held is None else held()
+
+
+def about(scene: Scene, role: str) -> dict[str, dict[str, object]]:
+    """Metadata of a layer that goes with a scene.
+
+    Held weakly, and not under "scene": else the layer itself would keep the registration open.
+    """
+    return {KEY: {"role": role, "of": weakref.ref(scene)}}
+
+
+def drop_orphans(viewer: Viewer) -> None:
+    """Take away what belongs to registrations that were closed."""
+    opened = list(scenes(viewer).values())
+    for layer in [layer for layer in viewer.layers if tag(layer, "role") in OWN]:
+        gone = not any(scene_of(layer) is scene for scene in opened)
+        if gone and layer in viewer.layers:  # a panel that listens may have been first
+            viewer.layers.remove(layer)
+
+
+def pins_of(viewer: Viewer, scene: Scene) -> NDArray[np.float64]:
+    """The places that are pinned, (n, 3), mm RAS."""
+    return points_of(layer_of_place(viewer, scene, "places"))  # type: ignore[arg-type]
+
+
+def pin(viewer: Viewer, number: int, scene: Scene, point: ArrayLike) -> Points:
+    """Keep a place, mm RAS; makes the layer, called ``#1 places``, where there is none.
+
+    Raises
+    ------
+    InputError
+        If there are five already.
+    """
+    points = pins_of(viewer, scene)
+    if len(points) >= MOST:
+        raise InputError(TOO_MANY)
+    layer = layer_of_place(viewer, scene, "places") or _add_layer(viewer, number, scene)
+    _put(layer, np.concatenate([points, np.reshape(point, (1, 3))]))  # type: ignore[arg-type]
+    return layer  # type: ignore[return-value]
+
+
+def unpin(viewer: Viewer, scene: Scene, index: int) -> None:
+    """Let a place go; the others are numbered anew, and the layer goes with the last."""
+    layer = layer_of_place(viewer, scene, "places")
+    if layer is None:
+        return
+    points = np.delete(pins_of(viewer, scene), index, axis=0)
+    if len(points):
+        _put(layer, points)  # type: ignore[arg-type]
+    else:
+        viewer.layers.remove(layer)
+
+
+def dress(layer: Points) -> None:
+    """Number the points in their order, each in its colour; those beyond the fifth stay grey."""
+    numbers = np.arange(1, len(layer.data) + 1)
+    if list(layer.features.get("pin", ())) == list(numbers):
+        return
+    layer.features = {"pin": numbers}
+    if len(numbers):
+        layer.face_color = [PINS[n - 1] if n <= MOST else "#808080" for n in numbers]
+
+
+def _put(layer: Points, points: NDArray[np.float64]) -> None:
+    placed = [layer.world_to_data(p) for p in to_viewer(points) / mm_per(layer.units)]
+    layer.selected_data = set()
+    layer.data = np.reshape(placed, (-1, 3))
+    dress(layer)
+
+
+def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
+    """On the steps of the other layers: others would make the sliders' own finer."""
+    from napari.layers import Points
+
+    grid = scene.pair.fixed.grid
+    step = tuple(float(v) for v in viewer.layers.extent.step[-3:])
+    units = lengths(viewer.layers.units)
+    extent = float(np.ptp(grid.corners(), axis=0).max()) / mm_per(units)
+    layer = Points(
+        np.zeros((0, 3)),
+        ndim=3,
+        name=f"#{number} places",
+        size=SIZE * extent / step[-1],
+        scale=step,
+        symbol="disc",
+        border_color="black",
+        border_width=0.08,
+        features={"pin": np.zeros(0, dtype=int)},
+        text={"string": "{pin}", "size": 9, "color": "black", "anchor": "center"},
+        units=units,
+        axis_labels=AXES,
+        metadata=about(scene, "places"),
+    )
+    active = viewer.layers.selection.active
+    viewer.add_layer(layer)
+    viewer.layers.selection.active = active
+    return layer
+
+
+Numbered = Sequence[tuple[int, "PlaceReading"]]  # numbers of pins from 1
+
+
+def rows_of(scene: Scene, readings: Numbered) -> list[dict[str, object]]:
+    """One row per pin, gate and expert that the pin's cell chose, or whose value the gate kept.
+
+    Values are those of the files: nothing is rounded.  Empty is what is not known, or not chosen.
+    """
+    rows: list[dict[str, object]] = []
+    for number, reading in readings:
+        for cell in reading.cells:
+            weights = dict(zip(cell.experts, cell.weights, strict=True))
+            for expert in range(cell.num_experts):
+                value = None if cell.values is None else cell.values[expert]
+                if value is None and expert not in weights:
+                    continue
+                weight = weights.get(expert)
+                rows.append(
+                    {
+                        "pair": f"{scene.pair.moving.name} onto {scene.pair.fixed.name}",
+                        "weights": scene.weights,
+                        "pin": number,
+                        **dict(zip(("r_mm", "a_mm", "s_mm"), reading.point.tolist(), strict=True)),
+                        **cell.place._asdict(),
+                        "stride": cell.stride,
+                        **dict(zip(("cell_i", "cell_j", "cell_k"), cell.cell, strict=True)),
+                        "expert": expert,
+                        "rank": cell.experts.index(expert) + 1 if expert in weights else None,
+                        "weight": None if weight is None or weight != weight else weight,
+                        "gate_value": value,
+                        "entropy": cell.entropy,
+                        "margin": cell.margin,
+                    }
+                )
+    return [{key: "" if value is None else value for key, value in row.items()} for row in rows]
+
+
+def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> list[Group]:
+    """Per pin the weight of every head in a block (Eq. 4), or in which share of the blocks it was
+    chosen.  Fig. 6(a).
+
+    Parameters
+    ----------
+    readings : sequence of (number, PlaceReading)
+    layer : int
+    image : {"moving", "fixed"}
+    block : int or None
+        None: over all blocks of the layer.
+    """
+    groups = []
+    for number, reading in readings:
+        cells = reading.select(part="encoder", layer=layer, image=image)
+        if block is not None:
+            cells = tuple(cell for cell in cells if cell.place.block == block)
+        values = [0.0] * max((cell.num_experts for cell in cells), default=0)
+        for cell in cells:
+            for head, weight in zip(cell.experts, cell.weights, strict=True):
+                values[head] += 1 / len(cells) if block is None else weight
+        groups.append(Group(f"Pin {number}", PINS[number - 1], tuple(values)))
+    return groups
+
+
+def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[int, int], Choice]]:
+    """The directions of all decoder layers, and what each pin chose there.  Fig. 6(b)."""
+    from napari_shmoareg.figures.palette import expert_colours
+    from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
+
+    columns: list[str] = []
+    choices: dict[tuple[int, int], Choice] = {}
+    for row, (number, reading) in enumerate(readings):
+        for cell in reading.decoder:
+            heading = f"{cell.place.direction} {RESOLUTIONS.get(cell.stride, f'1/{cell.stride}')}"
+            if heading not in columns:
+                columns.append(heading)
+            first, count = cell.experts[0], cell.num_experts
+            name, value = (
+                expert_names(scene, count)[first],
+                None if cell.values is None else cell.values[first],
+            )
+            told = "" if value is None else f", {value:.3f} by the gate, margin {cell.margin:.3f}"
+            says = f"Pin {number}, {gate_name(cell.place)}: {name}{told}"
+            text = name if value is None else f"{name.partition('×')[0]}³ {short(value)}"
+            choices[row, columns.index(heading)] = Choice(expert_colours(count)[first], text, says)
+    return columns, choices
+
+
+OUTSIDE = "outside of what the network saw"
+SOON = 30  # ms between two looks while a pin is dragged
+OVER_BLOCKS = "all: how often chosen"
+
+
+class PinRow(QWidget):
+    """A pinned place: its number in its colour, where it is, and what can be done with it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        self.go, self.drop = QToolButton(), QToolButton()
+        self.go.setText("Go to")
+        self.go.setToolTip(f"Show the slice of pin {number}, and read it")
+        self.drop.setText("✕")
+        self.drop.setToolTip(f"Remove pin {number}; those after it move up")
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(Swatch(PINS[number - 1]))
+        row.addWidget(self.text, 1)
+        row.addWidget(self.go)
+        row.addWidget(self.drop)
+
+
+class PinsBox(QWidget):
+    """The pins of a registration, which are the points of a layer, and how they differ.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    """
+
+    asked = Signal(object)  # a place, (3,) mm RAS, to be read
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__()
+        self._viewer = weakref.ref(viewer)
+        self._scene: weakref.ref[Scene] | None = None
+        self._number = 0
+        self._watched: weakref.ref[Any] | None = None
+        self.readings: list[tuple[int, PlaceReading]] = []
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(SOON)
+        self._soon.timeout.connect(self.refresh)
+        self._build()
+        self.refresh()
+
+    def show_scene(self, number: int, scene: Scene | None) -> None:
+        """Be about another registration, or none."""
+        self._number, self._scene = number, None if scene is None else weakref.ref(scene)
+        if scene is not None:
+            layers = sorted({load.place.layer for load in scene.token_loads})
+            fill(self.layer, {n: f"layer {n}" for n in layers})
+            self._offer_blocks(scene)
+            for widget in (self.layer, self.block, self.image, self.heads, self.bars):
+                widget.setVisible(bool(scene.token_loads))  # none without MoA
+            self.kernels.setVisible(bool(scene.expert_maps))  # none without SHMoE
+            self.table.setVisible(bool(scene.expert_maps))
+        self.refresh()
+
+    def pin(self, point: NDArray[np.float64]) -> None:
+        """Keep a place, mm RAS; a sixth is refused in plain words."""
+        viewer, scene = self._viewer(), self._found()
+        if viewer is None or scene is None:
+            return
+        try:
+            pin(viewer, self._number, scene, point)
+        except InputError as error:
+            show_info(str(error))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the pins anew, as they are in their layer."""
+        viewer, scene = self._viewer(), self._found()
+        points = (
+            np.zeros((0, 3)) if viewer is None or scene is None else pins_of(viewer, scene)[:MOST]
+        )
+        self._watch(
+            None if viewer is None or scene is None else layer_of_place(viewer, scene, "places")
+        )
+        self.readings = []
+        for number, (row, point) in enumerate(zip(self.rows, points, strict=False), start=1):
+            told = f"{number}: {', '.join(f'{mm:.1f}' for mm in point)}"
+            try:
+                self.readings.append((number, _read(scene, point)))
+            except InputError:
+                told += f" ({OUTSIDE})"
+            row.text.setText(told)
+        for number, row in enumerate(self.rows):
+            row.setVisible(number < len(points))
+        self.compared.setVisible(any(reading.cells for _, reading in self.readings))
+        self.none.setVisible(not len(points))
+        self._draw()
+
+    def _build(self) -> None:
+        self.none = QLabel("No pins yet: pin up to five places to compare them (mm R, A, S).")
+        self.none.setWordWrap(True)
+        self.rows = [PinRow(number) for number in range(1, MOST + 1)]
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.none)
+        for index, row in enumerate(self.rows):
+            row.go.clicked.connect(lambda _=False, n=index: self._go(n))
+            row.drop.clicked.connect(lambda _=False, n=index: self._drop(n))
+            column.addWidget(row)
+        self.layer, self.block, self.image = QComboBox(), QComboBox(), QComboBox()
+        self.layer.setToolTip("Encoder layer whose heads are compared")
+        self.block.setToolTip(
+            "The weight of every head in one block, or in which share of the blocks it was chosen"
+        )
+        self.image.setToolTip("Whose tokens")
+        for image in ("fixed", "moving"):
+            self.image.addItem(image, image)
+        combos = QHBoxLayout()
+        for combo in (self.layer, self.block, self.image):
+            combo.activated.connect(lambda _: self._choose())
+            combo.setSizeAdjustPolicy(
+                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+            )
+            combos.addWidget(combo, 1)
+        self.bars, self.table = PinBars(), PinTable()
+        self.bars.setAccessibleName("Weight of every head at each pin")
+        self.table.setAccessibleName("Kernels that each pin chose")
+        self.heads, self.kernels = (
+            QLabel(),
+            QLabel("Kernels, with what the gate gave the chosen one (T of Eq. 6):"),
+        )
+        for label in (self.heads, self.kernels):
+            label.setWordWrap(True)
+        self.buttons = TableButtons(self._rows, "places.csv")
+        self.compared = QWidget()
+        inner = QVBoxLayout(self.compared)
+        inner.setContentsMargins(0, 4, 0, 0)
+        inner.addLayout(combos)
+        for widget in (self.heads, self.bars, self.kernels, self.table, self.buttons):
+            inner.addWidget(widget)
+        column.addWidget(self.compared)
+
+    def _offer_blocks(self, scene: Scene) -> None:
+        layer = self.layer.currentData()
+        blocks = sorted(
+            {load.place.block or 0 for load in scene.token_loads if load.place.layer == layer}
+        )
+        fill(self.block, {-1: OVER_BLOCKS} | {n: f"block {n}" for n in blocks})
+
+    def _choose(self) -> None:
+        scene = self._found()
+        if scene is not None:
+            self._offer_blocks(scene)
+            self._draw()
+
+    def _draw(self) -> None:
+        scene, layer, block = self._found(), self.layer.currentData(), self.block.currentData()
+        if scene is None or not self.readings:
+            return
+        over = block in (None, -1)
+        self.heads.setText(
+            f"Heads of the {self.image.currentData()} image, "
+            + ("share of the layer's blocks that chose them:" if over else "weight (Eq. 4):")
+        )
+        if layer is not None:
+            groups = groups_of(
+                self.readings, layer, self.image.currentData(), None if over else block
+            )
+            low = max((max(group.values, default=1.0) for group in groups), default=1.0) <= 0.5
+            self.bars.show_groups(groups, 0.5 if low and not over else 1.0)
+        columns, choices = choices_of(scene, self.readings)
+        self.table.show_choices([(str(n), PINS[n - 1]) for n, _ in self.readings], columns, choices)
+
+    def _rows(self) -> list[dict[str, object]]:
+        scene = self._found()
+        return [] if scene is None else rows_of(scene, self.readings)
+
+    def _go(self, index: int) -> None:
+        viewer, scene = self._viewer(), self._found()
+        if viewer is not None and scene is not None:
+            point = pins_of(viewer, scene)[index]
+            centre_on(viewer, point)
+            self.asked.emit(point)
+
+    def _drop(self, index: int) -> None:
+        viewer, scene = self._viewer(), self._found()
+        if viewer is not None and scene is not None:
+            unpin(viewer, scene, index)
+        self.refresh()
+
+    def _watch(self, layer: Any) -> None:
+        """Follow pins that are dragged, added or deleted with napari's own means."""
+        before = None if self._watched is None else self._watched()
+        if before is layer:
+            return
+        if before is not None:
+            before.events.data.disconnect(self._changed)
+            before.events.set_data.disconnect(self._changed)
+        self._watched = None if layer is None else weakref.ref(layer)
+        if layer is not None:
+            layer.events.data.connect(self._changed)
+            layer.events.set_data.connect(self._changed)
+
+    def _changed(self, event: Any) -> None:
+        if event.type == "data" and str(event.action).endswith(("added", "removed", "changed")):
+            dress(event.source)
+        if not self._soon.isActive():
+            self._soon.start()
+
+    def _found(self) -> Scene | None:
+        return None if self._scene is None else self._scene()
+
+
+def _read(scene: Scene | None, point: NDArray[np.float64]) -> PlaceReading:
+    from napari_shmoareg.experts.location import read_place
+
+    assert scene is not None
+    return read_place(scene, point)

@@ -1,0 +1,439 @@
+"""Shapes that were drawn in the viewer, as regions.
+
+Where regions come from: labels, or shapes drawn in the viewer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.compat import isalive
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt.utils import signals_blocked
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.placement import AXES, UNITS, mm_per, tag, to_viewer, volume_of
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer, Shapes
+
+    from napari_shmoareg.experts.scene import Scene
+
+
+CLOSED = ("rectangle", "polygon", "ellipse")
+FLAT = 0.5  # of the layer's units: how far the corners of a shape may stand off its plane
+
+
+def drawn_regions(layer: Shapes, grid: Grid, thickness: float = 0.0) -> Volume:
+    """What lies in the shapes of a layer, as labels.
+
+    Parameters
+    ----------
+    layer : Shapes
+        In the viewer's axes S, A, R; rectangles, polygons and ellipses count, lines and paths do
+        not.
+    grid : Grid
+        Of the result, usually the fixed image's.
+    thickness : float
+        Mm either side of the plane that a shape was drawn in; it always holds the voxels that the
+        plane cuts.
+
+    Returns
+    -------
+    Volume
+        Labels on `grid`: n + 1 where the centre of a voxel lies within shape n; of shapes that
+        overlap the later.
+
+    Raises
+    ------
+    InputError
+        If the layer does not have the three axes, holds no closed shape, or one that is not flat.
+    """
+    values = np.zeros(grid.shape, dtype=np.int32)
+    for number, corners, kind in closed_shapes(layer):
+        _fill(values, grid, number, _Prism(layer, corners, kind, thickness))
+    return Volume(values, grid, layer.name, is_labels=True)
+
+
+def closed_shapes(layer: Shapes) -> list[tuple[int, NDArray[np.float64], str]]:
+    """Number (from 1), corners (n, 3) in the layer's own coordinates and kind of what encloses
+    anything.
+    """
+    if layer.ndim != 3:
+        raise InputError(
+            f"The shapes of '{layer.name}' have {layer.ndim} axes, so they stand in no slice; three"
+            " (S, A, R) were expected. Draw in a layer made by 'Draw'."
+        )
+    kinds = [str(getattr(kind, "value", kind)) for kind in layer.shape_type]
+    shapes = enumerate(zip(layer.data, kinds, strict=True), start=1)
+    found = [
+        (n, np.asarray(corners, dtype=np.float64), kind)
+        for n, (corners, kind) in shapes
+        if kind in CLOSED
+    ]
+    if not found:
+        raise InputError(
+            f"Nothing is drawn in '{layer.name}' that encloses a region. Draw a polygon, rectangle"
+            " or ellipse in it."
+        )
+    return found
+
+
+class _Prism:
+    """A flat shape with a thickness, which can tell what lies in it."""
+
+    def __init__(
+        self, layer: Shapes, corners: NDArray[np.float64], kind: str, thickness: float
+    ) -> None:
+        origin = np.asarray(layer.data_to_world((0, 0, 0)), dtype=float)
+        columns = np.stack(
+            [np.asarray(layer.data_to_world(row), dtype=float) - origin for row in np.eye(3)]
+        )
+        scale = mm_per(layer.units)
+        # to mm RAS
+        self.linear, self.origin = to_viewer(columns * scale).T, to_viewer(origin * scale)
+        flat = int(np.ptp(corners, axis=0).argmin())
+        if np.ptp(corners[:, flat]) > FLAT:
+            raise InputError(
+                f"A shape of '{layer.name}' does not lie in one plane. Draw it in one slice."
+            )
+        self.across = [axis for axis in range(3) if axis != flat]
+        self.corners, self.kind, self.thickness = corners[:, self.across], kind, thickness
+        normal = np.cross(self.linear[:, self.across[0]], self.linear[:, self.across[1]])
+        self.normal = normal / np.linalg.norm(normal)
+        self.outline = corners @ self.linear.T + self.origin
+        self.middle = float((self.outline @ self.normal).mean())
+
+    def reach(self, grid: Grid) -> float:
+        """Mm either side: the thickness, and as much at least as the voxels need that the plane
+        cuts.
+        """
+        return max(self.thickness, float(np.abs(self.normal @ grid.affine[:3, :3]).sum()) / 2)
+
+    def holds(self, points: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
+        """Whether world points (n, 3), mm RAS, lie in it."""
+        away = points @ self.normal - self.middle
+        slack = 1e-6
+        found = (away > -reach - (slack if self.thickness >= reach else -slack)) & (
+            away <= reach + slack
+        )
+        own = (points[found] - self.origin) @ np.linalg.inv(self.linear).T
+        within = in_ellipse if self.kind == "ellipse" else in_polygon
+        found[found] = within(own[:, self.across], self.corners)
+        return found
+
+
+def _fill(values: NDArray, grid: Grid, number: int, prism: _Prism) -> None:
+    """Number the voxels of a shape, looking only at the box of voxels around it."""
+    reach = prism.reach(grid)
+    ends = np.concatenate([prism.outline + side * reach * prism.normal for side in (-1, 1)])
+    index = grid.to_index(ends)
+    first = np.clip(np.floor(index.min(axis=0)), 0, grid.shape).astype(int)
+    stop = np.clip(np.ceil(index.max(axis=0)) + 1, first, grid.shape).astype(int)
+    if (stop <= first).any():
+        return
+    part = tuple(slice(a, b) for a, b in zip(first, stop, strict=True))
+    box = np.stack(
+        np.meshgrid(*(np.arange(a, b) for a, b in zip(first, stop, strict=True)), indexing="ij"), -1
+    )
+    found = prism.holds(grid.to_world(box.reshape(-1, 3)), reach).reshape(box.shape[:3])
+    values[part][found] = number
+
+
+def in_polygon(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether points (n, 2) lie in a polygon (m, 2): where a ray from them crosses its edges an odd
+    number of times.
+    """
+    odd = np.zeros(len(points), dtype=bool)
+    x, y = points.T
+    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if ay == by:
+            continue
+        crosses = (ay > y) != (by > y)
+        odd ^= crosses & (x < ax + (y - ay) * (bx - ax) / (by - ay))
+    return odd
+
+
+def in_ellipse(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether points (n, 2) lie in the ellipse that fits into a box of four corners, one after the
+    other.
+    """
+    axes = np.stack([corners[1] - corners[0], corners[3] - corners[0]], axis=1) / 2
+    if abs(np.linalg.det(axes)) < 1e-12:
+        return np.zeros(len(points), dtype=bool)
+    own = (points - corners.mean(axis=0)) @ np.linalg.inv(axes).T
+    return (own**2).sum(axis=1) <= 1
+
+
+FIXED, EVERYWHERE = "fixed", "everywhere"
+# roles of labels that are no regions of the fixed world
+ELSEWHERE = ("moving_labels", "expert_map", "folding")
+THICKNESS = 8.0  # mm either side of a drawn shape, to begin with
+MOST = 1 << 20  # values of labels up to which they are counted instead of sorted
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where regions come from, to be read in any thread.
+
+    Attributes
+    ----------
+    name : str
+    layer : Layer or None
+        None: the labels of the scene's fixed image.
+    thickness : float
+        Mm either side of a drawn shape.
+    edits : int
+        How often the layer was drawn in while it was picked.
+    """
+
+    name: str
+    layer: Layer | None
+    thickness: float
+    edits: int = 0
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for as long as the regions are the same."""
+        layer = None if self.layer is None else weakref.ref(self.layer)
+        return layer, self.thickness if self.drawn else 0.0, self.edits
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} ({self.thickness:g} mm either side of the slice)"
+            if self.drawn
+            else self.name
+        )
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the regions are shapes."""
+        return self.layer is not None and self.layer._type_string == "shapes"
+
+    def volume(self, scene: Scene) -> Volume:
+        """The regions as labels in the fixed world; 0 is outside.
+
+        Raises
+        ------
+        InputError
+            If there are no such labels any more, or shapes that enclose nothing.
+        """
+        if self.layer is not None:
+            layer: Any = self.layer
+            return (
+                drawn_regions(layer, scene.pair.fixed.grid, self.thickness)
+                if self.drawn
+                else volume_of(layer)
+            )
+        if scene.pair.fixed_labels is None:
+            raise InputError(
+                "This registration has no labels of the fixed image. Pick a layer of labels, or"
+                " draw."
+            )
+        return scene.pair.fixed_labels
+
+    def names(self, scene: Scene) -> dict[int, str]:
+        """What the regions are called, by number, in the order of the numbers.
+
+        Raises
+        ------
+        InputError
+            As for `volume`.
+        """
+        if self.drawn:
+            layer: Any = self.layer
+            return {number: f"{kind} {number}" for number, _, kind in closed_shapes(layer)}
+        given = {} if self.layer is None else _given_names(self.layer)
+        values = self.volume(scene).values if self.layer is None else np.asarray(self.layer.data)
+        return {number: given.get(number, str(number)) for number in _present(values)}
+
+
+class RegionSource(QWidget):
+    """Picks labels or a layer of shapes, and starts the drawing of one.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    everywhere : bool
+        Whether no region is a choice too.
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Viewer, *, everywhere: bool = False) -> None:
+        super().__init__()
+        self._viewer, self._everywhere = viewer, everywhere
+        self._layers: dict[int, weakref.ref[Layer]] = {}
+        self._followed: weakref.ref[Layer] | None = None
+        self._edits: weakref.WeakKeyDictionary[Layer, int] = weakref.WeakKeyDictionary()
+        self.combo = QComboBox()
+        self.combo.setToolTip(
+            "Where the regions come from: the labels of the fixed image, any layer of labels in its"
+            " world, or shapes drawn in the viewer"
+        )
+        self.combo.setSizeAdjustPolicy(
+            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        )
+        self.draw = QPushButton("Draw")
+        self.draw.setToolTip(
+            "Add a layer to draw polygons, rectangles or ellipses in; each shape is a region"
+        )
+        self.thickness = QDoubleSpinBox()
+        self.thickness.setRange(0, 200)
+        self.thickness.setDecimals(1)
+        self.thickness.setSuffix(" mm")
+        self.thickness.setValue(THICKNESS)
+        self.thickness.setToolTip(
+            "How far a drawn shape reaches to either side of the slice that it was drawn in"
+        )
+        self.slab = QWidget()
+        row, below = QHBoxLayout(), QHBoxLayout(self.slab)
+        row.addWidget(self.combo, 1)
+        row.addWidget(self.draw)
+        below.setContentsMargins(0, 0, 0, 0)
+        below.addWidget(QLabel("either side of its slice"), 1)
+        below.addWidget(self.thickness)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(row)
+        column.addWidget(self.slab)
+        self.combo.currentIndexChanged.connect(lambda _: self._show())
+        self.thickness.valueChanged.connect(lambda _: self.changed.emit())
+        self.draw.clicked.connect(self._draw)
+        self._show()
+
+    @property
+    def source(self) -> Source | None:
+        """What is picked; None for everywhere, or where there is nothing to pick."""
+        found = self.combo.currentData()
+        if found == FIXED:
+            return Source(self.combo.currentText(), None, 0.0)
+        layer = self._layers[found]() if found in self._layers else None
+        return (
+            None
+            if layer is None
+            else Source(layer.name, layer, self.thickness.value(), self._edits.get(layer, 0))
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether anything is picked, if only everywhere."""
+        return self.combo.currentData() is not None
+
+    def offer(self, scene: Scene | None) -> None:
+        """Offer what a viewer holds by now, for a registration; what was picked stays as far as it
+        is there.
+        """
+        entries: dict[Any, str] = {EVERYWHERE: "everywhere"} if self._everywhere else {}
+        if scene is not None and scene.pair.fixed_labels is not None:
+            entries[FIXED] = "labels of the fixed image"
+        regions = [layer for layer in self._viewer.layers if _may_hold_regions(layer)]
+        self._layers = {id(layer): weakref.ref(layer) for layer in regions}
+        entries |= {id(layer): layer.name for layer in regions}
+        before = self.combo.currentData()
+        fill(self.combo, entries)
+        self._show(tell=self.combo.currentData() != before)
+
+    def pick(self, layer: Layer) -> None:
+        """Take a layer."""
+        self.combo.setCurrentIndex(self.combo.findData(id(layer)))
+
+    def _show(self, *, tell: bool = True) -> None:
+        source = self.source
+        self.slab.setVisible(source is not None and source.drawn)
+        self._follow(None if source is None else source.layer)
+        if tell:
+            self.changed.emit()
+
+    def _follow(self, layer: Layer | None) -> None:
+        """Hear of what is drawn in the picked layer, and in no other."""
+        before = None if self._followed is None else self._followed()
+        if before is layer:
+            return
+        for emitter in _emitters(before):
+            emitter.disconnect(self._redrawn)
+        for emitter in _emitters(layer):
+            emitter.connect(self._redrawn)
+        self._followed = None if layer is None else weakref.ref(layer)
+
+    def _redrawn(self, event: Any = None) -> None:
+        if isalive(self):
+            if self._followed is not None and (layer := self._followed()) is not None:
+                self._edits[layer] = self._edits.get(layer, 0) + 1
+            self.changed.emit()
+
+    def _draw(self) -> None:
+        """Add a layer in the viewer's own mm, and begin to draw."""
+        layer = self._viewer.add_shapes(
+            ndim=3,
+            name="drawn region",
+            scale=(1, 1, 1),
+            units=UNITS,
+            axis_labels=AXES,
+            face_color="#ffd43b",
+            edge_color="#e8590c",
+            edge_width=0.5,
+            opacity=0.5,
+        )
+        with signals_blocked(self.combo):
+            self.combo.addItem(layer.name, id(layer))
+        self._layers[id(layer)] = weakref.ref(layer)
+        self.pick(layer)
+        self._viewer.layers.selection.active = layer
+        layer.mode = "add_polygon"
+
+
+def _emitters(layer: Layer | None) -> list[Any]:
+    """What tells that shapes were drawn, or labels painted."""
+    events: Any = None if layer is None else layer.events
+    return [
+        events[name] for name in ("data", "paint") if events is not None and name in events.emitters
+    ]
+
+
+def _may_hold_regions(layer: Layer) -> bool:
+    kind, role = layer._type_string, tag(layer, "role")
+    if kind == "shapes":
+        return role is None and layer.ndim == 3
+    return kind == "labels" and layer.ndim == 3 and role not in ELSEWHERE
+
+
+def _given_names(layer: Layer) -> dict[int, str]:
+    """Names from the features of a layer of labels: its column "index" and the first of text."""
+    features: Any = getattr(layer, "features", None)
+    if features is None or "index" not in features:
+        return {}
+    text = next(
+        (name for name in features if name != "index" and features[name].dtype.kind in "OUT"), None
+    )
+    if text is None:
+        return {}
+    return {
+        int(number): str(said)
+        for number, said in zip(features["index"], features[text], strict=True)
+    }
+
+
+def _present(values: np.ndarray) -> list[int]:
+    """The values that occur, without 0."""
+    if values.size and values.dtype.kind in "iub" and values.min() >= 0 and values.max() < MOST:
+        found = np.flatnonzero(np.bincount(values.ravel()))
+    else:
+        found = np.unique(values)
+    return [int(value) for value in found if value != 0]

@@ -1,0 +1,299 @@
+"""The Experts panel: silence or force an expert, run again, and see what depended on it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_shmoareg.plugin.controls.forms import Section
+from napari_shmoareg.plugin.controls.legend import Ramp
+from napari_shmoareg.plugin.controls.progress import ProgressBox
+from napari_shmoareg.plugin.controls.tables import origin_of
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Errand
+from napari_shmoareg.plugin.experts.what_if_form import WhatIfForm
+from napari_shmoareg.plugin.experts.what_if_results import SweepBox, WhatIfResult, other_weights
+from napari_shmoareg.plugin.experts.what_if_work import (
+    CHOOSE,
+    MOVED,
+    Answer,
+    Kept,
+    Sweep,
+    answer,
+    effect_layer,
+    show_effect,
+    show_expert_of,
+    sweep,
+)
+from napari_shmoareg.plugin.scenes import scenes
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+    from napari_shmoareg.experts.scene import Scene
+
+
+RUN, SWEEP = "Run", "Importance of all experts"
+CAPTION = (
+    "A load is not a contribution: only a change like this shows what depends on an expert, and"
+    " only for this pair. Silence and force change the network's last pass and nothing else, a"
+    " control all passes or the last; a refinement on the pair is left out on both sides."
+)
+FIRST = (
+    "The first time, the network is loaded and run unchanged too; it is kept for one registration,"
+    " so that going to another one and back loads and runs it again"
+)
+
+
+class WhatIfView(Section):
+    """Interventions on one registration, one at a time or on all experts; their figures stay as
+    long as it is open.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    """
+
+    answered = Signal()  # the tables and layers of a change are there, or those of a sweep
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__("What if", viewer)
+        self.kept: Kept = weakref.WeakKeyDictionary()
+        self.answers: weakref.WeakKeyDictionary[Scene, Answer] = weakref.WeakKeyDictionary()
+        self.sweeps: weakref.WeakKeyDictionary[Scene, Sweep] = weakref.WeakKeyDictionary()
+        self._doing, self._last = "", RUN  # RUN, SWEEP, or nothing
+        self._about: weakref.ref[Scene] | None = None  # of what runs, or ran last
+        self._at: weakref.ref[Scene] | None = None  # that the panel showed last
+        self.form, self.result, self.ramp = WhatIfForm(viewer), WhatIfResult(), Ramp()
+        self.run, self.sweep, self.choose = (
+            QPushButton(RUN),
+            QPushButton(SWEEP),
+            QPushButton("Choose weights…"),
+        )
+        self.run.setToolTip(f"Run the network again with this change: seconds to a minute. {FIRST}")
+        self.sweep.setToolTip(
+            "Change every expert of the part, layer and direction above in turn, within the region"
+            " above, and list what that did. One run of the network per expert, two with random"
+            " experts: seconds to a minute each; Cancel keeps what is listed. For silence and"
+            f" force. {FIRST}"
+        )
+        self.choose.setToolTip(
+            "Show the .safetensors file that this registration was made with, and go on with it"
+        )
+        self.progress, self.listed = ProgressBox(), SweepBox()
+        self.bar, self.told = self.progress.bar, self.progress.told
+        self.table, self.buttons = self.listed.table, self.listed.buttons
+        caption = QLabel(CAPTION)
+        caption.setWordWrap(True)
+        caption.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        row = QHBoxLayout()
+        row.addWidget(self.run)
+        row.addWidget(self.sweep)
+        self.column.addWidget(self.form)
+        self.column.addLayout(row)
+        self.boxes = {RUN: _box(self.ramp, self.result), SWEEP: self.listed}
+        for widget in (self.progress, self.choose, *self.boxes.values(), caption):
+            self.column.addWidget(widget)
+        self.column.addStretch(1)
+        self.errand = Errand(self)
+        self.errand.came.connect(self._came)
+        self.errand.ready.connect(self._take)
+        self.errand.failed.connect(self._fail)
+        self.errand.cancelled.connect(self._cancelled)
+        self.form.changed.connect(self._settle)
+        self.run.clicked.connect(lambda: self._press(RUN))
+        self.sweep.clicked.connect(lambda: self._press(SWEEP))
+        self.choose.clicked.connect(self._choose)
+        self.table.cellClicked.connect(lambda *_: self._show_expert())
+        self._show_kept()
+        self._settle()
+
+    @property
+    def scene(self) -> Scene | None:
+        """The registration that the view is about."""
+        return scenes(self._viewer).get(self._number)
+
+    def refresh(self) -> None:
+        """Offer what there is of the registration, and show the figures that it has."""
+        scene = self.scene
+        self._watch()
+        self.setEnabled(scene is not None or bool(self._doing))
+        if scene is None or self._at is None or self._at() is not scene:
+            self._at = None if scene is None else weakref.ref(scene)
+            if not self._doing:
+                self.told.setText("")
+        if not self._doing:
+            self.form.offer(scene, lambda: self.scene)
+        self._show_kept()
+        self._settle()
+
+    def _press(self, what: str, weights: str | None = None) -> None:
+        """Start, or cancel what runs."""
+        if self._doing:
+            self.errand.cancel()
+            self._settle()
+            return
+        scene, wish, kept = self.scene, self.form.wish, self.kept
+        if scene is None or wish is None:
+            return
+        if weights is not None:
+            kept.pop(scene, None)
+        held = self._about = weakref.ref(scene)
+        self._doing = self._last = what
+        if what == RUN:
+            self.errand.start(
+                lambda work: answer(work, held, wish, kept, weights), "a changed network"
+            )
+        else:
+            found = self.sweeps[scene] = Sweep(wish.of_all, origin_of(scene))
+            self.errand.start(
+                lambda work: sweep(work, held, wish, kept, found, weights),
+                "the importance of experts",
+            )
+        first = min(map(self.column.indexOf, self.boxes.values()))
+        self.column.removeWidget(self.boxes[what])
+        self.column.insertWidget(first, self.boxes[what])  # what comes last stands at the top
+        self.progress.begin()
+        self._show_kept()
+        self._settle()
+
+    def _choose(self) -> None:
+        """Run once more what was run last, with the weights that a person shows."""
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Weights of this registration", "", "Weights (*.safetensors)"
+        )
+        if path and not self._doing:
+            self._press(self._last, path)
+
+    def _running(self) -> tuple[int, Scene] | tuple[None, None]:
+        """Number and scene of what runs, or ran last; None where it was closed."""
+        about = None if self._about is None else self._about()
+        return next(
+            ((n, scene) for n, scene in scenes(self._viewer).items() if scene is about),
+            (None, None),
+        )
+
+    def _watch(self) -> None:
+        """End what runs for a registration that was closed."""
+        if self._doing and self._running()[0] is None:
+            self.errand.cancel()
+
+    def _came(self, title: str, done: float) -> None:
+        """Say how far it is, and list the rows that have come."""
+        self._watch()
+        number, scene = self._running()
+        of = f"Registration #{number}: " if number not in (None, self._number) else ""
+        self.progress.come(of + title, done, ready=scene is not None and scene in self.kept)
+        if self._doing == SWEEP:
+            self.listed.follow()
+
+    def _take(self, value: Any) -> None:
+        """The worker is done: keep what it found, if the registration is still open."""
+        number, scene = self._running()
+        said = ""
+        if number is None or scene is None:
+            self._gone()
+        else:
+            if isinstance(value, tuple):
+                self.answers[scene], effect = value
+                show_effect(self._viewer, scene, number, effect)
+            if number != self._number:
+                said = (
+                    f"Done. The figures are those of registration #{number}: pick it to see them."
+                )
+                show_info(said)
+        self._end(said)
+
+    def _gone(self) -> None:
+        show_info("The registration was closed meanwhile; nothing of the change is shown.")
+
+    def _fail(self, text: str) -> None:
+        number, _ = self._running()
+        self._end(
+            text if number == self._number or number is None else f"Registration #{number}: {text}"
+        )
+        show_error(text)
+
+    def _cancelled(self) -> None:
+        number, scene = self._running()
+        if scene is None:
+            self._gone()
+        found = self.sweeps.get(scene) if scene is not None and self._doing == SWEEP else None
+        kept = (
+            f"; the {len(found.rows)} experts listed stay"
+            if found is not None and found.rows
+            else ""
+        )
+        of = f" with registration #{number}" if kept and number != self._number else ""
+        self._end(f"Cancelled{kept}{of}.")
+
+    def _end(self, text: str) -> None:
+        self._doing = ""
+        self.told.setText(text)
+        self.refresh()
+        self.answered.emit()
+
+    def _settle(self) -> None:
+        """Bring the buttons up to date."""
+        scene = self.scene
+        wish = self.form.wish
+        ready = scene is not None and wish is not None
+        single = wish is not None and not wish.control  # about one expert, as a sweep is about each
+        busy = bool(self._doing)
+        for button, what in ((self.run, RUN), (self.sweep, SWEEP)):
+            button.setText(CANCEL if self._doing == what else what)
+            button.setEnabled(self._doing == what if busy else ready and (single or what == RUN))
+        self.form.setEnabled(not busy)
+        self.progress.settle(busy=busy)
+        last: Any = (
+            None
+            if scene is None
+            else (self.answers if self._last == RUN else self.sweeps).get(scene)
+        )
+        other = last is not None and bool(other_weights(last.alike))
+        lost = self.told.text().endswith(CHOOSE) and self._running()[1] is scene
+        self.choose.setVisible(not busy and ready and (other or lost))
+
+    def _show_kept(self) -> None:
+        """Show the figures of the registration; a sweep that runs shows its own."""
+        scene, listed = self.scene, self._running()[1] if self._doing == SWEEP else self.scene
+        found = None if scene is None else self.answers.get(scene)
+        if found is None or found is not self.result.answer:
+            self.result.show_answer(found)
+        self.listed.show_sweep(None if listed is None else self.sweeps.get(listed))
+        layer = effect_layer(self._viewer, self._number, MOVED) if self._number else None
+        self.ramp.setVisible(layer is not None)
+        if layer is not None:
+            import numpy as np
+
+            marks = ["0", "moved by the change", f"{layer.contrast_limits[1]:g} mm"]
+            # what its colours mean
+            self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), marks)
+
+    def _show_expert(self) -> None:
+        """Show the map of the expert of the row, in the registration that the row is of."""
+        row = self.table.chosen()
+        number, scene = self._running() if self._doing == SWEEP else (self._number, self.scene)
+        if row is not None and number is not None and scene is not None:
+            show_expert_of(self._viewer, number, scene, row)
+
+
+def _box(*widgets: QWidget) -> QWidget:
+    """Widgets one below the other."""
+    box = QWidget()
+    column = QVBoxLayout(box)
+    column.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        column.addWidget(widget)
+    return box

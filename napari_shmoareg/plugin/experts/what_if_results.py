@@ -1,0 +1,365 @@
+"""The importance of all experts, a row each, as they come.
+
+What a change did, in figures: before, changed, and random experts beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QLabel, QSizePolicy, QTableWidgetItem, QVBoxLayout, QWidget
+
+from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons
+from napari_shmoareg.plugin.experts.what_if_work import Answer, Figures
+
+if TYPE_CHECKING:
+    from napari_shmoareg.experts.experiment import ImportanceRow
+    from napari_shmoareg.plugin.experts.what_if_work import Sweep
+
+
+SHOWN = 12  # rows before it scrolls
+# share of the cells that have to choose as recorded, for the weights to count as the same
+ALIKE = 0.98
+COUNTERPART = (
+    "other experts' selections, as many, in patches alike, in the same shares of content and"
+    " background; one draw"
+)
+SWEEP_HEADINGS = (
+    "Gate",
+    "Expert",
+    "moved, mm",
+    "random",
+    "times",
+    "Dice",
+    "random",
+    "Share, %",
+    "95 %, mm",
+    "Folding, pp",
+    "Turned, %",
+)
+SWEEP_TIPS = (
+    (
+        "Part, layer and direction; the blocks of an encoder layer are changed together, for both"
+        " images"
+    ),
+    "Id from 0. Click a row to see the expert's map",
+    "How far the change moved the displacement, mean over what the fixed image shows",
+    f"The same for {COUNTERPART}",
+    f"How many times as far as the random counterpart: {COUNTERPART}",
+    "Mean Dice with the change minus without it: below 0 the change harmed",
+    f"The same for {COUNTERPART}",
+    "Share of the selections of these gates",
+    "95th percentile of how far it moved",
+    "Change of the share of folded voxels, in percentage points",
+    "Share of the cells meant, at which others were chosen than without the change",
+)
+
+
+class SweepTable(FigureTable):
+    """Rows of importance, which come one by one and can be sorted meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(SWEEP_HEADINGS, SWEEP_TIPS)
+        self.setToolTip("Click a heading to sort, a row to see the expert's map.")
+        self.rows: list[ImportanceRow] = []
+        self.show_rows([])
+
+    def show_rows(self, rows: list[ImportanceRow]) -> None:
+        """Show other rows, from the start."""
+        self.rows = []
+        self.setRowCount(0)
+        self.setSortingEnabled(True)
+        self.sortByColumn(-1, Qt.SortOrder.DescendingOrder)
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: ImportanceRow) -> None:
+        """Show one more row."""
+        self.setSortingEnabled(False)
+        at = self.rowCount()
+        self.setRowCount(at + 1)
+        gate = QTableWidgetItem(gate_of(row))
+        gate.setData(Qt.ItemDataRole.UserRole, len(self.rows))
+        self.rows.append(row)
+        cells = [
+            gate,
+            Figure(row.expert, "d"),
+            Figure(row.mean_mm, ".3f"),
+            Figure(row.null_mm, ".3f"),
+            Figure(times(row), ".2f"),
+            Figure(row.mean_dice_change, "+.4f"),
+            Figure(row.null_dice_change, "+.4f"),
+            Figure(100 * row.share, ".1f"),
+            Figure(row.p95_mm, ".3f"),
+            Figure(row.folding_change, "+.4f"),
+            Figure(100 * row.changed, ".1f"),
+        ]
+        for column, cell in enumerate(cells):
+            self.setItem(at, column, cell)
+        self.setSortingEnabled(True)
+        if len(self.rows) <= SHOWN:
+            self.fit(self.rowCount())
+
+    def chosen(self) -> ImportanceRow | None:
+        """The row that is selected; None without any."""
+        rows = self.selected_rows()
+        item = self.item(rows[0], 0) if rows else None
+        return None if item is None else self.rows[int(item.data(Qt.ItemDataRole.UserRole))]
+
+
+def other_weights(alike: float) -> list[str]:
+    """A warning where the network that was run does not choose as the registration did."""
+    if alike >= ALIKE:
+        return []
+    return [
+        f"The weights that were found choose as this registration says at only {100 * alike:.0f} %"
+        " of the cells: are they the ones it was made with? If not, press 'Choose weights…'."
+    ]
+
+
+class SweepBox(QWidget):
+    """The table, with what was done above it, and its buttons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sweep: Sweep | None = None
+        self.heading, self.note, self.table = QLabel(), QLabel(), SweepTable()
+        self.buttons = TableButtons(
+            lambda: [] if self.sweep is None else self.sweep.table(), "importance.csv"
+        )
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        for label in (self.heading, self.note):
+            label.setWordWrap(True)
+            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        for widget in (self.heading, self.note, self.table, self.buttons):
+            column.addWidget(widget)
+        self.show_sweep(None)
+
+    def show_sweep(self, sweep: Sweep | None) -> None:
+        """Show another sweep, from its first row, or none."""
+        if sweep is not self.sweep or sweep is None:
+            self.sweep = sweep
+            self.table.show_rows([])
+        self.follow()
+
+    def follow(self) -> None:
+        """Show the rows that have come since."""
+        sweep = self.sweep
+        for row in [] if sweep is None else sweep.rows[len(self.table.rows) :]:
+            self.table.add(row)
+        if sweep is not None:
+            self.heading.setText(
+                f"<b>{escape(sweep.title)}</b><br>"
+                + escape(", ".join(map(str, sweep.about.values())))
+            )
+            self.note.setText("\n".join(other_weights(sweep.alike)))
+        for widget in (self.heading, self.table, self.buttons):
+            widget.setVisible(bool(self.table.rows))
+        self.note.setVisible(bool(self.table.rows) and bool(self.note.text()))
+
+
+def gate_of(row: ImportanceRow) -> str:
+    """``decoder 1 x``, ``encoder 3``."""
+    return " ".join(str(part) for part in (row.part, row.layer, row.direction) if part is not None)
+
+
+def times(row: ImportanceRow) -> float | None:
+    """How many times as far the expert's change moved things as that of random experts."""
+    return row.mean_mm / row.null_mm if row.null_mm else None
+
+
+LABELS_SHOWN = 8  # rows before the table scrolls
+HEADINGS = ("", "before", "changed", "random")
+TIPS = ("", "The network as it is", "With the change", f"The same change for {COUNTERPART}")
+LABEL_HEADINGS = ("Label", "Dice", "change", "random")
+LABEL_TIPS = (
+    "Number of the label",
+    "Overlap without the change; 1 is best",
+    "Dice with the change minus without it: below 0 the change harmed",
+    f"The same for {COUNTERPART}",
+)
+Row = tuple[str, str, str, float | None, float | None, float | None]
+
+
+class WhatIfResult(QWidget):
+    """Two tables, of the whole and of each label, and words about what they mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer: Answer | None = None
+        self.heading, self.notes = QLabel(), QLabel()
+        self.whole = FigureTable(HEADINGS, TIPS, stretch="first")
+        self.labels = FigureTable(LABEL_HEADINGS, LABEL_TIPS, stretch="all")
+        self.labels.setToolTip("Biggest change first. Click a heading to sort.")
+        self.buttons = TableButtons(
+            lambda: [] if self.answer is None else table_of(self.answer), "what_if.csv"
+        )
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        for label in (self.heading, self.notes):
+            label.setWordWrap(True)
+            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        for widget in (self.heading, self.whole, self.labels, self.notes, self.buttons):
+            column.addWidget(widget)
+        self.show_answer(None)
+
+    def show_answer(self, answer: Answer | None) -> None:
+        """Show what a change did; None for nothing."""
+        self.answer = answer
+        self.setVisible(answer is not None)
+        if answer is None:
+            return
+        change = answer.effect.told
+        self.heading.setText(f"<b>{escape(change[:1].upper() + change[1:])}</b>")
+        rows = whole_rows(answer)
+        self.whole.setRowCount(len(rows))
+        for n, (name, tip, form, *values) in enumerate(rows):
+            for column, cell in enumerate(
+                [QTableWidgetItem(name), *(Figure(value, form) for value in values)]
+            ):
+                cell.setToolTip(tip)
+                self.whole.setItem(n, column, cell)
+        self.whole.setColumnHidden(3, answer.null is None)
+        self.whole.fit(len(rows))
+        self._show_labels(answer)
+        self.notes.setText("\n".join(notes(answer)))
+        self.notes.setVisible(bool(self.notes.text()))
+
+    def _show_labels(self, answer: Answer) -> None:
+        change = answer.effect.dice_change
+        self.labels.setVisible(bool(change))
+        self.labels.setSortingEnabled(False)
+        self.labels.setRowCount(len(change))
+        ordered = sorted(change, key=lambda label: -abs(change[label]))
+        for n, label in enumerate(ordered):
+            beside = None if answer.null is None else answer.null.dice_change.get(label)
+            cells = [Figure(label, "d"), Figure(answer.before[0][label], ".3f")]
+            cells += [Figure(change[label], "+.4f"), Figure(beside, "+.4f")]
+            for column, cell in enumerate(cells):
+                self.labels.setItem(n, column, cell)
+        self.labels.setColumnHidden(3, answer.null is None)
+        header = self.labels.horizontalHeader()
+        if header is not None:
+            # as they stand: the biggest change first
+            header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
+        self.labels.setSortingEnabled(True)
+        self.labels.fit(min(max(len(change), 1), LABELS_SHOWN))
+
+
+def whole_rows(answer: Answer) -> list[Row]:
+    """Name, tip, form and the figures before, changed, random; None where it does not apply."""
+    effect, null = answer.effect, answer.null
+    folding = "Share of voxels where the deformation turns tissue inside out"
+    moved = (
+        "How far the displacement is from that without the change, within what the fixed image"
+        " shows"
+    )
+    turned = "Share of the cells meant, at which other experts were chosen than without the change"
+
+    def pair(name: str) -> tuple[None, float, float | None]:
+        return None, getattr(effect, name), None if null is None else getattr(null, name)
+
+    rows: list[Row] = []
+    _, mean, folded = answer.before
+    if mean is not None:
+        values = mean, effect.mean_dice, None if null is None else null.mean_dice
+        rows.append(
+            ("Dice, mean", "Overlap of the labels, mean over labels; 1 is best", ".4f", *values)
+        )
+    rows.append(("Folding, %", folding, ".4f", folded, *pair("folding_percent")[1:]))
+    for name, title in (
+        ("mean_mm", "Moved, mm"),
+        ("p95_mm", "  95th percentile"),
+        ("max_mm", "  at most"),
+    ):
+        rows.append((title, moved, ".3f", *pair(name)))
+    share = None if null is None else 100 * null.changed
+    rows.append(
+        (
+            "Choices turned, %",
+            f"{turned} ({effect.cells:,} cells)",
+            ".2f",
+            None,
+            100 * effect.changed,
+            share,
+        )
+    )
+    return rows
+
+
+def table_of(answer: Answer) -> list[dict[str, object]]:
+    """All figures for a file: measure, label, before, changed, random."""
+    change = answer.effect.told
+    about = answer.about | {"settings": json.dumps(answer.settings, sort_keys=True, default=str)}
+    about |= {"cells": answer.effect.cells, "share_of_selections": answer.share, "change": change}
+    about |= {"random_counterpart": "" if answer.null is None else answer.null.told}
+    rows: list[dict[str, object]] = []
+    for name, _, _, before, after, null in whole_rows(answer):
+        rows.append(about | _row(name.strip(), "", before, after, null))
+    for label, value in answer.before[0].items():
+        null = None if answer.null is None else answer.null.dice[label]
+        rows.append(about | _row("Dice", label, value, answer.effect.dice[label], null))
+    return rows
+
+
+def notes(answer: Answer) -> list[str]:
+    """What has to be known before the figures are read."""
+    effect, weights = answer.effect, str(answer.about["weights"])
+    said = (
+        []
+        if answer.share is None
+        else [f"The expert had {100 * answer.share:.1f} % of the selections there."]
+    )
+    if answer.share is None:
+        said += gain(answer)
+    elif effect.changed == 0:
+        said.append("No cell chose otherwise, so nothing changed.")
+    elif answer.null is not None:
+        said.append(beside(effect, answer.null))
+    if answer.null is not None:
+        said.append(f"Random: {answer.null.told}.")
+    if answer.settings.get("untrained") or "untrained" in weights.lower() or not weights:
+        said.append("These weights are untrained: what an expert changes means nothing.")
+    said += other_weights(answer.alike)
+    if answer.settings.get("refine"):
+        said.append(
+            "'Before' is without the refinement on the pair, so its figures differ from those of"
+            " the panel Quality."
+        )
+    return said
+
+
+def gain(answer: Answer) -> list[str]:
+    """How much of the network's gain over the alignment a control leaves, in a sentence."""
+    before, after, aligned = answer.before[1], answer.effect.mean_dice, answer.aligned
+    if before is None or after is None or aligned is None:
+        return ["Without labels of both images it is not known what the change costs."]
+    if before <= aligned:
+        return [
+            f"The network gains nothing here: mean Dice {aligned:.3f} by the alignment,"
+            f" {before:.3f} after it."
+        ]
+    kept = (after - aligned) / (before - aligned)
+    return [
+        f"Mean Dice is {aligned:.3f} by the alignment alone and {before:.3f} as learned; of this"
+        f" gain {100 * kept:.0f} % is left. One pair says little: 'shmoareg inspect --controls"
+        " --pairs' measures many, with intervals."
+    ]
+
+
+def beside(effect: Figures, null: Figures) -> str:
+    """How the change compares with random experts, in a sentence."""
+    if null.mean_mm <= 0:
+        return "Its random counterpart moved nothing."
+    ratio = effect.mean_mm / null.mean_mm
+    return f"It moved {ratio:.2g} times as far as its random counterpart (one draw)."
+
+
+def _row(measure: str, label: object, *values: object) -> dict[str, object]:
+    # NaN: only one image has it
+    before, after, null = (None if value != value else value for value in values)
+    return {"measure": measure, "label": label, "before": before, "changed": after, "random": null}

@@ -1,0 +1,394 @@
+"""What the What-if view has computed in a worker's thread: one change, or a change of every expert.
+
+What a change moved, as two layers of a registration, made once and filled anew.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.tables import origin_of
+from napari_shmoareg.plugin.controls.tasks import WeightsError, Work, replay_of
+from napari_shmoareg.plugin.experts.what_if_form import Wish
+from napari_shmoareg.plugin.placement import layer_options, tag
+from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.plugin.showing import show_experts, show_head, show_only
+from napari_shmoareg.registration.progress import Interrupted, interruptible
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from napari import Viewer
+    from napari.layers import Image
+
+    from napari_shmoareg.experts.experiment import Effect, Experiment, ImportanceRow
+    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.geometry import Volume
+
+
+Kept = MutableMapping["Scene", "Experiment"]
+
+# of the progress: until the network is there, and until it has run unchanged
+LOADING, READY = 0.3, 0.6
+CHOOSE = "Press 'Choose weights…' and show where their .safetensors file lies now."
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of an `Effect`, without its volumes, which would fill the memory."""
+
+    told: str
+    dice: Mapping[int, float]
+    mean_dice: float | None
+    folding_percent: float
+    dice_change: Mapping[int, float]
+    cells: int
+    changed: float
+    mean_mm: float
+    p95_mm: float
+    max_mm: float
+
+    @classmethod
+    def of(cls, effect: Effect) -> Figures:
+        """What there is to keep of an effect."""
+        outcome = effect.outcome
+        same = {
+            name: getattr(effect, name)
+            for name in ("cells", "changed", "mean_mm", "p95_mm", "max_mm")
+        }
+        told, whole = (
+            str(effect.interventions[0]),
+            (outcome.dice, outcome.mean_dice, outcome.folding_percent),
+        )
+        return cls(told, *whole, effect.dice_change, **same)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What one change did.
+
+    Attributes
+    ----------
+    about : dict
+        Pair and weights.
+    settings : mapping
+        Of the registration.
+    before : tuple
+        Dice per label, their mean or None, and folding in percent, without the change.
+    effect : Figures
+    null : Figures or None
+        Of the same change for experts drawn at random.
+    share : float or None
+        Of the selections of these gates, in the region, that went to the expert; None of a control.
+    alike : float
+        As of `alike`.
+    aligned : float or None
+        Of a control: mean Dice of the alignment alone; None without labels.
+    """
+
+    about: dict[str, object]
+    settings: Mapping[str, Any]
+    before: tuple[Mapping[int, float], float | None, float]
+    effect: Figures
+    null: Figures | None
+    share: float | None
+    alike: float
+    aligned: float | None = None
+
+
+@dataclass(eq=False)
+class Sweep:
+    """What the change of every expert did; `rows` grow while it runs."""
+
+    title: str
+    about: dict[str, object]
+    alike: float = 1.0
+    rows: list[ImportanceRow] = field(default_factory=list)
+
+    def table(self) -> list[dict[str, object]]:
+        """All figures for a file, a row per expert."""
+        return [{**self.about, **row.to_dict()} for row in self.rows]
+
+
+def answer(
+    work: Work, held: weakref.ref[Scene], wish: Wish, kept: Kept, weights: str | None = None
+) -> tuple[Answer, Effect]:
+    """Make the change, and its random counterpart if that is wished for; the scene itself is not
+    held meanwhile.
+    """
+    from napari_shmoareg.experts.controls import Control
+
+    scene = _there(held)
+    change = wish.change(scene)
+    start = 0.0 if scene in kept and not weights else READY
+    experiment = experiment_of(work, scene, kept, weights)
+    about, settings, same = origin_of(scene), scene.report["settings"], alike(scene, experiment)
+    del scene
+    step = (1 - start) / (2 if wish.null else 1)
+    tell = partial(_between, work, "running with the change", start, start + step)
+    beside = partial(_between, work, "running with random experts", start + step, 1.0)
+    null = share = aligned = None
+    with interruptible(experiment.replay.network, work.check):
+        effect = experiment.run(change, progress=tell)
+        if isinstance(change, Control):
+            aligned = experiment.aligned_dice
+        else:
+            share = experiment.share(change)
+            null = (
+                Figures.of(experiment.run(experiment.null(change), progress=beside))
+                if wish.null
+                else None
+            )
+    base = experiment.base
+    before = base.dice, base.mean_dice, base.folding_percent
+    return Answer(about, settings, before, Figures.of(effect), null, share, same, aligned), effect
+
+
+def sweep(
+    work: Work,
+    held: weakref.ref[Scene],
+    wish: Wish,
+    kept: Kept,
+    found: Sweep,
+    weights: str | None = None,
+) -> Sweep:
+    """Change every expert of some gates in turn; each row is appended to `found` as it comes."""
+    from napari_shmoareg.experts.experiment import importance
+
+    scene = _there(held)
+    where = {
+        name: value for name, value in wish.where.items() if name in ("part", "layer", "direction")
+    }
+    region = wish.place(scene)
+    experiment = experiment_of(work, scene, kept, weights)
+    found.alike = alike(scene, experiment)
+    del scene
+    with interruptible(experiment.replay.network, work.check):
+        work.tell("changing the first expert", 0.0)
+        for row in importance(
+            experiment, action=wish.action, region=region, null=wish.null, **where
+        ):
+            found.rows.append(row)
+            work.tell(f"{row.number} of {row.total} experts", row.number / row.total)
+    return found
+
+
+def experiment_of(
+    work: Work, scene: Scene, kept: Kept, weights: str | Path | None = None
+) -> Experiment:
+    """The experiment on a registration, made at the first call (seconds); only that of the last one
+    is kept.
+
+    Raises
+    ------
+    InputError
+        Where there are no such weights: it says what to do.
+    """
+    from napari_shmoareg.experts.experiment import Experiment
+
+    found = None if weights else kept.get(scene)
+    if found is None:
+        kept.clear()  # a network and all that it encoded
+        try:
+            replay = replay_of(scene, _Part(work, LOADING), weights)
+        except WeightsError as error:
+            raise InputError(f"{error} {CHOOSE}") from error
+        with interruptible(replay.network, work.check):
+            tell = partial(_between, work, "running the network unchanged", LOADING, READY)
+            found = kept[scene] = Experiment(replay, progress=tell)
+    return found
+
+
+def alike(scene: Scene, experiment: Experiment) -> float:
+    """Whether these are the weights, and the settings, that the registration was made with.
+
+    Returns
+    -------
+    float
+        Share of the cells that chose the recorded expert, or of the tokens that chose the recorded
+        heads: the lower.
+    """
+    from napari_shmoareg.experts.experiment import recorded_alike
+    from napari_shmoareg.experts.load import place_of
+
+    chosen: dict[Any, Any] = {
+        m.place: m.volume.values.astype(np.int64) - 1 for m in scene.expert_maps
+    }
+    heads = {load.place: load.values != 0 for load in scene.token_loads}
+    same = total = 0
+    for record in experiment.base.routing:
+        recorded = heads.get(place_of(record))
+        if recorded is not None:
+            ids = np.moveaxis(record.routing.experts[0].numpy(force=True), 0, -1).astype(np.int64)
+            now = np.zeros(recorded.shape, dtype=bool)
+            np.put_along_axis(now, ids, True, axis=-1)
+            same, total = same + int((now == recorded).all(axis=-1).sum()), total + ids[..., 0].size
+    return min(
+        recorded_alike(experiment, chosen) if chosen else 1.0, same / total if total else 1.0
+    )
+
+
+class _Part(Work):
+    """A work that is the first part of another one."""
+
+    def __init__(self, whole: Work, share: float) -> None:
+        super().__init__(lambda _work: None)
+        self._whole, self._share = whole, share
+
+    def tell(self, title: str, done: float = 0.0) -> None:
+        self._whole.tell(title, self._share * done)
+
+    def check(self) -> None:
+        self._whole.check()
+
+
+def _between(work: Work, title: str, low: float, high: float, done: float) -> None:
+    work.tell(title, low + (high - low) * done)
+
+
+def _there(held: weakref.ref[Scene]) -> Scene:
+    """The scene; the work ends where it was closed."""
+    scene = held()
+    if scene is None:
+        raise Interrupted
+    return scene
+
+
+ROLE = "what_if"
+MOVED, DIFFERENCE = "moved", "difference"
+NAMES = {MOVED: "what if: moved (mm)", DIFFERENCE: "what if: warped difference"}
+LEAST = 0.01  # mm: a ramp that ends lower would show rounding
+BLUE, RED = (0.13, 0.4, 0.85), (0.85, 0.15, 0.1)
+
+
+def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> list[Image]:
+    """Show how far a change moved everything, and (hidden) what it did to the warped image.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    scene : Scene
+    number : int
+        Of the registration.
+    effect : Effect
+
+    Returns
+    -------
+    list of Image
+        "moved" and "difference"; the layers of an effect shown before, as far as they are there.
+    """
+    top = ramp_end(effect)
+    least = float(np.abs(effect.difference.values).max(initial=0)) or 1.0
+    strongest = float(np.percentile(np.abs(effect.difference.values), 99.9)) or least
+    shown = [
+        _fill(viewer, scene, number, MOVED, effect.moved, (0.0, top), moved_colours()),
+        _fill(
+            viewer,
+            scene,
+            number,
+            DIFFERENCE,
+            effect.difference,
+            (-strongest, strongest),
+            difference_colours(),
+        ),
+    ]
+    for layer in shown:
+        layer.metadata["shmoareg"]["effect"] = str(effect.interventions[0])
+    show_only(viewer, shown[0])
+    return shown
+
+
+def show_expert_of(viewer: Viewer, number: int, scene: Scene, row: ImportanceRow) -> None:
+    """Show the map of the expert that a row of importance is about."""
+    if row.part == "decoder":
+        strides = [m.stride for m in scene.expert_maps if m.place.layer == row.layer]
+        show_experts(viewer, number, row.direction, strides[0] if strides else None)
+        return
+    counts = [load for load in scene.times_chosen if load.place.layer == row.layer]
+    wanted = next(
+        (load for load in counts if load.place.image == "fixed"), counts[0] if counts else None
+    )
+    if wanted is not None:
+        show_head(viewer, number, wanted, row.expert)
+
+
+def effect_layer(viewer: Viewer, number: int, which: str) -> Image | None:
+    """The layer of a registration that shows "moved" or "difference", if it is there."""
+    found = [
+        layer for layer in layers_of_scene(viewer, number, ROLE) if tag(layer, "which") == which
+    ]
+    return found[0] if found else None
+
+
+def ramp_end(effect: Effect) -> float:
+    """Mm at which the colours end: a round number at or above the 99.5th percentile of what
+    moved.
+    """
+    reached = max(float(np.percentile(effect.moved.values, 99.5)), effect.max_mm / 4, LEAST)
+    power = 10.0 ** np.floor(np.log10(reached))
+    return float(
+        next(step * power for step in (1, 2, 5, 10) if step * power >= reached * (1 - 1e-9))
+    )
+
+
+def moved_colours() -> dict[str, Any]:
+    """Clear where nothing moved, then violet to yellow."""
+    colours = [
+        (0.25, 0.0, 0.4, 0.0),
+        (0.55, 0.1, 0.6, 0.55),
+        (0.95, 0.45, 0.3, 0.8),
+        (1.0, 0.95, 0.4, 1.0),
+    ]
+    return {
+        "colors": np.array(colours),
+        "controls": np.array([0.0, 0.25, 0.6, 1.0]),
+        "name": "moved",
+    }
+
+
+def difference_colours() -> dict[str, Any]:
+    """Blue darker, red brighter with the change, clear where nothing changed."""
+    sides = np.linspace(-1, 1, 17)
+    colours = [(*(RED if side > 0 else BLUE), min(1.0, 1.3 * abs(side))) for side in sides]
+    return {"colors": np.array(colours), "controls": (sides + 1) / 2, "name": "with minus without"}
+
+
+def _fill(
+    viewer: Viewer,
+    scene: Scene,
+    number: int,
+    which: str,
+    volume: Volume,
+    limits: tuple[float, float],
+    colours: dict[str, Any],
+) -> Image:
+    data, options = layer_options(
+        volume, outside=0.0, scene=scene, number=number, role=ROLE, which=which
+    )
+    options["name"] = f"#{number} {NAMES[which]}"
+    layer = effect_layer(viewer, number, which)
+    if layer is None:
+        options |= {
+            "colormap": colours,
+            "contrast_limits": limits,
+            "rendering": "translucent",
+            "opacity": 0.9,
+        }
+        return viewer.add_image(_own(data), **options, visible=which == MOVED)
+    layer.metadata = options["metadata"]
+    layer.data = _own(data)
+    layer.scale, layer.translate = options["scale"], options["translate"]
+    layer.contrast_limits_range = layer.contrast_limits = limits
+    return layer
+
+
+def _own(data: NDArray) -> NDArray:
+    return np.asarray(data, dtype=np.float32)

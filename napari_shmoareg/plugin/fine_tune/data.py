@@ -1,0 +1,531 @@
+"""The table of a check-up: a line per scan, problems on top.
+
+What is learned from: files on the disk, or open layers.
+
+The check-up of a data set beside the window, scan by scan.
+
+The tab of the data: what is learned from, and what the check-up says of it.
+"""
+
+from __future__ import annotations
+
+import queue
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtGui import QBrush, QColor
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QMenu,
+    QPushButton,
+    QTableWidgetItem,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from napari_shmoareg.io.untrusted import is_there, typed_path
+from napari_shmoareg.plugin.controls.forms import captioned
+from napari_shmoareg.plugin.controls.tables import FigureTable, TableButtons
+from napari_shmoareg.plugin.controls.tasks import Background, Cancellable, WarmUp
+from napari_shmoareg.plugin.fine_tune.form import WRONG
+from napari_shmoareg.plugin.fine_tune.open_layers import LayersBox
+from napari_shmoareg.plugin.fine_tune.run_model import PARTS as SPLIT_PARTS
+from napari_shmoareg.plugin.fine_tune.scan_rows import HEADINGS, ScanRow, records, rows_of
+from napari_shmoareg.plugin.fine_tune.scan_rows import TIPS as SCAN_TIPS
+from napari_shmoareg.registration.progress import Interrupted
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+
+PARTS = ("train", "validation", "test")
+MOST = 320  # pixels of height
+WIDEST = 220  # pixels of a column
+
+
+class CheckupTable(QWidget):
+    """What the check-up found, and how the scans are divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[ScanRow] = []
+        self._shown: object = None
+        self.told = QLabel()
+        self.told.setWordWrap(True)
+        self.table = FigureTable(HEADINGS, SCAN_TIPS)
+        self.table.setMinimumHeight(140)
+        self.table.setMaximumHeight(MOST)
+        self.table.setWordWrap(False)
+        self.buttons = TableButtons(lambda: records(self._rows), "checkup.csv")
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        for widget in (self.told, self.table, self.buttons):
+            column.addWidget(widget)
+        self.show_scans([], {})
+
+    def show_scans(self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str]) -> None:
+        """Show other scans; `parts` says of each name whether it learns, judges or stays unseen."""
+        state = (len(scans), tuple(map(id, scans[-1:])), tuple(parts.items()))
+        if state == self._shown:
+            return
+        self._shown = state
+        self._rows = rows_of(scans, parts)
+        self.told.setText(summary(self._rows, parts))
+        self.table.setSortingEnabled(False)
+        self.table.setRowCount(len(self._rows))
+        for n, row in enumerate(self._rows):
+            for column, text in enumerate(row.texts):
+                self.table.setItem(
+                    n, column, _Cell(text, row.numbers[column], row.problem and column < 2)
+                )
+        header = self.table.horizontalHeader()
+        assert header is not None
+        header.setMaximumSectionSize(WIDEST)
+        header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
+        self.table.setColumnHidden(1, not any(row.problem for row in self._rows))
+        self.table.setColumnHidden(2, not parts)
+        self.table.setSortingEnabled(True)
+        for widget in (self.table, self.buttons):
+            widget.setVisible(bool(self._rows))
+
+
+class _Cell(QTableWidgetItem):
+    """A cell that sorts by its number, where it has one."""
+
+    def __init__(self, text: str, number: float | None, stands_out: bool) -> None:
+        super().__init__(text)
+        self.number = number
+        self.setToolTip(f"<qt>{text}</qt>" if len(text) > 20 else "")
+        if stands_out:
+            self.setForeground(QBrush(QColor(WRONG)))
+
+    def __lt__(self, other: QTableWidgetItem) -> bool:
+        its = getattr(other, "number", None)
+        if self.number is None or its is None:
+            return self.text() < other.text() if self.number is its else its is None
+        return self.number < its
+
+
+def summary(rows: Sequence[ScanRow], parts: Mapping[str, str]) -> str:
+    """``24 scans, 2 left out. 16 learn (train), 4 judge (validation), 2 stay unseen (test).``"""
+    if not rows:
+        return ""
+    out = sum(row.problem for row in rows)
+    text = f"{len(rows)} scans, {out} left out." if out else f"{len(rows)} scans, all can be used."
+    counts = Counter(parts.values())
+    does = dict(zip(PARTS, ("learn", "judge", "stay unseen"), strict=True))
+    divided = [f"{counts[part]} {does[part]} ({part})" for part in PARTS if part in counts]
+    return f"{text} {', '.join(divided)}." if divided else text
+
+
+FILES, LAYERS = "Files on the disk", "Open layers"
+KINDS = ("auto", "folder", "list", "learn2reg", "oasis", "btcv")
+LISTS = "Lists (*.csv *.json)"
+TIPS = {
+    "dataset": (
+        "A folder of images, a CSV or JSON list of them, a Learn2Reg data set (its folder or its"
+        " json), or the folder of OASIS or BTCV."
+    ),
+    "images": (
+        "Which files are images, such as images/*.nii.gz; empty: all images that are no labels by"
+        " their name."
+    ),
+    "labels": (
+        "Which files are their labels, such as labels/*.nii.gz, or how their names are made, such"
+        " as {name}_seg.nii.gz; empty: those that are called so."
+    ),
+    "subject": (
+        "A regular expression with one group that finds the subject in a scan's name, such as"
+        " (sub-\\d+); empty: by the name as usual. All scans of a subject stay on one side of the"
+        " split."
+    ),
+    "window": (
+        "Two values at which intensities are cut off, in the units of the files, such as -160,240"
+        " for soft tissue in CT; empty: none."
+    ),
+    "kind": "How the data set is laid out. auto looks.",
+}
+HINTS = {
+    "images": "all images",
+    "labels": "as they are called",
+    "subject": "from the names",
+    "window": "none",
+}
+
+
+class DatasetBox(QWidget):
+    """Asks where the scans are.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__()
+        self.source = QComboBox()
+        self.source.addItems([FILES, LAYERS])
+        self.source.setToolTip("Where the scans are that are learned from.")
+        self.path = QLineEdit()
+        self.path.setPlaceholderText("folder or list")
+        self.path.setToolTip(f"<qt>{TIPS['dataset']}</qt>")
+        self.browse = QToolButton()
+        self.browse.setText("Choose…")
+        self.browse.setToolTip("Choose a folder, or a list.")
+        self.browse.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        menu = QMenu(self.browse)
+        menu.addAction("Folder…").triggered.connect(self._choose_folder)  # type: ignore[union-attr]
+        menu.addAction("List (CSV, JSON)…").triggered.connect(self._choose_list)  # type: ignore[union-attr]
+        self.browse.setMenu(menu)
+        self.patterns = {name: QLineEdit() for name in HINTS}
+        self.kind = QComboBox()
+        self.kind.addItems(KINDS)
+        self.layers = LayersBox(viewer)
+        self._files = self._files_page()
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        for widget in (self.source, self._files, self.layers):
+            column.addWidget(widget)
+        self.source.currentIndexChanged.connect(self._turn)
+        for line in (self.path, *self.patterns.values()):
+            line.textChanged.connect(self.changed)
+        self.kind.currentIndexChanged.connect(self.changed)
+        self.layers.changed.connect(self.changed)
+        self._turn()
+
+    @property
+    def from_layers(self) -> bool:
+        """Whether open layers are learned from."""
+        return self.source.currentText() == LAYERS
+
+    @property
+    def finding(self) -> dict[str, str]:
+        """How files are found: the words that were given."""
+        words = {name: line.text().strip() for name, line in self.patterns.items()}
+        return {name: word for name, word in words.items() if word} | (
+            {} if self.kind.currentText() == "auto" else {"kind": self.kind.currentText()}
+        )
+
+    @property
+    def missing(self) -> str | None:
+        """What keeps it from being used, in a few words; None if nothing does."""
+        if self.from_layers:
+            return None if len(self.layers.picked) > 1 else "Tick two image layers"
+        text = self.path.text().strip()
+        if not text:
+            return "Choose a data set"
+        return None if is_there(typed_path(text)) else "There is no such data set"
+
+    def refresh(self) -> None:
+        """Offer the layers that are open now, if layers are asked for."""
+        if self.from_layers:
+            self.layers.refresh()
+
+    def _files_page(self) -> QWidget:
+        page, more = QWidget(), QWidget()
+        row = QHBoxLayout()
+        row.addWidget(self.path, 1)
+        row.addWidget(self.browse)
+        form = QFormLayout(more)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        for name, line in self.patterns.items():
+            line.setPlaceholderText(HINTS[name])
+            line.setToolTip(f"<qt>{TIPS[name]}</qt>")
+            form.addRow(captioned(name.capitalize(), TIPS[name]), line)
+        self.kind.setToolTip(f"<qt>{TIPS['kind']}</qt>")
+        form.addRow(captioned("Layout", TIPS["kind"]), self.kind)
+        self.more = QCollapsible("How the files are found")
+        self.more.setDuration(0)
+        self.more.setCollapsedIcon("▶")
+        self.more.setExpandedIcon("▼")
+        self.more.addWidget(more)
+        column = QVBoxLayout(page)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(row)
+        column.addWidget(self.more)
+        return page
+
+    def _turn(self, *_: object) -> None:
+        """Show what belongs to the source."""
+        self._files.setVisible(not self.from_layers)
+        self.layers.setVisible(self.from_layers)
+        self.refresh()
+        self.changed.emit()
+
+    def _choose_folder(self) -> None:
+        path = QFileDialog.getExistingDirectory(
+            self, "Data set", self.path.text() or str(Path.home())
+        )
+        if path:
+            self.path.setText(path)
+
+    def _choose_list(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Data set", self.path.text() or str(Path.home()), LISTS
+        )
+        if path:
+            self.path.setText(path)
+
+
+EVERY = 200  # ms between two looks
+
+
+class Checking(QObject):
+    """Checks one data set at a time.
+
+    Parameters
+    ----------
+    parent : QObject
+        With which it ends.
+
+    Attributes
+    ----------
+    came : Signal(list, int)
+        What was found of some scans, each as of the event "scan", and how many there are in all;
+        once a look.
+    done : Signal(dict, str)
+        It is over: the part of each scan by its name, and problems in words.
+    failed : Signal(str)
+    """
+
+    came = Signal(object, int)
+    done = Signal(object, str)
+    failed = Signal(str)
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self._work: Background[tuple[dict[str, str], str]] = Background()
+        self._found: queue.SimpleQueue[tuple[dict[str, Any], int]] = queue.SimpleQueue()
+        self._wanted = [Cancellable()]  # of the newest check-up
+        weakref.finalize(self, _cancel, self._wanted)
+        self._timer = QTimer(self)
+        self._timer.setInterval(EVERY)
+        self._timer.timeout.connect(self._look)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a check-up is under way."""
+        return self._timer.isActive()
+
+    def begin(
+        self,
+        dataset: Path,
+        finding: Mapping[str, str],
+        settings: Mapping[str, Any],
+        weights: str,
+        preset: str | None = None,
+    ) -> None:
+        """Check a data set, found and brought together as these options and settings say."""
+        self._wanted[0].cancel()
+        self._wanted[0] = wanted = Cancellable()
+        self._found = queue.SimpleQueue()
+        found = self._found
+        self._work.begin(
+            lambda: _check(dataset, finding, settings, (weights, preset), wanted, found)
+        )
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """End it at the next scan."""
+        _cancel(self._wanted)
+
+    def drop(self) -> None:
+        """End it, and tell no more of it."""
+        self.cancel()
+        self._timer.stop()
+        self._work.forget()
+
+    def _look(self) -> None:
+        outcome = self._work.fetch()  # before the last of what was found is taken
+        found = [self._found.get() for _ in range(self._found.qsize())]
+        if found:
+            self.came.emit([scan for scan, _ in found], found[-1][1])
+        if outcome is None:
+            return
+        self._timer.stop()
+        if outcome.value is None:
+            self.failed.emit(outcome.error)
+        else:
+            self.done.emit(*outcome.value)
+
+
+def _cancel(wanted: list[Cancellable]) -> None:
+    wanted[0].cancel()
+
+
+def _check(
+    place: Path,
+    finding: Mapping[str, str],
+    settings: Mapping[str, Any],
+    start: tuple[str, str | None],
+    wanted: Cancellable,
+    found: queue.SimpleQueue[tuple[dict[str, Any], int]],
+) -> tuple[dict[str, str], str]:
+    """Parts by name, and problems, as a run would find them; the scans go into the queue as they
+    come.
+    """
+    WarmUp().wait()
+    from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset, split_dataset
+
+    try:
+        options: dict[str, Any] = dict(finding)
+        if "window" in options:
+            options["window"] = options["window"].split(",")
+        dataset = open_dataset(place, **options)
+        size = settings["size"] or _size_of(*start)
+        labels = settings["overlap_weight"] > 0
+        split = split_dataset(dataset, settings["split"], settings["split_seed"])
+        brought = {
+            "size": size,
+            "affine": settings["affine"],
+            "labels": labels,
+            "training": split.train,
+        }
+        checkup = Checkup(dataset, **brought, cache=VolumeCache())
+        for report in checkup.run():
+            wanted.check()
+            found.put((report.to_dict(), len(dataset.scans)))
+        wanted.check()
+    except Interrupted:
+        return {}, "The check-up was ended before it had seen all scans."
+    problems = "\n".join(checkup.problems)
+    usable = set(checkup.usable)
+    return {
+        name: part for part in SPLIT_PARTS for name in getattr(split, part) if name in usable
+    }, problems
+
+
+def _size_of(weights: str, preset: str | None) -> int:
+    """Voxels that a run takes which begins with these weights, or from nothing with the network of
+    a preset.
+    """
+    from napari_shmoareg.io import load_network
+    from napari_shmoareg.io.model_card import chosen_weights
+    from napari_shmoareg.model import SHMoARegConfig
+
+    if preset is not None:
+        return SHMoARegConfig.preset(preset).learning_size
+    return load_network(chosen_weights(weights)[0]).config.learning_size
+
+
+CHECK, CANCEL = "Check the scans", "Cancel"
+TIP = (
+    "Read every scan once: shape, spacing, orientation, values, labels, and how well it lies on"
+    " another one after alignment. A run does this by itself when it starts; what was found is kept"
+    " for it."
+)
+LATER = "Open layers are checked when the run starts."
+
+
+class DataView(QWidget):
+    """Data set, check-up and its table.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__()
+        self.dataset, self.table = DatasetBox(viewer), CheckupTable()
+        self.check, self.told, self.checking = QPushButton(CHECK), QLabel(), Checking(self)
+        self.told.setWordWrap(True)
+        self.check.setToolTip(f"<qt>{TIP}</qt>")
+        # For settings, weights, and the preset of what begins from nothing.
+        self.asks: Callable[[], tuple[Mapping[str, Any], str, str | None]] = lambda: (
+            {},
+            "auto",
+            None,
+        )
+        self._scans: list[Mapping[str, Any]] = []
+        self._of_run: object = None  # what was shown of a run last
+        self.check.clicked.connect(self._press)
+        self.dataset.changed.connect(self._show)
+        self.dataset.changed.connect(self.changed)
+        self.checking.came.connect(self._came)
+        self.checking.done.connect(self._done)
+        self.checking.failed.connect(self._failed)
+        row = QHBoxLayout()
+        row.addWidget(self.told, 1)
+        row.addWidget(self.check)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.dataset)
+        column.addLayout(row)
+        column.addWidget(self.table)
+        self._show()
+
+    def show_run(
+        self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str], problems: Sequence[str]
+    ) -> None:
+        """Show what a run found of its scans, and what it warns of: once, so that a later check-up
+        stays.
+        """
+        now = (len(scans), tuple(map(id, scans[-1:])), tuple(parts.items()), tuple(problems))
+        if now == self._of_run:
+            return
+        self._of_run = now
+        self.table.show_scans(scans, parts)
+        if problems and not self.checking.busy:
+            self.told.setText("\n".join(problems))
+
+    def give_way(self) -> None:
+        """End a check-up, as a run begins that does its own."""
+        if self.checking.busy:
+            self.checking.drop()
+            self.told.setText("")
+            self._show()
+
+    def _press(self) -> None:
+        if self.checking.busy:
+            self.checking.cancel()
+            self.check.setEnabled(False)
+            return
+        self._scans = []
+        self.table.show_scans([], {})
+        path = typed_path(self.dataset.path.text().strip())
+        self.checking.begin(path, self.dataset.finding, *self.asks())
+        self.told.setText("Opening the data set…")
+        self._show()
+
+    def _came(self, scans: Sequence[Mapping[str, Any]], of: int) -> None:
+        self._scans += scans
+        self.told.setText(f"{len(self._scans)} of {of} scans")
+        self.table.show_scans(self._scans, {})
+
+    def _done(self, parts: Mapping[str, str], problems: str) -> None:
+        self.table.show_scans(self._scans, parts)
+        self.told.setText(problems)
+        self._show()
+
+    def _failed(self, text: str) -> None:
+        self.told.setText(text)
+        self._show()
+
+    def _show(self) -> None:
+        busy, ready = (
+            self.checking.busy,
+            self.dataset.missing is None and not self.dataset.from_layers,
+        )
+        self.check.setText(CANCEL if busy else CHECK)
+        self.check.setEnabled(busy or ready)
+        if self.dataset.from_layers and not busy:
+            self.told.setText(LATER)
+        elif self.told.text() == LATER:
+            self.told.setText("")

@@ -1,0 +1,325 @@
+"""Which labels layer is which image's; none in doubt.
+
+Open layers as a data set on the disk, each on its own grid.
+
+Which open layers are learned from: a line per image, with its labels and its subject.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QHeaderView, QLabel, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.untrusted import read_object
+from napari_shmoareg.plugin.controls import pickers
+from napari_shmoareg.plugin.controls.pickers import NO_LABELS, LayerPicker
+from napari_shmoareg.plugin.placement import tag, volume_of
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer
+
+
+COPY = re.compile(r" \[\d+\]$")  # as napari tells layers of one name apart
+# not part of whose it is
+WORDS = {"label", "labels", "seg", "segmentation", "mask", "masks", "image", "img"}
+
+
+def labels_by_image(images: Sequence[Layer], labels: Sequence[Layer]) -> dict[Layer, Layer]:
+    """The labels of images: of the same role, or else of the same name.
+
+    Parameters
+    ----------
+    images, labels : sequence of Layer
+
+    Returns
+    -------
+    dict of Layer to Layer
+        Each labels layer once at most; images without labels, or with several that might be theirs,
+        are left out, and so are labels that might be of several images.
+    """
+    found: dict[Layer, Layer] = {}
+    for key_of in (role, subject):
+        left = [image for image in images if image not in found]
+        free = [la for la in labels if la not in found.values()]
+        found |= _alone(left, free, key_of)
+    return found
+
+
+def role(layer: Layer) -> str:
+    """``moving`` of a moving image and of its labels; empty without one."""
+    return str(tag(layer, "role") or "").removesuffix("_labels")
+
+
+def subject(layer: Layer) -> str:
+    """What a name says without the words for images and labels: ``sub-1`` of ``sub-1_seg``, in
+    small letters.
+    """
+    parts = re.split(r"[\s_.-]+", COPY.sub("", layer.name).lower())
+    return "-".join(part for part in parts if part and part not in WORDS)
+
+
+def _alone(
+    images: Sequence[Layer], labels: Sequence[Layer], key_of: Callable[[Layer], Hashable]
+) -> dict[Layer, Layer]:
+    """Pairs of one image and one labels layer that alone have a key."""
+    found = {}
+    for image in images:
+        key = key_of(image)
+        mine = [la for la in labels if key_of(la) == key]
+        if key and len(mine) == 1 and sum(key_of(other) == key for other in images) == 1:
+            found[image] = mine[0]
+    return found
+
+
+IMAGES, LABELS = "images", "labels"  # folders, beside each other
+SUBJECT = r"^(.+?)__"  # in a file's name
+FORMAT = "shmoareg-layers-1"
+LIST = "layers.json"  # what was written, so that only that is ever replaced
+
+
+class Picked(NamedTuple):
+    """An image layer, its labels layer or None, and whose it is."""
+
+    image: Layer
+    labels: Layer | None
+    subject: str
+
+
+def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
+    """Write layers as a folder of images and a list of them.
+
+    Parameters
+    ----------
+    picked : sequence of Picked
+    folder : Path
+        New, empty, or written by this before: then it is replaced.  It appears whole or not at all.
+
+    Returns
+    -------
+    Path
+        The folder: ``images/`` and ``labels/`` with equal names in both.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two images, a layer is no single 3D volume, or the place cannot be
+        written to.
+    """
+    from napari_shmoareg.geometry.resample import resample
+    from napari_shmoareg.io import write_image
+    from napari_shmoareg.io.files import new_folder
+
+    if len(picked) < 2:
+        raise InputError(
+            f"At least two image layers are needed to make a pair; {len(picked)} is chosen."
+        )
+    if is_ours(folder):
+        shutil.rmtree(folder)
+    with new_folder(folder) as made:
+        for kind in (
+            (IMAGES, LABELS) if any(each.labels is not None for each in picked) else (IMAGES,)
+        ):
+            (made / kind).mkdir()
+        for name, each in zip(file_names(picked), picked, strict=True):
+            image = volume_of(each.image)
+            write_image(image, made / IMAGES / f"{name}.nii.gz")
+            if each.labels is not None:
+                labels = volume_of(each.labels)
+                if not labels.grid.same_space(image.grid):
+                    labels = resample(labels, image.grid)
+                write_image(labels, made / LABELS / f"{name}.nii.gz")
+        files = sorted(str(file.relative_to(made).as_posix()) for file in made.rglob("*.nii.gz"))
+        (made / LIST).write_text(
+            json.dumps({"format": FORMAT, "files": files}, indent=2) + "\n", encoding="utf-8"
+        )
+    return folder
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds what `write_layers` wrote, and nothing else."""
+    if folder.is_symlink() or not (folder / LIST).is_file():
+        return False
+    try:
+        about = read_object(folder / LIST, "a list of written layers")
+        files = {
+            folder / IMAGES,
+            folder / LABELS,
+            folder / LIST,
+            *(folder / name for name in about["files"]),
+        }
+        return about["format"] == FORMAT and set(folder.rglob("*")) <= files
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def file_names(picked: Sequence[Picked]) -> list[str]:
+    """``SUBJECT__LAYER`` of each, without signs that a file name may not have, and no two alike."""
+    names: list[str] = []
+    for each in picked:
+        name = f"{_plain(each.subject)}__{_plain(each.image.name)}"
+        count = sum(before.rsplit("~", 1)[0] == name for before in names)
+        names.append(f"{name}~{count + 1}" if count else name)
+    return names
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"_{2,}", "_", re.sub(r"[^\w.-]+", "-", text)).strip("-._") or "layer"
+
+
+HEADINGS = ("Image", "Labels", "Subject")
+TIPS = (
+    "Ticked images are learned from. Each is written on its own grid.",
+    "Labels of this image, for the overlap loss and for Dice. They need not be there.",
+    (
+        "Whose image it is: images of one subject never stand on both sides of the split."
+        " Double-click to change it."
+    ),
+)
+ROWS = 6  # shown at once
+EXPLAINED = (
+    "The ticked layers are written beside the run's folder when it starts, and learned from there."
+    " With few subjects, set Split to such as 2/0/0: all learn, and none judges."
+)
+
+
+class LayersBox(QWidget):
+    """Offers the image layers of a viewer that are no results.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__()
+        self._viewer = weakref.ref(viewer)
+        self._images: list[weakref.ref[Layer]] = []
+        self._by_hand: weakref.WeakSet[Layer] = weakref.WeakSet()  # whose labels a person picked
+        self.table = QTableWidget(0, len(HEADINGS))
+        for n, heading in enumerate(HEADINGS):
+            item = QTableWidgetItem(heading)
+            item.setToolTip(f"<qt>{TIPS[n]}</qt>")
+            self.table.setHorizontalHeaderItem(n, item)
+        rows, columns = self.table.verticalHeader(), self.table.horizontalHeader()
+        assert rows is not None and columns is not None
+        rows.setVisible(False)
+        columns.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        self.table.setShowGrid(False)
+        self.table.setMinimumHeight(ROWS * 28)
+        self.table.itemChanged.connect(lambda _: self.changed.emit())
+        explained = QLabel(EXPLAINED)
+        explained.setWordWrap(True)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.table)
+        column.addWidget(explained)
+        self.refresh()
+
+    @property
+    def picked(self) -> list[Picked]:
+        """The ticked images."""
+        found = []
+        for row, held in enumerate(self._images):
+            image, name = held(), self.table.item(row, 0)
+            if (
+                image is not None
+                and name is not None
+                and name.checkState() == Qt.CheckState.Checked
+            ):
+                subject = self.table.item(row, 2)
+                found.append(
+                    Picked(
+                        image, self._picker(row).layer, subject.text() if subject else image.name
+                    )
+                )
+        return found
+
+    def refresh(self) -> None:
+        """Offer what is open now; ticks, labels and subjects of layers that stay are kept."""
+        viewer = self._viewer()
+        if viewer is None:
+            return
+        images, labels = (
+            [
+                la
+                for la in pickers.offered(viewer.layers, kind)
+                if pickers.refused(la) is None and not _result(la)
+            ]
+            for kind in ("image", "labels")
+        )
+        before = {id(held()): row for row, held in enumerate(self._images)}
+        kept = {
+            n: self._state(before[id(image)])
+            for n, image in enumerate(images)
+            if id(image) in before
+        }
+        by_hand = {images[n]: state[1] for n, state in kept.items() if images[n] in self._by_hand}
+        guessed = labels_by_image(
+            [image for image in images if image not in by_hand],
+            [la for la in labels if la not in by_hand.values()],
+        )
+        blocked = self.table.blockSignals(True)
+        self.table.setRowCount(0)
+        self.table.setRowCount(len(images))
+        self._images = [weakref.ref(image) for image in images]
+        for row, image in enumerate(images):
+            ticked, chosen, subject = kept.get(row, (True, None, image.name))
+            if image not in self._by_hand:
+                chosen = guessed.get(image)
+            name, whose = QTableWidgetItem(image.name), QTableWidgetItem(subject)
+            name.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
+            name.setCheckState(Qt.CheckState.Checked if ticked else Qt.CheckState.Unchecked)
+            name.setToolTip(image.name)
+            picker = LayerPicker(NO_LABELS)
+            picker.setMinimumContentsLength(4)
+            picker.offer(labels, chosen if chosen in labels else None)
+            picker.activated.connect(lambda _, held=self._images[row]: self._pick(held))
+            self.table.setItem(row, 0, name)
+            self.table.setCellWidget(row, 1, picker)
+            self.table.setItem(row, 2, whose)
+        self.table.blockSignals(blocked)
+        self.changed.emit()
+
+    def _pick(self, held: weakref.ref[Layer]) -> None:
+        """A person picked the labels of an image, or none."""
+        image = held()
+        if image is not None:
+            self._by_hand.add(image)
+            rows = {other(): self._picker(row) for row, other in enumerate(self._images)}
+            for other, picker in rows.items():  # labels are one image's
+                if (
+                    other is not image
+                    and picker.layer is not None
+                    and picker.layer is rows[image].layer
+                ):
+                    picker.setCurrentIndex(0)
+            self.changed.emit()
+
+    def _state(self, row: int) -> tuple[bool, Layer | None, str]:
+        name, subject = self.table.item(row, 0), self.table.item(row, 2)
+        assert name is not None and subject is not None
+        return name.checkState() == Qt.CheckState.Checked, self._picker(row).layer, subject.text()
+
+    def _picker(self, row: int) -> LayerPicker:
+        picker = self.table.cellWidget(row, 1)
+        assert isinstance(picker, LayerPicker)
+        return picker
+
+
+def _result(layer: Layer) -> bool:
+    """Whether it was warped by this plugin: no scan of anybody."""
+    from napari_shmoareg.plugin.placement import tag
+
+    return tag(layer, "scene") is not None or tag(layer, "number") is not None

@@ -1,0 +1,322 @@
+"""What is taken elsewhere: weights to the Register panel, the command to the clipboard.
+
+Alarms of collapsed routing as notifications.
+
+The Fine-tune panel: choose scans, look at them, learn, watch, and use what was learned.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari.utils.notifications import show_error, show_info, show_warning
+from qtpy.QtCore import QEvent
+from qtpy.QtGui import QShowEvent
+from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.untrusted import typed_path
+from napari_shmoareg.plugin.controls.tasks import Pace
+from napari_shmoareg.plugin.fine_tune.charts import CurvesView, LoadsView, theme_of
+from napari_shmoareg.plugin.fine_tune.data import DataView
+from napari_shmoareg.plugin.fine_tune.form import SettingsForm
+from napari_shmoareg.plugin.fine_tune.preview import Preview
+from napari_shmoareg.plugin.fine_tune.process import Follower, Mode
+from napari_shmoareg.plugin.fine_tune.run_box import RunBox, standing
+from napari_shmoareg.plugin.fine_tune.run_model import Alarm, parts_of
+from napari_shmoareg.plugin.fine_tune.run_request import Ordering
+from napari_shmoareg.plugin.opening import Panel
+from napari_shmoareg.plugin.scenes import itself
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+
+COPIED = "The command is on the clipboard."
+
+
+def use(viewer: Viewer | None, ordering: Ordering) -> None:
+    """Choose a run's weights in the Register panel, and bring that up."""
+    from napari_shmoareg.plugin.opening import dock
+
+    if viewer is None or ordering.weights is None:
+        return
+    panel = dock(viewer, "Register")
+    panel.form.settings = replace(panel.form.settings, weights=str(ordering.weights))
+    panel.form.changed.emit()  # kept for the next start, as what is chosen by hand
+
+
+def copy(ordering: Ordering) -> None:
+    """Put the command of what the panel says on the clipboard."""
+    clipboard = QApplication.clipboard()
+    try:
+        written = ordering.written()
+    except InputError as error:
+        show_error(str(error))
+        return
+    if clipboard is not None:
+        clipboard.setText(written)
+        show_info(COPIED)
+
+
+NAMED = 3  # places in one notification
+
+
+class Alarming:
+    """Tells of each place once: in one notification what came together, and nothing that is
+    over.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, alarms: Mapping[str, Alarm]) -> int:
+        """Tell of new alarms, by place; returns how many are not over."""
+        now = [alarm for alarm in alarms.values() if alarm.over is None]
+        new = [alarm for alarm in now if alarm.place not in self._told]
+        self._told |= {alarm.place for alarm in new}
+        if len(new) == 1:
+            show_warning(f"Step {new[0].step}: {new[0].text}")
+        elif new:
+            places = ", ".join(alarm.place for alarm in new[:NAMED]) + (
+                " and others" if len(new) > NAMED else ""
+            )
+            show_warning(
+                f"Step {max(alarm.step for alarm in new)}: the routing has collapsed at {len(new)}"
+                f" places ({places}). The tab Loads says what to do."
+            )
+        return len(now)
+
+
+WIDTH = 340
+TABS = {
+    "Data": "What is learned from, and what the check-up says of it",
+    "Settings": "How it is learned",
+    "Curves": "Losses and validation over the steps, as they come",
+    "Loads": "Which experts are chosen, over the steps, and alarms",
+}
+BUSY = "A run is under way. Stop it first, or wait for its end."
+
+
+class FineTunePanel(Panel):
+    """Learns in a child process from a data set, and shows how that goes.
+
+    Parameters
+    ----------
+    napari_viewer : Viewer
+    """
+
+    kind = "Fine-tune"
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        viewer = itself(napari_viewer)
+        self._viewer = weakref.ref(viewer)
+        self.data, self.form, self.run = DataView(viewer), SettingsForm(), RunBox()
+        self.curves: CurvesView | None = None
+        self.loads: LoadsView | None = None
+        self.follower, self.preview = Follower(self), Preview(self, viewer)
+        self._ordering = Ordering(self, self.data, self.form, self.run)
+        self._alarming = Alarming()
+        self._parts: tuple[Any, dict[str, str]] = (None, {})
+        self._lay_out()
+        self.run.changed.connect(self._turn_away)
+        for changed in (
+            self.data.changed,
+            self.form.changed,
+            self.run.changed,
+            self.follower.turned,
+        ):
+            changed.connect(self._show_run)
+        self._pace = Pace(self, self._show)
+        self.follower.changed.connect(self._pace.ask)
+        self.tabs.currentChanged.connect(lambda _: self._show())
+        self.run.pressed.connect(self._press)
+        self.run.opened.connect(self._open)
+        self.follower.began.connect(self._began)
+        self.follower.failed.connect(self._fail)
+        self.follower.ended.connect(self._ended)
+        self._ordering.ready.connect(self._start)
+        self._ordering.failed.connect(self._fail)
+        self._listen()
+        self._show()
+
+    def reset_choices(self, event: Any = None) -> None:
+        """Offer the layers that are open now; napari calls it when they change."""
+        self.data.dataset.refresh()
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """A dock that is closed lets its panel go: a run of it stops at its next safe step."""
+        super().changeEvent(event)
+        if event is None or event.type() != QEvent.Type.ParentChange:
+            return
+        if self.parent() is None:
+            self._ordering.cancel()
+            self.follower.close()
+            self.data.checking.cancel()
+            self.preview.stop()
+            self._hush()
+        else:
+            self._listen()
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        super().showEvent(event)
+        self._make_charts()
+        self._show()
+
+    def _lay_out(self) -> None:
+        self.tabs = QTabWidget()
+        self.tabs.setDocumentMode(True)
+        bar = self.tabs.tabBar()
+        assert bar is not None
+        bar.setDrawBase(False)
+        self._pages: dict[str, QVBoxLayout] = {}
+        for n, (name, tip) in enumerate(TABS.items()):
+            self.tabs.addTab(self._page(name), name)
+            self.tabs.setTabToolTip(n, tip)
+        self._pages["Data"].insertWidget(0, self.data)
+        self._pages["Settings"].insertWidget(0, self.form)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.tabs, 1)
+        self.run.setContentsMargins(6, 0, 6, 6)
+        column.addWidget(self.run)
+        self.setMinimumWidth(WIDTH)
+
+    def _page(self, name: str) -> QScrollArea:
+        body = QWidget()
+        self._pages[name] = column = QVBoxLayout(body)
+        column.setContentsMargins(6, 6, 6, 6)
+        column.addStretch(1)
+        area = QScrollArea()
+        area.setWidget(body)
+        area.setWidgetResizable(True)
+        area.setFrameShape(QFrame.Shape.NoFrame)
+        return area
+
+    def _make_charts(self) -> None:
+        """Load what draws, when the panel is seen for the first time."""
+        if self.curves is not None:
+            return
+        self.curves, self.loads = CurvesView(), LoadsView()
+        self._pages["Curves"].insertWidget(0, self.curves)
+        self._pages["Loads"].insertWidget(0, self.loads)
+        self.curves.switched.connect(self._show)
+        self.loads.switched.connect(self._show)
+        self.preview.told.connect(self.curves.told.setText)
+        self._dress()
+
+    def _listen(self) -> None:
+        viewer = self._viewer()
+        if viewer is not None:
+            self._hush()
+            viewer.events.theme.connect(self._dress)
+
+    def _hush(self) -> None:
+        viewer = self._viewer()
+        if viewer is not None:
+            viewer.events.theme.disconnect(self._dress)
+
+    def _dress(self, event: Any = None) -> None:
+        """Draw in the colours of the window."""
+        viewer = self._viewer()
+        if viewer is not None and self.curves is not None and self.loads is not None:
+            for view in (self.curves, self.loads):
+                view.set_theme(theme_of(viewer.theme))
+
+    def _press(self, what: str) -> None:
+        """A button of the run."""
+        if what in ("start", "anew", "resume"):
+            self._ordering.order(resume=what == "resume")
+        elif what == "use":
+            use(self._viewer(), self._ordering)
+        elif what == "copy":
+            copy(self._ordering)
+        else:
+            self.follower.ask(what)
+            self._show_run()
+
+    def _start(self, command: list[str], folder: Path) -> None:
+        """All is ready: start the child."""
+        self.data.give_way()
+        self.follower.start(command, folder)
+        self._show_run()  # at once: a second click must not find the button
+
+    def _open(self, path: str) -> None:
+        if self.follower.mode is Mode.own:
+            show_info(BUSY)
+            return
+        self.run.folder.setText(path)
+        self.follower.open(typed_path(path).absolute())
+
+    def _turn_away(self) -> None:
+        """Another folder stands in the field: a run that is only watched is let go of."""
+        if self.follower.mode is not Mode.own and self.follower.folder not in (
+            None,
+            self._ordering.folder,
+        ):
+            self.follower.release()
+
+    def _began(self) -> None:
+        """Another run is shown."""
+        self._alarming = Alarming()
+        self.preview.forget()
+        self.tabs.setCurrentIndex(list(TABS).index("Curves"))
+
+    def _ended(self) -> None:
+        self._show()
+        end = self.follower.known.end
+        if end and end["reason"] != "failed":
+            show_info(self.run.told.text().splitlines()[0])
+
+    def _fail(self, text: str) -> None:
+        show_error(text)
+        self._show()
+
+    def _show_run(self) -> None:
+        """Bring the footer up to date."""
+        follower = self.follower
+        works = follower.mode in (Mode.own, Mode.elsewhere)
+        self._ordering.settle(works=works)
+        self.run.show_standing(
+            standing(
+                follower.known,
+                works=works,
+                mine=follower.mode is Mode.own,
+                asked=follower.asked,
+                silent=follower.silent,
+                missing=self._ordering.missing,
+                resumes=not works and self._ordering.resumes,
+                usable=self._ordering.weights is not None,
+                anew=not works and self._ordering.anew,
+                uncopied=self._ordering.uncopied,
+                steps=self._ordering.steps,
+            )
+        )
+
+    def _show(self) -> None:
+        """Bring the panel up to date: the footer, and the tab in front."""
+        known = self.follower.known
+        self._show_run()
+        now = self._alarming.tell(known.alarms)
+        self.tabs.setTabText(list(TABS).index("Loads"), f"Loads ⚠ {now}" if now else "Loads")
+        if known.scans:
+            self.data.show_run(known.scans, self._parts_of_run(), known.about.get("problems") or ())
+        front = list(TABS)[self.tabs.currentIndex()]
+        if front == "Curves" and self.curves is not None:
+            self.curves.show_known(known)
+        if front == "Loads" and self.loads is not None:
+            self.loads.show_known(known)
+        if self.curves is not None and self.curves.preview.isChecked():
+            self.preview.show(known.preview)
+
+    def _parts_of_run(self) -> dict[str, str]:
+        """Who learns and who judges, read once per run: when it begins."""
+        about = self.follower.known.about
+        if self._parts[0] is not about and self.follower.folder is not None:
+            self._parts = about, parts_of(self.follower.folder) if about else {}
+        return self._parts[1]

@@ -1,0 +1,425 @@
+"""What lies in the folder that the run's field names.
+
+How a run stands, in words, and what can be done with it.  No Qt.
+
+Where a run goes, its buttons, and how far it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.forms import captioned
+from napari_shmoareg.plugin.fine_tune.run_model import Known, told
+
+# May be given anew when a run goes on: as `training.plan` has it, and the number of steps.
+FREE = ("steps", "minutes", "validate_every", "validation_pairs", "save_every", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Lying:
+    """A folder as it is now.
+
+    Attributes
+    ----------
+    holds : bool
+        Whether there is a run.
+    blank : bool
+        Whether that run saved nothing, so that another can take its place.
+    settings : dict
+        Of the run, by the names of `FineTuning` and `RunSettings`.
+    """
+
+    holds: bool = False
+    blank: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def look(folder: Path | None) -> Lying:
+    """What lies in a folder; None is no folder."""
+    from napari_shmoareg.training.run import is_blank
+
+    if folder is None or not (folder / "run.json").is_file():
+        return Lying()
+    try:
+        about = told(folder)
+        return Lying(True, is_blank(folder), {**about["settings"], **about["run_settings"]})
+    # of another program, or just being written: it is told when it is opened
+    except (InputError, OSError):
+        return Lying(True)
+
+
+OVER = "Done"
+LONG = 60.0  # seconds without a word, after which that is told
+ASKED = {
+    "pause": "Pausing after this step…",
+    "go": "Going on…",
+    "stop": "Saving and stopping after this step…",
+}
+ENDS = {
+    "finished": "The run is done: {step} steps.",
+    "stopped": "The run was stopped after step {step}; it can be resumed.",
+    "minutes": "The minutes of the run are over, after step {step}; it can be resumed with more.",
+    "failed": "The run failed after step {step}.",
+}
+PHASES = {
+    "reading": "Looking at the data set",
+    "checkup": "Checking the scans",
+    "preparing": "Preparing",
+    "training": "Learning",
+    "validating": "Judging by the validation pairs",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the buttons say and whether they can be pressed, a text, and how far the run is (None:
+    no bar; -1: busy).
+
+    While a process `works` on the run it can be paused and stopped, otherwise started.
+    """
+
+    works: bool = False
+    text: str = ""
+    done: float | None = None
+    start_says: str = "Start"
+    start_does: str = "start"
+    can_start: bool = False
+    pause_says: str = "Pause"
+    pause_does: str = "pause"
+    can_pause: bool = False
+    stop_says: str = "Stop"
+    can_stop: bool = False
+    can_use: bool = False
+    uncopied: str = ""  # why there is no command to copy
+    can_open: bool = True
+
+
+def standing(
+    known: Known,
+    *,
+    works: bool,
+    mine: bool,
+    asked: str,
+    silent: float,
+    missing: str | None,
+    resumes: bool,
+    usable: bool,
+    anew: bool = False,
+    uncopied: str = "",
+    steps: int = 0,
+) -> Standing:
+    """How a run stands.
+
+    Parameters
+    ----------
+    known : Known
+    works : bool
+        Whether a process works on it, and `mine` whether that is a child of this panel.
+    mine : bool
+    asked : str
+        What it was asked for and has not done yet: "pause", "go", "stop" or nothing.
+    silent : float
+        Seconds since it told something.
+    missing : str or None
+        What keeps a new run from being started.
+    resumes : bool
+        Whether the folder in the field holds a run.
+    usable : bool
+        Whether it has weights to register with.
+    anew : bool
+        Whether the folder in the field holds a run that saved nothing, in whose place another can
+        begin.
+    uncopied : str
+        Why there is no command to copy; empty if there is one.
+    steps : int
+        That the form asks for: a run that is done goes on only with more.
+    """
+    over = resumes and 0 < max(known.steps, steps) <= known.step
+    paused = known.paused or asked == "go"
+    return Standing(
+        works=works,
+        text=_text(known, works, mine, asked, silent),
+        done=_done(known, works),
+        start_says=(
+            OVER
+            if over
+            else "Resume"
+            if resumes
+            else missing or ("Start anew" if anew else "Start")
+        ),
+        start_does="over" if over else "resume" if resumes else "anew" if anew else "start",
+        can_start=not works and not over and (resumes or missing is None),
+        pause_says="Go on" if paused else "Pause",
+        pause_does="go" if paused else "pause",
+        can_pause=works and asked == "" and bool(known.about),
+        stop_says="Stopping…" if asked == "stop" else "Stop",
+        can_stop=works and asked != "stop",
+        can_use=usable,
+        uncopied=uncopied,
+        can_open=not (works and mine),
+    )
+
+
+def figures(known: Known) -> list[str]:
+    """``1.2 s a step``, ``needs 3.1 of 12.4 GB``, ``best Dice 0.712 at step 300``: what is
+    known.
+    """
+    found = []
+    seconds, memory, best = known.seconds_a_step, known.about.get("memory"), known.best
+    if seconds is not None:
+        found.append(f"{seconds:.2g} s a step" if seconds < 10 else f"{seconds:.0f} s a step")
+    if memory:
+        found.append(_memory(memory))
+    if precision := known.about.get("bfloat16"):
+        found.append(f"{'bfloat16' if precision['used'] else 'float32'} ({precision['why']})")
+    if best is not None:
+        found.append(
+            f"best {'Dice' if best.measure == 'dice' else 'correlation'} {best.value:.3f} at step"
+            f" {best.step}"
+        )
+    return found
+
+
+def length(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _text(known: Known, works: bool, mine: bool, asked: str, silent: float) -> str:
+    lines = []
+    if works and asked:
+        lines.append(ASKED[asked])
+    elif works and known.paused:
+        lines.append(f"Paused at step {known.step} of {known.steps}.")
+    elif works and known.phase and known.phase["phase"] != "training":
+        phase = known.phase
+        said, what = (
+            PHASES.get(phase["phase"], phase["phase"]),
+            f": {phase['text']}" if phase["text"] else "",
+        )
+        lines.append(f"{said}{what} ({100 * phase['done']:.0f} %)")
+    elif works and not known.step:
+        lines.append("Starting…")
+    elif works:
+        left = "" if known.left_seconds is None else f", about {length(known.left_seconds)} left"
+        lines.append(f"Step {known.step} of {known.steps}{left}.")
+    elif known.end:
+        lines.append(
+            ENDS.get(known.end["reason"], "The run ended after step {step}.").format(
+                step=known.step
+            )
+        )
+    elif known.about or known.step:
+        lines.append(f"Step {known.step} of {known.steps}; nobody works on this run now.")
+    if known.error and not works:
+        lines.append(known.error)
+    if works and not mine:
+        lines.append("Another process works on it.")
+    told = figures(known)
+    if told:
+        text = "; ".join(told)
+        lines.append(f"{text[0].upper()}{text[1:]}.")
+    if silent > LONG and works and not known.paused:
+        lines.append(f"No word for {length(silent)}.")
+    if known.skipped:
+        lines.append(
+            f"{len(known.skipped)} pairs could not be read (skipped.csv); the last:"
+            f" {known.skipped[-1][1]}"
+        )
+    if known.garbled:
+        lines.append(f"{len(known.garbled)} events could not be understood.")
+    return "\n".join(lines)
+
+
+def _done(known: Known, works: bool) -> float | None:
+    if not works:
+        return None
+    phase = known.phase
+    if phase and phase["phase"] != "training":
+        return float(phase["done"])
+    return known.step / known.steps if known.step and known.steps else -1.0
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    need, free = memory.get("need"), memory.get("free")
+    if need is None:
+        return "memory unknown"
+    return f"needs {need / 1e9:.1f} GB" + ("" if free is None else f" of {free / 1e9:.1f} GB free")
+
+
+FINENESS = 1000  # steps of the bar
+TIPS = {
+    "folder": (
+        "Where everything of the run goes: settings, figures, weights. A new or empty folder for a"
+        " new run; the folder of a run to go on with it."
+    ),
+    "open": (
+        "Show a run that lies in a folder: one that ended, or one that another program works on"
+        " right now."
+    ),
+    "start": (
+        "Start learning in a process of its own; napari stays usable. Closing napari stops it at a"
+        " safe step."
+    ),
+    "anew": (
+        "The run in this folder saved nothing: its files are removed, and another begins with the"
+        " settings of the form."
+    ),
+    "resume": (
+        "Go on from the last saved step, with the run's own data set and settings; those of the"
+        " form that can still be changed are taken from there."
+    ),
+    "over": "All steps are done. Raise Steps in the settings to go on.",
+    "pause": "Wait after the current step; memory stays taken.",
+    "go": "Go on after a pause.",
+    "stop": "Save after the current step, and end. It can be resumed later.",
+    "use": "Choose the best weights of this run in the Register panel.",
+    "copy": "Put the command that does the same in a terminal on the clipboard.",
+}
+
+
+class RunBox(QWidget):
+    """Folder, buttons and progress of a run.
+
+    Attributes
+    ----------
+    pressed : Signal(str)
+        "start", "anew", "resume", "pause", "go", "stop", "use" or "copy".
+    opened : Signal(str)
+        A folder of a run that is to be shown.
+    changed : Signal
+        Another folder stands in the field.
+    """
+
+    pressed, opened = Signal(str), Signal(str)
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder, self.choose = QLineEdit(), QToolButton()
+        self.folder.setPlaceholderText("new folder")
+        self.folder.setToolTip(f"<qt>{TIPS['folder']}</qt>")
+        self.folder.textChanged.connect(self.changed)
+        self.choose.setText("Choose…")
+        self.choose.setToolTip("Choose a folder for the run.")
+        self.choose.clicked.connect(self._choose)
+        self.told, self.bar = QLabel(), QProgressBar()
+        self.told.setWordWrap(True)
+        self.told.setTextFormat(Qt.TextFormat.PlainText)
+        self.told.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.bar.setRange(0, FINENESS)
+        self.bar.setTextVisible(False)
+        self.bar.setMaximumHeight(8)
+        self.bar.setToolTip("How far the run is.")
+        self.start, self.pause, self.stop = (
+            QPushButton("Start"),
+            QPushButton("Pause"),
+            QPushButton("Stop"),
+        )
+        self.open, self.use, self.copy = (
+            QPushButton("Open run…"),
+            QPushButton("Use in Register"),
+            QPushButton("Copy"),
+        )
+        self.copy.setText("Copy command")
+        for name in ("stop", "open", "use", "copy"):
+            getattr(self, name).setToolTip(f"<qt>{TIPS[name]}</qt>")
+        self.start.clicked.connect(lambda: self.pressed.emit(self._standing.start_does))
+        self.pause.clicked.connect(lambda: self.pressed.emit(self._standing.pause_does))
+        for name in ("stop", "use", "copy"):
+            getattr(self, name).clicked.connect(lambda _=False, name=name: self.pressed.emit(name))
+        self.open.clicked.connect(self._open)
+        self._lay_out()
+        self._standing = Standing()
+        self.show_standing(self._standing)
+
+    def show_standing(self, standing: Standing) -> None:
+        """Say how far the run is, and what the buttons would do."""
+        self._standing = standing
+        self.start.setText(standing.start_says.replace("&", "&&"))
+        self.start.setEnabled(standing.can_start)
+        self.start.setVisible(not standing.works)
+        self.start.setToolTip(f"<qt>{TIPS[standing.start_does]}</qt>")
+        self.pause.setText(standing.pause_says)
+        self.pause.setEnabled(standing.can_pause)
+        self.pause.setVisible(standing.works)
+        self.pause.setToolTip(f"<qt>{TIPS[standing.pause_does]}</qt>")
+        self.stop.setText(standing.stop_says)
+        self.stop.setEnabled(standing.can_stop)
+        self.stop.setVisible(standing.works)
+        self.use.setEnabled(standing.can_use)
+        self.copy.setEnabled(not standing.uncopied)
+        self.copy.setToolTip(f"<qt>{standing.uncopied or TIPS['copy']}</qt>")
+        self.open.setEnabled(standing.can_open)
+        for widget in (self.folder, self.choose):
+            widget.setEnabled(standing.can_open)
+        self.told.setText(standing.text)
+        self.told.setVisible(bool(standing.text))
+        self.bar.setVisible(standing.done is not None)
+        if standing.done is not None:
+            self.bar.setRange(0, 0 if standing.done < 0 else FINENESS)
+            self.bar.setValue(round(FINENESS * max(0.0, standing.done)))
+
+    def _lay_out(self) -> None:
+        row = QHBoxLayout()
+        row.addWidget(captioned("Run folder", TIPS["folder"]))
+        row.addWidget(self.folder, 1)
+        row.addWidget(self.choose)
+        grid = QGridLayout()
+        grid.addWidget(self.start, 0, 0, 1, 6)
+        grid.addWidget(self.pause, 0, 0, 1, 3)
+        grid.addWidget(self.stop, 0, 3, 1, 3)
+        grid.addWidget(self.open, 1, 0, 1, 2)
+        grid.addWidget(self.use, 1, 2, 1, 2)
+        grid.addWidget(self.copy, 1, 4, 1, 2)
+        for n in range(6):
+            grid.setColumnStretch(n, 1)
+        grid.setSpacing(4)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(row)
+        column.addWidget(self.told)
+        column.addWidget(self.bar)
+        column.addLayout(grid)
+
+    def _choose(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(
+            self,
+            "A new folder for the run",
+            self.folder.text() or str(Path.home() / "run"),
+            options=NEW,
+        )
+        if path:
+            self.folder.setText(path)
+
+    def _open(self) -> None:
+        path = QFileDialog.getExistingDirectory(
+            self, "The folder of a run", self.folder.text() or str(Path.home())
+        )
+        if path:
+            self.opened.emit(path)
+
+
+NEW = QFileDialog.Option.DontConfirmOverwrite  # an existing folder can be a run to go on with

@@ -1,0 +1,508 @@
+"""What is known of a run, from its events or its files.  No Qt.
+
+A run as its folder tells of it: the same as its events, read from files that may be growing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.untrusted import read_object
+from napari_shmoareg.plugin.fine_tune.history import Shares, Track
+from napari_shmoareg.plugin.fine_tune.scan_rows import scan_of_file
+from napari_shmoareg.training.settings import upgraded
+
+if TYPE_CHECKING:
+    from napari_shmoareg.training.monitor import RoutingWatch
+
+
+TERMS = ("total", "similarity", "smoothness", "routing", "overlap")
+JUDGED = ("dice", "ncc", "folding_percent")
+RECENT = 20  # steps whose time is told
+
+
+@dataclass
+class Alarm:
+    """A gate that collapsed: the step it was first seen at, what it says, and when it was over
+    (None: it is not).
+    """
+
+    step: int
+    place: str
+    text: str
+    over: int | None = None
+
+
+class Best(NamedTuple):
+    """The best look at the validation pairs."""
+
+    step: int
+    measure: str
+    value: float
+
+
+@dataclass
+class Known:
+    """A run as far as it told of itself.
+
+    Attributes
+    ----------
+    about : dict
+        The event "begin", or what run.json tells: device, settings, pairs, memory and so on; empty
+        before it.
+    phase : dict
+        The last event "phase".
+    scans : list of dict
+        One per scan of the check-up.
+    terms, judged : dict of Track
+        The losses, and the figures on the validation pairs, over the steps.
+    shares : dict of Shares
+        Of the experts, per place.
+    alarms : dict of Alarm
+        Per place: those that are over too.
+    skipped : list of (pair, why)
+    saved : dict
+        Step of the last "state" and "best" on the disk.
+    preview : dict
+        The last event "preview".
+    paused : bool
+    error : str
+    end : dict
+        The event "end"; empty as long as there was none.
+    garbled : list of str
+        What events could not be understood, and why.
+    """
+
+    about: dict[str, Any] = field(default_factory=dict)
+    phase: dict[str, Any] = field(default_factory=dict)
+    scans: list[dict[str, Any]] = field(default_factory=list)
+    terms: dict[str, Track] = field(default_factory=lambda: {name: Track() for name in TERMS})
+    judged: dict[str, Track] = field(default_factory=lambda: {name: Track() for name in JUDGED})
+    shares: dict[str, Shares] = field(default_factory=dict)
+    alarms: dict[str, Alarm] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    saved: dict[str, int] = field(default_factory=dict)
+    preview: dict[str, Any] = field(default_factory=dict)
+    paused: bool = False
+    error: str = ""
+    end: dict[str, Any] = field(default_factory=dict)
+    garbled: list[str] = field(default_factory=list)
+    step: int = 0
+    steps: int = 0
+    left_seconds: float | None = None
+    _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Learn from one event; one that cannot be understood is kept in `garbled` and changes
+        nothing else.
+        """
+        act = getattr(self, f"_take_{event.get('event')}", None)
+        try:
+            if act is None:
+                raise KeyError("event")
+            act(event)
+        except (KeyError, TypeError, ValueError) as error:
+            self.garbled.append(f"{error}: {dict(event)}"[:500])
+
+    def take_steps(self, columns: Mapping[str, NDArray]) -> None:
+        """Learn from many steps at once: an array (n,) for "step", "seconds" and each of
+        `TERMS`.
+        """
+        if not len(columns["step"]):
+            return
+        for name in TERMS:
+            self.terms[name].extend(columns["step"], columns[name])
+        self._seconds.extend(float(s) for s in columns["seconds"][-RECENT:])
+        self.step = int(columns["step"][-1])
+        self.left_seconds = None
+
+    def start_anew(self) -> None:
+        """A process begins to work on it: what only that tells is not known yet."""
+        self.end, self.error, self.about, self.phase, self.paused = {}, "", {}, {}, False
+        self.scans, self.left_seconds = [], None
+        self._seconds.clear()
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """Mean of the last steps."""
+        return sum(self._seconds) / len(self._seconds) if self._seconds else None
+
+    @property
+    def best(self) -> Best | None:
+        """By Dice where there are labels, else by correlation."""
+        for name in ("dice", "ncc"):
+            steps, values = self.judged[name].points
+            if len(values):
+                return Best(int(steps[values.argmax()]), name, float(values.max()))
+        return None
+
+    def _take_begin(self, event: Mapping[str, Any]) -> None:
+        resumed = int(event.get("resumed_at") or 0)
+        self._take_about(event)
+        self.paused, self.error, self.end, self.phase = False, "", {}, {}
+        self._cut(resumed)
+
+    def _take_about(self, event: Mapping[str, Any]) -> None:
+        """What run.json tells of a run that others began."""
+        self.about, self.steps = dict(event), int(event["steps"])
+
+    def _cut(self, step: int) -> None:
+        for track in (*self.terms.values(), *self.judged.values()):
+            track.cut(step)
+        for shares in self.shares.values():
+            shares.cut(step)
+        self.alarms = {place: alarm for place, alarm in self.alarms.items() if alarm.step <= step}
+        self.step = step
+
+    def _take_phase(self, event: Mapping[str, Any]) -> None:
+        self.phase = {
+            "phase": str(event["phase"]),
+            "done": float(event["done"]),
+            "text": str(event.get("text") or ""),
+        }
+
+    def _take_scan(self, event: Mapping[str, Any]) -> None:
+        row = {key: value for key, value in event.items() if key not in ("event", "time")}
+        self.scans = [scan for scan in self.scans if scan["name"] != row["name"]] + [row]
+
+    def _take_step(self, event: Mapping[str, Any]) -> None:
+        step, steps, seconds, left = (
+            event.get(name) for name in ("step", "steps", "seconds", "left_seconds")
+        )
+        values = {name: _number(event.get(name)) for name in TERMS}
+        step, steps, seconds = int(step), int(steps), float(seconds)  # type: ignore[arg-type]
+        for name, value in values.items():
+            self.terms[name].add(step, value)
+        self.step, self.steps, self.paused, self.left_seconds, self.phase = (
+            step,
+            steps,
+            False,
+            _number(left),
+            {},
+        )
+        self._seconds.append(seconds)
+
+    def _take_load(self, event: Mapping[str, Any]) -> None:
+        step = int(event["step"])
+        for place, shares in event["shares"].items():
+            self.shares.setdefault(place, Shares()).add(step, shares)
+        if event.get("alarms") is None:  # nobody looked
+            return
+        now = {str(alarm["place"]): str(alarm["text"]) for alarm in event["alarms"]}
+        for place, text in now.items():
+            alarm = self.alarms.setdefault(place, Alarm(step, place, text))
+            alarm.text, alarm.over = text, None
+        for place, alarm in self.alarms.items():
+            if place not in now and alarm.over is None:
+                alarm.over = step
+
+    def _take_validation(self, event: Mapping[str, Any]) -> None:
+        values = {name: _number(event.get(name)) for name in JUDGED}
+        for name, value in values.items():
+            self.judged[name].add(int(event["step"]), value)
+
+    def _take_preview(self, event: Mapping[str, Any]) -> None:
+        self.preview = {"step": int(event["step"]), "folder": str(event["folder"])}
+
+    def _take_saved(self, event: Mapping[str, Any]) -> None:
+        self.saved[str(event["what"])] = int(event["step"])
+
+    def _take_skipped(self, event: Mapping[str, Any]) -> None:
+        pair = event["pair"] if "pair" in event else f"{event['moving']} and {event['fixed']}"
+        self.skipped.append((str(pair), str(event["why"])))
+
+    def _take_paused(self, event: Mapping[str, Any]) -> None:
+        self.paused = True
+
+    def _take_resumed(self, event: Mapping[str, Any]) -> None:
+        self.paused = False
+
+    def _take_error(self, event: Mapping[str, Any]) -> None:
+        self.error = str(event["text"])
+
+    def _take_end(self, event: Mapping[str, Any]) -> None:
+        self.end, self.paused = (
+            {"reason": str(event["reason"]), "weights": event.get("weights")},
+            False,
+        )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+PARTS = ("train", "validation", "test")
+STRETCHES = 1000  # of the loads, that are kept of a long run; charts show fewer
+LOOKS = 100  # at the alarms, in one reading
+WATCHED = 5  # stretches over which routing is watched, as the run itself does
+Event = dict[str, Any]
+
+
+@dataclass
+class News:
+    """What was new in a run's folder: steps as columns, the rest as events, in this order to be
+    taken.
+    """
+
+    about: Event = field(default_factory=dict)
+    steps: dict[str, NDArray] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def tell(self, known: Known) -> None:
+        """Have it be known."""
+        if self.about:
+            known.take(self.about)
+        if self.steps:
+            known.take_steps(self.steps)
+        for event in self.events:
+            known.take(event)
+
+
+class RunFiles:
+    """Reads a run's folder, at each call what came since the one before.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tables = {
+            name: Tail(folder / f"{name}.csv")
+            for name in ("metrics", "validation", "loads", "skipped")
+        }
+        self._about: tuple[float, ...] = ()
+        self._watch: RoutingWatch | None = None
+        self._scans = 0.0
+
+    def read(self) -> News:
+        """What is new.
+
+        Raises
+        ------
+        InputError
+            If it is no folder of a run.
+        """
+        news = News()
+        about = tuple(_changed(self.folder / name) for name in ("run.json", "split.json"))
+        if about != self._about:
+            self._about, news.about = about, told(self.folder)
+            self._watch = _watch(news.about)
+        with _named(self.folder / "metrics.csv"):
+            news.steps = _columns(self._tables["metrics"].rows())
+        with _named(self.folder / "checkup.csv"):
+            news.events += (
+                _scans(self.folder) if self._scans != _changed(self.folder / "checkup.csv") else []
+            )
+        self._scans = _changed(self.folder / "checkup.csv")
+        with _named(self.folder / "loads.csv"):
+            news.events += _loads(self._tables["loads"], self._watch)
+        news.events += [_event("validation", row) for row in self._tables["validation"].rows()]
+        news.events += [_event("skipped", row) for row in self._tables["skipped"].rows()]
+        preview = _json(self.folder / "preview" / "preview.json")
+        if "step" in preview:
+            news.events.append(
+                {
+                    "event": "preview",
+                    "step": preview["step"],
+                    "folder": str(self.folder / "preview"),
+                }
+            )
+        return news
+
+
+class Tail:
+    """The rows that a CSV file got since the last look; all of them if it was written anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at, self._head, self._which = path, 0, list[str](), 0
+
+    def rows(self) -> list[dict[str, str]]:
+        """The new rows by column; a last line that is not whole is left for the next time."""
+        with _named(self._path):
+            found = list(csv.reader(io.StringIO(self._text(), newline="")))
+        return [dict(zip(self._head, row, strict=False)) for row in self._without_head(found)]
+
+    def lines(self) -> list[str]:
+        """The new lines as they are, without the first one, of a table without quotes."""
+        found = self._text().replace("\r\n", "\n").split("\n")[:-1]
+        rest = self._without_head([line.split(",") for line in found[:1]])
+        return found[1 - len(rest) :] if found else []
+
+    def _text(self) -> str:
+        """What came since the last look, up to the end of the last row that is whole."""
+        try:
+            about = self._path.stat()
+        except FileNotFoundError:
+            return ""
+        if about.st_size < self._at or about.st_ino != self._which:
+            self._at, self._which = 0, about.st_ino
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            text = file.read()
+        end = text.rfind(b"\n") + 1
+        while end and text.count(b'"', 0, end) % 2:  # within a cell of several lines
+            end = text.rfind(b"\n", 0, end - 1) + 1
+        self._at += end
+        return text[:end].decode("utf-8", errors="replace")
+
+    def _without_head(self, rows: list[list[str]]) -> list[list[str]]:
+        """Rows without that of the names, which is kept."""
+        if rows and (not self._head or rows[0] == self._head):
+            self._head, rows = rows[0], rows[1:]
+        return rows
+
+    @property
+    def head(self) -> Sequence[str]:
+        """The names of the columns; empty before the first look."""
+        return self._head
+
+
+def told(folder: Path) -> Event:
+    """What a run was begun with, as an event.
+
+    Raises
+    ------
+    InputError
+        If the folder is none of a run.
+    """
+    about = _json(folder / "run.json")
+    if not str(about.get("format", "")).startswith("shmoareg-run"):
+        raise InputError(
+            f"{folder} is no folder of a run: it has no run.json of one. Choose the folder that was"
+            " given as --out, or in which a run was started here."
+        )
+    parts = {name: about.get(name) or {} for name in ("settings", "config", "run", "dataset")}
+    settings, config = upgraded(parts["settings"]), parts["config"]
+    if not all(isinstance(part, dict) for part in parts.values()) or not isinstance(
+        config.get("top_k", 0), int
+    ):
+        raise InputError(
+            f"{folder / 'run.json'} is damaged: names and values were expected in"
+            f" {', '.join(parts)}."
+        )
+    return {
+        "event": "about",
+        "run": str(folder),
+        "steps": settings.get("steps", 0),
+        "settings": settings,
+        "run_settings": parts["run"],
+        "dataset": parts["dataset"],
+        "kernels": config.get("kernels") or [],
+        "top_k": config.get("top_k", 0),
+    }
+
+
+def parts_of(folder: Path) -> dict[str, str]:
+    """The part of each scan by its name: "train", "validation" or "test"; empty before a run has
+    divided them.
+    """
+    split = _json(folder / "split.json")
+    lists = {part: split.get(part, ()) for part in PARTS}
+    return {
+        str(name): part
+        for part, names in lists.items()
+        if isinstance(names, list)
+        for name in names
+    }
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What is wrong with a table, with its name."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, csv.Error) as error:
+        raise InputError(
+            f"{path} is damaged ({error!s:.200}): it is no table as a run writes it."
+        ) from error
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, NDArray]:
+    """Arrays of the steps' figures; empty cells are NaN."""
+    if not rows:
+        return {}
+    names = ("step", "seconds", *TERMS)
+    return {
+        name: np.array([row.get(name) or "nan" for row in rows]).astype(float) for name in names
+    }
+
+
+def _loads(table: Tail, watch: RoutingWatch | None) -> Iterator[Event]:
+    """Shares of stretches, of a long run not of all; alarms are looked for now and then, and at the
+    last one.
+    """
+    lines = table.lines()
+    stretches = [list(group) for _, group in groupby(lines, key=lambda line: line.split(",", 1)[0])]
+    every, look = (1 + len(stretches) // most for most in (STRETCHES, LOOKS))
+    place, count = (
+        table.head.index(name) if name in table.head else 0 for name in ("place", "count")
+    )
+    for left, stretch in zip(range(len(stretches) - 1, -1, -1), stretches, strict=True):
+        looked = watch is not None and left % look == 0
+        if left % every and not looked and left > WATCHED + look:
+            continue
+        counts: dict[str, list[int]] = {}
+        for line in stretch:
+            cells = line.split(",")
+            counts.setdefault(cells[place], []).append(int(cells[count]))
+        step = int(stretch[0].split(",", 1)[0])
+        event: Event = {"event": "load", "step": step, "alarms": None}
+        event["shares"] = {
+            each: [one / max(sum(row), 1) for one in row] for each, row in counts.items()
+        }
+        if watch is not None:
+            watch.add(step, counts)
+            event["alarms"] = [alarm._asdict() for alarm in watch.alarms] if looked else None
+        yield event
+
+
+def _watch(about: Event) -> RoutingWatch | None:
+    """What finds collapsed routing; None where the network's top k is not known."""
+    from napari_shmoareg.training.monitor import RoutingWatch
+
+    return (
+        RoutingWatch({"encoder": about["top_k"], "decoder": 1}, window=WATCHED)
+        if about["top_k"]
+        else None
+    )
+
+
+def _scans(folder: Path) -> Iterator[Event]:
+    for row in Tail(folder / "checkup.csv").rows():
+        yield {"event": "scan", **scan_of_file(row)}
+
+
+def _event(name: str, row: Mapping[str, str]) -> Event:
+    """A row as an event; empty cells are None."""
+    return {"event": name, **{key: value if value != "" else None for key, value in row.items()}}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object of a file; empty where there is none, or it is just being written."""
+    try:
+        return read_object(path, "a file of a run")
+    except InputError:
+        return {}
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

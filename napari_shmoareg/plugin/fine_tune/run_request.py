@@ -1,0 +1,230 @@
+"""From what the panel says to the command of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.untrusted import typed_path, user_path
+from napari_shmoareg.plugin.controls.tasks import Background
+from napari_shmoareg.plugin.fine_tune.data import DataView
+from napari_shmoareg.plugin.fine_tune.form import SettingsForm
+from napari_shmoareg.plugin.fine_tune.open_layers import IMAGES, LABELS, SUBJECT, write_layers
+from napari_shmoareg.plugin.fine_tune.process import Order
+from napari_shmoareg.plugin.fine_tune.run_box import FREE, Lying, RunBox, look
+
+EVERY = 200  # ms between two looks at the writing of layers
+WEIGHTS = ("best.safetensors", "last.safetensors")
+NO_FOLDER = "Name a run folder"
+UNWRITTEN = (
+    "Open layers are written to the disk when the run starts; then there is a command that does the"
+    " same."
+)
+
+
+class Ordering(QObject):
+    """Gathers what a run needs; writes open layers first.
+
+    Parameters
+    ----------
+    parent : QObject
+    data, form, run
+        Parts of the panel.
+
+    Attributes
+    ----------
+    ready : Signal(list, Path)
+        A command, and the folder of its run.
+    failed : Signal(str)
+    """
+
+    ready = Signal(object, object)
+    failed = Signal(str)
+
+    def __init__(self, parent: QObject, data: DataView, form: SettingsForm, run: RunBox) -> None:
+        super().__init__(parent)
+        self._data, self._form, self._run = data, form, run
+        self._writing: Background[Path] = Background()
+        self._waits: Order | None = None
+        # the run whose settings the form shows
+        self._loaded: tuple[Path | None, dict[str, Any]] | None = None
+        self._timer = QTimer(self)
+        self._timer.setInterval(EVERY)
+        self._timer.timeout.connect(self._look)
+        data.asks = lambda: (self._values(), form.chosen.weights, form.chosen.preset)
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the run, None where none is named."""
+        text = self._run.folder.text().strip()
+        return typed_path(text).absolute() if text else None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the folder holds a run that can go on."""
+        return self.lying.holds and not self.anew
+
+    @property
+    def anew(self) -> bool:
+        """Whether the folder holds a run that saved nothing, in whose place the form's can
+        begin.
+        """
+        return self.lying.blank and self.missing is None
+
+    @property
+    def lying(self) -> Lying:
+        """What lies in the folder."""
+        return look(self.folder)
+
+    @property
+    def beside(self) -> Path | None:
+        """Where open layers are written."""
+        return None if self.folder is None else self.folder.with_name(f"{self.folder.name}-data")
+
+    @property
+    def uncopied(self) -> str:
+        """Why there is no command yet that does the same in a terminal; empty if there is one."""
+        layers = self._data.dataset.from_layers and not self.lying.holds
+        return UNWRITTEN if layers and (self.beside is None or not self.beside.is_dir()) else ""
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights of the folder's run to register with: the best, else the last; None before
+        there are any.
+        """
+        places = [] if self.folder is None else [self.folder / name for name in WEIGHTS]
+        return next((place for place in places if place.is_file()), None)
+
+    @property
+    def missing(self) -> str | None:
+        """What keeps a new run from being started, in a few words; None if nothing does."""
+        if self._writing.busy:
+            return "Writing the layers…"
+        wrong = self._form.wrong
+        return (
+            self._data.dataset.missing
+            or (f"Mend '{wrong}'" if wrong else None)
+            or (None if self.folder is not None else NO_FOLDER)
+        )
+
+    @property
+    def steps(self) -> int:
+        """That the form asks for; 0 if it says no number."""
+        field = self._form.fields["steps"]
+        return 0 if field.error else int(field.value)
+
+    def wanted(self) -> Order:
+        """What the panel says now.
+
+        Raises
+        ------
+        InputError
+            If a setting is refused, or something is missing.
+        """
+        if self.folder is None:
+            raise InputError(f"{NO_FOLDER}: a new one, where everything of the run goes.")
+        user_path(self._run.folder.text().strip())
+        if self.resumes:
+            return Order(str(self.folder), device=self._form.chosen.device, settings=self._free())
+        if self.missing is not None:
+            raise InputError(f"{self.missing}, then there is something to run.")
+        chosen, dataset = self._form.chosen, self._data.dataset
+        path, finding = str(user_path(dataset.path.text().strip()).absolute()), dataset.finding
+        if dataset.from_layers:
+            path, finding = (
+                str(self.beside),
+                {"images": f"{IMAGES}/*.nii.gz", "subject": SUBJECT, "kind": "folder"},
+            )
+            if any(each.labels is not None for each in dataset.layers.picked):
+                finding["labels"] = f"{LABELS}/*.nii.gz"
+        preset = chosen.preset or ""
+        return Order(
+            str(self.folder), path, finding, chosen.weights, chosen.device, chosen.settings, preset
+        )
+
+    def written(self) -> str:
+        """The command as a person types it.
+
+        Raises
+        ------
+        InputError
+            If a setting is refused, or something is missing.
+        """
+        if self.folder is not None and self.lying.holds:
+            return Order(
+                str(self.folder), device=self._form.chosen.device, settings=self._free()
+            ).written("--resume")
+        return self.wanted().written()
+
+    def settle(self, *, works: bool) -> None:
+        """Have the form show the settings of the folder's run, and ask only for those that may be
+        given anew.
+        """
+        lying = self.lying
+        if not lying.holds:
+            self._loaded = None
+        elif self._loaded != (self.folder, lying.settings):
+            self._loaded = self.folder, lying.settings
+            self._form.show_values(lying.settings)
+        self._form.set_free(FREE if lying.holds and (works or not lying.blank) else None)
+
+    def order(self, *, resume: bool) -> None:
+        """Get a run ready; `ready` or `failed` follows."""
+        if resume != self.resumes:  # the folder changed since the button was drawn
+            self._run.changed.emit()
+            return
+        try:
+            order = self.wanted()
+            if self.anew:
+                from napari_shmoareg.training.run import clear_blank
+
+                clear_blank(Path(order.out))
+        except InputError as error:
+            self.failed.emit(str(error))
+            return
+        if resume:
+            self.ready.emit(order.command("--resume"), Path(order.out))
+        elif self._data.dataset.from_layers:
+            picked, folder = self._data.dataset.layers.picked, Path(order.dataset)
+            self._waits = order
+            self._writing.begin(lambda: write_layers(picked, folder))
+            self._timer.start()
+            self._run.changed.emit()
+        else:
+            self.ready.emit(order.command(), Path(order.out))
+
+    def cancel(self) -> None:
+        """Start nothing once the layers are written."""
+        self._waits = None
+        self._timer.stop()
+        self._writing.forget()
+
+    def _look(self) -> None:
+        outcome = self._writing.fetch()
+        if outcome is None:
+            return
+        self._timer.stop()
+        order, self._waits = self._waits, None
+        if outcome.value is None:
+            self.failed.emit(outcome.error)
+        elif order is not None:
+            self.ready.emit(order.command(), Path(order.out))
+
+    def _free(self) -> dict[str, object]:
+        """What is given anew to the run that goes on: nothing before the form showed its
+        settings.
+        """
+        if self._loaded is None or self._loaded[0] != self.folder:
+            return {}
+        before, now = self._loaded[1], self._values(FREE)
+        return {
+            name: value for name, value in now.items() if name in before and value != before[name]
+        }
+
+    def _values(self, names: Sequence[str] | None = None) -> dict[str, object]:
+        """Settings of these names, or all, those by default too."""
+        return {name: self._form.fields[name].value for name in names or self._form.fields}

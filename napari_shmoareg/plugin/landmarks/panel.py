@@ -1,0 +1,492 @@
+"""Landmarks from files and to files: the buttons, and what they do.
+
+The table of landmark pairs: distances before, after the affine and after all, mm.
+
+The panel "Landmarks": pairs of points, and how far the registration leaves them apart.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtWidgets import (
+    QApplication,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QMenu,
+    QPushButton,
+    QSizePolicy,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.pickers import RegistrationPicker
+from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, as_tsv
+from napari_shmoareg.plugin.landmarks.layers import (
+    SIDES,
+    AddButton,
+    Distances,
+    add_landmark_layers,
+    dress,
+    drop_points,
+    landmark_layer,
+    measure,
+    mend_pairs,
+    set_points,
+)
+from napari_shmoareg.plugin.opening import Panel
+from napari_shmoareg.plugin.placement import centre_on, points_of
+from napari_shmoareg.plugin.scenes import itself
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Points
+
+
+READS = "Points (*.csv *.txt *.mrk.json *.json *.fcsv)"
+KINDS = {"pairs": "Pairs…", "fixed": "Fixed points…", "moving": "Moving points…"}
+SLICER = "3D Slicer (*.mrk.json *.fcsv)"
+WRITES = {
+    "pairs": ("landmarks.csv", "CSV (*.csv)"),
+    "fixed": ("fixed.mrk.json", SLICER),
+    "moving": ("moving.mrk.json", SLICER),
+}
+LOAD_TIP = (
+    "Read landmarks; they take the place of those that are there. Pairs: CSV, six numbers a row,"
+    " fixed point first. Points of one image: 3D Slicer's .mrk.json or .fcsv, or CSV. In mm, LPS"
+    " unless the file says RAS."
+)
+SAVE_TIP = "Write the pairs as CSV (mm, LPS), or the points of one image for 3D Slicer."
+SWAP_TIP = "Exchange fixed and moving points, for a file that holds them the other way round."
+
+
+def load(viewer: Viewer, path: str, kind: str = "pairs") -> None:
+    """Read landmarks into the two layers, in place of those that are there; errors are told.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    path : str
+    kind : {"pairs", "fixed", "moving"}
+        What the file holds: both points of each pair, or the points of one image.
+    """
+    from napari_shmoareg.io.landmarks import read_landmark_pairs, read_points
+
+    notes: tuple[str, ...] = ()
+    try:
+        if kind == "pairs":
+            pairs = read_landmark_pairs(path)
+            found, notes = {"fixed": pairs.fixed, "moving": pairs.moving}, pairs.notes
+        else:
+            found = {kind: read_points(path)}
+    except InputError as error:
+        show_error(str(error))
+        return
+    layers = add_landmark_layers(viewer)
+    for side, points in found.items():
+        set_points(layers[side], points)
+    if notes:
+        show_info(
+            f"{path}: {'; '.join(notes)}. If fixed and moving are the wrong way round, press"
+            " 'Swap'."
+        )
+
+
+def save(viewer: Viewer, path: str, kind: str = "pairs") -> None:
+    """Write the whole pairs as CSV, or the points of one image for 3D Slicer (see `load`); errors
+    are told.
+    """
+    from napari_shmoareg.io.landmarks import write_landmark_pairs, write_slicer_points
+
+    points = {side: points_of(landmark_layer(viewer, side)) for side in SIDES}
+    count = min(len(found) for found in points.values()) if kind == "pairs" else len(points[kind])
+    try:
+        if kind == "pairs":
+            write_landmark_pairs(
+                path, moving=points["moving"][:count], fixed=points["fixed"][:count]
+            )
+        else:
+            write_slicer_points(points[kind], path)
+    except InputError as error:
+        show_error(str(error))
+    else:
+        show_info(
+            f"{count} {'pairs' if kind == 'pairs' else f'{kind} points'} are saved in {path}."
+        )
+
+
+def swap(viewer: Viewer) -> None:
+    """Exchange fixed and moving points."""
+    points = {side: points_of(landmark_layer(viewer, side)) for side in SIDES}
+    if any(len(found) for found in points.values()):
+        layers = add_landmark_layers(viewer)
+        set_points(layers["fixed"], points["moving"])
+        set_points(layers["moving"], points["fixed"])
+
+
+class FileButtons(QWidget):
+    """Load, save, swap.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__()
+        self._viewer = weakref.ref(viewer)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        for text, tip, ask in (("Load", LOAD_TIP, self._load), ("Save", SAVE_TIP, self._save)):
+            button, menu = QPushButton(text), QMenu(self)
+            button.setToolTip(tip)
+            for kind, words in KINDS.items():
+                action = menu.addAction(words)
+                if action is not None:
+                    action.triggered.connect(partial(ask, kind))
+            button.setMenu(menu)
+            row.addWidget(button)
+        self.swap = QPushButton("Swap")
+        self.swap.setToolTip(SWAP_TIP)
+        self.swap.clicked.connect(self._swap)
+        row.addWidget(self.swap)
+
+    def _load(self, kind: str, _checked: bool = False) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Load landmarks", "", READS)
+        viewer = self._viewer()
+        if path and viewer is not None:
+            load(viewer, path, kind)
+
+    def _save(self, kind: str, _checked: bool = False) -> None:
+        name, filters = WRITES[kind]
+        path, _ = QFileDialog.getSaveFileName(self, "Save landmarks", name, filters)
+        viewer = self._viewer()
+        if path and viewer is not None:
+            save(viewer, path, kind)
+
+    def _swap(self) -> None:
+        viewer = self._viewer()
+        if viewer is not None:
+            swap(viewer)
+
+
+HEADINGS = ("pair", "before", "affine", "after")
+TIPS = (
+    "Number of the pair, as in the image.",
+    "Distance of the two points as the images are filed, mm.",
+    "Distance from where the affine takes the fixed point to the moving point, mm.",
+    (
+        "Target registration error: distance from where the registration takes the fixed point to"
+        " the moving point, mm."
+    ),
+)
+WHOLE = ("mean", "SD", "max")
+
+
+class LandmarkTable(QWidget):
+    """Mean, SD and maximum over all pairs, and each pair below; a click on a pair asks to show
+    it.
+    """
+
+    asked = Signal(int)  # the pair, from 0, that was clicked
+    chosen_changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._distances = Distances(*(np.zeros(0) for _ in range(3)))
+        self.whole = FigureTable(
+            ("mm", *HEADINGS[1:]), ("Over all pairs.", *TIPS[1:]), stretch="all"
+        )
+        self.pairs = FigureTable(HEADINGS, TIPS, stretch="all")
+        self.pairs.setSortingEnabled(True)
+        self.pairs.sortByColumn(0, Qt.SortOrder.AscendingOrder)
+        self.pairs.setToolTip("Click a pair to bring it into view, a heading to sort.")
+        self.pairs.cellClicked.connect(lambda row, _column: self.asked.emit(self._pair_in(row)))
+        self.pairs.itemSelectionChanged.connect(self.chosen_changed.emit)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.whole)
+        layout.addWidget(self.pairs, 1)
+
+    @property
+    def chosen(self) -> set[int]:
+        """The pairs that are selected, from 0."""
+        return {self._pair_in(row) for row in self.pairs.selected_rows()}
+
+    def show_distances(self, found: Distances) -> None:
+        """Show other distances; what is selected and the order stay."""
+        self._distances = found
+        stages = found.before, found.affine, found.after
+        self.whole.setRowCount(len(WHOLE) if len(found.before) else 0)
+        for row, name in enumerate(WHOLE if len(found.before) else ()):
+            cells = [
+                QTableWidgetItem(name),
+                *(Figure(_over_all(name, values), ".2f") for values in stages),
+            ]
+            font = cells[-1].font()
+            font.setBold(True)
+            cells[-1].setFont(font)
+            for column, cell in enumerate(cells):
+                self.whole.setItem(row, column, cell)
+        self.whole.fit(self.whole.rowCount())
+        self._show_pairs(np.stack(stages, axis=1))
+
+    def to_clipboard(self) -> None:
+        """Put the distances on the clipboard, separated by tabs."""
+        found, clipboard = self._distances, QApplication.clipboard()
+        rows = [
+            {"pair": n, "before_mm": before, "affine_mm": affine, "after_mm": after}
+            for n, (before, affine, after) in enumerate(
+                zip(found.before, found.affine, found.after, strict=True), 1
+            )
+        ]
+        if rows and clipboard is not None:
+            clipboard.setText(
+                as_tsv(
+                    [{k: None if np.isnan(v) else round(v, 4) for k, v in r.items()} for r in rows]
+                )
+            )
+
+    def _show_pairs(self, distances: np.ndarray) -> None:
+        chosen = self.chosen
+        blocked = self.pairs.blockSignals(True)
+        self.pairs.setSortingEnabled(False)
+        self.pairs.setRowCount(len(distances))
+        for n, row in enumerate(distances):
+            self.pairs.setItem(n, 0, Figure(n + 1, "d"))
+            for column, value in enumerate(row, 1):
+                self.pairs.setItem(
+                    n, column, Figure(None if np.isnan(value) else float(value), ".2f")
+                )
+        self.pairs.setSortingEnabled(True)
+        self.pairs.select_rows(
+            [row for row in range(len(distances)) if self._pair_in(row) in chosen]
+        )
+        self.pairs.blockSignals(blocked)
+        self.chosen_changed.emit()
+
+    def _pair_in(self, row: int) -> int:
+        cell = self.pairs.item(row, 0)
+        return int(cell.text()) - 1 if cell is not None else -1
+
+
+def _over_all(name: str, values: np.ndarray) -> float | None:
+    """ "mean", "SD" (of a sample) or "max"; None where it is not known."""
+    if np.isnan(values).any() or (name == "SD" and len(values) < 2):
+        return None
+    if name == "SD":
+        return float(np.std(values, ddof=1))
+    return float(values.mean() if name == "mean" else values.max())
+
+
+WIDTH = 300
+SOON = 40  # ms between two measurements while a point is dragged
+INVITE = (
+    "Set the same places in the fixed and in the moving image, or load them: the registration is"
+    " judged at them."
+)
+
+
+class LandmarksPanel(Panel):
+    """Sets, reads, writes and measures pairs of landmarks.
+
+    Parameters
+    ----------
+    napari_viewer : Viewer
+    """
+
+    kind = "Landmarks"
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.setMinimumWidth(WIDTH)
+        viewer = itself(napari_viewer)
+        self._viewer = weakref.ref(viewer)
+        self._watched: weakref.WeakSet[Points] = weakref.WeakSet()
+        self._closed = self._dropping = False
+        self._soon = _timer(self, SOON, self.update_table)
+        self._build(viewer)
+        self.reset_choices()
+
+    def reset_choices(self, event: Any = None) -> None:
+        """Follow the layers of the viewer; napari calls it when they change."""
+        self.picker.refresh()
+        viewer = self._viewer()
+        if viewer is None or self._closed:
+            return
+        found = [
+            layer for layer in (landmark_layer(viewer, side) for side in SIDES) if layer is not None
+        ]
+        if self.add.adding and len(found) < len(SIDES):
+            self.add.stop()
+        new = [layer for layer in found if layer not in self._watched]
+        if new:
+            self._dropping = True
+            _tell_of_dropped(mend_pairs(viewer))
+            self._dropping = False
+        for layer in new:
+            self._watched.add(layer)
+            layer.events.data.connect(self._points_changed)
+            layer.events.set_data.connect(self._points_moved)
+        self._soon.start()
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """When the dock is closed, which takes the panel out of it: end the setting of points,
+        follow no layer.
+        """
+        super().changeEvent(event)
+        if event is None or event.type() != QEvent.Type.ParentChange:
+            return
+        self._closed = self.parentWidget() is None
+        if self._closed:
+            self.add.stop()
+            for layer in self._watched:
+                layer.events.data.disconnect(self._points_changed)
+                layer.events.set_data.disconnect(self._points_moved)
+            self._watched.clear()
+        self.reset_choices()
+
+    def delete_pairs(self) -> None:
+        """Delete the pairs that are selected in the table."""
+        viewer, chosen = self._viewer(), sorted(self.table.chosen)
+        if viewer is None or not chosen:
+            return
+        for layer in (landmark_layer(viewer, side) for side in SIDES):
+            if layer is not None:
+                kept = np.delete(
+                    points_of(layer), [n for n in chosen if n < len(layer.data)], axis=0
+                )
+                set_points(layer, kept)
+
+    def load(self, path: str, kind: str = "pairs") -> None:
+        """Read landmarks: "pairs", or the points of the "fixed" or the "moving" image."""
+        viewer = self._viewer()
+        if viewer is not None:
+            load(viewer, path, kind)
+
+    def save(self, path: str, kind: str = "pairs") -> None:
+        """Write landmarks (see `load`)."""
+        viewer = self._viewer()
+        if viewer is not None:
+            save(viewer, path, kind)
+
+    def update_table(self) -> None:
+        """Measure anew."""
+        points = self._points()
+        counts = {side: len(found) for side, found in points.items()}
+        whole = min(counts.values())
+        self.table.show_distances(
+            measure(points["fixed"][:whole], points["moving"][:whole], self.picker.scene)
+        )
+        self.invitation.setVisible(not any(counts.values()) and not self.add.adding)
+        more = max(counts, key=lambda side: counts[side])
+        odd = counts[more] - whole
+        self.odd.setText(
+            f"⚠ {odd} {more} point{'s have' if odd > 1 else ' has'} no partner: not measured."
+        )
+        self.odd.setVisible(odd > 0)
+
+    def _build(self, viewer: Viewer) -> None:
+        self.picker, self.table = RegistrationPicker(viewer), LandmarkTable()
+        self.invitation, self.hint, self.odd = QLabel(INVITE), QLabel(), QLabel()
+        self.add, self.delete, self.copy = (
+            AddButton(viewer, self.picker),
+            QPushButton("Delete"),
+            QPushButton("Copy"),
+        )
+        self.delete.setToolTip("Delete the pairs that are selected in the table.")
+        self.copy.setToolTip("Put the distances on the clipboard, for a spreadsheet.")
+        self.files = FileButtons(viewer)
+        row = QHBoxLayout()
+        for button in (self.add, self.delete, self.copy):
+            row.addWidget(button)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self.picker)
+        layout.addLayout(row)
+        layout.addWidget(self.files)
+        for label in (self.invitation, self.hint, self.odd):
+            label.setWordWrap(True)
+            label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+            layout.addWidget(label)
+        layout.addWidget(self.table, 1)
+        self.add.said.connect(self._say)
+        self.delete.clicked.connect(self.delete_pairs)
+        self.copy.clicked.connect(self.table.to_clipboard)
+        self.table.asked.connect(self._centre)
+        self.table.chosen_changed.connect(lambda: self.delete.setEnabled(bool(self.table.chosen)))
+        self.picker.picked.connect(self.update_table)
+        self.delete.setEnabled(False)
+        self._say("")
+
+    def _points(self) -> dict[str, Any]:
+        viewer = self._viewer()
+        return {
+            side: points_of(None if viewer is None else landmark_layer(viewer, side))
+            for side in SIDES
+        }
+
+    def _points_changed(self, event: Any) -> None:
+        """Points came, went or were moved."""
+        if str(event.action).endswith(("added", "removed", "changed")):
+            if str(event.action).endswith("removed"):
+                self._drop_partners(event.source, event.data_indices)
+            dress(event.source)
+            self._soon.start()
+            self.add.points_changed()
+
+    def _drop_partners(self, layer: Points, removed: tuple[int, ...]) -> None:
+        """Points were deleted with napari's own means: their partners go too, or all later pairs
+        would be others.
+        """
+        viewer = self._viewer()
+        if viewer is None or self._dropping:
+            return
+        both = [landmark_layer(viewer, side) for side in SIDES]
+        other = both[0] if layer is both[1] else both[1] if layer is both[0] else None
+        lone = [] if other is None else [n for n in removed if n < len(other.data)]
+        if other is not None and lone:
+            self._dropping = True
+            try:
+                drop_points(other, lone)
+            finally:
+                self._dropping = False
+            _tell_of_dropped(len(lone))
+
+    def _points_moved(self, event: Any) -> None:
+        """A point may be being dragged: napari tells of its data only when it is let go."""
+        if not self._soon.isActive():
+            self._soon.start()
+
+    def _say(self, hint: str) -> None:
+        self.hint.setText(hint)
+        self.hint.setVisible(bool(hint))
+
+    def _centre(self, pair: int) -> None:
+        viewer, fixed = self._viewer(), self._points()["fixed"]
+        if viewer is not None and pair < len(fixed):
+            centre_on(viewer, fixed[pair])
+
+
+def _tell_of_dropped(count: int) -> None:
+    if count:
+        show_info(
+            f"{count} landmark{'s' if count > 1 else ''} whose partner was deleted went with it."
+        )
+
+
+def _timer(owner: QWidget, wait: int, then: Callable[[], None]) -> QTimer:
+    """One that fires once, `wait` ms after it is started."""
+    timer = QTimer(owner)
+    timer.setSingleShot(True)
+    timer.setInterval(wait)
+    timer.timeout.connect(then)
+    return timer

@@ -1,0 +1,298 @@
+"""A registration, or a pair, as napari layers.
+
+Plain tuples of data, options and type, bottom first: no Qt and no napari here, so that a worker
+thread can make them.  Expert maps and head maps keep their own grids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.plugin.deformation import grid_layers
+from napari_shmoareg.plugin.placement import layer_options
+from napari_shmoareg.plugin.scenes import itself
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Layer
+
+    from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
+    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.geometry import Volume, VolumePair
+
+
+LayerData = tuple[NDArray, dict[str, Any], str]
+
+RESOLUTIONS = {1: "full", 2: "half"}
+SHRINKS, GROWS, FOLDS = "#6a51a3", "#e66101", "#ff0000"
+# voxels of a straight copy per cell of an oblique map, so that its cells keep their shape
+FINER = 2.0
+
+
+def layers_of(scene: Scene, number: int) -> list[LayerData]:
+    """Everything of a registration that can be laid over the fixed image.
+
+    Parameters
+    ----------
+    scene : Scene
+    number : int
+        Of the registration in its viewer: the layers are called ``#1 warped`` and so on.
+
+    Returns
+    -------
+    list of (data, options, type)
+        warped, warped labels, Jacobian, folding (where there is any), a head map, the expert maps,
+        the displacement as arrows and as a grid; only the first of them visible.
+    """
+    about: dict[str, Any] = {"scene": scene, "number": number}
+    _, (low, high) = contrast(scene.pair.fixed, scene.pair.moving)
+    layers = [_image(scene.warped, (low, high), f"#{number} warped", **about, role="warped")]
+    if scene.warped_labels is not None:
+        layers.append(
+            _labels(scene.warped_labels, f"#{number} warped labels", **about, role="warped_labels")
+        )
+    layers += _jacobian(scene, number, about)
+    if scene.token_loads:
+        load = starting_head(scene)
+        layers.append(head_map(scene, number, load, int(load.values.sum(axis=(0, 1, 2)).argmax())))
+    layers += [_expert_map(scene, number, expert_map) for expert_map in scene.expert_maps]
+    return layers + grid_layers(scene, number)
+
+
+def layers_of_pair(pair: VolumePair) -> list[LayerData]:
+    """The images of a pair as they stand in the world, fixed below, and their labels as outlines
+    (hidden).
+    """
+    of_fixed, of_moving = contrast(pair.fixed, pair.moving)
+    layers = [
+        _image(pair.fixed, of_fixed, pair.fixed.name, role="fixed"),
+        _image(pair.moving, of_moving, pair.moving.name, role="moving"),
+    ]
+    for volume, role in (
+        (pair.fixed_labels, "fixed_labels"),
+        (pair.moving_labels, "moving_labels"),
+    ):
+        if volume is not None:
+            layers.append(_labels(volume, volume.name, role=role))
+    return layers
+
+
+def add_layers(viewer: Viewer, layers: list[LayerData]) -> list[Layer]:
+    """Put layers into a viewer (in the thread of its window); deformation grids follow its slider
+    from then on.
+    """
+    from napari.layers import Layer
+
+    from napari_shmoareg.plugin.viewer import attend
+
+    viewer = itself(viewer)
+    attend(viewer)
+    before = viewer.layers.selection.active
+    added = [viewer.add_layer(Layer.create(data, options, kind)) for data, options, kind in layers]
+    shown = [layer for layer in added if layer.visible]
+    viewer.layers.selection.active = shown[-1] if shown else before
+    return added
+
+
+def contrast(fixed: Volume, moving: Volume) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Darkest and brightest value to show of the fixed and of the moving image.
+
+    Ours: percentiles of what each image shows; where the two ranges agree to within a quarter (one
+    scanner, or the fixed scale of CT) the same for both, so that equal tissue looks equal.
+    """
+    a, b = _range(fixed), _range(moving)
+    both = min(a[0], b[0]), max(a[1], b[1])
+    span = both[1] - both[0]
+    if min(a[1] - a[0], b[1] - b[0]) >= 0.75 * span:
+        return both, both
+    return a, b
+
+
+def starting_head(scene: Scene) -> TokenLoad:
+    """The gate whose head map is shown first: the finest of the fixed image, last block."""
+    of_fixed = [
+        load for load in scene.token_loads if load.place.image == "fixed"
+    ] or scene.token_loads
+    finest = min(load.stride for load in of_fixed)
+    return [load for load in of_fixed if load.stride == finest][-1]
+
+
+def head_map(scene: Scene, number: int, load: TokenLoad, head: int) -> LayerData:
+    """The weight of one attention head at every token, or how many blocks chose it, on the tokens'
+    own grid.
+    """
+    counts = load.place.block is None
+    where = f"layer {load.place.layer}" + ("" if counts else f" block {load.place.block}")
+    volume = load.volume(head)
+    data, options = layer_options(
+        volume,
+        finer=FINER,
+        nearest=True,
+        scene=scene,
+        number=number,
+        role="head_map",
+        load=load,
+        head=head,
+    )
+    options["name"] = f"#{number} head {head} of {where} ({load.place.image})" + (
+        ", times chosen" if counts else ""
+    )
+    top = float(load.values.max(initial=0)) if counts else 1.0
+    options |= {
+        "colormap": head_colours(),
+        "contrast_limits": (0.0, max(top, 1e-6)),
+        "rendering": "translucent",
+    }
+    return data, options | {"interpolation2d": "nearest", "opacity": 0.8, "visible": False}, "image"
+
+
+def head_colours() -> dict[str, Any]:
+    """Clear where a head was not chosen, then red to yellow."""
+    colours = [
+        (0.55, 0.0, 0.25, 0.0),
+        (0.75, 0.1, 0.2, 0.45),
+        (0.95, 0.45, 0.05, 0.75),
+        (1.0, 0.95, 0.4, 1.0),
+    ]
+    return {
+        "colors": np.array(colours),
+        "controls": np.array([0.0, 1 / 3, 2 / 3, 1.0]),
+        "name": "head",
+    }
+
+
+def resolution(expert_map: ExpertMap) -> str:
+    """ "full", "half", "1/4" and so on: of the network grid."""
+    return RESOLUTIONS.get(expert_map.stride, f"1/{expert_map.stride}")
+
+
+def expert_names(scene: Scene, count: int) -> list[str]:
+    """What the decoder's experts are called, by id: the size of their convolution where it is
+    known.
+    """
+    kernels = scene.kernels
+    return (
+        [f"{k}×{k}×{k}" for k in kernels]
+        if len(kernels) == count
+        else [f"expert {n}" for n in range(count)]
+    )
+
+
+def _expert_map(scene: Scene, number: int, expert_map: ExpertMap) -> LayerData:
+    """Red, white and blue cells; the expert's name stands in the status bar under the cursor."""
+    from napari_shmoareg.figures.palette import expert_colours
+
+    count, place = expert_map.num_experts, expert_map.place
+    about: dict[str, Any] = {
+        "scene": scene,
+        "number": number,
+        "role": "expert_map",
+        "expert_map": expert_map,
+    }
+    data, options = layer_options(expert_map.volume, finer=FINER, **about)
+    named = [f"{name} (id {n})" for n, name in enumerate(expert_names(scene, count))]
+    options |= {
+        "name": f"#{number} expert {place.direction} ({resolution(expert_map)})",
+        "colormap": (
+            dict(enumerate(expert_colours(count), start=1))
+            | {
+                0: "transparent",
+                None: "transparent",
+            }
+        ),
+        "features": {"index": np.arange(count + 1), "expert": ["none", *named]},
+        "opacity": 0.5,
+        "visible": False,
+    }
+    return data, options, "labels"
+
+
+def _jacobian(scene: Scene, number: int, about: dict[str, Any]) -> list[LayerData]:
+    """The determinant, clear where nothing changes its volume; and what folds, where anything
+    does.
+    """
+    values = scene.jacobian.values
+    folded = values <= 0
+    share = 100 * float(folded.mean())
+    data, options = layer_options(
+        scene.jacobian, outside=1.0, **about, role="jacobian", folding_percent=share
+    )
+    most = jacobian_range(values)
+    options |= {
+        "name": f"#{number} Jacobian",
+        "colormap": jacobian_colours(most),
+        "contrast_limits": (1 / most, most),
+        "rendering": "translucent",
+        "visible": False,
+    }
+    layers: list[LayerData] = [(data, options, "image")]
+    if folded.any():
+        volume = type(scene.jacobian)(
+            folded.astype(np.uint8), scene.jacobian.grid, "folding", is_labels=True
+        )
+        data, options = layer_options(volume, **about, role="folding", folding_percent=share)
+        options |= {
+            "name": f"#{number} folding",
+            "colormap": {0: "transparent", 1: FOLDS, None: "transparent"},
+            "features": {"index": [0, 1], "folding": ["no", "yes: determinant 0 or less"]},
+            "opacity": 1.0,
+            "visible": False,
+        }
+        layers.append((data, options, "labels"))
+    return layers
+
+
+def jacobian_range(values: NDArray) -> float:
+    """How many times bigger (or smaller) the colours of a Jacobian reach: 1.5, 2, 3 or 4."""
+    change = np.abs(np.log(values[values > 0]))
+    reached = float(np.exp(np.percentile(change, 99.5))) if change.size else 1.0
+    return next((most for most in (1.5, 2.0, 3.0) if reached <= most), 4.0)
+
+
+def jacobian_colours(most: float) -> dict[str, Any]:
+    """Purple shrinks, orange grows, 1 is clear; by ratio, so that half and twice are equally
+    strong.
+    """
+    ratio = np.linspace(-1, 1, 33)  # of the logarithms
+    places = (most**ratio - 1 / most) / (most - 1 / most)
+    rgb = {
+        side: np.array([int(code[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+        for side, code in _SIDES.items()
+    }
+    colours = [[*rgb[bool(r > 0)], min(1.0, 1.2 * abs(r))] for r in ratio]
+    places[0], places[-1] = 0.0, 1.0
+    return {
+        "colors": np.array(colours),
+        "controls": places,
+        "name": f"Jacobian {1 / most:.2g} to {most:g}",
+    }
+
+
+_SIDES = {False: SHRINKS, True: GROWS}
+
+
+def _image(volume: Volume, limits: tuple[float, float], name: str, **about: Any) -> LayerData:
+    data, options = layer_options(volume, **about)
+    return data, options | {"name": name, "colormap": "gray", "contrast_limits": limits}, "image"
+
+
+def _labels(volume: Volume, name: str, **about: Any) -> LayerData:
+    """Outlines, so that the image stays to be seen."""
+    data, options = layer_options(volume, **about)
+    return data, options | {"name": name, "opacity": 0.8, "visible": False}, "labels"
+
+
+def _range(volume: Volume) -> tuple[float, float]:
+    """Of what an image shows; of an image that is constant or holds NaN what can be had."""
+    from napari_shmoareg.registration.intensity import Intensity
+
+    values = volume.values
+    finite = values if values.dtype.kind in "biu" else values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if low < high and finite.size == values.size:
+        scale = Intensity.of(volume)
+        low, high = scale.low, scale.high
+    return (low, high) if low < high else (low, low + 1.0)

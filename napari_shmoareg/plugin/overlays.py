@@ -1,0 +1,132 @@
+"""How sure a gate was in every cell, as a layer of the viewer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from napari_shmoareg.plugin.layers import FINER, LayerData, add_layers
+from napari_shmoareg.plugin.placement import layer_options, tag
+from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+from napari_shmoareg.plugin.showing import refill, show_only
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Image
+
+    from napari_shmoareg.experts.load import Place
+    from napari_shmoareg.experts.maps import GateValues
+    from napari_shmoareg.experts.scene import Scene
+
+
+Measure = Literal["entropy", "margin"]
+# From sure to unsure: dark violet, blue-green, yellow (as viridis), told apart without colours too.
+SURE_TO_UNSURE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
+
+
+def show_gate(
+    viewer: Viewer,
+    number: int,
+    gate: GateValues,
+    measure: Measure = "entropy",
+    *,
+    stretched: bool = False,
+) -> Image:
+    """Show how sure a gate was in every cell, and hide the other maps.
+
+    A registration has one such layer: made when it is first asked for, then filled anew, in place.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    number : int
+        Of the registration, which is open.
+    gate : GateValues
+    measure, stretched
+        As for `gate_map`.
+    """
+    layer = gate_layer(viewer, number)
+    wanted = (gate, measure, stretched)
+    if (
+        layer is None
+        or tuple(tag(layer, name) for name in ("gate", "measure", "stretched")) != wanted
+    ):
+        made = gate_map(scenes(viewer)[number], number, gate, measure, stretched=stretched)
+        if layer is None:
+            (layer,) = add_layers(viewer, [made])
+        else:
+            refill(layer, *made[:2])
+    show_only(viewer, layer)
+    return layer
+
+
+def gate_layer(viewer: Viewer, number: int) -> Image | None:
+    """The layer of a registration that shows how sure a gate was, once it was asked for."""
+    found = layers_of_scene(viewer, number, "gate_map")
+    return found[0] if found else None
+
+
+def gate_map(
+    scene: Scene,
+    number: int,
+    gate: GateValues,
+    measure: Measure = "entropy",
+    *,
+    stretched: bool = False,
+) -> LayerData:
+    """Entropy or margin of a gate in every cell, on the cells' own grid, hidden at first.
+
+    Parameters
+    ----------
+    scene : Scene
+    number : int
+        Of the registration in its viewer.
+    gate : GateValues
+    measure : {"entropy", "margin"}
+        Entropy: 0 where one expert has all, 1 where all experts are alike.  Margin: how much more
+        the last expert that was chosen got than the first that was not; 0 is a tie.  In both bright
+        cells are unsure.
+    stretched : bool
+        Spread the colours over what lies between the 1st and the 99th percentile; else over 0 to 1,
+        in which all gates can be compared.
+    """
+    volume = gate.entropy() if measure == "entropy" else gate.margin()
+    low, first, median, third, high = (
+        float(v) for v in np.nanpercentile(volume.values, (1, 25, 50, 75, 99))
+    )
+    about: dict[str, Any] = {"scene": scene, "number": number, "role": "gate_map"}
+    about |= {
+        "gate": gate,
+        "measure": measure,
+        "stretched": stretched,
+        "quartiles": (first, median, third),
+    }
+    data, options = layer_options(volume, finer=FINER, nearest=True, outside=np.nan, **about)
+    options |= {
+        "name": f"#{number} gate {measure} of {gate_name(gate.place)}",
+        "colormap": gate_colours(measure),
+        "contrast_limits": (low, max(high, low + 1e-6)) if stretched else (0.0, 1.0),
+        "rendering": "translucent",
+        "interpolation2d": "nearest",
+        "opacity": 0.7,
+        "visible": False,
+    }
+    return data, options, "image"
+
+
+def gate_name(place: Place) -> str:
+    """ "decoder 1 x", "encoder 1 block 0 moving"."""
+    parts = (place.block is not None and f"block {place.block}", place.image, place.direction)
+    return " ".join((f"{place.part} {place.layer}", *(str(part) for part in parts if part)))
+
+
+def gate_colours(measure: Measure) -> dict[str, Any]:
+    """Dark where a gate was sure, bright where it was not."""
+    rows = [[*(int(code[n : n + 2], 16) / 255 for n in (1, 3, 5)), 1.0] for code in SURE_TO_UNSURE]
+    colours = np.array(rows if measure == "entropy" else rows[::-1])
+    return {
+        "colors": colours,
+        "controls": np.linspace(0, 1, len(colours)),
+        "name": f"gate {measure}",
+    }

@@ -1,0 +1,355 @@
+"""Which of a registration's layers are shown.  What the Experts panel and the shortcuts do, without
+either.
+
+Keys for what is done all the time, chosen among those that napari leaves free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.plugin.placement import KEY, tag
+from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.layers import Image, Labels, Layer
+
+    from napari_shmoareg.experts.maps import TokenLoad
+    from napari_shmoareg.experts.scene import Scene
+
+
+IMAGES = ("moving", "fixed", "warped")
+# of these one is seen at a time
+MAPS = ("expert_map", "head_map", "gate_map", "attention", "what_if")
+
+
+def current(viewer: Viewer) -> tuple[int, Scene] | None:
+    """The registration that is meant: of the selected layer, or else the newest; None if none is
+    open.
+    """
+    opened = scenes(viewer)
+    active = viewer.layers.selection.active
+    number = None if active is None else tag(active, "number")
+    if number not in opened:
+        number = max(opened, default=None)
+    return None if number is None else (number, opened[number])
+
+
+def show_role(viewer: Viewer, number: int, role: str, on: bool) -> list[Layer]:
+    """Show or hide the layers of a registration in a role; the Jacobian takes its folding along."""
+    roles = ("jacobian", "folding") if role == "jacobian" else (role,)
+    layers = [layer for name in roles for layer in layers_of_scene(viewer, number, name)]
+    for layer in layers:
+        layer.visible = on
+    return layers
+
+
+def is_shown(viewer: Viewer, number: int, role: str) -> bool:
+    """Whether any layer of a registration in a role is visible."""
+    return any(layer.visible for layer in layers_of_scene(viewer, number, role))
+
+
+def show_experts(
+    viewer: Viewer, number: int, direction: str | None = None, stride: int | None = None
+) -> Labels | None:
+    """Show one expert map and hide the others, and those of heads and gates.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    number : int
+        Of the registration.
+    direction : {"x", "y", "z"}, optional
+    stride : int, optional
+        Voxels of the network grid per cell: 1 for full, 2 for half resolution.  What is not said
+        stays as it was shown last (so does which expert is drawn alone, see `draw_alone`); at first
+        the finest map along x.
+
+    Returns
+    -------
+    Labels or None
+        The layer that is shown now; None where there is none.
+    """
+    maps = expert_layers(viewer, number)
+    before = next((layer for layer in maps if layer.visible), maps[0] if maps else None)
+    if before is None:
+        return None
+    place, was = tag(before, "expert_map").place, tag(before, "expert_map").stride
+    wanted = direction or place.direction, stride or was
+    chosen = next((layer for layer in maps if which(layer) == wanted), before)
+    draw_alone(chosen, alone(before))
+    show_only(viewer, chosen)
+    return chosen
+
+
+def alone(layer: Labels) -> int | None:
+    """The expert whose cells alone an expert map draws; None where it draws those of all."""
+    return (
+        int(layer.selected_label) - 1
+        if layer.show_selected_label and layer.selected_label > 0
+        else None
+    )
+
+
+def draw_alone(layer: Labels, expert: int | None) -> None:
+    """Draw only the cells that chose one expert, by its id, or with None those of all."""
+    if alone(layer) != expert:
+        layer.show_selected_label = False
+        if expert is not None:
+            layer.selected_label = expert + 1
+            layer.show_selected_label = True
+
+
+def expert_layers(viewer: Viewer, number: int) -> list[Labels]:
+    """The expert maps of a registration: the finest first, then by direction."""
+    layers = layers_of_scene(viewer, number, "expert_map")
+    return sorted(layers, key=lambda layer: which(layer)[::-1])
+
+
+def next_expert_map(viewer: Viewer, number: int) -> Labels | None:
+    """Show the map after the one that is shown: x, y, z at full resolution, then at half, then
+    none.
+    """
+    maps = expert_layers(viewer, number)
+    shown = [n for n, layer in enumerate(maps) if layer.visible]
+    following = shown[0] + 1 if shown else 0
+    if following >= len(maps):
+        show_role(viewer, number, "expert_map", False)
+        return None
+    return show_experts(viewer, number, *which(maps[following]))
+
+
+def next_direction(viewer: Viewer, number: int) -> Labels | None:
+    """Show the next direction's map, at the same resolution."""
+    maps = expert_layers(viewer, number)
+    shown = next((layer for layer in maps if layer.visible), None)
+    if shown is None:
+        return show_experts(viewer, number)
+    direction, stride = which(shown)
+    row = [d for d, s in map(which, maps) if s == stride]
+    return show_experts(viewer, number, row[(row.index(direction) + 1) % len(row)], stride)
+
+
+def show_head(viewer: Viewer, number: int, load: TokenLoad, head: int) -> Image | None:
+    """Show what one attention head weighs at every token: the registration's head map is filled
+    anew, in place.
+    """
+    from napari_shmoareg.plugin.layers import head_map
+
+    layer = head_layer(viewer, number)
+    if layer is None:
+        return None
+    if tag(layer, "load") is not load or tag(layer, "head") != head:
+        refill(layer, *head_map(tag(layer, "scene"), number, load, head)[:2])
+    show_only(viewer, layer)
+    return layer
+
+
+def next_head(viewer: Viewer, number: int) -> Image | None:
+    """Show the head after the one that is shown, of the same gate."""
+    layer = head_layer(viewer, number)
+    if layer is None:
+        return None
+    load, head = tag(layer, "load"), tag(layer, "head")
+    return show_head(
+        viewer, number, load, (head + 1) % load.values.shape[-1] if layer.visible else head
+    )
+
+
+def head_layer(viewer: Viewer, number: int) -> Image | None:
+    """The layer of a registration that shows one attention head."""
+    found = layers_of_scene(viewer, number, "head_map")
+    return found[0] if found else None
+
+
+def show_only(viewer: Viewer, shown: Layer) -> None:
+    """Show one map and hide all others, which it would cover; select it, as the status bar tells of
+    that layer.
+    """
+    uncover(viewer, shown)
+    viewer.layers.selection.active = shown
+
+
+def uncover(viewer: Viewer, shown: Layer) -> None:
+    """Show one map and hide all others, without selecting it."""
+    for layer in list(viewer.layers):
+        if layer is not shown and tag(layer, "role") in MAPS and layer.visible:
+            layer.visible = False
+    if not shown.visible:
+        shown.visible = True
+
+
+def refill(layer: Image, data: NDArray, options: dict[str, Any]) -> None:
+    """Give a layer another map, in place."""
+    layer.metadata = options["metadata"]
+    layer.data = data
+    layer.scale, layer.translate = options["scale"], options["translate"]
+    if layer.colormap.name != options["colormap"]["name"]:
+        layer.colormap = options["colormap"]
+    layer.contrast_limits_range = layer.contrast_limits = options["contrast_limits"]
+    layer.name = options["name"]
+
+
+def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:
+    """Of moving, fixed and warped show one and hide the two others; None where it is not open."""
+    layers = {name: image_layer(viewer, number, name) for name in IMAGES}
+    if layers[which] is None:
+        return None
+    for name, layer in layers.items():
+        if layer is not None:
+            layer.visible = name == which
+    return layers[which]
+
+
+def image_layer(viewer: Viewer, number: int, which: str) -> Layer | None:
+    """The layer of a registration's moving, fixed or warped image, as far as it is open."""
+    return layer_of(viewer, scenes(viewer)[number], number, "after" if which == "warped" else which)
+
+
+def layer_of(viewer: Viewer, scene: Scene, number: int, which: str) -> Image | None:
+    """The layer that shows a registration's "fixed", "moving" or warped ("after") image, if one
+    does.
+    """
+    if which == "after":
+        return next(iter(layers_of_scene(viewer, number, "warped")), None)
+    wanted = getattr(scene.pair, which).values
+    for layer in reversed(viewer.layers):
+        if layer._type_string == "image" and tag(layer, "role") != "comparison":
+            volume = tag(layer, "volume")
+            values = layer.data if volume is None else volume.values
+            if isinstance(values, np.ndarray) and _voxels(values) == _voxels(wanted):
+                return layer
+    return None
+
+
+def opacity_of(layers: list[Layer], value: float | None = None) -> float:
+    """How opaque some layers are; set to a value, where one is given."""
+    for layer in layers:
+        if value is not None:
+            layer.opacity = value
+    return float(layers[0].opacity) if layers else 1.0
+
+
+def spacing_of(viewer: Viewer, number: int) -> float | None:
+    """Mm between the nodes of a registration's deformation grid; None without one."""
+    grids = layers_of_scene(viewer, number, "grid") or layers_of_scene(viewer, number, "arrows")
+    return float(grids[0].metadata[KEY]["spacing"]) if grids else None
+
+
+def which(layer: Layer) -> tuple[str, int]:
+    """Direction and stride of an expert map's layer."""
+    expert_map = tag(layer, "expert_map")
+    return expert_map.place.direction or "", expert_map.stride
+
+
+def _voxels(values: NDArray) -> tuple[int, str, list[tuple[int, int]]]:
+    """Of which places in the memory an array consists, however its axes are turned or flipped."""
+    steps = [
+        (count, stride)
+        for count, stride in zip(values.shape, values.strides, strict=True)
+        if count > 1
+    ]
+    first = values.__array_interface__["data"][0] + sum(
+        min(0, (count - 1) * stride) for count, stride in steps
+    )
+    return first, values.dtype.str, sorted((count, abs(stride)) for count, stride in steps)
+
+
+KEYS = {
+    "moving": "Shift+M",
+    "fixed": "Shift+F",
+    "expert_map": "Shift+E",
+    "direction": "Shift+D",
+    "head": "Shift+H",
+    "grid": "Shift+G",
+    "jacobian": "Shift+J",
+}
+NONE_OPEN = "No registration is open: register a pair first, or open a registration folder."
+
+
+def bind(viewer: Viewer) -> None:
+    """Bind the keys of this plugin in a viewer; a second call changes nothing."""
+    for act, key in KEYS.items():
+        viewer.bind_key(key, _ACTS[act], overwrite=True)
+
+
+def says(text: str, act: str) -> str:
+    """A tooltip with its shortcut: ``Next head (Shift+H)``."""
+    return f"{text} ({KEYS[act]})"
+
+
+def _on_current(act: Callable[[Viewer, int, Scene], str]) -> Callable[[Viewer], None]:
+    """Of an act on a registration a key's act: on the selected or the newest one, and said in the
+    status bar.
+    """
+
+    def pressed(viewer: Viewer) -> None:
+        found = current(viewer)
+        viewer.status = NONE_OPEN if found is None else act(viewer, *found)
+
+    pressed.__doc__ = act.__doc__
+    return pressed
+
+
+def _against(which: str) -> Callable[[Viewer, int, Scene], str]:
+    """Change between the warped image and another one."""
+
+    def act(viewer: Viewer, number: int, scene: Scene) -> str:
+        warped = image_layer(viewer, number, "warped")
+        turn = which if warped is not None and warped.visible else "warped"
+        layer = show_image(viewer, number, turn)
+        if layer is None:
+            return f"#{number}: the {turn} image is not open."
+        return f"#{number}: the {turn} image, {layer.name}"
+
+    act.__doc__ = f"SHMoAReg: change between the warped and the {which} image."
+    return act
+
+
+def _next_map(viewer: Viewer, number: int, scene: Scene) -> str:
+    """SHMoAReg: next expert map."""
+    return _told(next_expert_map(viewer, number), f"#{number}: no expert map")
+
+
+def _next_direction(viewer: Viewer, number: int, scene: Scene) -> str:
+    """SHMoAReg: expert map of the next direction."""
+    return _told(next_direction(viewer, number), f"#{number} has no expert maps.")
+
+
+def _next_head(viewer: Viewer, number: int, scene: Scene) -> str:
+    """SHMoAReg: next attention head."""
+    return _told(next_head(viewer, number), f"#{number} has no attention heads to choose from.")
+
+
+def _switched(role: str, name: str) -> Callable[[Viewer, int, Scene], str]:
+    """Show or hide what has a role."""
+
+    def act(viewer: Viewer, number: int, scene: Scene) -> str:
+        on = not is_shown(viewer, number, role)
+        layers = show_role(viewer, number, role, on)
+        if not layers:
+            return f"#{number} has no layer of the {name} (it was removed)."
+        return f"#{number}: {name} {'shown' if on else 'hidden'}"
+
+    act.__doc__ = f"SHMoAReg: show or hide the {name}."
+    return act
+
+
+def _told(layer: Layer | None, otherwise: str) -> str:
+    return otherwise if layer is None else f"{layer.name} is shown"
+
+
+_ACTS = {
+    "moving": _on_current(_against("moving")),
+    "fixed": _on_current(_against("fixed")),
+    "expert_map": _on_current(_next_map),
+    "direction": _on_current(_next_direction),
+    "head": _on_current(_next_head),
+    "grid": _on_current(_switched("grid", "deformation grid")),
+    "jacobian": _on_current(_switched("jacobian", "Jacobian")),
+}

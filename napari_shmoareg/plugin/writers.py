@@ -1,0 +1,71 @@
+"""The writers: what a layer stands for, on its own grid, as NIfTI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.placement import KEY, volume_of
+
+
+def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save an image layer.
+
+    Layers of this plugin are written in the orientation and on the grid of their volume, also where
+    the screen shows a straight copy of an oblique one; others as they lie in the viewer.
+
+    Parameters
+    ----------
+    path : str
+        Ends in .nii.gz or .nii.  Appears whole or not at all.
+    data, meta
+        As of ``layer.as_layer_data_tuple()``.
+
+    Returns
+    -------
+    list of str
+        What was written.
+
+    Raises
+    ------
+    InputError
+        If the layer is no single 3D volume, or the place cannot be written to.
+    """
+    return _write(path, data, meta, "image")
+
+
+def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save a Labels layer, as `write_image` does; painted changes are saved too."""
+    return _write(path, data, meta, "labels")
+
+
+def write_displacement(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save the displacement of the registration whose arrows or grid a Vectors layer shows.
+
+    The whole field on the fixed image's grid is written, not the lines on the screen.
+
+    Raises
+    ------
+    InputError
+        If the layer shows no registration, or the place cannot be written to.
+    """
+    from napari_shmoareg.io import write_displacement as write
+
+    scene = (meta.get("metadata", {}).get(KEY) or {}).get("scene")
+    if scene is None:
+        raise InputError(
+            f"The layer '{meta.get('name')}' shows no registration of SHMoAReg, so there is no"
+            " displacement to write. Choose the layer of a registration, such as '#1"
+            " displacement'."
+        )
+    write(scene.displacement, path)
+    return [path]
+
+
+def _write(path: str, data: Any, meta: dict[str, Any], kind: str) -> list[str]:
+    from napari.layers import Layer
+
+    from napari_shmoareg.io import write_image as write
+
+    write(volume_of(Layer.create(data, meta, kind)), path)
+    return [path]

@@ -1,0 +1,1 @@
+"""A pair in, a Registration out: alignment, network, refinement."""

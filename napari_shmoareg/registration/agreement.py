@@ -1,0 +1,157 @@
+"""How well two coarse images agree under an affine, and how much of each of them is compared.
+
+Ours.  Similarity where two fields of view overlap can always be raised by shifting what does not
+fit out of sight.  The agreement therefore also counts the coverage: the share of an image's
+content that the other field of view shows.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from napari_shmoareg.geometry import Grid, Volume, VolumePair, apply_affine
+from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.registration.intensity import Intensity
+from napari_shmoareg.registration.similarity import information
+
+Matrix = NDArray[np.float64]
+Array = NDArray[np.float32]
+
+BINS = 32  # of the joint histogram
+DETAIL_SIGMA = 1.5  # voxels: the neighbourhood in which brightness is evened out
+DETAIL_FLOOR = 0.02  # of the range: contrast below this is noise
+LEAST_VOXELS = 64  # compared voxels below which nothing can be said
+
+
+class Agreement(NamedTuple):
+    """Of two images under one affine.
+
+    Attributes
+    ----------
+    information : float
+        Normalised mutual information in [0, 1], where both fields of view overlap.
+    detail : float
+        Correlation of locally normalised brightness over the content there, in [-1, 1].
+    coverage : float
+        Share of the content of one image that lies in the other's field of view: the larger of
+        the two shares, since one image may show only a part of the other.
+    """
+
+    information: float
+    detail: float
+    coverage: float
+
+    @property
+    def score(self) -> float:
+        """One number in [0, 1]: the mean of information and detail, times the root of the
+        coverage.
+        """
+        return float(np.sqrt(self.coverage) * (self.information + max(self.detail, 0.0)) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseImage:
+    """One image on a coarse isotropic grid along R, A, S.
+
+    Attributes
+    ----------
+    grid : Grid
+    values : (I, J, K) array
+        In [0, 1] (see `Intensity`).
+    detail : (I, J, K) array
+        (value - local mean) / local standard deviation, clipped to +-3.
+    seen : (I, J, K) bool array
+        Which voxels lie in the field of view of the original.
+    content : (I, J, K) bool array
+        Which of these differ from the background.
+    """
+
+    grid: Grid
+    values: Array
+    detail: Array
+    seen: NDArray[np.bool_]
+    content: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, volume: Volume, spacing: float) -> CoarseImage:
+        """A volume at a spacing in mm."""
+        corners = volume.grid.corners()
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        shape = np.maximum(1, np.ceil((high - low) / spacing - 1e-6)).astype(int)
+        affine = np.diag([spacing, spacing, spacing, 1.0])
+        affine[:3, 3] = (low + high) / 2 - spacing * (shape - 1) / 2
+        grid = Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+        intensity = Intensity.of(volume)
+        values = intensity.scale(resample(volume, grid).values)
+        index = volume.grid.to_index(grid.to_world(indices(grid.shape)))
+        seen = np.asarray(
+            ((index >= -0.5) & (index <= np.array(volume.grid.shape) - 0.5)).all(axis=-1)
+        )
+        empty = float(intensity.scale(np.array([intensity.background]))[0])
+        content = seen & (np.abs(values - empty) > 0.05)
+        mean = gaussian_filter(values, DETAIL_SIGMA)
+        square = gaussian_filter(values**2, DETAIL_SIGMA)
+        deviation = np.sqrt(np.maximum(square - mean**2, 0)) + DETAIL_FLOOR
+        detail = np.clip((values - mean) / deviation, -3, 3).astype(np.float32)
+        return cls(grid, values, detail, seen, content)
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseImages:
+    """Both images of a pair at one spacing."""
+
+    moving: CoarseImage
+    fixed: CoarseImage
+
+    @classmethod
+    def of(cls, pair: VolumePair, longest: int) -> CoarseImages:
+        """At most `longest` voxels along the longest axis of either field of view."""
+        volumes = pair.moving, pair.fixed
+        extent = max(float(np.ptp(volume.grid.corners(), axis=0).max()) for volume in volumes)
+        spacing = max(extent / longest, *(min(volume.grid.spacing) for volume in volumes))
+        with ThreadPoolExecutor(2) as both:
+            return cls(*both.map(CoarseImage.of, volumes, (spacing, spacing)))
+
+    def agreement(self, matrix: Matrix) -> Agreement:
+        """Under an affine, fixed world to moving world in mm RAS."""
+        moving, fixed = self.moving, self.fixed
+        steps = moving.grid.inverse @ matrix @ fixed.grid.affine
+        index = np.moveaxis(apply_affine(steps, indices(fixed.grid.shape)), -1, 0)
+        near = np.rint(index).astype(np.intp)
+        limits = np.array(moving.grid.shape)[:, None, None, None]
+        inside = ((near >= 0) & (near < limits)).all(axis=0)
+        i, j, k = np.clip(near, 0, limits - 1)
+        shown = moving.content[i, j, k]
+        both = inside & moving.seen[i, j, k] & fixed.seen
+        if int(both.sum()) < LEAST_VOXELS:
+            return Agreement(0.0, 0.0, 0.0)
+        place = index[:, both]
+        seen = map_coordinates(moving.values, place, order=1, mode="nearest")
+        codes = [
+            np.minimum((v * BINS).astype(np.int64), BINS - 1) for v in (seen, fixed.values[both])
+        ]
+        shared = float(np.nan_to_num(information(codes[0], codes[1], BINS)))
+        content = both & (fixed.content | shown)
+        detail = 0.0
+        if int(content.sum()) >= LEAST_VOXELS:
+            a = map_coordinates(moving.detail, index[:, content], order=1, mode="nearest")
+            b = fixed.detail[content]
+            if a.std() > 0 and b.std() > 0:
+                detail = float(np.corrcoef(a, b)[0, 1])
+        size = abs(float(np.linalg.det(steps[:3, :3])))
+        of_fixed = (fixed.content & both).sum() / max(1, int(fixed.content.sum()))
+        of_moving = size * (shown & both).sum() / max(1, int(moving.content.sum()))
+        return Agreement(shared, detail, float(min(1.0, max(of_fixed, of_moving))))
+
+
+def indices(shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """All voxel indices (I, J, K, 3) of a shape."""
+    return np.stack(
+        np.meshgrid(*(np.arange(n, dtype=np.float64) for n in shape), indexing="ij"), axis=-1
+    )

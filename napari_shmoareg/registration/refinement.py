@@ -1,0 +1,536 @@
+"""Adam, made so that a window on the same machine stays alive.
+
+Refinement: the displacement of one pair is improved on that pair itself.
+
+Ours, beyond the paper.  A greedy descent, coarse to fine, as in SyN's and greedy's fluid steps:
+warp, take the derivative of a local similarity in closed form, smooth it (fluid), compose it
+with the displacement, smooth that (elastic).  No weights change and nothing is differentiated
+by autograd, so that it needs little memory.  It starts from what the network found, or from
+nothing.
+
+D H W space.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import field
+from napari_shmoareg.registration.similarity import (
+    FLAT,
+    LocalCorrelation,
+    SelfSimilarity,
+    self_similarity,
+)
+
+MAPPED = Path("/proc/self/maps")  # what a Linux process has loaded
+
+
+def adam(parameters: Any, **options: Any) -> torch.optim.Adam:
+    """``torch.optim.Adam``; its first use loads torch's compiler, which is made harmless where it
+    would crash.
+    """
+    with without_triton():
+        return torch.optim.Adam(parameters, **options)
+
+
+@contextmanager
+def without_triton() -> Iterator[None]:
+    """Hide triton from what is imported in here, if it is not loaded yet and loading it would crash
+    the process.
+
+    Builds of torch with CUDA bring triton, whose LLVM and that of a software or AMD OpenGL driver
+    do not stand each other: seen as a segmentation fault of ``import triton`` after a window had
+    drawn by Mesa's llvmpipe.  Nothing here is compiled, so nothing is lost."""
+    if (
+        "triton" in sys.modules
+        or not MAPPED.is_file()
+        or "libLLVM" not in MAPPED.read_text(errors="replace")
+    ):
+        yield
+        return
+    sys.modules["triton"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["triton"]
+
+
+DEFAULT_STEPS = 60
+MEASURES = {"lncc": LocalCorrelation, "mind": SelfSimilarity}
+SMOOTHNESS = {"accurate": 0.55, "balanced": 0.7, "smooth": 0.9}  # elastic smoothing, in voxels
+DEFAULT_SMOOTHNESS = "accurate"
+# the same for a network's displacement
+NETWORK_SMOOTHNESS = {"accurate": 0.0, "balanced": 1.0, "smooth": 2.0}
+BRIGHTNESS = 10.0  # weight of the difference of intensities, where contrasts are alike
+SMALLEST = 12  # voxels along the longest axis; a level below that shows too little
+PATIENCE = 5  # steps over which a gain is looked for
+# longest force below which images are equal; it is about 1 to 20 where something has to move
+STILL = 1e-3
+LEAST_JACOBIAN = 0.05  # of a displacement that shall not fold: between voxels it may be less
+UNFOLD_EVERY = 5  # steps between two looks for folds
+UNFOLDING = 20  # rounds of smoothing, at most
+WINDOWS = (5, 7)  # of the local correlation: on coarser levels, and on the finest
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Settings of a refinement.
+
+    Parameters
+    ----------
+    steps : int
+        At most, on each level; a level ends when its gain is spent.
+    similarity : {"lncc", "mind"}
+        Squared local correlation, or self-similarity context, which compares each image with itself
+        only.
+    levels : tuple of float
+        Resolutions of the levels, as shares of the finest one, rising.
+    finest : int
+        Voxels along the longest axis of the finest level, at most; the network grid's own where
+        that has fewer.
+    fluid : float
+        Standard deviation, in voxels of the level, of the Gaussian over each update.
+    elastic : float
+        The same over the displacement after each update: larger is smoother.
+    step : float
+        Length of the longest update of a level, in its voxels.
+    brightness : float
+        Weight of the squared difference of intensities beside the local correlation, for images of
+        like contrast.
+    gain : float
+        Share of a level's gain so far that the last five steps have to bring, for it to go on.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of its range.
+    """
+
+    steps: int = DEFAULT_STEPS
+    similarity: Literal["lncc", "mind"] = "lncc"
+    levels: tuple[float, ...] = (0.25, 0.5, 1.0)
+    finest: int = 192
+    fluid: float = 1.0
+    elastic: float = SMOOTHNESS["accurate"]
+    step: float = 1.0
+    brightness: float = 0.0
+    gain: float = 0.01
+
+    def __post_init__(self) -> None:
+        levels = self.levels
+        rules = (
+            (self.steps >= 1, "steps", "at least 1"),
+            (self.similarity in MEASURES, "similarity", "'lncc' or 'mind'"),
+            (
+                bool(levels) and all(0 < share <= 1 for share in levels),
+                "levels",
+                "shares above 0, at most 1",
+            ),
+            (tuple(sorted(levels)) == levels, "levels", "rising"),
+            (self.finest >= SMALLEST, "finest", f"at least {SMALLEST}"),
+            (self.fluid >= 0, "fluid", "at least 0"),
+            (self.elastic >= 0, "elastic", "at least 0"),
+            (0 < self.step <= 1, "step", "above 0, at most 1"),
+            (self.brightness >= 0, "brightness", "at least 0"),
+            (0 <= self.gain < 1, "gain", "at least 0, below 1"),
+        )
+        for holds, name, wanted in rules:
+            if not holds:
+                raise InputError(f"{name} must be {wanted}; got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class RefinementStep:
+    """What one step of `refine` did.
+
+    Attributes
+    ----------
+    step : int
+        Steps done so far, this one included.
+    level : float
+        Resolution of its level, as a share of the finest.
+    similarity : float
+        The loss before the step, on the grid of its level; smaller is better.
+    done : float
+        Share of the work that is done, in [0, 1], as far as can be said.
+    field : Tensor (3, d, h, w)
+        The displacement on the grid of the level, in its voxels.
+    """
+
+    step: int
+    level: float
+    similarity: float
+    done: float
+    field: Tensor
+
+    def displacement(self, shape: Sequence[int]) -> Tensor:
+        """The displacement (1, 3, D, H, W) on a grid over the same field of view, in its voxels."""
+        return rescale(self.field, shape)[None]
+
+
+def refine(
+    moving: Tensor,
+    fixed: Tensor,
+    displacement: Tensor | None,
+    settings: Refinement | None = None,
+    *,
+    diffeomorphic: bool = False,
+) -> Iterator[RefinementStep]:
+    """Improve a displacement on the pair it belongs to, one step per `next`.
+
+    Stopping early is safe: the last step's displacement is what was reached.
+
+    Parameters
+    ----------
+    moving, fixed : Tensor (1, 1, D, H, W), in [0, 1]
+        Any size, down to one voxel along an axis (along which nothing moves then).
+    displacement : Tensor (1, 3, D, H, W), voxels, or None
+        What to start from: warped(p) = moving(p + u(p)).  None is the identity.
+    settings : Refinement, optional
+    diffeomorphic : bool
+        Keep the Jacobian determinant above 0: where an update folds the displacement, it is
+        smoothed there.
+
+    Yields
+    ------
+    RefinementStep
+
+    Raises
+    ------
+    InputError
+        If the loss is not finite.
+    """
+    settings = settings or Refinement()
+    full = tuple(fixed.shape[2:])
+    shapes = _shapes(full, settings)
+    work = [shape[0] * shape[1] * shape[2] for shape in shapes]
+    with torch.inference_mode():
+        start = None if displacement is None else displacement[0].float()
+        current = torch.zeros((3, *full), device=fixed.device) if start is None else start
+    count, before = 0, 0.0
+    for number, shape in enumerate(shapes):
+        share = shape[0] / full[0] if full[0] > 1 else max(shape) / max(full)
+        level = _Level(moving, fixed, current, shape, settings, finest=number == len(shapes) - 1)
+        for done, loss in level.run(diffeomorphic):
+            count += 1
+            yield RefinementStep(
+                count, share, loss, (before + work[number] * done) / sum(work), level.field
+            )
+        before += work[number]
+        current = level.field
+
+
+class _Force(Protocol):
+    """A similarity on one grid: its loss, and the direction in which every voxel should move."""
+
+    shape: tuple[int, int, int]
+
+    def __call__(self, displacement: Tensor) -> tuple[float, Tensor]: ...
+
+
+class _LocalCorrelationForce:
+    """Of one minus the mean squared local correlation, and of the mean squared difference of
+    intensities.
+
+    With local means m, variances v and covariance c of fixed F and warped W, the derivative at the
+    centre voxel of c^2 / (v_F v_W) is 2 c / (v_F v_W) (F - m_F - c / v_W (W - m_W)) times the
+    gradient of W; that of b / 2 (F - W)^2 is b (F - W) times it.  The second holds where a
+    neighbourhood is too flat to correlate."""
+
+    def __init__(self, moving: Tensor, fixed: Tensor, window: int, brightness: float) -> None:
+        self.moving, self.fixed, self.window, self.brightness = moving, fixed, window, brightness
+        self.shape = _shape_of(fixed)
+        self.count = _box(torch.ones((1, *self.shape), device=fixed.device), window)
+        mean, square = _box(torch.stack([fixed, fixed * fixed]), window).div_(self.count)
+        self.fixed_variance = square.sub_(mean * mean).clamp_min_(0)
+        self.fixed_mean = mean
+
+    def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
+        warped = _pull(self.moving[None], displacement)[0]
+        sums = _box(torch.stack([warped, warped * warped, warped * self.fixed]), self.window)
+        mean, square, product = sums.div_(self.count)
+        variance = square.sub_(mean * mean).clamp_min_(0)
+        covariance = product.sub_(mean * self.fixed_mean)
+        ratio = covariance / (variance * self.fixed_variance).add_(FLAT)
+        loss = 1 - float((ratio * covariance).mean())
+        faint = FLAT**0.5 / 30  # as much above as below, so that equal images exert no force at all
+        slope = covariance.add_(covariance.sign().mul_(faint)).div_(variance.add_(faint))
+        residual = (self.fixed - self.fixed_mean).sub_(slope.mul_(mean.neg_().add_(warped)))
+        factor = ratio.mul_(residual).mul_(2)
+        if self.brightness:
+            difference = self.fixed - warped
+            loss += self.brightness / 2 * float(difference.square().mean())
+            factor.add_(difference, alpha=self.brightness)
+        return loss, _gradient(warped).mul_(factor)
+
+
+class _SelfSimilarityForce:
+    """Of the mean squared difference of self-similarity contexts, on half the level's
+    resolution.
+    """
+
+    def __init__(self, moving: Tensor, fixed: Tensor) -> None:
+        self.shape = _share_of(fixed.shape, 0.5)
+        pool = [
+            _area_matrix(a, b, fixed.device) for a, b in zip(self.shape, fixed.shape, strict=True)
+        ]
+        self.moving, self.fixed = (
+            separable(pool, self_similarity(v[None, None])[0]) for v in (moving, fixed)
+        )
+
+    def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
+        warped = _pull(self.moving, displacement)
+        difference = self.fixed - warped
+        force = torch.zeros_like(displacement)
+        for channel, image in zip(difference, warped, strict=True):
+            force += channel * _gradient(image)
+        return float(difference.square().mean()), force
+
+
+class _Level:
+    """One resolution: the images there, and the displacement that is descended, in its voxels."""
+
+    def __init__(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        start: Tensor,
+        shape: tuple[int, int, int],
+        settings: Refinement,
+        *,
+        finest: bool,
+    ) -> None:
+        self.settings = settings
+        with torch.inference_mode():
+            images = [_to_shape(image[0, 0].float(), shape) for image in (moving, fixed)]
+            self.force: _Force
+            if settings.similarity == "lncc":
+                window = WINDOWS[1] if finest else WINDOWS[0]
+                self.force = _LocalCorrelationForce(
+                    images[0], images[1], window, settings.brightness
+                )
+            else:
+                self.force = _SelfSimilarityForce(images[0], images[1])
+            self.field = rescale(start, self.force.shape)
+
+    def run(self, diffeomorphic: bool) -> Iterator[tuple[float, float]]:
+        """Descend until the steps or the gain are spent: the share that is done, and the loss
+        before the step.
+
+        The displacement of the least loss stays.
+        """
+        losses: list[float] = []
+        best, longest = self.field, 0.0
+        for number in range(self.settings.steps):
+            with torch.inference_mode():
+                loss, force = self.force(self.field)
+                if loss != loss or abs(loss) == float("inf"):
+                    raise InputError(
+                        f"The refinement's loss became {loss}: register without --refine (in"
+                        " Python: refine=0), and look at the images."
+                    )
+                if loss <= min(losses, default=loss):
+                    best = self.field
+                losses.append(loss)
+                spent = number >= PATIENCE and losses[-1 - PATIENCE] - loss < self.settings.gain * (
+                    losses[0] - loss
+                )
+                update = _gaussian(force, self.settings.fluid)
+                peak = float(update.square().sum(0).max().sqrt())
+                longest = max(longest, peak)
+                if spent or peak < STILL:
+                    break
+                moved = _composed(self.field, update.mul_(self.settings.step / longest))
+                self.field = _gaussian(moved, self.settings.elastic)
+                if diffeomorphic and number % UNFOLD_EVERY == UNFOLD_EVERY - 1:
+                    self.field = _unfolded(self.field)
+            yield (number + 1) / self.settings.steps, loss
+        with torch.inference_mode():
+            if losses and self.force(self.field)[0] > min(losses):
+                self.field = best
+            if diffeomorphic:
+                self.field = _unfolded(self.field)
+
+
+def smoothed(displacement: Tensor, smoothness: str) -> Tensor:
+    """A network's displacement (1, 3, D, H, W) as smooth as a stop of `NETWORK_SMOOTHNESS` says."""
+    with torch.inference_mode():
+        return _gaussian(displacement[0].float(), NETWORK_SMOOTHNESS[smoothness])[None]
+
+
+def separable(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
+    """A linear map along each axis of values (C, d, h, w): matrices (D, d), (H, h), (W, w); gives
+    (C, D, H, W).
+    """
+    first, second, third = matrices
+    values = torch.matmul(torch.matmul(second, values), third.T)
+    channels, depth, height, width = values.shape
+    return torch.matmul(first, values.reshape(channels, depth, height * width)).reshape(
+        channels, -1, height, width
+    )
+
+
+def rescale(displacement: Tensor, shape: Sequence[int]) -> Tensor:
+    """A displacement (3, d, h, w) on another grid over the same field of view, in the voxels of
+    that grid.
+    """
+    there = tuple(displacement.shape[1:])
+    if there == tuple(shape):
+        return displacement
+    device = displacement.device
+    matrices = [
+        _linear_matrix(new, old, device) if new > old else _area_matrix(new, old, device)
+        for new, old in zip(shape, there, strict=True)
+    ]
+    ratio = torch.tensor([new / old for new, old in zip(shape, there, strict=True)], device=device)
+    return separable(matrices, displacement) * ratio[:, None, None, None]
+
+
+def _to_shape(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """An image (D, H, W) on a coarser grid: means of what each voxel covers."""
+    if tuple(image.shape) == shape:
+        return image
+    return separable(
+        [_area_matrix(a, b, image.device) for a, b in zip(shape, image.shape, strict=True)],
+        image[None],
+    )[0]
+
+
+def _pull(values: Tensor, displacement: Tensor) -> Tensor:
+    """Values (C, D, H, W) at p + u(p), u (3, D, H, W); beyond the grid the edge goes on."""
+    return field.warp(values[None], displacement[None], padding="border")[0]
+
+
+def _gradient(image: Tensor) -> Tensor:
+    """Central differences (3, D, H, W) of an image (D, H, W), one-sided at the edges; 0 along an
+    axis of one voxel.
+    """
+    result = torch.zeros((3, *image.shape), device=image.device)
+    for axis, n in enumerate(image.shape):
+        if n == 1:
+            continue
+        out = result[axis]
+        if n > 2:
+            torch.sub(
+                image.narrow(axis, 2, n - 2),
+                image.narrow(axis, 0, n - 2),
+                out=out.narrow(axis, 1, n - 2),
+            )
+            out.narrow(axis, 1, n - 2).mul_(0.5)
+        out.select(axis, 0).copy_(image.select(axis, 1) - image.select(axis, 0))
+        out.select(axis, n - 1).copy_(image.select(axis, n - 1) - image.select(axis, n - 2))
+    return result
+
+
+def _composed(displacement: Tensor, update: Tensor) -> Tensor:
+    """The displacement u after an update v of a voxel at most, u(p + v) + v, to first order: u +
+    (du/dp) v + v.
+    """
+    result = displacement + update
+    for axis, along in enumerate(update):
+        n = displacement.shape[axis + 1]
+        if n == 1:
+            continue
+        change = displacement.narrow(axis + 1, 2, n - 2) - displacement.narrow(axis + 1, 0, n - 2)
+        result.narrow(axis + 1, 1, n - 2).addcmul_(change, along.narrow(axis, 1, n - 2), value=0.5)
+        for end, inner in ((0, 1), (n - 1, n - 2)):
+            outward = (
+                displacement.select(axis + 1, end) - displacement.select(axis + 1, inner)
+            ) * (end - inner)
+            result.select(axis + 1, end).addcmul_(outward, along.select(axis, end))
+    return result
+
+
+def _unfolded(displacement: Tensor) -> Tensor:
+    """A displacement smoothed where it folds, and around there, until it does not; everywhere if
+    that is not enough.
+    """
+    for number in range(UNFOLDING):
+        folded = field.jacobian_determinant(displacement[None])[0] < LEAST_JACOBIAN
+        if not bool(folded.any()):
+            break
+        share = (
+            _gaussian((_box(folded.float(), 5) > 0).float(), 1.0)
+            if number < UNFOLDING // 2
+            else 1.0
+        )
+        displacement = displacement + share * (_gaussian(displacement, 1.0) - displacement)
+    return displacement
+
+
+def _box(values: Tensor, window: int) -> Tensor:
+    """Sums over what of a window lies within the grid, of values (C, D, H, W)."""
+    for axis in (1, 2, 3):
+        n, sums = values.shape[axis], values.clone()
+        for offset in range(1, min(window // 2, n - 1) + 1):
+            sums.narrow(axis, 0, n - offset).add_(values.narrow(axis, offset, n - offset))
+            sums.narrow(axis, offset, n - offset).add_(values.narrow(axis, 0, n - offset))
+        values = sums
+    return values
+
+
+def _gaussian(values: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of values (C, D, H, W), edges repeated.
+
+    As sums of shifted copies: for few weights several times faster than convolutions of one
+    channel."""
+    if sigma == 0:
+        return values
+    reach = max(1, int(3 * sigma + 0.5))
+    kernel = torch.exp(-0.5 * (torch.arange(reach + 1, dtype=torch.float64) / sigma) ** 2)
+    weights = (kernel / (2 * kernel.sum() - kernel[0])).tolist()
+    for axis in (1, 2, 3):
+        n = values.shape[axis]
+        if n == 1:
+            continue
+        first, last = values.narrow(axis, 0, 1), values.narrow(axis, n - 1, 1)
+        smooth = values * weights[0]
+        for offset, weight in enumerate(weights[1:], 1):
+            inner, outer = max(n - offset, 0), min(offset, n)
+            smooth.narrow(axis, 0, inner).add_(values.narrow(axis, n - inner, inner), alpha=weight)
+            smooth.narrow(axis, n - inner, inner).add_(values.narrow(axis, 0, inner), alpha=weight)
+            smooth.narrow(axis, 0, outer).add_(first, alpha=weight)
+            smooth.narrow(axis, n - outer, outer).add_(last, alpha=weight)
+        values = smooth
+    return values
+
+
+def _area_matrix(new: int, old: int, device: torch.device) -> Tensor:
+    """Means over the voxels that each coarser one touches, (new, old)."""
+    return F.interpolate(torch.eye(old)[None], size=new, mode="area")[0].T.contiguous().to(device)
+
+
+def _linear_matrix(new: int, old: int, device: torch.device) -> Tensor:
+    """Linear interpolation that keeps the edges of the field of view, (new, old)."""
+    interpolated = F.interpolate(torch.eye(old)[None], size=new, mode="linear", align_corners=False)
+    return interpolated[0].T.contiguous().to(device)
+
+
+def _shape_of(image: Tensor) -> tuple[int, int, int]:
+    d, h, w = image.shape
+    return d, h, w
+
+
+def _shapes(shape: Sequence[int], settings: Refinement) -> list[tuple[int, int, int]]:
+    """The grids of the levels, without those that are too small; the finest at least."""
+    most = min(1.0, settings.finest / max(shape))
+    found = [_share_of(shape, share * most) for share in settings.levels]
+    return [small for small in found if max(small) >= SMALLEST] or [
+        _share_of(shape, most * settings.levels[-1])
+    ]
+
+
+def _share_of(shape: Sequence[int], share: float) -> tuple[int, int, int]:
+    i, j, k = (max(1, round(n * share)) for n in shape)
+    return i, j, k

@@ -1,0 +1,344 @@
+"""Means over cubes of voxels, whose way back costs no more than the way there.
+
+Similarities that compare neighbourhoods, made for many evaluations against one fixed image.
+
+What depends on the fixed image alone is computed once.  D H W space.
+
+How alike two images are under a transform, where both were seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from torch.nn import functional as F
+
+from napari_shmoareg.geometry import Grid, Transform, VolumePair, field, inside, pull
+from napari_shmoareg.registration.intensity import Intensity
+
+
+def box(values: Tensor, window: int) -> Tensor:
+    """Sum over the cube around each voxel divided by the cube's volume; beyond the image are zeros.
+
+    Parameters
+    ----------
+    values : Tensor (B, C, D, H, W)
+    window : int
+        Edge of the cube in voxels, odd.
+    """
+    result: Tensor = _Box.apply(values, window)
+    return result
+
+
+def box_mean(values: Tensor, window: int) -> Tensor:
+    """Mean over what of the cube around each voxel lies inside the image."""
+    with torch.no_grad():
+        share = box(torch.ones_like(values[:1, :1]), window)
+    return box(values, window) / share
+
+
+class _Box(torch.autograd.Function):
+    """Sum over a cube divided by its volume, zeros outside; its own adjoint, so that the way back
+    costs no more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, window: int) -> Tensor:
+        ctx.window = window
+        return _pooled(values, window)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _pooled(gradient, ctx.window), None
+
+
+def _pooled(values: Tensor, window: int) -> Tensor:
+    half = window // 2
+    for axis in range(3):
+        size, pad = [1, 1, 1], [0, 0, 0]
+        size[axis], pad[axis] = window, half
+        # the pooling refuses a window larger than the image, padded or not
+        if values.shape[2 + axis] < window:
+            values, pad = F.pad(values, [n for p in reversed(pad) for n in (p, p)]), [0, 0, 0]
+        values = F.avg_pool3d(values, size, stride=1, padding=pad)
+    return values
+
+
+FLAT = 1e-5  # product of two variances below which a neighbourhood shows nothing
+
+
+class LocalCorrelation:
+    """One minus the mean squared local correlation of fixed(p) and warped(p + r(p)).
+
+    Blind to contrast that is linear within a neighbourhood, inverted contrast included.  As
+    `registration.losses.lncc`, but beyond its field of view the moving image goes on with its edge.
+
+    Parameters
+    ----------
+    warped, fixed : Tensor (1, 1, D, H, W)
+    window : int
+        Edge of the neighbourhood in voxels, odd.
+    """
+
+    def __init__(self, warped: Tensor, fixed: Tensor, window: int = 7) -> None:
+        self.warped, self.fixed, self.window = warped, fixed, window
+        self.count = box(torch.ones_like(fixed), window)
+        self.mean = self._mean(fixed)
+        self.variance = (self._mean(fixed * fixed) - self.mean**2).clamp_min(0)
+
+    def __call__(self, correction: Tensor) -> Tensor:
+        """The loss, in [0, 1], of a correction (1, 3, D, H, W) in voxels."""
+        seen = field.warp(self.warped, correction, padding="border")
+        mean, square, product = self._mean(
+            torch.cat([seen, seen * seen, seen * self.fixed], 1)
+        ).split(1, 1)
+        cross = product - mean * self.mean
+        spread = (square - mean * mean).clamp_min(0) * self.variance
+        return 1 - (cross * cross / (spread + FLAT)).mean()
+
+    def visible(self) -> float:
+        """Share of the neighbourhoods with any contrast in which it is more than what counts as
+        flat.
+        """
+        some = self.variance > 0.01 * FLAT**0.5
+        return float((self.variance[some] > FLAT**0.5).float().mean()) if bool(some.any()) else 0.0
+
+    def _mean(self, values: Tensor) -> Tensor:
+        return box(values, self.window) / self.count
+
+
+class SelfSimilarity:
+    """Mean squared difference of self-similarity contexts (MIND-SSC, Heinrich et al. 2013).
+
+    Each image is compared with itself: how alike are the twelve pairs of patches around a voxel
+    that lie diagonally to each other.  Blind to any contrast as long as equal tissue is equal.
+    Computed at full and compared at half resolution, as ConvexAdam does.
+
+    Parameters
+    ----------
+    warped, fixed : Tensor (1, 1, D, H, W)
+    radius, dilation : int
+        Of a patch, and how far its centre lies from the voxel.
+    """
+
+    def __init__(self, warped: Tensor, fixed: Tensor, radius: int = 1, dilation: int = 2) -> None:
+        # to even numbers, so that 2 make 1
+        self.pad = [p for n in reversed(fixed.shape[2:]) for p in (0, n % 2)]
+        with torch.no_grad():
+            self.warped, self.fixed = (
+                F.avg_pool3d(
+                    F.pad(self_similarity(image, radius, dilation), self.pad, mode="replicate"), 2
+                )
+                for image in (warped, fixed)
+            )
+
+    def __call__(self, correction: Tensor) -> Tensor:
+        """The loss of a correction (1, 3, D, H, W) in voxels of the images' grid."""
+        small = F.avg_pool3d(F.pad(correction, self.pad, mode="replicate"), 2) / 2
+        return (field.warp(self.warped, small, padding="border") - self.fixed).square().mean()
+
+
+def self_similarity(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
+    """Self-similarity context of an image (1, 1, D, H, W): (1, 12, D, H, W), in [0, 1].
+
+    exp(-(distance - least distance) / variance) for each pair of neighbouring patches; the variance
+    is the mean over the pairs, kept within a factor of 1000 of its own mean over the image."""
+    pad = [dilation] * 6
+    padded = F.pad(image, pad, mode="replicate")
+    d, h, w = image.shape[2:]
+    faces = [
+        tuple(dilation * s if a == axis else 0 for a in range(3))
+        for axis in range(3)
+        for s in (-1, 1)
+    ]
+    seen = [
+        padded[
+            :,
+            :,
+            dilation + i : dilation + i + d,
+            dilation + j : dilation + j + h,
+            dilation + k : dilation + k + w,
+        ]
+        for i, j, k in faces
+    ]
+    pairs = [(a, b) for a in range(6) for b in range(a + 1, 6) if a // 2 != b // 2]
+    squares = torch.cat([(seen[a] - seen[b]).square() for a, b in pairs], 1)
+    distance = box(F.pad(squares, [radius] * 6, mode="replicate"), 2 * radius + 1)
+    distance = distance[:, :, radius : radius + d, radius : radius + h, radius : radius + w]
+    distance = distance - distance.amin(1, keepdim=True)
+    variance = distance.mean(1, keepdim=True)
+    middle = variance.mean().clamp_min(1e-12)
+    return torch.exp(-distance / variance.clamp(middle * 1e-3, middle * 1e3))
+
+
+POINTS = 1_000_000  # of the fixed grid that are compared, at most
+WINDOW = 7  # compared points along the edge of a neighbourhood
+NO_VARIANCE = 1e-7  # product of two variances below which a neighbourhood shows nothing
+
+
+class Similarity(NamedTuple):
+    """Of intensities in [0, 1] (see `Intensity`).
+
+    Attributes
+    ----------
+    ncc : float
+        Normalised cross-correlation, in [-1, 1]; 0 where an image is constant.
+    mse : float
+        Mean squared difference.
+    nmi : float
+        Normalised mutual information (see `nmi`), blind to contrast; NaN where both are constant.
+    overlap : float
+        Share of the fixed field of view that the moving image covers; only there the two were
+        compared.
+    information : float
+        As `nmi`, of both images smoothed by one compared voxel: what an interpolation blurs counts
+        for nothing.
+    local : float
+        Mean squared local correlation of the same, in [0, 1], over neighbourhoods that show
+        content.
+    coverage : float
+        Share of the fixed image's content that the moving image's field of view covers, or of the
+        moving one's that lies in the fixed one's, whichever is larger.
+    """
+
+    ncc: float
+    mse: float
+    nmi: float
+    overlap: float
+    information: float
+    local: float
+    coverage: float
+
+    @property
+    def score(self) -> float:
+        """One number in [0, 1] to compare transforms of a pair by.
+
+        The mean of `information` (global) and `local`, times the root of the coverage.
+        """
+        shared = 0.0 if np.isnan(self.information) else self.information
+        return float(np.sqrt(self.coverage) * (shared + self.local) / 2)
+
+
+def similarity(pair: VolumePair, transform: Transform) -> Similarity | None:
+    """Compare fixed(x) with moving(T(x)) inside the moving image's field of view.
+
+    Ours: on every second (third ...) voxel of a fixed image of more than a million voxels.
+
+    Parameters
+    ----------
+    pair : VolumePair
+    transform : Transform
+        Fixed world to moving world.
+
+    Returns
+    -------
+    Similarity or None
+        None where the images do not meet.
+    """
+    step = int(np.ceil((pair.fixed.values.size / POINTS) ** (1 / 3)))
+    values = pair.fixed.values[::step, ::step, ::step]
+    i, j, k = values.shape
+    grid = Grid((i, j, k), pair.fixed.grid.affine @ np.diag([step, step, step, 1.0]))
+    points = transform.map_points(
+        grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+    )
+    seen = inside(pair.moving.grid, points)
+    if not seen.any():
+        return None
+    scales = Intensity.of(pair.moving), Intensity.of(pair.fixed)
+    warped = scales[0].scale(pull(pair.moving, grid, points).values)
+    fixed = scales[1].scale(values)
+    contents = [
+        np.abs(image - scale.scale(np.array([scale.background]))[0]) > 0.05
+        for image, scale in zip((warped, fixed), scales, strict=True)
+    ]
+    a, b = warped[seen].astype(np.float64), fixed[seen].astype(np.float64)
+    smooth = gaussian_filter(warped, 1.0), gaussian_filter(fixed, 1.0)
+    spread = a.std() * b.std()
+    ncc = float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else 0.0
+    return Similarity(
+        ncc=ncc,
+        mse=float(((a - b) ** 2).mean()),
+        nmi=nmi(a, b),
+        overlap=float(seen.mean()),
+        information=nmi(smooth[0][seen], smooth[1][seen]),
+        local=_local_correlation(*smooth, seen, seen & (contents[0] | contents[1])),
+        coverage=_coverage(pair, grid, seen, contents[0], contents[1], scales[0]),
+    )
+
+
+def _local_correlation(
+    a: NDArray, b: NDArray, seen: NDArray[np.bool_], counted: NDArray[np.bool_]
+) -> float:
+    """Mean squared correlation over neighbourhoods, of what is seen in them; 0 where nothing is
+    counted.
+    """
+    if not counted.any():
+        return 0.0
+    mask = torch.from_numpy(seen.astype(np.float32))
+    x, y = (torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) * mask for v in (a, b))
+    sums = box(torch.stack([mask, x, y, x * x, y * y, x * y])[None], WINDOW)[0]
+    count = sums[0].clamp_min(1e-6)
+    mean_x, mean_y, square_x, square_y, product = (value / count for value in sums[1:])
+    covariance = product - mean_x * mean_y
+    variances = (square_x - mean_x**2).clamp_min(0) * (square_y - mean_y**2).clamp_min(0)
+    squared = (covariance**2 / (variances + NO_VARIANCE)).numpy()
+    return float(squared[counted].mean(dtype=np.float64))
+
+
+def _coverage(
+    pair: VolumePair,
+    grid: Grid,
+    seen: NDArray[np.bool_],
+    moving_content: NDArray[np.bool_],
+    fixed_content: NDArray[np.bool_],
+    scale: Intensity,
+) -> float:
+    """The larger share of one image's content that the other's field of view covers."""
+    of_fixed = float((fixed_content & seen).sum() / max(1, int(fixed_content.sum())))
+    thin = max(1, round((pair.moving.values.size / POINTS) ** (1 / 3)))
+    part = pair.moving.values[::thin, ::thin, ::thin]
+    volume = abs(float(np.linalg.det(pair.moving.grid.affine[:3, :3]))) * thin**3
+    whole = float(scale.content(part).sum()) * volume
+    there = float((moving_content & seen).sum()) * abs(float(np.linalg.det(grid.affine[:3, :3])))
+    return max(of_fixed, min(1.0, there / whole) if whole > 0 else 0.0)
+
+
+def nmi(a: NDArray, b: NDArray, bins: int = 32) -> float:
+    """Normalised mutual information 2 I / (H(a) + H(b)): 0 unrelated, 1 equal; NaN if both are
+    constant.
+
+    Ours: 32 bins between the 0.5th and 99.5th percentile of each image, so that a few bright
+    voxels do not squeeze the rest into one bin.
+    """
+    return information(_binned(a, bins), _binned(b, bins), bins)
+
+
+def information(a: NDArray[np.int64], b: NDArray[np.int64], bins: int) -> float:
+    """2 I / (H(a) + H(b)) of values already sorted into bins from 0; NaN if both fill one bin."""
+    joint = np.bincount((a * bins + b).ravel(), minlength=bins * bins).reshape(bins, bins)
+    apart = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
+    return 2 * (apart - _entropy(joint)) / apart if apart > 0 else float("nan")
+
+
+def _binned(values: NDArray, bins: int) -> NDArray:
+    """The bin of each voxel, from 0, between two percentiles (between the extremes if these are
+    equal).
+    """
+    values = np.asarray(values, dtype=np.float32)
+    low, high = np.percentile(values, [0.5, 99.5])
+    if high <= low:
+        low, high = values.min(), values.max()
+    if high <= low:
+        return np.zeros(values.shape, dtype=np.int64)
+    return np.clip((values - low) / (high - low) * bins, 0, bins - 1).astype(np.int64)
+
+
+def _entropy(counts: NDArray) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())

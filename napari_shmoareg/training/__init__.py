@@ -1,0 +1,1 @@
+"""Learning: settings, losses, steps, run folder, synthetic pairs."""

@@ -1,0 +1,166 @@
+"""Random changes of a pair, alike and apart: poses, contrasts, mirrors.
+
+Ours; the paper has none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_shmoareg.geometry import field
+from napari_shmoareg.registration.conform import Conformed
+from napari_shmoareg.registration.known_motion import motion_of
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.synthesis import smooth_noise
+
+# largest at strength 1; the shift as a share of the field of view
+ANGLE, SCALE, SHIFT = math.radians(10), 0.1, 0.05
+APART = 0.2  # of the strength: by how much the two images of a pair differ in pose
+GAMMA, NOISE = math.log(1.6), 0.04
+# of a known motion, as shares of the longest axis
+OWN_SHIFT, OWN_WARP, OWN_LENGTH = 0.1, (0.02, 0.06), (0.2, 0.5)
+# axes of the network grid, nearest to R, A, S
+MIRRORED = {"none": (), "left-right": (0,), "all": (0, 1, 2)}
+
+
+def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> Conformed:
+    """The pair as one that might have been scanned instead; itself where nothing is asked for.
+
+    Parameters
+    ----------
+    pair : Conformed
+    settings : FineTuning
+        Its augment_affine, augment_intensity and flips.
+    rng : numpy.random.Generator
+        Decides everything.
+
+    Returns
+    -------
+    Conformed
+        Images in [0, 1]; label maps in whole numbers stay such; a known motion is that of the
+        result.  Its `affine` and `pair` are those before: the result is for learning, not for a way
+        back.
+    """
+    for axis in MIRRORED[settings.flips]:
+        if rng.random() < 0.5:
+            pair = _mirrored(pair, axis)
+    if settings.augment_affine > 0:
+        pair = _posed(pair, settings.augment_affine, rng)
+    if settings.augment_intensity > 0:
+        # it compares the values themselves
+        shared = rng.uniform(-1, 1) if settings.similarity == "mse" else None
+        moving, fixed = (
+            _recoloured(image, settings.augment_intensity, shared, rng)
+            for image in (pair.moving, pair.fixed)
+        )
+        pair = replace(pair, moving=moving, fixed=fixed)
+    return pair
+
+
+def with_known_motion(pair: Conformed, rng: np.random.Generator) -> Conformed:
+    """One of the pair's images as the moving one, and deformed at random as the fixed one, so that
+    the motion is known.
+
+    Parameters
+    ----------
+    pair : Conformed
+        Its labels go along.
+    rng : numpy.random.Generator
+        Decides which image, and the deformation: a shift and smooth noise.
+    """
+    shape = pair.fixed.shape[2:]
+    image, labels = [(pair.moving, pair.moving_labels), (pair.fixed, pair.fixed_labels)][
+        int(rng.integers(2))
+    ]
+    longest = max(shape)
+    shift = torch.as_tensor(
+        rng.uniform(-1, 1, 3) * OWN_SHIFT * longest, dtype=torch.float32, device=image.device
+    )
+    noise = smooth_noise(shape, rng.uniform(*OWN_LENGTH) * longest, 3, rng, image.device)[None]
+    displacement = noise * (rng.uniform(*OWN_WARP) * longest) + shift.view(1, 3, 1, 1, 1)
+    positions = field.identity(shape, image.device) + displacement
+    return replace(
+        pair,
+        moving=image,
+        fixed=field.sample(image, positions, padding="border"),
+        moving_labels=labels,
+        fixed_labels=_relabelled(labels, positions),
+        motion=motion_of(displacement),
+    )
+
+
+def _posed(pair: Conformed, strength: float, rng: np.random.Generator) -> Conformed:
+    """Both images turned, scaled and shifted alike, and each a little on its own."""
+    shape = pair.fixed.shape[2:]
+    both = _matrix(shape, strength, rng)
+    own = [both @ _matrix(shape, APART * strength, rng) for _ in range(2)]
+    moving, fixed = (_positions(shape, matrix, pair.fixed.device) for matrix in own)
+    return replace(
+        pair,
+        moving=field.sample(pair.moving, moving),
+        fixed=field.sample(pair.fixed, fixed),
+        moving_labels=_relabelled(pair.moving_labels, moving),
+        fixed_labels=_relabelled(pair.fixed_labels, fixed),
+        motion=None if pair.motion is None else pair.motion.posed(*own),
+    )
+
+
+def _matrix(shape: torch.Size, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """A random affine of voxel positions (4, 4) about the grid's middle."""
+    matrix = np.eye(4)
+    for axis, angle in enumerate(rng.uniform(-1, 1, 3) * strength * ANGLE):
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(4)
+        turn[[a, b, a, b], [a, b, b, a]] = (
+            np.cos(angle),
+            np.cos(angle),
+            -np.sin(angle),
+            np.sin(angle),
+        )
+        matrix = turn @ matrix
+    matrix[:3, :3] *= np.exp(rng.uniform(-1, 1, 3) * math.log1p(strength * SCALE))
+    middle = (np.array(shape) - 1) / 2
+    shift = rng.uniform(-1, 1, 3) * strength * SHIFT * np.array(shape)
+    matrix[:3, 3] = middle + shift - matrix[:3, :3] @ middle
+    return matrix
+
+
+def _positions(shape: torch.Size, matrix: np.ndarray, device: torch.device) -> Tensor:
+    turned = torch.as_tensor(matrix, dtype=torch.float32, device=device)
+    here = field.identity(shape, device).flatten(2)[0]
+    return (turned[:3, :3] @ here + turned[:3, 3:]).view(1, 3, *shape)
+
+
+def _relabelled(labels: Tensor | None, positions: Tensor) -> Tensor | None:
+    """Maps in whole numbers by nearest neighbour; shares of labels linearly."""
+    if labels is None:
+        return None
+    return field.sample(labels, positions, mode="nearest" if labels.shape[1] == 1 else "bilinear")
+
+
+def _recoloured(
+    image: Tensor, strength: float, shared: float | None, rng: np.random.Generator
+) -> Tensor:
+    own = rng.uniform(-1, 1)
+    gamma = math.exp(strength * GAMMA * (own if shared is None else shared))
+    # on the CPU: the same on every device
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    noise = torch.randn(image.shape, generator=generator).to(image.device) * (
+        rng.uniform(0, 1) * strength * NOISE
+    )
+    return (image.clamp(0, 1) ** gamma + noise).clamp(0, 1)
+
+
+def _mirrored(pair: Conformed, axis: int) -> Conformed:
+    tensors = {
+        name: getattr(pair, name) for name in ("moving", "fixed", "moving_labels", "fixed_labels")
+    }
+    mirrored = replace(
+        pair, **{name: t.flip(2 + axis) for name, t in tensors.items() if t is not None}
+    )
+    return mirrored if pair.motion is None else replace(mirrored, motion=pair.motion.mirrored(axis))

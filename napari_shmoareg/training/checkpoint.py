@@ -1,0 +1,261 @@
+"""Everything a training needs to go on as if it had not been stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.checkpoint import built, config_in, load_weights, read_tensors
+from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.model_card import check_format
+from napari_shmoareg.io.untrusted import names_input, parse_json, user_path
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+
+FORMAT = "shmoareg-training-1"
+FILE = "training.safetensors"
+MAX_STEPS = 10**12
+
+
+def save_training_state(
+    folder: str | Path,
+    network: SHMoAReg,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    history: Sequence[Mapping[str, Any]] = (),
+    *,
+    generators: Mapping[str, torch.Generator] | None = None,
+) -> Path:
+    """Write network, optimiser, step, history and random numbers to
+    ``folder/training.safetensors``.
+
+    Ours: one file, numbers and text, replaced in one move: a killed run leaves the previous
+    state or the new one, never weights of one step with the optimiser of another.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if missing.
+    network : SHMoAReg
+    optimiser : torch.optim.Optimizer
+    step : int
+        Steps done.
+    history : sequence of mappings
+        JSON-ready; one row per logged step.
+    generators : mapping of torch.Generator, optional
+        Further random streams, besides torch's own on the CPU and on CUDA devices.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If the place is not writable or the disk is full.
+    """
+    folder = user_path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot make the folder {folder}: {error.strerror}. Name another place."
+        ) from error
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    state = optimiser.state_dict()
+    plain: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"opt.{index}.{name}"] = value
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors |= {f"random.cuda.{n}": s for n, s in enumerate(torch.cuda.get_rng_state_all())}
+    tensors |= {
+        f"generator.{name}": generator.get_state() for name, generator in (generators or {}).items()
+    }
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(network.config.to_dict()),
+        "step": str(int(step)),
+        "history": json.dumps([dict(row) for row in history]),
+        "groups": json.dumps(state["param_groups"]),
+        "plain": json.dumps(plain),
+    }
+    with writing(folder / FILE, size=sum(t.nbytes for t in tensors.values())) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+    return folder / FILE
+
+
+@names_input
+def load_training_state(
+    folder: str | Path,
+    network: SHMoAReg,
+    optimiser: torch.optim.Optimizer,
+    *,
+    generators: Mapping[str, torch.Generator] | None = None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Put a saved training back into a network and an optimiser, and into the random numbers.
+
+    Parameters
+    ----------
+    folder : str or Path
+    network : SHMoAReg
+        Of the same config.
+    optimiser : torch.optim.Optimizer
+        Of the same kind, over the same parameters.
+    generators : mapping of torch.Generator, optional
+        Those given when the state was saved.
+
+    Returns
+    -------
+    step : int
+    history : list of dict
+
+    Raises
+    ------
+    InputError
+        If there is no state, it is damaged, or of another network or optimiser.
+    """
+    path = user_path(folder) / FILE
+    if not path.is_file():
+        raise InputError(f"There is no training to go on with: {path} does not exist.")
+    metadata, tensors = read_tensors(path, FORMAT)
+    _check_config(metadata, network.config, path)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    missing = set(generators or {}) - set(parts.get("generator", {}))
+    if missing:
+        raise InputError(
+            f"The training in {path} holds no random stream {', '.join(sorted(missing))}."
+        )
+    load_weights(network, parts.get("network", {}), path)
+    try:
+        step, history = int(metadata["step"]), _parsed(metadata, "history", path, list)
+        if not 0 <= step < MAX_STEPS or not all(isinstance(row, dict) for row in history):
+            raise ValueError(f"step {metadata['step']:.40}, {len(history)} rows of its history")
+        optimiser.load_state_dict(_optimiser_state(metadata, parts.get("opt", {}), optimiser, path))
+        _set_random(parts.get("random", {}), parts.get("generator", {}), generators or {})
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The training in {path} is damaged ({type(error).__name__}: {error!s:.200}). Put back"
+            " a copy of it, or begin another run from the weights beside it."
+        ) from error
+    return step, history
+
+
+def network_of_state(folder: str | Path, config: SHMoARegConfig) -> SHMoAReg:
+    """A new network of a config, made only if a saved training is of such a one.
+
+    Raises
+    ------
+    InputError
+        If the state is damaged, or of another network.
+    """
+    path = user_path(folder) / FILE
+    _check_config(check_format(path, FORMAT), config, path)
+    return built(config, path, "network.")
+
+
+def _check_config(metadata: Mapping[str, str], config: SHMoARegConfig, path: Path) -> None:
+    """See that a saved training is of a network with this config."""
+    if config_in(metadata, path).to_dict() != config.to_dict():
+        raise InputError(
+            f"The training in {path} is of a network with another config. Begin another, or use its"
+            " own config."
+        )
+
+
+def _optimiser_state(
+    metadata: Mapping[str, str],
+    saved: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    path: Path,
+) -> dict[str, Any]:
+    """The saved state of an optimiser, every tensor of it as large as its parameter."""
+    own = optimiser.state_dict()["param_groups"]
+    groups = _parsed(metadata, "groups", path, list)
+    if [group["params"] for group in groups] != [group["params"] for group in own]:
+        raise InputError(
+            f"The optimiser in {path} is over other parameters. Use the one that it was saved with."
+        )
+    for group, mine in zip(groups, own, strict=True):
+        if set(group) != set(mine) or not all(
+            _is_alike(group[key], value) for key, value in mine.items()
+        ):
+            raise ValueError("the optimiser's settings are others")
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for index, values in _parsed(metadata, "plain", path, dict).items():
+        state[int(index)] = dict(values)
+    for name, value in saved.items():
+        index, key = name.split(".", 1)
+        if value.numel() != 1 and value.shape != parameters[int(index)].shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise ValueError(f"{name} holds no finite numbers")
+        state.setdefault(int(index), {})[key] = value
+    if not all(0 <= index < len(parameters) for index in state):
+        raise ValueError("it has more parameters")
+    return {"state": state, "param_groups": [_tuples(group) for group in groups]}
+
+
+def _is_alike(value: Any, own: Any) -> bool:
+    """Whether a saved setting of an optimiser is of the kind of its own one."""
+    if isinstance(own, tuple | list):
+        pairs = (
+            zip(value, own, strict=False)
+            if isinstance(value, list) and len(value) == len(own)
+            else ()
+        )
+        return bool(pairs) and all(
+            _is_alike(a, b) and (not isinstance(b, float) or 0 <= a < 1) for a, b in pairs
+        )
+    if own is None or isinstance(own, bool):
+        return value is None or isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and isinstance(own, int | float) and 0 <= value < 2**53
+
+
+def _parsed(metadata: Mapping[str, str], key: str, path: Path, kind: type) -> Any:
+    """A part of the metadata that is JSON of one kind."""
+    found = parse_json(metadata[key], path, f"'{key}'")
+    if not isinstance(found, kind):
+        raise ValueError(f"'{key}' is no {kind.__name__}")
+    return found
+
+
+def _set_random(
+    random: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+    generators: Mapping[str, torch.Generator],
+) -> None:
+    torch.set_rng_state(random["cpu"])
+    if torch.cuda.is_available():
+        for n in range(torch.cuda.device_count()):
+            if f"cuda.{n}" in random:
+                torch.cuda.set_rng_state(random[f"cuda.{n}"], n)
+    for name, generator in generators.items():
+        generator.set_state(saved[name])
+
+
+def _tuples(group: dict[str, Any]) -> dict[str, Any]:
+    """JSON turns Adam's betas into a list; give them back as they were."""
+    return {
+        key: tuple(value) if isinstance(value, list) and key != "params" else value
+        for key, value in group.items()
+    }

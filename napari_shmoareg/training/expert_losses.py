@@ -1,0 +1,232 @@
+"""Displacements that a network learns from directly: the true motion, or what a refinement without
+a network finds.
+
+Labels of Eq. (7) from what each expert would have done.
+
+Ours, in place of the error signal of Sec. III-C.  B batch, N experts, D H W space.
+
+Tokens that find each other across a pair whose motion is known.
+
+Ours, beyond the paper.  InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) on the encoder's
+tokens. B batch, C channels, D H W space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from napari_shmoareg.geometry import field
+from napari_shmoareg.model import NetworkOutput, RoutedLayer
+from napari_shmoareg.model.shmoe import DIRECTIONS
+from napari_shmoareg.registration import losses
+from napari_shmoareg.registration.conform import Conformed
+from napari_shmoareg.registration.deforming import refine_conformed
+from napari_shmoareg.registration.intensity import background_of
+from napari_shmoareg.registration.known_motion import KnownMotion
+from napari_shmoareg.registration.refinement import DEFAULT_STEPS
+
+# Ours: smoother than a registration's default, as a network should not learn the roughness of a
+# descent.
+DESCENT = {
+    "refine": DEFAULT_STEPS,
+    "similarity": "auto",
+    "smoothness": "balanced",
+    "diffeomorphic": False,
+}
+
+
+def descent_motion(pair: Conformed) -> KnownMotion:
+    """What a refinement without a network finds for a pair, each image as moving once; known
+    everywhere.
+
+    Nothing is drawn at random: the same pair has the same answer.
+    """
+    swapped = replace(pair, moving=pair.fixed, fixed=pair.moving)
+    scans = pair.pair
+    empty = (
+        (0.0, 0.0) if scans is None else (background_of(scans.moving), background_of(scans.fixed))
+    )
+    found = [
+        refine_conformed(
+            one, (one.moving, one.fixed), backgrounds, None, DESCENT, pair.fixed.device, _silent
+        )[0]
+        for one, backgrounds in ((pair, empty), (swapped, empty[::-1]))
+    ]
+    displacement = torch.cat(found).to(pair.fixed.device)
+    return KnownMotion(displacement, torch.ones_like(displacement[:, :1]))
+
+
+def end_point_error(displacement: Tensor, motion: KnownMotion) -> Tensor:
+    """Mean length of the difference from a known motion where it is known, in voxels; 0 where
+    nothing is.  A scalar.
+
+    Parameters
+    ----------
+    displacement : Tensor (2, 3, D, H, W), voxels
+        Of both orders.
+    motion : KnownMotion
+    """
+    square = (displacement - motion.displacement).square().sum(1, keepdim=True)
+    length = (square + 1e-12).sqrt()  # whose gradient is finite at 0
+    return (length * motion.known).sum() / motion.known.sum().clamp_min(1)
+
+
+def _silent(_done: float) -> None:
+    """A step has a progress of its own."""
+
+
+ALIKE = 1e-6  # difference of local errors below which two experts do equally well
+
+
+def counterfactual_loss(
+    output: NetworkOutput, moving: Tensor, fixed: Tensor, similarity: str
+) -> Tensor:
+    """Eq. (7) with counterfactual labels, for every SHMoE layer and direction, summed.  A scalar.
+
+    Parameters
+    ----------
+    output : NetworkOutput
+        Of levels that compared their experts.
+    moving, fixed : Tensor (B, 1, D, H, W)
+    similarity : {"mse", "lncc"}
+        Whose local value is the error.
+    """
+    total = output.displacement.new_zeros(())
+    for layer in output.routing.select(part="decoder"):
+        if layer.stride > min(fixed.shape[2:]):  # no cell lies wholly within the images
+            continue
+        errors = local_errors(layer, output.displacement.detach(), moving, fixed, similarity)
+        i, j, k = errors.shape[2:]
+        chosen = layer.routing.experts[:, :, :i, :j, :k]
+        labels = counterfactual_labels(errors, chosen)
+        total = total + losses.routing_classification(
+            layer.routing.probabilities[:, :, :i, :j, :k], labels
+        )
+    return total
+
+
+def counterfactual_labels(errors: Tensor, experts: Tensor) -> Tensor:
+    """1 for the expert of the least error, 0 for the others; the chosen one keeps the label where
+    none is better.
+
+    Parameters
+    ----------
+    errors : Tensor (B, N, D, H, W)
+    experts : Tensor (B, 1, D, H, W), int64
+        Chosen.
+
+    Returns
+    -------
+    Tensor (B, N, D, H, W)
+    """
+    least, best = errors.min(1, keepdim=True)
+    right = torch.where(errors.gather(1, experts) <= least + ALIKE, experts, best)
+    return torch.zeros_like(errors).scatter_(1, right, 1.0)
+
+
+@torch.no_grad()
+def local_errors(
+    layer: RoutedLayer, displacement: Tensor, moving: Tensor, fixed: Tensor, similarity: str
+) -> Tensor:
+    """What each expert of a layer and direction would leave of the difference of the images.
+
+    The final displacement, on the grid of the level, with the expert's residual in the place of the
+    chosen one in this direction, everywhere; all else as it is.  To first order: residuals are
+    exchanged by addition.
+
+    Returns
+    -------
+    Tensor (B, N, D/s, H/s, W/s)
+        Cells that lie wholly within the images.
+    """
+    stride = layer.stride
+    if layer.alternatives is None or layer.residual is None or layer.direction is None:
+        raise ValueError(
+            f"the experts of {layer.name} were not compared: set `Level.compare_experts` before the"
+            " forward"
+        )
+    axis = DIRECTIONS.index(layer.direction)
+    moving, fixed, displacement = (_coarse(t, stride) for t in (moving, fixed, displacement))
+    displacement = displacement / stride
+    i, j, k = displacement.shape[2:]
+    change = (layer.alternatives - layer.residual.detach())[:, :, :i, :j, :k]
+    errors = []
+    for expert in range(change.shape[1]):
+        instead = displacement.clone()
+        instead[:, axis] += change[:, expert]
+        warped = field.warp(moving, instead, padding="border")
+        errors.append(losses.LOCAL_ERRORS[similarity](warped, fixed))
+    return torch.cat(errors, dim=1)
+
+
+def _coarse(values: Tensor, stride: int) -> Tensor:
+    return values if stride == 1 else F.avg_pool3d(values, stride)
+
+
+TOKENS = 256  # of each image and stride, at most
+TEMPERATURE = 0.1  # of the cosines
+
+
+def correspondence_loss(
+    pyramid: Sequence[Tensor], motion: KnownMotion, strides: Sequence[int], rng: np.random.Generator
+) -> Tensor:
+    """How badly tokens find where they came from: 0 if surely, the logarithm of their number if at
+    chance.
+
+    Each of some fixed tokens, drawn among those whose motion is known, is compared with the moving
+    features at the places of all of them (cosines, by trilinear interpolation); its own is the
+    right one.  Mean of both directions, both orders and all strides.
+
+    Parameters
+    ----------
+    pyramid : sequence of Tensor (2, C, D/s, H/s, W/s)
+        Of `Encoded`, one pair: features of the first image, then of the second, at strides s = 1,
+        2, 4 ...
+    motion : KnownMotion
+    strides : sequence of int
+    rng : numpy.random.Generator
+        Draws the tokens.
+
+    Returns
+    -------
+    Tensor, scalar
+        0 where fewer than two whole tokens of every stride have a known motion.
+    """
+    terms = []
+    for stride in (s for s in strides if s <= min(motion.known.shape[2:])):
+        features = pyramid[stride.bit_length() - 1].float()
+        for moving, fixed in ((0, 1), (1, 0)):
+            order = slice(moving, moving + 1)
+            positions, usable = _tokens(motion.displacement[order], motion.known[order], stride)
+            places = torch.nonzero(usable.flatten()).flatten()
+            if len(places) < 2:
+                continue
+            drawn = rng.choice(len(places), min(TOKENS, len(places)), replace=False)
+            places = places[torch.as_tensor(drawn, device=places.device)]
+            d, h, w = positions.shape[2:]
+            ours = features[fixed, :, :d, :h, :w].flatten(1)[:, places]
+            there = positions.flatten(2)[:, :, places, None, None]
+            theirs = field.sample(features[order], there, padding="border").flatten(1)
+            terms.append(_info_nce(ours, theirs.view_as(ours)))
+    return torch.stack(terms).mean() if terms else motion.displacement.new_zeros(())
+
+
+def _tokens(displacement: Tensor, known: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Where the middle of each whole cell lies in the other image, in its cells; and whether that
+    is known.
+    """
+    share = F.avg_pool3d(known, stride)
+    mean = F.avg_pool3d(displacement * known, stride) / share.clamp_min(1e-6)
+    return field.identity(share.shape[2:], share.device) + mean / stride, share > 0.5
+
+
+def _info_nce(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Both (C, M), column by column the same place."""
+    scores = F.normalize(ours, dim=0).T @ F.normalize(theirs, dim=0) / TEMPERATURE
+    right = torch.arange(len(scores), device=scores.device)
+    return (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2

@@ -1,0 +1,264 @@
+"""CSV tables that grow with a run, and are cut back to a step.
+
+What a run tells as it goes: plain JSON objects.
+
+The curves of a run for TensorBoard.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.files import NO_SPACE, writing
+from napari_shmoareg.io.report import plain
+from napari_shmoareg.io.untrusted import MAX_TABLE, parse_csv, read_bytes
+
+
+class StepTable:
+    """A CSV file whose first column is the step; rows are added at its end.
+
+    Parameters
+    ----------
+    path : Path
+        Made if missing; otherwise rows beyond `last`, and a line that a killed process left
+        half-written, are taken away.
+    columns : sequence of str
+        The first is "step".
+    last : int
+        The step whose row is the last that stays.
+
+    Raises
+    ------
+    InputError
+        If the file has other columns, or cannot be written.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], *, last: int) -> None:
+        self._path, self._columns = path, tuple(columns)
+        head = _line(self._columns)
+        rows = kept_rows(path, head, last)
+        if rows is None:
+            raise InputError(
+                f"{path} is damaged: its first line should be '{head.strip()}'. Move it away to go"
+                " on without its rows."
+            )
+        whole = head + "".join(rows)
+        if not path.exists() or path.read_bytes() != whole.encode():
+            with writing(path) as temporary:
+                temporary.write_bytes(whole.encode())
+        self._file = path.open("a", newline="", encoding="utf-8")
+
+    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows; they reach the system at once, the disk with `keep`.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        text = "".join(_line([_cell(row[name]) for name in self._columns]) for row in rows)
+        if not text:
+            return
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def keep(self) -> None:
+        """See that all rows are on the disk.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def close(self) -> None:
+        """Let go of the file; what a full disk did not take is lost with it."""
+        try:
+            self._file.close()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+
+    def _refusal(self, error: OSError) -> InputError:
+        if error.errno not in NO_SPACE:
+            return InputError(f"Cannot write {self._path}: {error.strerror}.")
+        free = shutil.disk_usage(self._path.parent).free
+        return InputError(
+            f"The disk is full: {self._path} could not be written; {free / 1e6:.0f} MB are free."
+        )
+
+
+def kept_rows(path: Path, head: str, last: int) -> list[str] | None:
+    """The whole lines of a table up to a step; none where there is no table, None where its first
+    line is another.
+
+    Parameters
+    ----------
+    path : Path
+    head : str
+        The first line, with its end.
+    last : int
+    """
+    there = path.exists()
+    text = (
+        read_bytes(path, "a table of a run", limit=MAX_TABLE).decode("utf-8", errors="replace")
+        if there
+        else ""
+    )
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    if not lines:
+        return []
+    if lines[0] != head:
+        return None
+    kept = []
+    for line in lines[1:]:
+        step = line.split(",", 1)[0]
+        if not (step.isascii() and step.isdigit() and len(step) < 19) or int(step) > last:
+            break
+        kept.append(line)
+    return kept
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole lines of a table, by column; empty where there is none.  Of a running process too.
+
+    Raises
+    ------
+    InputError
+        If it is no file, or no table.
+    """
+    if not path.exists():
+        return []
+    text = read_bytes(path, "a table of a run", limit=MAX_TABLE).decode("utf-8", errors="replace")
+    return [
+        row.cells for row in parse_csv(text[: text.rfind("\n") + 1], path, "a table of a run")[1]
+    ]
+
+
+def _cell(value: object) -> str:
+    """All digits of a number; nothing for None and NaN."""
+    if value is None or value != value:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerow(
+        [" ".join(cell.splitlines()) for cell in cells]
+    )
+    return written.getvalue()
+
+
+Event = dict[str, Any]
+
+
+def event(name: str, /, **more: Any) -> Event:
+    """One event: its name, the time (seconds since 1970) and what it tells; NaN and infinity become
+    None.
+    """
+    return {"event": name, "time": round(time.time(), 3), **plain(more)}
+
+
+def phase(name: str, done: float, text: str) -> Event:
+    """How far a part of the work is; `done` from 0 to 1."""
+    return event("phase", phase=name, done=round(min(max(done, 0.0), 1.0), 4), text=text)
+
+
+class Curves:
+    """Writes figures over steps; nothing where TensorBoard is not installed.
+
+    Parameters
+    ----------
+    folder : Path or None
+        None for no curves.
+    after : int
+        The last step of an earlier process that counts: later ones are written again.
+
+    Warns
+    -----
+    UserWarning
+        If TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path | None, *, after: int) -> None:
+        self._writer: Any = None
+        if folder is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            warnings.warn(
+                "TensorBoard is not installed, so its curves are not written; metrics.csv holds the"
+                " same figures. Install it with: pip install tensorboard, or give"
+                " --no-tensorboard.",
+                stacklevel=2,
+            )
+            return
+        self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+
+    def add(self, group: str, values: Mapping[str, float | None], step: int) -> None:
+        """Figures of one step, shown together under the name of their group; what is no finite
+        number is left out.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        if self._writer is None:
+            return
+        try:
+            for name, value in values.items():
+                if value is not None and math.isfinite(value):
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
+        except OSError as error:
+            raise InputError(
+                f"The curves for TensorBoard could not be written: {error.strerror}."
+            ) from error
+
+    def keep(self) -> None:
+        """See that what was written can be read.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        if self._writer is None:
+            return
+        try:
+            self._writer.flush()
+        except OSError as error:
+            raise InputError(
+                f"The curves for TensorBoard could not be written: {error.strerror}."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                warnings.warn(
+                    f"The last curves for TensorBoard are lost: {error.strerror}.", stacklevel=2
+                )

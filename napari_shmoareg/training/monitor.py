@@ -1,0 +1,148 @@
+"""Whether the routing collapses while a network learns.
+
+A gate has collapsed when it sends all cells the same way: its other experts no longer learn, and
+seldom come back.
+
+The selections of the experts that a run wrote down.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_shmoareg.training.logs import read_rows
+
+WINDOW = 50  # steps whose selections are added up
+# of the way from one choice (0) to even loads (1), below which routing counts as collapsed
+EVEN = 0.05
+FALLEN = 0.5  # of the evenness that learning began with
+
+
+class Alarm(NamedTuple):
+    """A layer whose routing has collapsed, or is about to.
+
+    Attributes
+    ----------
+    place : str
+        "encoder-1-moving", "decoder-1-x"
+    text : str
+        What is seen, and what may help.
+    """
+
+    place: str
+    text: str
+
+
+class RoutingWatch:
+    """Loads over the last steps, and what is wrong with them.
+
+    Ours: evenness is (exp(H) - k) / (N - k), with H the entropy of the shares of selections: exp(H)
+    is how many experts are in use, k where every cell chooses the same ones and N where all are
+    chosen alike.  An alarm is raised below 0.05, and where it has fallen to less than half of what
+    the first window had.
+
+    Parameters
+    ----------
+    top_k : mapping of str to int
+        Experts that each cell chooses, by part: {"encoder": 4, "decoder": 1}.
+    window : int
+        Steps.
+    """
+
+    def __init__(self, top_k: Mapping[str, int], window: int = WINDOW) -> None:
+        self._top_k, self._window = top_k, window
+        self._recent: dict[str, deque[NDArray[np.int64]]] = {}
+        self._first: dict[str, float] = {}
+        self.step = 0
+
+    def add(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
+        """Take down one step's selections by layer, as in `Step.counts`."""
+        self.step = step
+        for place, count in counts.items():
+            row = self._recent.setdefault(place, deque(maxlen=self._window))
+            row.append(np.asarray(count, dtype=np.int64))
+            if place not in self._first and len(row) == self._window:
+                self._first[place] = self._evenness(place)
+
+    @property
+    def shares(self) -> dict[str, list[float]]:
+        """Shares of selections per expert over the window, summing to 1 at every place."""
+        return {place: self._share(place).tolist() for place in self._recent}
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """What is wrong now; nothing before the first window is full."""
+        found = []
+        for place, first in self._first.items():
+            now, share = self._evenness(place), self._share(place)
+            if now < EVEN:
+                text = (
+                    f"{_told(place)}: routing has collapsed: {_most(share)}, and evenness is"
+                    f" {now:.2f} (0 where all choose the same, 1 where loads are even). Lower the"
+                    " learning rate, go back to the best weights, or give balance_weight (encoder)"
+                    " or routing_weight (decoder) more."
+                )
+            elif now < FALLEN * first:
+                text = (
+                    f"{_told(place)}: fewer experts are in use: evenness fell from {first:.2f} to"
+                    f" {now:.2f}; {_most(share)}. Watch it; a lower learning rate may stop it."
+                )
+            else:
+                continue
+            found.append(Alarm(place, text))
+        return found
+
+    def _share(self, place: str) -> NDArray[np.float64]:
+        total = np.sum(self._recent[place], axis=0)
+        return total / max(int(total.sum()), 1)
+
+    def _evenness(self, place: str) -> float:
+        share = self._share(place)
+        used, k = share[share > 0], self._top_k[place.split("-")[0]]
+        if len(share) <= k:
+            return 1.0
+        return float((np.exp(-(used * np.log(used)).sum()) - k) / (len(share) - k))
+
+
+def _told(place: str) -> str:
+    part, layer, which = place.split("-")
+    return f"{part} layer {layer}, {which}"
+
+
+def _most(share: NDArray[np.float64]) -> str:
+    best = int(share.argmax())
+    return f"expert {best} has {100 * share[best]:.0f} % of the selections"
+
+
+ADDED_UP = 10  # steps whose selections make one line of loads.csv
+WATCHED = 5  # such lines over which routing is watched
+
+
+def watch_of(path: Path, top_k: int, *, last: int | None = None) -> RoutingWatch:
+    """A watch that has seen what was written.
+
+    Parameters
+    ----------
+    path : Path
+        Of loads.csv; it may be missing.
+    top_k : int
+        Attention heads that each token chooses.
+    last : int, optional
+        The last step that counts.
+    """
+    watch = RoutingWatch({"encoder": top_k, "decoder": 1}, window=WATCHED)
+    added: dict[int, dict[str, list[int]]] = {}
+    for row in read_rows(path):
+        if last is None or int(row["step"]) <= last:
+            added.setdefault(int(row["step"]), {}).setdefault(row["place"], []).append(
+                int(row["count"])
+            )
+    for step, counts in sorted(added.items()):
+        watch.add(step, counts)
+    return watch

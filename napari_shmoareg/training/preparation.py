@@ -1,0 +1,222 @@
+"""From a data set to the pairs that a run learns from and is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from napari_shmoareg.datasets.pairs import NamedPairs, Names, spread, without_order
+from napari_shmoareg.datasets.splits import PARTS, Division, read_division, write_division
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.files import write_table
+from napari_shmoareg.training.distributed import Team
+from napari_shmoareg.training.logs import Event, event, phase
+from napari_shmoareg.training.plan import (
+    Plan,
+    check_same,
+    check_split_is_there,
+    files_of,
+    reference_of,
+)
+from napari_shmoareg.training.run import RunFolder
+
+if TYPE_CHECKING:
+    from napari_shmoareg.datasets import Checkup, Dataset
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from.
+
+    Attributes
+    ----------
+    train, validation : NamedPairs
+    scans : dict of str to int
+        Scans of each part.
+    pairs : dict of str to int
+        Pairs of each part; those of training without regard to their order, as a step sees both.
+    grids : ((D, H, W), (D, H, W))
+        Network grids of one pair: in learning, and in a registration.
+    problems : tuple of str
+        What the check-up warns of.
+    """
+
+    train: NamedPairs
+    validation: NamedPairs
+    scans: dict[str, int]
+    pairs: dict[str, int]
+    grids: tuple[tuple[int, ...], tuple[int, ...]]
+    problems: tuple[str, ...] = ()
+
+
+def prepare(
+    plan: Plan,
+    dataset: Dataset,
+    folder: RunFolder,
+    team: Team,
+    stop: Callable[[], bool],
+    beat: Callable[[], None],
+) -> Generator[Event, None, Material | None]:
+    """Split, check and pair.
+
+    Parameters
+    ----------
+    plan : Plan
+    dataset : Dataset
+    folder : RunFolder
+        The leader writes checkup.csv there, and split.json where there is none yet.
+    team : Team
+    stop : callable
+        Asked after each scan whether to end.
+    beat : callable
+        Called after each scan.
+
+    Yields
+    ------
+    dict
+        Events "scan" and "phase".
+
+    Returns
+    -------
+    Material or None
+        None if it was to end.
+
+    Raises
+    ------
+    InputError
+        If no pair is left to learn from, or the run went on with other scans.
+    """
+    from napari_shmoareg.datasets import Checkup, VolumeCache, split_dataset
+
+    check_split_is_there(folder)
+    before = read_division(folder.split) if folder.split.is_file() else None
+    split = (
+        before.split
+        if before is not None
+        else split_dataset(dataset, plan.run.split, plan.run.split_seed)
+    )
+    settings = plan.settings
+    yield phase("checkup", 0.0, f"{len(dataset.scans)} scans")
+    checkup = Checkup(
+        dataset,
+        size=settings.size,
+        affine=plan.run.affine,
+        labels=settings.overlap_weight > 0,
+        cache=VolumeCache(),
+        training=split.train,
+    )
+    done = 0
+    for report in led(team, checkup.run, until=stop):
+        done += 1
+        beat()
+        yield event("scan", **report.to_dict())
+        yield phase("checkup", done / len(dataset.scans), report.name)
+    if team.any(stop()):
+        return None
+    if not team.leader:
+        for _ in checkup.run():  # what the leader found lies in the cache
+            continue
+    if team.leader:
+        write_table(checkup.rows(), folder.checkup)
+    changed: list[str] = []
+    if before is None:
+        left_out = {report.name: report.skipped for report in checkup.reports if report.skipped}
+        division = Division(
+            split, left_out, (), files_of(checkup), reference_of(checkup, plan.run.affine)
+        )
+    else:
+        changed, division = check_same(before, checkup, plan, folder), before
+    yield phase("preparing", 0.0, "making pairs")
+    material, division = _material(plan, dataset, checkup, division, is_new=before is None)
+    material = replace(material, problems=(*changed, *material.problems, *unjudged(plan, material)))
+    if team.leader and before is None:
+        write_division(folder.split, division)
+    return material
+
+
+def _material(
+    plan: Plan, dataset: Dataset, checkup: Checkup, division: Division, is_new: bool
+) -> tuple[Material, Division]:
+    """The pairs of the scans that stand in a part and can be used; and what a new run leaves
+    out.
+    """
+    config, settings = plan.network_config, plan.settings
+    parts = {part: division.used(part) for part in PARTS}
+    names = {part: dataset.ordered_pairs(sorted(used)) for part, used in parts.items()}
+    names["train"] = without_order(names["train"])
+    here = {part: sorted(set(used) & set(checkup.usable)) for part, used in parts.items()}
+    apart = set(division.left_out_pairs)
+
+    def paired(part: str, size: int, labels: bool) -> NamedPairs:
+        there = [name for name in parts[part] if name in dataset.names]
+        found = checkup.pairs(there, size=size, labels=labels, both_orders=part != "train")
+        places: dict[Names, int] = {pair: n for n, pair in enumerate(found.names)}
+        if is_new:
+            apart.update(pair for pair in names[part] if pair not in places)
+        return NamedPairs(found, places, [pair for pair in names[part] if pair not in apart])
+
+    learned = paired("train", settings.size, settings.overlap_weight > 0)
+    judged = paired("validation", config.size, True)
+    if not len(learned):
+        raise InputError(
+            f"No pair is left to learn from: {len(parts['train'])} of {len(division.split.train)}"
+            " scans for training can be used. See checkup.csv for why, or give --split more for"
+            " training."
+        )
+    material = Material(
+        train=learned,
+        validation=judged.some(spread(judged.names, plan.run.validation_pairs)),
+        scans={part: len(used) for part, used in here.items()},
+        pairs={
+            "train": learned.present,
+            "validation": judged.present,
+            "test": len(dataset.ordered_pairs(here["test"])),
+        },
+        grids=_grids(learned, paired("train", config.size, False), settings.size, config.size),
+        problems=tuple(checkup.problems),
+    )
+    return material, Division(
+        division.split, division.left_out, tuple(sorted(apart)), division.files, division.reference
+    )
+
+
+def unjudged(plan: Plan, material: Material) -> Iterator[str]:
+    """A warning, where a run that is to be validated has nothing to be validated by."""
+    if plan.run.validate_every and not len(material.validation):
+        yield (
+            "Nothing will be validated and no best weights are kept: the"
+            f" {material.scans['validation']} scans that judge give no pair. Give --split more for"
+            " validation, in another run."
+        )
+
+
+def _grids(
+    learned: NamedPairs, used: NamedPairs, size: int, full: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The two grids of the first pair that can be read; cubes where none of a few can."""
+    for index in range(min(3, len(learned))):
+        try:
+            return tuple(learned[index].grid.shape), tuple(used[index].grid.shape)
+        except (InputError, OSError):  # told when its step comes
+            continue
+    return (size,) * 3, (full,) * 3
+
+
+def led(
+    team: Team, work: Callable[[], Iterator[T]], until: Callable[[], bool] = lambda: False
+) -> Iterator[T]:
+    """What the leader does alone, item by item, while the others wait; it may end early."""
+    if not team.leader:
+        while not team.any(False):
+            continue
+        return
+    for item in work():
+        team.any(False)
+        yield item
+        if until():
+            break
+    team.any(True)

@@ -1,0 +1,272 @@
+"""How weights are learned from drawn pairs alone: recipes, and the validation that watches them.
+
+Coarse grids first: a step there is cheap, and most of what there is to learn about large
+displacements is learned.  The network is fully convolutional, so the weights carry over.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import field
+from napari_shmoareg.model import SHMoAReg
+from napari_shmoareg.registration import losses
+from napari_shmoareg.registration.cascade import cascade
+from napari_shmoareg.registration.conform import Conformed
+from napari_shmoareg.training.settings import FineTuning
+from napari_shmoareg.training.synthesis import DrawnPairs, Subject
+from napari_shmoareg.training.synthesis_settings import Drawing
+
+VALIDATION_SIZE = 80  # voxels along the longest axis, at most
+HELD_OUT = 0.25  # share of the subjects that validation is drawn from, and nothing else
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One resolution of a recipe: from which share of the steps on, and how many voxels along the
+    longest axis.
+    """
+
+    begins: float
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a pretraining run besides the label maps.
+
+    Parameters
+    ----------
+    preset : str
+        Of `SHMoARegConfig.preset`.
+    phases : tuple of Phase
+        In the order of `begins`, the first at 0.
+    settings : FineTuning
+    drawing : Drawing
+        Its size is that of the phase.
+    averaging : float
+        Decay of the running mean of the weights that is given out in the end.
+    """
+
+    preset: str
+    phases: tuple[Phase, ...]
+    settings: FineTuning
+    drawing: Drawing
+    averaging: float = 0.99
+
+    def pairs(self, subjects: Sequence[Subject], device: str | torch.device = "cpu") -> DrawnPairs:
+        """What is trained on: drawn on the device, from all but the held-out subjects."""
+        phases = [
+            (round(p.begins * self.settings.steps), replace(self.drawing, size=p.size))
+            for p in self.phases
+        ]
+        learners, motion = split_subjects(subjects)[0], self.settings.wants_motion
+        return DrawnPairs(learners, phases, seed=self.settings.seed, device=device, motion=motion)
+
+
+_LEARNING = FineTuning(
+    learning_rate=1e-3,
+    final_rate=5e-5,
+    balance_heads=True,
+    inverse_weight=0.05,
+    balance_weight=0.05,
+    smoothness_weight=0.3,
+    similarity="lncc",
+    similarity_weight=0.5,
+    overlap_weight=1.0,
+    diffeomorphic=0.25,
+    largest_gradient=1.0,
+    seed=1,
+)
+
+RECIPES: dict[str, Recipe] = {
+    "small": Recipe(
+        preset="small",
+        phases=(
+            Phase(0.0, (40, 56)),
+            Phase(0.85, (48, 68)),
+        ),
+        settings=replace(_LEARNING, steps=2000, learning_rate=7e-4, final_rate=2e-5, cascade=0.5),
+        drawing=Drawing(close=0.5),
+    ),
+    "tiny": Recipe(
+        preset="tiny",
+        phases=(Phase(0.0, (16, 24)),),
+        settings=replace(_LEARNING, steps=200),
+        drawing=Drawing(),
+    ),
+    "large": Recipe(
+        preset="paper",
+        phases=(
+            Phase(0.0, (64, 96)),
+            Phase(0.5, (96, 128)),
+        ),
+        settings=replace(_LEARNING, steps=20_000, learning_rate=3e-4, final_rate=2e-5),
+        drawing=Drawing(),
+    ),
+}
+
+RENAMED = {"paper": "large"}
+
+
+def recipe(name: str, *, torso: float | None = None, **changes: Any) -> Recipe:
+    """A named recipe, perhaps with other settings.
+
+    Parameters
+    ----------
+    name : str
+        Of `RECIPES`.
+    torso : float, optional
+        Share of pairs that show torsos, 0 to 1; see `Drawing`.
+    **changes
+        Fields of `FineTuning`, such as its steps or its seed; those that are None stay as they are.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name, or a setting is out of its range.
+    """
+    if name in RENAMED:
+        raise InputError(
+            f"The recipe '{name}' is called '{RENAMED[name]}': it learns from drawn images, with"
+            " other losses and rates than the paper's. To learn as in Sec. IV-B, from scans:"
+            " shmoareg fine-tune DATASET --from none."
+        )
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe '{name}'; there are {', '.join(sorted(RECIPES))}.")
+    found = RECIPES[name]
+    given = {key: value for key, value in changes.items() if value is not None}
+    if torso is not None:
+        if not 0 <= torso <= 1:
+            raise InputError(f"The share of torsos must be between 0 and 1; got {torso!r}.")
+        found = replace(found, drawing=replace(found.drawing, torso=torso))
+    return replace(found, settings=replace(found.settings, **given))
+
+
+def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:
+    """Subjects to train on, and the last quarter, held out.  With fewer than four, all serve
+    both.
+    """
+    held = int(len(subjects) * HELD_OUT)
+    return (
+        (list(subjects[:-held]), list(subjects[-held:]))
+        if held
+        else (list(subjects), list(subjects))
+    )
+
+
+class RunningMean:
+    """A copy of a network whose weights follow the original's, with a decay; young means follow
+    faster.
+
+    Single steps leave a noise in the weights that a mean does not have: it registers better than
+    any of them."""
+
+    def __init__(self, network: SHMoAReg, decay: float) -> None:
+        self.network = copy.deepcopy(network)
+        self.decay, self.seen = decay, 0
+
+    @torch.no_grad()
+    def follow(self, network: SHMoAReg) -> None:
+        """Take one more step into the mean."""
+        self.seen += 1
+        decay = min(self.decay, self.seen / (self.seen + 9))
+        for kept in (SHMoAReg.parameters, SHMoAReg.buffers):
+            for mean, new in zip(kept(self.network), kept(network), strict=True):
+                mean.lerp_(new, 1 - decay)
+
+
+class Validation(NamedTuple):
+    """Means over drawn validation pairs: soft Dice before and after, and voxels that fold in
+    percent.
+    """
+
+    before: float
+    after: float
+    folding: float
+
+
+def validation_pairs(
+    subjects: Sequence[Subject], drawing: Drawing, *, size: int, count: int = 6
+) -> list[Conformed]:
+    """Pairs of two held-out subjects with one contrast, all their labels, and no drawn deformation.
+
+    They have `size` voxels along the longest axis, but at most `VALIDATION_SIZE`: their labels stay
+    in memory."""
+    size = min(size, VALIDATION_SIZE)
+    plain = replace(
+        drawing,
+        size=(size, size),
+        close=0.0,
+        torso=0.0,
+        shapes=0.0,
+        same_subject=0.0,
+        stripped=1.0,
+        prior=1.0,
+        same_contrast=1.0,
+        labels=40,
+        warp=0.0,
+    )
+    pairs = DrawnPairs(split_subjects(subjects)[1], plain, seed=99)
+    return [pairs[i] for i in range(count)]
+
+
+def torso_validation_pairs(drawing: Drawing, *, size: int, count: int = 6) -> list[Conformed]:
+    """Pairs of two people's torsos in CT of one contrast, all organs, and no deformation but that
+    of the people.
+
+    Like `validation_pairs`; no such person is seen in training, as each is drawn once.
+    """
+    size = min(size, VALIDATION_SIZE)
+    plain = replace(
+        drawing,
+        size=(size, size),
+        close=0.0,
+        torso=1.0,
+        torso_same=0.0,
+        torso_warp=0.0,
+        torso_cut=0.0,
+        prior=1.0,
+        same_contrast=1.0,
+        labels=40,
+    )
+    pairs = DrawnPairs([], plain, seed=99)
+    return [pairs[i] for i in range(count)]
+
+
+def validate(network: SHMoAReg, pairs: Sequence[Conformed]) -> Validation:
+    """Register validation pairs as `register` would, in all passes; the network is left in the mode
+    it came in.
+    """
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    rows = []
+    with torch.no_grad():
+        for pair in pairs:
+            if pair.moving_labels is None or pair.fixed_labels is None:
+                raise InputError("Validation needs pairs with labels; draw them from label maps.")
+            moving_labels, fixed_labels = (
+                pair.moving_labels.to(device),
+                pair.fixed_labels.to(device),
+            )
+            displacement = cascade(
+                network, pair.moving.to(device), pair.fixed.to(device)
+            ).displacement
+            carried = field.warp(moving_labels, displacement)
+            folded = field.jacobian_determinant(displacement) <= 0
+            rows.append(
+                (
+                    1 - float(losses.overlap(moving_labels, fixed_labels)),
+                    1 - float(losses.overlap(carried, fixed_labels)),
+                    100 * float(folded.float().mean()),
+                )
+            )
+    network.train(training)
+    return Validation(*(float(v) for v in np.mean(rows, axis=0)))

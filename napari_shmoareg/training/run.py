@@ -1,0 +1,580 @@
+"""A lock, so that two processes never write one run.
+
+What is asked of a run: pause, go, stop; from this process or from outside.
+
+The places in a run's folder, and how it begins.
+
+Beginning anew in the folder of a run that saved nothing.
+
+How far a run is, from its files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import files
+from napari_shmoareg.io import files as files_module
+from napari_shmoareg.io.files import check_is_folder, check_new_folder, writing
+from napari_shmoareg.io.untrusted import names_input, read_object, user_path
+from napari_shmoareg.training.logs import read_rows
+
+if TYPE_CHECKING:
+    from napari_shmoareg.training.plan import Plan
+
+
+# seconds after which a process on another machine, which cannot be looked at, counts as gone
+SILENT = 900.0
+MAX_LOCK = 2**16  # bytes
+BEAT = 30.0  # seconds between two signs of life
+
+
+class RunLock:
+    """A file that says which process works on a run.
+
+    Parameters
+    ----------
+    path : Path
+        Of the lock, in the run's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held = False
+        self._beaten = 0.0
+
+    def __enter__(self) -> RunLock:
+        """Take the lock.
+
+        Raises
+        ------
+        InputError
+            If a process that lives holds it, or the folder cannot be written to.
+        """
+        for _ in range(5):
+            try:
+                self._create()
+            except FileExistsError:
+                self._clear()
+            except OSError as error:
+                raise InputError(
+                    f"Cannot write into {self.path.parent}: {error.strerror}."
+                ) from error
+            else:
+                self._held = True
+                return self
+        raise InputError(
+            f"Several processes try to work on {self.path.parent} at once. Start one of them."
+        )
+
+    def __exit__(self, *what: object) -> None:
+        """Give the lock back."""
+        if self._held:
+            self._held = False
+            self.path.unlink(missing_ok=True)
+
+    def beat(self) -> None:
+        """A sign of life for other machines, now and then."""
+        if self._held and time.monotonic() - self._beaten > BEAT:
+            self._beaten = time.monotonic()
+            os.utime(self.path)
+
+    def say(self, doing: str) -> None:
+        """Note what the process does: "learning", "paused"."""
+        if self._held:
+            hidden = files.hidden(self.path.parent, self.path.name)
+            hidden.write_text(json.dumps(_self(doing)), encoding="utf-8")
+            os.replace(hidden, self.path)
+
+    def _create(self) -> None:
+        """Make the file with its content in one move, or raise FileExistsError."""
+        hidden = files.hidden(self.path.parent, self.path.name)
+        hidden.write_text(json.dumps(_self("preparing")), encoding="utf-8")
+        try:
+            os.link(hidden, self.path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            with self.path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(_self("preparing")))
+        finally:
+            hidden.unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        """Take a lock away whose process is gone; refuse where it lives."""
+        holder = read_holder(self.path)
+        if holder is not None:
+            who = f"process {holder['pid']} on {holder['host']}"
+            there = (
+                ""
+                if holder["host"] == socket.gethostname()
+                else f" If it is gone, delete {self.path}."
+            )
+            raise InputError(
+                f"{self.path.parent} is being worked on ({who}). Wait for it, end it with `shmoareg"
+                f" runs stop {self.path.parent}`, or give another --out.{there}"
+            )
+        aside = files.hidden(self.path.parent, f"{self.path.name}.gone")
+        try:
+            os.replace(self.path, aside)
+        except FileNotFoundError:
+            return
+        if read_holder(aside) is not None:  # another process was faster and holds it now
+            os.replace(aside, self.path)
+        else:
+            aside.unlink()
+
+
+def read_holder(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock: pid, host, started, doing; None where nobody does, or the process is gone.
+
+    Ours: a process of another machine cannot be asked for; it counts as gone if it gave no sign of
+    life for a quarter of an hour, by the clock of the disk."""
+    try:
+        if path.is_dir():
+            raise InputError(
+                f"{path} is a folder; the lock of a run was expected. Delete it to go on with the"
+                " run."
+            )
+        found = read_object(path, "the lock of a run", limit=MAX_LOCK)
+        holder: dict[str, Any] = {"pid": int(found["pid"]), "host": str(found["host"])}
+        holder["started"] = float(found["started"])
+        holder["doing"] = str(found.get("doing", ""))
+        alive = path.stat().st_mtime
+    # none, or one that was left half-written
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        if path.is_dir():
+            raise
+        return None
+    if not 0 < holder["pid"] < 2**31:  # no process has such a number
+        return None
+    if holder["host"] != socket.gethostname():
+        return holder if _now(path.parent) - alive < SILENT else None
+    try:
+        began = psutil.Process(holder["pid"]).create_time()
+    except psutil.Error:
+        return None
+    return holder if abs(began - holder["started"]) < 2 else None
+
+
+def _self(doing: str) -> dict[str, Any]:
+    started = psutil.Process().create_time()
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "doing": doing}
+
+
+def _now(folder: Path) -> float:
+    """The disk's own time: machines that share it may differ."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # a folder that may only be read
+        return time.time()
+
+
+WORDS = ("pause", "go", "stop")
+
+
+class Wishes:
+    """What was asked of a run so far.
+
+    Parameters
+    ----------
+    file : Path
+        Where another process may write a word; it is removed when it is read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._stop = False
+        self._pause = False
+        self._hears = True
+
+    def follow(self) -> None:
+        """Leave the file to the leader of a team, whose answer is that of all: a word read twice is
+        read by one.
+        """
+        self._hears = False
+
+    def ask(self, word: str) -> None:
+        """Ask from within this process; also from another thread or a signal's handler.
+
+        Raises
+        ------
+        InputError
+            If the word is none of `WORDS`.
+        """
+        if word not in WORDS:
+            raise InputError(f"A run can be asked to {', '.join(WORDS)}; got '{word}'.")
+        if word == "stop":
+            self._stop = True
+        else:
+            self._pause = word == "pause"
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run is to end at the next safe step."""
+        self._look()
+        return self._stop
+
+    @property
+    def pause(self) -> bool:
+        """Whether the run is to wait."""
+        self._look()
+        return self._pause
+
+    def forget(self) -> None:
+        """Drop what was written for an earlier process."""
+        self._file.unlink(missing_ok=True)
+
+    def _look(self) -> None:
+        if not self._hears or not self._file.exists():
+            return
+        taken = files.hidden(self._file.parent, self._file.name)
+        try:
+            os.replace(self._file, taken)
+        except FileNotFoundError:  # taken back just now
+            return
+        word = taken.read_text(encoding="utf-8", errors="replace").strip()
+        taken.unlink()
+        if word in WORDS:
+            self.ask(word)
+
+
+def write_wish(file: Path, word: str) -> None:
+    """Ask a run of another process.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written there.
+    """
+    with writing(file) as temporary:
+        temporary.write_text(f"{word}\n", encoding="utf-8")
+
+
+STATE = "training.safetensors"
+
+
+class RunFolder:
+    """Where everything of a run stands.
+
+    Parameters
+    ----------
+    path : str or Path
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = user_path(path).absolute()
+        self.told = self.path / "run.json"
+        self.split = self.path / "split.json"
+        self.checkup = self.path / "checkup.csv"
+        self.metrics = self.path / "metrics.csv"
+        self.validation = self.path / "validation.csv"
+        self.loads = self.path / "loads.csv"
+        self.skipped = self.path / "skipped.csv"
+        self.curves = self.path / "tensorboard"
+        self.best = self.path / "best.safetensors"
+        self.last = self.path / "last.safetensors"
+        self.state = self.path / STATE
+        self.preview = self.path / "preview"
+        self.wish = self.path / "wish"
+        self.lock = self.path / "lock"
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights to use: the best, where validation found some, else the last; None before
+        there are any.
+        """
+        return next((path for path in (self.best, self.last) if path.is_file()), None)
+
+    @contextmanager
+    def begun(self, plan: Plan) -> Iterator[RunLock]:
+        """Begin a run in a new or empty folder; the lock is held as long as this lasts.
+
+        Raises
+        ------
+        InputError
+            If the folder holds something, or cannot be made.
+        """
+        from napari_shmoareg.training.plan import write_plan
+
+        self._check_new()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"Cannot make the folder {self.path}: {error.strerror}. Name another place."
+            ) from error
+        with RunLock(self.lock) as lock:
+            self._check_new()
+            write_plan(self.told, plan)
+            yield lock
+
+    @contextmanager
+    def gone_on(self, plan: Plan) -> Iterator[RunLock]:
+        """Go on with the run that is here; the lock is held as long as this lasts.
+
+        Raises
+        ------
+        InputError
+            If another process works on it, or nothing can be written.
+        """
+        from napari_shmoareg.training.plan import read_plan, write_plan
+
+        with RunLock(self.lock) as lock:
+            told = read_plan(self.told)
+            if told.to_dict() != replace(plan, dataset=told.dataset).to_dict():
+                # a new place is told once it is looked at
+                write_plan(self.told, replace(plan, dataset=told.dataset))
+            yield lock
+
+    def _check_new(self) -> None:
+        """Refuse a folder with anything but what a run killed at its very beginning left."""
+        check_is_folder(self.path)
+        if self.told.exists():
+            raise InputError(
+                f"{self.path} holds a run already. Give --resume to go on with it, or another --out"
+                " to begin a new one."
+            )
+        if not self.path.is_dir():
+            check_new_folder(self.path)
+            return
+        own = [self.lock, *(entry for entry in self.path.iterdir() if self._is_leftover(entry))]
+        others = sorted(entry.name for entry in self.path.iterdir() if entry not in own)
+        if others:
+            raise InputError(
+                f"The folder {self.path} is not empty ({len(others)} entries, such as"
+                f" '{others[0]}'), and holds no run. Nothing there is overwritten: name another"
+                " folder, or empty this one."
+            )
+        check_new_folder(self.path / "new")
+
+    def _is_leftover(self, entry: Path) -> bool:
+        return any(files.is_leftover(entry, name) for name in (self.told.name, self.lock.name))
+
+
+def is_blank(path: Path) -> bool:
+    """Whether a folder holds a run that can be lost: it saved no state, and its weights, if any,
+    learned nothing.
+    """
+    folder = RunFolder(path)
+    if not folder.told.is_file() or folder.state.exists() or folder.last.exists():
+        return False
+    return not folder.best.exists() or _lines(folder.metrics, 2) < 2
+
+
+def clear_blank(path: Path) -> None:
+    """Remove the files of a run that saved nothing, so that another can begin in its folder.
+
+    Raises
+    ------
+    InputError
+        If the run saved something, a process works on it, or something lies there that is not the
+        run's; nothing is removed then.
+    """
+    folder = RunFolder(path)
+    try:
+        with RunLock(folder.lock):
+            if not is_blank(path):
+                raise InputError(
+                    f"The run in {path} saved what it learned. Resume it, or name another folder."
+                )
+            own = _own(folder)
+            others = sorted(
+                place for place in path.rglob("*") if place not in own and place != folder.lock
+            )
+            if others:
+                raise InputError(
+                    f"{others[0]} is no file of a run, and nothing of others is removed. Move it"
+                    " away, or name another folder."
+                )
+            # run.json last
+            for place in sorted(own, key=lambda place: (place == folder.told, -len(place.parts))):
+                place.rmdir() if place.is_dir() else place.unlink()
+    except OSError as error:
+        raise InputError(
+            f"The folder {path} cannot be emptied: {error}. Name another folder."
+        ) from error
+
+
+def _own(folder: RunFolder) -> set[Path]:
+    """What is there of a run's files."""
+    tables = (folder.checkup, folder.metrics, folder.validation, folder.loads, folder.skipped)
+    files = (folder.told, folder.split, *tables, folder.best, folder.wish)
+    own = {place for place in files if place.is_file()}
+    own |= {
+        entry
+        for entry in folder.path.iterdir()
+        for file in files
+        if files_module.is_leftover(entry, file.name)
+    }
+    for inner, patterns in (
+        (folder.curves, ("events.*",)),
+        (folder.preview, ("preview.json", "*.nii.gz")),
+    ):
+        if inner.is_dir() and not inner.is_symlink():
+            own |= {
+                inner,
+                *(
+                    place
+                    for pattern in patterns
+                    for place in inner.glob(pattern)
+                    if place.is_file()
+                ),
+            }
+    return own
+
+
+def _lines(path: Path, most: int) -> int:
+    """How many lines a file has, of which no more than `most` are counted."""
+    try:
+        with path.open("rb") as file:
+            return sum(1 for _ in islice(file, most))
+    except FileNotFoundError:
+        return 0
+
+
+MAX_HEADER = 16 * 2**20  # bytes, as of weights
+MAX_NUMBER = 1e15
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes
+    ----------
+    told : dict
+        The content of run.json.
+    step, steps : int
+        Steps done as the tables say, and in all.
+    saved : int or None
+        The step of the saved state.
+    seconds : float
+        That the steps took.
+    holder : dict or None
+        The process that works on it: pid, host, doing.
+    last : dict
+        The last line of metrics.csv; empty before the first step.
+    validation : tuple of dict
+        The lines of validation.csv.
+    skipped : tuple of dict
+        The lines of skipped.csv.
+    alarms : tuple of str
+        What is wrong with the routing now.
+    """
+
+    told: dict[str, Any]
+    step: int
+    steps: int
+    saved: int | None
+    seconds: float
+    holder: dict[str, Any] | None
+    last: dict[str, str] = field(default_factory=dict)
+    validation: tuple[dict[str, str], ...] = ()
+    skipped: tuple[dict[str, str], ...] = ()
+    alarms: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> dict[str, str] | None:
+        """The line of the best look at the validation pairs."""
+        found = [row for row in self.validation if row["best"] == "1"]
+        return found[-1] if found else None
+
+
+@names_input
+def read_standing(folder: RunFolder) -> Standing:
+    """Read where a run stands; changes nothing, and may be asked while it is under way.
+
+    Raises
+    ------
+    InputError
+        If there is no run, or its files are damaged.
+    """
+    from napari_shmoareg.training.monitor import watch_of
+    from napari_shmoareg.training.plan import read_told
+
+    told, holder = read_told(folder.told), read_holder(folder.lock)
+    metrics, validation = read_rows(folder.metrics), read_rows(folder.validation)
+    try:
+        steps, top_k = int(told["settings"]["steps"]), int(told["config"]["top_k"])
+        if not isinstance(told["dataset"]["path"], str) or not isinstance(
+            told["from"]["name"], str
+        ):
+            raise TypeError("the data set or the weights are not told")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{folder.told} is damaged ({error!r:.200}).") from error
+    check_numbers(folder.metrics, metrics, ("step", "seconds", "total"))
+    check_numbers(
+        folder.validation, validation, ("step", "ncc", "folding_percent"), ("dice", "best")
+    )
+    try:
+        alarms = tuple(alarm.text for alarm in watch_of(folder.loads, top_k).alarms)
+    except (KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder.loads} is damaged ({error!r:.200}).") from error
+    return Standing(
+        told=told,
+        step=int(float(metrics[-1]["step"])) if metrics else 0,
+        steps=steps,
+        saved=saved_step(folder),
+        seconds=sum(float(row["seconds"]) for row in metrics),
+        holder=holder,
+        last=metrics[-1] if metrics else {},
+        validation=tuple(validation),
+        skipped=tuple(read_rows(folder.skipped)),
+        alarms=alarms,
+    )
+
+
+def check_numbers(
+    path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str], free: Sequence[str] = ()
+) -> None:
+    """See that the cells of columns are numbers; those of `free` ones may be empty.
+
+    Raises
+    ------
+    InputError
+        If one is not.
+    """
+    for number, row in enumerate(rows, 1):
+        for name in (*columns, *free):
+            cell = row.get(name, "")
+            try:
+                whole = (
+                    (not cell and name in free) or abs(float(cell)) < MAX_NUMBER or cell == "nan"
+                )
+            except ValueError:
+                whole = False
+            if not whole:
+                raise InputError(
+                    f"{path}, row {number}: {name} is '{cell:.40}'; a number was expected. It is"
+                    " damaged."
+                )
+
+
+def saved_step(folder: RunFolder) -> int | None:
+    """The step of the saved state, from the head of its file; None where there is none, or it is
+    damaged.
+    """
+    try:
+        with folder.state.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            head = json.loads(file.read(length)) if length <= MAX_HEADER else {}
+        return int(head["__metadata__"]["step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

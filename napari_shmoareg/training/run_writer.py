@@ -1,0 +1,356 @@
+"""What a run keeps on the disk: tables, states, weights.
+
+The order of writing is what makes a kill harmless: rows reach the disk before the state whose steps
+they tell of, the best weights before the state that knows of them, the last weights after it.
+
+A look at the validation pairs, one pair at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from napari_shmoareg.datasets.pairs import NamedPairs
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import read_card, save_network
+from napari_shmoareg.io.report import plain
+from napari_shmoareg.model import SHMoAReg
+from napari_shmoareg.registration.resources import choose_bfloat16
+from napari_shmoareg.training.checkpoint import save_training_state
+from napari_shmoareg.training.logs import Curves, Event, StepTable, event, phase
+from napari_shmoareg.training.plan import Plan, start_of
+from napari_shmoareg.training.run import RunFolder
+from napari_shmoareg.training.step import Step
+from napari_shmoareg.training.validation import Validated, validate
+
+LOSSES = ("total", "similarity", "smoothness", "routing", "overlap")
+METRICS = ("step", *LOSSES, "gradient", "rate", "pairs", "seconds")
+VALIDATION = ("step", "dice", "ncc", "folding_percent", "best", "seconds")
+LOADS = ("step", "place", "expert", "count")
+THE_START = (
+    "These are the weights that the run began with: while this file stands, no later step was"
+    " judged better."
+)
+NOTHING_BETTER = (
+    "By its validation, nothing that the run had learned was better than the weights it began with."
+)
+SKIPPED = ("step", "pair", "why")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands, beside its network and optimiser.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    seconds : float
+        That they took, over all processes of the run.
+    validated : int
+        The step of the last look at the validation pairs; -1 before the first.
+    validation : dict
+        What it saw.
+    best : dict
+        The figures of the best look; empty before the first.
+    judges : list of str
+        The pairs that it was judged by.
+    counts : dict of str to list of int
+        Selections since the last line of loads.csv, by place.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    validated: int = -1
+    validation: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    judges: list[str] = field(default_factory=list)
+    counts: dict[str, list[int]] = field(default_factory=dict)
+
+    def after(self, step: Step) -> Position:
+        """One step further."""
+        counts = dict(self.counts)
+        for place, count in step.counts.items():
+            before = counts.get(place, [0] * len(count))
+            counts[place] = [a + b for a, b in zip(before, count, strict=True)]
+        return replace(self, step=step.step, seconds=self.seconds + step.seconds, counts=counts)
+
+    def counted(self) -> Position:
+        """After a line of loads.csv."""
+        return replace(self, counts={})
+
+    def seen(self, found: Validated) -> tuple[Position, bool]:
+        """After a look at the validation pairs, and whether it is the best so far."""
+        score = found.score
+        best = score == score and (not self.best or score > self.best["score"])
+        row = {
+            "step": self.step,
+            "dice": found.dice,
+            "ncc": found.ncc,
+            "folding_percent": found.folding_percent,
+        }
+        row = plain(row | {"score": score})
+        return (
+            replace(self, validated=self.step, validation=row, best=row if best else self.best),
+            best,
+        )
+
+
+class Keeper:
+    """Writes a run's folder, in the one process that does.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    plan : Plan
+    network : SHMoAReg
+    optimiser : torch.optim.Optimizer
+    position : Position
+        Where the run goes on: what the tables say beyond is taken away.
+    scans : mapping of str to int
+        How many scans each part of the split has, for the card of the weights.
+
+    Raises
+    ------
+    InputError
+        If a table is damaged or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        network: SHMoAReg,
+        optimiser: torch.optim.Optimizer,
+        position: Position,
+        scans: Mapping[str, int],
+    ) -> None:
+        self._folder, self._plan, self._network, self._optimiser = folder, plan, network, optimiser
+        self._scans = dict(scans)
+        self._kept: Position | None = (
+            position if folder.state.is_file() and self._last_is_of(position.step) else None
+        )
+        self.saved = position.step if folder.state.is_file() else -1
+        step = position.step
+        self._tables = {
+            "metrics": StepTable(folder.metrics, METRICS, last=step),
+            "validation": StepTable(folder.validation, VALIDATION, last=position.validated),
+            "loads": StepTable(folder.loads, LOADS, last=step),
+            "skipped": StepTable(folder.skipped, SKIPPED, last=step),
+        }
+        self._curves = Curves(folder.curves if plan.run.tensorboard else None, after=step)
+
+    def step(self, step: Step, pairs: str) -> None:
+        """Write the line of a step."""
+        losses = {name: getattr(step, name) for name in LOSSES}
+        row = {"step": step.step, **losses, "gradient": step.gradient, "rate": step.rate}
+        with self._telling():
+            self._tables["metrics"].add([row | {"pairs": pairs, "seconds": round(step.seconds, 3)}])
+            self._curves.add("loss", losses, step.step)
+            self._curves.add(
+                "step",
+                {"gradient": step.gradient, "rate": step.rate, "seconds": step.seconds},
+                step.step,
+            )
+
+    def loads(
+        self, step: int, counts: Mapping[str, list[int]], shares: Mapping[str, list[float]]
+    ) -> None:
+        """Write the selections of the last ten steps; as curves, the shares of the last window."""
+        rows = [
+            {"step": step, "place": place, "expert": expert, "count": count}
+            for place, row in counts.items()
+            for expert, count in enumerate(row)
+        ]
+        with self._telling():
+            self._tables["loads"].add(rows)
+            for place, share in shares.items():
+                self._curves.add(
+                    f"load {place}", {f"expert {n}": value for n, value in enumerate(share)}, step
+                )
+
+    def skipped(self, step: int, pair: str, why: str) -> None:
+        """Write down a pair that could not be read."""
+        with self._telling():
+            self._tables["skipped"].add([{"step": step, "pair": pair, "why": why}])
+
+    def validated(self, position: Position, found: Validated, best: bool) -> None:
+        """Write the line of a look at the validation pairs, and the weights where they are the best
+        so far.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        figures = {name: getattr(found, name) for name in ("dice", "ncc", "folding_percent")}
+        row = {
+            "step": position.step,
+            **figures,
+            "best": int(best),
+            "seconds": round(found.seconds, 3),
+        }
+        with self._telling():
+            if best:
+                note = {} if position.step else {"fine_tuning_note": THE_START}
+                save_network(self._network, self._folder.best, card=self._card(position) | note)
+            self._tables["validation"].add([row])
+            self._curves.add("validation", figures, position.step)
+
+    def save(self, position: Position) -> None:
+        """Write the state, then the last weights.
+
+        Raises
+        ------
+        InputError
+            If the disk is full: the previous state is whole then.
+        """
+        with self._telling():
+            for table in self._tables.values():
+                table.keep()
+            self._curves.keep()
+            place = self._folder.path
+            save_training_state(
+                place, self._network, self._optimiser, position.step, [asdict(position)]
+            )
+            self.saved = position.step
+            save_network(self._network, self._folder.last, card=self._card(position))
+            self._kept = position
+
+    @property
+    def kept(self) -> str:
+        """What of the run is on the disk, for messages."""
+        if self.saved < 0:
+            return "No state of the run was saved yet; nothing of it is kept but its tables."
+        return (
+            f"The state of step {self.saved} is whole in {self._folder.path}: mend what is wrong"
+            " and go on from there with --resume."
+        )
+
+    def is_due(self, position: Position) -> bool:
+        """Whether the disk holds another position than this one."""
+        return self._kept != position
+
+    def _last_is_of(self, step: int) -> bool:
+        """Whether last.safetensors is of this step: a kill between state and weights leaves older
+        ones.
+        """
+        return (
+            self._folder.last.is_file()
+            and read_card(self._folder.last).get("fine_tuning_steps") == step
+        )
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What failed, and what is kept all the same."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{error} {self.kept}") from error
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for table in self._tables.values():
+            table.close()
+        self._curves.close()
+
+    def _card(self, position: Position) -> dict[str, Any]:
+        """What a user should know of the weights."""
+        begun, device = self._plan.weights, next(self._network.parameters()).device
+        return plain(
+            {
+                **begun["card"],
+                "fine_tuned_from": start_of(begun),
+                "fine_tuned_from_sha256": begun["sha256"] or None,
+                "fine_tuning": self._plan.settings.to_dict() | self._plan.run.to_dict(),
+                "fine_tuning_in_bfloat16": choose_bfloat16(self._plan.settings.bfloat16, device)[0],
+                "fine_tuning_dataset": {"path": self._plan.dataset.path, "scans": self._scans},
+                "fine_tuning_steps": position.step,
+                "fine_tuning_minutes": round(position.seconds / 60, 2),
+                "fine_tuning_validation": position.validation or None,
+                "fine_tuning_best_step": position.best.get("step"),
+                "fine_tuning_note": (
+                    NOTHING_BETTER if position.best.get("step") == 0 < position.step else None
+                ),
+            }
+        )
+
+
+def judge(
+    network: SHMoAReg, pairs: NamedPairs, step: int, found: list[Validated]
+) -> Iterator[Event]:
+    """Register the pairs one after the other; a pair that cannot be read is told and left out.
+
+    Parameters
+    ----------
+    network : SHMoAReg
+    pairs : NamedPairs
+    step : int
+        Steps that it has learned.
+    found : list of Validated
+        Filled, one for each pair that could be read.
+
+    Yields
+    ------
+    dict
+        Events "phase" and "skipped".
+    """
+    for number in range(len(pairs)):
+        yield phase("validating", number / len(pairs), pairs.told(number))
+        try:
+            found.append(validate(network, pairs[number : number + 1]))
+        except (InputError, OSError) as error:
+            yield event("skipped", pair=pairs.told(number), why=str(error), step=step)
+    yield phase("validating", 1.0, f"{len(found)} pairs")
+
+
+def still_best(
+    position: Position, pairs: NamedPairs, folder: RunFolder
+) -> tuple[Position, tuple[str, ...]]:
+    """The position with which a run goes on, without a best that is gone or cannot be compared; and
+    what was lost.
+
+    Parameters
+    ----------
+    position : Position
+        As it was saved.
+    pairs : NamedPairs
+        That judge from now on.
+    folder : RunFolder
+    """
+    if not position.best:
+        return position, ()
+    if not folder.best.is_file():
+        return replace(position, best={}), (
+            (
+                f"{folder.best} is missing: the best so far was lost, and the next look at the"
+                " validation pairs makes another."
+            ),
+        )
+    if position.judges and set(position.judges) != set(pairs.all_told):
+        return replace(position, best={}), (
+            (
+                "Other validation pairs judge from now on, whose scores do not compare with those"
+                f" before: the next look is the best so far, and replaces {folder.best}."
+            ),
+        )
+    return position, ()
+
+
+def together(found: Sequence[Validated]) -> Validated:
+    """Looks at single pairs as one."""
+    each = [pair for one in found for pair in one.per_pair]
+    with_labels = [pair.dice for pair in each if not np.isnan(pair.dice)]
+    return Validated(
+        dice=float(np.mean(with_labels)) if with_labels else float("nan"),
+        ncc=float(np.mean([pair.ncc for pair in each])),
+        folding_percent=float(np.mean([pair.folding_percent for pair in each])),
+        seconds=sum(one.seconds for one in found),
+        per_pair=tuple(each),
+    )

@@ -1,0 +1,627 @@
+"""What the pairs of one step came to, added up over pairs and processes.
+
+In how many passes weights register after they were fine-tuned.
+
+What a pair costs: Eq. (8) of both its orders, and what learning may add to it.
+
+Sec. III-C, Sec. IV-B.
+
+fine_tune(): a generator of steps.
+
+Sec. IV-B: Adam at a fixed 1e-4, Eq. (8), both orders of every pair.  Each `yield` is a safe place
+to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import VolumePair
+from napari_shmoareg.geometry import field as fields
+from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.model.decoder import Level
+from napari_shmoareg.registration import losses
+from napari_shmoareg.registration.cascade import coarse_pass
+from napari_shmoareg.registration.conform import Conformed, conform
+from napari_shmoareg.registration.losses import LossTerms
+from napari_shmoareg.registration.refinement import adam
+from napari_shmoareg.registration.resources import check_training_memory, choose_bfloat16
+from napari_shmoareg.training.augmentation import augment, with_known_motion
+from napari_shmoareg.training.distributed import Team
+from napari_shmoareg.training.expert_losses import (
+    correspondence_loss,
+    counterfactual_loss,
+    descent_motion,
+    end_point_error,
+)
+from napari_shmoareg.training.expert_training import (
+    attended_by_heads,
+    check_experts,
+    experts_at,
+    head_counts,
+    held_back,
+    hold_experts,
+    move_choice_bias,
+    no_choices,
+    seen_by_gates,
+    shared_strides,
+)
+from napari_shmoareg.training.settings import FineTuning
+
+TERMS = ("total", "similarity", "smoothness", "routing", "overlap")
+Skipped = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of `fine_tune` did.
+
+    Attributes
+    ----------
+    step : int
+        Steps done so far, this one included.
+    pairs : tuple of int
+        Indices of the pairs of its batch.
+    total, similarity, smoothness, routing, overlap : float
+        Eq. (8) and its terms before their weights, means over the batch; overlap is NaN without
+        labels.
+    gradient : float
+        Norm of the gradient, before it is clipped.
+    rate : float
+        Learning rate.
+    seconds : float
+    counts : dict of str to tuple of int
+        How often each expert was chosen, by layer: "encoder-1-moving" (its blocks together),
+        "decoder-1-x".
+    skipped : tuple of (int, str)
+        Pairs that this process could not read, others taking their place, and why.
+    """
+
+    step: int
+    pairs: tuple[int, ...]
+    total: float
+    similarity: float
+    smoothness: float
+    routing: float
+    overlap: float
+    gradient: float
+    rate: float
+    seconds: float
+    counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+
+
+class Batch:
+    """The pairs of one step: each notes what it came to, the team adds up.
+
+    Parameters
+    ----------
+    size : int
+        Pairs in the whole batch, those of other processes included.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        # terms, whether it has labels, index
+        self._rows = torch.zeros(size, len(TERMS) + 2, dtype=torch.float64)
+        self._counts: dict[str, Tensor] = {}
+        self._skipped: list[Skipped] = []
+
+    def note(
+        self,
+        item: int,
+        index: int,
+        terms: LossTerms,
+        routing: RoutingTrace,
+        skipped: tuple[Skipped, ...] = (),
+    ) -> None:
+        """Take down one pair: its place in the batch, its index, its loss and its routing."""
+        values = torch.stack([getattr(terms, name).detach() for name in TERMS]).to(
+            "cpu", torch.float64
+        )
+        has_overlap = not bool(terms.overlap.isnan())
+        values[-1] = values[-1] if has_overlap else 0.0
+        self._rows[item] = torch.cat([values, torch.tensor([float(has_overlap), float(index)])])
+        for name, count in counts_of(routing).items():
+            self._counts[name] = self._counts[name] + count if name in self._counts else count
+        self._skipped.extend(skipped)
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """What has to be added over the processes, on the device; in place, so read after that."""
+        self._rows = self._rows.to(device)
+        self._counts = {name: count.to(device) for name, count in self._counts.items()}
+        return [self._rows, *self._counts.values()]
+
+    def check(self, step: int) -> None:
+        """Refuse a loss that is not finite, saying which pair's it is.
+
+        Parameters
+        ----------
+        step : int
+            From 0.
+
+        Raises
+        ------
+        NotFiniteError
+        """
+        totals = self._rows[:, 0].tolist()
+        for index, total in zip(self.indices, totals, strict=True):
+            if not abs(total) < float("inf"):
+                raise NotFiniteError("loss", total, step, (index,))
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The index of each pair."""
+        return tuple(int(n) for n in self._rows[:, -1].tolist())
+
+    def step(self, number: int, **more: Any) -> Step:
+        """Means over the batch."""
+        sums = dict(zip(TERMS, self._rows[:, : len(TERMS)].sum(0).tolist(), strict=True))
+        with_overlap = float(self._rows[:, len(TERMS)].sum())
+        means = {name: value / self._size for name, value in sums.items()}
+        means["overlap"] = sums["overlap"] / with_overlap if with_overlap else float("nan")
+        counts = {
+            name: tuple(int(n) for n in count.tolist()) for name, count in self._counts.items()
+        }
+        return Step(
+            number, self.indices, **means, **more, counts=counts, skipped=tuple(self._skipped)
+        )
+
+
+class NotFiniteError(InputError):
+    """A loss or gradient that is NaN or infinite; the weights are those before the step.
+
+    Attributes
+    ----------
+    step : int
+        That failed, from 1.
+    pairs : tuple of int
+        Indices of the pairs that it may come from.
+    """
+
+    def __init__(self, what: str, value: float, step: int, pairs: tuple[int, ...]) -> None:
+        self.step, self.pairs = step + 1, pairs
+        which = (
+            f"pair {pairs[0]}"
+            if len(pairs) == 1
+            else f"one of the pairs {', '.join(map(str, pairs))}"
+        )
+        super().__init__(
+            f"The {what} became {value} at step {self.step}, on {which}; the weights are those of"
+            " the step before. Lower the learning rate, and look at that pair."
+        )
+
+
+def counts_of(routing: RoutingTrace) -> dict[str, Tensor]:
+    """Selections per expert (N,), int64 on the CPU, of each layer; an encoder layer's blocks
+    together.
+    """
+    found: dict[str, Tensor] = {}
+    for record in routing:
+        name = f"{record.part}-{record.layer}-{record.image or record.direction}"
+        count = torch.bincount(
+            record.routing.experts.flatten().cpu().long(), minlength=record.num_experts
+        )
+        found[name] = found[name] + count if name in found else count
+    return found
+
+
+def passes_after(
+    config: SHMoARegConfig, settings: FineTuning, *, learned: Sequence[int], used: Sequence[int]
+) -> tuple[tuple[float, ...], str]:
+    """The passes of the weights to be, and why.
+
+    Ours: a cascade's coarse passes serve grids finer than those that the network learns on.  Where
+    it learns at the resolution at which it will register, and in one pass, earlier passes see grids
+    that nothing prepared them for.
+
+    Parameters
+    ----------
+    config : SHMoARegConfig
+        Of the weights that learning begins with.
+    settings : FineTuning
+        Its passes and cascade.
+    learned, used : (D, H, W)
+        Network grids of the same pair, in learning and in a registration.
+
+    Returns
+    -------
+    passes : tuple of float
+        As in `SHMoARegConfig`.
+    reason : str
+    """
+    before = config.passes
+    told = ", ".join(f"{share:g}" for share in before)
+    if len(before) == 1:
+        return before, "one pass, as the network had it"
+    if settings.passes == "keep":
+        return before, f"passes at {told}, as asked for"
+    if settings.passes == "one":
+        return (1.0,), "one pass, as asked for"
+    if settings.cascade > 0:
+        return before, f"passes at {told}: the cascade was learned with them"
+    if tuple(learned) == tuple(used):
+        return (
+            1.0,
+        ), f"one pass: it learns on the grids that it registers on, such as {tuple(used)}"
+    return (
+        before,
+        f"passes at {told}: it learns on coarser grids {tuple(learned)} than {tuple(used)}",
+    )
+
+
+def with_passes(network: SHMoAReg, passes: Sequence[float]) -> SHMoAReg:
+    """The same weights in a network of other passes, on the same device; the network itself where
+    nothing changes.
+    """
+    passes = tuple(float(share) for share in passes)
+    if network.config.passes == passes:
+        return network
+    other = SHMoAReg(replace(network.config, passes=passes))
+    other.load_state_dict(network.state_dict())
+    return other.to(next(network.parameters()).device).train(network.training)
+
+
+FIRST_PASS = (0.45, 0.7)  # resolution of the first pass of a cascade in training, as a share
+
+
+def total_loss(
+    output: NetworkOutput,
+    moving: Tensor,
+    fixed: Tensor,
+    settings: FineTuning,
+    moving_labels: Tensor | None = None,
+    fixed_labels: Tensor | None = None,
+) -> losses.LossTerms:
+    """Eq. (8): similarity + lambda_r smoothness + lambda_rc routing classification (+ overlap).
+
+    Parameters
+    ----------
+    output : NetworkOutput
+        In training mode, on the graph.
+    moving, fixed : Tensor (B, 1, D, H, W)
+    settings : FineTuning
+    moving_labels, fixed_labels : Tensor (B, L, D, H, W), optional
+        Shares of labels in each voxel.
+    """
+    # Apart from the labels: the error signal goes back through it.  Ours: the edge goes on beyond
+    # the field of view, as in registering; zeros would draw an edge that is none, which in a
+    # cropped scan is everywhere.
+    warped = fields.warp(moving, output.displacement, padding="border")
+    similarity = losses.SIMILARITIES[settings.similarity](warped, fixed)
+    smoothness = losses.smoothness(output.displacement)
+    routing = similarity.new_zeros(())
+    if settings.routing_weight > 0 and torch.isfinite(similarity + smoothness):
+        if settings.routing_target == "counterfactual":
+            routing = counterfactual_loss(output, moving, fixed, settings.similarity)
+        else:
+            routing = losses.routing_loss(similarity, output.routing, quantile=settings.quantile)
+    overlap = similarity.new_full((), float("nan"))
+    total = (
+        settings.similarity_weight * similarity
+        + settings.smoothness_weight * smoothness
+        + settings.routing_weight * routing
+    )
+    if moving_labels is not None and fixed_labels is not None and settings.overlap_weight > 0:
+        overlap = losses.overlap(fields.warp(moving_labels, output.displacement), fixed_labels)
+        total = total + settings.overlap_weight * overlap
+    return losses.LossTerms(total, similarity, smoothness, routing, overlap)
+
+
+def loss_of(
+    network: SHMoAReg,
+    pair: Conformed,
+    settings: FineTuning,
+    rng: np.random.Generator,
+    device: torch.device,
+) -> tuple[losses.LossTerms, RoutingTrace]:
+    """The loss of both orders of a pair, on the graph, and what the gates chose.
+
+    Parameters
+    ----------
+    network : SHMoAReg
+        In training mode.
+    pair : Conformed
+    settings : FineTuning
+    rng : numpy.random.Generator
+        Decides labels, variant, cascade, stochastic depth and which tokens are compared.
+    device : torch.device
+    """
+    first, second = pair.moving.to(device), pair.fixed.to(device)
+    motion = pair.motion.to(device) if pair.motion is not None and settings.wants_motion else None
+    first_labels = second_labels = None
+    if (
+        settings.overlap_weight > 0
+        and pair.moving_labels is not None
+        and pair.fixed_labels is not None
+    ):
+        both = _shares(
+            pair.moving_labels.to(device),
+            pair.fixed_labels.to(device),
+            settings.labels_per_step,
+            rng,
+        )
+        if both[0].shape[1]:  # with no label in common there is nothing to overlap
+            first_labels, second_labels = torch.cat(both), torch.cat(both[::-1])
+    diffeomorphic = bool(rng.random() < settings.diffeomorphic) or None
+    torch.manual_seed(int(rng.integers(2**31)))
+    bfloat16, _ = choose_bfloat16(settings.bfloat16, device)
+    if settings.cascade > 0 and rng.random() < settings.cascade:
+        before = _first_pass(
+            network, first, second, rng.uniform(*FIRST_PASS), bfloat16, diffeomorphic
+        )
+        first = fields.warp(first, before, padding="border")
+        if first_labels is not None and second_labels is not None:
+            half = fields.warp(first_labels[:1], before)
+            first_labels, second_labels = (
+                torch.cat([half, first_labels[1:]]),
+                torch.cat([second_labels[:1], half]),
+            )
+        motion = None if motion is None else motion.after_first_pass(before)
+    teacher = motion if settings.teacher == "drawn" else None
+    if settings.teacher == "descent" and settings.teacher_weight > 0:
+        teacher = descent_motion(replace(pair, moving=first, fixed=second))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with (
+            seen_by_gates(network, settings.z_weight > 0) as seen,
+            attended_by_heads(network, settings.head_diversity_weight > 0) as attended,
+        ):
+            encoded = network.encode(first, second, checkpointing=settings.checkpointing)
+        output = network.decode_both(
+            encoded, diffeomorphic=diffeomorphic, checkpointing=settings.checkpointing
+        )
+    terms = total_loss(
+        output,
+        torch.cat([first, second]),
+        torch.cat([second, first]),
+        settings,
+        first_labels,
+        second_labels,
+    )
+    if (
+        settings.balance_weight > 0
+        and settings.balance in losses.BALANCES
+        and output.routing.select(part="encoder")
+    ):
+        uneven = losses.BALANCES[settings.balance](output.routing)
+        terms = terms._replace(total=terms.total + settings.balance_weight * uneven)
+    if seen:
+        logits = [gate.logits(tokens) for gate, tokens in seen]
+        terms = terms._replace(total=terms.total + settings.z_weight * losses.z_loss(logits))
+    if attended:
+        alike = losses.head_similarity(attended)
+        terms = terms._replace(total=terms.total + settings.head_diversity_weight * alike)
+    if motion is not None and settings.correspondence_weight > 0:
+        apart = correspondence_loss(encoded.pyramid, motion, shared_strides(network, settings), rng)
+        terms = terms._replace(total=terms.total + settings.correspondence_weight * apart)
+    if teacher is not None and settings.teacher_weight > 0:
+        missed = end_point_error(output.displacement, teacher)
+        terms = terms._replace(total=terms.total + settings.teacher_weight * missed)
+    if settings.bending_weight > 0:
+        terms = terms._replace(
+            total=terms.total + settings.bending_weight * losses.bending(output.displacement)
+        )
+    if settings.inverse_weight > 0:
+        there, back = output.displacement.chunk(2)
+        undone = fields.compose(there, back).square().mean()
+        terms = terms._replace(total=terms.total + settings.inverse_weight * undone)
+    return terms, output.routing
+
+
+@torch.no_grad()
+def _first_pass(
+    network: SHMoAReg,
+    moving: Tensor,
+    fixed: Tensor,
+    share: float,
+    bfloat16: bool,
+    diffeomorphic: bool | None,
+) -> Tensor:
+    """The network's own displacement from a coarser grid, on the full one, as it would be found
+    outside training.
+    """
+    training = network.training
+    network.eval()
+    try:
+        with torch.autocast(fixed.device.type, torch.bfloat16, enabled=bfloat16):
+            return coarse_pass(network, moving, fixed, share, diffeomorphic=diffeomorphic)
+    finally:
+        network.train(training)
+
+
+def _shares(
+    first: Tensor, second: Tensor, count: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Label maps (1, 1, ...) as `count` drawn channels; what already is shares, of one label or
+    more, stays.
+    """
+    if first.shape[1] > 1 or any(
+        bool((labels != labels.round()).any()) for labels in (first, second)
+    ):
+        return first, second
+    common = np.intersect1d(torch.unique(first).cpu().numpy(), torch.unique(second).cpu().numpy())
+    common = common[common != 0]
+    chosen = torch.as_tensor(
+        rng.choice(common, min(count, len(common)), replace=False), device=first.device
+    )
+    wanted = chosen.view(1, -1, 1, 1, 1)
+    return (first == wanted).float(), (second == wanted).float()
+
+
+__all__ = ["Step", "conformed_pair", "fine_tune", "learning", "make_optimiser"]
+
+TRIES = 20  # pairs that are tried in place of one that cannot be read
+
+
+def make_optimiser(network: SHMoAReg, settings: FineTuning) -> torch.optim.Adam:
+    """Adam as in Sec. IV-B: no weight decay, no amsgrad.  Each group's ``factor`` multiplies the
+    rate.
+    """
+    levels = [level for level in network.decoder.levels if isinstance(level, Level)]
+    heads = {
+        id(parameter): level.stride for level in levels for parameter in level.head.parameters()
+    }
+    groups: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for parameter in learning(network, settings):
+        factor = 1 / heads.get(id(parameter), 1) if settings.balance_heads else 1.0
+        groups.setdefault(factor, []).append(parameter)
+    parts = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+    return adam(parts, lr=settings.learning_rate)
+
+
+def learning(network: SHMoAReg, settings: FineTuning) -> list[torch.nn.Parameter]:
+    """The parameters that learn: all, or the decoder's; without those that the settings hold."""
+    part = network.decoder if settings.freeze_encoder else network
+    held = {id(parameter) for parameter in held_back(network, settings)}
+    return [parameter for parameter in part.parameters() if id(parameter) not in held]
+
+
+def fine_tune(
+    network: SHMoAReg,
+    pairs: Sequence[VolumePair | Conformed],
+    settings: FineTuning | None = None,
+    *,
+    optimiser: torch.optim.Adam | None = None,
+    start: int = 0,
+    team: Team | None = None,
+) -> Iterator[Step]:
+    """Train a network on pairs, one step per `next`.
+
+    Both orders of a pair are one batch of two.  Ours: the paper takes them as separate steps of
+    batch size 1; together they share the encoder's work.
+
+    Parameters
+    ----------
+    network : SHMoAReg
+        Changed in place; left in training mode.
+    pairs : sequence of VolumePair or Conformed
+        Read lazily, in a new random order every epoch.  Scans are taken as aligned by their
+        headers.
+    settings : FineTuning, optional
+    optimiser : Adam, optional
+        From an earlier run, to go on with; see `make_optimiser`.
+    start : int
+        Steps already done by an earlier run with the same settings: the same pairs follow.
+    team : Team, optional
+        Processes that learn together, each with the same network and pairs: they share a step's
+        batch, and the step is the same however many they are, up to rounding.
+
+    Yields
+    ------
+    Step
+        The same in every process, but for its seconds.
+
+    Raises
+    ------
+    InputError
+        If there is no pair, none can be read, or the loss or its gradient is not finite (the
+        weights are then those before the step).
+    TooLargeError
+        If a step would not fit into memory.
+    """
+    settings, team = settings or FineTuning(), team or Team()
+    if len(pairs) == 0:
+        raise InputError("There is no pair to learn from; give at least one.")
+    if settings.batch < team.size:
+        raise InputError(
+            f"A batch of {settings.batch} cannot be shared by {team.size} processes; give a larger"
+            " batch."
+        )
+    optimiser = optimiser or make_optimiser(network, settings)
+    device = next(network.parameters()).device
+    check_experts(network, settings)
+    learners = learning(network, settings)
+    network.encoder.requires_grad_(not settings.freeze_encoder)
+    hold_experts(network, settings)
+    largest = 0
+    for step in range(start, settings.steps):
+        began = time.perf_counter()
+        network.train()
+        network.encoder.train(not settings.freeze_encoder)
+        optimiser.zero_grad(set_to_none=False)
+        batch, chosen = Batch(settings.batch), no_choices(network)
+        for item in team.share(settings.batch):
+            index, pair, skipped = _readable(pairs, step * settings.batch + item, network, settings)
+            if pair.fixed.numel() > largest:
+                largest = pair.fixed.numel()
+                check_training_memory(network.config, pair.grid.shape, device, settings)
+            rng = np.random.default_rng(
+                [settings.seed, 1, step, item] if item else [settings.seed, 1, step]
+            )
+            changed = augment(pair, settings, np.random.default_rng([settings.seed, 2, step, item]))
+            lot = np.random.default_rng([settings.seed, 3, step, item])
+            if settings.known_motion > 0 and lot.random() < settings.known_motion:
+                changed = with_known_motion(changed, lot)
+            with experts_at(network, settings, step):
+                terms, routing = loss_of(network, changed, settings, rng, device)
+                if torch.isfinite(terms.total):
+                    (terms.total / settings.batch).backward()
+            batch.note(item, index, terms, routing, skipped)
+            chosen += head_counts(routing).to(device)
+        gradients = [_gradient(parameter) for parameter in learners]
+        team.add([*gradients, *batch.tensors(device), chosen])
+        batch.check(step)
+        rate = settings.rate(step)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(learners, settings.largest_gradient or math.inf)
+        if not torch.isfinite(norm):
+            raise NotFiniteError("gradient", float(norm), step, batch.indices)
+        optimiser.step()
+        if settings.balance == "bias":
+            move_choice_bias(network, chosen, settings.balance_rate)
+        yield batch.step(
+            step + 1, gradient=float(norm), rate=rate, seconds=time.perf_counter() - began
+        )
+
+
+def conformed_pair(pair: VolumePair | Conformed, size: int, labels: bool) -> Conformed:
+    """The pair on a network grid; one that already is stays as it is."""
+    return pair if isinstance(pair, Conformed) else conform(pair, size=size, labels=labels)
+
+
+def _readable(
+    pairs: Sequence[VolumePair | Conformed], place: int, network: SHMoAReg, settings: FineTuning
+) -> tuple[int, Conformed, tuple[Skipped, ...]]:
+    """The pair that is due, or the next one that can be read; its index, and those that could
+    not.
+    """
+    size, labels = settings.size or network.config.learning_size, settings.overlap_weight > 0
+    due = _pair_of(place, len(pairs), settings.seed)
+    skipped: list[Skipped] = []
+    for further in range(min(TRIES, len(pairs))):
+        index = (due + further) % len(pairs)
+        try:
+            return index, conformed_pair(pairs[index], size, labels), tuple(skipped)
+        except (InputError, OSError) as error:
+            skipped.append((index, str(error)))
+            last = error
+    raise InputError(f"{len(skipped)} pairs in a row could not be read. The last: {last}") from last
+
+
+def _pair_of(place: int, count: int, seed: int) -> int:
+    """Which pair stands at a place of the endless row: every pair once per epoch, in an order of
+    the epoch's own.
+    """
+    epoch, within = divmod(place, count)
+    endless = count > 100_000  # and random already
+    return (
+        within
+        if endless
+        else int(np.random.default_rng([seed, 0, epoch]).permutation(count)[within])
+    )
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    """Zeros where nothing reached a parameter, so that every process has as many to add."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -1,0 +1,1 @@
+"""Synthetic torsos, from the heart to the pelvis, as label maps for training pairs."""

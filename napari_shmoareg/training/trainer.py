@@ -1,0 +1,525 @@
+"""What ends a run by itself, in words.
+
+The steps of a run, and all that happens between them.
+
+learn(): a run from its data set to its last step, as a generator of events.
+
+Every `yield` is a safe place to stop: what is on the disk can be gone on with.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from napari_shmoareg.datasets import Dataset, split_dataset
+from napari_shmoareg.datasets.pairs import NamedPairs
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io import load_network
+from napari_shmoareg.io.model_card import checksum_of
+from napari_shmoareg.io.untrusted import check_fields
+from napari_shmoareg.model import SHMoAReg
+from napari_shmoareg.registration.resources import (
+    check_training_memory,
+    choose_bfloat16,
+    find_device,
+    too_large_for,
+    training_memory,
+)
+from napari_shmoareg.training.checkpoint import load_training_state, network_of_state
+from napari_shmoareg.training.distributed import Team
+from napari_shmoareg.training.expert_training import start_experts, with_choice_bias
+from napari_shmoareg.training.logs import Event, event, phase
+from napari_shmoareg.training.monitor import ADDED_UP, watch_of
+from napari_shmoareg.training.plan import (
+    Plan,
+    begins_from_nothing,
+    random_network,
+    read_plan,
+    start_of,
+    write_plan,
+)
+from napari_shmoareg.training.preparation import Material, led, prepare
+from napari_shmoareg.training.run import RunFolder, RunLock, Wishes, saved_step
+from napari_shmoareg.training.run_writer import (
+    LOSSES,
+    Keeper,
+    Position,
+    judge,
+    still_best,
+    together,
+)
+from napari_shmoareg.training.step import (
+    NotFiniteError,
+    Step,
+    fine_tune,
+    make_optimiser,
+    passes_after,
+    with_passes,
+)
+from napari_shmoareg.training.validation import Validated, write_preview
+
+
+def diverged(error: NotFiniteError, train: NamedPairs, step: int, folder: RunFolder) -> InputError:
+    """A loss that is not finite, with the names of the scans, what is kept and what to do.
+
+    Parameters
+    ----------
+    error : NotFiniteError
+    train : NamedPairs
+    step : int
+        The last one whose loss and gradient were finite; its weights may be spoilt already.
+    folder : RunFolder
+    """
+    names = "; ".join(train.told(index) for index in error.pairs)
+    kept = (
+        f"The weights of step {step}, the one before, are kept in {folder.last}. " if step else ""
+    )
+    start = f" --from {folder.last}, if they still register well," if step else ""
+    if folder.best.is_file():
+        kept += f"The best by validation are in {folder.best}. "
+        start = f" --from {folder.best}"
+    return InputError(
+        f"{str(error).split('; the weights')[0]} ({names}). {kept}Going on would fail there again:"
+        f" begin another run{start} with a lower --learning-rate, or look at these scans for"
+        " extreme values and leave them out."
+    )
+
+
+RECENT = 20  # steps from whose time that of the rest is told
+POLL = 0.5  # seconds between two looks for a wish while paused
+
+
+class Stepping:
+    """A run that is under way in this process.
+
+    Parameters
+    ----------
+    plan : Plan
+    network : SHMoAReg
+    optimiser : Adam
+    material : Material
+    position : Position
+        Where it goes on.
+    folder : RunFolder
+    keeper : Keeper or None
+        What writes; None in all processes but the leader.
+    team : Team
+    wishes : Wishes
+    lock : RunLock or None
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        network: SHMoAReg,
+        optimiser: torch.optim.Adam,
+        material: Material,
+        position: Position,
+        folder: RunFolder,
+        keeper: Keeper | None,
+        team: Team,
+        wishes: Wishes,
+        lock: RunLock | None,
+    ) -> None:
+        self._plan, self._network, self._optimiser, self._material = (
+            plan,
+            network,
+            optimiser,
+            material,
+        )
+        self._position, self._folder, self._keeper = position, folder, keeper
+        self._team, self._wishes, self._lock = team, wishes, lock
+        self._watch = watch_of(folder.loads, network.config.top_k, last=position.step)
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._judging = 0.0  # seconds of the last look at the validation pairs
+
+    def run(self) -> Iterator[Event]:
+        """All steps that are left; the last event is "end"."""
+        steps = self._plan.settings.steps
+        self._say("learning")
+        yield self._training()
+        reason = yield from self._pause_between(last=self._position.step >= steps)
+        if not reason:
+            for step in self._steps():
+                yield from self._noted(step)
+                reason = yield from self._pause_between(last=step.step >= steps)
+                if reason:
+                    break
+        yield from self._save()
+        best, at = self._position.best.get("step"), self._position.step
+        yield event("end", reason=reason, step=at, weights=self._folder.weights, best_step=best)
+
+    def _pause_between(self, last: bool) -> Generator[Event, None, str]:
+        """Between two steps: look, save, wait; the reason to end, if there is one."""
+        limit = 60 * self._plan.run.minutes
+        late = self._team.any(bool(limit) and self._position.seconds >= limit)
+        looked = yield from self._look(last=last or late)
+        if (asked := (yield from self._asked())) or late or last:
+            return asked or ("minutes" if late and not last else "finished")
+        if looked or (self._position.step and self._position.step % self._plan.run.save_every == 0):
+            yield from self._save()
+        return ""
+
+    def _steps(self) -> Iterator[Step]:
+        """The engine's steps; what goes wrong is told with the names of the scans."""
+        try:
+            yield from fine_tune(
+                self._network,
+                self._material.train,
+                self._plan.settings,
+                optimiser=self._optimiser,
+                start=self._position.step,
+                team=self._team,
+            )
+        except InputError as error:
+            if self._keeper is not None and self._keeper.saved < self._position.step:
+                self._keeper.save(self._position)
+            if isinstance(error, NotFiniteError):
+                raise diverged(
+                    error, self._material.train, self._position.step, self._folder
+                ) from error
+            raise
+        except RuntimeError as error:
+            device = next(self._network.parameters()).device
+            plainly = too_large_for(device, self._material.grids[0], error)
+            if plainly is None:
+                raise
+            raise plainly from error
+
+    def _noted(self, step: Step) -> Iterator[Event]:
+        """Take down a step."""
+        pairs = self._material.train
+        self._position = self._position.after(step)
+        self._recent.append(step.seconds)
+        self._beat()
+        for index, why in step.skipped:
+            if self._keeper is not None:
+                self._keeper.skipped(step.step, pairs.told(index), why)
+            yield event("skipped", pair=pairs.told(index), why=why, step=step.step)
+        if self._keeper is not None:
+            self._keeper.step(step, "; ".join(pairs.told(index) for index in step.pairs))
+        losses = {name: getattr(step, name) for name in LOSSES}
+        yield event(
+            "step",
+            step=step.step,
+            steps=self._plan.settings.steps,
+            **losses,
+            gradient=step.gradient,
+            rate=step.rate,
+            seconds=round(step.seconds, 4),
+            pairs=[pairs.names[index] for index in step.pairs],
+            left_seconds=round(self._left(), 1),
+        )
+        if step.step % ADDED_UP == 0:
+            yield self._loads()
+
+    def _loads(self) -> Event:
+        """Write the selections since the last line, and say what is wrong with them."""
+        counts, step = self._position.counts, self._position.step
+        self._watch.add(step, counts)
+        self._position = self._position.counted()
+        shares = self._watch.shares
+        if self._keeper is not None:
+            self._keeper.loads(step, counts, shares)
+        rounded = {place: [round(share, 5) for share in row] for place, row in shares.items()}
+        return event(
+            "load",
+            step=step,
+            shares=rounded,
+            alarms=[alarm._asdict() for alarm in self._watch.alarms],
+        )
+
+    def _look(self, last: bool) -> Generator[Event, None, bool]:
+        """Look at the validation pairs, if it is time to; whether it was done."""
+        every, pairs, step = (
+            self._plan.run.validate_every,
+            self._material.validation,
+            self._position.step,
+        )
+        due = every and len(pairs) and (last or step % every == 0)
+        if not due or self._position.validated == step:
+            return False
+        found: list[Validated] = []
+        done = 0.0
+        work = partial(judge, self._network, pairs, step, found)
+        for told in led(self._team, work, until=lambda: self._wishes.stop):
+            done = told.get("done", done)
+            yield told
+            self._beat()
+        # asked to stop: it is looked at when the run goes on
+        if self._team.any(self._team.leader and done < 1):
+            return False
+        self._position = replace(self._position, validated=step)
+        if found:
+            yield from self._judged(together(found))
+        yield self._training()
+        return True
+
+    def _training(self) -> Event:
+        """That steps follow."""
+        step, steps = self._position.step, self._plan.settings.steps
+        return phase("training", step / steps, f"step {step} of {steps}")
+
+    def _judged(self, found: Validated) -> Iterator[Event]:
+        """Take down what validation saw, and show a pair."""
+        step, keeper, pairs = self._position.step, self._keeper, self._material.validation
+        self._position, best = replace(self._position, judges=pairs.all_told).seen(found)
+        self._judging = found.seconds
+        if keeper is None:
+            return
+        keeper.validated(self._position, found, best)
+        figures = {name: getattr(found, name) for name in ("dice", "ncc", "folding_percent")}
+        yield event("validation", step=step, **figures, best=best, seconds=round(found.seconds, 3))
+        if best:
+            yield event("saved", step=step, what="best")
+        try:
+            write_preview(self._folder.preview, self._network, pairs[0], pairs.names[0], step)
+        # a picture only; a full disk is told by what is saved next
+        except (InputError, OSError) as error:
+            yield event("skipped", pair=pairs.told(0), why=f"no preview: {error}", step=step)
+        else:
+            yield event("preview", step=step, folder=self._folder.preview)
+
+    def _save(self) -> Iterator[Event]:
+        """Save the state, unless it was."""
+        if self._keeper is None or not self._keeper.is_due(self._position):
+            return
+        self._keeper.save(self._position)
+        yield event("saved", step=self._position.step, what="state")
+
+    def _asked(self) -> Generator[Event, None, str]:
+        """Do what was asked from outside: wait, or end, which is the answer then."""
+        wishes, team = self._wishes, self._team
+        if not team.any(wishes.stop or wishes.pause):
+            return ""
+        if not team.any(wishes.stop):
+            yield from self._save()
+            self._say("paused")
+            yield event("paused", step=self._position.step)
+            while team.any(wishes.pause) and not team.any(wishes.stop):
+                time.sleep(POLL)
+                self._beat()
+            self._say("learning")
+            if not team.any(wishes.stop):
+                yield event("resumed", step=self._position.step)
+                return ""
+        return "stopped"
+
+    def _left(self) -> float:
+        """Seconds that the rest will take about."""
+        plan, position = self._plan, self._position
+        left = sum(self._recent) / len(self._recent) * (plan.settings.steps - position.step)
+        if plan.run.minutes:
+            left = min(left, max(0.0, 60 * plan.run.minutes - position.seconds))
+        every = plan.run.validate_every
+        looks = (
+            (plan.settings.steps - position.step) / every
+            if every and len(self._material.validation)
+            else 0
+        )
+        return left + looks * self._judging
+
+    def _say(self, doing: str) -> None:
+        if self._lock is not None:
+            self._lock.say(doing)
+
+    def _beat(self) -> None:
+        if self._lock is not None:
+            self._lock.beat()
+
+
+def learn(
+    path: str | Path,
+    plan: Plan,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    team: Team | None = None,
+    wishes: Wishes | None = None,
+) -> Iterator[Event]:
+    """Begin a run, or go on with it, until its last step, its time is over or it is asked to stop.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run's folder: new or empty, or with `resume` one that holds a run.
+    plan : Plan
+        From `make_plan`, or `read_plan` of the folder.
+    resume : bool
+    device : {"auto", "cpu", "cuda"}
+    team : Team, optional
+        Processes that learn together.  All yield events; those of the leader are to be told.
+    wishes : Wishes, optional
+        To ask from within this process; what is written to the folder's ``wish`` is heard in any
+        case.
+
+    Yields
+    ------
+    dict
+        Events; the last one is "end".
+
+    Raises
+    ------
+    InputError
+        If something is wrong with the data set, the weights, a setting or the folder; if a loss or
+        a gradient is not finite; if the disk is full.  What was saved stays whole.
+    """
+    team, folder = team or Team(), RunFolder(path)
+    wishes = wishes or Wishes(folder.wish)
+    if not team.leader:
+        wishes.follow()
+    place = team.device or find_device(device)
+    yield phase("reading", 0.0, f"opening {plan.dataset.path}")
+    dataset = _opened(plan, folder, resume)
+    if not resume:
+        # refuses before anything is written
+        split_dataset(dataset, plan.run.split, plan.run.split_seed)
+    held: AbstractContextManager[RunLock | None] = nullcontext()
+    if team.leader:
+        held = folder.gone_on(plan) if resume else folder.begun(plan)
+    with held as lock:
+        team.wait()
+        if lock is not None:
+            wishes.forget()
+        beat = lock.beat if lock is not None else _no_beat
+        material = yield from prepare(plan, dataset, folder, team, lambda: wishes.stop, beat)
+        if material is None:
+            yield event(
+                "end",
+                reason="stopped",
+                step=saved_step(folder) or 0,
+                weights=folder.weights,
+                best_step=None,
+            )
+            return
+        if resume and lock is not None and read_plan(folder.told).dataset != plan.dataset:
+            write_plan(folder.told, plan)  # moved, and the same
+        plan, why = _with_passes(folder, plan, material, team)
+        network, optimiser, position, going_on = _taken_up(folder, plan, place)
+        position, lost = still_best(position, material.validation, folder)
+        material = replace(material, problems=(*material.problems, *lost))
+        keeper = None
+        if team.leader:
+            keeper = Keeper(folder, plan, network, optimiser, position, material.scans)
+        yield _begin(folder, plan, material, place, team, position if going_on else None) | {
+            "passes": why
+        }
+        stepping = Stepping(
+            plan, network, optimiser, material, position, folder, keeper, team, wishes, lock
+        )
+        try:
+            yield from stepping.run()
+        finally:
+            if keeper is not None:
+                keeper.close()
+
+
+def _opened(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
+    """The data set; where it is gone, how a run goes on in its new place."""
+    try:
+        return plan.dataset.open()
+    except InputError as error:
+        if not resume or Path(plan.dataset.path).exists():
+            raise
+        raise InputError(
+            f"{error} If it was moved, give its new place: shmoareg fine-tune DATASET --out"
+            f" {folder.path} --resume"
+        ) from error
+
+
+def _with_passes(folder: RunFolder, plan: Plan, material: Material, team: Team) -> tuple[Plan, str]:
+    """The plan with the passes in which the new weights will register, and why; decided before the
+    first state.
+    """
+    if folder.state.is_file():
+        return plan, "as the run began"
+    learned, used = material.grids
+    passes, why = passes_after(plan.network_config, plan.settings, learned=learned, used=used)
+    changed = replace(plan, config={**plan.config, "passes": list(passes)})
+    if team.leader and changed != plan:
+        write_plan(folder.told, changed)
+    return changed, why
+
+
+def _taken_up(
+    folder: RunFolder, plan: Plan, device: torch.device
+) -> tuple[SHMoAReg, torch.optim.Adam, Position, bool]:
+    """Network, optimiser and position as they were saved, or as they begin; and which of the
+    two.
+    """
+    if folder.state.is_file():
+        network = network_of_state(folder.path, plan.network_config).to(device)
+        optimiser = make_optimiser(network, plan.settings)
+        _, history = load_training_state(folder.path, network, optimiser)
+        try:
+            check_fields(Position, history[-1])
+            return network, optimiser, Position(**history[-1]), True
+        except (IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder.state} does not say where the run stood ({error}): it is of another"
+                " version of shmoareg. Begin another run in another folder, --from"
+                f" {folder.weights}."
+            ) from error
+    if begins_from_nothing(plan.weights):
+        network = random_network(plan.network_config, plan.settings.seed).to(device)
+        start_experts(network, plan.settings)
+        return network, make_optimiser(network, plan.settings), Position(), False
+    name = str(plan.weights["name"])
+    network = with_passes(load_network(name, device=device), plan.network_config.passes)
+    network = with_choice_bias(network) if plan.network_config.choice_bias else network
+    if checksum_of(name) != plan.weights["sha256"]:
+        raise InputError(
+            f"The weights '{name}' are not those that the run was begun with (their checksum"
+            " differs), and nothing of it was saved yet. Put them back, or begin another run in"
+            " another folder."
+        )
+    return network, make_optimiser(network, plan.settings), Position(), False
+
+
+def _begin(
+    folder: RunFolder,
+    plan: Plan,
+    material: Material,
+    device: torch.device,
+    team: Team,
+    position: Position | None,
+) -> Event:
+    """The event that says what is going to be done; refuses what would not fit into memory."""
+    shape = material.grids[0]
+    memory = training_memory(plan.network_config, shape, device, plan.settings)
+    check_training_memory(plan.network_config, shape, device, plan.settings)
+    bfloat16, why = choose_bfloat16(plan.settings.bfloat16, device)
+    return event(
+        "begin",
+        run=folder.path,
+        pid=os.getpid(),
+        device=str(device),
+        processes=team.size,
+        settings=plan.settings.to_dict(),
+        run_settings=plan.run.to_dict(),
+        weights=plan.weights["name"],
+        begins_from=start_of(plan.weights),
+        pairs=material.pairs,
+        scans=material.scans,
+        validated=len(material.validation),
+        problems=material.problems,
+        shape=shape,
+        memory=memory._asdict(),
+        bfloat16={"used": bfloat16, "why": why},
+        resumed_at=None if position is None else position.step,
+        steps=plan.settings.steps,
+        best=None if position is None else position.best or None,
+    )
+
+
+def _no_beat() -> None:
+    """A follower holds no lock."""

@@ -1,0 +1,207 @@
+"""How well a network registers pairs that it does not learn from.
+
+A validation pair as the network registers it now, as images.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Grid, Volume, field
+from napari_shmoareg.io import write_image
+from napari_shmoareg.io.files import writing
+from napari_shmoareg.metrics import SharedLabels, dice_in_both, mean
+from napari_shmoareg.model import SHMoAReg
+from napari_shmoareg.registration.cascade import cascade
+from napari_shmoareg.registration.conform import Conformed
+
+
+@dataclass(frozen=True)
+class ValidatedPair:
+    """One pair, on its network grid.
+
+    Attributes
+    ----------
+    dice : float
+        Mean over the labels that both have, carried by nearest neighbour; NaN without such.
+    ncc : float
+        Correlation of the warped and the fixed image, over all voxels.
+    folding_percent : float
+        Voxels whose Jacobian determinant is 0 or less.
+    """
+
+    dice: float
+    ncc: float
+    folding_percent: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Means over validation pairs.
+
+    Attributes
+    ----------
+    dice : float
+        NaN where no pair has labels.
+    ncc, folding_percent, seconds : float
+        Seconds are of all pairs together.
+    per_pair : tuple of ValidatedPair
+    """
+
+    dice: float
+    ncc: float
+    folding_percent: float
+    seconds: float
+    per_pair: tuple[ValidatedPair, ...]
+
+    @property
+    def score(self) -> float:
+        """What decides which network is best: Dice, or without labels the correlation."""
+        return self.ncc if np.isnan(self.dice) else self.dice
+
+
+def validate(
+    network: SHMoAReg, pairs: Sequence[Conformed], *, between: Callable[[int], None] | None = None
+) -> Validated:
+    """Register pairs as `register` would, in all passes, and measure on the network grid.
+
+    Parameters
+    ----------
+    network : SHMoAReg
+        Left in the mode it came in; the random numbers of training are not touched.
+    pairs : sequence of Conformed
+        At the size that the weights are meant for, with label maps in whole numbers where there are
+        any.
+    between : callable, optional
+        Called with the number of pairs done, after each; what it raises ends the work and comes out
+        here.
+
+    Raises
+    ------
+    InputError
+        If there is no pair.
+    """
+    if len(pairs) == 0:
+        raise InputError("There is no pair to validate on; give at least one.")
+    began, training, found = time.perf_counter(), network.training, []
+    network.eval()
+    try:
+        for number in range(len(pairs)):
+            found.append(validated(pairs[number], displace(network, pairs[number])))
+            if between is not None:
+                between(number + 1)
+    finally:
+        network.train(training)
+    with_labels = [pair.dice for pair in found if not np.isnan(pair.dice)]
+    return Validated(
+        dice=float(np.mean(with_labels)) if with_labels else float("nan"),
+        ncc=float(np.mean([pair.ncc for pair in found])),
+        folding_percent=float(np.mean([pair.folding_percent for pair in found])),
+        seconds=time.perf_counter() - began,
+        per_pair=tuple(found),
+    )
+
+
+@torch.no_grad()
+def displace(network: SHMoAReg, pair: Conformed) -> Tensor:
+    """What the network, in the mode it is in, finds for a pair: (1, 3, D, H, W), voxels of its
+    grid, on the CPU.
+    """
+    device = next(network.parameters()).device
+    return cascade(network, pair.moving.to(device), pair.fixed.to(device)).displacement.cpu()
+
+
+def validated(pair: Conformed, displacement: Tensor) -> ValidatedPair:
+    """Measure a displacement (1, 3, D, H, W), voxels of the network grid."""
+    warped, fixed = field.warp(pair.moving, displacement).flatten(), pair.fixed.flatten()
+    both = torch.stack([warped, fixed]).double()
+    both = both - both.mean(1, keepdim=True)
+    ncc = float((both[0] @ both[1]) / (both[0].norm() * both[1].norm()).clamp_min(1e-12))
+    overlap = float("nan")
+    if pair.moving_labels is not None and pair.fixed_labels is not None:
+        carried = field.warp(pair.moving_labels, displacement, mode="nearest")
+        truth, before = _whole(pair.fixed_labels), _whole(pair.moving_labels)
+        shared = SharedLabels.of(*(np.unique(labels).tolist() for labels in (before, truth)))
+        overlap = mean(dice_in_both(_whole(carried), truth, shared))
+    folded = field.jacobian_determinant(displacement) <= 0
+    return ValidatedPair(overlap, ncc, 100 * float(folded.float().mean()))
+
+
+def _whole(labels: Tensor) -> np.ndarray:
+    return labels[0, 0].round().to(torch.int32).numpy()
+
+
+TOLD = "preview.json"
+
+
+def write_preview(
+    folder: Path, network: SHMoAReg, pair: Conformed, names: tuple[str, str], step: int
+) -> None:
+    """Register a pair and write what came out, on its network grid: images in [0, 1], labels, and
+    preview.json last.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if missing.
+    network : SHMoAReg
+        Left in the mode it came in.
+    pair : Conformed
+    names : (moving, fixed)
+        Of its scans.
+    step : int
+        Steps that the network has learned.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    training = network.training
+    network.eval()
+    try:
+        displacement = displace(network, pair)
+    finally:
+        network.train(training)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {
+        "moving": pair.moving,
+        "fixed": pair.fixed,
+        "warped": field.warp(pair.moving, displacement),
+    }
+    labels = {}
+    if pair.moving_labels is not None:
+        labels["warped_labels"] = field.warp(pair.moving_labels, displacement, mode="nearest")
+    if pair.fixed_labels is not None:
+        labels["fixed_labels"] = pair.fixed_labels
+    for name, tensor in (images | labels).items():
+        place = folder / f"{name}.nii.gz"
+        if name.startswith("warped") or not place.is_file():  # the others stay the same
+            write_image(_volume(tensor, pair.grid, name, name in labels), place)
+    told = {
+        "step": step,
+        "pair": list(names),
+        "dice": validated(pair, displacement).dice if len(labels) == 2 else None,
+        "labels": sorted(labels),
+    }
+    with writing(folder / TOLD) as temporary:
+        temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _volume(tensor: Tensor, grid: Grid, name: str, is_labels: bool) -> Volume:
+    values = tensor[0, 0].detach().cpu()
+    return Volume(
+        (values.round().to(torch.int32) if is_labels else values).numpy(),
+        grid,
+        name,
+        is_labels=is_labels,
+    )

@@ -1,1 +1,0 @@
-"""The Experts panel, tab Layers: the load of every gate."""

@@ -1,1 +1,0 @@
-"""The Experts panel, tab Place: what single places chose, and attend to."""

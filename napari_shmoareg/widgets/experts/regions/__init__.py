@@ -1,1 +1,0 @@
-"""The Experts panel, tab Regions: loads within labels and shapes."""

@@ -1,1 +1,0 @@
-"""The Experts panel, tab What if: experts silenced and forced."""
