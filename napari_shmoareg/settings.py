@@ -1,11 +1,6 @@
-"""What each field of a settings class does, from its docstring.
+"""Settings: rules, help texts from docstrings, and those of a registration.
 
-One docstring gives the library's reference, the form's tooltips, the command's help and the run
-file.
-
-Refusing settings that are out of their range, in words.
-
-How a pair is registered: one class for form and memory.
+One docstring gives the reference, the tooltips of a form, the command's help and the run file.
 """
 
 from __future__ import annotations

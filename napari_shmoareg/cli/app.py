@@ -1,7 +1,4 @@
-"""``shmoareg info``: versions, device, shipped weights with their cards.
-
-The command ``shmoareg`` and its commands, in the order a newcomer meets them.
-"""
+"""The command ``shmoareg`` and its subcommands; ``shmoareg info``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a benchmark was asked for: its methods, its pairs, and options that some of them use.
-
-``shmoareg benchmark``: methods beside each other, on the same pairs, by the same scorer.
-"""
+"""``shmoareg benchmark``: registration methods on the same pairs, by one scorer."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ from napari_shmoareg.cli.options import (
     Weights,
 )
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.evaluation.isolated_run import Measured, Trial, run_trial
+from napari_shmoareg.evaluation.isolated_run import IsolatedRun, Measured, run_trial
 from napari_shmoareg.io.untrusted import printable, user_path
 
 if TYPE_CHECKING:
@@ -363,7 +360,7 @@ def benchmark(
     )
     exponent = chosen_gamma(change, gamma)
     chosen = chosen_pairs(dataset, images, labels, (pairs, seed), quiet)
-    common = Trial(
+    common = IsolatedRun(
         method="start",
         moving="",
         fixed="",
@@ -403,7 +400,7 @@ def benchmark(
 
 
 def run_all(
-    trials: Sequence[Trial], methods: int, rows: list[dict[str, Any]], out: Path, quiet: bool
+    trials: Sequence[IsolatedRun], methods: int, rows: list[dict[str, Any]], out: Path, quiet: bool
 ) -> None:
     """Run what has no row yet; each row is on the disk before the next begins."""
     from napari_shmoareg.io.files import stem, write_table
@@ -430,8 +427,8 @@ def run_all(
 
 
 def _timed(
-    trial: Trial, rows: Sequence[Mapping[str, Any]], pair: int
-) -> tuple[Trial, Measured | None]:
+    trial: IsolatedRun, rows: Sequence[Mapping[str, Any]], pair: int
+) -> tuple[IsolatedRun, Measured | None]:
     """The trial with the seconds that its refinement may take; why it cannot run, if those are not
     known.
     """

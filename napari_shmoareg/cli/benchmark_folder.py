@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.evaluation.isolated_run import Trial
+from napari_shmoareg.evaluation.isolated_run import IsolatedRun
 from napari_shmoareg.evaluation.methods import used_versions
 from napari_shmoareg.io.machine import machine
 from napari_shmoareg.io.model_card import checksum_of
@@ -54,7 +54,9 @@ and images included, a GPU's memory not. A pair counts as worse than its start b
 landmarks where it has no labels. Each method ran in a process of its own, one after the other."""
 
 
-def make_plan(common: Trial, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, Any]:
+def make_plan(
+    common: IsolatedRun, names: Sequence[str], trials: Sequence[IsolatedRun]
+) -> dict[str, Any]:
     """All that the numbers depend on, as it stands in benchmark.json."""
     from napari_shmoareg.io.machine import versions
 

@@ -1,11 +1,4 @@
-"""Every failure as one plain paragraph on stderr and an exit code.
-
-Progress on stderr: phase, bar, time left.
-
-Tables for a terminal of 80 columns.
-
-Being asked to stop: Ctrl-C, kill, and a parent that goes away.
-"""
+"""The terminal: errors as one paragraph and an exit code, progress, tables, signals to stop."""
 
 from __future__ import annotations
 
@@ -40,7 +33,7 @@ from napari_shmoareg.registration.progress import Part, placed
 
 if TYPE_CHECKING:
     from napari_shmoareg.experts.load import ExpertLoad
-    from napari_shmoareg.training.run import Wishes
+    from napari_shmoareg.training.run import RunControl
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -353,12 +346,12 @@ def asked_to_stop(
             signal.signal(number, handler)
 
 
-def listen_to_parent(wishes: Wishes) -> threading.Thread:
+def listen_to_parent(wishes: RunControl) -> threading.Thread:
     """Hear "pause", "go" and "stop", a line each, on standard input; its end asks to stop.
 
     Parameters
     ----------
-    wishes : Wishes
+    wishes : RunControl
     """
 
     def listen() -> None:

@@ -1,7 +1,4 @@
-"""What an evaluation came to, for a terminal.
-
-``shmoareg evaluate``: how good weights are on a data set, in tables.
-"""
+"""``shmoareg evaluate``: the accuracy of weights on a data set, in tables."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ import typer
 
 from napari_shmoareg.cli.console import CANCELLED, FAILED, say, show
 from napari_shmoareg.cli.evaluate_options import (
-    Asked,
     Chosen,
     DatasetArgument,
+    EvaluationRequest,
     Images,
     KindOption,
     Labels,
@@ -231,7 +228,9 @@ def evaluate(
     done; the same command goes on."""
     options = {"images": images, "labels": labels, "subject": subject, "window": window, "nan": nan}
     options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
-    asked = Asked(dataset, run, None if part is None else part.value, options, split, split_seed)
+    asked = EvaluationRequest(
+        dataset, run, None if part is None else part.value, options, split, split_seed
+    )
     settings = {
         "size": size,
         "diffeomorphic": diffeomorphic,
@@ -251,7 +250,7 @@ def evaluate(
 
 
 def work(
-    asked: Asked,
+    asked: EvaluationRequest,
     by: tuple[str, str | None, Path | None],
     count: tuple[int | None, int],
     settings: Mapping[str, Any],
@@ -266,7 +265,7 @@ def work(
 
     Parameters
     ----------
-    asked : Asked
+    asked : EvaluationRequest
     by : (method, weights or None, uniGradICON's weights or None)
     count : (pairs or None, seed)
     settings, affine, out, shard, sharing, against, quiet

@@ -117,7 +117,7 @@ ShardOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """Which pairs were asked for.
 
     Attributes
@@ -159,7 +159,7 @@ class Chosen:
     affine: str | None = None
 
 
-def chosen_scans(asked: Asked) -> Chosen:
+def chosen_scans(asked: EvaluationRequest) -> Chosen:
     """Open the data set and divide it.
 
     Raises

@@ -1,8 +1,4 @@
-"""The folder of `inspect --pairs`: its plan, and one file per pair, so that the same command goes
-on.
-
-What the pairs of `inspect --pairs` come to: tables, figures, captions, summary.
-"""
+"""The output folder of `inspect --pairs`: plan, one file per pair, tables, figures, summary."""
 
 from __future__ import annotations
 

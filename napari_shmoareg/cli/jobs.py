@@ -1,11 +1,4 @@
-"""Options of jobs: as SLURM knows them, for submitit.
-
-A large cohort in shards: as processes of this machine, or as jobs of a cluster.
-
-Commands as jobs: on a SLURM cluster, or in the background of this machine, by submitit.
-
-A job runs ``shmoareg`` with the arguments that were given, and nothing else.
-"""
+"""Commands as jobs: shards of a cohort, SLURM by submitit, processes of this machine."""
 
 from __future__ import annotations
 

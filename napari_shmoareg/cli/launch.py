@@ -1,9 +1,7 @@
-"""Processes that a command started: handing signals on, waiting, saying once what went wrong.
+"""Several processes on this machine that run one command together.
 
-Several processes on this machine that run one command together.
-
-torchrun's own launcher starts them; who speaks, what a signal does and what is said when one dies
-is decided here."""
+torchrun's launcher starts them; signals, output and the first failure are handled here.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from napari_shmoareg.cli.console import CANCELLED, FAILED, MISUSED
 from napari_shmoareg.errors import InputError
 
 if TYPE_CHECKING:
-    from napari_shmoareg.training.distributed import Team
+    from napari_shmoareg.training.distributed import TrainingGroup
 
 
 # exit code of a process that only lost another one: whoever started them knows better what happened
@@ -296,7 +294,7 @@ def launch(
 
 
 @contextmanager
-def in_team(device: str = "auto") -> Iterator[Team]:
+def in_team(device: str = "auto") -> Iterator[TrainingGroup]:
     """Join the processes started beside this one, and part from them at the end; all but the first
     keep silent.
 
@@ -306,27 +304,27 @@ def in_team(device: str = "auto") -> Iterator[Team]:
 
     Yields
     ------
-    Team
-        ``Team()`` for a process alone.
+    TrainingGroup
+        ``TrainingGroup()`` for a process alone.
 
     Raises
     ------
     InputError
-        As for `Team.joined`.
-    LostPeerError
+        As for `TrainingGroup.joined`.
+    LostProcessError
         If another process ended.  Where `launch` started them, this one ends without a word
         instead.
     """
-    from napari_shmoareg.training.distributed import LostPeerError, Team
+    from napari_shmoareg.training.distributed import LostProcessError, TrainingGroup
 
     _follow_launcher()
-    peaceful, team = False, Team()
+    peaceful, team = False, TrainingGroup()
     try:
-        team = Team.joined(device)
+        team = TrainingGroup.joined(device)
         with _silence(not team.leader):
             yield team
         peaceful = True
-    except LostPeerError as lost:
+    except LostProcessError as lost:
         if LAUNCHER not in os.environ:
             raise
         raise typer.Exit(LOST) from lost

@@ -1,10 +1,5 @@
-"""How a data set is read: what fine-tune and evaluate ask alike.
-
-Arguments and options that several commands share.
-
-From a pair and the options of a command to a registration.
-
-One option for each field of the settings, from the settings themselves.
+"""Arguments and options that several commands share, generated from settings classes where they
+have one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""The folder of a pretraining run: how it began, how it goes on.
-
-``shmoareg pretrain``: weights from drawn pairs alone, in runs that can be cut into pieces.
+"""``shmoareg pretrain``: weights from synthetic pairs, in runs that can be interrupted and
+resumed.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def _completed(then: dict[str, Any]) -> dict[str, Any]:
         If they are damaged.
     """
     from napari_shmoareg.training.settings import FineTuning, upgraded
-    from napari_shmoareg.training.synthesis_settings import Drawing
+    from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
     parts = {name: then.get(name, {}) for name in ("settings", "drawing")}
     if not all(isinstance(part, dict) for part in parts.values()):
@@ -124,7 +123,7 @@ def _completed(then: dict[str, Any]) -> dict[str, Any]:
     settings = FineTuning().to_dict() | upgraded(parts["settings"])
     if settings["bfloat16"] not in ("auto", "on", "off"):
         raise ValueError(f"bfloat16 is {settings['bfloat16']!r:.80}")
-    drawing = json.loads(json.dumps(asdict(Drawing()))) | parts["drawing"]
+    drawing = json.loads(json.dumps(asdict(SynthesisSettings()))) | parts["drawing"]
     return (
         {"from": None} | then | {"settings": settings, "drawing": drawing}
     )  # older runs all began from random weights

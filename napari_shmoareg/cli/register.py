@@ -1,11 +1,4 @@
-"""``shmoareg apply``: carry another image through a written transform.
-
-The short account of a registration that a command prints.
-
-``shmoareg register``: two image files in, a registration folder out.
-
-``shmoareg demo``: register the built-in pair, whose true deformation is known.
-"""
+"""``shmoareg register``, ``apply`` and ``demo``: images in, a registration folder out."""
 
 from __future__ import annotations
 

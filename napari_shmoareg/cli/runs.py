@@ -13,7 +13,7 @@ from napari_shmoareg.cli.options import Debug
 from napari_shmoareg.errors import InputError
 
 if TYPE_CHECKING:
-    from napari_shmoareg.training.run import Standing
+    from napari_shmoareg.training.run import RunStatus
 
 
 NOT_BETTER = " (those that the run began with: nothing learned was better so far)"
@@ -44,61 +44,56 @@ def runs(
     """Show how a run of `shmoareg fine-tune` stands, or ask it to pause, go on or stop at its next
     safe step.
     """
-    from napari_shmoareg.training.run import RunFolder, read_standing, write_wish
+    from napari_shmoareg.training.run import RunFolder, read_run_status, write_request
 
     folder = RunFolder(run)
-    standing = read_standing(folder)
+    status = read_run_status(folder)
     if word is Word.show:
-        typer.echo(described(folder.path, folder.weights, standing))
+        typer.echo(described(folder.path, folder.weights, status))
         return
-    if standing.holder is None:
+    if status.holder is None:
         raise InputError(
             f"No process works on {folder.path}, so none can {word.value} it. Go on with it:"
             f" shmoareg fine-tune --out {shlex.quote(str(folder.path))} --resume"
         )
-    write_wish(folder.wish, word.value)
-    typer.echo(
-        f"Asked process {standing.holder['pid']} on {standing.holder['host']} to {word.value}."
-    )
+    write_request(folder.wish, word.value)
+    typer.echo(f"Asked process {status.holder['pid']} on {status.holder['host']} to {word.value}.")
 
 
-def described(path: Path, weights: Path | None, standing: Standing) -> str:
+def described(path: Path, weights: Path | None, status: RunStatus) -> str:
     """How a run stands, in a few lines."""
     from napari_shmoareg.training.plan import start_of
 
-    holder = standing.holder
+    holder = status.holder
     doing = "nobody works on it"
     if holder is not None:
         doing = f"process {holder['pid']} on {holder['host']} is {holder['doing']}"
     lines = [
-        f"Run {path}: step {standing.step} of {standing.steps}; {doing}",
-        (
-            f"Data set: {standing.told['dataset']['path']}; began from"
-            f" {start_of(standing.told['from'])}"
-        ),
-        f"Time of the steps: {_length(standing.seconds)}",
+        f"Run {path}: step {status.step} of {status.steps}; {doing}",
+        (f"Data set: {status.told['dataset']['path']}; began from {start_of(status.told['from'])}"),
+        f"Time of the steps: {_length(status.seconds)}",
     ]
-    if standing.last:
-        lines.append(f"Last loss: {float(standing.last['total']):.5f}")
+    if status.last:
+        lines.append(f"Last loss: {float(status.last['total']):.5f}")
     lines += [
         f"Validation after step {row['step']}: {_figures(row)}"
-        for row in standing.validation[-SHOWN:]
+        for row in status.validation[-SHOWN:]
     ]
-    if standing.best is not None:
-        lines.append(f"Best: step {standing.best['step']}, {_figures(standing.best)}")
-    at_start = standing.best is not None and standing.best["step"] == "0" and standing.step > 0
-    lines += [f"Alarm: {text}" for text in standing.alarms]
-    if standing.skipped:
-        lines.append(f"{len(standing.skipped)} times a pair could not be read; see skipped.csv")
+    if status.best is not None:
+        lines.append(f"Best: step {status.best['step']}, {_figures(status.best)}")
+    at_start = status.best is not None and status.best["step"] == "0" and status.step > 0
+    lines += [f"Alarm: {text}" for text in status.alarms]
+    if status.skipped:
+        lines.append(f"{len(status.skipped)} times a pair could not be read; see skipped.csv")
     lines.append(
-        f"State on the disk: {'none' if standing.saved is None else f'of step {standing.saved}'}"
+        f"State on the disk: {'none' if status.saved is None else f'of step {status.saved}'}"
     )
     if weights is not None:
         lines.append(
             "Weights:"
             f" {weights}{NOT_BETTER if at_start and weights.name.startswith('best') else ''}"
         )
-    if holder is None and (standing.saved or 0) < standing.steps:
+    if holder is None and (status.saved or 0) < status.steps:
         lines.append(f"Go on with: shmoareg fine-tune --out {shlex.quote(str(path))} --resume")
     return "\n".join(lines)
 

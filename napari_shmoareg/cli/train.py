@@ -1,9 +1,4 @@
-"""What a run tells, for programs and for people.
-
-The check-up of a data set as a table for a terminal.
-
-The command itself: begin a run or go on with it, and tell how it goes.
-"""
+"""``shmoareg fine-tune``: start or resume a training run, and report its progress."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from napari_shmoareg.cli.launch import in_team
 from napari_shmoareg.cli.train import Tell
 from napari_shmoareg.training.distributed import check_batch
 from napari_shmoareg.training.plan import Plan
-from napari_shmoareg.training.run import RunFolder, Wishes
+from napari_shmoareg.training.run import RunControl, RunFolder
 from napari_shmoareg.training.trainer import learn
 
 FIRST = "Stopping after this step, and saving; Ctrl-C again stops at once."
@@ -45,7 +45,7 @@ def run_plan(
     InputError
         As `learn`.
     """
-    wishes = Wishes(RunFolder(out).wish)
+    wishes = RunControl(RunFolder(out).wish)
     reason, heard = "", True
     with in_team(device) as team, asked_to_stop(FIRST, SECOND, lambda: wishes.ask("stop")):
         check_batch(plan.settings.batch, team.size)
@@ -60,7 +60,7 @@ def run_plan(
     return reason
 
 
-def _heard(event: Any, tell: Tell, wishes: Wishes) -> bool:
+def _heard(event: Any, tell: Tell, wishes: RunControl) -> bool:
     """Tell an event; where nobody listens any more (a closed window, a closed terminal), stop as if
     asked to.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.datasets.cache import SmallScan, VolumeCache
+from napari_shmoareg.datasets.cache import PreparedScan, VolumeCache
 from napari_shmoareg.geometry import VolumePair, apply_affine, inside, slabs
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.metrics import dice
@@ -37,7 +37,7 @@ class Agreement:
 
 
 def aligned(
-    moving: SmallScan, fixed: SmallScan, mode: str, cache: VolumeCache
+    moving: PreparedScan, fixed: PreparedScan, mode: str, cache: VolumeCache
 ) -> tuple[Matrix, Agreement]:
     """Bring two scans together, and compare them then; both kept in the cache.
 
@@ -67,12 +67,12 @@ def aligned(
     return matrix, agreed
 
 
-def agreement(moving: SmallScan, fixed: SmallScan, matrix: Matrix) -> Agreement:
+def agreement(moving: PreparedScan, fixed: PreparedScan, matrix: Matrix) -> Agreement:
     """Compare two scans on a coarse grid in the fixed image's place.
 
     Parameters
     ----------
-    moving, fixed : SmallScan
+    moving, fixed : PreparedScan
     matrix : (4, 4) array
         Fixed world to moving world, mm RAS.
     """

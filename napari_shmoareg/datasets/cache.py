@@ -1,14 +1,7 @@
-"""VolumeCache: what was computed from files, kept on the disk by their content.
+"""Scans resampled to the resolution of a training, cached on disk by the checksums of their files.
 
-Safe under several processes: an entry is written beside its place and renamed, its numbers are
-checked when it is read, and whatever is missing or damaged is simply made again.
-
-A scan at the resolution of a training, and what it was before.
-
-Scans brought to the resolution of a training, kept in the cache and in memory.
-
-A small scan goes through `conform` in milliseconds and comes out as the whole one would, within one
-more interpolation.
+Safe under several processes: an entry is written beside its path and renamed, its checksum is
+verified when it is read, and whatever is missing or damaged is computed again.
 """
 
 from __future__ import annotations
@@ -347,7 +340,7 @@ KEPT_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
-class SmallScan:
+class PreparedScan:
     """A scan as the training reads it.
 
     Attributes
@@ -392,7 +385,7 @@ class SmallScan:
         )
 
 
-class SmallScans:
+class PreparedScans:
     """The small scans of a data set, made when they are asked for.
 
     Ours: what was seen first is what counts: a file that changes afterwards is refused, and a file
@@ -411,7 +404,7 @@ class SmallScans:
         self._need_labels = need_labels
         self._cache = cache
         self._prints: dict[str, tuple[str, str | None]] = {}
-        self._kept: dict[tuple[str, int | str], SmallScan] = {}
+        self._kept: dict[tuple[str, int | str], PreparedScan] = {}
         self._bytes = 0
 
     @property
@@ -425,7 +418,7 @@ class SmallScans:
         for known in [known for known in self._kept if known[0] == name]:
             self._bytes -= self._kept.pop(known).bytes
 
-    def get(self, name: str, size: int | str) -> SmallScan:
+    def get(self, name: str, size: int | str) -> PreparedScan:
         """As `look`; the error names scan and file too."""
         try:
             return self.look(name, size)
@@ -434,7 +427,7 @@ class SmallScans:
                 f"Scan '{name}' ({self._dataset.scan(name).image}): {error}"
             ) from error
 
-    def look(self, name: str, size: int | str) -> SmallScan:
+    def look(self, name: str, size: int | str) -> PreparedScan:
         """A scan for pairs of `size` voxels along the longest axis, or "native".
 
         Raises
@@ -506,13 +499,13 @@ class SmallScans:
         )
 
 
-def _built(name: str, entry: Entry, key: str) -> SmallScan:
+def _built(name: str, entry: Entry, key: str) -> PreparedScan:
     values = entry.arrays["image"]
     grid = Grid((values.shape[0], values.shape[1], values.shape[2]), entry.arrays["affine"])
     image = Volume(values, grid, name)
     Intensity(*entry.facts["intensity"]).remember(image)
     labels = entry.arrays.get("labels")
-    return SmallScan(
+    return PreparedScan(
         image,
         None if labels is None else Volume(labels, grid, name, is_labels=True),
         entry.facts,

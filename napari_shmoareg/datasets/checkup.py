@@ -1,7 +1,4 @@
-"""What a person should know about a data set before learning from it.
-
-Checkup: every scan read, brought together and reported before the first step.
-"""
+"""Quality check of a data set before training: every scan read, conformed and reported."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_shmoareg.datasets.alignment import Agreement, Matrix, aligned
-from napari_shmoareg.datasets.cache import SmallScan, SmallScans, VolumeCache
+from napari_shmoareg.datasets.cache import PreparedScan, PreparedScans, VolumeCache
 from napari_shmoareg.datasets.dataset import Dataset, Scan, ScanReport, Skipped
 from napari_shmoareg.datasets.pairs import TrainingPairs
 from napari_shmoareg.errors import InputError
@@ -269,7 +266,7 @@ class Checkup:
         self._training = [
             name for name in sorted(own if training is None else training) if name in dataset.names
         ]
-        self._small = SmallScans(dataset, self.cache, need_labels=labels)
+        self._small = PreparedScans(dataset, self.cache, need_labels=labels)
         self._to_reference: dict[str, Matrix] = {}  # reference world to scan world
         self._of_pairs: dict[tuple[str, str], Matrix] = {}
         # listed pairs that do not come together, and why
@@ -363,7 +360,7 @@ class Checkup:
 
     @property
     def prints(self) -> dict[str, tuple[str, str | None]]:
-        """As of `SmallScans`."""
+        """As of `PreparedScans`."""
         return self._small.prints
 
     @property
@@ -391,7 +388,7 @@ class Checkup:
             known.clear()
         self._finished = False
 
-    def _read(self, scan: Scan) -> SmallScan:
+    def _read(self, scan: Scan) -> PreparedScan:
         if self._need_labels and scan.labels is None:
             raise InputError("it has no label map, and labels are asked for.")
         return self._small.look(scan.name, self._size)
@@ -400,7 +397,7 @@ class Checkup:
         """Of the first few usable scans that learn, the one with most labels, of ordinary
         extent.
         """
-        found: dict[str, SmallScan] = {}
+        found: dict[str, PreparedScan] = {}
         for name in self._training:
             if len(found) == CANDIDATES:
                 break
@@ -436,7 +433,7 @@ class Checkup:
             self._notes[scan.name] = " ".join(small.facts["notes"])
         return replace(report, partner=partner, dice=agreed.dice, ncc=agreed.ncc)
 
-    def _compared(self, name: str, small: SmallScan) -> tuple[str | None, Agreement]:
+    def _compared(self, name: str, small: PreparedScan) -> tuple[str | None, Agreement]:
         """Align a scan; with which other, and how well they then agree."""
         if self.by_pairs:
             return self._compared_in_pairs(name)

@@ -1,13 +1,4 @@
-"""A data set, and how it is to be read.
-
-ScanReport: what the check-up found about one scan.
-
-Scan and Dataset: whose images, where they lie, and which belong together.
-
-What a scan is called, and whose it is.
-
-What is asked for beside the path of a data set.
-"""
+"""Scan and Dataset: images, labels, subjects; what the quality check found about each scan."""
 
 from __future__ import annotations
 
@@ -437,7 +428,7 @@ def make_scans(
 
 
 @dataclass(frozen=True)
-class Asked:
+class DatasetOptions:
     """Patterns, the rule for subjects and how scans are read.
 
     Attributes

@@ -1,7 +1,4 @@
-"""A folder of images, with labels or without.
-
-open_dataset: whatever lies on the disk, as a Dataset.
-"""
+"""open_dataset: a folder or a list on disk as a Dataset."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from napari_shmoareg.datasets.dataset import (
-    Asked,
     Dataset,
+    DatasetOptions,
     Skipped,
     check_window,
     make_scans,
@@ -52,7 +49,7 @@ _SIDES = (  # folders of images and of their label maps
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case, channel
 
 
-def read_image_folder(root: Path, asked: Asked) -> Dataset:
+def read_image_folder(root: Path, asked: DatasetOptions) -> Dataset:
     """A folder of images as a data set.
 
     With no patterns: ``imagesTr`` and ``labelsTr`` or names like these; BIDS; otherwise all image
@@ -62,7 +59,7 @@ def read_image_folder(root: Path, asked: Asked) -> Dataset:
     Parameters
     ----------
     root : Path
-    asked : Asked
+    asked : DatasetOptions
         `images` such as "images/*.nii.gz"; `labels` another such pattern, or a template with
         {name}.
 
@@ -86,7 +83,7 @@ def read_image_folder(root: Path, asked: Asked) -> Dataset:
     )
 
 
-def _with_patterns(root: Path, asked: Asked) -> tuple[list[Path], Matched]:
+def _with_patterns(root: Path, asked: DatasetOptions) -> tuple[list[Path], Matched]:
     if asked.labels is None:
         images = volumes_matching(root, asked.images or "*")
         return images, Matched({}, [])
@@ -170,7 +167,7 @@ def _first_channels(images: list[Path], matched: Matched) -> tuple[list[Path], l
     return [image for image in images if image not in dropped], skipped
 
 
-def _check_count(root: Path, images: list[Path], asked: Asked) -> None:
+def _check_count(root: Path, images: list[Path], asked: DatasetOptions) -> None:
     what = f"matches '{asked.images}'" if asked.images else "is an image"
     if not images:
         raise InputError(
@@ -240,7 +237,7 @@ def open_dataset(
         raise InputError(
             f"There is no file or folder {path}. Check the spelling and the folder you are in."
         )
-    asked = Asked(images, labels, read_rule(subject), check_window(window), nan, channel)
+    asked = DatasetOptions(images, labels, read_rule(subject), check_window(window), nan, channel)
     seen = _recognised(place, asked) if kind == "auto" else kind
     if seen == "list" or (seen == "learn2reg" and place.is_file()):
         if place.is_dir():
@@ -266,7 +263,7 @@ def open_dataset(
     return read_btcv(place, asked) if seen == "btcv" else read_image_folder(place, asked)
 
 
-def _recognised(place: Path, asked: Asked) -> str:
+def _recognised(place: Path, asked: DatasetOptions) -> str:
     """What a path holds."""
     if place.is_file():
         ending = place.suffix.lower()

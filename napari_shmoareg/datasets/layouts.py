@@ -1,11 +1,4 @@
-"""Learn2Reg: a <Task>_dataset.json beside imagesTr, labelsTr and imagesTs.
-
-OASIS brains as neurite files them: a folder OASIS_OAS1_XXXX_MR1 for each scan.
-
-BIDS: sub-XX/[ses-YY/]anat, with label maps beside the images or in derivatives.
-
-BTCV abdomens: img/imgXXXX and label/labelXXXX, and the common copies of it.
-"""
+"""Known layouts of data sets: Learn2Reg, OASIS (neurite), BIDS, BTCV."""
 
 from __future__ import annotations
 
@@ -16,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from napari_shmoareg.datasets.dataset import (
-    Asked,
     Dataset,
+    DatasetOptions,
     Scan,
     Skipped,
     Window,
@@ -60,7 +53,7 @@ def is_description(path: Path) -> bool:
     return isinstance(values, dict) and any(isinstance(values.get(key), list) for key in _KEYS)
 
 
-def read_learn2reg(path: Path, asked: Asked) -> Dataset:
+def read_learn2reg(path: Path, asked: DatasetOptions) -> Dataset:
     """The scans, pairs and parts of a Learn2Reg task.
 
     Ours: subjects of ``registration_val`` judge and those of ``registration_test`` (where their
@@ -71,7 +64,7 @@ def read_learn2reg(path: Path, asked: Asked) -> Dataset:
     ----------
     path : Path
         The ``<Task>_dataset.json``, or a description with the same keys.
-    asked : Asked
+    asked : DatasetOptions
         `labels` of an image: as listed, or at the same name with "images" replaced by "labels".
 
     Raises
@@ -196,7 +189,7 @@ def is_oasis(root: Path) -> bool:
     return any(_FOLDER.fullmatch(place.name) and place.is_dir() for place in root.iterdir())
 
 
-def read_oasis(root: Path, asked: Asked) -> Dataset:
+def read_oasis(root: Path, asked: DatasetOptions) -> Dataset:
     """The scans of a folder of OASIS brains.
 
     Sec. IV-A: skull-stripped images in the space of the scanner (``norm``) and 35 labels
@@ -205,7 +198,7 @@ def read_oasis(root: Path, asked: Asked) -> Dataset:
     Parameters
     ----------
     root : Path
-    asked : Asked
+    asked : DatasetOptions
         `images` and `labels` choose other files of each scan's folder: "aligned_norm" (and then
         "aligned_seg35"), with ending or without; "*/" may stand before.
 
@@ -368,7 +361,7 @@ def find_btcv(root: Path) -> tuple[Path, str, str] | None:
     return None
 
 
-def read_btcv(root: Path, asked: Asked) -> Dataset:
+def read_btcv(root: Path, asked: DatasetOptions) -> Dataset:
     """The scans of BTCV that have labels.
 
     Parameters
@@ -376,7 +369,7 @@ def read_btcv(root: Path, asked: Asked) -> Dataset:
     root : Path
         Holds ``img`` and ``label`` (or ``RawData/Training`` with them), ``imagesTr`` and
         ``labelsTr``, or ``averaged-training-images`` and ``averaged-training-labels``.
-    asked : Asked
+    asked : DatasetOptions
         The window is that of soft tissue, -160 to 240 HU, unless another is given.
 
     Raises

@@ -1,7 +1,4 @@
-"""Lists and folders of image files as lazy sequences of pairs.
-
-A CSV or JSON list of pairs as a data set.
-"""
+"""Lists of pairs, in CSV or JSON, and folders of images as pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from napari_shmoareg.datasets.dataset import Asked, Dataset, Scan, make_scans
+from napari_shmoareg.datasets.dataset import Dataset, DatasetOptions, Scan, make_scans
 from napari_shmoareg.datasets.name_patterns import matching
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import VolumePair
@@ -223,7 +220,7 @@ _PARTS = {
 _LEAST_GROUPS = 3  # of scans joined by pairs, for a split to be possible at all
 
 
-def read_listed(path: Path, asked: Asked) -> Dataset:
+def read_listed(path: Path, asked: DatasetOptions) -> Dataset:
     """The scans and pairs of a list.
 
     Ours: where the pairs are fewer than the scans and the subject of no scan is known otherwise,
@@ -235,7 +232,7 @@ def read_listed(path: Path, asked: Asked) -> Dataset:
         A CSV file with the columns moving, fixed and, if there are such, moving_labels,
         fixed_labels, landmarks and part (train, validation, test); or a JSON list of objects with
         the same keys.  File names are relative to the list's own folder.
-    asked : Asked
+    asked : DatasetOptions
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""Pairs with the names of their scans.
-
-TrainingPairs: the pairs of some scans, conformed when they are asked for.
-"""
+"""Training pairs of a data set: conformed when they are read, with the names of their scans."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import replace
 from typing import overload
 
 from napari_shmoareg.datasets.alignment import Matrix
-from napari_shmoareg.datasets.cache import SmallScans
+from napari_shmoareg.datasets.cache import PreparedScans
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import VolumePair
 from napari_shmoareg.registration.conform import Conformed, conform
@@ -135,7 +132,7 @@ class TrainingPairs(Sequence[Conformed]):
 
     Parameters
     ----------
-    scans : SmallScans
+    scans : PreparedScans
     names : sequence of (moving, fixed)
     affine_of : callable
         (moving, fixed) names to the (4, 4) matrix from fixed world to moving world.
@@ -152,7 +149,7 @@ class TrainingPairs(Sequence[Conformed]):
 
     def __init__(
         self,
-        scans: SmallScans,
+        scans: PreparedScans,
         names: Sequence[tuple[str, str]],
         affine_of: Callable[[str, str], Matrix],
         *,

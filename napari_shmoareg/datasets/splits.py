@@ -1,7 +1,4 @@
-"""Who learns, who judges and who stays unseen: by subject.
-
-split.json: who learns, who judges, who stays unseen, and what was left out.
-"""
+"""Training, validation and test scans, split by subject; split.json."""
 
 from __future__ import annotations
 

@@ -1,23 +1,10 @@
-"""ANTs SyN (Avants et al. 2008), by antspyx.
+"""Registration methods for comparison, each a function from a pair to a displacement.
 
-ITK is given our RAS coordinates as they are: nothing in a registration depends on how the
-axes of the world are called, and its displacements then come back in mm RAS.
-
-Our own methods, as peers: the headers, the alignment, the network.
-
-The common ground of peers that deform only: our alignment before them.
-
-uniGradICON (Tian et al. 2024): one network for many anatomies, with weights that the user gives.
-
-Diffeomorphic demons (Vercauteren et al. 2009), by SimpleITK.
-
-Greedy (Yushkevich et al. 2016), by picsl_greedy.
-
-NiftyReg's free-form deformation (Modat et al. 2010), by its programs reg_f3d and reg_transform.
-
-ConvexAdam (Siebert et al. 2024): discrete search on MIND features, then Adam.
-
-The methods that can be evaluated, each as a function from a pair to what it found.
+Ours (start, affine, refinement, network), ANTs SyN (Avants et al. 2008), greedy (Yushkevich et al.
+2016), diffeomorphic demons (Vercauteren et al. 2009), ConvexAdam (Siebert et al. 2024), uniGradICON
+(Tian et al. 2024), NiftyReg (Modat et al. 2010).  Optional packages are imported when they are
+used. ITK is given RAS coordinates as they are: a registration does not depend on how the axes of
+the world are called, and displacements come back in mm RAS.
 """
 
 from __future__ import annotations

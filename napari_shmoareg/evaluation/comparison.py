@@ -1,7 +1,4 @@
-"""Evaluations on the same pairs: the Wilcoxon signed-rank test, and what it says.
-
-Methods compared on the same pairs: one scorer, a summary, a picture.
-"""
+"""Methods compared on the same pairs: summary, plot, Wilcoxon signed-rank test."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One method on one pair, in a process of its own.
 
 So its time, its peak memory and its crashes are its own. ``python -m
-napari_shmoareg.evaluation.isolated_run FILE`` reads a `Trial` as JSON from its input and writes
-what it measured to FILE."""
+napari_shmoareg.evaluation.isolated_run FILE`` reads an `IsolatedRun` as JSON from its input and
+writes what it measured to FILE."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Measured = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Trial:
+class IsolatedRun:
     """What to run, in plain values.
 
     Attributes
@@ -80,7 +80,7 @@ class Trial:
     channel: int | None = None
 
 
-def run_trial(trial: Trial) -> Measured:
+def run_trial(trial: IsolatedRun) -> Measured:
     """Run a trial in a new process; what went wrong there comes back as ``{"error": text}``."""
     with tempfile.TemporaryDirectory() as folder:
         environment = (
@@ -113,7 +113,7 @@ def run_trial(trial: Trial) -> Measured:
         }
 
 
-def measure(trial: Trial) -> Measured:
+def measure(trial: IsolatedRun) -> Measured:
     """Run a trial in this process: seconds and peak memory of the method alone, then its score.
 
     ``seconds`` holds neither the reading of files and weights, nor imports, nor the scoring.
@@ -169,7 +169,7 @@ def peak_memory() -> float:
     return max(own, programs) / unit
 
 
-def _options(trial: Trial) -> dict[str, Any]:
+def _options(trial: IsolatedRun) -> dict[str, Any]:
     """What the method's class takes."""
     from napari_shmoareg.evaluation.methods import METHODS, NETWORKS, REFINED, SMOOTHER
 
@@ -218,7 +218,7 @@ def _end_of(code: int, said: str) -> str:
 def _main() -> None:
     from napari_shmoareg.errors import InputError
 
-    trial = Trial(**json.load(sys.stdin))
+    trial = IsolatedRun(**json.load(sys.stdin))
     try:
         measured = measure(trial)
     except Exception as error:

@@ -1,10 +1,4 @@
-"""Other contrasts of the same image, to see which methods stand them.
-
-Registration methods behind one face, to be compared on the same pairs.
-
-Each takes a pair and gives the displacement of its whole transform on the fixed grid, in mm RAS,
-so that one scorer serves all.  The peers' packages are optional and imported when they are used.
-"""
+"""The registration methods that can be compared, by name; changed contrasts.  Loads no method."""
 
 from __future__ import annotations
 
@@ -86,7 +80,7 @@ EXTRA = (
 )
 
 
-class Peer(NamedTuple):
+class Baseline(NamedTuple):
     """What is known of a method before it is loaded.
 
     Attributes
@@ -117,43 +111,45 @@ class Peer(NamedTuple):
 
 
 METHODS = {
-    START: Peer("Start", (), None, "the headers alone"),
-    "affine": Peer("Affine", ("SimpleITK",), None, "our alignment alone, mode auto"),
-    "affine+refine": Peer(
+    START: Baseline("Start", (), None, "the headers alone"),
+    "affine": Baseline("Affine", ("SimpleITK",), None, "our alignment alone, mode auto"),
+    "affine+refine": Baseline(
         "Registered",
         ("SimpleITK",),
         None,
         "our alignment, then the refinement on the pair: no network",
     ),
-    "shmoareg": Peer(
+    "shmoareg": Baseline(
         "Registered", ("SimpleITK",), None, "our alignment, then the network's passes"
     ),
-    "shmoareg+refine": Peer(
+    "shmoareg+refine": Baseline(
         "Registered", ("SimpleITK",), None, "the same, then refined on the pair"
     ),
-    "syn": Peer("SyN", ("ants",), "antspyx", "ANTs SyN with its own affine, antspyx's defaults"),
-    "greedy": Peer(
+    "syn": Baseline(
+        "SyN", ("ants",), "antspyx", "ANTs SyN with its own affine, antspyx's defaults"
+    ),
+    "greedy": Baseline(
         "Greedy",
         ("SimpleITK", "picsl_greedy"),
         "picsl_greedy",
         "our alignment, then greedy's deformable mode by NCC of 5x5x5 patches, 100x50x20"
         " iterations",
     ),
-    "demons": Peer(
+    "demons": Baseline(
         "Demons",
         ("SimpleITK",),
         None,
         "our alignment, then ITK's diffeomorphic demons; the set-up (levels, iterations, smoothing)"
         " is ours, and its histogram matching cannot follow an inverted contrast",
     ),
-    "convexadam": Peer(
+    "convexadam": Baseline(
         "ConvexAdam",
         ("SimpleITK", "convexAdam.convex_adam_MIND"),
         "convexAdam",
         "our alignment, then ConvexAdam's defaults, on the fixed image's own voxels",
         ("device",),
     ),
-    "unigradicon": Peer(
+    "unigradicon": Baseline(
         "UniGradICON",
         ("SimpleITK", "icon_registration.networks"),
         "icon_registration",
@@ -165,7 +161,7 @@ METHODS = {
             " environment of its own."
         ),
     ),
-    "niftyreg": Peer(
+    "niftyreg": Baseline(
         "NiftyReg",
         ("SimpleITK",),
         None,
@@ -186,7 +182,7 @@ pair.
 """
 
 METHODS |= {
-    timed: Peer(
+    timed: Baseline(
         "Registered",
         ("SimpleITK",),
         None,
@@ -202,7 +198,7 @@ regularity.
 """
 
 METHODS |= {
-    method: Peer("Registered", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
+    method: Baseline("Registered", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
     for method, name in SMOOTHER.items()
 }
 

@@ -1,8 +1,6 @@
-"""The places in an evaluation's folder; several processes may work in it at once.
+"""The folder of an evaluation: plan, one file per pair, resumed by the same command.
 
-What is evaluated: the data set's pairs, the method, its weights and settings.
-
-Pairs registered and measured one after the other, each kept before the next begins.
+Several processes may work in it at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Means, spreads and tables of an evaluation.
-
-The tables of an evaluation, made of its cases.
-"""
+"""Tables of an evaluation: means, spreads, per pair and per label."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""What interventions changed: two outcomes of one network, compared.
+"""What depends on an expert: a registration run again with changed gates, and the two compared.
 
-What depends on an expert: a registration run again with changed gates.  Ours, beyond the paper.
-
-How much depends on each expert: all of them silenced, one after the other.  Ours, beyond the paper.
+Ours, beyond the paper.  Also the importance of all experts, silenced one after the other.
 """
 
 from __future__ import annotations

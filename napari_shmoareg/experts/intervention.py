@@ -1,9 +1,7 @@
-"""What a gate would have chosen: experts silenced or forced, and how changes are made.
+"""Interventions: experts silenced or forced, and a random control that changes as much elsewhere.
 
-Ours, beyond the paper.  A change is a plain forward hook on the gates that it names, for as long as
-a ``with`` block lasts; the network itself is never touched.
-
-The null of an intervention: as much changed, for other experts at other places.
+Ours, beyond the paper.  An intervention is a forward hook on the gates that it names, for as long
+as a ``with`` block lasts; the network itself is never changed.
 """
 
 from __future__ import annotations

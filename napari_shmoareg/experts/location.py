@@ -1,11 +1,7 @@
-"""Which experts a place in the body chose.  Fig. 6(a).
+"""Which experts a location in the body chose, in one pair or over many.  Fig. 6(a), Sec. V-D.
 
-Encoder: the tokens that cover the place, of both images.  Decoder: its cell, per direction.
-
-How often the experts are chosen at one place, over many pairs.
-
-Fig. 6, Sec. V-D: "the average frequency of expert selections at that specific location across all
-image pairs"."""
+Encoder: the tokens that cover the location, of both images.  Decoder: its cell, per direction.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +68,7 @@ class CellReading:
 
 
 @dataclass(frozen=True, eq=False)
-class PlaceReading:
+class LocationReading:
     """What every gate decided for one place.
 
     Attributes
@@ -105,7 +101,7 @@ class PlaceReading:
         return self.select(part="decoder")
 
 
-def read_place(scene: Scene, point: ArrayLike) -> PlaceReading:
+def read_location(scene: Scene, point: ArrayLike) -> LocationReading:
     """Look up what every gate decided at a place.
 
     Parameters
@@ -117,7 +113,7 @@ def read_place(scene: Scene, point: ArrayLike) -> PlaceReading:
 
     Returns
     -------
-    PlaceReading
+    LocationReading
         Of the cells that the point lies in; on a wall between two, of the one with the higher
         index.
 
@@ -133,7 +129,7 @@ def read_place(scene: Scene, point: ArrayLike) -> PlaceReading:
     gates = {gate.place: gate for gate in scene.gates}
     readings = [_token(load, gates.get(load.place), voxel) for load in scene.token_loads]
     readings += [_voxel_choice(found, gates.get(found.place), voxel) for found in scene.expert_maps]
-    return PlaceReading(position, tuple(sorted(readings, key=_rank)))
+    return LocationReading(position, tuple(sorted(readings, key=_rank)))
 
 
 def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:

@@ -1,11 +1,8 @@
-"""Which expert each voxel or token chose, on its own grid.  Fig. 4.
+"""Which expert each voxel or token chose, and the gate values.  Fig. 4.
 
-A map is never resampled: a cell of a record stands where `Grid.coarsen` puts it.
-
-What every gate gave every expert, and how sure it was.
-
-Fig. 4; the softmax of Eq. (5) in the encoder, T of Eq. (6) in the decoder.  Values stay on the
-cells' own grid."""
+The softmax of Eq. (5) in the encoder, T of Eq. (6) in the decoder.  A map stays on the cells' own
+grid, which `Grid.coarsen` gives; it is never resampled.
+"""
 
 from __future__ import annotations
 

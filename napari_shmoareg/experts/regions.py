@@ -1,9 +1,7 @@
-"""Regions on the cells of one stride, and what is drawn of them.
+"""How often each expert is chosen in a region of the body.
 
-How often each expert is chosen in a region of the body.
-
-Fig. 6 over regions instead of places.  A load is a share of selections: it does not say how much
-an expert contributed, nor that it was chosen well.
+Fig. 6 over regions instead of points.  A load is a share of selections: it does not say how much an
+expert contributed, nor that it was chosen well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-"""Pictures of the experts: who chose whom, and how often.  Fig. 4 and 5, Sec. V-D.
-
-Captions of the figures of loads: which share, of how much, and what it does not say.
-
-Pictures of the experts' load at single places.  Fig. 6, Sec. V-D.
+"""Figures of the experts and their captions: maps, loads, loads at a location.  Fig. 4-6, Sec.
+V-D.
 """
 
 from __future__ import annotations

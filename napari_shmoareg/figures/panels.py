@@ -1,7 +1,4 @@
-"""Slices through a volume, turned the way people look at them.
-
-How slices are put on a page: panels in mm, outlines, letters, colour bars.
-"""
+"""Slices through volumes, turned the way radiologists look at them, and how they are laid out."""
 
 from __future__ import annotations
 

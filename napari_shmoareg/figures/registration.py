@@ -1,8 +1,6 @@
-"""A contact sheet of drawn pairs, to look at before learning.
+"""Figures of a registration: before and after, folding; a contact sheet of synthetic pairs.
 
-Pictures of a registration: before and after, folding.
-
-Figures are `matplotlib.figure.Figure` objects that no window and no pyplot state knows of.
+Figures are `matplotlib.figure.Figure` objects, unknown to pyplot.
 """
 
 from __future__ import annotations

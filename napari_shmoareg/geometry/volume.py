@@ -1,7 +1,4 @@
-"""Volume and VolumePair: values on a grid; moving before fixed.
-
-The value that stands around what an image shows.
-"""
+"""Volume and VolumePair: values on a grid; moving before fixed."""
 
 from __future__ import annotations
 

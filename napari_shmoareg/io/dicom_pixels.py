@@ -1,10 +1,8 @@
-"""Compressed DICOM frames unpacked by GDCM, in a process of its own.
+"""Pixel values of DICOM slices: decompressed, masked and scaled.
 
-Run as a script: it reads paths of single-frame files, one a line, and answers each by a line of
-JSON and the values.  A damaged stream can end a codec by a segmentation fault, which must not end
-the caller.
-
-The values of DICOM slices: stored numbers, unpacked, masked and scaled.
+Run as a script, it decompresses single-frame files by GDCM in a process of its own: paths come in,
+one a line, and a line of JSON and the values go out.  A damaged stream can crash a codec, which
+must not end the caller.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""DICOM files taken apart into slices with positions.
+"""DICOM files as slices with positions, and the volumes among them.
 
-Slices of one DICOM series: the volumes among them, and the rules that a volume meets.
-
-Series of single-frame files and multi-frame files come here alike.
+Series of single-frame files and multi-frame files are treated alike.
 """
 
 from __future__ import annotations

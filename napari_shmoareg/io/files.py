@@ -1,19 +1,7 @@
-"""Names of what is half-written: hidden, beside its place, with the number of the process.
+"""Files and folders that appear whole or not at all; memory and output paths checked beforehand.
 
-Whether a file's voxels fit into memory, asked before they are read.
-
-Whether results can be written where they shall go, asked before long work.
-
-Files and folders that appear whole or not at all.
-
-Everything is built under a hidden name beside its place and renamed at the end, so a
-killed run leaves nothing that looks finished.
-
-Figures as files that say what they show: PNG and SVG.
-
-Rows of numbers as CSV files.
-
-Calls into C libraries: what they print past Python, and the decimal point that they read and write.
+Everything is written under a hidden name beside its path and renamed at the end, so that a killed
+process leaves nothing that looks finished.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Image files to Volumes and back: the front door.
-
-What an image file holds, by its header and its name.
-"""
+"""Image files to Volumes and back."""
 
 from __future__ import annotations
 

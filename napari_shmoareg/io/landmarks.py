@@ -1,12 +1,6 @@
-"""Rows of points in text files: what is heading, what is number.
-
-Lists of points as 3D Slicer keeps them: .mrk.json and .fcsv.
-
-Landmarks: pairs of points, and the points of one image, in files.
+"""Landmarks in files: corresponding points, and points of one image; CSV, .mrk.json, .fcsv.
 
 Files hold LPS mm (ITK, 3D Slicer) or RAS mm; here all points are RAS mm.
-
-Corresponding points of a pair, from a file.
 """
 
 from __future__ import annotations

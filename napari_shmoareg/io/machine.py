@@ -1,7 +1,4 @@
-"""Versions of what made a result.  Nothing here loads torch.
-
-What seconds depend on: the processor.
-"""
+"""Versions and processor that a result was computed with.  Does not load torch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""What a file of weights says of itself: its format, config and model card.  Nothing here loads
-torch.
+"""Format, config and model card of a file of weights, and which weights are used by default.
 
-Nothing is ever unpickled: a pickle runs what its author put into it.
-
-Which weights and which device are used, and why.
+Does not load torch, and never unpickles: a pickle runs what its author put into it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""Smooth shapes: how deep a point lies in them.
+"""A synthetic abdomen: grey values and organs as formulas of a point.
 
-A depth is about the distance in mm to the surface, positive inside.  Points p are (3, N).
-
-A made abdomen: grey values and organs as formulas of a point.
-
-Organs are smooth shapes given by a depth d(x), about the distance in mm to the surface,
-positive inside; they are painted one over the other.  No data is involved.
-x runs to the right of the body, y to the front, z up; mm.
+Organs are smooth shapes given by a depth d(x), about the distance in mm to the surface, positive
+inside; they are painted one over the other.  x runs to the right of the body, y to the front, z up;
+mm.  Points p are (3, N).
 """
 
 from __future__ import annotations

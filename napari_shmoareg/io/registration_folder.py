@@ -1,7 +1,4 @@
-"""A registration to a folder: images, transform, numbers, pictures.
-
-A registration folder back as what a viewer shows.
-"""
+"""A registration written to a folder, and read back for a viewer."""
 
 from __future__ import annotations
 

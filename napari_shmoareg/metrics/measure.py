@@ -1,8 +1,4 @@
-"""What a registration is worth on one pair: measures by name, at the start, after the affine, after
-all.
-
-How good a registration is: before, after the affine, after all.
-"""
+"""Measures of a registration by name: before, after the affine, after the deformation."""
 
 from __future__ import annotations
 

@@ -1,16 +1,10 @@
-"""Dice, and what all measures per label share.
-
-Folding and unevenness of a deformation, from its Jacobian determinant.
-
-Distances between voxels, in mm: ASSD, HD95 and Taha and Hanbury's AVD.
+"""Dice; surface distances (voxels and surfels); folding and unevenness of a deformation.
 
 A surface voxel has a 6-neighbour outside its label; beyond the image is outside.  Where a label is
-missing from one map its distances are NaN (MONAI gives NaN or infinity, MedPy raises).
-
-Distances between surface elements weighted by their area, as the package surface-distance has them.
-
-A surface element (surfel) stands at each corner between eight voxels of which some are inside; its
-area is that of the triangles that marching cubes puts there."""
+missing from one map its distances are NaN (MONAI gives NaN or infinity, MedPy raises).  A surface
+element (surfel) stands at each corner between eight voxels of which some are inside; its area is
+that of the triangles that marching cubes puts there.
+"""
 
 from __future__ import annotations
 

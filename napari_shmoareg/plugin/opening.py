@@ -249,7 +249,7 @@ def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) ->
     refine : int
         Steps, where nothing else was ever chosen in the panel.
     """
-    from napari_shmoareg.plugin.controls.progress import Doing
+    from napari_shmoareg.plugin.controls.progress import PanelState
     from napari_shmoareg.settings import Settings
 
     panel = dock(viewer, "Register")
@@ -266,7 +266,7 @@ def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) ->
 
     panel.registered.connect(done)
     # else it is at something, and a click would end that
-    if panel.progress.button.text() == Doing.nothing.value:
+    if panel.progress.button.text() == PanelState.nothing.value:
         panel.progress.button.click()
 
 

@@ -1,21 +1,9 @@
-"""Copies of oblique volumes on straight axes.
-
-For the screen only: napari 0.9 slices turned layers wrongly in 2D.  What is painted there is
-brought back.
-
-Where a volume stands in the viewer, and back: layers have their place in mm, axes S, A, R.
+"""World coordinates of layers: mm, axes S, A, R, units, points.
 
 napari shows the last two of a viewer's axes, so the world's order here is z, y, x (S, A, R), in mm.
-Layers get a scale and a translation only: napari 0.9 slices others wrongly in 2D.  An oblique
-volume is shown as a copy on straight axes; its own voxels stay with the layer, and are what is
-registered.
-
-Mm and the axes S, A, R, whatever else a viewer shows.
-
-napari gives positions in the smallest unit of all layers, and puts further axes, such as time,
-before the last three.
-
-Points in the viewer, in mm.
+Layers get a scale and a translation only: napari 0.9 slices turned layers wrongly in 2D.  An
+oblique volume is shown as a copy on straight axes; its own voxels stay with the layer, and are what
+is registered.
 """
 
 from __future__ import annotations

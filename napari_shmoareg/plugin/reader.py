@@ -1,11 +1,8 @@
-"""The built-in pair in a viewer: as it is, or registered at once.
+"""The napari reader, and the sample data.
 
-Files as layers, in the role that falls to them.  Without torch.
-
-The reader: images, labels, displacements, folders, shmoareg://demo.
-
-The first image of a viewer becomes its moving one, the second its fixed one, and with both there
-the Register panel comes up.  Plain images do not load torch."""
+The first image of a viewer becomes its moving one, the second its fixed one, and with both the
+Register panel opens.  Plain images do not load torch.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +104,7 @@ def _register_when_open(viewer: Viewer, pair: VolumePair) -> None:
 SLICES = (".dcm", ".ima")
 
 
-class Known(NamedTuple):
+class OpenInputs(NamedTuple):
     """What a new layer may have to do with.
 
     Attributes
@@ -121,7 +118,7 @@ class Known(NamedTuple):
     layers: list[Any]
 
     @classmethod
-    def of(cls, viewer: Viewer | None) -> Known:
+    def of(cls, viewer: Viewer | None) -> OpenInputs:
         """Before anything is read."""
         return cls(viewer, [])
 
@@ -146,7 +143,7 @@ class Known(NamedTuple):
         return any(kept.get("role") == role for kept in self.tags())
 
 
-def layer_of_file(path: str, known: Known) -> LayerData | None:
+def layer_of_file(path: str, known: OpenInputs) -> LayerData | None:
     """An image, label map, displacement field or DICOM series as a layer; None if the series is
     open already.
 
@@ -154,7 +151,7 @@ def layer_of_file(path: str, known: Known) -> LayerData | None:
     ----------
     path : str
         A file, or the folder of a DICOM series.
-    known : Known
+    known : OpenInputs
 
     Raises
     ------
@@ -177,7 +174,7 @@ def layer_of_file(path: str, known: Known) -> LayerData | None:
     return _layer(_volume(place, contents.kind == "labels", contents.volumes), known)
 
 
-def _slice(path: Path, known: Known) -> LayerData | None:
+def _slice(path: Path, known: OpenInputs) -> LayerData | None:
     """The whole series that a DICOM slice belongs to; once, however many of its slices are
     dropped.
     """
@@ -234,7 +231,7 @@ def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
     return read_image(path, labels=is_labels, channel=channel)
 
 
-def _layer(volume: Volume, known: Known, **about: Any) -> LayerData:
+def _layer(volume: Volume, known: OpenInputs, **about: Any) -> LayerData:
     """A volume as a layer, in the role that falls to it."""
     from napari_shmoareg.plugin.layers import contrast
 
@@ -248,7 +245,7 @@ def _layer(volume: Volume, known: Known, **about: Any) -> LayerData:
     )
 
 
-def _role(volume: Volume, known: Known) -> str | None:
+def _role(volume: Volume, known: OpenInputs) -> str | None:
     """Moving, then fixed; labels belong to the one image on whose grid they lie, or to the one
     called more alike.
     """
@@ -326,7 +323,7 @@ def read(path: str | Sequence[str]) -> list[Any]:
     from napari_shmoareg.plugin.viewer import tell
 
     viewer = current_viewer()
-    known = Known.of(viewer)
+    known = OpenInputs.of(viewer)
     for place in [path] if isinstance(path, str) else path:
         if viewer is None:
             known.layers.extend(_open_images(place, known))
@@ -360,7 +357,7 @@ def _why_unread(path: str, error: Exception) -> str:
     return f"{path} could not be read; the file may be damaged ({type(error).__name__}: {said})."
 
 
-def _open_images(path: str, known: Known) -> list[LayerData]:
+def _open_images(path: str, known: OpenInputs) -> list[LayerData]:
     """What lies at one path."""
     from napari_shmoareg.io.images import is_registration_folder
 
@@ -374,7 +371,7 @@ def _open_images(path: str, known: Known) -> list[LayerData]:
     return [] if layer is None else [layer]
 
 
-def _folder(path: str, known: Known) -> list[LayerData]:
+def _folder(path: str, known: OpenInputs) -> list[LayerData]:
     """A registration: its images, its results, and the Experts panel."""
     from napari_shmoareg.io import read_scene
     from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
@@ -389,7 +386,7 @@ def _folder(path: str, known: Known) -> list[LayerData]:
     return [*layers_of_pair(scene.pair), *results]
 
 
-def _before_added(viewer: Viewer, known: Known) -> None:
+def _before_added(viewer: Viewer, known: OpenInputs) -> None:
     """Get the viewer ready for the layers that were read."""
     from napari_shmoareg.plugin.opening import fit, when_paired
     from napari_shmoareg.plugin.viewer import attend, tell

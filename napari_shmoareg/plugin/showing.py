@@ -1,8 +1,4 @@
-"""Which of a registration's layers are shown.  What the Experts panel and the shortcuts do, without
-either.
-
-Keys for what is done all the time, chosen among those that napari leaves free.
-"""
+"""Which layers of a registration are shown, and the keys for it."""
 
 from __future__ import annotations
 

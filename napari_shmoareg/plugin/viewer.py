@@ -1,7 +1,4 @@
-"""Words to people, also before the window is shown.
-
-How the viewer looks at a patient: radiologically, and from three sides.
-"""
+"""Views of the viewer (axial, coronal, sagittal; radiological), and messages to its user."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ OF_LAYERS = ("visible", "opacity", "blending", "colormap")
 OF_GRID = ("enabled", "stride", "shape")
 
 
-class Looks:
+class ViewerState:
     """Visibilities, opacities, colours, name overlays, grid mode, zoom and selection of a viewer at
     one time.
 

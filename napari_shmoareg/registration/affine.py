@@ -1,11 +1,7 @@
-"""Coarse copies of a pair, for the optimisers of the alignment.
+"""Affine pre-alignment of a pair, by SimpleITK.
 
-Whether moving and fixed images meet in the world at all.
-
-Affine pre-alignment of a pair, by SimpleITK.
-
-Both images are first put on coarse, upright, isotropic grids of their own: fast, and a sheared
-header (which ITK refuses) is no trouble.  What is found is a matrix from world to world.
+Both images are first resampled to coarse, upright, isotropic grids of their own: fast, and a
+sheared header (which ITK refuses) is no trouble.  The result is a matrix from world to world.
 """
 
 from __future__ import annotations

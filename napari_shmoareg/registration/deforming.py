@@ -1,7 +1,4 @@
-"""The deformation of a conformed pair: contrast, the network's cascade, refinement on the pair.
-
-A pair carried through a transform onto the fixed grid.
-"""
+"""The deformation of a conformed pair: contrast, the network's cascade, refinement on the pair."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ from napari_shmoareg.registration.similarity import LocalCorrelation
 VISIBLE = 0.5  # share of the anatomy that the local correlation has to see, for "auto" to take it
 ALIKE = 0.5  # correlation of intensities above which their difference tells something
 SIMILARITIES = ("auto", *MEASURES)
-Told = Callable[[float], None]
+MessageBox = Callable[[float], None]
 
 
 class Refined(NamedTuple):
@@ -143,7 +140,7 @@ def run_network(
     *,
     diffeomorphic: bool,
     device: torch.device,
-    told: Told,
+    told: MessageBox,
 ) -> Cascade:
     """All passes in evaluation mode; the network's mode is put back.
 
@@ -179,7 +176,7 @@ def refine_conformed(
     displacement: Tensor | None,
     asked: Mapping[str, Any],
     device: torch.device,
-    told: Told,
+    told: MessageBox,
     seconds: float | None = None,
 ) -> tuple[Tensor, dict[str, str]]:
     """Choose by what a conformed pair is compared, and refine it.
@@ -232,7 +229,7 @@ def refine_on_pair(
     *,
     diffeomorphic: bool,
     device: torch.device,
-    told: Told,
+    told: MessageBox,
     seconds: float | None = None,
 ) -> Refined:
     """Refine the network's displacement, or none at all where that is the better start.
@@ -315,7 +312,7 @@ def _loss(
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
+class WarpedPair:
     """The moving image and its labels where a transform puts them.
 
     Attributes
@@ -340,7 +337,7 @@ class Carried:
         return Volume(self.deformation.jacobian(), self.deformation.grid, "jacobian")
 
 
-def carry(pair: VolumePair, transform: Transform) -> Carried:
+def carry(pair: VolumePair, transform: Transform) -> WarpedPair:
     """Carry the moving image of a pair, and its labels if it has them, onto the fixed image's
     grid.
     """
@@ -348,4 +345,4 @@ def carry(pair: VolumePair, transform: Transform) -> Carried:
     deformation = Transform(np.eye(4), transform.field).total(grid)
     total = deformation.after(transform.affine)
     labels = None if pair.moving_labels is None else total.warp(pair.moving_labels)
-    return Carried(total.warp(pair.moving), labels, total, deformation)
+    return WarpedPair(total.warp(pair.moving), labels, total, deformation)

@@ -1,4 +1,4 @@
-"""What is background, what is content, and intensities in [0, 1]."""
+"""Intensities of an image: background, content, scale to [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a registration goes through, and how long each phase takes, for progress and time left.
-
-A network that can be stopped between any two layers.
-"""
+"""Phases of a registration for progress and time left; cancelling between two layers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which stage of a registration is kept, and what a person should know before trusting it.
-
-register(): a pair in, a registration out.
-"""
+"""register(): a pair in, a Registration out; which stage is kept, and what to be cautious about."""
 
 from __future__ import annotations
 

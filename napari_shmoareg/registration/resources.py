@@ -1,7 +1,4 @@
-"""What a registration needs of memory, asked before it starts.
-
-Where a network runs, and in which precision.
-"""
+"""Memory estimated before it is taken; device and precision."""
 
 from __future__ import annotations
 

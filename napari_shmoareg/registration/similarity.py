@@ -1,10 +1,6 @@
-"""Means over cubes of voxels, whose way back costs no more than the way there.
-
-Similarities that compare neighbourhoods, made for many evaluations against one fixed image.
+"""Similarities: global and local correlation, self-similarity (MIND), by box filters.
 
 What depends on the fixed image alone is computed once.  D H W space.
-
-How alike two images are under a transform, where both were seen.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""What torchrun or srun told a process of its team.
+"""Several processes that make one training step together.
 
-Team: several processes that make one step together.
-
-Hugging Face Accelerate brings them together, whether torchrun or srun started them; PyTorch adds up
-in place."""
+Hugging Face Accelerate joins them, whether torchrun or srun started them; PyTorch adds up in place.
+"""
 
 from __future__ import annotations
 
@@ -87,13 +85,13 @@ MEETING = timedelta(minutes=10)  # until all processes have to have come
 PATIENCE = timedelta(days=2)
 
 
-class LostPeerError(InputError):
+class LostProcessError(InputError):
     """Another process of the team ended or fell silent; what it alone knew is told elsewhere."""
 
 
 @dataclass(frozen=True)
-class Team:
-    """One process of a team, or a process alone: ``Team()``, which needs no Accelerate.
+class TrainingGroup:
+    """One process of a team, or a process alone: ``TrainingGroup()``, which needs no Accelerate.
 
     Attributes
     ----------
@@ -111,7 +109,7 @@ class Team:
     _group: ProcessGroup | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def joined(cls, device: str = "auto") -> Team:
+    def joined(cls, device: str = "auto") -> TrainingGroup:
         """Meet the processes that torchrun, or srun, started beside this one; a process alone if
         there are none.
 
@@ -124,7 +122,7 @@ class Team:
         ------
         InputError
             If Accelerate is missing, or the device; or there are more processes here than GPUs.
-        LostPeerError
+        LostProcessError
             If the others do not come.
         """
         where = environment_of_team(os.environ)
@@ -178,7 +176,7 @@ class Team:
 
         Raises
         ------
-        LostPeerError
+        LostProcessError
         """
         if self.size == 1:
             return
@@ -198,7 +196,7 @@ class Team:
 
         Raises
         ------
-        LostPeerError
+        LostProcessError
         """
         if self.size == 1:
             return flag
@@ -211,7 +209,7 @@ class Team:
 
         Raises
         ------
-        LostPeerError
+        LostProcessError
         """
         self.any(False)
 
@@ -272,7 +270,7 @@ def _peers_at_hand(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise LostPeerError(
+        raise LostProcessError(
             f"The processes of this run {what}: one of them ended, or its machine cannot be reached"
             f" ({_without_places(error)}). What was saved is kept; see what that process said, then"
             " go on with --resume."

@@ -1,14 +1,9 @@
-"""Displacements that a network learns from directly: the true motion, or what a refinement without
-a network finds.
+"""Losses for the experts beyond the paper: correspondence, counterfactual labels, teachers.
 
-Labels of Eq. (7) from what each expert would have done.
-
-Ours, in place of the error signal of Sec. III-C.  B batch, N experts, D H W space.
-
-Tokens that find each other across a pair whose motion is known.
-
-Ours, beyond the paper.  InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) on the encoder's
-tokens. B batch, C channels, D H W space."""
+InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) on the encoder's tokens; labels of Eq. (7) from
+what each expert would have done; displacements that a teacher knows.  B batch, N experts, C
+channels, D H W space.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""CSV tables that grow with a run, and are cut back to a step.
-
-What a run tells as it goes: plain JSON objects.
-
-The curves of a run for TensorBoard.
-"""
+"""Logs of a training run: CSV tables that are cut back to a step, events, TensorBoard."""
 
 from __future__ import annotations
 

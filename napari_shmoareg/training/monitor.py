@@ -1,9 +1,7 @@
-"""Whether the routing collapses while a network learns.
+"""Collapse of the routing during training.
 
 A gate has collapsed when it sends all cells the same way: its other experts no longer learn, and
 seldom come back.
-
-The selections of the experts that a run wrote down.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Runs that begin from nothing: a network with random weights, as in Sec. IV-B.
-
-What a run was begun with, as run.json tells it.
-
-Whether a run that goes on finds the scans it began with.
-"""
+"""The plan of a training run, run.json, and whether a resumed run still fits it."""
 
 from __future__ import annotations
 

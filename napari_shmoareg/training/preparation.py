@@ -10,7 +10,7 @@ from napari_shmoareg.datasets.pairs import NamedPairs, Names, spread, without_or
 from napari_shmoareg.datasets.splits import PARTS, Division, read_division, write_division
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import write_table
-from napari_shmoareg.training.distributed import Team
+from napari_shmoareg.training.distributed import TrainingGroup
 from napari_shmoareg.training.logs import Event, event, phase
 from napari_shmoareg.training.plan import (
     Plan,
@@ -57,7 +57,7 @@ def prepare(
     plan: Plan,
     dataset: Dataset,
     folder: RunFolder,
-    team: Team,
+    team: TrainingGroup,
     stop: Callable[[], bool],
     beat: Callable[[], None],
 ) -> Generator[Event, None, Material | None]:
@@ -69,9 +69,9 @@ def prepare(
     dataset : Dataset
     folder : RunFolder
         The leader writes checkup.csv there, and split.json where there is none yet.
-    team : Team
+    team : TrainingGroup
     stop : callable
-        Asked after each scan whether to end.
+        DatasetOptions after each scan whether to end.
     beat : callable
         Called after each scan.
 
@@ -207,7 +207,7 @@ def _grids(
 
 
 def led(
-    team: Team, work: Callable[[], Iterator[T]], until: Callable[[], bool] = lambda: False
+    team: TrainingGroup, work: Callable[[], Iterator[T]], until: Callable[[], bool] = lambda: False
 ) -> Iterator[T]:
     """What the leader does alone, item by item, while the others wait; it may end early."""
     if not team.leader:

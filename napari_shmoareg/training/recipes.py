@@ -22,7 +22,7 @@ from napari_shmoareg.registration.cascade import cascade
 from napari_shmoareg.registration.conform import Conformed
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.synthesis import DrawnPairs, Subject
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 VALIDATION_SIZE = 80  # voxels along the longest axis, at most
 HELD_OUT = 0.25  # share of the subjects that validation is drawn from, and nothing else
@@ -49,7 +49,7 @@ class Recipe:
     phases : tuple of Phase
         In the order of `begins`, the first at 0.
     settings : FineTuning
-    drawing : Drawing
+    drawing : SynthesisSettings
         Its size is that of the phase.
     averaging : float
         Decay of the running mean of the weights that is given out in the end.
@@ -58,7 +58,7 @@ class Recipe:
     preset: str
     phases: tuple[Phase, ...]
     settings: FineTuning
-    drawing: Drawing
+    drawing: SynthesisSettings
     averaging: float = 0.99
 
     def pairs(self, subjects: Sequence[Subject], device: str | torch.device = "cpu") -> DrawnPairs:
@@ -94,13 +94,13 @@ RECIPES: dict[str, Recipe] = {
             Phase(0.85, (48, 68)),
         ),
         settings=replace(_LEARNING, steps=2000, learning_rate=7e-4, final_rate=2e-5, cascade=0.5),
-        drawing=Drawing(close=0.5),
+        drawing=SynthesisSettings(close=0.5),
     ),
     "tiny": Recipe(
         preset="tiny",
         phases=(Phase(0.0, (16, 24)),),
         settings=replace(_LEARNING, steps=200),
-        drawing=Drawing(),
+        drawing=SynthesisSettings(),
     ),
     "large": Recipe(
         preset="paper",
@@ -109,7 +109,7 @@ RECIPES: dict[str, Recipe] = {
             Phase(0.5, (96, 128)),
         ),
         settings=replace(_LEARNING, steps=20_000, learning_rate=3e-4, final_rate=2e-5),
-        drawing=Drawing(),
+        drawing=SynthesisSettings(),
     ),
 }
 
@@ -124,7 +124,7 @@ def recipe(name: str, *, torso: float | None = None, **changes: Any) -> Recipe:
     name : str
         Of `RECIPES`.
     torso : float, optional
-        Share of pairs that show torsos, 0 to 1; see `Drawing`.
+        Share of pairs that show torsos, 0 to 1; see `SynthesisSettings`.
     **changes
         Fields of `FineTuning`, such as its steps or its seed; those that are None stay as they are.
 
@@ -194,7 +194,7 @@ class Validation(NamedTuple):
 
 
 def validation_pairs(
-    subjects: Sequence[Subject], drawing: Drawing, *, size: int, count: int = 6
+    subjects: Sequence[Subject], drawing: SynthesisSettings, *, size: int, count: int = 6
 ) -> list[Conformed]:
     """Pairs of two held-out subjects with one contrast, all their labels, and no drawn deformation.
 
@@ -218,7 +218,9 @@ def validation_pairs(
     return [pairs[i] for i in range(count)]
 
 
-def torso_validation_pairs(drawing: Drawing, *, size: int, count: int = 6) -> list[Conformed]:
+def torso_validation_pairs(
+    drawing: SynthesisSettings, *, size: int, count: int = 6
+) -> list[Conformed]:
     """Pairs of two people's torsos in CT of one contrast, all organs, and no deformation but that
     of the people.
 

@@ -1,13 +1,4 @@
-"""A lock, so that two processes never write one run.
-
-What is asked of a run: pause, go, stop; from this process or from outside.
-
-The places in a run's folder, and how it begins.
-
-Beginning anew in the folder of a run that saved nothing.
-
-How far a run is, from its files alone.
-"""
+"""The folder of a training run: files, lock, requests to pause or stop, status."""
 
 from __future__ import annotations
 
@@ -187,7 +178,7 @@ def _now(folder: Path) -> float:
 WORDS = ("pause", "go", "stop")
 
 
-class Wishes:
+class RunControl:
     """What was asked of a run so far.
 
     Parameters
@@ -253,7 +244,7 @@ class Wishes:
             self.ask(word)
 
 
-def write_wish(file: Path, word: str) -> None:
+def write_request(file: Path, word: str) -> None:
     """Ask a run of another process.
 
     Raises
@@ -452,7 +443,7 @@ MAX_NUMBER = 1e15
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """Where a run stands.
 
     Attributes
@@ -496,7 +487,7 @@ class Standing:
 
 
 @names_input
-def read_standing(folder: RunFolder) -> Standing:
+def read_run_status(folder: RunFolder) -> RunStatus:
     """Read where a run stands; changes nothing, and may be asked while it is under way.
 
     Raises
@@ -527,7 +518,7 @@ def read_standing(folder: RunFolder) -> Standing:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder.loads} is damaged ({error!r:.200}).") from error
-    return Standing(
+    return RunStatus(
         told=told,
         step=int(float(metrics[-1]["step"])) if metrics else 0,
         steps=steps,

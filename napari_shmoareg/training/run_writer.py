@@ -1,9 +1,7 @@
-"""What a run keeps on the disk: tables, states, weights.
+"""What a training run writes: tables, states, weights, validation.
 
-The order of writing is what makes a kill harmless: rows reach the disk before the state whose steps
-they tell of, the best weights before the state that knows of them, the last weights after it.
-
-A look at the validation pairs, one pair at a time.
+The order of writing makes a kill harmless: rows reach the disk before the state whose steps they
+describe, the best weights before the state that refers to them, the last weights after it.
 """
 
 from __future__ import annotations
@@ -102,7 +100,7 @@ class Position:
         )
 
 
-class Keeper:
+class RunWriter:
     """Writes a run's folder, in the one process that does.
 
     Parameters
@@ -344,7 +342,7 @@ def still_best(
 
 
 def together(found: Sequence[Validated]) -> Validated:
-    """Looks at single pairs as one."""
+    """ViewerState at single pairs as one."""
     each = [pair for one in found for pair in one.per_pair]
     with_labels = [pair.dice for pair in each if not np.isnan(pair.dice)]
     return Validated(

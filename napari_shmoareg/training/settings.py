@@ -1,13 +1,4 @@
-"""ExpertLearning: how experts learn, beyond the paper.
-
-FineTuning: the settings of learning, with the paper's defaults.
-
-Sec. IV-B.
-
-RunSettings: how a run of learning is divided, watched and kept.
-
-Nothing here changes what a step learns; `FineTuning` holds that.
-"""
+"""Training settings: FineTuning (Sec. IV-B and beyond), ExpertLearning, RunSettings."""
 
 from __future__ import annotations
 

@@ -1,15 +1,8 @@
-"""What the pairs of one step came to, added up over pairs and processes.
+"""fine_tune(): a generator of training steps; the loss of a pair, Eq. (8).
 
-In how many passes weights register after they were fine-tuned.
-
-What a pair costs: Eq. (8) of both its orders, and what learning may add to it.
-
-Sec. III-C, Sec. IV-B.
-
-fine_tune(): a generator of steps.
-
-Sec. IV-B: Adam at a fixed 1e-4, Eq. (8), both orders of every pair.  Each `yield` is a safe place
-to stop."""
+Sec. III-C, Sec. IV-B: Adam at a fixed 1e-4, both orders of every pair.  Each `yield` is a safe
+point to stop.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +28,7 @@ from napari_shmoareg.registration.losses import LossTerms
 from napari_shmoareg.registration.refinement import adam
 from napari_shmoareg.registration.resources import check_training_memory, choose_bfloat16
 from napari_shmoareg.training.augmentation import augment, with_known_motion
-from napari_shmoareg.training.distributed import Team
+from napari_shmoareg.training.distributed import TrainingGroup
 from napari_shmoareg.training.expert_losses import (
     correspondence_loss,
     counterfactual_loss,
@@ -491,7 +484,7 @@ def fine_tune(
     *,
     optimiser: torch.optim.Adam | None = None,
     start: int = 0,
-    team: Team | None = None,
+    team: TrainingGroup | None = None,
 ) -> Iterator[Step]:
     """Train a network on pairs, one step per `next`.
 
@@ -510,7 +503,7 @@ def fine_tune(
         From an earlier run, to go on with; see `make_optimiser`.
     start : int
         Steps already done by an earlier run with the same settings: the same pairs follow.
-    team : Team, optional
+    team : TrainingGroup, optional
         Processes that learn together, each with the same network and pairs: they share a step's
         batch, and the step is the same however many they are, up to rounding.
 
@@ -527,7 +520,7 @@ def fine_tune(
     TooLargeError
         If a step would not fit into memory.
     """
-    settings, team = settings or FineTuning(), team or Team()
+    settings, team = settings or FineTuning(), team or TrainingGroup()
     if len(pairs) == 0:
         raise InputError("There is no pair to learn from; give at least one.")
     if settings.batch < team.size:

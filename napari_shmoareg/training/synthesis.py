@@ -1,6 +1,4 @@
-"""Subjects that training pairs are drawn from: label maps in one frame, and random shapes.
-
-Training pairs drawn from label maps and from random shapes.
+"""Synthetic training pairs, from label maps and from random shapes.
 
 Hoffmann et al. 2022, 2024: intensities come from random Gaussian mixtures, so weights learned from
 them are not tied to a scanner, and no scan of a person is needed.  Everything here is a pure
@@ -8,8 +6,6 @@ function of the settings, a seed and the kind of device: what is small is drawn 
 same everywhere, the noise of single voxels is drawn on the device.
 
 L labels, D H W space; "fine" is the grid of half the spacing, where images are drawn.
-
-Label maps to draw training pairs from, and the intensities that go with them.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.io import read_image
 from napari_shmoareg.registration.conform import Conformed
 from napari_shmoareg.registration.known_motion import motion_of_drawn
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +185,7 @@ class DrawnPairs(Sequence[Conformed]):
     ----------
     subjects : sequence of Subject
         May be empty: then all pairs show random shapes, or torsos.
-    drawing : Drawing or sequence of (int, Drawing)
+    drawing : SynthesisSettings or sequence of (int, SynthesisSettings)
         With several, each holds from that item on: coarse grids first, where a step is cheap.
     seed : int
     length : int
@@ -204,7 +200,7 @@ class DrawnPairs(Sequence[Conformed]):
     def __init__(
         self,
         subjects: Sequence[Subject],
-        drawing: Drawing | Sequence[tuple[int, Drawing]] | None = None,
+        drawing: SynthesisSettings | Sequence[tuple[int, SynthesisSettings]] | None = None,
         *,
         seed: int = 0,
         length: int = 1_000_000,
@@ -214,7 +210,9 @@ class DrawnPairs(Sequence[Conformed]):
         self.motion = motion
         self.subjects = [subject.to(device) for subject in subjects]
         self.phases = (
-            list(drawing) if isinstance(drawing, Sequence) else [(0, drawing or Drawing())]
+            list(drawing)
+            if isinstance(drawing, Sequence)
+            else [(0, drawing or SynthesisSettings())]
         )
         self.seed, self.length, self.device = seed, length, device
 
@@ -231,7 +229,7 @@ class DrawnPairs(Sequence[Conformed]):
 
 def draw_pair(
     subjects: Sequence[Subject],
-    drawing: Drawing,
+    drawing: SynthesisSettings,
     rng: np.random.Generator,
     device: str | torch.device = "cpu",
     *,
@@ -322,7 +320,9 @@ class _Placed(NamedTuple):
     pose: np.ndarray
 
 
-def _view(drawing: Drawing, rng: np.random.Generator) -> tuple[tuple[int, int, int], float, float]:
+def _view(
+    drawing: SynthesisSettings, rng: np.random.Generator
+) -> tuple[tuple[int, int, int], float, float]:
     """Shape and spacing (mm) of a pair's grid, and how far (mm) it may look off the middle of the
     anatomy.
     """
@@ -343,7 +343,7 @@ def _view(drawing: Drawing, rng: np.random.Generator) -> tuple[tuple[int, int, i
 
 def _labels_of(
     subject: Subject,
-    drawing: Drawing,
+    drawing: SynthesisSettings,
     coarse: tuple[int, int, int],
     spacing: float,
     pose: np.ndarray,
@@ -380,7 +380,7 @@ def _labels_of(
 
 
 def _contrast(
-    subject: Subject, drawing: Drawing, from_shapes: bool, rng: np.random.Generator
+    subject: Subject, drawing: SynthesisSettings, from_shapes: bool, rng: np.random.Generator
 ) -> np.ndarray:
     """Mean and spread of the intensity of each class, (classes, 2), in [0, 1]."""
     if not from_shapes and subject.priors is not None and rng.random() < drawing.prior:
@@ -398,7 +398,7 @@ def _contrast(
 
 
 def _image(
-    classes: Tensor, contrast: np.ndarray, drawing: Drawing, rng: np.random.Generator
+    classes: Tensor, contrast: np.ndarray, drawing: SynthesisSettings, rng: np.random.Generator
 ) -> Tensor:
     """Fine classes (2D, 2H, 2W) to an image (1, 1, D, H, W) in [0, 1]."""
     device = classes.device

@@ -1,4 +1,4 @@
-"""Drawing: how training pairs are drawn."""
+"""SynthesisSettings: how training pairs are drawn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SynthesisSettings:
     """How pairs are drawn.  Lengths are in mm unless said otherwise; "up to" means uniformly drawn.
 
     Parameters

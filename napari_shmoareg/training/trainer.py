@@ -1,10 +1,6 @@
-"""What ends a run by itself, in words.
+"""learn(): a training run from its data set to its last step, as a generator of events.
 
-The steps of a run, and all that happens between them.
-
-learn(): a run from its data set to its last step, as a generator of events.
-
-Every `yield` is a safe place to stop: what is on the disk can be gone on with.
+Every `yield` is a safe point to stop: the run can be resumed from what is on disk.
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ from napari_shmoareg.registration.resources import (
     training_memory,
 )
 from napari_shmoareg.training.checkpoint import load_training_state, network_of_state
-from napari_shmoareg.training.distributed import Team
+from napari_shmoareg.training.distributed import TrainingGroup
 from napari_shmoareg.training.expert_training import start_experts, with_choice_bias
 from napari_shmoareg.training.logs import Event, event, phase
 from napari_shmoareg.training.monitor import ADDED_UP, watch_of
@@ -48,11 +44,11 @@ from napari_shmoareg.training.plan import (
     write_plan,
 )
 from napari_shmoareg.training.preparation import Material, led, prepare
-from napari_shmoareg.training.run import RunFolder, RunLock, Wishes, saved_step
+from napari_shmoareg.training.run import RunControl, RunFolder, RunLock, saved_step
 from napari_shmoareg.training.run_writer import (
     LOSSES,
-    Keeper,
     Position,
+    RunWriter,
     judge,
     still_best,
     together,
@@ -98,7 +94,7 @@ RECENT = 20  # steps from whose time that of the rest is told
 POLL = 0.5  # seconds between two looks for a wish while paused
 
 
-class Stepping:
+class Trainer:
     """A run that is under way in this process.
 
     Parameters
@@ -110,10 +106,10 @@ class Stepping:
     position : Position
         Where it goes on.
     folder : RunFolder
-    keeper : Keeper or None
+    keeper : RunWriter or None
         What writes; None in all processes but the leader.
-    team : Team
-    wishes : Wishes
+    team : TrainingGroup
+    wishes : RunControl
     lock : RunLock or None
     """
 
@@ -125,9 +121,9 @@ class Stepping:
         material: Material,
         position: Position,
         folder: RunFolder,
-        keeper: Keeper | None,
-        team: Team,
-        wishes: Wishes,
+        keeper: RunWriter | None,
+        team: TrainingGroup,
+        wishes: RunControl,
         lock: RunLock | None,
     ) -> None:
         self._plan, self._network, self._optimiser, self._material = (
@@ -343,8 +339,8 @@ def learn(
     *,
     resume: bool = False,
     device: str = "auto",
-    team: Team | None = None,
-    wishes: Wishes | None = None,
+    team: TrainingGroup | None = None,
+    wishes: RunControl | None = None,
 ) -> Iterator[Event]:
     """Begin a run, or go on with it, until its last step, its time is over or it is asked to stop.
 
@@ -356,9 +352,9 @@ def learn(
         From `make_plan`, or `read_plan` of the folder.
     resume : bool
     device : {"auto", "cpu", "cuda"}
-    team : Team, optional
+    team : TrainingGroup, optional
         Processes that learn together.  All yield events; those of the leader are to be told.
-    wishes : Wishes, optional
+    wishes : RunControl, optional
         To ask from within this process; what is written to the folder's ``wish`` is heard in any
         case.
 
@@ -373,8 +369,8 @@ def learn(
         If something is wrong with the data set, the weights, a setting or the folder; if a loss or
         a gradient is not finite; if the disk is full.  What was saved stays whole.
     """
-    team, folder = team or Team(), RunFolder(path)
-    wishes = wishes or Wishes(folder.wish)
+    team, folder = team or TrainingGroup(), RunFolder(path)
+    wishes = wishes or RunControl(folder.wish)
     if not team.leader:
         wishes.follow()
     place = team.device or find_device(device)
@@ -409,11 +405,11 @@ def learn(
         material = replace(material, problems=(*material.problems, *lost))
         keeper = None
         if team.leader:
-            keeper = Keeper(folder, plan, network, optimiser, position, material.scans)
+            keeper = RunWriter(folder, plan, network, optimiser, position, material.scans)
         yield _begin(folder, plan, material, place, team, position if going_on else None) | {
             "passes": why
         }
-        stepping = Stepping(
+        stepping = Trainer(
             plan, network, optimiser, material, position, folder, keeper, team, wishes, lock
         )
         try:
@@ -436,7 +432,9 @@ def _opened(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
         ) from error
 
 
-def _with_passes(folder: RunFolder, plan: Plan, material: Material, team: Team) -> tuple[Plan, str]:
+def _with_passes(
+    folder: RunFolder, plan: Plan, material: Material, team: TrainingGroup
+) -> tuple[Plan, str]:
     """The plan with the passes in which the new weights will register, and why; decided before the
     first state.
     """
@@ -490,7 +488,7 @@ def _begin(
     plan: Plan,
     material: Material,
     device: torch.device,
-    team: Team,
+    team: TrainingGroup,
     position: Position | None,
 ) -> Event:
     """The event that says what is going to be done; refuses what would not fit into memory."""

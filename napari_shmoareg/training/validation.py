@@ -1,7 +1,4 @@
-"""How well a network registers pairs that it does not learn from.
-
-A validation pair as the network registers it now, as images.
-"""
+"""Validation: pairs that the network does not learn from, registered and measured."""
 
 from __future__ import annotations
 

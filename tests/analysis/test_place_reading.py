@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.location import read_place
+from napari_shmoareg.experts.location import read_location
 from napari_shmoareg.experts.scene import Scene
 
 
@@ -43,7 +43,7 @@ def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
         ).reshape(-1, 3)
         every[stride] = index, grid.to_world(index)
     for point in places(network):
-        reading = read_place(scene, point)
+        reading = read_location(scene, point)
         assert (reading.point == point).all()
         for cell in reading.cells:
             index, centres = every[cell.stride]
@@ -55,7 +55,7 @@ def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
 
 def test_a_reading_says_what_the_gates_decided_there(scene, registration):
     for point in places(scene.network_grid, 20)[:40]:
-        reading = read_place(scene, point)
+        reading = read_location(scene, point)
         assert len(reading.cells) == len(registration.routing)
         for cell in reading.cells:
             (record,) = registration.routing.select(**cell.place._asdict())
@@ -79,7 +79,7 @@ def test_a_reading_says_what_the_gates_decided_there(scene, registration):
 
 
 def test_cells_come_by_layer_block_and_image_then_by_direction(scene):
-    reading = read_place(scene, scene.network_grid.centre)
+    reading = read_location(scene, scene.network_grid.centre)
     assert [tuple(p for p in c.place if p is not None) for c in reading.cells] == [
         ("encoder", 1, 0, "moving"),
         ("encoder", 1, 0, "fixed"),
@@ -94,7 +94,9 @@ def test_moving_and_fixed_tokens_of_a_place_differ_and_are_not_swapped(scene, re
     values = {}
     for image in ("moving", "fixed"):
         (record,) = registration.routing.select(part="encoder", layer=1, block=0, image=image)
-        (cell,) = read_place(scene, scene.network_grid.centre).select(layer=1, block=0, image=image)
+        (cell,) = read_location(scene, scene.network_grid.centre).select(
+            layer=1, block=0, image=image
+        )
         values[image] = np.array(cell.values)
         assert (values[image] == record.routing.probabilities[0][:, *cell.cell].numpy()).all()
     assert np.abs(values["moving"] - values["fixed"]).max() > 1e-4
@@ -102,7 +104,7 @@ def test_moving_and_fixed_tokens_of_a_place_differ_and_are_not_swapped(scene, re
 
 def test_without_the_gates_the_choices_are_known_and_their_values_are_not(scene):
     point = scene.network_grid.centre
-    bare, full = read_place(replace(scene, gates=[]), point), read_place(scene, point)
+    bare, full = read_location(replace(scene, gates=[]), point), read_location(scene, point)
     for cell, known in zip(bare.cells, full.cells, strict=True):
         assert (cell.place, cell.cell, cell.experts) == (known.place, known.cell, known.experts)
         assert (cell.values, cell.entropy, cell.margin) == (None, None, None)
@@ -115,19 +117,19 @@ def test_a_place_outside_is_refused_with_where_the_grid_reaches(scene, index):
     with pytest.raises(
         InputError, match=r"outside of what the network saw.*R -?\d+ to -?\d+, A .*oblique"
     ):
-        read_place(scene, scene.network_grid.to_world(index))
+        read_location(scene, scene.network_grid.to_world(index))
 
 
 @pytest.mark.parametrize("point", [(1, 2), (1, 2, np.nan), np.zeros((2, 3))])
 def test_a_place_is_three_finite_numbers(scene, point):
     with pytest.raises(InputError, match="three numbers"):
-        read_place(scene, point)
+        read_location(scene, point)
 
 
 def test_the_walls_of_the_field_of_view_belong_to_it(scene):
     grid = scene.network_grid
     for corner in grid.corners():
-        for cell in read_place(scene, corner).cells:
+        for cell in read_location(scene, corner).cells:
             assert (
                 np.abs(np.array(cell.cell) - grid.coarsen(cell.stride).to_index(corner)).max() <= 1
             )

@@ -13,14 +13,16 @@ from napari_shmoareg.figures.registration import COLUMNS, contact_sheet
 from napari_shmoareg.geometry import Grid
 from napari_shmoareg.registration.conform import Conformed
 from napari_shmoareg.training.synthesis import DrawnPairs
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 SHAPE = (12, 16, 10)
 
 
 @pytest.fixture
 def drawn():
-    drawing = Drawing(extent=((48.0, 50.0), (64.0, 66.0), (40.0, 44.0)), size=(16, 20), labels=4)
+    drawing = SynthesisSettings(
+        extent=((48.0, 50.0), (64.0, 66.0), (40.0, 44.0)), size=(16, 20), labels=4
+    )
     pairs = DrawnPairs([], drawing, seed=2)
     return [pairs[i] for i in range(5)]
 

@@ -20,7 +20,7 @@ from napari_shmoareg.cli import benchmark as command
 from napari_shmoareg.cli.options import Device
 from napari_shmoareg.evaluation import isolated_run as trials
 from napari_shmoareg.evaluation import methods
-from napari_shmoareg.evaluation.isolated_run import Trial
+from napari_shmoareg.evaluation.isolated_run import IsolatedRun
 from napari_shmoareg.evaluation.methods import METHODS
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.io import model_card as choice
@@ -42,13 +42,13 @@ def listed(files) -> Path:
 
 
 @pytest.fixture
-def ran(monkeypatch) -> list[Trial]:
+def ran(monkeypatch) -> list[IsolatedRun]:
     """The trials that were run; each gives made-up numbers, and the affine fails on the second
     pair.
     """
-    ran: list[Trial] = []
+    ran: list[IsolatedRun] = []
 
-    def run(trial: Trial):
+    def run(trial: IsolatedRun):
         ran.append(trial)
         if trial.method == "affine" and trial.moving.endswith("fixed.nii.gz"):
             return {"error": "it broke,\nin two lines"}
@@ -115,7 +115,7 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shm
     out, pretend = files.folder / "out", command.run_trial
     words = ("benchmark", listed, "--methods", "affine", "--out", out)
 
-    def stopped(trial: Trial):
+    def stopped(trial: IsolatedRun):
         if len(ran) == 3:
             raise KeyboardInterrupt
         return pretend(trial)
@@ -206,7 +206,7 @@ def test_the_seconds_of_another_method_are_taken_from_the_same_pair(
 ):
     ran = []
 
-    def run(trial: Trial):
+    def run(trial: IsolatedRun):
         ran.append(trial)
         if trial.method == "shmoareg" and trial.moving.endswith("fixed.nii.gz"):
             return {"error": "it broke"}
@@ -347,7 +347,7 @@ def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_network", lambda name, device: (name, device))
     monkeypatch.setattr("napari_shmoareg.io.model_card.read_card", lambda name: {})
     monkeypatch.setattr("napari_shmoareg.io.model_card.shipped_weights", lambda: ("some",))
-    assert trials._options(Trial("shmoareg", "m", "f"))["network"] == ("some", place)
+    assert trials._options(IsolatedRun("shmoareg", "m", "f"))["network"] == ("some", place)
     assert benchmark.weights_for(["shmoareg"], None, Device.auto) == "some"
     assert seen == [(None, place)] * 2
 

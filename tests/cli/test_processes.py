@@ -24,9 +24,11 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.io import write_image
 from napari_shmoareg.training.synthesis import DrawnPairs
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
-DRAWN = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (40.0, 40.0)), size=(16, 16), labels=4)
+DRAWN = SynthesisSettings(
+    extent=((48.0, 48.0), (64.0, 64.0), (40.0, 40.0)), size=(16, 16), labels=4
+)
 TERMS = ("total", "similarity", "smoothness", "routing", "gradient", "rate")
 TEAM = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 

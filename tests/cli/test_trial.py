@@ -13,13 +13,13 @@ import pytest
 from napari_shmoareg.evaluation import baselines
 from napari_shmoareg.evaluation import isolated_run as trials
 from napari_shmoareg.evaluation import methods as methods_module
-from napari_shmoareg.evaluation.isolated_run import Trial, measure, run_trial
+from napari_shmoareg.evaluation.isolated_run import IsolatedRun, measure, run_trial
 from napari_shmoareg.io import read_image
 from napari_shmoareg.model import SHMoARegConfig
 
 
-def trial_of(files, **more) -> Trial:
-    return Trial(
+def trial_of(files, **more) -> IsolatedRun:
+    return IsolatedRun(
         "start",
         str(files.moving),
         str(files.fixed),
@@ -105,7 +105,7 @@ def test_the_options_of_our_network_reach_the_registration(
 )
 def test_a_peer_gets_the_options_that_it_takes(method, options):
     assert (
-        trials._options(Trial(method, "m", "f", unigradicon_weights="w.trch", device="cpu"))
+        trials._options(IsolatedRun(method, "m", "f", unigradicon_weights="w.trch", device="cpu"))
         == options
     )
 

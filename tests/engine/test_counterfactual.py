@@ -112,9 +112,9 @@ def test_levels_that_did_not_compare_their_experts_are_refused(tiny_network):
 
 def test_learning_compares_the_experts_and_leaves_the_network_as_it_was(tiny_network):
     from napari_shmoareg.training.synthesis import DrawnPairs
-    from napari_shmoareg.training.synthesis_settings import Drawing
+    from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
-    pairs = DrawnPairs([], Drawing(size=(12, 14)))
+    pairs = DrawnPairs([], SynthesisSettings(size=(12, 14)))
     before = {name: value.clone() for name, value in tiny_network.state_dict().items()}
     settings = FineTuning(
         steps=2, routing_target="counterfactual", routing_weight=0.05, similarity="lncc"

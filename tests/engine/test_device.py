@@ -16,7 +16,7 @@ from napari_shmoareg.training import step
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.step import loss_of
 from napari_shmoareg.training.synthesis import DrawnPairs
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_step_computes_in_the_precision_that_was_chosen(choice, fast, wanted, 
     network.encoder.register_forward_hook(
         lambda *_: convolved.append(torch.is_autocast_enabled("cpu"))
     )
-    drawing = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16))
+    drawing = SynthesisSettings(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16))
     pair = DrawnPairs([], drawing, seed=5)[0]
     settings = FineTuning(bfloat16=choice)
     terms, _ = loss_of(network, pair, settings, np.random.default_rng(0), torch.device("cpu"))

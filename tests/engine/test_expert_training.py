@@ -39,7 +39,7 @@ from napari_shmoareg.training.recipes import RunningMean
 from napari_shmoareg.training.settings import ExpertLearning, FineTuning
 from napari_shmoareg.training.step import fine_tune, learning, make_optimiser
 from napari_shmoareg.training.synthesis import DrawnPairs
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 
 def fresh(settings: FineTuning | None = None, seed: int = 0, **changes) -> SHMoAReg:
@@ -50,7 +50,7 @@ def fresh(settings: FineTuning | None = None, seed: int = 0, **changes) -> SHMoA
 
 @pytest.fixture(scope="module")
 def pairs():
-    drawn = DrawnPairs([], Drawing(size=(12, 14)), seed=3, motion=True)
+    drawn = DrawnPairs([], SynthesisSettings(size=(12, 14)), seed=3, motion=True)
     return [drawn[n] for n in range(3)]
 
 

@@ -18,9 +18,11 @@ from napari_shmoareg.training import step as step_module
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.step import Batch, NotFiniteError, fine_tune, make_optimiser
 from napari_shmoareg.training.synthesis import DrawnPairs
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
-SMALL = Drawing(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16), labels=4)
+SMALL = SynthesisSettings(
+    extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16), labels=4
+)
 
 
 @pytest.fixture

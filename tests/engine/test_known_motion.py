@@ -14,10 +14,10 @@ from napari_shmoareg.registration.known_motion import KnownMotion, motion_of
 from napari_shmoareg.training.augmentation import augment, with_known_motion
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.synthesis import DrawnPairs, smooth_noise
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 SHAPE = (24, 28, 20)
-DRAWING = Drawing(
+DRAWING = SynthesisSettings(
     extent=((74.0, 78.0), (92.0, 98.0), (80.0, 86.0)), size=(24, 28), labels=20, shapes=1.0
 )
 

@@ -23,15 +23,15 @@ from napari_shmoareg.training.recipes import (
     validation_pairs,
 )
 from napari_shmoareg.training.synthesis import DrawnPairs, align_subjects, smooth_noise
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 EXTENT = ((74.0, 78.0), (92.0, 98.0), (80.0, 86.0))
-DRAWING = Drawing(extent=EXTENT, size=(16, 18), labels=3)
+DRAWING = SynthesisSettings(extent=EXTENT, size=(16, 18), labels=3)
 STILL = replace(
     DRAWING, shapes=0.0, same_subject=1.0, pose_angle=0.0, pose_scale=0.0, pose_shift=0.0, angle=0.0, scale=0.0,
     shift=0.0, warp=0.0, same_warp=0.0, same_contrast=1.0, noise=0.0, bias=0.0, gamma=0.0,
 )  # fmt: skip
-TORSOS = Drawing(size=(16, 18), torso=0.6, labels=3)
+TORSOS = SynthesisSettings(size=(16, 18), torso=0.6, labels=3)
 CLOSE = replace(DRAWING, close=1.0, close_spacing=(1.5, 2.5), close_shift=10.0)
 
 

@@ -13,8 +13,8 @@ import torch
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.training.distributed import (
-    LostPeerError,
-    Team,
+    LostProcessError,
+    TrainingGroup,
     check_batch,
     environment_of_team,
     team_size,
@@ -33,11 +33,11 @@ VARIABLES = (
 def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelerate():
     code = """
         import sys, torch
-        from napari_shmoareg.training.distributed import Team
-        team = Team.joined("cpu")
+        from napari_shmoareg.training.distributed import TrainingGroup
+        team = TrainingGroup.joined("cpu")
         numbers = torch.arange(3.0)
         team.add([numbers]); team.wait(); team.leave()
-        print(team == Team(), team.leader, list(team.share(3)), team.any(False), team.any(True), numbers.tolist(),
+        print(team == TrainingGroup(), team.leader, list(team.share(3)), team.any(False), team.any(True), numbers.tolist(),
               "accelerate" in sys.modules, torch.distributed.is_initialized())
     """
     environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
@@ -54,14 +54,16 @@ def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelera
 def test_every_thing_is_shared_out_to_exactly_one_process():
     for size in (1, 2, 3, 5):
         for count in (0, 1, 4, 7):
-            shares = [index for rank in range(size) for index in Team(rank, size).share(count)]
+            shares = [
+                index for rank in range(size) for index in TrainingGroup(rank, size).share(count)
+            ]
             assert sorted(shares) == list(range(count))
 
 
 MEMBER = """
     import os, sys, time, torch
-    from napari_shmoareg.training.distributed import LostPeerError, Team
-    team = Team.joined("cpu")
+    from napari_shmoareg.training.distributed import LostProcessError, TrainingGroup
+    team = TrainingGroup.joined("cpu")
     rank = int(os.environ["RANK"])
     assert (team.rank, team.size, team.leader, str(team.device)) == (rank, 2, rank == 0, "cpu")
     single = torch.arange(6.0).reshape(2, 3).t() * (rank + 1)    # not contiguous
@@ -81,7 +83,7 @@ MEMBER = """
         while True:
             team.add([torch.ones(1000)])
             time.sleep(0.01)
-    except LostPeerError as lost:
+    except LostProcessError as lost:
         print(lost, flush=True)
         team.leave(peaceful=False)
         raise SystemExit(7)
@@ -103,7 +105,7 @@ def test_processes_add_up_and_the_other_is_told_within_seconds_that_one_was_kill
 
 
 def test_a_lost_process_is_an_error_of_input_which_commands_say_in_words():
-    assert issubclass(LostPeerError, InputError)
+    assert issubclass(LostProcessError, InputError)
 
 
 def _environment(**variables: str) -> dict[str, str]:

@@ -40,12 +40,12 @@ MEMBER = """
     import copy, sys, torch
     from dataclasses import asdict
     from napari_shmoareg.training.step import fine_tune, make_optimiser
-    from napari_shmoareg.training.distributed import Team
+    from napari_shmoareg.training.distributed import TrainingGroup
     from napari_shmoareg.training.settings import FineTuning
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     folder = sys.argv[1]
-    team = Team.joined("cpu")
+    team = TrainingGroup.joined("cpu")
     told = torch.load(folder + "/begun.pt", weights_only=False)
     settings = FineTuning(**told["settings"])
     for name, begun in told["runs"].items():
@@ -194,7 +194,7 @@ def test_what_one_process_began_two_go_on_with_to_the_same_losses(together, alon
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_the_first_step(pairs):
-    from napari_shmoareg.training.distributed import Team
+    from napari_shmoareg.training.distributed import TrainingGroup
 
     with pytest.raises(InputError, match=r"batch of 2.* 3 processes"):
-        next(fine_tune(_network(), pairs, SETTINGS, team=Team(0, 3)))
+        next(fine_tune(_network(), pairs, SETTINGS, team=TrainingGroup(0, 3)))

@@ -17,7 +17,7 @@ from napari_shmoareg.registration import losses
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.training.recipes import recipe, torso_validation_pairs, validate
 from napari_shmoareg.training.synthesis import DrawnPairs, Subject
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 from napari_shmoareg.training.torso import drawing as drawing_module
 from napari_shmoareg.training.torso.anatomy import Torso
 from napari_shmoareg.training.torso.contrast import (
@@ -34,7 +34,7 @@ from napari_shmoareg.training.torso.drawing import draw_torso
 
 BOX = ((-225, -190, -270), (225, 160, 230))
 SPACING = 6.0
-DRAWING = Drawing(torso=1.0, size=(28, 32))
+DRAWING = SynthesisSettings(torso=1.0, size=(28, 32))
 ALIKE_PAIRS = replace(
     DRAWING, pose_angle=0.0, angle=0.0, scale=0.0, torso_shift=0.0, torso_warp=0.0, torso_cut=0.0
 )
@@ -235,7 +235,7 @@ def test_an_image_that_is_cut_off_shows_nothing_there_and_no_label_of_what_it_cu
 
 
 def test_a_share_of_the_pairs_shows_torsos_and_the_others_stay_what_they_were(monkeypatch):
-    shapes = Drawing(size=(10, 12))
+    shapes = SynthesisSettings(size=(10, 12))
     drawn = []
     monkeypatch.setattr(
         drawing_module, "draw_torso_pair", lambda drawing, rng, device: drawn.append(drawing)
@@ -249,7 +249,7 @@ def test_a_share_of_the_pairs_shows_torsos_and_the_others_stay_what_they_were(mo
 
 
 def test_validation_shows_whole_torsos_of_two_people():
-    found = torso_validation_pairs(Drawing(torso=0.2), size=24, count=2)
+    found = torso_validation_pairs(SynthesisSettings(torso=0.2), size=24, count=2)
     assert all(max(pair.grid.shape) == 24 and pair.moving_labels.shape[1] > 5 for pair in found)
     network = SHMoAReg(SHMoARegConfig.preset("tiny"))
     before, after, folding = validate(network, found)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.location import read_place
+from napari_shmoareg.experts.location import read_location
 from napari_shmoareg.experts.scene import Scene
 from napari_shmoareg.io import read_scene, write_registration
 from napari_shmoareg.io.images import is_registration_folder
@@ -106,7 +106,7 @@ def test_a_place_reads_alike_live_and_from_the_folder(written):
             np.array(index) / 2 * (np.array(live.network_grid.shape) - 1)
         )
         for found, made in zip(
-            read_place(back, point).cells, read_place(live, point).cells, strict=True
+            read_location(back, point).cells, read_location(live, point).cells, strict=True
         ):
             assert (found.place, found.cell, found.experts) == (made.place, made.cell, made.experts)
             assert found.weights == pytest.approx(made.weights, abs=1 / 65535)

@@ -14,7 +14,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.attention import AttentionProbe
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.plugin.controls.tasks import replay_of, weights_of
-from napari_shmoareg.plugin.experts.location import PlaceView
+from napari_shmoareg.plugin.experts.location import LocationView
 from napari_shmoareg.plugin.experts.pins import layer_of_place
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag, to_viewer
@@ -39,7 +39,7 @@ def asked(monkeypatch, lively_network):
 
 @pytest.fixture
 def view(model, qtbot, scene):
-    made = PlaceView(model)
+    made = LocationView(model)
     qtbot.addWidget(made)
     made.show_registration(1)
     made.read(scene.network_grid.to_world((np.array(scene.network_grid.shape) - 1) * 0.4))

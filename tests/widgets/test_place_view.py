@@ -11,10 +11,10 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.experts.location import read_place
+from napari_shmoareg.experts.location import read_location
 from napari_shmoareg.io.files import write_table
-from napari_shmoareg.plugin.controls.tasks import Errand
-from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, PlaceView
+from napari_shmoareg.plugin.controls.tasks import ReplayTask
+from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, LocationView
 from napari_shmoareg.plugin.experts.outline import cut, whole
 from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, layer_of_place, pins_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of
@@ -25,7 +25,7 @@ from napari_shmoareg.plugin.viewer import centre_on
 
 @pytest.fixture
 def view(model, qtbot):
-    made = PlaceView(model)
+    made = LocationView(model)
     qtbot.addWidget(made)
     made.show_registration(1)
     return made
@@ -35,7 +35,7 @@ def view(model, qtbot):
 def docked(viewer, scene):
     """A view in a dock beside the canvas, on the middle of the phantoms."""
     add_layers(viewer, layers_of(scene, 1))
-    made = PlaceView(viewer)
+    made = LocationView(viewer)
     dock = viewer.window.add_dock_widget(made, name="Place", area="right")
     made.show_registration(1)
     viewer.reset_view()
@@ -166,7 +166,7 @@ def test_the_page_fits_into_a_narrow_dock(viewer, scene):
 
 
 def test_a_view_that_is_deleted_while_it_is_in_front_gives_the_zoom_back(model, qtbot):
-    view = PlaceView(model)
+    view = LocationView(model)
     view.show()
     assert [call.__name__ for call in model.mouse_double_click_callbacks] == ["clicked"]
     view.deleteLater()
@@ -243,7 +243,7 @@ def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, sc
 
 def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, scene):
     add_layers(model, layers_of(replace(scene, gates=[]), 2))
-    view = PlaceView(model)
+    view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
     view.read(places(scene, 1)[0])
@@ -259,7 +259,7 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, 
 def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, scene):
     bare = replace(scene, gates=[], expert_maps=[], token_loads=[], times_chosen=[])
     add_layers(model, layers_of(bare, 2))
-    view = PlaceView(model)
+    view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
     view.read(places(scene, 1)[0])
@@ -275,7 +275,7 @@ def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     gates = [gate for gate in scene.gates if gate.place.part == part]
     without = {"expert_maps": []} if part == "encoder" else {"token_loads": [], "times_chosen": []}
     add_layers(model, layers_of(replace(scene, gates=gates, **without), 2))
-    view = PlaceView(model)
+    view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
     view.read(places(scene, 1)[0])
@@ -453,7 +453,7 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, 
     rows = view.pins._rows()
     expected = sum(load.values.shape[-1] for load in scene.token_loads) + 3 * len(scene.expert_maps)
     assert len(rows) == 2 * expected and {row["weights"] for row in rows} == {scene.weights}
-    reading = read_place(scene, pins_of(view._viewer, scene)[1])
+    reading = read_location(scene, pins_of(view._viewer, scene)[1])
     first = reading.cells[0]
     mine = [
         row
@@ -479,7 +479,7 @@ def test_no_outline_is_added_while_the_registrations_layers_go(viewer, scene):
     """
     viewer.add_image(np.zeros((9, 9, 9)), units=("mm",) * 3, scale=(20,) * 3, translate=(-80,) * 3)
     add_layers(viewer, layers_of(scene, 1)[:1])
-    view, centre = PlaceView(viewer), scene.pair.fixed.grid.centre
+    view, centre = LocationView(viewer), scene.pair.fixed.grid.centre
     viewer.window.add_dock_widget(view, name="Place", area="right")
     view.show_registration(1)
     viewer.dims.set_point(0, to_viewer(centre)[0] + 60)
@@ -496,7 +496,7 @@ def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing
 
     held = weakref.ref(own)
     add_layers(viewer, layers_of(own, 1))
-    view = PlaceView(viewer)
+    view = LocationView(viewer)
     viewer.window.add_dock_widget(view, name="Place", area="right")
     view.show_registration(1)
     centre_on(viewer, scene.pair.fixed)
@@ -526,7 +526,7 @@ def test_a_work_is_cancelled_and_its_errors_are_words(qtbot):
 
     owner = QWidget()
     qtbot.addWidget(owner)
-    errand, said = Errand(owner), []
+    errand, said = ReplayTask(owner), []
     errand.failed.connect(said.append)
 
     def endless(work):

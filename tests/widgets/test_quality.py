@@ -26,7 +26,7 @@ from napari_shmoareg.plugin.quality.panel import QualityPanel
 from napari_shmoareg.plugin.register.job import Arrival, Outcome
 from napari_shmoareg.plugin.scenes import layers_of_scene
 from napari_shmoareg.plugin.viewer import CAUTION
-from napari_shmoareg.plugin.viewer_state import Looks
+from napari_shmoareg.plugin.viewer_state import ViewerState
 
 MODES = ("blend", "two colours", "checkerboard", "swipe", "difference", "side by side")
 
@@ -482,7 +482,7 @@ def test_a_folder_that_is_not_empty_gets_a_new_one_inside(tmp_path, scene):
 
 def test_looks_are_put_back_and_later_layers_left_alone(viewer, scene):
     add_layers(viewer, layers_of_pair(scene.pair))
-    before, looks = state(viewer), Looks(viewer)
+    before, looks = state(viewer), ViewerState(viewer)
     later = viewer.add_points(np.zeros((1, 3)), visible=False)
     for layer in viewer.layers:
         layer.visible, layer.opacity, layer.name_overlay.visible = True, 0.3, True

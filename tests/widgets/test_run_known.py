@@ -19,8 +19,8 @@ from napari_shmoareg.plugin.fine_tune.history import (
     window,
 )
 from napari_shmoareg.plugin.fine_tune.process import Order
-from napari_shmoareg.plugin.fine_tune.run_box import length, standing
-from napari_shmoareg.plugin.fine_tune.run_model import Known, RunFiles, Tail, parts_of
+from napari_shmoareg.plugin.fine_tune.run_box import button_state, length
+from napari_shmoareg.plugin.fine_tune.run_model import RunFiles, RunState, Tail, parts_of
 from napari_shmoareg.plugin.fine_tune.scan_rows import records, rows_of, scan_of_file
 
 METRICS = (
@@ -98,7 +98,7 @@ def test_shares_of_a_long_run_are_means_of_stretches_that_still_add_up():
 
 
 def test_a_run_that_goes_on_forgets_what_it_does_again():
-    known = Known()
+    known = RunState()
     for n in range(1, 21):
         known.take(step(n))
     known.take({"event": "validation", "step": 20, "dice": 0.9, "ncc": 0.8, "folding_percent": 0.0})
@@ -109,7 +109,7 @@ def test_a_run_that_goes_on_forgets_what_it_does_again():
 
 
 def test_the_best_look_is_by_dice_or_without_labels_by_correlation():
-    known = Known()
+    known = RunState()
     for at, ncc in ((0, 0.5), (10, 0.7), (20, 0.6)):
         known.take(
             {"event": "validation", "step": at, "dice": None, "ncc": ncc, "folding_percent": 0.1}
@@ -120,7 +120,7 @@ def test_the_best_look_is_by_dice_or_without_labels_by_correlation():
 
 
 def test_an_alarm_keeps_its_first_step_and_is_told_to_be_over():
-    known, place = Known(), "decoder-1-y"
+    known, place = RunState(), "decoder-1-y"
     for at, texts in ((10, ()), (20, ("low",)), (30, ("lower",)), (40, ())):
         alarms = [{"place": place, "text": text} for text in texts]
         known.take({"event": "load", "step": at, "shares": {place: [0.9, 0.1]}, "alarms": alarms})
@@ -138,17 +138,17 @@ def test_an_alarm_keeps_its_first_step_and_is_told_to_be_over():
     ),
 )
 def test_an_event_that_cannot_be_understood_is_noted_and_changes_nothing_else(wrong):
-    known = Known()
+    known = RunState()
     known.take(step(6))
     known.take(wrong)
     assert len(known.garbled) == 1 and known.step == 6 and len(known.terms["total"]) == 1
 
 
 def test_time_and_memory_are_told_in_words():
-    known = Known()
+    known = RunState()
     known.take(begin(memory={"need": 3_100_000_000, "free": 12_400_000_000}))
     known.take(step(10, seconds=1.25, left_seconds=5400.0))
-    told = standing(
+    told = button_state(
         known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False
     )
     assert (
@@ -162,7 +162,7 @@ def test_time_and_memory_are_told_in_words():
         and not told.can_start
         and not told.can_use
     )
-    silent = standing(
+    silent = button_state(
         known,
         works=True,
         mine=True,
@@ -177,7 +177,7 @@ def test_time_and_memory_are_told_in_words():
 
 
 def test_a_run_that_can_go_on_is_resumed_though_no_data_set_is_chosen():
-    known = Known()
+    known = RunState()
     known.take({"event": "end", "reason": "stopped", "step": 3, "weights": None})
     about = {
         "works": False,
@@ -187,14 +187,14 @@ def test_a_run_that_can_go_on_is_resumed_though_no_data_set_is_chosen():
         "missing": "Choose a data set",
         "usable": True,
     }
-    told = standing(known, **about, resumes=True)
+    told = button_state(known, **about, resumes=True)
     assert (told.start_says, told.start_does, told.can_start, told.can_use) == (
         "Resume",
         "resume",
         True,
         True,
     )
-    told = standing(known, **about, resumes=False)
+    told = button_state(known, **about, resumes=False)
     assert (told.start_says, told.can_start) == ("Choose a data set", False)
 
 
@@ -252,7 +252,7 @@ def write_loads(folder, rows):
 
 
 def test_a_run_of_100000_steps_is_read_whole_and_then_only_what_came_since(folder):
-    files, known = RunFiles(folder), Known()
+    files, known = RunFiles(folder), RunState()
     files.read().tell(known)
     assert known.step == 100_000 == len(known.terms["total"]) and known.steps == 100_000
     assert known.terms["similarity"].last == 0.5 and not len(known.terms["overlap"])
@@ -272,7 +272,7 @@ def test_a_run_of_100000_steps_is_read_whole_and_then_only_what_came_since(folde
 
 
 def test_a_table_that_was_cut_back_is_read_anew(folder):
-    files, known = RunFiles(folder), Known()
+    files, known = RunFiles(folder), RunState()
     files.read().tell(known)
     lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "new.csv").write_text("".join(lines[:51]), encoding="utf-8")
@@ -295,7 +295,7 @@ def test_collapsed_routing_is_found_in_a_runs_files_too(folder):
             for e, c in enumerate(of(n))
         ),
     )
-    known = Known()
+    known = RunState()
     RunFiles(folder).read().tell(known)
     assert list(known.alarms) == ["decoder-1-y"] and 400 <= known.alarms["decoder-1-y"].step <= 460
     assert known.shares["decoder-1-x"].last == (0.4, 0.35, 0.25) and known.about["kernels"] == [
@@ -310,7 +310,7 @@ def test_of_a_long_run_some_stretches_of_the_loads_are_kept_and_always_the_last(
         folder,
         ((n, "decoder-1-x", e, c) for n in range(10, 100_001, 10) for e, c in enumerate((n, 1, 1))),
     )
-    known = Known()
+    known = RunState()
     RunFiles(folder).read().tell(known)
     shares = known.shares["decoder-1-x"]
     assert 500 < len(shares) < 1500 and shares.last[0] == pytest.approx(100_000 / 100_002)
@@ -364,9 +364,9 @@ def test_the_check_up_reads_the_same_from_events_and_from_the_file(tmp_path):
 
 
 def test_the_phase_is_told_with_what_it_is_at():
-    known = Known()
+    known = RunState()
     known.take({"event": "phase", "phase": "checkup", "done": 0.11, "text": "hippocampus_001"})
-    told = standing(
+    told = button_state(
         known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False
     )
     assert told.text == "Checking the scans: hippocampus_001 (11 %)"

@@ -1,9 +1,4 @@
-"""How a small chart of an expert load is drawn.
-
-One small chart of an expert load: bars that can be asked, and picked.
-
-Bars of a region's shares beside those of the reference.
-"""
+"""Small bar charts of expert loads."""
 
 from __future__ import annotations
 

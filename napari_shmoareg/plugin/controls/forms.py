@@ -1,7 +1,4 @@
-"""Captions of a form's rows.
-
-What the parts of the Experts panel have in common.
-"""
+"""Rows of a form, with captions and tooltips; sections of a panel."""
 
 from __future__ import annotations
 

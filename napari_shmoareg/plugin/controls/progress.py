@@ -26,7 +26,7 @@ FINENESS = 1000  # steps of the bar
 SHORTCUT = "Ctrl+Return"
 
 
-class Doing(Enum):
+class PanelState(Enum):
     """What the panel is at."""
 
     nothing = "Register"
@@ -36,10 +36,10 @@ class Doing(Enum):
 
 
 TIPS = {
-    Doing.nothing: f"Bring the moving image onto the fixed one ({SHORTCUT}).",
-    Doing.registering: "End the registration; nothing is added.",
-    Doing.cancelling: "The registration ends at its next step.",
-    Doing.adding: "The result is put into the viewer.",
+    PanelState.nothing: f"Bring the moving image onto the fixed one ({SHORTCUT}).",
+    PanelState.registering: "End the registration; nothing is added.",
+    PanelState.cancelling: "The registration ends at its next step.",
+    PanelState.adding: "The result is put into the viewer.",
 }
 
 
@@ -48,7 +48,7 @@ class ProgressRow(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.button = QPushButton(Doing.nothing.value)
+        self.button = QPushButton(PanelState.nothing.value)
         self.button.setDefault(True)
         self.bar, self.told = QProgressBar(), QLabel()
         self.bar.setRange(0, FINENESS)
@@ -60,16 +60,18 @@ class ProgressRow(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         for widget in (self.told, self.bar, self.button):
             layout.addWidget(widget)
-        self.show_doing(Doing.nothing, None)
+        self.show_doing(PanelState.nothing, None)
 
-    def show_doing(self, doing: Doing, missing: str | None) -> None:
+    def show_doing(self, doing: PanelState, missing: str | None) -> None:
         """Say what a click would do, or what it would need."""
-        ready = doing is not Doing.nothing or missing is None
+        ready = doing is not PanelState.nothing or missing is None
         self.button.setText((doing.value if ready else str(missing)).replace("&", "&&"))
         self.button.setToolTip(TIPS[doing] if ready else f"{missing}, then it can be registered.")
-        self.button.setEnabled(doing is Doing.registering or (doing is Doing.nothing and ready))
+        self.button.setEnabled(
+            doing is PanelState.registering or (doing is PanelState.nothing and ready)
+        )
         for widget in (self.bar, self.told):
-            widget.setVisible(doing is not Doing.nothing)
+            widget.setVisible(doing is not PanelState.nothing)
 
     def show_status(self, status: Status) -> None:
         """Say how far it is."""

@@ -310,7 +310,7 @@ class Work(Cancellable):
         self.reached = (title, done)
 
 
-class Errand(QObject):
+class ReplayTask(QObject):
     """Runs one `Work` after another for a view, and ends with it.
 
     Parameters
@@ -332,7 +332,7 @@ class Errand(QObject):
 
     Examples
     --------
-    In a view: ``self.errand = Errand(self)``; ``self.errand.ready.connect(self._take)``; then
+    In a view: ``self.errand = ReplayTask(self)``; ``self.errand.ready.connect(self._take)``; then
     ``self.errand.start(lambda work: Experiment(replay_of(scene, work)))``, or
     ``self.errand.start_replay(scene)``."""
 

@@ -27,7 +27,7 @@ from superqt.utils import signals_blocked
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import fill
 from napari_shmoareg.plugin.controls.legend import Ramp
-from napari_shmoareg.plugin.controls.tasks import Errand, Work, replay_of
+from napari_shmoareg.plugin.controls.tasks import ReplayTask, Work, replay_of
 from napari_shmoareg.plugin.experts.pins import about, layer_of_place
 from napari_shmoareg.plugin.placement import KEY
 
@@ -202,7 +202,7 @@ class AttentionBox(QWidget):
         self._cell: CellReading | None = None
         self.probes: weakref.WeakKeyDictionary[Scene, Probed] = weakref.WeakKeyDictionary()
         self.heads: list[HeadAttention] = []
-        self.errand = Errand(self)
+        self.errand = ReplayTask(self)
         self._build()
         self.errand.came.connect(self._follow)
         self.errand.ready.connect(self._take)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_shmoareg.experts.load import Place
-    from napari_shmoareg.experts.location import CellReading, PlaceReading
+    from napari_shmoareg.experts.location import CellReading, LocationReading
     from napari_shmoareg.experts.scene import Scene
 
 
@@ -85,7 +85,7 @@ class PlaceBox(QWidget):
             strip.picked.connect(self.picked)
         self._column.addWidget(body)
 
-    def show_reading(self, reading: PlaceReading | None) -> None:
+    def show_reading(self, reading: LocationReading | None) -> None:
         """Fill the strips in, or empty them."""
         cells = {} if reading is None else {cell.place: cell for cell in reading.cells}
         for place, strip in self.strips.items():
@@ -279,7 +279,7 @@ NOTHING = "This network has no experts (no MoA, no SHMoE), so nothing was chosen
 NO_GATES = "This folder was written before gates were kept: only what was chosen is known."
 
 
-class PlaceView(Section):
+class LocationView(Section):
     """Reads all gates at a place, compares up to five places, and shows what a token attends to.
 
     Parameters
@@ -289,7 +289,7 @@ class PlaceView(Section):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Experts at a place", viewer)
-        self.reading: PlaceReading | None = None
+        self.reading: LocationReading | None = None
         # that was read last, exactly; the boxes round it
         self._place: NDArray[np.float64] | None = None
         self._scene: weakref.ref[Scene] | None = None
@@ -320,7 +320,7 @@ class PlaceView(Section):
 
     def read(self, point: ArrayLike) -> None:
         """Read a place, (3,) mm RAS; where nothing can be read it is said why."""
-        from napari_shmoareg.experts.location import read_place
+        from napari_shmoareg.experts.location import read_location
 
         scene = self._found()
         if scene is None:
@@ -330,7 +330,7 @@ class PlaceView(Section):
             with signals_blocked(box):
                 box.setValue(float(value))
         try:
-            self.reading = read_place(scene, place)
+            self.reading = read_location(scene, place)
             kept = NO_GATES if self.reading.cells else NOTHING
             said = "" if scene.gates else kept
         except InputError as error:

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QTabWidget, Q
 from napari_shmoareg.plugin.controls.forms import Section, fill
 from napari_shmoareg.plugin.controls.tasks import weights_of
 from napari_shmoareg.plugin.experts.loads import LayersView
-from napari_shmoareg.plugin.experts.location import PlaceView
+from napari_shmoareg.plugin.experts.location import LocationView
 from napari_shmoareg.plugin.experts.maps import (
     DecoderSection,
     DeformationSection,
@@ -49,7 +49,11 @@ TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
         "The load of every gate as bars; a click shows the map behind a bar (Fig. 5)",
         (LayersView,),
     ),
-    ("Place", "Which experts were chosen at places that you double-click (Fig. 6)", (PlaceView,)),
+    (
+        "Place",
+        "Which experts were chosen at places that you double-click (Fig. 6)",
+        (LocationView,),
+    ),
     ("Regions", "Loads within labels or shapes, and how they differ", (RegionView,)),
     ("What if", "Silence or force experts, run again, and see what changes", (WhatIfView,)),
     ("Deformation", "Grid, arrows and changes of volume", (DeformationSection,)),

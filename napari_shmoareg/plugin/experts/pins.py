@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer, Points
 
-    from napari_shmoareg.experts.location import PlaceReading
+    from napari_shmoareg.experts.location import LocationReading
     from napari_shmoareg.experts.scene import Scene
 
 
@@ -166,7 +166,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
     return layer
 
 
-Numbered = Sequence[tuple[int, "PlaceReading"]]  # numbers of pins from 1
+Numbered = Sequence[tuple[int, "LocationReading"]]  # numbers of pins from 1
 
 
 def rows_of(scene: Scene, readings: Numbered) -> list[dict[str, object]]:
@@ -209,7 +209,7 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
 
     Parameters
     ----------
-    readings : sequence of (number, PlaceReading)
+    readings : sequence of (number, LocationReading)
     layer : int
     image : {"moving", "fixed"}
     block : int or None
@@ -293,7 +293,7 @@ class PinsBox(QWidget):
         self._scene: weakref.ref[Scene] | None = None
         self._number = 0
         self._watched: weakref.ref[Any] | None = None
-        self.readings: list[tuple[int, PlaceReading]] = []
+        self.readings: list[tuple[int, LocationReading]] = []
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.setInterval(SOON)
@@ -463,8 +463,8 @@ class PinsBox(QWidget):
         return None if self._scene is None else self._scene()
 
 
-def _read(scene: Scene | None, point: NDArray[np.float64]) -> PlaceReading:
-    from napari_shmoareg.experts.location import read_place
+def _read(scene: Scene | None, point: NDArray[np.float64]) -> LocationReading:
+    from napari_shmoareg.experts.location import read_location
 
     assert scene is not None
-    return read_place(scene, point)
+    return read_location(scene, point)

@@ -33,7 +33,7 @@ from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.controls.bars import RegionBars
 from napari_shmoareg.plugin.controls.forms import Section, fill
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons, origin_of
-from napari_shmoareg.plugin.controls.tasks import CANCEL, Errand, Work
+from napari_shmoareg.plugin.controls.tasks import CANCEL, ReplayTask, Work
 from napari_shmoareg.plugin.experts.gate_picker import WherePicker, said_where
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.layers import expert_names
@@ -79,7 +79,7 @@ REFERENCES: dict[Any, str] = {WHOLE: "whole image, air included", TOGETHER: "all
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class RegionRequest:
     """What is to be counted: the gates, the regions, and what they are compared with."""
 
     where: dict[str, Any]
@@ -122,7 +122,7 @@ class Regions:
         return {**origin, "labels": self.source, "reference": self.against}
 
 
-def count(work: Work, scene: Scene, asked: Asked) -> Regions:
+def count(work: Work, scene: Scene, asked: RegionRequest) -> Regions:
     """The loads of all regions, gate by gate, in any thread; it can be cancelled between two
     gates.
     """
@@ -392,7 +392,7 @@ class RegionView(Section):
         for widget in (self.compute, self.told, *figures, self.says):
             self.column.addWidget(widget)
         self.column.addStretch(1)
-        self.errand = Errand(self)
+        self.errand = ReplayTask(self)
         self.errand.ready.connect(self._take)
         self.errand.failed.connect(self._fail)
         self.errand.cancelled.connect(lambda: self._settle("Cancelled."))
@@ -432,14 +432,14 @@ class RegionView(Section):
             self.errand.start(lambda work: count(work, scene, asked), "the loads of regions")
             self._settle("starting")
 
-    def _form(self) -> Asked | None:
+    def _form(self) -> RegionRequest | None:
         """What the form says; None where it lacks something."""
         source = self.regions.source
         picked = self.reference.currentData()
         return (
             None
             if source is None
-            else Asked(self.where.where, source, WHOLE if picked is None else picked)
+            else RegionRequest(self.where.where, source, WHOLE if picked is None else picked)
         )
 
     def _came(self, title: str, done: float) -> None:

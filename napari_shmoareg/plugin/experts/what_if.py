@@ -21,7 +21,7 @@ from napari_shmoareg.plugin.controls.forms import Section
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.progress import ProgressBox
 from napari_shmoareg.plugin.controls.tables import origin_of
-from napari_shmoareg.plugin.controls.tasks import CANCEL, Errand
+from napari_shmoareg.plugin.controls.tasks import CANCEL, ReplayTask
 from napari_shmoareg.plugin.experts.what_if_form import WhatIfForm
 from napari_shmoareg.plugin.experts.what_if_results import SweepBox, WhatIfResult, other_weights
 from napari_shmoareg.plugin.experts.what_if_work import (
@@ -106,7 +106,7 @@ class WhatIfView(Section):
         for widget in (self.progress, self.choose, *self.boxes.values(), caption):
             self.column.addWidget(widget)
         self.column.addStretch(1)
-        self.errand = Errand(self)
+        self.errand = ReplayTask(self)
         self.errand.came.connect(self._came)
         self.errand.ready.connect(self._take)
         self.errand.failed.connect(self._fail)

@@ -50,7 +50,7 @@ EACH = 0  # of the regions: all of them together
 
 
 @dataclass(frozen=True, eq=False)
-class Wish:
+class ChangeRequest:
     """What a person asks for, to be made an `Intervention` in any thread.
 
     Attributes
@@ -201,19 +201,21 @@ class WhatIfForm(QWidget):
         self._offer_regions()
 
     @property
-    def wish(self) -> Wish | None:
+    def wish(self) -> ChangeRequest | None:
         """What is asked for; None where there is nothing to ask."""
         expert, action = self.expert.currentData(), self.action.currentData()
         if expert is None:  # the part has no experts, or there is no registration
             return None
         if action not in ACTIONS:
             alone = expert if self._needs_expert and expert != OFTEN else None
-            return Wish(
+            return ChangeRequest(
                 action, alone, self.where.where, None, EACH, False, self.passes.currentData()
             )
         region = int(self.region.currentData() or EACH)
         picked = self.source.source
-        return Wish(action, expert, self.where.where, picked, region, self.null.isChecked())
+        return ChangeRequest(
+            action, expert, self.where.where, picked, region, self.null.isChecked()
+        )
 
     @property
     def _needs_expert(self) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.tables import origin_of
 from napari_shmoareg.plugin.controls.tasks import WeightsError, Work, replay_of
-from napari_shmoareg.plugin.experts.what_if_form import Wish
+from napari_shmoareg.plugin.experts.what_if_form import ChangeRequest
 from napari_shmoareg.plugin.placement import layer_options, tag
 from napari_shmoareg.plugin.scenes import layers_of_scene
 from napari_shmoareg.plugin.showing import show_experts, show_head, show_only
@@ -119,7 +119,11 @@ class Sweep:
 
 
 def answer(
-    work: Work, held: weakref.ref[Scene], wish: Wish, kept: Kept, weights: str | None = None
+    work: Work,
+    held: weakref.ref[Scene],
+    wish: ChangeRequest,
+    kept: Kept,
+    weights: str | None = None,
 ) -> tuple[Answer, Effect]:
     """Make the change, and its random counterpart if that is wished for; the scene itself is not
     held meanwhile.
@@ -155,7 +159,7 @@ def answer(
 def sweep(
     work: Work,
     held: weakref.ref[Scene],
-    wish: Wish,
+    wish: ChangeRequest,
     kept: Kept,
     found: Sweep,
     weights: str | None = None,

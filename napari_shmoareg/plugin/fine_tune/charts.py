@@ -1,9 +1,4 @@
-"""Charts over steps in the colours of the window, drawn by pyqtgraph.
-
-The tab of the loads: shares of experts over the steps, and collapsed routing.
-
-The tab of the curves: losses, validation, and the pair that is shown.
-"""
+"""Charts over training steps: losses, validation, loads of the experts."""
 
 from __future__ import annotations
 
@@ -28,7 +23,7 @@ from napari_shmoareg.figures.palette import expert_colours, head_colours
 from napari_shmoareg.plugin.controls.forms import fill
 from napari_shmoareg.plugin.controls.legend import Swatch, Swatches
 from napari_shmoareg.plugin.fine_tune.history import Points, decimated, smoothed
-from napari_shmoareg.plugin.fine_tune.run_model import TERMS, Alarm, Known
+from napari_shmoareg.plugin.fine_tune.run_model import TERMS, Alarm, RunState
 
 CURVE_POINTS = 600  # points of a curve on the screen
 AXIS = 52  # pixels of the numbers to the left
@@ -253,7 +248,7 @@ class LoadsView(QWidget):
         """Take the colours of the window."""
         self.chart.set_theme(theme)
 
-    def show_known(self, known: Known) -> None:
+    def show_state(self, known: RunState) -> None:
         """Draw what is known of the picked place."""
         self.nothing.setVisible(not known.shares)
         layers = dict.fromkeys(place.rpartition("-")[0] for place in known.shares)
@@ -396,7 +391,7 @@ class CurvesView(QWidget):
         for chart in (self.losses, self.dice, self.folding):
             chart.set_theme(theme)
 
-    def show_known(self, known: Known) -> None:
+    def show_state(self, known: RunState) -> None:
         """Draw what is known."""
         self.nothing.setVisible(not len(known.terms["total"]))
         self.terms["overlap"].setEnabled(

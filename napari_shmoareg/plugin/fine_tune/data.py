@@ -1,11 +1,4 @@
-"""The table of a check-up: a line per scan, problems on top.
-
-What is learned from: files on the disk, or open layers.
-
-The check-up of a data set beside the window, scan by scan.
-
-The tab of the data: what is learned from, and what the check-up says of it.
-"""
+"""The Data tab: the data set, its quality check and the table of its scans."""
 
 from __future__ import annotations
 

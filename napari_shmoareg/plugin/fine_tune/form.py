@@ -1,7 +1,4 @@
-"""One setting as a control, by the type of its field, with its error below it.
-
-The settings of learning as a form, made from their classes.
-"""
+"""Training settings as a form, generated from their classes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Which labels layer is which image's; none in doubt.
-
-Open layers as a data set on the disk, each on its own grid.
-
-Which open layers are learned from: a line per image, with its labels and its subject.
-"""
+"""Open layers as a data set on disk: images, their labels, their subjects."""
 
 from __future__ import annotations
 

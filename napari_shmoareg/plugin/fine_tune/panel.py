@@ -1,9 +1,4 @@
-"""What is taken elsewhere: weights to the Register panel, the command to the clipboard.
-
-Alarms of collapsed routing as notifications.
-
-The Fine-tune panel: choose scans, look at them, learn, watch, and use what was learned.
-"""
+"""The Fine-tune panel: choose scans, check them, train, watch, and use the weights."""
 
 from __future__ import annotations
 
@@ -26,7 +21,7 @@ from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
 from napari_shmoareg.plugin.fine_tune.preview import Preview
 from napari_shmoareg.plugin.fine_tune.process import Follower, Mode
-from napari_shmoareg.plugin.fine_tune.run_box import RunBox, standing
+from napari_shmoareg.plugin.fine_tune.run_box import RunBox, button_state
 from napari_shmoareg.plugin.fine_tune.run_model import Alarm, parts_of
 from napari_shmoareg.plugin.fine_tune.run_request import Ordering
 from napari_shmoareg.plugin.opening import Panel
@@ -282,8 +277,8 @@ class FineTunePanel(Panel):
         follower = self.follower
         works = follower.mode in (Mode.own, Mode.elsewhere)
         self._ordering.settle(works=works)
-        self.run.show_standing(
-            standing(
+        self.run.show_button_state(
+            button_state(
                 follower.known,
                 works=works,
                 mine=follower.mode is Mode.own,
@@ -308,9 +303,9 @@ class FineTunePanel(Panel):
             self.data.show_run(known.scans, self._parts_of_run(), known.about.get("problems") or ())
         front = list(TABS)[self.tabs.currentIndex()]
         if front == "Curves" and self.curves is not None:
-            self.curves.show_known(known)
+            self.curves.show_state(known)
         if front == "Loads" and self.loads is not None:
-            self.loads.show_known(known)
+            self.loads.show_state(known)
         if self.curves is not None and self.curves.preview.isChecked():
             self.preview.show(known.preview)
 

@@ -1,9 +1,4 @@
-"""The command that learns, as a child process that tells what it does.
-
-The command that a run is started by.
-
-Follows a run: its child process, or its folder while others work on it.
-"""
+"""A training run beside the window: its command, its child process, its folder followed."""
 
 from __future__ import annotations
 
@@ -29,7 +24,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.tasks import Background
-from napari_shmoareg.plugin.fine_tune.run_model import Known, News, RunFiles
+from napari_shmoareg.plugin.fine_tune.run_model import News, RunFiles, RunState
 
 LAST = 12  # lines of what a child that broke down said last
 MOST = 2000  # events that are handed over at once, so that a window does not stand still over them
@@ -283,7 +278,7 @@ class Follower(QObject):
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self.known, self.mode = Known(), Mode.nothing
+        self.known, self.mode = RunState(), Mode.nothing
         self.folder: Path | None = None
         self.asked = ""  # of the run, and not done yet
         self._held = held = _Held()
@@ -315,7 +310,7 @@ class Follower(QObject):
             self.failed.emit(f"The run could not be started: {error}.")
             return
         if folder != self.folder:
-            self.known = Known()
+            self.known = RunState()
         self.known.start_anew()
         self._held.child, self.folder, self.mode, self.asked = child, folder, Mode.own, ""
         self._files, self._heard = None, time.monotonic()
@@ -328,7 +323,7 @@ class Follower(QObject):
         it.
         """
         self.close()
-        self.known, self.folder, self.mode, self.asked = Known(), folder, Mode.nothing, ""
+        self.known, self.folder, self.mode, self.asked = RunState(), folder, Mode.nothing, ""
         self._files = RunFiles(folder)
         self._read()
         self._timer.start()
@@ -339,7 +334,7 @@ class Follower(QObject):
         if self._held.child is not None:
             return
         self.close()
-        self.known, self.folder, self.mode, self.asked = Known(), None, Mode.nothing, ""
+        self.known, self.folder, self.mode, self.asked = RunState(), None, Mode.nothing, ""
         self.changed.emit()
 
     def ask(self, word: str) -> None:
@@ -352,10 +347,10 @@ class Follower(QObject):
             self.asked = word
             self.changed.emit()
             return
-        from napari_shmoareg.training.run import write_wish
+        from napari_shmoareg.training.run import write_request
 
         try:
-            write_wish(self.folder / "wish", word)
+            write_request(self.folder / "wish", word)
         except InputError as error:
             self.failed.emit(str(error))
             return
@@ -464,7 +459,7 @@ class _Held:
         self.child = None
 
 
-def broken(ended: Ended, child: Child, known: Known) -> str:
+def broken(ended: Ended, child: Child, known: RunState) -> str:
     """What to tell of a child that did not end as it should; empty for one that did."""
     if known.error:
         return known.error

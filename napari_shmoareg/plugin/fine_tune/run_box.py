@@ -1,9 +1,4 @@
-"""What lies in the folder that the run's field names.
-
-How a run stands, in words, and what can be done with it.  No Qt.
-
-Where a run goes, its buttons, and how far it is.
-"""
+"""Where a training run is written, its state, and the buttons for what can be done with it."""
 
 from __future__ import annotations
 
@@ -28,14 +23,14 @@ from qtpy.QtWidgets import (
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import captioned
-from napari_shmoareg.plugin.fine_tune.run_model import Known, told
+from napari_shmoareg.plugin.fine_tune.run_model import RunState, told
 
 # May be given anew when a run goes on: as `training.plan` has it, and the number of steps.
 FREE = ("steps", "minutes", "validate_every", "validation_pairs", "save_every", "tensorboard")
 
 
 @dataclass(frozen=True)
-class Lying:
+class RunFolderState:
     """A folder as it is now.
 
     Attributes
@@ -53,18 +48,20 @@ class Lying:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def look(folder: Path | None) -> Lying:
+def look(folder: Path | None) -> RunFolderState:
     """What lies in a folder; None is no folder."""
     from napari_shmoareg.training.run import is_blank
 
     if folder is None or not (folder / "run.json").is_file():
-        return Lying()
+        return RunFolderState()
     try:
         about = told(folder)
-        return Lying(True, is_blank(folder), {**about["settings"], **about["run_settings"]})
+        return RunFolderState(
+            True, is_blank(folder), {**about["settings"], **about["run_settings"]}
+        )
     # of another program, or just being written: it is told when it is opened
     except (InputError, OSError):
-        return Lying(True)
+        return RunFolderState(True)
 
 
 OVER = "Done"
@@ -90,7 +87,7 @@ PHASES = {
 
 
 @dataclass(frozen=True)
-class Standing:
+class ButtonState:
     """What the buttons say and whether they can be pressed, a text, and how far the run is (None:
     no bar; -1: busy).
 
@@ -113,8 +110,8 @@ class Standing:
     can_open: bool = True
 
 
-def standing(
-    known: Known,
+def button_state(
+    known: RunState,
     *,
     works: bool,
     mine: bool,
@@ -126,12 +123,12 @@ def standing(
     anew: bool = False,
     uncopied: str = "",
     steps: int = 0,
-) -> Standing:
+) -> ButtonState:
     """How a run stands.
 
     Parameters
     ----------
-    known : Known
+    known : RunState
     works : bool
         Whether a process works on it, and `mine` whether that is a child of this panel.
     mine : bool
@@ -155,7 +152,7 @@ def standing(
     """
     over = resumes and 0 < max(known.steps, steps) <= known.step
     paused = known.paused or asked == "go"
-    return Standing(
+    return ButtonState(
         works=works,
         text=_text(known, works, mine, asked, silent),
         done=_done(known, works),
@@ -179,7 +176,7 @@ def standing(
     )
 
 
-def figures(known: Known) -> list[str]:
+def figures(known: RunState) -> list[str]:
     """``1.2 s a step``, ``needs 3.1 of 12.4 GB``, ``best Dice 0.712 at step 300``: what is
     known.
     """
@@ -207,7 +204,7 @@ def length(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _text(known: Known, works: bool, mine: bool, asked: str, silent: float) -> str:
+def _text(known: RunState, works: bool, mine: bool, asked: str, silent: float) -> str:
     lines = []
     if works and asked:
         lines.append(ASKED[asked])
@@ -253,7 +250,7 @@ def _text(known: Known, works: bool, mine: bool, asked: str, silent: float) -> s
     return "\n".join(lines)
 
 
-def _done(known: Known, works: bool) -> float | None:
+def _done(known: RunState, works: bool) -> float | None:
     if not works:
         return None
     phase = known.phase
@@ -352,35 +349,35 @@ class RunBox(QWidget):
             getattr(self, name).clicked.connect(lambda _=False, name=name: self.pressed.emit(name))
         self.open.clicked.connect(self._open)
         self._lay_out()
-        self._standing = Standing()
-        self.show_standing(self._standing)
+        self._standing = ButtonState()
+        self.show_button_state(self._standing)
 
-    def show_standing(self, standing: Standing) -> None:
+    def show_button_state(self, button_state: ButtonState) -> None:
         """Say how far the run is, and what the buttons would do."""
-        self._standing = standing
-        self.start.setText(standing.start_says.replace("&", "&&"))
-        self.start.setEnabled(standing.can_start)
-        self.start.setVisible(not standing.works)
-        self.start.setToolTip(f"<qt>{TIPS[standing.start_does]}</qt>")
-        self.pause.setText(standing.pause_says)
-        self.pause.setEnabled(standing.can_pause)
-        self.pause.setVisible(standing.works)
-        self.pause.setToolTip(f"<qt>{TIPS[standing.pause_does]}</qt>")
-        self.stop.setText(standing.stop_says)
-        self.stop.setEnabled(standing.can_stop)
-        self.stop.setVisible(standing.works)
-        self.use.setEnabled(standing.can_use)
-        self.copy.setEnabled(not standing.uncopied)
-        self.copy.setToolTip(f"<qt>{standing.uncopied or TIPS['copy']}</qt>")
-        self.open.setEnabled(standing.can_open)
+        self._standing = button_state
+        self.start.setText(button_state.start_says.replace("&", "&&"))
+        self.start.setEnabled(button_state.can_start)
+        self.start.setVisible(not button_state.works)
+        self.start.setToolTip(f"<qt>{TIPS[button_state.start_does]}</qt>")
+        self.pause.setText(button_state.pause_says)
+        self.pause.setEnabled(button_state.can_pause)
+        self.pause.setVisible(button_state.works)
+        self.pause.setToolTip(f"<qt>{TIPS[button_state.pause_does]}</qt>")
+        self.stop.setText(button_state.stop_says)
+        self.stop.setEnabled(button_state.can_stop)
+        self.stop.setVisible(button_state.works)
+        self.use.setEnabled(button_state.can_use)
+        self.copy.setEnabled(not button_state.uncopied)
+        self.copy.setToolTip(f"<qt>{button_state.uncopied or TIPS['copy']}</qt>")
+        self.open.setEnabled(button_state.can_open)
         for widget in (self.folder, self.choose):
-            widget.setEnabled(standing.can_open)
-        self.told.setText(standing.text)
-        self.told.setVisible(bool(standing.text))
-        self.bar.setVisible(standing.done is not None)
-        if standing.done is not None:
-            self.bar.setRange(0, 0 if standing.done < 0 else FINENESS)
-            self.bar.setValue(round(FINENESS * max(0.0, standing.done)))
+            widget.setEnabled(button_state.can_open)
+        self.told.setText(button_state.text)
+        self.told.setVisible(bool(button_state.text))
+        self.bar.setVisible(button_state.done is not None)
+        if button_state.done is not None:
+            self.bar.setRange(0, 0 if button_state.done < 0 else FINENESS)
+            self.bar.setValue(round(FINENESS * max(0.0, button_state.done)))
 
     def _lay_out(self) -> None:
         row = QHBoxLayout()

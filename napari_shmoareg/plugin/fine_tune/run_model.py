@@ -1,7 +1,4 @@
-"""What is known of a run, from its events or its files.  No Qt.
-
-A run as its folder tells of it: the same as its events, read from files that may be growing.
-"""
+"""The state of a training run, from its events or its files.  No Qt."""
 
 from __future__ import annotations
 
@@ -54,7 +51,7 @@ class Best(NamedTuple):
 
 
 @dataclass
-class Known:
+class RunState:
     """A run as far as it told of itself.
 
     Attributes
@@ -260,7 +257,7 @@ class News:
     steps: dict[str, NDArray] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
-    def tell(self, known: Known) -> None:
+    def tell(self, known: RunState) -> None:
         """Have it be known."""
         if self.about:
             known.take(self.about)

@@ -15,7 +15,7 @@ from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
 from napari_shmoareg.plugin.fine_tune.open_layers import IMAGES, LABELS, SUBJECT, write_layers
 from napari_shmoareg.plugin.fine_tune.process import Order
-from napari_shmoareg.plugin.fine_tune.run_box import FREE, Lying, RunBox, look
+from napari_shmoareg.plugin.fine_tune.run_box import FREE, RunBox, RunFolderState, look
 
 EVERY = 200  # ms between two looks at the writing of layers
 WEIGHTS = ("best.safetensors", "last.safetensors")
@@ -76,7 +76,7 @@ class Ordering(QObject):
         return self.lying.blank and self.missing is None
 
     @property
-    def lying(self) -> Lying:
+    def lying(self) -> RunFolderState:
         """What lies in the folder."""
         return look(self.folder)
 

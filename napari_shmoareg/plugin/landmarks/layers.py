@@ -1,7 +1,4 @@
-"""Landmarks as two Points layers, numbered and coloured alike, and how far apart they are.
-
-Setting landmarks by clicking: a point in the fixed image, then the same place in the moving one.
-"""
+"""Landmarks as two Points layers, placed by clicking, and their distances."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from napari_shmoareg.plugin.placement import (
 )
 from napari_shmoareg.plugin.scenes import layer_in_role
 from napari_shmoareg.plugin.showing import layer_of
-from napari_shmoareg.plugin.viewer_state import Looks
+from napari_shmoareg.plugin.viewer_state import ViewerState
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -256,7 +253,7 @@ class Adding:
         }
         self._affine = None if scene is None else scene.affine
         self._layers = add_landmark_layers(viewer)
-        self._looks = Looks(viewer)
+        self._looks = ViewerState(viewer)
         self.side = ""
         self.advance()
 

@@ -1,9 +1,4 @@
-"""Landmarks from files and to files: the buttons, and what they do.
-
-The table of landmark pairs: distances before, after the affine and after all, mm.
-
-The panel "Landmarks": pairs of points, and how far the registration leaves them apart.
-"""
+"""The Landmarks panel: files, table, distances in mm."""
 
 from __future__ import annotations
 

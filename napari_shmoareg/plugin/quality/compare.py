@@ -26,7 +26,7 @@ from napari_shmoareg.plugin.quality.composites import (
 )
 from napari_shmoareg.plugin.scenes import scenes
 from napari_shmoareg.plugin.showing import layer_of
-from napari_shmoareg.plugin.viewer_state import Looks
+from napari_shmoareg.plugin.viewer_state import ViewerState
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -59,7 +59,7 @@ class Comparer(QObject):
         self.current: Comparison | None = None
         self.busy = False
         self.amount = 0.5
-        self._looks: Looks | None = None
+        self._looks: ViewerState | None = None
         self._wanted: tuple[int, str, str] | None = None
         self._changing = False
         self._kept: weakref.WeakKeyDictionary[Scene, dict[str, Volume]] = (
@@ -140,7 +140,7 @@ class Comparer(QObject):
         kind = Computed if made.mode in COMPUTED else Beside if made.mode == BESIDE else Mixed
         with self._changes(viewer, at_once=kind is not Mixed or bool(made.extra)):
             self._end(viewer)
-            self._looks = Looks(viewer)
+            self._looks = ViewerState(viewer)
             self.current = kind(viewer, made, self.amount)
         if isinstance(self.current, Computed):
             self.current.dragged.connect(self.dragged.emit)

@@ -1,12 +1,6 @@
-"""Two images in one: checkerboard, swipe, difference.
+"""Checkerboard, swipe and difference of two images, as layers computed beside the window.
 
-Arrays as the viewer shows them (S, A, R), on the fixed image's grid, intensities in [0, 1].
-
-What a comparison needs, computed beside the window.
-
-Ways to compare a registration's images in the viewer: begun, changed, and undone without a trace.
-
-Checkerboard, swipe and difference in the viewer: one layer, computed from two images.
+Arrays are as the viewer shows them (S, A, R), on the fixed image's grid, intensities in [0, 1].
 """
 
 from __future__ import annotations

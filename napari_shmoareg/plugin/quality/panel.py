@@ -1,9 +1,4 @@
-"""Saves everything of a registration to a folder, beside the window.
-
-Two tables of figures: of the whole registration, and of each label.
-
-The panel "Quality": compare, measure, save.
-"""
+"""The Quality panel: compare, measure, save."""
 
 from __future__ import annotations
 

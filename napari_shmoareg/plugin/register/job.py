@@ -1,7 +1,4 @@
-"""One registration, from layers to layers, off the GUI thread.
-
-The layers of a result come into the viewer one by one.
-"""
+"""One registration, from layers to layers, off the GUI thread."""
 
 from __future__ import annotations
 

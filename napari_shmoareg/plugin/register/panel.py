@@ -1,9 +1,4 @@
-"""Settings that last from one start of napari to the next.
-
-What came of the last registration, in words.
-
-The Register panel: two layers in, the layers of a registration out.
-"""
+"""The Register panel: two layers in, the layers of a registration out."""
 
 from __future__ import annotations
 
@@ -28,7 +23,7 @@ from qtpy.QtWidgets import (
 
 from napari_shmoareg.plugin.controls.errors import explain, in_words_of_the_form
 from napari_shmoareg.plugin.controls.pickers import PairPicker
-from napari_shmoareg.plugin.controls.progress import SHORTCUT, Doing, ProgressRow
+from napari_shmoareg.plugin.controls.progress import SHORTCUT, PanelState, ProgressRow
 from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_fall, labels_in
 from napari_shmoareg.plugin.controls.tasks import WarmUp
 from napari_shmoareg.plugin.opening import Panel
@@ -79,7 +74,7 @@ def _names(kept: Any) -> set[str]:
     return set(type(kept).model_fields)
 
 
-class Told(QWidget):
+class MessageBox(QWidget):
     """The last error, or notes on the last result, to be selected and copied; below, why it is as
     it is.
     """
@@ -191,13 +186,13 @@ class RegisterPanel(Panel):
         self._worker: Any = None
         self._inputs: Inputs = {}
         self._outcome: Outcome | None = None  # whose layers are being added
-        self._doing = Doing.nothing
+        self._doing = PanelState.nothing
         self._warm = WarmUp()
         self._closed = closed = threading.Event()
         # not `destroyed`: a slot can be collected before it is called
         weakref.finalize(self, closed.set)
         self.pickers, self.form = PairPicker(viewer), SettingsForm(recall())
-        self.progress, self.told = ProgressRow(), Told()
+        self.progress, self.told = ProgressRow(), MessageBox()
         self._lay_out()
         self._looks, self._soon, self._arrival = QTimer(self), QTimer(self), Arrival(self)
         self._looks.setInterval(EVERY)
@@ -253,11 +248,15 @@ class RegisterPanel(Panel):
             self._start()
             return
         self._job.cancel()
-        self._show(Doing.cancelling)
+        self._show(PanelState.cancelling)
 
     def _start(self) -> None:
         viewer = self._viewer()
-        if viewer is None or self._doing is not Doing.nothing or self.pickers.missing is not None:
+        if (
+            viewer is None
+            or self._doing is not PanelState.nothing
+            or self.pickers.missing is not None
+        ):
             return
         picked = {role: layer for role, layer in self.pickers.pair.items() if layer is not None}
         self._inputs = {role: weakref.ref(layer) for role, layer in picked.items()}
@@ -269,7 +268,7 @@ class RegisterPanel(Panel):
         # the panel or the window was closed
         job.cancel_when(lambda: closed.is_set() or getattr(worker(), "abort_requested", False))
         self.told.say("")
-        self._show(Doing.registering)
+        self._show(PanelState.registering)
         self._looks.start()
         self._worker.start()
 
@@ -286,11 +285,11 @@ class RegisterPanel(Panel):
             self._fail(outcome.error)
         elif outcome.scene is None:
             self.told.say(CANCELLED)
-            self._show(Doing.nothing)
+            self._show(PanelState.nothing)
             show_info(CANCELLED)
         else:
             self._outcome = outcome
-            self._show(Doing.adding)
+            self._show(PanelState.adding)
             self._arrival.begin(viewer, outcome, self._inputs)
 
     def _broke(self, error: Exception) -> None:
@@ -303,7 +302,7 @@ class RegisterPanel(Panel):
         self._outcome = None
         self.told.say(text)
         self._scroll.ensureWidgetVisible(self.told)
-        self._show(Doing.nothing)
+        self._show(PanelState.nothing)
         show_error(text)
 
     def _arrived(self, number: int) -> None:
@@ -316,7 +315,7 @@ class RegisterPanel(Panel):
         text = "\n\n".join([result(number, outcome.scene), *notes])
         self.told.say(text, reasons(outcome.scene), caution=bool(cautions))
         self._scroll.ensureWidgetVisible(self.told)
-        self._show(Doing.nothing)
+        self._show(PanelState.nothing)
         if notes:
             show_warning("\n\n".join(notes))
         self.registered.emit(number)
@@ -331,7 +330,7 @@ class RegisterPanel(Panel):
             if self._job is None:
                 self._looks.stop()
 
-    def _show(self, doing: Doing | None = None) -> None:
+    def _show(self, doing: PanelState | None = None) -> None:
         """Bring the button up to date; with two images to register begin to load what that
         needs.
         """
@@ -339,7 +338,7 @@ class RegisterPanel(Panel):
         missing = self.pickers.missing
         self.progress.show_doing(self._doing, missing)
         for widget in (self.pickers, self.form):
-            widget.setEnabled(self._doing is Doing.nothing)
+            widget.setEnabled(self._doing is PanelState.nothing)
         if missing is None and not self._warm.begun and not self._soon.isActive():
             self._soon.start(AFTER)
             self._looks.start()

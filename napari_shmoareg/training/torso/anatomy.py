@@ -1,9 +1,7 @@
-"""One person: the measures of a body, and where the organs of a standard one lie in it.
+"""The body of one synthetic person: measures, locations of the organs, trunk, chest, bones, couch.
 
 Positions are mm in the directions right, front, up (RAS), 0 in the middle of the body at the height
 of the kidneys.
-
-Trunk, chest, bones and couch of a torso.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What a voxel of a torso can be, and which label it counts for.
-
-How a torso looks in CT: Hounsfield units of its tissues, by the phase of the contrast agent, and a
-scan's noise."""
+"""Tissues of a synthetic torso and their appearance in CT: Hounsfield units, contrast phase,
+noise.
+"""
 
 from __future__ import annotations
 

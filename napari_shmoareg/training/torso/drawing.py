@@ -1,13 +1,9 @@
-"""Torsos: drawn people from the heart to the pelvis, as label maps for training pairs.
+"""Synthetic torsos, from the heart to the pelvis, as label maps, and pairs of them.
 
-No scan of a person is needed: there is a layout that all share (which organ lies where in a
-standard body), and each person has other proportions, organs of another size and place, and at
-another time another breath and other contents. Organs are smooth closed shapes and tubes, painted
-one after the other; each takes what was left of the fat.
-
-Pairs of torsos: two people, or one at two times, each seen in CT or in a random contrast.
-
-Voxels that an image does not show are 0, as registration gives them to the network.
+No scan of a person is needed: all share a layout (which organ lies where in a standard body), and
+each person has other proportions, organs of other size and position, and at another time another
+breath and other contents.  Organs are smooth closed shapes and tubes, painted one after the other;
+each takes what was left of the fat.  Voxels that an image does not show are 0.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ from napari_shmoareg.training.synthesis import (
     _view,
     smooth_noise,
 )
-from napari_shmoareg.training.synthesis_settings import Drawing
+from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 from napari_shmoareg.training.torso.anatomy import (
     TOP,
     Body,
@@ -115,7 +111,7 @@ FINEST, COARSEST = 1.6, 6.0  # spacing of a torso's label map, mm
 
 
 def draw_torso_pair(
-    drawing: Drawing, rng: np.random.Generator, device: str | torch.device = "cpu"
+    drawing: SynthesisSettings, rng: np.random.Generator, device: str | torch.device = "cpu"
 ) -> Conformed:
     """Two images of torsos, in [0, 1], with L of their organs as shares of each voxel.
 
@@ -254,7 +250,7 @@ def _fine(classes: Tensor) -> Tensor:
 
 
 def _cut(
-    drawing: Drawing, slices: int, spacing: float, rng: np.random.Generator
+    drawing: SynthesisSettings, slices: int, spacing: float, rng: np.random.Generator
 ) -> tuple[int, int]:
     """The slices that an image shows, from and to."""
     if rng.random() >= drawing.torso_cut:
@@ -278,7 +274,7 @@ def _together(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _images(
-    subject: Subject, maps: list[Tensor], drawing: Drawing, rng: np.random.Generator
+    subject: Subject, maps: list[Tensor], drawing: SynthesisSettings, rng: np.random.Generator
 ) -> list[Tensor]:
     """Both images: CT, or a random contrast in which a couch is not seen."""
     if rng.random() < drawing.prior:

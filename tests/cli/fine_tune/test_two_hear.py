@@ -7,7 +7,7 @@ import time
 
 from napari_shmoareg.datasets.dataset import DatasetChoice
 from napari_shmoareg.training.plan import make_plan
-from napari_shmoareg.training.run import Wishes, write_wish
+from napari_shmoareg.training.run import RunControl, write_request
 from napari_shmoareg.training.trainer import learn
 
 
@@ -51,7 +51,7 @@ def test_go_ends_the_pause_of_all_even_where_another_process_looks_for_it_first(
         str(small), choice, {"steps": 3, "batch": 2}, {"split": "6/0/0", "affine": "none"}
     )
     meeting, said = threading.Barrier(2), [None, None]
-    leader, follower = (Wishes(tmp_path / "run" / "wish") for _ in range(2))
+    leader, follower = (RunControl(tmp_path / "run" / "wish") for _ in range(2))
     written = threading.Event()
 
     def run(rank, wishes):
@@ -75,7 +75,7 @@ def test_go_ends_the_pause_of_all_even_where_another_process_looks_for_it_first(
             if event["event"] == "step" and event["step"] == 1:
                 leader.ask("pause")
             elif event["event"] == "paused":
-                write_wish(tmp_path / "run" / "wish", "go")
+                write_request(tmp_path / "run" / "wish", "go")
                 written.set()
                 while meeting.n_waiting == 0:  # until the other has looked
                     time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Wishes, validation pairs, positions and pairs that stay in their places."""
+"""RunControl, validation pairs, positions and pairs that stay in their places."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from napari_shmoareg.datasets.pairs import NamedPairs, spread, without_order
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.training.logs import event
-from napari_shmoareg.training.run import Wishes, write_wish
+from napari_shmoareg.training.run import RunControl, write_request
 from napari_shmoareg.training.run_writer import Position
 from napari_shmoareg.training.step import Step
 from napari_shmoareg.training.validation import Validated
@@ -20,23 +20,23 @@ NAN = float("nan")
 
 def test_a_wish_from_outside_is_obeyed_once_and_taken_away(tmp_path):
     file = tmp_path / "wish"
-    wishes = Wishes(file)
+    wishes = RunControl(file)
     assert not wishes.pause and not wishes.stop
-    write_wish(file, "pause")
+    write_request(file, "pause")
     assert wishes.pause and not file.exists()
-    write_wish(file, "go")
+    write_request(file, "go")
     assert not wishes.pause and not wishes.stop
     file.write_text("dance")
     assert not wishes.pause and not wishes.stop and not file.exists()
-    write_wish(file, "stop")
+    write_request(file, "stop")
     assert wishes.stop and wishes.stop and list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="pause, go, stop; got 'dance'"):
         wishes.ask("dance")
 
 
 def test_a_wish_for_an_earlier_process_is_forgotten(tmp_path):
-    write_wish(tmp_path / "wish", "stop")
-    wishes = Wishes(tmp_path / "wish")
+    write_request(tmp_path / "wish", "stop")
+    wishes = RunControl(tmp_path / "wish")
     wishes.forget()
     assert not wishes.stop
 
