@@ -29,11 +29,9 @@ def test_info_and_the_report_name_the_same_libraries(shmoareg, registered):
     assert {"shmoareg", "python", "torch", "safetensors", "matplotlib"} <= set(found) and all(
         found.values()
     )
-    rows = dict(
-        line.split(maxsplit=1)
-        for line in shmoareg("info").stdout.splitlines()
-        if len(line.split()) > 1
-    )
+    versions, _, cards = shmoareg("info").stdout.partition("\nweights: ")
+    assert cards
+    rows = dict(line.split(maxsplit=1) for line in versions.splitlines() if len(line.split()) > 1)
     assert {name: rows[name].strip() for name in found if name != "python"} == {
         name: number for name, number in found.items() if name != "python"
     }
