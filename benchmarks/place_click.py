@@ -3,7 +3,7 @@
     python benchmarks/place_click.py FOLDER [--clicks 40]  (without a screen: xvfb-run -s "-screen 0
     1600x1000x24" ...)
 
-FOLDER is one that `shmoareg register` wrote.  MessageBox are the figures in the panel, and the
+FOLDER is one that `shmoareg register` wrote.  Told are the figures in the panel, and the
 canvas drawn again with the outline of the token; the first click, which makes the outline's layer,
 by itself.  The peer in the same run is napari's own answer to the same click (its zoom by double
 click), with another tab in front."""

@@ -31,7 +31,7 @@ from napari_shmoareg.registration.similarity import LocalCorrelation
 VISIBLE = 0.5  # share of the anatomy that the local correlation has to see, for "auto" to take it
 ALIKE = 0.5  # correlation of intensities above which their difference tells something
 SIMILARITIES = ("auto", *MEASURES)
-MessageBox = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 
 
 class Refined(NamedTuple):
@@ -140,7 +140,7 @@ def run_network(
     *,
     diffeomorphic: bool,
     device: torch.device,
-    told: MessageBox,
+    told: ProgressCallback,
 ) -> Cascade:
     """All passes in evaluation mode; the network's mode is put back.
 
@@ -176,7 +176,7 @@ def refine_conformed(
     displacement: Tensor | None,
     asked: Mapping[str, Any],
     device: torch.device,
-    told: MessageBox,
+    told: ProgressCallback,
     seconds: float | None = None,
 ) -> tuple[Tensor, dict[str, str]]:
     """Choose by what a conformed pair is compared, and refine it.
@@ -229,7 +229,7 @@ def refine_on_pair(
     *,
     diffeomorphic: bool,
     device: torch.device,
-    told: MessageBox,
+    told: ProgressCallback,
     seconds: float | None = None,
 ) -> Refined:
     """Refine the network's displacement, or none at all where that is the better start.

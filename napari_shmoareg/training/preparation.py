@@ -71,7 +71,7 @@ def prepare(
         The leader writes checkup.csv there, and split.json where there is none yet.
     team : TrainingGroup
     stop : callable
-        DatasetOptions after each scan whether to end.
+        Asked after each scan whether to end.
     beat : callable
         Called after each scan.
 

@@ -342,7 +342,7 @@ def still_best(
 
 
 def together(found: Sequence[Validated]) -> Validated:
-    """ViewerState at single pairs as one."""
+    """Looks at single pairs as one."""
     each = [pair for one in found for pair in one.per_pair]
     with_labels = [pair.dice for pair in each if not np.isnan(pair.dice)]
     return Validated(

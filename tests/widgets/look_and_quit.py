@@ -22,7 +22,7 @@ EVERY, CALM, LONGEST = 100, 10, 120  # ms between looks, looks for all to settle
 
 
 class Look:
-    """ViewerState from time to time, once and for all when what is waited for is there."""
+    """Looks from time to time, once and for all when what is waited for is there."""
 
     def __init__(self) -> None:
         count, *self.panels = os.environ["LOOK_FOR"].split()

@@ -507,8 +507,8 @@ def test_a_table_and_its_file_say_what_was_done(view, scene, qtbot, tmp_path):
     )
     assert int(done["cells"]) == view.result.answer.effect.cells
     assert float(done["share_of_selections"]) == view.result.answer.share
-    assert done["matched_control"] == view.result.answer.null.told and done["matched_control"]
-    assert f"Random: {done['matched_control']}." in view.result.notes.text()
+    assert done["random_counterpart"] == view.result.answer.null.told and done["random_counterpart"]
+    assert f"Random: {done['random_counterpart']}." in view.result.notes.text()
 
 
 def test_the_column_times_says_what_it_compares_with(view):

@@ -296,7 +296,7 @@ def table_of(answer: Answer) -> list[dict[str, object]]:
     change = answer.effect.told
     about = answer.about | {"settings": json.dumps(answer.settings, sort_keys=True, default=str)}
     about |= {"cells": answer.effect.cells, "share_of_selections": answer.share, "change": change}
-    about |= {"matched_control": "" if answer.null is None else answer.null.told}
+    about |= {"random_counterpart": "" if answer.null is None else answer.null.told}
     rows: list[dict[str, object]] = []
     for name, _, _, before, after, null in whole_rows(answer):
         rows.append(about | _row(name.strip(), "", before, after, null))
