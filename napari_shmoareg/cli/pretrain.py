@@ -39,8 +39,16 @@ if TYPE_CHECKING:
 
 
 WEIGHTS, PLAN = "weights.safetensors", "recipe.json"
-# of a config: how the weights are used, not what they are
-FREE = {"size", "passes", "diffeomorphic"}
+# of a config: how the weights are used or learned, not what they are
+FREE = {
+    "size",
+    "passes",
+    "diffeomorphic",
+    "integration_steps",
+    "drop_path",
+    "detach_weights",
+    "routing_only",
+}
 
 
 def make_folder(run: Path) -> None:
@@ -125,8 +133,8 @@ def _completed(then: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"bfloat16 is {settings['bfloat16']!r:.80}")
     drawing = json.loads(json.dumps(asdict(SynthesisSettings()))) | parts["drawing"]
     return (
-        {"from": None} | then | {"settings": settings, "drawing": drawing}
-    )  # older runs all began from random weights
+        {"from": None, "config": {}} | then | {"settings": settings, "drawing": drawing}
+    )  # older runs all began from random weights of a preset
 
 
 def write_plan(run: Path, plan: Recipe, weights: str | None = None) -> None:
@@ -271,6 +279,14 @@ def pretrain(
             show_default="random",
         ),
     ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            metavar="NAME=VALUE",
+            help="A part of the network that is not the recipe's, as for fine-tune; repeatable.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option("--steps", min=1, help="Steps in all.", show_default="the recipe's"),
@@ -324,17 +340,25 @@ def pretrain(
     that writes nothing to --run."""
     import torch
 
-    from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+    from napari_shmoareg.model import SHMoAReg
     from napari_shmoareg.registration.resources import choose_bfloat16
     from napari_shmoareg.training.checkpoint import load_training_state
-    from napari_shmoareg.training.expert_training import check_start, expert_config, start_experts
+    from napari_shmoareg.training.expert_training import check_start, start_experts
+    from napari_shmoareg.training.plan import parse_changes
     from napari_shmoareg.training.recipes import recipe as named
     from napari_shmoareg.training.step import make_optimiser
 
     precision = None if bfloat16 is None else bfloat16.value
     plan = named(
-        recipe, torso=torso, steps=steps, seed=seed, bfloat16=precision, **chosen(given)[0]
+        recipe,
+        torso=torso,
+        config=parse_changes(config or []),
+        steps=steps,
+        seed=seed,
+        bfloat16=precision,
+        **chosen(given)[0],
     )
+    network_config = plan.network_config()
     if weights is not None:
         check_start(plan.settings)
     if maps is None and not plan.drawing.torso:
@@ -349,7 +373,7 @@ def pretrain(
     make_folder(run)
     plan = as_begun(run, plan, weights, bfloat16_given=bfloat16 is not None)
     torch.manual_seed(plan.settings.seed)
-    network = SHMoAReg(expert_config(SHMoARegConfig.preset(plan.preset), plan.settings)).to(place)
+    network = SHMoAReg(network_config).to(place)
     start_experts(network, plan.settings)
     optimiser = make_optimiser(network, plan.settings)
     start, history = 0, list[dict[str, Any]]()
@@ -466,11 +490,14 @@ def _row(
     from napari_shmoareg.training.recipes import validate
 
     names = ("total", "similarity", "smoothness", "routing", "overlap", "rate", "seconds")
-    row: dict[str, Any] = {"step": steps[-1].step}
-    row["minutes"] = sum(step.seconds for step in steps) / 60
-    for name in names:
-        if values := [value for step in steps if (value := getattr(step, name)) == value]:
-            row[name] = sum(values) / len(values)
+    found: dict[str, Any] = {"step": steps[-1].step}
+    found["minutes"] = sum(step.seconds for step in steps) / 60
+    rows = [{name: getattr(step, name) for name in names} | step.further for step in steps]
+    for name in rows[0]:
+        if values := [value for row in rows if (value := row[name]) == value]:
+            found[name] = sum(values) / len(values)
     for kind, pairs in held.items():
-        row |= {f"{kind}_{key}": value for key, value in validate(network, pairs)._asdict().items()}
-    return row
+        found |= {
+            f"{kind}_{key}": value for key, value in validate(network, pairs)._asdict().items()
+        }
+    return found

@@ -7,7 +7,8 @@ B batch, N experts, k chosen, L labels, D H W space.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,13 +22,23 @@ SAMPLED = 100_000  # voxels that a quantile is estimated from; exact below
 
 
 class LossTerms(NamedTuple):
-    """The terms of Eq. (8), each before its weight; `total` is the weighted sum.  Scalars."""
+    """The terms of Eq. (8), each before its weight; `total` is the weighted sum.  Scalars.
+
+    `further` holds the terms beyond Eq. (8) and the overlap, by the name of their weight.
+    """
 
     total: Tensor
     similarity: Tensor
     smoothness: Tensor
     routing: Tensor
     overlap: Tensor
+    further: Mapping[str, Tensor] = MappingProxyType({})
+
+    def plus(self, name: str, value: Tensor, weight: float) -> LossTerms:
+        """With a further term."""
+        return self._replace(
+            total=self.total + weight * value, further={**self.further, name: value}
+        )
 
 
 def mse(warped: Tensor, fixed: Tensor) -> Tensor:

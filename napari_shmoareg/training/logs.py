@@ -31,6 +31,8 @@ class StepTable:
         The first is "step".
     last : int
         The step whose row is the last that stays.
+    earlier : sequence of str, optional
+        The columns that an earlier version wrote; a table that has these keeps them.
 
     Raises
     ------
@@ -38,10 +40,15 @@ class StepTable:
         If the file has other columns, or cannot be written.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], *, last: int) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[str], *, last: int, earlier: Sequence[str] = ()
+    ) -> None:
         self._path, self._columns = path, tuple(columns)
         head = _line(self._columns)
         rows = kept_rows(path, head, last)
+        if rows is None and earlier:
+            self._columns, head = tuple(earlier), _line(earlier)
+            rows = kept_rows(path, head, last)
         if rows is None:
             raise InputError(
                 f"{path} is damaged: its first line should be '{head.strip()}'. Move it away to go"

@@ -7,8 +7,9 @@ displacements is learned.  The network is fully convolutional, so the weights ca
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as field_of
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import field
-from napari_shmoareg.model import SHMoAReg
+from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.registration import losses
 from napari_shmoareg.registration.cascade import cascade
 from napari_shmoareg.registration.conform import Conformed
+from napari_shmoareg.training.expert_training import expert_config
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.synthesis import DrawnPairs, Subject
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
@@ -53,6 +55,8 @@ class Recipe:
         Its size is that of the phase.
     averaging : float
         Decay of the running mean of the weights that is given out in the end.
+    config : mapping
+        Fields of `SHMoARegConfig` that are not the preset's.
     """
 
     preset: str
@@ -60,6 +64,23 @@ class Recipe:
     settings: FineTuning
     drawing: SynthesisSettings
     averaging: float = 0.99
+    config: Mapping[str, Any] = field_of(default_factory=dict)
+
+    def network_config(self) -> SHMoARegConfig:
+        """Of the network to learn.
+
+        Raises
+        ------
+        InputError
+            If a value is out of its range.
+        """
+        try:
+            config = SHMoARegConfig.from_dict(
+                SHMoARegConfig.preset(self.preset).to_dict() | dict(self.config)
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"No network can be built so: {error}") from error
+        return expert_config(config, self.settings)
 
     def pairs(self, subjects: Sequence[Subject], device: str | torch.device = "cpu") -> DrawnPairs:
         """What is trained on: drawn on the device, from all but the held-out subjects."""
@@ -116,7 +137,13 @@ RECIPES: dict[str, Recipe] = {
 RENAMED = {"paper": "large"}
 
 
-def recipe(name: str, *, torso: float | None = None, **changes: Any) -> Recipe:
+def recipe(
+    name: str,
+    *,
+    torso: float | None = None,
+    config: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Recipe:
     """A named recipe, perhaps with other settings.
 
     Parameters
@@ -125,6 +152,8 @@ def recipe(name: str, *, torso: float | None = None, **changes: Any) -> Recipe:
         Of `RECIPES`.
     torso : float, optional
         Share of pairs that show torsos, 0 to 1; see `SynthesisSettings`.
+    config : mapping, optional
+        Fields of `SHMoARegConfig` with other values than the preset's.
     **changes
         Fields of `FineTuning`, such as its steps or its seed; those that are None stay as they are.
 
@@ -147,7 +176,9 @@ def recipe(name: str, *, torso: float | None = None, **changes: Any) -> Recipe:
         if not 0 <= torso <= 1:
             raise InputError(f"The share of torsos must be between 0 and 1; got {torso!r}.")
         found = replace(found, drawing=replace(found.drawing, torso=torso))
-    return replace(found, settings=replace(found.settings, **given))
+    return replace(
+        found, settings=replace(found.settings, **given), config=dict(config or found.config)
+    )
 
 
 def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:

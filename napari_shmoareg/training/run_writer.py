@@ -24,11 +24,12 @@ from napari_shmoareg.training.checkpoint import save_training_state
 from napari_shmoareg.training.logs import Curves, Event, StepTable, event, phase
 from napari_shmoareg.training.plan import Plan, start_of
 from napari_shmoareg.training.run import RunFolder
-from napari_shmoareg.training.step import Step
+from napari_shmoareg.training.step import FURTHER_TERMS, TERMS, Step
 from napari_shmoareg.training.validation import Validated, validate
 
-LOSSES = ("total", "similarity", "smoothness", "routing", "overlap")
-METRICS = ("step", *LOSSES, "gradient", "rate", "pairs", "seconds")
+ABOUT_STEP = ("gradient", "rate", "pairs", "seconds")
+METRICS = ("step", *TERMS, *FURTHER_TERMS, *ABOUT_STEP)
+EARLIER_METRICS = ("step", *TERMS, *ABOUT_STEP)
 VALIDATION = ("step", "dice", "ncc", "folding_percent", "best", "seconds")
 LOADS = ("step", "place", "expert", "count")
 THE_START = (
@@ -137,7 +138,7 @@ class RunWriter:
         self.saved = position.step if folder.state.is_file() else -1
         step = position.step
         self._tables = {
-            "metrics": StepTable(folder.metrics, METRICS, last=step),
+            "metrics": StepTable(folder.metrics, METRICS, last=step, earlier=EARLIER_METRICS),
             "validation": StepTable(folder.validation, VALIDATION, last=position.validated),
             "loads": StepTable(folder.loads, LOADS, last=step),
             "skipped": StepTable(folder.skipped, SKIPPED, last=step),
@@ -146,7 +147,7 @@ class RunWriter:
 
     def step(self, step: Step, pairs: str) -> None:
         """Write the line of a step."""
-        losses = {name: getattr(step, name) for name in LOSSES}
+        losses = {name: getattr(step, name) for name in TERMS} | step.further
         row = {"step": step.step, **losses, "gradient": step.gradient, "rate": step.rate}
         with self._telling():
             self._tables["metrics"].add([row | {"pairs": pairs, "seconds": round(step.seconds, 3)}])

@@ -50,6 +50,16 @@ from napari_shmoareg.training.expert_training import (
 from napari_shmoareg.training.settings import FineTuning
 
 TERMS = ("total", "similarity", "smoothness", "routing", "overlap")
+FURTHER_TERMS = (
+    "balance",
+    "z",
+    "head_diversity",
+    "correspondence",
+    "teacher",
+    "bending",
+    "inverse",
+)
+ALL_TERMS = TERMS + FURTHER_TERMS
 Skipped = tuple[int, str]
 
 
@@ -66,6 +76,9 @@ class Step:
     total, similarity, smoothness, routing, overlap : float
         Eq. (8) and its terms before their weights, means over the batch; overlap is NaN without
         labels.
+    further : dict of str to float
+        The terms beyond these (`FURTHER_TERMS`), before their weights, means over the pairs that
+        have them; NaN where none has.
     gradient : float
         Norm of the gradient, before it is clipped.
     rate : float
@@ -90,6 +103,7 @@ class Step:
     seconds: float
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
+    further: dict[str, float] = field(default_factory=dict)
 
 
 class Batch:
@@ -103,8 +117,8 @@ class Batch:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # terms, whether it has labels, index
-        self._rows = torch.zeros(size, len(TERMS) + 2, dtype=torch.float64)
+        # of each pair: its terms, which of them it has, its index
+        self._rows = torch.zeros(size, 2 * len(ALL_TERMS) + 1, dtype=torch.float64)
         self._counts: dict[str, Tensor] = {}
         self._skipped: list[Skipped] = []
 
@@ -117,12 +131,14 @@ class Batch:
         skipped: tuple[Skipped, ...] = (),
     ) -> None:
         """Take down one pair: its place in the batch, its index, its loss and its routing."""
-        values = torch.stack([getattr(terms, name).detach() for name in TERMS]).to(
-            "cpu", torch.float64
-        )
-        has_overlap = not bool(terms.overlap.isnan())
-        values[-1] = values[-1] if has_overlap else 0.0
-        self._rows[item] = torch.cat([values, torch.tensor([float(has_overlap), float(index)])])
+        found = {name: getattr(terms, name) for name in TERMS} | dict(terms.further)
+        if terms.overlap.isnan():  # without labels
+            del found["overlap"]
+        columns = torch.tensor([ALL_TERMS.index(name) for name in found])
+        values = torch.stack([value.detach() for value in found.values()])
+        row = torch.zeros(2, len(ALL_TERMS), dtype=torch.float64)
+        row[0, columns], row[1, columns] = values.to("cpu", torch.float64), 1.0
+        self._rows[item] = torch.cat([row.flatten(), torch.tensor([float(index)])])
         for name, count in counts_of(routing).items():
             self._counts[name] = self._counts[name] + count if name in self._counts else count
         self._skipped.extend(skipped)
@@ -157,15 +173,23 @@ class Batch:
 
     def step(self, number: int, **more: Any) -> Step:
         """Means over the batch."""
-        sums = dict(zip(TERMS, self._rows[:, : len(TERMS)].sum(0).tolist(), strict=True))
-        with_overlap = float(self._rows[:, len(TERMS)].sum())
-        means = {name: value / self._size for name, value in sums.items()}
-        means["overlap"] = sums["overlap"] / with_overlap if with_overlap else float("nan")
+        sums, held = self._rows[:, :-1].sum(0).view(2, -1).tolist()
+        means = {
+            name: total / pairs if pairs else float("nan")
+            for name, total, pairs in zip(ALL_TERMS, sums, held, strict=True)
+        }
+        further = {name: means.pop(name) for name in FURTHER_TERMS}
         counts = {
             name: tuple(int(n) for n in count.tolist()) for name, count in self._counts.items()
         }
         return Step(
-            number, self.indices, **means, **more, counts=counts, skipped=tuple(self._skipped)
+            number,
+            self.indices,
+            **means,
+            **more,
+            counts=counts,
+            skipped=tuple(self._skipped),
+            further=further,
         )
 
 
@@ -385,27 +409,26 @@ def loss_of(
         and output.routing.select(part="encoder")
     ):
         uneven = losses.BALANCES[settings.balance](output.routing)
-        terms = terms._replace(total=terms.total + settings.balance_weight * uneven)
+        terms = terms.plus("balance", uneven, settings.balance_weight)
     if seen:
         logits = [gate.logits(tokens) for gate, tokens in seen]
-        terms = terms._replace(total=terms.total + settings.z_weight * losses.z_loss(logits))
+        terms = terms.plus("z", losses.z_loss(logits), settings.z_weight)
     if attended:
         alike = losses.head_similarity(attended)
-        terms = terms._replace(total=terms.total + settings.head_diversity_weight * alike)
+        terms = terms.plus("head_diversity", alike, settings.head_diversity_weight)
     if motion is not None and settings.correspondence_weight > 0:
         apart = correspondence_loss(encoded.pyramid, motion, shared_strides(network, settings), rng)
-        terms = terms._replace(total=terms.total + settings.correspondence_weight * apart)
+        terms = terms.plus("correspondence", apart, settings.correspondence_weight)
     if teacher is not None and settings.teacher_weight > 0:
         missed = end_point_error(output.displacement, teacher)
-        terms = terms._replace(total=terms.total + settings.teacher_weight * missed)
+        terms = terms.plus("teacher", missed, settings.teacher_weight)
     if settings.bending_weight > 0:
-        terms = terms._replace(
-            total=terms.total + settings.bending_weight * losses.bending(output.displacement)
-        )
+        bent = losses.bending(output.displacement)
+        terms = terms.plus("bending", bent, settings.bending_weight)
     if settings.inverse_weight > 0:
         there, back = output.displacement.chunk(2)
         undone = fields.compose(there, back).square().mean()
-        terms = terms._replace(total=terms.total + settings.inverse_weight * undone)
+        terms = terms.plus("inverse", undone, settings.inverse_weight)
     return terms, output.routing
 
 

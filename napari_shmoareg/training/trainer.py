@@ -46,7 +46,6 @@ from napari_shmoareg.training.plan import (
 from napari_shmoareg.training.preparation import Material, led, prepare
 from napari_shmoareg.training.run import RunControl, RunFolder, RunLock, saved_step
 from napari_shmoareg.training.run_writer import (
-    LOSSES,
     Position,
     RunWriter,
     judge,
@@ -54,6 +53,7 @@ from napari_shmoareg.training.run_writer import (
     together,
 )
 from napari_shmoareg.training.step import (
+    TERMS,
     NotFiniteError,
     Step,
     fine_tune,
@@ -203,7 +203,7 @@ class Trainer:
             yield event("skipped", pair=pairs.told(index), why=why, step=step.step)
         if self._keeper is not None:
             self._keeper.step(step, "; ".join(pairs.told(index) for index in step.pairs))
-        losses = {name: getattr(step, name) for name in LOSSES}
+        losses = {name: getattr(step, name) for name in TERMS}
         yield event(
             "step",
             step=step.step,

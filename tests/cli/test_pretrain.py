@@ -149,6 +149,21 @@ def test_given_weights_get_biases_of_the_choice_but_do_not_begin_anew(maps, tmp_
     assert network.config.choice_bias and set(given) < set(network.state_dict())
 
 
+def test_a_part_of_the_network_is_chosen_and_the_run_goes_on_with_it_alone(maps, tmp_path):
+    place = tmp_path / "run"
+    plain = ("--config", "attention=mha", "--config", "shmoe-strides=none")
+    assert run(maps, "--run", place, "--steps", 1, *plain)[0] == 0
+    config = load_network(place / "weights.safetensors").config
+    assert (config.attention, config.shmoe_strides, config.embed_dim) == ("mha", (), 8)
+    assert json.loads((place / "recipe.json").read_text())["config"]["attention"] == "mha"
+    assert run(maps, "--run", place, "--steps", 1, *plain)[0] == 0
+    code, output = run(maps, "--run", place, "--steps", 1)
+    assert code == 1 and "begun with other settings" in output
+    code, output = run(maps, "--run", tmp_path / "other", "--config", "depth=3")
+    assert code == 1 and "sets no part of the network" in output
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):
     place = tmp_path / "run"
     run(maps, "--run", place, "--steps", 2)

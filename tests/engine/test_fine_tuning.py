@@ -227,6 +227,31 @@ def test_the_overlap_of_a_batch_is_the_mean_over_its_pairs_with_labels():
     assert (step.overlap, step.total, step.similarity) == (0.5, 1.0, 0.5)
 
 
+def test_a_further_term_is_the_mean_over_the_pairs_that_have_it():
+    terms = LossTerms(*torch.tensor([1.0, 0.5, 0.25, 0.125, float("nan")]))
+    batch = Batch(3)
+    for item, value in enumerate((1.0, None, 4.0)):
+        held = terms if value is None else terms.plus("teacher", torch.tensor(value), 0.5)
+        batch.note(item, item, held, RoutingTrace(()))
+    step = batch.step(1, gradient=0.0, rate=0.0, seconds=0.0)
+    assert step.further["teacher"] == 2.5 and np.isnan(step.further["bending"])
+    assert step.total == pytest.approx((1.5 + 1.0 + 3.0) / 3)
+
+
+def test_terms_and_weights_add_up_to_the_loss(network, pairs):
+    weights = {"balance": 0.05, "z": 0.001, "bending": 0.2, "inverse": 0.3, "head_diversity": 0.1}
+    settings = FineTuning(steps=1, **{f"{name}_weight": weight for name, weight in weights.items()})
+    (step,) = fine_tune(network, pairs[:1], settings)
+    assert {name for name, value in step.further.items() if value == value} == set(weights)
+    paper = (
+        settings.similarity_weight * step.similarity
+        + settings.smoothness_weight * step.smoothness
+        + settings.routing_weight * step.routing
+    )
+    beyond = sum(weight * step.further[name] for name, weight in weights.items())
+    assert step.total == pytest.approx(paper + beyond, rel=1e-5)
+
+
 def test_a_pair_with_nan_stops_the_run_and_leaves_the_weights_of_the_step_before(network, pairs):
     bad = replace(pairs[0], moving=torch.full_like(pairs[0].moving, float("nan")))
     before = copy.deepcopy(network.state_dict())

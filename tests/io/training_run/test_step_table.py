@@ -81,3 +81,12 @@ def test_a_full_disk_is_told_as_one(table, monkeypatch):
         InputError, match=r"disk is full: .*t.csv could not be written; \d+ MB are free"
     ):
         goes_on.keep()
+
+
+def test_a_table_of_an_earlier_version_goes_on_with_its_columns(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n1,0.5\n2,0.25\n")
+    table = StepTable(path, ("step", "loss", "bending"), last=1, earlier=("step", "loss"))
+    table.add([{"step": 2, "loss": 0.125, "bending": 3.0}])
+    table.close()
+    assert path.read_text() == "step,loss\n1,0.5\n2,0.125\n"
