@@ -1,54 +1,241 @@
-"""The plan of long work: what it was begun with, so that the same command goes on."""
+"""A folder of results that the same command goes on with: a plan, a row per item, a lock."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from filelock import FileLock, Timeout, UnixFileLock
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.untrusted import read_object
+from napari_shmoareg.io import files
+from napari_shmoareg.io.untrusted import check_fields, read_object, user_path
+
+T = TypeVar("T")
+LOCK = ".lock"
+SECONDS = 60.0  # that a process waits for another one that writes the plan
 
 
-def begin_work(place: Path, plan: Mapping[str, Any], what: str) -> None:
-    """Make the folder of some work and write its plan there, or see that it was begun with the same
-    plan.
+class WorkFolder:
+    """Work of many items, each done once: the same command goes on where it was stopped.
+
+    Used in a ``with`` statement, it belongs to one process alone; without, several processes may
+    write rows of their own.
 
     Parameters
     ----------
-    place : Path
-        The plan's file; its folder is made.
-    plan : mapping
-        All that the results depend on, as plain JSON.
+    path : str or Path
+    plan : str
+        Name of the file that holds all that the rows depend on.
+    rows : str
+        Name of the folder with one file ``<key>.json`` per row.
     what : str
         The work, for messages: "benchmark".
+    remedy : str
+        What the error about a damaged row says to do.
+    """
+
+    def __init__(self, path: str | Path, plan: str, rows: str, what: str, remedy: str = "") -> None:
+        self.path = user_path(path).absolute()
+        self.plan = self.path / plan
+        self.rows = self.path / rows
+        self.what, self.remedy = what, remedy
+        self._alone: Any = None
+
+    def begin(self, plan: Mapping[str, Any]) -> Self:
+        """Make the folder and write the plan, or check that it was begun with the same plan.
+
+        Processes that begin at the same moment agree on one plan.
+
+        Raises
+        ------
+        InputError
+            If it was begun with another plan (the message names what differs), holds other things,
+            or cannot be made.
+        """
+        if not self.plan.is_file():
+            self._check_free()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"Cannot write into {self.path}: {error.strerror}. Name another place."
+                ) from error
+            with locked(self.path / LOCK, f"{self.path} cannot be locked.", SECONDS):
+                if not self.plan.is_file():
+                    with files.writing(self.plan) as temporary:
+                        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+        then, now = self.read_plan(), json.loads(json.dumps(plan))
+        differ = [_difference(key, then.get(key), now[key]) for key in now]
+        if any(differ):
+            raise InputError(
+                f"The {self.what} in '{self.path}' was begun with {' and '.join(filter(None, differ))}"
+                f" (see {self.plan}); go on with what it was begun with, or give another --out."
+            )
+        self.rows.mkdir(exist_ok=True)
+        return self
+
+    def read_plan(self) -> dict[str, Any]:
+        """The plan.
+
+        Raises
+        ------
+        InputError
+            If it is missing or damaged.
+        """
+        try:
+            return read_object(self.plan, f"the plan of the {self.what}")
+        except InputError as error:
+            raise InputError(f"{error} Give another --out.") from error
+
+    def row_file(self, key: str) -> Path:
+        """Where a row is kept."""
+        return self.rows / f"{key}.json"
+
+    def read(self, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+        """A row; None if there is none yet.
+
+        Parameters
+        ----------
+        key : str
+        parse : callable
+            Makes of the JSON object what is wanted; what it raises means that the row is damaged.
+
+        Raises
+        ------
+        InputError
+            If the row is damaged.
+        """
+        file = self.row_file(key)
+        if not file.is_file():
+            return None
+        try:
+            return parse(read_object(file, "a row"))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise InputError(f"{file} is damaged ({error}).{self.remedy}") from error
+
+    def write(self, key: str, row: Mapping[str, Any]) -> None:
+        """Write a row, whole or not at all; NaN becomes null.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written, as on a full disk.
+        """
+        write_json(row, self.row_file(key), indent=None)
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that have no row."""
+        return [key for key in keys if not self.row_file(key).is_file()]
+
+    def __enter__(self) -> Self:
+        """Work here alone.
+
+        Raises
+        ------
+        InputError
+            If another process works here.
+        """
+        refusal = f"Another process works in {self.path}. Wait for it, or give another --out."
+        self._alone = locked(self.path / LOCK, refusal)
+        self._alone.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._alone.__exit__(None, None, None)
+
+    def _check_free(self) -> None:
+        """Refuse a folder that holds other things, unless another process has just begun here."""
+        files.check_is_folder(self.path)
+        if not self.path.is_dir():
+            files.check_new_folder(self.path)
+            return
+        own = (LOCK, self.plan.name, f".{self.plan.name}.partial-")
+        others = sorted(e.name for e in self.path.iterdir() if not e.name.startswith(own))
+        if others and not self.plan.is_file():
+            raise InputError(
+                f"The folder {self.path} is not empty ({len(others)} entries, such as"
+                f" '{others[0]}') and holds no {self.what}. Nothing there is overwritten: name"
+                " another folder, or empty this one."
+            )
+        files.check_parent(self.path / "new")
+
+
+@contextmanager
+def locked(path: Path, refusal: str, seconds: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process ends, however it ends.
+
+    Parameters
+    ----------
+    path : Path
+        Removed afterwards.
+    refusal : str
+        The error if another process still holds it after `seconds`.
+    seconds : float
 
     Raises
     ------
     InputError
-        If it was begun with another plan, the folder holds other things, or cannot be made.
+        If another process holds it, or the folder cannot be written to.
     """
-    from napari_shmoareg.io.files import check_new_folder, writing
+    lock = FileLock(path, timeout=seconds, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(refusal) from error
+    except OSError as error:
+        raise InputError(
+            f"Cannot write into {path.parent}: {error.strerror}. Name another place."
+        ) from error
+    try:
+        yield
+    finally:
+        if isinstance(lock, UnixFileLock):  # other kinds remove it themselves
+            path.unlink(missing_ok=True)
+        lock.release()
 
-    out = place.parent
-    if place.is_file():
-        try:
-            then = read_object(place, f"the plan of a {what}")
-        except InputError as error:
-            raise InputError(f"{error} Give another --out.") from error
-        differ = [
-            "another machine" if key == "machine" else f"other {key}"
-            for key in plan
-            if plan[key] != then.get(key)
-        ]
-        if differ:
-            raise InputError(
-                f"The {what} in '{out}' was begun with {' and '.join(differ)} (see {place}); go on"
-                " with what it was begun with, or give another --out."
-            )
-        return
-    check_new_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with writing(place) as temporary:
-        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+
+def check_row(kind: type, row: Mapping[str, Any]) -> None:
+    """Refuse a row whose values are not of the types of a dataclass; other values are not looked at.
+
+    Raises
+    ------
+    ValueError
+        If one is missing that has no default, or is of another type.
+    """
+    for field in fields(kind):
+        if field.name in row:
+            check_fields(kind, {field.name: row[field.name]})
+        elif field.default is MISSING:
+            raise ValueError(f"'{field.name}' is missing")
+
+
+def write_json(values: Mapping[str, Any], path: Path, *, indent: int | None = 1) -> None:
+    """Write plain values as JSON, whole or not at all; NaN becomes null."""
+    from napari_shmoareg.io.report import plain
+
+    with files.writing(path) as temporary:
+        temporary.write_text(
+            json.dumps(plain(values), indent=indent, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def _difference(key: str, then: Any, now: Any) -> str:
+    """What differs in a part of two plans; empty if nothing does."""
+    if then == now:
+        return ""
+    if key == "machine":
+        return "another machine"
+    both = isinstance(then, dict) and isinstance(now, dict)
+    names = [k for k in {**then, **now} if then.get(k) != now.get(k)] if both else []
+    return f"other {key}" + (f" ({', '.join(names)})" if names else "")
