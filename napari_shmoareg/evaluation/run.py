@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +19,16 @@ from napari_shmoareg.datasets import PairFiles, Split, choose_pairs, split_datas
 from napari_shmoareg.datasets.dataset import DatasetChoice
 from napari_shmoareg.datasets.splits import read_division
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.evaluation.methods import used_versions
+from napari_shmoareg.evaluation.baselines import evaluated_method
+from napari_shmoareg.evaluation.methods import NETWORKS, used_versions
 from napari_shmoareg.geometry import Volume, VolumePair
+from napari_shmoareg.io import load_network
 from napari_shmoareg.io.landmarks import read_landmarks
 from napari_shmoareg.io.machine import machine, versions
 from napari_shmoareg.io.model_card import checksum_of
 from napari_shmoareg.io.untrusted import check_fields, user_path
 from napari_shmoareg.io.work_folder import WorkFolder, check_row
-from napari_shmoareg.metrics.measure import Method, Scoring, labels_of, measure_pair
+from napari_shmoareg.metrics.measure import Method, labels_of, measure_pair, selected
 from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS
 from napari_shmoareg.registration.resources import find_device
 from napari_shmoareg.training.plan import read_plan
@@ -343,6 +345,19 @@ def evaluation_plan(
     return plan
 
 
+def planned_method(plan: Mapping[str, Any], device: str) -> Method:
+    """The method of a plan, ready to run.
+
+    Raises
+    ------
+    InputError
+        If it is not installed, or its weights cannot be read.
+    """
+    name, weights = plan["method"], plan["weights"] and str(plan["weights"]["name"])
+    network = load_network(weights, device=device) if name in NETWORKS else None
+    return evaluated_method(name, plan["settings"] | {"unigradicon_weights": weights}, network)
+
+
 KEPT = 4  # scans that stay in memory, as neighbouring pairs share one
 Tell = Callable[[Case | None, str], None]
 
@@ -398,29 +413,33 @@ def evaluate_cases(
         If a case cannot be written.  What goes wrong within a pair is its case's "error".
     """
     settings = plan["settings"]
-    scoring = Scoring(settings["surface"], settings["definitions"])
+    measures = selected(surface=settings["surface"], definitions=settings["definitions"])
     where = machine() | {
         "device": find_device(settings["device"]).type,
         "threads": torch.get_num_threads(),
     }
     read = lru_cache(maxsize=KEPT)(dataset.read)
-    found = []
-    for number in shard.share(len(plan["pairs"])):
-        moving, fixed = plan["pairs"][number - 1]
+
+    def kept(key: str) -> Case | None:
         try:
-            case = folder.read_case(number, (moving, fixed))
+            case = folder.read_case(int(key), tuple(plan["pairs"][int(key) - 1]))
         except InputError as error:
             tell(None, f"{error} The pair is registered again.")
-            case = None
-        if case is None or case["error"]:
-            about = {"number": number, "moving": moving, "fixed": fixed}
-            about |= {
-                f"{role}_subject": dataset.scan(about[role]).subject for role in ("moving", "fixed")
-            }
-            case = (
-                about | _case(dataset, read, (moving, fixed), method, scoring) | {"machine": where}
-            )
-            folder.write(f"{number:04d}", case)
+            return None
+        return None if case is None or case["error"] else case
+
+    def do(key: str) -> Case:
+        moving, fixed = plan["pairs"][int(key) - 1]
+        about = {"number": int(key), "moving": moving, "fixed": fixed}
+        for role in ("moving", "fixed"):
+            about[f"{role}_subject"] = dataset.scan(about[role]).subject
+        case = _case(dataset, read, (moving, fixed), method, measures)
+        return about | case | {"machine": where}
+
+    found = []
+    keys = [f"{number:04d}" for number in shard.share(len(plan["pairs"]))]
+    for case, new in folder.complete(keys, kept, do):
+        if new:
             tell(case, "")
         found.append(case)
     return found
@@ -431,7 +450,7 @@ def _case(
     read: Callable[[str], tuple[Volume, Volume | None]],
     names: tuple[str, str],
     method: Method,
-    scoring: Scoring,
+    measures: Collection[str],
 ) -> dict[str, Any]:
     """Seconds, warnings and stages of one pair, or its error."""
     case: dict[str, Any] = {"seconds": None, "warnings": [], "error": "", "stages": {}}
@@ -446,7 +465,7 @@ def _case(
         case["warnings"] = list(result.warnings)
         if moving_labels is not None and fixed_labels is not None:
             case["labels"] = {key: list(found) for key, found in labels_of(pair)._asdict().items()}
-        case["stages"] = measure_pair(pair, result, scoring, points)  # type: ignore[arg-type]
+        case["stages"] = measure_pair(pair, result, measures, points)  # type: ignore[arg-type]
     except Exception as error:  # one pair of a long night: it is told and kept in its case
         text = " ".join(str(error).split()) or "no message"
         case["error"] = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -20,20 +20,19 @@ from napari_shmoareg.evaluation.run import Case, EvaluationFolder
 from napari_shmoareg.io.files import check_name, writing
 from napari_shmoareg.io.untrusted import printable
 from napari_shmoareg.metrics import SharedLabels
-from napari_shmoareg.metrics.measure import MEASURES, STAGES, columns_of, label_rows, pair_rows
+from napari_shmoareg.metrics.measure import (
+    MEASURES,
+    OTHER_PER_LABEL,
+    PER_LABEL,
+    STAGES,
+    columns_of,
+    label_rows,
+    pair_rows,
+)
 
 Row = Mapping[str, Any]
 ALL = "mean"  # in place of a label: the mean over a pair's labels
 STAGE_WORDS = {"start": "start (headers)", "affine": "after the affine", "after": "after all"}
-PER_LABEL = (
-    "dice",
-    "assd_mm",
-    "hd95_mm",
-    "assd_surfel_mm",
-    "hd95_surfel_mm",
-    "hd95_pooled_mm",
-    "avd_th_mm",
-)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,9 @@ def label_table(summaries: Sequence[Summary]) -> list[str]:
     labels = list(dict.fromkeys(s.label for s in chosen))
     if not labels:
         return []
-    columns = [name for name in PER_LABEL if any(s.measure == name for s in chosen)]
+    columns = [
+        name for name in (*PER_LABEL, *OTHER_PER_LABEL) if any(s.measure == name for s in chosen)
+    ]
     cells = {(s.stage, s.label, s.measure): s for s in chosen}
     heads = ["label", "pairs", "Dice at the start", *(MEASURES[name].words for name in columns)]
     lines = [_line(heads), _rule(len(heads))]

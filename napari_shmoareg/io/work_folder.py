@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from filelock import FileLock, Timeout, UnixFileLock
@@ -17,6 +16,7 @@ from napari_shmoareg.io import files
 from napari_shmoareg.io.untrusted import check_fields, read_object, user_path
 
 T = TypeVar("T")
+Row = dict[str, Any]
 LOCK = ".lock"
 SECONDS = 60.0  # that a process waits for another one that writes the plan
 
@@ -45,7 +45,7 @@ class WorkFolder:
         self.plan = self.path / plan
         self.rows = self.path / rows
         self.what, self.remedy = what, remedy
-        self._alone: Any = None
+        self._alone = ExitStack()
 
     def begin(self, plan: Mapping[str, Any]) -> Self:
         """Make the folder and write the plan, or check that it was begun with the same plan.
@@ -66,16 +66,16 @@ class WorkFolder:
                 raise InputError(
                     f"Cannot write into {self.path}: {error.strerror}. Name another place."
                 ) from error
-            with locked(self.path / LOCK, f"{self.path} cannot be locked.", SECONDS):
+            with locked(self.path / LOCK, SECONDS):
                 if not self.plan.is_file():
                     with files.writing(self.plan) as temporary:
                         temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
         then, now = self.read_plan(), json.loads(json.dumps(plan))
-        differ = [_difference(key, then.get(key), now[key]) for key in now]
-        if any(differ):
+        differ = [found for key in now if (found := _difference(key, then.get(key), now[key]))]
+        if differ:
             raise InputError(
-                f"The {self.what} in '{self.path}' was begun with {' and '.join(filter(None, differ))}"
-                f" (see {self.plan}); go on with what it was begun with, or give another --out."
+                f"The {self.what} in '{self.path}' was begun with {' and '.join(differ)} (see"
+                f" {self.plan}); go on with what it was begun with, or give another --out."
             )
         self.rows.mkdir(exist_ok=True)
         return self
@@ -129,9 +129,28 @@ class WorkFolder:
         """
         write_json(row, self.row_file(key), indent=None)
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that have no row."""
-        return [key for key in keys if not self.row_file(key).is_file()]
+    def complete(
+        self, keys: Iterable[str], kept: Callable[[str], Row | None], do: Callable[[str], Row]
+    ) -> Iterator[tuple[Row, bool]]:
+        """Each row in turn, and whether it is a new one; each is on the disk before the next one
+        is begun.
+
+        Parameters
+        ----------
+        keys : iterable of str
+        kept : callable
+            Gives the row of a key that need not be done; None if it is missing or to be done again.
+        do : callable
+            Gives the row of a key that is missing.
+        """
+        for key in keys:
+            row = kept(key)
+            if row is not None:
+                yield row, False
+                continue
+            row = do(key)
+            self.write(key, row)
+            yield row, True
 
     def __enter__(self) -> Self:
         """Work here alone.
@@ -141,18 +160,17 @@ class WorkFolder:
         InputError
             If another process works here.
         """
-        refusal = f"Another process works in {self.path}. Wait for it, or give another --out."
-        self._alone = locked(self.path / LOCK, refusal)
-        self._alone.__enter__()
+        try:
+            self._alone.enter_context(locked(self.path / LOCK))
+        except Timeout as error:
+            raise InputError(
+                f"Another process works in {self.path}. Wait for it, or give another --out."
+            ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._alone.__exit__(None, None, None)
+    def __exit__(self, *what: object) -> None:
+        """Let others work here."""
+        self._alone.close()
 
     def _check_free(self) -> None:
         """Refuse a folder that holds other things, unless another process has just begun here."""
@@ -172,27 +190,28 @@ class WorkFolder:
 
 
 @contextmanager
-def locked(path: Path, refusal: str, seconds: float = 0.0) -> Iterator[None]:
+def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
     """Hold a lock file; the system lets go of it when the process ends, however it ends.
 
     Parameters
     ----------
     path : Path
         Removed afterwards.
-    refusal : str
-        The error if another process still holds it after `seconds`.
     seconds : float
+        To wait for a process that holds it.
 
     Raises
     ------
+    Timeout
+        If another process still holds it then.
     InputError
-        If another process holds it, or the folder cannot be written to.
+        If the folder cannot be written to.
     """
     lock = FileLock(path, timeout=seconds, thread_local=False)
     try:
         lock.acquire()
-    except Timeout as error:
-        raise InputError(refusal) from error
+    except Timeout:
+        raise
     except OSError as error:
         raise InputError(
             f"Cannot write into {path.parent}: {error.strerror}. Name another place."
@@ -206,7 +225,7 @@ def locked(path: Path, refusal: str, seconds: float = 0.0) -> Iterator[None]:
 
 
 def check_row(kind: type, row: Mapping[str, Any]) -> None:
-    """Refuse a row whose values are not of the types of a dataclass; other values are not looked at.
+    """Refuse a row whose values are not of the types of a dataclass; it may hold others beside.
 
     Raises
     ------
