@@ -128,8 +128,8 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> list[PairedTest]:
         known = [
             (ours[key], a, b)
             for key in both
-            if (a := _number(ours[key], measure)) is not None
-            and (b := _number(theirs[key], measure)) is not None
+            if (a := number_in(ours[key], measure)) is not None
+            and (b := number_in(theirs[key], measure)) is not None
         ]
         if not known:
             continue
@@ -164,11 +164,6 @@ def _after(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
         for row in rows
         if row["stage"] == "after" and not row["error"]
     }
-
-
-def _number(row: Row, measure: str) -> float | None:
-    value = row.get(measure)
-    return None if value is None or math.isnan(float(value)) else float(value)
 
 
 START = "start"
@@ -242,6 +237,16 @@ class MethodSummary:
         return f"{self.pairs}" + (f" ({self.failed} failed)" if self.failed else "")
 
 
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def table_head(heads: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [table_line(heads), "|" + " --- |" * len(heads)]
+
+
 def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
     """One summary per method, in the order in which they occur.
 
@@ -259,12 +264,12 @@ def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
         own = [row for row in rows if row["method"] == method]
         done = [row for row in own if not row.get("error")]
         values = {
-            key: [v for row in done if (v := _plain_number(row, key)) is not None] for key in FORMS
+            key: [v for row in done if (v := number_in(row, key)) is not None] for key in FORMS
         }
         judged = [
             w
             for row in done
-            if method != START and (w := _worse(row, begun.get(str(row["pair"])))) is not None
+            if method != START and (w := is_worse(row, begun.get(str(row["pair"])))) is not None
         ]
         measures = {key: Spread.of(numbers) for key, numbers in values.items() if numbers}
         found.append(
@@ -291,19 +296,15 @@ def finished_by_all(rows: Iterable[Row]) -> list[Row]:
 def markdown_table(summaries: Sequence[MethodSummary]) -> str:
     """The summaries as a Markdown table: mean ± SD (least to most)."""
     columns = [key for key in FORMS if any(key in s.measures for s in summaries)]
-    lines = [
-        "| method | pairs | "
-        + " | ".join(MEASURES[key].words for key in columns)
-        + " | worse than the start |",
-        "| --- | --- |" + " --- |" * (len(columns) + 1),
-    ]
+    heads = ["method", "pairs", *(MEASURES[key].words for key in columns), "worse than the start"]
+    lines = table_head(heads)
     for summary in summaries:
         cells = [
             summary.measures[key].written(FORMS[key]) if key in summary.measures else ""
             for key in columns
         ]
         worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
-        lines.append("| " + " | ".join([summary.method, summary.counted, *cells, worse]) + " |")
+        lines.append(table_line([summary.method, summary.counted, *cells, worse]))
     return "\n".join(lines)
 
 
@@ -316,19 +317,15 @@ def network_matters(rows: Iterable[Row]) -> str:
     against the refinement ended after the network's seconds.  Mean differences with their 95 %
     bootstrap interval over pairs (pairs that share a subject are not independent)."""
     rows = [row for row in rows if not row.get("error")]
-    lines = [
-        "| network | without it | measure | difference (95 %) | better in | seconds |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["network", "without it", "measure", "difference (95 %)", "better in", "seconds"]
+    lines = table_head(heads)
     begun = len(lines)
     for first, second in CONTESTS:
         for key, better in (("dice", 1), ("landmark_mm", -1)):
             one, other = (
                 {str(r["pair"]): r for r in rows if r["method"] == name} for name in (first, second)
             )
-            both = [
-                pair for pair in one if pair in other and _plain_number(one[pair], key) is not None
-            ]
+            both = [pair for pair in one if pair in other and number_in(one[pair], key) is not None]
             if not both:
                 continue
             changes = np.array([float(one[pair][key]) - float(other[pair][key]) for pair in both])
@@ -364,11 +361,7 @@ def comparison_figure(rows: Iterable[Row]) -> Figure:
 
     rows = list(rows)
     key = next(
-        (
-            k
-            for k in ("dice", "landmark_mm")
-            if any(_plain_number(row, k) is not None for row in rows)
-        ),
+        (k for k in ("dice", "landmark_mm") if any(number_in(row, k) is not None for row in rows)),
         "dice",
     )
     figure = Figure(figsize=(10, 4.5), layout="constrained")
@@ -426,7 +419,7 @@ def _draw(
 ) -> None:
     """One method: its pairs as dots, its mean with SD."""
     (across, key), (colour, marker) = keys, style
-    dots = [(_plain_number(row, across), _plain_number(row, key)) for row in rows]
+    dots = [(number_in(row, across), number_in(row, key)) for row in rows]
     seen = np.array([(x, y) for x, y in dots if x is not None and y is not None]).reshape(-1, 2)
     axes.scatter(seen[:, 0], seen[:, 1], s=10, color=colour, alpha=0.3, linewidths=0)
     x, y = summary.measures[across], summary.measures[key]
@@ -443,23 +436,22 @@ def _draw(
     )
 
 
-def _plain_number(row: Row, key: str) -> float | None:
+def number_in(row: Row, key: str) -> float | None:
+    """A number of a row, also as read back from a table; None where nothing was measured."""
     value = row.get(key)
-    if value is None or value == "":
+    if value is None or value == "" or math.isnan(float(value)):
         return None
-    number = float(value)
-    return None if math.isnan(number) else number
+    return float(value)
 
 
-def _worse(row: Row, start: Row | None) -> bool | None:
-    """Whether a pair was left worse than its start; None where nothing can tell."""
-    for key, sign in (("dice", 1), ("landmark_mm", -1)):
-        after, before = (
-            _plain_number(row, key),
-            None if start is None else _plain_number(start, key),
-        )
+def is_worse(row: Row, start: Row | None) -> bool | None:
+    """Whether a pair was left worse than its start, by Dice, else landmarks, else correlation; None
+    where nothing can tell.
+    """
+    for key in ("dice", "landmark_mm", "ncc") if start else ():
+        after, before = number_in(row, key), number_in(start or {}, key)
         if after is not None and before is not None:
-            return sign * after < sign * before
+            return (after - before) * MEASURES[key].better < 0
     return None
 
 
@@ -510,10 +502,10 @@ def write_results(
             "\n".join(failures),
             "To try one again, delete its file in rows; the same command goes on.",
         ]
-    parts += ["## Methods", _methods(plan), "## Settings", _listed(plan["settings"])]
+    parts += ["## Methods", _methods(plan), "## Settings", list_of(plan["settings"])]
     parts += [
         "## Machine and versions",
-        _listed(_surroundings() | plan["machine"] | plan["versions"]),
+        list_of(_surroundings() | plan["machine"] | plan["versions"]),
     ]
     with writing(out / SUMMARY) as temporary:
         temporary.write_text(printable("\n\n".join(parts)) + "\n", encoding="utf-8")
@@ -557,7 +549,8 @@ def _surroundings() -> dict[str, str]:
     }
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def list_of(values: Mapping[str, Any]) -> str:
+    """Names and values as a Markdown list."""
     return "\n".join(
         f"- {key.replace('_', ' ')}: {'default' if value is None else value}"
         for key, value in values.items()

@@ -59,13 +59,9 @@ class WorkFolder:
             or cannot be made.
         """
         if not self.plan.is_file():
-            self._check_free()
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"Cannot write into {self.path}: {error.strerror}. Name another place."
-                ) from error
+            own = (LOCK, self.plan.name, f".{self.plan.name}.partial-")
+            check_free(self.path, own, self.what, self.plan)
+            make_folder(self.path)
             with locked(self.path / LOCK, SECONDS):
                 if not self.plan.is_file():
                     with files.writing(self.plan) as temporary:
@@ -172,21 +168,53 @@ class WorkFolder:
         """Let others work here."""
         self._alone.close()
 
-    def _check_free(self) -> None:
-        """Refuse a folder that holds other things, unless another process has just begun here."""
-        files.check_is_folder(self.path)
-        if not self.path.is_dir():
-            files.check_new_folder(self.path)
-            return
-        own = (LOCK, self.plan.name, f".{self.plan.name}.partial-")
-        others = sorted(e.name for e in self.path.iterdir() if not e.name.startswith(own))
-        if others and not self.plan.is_file():
-            raise InputError(
-                f"The folder {self.path} is not empty ({len(others)} entries, such as"
-                f" '{others[0]}') and holds no {self.what}. Nothing there is overwritten: name"
-                " another folder, or empty this one."
-            )
-        files.check_parent(self.path / "new")
+
+def check_free(path: Path, own: tuple[str, ...], what: str, begun: Path | None = None) -> None:
+    """Refuse a folder that holds other things than work that was begun there.
+
+    Parameters
+    ----------
+    path : Path
+    own : tuple of str
+        How the names begin of what a process that was killed may have left.
+    what : str
+        The work, for messages.
+    begun : Path, optional
+        A file with which nothing is refused: another process began just now.
+
+    Raises
+    ------
+    InputError
+        If it holds something else, or cannot be written to.
+    """
+    files.check_is_folder(path)
+    if not path.is_dir():
+        files.check_new_folder(path)
+        return
+    others = sorted(e.name for e in path.iterdir() if not e.name.startswith(own))
+    if others and not (begun is not None and begun.is_file()):
+        raise InputError(
+            f"The folder {path} is not empty ({len(others)} entries, such as '{others[0]}') and"
+            f" holds no {what}. Nothing there is overwritten: name another folder, or empty this"
+            " one."
+        )
+    files.check_parent(path / "new")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, where it is missing.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot make the folder {path}: {error.strerror}. Name a place that you may write to."
+        ) from error
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from filelock import Timeout
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import files
 from napari_shmoareg.io import files as files_module
-from napari_shmoareg.io.files import check_is_folder, check_new_folder, writing
+from napari_shmoareg.io.files import writing
 from napari_shmoareg.io.untrusted import names_input, read_object, user_path
-from napari_shmoareg.io.work_folder import LOCK, locked
+from napari_shmoareg.io.work_folder import LOCK, check_free, locked, make_folder
 from napari_shmoareg.training.logs import read_rows
 
 if TYPE_CHECKING:
@@ -248,12 +248,7 @@ class RunFolder:
         from napari_shmoareg.training.plan import write_plan
 
         self._check_new()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"Cannot make the folder {self.path}: {error.strerror}. Name another place."
-            ) from error
+        make_folder(self.path)
         with RunLock(self.lock) as lock:
             self._check_new()
             write_plan(self.told, plan)
@@ -279,31 +274,13 @@ class RunFolder:
 
     def _check_new(self) -> None:
         """Refuse a folder with anything but what a run killed at its very beginning left."""
-        check_is_folder(self.path)
         if self.told.exists():
             raise InputError(
                 f"{self.path} holds a run already. Give --resume to go on with it, or another --out"
                 " to begin a new one."
             )
-        if not self.path.is_dir():
-            check_new_folder(self.path)
-            return
-        own = [
-            self.lock,
-            self.path / LOCK,
-            *(entry for entry in self.path.iterdir() if self._is_leftover(entry)),
-        ]
-        others = sorted(entry.name for entry in self.path.iterdir() if entry not in own)
-        if others:
-            raise InputError(
-                f"The folder {self.path} is not empty ({len(others)} entries, such as"
-                f" '{others[0]}'), and holds no run. Nothing there is overwritten: name another"
-                " folder, or empty this one."
-            )
-        check_new_folder(self.path / "new")
-
-    def _is_leftover(self, entry: Path) -> bool:
-        return any(files.is_leftover(entry, name) for name in (self.told.name, self.lock.name))
+        own = (LOCK, self.lock.name, *(f".{file.name}.partial-" for file in (self.told, self.lock)))
+        check_free(self.path, own, "run")
 
 
 def is_blank(path: Path) -> bool:
