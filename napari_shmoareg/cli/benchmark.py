@@ -58,13 +58,7 @@ class Change(StrEnum):
 
 
 def chosen_methods(text: str) -> list[str]:
-    """The names of ``--methods``, the start before them.
-
-    Raises
-    ------
-    InputError
-        If one is not known or not installed.
-    """
+    """The names of ``--methods``, the start before them."""
     from napari_shmoareg.evaluation.methods import START, TIMED, check_available
 
     names = list(
@@ -80,63 +74,17 @@ def chosen_methods(text: str) -> list[str]:
     return names
 
 
-def check_used(
-    names: Sequence[str],
-    *,
-    refined: Mapping[str, object],
-    network: Mapping[str, object],
-    unigradicon: Mapping[str, object],
-    own: Mapping[str, object],
-) -> None:
-    """Refuse what was asked of a method that does not run.
+def check_used(names: Sequence[str], options: Mapping[str, tuple[object, Sequence[str]]]) -> None:
+    """Refuse an option that was given, not being None, where none of its methods runs."""
+    from napari_shmoareg.evaluation.methods import SMOOTHER, TIMED
 
-    Parameters
-    ----------
-    names : sequence of str
-        The methods.
-    refined, network, unigradicon, own : dict of option to value
-        What only `REFINED` uses, what our networks use, what that peer uses, and what all of our
-        own use; None is not given.
-
-    Raises
-    ------
-    InputError
-        With the option and the method that is missing.
-    """
-    from napari_shmoareg.evaluation.methods import NETWORKS, REFINED, SMOOTHER, TIMED
-
-    both = dict.fromkeys((*NETWORKS, *REFINED))
-    used = (
-        (refined, REFINED),
-        (network, NETWORKS),
-        (unigradicon, ("unigradicon",)),
-        (own, tuple(both)),
-    )
-    for options, methods in used:
-        given = [option for option, value in options.items() if value is not None]
-        if given and not set(names) & set(methods):
+    for option, (value, methods) in options.items():
+        if value is not None and not set(names) & set(methods):
             named = " and no ".join(name for name in methods if name not in (*TIMED, *SMOOTHER))
             raise InputError(
-                f"{' and '.join(given)} would do nothing: --methods names no {named}. Add it there,"
-                " or leave the option out."
+                f"{option} would do nothing: --methods names no {named}. Add it there, or leave the"
+                " option out."
             )
-
-
-def chosen_gamma(change: Change, asked: float | None) -> float:
-    """The exponent.
-
-    Raises
-    ------
-    InputError
-        If one was asked for and nothing uses it.
-    """
-    from napari_shmoareg.evaluation.methods import GAMMA
-
-    if asked is not None and change is not Change.gamma:
-        raise InputError(
-            "--gamma would do nothing without --change gamma. Add that, or leave --gamma out."
-        )
-    return GAMMA if asked is None else asked
 
 
 def chosen_pairs(
@@ -146,14 +94,7 @@ def chosen_pairs(
     choice: tuple[int | None, int],
     quiet: bool,
 ) -> tuple[PairFiles, ...]:
-    """The pairs of a list or a folder, and a word on how they were chosen.
-
-    Raises
-    ------
-    InputError
-        If a folder has no pattern of images, or a list has one; and as `read_folder` and
-        `read_pair_list`.
-    """
+    """The pairs of a list or a folder, and a word on how they were chosen."""
     from napari_shmoareg.datasets import choose_pairs, read_folder, read_pair_list
 
     if dataset.is_dir():
@@ -206,13 +147,6 @@ def unigradicon_weights_for(names: Sequence[str], asked: Path | None) -> str | N
     file = None if asked is None else str(user_path(asked).resolve())
     load_method("unigradicon", unigradicon_weights=file, device="cpu")
     return file
-
-
-def default_steps() -> int:
-    """Of a refinement, where none were asked for."""
-    from napari_shmoareg.registration.refinement import DEFAULT_STEPS
-
-    return DEFAULT_STEPS
 
 
 def cpus() -> int:
@@ -335,36 +269,40 @@ def benchmark(
     measures the displacement that comes out.  DIR gets pairs.csv (a row per pair and method),
     summary.md and plot.png. A method that fails leaves a row with the error.  Ctrl-C keeps the
     rows; the same command goes on."""
-    names = chosen_methods(methods)
+    from napari_shmoareg.evaluation.methods import GAMMA, NETWORKS, REFINED
+    from napari_shmoareg.registration.refinement import DEFAULT_STEPS
+
+    names, own = chosen_methods(methods), tuple(dict.fromkeys((*NETWORKS, *REFINED)))
     check_used(
         names,
-        refined={
-            "--refine": refine,
-            "--similarity": None if similarity is Similarity.auto else similarity,
-        },
-        network={"--weights": weights},
-        unigradicon={"--unigradicon-weights": unigradicon_weights},
-        own={
-            "--size": size,
-            "--diffeomorphic": diffeomorphic,
-            "--contrast": None if contrast is Contrast.auto else contrast,
-            "--smoothness": None if smoothness is Smoothness.accurate else smoothness,
+        {
+            "--refine": (refine, REFINED),
+            "--similarity": (None if similarity is Similarity.auto else similarity, REFINED),
+            "--weights": (weights, NETWORKS),
+            "--unigradicon-weights": (unigradicon_weights, ("unigradicon",)),
+            "--size": (size, own),
+            "--diffeomorphic": (diffeomorphic, own),
+            "--contrast": (None if contrast is Contrast.auto else contrast, own),
+            "--smoothness": (None if smoothness is Smoothness.accurate else smoothness, own),
         },
     )
-    exponent = chosen_gamma(change, gamma)
+    if gamma is not None and change is not Change.gamma:
+        raise InputError(
+            "--gamma would do nothing without --change gamma. Add that, or leave --gamma out."
+        )
     chosen = chosen_pairs(dataset, images, labels, (pairs, seed), quiet)
     common = IsolatedRun(
         method="start",
         moving="",
         fixed="",
         change=change.value,
-        gamma=exponent,
+        gamma=GAMMA if gamma is None else gamma,
         weights=weights_for(names, weights, device),
         unigradicon_weights=unigradicon_weights_for(names, unigradicon_weights),
         size=size,
         diffeomorphic=diffeomorphic,
         device=device.value,
-        refine=refine or default_steps(),
+        refine=refine or DEFAULT_STEPS,
         similarity=similarity.value,
         contrast=contrast.value,
         smoothness=smoothness.value,

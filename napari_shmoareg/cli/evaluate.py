@@ -413,14 +413,7 @@ def chosen_scans(
     split_seed: int,
     options: Mapping[str, Any],
 ) -> Chosen:
-    """Open the data set, with options as of `DatasetChoice` (None is not given), and divide it.
-
-    Raises
-    ------
-    InputError
-        If neither a data set nor a run was given, options contradict each other, or it cannot be
-        opened or divided.
-    """
+    """Open the data set, with options as of `DatasetChoice` (None is not given), and divide it."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
     from napari_shmoareg.evaluation.run import ALL, Part, of_run, of_split
 
@@ -460,13 +453,7 @@ def weights_for(
     method: str, given: str | None, file: Path | None, chosen: Chosen, device: str
 ) -> str | None:
     """The weights of a method that needs some: those that were given, the run's, or the shipped
-    ones; uniGradICON's file.
-
-    Raises
-    ------
-    InputError
-        If there are none of ours, they cannot be read, or the method uses none such.
-    """
+    ones; uniGradICON's file."""
     from napari_shmoareg.evaluation.methods import NETWORKS
 
     if file is not None and method != "unigradicon":
@@ -482,13 +469,7 @@ def weights_for(
 
 def readable_weights(weights: str | None, device: str) -> str:
     """The name of shipped weights, those that fit the device by default, or the whole path of a
-    file.
-
-    Raises
-    ------
-    InputError
-        If they cannot be read, or there is no such device.
-    """
+    file."""
     from napari_shmoareg.io import read_card, shipped_weights
     from napari_shmoareg.io.model_card import chosen_device, chosen_weights
 

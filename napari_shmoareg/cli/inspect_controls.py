@@ -147,14 +147,7 @@ class ControlOptions(ListOptions):
 
 def control_pairs(listing: Path, options: ControlOptions) -> None:
     """Measure the pairs of a list that the folder does not have yet, and write what all of them
-    come to.
-
-    Raises
-    ------
-    InputError
-        If the list, the weights or the folder is not what it has to be, or no pair could be
-        measured.
-    """
+    come to."""
     from napari_shmoareg.datasets import read_pair_list
 
     listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
@@ -191,13 +184,7 @@ def control_one(make: Callable[[SHMoAReg, Report], Replay], options: ControlOpti
     ----------
     make : callable
         Reads and aligns the pair, given the network, telling how far it is.
-    options : ControlOptions
-
-    Raises
-    ------
-    InputError
-        If the pair, the weights or the folder is not what it has to be.
-    """
+    options : ControlOptions"""
     check_new_folder(options.out)
     with progress(options.quiet) as report:
         report("loading", 0.0)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -52,8 +52,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from napari_shmoareg.cli.inspect import Point
+    from napari_shmoareg.cli.options import Running
     from napari_shmoareg.datasets import PairFiles, PairList
     from napari_shmoareg.geometry import VolumePair
+    from napari_shmoareg.model import SHMoAReg
     from napari_shmoareg.registration.register import Registration
 
 
@@ -172,14 +174,7 @@ def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> E
     at : sequence of (x, y, z), mm RAS
         Places of Fig. 6; none: the five of `FRACTIONS`, and a boundary between labels.
     options : ListOptions
-        `out` is a new folder, or one that the same command began.
-
-    Raises
-    ------
-    InputError
-        If the list, the weights, a place or the folder is not what it has to be, or no pair could
-        be registered.
-    """
+        `out` is a new folder, or one that the same command began."""
     if len(at) > MOST_PLACES:
         raise InputError(
             f"{len(at)} places were given with --at; up to {MOST_PLACES} can be compared."
@@ -196,13 +191,7 @@ def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> E
         )
 
     def inspected(number: int, report: Report) -> InspectedPair:
-        return _inspected(
-            listed,
-            number,
-            at,
-            lambda pair, phases: options.running.register(pair, network, phases),
-            report,
-        )
+        return _inspected(listed, number, at, options.running, network, report)
 
     def check(numbers: Sequence[int], report: Report) -> None:
         _check_places(listed, numbers, at, report)
@@ -227,7 +216,8 @@ def _inspected(
     listed: PairList,
     number: int,
     at: Sequence[Point],
-    register: Callable[[VolumePair, Report], Registration],
+    running: Running,
+    network: SHMoAReg,
     report: Report,
 ) -> InspectedPair:
     """One pair read, registered and counted."""
@@ -240,7 +230,7 @@ def _inspected(
     moving, fixed, labels = _used(listed.files[number])
     files = state_of((moving, fixed, labels))
     pair = read_pair(str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel)
-    return InspectedPair.of(register(pair, phases), at, files)
+    return InspectedPair.of(running.register(pair, network, phases), at, files)
 
 
 def _check_places(
@@ -285,25 +275,7 @@ def write_results(
     network: Mapping[str, Any],
     routing: str = "",
 ) -> ExpertLoad:
-    """Write tables, figures, captions and summary of the pairs that are done.
-
-    Parameters
-    ----------
-    out : Path
-    plan : mapping
-        As the folder was begun with.
-    pairs, failures : mappings by number, from 0
-        At least one pair.
-    network : mapping
-        Its config.
-    routing : str
-        What the card of the weights says of their routing (`routing_sentence`).
-
-    Returns
-    -------
-    ExpertLoad
-        Of all pairs added up.
-    """
+    """Write tables, figures, captions and summary of the pairs that are done."""
     done = list(pairs.values())
     load, places = reduce(add, [p.load for p in done]), reduce(add, [p.places for p in done])
     spread = share_spread([p.load for p in done])

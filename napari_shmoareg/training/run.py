@@ -61,8 +61,13 @@ class RunLock:
             if holder is not None:
                 raise self._refusal(holder)
             held.callback(self.path.unlink, missing_ok=True)
+            try:
+                self.say("preparing")
+            except OSError as error:
+                raise InputError(
+                    f"Cannot write into {self.path.parent}: {error.strerror}."
+                ) from error
             self._held = held.pop_all()
-        self.say("preparing")
         return self
 
     def __exit__(self, *what: object) -> None:
