@@ -70,17 +70,15 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ |= dict.fromkeys(THREADS, str(arguments.threads))
     import torch
 
-    from napari_shmoareg.evaluation.baselines import evaluated_method
-    from napari_shmoareg.evaluation.methods import NETWORKS
     from napari_shmoareg.evaluation.run import (
         EvaluationFolder,
         Shard,
         evaluate_cases,
         evaluation_plan,
         pairs_of,
+        planned_method,
     )
     from napari_shmoareg.evaluation.tables import write_tables
-    from napari_shmoareg.io import load_network
     from napari_shmoareg.registration.resources import find_device
 
     torch.set_num_threads(arguments.threads)
@@ -98,13 +96,9 @@ def main(words: Sequence[str] | None = None) -> None:
     work = []
     for entry in entries:
         plan = evaluation_plan(part, pairs, entry.method, entry.weights, {"affine": affine})
-        device = find_device("auto").type
-        network = load_network(entry.weights, device=device) if entry.method in NETWORKS else None
         folder = EvaluationFolder(arguments.out / entry.name.replace(" ", "-").replace("/", "-"))
         folder.begin(plan)
-        work.append(
-            (entry, plan, evaluated_method(entry.method, plan["settings"], network), folder)
-        )
+        work.append((entry, plan, planned_method(plan, find_device("auto").type), folder))
     for number in range(1, len(pairs) + 1):
         for entry, plan, method, folder in work:
             evaluate_cases(

@@ -5,26 +5,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.benchmark_folder import (
-    MEASURED,
-    PLOT,
-    ROWS,
-    SUMMARY,
-    begin,
-    make_plan,
-    read_rows,
-    results_table,
-    told,
-    write_results,
-)
-from napari_shmoareg.cli.console import CANCELLED, say, show
+from napari_shmoareg.cli.console import plain_table, resumable, say, show
+from napari_shmoareg.cli.evaluate import SeedOption, readable_weights
 from napari_shmoareg.cli.options import (
     Channel,
     Contrast,
@@ -45,10 +34,19 @@ from napari_shmoareg.cli.options import (
 )
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.evaluation.isolated_run import IsolatedRun, Measured, run_trial
-from napari_shmoareg.io.untrusted import printable, user_path
+from napari_shmoareg.io.machine import machine, versions
+from napari_shmoareg.io.model_card import checksum_of
+from napari_shmoareg.io.untrusted import MAX_TABLE, printable, read_csv, user_path
+from napari_shmoareg.io.work_folder import WorkFolder, check_row
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from napari_shmoareg.datasets import PairFiles
+    from napari_shmoareg.evaluation.comparison import MethodSummary
+
+
+FILES = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
 
 
 class Change(StrEnum):
@@ -60,13 +58,7 @@ class Change(StrEnum):
 
 
 def chosen_methods(text: str) -> list[str]:
-    """The names of ``--methods``, the start before them.
-
-    Raises
-    ------
-    InputError
-        If one is not known or not installed.
-    """
+    """The names of ``--methods``, the start before them."""
     from napari_shmoareg.evaluation.methods import START, TIMED, check_available
 
     names = list(
@@ -82,63 +74,17 @@ def chosen_methods(text: str) -> list[str]:
     return names
 
 
-def check_used(
-    names: Sequence[str],
-    *,
-    refined: Mapping[str, object],
-    network: Mapping[str, object],
-    unigradicon: Mapping[str, object],
-    own: Mapping[str, object],
-) -> None:
-    """Refuse what was asked of a method that does not run.
+def check_used(names: Sequence[str], options: Mapping[str, tuple[object, Sequence[str]]]) -> None:
+    """Refuse an option that was given, not being None, where none of its methods runs."""
+    from napari_shmoareg.evaluation.methods import SMOOTHER, TIMED
 
-    Parameters
-    ----------
-    names : sequence of str
-        The methods.
-    refined, network, unigradicon, own : dict of option to value
-        What only `REFINED` uses, what our networks use, what that peer uses, and what all of our
-        own use; None is not given.
-
-    Raises
-    ------
-    InputError
-        With the option and the method that is missing.
-    """
-    from napari_shmoareg.evaluation.methods import NETWORKS, REFINED, SMOOTHER, TIMED
-
-    both = dict.fromkeys((*NETWORKS, *REFINED))
-    used = (
-        (refined, REFINED),
-        (network, NETWORKS),
-        (unigradicon, ("unigradicon",)),
-        (own, tuple(both)),
-    )
-    for options, methods in used:
-        given = [option for option, value in options.items() if value is not None]
-        if given and not set(names) & set(methods):
+    for option, (value, methods) in options.items():
+        if value is not None and not set(names) & set(methods):
             named = " and no ".join(name for name in methods if name not in (*TIMED, *SMOOTHER))
             raise InputError(
-                f"{' and '.join(given)} would do nothing: --methods names no {named}. Add it there,"
-                " or leave the option out."
+                f"{option} would do nothing: --methods names no {named}. Add it there, or leave the"
+                " option out."
             )
-
-
-def chosen_gamma(change: Change, asked: float | None) -> float:
-    """The exponent.
-
-    Raises
-    ------
-    InputError
-        If one was asked for and nothing uses it.
-    """
-    from napari_shmoareg.evaluation.methods import GAMMA
-
-    if asked is not None and change is not Change.gamma:
-        raise InputError(
-            "--gamma would do nothing without --change gamma. Add that, or leave --gamma out."
-        )
-    return GAMMA if asked is None else asked
 
 
 def chosen_pairs(
@@ -148,14 +94,7 @@ def chosen_pairs(
     choice: tuple[int | None, int],
     quiet: bool,
 ) -> tuple[PairFiles, ...]:
-    """The pairs of a list or a folder, and a word on how they were chosen.
-
-    Raises
-    ------
-    InputError
-        If a folder has no pattern of images, or a list has one; and as `read_folder` and
-        `read_pair_list`.
-    """
+    """The pairs of a list or a folder, and a word on how they were chosen."""
     from napari_shmoareg.datasets import choose_pairs, read_folder, read_pair_list
 
     if dataset.is_dir():
@@ -194,14 +133,7 @@ def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str 
     """
     from napari_shmoareg.evaluation.methods import NETWORKS
 
-    if not set(names) & set(NETWORKS):
-        return None
-    from napari_shmoareg.io import read_card, shipped_weights
-    from napari_shmoareg.io.model_card import chosen_device, chosen_weights
-
-    name, _ = chosen_weights(asked, chosen_device(device.value))
-    read_card(name)
-    return name if name in shipped_weights() else str(user_path(name).resolve())
+    return readable_weights(asked, device.value) if set(names) & set(NETWORKS) else None
 
 
 def unigradicon_weights_for(names: Sequence[str], asked: Path | None) -> str | None:
@@ -217,103 +149,105 @@ def unigradicon_weights_for(names: Sequence[str], asked: Path | None) -> str | N
     return file
 
 
-def default_steps() -> int:
-    """Of a refinement, where none were asked for."""
-    from napari_shmoareg.registration.refinement import DEFAULT_STEPS
-
-    return DEFAULT_STEPS
-
-
 def cpus() -> int:
     """The CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 DEFAULT = "shmoareg,shmoareg+refine,demons,affine"
+DatasetArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET",
+        help=(
+            "A CSV list (columns moving, fixed, moving_labels, fixed_labels, landmarks; the"
+            " last: a CSV file of x,y,z in the fixed image and in the moving one, mm, LPS), or a"
+            " folder with --images."
+        ),
+    ),
+]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR", help="The folder for the results. Goes on where it is."),
+]
+MethodsOption = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        metavar="A,B,...",
+        help=(
+            "Of shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg"
+            " (that, ended after the seconds of shmoareg's network), affine+refine:balanced and"
+            " affine+refine:smooth (smoother), affine, demons, syn, greedy, convexadam (these three"
+            ' need pip install "shmoareg[peers]"), unigradicon (needs pip install'
+            " icon_registration), niftyreg (needs its programs on the PATH). The start (headers"
+            " alone) is always scored."
+        ),
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        "--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="PATTERN",
+        help="Of a folder: their label maps, in the same order of names.",
+    ),
+]
+PairsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pairs",
+        min=1,
+        help="Only so many, each image as often as the others.",
+        show_default="all",
+    ),
+]
+ChangeOption = Annotated[
+    Change,
+    typer.Option("--change", help="Change the moving image's intensities, for every method."),
+]
+GammaOption = Annotated[
+    float | None,
+    typer.Option("--gamma", min=0.01, help="The exponent of --change gamma.", show_default="0.5"),
+]
+RefineOption = Annotated[
+    int | None,
+    typer.Option(
+        "--refine",
+        metavar="STEPS",
+        min=1,
+        help="Of methods that refine.",
+        show_default="the engine's",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Of every method.", show_default="all")
+]
+SurfaceOption = Annotated[
+    bool,
+    typer.Option(
+        "--surface/--no-surface", help="Measure surface distances too (ASSD, HD95; slow)."
+    ),
+]
 
 
 def benchmark(
-    dataset: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATASET",
-            help=(
-                "A CSV list (columns moving, fixed, moving_labels, fixed_labels, landmarks; the"
-                " last: a CSV file of "
-                "x,y,z in the fixed image and in the moving one, mm, LPS), or a folder with"
-                " --images."
-            ),
-        ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The folder for the results. Goes on where it is."
-        ),
-    ],
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            metavar="A,B,...",
-            help=(
-                "Of shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg"
-                " (that, ended after "
-                "the seconds of shmoareg's network), affine+refine:balanced and"
-                " affine+refine:smooth (smoother), affine, "
-                "demons, syn, greedy, convexadam (these three need "
-                'pip install "shmoareg[peers]"), unigradicon (needs pip install icon_registration),'
-                " niftyreg (needs its "
-                "programs on the PATH). The start (headers alone) is always scored."
-            ),
-        ),
-    ] = DEFAULT,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            "--images",
-            metavar="PATTERN",
-            help="Of a folder: its images, such as 'images/*.nii.gz'.",
-        ),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            "--labels",
-            metavar="PATTERN",
-            help="Of a folder: their label maps, in the same order of names.",
-        ),
-    ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option(
-            "--pairs",
-            min=1,
-            help="Only so many, each image as often as the others.",
-            show_default="all",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")] = 1,
-    change: Annotated[
-        Change,
-        typer.Option("--change", help="Change the moving image's intensities, for every method."),
-    ] = Change.none,
-    gamma: Annotated[
-        float | None,
-        typer.Option(
-            "--gamma", min=0.01, help="The exponent of --change gamma.", show_default="0.5"
-        ),
-    ] = None,
-    refine: Annotated[
-        int | None,
-        typer.Option(
-            "--refine",
-            metavar="STEPS",
-            min=1,
-            help="Of methods that refine.",
-            show_default="the engine's",
-        ),
-    ] = None,
+    dataset: DatasetArgument,
+    out: OutOption,
+    methods: MethodsOption = DEFAULT,
+    images: Images = None,
+    labels: Labels = None,
+    pairs: PairsOption = None,
+    seed: SeedOption = 1,
+    change: ChangeOption = Change.none,
+    gamma: GammaOption = None,
+    refine: RefineOption = None,
     similarity: SimilarityOption = Similarity.auto,
     weights: Weights = None,
     unigradicon_weights: UniGradICONWeights = None,
@@ -322,15 +256,8 @@ def benchmark(
     contrast: ContrastOption = Contrast.auto,
     smoothness: SmoothnessOption = Smoothness.accurate,
     device: DeviceOption = Device.auto,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of every method.", show_default="all")
-    ] = None,
-    surface: Annotated[
-        bool,
-        typer.Option(
-            "--surface/--no-surface", help="Measure surface distances too (ASSD, HD95; slow)."
-        ),
-    ] = False,
+    threads: ThreadsOption = None,
+    surface: SurfaceOption = False,
     nan: Nan = None,
     channel: Channel = None,
     quiet: Quiet = False,
@@ -342,36 +269,40 @@ def benchmark(
     measures the displacement that comes out.  DIR gets pairs.csv (a row per pair and method),
     summary.md and plot.png. A method that fails leaves a row with the error.  Ctrl-C keeps the
     rows; the same command goes on."""
-    names = chosen_methods(methods)
+    from napari_shmoareg.evaluation.methods import GAMMA, NETWORKS, REFINED
+    from napari_shmoareg.registration.refinement import DEFAULT_STEPS
+
+    names, own = chosen_methods(methods), tuple(dict.fromkeys((*NETWORKS, *REFINED)))
     check_used(
         names,
-        refined={
-            "--refine": refine,
-            "--similarity": None if similarity is Similarity.auto else similarity,
-        },
-        network={"--weights": weights},
-        unigradicon={"--unigradicon-weights": unigradicon_weights},
-        own={
-            "--size": size,
-            "--diffeomorphic": diffeomorphic,
-            "--contrast": None if contrast is Contrast.auto else contrast,
-            "--smoothness": None if smoothness is Smoothness.accurate else smoothness,
+        {
+            "--refine": (refine, REFINED),
+            "--similarity": (None if similarity is Similarity.auto else similarity, REFINED),
+            "--weights": (weights, NETWORKS),
+            "--unigradicon-weights": (unigradicon_weights, ("unigradicon",)),
+            "--size": (size, own),
+            "--diffeomorphic": (diffeomorphic, own),
+            "--contrast": (None if contrast is Contrast.auto else contrast, own),
+            "--smoothness": (None if smoothness is Smoothness.accurate else smoothness, own),
         },
     )
-    exponent = chosen_gamma(change, gamma)
+    if gamma is not None and change is not Change.gamma:
+        raise InputError(
+            "--gamma would do nothing without --change gamma. Add that, or leave --gamma out."
+        )
     chosen = chosen_pairs(dataset, images, labels, (pairs, seed), quiet)
     common = IsolatedRun(
         method="start",
         moving="",
         fixed="",
         change=change.value,
-        gamma=exponent,
+        gamma=GAMMA if gamma is None else gamma,
         weights=weights_for(names, weights, device),
         unigradicon_weights=unigradicon_weights_for(names, unigradicon_weights),
         size=size,
         diffeomorphic=diffeomorphic,
         device=device.value,
-        refine=refine or default_steps(),
+        refine=refine or DEFAULT_STEPS,
         similarity=similarity.value,
         contrast=contrast.value,
         smoothness=smoothness.value,
@@ -381,49 +312,140 @@ def benchmark(
         channel=channel,
     )
     trials = [replace(common, method=name, **_files(pair)) for pair in chosen for name in names]
-    plan = make_plan(common, names, trials)
-    begin(out, plan)
-    rows = read_rows(out)
-    try:
-        run_all(trials, len(names), rows, out, quiet)
-    except KeyboardInterrupt:
-        write_results(out, rows, plan)
-        say(
-            f"Stopped after {len(rows)} of {len(trials)} runs; {out} holds them. The same command"
-            " goes on."
-        )
-        raise typer.Exit(CANCELLED) from None
-    summaries = write_results(out, rows, plan)
+    run_all(out, benchmark_plan(common, names, trials), trials, quiet)
+
+
+def benchmark_plan(
+    common: IsolatedRun, names: Sequence[str], trials: Sequence[IsolatedRun]
+) -> dict[str, Any]:
+    """All that the numbers depend on, as it stands in benchmark.json."""
+    from napari_shmoareg.evaluation.methods import used_versions
+
+    settings = {
+        key: value for key, value in asdict(common).items() if key not in ("method", *FILES)
+    }
+    # as in plans that were written before there was this method
+    if common.unigradicon_weights is None:
+        del settings["unigradicon_weights"]
+    for name in ("weights", "unigradicon_weights"):
+        if settings.get(name) is not None:
+            settings[f"{name}_sha256"] = checksum_of(settings[name])
+    used = {name: number for name, number in versions().items() if number is not None}
+    for name in names:
+        used |= used_versions(name)
+    return {
+        "methods": list(names),
+        "settings": settings,
+        "versions": used,
+        "machine": machine(),
+        "pairs": [[getattr(trial, name) for name in FILES] for trial in trials[:: len(names)]],
+    }
+
+
+def run_all(out: Path, plan: Mapping[str, Any], trials: Sequence[IsolatedRun], quiet: bool) -> None:
+    """Run what has no row yet, and write what all rows come to."""
+    from napari_shmoareg.evaluation.comparison import (
+        PLOT,
+        ROWS,
+        SUMMARY,
+        write_results,
+        write_rows,
+    )
+
+    remedy = " Delete it; the same command then runs it again."
+    rows: list[dict[str, Any]] = []
+    runs = {
+        f"{number // len(plan['methods']) + 1:04d}-{trial.method.replace(':', '-')}": trial
+        for number, trial in enumerate(trials)
+    }
+    with WorkFolder(out, "benchmark.json", "rows", "benchmark", remedy).begin(plan) as work:
+        _take_over(work)
+
+        def kept(key: str) -> dict[str, Any] | None:
+            return work.read(key, _checked)
+
+        def do(key: str) -> dict[str, Any]:
+            return _run(int(key.partition("-")[0]), runs[key], rows)
+
+        def finish() -> list[MethodSummary]:
+            return write_results(out, rows, plan)
+
+        with resumable(lambda: len(rows), len(trials), out, "runs", finish):
+            for row, new in work.complete(runs, kept, do):
+                rows.append(row)
+                if new:
+                    write_rows(out, rows)
+                if new and not quiet:
+                    count = len(plan["pairs"])
+                    say(f"pair {row['pair']} of {count}, {row['method']}: {described(row)}")
+        summaries = finish()
     if not quiet:
         show(results_table(summaries))
         typer.echo(f"\nResults in {out}: {ROWS}, {SUMMARY}, {PLOT}")
 
 
-def run_all(
-    trials: Sequence[IsolatedRun], methods: int, rows: list[dict[str, Any]], out: Path, quiet: bool
-) -> None:
-    """Run what has no row yet; each row is on the disk before the next begins."""
-    from napari_shmoareg.io.files import stem, write_table
+@dataclass(frozen=True)
+class _Row:
+    """The types of what a row holds."""
 
-    done = {(int(row["pair"]), row["method"]) for row in rows}
-    for number, trial in enumerate(trials):
-        pair = number // methods + 1
-        if (pair, trial.method) in done:
-            continue
-        timed, failed = _timed(trial, rows, pair)
-        found: Measured = failed or run_trial(timed)
-        row = {
-            "pair": pair,
-            "moving": printable(stem(trial.moving)),
-            "fixed": printable(stem(trial.fixed)),
-            "method": trial.method,
-        }
-        rows.append(row | {key: "" if found.get(key) is None else found[key] for key in MEASURED})
-        write_table(rows, out / ROWS)
-        if not quiet:
-            typer.echo(
-                f"pair {pair} of {len(trials) // methods}, {trial.method}: {told(found)}", err=True
-            )
+    pair: int
+    moving: str
+    fixed: str
+    method: str
+    dice: float | None
+    assd_mm: float | None
+    hd95_mm: float | None
+    landmark_mm: float | None
+    folding_percent: float | None
+    sdlogj: float | None
+    seconds: float | None
+    memory_mib: float | None
+    deforming_seconds: float | None
+    labels: str | None
+    error: str | None
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    check_row(_Row, row)
+    return {field.name: row[field.name] for field in fields(_Row)}
+
+
+def _take_over(work: WorkFolder) -> None:
+    """Make rows of the table of a benchmark that was begun by an earlier release."""
+    table = work.path / "pairs.csv"
+    if not table.is_file() or any(work.rows.iterdir()):
+        return
+    for line, cells in read_csv(table, "the rows of a benchmark", limit=MAX_TABLE)[1]:
+        try:
+            row: dict[str, Any] = {}
+            for name in (field.name for field in fields(_Row)):
+                text = name in ("moving", "fixed", "method", "labels", "error")
+                row[name] = (cells[name] if text else float(cells[name])) if cells[name] else None
+            row["pair"] = int(cells["pair"])
+            check_row(_Row, row)
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{table}, line {line}, is damaged ({error}). Delete that line; the same command"
+                " then runs it again."
+            ) from error
+        work.write(f"{row['pair']:04d}-{row['method'].replace(':', '-')}", row)
+
+
+def _run(pair: int, trial: IsolatedRun, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The row of a method on a pair."""
+    from napari_shmoareg.evaluation.comparison import MEASURED
+    from napari_shmoareg.io.files import stem
+
+    timed, failed = _timed(trial, rows, pair)
+    found = failed or run_trial(timed)
+    row = {
+        "pair": pair,
+        "moving": printable(stem(trial.moving)),
+        "fixed": printable(stem(trial.fixed)),
+        "method": trial.method,
+    }
+    row |= {key: found.get(key) for key in MEASURED}
+    return {key: None if value != value else value for key, value in row.items()}
 
 
 def _timed(
@@ -451,3 +473,37 @@ def _files(pair: PairFiles) -> dict[str, Any]:
     return {
         name: None if path is None else str(path.resolve()) for name, path in vars(pair).items()
     }
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """What a method came to on a pair, on one line."""
+    if row["error"]:
+        return f"failed: {row['error']}"
+    from napari_shmoareg.evaluation.comparison import FORMS
+    from napari_shmoareg.metrics.measure import MEASURES
+
+    return ", ".join(
+        f"{MEASURES[key].words} {row[key]:{form}}"
+        for key, form in FORMS.items()
+        if row[key] is not None
+    )
+
+
+def results_table(summaries: Sequence[MethodSummary]) -> Table:
+    """Means over pairs, for a terminal; the spread stands in summary.md."""
+    from napari_shmoareg.evaluation.comparison import FORMS
+    from napari_shmoareg.metrics.measure import MEASURES
+
+    columns = [key for key in FORMS if any(key in s.measures for s in summaries)]
+    table = plain_table("means over pairs")
+    table.add_column("", no_wrap=True)
+    for name in ("pairs", *(MEASURES[key].words for key in columns), "worse"):
+        table.add_column(name, justify="right", no_wrap=name == "pairs")
+    for summary in summaries:
+        means = (
+            format(summary.measures[k].mean, FORMS[k]) if k in summary.measures else ""
+            for k in columns
+        )
+        worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
+        table.add_row(summary.method, summary.counted, *means, worse)
+    return table

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -304,6 +305,25 @@ def load_tables(load: ExpertLoad) -> list[Table]:
 def plain_table(title: str) -> Table:
     """A table without lines."""
     return Table(title=title, box=None, pad_edge=False, header_style="bold")
+
+
+@contextmanager
+def resumable(
+    done: Callable[[], int],
+    count: int,
+    out: Path,
+    unit: str = "pairs",
+    finish: Callable[[], object] = lambda: None,
+) -> Iterator[None]:
+    """Let Ctrl-C end a command with a word on what its folder keeps, after `finish`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        finish()
+        say(
+            f"Stopped after {done()} of {count} {unit}; {out} holds them. The same command goes on."
+        )
+        raise typer.Exit(CANCELLED) from None
 
 
 @contextmanager

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import CANCELLED, FAILED, say, show
-from napari_shmoareg.cli.evaluate_options import (
-    Chosen,
-    DatasetArgument,
-    EvaluationRequest,
-    Images,
-    KindOption,
-    Labels,
-    PartOption,
-    Run,
-    ShardOption,
-    SplitOption,
-    Subject,
-    WindowOption,
-    chosen_scans,
-    weights_for,
-)
+from napari_shmoareg.cli.console import FAILED, plain_table, resumable, say, show
 from napari_shmoareg.cli.jobs import (
     ClusterOptions,
     ProcessesOption,
@@ -53,16 +40,442 @@ from napari_shmoareg.cli.options import (
     SmoothnessOption,
     UniGradICONWeights,
     Weights,
+    parse_window,
 )
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.untrusted import user_path
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from napari_shmoareg.datasets import Dataset
     from napari_shmoareg.evaluation.comparison import PairedTest
+    from napari_shmoareg.evaluation.run import Part
     from napari_shmoareg.evaluation.tables import Summary, Written
 
 
 SHOWN_LABELS = 8
+
+
+class PartName(StrEnum):
+    """Which part of a split."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+    all = "all"
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``--shard``: which of how many."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, of = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= of:
+        raise typer.BadParameter(f"'{text}' is not I/N with I from 1 to N, such as 2/8")
+    return number, of
+
+
+DatasetArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DATASET",
+        help=(
+            "A folder of images, a CSV or JSON list of pairs, a Learn2Reg data set, OASIS or BTCV."
+        ),
+        show_default="that of --run",
+    ),
+]
+Run = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="A run of fine-tune: its data set, its split and its best weights.",
+    ),
+]
+PartOption = Annotated[
+    PartName | None,
+    typer.Option(
+        "--part",
+        help="Which part of the split.",
+        show_default="test where there is a split, else all",
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        "--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option("--labels", metavar="PATTERN", help="Of a folder: the label maps of its images."),
+]
+Subject = Annotated[
+    str | None,
+    typer.Option(
+        "--subject",
+        metavar="REGEX",
+        help="Finds the subject in a scan's name: the first group, or all.",
+    ),
+]
+KindOption = Annotated[
+    Kind, typer.Option("--kind", help="How the data set lies on the disk; auto looks.")
+]
+WindowOption = Annotated[
+    str | None,  # two numbers: `parse_window`
+    typer.Option(
+        "--window",
+        metavar="LOW,HIGH",
+        parser=parse_window,
+        help="Cut intensities off there, as -160,240 for CT.",
+    ),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="A/B/C",
+        help="Subjects that train, validate and test: 60/10/10, or shares.",
+    ),
+]
+ShardOption = Annotated[
+    str | None,  # two numbers: `parse_shard`
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        parser=parse_shard,
+        help=(
+            "Only every N-th pair from the I-th on; N processes, each with its own I, share the"
+            " work and the TABLE."
+        ),
+    ),
+]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", metavar="TABLE", help="The folder for the tables. Goes on where it is."),
+]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help=(
+            "shmoareg, shmoareg+refine, affine+refine (no network), start, affine, demons; syn,"
+            ' greedy and convexadam need pip install "shmoareg[peers]", unigradicon needs pip'
+            " install icon_registration, niftyreg needs its programs on the PATH."
+        ),
+    ),
+]
+SplitSeed = Annotated[int, typer.Option("--split-seed", min=0, help="Decides who stands where.")]
+PairsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pairs",
+        min=1,
+        help="Only so many, each scan as often as the others.",
+        show_default="all",
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")]
+AffineChoice = Annotated[
+    Affine | None,
+    typer.Option(
+        "--affine", help="Alignment beforehand.", show_default="auto, or as the run had it"
+    ),
+]
+SurfaceOption = Annotated[
+    bool,
+    typer.Option("--surface/--no-surface", help="Measure surface distances (ASSD, HD95) too."),
+]
+DefinitionsOption = Annotated[
+    bool,
+    typer.Option(
+        "--definitions", help="Measure the other definitions that go by these names, too."
+    ),
+]
+AgainstOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        metavar="TABLE",
+        help="Test the result against another evaluation (Wilcoxon).",
+    ),
+]
+
+
+def evaluate(
+    ctx: typer.Context,
+    out: OutOption,
+    dataset: DatasetArgument = None,
+    weights: Weights = None,
+    unigradicon_weights: UniGradICONWeights = None,
+    run: Run = None,
+    part: PartOption = None,
+    method: MethodOption = "shmoareg",
+    images: Images = None,
+    labels: Labels = None,
+    subject: Subject = None,
+    kind: KindOption = Kind.auto,
+    window: WindowOption = None,
+    split: SplitOption = None,
+    split_seed: SplitSeed = 0,
+    pairs: PairsOption = None,
+    seed: SeedOption = 1,
+    affine: AffineChoice = None,
+    size: Size = None,
+    diffeomorphic: DiffeomorphicOption = None,
+    refine: RefineOption = 0,
+    similarity: SimilarityOption = Similarity.auto,
+    contrast: ContrastOption = Contrast.auto,
+    smoothness: SmoothnessOption = Smoothness.accurate,
+    device: DeviceOption = Device.auto,
+    surface: SurfaceOption = True,
+    definitions: DefinitionsOption = False,
+    shard: ShardOption = None,
+    processes: ProcessesOption = 1,
+    submit: SubmitOption = None,
+    shards: ShardsOption = 1,
+    cluster_option: ClusterOptions = None,
+    against: AgainstOption = None,
+    nan: Nan = None,
+    channel: Channel = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Register and measure every pair of a data set, or of a part of it.
+
+    TABLE gets summary.md and summary.csv (mean ± SD of Dice, ASSD, HD95, folding, SDlogJ, seconds;
+    at the start, after the affine, after all; per label), pairs.csv and labels.csv.  A pair that
+    fails is told, kept with its error, and tried again by the same command.  Ctrl-C keeps what is
+    done; the same command goes on."""
+    from napari_shmoareg.evaluation.methods import check_available
+    from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of
+
+    cluster = None if submit is None else submit.value
+    sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
+    sharing.check(shard)
+    name = method.strip().lower()
+    check_available(name)
+    options = {"images": images, "labels": labels, "subject": subject, "window": window, "nan": nan}
+    options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
+    chosen = chosen_scans(dataset, run, part, split, split_seed, options)
+    used = weights_for(name, weights, unigradicon_weights, chosen, device.value)
+    settings = {
+        "affine": (affine and affine.value) or chosen.affine or "auto",
+        "size": size,
+        "diffeomorphic": diffeomorphic,
+        "device": device.value,
+        "refine": refine,
+        "similarity": similarity.value,
+        "contrast": contrast.value,
+        "smoothness": smoothness.value,
+        "surface": surface,
+        "definitions": definitions,
+    }
+    listed = pairs_of(chosen.dataset, chosen.part, pairs, seed)
+    plan = evaluation_plan(chosen.part, listed, name, used, settings)
+    run_evaluation(out, plan, chosen, shard, sharing, against, quiet)
+
+
+def run_evaluation(
+    out: Path,
+    plan: Mapping[str, Any],
+    chosen: Chosen,
+    shard: Any,
+    sharing: Sharing,
+    against: Path | None,
+    quiet: bool,
+) -> None:
+    """Run the pairs that have no case yet, and write and show what all cases come to."""
+    from napari_shmoareg.evaluation.run import (
+        EvaluationFolder,
+        Shard,
+        evaluate_cases,
+        planned_method,
+    )
+    from napari_shmoareg.evaluation.tables import comparison_file, write_comparison, write_tables
+    from napari_shmoareg.io.model_card import chosen_device
+
+    folder, share = EvaluationFolder(out), Shard(*(shard or (1, 1)))
+    other = None if against is None else EvaluationFolder(against)
+    if other is not None:
+        other.read_plan()
+        comparison_file(folder, other)
+    device, count = chosen_device(plan["settings"]["device"]), len(plan["pairs"])
+    method = planned_method(plan, device)
+    folder.begin(plan)
+    if not quiet:
+        _say_beginning(chosen, plan["weights"], count, share.share(count), shard)
+    if sharing.submit is not None:
+        sharing.hand_over(out)
+        return
+    with resumable(
+        lambda: len(folder.seen()), count, out, finish=lambda: write_tables(folder, plan)
+    ):
+        if sharing.processes > 1:
+            sharing.run(device)
+        cases = evaluate_cases(
+            folder,
+            plan,
+            chosen.dataset,
+            method,
+            share,
+            lambda case, word: _say_case(case, word, count, quiet),
+        )
+    written = write_tables(folder, plan)
+    for text in written.damaged:
+        say(f"Warning: {text} The shard that it belongs to registers it again.")
+    tests = None if other is None else write_comparison(folder, other)
+    if not quiet:
+        show_results(written, out, tests)
+    failed = sum(bool(case["error"]) for case in cases)
+    if failed:
+        say(
+            f"{failed} of {len(cases)} pairs failed; {out} says why. The same command tries them"
+            " again."
+        )
+        raise typer.Exit(FAILED)
+
+
+def _say_beginning(
+    chosen: Chosen, weights: Mapping[str, str] | None, pairs: int, share: list[int], shard: Any
+) -> None:
+    """What is about to be done, on stderr."""
+    mine = "" if shard is None else f"; shard {shard[0]} of {shard[1]} has {len(share)} of them"
+    count = "one pair" if pairs == 1 else f"{pairs} pairs"
+    say(
+        f"{count} of the part '{chosen.part.name}' of {chosen.dataset.root} (split:"
+        f" {chosen.part.split}){mine}."
+    )
+    last = None if chosen.weights is None else Path(chosen.weights)
+    if last is not None and weights is not None and last.name == "last.safetensors":
+        if last.resolve() == Path(weights["name"]).resolve():
+            say(
+                f"{chosen.run} has no best.safetensors: the weights of its last saved step are"
+                f" taken, {weights['name']}."
+            )
+    if chosen.dataset.skipped:
+        first = chosen.dataset.skipped[0]
+        say(
+            f"{len(chosen.dataset.skipped)} files are no part of it, such as {first.path}:"
+            f" {first.why}"
+        )
+    scans = (
+        chosen.dataset.scans
+        if chosen.part.scans is None
+        else map(chosen.dataset.scan, chosen.part.scans)
+    )
+    bare = sum(scan.labels is None for scan in scans)
+    if bare:
+        say(
+            f"{bare} of its scans have no labels: of their pairs, correlation and folding are"
+            " measured, no overlap."
+        )
+
+
+def _say_case(case: Mapping[str, Any] | None, word: str, pairs: int, quiet: bool) -> None:
+    """One pair on one line; failures and damage even if quiet."""
+    if case is None:
+        say(f"Warning: {word}")
+    elif case["error"] or not quiet:
+        say(
+            f"pair {case['number']} of {pairs}, {case['moving']} onto {case['fixed']}: {told(case)}"
+        )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The scans that the options name.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    part : Part
+    run : Path or None
+        That was given.
+    weights, affine : str or None
+        Of the run; None for weights that it does not have yet.
+    """
+
+    dataset: Dataset
+    part: Part
+    run: Path | None = None
+    weights: str | None = None
+    affine: str | None = None
+
+
+def chosen_scans(
+    data: Path | None,
+    run: Path | None,
+    part_name: PartName | None,
+    split: str | None,
+    split_seed: int,
+    options: Mapping[str, Any],
+) -> Chosen:
+    """Open the data set, with options as of `DatasetChoice` (None is not given), and divide it."""
+    from napari_shmoareg.datasets.dataset import DatasetChoice
+    from napari_shmoareg.evaluation.run import ALL, Part, of_run, of_split
+
+    given = {name: value for name, value in options.items() if value is not None}
+    wanted = None if part_name is None else part_name.value
+    if run is not None:
+        if split is not None:
+            raise InputError(
+                "--split and --run exclude each other: the run has a split of its own."
+            )
+        if given and data is None:
+            names = ", ".join(f"--{name}" for name in given)
+            raise InputError(
+                f"{names}: the run says how its data set is read. Leave it out, or give DATASET"
+                " too."
+            )
+        found = of_run(run, wanted or "test")
+        choice = found.part.dataset
+        if data is not None:  # moved since
+            choice = DatasetChoice(str(data), **(choice.options | given))
+        part = Part(choice, found.part.name, found.part.split, found.part.scans)
+        return Chosen(choice.open(), part, run, found.weights, found.affine)
+    if data is None:
+        raise InputError("Give a DATASET, or --run with a run of fine-tune.")
+    choice = DatasetChoice(str(data), **given)
+    dataset = choice.open()
+    name = wanted or ("test" if split is not None else ALL)
+    if name != ALL and split is None and dataset.parts is None:
+        raise InputError(
+            f"--part {name} needs a division of the data set, which has none of its own: give"
+            " --split 60/10/10 (or shares) with the --split-seed that the training had, or --run."
+        )
+    return Chosen(dataset, of_split(choice, dataset, name, split, split_seed))
+
+
+def weights_for(
+    method: str, given: str | None, file: Path | None, chosen: Chosen, device: str
+) -> str | None:
+    """The weights of a method that needs some: those that were given, the run's, or the shipped
+    ones; uniGradICON's file."""
+    from napari_shmoareg.evaluation.methods import NETWORKS
+
+    if file is not None and method != "unigradicon":
+        raise InputError(f"--unigradicon-weights would do nothing: the method is '{method}'.")
+    if method not in NETWORKS:
+        if given is not None:
+            raise InputError(f"--weights would do nothing: the method '{method}' uses none.")
+        return None if file is None else str(user_path(file).resolve())
+    if given is None and chosen.run is not None and chosen.weights is None:
+        raise InputError(f"{chosen.run} has no weights yet: let it learn on, or give --weights.")
+    return readable_weights(given or chosen.weights, device)
+
+
+def readable_weights(weights: str | None, device: str) -> str:
+    """The name of shipped weights, those that fit the device by default, or the whole path of a
+    file."""
+    from napari_shmoareg.io import read_card, shipped_weights
+    from napari_shmoareg.io.model_card import chosen_device, chosen_weights
+
+    name, _ = chosen_weights(weights, chosen_device(device))
+    read_card(name)
+    return name if name in shipped_weights() else str(user_path(name).resolve())
 
 
 def told(case: Mapping[str, Any]) -> str:
@@ -108,17 +521,13 @@ def show_results(written: Written, out: Path, tests: tuple[list[PairedTest], Pat
 
 def results_table(summaries: list[Summary]) -> Table:
     """Mean ± SD over pairs: a row per measure, a column per stage."""
-    from rich.table import Table
-
     from napari_shmoareg.evaluation.tables import ALL, STAGE_WORDS
     from napari_shmoareg.metrics.measure import MEASURES, STAGES
 
     chosen = {(s.measure, s.stage): s for s in summaries if s.label == ALL}
     stages = [stage for stage in STAGES if any(s == stage for _, s in chosen)]
     most = max(s.n for s in chosen.values())
-    table = Table(
-        title=f"mean ± SD over {most} pairs", box=None, pad_edge=False, header_style="bold"
-    )
+    table = plain_table(f"mean ± SD over {most} pairs")
     table.add_column("", no_wrap=True)
     for stage in stages:
         table.add_column(STAGE_WORDS[stage], justify="right")
@@ -131,266 +540,3 @@ def results_table(summaries: list[Summary]) -> Table:
 
 def _is_number(value: float | None) -> bool:
     return value is not None and value == value
-
-
-def evaluate(
-    ctx: typer.Context,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="TABLE", help="The folder for the tables. Goes on where it is."
-        ),
-    ],
-    dataset: DatasetArgument = None,
-    weights: Weights = None,
-    unigradicon_weights: UniGradICONWeights = None,
-    run: Run = None,
-    part: PartOption = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            help=(
-                "shmoareg, shmoareg+refine, affine+refine (no network), start, affine, demons; syn,"
-                " greedy and "
-                'convexadam need pip install "shmoareg[peers]", unigradicon needs pip install'
-                " icon_registration, niftyreg "
-                "needs its programs on the PATH."
-            ),
-        ),
-    ] = "shmoareg",
-    images: Images = None,
-    labels: Labels = None,
-    subject: Subject = None,
-    kind: KindOption = Kind.auto,
-    window: WindowOption = None,
-    split: SplitOption = None,
-    split_seed: Annotated[
-        int, typer.Option("--split-seed", min=0, help="Decides who stands where.")
-    ] = 0,
-    pairs: Annotated[
-        int | None,
-        typer.Option(
-            "--pairs",
-            min=1,
-            help="Only so many, each scan as often as the others.",
-            show_default="all",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")] = 1,
-    affine: Annotated[
-        Affine | None,
-        typer.Option(
-            "--affine", help="Alignment beforehand.", show_default="auto, or as the run had it"
-        ),
-    ] = None,
-    size: Size = None,
-    diffeomorphic: DiffeomorphicOption = None,
-    refine: RefineOption = 0,
-    similarity: SimilarityOption = Similarity.auto,
-    contrast: ContrastOption = Contrast.auto,
-    smoothness: SmoothnessOption = Smoothness.accurate,
-    device: DeviceOption = Device.auto,
-    surface: Annotated[
-        bool,
-        typer.Option("--surface/--no-surface", help="Measure surface distances (ASSD, HD95) too."),
-    ] = True,
-    definitions: Annotated[
-        bool,
-        typer.Option(
-            "--definitions", help="Measure the other definitions that go by these names, too."
-        ),
-    ] = False,
-    shard: ShardOption = None,
-    processes: ProcessesOption = 1,
-    submit: SubmitOption = None,
-    shards: ShardsOption = 1,
-    cluster_option: ClusterOptions = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against",
-            metavar="TABLE",
-            help="Test the result against another evaluation (Wilcoxon).",
-        ),
-    ] = None,
-    nan: Nan = None,
-    channel: Channel = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Register and measure every pair of a data set, or of a part of it.
-
-    TABLE gets summary.md and summary.csv (mean ± SD of Dice, ASSD, HD95, folding, SDlogJ, seconds;
-    at the start, after the affine, after all; per label), pairs.csv and labels.csv.  A pair that
-    fails is told, kept with its error, and tried again by the same command.  Ctrl-C keeps what is
-    done; the same command goes on."""
-    options = {"images": images, "labels": labels, "subject": subject, "window": window, "nan": nan}
-    options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
-    asked = EvaluationRequest(
-        dataset, run, None if part is None else part.value, options, split, split_seed
-    )
-    settings = {
-        "size": size,
-        "diffeomorphic": diffeomorphic,
-        "device": device.value,
-        "refine": refine,
-    }
-    settings |= {
-        "similarity": similarity.value,
-        "contrast": contrast.value,
-        "smoothness": smoothness.value,
-    }
-    settings |= {"surface": surface, "definitions": definitions}
-    cluster = None if submit is None else submit.value
-    sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
-    by = (method.strip().lower(), weights, unigradicon_weights)
-    work(asked, by, (pairs, seed), settings, affine, out, shard, sharing, against, quiet)
-
-
-def work(
-    asked: EvaluationRequest,
-    by: tuple[str, str | None, Path | None],
-    count: tuple[int | None, int],
-    settings: Mapping[str, Any],
-    affine: Affine | None,
-    out: Path,
-    shard: Any,
-    sharing: Sharing,
-    against: Path | None,
-    quiet: bool,
-) -> None:
-    """Choose, check, run, write and tell.
-
-    Parameters
-    ----------
-    asked : EvaluationRequest
-    by : (method, weights or None, uniGradICON's weights or None)
-    count : (pairs or None, seed)
-    settings, affine, out, shard, sharing, against, quiet
-        As of the command.
-    """
-    from napari_shmoareg.evaluation.baselines import evaluated_method
-    from napari_shmoareg.evaluation.methods import NETWORKS, check_available
-    from napari_shmoareg.evaluation.run import (
-        EvaluationFolder,
-        Shard,
-        evaluate_cases,
-        evaluation_plan,
-        pairs_of,
-    )
-    from napari_shmoareg.evaluation.tables import comparison_file, write_comparison, write_tables
-    from napari_shmoareg.io import load_network
-    from napari_shmoareg.io.model_card import chosen_device
-
-    sharing.check(shard)
-    name, asked_weights, unigradicon_weights = by
-    check_available(name)
-    where = chosen_device(settings["device"])
-    other = None if against is None else EvaluationFolder(against)
-    if other is not None:
-        other.read_plan()
-        comparison_file(EvaluationFolder(out), other)
-    chosen = chosen_scans(asked)
-    weights = weights_for(
-        name, asked_weights, unigradicon_weights, chosen, Device(settings["device"])
-    )
-    pairs = pairs_of(chosen.dataset, chosen.part, *count)
-    how = (affine.value if affine is not None else chosen.affine) or "auto"
-    network = (
-        None if weights is None or name not in NETWORKS else load_network(weights, device=where)
-    )
-    method = evaluated_method(
-        name, {**settings, "affine": how, "unigradicon_weights": weights}, network
-    )
-    plan = evaluation_plan(chosen.part, pairs, name, weights, {**settings, "affine": how})
-    folder, share = EvaluationFolder(out), Shard(*(shard or (1, 1)))
-    folder.begin(plan)
-    if not quiet:
-        _say_beginning(chosen, weights, len(pairs), share.share(len(pairs)), shard)
-    if sharing.submit is not None:
-        sharing.hand_over(out)
-        return
-    try:
-        if sharing.processes > 1:
-            sharing.run(where)
-        cases = evaluate_cases(
-            folder,
-            plan,
-            chosen.dataset,
-            method,
-            share,
-            lambda case, word: _tell(case, word, len(pairs), quiet),
-        )
-    except KeyboardInterrupt:
-        written = write_tables(folder, plan)
-        say(
-            f"Stopped: {written.done} of {written.pairs} pairs are in {out}. The same command"
-            " goes on."
-        )
-        raise typer.Exit(CANCELLED) from None
-    written = write_tables(folder, plan)
-    for text in written.damaged:
-        say(f"Warning: {text} The shard that it belongs to registers it again.")
-    tests = None if other is None else write_comparison(folder, other)
-    if not quiet:
-        show_results(written, out, tests)
-    failed = sum(bool(case["error"]) for case in cases)
-    if failed:
-        say(
-            f"{failed} of {len(cases)} pairs failed; {out} says why. The same command tries them"
-            " again."
-        )
-        raise typer.Exit(FAILED)
-
-
-def _say_beginning(
-    chosen: Chosen, weights: str | None, pairs: int, share: list[int], shard: Any
-) -> None:
-    """What is about to be done, on stderr."""
-    mine = "" if shard is None else f"; shard {shard[0]} of {shard[1]} has {len(share)} of them"
-    count = "one pair" if pairs == 1 else f"{pairs} pairs"
-    say(
-        f"{count} of the part '{chosen.part.name}' of {chosen.dataset.root} (split:"
-        f" {chosen.part.split}){mine}."
-    )
-    if weights is not None and _is_last_of_run(weights, chosen):
-        say(
-            f"{chosen.run} has no best.safetensors: the weights of its last saved step are taken,"
-            f" {weights}."
-        )
-    if chosen.dataset.skipped:
-        first = chosen.dataset.skipped[0]
-        say(
-            f"{len(chosen.dataset.skipped)} files are no part of it, such as {first.path}:"
-            f" {first.why}"
-        )
-    scans = (
-        chosen.dataset.scans
-        if chosen.part.scans is None
-        else map(chosen.dataset.scan, chosen.part.scans)
-    )
-    bare = sum(scan.labels is None for scan in scans)
-    if bare:
-        say(
-            f"{bare} of its scans have no labels: of their pairs, correlation and folding are"
-            " measured, no overlap."
-        )
-
-
-def _is_last_of_run(weights: str, chosen: Chosen) -> bool:
-    """Whether these are a run's weights, and not its best."""
-    if chosen.weights is None or Path(chosen.weights).resolve() != Path(weights).resolve():
-        return False
-    return Path(chosen.weights).name == "last.safetensors"
-
-
-def _tell(case: Mapping[str, Any] | None, word: str, pairs: int, quiet: bool) -> None:
-    """One pair on one line; failures and damage even if quiet."""
-    if case is None:
-        say(f"Warning: {word}")
-    elif case["error"] or not quiet:
-        say(
-            f"pair {case['number']} of {pairs}, {case['moving']} onto {case['fixed']}: {told(case)}"
-        )

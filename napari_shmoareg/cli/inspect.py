@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from napari_shmoareg.cli.console import Report, load_tables, progress, say, show
-from napari_shmoareg.cli.inspect_pairs import Point, inspect_pairs, parse_point
 from napari_shmoareg.cli.options import (
     Affine,
     AffineOption,
@@ -44,6 +43,75 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.replay import Replay
 
 
+DEFAULT_OUT, CONTROLS_OUT = Path("shmoareg-inspect"), Path("shmoareg-controls")
+
+
+class Point(NamedTuple):
+    """A place in the world of the fixed images, mm RAS."""
+
+    x: float
+    y: float
+    z: float
+
+    def __str__(self) -> str:
+        return f"({', '.join(repr(float(c)).removesuffix('.0') for c in self)})"
+
+
+def parse_point(text: str) -> Point:
+    """``--at``: three numbers, mm RAS."""
+    try:
+        point = Point(*(float(word) for word in text.split(",")))
+    except (TypeError, ValueError):
+        raise typer.BadParameter(f"'{text}' is not X,Y,Z: three numbers of mm") from None
+    if not all(abs(number) < float("inf") for number in point):
+        raise typer.BadParameter(f"'{text}' is not three finite numbers")
+    return point
+
+
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="DIR...|MOVING FIXED",
+        help=(
+            "Folders that `register` wrote (the loads of several are added up), or two images"
+            " to register now."
+        ),
+        show_default=False,
+    ),
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pairs",
+        metavar="LIST.csv",
+        help=(
+            "Register all pairs of a list instead: files in the columns moving, fixed and,"
+            " where there are labels, fixed_labels. Goes on where it was stopped."
+        ),
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help=(
+            "A new folder for tables and figures; with --pairs also one that the same command"
+            " began."
+        ),
+        show_default=(f"{DEFAULT_OUT}; one DIR has them already; with --controls {CONTROLS_OUT}"),
+    ),
+]
+AtOption = Annotated[
+    list[Point] | None,
+    typer.Option(
+        "--at",
+        metavar="X,Y,Z",
+        parser=parse_point,
+        help="With --pairs: a place to look at (mm, RAS, in every fixed image); up to five times.",
+        show_default="five places relative to each fixed image, and a boundary between its labels",
+    ),
+]
 ControlsOption = Annotated[
     bool,
     typer.Option(
@@ -70,63 +138,14 @@ CardOption = Annotated[
         help="With --controls: write a copy of the weights that has the scores on its card.",
     ),
 ]
-DEFAULT_OUT = Path("shmoareg-inspect")
 ROLES = ("moving", "fixed")
 
 
 def inspect(
-    what: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="DIR...|MOVING FIXED",
-            help=(
-                "Folders that `register` wrote (the loads of several are added up), or two images"
-                " to register now."
-            ),
-            show_default=False,
-        ),
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(
-            "--pairs",
-            metavar="LIST.csv",
-            help=(
-                "Register all pairs of a list instead: files in the columns moving, fixed and,"
-                " where "
-                "there are labels, fixed_labels. Goes on where it was stopped."
-            ),
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FOLDER",
-            help=(
-                "A new folder for tables and figures; with --pairs also one that the same command"
-                " began."
-            ),
-            show_default=(
-                f"{DEFAULT_OUT}; one DIR has them already; with --controls shmoareg-controls"
-            ),
-        ),
-    ] = None,
-    at: Annotated[
-        list[Point] | None,
-        typer.Option(
-            "--at",
-            metavar="X,Y,Z",
-            parser=parse_point,
-            help=(
-                "With --pairs: a place to look at (mm, RAS, in every fixed image); up to five"
-                " times."
-            ),
-            show_default=(
-                "five places relative to each fixed image, and a boundary between its labels"
-            ),
-        ),
-    ] = None,
+    what: Inputs = None,
+    pairs: PairsOption = None,
+    out: OutOption = None,
+    at: AtOption = None,
     controls: ControlsOption = False,
     passes: PassesOption = Passes.all,
     card: CardOption = None,
@@ -150,38 +169,54 @@ def inspect(
     fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same command goes on,
     with those that failed too."""
     running = Running(weights, affine, diffeomorphic, device, size, contrast=contrast)
+    given = (running, nan, channel, quiet, debug)
     if not controls and (card is not None or passes is not Passes.all):
         raise InputError(
             f"{'--card' if card is not None else '--passes'} would do nothing without --controls."
         )
+    if pairs is not None and what:
+        raise InputError(
+            f"--pairs {'measures' if controls else 'registers'} the pairs of {pairs}; name no"
+            f" folder and no image ({what[0]}) beside it."
+        )
+    if controls and at:
+        raise InputError(
+            "--at names places to count choices at, which --controls does not: leave out one of"
+            " them."
+        )
     if controls:
-        if at:
-            raise InputError(
-                "--at names places to count choices at, which --controls does not: leave out one of"
-                " them."
-            )
-        from napari_shmoareg.cli.inspect_controls import DEFAULT_OUT as CONTROLS_OUT
         from napari_shmoareg.cli.inspect_controls import ControlOptions
 
-        options = ControlOptions(
-            out or CONTROLS_OUT, card, passes.value, nan, channel, quiet, debug
-        )
-        _control(what or [], pairs, running, options)
-        return
-    if pairs is not None:
-        if what:
-            raise InputError(
-                f"--pairs registers the pairs of {pairs}; name no folder and no image ({what[0]})"
-                " beside it."
-            )
-        _list(pairs, out or DEFAULT_OUT, running, at or (), nan, channel, quiet, debug)
-        return
-    if not what:
+        options = ControlOptions(out or CONTROLS_OUT, *given, card=card, passes=passes.value)
+        _control(what or [], pairs, options)
+    elif pairs is not None:
+        from napari_shmoareg.cli.inspect_pairs import inspect_pairs
+        from napari_shmoareg.cli.pair_list import ListOptions
+
+        load = inspect_pairs(pairs, at or (), ListOptions(out or DEFAULT_OUT, *given))
+        if not quiet:
+            _tell(load)
+            files = sorted((out or DEFAULT_OUT).glob("*.*"))
+            typer.echo("\n".join(["\nOf all pairs added up:", *(f"  {path}" for path in files)]))
+    elif not what:
         raise typer.BadParameter(
             "Give folders that `register` wrote, two images (MOVING FIXED), or --pairs LIST.csv"
         )
-    if at:
+    elif at:
         raise InputError("--at would do nothing without --pairs.")
+    else:
+        _inspect(what, out, running, nan, channel, quiet)
+
+
+def _inspect(
+    what: Sequence[Path],
+    out: Path | None,
+    running: Running,
+    nan: float | None,
+    channel: int | None,
+    quiet: bool,
+) -> None:
+    """The loads of registration folders, or of two images that are registered now."""
     from napari_shmoareg.io.files import check_new_folder
 
     folders = [path for path in what if (path / "report.json").is_file()]
@@ -196,9 +231,9 @@ def inspect(
         raise InputError(
             f"{odd} is not a registration folder. Give such folders, or two images: MOVING FIXED."
         )
-    place = out if out is not None or (not pair and len(what) == 1) else DEFAULT_OUT
-    if place is not None:
-        check_new_folder(place)
+    folder = out if out is not None or (not pair and len(what) == 1) else DEFAULT_OUT
+    if folder is not None:
+        check_new_folder(folder)
     if pair:
         from napari_shmoareg.io import read_pair
 
@@ -207,44 +242,31 @@ def inspect(
         )
     else:
         found = _read(what)
-    if place is not None:
-        _write(found, place)
+    if folder is not None:
+        _write(found, folder)
     if not quiet:
         _tell(found.load)
-        typer.echo(
-            "\n"
-            + _where(
-                what[0] if place is None else place,
-                given=place is None,
-                experts=len(found.load) > 0,
-            )
-        )
+        where = what[0] if folder is None else folder
+        typer.echo("\n" + _where(where, given=folder is None, experts=len(found.load) > 0))
 
 
-def _control(
-    what: list[Path], pairs: Path | None, running: Running, options: ControlOptions
-) -> None:
+def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) -> None:
     """The controls on a list, a registration folder, or two images."""
     from napari_shmoareg.cli.inspect_controls import control_one, control_pairs
 
     if pairs is not None:
-        if what:
-            raise InputError(
-                f"--pairs measures the pairs of {pairs}; name no folder and no image ({what[0]})"
-                " beside it."
-            )
-        control_pairs(pairs, running, options)
+        control_pairs(pairs, options)
     elif len(what) == 2 and not any((path / "report.json").is_file() for path in what):
 
         def aligned(network: SHMoAReg, report: Report) -> Replay:
             from napari_shmoareg.io import read_pair
 
             report("reading", 0.0)
-            return running.replay(
+            return options.running.replay(
                 read_pair(*what, nan=options.nan, channel=options.channel), network, report
             )
 
-        control_one(aligned, running, options)
+        control_one(aligned, options)
     elif len(what) == 1 and what[0].is_dir():
         from napari_shmoareg.io import read_scene
         from napari_shmoareg.io.model_card import NO_NETWORK
@@ -264,8 +286,8 @@ def _control(
                 scene.pair, network, affine=scene.affine, settings=scene.report["settings"]
             )
 
-        of_folder = replace(running, weights=running.weights or scene.weights)
-        control_one(again, of_folder, options)
+        running = replace(options.running, weights=options.running.weights or scene.weights)
+        control_one(again, replace(options, running=running))
     else:
         raise typer.BadParameter(
             "With --controls give one DIR that `register` wrote, two images, or --pairs LIST.csv"
@@ -280,28 +302,6 @@ class _Found(NamedTuple):
     about: dict[str, str]
 
 
-def _list(
-    pairs: Path,
-    out: Path,
-    running: Running,
-    at: Sequence[Point],
-    nan: float | None,
-    channel: int | None,
-    quiet: bool,
-    debug: bool,
-) -> None:
-    load = inspect_pairs(
-        pairs, out, running, at, nan=nan, channel=channel, quiet=quiet, debug=debug
-    )
-    if not quiet:
-        _tell(load)
-        typer.echo(
-            "\n".join(
-                ["\nOf all pairs added up:", *(f"  {path}" for path in sorted(out.glob("*.*")))]
-            )
-        )
-
-
 def _tell(load: ExpertLoad) -> None:
     if len(load):
         show(*load_tables(load))
@@ -311,7 +311,7 @@ def _tell(load: ExpertLoad) -> None:
         )
 
 
-def _read(folders: list[Path]) -> _Found:
+def _read(folders: Sequence[Path]) -> _Found:
     from napari_shmoareg.experts.load_spread import repeated, share_spread
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.model_card import routing_of

@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import CANCELLED, Report, explain, plain_table, progress, say, show
-from napari_shmoareg.cli.inspect_folder import (
-    PAIRS,
-    check_unchanged,
-    file_of,
+from napari_shmoareg.cli.console import Report, plain_table, progress, say, show
+from napari_shmoareg.cli.pair_list import (
+    PLAN,
+    ListOptions,
+    list_plan,
+    list_summary,
     state_of,
-    write_failure,
-    write_json,
+    weights_in_plan,
+    work_through,
+    write_figures,
 )
-from napari_shmoareg.cli.inspect_pairs import absolute, settings_in_plan, weights_in_plan
-from napari_shmoareg.cli.options import Running
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.work_folder import begin_work
+from napari_shmoareg.experts.choice_checks import ChoiceCheck, check_choices, mean_checks
+from napari_shmoareg.experts.controls import controls_of
+from napari_shmoareg.experts.routing_scores import (
+    BEFORE,
+    LEARNED,
+    MEASURES,
+    ControlledPair,
+    control_rows,
+    measure_controls,
+    measure_for,
+    routing_sentence,
+    scores_of,
+)
+from napari_shmoareg.figures.routing import PARTS, controls_caption, controls_figure, title_of
+from napari_shmoareg.io import read_pair
+from napari_shmoareg.io.checkpoint import write_with_card
+from napari_shmoareg.io.files import (
+    check_new_file,
+    check_new_folder,
+    new_folder,
+    write_table,
+)
+from napari_shmoareg.io.machine import versions
+from napari_shmoareg.io.untrusted import check_fields
+from napari_shmoareg.io.work_folder import check_row, write_json
 
 if TYPE_CHECKING:
-    from napari_shmoareg.datasets import PairFiles, PairList
-    from napari_shmoareg.experts.choice_checks import ChoiceCheck
+    from napari_shmoareg.datasets import PairFiles
     from napari_shmoareg.experts.controls import Control, Passes
-    from napari_shmoareg.experts.routing_scores import ControlledPair, ControlRow, Measure
+    from napari_shmoareg.experts.routing_scores import ControlRow, Measure
     from napari_shmoareg.model import SHMoAReg
     from napari_shmoareg.registration.replay import Replay
 
 
-DEFAULT_OUT = Path("shmoareg-controls")
-PLAN, CONTROLS, PER_PAIR, GATES = (
-    "inspect.json",
-    "controls.csv",
-    "controls_per_pair.csv",
-    "controls_gates.csv",
-)
+CONTROLS, PER_PAIR, GATES = "controls.csv", "controls_per_pair.csv", "controls_gates.csv"
 FIGURE, SUMMARY = "controls", "summary.json"
 SEED = 0
 # of the work on a pair, until it is aligned, and until all controls have run
@@ -82,10 +98,27 @@ class Measured:
     about: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
+    def row(self) -> dict[str, Any]:
+        """As JSON."""
+        record = asdict(self.pair) | {"checks": [asdict(check) for check in self.checks]}
+        return record | {"names": self.names, "about": self.about, "files": self.files}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], controls: Iterable[Control]) -> Measured:
+        """Back from JSON; raises ValueError, KeyError or TypeError if the row is damaged."""
+        check_row(_Row, row)
+        for check in row["checks"]:
+            check_fields(ChoiceCheck, check)
+        keys = (BEFORE, LEARNED, *(control.key for control in controls))
+        values = {key: float(row["values"][key]) for key in keys}
+        pair = ControlledPair(row["moving"], row["fixed"], row["measure"], values)
+        checks = [ChoiceCheck(**check) for check in row["checks"]]
+        return cls(pair, checks, tuple(row["names"]), row["about"], row["files"])
+
 
 @dataclass(frozen=True)
-class _Kept:
-    """Of which kinds the parts of a pair's file are."""
+class _Row:
+    """The types of the parts of a pair's row."""
 
     names: tuple[str, str]
     moving: str
@@ -97,107 +130,65 @@ class _Kept:
     files: dict[str, tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class ControlOptions:
-    """The options of the command, beside those of a registration.
+@dataclass(frozen=True, kw_only=True)
+class ControlOptions(ListOptions):
+    """The options of the command.
 
     Attributes
     ----------
-    out : Path
     card : Path or None
         Where a copy of the weights goes that has the scores on its card.
     passes : {"all", "last"}
-    nan, channel
-        As for `read_pair`.
-    quiet, debug : bool
     """
 
-    out: Path
     card: Path | None
     passes: Passes
-    nan: float | None
-    channel: int | None
-    quiet: bool
-    debug: bool
 
 
-def control_pairs(listing: Path, running: Running, options: ControlOptions) -> None:
+def control_pairs(listing: Path, options: ControlOptions) -> None:
     """Measure the pairs of a list that the folder does not have yet, and write what all of them
-    come to.
-
-    Raises
-    ------
-    InputError
-        If the list, the weights or the folder is not what it has to be, or no pair could be
-        measured.
-    """
+    come to."""
     from napari_shmoareg.datasets import read_pair_list
 
     listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
-    name, network = running.network()
+    name, network = options.running.network()
     _check_card(options, name)
     controls = _controls(network, options.passes)
-    measure: Measure = (
-        "dice" if all(f.moving_labels and f.fixed_labels for f in listed.files) else "similarity"
-    )
-    if measure == "similarity" and any(f.moving_labels and f.fixed_labels for f in listed.files):
+    labelled = [bool(f.moving_labels and f.fixed_labels) for f in listed.files]
+    measure: Measure = "dice" if all(labelled) else "similarity"
+    if any(labelled) and not all(labelled):
         say(
             "Warning: not every pair has labels of both images, so that all are measured by their"
             " local correlation."
         )
-    plan = _plan(listed, running, name, controls, measure)
-    begin_work(options.out / PLAN, plan, "inspection")
-    (options.out / PAIRS).mkdir(exist_ok=True)
-    kept = {n: _read_kept(options.out, n, controls) for n in range(len(listed))}
-    done, failures = {n: found for n, found in kept.items() if found is not None}, dict[int, str]()
-    check_unchanged(options.out, done)
-    try:
-        with progress(options.quiet) as report:
-            report("loading", 0.0)
-            for number in (n for n in kept if n not in done):
-                found = _measured_of_list(
-                    listed, number, running, network, controls, measure, report, options.debug
-                )
-                _keep(found, options.out, number, done, failures)
-        if not done:
-            raise InputError(
-                f"None of the {len(listed)} pairs could be measured. The first: {failures[0]}"
-            )
-    except KeyboardInterrupt:
-        say(
-            f"Stopped after {len(done)} of {len(listed)} pairs; {options.out} holds them. The same"
-            " command goes on."
-        )
-        raise typer.Exit(CANCELLED) from None
-    _finish(
-        plan, dict(sorted(done.items())), failures, controls, network, name, options.out, options
-    )
+    plan = list_plan(listed, options, name, _used) | _of_plan(controls, measure)
+
+    def measured(number: int, report: Report) -> Measured:
+        report("reading", 0.0)
+        moving, fixed, *labels = _used(listed.files[number])
+        files = state_of((moving, fixed, *labels))
+        pair = read_pair(str(moving), str(fixed), *labels, nan=listed.nan, channel=listed.channel)
+        replay = options.running.replay(pair, network, report)
+        return _measured(replay, controls, measure, report, (str(moving), str(fixed)), files)
+
+    parse = partial(Measured.of_row, controls=controls)
+    verb = ("measure", "measured")
+    with work_through(listed, plan, options, parse, measured, verb) as (done, failures):
+        _finish(plan, done, failures, controls, network, name, options.out, options)
 
 
-def control_one(
-    make: Callable[[SHMoAReg, Report], Replay], running: Running, options: ControlOptions
-) -> None:
+def control_one(make: Callable[[SHMoAReg, Report], Replay], options: ControlOptions) -> None:
     """Measure one pair, and write what it comes to into a new folder, whole or not at all.
 
     Parameters
     ----------
     make : callable
         Reads and aligns the pair, given the network, telling how far it is.
-    running : Running
-    options : ControlOptions
-
-    Raises
-    ------
-    InputError
-        If the pair, the weights or the folder is not what it has to be.
-    """
-    from napari_shmoareg.io.files import check_new_folder, new_folder
-    from napari_shmoareg.io.machine import versions
-
+    options : ControlOptions"""
     check_new_folder(options.out)
     with progress(options.quiet) as report:
         report("loading", 0.0)
-        name, network = running.network()
+        name, network = options.running.network()
         _check_card(options, name)
         controls = _controls(network, options.passes)
         replay = make(network, report)
@@ -220,7 +211,6 @@ def control_one(
 
 
 def _controls(network: SHMoAReg, passes: Passes) -> list[Control]:
-    from napari_shmoareg.experts.controls import controls_of
 
     found = controls_of(network, passes=passes, seed=SEED)
     if not found:
@@ -233,8 +223,6 @@ def _controls(network: SHMoAReg, passes: Passes) -> list[Control]:
 def _check_card(options: ControlOptions, weights: str) -> None:
     """Refuse, before the work, a place for weights with a card that could not be written."""
     if options.card is not None:
-        from napari_shmoareg.io.files import check_new_file
-
         if options.card.suffix != ".safetensors":
             raise InputError(
                 "--card names a file for weights, and has to end in .safetensors; got"
@@ -243,19 +231,7 @@ def _check_card(options: ControlOptions, weights: str) -> None:
         check_new_file(options.card, inputs=[weights] if Path(weights).is_file() else [])
 
 
-def _plan(
-    listed: PairList, running: Running, name: str, controls: Sequence[Control], measure: Measure
-) -> dict[str, Any]:
-    """All that the figures depend on, as it stands in inspect.json."""
-    from napari_shmoareg.io.machine import versions
-
-    pairs = [[absolute(path) for path in _used(files)] for files in listed.files]
-    plan = {"weights": weights_in_plan(name), "settings": settings_in_plan(running, listed)}
-    return plan | _of_plan(controls, measure) | {"pairs": pairs, "versions": versions()}
-
-
 def _of_plan(controls: Sequence[Control], measure: Measure) -> dict[str, Any]:
-    from napari_shmoareg.experts.routing_scores import MEASURES
 
     keys = [control.key for control in controls]
     return {
@@ -270,35 +246,6 @@ def _used(files: PairFiles) -> tuple[Path | None, ...]:
     return files.moving, files.fixed, files.moving_labels, files.fixed_labels
 
 
-def _measured_of_list(
-    listed: PairList,
-    number: int,
-    running: Running,
-    network: SHMoAReg,
-    controls: Sequence[Control],
-    measure: Measure,
-    report: Report,
-    debug: bool,
-) -> Measured | str:
-    """One pair of a list measured, or why that failed."""
-    from napari_shmoareg.io import read_pair
-
-    def report_pair(title: str, done: float) -> None:
-        report(f"pair {number + 1} of {len(listed)}, {title}", (number + done) / len(listed))
-
-    try:
-        report_pair("reading", 0.0)
-        moving, fixed, *labels = _used(listed.files[number])
-        files = state_of((moving, fixed, *labels))
-        pair = read_pair(str(moving), str(fixed), *labels, nan=listed.nan, channel=listed.channel)
-        replay = running.replay(pair, network, report_pair)
-        return _measured(replay, controls, measure, report_pair, (str(moving), str(fixed)), files)
-    except Exception as error:
-        if debug:
-            traceback.print_exception(error, file=sys.stderr)
-        return explain(error).removeprefix("Error: ")
-
-
 def _measured(
     replay: Replay,
     controls: Sequence[Control],
@@ -308,8 +255,7 @@ def _measured(
     files: Mapping[str, Sequence[int]] | None = None,
 ) -> Measured:
     """Controls and checks on a pair."""
-    from napari_shmoareg.experts.choice_checks import check_choices
-    from napari_shmoareg.experts.routing_scores import ControlledPair, measure_controls, measure_for
+    from napari_shmoareg.experts.routing_scores import ControlledPair
 
     def part(low: float, high: float) -> Report:
         return lambda title, done: report(title, low + (high - low) * done)
@@ -329,63 +275,6 @@ def _measured(
     return Measured(measured, checks, (pair.moving.name, pair.fixed.name), about, files or {})
 
 
-def _keep(
-    found: Measured | str,
-    out: Path,
-    number: int,
-    done: dict[int, Measured],
-    failures: dict[int, str],
-) -> None:
-    """On the disk before the next pair begins."""
-    if isinstance(found, str):
-        say(f"pair {number + 1} failed: {found}")
-        write_failure(found, out, number)
-        failures[number] = found
-        return
-    record = asdict(found.pair) | {
-        "names": found.names,
-        "checks": [asdict(check) for check in found.checks],
-    }
-    write_json(record | {"about": found.about, "files": found.files}, file_of(out, number))
-    done[number] = found
-
-
-def _read_kept(out: Path, number: int, controls: Sequence[Control]) -> Measured | None:
-    """A pair that was done before; None for one that was not, or failed.
-
-    Raises
-    ------
-    InputError
-        If its file is damaged.
-    """
-    from napari_shmoareg.experts.choice_checks import ChoiceCheck
-    from napari_shmoareg.experts.routing_scores import BEFORE, LEARNED, ControlledPair
-    from napari_shmoareg.io.untrusted import check_fields, read_object
-
-    place = file_of(out, number)
-    if not place.is_file():
-        return None
-    try:
-        record = read_object(place, "a measured pair")
-        if "error" in record:
-            return None
-        check_fields(_Kept, {key: record[key] for key in get_type_hints(_Kept)})
-        for check in record["checks"]:
-            check_fields(ChoiceCheck, check)
-        values = {
-            key: float(record["values"][key])
-            for key in (BEFORE, LEARNED, *(c.key for c in controls))
-        }
-        pair = ControlledPair(record["moving"], record["fixed"], record["measure"], values)
-        checks = [ChoiceCheck(**check) for check in record["checks"]]
-        return Measured(pair, checks, tuple(record["names"]), record["about"], record["files"])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(
-            f"{place} is damaged ({error!r}). Delete it; the same command then measures this pair"
-            " again."
-        ) from error
-
-
 def _finish(
     plan: Mapping[str, Any],
     pairs: Mapping[int, Measured],
@@ -397,13 +286,6 @@ def _finish(
     options: ControlOptions,
 ) -> None:
     """Write tables, figure and summary into a folder, print the tables, and write the card."""
-    from napari_shmoareg.experts.choice_checks import mean_checks
-    from napari_shmoareg.experts.routing_scores import control_rows, routing_sentence, scores_of
-    from napari_shmoareg.figures.routing import controls_caption, controls_figure
-    from napari_shmoareg.io.checkpoint import write_with_card
-    from napari_shmoareg.io.files import ENDINGS, write_figure, write_table, writing
-    from napari_shmoareg.io.machine import versions
-
     done, kernels = list(pairs.values()), network.config.kernels
     rows = control_rows([one.pair for one in done], controls)
     checks = [check for one in done for check in one.checks]
@@ -413,77 +295,31 @@ def _finish(
     sentence, caption = routing_sentence({"routing_matters": scores}), controls_caption(rows)
     write_table([row.to_dict() for row in rows], folder / CONTROLS)
     each = [
-        {
-            "pair": n + 1,
-            "moving": one.names[0],
-            "fixed": one.names[1],
-            "control": key,
-            one.pair.measure: value,
-        }
+        dict(zip(("pair", "moving", "fixed"), (n + 1, *one.names), strict=True))
+        | {"control": key, one.pair.measure: value}
         for n, one in pairs.items()
         for key, value in one.pair.values.items()
     ]
     write_table(each, folder / PER_PAIR)
     write_table([_blank(asdict(check)) for check in mean_checks(checks)], folder / GATES)
-    about = {
-        "Title": "controls of the routing",
-        "Caption": caption,
-        "Software": f"shmoareg {versions()['shmoareg']}",
-        "Weights": f"{plan['weights']['name']} (SHA-256 {plan['weights']['sha256']})",
-        "Pairs": (
-            f"{len(done)}, moving to fixed: " + "; ".join(" to ".join(one.names) for one in done)
-        ),
-        "Settings": str(plan["settings"]),
+    figure = controls_figure(rows, caption, kernels), "controls of the routing", caption
+    write_figures(folder, {FIGURE: figure}, plan, [one.names for one in done])
+    images = {
+        n: {"moving": one.names[0], "fixed": one.names[1], **one.about} for n, one in pairs.items()
     }
-    for ending in ENDINGS:
-        with writing(folder / f"{FIGURE}{ending}") as temporary:
-            write_figure(controls_figure(rows, caption, kernels), temporary, about)
-    images = [
-        {"pair": n + 1, "moving": one.names[0], "fixed": one.names[1], **one.about}
-        for n, one in pairs.items()
-    ]
-    failed = [
-        {"pair": n + 1, "files": plan["pairs"][n], "error": error} for n, error in failures.items()
-    ]
-    summary = {
-        **plan,
-        "network": network.config.to_dict(),
-        "pairs_listed": len(plan["pairs"]),
-        "pairs_done": len(done),
-    }
-    summary |= {
-        "pairs": images,
-        "failed": failed,
-        "routing_matters": scores,
-        "sentence": sentence,
-        "caption": caption,
-    }
+    summary = {**plan, "network": network.config.to_dict()} | list_summary(plan, images, failures)
+    summary |= {"routing_matters": scores, "sentence": sentence, "caption": caption}
     write_json(summary | {"reading": [SHARE_LEGEND, CHECKS_LEGEND]}, folder / SUMMARY)
     if options.card is not None:
-        write_with_card(
-            weights,
-            options.card,
-            {"routing_matters": scores | {"shmoareg": versions()["shmoareg"]}},
-        )
+        matters = scores | {"shmoareg": versions()["shmoareg"]}
+        write_with_card(weights, options.card, {"routing_matters": matters})
     if not options.quiet:
         show(*_tables(rows, kernels), _gates_table(mean_checks(checks, by_layer=True)))
-        files = sorted(
-            path.name for path in folder.iterdir() if path.is_file() and path.name != PLAN
-        )
-        lines = [
-            CHECKS_LEGEND,
-            "",
-            SHARE_LEGEND,
-            "",
-            sentence,
-            "",
-            *(f"  {options.out / name}" for name in files),
-        ]
-        lines += (
-            []
-            if options.card is None
-            else [f"  {options.card}: the weights with these scores on their card"]
-        )
+        files = sorted(path.name for path in folder.glob("[!.]*.*") if path.name != PLAN)
+        lines = [CHECKS_LEGEND, "", SHARE_LEGEND, "", sentence, ""]
+        lines += [f"  {options.out / name}" for name in files]
+        if options.card is not None:
+            lines.append(f"  {options.card}: the weights with these scores on their card")
         typer.echo("\n".join(lines))
 
 
@@ -493,8 +329,6 @@ def _blank(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tables(rows: Sequence[ControlRow], kernels: Sequence[int]) -> list[Table]:
     """Before and learned, then the controls of the encoder and of the decoder."""
-    from napari_shmoareg.experts.routing_scores import MEASURES
-    from napari_shmoareg.figures.routing import PARTS, title_of
 
     tables = []
     over = f"{rows[0].pairs} pairs of {rows[0].images} images" if rows[0].pairs > 1 else "one pair"

@@ -4,66 +4,166 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 
-from napari_shmoareg.cli.console import CANCELLED, Report, explain, progress, say
-from napari_shmoareg.cli.options import Running
+from napari_shmoareg.cli.console import Report, say
+from napari_shmoareg.cli.pair_list import (
+    ListOptions,
+    list_plan,
+    list_summary,
+    state_of,
+    work_through,
+    write_figures,
+)
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.model_card import checksum_of, chosen_device, routing_of
-from napari_shmoareg.io.work_folder import begin_work
+from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load_spread import repeated, share_spread
+from napari_shmoareg.experts.location import (
+    BOUNDARY,
+    CENTRE,
+    FRACTIONS,
+    PlaceLoad,
+    boundary_place,
+    detailed_rows,
+    five_places,
+    voxel_at,
+)
+from napari_shmoareg.figures.experts import (
+    CAUTION,
+    load_caption,
+    load_figure,
+    place_caption,
+    place_figure,
+)
+from napari_shmoareg.io import read_image, read_pair
+from napari_shmoareg.io.files import write_table, writing
+from napari_shmoareg.io.model_card import routing_of
+from napari_shmoareg.io.work_folder import check_row, write_json
 from napari_shmoareg.registration.progress import placed, registering
 
 if TYPE_CHECKING:
-    from napari_shmoareg.cli.inspect_folder import InspectedPair
+    from matplotlib.figure import Figure
+
+    from napari_shmoareg.cli.inspect import Point
+    from napari_shmoareg.cli.options import Running
     from napari_shmoareg.datasets import PairFiles, PairList
-    from napari_shmoareg.experts.load import ExpertLoad
     from napari_shmoareg.geometry import VolumePair
     from napari_shmoareg.model import SHMoAReg
     from napari_shmoareg.registration.register import Registration
 
 
+LOADS, PER_PAIR, PLACES = "loads.csv", "loads_per_pair.csv", "places.csv"
+SUMMARY, CAPTIONS = "summary.json", "captions.md"
 MOST_PLACES = 5
 
 
-class Point(NamedTuple):
-    """A place in the world of the fixed images, mm RAS."""
+@dataclass(frozen=True, eq=False)
+class InspectedPair:
+    """What is kept of one pair.
 
-    x: float
-    y: float
-    z: float
+    Attributes
+    ----------
+    moving, fixed : str
+        Names of the images.
+    load : ExpertLoad
+    places : PlaceLoad
+    points : mapping of str to list of 3 float
+        Where the places lie in the fixed image's world, mm RAS.
+    boundary : list of 2 int, or None
+        Labels that meet at the place "boundary".
+    about : mapping
+        The network grid, how often the network ran ("passes"), what was decided for the caller,
+        warnings.
+    files : mapping of str to (int, int)
+        As of `state_of`.
+    """
 
-    def __str__(self) -> str:
-        return f"({', '.join(repr(float(c)).removesuffix('.0') for c in self)})"
+    moving: str
+    fixed: str
+    load: ExpertLoad
+    places: PlaceLoad
+    points: Mapping[str, list[float]]
+    boundary: list[int] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, registration: Registration, at: Sequence[Point], files: Mapping[str, Sequence[int]]
+    ) -> InspectedPair:
+        """The experts that a registration chose, in all and at places."""
+        points, labels = _places(registration.pair, at)
+        shape = registration.network_grid.shape
+        about = {
+            "network_shape": shape,
+            "network_spacing_mm": registration.network_grid.spacing,
+            "passes": registration.settings["passes"],
+            "choices": registration.choices,
+            "warnings": registration.warnings,
+        }
+        return cls(
+            moving=registration.pair.moving.name,
+            fixed=registration.pair.fixed.name,
+            load=ExpertLoad.of(registration.routing, shape),
+            places=PlaceLoad.of(registration, points),
+            points={name: [float(c) for c in point] for name, point in points.items()},
+            boundary=labels,
+            about=about,
+            files=files,
+        )
+
+    def row(self) -> dict[str, Any]:
+        """As JSON."""
+        return vars(self) | {
+            "load": _listed(self.load),
+            "places": {name: _listed(self.places[name]) for name in self.places},
+        }
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> InspectedPair:
+        """Back from JSON; raises ValueError, KeyError or TypeError if the row is damaged."""
+        check_row(_Named, row)
+        places = PlaceLoad({name: _load(rows) for name, rows in row["places"].items()})
+        return cls(**(dict(row) | {"load": _load(row["load"]), "places": places}))
+
+    def summary(self) -> dict[str, Any]:
+        """All of it but the counts."""
+        named = {"moving": self.moving, "fixed": self.fixed, "places_mm_ras": self.points}
+        return {**named, "boundary_labels": self.boundary, **self.about}
 
 
-def parse_point(text: str) -> Point:
-    """``--at``: three numbers, mm RAS."""
-    try:
-        point = Point(*(float(word) for word in text.split(",")))
-    except (TypeError, ValueError):
-        raise typer.BadParameter(f"'{text}' is not X,Y,Z: three numbers of mm") from None
-    if not all(abs(number) < float("inf") for number in point):
-        raise typer.BadParameter(f"'{text}' is not three finite numbers")
-    return point
+@dataclass(frozen=True)
+class _Named:
+    """The types of what the row of a pair holds beside its counts."""
+
+    moving: str
+    fixed: str
+    points: dict[str, tuple[float, float, float]]
+    boundary: tuple[int, int] | None
+    about: dict[str, Any]
+    files: dict[str, tuple[int, int]]
 
 
-def inspect_pairs(
-    listing: Path,
-    out: Path,
-    running: Running,
-    at: Sequence[Point],
-    *,
-    nan: float | None,
-    channel: int | None,
-    **how: bool,
-) -> ExpertLoad:
+def _listed(load: ExpertLoad) -> list[dict[str, Any]]:
+    return [p._asdict() | {"cells": load.cells[p], "counts": load.counts[p].tolist()} for p in load]
+
+
+def _load(rows: Sequence[Mapping[str, Any]]) -> ExpertLoad:
+    places = [Place(*(row[name] for name in Place._fields)) for row in rows]
+    counts = {
+        p: np.array(row["counts"], dtype=np.int64) for p, row in zip(places, rows, strict=True)
+    }
+    return ExpertLoad(counts, {p: int(row["cells"]) for p, row in zip(places, rows, strict=True)})
+
+
+def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> ExpertLoad:
     """Register the pairs of a list that the folder does not have yet, and write what all of them
     come to.
 
@@ -71,104 +171,38 @@ def inspect_pairs(
     ----------
     listing : Path
         As for `read_pair_list`.
-    out : Path
-        A new folder, or one that the same command began.
-    running : Running
     at : sequence of (x, y, z), mm RAS
         Places of Fig. 6; none: the five of `FRACTIONS`, and a boundary between labels.
-    nan, channel
-        As for `read_pair`.
-    **how : bool
-        quiet, debug.
-
-    Raises
-    ------
-    InputError
-        If the list, the weights, a place or the folder is not what it has to be, or no pair could
-        be registered.
-    """
+    options : ListOptions
+        `out` is a new folder, or one that the same command began."""
     if len(at) > MOST_PLACES:
         raise InputError(
             f"{len(at)} places were given with --at; up to {MOST_PLACES} can be compared."
         )
     from napari_shmoareg.datasets import read_pair_list
 
-    listed = read_pair_list(listing, nan=nan, channel=channel)
-    name, network = running.network()
-    plan = _plan(listed, running, name, at)
-    from napari_shmoareg.cli.inspect_folder import (
-        PAIRS,
-        PLAN,
-        check_unchanged,
-        read_kept,
-        write_results,
-    )
-    from napari_shmoareg.experts.load_spread import repeated
-
-    begin_work(out / PLAN, plan, "inspection")
-    (out / PAIRS).mkdir(exist_ok=True)
-    kept = {n: read_kept(out, n) for n in range(len(listed))}
-    done, failures = {n: pair for n, pair in kept.items() if pair is not None}, dict[int, str]()
-    check_unchanged(out, done)
+    listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
+    name, network = options.running.network()
+    plan = list_plan(listed, options, name, _used) | {"places": [list(point) for point in at]}
     for first, again in repeated(tuple(files[:2]) for files in plan["pairs"]):
         say(
             f"Warning: pair {again} is pair {first} once more; it counts twice, and the spread"
             " comes out too small."
         )
-    try:
-        with progress(how["quiet"]) as report:
-            report("loading", 0.0)
-            _check_places(listed, [n for n in kept if n not in done], at, report)
-            for number in (n for n in kept if n not in done):
-                said = _told_in(report, number, len(listed))
-                found = _inspected(listed, number, (running, network), at, said, how["debug"])
-                _keep(found, out, number, done, failures)
-        if not done:
-            raise InputError(
-                f"None of the {len(listed)} pairs could be registered. The first: {failures[0]}"
-            )
-        routing = routing_of(name) or ""
-        return write_results(
-            out, plan, dict(sorted(done.items())), failures, network.config.to_dict(), routing
-        )
-    except KeyboardInterrupt:
-        say(
-            f"Stopped after {len(done)} of {len(listed)} pairs; {out} holds them. The same command"
-            " goes on."
-        )
-        raise typer.Exit(CANCELLED) from None
 
+    def inspected(number: int, report: Report) -> InspectedPair:
+        return _inspected(listed, number, at, options.running, network, report)
 
-def _plan(listed: PairList, running: Running, name: str, at: Sequence[Point]) -> dict[str, Any]:
-    """All that the counts depend on, as it stands in inspect.json."""
-    from napari_shmoareg.io.machine import versions
+    def check(numbers: Sequence[int], report: Report) -> None:
+        _check_places(listed, numbers, at, report)
 
-    pairs = [[absolute(path) for path in _used(files)] for files in listed.files]
-    return {
-        "weights": weights_in_plan(name),
-        "settings": settings_in_plan(running, listed),
-        "places": [list(point) for point in at],
-        "pairs": pairs,
-        "versions": versions(),
-    }
-
-
-def weights_in_plan(name: str) -> dict[str, str]:
-    """Which weights: others of the same name give other numbers."""
-    return {"name": Path(name).name, "sha256": checksum_of(name)}
-
-
-def settings_in_plan(running: Running, listed: PairList) -> dict[str, Any]:
-    """How the pairs of a list are read and registered."""
-    return {
-        "affine": running.affine.value,
-        "contrast": running.contrast.value,
-        "diffeomorphic": running.diffeomorphic,
-        "size": running.size,
-        "device": chosen_device(running.device.value),
-        "nan": listed.nan,
-        "channel": listed.channel,
-    }
+    verb = ("register", "registered")
+    with work_through(listed, plan, options, InspectedPair.of_row, inspected, verb, check) as (
+        done,
+        failures,
+    ):
+        config, routing = network.config.to_dict(), routing_of(name) or ""
+        return write_results(options.out, plan, done, failures, config, routing)
 
 
 def _used(files: PairFiles) -> tuple[Path | None, ...]:
@@ -178,9 +212,25 @@ def _used(files: PairFiles) -> tuple[Path | None, ...]:
     return files.moving, files.fixed, files.fixed_labels
 
 
-def absolute(path: Path | None) -> str | None:
-    """The path by which a plan knows a file."""
-    return None if path is None else str(path.resolve())
+def _inspected(
+    listed: PairList,
+    number: int,
+    at: Sequence[Point],
+    running: Running,
+    network: SHMoAReg,
+    report: Report,
+) -> InspectedPair:
+    """One pair read, registered and counted."""
+    parts = registering()
+
+    def phases(phase: str, fraction: float) -> None:
+        report(*placed(parts, phase, fraction))
+
+    phases("reading", 0.0)
+    moving, fixed, labels = _used(listed.files[number])
+    files = state_of((moving, fixed, labels))
+    pair = read_pair(str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel)
+    return InspectedPair.of(running.register(pair, network, phases), at, files)
 
 
 def _check_places(
@@ -189,9 +239,6 @@ def _check_places(
     """Refuse a place that does not lie in every fixed image; a file that cannot be read is told
     when its turn comes.
     """
-    from napari_shmoareg.experts.location import voxel_at
-    from napari_shmoareg.io import read_image
-
     for fixed in dict.fromkeys(listed.files[n].fixed for n in numbers) if at else ():
         report(f"looking for the places in {fixed.name}", 0.0)
         try:
@@ -209,75 +256,8 @@ def _check_places(
                 ) from error
 
 
-def _told_in(report: Report, number: int, count: int) -> Report:
-    """From the phases of one pair to the fraction of the list."""
-    parts = registering()
-
-    def forward(phase: str, fraction: float) -> None:
-        title, done = placed(parts, phase, fraction)
-        report(f"pair {number + 1} of {count}, {title}", (number + done) / count)
-
-    return forward
-
-
-def _inspected(
-    listed: PairList,
-    number: int,
-    using: tuple[Running, SHMoAReg],
-    at: Sequence[Point],
-    report: Report,
-    debug: bool,
-) -> InspectedPair | str:
-    """One pair registered and counted, or why that failed."""
-    from napari_shmoareg.cli.inspect_folder import state_of
-    from napari_shmoareg.io import read_pair
-
-    running, network = using
-    try:
-        report("reading", 0.0)
-        moving, fixed, labels = _used(listed.files[number])
-        files = state_of((moving, fixed, labels))
-        pair = read_pair(
-            str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel
-        )
-        return _counted(running.register(pair, network, report), at, files)
-    except Exception as error:
-        if debug:
-            traceback.print_exception(error, file=sys.stderr)
-        return explain(error).removeprefix("Error: ")
-
-
-def _counted(
-    registration: Registration, at: Sequence[Point], files: Mapping[str, list[int]]
-) -> InspectedPair:
-    from napari_shmoareg.cli.inspect_folder import InspectedPair
-    from napari_shmoareg.experts.load import ExpertLoad
-    from napari_shmoareg.experts.location import PlaceLoad
-
-    points, labels = _places(registration.pair, at)
-    shape = registration.network_grid.shape
-    about: dict[str, Any] = {
-        "network_shape": shape,
-        "network_spacing_mm": registration.network_grid.spacing,
-    }
-    about |= {"passes": registration.settings["passes"]}
-    about |= {"choices": registration.choices, "warnings": registration.warnings}
-    return InspectedPair(
-        moving=registration.pair.moving.name,
-        fixed=registration.pair.fixed.name,
-        load=ExpertLoad.of(registration.routing, shape),
-        places=PlaceLoad.of(registration, points),
-        points={name: [float(c) for c in point] for name, point in points.items()},
-        boundary=labels,
-        about=about,
-        files=files,
-    )
-
-
 def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], list[int] | None]:
     """The places of a pair, and which labels meet at its boundary."""
-    from napari_shmoareg.experts.location import BOUNDARY, CENTRE, boundary_place, five_places
-
     if at:
         return {str(point): point for point in at}, None
     points: dict[str, Any] = dict(five_places(pair.fixed))
@@ -287,20 +267,141 @@ def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], l
     return points | {BOUNDARY: found.point}, list(found.labels)
 
 
-def _keep(
-    found: InspectedPair | str,
+def write_results(
     out: Path,
-    number: int,
-    done: dict[int, InspectedPair],
-    failures: dict[int, str],
-) -> None:
-    """On the disk before the next pair begins."""
-    from napari_shmoareg.cli.inspect_folder import write_failure, write_pair
+    plan: Mapping[str, Any],
+    pairs: Mapping[int, InspectedPair],
+    failures: Mapping[int, str],
+    network: Mapping[str, Any],
+    routing: str = "",
+) -> ExpertLoad:
+    """Write tables, figures, captions and summary of the pairs that are done."""
+    done = list(pairs.values())
+    load, places = reduce(add, [p.load for p in done]), reduce(add, [p.places for p in done])
+    spread = share_spread([p.load for p in done])
+    write_table(_with_spread(load, spread), out / LOADS)
+    named = [
+        ({"pair": n + 1, "moving": p.moving, "fixed": p.fixed}, p.load) for n, p in pairs.items()
+    ]
+    write_table([who | row for who, found in named for row in detailed_rows(found)], out / PER_PAIR)
+    write_table(places.rows(), out / PLACES)
+    captions: dict[str, str] = {}
+    if len(load):
+        captions, figures = _figures(load, places, spread, done, network, routing)
+        _write_figures(out, figures, captions, plan, done)
+    summary = {key: plan[key] for key in ("weights", "settings", "versions")}
+    summary |= {"network": network, "captions": captions, "caution": CAUTION, "routing": routing}
+    summary |= list_summary(plan, {n: p.summary() for n, p in pairs.items()}, failures)
+    write_json(summary, out / SUMMARY)
+    with writing(out / CAPTIONS) as temporary:
+        temporary.write_text(_captions(captions, plan, done, failures), encoding="utf-8")
+    return load
 
-    if isinstance(found, str):
-        say(f"pair {number + 1} failed: {found}")
-        write_failure(found, out, number)
-        failures[number] = found
-    else:
-        write_pair(found, out, number)
-        done[number] = found
+
+def _figures(
+    load: ExpertLoad,
+    places: PlaceLoad,
+    spread: Mapping[Place, np.ndarray],
+    done: Sequence[InspectedPair],
+    network: Mapping[str, Any],
+    routing: str,
+) -> tuple[dict[str, str], dict[str, Figure]]:
+    """Fig. 5 and 6, and what they show."""
+    passes, kernels = [len(pair.about["passes"]) for pair in done], network["kernels"]
+    given = not set(FRACTIONS) <= set(places)
+    tokens = [name for name in places if name != BOUNDARY]
+    voxel = tokens[0] if given else BOUNDARY if BOUNDARY in places else CENTRE
+    captions = {
+        "expert_loads": load_caption(load, len(done), passes, routing),
+        "expert_places": place_caption(
+            places,
+            len(done),
+            given=given,
+            voxel=voxel,
+            told=_meeting(done) if voxel == BOUNDARY else "",
+            passes=passes,
+            routing=routing,
+        ),
+    }
+    return captions, {
+        "expert_loads": load_figure(load, spread=spread, caption=captions["expert_loads"]),
+        "expert_places": place_figure(
+            places, tokens=tokens, voxel=voxel, kernels=kernels, caption=captions["expert_places"]
+        ),
+    }
+
+
+def _write_figures(
+    out: Path,
+    figures: Mapping[str, Figure],
+    captions: Mapping[str, str],
+    plan: Mapping[str, Any],
+    done: Sequence[InspectedPair],
+) -> None:
+    titled = {n: (figure, n.replace("_", " "), captions[n]) for n, figure in figures.items()}
+    write_figures(out, titled, plan, [(pair.moving, pair.fixed) for pair in done])
+
+
+def _with_spread(load: ExpertLoad, spread: Mapping[Place, np.ndarray]) -> list[dict[str, object]]:
+    """Rows of the sum, each with the standard deviation over pairs of the share of selections."""
+    gates = [
+        (gate, expert) for gate, counts in load.counts.items() for expert in range(len(counts))
+    ]
+    return [
+        row | {"share_sd_over_pairs": float(spread[gate][expert]) if gate in spread else ""}
+        for (gate, expert), row in zip(gates, detailed_rows(load), strict=True)
+    ]
+
+
+def _meeting(done: Sequence[InspectedPair]) -> str:
+    """Which labels meet at the boundary, and in how many pairs."""
+    labels = {tuple(sorted(p.boundary)) for p in done if p.boundary is not None}
+    having = sum(p.boundary is not None for p in done)
+    told = f" (labels {' and '.join(map(str, next(iter(labels))))})" if len(labels) == 1 else ""
+    told = told or f" (other labels from pair to pair: see {SUMMARY})"
+    return told + (
+        f", in the {having} of {len(done)} pairs that have such a boundary"
+        if having < len(done)
+        else ""
+    )
+
+
+def _captions(
+    captions: Mapping[str, str],
+    plan: Mapping[str, Any],
+    done: Sequence[Any],
+    failures: Mapping[int, str],
+) -> str:
+    titles = {
+        "expert_loads": "Fig. 5: load of each expert",
+        "expert_places": "Fig. 6: load at single places",
+    }
+    parts = ["# Which experts were chosen"]
+    parts += [
+        f"## {titles[name]} ({name}.png, {name}.svg)\n\n{text}" for name, text in captions.items()
+    ]
+    if not captions:
+        parts += [
+            "This network has no experts: neither a mixture of attention heads nor of deformations."
+        ]
+    parts += [f"## What a load is not\n\n{CAUTION}"]
+    weights, settings = (
+        plan["weights"],
+        ", ".join(f"{k} {v}" for k, v in plan["settings"].items() if v is not None),
+    )
+    parts += [
+        f"## How\n\n{len(done)} of {len(plan['pairs'])} listed pairs (in {SUMMARY}); weights"
+        f" {weights['name']}, "
+    ]
+    parts[-1] += f"SHA-256 {weights['sha256']}; {settings}."
+    again = repeated(tuple(files[:2]) for files in plan["pairs"])
+    if again:
+        parts[-1] += (
+            " Listed more than once:"
+            f" {', '.join(f'pair {n} (as {number})' for n, number in again)}; each "
+        )
+        parts[-1] += "time counts, so that the spread over pairs comes out too small."
+    if failures:
+        told = "\n".join(f"- pair {n + 1}: {error}" for n, error in failures.items())
+        parts += [f"## Failed, and not counted\n\n{told}\n\nThe same command tries these again."]
+    return "\n\n".join(parts) + "\n"

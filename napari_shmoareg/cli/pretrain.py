@@ -51,30 +51,6 @@ FREE = {
 }
 
 
-def make_folder(run: Path) -> None:
-    """The run's folder, made if missing.
-
-    Raises
-    ------
-    InputError
-        If it is a file, or cannot be made.
-    """
-    from napari_shmoareg.io.files import check_name
-
-    check_name(run)
-    if run.exists() and not run.is_dir():
-        raise InputError(
-            f"{run} is a file; the name of a new folder, or of a run's folder, was expected for"
-            " --run."
-        )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot make the folder {run}: {error.strerror}. Name a place that you may write to."
-        ) from error
-
-
 def as_begun(
     run: Path, plan: Recipe, weights: str | None = None, *, bfloat16_given: bool = False
 ) -> Recipe:
@@ -340,6 +316,8 @@ def pretrain(
     that writes nothing to --run."""
     import torch
 
+    from napari_shmoareg.io.files import check_is_folder, check_name
+    from napari_shmoareg.io.work_folder import make_folder
     from napari_shmoareg.model import SHMoAReg
     from napari_shmoareg.registration.resources import choose_bfloat16
     from napari_shmoareg.training.checkpoint import load_training_state
@@ -370,6 +348,8 @@ def pretrain(
     if sheet is not None:
         draw_sheet(maps, plan, sheet, place, quiet)
         return
+    check_name(run)
+    check_is_folder(run)
     make_folder(run)
     plan = as_begun(run, plan, weights, bfloat16_given=bfloat16 is not None)
     torch.manual_seed(plan.settings.seed)

@@ -32,6 +32,7 @@ from napari_shmoareg.evaluation.methods import (
     SMOOTHER,
     START,
     check_available,
+    import_modules,
     load_method,
 )
 from napari_shmoareg.geometry import (
@@ -46,7 +47,7 @@ from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.metrics.measure import Found
 from napari_shmoareg.metrics.measure import Method as EvaluatedMethod
 from napari_shmoareg.registration.affine import align
-from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS, DEFAULT_STEPS
+from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 from napari_shmoareg.registration.register import register
 from napari_shmoareg.registration.resources import find_device
 
@@ -131,60 +132,6 @@ class Affine:
     def run(self, pair: VolumePair) -> DisplacementField:
         """The affine as a field."""
         return Transform(align(pair, "auto").matrix).total(pair.fixed.grid)
-
-
-@dataclass(frozen=True, eq=False)
-class Registered:
-    """`register` as by default: alignment, then the network; with `refine`, that many steps on the
-    pair after it.
-
-    Parameters
-    ----------
-    network : SHMoAReg or None
-        None: no network.
-    size, diffeomorphic, device, contrast
-        As for `register`; `smoothness` too.
-    refine : int
-        Steps of refinement; 0 is none.
-    seconds : float, optional
-        After which the refinement ends.
-    similarity : {"auto", "lncc", "mind"}
-        Of the refinement.
-    """
-
-    network: SHMoAReg | None = None
-    size: int | str | None = None
-    diffeomorphic: bool | None = None
-    device: str = "auto"
-    refine: int = 0
-    similarity: str = "auto"
-    contrast: str = "auto"
-    smoothness: str = DEFAULT_SMOOTHNESS
-    seconds: float | None = None
-    # seconds of network and refinement, a number per run
-    deforming: list[float] = field(default_factory=list)
-
-    def run(self, pair: VolumePair) -> DisplacementField:
-        """All that `register` does, its measuring included."""
-        more: dict[str, Any] = {}
-        if self.refine:
-            more = {
-                "refine": self.refine,
-                "similarity": self.similarity,
-                "refine_seconds": self.seconds,
-            }
-        found = register(
-            pair,
-            self.network,
-            size=self.size,
-            diffeomorphic=self.diffeomorphic,
-            device=self.device,
-            contrast=self.contrast,
-            smoothness=self.smoothness,
-            **more,
-        )
-        self.deforming.append(sum(found.seconds.get(phase, 0.0) for phase in ("network", "refine")))
-        return found.displacement
 
 
 def deform_aligned(
@@ -571,8 +518,8 @@ def evaluated_method(
     name : str
     settings : mapping
         "affine", "size", "diffeomorphic", "device", "refine", "similarity", "contrast" and
-        "smoothness", as for `register`; "unigradicon_weights", a file, for that method.  The peers
-        take what they know.
+        "smoothness", as for `register`; "seconds", after which the refinement ends (optional);
+        "unigradicon_weights", a file, for that method.  The peers take what they know.
     network : SHMoAReg, optional
         For those of `NETWORKS`.
 
@@ -592,14 +539,18 @@ def evaluated_method(
         steps = settings["refine"] or (DEFAULT_STEPS if name in REFINED else 0)
         if steps:
             options |= {"refine": steps, "similarity": settings["similarity"]}
+            options["refine_seconds"] = settings.get("seconds")
+        import_modules(name)
 
         def run(pair: VolumePair) -> Found:
-            registration = register(pair, network if name in NETWORKS else None, **options)
-            matrix = registration.alignment.matrix
-            return Found(registration.displacement, matrix, tuple(registration.warnings))
+            found = register(pair, network if name in NETWORKS else None, **options)
+            seconds = sum(found.seconds.get(phase, 0.0) for phase in ("network", "refine"))
+            matrix, warnings = found.alignment.matrix, tuple(found.warnings)
+            return Found(found.displacement, matrix, warnings, seconds)
 
         return run
     if name == "affine":
+        import_modules(name)
 
         def place(pair: VolumePair) -> Found:
             matrix = align(pair, settings["affine"]).matrix

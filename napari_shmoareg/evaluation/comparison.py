@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from scipy import stats
 
-from napari_shmoareg.geometry import DisplacementField, VolumePair
-from napari_shmoareg.metrics import SharedLabels, dice_in_both, folding, mean, sdlogj, surface
-from napari_shmoareg.metrics.measure import MEASURES as EVALUATED
+from napari_shmoareg.evaluation.methods import METHODS
+from napari_shmoareg.io.files import write_table, writing
+from napari_shmoareg.io.untrusted import printable
+from napari_shmoareg.metrics.measure import MEASURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +68,7 @@ class PairedTest:
     @property
     def says(self) -> str:
         """The outcome in one sentence."""
-        measure = EVALUATED[self.measure]
+        measure = MEASURES[self.measure]
         unequal = self.n - self.equal
         if not unequal:
             return f"The same in all {self.n} {self.over}."
@@ -120,12 +124,12 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> list[PairedTest]:
     ours, theirs = _after(first), _after(second)
     both = [key for key in ours if key in theirs]
     found = []
-    for measure in EVALUATED:
+    for measure in MEASURES:
         known = [
             (ours[key], a, b)
             for key in both
-            if (a := _number(ours[key], measure)) is not None
-            and (b := _number(theirs[key], measure)) is not None
+            if (a := number_in(ours[key], measure)) is not None
+            and (b := number_in(theirs[key], measure)) is not None
         ]
         if not known:
             continue
@@ -162,21 +166,16 @@ def _after(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
     }
 
 
-def _number(row: Row, measure: str) -> float | None:
-    value = row.get(measure)
-    return None if value is None or math.isnan(float(value)) else float(value)
-
-
 START = "start"
-MEASURES = {  # column: what people read, how it is written
-    "dice": ("Dice", ".3f"),
-    "assd_mm": ("ASSD, mm", ".2f"),
-    "hd95_mm": ("HD95, mm", ".2f"),
-    "landmark_mm": ("landmarks, mm", ".2f"),
-    "folding_percent": ("folding, %", ".3f"),
-    "sdlogj": ("SDlogJ", ".3f"),
-    "seconds": ("seconds", ".1f"),
-    "memory_mib": ("memory, MiB", ".0f"),
+FORMS = {  # of numbers in the tables of a benchmark, by column
+    "dice": ".3f",
+    "assd_mm": ".2f",
+    "hd95_mm": ".2f",
+    "landmark_mm": ".2f",
+    "folding_percent": ".3f",
+    "sdlogj": ".3f",
+    "seconds": ".1f",
+    "memory_mib": ".0f",
 }
 CONTESTS = (
     ("shmoareg+refine", "affine+refine"),
@@ -238,48 +237,14 @@ class MethodSummary:
         return f"{self.pairs}" + (f" ({self.failed} failed)" if self.failed else "")
 
 
-def score(
-    displacement: DisplacementField,
-    pair: VolumePair,
-    landmarks: tuple[NDArray, NDArray] | None = None,
-    *,
-    distances: bool = False,
-) -> dict[str, float]:
-    """How good a displacement is, whatever made it.
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
 
-    Parameters
-    ----------
-    displacement : DisplacementField
-        The whole transform on the fixed grid, mm RAS.
-    pair : VolumePair
-        Its labels, if both images have some, are carried by nearest neighbour in one interpolation.
-    landmarks : fixed (n, 3) and moving (n, 3) points, mm RAS, optional
-    distances : bool
-        ASSD and HD95 too, which take seconds.
 
-    Returns
-    -------
-    dict of column to float
-        ``dice``, ``assd_mm``, ``hd95_mm`` (means over the labels that both have), ``landmark_mm``
-        (mean distance) as far as there is ground for them; ``folding_percent`` and ``sdlogj`` of
-        the whole map, the affine included.  Definitions: `napari_shmoareg.metrics`.
-    """
-    found: dict[str, float] = {}
-    if pair.moving_labels is not None and pair.fixed_labels is not None:
-        carried, truth = displacement.warp(pair.moving_labels).values, pair.fixed_labels.values
-        shared = SharedLabels.of(pair.moving_labels.labels, pair.fixed_labels.labels)
-        found["dice"] = mean(dice_in_both(carried, truth, shared))
-        if distances:
-            both = surface(carried, truth, pair.fixed.grid.spacing)
-            found["assd_mm"] = mean({label: near for label, (near, _) in both.items()})
-            found["hd95_mm"] = mean({label: far for label, (_, far) in both.items()})
-    if landmarks is not None:
-        fixed, moving = landmarks
-        found["landmark_mm"] = float(
-            np.linalg.norm(fixed + displacement.at(fixed) - moving, axis=1).mean()
-        )
-    jacobian = displacement.jacobian()
-    return found | {"folding_percent": folding(jacobian), "sdlogj": sdlogj(jacobian)}
+def table_head(heads: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [table_line(heads), "|" + " --- |" * len(heads)]
 
 
 def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
@@ -289,7 +254,7 @@ def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
     ----------
     rows : iterable of mappings
         With ``pair``, ``method``, ``error`` (empty if there was none) and the columns of
-        `MEASURES`; None or empty text is not measured.  The rows of the method "start" tell how
+        `FORMS`; None or empty text is not measured.  The rows of the method "start" tell how
         each pair began.
     """
     rows = list(rows)
@@ -299,13 +264,12 @@ def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
         own = [row for row in rows if row["method"] == method]
         done = [row for row in own if not row.get("error")]
         values = {
-            key: [v for row in done if (v := _plain_number(row, key)) is not None]
-            for key in MEASURES
+            key: [v for row in done if (v := number_in(row, key)) is not None] for key in FORMS
         }
         judged = [
             w
             for row in done
-            if method != START and (w := _worse(row, begun.get(str(row["pair"])))) is not None
+            if method != START and (w := is_worse(row, begun.get(str(row["pair"])))) is not None
         ]
         measures = {key: Spread.of(numbers) for key, numbers in values.items() if numbers}
         found.append(
@@ -331,20 +295,16 @@ def finished_by_all(rows: Iterable[Row]) -> list[Row]:
 
 def markdown_table(summaries: Sequence[MethodSummary]) -> str:
     """The summaries as a Markdown table: mean ± SD (least to most)."""
-    columns = [key for key in MEASURES if any(key in s.measures for s in summaries)]
-    lines = [
-        "| method | pairs | "
-        + " | ".join(MEASURES[key][0] for key in columns)
-        + " | worse than the start |",
-        "| --- | --- |" + " --- |" * (len(columns) + 1),
-    ]
+    columns = [key for key in FORMS if any(key in s.measures for s in summaries)]
+    heads = ["method", "pairs", *(MEASURES[key].words for key in columns), "worse than the start"]
+    lines = table_head(heads)
     for summary in summaries:
         cells = [
-            summary.measures[key].written(MEASURES[key][1]) if key in summary.measures else ""
+            summary.measures[key].written(FORMS[key]) if key in summary.measures else ""
             for key in columns
         ]
         worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
-        lines.append("| " + " | ".join([summary.method, summary.counted, *cells, worse]) + " |")
+        lines.append(table_line([summary.method, summary.counted, *cells, worse]))
     return "\n".join(lines)
 
 
@@ -357,29 +317,25 @@ def network_matters(rows: Iterable[Row]) -> str:
     against the refinement ended after the network's seconds.  Mean differences with their 95 %
     bootstrap interval over pairs (pairs that share a subject are not independent)."""
     rows = [row for row in rows if not row.get("error")]
-    lines = [
-        "| network | without it | measure | difference (95 %) | better in | seconds |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["network", "without it", "measure", "difference (95 %)", "better in", "seconds"]
+    lines = table_head(heads)
     begun = len(lines)
     for first, second in CONTESTS:
         for key, better in (("dice", 1), ("landmark_mm", -1)):
             one, other = (
                 {str(r["pair"]): r for r in rows if r["method"] == name} for name in (first, second)
             )
-            both = [
-                pair for pair in one if pair in other and _plain_number(one[pair], key) is not None
-            ]
+            both = [pair for pair in one if pair in other and number_in(one[pair], key) is not None]
             if not both:
                 continue
             changes = np.array([float(one[pair][key]) - float(other[pair][key]) for pair in both])
             low, high = _bootstrap(changes)
-            form = MEASURES[key][1]
+            form = FORMS[key]
             times = " / ".join(
                 format(np.mean([float(r[p]["seconds"]) for p in both]), ".1f") for r in (one, other)
             )
             lines.append(
-                f"| {first} | {second} | {MEASURES[key][0]} | {changes.mean():+{form}}"
+                f"| {first} | {second} | {MEASURES[key].words} | {changes.mean():+{form}}"
                 f" ({low:+{form}} to {high:+{form}}) | {int((better * changes > 0).sum())} of"
                 f" {len(both)} | {times} |"
             )
@@ -405,11 +361,7 @@ def comparison_figure(rows: Iterable[Row]) -> Figure:
 
     rows = list(rows)
     key = next(
-        (
-            k
-            for k in ("dice", "landmark_mm")
-            if any(_plain_number(row, k) is not None for row in rows)
-        ),
+        (k for k in ("dice", "landmark_mm") if any(number_in(row, k) is not None for row in rows)),
         "dice",
     )
     figure = Figure(figsize=(10, 4.5), layout="constrained")
@@ -424,7 +376,7 @@ def comparison_figure(rows: Iterable[Row]) -> Figure:
                 color="0.5",
                 linestyle="--",
                 linewidth=1,
-                label=f"start, {level:{MEASURES[key][1]}}",
+                label=f"start, {level:{FORMS[key]}}",
             )
         for number, method in enumerate(methods):
             if across not in summaries[method].measures:
@@ -437,7 +389,7 @@ def comparison_figure(rows: Iterable[Row]) -> Figure:
             axes.plot(x, y, color="0.4", linewidth=1)
         axes.grid(True, color="0.9", linewidth=0.7)
         axes.set_axisbelow(True)
-    timed.set(xscale="log", xlabel="seconds per pair", ylabel=f"{MEASURES[key][0]}, mean ± SD")
+    timed.set(xscale="log", xlabel="seconds per pair", ylabel=f"{MEASURES[key].words}, mean ± SD")
     timed.margins(x=0.15)
     timed.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     timed.xaxis.set_minor_locator(NullLocator())
@@ -467,7 +419,7 @@ def _draw(
 ) -> None:
     """One method: its pairs as dots, its mean with SD."""
     (across, key), (colour, marker) = keys, style
-    dots = [(_plain_number(row, across), _plain_number(row, key)) for row in rows]
+    dots = [(number_in(row, across), number_in(row, key)) for row in rows]
     seen = np.array([(x, y) for x, y in dots if x is not None and y is not None]).reshape(-1, 2)
     axes.scatter(seen[:, 0], seen[:, 1], s=10, color=colour, alpha=0.3, linewidths=0)
     x, y = summary.measures[across], summary.measures[key]
@@ -480,25 +432,126 @@ def _draw(
         fmt=marker,
         color=colour,
         capsize=3,
-        label=f"{summary.method}, {y.mean:{MEASURES[key][1]}}",
+        label=f"{summary.method}, {y.mean:{FORMS[key]}}",
     )
 
 
-def _plain_number(row: Row, key: str) -> float | None:
+def number_in(row: Row, key: str) -> float | None:
+    """A number of a row, also as read back from a table; None where nothing was measured."""
     value = row.get(key)
-    if value is None or value == "":
+    if value is None or value == "" or math.isnan(float(value)):
         return None
-    number = float(value)
-    return None if math.isnan(number) else number
+    return float(value)
 
 
-def _worse(row: Row, start: Row | None) -> bool | None:
-    """Whether a pair was left worse than its start; None where nothing can tell."""
-    for key, sign in (("dice", 1), ("landmark_mm", -1)):
-        after, before = (
-            _plain_number(row, key),
-            None if start is None else _plain_number(start, key),
-        )
+def is_worse(row: Row, start: Row | None) -> bool | None:
+    """Whether a pair was left worse than its start, by Dice, else landmarks, else correlation; None
+    where nothing can tell.
+    """
+    for key in ("dice", "landmark_mm", "ncc") if start else ():
+        after, before = number_in(row, key), number_in(start or {}, key)
         if after is not None and before is not None:
-            return sign * after < sign * before
+            return (after - before) * MEASURES[key].better < 0
     return None
+
+
+ROWS, SUMMARY, PLOT = "pairs.csv", "summary.md", "plot.png"
+MEASURED = (*FORMS, "deforming_seconds", "labels", "error")
+NOTES = """\
+Mean ± SD over pairs (least to most). **Dice**, ASSD and HD95 are means over the labels that both
+images have, carried by nearest neighbour in one interpolation, on the fixed grid. **Landmarks** is
+the mean distance of theirs per pair. **Folding** and SDlogJ are of the whole map, the affine
+included, on the fixed grid. **Seconds** are of the method alone: reading, imports and scoring are
+not in it, the alignment is, and so are the similarities that our own method reports;
+deforming_seconds in pairs.csv are those of network and refinement alone. **Memory** is the most
+that the method's process held until it was done, or a program that it ran: interpreter, libraries
+and images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the
+landmarks where it has no labels. Each method ran in a process of its own, one after the other."""
+
+
+def write_rows(out: Path, rows: Sequence[Row]) -> None:
+    """Write pairs.csv."""
+    if rows:
+        cells = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
+        write_table(cells, out / ROWS)
+
+
+def write_results(
+    out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]
+) -> list[MethodSummary]:
+    """Write the rows, summary.md and plot.png; what the rows come to."""
+    write_rows(out, rows)
+    summaries = summarise(rows)
+    parts = ["# Methods on the same pairs", _progress(rows, plan), markdown_table(summaries)]
+    if any(summary.failed for summary in summaries):
+        parts += _on_equal_terms(summarise(finished_by_all(rows)))
+    if adds := network_matters(rows):
+        parts += ["## Does the network matter?", adds]
+    parts += [NOTES]
+    lacking = dict.fromkeys(
+        f"- pair {r['pair']}: {r['labels']}" for r in rows if "only" in (r.get("labels") or "")
+    )
+    if lacking:
+        parts += ["## Labels that one image of a pair lacks (in no mean)", "\n".join(lacking)]
+    failures = [
+        f"- pair {row['pair']}, {row['method']}: {row['error']}" for row in rows if row["error"]
+    ]
+    if failures:
+        parts += [
+            "## Failed",
+            "\n".join(failures),
+            "To try one again, delete its file in rows; the same command goes on.",
+        ]
+    parts += ["## Methods", _methods(plan), "## Settings", list_of(plan["settings"])]
+    parts += [
+        "## Machine and versions",
+        list_of(_surroundings() | plan["machine"] | plan["versions"]),
+    ]
+    with writing(out / SUMMARY) as temporary:
+        temporary.write_text(printable("\n\n".join(parts)) + "\n", encoding="utf-8")
+    with writing(out / PLOT) as temporary:
+        comparison_figure(rows).savefig(temporary, dpi=150)
+    return summaries
+
+
+def _progress(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> str:
+    due = len(plan["pairs"]) * len(plan["methods"])
+    state = "" if len(rows) >= due else f" **Not finished: {len(rows)} of {due} runs.**"
+    count = len(plan["pairs"])
+    return (
+        f"{count} pair{'' if count == 1 else 's'}, listed in benchmark.json; every number is in"
+        f" {ROWS}.{state}"
+    )
+
+
+def _on_equal_terms(summaries: Sequence[MethodSummary]) -> list[str]:
+    """The table over the pairs that every method finished, as the first one is over other pairs per
+    method.
+    """
+    if not summaries:
+        return ["No pair was finished by every method."]
+    count = summaries[0].pairs
+    return [
+        f"Over the {f'{count} pairs' if count > 1 else 'one pair'} that every method finished:",
+        markdown_table(summaries),
+    ]
+
+
+def _methods(plan: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {METHODS[name].says}" for name in plan["methods"])
+
+
+def _surroundings() -> dict[str, str]:
+    total = psutil.virtual_memory().total
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "memory": f"{total / 2**30:.1f} GiB",
+    }
+
+
+def list_of(values: Mapping[str, Any]) -> str:
+    """Names and values as a Markdown list."""
+    return "\n".join(
+        f"- {key.replace('_', ' ')}: {'default' if value is None else value}"
+        for key, value in values.items()
+    )

@@ -16,7 +16,11 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari_shmoareg.model import SHMoAReg
+
 
 COMMAND = (sys.executable, "-m", "napari_shmoareg.evaluation.isolated_run")
 THREADS = (
@@ -121,12 +125,12 @@ def measure(trial: IsolatedRun) -> Measured:
     that it ran: interpreter, libraries, images and weights included."""
     import torch
 
-    from napari_shmoareg.evaluation.comparison import score
-    from napari_shmoareg.evaluation.methods import change_contrast, load_method
+    from napari_shmoareg.evaluation.baselines import evaluated_method
+    from napari_shmoareg.evaluation.methods import REFINED, change_contrast
     from napari_shmoareg.geometry import VolumePair
     from napari_shmoareg.io import read_pair
     from napari_shmoareg.io.landmarks import read_landmarks
-    from napari_shmoareg.metrics.measure import labels_of
+    from napari_shmoareg.metrics.measure import labels_of, measure_field, selected
 
     torch.set_num_threads(trial.threads)
     files = (trial.moving, trial.fixed, trial.moving_labels, trial.fixed_labels)
@@ -134,15 +138,19 @@ def measure(trial: IsolatedRun) -> Measured:
     moving = change_contrast(read.moving, trial.change, trial.gamma)
     pair = VolumePair(moving, read.fixed, read.moving_labels, read.fixed_labels)
     landmarks = None if trial.landmarks is None else read_landmarks(trial.landmarks)
-    method = load_method(trial.method, **_options(trial))
+    settings = asdict(trial) | {"affine": "auto"}
+    settings["refine"] = trial.refine if trial.method in REFINED else 0
+    method = evaluated_method(trial.method, settings, _network(trial))
     began = time.perf_counter()
-    displacement = method.run(pair)
+    found = method(pair)
     measured: Measured = {"seconds": time.perf_counter() - began, "memory_mib": peak_memory()}
-    if deforming := getattr(method, "deforming", None):
-        measured["deforming_seconds"] = deforming[-1]
+    if found.deforming_seconds is not None:
+        measured["deforming_seconds"] = found.deforming_seconds
     if pair.moving_labels is not None and pair.fixed_labels is not None:
         measured["labels"] = labels_of(pair).description
-    return measured | score(displacement, pair, landmarks, distances=trial.surface)
+    measures = [name for name in selected(surface=trial.surface) if name != "ncc"]
+    means: Measured = measure_field(pair, found.displacement, measures, landmarks)["means"]
+    return measured | means
 
 
 def peak_memory() -> float:
@@ -169,29 +177,17 @@ def peak_memory() -> float:
     return max(own, programs) / unit
 
 
-def _options(trial: IsolatedRun) -> dict[str, Any]:
-    """What the method's class takes."""
-    from napari_shmoareg.evaluation.methods import METHODS, NETWORKS, REFINED, SMOOTHER
+def _network(trial: IsolatedRun) -> SHMoAReg | None:
+    """The network of a method that uses one."""
+    from napari_shmoareg.evaluation.methods import NETWORKS
 
-    if trial.method not in (*NETWORKS, *REFINED):
-        return {name: getattr(trial, name) for name in METHODS[trial.method].options}
+    if trial.method not in NETWORKS:
+        return None
     from napari_shmoareg.io import load_network
     from napari_shmoareg.io.model_card import chosen_device, chosen_weights
 
-    device, network = chosen_device(trial.device), None
-    if trial.method in NETWORKS:
-        network = load_network(chosen_weights(trial.weights, device)[0], device=device)
-    return {
-        "network": network,
-        "size": trial.size,
-        "diffeomorphic": trial.diffeomorphic,
-        "device": trial.device,
-        "refine": trial.refine if trial.method in REFINED else 0,
-        "seconds": trial.seconds,
-        "similarity": trial.similarity,
-        "contrast": trial.contrast,
-        "smoothness": SMOOTHER.get(trial.method, trial.smoothness),
-    }
+    device = chosen_device(trial.device)
+    return load_network(chosen_weights(trial.weights, device)[0], device=device)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -86,7 +86,7 @@ class Baseline(NamedTuple):
     Attributes
     ----------
     home : str
-        The file and the class, "SyN".
+        Its class, "SyN"; "register" for those that `register` does.
     imports : tuple of str
         What it uses beyond our own, down to the module, so that no import is left for its run.
     distribution : str or None
@@ -114,16 +114,16 @@ METHODS = {
     START: Baseline("Start", (), None, "the headers alone"),
     "affine": Baseline("Affine", ("SimpleITK",), None, "our alignment alone, mode auto"),
     "affine+refine": Baseline(
-        "Registered",
+        "register",
         ("SimpleITK",),
         None,
         "our alignment, then the refinement on the pair: no network",
     ),
     "shmoareg": Baseline(
-        "Registered", ("SimpleITK",), None, "our alignment, then the network's passes"
+        "register", ("SimpleITK",), None, "our alignment, then the network's passes"
     ),
     "shmoareg+refine": Baseline(
-        "Registered", ("SimpleITK",), None, "the same, then refined on the pair"
+        "register", ("SimpleITK",), None, "the same, then refined on the pair"
     ),
     "syn": Baseline(
         "SyN", ("ants",), "antspyx", "ANTs SyN with its own affine, antspyx's defaults"
@@ -183,7 +183,7 @@ pair.
 
 METHODS |= {
     timed: Baseline(
-        "Registered",
+        "register",
         ("SimpleITK",),
         None,
         f"affine+refine, its refinement ended after the seconds that {name} took to deform the same"
@@ -198,7 +198,7 @@ regularity.
 """
 
 METHODS |= {
-    method: Baseline("Registered", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
+    method: Baseline("register", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
     for method, name in SMOOTHER.items()
 }
 
@@ -248,13 +248,19 @@ def used_versions(name: str) -> dict[str, str]:
     return found
 
 
+def import_modules(name: str) -> None:
+    """Import all that a method uses, so that no import is left for its run."""
+    for module in METHODS[name].imports:
+        import_module(module)
+
+
 def load_method(name: str, **options: object) -> Method:
-    """A method, with all that it imports already imported.
+    """A method that has a class of its own, with all that it imports already imported.
 
     Parameters
     ----------
     name : str
-        One of `METHODS`.
+        One of `METHODS`; those that `register` does are made by `evaluated_method`.
     **options
         Those of the method's class.
 
@@ -264,8 +270,7 @@ def load_method(name: str, **options: object) -> Method:
         As `check_available`.
     """
     check_available(name)
-    for module in METHODS[name].imports:
-        import_module(module)
+    import_modules(name)
     baselines = import_module("napari_shmoareg.evaluation.baselines")
     made: Method = getattr(baselines, METHODS[name].home)(**options)
     return made

@@ -5,12 +5,9 @@ Several processes may work in it at once.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,16 +19,16 @@ from napari_shmoareg.datasets import PairFiles, Split, choose_pairs, split_datas
 from napari_shmoareg.datasets.dataset import DatasetChoice
 from napari_shmoareg.datasets.splits import read_division
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.evaluation.methods import used_versions
+from napari_shmoareg.evaluation.baselines import evaluated_method
+from napari_shmoareg.evaluation.methods import NETWORKS, used_versions
 from napari_shmoareg.geometry import Volume, VolumePair
-from napari_shmoareg.io import files
-from napari_shmoareg.io.files import check_is_folder, check_new_folder, writing
+from napari_shmoareg.io import load_network
 from napari_shmoareg.io.landmarks import read_landmarks
 from napari_shmoareg.io.machine import machine, versions
 from napari_shmoareg.io.model_card import checksum_of
-from napari_shmoareg.io.report import plain
-from napari_shmoareg.io.untrusted import parse_json, read_object, user_path
-from napari_shmoareg.metrics.measure import Method, Scoring, labels_of, measure_pair
+from napari_shmoareg.io.untrusted import check_fields, user_path
+from napari_shmoareg.io.work_folder import WorkFolder, check_row
+from napari_shmoareg.metrics.measure import Method, labels_of, measure_pair, selected
 from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS
 from napari_shmoareg.registration.resources import find_device
 from napari_shmoareg.training.plan import read_plan
@@ -41,24 +38,61 @@ if TYPE_CHECKING:
     from napari_shmoareg.datasets import Dataset
 
 
-PLAN, CASES = "evaluation.json", "cases"
 FORMAT = "shmoareg-evaluation-1"
 Case = dict[str, Any]
-_PARTS = ("means", "labels")
-_KEYS = {
-    "number",
-    "moving",
-    "fixed",
-    "moving_subject",
-    "fixed_subject",
-    "seconds",
-    "error",
-    "stages",
-}
+Table = dict[str, float | None]
 
 
-class EvaluationFolder:
-    """Where an evaluation stands.
+@dataclass(frozen=True)
+class _Plan:
+    """The parts of a plan that are read, and their types."""
+
+    dataset: dict[str, Any]
+    part: str
+    split: str
+    method: str
+    weights: dict[str, Any] | None
+    settings: dict[str, Any]
+    pairs: list[tuple[str, str]]
+    versions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The parts of a case that are read, and their types."""
+
+    number: int
+    moving: str
+    fixed: str
+    moving_subject: str
+    fixed_subject: str
+    seconds: float | None
+    error: str | None
+    stages: dict[str, Any]
+    machine: dict[str, Any] | None = None
+    warnings: list[str] | None = None
+    labels: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The measures of a case at one stage."""
+
+    means: Table
+    labels: dict[str, Table]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Which labels both images of a case have, and which only one."""
+
+    both: list[int]
+    only_moving: list[int] | None = None
+    only_fixed: list[int] | None = None
+
+
+class EvaluationFolder(WorkFolder):
+    """The folder of an evaluation: evaluation.json, and a case per pair in cases/.
 
     Parameters
     ----------
@@ -66,36 +100,7 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = user_path(path).absolute()
-        self.plan = self.path / PLAN
-        self.cases = self.path / CASES
-
-    def begin(self, plan: Mapping[str, Any]) -> None:
-        """Make the folder and write the plan, or see that it was begun with the same one.
-
-        Processes that begin at the same moment agree on one plan: it appears in one move that fails
-        where there is one already.
-
-        Raises
-        ------
-        InputError
-            If it was begun with another plan, holds other things, or cannot be made.
-        """
-        for _ in range(3):
-            if self.plan.is_file():
-                break
-            if not self._is_free():
-                continue  # another process began just now
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                if self._create(plan):
-                    break
-            except OSError as error:
-                raise InputError(
-                    f"Cannot write into {self.path}: {error.strerror}. Name another place."
-                ) from error
-        self._check_same(plan)
-        self.cases.mkdir(exist_ok=True)
+        super().__init__(path, "evaluation.json", "cases", "evaluation")
 
     def read_plan(self) -> dict[str, Any]:
         """The plan.
@@ -107,51 +112,46 @@ class EvaluationFolder:
         """
         if not self.plan.is_file():
             raise InputError(
-                f"{self.path} holds no evaluation (there is no {PLAN}). Give a folder that"
-                " 'shmoareg evaluate --out' wrote."
+                f"{self.path} holds no evaluation (there is no {self.plan.name}). Give a folder"
+                " that 'shmoareg evaluate --out' wrote."
             )
-        try:
-            found = read_object(self.plan, "the plan of an evaluation")
-        except InputError as error:
-            raise InputError(f"{error} Give another --out.") from error
+        found = super().read_plan()
         if found.get("format") != FORMAT:
             raise InputError(
                 f"{self.plan} is of another version of shmoareg (its format is not '{FORMAT}')."
             )
-        if not _is_plan(found):
-            raise InputError(
-                f"{self.plan} is damaged: it lacks what a plan has. Give another --out."
-            )
+        try:
+            check_row(_Plan, found)
+            texts = [found["dataset"]["path"], (found["weights"] or {"name": ""})["name"]]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("a path or a name is no text")
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{self.plan} is damaged ({error}). Give another --out.") from error
         return found
 
-    def case_file(self, number: int) -> Path:
-        """Where the case of a pair stands; the first pair is number 1."""
-        return self.cases / f"{number:04d}.json"
-
     def read_case(self, number: int, pair: tuple[str, str]) -> Case | None:
-        """What a pair came to; None if there is nothing yet.
+        """What a pair came to, the first being number 1; None if there is nothing yet.
 
         Raises
         ------
         InputError
             If the file is damaged or of another pair.
         """
-        file = self.case_file(number)
-        try:
-            text = file.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return None
-        try:
-            case = parse_json(text, file, "what a pair came to")
-            if not isinstance(case, dict) or not case.keys() >= _KEYS:
-                raise ValueError("it lacks what a case has")
-            if not _is_case(case):
-                raise ValueError("its values are not of the kind that a case has")
+
+        def parse(case: Case) -> Case:
+            check_row(_Case, case)
             if (case["number"], case["moving"], case["fixed"]) != (number, *pair):
                 raise ValueError("it is of another pair")
-        except ValueError as error:
-            raise InputError(f"{file} is damaged ({error}).") from error
-        return case
+            if case.get("labels"):
+                check_fields(_Labels, case["labels"])
+                check_row(_Labels, case["labels"])
+            for stage in () if case["error"] else case["stages"].values():
+                check_row(_Stage, stage)
+                if not all(re.fullmatch(r"-?\d{1,18}", label) for label in stage["labels"]):
+                    raise ValueError("a label is no whole number")
+            return case
+
+        return self.read(f"{number:04d}", parse)
 
     def read_cases(self, plan: Mapping[str, Any]) -> tuple[list[Case], list[str]]:
         """All cases that are there, in the order of the plan's pairs, and what is wrong with
@@ -168,153 +168,9 @@ class EvaluationFolder:
                 cases.append(case)
         return cases, damaged
 
-    def write_case(self, case: Mapping[str, Any]) -> None:
-        """Write a case, whole or not at all; NaN becomes null.
-
-        Raises
-        ------
-        InputError
-            If it cannot be written, as on a full disk.
-        """
-        with writing(self.case_file(case["number"])) as temporary:
-            temporary.write_text(json.dumps(plain(case), allow_nan=False) + "\n", encoding="utf-8")
-
     def seen(self) -> set[tuple[str, int]]:
         """Names and times of all case files, to notice that another process wrote one."""
-        found = set()
-        for entry in os.scandir(self.cases):
-            if entry.name.endswith(".json") and not entry.name.startswith("."):
-                found.add((entry.name, entry.stat().st_mtime_ns))
-        return found
-
-    def _is_free(self) -> bool:
-        """Whether an evaluation can begin here; not if one just has.
-
-        Raises
-        ------
-        InputError
-            If the folder holds other things, or cannot be made.
-        """
-        check_is_folder(self.path)
-        check_new_folder(self.path / "new")
-        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
-        if PLAN in names:
-            return False
-        others = sorted(name for name in names if not name.startswith(f".{PLAN}.partial-"))
-        if others and not self.plan.is_file():
-            raise InputError(
-                f"The folder {self.path} is not empty ({len(others)} entries, such as"
-                f" '{others[0]}') and holds no evaluation. Nothing there is overwritten: name"
-                " another folder, or empty this one."
-            )
-        return not others
-
-    def _create(self, plan: Mapping[str, Any]) -> bool:
-        """Write the plan unless there is one; whether this process did."""
-        hidden = files.hidden(self.path, PLAN)
-        hidden.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-        try:
-            os.link(hidden, self.plan)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links: the last of two that begin at once stays
-            os.replace(hidden, self.plan)
-        finally:
-            files.remove(hidden)
-        return True
-
-    def _check_same(self, plan: Mapping[str, Any]) -> None:
-        then = self.read_plan()
-        differ = [f"other {key}" for key in plan if plan[key] != then.get(key)]
-        if differ:
-            raise InputError(
-                f"The evaluation in '{self.path}' was begun with {' and '.join(differ)} (see"
-                f" {self.plan}); go on with what it was begun with, or give another --out."
-            )
-
-
-def _is_plan(found: Mapping[str, Any]) -> bool:
-    """Whether all that is read of a plan is there, and of its kind."""
-    kinds = {
-        "dataset": dict,
-        "part": str,
-        "split": str,
-        "method": str,
-        "settings": dict,
-        "pairs": list,
-        "versions": dict,
-    }
-    weights, pairs = found.get("weights"), found.get("pairs")
-    return (
-        all(isinstance(found.get(key), kind) for key, kind in kinds.items())
-        and isinstance(found["dataset"].get("path"), str)
-        and "weights" in found
-        and (
-            weights is None or (isinstance(weights, dict) and isinstance(weights.get("name"), str))
-        )
-        and all(
-            isinstance(p, list) and len(p) == 2 and all(isinstance(n, str) for n in p)
-            for p in pairs or ()
-        )
-    )
-
-
-def _is_case(case: Mapping[str, Any]) -> bool:
-    """Whether all that is read of a case is of its kind."""
-    texts = all(
-        isinstance(case[key], str) for key in ("moving", "fixed", "moving_subject", "fixed_subject")
-    )
-    if (
-        not texts
-        or not isinstance(case.get("machine", {}), dict)
-        or not _is_number(case["seconds"])
-        or not isinstance(case["error"], str | None)
-    ):
-        return False
-    warned = case.get("warnings", [])
-    if not isinstance(warned, list) or not all(isinstance(text, str) for text in warned):
-        return False
-    stages = case["stages"]
-    if case["error"] or not isinstance(stages, dict):
-        return bool(case["error"])
-    tables = [
-        stage.get(part) if isinstance(stage, dict) else None
-        for stage in stages.values()
-        for part in _PARTS
-    ]
-    if not all(isinstance(table, dict) for table in tables):
-        return False
-    rows = [stage["means"] for stage in stages.values()]
-    for stage in stages.values():
-        rows += stage["labels"].values()
-        if not all(re.fullmatch(r"-?\d{1,18}", label) for label in stage["labels"]):
-            return False
-    labels = case.get("labels", {"both": []})
-    if (
-        not isinstance(labels, dict)
-        or not set(labels) <= {"both", "only_moving", "only_fixed"}
-        or "both" not in labels
-    ):
-        return False
-    if not all(
-        isinstance(found, list) and all(isinstance(n, int) for n in found)
-        for found in labels.values()
-    ):
-        return False
-    return all(map(_is_row, rows))
-
-
-def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and all(_is_number(value) for value in row.values())
-
-
-def _is_number(value: object) -> bool:
-    """A number that numpy holds, or None."""
-    if isinstance(value, bool):
-        return False
-    return (
-        value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
-    )
+        return {(entry.name, entry.stat().st_mtime_ns) for entry in self.rows.glob("[!.]*.json")}
 
 
 PARTS = ("train", "validation", "test")
@@ -475,7 +331,7 @@ def evaluation_plan(
     known = None if weights is None else {"name": weights, "sha256": checksum_of(weights)}
     path = str(user_path(part.dataset.path).resolve())
     installed = {name: number for name, number in versions().items() if number is not None}
-    plan = {
+    plan: dict[str, Any] = {
         "format": FORMAT,
         "dataset": {"path": path, "options": part.dataset.options},
         "part": part.name,
@@ -486,14 +342,20 @@ def evaluation_plan(
         "pairs": [list(pair) for pair in pairs],
         "versions": installed | used_versions(method),
     }
-    as_read: dict[str, Any] = json.loads(json.dumps(plan))
-    return as_read
+    return plan
 
 
-def uses(pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:
-    """How often the least and the most used scan occur."""
-    counts = Counter(name for pair in pairs for name in pair)
-    return min(counts.values()), max(counts.values())
+def planned_method(plan: Mapping[str, Any], device: str) -> Method:
+    """The method of a plan, ready to run.
+
+    Raises
+    ------
+    InputError
+        If it is not installed, or its weights cannot be read.
+    """
+    name, weights = plan["method"], plan["weights"] and str(plan["weights"]["name"])
+    network = load_network(weights, device=device) if name in NETWORKS else None
+    return evaluated_method(name, plan["settings"] | {"unigradicon_weights": weights}, network)
 
 
 KEPT = 4  # scans that stay in memory, as neighbouring pairs share one
@@ -551,29 +413,33 @@ def evaluate_cases(
         If a case cannot be written.  What goes wrong within a pair is its case's "error".
     """
     settings = plan["settings"]
-    scoring = Scoring(settings["surface"], settings["definitions"])
+    measures = selected(surface=settings["surface"], definitions=settings["definitions"])
     where = machine() | {
         "device": find_device(settings["device"]).type,
         "threads": torch.get_num_threads(),
     }
     read = lru_cache(maxsize=KEPT)(dataset.read)
-    found = []
-    for number in shard.share(len(plan["pairs"])):
-        moving, fixed = plan["pairs"][number - 1]
+
+    def kept(key: str) -> Case | None:
         try:
-            case = folder.read_case(number, (moving, fixed))
+            case = folder.read_case(int(key), tuple(plan["pairs"][int(key) - 1]))
         except InputError as error:
             tell(None, f"{error} The pair is registered again.")
-            case = None
-        if case is None or case["error"]:
-            about = {"number": number, "moving": moving, "fixed": fixed}
-            about |= {
-                f"{role}_subject": dataset.scan(about[role]).subject for role in ("moving", "fixed")
-            }
-            case = (
-                about | _case(dataset, read, (moving, fixed), method, scoring) | {"machine": where}
-            )
-            folder.write_case(case)
+            return None
+        return None if case is None or case["error"] else case
+
+    def do(key: str) -> Case:
+        moving, fixed = plan["pairs"][int(key) - 1]
+        about = {"number": int(key), "moving": moving, "fixed": fixed}
+        for role in ("moving", "fixed"):
+            about[f"{role}_subject"] = dataset.scan(about[role]).subject
+        case = _case(dataset, read, (moving, fixed), method, measures)
+        return about | case | {"machine": where}
+
+    found = []
+    keys = [f"{number:04d}" for number in shard.share(len(plan["pairs"]))]
+    for case, new in folder.complete(keys, kept, do):
+        if new:
             tell(case, "")
         found.append(case)
     return found
@@ -584,7 +450,7 @@ def _case(
     read: Callable[[str], tuple[Volume, Volume | None]],
     names: tuple[str, str],
     method: Method,
-    scoring: Scoring,
+    measures: Collection[str],
 ) -> dict[str, Any]:
     """Seconds, warnings and stages of one pair, or its error."""
     case: dict[str, Any] = {"seconds": None, "warnings": [], "error": "", "stages": {}}
@@ -599,7 +465,7 @@ def _case(
         case["warnings"] = list(result.warnings)
         if moving_labels is not None and fixed_labels is not None:
             case["labels"] = {key: list(found) for key, found in labels_of(pair)._asdict().items()}
-        case["stages"] = measure_pair(pair, result, scoring, points)  # type: ignore[arg-type]
+        case["stages"] = measure_pair(pair, result, measures, points)  # type: ignore[arg-type]
     except Exception as error:  # one pair of a long night: it is told and kept in its case
         text = " ".join(str(error).split()) or "no message"
         case["error"] = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

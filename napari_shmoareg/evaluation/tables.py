@@ -14,26 +14,34 @@ from typing import Any
 import numpy as np
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.evaluation.comparison import CAUTION, SUBJECTS, PairedTest, compare
+from napari_shmoareg.evaluation.comparison import (
+    CAUTION,
+    SUBJECTS,
+    PairedTest,
+    compare,
+    is_worse,
+    list_of,
+    table_head,
+    table_line,
+)
 from napari_shmoareg.evaluation.comparison import PAIRS as OVER_PAIRS
 from napari_shmoareg.evaluation.run import Case, EvaluationFolder
 from napari_shmoareg.io.files import check_name, writing
 from napari_shmoareg.io.untrusted import printable
 from napari_shmoareg.metrics import SharedLabels
-from napari_shmoareg.metrics.measure import MEASURES, STAGES, columns_of, label_rows, pair_rows
+from napari_shmoareg.metrics.measure import (
+    MEASURES,
+    OTHER_PER_LABEL,
+    PER_LABEL,
+    STAGES,
+    columns_of,
+    label_rows,
+    pair_rows,
+)
 
 Row = Mapping[str, Any]
 ALL = "mean"  # in place of a label: the mean over a pair's labels
 STAGE_WORDS = {"start": "start (headers)", "affine": "after the affine", "after": "after all"}
-PER_LABEL = (
-    "dice",
-    "assd_mm",
-    "hd95_mm",
-    "assd_surfel_mm",
-    "hd95_surfel_mm",
-    "hd95_pooled_mm",
-    "avd_th_mm",
-)
 
 
 @dataclass(frozen=True)
@@ -110,13 +118,9 @@ def worse_than_start(pairs: Iterable[Row]) -> tuple[int, int]:
     for stages in ends.values():
         if "start" not in stages or "after" not in stages:
             continue
-        for measure in ("dice", "landmark_mm", "ncc"):
-            before, after = (stages[stage].get(measure) for stage in ("start", "after"))
-            if before is None or after is None or math.isnan(before) or math.isnan(after):
-                continue
-            judged += 1
-            worse += (after - before) * MEASURES[measure].better < 0
-            break
+        outcome = is_worse(stages["after"], stages["start"])
+        judged += outcome is not None
+        worse += bool(outcome)
     return worse, judged
 
 
@@ -127,13 +131,10 @@ def stage_table(summaries: Sequence[Summary]) -> list[str]:
     rows = [stage for stage in STAGES if any(s.stage == stage for s in chosen)]
     cells = {(s.stage, s.measure): s.written for s in chosen}
     counts = {stage: max(s.n for s in chosen if s.stage == stage) for stage in rows}
-    lines = [
-        _line(["", "pairs", *(MEASURES[name].words for name in columns)]),
-        _rule(len(columns) + 2),
-    ]
+    lines = table_head(["", "pairs", *(MEASURES[name].words for name in columns)])
     for stage in rows:
         lines.append(
-            _line(
+            table_line(
                 [
                     STAGE_WORDS[stage],
                     str(counts[stage]),
@@ -152,16 +153,18 @@ def label_table(summaries: Sequence[Summary]) -> list[str]:
     labels = list(dict.fromkeys(s.label for s in chosen))
     if not labels:
         return []
-    columns = [name for name in PER_LABEL if any(s.measure == name for s in chosen)]
+    columns = [
+        name for name in (*PER_LABEL, *OTHER_PER_LABEL) if any(s.measure == name for s in chosen)
+    ]
     cells = {(s.stage, s.label, s.measure): s for s in chosen}
     heads = ["label", "pairs", "Dice at the start", *(MEASURES[name].words for name in columns)]
-    lines = [_line(heads), _rule(len(heads))]
+    lines = table_head(heads)
     for label in labels:
         known = [cells.get(("after", label, name)) for name in columns]
         start = cells.get(("start", label, "dice"))
         counts = [s.n for s in known if s is not None]
         written = ["" if s is None else s.written for s in (start, *known)]
-        lines.append(_line([label, str(max(counts, default=0)), *written]))
+        lines.append(table_line([label, str(max(counts, default=0)), *written]))
     return lines
 
 
@@ -191,13 +194,15 @@ def comparison_page(
             "p",
             "what it says",
         ]
-        lines = [_line(heads), _rule(len(heads))]
+        lines = table_head(heads)
         for test in chosen:
             measure = MEASURES[test.measure]
             numbers = [f"{value:{measure.form}}" for value in (test.first, test.second)]
             p = "" if math.isnan(test.p) else f"{test.p:.2g}"
             difference = f"{test.difference:+{measure.form}}"
-            lines.append(_line([measure.words, str(test.n), *numbers, difference, p, test.says]))
+            lines.append(
+                table_line([measure.words, str(test.n), *numbers, difference, p, test.says])
+            )
         if chosen:
             parts += [f"## Over {over}", "\n".join(lines)]
     words = "Wilcoxon signed-rank tests, two-sided, of the first minus the second, after all."
@@ -213,14 +218,6 @@ def _summary(stage: str, label: str, measure: str, values: np.ndarray) -> Summar
     sd = float(values.std(ddof=1)) if values.size > 1 else math.nan
     ends = float(np.median(values)), float(values.min()), float(values.max())
     return Summary(stage, label, measure, int(values.size), float(values.mean()), sd, *ends)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _rule(columns: int) -> str:
-    return "|" + " --- |" * columns
 
 
 PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
@@ -382,15 +379,14 @@ def summary_page(
             "## Warnings",
             "\n".join(f"- {text} ({number} pairs)" for text, number in warned.most_common(10)),
         ]
-    settings = {key: value for key, value in plan["settings"].items()}
     about = {"data set": plan["dataset"]["path"], "part": plan["part"], "split": plan["split"]}
     weights = plan["weights"] or {}
     about |= {
         "weights": weights.get("name", "none"),
         "SHA-256 of the weights": weights.get("sha256", "none"),
     }
-    parts += ["## What was evaluated", _listed(about | settings)]
-    parts += ["## Machine and versions", _machines(cases), _listed(plan["versions"])]
+    parts += ["## What was evaluated", list_of(about | plan["settings"])]
+    parts += ["## Machine and versions", _machines(cases), list_of(plan["versions"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -468,13 +464,6 @@ def _machines(cases: Sequence[Case]) -> str:
         else []
     )
     return "\n".join([*lines, *mixed])
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return "\n".join(
-        f"- {key.replace('_', ' ')}: {'default' if value is None else value}"
-        for key, value in values.items()
-    )
 
 
 def _write(path: Path, text: str) -> None:

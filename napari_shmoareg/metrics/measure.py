@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ from napari_shmoareg.metrics.metrics import (
     folding,
     mean,
     sdlogj,
-    surface,
 )
 from napari_shmoareg.registration.register import Registration
 from napari_shmoareg.registration.similarity import Similarity, similarity
 
+_NAN = float("nan")
 STAGES = ("start", "affine", "after")
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -116,7 +116,32 @@ MEASURES = {
         -1,
         "of the method alone, images in memory; its alignment included, reading and scoring not",
     ),
+    "memory_mib": Measure(
+        "memory, MiB", ".0f", -1, "the most that the process of the method held until it was done"
+    ),
 }
+"""All measures, in the order of the tables."""
+
+PER_LABEL = ("dice", "assd_mm", "hd95_mm")
+OTHER_PER_LABEL = ("assd_surfel_mm", "hd95_surfel_mm", "hd95_pooled_mm", "avd_th_mm")
+OTHER_OF_MAP = ("folding_interior_percent", "folding_strict_percent", "sdlogj_l2r")
+OF_MAP = ("folding_percent", "sdlogj", *OTHER_OF_MAP)
+
+
+def selected(*, surface: bool = True, definitions: bool = False) -> tuple[str, ...]:
+    """Names of measures: Dice, landmarks, correlation, folding and SDlogJ, and more.
+
+    Parameters
+    ----------
+    surface : bool
+        ASSD and HD95, which take seconds for a whole brain.
+    definitions : bool
+        The other definitions that go by these names, too.
+    """
+    names: tuple[str, ...] = ("dice", "landmark_mm", "ncc", "folding_percent", "sdlogj")
+    if surface:
+        names += PER_LABEL[1:] + (OTHER_PER_LABEL if definitions else ())
+    return names + (OTHER_OF_MAP if definitions else ())
 
 
 class Found(NamedTuple):
@@ -129,34 +154,21 @@ class Found(NamedTuple):
     affine : (4, 4) array or None
         Its alignment, fixed world to moving world, where it has one of its own that is known.
     warnings : tuple of str
+    deforming_seconds : float or None
+        Of network and refinement alone.
     """
 
     displacement: DisplacementField
     affine: NDArray[np.float64] | None = None
     warnings: tuple[str, ...] = ()
+    deforming_seconds: float | None = None
 
 
 Method = Callable[[VolumePair], Found]
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """What is measured beyond Dice, landmarks, correlation, folding and SDlogJ.
-
-    Attributes
-    ----------
-    surface : bool
-        ASSD and HD95, which take seconds for a whole brain.
-    definitions : bool
-        The other definitions that go by these names, too.
-    """
-
-    surface: bool = True
-    definitions: bool = False
-
-
 def measure_pair(
-    pair: VolumePair, found: Found, scoring: Scoring, points: Points | None = None
+    pair: VolumePair, found: Found, measures: Collection[str], points: Points | None = None
 ) -> dict[str, Any]:
     """Measure a pair at each stage, on the fixed image's own grid.
 
@@ -164,64 +176,128 @@ def measure_pair(
     ----------
     pair : VolumePair
     found : Found
-    scoring : Scoring
+    measures : collection of str
+        Names of `MEASURES`.
     points : (fixed, moving), each (n, 3), mm RAS, optional
         Corresponding landmarks.
 
     Returns
     -------
     dict of stage to {"means": measure -> float, "labels": label -> measure -> float}
-        Without "affine" where the method has none that is known.  Means are over the labels that
-        both images have and that could be measured; NaN where nothing could.
+        Each as of `measure_field`; without "affine" where the method has none that is known.
+        Folding and SDlogJ are measured at the last stage alone.
     """
     grid = pair.fixed.grid
-    fields = {"start": Transform(np.eye(4)).total(grid)}
-    stages = {"start": measure_stage(pair, fields["start"], scoring, points)}
+    rigid = [name for name in measures if name not in OF_MAP]
+    start = Transform(np.eye(4)).total(grid)
+    stages = {"start": measure_field(pair, start, rigid, points)}
     if found.affine is not None:
-        same = np.allclose(found.affine, np.eye(4))
-        aligned = fields["start"] if same else Transform(found.affine).total(grid)
-        stages["affine"] = (
-            stages["start"] if same else measure_stage(pair, aligned, scoring, points)
-        )
-    after = measure_stage(pair, found.displacement, scoring, points)
-    after["means"] |= deformation(found.displacement, scoring)
-    return stages | {"after": after}
+        if np.allclose(found.affine, np.eye(4)):
+            stages["affine"] = stages["start"]
+        else:
+            aligned = Transform(found.affine).total(grid)
+            stages["affine"] = measure_field(pair, aligned, rigid, points)
+    return stages | {"after": measure_field(pair, found.displacement, measures, points)}
 
 
-def measure_stage(
+def measure_field(
     pair: VolumePair,
     displacement: DisplacementField,
-    scoring: Scoring,
+    measures: Collection[str],
     points: Points | None = None,
 ) -> dict[str, Any]:
-    """Measure where a displacement puts the moving image, labels and landmarks; as `measure_pair`,
-    one stage.
+    """Measure how good a displacement is, whatever made it.
+
+    Parameters
+    ----------
+    pair : VolumePair
+        Its labels, if both images have some, are carried by nearest neighbour in one interpolation.
+    displacement : DisplacementField
+        The whole transform on the fixed grid, mm RAS.
+    measures : collection of str
+        Names of `MEASURES`; what there is no ground for is left out.
+    points : (fixed, moving), each (n, 3), mm RAS, optional
+        Corresponding landmarks.
+
+    Returns
+    -------
+    {"means": measure -> float, "labels": label -> measure -> float}
+        Means are over the labels that both images have and that could be measured; NaN where
+        nothing could.  Folding and SDlogJ are of the whole map, the affine included.
     """
     labels: dict[int, dict[str, float]] = {}
     means: dict[str, float] = {}
     if pair.moving_labels is not None and pair.fixed_labels is not None:
-        carried = displacement.warp(pair.moving_labels).values
-        shared = labels_of(pair)
-        labels = _per_label(
-            carried, pair.fixed_labels.values, pair.fixed.grid.spacing, scoring, shared
-        )
-        names = list(dict.fromkeys(name for values in labels.values() for name in values)) or [
-            "dice"
-        ]
+        carried, shared = displacement.warp(pair.moving_labels).values, labels_of(pair)
+        spacing = pair.fixed.grid.spacing
+        labels = measure_labels(carried, pair.fixed_labels.values, spacing, shared, measures)
+        names = dict.fromkeys(name for values in labels.values() for name in values)
         means = {
-            name: metrics.mean(
-                {label: labels[label].get(name, float("nan")) for label in shared.both}
-            )
-            for name in names
+            name: mean({label: labels[label].get(name, _NAN) for label in shared.both})
+            for name in names or ["dice"]
         }
-    if points is not None:
+    if points is not None and "landmark_mm" in measures:
         fixed, moving = points
         means["landmark_mm"] = float(
             np.linalg.norm(fixed + displacement.at(fixed) - moving, axis=1).mean()
         )
-    alike = similarity(pair, Transform(np.eye(4), displacement))
-    means["ncc"] = float("nan") if alike is None else alike.ncc
+    if "ncc" in measures:
+        alike = similarity(pair, Transform(np.eye(4), displacement))
+        means["ncc"] = _NAN if alike is None else alike.ncc
+    if any(name in OF_MAP for name in measures):
+        jacobian = displacement.jacobian()
+        of_map: dict[str, Callable[[], float]] = {
+            "folding_percent": lambda: folding(jacobian),
+            "sdlogj": lambda: sdlogj(jacobian),
+            "folding_interior_percent": lambda: metrics.folding_interior(jacobian),
+            "folding_strict_percent": lambda: metrics.folding_strict(
+                displacement.to_voxels()[0].numpy()
+            ),
+            "sdlogj_l2r": lambda: metrics.sdlogj_l2r(jacobian),
+        }
+        means |= {name: of_map[name]() for name in OF_MAP if name in measures}
     return {"means": means, "labels": labels}
+
+
+def measure_labels(
+    carried: NDArray,
+    truth: NDArray,
+    spacing: Sequence[float],
+    shared: SharedLabels,
+    measures: Collection[str],
+) -> dict[int, dict[str, float]]:
+    """The measures of each label of a pair, of those of `PER_LABEL` and `OTHER_PER_LABEL`.
+
+    Parameters
+    ----------
+    carried, truth : (I, J, K) integer arrays
+        The moving labels where they were carried, and the fixed ones.
+    spacing : 3 float
+        mm.
+    shared : SharedLabels
+    measures : collection of str
+
+    Returns
+    -------
+    dict of label to measure to float
+        NaN for a label that only one of the images has; no distances of a label that is in
+        neither map.
+    """
+    found = {
+        label: {"dice": value} for label, value in dice_in_both(carried, truth, shared).items()
+    }
+    ways: dict[Callable[..., Any], tuple[str, ...]] = {
+        metrics.surface_distances: ("assd_mm", "hd95_mm", "hd95_pooled_mm"),
+        metrics.surfel_distances: ("assd_surfel_mm", "hd95_surfel_mm"),
+        metrics.avd_th: ("avd_th_mm",),
+    }
+    for way, names in ways.items():
+        kept = [name for name in names if name in measures]
+        for label, values in way(carried, truth, spacing).items() if kept else ():
+            row = found.setdefault(label, {})
+            for name in kept:
+                row[name] = values[name.removesuffix("_mm")] if isinstance(values, dict) else values
+    return found
 
 
 def labels_of(pair: VolumePair) -> metrics.SharedLabels:
@@ -229,19 +305,6 @@ def labels_of(pair: VolumePair) -> metrics.SharedLabels:
     return metrics.SharedLabels.of(
         *([] if v is None else v.labels for v in (pair.moving_labels, pair.fixed_labels))
     )
-
-
-def deformation(displacement: DisplacementField, scoring: Scoring) -> dict[str, float]:
-    """Folding and SDlogJ of a whole map."""
-    jacobian = displacement.jacobian()
-    found = {"folding_percent": metrics.folding(jacobian), "sdlogj": metrics.sdlogj(jacobian)}
-    if scoring.definitions:
-        found["folding_interior_percent"] = metrics.folding_interior(jacobian)
-        found["folding_strict_percent"] = metrics.folding_strict(
-            displacement.to_voxels()[0].numpy()
-        )
-        found["sdlogj_l2r"] = metrics.sdlogj_l2r(jacobian)
-    return found
 
 
 def pair_rows(case: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -288,39 +351,9 @@ def columns_of(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
 
 
-def _per_label(
-    carried: NDArray,
-    truth: NDArray,
-    spacing: tuple[float, ...],
-    scoring: Scoring,
-    shared: metrics.SharedLabels,
-) -> dict[int, dict[str, float]]:
-    found = {
-        label: {"dice": value}
-        for label, value in metrics.dice_in_both(carried, truth, shared).items()
-    }
-    if not scoring.surface:
-        return found
-    for label, distances in metrics.surface_distances(carried, truth, spacing).items():
-        kept = {"assd_mm": distances["assd"], "hd95_mm": distances["hd95"]}
-        found[label] |= kept | (
-            {"hd95_pooled_mm": distances["hd95_pooled"]} if scoring.definitions else {}
-        )
-    if scoring.definitions:
-        everywhere = metrics.avd_th(carried, truth, spacing)
-        for label, distances in metrics.surfel_distances(carried, truth, spacing).items():
-            found.setdefault(label, {}).update(
-                {f"{name}_mm": value for name, value in distances.items()}
-            )
-            found[label]["avd_th_mm"] = everywhere[label]
-    return found
-
-
-PerLabel = dict[str, dict[int, float]]
 SHOWN_STAGES = ("before", "affine", "after")
 FELL = 0.01  # loss of mean Dice that is told
 LOST = 0.1  # loss of Dice of a single label that is told
-_NAN = float("nan")
 # images apart
 UNSEEN = Similarity(_NAN, _NAN, _NAN, overlap=0.0, information=_NAN, local=_NAN, coverage=0.0)
 
@@ -429,9 +462,7 @@ def measure(registration: Registration) -> Quality:
     similarity = {
         stage: (registration.similarity[stage] or UNSEEN)._asdict() for stage in SHOWN_STAGES
     }
-    overlap: PerLabel | None = None
-    distance: PerLabel | None = None
-    farthest: PerLabel | None = None
+    tables: dict[str, dict[str, dict[int, float]]] = {}
     shared: SharedLabels | None = None
     if (
         pair.fixed_labels is not None
@@ -440,20 +471,16 @@ def measure(registration: Registration) -> Quality:
     ):
         before, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms)
         before = affine if np.allclose(matrix, np.eye(4)) else before
-        labels = dict(zip(SHOWN_STAGES, (before, affine, registration.warped_labels), strict=True))
-        shared = SharedLabels.of(pair.moving_labels.labels, pair.fixed_labels.labels)
-        truth = pair.fixed_labels.values
-        overlap = {
-            stage: dice_in_both(volume.values, truth, shared) for stage, volume in labels.items()
-        }
-        distance, farthest = _distances(labels, pair.fixed_labels)
+        carried = dict(zip(SHOWN_STAGES, (before, affine, registration.warped_labels), strict=True))
+        shared = labels_of(pair)
+        tables = _stage_tables(carried, pair.fixed_labels, shared)
     determinant = registration.jacobian.values
     length = np.linalg.norm(registration.displacement.vectors, axis=-1)
     return Quality(
         similarity=similarity,
-        dice=overlap,
-        assd_mm=distance,
-        hd95_mm=farthest,
+        dice=tables.get("dice"),
+        assd_mm=tables.get("assd_mm"),
+        hd95_mm=tables.get("hd95_mm"),
         jacobian={
             "min": float(determinant.min()),
             "max": float(determinant.max()),
@@ -466,19 +493,17 @@ def measure(registration: Registration) -> Quality:
     )
 
 
-def _distances(labels: Mapping[str, Volume], truth: Volume) -> tuple[PerLabel, PerLabel]:
-    """ASSD and HD95 per stage and label; a stage that is the one before it is not measured
-    again.
-    """
-    average: PerLabel = {}
-    far: PerLabel = {}
-    last: tuple[str, Volume] | None = None
-    for stage, volume in labels.items():
-        if last is not None and volume is last[1]:
-            average[stage], far[stage] = average[last[0]], far[last[0]]
-            continue
-        both = surface(volume.values, truth.values, truth.grid.spacing)
-        average[stage] = {label: value for label, (value, _) in both.items()}
-        far[stage] = {label: value for label, (_, value) in both.items()}
-        last = stage, volume
-    return average, far
+def _stage_tables(
+    carried: Mapping[str, Volume], truth: Volume, shared: SharedLabels
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Measure, stage and label to value; a stage like the one before it is not measured again."""
+    tables: dict[str, dict[str, dict[int, float]]] = {name: {} for name in PER_LABEL}
+    last: Volume | None = None
+    rows: dict[int, dict[str, float]] = {}
+    for stage, volume in carried.items():
+        if volume is not last:
+            last, spacing = volume, truth.grid.spacing
+            rows = measure_labels(volume.values, truth.values, spacing, shared, PER_LABEL)
+        for name, stages in tables.items():
+            stages[stage] = {label: row[name] for label, row in rows.items() if name in row}
+    return tables

@@ -59,7 +59,6 @@ def prepare(
     folder: RunFolder,
     team: TrainingGroup,
     stop: Callable[[], bool],
-    beat: Callable[[], None],
 ) -> Generator[Event, None, Material | None]:
     """Split, check and pair.
 
@@ -72,8 +71,6 @@ def prepare(
     team : TrainingGroup
     stop : callable
         Asked after each scan whether to end.
-    beat : callable
-        Called after each scan.
 
     Yields
     ------
@@ -112,7 +109,6 @@ def prepare(
     done = 0
     for report in led(team, checkup.run, until=stop):
         done += 1
-        beat()
         yield event("scan", **report.to_dict())
         yield phase("checkup", done / len(dataset.scans), report.name)
     if team.any(stop()):

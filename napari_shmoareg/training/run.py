@@ -5,47 +5,43 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from filelock import Timeout
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import files
 from napari_shmoareg.io import files as files_module
-from napari_shmoareg.io.files import check_is_folder, check_new_folder, writing
+from napari_shmoareg.io.files import writing
 from napari_shmoareg.io.untrusted import names_input, read_object, user_path
+from napari_shmoareg.io.work_folder import LOCK, check_free, locked, make_folder
 from napari_shmoareg.training.logs import read_rows
 
 if TYPE_CHECKING:
     from napari_shmoareg.training.plan import Plan
 
 
-# seconds after which a process on another machine, which cannot be looked at, counts as gone
-SILENT = 900.0
 MAX_LOCK = 2**16  # bytes
-BEAT = 30.0  # seconds between two signs of life
 
 
 class RunLock:
-    """A file that says which process works on a run.
+    """Which process works on a run: a lock of the system, beside a file that says who holds it.
 
     Parameters
     ----------
     path : Path
-        Of the lock, in the run's folder.
+        Of that file, in the run's folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held = False
-        self._beaten = 0.0
+        self._held = ExitStack()
 
     def __enter__(self) -> RunLock:
         """Take the lock.
@@ -55,85 +51,54 @@ class RunLock:
         InputError
             If a process that lives holds it, or the folder cannot be written to.
         """
-        for _ in range(5):
+        with ExitStack() as held:
             try:
-                self._create()
-            except FileExistsError:
-                self._clear()
+                held.enter_context(locked(self.path.with_name(LOCK)))
+            except Timeout as error:
+                raise self._refusal(read_holder(self.path)) from error
+            # of a release without such a lock, or a machine that shares the disk but no locks
+            holder = read_holder(self.path)
+            if holder is not None:
+                raise self._refusal(holder)
+            held.callback(self.path.unlink, missing_ok=True)
+            try:
+                self.say("preparing")
             except OSError as error:
                 raise InputError(
                     f"Cannot write into {self.path.parent}: {error.strerror}."
                 ) from error
-            else:
-                self._held = True
-                return self
-        raise InputError(
-            f"Several processes try to work on {self.path.parent} at once. Start one of them."
-        )
+            self._held = held.pop_all()
+        return self
 
     def __exit__(self, *what: object) -> None:
         """Give the lock back."""
-        if self._held:
-            self._held = False
-            self.path.unlink(missing_ok=True)
-
-    def beat(self) -> None:
-        """A sign of life for other machines, now and then."""
-        if self._held and time.monotonic() - self._beaten > BEAT:
-            self._beaten = time.monotonic()
-            os.utime(self.path)
+        self._held.close()
 
     def say(self, doing: str) -> None:
         """Note what the process does: "learning", "paused"."""
-        if self._held:
-            hidden = files.hidden(self.path.parent, self.path.name)
-            hidden.write_text(json.dumps(_self(doing)), encoding="utf-8")
-            os.replace(hidden, self.path)
-
-    def _create(self) -> None:
-        """Make the file with its content in one move, or raise FileExistsError."""
+        started = psutil.Process().create_time()
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
         hidden = files.hidden(self.path.parent, self.path.name)
-        hidden.write_text(json.dumps(_self("preparing")), encoding="utf-8")
-        try:
-            os.link(hidden, self.path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            with self.path.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(_self("preparing")))
-        finally:
-            hidden.unlink(missing_ok=True)
+        hidden.write_text(json.dumps(holder | {"doing": doing}), encoding="utf-8")
+        os.replace(hidden, self.path)
 
-    def _clear(self) -> None:
-        """Take a lock away whose process is gone; refuse where it lives."""
-        holder = read_holder(self.path)
+    def _refusal(self, holder: Mapping[str, Any] | None) -> InputError:
+        folder, who, there = self.path.parent, "another process", ""
         if holder is not None:
             who = f"process {holder['pid']} on {holder['host']}"
-            there = (
-                ""
-                if holder["host"] == socket.gethostname()
-                else f" If it is gone, delete {self.path}."
-            )
-            raise InputError(
-                f"{self.path.parent} is being worked on ({who}). Wait for it, end it with `shmoareg"
-                f" runs stop {self.path.parent}`, or give another --out.{there}"
-            )
-        aside = files.hidden(self.path.parent, f"{self.path.name}.gone")
-        try:
-            os.replace(self.path, aside)
-        except FileNotFoundError:
-            return
-        if read_holder(aside) is not None:  # another process was faster and holds it now
-            os.replace(aside, self.path)
-        else:
-            aside.unlink()
+            if holder["host"] != socket.gethostname():
+                there = f" If it is gone, delete {self.path}."
+        return InputError(
+            f"{folder} is being worked on ({who}). Wait for it, end it with `shmoareg runs stop"
+            f" {folder}`, or give another --out.{there}"
+        )
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:
     """Who holds a lock: pid, host, started, doing; None where nobody does, or the process is gone.
 
-    Ours: a process of another machine cannot be asked for; it counts as gone if it gave no sign of
-    life for a quarter of an hour, by the clock of the disk."""
+    A process of another machine cannot be looked at, and counts as long as the file is there.
+    """
     try:
         if path.is_dir():
             raise InputError(
@@ -144,7 +109,6 @@ def read_holder(path: Path) -> dict[str, Any] | None:
         holder: dict[str, Any] = {"pid": int(found["pid"]), "host": str(found["host"])}
         holder["started"] = float(found["started"])
         holder["doing"] = str(found.get("doing", ""))
-        alive = path.stat().st_mtime
     # none, or one that was left half-written
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         if path.is_dir():
@@ -153,26 +117,12 @@ def read_holder(path: Path) -> dict[str, Any] | None:
     if not 0 < holder["pid"] < 2**31:  # no process has such a number
         return None
     if holder["host"] != socket.gethostname():
-        return holder if _now(path.parent) - alive < SILENT else None
+        return holder
     try:
         began = psutil.Process(holder["pid"]).create_time()
     except psutil.Error:
         return None
     return holder if abs(began - holder["started"]) < 2 else None
-
-
-def _self(doing: str) -> dict[str, Any]:
-    started = psutil.Process().create_time()
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "doing": doing}
-
-
-def _now(folder: Path) -> float:
-    """The disk's own time: machines that share it may differ."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:  # a folder that may only be read
-        return time.time()
 
 
 WORDS = ("pause", "go", "stop")
@@ -303,12 +253,7 @@ class RunFolder:
         from napari_shmoareg.training.plan import write_plan
 
         self._check_new()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"Cannot make the folder {self.path}: {error.strerror}. Name another place."
-            ) from error
+        make_folder(self.path)
         with RunLock(self.lock) as lock:
             self._check_new()
             write_plan(self.told, plan)
@@ -334,27 +279,13 @@ class RunFolder:
 
     def _check_new(self) -> None:
         """Refuse a folder with anything but what a run killed at its very beginning left."""
-        check_is_folder(self.path)
         if self.told.exists():
             raise InputError(
                 f"{self.path} holds a run already. Give --resume to go on with it, or another --out"
                 " to begin a new one."
             )
-        if not self.path.is_dir():
-            check_new_folder(self.path)
-            return
-        own = [self.lock, *(entry for entry in self.path.iterdir() if self._is_leftover(entry))]
-        others = sorted(entry.name for entry in self.path.iterdir() if entry not in own)
-        if others:
-            raise InputError(
-                f"The folder {self.path} is not empty ({len(others)} entries, such as"
-                f" '{others[0]}'), and holds no run. Nothing there is overwritten: name another"
-                " folder, or empty this one."
-            )
-        check_new_folder(self.path / "new")
-
-    def _is_leftover(self, entry: Path) -> bool:
-        return any(files.is_leftover(entry, name) for name in (self.told.name, self.lock.name))
+        own = (LOCK, self.lock.name, *(f".{file.name}.partial-" for file in (self.told, self.lock)))
+        check_free(self.path, own, "run")
 
 
 def is_blank(path: Path) -> bool:
@@ -385,7 +316,9 @@ def clear_blank(path: Path) -> None:
                 )
             own = _own(folder)
             others = sorted(
-                place for place in path.rglob("*") if place not in own and place != folder.lock
+                place
+                for place in path.rglob("*")
+                if place not in own and place not in (folder.lock, path / LOCK)
             )
             if others:
                 raise InputError(

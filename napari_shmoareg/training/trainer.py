@@ -196,7 +196,6 @@ class Trainer:
         pairs = self._material.train
         self._position = self._position.after(step)
         self._recent.append(step.seconds)
-        self._beat()
         for index, why in step.skipped:
             if self._keeper is not None:
                 self._keeper.skipped(step.step, pairs.told(index), why)
@@ -250,7 +249,6 @@ class Trainer:
         for told in led(self._team, work, until=lambda: self._wishes.stop):
             done = told.get("done", done)
             yield told
-            self._beat()
         # asked to stop: it is looked at when the run goes on
         if self._team.any(self._team.leader and done < 1):
             return False
@@ -303,7 +301,6 @@ class Trainer:
             yield event("paused", step=self._position.step)
             while team.any(wishes.pause) and not team.any(wishes.stop):
                 time.sleep(POLL)
-                self._beat()
             self._say("learning")
             if not team.any(wishes.stop):
                 yield event("resumed", step=self._position.step)
@@ -327,10 +324,6 @@ class Trainer:
     def _say(self, doing: str) -> None:
         if self._lock is not None:
             self._lock.say(doing)
-
-    def _beat(self) -> None:
-        if self._lock is not None:
-            self._lock.beat()
 
 
 def learn(
@@ -386,8 +379,7 @@ def learn(
         team.wait()
         if lock is not None:
             wishes.forget()
-        beat = lock.beat if lock is not None else _no_beat
-        material = yield from prepare(plan, dataset, folder, team, lambda: wishes.stop, beat)
+        material = yield from prepare(plan, dataset, folder, team, lambda: wishes.stop)
         if material is None:
             yield event(
                 "end",
@@ -517,7 +509,3 @@ def _begin(
         steps=plan.settings.steps,
         best=None if position is None else position.best or None,
     )
-
-
-def _no_beat() -> None:
-    """A follower holds no lock."""

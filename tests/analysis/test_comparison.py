@@ -12,11 +12,11 @@ from napari_shmoareg.evaluation.comparison import (
     comparison_figure,
     finished_by_all,
     markdown_table,
-    score,
     summarise,
 )
 from napari_shmoareg.geometry import DisplacementField, Transform, warp_volume
 from napari_shmoareg.metrics import dice, mean
+from napari_shmoareg.metrics.measure import measure_field, selected
 
 
 def row(pair, method, dice="", seconds=1.0, error="", **more):
@@ -38,7 +38,7 @@ def test_the_score_is_that_of_the_labels_at_x_plus_d(pair):
     matrix[:3, 3] = 2.0, -1.0, 3.0
     field = Transform(matrix).total(pair.fixed.grid)
     points = pair.fixed.grid.to_world(np.array([[10.0, 8.0, 7.0], [20.5, 15.0, 12.0]]))
-    found = score(field, pair, (points, points), distances=True)
+    found = measure_field(pair, field, selected(), (points, points))["means"]
     carried = warp_volume(pair.moving_labels, pair.fixed.grid, Transform(matrix))
     assert found["dice"] == mean(dice(carried.values, pair.fixed_labels.values))
     assert found["landmark_mm"] == pytest.approx(math.sqrt(14), rel=1e-4)
@@ -52,7 +52,8 @@ def test_folding_is_of_the_whole_map(pair):
         np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
     )
     mirrored = DisplacementField((points * [-1, 1, 1] - points).astype(np.float32), grid)
-    assert score(mirrored, pair)["folding_percent"] == 100
+    found = measure_field(pair, mirrored, ("folding_percent",))
+    assert found["means"]["folding_percent"] == 100
 
 
 def test_without_labels_only_the_map_itself_is_scored(pair):
@@ -60,7 +61,8 @@ def test_without_labels_only_the_map_itself_is_scored(pair):
 
     bare = replace(pair, moving_labels=None)
     field = DisplacementField(np.zeros((*pair.fixed.grid.shape, 3)), pair.fixed.grid)
-    assert set(score(field, bare)) == {"folding_percent", "sdlogj"}
+    found = measure_field(bare, field, ("dice", "assd_mm", "folding_percent", "sdlogj"))
+    assert found["labels"] == {} and set(found["means"]) == {"folding_percent", "sdlogj"}
 
 
 def test_means_and_spread_leave_failures_out_and_count_them():

@@ -16,11 +16,11 @@ from napari_shmoareg.geometry import DisplacementField, Transform, VolumePair, w
 from napari_shmoareg.metrics.measure import (
     MEASURES,
     Found,
-    Scoring,
     columns_of,
     label_rows,
     measure_pair,
     pair_rows,
+    selected,
 )
 
 SETTINGS = {
@@ -88,7 +88,7 @@ LABELS = [row for one in CASES for row in label_rows(one)]
 
 def test_each_stage_is_measured_where_it_puts_the_labels(pair, found):
     """By the fields themselves: the headers, the matrix, the whole transform."""
-    measured = measure_pair(pair, found, Scoring())
+    measured = measure_pair(pair, found, selected())
     truth, spacing = pair.fixed_labels.values, pair.fixed.grid.spacing
     fields = {"start": Transform(np.eye(4)), "affine": Transform(found.affine)}
     carried = {
@@ -113,9 +113,9 @@ def test_each_stage_is_measured_where_it_puts_the_labels(pair, found):
 
 
 def test_every_definition_is_measured_when_asked_for_and_has_its_words(pair, found):
-    measured = measure_pair(pair, found, Scoring(definitions=True))["after"]
+    measured = measure_pair(pair, found, selected(definitions=True))["after"]
     means = measured["means"]
-    assert means.keys() | {"landmark_mm", "seconds"} == MEASURES.keys()
+    assert means.keys() | {"landmark_mm", "seconds", "memory_mib"} == MEASURES.keys()
     truth, spacing = pair.fixed_labels.values, pair.fixed.grid.spacing
     carried = found.displacement.warp(pair.moving_labels).values
     assert means["avd_th_mm"] == pytest.approx(
@@ -133,7 +133,7 @@ def test_every_definition_is_measured_when_asked_for_and_has_its_words(pair, fou
 
 def test_without_labels_likeness_is_measured_and_no_overlap(pair, found):
     bare = VolumePair(pair.moving, pair.fixed, pair.moving_labels, None)
-    measured = measure_pair(bare, found, Scoring())
+    measured = measure_pair(bare, found, selected())
     assert "dice" not in measured["after"]["means"] and measured["after"]["labels"] == {}
     assert -1 <= measured["start"]["means"]["ncc"] <= 1
 
@@ -143,25 +143,25 @@ def test_empty_label_maps_have_a_dice_that_is_not_a_number(pair, found):
         labels.with_values(np.zeros_like(labels.values))
         for labels in (pair.moving_labels, pair.fixed_labels)
     ]
-    measured = measure_pair(VolumePair(pair.moving, pair.fixed, *empty), found, Scoring())
+    measured = measure_pair(VolumePair(pair.moving, pair.fixed, *empty), found, selected())
     assert math.isnan(measured["after"]["means"]["dice"]) and measured["after"]["labels"] == {}
 
 
 def test_landmarks_are_as_far_apart_as_the_displacement_leaves_them(pair, found):
     fixed = np.array([[4.0, -7.0, 11.0], [-8.0, -2.0, 12.0]])
     moving = fixed + np.array([0, 3, 0])
-    measured = measure_pair(pair, found, Scoring(surface=False), (fixed, moving))
+    measured = measure_pair(pair, found, selected(surface=False), (fixed, moving))
     assert measured["start"]["means"]["landmark_mm"] == pytest.approx(3)
     assert measured["affine"]["means"]["landmark_mm"] == pytest.approx(5)
 
 
 def test_an_affine_that_moves_nothing_is_the_start(pair, found):
-    measured = measure_pair(pair, Found(found.displacement, np.eye(4)), Scoring(surface=False))
+    measured = measure_pair(pair, Found(found.displacement, np.eye(4)), selected(surface=False))
     assert measured["affine"] == measured["start"]
 
 
 def test_a_method_without_a_known_affine_has_no_such_stage(pair, found):
-    assert list(measure_pair(pair, Found(found.displacement), Scoring(surface=False))) == [
+    assert list(measure_pair(pair, Found(found.displacement), selected(surface=False))) == [
         "start",
         "after",
     ]

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from napari_shmoareg.cli import benchmark, benchmark_folder
+from napari_shmoareg.cli import benchmark
 from napari_shmoareg.cli import benchmark as command
 from napari_shmoareg.cli.options import Device
 from napari_shmoareg.evaluation import isolated_run as trials
@@ -132,6 +133,39 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shm
     assert len(ran) == 4 and rows_of(out)[:3] == before
     assert "Not finished" not in (out / "summary.md").read_text(encoding="utf-8")
     assert shmoareg(*words).exit_code == 0 and len(ran) == 4
+    (out / "rows" / "0002-affine.json").unlink()
+    assert shmoareg(*words).exit_code == 0 and len(ran) == 5
+
+
+def test_a_folder_of_an_earlier_release_goes_on_from_its_table(listed, ran, files, shmoareg):
+    """It had no rows but those of pairs.csv, one of which was deleted to be run again."""
+    out = files.folder / "out"
+    words = ("benchmark", listed, "--methods", "affine", "--out", out, "--quiet")
+    assert shmoareg(*words).exit_code == 0
+    before, then = (out / "pairs.csv").read_text(encoding="utf-8"), rows_of(out)
+    shutil.rmtree(out / "rows")
+    (out / "pairs.csv").write_text("\n".join(before.splitlines()[:2]) + "\n", encoding="utf-8")
+    ran.clear()
+    assert shmoareg(*words).exit_code == 0
+    assert [(trial.method, Path(trial.moving).name) for trial in ran] == [
+        ("affine", "moving.nii.gz"),
+        ("start", "fixed.nii.gz"),
+        ("affine", "fixed.nii.gz"),
+    ]
+    assert rows_of(out) == then
+    shutil.rmtree(out / "rows")
+    (out / "pairs.csv").write_text(before.replace(",2.0,", ",soon,"), encoding="utf-8")
+    result = shmoareg(*words)
+    assert result.exit_code == 1 and "pairs.csv, line 2, is damaged" in result.stderr
+
+
+def test_a_damaged_row_is_named(listed, ran, files, shmoareg, plain):
+    out = files.folder / "out"
+    words = ("benchmark", listed, "--methods", "affine", "--out", out, "--quiet")
+    assert shmoareg(*words).exit_code == 0
+    row = out / "rows" / "0001-affine.json"
+    row.write_text(row.read_text(encoding="utf-8").replace("2.0", '"soon"'), encoding="utf-8")
+    plain(shmoareg(*words)).search(r"0001-affine\.json is damaged .*Delete it")
 
 
 @pytest.mark.parametrize(
@@ -156,8 +190,8 @@ def test_a_benchmark_does_not_go_on_on_another_machine(
 ):
     words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out", "--quiet")
     shmoareg(*words)
-    here = benchmark_folder.machine()
-    monkeypatch.setattr(benchmark_folder, "machine", lambda: here | other)
+    here = command.machine()
+    monkeypatch.setattr(command, "machine", lambda: here | other)
     result = shmoareg(*words)
     assert result.exit_code == 1 and "begun with another machine (see" in result.stderr
     assert len(ran) == 4
@@ -347,9 +381,14 @@ def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_network", lambda name, device: (name, device))
     monkeypatch.setattr("napari_shmoareg.io.model_card.read_card", lambda name: {})
     monkeypatch.setattr("napari_shmoareg.io.model_card.shipped_weights", lambda: ("some",))
-    assert trials._options(IsolatedRun("shmoareg", "m", "f"))["network"] == ("some", place)
+    assert trials._network(IsolatedRun("shmoareg", "m", "f")) == ("some", place)
     assert benchmark.weights_for(["shmoareg"], None, Device.auto) == "some"
     assert seen == [(None, place)] * 2
+
+
+def _is_trial(process: psutil.Process) -> bool:
+    """Whether a child runs its own program already, and is no copy of the command any more."""
+    return "napari_shmoareg.evaluation.isolated_run" in process.cmdline()
 
 
 def test_asked_to_end_the_command_ends_its_trial(listed, files):
@@ -358,7 +397,7 @@ def test_asked_to_end_the_command_ends_its_trial(listed, files):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 60
-        while not (trials := psutil.Process(process.pid).children()):
+        while not (trials := psutil.Process(process.pid).children()) or not _is_trial(trials[0]):
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.01)
         trials[0].suspend()  # it hangs, and hears no request to end

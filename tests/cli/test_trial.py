@@ -31,18 +31,16 @@ def trial_of(files, **more) -> IsolatedRun:
 
 def test_a_change_reaches_the_method_and_not_the_labels(files, weights, monkeypatch):
     """Through the network, on this process: the map differs, the start's Dice does not."""
-    seen = []
+    seen, make = [], baselines.evaluated_method
 
-    class Watching:
-        def run(self, pair):
-            seen.append(pair)
-            return methods_module.load_method("start").run(pair)
+    def watching(pair):
+        seen.append(pair)
+        return make("start", {})(pair)
 
-    load = methods_module.load_method
     monkeypatch.setattr(
-        methods_module,
-        "load_method",
-        lambda name, **options: Watching() if name == "affine" else load(name),
+        baselines,
+        "evaluated_method",
+        lambda name, *rest: watching if name == "affine" else make(name, *rest),
     )
     kept = measure(trial_of(files))
     turned = measure(replace(trial_of(files), method="affine", change="invert"))
@@ -70,7 +68,10 @@ def test_the_options_of_our_network_reach_the_registration(
     def register(pair, network, **options):
         asked.update(options, network=network)
         return SimpleNamespace(
-            displacement=methods_module.load_method("start").run(pair), seconds={"network": 2.5}
+            displacement=methods_module.load_method("start").run(pair),
+            seconds={"network": 2.5},
+            alignment=SimpleNamespace(matrix=np.eye(4)),
+            warnings=(),
         )
 
     monkeypatch.setattr(baselines, "register", register)
@@ -90,7 +91,7 @@ def test_the_options_of_our_network_reach_the_registration(
         if method.startswith("affine")
         else network.config == SHMoARegConfig.preset("tiny")
     )
-    assert asked == ours | {"smoothness": smoothness} | (
+    assert asked == ours | {"smoothness": smoothness, "affine": "auto"} | (
         {"refine": steps, "similarity": "mind", "refine_seconds": None} if steps else {}
     )
 
@@ -103,11 +104,18 @@ def test_the_options_of_our_network_reach_the_registration(
         ("niftyreg", {}),
     ],
 )
-def test_a_peer_gets_the_options_that_it_takes(method, options):
-    assert (
-        trials._options(IsolatedRun(method, "m", "f", unigradicon_weights="w.trch", device="cpu"))
-        == options
-    )
+def test_a_peer_gets_the_options_that_it_takes(method, options, files, monkeypatch):
+    asked = {}
+
+    def load(name, **options):
+        asked.update(options)
+        return methods_module.load_method("start")
+
+    monkeypatch.setattr(baselines, "load_method", load)
+    monkeypatch.setattr(baselines, "check_available", lambda name: None)
+    trial = trial_of(files, unigradicon_weights="w.trch", device="cpu")
+    assert measure(replace(trial, method=method))["dice"] > 0
+    assert asked == options
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script that begins with #!")

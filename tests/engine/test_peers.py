@@ -15,8 +15,7 @@ import pytest
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.evaluation import baselines
 from napari_shmoareg.evaluation import methods as methods_module
-from napari_shmoareg.evaluation.baselines import _run_demons
-from napari_shmoareg.evaluation.comparison import score
+from napari_shmoareg.evaluation.baselines import _run_demons, evaluated_method
 from napari_shmoareg.evaluation.methods import (
     METHODS,
     change_contrast,
@@ -24,6 +23,7 @@ from napari_shmoareg.evaluation.methods import (
     load_method,
 )
 from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.metrics.measure import measure_field, selected
 
 SHIFT = np.array([3.0, -2.0, 2.5])  # mm RAS
 
@@ -54,7 +54,12 @@ def test_a_planted_translation_is_found(name, shifted):
         pytest.importorskip(module, reason=f"{METHODS[name].distribution} is not installed")
     displacement = load_method(name).run(shifted)
     points = shifted.fixed.grid.to_world(np.argwhere(shifted.fixed_labels.values == 2))
-    found = score(displacement, shifted, (points, points + SHIFT))
+    found = measure_field(
+        displacement=displacement,
+        pair=shifted,
+        measures=selected(surface=False),
+        points=(points, points + SHIFT),
+    )["means"]
     if name == "start":
         assert (
             found["landmark_mm"] == pytest.approx(np.linalg.norm(SHIFT), rel=1e-5)
@@ -112,13 +117,17 @@ def test_our_network_is_registered_as_by_default_but_for_what_was_asked(
     def register(*arguments, **options):
         asked.update(options, arguments=arguments)
         return SimpleNamespace(
-            displacement="a field", seconds={"align": 9.0, "network": 2.0, "refine": 3.0}
+            displacement="a field",
+            seconds={"align": 9.0, "network": 2.0, "refine": 3.0},
+            alignment=SimpleNamespace(matrix="a matrix"),
+            warnings=["a warning"],
         )
 
     monkeypatch.setattr(baselines, "register", register)
     more = {"size": 24, "device": "cpu", "refine": steps, "similarity": "mind", "contrast": "match"}
-    method = load_method(name, network="a network", **more)
-    assert method.run(pair) == "a field" and method.deforming == [5.0]
+    more |= {"affine": "rigid", "diffeomorphic": None, "smoothness": "accurate"}
+    found = evaluated_method(name, more, "a network")(pair)
+    assert found == ("a field", "a matrix", ("a warning",), 5.0)
     assert asked.pop("arguments") == (pair, "a network")
     refined = (
         {"refine": 7, "similarity": "mind", "refine_seconds": None} if steps else {}
@@ -126,6 +135,7 @@ def test_our_network_is_registered_as_by_default_but_for_what_was_asked(
     assert (
         asked
         == {
+            "affine": "rigid",
             "size": 24,
             "diffeomorphic": None,
             "device": "cpu",

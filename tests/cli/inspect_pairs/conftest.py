@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from napari_shmoareg.cli import inspect_folder, inspect_pairs
-from napari_shmoareg.cli import inspect_folder as inspect_folder_module
+from napari_shmoareg.cli import inspect_pairs
 from napari_shmoareg.cli.app import app
-from napari_shmoareg.cli.inspect_folder import read_kept
+from napari_shmoareg.cli.inspect_pairs import InspectedPair
 from napari_shmoareg.cli.options import Running
+from napari_shmoareg.cli.pair_list import state_of
 from napari_shmoareg.io import write_image
 
 
@@ -92,7 +93,7 @@ def registered_pairs():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are not written: what is tested is something else, and they take most of the time."""
-    monkeypatch.setattr(inspect_folder_module, "_write_figures", lambda *figures: None)
+    monkeypatch.setattr(inspect_pairs, "_write_figures", lambda *figures: None)
 
 
 @pytest.fixture(scope="session")
@@ -111,9 +112,8 @@ def as_inspected(inspected, monkeypatch):
     """No pair is registered: each comes to what it came to in `inspected`, at once."""
 
     def at_once(listed, number, *asked):
-        return replace(
-            read_kept(inspected.out, number),
-            files=inspect_folder.state_of(inspect_pairs._used(listed.files[number])),
-        )
+        row = json.loads((inspected.out / "pairs" / f"{number + 1:04d}.json").read_text())
+        files = state_of(inspect_pairs._used(listed.files[number]))
+        return replace(InspectedPair.of_row(row), files=files)
 
     monkeypatch.setattr(inspect_pairs, "_inspected", at_once)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 
-from napari_shmoareg.cli import inspect_folder, inspect_pairs
+from napari_shmoareg.cli import inspect_pairs
+from napari_shmoareg.io.work_folder import WorkFolder
 
 
 def test_the_same_command_goes_on_and_registers_only_what_is_missing(
     words, files, registered_pairs, undrawn, shmoareg, monkeypatch
 ):
-    out, keep = files.folder / "out", inspect_pairs._keep
+    out, write = files.folder / "out", WorkFolder.write
 
-    def stopped(found, *rest):
+    def stopped(work, *rest):
         if len(registered_pairs) == 3:
             raise KeyboardInterrupt
-        keep(found, *rest)
+        write(work, *rest)
 
-    monkeypatch.setattr(inspect_pairs, "_keep", stopped)
+    monkeypatch.setattr(WorkFolder, "write", stopped)
     result = shmoareg(*words)
     assert (
         result.exit_code == 130
@@ -28,7 +29,7 @@ def test_the_same_command_goes_on_and_registers_only_what_is_missing(
     assert not (out / "loads.csv").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / "pairs").iterdir()}
     assert {path.name for path in before} == {"0001.json", "0002.json"}
-    monkeypatch.setattr(inspect_pairs, "_keep", keep)
+    monkeypatch.setattr(WorkFolder, "write", write)
     registered_pairs.clear()
     assert shmoareg(*words).exit_code == 0
     assert [r.pair.fixed.name for r in registered_pairs] == ["third"]
@@ -119,7 +120,7 @@ def test_ctrl_c_while_drawing_says_that_the_pairs_are_kept(
     def stopped(*results):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inspect_folder, "write_results", stopped)
+    monkeypatch.setattr(inspect_pairs, "write_results", stopped)
     result = shmoareg(*words)
     assert (
         result.exit_code == 130

@@ -46,6 +46,10 @@ def case_of(number, pair, dice=0.5, error=""):
     return about | {"error": error, "stages": {} if error else stages, "machine": {"CPUs": 2}}
 
 
+def write(folder, case):
+    folder.write(f"{case['number']:04d}", case)
+
+
 PAIRS = [("a", "b"), ("b", "a"), ("a", "c")]
 
 
@@ -128,7 +132,7 @@ def test_a_damaged_plan_and_one_of_another_version_are_told(folder):
     "text", ["", "{", "[1]", "{}", "\x00\x00", json.dumps(case_of(1, ("a", "c")))]
 )
 def test_a_damaged_case_and_one_of_another_pair_are_told(folder, text):
-    folder.case_file(1).write_text(text)
+    folder.row_file("0001").write_text(text)
     with pytest.raises(InputError, match=r"0001\.json is damaged"):
         folder.read_case(1, PAIRS[0])
     cases, damaged = folder.read_cases(plan_of(PAIRS))
@@ -145,8 +149,8 @@ def test_shards_share_all_pairs_and_each_pair_once():
 
 
 def test_the_tables_say_what_is_missing_and_what_failed(folder):
-    folder.write_case(case_of(1, PAIRS[0], dice=float("nan")))
-    folder.write_case(case_of(3, PAIRS[2], error="it broke"))
+    write(folder, case_of(1, PAIRS[0], dice=float("nan")))
+    write(folder, case_of(3, PAIRS[2], error="it broke"))
     written = write_tables(folder, plan_of(PAIRS))
     assert (written.pairs, written.done, written.failed) == (3, 2, 1)
     page = (folder.path / "summary.md").read_text(encoding="utf-8")
@@ -165,11 +169,11 @@ def test_a_case_that_another_process_writes_meanwhile_is_in_the_tables(folder, m
     """The slower of two shards writes its tables last, though it read the cases before the faster
     one was done.
     """
-    folder.write_case(case_of(1, PAIRS[0]))
+    write(folder, case_of(1, PAIRS[0]))
     plan, made = plan_of(PAIRS), tables.summary_page
 
     def slow(*arguments):
-        folder.write_case(case_of(2, PAIRS[1]))
+        write(folder, case_of(2, PAIRS[1]))
         monkeypatch.setattr(tables, "summary_page", made)
         return made(*arguments)
 
@@ -183,7 +187,7 @@ def test_a_half_written_table_taken_by_another_machine_is_written_again(folder, 
     """Process numbers of another machine mean nothing here, so it may clear away what is being
     written.
     """
-    folder.write_case(case_of(1, PAIRS[0]))
+    write(folder, case_of(1, PAIRS[0]))
     written, lost = tables.writing, []
 
     def losing(path):
@@ -201,7 +205,7 @@ def test_a_half_written_table_taken_by_another_machine_is_written_again(folder, 
 
 def test_seconds_of_several_machines_are_told_to_be_mixed(folder):
     for number, pair in enumerate(PAIRS, start=1):
-        folder.write_case(case_of(number, pair) | {"machine": {"processor": f"p{number % 2}"}})
+        write(folder, case_of(number, pair) | {"machine": {"processor": f"p{number % 2}"}})
     write_tables(folder, plan_of(PAIRS))
     page = (folder.path / "summary.md").read_text(encoding="utf-8")
     assert "- 2 pairs: processor p1" in page and "several machines or devices, mixed" in page
@@ -216,10 +220,10 @@ def test_two_evaluations_are_compared_on_the_pairs_of_both(folder, tmp_path):
     other = EvaluationFolder(tmp_path / "other")
     other.begin(plan_of(PAIRS[:2], dataset={"path": "there", "options": {}}))
     for number, pair in enumerate(PAIRS, start=1):
-        folder.write_case(case_of(number, pair, dice=0.5 + number / 10))
+        write(folder, case_of(number, pair, dice=0.5 + number / 10))
     with pytest.raises(InputError, match="no finished pair in common"):
         write_comparison(folder, other)
-    other.write_case(case_of(2, PAIRS[1], dice=0.4))
+    write(other, case_of(2, PAIRS[1], dice=0.4))
     tests, page = write_comparison(folder, other)
     assert (tests[0].measure, tests[0].n, tests[0].difference) == ("dice", 1, pytest.approx(0.3))
     text = page.read_text(encoding="utf-8")

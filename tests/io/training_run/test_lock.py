@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.training import run as locks
 from napari_shmoareg.training.run import RunLock, read_holder
 
 HERE = socket.gethostname()
@@ -69,19 +68,35 @@ def test_another_process_of_the_same_number_holds_nothing(path):
         assert read_holder(path) is not None
 
 
-def test_another_machine_holds_it_as_long_as_it_gives_signs_of_life(path):
+def test_another_machine_holds_it_until_its_file_is_deleted(path):
     written(path, 1, host="elsewhere", started=0.0)
     with (
         pytest.raises(InputError, match=r"process 1 on elsewhere.*If it is gone, delete .*lock"),
         RunLock(path),
     ):
         raise AssertionError
-    long_ago = path.stat().st_mtime - locks.SILENT - 5
-    os.utime(path, (long_ago, long_ago))
-    with RunLock(path) as held:
-        os.utime(path, (long_ago, long_ago))
-        held.beat()
-        assert path.stat().st_mtime > long_ago + locks.SILENT
+    assert read_holder(path)["host"] == "elsewhere" and os.listdir(path.parent) == ["lock"]
+    path.unlink()
+    with RunLock(path):
+        assert read_holder(path)["pid"] == os.getpid()
+
+
+def test_a_process_that_is_killed_lets_go(path):
+    code = (
+        "import sys; from pathlib import Path; from napari_shmoareg.training.run import RunLock\n"
+        "with RunLock(Path(sys.argv[1])): print('mine', flush=True); input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "mine\n"
+    with pytest.raises(InputError, match=f"process {child.pid}"), RunLock(path):
+        raise AssertionError
+    child.kill()
+    child.wait()
+    with RunLock(path):
+        assert read_holder(path)["pid"] == os.getpid()
+    assert os.listdir(path.parent) == []
 
 
 def test_of_many_that_come_at_once_upon_a_stale_lock_one_gets_it(path):
