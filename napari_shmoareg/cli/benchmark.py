@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,26 +27,20 @@ from napari_shmoareg.cli.benchmark_folder import (
 )
 from napari_shmoareg.cli.console import CANCELLED, say, show
 from napari_shmoareg.cli.options import (
+    REGISTRATION,
     Channel,
-    Contrast,
-    ContrastOption,
     Debug,
-    Device,
-    DeviceOption,
-    DiffeomorphicOption,
     Nan,
     Quiet,
-    Similarity,
-    SimilarityOption,
-    Size,
-    Smoothness,
-    SmoothnessOption,
     UniGradICONWeights,
     Weights,
+    settings_in,
+    with_settings,
 )
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.evaluation.isolated_run import IsolatedRun, Measured, run_trial
 from napari_shmoareg.io.untrusted import printable, user_path
+from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
     from napari_shmoareg.datasets import PairFiles
@@ -188,7 +183,7 @@ def chosen_pairs(
     return chosen
 
 
-def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str | None:
+def weights_for(names: Sequence[str], asked: str | None, device: str) -> str | None:
     """The weights, if a method needs some; what every run would fail by is refused before hours of
     work.
     """
@@ -199,7 +194,7 @@ def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str 
     from napari_shmoareg.io import read_card, shipped_weights
     from napari_shmoareg.io.model_card import chosen_device, chosen_weights
 
-    name, _ = chosen_weights(asked, chosen_device(device.value))
+    name, _ = chosen_weights(asked, chosen_device(device))
     read_card(name)
     return name if name in shipped_weights() else str(user_path(name).resolve())
 
@@ -232,6 +227,7 @@ def cpus() -> int:
 DEFAULT = "shmoareg,shmoareg+refine,demons,affine"
 
 
+@partial(with_settings, settings=REGISTRATION, without=("affine", "keep"))
 def benchmark(
     dataset: Annotated[
         Path,
@@ -314,14 +310,8 @@ def benchmark(
             show_default="the engine's",
         ),
     ] = None,
-    similarity: SimilarityOption = Similarity.auto,
     weights: Weights = None,
     unigradicon_weights: UniGradICONWeights = None,
-    size: Size = None,
-    diffeomorphic: DiffeomorphicOption = None,
-    contrast: ContrastOption = Contrast.auto,
-    smoothness: SmoothnessOption = Smoothness.accurate,
-    device: DeviceOption = Device.auto,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Of every method.", show_default="all")
     ] = None,
@@ -335,6 +325,7 @@ def benchmark(
     channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Compare registration methods on the same pairs.
 
@@ -343,20 +334,14 @@ def benchmark(
     summary.md and plot.png. A method that fails leaves a row with the error.  Ctrl-C keeps the
     rows; the same command goes on."""
     names = chosen_methods(methods)
+    settings, defaults = settings_in(given, RegistrationSettings), vars(RegistrationSettings())
+    changed = {f"--{key}": value for key, value in settings.items() if value != defaults[key]}
     check_used(
         names,
-        refined={
-            "--refine": refine,
-            "--similarity": None if similarity is Similarity.auto else similarity,
-        },
+        refined={"--refine": refine, "--similarity": changed.pop("--similarity", None)},
         network={"--weights": weights},
         unigradicon={"--unigradicon-weights": unigradicon_weights},
-        own={
-            "--size": size,
-            "--diffeomorphic": diffeomorphic,
-            "--contrast": None if contrast is Contrast.auto else contrast,
-            "--smoothness": None if smoothness is Smoothness.accurate else smoothness,
-        },
+        own={name: value for name, value in changed.items() if name != "--device"},
     )
     exponent = chosen_gamma(change, gamma)
     chosen = chosen_pairs(dataset, images, labels, (pairs, seed), quiet)
@@ -366,19 +351,14 @@ def benchmark(
         fixed="",
         change=change.value,
         gamma=exponent,
-        weights=weights_for(names, weights, device),
+        weights=weights_for(names, weights, settings.get("device", "auto")),
         unigradicon_weights=unigradicon_weights_for(names, unigradicon_weights),
-        size=size,
-        diffeomorphic=diffeomorphic,
-        device=device.value,
         refine=refine or default_steps(),
-        similarity=similarity.value,
-        contrast=contrast.value,
-        smoothness=smoothness.value,
         threads=threads or cpus(),
         surface=surface,
         nan=nan,
         channel=channel,
+        **settings,
     )
     trials = [replace(common, method=name, **_files(pair)) for pair in chosen for name in names]
     plan = make_plan(common, names, trials)
@@ -443,7 +423,7 @@ def _timed(
         return trial, {
             "error": f"{other['method']} failed on this pair, and its seconds were to be taken"
         }
-    return replace(trial, seconds=float(other["deforming_seconds"])), None
+    return replace(trial, refine_seconds=float(other["deforming_seconds"])), None
 
 
 def _files(pair: PairFiles) -> dict[str, Any]:

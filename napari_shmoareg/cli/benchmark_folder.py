@@ -63,7 +63,9 @@ def make_plan(
     settings = {
         key: value for key, value in asdict(common).items() if key not in ("method", *FILES)
     }
-    # as in plans that were written before there was this method
+    # as in plans of the last release: always these, or without this method
+    settings["seconds"] = settings.pop("refine_seconds")
+    del settings["affine"], settings["keep"]
     if common.unigradicon_weights is None:
         del settings["unigradicon_weights"]
     for name in ("weights", "unigradicon_weights"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,26 +35,18 @@ from napari_shmoareg.cli.jobs import (
 )
 from napari_shmoareg.cli.launch import words_of
 from napari_shmoareg.cli.options import (
-    Affine,
+    REGISTRATION,
     Channel,
-    Contrast,
-    ContrastOption,
     Debug,
-    Device,
-    DeviceOption,
-    DiffeomorphicOption,
     Kind,
     Nan,
     Quiet,
-    RefineOption,
-    Similarity,
-    SimilarityOption,
-    Size,
-    Smoothness,
-    SmoothnessOption,
     UniGradICONWeights,
     Weights,
+    settings_in,
+    with_settings,
 )
+from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,6 +126,12 @@ def _is_number(value: float | None) -> bool:
     return value is not None and value == value
 
 
+@partial(
+    with_settings,
+    settings=REGISTRATION,
+    without=("keep",),
+    default={"affine": "auto, or as the run had it"},
+)
 def evaluate(
     ctx: typer.Context,
     out: Annotated[
@@ -179,19 +178,6 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")] = 1,
-    affine: Annotated[
-        Affine | None,
-        typer.Option(
-            "--affine", help="Alignment beforehand.", show_default="auto, or as the run had it"
-        ),
-    ] = None,
-    size: Size = None,
-    diffeomorphic: DiffeomorphicOption = None,
-    refine: RefineOption = 0,
-    similarity: SimilarityOption = Similarity.auto,
-    contrast: ContrastOption = Contrast.auto,
-    smoothness: SmoothnessOption = Smoothness.accurate,
-    device: DeviceOption = Device.auto,
     surface: Annotated[
         bool,
         typer.Option("--surface/--no-surface", help="Measure surface distances (ASSD, HD95) too."),
@@ -219,6 +205,7 @@ def evaluate(
     channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Register and measure every pair of a data set, or of a part of it.
 
@@ -231,22 +218,12 @@ def evaluate(
     asked = EvaluationRequest(
         dataset, run, None if part is None else part.value, options, split, split_seed
     )
-    settings = {
-        "size": size,
-        "diffeomorphic": diffeomorphic,
-        "device": device.value,
-        "refine": refine,
-    }
-    settings |= {
-        "similarity": similarity.value,
-        "contrast": contrast.value,
-        "smoothness": smoothness.value,
-    }
+    settings = settings_in(given, RegistrationSettings)
     settings |= {"surface": surface, "definitions": definitions}
     cluster = None if submit is None else submit.value
     sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
     by = (method.strip().lower(), weights, unigradicon_weights)
-    work(asked, by, (pairs, seed), settings, affine, out, shard, sharing, against, quiet)
+    work(asked, by, (pairs, seed), settings, out, shard, sharing, against, quiet)
 
 
 def work(
@@ -254,7 +231,6 @@ def work(
     by: tuple[str, str | None, Path | None],
     count: tuple[int | None, int],
     settings: Mapping[str, Any],
-    affine: Affine | None,
     out: Path,
     shard: Any,
     sharing: Sharing,
@@ -268,12 +244,13 @@ def work(
     asked : EvaluationRequest
     by : (method, weights or None, uniGradICON's weights or None)
     count : (pairs or None, seed)
-    settings, affine, out, shard, sharing, against, quiet
+    settings, out, shard, sharing, against, quiet
         As of the command.
     """
     from napari_shmoareg.evaluation.baselines import evaluated_method
     from napari_shmoareg.evaluation.methods import NETWORKS, check_available
     from napari_shmoareg.evaluation.run import (
+        SETTINGS,
         EvaluationFolder,
         Shard,
         evaluate_cases,
@@ -287,24 +264,20 @@ def work(
     sharing.check(shard)
     name, asked_weights, unigradicon_weights = by
     check_available(name)
-    where = chosen_device(settings["device"])
+    where = chosen_device(settings.get("device", "auto"))
     other = None if against is None else EvaluationFolder(against)
     if other is not None:
         other.read_plan()
         comparison_file(EvaluationFolder(out), other)
     chosen = chosen_scans(asked)
-    weights = weights_for(
-        name, asked_weights, unigradicon_weights, chosen, Device(settings["device"])
-    )
+    weights = weights_for(name, asked_weights, unigradicon_weights, chosen, where)
+    options = SETTINGS | {"affine": chosen.affine or "auto"} | dict(settings)
     pairs = pairs_of(chosen.dataset, chosen.part, *count)
-    how = (affine.value if affine is not None else chosen.affine) or "auto"
     network = (
         None if weights is None or name not in NETWORKS else load_network(weights, device=where)
     )
-    method = evaluated_method(
-        name, {**settings, "affine": how, "unigradicon_weights": weights}, network
-    )
-    plan = evaluation_plan(chosen.part, pairs, name, weights, {**settings, "affine": how})
+    method = evaluated_method(name, options | {"unigradicon_weights": weights}, network)
+    plan = evaluation_plan(chosen.part, pairs, name, weights, options)
     folder, share = EvaluationFolder(out), Shard(*(shard or (1, 1)))
     folder.begin(plan)
     if not quiet:

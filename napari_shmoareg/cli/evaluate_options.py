@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.options import Device, Kind, parse_window
+from napari_shmoareg.cli.options import Kind, parse_window
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import user_path
 
@@ -203,7 +203,7 @@ def chosen_scans(asked: EvaluationRequest) -> Chosen:
 
 
 def weights_for(
-    method: str, asked: str | None, unigradicon: Path | None, chosen: Chosen, device: Device
+    method: str, asked: str | None, unigradicon: Path | None, chosen: Chosen, device: str
 ) -> str | None:
     """The weights of a method that needs some: those asked for, the run's, or the shipped ones;
     uniGradICON's file.
@@ -225,6 +225,6 @@ def weights_for(
         return None if unigradicon is None else str(user_path(unigradicon).resolve())
     if asked is None and chosen.run is not None and chosen.weights is None:
         raise InputError(f"{chosen.run} has no weights yet: let it learn on, or give --weights.")
-    name, _ = chosen_weights(asked or chosen.weights, chosen_device(device.value))
+    name, _ = chosen_weights(asked or chosen.weights, chosen_device(device))
     read_card(name)
     return name if name in shipped_weights() else str(user_path(name).resolve())

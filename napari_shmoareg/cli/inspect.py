@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -15,21 +15,15 @@ import typer
 from napari_shmoareg.cli.console import Report, load_tables, progress, say, show
 from napari_shmoareg.cli.inspect_pairs import Point, inspect_pairs, parse_point
 from napari_shmoareg.cli.options import (
-    Affine,
-    AffineOption,
+    REGISTRATION,
     Channel,
-    Contrast,
-    ContrastOption,
     Debug,
-    Device,
-    DeviceOption,
-    DiffeomorphicOption,
     Nan,
     Passes,
     Quiet,
     Running,
-    Size,
     Weights,
+    with_settings,
 )
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.registration.progress import registering
@@ -74,6 +68,11 @@ DEFAULT_OUT = Path("shmoareg-inspect")
 ROLES = ("moving", "fixed")
 
 
+@partial(
+    with_settings,
+    settings=REGISTRATION,
+    only=("affine", "contrast", "diffeomorphic", "device", "size"),
+)
 def inspect(
     what: Annotated[
         list[Path] | None,
@@ -131,15 +130,11 @@ def inspect(
     passes: PassesOption = Passes.all,
     card: CardOption = None,
     weights: Weights = None,
-    affine: AffineOption = Affine.auto,
-    contrast: ContrastOption = Contrast.auto,
-    diffeomorphic: DiffeomorphicOption = None,
-    device: DeviceOption = Device.auto,
-    size: Size = None,
     nan: Nan = None,
     channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Show which experts were chosen, and how often: per layer, image and direction.
 
@@ -149,7 +144,7 @@ def inspect(
     otherwise, as controls.csv and a figure. A pair that fails is told and left out; only where all
     fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same command goes on,
     with those that failed too."""
-    running = Running(weights, affine, diffeomorphic, device, size, contrast=contrast)
+    running = Running.of(weights, given)
     if not controls and (card is not None or passes is not Passes.all):
         raise InputError(
             f"{'--card' if card is not None else '--passes'} would do nothing without --controls."
@@ -264,7 +259,8 @@ def _control(
                 scene.pair, network, affine=scene.affine, settings=scene.report["settings"]
             )
 
-        of_folder = replace(running, weights=running.weights or scene.weights)
+        weights = scene.weights if running.weights == "auto" else running.weights
+        of_folder = replace(running, weights=weights)
         control_one(again, of_folder, options)
     else:
         raise typer.BadParameter(

@@ -161,11 +161,11 @@ def weights_in_plan(name: str) -> dict[str, str]:
 def settings_in_plan(running: Running, listed: PairList) -> dict[str, Any]:
     """How the pairs of a list are read and registered."""
     return {
-        "affine": running.affine.value,
-        "contrast": running.contrast.value,
+        "affine": running.affine,
+        "contrast": running.contrast,
         "diffeomorphic": running.diffeomorphic,
         "size": running.size,
-        "device": chosen_device(running.device.value),
+        "device": chosen_device(running.device),
         "nan": listed.nan,
         "channel": listed.channel,
     }

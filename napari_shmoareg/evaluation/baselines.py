@@ -13,7 +13,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,9 +46,10 @@ from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.metrics.measure import Found
 from napari_shmoareg.metrics.measure import Method as EvaluatedMethod
 from napari_shmoareg.registration.affine import align
-from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS, DEFAULT_STEPS
+from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 from napari_shmoareg.registration.register import register
 from napari_shmoareg.registration.resources import find_device
+from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -135,54 +136,23 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class Registered:
-    """`register` as by default: alignment, then the network; with `refine`, that many steps on the
-    pair after it.
+    """`register`: alignment, then the network, then as many steps of refinement as are set.
 
     Parameters
     ----------
     network : SHMoAReg or None
         None: no network.
-    size, diffeomorphic, device, contrast
-        As for `register`; `smoothness` too.
-    refine : int
-        Steps of refinement; 0 is none.
-    seconds : float, optional
-        After which the refinement ends.
-    similarity : {"auto", "lncc", "mind"}
-        Of the refinement.
+    settings : RegistrationSettings
     """
 
     network: SHMoAReg | None = None
-    size: int | str | None = None
-    diffeomorphic: bool | None = None
-    device: str = "auto"
-    refine: int = 0
-    similarity: str = "auto"
-    contrast: str = "auto"
-    smoothness: str = DEFAULT_SMOOTHNESS
-    seconds: float | None = None
+    settings: RegistrationSettings = field(default_factory=RegistrationSettings)
     # seconds of network and refinement, a number per run
     deforming: list[float] = field(default_factory=list)
 
     def run(self, pair: VolumePair) -> DisplacementField:
         """All that `register` does, its measuring included."""
-        more: dict[str, Any] = {}
-        if self.refine:
-            more = {
-                "refine": self.refine,
-                "similarity": self.similarity,
-                "refine_seconds": self.seconds,
-            }
-        found = register(
-            pair,
-            self.network,
-            size=self.size,
-            diffeomorphic=self.diffeomorphic,
-            device=self.device,
-            contrast=self.contrast,
-            smoothness=self.smoothness,
-            **more,
-        )
+        found = register(pair, self.network, self.settings)
         self.deforming.append(sum(found.seconds.get(phase, 0.0) for phase in ("network", "refine")))
         return found.displacement
 
@@ -561,6 +531,32 @@ class ConvexAdam:
 OWN = (*NETWORKS, "affine+refine", "affine", START)
 
 
+def registration_settings(name: str, settings: Mapping[str, Any]) -> RegistrationSettings:
+    """The settings that one of our own methods registers with.
+
+    Parameters
+    ----------
+    name : str
+        One of `NETWORKS` or `REFINED`; the latter refine, by `DEFAULT_STEPS` where no number is
+        given.
+    settings : mapping
+        Fields of `RegistrationSettings`, and others, which are left out.  Without refinement there
+        is no similarity to choose.
+
+    Raises
+    ------
+    InputError
+        If a setting is not what it has to be.
+    """
+    own = {f.name: settings[f.name] for f in fields(RegistrationSettings) if f.name in settings}
+    own["refine"] = own.get("refine") or (DEFAULT_STEPS if name in REFINED else 0)
+    if not own["refine"]:
+        own.pop("similarity", None)
+    if name in SMOOTHER:
+        own["smoothness"] = SMOOTHER[name]
+    return RegistrationSettings(**own)
+
+
 def evaluated_method(
     name: str, settings: Mapping[str, Any], network: SHMoAReg | None = None
 ) -> EvaluatedMethod:
@@ -570,9 +566,8 @@ def evaluated_method(
     ----------
     name : str
     settings : mapping
-        "affine", "size", "diffeomorphic", "device", "refine", "similarity", "contrast" and
-        "smoothness", as for `register`; "unigradicon_weights", a file, for that method.  The peers
-        take what they know.
+        As for `registration_settings`; "unigradicon_weights", a file, for that method.  The
+        baselines take what they know.
     network : SHMoAReg, optional
         For those of `NETWORKS`.
 
@@ -584,17 +579,10 @@ def evaluated_method(
     if name in (*NETWORKS, *REFINED):
         if network is None and name in NETWORKS:
             raise ValueError(f"the method '{name}' needs a network")
-        options = {
-            key: settings[key]
-            for key in ("affine", "size", "diffeomorphic", "device", "contrast", "smoothness")
-        }
-        options["smoothness"] = SMOOTHER.get(name, options["smoothness"])
-        steps = settings["refine"] or (DEFAULT_STEPS if name in REFINED else 0)
-        if steps:
-            options |= {"refine": steps, "similarity": settings["similarity"]}
+        own = registration_settings(name, settings)
 
         def run(pair: VolumePair) -> Found:
-            registration = register(pair, network if name in NETWORKS else None, **options)
+            registration = register(pair, network if name in NETWORKS else None, own)
             matrix = registration.alignment.matrix
             return Found(registration.displacement, matrix, tuple(registration.warnings))
 

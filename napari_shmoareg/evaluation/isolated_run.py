@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from napari_shmoareg.settings import RegistrationSettings
+
 COMMAND = (sys.executable, "-m", "napari_shmoareg.evaluation.isolated_run")
 THREADS = (
     "OMP_NUM_THREADS",
@@ -31,8 +33,8 @@ Measured = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class IsolatedRun:
-    """What to run, in plain values.
+class IsolatedRun(RegistrationSettings):
+    """What to run, in plain values, with the settings of our own methods.
 
     Attributes
     ----------
@@ -42,12 +44,10 @@ class IsolatedRun:
         Paths.
     change, gamma
         As for `change_contrast`, of the moving image.
-    weights, size, diffeomorphic, device, refine, similarity, contrast, smoothness
-        Of our own methods; `device` of some peers, too.
+    weights : str or None
+        Of our own methods.
     unigradicon_weights : str or None
         A file.
-    seconds : float or None
-        After which the refinement ends.
     threads : int
         For PyTorch, BLAS and ITK.
     surface : bool
@@ -65,15 +65,7 @@ class IsolatedRun:
     change: str = "none"
     gamma: float = 0.5
     weights: str | None = None
-    size: int | str | None = None
-    diffeomorphic: bool | None = None
-    device: str = "auto"
-    refine: int = 0
-    similarity: str = "auto"
-    contrast: str = "auto"
-    smoothness: str = "accurate"
     unigradicon_weights: str | None = None
-    seconds: float | None = None
     threads: int = 1
     surface: bool = False
     nan: float | None = None
@@ -171,27 +163,20 @@ def peak_memory() -> float:
 
 def _options(trial: IsolatedRun) -> dict[str, Any]:
     """What the method's class takes."""
-    from napari_shmoareg.evaluation.methods import METHODS, NETWORKS, REFINED, SMOOTHER
+    from napari_shmoareg.evaluation.methods import METHODS, NETWORKS, REFINED
 
     if trial.method not in (*NETWORKS, *REFINED):
         return {name: getattr(trial, name) for name in METHODS[trial.method].options}
+    from napari_shmoareg.evaluation.baselines import registration_settings
     from napari_shmoareg.io import load_network
     from napari_shmoareg.io.model_card import chosen_device, chosen_weights
 
     device, network = chosen_device(trial.device), None
     if trial.method in NETWORKS:
         network = load_network(chosen_weights(trial.weights, device)[0], device=device)
-    return {
-        "network": network,
-        "size": trial.size,
-        "diffeomorphic": trial.diffeomorphic,
-        "device": trial.device,
-        "refine": trial.refine if trial.method in REFINED else 0,
-        "seconds": trial.seconds,
-        "similarity": trial.similarity,
-        "contrast": trial.contrast,
-        "smoothness": SMOOTHER.get(trial.method, trial.smoothness),
-    }
+    refine = trial.refine if trial.method in REFINED else 0
+    settings = registration_settings(trial.method, vars(trial) | {"refine": refine})
+    return {"network": network, "settings": settings}
 
 
 def _end(process: subprocess.Popen[str]) -> None:

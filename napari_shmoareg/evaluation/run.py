@@ -32,8 +32,8 @@ from napari_shmoareg.io.model_card import checksum_of
 from napari_shmoareg.io.report import plain
 from napari_shmoareg.io.untrusted import parse_json, read_object, user_path
 from napari_shmoareg.metrics.measure import Method, Scoring, labels_of, measure_pair
-from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS
 from napari_shmoareg.registration.resources import find_device
+from napari_shmoareg.settings import RegistrationSettings
 from napari_shmoareg.training.plan import read_plan
 from napari_shmoareg.training.run import RunFolder
 
@@ -320,17 +320,11 @@ def _is_number(value: object) -> bool:
 PARTS = ("train", "validation", "test")
 ALL = "all"
 SETTINGS: dict[str, Any] = {
-    "affine": "auto",
-    "size": None,
-    "diffeomorphic": None,
-    "device": "auto",
-    "refine": 0,
-    "similarity": "auto",
-    "contrast": "auto",
-    "smoothness": DEFAULT_SMOOTHNESS,
+    **RegistrationSettings().to_dict(),
     "surface": True,
     "definitions": False,
 }
+del SETTINGS["keep"]  # an evaluation keeps the best stage
 """All that a method and its scoring take, as by default."""
 
 

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from napari_shmoareg.errors import InputError, NoOverlapError
+from napari_shmoareg.errors import NoOverlapError
 from napari_shmoareg.geometry import Grid, Volume, VolumePair, apply_affine, inside
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.registration.agreement import BINS, Agreement, CoarseImages, Matrix
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.start_search import search
+from napari_shmoareg.settings import RegistrationSettings, check_choice
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -138,7 +139,6 @@ def _lattice(grid: Grid, most: int = 24) -> NDArray[np.float64]:
 
 
 _Kind = Literal["rigid", "affine"]
-MODES = ("auto", "rigid", "affine", "none")
 Progress = Callable[[float], None]
 
 ITERATIONS = 100  # at most, per level
@@ -217,8 +217,7 @@ def align(
     NoOverlapError
         If the images do not meet after all this.
     """
-    if mode not in MODES:
-        raise InputError(f"The affine mode is one of {', '.join(MODES)}; got {mode!r}.")
+    check_choice(RegistrationSettings, "affine", mode)
     begin = time.perf_counter()
     pair.moving.check_image("moving")
     pair.fixed.check_image("fixed")

@@ -12,6 +12,7 @@ import torch
 
 from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.geometry import Grid
+from napari_shmoareg.settings import RegistrationSettings, check_choice
 
 if TYPE_CHECKING:
     from napari_shmoareg.model import SHMoARegConfig
@@ -226,8 +227,7 @@ def find_device(name: str) -> torch.device:
     InputError
         If the name is none of "auto", "cpu" and "cuda", or "cuda" is asked for and there is none.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"The device is one of auto, cpu, cuda; got {name!r}.")
+    check_choice(RegistrationSettings, "device", name)
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         built = (

@@ -24,6 +24,7 @@ from napari_shmoareg.evaluation.methods import (
     load_method,
 )
 from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.settings import RegistrationSettings
 
 SHIFT = np.array([3.0, -2.0, 2.5])  # mm RAS
 
@@ -107,33 +108,24 @@ def test_the_affine_comes_after_the_deformation(pair, monkeypatch):
 def test_our_network_is_registered_as_by_default_but_for_what_was_asked(
     name, steps, pair, monkeypatch
 ):
-    asked = {}
+    asked = []
 
-    def register(*arguments, **options):
-        asked.update(options, arguments=arguments)
+    def register(*arguments):
+        asked.extend(arguments)
         return SimpleNamespace(
             displacement="a field", seconds={"align": 9.0, "network": 2.0, "refine": 3.0}
         )
 
     monkeypatch.setattr(baselines, "register", register)
     more = {"size": 24, "device": "cpu", "refine": steps, "similarity": "mind", "contrast": "match"}
-    method = load_method(name, network="a network", **more)
-    assert method.run(pair) == "a field" and method.deforming == [5.0]
-    assert asked.pop("arguments") == (pair, "a network")
-    refined = (
-        {"refine": 7, "similarity": "mind", "refine_seconds": None} if steps else {}
-    )  # which register refuses without steps
-    assert (
-        asked
-        == {
-            "size": 24,
-            "diffeomorphic": None,
-            "device": "cpu",
-            "contrast": "match",
-            "smoothness": "accurate",
-        }
-        | refined
+    method = load_method(
+        name, network="a network", settings=baselines.registration_settings(name, more)
     )
+    assert method.run(pair) == "a field" and method.deforming == [5.0]
+    # a similarity is refused without steps
+    refined = {"refine": 7, "similarity": "mind"} if steps else {}
+    settings = RegistrationSettings(size=24, device="cpu", contrast="match", **refined)
+    assert asked == [pair, "a network", settings]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_smoother_deformation_is_smoother(pair):
         )
         roughness.append(float(result.jacobian.values.std()))
     assert roughness == sorted(roughness, reverse=True)
-    with pytest.raises(InputError, match="one of accurate, balanced, smooth"):
+    with pytest.raises(InputError, match="'accurate', 'balanced' or 'smooth'"):
         register(pair, None, smoothness="rough")
 
 
@@ -192,7 +192,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_a_remedy(pair, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"cuda was asked for.*--device cpu"):
         register(pair, Shifting(), device="cuda")
-    with pytest.raises(InputError, match="auto, cpu, cuda; got 'tpu'"):
+    with pytest.raises(InputError, match="device must be 'auto', 'cpu' or 'cuda'; got 'tpu'"):
         register(pair, Shifting(), device="tpu")
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.settings import LABELS, SMALLEST
+from napari_shmoareg.plugin.controls.forms import LABELS, SMALLEST
 
 OPTION = re.compile(r"--([a-z-]+)( [\w.|]+)?(?: \(in Python: [^)]*\))?")
 NAN = re.compile(

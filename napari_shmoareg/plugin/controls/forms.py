@@ -9,11 +9,21 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QGroupBox, QLabel, QSlider, QVBoxLayout
 from superqt.utils import signals_blocked
 
+from napari_shmoareg.settings import RegistrationRequest, own_first
+
 if TYPE_CHECKING:
     from napari import Viewer
 
 
 LABEL_WIDTH = 84  # pixels
+SMALLEST, LARGEST = 16, 1024  # voxels along the longest axis that a form offers
+TITLES = {"affine": "Alignment", "diffeomorphic": "Deformation"}  # where not their names
+LABELS = {
+    field.name: TITLES.get(field.name, field.name.capitalize())
+    for field in own_first(RegistrationRequest)
+    if field.name != "refine_seconds"
+}
+"""Settings of a registration by their names, in the order of the form."""
 
 
 def captioned(text: str, tip: str) -> QLabel:

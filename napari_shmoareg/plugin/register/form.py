@@ -2,48 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QSpinBox, QWidget
 
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.model_card import NO_NETWORK
-from napari_shmoareg.plugin.controls.forms import _wrapped, captioned
-from napari_shmoareg.settings import (
-    AS_WEIGHTS,
-    CHOICES,
-    LABELS,
-    LARGEST,
-    MOST_STEPS,
-    NATIVE,
-    PRESETS,
-    SMALLEST,
-    Settings,
-    described,
-)
+from napari_shmoareg.plugin.controls.forms import LABELS, LARGEST, SMALLEST, _wrapped, captioned
+from napari_shmoareg.settings import RegistrationRequest, choices, described
 
+AS_WEIGHTS, NATIVE = "as the weights say", "native"
 FILE, CUSTOM, VOXELS = "File…", "Custom", "voxels"
 USUAL_SIZE = 128  # voxels, where a number is asked for and none was given yet
-STEP = 20  # of the refinement's steps
+MOST_STEPS, STEP = 1000, 20  # of the refinement
+VARIANTS: dict[str, bool | None] = {
+    AS_WEIGHTS: None,
+    "diffeomorphic": True,
+    "not diffeomorphic": False,
+}
+CHOICES = choices(cast(Any, RegistrationRequest)) | {"diffeomorphic": tuple(VARIANTS)}
+PRESETS: dict[str, dict[str, Any]] = {  # weights and device stay as they are
+    "Quick": {},
+    "Refined": {"refine": 60},
+    "Unlike contrasts": {"refine": 60, "similarity": "mind"},
+    "Headers are right": {"affine": "none"},
+}
 PRESET_TIP = (
     "Sets everything below but weights and device. What you choose is kept for the next start of"
     " napari."
 )
 
 
+def to_words(settings: RegistrationRequest) -> dict[str, str | int]:
+    """As the form shows settings and the preferences keep them: text and whole numbers."""
+    variant = next(word for word, value in VARIANTS.items() if value is settings.diffeomorphic)
+    size = AS_WEIGHTS if settings.size is None else str(settings.size)
+    words = {name: getattr(settings, name) for name in LABELS}
+    return words | {"diffeomorphic": variant, "size": size}
+
+
+def from_words(words: Mapping[str, Any]) -> RegistrationRequest:
+    """The way back; what is missing, or was written wrongly by hand, is as by default."""
+    settings = RegistrationRequest()
+    for name in (name for name in LABELS if name in words):
+        value = words[name]
+        if name == "diffeomorphic":
+            value = VARIANTS.get(value)
+        elif name == "size":
+            value = int(value) if str(value).isdecimal() else {NATIVE: NATIVE}.get(value)
+        elif name == "weights":
+            value = str(value or "auto")
+        with suppress(InputError):
+            settings = replace(settings, **{name: value})
+    return settings
+
+
+def with_preset(settings: RegistrationRequest, name: str) -> RegistrationRequest:
+    """One of `PRESETS`, on these weights and this device."""
+    return RegistrationRequest(weights=settings.weights, device=settings.device, **PRESETS[name])
+
+
+def preset_of(settings: RegistrationRequest) -> str | None:
+    """Which of `PRESETS` settings are; None for none of them."""
+    return next((name for name in PRESETS if with_preset(settings, name) == settings), None)
+
+
 class SettingsForm(QWidget):
-    """Asks for `Settings`; all of it at a glance, each with its tooltip.
+    """Asks for a `RegistrationRequest`; all of it at a glance, each with its tooltip.
 
     Parameters
     ----------
-    settings : Settings
+    settings : RegistrationRequest
         To begin with.
     """
 
     changed = Signal()
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RegistrationRequest) -> None:
         super().__init__()
         # the one to go back to, when the dialog for a file is cancelled
         self._weights = settings.weights
@@ -69,9 +110,10 @@ class SettingsForm(QWidget):
         form.setContentsMargins(0, 0, 0, 0)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow(captioned("Preset", PRESET_TIP), self.preset)
+        tips = described(cast(Any, RegistrationRequest))
         for name, text in LABELS.items():
-            fields[name].setToolTip(_wrapped(described(Settings)[name]))
-            form.addRow(captioned(text, described(Settings)[name]), fields[name])
+            fields[name].setToolTip(_wrapped(tips[name]))
+            form.addRow(captioned(text, tips[name]), fields[name])
         self.settings = settings
         for combo in self.combos.values():
             combo.activated.connect(self._changed)
@@ -81,17 +123,17 @@ class SettingsForm(QWidget):
         self.refine.valueChanged.connect(self._changed)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RegistrationRequest:
         """What the form says; the similarity is of no use, and "auto", without refinement."""
         words = {name: combo.currentText() for name, combo in self.combos.items()}
         words |= {"weights": self._weights, "size": self.voxels.word}
         if self.refine.value() == 0:
             words["similarity"] = "auto"
-        return Settings.from_words({**words, "refine": self.refine.value()})
+        return from_words({**words, "refine": self.refine.value()})
 
     @settings.setter
-    def settings(self, settings: Settings) -> None:
-        words = settings.to_words()
+    def settings(self, settings: RegistrationRequest) -> None:
+        words = to_words(settings)
         blocked = self.refine.blockSignals(True)
         self.refine.setValue(settings.refine)
         self.refine.blockSignals(blocked)
@@ -121,11 +163,11 @@ class SettingsForm(QWidget):
     def _agree(self) -> None:
         """What depends on what is chosen."""
         self.combos["similarity"].setEnabled(self.refine.value() > 0)
-        self.preset.setCurrentText(self.settings.preset or CUSTOM)
+        self.preset.setCurrentText(preset_of(self.settings) or CUSTOM)
 
     def _take_preset(self, index: int) -> None:
         if index:
-            self.settings = self.settings.with_preset(self.preset.currentText())
+            self.settings = with_preset(self.settings, self.preset.currentText())
         self._changed()
 
     def _take_weights(self, index: int) -> None:
@@ -174,7 +216,7 @@ class _SizeField(QWidget):
 
     @property
     def word(self) -> str:
-        """As in `Settings.to_words`."""
+        """As in `to_words`."""
         return (
             str(self.number.value())
             if self.kind.currentText() == VOXELS
