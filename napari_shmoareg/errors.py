@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from string import Formatter
 
+ADDRESSES = {"series": "FOLDER#SERIES_UID", "volume": "FOLDER#SERIES_UID/NUMBER"}
+"""What a remedy may name beside settings: what is given as a part of a path."""
+
 Wording = Callable[[str, str], str]
 """How a face calls a setting: its name and a value, empty for none, to words."""
 
@@ -74,6 +77,11 @@ def worded(text: str, wording: Wording) -> str:
     """A text whose settings stand in braces, as of a remedy, with them as a face calls them."""
     parts = Formatter().parse(text)
     return "".join(
-        before + ("" if name is None else wording(name, value or ""))
+        before + ("" if name is None else ADDRESSES.get(name) or wording(name, value or ""))
         for before, name, value, _ in parts
     )
+
+
+def literal(text: str) -> str:
+    """A text as it stands in a remedy, with no setting in it."""
+    return text.replace("{", "{{").replace("}", "}}")

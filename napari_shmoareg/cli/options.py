@@ -306,12 +306,6 @@ def settings_in(given: Mapping[str, Any], settings: type[Any]) -> dict[str, Any]
     return {name: given[name] for name in names if given.get(name) is not None}
 
 
-def as_option(name: str, value: str) -> str:
-    """A setting as the command line calls it: ``--size 96``."""
-    flag = f"--{name.replace('_', '-')}"
-    return flag if value in ("", "True") else f"{flag} {value}"
-
-
 def _flags(name: str, hint: Any) -> str:
     kebab = name.replace("_", "-")
     return f"--{kebab}/--no-{kebab}" if bool in _kinds(hint) else f"--{kebab}"

@@ -321,8 +321,8 @@ def voxels_of(displacement: Tensor, shape: tuple[int, int, int]) -> NDArray[np.f
 def _load(network: nn.Module, file: str | Path | None) -> None:
     if file is None:
         raise InputError(
-            "uniGradICON's weights come with no package, and nothing is downloaded here: give them"
-            f" by --unigradicon-weights FILE. {EXPECTED}"
+            "uniGradICON's weights come with no package, and nothing is downloaded here.",
+            remedy=f"Give {{unigradicon_weights:FILE}}. {EXPECTED}",
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)

@@ -116,16 +116,16 @@ def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> N
     offset = pair.moving.grid.centre - apply_affine(matrix, pair.fixed.grid.centre)
     where = ", ".join(f"{v:.0f}" for v in offset)
     advice = (
-        "Use --affine auto (in Python: affine='auto'), which can start from the centres of the"
-        " images."
+        "Use {affine:auto}, which can start from the centres of the images."
         if mode != "auto"
         else "Check that both files show the same body part and that their headers are right."
     )
     raise NoOverlapError(
         f"The moving image '{pair.moving.name}' and the fixed image '{pair.fixed.name}' do not"
-        f" overlap (with --affine {mode}): their fields of view share {100 * share:.1f} % and the"
+        f" overlap (affine: {mode}): their fields of view share {100 * share:.1f} % and the"
         f" middle of the moving one lies {np.linalg.norm(offset):.0f} mm from the middle of the"
-        f" fixed one (x, y, z: {where} mm). {advice}"
+        f" fixed one (x, y, z: {where} mm).",
+        remedy=advice,
     )
 
 

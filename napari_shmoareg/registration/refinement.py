@@ -336,8 +336,8 @@ class _Level:
                 loss, force = self.force(self.field)
                 if loss != loss or abs(loss) == float("inf"):
                     raise InputError(
-                        f"The refinement's loss became {loss}: register without --refine (in"
-                        " Python: refine=0), and look at the images."
+                        f"The refinement's loss became {loss}.",
+                        remedy="Register without refinement, {refine:0}, and look at the images.",
                     )
                 if loss <= min(losses, default=loss):
                     best = self.field

@@ -113,7 +113,7 @@ def cautions(
             f"The last stage made the images less alike: agreement {scores[best]:.3f} {best}, "
             f"{scores.get(last, 0.0):.3f} {last}. "
             + ("The weights may not fit such images: try" if "network" in similarity else "Try")
-            + " another --size, other --weights or --keep best."
+            + " another size, other weights, or to keep the best stage."
         )
     if kept != last and not settings.get("untrained") and scores.get(last, 0.0) != scores.get(kept):
         what = {
@@ -124,7 +124,7 @@ def cautions(
         why = (
             "nothing had to be moved"
             if scores.get(kept, 0.0) > AGREED
-            else "try another --size or other --weights"
+            else "try another size or other weights"
         )
         found.append(
             f"{what}: the images agree no better after the later stages (agreement"
@@ -142,8 +142,7 @@ def cautions(
     if folding_percent > MUCH_FOLDING:
         found.append(
             f"The deformation folds in {folding_percent:.2f} % of the voxels (jacobian.nii.gz shows"
-            " where)"
-            + ("." if settings["diffeomorphic"] else "; with --diffeomorphic it folds less.")
+            " where)" + ("." if settings["diffeomorphic"] else "; a diffeomorphic one folds less.")
         )
     return found
 

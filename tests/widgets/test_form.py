@@ -11,11 +11,10 @@ from napari.settings import get_plugin_settings
 from qtpy.QtWidgets import QFileDialog, QFormLayout
 
 import napari_shmoareg
-from napari_shmoareg.plugin.controls.forms import LABELS
+from napari_shmoareg.plugin.controls.forms import FILE, LABELS
 from napari_shmoareg.plugin.register.form import (
     CHOICES,
     CUSTOM,
-    FILE,
     MOST_STEPS,
     PRESETS,
     SettingsForm,

@@ -188,14 +188,15 @@ def test_weights_that_are_not_there_are_told(layers):
     ("error", "says"),
     [
         (
-            TooLargeError("About --size 64 (in Python: size=64) would fit."),
+            TooLargeError("Too large.", remedy="About {size:64} would fit."),
             "About 'Size' 64 would fit.",
         ),
         (
-            InputError("Use --affine auto (in Python: affine='auto'), which"),
+            InputError("They do not meet.", remedy="Use {affine:auto}, which"),
             "Use 'Alignment' auto, which",
         ),
-        (InputError("used here: x. Use --device cpu."), "used here: x. Use 'Device' cpu."),
+        (InputError("used here: x.", remedy="Use {device:cpu}."), "here: x. Use 'Device' cpu."),
+        (InputError("must be at least 8.", setting="size"), "'Size' must be at least 8."),
         (MemoryError(), "smaller Size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "smaller Size"),
         (KeyError("x"), "This is a bug, not your mistake"),

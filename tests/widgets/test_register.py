@@ -319,7 +319,7 @@ def test_the_keyboard_starts_a_registration(ready, viewer, qtbot):
 def test_what_is_to_be_minded_is_told_without_options_of_the_command_line(ready, qtbot, said):
     register(ready, qtbot)
     severity, message = said[0]
-    assert severity == "warning" and "'Weights'" in message and "--" not in message
+    assert severity == "warning" and "other weights" in message and "--" not in message
     assert message in ready.told.text.text() and message.startswith("⚠ Caution: ")
     assert CAUTION in ready.told.text.styleSheet()
     ready.told.say("something else")

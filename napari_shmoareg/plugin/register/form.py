@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtGui import QStandardItemModel
-from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QSpinBox, QWidget
+from qtpy.QtWidgets import QFormLayout, QHBoxLayout, QSpinBox, QWidget
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.model_card import NO_NETWORK
-from napari_shmoareg.plugin.controls.forms import LABELS, LARGEST, SMALLEST, _wrapped, captioned
+from napari_shmoareg.plugin.controls.forms import (
+    LABELS,
+    LARGEST,
+    SMALLEST,
+    WeightsCombo,
+    _wrapped,
+    captioned,
+    combo_of,
+)
 from napari_shmoareg.settings import RegistrationRequest, choices, described
 
 AS_WEIGHTS, NATIVE = "as the weights say", "native"
-FILE, CUSTOM, VOXELS = "File…", "Custom", "voxels"
+CUSTOM, VOXELS = "Custom", "voxels"
 USUAL_SIZE = 128  # voxels, where a number is asked for and none was given yet
 MOST_STEPS, STEP = 1000, 20  # of the refinement
 VARIANTS: dict[str, bool | None] = {
@@ -86,13 +93,11 @@ class SettingsForm(QWidget):
 
     def __init__(self, settings: RegistrationRequest) -> None:
         super().__init__()
-        # the one to go back to, when the dialog for a file is cancelled
-        self._weights = settings.weights
-        self.preset = _combo((CUSTOM, *PRESETS))
+        self.preset = combo_of(CUSTOM, *PRESETS)
         self.preset.setToolTip(PRESET_TIP)
-        self.combos = {name: _combo(choices) for name, choices in CHOICES.items()}
+        self.combos = {name: combo_of(*choices) for name, choices in CHOICES.items()}
         self.weights, self.voxels, self.refine = (
-            _combo(("auto", NO_NETWORK, FILE)),
+            WeightsCombo("auto", NO_NETWORK),
             _SizeField(),
             QSpinBox(),
         )
@@ -118,7 +123,7 @@ class SettingsForm(QWidget):
         for combo in self.combos.values():
             combo.activated.connect(self._changed)
         self.preset.activated.connect(self._take_preset)
-        self.weights.activated.connect(self._take_weights)
+        self.weights.changed.connect(self._changed)
         self.voxels.changed.connect(self._changed)
         self.refine.valueChanged.connect(self._changed)
 
@@ -126,7 +131,7 @@ class SettingsForm(QWidget):
     def settings(self) -> RegistrationRequest:
         """What the form says; the similarity is of no use, and "auto", without refinement."""
         words = {name: combo.currentText() for name, combo in self.combos.items()}
-        words |= {"weights": self._weights, "size": self.voxels.word}
+        words |= {"weights": self.weights.value, "size": self.voxels.word}
         if self.refine.value() == 0:
             words["similarity"] = "auto"
         return from_words({**words, "refine": self.refine.value()})
@@ -140,14 +145,12 @@ class SettingsForm(QWidget):
         for name, combo in self.combos.items():
             combo.setCurrentText(str(words[name]))
         self.voxels.word = str(words["size"])
-        self._show_weights(settings.weights)
+        self.weights.value = settings.weights
         self._agree()
 
     def offer(self, weights: tuple[str, ...], cuda: bool) -> None:
         """Offer shipped weights by name; grey out a device that is not there."""
-        for name in weights:
-            if self.weights.findText(name) < 0:
-                self.weights.insertItem(self.weights.count() - 1, name)
+        self.weights.offer(weights)
         device = self.combos["device"]
         index, model = device.findText("cuda"), device.model()
         if isinstance(model, QStandardItemModel) and (item := model.item(index)) is not None:
@@ -170,29 +173,6 @@ class SettingsForm(QWidget):
             self.settings = with_preset(self.settings, self.preset.currentText())
         self._changed()
 
-    def _take_weights(self, index: int) -> None:
-        if self.weights.itemText(index) != FILE:
-            self._weights = self.weights.itemData(index) or self.weights.itemText(index)
-        else:
-            path, _ = QFileDialog.getOpenFileName(
-                self, "Weights", str(Path.home()), "Weights (*.safetensors)"
-            )
-            self._show_weights(path or self._weights)
-        self._changed()
-
-    def _show_weights(self, weights: str) -> None:
-        """Show a choice, that of a file by its name."""
-        self._weights = weights
-        known = [
-            self.weights.itemData(n) or self.weights.itemText(n)
-            for n in range(self.weights.count())
-        ]
-        if weights not in known:
-            self.weights.insertItem(1, Path(weights).name, weights)
-            self.weights.setItemData(1, weights, Qt.ItemDataRole.ToolTipRole)
-            known.insert(1, weights)
-        self.weights.setCurrentIndex(known.index(weights))
-
 
 class _SizeField(QWidget):
     """As the weights say, native, or a number of voxels."""
@@ -201,7 +181,7 @@ class _SizeField(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kind = _combo((AS_WEIGHTS, NATIVE, VOXELS))
+        self.kind = combo_of(AS_WEIGHTS, NATIVE, VOXELS)
         self.number = QSpinBox()
         self.number.setRange(SMALLEST, LARGEST)
         self.number.setSingleStep(16)
@@ -235,11 +215,3 @@ class _SizeField(QWidget):
     def _changed(self, *_: object) -> None:
         self.number.setVisible(self.kind.currentText() == VOXELS)
         self.changed.emit()
-
-
-def _combo(texts: tuple[str, ...]) -> QComboBox:
-    combo = QComboBox()
-    combo.addItems(texts)
-    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    combo.setMinimumContentsLength(12)
-    return combo

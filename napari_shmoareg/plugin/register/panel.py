@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_shmoareg.plugin.controls.errors import explain, in_words_of_the_form
+from napari_shmoareg.plugin.controls.errors import explain
 from napari_shmoareg.plugin.controls.pickers import PairPicker
 from napari_shmoareg.plugin.controls.progress import SHORTCUT, PanelState, ProgressRow
 from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_fall, labels_in
@@ -306,7 +306,7 @@ class RegisterPanel(Panel):
         outcome, self._outcome = self._outcome, None
         if outcome is None or outcome.scene is None:
             return
-        cautions = [in_words_of_the_form(text) for text in cautions_of(outcome.scene.report)]
+        cautions = cautions_of(outcome.scene.report)
         notes = [*outcome.notes, *cautions]
         text = "\n\n".join([result(number, outcome.scene), *notes])
         self.told.say(text, reasons(outcome.scene), caution=bool(cautions))
