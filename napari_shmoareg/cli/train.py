@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import CANCELLED, Report, explain, progress, say
+from napari_shmoareg.cli.console import CANCELLED, Report, as_option, explain, progress, say
 from napari_shmoareg.cli.jobs import ClusterOptions, SubmitOption, hand_over
 from napari_shmoareg.cli.launch import launch, wants_launch, words_of
 from napari_shmoareg.cli.options import (
@@ -49,7 +49,7 @@ def of_run(run: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise TeamFailedError(str(error), run) from error
+        raise TeamFailedError(error.worded(as_option), run) from error
 
 
 class TeamFailedError(InputError):

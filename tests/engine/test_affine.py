@@ -174,7 +174,7 @@ def test_a_part_of_the_body_is_found_in_the_whole():
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(InputError, match="affine must be 'auto', .*; got 'elastic'"):
+    with pytest.raises(InputError, match=r"affine must be 'auto', .*; got 'elastic'"):
         align(VolumePair(fixed_image(), fixed_image()), "elastic")
 
 

@@ -182,6 +182,7 @@ class _SizeField(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.kind = combo_of(AS_WEIGHTS, NATIVE, VOXELS)
+        self.kind.setMinimumContentsLength(6)  # a number stands beside it
         self.number = QSpinBox()
         self.number.setRange(SMALLEST, LARGEST)
         self.number.setSingleStep(16)
