@@ -316,7 +316,7 @@ def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ((), "give them by --unigradicon-weights FILE"),
+        ((), "Give --unigradicon-weights FILE"),
         (("--unigradicon-weights", "nowhere"), "Cannot read the weights .*nowhere"),
         (("--unigradicon-weights", "{other}"), "are of another network"),
     ],
