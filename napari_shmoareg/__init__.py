@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_shmoareg.io import load_network, read_pair
     from napari_shmoareg.registration.register import Registration, register
+    from napari_shmoareg.settings import RegistrationSettings
 
 __version__ = "0.1.0"
-__all__ = ["Registration", "__version__", "load_network", "read_pair", "register"]
+__all__ = [
+    "Registration",
+    "RegistrationSettings",
+    "__version__",
+    "load_network",
+    "read_pair",
+    "register",
+]
 
 _HOME = {
     "Registration": "registration.register",
+    "RegistrationSettings": "settings",
     "load_network": "io.checkpoint",
     "read_pair": "io.images",
     "register": "registration.register",

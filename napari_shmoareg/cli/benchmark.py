@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,22 +16,15 @@ import typer
 from napari_shmoareg.cli.console import plain_table, resumable, say, show
 from napari_shmoareg.cli.evaluate import SeedOption, readable_weights
 from napari_shmoareg.cli.options import (
+    REGISTRATION,
     Channel,
-    Contrast,
-    ContrastOption,
     Debug,
-    Device,
-    DeviceOption,
-    DiffeomorphicOption,
     Nan,
     Quiet,
-    Similarity,
-    SimilarityOption,
-    Size,
-    Smoothness,
-    SmoothnessOption,
     UniGradICONWeights,
     Weights,
+    settings_in,
+    with_settings,
 )
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.evaluation.isolated_run import IsolatedRun, Measured, run_trial
@@ -38,6 +32,7 @@ from napari_shmoareg.io.machine import machine, versions
 from napari_shmoareg.io.model_card import checksum_of
 from napari_shmoareg.io.untrusted import MAX_TABLE, printable, read_csv, user_path
 from napari_shmoareg.io.work_folder import WorkFolder, check_row
+from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,13 +122,13 @@ def chosen_pairs(
     return chosen
 
 
-def weights_for(names: Sequence[str], asked: str | None, device: Device) -> str | None:
+def weights_for(names: Sequence[str], asked: str | None, device: str) -> str | None:
     """The weights, if a method needs some; what every run would fail by is refused before hours of
     work.
     """
     from napari_shmoareg.evaluation.methods import NETWORKS
 
-    return readable_weights(asked, device.value) if set(names) & set(NETWORKS) else None
+    return readable_weights(asked, device) if set(names) & set(NETWORKS) else None
 
 
 def unigradicon_weights_for(names: Sequence[str], asked: Path | None) -> str | None:
@@ -237,6 +232,7 @@ SurfaceOption = Annotated[
 ]
 
 
+@partial(with_settings, settings=REGISTRATION, without=("affine", "keep"))
 def benchmark(
     dataset: DatasetArgument,
     out: OutOption,
@@ -248,20 +244,15 @@ def benchmark(
     change: ChangeOption = Change.none,
     gamma: GammaOption = None,
     refine: RefineOption = None,
-    similarity: SimilarityOption = Similarity.auto,
     weights: Weights = None,
     unigradicon_weights: UniGradICONWeights = None,
-    size: Size = None,
-    diffeomorphic: DiffeomorphicOption = None,
-    contrast: ContrastOption = Contrast.auto,
-    smoothness: SmoothnessOption = Smoothness.accurate,
-    device: DeviceOption = Device.auto,
     threads: ThreadsOption = None,
     surface: SurfaceOption = False,
     nan: Nan = None,
     channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Compare registration methods on the same pairs.
 
@@ -273,19 +264,16 @@ def benchmark(
     from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 
     names, own = chosen_methods(methods), tuple(dict.fromkeys((*NETWORKS, *REFINED)))
-    check_used(
-        names,
-        {
-            "--refine": (refine, REFINED),
-            "--similarity": (None if similarity is Similarity.auto else similarity, REFINED),
-            "--weights": (weights, NETWORKS),
-            "--unigradicon-weights": (unigradicon_weights, ("unigradicon",)),
-            "--size": (size, own),
-            "--diffeomorphic": (diffeomorphic, own),
-            "--contrast": (None if contrast is Contrast.auto else contrast, own),
-            "--smoothness": (None if smoothness is Smoothness.accurate else smoothness, own),
-        },
-    )
+    settings, defaults = settings_in(given, RegistrationSettings), vars(RegistrationSettings())
+    used: dict[str, tuple[object, Sequence[str]]] = {
+        "--refine": (refine, REFINED),
+        "--weights": (weights, NETWORKS),
+        "--unigradicon-weights": (unigradicon_weights, ("unigradicon",)),
+    }
+    for name, value in settings.items():
+        if name != "device" and value != defaults[name]:
+            used[f"--{name}"] = (value, REFINED if name == "similarity" else own)
+    check_used(names, used)
     if gamma is not None and change is not Change.gamma:
         raise InputError(
             "--gamma would do nothing without --change gamma. Add that, or leave --gamma out."
@@ -297,19 +285,14 @@ def benchmark(
         fixed="",
         change=change.value,
         gamma=GAMMA if gamma is None else gamma,
-        weights=weights_for(names, weights, device),
+        weights=weights_for(names, weights, settings.get("device", "auto")),
         unigradicon_weights=unigradicon_weights_for(names, unigradicon_weights),
-        size=size,
-        diffeomorphic=diffeomorphic,
-        device=device.value,
         refine=refine or DEFAULT_STEPS,
-        similarity=similarity.value,
-        contrast=contrast.value,
-        smoothness=smoothness.value,
         threads=threads or cpus(),
         surface=surface,
         nan=nan,
         channel=channel,
+        **settings,
     )
     trials = [replace(common, method=name, **_files(pair)) for pair in chosen for name in names]
     run_all(out, benchmark_plan(common, names, trials), trials, quiet)
@@ -324,7 +307,9 @@ def benchmark_plan(
     settings = {
         key: value for key, value in asdict(common).items() if key not in ("method", *FILES)
     }
-    # as in plans that were written before there was this method
+    # as in plans of the last release: always these, or without this method
+    settings["seconds"] = settings.pop("refine_seconds")
+    del settings["affine"], settings["keep"]
     if common.unigradicon_weights is None:
         del settings["unigradicon_weights"]
     for name in ("weights", "unigradicon_weights"):
@@ -465,7 +450,7 @@ def _timed(
         return trial, {
             "error": f"{other['method']} failed on this pair, and its seconds were to be taken"
         }
-    return replace(trial, seconds=float(other["deforming_seconds"])), None
+    return replace(trial, refine_seconds=float(other["deforming_seconds"])), None
 
 
 def _files(pair: PairFiles) -> dict[str, Any]:

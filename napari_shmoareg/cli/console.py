@@ -110,6 +110,12 @@ def inputs_in(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if os.path.exists(name)))
 
 
+def as_option(name: str, value: str) -> str:
+    """A setting as the command line calls it: ``--size 96``."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value in ("", "True") else f"{flag} {value}"
+
+
 def explain(error: BaseException, inputs: Sequence[str] = ()) -> str:
     """What a user should read when `error` ended a command.
 
@@ -120,7 +126,7 @@ def explain(error: BaseException, inputs: Sequence[str] = ()) -> str:
         What the command was given, for an error that does not say itself what was being read.
     """
     if isinstance(error, InputError):
-        return f"Error: {error}"
+        return f"Error: {error.worded(as_option)}"
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
         place = " to ".join(

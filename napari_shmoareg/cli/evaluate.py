@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,29 +22,21 @@ from napari_shmoareg.cli.jobs import (
 )
 from napari_shmoareg.cli.launch import words_of
 from napari_shmoareg.cli.options import (
-    Affine,
+    REGISTRATION,
     Channel,
-    Contrast,
-    ContrastOption,
     Debug,
-    Device,
-    DeviceOption,
-    DiffeomorphicOption,
     Kind,
     Nan,
     Quiet,
-    RefineOption,
-    Similarity,
-    SimilarityOption,
-    Size,
-    Smoothness,
-    SmoothnessOption,
     UniGradICONWeights,
     Weights,
     parse_window,
+    settings_in,
+    with_settings,
 )
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -178,12 +171,6 @@ PairsOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")]
-AffineChoice = Annotated[
-    Affine | None,
-    typer.Option(
-        "--affine", help="Alignment beforehand.", show_default="auto, or as the run had it"
-    ),
-]
 SurfaceOption = Annotated[
     bool,
     typer.Option("--surface/--no-surface", help="Measure surface distances (ASSD, HD95) too."),
@@ -204,6 +191,12 @@ AgainstOption = Annotated[
 ]
 
 
+@partial(
+    with_settings,
+    settings=REGISTRATION,
+    without=("keep",),
+    default={"affine": "auto, or as the run had it"},
+)
 def evaluate(
     ctx: typer.Context,
     out: OutOption,
@@ -222,14 +215,6 @@ def evaluate(
     split_seed: SplitSeed = 0,
     pairs: PairsOption = None,
     seed: SeedOption = 1,
-    affine: AffineChoice = None,
-    size: Size = None,
-    diffeomorphic: DiffeomorphicOption = None,
-    refine: RefineOption = 0,
-    similarity: SimilarityOption = Similarity.auto,
-    contrast: ContrastOption = Contrast.auto,
-    smoothness: SmoothnessOption = Smoothness.accurate,
-    device: DeviceOption = Device.auto,
     surface: SurfaceOption = True,
     definitions: DefinitionsOption = False,
     shard: ShardOption = None,
@@ -242,6 +227,7 @@ def evaluate(
     channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Register and measure every pair of a data set, or of a part of it.
 
@@ -260,19 +246,10 @@ def evaluate(
     options = {"images": images, "labels": labels, "subject": subject, "window": window, "nan": nan}
     options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
     chosen = chosen_scans(dataset, run, part, split, split_seed, options)
-    used = weights_for(name, weights, unigradicon_weights, chosen, device.value)
-    settings = {
-        "affine": (affine and affine.value) or chosen.affine or "auto",
-        "size": size,
-        "diffeomorphic": diffeomorphic,
-        "device": device.value,
-        "refine": refine,
-        "similarity": similarity.value,
-        "contrast": contrast.value,
-        "smoothness": smoothness.value,
-        "surface": surface,
-        "definitions": definitions,
-    }
+    own = settings_in(given, RegistrationSettings)
+    used = weights_for(name, weights, unigradicon_weights, chosen, own.get("device", "auto"))
+    settings = {"affine": chosen.affine or "auto", **own}
+    settings |= {"surface": surface, "definitions": definitions}
     listed = pairs_of(chosen.dataset, chosen.part, pairs, seed)
     plan = evaluation_plan(chosen.part, listed, name, used, settings)
     run_evaluation(out, plan, chosen, shard, sharing, against, quiet)

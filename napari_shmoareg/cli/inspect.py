@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -14,21 +14,15 @@ import typer
 
 from napari_shmoareg.cli.console import Report, load_tables, progress, say, show
 from napari_shmoareg.cli.options import (
-    Affine,
-    AffineOption,
+    REGISTRATION,
     Channel,
-    Contrast,
-    ContrastOption,
     Debug,
-    Device,
-    DeviceOption,
-    DiffeomorphicOption,
     Nan,
     Passes,
     Quiet,
     Running,
-    Size,
     Weights,
+    with_settings,
 )
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.registration.progress import registering
@@ -141,6 +135,11 @@ CardOption = Annotated[
 ROLES = ("moving", "fixed")
 
 
+@partial(
+    with_settings,
+    settings=REGISTRATION,
+    only=("affine", "contrast", "diffeomorphic", "device", "size"),
+)
 def inspect(
     what: Inputs = None,
     pairs: PairsOption = None,
@@ -150,15 +149,11 @@ def inspect(
     passes: PassesOption = Passes.all,
     card: CardOption = None,
     weights: Weights = None,
-    affine: AffineOption = Affine.auto,
-    contrast: ContrastOption = Contrast.auto,
-    diffeomorphic: DiffeomorphicOption = None,
-    device: DeviceOption = Device.auto,
-    size: Size = None,
     nan: Nan = None,
     channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Show which experts were chosen, and how often: per layer, image and direction.
 
@@ -168,8 +163,8 @@ def inspect(
     otherwise, as controls.csv and a figure. A pair that fails is told and left out; only where all
     fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same command goes on,
     with those that failed too."""
-    running = Running(weights, affine, diffeomorphic, device, size, contrast=contrast)
-    given = (running, nan, channel, quiet, debug)
+    running = Running.of(weights, given)
+    reading = (running, nan, channel, quiet, debug)
     if not controls and (card is not None or passes is not Passes.all):
         raise InputError(
             f"{'--card' if card is not None else '--passes'} would do nothing without --controls."
@@ -187,13 +182,13 @@ def inspect(
     if controls:
         from napari_shmoareg.cli.inspect_controls import ControlOptions
 
-        options = ControlOptions(out or CONTROLS_OUT, *given, card=card, passes=passes.value)
+        options = ControlOptions(out or CONTROLS_OUT, *reading, card=card, passes=passes.value)
         _control(what or [], pairs, options)
     elif pairs is not None:
         from napari_shmoareg.cli.inspect_pairs import inspect_pairs
         from napari_shmoareg.cli.pair_list import ListOptions
 
-        load = inspect_pairs(pairs, at or (), ListOptions(out or DEFAULT_OUT, *given))
+        load = inspect_pairs(pairs, at or (), ListOptions(out or DEFAULT_OUT, *reading))
         if not quiet:
             _tell(load)
             files = sorted((out or DEFAULT_OUT).glob("*.*"))
@@ -286,7 +281,9 @@ def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) 
                 scene.pair, network, affine=scene.affine, settings=scene.report["settings"]
             )
 
-        running = replace(options.running, weights=options.running.weights or scene.weights)
+        weights = options.running.weights
+        weights = scene.weights if weights == "auto" else weights
+        running = replace(options.running, weights=weights)
         control_one(again, replace(options, running=running))
     else:
         raise typer.BadParameter(

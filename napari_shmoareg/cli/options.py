@@ -6,27 +6,23 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from napari_shmoareg.cli.console import Report, remember_debug
 from napari_shmoareg.io.model_card import chosen_device, chosen_weights
-from napari_shmoareg.settings import described, own_first
+from napari_shmoareg.settings import (
+    Device,
+    RegistrationRequest,
+    RegistrationSettings,
+    described,
+    own_first,
+)
 from napari_shmoareg.training.settings import ITERATIONS, ExpertLearning, FineTuning, RunSettings
 
 if TYPE_CHECKING:
@@ -58,47 +54,6 @@ def parse_window(text: str) -> tuple[float, float]:
     return low, high
 
 
-class Affine(StrEnum):
-    """How the pair is aligned before the network sees it."""
-
-    auto = "auto"
-    rigid = "rigid"
-    affine = "affine"
-    none = "none"
-
-
-class Device(StrEnum):
-    """Where the network runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Similarity(StrEnum):
-    """What a refinement compares the images by."""
-
-    auto = "auto"
-    lncc = "lncc"
-    mind = "mind"
-
-
-class Contrast(StrEnum):
-    """Whether the network sees the moving image in the fixed one's contrast."""
-
-    auto = "auto"
-    keep = "keep"
-    match = "match"
-
-
-class Smoothness(StrEnum):
-    """Of the deformation."""
-
-    accurate = "accurate"
-    balanced = "balanced"
-    smooth = "smooth"
-
-
 class Network(StrEnum):
     """Whether a trained network deforms."""
 
@@ -106,25 +61,10 @@ class Network(StrEnum):
     none = "none"
 
 
-class Bfloat16(StrEnum):
-    """Whether learning computes in bfloat16."""
-
-    auto = "auto"
-    on = "on"
-    off = "off"
-
-
 class Passes(StrEnum):
     """In which passes of the network a control acts."""
 
     all = "all"
-    last = "last"
-
-
-class Keep(StrEnum):
-    """Which stage of a registration is the result."""
-
-    best = "best"
     last = "last"
 
 
@@ -189,78 +129,8 @@ UniGradICONWeights = Annotated[
         ),
     ),
 ]
-AffineOption = Annotated[
-    Affine,
-    typer.Option(
-        "--affine",
-        help="Alignment beforehand: auto looks whether one is needed, none trusts the headers.",
-    ),
-]
-DiffeomorphicOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--diffeomorphic/--no-diffeomorphic",
-        help="Integrate the deformation so that it can be undone.",
-        show_default="as the weights say",
-    ),
-]
 DeviceOption = Annotated[
-    Device, typer.Option("--device", help="auto takes a CUDA device if there is one.")
-]
-Size = Annotated[
-    int | None,  # a number or "native": `parse_size`
-    typer.Option(
-        "--size",
-        metavar="N|native",
-        parser=parse_size,
-        help=(
-            "Voxels along the longest axis of the grid that the network sees; native is the fixed"
-            " image's own."
-        ),
-        show_default="as the weights say",
-    ),
-]
-RefineOption = Annotated[
-    int,
-    typer.Option(
-        "--refine",
-        metavar="STEPS",
-        min=0,
-        help=(
-            "Refine the deformation on the pair itself for so many steps, coarse to fine; 60 are a"
-            " good number."
-        ),
-    ),
-]
-SimilarityOption = Annotated[
-    Similarity,
-    typer.Option(
-        "--similarity",
-        help=(
-            "What --refine compares by: lncc (local correlation), mind (self-similarity); auto"
-            " looks at the pair."
-        ),
-    ),
-]
-ContrastOption = Annotated[
-    Contrast,
-    typer.Option(
-        "--contrast",
-        help=(
-            "match shows the network MOVING in FIXED's contrast; auto does so where they clearly"
-            " differ."
-        ),
-    ),
-]
-SmoothnessOption = Annotated[
-    Smoothness,
-    typer.Option(
-        "--smoothness",
-        help=(
-            "Of the deformation, the refinement's and the network's: what is smoother overlaps a"
-            " little less and folds less."
-        ),
-    ),
+    Device, typer.Option("--device", help=described(RegistrationSettings)["device"])
 ]
 NetworkOption = Annotated[
     Network,
@@ -269,16 +139,6 @@ NetworkOption = Annotated[
         help=(
             "none deforms without a trained network: by --refine from the alignment; without"
             " --refine too, the alignment is all."
-        ),
-    ),
-]
-KeepOption = Annotated[
-    Keep,
-    typer.Option(
-        "--keep",
-        help=(
-            "best: of headers, alignment, network and refinement the one under which the images"
-            " agree best; last: the last of them in any case."
         ),
     ),
 ]
@@ -309,39 +169,13 @@ Debug = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Running:
-    """How a pair is registered: the options that several commands share.
+class Running(RegistrationRequest):
+    """The registration that a command was asked for."""
 
-    Parameters
-    ----------
-    weights : str or None
-        Shipped name or path; None for the shipped ones.
-    affine : Affine
-    diffeomorphic : bool or None
-        None: as the weights say.
-    device : Device
-    size : int, "native" or None
-        None: as the weights say.
-    refine : int
-        Steps on the pair itself.
-    similarity : Similarity
-    contrast : Contrast
-    smoothness : Smoothness
-    keep : Keep
-        Which stage is the result.
-    """
-
-    weights: str | None = None
-    affine: Affine = Affine.auto
-    diffeomorphic: bool | None = None
-    device: Device = Device.auto
-    size: int | str | None = None
-    refine: int = 0
-    similarity: Similarity = Similarity.auto
-    contrast: Contrast = Contrast.auto
-    smoothness: Smoothness = Smoothness.accurate
-    keep: Keep = Keep.best
+    @classmethod
+    def of(cls, weights: str | None, given: Mapping[str, Any]) -> Running:
+        """From ``--weights`` and the options that `with_settings` made."""
+        return cls(weights=weights or "auto", **settings_in(given, RegistrationSettings))
 
     def network(self) -> tuple[str, SHMoAReg]:
         """The name of the weights and the network, on its device.
@@ -353,7 +187,7 @@ class Running:
         """
         from napari_shmoareg.io import load_network
 
-        device = chosen_device(self.device.value)
+        device = chosen_device(self.device)
         name, _ = chosen_weights(self.weights, device)
         return name, load_network(name, device=device)
 
@@ -363,14 +197,9 @@ class Running:
         from napari_shmoareg.registration.replay import Replay
 
         report("aligning", 0.0)
-        alignment = align(pair, self.affine.value)
+        alignment = align(pair, self.affine)
         report("deforming", 0.05)
-        settings = {
-            "size": self.size,
-            "diffeomorphic": self.diffeomorphic,
-            "contrast": self.contrast.value,
-        }
-        return Replay.of(pair, network, affine=alignment.matrix, settings=settings)
+        return Replay.of(pair, network, affine=alignment.matrix, settings=self.to_dict())
 
     def register(self, pair: VolumePair, network: SHMoAReg | None, report: Report) -> Registration:
         """Register a pair, by a network or without one, telling `report` how far it is."""
@@ -378,40 +207,31 @@ class Running:
 
         why = "none, as requested"
         if network is not None:
-            _, why = chosen_weights(self.weights, chosen_device(self.device.value))
-        registration = register(
-            pair,
-            network,
-            affine=self.affine.value,
-            size=self.size,
-            diffeomorphic=self.diffeomorphic,
-            device=self.device.value,
-            refine=self.refine,
-            similarity=self.similarity.value,
-            contrast=self.contrast.value,
-            smoothness=self.smoothness.value,
-            keep=self.keep.value,
-            progress=report,
-        )
+            _, why = chosen_weights(self.weights, chosen_device(self.device))
+        registration = register(pair, network, self, progress=report)
         return replace(registration, choices={"weights": why, **registration.choices})
 
 
 STEP, EXPERTS = "What a step learns", "How experts learn, beyond the paper"
 SETTINGS: tuple[tuple[type[Any], str], ...] = ((FineTuning, STEP), (RunSettings, "The run"))
+REGISTRATION = ((RegistrationSettings, "The registration"),)
 OTHERWISE = {
     "steps": f"{FineTuning.steps}, with --from none {ITERATIONS}",
     "size": "as the weights say",
     "diffeomorphic": "as the weights say",
     "final_rate": "that of --learning-rate",
 }
+SHAPES = {"refine": {"metavar": "STEPS", "min": 0}}
+INTERNAL = {"refine_seconds"}  # settings that no command asks for
 
 
 def with_settings(
     command: Callable[..., None],
     *,
     settings: Sequence[tuple[type[Any], str]] = SETTINGS,
+    only: Collection[str] | None = None,
     without: Collection[str] = (),
-    default: str | None = None,
+    default: str | Mapping[str, str] = "",
 ) -> Callable[..., None]:
     """A command that takes an option for every setting, None where it is not given.
 
@@ -421,10 +241,12 @@ def with_settings(
         Its own parameters have annotations of Typer's; the settings come in ``**given``.
     settings : sequence of (class, str)
         And the panel of the help in which they stand.
+    only : collection of str, optional
+        The settings that have an option; by default all.
     without : collection of str
         Settings that have no option, besides the command's own parameters.
-    default : str, optional
-        What the help says that they are by default; else their own.
+    default : str or mapping of str
+        What the help says that they are by default, all of them or each; else their own.
     """
 
     def taking(**given: Any) -> None:
@@ -441,64 +263,65 @@ def with_settings(
         command.__doc__,
         command.__module__,
     )
-    taken = {*without, *(parameter.name for parameter in own)}
-    more = [each for each in setting_parameters(settings, default) if each.name not in taken]
+    taken = {*without, *INTERNAL, *(parameter.name for parameter in own)}
+    more = [
+        each
+        for each in setting_parameters(settings, default)
+        if each.name not in taken and (only is None or each.name in only)
+    ]
     taking.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
     taking.__annotations__ = {}
     return taking
 
 
 def setting_parameters(
-    classes: Sequence[tuple[type[Any], str]] = SETTINGS, default: str | None = None
+    classes: Sequence[tuple[type[Any], str]], default: str | Mapping[str, str]
 ) -> Iterator[inspect.Parameter]:
     """A keyword parameter for each setting, with its option."""
     experts = {field.name for field in fields(ExpertLearning)}
+    settings: Any
     for settings, panel in classes:
-        words, hints = described(cast(Any, settings)), get_type_hints(settings)
+        words, hints = described(settings), get_type_hints(settings)
         for field in own_first(settings):
-            kind, flags = _kind(field.name, hints[field.name]), _flags(field.name)
+            name, hint = field.name, hints[field.name]
+            shown = default if isinstance(default, str) else default.get(name, "")
             option = typer.Option(
-                flags,
-                help=words[field.name],
-                show_default=default or OTHERWISE.get(field.name, _shown(field.default)),
-                rich_help_panel=EXPERTS if field.name in experts else panel,
+                _flags(name, hint),
+                help=words[name],
+                show_default=shown or OTHERWISE.get(name, _shown(field.default)),
+                rich_help_panel=EXPERTS if name in experts else panel,
+                **_shape(name, hint),
             )
             yield inspect.Parameter(
-                field.name,
+                name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=Annotated[kind | None, option],
+                annotation=Annotated[_kinds(hint)[0] | None, option],
             )
 
 
-def chosen(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was given, as plain values: fields of `FineTuning`, and of `RunSettings`."""
-    found = []
-    for settings, _ in SETTINGS:
-        names = [field.name for field in fields(settings) if given.get(field.name) is not None]
-        found.append({name: _value(given[name]) for name in names})
-    return found[0], found[1]
+def settings_in(given: Mapping[str, Any], settings: type[Any]) -> dict[str, Any]:
+    """What was given of the fields of a settings class."""
+    names = [field.name for field in fields(settings)]
+    return {name: given[name] for name in names if given.get(name) is not None}
 
 
-def _flags(name: str) -> str:
+def _flags(name: str, hint: Any) -> str:
     kebab = name.replace("_", "-")
-    hints = {
-        key: kind for settings, _ in SETTINGS for key, kind in get_type_hints(settings).items()
-    }
-    return f"--{kebab}/--no-{kebab}" if hints[name] is bool else f"--{kebab}"
+    return f"--{kebab}/--no-{kebab}" if bool in _kinds(hint) else f"--{kebab}"
 
 
-def _kind(name: str, hint: Any) -> Any:
-    """The type that Typer reads: words of a Literal as an enumeration, and without None."""
-    if get_origin(hint) in (types.UnionType, Union):
-        hint = next(one for one in get_args(hint) if one is not type(None))
-    if get_origin(hint) is Literal:
-        return StrEnum(name, {word: word for word in get_args(hint)})
-    return hint
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a setting may have, but None."""
+    union = get_origin(hint) in (types.UnionType, Union)
+    return [one for one in get_args(hint) if one is not type(None)] if union else [hint]
 
 
-def _value(value: Any) -> Any:
-    return value.value if isinstance(value, StrEnum) else value
+def _shape(name: str, hint: Any) -> dict[str, Any]:
+    """How an option is written and read, beyond its type: a number or "native", at least 0."""
+    if len(_kinds(hint)) > 1:
+        return {"metavar": "N|native", "parser": parse_size}
+    return SHAPES.get(name, {})
 
 
 def _shown(default: Any) -> str:

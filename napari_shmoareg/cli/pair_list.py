@@ -179,11 +179,11 @@ def list_plan(
         # others of the same name give other numbers
         "weights": weights_in_plan(weights),
         "settings": {
-            "affine": running.affine.value,
-            "contrast": running.contrast.value,
+            "affine": running.affine,
+            "contrast": running.contrast,
             "diffeomorphic": running.diffeomorphic,
             "size": running.size,
-            "device": chosen_device(running.device.value),
+            "device": chosen_device(running.device),
             "nan": listed.nan,
             "channel": listed.channel,
         },

@@ -16,12 +16,10 @@ import typer
 from napari_shmoareg.cli.console import CANCELLED, progress, say
 from napari_shmoareg.cli.options import (
     STEP,
-    Bfloat16,
     Debug,
-    Device,
     DeviceOption,
     Quiet,
-    chosen,
+    settings_in,
     with_settings,
 )
 from napari_shmoareg.errors import InputError
@@ -286,14 +284,6 @@ def pretrain(
             show_default="the recipe's",
         ),
     ] = None,
-    bfloat16: Annotated[
-        Bfloat16 | None,
-        typer.Option(
-            "--bfloat16",
-            help="Convolutions and products in bfloat16; auto: where the device is fast at it.",
-            show_default="auto",
-        ),
-    ] = None,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -302,7 +292,7 @@ def pretrain(
             help="Draw the first training pairs as a picture to look at; learn nothing.",
         ),
     ] = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     quiet: Quiet = False,
     debug: Debug = False,
     **given: Any,
@@ -326,15 +316,13 @@ def pretrain(
     from napari_shmoareg.training.recipes import recipe as named
     from napari_shmoareg.training.step import make_optimiser
 
-    precision = None if bfloat16 is None else bfloat16.value
     plan = named(
         recipe,
         torso=torso,
         config=parse_changes(config or []),
         steps=steps,
         seed=seed,
-        bfloat16=precision,
-        **chosen(given)[0],
+        **settings_in(given, FineTuning),
     )
     network_config = plan.network_config()
     if weights is not None:
@@ -344,14 +332,14 @@ def pretrain(
             "There is nothing to draw but random shapes: give MAPS, a folder of label maps, or"
             " --torso 0.5 to draw torsos too, which need none."
         )
-    place = chosen_device(device.value)
+    place = chosen_device(device)
     if sheet is not None:
         draw_sheet(maps, plan, sheet, place, quiet)
         return
     check_name(run)
     check_is_folder(run)
     make_folder(run)
-    plan = as_begun(run, plan, weights, bfloat16_given=bfloat16 is not None)
+    plan = as_begun(run, plan, weights, bfloat16_given=given.get("bfloat16") is not None)
     torch.manual_seed(plan.settings.seed)
     network = SHMoAReg(network_config).to(place)
     start_experts(network, plan.settings)

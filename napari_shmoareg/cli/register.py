@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,37 +17,26 @@ from rich.table import Table
 
 from napari_shmoareg.cli.console import progress, results, say, show
 from napari_shmoareg.cli.options import (
-    Affine,
-    AffineOption,
+    REGISTRATION,
     Channel,
-    Contrast,
-    ContrastOption,
     Debug,
-    Device,
-    DeviceOption,
-    DiffeomorphicOption,
     Fixed,
     FixedLabels,
-    Keep,
-    KeepOption,
     Moving,
     MovingLabels,
     Nan,
     Network,
     NetworkOption,
     Quiet,
-    RefineOption,
     Running,
-    Similarity,
-    SimilarityOption,
-    Size,
-    Smoothness,
-    SmoothnessOption,
     Weights,
+    settings_in,
+    with_settings,
 )
 from napari_shmoareg.errors import InputError, NoOverlapError
 from napari_shmoareg.io.model_card import NO_NETWORK
 from napari_shmoareg.registration.progress import registering
+from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -358,6 +348,7 @@ def _means(found: Mapping[str, Any] | None, stages: Sequence[str]) -> list[float
     return [None if found is None else found[stage]["mean"] for stage in stages]
 
 
+@partial(with_settings, settings=REGISTRATION)
 def register(
     moving: Moving,
     fixed: Fixed,
@@ -371,15 +362,6 @@ def register(
     fixed_labels: FixedLabels = None,
     weights: Weights = None,
     network: NetworkOption = Network.auto,
-    affine: AffineOption = Affine.auto,
-    diffeomorphic: DiffeomorphicOption = None,
-    device: DeviceOption = Device.auto,
-    size: Size = None,
-    refine: RefineOption = 0,
-    similarity: SimilarityOption = Similarity.auto,
-    contrast: ContrastOption = Contrast.auto,
-    smoothness: SmoothnessOption = Smoothness.accurate,
-    keep: KeepOption = Keep.best,
     figures: Annotated[
         bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")
     ] = True,
@@ -387,6 +369,7 @@ def register(
     channel: Channel = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Bring the image MOVING onto the image FIXED.
 
@@ -398,10 +381,8 @@ def register(
     if network is Network.none and weights is not None:
         raise InputError("--weights would do nothing with --network none. Leave one of them out.")
     check_new_folder(out)
-    running = Running(
-        weights, affine, diffeomorphic, device, size, refine, similarity, contrast, smoothness, keep
-    )
-    with progress(quiet, registering(refine)) as report:
+    running = Running.of(weights, given)
+    with progress(quiet, registering(running.refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io import read_pair, write_registration
 
@@ -422,6 +403,12 @@ def register(
         )
 
 
+@partial(
+    with_settings,
+    settings=REGISTRATION,
+    only=("refine", "device"),
+    default={"refine": "60"},
+)
 def demo(
     out: Annotated[
         Path,
@@ -430,10 +417,9 @@ def demo(
         ),
     ] = Path("shmoareg-demo"),
     weights: Weights = None,
-    refine: RefineOption = 60,
-    device: DeviceOption = Device.auto,
     quiet: Quiet = False,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Register the built-in sample pair, and say how far off the result truly is.
 
@@ -443,8 +429,8 @@ def demo(
     from napari_shmoareg.io.files import check_new_folder
 
     check_new_folder(out)
-    running = Running(weights, device=device, refine=refine)
-    with progress(quiet, registering(refine)) as report:
+    running = Running.of(weights, {"refine": 60, **settings_in(given, RegistrationSettings)})
+    with progress(quiet, registering(running.refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io import sample_pair, write_registration
 

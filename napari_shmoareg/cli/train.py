@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import CANCELLED, Report, explain, progress, say
+from napari_shmoareg.cli.console import CANCELLED, Report, as_option, explain, progress, say
 from napari_shmoareg.cli.jobs import ClusterOptions, SubmitOption, hand_over
 from napari_shmoareg.cli.launch import launch, wants_launch, words_of
 from napari_shmoareg.cli.options import (
     Channel,
     Debug,
-    Device,
     DeviceOption,
     Kind,
     Nan,
     Quiet,
-    chosen,
     parse_window,
+    settings_in,
     with_settings,
 )
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.model_card import NO_NETWORK, chosen_device, chosen_weights
 from napari_shmoareg.io.untrusted import user_path
+from napari_shmoareg.training.settings import FineTuning, RunSettings
 
 if TYPE_CHECKING:
     from napari_shmoareg.training.plan import Plan
@@ -49,7 +49,7 @@ def of_run(run: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise TeamFailedError(str(error), run) from error
+        raise TeamFailedError(error.worded(as_option), run) from error
 
 
 class TeamFailedError(InputError):
@@ -429,7 +429,7 @@ def fine_tune(
             help="Cut intensities off there, as for CT: -160,240.",
         ),
     ] = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     processes: Annotated[
         int,
         typer.Option(
@@ -495,11 +495,9 @@ def fine_tune(
             return
         if wants_launch(processes):
             with of_run(out):
-                code = launch(
-                    words_of(ctx), processes, batch=plan.settings.batch, device=device.value
-                )
+                code = launch(words_of(ctx), processes, batch=plan.settings.batch, device=device)
             raise typer.Exit(code)
-        reason = run_plan(out, plan, resume, device.value, with_parent, tell)
+        reason = run_plan(out, plan, resume, device, with_parent, tell)
     if reason == "stopped":
         raise typer.Exit(CANCELLED)
 
@@ -512,7 +510,7 @@ def _plan(
     network: tuple[str | None, list[str]],
     finding: dict[str, Any],
     given: dict[str, Any],
-    device: Device,
+    device: str,
 ) -> Plan:
     """The plan of a new run, or that of an old one with what may be given anew."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
@@ -527,7 +525,7 @@ def _plan(
     from napari_shmoareg.training.run import RunFolder
 
     preset, changes = network[0], parse_changes(network[1])
-    settings, run = chosen(given)
+    settings, run = settings_in(given, FineTuning), settings_in(given, RunSettings)
     name = None if weights is None else _place(weights)
     if (preset is not None or changes) and name != NO_NETWORK:
         raise InputError(
@@ -564,7 +562,7 @@ def _plan(
         raise InputError(
             "There is nothing to learn from: give a DATASET (or --resume, to go on with a run)."
         )
-    name, _ = chosen_weights(name, chosen_device(device.value))
+    name, _ = chosen_weights(name, chosen_device(device))
     return make_plan(
         name, DatasetChoice(place, **finding), settings, run, preset=preset, changes=changes
     )

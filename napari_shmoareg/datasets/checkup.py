@@ -14,8 +14,7 @@ from napari_shmoareg.datasets.cache import PreparedScan, PreparedScans, VolumeCa
 from napari_shmoareg.datasets.dataset import Dataset, Scan, ScanReport, Skipped
 from napari_shmoareg.datasets.pairs import TrainingPairs
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.registration.affine import MODES
-from napari_shmoareg.registration.conform import check_size
+from napari_shmoareg.settings import RegistrationSettings, check_choice, check_size
 
 NAMED = 3  # scans by name in one sentence
 # below the middle of all overlaps: the least and the most that this means ...
@@ -254,8 +253,7 @@ class Checkup:
         training: Sequence[str] | None = None,
     ) -> None:
         check_size(size)
-        if affine not in MODES:
-            raise InputError(f"The affine mode is one of {', '.join(MODES)}; got {affine!r}.")
+        check_choice(RegistrationSettings, "affine", affine)
         self.dataset = dataset
         self.cache = VolumeCache() if cache is None else cache
         self.reports: list[ScanReport] = []

@@ -232,8 +232,8 @@ def read_oasis(root: Path, asked: DatasetOptions) -> Dataset:
     ):
         raise InputError(
             f"{len(scans)} of the folders OASIS_OAS1_XXXX_MR1 in {root} hold a file '{_IMAGES}'."
-            f" They hold 'aligned_{_IMAGES}', which is affinely aligned already: give --images"
-            f" aligned_{_IMAGES} to take it."
+            f" They hold 'aligned_{_IMAGES}', which is affinely aligned already.",
+            remedy=f"Give {{images:aligned_{_IMAGES}}} to take it.",
         )
     if len(scans) < 2:
         raise InputError(
@@ -382,7 +382,8 @@ def read_btcv(root: Path, asked: DatasetOptions) -> Dataset:
         raise InputError(
             f"{root} does not look like BTCV: folders img (img0001.nii.gz ...) and label"
             " (label0001.nii.gz ...), RawData/Training with these, or imagesTr and labelsTr were"
-            " expected. Give --images and --labels patterns."
+            " expected.",
+            remedy="Give patterns of {images} and {labels}.",
         )
     place, of_images, of_labels = found or (root, "", "")
     of_images, of_labels = asked.images or of_images, asked.labels or of_labels

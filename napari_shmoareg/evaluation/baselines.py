@@ -13,7 +13,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,6 +50,7 @@ from napari_shmoareg.registration.affine import align
 from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 from napari_shmoareg.registration.register import register
 from napari_shmoareg.registration.resources import find_device
+from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -298,8 +299,8 @@ def voxels_of(displacement: Tensor, shape: tuple[int, int, int]) -> NDArray[np.f
 def _load(network: nn.Module, file: str | Path | None) -> None:
     if file is None:
         raise InputError(
-            "uniGradICON's weights come with no package, and nothing is downloaded here: give them"
-            f" by --unigradicon-weights FILE. {EXPECTED}"
+            "uniGradICON's weights come with no package, and nothing is downloaded here.",
+            remedy=f"Give {{unigradicon_weights:FILE}}. {EXPECTED}",
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -508,6 +509,32 @@ class ConvexAdam:
 OWN = (*NETWORKS, "affine+refine", "affine", START)
 
 
+def registration_settings(name: str, settings: Mapping[str, Any]) -> RegistrationSettings:
+    """The settings that one of our own methods registers with.
+
+    Parameters
+    ----------
+    name : str
+        One of `NETWORKS` or `REFINED`; the latter refine, by `DEFAULT_STEPS` where no number is
+        given.
+    settings : mapping
+        Fields of `RegistrationSettings`, and others, which are left out.  Without refinement there
+        is no similarity to choose.
+
+    Raises
+    ------
+    InputError
+        If a setting is not what it has to be.
+    """
+    own = {f.name: settings[f.name] for f in fields(RegistrationSettings) if f.name in settings}
+    own["refine"] = own.get("refine") or (DEFAULT_STEPS if name in REFINED else 0)
+    if not own["refine"]:
+        own.pop("similarity", None)
+    if name in SMOOTHER:
+        own["smoothness"] = SMOOTHER[name]
+    return RegistrationSettings(**own)
+
+
 def evaluated_method(
     name: str, settings: Mapping[str, Any], network: SHMoAReg | None = None
 ) -> EvaluatedMethod:
@@ -517,9 +544,8 @@ def evaluated_method(
     ----------
     name : str
     settings : mapping
-        "affine", "size", "diffeomorphic", "device", "refine", "similarity", "contrast" and
-        "smoothness", as for `register`; "seconds", after which the refinement ends (optional);
-        "unigradicon_weights", a file, for that method.  The peers take what they know.
+        As for `registration_settings`; "unigradicon_weights", a file, for that method.  The
+        baselines take what they know.
     network : SHMoAReg, optional
         For those of `NETWORKS`.
 
@@ -531,19 +557,11 @@ def evaluated_method(
     if name in (*NETWORKS, *REFINED):
         if network is None and name in NETWORKS:
             raise ValueError(f"the method '{name}' needs a network")
-        options = {
-            key: settings[key]
-            for key in ("affine", "size", "diffeomorphic", "device", "contrast", "smoothness")
-        }
-        options["smoothness"] = SMOOTHER.get(name, options["smoothness"])
-        steps = settings["refine"] or (DEFAULT_STEPS if name in REFINED else 0)
-        if steps:
-            options |= {"refine": steps, "similarity": settings["similarity"]}
-            options["refine_seconds"] = settings.get("seconds")
+        own = registration_settings(name, settings)
         import_modules(name)
 
         def run(pair: VolumePair) -> Found:
-            found = register(pair, network if name in NETWORKS else None, **options)
+            found = register(pair, network if name in NETWORKS else None, own)
             seconds = sum(found.seconds.get(phase, 0.0) for phase in ("network", "refine"))
             matrix, warnings = found.alignment.matrix, tuple(found.warnings)
             return Found(found.displacement, matrix, warnings, seconds)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from napari_shmoareg.model import SHMoAReg
 
 
+from napari_shmoareg.settings import RegistrationSettings
+
 COMMAND = (sys.executable, "-m", "napari_shmoareg.evaluation.isolated_run")
 THREADS = (
     "OMP_NUM_THREADS",
@@ -35,8 +37,8 @@ Measured = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class IsolatedRun:
-    """What to run, in plain values.
+class IsolatedRun(RegistrationSettings):
+    """What to run, in plain values, with the settings of our own methods.
 
     Attributes
     ----------
@@ -46,12 +48,10 @@ class IsolatedRun:
         Paths.
     change, gamma
         As for `change_contrast`, of the moving image.
-    weights, size, diffeomorphic, device, refine, similarity, contrast, smoothness
-        Of our own methods; `device` of some peers, too.
+    weights : str or None
+        Of our own methods.
     unigradicon_weights : str or None
         A file.
-    seconds : float or None
-        After which the refinement ends.
     threads : int
         For PyTorch, BLAS and ITK.
     surface : bool
@@ -69,15 +69,7 @@ class IsolatedRun:
     change: str = "none"
     gamma: float = 0.5
     weights: str | None = None
-    size: int | str | None = None
-    diffeomorphic: bool | None = None
-    device: str = "auto"
-    refine: int = 0
-    similarity: str = "auto"
-    contrast: str = "auto"
-    smoothness: str = "accurate"
     unigradicon_weights: str | None = None
-    seconds: float | None = None
     threads: int = 1
     surface: bool = False
     nan: float | None = None

@@ -29,8 +29,8 @@ from napari_shmoareg.io.model_card import checksum_of
 from napari_shmoareg.io.untrusted import check_fields, user_path
 from napari_shmoareg.io.work_folder import WorkFolder, check_row
 from napari_shmoareg.metrics.measure import Method, labels_of, measure_pair, selected
-from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS
 from napari_shmoareg.registration.resources import find_device
+from napari_shmoareg.settings import RegistrationSettings
 from napari_shmoareg.training.plan import read_plan
 from napari_shmoareg.training.run import RunFolder
 
@@ -176,17 +176,11 @@ class EvaluationFolder(WorkFolder):
 PARTS = ("train", "validation", "test")
 ALL = "all"
 SETTINGS: dict[str, Any] = {
-    "affine": "auto",
-    "size": None,
-    "diffeomorphic": None,
-    "device": "auto",
-    "refine": 0,
-    "similarity": "auto",
-    "contrast": "auto",
-    "smoothness": DEFAULT_SMOOTHNESS,
+    **RegistrationSettings().to_dict(),
     "surface": True,
     "definitions": False,
 }
+del SETTINGS["keep"]  # an evaluation keeps the best stage
 """All that a method and its scoring take, as by default."""
 
 

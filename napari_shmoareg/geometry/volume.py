@@ -103,8 +103,8 @@ class Volume:
         if bad:
             raise InputError(
                 f"The {role} image '{self.name}' has {bad} voxels that are NaN or infinite (of"
-                f" {self.values.size}). Give --nan 0 (in Python: nan=0.0) to read them as 0, or"
-                " mend the image."
+                f" {self.values.size}).",
+                remedy="Give {nan:0} to read them as 0, or mend the image.",
             )
         low, high = self.values.min(), self.values.max()
         if low < high and not 1e-30 < float(high) - float(low) < 1e30:
@@ -240,8 +240,8 @@ def _whole_numbers(values: NDArray, name: str) -> NDArray:
     if bad:
         raise InputError(
             f"The labels '{name}' hold {bad} values that are NaN or infinite (of {values.size});"
-            " whole numbers were expected. Give --nan 0 (in Python: nan=0.0) to read them as"
-            " background, or mend the map."
+            " whole numbers were expected.",
+            remedy="Give {nan:0} to read them as background, or mend the map.",
         )
     rounded = np.rint(values)
     fractional = int((np.abs(values - rounded) > 1e-3).sum())

@@ -103,7 +103,7 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
         return network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"The device '{device}' cannot be used here: {error}. Use --device cpu."
+            f"The device '{device}' cannot be used here: {error}.", remedy="Use {device:cpu}."
         ) from error
 
 

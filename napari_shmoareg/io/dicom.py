@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.errors import InputError
+from napari_shmoareg.errors import InputError, literal
 from napari_shmoareg.io import itk
 from napari_shmoareg.io.dicom_files import SECONDARY_CAPTURE, Header, read_header
 from napari_shmoareg.io.dicom_pixels import DicomWarning, check_pixels, read_values
@@ -174,9 +174,10 @@ def _series(folder: Path, series: str | None) -> list[Header]:
         )
     if series is None and len(found) > 1:
         listed = "; ".join(f"{uid} ({_about(files)})" for uid, files in found.items())
+        such = literal(f"{folder}#{next(iter(found))}")
         raise InputError(
-            f"The folder {folder} holds {len(found)} DICOM series: {listed}. Choose one as "
-            f"FOLDER#SERIES_UID, such as '{folder}#{next(iter(found))}'."
+            f"The folder {folder} holds {len(found)} DICOM series: {listed}.",
+            remedy=f"Choose one as {{series}}, such as '{such}'.",
         )
     used, captures = _without_captures(found[series or next(iter(found))])
     skipped = [*captures, *(header for header in others if series in (None, header.series))]
@@ -223,8 +224,8 @@ def _chosen(folder: Path, uid: str, volumes: Volumes, number: str) -> list[Slice
     if not number and len(volumes) > 1:
         raise InputError(
             f"The DICOM series {uid} in {folder} holds {len(volumes)} volumes, and one was"
-            f" expected: {listed}. Choose one as FOLDER#SERIES_UID/NUMBER, such as"
-            f" '{folder}#{uid}/1'."
+            f" expected: {listed}.",
+            remedy=f"Choose one as {{volume}}, such as '{literal(f'{folder}#{uid}/1')}'.",
         )
     n = (
         int(number)

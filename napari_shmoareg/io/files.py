@@ -210,7 +210,9 @@ def check_new_file(
         )
     check_is_file(path)
     if place.exists() and not overwrite:
-        raise InputError(f"{path} exists. Give --overwrite to replace it, or another name.")
+        raise InputError(
+            f"{path} exists.", remedy="Give {overwrite:True} to replace it, or another name."
+        )
     check_parent(place)
 
 

@@ -243,8 +243,8 @@ def _one_volume(path: Path, values: NDArray, channel: int | None, labels: bool) 
         )
     if channel is None:
         raise InputError(
-            f"{path} has {len(shape)} axes {shape}; SHMoAReg registers 3D volumes. Pick one of the"
-            f" {number} with --channel 0 (in Python: channel=0)."
+            f"{path} has {len(shape)} axes {shape}; SHMoAReg registers 3D volumes.",
+            remedy=f"Pick one of the {number} with {{channel:0}}.",
         )
     if not 0 <= channel < number:
         raise InputError(

@@ -163,7 +163,8 @@ def chosen_weights(asked: str | None, device: str = "cpu") -> tuple[str, str]:
     names = shipped_weights()
     if not names:
         raise InputError(
-            "No weights are shipped with this version. Give --weights FILE.safetensors."
+            "No weights are shipped with this version.",
+            remedy="Give {weights:FILE.safetensors}.",
         )
     if len(names) == 1:
         return names[0], f"{names[0]}: the only weights that are shipped"

@@ -250,12 +250,12 @@ def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) ->
         Steps, where nothing else was ever chosen in the panel.
     """
     from napari_shmoareg.plugin.controls.progress import PanelState
-    from napari_shmoareg.settings import Settings
+    from napari_shmoareg.settings import RegistrationRequest
 
     panel = dock(viewer, "Register")
     pick(panel, moving, fixed)
-    if panel.form.settings == Settings():
-        panel.form.settings = Settings(refine=refine)
+    if panel.form.settings == RegistrationRequest():
+        panel.form.settings = RegistrationRequest(refine=refine)
     held, shown = weakref.ref(viewer), weakref.ref(panel)
 
     def done(number: int) -> None:

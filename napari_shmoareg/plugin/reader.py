@@ -7,7 +7,6 @@ Register panel opens.  Plain images do not load torch.
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -280,14 +279,6 @@ def _displacement(path: Path) -> LayerData:
 
 
 ADDRESS = "shmoareg:"
-SERIES = re.compile(r"Choose one as FOLDER#SERIES_UID,.*", re.DOTALL)
-ONE_SLICE = "Open one slice of the one you want, or put it into a folder of its own."
-VOLUME = re.compile(r"Choose one as FOLDER#SERIES_UID/NUMBER.*", re.DOTALL)
-ONE_VOLUME = (
-    "If every slice is a file of its own, open one slice of the volume you want. A multi-frame file"
-    " has to be split first, such as by dcm2niix; or register it by the command, which takes"
-    " FOLDER#SERIES_UID/NUMBER."
-)
 COPIED = (
     "'{}' does not stand straight along the patient's axes. The screen shows a straight copy of it;"
     " what is registered and saved are its own voxels."
@@ -343,7 +334,9 @@ def _why_unread(path: str, error: Exception) -> str:
     has the rest.
     """
     if isinstance(error, InputError):
-        text = VOLUME.sub(ONE_VOLUME, SERIES.sub(ONE_SLICE, str(error)))
+        from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
+
+        text = in_words_of_the_form(error)
         return text if Path(path).name in text else f"{path}: {text}"
     if isinstance(error, MemoryError):
         return (

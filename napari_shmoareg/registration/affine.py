@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from napari_shmoareg.errors import InputError, NoOverlapError
+from napari_shmoareg.errors import NoOverlapError
 from napari_shmoareg.geometry import Grid, Volume, VolumePair, apply_affine, inside
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.registration.agreement import BINS, Agreement, CoarseImages, Matrix
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.start_search import search
+from napari_shmoareg.settings import RegistrationSettings, check_choice
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -115,16 +116,16 @@ def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> N
     offset = pair.moving.grid.centre - apply_affine(matrix, pair.fixed.grid.centre)
     where = ", ".join(f"{v:.0f}" for v in offset)
     advice = (
-        "Use --affine auto (in Python: affine='auto'), which can start from the centres of the"
-        " images."
+        "Use {affine:auto}, which can start from the centres of the images."
         if mode != "auto"
         else "Check that both files show the same body part and that their headers are right."
     )
     raise NoOverlapError(
         f"The moving image '{pair.moving.name}' and the fixed image '{pair.fixed.name}' do not"
-        f" overlap (with --affine {mode}): their fields of view share {100 * share:.1f} % and the"
+        f" overlap (affine: {mode}): their fields of view share {100 * share:.1f} % and the"
         f" middle of the moving one lies {np.linalg.norm(offset):.0f} mm from the middle of the"
-        f" fixed one (x, y, z: {where} mm). {advice}"
+        f" fixed one (x, y, z: {where} mm).",
+        remedy=advice,
     )
 
 
@@ -138,7 +139,6 @@ def _lattice(grid: Grid, most: int = 24) -> NDArray[np.float64]:
 
 
 _Kind = Literal["rigid", "affine"]
-MODES = ("auto", "rigid", "affine", "none")
 Progress = Callable[[float], None]
 
 ITERATIONS = 100  # at most, per level
@@ -217,8 +217,7 @@ def align(
     NoOverlapError
         If the images do not meet after all this.
     """
-    if mode not in MODES:
-        raise InputError(f"The affine mode is one of {', '.join(MODES)}; got {mode!r}.")
+    check_choice(RegistrationSettings, "affine", mode)
     begin = time.perf_counter()
     pair.moving.check_image("moving")
     pair.fixed.check_image("fixed")

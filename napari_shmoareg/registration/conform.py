@@ -24,8 +24,8 @@ from napari_shmoareg.geometry import (
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.registration.intensity import Intensity, content_points
 from napari_shmoareg.registration.known_motion import KnownMotion
+from napari_shmoareg.settings import check_size
 
-SMALLEST_SIZE = 8
 MARGIN = 0.05  # of the content's extent, on each side
 MARGIN_VOXELS = 2  # of the network grid, at least
 
@@ -173,21 +173,6 @@ def network_grid(
         (np.array([i, j, k]) - 1) / 2
     )
     return Grid((i, j, k), placed)
-
-
-def check_size(size: int | str) -> None:
-    """Refuse what is no size of a network grid.
-
-    Raises
-    ------
-    InputError
-        If `size` is neither "native" nor a whole number of at least 8.
-    """
-    if size != "native" and (not isinstance(size, int | np.integer) or size < SMALLEST_SIZE):
-        raise InputError(
-            "The size is the number of voxels along the longest axis of the network grid: 'native'"
-            f" or a whole number of at least {SMALLEST_SIZE}; got {size!r}."
-        )
 
 
 def _content_box(

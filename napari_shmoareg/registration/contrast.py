@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_shmoareg.errors import InputError
+from napari_shmoareg.settings import RegistrationSettings, check_choice
 
-MODES = ("auto", "keep", "match")
 BINS = 64
 SAMPLED = 2_000_000  # voxels that a curve is measured on, at most
 EMPTY = 0.02  # how far a voxel's brightness is from the background's where it shows nothing
@@ -85,7 +84,7 @@ def match_contrast(
     InputError
         If the mode is none of the three.
     """
-    check_mode(mode)
+    check_choice(RegistrationSettings, "contrast", mode)
     a, b = _sampled(moving, fixed)
     seen = _shown(a, b, backgrounds)
     if not seen.any() or np.ptp(a[seen]) == 0 or np.ptp(b[seen]) == 0:
@@ -125,17 +124,6 @@ def relate(
     if not seen.any() or np.ptp(a[seen]) == 0 or np.ptp(b[seen]) == 0:
         return Relation(0.0, 0.0)
     return _curve(a[seen], b[seen])[1]
-
-
-def check_mode(mode: str) -> None:
-    """Refuse a mode that there is not.
-
-    Raises
-    ------
-    InputError
-    """
-    if mode not in MODES:
-        raise InputError(f"The contrast mode is one of {', '.join(MODES)}; got {mode!r}.")
 
 
 def _sampled(moving: Tensor, fixed: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

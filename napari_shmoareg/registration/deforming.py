@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import DisplacementField, Transform, Volume, VolumePair, field
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.registration.cascade import Cascade, cascade, coarser, to_shape
@@ -27,10 +26,10 @@ from napari_shmoareg.registration.refinement import (
 )
 from napari_shmoareg.registration.resources import too_large_for
 from napari_shmoareg.registration.similarity import LocalCorrelation
+from napari_shmoareg.settings import RegistrationSettings
 
 VISIBLE = 0.5  # share of the anatomy that the local correlation has to see, for "auto" to take it
 ALIKE = 0.5  # correlation of intensities above which their difference tells something
-SIMILARITIES = ("auto", *MEASURES)
 ProgressCallback = Callable[[float], None]
 
 
@@ -39,40 +38,6 @@ class Refined(NamedTuple):
 
     displacement: Tensor
     reason: str
-
-
-def check_refinement(steps: int, similarity: str) -> None:
-    """Refuse settings that cannot be.
-
-    Raises
-    ------
-    InputError
-        If the number of steps is negative, the similarity is none of `SIMILARITIES`, or one is
-        given for nothing.
-    """
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
-        raise InputError(
-            f"The steps of the refinement are a whole number, 0 for none; got {steps!r}."
-        )
-    if steps == 0 and similarity in MEASURES:
-        raise InputError(
-            f"The similarity '{similarity}' is what a refinement compares by, and none was asked"
-            " for: give --refine 60 (in Python: refine=60) too, or leave the similarity out."
-        )
-    if similarity not in SIMILARITIES:
-        raise InputError(f"The similarity is one of {', '.join(SIMILARITIES)}; got {similarity!r}.")
-
-
-def check_smoothness(smoothness: str) -> None:
-    """Refuse what is no stop of the dial.
-
-    Raises
-    ------
-    InputError
-        If `smoothness` is none of `SMOOTHNESS`.
-    """
-    if smoothness not in SMOOTHNESS:
-        raise InputError(f"The smoothness is one of {', '.join(SMOOTHNESS)}; got {smoothness!r}.")
 
 
 def choose_similarity(
@@ -174,10 +139,9 @@ def refine_conformed(
     images: tuple[Tensor, Tensor],
     backgrounds: tuple[float, float],
     displacement: Tensor | None,
-    asked: Mapping[str, Any],
+    asked: RegistrationSettings,
     device: torch.device,
     told: ProgressCallback,
-    seconds: float | None = None,
 ) -> tuple[Tensor, dict[str, str]]:
     """Choose by what a conformed pair is compared, and refine it.
 
@@ -190,9 +154,9 @@ def refine_conformed(
         Brightness of the background of both.
     displacement : Tensor (1, 3, D, H, W), voxels, or None
         What the network found.
-    asked : mapping
-        "refine", "similarity", "smoothness" and "diffeomorphic", as of `register`.
-    device, told, seconds
+    asked : RegistrationSettings
+        Whose `diffeomorphic` is decided.
+    device, told
         As of `refine_on_pair`.
 
     Returns
@@ -201,22 +165,20 @@ def refine_conformed(
     choices : dict of str
         "similarity" and "refinement": what was chosen, and why.
     """
-    measure, brightness, why = similarity_for(
-        asked["similarity"], *images, displacement, backgrounds
-    )
+    measure, brightness, why = similarity_for(asked.similarity, *images, displacement, backgrounds)
     # mind needs no like contrast
     shown = images if measure == "lncc" else (conformed.moving, conformed.fixed)
     settings = Refinement(
-        asked["refine"], measure, elastic=SMOOTHNESS[asked["smoothness"]], brightness=brightness
+        asked.refine, measure, elastic=SMOOTHNESS[asked.smoothness], brightness=brightness
     )
     found = refine_on_pair(
         *shown,
         displacement,
         settings,
-        diffeomorphic=asked["diffeomorphic"],
+        diffeomorphic=bool(asked.diffeomorphic),
         device=device,
         told=told,
-        seconds=seconds,
+        seconds=asked.refine_seconds,
     )
     return found.displacement, {"similarity": why, "refinement": found.reason}
 

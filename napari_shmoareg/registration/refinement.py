@@ -69,7 +69,6 @@ def without_triton() -> Iterator[None]:
 DEFAULT_STEPS = 60
 MEASURES = {"lncc": LocalCorrelation, "mind": SelfSimilarity}
 SMOOTHNESS = {"accurate": 0.55, "balanced": 0.7, "smooth": 0.9}  # elastic smoothing, in voxels
-DEFAULT_SMOOTHNESS = "accurate"
 # the same for a network's displacement
 NETWORK_SMOOTHNESS = {"accurate": 0.0, "balanced": 1.0, "smooth": 2.0}
 BRIGHTNESS = 10.0  # weight of the difference of intensities, where contrasts are alike
@@ -337,8 +336,8 @@ class _Level:
                 loss, force = self.force(self.field)
                 if loss != loss or abs(loss) == float("inf"):
                     raise InputError(
-                        f"The refinement's loss became {loss}: register without --refine (in"
-                        " Python: refine=0), and look at the images."
+                        f"The refinement's loss became {loss}.",
+                        remedy="Register without refinement, {refine:0}, and look at the images.",
                     )
                 if loss <= min(losses, default=loss):
                     best = self.field

@@ -13,21 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
 from napari_shmoareg.model import RoutingTrace, SHMoAReg
 from napari_shmoareg.registration.affine import Alignment, align
-from napari_shmoareg.registration.conform import Conformed, check_size, conform
-from napari_shmoareg.registration.contrast import check_mode, match_contrast
+from napari_shmoareg.registration.conform import Conformed, conform
+from napari_shmoareg.registration.contrast import match_contrast
 from napari_shmoareg.registration.deforming import (
     carry,
-    check_refinement,
-    check_smoothness,
     refine_conformed,
     run_network,
 )
 from napari_shmoareg.registration.intensity import background_of
-from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS, smoothed
+from napari_shmoareg.registration.refinement import smoothed
 from napari_shmoareg.registration.resources import (
     check_images_memory,
     check_network_memory,
@@ -35,6 +32,7 @@ from napari_shmoareg.registration.resources import (
 )
 from napari_shmoareg.registration.similarity import Similarity
 from napari_shmoareg.registration.similarity import similarity as alikeness
+from napari_shmoareg.settings import RegistrationSettings
 
 STAGES = ("before", "affine", "network", "refined")
 MUCH_FOLDING = 1.0  # percent of voxels
@@ -87,18 +85,6 @@ def choose_stage(
     return kept, f"{kept}, by image agreement ({numbers})"
 
 
-def check_keep(keep: str) -> None:
-    """Refuse what cannot be kept.
-
-    Raises
-    ------
-    InputError
-        If `keep` is neither "best" nor "last".
-    """
-    if keep not in ("best", "last"):
-        raise InputError(f"What to keep is 'best' or 'last'; got {keep!r}.")
-
-
 def cautions(
     similarity: Mapping[str, Similarity | None],
     kept: str,
@@ -127,7 +113,7 @@ def cautions(
             f"The last stage made the images less alike: agreement {scores[best]:.3f} {best}, "
             f"{scores.get(last, 0.0):.3f} {last}. "
             + ("The weights may not fit such images: try" if "network" in similarity else "Try")
-            + " another --size, other --weights or --keep best."
+            + " another size, other weights, or to keep the best stage."
         )
     if kept != last and not settings.get("untrained") and scores.get(last, 0.0) != scores.get(kept):
         what = {
@@ -138,7 +124,7 @@ def cautions(
         why = (
             "nothing had to be moved"
             if scores.get(kept, 0.0) > AGREED
-            else "try another --size or other --weights"
+            else "try another size or other weights"
         )
         found.append(
             f"{what}: the images agree no better after the later stages (agreement"
@@ -156,8 +142,7 @@ def cautions(
     if folding_percent > MUCH_FOLDING:
         found.append(
             f"The deformation folds in {folding_percent:.2f} % of the voxels (jacobian.nii.gz shows"
-            " where)"
-            + ("." if settings["diffeomorphic"] else "; with --diffeomorphic it folds less.")
+            " where)" + ("." if settings["diffeomorphic"] else "; a diffeomorphic one folds less.")
         )
     return found
 
@@ -260,18 +245,10 @@ class Registration:
 def register(
     pair: VolumePair,
     network: SHMoAReg | None,
+    settings: RegistrationSettings | None = None,
     *,
-    affine: str = "auto",
-    size: int | str | None = None,
-    diffeomorphic: bool | None = None,
-    device: str = "auto",
-    refine: int = 0,
-    similarity: str = "auto",
-    contrast: str = "auto",
-    smoothness: str = DEFAULT_SMOOTHNESS,
-    keep: str = "best",
-    refine_seconds: float | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Registration:
     """Register the moving image of a pair onto the fixed one.
 
@@ -282,33 +259,13 @@ def register(
     network : SHMoAReg or None
         Is moved to the device and stays there.  None: alignment and, with `refine`, refinement
         only.
-    affine : {"auto", "rigid", "affine", "none"}
-        Alignment before the network (see `align`).
-    size : int, "native" or None
-        Voxels along the longest axis of the network grid (see `network_grid`); None takes
-        what the weights are meant for, 160 without a network.
-    diffeomorphic : bool or None
-        None: as the network's config says; without a network, diffeomorphic.
-    device : {"auto", "cpu", "cuda"}
-        "auto" takes a GPU where there is one.
-    refine : int
-        Steps of refinement on the pair itself, after the network (see `Refinement`); 0 for none.
-    similarity : {"auto", "lncc", "mind"}
-        What the refinement compares by; "auto" looks at the contrasts.
-    contrast : {"auto", "keep", "match"}
-        Whether the network sees the moving image in the fixed one's contrast (see
-        `match_contrast`).
-    smoothness : {"accurate", "balanced", "smooth"}
-        Of the deformation: what is smoother overlaps a little less and folds less (see
-        `SMOOTHNESS`).
-    keep : {"best", "last"}
-        "best": of the headers, the alignment, the network and the refinement, the one under which
-        the images agree best (see `choose_stage`); "last": the last of them in any case.
-    refine_seconds : float or None
-        End the refinement after so many seconds; the result then depends on the machine's speed.
+    settings : RegistrationSettings, optional
+        By default its defaults.
     progress : callable or None
         Called with a phase ("align", "conform", "network", "refine", "measure", "warp") and a
         fraction of it; what it raises ends the work and comes out here.
+    **options
+        Fields of `RegistrationSettings`, instead of those of `settings`: ``refine=60``.
 
     Returns
     -------
@@ -323,32 +280,23 @@ def register(
     TooLargeError
         If memory would not suffice.
     """
-    config, where = None if network is None else network.config, find_device(device)
-    size = size if size is not None else SIZE if config is None else config.size
-    diffeomorphic = (
-        diffeomorphic if diffeomorphic is not None else config is None or config.diffeomorphic
-    )
-    _check_options(size, contrast, refine, similarity, smoothness, keep)
-    asked = {"affine": affine, "size": size, "diffeomorphic": diffeomorphic}
-    asked |= {
-        "refine": refine,
-        "similarity": similarity,
-        "contrast": contrast,
-        "smoothness": smoothness,
-        "keep": keep,
-    }
+    settings = _decided(replace(settings or RegistrationSettings(), **options), network)
+    config, where = None if network is None else network.config, find_device(settings.device)
+    diffeomorphic = bool(settings.diffeomorphic)
     check_images_memory(pair.moving.grid, pair.fixed.grid)
     seconds: dict[str, float] = {}
     phase = partial(_phase, seconds, progress)
     with phase("align"):
-        alignment = align(pair, affine, progress=progress)
+        alignment = align(pair, settings.affine, progress=progress)
     with phase("conform"):
-        conformed = conform(pair, size=size, affine=alignment.matrix)
+        conformed = conform(pair, size=settings.size or SIZE, affine=alignment.matrix)
         check_network_memory(
             config, conformed.grid, moving=pair.moving.grid, fixed=pair.fixed.grid, device=where
         )
         empty = background_of(pair.moving), background_of(pair.fixed)
-        matched = match_contrast(conformed.moving, conformed.fixed, contrast, backgrounds=empty)
+        matched = match_contrast(
+            conformed.moving, conformed.fixed, settings.contrast, backgrounds=empty
+        )
         choices = {"affine": alignment.reason, "contrast": matched.reason}
         images = matched.moving, conformed.fixed
     routing, passes = RoutingTrace(()), list[float]()
@@ -359,17 +307,17 @@ def register(
                 network, *images, diffeomorphic=diffeomorphic, device=where, told=told
             )
             routing, passes = found.last.routing.detached(), list(found.passes)
-            fields["network"] = smoothed(found.displacement, smoothness)
-    if refine:
+            fields["network"] = smoothed(found.displacement, settings.smoothness)
+    if settings.refine:
         with phase("refine") as told:
             fields["refined"], more = refine_conformed(
-                conformed, images, empty, fields.get("network"), asked, where, told, refine_seconds
+                conformed, images, empty, fields.get("network"), settings, where, told
             )
             choices |= more
     with phase("measure"):
         stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix)}
         stages |= {name: conformed.transform(u) for name, u in fields.items()}
-        alike, kept, choices["kept"] = _compare(pair, stages, keep)
+        alike, kept, choices["kept"] = _compare(pair, stages, settings.keep)
     transform = _on_grid(stages[kept], conformed)
     with phase("warp"):
         carried = carry(pair, transform)
@@ -388,33 +336,37 @@ def register(
         kept=kept,
         choices=choices,
         seconds=seconds,
-        settings=_settings(asked, where, network, passes),
+        settings=_settings(settings, where, network, passes),
     )
 
 
+def _decided(settings: RegistrationSettings, network: SHMoAReg | None) -> RegistrationSettings:
+    """The settings with what the weights say, where these are asked."""
+    config = None if network is None else network.config
+    size, diffeomorphic = settings.size, settings.diffeomorphic
+    if size is None:
+        size = SIZE if config is None else config.size
+    if diffeomorphic is None:
+        diffeomorphic = config is None or config.diffeomorphic
+    return replace(settings, size=size, diffeomorphic=diffeomorphic)
+
+
 def _settings(
-    asked: dict[str, Any], device: torch.device, network: SHMoAReg | None, passes: list[float]
+    settings: RegistrationSettings,
+    device: torch.device,
+    network: SHMoAReg | None,
+    passes: list[float],
 ) -> dict[str, Any]:
     """What was asked for, and what it came to."""
     config = {} if network is None else network.config.to_dict()
     untrained = network is not None and network.untrained
     return {
-        **asked,
+        **settings.to_dict(),
         "device": str(device),
         "network": config,
         "passes": passes,
         "untrained": untrained,
     }
-
-
-def _check_options(
-    size: int | str, contrast: str, refine: int, similarity: str, smoothness: str, keep: str
-) -> None:
-    check_size(size)
-    check_mode(contrast)
-    check_refinement(refine, similarity)
-    check_smoothness(smoothness)
-    check_keep(keep)
 
 
 def _compare(

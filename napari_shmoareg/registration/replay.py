@@ -23,12 +23,13 @@ from napari_shmoareg.registration.cascade import before_last, seen_after
 from napari_shmoareg.registration.conform import Conformed, conform
 from napari_shmoareg.registration.contrast import match_contrast
 from napari_shmoareg.registration.intensity import background_of
-from napari_shmoareg.registration.refinement import DEFAULT_SMOOTHNESS, smoothed
+from napari_shmoareg.registration.refinement import smoothed
 from napari_shmoareg.registration.resources import (
     check_images_memory,
     check_network_memory,
     too_large_for,
 )
+from napari_shmoareg.settings import RegistrationSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Replay:
     start: Tensor | None
     passes: tuple[float, ...]
     diffeomorphic: bool
-    smoothness: str = DEFAULT_SMOOTHNESS
+    smoothness: str = RegistrationSettings.smoothness
 
     @classmethod
     def of(
@@ -108,7 +109,7 @@ class Replay:
         with _evaluating(network, conformed.grid) as device:
             images = conformed.moving.to(device), conformed.fixed.to(device)
             start, passes = before_last(network, *images, diffeomorphic=diffeomorphic)
-        smoothness = asked.get("smoothness") or DEFAULT_SMOOTHNESS
+        smoothness = asked.get("smoothness") or RegistrationSettings.smoothness
         return cls(network, pair, conformed, start, passes, diffeomorphic, smoothness)
 
     @property

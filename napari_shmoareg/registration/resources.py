@@ -12,6 +12,7 @@ import torch
 
 from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.geometry import Grid
+from napari_shmoareg.settings import RegistrationSettings, check_choice
 
 if TYPE_CHECKING:
     from napari_shmoareg.model import SHMoARegConfig
@@ -102,7 +103,8 @@ def check_network_memory(
     if need > free:
         raise TooLargeError(
             f"The network grid {network.shape} needs about {_gib(need)} of memory on '{device}';"
-            f" {_gib(free)} are free. {_advice(config, network.shape, free)}"
+            f" {_gib(free)} are free.",
+            remedy=_advice(config, network.shape, free),
         )
 
 
@@ -161,13 +163,11 @@ def check_training_memory(
     fits = (free - AT_ALL) / (CHECKPOINTED if again else TRAINING) + AT_ALL
     advice = _advice(config, shape, fits)
     if not again and AT_ALL + CHECKPOINTED * (estimate_memory(config, shape) - AT_ALL) <= free:
-        advice = (
-            "With --checkpointing (in Python: checkpointing=True) it would fit, more slowly."
-            f" {advice}"
-        )
+        advice = f"With {{checkpointing:True}} it would fit, more slowly. {advice}"
     raise TooLargeError(
         f"A step of learning on the grid {tuple(shape)} needs about {_gib(need)} of memory on"
-        f" '{device}'; {_gib(free)} are free. {advice}"
+        f" '{device}'; {_gib(free)} are free.",
+        remedy=advice,
     )
 
 
@@ -183,8 +183,8 @@ def too_large_for(
     ):
         return None
     return TooLargeError(
-        f"The memory of '{device}' ran out on the network grid {tuple(shape)}. Give a --size (in"
-        f" Python: size=) below {max(shape)}, or close other programs that use it."
+        f"The memory of '{device}' ran out on the network grid {tuple(shape)}.",
+        remedy=f"Give a {{size}} below {max(shape)}, or close other programs that use it.",
     )
 
 
@@ -204,10 +204,11 @@ def _on_grid(config: SHMoARegConfig | None, shape: Sequence[int]) -> int:
 
 
 def _advice(config: SHMoARegConfig | None, shape: Sequence[int], free: float) -> str:
+    """The remedy of an `InputError`: the largest size that fits."""
     longest = max(shape)
     for size in range(longest - 1, (16 if config is None else config.stride) - 1, -1):
         if _on_grid(config, [ceil(n * size / longest) for n in shape]) <= free:
-            return f"About --size {size} (in Python: size={size}) would fit."
+            return f"About {{size:{size}}} would fit."
     return "No size would fit: use a machine with more memory, or close other programs."
 
 
@@ -226,8 +227,7 @@ def find_device(name: str) -> torch.device:
     InputError
         If the name is none of "auto", "cpu" and "cuda", or "cuda" is asked for and there is none.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"The device is one of auto, cpu, cuda; got {name!r}.")
+    check_choice(RegistrationSettings, "device", name)
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         built = (
@@ -236,8 +236,9 @@ def find_device(name: str) -> torch.device:
             else "PyTorch finds no CUDA GPU"
         )
         raise InputError(
-            f"The device cuda was asked for, but {built}. Use --device cpu (in Python:"
-            " device='cpu'), or install a CUDA build of PyTorch on a machine with an NVIDIA GPU."
+            f"The device cuda was asked for, but {built}.",
+            remedy="Use {device:cpu}, or install a CUDA build of PyTorch on a machine with an"
+            " NVIDIA GPU.",
         )
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 

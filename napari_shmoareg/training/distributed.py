@@ -242,8 +242,8 @@ def check_batch(batch: int, processes: int) -> None:
     if batch < processes:
         raise InputError(
             f"{processes} processes share the pairs of a step, but a step has {batch}:"
-            f" {processes - batch} would have nothing to do. Give --batch {processes} or more, or"
-            f" --processes {batch}."
+            f" {processes - batch} would have nothing to do.",
+            remedy=f"Give {{batch:{processes}}} or more, or {{processes:{batch}}}.",
         )
 
 
@@ -252,8 +252,8 @@ def check_gpus(processes: int) -> None:
     gpus = torch.cuda.device_count()
     if processes > gpus:
         raise InputError(
-            f"{processes} processes on this machine need a GPU each, but PyTorch finds {gpus}. Give"
-            f" --processes {gpus} or --device cpu."
+            f"{processes} processes on this machine need a GPU each, but PyTorch finds {gpus}.",
+            remedy=f"Give {{processes:{gpus}}} or {{device:cpu}}.",
         )
 
 

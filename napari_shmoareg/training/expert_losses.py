@@ -24,15 +24,11 @@ from napari_shmoareg.registration.deforming import refine_conformed
 from napari_shmoareg.registration.intensity import background_of
 from napari_shmoareg.registration.known_motion import KnownMotion
 from napari_shmoareg.registration.refinement import DEFAULT_STEPS
+from napari_shmoareg.settings import RegistrationSettings
 
 # Ours: smoother than a registration's default, as a network should not learn the roughness of a
 # descent.
-DESCENT = {
-    "refine": DEFAULT_STEPS,
-    "similarity": "auto",
-    "smoothness": "balanced",
-    "diffeomorphic": False,
-}
+DESCENT = RegistrationSettings(refine=DEFAULT_STEPS, smoothness="balanced", diffeomorphic=False)
 
 
 def descent_motion(pair: Conformed) -> KnownMotion:

@@ -49,8 +49,9 @@ def check_start(settings: ExpertLearning) -> None:
     for name in FROM_NOTHING:
         if getattr(settings, name) != getattr(ExpertLearning(), name):
             raise InputError(
-                f"{name} says how weights begin from nothing, and these begin from others: leave "
-                f"--{name.replace('_', '-')} out."
+                "says how weights begin from nothing, and these begin from others.",
+                setting=name,
+                remedy="Leave it out.",
             )
 
 

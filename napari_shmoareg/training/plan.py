@@ -233,14 +233,15 @@ class Plan:
         if steps < self.settings.steps:
             raise InputError(
                 f"The run was begun with {self.settings.steps} steps; their number may grow, not"
-                f" fall to {steps}. Use --minutes, or stop it, to end it earlier."
+                f" fall to {steps}.",
+                remedy="Use {minutes}, or stop it, to end it earlier.",
             )
         if steps > self.settings.steps and self.settings.final_rate is not None:
             raise InputError(
                 f"The run's rate falls to {self.settings.final_rate:g} over its"
-                f" {self.settings.steps} steps; over {steps} it would rise again at once. Only a"
-                " run without --final-rate may grow: begin another run, from the weights of this"
-                " one."
+                f" {self.settings.steps} steps; over {steps} it would rise again at once.",
+                remedy="Only a run without {final_rate} may grow: begin another run, from the"
+                " weights of this one.",
             )
         place = str(dataset.get("path", self.dataset.path))
         moved = not is_same_place(place, self.dataset.path)
@@ -303,8 +304,9 @@ def make_plan(
     if chosen.wants_motion and not chosen.known_motion:
         raise InputError(
             "correspondence_weight and the teacher 'drawn' learn where the true motion is known,"
-            " which it is of no two scans: give --known-motion 0.5 too, for as large a share of"
-            " steps that deform one scan."
+            " which it is of no two scans.",
+            remedy="Give {known_motion:0.5} too, for as large a share of steps that deform one"
+            " scan.",
         )
     if not chosen.size:
         chosen = replace(chosen, size=config.learning_size)

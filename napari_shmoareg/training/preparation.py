@@ -160,8 +160,8 @@ def _material(
     if not len(learned):
         raise InputError(
             f"No pair is left to learn from: {len(parts['train'])} of {len(division.split.train)}"
-            " scans for training can be used. See checkup.csv for why, or give --split more for"
-            " training."
+            " scans for training can be used.",
+            remedy="See checkup.csv for why, or give a {split} with more for training.",
         )
     material = Material(
         train=learned,
@@ -185,8 +185,8 @@ def unjudged(plan: Plan, material: Material) -> Iterator[str]:
     if plan.run.validate_every and not len(material.validation):
         yield (
             "Nothing will be validated and no best weights are kept: the"
-            f" {material.scans['validation']} scans that judge give no pair. Give --split more for"
-            " validation, in another run."
+            f" {material.scans['validation']} scans that judge give no pair. Give a split with"
+            " more for validation, in another run."
         )
 
 

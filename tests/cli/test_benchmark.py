@@ -18,7 +18,6 @@ import torch
 
 from napari_shmoareg.cli import benchmark
 from napari_shmoareg.cli import benchmark as command
-from napari_shmoareg.cli.options import Device
 from napari_shmoareg.evaluation import isolated_run as trials
 from napari_shmoareg.evaluation import methods
 from napari_shmoareg.evaluation.isolated_run import IsolatedRun
@@ -255,7 +254,7 @@ def test_the_seconds_of_another_method_are_taken_from_the_same_pair(
         == 0
     )
     timed = [trial for trial in ran if trial.method == "affine+refine@shmoareg"]
-    assert [trial.seconds for trial in timed] == [4.5]  # the second pair has none
+    assert [trial.refine_seconds for trial in timed] == [4.5]  # the second pair has none
     assert "shmoareg failed on this pair" in rows_of(out)[-1]["error"]
     assert re.search(
         r"shmoareg \| affine\+refine@shmoareg \| Dice \| -0.140 .* \| 0 of 1 \|",
@@ -351,7 +350,7 @@ def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ((), "give them by --unigradicon-weights FILE"),
+        ((), "Give --unigradicon-weights FILE"),
         (("--unigradicon-weights", "nowhere"), "Cannot read the weights .*nowhere"),
         (("--unigradicon-weights", "{other}"), "are of another network"),
     ],
@@ -382,7 +381,7 @@ def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
     monkeypatch.setattr("napari_shmoareg.io.model_card.read_card", lambda name: {})
     monkeypatch.setattr("napari_shmoareg.io.model_card.shipped_weights", lambda: ("some",))
     assert trials._network(IsolatedRun("shmoareg", "m", "f")) == ("some", place)
-    assert benchmark.weights_for(["shmoareg"], None, Device.auto) == "some"
+    assert benchmark.weights_for(["shmoareg"], None, "auto") == "some"
     assert seen == [(None, place)] * 2
 
 

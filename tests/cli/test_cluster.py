@@ -245,7 +245,7 @@ def test_options_that_make_no_sense_are_refused(cluster, options, processes, sai
 
 
 def test_more_processes_than_pairs_are_refused_before_anything_is_handed_over(tmp_path):
-    with pytest.raises(InputError, match="--batch 4 or more"):
+    with pytest.raises(InputError, match="batch=4 or more"):
         hand_over(["fine-tune"], tmp_path / "run", "local", [], processes=4, batch=2)
     assert list(tmp_path.iterdir()) == []
 

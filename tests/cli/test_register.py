@@ -183,7 +183,7 @@ def test_a_similarity_for_nothing_is_refused(files, weights, shmoareg, plain):
         "--similarity",
         "mind",
     )
-    assert plain(result).search("give --refine 60")
+    assert plain(result).search("Give --refine 60")
     assert not out.exists()
 
 

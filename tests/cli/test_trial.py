@@ -16,6 +16,7 @@ from napari_shmoareg.evaluation import methods as methods_module
 from napari_shmoareg.evaluation.isolated_run import IsolatedRun, measure, run_trial
 from napari_shmoareg.io import read_image
 from napari_shmoareg.model import SHMoARegConfig
+from napari_shmoareg.settings import RegistrationSettings
 
 
 def trial_of(files, **more) -> IsolatedRun:
@@ -65,8 +66,8 @@ def test_the_options_of_our_network_reach_the_registration(
 ):
     asked = {}
 
-    def register(pair, network, **options):
-        asked.update(options, network=network)
+    def register(pair, network, settings):
+        asked.update(settings=settings, network=network)
         return SimpleNamespace(
             displacement=methods_module.load_method("start").run(pair),
             seconds={"network": 2.5},
@@ -91,9 +92,9 @@ def test_the_options_of_our_network_reach_the_registration(
         if method.startswith("affine")
         else network.config == SHMoARegConfig.preset("tiny")
     )
-    assert asked == ours | {"smoothness": smoothness, "affine": "auto"} | (
-        {"refine": steps, "similarity": "mind", "refine_seconds": None} if steps else {}
-    )
+    refined = {"refine": steps, "similarity": "mind"} if steps else {}
+    settings = RegistrationSettings(**ours | {"smoothness": smoothness} | refined)
+    assert asked == {"settings": settings}
 
 
 @pytest.mark.parametrize(

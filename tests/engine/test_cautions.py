@@ -52,7 +52,7 @@ def test_a_kept_refinement_is_no_reason_for_a_caution():
     assert cautions(similarity | {"after": similarity["refined"]}, "refined", 0.0, SETTINGS) == []
     harmed = stages(0.5, 0.5, 0.3)
     (said,) = cautions(harmed | {"after": harmed["network"]}, "network", 0.0, SETTINGS)
-    assert "less alike" in said and "--keep best" in said
+    assert "less alike" in said and "keep the best stage" in said
 
 
 def test_lost_coverage_and_contradicting_measures_are_told():

@@ -48,9 +48,9 @@ def test_results_too_large_for_memory_are_refused_with_a_remedy(four_gib):
 
 def test_a_network_grid_too_large_is_refused_and_the_size_that_is_named_fits(four_gib):
     cpu = torch.device("cpu")
-    with pytest.raises(TooLargeError, match="--size") as caught:
+    with pytest.raises(TooLargeError, match="size=") as caught:
         check_network_memory(CONFIG, LARGE, moving=SMALL, fixed=SMALL, device=cpu)
-    size = int(str(caught.value).split("--size ")[1].split()[0])
+    size = int(str(caught.value).split("size=")[1].split()[0])
     assert 50 < size < 2000
     fits = Grid(tuple(-(-n * size // 2000) for n in LARGE.shape), np.eye(4))
     check_network_memory(CONFIG, fits, moving=SMALL, fixed=SMALL, device=cpu)
@@ -61,5 +61,5 @@ def test_memory_that_runs_out_all_the_same_is_said_in_plain_words():
     ran_out = RuntimeError(
         "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."
     )
-    assert "--size" in str(too_large_for(cpu, (96, 80, 90), ran_out))
+    assert "Give a size below 96" in str(too_large_for(cpu, (96, 80, 90), ran_out))
     assert too_large_for(cpu, (96, 80, 90), RuntimeError("size mismatch")) is None

@@ -32,7 +32,7 @@ def test_the_message_says_how_far_apart_and_what_to_do():
     image = Volume(np.arange(20 * 24 * 16).reshape(GRID.shape), GRID, "knee")
     pair = VolumePair(image, image)
     check_overlap(pair, shifted(30), "none")
-    with pytest.raises(NoOverlapError, match=r"'knee'.*90 mm.*-90, 0, 0 mm.*--affine auto"):
+    with pytest.raises(NoOverlapError, match=r"'knee'.*90 mm.*-90, 0, 0 mm.*affine='auto'"):
         check_overlap(pair, shifted(90), "none")
     with pytest.raises(NoOverlapError, match="same body part"):
         check_overlap(pair, shifted(90), "auto")

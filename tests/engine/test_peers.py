@@ -24,6 +24,7 @@ from napari_shmoareg.evaluation.methods import (
 )
 from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, warp_volume
 from napari_shmoareg.metrics.measure import measure_field, selected
+from napari_shmoareg.settings import RegistrationSettings
 
 SHIFT = np.array([3.0, -2.0, 2.5])  # mm RAS
 
@@ -112,10 +113,10 @@ def test_the_affine_comes_after_the_deformation(pair, monkeypatch):
 def test_our_network_is_registered_as_by_default_but_for_what_was_asked(
     name, steps, pair, monkeypatch
 ):
-    asked = {}
+    asked = []
 
-    def register(*arguments, **options):
-        asked.update(options, arguments=arguments)
+    def register(*arguments):
+        asked.extend(arguments)
         return SimpleNamespace(
             displacement="a field",
             seconds={"align": 9.0, "network": 2.0, "refine": 3.0},
@@ -125,25 +126,13 @@ def test_our_network_is_registered_as_by_default_but_for_what_was_asked(
 
     monkeypatch.setattr(baselines, "register", register)
     more = {"size": 24, "device": "cpu", "refine": steps, "similarity": "mind", "contrast": "match"}
-    more |= {"affine": "rigid", "diffeomorphic": None, "smoothness": "accurate"}
+    more |= {"affine": "rigid"}
     found = evaluated_method(name, more, "a network")(pair)
     assert found == ("a field", "a matrix", ("a warning",), 5.0)
-    assert asked.pop("arguments") == (pair, "a network")
-    refined = (
-        {"refine": 7, "similarity": "mind", "refine_seconds": None} if steps else {}
-    )  # which register refuses without steps
-    assert (
-        asked
-        == {
-            "affine": "rigid",
-            "size": 24,
-            "diffeomorphic": None,
-            "device": "cpu",
-            "contrast": "match",
-            "smoothness": "accurate",
-        }
-        | refined
-    )
+    # a similarity is refused without steps
+    refined = {"refine": 7, "similarity": "mind"} if steps else {}
+    own = RegistrationSettings(affine="rigid", size=24, device="cpu", contrast="match", **refined)
+    assert asked == [pair, "a network", own]
 
 
 @pytest.mark.parametrize(

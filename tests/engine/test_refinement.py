@@ -17,7 +17,6 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import field
 from napari_shmoareg.registration.contrast import Relation
 from napari_shmoareg.registration.deforming import (
-    check_refinement,
     choose_similarity,
     refine_on_pair,
 )
@@ -36,6 +35,7 @@ from napari_shmoareg.registration.similarity import (
     SelfSimilarity,
     self_similarity,
 )
+from napari_shmoareg.settings import RegistrationSettings
 
 SHAPE = (36, 40, 32)
 
@@ -333,8 +333,8 @@ def test_settings_out_of_range_are_refused(wrong, said):
     ("steps", "similarity"), [(-1, "auto"), (True, "auto"), (1.5, "auto"), (3, "ssd"), (0, "mind")]
 )
 def test_what_register_is_asked_for_is_checked_first(steps, similarity):
-    with pytest.raises(InputError, match=r"whole number|one of|none was asked"):
-        check_refinement(steps, similarity)
+    with pytest.raises(InputError, match=r"whole number|'lncc' or 'mind'|none was asked"):
+        RegistrationSettings(refine=steps, similarity=similarity)
 
 
 def test_the_finest_level_is_bounded_and_the_result_stands_on_the_full_grid(planted):

@@ -173,7 +173,7 @@ def test_half_an_environment_is_an_error_that_names_what_is_missing(monkeypatch)
 
 def test_fewer_pairs_in_a_step_than_processes_is_an_error_that_names_both_ways_out():
     check_batch(4, 4)
-    with pytest.raises(InputError, match=r"--batch 4 or more, or --processes 3"):
+    with pytest.raises(InputError, match=r"batch=4 or more, or processes=3"):
         check_batch(3, 4)
 
 

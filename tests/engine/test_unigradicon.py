@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit_are_refused_with_those_that_do(write, says, sid
 
 
 def test_without_weights_the_option_that_gives_them_is_named(side):
-    with pytest.raises(InputError, match=r"nothing is downloaded.*--unigradicon-weights FILE"):
+    with pytest.raises(InputError, match=r"nothing is downloaded.*unigradicon_weights='FILE'"):
         UniGradICON()
 
 

@@ -33,7 +33,7 @@ def test_a_mask_of_truth_values_becomes_numbers():
     ("values", "message"),
     [
         (1e60, "beyond what single precision holds"),
-        (float("nan"), r"1 voxels that are NaN.*--nan 0"),
+        (float("nan"), r"1 voxels that are NaN.*nan=0"),
     ],
 )
 def test_an_image_with_impossible_values_is_refused(values, message):
@@ -54,7 +54,7 @@ def test_a_constant_image_and_a_single_slice_are_refused():
     ("value", "message"),
     [
         (0.5, "1 values with fractions"),
-        (np.inf, r"1 values that are NaN or infinite.*--nan 0"),
+        (np.inf, r"1 values that are NaN or infinite.*nan=0"),
         (1e17, r"beyond 2\^53"),
     ],
 )

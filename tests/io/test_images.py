@@ -146,7 +146,7 @@ def test_a_fourth_axis_of_one_is_dropped_and_others_need_a_choice(tmp_path):
     nibabel.save(nibabel.Nifti1Image(values[..., :1], oblique().affine), tmp_path / "one.nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, oblique().affine), tmp_path / "three.nii.gz")
     np.testing.assert_array_equal(read_image(tmp_path / "one.nii.gz").values, values[..., 0])
-    with pytest.raises(InputError, match=r"4 axes \(17, 13, 9, 3\).*--channel 0"):
+    with pytest.raises(InputError, match=r"4 axes \(17, 13, 9, 3\).*channel=0"):
         read_image(tmp_path / "three.nii.gz")
     np.testing.assert_array_equal(
         read_image(tmp_path / "three.nii.gz", channel=2).values, values[..., 2]
@@ -161,7 +161,7 @@ def test_a_fourth_axis_of_one_is_dropped_and_others_need_a_choice(tmp_path):
 def test_components_of_an_itk_image_are_channels(tmp_path):
     values = some_values(shape=(9, 13, 17, 2))
     sitk.WriteImage(sitk.GetImageFromArray(values, isVector=True), str(tmp_path / "a.nrrd"))
-    with pytest.raises(InputError, match="--channel 0"):
+    with pytest.raises(InputError, match="channel=0"):
         read_image(tmp_path / "a.nrrd")
     np.testing.assert_array_equal(
         read_image(tmp_path / "a.nrrd", channel=1).values, values[..., 1].transpose(2, 1, 0)

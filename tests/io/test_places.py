@@ -21,7 +21,7 @@ def test_a_new_file_in_an_existing_folder_is_fine_and_nothing_is_left(tmp_path):
 def test_an_existing_file_needs_consent_and_an_input_is_never_replaced(tmp_path):
     path = tmp_path / "old.nii"
     path.touch()
-    with pytest.raises(InputError, match=r"exists.*--overwrite"):
+    with pytest.raises(InputError, match=r"exists.*overwrite=True"):
         check_new_file(path)
     check_new_file(path, overwrite=True)
     link = tmp_path / "link.nii"

@@ -71,7 +71,7 @@ def panel(viewer, qtbot, scans, weights, tmp_path):
     made.data.dataset.path.setText(str(scans))
     made.data.dataset.patterns["images"].setText("images/*.nii.gz")
     made.data.dataset.patterns["labels"].setText("labels/*.nii.gz")
-    made.form._show_weights(weights)
+    made.form.weights.value = weights
     made.form.show_values(SETTINGS)
     made.run.folder.setText(str(tmp_path / "run"))
     yield made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,25 +11,35 @@ from napari.settings import get_plugin_settings
 from qtpy.QtWidgets import QFileDialog, QFormLayout
 
 import napari_shmoareg
-from napari_shmoareg.plugin.register.form import CUSTOM, FILE, SettingsForm
+from napari_shmoareg.plugin.controls.forms import FILE, LABELS
+from napari_shmoareg.plugin.register.form import (
+    CHOICES,
+    CUSTOM,
+    MOST_STEPS,
+    PRESETS,
+    SettingsForm,
+    from_words,
+    to_words,
+)
 from napari_shmoareg.plugin.register.panel import PAGE, PLUGIN, recall, remember
 from napari_shmoareg.registration.refinement import SMOOTHNESS
-from napari_shmoareg.registration.register import register
-from napari_shmoareg.settings import CHOICES, LABELS, MOST_STEPS, PRESETS, Settings, described
+from napari_shmoareg.settings import RegistrationRequest, RegistrationSettings, described
 
 OTHERS = [
-    Settings(),
-    Settings(
+    RegistrationRequest(),
+    RegistrationRequest(
         weights="/data/mine.safetensors", affine="rigid", diffeomorphic=False, device="cpu", size=96
     ),
-    Settings(diffeomorphic=True, size="native", refine=80, similarity="mind", contrast="match"),
+    RegistrationRequest(
+        diffeomorphic=True, size="native", refine=80, similarity="mind", contrast="match"
+    ),
 ]
 MANIFEST = Path(napari_shmoareg.__file__).parent / "napari.yaml"
 
 
 @pytest.fixture
 def form(qtbot):
-    made = SettingsForm(Settings())
+    made = SettingsForm(RegistrationRequest())
     qtbot.addWidget(made)
     return made
 
@@ -52,23 +61,18 @@ def choose(combo, text):
 def test_the_form_says_what_it_was_given(form, settings):
     form.settings = settings
     assert form.settings == settings
-    assert Settings.from_words(settings.to_words()) == settings
+    assert from_words(to_words(settings)) == settings
 
 
 def test_everything_that_a_registration_takes_can_be_chosen():
-    taken = set(inspect.signature(register).parameters) - {
-        "pair",
-        "network",
-        "progress",
-        "refine_seconds",
-    }
-    assert {field.name for field in fields(Settings)} == taken | {"weights"} == set(LABELS)
+    taken = {field.name for field in fields(RegistrationSettings)} - {"refine_seconds"}
+    assert taken | {"weights"} == set(LABELS)
 
 
 def test_every_control_says_what_it_does(form):
     assert CHOICES["smoothness"] == tuple(SMOOTHNESS)
-    assert set(described(Settings)) == set(LABELS) and all(
-        len(text) > 30 for text in described(Settings).values()
+    assert set(described(RegistrationRequest)) == set(LABELS) | {"refine_seconds"} and all(
+        len(text) > 30 for text in described(RegistrationRequest).values()
     )
     rows = form.layout()
     for row in range(rows.rowCount()):
@@ -77,16 +81,16 @@ def test_every_control_says_what_it_does(form):
 
 
 def test_a_preset_sets_all_but_weights_and_device_and_a_change_makes_it_custom(form):
-    form.settings = Settings(device="cpu", affine="rigid")
+    form.settings = RegistrationRequest(device="cpu", affine="rigid")
     assert form.preset.currentText() == CUSTOM
     choose(form.preset, "Unlike contrasts")
-    assert form.settings == Settings(device="cpu", **PRESETS["Unlike contrasts"])
+    assert form.settings == RegistrationRequest(device="cpu", **PRESETS["Unlike contrasts"])
     choose(form.combos["contrast"], "keep")
     assert form.preset.currentText() == CUSTOM
 
 
 def test_without_refinement_there_is_no_similarity_to_choose(form):
-    form.settings = Settings(refine=60, similarity="mind")
+    form.settings = RegistrationRequest(refine=60, similarity="mind")
     form.refine.setValue(0)
     assert form.settings.similarity == "auto" and not form.combos["similarity"].isEnabled()
 
@@ -108,7 +112,7 @@ def test_weights_come_from_a_file_and_a_cancelled_dialog_changes_nothing(form, m
 
 
 def test_shipped_weights_are_offered_and_a_device_that_is_not_there_is_grey(form):
-    form.settings = Settings(device="cuda")
+    form.settings = RegistrationRequest(device="cuda")
     form.offer(("small", "paper"), cuda=False)
     assert [form.weights.itemText(n) for n in range(5)] == ["auto", "none", "small", "paper", FILE]
     model = form.combos["device"].model()
@@ -124,7 +128,7 @@ def test_shipped_weights_are_offered_and_a_device_that_is_not_there_is_grey(form
 def test_settings_are_there_again_at_the_next_start(preferences, settings):
     from napari import settings as napari_settings
 
-    assert recall() == Settings()
+    assert recall() == RegistrationRequest()
     remember(settings)
     napari_settings._clear_plugin_settings_cache()  # what a new start of napari begins with
     assert recall() == settings
@@ -133,21 +137,23 @@ def test_settings_are_there_again_at_the_next_start(preferences, settings):
 def test_a_setting_that_was_written_wrongly_by_hand_is_as_by_default(preferences):
     page = getattr(get_plugin_settings(PLUGIN), PAGE)
     page.size, page.affine = "huge", "rigid"
-    assert recall() == replace(Settings(), affine="rigid")
+    assert recall() == replace(RegistrationRequest(), affine="rigid")
 
 
 def test_the_preferences_of_napari_know_every_setting_with_its_choices_and_default(preferences):
     page = getattr(get_plugin_settings(PLUGIN), PAGE)
     schema = type(page).model_json_schema()["properties"]
-    assert page.model_dump() == Settings().to_words()
+    assert page.model_dump() == to_words(RegistrationRequest())
     assert {name: tuple(part["enum"]) for name, part in schema.items() if "enum" in part} == CHOICES
     assert {name: part["title"] for name, part in schema.items()} == LABELS
+    words = described(RegistrationRequest)
+    assert all(part["description"] == words[name] for name, part in schema.items())
     assert (schema["refine"]["minimum"], schema["refine"]["maximum"]) == (0, MOST_STEPS)
 
 
 def test_without_the_plugin_in_napari_nothing_is_kept_and_nothing_fails(plugin_settings):
     remember(OTHERS[1])
-    assert recall() == Settings()
+    assert recall() == RegistrationRequest()
 
 
 def test_a_disk_that_cannot_be_written_is_told(preferences, monkeypatch):

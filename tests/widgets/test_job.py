@@ -21,16 +21,16 @@ from napari_shmoareg.plugin.controls.errors import explain
 from napari_shmoareg.plugin.placement import layer_options
 from napari_shmoareg.plugin.register.job import Job
 from napari_shmoareg.registration.resources import psutil
-from napari_shmoareg.settings import Settings
+from napari_shmoareg.settings import RegistrationRequest
 
 KINDS = {"moving": Image, "fixed": Image, "moving_labels": Labels, "fixed_labels": Labels}
 
 
 @pytest.fixture(scope="module")
-def settings(lively_network, tmp_path_factory) -> Settings:
+def settings(lively_network, tmp_path_factory) -> RegistrationRequest:
     path = tmp_path_factory.mktemp("weights") / "lively.safetensors"
     save_network(lively_network(0.03), path, card={})
-    return Settings(weights=str(path), affine="none", device="cpu")
+    return RegistrationRequest(weights=str(path), affine="none", device="cpu")
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_too_little_memory_is_told_with_a_size_that_fits(layers, settings, monke
         available = 300 * 2**20  # what every network needs, and little more
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Small)
-    outcome = Job(layers, Settings(**{**vars(settings), "size": 512}), 1).run()
+    outcome = Job(layers, RegistrationRequest(**{**vars(settings), "size": 512}), 1).run()
     assert "GiB" in outcome.error and "'Size' " in outcome.error and "would fit" in outcome.error
     assert "--" not in outcome.error
 
@@ -180,7 +180,7 @@ def test_too_little_memory_is_told_with_a_size_that_fits(layers, settings, monke
 def test_weights_that_are_not_there_are_told(layers):
     assert (
         "no weights 'none.safetensors'"
-        in Job(layers, Settings(weights="none.safetensors"), 1).run().error
+        in Job(layers, RegistrationRequest(weights="none.safetensors"), 1).run().error
     )
 
 
@@ -188,14 +188,15 @@ def test_weights_that_are_not_there_are_told(layers):
     ("error", "says"),
     [
         (
-            TooLargeError("About --size 64 (in Python: size=64) would fit."),
+            TooLargeError("Too large.", remedy="About {size:64} would fit."),
             "About 'Size' 64 would fit.",
         ),
         (
-            InputError("Use --affine auto (in Python: affine='auto'), which"),
+            InputError("They do not meet.", remedy="Use {affine:auto}, which"),
             "Use 'Alignment' auto, which",
         ),
-        (InputError("used here: x. Use --device cpu."), "used here: x. Use 'Device' cpu."),
+        (InputError("used here: x.", remedy="Use {device:cpu}."), "here: x. Use 'Device' cpu."),
+        (InputError("must be at least 8.", setting="size"), "'Size' must be at least 8."),
         (MemoryError(), "smaller Size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "smaller Size"),
         (KeyError("x"), "This is a bug, not your mistake"),
@@ -217,9 +218,9 @@ def test_the_time_left_runs_down_between_two_reports(layers, settings):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_memory_of_the_gpu_is_given_back(layers, settings):
-    Job(layers, Settings(**{**vars(settings), "device": "cuda"}), 1).run()
+    Job(layers, RegistrationRequest(**{**vars(settings), "device": "cuda"}), 1).run()
     held, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    outcome = Job(layers, Settings(**{**vars(settings), "device": "cuda"}), 2).run()
+    outcome = Job(layers, RegistrationRequest(**{**vars(settings), "device": "cuda"}), 2).run()
     assert outcome.scene is not None
     assert torch.cuda.memory_allocated() <= held and torch.cuda.memory_reserved() <= reserved
 

@@ -55,11 +55,12 @@ def test_the_reader_is_asked_for_every_type_that_can_be_read(plugin):
 
 
 def test_the_preferences_hold_what_the_form_asks_for(plugin):
-    from napari_shmoareg.settings import Settings
+    from napari_shmoareg.plugin.register.form import to_words
+    from napari_shmoareg.settings import RegistrationRequest
 
     page = plugin.contributions.configurations["registration"]
     kept = {name: about.default for name, about in page.properties.items()}
-    assert kept == Settings().to_words()
+    assert kept == to_words(RegistrationRequest())
 
 
 @pytest.mark.parametrize("name", PANELS)

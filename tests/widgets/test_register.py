@@ -26,7 +26,7 @@ from napari_shmoareg.plugin.register.panel import CANCELLED, RegisterPanel
 from napari_shmoareg.plugin.scenes import layer_in_role, layers_of_scene, scenes
 from napari_shmoareg.plugin.viewer import CAUTION
 from napari_shmoareg.registration.resources import psutil
-from napari_shmoareg.settings import Settings
+from napari_shmoareg.settings import RegistrationRequest
 
 LONG = 20_000  # ms
 
@@ -37,10 +37,10 @@ def no_memory_of_other_starts(plugin_settings):
 
 
 @pytest.fixture(scope="module")
-def settings(lively_network, tmp_path_factory) -> Settings:
+def settings(lively_network, tmp_path_factory) -> RegistrationRequest:
     path = tmp_path_factory.mktemp("weights") / "lively.safetensors"
     save_network(lively_network(0.03), path, card={})
-    return Settings(weights=str(path), affine="none", device="cpu")
+    return RegistrationRequest(weights=str(path), affine="none", device="cpu")
 
 
 def add(viewer, layers):
@@ -297,7 +297,7 @@ def test_too_little_memory_is_told_with_a_size_that_fits(ready, qtbot, said, set
 
 
 def test_weights_that_are_gone_are_told(ready, qtbot, said, settings):
-    ready.form.settings = Settings(weights="/nowhere/none.safetensors")
+    ready.form.settings = RegistrationRequest(weights="/nowhere/none.safetensors")
     ready.progress.button.click()
     qtbot.waitUntil(lambda: bool(said), timeout=LONG)
     assert said[0][0] == "error" and "none.safetensors" in said[0][1]
@@ -319,7 +319,7 @@ def test_the_keyboard_starts_a_registration(ready, viewer, qtbot):
 def test_what_is_to_be_minded_is_told_without_options_of_the_command_line(ready, qtbot, said):
     register(ready, qtbot)
     severity, message = said[0]
-    assert severity == "warning" and "'Weights'" in message and "--" not in message
+    assert severity == "warning" and "other weights" in message and "--" not in message
     assert message in ready.told.text.text() and message.startswith("⚠ Caution: ")
     assert CAUTION in ready.told.text.styleSheet()
     ready.told.say("something else")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-import re
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.settings import LABELS, SMALLEST
+from napari_shmoareg.plugin.controls.forms import LABELS, SMALLEST
 
-OPTION = re.compile(r"--([a-z-]+)( [\w.|]+)?(?: \(in Python: [^)]*\))?")
-NAN = re.compile(
-    r"Give --nan 0 \(in Python: nan=0\.0\) to read them as [^,]*, or mend the (image|map)\."
-)
+REMEDIES = {
+    "nan": "Replace them first: `layer.data = numpy.nan_to_num(layer.data)` in the console.",
+    "series": "Open one slice of the one you want, or put it into a folder of its own.",
+    "volume": (
+        "If every slice is a file of its own, open one slice of the volume you want. A multi-frame"
+        " file has to be split first, such as by dcm2niix; or register it by the command, which"
+        " takes FOLDER#SERIES_UID/NUMBER."
+    ),
+}
+"""What helps in a viewer, where no form asks for what the remedy of an error names."""
 
 
 def explain(error: Exception, size: int = 0) -> str:
@@ -19,7 +24,7 @@ def explain(error: Exception, size: int = 0) -> str:
     was run at.
     """
     if isinstance(error, InputError):
-        return in_words_of_the_form(str(error))
+        return in_words_of_the_form(error)
     notes = getattr(error, "__notes__", ())
     where = f", {notes[0]}" if notes else ""
     if where and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
@@ -47,9 +52,14 @@ def explain(error: Exception, size: int = 0) -> str:
     )
 
 
-def in_words_of_the_form(text: str) -> str:
-    """A text with the names of the form's rows where it speaks of options of the command line."""
-    told = NAN.sub(
-        r"Replace them first: `layer.data = numpy.nan_to_num(layer.data)` in the console.", text
-    )
-    return OPTION.sub(lambda match: f"'{LABELS.get(match[1], match[1])}'{match[2] or ''}", told)
+def in_words_of_the_form(error: InputError) -> str:
+    """The text of an error with settings as a form's rows call them, and what helps in a viewer."""
+    own = [REMEDIES[name] for name in sorted(error.remedy_settings) if name in REMEDIES]
+    if own:
+        error = InputError(error.message, setting=error.setting, remedy=own[0])
+    return error.worded(_as_row)
+
+
+def _as_row(name: str, value: str) -> str:
+    title = LABELS.get(name, name.replace("_", " ").capitalize())
+    return f"'{title}'" if value in ("", "True") else f"'{title}' {value}"

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QComboBox, QGroupBox, QLabel, QSlider, QVBoxLayout
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QComboBox, QFileDialog, QGroupBox, QLabel, QSlider, QVBoxLayout
 from superqt.utils import signals_blocked
+
+from napari_shmoareg.settings import RegistrationRequest, own_first
 
 if TYPE_CHECKING:
     from napari import Viewer
 
 
 LABEL_WIDTH = 84  # pixels
+SMALLEST, LARGEST = 16, 1024  # voxels along the longest axis that a form offers
+TITLES = {"affine": "Alignment", "diffeomorphic": "Deformation"}  # where not their names
+LABELS = {
+    field.name: TITLES.get(field.name, field.name.capitalize())
+    for field in own_first(RegistrationRequest)
+    if field.name != "refine_seconds"
+}
+"""Settings of a registration by their names, in the order of the form."""
+
+FILE = "File…"
 
 
 def captioned(text: str, tip: str) -> QLabel:
@@ -27,6 +40,70 @@ def captioned(text: str, tip: str) -> QLabel:
 def _wrapped(tip: str) -> str:
     """Rich text, which Qt breaks into lines."""
     return f"<qt>{tip}</qt>"
+
+
+class WeightsCombo(QComboBox):
+    """Asks for weights: one of some words, or a .safetensors file.
+
+    Parameters
+    ----------
+    *words : str
+        The first is chosen to begin with.
+    """
+
+    changed = Signal()
+
+    def __init__(self, *words: str) -> None:
+        super().__init__()
+        self.addItems([*words, FILE])
+        narrow(self)
+        self._value = words[0]
+        self.activated.connect(self._take)
+
+    @property
+    def value(self) -> str:
+        """A word, or the path of a file, which is shown by its name."""
+        return self._value
+
+    @value.setter
+    def value(self, weights: str) -> None:
+        self._value = weights
+        values = [self.itemData(n) or self.itemText(n) for n in range(self.count())]
+        if weights not in values:
+            self.insertItem(1, Path(weights).name, weights)
+            self.setItemData(1, weights, Qt.ItemDataRole.ToolTipRole)
+            values.insert(1, weights)
+        self.setCurrentIndex(values.index(weights))
+
+    def offer(self, words: Sequence[str]) -> None:
+        """Offer other words too, before the file."""
+        for word in words:
+            if self.findText(word) < 0:
+                self.insertItem(self.count() - 1, word)
+
+    def _take(self, index: int) -> None:
+        if self.itemText(index) != FILE:
+            self._value = self.itemData(index) or self.itemText(index)
+        else:
+            path, _ = QFileDialog.getOpenFileName(
+                self, "Weights", str(Path.home()), "Weights (*.safetensors)"
+            )
+            self.value = path or self._value
+        self.changed.emit()
+
+
+def combo_of(*texts: str) -> QComboBox:
+    """A list of words that does not widen its form."""
+    combo = QComboBox()
+    combo.addItems(texts)
+    return narrow(combo)
+
+
+def narrow(combo: QComboBox) -> QComboBox:
+    """The combo, no wider than 12 letters need."""
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setMinimumContentsLength(12)
+    return combo
 
 
 class Section(QGroupBox):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
-    QFileDialog,
     QFormLayout,
     QLabel,
     QLineEdit,
@@ -25,8 +23,8 @@ from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.model_card import NO_NETWORK
-from napari_shmoareg.plugin.controls.forms import captioned
-from napari_shmoareg.settings import described, own_first
+from napari_shmoareg.plugin.controls.forms import WeightsCombo, captioned, combo_of
+from napari_shmoareg.settings import Device, RegistrationSettings, described, own_first
 
 WRONG = "#e8590c"  # of the border of a value that is refused; seen on light and on dark
 KINDS = {int: "A whole number", float: "A number"}
@@ -155,14 +153,13 @@ MAIN = (
     "split",
     "validate_every",
 )
-FILE = "File…"
 NOTHING = {"nothing (paper)": "paper", "nothing (small)": "small"}  # words to presets
 FROM_TIP = (
     "Weights to begin with: those that are shipped (auto), a .safetensors file such as that of"
     " another run, or nothing: random weights of the paper's network (for a GPU) or of the small"
     " one, learned as in Sec. IV-B."
 )
-DEVICE_TIP = "Where the network learns. auto takes an NVIDIA GPU where there is one."
+DEVICE_TIP = described(cast(Any, RegistrationSettings))["device"]
 
 
 class Chosen(NamedTuple):
@@ -184,9 +181,9 @@ class SettingsForm(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weights, self.device = _combo("auto", *NOTHING, FILE), _combo("auto", "cpu", "cuda")
-        self._weights = "auto"
-        self.weights.activated.connect(self._take_weights)
+        self.weights, self.device = WeightsCombo("auto", *NOTHING), combo_of(*get_args(Device))
+        self._from_nothing = False
+        self.weights.changed.connect(self._on_weights)
         self.fields: dict[str, Field] = {}
         self._defaults: dict[str, Any] = {}
         for settings in _classes():
@@ -235,10 +232,10 @@ class SettingsForm(QWidget):
         """
         values = {name: field.value for name, field in self.fields.items()}
         changed = {name: value for name, value in values.items() if value != self._defaults[name]}
-        if self._weights not in NOTHING:
-            return Chosen(self._weights, self.device.currentText(), changed)
+        if self.weights.value not in NOTHING:
+            return Chosen(self.weights.value, self.device.currentText(), changed)
         changed["steps"] = values["steps"]  # by default others than the command takes for it
-        return Chosen(NO_NETWORK, self.device.currentText(), changed, NOTHING[self._weights])
+        return Chosen(NO_NETWORK, self.device.currentText(), changed, NOTHING[self.weights.value])
 
     def show_values(self, values: dict[str, Any]) -> None:
         """Show other values, such as those of a run; names that are no setting are left out."""
@@ -258,7 +255,8 @@ class SettingsForm(QWidget):
     def reset(self) -> None:
         """All as by default."""
         self.show_values(self._defaults)
-        self._show_weights("auto")
+        self.weights.value = "auto"
+        self._from_nothing = False
         self.device.setCurrentText("auto")
 
     def _add(self, settings: type[Any]) -> None:
@@ -270,40 +268,19 @@ class SettingsForm(QWidget):
             field.changed.connect(self.changed)
             self.fields[each.name], self._defaults[each.name] = field, each.default
 
-    def _take_weights(self, index: int) -> None:
-        before = self._weights in NOTHING
-        if self.weights.itemText(index) != FILE:
-            self._weights = self.weights.itemData(index) or self.weights.itemText(index)
-        else:
-            path, _ = QFileDialog.getOpenFileName(
-                self, "Weights", str(Path.home()), "Weights (*.safetensors)"
-            )
-            self._show_weights(path or self._weights)
-        self._follow_steps(before)
+    def _on_weights(self) -> None:
+        now = self.weights.value in NOTHING
+        self._follow_steps(now)
+        self._from_nothing = now
         self.changed.emit()
 
-    def _follow_steps(self, from_nothing: bool) -> None:
+    def _follow_steps(self, now: bool) -> None:
         """Steps that were left as by default follow the choice of what the run begins with."""
-        now = self._weights in NOTHING
         usual, papers = self._defaults["steps"], _iterations()
-        before, after = (papers, usual) if from_nothing else (usual, papers)
+        before, after = (usual, papers) if now else (papers, usual)
         field = self.fields["steps"]
-        if now != from_nothing and not field.error and field.value == before:
+        if now != self._from_nothing and not field.error and field.value == before:
             field.value = after
-
-    def _show_weights(self, weights: str) -> None:
-        """Show a choice, that of a file by its name."""
-        self._weights = weights
-        index = next(
-            (n for n in range(self.weights.count()) if weights == self.weights.itemData(n)), -1
-        )
-        if weights in NOTHING:
-            index = self.weights.findText(weights)
-        if weights != "auto" and index < 0:
-            self.weights.insertItem(1, Path(weights).name, weights)
-            self.weights.setItemData(1, weights, Qt.ItemDataRole.ToolTipRole)
-            index = 1
-        self.weights.setCurrentIndex(max(0, index))
 
 
 def title(name: str) -> str:
@@ -333,8 +310,7 @@ def _try(settings: type[Any], name: str, value: Any) -> object:
     try:
         return settings(**{name: value})
     except InputError as error:  # it stands below its field, so it need not be named
-        text = str(error).removeprefix(f"{name} ")
-        raise InputError(f"{text[:1].upper()}{text[1:]}") from error
+        raise InputError(f"{error.message[:1].upper()}{error.message[1:]}") from error
 
 
 def _form(widget: QWidget) -> QFormLayout:
@@ -343,11 +319,3 @@ def _form(widget: QWidget) -> QFormLayout:
     form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
     form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.DontWrapRows)
     return form
-
-
-def _combo(*texts: str) -> QComboBox:
-    combo = QComboBox()
-    combo.addItems(texts)
-    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    combo.setMinimumContentsLength(10)
-    return combo

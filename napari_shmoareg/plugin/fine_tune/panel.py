@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QTabWidget, QVBoxL
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path
+from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
 from napari_shmoareg.plugin.controls.tasks import Pace
 from napari_shmoareg.plugin.fine_tune.charts import CurvesView, LoadsView, theme_of
 from napari_shmoareg.plugin.fine_tune.data import DataView
@@ -51,7 +52,7 @@ def copy(ordering: Ordering) -> None:
     try:
         written = ordering.written()
     except InputError as error:
-        show_error(str(error))
+        show_error(in_words_of_the_form(error))
         return
     if clipboard is not None:
         clipboard.setText(written)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
 from napari_shmoareg.plugin.controls.tasks import Background
 from napari_shmoareg.plugin.fine_tune.run_model import News, RunFiles, RunState
 
@@ -352,7 +353,7 @@ class Follower(QObject):
         try:
             write_request(self.folder / "wish", word)
         except InputError as error:
-            self.failed.emit(str(error))
+            self.failed.emit(in_words_of_the_form(error))
             return
         self.asked = word
         self.changed.emit()

@@ -10,6 +10,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path, user_path
+from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
 from napari_shmoareg.plugin.controls.tasks import Background
 from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
@@ -184,7 +185,7 @@ class Ordering(QObject):
 
                 clear_blank(Path(order.out))
         except InputError as error:
-            self.failed.emit(str(error))
+            self.failed.emit(in_words_of_the_form(error))
             return
         if resume:
             self.ready.emit(order.command("--resume"), Path(order.out))

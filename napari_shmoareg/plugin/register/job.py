@@ -22,7 +22,7 @@ from napari_shmoareg.plugin.controls.tasks import Cancellable
 from napari_shmoareg.plugin.placement import tag, volume_of
 from napari_shmoareg.plugin.scenes import layers_of_scene, next_number, renumbered, scenes
 from napari_shmoareg.registration.progress import Interrupted, interruptible, placed, registering
-from napari_shmoareg.settings import Settings
+from napari_shmoareg.settings import RegistrationRequest
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -65,7 +65,7 @@ class Job(Cancellable):
     ----------
     layers : mapping of role to Layer
         "moving", "fixed", "moving_labels", "fixed_labels"; labels may be left out.
-    settings : Settings
+    settings : RegistrationRequest
     number : int
         Of the registration, for the names of its layers.
     before : callable
@@ -75,7 +75,7 @@ class Job(Cancellable):
     def __init__(
         self,
         layers: Mapping[str, Layer],
-        settings: Settings,
+        settings: RegistrationRequest,
         number: int,
         before: Callable[[], None] = lambda: None,
     ) -> None:
@@ -167,20 +167,7 @@ class Job(Cancellable):
         )
         self._longest = size if isinstance(size, int) else max(pair.fixed.grid.shape)
         with nullcontext() if network is None else interruptible(network, self.check):
-            registration = register(
-                pair,
-                network,
-                affine=asked.affine,
-                size=asked.size,
-                diffeomorphic=asked.diffeomorphic,
-                device=device,
-                refine=asked.refine,
-                similarity=asked.similarity,
-                contrast=asked.contrast,
-                smoothness=asked.smoothness,
-                keep=asked.keep,
-                progress=self._tell,
-            )
+            registration = register(pair, network, asked, device=device, progress=self._tell)
         return weights, replace(registration, choices={"weights": why, **registration.choices})
 
     def _tell(self, phase: str, fraction: float) -> None:

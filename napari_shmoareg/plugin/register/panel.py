@@ -21,17 +21,17 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_shmoareg.plugin.controls.errors import explain, in_words_of_the_form
+from napari_shmoareg.plugin.controls.errors import explain
 from napari_shmoareg.plugin.controls.pickers import PairPicker
 from napari_shmoareg.plugin.controls.progress import SHORTCUT, PanelState, ProgressRow
 from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_fall, labels_in
 from napari_shmoareg.plugin.controls.tasks import WarmUp
 from napari_shmoareg.plugin.opening import Panel
-from napari_shmoareg.plugin.register.form import SettingsForm
+from napari_shmoareg.plugin.register.form import SettingsForm, from_words, to_words
 from napari_shmoareg.plugin.register.job import Arrival, Inputs, Job, Outcome
 from napari_shmoareg.plugin.scenes import itself, next_number
 from napari_shmoareg.plugin.viewer import look_like_caution
-from napari_shmoareg.settings import Settings
+from napari_shmoareg.settings import RegistrationRequest
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -42,23 +42,19 @@ if TYPE_CHECKING:
 PLUGIN, PAGE = "shmoareg", "registration"  # of the manifest's configurations
 
 
-def recall() -> Settings:
+def recall() -> RegistrationRequest:
     """What was chosen last; the defaults at the first start."""
     kept = _kept()
-    return (
-        Settings()
-        if kept is None
-        else Settings.from_words({name: getattr(kept, name) for name in _names(kept)})
-    )
+    return from_words({} if kept is None else {name: getattr(kept, name) for name in _names(kept)})
 
 
-def remember(settings: Settings) -> None:
+def remember(settings: RegistrationRequest) -> None:
     """Keep for the next start.  Each change is written at once; one that cannot be is told."""
     kept = _kept()
     if kept is None:
         return
     try:
-        for name, word in settings.to_words().items():
+        for name, word in to_words(settings).items():
             if name in _names(kept) and getattr(kept, name) != word:
                 setattr(kept, name, word)
     except OSError as error:
@@ -310,7 +306,7 @@ class RegisterPanel(Panel):
         outcome, self._outcome = self._outcome, None
         if outcome is None or outcome.scene is None:
             return
-        cautions = [in_words_of_the_form(text) for text in cautions_of(outcome.scene.report)]
+        cautions = cautions_of(outcome.scene.report)
         notes = [*outcome.notes, *cautions]
         text = "\n\n".join([result(number, outcome.scene), *notes])
         self.told.say(text, reasons(outcome.scene), caution=bool(cautions))

@@ -335,7 +335,7 @@ def test_unknown_names_modes_and_sizes_are_refused(people, cache):
     dataset = open_dataset(people(2))
     with pytest.raises(InputError, match="no scan 'nobody'"):
         Checkup(dataset, size=24, affine="none", cache=cache).pairs(("p0", "nobody"))
-    with pytest.raises(InputError, match="one of auto, rigid"):
+    with pytest.raises(InputError, match="affine must be 'auto', 'rigid'"):
         Checkup(dataset, size=24, affine="soft", cache=cache)
     with pytest.raises(InputError, match="at least 8"):
         Checkup(dataset, size=4, cache=cache)

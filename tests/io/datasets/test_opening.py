@@ -233,7 +233,7 @@ def test_oasis_with_aligned_images_only_says_how_to_take_them(files):
             for kind in ("aligned_norm", "seg35")
         )
     )
-    with pytest.raises(InputError, match="give --images aligned_norm to take it"):
+    with pytest.raises(InputError, match="Give images='aligned_norm' to take it"):
         open_dataset(root)
     assert len(open_dataset(root, images="aligned_norm").scans) == 2
 
