@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.evaluation.comparison import PairedTest
     from napari_shmoareg.evaluation.run import Part
     from napari_shmoareg.evaluation.tables import Summary, Written
+    from napari_shmoareg.metrics.measure import Method
 
 
 SHOWN_LABELS = 8
@@ -250,7 +251,8 @@ def evaluate(
     fails is told, kept with its error, and tried again by the same command.  Ctrl-C keeps what is
     done; the same command goes on."""
     from napari_shmoareg.evaluation.methods import check_available
-    from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of
+    from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of, ready_method
+    from napari_shmoareg.io.model_card import chosen_device
 
     cluster = None if submit is None else submit.value
     sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
@@ -273,14 +275,16 @@ def evaluate(
         "surface": surface,
         "definitions": definitions,
     }
+    ready = ready_method(name, settings, used, chosen_device(device.value))
     listed = pairs_of(chosen.dataset, chosen.part, pairs, seed)
     plan = evaluation_plan(chosen.part, listed, name, used, settings)
-    run_evaluation(out, plan, chosen, shard, sharing, against, quiet)
+    run_evaluation(out, plan, ready, chosen, shard, sharing, against, quiet)
 
 
 def run_evaluation(
     out: Path,
     plan: Mapping[str, Any],
+    method: Method,
     chosen: Chosen,
     shard: Any,
     sharing: Sharing,
@@ -288,12 +292,7 @@ def run_evaluation(
     quiet: bool,
 ) -> None:
     """Run the pairs that have no case yet, and write and show what all cases come to."""
-    from napari_shmoareg.evaluation.run import (
-        EvaluationFolder,
-        Shard,
-        evaluate_cases,
-        planned_method,
-    )
+    from napari_shmoareg.evaluation.run import EvaluationFolder, Shard, evaluate_cases
     from napari_shmoareg.evaluation.tables import comparison_file, write_comparison, write_tables
     from napari_shmoareg.io.model_card import chosen_device
 
@@ -302,8 +301,7 @@ def run_evaluation(
     if other is not None:
         other.read_plan()
         comparison_file(folder, other)
-    device, count = chosen_device(plan["settings"]["device"]), len(plan["pairs"])
-    method = planned_method(plan, device)
+    count = len(plan["pairs"])
     folder.begin(plan)
     if not quiet:
         _say_beginning(chosen, plan["weights"], count, share.share(count), shard)
@@ -314,7 +312,7 @@ def run_evaluation(
         lambda: len(folder.seen()), count, out, finish=lambda: write_tables(folder, plan)
     ):
         if sharing.processes > 1:
-            sharing.run(device)
+            sharing.run(chosen_device(plan["settings"]["device"]))
         cases = evaluate_cases(
             folder,
             plan,
