@@ -76,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> None:
         evaluate_cases,
         evaluation_plan,
         pairs_of,
-        planned_method,
+        ready_method,
     )
     from napari_shmoareg.evaluation.tables import write_tables
     from napari_shmoareg.registration.resources import find_device
@@ -93,12 +93,13 @@ def main(words: Sequence[str] | None = None) -> None:
         )
     dataset = part.dataset.open()
     pairs = pairs_of(dataset, part, arguments.pairs, arguments.seed)
-    work = []
+    work, device = [], find_device("auto").type
     for entry in entries:
         plan = evaluation_plan(part, pairs, entry.method, entry.weights, {"affine": affine})
         folder = EvaluationFolder(arguments.out / entry.name.replace(" ", "-").replace("/", "-"))
         folder.begin(plan)
-        work.append((entry, plan, planned_method(plan, find_device("auto").type), folder))
+        method = ready_method(entry.method, plan["settings"], entry.weights, device)
+        work.append((entry, plan, method, folder))
     for number in range(1, len(pairs) + 1):
         for entry, plan, method, folder in work:
             evaluate_cases(

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.evaluation.comparison import PairedTest
     from napari_shmoareg.evaluation.run import Part
     from napari_shmoareg.evaluation.tables import Summary, Written
+    from napari_shmoareg.metrics.measure import Method
 
 
 SHOWN_LABELS = 8
@@ -236,7 +237,8 @@ def evaluate(
     fails is told, kept with its error, and tried again by the same command.  Ctrl-C keeps what is
     done; the same command goes on."""
     from napari_shmoareg.evaluation.methods import check_available
-    from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of
+    from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of, ready_method
+    from napari_shmoareg.io.model_card import chosen_device
 
     cluster = None if submit is None else submit.value
     sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
@@ -247,17 +249,20 @@ def evaluate(
     options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
     chosen = chosen_scans(dataset, run, part, split, split_seed, options)
     own = settings_in(given, RegistrationSettings)
-    used = weights_for(name, weights, unigradicon_weights, chosen, own.get("device", "auto"))
+    device = chosen_device(own.get("device", "auto"))
+    used = weights_for(name, weights, unigradicon_weights, chosen, device)
     settings = {"affine": chosen.affine or "auto", **own}
     settings |= {"surface": surface, "definitions": definitions}
+    ready = ready_method(name, settings, used, device)
     listed = pairs_of(chosen.dataset, chosen.part, pairs, seed)
     plan = evaluation_plan(chosen.part, listed, name, used, settings)
-    run_evaluation(out, plan, chosen, shard, sharing, against, quiet)
+    run_evaluation(out, plan, ready, chosen, shard, sharing, against, quiet)
 
 
 def run_evaluation(
     out: Path,
     plan: Mapping[str, Any],
+    method: Method,
     chosen: Chosen,
     shard: Any,
     sharing: Sharing,
@@ -265,12 +270,7 @@ def run_evaluation(
     quiet: bool,
 ) -> None:
     """Run the pairs that have no case yet, and write and show what all cases come to."""
-    from napari_shmoareg.evaluation.run import (
-        EvaluationFolder,
-        Shard,
-        evaluate_cases,
-        planned_method,
-    )
+    from napari_shmoareg.evaluation.run import EvaluationFolder, Shard, evaluate_cases
     from napari_shmoareg.evaluation.tables import comparison_file, write_comparison, write_tables
     from napari_shmoareg.io.model_card import chosen_device
 
@@ -279,8 +279,7 @@ def run_evaluation(
     if other is not None:
         other.read_plan()
         comparison_file(folder, other)
-    device, count = chosen_device(plan["settings"]["device"]), len(plan["pairs"])
-    method = planned_method(plan, device)
+    count = len(plan["pairs"])
     folder.begin(plan)
     if not quiet:
         _say_beginning(chosen, plan["weights"], count, share.share(count), shard)
@@ -291,7 +290,7 @@ def run_evaluation(
         lambda: len(folder.seen()), count, out, finish=lambda: write_tables(folder, plan)
     ):
         if sharing.processes > 1:
-            sharing.run(device)
+            sharing.run(chosen_device(plan["settings"]["device"]))
         cases = evaluate_cases(
             folder,
             plan,

@@ -339,17 +339,18 @@ def evaluation_plan(
     return plan
 
 
-def planned_method(plan: Mapping[str, Any], device: str) -> Method:
-    """The method of a plan, ready to run.
+def ready_method(
+    name: str, settings: Mapping[str, Any], weights: str | None, device: str
+) -> Method:
+    """A method with its weights, ready to run.
 
     Raises
     ------
     InputError
         If it is not installed, or its weights cannot be read.
     """
-    name, weights = plan["method"], plan["weights"] and str(plan["weights"]["name"])
-    network = load_network(weights, device=device) if name in NETWORKS else None
-    return evaluated_method(name, plan["settings"] | {"unigradicon_weights": weights}, network)
+    network = load_network(str(weights), device=device) if name in NETWORKS else None
+    return evaluated_method(name, SETTINGS | {**settings, "unigradicon_weights": weights}, network)
 
 
 KEPT = 4  # scans that stay in memory, as neighbouring pairs share one
