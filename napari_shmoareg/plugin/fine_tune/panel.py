@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QTabWidget, QVBoxL
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path
-from napari_shmoareg.plugin.controls.tasks import Pace
+from napari_shmoareg.plugin.controls.tasks import Throttle
 from napari_shmoareg.plugin.fine_tune.charts import CurvesView, LoadsView, theme_of
 from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
@@ -127,8 +127,8 @@ class FineTunePanel(Panel):
             self.follower.turned,
         ):
             changed.connect(self._show_run)
-        self._pace = Pace(self, self._show)
-        self.follower.changed.connect(self._pace.ask)
+        self._throttle = Throttle(self, self._show)
+        self.follower.changed.connect(self._throttle.request)
         self.tabs.currentChanged.connect(lambda _: self._show())
         self.run.pressed.connect(self._press)
         self.run.opened.connect(self._open)

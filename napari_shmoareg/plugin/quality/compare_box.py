@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 from superqt import QLabeledSlider
 
 from napari_shmoareg.plugin.controls.legend import Ramp
+from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.quality.compare import Comparer
 from napari_shmoareg.plugin.quality.composites import Computed
 
@@ -95,10 +96,7 @@ class CompareBox(QWidget):
         self.comparer.left.connect(lambda: self.compare(AS_THEY_ARE))
         self.comparer.dragged.connect(lambda amount: self.slider.setValue(round(100 * amount)))
         self._build()
-        self._soon = QTimer(self)
-        self._soon.setSingleShot(True)
-        self._soon.setInterval(SOON)
-        self._soon.timeout.connect(lambda: self.comparer.set_amount(self.amount))
+        self._soon = single_shot(self, SOON, lambda: self.comparer.set_amount(self.amount))
 
     @property
     def amount(self) -> float:
