@@ -408,10 +408,10 @@ def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, scene):
 
 
 def test_the_table_is_copied_and_saved_whole(panel, scene, tmp_path):
-    panel.table.copy.click()
+    panel.table.buttons.copy.click()
     lines = [line.split("\t") for line in QApplication.clipboard().text().splitlines()]
     assert lines[0] == ["measure", "label", "before", "affine", "after"]
-    panel.table.save_to(str(tmp_path / "table.csv"))
+    panel.table.buttons.save_to(str(tmp_path / "table.csv"))
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == lines

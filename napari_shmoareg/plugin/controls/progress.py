@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from enum import Enum
 
-from qtpy.QtWidgets import QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+
+from napari_shmoareg.plugin.controls.forms import arranged, wrapped
 
 FINENESS = 1000  # steps of the bar
 SHORTCUT = "Ctrl+Return"
@@ -100,14 +102,10 @@ class ProgressBox(QWidget):
         self.bar.setRange(0, FINENESS)
         self.bar.setTextVisible(False)
         self.bar.setMaximumHeight(8)
-        self.told.setWordWrap(True)
-        self.told.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        wrapped(self.told, narrow=True)
         self._enough = enough
         self.clock = Clock(enough)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.told)
-        column.addWidget(self.bar)
+        self.column = arranged(QVBoxLayout(self), self.told, self.bar)
 
     def begin(self) -> None:
         """Start from nothing."""
@@ -135,9 +133,7 @@ class ProgressRow(ProgressBox):
         self.button.setDefault(True)
         self.bar.setToolTip("How far the registration is.")
         self.told.setToolTip("What is being done, and about how long it will take.")
-        column = self.layout()
-        assert column is not None
-        column.addWidget(self.button)
+        self.column.addWidget(self.button)
         self.show_doing(PanelState.nothing, None)
 
     def show_doing(self, doing: PanelState, missing: str | None) -> None:

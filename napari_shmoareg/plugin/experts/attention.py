@@ -25,9 +25,9 @@ from qtpy.QtWidgets import (
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
-from napari_shmoareg.plugin.controls.tasks import Report, Task, replay_of
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, replay_of
 from napari_shmoareg.plugin.experts.pins import about, layer_of_place
 from napari_shmoareg.plugin.placement import KEY
 
@@ -255,7 +255,7 @@ class AttentionBox(QWidget):
             "Draw, for the token that is picked, what each head it chose attends to within its"
             " window. The network is loaded and run once, beside the window; seconds."
         )
-        self.cancel, self.choose = QPushButton("Cancel"), QPushButton("Choose weights…")
+        self.cancel, self.choose = QPushButton(CANCEL), QPushButton("Choose weights…")
         self.cancel.setToolTip("Stop the network; nothing is kept")
         self.choose.setToolTip(
             "The weights of this registration are not where they were: show the .safetensors file"
@@ -266,18 +266,10 @@ class AttentionBox(QWidget):
             "Which of the heads that the token chose to draw, with its weight (Eq. 4)"
         )
         self.ramp = Ramp()
-        for label in (self.status, self.says):
-            label.setWordWrap(True)
-        row = QHBoxLayout()
-        for widget in (self.cancel, self.choose):
-            row.addWidget(widget)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.on)
-        column.addWidget(self.status)
-        column.addLayout(row)
-        for below in (self.head, self.ramp, self.says):
-            column.addWidget(below)
+        wrapped(self.status, self.says)
+        row = arranged(QHBoxLayout(), self.cancel, self.choose)
+        below = (self.head, self.ramp, self.says)
+        arranged(QVBoxLayout(self), self.on, self.status, row, *below)
         self.on.toggled.connect(self._switch)
         self.cancel.clicked.connect(self._give_up)
         self.choose.clicked.connect(self._choose)

@@ -31,7 +31,7 @@ from qtpy.QtWidgets import (
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
 from napari_shmoareg.plugin.controls.errors import explain
-from napari_shmoareg.plugin.controls.forms import Section
+from napari_shmoareg.plugin.controls.forms import Section, arranged
 from napari_shmoareg.plugin.controls.legend import Swatches
 from napari_shmoareg.plugin.controls.tasks import Task, weights_of
 from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
@@ -71,10 +71,7 @@ class LoadFiles(QWidget):
         self.table.setToolTip("Write one row per gate and expert: count, and share of selections")
         self.figure.clicked.connect(lambda: self._ask("Save figure", FIGURE, self.save_figure))
         self.table.clicked.connect(lambda: self._ask("Save table", TABLE, self.save_table))
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.figure)
-        row.addWidget(self.table)
+        arranged(QHBoxLayout(self), self.figure, self.table)
 
     def save_figure(self, path: str | Path) -> None:
         """Draw and write the figure, beside the viewer; a message says how it went."""

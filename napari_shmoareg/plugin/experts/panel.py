@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QHideEvent, QShowEvent
-from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
-from napari_shmoareg.plugin.controls.forms import Section, fill
+from napari_shmoareg.plugin.controls.forms import Section, fill, scrolled
 from napari_shmoareg.plugin.controls.tasks import weights_of
 from napari_shmoareg.plugin.experts.loads import LayersView
 from napari_shmoareg.plugin.experts.location import LocationView
@@ -237,11 +237,7 @@ def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
         label.setWordWrap(True)
         column.addWidget(label)
     column.addStretch(1)
-    area = QScrollArea()
-    area.setWidget(body)
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    return area
+    return scrolled(body)
 
 
 def _note(scene: Scene, copied: bool) -> str:

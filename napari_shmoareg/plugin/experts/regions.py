@@ -24,14 +24,13 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QLabel,
     QPushButton,
-    QSizePolicy,
     QTableWidgetItem,
 )
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.controls.bars import RegionBars
-from napari_shmoareg.plugin.controls.forms import Section, fill
+from napari_shmoareg.plugin.controls.forms import Section, fill, narrowed, wrapped
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons, origin_of
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.experts.gate_picker import WherePicker, said_where
@@ -363,9 +362,7 @@ class RegionView(Section):
             "What each region is compared with: the whole image (air counts too: a "
             "difference then partly means 'is not air'), all regions together, or one of them"
         )
-        self.reference.setSizeAdjustPolicy(
-            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-        )
+        narrowed(self.reference)
         self.compute = QPushButton(COMPUTE)
         self.compute.setToolTip(
             "Count what the cells of every region chose; takes a second or a few for each gate"
@@ -380,9 +377,7 @@ class RegionView(Section):
             QLabel(),
             QLabel(),
         )
-        for label in (self.says, self.detail, self.heading, self.told):
-            label.setWordWrap(True)
-            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        wrapped(self.says, self.detail, self.heading, self.told, narrow=True)
         form = QFormLayout()
         form.addRow("Regions", self.regions)
         form.addRow("Against", self.reference)

@@ -12,12 +12,11 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QPushButton,
-    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_shmoareg.plugin.controls.forms import Section
+from napari_shmoareg.plugin.controls.forms import Section, arranged, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.progress import ProgressBox
 from napari_shmoareg.plugin.controls.tables import origin_of
@@ -95,11 +94,8 @@ class WhatIfView(Section):
         self.bar, self.told = self.progress.bar, self.progress.told
         self.table, self.buttons = self.listed.table, self.listed.buttons
         caption = QLabel(CAPTION)
-        caption.setWordWrap(True)
-        caption.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        row = QHBoxLayout()
-        row.addWidget(self.run)
-        row.addWidget(self.sweep)
+        wrapped(caption, narrow=True)
+        row = arranged(QHBoxLayout(), self.run, self.sweep)
         self.column.addWidget(self.form)
         self.column.addLayout(row)
         self.boxes = {RUN: _box(self.ramp, self.result), SWEEP: self.listed}
@@ -291,8 +287,5 @@ class WhatIfView(Section):
 def _box(*widgets: QWidget) -> QWidget:
     """Widgets one below the other."""
     box = QWidget()
-    column = QVBoxLayout(box)
-    column.setContentsMargins(0, 0, 0, 0)
-    for widget in widgets:
-        column.addWidget(widget)
+    arranged(QVBoxLayout(box), *widgets)
     return box

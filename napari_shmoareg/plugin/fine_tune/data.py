@@ -27,7 +27,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_shmoareg.io.untrusted import is_there, typed_path
-from napari_shmoareg.plugin.controls.forms import captioned
+from napari_shmoareg.plugin.controls.forms import arranged, captioned
 from napari_shmoareg.plugin.controls.tables import FigureTable, TableButtons
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, preload
 from napari_shmoareg.plugin.fine_tune.form import WRONG
@@ -59,10 +59,7 @@ class CheckupTable(QWidget):
         self.table.setMaximumHeight(MOST)
         self.table.setWordWrap(False)
         self.buttons = TableButtons(lambda: records(self._rows), "checkup.csv")
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.told, self.table, self.buttons):
-            column.addWidget(widget)
+        arranged(QVBoxLayout(self), self.told, self.table, self.buttons)
         self.show_scans([], {})
 
     def show_scans(self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str]) -> None:
@@ -186,10 +183,7 @@ class DatasetBox(QWidget):
         self.kind.addItems(KINDS)
         self.layers = LayersBox(viewer)
         self._files = self._files_page()
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.source, self._files, self.layers):
-            column.addWidget(widget)
+        arranged(QVBoxLayout(self), self.source, self._files, self.layers)
         self.source.currentIndexChanged.connect(self._turn)
         for line in (self.path, *self.patterns.values()):
             line.textChanged.connect(self.changed)
@@ -227,9 +221,7 @@ class DatasetBox(QWidget):
 
     def _files_page(self) -> QWidget:
         page, more = QWidget(), QWidget()
-        row = QHBoxLayout()
-        row.addWidget(self.path, 1)
-        row.addWidget(self.browse)
+        row = arranged(QHBoxLayout(), self.path, self.browse, wide=self.path)
         form = QFormLayout(more)
         form.setContentsMargins(0, 0, 0, 0)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -244,10 +236,7 @@ class DatasetBox(QWidget):
         self.more.setCollapsedIcon("▶")
         self.more.setExpandedIcon("▼")
         self.more.addWidget(more)
-        column = QVBoxLayout(page)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addLayout(row)
-        column.addWidget(self.more)
+        arranged(QVBoxLayout(page), row, self.more)
         return page
 
     def _turn(self, *_: object) -> None:
@@ -370,14 +359,8 @@ class DataView(QWidget):
         self.checking.finished.connect(self._done)
         self.checking.failed.connect(self._failed)
         self.checking.cancelled.connect(lambda: self._done(({}, ENDED)))
-        row = QHBoxLayout()
-        row.addWidget(self.told, 1)
-        row.addWidget(self.check)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.dataset)
-        column.addLayout(row)
-        column.addWidget(self.table)
+        row = arranged(QHBoxLayout(), self.told, self.check, wide=self.told)
+        arranged(QVBoxLayout(self), self.dataset, row, self.table)
         self._show()
 
     def show_run(

@@ -9,6 +9,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 from superqt import QLabeledSlider
 
+from napari_shmoareg.plugin.controls.forms import narrowed
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.quality.compare import Comparer
@@ -124,11 +125,7 @@ class CompareBox(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.setContentsMargins(0, 0, 0, 0)
         self.mode, self.stage = QComboBox(), QComboBox()
-        for combo in (self.mode, self.stage):
-            combo.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
-            combo.setMinimumContentsLength(12)
+        narrowed(self.mode, self.stage, length=12)
         for name, mode in MODES.items():
             self.mode.addItem(mode.text, name)
             self.mode.setItemData(self.mode.count() - 1, mode.tip, Qt.ItemDataRole.ToolTipRole)

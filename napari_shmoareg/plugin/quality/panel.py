@@ -11,23 +11,20 @@ from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QEvent, QObject, Qt, QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
-    QApplication,
     QFileDialog,
-    QFrame,
     QGroupBox,
     QHBoxLayout,
     QLabel,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
 from superqt import QCollapsible
 
-from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path
+from napari_shmoareg.plugin.controls.forms import arranged, scrolled, wrapped
 from napari_shmoareg.plugin.controls.pickers import RegistrationPicker
 from napari_shmoareg.plugin.controls.tables import (
     HEADINGS,
@@ -35,7 +32,7 @@ from napari_shmoareg.plugin.controls.tables import (
     PER_LABEL,
     Figure,
     FigureTable,
-    as_tsv,
+    TableButtons,
     cautions_of,
     has_fallen,
     label_rows,
@@ -85,15 +82,9 @@ class SaveBox(QWidget):
         self.bar = QProgressBar()
         self.bar.setRange(0, 100)
         self.text = QLabel()
-        self.text.setWordWrap(True)
-        row = QHBoxLayout()
-        row.addWidget(self.button)
-        row.addWidget(self.open)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addLayout(row)
-        layout.addWidget(self.bar)
-        layout.addWidget(self.text)
+        wrapped(self.text)
+        row = arranged(QHBoxLayout(), self.button, self.open)
+        arranged(QVBoxLayout(self), row, self.bar, self.text)
         # its words do not hang on this box, which is gone when its dock was closed meanwhile
         self.task = Task(window or self, "saving a registration")
         self.task.finished.connect(_say_saved)
@@ -214,7 +205,7 @@ class QualityTable(QWidget):
         super().__init__()
         self._report: Mapping[str, Any] | None = None
         self.warnings = QLabel()
-        self.warnings.setWordWrap(True)
+        wrapped(self.warnings)
         self.warnings.setTextFormat(Qt.TextFormat.PlainText)
         look_like_caution(self.warnings, on=True)
         self.whole = FigureTable(HEADINGS, stretch="first")
@@ -226,21 +217,10 @@ class QualityTable(QWidget):
         self.fold = QCollapsible("Each label")
         self.fold.setToolTip("Show or hide the figures of each label.")
         self.fold.addWidget(self.labels)
-        self.copy = QPushButton("Copy")
-        self.copy.setToolTip("Put both tables on the clipboard, for a spreadsheet.")
-        self.copy.clicked.connect(self.to_clipboard)
-        self.save = QPushButton("Save table…")
-        self.save.setToolTip("Write both tables to a CSV file.")
-        self.save.clicked.connect(self._ask)
-        row = QHBoxLayout()
-        row.addStretch()
-        row.addWidget(self.copy)
-        row.addWidget(self.save)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for part in (self.warnings, self.whole, self.fold):
-            layout.addWidget(part)
-        layout.addLayout(row)
+        self.buttons = TableButtons(
+            lambda: [] if self._report is None else table_of(self._report), "quality.csv"
+        )
+        arranged(QVBoxLayout(self), self.warnings, self.whole, self.fold, self.buttons)
         self.show_report(None)
 
     def show_report(self, report: Mapping[str, Any] | None) -> None:
@@ -267,27 +247,7 @@ class QualityTable(QWidget):
         labels = [] if report is None else label_rows(report)
         self._show_labels(labels)
         self.fold.setVisible(bool(labels))
-        for button in (self.copy, self.save):
-            button.setEnabled(report is not None)
-
-    def to_clipboard(self) -> None:
-        """Put both tables on the clipboard, separated by tabs."""
-        clipboard = QApplication.clipboard()
-        if self._report is not None and clipboard is not None:
-            clipboard.setText(as_tsv(table_of(self._report)))
-
-    def save_to(self, path: str) -> None:
-        """Write both tables as CSV; what keeps it from being written is told."""
-        from napari_shmoareg.io.files import write_table
-
-        if self._report is None:
-            return
-        try:
-            write_table(table_of(self._report), path)
-        except InputError as error:
-            show_error(str(error))
-        else:
-            show_info(f"The table lies in {path}.")
+        self.buttons.setEnabled(report is not None)
 
     def _show_labels(self, labels: list[list[float | None]]) -> None:
         forms = ["d", *(form for _, _, form in PER_LABEL for _ in range(3))]
@@ -309,11 +269,6 @@ class QualityTable(QWidget):
         self.labels.sortByColumn(0, Qt.SortOrder.AscendingOrder)
         self.labels.resizeColumnsToContents()
         self.labels.fit(min(len(labels), LABELS_SHOWN))
-
-    def _ask(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Save the table", "quality.csv", "CSV (*.csv)")
-        if path:
-            self.save_to(path)
 
 
 WIDTH = 320
@@ -340,7 +295,7 @@ class QualityPanel(Panel):
         self.table = QualityTable()
         self.saving = SaveBox(getattr(getattr(viewer, "window", None), "_qt_window", None))
         self.invitation = QLabel(INVITE)
-        self.invitation.setWordWrap(True)
+        wrapped(self.invitation)
         self._parts = [
             _boxed("Compare", self.compare_box),
             _boxed("Figures", self.table),
@@ -351,14 +306,9 @@ class QualityPanel(Panel):
         for part in (self.picker, self.invitation, *self._parts):
             column.addWidget(part)
         column.addStretch()
-        area = QScrollArea()
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
+        area = scrolled(inner)
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setWidget(inner)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(area)
+        arranged(QVBoxLayout(self), area)
         self.picker.picked.connect(self._pick)
         self._pick()
 

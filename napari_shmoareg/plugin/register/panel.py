@@ -13,7 +13,6 @@ from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QFrame,
     QLabel,
-    QScrollArea,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
@@ -21,6 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
+from napari_shmoareg.plugin.controls.forms import arranged, scrolled
 from napari_shmoareg.plugin.controls.pickers import PairPicker
 from napari_shmoareg.plugin.controls.progress import SHORTCUT, PanelState, ProgressRow
 from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_fall, labels_in
@@ -92,10 +92,7 @@ class MessageBox(QWidget):
         self.reasons.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.reasons.setToolTip("What was decided for you, and why; and how long each phase took.")
         self.reasons.toggled.connect(self._open)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.text, self.reasons, self.why):
-            layout.addWidget(widget)
+        arranged(QVBoxLayout(self), self.text, self.reasons, self.why)
         self.say("")
 
     def say(self, text: str, why: str = "", *, caution: bool = False) -> None:
@@ -234,10 +231,7 @@ class RegisterPanel(Panel):
         for widget in (self.pickers, _line(), self.form, self.told):
             column.addWidget(widget)
         column.addStretch()
-        self._scroll = QScrollArea()
-        self._scroll.setWidgetResizable(True)
-        self._scroll.setFrameShape(QFrame.Shape.NoFrame)
-        self._scroll.setWidget(inner)
+        self._scroll = scrolled(inner)
         layout = QVBoxLayout(self)
         layout.addWidget(self._scroll, 1)
         layout.addWidget(self.progress)
