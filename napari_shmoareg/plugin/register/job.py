@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,31 +231,33 @@ class LayerAdder(QObject):
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self._going = going = _Going()
-        # not `destroyed`: a slot can be collected before its call
-        weakref.finalize(self, going.end).atexit = False
-        self._inputs: Inputs = {}
+        self._viewer: Callable[[], Viewer | None] = lambda: None
+        self._result: RegistrationResult | None = None
+        self._number, self._inputs = 0, dict[str, "weakref.ref[Layer]"]()
+        self._added: list[weakref.ref[Layer]] = []
         self._turn = single_shot(self, BREATH, self._next)
 
     def start(self, viewer: Viewer, result: RegistrationResult, inputs: Inputs) -> None:
         """Add the layers of a result whose inputs were these."""
-        self._going.begin(viewer, result)
-        self._inputs = inputs
+        self._viewer, self._result, self._inputs = weakref.ref(viewer), result, dict(inputs)
+        self._number, self._added = result.number, []
         self._turn.start()
 
     def cancel(self) -> None:
         """Add no more, and take back what was added, unless all of it was."""
-        self._going.end()
+        if self._result is not None:
+            self._result = None
+            QTimer.singleShot(0, partial(_take_back, self._viewer, self._added))
 
     def _next(self) -> None:
-        going = self._going
-        viewer, result = going.viewer(), going.result
+        viewer, result = self._viewer(), self._result
         if viewer is None or result is None:
             return
         try:
             if result.layers:
-                going.add_one(viewer, result.layers)
-                if going.ended:
+                self._add_one(viewer, result.layers)
+                if self._result is None:  # cancelled meanwhile
+                    _take_back(self._viewer, self._added)
                     return
                 self.progressed.emit("adding layers", 1 - STEP * len(result.layers))
                 self._turn.start()
@@ -263,13 +265,27 @@ class LayerAdder(QObject):
             from napari_shmoareg.plugin.quality.compare import uncompared
 
             with uncompared(viewer):
-                self._arrange(viewer, going.number)
+                self._arrange(viewer, self._number)
         except Exception as error:
-            going.result = None
+            self._result = None
             self.failed.emit(explain(error))
             return
-        going.result = None
-        self.finished.emit(going.number)
+        self._result = None
+        self.finished.emit(self._number)
+
+    def _add_one(self, viewer: Viewer, layers: list[Any]) -> None:
+        """Add the next layer; before the first one, take another number if others have taken this
+        one meanwhile.
+        """
+        from napari_shmoareg.plugin.layers import add_layers
+
+        if not self._added and self._number in scenes(viewer):
+            self._number = next_number(viewer)
+            layers[:] = [
+                (data, renumbered(options, self._number), kind) for data, options, kind in layers
+            ]
+        with _looking_as_before(viewer):
+            self._added += map(weakref.ref, add_layers(viewer, [layers.pop(0)]))
 
     def _arrange(self, viewer: Viewer, number: int) -> None:
         """Fixed below, warped on top; the moving image, outlines of labels and other results are
@@ -293,57 +309,11 @@ class LayerAdder(QObject):
             viewer.layers.selection = {warped[-1]}
 
 
-class _Going:
-    """A result of which some layers may be in the viewer; no part of Qt, so that it can clean up
-    after a panel.
-    """
-
-    def __init__(self) -> None:
-        self.ended, self.number = False, 0
-        self.viewer: Callable[[], Viewer | None] = lambda: None
-        self.result: RegistrationResult | None = None
-        self._added: list[weakref.ref[Layer]] = []
-
-    def begin(self, viewer: Viewer, result: RegistrationResult) -> None:
-        """Nothing of it is there yet."""
-        self.ended = False
-        self.viewer, self.result, self.number, self._added = (
-            weakref.ref(viewer),
-            result,
-            result.number,
-            [],
-        )
-
-    def add_one(self, viewer: Viewer, layers: list[Any]) -> None:
-        """Add the next layer; before the first one, take another number if others have taken this
-        one meanwhile.
-        """
-        from napari_shmoareg.plugin.layers import add_layers
-
-        if not self._added and self.number in scenes(viewer):
-            self.number = next_number(viewer)
-            layers[:] = [
-                (data, renumbered(options, self.number), kind) for data, options, kind in layers
-            ]
-        with _looking_as_before(viewer):
-            self._added += map(weakref.ref, add_layers(viewer, [layers.pop(0)]))
-        if self.ended:
-            self._take_back()
-
-    def end(self) -> None:
-        """The panel is gone: take back what was added, unless all of it was."""
-        self.ended = True
-        if self.result is not None and threading.current_thread() is threading.main_thread():
-            QTimer.singleShot(0, self._take_back)
-
-    def _take_back(self) -> None:
-        self.result = None
-        viewer = self.viewer()
-        if viewer is None:
-            return
-        for layer in [added() for added in self._added]:
-            if layer is not None and layer in viewer.layers:
-                viewer.layers.remove(layer)
+def _take_back(held: Callable[[], Viewer | None], added: Sequence[weakref.ref[Layer]]) -> None:
+    viewer = held()
+    for layer in [each() for each in added]:
+        if viewer is not None and layer is not None and layer in viewer.layers:
+            viewer.layers.remove(layer)
 
 
 @contextmanager
