@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from superqt.utils import signals_blocked
 
-from napari_shmoareg.plugin.controls.forms import arranged, captioned, narrowed
+from napari_shmoareg.plugin.controls.forms import arranged, captioned, fill, narrowed
 from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.placement import KEY, tag
 from napari_shmoareg.plugin.scenes import ROLES, layer_in_role, scenes, title
@@ -79,16 +80,9 @@ class RegistrationPicker(QComboBox):
         was = before[self.currentIndex()] if 0 <= self.currentIndex() < len(before) else None
         fresh = [number for number, scene in found.items() if scene not in before]
         kept = [number for number, scene in found.items() if scene is was and was is not None]
-        blocked = self.blockSignals(True)
-        self.clear()
-        for number, scene in found.items():
-            self.addItem(title(number, scene), number)
-        if not found:
-            self.addItem(NOTHING, None)
+        entries = {number: title(number, scene) for number, scene in found.items()}
+        fill(self, entries or {None: NOTHING}, *(fresh or kept or list(found))[-1:])
         self.setEnabled(bool(found))
-        pick = (fresh or kept or list(found))[-1:]
-        self.setCurrentIndex(max(0, self.findData(pick[0]) if pick else 0))
-        self.blockSignals(blocked)
         self._offered = [weakref.ref(scene) for scene in found.values()]
         if was is None or self.scene is not was:
             self._tell()
@@ -264,13 +258,13 @@ class LayerPicker(QComboBox):
     def offer(self, layers: Sequence[Layer], picked: Layer | None) -> None:
         """Offer other layers, and pick one of them.  Emits nothing."""
         names = [self._nothing, *(layer.name for layer in layers)]
-        blocked = self.blockSignals(True)
-        if names != [self.itemText(n) for n in range(self.count())]:
-            self.clear()
-            self.addItems(names)
         self._offered = [weakref.ref(layer) for layer in layers]
-        self.setCurrentIndex(next((n for n, layer in enumerate(layers, 1) if layer is picked), 0))
-        self.blockSignals(blocked)
+        with signals_blocked(self):
+            if names != [self.itemText(n) for n in range(self.count())]:
+                self.clear()
+                self.addItems(names)
+            index = next((n for n, layer in enumerate(layers, 1) if layer is picked), 0)
+            self.setCurrentIndex(index)
 
     def pick(self, layer: Layer) -> None:
         """Pick one of the layers that are offered, as if by hand."""

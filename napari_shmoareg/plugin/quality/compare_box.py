@@ -8,6 +8,7 @@ import numpy as np
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 from superqt import QLabeledSlider
+from superqt.utils import signals_blocked
 
 from napari_shmoareg.plugin.controls.forms import narrowed
 from napari_shmoareg.plugin.controls.legend import Ramp
@@ -156,10 +157,9 @@ class CompareBox(QWidget):
         name = self.mode.currentData()
         slider = MODES[name].slider
         if slider is not None:
-            blocked = self.slider.blockSignals(True)
-            self.slider.setRange(slider.low, slider.high)
-            self.slider.setValue(self._values[name])
-            self.slider.blockSignals(blocked)
+            with signals_blocked(self.slider):
+                self.slider.setRange(slider.low, slider.high)
+                self.slider.setValue(self._values[name])
         if self._number is None or name == AS_THEY_ARE:
             self.comparer.leave()
         else:
