@@ -62,6 +62,6 @@ $(STAMP): pyproject.toml constraints.txt | python
 	@echo "Installing PyTorch into $(VENV) (large: minutes the first time) ..."
 	@$(PIP) torch==2.13.0
 	@echo "Installing shmoareg and what it needs into $(VENV) ..."
-	@$(PIP) -e '.[test]'
+	@$(PIP) -e '.[all,test]'
 	@touch $@
 	@echo "Ready."

@@ -83,7 +83,7 @@ class ExpertGallery(Gallery):
             view.read(middle + np.array(step))
             view.pin.click()
         view.attention.on.click()
-        self.until(lambda: not view.attention.errand.busy)
+        self.until(lambda: not view.attention.task.busy)
         self.settle(1.5)
         self.take("experts-place.png")
         view.attention.on.click()
@@ -94,7 +94,7 @@ class ExpertGallery(Gallery):
         (view,) = self.panel.views["Regions"]
         view.reference.setCurrentIndex(view.reference.findData("regions"))
         view.compute.click()
-        self.until(lambda: not view.errand.busy)
+        self.until(lambda: not view.task.busy)
         view.table.selectRow(0)
         view.table.cellClicked.emit(0, 0)
         showing.show_experts(self.viewer, 1, "x", 1)
@@ -107,7 +107,7 @@ class ExpertGallery(Gallery):
         view.form.where.pick(part="decoder", layer=2, direction="z")
         view.form.expert.setCurrentIndex(1)
         view.run.click()
-        self.until(lambda: not view.errand.busy)
+        self.until(lambda: not view.task.busy)
         self.settle(1.5)
         self.take("experts-what-if.png")
 

@@ -13,12 +13,13 @@ import pytest
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.attention import AttentionProbe
 from napari_shmoareg.io import checkpoint
-from napari_shmoareg.plugin.controls.tasks import replay_of, weights_of
+from napari_shmoareg.plugin.controls.tasks import Report, replay_of, weights_of
 from napari_shmoareg.plugin.experts.location import LocationView
 from napari_shmoareg.plugin.experts.pins import layer_of_place
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag, to_viewer
 from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.replay import Replay
 
 WAIT = 60_000  # ms at most
@@ -53,7 +54,7 @@ def pick(view, place):
 
 
 def finish(view, qtbot):
-    qtbot.waitUntil(lambda: not view.attention.errand.busy, timeout=WAIT)
+    qtbot.waitUntil(lambda: not view.attention.task.busy, timeout=WAIT)
 
 
 def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_values(
@@ -193,8 +194,8 @@ def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration
     view.show_registration(1)
     assert not box.on.isChecked() and not box.status.text()
     box.on.click()  # while that of #2 still ends
-    assert box.errand.busy and "Waiting" in box.status.text()
-    box.errand.came.emit("loading the network", 0.1)
+    assert box.task.busy and "Waiting" in box.status.text()
+    box.task.progressed.emit("loading the network", 0.1)
     assert "Waiting" in box.status.text(), "it shows how far another registration is"
     go_on.set()
     qtbot.waitUntil(lambda: scene in box.probes, timeout=WAIT)
@@ -209,18 +210,17 @@ def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration
 
 
 def test_a_replay_is_that_of_the_registration(scene, asked):
-    from napari_shmoareg.plugin.controls.tasks import Work
-
-    work = Work(lambda own: replay_of(scene, own))
-    done = work()
-    assert not done.error and work.reached == ("ready", 1.0)
-    displacement, routing = done.value.run()
+    report = Report()
+    replay = replay_of(scene, report)
+    assert report.reached == ("ready", 1.0)
+    displacement, routing = replay.run()
     for record, mine in zip(scene.registration.routing, routing, strict=True):
         np.testing.assert_array_equal(record.routing.experts.numpy(), mine.routing.experts.numpy())
     assert displacement.shape[2:] == scene.network_grid.shape
-    stopped = Work(lambda own: replay_of(scene, own))
-    stopped.cancel()
-    assert stopped().value is None and len(asked) == 1
+    report.cancel()
+    with pytest.raises(Interrupted):
+        replay_of(scene, report)
+    assert len(asked) == 1
     assert weights_of(
         replace(scene, report={**scene.report, "weights": "/there/mine.safetensors"})
     ).endswith("tensors")

@@ -327,7 +327,7 @@ def test_a_check_up_stays_when_tabs_are_turned_after_a_run(panel, tmp_path, fake
     assert panel.data.table.told.text().startswith("5 scans, 1 left out")
     scan = {"name": "new", "shape": [37, 29, 23], "spacing": [3.0, 3.0, 2.0], "skipped": None}
     panel.data._scans = [scan]
-    panel.data.checking.done.emit({"new": "train"}, "few scans")
+    panel.data.checking.finished.emit(({"new": "train"}, "few scans"))
     for n in (0, 2, 0):
         panel.tabs.setCurrentIndex(n)
     assert (
@@ -410,10 +410,9 @@ def test_scans_that_were_checked_since_the_last_look_come_to_the_table_at_once(p
     monkeypatch.setattr(
         panel.data.table, "show_scans", lambda scans, parts: shown.append(len(scans))
     )
-    checking = panel.data.checking
     for n in range(30):
-        checking._found.put(({"name": str(n)}, 40))
-    checking._look()
+        panel.data._found.put(({"name": str(n)}, 40))
+    panel.data.checking.progressed.emit("", 0.0)
     assert shown == [30] and panel.data.told.text() == "30 of 40 scans"
 
 
@@ -427,13 +426,7 @@ def test_a_check_up_that_a_run_cut_short_does_not_come_over_its_own(
         while True:
             about[-2].check()
 
-    def cut(*about):
-        try:
-            check(*about)
-        except data.Interrupted:
-            return {}, "ended early"
-
-    monkeypatch.setattr(data, "_check", cut)
+    monkeypatch.setattr(data, "_check", check)
     fake("plain", 5)
     panel.data.dataset.path.setText(str(tmp_path))
     panel.run.folder.setText(str(tmp_path / "run"))

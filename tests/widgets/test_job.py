@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 import weakref
 from dataclasses import replace
 from types import ModuleType
@@ -18,8 +17,12 @@ from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.io import save_network
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.plugin.controls.errors import explain
+from napari_shmoareg.plugin.controls.progress import EARLY, Clock
+from napari_shmoareg.plugin.controls.tasks import Report
 from napari_shmoareg.plugin.placement import layer_options
-from napari_shmoareg.plugin.register.job import Job
+from napari_shmoareg.plugin.register import job
+from napari_shmoareg.plugin.register.job import LayerRegistration
+from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.resources import psutil
 from napari_shmoareg.settings import RegistrationRequest
 
@@ -42,11 +45,22 @@ def layers(pair):
     return made
 
 
+def register(layers, settings, number=1, report=None):
+    return LayerRegistration(layers, settings, number)(Report() if report is None else report)
+
+
+def error_of(layers, settings) -> str:
+    """In the words that a task shows."""
+    with pytest.raises(InputError) as caught:
+        register(layers, settings)
+    return explain(caught.value)
+
+
 def test_the_pair_that_is_registered_is_that_of_the_files_and_not_of_the_screen(
     layers, settings, pair
 ):
-    outcome = Job(layers, settings, 4).run()
-    assert outcome.error == "" and outcome.notes == []
+    outcome = register(layers, settings, 4)
+    assert outcome.notes == []
     assert outcome.scene.pair.moving.values is pair.moving.values
     assert outcome.scene.warped.grid.same_space(pair.fixed.grid)
     assert (
@@ -62,7 +76,7 @@ def test_the_pair_that_is_registered_is_that_of_the_files_and_not_of_the_screen(
 def test_labels_on_another_grid_are_taken_onto_their_image_and_it_is_told(layers, settings, pair):
     data, options = layer_options(pair.fixed_labels)
     layers["moving_labels"] = Labels(data, **options)
-    outcome = Job(layers, settings, 1).run()
+    outcome = register(layers, settings)
     moved = outcome.scene.pair.moving_labels
     assert moved.grid.same_space(pair.moving.grid) and set(moved.labels) <= set(
         pair.fixed_labels.labels
@@ -71,58 +85,45 @@ def test_labels_on_another_grid_are_taken_onto_their_image_and_it_is_told(layers
 
 
 def test_progress_only_rises_and_ends_at_the_whole(layers, settings):
-    job = Job(layers, settings, 1)
-    seen = []
-    told = job._tell
-
-    def tell(phase, fraction):
-        told(phase, fraction)
-        seen.append(job.status)
-
-    job._tell = tell
-    job.run()
-    done = [status.done for status in seen]
+    seen, clock = [], Clock(EARLY)
+    report = Report(forward=lambda *at: seen.append((*at, clock.left(at[1]))))
+    register(layers, settings, report=report)
+    done = [fraction for _, fraction, _ in seen]
     assert done == sorted(done) and done[-1] == 1.0
     assert {"loading", "deforming", "warping", "measuring", "drawing"} <= {
-        status.title for status in seen
+        title for title, _, _ in seen
     }
-    assert seen[0].left is None and seen[-1].left == 0.0
+    assert seen[0][2] is None and seen[-1][2] == 0.0
 
 
 @pytest.mark.parametrize("phase", ["loading", "align", "network", "measure", "drawing"])
-def test_a_job_ends_in_every_phase_and_is_no_error(layers, settings, phase):
-    job = Job(layers, settings, 1)
-    told = job._tell
+def test_a_registration_is_cancelled_in_every_phase(layers, settings, phase, monkeypatch):
+    report, tell = Report(), LayerRegistration._tell
 
-    def tell(name, fraction):
+    def cancel(self, name, fraction):
         if name == phase:
-            job.cancel()
-        told(name, fraction)
+            report.cancel()
+        tell(self, name, fraction)
 
-    job._tell = tell
-    outcome = job.run()
-    assert outcome.scene is None and outcome.error == "" and outcome.layers == [] and job.cancelled
+    monkeypatch.setattr(LayerRegistration, "_tell", cancel)
+    with pytest.raises(Interrupted):
+        register(layers, settings, report=report)
 
 
-def test_a_job_ends_in_the_middle_of_the_network(layers, settings, monkeypatch):
-    job, run = Job(layers, settings, 1), []
+def test_a_registration_is_cancelled_in_the_middle_of_the_network(layers, settings, monkeypatch):
+    report, run = Report(), []
     forward = torch.nn.Conv3d.forward
 
     def counted(self, x):
         run.append(1)
         if len(run) == 3:
-            job.cancel()
+            report.cancel()
         return forward(self, x)
 
     monkeypatch.setattr(torch.nn.Conv3d, "forward", counted)
-    outcome = job.run()
-    assert outcome.scene is None and outcome.error == "" and len(run) == 3
-
-
-def test_a_job_ends_with_the_window_that_wanted_it(layers, settings):
-    job = Job(layers, settings, 1)
-    job.cancel_when(lambda: True)
-    assert job.run().scene is None
+    with pytest.raises(Interrupted):
+        register(layers, settings, report=report)
+    assert len(run) == 3
 
 
 def test_neither_network_nor_layers_outlive_a_job(layers, settings, monkeypatch):
@@ -135,8 +136,8 @@ def test_neither_network_nor_layers_outlive_a_job(layers, settings, monkeypatch)
 
     monkeypatch.setattr(SHMoAReg, "__init__", seen)
     gone = weakref.ref(layers["moving"])
-    job = Job(layers, settings, 1)
-    outcome = job.run()
+    registration = LayerRegistration(layers, settings, 1)  # which holds them no more at the end
+    outcome = registration(Report())
     layers.clear()
     gc.collect()
     assert outcome.scene is not None and made
@@ -155,16 +156,15 @@ def test_neither_network_nor_layers_outlive_a_job(layers, settings, monkeypatch)
 def test_a_bad_image_is_named_and_no_option_of_the_command_line(layers, settings, change, says):
     data = change(layers["moving"])
     layers["moving"] = Image(data, name="my scan")
-    outcome = Job(layers, settings, 1).run()
-    assert outcome.scene is None and "my scan" in outcome.error and says in outcome.error
-    assert "--" not in outcome.error
+    error = error_of(layers, settings)
+    assert "my scan" in error and says in error and "--" not in error
 
 
 def test_images_that_do_not_meet_are_told_with_what_to_choose(layers, settings):
     layers["moving"].translate = np.add(layers["moving"].translate, 1000)
     del layers["moving_labels"]
-    outcome = Job(layers, settings, 1).run()
-    assert "'Alignment' auto" in outcome.error and "--" not in outcome.error
+    error = error_of(layers, settings)
+    assert "'Alignment' auto" in error and "--" not in error
 
 
 def test_too_little_memory_is_told_with_a_size_that_fits(layers, settings, monkeypatch):
@@ -172,16 +172,13 @@ def test_too_little_memory_is_told_with_a_size_that_fits(layers, settings, monke
         available = 300 * 2**20  # what every network needs, and little more
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Small)
-    outcome = Job(layers, RegistrationRequest(**{**vars(settings), "size": 512}), 1).run()
-    assert "GiB" in outcome.error and "'Size' " in outcome.error and "would fit" in outcome.error
-    assert "--" not in outcome.error
+    error = error_of(layers, replace(settings, size=512))
+    assert "GiB" in error and "'Size' " in error and "would fit" in error and "--" not in error
 
 
 def test_weights_that_are_not_there_are_told(layers):
-    assert (
-        "no weights 'none.safetensors'"
-        in Job(layers, RegistrationRequest(weights="none.safetensors"), 1).run().error
-    )
+    settings = RegistrationRequest(weights="none.safetensors")
+    assert "no weights 'none.safetensors'" in error_of(layers, settings)
 
 
 @pytest.mark.parametrize(
@@ -206,21 +203,22 @@ def test_errors_are_told_in_the_words_of_the_form(error, says):
     assert says in explain(error)
 
 
-def test_the_time_left_runs_down_between_two_reports(layers, settings):
-    job = Job(layers, settings, 1)
-    job._began = time.perf_counter() - 10
-    job._tell("network", 0.5)
-    first = job.status.left
-    job._reached = (*job._reached[:2], job._reached[2] - 2)
-    assert first > 0 and job.status.left < first
+def test_the_time_left_runs_down_between_two_reports(monkeypatch):
+    clock, now = Clock(EARLY), [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert clock.left(0.0) is None
+    now[0] = 10.0
+    assert clock.left(0.5) == 10.0
+    now[0] = 12.0
+    assert clock.left(0.5) == 8.0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_memory_of_the_gpu_is_given_back(layers, settings):
-    Job(layers, RegistrationRequest(**{**vars(settings), "device": "cuda"}), 1).run()
+    register(layers, replace(settings, device="cuda"))
     held, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    outcome = Job(layers, RegistrationRequest(**{**vars(settings), "device": "cuda"}), 2).run()
+    outcome = register(layers, replace(settings, device="cuda"), 2)
     assert outcome.scene is not None
     assert torch.cuda.memory_allocated() <= held and torch.cuda.memory_reserved() <= reserved
 
@@ -228,9 +226,14 @@ def test_the_memory_of_the_gpu_is_given_back(layers, settings):
 def test_a_torch_that_is_half_loaded_when_a_job_starts_does_no_harm(layers, settings, monkeypatch):
     whole = sys.modules["torch"]
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # another thread is at it
-    job = Job(layers, settings, 1, before=lambda: monkeypatch.setitem(sys.modules, "torch", whole))
-    outcome = job.run()
-    assert outcome.error == "" and outcome.scene is not None
+    load = job.preload
+
+    def loaded():
+        monkeypatch.setitem(sys.modules, "torch", whole)
+        return load()
+
+    monkeypatch.setattr(job, "preload", loaded)
+    assert register(layers, settings).scene is not None
 
 
 def test_memory_that_runs_out_on_the_way_is_told_with_a_size_to_try(layers, settings, monkeypatch):
@@ -238,6 +241,4 @@ def test_memory_that_runs_out_on_the_way_is_told_with_a_size_to_try(layers, sett
         raise MemoryError
 
     monkeypatch.setattr("napari_shmoareg.registration.register.register", full)
-    assert (
-        "(36 voxels instead of 48, say)" in Job(layers, replace(settings, size=48), 1).run().error
-    )
+    assert "(36 voxels instead of 48, say)" in error_of(layers, replace(settings, size=48))

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.experts.location import read_location
 from napari_shmoareg.io.files import write_table
-from napari_shmoareg.plugin.controls.tasks import ReplayTask
+from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, LocationView
 from napari_shmoareg.plugin.experts.outline import cut, whole
 from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, layer_of_place, pins_of
@@ -526,21 +526,21 @@ def test_a_work_is_cancelled_and_its_errors_are_words(qtbot):
 
     owner = QWidget()
     qtbot.addWidget(owner)
-    errand, said = ReplayTask(owner), []
-    errand.failed.connect(said.append)
+    task, said = Task(owner, "a test"), []
+    task.failed.connect(said.append)
 
-    def endless(work):
+    def endless(report):
         while True:
-            work.tell("waiting", 0.5)
+            report("waiting", 0.5)
 
-    with qtbot.waitSignal(errand.cancelled):
-        errand.start(endless)
-        assert errand.busy and errand.start(endless) is None
-        errand.cancel()
-    assert not errand.busy and not said
-    with qtbot.waitSignal(errand.failed):
-        errand.start(lambda work: [][1])
+    with qtbot.waitSignal(task.cancelled):
+        task.start(endless)
+        assert task.busy and not task.start(endless)
+        task.cancel()
+    assert not task.busy and not said
+    with qtbot.waitSignal(task.failed):
+        task.start(lambda _: [][1])
     assert "IndexError" in said[0]
-    with qtbot.waitSignal(errand.ready) as done:
-        errand.start(lambda work: 7)
+    with qtbot.waitSignal(task.finished) as done:
+        task.start(lambda _: 7)
     assert done.args == [7]

@@ -23,7 +23,7 @@ from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.quality import panel as panel_module
 from napari_shmoareg.plugin.quality.panel import QualityPanel
-from napari_shmoareg.plugin.register.job import Arrival, Outcome
+from napari_shmoareg.plugin.register.job import LayerAdder, RegistrationResult
 from napari_shmoareg.plugin.scenes import layers_of_scene
 from napari_shmoareg.plugin.viewer import CAUTION
 from napari_shmoareg.plugin.viewer_state import ViewerState
@@ -319,11 +319,11 @@ def test_a_registration_that_arrives_during_a_comparison_is_what_is_shown_after_
     panel, viewer, scene, qtbot, mode
 ):
     panel.compare_box.compare(mode)
-    comparer, arrival = panel.compare_box.comparer, Arrival(panel)
+    comparer, adder = panel.compare_box.comparer, LayerAdder(panel)
     qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
     newer = replace(scene)
-    with qtbot.waitSignal(arrival.arrived, timeout=20000):
-        arrival.begin(viewer, Outcome(2, newer, layers_of(newer, 2)[:2]), {})
+    with qtbot.waitSignal(adder.finished, timeout=20000):
+        adder.start(viewer, RegistrationResult(2, newer, layers_of(newer, 2)[:2]), {})
     qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
     assert (comparer.current.prepared.mode, comparer.current.prepared.number) == (mode, 2)
     panel.compare_box.compare("as they are")
@@ -408,10 +408,10 @@ def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, scene):
 
 
 def test_the_table_is_copied_and_saved_whole(panel, scene, tmp_path):
-    panel.table.copy.click()
+    panel.table.buttons.copy.click()
     lines = [line.split("\t") for line in QApplication.clipboard().text().splitlines()]
     assert lines[0] == ["measure", "label", "before", "affine", "after"]
-    panel.table.save_to(str(tmp_path / "table.csv"))
+    panel.table.buttons.save_to(str(tmp_path / "table.csv"))
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == lines

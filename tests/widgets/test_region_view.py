@@ -49,7 +49,7 @@ def view(model, qtbot):
 
 def compute(view, qtbot):
     """Press the button and wait for the table."""
-    with qtbot.waitSignal(view.errand.ready, timeout=30_000):
+    with qtbot.waitSignal(view.task.finished, timeout=30_000):
         view.compute.click()
 
 
@@ -281,7 +281,7 @@ def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
         and layer.scale.tolist() == [1, 1, 1]
     )
     assert not view.regions.slab.isHidden()
-    with qtbot.waitSignal(view.errand.failed, timeout=30_000) as failed:
+    with qtbot.waitSignal(view.task.failed, timeout=30_000) as failed:
         view.compute.click()
     assert "encloses" in failed.args[0] and view.compute.isEnabled()
     s, a, r = to_viewer(scene.pair.fixed.grid.centre)
@@ -384,7 +384,7 @@ def test_drawing_on_hides_the_figures_and_a_failure_takes_them_away(view, model,
     layer.data = [box + 1]
     assert view.table.isHidden()
     layer.data = []
-    with qtbot.waitSignal(view.errand.failed, timeout=30_000):
+    with qtbot.waitSignal(view.task.failed, timeout=30_000):
         view.compute.click()
     assert view.table.rowCount() == 0 and view.heading.isHidden()
 
@@ -402,7 +402,7 @@ def test_counting_says_where_it_is_and_can_be_cancelled_between_gates(view, qtbo
     view.compute.click()
     assert counted.wait(10) and view.compute.text() == CANCEL and view.compute.isEnabled()
     qtbot.waitUntil(lambda: "counting gate 1 of" in view.told.text(), timeout=5_000)
-    with qtbot.waitSignal(view.errand.cancelled, timeout=5_000):
+    with qtbot.waitSignal(view.task.cancelled, timeout=5_000):
         view.compute.click()
         go_on.set()
     assert (
@@ -435,7 +435,7 @@ def test_labels_that_lie_elsewhere_are_told(view, model, qtbot, told):
     layer = model.add_labels(data, **options)
     view.refresh()
     view.regions.pick(layer)
-    with qtbot.waitSignal(view.errand.failed, timeout=30_000):
+    with qtbot.waitSignal(view.task.failed, timeout=30_000):
         view.compute.click()
     assert (
         "field of view" in told("error")

@@ -21,10 +21,11 @@ from qtpy.QtGui import QKeySequence, QShortcut
 from napari_shmoareg.io import save_network
 from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
 from napari_shmoareg.plugin.placement import tag
-from napari_shmoareg.plugin.register.job import Job
+from napari_shmoareg.plugin.register.job import LayerRegistration
 from napari_shmoareg.plugin.register.panel import CANCELLED, RegisterPanel
 from napari_shmoareg.plugin.scenes import layer_in_role, layers_of_scene, scenes
 from napari_shmoareg.plugin.viewer import CAUTION
+from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.resources import psutil
 from napari_shmoareg.settings import RegistrationRequest
 
@@ -55,9 +56,9 @@ def panel(viewer, settings, qtbot):
     viewer.window.add_dock_widget(made, name="Register")
     made.form.settings = settings
     yield made
-    if made._job is not None:
-        made._job.cancel()
-        qtbot.waitUntil(lambda: made._job is None, timeout=LONG)
+    if made.task.busy:
+        made.task.cancel()
+        qtbot.waitUntil(lambda: not made.task.busy, timeout=LONG)
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_the_button_says_what_is_missing(panel, viewer, phantoms, qtbot):
         picker.activated.emit(1)
     assert (button.text(), button.isEnabled()) == ("Moving and fixed are the same layer", False)
     panel.findChild(QShortcut).activated.emit()
-    assert panel._job is None
+    assert not panel.task.busy
 
 
 def test_no_torch_is_loaded_for_a_panel_without_images():
@@ -233,8 +234,7 @@ def test_layers_may_come_change_and_go_while_a_job_runs(ready, viewer, qtbot, he
 def test_a_viewer_that_is_closed_in_the_middle_ends_the_job(
     make_napari_viewer, settings, phantoms, qtbot, held, monkeypatch
 ):
-    (reached, go), ended, run = held, [], Job.run
-    monkeypatch.setattr(Job, "run", lambda job: ended.append(run(job)) or ended[-1])
+    (reached, go), ended = held, ends(monkeypatch)
     viewer = make_napari_viewer(show=True)
     panel = RegisterPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Register")
@@ -247,7 +247,7 @@ def test_a_viewer_that_is_closed_in_the_middle_ends_the_job(
     go.set()
     qtbot.waitUntil(lambda: bool(ended), timeout=LONG)
     qtbot.wait(50)
-    assert ended[0].scene is None and ended[0].error == "" and not viewer.layers
+    assert ended == [Interrupted] and not viewer.layers
 
 
 def test_a_viewer_that_is_closed_while_layers_are_added_is_left_alone(
@@ -258,9 +258,9 @@ def test_a_viewer_that_is_closed_while_layers_are_added_is_left_alone(
     viewer.window.add_dock_widget(panel, name="Register")
     panel.form.settings = settings
     add(viewer, layers_of_pair(phantoms))
-    with qtbot.waitSignal(panel._arrival.came, timeout=LONG):
+    with qtbot.waitSignal(panel._adder.progressed, timeout=LONG):
         panel.progress.button.click()
-    assert panel._outcome.layers  # that were still to come
+    assert panel._result.layers  # that were still to come
     del panel
     viewer.close()
     qtbot.wait(300)
@@ -371,11 +371,11 @@ def test_a_number_that_was_taken_meanwhile_is_not_given_again(ready, viewer, qtb
 
 
 def test_an_error_that_no_one_foresaw_gives_the_button_back(ready, qtbot, said, monkeypatch):
-    def break_down(_):
+    def break_down(*_):
         raise KeyError("odd")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "run", break_down)
+        patch.setattr(LayerRegistration, "__call__", break_down)
         ready.progress.button.click()
         qtbot.waitUntil(lambda: bool(said), timeout=LONG)
     assert "This is a bug" in said[0][1] and ready.progress.button.text() == "Register"
@@ -385,8 +385,7 @@ def test_an_error_that_no_one_foresaw_gives_the_button_back(ready, qtbot, said, 
 def test_a_panel_that_is_closed_in_the_middle_ends_its_job(
     viewer, settings, phantoms, qtbot, held, monkeypatch
 ):
-    (reached, go), ended, run = held, [], Job.run
-    monkeypatch.setattr(Job, "run", lambda job: ended.append(run(job)) or ended[-1])
+    (reached, go), ended = held, ends(monkeypatch)
     panel = docked(viewer, settings, phantoms)
     panel.progress.button.click()
     qtbot.waitUntil(reached.is_set, timeout=LONG)
@@ -395,7 +394,7 @@ def test_a_panel_that_is_closed_in_the_middle_ends_its_job(
     go.set()
     qtbot.waitUntil(lambda: bool(ended), timeout=LONG)
     qtbot.wait(100)
-    assert ended[0].scene is None and ended[0].error == "" and list(viewer.layers) == before
+    assert ended == [Interrupted] and list(viewer.layers) == before
 
 
 def test_a_panel_that_is_closed_while_layers_are_added_takes_them_back(
@@ -403,11 +402,28 @@ def test_a_panel_that_is_closed_while_layers_are_added_takes_them_back(
 ):
     panel = docked(viewer, settings, phantoms)
     before = list(viewer.layers)
-    with qtbot.waitSignal(panel._arrival.came, timeout=LONG):
+    with qtbot.waitSignal(panel._adder.progressed, timeout=LONG):
         panel.progress.button.click()
     assert len(viewer.layers) > len(before)
     destroy(panel, viewer, qtbot)
     qtbot.waitUntil(lambda: list(viewer.layers) == before, timeout=LONG)
+
+
+def ends(monkeypatch) -> list[type]:
+    """How each registration ends from here on."""
+    found, call = [], LayerRegistration.__call__
+
+    def heard(registration, report):
+        try:
+            outcome = call(registration, report)
+        except Exception as error:
+            found.append(type(error))
+            raise
+        found.append(type(outcome))
+        return outcome
+
+    monkeypatch.setattr(LayerRegistration, "__call__", heard)
+    return found
 
 
 def docked(viewer, settings, phantoms):

@@ -25,7 +25,7 @@ from napari_shmoareg.geometry import Transform, Volume, warp_volume
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.metrics import dice
 from napari_shmoareg.plugin.controls.progress import Clock
-from napari_shmoareg.plugin.controls.tasks import CANCEL, Work, replay_of
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, replay_of
 from napari_shmoareg.plugin.experts import what_if_work
 from napari_shmoareg.plugin.experts.what_if import CAPTION, RUN, SWEEP, WhatIfView
 from napari_shmoareg.plugin.experts.what_if_form import OFTEN
@@ -370,7 +370,7 @@ def test_weights_shown_once_are_those_of_the_registration_for_every_view(
     press(view, view.run, qtbot)
     press(view, view.choose, qtbot)
     assert view.answers[other].alike == 1.0 and view.choose.isHidden()
-    replay_of(other, Work(lambda _: None))
+    replay_of(other, Report())
     assert asked == ["untrained", "/moved/mine.safetensors", "/moved/mine.safetensors"]
 
 
@@ -635,10 +635,10 @@ def test_only_the_last_experiment_is_kept(scene, monkeypatch, lively_network):
     monkeypatch.setattr(
         checkpoint, "load_network", lambda name, *, device="cpu": lively_network(0.03)
     )
-    kept, work = {scene: "first"}, Work(lambda _: None)
+    kept, report = {scene: "first"}, Report()
     other = replace(scene, weights="mine")
-    found = experiment_of(work, other, kept)
-    assert kept == {other: found} and work.reached[1] == READY
+    found = experiment_of(report, other, kept)
+    assert kept == {other: found} and report.reached[1] == READY
 
 
 def test_no_time_is_told_before_the_network_has_run_once(monkeypatch):
@@ -666,7 +666,7 @@ def test_the_worker_ends_with_the_dock(viewer, scene, experiment, qtbot):
     qtbot.waitUntil(lambda: len(view.table.rows) >= 1, timeout=LONG)
     with qtbot.waitSignal(view.answered, timeout=LONG):
         viewer.window.remove_dock_widget(dock)
-    assert len(view.table.rows) < 18 and not view.errand.busy
+    assert len(view.table.rows) < 18 and not view.task.busy
 
 
 def test_every_control_says_what_it_does_and_the_caption_what_it_is_not(view):

@@ -44,7 +44,9 @@ def explain(error: Exception, size: int = 0) -> str:
         return (
             f"The memory ran out. Choose a smaller Size{such}, or close other programs and layers."
         )
-    logging.getLogger(__name__).error("a registration failed", exc_info=error)
+    logging.getLogger(__name__).error("work beside the viewer failed", exc_info=error)
+    if isinstance(error, OSError):
+        return str(error)
     said = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
     return (
         f"Something went wrong inside shmoareg{where} ({said}). This is a bug, not your mistake: "

@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QGroupBox, QLabel, QSlider, QVBoxLayout
+from qtpy.QtWidgets import (
+    QBoxLayout,
+    QComboBox,
+    QFileDialog,
+    QFrame,
+    QGroupBox,
+    QLabel,
+    QLayout,
+    QScrollArea,
+    QSizePolicy,
+    QSlider,
+    QVBoxLayout,
+    QWidget,
+)
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.settings import RegistrationRequest, own_first
@@ -132,6 +145,47 @@ class Section(QGroupBox):
         self.setEnabled(bool(self._number))
 
 
+def arranged(
+    layout: QBoxLayout, *parts: QWidget | QLayout | None, wide: QWidget | None = None
+) -> QBoxLayout:
+    """A row or column of widgets and layouts without margins; None is a stretch, and one of the
+    widgets may be `wide`: it takes the room that is left.
+    """
+    layout.setContentsMargins(0, 0, 0, 0)
+    for part in parts:
+        if part is None:
+            layout.addStretch(1)
+        elif isinstance(part, QLayout):
+            layout.addLayout(part)
+        else:
+            layout.addWidget(part, int(part is wide))
+    return layout
+
+
+def wrapped(*labels: QLabel, narrow: bool = False) -> None:
+    """Have labels break their lines; `narrow` ones do not widen their panel either."""
+    for label in labels:
+        label.setWordWrap(True)
+        if narrow:
+            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+
+
+def scrolled(body: QWidget) -> QScrollArea:
+    """A frameless area in which a panel's body is scrolled."""
+    area = QScrollArea()
+    area.setWidget(body)
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    return area
+
+
+def narrowed(*combos: QComboBox, length: int = 0) -> None:
+    """Have combos be as wide as so many letters, however long their entries are."""
+    for combo in combos:
+        combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        combo.setMinimumContentsLength(length)
+
+
 def opacity_slider(tooltip: str) -> QSlider:
     """From 5 to 100 percent."""
     slider = QSlider(Qt.Orientation.Horizontal)
@@ -144,7 +198,7 @@ def fill(combo: QComboBox, entries: Mapping[Any, str], chosen: Any = None) -> No
     """Give a combo other entries, as far as they differ, keeping or making a choice; they do not
     widen it.
     """
-    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    narrowed(combo, length=combo.minimumContentsLength())
     with signals_blocked(combo):
         if [(combo.itemData(n), combo.itemText(n)) for n in range(combo.count())] != list(
             entries.items()

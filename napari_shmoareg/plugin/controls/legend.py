@@ -19,6 +19,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_shmoareg.plugin.controls.forms import arranged
+
 GREY = QColor(128, 128, 128)  # of edges: seen on light and on dark
 
 
@@ -111,13 +113,8 @@ class Ramp(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(1)
-        self._band = _Band()
-        self._under = QHBoxLayout()
-        column.addWidget(self._band)
-        column.addLayout(self._under)
+        self._band, self._under = _Band(), QHBoxLayout()
+        arranged(QVBoxLayout(self), self._band, self._under).setSpacing(1)
 
     def show_colours(self, colours: ArrayLike, marks: Sequence[str]) -> None:
         """Show other colours, (n, 4) from 0 to 1, from left to right, and two or three marks."""

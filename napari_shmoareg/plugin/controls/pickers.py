@@ -13,10 +13,12 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QTimer, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from superqt.utils import signals_blocked
 
-from napari_shmoareg.plugin.controls.forms import captioned
+from napari_shmoareg.plugin.controls.forms import arranged, captioned, fill, narrowed
+from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.placement import KEY, tag
 from napari_shmoareg.plugin.scenes import ROLES, layer_in_role, scenes, title
 
@@ -45,8 +47,7 @@ class RegistrationPicker(QComboBox):
         super().__init__()
         self._viewer = weakref.ref(viewer)
         self._offered: list[weakref.ref[Scene]] = []
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(16)
+        narrowed(self, length=16)
         self.setToolTip(
             "The registration that is looked at. Each one that is open in the layer list is"
             " offered."
@@ -79,16 +80,9 @@ class RegistrationPicker(QComboBox):
         was = before[self.currentIndex()] if 0 <= self.currentIndex() < len(before) else None
         fresh = [number for number, scene in found.items() if scene not in before]
         kept = [number for number, scene in found.items() if scene is was and was is not None]
-        blocked = self.blockSignals(True)
-        self.clear()
-        for number, scene in found.items():
-            self.addItem(title(number, scene), number)
-        if not found:
-            self.addItem(NOTHING, None)
+        entries = {number: title(number, scene) for number, scene in found.items()}
+        fill(self, entries or {None: NOTHING}, *(fresh or kept or list(found))[-1:])
         self.setEnabled(bool(found))
-        pick = (fresh or kept or list(found))[-1:]
-        self.setCurrentIndex(max(0, self.findData(pick[0]) if pick else 0))
-        self.blockSignals(blocked)
         self._offered = [weakref.ref(scene) for scene in found.values()]
         if was is None or self.scene is not was:
             self._tell()
@@ -252,8 +246,7 @@ class LayerPicker(QComboBox):
     def __init__(self, nothing: str) -> None:
         super().__init__()
         self._nothing, self._offered = nothing, list[weakref.ref]()
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(12)
+        narrowed(self, length=12)
         self.addItem(nothing)
 
     @property
@@ -265,13 +258,13 @@ class LayerPicker(QComboBox):
     def offer(self, layers: Sequence[Layer], picked: Layer | None) -> None:
         """Offer other layers, and pick one of them.  Emits nothing."""
         names = [self._nothing, *(layer.name for layer in layers)]
-        blocked = self.blockSignals(True)
-        if names != [self.itemText(n) for n in range(self.count())]:
-            self.clear()
-            self.addItems(names)
         self._offered = [weakref.ref(layer) for layer in layers]
-        self.setCurrentIndex(next((n for n, layer in enumerate(layers, 1) if layer is picked), 0))
-        self.blockSignals(blocked)
+        with signals_blocked(self):
+            if names != [self.itemText(n) for n in range(self.count())]:
+                self.clear()
+                self.addItems(names)
+            index = next((n for n, layer in enumerate(layers, 1) if layer is picked), 0)
+            self.setCurrentIndex(index)
 
     def pick(self, layer: Layer) -> None:
         """Pick one of the layers that are offered, as if by hand."""
@@ -296,9 +289,8 @@ class PairPicker(QWidget):
         self._by_hand: set[str] = set()
         # roles of images that were picked by themselves, and are not exchanged any more
         self._stays: set[str] = set()
-        self._soon = QTimer(self)  # what is opened together comes in one turn of the event loop
-        self._soon.setSingleShot(True)
-        self._soon.timeout.connect(self._keep_images)
+        # what is opened together comes in one turn of the event loop
+        self._soon = single_shot(self, 0, self._keep_images)
         self.pickers = {
             role: LayerPicker(NO_LABELS if "labels" in role else NO_IMAGE) for role in ROLES
         }
@@ -314,13 +306,7 @@ class PairPicker(QWidget):
             picker.activated.connect(lambda _index, role=role: self._pick(role))
             caption = "labels" if role.endswith("labels") else role.capitalize()
             form.addRow(captioned(caption, TIPS[role]), picker)
-        row = QHBoxLayout()
-        row.addStretch()
-        row.addWidget(self.swap)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addLayout(form)
-        layout.addLayout(row)
+        arranged(QVBoxLayout(self), form, arranged(QHBoxLayout(), None, self.swap))
         self.refresh()
 
     @property
@@ -383,5 +369,5 @@ class PairPicker(QWidget):
             and pair["moving"] is not pair["fixed"]
         ):
             give_roles(viewer.layers, pair)
-        self._soon.start(0)
+        self._soon.start()
         self.changed.emit()

@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.forms import arranged
 from napari_shmoareg.plugin.viewer import CAUTION, ON_CAUTION
 
 if TYPE_CHECKING:
@@ -382,11 +383,7 @@ class TableButtons(QWidget):
         self.save.setToolTip("Write the table, with all its figures, to a CSV file")
         self.copy.clicked.connect(self.to_clipboard)
         self.save.clicked.connect(self._ask)
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addStretch()
-        row.addWidget(self.copy)
-        row.addWidget(self.save)
+        arranged(QHBoxLayout(self), None, self.copy, self.save)
 
     def to_clipboard(self) -> None:
         """Put the rows on the clipboard, separated by tabs."""

@@ -25,9 +25,9 @@ from qtpy.QtWidgets import (
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
-from napari_shmoareg.plugin.controls.tasks import ReplayTask, Work, replay_of
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, replay_of
 from napari_shmoareg.plugin.experts.pins import about, layer_of_place
 from napari_shmoareg.plugin.placement import KEY
 
@@ -65,7 +65,7 @@ class Probed(NamedTuple):
     asked: int
 
 
-def probe_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Probed:
+def probe_of(scene: Scene, report: Report, weights: str | Path | None = None) -> Probed:
     """Run the encoder once more, and compare its choices with the registration's; in a worker's
     thread, seconds.
 
@@ -77,14 +77,14 @@ def probe_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Pro
     from napari_shmoareg.experts.attention import AttentionProbe
     from napari_shmoareg.registration.progress import interruptible
 
-    replay = replay_of(scene, work, weights)
-    work.tell("running the encoder", 0.6)
-    with interruptible(replay.network, work.check):
+    replay = replay_of(scene, report, weights)
+    report("running the encoder", 0.6)
+    with interruptible(replay.network, report.check):
         probe = AttentionProbe.of(replay)
-    work.tell("comparing with the registration", 0.9)
+    report("comparing with the registration", 0.9)
     same = asked = 0
     for load in scene.token_loads:
-        work.check()
+        report.check()
         for cell in _spread(load):
             chosen = {found.head for found in probe.at(load.place, cell)}
             same += chosen == set(np.flatnonzero(load.values[cell]).tolist())
@@ -202,12 +202,12 @@ class AttentionBox(QWidget):
         self._cell: CellReading | None = None
         self.probes: weakref.WeakKeyDictionary[Scene, Probed] = weakref.WeakKeyDictionary()
         self.heads: list[HeadAttention] = []
-        self.errand = ReplayTask(self)
+        self.task = Task(self, "the attention of a registration")
         self._build()
-        self.errand.came.connect(self._follow)
-        self.errand.ready.connect(self._take)
-        self.errand.failed.connect(self._fail)
-        self.errand.cancelled.connect(self._end)
+        self.task.progressed.connect(self._follow)
+        self.task.finished.connect(self._take)
+        self.task.failed.connect(self._fail)
+        self.task.cancelled.connect(self._end)
 
     def show_scene(self, number: int, scene: Scene | None) -> None:
         """Be about another registration, or none."""
@@ -233,7 +233,7 @@ class AttentionBox(QWidget):
         scene = self._found()
         if scene is None:
             return
-        if self.errand.busy:
+        if self.task.busy:
             if self._stopping:
                 self._next = (weights,)
                 self._say("Waiting for the run before to end …", busy=True)
@@ -242,11 +242,11 @@ class AttentionBox(QWidget):
         self._asked = weakref.ref(scene)
         held = self._asked
 
-        def work_on(work: object) -> Probed | None:
+        def probe(report: Report) -> Probed | None:
             there = held()
-            return None if there is None else probe_of(there, work, weights)  # type: ignore[arg-type]
+            return None if there is None else probe_of(there, report, weights)
 
-        if self.errand.start(work_on, "the attention of a registration") is not None:
+        if self.task.start(probe):
             self._say("Loading the network …", busy=True)
 
     def _build(self) -> None:
@@ -255,7 +255,7 @@ class AttentionBox(QWidget):
             "Draw, for the token that is picked, what each head it chose attends to within its"
             " window. The network is loaded and run once, beside the window; seconds."
         )
-        self.cancel, self.choose = QPushButton("Cancel"), QPushButton("Choose weights…")
+        self.cancel, self.choose = QPushButton(CANCEL), QPushButton("Choose weights…")
         self.cancel.setToolTip("Stop the network; nothing is kept")
         self.choose.setToolTip(
             "The weights of this registration are not where they were: show the .safetensors file"
@@ -266,18 +266,10 @@ class AttentionBox(QWidget):
             "Which of the heads that the token chose to draw, with its weight (Eq. 4)"
         )
         self.ramp = Ramp()
-        for label in (self.status, self.says):
-            label.setWordWrap(True)
-        row = QHBoxLayout()
-        for widget in (self.cancel, self.choose):
-            row.addWidget(widget)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.on)
-        column.addWidget(self.status)
-        column.addLayout(row)
-        for below in (self.head, self.ramp, self.says):
-            column.addWidget(below)
+        wrapped(self.status, self.says)
+        row = arranged(QHBoxLayout(), self.cancel, self.choose)
+        below = (self.head, self.ramp, self.says)
+        arranged(QVBoxLayout(self), self.on, self.status, row, *below)
         self.on.toggled.connect(self._switch)
         self.cancel.clicked.connect(self._give_up)
         self.choose.clicked.connect(self._choose)
@@ -295,8 +287,8 @@ class AttentionBox(QWidget):
         self._draw()
 
     def _cancel(self) -> None:
-        self._stopping, self._next = self.errand.busy, None
-        self.errand.cancel()
+        self._stopping, self._next = self.task.busy, None
+        self.task.cancel()
 
     def _give_up(self) -> None:
         waiting = self._next is not None

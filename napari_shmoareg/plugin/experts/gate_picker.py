@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QWidget
 
-from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.forms import fill, narrowed
 
 if TYPE_CHECKING:
     from napari_shmoareg.experts.load import Place
@@ -67,9 +67,7 @@ class WherePicker(QWidget):
         self._form.setContentsMargins(0, 0, 0, 0)
         for name, combo in {"part": self.part, **self.fields}.items():
             combo.setToolTip(TIPS[name])
-            combo.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
+            narrowed(combo)
             combo.activated.connect(lambda _: self._settle())
             self._form.addRow(name.capitalize(), combo)
 

@@ -8,16 +8,13 @@ The Experts panel, Layers: the loads of all gates as bars, each of which shows i
 from __future__ import annotations
 
 import json
-import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QResizeEvent
@@ -31,12 +28,12 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
-from napari_shmoareg.plugin.controls.forms import Section
+from napari_shmoareg.plugin.controls.errors import explain
+from napari_shmoareg.plugin.controls.forms import Section, arranged
 from napari_shmoareg.plugin.controls.legend import Swatches
-from napari_shmoareg.plugin.controls.tasks import weights_of
+from napari_shmoareg.plugin.controls.tasks import Task, weights_of
 from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
 from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.scenes import scenes
@@ -64,6 +61,9 @@ class LoadFiles(QWidget):
     def __init__(self, scene: Callable[[], Scene | None]) -> None:
         super().__init__()
         self._scene = scene
+        self.task = Task(self, "a figure of the loads")
+        self.task.finished.connect(_say_saved)
+        self.task.failed.connect(_say_unsaved)
         self.figure, self.table = QPushButton("Save figure…"), QPushButton("Save CSV…")
         self.figure.setToolTip(
             "Write all bars as a PNG or SVG (by the ending) that says weights, pair and settings"
@@ -71,25 +71,23 @@ class LoadFiles(QWidget):
         self.table.setToolTip("Write one row per gate and expert: count, and share of selections")
         self.figure.clicked.connect(lambda: self._ask("Save figure", FIGURE, self.save_figure))
         self.table.clicked.connect(lambda: self._ask("Save table", TABLE, self.save_table))
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.figure)
-        row.addWidget(self.table)
+        arranged(QHBoxLayout(self), self.figure, self.table)
 
     def save_figure(self, path: str | Path) -> None:
-        """Draw and write the figure, in a thread of its own; how it went is told."""
+        """Draw and write the figure, beside the viewer; a message says how it went."""
         scene = self._scene()
         if scene is not None:
-            create_worker(
-                partial(_write_figure, scene, Path(path)),
-                _connect={"returned": partial(_tell, path)},
-            )
+            self.task.start(lambda _: _write_figure(scene, Path(path)))
 
     def save_table(self, path: str | Path) -> None:
-        """Write the table; how it went is told."""
+        """Write the table; a message says how it went."""
         scene = self._scene()
-        if scene is not None:
-            _tell(path, _write_table(scene, Path(path)))
+        if scene is None:
+            return
+        try:
+            _say_saved(_write_table(scene, Path(path)))
+        except Exception as error:
+            _say_unsaved(explain(error))
 
     def _ask(self, title: str, what: tuple[str, str], save: Callable[[str], None]) -> None:
         scene = self._scene()
@@ -113,56 +111,34 @@ def about_scene(scene: Scene) -> dict[str, str]:
     }
 
 
-def _write_figure(scene: Scene, path: Path) -> tuple[Exception | None]:
-    """Never raises: returns the error, if there was one, in a tuple, as a worker would raise it."""
+def _write_figure(scene: Scene, path: Path) -> Path:
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.files import write_figure
     from napari_shmoareg.io.model_card import routing_of
 
-    pass  # MOVED
-
-    try:
-        load, passes = load_of(scene), scene.report["settings"].get("passes")
-        routing = routing_of(weights_of(scene)) or ""
-        caption = load_caption(load, 1, [None if passes is None else len(passes)], routing)
-        write_figure(
-            load_figure(load, caption=caption), path, about_scene(scene) | {"Caption": caption}
-        )
-    except Exception as error:
-        return (error,)
-    return (None,)
+    load, passes = load_of(scene), scene.report["settings"].get("passes")
+    routing = routing_of(weights_of(scene)) or ""
+    caption = load_caption(load, 1, [None if passes is None else len(passes)], routing)
+    about = about_scene(scene) | {"Caption": caption}
+    write_figure(load_figure(load, caption=caption), path, about)
+    return path
 
 
-def _write_table(scene: Scene, path: Path) -> tuple[Exception | None]:
+def _write_table(scene: Scene, path: Path) -> Path:
     from napari_shmoareg.io.files import writing
     from napari_shmoareg.io.report import write_loads
 
-    pass  # MOVED
-
-    try:
-        with writing(path) as file:
-            write_loads(load_of(scene), file)
-    except Exception as error:
-        return (error,)
-    return (None,)
+    with writing(path) as file:
+        write_loads(load_of(scene), file)
+    return path
 
 
-def _tell(path: str | Path, outcome: tuple[Exception | None]) -> None:
-    (error,) = outcome
-    if error is None:
-        show_info(f"The loads are saved in {path}.")
-    else:
-        show_error(_explain(error))
+def _say_saved(path: Path) -> None:
+    show_info(f"The loads are saved in {path}.")
 
 
-def _explain(error: Exception) -> str:
-    """Why nothing was saved; an error that no one foresaw goes to the terminal as well."""
-    if isinstance(error, InputError):
-        return str(error)
-    logging.getLogger(__name__).error("the loads could not be saved", exc_info=error)
-    return (
-        f"The loads could not be saved ({type(error).__name__}: {error}). The terminal says more."
-    )
+def _say_unsaved(text: str) -> None:
+    show_error(f"The loads could not be saved. {text}")
 
 
 ACTS = {

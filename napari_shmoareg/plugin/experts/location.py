@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtCore import QEvent, Qt, Signal
 from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import (
     QCheckBox,
@@ -29,8 +29,9 @@ from qtpy.QtWidgets import (
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import Section, fill, pick
+from napari_shmoareg.plugin.controls.forms import Section, arranged, fill, narrowed, pick
 from napari_shmoareg.plugin.controls.strips import CellStrip, DirectionStrip, TokenStrip, gate_name
+from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.experts.attention import AttentionBox
 from napari_shmoareg.plugin.experts.outline import Outline
 from napari_shmoareg.plugin.experts.pins import MOST, PinsBox, drop_orphans
@@ -297,9 +298,7 @@ class LocationView(Section):
         self._outline = Outline(itself(viewer))
         # not `destroyed`: a slot can be collected before its call
         weakref.finalize(self, clicks.stop).atexit = False
-        self._soon = QTimer(self)  # the strips are drawn first
-        self._soon.setSingleShot(True)
-        self._soon.timeout.connect(self._show_cell)
+        self._soon = single_shot(self, 0, self._show_cell)  # the strips are drawn first
         self._build(viewer)
         self.refresh()
 
@@ -338,7 +337,7 @@ class LocationView(Section):
         self._say(said)
         self.box.show_reading(self.reading)
         self.pin.setEnabled(self.reading is not None)
-        self._soon.start(0)
+        self._soon.start()
 
     def read_middle(self) -> None:
         """Read the place in the middle of the canvas, on the slice that is shown."""
@@ -368,7 +367,7 @@ class LocationView(Section):
     def showEvent(self, event: QShowEvent | None) -> None:
         super().showEvent(event)
         self._clicks.listen()
-        self._soon.start(0)
+        self._soon.start()
 
     def hideEvent(self, event: QHideEvent | None) -> None:
         super().hideEvent(event)
@@ -392,14 +391,9 @@ class LocationView(Section):
         self.gate.setToolTip(
             "Whose cell is outlined and whose attention is shown; a click on a strip picks it too"
         )
-        self.gate.setSizeAdjustPolicy(
-            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-        )
+        narrowed(self.gate)
         self.gates = QWidget()
-        gates = QHBoxLayout(self.gates)
-        gates.setContentsMargins(0, 0, 0, 0)
-        gates.addWidget(QLabel("Gate"))
-        gates.addWidget(self.gate, 1)
+        arranged(QHBoxLayout(self.gates), QLabel("Gate"), self.gate, wide=self.gate)
         self.column.addWidget(self.gates)
         self.column.addWidget(self.outlined)
         self.attention, self.pins = AttentionBox(itself(viewer)), PinsBox(itself(viewer))

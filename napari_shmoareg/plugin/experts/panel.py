@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QHideEvent, QShowEvent
-from qtpy.QtWidgets import QComboBox, QFrame, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
-from napari_shmoareg.plugin.controls.forms import Section, fill
+from napari_shmoareg.plugin.controls.forms import Section, arranged, fill, scrolled, wrapped
 from napari_shmoareg.plugin.controls.tasks import weights_of
 from napari_shmoareg.plugin.experts.loads import LayersView
 from napari_shmoareg.plugin.experts.location import LocationView
@@ -98,8 +98,7 @@ class ExpertsPanel(Panel):
         self.routing = QLabel()
         self.routing.setToolTip(ROUTING_TIP)
         self.routing.setTextFormat(Qt.TextFormat.PlainText)  # a card can hold anything
-        for label in (self.note, self.routing):
-            label.setWordWrap(True)
+        wrapped(self.note, self.routing)
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.setUsesScrollButtons(True)
@@ -114,15 +113,9 @@ class ExpertsPanel(Panel):
         self.decoder, self.encoder = self._view(DecoderSection), self._view(EncoderSection)
         self.gates, self.layers = self._view(GateSection), self._view(LayersView)
         self.deformation = self._view(DeformationSection)
-        head = QVBoxLayout()
+        head = arranged(QVBoxLayout(), self.registration, self.note, self.routing)
         head.setContentsMargins(6, 6, 6, 0)
-        head.addWidget(self.registration)
-        head.addWidget(self.note)
-        head.addWidget(self.routing)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addLayout(head)
-        outer.addWidget(self.tabs, 1)
+        arranged(QVBoxLayout(self), head, self.tabs, wide=self.tabs)
         self.tabs.currentChanged.connect(lambda _: self._refresh())
         self.setMinimumWidth(300)
         self.registration.currentIndexChanged.connect(lambda _: self._show())
@@ -228,20 +221,11 @@ class ExpertsPanel(Panel):
 def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
     """What a tab shows, one view under the other."""
     body = QWidget()
-    column = QVBoxLayout(body)
+    label = QLabel(caption)
+    wrapped(label)
+    column = arranged(QVBoxLayout(body), *sections, *([label] if caption else ()), None)
     column.setContentsMargins(6, 6, 6, 6)
-    for section in sections:
-        column.addWidget(section)
-    if caption:
-        label = QLabel(caption)
-        label.setWordWrap(True)
-        column.addWidget(label)
-    column.addStretch(1)
-    area = QScrollArea()
-    area.setWidget(body)
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    return area
+    return scrolled(body)
 
 
 def _note(scene: Scene, copied: bool) -> str:

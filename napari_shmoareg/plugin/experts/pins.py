@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.utils.notifications import show_info
 from numpy.typing import ArrayLike, NDArray
-from qtpy.QtCore import QTimer, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QToolButton, QVBoxLayout, QWidget
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.forms import arranged, fill, narrowed
 from napari_shmoareg.plugin.controls.legend import Swatch
 from napari_shmoareg.plugin.controls.strips import gate_name, short
 from napari_shmoareg.plugin.controls.tables import TableButtons
+from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.experts.pin_charts import Choice, Group, PinBars, PinTable
 from napari_shmoareg.plugin.placement import (
     AXES,
@@ -269,12 +270,8 @@ class PinRow(QWidget):
         self.go.setToolTip(f"Show the slice of pin {number}, and read it")
         self.drop.setText("✕")
         self.drop.setToolTip(f"Remove pin {number}; those after it move up")
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(Swatch(PINS[number - 1]))
-        row.addWidget(self.text, 1)
-        row.addWidget(self.go)
-        row.addWidget(self.drop)
+        swatch = Swatch(PINS[number - 1])
+        arranged(QHBoxLayout(self), swatch, self.text, self.go, self.drop, wide=self.text)
 
 
 class PinsBox(QWidget):
@@ -294,10 +291,7 @@ class PinsBox(QWidget):
         self._number = 0
         self._watched: weakref.ref[Any] | None = None
         self.readings: list[tuple[int, LocationReading]] = []
-        self._soon = QTimer(self)
-        self._soon.setSingleShot(True)
-        self._soon.setInterval(SOON)
-        self._soon.timeout.connect(self.refresh)
+        self._soon = single_shot(self, SOON, self.refresh)
         self._build()
         self.refresh()
 
@@ -370,9 +364,7 @@ class PinsBox(QWidget):
         combos = QHBoxLayout()
         for combo in (self.layer, self.block, self.image):
             combo.activated.connect(lambda _: self._choose())
-            combo.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
+            narrowed(combo)
             combos.addWidget(combo, 1)
         self.bars, self.table = PinBars(), PinTable()
         self.bars.setAccessibleName("Weight of every head at each pin")

@@ -26,7 +26,7 @@ from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.forms import arranged, fill, narrowed
 from napari_shmoareg.plugin.placement import AXES, UNITS, mm_per, tag, to_viewer, volume_of
 
 if TYPE_CHECKING:
@@ -287,9 +287,7 @@ class RegionSource(QWidget):
             "Where the regions come from: the labels of the fixed image, any layer of labels in its"
             " world, or shapes drawn in the viewer"
         )
-        self.combo.setSizeAdjustPolicy(
-            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-        )
+        narrowed(self.combo)
         self.draw = QPushButton("Draw")
         self.draw.setToolTip(
             "Add a layer to draw polygons, rectangles or ellipses in; each shape is a region"
@@ -303,16 +301,10 @@ class RegionSource(QWidget):
             "How far a drawn shape reaches to either side of the slice that it was drawn in"
         )
         self.slab = QWidget()
-        row, below = QHBoxLayout(), QHBoxLayout(self.slab)
-        row.addWidget(self.combo, 1)
-        row.addWidget(self.draw)
-        below.setContentsMargins(0, 0, 0, 0)
-        below.addWidget(QLabel("either side of its slice"), 1)
-        below.addWidget(self.thickness)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addLayout(row)
-        column.addWidget(self.slab)
+        row = arranged(QHBoxLayout(), self.combo, self.draw, wide=self.combo)
+        side = QLabel("either side of its slice")
+        arranged(QHBoxLayout(self.slab), side, self.thickness, wide=side)
+        arranged(QVBoxLayout(self), row, self.slab)
         self.combo.currentIndexChanged.connect(lambda _: self._show())
         self.thickness.valueChanged.connect(lambda _: self.changed.emit())
         self.draw.clicked.connect(self._draw)

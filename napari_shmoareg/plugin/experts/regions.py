@@ -24,16 +24,15 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QLabel,
     QPushButton,
-    QSizePolicy,
     QTableWidgetItem,
 )
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.controls.bars import RegionBars
-from napari_shmoareg.plugin.controls.forms import Section, fill
+from napari_shmoareg.plugin.controls.forms import Section, fill, narrowed, wrapped
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons, origin_of
-from napari_shmoareg.plugin.controls.tasks import CANCEL, ReplayTask, Work
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.experts.gate_picker import WherePicker, said_where
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.layers import expert_names
@@ -122,20 +121,20 @@ class Regions:
         return {**origin, "labels": self.source, "reference": self.against}
 
 
-def count(work: Work, scene: Scene, asked: RegionRequest) -> Regions:
+def count(report: Report, scene: Scene, asked: RegionRequest) -> Regions:
     """The loads of all regions, gate by gate, in any thread; it can be cancelled between two
     gates.
     """
     from napari_shmoareg.experts.regions import region_loads
 
-    work.tell("reading the regions")
+    report("reading the regions")
     labels, names = asked.source.volume(scene), asked.source.names(scene)
     reference = None if asked.reference == WHOLE else asked.reference
     places, loads = _places(scene, asked.where), []
     for n, place in enumerate(places):
-        work.tell(f"counting gate {n + 1} of {len(places)}", n / len(places))
+        report(f"counting gate {n + 1} of {len(places)}", n / len(places))
         loads += region_loads(scene, labels, names=names, reference=reference, **place._asdict())
-    work.check()
+    report.check()
     gates, source = said_where(asked.where), str(asked.source)
     return Regions(
         loads, labels, weakref.ref(scene), names, asked.reference, gates, source, asked.key
@@ -363,9 +362,7 @@ class RegionView(Section):
             "What each region is compared with: the whole image (air counts too: a "
             "difference then partly means 'is not air'), all regions together, or one of them"
         )
-        self.reference.setSizeAdjustPolicy(
-            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-        )
+        narrowed(self.reference)
         self.compute = QPushButton(COMPUTE)
         self.compute.setToolTip(
             "Count what the cells of every region chose; takes a second or a few for each gate"
@@ -380,9 +377,7 @@ class RegionView(Section):
             QLabel(),
             QLabel(),
         )
-        for label in (self.says, self.detail, self.heading, self.told):
-            label.setWordWrap(True)
-            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        wrapped(self.says, self.detail, self.heading, self.told, narrow=True)
         form = QFormLayout()
         form.addRow("Regions", self.regions)
         form.addRow("Against", self.reference)
@@ -392,11 +387,11 @@ class RegionView(Section):
         for widget in (self.compute, self.told, *figures, self.says):
             self.column.addWidget(widget)
         self.column.addStretch(1)
-        self.errand = ReplayTask(self)
-        self.errand.ready.connect(self._take)
-        self.errand.failed.connect(self._fail)
-        self.errand.cancelled.connect(lambda: self._settle("Cancelled."))
-        self.errand.came.connect(self._came)
+        self.task = Task(self, "the loads of regions")
+        self.task.finished.connect(self._take)
+        self.task.failed.connect(self._fail)
+        self.task.cancelled.connect(lambda: self._settle("Cancelled."))
+        self.task.progressed.connect(self._came)
         self.where.changed.connect(self._match)
         self.reference.currentIndexChanged.connect(lambda _: self._pick_reference())
         self.regions.changed.connect(self._offer_references)
@@ -425,11 +420,11 @@ class RegionView(Section):
     def start(self) -> None:
         """Count, in a worker; the table follows.  Cancels while one counts."""
         scene, asked = self.scene, self._form()
-        if self.errand.busy:
-            self.errand.cancel()
+        if self.task.busy:
+            self.task.cancel()
         elif scene is not None and asked is not None:
             self._asked = weakref.ref(scene)
-            self.errand.start(lambda work: count(work, scene, asked), "the loads of regions")
+            self.task.start(lambda report: count(report, scene, asked))
             self._settle("starting")
 
     def _form(self) -> RegionRequest | None:
@@ -449,11 +444,11 @@ class RegionView(Section):
     def _watch(self) -> None:
         """End what counts for a registration that was closed."""
         asked = None if self._asked is None else self._asked()
-        if self.errand.busy and not any(scene is asked for scene in scenes(self._viewer).values()):
-            self.errand.cancel()
+        if self.task.busy and not any(scene is asked for scene in scenes(self._viewer).values()):
+            self.task.cancel()
 
     def _settle(self, told: str | None = None) -> None:
-        busy = self.errand.busy
+        busy = self.task.busy
         self.compute.setEnabled(
             busy or (self.scene is not None and self.regions.source is not None)
         )

@@ -12,16 +12,15 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QPushButton,
-    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_shmoareg.plugin.controls.forms import Section
+from napari_shmoareg.plugin.controls.forms import Section, arranged, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.progress import ProgressBox
 from napari_shmoareg.plugin.controls.tables import origin_of
-from napari_shmoareg.plugin.controls.tasks import CANCEL, ReplayTask
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Task
 from napari_shmoareg.plugin.experts.what_if_form import WhatIfForm
 from napari_shmoareg.plugin.experts.what_if_results import SweepBox, WhatIfResult, other_weights
 from napari_shmoareg.plugin.experts.what_if_work import (
@@ -95,22 +94,19 @@ class WhatIfView(Section):
         self.bar, self.told = self.progress.bar, self.progress.told
         self.table, self.buttons = self.listed.table, self.listed.buttons
         caption = QLabel(CAPTION)
-        caption.setWordWrap(True)
-        caption.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        row = QHBoxLayout()
-        row.addWidget(self.run)
-        row.addWidget(self.sweep)
+        wrapped(caption, narrow=True)
+        row = arranged(QHBoxLayout(), self.run, self.sweep)
         self.column.addWidget(self.form)
         self.column.addLayout(row)
         self.boxes = {RUN: _box(self.ramp, self.result), SWEEP: self.listed}
         for widget in (self.progress, self.choose, *self.boxes.values(), caption):
             self.column.addWidget(widget)
         self.column.addStretch(1)
-        self.errand = ReplayTask(self)
-        self.errand.came.connect(self._came)
-        self.errand.ready.connect(self._take)
-        self.errand.failed.connect(self._fail)
-        self.errand.cancelled.connect(self._cancelled)
+        self.task = Task(self, "a changed network")
+        self.task.progressed.connect(self._came)
+        self.task.finished.connect(self._take)
+        self.task.failed.connect(self._fail)
+        self.task.cancelled.connect(self._cancelled)
         self.form.changed.connect(self._settle)
         self.run.clicked.connect(lambda: self._press(RUN))
         self.sweep.clicked.connect(lambda: self._press(SWEEP))
@@ -141,7 +137,7 @@ class WhatIfView(Section):
     def _press(self, what: str, weights: str | None = None) -> None:
         """Start, or cancel what runs."""
         if self._doing:
-            self.errand.cancel()
+            self.task.cancel()
             self._settle()
             return
         scene, wish, kept = self.scene, self.form.wish, self.kept
@@ -152,15 +148,12 @@ class WhatIfView(Section):
         held = self._about = weakref.ref(scene)
         self._doing = self._last = what
         if what == RUN:
-            self.errand.start(
-                lambda work: answer(work, held, wish, kept, weights), "a changed network"
-            )
+            self.task.name = "a changed network"
+            self.task.start(lambda report: answer(report, held, wish, kept, weights))
         else:
             found = self.sweeps[scene] = Sweep(wish.of_all, origin_of(scene))
-            self.errand.start(
-                lambda work: sweep(work, held, wish, kept, found, weights),
-                "the importance of experts",
-            )
+            self.task.name = "the importance of experts"
+            self.task.start(lambda report: sweep(report, held, wish, kept, found, weights))
         first = min(map(self.column.indexOf, self.boxes.values()))
         self.column.removeWidget(self.boxes[what])
         self.column.insertWidget(first, self.boxes[what])  # what comes last stands at the top
@@ -187,14 +180,16 @@ class WhatIfView(Section):
     def _watch(self) -> None:
         """End what runs for a registration that was closed."""
         if self._doing and self._running()[0] is None:
-            self.errand.cancel()
+            self.task.cancel()
 
     def _came(self, title: str, done: float) -> None:
         """Say how far it is, and list the rows that have come."""
         self._watch()
         number, scene = self._running()
         of = f"Registration #{number}: " if number not in (None, self._number) else ""
-        self.progress.come(of + title, done, ready=scene is not None and scene in self.kept)
+        self.progress.show_progress(
+            of + title, done, ready=scene is not None and scene in self.kept
+        )
         if self._doing == SWEEP:
             self.listed.follow()
 
@@ -292,8 +287,5 @@ class WhatIfView(Section):
 def _box(*widgets: QWidget) -> QWidget:
     """Widgets one below the other."""
     box = QWidget()
-    column = QVBoxLayout(box)
-    column.setContentsMargins(0, 0, 0, 0)
-    for widget in widgets:
-        column.addWidget(widget)
+    arranged(QVBoxLayout(box), *widgets)
     return box

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QVBoxLayout, QWidg
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.forms import arranged, fill, narrowed
 from napari_shmoareg.plugin.experts.gate_picker import WherePicker, said_where
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.experts.regions import called, selections
@@ -174,10 +174,7 @@ class WhatIfForm(QWidget):
         self.null.setToolTip(NULL_TIP)
         self.null.setChecked(True)
         self.passes.setToolTip(PASSES_TIP)
-        for combo in (self.action, self.expert, self.region, self.passes):
-            combo.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
+        narrowed(self.action, self.expert, self.region, self.passes)
         fill(self.action, ACTIONS)
         fill(self.passes, PASSES)
         top, below = QFormLayout(), QFormLayout()
@@ -188,11 +185,7 @@ class WhatIfForm(QWidget):
         self._top, self._below = top, below
         below.addRow("Region", self.region)
         below.addRow(self.null)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addLayout(top)
-        column.addWidget(self.where)
-        column.addLayout(below)
+        arranged(QVBoxLayout(self), top, self.where, below)
         self.where.changed.connect(self._offer_actions)
         self.source.changed.connect(self._offer_regions)
         self.action.activated.connect(lambda _: self._offer_experts())

@@ -10,8 +10,9 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QLabel, QSizePolicy, QTableWidgetItem, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QTableWidgetItem, QVBoxLayout, QWidget
 
+from napari_shmoareg.plugin.controls.forms import arranged, wrapped
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons
 from napari_shmoareg.plugin.experts.what_if_work import Answer, Figures
 
@@ -130,13 +131,8 @@ class SweepBox(QWidget):
         self.buttons = TableButtons(
             lambda: [] if self.sweep is None else self.sweep.table(), "importance.csv"
         )
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        for label in (self.heading, self.note):
-            label.setWordWrap(True)
-            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        for widget in (self.heading, self.note, self.table, self.buttons):
-            column.addWidget(widget)
+        wrapped(self.heading, self.note, narrow=True)
+        arranged(QVBoxLayout(self), self.heading, self.note, self.table, self.buttons)
         self.show_sweep(None)
 
     def show_sweep(self, sweep: Sweep | None) -> None:
@@ -198,13 +194,9 @@ class WhatIfResult(QWidget):
         self.buttons = TableButtons(
             lambda: [] if self.answer is None else table_of(self.answer), "what_if.csv"
         )
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        for label in (self.heading, self.notes):
-            label.setWordWrap(True)
-            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        for widget in (self.heading, self.whole, self.labels, self.notes, self.buttons):
-            column.addWidget(widget)
+        wrapped(self.heading, self.notes, narrow=True)
+        tables = (self.whole, self.labels)
+        arranged(QVBoxLayout(self), self.heading, *tables, self.notes, self.buttons)
         self.show_answer(None)
 
     def show_answer(self, answer: Answer | None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.tables import origin_of
-from napari_shmoareg.plugin.controls.tasks import WeightsError, Work, replay_of
+from napari_shmoareg.plugin.controls.tasks import Report, WeightsError, replay_of
 from napari_shmoareg.plugin.experts.what_if_form import ChangeRequest
 from napari_shmoareg.plugin.placement import layer_options, tag
 from napari_shmoareg.plugin.scenes import layers_of_scene
@@ -119,7 +119,7 @@ class Sweep:
 
 
 def answer(
-    work: Work,
+    report: Report,
     held: weakref.ref[Scene],
     wish: ChangeRequest,
     kept: Kept,
@@ -133,14 +133,14 @@ def answer(
     scene = _there(held)
     change = wish.change(scene)
     start = 0.0 if scene in kept and not weights else READY
-    experiment = experiment_of(work, scene, kept, weights)
+    experiment = experiment_of(report, scene, kept, weights)
     about, settings, same = origin_of(scene), scene.report["settings"], alike(scene, experiment)
     del scene
     step = (1 - start) / (2 if wish.null else 1)
-    tell = partial(_between, work, "running with the change", start, start + step)
-    beside = partial(_between, work, "running with random experts", start + step, 1.0)
+    tell = partial(report.part(start, start + step), "running with the change")
+    beside = partial(report.part(start + step, 1.0), "running with random experts")
     null = share = aligned = None
-    with interruptible(experiment.replay.network, work.check):
+    with interruptible(experiment.replay.network, report.check):
         effect = experiment.run(change, progress=tell)
         if isinstance(change, Control):
             aligned = experiment.aligned_dice
@@ -157,7 +157,7 @@ def answer(
 
 
 def sweep(
-    work: Work,
+    report: Report,
     held: weakref.ref[Scene],
     wish: ChangeRequest,
     kept: Kept,
@@ -172,21 +172,21 @@ def sweep(
         name: value for name, value in wish.where.items() if name in ("part", "layer", "direction")
     }
     region = wish.place(scene)
-    experiment = experiment_of(work, scene, kept, weights)
+    experiment = experiment_of(report, scene, kept, weights)
     found.alike = alike(scene, experiment)
     del scene
-    with interruptible(experiment.replay.network, work.check):
-        work.tell("changing the first expert", 0.0)
+    with interruptible(experiment.replay.network, report.check):
+        report("changing the first expert", 0.0)
         for row in importance(
             experiment, action=wish.action, region=region, null=wish.null, **where
         ):
             found.rows.append(row)
-            work.tell(f"{row.number} of {row.total} experts", row.number / row.total)
+            report(f"{row.number} of {row.total} experts", row.number / row.total)
     return found
 
 
 def experiment_of(
-    work: Work, scene: Scene, kept: Kept, weights: str | Path | None = None
+    report: Report, scene: Scene, kept: Kept, weights: str | Path | None = None
 ) -> Experiment:
     """The experiment on a registration, made at the first call (seconds); only that of the last one
     is kept.
@@ -202,11 +202,11 @@ def experiment_of(
     if found is None:
         kept.clear()  # a network and all that it encoded
         try:
-            replay = replay_of(scene, _Part(work, LOADING), weights)
+            replay = replay_of(scene, report.part(0.0, LOADING), weights)
         except WeightsError as error:
             raise InputError(f"{error} {CHOOSE}") from error
-        with interruptible(replay.network, work.check):
-            tell = partial(_between, work, "running the network unchanged", LOADING, READY)
+        with interruptible(replay.network, report.check):
+            tell = partial(report.part(LOADING, READY), "running the network unchanged")
             found = kept[scene] = Experiment(replay, progress=tell)
     return found
 
@@ -238,24 +238,6 @@ def alike(scene: Scene, experiment: Experiment) -> float:
     return min(
         recorded_alike(experiment, chosen) if chosen else 1.0, same / total if total else 1.0
     )
-
-
-class _Part(Work):
-    """A work that is the first part of another one."""
-
-    def __init__(self, whole: Work, share: float) -> None:
-        super().__init__(lambda _work: None)
-        self._whole, self._share = whole, share
-
-    def tell(self, title: str, done: float = 0.0) -> None:
-        self._whole.tell(title, self._share * done)
-
-    def check(self) -> None:
-        self._whole.check()
-
-
-def _between(work: Work, title: str, low: float, high: float, done: float) -> None:
-    work.tell(title, low + (high - low) * done)
 
 
 def _there(held: weakref.ref[Scene]) -> Scene:

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.figures.palette import expert_colours, head_colours
-from napari_shmoareg.plugin.controls.forms import fill
+from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
 from napari_shmoareg.plugin.controls.legend import Swatch, Swatches
 from napari_shmoareg.plugin.fine_tune.history import Points, decimated, smoothed
 from napari_shmoareg.plugin.fine_tune.run_model import TERMS, Alarm, RunState
@@ -83,14 +83,8 @@ class Chart(QWidget):
         self._line = pg.InfiniteLine(angle=90)
         self._line.setVisible(False)
         item.addItem(self._line, ignoreBounds=True)
-        head = QHBoxLayout()
-        head.addWidget(self.title)
-        head.addWidget(self.read, 1)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(1)
-        column.addLayout(head)
-        column.addWidget(self.plot)
+        head = arranged(QHBoxLayout(), self.title, self.read, wide=self.read)
+        arranged(QVBoxLayout(self), head, self.plot).setSpacing(1)
 
     def set_theme(self, theme: Theme) -> None:
         """Take the colours of the window."""
@@ -226,18 +220,12 @@ class LoadsView(QWidget):
             "How often each expert is chosen, over the steps.",
         )
         self.legend, self.alarms, self.nothing = Swatches(), QLabel(), QLabel(NOTHING)
-        for label in (self.alarms, self.nothing):
-            label.setWordWrap(True)
+        wrapped(self.alarms, self.nothing)
         row = QHBoxLayout()
         row.addWidget(self.layer, 3)
         row.addWidget(self.which, 2)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.alarms)
-        column.addLayout(row)
-        for widget in (self.nothing, self.chart, self.legend):
-            column.addWidget(widget)
-        column.addStretch(1)
+        below = (self.nothing, self.chart, self.legend)
+        arranged(QVBoxLayout(self), self.alarms, row, *below, None)
 
     @property
     def place(self) -> str:
@@ -378,13 +366,8 @@ class CurvesView(QWidget):
         grid.addWidget(self.log, 2, 3)
         self.log.toggled.connect(self.switched)
         self.preview.toggled.connect(self.switched)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.nothing)
-        column.addLayout(grid)
-        for widget in (self.losses, self.dice, self.folding, self.preview, self.told):
-            column.addWidget(widget)
-        column.addStretch(1)
+        charts = (self.losses, self.dice, self.folding)
+        arranged(QVBoxLayout(self), self.nothing, grid, *charts, self.preview, self.told, None)
 
     def set_theme(self, theme: Theme) -> None:
         """Take the colours of the window."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import queue
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QBrush, QColor
 from qtpy.QtWidgets import (
     QComboBox,
@@ -28,15 +27,14 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_shmoareg.io.untrusted import is_there, typed_path
-from napari_shmoareg.plugin.controls.forms import captioned
+from napari_shmoareg.plugin.controls.forms import arranged, captioned
 from napari_shmoareg.plugin.controls.tables import FigureTable, TableButtons
-from napari_shmoareg.plugin.controls.tasks import Background, Cancellable, WarmUp
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, preload
 from napari_shmoareg.plugin.fine_tune.form import WRONG
 from napari_shmoareg.plugin.fine_tune.open_layers import LayersBox
 from napari_shmoareg.plugin.fine_tune.run_model import PARTS as SPLIT_PARTS
 from napari_shmoareg.plugin.fine_tune.scan_rows import HEADINGS, ScanRow, records, rows_of
 from napari_shmoareg.plugin.fine_tune.scan_rows import TIPS as SCAN_TIPS
-from napari_shmoareg.registration.progress import Interrupted
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -61,10 +59,7 @@ class CheckupTable(QWidget):
         self.table.setMaximumHeight(MOST)
         self.table.setWordWrap(False)
         self.buttons = TableButtons(lambda: records(self._rows), "checkup.csv")
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.told, self.table, self.buttons):
-            column.addWidget(widget)
+        arranged(QVBoxLayout(self), self.told, self.table, self.buttons)
         self.show_scans([], {})
 
     def show_scans(self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str]) -> None:
@@ -188,10 +183,7 @@ class DatasetBox(QWidget):
         self.kind.addItems(KINDS)
         self.layers = LayersBox(viewer)
         self._files = self._files_page()
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.source, self._files, self.layers):
-            column.addWidget(widget)
+        arranged(QVBoxLayout(self), self.source, self._files, self.layers)
         self.source.currentIndexChanged.connect(self._turn)
         for line in (self.path, *self.patterns.values()):
             line.textChanged.connect(self.changed)
@@ -229,9 +221,7 @@ class DatasetBox(QWidget):
 
     def _files_page(self) -> QWidget:
         page, more = QWidget(), QWidget()
-        row = QHBoxLayout()
-        row.addWidget(self.path, 1)
-        row.addWidget(self.browse)
+        row = arranged(QHBoxLayout(), self.path, self.browse, wide=self.path)
         form = QFormLayout(more)
         form.setContentsMargins(0, 0, 0, 0)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -246,10 +236,7 @@ class DatasetBox(QWidget):
         self.more.setCollapsedIcon("▶")
         self.more.setExpandedIcon("▼")
         self.more.addWidget(more)
-        column = QVBoxLayout(page)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addLayout(row)
-        column.addWidget(self.more)
+        arranged(QVBoxLayout(page), row, self.more)
         return page
 
     def _turn(self, *_: object) -> None:
@@ -274,127 +261,41 @@ class DatasetBox(QWidget):
             self.path.setText(path)
 
 
-EVERY = 200  # ms between two looks
-
-
-class Checking(QObject):
-    """Checks one data set at a time.
-
-    Parameters
-    ----------
-    parent : QObject
-        With which it ends.
-
-    Attributes
-    ----------
-    came : Signal(list, int)
-        What was found of some scans, each as of the event "scan", and how many there are in all;
-        once a look.
-    done : Signal(dict, str)
-        It is over: the part of each scan by its name, and problems in words.
-    failed : Signal(str)
-    """
-
-    came = Signal(object, int)
-    done = Signal(object, str)
-    failed = Signal(str)
-
-    def __init__(self, parent: QObject) -> None:
-        super().__init__(parent)
-        self._work: Background[tuple[dict[str, str], str]] = Background()
-        self._found: queue.SimpleQueue[tuple[dict[str, Any], int]] = queue.SimpleQueue()
-        self._wanted = [Cancellable()]  # of the newest check-up
-        weakref.finalize(self, _cancel, self._wanted)
-        self._timer = QTimer(self)
-        self._timer.setInterval(EVERY)
-        self._timer.timeout.connect(self._look)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a check-up is under way."""
-        return self._timer.isActive()
-
-    def begin(
-        self,
-        dataset: Path,
-        finding: Mapping[str, str],
-        settings: Mapping[str, Any],
-        weights: str,
-        preset: str | None = None,
-    ) -> None:
-        """Check a data set, found and brought together as these options and settings say."""
-        self._wanted[0].cancel()
-        self._wanted[0] = wanted = Cancellable()
-        self._found = queue.SimpleQueue()
-        found = self._found
-        self._work.begin(
-            lambda: _check(dataset, finding, settings, (weights, preset), wanted, found)
-        )
-        self._timer.start()
-
-    def cancel(self) -> None:
-        """End it at the next scan."""
-        _cancel(self._wanted)
-
-    def drop(self) -> None:
-        """End it, and tell no more of it."""
-        self.cancel()
-        self._timer.stop()
-        self._work.forget()
-
-    def _look(self) -> None:
-        outcome = self._work.fetch()  # before the last of what was found is taken
-        found = [self._found.get() for _ in range(self._found.qsize())]
-        if found:
-            self.came.emit([scan for scan, _ in found], found[-1][1])
-        if outcome is None:
-            return
-        self._timer.stop()
-        if outcome.value is None:
-            self.failed.emit(outcome.error)
-        else:
-            self.done.emit(*outcome.value)
-
-
-def _cancel(wanted: list[Cancellable]) -> None:
-    wanted[0].cancel()
+Found = queue.SimpleQueue  # of a scan, as of the event "scan", and how many there are in all
 
 
 def _check(
     place: Path,
     finding: Mapping[str, str],
     settings: Mapping[str, Any],
-    start: tuple[str, str | None],
-    wanted: Cancellable,
-    found: queue.SimpleQueue[tuple[dict[str, Any], int]],
+    start: Sequence[Any],
+    report: Report,
+    found: Found[tuple[dict[str, Any], int]],
 ) -> tuple[dict[str, str], str]:
     """Parts by name, and problems, as a run would find them; the scans go into the queue as they
     come.
     """
-    WarmUp().wait()
+    preload().exception()
     from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset, split_dataset
 
-    try:
-        options: dict[str, Any] = dict(finding)
-        if "window" in options:
-            options["window"] = options["window"].split(",")
-        dataset = open_dataset(place, **options)
-        size = settings["size"] or _size_of(*start)
-        labels = settings["overlap_weight"] > 0
-        split = split_dataset(dataset, settings["split"], settings["split_seed"])
-        brought = {
-            "size": size,
-            "affine": settings["affine"],
-            "labels": labels,
-            "training": split.train,
-        }
-        checkup = Checkup(dataset, **brought, cache=VolumeCache())
-        for report in checkup.run():
-            wanted.check()
-            found.put((report.to_dict(), len(dataset.scans)))
-        wanted.check()
-    except Interrupted:
-        return {}, "The check-up was ended before it had seen all scans."
+    options: dict[str, Any] = dict(finding)
+    if "window" in options:
+        options["window"] = options["window"].split(",")
+    dataset = open_dataset(place, **options)
+    size = settings["size"] or _size_of(*start)
+    labels = settings["overlap_weight"] > 0
+    split = split_dataset(dataset, settings["split"], settings["split_seed"])
+    brought = {
+        "size": size,
+        "affine": settings["affine"],
+        "labels": labels,
+        "training": split.train,
+    }
+    checkup = Checkup(dataset, **brought, cache=VolumeCache())
+    for scan in checkup.run():
+        report.check()
+        found.put((scan.to_dict(), len(dataset.scans)))
+    report.check()
     problems = "\n".join(checkup.problems)
     usable = set(checkup.usable)
     return {
@@ -415,12 +316,13 @@ def _size_of(weights: str, preset: str | None) -> int:
     return load_network(chosen_weights(weights)[0]).config.learning_size
 
 
-CHECK, CANCEL = "Check the scans", "Cancel"
+CHECK = "Check the scans"
 TIP = (
     "Read every scan once: shape, spacing, orientation, values, labels, and how well it lies on"
     " another one after alignment. A run does this by itself when it starts; what was found is kept"
     " for it."
 )
+ENDED = "The check-up was ended before it had seen all scans."
 LATER = "Open layers are checked when the run starts."
 
 
@@ -437,7 +339,9 @@ class DataView(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self.dataset, self.table = DatasetBox(viewer), CheckupTable()
-        self.check, self.told, self.checking = QPushButton(CHECK), QLabel(), Checking(self)
+        self.check, self.told = QPushButton(CHECK), QLabel()
+        self.checking = Task(self, "the check of the scans")
+        self._found: Found[tuple[dict[str, Any], int]] = Found()
         self.told.setWordWrap(True)
         self.check.setToolTip(f"<qt>{TIP}</qt>")
         # For settings, weights, and the preset of what begins from nothing.
@@ -451,17 +355,12 @@ class DataView(QWidget):
         self.check.clicked.connect(self._press)
         self.dataset.changed.connect(self._show)
         self.dataset.changed.connect(self.changed)
-        self.checking.came.connect(self._came)
-        self.checking.done.connect(self._done)
+        self.checking.progressed.connect(self._came)
+        self.checking.finished.connect(self._done)
         self.checking.failed.connect(self._failed)
-        row = QHBoxLayout()
-        row.addWidget(self.told, 1)
-        row.addWidget(self.check)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.dataset)
-        column.addLayout(row)
-        column.addWidget(self.table)
+        self.checking.cancelled.connect(lambda: self._done(({}, ENDED)))
+        row = arranged(QHBoxLayout(), self.told, self.check, wide=self.told)
+        arranged(QVBoxLayout(self), self.dataset, row, self.table)
         self._show()
 
     def show_run(
@@ -493,16 +392,22 @@ class DataView(QWidget):
         self._scans = []
         self.table.show_scans([], {})
         path = typed_path(self.dataset.path.text().strip())
-        self.checking.begin(path, self.dataset.finding, *self.asks())
+        finding, (settings, *start) = self.dataset.finding, self.asks()
+        self._found = found = Found[tuple[dict[str, Any], int]]()
+        self.checking.start(lambda report: _check(path, finding, settings, start, report, found))
         self.told.setText("Opening the data set…")
         self._show()
 
-    def _came(self, scans: Sequence[Mapping[str, Any]], of: int) -> None:
-        self._scans += scans
-        self.told.setText(f"{len(self._scans)} of {of} scans")
-        self.table.show_scans(self._scans, {})
+    def _came(self) -> None:
+        """Show what was found since the last time, all at once."""
+        found = [self._found.get() for _ in range(self._found.qsize())]
+        if found:
+            self._scans += [scan for scan, _ in found]
+            self.told.setText(f"{len(self._scans)} of {found[-1][1]} scans")
+            self.table.show_scans(self._scans, {})
 
-    def _done(self, parts: Mapping[str, str], problems: str) -> None:
+    def _done(self, checked: tuple[Mapping[str, str], str]) -> None:
+        parts, problems = checked
         self.table.show_scans(self._scans, parts)
         self.told.setText(problems)
         self._show()

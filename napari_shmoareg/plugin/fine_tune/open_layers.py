@@ -16,6 +16,7 @@ from qtpy.QtWidgets import QHeaderView, QLabel, QTableWidget, QTableWidgetItem, 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import read_object
 from napari_shmoareg.plugin.controls import pickers
+from napari_shmoareg.plugin.controls.forms import arranged
 from napari_shmoareg.plugin.controls.pickers import NO_LABELS, LayerPicker
 from napari_shmoareg.plugin.placement import tag, volume_of
 
@@ -216,10 +217,7 @@ class LayersBox(QWidget):
         self.table.itemChanged.connect(lambda _: self.changed.emit())
         explained = QLabel(EXPLAINED)
         explained.setWordWrap(True)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.table)
-        column.addWidget(explained)
+        arranged(QVBoxLayout(self), self.table, explained)
         self.refresh()
 
     @property

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QEvent
 from qtpy.QtGui import QShowEvent
-from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QApplication, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path
 from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
-from napari_shmoareg.plugin.controls.tasks import Pace
+from napari_shmoareg.plugin.controls.forms import arranged, scrolled
+from napari_shmoareg.plugin.controls.tasks import Throttle
 from napari_shmoareg.plugin.fine_tune.charts import CurvesView, LoadsView, theme_of
 from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
@@ -128,8 +129,8 @@ class FineTunePanel(Panel):
             self.follower.turned,
         ):
             changed.connect(self._show_run)
-        self._pace = Pace(self, self._show)
-        self.follower.changed.connect(self._pace.ask)
+        self._throttle = Throttle(self, self._show)
+        self.follower.changed.connect(self._throttle.request)
         self.tabs.currentChanged.connect(lambda _: self._show())
         self.run.pressed.connect(self._press)
         self.run.opened.connect(self._open)
@@ -176,11 +177,8 @@ class FineTunePanel(Panel):
             self.tabs.setTabToolTip(n, tip)
         self._pages["Data"].insertWidget(0, self.data)
         self._pages["Settings"].insertWidget(0, self.form)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.tabs, 1)
         self.run.setContentsMargins(6, 0, 6, 6)
-        column.addWidget(self.run)
+        arranged(QVBoxLayout(self), self.tabs, self.run, wide=self.tabs)
         self.setMinimumWidth(WIDTH)
 
     def _page(self, name: str) -> QScrollArea:
@@ -188,11 +186,7 @@ class FineTunePanel(Panel):
         self._pages[name] = column = QVBoxLayout(body)
         column.setContentsMargins(6, 6, 6, 6)
         column.addStretch(1)
-        area = QScrollArea()
-        area.setWidget(body)
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        return area
+        return scrolled(body)
 
     def _make_charts(self) -> None:
         """Load what draws, when the panel is seen for the first time."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Signal
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.tasks import Background
+from napari_shmoareg.plugin.controls.tasks import Task, single_shot
 from napari_shmoareg.plugin.placement import KEY, layer_options, tag
 from napari_shmoareg.plugin.viewer import attend
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 IMAGES = ("fixed", "moving", "warped")  # bottom first
 LABELS = ("fixed_labels", "warped_labels")
 NUMBER = "validation"  # of these layers: no registration's, so that no panel takes them for inputs
-EVERY = 100  # ms between two looks at the reading, and between two layers
+BREATH = 100  # ms between two layers, for the window to go on
 Read = tuple[dict[str, Any], "list[LayerData]"]
 
 
@@ -47,26 +47,26 @@ class Preview(QObject):
     def __init__(self, parent: QObject, viewer: Viewer) -> None:
         super().__init__(parent)
         self._viewer = weakref.ref(viewer)
-        self._reading: Background[Read] = Background()
         self._seen: tuple[str, int] = ("", -1)
         self._about: dict[str, Any] = {}
         self._coming: list[LayerData] = []
-        self._timer = QTimer(self)
-        self._timer.setInterval(EVERY)
-        self._timer.timeout.connect(self._look)
+        self._next = single_shot(self, BREATH, self._put)
+        self._task = Task(parent, "reading the validation pair")
+        self._task.finished.connect(self._came)
+        self._task.failed.connect(self._fail)
 
     def show(self, preview: dict[str, Any]) -> None:
         """Show the pair of an event "preview", if that is not shown yet."""
         if (
             not preview
-            or self._timer.isActive()
+            or self._task.busy
+            or self._coming
             or (preview["folder"], preview["step"]) == self._seen
         ):
             return
         self._seen = preview["folder"], preview["step"]
         folder = Path(preview["folder"])
-        self._reading.begin(lambda: read(folder))
-        self._timer.start()
+        self._task.start(lambda _: read(folder))
 
     def forget(self) -> None:
         """Show what comes next even if it was shown before."""
@@ -74,25 +74,27 @@ class Preview(QObject):
 
     def stop(self) -> None:
         """Show nothing more."""
-        self._timer.stop()
+        self._task.drop()
         self._coming = []
 
-    def _look(self) -> None:
-        """Fetch what was read, and then put in one layer at a turn, so that the window goes on in
-        between.
-        """
-        outcome, viewer = self._reading.fetch(), self._viewer()
-        if outcome is not None and outcome.value is None:
-            self.forget()
-            self.told.emit(f"The validation pair could not be read: {outcome.error}")
-        elif outcome is not None and outcome.value is not None:
-            self._about, self._coming = outcome.value
-        elif self._coming and viewer is not None:
-            put(viewer, self._coming.pop(0))
-            if not self._coming:
-                self.told.emit(said(self._about))
-        if not self._coming and not self._reading.busy:
-            self._timer.stop()
+    def _came(self, found: Read) -> None:
+        self._about, self._coming = found
+        self._next.start()
+
+    def _put(self) -> None:
+        """Put in one layer at a turn, so that the window goes on in between."""
+        viewer = self._viewer()
+        if viewer is None or not self._coming:
+            return
+        put(viewer, self._coming.pop(0))
+        if self._coming:
+            self._next.start()
+        else:
+            self.told.emit(said(self._about))
+
+    def _fail(self, text: str) -> None:
+        self.forget()
+        self.told.emit(f"The validation pair could not be read: {text}")
 
 
 def put(viewer: Viewer, layer_data: LayerData) -> None:

@@ -24,7 +24,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
-from napari_shmoareg.plugin.controls.tasks import Background
+from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.fine_tune.run_model import News, RunFiles, RunState
 
 LAST = 12  # lines of what a child that broke down said last
@@ -286,7 +286,9 @@ class Follower(QObject):
         # not `destroyed`: a slot can be collected before it is called
         weakref.finalize(self, held.let_go)
         self._files: RunFiles | None = None
-        self._reading: Background[tuple[News, bool]] = Background()
+        self._reading = Task(parent, "reading a run")
+        self._reading.finished.connect(self._take)
+        self._reading.failed.connect(self._lose)
         self._looked = self._heard = 0.0
         self._told: object = None  # of how it stood when `turned` was last emitted
         self._timer = QTimer(self)
@@ -314,6 +316,7 @@ class Follower(QObject):
             self.known = RunState()
         self.known.start_anew()
         self._held.child, self.folder, self.mode, self.asked = child, folder, Mode.own, ""
+        self._reading.drop()
         self._files, self._heard = None, time.monotonic()
         self._timer.start()
         self.began.emit()
@@ -362,6 +365,7 @@ class Follower(QObject):
         """Let go of the run: a child stops at its next safe step, by itself; others go on."""
         self._held.let_go()
         self._timer.stop()
+        self._reading.drop()
         self._files = None
         if self.mode is not Mode.nothing:
             self.mode = Mode.still
@@ -372,6 +376,9 @@ class Follower(QObject):
             self._hear(self._held.child)
         elif self._files is not None:
             self._watch()
+        self._turn()
+
+    def _turn(self) -> None:
         now = self.mode, self.asked, self.known.paused, bool(self.known.about), bool(self.known.end)
         if now != self._told:
             self._told = now
@@ -410,30 +417,34 @@ class Follower(QObject):
             self.asked = ""
 
     def _watch(self) -> None:
-        outcome = self._reading.fetch()
-        if outcome is not None and outcome.value is None:
-            self._timer.stop()
-            self._files = None
-            self.folder = None
-            self.failed.emit(outcome.error)
-            self.changed.emit()
-        elif outcome is not None and outcome.value is not None:
-            news, worked_on = outcome.value
-            news.tell(self.known)
-            self.mode = Mode.elsewhere if worked_on else Mode.still
-            self._obeyed()
-            if not worked_on:
-                self._timer.stop()
-            self.changed.emit()
-        elif not self._reading.busy and time.monotonic() - self._looked > LOOKS:
+        if not self._reading.busy and time.monotonic() - self._looked > LOOKS:
             self._read()
+
+    def _take(self, found: tuple[News, bool]) -> None:
+        """Of the files of a run."""
+        news, worked_on = found
+        news.tell(self.known)
+        self.mode = Mode.elsewhere if worked_on else Mode.still
+        self._obeyed()
+        if not worked_on:
+            self._timer.stop()
+        self._turn()
+        self.changed.emit()
+
+    def _lose(self, text: str) -> None:
+        """Its files cannot be read."""
+        self._timer.stop()
+        self._files = None
+        self.folder = None
+        self.failed.emit(text)
+        self.changed.emit()
 
     def _read(self) -> None:
         files = self._files
         assert files is not None
         self._looked = time.monotonic()
 
-        def work() -> tuple[News, bool]:
+        def work(_: object) -> tuple[News, bool]:
             from napari_shmoareg.training.run import read_holder
 
             holder = read_holder(files.folder / "lock")
@@ -444,7 +455,7 @@ class Follower(QObject):
                 )
             return news, holder is not None
 
-        self._reading.begin(work)
+        self._reading.start(work)
 
 
 class _Held:

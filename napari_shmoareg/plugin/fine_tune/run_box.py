@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import captioned
+from napari_shmoareg.plugin.controls.forms import arranged, captioned
 from napari_shmoareg.plugin.fine_tune.run_model import RunState, told
 
 # May be given anew when a run goes on: as `training.plan` has it, and the number of steps.
@@ -380,10 +380,8 @@ class RunBox(QWidget):
             self.bar.setValue(round(FINENESS * max(0.0, button_state.done)))
 
     def _lay_out(self) -> None:
-        row = QHBoxLayout()
-        row.addWidget(captioned("Run folder", TIPS["folder"]))
-        row.addWidget(self.folder, 1)
-        row.addWidget(self.choose)
+        caption = captioned("Run folder", TIPS["folder"])
+        row = arranged(QHBoxLayout(), caption, self.folder, self.choose, wide=self.folder)
         grid = QGridLayout()
         grid.addWidget(self.start, 0, 0, 1, 6)
         grid.addWidget(self.pause, 0, 0, 1, 3)
@@ -394,12 +392,7 @@ class RunBox(QWidget):
         for n in range(6):
             grid.setColumnStretch(n, 1)
         grid.setSpacing(4)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addLayout(row)
-        column.addWidget(self.told)
-        column.addWidget(self.bar)
-        column.addLayout(grid)
+        arranged(QVBoxLayout(self), row, self.told, self.bar, grid)
 
     def _choose(self) -> None:
         path, _ = QFileDialog.getSaveFileName(

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Signal
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path, user_path
 from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
-from napari_shmoareg.plugin.controls.tasks import Background
+from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
 from napari_shmoareg.plugin.fine_tune.open_layers import IMAGES, LABELS, SUBJECT, write_layers
 from napari_shmoareg.plugin.fine_tune.process import Order
 from napari_shmoareg.plugin.fine_tune.run_box import FREE, RunBox, RunFolderState, look
 
-EVERY = 200  # ms between two looks at the writing of layers
 WEIGHTS = ("best.safetensors", "last.safetensors")
 NO_FOLDER = "Name a run folder"
 UNWRITTEN = (
@@ -49,13 +48,12 @@ class Ordering(QObject):
     def __init__(self, parent: QObject, data: DataView, form: SettingsForm, run: RunBox) -> None:
         super().__init__(parent)
         self._data, self._form, self._run = data, form, run
-        self._writing: Background[Path] = Background()
+        self._writing = Task(parent, "writing open layers for a run")
         self._waits: Order | None = None
         # the run whose settings the form shows
         self._loaded: tuple[Path | None, dict[str, Any]] | None = None
-        self._timer = QTimer(self)
-        self._timer.setInterval(EVERY)
-        self._timer.timeout.connect(self._look)
+        self._writing.finished.connect(self._written)
+        self._writing.failed.connect(self.failed)
         data.asks = lambda: (self._values(), form.chosen.weights, form.chosen.preset)
 
     @property
@@ -192,27 +190,18 @@ class Ordering(QObject):
         elif self._data.dataset.from_layers:
             picked, folder = self._data.dataset.layers.picked, Path(order.dataset)
             self._waits = order
-            self._writing.begin(lambda: write_layers(picked, folder))
-            self._timer.start()
+            self._writing.start(lambda _: write_layers(picked, folder))
             self._run.changed.emit()
         else:
             self.ready.emit(order.command(), Path(order.out))
 
     def cancel(self) -> None:
         """Start nothing once the layers are written."""
-        self._waits = None
-        self._timer.stop()
-        self._writing.forget()
+        self._writing.drop()
 
-    def _look(self) -> None:
-        outcome = self._writing.fetch()
-        if outcome is None:
-            return
-        self._timer.stop()
+    def _written(self) -> None:
         order, self._waits = self._waits, None
-        if outcome.value is None:
-            self.failed.emit(outcome.error)
-        elif order is not None:
+        if order is not None:
             self.ready.emit(order.command(), Path(order.out))
 
     def _free(self) -> dict[str, object]:

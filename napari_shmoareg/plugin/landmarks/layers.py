@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.utils.notifications import show_error
 from numpy.typing import ArrayLike, NDArray
-from qtpy.QtCore import QTimer, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QPushButton
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.placement import (
     AXES,
     COLOURS,
@@ -327,9 +328,7 @@ class AddButton(QPushButton):
         super().__init__("Add pairs")
         self._viewer, self._picker = weakref.ref(viewer), picker
         self._adding: Adding | None = None
-        self._next = QTimer(self)
-        self._next.setSingleShot(True)
-        self._next.timeout.connect(self._advance)
+        self._next = single_shot(self, 0, self._advance)
         self.setToolTip(TIP)
         self.clicked.connect(self.toggle_adding)
 
@@ -360,7 +359,7 @@ class AddButton(QPushButton):
     def points_changed(self) -> None:
         """Go on to the next point, once napari is done with the last one."""
         if self._adding is not None:
-            self._next.start(0)
+            self._next.start()
 
     def _advance(self) -> None:
         if self._adding is not None:

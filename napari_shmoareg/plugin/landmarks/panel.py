@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtCore import QEvent, Qt, Signal
 from qtpy.QtWidgets import (
     QApplication,
     QFileDialog,
@@ -24,8 +23,10 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.plugin.controls.forms import arranged
 from napari_shmoareg.plugin.controls.pickers import RegistrationPicker
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, as_tsv
+from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.landmarks.layers import (
     SIDES,
     AddButton,
@@ -207,10 +208,7 @@ class LandmarkTable(QWidget):
         self.pairs.setToolTip("Click a pair to bring it into view, a heading to sort.")
         self.pairs.cellClicked.connect(lambda row, _column: self.asked.emit(self._pair_in(row)))
         self.pairs.itemSelectionChanged.connect(self.chosen_changed.emit)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.whole)
-        layout.addWidget(self.pairs, 1)
+        arranged(QVBoxLayout(self), self.whole, self.pairs, wide=self.pairs)
 
     @property
     def chosen(self) -> set[int]:
@@ -308,7 +306,7 @@ class LandmarksPanel(Panel):
         self._viewer = weakref.ref(viewer)
         self._watched: weakref.WeakSet[Points] = weakref.WeakSet()
         self._closed = self._dropping = False
-        self._soon = _timer(self, SOON, self.update_table)
+        self._soon = single_shot(self, SOON, self.update_table)
         self._build(viewer)
         self.reset_choices()
 
@@ -401,9 +399,7 @@ class LandmarksPanel(Panel):
         self.delete.setToolTip("Delete the pairs that are selected in the table.")
         self.copy.setToolTip("Put the distances on the clipboard, for a spreadsheet.")
         self.files = FileButtons(viewer)
-        row = QHBoxLayout()
-        for button in (self.add, self.delete, self.copy):
-            row.addWidget(button)
+        row = arranged(QHBoxLayout(), self.add, self.delete, self.copy)
         layout = QVBoxLayout(self)
         layout.addWidget(self.picker)
         layout.addLayout(row)
@@ -476,12 +472,3 @@ def _tell_of_dropped(count: int) -> None:
         show_info(
             f"{count} landmark{'s' if count > 1 else ''} whose partner was deleted went with it."
         )
-
-
-def _timer(owner: QWidget, wait: int, then: Callable[[], None]) -> QTimer:
-    """One that fires once, `wait` ms after it is started."""
-    timer = QTimer(owner)
-    timer.setSingleShot(True)
-    timer.setInterval(wait)
-    timer.timeout.connect(then)
-    return timer

@@ -5,15 +5,14 @@ back.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING
 
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Signal
 
+from napari_shmoareg.plugin.controls.tasks import Task, single_shot
 from napari_shmoareg.plugin.quality.composites import (
     BESIDE,
     COMPUTED,
@@ -57,7 +56,6 @@ class Comparer(QObject):
         _COMPARERS.add(self)
         self._viewer = weakref.ref(viewer)
         self.current: Comparison | None = None
-        self.busy = False
         self.amount = 0.5
         self._looks: ViewerState | None = None
         self._wanted: tuple[int, str, str] | None = None
@@ -65,9 +63,16 @@ class Comparer(QObject):
         self._kept: weakref.WeakKeyDictionary[Scene, dict[str, Volume]] = (
             weakref.WeakKeyDictionary()
         )
-        self._settled = QTimer(self)
-        self._settled.setSingleShot(True)
-        self._settled.timeout.connect(self._check)
+        self._settled = single_shot(self, 0, self._check)
+        self._task = Task(parent, "a comparison")
+        self._task.finished.connect(self._prepared)
+        self._task.failed.connect(self._fail)
+        self._task.cancelled.connect(lambda: self.working.emit(False))
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being computed."""
+        return self._task.busy
 
     def want(self, number: int, mode: str, stage: str, amount: float) -> None:
         """Show a comparison as soon as it is computed; what is shown now stays until then."""
@@ -90,7 +95,7 @@ class Comparer(QObject):
     def layers_changed(self) -> None:
         """Look, once the layers have settled, whether what is shown is still there."""
         if self.current is not None and not self._changing:
-            self._settled.start(0)
+            self._settled.start()
 
     def _prepare(self) -> None:
         viewer = self._viewer()
@@ -101,31 +106,17 @@ class Comparer(QObject):
         present = {
             name for name in ("fixed", "after") if layer_of(viewer, scene, number, name) is not None
         }
-        self._tell(True)
-        work = partial(
-            prepare, scene, number, mode, stage, present, self._kept.setdefault(scene, {})
-        )
-        create_worker(_safely, work, _connect={"returned": self._prepared})
+        kept = self._kept.setdefault(scene, {})
+        self._task.start(lambda _: prepare(scene, number, mode, stage, present, kept))
+        self.working.emit(True)
 
-    def _prepared(self, outcome: tuple[Prepared | None, Exception | None]) -> None:
-        """In the window's thread: show what was computed, unless something else is wanted by
-        now.
-        """
-        made, error = outcome
-        self._tell(False)
+    def _prepared(self, made: Prepared) -> None:
+        """Show what was computed, unless something else is wanted by now."""
+        self.working.emit(False)
         viewer = self._viewer()
         if viewer is None or self._wanted is None:
             return
-        if made is None:
-            from napari_shmoareg.plugin.controls.errors import explain
-
-            self.leave()
-            self.left.emit()
-            show_error(
-                "The comparison could not be made."
-                f" {explain(error or RuntimeError('nothing came'))}"
-            )
-        elif self._wanted[0] not in scenes(viewer):
+        if self._wanted[0] not in scenes(viewer):
             self.leave()
             self.left.emit()
         elif (made.number, made.mode, made.stage) != self._wanted or scenes(viewer)[
@@ -134,6 +125,13 @@ class Comparer(QObject):
             self._prepare()
         else:
             self._show(viewer, made)
+
+    def _fail(self, text: str) -> None:
+        self.working.emit(False)
+        if self._viewer() is not None and self._wanted is not None:
+            self.leave()
+            self.left.emit()
+            show_error(f"The comparison could not be made. {text}")
 
     def _show(self, viewer: Viewer, made: Prepared) -> None:
         limits = _limits_by_hand(self.current, made)
@@ -180,10 +178,6 @@ class Comparer(QObject):
             self.leave()
             self.left.emit()
 
-    def _tell(self, busy: bool) -> None:
-        self.busy = busy
-        self.working.emit(busy)
-
 
 @contextmanager
 def uncompared(viewer: Viewer) -> Iterator[None]:
@@ -198,16 +192,6 @@ def uncompared(viewer: Viewer) -> Iterator[None]:
     yield
     for comparer in interrupted:
         comparer._prepare()
-
-
-def _safely(work: Callable[[], Prepared]) -> tuple[Prepared | None, Exception | None]:
-    """What the work returns, or its error: a worker of napari must not raise, nor return an error
-    as such.
-    """
-    try:
-        return work(), None
-    except Exception as error:
-        return None, error
 
 
 def _limits_by_hand(shown: Comparison | None, following: Prepared) -> tuple[float, float] | None:

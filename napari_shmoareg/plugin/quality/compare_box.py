@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 from superqt import QLabeledSlider
+from superqt.utils import signals_blocked
 
+from napari_shmoareg.plugin.controls.forms import narrowed
 from napari_shmoareg.plugin.controls.legend import Ramp
+from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.quality.compare import Comparer
 from napari_shmoareg.plugin.quality.composites import Computed
 
@@ -95,10 +98,7 @@ class CompareBox(QWidget):
         self.comparer.left.connect(lambda: self.compare(AS_THEY_ARE))
         self.comparer.dragged.connect(lambda amount: self.slider.setValue(round(100 * amount)))
         self._build()
-        self._soon = QTimer(self)
-        self._soon.setSingleShot(True)
-        self._soon.setInterval(SOON)
-        self._soon.timeout.connect(lambda: self.comparer.set_amount(self.amount))
+        self._soon = single_shot(self, SOON, lambda: self.comparer.set_amount(self.amount))
 
     @property
     def amount(self) -> float:
@@ -126,11 +126,7 @@ class CompareBox(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.setContentsMargins(0, 0, 0, 0)
         self.mode, self.stage = QComboBox(), QComboBox()
-        for combo in (self.mode, self.stage):
-            combo.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
-            combo.setMinimumContentsLength(12)
+        narrowed(self.mode, self.stage, length=12)
         for name, mode in MODES.items():
             self.mode.addItem(mode.text, name)
             self.mode.setItemData(self.mode.count() - 1, mode.tip, Qt.ItemDataRole.ToolTipRole)
@@ -161,10 +157,9 @@ class CompareBox(QWidget):
         name = self.mode.currentData()
         slider = MODES[name].slider
         if slider is not None:
-            blocked = self.slider.blockSignals(True)
-            self.slider.setRange(slider.low, slider.high)
-            self.slider.setValue(self._values[name])
-            self.slider.blockSignals(blocked)
+            with signals_blocked(self.slider):
+                self.slider.setRange(slider.low, slider.high)
+                self.slider.setValue(self._values[name])
         if self._number is None or name == AS_THEY_ARE:
             self.comparer.leave()
         else:

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QEvent, Qt, QTimer, QUrl
+from qtpy.QtCore import QEvent, QObject, Qt, QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
-    QApplication,
     QFileDialog,
-    QFrame,
     QGroupBox,
     QHBoxLayout,
     QLabel,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
 from superqt import QCollapsible
 
-from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path
+from napari_shmoareg.plugin.controls.forms import arranged, scrolled, wrapped
 from napari_shmoareg.plugin.controls.pickers import RegistrationPicker
 from napari_shmoareg.plugin.controls.tables import (
     HEADINGS,
@@ -38,7 +32,7 @@ from napari_shmoareg.plugin.controls.tables import (
     PER_LABEL,
     Figure,
     FigureTable,
-    as_tsv,
+    TableButtons,
     cautions_of,
     has_fallen,
     label_rows,
@@ -46,6 +40,7 @@ from napari_shmoareg.plugin.controls.tables import (
     summary_rows,
     table_of,
 )
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.opening import Panel
 from napari_shmoareg.plugin.quality.compare_box import AS_THEY_ARE, CompareBox
 from napari_shmoareg.plugin.scenes import itself
@@ -57,63 +52,25 @@ if TYPE_CHECKING:
     from napari_shmoareg.experts.scene import Scene
 
 
-TICK = 100  # ms between two looks at the progress
 TIP = (
     "Write images, transform, expert maps, figures and all numbers into a new folder: what the"
     " command line writes."
 )
 
 
-class Stopped(Exception):
-    """Raised within the work when it is to end."""
-
-
-class Saving:
-    """One folder being written, in a thread of its own; whole or not at all.
+class SaveBox(QWidget):
+    """The button that saves everything, its progress, and where it lies afterwards.
 
     Parameters
     ----------
-    scene : Scene
-    folder : Path
+    window : QObject, optional
+        With which the saving ends, as the panel may be closed meanwhile; this box by default.
     """
 
-    def __init__(self, scene: Scene, folder: Path) -> None:
-        self.scene, self.folder = scene, folder
-        self.reached = ("starting", 0.0)
-        self.stop = threading.Event()
-
-    def run(self) -> tuple[Exception | None]:
-        """Write.  Never raises: returns the error, if there was one, in a tuple, as a worker would
-        raise it.
-        """
-        from napari_shmoareg.io import write_registration
-
-        scene = self.scene
-        assert scene.registration is not None
-        extra = scene.report.get("extra")
-        write = partial(
-            write_registration, scene.registration, self.folder, weights=scene.weights, extra=extra
-        )
-        try:
-            write(progress=self._tell)
-        except Exception as error:
-            return (error,)
-        return (None,)
-
-    def _tell(self, text: str, done: float) -> None:
-        if self.stop.is_set() and done < 1:
-            raise Stopped
-        self.reached = (text, done)
-
-
-class SaveBox(QWidget):
-    """The button that saves everything, its progress, and where it lies afterwards."""
-
-    def __init__(self) -> None:
+    def __init__(self, window: QObject | None = None) -> None:
         super().__init__()
         self._scene: Callable[[], Scene | None] = lambda: None
-        self._saving: Saving | None = None
-        self._lies: Path | None = None
+        self._lies: Path | None = None  # of what is saved, or being saved
         self.button = QPushButton("Save all…")
         self.button.setToolTip(TIP)
         self.button.clicked.connect(self._press)
@@ -125,24 +82,23 @@ class SaveBox(QWidget):
         self.bar = QProgressBar()
         self.bar.setRange(0, 100)
         self.text = QLabel()
-        self.text.setWordWrap(True)
-        row = QHBoxLayout()
-        row.addWidget(self.button)
-        row.addWidget(self.open)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addLayout(row)
-        layout.addWidget(self.bar)
-        layout.addWidget(self.text)
-        self._tick = QTimer(self)
-        self._tick.setInterval(TICK)
-        self._tick.timeout.connect(self._show_progress)
+        wrapped(self.text)
+        row = arranged(QHBoxLayout(), self.button, self.open)
+        arranged(QVBoxLayout(self), row, self.bar, self.text)
+        # its words do not hang on this box, which is gone when its dock was closed meanwhile
+        self.task = Task(window or self, "saving a registration")
+        self.task.finished.connect(_say_saved)
+        self.task.failed.connect(show_error)
+        self.task.progressed.connect(self._show_progress)
+        self.task.finished.connect(self._saved)
+        self.task.failed.connect(lambda _: self._end("It could not be saved. Nothing was written."))
+        self.task.cancelled.connect(lambda: self._end("Stopped. Nothing was written."))
         self.show_scene(lambda: None)
 
     @property
     def busy(self) -> bool:
         """Whether a folder is being written."""
-        return self._saving is not None
+        return self.task.busy
 
     def show_scene(self, scene: Callable[[], Scene | None]) -> None:
         """Offer to save a registration, given as what finds it, so that nothing is held here."""
@@ -164,20 +120,15 @@ class SaveBox(QWidget):
                 f"This registration was read from {scene.folder}, where everything lies already."
             )
             return
-        self._saving = Saving(scene, typed_path(str(folder)))
-        self._lies = None
-        self._show("")
-        self._tick.start()
-        # The words do not hang on this box, which is gone when its dock was closed meanwhile.
-        say = partial(_say_outcome, self._saving.folder)
-        create_worker(self._saving.run, _connect={"returned": [say, self._done]})
+        path = typed_path(str(folder))
+        self.task.start(lambda report: _save(scene, path, report))
+        self._end("")
 
     def cancel(self) -> None:
         """Stop after the part that is being written; nothing is left behind."""
-        if self._saving is not None:
-            self._saving.stop.set()
-            self.button.setEnabled(False)
-            self.text.setText("Stopping …")
+        self.task.cancel()
+        self.button.setEnabled(False)
+        self.text.setText("Stopping …")
 
     def _press(self) -> None:
         if self.busy:
@@ -188,22 +139,15 @@ class SaveBox(QWidget):
         if chosen and scene is not None:
             self.save_all(place_in(Path(chosen), scene))
 
-    def _done(self, outcome: tuple[Exception | None]) -> None:
-        (error,) = outcome
-        saving, self._saving = self._saving, None
-        self._tick.stop()
-        assert saving is not None
-        if isinstance(error, Stopped):
-            self._show("Stopped. Nothing was written.")
-        elif error is not None:
-            self._show("It could not be saved. Nothing was written.")
-        else:
-            self._lies = saving.folder
-            self._show(f"Saved in {saving.folder}.")
+    def _saved(self, folder: Path) -> None:
+        self._end(f"Saved in {folder}.", folder)
 
-    def _show_progress(self) -> None:
-        if self._saving is not None and not self._saving.stop.is_set():
-            text, done = self._saving.reached
+    def _end(self, text: str, folder: Path | None = None) -> None:
+        self._lies = folder
+        self._show(text)
+
+    def _show_progress(self, text: str, done: float) -> None:
+        if self.button.isEnabled():
             self.bar.setValue(round(100 * done))
             self.text.setText(f"{text} …")
 
@@ -214,19 +158,27 @@ class SaveBox(QWidget):
         self.bar.setVisible(self.busy)
         self.bar.setValue(0)
         self.open.setVisible(self._lies is not None)
-        self.button.setText("Cancel" if self.busy else "Save all…")
+        self.button.setText(CANCEL if self.busy else "Save all…")
         self.button.setEnabled(self.busy or (scene is not None and scene.registration is not None))
 
 
-def _say_outcome(folder: Path, outcome: tuple[Exception | None]) -> None:
-    """Tell that everything is saved, or why not."""
-    (error,) = outcome
-    if error is None:
-        show_info(f"The registration is saved in {folder}.")
-    elif not isinstance(error, Stopped):
-        from napari_shmoareg.plugin.controls.errors import explain
+def _save(scene: Scene, folder: Path, report: Report) -> Path:
+    """Write a registration, whole or not at all; what is written cannot be cancelled any more."""
+    from napari_shmoareg.io import write_registration
 
-        show_error(explain(error))
+    assert scene.registration is not None
+    write_registration(
+        scene.registration,
+        folder,
+        weights=scene.weights,
+        extra=scene.report.get("extra"),
+        progress=lambda title, done: report(title, done) if done < 1 else None,
+    )
+    return folder
+
+
+def _say_saved(folder: Path) -> None:
+    show_info(f"The registration is saved in {folder}.")
 
 
 def place_in(chosen: Path, scene: Scene) -> Path:
@@ -253,7 +205,7 @@ class QualityTable(QWidget):
         super().__init__()
         self._report: Mapping[str, Any] | None = None
         self.warnings = QLabel()
-        self.warnings.setWordWrap(True)
+        wrapped(self.warnings)
         self.warnings.setTextFormat(Qt.TextFormat.PlainText)
         look_like_caution(self.warnings, on=True)
         self.whole = FigureTable(HEADINGS, stretch="first")
@@ -265,21 +217,10 @@ class QualityTable(QWidget):
         self.fold = QCollapsible("Each label")
         self.fold.setToolTip("Show or hide the figures of each label.")
         self.fold.addWidget(self.labels)
-        self.copy = QPushButton("Copy")
-        self.copy.setToolTip("Put both tables on the clipboard, for a spreadsheet.")
-        self.copy.clicked.connect(self.to_clipboard)
-        self.save = QPushButton("Save table…")
-        self.save.setToolTip("Write both tables to a CSV file.")
-        self.save.clicked.connect(self._ask)
-        row = QHBoxLayout()
-        row.addStretch()
-        row.addWidget(self.copy)
-        row.addWidget(self.save)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for part in (self.warnings, self.whole, self.fold):
-            layout.addWidget(part)
-        layout.addLayout(row)
+        self.buttons = TableButtons(
+            lambda: [] if self._report is None else table_of(self._report), "quality.csv"
+        )
+        arranged(QVBoxLayout(self), self.warnings, self.whole, self.fold, self.buttons)
         self.show_report(None)
 
     def show_report(self, report: Mapping[str, Any] | None) -> None:
@@ -306,27 +247,7 @@ class QualityTable(QWidget):
         labels = [] if report is None else label_rows(report)
         self._show_labels(labels)
         self.fold.setVisible(bool(labels))
-        for button in (self.copy, self.save):
-            button.setEnabled(report is not None)
-
-    def to_clipboard(self) -> None:
-        """Put both tables on the clipboard, separated by tabs."""
-        clipboard = QApplication.clipboard()
-        if self._report is not None and clipboard is not None:
-            clipboard.setText(as_tsv(table_of(self._report)))
-
-    def save_to(self, path: str) -> None:
-        """Write both tables as CSV; what keeps it from being written is told."""
-        from napari_shmoareg.io.files import write_table
-
-        if self._report is None:
-            return
-        try:
-            write_table(table_of(self._report), path)
-        except InputError as error:
-            show_error(str(error))
-        else:
-            show_info(f"The table lies in {path}.")
+        self.buttons.setEnabled(report is not None)
 
     def _show_labels(self, labels: list[list[float | None]]) -> None:
         forms = ["d", *(form for _, _, form in PER_LABEL for _ in range(3))]
@@ -348,11 +269,6 @@ class QualityTable(QWidget):
         self.labels.sortByColumn(0, Qt.SortOrder.AscendingOrder)
         self.labels.resizeColumnsToContents()
         self.labels.fit(min(len(labels), LABELS_SHOWN))
-
-    def _ask(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Save the table", "quality.csv", "CSV (*.csv)")
-        if path:
-            self.save_to(path)
 
 
 WIDTH = 320
@@ -377,9 +293,9 @@ class QualityPanel(Panel):
         viewer = itself(napari_viewer)
         self.picker, self.compare_box = RegistrationPicker(viewer), CompareBox(viewer)
         self.table = QualityTable()
-        self.saving = SaveBox()
+        self.saving = SaveBox(getattr(getattr(viewer, "window", None), "_qt_window", None))
         self.invitation = QLabel(INVITE)
-        self.invitation.setWordWrap(True)
+        wrapped(self.invitation)
         self._parts = [
             _boxed("Compare", self.compare_box),
             _boxed("Figures", self.table),
@@ -390,14 +306,9 @@ class QualityPanel(Panel):
         for part in (self.picker, self.invitation, *self._parts):
             column.addWidget(part)
         column.addStretch()
-        area = QScrollArea()
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
+        area = scrolled(inner)
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setWidget(inner)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(area)
+        arranged(QVBoxLayout(self), area)
         self.picker.picked.connect(self._pick)
         self._pick()
 

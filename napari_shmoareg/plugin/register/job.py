@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume, VolumePair
 from napari_shmoareg.plugin.controls.errors import explain
-from napari_shmoareg.plugin.controls.progress import Status
-from napari_shmoareg.plugin.controls.tasks import Cancellable
+from napari_shmoareg.plugin.controls.tasks import Report, preload, single_shot
 from napari_shmoareg.plugin.placement import tag, volume_of
 from napari_shmoareg.plugin.scenes import layers_of_scene, next_number, renumbered, scenes
 from napari_shmoareg.registration.progress import Interrupted, interruptible, placed, registering
@@ -32,34 +31,28 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-EARLY = 0.08  # share of the work before which the time left is anyone's guess
-
-
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a job came to: a scene with its layers, or an error in plain words, or neither, if it
-    was cancelled.
+class RegistrationResult:
+    """A registration, with its layers.
 
     Attributes
     ----------
     number : int
-    scene : Scene or None
+    scene : Scene
     layers : list of (data, options, type)
         Bottom first.
-    error : str
     notes : list of str
         What was done to the inputs that a person should know.
     """
 
     number: int
-    scene: Scene | None = None
-    layers: list[Any] = field(default_factory=list)
-    error: str = ""
+    scene: Scene
+    layers: list[Any]
     notes: list[str] = field(default_factory=list)
 
 
-class Job(Cancellable):
-    """Reads the layers, registers them, measures, and makes the layers of the result.
+class LayerRegistration:
+    """Reads the layers, registers them, measures, and makes the layers of the result, as a task.
 
     Parameters
     ----------
@@ -68,65 +61,48 @@ class Job(Cancellable):
     settings : RegistrationRequest
     number : int
         Of the registration, for the names of its layers.
-    before : callable
-        Called first, in the worker's thread: waits for what is still being loaded.
     """
 
     def __init__(
-        self,
-        layers: Mapping[str, Layer],
-        settings: RegistrationRequest,
-        number: int,
-        before: Callable[[], None] = lambda: None,
+        self, layers: Mapping[str, Layer], settings: RegistrationRequest, number: int
     ) -> None:
-        super().__init__()
-        self.number, self._layers, self._settings, self._before = (
-            number,
-            dict(layers),
-            settings,
-            before,
-        )
-        self._parts, self._longest, self._held = registering(settings.refine), 0, 0
-        self._began = time.perf_counter()
-        self._reached = ("starting", 0.0, self._began)
+        self.number, self._layers, self._settings = number, dict(layers), settings
+        self._parts, self._longest, self._furthest = registering(settings.refine), 0, 0.0
 
-    def __repr__(self) -> str:
-        return f"registration #{self.number}"  # where napari asks whether to close its window
+    def __call__(self, report: Report) -> RegistrationResult:
+        """Do it, in a thread of its own.
 
-    def __call__(self) -> Outcome:
-        """As `run`."""
-        return self.run()
-
-    @property
-    def status(self) -> Status:
-        """Where it is now, from any thread."""
-        title, done, at = self._reached
-        if done < EARLY:
-            return Status(title, done, None)
-        left = (at - self._began) * (1 - done) / done - (time.perf_counter() - at)
-        return Status(title, done, max(0.0, left))
-
-    def run(self) -> Outcome:
-        """Do it.  Never raises: what went wrong is in the outcome."""
+        Raises
+        ------
+        InputError
+            With the error in the words of the form.
+        Interrupted
+            If it was cancelled.
+        """
         # or the collector would stop viewer and work for a third of a second, to look at all of
         # torch
         gc.freeze()
+        held = 0
+        self._report = report
+        outcome: RegistrationResult | Exception
         try:
             self._tell("loading", 0.0)
-            self._before()
-            self._held = _cuda_memory()
+            preload().exception()  # an error of it the registration itself will meet
+            held = _cuda_memory()
             outcome = self._register()
         except Interrupted:
-            outcome = Outcome(self.number)
+            outcome = Interrupted()  # another one, as this one holds the network by its frames
         except Exception as error:
-            outcome = Outcome(self.number, error=explain(error, self._longest))
+            outcome = InputError(explain(error, self._longest))
         finally:
             gc.unfreeze()
         self._layers.clear()
-        _release_cuda(self._held)
+        _release_cuda(held)
+        if isinstance(outcome, Exception):
+            raise outcome
         return outcome
 
-    def _register(self) -> Outcome:
+    def _register(self) -> RegistrationResult:
         from napari_shmoareg.experts.load import ExpertLoad
         from napari_shmoareg.experts.scene import Scene
         from napari_shmoareg.io.report import build_report
@@ -145,7 +121,7 @@ class Job(Cancellable):
         self._tell("drawing", 0.6)
         layers = layers_of(scene, self.number)
         self._tell("drawing", 1.0)
-        return Outcome(self.number, scene, layers, notes=notes)
+        return RegistrationResult(self.number, scene, layers, notes)
 
     def _deform(self, pair: VolumePair) -> tuple[str, Registration]:
         """The name of the weights, and the registration; the network itself is gone at the end."""
@@ -166,14 +142,14 @@ class Job(Cancellable):
             else network.config.size
         )
         self._longest = size if isinstance(size, int) else max(pair.fixed.grid.shape)
-        with nullcontext() if network is None else interruptible(network, self.check):
+        with nullcontext() if network is None else interruptible(network, self._report.check):
             registration = register(pair, network, asked, device=device, progress=self._tell)
         return weights, replace(registration, choices={"weights": why, **registration.choices})
 
     def _tell(self, phase: str, fraction: float) -> None:
-        self.check()
         title, done = placed(self._parts, phase, fraction)
-        self._reached = title, max(done, self._reached[1]), time.perf_counter()
+        self._furthest = max(done, self._furthest)
+        self._report(title, self._furthest)
 
 
 def _read(layers: Mapping[str, Layer]) -> tuple[VolumePair, list[str]]:
@@ -220,7 +196,7 @@ BREATH = 10  # ms between two layers, for the viewer to draw and to listen
 STEP = 0.01  # of the whole work, that a layer counts for on the bar
 
 
-class Arrival(QObject):
+class LayerAdder(QObject):
     """Adds layers, one at each turn of the event loop, so that the viewer goes on in between.
 
     Parameters
@@ -230,61 +206,75 @@ class Arrival(QObject):
 
     Attributes
     ----------
-    came : Signal(Status)
+    progressed : Signal(str, float)
         After each layer.
-    arrived : Signal(int)
+    finished : Signal(int)
         After the last one, with the number that the registration has in the viewer.
     failed : Signal(str)
         A layer could not be added; why, in plain words.
     """
 
-    came = Signal(object)
-    arrived = Signal(int)
+    progressed = Signal(str, float)
+    finished = Signal(int)
     failed = Signal(str)
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self._going = going = _Going()
-        # not `destroyed`: a slot can be collected before its call
-        weakref.finalize(self, going.end).atexit = False
-        self._inputs: Inputs = {}
-        self._turn = QTimer(self)
-        self._turn.setSingleShot(True)
-        self._turn.timeout.connect(self._next)
+        self._viewer: Callable[[], Viewer | None] = lambda: None
+        self._result: RegistrationResult | None = None
+        self._number, self._inputs = 0, dict[str, "weakref.ref[Layer]"]()
+        self._added: list[weakref.ref[Layer]] = []
+        self._turn = single_shot(self, BREATH, self._next)
 
-    def begin(self, viewer: Viewer, outcome: Outcome, inputs: Inputs) -> None:
-        """Add the layers of an outcome whose inputs were these."""
-        self._going.begin(viewer, outcome)
-        self._inputs = inputs
-        self._turn.start(BREATH)
+    def start(self, viewer: Viewer, result: RegistrationResult, inputs: Inputs) -> None:
+        """Add the layers of a result whose inputs were these."""
+        self._viewer, self._result, self._inputs = weakref.ref(viewer), result, dict(inputs)
+        self._number, self._added = result.number, []
+        self._turn.start()
 
-    def end(self) -> None:
+    def cancel(self) -> None:
         """Add no more, and take back what was added, unless all of it was."""
-        self._going.end()
+        if self._result is not None:
+            self._result = None
+            QTimer.singleShot(0, partial(_take_back, self._viewer, self._added))
 
     def _next(self) -> None:
-        going = self._going
-        viewer, outcome = going.viewer(), going.outcome
-        if viewer is None or outcome is None:
+        viewer, result = self._viewer(), self._result
+        if viewer is None or result is None:
             return
         try:
-            if outcome.layers:
-                going.add_one(viewer, outcome.layers)
-                if going.ended:
+            if result.layers:
+                self._add_one(viewer, result.layers)
+                if self._result is None:  # cancelled meanwhile
+                    _take_back(self._viewer, self._added)
                     return
-                self.came.emit(Status("adding layers", 1 - STEP * len(outcome.layers), None))
-                self._turn.start(BREATH)
+                self.progressed.emit("adding layers", 1 - STEP * len(result.layers))
+                self._turn.start()
                 return
             from napari_shmoareg.plugin.quality.compare import uncompared
 
             with uncompared(viewer):
-                self._arrange(viewer, going.number)
+                self._arrange(viewer, self._number)
         except Exception as error:
-            going.outcome = None
+            self._result = None
             self.failed.emit(explain(error))
             return
-        going.outcome = None
-        self.arrived.emit(going.number)
+        self._result = None
+        self.finished.emit(self._number)
+
+    def _add_one(self, viewer: Viewer, layers: list[Any]) -> None:
+        """Add the next layer; before the first one, take another number if others have taken this
+        one meanwhile.
+        """
+        from napari_shmoareg.plugin.layers import add_layers
+
+        if not self._added and self._number in scenes(viewer):
+            self._number = next_number(viewer)
+            layers[:] = [
+                (data, renumbered(options, self._number), kind) for data, options, kind in layers
+            ]
+        with _looking_as_before(viewer):
+            self._added += map(weakref.ref, add_layers(viewer, [layers.pop(0)]))
 
     def _arrange(self, viewer: Viewer, number: int) -> None:
         """Fixed below, warped on top; the moving image, outlines of labels and other results are
@@ -308,57 +298,11 @@ class Arrival(QObject):
             viewer.layers.selection = {warped[-1]}
 
 
-class _Going:
-    """A result of which some layers may be in the viewer; no part of Qt, so that it can clean up
-    after a panel.
-    """
-
-    def __init__(self) -> None:
-        self.ended, self.number = False, 0
-        self.viewer: Callable[[], Viewer | None] = lambda: None
-        self.outcome: Outcome | None = None
-        self._added: list[weakref.ref[Layer]] = []
-
-    def begin(self, viewer: Viewer, outcome: Outcome) -> None:
-        """Nothing of it is there yet."""
-        self.ended = False
-        self.viewer, self.outcome, self.number, self._added = (
-            weakref.ref(viewer),
-            outcome,
-            outcome.number,
-            [],
-        )
-
-    def add_one(self, viewer: Viewer, layers: list[Any]) -> None:
-        """Add the next layer; before the first one, take another number if others have taken this
-        one meanwhile.
-        """
-        from napari_shmoareg.plugin.layers import add_layers
-
-        if not self._added and self.number in scenes(viewer):
-            self.number = next_number(viewer)
-            layers[:] = [
-                (data, renumbered(options, self.number), kind) for data, options, kind in layers
-            ]
-        with _looking_as_before(viewer):
-            self._added += map(weakref.ref, add_layers(viewer, [layers.pop(0)]))
-        if self.ended:
-            self._take_back()
-
-    def end(self) -> None:
-        """The panel is gone: take back what was added, unless all of it was."""
-        self.ended = True
-        if self.outcome is not None and threading.current_thread() is threading.main_thread():
-            QTimer.singleShot(0, self._take_back)
-
-    def _take_back(self) -> None:
-        self.outcome = None
-        viewer = self.viewer()
-        if viewer is None:
-            return
-        for layer in [added() for added in self._added]:
-            if layer is not None and layer in viewer.layers:
-                viewer.layers.remove(layer)
+def _take_back(held: Callable[[], Viewer | None], added: Sequence[weakref.ref[Layer]]) -> None:
+    viewer = held()
+    for layer in [each() for each in added]:
+        if viewer is not None and layer is not None and layer in viewer.layers:
+            viewer.layers.remove(layer)
 
 
 @contextmanager

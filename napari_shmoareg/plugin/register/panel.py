@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from napari.qt.threading import create_worker
 from napari.settings import get_plugin_settings
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QEvent, Qt, QTimer, Signal
@@ -14,21 +13,25 @@ from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QFrame,
     QLabel,
-    QScrollArea,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_shmoareg.plugin.controls.errors import explain
+from napari_shmoareg.plugin.controls.forms import arranged, scrolled
 from napari_shmoareg.plugin.controls.pickers import PairPicker
 from napari_shmoareg.plugin.controls.progress import SHORTCUT, PanelState, ProgressRow
 from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_fall, labels_in
-from napari_shmoareg.plugin.controls.tasks import WarmUp
+from napari_shmoareg.plugin.controls.tasks import Libraries, Task, preload, single_shot
 from napari_shmoareg.plugin.opening import Panel
 from napari_shmoareg.plugin.register.form import SettingsForm, from_words, to_words
-from napari_shmoareg.plugin.register.job import Arrival, Inputs, Job, Outcome
+from napari_shmoareg.plugin.register.job import (
+    Inputs,
+    LayerAdder,
+    LayerRegistration,
+    RegistrationResult,
+)
 from napari_shmoareg.plugin.scenes import itself, next_number
 from napari_shmoareg.plugin.viewer import look_like_caution
 from napari_shmoareg.settings import RegistrationRequest
@@ -84,10 +87,7 @@ class MessageBox(QWidget):
         self.reasons.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.reasons.setToolTip("What was decided for you, and why; and how long each phase took.")
         self.reasons.toggled.connect(self._open)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.text, self.reasons, self.why):
-            layout.addWidget(widget)
+        arranged(QVBoxLayout(self), self.text, self.reasons, self.why)
         self.say("")
 
     def say(self, text: str, why: str = "", *, caution: bool = False) -> None:
@@ -106,7 +106,7 @@ class MessageBox(QWidget):
         self.why.setVisible(is_open and bool(self.why.text()))
 
 
-def result(number: int, scene: Scene) -> str:
+def summary(number: int, scene: Scene) -> str:
     """Of a result what a person should see first: how alike the images became, and what to mind."""
     report = scene.report
     seconds = sum(report["seconds"].values())
@@ -152,7 +152,7 @@ def _text() -> QLabel:
     return label
 
 
-EVERY = 100  # ms between two looks at the worker
+EVERY = 100  # ms between two looks whether the libraries are loaded
 AFTER = 500  # ms from a complete pair to the loading of what it needs: the viewer draws first
 WIDTH = 300
 CANCELLED = "The registration was cancelled; nothing was added."
@@ -178,26 +178,25 @@ class RegisterPanel(Panel):
         super().__init__()
         viewer = itself(napari_viewer)
         self._viewer = weakref.ref(viewer)
-        self._job: Job | None = None
-        self._worker: Any = None
         self._inputs: Inputs = {}
-        self._outcome: Outcome | None = None  # whose layers are being added
+        self._result: RegistrationResult | None = None  # whose layers are being added
         self._doing = PanelState.nothing
-        self._warm = WarmUp()
-        self._closed = closed = threading.Event()
-        # not `destroyed`: a slot can be collected before it is called
-        weakref.finalize(self, closed.set)
+        self._libraries: Future[Libraries] | None = None
         self.pickers, self.form = PairPicker(viewer), SettingsForm(recall())
         self.progress, self.told = ProgressRow(), MessageBox()
         self._lay_out()
-        self._looks, self._soon, self._arrival = QTimer(self), QTimer(self), Arrival(self)
+        self.task, self._adder = Task(self, "a registration"), LayerAdder(self)
+        self._soon = single_shot(self, AFTER, self._preload)
+        self._looks = QTimer(self)
         self._looks.setInterval(EVERY)
-        self._looks.timeout.connect(self._look)
-        self._soon.setSingleShot(True)
-        self._soon.timeout.connect(self._warm.start)
-        self._arrival.came.connect(self.progress.show_status)
-        self._arrival.arrived.connect(self._arrived)
-        self._arrival.failed.connect(self._fail)
+        self._looks.timeout.connect(self._offer)
+        self.task.progressed.connect(self.progress.show_progress)
+        self.task.finished.connect(self._add)
+        self.task.failed.connect(self._fail)
+        self.task.cancelled.connect(self._cancelled)
+        self._adder.progressed.connect(lambda *at: self.progress.show_progress(*at, ready=False))
+        self._adder.finished.connect(self._added)
+        self._adder.failed.connect(self._fail)
         self.pickers.changed.connect(self._show)
         self.form.changed.connect(self._keep)
         self.progress.button.clicked.connect(self._press)
@@ -214,13 +213,11 @@ class RegisterPanel(Panel):
         likes.
         """
         super().changeEvent(event)
-        if event is None or event.type() != QEvent.Type.ParentChange:
-            return
-        if self.parent() is not None:
-            self._closed.clear()
-            return
-        self._closed.set()
-        self._arrival.end()
+        closed = event is not None and event.type() == QEvent.Type.ParentChange
+        if closed and self.parent() is None:
+            self.task.drop()
+            self._adder.cancel()
+            self._show(PanelState.nothing)
 
     def _lay_out(self) -> None:
         inner = QWidget()
@@ -229,10 +226,7 @@ class RegisterPanel(Panel):
         for widget in (self.pickers, _line(), self.form, self.told):
             column.addWidget(widget)
         column.addStretch()
-        self._scroll = QScrollArea()
-        self._scroll.setWidgetResizable(True)
-        self._scroll.setFrameShape(QFrame.Shape.NoFrame)
-        self._scroll.setWidget(inner)
+        self._scroll = scrolled(inner)
         layout = QVBoxLayout(self)
         layout.addWidget(self._scroll, 1)
         layout.addWidget(self.progress)
@@ -240,10 +234,10 @@ class RegisterPanel(Panel):
 
     def _press(self) -> None:
         """The button: start or cancel."""
-        if self._job is None:
+        if not self.task.busy:
             self._start()
             return
-        self._job.cancel()
+        self.task.cancel()
         self._show(PanelState.cancelling)
 
     def _start(self) -> None:
@@ -256,75 +250,62 @@ class RegisterPanel(Panel):
             return
         picked = {role: layer for role, layer in self.pickers.pair.items() if layer is not None}
         self._inputs = {role: weakref.ref(layer) for role, layer in picked.items()}
-        self._job = job = Job(picked, self.form.settings, next_number(viewer), self._warm.wait)
-        self._worker = create_worker(job, _start_thread=False, _ignore_errors=True)
-        self._worker.returned.connect(self._finish)
-        self._worker.errored.connect(self._broke)
-        worker, closed = weakref.ref(self._worker), self._closed
-        # the panel or the window was closed
-        job.cancel_when(lambda: closed.is_set() or getattr(worker(), "abort_requested", False))
+        number = next_number(viewer)
+        self.task.name = f"registration #{number}"
+        self.progress.begin()
         self.told.say("")
         self._show(PanelState.registering)
-        self._looks.start()
-        self._worker.start()
+        self.task.start(LayerRegistration(picked, self.form.settings, number))
 
-    def _finish(self, outcome: Outcome) -> None:
-        """The worker is done: begin to add, or say why not."""
-        closed = self._closed.is_set() or (
-            self._worker is not None and self._worker.abort_requested
-        )
-        self._job = self._worker = None
+    def _cancelled(self) -> None:
+        self.told.say(CANCELLED)
+        self._show(PanelState.nothing)
+        show_info(CANCELLED)
+
+    def _add(self, result: RegistrationResult) -> None:
+        """It is registered: begin to add its layers."""
         viewer = self._viewer()
-        if closed or viewer is None:
-            return
-        if outcome.error:
-            self._fail(outcome.error)
-        elif outcome.scene is None:
-            self.told.say(CANCELLED)
-            self._show(PanelState.nothing)
-            show_info(CANCELLED)
-        else:
-            self._outcome = outcome
+        if self._doing is PanelState.cancelling:  # it was over before it heard of that
+            self._cancelled()
+        elif viewer is not None:
+            self._result = result
             self._show(PanelState.adding)
-            self._arrival.begin(viewer, outcome, self._inputs)
-
-    def _broke(self, error: Exception) -> None:
-        """The worker ended by an error that no one foresaw."""
-        if not self._closed.is_set():
-            self._job = self._worker = None
-            self._fail(explain(error))
+            self._adder.start(viewer, result, self._inputs)
 
     def _fail(self, text: str) -> None:
-        self._outcome = None
+        self._result = None
         self.told.say(text)
         self._scroll.ensureWidgetVisible(self.told)
         self._show(PanelState.nothing)
         show_error(text)
 
-    def _arrived(self, number: int) -> None:
-        """All layers are there: say what came of it."""
-        outcome, self._outcome = self._outcome, None
-        if outcome is None or outcome.scene is None:
+    def _added(self, number: int) -> None:
+        """All layers are there: say how it went."""
+        result, self._result = self._result, None
+        if result is None:
             return
-        cautions = cautions_of(outcome.scene.report)
-        notes = [*outcome.notes, *cautions]
-        text = "\n\n".join([result(number, outcome.scene), *notes])
-        self.told.say(text, reasons(outcome.scene), caution=bool(cautions))
+        cautions = cautions_of(result.scene.report)
+        notes = [*result.notes, *cautions]
+        text = "\n\n".join([summary(number, result.scene), *notes])
+        self.told.say(text, reasons(result.scene), caution=bool(cautions))
         self._scroll.ensureWidgetVisible(self.told)
         self._show(PanelState.nothing)
         if notes:
             show_warning("\n\n".join(notes))
         self.registered.emit(number)
 
-    def _look(self) -> None:
-        """At the worker and at the warming up, from time to time."""
-        if self._job is not None:
-            self.progress.show_status(self._job.status)
-        if self._warm.over:
-            if self._warm.ready is not None:
-                self.form.offer(*self._warm.ready)
-            if self._job is None:
-                self._looks.stop()
+    def _preload(self) -> None:
+        self._libraries = preload()
+        self._looks.start()
+
+    def _offer(self) -> None:
+        """Offer weights and devices once the libraries are loaded; if they cannot be, the
+        registration will say why.
+        """
+        if self._libraries is not None and self._libraries.done():
+            self._looks.stop()
+            if self._libraries.exception() is None:
+                self.form.offer(*self._libraries.result())
 
     def _show(self, doing: PanelState | None = None) -> None:
         """Bring the button up to date; with two images to register begin to load what that
@@ -335,9 +316,8 @@ class RegisterPanel(Panel):
         self.progress.show_doing(self._doing, missing)
         for widget in (self.pickers, self.form):
             widget.setEnabled(self._doing is PanelState.nothing)
-        if missing is None and not self._warm.begun and not self._soon.isActive():
-            self._soon.start(AFTER)
-            self._looks.start()
+        if missing is None and self._libraries is None and not self._soon.isActive():
+            self._soon.start()
 
     def _keep(self) -> None:
         remember(self.form.settings)
