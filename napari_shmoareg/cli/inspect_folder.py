@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 import numpy as np
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.experts.load_spread import repeated, share_spread
 from napari_shmoareg.experts.location import BOUNDARY, CENTRE, FRACTIONS, PlaceLoad, detailed_rows
 from napari_shmoareg.figures.experts import (
@@ -27,6 +27,7 @@ from napari_shmoareg.io.files import ENDINGS, write_figure, write_table, writing
 from napari_shmoareg.io.machine import versions
 from napari_shmoareg.io.report import plain
 from napari_shmoareg.io.untrusted import check_fields, read_object
+from napari_shmoareg.model.routing import GateId
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,8 +98,8 @@ def write_pair(pair: InspectedPair, out: Path, number: int) -> None:
         "boundary": pair.boundary,
         "about": pair.about,
         "files": pair.files,
-        "load": _listed(pair.load),
-        "places": {name: _listed(pair.places[name]) for name in pair.places},
+        "load": pair.load.entries(),
+        "places": {name: pair.places[name].entries() for name in pair.places},
     }
     write_json(told, file_of(out, number))
 
@@ -123,12 +124,14 @@ def read_kept(out: Path, number: int) -> InspectedPair | None:
         told = read_object(place, "an inspected pair")
         if "error" in told:
             return None
-        places = PlaceLoad({name: _load(rows) for name, rows in told["places"].items()})
+        places = PlaceLoad(
+            {name: ExpertLoad.from_entries(rows) for name, rows in told["places"].items()}
+        )
         check_fields(_Named, {key: told[key] for key in get_type_hints(_Named)})
         named = {
             key: told[key] for key in ("moving", "fixed", "points", "boundary", "about", "files")
         }
-        return InspectedPair(load=_load(told["load"]), places=places, **named)
+        return InspectedPair(load=ExpertLoad.from_entries(told["load"]), places=places, **named)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{place} is damaged ({error!r}). Delete it; the same command then registers this pair"
@@ -172,18 +175,6 @@ def check_unchanged(out: Path, pairs: Mapping[int, _Kept]) -> None:
             f" {', '.join(file_of(out, n).name for n in numbers)} in {out / PAIRS} to register"
             " those pairs again, or give another --out."
         )
-
-
-def _listed(load: ExpertLoad) -> list[dict[str, Any]]:
-    return [p._asdict() | {"cells": load.cells[p], "counts": load.counts[p].tolist()} for p in load]
-
-
-def _load(rows: Sequence[Mapping[str, Any]]) -> ExpertLoad:
-    places = [Place(*(row[name] for name in Place._fields)) for row in rows]
-    counts = {
-        p: np.array(row["counts"], dtype=np.int64) for p, row in zip(places, rows, strict=True)
-    }
-    return ExpertLoad(counts, {p: int(row["cells"]) for p, row in zip(places, rows, strict=True)})
 
 
 def write_json(told: Mapping[str, Any], place: Path) -> None:
@@ -260,7 +251,7 @@ def write_results(
 def _figures(
     load: ExpertLoad,
     places: PlaceLoad,
-    spread: Mapping[Place, np.ndarray],
+    spread: Mapping[GateId, np.ndarray],
     done: Sequence[InspectedPair],
     network: Mapping[str, Any],
     routing: str,
@@ -312,7 +303,7 @@ def _write_figures(
                 write_figure(figure, temporary, title | about)
 
 
-def _with_spread(load: ExpertLoad, spread: Mapping[Place, np.ndarray]) -> list[dict[str, object]]:
+def _with_spread(load: ExpertLoad, spread: Mapping[GateId, np.ndarray]) -> list[dict[str, object]]:
     """Rows of the sum, each with the standard deviation over pairs of the share of selections."""
     gates = [
         (gate, expert) for gate, counts in load.counts.items() for expert in range(len(counts))

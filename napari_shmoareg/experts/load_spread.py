@@ -7,26 +7,25 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.model.routing import GateId
 
 
-def share_spread(loads: Sequence[ExpertLoad]) -> dict[Place, NDArray[np.float64]]:
-    """Standard deviation (n - 1) over pairs of each pair's own share of selections, (N,) per place.
+def share_spread(loads: Sequence[ExpertLoad]) -> dict[GateId, NDArray[np.float64]]:
+    """Standard deviation (n - 1) over pairs of each pair's own share of selections, (N,) per gate.
 
-    A place that fewer than two of the loads have is left out: one pair has no spread.
+    A gate that fewer than two of the loads have is left out: one pair has no spread.
 
     Parameters
     ----------
     loads : sequence of ExpertLoad
         One per pair, of the same network.
     """
-    shares: dict[Place, list[NDArray[np.float64]]] = {}
+    shares: dict[GateId, list[NDArray[np.float64]]] = {}
     for load in loads:
-        for place, share in load.share.items():
-            shares.setdefault(place, []).append(share)
-    return {
-        place: np.std(found, axis=0, ddof=1) for place, found in shares.items() if len(found) > 1
-    }
+        for gate, share in load.share.items():
+            shares.setdefault(gate, []).append(share)
+    return {gate: np.std(found, axis=0, ddof=1) for gate, found in shares.items() if len(found) > 1}
 
 
 def repeated(names: Iterable[Hashable]) -> list[tuple[int, int]]:

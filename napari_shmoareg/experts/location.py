@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place, place_of
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad, entropy_of, margin_of
 from napari_shmoareg.experts.scene import Scene
 from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.model.routing import AtGate, GateId
 from napari_shmoareg.registration.intensity import Intensity, content_points
 from napari_shmoareg.registration.register import Registration
 
@@ -27,12 +28,12 @@ _SLACK = 1e-6  # voxels; rounding of the matrices
 
 
 @dataclass(frozen=True, eq=False)
-class CellReading:
+class CellReading(AtGate):
     """What one gate decided for the cell that covers a place.
 
     Attributes
     ----------
-    place : Place
+    gate : GateId
         Where in the network the gate stands.
     stride : int
         Voxels of the network grid per cell.
@@ -54,7 +55,7 @@ class CellReading:
         As `entropy_of` and `margin_of` of the values.
     """
 
-    place: Place
+    gate: GateId
     stride: int
     num_experts: int
     cell: Cell
@@ -87,7 +88,7 @@ class LocationReading:
         return tuple(
             c
             for c in self.cells
-            if all(getattr(c.place, key) == value for key, value in where.items())
+            if all(getattr(c.gate, key) == value for key, value in where.items())
         )
 
     @property
@@ -126,9 +127,9 @@ def read_location(scene: Scene, point: ArrayLike) -> LocationReading:
     if position.shape != (3,) or not np.isfinite(position).all():
         raise InputError(f"A place is three numbers of mm (RAS); got {point!r}.")
     voxel = voxel_at(scene.network_grid, position)
-    gates = {gate.place: gate for gate in scene.gates}
-    readings = [_token(load, gates.get(load.place), voxel) for load in scene.token_loads]
-    readings += [_voxel_choice(found, gates.get(found.place), voxel) for found in scene.expert_maps]
+    gates = {gate.gate: gate for gate in scene.gates}
+    readings = [_token(load, gates.get(load.gate), voxel) for load in scene.token_loads]
+    readings += [_voxel_choice(found, gates.get(found.gate), voxel) for found in scene.expert_maps]
     return LocationReading(position, tuple(sorted(readings, key=_rank)))
 
 
@@ -186,7 +187,7 @@ def _reading(
 ) -> CellReading:
     values = None if gate is None else np.asarray(gate.values[cell])
     return CellReading(
-        place=source.place,
+        gate=source.gate,
         stride=source.stride,
         num_experts=number,
         cell=cell,
@@ -202,7 +203,7 @@ def _reading(
 
 def _rank(reading: CellReading) -> tuple[bool, int, int, int, str]:
     """Encoder by layer, block, moving then fixed; decoder by layer and direction."""
-    part, layer, block, image, direction = reading.place
+    part, layer, block, image, direction = reading.gate
     return (
         part != "encoder",
         layer,
@@ -279,12 +280,12 @@ class PlaceLoad:
         return self.loads[name]
 
     @property
-    def share(self) -> dict[str, dict[Place, NDArray[np.float64]]]:
+    def share(self) -> dict[str, dict[GateId, NDArray[np.float64]]]:
         """Share of selections (N,) per place and gate, summing to 1."""
         return {name: load.share for name, load in self.loads.items()}
 
     @property
-    def share_of_tokens(self) -> dict[str, dict[Place, NDArray[np.float64]]]:
+    def share_of_tokens(self) -> dict[str, dict[GateId, NDArray[np.float64]]]:
         """How often the cell chose each expert (N,) per place and gate, summing to k.  Fig. 6."""
         return {name: load.share_of_tokens for name, load in self.loads.items()}
 
@@ -371,14 +372,12 @@ def detailed_rows(load: ExpertLoad) -> list[dict[str, object]]:
 def _load_at(registration: Registration, point: NDArray[np.float64]) -> ExpertLoad:
     """What the one cell of each gate chose that holds a point."""
     voxel = voxel_at(registration.network_grid, point)
-    counts, cells = dict[Place, NDArray[np.int64]](), dict[Place, int]()
+    counts, cells = dict[GateId, NDArray[np.int64]](), dict[GateId, int]()
     for record in registration.routing:
         i, j, k = (n // record.stride for n in voxel)
         chosen = record.routing.experts[0, :, i, j, k].numpy(force=True)
-        counts[place_of(record)] = np.bincount(chosen, minlength=record.num_experts).astype(
-            np.int64
-        )
-        cells[place_of(record)] = 1
+        counts[record.gate] = np.bincount(chosen, minlength=record.num_experts).astype(np.int64)
+        cells[record.gate] = 1
     return ExpertLoad(counts, cells)
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from napari_shmoareg.experts.load import Place, place_of
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import RoutedLayer
+from napari_shmoareg.model.routing import AtGate, GateId
 from napari_shmoareg.registration.register import Registration
 
 
 @dataclass(frozen=True, eq=False)
-class ExpertMap:
+class ExpertMap(AtGate):
     """The first choice of every cell of one gate.
 
     Attributes
@@ -28,7 +28,7 @@ class ExpertMap:
         ``decoder-1-x`` and so on: part, layer, direction.
     volume : Volume
         Labels, uint8, on the cells' own grid: expert id + 1 (0 would be outside).
-    place : Place
+    gate : GateId
         Where in the network it was decided.
     stride : int
         Voxels of the network grid per cell.
@@ -37,13 +37,13 @@ class ExpertMap:
 
     name: str
     volume: Volume
-    place: Place
+    gate: GateId
     stride: int
     num_experts: int
 
 
 @dataclass(frozen=True, eq=False)
-class TokenLoad:
+class TokenLoad(AtGate):
     """One number per token and expert.
 
     Attributes
@@ -54,7 +54,7 @@ class TokenLoad:
         float32 weights (0 where the expert was not chosen), or uint8 counts over blocks.
     grid : Grid
         Of the tokens: same field of view as the network grid, voxels `stride` times as big.
-    place : Place
+    gate : GateId
         Where in the network it was decided; for counts over all blocks of a layer without a block.
     stride : int
         Voxels of the network grid per token.
@@ -63,7 +63,7 @@ class TokenLoad:
     name: str
     values: NDArray
     grid: Grid
-    place: Place
+    gate: GateId
     stride: int
 
     def volume(self, expert: int) -> Volume:
@@ -80,9 +80,7 @@ def expert_maps(registration: Registration) -> list[ExpertMap]:
     for record in registration.routing.select(part="decoder"):
         values = record.routing.experts[0, 0].numpy(force=True).astype(np.uint8) + np.uint8(1)
         volume = Volume(values, cells_of(registration, record), record.name, is_labels=True)
-        maps.append(
-            ExpertMap(record.name, volume, place_of(record), record.stride, record.num_experts)
-        )
+        maps.append(ExpertMap(record.name, volume, record.gate, record.stride, record.num_experts))
     return maps
 
 
@@ -108,9 +106,7 @@ def token_loads(registration: Registration, **where: object) -> list[TokenLoad]:
         np.put_along_axis(values, experts, weights, axis=0)
         cells = cells_of(registration, record)
         loads.append(
-            TokenLoad(
-                record.name, np.moveaxis(values, 0, -1), cells, place_of(record), record.stride
-            )
+            TokenLoad(record.name, np.moveaxis(values, 0, -1), cells, record.gate, record.stride)
         )
     return loads
 
@@ -123,17 +119,15 @@ def times_chosen(registration: Registration) -> list[TokenLoad]:
     list of TokenLoad
         uint8 counts; over the experts they sum to k times the number of blocks.
     """
-    counted: dict[Place, TokenLoad] = {}
+    counted: dict[GateId, TokenLoad] = {}
     for record in registration.routing.select(part="encoder"):
         experts = record.routing.experts[0].numpy(force=True)
         chosen = (experts[..., None] == np.arange(record.num_experts)).sum(axis=0, dtype=np.uint8)
-        place = place_of(record)._replace(block=None)
-        if place in counted:
-            chosen = chosen + counted[place].values
+        gate = record.gate._replace(block=None)
+        if gate in counted:
+            chosen = chosen + counted[gate].values
         name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
-        counted[place] = TokenLoad(
-            name, chosen, cells_of(registration, record), place, record.stride
-        )
+        counted[gate] = TokenLoad(name, chosen, cells_of(registration, record), gate, record.stride)
     return list(counted.values())
 
 
@@ -150,7 +144,7 @@ def cells_of(registration: Registration, record: RoutedLayer) -> Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class GateValues:
+class GateValues(AtGate):
     """All values of one gate, of the chosen experts and of those that were not.
 
     Attributes
@@ -163,7 +157,7 @@ class GateValues:
         expert by itself, which does not (T of Eq. 6).
     grid : Grid
         Of the cells: same field of view as the network grid, voxels `stride` times as big.
-    place : Place
+    gate : GateId
         Where in the network the gate stands.
     stride : int
         Voxels of the network grid per cell.
@@ -174,7 +168,7 @@ class GateValues:
     name: str
     values: NDArray
     grid: Grid
-    place: Place
+    gate: GateId
     stride: int
     top_k: int
 
@@ -204,7 +198,7 @@ def gate_values(registration: Registration) -> list[GateValues]:
         values = np.moveaxis(record.routing.probabilities[0].float().numpy(force=True), 0, -1)
         grid, top_k = cells_of(registration, record), int(record.routing.experts.shape[1])
         gates.append(
-            GateValues(f"{record.name}-gate", values, grid, place_of(record), record.stride, top_k)
+            GateValues(f"{record.name}-gate", values, grid, record.gate, record.stride, top_k)
         )
     return gates
 

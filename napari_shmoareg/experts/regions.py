@@ -18,11 +18,11 @@ from scipy.stats import norm, t
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.block_bootstrap import Blocks, Pieces, Runs
-from napari_shmoareg.experts.load import Place
 from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
 from napari_shmoareg.experts.scene import Scene
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.model.routing import AtGate, GateId
 
 FEWEST = 5  # blocks, and tokens; Ours: with fewer the percentiles of a resampling mean little
 
@@ -196,12 +196,12 @@ TOGETHER: Literal["regions"] = "regions"
 
 
 @dataclass(frozen=True, eq=False)
-class RegionLoad:
+class RegionLoad(AtGate):
     """The load of one gate in one region.
 
     Attributes
     ----------
-    place : Place
+    gate : GateId
         Where in the network the gate stands.
     region : int
         The label.
@@ -225,7 +225,7 @@ class RegionLoad:
         region, it is drawn again too.  None where the reference lies in fewer than 5 blocks.
     """
 
-    place: Place
+    gate: GateId
     region: int
     name: str
     share: Floats
@@ -276,7 +276,7 @@ def region_loads(
         How often to resample.
     seed : int
     **where
-        Only gates whose place has these fields: ``region_loads(scene, labels, part="decoder",
+        Only gates with these fields: ``region_loads(scene, labels, part="decoder",
         layer=1)``.
 
     Returns
@@ -293,10 +293,10 @@ def region_loads(
     """
     if not (np.isfinite(block_mm) and block_mm > 0) or draws < 1:
         raise InputError(f"block_mm and draws are numbers above 0; got {block_mm} and {draws}.")
-    if unknown := set(where) - set(Place._fields):
+    if unknown := set(where) - set(GateId._fields):
         raise InputError(
             f"A gate has no {', '.join(sorted(unknown))}; its fields are"
-            f" {', '.join(Place._fields)}."
+            f" {', '.join(GateId._fields)}."
         )
     ids, regions = _on_network(labels, scene.network_grid)
     if reference not in (None, TOGETHER) and reference not in ids:
@@ -311,7 +311,7 @@ def region_loads(
     loads = []
     sources: list[TokenLoad | ExpertMap] = [*scene.token_loads, *scene.expert_maps]
     for source in sources:
-        if all(getattr(source.place, key) == value for key, value in where.items()):
+        if all(getattr(source.gate, key) == value for key, value in where.items()):
             if source.stride not in samples:
                 volumes = cell_volumes(scene.network_grid, source.stride, regions, len(ids))
                 blocks = Blocks.cut(scene.network_grid.coarsen(source.stride), block_mm)
@@ -327,7 +327,7 @@ def _loads(
     found = sample.figures(source)
     return [
         RegionLoad(
-            place=source.place,
+            gate=source.gate,
             region=label,
             name=name,
             share=found.share[r],

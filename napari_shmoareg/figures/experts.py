@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.experts.location import BOUNDARY, PlaceLoad
 from napari_shmoareg.experts.maps import ExpertMap, expert_maps
 from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
@@ -27,6 +27,7 @@ from napari_shmoareg.figures.panels import (
     scaled,
     show,
 )
+from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.register import Registration
 
@@ -78,7 +79,7 @@ def expert_map_figure(
     if kernels is not None and len(kernels) != count:
         raise ValueError(f"{count} experts need as many kernel sizes; got {tuple(kernels)}.")
     rows: dict[int, list[ExpertMap]] = {}
-    for expert_map in sorted(maps, key=lambda m: (m.stride, m.place.direction or "")):
+    for expert_map in sorted(maps, key=lambda m: (m.stride, m.direction or "")):
         rows.setdefault(expert_map.stride, []).append(expert_map)
     grids = [registration.pair.fixed.grid, registration.network_grid]
     sizes = [extent(grid, view) for grid in grids]
@@ -100,7 +101,7 @@ def expert_map_figure(
             cutting = cut(expert_map.volume, point, view)
             show(axes, cutting, cmap=ListedColormap(colours), vmin=0.5, vmax=count + 0.5)
             if n == 0:
-                axes.set_title(f"{expert_map.place.direction}-direction", fontsize=10)
+                axes.set_title(f"{expert_map.direction}-direction", fontsize=10)
     left, right, bottom, top = np.array(
         [[*axes.get_xlim(), *axes.get_ylim()] for axes in figure.axes]
     ).T
@@ -123,7 +124,7 @@ def expert_map_figure(
 def load_figure(
     load: ExpertLoad,
     *,
-    spread: Mapping[Place, NDArray[np.float64]] | None = None,
+    spread: Mapping[GateId, NDArray[np.float64]] | None = None,
     caption: str = "",
 ) -> Figure:
     """Bars of every expert's share of selections, per encoder layer and block and per decoder
@@ -133,7 +134,7 @@ def load_figure(
     ----------
     load : ExpertLoad
         Of one pair or of many added up.  A dotted line marks equal shares.
-    spread : mapping of Place to (N,) array, optional
+    spread : mapping of GateId to (N,) array, optional
         Half the length of the error bars, as a share: the standard deviation over pairs
         (`share_spread`).
     caption : str
@@ -175,8 +176,8 @@ def below(figure: Figure, caption: str) -> None:
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
 
 
-Bars = dict[Place, np.ndarray]
-Spread = Mapping[Place, NDArray[np.float64]]
+Bars = dict[GateId, np.ndarray]
+Spread = Mapping[GateId, NDArray[np.float64]]
 
 
 def _rows(load: ExpertLoad) -> list[tuple[str, list[tuple[str, Bars]]]]:
@@ -514,7 +515,9 @@ def _decoder(piece: SubFigure, load: ExpertLoad, voxel: str, kernels: Sequence[i
         ]
     colours = dict(zip(names, expert_colours(count), strict=True))
     for axes, layer in zip(panels[0], layers, strict=True):
-        gates: list[Place] = sorted(load.select(layer=layer), key=lambda gate: gate.direction or "")
+        gates: list[GateId] = sorted(
+            load.select(layer=layer), key=lambda gate: gate.direction or ""
+        )
         shares = np.array([load.share_of_tokens[gate] for gate in gates])
         chance = load.counts[gates[0]].sum() / load.cells[gates[0]]
         _grouped(axes, dict(zip(names, shares.T, strict=True)), colours, chance, among=count)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.experts.maps import (
     ExpertMap,
     GateValues,
@@ -34,13 +34,13 @@ from napari_shmoareg.io.machine import versions
 from napari_shmoareg.io.model_card import routing_of
 from napari_shmoareg.io.report import (
     build_report,
-    place_in,
     read_registration_summary,
     write_summary,
 )
 from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 from napari_shmoareg.io.untrusted import inside, names_input, user_path
 from napari_shmoareg.metrics.measure import Quality, measure
+from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.register import Registration
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _write_experts(registration: Registration, place: Path) -> None:
     for gate in gate_values(registration):
         path = place / f"{gate.name}.nii.gz"
         # few, and often nearly alike: their margins would drown in steps
-        if gate.place.part == "encoder":
+        if gate.part == "encoder":
             nifti.write(gate.values, gate.grid, path)
             continue
         steps = np.rint(gate.values * np.float32(GATE_STEPS)).astype(np.uint16)
@@ -283,8 +283,9 @@ def read_scene(folder: str | Path) -> Scene:
             name in report for name in SHOWN
         ):
             raise KeyError(f"'pair', or one of {', '.join(SHOWN)}")
-        places = [(place_in(load), len(load["counts"])) for load in report["expert_loads"]]
-        chosen = [round(sum(load["counts"]) / load["cells"]) for load in report["expert_loads"]]
+        load = ExpertLoad.from_entries(report["expert_loads"])
+        places = [(gate, len(counts)) for gate, counts in load.counts.items()]
+        chosen = [load.top_k(gate) for gate in load]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again."
@@ -315,7 +316,7 @@ def _grid(about: Mapping[str, Any]) -> Grid:
     return Grid((i, j, k), np.array(about["affine"], dtype=np.float64))
 
 
-def _named(place: Place) -> str:
+def _named(place: GateId) -> str:
     """As in the file's name: ``encoder-1-0-moving``."""
     return "-".join(str(part) for part in place if part is not None)
 
@@ -381,7 +382,7 @@ def _cells(file: Path, found: Grid, network: Grid) -> tuple[Grid, int]:
 
 
 def _expert_maps(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
+    folder: Path, network: Grid, places: Sequence[tuple[GateId, int]]
 ) -> Iterator[ExpertMap]:
     for place, number in places:
         if place.part == "decoder":
@@ -403,7 +404,7 @@ def _expert_maps(
 
 
 def _token_loads(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
+    folder: Path, network: Grid, places: Sequence[tuple[GateId, int]]
 ) -> Iterator[TokenLoad]:
     for place, number in places:
         if place.part == "encoder":
@@ -411,7 +412,7 @@ def _token_loads(
 
 
 def _times_chosen(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
+    folder: Path, network: Grid, places: Sequence[tuple[GateId, int]]
 ) -> Iterator[TokenLoad]:
     whole = {
         place._replace(block=None): number for place, number in places if place.part == "encoder"
@@ -421,7 +422,7 @@ def _times_chosen(
 
 
 def _gates(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]], chosen: Sequence[int]
+    folder: Path, network: Grid, places: Sequence[tuple[GateId, int]], chosen: Sequence[int]
 ) -> list[GateValues]:
     """What every gate gave every expert; nothing if there is not one such file."""
     names = [f"{_named(place)}-gate" for place, _ in places]
@@ -434,7 +435,7 @@ def _gates(
     return gates
 
 
-def _load(folder: Path, network: Grid, place: Place, number: int, name: str) -> TokenLoad:
+def _load(folder: Path, network: Grid, place: GateId, number: int, name: str) -> TokenLoad:
     """One number per cell and expert, which stand along the fourth axis."""
     file = _file(folder, f"experts/{name}.nii.gz")
     image, affine = nifti.load(file)

@@ -113,9 +113,7 @@ def contrast(fixed: Volume, moving: Volume) -> tuple[tuple[float, float], tuple[
 
 def starting_head(scene: Scene) -> TokenLoad:
     """The gate whose head map is shown first: the finest of the fixed image, last block."""
-    of_fixed = [
-        load for load in scene.token_loads if load.place.image == "fixed"
-    ] or scene.token_loads
+    of_fixed = [load for load in scene.token_loads if load.image == "fixed"] or scene.token_loads
     finest = min(load.stride for load in of_fixed)
     return [load for load in of_fixed if load.stride == finest][-1]
 
@@ -124,8 +122,8 @@ def head_map(scene: Scene, number: int, load: TokenLoad, head: int) -> LayerData
     """The weight of one attention head at every token, or how many blocks chose it, on the tokens'
     own grid.
     """
-    counts = load.place.block is None
-    where = f"layer {load.place.layer}" + ("" if counts else f" block {load.place.block}")
+    counts = load.block is None
+    where = f"layer {load.layer}" + ("" if counts else f" block {load.block}")
     volume = load.volume(head)
     data, options = layer_options(
         volume,
@@ -137,7 +135,7 @@ def head_map(scene: Scene, number: int, load: TokenLoad, head: int) -> LayerData
         load=load,
         head=head,
     )
-    options["name"] = f"#{number} head {head} of {where} ({load.place.image})" + (
+    options["name"] = f"#{number} head {head} of {where} ({load.image})" + (
         ", times chosen" if counts else ""
     )
     top = float(load.values.max(initial=0)) if counts else 1.0
@@ -185,7 +183,7 @@ def _expert_map(scene: Scene, number: int, expert_map: ExpertMap) -> LayerData:
     """Red, white and blue cells; the expert's name stands in the status bar under the cursor."""
     from napari_shmoareg.figures.palette import expert_colours
 
-    count, place = expert_map.num_experts, expert_map.place
+    count, place = expert_map.num_experts, expert_map.gate
     about: dict[str, Any] = {
         "scene": scene,
         "number": number,

@@ -75,7 +75,7 @@ def show_experts(
     before = next((layer for layer in maps if layer.visible), maps[0] if maps else None)
     if before is None:
         return None
-    place, was = tag(before, "expert_map").place, tag(before, "expert_map").stride
+    place, was = tag(before, "expert_map").gate, tag(before, "expert_map").stride
     wanted = direction or place.direction, stride or was
     chosen = next((layer for layer in maps if which(layer) == wanted), before)
     draw_alone(chosen, alone(before))
@@ -240,7 +240,7 @@ def spacing_of(viewer: Viewer, number: int) -> float | None:
 def which(layer: Layer) -> tuple[str, int]:
     """Direction and stride of an expert map's layer."""
     expert_map = tag(layer, "expert_map")
-    return expert_map.place.direction or "", expert_map.stride
+    return expert_map.direction or "", expert_map.stride
 
 
 def _voxels(values: NDArray) -> tuple[int, str, list[tuple[int, int]]]:

@@ -11,7 +11,6 @@ import pytest
 from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.experts.experiment import Experiment, importance, recorded_alike
 from napari_shmoareg.experts.intervention import Intervention, intervening
-from napari_shmoareg.experts.load import place_of
 from napari_shmoareg.io import read_scene, write_registration
 from napari_shmoareg.metrics import dice
 from napari_shmoareg.model import RoutingTrace
@@ -34,7 +33,7 @@ def test_the_unchanged_run_is_the_registration_to_the_last_bit(experiment, regis
     )
     np.testing.assert_array_equal(experiment.base.warped.values, registration.warped.values)
     assert experiment.base.folding_percent == registration.folding_percent
-    recorded = {place_of(r): r.routing.experts[0, 0].numpy() for r in registration.routing}
+    recorded = {r.gate: r.routing.experts[0, 0].numpy() for r in registration.routing}
     assert recorded_alike(experiment, recorded) == 1
     one = next(iter(recorded))
     recorded[one] = recorded[one] + 1

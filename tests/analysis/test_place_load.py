@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.experts.load_spread import repeated, share_spread
 from napari_shmoareg.experts.location import (
     BOUNDARY,
@@ -22,6 +22,7 @@ from napari_shmoareg.experts.location import (
 from napari_shmoareg.figures.experts import PLACE_COLOURS, load_caption, place_caption, place_figure
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import RoutingTrace
+from napari_shmoareg.model.routing import GateId
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_counts_are_those_of_the_cell_nearest_to_the_place(registration, places)
             ).reshape(-1, 3)
             nearest = every[np.linalg.norm(cells.to_world(every) - point, axis=1).argmin()]
             chosen = record.routing.experts[(0, slice(None), *nearest)].tolist()
-            gate = Place(record.part, record.layer, record.block, record.image, record.direction)
+            gate = GateId(record.part, record.layer, record.block, record.image, record.direction)
             assert np.flatnonzero(load[name].counts[gate]).tolist() == sorted(chosen)
             assert load[name].counts[gate].sum() == len(chosen) and load[name].cells[gate] == 1
 
@@ -144,11 +145,11 @@ def test_bars_are_as_high_as_the_shares_of_tokens(registration, places):
     )
     (axes,) = [a for a in figure.axes if "encoder layer 2, fixed" in a.get_title()]
     shares = load.over_blocks().share_of_tokens
-    gate = Place("encoder", 2, None, "fixed")
+    gate = GateId("encoder", 2, None, "fixed")
     expected = np.concatenate([100 * shares[name][gate] for name in tokens])
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(expected)
     (axes,) = [a for a in figure.axes if "decoder layer 1" in a.get_title()]
-    expected = np.array([100 * shares[BOUNDARY][Place("decoder", 1, direction=d)] for d in "xyz"])
+    expected = np.array([100 * shares[BOUNDARY][GateId("decoder", 1, direction=d)] for d in "xyz"])
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(expected.T.ravel())
     texts = [
         t.get_text()

@@ -48,7 +48,7 @@ def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
         for cell in reading.cells:
             index, centres = every[cell.stride]
             nearest = index[np.linalg.norm(centres - point, axis=1).argmin()]
-            assert cell.cell == tuple(nearest), (cell.place, point)
+            assert cell.cell == tuple(nearest), (cell.gate, point)
             assert cell.centre == pytest.approx(network.coarsen(cell.stride).to_world(cell.cell))
             assert cell.size == pytest.approx(cell.stride * np.array(network.spacing))
 
@@ -58,7 +58,7 @@ def test_a_reading_says_what_the_gates_decided_there(scene, registration):
         reading = read_location(scene, point)
         assert len(reading.cells) == len(registration.routing)
         for cell in reading.cells:
-            (record,) = registration.routing.select(**cell.place._asdict())
+            (record,) = registration.routing.select(**cell.gate._asdict())
             experts, weights, values = (
                 t[0][:, *cell.cell].tolist()
                 for t in (
@@ -72,7 +72,7 @@ def test_a_reading_says_what_the_gates_decided_there(scene, registration):
             ordered = sorted(values, reverse=True)
             assert cell.margin == pytest.approx(ordered[len(experts) - 1] - ordered[len(experts)])
             assert 0 <= cell.entropy <= 1
-            if cell.place.part == "encoder":
+            if cell.part == "encoder":
                 assert sum(cell.weights) == pytest.approx(1)
             else:
                 assert cell.weights == (values[cell.experts[0]],)
@@ -80,14 +80,14 @@ def test_a_reading_says_what_the_gates_decided_there(scene, registration):
 
 def test_cells_come_by_layer_block_and_image_then_by_direction(scene):
     reading = read_location(scene, scene.network_grid.centre)
-    assert [tuple(p for p in c.place if p is not None) for c in reading.cells] == [
+    assert [tuple(p for p in c.gate if p is not None) for c in reading.cells] == [
         ("encoder", 1, 0, "moving"),
         ("encoder", 1, 0, "fixed"),
         *(("encoder", 2, block, image) for block in (0, 1) for image in ("moving", "fixed")),
         *(("decoder", layer, direction) for layer in (1, 2) for direction in "xyz"),
     ]
     assert reading.cells == reading.encoder + reading.decoder
-    assert [c.place.direction for c in reading.select(part="decoder", layer=2)] == ["x", "y", "z"]
+    assert [c.direction for c in reading.select(part="decoder", layer=2)] == ["x", "y", "z"]
 
 
 def test_moving_and_fixed_tokens_of_a_place_differ_and_are_not_swapped(scene, registration):
@@ -106,10 +106,10 @@ def test_without_the_gates_the_choices_are_known_and_their_values_are_not(scene)
     point = scene.network_grid.centre
     bare, full = read_location(replace(scene, gates=[]), point), read_location(scene, point)
     for cell, known in zip(bare.cells, full.cells, strict=True):
-        assert (cell.place, cell.cell, cell.experts) == (known.place, known.cell, known.experts)
+        assert (cell.gate, cell.cell, cell.experts) == (known.gate, known.cell, known.experts)
         assert (cell.values, cell.entropy, cell.margin) == (None, None, None)
-        assert (cell.weights == known.weights) is (cell.place.part == "encoder")
-        assert cell.place.part == "encoder" or np.isnan(cell.weights).all()
+        assert (cell.weights == known.weights) is (cell.part == "encoder")
+        assert cell.part == "encoder" or np.isnan(cell.weights).all()
 
 
 @pytest.mark.parametrize("index", [(-0.51, 5, 5), (5, 1e3, 5), (5, 5, -40)])

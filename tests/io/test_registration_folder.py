@@ -75,7 +75,7 @@ def test_every_choice_of_every_expert_comes_back(written):
     assert len(back.expert_maps) == 6 and len(back.token_loads) == 6 and len(back.times_chosen) == 4
     for name in ("expert_maps", "token_loads", "times_chosen"):
         for found, made in zip(getattr(back, name), getattr(live, name), strict=True):
-            assert (found.name, found.place, found.stride) == (made.name, made.place, made.stride)
+            assert (found.name, found.gate, found.stride) == (made.name, made.gate, made.stride)
             if name == "expert_maps":
                 assert (
                     same_volume(found.volume, made.volume) and found.num_experts == made.num_experts
@@ -90,7 +90,7 @@ def test_the_values_of_every_gate_come_back_within_their_steps(written):
     back = read_scene(folder)
     assert len(live.gates) == len(live.expert_maps) + len(live.token_loads)
     for found, made in zip(back.gates, live.gates, strict=True):
-        for name in ("name", "place", "stride", "top_k", "num_experts"):
+        for name in ("name", "gate", "stride", "top_k", "num_experts"):
             assert getattr(found, name) == getattr(made, name)
         assert (found.grid.affine == made.grid.affine).all() and found.values.dtype == np.float32
         assert found.values == pytest.approx(made.values, abs=1 / 65535)
@@ -108,7 +108,7 @@ def test_a_place_reads_alike_live_and_from_the_folder(written):
         for found, made in zip(
             read_location(back, point).cells, read_location(live, point).cells, strict=True
         ):
-            assert (found.place, found.cell, found.experts) == (made.place, made.cell, made.experts)
+            assert (found.gate, found.cell, found.experts) == (made.gate, made.cell, made.experts)
             assert found.weights == pytest.approx(made.weights, abs=1 / 65535)
             assert found.values == pytest.approx(made.values, abs=1 / 65535)
 

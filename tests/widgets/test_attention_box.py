@@ -59,7 +59,7 @@ def finish(view, qtbot):
 def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_values(
     view, model, scene, qtbot, asked, lively_network
 ):
-    gate = scene.token_loads[-1].place
+    gate = scene.token_loads[-1].gate
     pick(view, gate)
     view.attention.on.click()
     finish(view, qtbot)
@@ -70,9 +70,9 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
     probe, box, seen = AttentionProbe.of(replay), view.attention, 0
     top_k = settings["network"]["top_k"]
     for load in (scene.token_loads[-1], scene.token_loads[0]):
-        pick(view, load.place)
+        pick(view, load.gate)
         cell = view.picked.cell
-        expected = {found.head: found for found in probe.at(load.place, cell)}
+        expected = {found.head: found for found in probe.at(load.gate, cell)}
         assert set(expected) == set(np.flatnonzero(load.values[cell])) == set(view.picked.experts)
         for index in range(box.head.count()):
             box.head.setCurrentIndex(index)
@@ -97,7 +97,7 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
             assert layer.data[tuple(np.rint(own).astype(int))] == found.volume.values[cell]
             seen += 1
     assert seen == 2 * top_k > 2 and box.ramp.texts() == ["0", f"{layer.contrast_limits[1]:.3g}"]
-    pick(view, scene.expert_maps[0].place)
+    pick(view, scene.expert_maps[0].gate)
     assert (
         layer_of_place(model, scene, "attention") is None
         and "pick one of its tokens" in box.says.text()
@@ -120,7 +120,7 @@ def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, live
         return network
 
     monkeypatch.setattr(checkpoint, "load_network", load)
-    pick(view, scene.token_loads[0].place)
+    pick(view, scene.token_loads[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert "does not choose as the registration did (0 of" in view.attention.status.text()
@@ -227,7 +227,7 @@ def test_a_replay_is_that_of_the_registration(scene, asked):
 
 
 def test_closing_the_registration_takes_the_attention_along(view, model, scene, qtbot, asked):
-    pick(view, scene.token_loads[0].place)
+    pick(view, scene.token_loads[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert layer_of_place(model, scene, "attention") is not None

@@ -50,14 +50,13 @@ def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen
     panel, scene, choose
 ):
     for expert_map in scene.expert_maps:
-        choose(panel.decoder.direction, expert_map.place.direction)
+        choose(panel.decoder.direction, expert_map.direction)
         choose(panel.decoder.resolution, expert_map.stride)
         (said,) = (
             entry["share"]
             for entry in scene.report["expert_loads"]
             if entry["part"] == "decoder"
-            and (entry["layer"], entry["direction"])
-            == (expert_map.place.layer, expert_map.place.direction)
+            and (entry["layer"], entry["direction"]) == (expert_map.layer, expert_map.direction)
         )
         texts = panel.decoder.legend.texts()
         assert texts[::2] == ["1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)"]
@@ -82,7 +81,7 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, scene, choose):
 
 def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, scene, choose):
     layer = showing.head_layer(model, 1)
-    loads = {load.place[1:4]: load for load in scene.token_loads}
+    loads = {load.gate[1:4]: load for load in scene.token_loads}
     assert len({load.stride for load in loads.values()}) > 1, "one grid only: nothing to see"
     for (number, block, image), load in loads.items():
         choose(panel.encoder.layer, number)
@@ -107,7 +106,7 @@ def test_how_often_a_head_was_chosen_counts_over_the_blocks(panel, model, scene)
         and layer.data.max() == load.values[..., head].max()
     )
     panel.encoder.counted.click()
-    assert tag(layer, "load").place.block is not None and layer.contrast_limits == [0, 1]
+    assert tag(layer, "load").block is not None and layer.contrast_limits == [0, 1]
 
 
 def test_a_head_map_and_an_expert_map_do_not_cover_each_other(panel, model, qtbot):

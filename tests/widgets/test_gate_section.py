@@ -49,13 +49,13 @@ def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
     choose(section.measure, measure)
     layer = overlays.gate_layer(model, 1)
     for gate in scene.gates:
-        where = f"direction {gate.place.direction}"
-        if gate.place.part == "encoder":
-            where = f"block {gate.place.block}, {gate.place.image} image"
-        choose(section.layer, f"{gate.place.part} {gate.place.layer}")
+        where = f"direction {gate.direction}"
+        if gate.part == "encoder":
+            where = f"block {gate.block}, {gate.image} image"
+        choose(section.layer, f"{gate.part} {gate.layer}")
         choose(section.which, where)
         assert overlays.gate_layer(model, 1) is layer and tag(layer, "gate") is gate
-        assert layer.name == f"#1 gate {measure} of {overlays.gate_name(gate.place)}"
+        assert layer.name == f"#1 gate {measure} of {overlays.gate_name(gate.gate)}"
         assert layer.interpolation2d == "nearest"
         volume = getattr(gate, measure)()
         for cell in (np.unravel_index(volume.values.argmax(), volume.grid.shape), (0, 1, 1)):
@@ -101,7 +101,7 @@ def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(
 def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(section, model, scene):
     section.on.click()
     values = (
-        next(gate for gate in scene.gates if gate.place == ("decoder", 1, None, None, "x"))
+        next(gate for gate in scene.gates if gate.gate == ("decoder", 1, None, None, "x"))
         .entropy()
         .values
     )

@@ -46,10 +46,7 @@ def test_an_oblique_expert_map_shows_each_cell_its_own_choice(layers, scene):
     for layer in shown:
         expert_map = tag(layer, "expert_map")
         size = {1: "full", 2: "half"}[expert_map.stride]
-        assert (
-            tag(layer, "copied")
-            and layer.name == f"#3 expert {expert_map.place.direction} ({size})"
-        )
+        assert tag(layer, "copied") and layer.name == f"#3 expert {expert_map.direction} ({size})"
         assert (at_every_cell(layer, expert_map.volume.grid) == expert_map.volume.values).all()
         assert volume_of(layer).grid is expert_map.volume.grid
 
@@ -200,7 +197,7 @@ def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_
 ):
     from napari_shmoareg.plugin.showing import show_experts
 
-    maps = {m.place.direction: m for m in scene.expert_maps if m.stride == 1}
+    maps = {m.direction: m for m in scene.expert_maps if m.stride == 1}
     add_layers(viewer, layers_of(scene, 1))
     for direction, expert, rgb in (("x", 1, (0xE0, 0x31, 0x31)), ("z", 2, (255, 255, 255))):
         expert_map = maps[direction]

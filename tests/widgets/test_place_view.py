@@ -71,14 +71,14 @@ def assert_shows(view, scene, point):
     """What is drawn are the scene's own arrays, in the cells that hold the point."""
     seen = 0
     for load in scene.token_loads:
-        strip, cell = view.box.strips[load.place], voxel_at(load.grid, point)
+        strip, cell = view.box.strips[load.gate], voxel_at(load.grid, point)
         weights = load.values[cell]
         assert strip.cell.cell == cell
         assert strip.fills() == {n: weights[n] for n in np.flatnonzero(weights)}
         seen += 1
     for found in scene.expert_maps:
-        strip, cell = view.box.strips[found.place], voxel_at(found.volume.grid, point)
-        (gate,) = (gate for gate in scene.gates if gate.place == found.place)
+        strip, cell = view.box.strips[found.gate], voxel_at(found.volume.grid, point)
+        (gate,) = (gate for gate in scene.gates if gate.gate == found.gate)
         assert strip.cell.experts == (found.volume.values[cell] - 1,)
         assert list(strip.fills().values()) == list(gate.values[cell])
         seen += 1
@@ -248,11 +248,11 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, 
     view.show_registration(2)
     view.read(places(scene, 1)[0])
     assert view.says.text() == NO_GATES
-    strips = [view.box.strips[found.place] for found in scene.expert_maps]
+    strips = [view.box.strips[found.gate] for found in scene.expert_maps]
     assert all(
         not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips
     )
-    assert all(view.box.strips[load.place].fills() for load in scene.token_loads)
+    assert all(view.box.strips[load.gate].fills() for load in scene.token_loads)
     assert not view.grab().isNull()
 
 
@@ -272,7 +272,7 @@ def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, 
 def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     model, qtbot, scene, part
 ):
-    gates = [gate for gate in scene.gates if gate.place.part == part]
+    gates = [gate for gate in scene.gates if gate.part == part]
     without = {"expert_maps": []} if part == "encoder" else {"token_loads": [], "times_chosen": []}
     add_layers(model, layers_of(replace(scene, gates=gates, **without), 2))
     view = LocationView(model)
@@ -292,7 +292,7 @@ def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
     view.show()
     qtbot.waitExposed(view)
     for load in scene.token_loads[:4]:
-        strip = view.box.strips[load.place]
+        strip = view.box.strips[load.gate]
         picture = strip.grab().toImage()
         ratio = picture.devicePixelRatio()
         for head in range(load.values.shape[-1]):
@@ -309,18 +309,18 @@ def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(dock
     viewer, view, _ = docked
     double_click(viewer, middle(viewer))
     for load in (scene.token_loads[0], scene.token_loads[-1]):
-        strip = view.box.strips[load.place]
+        strip = view.box.strips[load.gate]
         QTest.mouseClick(strip, Qt.MouseButton.LeftButton)
-        assert view.picked.place == load.place and strip.marked
+        assert view.picked.gate == load.gate and strip.marked
         outline = layer_of_place(viewer, scene, "token_box")
         ends = (outline.data[:, 0] * outline.scale[0])[:, ::-1]
         index = load.grid.to_index(ends) - np.array(view.picked.cell)
         assert len(ends) >= 3 and np.abs(index).max() <= 0.5 + 1e-3
         assert np.isclose(np.abs(index).max(axis=0), 0.5, atol=1e-3).sum() >= 2
-    last = view.box.strips[scene.expert_maps[0].place]
+    last = view.box.strips[scene.expert_maps[0].gate]
     last.setFocus()
     QTest.keyClick(last, Qt.Key.Key_Return)
-    assert view.picked.place == scene.expert_maps[0].place
+    assert view.picked.gate == scene.expert_maps[0].gate
     made = layer_of_place(viewer, scene, "token_box")
     double_click(viewer, middle(viewer, 30, 30))
     assert layer_of_place(viewer, scene, "token_box") is made, "a click made another layer"
@@ -407,25 +407,23 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
         view.read(point)
         view.pin.click()
     pins, load = view.pins, scene.token_loads[-1]
-    for combo, value in ((pins.layer, load.place.layer), (pins.image, load.place.image)):
+    for combo, value in ((pins.layer, load.layer), (pins.image, load.image)):
         combo.setCurrentIndex(combo.findData(value))
         combo.activated.emit(0)
-    pins.block.setCurrentIndex(pins.block.findData(load.place.block))
+    pins.block.setCurrentIndex(pins.block.findData(load.block))
     pins.block.activated.emit(0)
     for group, point in zip(pins.bars.groups, points, strict=True):
         np.testing.assert_allclose(group.values, load.values[voxel_at(load.grid, point)])
     pins.block.setCurrentIndex(pins.block.findData(-1))
     pins.block.activated.emit(0)
     (counted,) = (
-        one
-        for one in scene.times_chosen
-        if one.place[:4] == (*load.place[:2], None, load.place.image)
+        one for one in scene.times_chosen if one.gate[:4] == (*load.gate[:2], None, load.image)
     )
     blocks = len(
         [
             one
             for one in scene.token_loads
-            if one.place[3:] == load.place[3:] and one.place[1] == load.place[1]
+            if one.gate[3:] == load.gate[3:] and one.gate[1] == load.gate[1]
         ]
     )
     for group, point in zip(pins.bars.groups, points, strict=True):
@@ -437,7 +435,7 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     for row, point in enumerate(points):
         for found in scene.expert_maps:
             column = pins.table.columns.index(
-                f"{found.place.direction} {'full' if found.stride == 1 else 'half'}"
+                f"{found.direction} {'full' if found.stride == 1 else 'half'}"
             )
             chosen = found.volume.values[voxel_at(found.volume.grid, point)] - 1
             assert (
@@ -458,13 +456,9 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, 
     mine = [
         row
         for row in rows
-        if row["pin"] == 2 and (row["part"], row["layer"]) == ("encoder", first.place.layer)
+        if row["pin"] == 2 and (row["part"], row["layer"]) == ("encoder", first.layer)
     ]
-    mine = [
-        row
-        for row in mine
-        if (row["block"], row["image"]) == (first.place.block, first.place.image)
-    ]
+    mine = [row for row in mine if (row["block"], row["image"]) == (first.block, first.image)]
     assert {row["expert"]: row["weight"] for row in mine if row["rank"]} == dict(
         zip(first.experts, first.weights, strict=True)
     )

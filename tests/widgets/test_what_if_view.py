@@ -260,7 +260,7 @@ def test_the_row_of_an_attention_head_shows_where_it_was_chosen(view, model, mon
     view.table.selectRow(0)
     view.table.cellClicked.emit(0, 0)
     (layer,) = layers_of_scene(model, 1, "head_map")
-    assert layer.visible and tag(layer, "head") == 3 and tag(layer, "load").place.layer == 2
+    assert layer.visible and tag(layer, "head") == 3 and tag(layer, "load").layer == 2
     assert texts(view.table)[0][2:9] == ["0.500", "–", "–", "–", "–", "20.0", "0.900"]
 
 

@@ -86,7 +86,7 @@ def probe_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Pro
     for load in scene.token_loads:
         work.check()
         for cell in _spread(load):
-            chosen = {found.head for found in probe.at(load.place, cell)}
+            chosen = {found.head for found in probe.at(load.gate, cell)}
             same += chosen == set(np.flatnonzero(load.values[cell]).tolist())
             asked += 1
     return Probed(probe, same, asked)
@@ -225,7 +225,7 @@ class AttentionBox(QWidget):
 
     def show_cell(self, cell: CellReading | None) -> None:
         """Be about another token; None, and cells of the decoder, have no attention."""
-        self._cell = cell if cell is not None and cell.place.part == "encoder" else None
+        self._cell = cell if cell is not None and cell.part == "encoder" else None
         self._draw()
 
     def run(self, weights: str | Path | None = None) -> None:
@@ -371,7 +371,7 @@ class AttentionBox(QWidget):
         self.heads = []
         if shown and probed is not None and self._cell is not None:
             try:
-                self.heads = probed.probe.at(self._cell.place, self._cell.cell)
+                self.heads = probed.probe.at(self._cell.gate, self._cell.cell)
             except InputError as error:  # weights of another network
                 self._say(str(error))
         for widget in (self.head, self.ramp):

@@ -2,7 +2,7 @@
 
 Double clicks in the canvas, taken from napari's zoom for a while.
 
-Place view: what the experts decided where one double-clicks.  Fig. 6.
+Location view: what the experts decided where one double-clicks.  Fig. 6.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from napari_shmoareg.plugin.scenes import itself, scenes
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.load import Place
     from napari_shmoareg.experts.location import CellReading, LocationReading
     from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.model.routing import GateId
 
 
 ENCODER = "Attention heads: which the token chose, and with what weight (Eq. 4; they sum to 1)"
@@ -53,11 +53,11 @@ IMAGES = ("moving", "fixed")
 class PlaceBox(QWidget):
     """Strips of all gates of a registration; those of a place are filled in, in place."""
 
-    picked = Signal(object)  # the Place of a gate
+    picked = Signal(object)  # the GateId
 
     def __init__(self) -> None:
         super().__init__()
-        self.strips: dict[Place, CellStrip] = {}
+        self.strips: dict[GateId, CellStrip] = {}
         self.sizes: dict[tuple[str, int], QLabel] = {}
         self._column = QVBoxLayout(self)
         self._column.setContentsMargins(0, 0, 0, 0)
@@ -87,11 +87,11 @@ class PlaceBox(QWidget):
 
     def show_reading(self, reading: LocationReading | None) -> None:
         """Fill the strips in, or empty them."""
-        cells = {} if reading is None else {cell.place: cell for cell in reading.cells}
+        cells = {} if reading is None else {cell.gate: cell for cell in reading.cells}
         for place, strip in self.strips.items():
             strip.show_cell(cells.get(place))
 
-    def mark(self, place: Place | None) -> None:
+    def mark(self, place: GateId | None) -> None:
         """Mark the gate whose cell is outlined in the canvas."""
         for own, strip in self.strips.items():
             strip.mark(own == place)
@@ -99,27 +99,27 @@ class PlaceBox(QWidget):
     def _add_encoder(self, grid: QGridLayout, scene: Scene) -> None:
         from napari_shmoareg.figures.palette import IMAGE_COLOURS
 
-        layers = sorted({load.place.layer for load in scene.token_loads})
+        layers = sorted({load.layer for load in scene.token_loads})
         if layers:
             _span(grid, _words(ENCODER))
             row = grid.rowCount()
             for column, image in enumerate(IMAGES, start=1):
                 grid.addWidget(_heading(f"{image} image"), row, column)
         for layer in layers:
-            loads = [load for load in scene.token_loads if load.place.layer == layer]
+            loads = [load for load in scene.token_loads if load.layer == layer]
             _span(
                 grid,
                 self._size(
                     "encoder", layer, f"Layer {layer}: tokens of {_mm(loads[0].grid.spacing)}"
                 ),
             )
-            for block in sorted({load.place.block or 0 for load in loads}):
+            for block in sorted({load.block or 0 for load in loads}):
                 row = grid.rowCount()
                 grid.addWidget(
                     _tip(QLabel(str(block)), f"Block {block} of encoder layer {layer}"), row, 0
                 )
                 for load in loads:
-                    place, count = load.place, load.values.shape[-1]
+                    place, count = load.gate, load.values.shape[-1]
                     if (place.block or 0) == block and place.image in IMAGES:
                         names = [f"Head {n}" for n in range(count)]
                         strip = TokenStrip(place, names, [IMAGE_COLOURS[place.image]] * count)
@@ -130,23 +130,23 @@ class PlaceBox(QWidget):
         from napari_shmoareg.figures.palette import expert_colours
         from napari_shmoareg.plugin.layers import expert_names, resolution
 
-        maps = sorted(scene.expert_maps, key=lambda one: (one.stride, one.place.direction or ""))
+        maps = sorted(scene.expert_maps, key=lambda one: (one.stride, one.direction or ""))
         if maps:
             _span(grid, _words(DECODER))
         for stride in dict.fromkeys(found.stride for found in maps):
             of_stride = [found for found in maps if found.stride == stride]
             first = of_stride[0]
             heading = (
-                f"Layer {first.place.layer} ({resolution(first)}): cells of"
+                f"Layer {first.layer} ({resolution(first)}): cells of"
                 f" {_mm(first.volume.grid.spacing)}"
             )
-            _span(grid, self._size("decoder", first.place.layer, heading))
+            _span(grid, self._size("decoder", first.layer, heading))
             for found in of_stride:
                 row, count = grid.rowCount(), found.num_experts
                 strip = DirectionStrip(
-                    found.place, expert_names(scene, count), expert_colours(count)
+                    found.gate, expert_names(scene, count), expert_colours(count)
                 )
-                direction = found.place.direction or ""
+                direction = found.direction or ""
                 grid.addWidget(
                     _tip(
                         QLabel(direction),
@@ -156,7 +156,7 @@ class PlaceBox(QWidget):
                     0,
                 )
                 grid.addWidget(strip, row, 1, 1, 2)
-                self.strips[found.place] = strip
+                self.strips[found.gate] = strip
 
     def _size(self, part: str, layer: int, text: str) -> QLabel:
         label = _heading(text)
@@ -355,7 +355,7 @@ class LocationView(Section):
         """The cell, at the place that was read, of the gate that is picked."""
         place = self.gate.currentData()
         return next(
-            (cell for cell in (self.reading.cells if self.reading else ()) if cell.place == place),
+            (cell for cell in (self.reading.cells if self.reading else ()) if cell.gate == place),
             None,
         )
 
@@ -476,7 +476,7 @@ class LocationView(Section):
         if self.reading is not None:
             self.pins.pin(self.reading.point)
 
-    def _pick(self, place: Place) -> None:
+    def _pick(self, place: GateId) -> None:
         pick(self.gate, place)
         self._show_cell()
 

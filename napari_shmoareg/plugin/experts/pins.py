@@ -189,7 +189,7 @@ def rows_of(scene: Scene, readings: Numbered) -> list[dict[str, object]]:
                         "weights": scene.weights,
                         "pin": number,
                         **dict(zip(("r_mm", "a_mm", "s_mm"), reading.point.tolist(), strict=True)),
-                        **cell.place._asdict(),
+                        **cell.gate._asdict(),
                         "stride": cell.stride,
                         **dict(zip(("cell_i", "cell_j", "cell_k"), cell.cell, strict=True)),
                         "expert": expert,
@@ -219,7 +219,7 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
     for number, reading in readings:
         cells = reading.select(part="encoder", layer=layer, image=image)
         if block is not None:
-            cells = tuple(cell for cell in cells if cell.place.block == block)
+            cells = tuple(cell for cell in cells if cell.block == block)
         values = [0.0] * max((cell.num_experts for cell in cells), default=0)
         for cell in cells:
             for head, weight in zip(cell.experts, cell.weights, strict=True):
@@ -237,7 +237,7 @@ def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[
     choices: dict[tuple[int, int], Choice] = {}
     for row, (number, reading) in enumerate(readings):
         for cell in reading.decoder:
-            heading = f"{cell.place.direction} {RESOLUTIONS.get(cell.stride, f'1/{cell.stride}')}"
+            heading = f"{cell.direction} {RESOLUTIONS.get(cell.stride, f'1/{cell.stride}')}"
             if heading not in columns:
                 columns.append(heading)
             first, count = cell.experts[0], cell.num_experts
@@ -246,7 +246,7 @@ def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[
                 None if cell.values is None else cell.values[first],
             )
             told = "" if value is None else f", {value:.3f} by the gate, margin {cell.margin:.3f}"
-            says = f"Pin {number}, {gate_name(cell.place)}: {name}{told}"
+            says = f"Pin {number}, {gate_name(cell.gate)}: {name}{told}"
             text = name if value is None else f"{name.partition('×')[0]}³ {short(value)}"
             choices[row, columns.index(heading)] = Choice(expert_colours(count)[first], text, says)
     return columns, choices
@@ -305,7 +305,7 @@ class PinsBox(QWidget):
         """Be about another registration, or none."""
         self._number, self._scene = number, None if scene is None else weakref.ref(scene)
         if scene is not None:
-            layers = sorted({load.place.layer for load in scene.token_loads})
+            layers = sorted({load.layer for load in scene.token_loads})
             fill(self.layer, {n: f"layer {n}" for n in layers})
             self._offer_blocks(scene)
             for widget in (self.layer, self.block, self.image, self.heads, self.bars):
@@ -394,9 +394,7 @@ class PinsBox(QWidget):
 
     def _offer_blocks(self, scene: Scene) -> None:
         layer = self.layer.currentData()
-        blocks = sorted(
-            {load.place.block or 0 for load in scene.token_loads if load.place.layer == layer}
-        )
+        blocks = sorted({load.block or 0 for load in scene.token_loads if load.layer == layer})
         fill(self.block, {-1: OVER_BLOCKS} | {n: f"block {n}" for n in blocks})
 
     def _choose(self) -> None:

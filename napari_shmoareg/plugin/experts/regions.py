@@ -43,13 +43,13 @@ from napari_shmoareg.plugin.scenes import scenes
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.load import Place
     from napari_shmoareg.experts.regions import RegionLoad
     from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.model.routing import GateId
 
 
 def selections(scene: Scene, **where: object) -> NDArray[np.float64] | None:
-    """Share of selections (N,) of the gates with these fields of `Place`; None where there is no
+    """Share of selections (N,) of the gates with these fields of `GateId`; None where there is no
     such gate.
     """
     entries = scene.report.get("expert_loads", [])
@@ -145,15 +145,15 @@ def count(work: Work, scene: Scene, asked: RegionRequest) -> Regions:
 def share_of_reference(scene: Scene, found: Regions, load: RegionLoad) -> np.ndarray | None:
     """Share of the reference (N,) at a load's place; None where it is not known."""
     if found.reference == TOGETHER:
-        here = [one for one in found.loads if one.place == load.place]
+        here = [one for one in found.loads if one.gate == load.gate]
         return np.average([one.share for one in here], axis=0, weights=[one.tokens for one in here])
     if found.reference != WHOLE:
         same = (
-            one for one in found.loads if one.region == found.reference and one.place == load.place
+            one for one in found.loads if one.region == found.reference and one.gate == load.gate
         )
         return next((one.share for one in same), None)
     return selections(
-        scene, **{name: value for name, value in load.place._asdict().items() if value is not None}
+        scene, **{name: value for name, value in load.gate._asdict().items() if value is not None}
     )
 
 
@@ -167,13 +167,13 @@ def middle_of(labels: Volume, region: int) -> np.ndarray:
     return np.asarray(points[nearest])
 
 
-def _places(scene: Scene, where: dict[str, Any]) -> list[Place]:
+def _places(scene: Scene, where: dict[str, Any]) -> list[GateId]:
     """The gates that are meant, in the order in which `region_loads` has them."""
     sources: Sequence[Any] = [*scene.token_loads, *scene.expert_maps]
     return [
-        one.place
+        one.gate
         for one in sources
-        if all(getattr(one.place, name) == value for name, value in where.items())
+        if all(getattr(one.gate, name) == value for name, value in where.items())
     ]
 
 
@@ -268,8 +268,8 @@ class RegionTable(FigureTable):
 
 def titled(load: RegionLoad, loads: Sequence[RegionLoad]) -> str:
     """Name of a region; with the block, where there are several."""
-    several = len({other.place for other in loads}) > 1
-    return f"{load.name}, block {load.place.block}" if several else load.name
+    several = len({other.gate for other in loads}) > 1
+    return f"{load.name}, block {load.block}" if several else load.name
 
 
 def verdict(load: RegionLoad) -> str:
@@ -299,7 +299,7 @@ def table_of(found: Regions) -> list[dict[str, object]]:
             **found.about,
             "region": load.region,
             "name": load.name,
-            **load.place._asdict(),
+            **load.gate._asdict(),
         }
         row |= {
             "distance": load.distance,
@@ -543,7 +543,7 @@ class RegionView(Section):
         )
         names = (
             expert_names(scene, len(load.share))
-            if load.place.part == "decoder"
+            if load.part == "decoder"
             else [str(n) for n in range(99)]
         )
         self.bars.show_shares(
@@ -561,4 +561,4 @@ class RegionView(Section):
 
 
 def _columns(scene: Scene, loads: Sequence[RegionLoad]) -> list[str]:
-    return called(scene, loads[0].place.part, max(len(load.share) for load in loads))
+    return called(scene, loads[0].part, max(len(load.share) for load in loads))

@@ -60,7 +60,7 @@ class ChangeRequest:
     expert : int or None
         None for a control that is about no single one.
     where : dict
-        Fields of `Place`; what is left out means all.
+        Fields of `GateId`; what is left out means all.
     source : Source or None
         Of the region; None is everywhere.
     region : int

@@ -221,15 +221,14 @@ def alike(scene: Scene, experiment: Experiment) -> float:
         heads: the lower.
     """
     from napari_shmoareg.experts.experiment import recorded_alike
-    from napari_shmoareg.experts.load import place_of
 
     chosen: dict[Any, Any] = {
-        m.place: m.volume.values.astype(np.int64) - 1 for m in scene.expert_maps
+        m.gate: m.volume.values.astype(np.int64) - 1 for m in scene.expert_maps
     }
-    heads = {load.place: load.values != 0 for load in scene.token_loads}
+    heads = {load.gate: load.values != 0 for load in scene.token_loads}
     same = total = 0
     for record in experiment.base.routing:
-        recorded = heads.get(place_of(record))
+        recorded = heads.get(record.gate)
         if recorded is not None:
             ids = np.moveaxis(record.routing.experts[0].numpy(force=True), 0, -1).astype(np.int64)
             now = np.zeros(recorded.shape, dtype=bool)
@@ -313,13 +312,11 @@ def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> li
 def show_expert_of(viewer: Viewer, number: int, scene: Scene, row: ImportanceRow) -> None:
     """Show the map of the expert that a row of importance is about."""
     if row.part == "decoder":
-        strides = [m.stride for m in scene.expert_maps if m.place.layer == row.layer]
+        strides = [m.stride for m in scene.expert_maps if m.layer == row.layer]
         show_experts(viewer, number, row.direction, strides[0] if strides else None)
         return
-    counts = [load for load in scene.times_chosen if load.place.layer == row.layer]
-    wanted = next(
-        (load for load in counts if load.place.image == "fixed"), counts[0] if counts else None
-    )
+    counts = [load for load in scene.times_chosen if load.layer == row.layer]
+    wanted = next((load for load in counts if load.image == "fixed"), counts[0] if counts else None)
     if wanted is not None:
         show_head(viewer, number, wanted, row.expert)
 
