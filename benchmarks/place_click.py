@@ -22,7 +22,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.io import read_scene
+from napari_shmoareg.io import read_registration
 from napari_shmoareg.plugin.controls.strips import CellStrip
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.plugin.opening import dock
@@ -89,7 +89,7 @@ def main() -> None:
     reading.add_argument("folder", type=Path)
     reading.add_argument("--clicks", type=int, default=40)
     asked = reading.parse_args()
-    viewer, scene = napari.Viewer(), read_scene(asked.folder)
+    viewer, scene = napari.Viewer(), read_registration(asked.folder)
     add_layers(viewer, layers_of_pair(scene.pair))
     add_layers(viewer, layers_of(scene, 1))
     panel = dock(viewer, "Experts")

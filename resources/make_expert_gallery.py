@@ -18,6 +18,7 @@ from make_gallery import HERE, SIZE, Gallery
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget
 
+from napari_shmoareg.experts.maps import token_loads
 from napari_shmoareg.io import read_scene
 from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.plugin import showing
@@ -60,7 +61,7 @@ class ExpertGallery(Gallery):
         self.settle()
         self.turn_to("Layers")
         first = next(
-            load for load in scene.token_loads if load.gate == GateId("encoder", 1, 0, "fixed")
+            load for load in token_loads(scene) if load.gate == GateId("encoder", 1, 0, "fixed")
         )
         showing.show_head(viewer, 1, first, int((first.values > 0).sum(axis=(0, 1, 2)).argmax()))
         self.take("experts-layers.png")

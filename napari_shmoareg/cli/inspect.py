@@ -312,7 +312,7 @@ def _tell(load: ExpertLoad) -> None:
 
 
 def _read(folders: list[Path]) -> _Found:
-    from napari_shmoareg.experts.load_spread import repeated, share_spread
+    from napari_shmoareg.experts.load import repeated, share_spread
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.model_card import routing_of
     from napari_shmoareg.io.report import read_registration_summary

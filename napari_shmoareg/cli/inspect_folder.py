@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 import numpy as np
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad
-from napari_shmoareg.experts.load_spread import repeated, share_spread
+from napari_shmoareg.experts.load import ExpertLoad, repeated, share_spread
 from napari_shmoareg.experts.location import BOUNDARY, CENTRE, FRACTIONS, PlaceLoad, detailed_rows
 from napari_shmoareg.figures.experts import (
     CAUTION,

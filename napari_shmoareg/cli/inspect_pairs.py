@@ -103,7 +103,7 @@ def inspect_pairs(
         read_kept,
         write_results,
     )
-    from napari_shmoareg.experts.load_spread import repeated
+    from napari_shmoareg.experts.load import repeated
 
     begin_work(out / PLAN, plan, "inspection")
     (out / PAIRS).mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -400,23 +400,31 @@ def run_changed(
         return replay.run(encoded)
 
 
-def recorded_alike(experiment: Experiment, chosen: Mapping[GateId, NDArray]) -> float:
-    """Share of cells at which the unchanged run chose as a record says, 0 to 1; below 1 other
-    weights were used.
+def recorded_alike(experiment: Experiment, recorded: RoutingTrace) -> float:
+    """Whether these are the weights, and the settings, that a registration was made with.
 
     Parameters
     ----------
     experiment : Experiment
-    chosen : mapping of GateId to (I, J, K) int array
-        The first choice of each cell, as in the expert maps of a folder.
+    recorded : RoutingTrace
+        Of the registration.
+
+    Returns
+    -------
+    float
+        Share of the cells at which the unchanged run chose the recorded experts, 0 to 1: of the
+        encoder or of the decoder, whichever is lower; 1 where nothing is recorded.
     """
-    same = total = 0
-    for record in experiment.base.routing:
-        given = chosen.get(record.gate)
-        if given is not None:
-            same += int((chosen_by(record)[0] == given).sum())
-            total += given.size
-    return same / max(total, 1)
+    found, shares = {record.gate: chosen_by(record) for record in experiment.base.routing}, []
+    for part in get_args(Part):
+        same = total = 0
+        for record in recorded.select(part=part):
+            then, now = chosen_by(record), found.get(record.gate)
+            if now is not None and then.shape == now.shape:
+                same += int((np.sort(then, axis=0) == np.sort(now, axis=0)).all(axis=0).sum())
+            total += then[0].size
+        shares += [same / total] if total else []
+    return min(shares, default=1.0)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.load import ExpertLoad
-from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad, entropy_of, margin_of
-from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.experts.maps import cells_of, entropy_of, has_values, margin_of
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.model.routing import AtGate, GateId
+from napari_shmoareg.model.routing import AtGate, GateId, RoutedLayer
 from napari_shmoareg.registration.intensity import Intensity, content_points
 from napari_shmoareg.registration.register import Registration
 
 Cell = tuple[int, int, int]
 
-_IMAGES = (None, "moving", "fixed")
 _SLACK = 1e-6  # voxels; rounding of the matrices
 
 
@@ -48,7 +46,7 @@ class CellReading(AtGate):
         The chosen ones, the most probable first.
     weights : tuple of float
         By what each chosen expert's output is multiplied: Eq. (4) in the encoder, T of Eq. (6) in
-        the decoder.  NaN where it is not known: decoders of folders without `gates`.
+        the decoder.  NaN where it is not known: decoders of folders without gate values.
     values : tuple of float or None
         What the gate gave each of the N experts; None where it was not kept.
     entropy, margin : float or None
@@ -85,11 +83,7 @@ class LocationReading:
 
     def select(self, **where: object) -> tuple[CellReading, ...]:
         """The cells whose place has these fields: ``reading.select(layer=1, image="fixed")``."""
-        return tuple(
-            c
-            for c in self.cells
-            if all(getattr(c.gate, key) == value for key, value in where.items())
-        )
+        return tuple(c for c in self.cells if c.gate.matches(**where))
 
     @property
     def encoder(self) -> tuple[CellReading, ...]:
@@ -102,12 +96,12 @@ class LocationReading:
         return self.select(part="decoder")
 
 
-def read_location(scene: Scene, point: ArrayLike) -> LocationReading:
+def read_location(registration: Registration, point: ArrayLike) -> LocationReading:
     """Look up what every gate decided at a place.
 
     Parameters
     ----------
-    scene : Scene
+    registration : Registration
     point : (3,) array, mm RAS
         In the world of the fixed image.  The tokens of the moving image stand there too: the
         network sees it after the affine and any earlier passes.
@@ -126,11 +120,9 @@ def read_location(scene: Scene, point: ArrayLike) -> LocationReading:
     position = np.asarray(point, dtype=np.float64)
     if position.shape != (3,) or not np.isfinite(position).all():
         raise InputError(f"A place is three numbers of mm (RAS); got {point!r}.")
-    voxel = voxel_at(scene.network_grid, position)
-    gates = {gate.gate: gate for gate in scene.gates}
-    readings = [_token(load, gates.get(load.gate), voxel) for load in scene.token_loads]
-    readings += [_voxel_choice(found, gates.get(found.gate), voxel) for found in scene.expert_maps]
-    return LocationReading(position, tuple(sorted(readings, key=_rank)))
+    voxel = voxel_at(registration.network_grid, position)
+    cells = [_reading(registration, record, voxel) for record in registration.routing]
+    return LocationReading(position, tuple(sorted(cells, key=_rank)))
 
 
 def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:
@@ -161,56 +153,35 @@ def _is_oblique(grid: Grid) -> bool:
     return bool(np.count_nonzero(np.abs(grid.affine[:3, :3]) > _SLACK) > 3)
 
 
-def _token(load: TokenLoad, gate: GateValues | None, voxel: Cell) -> CellReading:
-    i, j, k = (n // load.stride for n in voxel)
-    weights = load.values[i, j, k]
-    chosen = np.flatnonzero(weights)
-    chosen = chosen[np.argsort(-weights[chosen], kind="stable")]
-    return _reading(load, load.grid, weights.size, (i, j, k), chosen, weights[chosen], gate)
-
-
-def _voxel_choice(found: ExpertMap, gate: GateValues | None, voxel: Cell) -> CellReading:
-    i, j, k = (n // found.stride for n in voxel)
-    chosen = np.array([int(found.volume.values[i, j, k]) - 1])
-    weights = np.full(1, np.nan) if gate is None else gate.values[i, j, k][chosen]
-    return _reading(found, found.volume.grid, found.num_experts, (i, j, k), chosen, weights, gate)
-
-
-def _reading(
-    source: TokenLoad | ExpertMap,
-    grid: Grid,
-    number: int,
-    cell: Cell,
-    chosen: NDArray,
-    weights: NDArray,
-    gate: GateValues | None,
-) -> CellReading:
-    values = None if gate is None else np.asarray(gate.values[cell])
+def _reading(registration: Registration, record: RoutedLayer, voxel: Cell) -> CellReading:
+    i, j, k = cell = (
+        voxel[0] // record.stride,
+        voxel[1] // record.stride,
+        voxel[2] // record.stride,
+    )
+    grid = cells_of(registration, record)
+    found, experts, weights = (tensor[0, :, i, j, k].cpu() for tensor in record.routing)
+    values = found.float().numpy()
+    known = has_values(record)
     return CellReading(
-        gate=source.gate,
-        stride=source.stride,
-        num_experts=number,
+        gate=record.gate,
+        stride=record.stride,
+        num_experts=record.num_experts,
         cell=cell,
         centre=grid.to_world(cell),
         size=np.array(grid.spacing),
-        experts=tuple(chosen.tolist()),
+        experts=tuple(experts.tolist()),
         weights=tuple(weights.tolist()),
-        values=None if values is None else tuple(values.tolist()),
-        entropy=None if values is None else float(entropy_of(values)),
-        margin=None if gate is None or values is None else float(margin_of(values, gate.top_k)),
+        values=tuple(values.tolist()) if known else None,
+        entropy=float(entropy_of(values)) if known else None,
+        margin=float(margin_of(values, len(experts))) if known else None,
     )
 
 
-def _rank(reading: CellReading) -> tuple[bool, int, int, int, str]:
+def _rank(reading: CellReading) -> tuple[bool, int, int, bool, str]:
     """Encoder by layer, block, moving then fixed; decoder by layer and direction."""
     part, layer, block, image, direction = reading.gate
-    return (
-        part != "encoder",
-        layer,
-        -1 if block is None else block,
-        _IMAGES.index(image),
-        direction or "",
-    )
+    return part != "encoder", layer, block or 0, image == "fixed", direction or ""
 
 
 CENTRE, BOUNDARY = "centre", "boundary"

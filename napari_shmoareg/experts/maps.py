@@ -6,7 +6,11 @@ grid, which `Grid.coarsen` gives; it is never resampled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +20,21 @@ from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import RoutedLayer
 from napari_shmoareg.model.routing import AtGate, GateId
 from napari_shmoareg.registration.register import Registration
+
+Made = TypeVar("Made")
+
+
+def per_registration(make: Callable[[Registration], Made]) -> Callable[[Registration], Made]:
+    """Keep what is made of a registration for as long as that lives: a viewer asks often."""
+    kept: WeakKeyDictionary[Registration, Made] = WeakKeyDictionary()
+
+    @wraps(make)
+    def once(registration: Registration) -> Made:
+        if registration not in kept:
+            kept[registration] = make(registration)
+        return kept[registration]
+
+    return once
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +90,7 @@ class TokenLoad(AtGate):
         return Volume(self.values[..., expert], self.grid, f"{self.name}-expert-{expert}")
 
 
+@per_registration
 def expert_maps(registration: Registration) -> list[ExpertMap]:
     """Expert-ID maps of the decoder, one per layer and direction, in the order of the forward.
 
@@ -84,22 +104,27 @@ def expert_maps(registration: Registration) -> list[ExpertMap]:
     return maps
 
 
-def token_loads(registration: Registration, **where: object) -> list[TokenLoad]:
+def token_loads(registration: Registration, **fields: object) -> list[TokenLoad]:
     """What each token of the encoder gave each attention head, per layer, block and image.
 
     Parameters
     ----------
     registration : Registration
-    **where
-        Only records with these fields: ``token_loads(r, layer=1, image="fixed")``.
+    **fields
+        Only gates that match (`GateId`): ``token_loads(r, layer=1, image="fixed")``.
 
     Returns
     -------
     list of TokenLoad
         Weights of Eq. (4); 0 where a head was not chosen.
     """
+    return [load for load in _token_loads(registration) if load.gate.matches(**fields)]
+
+
+@per_registration
+def _token_loads(registration: Registration) -> list[TokenLoad]:
     loads = []
-    for record in registration.routing.select(part="encoder", **where):
+    for record in registration.routing.select(part="encoder"):
         experts = record.routing.experts[0].numpy(force=True).astype(np.int64)
         weights = record.routing.weights[0].numpy(force=True).astype(np.float32)
         values = np.zeros((record.num_experts, *experts.shape[1:]), dtype=np.float32)
@@ -111,6 +136,7 @@ def token_loads(registration: Registration, **where: object) -> list[TokenLoad]:
     return loads
 
 
+@per_registration
 def times_chosen(registration: Registration) -> list[TokenLoad]:
     """In how many blocks of a layer each token chose each head, per encoder layer and image.
 
@@ -188,19 +214,28 @@ class GateValues(AtGate):
         return Volume(margin_of(self.values, self.top_k), self.grid, f"{self.name}-margin")
 
 
+@per_registration
 def gate_values(registration: Registration) -> list[GateValues]:
     """The values of every gate of the network's last pass, in the order of the forward.
 
     They are views of the routing: they take no memory of their own, and are not to be written to.
+    None of a registration that was read from a folder written before they were kept.
     """
     gates = []
     for record in registration.routing:
+        if not has_values(record):
+            continue
         values = np.moveaxis(record.routing.probabilities[0].float().numpy(force=True), 0, -1)
         grid, top_k = cells_of(registration, record), int(record.routing.experts.shape[1])
         gates.append(
             GateValues(f"{record.name}-gate", values, grid, record.gate, record.stride, top_k)
         )
     return gates
+
+
+def has_values(record: RoutedLayer) -> bool:
+    """Whether it is known what a gate gave every expert, and not its choice alone."""
+    return not bool(record.routing.probabilities[0, 0, 0, 0, 0].isnan())
 
 
 def entropy_of(values: NDArray) -> NDArray[np.float32]:

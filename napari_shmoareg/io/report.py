@@ -80,7 +80,7 @@ def build_report(
         "format": FORMAT,
         "versions": versions(),
         "weights": weights,
-        "warnings": registration.warnings + quality.cautions,
+        "warnings": list(dict.fromkeys([*registration.warnings, *quality.cautions])),
         "notes": _limits(pair.fixed.grid),
         "pair": {
             role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid)

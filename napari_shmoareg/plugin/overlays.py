@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_shmoareg.experts.maps import GateValues
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 Measure = Literal["entropy", "margin"]
@@ -68,7 +68,7 @@ def gate_layer(viewer: Viewer, number: int) -> Image | None:
 
 
 def gate_map(
-    scene: Scene,
+    scene: Registration,
     number: int,
     gate: GateValues,
     measure: Measure = "entropy",
@@ -79,7 +79,7 @@ def gate_map(
 
     Parameters
     ----------
-    scene : Scene
+    scene : Registration
     number : int
         Of the registration in its viewer.
     gate : GateValues

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer
 
     from napari_shmoareg.experts.maps import TokenLoad
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 IMAGES = ("moving", "fixed", "warped")
@@ -24,7 +24,7 @@ IMAGES = ("moving", "fixed", "warped")
 MAPS = ("expert_map", "head_map", "gate_map", "attention", "what_if")
 
 
-def current(viewer: Viewer) -> tuple[int, Scene] | None:
+def current(viewer: Viewer) -> tuple[int, Registration] | None:
     """The registration that is meant: of the selected layer, or else the newest; None if none is
     open.
     """
@@ -207,7 +207,7 @@ def image_layer(viewer: Viewer, number: int, which: str) -> Layer | None:
     return layer_of(viewer, scenes(viewer)[number], number, "after" if which == "warped" else which)
 
 
-def layer_of(viewer: Viewer, scene: Scene, number: int, which: str) -> Image | None:
+def layer_of(viewer: Viewer, scene: Registration, number: int, which: str) -> Image | None:
     """The layer that shows a registration's "fixed", "moving" or warped ("after") image, if one
     does.
     """
@@ -279,7 +279,7 @@ def says(text: str, act: str) -> str:
     return f"{text} ({KEYS[act]})"
 
 
-def _on_current(act: Callable[[Viewer, int, Scene], str]) -> Callable[[Viewer], None]:
+def _on_current(act: Callable[[Viewer, int, Registration], str]) -> Callable[[Viewer], None]:
     """Of an act on a registration a key's act: on the selected or the newest one, and said in the
     status bar.
     """
@@ -292,10 +292,10 @@ def _on_current(act: Callable[[Viewer, int, Scene], str]) -> Callable[[Viewer], 
     return pressed
 
 
-def _against(which: str) -> Callable[[Viewer, int, Scene], str]:
+def _against(which: str) -> Callable[[Viewer, int, Registration], str]:
     """Change between the warped image and another one."""
 
-    def act(viewer: Viewer, number: int, scene: Scene) -> str:
+    def act(viewer: Viewer, number: int, scene: Registration) -> str:
         warped = image_layer(viewer, number, "warped")
         turn = which if warped is not None and warped.visible else "warped"
         layer = show_image(viewer, number, turn)
@@ -307,25 +307,25 @@ def _against(which: str) -> Callable[[Viewer, int, Scene], str]:
     return act
 
 
-def _next_map(viewer: Viewer, number: int, scene: Scene) -> str:
+def _next_map(viewer: Viewer, number: int, scene: Registration) -> str:
     """SHMoAReg: next expert map."""
     return _told(next_expert_map(viewer, number), f"#{number}: no expert map")
 
 
-def _next_direction(viewer: Viewer, number: int, scene: Scene) -> str:
+def _next_direction(viewer: Viewer, number: int, scene: Registration) -> str:
     """SHMoAReg: expert map of the next direction."""
     return _told(next_direction(viewer, number), f"#{number} has no expert maps.")
 
 
-def _next_head(viewer: Viewer, number: int, scene: Scene) -> str:
+def _next_head(viewer: Viewer, number: int, scene: Registration) -> str:
     """SHMoAReg: next attention head."""
     return _told(next_head(viewer, number), f"#{number} has no attention heads to choose from.")
 
 
-def _switched(role: str, name: str) -> Callable[[Viewer, int, Scene], str]:
+def _switched(role: str, name: str) -> Callable[[Viewer, int, Registration], str]:
     """Show or hide what has a role."""
 
-    def act(viewer: Viewer, number: int, scene: Scene) -> str:
+    def act(viewer: Viewer, number: int, scene: Registration) -> str:
         on = not is_shown(viewer, number, role)
         layers = show_role(viewer, number, role, on)
         if not layers:

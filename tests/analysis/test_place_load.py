@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad
-from napari_shmoareg.experts.load_spread import repeated, share_spread
+from napari_shmoareg.experts.load import ExpertLoad, repeated, share_spread
 from napari_shmoareg.experts.location import (
     BOUNDARY,
     CENTRE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,16 +9,16 @@ import pytest
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.location import read_location
-from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.experts.maps import expert_maps, token_loads
 
 
 @pytest.fixture
-def scene(registration) -> Scene:
+def scene(registration):
     """Of the oblique, anisotropic pair; the network grid is 20x16x13 or so, no multiple of the
     strides.
     """
     assert any(n % 4 for n in registration.network_grid.shape)
-    return Scene.of(registration, {"settings": registration.settings}, weights="tiny")
+    return registration
 
 
 def places(grid, count=60):
@@ -34,8 +33,8 @@ def places(grid, count=60):
 def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
     network = scene.network_grid
     every = {}
-    for stride in {load.stride for load in scene.token_loads} | {
-        m.stride for m in scene.expert_maps
+    for stride in {load.stride for load in token_loads(scene)} | {
+        m.stride for m in expert_maps(scene)
     }:
         grid = network.coarsen(stride)
         index = np.stack(
@@ -102,9 +101,11 @@ def test_moving_and_fixed_tokens_of_a_place_differ_and_are_not_swapped(scene, re
     assert np.abs(values["moving"] - values["fixed"]).max() > 1e-4
 
 
-def test_without_the_gates_the_choices_are_known_and_their_values_are_not(scene):
+def test_without_the_gates_the_choices_are_known_and_their_values_are_not(
+    scene, without_gate_values
+):
     point = scene.network_grid.centre
-    bare, full = read_location(replace(scene, gates=[]), point), read_location(scene, point)
+    bare, full = read_location(without_gate_values(scene), point), read_location(scene, point)
     for cell, known in zip(bare.cells, full.cells, strict=True):
         assert (cell.gate, cell.cell, cell.experts) == (known.gate, known.cell, known.experts)
         assert (cell.values, cell.entropy, cell.margin) == (None, None, None)

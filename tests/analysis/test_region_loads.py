@@ -8,20 +8,20 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.load import ExpertLoad
-from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
+from napari_shmoareg.experts.maps import TokenLoad, expert_maps, token_loads
 from napari_shmoareg.experts.regions import region_loads
-from napari_shmoareg.experts.scene import Scene
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.model.routing import GateId
-from napari_shmoareg.registration.register import register
+from napari_shmoareg.model import GateId, RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.registration.register import Registration, register
 
 
 @pytest.fixture(scope="module")
-def scene(phantoms, lively_network) -> Scene:
+def scene(phantoms, lively_network) -> Registration:
     """Of the oblique, anisotropic pair, whose network grid is no multiple of the strides; not to be
     changed.
     """
@@ -29,20 +29,17 @@ def scene(phantoms, lively_network) -> Scene:
         phantoms, lively_network(0.03), affine="none", size=20, device="cpu", keep="last"
     )
     assert any(n % 4 for n in registration.network_grid.shape)
-    return Scene.of(registration, {"settings": registration.settings}, weights="tiny")
+    return registration
 
 
-def decided(scene: Scene, grid: Grid, values: np.ndarray) -> Scene:
-    """A scene whose only gate stands on a network grid of ours and chose these ids of three
+def decided(scene: Registration, grid: Grid, values: np.ndarray) -> Registration:
+    """A registration whose only gate is on a network grid of ours and chose these ids of three
     experts.
     """
-    gate = GateId("decoder", 1, direction="x")
-    volume = Volume((values + 1).astype(np.uint8), grid, "decoder-1-x", is_labels=True)
-    report = {"network_grid": {"shape": grid.shape, "affine": grid.affine.tolist()}}
-    maps = [ExpertMap("decoder-1-x", volume, gate, 1, 3)]
-    return replace(
-        scene, registration=None, report=report, token_loads=[], expert_maps=maps, gates=[]
-    )
+    experts = torch.as_tensor(values[None, None], dtype=torch.uint8)
+    routing = Routing(torch.ones(1, 3, *grid.shape), experts, torch.ones(1, 1, *grid.shape))
+    layer = RoutedLayer(GateId("decoder", 1, direction="x"), 1, routing)
+    return replace(scene, network_grid=grid, routing=RoutingTrace((layer,)))
 
 
 def everywhere(grid: Grid) -> np.ndarray:
@@ -74,7 +71,7 @@ def test_shares_sum_to_one_and_count_no_more_cells_than_there_are(scene, pair):
         assert load.share.sum() == pytest.approx(1) and load.share.min() >= 0
         assert 0 <= load.distance <= 1 and load.blocks >= 1
         tokens[load.gate] += load.tokens
-    cells = ExpertLoad.of(scene.registration.routing).cells
+    cells = ExpertLoad.of(scene.routing).cells
     assert set(tokens) == set(cells)
     assert all(0 < tokens[place] < cells[place] for place in cells)
 
@@ -82,7 +79,7 @@ def test_shares_sum_to_one_and_count_no_more_cells_than_there_are(scene, pair):
 def test_a_region_over_everything_has_the_load_of_the_whole_image_exactly(scene):
     network = scene.network_grid
     labels = Volume(np.full(network.shape, 7), network, "all", is_labels=True)
-    whole = ExpertLoad.of(scene.registration.routing, network.shape)
+    whole = ExpertLoad.of(scene.routing, network.shape)
     loads = region_loads(scene, labels)
     assert len(loads) == len(whole)
     for load in loads:
@@ -95,7 +92,7 @@ def test_padding_is_never_counted(scene):
     network = scene.network_grid
     wide = network.crop((-8, -8, -8), tuple(n + 16 for n in network.shape))
     labels = Volume(np.ones(wide.shape, np.uint8), wide, "wide", is_labels=True)
-    cells = ExpertLoad.of(scene.registration.routing).cells
+    cells = ExpertLoad.of(scene.routing).cells
     assert {load.gate: load.tokens for load in region_loads(scene, labels)} == cells
 
 
@@ -121,19 +118,18 @@ def test_planted_tokens_of_the_moving_and_the_fixed_image_are_not_swapped(scene)
     network = scene.network_grid
     first = np.indices(network.shape)[0] < 8
     labels = Volume(np.where(first, 1, 2), network, "halves", is_labels=True)
-    loads = []
-    for source in scene.token_loads:
-        if source.layer == 1:
-            half = np.indices(source.grid.shape)[0] < 8 // source.stride
-            heads = ((0, 1), (2, 3)) if source.image == "moving" else ((4, 5), (0, 5))
-            values = np.zeros_like(source.values)
-            for inside, pair_of_heads in zip((half, ~half), heads, strict=True):
-                for head, weight in zip(pair_of_heads, (0.9, 0.1), strict=True):
-                    values[inside, head] = weight
-            loads.append(TokenLoad(source.name, values, source.grid, source.gate, source.stride))
+    layers = []
+    for record in scene.routing.select(part="encoder", layer=1):
+        cells = record.routing.experts.shape[2:]
+        half = torch.from_numpy(np.indices(cells)[0] < 8 // record.stride)
+        heads = ((0, 1), (2, 3)) if record.image == "moving" else ((4, 5), (0, 5))
+        one, other = (torch.tensor(pair)[:, None, None, None] for pair in heads)
+        routing = record.routing._replace(experts=torch.where(half, one, other)[None])
+        layers.append(replace(record, routing=routing))
+    planted = replace(scene, routing=RoutingTrace(tuple(layers)))
     found = {
         (load.image, load.region): np.flatnonzero(load.share).tolist()
-        for load in region_loads(replace(scene, token_loads=loads), labels, part="encoder")
+        for load in region_loads(planted, labels, part="encoder")
         if (load.share[load.share > 0] == 0.5).all()
     }
     assert found == {
@@ -149,7 +145,7 @@ def test_a_cell_counts_by_the_share_of_its_volume_in_the_region(scene):
     ids = np.random.default_rng(0).integers(0, 4, network.shape)
     labels = Volume(ids, network, "random", is_labels=True)
     loads = {(load.gate, load.region): load for load in region_loads(scene, labels)}
-    for source in (scene.token_loads[1], scene.token_loads[-1], scene.expert_maps[0]):
+    for source in (token_loads(scene)[1], token_loads(scene)[-1], expert_maps(scene)[0]):
         sizes, inside, chosen = defaultdict(int), defaultdict(int), defaultdict(float)
         for voxel in np.ndindex(*network.shape):
             cell = tuple(n // source.stride for n in voxel)

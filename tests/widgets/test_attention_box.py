@@ -12,6 +12,7 @@ import pytest
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.attention import AttentionProbe
+from napari_shmoareg.experts.maps import expert_maps, token_loads
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.plugin.controls.tasks import replay_of, weights_of
 from napari_shmoareg.plugin.experts.location import LocationView
@@ -59,7 +60,7 @@ def finish(view, qtbot):
 def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_values(
     view, model, scene, qtbot, asked, lively_network
 ):
-    gate = scene.token_loads[-1].gate
+    gate = token_loads(scene)[-1].gate
     pick(view, gate)
     view.attention.on.click()
     finish(view, qtbot)
@@ -69,7 +70,7 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
     replay = Replay.of(scene.pair, lively_network(0.03), affine=scene.affine, settings=settings)
     probe, box, seen = AttentionProbe.of(replay), view.attention, 0
     top_k = settings["network"]["top_k"]
-    for load in (scene.token_loads[-1], scene.token_loads[0]):
+    for load in (token_loads(scene)[-1], token_loads(scene)[0]):
         pick(view, load.gate)
         cell = view.picked.cell
         expected = {found.head: found for found in probe.at(load.gate, cell)}
@@ -97,7 +98,7 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
             assert layer.data[tuple(np.rint(own).astype(int))] == found.volume.values[cell]
             seen += 1
     assert seen == 2 * top_k > 2 and box.ramp.texts() == ["0", f"{layer.contrast_limits[1]:.3g}"]
-    pick(view, scene.expert_maps[0].gate)
+    pick(view, expert_maps(scene)[0].gate)
     assert (
         layer_of_place(model, scene, "attention") is None
         and "pick one of its tokens" in box.says.text()
@@ -120,7 +121,7 @@ def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, live
         return network
 
     monkeypatch.setattr(checkpoint, "load_network", load)
-    pick(view, scene.token_loads[0].gate)
+    pick(view, token_loads(scene)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert "does not choose as the registration did (0 of" in view.attention.status.text()
@@ -215,7 +216,7 @@ def test_a_replay_is_that_of_the_registration(scene, asked):
     done = work()
     assert not done.error and work.reached == ("ready", 1.0)
     displacement, routing = done.value.run()
-    for record, mine in zip(scene.registration.routing, routing, strict=True):
+    for record, mine in zip(scene.routing, routing, strict=True):
         np.testing.assert_array_equal(record.routing.experts.numpy(), mine.routing.experts.numpy())
     assert displacement.shape[2:] == scene.network_grid.shape
     stopped = Work(lambda own: replay_of(scene, own))
@@ -227,7 +228,7 @@ def test_a_replay_is_that_of_the_registration(scene, asked):
 
 
 def test_closing_the_registration_takes_the_attention_along(view, model, scene, qtbot, asked):
-    pick(view, scene.token_loads[0].gate)
+    pick(view, token_loads(scene)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert layer_of_place(model, scene, "attention") is not None

@@ -16,6 +16,8 @@ from qtpy.QtGui import QColor, QHelpEvent, QPalette
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QToolTip
 
+from napari_shmoareg.experts.maps import times_chosen, token_loads
+from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
 from napari_shmoareg.plugin.experts.loads import NOTHING, LayersView, LoadFiles
@@ -141,7 +143,7 @@ def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(view
     chart = next(chart for chart in view.charts if chart.title == "all blocks")
     click(chart, 5)
     bar, layer = chart.bars[5], showing.head_layer(model, 1)
-    assert layer.name.endswith("times chosen") and tag(layer, "load") in scene.times_chosen
+    assert layer.name.endswith("times chosen") and tag(layer, "load") in times_chosen(scene)
     assert (tag(layer, "load").gate, tag(layer, "head")) == (
         bar.gate,
         bar.expert,
@@ -195,7 +197,7 @@ def test_the_mark_follows_what_is_shown_elsewhere(model, qtbot):
     assert view.isVisible()
     load = next(
         load
-        for load in panel_scene(model).token_loads
+        for load in token_loads(panel_scene(model))
         if load.gate[:4] == ("encoder", 2, 0, "fixed")
     )
     showing.show_head(model, 1, load, 4)
@@ -255,7 +257,7 @@ def test_a_map_that_was_removed_is_said_to_be_gone(view, model, told):
 
 def test_a_network_without_experts_has_no_bars_and_says_so(scene, qtbot):
     viewer = ViewerModel()
-    bare = replace(scene, expert_maps=[], token_loads=[], times_chosen=[], gates=[])
+    bare = replace(scene, routing=RoutingTrace())
     add_layers(
         viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1)
     )

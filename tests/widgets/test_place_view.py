@@ -12,7 +12,9 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.experts.location import read_location
+from napari_shmoareg.experts.maps import expert_maps, gate_values, times_chosen, token_loads
 from napari_shmoareg.io.files import write_table
+from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin.controls.tasks import ReplayTask
 from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, LocationView
 from napari_shmoareg.plugin.experts.outline import cut, whole
@@ -70,15 +72,15 @@ def voxel_at(grid, point):
 def assert_shows(view, scene, point):
     """What is drawn are the scene's own arrays, in the cells that hold the point."""
     seen = 0
-    for load in scene.token_loads:
+    for load in token_loads(scene):
         strip, cell = view.box.strips[load.gate], voxel_at(load.grid, point)
         weights = load.values[cell]
         assert strip.cell.cell == cell
         assert strip.fills() == {n: weights[n] for n in np.flatnonzero(weights)}
         seen += 1
-    for found in scene.expert_maps:
+    for found in expert_maps(scene):
         strip, cell = view.box.strips[found.gate], voxel_at(found.volume.grid, point)
-        (gate,) = (gate for gate in scene.gates if gate.gate == found.gate)
+        (gate,) = (gate for gate in gate_values(scene) if gate.gate == found.gate)
         assert strip.cell.experts == (found.volume.values[cell] - 1,)
         assert list(strip.fills().values()) == list(gate.values[cell])
         seen += 1
@@ -241,23 +243,25 @@ def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, sc
     assert_shows(view, scene, view.reading.point)
 
 
-def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, scene):
-    add_layers(model, layers_of(replace(scene, gates=[]), 2))
+def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
+    model, qtbot, scene, without_gate_values
+):
+    add_layers(model, layers_of(without_gate_values(scene), 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
     view.read(places(scene, 1)[0])
     assert view.says.text() == NO_GATES
-    strips = [view.box.strips[found.gate] for found in scene.expert_maps]
+    strips = [view.box.strips[found.gate] for found in expert_maps(scene)]
     assert all(
         not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips
     )
-    assert all(view.box.strips[load.gate].fills() for load in scene.token_loads)
+    assert all(view.box.strips[load.gate].fills() for load in token_loads(scene))
     assert not view.grab().isNull()
 
 
 def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, scene):
-    bare = replace(scene, gates=[], expert_maps=[], token_loads=[], times_chosen=[])
+    bare = replace(scene, routing=RoutingTrace())
     add_layers(model, layers_of(bare, 2))
     view = LocationView(model)
     qtbot.addWidget(view)
@@ -272,9 +276,8 @@ def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, 
 def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     model, qtbot, scene, part
 ):
-    gates = [gate for gate in scene.gates if gate.part == part]
-    without = {"expert_maps": []} if part == "encoder" else {"token_loads": [], "times_chosen": []}
-    add_layers(model, layers_of(replace(scene, gates=gates, **without), 2))
+    alone = RoutingTrace(scene.routing.select(part=part))
+    add_layers(model, layers_of(replace(scene, routing=alone), 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
@@ -291,7 +294,7 @@ def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
     view.read(places(scene, 1)[0])
     view.show()
     qtbot.waitExposed(view)
-    for load in scene.token_loads[:4]:
+    for load in token_loads(scene)[:4]:
         strip = view.box.strips[load.gate]
         picture = strip.grab().toImage()
         ratio = picture.devicePixelRatio()
@@ -308,7 +311,7 @@ def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
 def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(docked, scene):
     viewer, view, _ = docked
     double_click(viewer, middle(viewer))
-    for load in (scene.token_loads[0], scene.token_loads[-1]):
+    for load in (token_loads(scene)[0], token_loads(scene)[-1]):
         strip = view.box.strips[load.gate]
         QTest.mouseClick(strip, Qt.MouseButton.LeftButton)
         assert view.picked.gate == load.gate and strip.marked
@@ -317,10 +320,10 @@ def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(dock
         index = load.grid.to_index(ends) - np.array(view.picked.cell)
         assert len(ends) >= 3 and np.abs(index).max() <= 0.5 + 1e-3
         assert np.isclose(np.abs(index).max(axis=0), 0.5, atol=1e-3).sum() >= 2
-    last = view.box.strips[scene.expert_maps[0].gate]
+    last = view.box.strips[expert_maps(scene)[0].gate]
     last.setFocus()
     QTest.keyClick(last, Qt.Key.Key_Return)
-    assert view.picked.gate == scene.expert_maps[0].gate
+    assert view.picked.gate == expert_maps(scene)[0].gate
     made = layer_of_place(viewer, scene, "token_box")
     double_click(viewer, middle(viewer, 30, 30))
     assert layer_of_place(viewer, scene, "token_box") is made, "a click made another layer"
@@ -406,7 +409,7 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     for point in points:
         view.read(point)
         view.pin.click()
-    pins, load = view.pins, scene.token_loads[-1]
+    pins, load = view.pins, token_loads(scene)[-1]
     for combo, value in ((pins.layer, load.layer), (pins.image, load.image)):
         combo.setCurrentIndex(combo.findData(value))
         combo.activated.emit(0)
@@ -417,12 +420,12 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     pins.block.setCurrentIndex(pins.block.findData(-1))
     pins.block.activated.emit(0)
     (counted,) = (
-        one for one in scene.times_chosen if one.gate[:4] == (*load.gate[:2], None, load.image)
+        one for one in times_chosen(scene) if one.gate[:4] == (*load.gate[:2], None, load.image)
     )
     blocks = len(
         [
             one
-            for one in scene.token_loads
+            for one in token_loads(scene)
             if one.gate[3:] == load.gate[3:] and one.gate[1] == load.gate[1]
         ]
     )
@@ -433,7 +436,7 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     from napari_shmoareg.figures.palette import expert_colours
 
     for row, point in enumerate(points):
-        for found in scene.expert_maps:
+        for found in expert_maps(scene):
             column = pins.table.columns.index(
                 f"{found.direction} {'full' if found.stride == 1 else 'half'}"
             )
@@ -449,7 +452,9 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, 
         view.read(point)
         view.pin.click()
     rows = view.pins._rows()
-    expected = sum(load.values.shape[-1] for load in scene.token_loads) + 3 * len(scene.expert_maps)
+    expected = sum(load.values.shape[-1] for load in token_loads(scene)) + 3 * len(
+        expert_maps(scene)
+    )
     assert len(rows) == 2 * expected and {row["weights"] for row in rows} == {scene.weights}
     reading = read_location(scene, pins_of(view._viewer, scene)[1])
     first = reading.cells[0]

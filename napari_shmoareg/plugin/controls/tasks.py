@@ -33,7 +33,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.registration.progress import Interrupted, interruptible
 
 if TYPE_CHECKING:
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
     from napari_shmoareg.registration.replay import Replay
 
 
@@ -256,7 +256,7 @@ def _import_all() -> Ready:
 EVERY = 100  # ms between two looks at the worker
 CANCEL = "Cancel"
 # weights that a person showed
-_CHOSEN: weakref.WeakKeyDictionary[Scene, str] = weakref.WeakKeyDictionary()
+_CHOSEN: weakref.WeakKeyDictionary[Registration, str] = weakref.WeakKeyDictionary()
 
 
 class WeightsError(InputError):
@@ -375,7 +375,7 @@ class ReplayTask(QObject):
         worker.start()
         return work
 
-    def start_replay(self, scene: Scene, weights: str | Path | None = None) -> Work | None:
+    def start_replay(self, scene: Registration, weights: str | Path | None = None) -> Work | None:
         """Begin to make a registration's `Replay`, which `ready` then hands over."""
         return self.start(lambda work: replay_of(scene, work, weights), "the network's replay")
 
@@ -412,20 +412,20 @@ class ReplayTask(QObject):
         self._end(Done(error=explain(error)))
 
 
-def weights_of(scene: Scene) -> str:
+def weights_of(scene: Registration) -> str:
     """Name or file of a registration's weights: what a person showed, or else what it says
     itself.
     """
     return _CHOSEN.get(scene) or str(scene.report.get("weights") or scene.weights)
 
 
-def replay_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Replay:
+def replay_of(scene: Registration, work: Work, weights: str | Path | None = None) -> Replay:
     """The network of a registration and its last pass, which can be made again; takes seconds, in a
     worker's thread.
 
     Parameters
     ----------
-    scene : Scene
+    scene : Registration
     work : Work
         Is told where this is, and ends it between any two layers of the network.
     weights : str or Path, optional

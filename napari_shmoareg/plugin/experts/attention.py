@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.experts.attention import AttentionProbe, HeadAttention
     from napari_shmoareg.experts.location import CellReading
     from napari_shmoareg.experts.maps import TokenLoad
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 ROLE = "attention"
@@ -65,7 +65,7 @@ class Probed(NamedTuple):
     asked: int
 
 
-def probe_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Probed:
+def probe_of(scene: Registration, work: Work, weights: str | Path | None = None) -> Probed:
     """Run the encoder once more, and compare its choices with the registration's; in a worker's
     thread, seconds.
 
@@ -75,6 +75,7 @@ def probe_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Pro
         As `replay_of`.
     """
     from napari_shmoareg.experts.attention import AttentionProbe
+    from napari_shmoareg.experts.maps import token_loads
     from napari_shmoareg.registration.progress import interruptible
 
     replay = replay_of(scene, work, weights)
@@ -83,7 +84,7 @@ def probe_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Pro
         probe = AttentionProbe.of(replay)
     work.tell("comparing with the registration", 0.9)
     same = asked = 0
-    for load in scene.token_loads:
+    for load in token_loads(scene):
         work.check()
         for cell in _spread(load):
             chosen = {found.head for found in probe.at(load.gate, cell)}
@@ -92,7 +93,7 @@ def probe_of(scene: Scene, work: Work, weights: str | Path | None = None) -> Pro
     return Probed(probe, same, asked)
 
 
-def show_attention(viewer: Viewer, number: int, scene: Scene, found: HeadAttention) -> Image:
+def show_attention(viewer: Viewer, number: int, scene: Registration, found: HeadAttention) -> Image:
     """Fill the attention of a head into its layer, ``#1 attention``, which is made where there is
     none.
 
@@ -135,7 +136,7 @@ def _placed(options: dict[str, Any]) -> tuple[Any, Any]:
     return options["scale"], options["translate"]
 
 
-def drop_attention(viewer: Viewer, scene: Scene) -> None:
+def drop_attention(viewer: Viewer, scene: Registration) -> None:
     """Take the layer away."""
     layer = layer_of_place(viewer, scene, ROLE)
     if layer is not None:
@@ -193,14 +194,14 @@ class AttentionBox(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Scene] | None = None
-        self._asked: weakref.ref[Scene] | None = None  # for which the network is being run
+        self._scene: weakref.ref[Registration] | None = None
+        self._asked: weakref.ref[Registration] | None = None  # for which the network is being run
         self._stopping = False  # the run was cancelled, and has not ended yet
         # the weights of a run that waits for that
         self._next: tuple[str | Path | None] | None = None
         self._number = 0
         self._cell: CellReading | None = None
-        self.probes: weakref.WeakKeyDictionary[Scene, Probed] = weakref.WeakKeyDictionary()
+        self.probes: weakref.WeakKeyDictionary[Registration, Probed] = weakref.WeakKeyDictionary()
         self.heads: list[HeadAttention] = []
         self.errand = ReplayTask(self)
         self._build()
@@ -209,7 +210,7 @@ class AttentionBox(QWidget):
         self.errand.failed.connect(self._fail)
         self.errand.cancelled.connect(self._end)
 
-    def show_scene(self, number: int, scene: Scene | None) -> None:
+    def show_scene(self, number: int, scene: Registration | None) -> None:
         """Be about another registration, or none."""
         before = self._found()
         self._number, self._scene = number, None if scene is None else weakref.ref(scene)
@@ -220,7 +221,9 @@ class AttentionBox(QWidget):
                 self._stop("")
             else:
                 self._say(doubt(self.probes[scene]))
-            self.setVisible(scene is not None and bool(scene.token_loads))  # none without MoA
+            self.setVisible(
+                scene is not None and bool(scene.routing.select(part="encoder"))
+            )  # none without MoA
         self._draw()
 
     def show_cell(self, cell: CellReading | None) -> None:
@@ -394,5 +397,5 @@ class AttentionBox(QWidget):
         self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", f"{top:.3g}"])
         self.says.setText(words(self._cell, found, self.heads))
 
-    def _found(self) -> Scene | None:
+    def _found(self) -> Registration | None:
         return None if self._scene is None else self._scene()

@@ -11,8 +11,8 @@ from qtpy.QtWidgets import QComboBox, QFormLayout, QWidget
 from napari_shmoareg.plugin.controls.forms import fill
 
 if TYPE_CHECKING:
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 PARTS = {"decoder": "decoder: deformation experts", "encoder": "encoder: attention heads"}
@@ -60,7 +60,7 @@ class WherePicker(QWidget):
     def __init__(self, *all_of: str) -> None:
         super().__init__()
         self._all_of = all_of
-        self._places: dict[GateId, tuple[int, int]] = {}  # stride and number of experts
+        self._gates: dict[GateId, tuple[int, int]] = {}  # stride and number of experts
         self.part = QComboBox()
         self.fields = {name: QComboBox() for name in FIELDS}
         self._form = QFormLayout(self)
@@ -86,25 +86,22 @@ class WherePicker(QWidget):
         """The gates that are meant."""
         wanted = self.where
         return [
-            gate for gate in self._places if all(getattr(gate, n) == v for n, v in wanted.items())
+            gate for gate in self._gates if all(getattr(gate, n) == v for n, v in wanted.items())
         ]
 
     @property
     def num_experts(self) -> int:
         """Of the gates that are meant; 0 without any."""
-        return max((self._places[gate][1] for gate in self.gates), default=0)
+        return max((self._gates[gate][1] for gate in self.gates), default=0)
 
-    def offer(self, scene: Scene | None) -> None:
+    def offer(self, scene: Registration | None) -> None:
         """Offer the gates of a registration; what was picked stays, as far as there is such a
         gate.
         """
-        self._places = {}
+        self._gates = {}
         if scene is not None:
-            self._places |= {one.gate: (one.stride, one.num_experts) for one in scene.expert_maps}
-            self._places |= {
-                one.gate: (one.stride, one.values.shape[-1]) for one in scene.token_loads
-            }
-        parts = {gate.part for gate in self._places}
+            self._gates = {one.gate: (one.stride, one.num_experts) for one in scene.routing}
+        parts = {gate.part for gate in self._gates}
         fill(self.part, {part: text for part, text in PARTS.items() if part in parts})
         self._settle()
 
@@ -125,7 +122,7 @@ class WherePicker(QWidget):
 
     def _settle(self) -> None:
         """Offer in every field what there is of what is picked above it."""
-        gates = [gate for gate in self._places if gate.part == self.part.currentData()]
+        gates = [gate for gate in self._gates if gate.part == self.part.currentData()]
         relevant = self._relevant()
         for name, combo in self.fields.items():
             label = self._form.labelForField(combo)
@@ -148,5 +145,5 @@ class WherePicker(QWidget):
     def _said(self, name: str, value: Any, gates: list[GateId]) -> str:
         if name != "layer":
             return str(value)
-        stride = next(self._places[gate][0] for gate in gates if gate.layer == value)
+        stride = next(self._gates[gate][0] for gate in gates if gate.layer == value)
         return f"{value} ({'full' if stride == 1 else f'1/{stride}'} resolution)"

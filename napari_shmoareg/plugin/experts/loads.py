@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_shmoareg.experts.load import ExpertLoad
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 FIGURE = ("expert_loads.png", "PNG (*.png);;SVG (*.svg)")
@@ -61,7 +61,7 @@ class LoadFiles(QWidget):
         Finds the registration that is meant, or None, so that nothing is held here.
     """
 
-    def __init__(self, scene: Callable[[], Scene | None]) -> None:
+    def __init__(self, scene: Callable[[], Registration | None]) -> None:
         super().__init__()
         self._scene = scene
         self.figure, self.table = QPushButton("Save figure…"), QPushButton("Save CSV…")
@@ -100,7 +100,7 @@ class LoadFiles(QWidget):
             save(path if Path(path).suffix else path + ending)
 
 
-def about_scene(scene: Scene) -> dict[str, str]:
+def about_scene(scene: Registration) -> dict[str, str]:
     """What a figure of a registration says of itself: software, weights, pair, settings."""
     pair, report = scene.pair, scene.report
     return {
@@ -113,7 +113,7 @@ def about_scene(scene: Scene) -> dict[str, str]:
     }
 
 
-def _write_figure(scene: Scene, path: Path) -> tuple[Exception | None]:
+def _write_figure(scene: Registration, path: Path) -> tuple[Exception | None]:
     """Never raises: returns the error, if there was one, in a tuple, as a worker would raise it."""
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.files import write_figure
@@ -133,7 +133,7 @@ def _write_figure(scene: Scene, path: Path) -> tuple[Exception | None]:
     return (None,)
 
 
-def _write_table(scene: Scene, path: Path) -> tuple[Exception | None]:
+def _write_table(scene: Registration, path: Path) -> tuple[Exception | None]:
     from napari_shmoareg.io.files import writing
     from napari_shmoareg.io.report import write_loads
 
@@ -194,14 +194,14 @@ class LayerRow:
     charts: list[BarSet]
 
 
-def load_of(scene: Scene) -> ExpertLoad:
+def load_of(scene: Registration) -> ExpertLoad:
     """The load of a registration, as its report tells it; empty for a network without experts."""
     from napari_shmoareg.experts.load import ExpertLoad
 
     return ExpertLoad.from_entries(scene.report.get("expert_loads") or ())
 
 
-def rows_of(scene: Scene) -> list[LayerRow]:
+def rows_of(scene: Registration) -> list[LayerRow]:
     """The encoder's layers with their blocks, then the decoder's with their directions.  Fig. 5."""
     load = load_of(scene)
     rows = []
@@ -217,7 +217,7 @@ def rows_of(scene: Scene) -> list[LayerRow]:
     return rows
 
 
-def _charts(scene: Scene, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
+def _charts(scene: Registration, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
     """Of one layer."""
     sets: dict[str, list[GateId]] = {}
     for gate in sorted(load, key=lambda p: (p.block or 0, p.direction or "")):
@@ -229,7 +229,9 @@ def _charts(scene: Scene, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
     return charts
 
 
-def _chart(scene: Scene, load: ExpertLoad, title: str, gates: list[GateId], blocks: int) -> BarSet:
+def _chart(
+    scene: Registration, load: ExpertLoad, title: str, gates: list[GateId], blocks: int
+) -> BarSet:
     """Bars by expert; of each expert moving before fixed."""
     from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
 
@@ -286,10 +288,10 @@ def _says(load: ExpertLoad, gate: GateId, expert: int, name: str, blocks: int) -
     )
 
 
-def _resolution(scene: Scene, part: str, layer: int) -> str:
+def _resolution(scene: Registration, part: str, layer: int) -> str:
     """Of which resolution the cells of a layer are, where its maps tell."""
-    maps = scene.expert_maps if part == "decoder" else scene.token_loads
-    stride = next((one.stride for one in maps if one.layer == layer), None)
+    layers = scene.routing.select(part=part, layer=layer)
+    stride = layers[0].stride if layers else None
     return "" if stride is None else f" ({RESOLUTIONS.get(stride, f'1/{stride}')} resolution)"
 
 
@@ -310,7 +312,7 @@ class LayersView(Section):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Loads of all gates", viewer)
         self.charts: list[LoadBars] = []
-        self._of: weakref.ref[Scene] | None = None
+        self._of: weakref.ref[Registration] | None = None
         self.legend, self.says, self.files = Swatches(), QLabel(CAPTION), LoadFiles(self._scene)
         self.says.setWordWrap(True)
         self._rows = QVBoxLayout()
@@ -369,7 +371,9 @@ class LayersView(Section):
         if bar.gate.part == "decoder":
             done = self._show_cells(scene, bar)
         else:
-            loads = scene.token_loads if bar.gate.block is not None else scene.times_chosen
+            from napari_shmoareg.experts.maps import times_chosen, token_loads
+
+            loads = (times_chosen if bar.gate.block is None else token_loads)(scene)
             load = next((load for load in loads if load.gate == bar.gate), None)
             done = (
                 load is not None
@@ -382,9 +386,9 @@ class LayersView(Section):
             )
         self.refresh()
 
-    def _show_cells(self, scene: Scene, bar: Bar) -> bool:
+    def _show_cells(self, scene: Registration, bar: Bar) -> bool:
         """Draw the cells of one expert alone; where that is so already, those of all experts."""
-        stride = next((m.stride for m in scene.expert_maps if m.gate == bar.gate), None)
+        stride = next((one.stride for one in scene.routing if one.gate == bar.gate), None)
         opened = [
             showing.which(layer) for layer in showing.expert_layers(self._viewer, self._number)
         ]
@@ -407,7 +411,7 @@ class LayersView(Section):
                 return tag(layer, "expert_map").gate, expert
         return None, -1
 
-    def _scene(self) -> Scene | None:
+    def _scene(self) -> Registration | None:
         return scenes(self._viewer).get(self._number)
 
 

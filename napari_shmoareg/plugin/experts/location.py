@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_shmoareg.experts.location import CellReading, LocationReading
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 ENCODER = "Attention heads: which the token chose, and with what weight (Eq. 4; they sum to 1)"
@@ -63,7 +63,7 @@ class PlaceBox(QWidget):
         self._column.setContentsMargins(0, 0, 0, 0)
         self._body: QWidget | None = None
 
-    def show_scene(self, scene: Scene | None) -> None:
+    def show_scene(self, scene: Registration | None) -> None:
         """Make the strips of a registration's gates."""
         if self._body is not None:
             self._column.removeWidget(self._body)
@@ -96,49 +96,51 @@ class PlaceBox(QWidget):
         for own, strip in self.strips.items():
             strip.mark(own == place)
 
-    def _add_encoder(self, grid: QGridLayout, scene: Scene) -> None:
+    def _add_encoder(self, grid: QGridLayout, scene: Registration) -> None:
         from napari_shmoareg.figures.palette import IMAGE_COLOURS
 
-        layers = sorted({load.layer for load in scene.token_loads})
+        of_encoder = scene.routing.select(part="encoder")
+        layers = sorted({one.layer for one in of_encoder})
         if layers:
             _span(grid, _words(ENCODER))
             row = grid.rowCount()
             for column, image in enumerate(IMAGES, start=1):
                 grid.addWidget(_heading(f"{image} image"), row, column)
         for layer in layers:
-            loads = [load for load in scene.token_loads if load.layer == layer]
+            gates = [one for one in of_encoder if one.layer == layer]
+            spacing = scene.network_grid.coarsen(gates[0].stride).spacing
             _span(
                 grid,
-                self._size(
-                    "encoder", layer, f"Layer {layer}: tokens of {_mm(loads[0].grid.spacing)}"
-                ),
+                self._size("encoder", layer, f"Layer {layer}: tokens of {_mm(spacing)}"),
             )
-            for block in sorted({load.block or 0 for load in loads}):
+            for block in sorted({load.block or 0 for load in gates}):
                 row = grid.rowCount()
                 grid.addWidget(
                     _tip(QLabel(str(block)), f"Block {block} of encoder layer {layer}"), row, 0
                 )
-                for load in loads:
-                    place, count = load.gate, load.values.shape[-1]
+                for load in gates:
+                    place, count = load.gate, load.num_experts
                     if (place.block or 0) == block and place.image in IMAGES:
                         names = [f"Head {n}" for n in range(count)]
                         strip = TokenStrip(place, names, [IMAGE_COLOURS[place.image]] * count)
                         grid.addWidget(strip, row, 1 + IMAGES.index(place.image))
                         self.strips[place] = strip
 
-    def _add_decoder(self, grid: QGridLayout, scene: Scene) -> None:
+    def _add_decoder(self, grid: QGridLayout, scene: Registration) -> None:
         from napari_shmoareg.figures.palette import expert_colours
         from napari_shmoareg.plugin.layers import expert_names, resolution
 
-        maps = sorted(scene.expert_maps, key=lambda one: (one.stride, one.direction or ""))
+        maps = sorted(
+            scene.routing.select(part="decoder"), key=lambda one: (one.stride, one.direction or "")
+        )
         if maps:
             _span(grid, _words(DECODER))
         for stride in dict.fromkeys(found.stride for found in maps):
             of_stride = [found for found in maps if found.stride == stride]
             first = of_stride[0]
             heading = (
-                f"Layer {first.layer} ({resolution(first)}): cells of"
-                f" {_mm(first.volume.grid.spacing)}"
+                f"Layer {first.layer} ({resolution(stride)}): cells of"
+                f" {_mm(scene.network_grid.coarsen(stride).spacing)}"
             )
             _span(grid, self._size("decoder", first.layer, heading))
             for found in of_stride:
@@ -292,7 +294,7 @@ class LocationView(Section):
         self.reading: LocationReading | None = None
         # that was read last, exactly; the boxes round it
         self._place: NDArray[np.float64] | None = None
-        self._scene: weakref.ref[Scene] | None = None
+        self._scene: weakref.ref[Registration] | None = None
         self._clicks = clicks = DoubleClicks(itself(viewer), self._clicked)
         self._outline = Outline(itself(viewer))
         # not `destroyed`: a slot can be collected before its call
@@ -321,6 +323,7 @@ class LocationView(Section):
     def read(self, point: ArrayLike) -> None:
         """Read a place, (3,) mm RAS; where nothing can be read it is said why."""
         from napari_shmoareg.experts.location import read_location
+        from napari_shmoareg.experts.maps import gate_values
 
         scene = self._found()
         if scene is None:
@@ -332,7 +335,7 @@ class LocationView(Section):
         try:
             self.reading = read_location(scene, place)
             kept = NO_GATES if self.reading.cells else NOTHING
-            said = "" if scene.gates else kept
+            said = "" if gate_values(scene) else kept
         except InputError as error:
             self.reading, said = None, str(error)
         self._say(said)
@@ -440,7 +443,7 @@ class LocationView(Section):
             below.addWidget(button)
         return row, below
 
-    def _take_up(self, scene: Scene | None, before: Scene | None) -> None:
+    def _take_up(self, scene: Registration | None, before: Registration | None) -> None:
         point = None if self.reading is None else self.reading.point
         self._scene = None if scene is None else weakref.ref(scene)
         self.reading = None
@@ -498,5 +501,5 @@ class LocationView(Section):
     def _say(self, text: str) -> None:
         self.says.setText(text or INVITE)
 
-    def _found(self) -> Scene | None:
+    def _found(self) -> Registration | None:
         return None if self._scene is None else self._scene()

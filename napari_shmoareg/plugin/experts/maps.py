@@ -19,7 +19,7 @@ from napari_shmoareg.plugin import overlays, showing
 from napari_shmoareg.plugin.controls.forms import Section, fill, opacity_slider, pick
 from napari_shmoareg.plugin.controls.legend import Ramp, Swatches
 from napari_shmoareg.plugin.deformation import SPACING, set_spacing
-from napari_shmoareg.plugin.layers import FOLDS, RESOLUTIONS, expert_names, resolution
+from napari_shmoareg.plugin.layers import FOLDS, expert_names, resolution
 from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
 from napari_shmoareg.plugin.showing import says
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 NOT_KEPT = (
@@ -142,8 +142,10 @@ class GateSection(Section):
         )
 
     def _gates(self) -> list[GateValues]:
+        from napari_shmoareg.experts.maps import gate_values
+
         scene = scenes(self._viewer).get(self._number)
-        return [] if scene is None else scene.gates
+        return [] if scene is None else gate_values(scene)
 
     def _missing(self) -> str:
         scene = scenes(self._viewer).get(self._number)
@@ -176,7 +178,7 @@ class GateSection(Section):
 
 
 def _cells(stride: int) -> str:
-    return RESOLUTIONS.get(stride, f"1/{stride}") + " resolution"
+    return f"{resolution(stride)} resolution"
 
 
 def _of(gate: GateId) -> str:
@@ -256,7 +258,7 @@ class DecoderSection(Section):
             self.on.setChecked(shown is not None)
             self.opacity.setValue(round(100 * showing.opacity_of(opened)))
         fill(self.direction, {m.direction: f"{m.direction} ({along(m)})" for m in maps})
-        fill(self.resolution, {m.stride: resolution(m) for m in maps})
+        fill(self.resolution, {m.stride: resolution(m.stride) for m in maps})
         if shown is not None:
             self._last = showing.which(shown)
         direction, stride = self._last or showing.which(opened[0])
@@ -297,7 +299,7 @@ def along(expert_map: ExpertMap) -> str:
     return WORLD[int(np.abs(expert_map.volume.grid.affine[:3, axis]).argmax())]
 
 
-def _entries(scene: Scene, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
+def _entries(scene: Registration, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
     """Colour, name and share of every expert of a map."""
     from napari_shmoareg.figures.palette import expert_colours
 
@@ -370,15 +372,15 @@ class EncoderSection(Section):
             self.on.setChecked(bool(layer.visible))
             self.counted.setChecked(counted)
             self.opacity.setValue(round(100 * layer.opacity))
-        gates = [other.gate for other in scene.token_loads]
-        strides = {other.layer: other.stride for other in scene.token_loads}
+        others = scene.routing.select(part="encoder")
+        strides = {other.layer: other.stride for other in others}
         fill(
             self.layer,
             {n: f"{n} (1/{strides[n]} resolution)" for n in sorted(strides)},
             load.layer,
         )
-        fill(self.image, {p.image: p.image for p in gates}, load.image)
-        blocks = {p.block: str(p.block) for p in gates if p.layer == load.layer}
+        fill(self.image, {p.image: p.image for p in others}, load.image)
+        blocks = {p.block: str(p.block) for p in others if p.layer == load.layer}
         fill(self.block, blocks, load.block)
         self.block.setEnabled(not counted)
         shares = shares_of(load)
@@ -395,6 +397,8 @@ class EncoderSection(Section):
 
     def _choose(self) -> None:
         """Show the head that is picked, of the gate that comes nearest to what is picked."""
+        from napari_shmoareg.experts.maps import times_chosen, token_loads
+
         layer = showing.head_layer(self._viewer, self._number)
         scene = tag(layer, "scene")
         counted = self.counted.isChecked()
@@ -403,7 +407,7 @@ class EncoderSection(Section):
             self.image.currentData(),
             None if counted else self.block.currentData(),
         )
-        loads = scene.times_chosen if counted else scene.token_loads
+        loads = (times_chosen if counted else token_loads)(scene)
         load = min(
             loads, key=lambda one: [a != b for a, b in zip(_where(one), wanted, strict=True)]
         )

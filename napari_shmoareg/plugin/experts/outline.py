@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_shmoareg.experts.location import CellReading
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 ROLE = "token_box"
@@ -47,14 +47,14 @@ class Outline:
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Scene] | None = None
+        self._scene: weakref.ref[Registration] | None = None
         self._number = 0
         self._cell: CellReading | None = None
         self._following = False
         self._made = False  # of the cell that is shown
         self._blank = False  # hidden here, not by people
 
-    def show(self, number: int, scene: Scene, cell: CellReading) -> None:
+    def show(self, number: int, scene: Registration, cell: CellReading) -> None:
         """Outline another cell; makes the layer, ``#1 cell``, where there is none and the slice
         cuts it.
         """
@@ -111,7 +111,9 @@ class Outline:
         if self._blank:
             self._blank, layer.visible = False, True
 
-    def _add(self, viewer: Viewer, scene: Scene, data: NDArray[np.float64], width: float) -> None:
+    def _add(
+        self, viewer: Viewer, scene: Registration, data: NDArray[np.float64], width: float
+    ) -> None:
         from napari.layers import Vectors
 
         drop_orphans(viewer)
@@ -144,7 +146,7 @@ class Outline:
         self.draw()
 
 
-def corners_of(scene: Scene, cell: CellReading) -> NDArray[np.float64]:
+def corners_of(scene: Registration, cell: CellReading) -> NDArray[np.float64]:
     """The eight corners of a cell, (8, 3), mm along S, A, R."""
     grid = scene.network_grid.coarsen(cell.stride)
     return to_viewer(grid.to_world(np.asarray(cell.cell) + CORNERS))

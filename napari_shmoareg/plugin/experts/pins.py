@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from napari.layers import Layer, Points
 
     from napari_shmoareg.experts.location import LocationReading
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 MOST = 5
@@ -52,7 +52,7 @@ OWN = ("places", "token_box", "attention")
 TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
 
 
-def layer_of_place(viewer: Viewer, scene: Scene | None, role: str) -> Layer | None:
+def layer_of_place(viewer: Viewer, scene: Registration | None, role: str) -> Layer | None:
     """The layer of a scene in one of the roles `OWN`; None where there is none."""
     return next(
         (
@@ -64,13 +64,13 @@ def layer_of_place(viewer: Viewer, scene: Scene | None, role: str) -> Layer | No
     )
 
 
-def scene_of(layer: Layer) -> Scene | None:
+def scene_of(layer: Layer) -> Registration | None:
     """The scene that a layer of ours goes with, as long as it lives."""
     held = tag(layer, "of")
     return None if held is None else held()
 
 
-def about(scene: Scene, role: str) -> dict[str, dict[str, object]]:
+def about(scene: Registration, role: str) -> dict[str, dict[str, object]]:
     """Metadata of a layer that goes with a scene.
 
     Held weakly, and not under "scene": else the layer itself would keep the registration open.
@@ -87,12 +87,12 @@ def drop_orphans(viewer: Viewer) -> None:
             viewer.layers.remove(layer)
 
 
-def pins_of(viewer: Viewer, scene: Scene) -> NDArray[np.float64]:
+def pins_of(viewer: Viewer, scene: Registration) -> NDArray[np.float64]:
     """The places that are pinned, (n, 3), mm RAS."""
     return points_of(layer_of_place(viewer, scene, "places"))  # type: ignore[arg-type]
 
 
-def pin(viewer: Viewer, number: int, scene: Scene, point: ArrayLike) -> Points:
+def pin(viewer: Viewer, number: int, scene: Registration, point: ArrayLike) -> Points:
     """Keep a place, mm RAS; makes the layer, called ``#1 places``, where there is none.
 
     Raises
@@ -108,7 +108,7 @@ def pin(viewer: Viewer, number: int, scene: Scene, point: ArrayLike) -> Points:
     return layer  # type: ignore[return-value]
 
 
-def unpin(viewer: Viewer, scene: Scene, index: int) -> None:
+def unpin(viewer: Viewer, scene: Registration, index: int) -> None:
     """Let a place go; the others are numbered anew, and the layer goes with the last."""
     layer = layer_of_place(viewer, scene, "places")
     if layer is None:
@@ -137,7 +137,7 @@ def _put(layer: Points, points: NDArray[np.float64]) -> None:
     dress(layer)
 
 
-def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
+def _add_layer(viewer: Viewer, number: int, scene: Registration) -> Points:
     """On the steps of the other layers: others would make the sliders' own finer."""
     from napari.layers import Points
 
@@ -169,7 +169,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
 Numbered = Sequence[tuple[int, "LocationReading"]]  # numbers of pins from 1
 
 
-def rows_of(scene: Scene, readings: Numbered) -> list[dict[str, object]]:
+def rows_of(scene: Registration, readings: Numbered) -> list[dict[str, object]]:
     """One row per pin, gate and expert that the pin's cell chose, or whose value the gate kept.
 
     Values are those of the files: nothing is rounded.  Empty is what is not known, or not chosen.
@@ -228,7 +228,9 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
     return groups
 
 
-def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[int, int], Choice]]:
+def choices_of(
+    scene: Registration, readings: Numbered
+) -> tuple[list[str], dict[tuple[int, int], Choice]]:
     """The directions of all decoder layers, and what each pin chose there.  Fig. 6(b)."""
     from napari_shmoareg.figures.palette import expert_colours
     from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
@@ -290,7 +292,7 @@ class PinsBox(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Scene] | None = None
+        self._scene: weakref.ref[Registration] | None = None
         self._number = 0
         self._watched: weakref.ref[Any] | None = None
         self.readings: list[tuple[int, LocationReading]] = []
@@ -301,17 +303,19 @@ class PinsBox(QWidget):
         self._build()
         self.refresh()
 
-    def show_scene(self, number: int, scene: Scene | None) -> None:
+    def show_scene(self, number: int, scene: Registration | None) -> None:
         """Be about another registration, or none."""
         self._number, self._scene = number, None if scene is None else weakref.ref(scene)
         if scene is not None:
-            layers = sorted({load.layer for load in scene.token_loads})
+            encoder = scene.routing.select(part="encoder")
+            decoder = scene.routing.select(part="decoder")
+            layers = sorted({one.layer for one in encoder})
             fill(self.layer, {n: f"layer {n}" for n in layers})
             self._offer_blocks(scene)
             for widget in (self.layer, self.block, self.image, self.heads, self.bars):
-                widget.setVisible(bool(scene.token_loads))  # none without MoA
-            self.kernels.setVisible(bool(scene.expert_maps))  # none without SHMoE
-            self.table.setVisible(bool(scene.expert_maps))
+                widget.setVisible(bool(encoder))  # none without MoA
+            self.kernels.setVisible(bool(decoder))  # none without SHMoE
+            self.table.setVisible(bool(decoder))
         self.refresh()
 
     def pin(self, point: NDArray[np.float64]) -> None:
@@ -392,9 +396,10 @@ class PinsBox(QWidget):
             inner.addWidget(widget)
         column.addWidget(self.compared)
 
-    def _offer_blocks(self, scene: Scene) -> None:
+    def _offer_blocks(self, scene: Registration) -> None:
         layer = self.layer.currentData()
-        blocks = sorted({load.block or 0 for load in scene.token_loads if load.layer == layer})
+        gates = scene.routing.select(part="encoder", layer=layer)
+        blocks = sorted({one.block or 0 for one in gates})
         fill(self.block, {-1: OVER_BLOCKS} | {n: f"block {n}" for n in blocks})
 
     def _choose(self) -> None:
@@ -457,11 +462,11 @@ class PinsBox(QWidget):
         if not self._soon.isActive():
             self._soon.start()
 
-    def _found(self) -> Scene | None:
+    def _found(self) -> Registration | None:
         return None if self._scene is None else self._scene()
 
 
-def _read(scene: Scene | None, point: NDArray[np.float64]) -> LocationReading:
+def _read(scene: Registration | None, point: NDArray[np.float64]) -> LocationReading:
     from napari_shmoareg.experts.location import read_location
 
     assert scene is not None

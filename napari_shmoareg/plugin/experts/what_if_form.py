@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.experts.controls import Control
     from napari_shmoareg.experts.intervention import Intervention
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 ACTIONS = {"silence": "silence it: never chosen", "force": "force it: always chosen"}
@@ -107,7 +107,7 @@ class ChangeRequest:
         where = self.within if self.source is None else f"in {self.within}"
         return f"{DONE[self.action]} in turn: every expert of {gates}, {where}, {beside}"
 
-    def place(self, scene: Scene) -> Volume | None:
+    def place(self, scene: Registration) -> Volume | None:
         """The region in the fixed world: not 0 is inside; None for everywhere.
 
         Raises
@@ -125,7 +125,7 @@ class ChangeRequest:
             )
         return Volume(inside.astype(np.uint8), labels.grid, self.within, is_labels=True)
 
-    def change(self, scene: Scene) -> Intervention | Control:
+    def change(self, scene: Registration) -> Intervention | Control:
         """The change; an intervention with its region.
 
         Raises
@@ -227,7 +227,7 @@ class WhatIfForm(QWidget):
             action in ONE_OR_OFTEN and self.where.part.currentData() == "decoder"
         )
 
-    def offer(self, scene: Scene | None, find: Any) -> None:
+    def offer(self, scene: Registration | None, find: Any) -> None:
         """Offer what there is of a registration; `find` gives it again later, so that nothing is
         held here.
         """

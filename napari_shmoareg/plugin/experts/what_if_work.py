@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_shmoareg.experts.experiment import Effect, Experiment, ImportanceRow
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.geometry import Volume
+    from napari_shmoareg.registration.register import Registration
 
 
-Kept = MutableMapping["Scene", "Experiment"]
+Kept = MutableMapping["Registration", "Experiment"]
 
 # of the progress: until the network is there, and until it has run unchanged
 LOADING, READY = 0.3, 0.6
@@ -89,7 +89,7 @@ class Answer:
     share : float or None
         Of the selections of these gates, in the region, that went to the expert; None of a control.
     alike : float
-        As of `alike`.
+        As of `recorded_alike`.
     aligned : float or None
         Of a control: mean Dice of the alignment alone; None without labels.
     """
@@ -120,7 +120,7 @@ class Sweep:
 
 def answer(
     work: Work,
-    held: weakref.ref[Scene],
+    held: weakref.ref[Registration],
     wish: ChangeRequest,
     kept: Kept,
     weights: str | None = None,
@@ -129,12 +129,17 @@ def answer(
     held meanwhile.
     """
     from napari_shmoareg.experts.controls import Control
+    from napari_shmoareg.experts.experiment import recorded_alike
 
     scene = _there(held)
     change = wish.change(scene)
     start = 0.0 if scene in kept and not weights else READY
     experiment = experiment_of(work, scene, kept, weights)
-    about, settings, same = origin_of(scene), scene.report["settings"], alike(scene, experiment)
+    about, settings, same = (
+        origin_of(scene),
+        scene.report["settings"],
+        recorded_alike(experiment, scene.routing),
+    )
     del scene
     step = (1 - start) / (2 if wish.null else 1)
     tell = partial(_between, work, "running with the change", start, start + step)
@@ -158,14 +163,14 @@ def answer(
 
 def sweep(
     work: Work,
-    held: weakref.ref[Scene],
+    held: weakref.ref[Registration],
     wish: ChangeRequest,
     kept: Kept,
     found: Sweep,
     weights: str | None = None,
 ) -> Sweep:
     """Change every expert of some gates in turn; each row is appended to `found` as it comes."""
-    from napari_shmoareg.experts.experiment import importance
+    from napari_shmoareg.experts.experiment import importance, recorded_alike
 
     scene = _there(held)
     where = {
@@ -173,7 +178,7 @@ def sweep(
     }
     region = wish.place(scene)
     experiment = experiment_of(work, scene, kept, weights)
-    found.alike = alike(scene, experiment)
+    found.alike = recorded_alike(experiment, scene.routing)
     del scene
     with interruptible(experiment.replay.network, work.check):
         work.tell("changing the first expert", 0.0)
@@ -186,7 +191,7 @@ def sweep(
 
 
 def experiment_of(
-    work: Work, scene: Scene, kept: Kept, weights: str | Path | None = None
+    work: Work, scene: Registration, kept: Kept, weights: str | Path | None = None
 ) -> Experiment:
     """The experiment on a registration, made at the first call (seconds); only that of the last one
     is kept.
@@ -211,34 +216,6 @@ def experiment_of(
     return found
 
 
-def alike(scene: Scene, experiment: Experiment) -> float:
-    """Whether these are the weights, and the settings, that the registration was made with.
-
-    Returns
-    -------
-    float
-        Share of the cells that chose the recorded expert, or of the tokens that chose the recorded
-        heads: the lower.
-    """
-    from napari_shmoareg.experts.experiment import recorded_alike
-
-    chosen: dict[Any, Any] = {
-        m.gate: m.volume.values.astype(np.int64) - 1 for m in scene.expert_maps
-    }
-    heads = {load.gate: load.values != 0 for load in scene.token_loads}
-    same = total = 0
-    for record in experiment.base.routing:
-        recorded = heads.get(record.gate)
-        if recorded is not None:
-            ids = np.moveaxis(record.routing.experts[0].numpy(force=True), 0, -1).astype(np.int64)
-            now = np.zeros(recorded.shape, dtype=bool)
-            np.put_along_axis(now, ids, True, axis=-1)
-            same, total = same + int((now == recorded).all(axis=-1).sum()), total + ids[..., 0].size
-    return min(
-        recorded_alike(experiment, chosen) if chosen else 1.0, same / total if total else 1.0
-    )
-
-
 class _Part(Work):
     """A work that is the first part of another one."""
 
@@ -257,7 +234,7 @@ def _between(work: Work, title: str, low: float, high: float, done: float) -> No
     work.tell(title, low + (high - low) * done)
 
 
-def _there(held: weakref.ref[Scene]) -> Scene:
+def _there(held: weakref.ref[Registration]) -> Registration:
     """The scene; the work ends where it was closed."""
     scene = held()
     if scene is None:
@@ -272,13 +249,13 @@ LEAST = 0.01  # mm: a ramp that ends lower would show rounding
 BLUE, RED = (0.13, 0.4, 0.85), (0.85, 0.15, 0.1)
 
 
-def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> list[Image]:
+def show_effect(viewer: Viewer, scene: Registration, number: int, effect: Effect) -> list[Image]:
     """Show how far a change moved everything, and (hidden) what it did to the warped image.
 
     Parameters
     ----------
     viewer : Viewer
-    scene : Scene
+    scene : Registration
     number : int
         Of the registration.
     effect : Effect
@@ -309,13 +286,15 @@ def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> li
     return shown
 
 
-def show_expert_of(viewer: Viewer, number: int, scene: Scene, row: ImportanceRow) -> None:
+def show_expert_of(viewer: Viewer, number: int, scene: Registration, row: ImportanceRow) -> None:
     """Show the map of the expert that a row of importance is about."""
     if row.part == "decoder":
-        strides = [m.stride for m in scene.expert_maps if m.layer == row.layer]
-        show_experts(viewer, number, row.direction, strides[0] if strides else None)
+        layers = scene.routing.select(part="decoder", layer=row.layer)
+        show_experts(viewer, number, row.direction, layers[0].stride if layers else None)
         return
-    counts = [load for load in scene.times_chosen if load.layer == row.layer]
+    from napari_shmoareg.experts.maps import times_chosen
+
+    counts = [load for load in times_chosen(scene) if load.layer == row.layer]
     wanted = next((load for load in counts if load.image == "fixed"), counts[0] if counts else None)
     if wanted is not None:
         show_head(viewer, number, wanted, row.expert)
@@ -364,7 +343,7 @@ def difference_colours() -> dict[str, Any]:
 
 def _fill(
     viewer: Viewer,
-    scene: Scene,
+    scene: Registration,
     number: int,
     which: str,
     volume: Volume,

@@ -54,7 +54,7 @@ from napari_shmoareg.plugin.viewer import look_like_caution
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 TICK = 100  # ms between two looks at the progress
@@ -73,11 +73,11 @@ class Saving:
 
     Parameters
     ----------
-    scene : Scene
+    scene : Registration
     folder : Path
     """
 
-    def __init__(self, scene: Scene, folder: Path) -> None:
+    def __init__(self, scene: Registration, folder: Path) -> None:
         self.scene, self.folder = scene, folder
         self.reached = ("starting", 0.0)
         self.stop = threading.Event()
@@ -89,11 +89,8 @@ class Saving:
         from napari_shmoareg.io import write_registration
 
         scene = self.scene
-        assert scene.registration is not None
         extra = scene.report.get("extra")
-        write = partial(
-            write_registration, scene.registration, self.folder, weights=scene.weights, extra=extra
-        )
+        write = partial(write_registration, scene, self.folder, weights=scene.weights, extra=extra)
         try:
             write(progress=self._tell)
         except Exception as error:
@@ -111,7 +108,7 @@ class SaveBox(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scene: Callable[[], Scene | None] = lambda: None
+        self._scene: Callable[[], Registration | None] = lambda: None
         self._saving: Saving | None = None
         self._lies: Path | None = None
         self.button = QPushButton("Save all…")
@@ -144,7 +141,7 @@ class SaveBox(QWidget):
         """Whether a folder is being written."""
         return self._saving is not None
 
-    def show_scene(self, scene: Callable[[], Scene | None]) -> None:
+    def show_scene(self, scene: Callable[[], Registration | None]) -> None:
         """Offer to save a registration, given as what finds it, so that nothing is held here."""
         self._scene = scene
         found = scene()
@@ -159,7 +156,7 @@ class SaveBox(QWidget):
         scene = self._scene()
         if scene is None or self.busy:
             return
-        if scene.registration is None:
+        if scene.folder is not None:
             show_info(
                 f"This registration was read from {scene.folder}, where everything lies already."
             )
@@ -215,7 +212,7 @@ class SaveBox(QWidget):
         self.bar.setValue(0)
         self.open.setVisible(self._lies is not None)
         self.button.setText("Cancel" if self.busy else "Save all…")
-        self.button.setEnabled(self.busy or (scene is not None and scene.registration is not None))
+        self.button.setEnabled(self.busy or (scene is not None and scene.folder is None))
 
 
 def _say_outcome(folder: Path, outcome: tuple[Exception | None]) -> None:
@@ -229,7 +226,7 @@ def _say_outcome(folder: Path, outcome: tuple[Exception | None]) -> None:
         show_error(explain(error))
 
 
-def place_in(chosen: Path, scene: Scene) -> Path:
+def place_in(chosen: Path, scene: Registration) -> Path:
     """The chosen folder if it is empty, else a new one in it that is named after the pair."""
     if not any(chosen.iterdir()):
         return chosen

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.registration.register import Registration
 
 
@@ -43,7 +42,7 @@ class Outcome:
     Attributes
     ----------
     number : int
-    scene : Scene or None
+    scene : Registration or None
     layers : list of (data, options, type)
         Bottom first.
     error : str
@@ -52,7 +51,7 @@ class Outcome:
     """
 
     number: int
-    scene: Scene | None = None
+    scene: Registration | None = None
     layers: list[Any] = field(default_factory=list)
     error: str = ""
     notes: list[str] = field(default_factory=list)
@@ -128,7 +127,6 @@ class Job(Cancellable):
 
     def _register(self) -> Outcome:
         from napari_shmoareg.experts.load import ExpertLoad
-        from napari_shmoareg.experts.scene import Scene
         from napari_shmoareg.io.report import build_report
         from napari_shmoareg.metrics.measure import measure
         from napari_shmoareg.plugin.layers import layers_of
@@ -141,7 +139,7 @@ class Job(Cancellable):
         self._tell("measuring", 0.4)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
         report = build_report(registration, quality, load, weights=weights)
-        scene = Scene.of(registration, report, weights=Path(weights).stem)
+        scene = replace(registration, report=report, weights=Path(weights).stem)
         self._tell("drawing", 0.6)
         layers = layers_of(scene, self.number)
         self._tell("drawing", 1.0)
