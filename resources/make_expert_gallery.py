@@ -78,8 +78,8 @@ class ExpertGallery(Gallery):
 
     def place(self, middle: np.ndarray) -> None:
         """Five pins, and the attention of a head of the last one."""
-        self.turn_to("Place")
-        (view,) = self.panel.views["Place"]
+        self.turn_to("Location")
+        (view,) = self.panel.views["Location"]
         for step in OFF_CENTRE:
             view.read(middle + np.array(step))
             view.pin.click()

@@ -246,10 +246,10 @@ def _control(
 
         control_one(aligned, running, options)
     elif len(what) == 1 and what[0].is_dir():
-        from napari_shmoareg.io import read_scene
+        from napari_shmoareg.io import read_registration
         from napari_shmoareg.io.model_card import NO_NETWORK
 
-        scene = read_scene(what[0])
+        scene = read_registration(what[0])
         if scene.weights == NO_NETWORK:
             raise InputError(
                 f"{what[0]} was registered without a network, so that there are no experts to"

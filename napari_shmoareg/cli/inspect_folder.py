@@ -14,13 +14,19 @@ import numpy as np
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.load import ExpertLoad, repeated, share_spread
-from napari_shmoareg.experts.location import BOUNDARY, CENTRE, FRACTIONS, PlaceLoad, detailed_rows
+from napari_shmoareg.experts.location import (
+    BOUNDARY,
+    CENTRE,
+    FRACTIONS,
+    LocationLoad,
+    detailed_rows,
+)
 from napari_shmoareg.figures.experts import (
     CAUTION,
     load_caption,
     load_figure,
-    place_caption,
-    place_figure,
+    location_caption,
+    location_figure,
 )
 from napari_shmoareg.io.files import ENDINGS, write_figure, write_table, writing
 from napari_shmoareg.io.machine import versions
@@ -44,7 +50,7 @@ class InspectedPair:
     moving, fixed : str
         Names of the images.
     load : ExpertLoad
-    places : PlaceLoad
+    places : LocationLoad
     points : mapping of str to list of 3 float
         Where the places lie in the fixed image's world, mm RAS.
     boundary : list of 2 int, or None
@@ -59,7 +65,7 @@ class InspectedPair:
     moving: str
     fixed: str
     load: ExpertLoad
-    places: PlaceLoad
+    places: LocationLoad
     points: Mapping[str, list[float]]
     boundary: list[int] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -123,7 +129,7 @@ def read_kept(out: Path, number: int) -> InspectedPair | None:
         told = read_object(place, "an inspected pair")
         if "error" in told:
             return None
-        places = PlaceLoad(
+        places = LocationLoad(
             {name: ExpertLoad.from_entries(rows) for name, rows in told["places"].items()}
         )
         check_fields(_Named, {key: told[key] for key in get_type_hints(_Named)})
@@ -249,7 +255,7 @@ def write_results(
 
 def _figures(
     load: ExpertLoad,
-    places: PlaceLoad,
+    places: LocationLoad,
     spread: Mapping[GateId, np.ndarray],
     done: Sequence[InspectedPair],
     network: Mapping[str, Any],
@@ -262,7 +268,7 @@ def _figures(
     voxel = tokens[0] if given else BOUNDARY if BOUNDARY in places else CENTRE
     captions = {
         "expert_loads": load_caption(load, len(done), passes, routing),
-        "expert_places": place_caption(
+        "expert_places": location_caption(
             places,
             len(done),
             given=given,
@@ -274,7 +280,7 @@ def _figures(
     }
     return captions, {
         "expert_loads": load_figure(load, spread=spread, caption=captions["expert_loads"]),
-        "expert_places": place_figure(
+        "expert_places": location_figure(
             places, tokens=tokens, voxel=voxel, kernels=kernels, caption=captions["expert_places"]
         ),
     }

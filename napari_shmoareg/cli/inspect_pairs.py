@@ -252,7 +252,7 @@ def _counted(
 ) -> InspectedPair:
     from napari_shmoareg.cli.inspect_folder import InspectedPair
     from napari_shmoareg.experts.load import ExpertLoad
-    from napari_shmoareg.experts.location import PlaceLoad
+    from napari_shmoareg.experts.location import LocationLoad
 
     points, labels = _places(registration.pair, at)
     shape = registration.network_grid.shape
@@ -266,7 +266,7 @@ def _counted(
         moving=registration.pair.moving.name,
         fixed=registration.pair.fixed.name,
         load=ExpertLoad.of(registration.routing, shape),
-        places=PlaceLoad.of(registration, points),
+        places=LocationLoad.of(registration, points),
         points={name: [float(c) for c in point] for name, point in points.items()},
         boundary=labels,
         about=about,
@@ -276,12 +276,14 @@ def _counted(
 
 def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], list[int] | None]:
     """The places of a pair, and which labels meet at its boundary."""
-    from napari_shmoareg.experts.location import BOUNDARY, CENTRE, boundary_place, five_places
+    from napari_shmoareg.experts.location import BOUNDARY, CENTRE, boundary_location, five_locations
 
     if at:
         return {str(point): point for point in at}, None
-    points: dict[str, Any] = dict(five_places(pair.fixed))
-    found = None if pair.fixed_labels is None else boundary_place(pair.fixed_labels, points[CENTRE])
+    points: dict[str, Any] = dict(five_locations(pair.fixed))
+    found = (
+        None if pair.fixed_labels is None else boundary_location(pair.fixed_labels, points[CENTRE])
+    )
     if found is None:
         return points, None
     return points | {BOUNDARY: found.point}, list(found.labels)

@@ -27,7 +27,7 @@ _SLACK = 1e-6  # voxels; rounding of the matrices
 
 @dataclass(frozen=True, eq=False)
 class CellReading(AtGate):
-    """What one gate decided for the cell that covers a place.
+    """What one gate decided for the cell that covers a location.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class CellReading(AtGate):
 
 @dataclass(frozen=True, eq=False)
 class LocationReading:
-    """What every gate decided for one place.
+    """What every gate decided for one location.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class LocationReading:
     cells: tuple[CellReading, ...]
 
     def select(self, **where: object) -> tuple[CellReading, ...]:
-        """The cells whose place has these fields: ``reading.select(layer=1, image="fixed")``."""
+        """The cells whose gate has these fields: ``reading.select(layer=1, image="fixed")``."""
         return tuple(c for c in self.cells if c.gate.matches(**where))
 
     @property
@@ -97,7 +97,7 @@ class LocationReading:
 
 
 def read_location(registration: Registration, point: ArrayLike) -> LocationReading:
-    """Look up what every gate decided at a place.
+    """Look up what every gate decided at a location.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def read_location(registration: Registration, point: ArrayLike) -> LocationReadi
     """
     position = np.asarray(point, dtype=np.float64)
     if position.shape != (3,) or not np.isfinite(position).all():
-        raise InputError(f"A place is three numbers of mm (RAS); got {point!r}.")
+        raise InputError(f"A location is three numbers of mm (RAS); got {point!r}.")
     voxel = voxel_at(registration.network_grid, position)
     cells = [_reading(registration, record, voxel) for record in registration.routing]
     return LocationReading(position, tuple(sorted(cells, key=_rank)))
@@ -143,7 +143,7 @@ def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:
         raise InputError(
             f"({', '.join(f'{value:.1f}' for value in point)}) mm lies outside of what the network"
             f" saw, a box within {reach} mm (RAS{', oblique' if _is_oblique(grid) else ''}). Choose"
-            " a place inside."
+            " a location inside."
         )
     i, j, k = np.clip(np.floor(index + 0.5), 0, np.array(grid.shape) - 1).astype(int).tolist()
     return i, j, k
@@ -198,46 +198,46 @@ patient's."""
 
 
 @dataclass(frozen=True, eq=False)
-class PlaceLoad:
-    """Counts of selections per named place, gate and expert; those of several pairs add with ``+``.
+class LocationLoad:
+    """Counts of selections per named location, gate and expert; those of pairs add with ``+``.
 
     Parameters
     ----------
     loads : mapping of str to ExpertLoad
-        What the one cell of each gate chose that holds the place; so the cells of a gate count the
-        pairs.
+        What the one cell of each gate chose that holds the location: the cells of a gate count
+        the pairs.
     """
 
     loads: Mapping[str, ExpertLoad]
 
     @classmethod
-    def of(cls, registration: Registration, places: Mapping[str, ArrayLike]) -> PlaceLoad:
-        """Count one pair: each gate once at each place.
+    def of(cls, registration: Registration, locations: Mapping[str, ArrayLike]) -> LocationLoad:
+        """Count one pair: each gate once at each location.
 
         Parameters
         ----------
         registration : Registration
-        places : mapping of name to (3,) world position, mm RAS
-            In the fixed image's world.  The moving image's tokens are those at the same place of
+        locations : mapping of name to (3,) world position, mm RAS
+            In the fixed image's world.  The moving image's tokens are those at the same location of
             the network grid, onto which the moving image was read through the affine.
 
         Raises
         ------
         InputError
-            If a place lies outside the network grid.
+            If a location lies outside the network grid.
         """
         return cls(
             {
                 name: _load_at(registration, np.asarray(p, dtype=np.float64))
-                for name, p in places.items()
+                for name, p in locations.items()
             }
         )
 
-    def __add__(self, other: PlaceLoad) -> PlaceLoad:
-        """Counts of both; places that only one of them has are kept."""
+    def __add__(self, other: LocationLoad) -> LocationLoad:
+        """Counts of both; locations that only one of them has are kept."""
         nothing = ExpertLoad({}, {})
         names = dict.fromkeys([*self.loads, *other.loads])
-        return PlaceLoad(
+        return LocationLoad(
             {n: self.loads.get(n, nothing) + other.loads.get(n, nothing) for n in names}
         )
 
@@ -252,20 +252,20 @@ class PlaceLoad:
 
     @property
     def share(self) -> dict[str, dict[GateId, NDArray[np.float64]]]:
-        """Share of selections (N,) per place and gate, summing to 1."""
+        """Share of selections (N,) per location and gate, summing to 1."""
         return {name: load.share for name, load in self.loads.items()}
 
     @property
     def share_of_tokens(self) -> dict[str, dict[GateId, NDArray[np.float64]]]:
-        """How often the cell chose each expert (N,) per place and gate, summing to k.  Fig. 6."""
+        """How often the cell chose each expert, (N,) per location and gate; sums to k.  Fig. 6."""
         return {name: load.share_of_tokens for name, load in self.loads.items()}
 
-    def over_blocks(self) -> PlaceLoad:
+    def over_blocks(self) -> LocationLoad:
         """The blocks of each encoder layer added up."""
-        return PlaceLoad({name: load.over_blocks() for name, load in self.loads.items()})
+        return LocationLoad({name: load.over_blocks() for name, load in self.loads.items()})
 
     def rows(self) -> list[dict[str, object]]:
-        """One dict per place, gate and expert: place, the columns of `ExpertLoad.rows`, cells,
+        """One dict per location, gate and expert: place, the columns of `ExpertLoad.rows`, cells,
         share_of_tokens.
         """
         return [
@@ -290,8 +290,8 @@ class Boundary(NamedTuple):
     labels: tuple[int, int]
 
 
-def five_places(fixed: Volume) -> dict[str, NDArray[np.float64]]:
-    """World positions (mm RAS) of the five places of `FRACTIONS` in the box around what an image
+def five_locations(fixed: Volume) -> dict[str, NDArray[np.float64]]:
+    """World positions (mm RAS) of the five locations of `FRACTIONS` in the box around what an image
     shows.
     """
     grid = fixed.grid.canonical()
@@ -303,7 +303,7 @@ def five_places(fixed: Volume) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def boundary_place(labels: Volume, near: ArrayLike) -> Boundary | None:
+def boundary_location(labels: Volume, near: ArrayLike) -> Boundary | None:
     """The voxel nearest to a point whose neighbour, across one of its faces, has another label.
 
     A boundary between two labels goes before one of a label with what is outside; None where there

@@ -7,7 +7,7 @@ grid, which `Grid.coarsen` gives; it is never resampled.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -62,129 +62,22 @@ class ExpertMap(AtGate):
 
 
 @dataclass(frozen=True, eq=False)
-class TokenLoad(AtGate):
-    """One number per token and expert.
-
-    Attributes
-    ----------
-    name : str
-        ``encoder-1-0-moving`` and so on: part, layer, block, image.
-    values : (I, J, K, N) array
-        float32 weights (0 where the expert was not chosen), or uint8 counts over blocks.
-    grid : Grid
-        Of the tokens: same field of view as the network grid, voxels `stride` times as big.
-    gate : GateId
-        Where in the network it was decided; for counts over all blocks of a layer without a block.
-    stride : int
-        Voxels of the network grid per token.
-    """
-
-    name: str
-    values: NDArray
-    grid: Grid
-    gate: GateId
-    stride: int
-
-    def volume(self, expert: int) -> Volume:
-        """The map of one expert, by its id from 0."""
-        return Volume(self.values[..., expert], self.grid, f"{self.name}-expert-{expert}")
-
-
-@per_registration
-def expert_maps(registration: Registration) -> list[ExpertMap]:
-    """Expert-ID maps of the decoder, one per layer and direction, in the order of the forward.
-
-    Where a gate chooses several experts the map shows its first choice.
-    """
-    maps = []
-    for record in registration.routing.select(part="decoder"):
-        values = record.routing.experts[0, 0].numpy(force=True).astype(np.uint8) + np.uint8(1)
-        volume = Volume(values, cells_of(registration, record), record.name, is_labels=True)
-        maps.append(ExpertMap(record.name, volume, record.gate, record.stride, record.num_experts))
-    return maps
-
-
-def token_loads(registration: Registration, **fields: object) -> list[TokenLoad]:
-    """What each token of the encoder gave each attention head, per layer, block and image.
-
-    Parameters
-    ----------
-    registration : Registration
-    **fields
-        Only gates that match (`GateId`): ``token_loads(r, layer=1, image="fixed")``.
-
-    Returns
-    -------
-    list of TokenLoad
-        Weights of Eq. (4); 0 where a head was not chosen.
-    """
-    return [load for load in _token_loads(registration) if load.gate.matches(**fields)]
-
-
-@per_registration
-def _token_loads(registration: Registration) -> list[TokenLoad]:
-    loads = []
-    for record in registration.routing.select(part="encoder"):
-        experts = record.routing.experts[0].numpy(force=True).astype(np.int64)
-        weights = record.routing.weights[0].numpy(force=True).astype(np.float32)
-        values = np.zeros((record.num_experts, *experts.shape[1:]), dtype=np.float32)
-        np.put_along_axis(values, experts, weights, axis=0)
-        cells = cells_of(registration, record)
-        loads.append(
-            TokenLoad(record.name, np.moveaxis(values, 0, -1), cells, record.gate, record.stride)
-        )
-    return loads
-
-
-@per_registration
-def times_chosen(registration: Registration) -> list[TokenLoad]:
-    """In how many blocks of a layer each token chose each head, per encoder layer and image.
-
-    Returns
-    -------
-    list of TokenLoad
-        uint8 counts; over the experts they sum to k times the number of blocks.
-    """
-    counted: dict[GateId, TokenLoad] = {}
-    for record in registration.routing.select(part="encoder"):
-        experts = record.routing.experts[0].numpy(force=True)
-        chosen = (experts[..., None] == np.arange(record.num_experts)).sum(axis=0, dtype=np.uint8)
-        gate = record.gate._replace(block=None)
-        if gate in counted:
-            chosen = chosen + counted[gate].values
-        name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
-        counted[gate] = TokenLoad(name, chosen, cells_of(registration, record), gate, record.stride)
-    return list(counted.values())
-
-
-def cells_of(registration: Registration, record: RoutedLayer) -> Grid:
-    """The grid of a record's cells, which has to be the network grid at its stride."""
-    grid = registration.network_grid.coarsen(record.stride)
-    cells = tuple(record.routing.experts.shape[2:])
-    if cells != grid.shape:
-        raise ValueError(
-            f"The routing of {record.name} has {cells} cells; the network grid has {grid.shape} at"
-            " its stride."
-        )
-    return grid
-
-
-@dataclass(frozen=True, eq=False)
 class GateValues(AtGate):
-    """All values of one gate, of the chosen experts and of those that were not.
+    """One number per cell and expert of a gate.
 
     Attributes
     ----------
     name : str
-        ``encoder-1-0-moving-gate``, ``decoder-1-x-gate`` and so on: part, layer, block, image,
-        direction.
-    values : (I, J, K, N) array, float32, 0 to 1
-        Encoder: a softmax, which sums to 1 over the N experts (Eq. 5).  Decoder: a sigmoid for each
-        expert by itself, which does not (T of Eq. 6).
+        ``encoder-1-0-moving``, ``decoder-1-x-gate`` and so on.
+    values : (I, J, K, N) array
+        Of `gate_values` float32, 0 to 1, of the chosen experts and of those that were not: in the
+        encoder a softmax, which sums to 1 over the N experts (Eq. 5), in the decoder a sigmoid for
+        each expert by itself, which does not (T of Eq. 6).  Of `token_loads` float32 weights, of
+        `times_chosen` uint8 counts.
     grid : Grid
         Of the cells: same field of view as the network grid, voxels `stride` times as big.
     gate : GateId
-        Where in the network the gate stands.
+        Of counts over all blocks of a layer without a block.
     stride : int
         Voxels of the network grid per cell.
     top_k : int
@@ -203,6 +96,10 @@ class GateValues(AtGate):
         """N."""
         return int(self.values.shape[-1])
 
+    def volume(self, expert: int) -> Volume:
+        """The map of one expert, by its id from 0."""
+        return Volume(self.values[..., expert], self.grid, f"{self.name}-expert-{expert}")
+
     def entropy(self) -> Volume:
         """How evenly the gate spread its values over the experts: float32, 0 to 1 (see
         `entropy_of`).
@@ -212,6 +109,82 @@ class GateValues(AtGate):
     def margin(self) -> Volume:
         """How near each choice was to another one: float32, 0 to 1 (see `margin_of`)."""
         return Volume(margin_of(self.values, self.top_k), self.grid, f"{self.name}-margin")
+
+
+@per_registration
+def expert_maps(registration: Registration) -> list[ExpertMap]:
+    """Expert-ID maps of the decoder, one per layer and direction, in the order of the forward.
+
+    Where a gate chooses several experts the map shows its first choice.
+    """
+    maps = []
+    for record in registration.routing.select(part="decoder"):
+        values = record.routing.experts[0, 0].numpy(force=True).astype(np.uint8) + np.uint8(1)
+        volume = Volume(values, cells_of(registration, record), record.name, is_labels=True)
+        maps.append(ExpertMap(record.name, volume, record.gate, record.stride, record.num_experts))
+    return maps
+
+
+def token_loads(registration: Registration, **fields: object) -> list[GateValues]:
+    """What each token of the encoder gave each attention head, per layer, block and image.
+
+    Parameters
+    ----------
+    registration : Registration
+    **fields
+        Only gates that match (`GateId`): ``token_loads(r, layer=1, image="fixed")``.
+
+    Returns
+    -------
+    list of GateValues
+        Weights of Eq. (4); 0 where a head was not chosen.
+    """
+    return [load for load in _token_loads(registration) if load.gate.matches(**fields)]
+
+
+@per_registration
+def _token_loads(registration: Registration) -> list[GateValues]:
+    loads = []
+    for record in registration.routing.select(part="encoder"):
+        experts = record.routing.experts[0].numpy(force=True).astype(np.int64)
+        weights = record.routing.weights[0].numpy(force=True).astype(np.float32)
+        values = np.zeros((record.num_experts, *experts.shape[1:]), dtype=np.float32)
+        np.put_along_axis(values, experts, weights, axis=0)
+        loads.append(_of_cells(registration, record, record.name, np.moveaxis(values, 0, -1)))
+    return loads
+
+
+@per_registration
+def times_chosen(registration: Registration) -> list[GateValues]:
+    """In how many blocks of a layer each token chose each head, per encoder layer and image.
+
+    Returns
+    -------
+    list of GateValues
+        uint8 counts; over the experts they sum to k times the number of blocks.
+    """
+    counted: dict[GateId, GateValues] = {}
+    for record in registration.routing.select(part="encoder"):
+        experts = record.routing.experts[0].numpy(force=True)
+        chosen = (experts[..., None] == np.arange(record.num_experts)).sum(axis=0, dtype=np.uint8)
+        gate = record.gate._replace(block=None)
+        if gate in counted:
+            chosen = chosen + counted[gate].values
+        name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
+        counted[gate] = replace(_of_cells(registration, record, name, chosen), gate=gate)
+    return list(counted.values())
+
+
+def cells_of(registration: Registration, record: RoutedLayer) -> Grid:
+    """The grid of a record's cells, which has to be the network grid at its stride."""
+    grid = registration.network_grid.coarsen(record.stride)
+    cells = tuple(record.routing.experts.shape[2:])
+    if cells != grid.shape:
+        raise ValueError(
+            f"The routing of {record.name} has {cells} cells; the network grid has {grid.shape} at"
+            " its stride."
+        )
+    return grid
 
 
 @per_registration
@@ -226,11 +199,15 @@ def gate_values(registration: Registration) -> list[GateValues]:
         if not has_values(record):
             continue
         values = np.moveaxis(record.routing.probabilities[0].float().numpy(force=True), 0, -1)
-        grid, top_k = cells_of(registration, record), int(record.routing.experts.shape[1])
-        gates.append(
-            GateValues(f"{record.name}-gate", values, grid, record.gate, record.stride, top_k)
-        )
+        gates.append(_of_cells(registration, record, f"{record.name}-gate", values))
     return gates
+
+
+def _of_cells(
+    registration: Registration, record: RoutedLayer, name: str, values: NDArray
+) -> GateValues:
+    grid, top_k = cells_of(registration, record), int(record.routing.experts.shape[1])
+    return GateValues(name, values, grid, record.gate, record.stride, top_k)
 
 
 def has_values(record: RoutedLayer) -> bool:

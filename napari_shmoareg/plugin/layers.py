@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
-    from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
+    from napari_shmoareg.experts.maps import ExpertMap, GateValues
     from napari_shmoareg.geometry import Volume, VolumePair
     from napari_shmoareg.registration.register import Registration
 
@@ -113,7 +113,7 @@ def contrast(fixed: Volume, moving: Volume) -> tuple[tuple[float, float], tuple[
     return a, b
 
 
-def starting_head(scene: Registration) -> TokenLoad:
+def starting_head(scene: Registration) -> GateValues:
     """The gate whose head map is shown first: the finest of the fixed image, last block."""
     from napari_shmoareg.experts.maps import token_loads
 
@@ -123,7 +123,7 @@ def starting_head(scene: Registration) -> TokenLoad:
     return [load for load in of_fixed if load.stride == finest][-1]
 
 
-def head_map(scene: Registration, number: int, load: TokenLoad, head: int) -> LayerData:
+def head_map(scene: Registration, number: int, load: GateValues, head: int) -> LayerData:
     """The weight of one attention head at every token, or how many blocks chose it, on the tokens'
     own grid.
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Image, Labels, Layer
 
-    from napari_shmoareg.experts.maps import TokenLoad
+    from napari_shmoareg.experts.maps import GateValues
     from napari_shmoareg.registration.register import Registration
 
 
@@ -131,7 +131,7 @@ def next_direction(viewer: Viewer, number: int) -> Labels | None:
     return show_experts(viewer, number, row[(row.index(direction) + 1) % len(row)], stride)
 
 
-def show_head(viewer: Viewer, number: int, load: TokenLoad, head: int) -> Image | None:
+def show_head(viewer: Viewer, number: int, load: GateValues, head: int) -> Image | None:
     """Show what one attention head weighs at every token: the registration's head map is filled
     anew, in place.
     """

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.load import ExpertLoad
-from napari_shmoareg.experts.maps import TokenLoad, expert_maps, token_loads
+from napari_shmoareg.experts.maps import GateValues, expert_maps, token_loads
 from napari_shmoareg.experts.regions import region_loads
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import GateId, RoutedLayer, Routing, RoutingTrace
@@ -152,7 +152,7 @@ def test_a_cell_counts_by_the_share_of_its_volume_in_the_region(scene):
             sizes[cell] += 1
             inside[cell, ids[voxel]] += 1
         for (cell, region), count in inside.items():
-            if isinstance(source, TokenLoad):
+            if isinstance(source, GateValues):
                 experts = np.flatnonzero(source.values[cell])
             else:
                 experts = [source.volume.values[cell] - 1]

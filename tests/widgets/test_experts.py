@@ -172,10 +172,10 @@ def test_a_renamed_layer_is_looked_at_by_the_tab_in_front_alone(panel, model, mo
         )
     panel.reset_choices()
     assert asked == ["Maps"]
-    bring_forward(panel, "Place")
+    bring_forward(panel, "Location")
     bring_forward(panel, "Maps")
-    bring_forward(panel, "Place")
-    assert asked == ["Maps", "Place"]
+    bring_forward(panel, "Location")
+    assert asked == ["Maps", "Location"]
     model.layers.clear()
     panel.reset_choices()
     assert set(asked[2:]) == set(panel.views), "a view behind keeps a registration that was closed"

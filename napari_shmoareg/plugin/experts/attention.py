@@ -1,6 +1,6 @@
 """The attention of one head as a layer, and the network that says it.
 
-What the token at a place attends to, drawn as a layer.
+What the token at a location attends to, drawn as a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import fill
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.tasks import ReplayTask, Work, replay_of
-from napari_shmoareg.plugin.experts.pins import about, layer_of_place
+from napari_shmoareg.plugin.experts.pins import about, own_layer
 from napari_shmoareg.plugin.placement import KEY
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.experts.attention import AttentionProbe, HeadAttention
     from napari_shmoareg.experts.location import CellReading
-    from napari_shmoareg.experts.maps import TokenLoad
+    from napari_shmoareg.experts.maps import GateValues
     from napari_shmoareg.registration.register import Registration
 
 
@@ -112,7 +112,7 @@ def show_attention(viewer: Viewer, number: int, scene: Registration, found: Head
         "colormap": head_colours(),
         "contrast_limits": (0.0, top),
     }
-    layer = layer_of_place(viewer, scene, ROLE)
+    layer = own_layer(viewer, scene, ROLE)
     if layer is None:
         from napari.layers import Image
 
@@ -138,7 +138,7 @@ def _placed(options: dict[str, Any]) -> tuple[Any, Any]:
 
 def drop_attention(viewer: Viewer, scene: Registration) -> None:
     """Take the layer away."""
-    layer = layer_of_place(viewer, scene, ROLE)
+    layer = own_layer(viewer, scene, ROLE)
     if layer is not None:
         viewer.layers.remove(layer)
 
@@ -168,7 +168,7 @@ def words(cell: CellReading, found: HeadAttention, heads: list[HeadAttention]) -
     return text
 
 
-def _spread(load: TokenLoad) -> Sequence[tuple[int, int, int]]:
+def _spread(load: GateValues) -> Sequence[tuple[int, int, int]]:
     """Some tokens of a gate, evenly spread."""
     shape = load.grid.shape
     flat = np.linspace(0, np.prod(shape) - 1, ASKED).astype(int)
@@ -179,7 +179,7 @@ def _spread(load: TokenLoad) -> Sequence[tuple[int, int, int]]:
 
 
 NO_TOKEN = (
-    "Read a place, and pick one of its tokens above (a strip of heads): its attention is drawn."
+    "Read a location, and pick one of its tokens above (a strip of heads): its attention is drawn."
 )
 
 

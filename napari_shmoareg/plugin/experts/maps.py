@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from numpy.typing import NDArray
 
-    from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad
+    from napari_shmoareg.experts.maps import ExpertMap, GateValues
     from napari_shmoareg.model.routing import GateId
     from napari_shmoareg.registration.register import Registration
 
@@ -429,14 +429,14 @@ class EncoderSection(Section):
         showing.opacity_of(layers_of_scene(self._viewer, self._number, "head_map"), percent / 100)
 
 
-def shares_of(load: TokenLoad) -> NDArray[np.float64]:
+def shares_of(load: GateValues) -> NDArray[np.float64]:
     """Share of selections of every head of a gate; of counts over all blocks likewise."""
     values = load.values if load.block is None else load.values > 0
     chosen = values.sum(axis=(0, 1, 2), dtype=np.float64)
     return chosen / max(float(chosen.sum()), 1.0)
 
 
-def _where(load: TokenLoad) -> tuple[int, str | None, int | None]:
+def _where(load: GateValues) -> tuple[int, str | None, int | None]:
     return load.layer, load.image, load.block
 
 

@@ -1,4 +1,4 @@
-"""The cell that covers a place, outlined in the canvas on the slice that is shown."""
+"""The cell that covers a location, outlined in the canvas on the slice that is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.plugin.experts.pins import about, drop_orphans, layer_of_place
+from napari_shmoareg.plugin.experts.pins import about, drop_orphans, own_layer
 from napari_shmoareg.plugin.placement import (
     AXES,
     UNITS,
@@ -86,7 +86,7 @@ class Outline:
         viewer, scene = self._viewer(), None if self._scene is None else self._scene()
         if viewer is None or scene is None or self._cell is None:
             return
-        layer = layer_of_place(viewer, scene, ROLE)
+        layer = own_layer(viewer, scene, ROLE)
         if layer is None and self._made:  # it was taken away: the slider moved for that
             return
         corners = corners_of(scene, self._cell)

@@ -50,8 +50,8 @@ TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
         (LayersView,),
     ),
     (
-        "Place",
-        "Which experts were chosen at places that you double-click (Fig. 6)",
+        "Location",
+        "Which experts were chosen at locations that you double-click (Fig. 6)",
         (LocationView,),
     ),
     ("Regions", "Loads within labels or shapes, and how they differ", (RegionView,)),

@@ -1,8 +1,8 @@
-"""Places that are kept to be compared: a layer of numbered points.
+"""Locations that are kept to be compared: a layer of numbered points.
 
-What gates decided at places, as rows of a table.
+What gates decided at locations, as rows of a table.
 
-Up to five places, kept and compared.  Fig. 6.
+Up to five locations, kept and compared.  Fig. 6.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ MOST = 5
 PINS = COLOURS[:MOST]
 SIZE = 1 / 40  # of the fixed image's extent: a point's diameter
 # roles of layers that go with their scene, and do not keep it open
-OWN = ("places", "token_box", "attention")
+OWN = ("locations", "token_box", "attention")
 TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
 
 
-def layer_of_place(viewer: Viewer, scene: Registration | None, role: str) -> Layer | None:
+def own_layer(viewer: Viewer, scene: Registration | None, role: str) -> Layer | None:
     """The layer of a scene in one of the roles `OWN`; None where there is none."""
     return next(
         (
@@ -88,12 +88,12 @@ def drop_orphans(viewer: Viewer) -> None:
 
 
 def pins_of(viewer: Viewer, scene: Registration) -> NDArray[np.float64]:
-    """The places that are pinned, (n, 3), mm RAS."""
-    return points_of(layer_of_place(viewer, scene, "places"))  # type: ignore[arg-type]
+    """The locations that are pinned, (n, 3), mm RAS."""
+    return points_of(own_layer(viewer, scene, "locations"))  # type: ignore[arg-type]
 
 
 def pin(viewer: Viewer, number: int, scene: Registration, point: ArrayLike) -> Points:
-    """Keep a place, mm RAS; makes the layer, called ``#1 places``, where there is none.
+    """Keep a location, mm RAS; makes the layer, called ``#1 locations``, where there is none.
 
     Raises
     ------
@@ -103,14 +103,14 @@ def pin(viewer: Viewer, number: int, scene: Registration, point: ArrayLike) -> P
     points = pins_of(viewer, scene)
     if len(points) >= MOST:
         raise InputError(TOO_MANY)
-    layer = layer_of_place(viewer, scene, "places") or _add_layer(viewer, number, scene)
+    layer = own_layer(viewer, scene, "locations") or _add_layer(viewer, number, scene)
     _put(layer, np.concatenate([points, np.reshape(point, (1, 3))]))  # type: ignore[arg-type]
     return layer  # type: ignore[return-value]
 
 
 def unpin(viewer: Viewer, scene: Registration, index: int) -> None:
-    """Let a place go; the others are numbered anew, and the layer goes with the last."""
-    layer = layer_of_place(viewer, scene, "places")
+    """Let a location go; the others are numbered anew, and the layer goes with the last."""
+    layer = own_layer(viewer, scene, "locations")
     if layer is None:
         return
     points = np.delete(pins_of(viewer, scene), index, axis=0)
@@ -148,7 +148,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Registration) -> Points:
     layer = Points(
         np.zeros((0, 3)),
         ndim=3,
-        name=f"#{number} places",
+        name=f"#{number} locations",
         size=SIZE * extent / step[-1],
         scale=step,
         symbol="disc",
@@ -158,7 +158,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Registration) -> Points:
         text={"string": "{pin}", "size": 9, "color": "black", "anchor": "center"},
         units=units,
         axis_labels=AXES,
-        metadata=about(scene, "places"),
+        metadata=about(scene, "locations"),
     )
     active = viewer.layers.selection.active
     viewer.add_layer(layer)
@@ -260,7 +260,7 @@ OVER_BLOCKS = "all: how often chosen"
 
 
 class PinRow(QWidget):
-    """A pinned place: its number in its colour, where it is, and what can be done with it."""
+    """A pinned location: its number in its colour, where it is, and what can be done with it."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ class PinsBox(QWidget):
     viewer : Viewer
     """
 
-    asked = Signal(object)  # a place, (3,) mm RAS, to be read
+    asked = Signal(object)  # a location, (3,) mm RAS, to be read
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ class PinsBox(QWidget):
         self.refresh()
 
     def pin(self, point: NDArray[np.float64]) -> None:
-        """Keep a place, mm RAS; a sixth is refused in plain words."""
+        """Keep a location, mm RAS; a sixth is refused in plain words."""
         viewer, scene = self._viewer(), self._found()
         if viewer is None or scene is None:
             return
@@ -336,7 +336,7 @@ class PinsBox(QWidget):
             np.zeros((0, 3)) if viewer is None or scene is None else pins_of(viewer, scene)[:MOST]
         )
         self._watch(
-            None if viewer is None or scene is None else layer_of_place(viewer, scene, "places")
+            None if viewer is None or scene is None else own_layer(viewer, scene, "locations")
         )
         self.readings = []
         for number, (row, point) in enumerate(zip(self.rows, points, strict=False), start=1):
@@ -353,7 +353,7 @@ class PinsBox(QWidget):
         self._draw()
 
     def _build(self) -> None:
-        self.none = QLabel("No pins yet: pin up to five places to compare them (mm R, A, S).")
+        self.none = QLabel("No pins yet: pin up to five locations to compare them (mm R, A, S).")
         self.none.setWordWrap(True)
         self.rows = [PinRow(number) for number in range(1, MOST + 1)]
         column = QVBoxLayout(self)

@@ -107,7 +107,7 @@ class ChangeRequest:
         where = self.within if self.source is None else f"in {self.within}"
         return f"{DONE[self.action]} in turn: every expert of {gates}, {where}, {beside}"
 
-    def place(self, scene: Registration) -> Volume | None:
+    def mask(self, scene: Registration) -> Volume | None:
         """The region in the fixed world: not 0 is inside; None for everywhere.
 
         Raises
@@ -139,7 +139,7 @@ class ChangeRequest:
         if self.control:
             return Control(self.action, **self.where, passes=self.passes, expert=self.expert)
         assert self.expert is not None
-        return Intervention(self.action, self.expert, **self.where, region=self.place(scene))
+        return Intervention(self.action, self.expert, **self.where, region=self.mask(scene))
 
 
 class WhatIfForm(QWidget):

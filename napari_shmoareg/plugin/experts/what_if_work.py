@@ -176,7 +176,7 @@ def sweep(
     where = {
         name: value for name, value in wish.where.items() if name in ("part", "layer", "direction")
     }
-    region = wish.place(scene)
+    region = wish.mask(scene)
     experiment = experiment_of(work, scene, kept, weights)
     found.alike = recorded_alike(experiment, scene.routing)
     del scene

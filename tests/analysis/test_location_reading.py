@@ -1,4 +1,4 @@
-"""Which experts a place in the body chose."""
+"""Which experts a location in the body chose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scene(registration):
     return registration
 
 
-def places(grid, count=60):
+def locations(grid, count=60):
     """World points inside a grid: random ones, and ones near its corners, edges and faces."""
     generator = np.random.default_rng(0)
     top = np.array(grid.shape) - 1
@@ -41,7 +41,7 @@ def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
             np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1
         ).reshape(-1, 3)
         every[stride] = index, grid.to_world(index)
-    for point in places(network):
+    for point in locations(network):
         reading = read_location(scene, point)
         assert (reading.point == point).all()
         for cell in reading.cells:
@@ -53,7 +53,7 @@ def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
 
 
 def test_a_reading_says_what_the_gates_decided_there(scene, registration):
-    for point in places(scene.network_grid, 20)[:40]:
+    for point in locations(scene.network_grid, 20)[:40]:
         reading = read_location(scene, point)
         assert len(reading.cells) == len(registration.routing)
         for cell in reading.cells:
