@@ -17,17 +17,17 @@ from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.experts.location import (
     BOUNDARY,
     CENTRE,
-    PlaceLoad,
-    boundary_place,
-    five_places,
+    LocationLoad,
+    boundary_location,
+    five_locations,
 )
 from napari_shmoareg.figures.experts import (
     CAUTION,
     expert_map_figure,
     load_caption,
     load_figure,
-    place_caption,
-    place_figure,
+    location_caption,
+    location_figure,
 )
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.io import load_network, read_pair
@@ -61,21 +61,23 @@ def main() -> None:
     registration = register(pair, network)
     kernels, passes = network.config.kernels, [len(registration.settings["passes"])]
     places, told = _places(pair.fixed, pair.fixed_labels)
-    load, at = ExpertLoad.of(registration.routing), PlaceLoad.of(registration, places)
+    load, at = ExpertLoad.of(registration.routing), LocationLoad.of(registration, places)
     voxel = BOUNDARY if BOUNDARY in places else CENTRE
     tokens = [name for name in places if name != BOUNDARY]
     routing = routing_of(asked.weights) or ""
     captions = {
         "4": MAPS,
         "5": load_caption(load, 1, passes, routing),
-        "6": place_caption(
+        "6": location_caption(
             at, 1, given=False, voxel=voxel, told=told, passes=passes, routing=routing
         ),
     }
     figures = {
         "4": expert_map_figure(registration, kernels=kernels),
         "5": load_figure(load, caption=captions["5"]),
-        "6": place_figure(at, tokens=tokens, voxel=voxel, kernels=kernels, caption=captions["6"]),
+        "6": location_figure(
+            at, tokens=tokens, voxel=voxel, kernels=kernels, caption=captions["6"]
+        ),
     }
     about = {
         "Software": f"shmoareg {versions()['shmoareg']}",
@@ -94,8 +96,8 @@ def main() -> None:
 
 def _places(fixed: Volume, labels: Volume | None) -> tuple[dict, str]:
     """The five places, the boundary where there are labels, and which labels meet there."""
-    places = dict(five_places(fixed))
-    found = None if labels is None else boundary_place(labels, places[CENTRE])
+    places = dict(five_locations(fixed))
+    found = None if labels is None else boundary_location(labels, places[CENTRE])
     if found is None:
         return places, ""
     return places | {BOUNDARY: found.point}, f" (labels {found.labels[0]} and {found.labels[1]})"

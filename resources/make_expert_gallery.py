@@ -18,8 +18,9 @@ from make_gallery import HERE, SIZE, Gallery
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget
 
-from napari_shmoareg.experts.load import Place
+from napari_shmoareg.experts.maps import token_loads
 from napari_shmoareg.io import read_scene
+from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.plugin.opening import dock
@@ -60,7 +61,7 @@ class ExpertGallery(Gallery):
         self.settle()
         self.turn_to("Layers")
         first = next(
-            load for load in scene.token_loads if load.place == Place("encoder", 1, 0, "fixed")
+            load for load in token_loads(scene) if load.gate == GateId("encoder", 1, 0, "fixed")
         )
         showing.show_head(viewer, 1, first, int((first.values > 0).sum(axis=(0, 1, 2)).argmax()))
         self.take("experts-layers.png")
@@ -77,8 +78,8 @@ class ExpertGallery(Gallery):
 
     def place(self, middle: np.ndarray) -> None:
         """Five pins, and the attention of a head of the last one."""
-        self.turn_to("Place")
-        (view,) = self.panel.views["Place"]
+        self.turn_to("Location")
+        (view,) = self.panel.views["Location"]
         for step in OFF_CENTRE:
             view.read(middle + np.array(step))
             view.pin.click()

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ import torch
 from torch import nn
 
 from napari_shmoareg.geometry import Grid, Volume, VolumePair
+from napari_shmoareg.model import RoutingTrace
+from napari_shmoareg.registration.register import Registration
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -167,6 +170,24 @@ def tiny_network(lively_network):
     things.
     """
     return lively_network(0.03)
+
+
+@pytest.fixture
+def without_gate_values():
+    """A registration as a folder gives it back that was written before gate values were kept."""
+
+    def strip(registration: Registration) -> Registration:
+        layers = []
+        for layer in registration.routing:
+            routing = layer.routing._replace(
+                probabilities=torch.full_like(layer.routing.probabilities, torch.nan)
+            )
+            if layer.part == "decoder":
+                routing = routing._replace(weights=torch.full_like(routing.weights, torch.nan))
+            layers.append(replace(layer, routing=routing))
+        return replace(registration, routing=RoutingTrace(tuple(layers)))
+
+    return strip
 
 
 def _oblique_grid(shape, spacing, angles, middle) -> Grid:

@@ -263,10 +263,10 @@ def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) 
 
         control_one(aligned, options)
     elif len(what) == 1 and what[0].is_dir():
-        from napari_shmoareg.io import read_scene
+        from napari_shmoareg.io import read_registration
         from napari_shmoareg.io.model_card import NO_NETWORK
 
-        scene = read_scene(what[0])
+        scene = read_registration(what[0])
         if scene.weights == NO_NETWORK:
             raise InputError(
                 f"{what[0]} was registered without a network, so that there are no experts to"
@@ -309,7 +309,7 @@ def _tell(load: ExpertLoad) -> None:
 
 
 def _read(folders: Sequence[Path]) -> _Found:
-    from napari_shmoareg.experts.load_spread import repeated, share_spread
+    from napari_shmoareg.experts.load import repeated, share_spread
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.model_card import routing_of
     from napari_shmoareg.io.report import read_registration_summary

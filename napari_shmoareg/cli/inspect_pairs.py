@@ -23,29 +23,29 @@ from napari_shmoareg.cli.pair_list import (
     write_figures,
 )
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place
-from napari_shmoareg.experts.load_spread import repeated, share_spread
+from napari_shmoareg.experts.load import ExpertLoad, repeated, share_spread
 from napari_shmoareg.experts.location import (
     BOUNDARY,
     CENTRE,
     FRACTIONS,
-    PlaceLoad,
-    boundary_place,
+    LocationLoad,
+    boundary_location,
     detailed_rows,
-    five_places,
+    five_locations,
     voxel_at,
 )
 from napari_shmoareg.figures.experts import (
     CAUTION,
     load_caption,
     load_figure,
-    place_caption,
-    place_figure,
+    location_caption,
+    location_figure,
 )
 from napari_shmoareg.io import read_image, read_pair
 from napari_shmoareg.io.files import write_table, writing
 from napari_shmoareg.io.model_card import routing_of
 from napari_shmoareg.io.work_folder import check_row, write_json
+from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.progress import placed, registering
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class InspectedPair:
     moving, fixed : str
         Names of the images.
     load : ExpertLoad
-    places : PlaceLoad
+    places : LocationLoad
     points : mapping of str to list of 3 float
         Where the places lie in the fixed image's world, mm RAS.
     boundary : list of 2 int, or None
@@ -88,7 +88,7 @@ class InspectedPair:
     moving: str
     fixed: str
     load: ExpertLoad
-    places: PlaceLoad
+    places: LocationLoad
     points: Mapping[str, list[float]]
     boundary: list[int] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class InspectedPair:
             moving=registration.pair.moving.name,
             fixed=registration.pair.fixed.name,
             load=ExpertLoad.of(registration.routing, shape),
-            places=PlaceLoad.of(registration, points),
+            places=LocationLoad.of(registration, points),
             points={name: [float(c) for c in point] for name, point in points.items()},
             boundary=labels,
             about=about,
@@ -122,16 +122,18 @@ class InspectedPair:
     def row(self) -> dict[str, Any]:
         """As JSON."""
         return vars(self) | {
-            "load": _listed(self.load),
-            "places": {name: _listed(self.places[name]) for name in self.places},
+            "load": self.load.entries(),
+            "places": {name: self.places[name].entries() for name in self.places},
         }
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> InspectedPair:
         """Back from JSON; raises ValueError, KeyError or TypeError if the row is damaged."""
         check_row(_Named, row)
-        places = PlaceLoad({name: _load(rows) for name, rows in row["places"].items()})
-        return cls(**(dict(row) | {"load": _load(row["load"]), "places": places}))
+        places = LocationLoad(
+            {name: ExpertLoad.from_entries(rows) for name, rows in row["places"].items()}
+        )
+        return cls(**(dict(row) | {"load": ExpertLoad.from_entries(row["load"]), "places": places}))
 
     def summary(self) -> dict[str, Any]:
         """All of it but the counts."""
@@ -149,18 +151,6 @@ class _Named:
     boundary: tuple[int, int] | None
     about: dict[str, Any]
     files: dict[str, tuple[int, int]]
-
-
-def _listed(load: ExpertLoad) -> list[dict[str, Any]]:
-    return [p._asdict() | {"cells": load.cells[p], "counts": load.counts[p].tolist()} for p in load]
-
-
-def _load(rows: Sequence[Mapping[str, Any]]) -> ExpertLoad:
-    places = [Place(*(row[name] for name in Place._fields)) for row in rows]
-    counts = {
-        p: np.array(row["counts"], dtype=np.int64) for p, row in zip(places, rows, strict=True)
-    }
-    return ExpertLoad(counts, {p: int(row["cells"]) for p, row in zip(places, rows, strict=True)})
 
 
 def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> ExpertLoad:
@@ -260,8 +250,10 @@ def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], l
     """The places of a pair, and which labels meet at its boundary."""
     if at:
         return {str(point): point for point in at}, None
-    points: dict[str, Any] = dict(five_places(pair.fixed))
-    found = None if pair.fixed_labels is None else boundary_place(pair.fixed_labels, points[CENTRE])
+    points: dict[str, Any] = dict(five_locations(pair.fixed))
+    found = (
+        None if pair.fixed_labels is None else boundary_location(pair.fixed_labels, points[CENTRE])
+    )
     if found is None:
         return points, None
     return points | {BOUNDARY: found.point}, list(found.labels)
@@ -300,8 +292,8 @@ def write_results(
 
 def _figures(
     load: ExpertLoad,
-    places: PlaceLoad,
-    spread: Mapping[Place, np.ndarray],
+    places: LocationLoad,
+    spread: Mapping[GateId, np.ndarray],
     done: Sequence[InspectedPair],
     network: Mapping[str, Any],
     routing: str,
@@ -313,7 +305,7 @@ def _figures(
     voxel = tokens[0] if given else BOUNDARY if BOUNDARY in places else CENTRE
     captions = {
         "expert_loads": load_caption(load, len(done), passes, routing),
-        "expert_places": place_caption(
+        "expert_places": location_caption(
             places,
             len(done),
             given=given,
@@ -325,7 +317,7 @@ def _figures(
     }
     return captions, {
         "expert_loads": load_figure(load, spread=spread, caption=captions["expert_loads"]),
-        "expert_places": place_figure(
+        "expert_places": location_figure(
             places, tokens=tokens, voxel=voxel, kernels=kernels, caption=captions["expert_places"]
         ),
     }
@@ -342,7 +334,7 @@ def _write_figures(
     write_figures(out, titled, plan, [(pair.moving, pair.fixed) for pair in done])
 
 
-def _with_spread(load: ExpertLoad, spread: Mapping[Place, np.ndarray]) -> list[dict[str, object]]:
+def _with_spread(load: ExpertLoad, spread: Mapping[GateId, np.ndarray]) -> list[dict[str, object]]:
     """Rows of the sum, each with the standard deviation over pairs of the share of selections."""
     gates = [
         (gate, expert) for gate, counts in load.counts.items() for expert in range(len(counts))

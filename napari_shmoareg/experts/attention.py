@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.gate_edits import IMAGES
-from napari_shmoareg.experts.load import Place
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model.moa import MoA
-from napari_shmoareg.model.routing import choose
+from napari_shmoareg.model.routing import GateId, choose
 from napari_shmoareg.model.windows import WindowLayout
 from napari_shmoareg.registration.replay import Replay
 
@@ -95,12 +94,12 @@ class AttentionProbe:
                 handle.remove()
         return cls(entries, replay.grid)
 
-    def at(self, place: Place, cell: tuple[int, int, int]) -> list[HeadAttention]:
+    def at(self, gate: GateId, cell: tuple[int, int, int]) -> list[HeadAttention]:
         """The attention of the heads that a token chose, the most probable first.
 
         Parameters
         ----------
-        place : Place
+        gate : GateId
             Encoder layer, block and image.
         cell : (i, j, k)
             Index of the token on its grid, as `CellReading.cell`.
@@ -110,19 +109,19 @@ class AttentionProbe:
         InputError
             If there is no such gate or token.
         """
-        entry = self._entries.get((place.layer, place.block if place.block is not None else -1))
-        if entry is None or place.part != "encoder" or place.image not in IMAGES:
+        entry = self._entries.get((gate.layer, gate.block if gate.block is not None else -1))
+        if entry is None or gate.part != "encoder" or gate.image not in IMAGES:
             raise InputError(
-                f"{place} is no block of the encoder with an image; there are the layers and blocks"
+                f"{gate} is no block of the encoder with an image; there are the layers and blocks"
                 f" {sorted(self._entries)}, each for moving and fixed."
             )
-        grid = self._network_grid.coarsen(4 * 2 ** (place.layer - 1))
+        grid = self._network_grid.coarsen(4 * 2 ** (gate.layer - 1))
         if not all(0 <= c < n for c, n in zip(cell, grid.shape, strict=True)):
             raise InputError(
-                f"The tokens of {place} go from (0, 0, 0) to below {grid.shape}; got {tuple(cell)}."
+                f"The tokens of {gate} go from (0, 0, 0) to below {grid.shape}; got {tuple(cell)}."
             )
         with torch.inference_mode():
-            return _heads(entry, IMAGES.index(place.image), cell, grid)
+            return _heads(entry, IMAGES.index(gate.image), cell, grid)
 
 
 def _keeping(entries: dict[tuple[int, int], _Entry], where: tuple[int, int]) -> Any:

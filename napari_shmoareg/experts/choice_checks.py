@@ -22,12 +22,11 @@ from torch.nn import functional as F
 
 from napari_shmoareg.experts.controls import cells_of, equal_loads, untrained_scores
 from napari_shmoareg.experts.gate_edits import IMAGES, cells_in
-from napari_shmoareg.experts.load import Place, place_of
 from napari_shmoareg.geometry import Volume, field
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.model.decoder import Level
 from napari_shmoareg.model.gates import GateSite, gates_of
-from napari_shmoareg.model.routing import choose
+from napari_shmoareg.model.routing import Direction, GateId, Image, Part, choose
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
 from napari_shmoareg.registration.cascade import seen_after
 from napari_shmoareg.registration.intensity import Intensity
@@ -49,7 +48,7 @@ class ChoiceCheck:
     Attributes
     ----------
     part, layer, block, image, direction
-        As in `Place`.
+        As in `GateId`.
     cells : int
         In which the fixed image shows something.
     sign_share : float or None
@@ -74,11 +73,11 @@ class ChoiceCheck:
         without labels.
     """
 
-    part: str
+    part: Part
     layer: int
     block: int | None
-    image: str | None
-    direction: str | None
+    image: Image | None
+    direction: Direction | None
     cells: int
     stability: float | None
     sign_share: float | None = None
@@ -89,8 +88,8 @@ class ChoiceCheck:
     untrained_information: float | None = None
 
     @property
-    def place(self) -> Place:
-        return Place(self.part, self.layer, self.block, self.image, self.direction)
+    def gate(self) -> GateId:
+        return GateId(self.part, self.layer, self.block, self.image, self.direction)
 
     @property
     def learned_information(self) -> float | None:
@@ -130,7 +129,7 @@ def check_choices(
     report("choices checked", 1.0)
     checks = []
     for record, other in zip(routing, noisy, strict=True):
-        place, inside = place_of(record), found.content(record.stride)
+        gate, inside = record.gate, found.content(record.stride)
         own, under = (
             one.routing.experts[0].numpy(force=True).astype(np.int64)[:, inside]
             for one in (record, other)
@@ -138,7 +137,7 @@ def check_choices(
         stability = kappa(own, under, record.num_experts)
         checks.append(
             ChoiceCheck(
-                *place, cells=int(inside.sum()), stability=stability, **found.figures.get(place, {})
+                *gate, cells=int(inside.sum()), stability=stability, **found.figures.get(gate, {})
             )
         )
     return checks
@@ -160,7 +159,7 @@ class _GateProbe:
     def __init__(self, replay: Replay, seed: int, progress: Callable[[str, float], None]) -> None:
         self.replay, self.seed, self._progress = replay, seed, progress
         self._looks = 0
-        self.figures: dict[Place, dict[str, Any]] = {}
+        self.figures: dict[GateId, dict[str, Any]] = {}
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._of_cells: dict[int, Ids] = {}
         pair = replay.pair
@@ -216,9 +215,9 @@ class _GateProbe:
         self._looks += 1
         self._progress(title, 0.2 + 0.5 * self._looks / (2 * gates))
 
-    def _note(self, site: GateSite, image: str | None, **figures: Any) -> None:
-        place = Place(site.part, site.layer, site.block, image, site.direction)
-        self.figures.setdefault(place, {}).update(figures)
+    def _note(self, site: GateSite, image: Image | None, **figures: Any) -> None:
+        gate = site.gate._replace(image=image)
+        self.figures.setdefault(gate, {}).update(figures)
 
     def _at_encoder(self, number: int, site: GateSite) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -244,7 +243,7 @@ class _GateProbe:
         return hook
 
     def _inform(
-        self, site: GateSite, image: str | None, values: Tensor, scores: list[Tensor]
+        self, site: GateSite, image: Image | None, values: Tensor, scores: list[Tensor]
     ) -> None:
         """Information on labels, of the choice (by values (*S, N)) and of untrained gates (by their
         scores).
@@ -300,8 +299,8 @@ class _GateProbe:
                 best, own = table.argmin(axis=0)[telling], chosen[telling]
                 found |= {"best_agreement": float((best == own).mean())}
                 found |= {"best_kappa": kappa(own[None], best[None], record.num_experts)}
-            place = Place("decoder", record.layer, None, None, record.direction)
-            self.figures.setdefault(place, {}).update(found)
+            gate = GateId("decoder", record.layer, None, None, record.direction)
+            self.figures.setdefault(gate, {}).update(found)
 
     def _images(self, stride: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Moving and fixed of the last pass on a level's padded grid."""
@@ -366,11 +365,11 @@ def mean_checks(checks: Iterable[ChoiceCheck], *, by_layer: bool = False) -> lis
 
     What a check has none of is left out of its mean.
     """
-    groups: dict[Place, list[ChoiceCheck]] = {}
+    groups: dict[GateId, list[ChoiceCheck]] = {}
     for check in checks:
-        place = check.place._replace(block=None, image=None) if by_layer else check.place
-        groups.setdefault(place, []).append(check)
-    return [ChoiceCheck(*place, **_means(group)) for place, group in groups.items()]
+        gate = check.gate._replace(block=None, image=None) if by_layer else check.gate
+        groups.setdefault(gate, []).append(check)
+    return [ChoiceCheck(*gate, **_means(group)) for gate, group in groups.items()]
 
 
 def _means(group: Sequence[ChoiceCheck]) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.gate_edits import IMAGES, concerns
+from napari_shmoareg.experts.gate_edits import IMAGES, GateSelection
 from napari_shmoareg.geometry import Grid
 from napari_shmoareg.model import Routing, SHMoAReg
 from napari_shmoareg.model.gates import GateSite, attentions_of, gates_of
 from napari_shmoareg.model.moa import MoA
-from napari_shmoareg.model.routing import Part, choose
+from napari_shmoareg.model.routing import Direction, Image, Part, choose
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
 
 Name = Literal[
@@ -109,7 +109,7 @@ KINDS: dict[Name, Kind] = {
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(GateSelection):
     """Another choice of experts at some gates, to compare the learned one with.
 
     A cell is a token of the encoder or a voxel of a level of the decoder; the *weights* of a cell
@@ -183,8 +183,8 @@ class Control:
     part: Part
     layer: int | None = None
     block: int | None = None
-    image: str | None = None
-    direction: str | None = None
+    image: Image | None = None
+    direction: Direction | None = None
     passes: Passes = "all"
     expert: int | None = None
     seed: int = 0
@@ -209,15 +209,8 @@ class Control:
             raise InputError(f"The seed of a control is a whole number from 0; got {self.seed}.")
 
     def __str__(self) -> str:
-        where = (
-            f"{self.part} layer {self.layer}"
-            if self.layer is not None
-            else f"all {self.part} layers"
-        )
-        named = (("block", self.block), ("direction", self.direction))
-        parts = [f"{self.title}: {where}", *(f"{name} {v}" for name, v in named if v is not None)]
-        parts += [] if self.image is None else [f"{self.image} image"]
-        return ", ".join([*parts, "all passes" if self.passes == "all" else "the last pass"])
+        passes = "all passes" if self.passes == "all" else "the last pass"
+        return f"{self.title}: {self.gates}, {passes}"
 
     @property
     def key(self) -> str:
@@ -236,12 +229,6 @@ class Control:
     def title_with(self, expert: str) -> str:
         """For people, the one expert that it is about called by a name: "5x5x5 silenced"."""
         return f"{expert} {'everywhere' if self.name == 'fixed' else 'silenced'}"
-
-    def concerns(self, place: Any) -> bool:
-        """Whether a gate, a record or a place with the same fields is meant; a gate serves both
-        images.
-        """
-        return concerns(self, place)
 
 
 def controls_of(network: SHMoAReg, *, passes: Passes = "all", seed: int = 0) -> list[Control]:
@@ -289,7 +276,7 @@ def hook_controls(network: SHMoAReg, controls: Sequence[Control], grid: Grid) ->
     now = _Pass(grid.shape)
     yield network.encoder.register_forward_pre_hook(lambda module, args: now.begin(args[1]))
     for control in controls:
-        meant = [(number, site) for number, site in enumerate(sites) if control.concerns(site)]
+        meant = [(number, site) for number, site in enumerate(sites) if control.concerns(site.gate)]
         owners = {id(site.owner): site.owner for _, site in meant}.values()
         if control.name == "attention_off":
             for layer, block, attention in attentions_of(network):
@@ -592,7 +579,7 @@ def _mean_of_kernels(axes: Sequence[int]) -> Any:
 
 
 def _check(control: Control, network: SHMoAReg, sites: Sequence[GateSite]) -> None:
-    meant = [site for site in sites if control.concerns(site)]
+    meant = [site for site in sites if control.concerns(site.gate)]
     there = bool(meant)
     if control.name == "attention_off":
         there = control.direction is None and any(

@@ -6,9 +6,9 @@ Ours, beyond the paper.  Also the importance of all experts, silenced one after 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from napari_shmoareg.experts.intervention import (
     chosen_by,
     intervening,
 )
-from napari_shmoareg.experts.load import Place, place_of
 from napari_shmoareg.geometry import DisplacementField, Volume
 from napari_shmoareg.metrics import SharedLabels, dice_in_both, folding, mean
 from napari_shmoareg.model import RoutedLayer, RoutingTrace
 from napari_shmoareg.model.gates import gates_of
 from napari_shmoareg.model.network import Encoded
+from napari_shmoareg.model.routing import AtGate, Direction, GateId, Part
 from napari_shmoareg.registration.deforming import carry
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.replay import Replay
@@ -345,7 +345,7 @@ class Experiment:
         """The records of the unchanged run that are meant, and where (I, J, K) on each."""
         found = []
         for record in self.base.routing:
-            meant = [change for change in interventions if change.concerns(record)]
+            meant = [change for change in interventions if change.concerns(record.gate)]
             if meant:
                 where = [
                     cells_in(change.region, self.replay.grid, record.stride) for change in meant
@@ -356,9 +356,8 @@ class Experiment:
     def _choices(self, interventions: tuple[Change, ...], after: RoutingTrace) -> tuple[int, int]:
         """How many cells are meant, and how many of them chose otherwise than before."""
         cells = changed = 0
-        others = {place_of(record): record for record in after}
         for record, inside in self._touched(interventions):
-            now = np.sort(chosen_by(others[place_of(record)])[:, inside], axis=0)
+            now = np.sort(chosen_by(after[record.gate])[:, inside], axis=0)
             then = np.sort(chosen_by(record)[:, inside], axis=0)
             cells += int(inside.sum())
             changed += int(
@@ -401,27 +400,35 @@ def run_changed(
         return replay.run(encoded)
 
 
-def recorded_alike(experiment: Experiment, chosen: Mapping[Place, NDArray]) -> float:
-    """Share of cells at which the unchanged run chose as a record says, 0 to 1; below 1 other
-    weights were used.
+def recorded_alike(experiment: Experiment, recorded: RoutingTrace) -> float:
+    """Whether these are the weights, and the settings, that a registration was made with.
 
     Parameters
     ----------
     experiment : Experiment
-    chosen : mapping of Place to (I, J, K) int array
-        The first choice of each cell, as in the expert maps of a folder.
+    recorded : RoutingTrace
+        Of the registration.
+
+    Returns
+    -------
+    float
+        Share of the cells at which the unchanged run chose the recorded experts, 0 to 1: of the
+        encoder or of the decoder, whichever is lower; 1 where nothing is recorded.
     """
-    same = total = 0
-    for record in experiment.base.routing:
-        given = chosen.get(place_of(record))
-        if given is not None:
-            same += int((chosen_by(record)[0] == given).sum())
-            total += given.size
-    return same / max(total, 1)
+    found, shares = {record.gate: chosen_by(record) for record in experiment.base.routing}, []
+    for part in get_args(Part):
+        same = total = 0
+        for record in recorded.select(part=part):
+            then, now = chosen_by(record), found.get(record.gate)
+            if now is not None and then.shape == now.shape:
+                same += int((np.sort(then, axis=0) == np.sort(now, axis=0)).all(axis=0).sum())
+            total += then[0].size
+        shares += [same / total] if total else []
+    return min(shares, default=1.0)
 
 
 @dataclass(frozen=True)
-class ImportanceRow:
+class ImportanceRow(AtGate):
     """What one change did; ``null_`` is what the same change did for experts drawn at random.
 
     Attributes
@@ -433,8 +440,8 @@ class ImportanceRow:
         Name of the region; empty for everywhere.
     seed : int
         Of the random counterpart.
-    part, layer, direction : as in `RoutedLayer`
-        All blocks of a layer are changed together.
+    gate : GateId
+        Without a block and an image: all of a layer are changed together.
     expert : int
     share : float
         Of the selections of these gates, 0 to 1.
@@ -455,9 +462,7 @@ class ImportanceRow:
     action: str
     region: str
     seed: int
-    part: Literal["encoder", "decoder"]
-    layer: int
-    direction: str | None
+    gate: GateId
     expert: int
     share: float
     changed: float
@@ -470,16 +475,19 @@ class ImportanceRow:
 
     def to_dict(self) -> dict[str, Any]:
         """For a table: without number and total."""
-        return {key: value for key, value in asdict(self).items() if key not in ("number", "total")}
+        gate = {name: getattr(self, name) for name in ("part", "layer", "direction")}
+        row = {key: value for key, value in vars(self).items() if key not in ("number", "total")}
+        at = list(row).index("gate")
+        return dict([*list(row.items())[:at], *gate.items(), *list(row.items())[at + 1 :]])
 
 
 def importance(
     experiment: Experiment,
     *,
     action: Literal["silence", "force"] = "silence",
-    part: str | None = None,
+    part: Part | None = None,
     layer: int | None = None,
-    direction: str | None = None,
+    direction: Direction | None = None,
     region: Volume | None = None,
     null: bool = True,
     seed: int = 0,
@@ -510,10 +518,16 @@ def importance(
     InputError
         If no gate is meant.
     """
+    wanted = {"part": part, "layer": layer, "direction": direction}
+    experts = {
+        site.gate._replace(block=None): site.num_experts
+        for site in gates_of(experiment.replay.network)
+        if site.gate.matches(**{name: v for name, v in wanted.items() if v is not None})
+    }
     changes = [
-        Intervention(action, expert, *group, region=region)
-        for group in _groups(experiment, part, layer, direction)
-        for expert in range(_experts(experiment, group))
+        Intervention(action, expert, *gate, region=region)
+        for gate, count in experts.items()
+        for expert in range(count)
     ]
     if not changes:
         raise InputError(
@@ -522,32 +536,6 @@ def importance(
         )
     for number, change in enumerate(changes, start=1):
         yield _row(experiment, change, number, len(changes), seed + number if null else None)
-
-
-Group = tuple[Any, int, None, None, Any]  # part, layer, block, image, direction
-
-
-def _groups(
-    experiment: Experiment, part: str | None, layer: int | None, direction: str | None
-) -> list[Group]:
-    wanted = {"part": part, "layer": layer, "direction": direction}
-    sites = [
-        site
-        for site in gates_of(experiment.replay.network)
-        if all(value in (None, getattr(site, name)) for name, value in wanted.items())
-    ]
-    return list(
-        dict.fromkeys((site.part, site.layer, None, None, site.direction) for site in sites)
-    )
-
-
-def _experts(experiment: Experiment, group: Group) -> int:
-    part, layer, _, _, direction = group
-    return next(
-        site.num_experts
-        for site in gates_of(experiment.replay.network)
-        if (site.part, site.layer, site.direction) == (part, layer, direction)
-    )
 
 
 def _row(
@@ -564,9 +552,7 @@ def _row(
         action=change.action,
         region="" if change.region is None else change.region.name or "region",
         seed=seed or 0,
-        part=change.part,
-        layer=change.layer,
-        direction=change.direction,
+        gate=GateId(change.part, change.layer, direction=change.direction),
         expert=change.expert,
         share=experiment.share(change),
         changed=effect.changed,

@@ -5,8 +5,8 @@ padded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -15,38 +15,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import Place
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.model.gates import GateSite
-from napari_shmoareg.model.routing import choose
+from napari_shmoareg.model.routing import Direction, GateId, Image, Part, choose
 
-IMAGES = ("moving", "fixed")
+if TYPE_CHECKING:
+    from napari_shmoareg.experts.intervention import Intervention
+
+IMAGES: tuple[Image, ...] = get_args(Image)
 
 
-class Change(Protocol):
-    """What of an `Intervention` is needed here."""
+class GateSelection:
+    """Which gates a change is about: those with these fields (`GateId`); None stands for all."""
+
+    part: Part
+    layer: int | None
+    block: int | None
+    image: Image | None
+    direction: Direction | None
+
+    def concerns(self, gate: GateId) -> bool:
+        """Whether a gate is meant; one without an image serves both."""
+        own = {
+            name: getattr(self, name) for name in GateId._fields if gate.image or name != "image"
+        }
+        return gate.matches(**{name: value for name, value in own.items() if value is not None})
 
     @property
-    def action(self) -> str: ...
-    @property
-    def expert(self) -> int | Mapping[Place, NDArray]: ...
-    @property
-    def image(self) -> str | None: ...
-    @property
-    def region(self) -> Volume | None: ...
-    @property
-    def ranks(self) -> bool: ...
-
-
-def concerns(change: Any, place: Any) -> bool:
-    """Whether a change means a gate, a record or a place with the fields of `Place`; a gate serves
-    both images.
-    """
-    fields = ("part", "layer", "block", "direction") + (
-        ("image",) if hasattr(place, "image") else ()
-    )
-    return all(getattr(change, name) in (None, getattr(place, name)) for name in fields)
+    def gates(self) -> str:
+        """For people: ``decoder layer 2, direction z``."""
+        parts = [
+            f"all {self.part} layers" if self.layer is None else f"{self.part} layer {self.layer}"
+        ]
+        parts += [] if self.block is None else [f"block {self.block}"]
+        parts += [] if self.direction is None else [f"direction {self.direction}"]
+        parts += [] if self.image is None else [f"{self.image} image"]
+        return ", ".join(parts)
 
 
 def cells_in(region: Volume | None, grid: Grid, stride: int) -> NDArray[np.bool_]:
@@ -104,7 +109,7 @@ def _of(values: Tensor, expert: Tensor) -> Tensor:
     return values.gather(-1, expert.clamp(min=0)[..., None])
 
 
-def hook_of(site: GateSite, changes: Sequence[Change], grid: Grid) -> Any:
+def hook_of(site: GateSite, changes: Sequence[Intervention], grid: Grid) -> Any:
     """A forward hook that makes changes one after the other; padding cells are left as they are.
 
     The ids per cell are worked out at the first call.  It raises `InputError` where too few experts
@@ -144,7 +149,7 @@ def _check_left(silent: Tensor, site: GateSite) -> None:
         )
 
 
-def _ids(site: GateSite, change: Change, grid: Grid, size: tuple[int, ...]) -> Tensor:
+def _ids(site: GateSite, change: Intervention, grid: Grid, size: tuple[int, ...]) -> Tensor:
     """The expert (or rank) of each cell of a gate's padded output (B, D, H, W), -1 where nothing is
     done.
     """
@@ -159,7 +164,7 @@ def _ids(site: GateSite, change: Change, grid: Grid, size: tuple[int, ...]) -> T
 
 
 def _per_cell(
-    site: GateSite, change: Change, grid: Grid, image: str | None, padded: Sequence[int]
+    site: GateSite, change: Intervention, grid: Grid, image: Image | None, padded: Sequence[int]
 ) -> Tensor:
     ids = torch.full((1, *padded), -1)
     if image is not None and change.image not in (None, image):
@@ -173,18 +178,17 @@ def _per_cell(
 
 
 def _numbers(
-    change: Change, site: GateSite, image: str | None, shape: tuple[int, ...]
+    change: Intervention, site: GateSite, image: Image | None, shape: tuple[int, ...]
 ) -> NDArray[np.int64]:
     """What is meant at each cell (I, J, K) of a gate, -1 for nothing, regions aside."""
     if isinstance(change.expert, int):
         return np.full(shape, change.expert, dtype=np.int64)
-    place = Place(site.part, site.layer, site.block, image, site.direction)
-    given = change.expert.get(place)
+    gate = site.gate._replace(image=image)
+    given = change.expert.get(gate)
     if given is None:
         return np.full(shape, -1, dtype=np.int64)
     if given.shape != shape:
         raise InputError(
-            f"The map of experts of {place} has the shape {given.shape}; its gate has {shape}"
-            " cells."
+            f"The map of experts of {gate} has the shape {given.shape}; its gate has {shape} cells."
         )
     return given.astype(np.int64)

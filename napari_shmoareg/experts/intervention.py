@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,17 @@ from scipy.ndimage import uniform_filter
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.controls import Control, hook_controls
-from napari_shmoareg.experts.gate_edits import IMAGES, cells_in, concerns, hook_of
-from napari_shmoareg.experts.load import Place, place_of
+from napari_shmoareg.experts.gate_edits import IMAGES, GateSelection, cells_in, hook_of
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import RoutedLayer, SHMoAReg
 from napari_shmoareg.model.gates import GateSite, gates_of
+from napari_shmoareg.model.routing import Direction, GateId, Image, Part
 
 ACTIONS = ("silence", "force")
 
 
 @dataclass(frozen=True, eq=False)
-class Intervention:
+class Intervention(GateSelection):
     """One change to what gates decide.
 
     ``silence``: the expert's gate value becomes 0, so that the next best one is chosen in its
@@ -40,7 +40,7 @@ class Intervention:
     Parameters
     ----------
     action : {"silence", "force"}
-    expert : int, or mapping of Place to (I, J, K) int array
+    expert : int, or mapping of GateId to (I, J, K) int array
         An id; or one for each cell of each gate, -1 where nothing is done.
     part : {"encoder", "decoder"}
     layer, block, image, direction : optional
@@ -57,12 +57,12 @@ class Intervention:
     """
 
     action: Literal["silence", "force"]
-    expert: int | Mapping[Place, NDArray]
-    part: Literal["encoder", "decoder"]
+    expert: int | Mapping[GateId, NDArray]
+    part: Part
     layer: int | None = None
     block: int | None = None
-    image: str | None = None
-    direction: str | None = None
+    image: Image | None = None
+    direction: Direction | None = None
     region: Volume | None = None
     ranks: bool = False
     told: str = ""
@@ -86,25 +86,8 @@ class Intervention:
         if self.told:
             return self.told
         expert = f"expert {self.expert}" if isinstance(self.expert, int) else "experts of a map"
-        where = (
-            f"{self.part} layer {self.layer}"
-            if self.layer is not None
-            else f"all {self.part} layers"
-        )
-        named = (("block", self.block), ("direction", self.direction))
-        parts = [
-            f"{self.action} {expert} of {where}",
-            *(f"{name} {v}" for name, v in named if v is not None),
-        ]
-        parts += [] if self.image is None else [f"{self.image} image"]
-        parts += [] if self.region is None else [f"in {self.region.name or 'a region'}"]
-        return ", ".join(parts)
-
-    def concerns(self, place: Any) -> bool:
-        """Whether a gate, a record or a place with the same fields is meant; a gate serves both
-        images.
-        """
-        return concerns(self, place)
+        where = f"in {self.region.name or 'a region'}" if self.region is not None else ""
+        return ", ".join(filter(None, (f"{self.action} {expert} of {self.gates}", where)))
 
 
 @contextmanager
@@ -136,7 +119,7 @@ def intervening(
     handles = []
     try:
         for site in sites:
-            meant = [change for change in interventions if change.concerns(site)]
+            meant = [change for change in interventions if change.concerns(site.gate)]
             if meant:
                 handles.append(site.module.register_forward_hook(hook_of(site, meant, grid)))
         for handle in hook_controls(
@@ -151,7 +134,7 @@ def intervening(
 
 
 def _check(change: Intervention, sites: Sequence[GateSite], grid: Grid) -> None:
-    meant = [site for site in sites if change.concerns(site)]
+    meant = [site for site in sites if change.concerns(site.gate)]
     if not meant or (
         change.image is not None and (change.part != "encoder" or change.image not in IMAGES)
     ):
@@ -179,22 +162,17 @@ def _check(change: Intervention, sites: Sequence[GateSite], grid: Grid) -> None:
 
 
 def _check_map(
-    change: Intervention, ids: Mapping[Place, NDArray], meant: Sequence[GateSite]
+    change: Intervention, ids: Mapping[GateId, NDArray], meant: Sequence[GateSite]
 ) -> None:
     """Refuse a map for gates that are not meant, and numbers that no expert has."""
-    for place, numbers in ids.items():
-        images = (place.image,) if place.part == "encoder" and place.image in IMAGES else (None,)
-        sites = [
-            site
-            for site in meant
-            if place == Place(site.part, site.layer, site.block, images[0], site.direction)
-        ]
-        if not sites or (place.part == "encoder") != (place.image in IMAGES):
-            raise InputError(f"'{change}' has a map for {place}, which is no gate that it names.")
+    for gate, numbers in ids.items():
+        sites = [site for site in meant if site.gate == gate._replace(image=None)]
+        if not sites or (gate.part == "encoder") != (gate.image in IMAGES):
+            raise InputError(f"'{change}' has a map for {gate}, which is no gate that it names.")
         most = sites[0].top_k if change.ranks else sites[0].num_experts
         if numbers.size and not -1 <= int(numbers.min()) <= int(numbers.max()) < most:
             raise InputError(
-                f"'{change}': the map for {place} holds numbers beyond -1 (nothing) to {most - 1}."
+                f"'{change}': the map for {gate} holds numbers beyond -1 (nothing) to {most - 1}."
             )
 
 
@@ -243,7 +221,7 @@ def at_random(intervention: Intervention, touched: Iterable[Touched], seed: int)
         )
     lot = np.random.default_rng(seed)
     silence = intervention.action == "silence"
-    drawn: dict[Place, Ids] = {}
+    drawn: dict[GateId, Ids] = {}
     own = total = 0
     for gate in touched:
         if silence:
@@ -251,7 +229,7 @@ def at_random(intervention: Intervention, touched: Iterable[Touched], seed: int)
             own, total = own + same, total + int((ranks >= 0).sum())
         else:
             ranks = _forced(gate, expert, lot)
-        drawn[place_of(gate.record)] = ranks
+        drawn[gate.record.gate] = ranks
     told = f"{intervention.action} others drawn at random, as often as expert {expert}"
     if own:
         told += f" ({100 * own / total:.0f} % of them its own: the others do not have as many)"

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.model import RoutedLayer, RoutingTrace
+from napari_shmoareg.model.routing import MOST, GateId, RoutingTrace
 
-MAX_EXPERTS = 1024  # at one place; the networks here have 12 at most
 MAX_COUNT = 2**53
-
-
-class Place(NamedTuple):
-    """Where in the network a gate stands; fields as in `RoutedLayer`."""
-
-    part: str
-    layer: int
-    block: int | None = None
-    image: str | None = None
-    direction: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ExpertLoad:
-    """Counts of selections per place and expert; loads of several pairs add with ``+``.
+    """Counts of selections per gate and expert; loads of several pairs add with ``+``.
 
     Parameters
     ----------
-    counts : mapping of Place to (N,) int64
+    counts : mapping of GateId to (N,) int64
         How many cells (tokens, voxels) chose each of the N experts.
-    cells : mapping of Place to int
+    cells : mapping of GateId to int
         How many cells were counted; each chooses k experts, so counts sum to k * cells.
     """
 
-    counts: Mapping[Place, NDArray[np.int64]]
-    cells: Mapping[Place, int]
+    counts: Mapping[GateId, NDArray[np.int64]]
+    cells: Mapping[GateId, int]
 
     @classmethod
     def of(
@@ -61,8 +50,8 @@ class ExpertLoad:
         ValueError
             If a record has another number of cells than the network grid at its stride.
         """
-        counts: dict[Place, NDArray[np.int64]] = {}
-        cells: dict[Place, int] = {}
+        counts: dict[GateId, NDArray[np.int64]] = {}
+        cells: dict[GateId, int] = {}
         for record in trace:
             experts = record.routing.experts
             if network_shape is not None:
@@ -73,17 +62,17 @@ class ExpertLoad:
                         f" network grid of {network_shape} voxels has {expected} at stride"
                         f" {record.stride}. Crop the padding off first."
                     )
-            place = place_of(record)
+            gate = record.gate
             found = np.bincount(
                 experts.numpy(force=True).ravel(), minlength=record.num_experts
             ).astype(np.int64)
-            counts[place] = counts.get(place, 0) + found
-            cells[place] = cells.get(place, 0) + experts.numel() // experts.shape[1]
+            counts[gate] = counts.get(gate, 0) + found
+            cells[gate] = cells.get(gate, 0) + experts.numel() // experts.shape[1]
         return cls(counts, cells)
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[Mapping[str, object]], top_k: Mapping[Place, int] | None = None
+        cls, rows: Iterable[Mapping[str, object]], top_k: Mapping[GateId, int] | None = None
     ) -> ExpertLoad:
         """Rebuild from `rows`, whose values may be text as read from a CSV file.
 
@@ -91,31 +80,24 @@ class ExpertLoad:
         ----------
         rows : iterable of mappings
             With part, layer, block, image, direction, expert, count; empty text is None.
-        top_k : mapping of Place to int, optional
+        top_k : mapping of GateId to int, optional
             Experts per cell; 1 where it is not said (this only matters to `share_of_tokens`).
 
         Raises
         ------
         KeyError, ValueError
-            If a column is missing, or is no whole number from 0 (an expert: below `MAX_EXPERTS`)
+            If a column is missing, or is no whole number from 0 (an expert: below `MOST`)
             where one belongs.
         """
-        found: dict[Place, dict[int, int]] = {}
+        found: dict[GateId, dict[int, int]] = {}
         for row in rows:
-            block, image, direction = (
-                row[key] if row[key] != "" else None for key in ("block", "image", "direction")
-            )
-            place = Place(
-                str(row["part"]),
-                _whole(row, "layer", MAX_COUNT),
-                None if block is None else _whole(row, "block", MAX_COUNT),
-                None if image is None else str(image),
-                None if direction is None else str(direction),
-            )
-            expert, count = _whole(row, "expert", MAX_EXPERTS), _whole(row, "count", MAX_COUNT)
-            if found.setdefault(place, {}).setdefault(expert, count) != count:
+            fields = {name: row[name] if row[name] != "" else None for name in GateId._fields}
+            whole = [name for name in ("layer", "block") if fields[name] is not None]
+            gate = GateId.parse(fields | {name: _whole(row, name, MOST) for name in whole})
+            expert, count = _whole(row, "expert", MOST), _whole(row, "count", MAX_COUNT)
+            if found.setdefault(gate, {}).setdefault(expert, count) != count:
                 raise ValueError(
-                    f"expert {expert} of {place.part} layer {place.layer} has two counts"
+                    f"expert {expert} of {gate.part} layer {gate.layer} has two counts"
                 )
         counts = {
             p: np.array([c.get(e, 0) for e in range(max(c) + 1)], dtype=np.int64)
@@ -123,62 +105,91 @@ class ExpertLoad:
         }
         return cls(counts, {p: int(c.sum()) // (top_k or {}).get(p, 1) for p, c in counts.items()})
 
+    @classmethod
+    def from_entries(cls, entries: Iterable[Mapping[str, Any]]) -> ExpertLoad:
+        """Rebuild from `entries`, as they stand in report.json.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If an entry is not of a gate, or its counts are no whole numbers from 0.
+        """
+        counts: dict[GateId, NDArray[np.int64]] = {}
+        cells: dict[GateId, int] = {}
+        for entry in entries:
+            gate, found = GateId.parse(entry), entry["counts"]
+            if not isinstance(found, list) or not 1 <= len(found) <= MOST:
+                raise ValueError(f"a gate has 1 to {MOST} experts")
+            if not all(type(n) is int and 0 <= n < MAX_COUNT for n in (*found, entry["cells"])):
+                raise ValueError(f"the counts of {gate} are no whole numbers")
+            counts[gate], cells[gate] = np.array(found, dtype=np.int64), entry["cells"]
+        return cls(counts, cells)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """One dict per gate, for JSON: its fields, cells and counts."""
+        return [
+            gate._asdict() | {"cells": self.cells[gate], "counts": counts.tolist()}
+            for gate, counts in self.counts.items()
+        ]
+
+    def top_k(self, gate: GateId) -> int:
+        """How many experts each cell of a gate chose, k."""
+        return round(int(self.counts[gate].sum()) / max(self.cells[gate], 1))
+
     def __add__(self, other: ExpertLoad) -> ExpertLoad:
-        """Counts of both; places that only one of them has are kept."""
+        """Counts of both; gates that only one of them has are kept."""
         counts, cells = dict(self.counts), dict(self.cells)
-        for place, more in other.counts.items():
-            counts[place] = counts[place] + more if place in counts else more
-            cells[place] = cells.get(place, 0) + other.cells[place]
+        for gate, more in other.counts.items():
+            counts[gate] = counts[gate] + more if gate in counts else more
+            cells[gate] = cells.get(gate, 0) + other.cells[gate]
         return ExpertLoad(counts, cells)
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[GateId]:
         return iter(self.counts)
 
     def __len__(self) -> int:
         return len(self.counts)
 
     @property
-    def share(self) -> dict[Place, NDArray[np.float64]]:
-        """Share of selections (N,): counts / (k * cells), summing to 1 at every place."""
-        return {place: count / max(int(count.sum()), 1) for place, count in self.counts.items()}
+    def share(self) -> dict[GateId, NDArray[np.float64]]:
+        """Share of selections (N,): counts / (k * cells), summing to 1 at every gate."""
+        return {gate: count / max(int(count.sum()), 1) for gate, count in self.counts.items()}
 
     @property
-    def share_of_tokens(self) -> dict[Place, NDArray[np.float64]]:
+    def share_of_tokens(self) -> dict[GateId, NDArray[np.float64]]:
         """Fraction of cells that chose each expert (N,): counts / cells, summing to k at every
-        place.
+        gate.
         """
-        return {place: count / max(self.cells[place], 1) for place, count in self.counts.items()}
+        return {gate: count / max(self.cells[gate], 1) for gate, count in self.counts.items()}
 
     def select(self, **where: object) -> ExpertLoad:
-        """The places whose fields have these values: ``load.select(part="encoder",
+        """The gates whose fields have these values: ``load.select(part="encoder",
         image="fixed")``.
         """
-        kept = [
-            p for p in self.counts if all(getattr(p, key) == value for key, value in where.items())
-        ]
+        kept = [gate for gate in self.counts if gate.matches(**where)]
         return ExpertLoad({p: self.counts[p] for p in kept}, {p: self.cells[p] for p in kept})
 
     def over_blocks(self) -> ExpertLoad:
         """The blocks of each layer added up (``block`` None), as Fig. 5 shows an encoder layer."""
         total = ExpertLoad({}, {})
-        for place, count in self.counts.items():
-            whole = place._replace(block=None)
-            total = total + ExpertLoad({whole: count}, {whole: self.cells[place]})
+        for gate, count in self.counts.items():
+            whole = gate._replace(block=None)
+            total = total + ExpertLoad({whole: count}, {whole: self.cells[gate]})
         return total
 
     def rows(self) -> list[dict[str, object]]:
-        """One dict per place and expert: part, layer, block, image, direction, expert, count,
+        """One dict per gate and expert: part, layer, block, image, direction, expert, count,
         share.
         """
         share = self.share
         return [
-            place._asdict()
+            gate._asdict()
             | {
                 "expert": expert,
                 "count": int(count),
-                "share": float(share[place][expert]),
+                "share": float(share[gate][expert]),
             }
-            for place, counts in self.counts.items()
+            for gate, counts in self.counts.items()
             for expert, count in enumerate(counts)
         ]
 
@@ -193,6 +204,27 @@ def _whole(row: Mapping[str, object], key: str, below: int) -> int:
     return int(text)
 
 
-def place_of(record: RoutedLayer) -> Place:
-    """Where in the network a record was taken."""
-    return Place(record.part, record.layer, record.block, record.image, record.direction)
+def share_spread(loads: Sequence[ExpertLoad]) -> dict[GateId, NDArray[np.float64]]:
+    """Standard deviation (n - 1) over pairs of each pair's own share of selections, (N,) per gate.
+
+    A gate that fewer than two of the loads have is left out: one pair has no spread.
+
+    Parameters
+    ----------
+    loads : sequence of ExpertLoad
+        One per pair, of the same network.
+    """
+    shares: dict[GateId, list[NDArray[np.float64]]] = {}
+    for load in loads:
+        for gate, share in load.share.items():
+            shares.setdefault(gate, []).append(share)
+    return {gate: np.std(found, axis=0, ddof=1) for gate, found in shares.items() if len(found) > 1}
+
+
+def repeated(names: Iterable[Hashable]) -> list[tuple[int, int]]:
+    """Where a name stands that came before: (first time, this time), from 1.
+
+    A pair that counts twice weighs twice in a load, and makes the spread over pairs look smaller
+    than it is."""
+    first: dict[Hashable, int] = {}
+    return [(first[n], at) for at, n in enumerate(names, start=1) if first.setdefault(n, at) != at]

@@ -13,26 +13,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place, place_of
-from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad, entropy_of, margin_of
-from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.experts.maps import cells_of, entropy_of, has_values, margin_of
 from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.model.routing import AtGate, GateId, RoutedLayer
 from napari_shmoareg.registration.intensity import Intensity, content_points
 from napari_shmoareg.registration.register import Registration
 
 Cell = tuple[int, int, int]
 
-_IMAGES = (None, "moving", "fixed")
 _SLACK = 1e-6  # voxels; rounding of the matrices
 
 
 @dataclass(frozen=True, eq=False)
-class CellReading:
-    """What one gate decided for the cell that covers a place.
+class CellReading(AtGate):
+    """What one gate decided for the cell that covers a location.
 
     Attributes
     ----------
-    place : Place
+    gate : GateId
         Where in the network the gate stands.
     stride : int
         Voxels of the network grid per cell.
@@ -47,14 +46,14 @@ class CellReading:
         The chosen ones, the most probable first.
     weights : tuple of float
         By what each chosen expert's output is multiplied: Eq. (4) in the encoder, T of Eq. (6) in
-        the decoder.  NaN where it is not known: decoders of folders without `gates`.
+        the decoder.  NaN where it is not known: decoders of folders without gate values.
     values : tuple of float or None
         What the gate gave each of the N experts; None where it was not kept.
     entropy, margin : float or None
         As `entropy_of` and `margin_of` of the values.
     """
 
-    place: Place
+    gate: GateId
     stride: int
     num_experts: int
     cell: Cell
@@ -69,7 +68,7 @@ class CellReading:
 
 @dataclass(frozen=True, eq=False)
 class LocationReading:
-    """What every gate decided for one place.
+    """What every gate decided for one location.
 
     Attributes
     ----------
@@ -83,12 +82,8 @@ class LocationReading:
     cells: tuple[CellReading, ...]
 
     def select(self, **where: object) -> tuple[CellReading, ...]:
-        """The cells whose place has these fields: ``reading.select(layer=1, image="fixed")``."""
-        return tuple(
-            c
-            for c in self.cells
-            if all(getattr(c.place, key) == value for key, value in where.items())
-        )
+        """The cells whose gate has these fields: ``reading.select(layer=1, image="fixed")``."""
+        return tuple(c for c in self.cells if c.gate.matches(**where))
 
     @property
     def encoder(self) -> tuple[CellReading, ...]:
@@ -101,12 +96,12 @@ class LocationReading:
         return self.select(part="decoder")
 
 
-def read_location(scene: Scene, point: ArrayLike) -> LocationReading:
-    """Look up what every gate decided at a place.
+def read_location(registration: Registration, point: ArrayLike) -> LocationReading:
+    """Look up what every gate decided at a location.
 
     Parameters
     ----------
-    scene : Scene
+    registration : Registration
     point : (3,) array, mm RAS
         In the world of the fixed image.  The tokens of the moving image stand there too: the
         network sees it after the affine and any earlier passes.
@@ -124,12 +119,10 @@ def read_location(scene: Scene, point: ArrayLike) -> LocationReading:
     """
     position = np.asarray(point, dtype=np.float64)
     if position.shape != (3,) or not np.isfinite(position).all():
-        raise InputError(f"A place is three numbers of mm (RAS); got {point!r}.")
-    voxel = voxel_at(scene.network_grid, position)
-    gates = {gate.place: gate for gate in scene.gates}
-    readings = [_token(load, gates.get(load.place), voxel) for load in scene.token_loads]
-    readings += [_voxel_choice(found, gates.get(found.place), voxel) for found in scene.expert_maps]
-    return LocationReading(position, tuple(sorted(readings, key=_rank)))
+        raise InputError(f"A location is three numbers of mm (RAS); got {point!r}.")
+    voxel = voxel_at(registration.network_grid, position)
+    cells = [_reading(registration, record, voxel) for record in registration.routing]
+    return LocationReading(position, tuple(sorted(cells, key=_rank)))
 
 
 def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:
@@ -150,7 +143,7 @@ def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:
         raise InputError(
             f"({', '.join(f'{value:.1f}' for value in point)}) mm lies outside of what the network"
             f" saw, a box within {reach} mm (RAS{', oblique' if _is_oblique(grid) else ''}). Choose"
-            " a place inside."
+            " a location inside."
         )
     i, j, k = np.clip(np.floor(index + 0.5), 0, np.array(grid.shape) - 1).astype(int).tolist()
     return i, j, k
@@ -160,56 +153,35 @@ def _is_oblique(grid: Grid) -> bool:
     return bool(np.count_nonzero(np.abs(grid.affine[:3, :3]) > _SLACK) > 3)
 
 
-def _token(load: TokenLoad, gate: GateValues | None, voxel: Cell) -> CellReading:
-    i, j, k = (n // load.stride for n in voxel)
-    weights = load.values[i, j, k]
-    chosen = np.flatnonzero(weights)
-    chosen = chosen[np.argsort(-weights[chosen], kind="stable")]
-    return _reading(load, load.grid, weights.size, (i, j, k), chosen, weights[chosen], gate)
-
-
-def _voxel_choice(found: ExpertMap, gate: GateValues | None, voxel: Cell) -> CellReading:
-    i, j, k = (n // found.stride for n in voxel)
-    chosen = np.array([int(found.volume.values[i, j, k]) - 1])
-    weights = np.full(1, np.nan) if gate is None else gate.values[i, j, k][chosen]
-    return _reading(found, found.volume.grid, found.num_experts, (i, j, k), chosen, weights, gate)
-
-
-def _reading(
-    source: TokenLoad | ExpertMap,
-    grid: Grid,
-    number: int,
-    cell: Cell,
-    chosen: NDArray,
-    weights: NDArray,
-    gate: GateValues | None,
-) -> CellReading:
-    values = None if gate is None else np.asarray(gate.values[cell])
+def _reading(registration: Registration, record: RoutedLayer, voxel: Cell) -> CellReading:
+    i, j, k = cell = (
+        voxel[0] // record.stride,
+        voxel[1] // record.stride,
+        voxel[2] // record.stride,
+    )
+    grid = cells_of(registration, record)
+    found, experts, weights = (tensor[0, :, i, j, k].cpu() for tensor in record.routing)
+    values = found.float().numpy()
+    known = has_values(record)
     return CellReading(
-        place=source.place,
-        stride=source.stride,
-        num_experts=number,
+        gate=record.gate,
+        stride=record.stride,
+        num_experts=record.num_experts,
         cell=cell,
         centre=grid.to_world(cell),
         size=np.array(grid.spacing),
-        experts=tuple(chosen.tolist()),
+        experts=tuple(experts.tolist()),
         weights=tuple(weights.tolist()),
-        values=None if values is None else tuple(values.tolist()),
-        entropy=None if values is None else float(entropy_of(values)),
-        margin=None if gate is None or values is None else float(margin_of(values, gate.top_k)),
+        values=tuple(values.tolist()) if known else None,
+        entropy=float(entropy_of(values)) if known else None,
+        margin=float(margin_of(values, len(experts))) if known else None,
     )
 
 
-def _rank(reading: CellReading) -> tuple[bool, int, int, int, str]:
+def _rank(reading: CellReading) -> tuple[bool, int, int, bool, str]:
     """Encoder by layer, block, moving then fixed; decoder by layer and direction."""
-    part, layer, block, image, direction = reading.place
-    return (
-        part != "encoder",
-        layer,
-        -1 if block is None else block,
-        _IMAGES.index(image),
-        direction or "",
-    )
+    part, layer, block, image, direction = reading.gate
+    return part != "encoder", layer, block or 0, image == "fixed", direction or ""
 
 
 CENTRE, BOUNDARY = "centre", "boundary"
@@ -226,46 +198,46 @@ patient's."""
 
 
 @dataclass(frozen=True, eq=False)
-class PlaceLoad:
-    """Counts of selections per named place, gate and expert; those of several pairs add with ``+``.
+class LocationLoad:
+    """Counts of selections per named location, gate and expert; those of pairs add with ``+``.
 
     Parameters
     ----------
     loads : mapping of str to ExpertLoad
-        What the one cell of each gate chose that holds the place; so the cells of a gate count the
-        pairs.
+        What the one cell of each gate chose that holds the location: the cells of a gate count
+        the pairs.
     """
 
     loads: Mapping[str, ExpertLoad]
 
     @classmethod
-    def of(cls, registration: Registration, places: Mapping[str, ArrayLike]) -> PlaceLoad:
-        """Count one pair: each gate once at each place.
+    def of(cls, registration: Registration, locations: Mapping[str, ArrayLike]) -> LocationLoad:
+        """Count one pair: each gate once at each location.
 
         Parameters
         ----------
         registration : Registration
-        places : mapping of name to (3,) world position, mm RAS
-            In the fixed image's world.  The moving image's tokens are those at the same place of
+        locations : mapping of name to (3,) world position, mm RAS
+            In the fixed image's world.  The moving image's tokens are those at the same location of
             the network grid, onto which the moving image was read through the affine.
 
         Raises
         ------
         InputError
-            If a place lies outside the network grid.
+            If a location lies outside the network grid.
         """
         return cls(
             {
                 name: _load_at(registration, np.asarray(p, dtype=np.float64))
-                for name, p in places.items()
+                for name, p in locations.items()
             }
         )
 
-    def __add__(self, other: PlaceLoad) -> PlaceLoad:
-        """Counts of both; places that only one of them has are kept."""
+    def __add__(self, other: LocationLoad) -> LocationLoad:
+        """Counts of both; locations that only one of them has are kept."""
         nothing = ExpertLoad({}, {})
         names = dict.fromkeys([*self.loads, *other.loads])
-        return PlaceLoad(
+        return LocationLoad(
             {n: self.loads.get(n, nothing) + other.loads.get(n, nothing) for n in names}
         )
 
@@ -279,21 +251,21 @@ class PlaceLoad:
         return self.loads[name]
 
     @property
-    def share(self) -> dict[str, dict[Place, NDArray[np.float64]]]:
-        """Share of selections (N,) per place and gate, summing to 1."""
+    def share(self) -> dict[str, dict[GateId, NDArray[np.float64]]]:
+        """Share of selections (N,) per location and gate, summing to 1."""
         return {name: load.share for name, load in self.loads.items()}
 
     @property
-    def share_of_tokens(self) -> dict[str, dict[Place, NDArray[np.float64]]]:
-        """How often the cell chose each expert (N,) per place and gate, summing to k.  Fig. 6."""
+    def share_of_tokens(self) -> dict[str, dict[GateId, NDArray[np.float64]]]:
+        """How often the cell chose each expert, (N,) per location and gate; sums to k.  Fig. 6."""
         return {name: load.share_of_tokens for name, load in self.loads.items()}
 
-    def over_blocks(self) -> PlaceLoad:
+    def over_blocks(self) -> LocationLoad:
         """The blocks of each encoder layer added up."""
-        return PlaceLoad({name: load.over_blocks() for name, load in self.loads.items()})
+        return LocationLoad({name: load.over_blocks() for name, load in self.loads.items()})
 
     def rows(self) -> list[dict[str, object]]:
-        """One dict per place, gate and expert: place, the columns of `ExpertLoad.rows`, cells,
+        """One dict per location, gate and expert: place, the columns of `ExpertLoad.rows`, cells,
         share_of_tokens.
         """
         return [
@@ -318,8 +290,8 @@ class Boundary(NamedTuple):
     labels: tuple[int, int]
 
 
-def five_places(fixed: Volume) -> dict[str, NDArray[np.float64]]:
-    """World positions (mm RAS) of the five places of `FRACTIONS` in the box around what an image
+def five_locations(fixed: Volume) -> dict[str, NDArray[np.float64]]:
+    """World positions (mm RAS) of the five locations of `FRACTIONS` in the box around what an image
     shows.
     """
     grid = fixed.grid.canonical()
@@ -331,7 +303,7 @@ def five_places(fixed: Volume) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def boundary_place(labels: Volume, near: ArrayLike) -> Boundary | None:
+def boundary_location(labels: Volume, near: ArrayLike) -> Boundary | None:
     """The voxel nearest to a point whose neighbour, across one of its faces, has another label.
 
     A boundary between two labels goes before one of a label with what is outside; None where there
@@ -371,14 +343,12 @@ def detailed_rows(load: ExpertLoad) -> list[dict[str, object]]:
 def _load_at(registration: Registration, point: NDArray[np.float64]) -> ExpertLoad:
     """What the one cell of each gate chose that holds a point."""
     voxel = voxel_at(registration.network_grid, point)
-    counts, cells = dict[Place, NDArray[np.int64]](), dict[Place, int]()
+    counts, cells = dict[GateId, NDArray[np.int64]](), dict[GateId, int]()
     for record in registration.routing:
         i, j, k = (n // record.stride for n in voxel)
         chosen = record.routing.experts[0, :, i, j, k].numpy(force=True)
-        counts[place_of(record)] = np.bincount(chosen, minlength=record.num_experts).astype(
-            np.int64
-        )
-        cells[place_of(record)] = 1
+        counts[record.gate] = np.bincount(chosen, minlength=record.num_experts).astype(np.int64)
+        cells[record.gate] = 1
     return ExpertLoad(counts, cells)
 
 

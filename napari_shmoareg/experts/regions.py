@@ -18,11 +18,10 @@ from scipy.stats import norm, t
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.block_bootstrap import Blocks, Pieces, Runs
-from napari_shmoareg.experts.load import Place
-from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
-from napari_shmoareg.experts.scene import Scene
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.model.routing import AtGate, GateId, RoutedLayer
+from napari_shmoareg.registration.register import Registration
 
 FEWEST = 5  # blocks, and tokens; Ours: with fewer the percentiles of a resampling mean little
 
@@ -100,15 +99,15 @@ class RegionSample:
             self.tokens**2 / np.bincount(self._pieces.region, weights=self._pieces.tokens**2)
         )
 
-    def figures(self, source: TokenLoad | ExpertMap) -> Figures:
+    def figures(self, record: RoutedLayer) -> Figures:
         """Count what a gate chose in each region.
 
         Parameters
         ----------
-        source : TokenLoad or ExpertMap
+        record : RoutedLayer
             On the cells that the regions stand on.
         """
-        chosen = _chosen(source)
+        chosen = _chosen(record)
         table = self._pieces.cells @ chosen
         region = self._pieces.region
         share = _shares(np.stack([table[region == r].sum(axis=0) for r in range(self._number)]))
@@ -162,13 +161,11 @@ def cell_volumes(
     return counts
 
 
-def _chosen(source: TokenLoad | ExpertMap) -> Floats:
+def _chosen(record: RoutedLayer) -> Floats:
     """Which experts each cell chose: (cells, N), 1 or 0."""
-    if isinstance(source, TokenLoad):
-        return (source.values != 0).reshape(-1, source.values.shape[-1]).astype(np.float64)
-    experts = source.volume.values.ravel().astype(np.int64) - 1
-    chosen = np.zeros((len(experts), source.num_experts))
-    chosen[np.arange(len(experts)), experts] = 1
+    experts = record.routing.experts[0].flatten(1).numpy(force=True).astype(np.int64)
+    chosen = np.zeros((experts.shape[1], record.num_experts))
+    np.put_along_axis(chosen, experts.T, 1, axis=1)
     return chosen
 
 
@@ -196,12 +193,12 @@ TOGETHER: Literal["regions"] = "regions"
 
 
 @dataclass(frozen=True, eq=False)
-class RegionLoad:
+class RegionLoad(AtGate):
     """The load of one gate in one region.
 
     Attributes
     ----------
-    place : Place
+    gate : GateId
         Where in the network the gate stands.
     region : int
         The label.
@@ -225,7 +222,7 @@ class RegionLoad:
         region, it is drawn again too.  None where the reference lies in fewer than 5 blocks.
     """
 
-    place: Place
+    gate: GateId
     region: int
     name: str
     share: Floats
@@ -238,7 +235,7 @@ class RegionLoad:
 
 
 def region_loads(
-    scene: Scene,
+    registration: Registration,
     labels: Volume,
     *,
     names: Mapping[int, str] | None = None,
@@ -260,7 +257,7 @@ def region_loads(
 
     Parameters
     ----------
-    scene : Scene
+    registration : Registration
     labels : Volume
         Regions in the world of the fixed image, on any grid; 0 is outside.  They are put on the
         network grid once, by nearest neighbour; what lies outside of it is not counted, nor is
@@ -276,7 +273,7 @@ def region_loads(
         How often to resample.
     seed : int
     **where
-        Only gates whose place has these fields: ``region_loads(scene, labels, part="decoder",
+        Only gates with these fields: ``region_loads(registration, labels, part="decoder",
         layer=1)``.
 
     Returns
@@ -293,12 +290,12 @@ def region_loads(
     """
     if not (np.isfinite(block_mm) and block_mm > 0) or draws < 1:
         raise InputError(f"block_mm and draws are numbers above 0; got {block_mm} and {draws}.")
-    if unknown := set(where) - set(Place._fields):
+    if unknown := set(where) - set(GateId._fields):
         raise InputError(
             f"A gate has no {', '.join(sorted(unknown))}; its fields are"
-            f" {', '.join(Place._fields)}."
+            f" {', '.join(GateId._fields)}."
         )
-    ids, regions = _on_network(labels, scene.network_grid)
+    ids, regions = _on_network(labels, registration.network_grid)
     if reference not in (None, TOGETHER) and reference not in ids:
         raise InputError(
             f"The reference {reference} is none of the regions in the network's field of view:"
@@ -309,25 +306,23 @@ def region_loads(
     whose = reference if reference in (None, TOGETHER) else ids.index(index(reference))  # type: ignore[arg-type]
     samples: dict[int, RegionSample] = {}
     loads = []
-    sources: list[TokenLoad | ExpertMap] = [*scene.token_loads, *scene.expert_maps]
-    for source in sources:
-        if all(getattr(source.place, key) == value for key, value in where.items()):
-            if source.stride not in samples:
-                volumes = cell_volumes(scene.network_grid, source.stride, regions, len(ids))
-                blocks = Blocks.cut(scene.network_grid.coarsen(source.stride), block_mm)
-                samples[source.stride] = RegionSample(volumes, blocks, whose, draws, seed)
-            loads += _loads(source, samples[source.stride], named)
+    for record in registration.routing.select(**where):
+        if record.stride not in samples:
+            volumes = cell_volumes(registration.network_grid, record.stride, regions, len(ids))
+            blocks = Blocks.cut(registration.network_grid.coarsen(record.stride), block_mm)
+            samples[record.stride] = RegionSample(volumes, blocks, whose, draws, seed)
+        loads += _loads(record, samples[record.stride], named)
     return loads
 
 
 def _loads(
-    source: TokenLoad | ExpertMap, sample: RegionSample, named: list[tuple[int, str]]
+    record: RoutedLayer, sample: RegionSample, named: list[tuple[int, str]]
 ) -> list[RegionLoad]:
     """Of one gate, region by region."""
-    found = sample.figures(source)
+    found = sample.figures(record)
     return [
         RegionLoad(
-            place=source.place,
+            gate=record.gate,
             region=label,
             name=name,
             share=found.share[r],

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.experts.load import ExpertLoad, Place
-from napari_shmoareg.experts.location import BOUNDARY, PlaceLoad
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.experts.location import BOUNDARY, LocationLoad
 from napari_shmoareg.experts.maps import ExpertMap, expert_maps
 from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
 from napari_shmoareg.figures.panels import (
@@ -27,6 +27,7 @@ from napari_shmoareg.figures.panels import (
     scaled,
     show,
 )
+from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.register import Registration
 
@@ -78,7 +79,7 @@ def expert_map_figure(
     if kernels is not None and len(kernels) != count:
         raise ValueError(f"{count} experts need as many kernel sizes; got {tuple(kernels)}.")
     rows: dict[int, list[ExpertMap]] = {}
-    for expert_map in sorted(maps, key=lambda m: (m.stride, m.place.direction or "")):
+    for expert_map in sorted(maps, key=lambda m: (m.stride, m.direction or "")):
         rows.setdefault(expert_map.stride, []).append(expert_map)
     grids = [registration.pair.fixed.grid, registration.network_grid]
     sizes = [extent(grid, view) for grid in grids]
@@ -100,7 +101,7 @@ def expert_map_figure(
             cutting = cut(expert_map.volume, point, view)
             show(axes, cutting, cmap=ListedColormap(colours), vmin=0.5, vmax=count + 0.5)
             if n == 0:
-                axes.set_title(f"{expert_map.place.direction}-direction", fontsize=10)
+                axes.set_title(f"{expert_map.direction}-direction", fontsize=10)
     left, right, bottom, top = np.array(
         [[*axes.get_xlim(), *axes.get_ylim()] for axes in figure.axes]
     ).T
@@ -123,7 +124,7 @@ def expert_map_figure(
 def load_figure(
     load: ExpertLoad,
     *,
-    spread: Mapping[Place, NDArray[np.float64]] | None = None,
+    spread: Mapping[GateId, NDArray[np.float64]] | None = None,
     caption: str = "",
 ) -> Figure:
     """Bars of every expert's share of selections, per encoder layer and block and per decoder
@@ -133,7 +134,7 @@ def load_figure(
     ----------
     load : ExpertLoad
         Of one pair or of many added up.  A dotted line marks equal shares.
-    spread : mapping of Place to (N,) array, optional
+    spread : mapping of GateId to (N,) array, optional
         Half the length of the error bars, as a share: the standard deviation over pairs
         (`share_spread`).
     caption : str
@@ -175,19 +176,19 @@ def below(figure: Figure, caption: str) -> None:
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
 
 
-Bars = dict[Place, np.ndarray]
-Spread = Mapping[Place, NDArray[np.float64]]
+Bars = dict[GateId, np.ndarray]
+Spread = Mapping[GateId, NDArray[np.float64]]
 
 
 def _rows(load: ExpertLoad) -> list[tuple[str, list[tuple[str, Bars]]]]:
     """One row per layer, one panel per block or direction, one set of bars per image."""
     layers: dict[tuple[str, int], dict[str, Bars]] = {}
-    for place, share in load.share.items():
-        if place.part == "encoder":
-            name = "all blocks" if place.block is None else f"block {place.block}"
+    for gate, share in load.share.items():
+        if gate.part == "encoder":
+            name = "all blocks" if gate.block is None else f"block {gate.block}"
         else:
-            name = place.direction or ""
-        layers.setdefault((place.part, place.layer), {}).setdefault(name, {})[place] = share
+            name = gate.direction or ""
+        layers.setdefault((gate.part, gate.layer), {}).setdefault(name, {})[gate] = share
     return [
         (f"{part} layer {layer}", sorted(panels.items()))
         for (part, layer), panels in sorted(layers.items())
@@ -217,9 +218,9 @@ def _panels(
 
 def _bars(axes: Axes, bars: Bars, spread: Spread) -> None:
     width = 0.8 / len(bars)
-    for n, (place, share) in enumerate(bars.items()):
+    for n, (gate, share) in enumerate(bars.items()):
         ids = np.arange(len(share))
-        colours = expert_colours(len(share)) if place.image is None else IMAGE_COLOURS[place.image]
+        colours = expert_colours(len(share)) if gate.image is None else IMAGE_COLOURS[gate.image]
         at = ids + (n - (len(bars) - 1) / 2) * width
         axes.bar(
             at,
@@ -228,13 +229,13 @@ def _bars(axes: Axes, bars: Bars, spread: Spread) -> None:
             color=colours,
             edgecolor="0.35",
             linewidth=0.4,
-            label=place.image,
+            label=gate.image,
         )
-        if place in spread:
+        if gate in spread:
             axes.errorbar(
                 at,
                 100 * share,
-                100 * spread[place],
+                100 * spread[gate],
                 fmt="none",
                 ecolor="0.15",
                 elinewidth=0.7,
@@ -296,8 +297,8 @@ def load_caption(
     )
 
 
-def place_caption(
-    load: PlaceLoad,
+def location_caption(
+    load: LocationLoad,
     pairs: int,
     *,
     given: bool,
@@ -306,11 +307,11 @@ def place_caption(
     passes: Iterable[int | None] = (1,),
     routing: str = "",
 ) -> str:
-    """What the bars of Fig. 6 (`place_figure`) are.
+    """What the bars of Fig. 6 (`location_figure`) are.
 
     Parameters
     ----------
-    load : PlaceLoad
+    load : LocationLoad
         Of all pairs added up.
     pairs : int
     given : bool
@@ -383,8 +384,8 @@ def _choices(load: ExpertLoad) -> str:
     for part, (chooses, after) in words.items():
         found = load.select(part=part)
         kinds = {
-            (int(counts.sum()) // found.cells[place], len(counts))
-            for place, counts in found.counts.items()
+            (int(counts.sum()) // found.cells[gate], len(counts))
+            for gate, counts in found.counts.items()
         }
         told += [f"{chooses} k = {k} of {n}{after}" for k, n in sorted(kinds)]
     return ", ".join(told)
@@ -417,8 +418,8 @@ def _last(passes: Iterable[int | None]) -> str:
 PLACE_COLOURS = ("#343a40", "#1c7ed6", "#e8590c", "#2f9e44", "#ae3ec9")
 
 
-def place_figure(
-    load: PlaceLoad,
+def location_figure(
+    load: LocationLoad,
     *,
     tokens: Sequence[str],
     voxel: str,
@@ -430,7 +431,7 @@ def place_figure(
 
     Parameters
     ----------
-    load : PlaceLoad
+    load : LocationLoad
         Of one pair or of many added up.
     tokens : sequence of str
         The places (at most five) of the encoder's panels, Fig. 6(a): one per layer and image, the
@@ -460,7 +461,7 @@ def place_figure(
     encoder = {name: whole[name].select(part="encoder") for name in tokens}
     encoder = {name: found for name, found in encoder.items() if len(found)}
     decoder = whole[voxel].select(part="decoder")
-    layers = {place.layer for found in encoder.values() for place in found}
+    layers = {gate.layer for found in encoder.values() for gate in found}
     heights = [1.45 * len(layers) + 0.75] * bool(encoder) + [2.2] * bool(len(decoder))
     if not heights:
         raise ValueError(
@@ -514,7 +515,9 @@ def _decoder(piece: SubFigure, load: ExpertLoad, voxel: str, kernels: Sequence[i
         ]
     colours = dict(zip(names, expert_colours(count), strict=True))
     for axes, layer in zip(panels[0], layers, strict=True):
-        gates: list[Place] = sorted(load.select(layer=layer), key=lambda gate: gate.direction or "")
+        gates: list[GateId] = sorted(
+            load.select(layer=layer), key=lambda gate: gate.direction or ""
+        )
         shares = np.array([load.share_of_tokens[gate] for gate in gates])
         chance = load.counts[gates[0]].sum() / load.cells[gates[0]]
         _grouped(axes, dict(zip(names, shares.T, strict=True)), colours, chance, among=count)

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from napari_shmoareg.io.checkpoint import load_network, save_network
     from napari_shmoareg.io.images import read_image, read_pair, write_image
     from napari_shmoareg.io.model_card import read_card, shipped_weights
-    from napari_shmoareg.io.registration_folder import read_scene, write_registration
+    from napari_shmoareg.io.registration_folder import (
+        read_registration,
+        read_scene,
+        write_registration,
+    )
     from napari_shmoareg.io.samples import sample_pair
     from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 
@@ -21,6 +25,7 @@ __all__ = [
     "read_card",
     "read_image",
     "read_pair",
+    "read_registration",
     "read_scene",
     "read_transform",
     "sample_pair",
@@ -47,6 +52,7 @@ _HOMES = {
         "shipped_weights",
     ),
     "io.registration_folder": (
+        "read_registration",
         "read_scene",
         "write_registration",
     ),

@@ -1,28 +1,22 @@
-"""A registration written to a folder, and read back for a viewer."""
+"""A registration written to a folder, and read back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place
-from napari_shmoareg.experts.maps import (
-    ExpertMap,
-    GateValues,
-    TokenLoad,
-    expert_maps,
-    gate_values,
-    times_chosen,
-    token_loads,
-)
-from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.experts.maps import expert_maps, gate_values, times_chosen, token_loads
 from napari_shmoareg.figures.experts import expert_map_figure, load_caption, load_figure
 from napari_shmoareg.figures.panels import middle
 from napari_shmoareg.figures.registration import jacobian_figure, overview
@@ -34,14 +28,17 @@ from napari_shmoareg.io.machine import versions
 from napari_shmoareg.io.model_card import routing_of
 from napari_shmoareg.io.report import (
     build_report,
-    place_in,
     read_registration_summary,
     write_summary,
 )
 from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 from napari_shmoareg.io.untrusted import inside, names_input, user_path
 from napari_shmoareg.metrics.measure import Quality, measure
+from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.registration.affine import Alignment
+from napari_shmoareg.registration.agreement import Agreement
 from napari_shmoareg.registration.register import Registration
+from napari_shmoareg.registration.similarity import Similarity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,8 +142,8 @@ def covering(field: DisplacementField, grid: Grid) -> Grid:
 
 
 def write_inputs(pair: VolumePair, place: Path) -> None:
-    """Write what was registered into a new folder, each on its own grid: what `read_scene` opens
-    again.
+    """Write what was registered into a new folder, each on its own grid: what `read_registration`
+    opens again.
     """
     place.mkdir()
     for name, volume in pair.volumes.items():
@@ -168,13 +165,12 @@ def _write_experts(registration: Registration, place: Path) -> None:
     place.mkdir()
     for expert_map in expert_maps(registration):
         write_image(expert_map.volume, place / f"{expert_map.name}.nii.gz")
-    loads: list[TokenLoad] = [*token_loads(registration), *times_chosen(registration)]
-    for load in loads:
+    for load in (*token_loads(registration), *times_chosen(registration)):
         nifti.write(load.values, load.grid, place / f"{load.name}.nii.gz")
     for gate in gate_values(registration):
         path = place / f"{gate.name}.nii.gz"
         # few, and often nearly alike: their margins would drown in steps
-        if gate.place.part == "encoder":
+        if gate.part == "encoder":
             nifti.write(gate.values, gate.grid, path)
             continue
         steps = np.rint(gate.values * np.float32(GATE_STEPS)).astype(np.uint16)
@@ -253,8 +249,8 @@ SHOWN = (
 
 
 @names_input
-def read_scene(folder: str | Path) -> Scene:
-    """Read everything of a registration that can be looked at.
+def read_registration(folder: str | Path) -> Registration:
+    """Read a registration back, with everything of it that can be looked at.
 
     Parameters
     ----------
@@ -263,9 +259,9 @@ def read_scene(folder: str | Path) -> Scene:
 
     Returns
     -------
-    Scene
-        With `folder`, and without `registration`.  Grids are those of the report, to the last
-        digit. Without `gates` if the folder was written before these were kept.
+    Registration
+        With `report`, `weights` and `folder`.  Grids are those of the report, to the last digit.
+        Its routing has no gate values (NaN) if the folder was written before these were kept.
 
     Raises
     ------
@@ -274,7 +270,8 @@ def read_scene(folder: str | Path) -> Scene:
         missing, damaged or of another registration.
     """
     folder = user_path(folder)
-    report = read_registration_summary(folder).report
+    summary = read_registration_summary(folder)
+    report, load = summary.report, summary.load
     try:
         grids = {role: _grid(about) for role, about in report["pair"].items() if about}
         names = {role: str(about["name"]) for role, about in report["pair"].items() if about}
@@ -283,8 +280,9 @@ def read_scene(folder: str | Path) -> Scene:
             name in report for name in SHOWN
         ):
             raise KeyError(f"'pair', or one of {', '.join(SHOWN)}")
-        places = [(place_in(load), len(load["counts"])) for load in report["expert_loads"]]
-        chosen = [round(sum(load["counts"]) / load["cells"]) for load in report["expert_loads"]]
+        if not all(1 <= load.top_k(gate) <= len(load.counts[gate]) for gate in load):
+            raise ValueError("the counts of a gate are not those of its cells")
+        facts = _facts(report)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again."
@@ -292,32 +290,56 @@ def read_scene(folder: str | Path) -> Scene:
     inputs = {role: _input(folder, role, grid, names[role]) for role, grid in grids.items()}
     labelled = inputs.get("moving_labels")
     fixed = inputs["fixed"].grid
-    return Scene(
+    return Registration(
         pair=VolumePair(**inputs),
+        transform=read_transform(_file(folder, "transform.h5")),
         warped=_volume(folder, "warped", fixed, name=inputs["moving"].name),
         warped_labels=labelled
         and _volume(folder, "warped_labels", fixed, name=labelled.name, labels=True),
         displacement=_displacement(folder, fixed),
-        transform=read_transform(_file(folder, "transform.h5")),
         jacobian=_volume(folder, "jacobian", fixed, name="jacobian"),
-        expert_maps=list(_expert_maps(folder, network, places)),
-        token_loads=list(_token_loads(folder, network, places)),
-        times_chosen=list(_times_chosen(folder, network, places)),
-        report=report,
+        routing=_routing(folder, network, load),
+        network_grid=network,
         weights=weights,
+        report=report,
         folder=folder.resolve(),
-        gates=_gates(folder, network, places, chosen),
+        **facts,
     )
+
+
+read_scene = read_registration  # its name in earlier versions
+
+
+def _facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What report.json says in the words of a `Registration`; NaN for numbers that it lacks."""
+
+    def numbers(kind: Any, values: Mapping[str, Any] | None) -> Any:
+        found = values or {}
+        return kind(*(nan if found.get(n) is None else float(found[n]) for n in kind._fields))
+
+    affine, seconds = report.get("affine") or {}, dict(report["seconds"])
+    return {
+        "alignment": Alignment(
+            matrix=np.array(affine.get("matrix", np.eye(4)), dtype=np.float64).reshape(4, 4),
+            mode=str(affine.get("mode", "")),
+            reason=str(affine.get("reason", "")),
+            before=numbers(Agreement, affine.get("agreement_before")),
+            after=numbers(Agreement, affine.get("agreement_after")),
+            seconds=seconds.get("align", nan),
+        ),
+        "similarity": {
+            stage: numbers(Similarity, values) for stage, values in report["similarity"].items()
+        },
+        "kept": str(report.get("kept", "")),
+        "choices": dict(report.get("choices") or {}),
+        "seconds": seconds,
+        "settings": dict(report["settings"]),
+    }
 
 
 def _grid(about: Mapping[str, Any]) -> Grid:
     i, j, k = about["shape"]
     return Grid((i, j, k), np.array(about["affine"], dtype=np.float64))
-
-
-def _named(place: Place) -> str:
-    """As in the file's name: ``encoder-1-0-moving``."""
-    return "-".join(str(part) for part in place if part is not None)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -370,82 +392,70 @@ def _displacement(folder: Path, grid: Grid) -> DisplacementField:
     return replace(field, grid=grid)
 
 
-def _cells(file: Path, found: Grid, network: Grid) -> tuple[Grid, int]:
-    """The grid of cells that a file stands on, and how many voxels of the network grid a cell has
-    along each axis.
-    """
-    stride = max(1, round(float(np.mean(np.array(found.spacing) / network.spacing))))
-    grid = network.coarsen(stride)
-    _check_grid(file, found, grid)
-    return grid, stride
+def _routing(folder: Path, network: Grid, load: ExpertLoad) -> RoutingTrace:
+    """What the gates chose, with their values unless the folder is older than these."""
+    kept = any((folder / f"experts/{gate}-gate.nii.gz").exists() for gate in load)
+    layers = []
+    for gate, counts in load.counts.items():
+        number, values = len(counts), None
+        if kept:
+            values, stride = _per_expert(folder, network, f"{gate}-gate", number)
+        if gate.part == "encoder":
+            given, stride = _per_expert(folder, network, str(gate), number)
+            experts = np.argsort(-given, axis=-1, kind="stable")[..., : load.top_k(gate)]
+            weights = _tensor(np.take_along_axis(given, experts, axis=-1))
+        else:
+            experts, stride = _first_choice(folder, network, str(gate), number)
+            weights = _unknown(experts.shape)
+            if values is not None:
+                weights = _tensor(np.take_along_axis(values, experts, axis=-1))
+        shape = (*experts.shape[:3], number)
+        probabilities = _unknown(shape) if values is None else _tensor(values)
+        routing = Routing(probabilities, _tensor(experts.astype(np.uint8)), weights)
+        layers.append(RoutedLayer(gate, stride, routing))
+    return RoutingTrace(tuple(layers))
 
 
-def _expert_maps(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
-) -> Iterator[ExpertMap]:
-    for place, number in places:
-        if place.part == "decoder":
-            name = _named(place)
-            file = _file(folder, f"experts/{name}.nii.gz")
-            volume = read_image(file, labels=True)
-            if (
-                volume.values.size
-                and not 0 <= int(volume.values.min()) <= int(volume.values.max()) <= number
-            ):
-                raise InputError(
-                    f"{file} holds numbers from {volume.values.min()} to {volume.values.max()};"
-                    f" experts from 1 to {number}, or 0, were expected. Copy the folder again, or"
-                    " register the pair again."
-                )
-            grid, stride = _cells(file, volume.grid, network)
-            values = volume.values.astype(np.uint8)
-            yield ExpertMap(name, Volume(values, grid, name, is_labels=True), place, stride, number)
+def _tensor(cells: NDArray) -> torch.Tensor:
+    """(I, J, K, N) as (1, N, I, J, K)."""
+    return torch.from_numpy(np.moveaxis(cells, -1, 0))[None]
 
 
-def _token_loads(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
-) -> Iterator[TokenLoad]:
-    for place, number in places:
-        if place.part == "encoder":
-            yield _load(folder, network, place, number, _named(place))
+def _unknown(shape: tuple[int, ...]) -> torch.Tensor:
+    """NaN in the place of (I, J, K, N) numbers, without memory for them."""
+    return torch.full((1, 1, 1, 1, 1), torch.nan).expand(1, shape[3], *shape[:3])
 
 
-def _times_chosen(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]]
-) -> Iterator[TokenLoad]:
-    whole = {
-        place._replace(block=None): number for place, number in places if place.part == "encoder"
-    }
-    for place, number in whole.items():
-        yield _load(folder, network, place, number, f"{_named(place)}-times-chosen")
-
-
-def _gates(
-    folder: Path, network: Grid, places: Sequence[tuple[Place, int]], chosen: Sequence[int]
-) -> list[GateValues]:
-    """What every gate gave every expert; nothing if there is not one such file."""
-    names = [f"{_named(place)}-gate" for place, _ in places]
-    if not any((folder / f"experts/{name}.nii.gz").exists() for name in names):
-        return []
-    gates = []
-    for (place, number), name, top_k in zip(places, names, chosen, strict=True):
-        load = _load(folder, network, place, number, name)
-        gates.append(GateValues(name, load.values, load.grid, place, load.stride, top_k))
-    return gates
-
-
-def _load(folder: Path, network: Grid, place: Place, number: int, name: str) -> TokenLoad:
-    """One number per cell and expert, which stand along the fourth axis."""
+def _per_expert(folder: Path, network: Grid, name: str, number: int) -> tuple[NDArray, int]:
+    """Numbers (I, J, K, N) of a gate's cells and experts, and the stride of the cells."""
     file = _file(folder, f"experts/{name}.nii.gz")
     image, affine = nifti.load(file)
     values = nifti.values_of(image)
     if values.ndim != 4 or values.shape[3] != number:
         raise InputError(
             f"{file} has the shape {values.shape}; four axes were expected, the last one with the"
-            f" {number} experts of {_named(place)}. Copy the folder again, or register the pair"
-            " again."
+            f" {number} experts of {name.removesuffix('-gate')}. Copy the folder again, or register"
+            " the pair again."
         )
-    grid, stride = _cells(
-        file, Grid((values.shape[0], values.shape[1], values.shape[2]), affine), network
-    )
-    return TokenLoad(name, values, grid, place, stride)
+    grid = Grid((values.shape[0], values.shape[1], values.shape[2]), affine)
+    return values.astype(np.float32, copy=False), _stride(file, grid, network)
+
+
+def _first_choice(folder: Path, network: Grid, name: str, number: int) -> tuple[NDArray, int]:
+    """The expert (I, J, K, 1), from 0, that each cell of a decoder's gate chose; their stride."""
+    file = _file(folder, f"experts/{name}.nii.gz")
+    volume = read_image(file, labels=True)
+    low, high = int(volume.values.min(initial=1)), int(volume.values.max(initial=1))
+    if not 1 <= low <= high <= number:
+        raise InputError(
+            f"{file} holds numbers from {low} to {high}; experts from 1 to {number} were expected."
+            " Copy the folder again, or register the pair again."
+        )
+    return volume.values.astype(np.int64)[..., None] - 1, _stride(file, volume.grid, network)
+
+
+def _stride(file: Path, found: Grid, network: Grid) -> int:
+    """How many voxels of the network grid a cell has along each axis."""
+    stride = max(1, round(float(np.mean(np.array(found.spacing) / network.spacing))))
+    _check_grid(file, found, network.coarsen(stride))
+    return stride

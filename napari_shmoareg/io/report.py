@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import MAX_COUNT, MAX_EXPERTS, ExpertLoad, Place
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.geometry import Grid
 from napari_shmoareg.io.images import REPORT
 from napari_shmoareg.io.itk import holds
@@ -80,7 +80,7 @@ def build_report(
         "format": FORMAT,
         "versions": versions(),
         "weights": weights,
-        "warnings": registration.warnings + quality.cautions,
+        "warnings": list(dict.fromkeys([*registration.warnings, *quality.cautions])),
         "notes": _limits(pair.fixed.grid),
         "pair": {
             role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid)
@@ -104,13 +104,8 @@ def build_report(
         "seconds": registration.seconds,
         **quality.to_dict(),
         "expert_loads": [
-            place._asdict()
-            | {
-                "cells": load.cells[place],
-                "counts": load.counts[place],
-                "share": share,
-            }
-            for place, share in load.share.items()
+            entry | {"share": share}
+            for entry, share in zip(load.entries(), load.share.values(), strict=True)
         ],
     }
     return plain(report | ({"extra": extra} if extra else {}))
@@ -126,7 +121,7 @@ def write_summary(folder: Path, report: Mapping[str, Any], load: ExpertLoad) -> 
 
 
 def write_loads(load: ExpertLoad, path: str | Path) -> None:
-    """Write one row per place and expert: part, layer, block, image, direction, expert, count,
+    """Write one row per gate and expert: part, layer, block, image, direction, expert, count,
     share.
 
     What does not apply (a decoder has no block) is empty.  Shares sum to 1 within a layer,
@@ -160,8 +155,7 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
             )
     report = read_object(inside(folder, REPORT), "the report of a registration")
     try:
-        known = {place_in(entry): entry for entry in report["expert_loads"]}
-        top_k = {p: sum(e["counts"]) // e["cells"] for p, e in known.items() if e["cells"]}
+        reported = ExpertLoad.from_entries(report["expert_loads"])
         check_report(report)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
@@ -169,44 +163,16 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
         ) from error
     _, rows = read_csv(inside(folder, LOADS), "the loads of the experts")
     try:
-        load = ExpertLoad.from_rows((row.cells for row in rows), top_k)
-        told = {place: list(entry["counts"]) for place, entry in known.items()}
-        if {place: counts.tolist() for place, counts in load.counts.items()} != told:
+        load = ExpertLoad.from_rows(row.cells for row in rows)
+        if load.counts.keys() != reported.counts.keys() or not all(
+            np.array_equal(counts, reported.counts[gate]) for gate, counts in load.counts.items()
+        ):
             raise ValueError(f"its counts are not those of {REPORT}")
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise InputError(
             f"{folder / LOADS} is damaged ({error!r:.200}). Register the pair again."
         ) from error
-    return RegistrationSummary(folder, report, load)
-
-
-def place_in(entry: Mapping[str, Any]) -> Place:
-    """The gate that an entry of report.json is of.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If there is no such gate: its name is that of a file, and names no other.
-    """
-    place = Place(*(entry[field] for field in Place._fields))
-    numbers = [place.layer, *([] if place.block is None else [place.block])]
-    whole = all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_EXPERTS for n in numbers
-    )
-    parts = (place.part, ("encoder", "decoder")), (place.image, (None, "moving", "fixed"))
-    if not whole or not all(
-        word in words for word, words in (*parts, (place.direction, (None, "x", "y", "z")))
-    ):
-        raise ValueError(f"there is no gate {tuple(place)!r:.120}")
-    counts, cells = entry["counts"], entry["cells"]
-    numbers = [*counts, cells]
-    if not isinstance(counts, list) or not 1 <= len(counts) <= MAX_EXPERTS:
-        raise ValueError(f"a gate has 1 to {MAX_EXPERTS} experts")
-    if not all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_COUNT for n in numbers
-    ):
-        raise ValueError(f"the counts of {tuple(place)} are no whole numbers")
-    return place
+    return RegistrationSummary(folder, report, reported)
 
 
 def check_report(report: Mapping[str, Any]) -> None:

@@ -2,6 +2,14 @@
 
 from napari_shmoareg.model.config import SHMoARegConfig
 from napari_shmoareg.model.network import NetworkOutput, SHMoAReg
-from napari_shmoareg.model.routing import RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.model.routing import GateId, RoutedLayer, Routing, RoutingTrace
 
-__all__ = ["NetworkOutput", "RoutedLayer", "Routing", "RoutingTrace", "SHMoAReg", "SHMoARegConfig"]
+__all__ = [
+    "GateId",
+    "NetworkOutput",
+    "RoutedLayer",
+    "Routing",
+    "RoutingTrace",
+    "SHMoAReg",
+    "SHMoARegConfig",
+]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from napari_shmoareg.geometry import field
 from napari_shmoareg.model.checkpointing import run
 from napari_shmoareg.model.encoder import normalise
-from napari_shmoareg.model.routing import RoutedLayer
+from napari_shmoareg.model.routing import GateId, RoutedLayer
 from napari_shmoareg.model.shmoe import DIRECTIONS, ConvHead, SHMoE
 
 
@@ -147,11 +147,9 @@ class Level(nn.Module):
         pieces = residual.split(1, dim=1)  # the error signal of Eq. (7) is taken at these
         routed = [
             RoutedLayer(
-                part="decoder",
-                layer=self.stride.bit_length(),
-                stride=self.stride,
-                routing=routing,
-                direction=direction,
+                GateId("decoder", self.stride.bit_length(), direction=direction),
+                self.stride,
+                routing,
                 residual=piece,
                 alternatives=others,
             )

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from napari_shmoareg.model.decoder import Decoder, Level
 from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.model.network import SHMoAReg
-from napari_shmoareg.model.routing import Direction, Part, SigmoidGate, SoftmaxGate
+from napari_shmoareg.model.routing import AtGate, GateId, SigmoidGate, SoftmaxGate
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
 from napari_shmoareg.model.swin import SwinBlock
 
 
 @dataclass(frozen=True, eq=False)
-class GateSite:
-    """A gate and its place; fields as in `RoutedLayer`, but one gate serves both images.
+class GateSite(AtGate):
+    """A gate of a network, whose fields (`GateId`) it has too: of the encoder one for both images.
 
     Attributes
     ----------
-    part, layer, stride, block, direction
-        See `RoutedLayer`.
+    gate : GateId
+        Without an image.
+    stride : int
+        Voxels of the network grid per cell, along every axis.
     num_experts, top_k : int
     module : SoftmaxGate or SigmoidGate
         A forward hook on it sees, and may change, the probabilities: (2B, *S, N) of the encoder,
@@ -29,15 +31,12 @@ class GateSite:
         The layer whose experts the gate chooses among; a SHMoE has three gates.
     """
 
-    part: Part
-    layer: int
+    gate: GateId
     stride: int
     num_experts: int
     top_k: int
     module: SoftmaxGate | SigmoidGate
     owner: MoA | SHMoE
-    block: int | None = None
-    direction: Direction | None = None
 
 
 def gates_of(network: SHMoAReg) -> tuple[GateSite, ...]:
@@ -67,42 +66,23 @@ def attentions_of(network: SHMoAReg) -> list[tuple[int, int, MoA | MultiHeadAtte
 
 
 def _of_encoder(network: SHMoAReg) -> list[GateSite]:
-    return [
-        GateSite(
-            "encoder",
-            layer,
-            2 ** (layer + 1),
-            moa.num_experts,
-            moa.top_k,
-            moa.gate,
-            moa,
-            block=block,
-        )
-        for layer, block, moa in attentions_of(network)
-        if isinstance(moa, MoA)
-    ]
+    found = []
+    for layer, block, moa in attentions_of(network):
+        if isinstance(moa, MoA):
+            gate, stride = GateId("encoder", layer, block), 2 ** (layer + 1)
+            found.append(GateSite(gate, stride, moa.num_experts, moa.top_k, moa.gate, moa))
+    return found
 
 
 def _of_decoder(decoder: Decoder) -> list[GateSite]:
     found = []
     for level in decoder.levels:
         assert isinstance(level, Level)
-        if isinstance(level.head, SHMoE):
-            head, layer = level.head, level.stride.bit_length()
+        head = level.head
+        if isinstance(head, SHMoE):
             for direction in DIRECTIONS:
-                gate = head.gates[direction]
-                assert isinstance(gate, SigmoidGate)
-                count = len(head.kernels)
-                found.append(
-                    GateSite(
-                        "decoder",
-                        layer,
-                        level.stride,
-                        count,
-                        head.top_k,
-                        gate,
-                        head,
-                        direction=direction,
-                    )
-                )
+                gate = GateId("decoder", level.stride.bit_length(), direction=direction)
+                module, count = head.gates[direction], len(head.kernels)
+                assert isinstance(module, SigmoidGate)
+                found.append(GateSite(gate, level.stride, count, head.top_k, module, head))
     return found

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from napari_shmoareg.model.config import SHMoARegConfig
 from napari_shmoareg.model.decoder import Decoder, Level
 from napari_shmoareg.model.encoder import Encoder
-from napari_shmoareg.model.routing import Image, RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.model.routing import GateId, Image, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.model.swin import Size
 
 # heads start at N(0, 1e-5), whose largest of some thousands is 5e-5; trained ones reach 3e-3 and
@@ -243,14 +243,8 @@ def _encoder_records(routings: list[list[Routing | None]]) -> Iterable[RoutedLay
             for image, half in zip(
                 images, zip(*(t.chunk(2) for t in routing), strict=True), strict=True
             ):
-                yield RoutedLayer(
-                    part="encoder",
-                    layer=stage + 1,
-                    stride=4 * 2**stage,
-                    routing=Routing(*half),
-                    block=block,
-                    image=image,
-                )
+                gate = GateId("encoder", stage + 1, block, image)
+                yield RoutedLayer(gate, 4 * 2**stage, Routing(*half))
 
 
 def _cropped(record: RoutedLayer, valid: Size) -> RoutedLayer:

@@ -5,9 +5,9 @@ B batch, N experts, k chosen, C channels, *S space (D, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 Part = Literal["encoder", "decoder"]
 Image = Literal["moving", "fixed"]
 Direction = Literal["x", "y", "z"]
+
+MOST = 1024  # layers, blocks, experts of a gate; the networks here have 12 experts at most
 
 
 class Routing(NamedTuple):
@@ -35,24 +37,91 @@ class Routing(NamedTuple):
     weights: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class RoutedLayer:
-    """A routing and the place in the network where it was decided.
+class GateId(NamedTuple):
+    """The address of a gate in a network, written ``encoder-1-0-moving``, ``decoder-1-x``.
 
     Attributes
     ----------
     part : {"encoder", "decoder"}
     layer : int
         The paper's number: encoder 1-4 at stride 4-32; decoder 1 at full, 2 at half resolution ...
+    block : int or None
+        Encoder: Swin block within the layer, from 0; None for all blocks together.
+    image : {"moving", "fixed"} or None
+        Encoder: whose tokens; None where one gate serves both.
+    direction : {"x", "y", "z"} or None
+        Decoder: component of the displacement (array axis 0, 1, 2 of the network grid).
+    """
+
+    part: Part
+    layer: int
+    block: int | None = None
+    image: Image | None = None
+    direction: Direction | None = None
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> GateId:
+        """From the entries of a JSON object, or of a row of a table; other keys are left alone.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If a field is missing, or there is no such gate.
+        """
+        gate = cls(*(fields[name] for name in cls._fields))
+        choices = (get_args(Part), (None, *get_args(Image)), (None, *get_args(Direction)))
+        words = zip((gate.part, gate.image, gate.direction), choices, strict=True)
+        numbers = (gate.layer, 0 if gate.block is None else gate.block)
+        if not all(word in choice for word, choice in words) or not all(
+            type(n) is int and 0 <= n < MOST for n in numbers
+        ):
+            raise ValueError(f"there is no gate {tuple(gate)!r:.120}")
+        return gate
+
+    def __str__(self) -> str:
+        return "-".join(str(field) for field in self if field is not None)
+
+    def matches(self, **fields: object) -> bool:
+        """Whether its fields have these values: ``gate.matches(part="decoder", layer=1)``."""
+        return all(getattr(self, name) == value for name, value in fields.items())
+
+
+class AtGate:
+    """Reads the fields of its `gate` as its own."""
+
+    gate: GateId
+
+    @property
+    def part(self) -> Part:
+        return self.gate.part
+
+    @property
+    def layer(self) -> int:
+        return self.gate.layer
+
+    @property
+    def block(self) -> int | None:
+        return self.gate.block
+
+    @property
+    def image(self) -> Image | None:
+        return self.gate.image
+
+    @property
+    def direction(self) -> Direction | None:
+        return self.gate.direction
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedLayer(AtGate):
+    """A routing and the gate that decided it, whose fields (`GateId`) it has too.
+
+    Attributes
+    ----------
+    gate : GateId
     stride : int
         Voxels of the network grid per cell, along every axis.
     routing : Routing
-    block : int or None
-        Encoder: Swin block within the layer, from 0.
-    image : {"moving", "fixed"} or None
-        Encoder: whose tokens.
-    direction : {"x", "y", "z"} or None
-        Decoder: component of the displacement (array axis 0, 1, 2 of the network grid).
     residual : Tensor (B, 1, *S) or None
         Decoder: the selected residual of this direction, on the graph, so that the error
         signal of Eq. (7) is ``autograd.grad(similarity, residual)``.
@@ -61,13 +130,9 @@ class RoutedLayer:
         if it were the one chosen, off the graph.
     """
 
-    part: Part
-    layer: int
+    gate: GateId
     stride: int
     routing: Routing
-    block: int | None = None
-    image: Image | None = None
-    direction: Direction | None = None
     residual: Tensor | None = None
     alternatives: Tensor | None = None
 
@@ -78,8 +143,7 @@ class RoutedLayer:
     @property
     def name(self) -> str:
         """For people and file names: ``encoder-1-0-moving``, ``decoder-1-x``."""
-        parts = (self.part, self.layer, self.block, self.image, self.direction)
-        return "-".join(str(p) for p in parts if p is not None)
+        return str(self.gate)
 
     def detached(self) -> RoutedLayer:
         """Off the graph and on the CPU, ids as uint8, without the residuals: what a registration
@@ -92,9 +156,12 @@ class RoutedLayer:
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
-    """What every gate chose, in the order of the forward."""
+    """What every gate chose, in the order of the forward.
 
-    layers: tuple[RoutedLayer, ...]
+    Iterates over its layers; ``trace[GateId("decoder", 1, direction="x")]`` is that of one gate.
+    """
+
+    layers: tuple[RoutedLayer, ...] = ()
 
     def __iter__(self) -> Iterator[RoutedLayer]:
         return iter(self.layers)
@@ -102,16 +169,18 @@ class RoutingTrace:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def select(self, **where: object) -> tuple[RoutedLayer, ...]:
-        """The layers whose fields have these values: ``trace.select(part="decoder",
-        direction="x")``.
-        """
-        return tuple(
-            r for r in self.layers if all(getattr(r, key) == value for key, value in where.items())
-        )
+    def __getitem__(self, gate: GateId) -> RoutedLayer:
+        for layer in self.layers:
+            if layer.gate == gate:
+                return layer
+        raise KeyError(str(gate))
+
+    def select(self, **fields: object) -> tuple[RoutedLayer, ...]:
+        """The layers of the gates that match: ``trace.select(part="decoder", direction="x")``."""
+        return tuple(layer for layer in self.layers if layer.gate.matches(**fields))
 
     def detached(self) -> RoutingTrace:
-        return RoutingTrace(tuple(r.detached() for r in self.layers))
+        return RoutingTrace(tuple(layer.detached() for layer in self.layers))
 
 
 class SoftmaxGate(nn.Module):

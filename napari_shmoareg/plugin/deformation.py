@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Vectors
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 SPACING = 8.0  # mm between the lines
@@ -41,13 +41,13 @@ Segments = NDArray[np.float64]
 
 
 def grid_lines(
-    scene: Scene, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
+    scene: Registration, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
 ) -> Segments:
     """The deformed grid of one plane.
 
     Parameters
     ----------
-    scene : Scene
+    scene : Registration
     axis : int
         Across which the plane lies: 0, 1, 2 for S, A, R (axial, coronal, sagittal).
     at : float
@@ -77,7 +77,7 @@ def grid_lines(
 
 
 def arrows(
-    scene: Scene, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
+    scene: Registration, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
 ) -> tuple[Segments, NDArray]:
     """The displacement at the nodes of one plane.
 
@@ -104,7 +104,7 @@ def arrows(
     return np.stack([nodes, shown], axis=1), np.linalg.norm(whole, axis=-1)
 
 
-def longest(scene: Scene) -> float:
+def longest(scene: Registration) -> float:
     """What most of the displacement stays below, mm (99th percentile): where the colours of the
     arrows end.
     """
@@ -116,7 +116,7 @@ def longest(scene: Scene) -> float:
     return max(float(np.percentile(length, 99)), 0.1)
 
 
-def _ticks(scene: Scene, axis: int, spacing: float) -> NDArray[np.float64]:
+def _ticks(scene: Registration, axis: int, spacing: float) -> NDArray[np.float64]:
     """Places of the lines along an axis of the viewer, about the middle of the fixed image."""
     grid = scene.pair.fixed.grid
     along = to_viewer(grid.corners())[:, axis]
@@ -131,13 +131,13 @@ def _pieces(ticks: NDArray, spacing: float) -> NDArray[np.float64]:
     return np.linspace(ticks[0], ticks[-1], parts * (len(ticks) - 1) + 1)
 
 
-def _inside(scene: Scene, nodes: NDArray) -> NDArray[np.bool_]:
+def _inside(scene: Registration, nodes: NDArray) -> NDArray[np.bool_]:
     grid = scene.pair.fixed.grid
     index = grid.to_index(to_viewer(nodes))
     return np.all((index >= -0.5) & (index <= np.array(grid.shape) - 0.5), axis=-1)
 
 
-def _displacement(scene: Scene, nodes: NDArray, without: int | None) -> NDArray[np.float64]:
+def _displacement(scene: Registration, nodes: NDArray, without: int | None) -> NDArray[np.float64]:
     """Of the deformation alone, (..., 3) mm S A R; without the part along one axis."""
     field = scene.transform.field
     if field is None or not nodes.size:
@@ -157,7 +157,7 @@ COLOUR = "#ffe066"
 _followers: weakref.WeakKeyDictionary[Viewer, Follower] = weakref.WeakKeyDictionary()
 
 
-def grid_layers(scene: Scene, number: int) -> list[tuple[NDArray, dict[str, Any], str]]:
+def grid_layers(scene: Registration, number: int) -> list[tuple[NDArray, dict[str, Any], str]]:
     """The displacement as arrows, and the deformation grid above it: hidden layers of the middle
     axial slice.
     """
@@ -201,7 +201,7 @@ def grid_layers(scene: Scene, number: int) -> list[tuple[NDArray, dict[str, Any]
     ]
 
 
-def layer_scale(scene: Scene) -> float:
+def layer_scale(scene: Registration) -> float:
     """Mm per unit of a grid's layer: the coarsest spacing of the fixed image.
 
     The same along all axes, or lines would be thick in one direction; and the coarsest, as the

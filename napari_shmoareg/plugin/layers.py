@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
-    from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.experts.maps import ExpertMap, GateValues
     from napari_shmoareg.geometry import Volume, VolumePair
+    from napari_shmoareg.registration.register import Registration
 
 
 LayerData = tuple[NDArray, dict[str, Any], str]
@@ -32,12 +32,12 @@ SHRINKS, GROWS, FOLDS = "#6a51a3", "#e66101", "#ff0000"
 FINER = 2.0
 
 
-def layers_of(scene: Scene, number: int) -> list[LayerData]:
+def layers_of(scene: Registration, number: int) -> list[LayerData]:
     """Everything of a registration that can be laid over the fixed image.
 
     Parameters
     ----------
-    scene : Scene
+    scene : Registration
     number : int
         Of the registration in its viewer: the layers are called ``#1 warped`` and so on.
 
@@ -47,6 +47,8 @@ def layers_of(scene: Scene, number: int) -> list[LayerData]:
         warped, warped labels, Jacobian, folding (where there is any), a head map, the expert maps,
         the displacement as arrows and as a grid; only the first of them visible.
     """
+    from napari_shmoareg.experts.maps import expert_maps, token_loads
+
     about: dict[str, Any] = {"scene": scene, "number": number}
     _, (low, high) = contrast(scene.pair.fixed, scene.pair.moving)
     layers = [_image(scene.warped, (low, high), f"#{number} warped", **about, role="warped")]
@@ -55,10 +57,10 @@ def layers_of(scene: Scene, number: int) -> list[LayerData]:
             _labels(scene.warped_labels, f"#{number} warped labels", **about, role="warped_labels")
         )
     layers += _jacobian(scene, number, about)
-    if scene.token_loads:
+    if token_loads(scene):
         load = starting_head(scene)
         layers.append(head_map(scene, number, load, int(load.values.sum(axis=(0, 1, 2)).argmax())))
-    layers += [_expert_map(scene, number, expert_map) for expert_map in scene.expert_maps]
+    layers += [_expert_map(scene, number, expert_map) for expert_map in expert_maps(scene)]
     return layers + grid_layers(scene, number)
 
 
@@ -111,21 +113,22 @@ def contrast(fixed: Volume, moving: Volume) -> tuple[tuple[float, float], tuple[
     return a, b
 
 
-def starting_head(scene: Scene) -> TokenLoad:
+def starting_head(scene: Registration) -> GateValues:
     """The gate whose head map is shown first: the finest of the fixed image, last block."""
-    of_fixed = [
-        load for load in scene.token_loads if load.place.image == "fixed"
-    ] or scene.token_loads
+    from napari_shmoareg.experts.maps import token_loads
+
+    loads = token_loads(scene)
+    of_fixed = [load for load in loads if load.image == "fixed"] or loads
     finest = min(load.stride for load in of_fixed)
     return [load for load in of_fixed if load.stride == finest][-1]
 
 
-def head_map(scene: Scene, number: int, load: TokenLoad, head: int) -> LayerData:
+def head_map(scene: Registration, number: int, load: GateValues, head: int) -> LayerData:
     """The weight of one attention head at every token, or how many blocks chose it, on the tokens'
     own grid.
     """
-    counts = load.place.block is None
-    where = f"layer {load.place.layer}" + ("" if counts else f" block {load.place.block}")
+    counts = load.block is None
+    where = f"layer {load.layer}" + ("" if counts else f" block {load.block}")
     volume = load.volume(head)
     data, options = layer_options(
         volume,
@@ -137,7 +140,7 @@ def head_map(scene: Scene, number: int, load: TokenLoad, head: int) -> LayerData
         load=load,
         head=head,
     )
-    options["name"] = f"#{number} head {head} of {where} ({load.place.image})" + (
+    options["name"] = f"#{number} head {head} of {where} ({load.image})" + (
         ", times chosen" if counts else ""
     )
     top = float(load.values.max(initial=0)) if counts else 1.0
@@ -164,12 +167,12 @@ def head_colours() -> dict[str, Any]:
     }
 
 
-def resolution(expert_map: ExpertMap) -> str:
+def resolution(stride: int) -> str:
     """ "full", "half", "1/4" and so on: of the network grid."""
-    return RESOLUTIONS.get(expert_map.stride, f"1/{expert_map.stride}")
+    return RESOLUTIONS.get(stride, f"1/{stride}")
 
 
-def expert_names(scene: Scene, count: int) -> list[str]:
+def expert_names(scene: Registration, count: int) -> list[str]:
     """What the decoder's experts are called, by id: the size of their convolution where it is
     known.
     """
@@ -181,11 +184,11 @@ def expert_names(scene: Scene, count: int) -> list[str]:
     )
 
 
-def _expert_map(scene: Scene, number: int, expert_map: ExpertMap) -> LayerData:
+def _expert_map(scene: Registration, number: int, expert_map: ExpertMap) -> LayerData:
     """Red, white and blue cells; the expert's name stands in the status bar under the cursor."""
     from napari_shmoareg.figures.palette import expert_colours
 
-    count, place = expert_map.num_experts, expert_map.place
+    count, place = expert_map.num_experts, expert_map.gate
     about: dict[str, Any] = {
         "scene": scene,
         "number": number,
@@ -195,7 +198,7 @@ def _expert_map(scene: Scene, number: int, expert_map: ExpertMap) -> LayerData:
     data, options = layer_options(expert_map.volume, finer=FINER, **about)
     named = [f"{name} (id {n})" for n, name in enumerate(expert_names(scene, count))]
     options |= {
-        "name": f"#{number} expert {place.direction} ({resolution(expert_map)})",
+        "name": f"#{number} expert {place.direction} ({resolution(expert_map.stride)})",
         "colormap": (
             dict(enumerate(expert_colours(count), start=1))
             | {
@@ -210,7 +213,7 @@ def _expert_map(scene: Scene, number: int, expert_map: ExpertMap) -> LayerData:
     return data, options, "labels"
 
 
-def _jacobian(scene: Scene, number: int, about: dict[str, Any]) -> list[LayerData]:
+def _jacobian(scene: Registration, number: int, about: dict[str, Any]) -> list[LayerData]:
     """The determinant, clear where nothing changes its volume; and what folds, where anything
     does.
     """

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.plugin.register.panel import RegisterPanel
+    from napari_shmoareg.registration.register import Registration
 
 
 PLUGIN = "shmoareg"
@@ -192,7 +192,7 @@ def when_paired(viewer: Viewer) -> None:
     when(viewer, paired, show)
 
 
-def when_complete(viewer: Viewer, scene: Scene, count: int) -> None:
+def when_complete(viewer: Viewer, scene: Registration, count: int) -> None:
     """Bring up the Experts panel as soon as all layers of a registration are open."""
 
     def complete() -> bool:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Image
 
-    from napari_shmoareg.experts.load import Place
     from napari_shmoareg.experts.maps import GateValues
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 Measure = Literal["entropy", "margin"]
@@ -68,7 +68,7 @@ def gate_layer(viewer: Viewer, number: int) -> Image | None:
 
 
 def gate_map(
-    scene: Scene,
+    scene: Registration,
     number: int,
     gate: GateValues,
     measure: Measure = "entropy",
@@ -79,7 +79,7 @@ def gate_map(
 
     Parameters
     ----------
-    scene : Scene
+    scene : Registration
     number : int
         Of the registration in its viewer.
     gate : GateValues
@@ -104,7 +104,7 @@ def gate_map(
     }
     data, options = layer_options(volume, finer=FINER, nearest=True, outside=np.nan, **about)
     options |= {
-        "name": f"#{number} gate {measure} of {gate_name(gate.place)}",
+        "name": f"#{number} gate {measure} of {gate_name(gate.gate)}",
         "colormap": gate_colours(measure),
         "contrast_limits": (low, max(high, low + 1e-6)) if stretched else (0.0, 1.0),
         "rendering": "translucent",
@@ -115,10 +115,10 @@ def gate_map(
     return data, options, "image"
 
 
-def gate_name(place: Place) -> str:
+def gate_name(gate: GateId) -> str:
     """ "decoder 1 x", "encoder 1 block 0 moving"."""
-    parts = (place.block is not None and f"block {place.block}", place.image, place.direction)
-    return " ".join((f"{place.part} {place.layer}", *(str(part) for part in parts if part)))
+    parts = (gate.block is not None and f"block {gate.block}", gate.image, gate.direction)
+    return " ".join((f"{gate.part} {gate.layer}", *(str(part) for part in parts if part)))
 
 
 def gate_colours(measure: Measure) -> dict[str, Any]:

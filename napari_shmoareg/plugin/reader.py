@@ -366,11 +366,11 @@ def _open_images(path: str, known: OpenInputs) -> list[LayerData]:
 
 def _folder(path: str, known: OpenInputs) -> list[LayerData]:
     """A registration: its images, its results, and the Experts panel."""
-    from napari_shmoareg.io import read_scene
+    from napari_shmoareg.io import read_registration
     from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
     from napari_shmoareg.plugin.opening import when_complete
 
-    scene = read_scene(path)
+    scene = read_registration(path)
     number = 1 if known.viewer is None else next_number(known.viewer)
     number = max([number, *(kept["number"] + 1 for kept in known.tags() if kept.get("number"))])
     results = layers_of(scene, number)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")  # of what is registered
@@ -28,7 +28,7 @@ def itself(viewer: Viewer) -> Viewer:
     return wrapped
 
 
-def scenes(viewer: Viewer) -> dict[int, Scene]:
+def scenes(viewer: Viewer) -> dict[int, Registration]:
     """The registrations that are open, by number, in the order they were made."""
     _tell_apart(viewer)
     found = {
@@ -90,7 +90,7 @@ def layer_in_role(viewer: Viewer, role: str) -> Layer | None:
     return found[-1] if found else None
 
 
-def title(number: int, scene: Scene) -> str:
+def title(number: int, scene: Registration) -> str:
     """Of a registration, for lists: ``#1 sub-05 onto sub-06 (small, refined 60)``."""
     settings = scene.report["settings"]
     how = [scene.weights, "diffeomorphic" if settings["diffeomorphic"] else "not diffeomorphic"]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Image, Labels, Layer
 
-    from napari_shmoareg.experts.maps import TokenLoad
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.experts.maps import GateValues
+    from napari_shmoareg.registration.register import Registration
 
 
 IMAGES = ("moving", "fixed", "warped")
@@ -24,7 +24,7 @@ IMAGES = ("moving", "fixed", "warped")
 MAPS = ("expert_map", "head_map", "gate_map", "attention", "what_if")
 
 
-def current(viewer: Viewer) -> tuple[int, Scene] | None:
+def current(viewer: Viewer) -> tuple[int, Registration] | None:
     """The registration that is meant: of the selected layer, or else the newest; None if none is
     open.
     """
@@ -75,7 +75,7 @@ def show_experts(
     before = next((layer for layer in maps if layer.visible), maps[0] if maps else None)
     if before is None:
         return None
-    place, was = tag(before, "expert_map").place, tag(before, "expert_map").stride
+    place, was = tag(before, "expert_map").gate, tag(before, "expert_map").stride
     wanted = direction or place.direction, stride or was
     chosen = next((layer for layer in maps if which(layer) == wanted), before)
     draw_alone(chosen, alone(before))
@@ -131,7 +131,7 @@ def next_direction(viewer: Viewer, number: int) -> Labels | None:
     return show_experts(viewer, number, row[(row.index(direction) + 1) % len(row)], stride)
 
 
-def show_head(viewer: Viewer, number: int, load: TokenLoad, head: int) -> Image | None:
+def show_head(viewer: Viewer, number: int, load: GateValues, head: int) -> Image | None:
     """Show what one attention head weighs at every token: the registration's head map is filled
     anew, in place.
     """
@@ -207,7 +207,7 @@ def image_layer(viewer: Viewer, number: int, which: str) -> Layer | None:
     return layer_of(viewer, scenes(viewer)[number], number, "after" if which == "warped" else which)
 
 
-def layer_of(viewer: Viewer, scene: Scene, number: int, which: str) -> Image | None:
+def layer_of(viewer: Viewer, scene: Registration, number: int, which: str) -> Image | None:
     """The layer that shows a registration's "fixed", "moving" or warped ("after") image, if one
     does.
     """
@@ -240,7 +240,7 @@ def spacing_of(viewer: Viewer, number: int) -> float | None:
 def which(layer: Layer) -> tuple[str, int]:
     """Direction and stride of an expert map's layer."""
     expert_map = tag(layer, "expert_map")
-    return expert_map.place.direction or "", expert_map.stride
+    return expert_map.direction or "", expert_map.stride
 
 
 def _voxels(values: NDArray) -> tuple[int, str, list[tuple[int, int]]]:
@@ -279,7 +279,7 @@ def says(text: str, act: str) -> str:
     return f"{text} ({KEYS[act]})"
 
 
-def _on_current(act: Callable[[Viewer, int, Scene], str]) -> Callable[[Viewer], None]:
+def _on_current(act: Callable[[Viewer, int, Registration], str]) -> Callable[[Viewer], None]:
     """Of an act on a registration a key's act: on the selected or the newest one, and said in the
     status bar.
     """
@@ -292,10 +292,10 @@ def _on_current(act: Callable[[Viewer, int, Scene], str]) -> Callable[[Viewer], 
     return pressed
 
 
-def _against(which: str) -> Callable[[Viewer, int, Scene], str]:
+def _against(which: str) -> Callable[[Viewer, int, Registration], str]:
     """Change between the warped image and another one."""
 
-    def act(viewer: Viewer, number: int, scene: Scene) -> str:
+    def act(viewer: Viewer, number: int, scene: Registration) -> str:
         warped = image_layer(viewer, number, "warped")
         turn = which if warped is not None and warped.visible else "warped"
         layer = show_image(viewer, number, turn)
@@ -307,25 +307,25 @@ def _against(which: str) -> Callable[[Viewer, int, Scene], str]:
     return act
 
 
-def _next_map(viewer: Viewer, number: int, scene: Scene) -> str:
+def _next_map(viewer: Viewer, number: int, scene: Registration) -> str:
     """SHMoAReg: next expert map."""
     return _told(next_expert_map(viewer, number), f"#{number}: no expert map")
 
 
-def _next_direction(viewer: Viewer, number: int, scene: Scene) -> str:
+def _next_direction(viewer: Viewer, number: int, scene: Registration) -> str:
     """SHMoAReg: expert map of the next direction."""
     return _told(next_direction(viewer, number), f"#{number} has no expert maps.")
 
 
-def _next_head(viewer: Viewer, number: int, scene: Scene) -> str:
+def _next_head(viewer: Viewer, number: int, scene: Registration) -> str:
     """SHMoAReg: next attention head."""
     return _told(next_head(viewer, number), f"#{number} has no attention heads to choose from.")
 
 
-def _switched(role: str, name: str) -> Callable[[Viewer, int, Scene], str]:
+def _switched(role: str, name: str) -> Callable[[Viewer, int, Registration], str]:
     """Show or hide what has a role."""
 
-    def act(viewer: Viewer, number: int, scene: Scene) -> str:
+    def act(viewer: Viewer, number: int, scene: Registration) -> str:
         on = not is_shown(viewer, number, role)
         layers = show_role(viewer, number, role, on)
         if not layers:

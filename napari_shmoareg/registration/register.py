@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
@@ -176,7 +178,7 @@ PHASES = ("align", "conform", "network", "refine", "measure", "warp")
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """The result: what widgets and exports are handed.
+    """The result of `register`, or what its folder keeps of it (`read_registration`).
 
     Attributes
     ----------
@@ -196,14 +198,15 @@ class Registration:
         is folding.
     routing : RoutingTrace
         What every gate chose in the last pass (see `cascade`), detached, on the CPU; empty without
-        a network.
+        a network.  From a folder the decoder's gate values are in steps of 1/65535, and NaN where
+        the folder was written before gate values were kept.
     network_grid : Grid
         Where network and refinement worked, in the fixed world.
     alignment : Alignment
         The affine, and why it is what it is.
     similarity : dict of Similarity or None
         "before" (the headers alone), "affine", "after" (as kept); "network" and "refined" where
-        these ran. None where the images did not meet.
+        these ran (not from a folder).  None where the images did not meet.
     kept : {"before", "affine", "network", "refined"}
         Which stage the transform is of: the one under which the images agree best (see
         `choose_stage`).
@@ -214,6 +217,12 @@ class Registration:
         Per phase.
     settings : dict
         What was asked for and what it came to; plain values.
+    weights : str
+        Name of the weights; empty where it was not said.
+    report : mapping
+        As in report.json (`build_report`); empty where none was made.
+    folder : Path or None
+        Where it was read from.
     """
 
     pair: VolumePair
@@ -230,6 +239,26 @@ class Registration:
     choices: dict[str, str]
     seconds: dict[str, float]
     settings: dict[str, Any]
+    weights: str = ""
+    report: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    folder: Path | None = None
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """A of T(x) = A(x + d(x)): fixed world to moving world, (4, 4), mm RAS."""
+        return self.transform.affine
+
+    @property
+    def deformation(self) -> DisplacementField:
+        """The deformation without the affine on the fixed grid, mm RAS: A^-1(T(x)) - x.  Computed
+        at each call.
+        """
+        return self.displacement.after(np.linalg.inv(self.affine).astype(np.float64))
+
+    @property
+    def kernels(self) -> list[int]:
+        """Sizes of the decoder experts' convolutions, in the order of their ids."""
+        return list(self.settings["network"]["kernels"])
 
     @property
     def folding_percent(self) -> float:
@@ -239,6 +268,8 @@ class Registration:
     @property
     def warnings(self) -> list[str]:
         """What a person should know before trusting the result; empty where nothing was noticed."""
+        if self.folder is not None:
+            return list(self.report["warnings"])
         return cautions(self.similarity, self.kept, self.folding_percent, self.settings)
 
 

@@ -13,8 +13,8 @@ import torch
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.attention import AttentionProbe
 from napari_shmoareg.experts.intervention import Intervention, intervening
-from napari_shmoareg.experts.load import Place
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.replay import Replay
 
 IMAGES = ("moving", "fixed")
@@ -51,7 +51,7 @@ def test_the_attention_of_chosen_heads_makes_the_output_of_the_layer(replay, pro
         grid = replay.grid.coarsen(4 * 2 ** (layer - 1))
         for image, cell in itertools.product((0, 1), np.ndindex(grid.shape)):
             found = torch.zeros(tokens.shape[-1])
-            for head in probe.at(Place("encoder", layer, block, IMAGES[image]), cell):
+            for head in probe.at(GateId("encoder", layer, block, IMAGES[image]), cell):
                 values = (
                     tokens[image][: grid.shape[0], : grid.shape[1], : grid.shape[2]] @ module.value
                 )
@@ -64,7 +64,7 @@ def test_attention_sums_to_one_over_the_window_and_is_zero_outside(replay, probe
     for layer, block in ((1, 0), (2, 0), (2, 1)):
         grid = replay.grid.coarsen(4 * 2 ** (layer - 1))
         for cell in np.ndindex(grid.shape):
-            heads = probe.at(Place("encoder", layer, block, "fixed"), cell)
+            heads = probe.at(GateId("encoder", layer, block, "fixed"), cell)
             assert sum(head.weight for head in heads) == pytest.approx(1)
             for head in heads:
                 assert head.volume.values.sum() == pytest.approx(1, abs=1e-5)
@@ -74,7 +74,7 @@ def test_attention_sums_to_one_over_the_window_and_is_zero_outside(replay, probe
 
 def test_the_probe_leaves_no_hooks_and_looks_past_those_of_others(replay, probe):
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in replay.network.modules())
-    place, cell = Place("encoder", 2, 1, "fixed"), (1, 1, 0)
+    place, cell = GateId("encoder", 2, 1, "fixed"), (1, 1, 0)
     before = [head.head for head in probe.at(place, cell)]
     with intervening(replay.network, [Intervention("silence", before[0], "encoder")], replay.grid):
         assert [head.head for head in probe.at(place, cell)] == before
@@ -101,7 +101,7 @@ def test_windows_are_those_of_a_slow_reading(replay, probe):
                     ((a - s) % f) // n == ((b - s) % f) // n and abs(a - b) < n
                     for a, b, s, f, n in parts
                 )
-            found = probe.at(Place("encoder", layer, block, "moving"), cell)[0].window
+            found = probe.at(GateId("encoder", layer, block, "moving"), cell)[0].window
             np.testing.assert_array_equal(found, expected)
 
 
@@ -113,7 +113,7 @@ def replay_padded(replay, stride):
 def test_the_heads_are_those_that_the_gate_chose(replay, probe):
     _, routing = replay.run()
     for record in routing.select(part="encoder"):
-        place = Place("encoder", record.layer, record.block, record.image)
+        place = GateId("encoder", record.layer, record.block, record.image)
         for cell in np.ndindex(*record.routing.experts.shape[2:]):
             heads = probe.at(place, cell)
             assert [head.head for head in heads] == record.routing.experts[
@@ -126,9 +126,9 @@ def test_the_heads_are_those_that_the_gate_chose(replay, probe):
 @pytest.mark.parametrize(
     ("place", "cell", "says"),
     [
-        (Place("encoder", 1, 5, "fixed"), (0, 0, 0), "no block"),
-        (Place("decoder", 1, direction="x"), (0, 0, 0), "no block"),
-        (Place("encoder", 1, 0, "fixed"), (0, 99, 0), "tokens of"),
+        (GateId("encoder", 1, 5, "fixed"), (0, 0, 0), "no block"),
+        (GateId("decoder", 1, direction="x"), (0, 0, 0), "no block"),
+        (GateId("encoder", 1, 0, "fixed"), (0, 99, 0), "tokens of"),
     ],
 )
 def test_what_is_not_there_is_refused(probe, place, cell, says):

@@ -69,7 +69,7 @@ def checked(replay):
     told = []
     found = check_choices(replay, progress=lambda title, done: told.append(done))
     assert told == sorted(told) and told[-1] == 1
-    return {check.place: check for check in found}
+    return {check.gate: check for check in found}
 
 
 def content(pair, replay):
@@ -82,7 +82,7 @@ def content(pair, replay):
 
 def test_every_gate_is_checked_and_the_network_left_as_it_was(replay, network, checked):
     _, routing = replay.run()
-    assert [check.place.part for check in checked.values()] == [record.part for record in routing]
+    assert [check.part for check in checked.values()] == [record.part for record in routing]
     for record, check in zip(routing, checked.values(), strict=True):
         assert check.stability is None or -0.2 < check.stability <= 1
         assert 0 <= check.information < 4 and 0 <= check.untrained_information < 4
@@ -190,7 +190,7 @@ def test_a_gate_that_follows_the_sign_is_found_out_and_one_that_follows_a_label_
         sites["x"].module.register_forward_hook(by_label),
         sites["y"].module.register_forward_hook(by_sign),
     ]
-    found = {check.place: check for check in check_choices(replay)}
+    found = {check.gate: check for check in check_choices(replay)}
     for handle in handles:
         handle.remove()
     x, y = (next(c for p, c in found.items() if (p.layer, p.direction) == (1, d)) for d in "xy")

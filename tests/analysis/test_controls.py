@@ -92,7 +92,7 @@ class Seen:
         """Per call and item of its batch: site, cells, values before and after (n, N)."""
         found = []
         for call in self.calls:
-            if self.control.concerns(call["site"]):
+            if self.control.concerns(call["site"].gate):
                 i, j, k = call["cells"]
                 for item in range(len(call["before"])):
                     inner = [call[w][item, :i, :j, :k].flatten(0, 2) for w in ("before", "after")]

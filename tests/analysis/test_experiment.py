@@ -11,8 +11,7 @@ import pytest
 from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.experts.experiment import Experiment, importance, recorded_alike
 from napari_shmoareg.experts.intervention import Intervention, intervening
-from napari_shmoareg.experts.load import place_of
-from napari_shmoareg.io import read_scene, write_registration
+from napari_shmoareg.io import read_registration, write_registration
 from napari_shmoareg.metrics import dice
 from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.registration.intensity import Intensity
@@ -34,11 +33,12 @@ def test_the_unchanged_run_is_the_registration_to_the_last_bit(experiment, regis
     )
     np.testing.assert_array_equal(experiment.base.warped.values, registration.warped.values)
     assert experiment.base.folding_percent == registration.folding_percent
-    recorded = {place_of(r): r.routing.experts[0, 0].numpy() for r in registration.routing}
-    assert recorded_alike(experiment, recorded) == 1
-    one = next(iter(recorded))
-    recorded[one] = recorded[one] + 1
-    assert recorded_alike(experiment, recorded) < 1
+    assert recorded_alike(experiment, registration.routing) == 1
+    first, *others = registration.routing
+    turned = first.routing._replace(experts=(first.routing.experts + 1) % first.num_experts)
+    other = RoutingTrace((replace(first, routing=turned), *others))
+    assert recorded_alike(experiment, other) < 1
+    assert recorded_alike(experiment, RoutingTrace()) == 1
 
 
 SETTINGS = {
@@ -71,7 +71,7 @@ def test_a_replay_is_the_registration_whatever_it_was_asked_for(pair, lively_net
 
 def test_a_replay_of_a_folder_is_the_registration(pair, tiny_network, registration, tmp_path):
     write_registration(registration, tmp_path / "result", weights="tiny", figures=False)
-    scene = read_scene(tmp_path / "result")
+    scene = read_registration(tmp_path / "result")
     replay = Replay.of(
         scene.pair, tiny_network, affine=scene.affine, settings=scene.report["settings"]
     )

@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from napari_shmoareg.experts.load import ExpertLoad, Place
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.model.routing import GateId
 
 SHAPE = (22, 17, 9)
 
 
-def _record(seed, *, stride, experts=6, top_k=2, shape=SHAPE, **place):
+def _record(seed, *, stride, experts=6, top_k=2, shape=SHAPE, **gate):
     torch.manual_seed(seed)
     cells = tuple(-(-n // stride) for n in shape)
     probabilities = torch.rand(1, experts, *cells).softmax(dim=1)
     weights, chosen = probabilities.topk(top_k, dim=1)
     return RoutedLayer(
-        stride=stride,
-        routing=Routing(probabilities, chosen, weights / weights.sum(1, True)),
-        **place,
+        GateId(**gate),
+        stride,
+        Routing(probabilities, chosen, weights / weights.sum(1, True)),
     )
 
 
@@ -48,7 +49,7 @@ def test_counts_are_those_of_a_loop_over_all_cells(trace):
     slow = np.zeros(6, dtype=int)
     for expert in record.routing.experts.flatten().tolist():
         slow[expert] += 1
-    assert (load.counts[Place("encoder", 1, 1, "fixed")] == slow).all()
+    assert (load.counts[GateId("encoder", 1, 1, "fixed")] == slow).all()
 
 
 def test_shares_sum_to_one_and_shares_of_tokens_to_k(trace):
@@ -62,9 +63,9 @@ def test_shares_sum_to_one_and_shares_of_tokens_to_k(trace):
 
 def test_a_partial_cell_counts_as_one_and_padding_not_at_all(trace):
     load = ExpertLoad.of(trace, SHAPE)
-    assert load.cells[Place("encoder", 1, 0, "moving")] == 6 * 5 * 3
-    assert load.cells[Place("encoder", 2, 0, "moving")] == 3 * 3 * 2
-    assert load.cells[Place("decoder", 1, direction="z")] == 22 * 17 * 9
+    assert load.cells[GateId("encoder", 1, 0, "moving")] == 6 * 5 * 3
+    assert load.cells[GateId("encoder", 2, 0, "moving")] == 3 * 3 * 2
+    assert load.cells[GateId("decoder", 1, direction="z")] == 22 * 17 * 9
 
 
 def test_a_record_with_padding_is_refused(trace):
@@ -77,7 +78,7 @@ def test_moving_and_fixed_are_told_apart(trace):
     for image in ("moving", "fixed"):
         (record,) = trace.select(layer=2, image=image)
         expected = np.bincount(record.routing.experts.numpy().ravel(), minlength=6)
-        assert (load.counts[Place("encoder", 2, 0, image)] == expected).all()
+        assert (load.counts[GateId("encoder", 2, 0, image)] == expected).all()
     moving, fixed = (load.select(image=image).over_blocks().share for image in ("moving", "fixed"))
     assert not np.allclose(next(iter(moving.values())), next(iter(fixed.values())))
 
@@ -103,7 +104,7 @@ def test_the_load_of_two_pairs_is_the_sum_of_both_loads(trace):
     )
     one, two = ExpertLoad.of(trace), ExpertLoad.of(bigger)
     both = one + two
-    shared, only = Place("encoder", 1, 0, "moving"), Place("encoder", 1, 5, "moving")
+    shared, only = GateId("encoder", 1, 0, "moving"), GateId("encoder", 1, 5, "moving")
     assert (both.counts[shared] == one.counts[shared] + two.counts[shared]).all()
     assert both.cells[shared] == one.cells[shared] + two.cells[shared]
     assert (both.counts[only] == two.counts[only]).all()
@@ -114,7 +115,7 @@ def test_the_load_of_two_pairs_is_the_sum_of_both_loads(trace):
 def test_a_batch_of_two_is_counted_as_two_pairs(trace):
     record = trace.layers[0]
     twice = RoutedLayer(
-        "encoder", 1, 4, Routing(*(torch.cat([t, t]) for t in record.routing)), 0, "moving"
+        GateId("encoder", 1, 0, "moving"), 4, Routing(*(torch.cat([t, t]) for t in record.routing))
     )
     one, two = (ExpertLoad.of(RoutingTrace((r,))) for r in (record, twice))
     place = next(iter(one))
@@ -127,10 +128,11 @@ def test_blocks_of_a_layer_add_up(trace):
     load = ExpertLoad.of(trace)
     whole = load.over_blocks()
     parts = (
-        load.counts[Place("encoder", 1, 0, "fixed")] + load.counts[Place("encoder", 1, 1, "fixed")]
+        load.counts[GateId("encoder", 1, 0, "fixed")]
+        + load.counts[GateId("encoder", 1, 1, "fixed")]
     )
-    assert (whole.counts[Place("encoder", 1, None, "fixed")] == parts).all()
-    assert whole.share_of_tokens[Place("encoder", 1, None, "fixed")].sum() == pytest.approx(2)
+    assert (whole.counts[GateId("encoder", 1, None, "fixed")] == parts).all()
+    assert whole.share_of_tokens[GateId("encoder", 1, None, "fixed")].sum() == pytest.approx(2)
 
 
 def test_rows_name_every_place_and_expert_and_read_back(trace):

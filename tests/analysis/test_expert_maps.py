@@ -21,7 +21,7 @@ def test_there_is_a_map_for_every_decoder_layer_and_direction(registration):
 def test_a_map_holds_the_expert_of_each_cell_plus_one(registration):
     for expert_map in expert_maps(registration):
         (record,) = registration.routing.select(
-            part="decoder", layer=expert_map.place.layer, direction=expert_map.place.direction
+            part="decoder", layer=expert_map.layer, direction=expert_map.direction
         )
         assert expert_map.volume.is_labels and expert_map.volume.values.dtype == np.uint8
         assert (expert_map.volume.values == record.routing.experts[0, 0].numpy() + 1).all()
@@ -42,7 +42,7 @@ def test_maps_and_loads_count_the_same(registration):
     load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
     for expert_map in expert_maps(registration):
         counted = np.bincount(expert_map.volume.values.ravel(), minlength=4)[1:]
-        assert (counted == load.counts[expert_map.place]).all()
+        assert (counted == load.counts[expert_map.gate]).all()
 
 
 def test_the_weights_of_a_token_sum_to_one_and_stand_at_the_chosen_heads(registration):

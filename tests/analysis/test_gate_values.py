@@ -29,7 +29,7 @@ def test_the_values_take_no_memory_of_their_own(registration):
 
 def test_a_softmax_sums_to_one_and_a_sigmoid_does_not(registration):
     gates = {
-        part: [g for g in gate_values(registration) if g.place.part == part]
+        part: [g for g in gate_values(registration) if g.part == part]
         for part in ("encoder", "decoder")
     }
     assert all(gate.values.sum(axis=-1) == pytest.approx(1, abs=1e-5) for gate in gates["encoder"])

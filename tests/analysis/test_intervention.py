@@ -8,9 +8,9 @@ import torch
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.intervention import Intervention, intervening
-from napari_shmoareg.experts.load import Place, place_of
 from napari_shmoareg.experts.maps import expert_maps, token_loads
 from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.register import register
 
 OPTIONS = {"keep": "last", "affine": "none", "size": 20, "device": "cpu"}
@@ -22,7 +22,7 @@ def again(pair, network, registration, *changes):
 
 
 def chosen(registration, **where):
-    return {place_of(r): r.routing.experts[0].numpy() for r in registration.routing.select(**where)}
+    return {r.gate: r.routing.experts[0].numpy() for r in registration.routing.select(**where)}
 
 
 def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pair, tiny_network):
@@ -68,7 +68,7 @@ def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pai
         plan = planned(points(found.volume.grid), found.num_experts)
         assert np.unique(plan).size > 1
         np.testing.assert_array_equal(found.volume.values, plan + 1)
-    shifted = [load for load in token_loads(registration) if load.place.block == 1]
+    shifted = [load for load in token_loads(registration) if load.block == 1]
     window = tiny_network.config.window
     assert (
         all(any(n > w for n, w in zip(load.grid.shape, window, strict=True)) for load in shifted)
@@ -104,7 +104,7 @@ def test_silencing_an_expert_that_nothing_chose_changes_nothing(pair, tiny_netwo
         gate.weight[2], gate.bias[2] = 0, -30
     before = register(pair, tiny_network, **OPTIONS)
     assert not (
-        chosen(before, layer=1, direction="x")[Place("decoder", 1, direction="x")] == 2
+        chosen(before, layer=1, direction="x")[GateId("decoder", 1, direction="x")] == 2
     ).any()
     unused = Intervention("silence", 2, "decoder", 1, direction="x")
     after = again(pair, tiny_network, before, unused)
@@ -145,7 +145,7 @@ def test_a_region_is_changed_where_it_lies_and_nowhere_else(pair, tiny_network, 
     region = pair.fixed_labels.with_values((pair.fixed_labels.values == 3).astype(np.int32))
     change = Intervention("force", 2, "decoder", 1, direction="z", region=region)
     after = again(pair, tiny_network, registration, change)
-    place = Place("decoder", 1, direction="z")
+    place = GateId("decoder", 1, direction="z")
     before, now = chosen(registration)[place][0], chosen(after)[place][0]
     points = registration.network_grid.to_world(
         np.stack(np.meshgrid(*map(np.arange, registration.network_grid.shape), indexing="ij"), -1)
@@ -224,9 +224,9 @@ def test_an_id_of_numpy_is_an_id_and_what_is_none_is_refused():
 @pytest.mark.parametrize(
     ("place", "number", "says"),
     [
-        (Place("decoder", 1, direction="x"), 3, "beyond -1"),
-        (Place("decoder", 2, direction="x"), 1, "no gate that it names"),
-        (Place("encoder", 1, 0, "fixed"), 1, "no gate that it names"),
+        (GateId("decoder", 1, direction="x"), 3, "beyond -1"),
+        (GateId("decoder", 2, direction="x"), 1, "no gate that it names"),
+        (GateId("encoder", 1, 0, "fixed"), 1, "no gate that it names"),
     ],
 )
 def test_a_map_that_does_not_fit_is_refused(tiny_network, registration, place, number, says):
@@ -245,7 +245,7 @@ def test_all_experts_may_be_silent_if_never_at_one_place(pair, tiny_network, reg
     apart = [Intervention("silence", n, "decoder", 1, region=part) for n, part in enumerate(parts)]
     assert again(pair, tiny_network, registration, *apart).routing
     whole = {
-        place_of(r): np.full(r.routing.experts.shape[2:], 0)
+        r.gate: np.full(r.routing.experts.shape[2:], 0)
         for r in registration.routing.select(part="decoder")
     }
     maps = [

@@ -9,7 +9,6 @@ import torch
 from napari_shmoareg.experts.experiment import Experiment
 from napari_shmoareg.experts.gate_edits import cells_in
 from napari_shmoareg.experts.intervention import Intervention, intervening
-from napari_shmoareg.experts.load import place_of
 from napari_shmoareg.model.gates import gates_of
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.replay import Replay
@@ -44,7 +43,7 @@ def test_the_random_counterpart_silences_as_many_selections_of_others_in_content
     null = experiment.null(Intervention("silence", expert, part, 1), seed=3)
     assert null.ranks
     for record in experiment.base.routing.select(part=part, layer=1):
-        ranks, chosen = null.expert[place_of(record)], record.routing.experts[0].numpy()
+        ranks, chosen = null.expert[record.gate], record.routing.experts[0].numpy()
         own = (chosen == expert).any(axis=0)
         for stratum in (
             shown := content_cells(pair, experiment.replay.grid, record.stride),

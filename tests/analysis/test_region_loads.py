@@ -8,19 +8,20 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place
-from napari_shmoareg.experts.maps import ExpertMap, TokenLoad
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.experts.maps import GateValues, expert_maps, token_loads
 from napari_shmoareg.experts.regions import region_loads
-from napari_shmoareg.experts.scene import Scene
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.registration.register import register
+from napari_shmoareg.model import GateId, RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.registration.register import Registration, register
 
 
 @pytest.fixture(scope="module")
-def scene(phantoms, lively_network) -> Scene:
+def scene(phantoms, lively_network) -> Registration:
     """Of the oblique, anisotropic pair, whose network grid is no multiple of the strides; not to be
     changed.
     """
@@ -28,20 +29,17 @@ def scene(phantoms, lively_network) -> Scene:
         phantoms, lively_network(0.03), affine="none", size=20, device="cpu", keep="last"
     )
     assert any(n % 4 for n in registration.network_grid.shape)
-    return Scene.of(registration, {"settings": registration.settings}, weights="tiny")
+    return registration
 
 
-def decided(scene: Scene, grid: Grid, values: np.ndarray) -> Scene:
-    """A scene whose only gate stands on a network grid of ours and chose these ids of three
+def decided(scene: Registration, grid: Grid, values: np.ndarray) -> Registration:
+    """A registration whose only gate is on a network grid of ours and chose these ids of three
     experts.
     """
-    gate = Place("decoder", 1, direction="x")
-    volume = Volume((values + 1).astype(np.uint8), grid, "decoder-1-x", is_labels=True)
-    report = {"network_grid": {"shape": grid.shape, "affine": grid.affine.tolist()}}
-    maps = [ExpertMap("decoder-1-x", volume, gate, 1, 3)]
-    return replace(
-        scene, registration=None, report=report, token_loads=[], expert_maps=maps, gates=[]
-    )
+    experts = torch.as_tensor(values[None, None], dtype=torch.uint8)
+    routing = Routing(torch.ones(1, 3, *grid.shape), experts, torch.ones(1, 1, *grid.shape))
+    layer = RoutedLayer(GateId("decoder", 1, direction="x"), 1, routing)
+    return replace(scene, network_grid=grid, routing=RoutingTrace((layer,)))
 
 
 def everywhere(grid: Grid) -> np.ndarray:
@@ -72,8 +70,8 @@ def test_shares_sum_to_one_and_count_no_more_cells_than_there_are(scene, pair):
     for load in loads:
         assert load.share.sum() == pytest.approx(1) and load.share.min() >= 0
         assert 0 <= load.distance <= 1 and load.blocks >= 1
-        tokens[load.place] += load.tokens
-    cells = ExpertLoad.of(scene.registration.routing).cells
+        tokens[load.gate] += load.tokens
+    cells = ExpertLoad.of(scene.routing).cells
     assert set(tokens) == set(cells)
     assert all(0 < tokens[place] < cells[place] for place in cells)
 
@@ -81,12 +79,12 @@ def test_shares_sum_to_one_and_count_no_more_cells_than_there_are(scene, pair):
 def test_a_region_over_everything_has_the_load_of_the_whole_image_exactly(scene):
     network = scene.network_grid
     labels = Volume(np.full(network.shape, 7), network, "all", is_labels=True)
-    whole = ExpertLoad.of(scene.registration.routing, network.shape)
+    whole = ExpertLoad.of(scene.routing, network.shape)
     loads = region_loads(scene, labels)
     assert len(loads) == len(whole)
     for load in loads:
-        assert (load.share == whole.share[load.place]).all()
-        assert load.distance == 0 and load.tokens == whole.cells[load.place]
+        assert (load.share == whole.share[load.gate]).all()
+        assert load.distance == 0 and load.tokens == whole.cells[load.gate]
 
 
 def test_padding_is_never_counted(scene):
@@ -94,8 +92,8 @@ def test_padding_is_never_counted(scene):
     network = scene.network_grid
     wide = network.crop((-8, -8, -8), tuple(n + 16 for n in network.shape))
     labels = Volume(np.ones(wide.shape, np.uint8), wide, "wide", is_labels=True)
-    cells = ExpertLoad.of(scene.registration.routing).cells
-    assert {load.place: load.tokens for load in region_loads(scene, labels)} == cells
+    cells = ExpertLoad.of(scene.routing).cells
+    assert {load.gate: load.tokens for load in region_loads(scene, labels)} == cells
 
 
 def test_planted_choices_are_found_at_the_right_place_of_the_world(scene, pair):
@@ -120,19 +118,18 @@ def test_planted_tokens_of_the_moving_and_the_fixed_image_are_not_swapped(scene)
     network = scene.network_grid
     first = np.indices(network.shape)[0] < 8
     labels = Volume(np.where(first, 1, 2), network, "halves", is_labels=True)
-    loads = []
-    for source in scene.token_loads:
-        if source.place.layer == 1:
-            half = np.indices(source.grid.shape)[0] < 8 // source.stride
-            heads = ((0, 1), (2, 3)) if source.place.image == "moving" else ((4, 5), (0, 5))
-            values = np.zeros_like(source.values)
-            for inside, pair_of_heads in zip((half, ~half), heads, strict=True):
-                for head, weight in zip(pair_of_heads, (0.9, 0.1), strict=True):
-                    values[inside, head] = weight
-            loads.append(TokenLoad(source.name, values, source.grid, source.place, source.stride))
+    layers = []
+    for record in scene.routing.select(part="encoder", layer=1):
+        cells = record.routing.experts.shape[2:]
+        half = torch.from_numpy(np.indices(cells)[0] < 8 // record.stride)
+        heads = ((0, 1), (2, 3)) if record.image == "moving" else ((4, 5), (0, 5))
+        one, other = (torch.tensor(pair)[:, None, None, None] for pair in heads)
+        routing = record.routing._replace(experts=torch.where(half, one, other)[None])
+        layers.append(replace(record, routing=routing))
+    planted = replace(scene, routing=RoutingTrace(tuple(layers)))
     found = {
-        (load.place.image, load.region): np.flatnonzero(load.share).tolist()
-        for load in region_loads(replace(scene, token_loads=loads), labels, part="encoder")
+        (load.image, load.region): np.flatnonzero(load.share).tolist()
+        for load in region_loads(planted, labels, part="encoder")
         if (load.share[load.share > 0] == 0.5).all()
     }
     assert found == {
@@ -147,22 +144,22 @@ def test_a_cell_counts_by_the_share_of_its_volume_in_the_region(scene):
     network = scene.network_grid
     ids = np.random.default_rng(0).integers(0, 4, network.shape)
     labels = Volume(ids, network, "random", is_labels=True)
-    loads = {(load.place, load.region): load for load in region_loads(scene, labels)}
-    for source in (scene.token_loads[1], scene.token_loads[-1], scene.expert_maps[0]):
+    loads = {(load.gate, load.region): load for load in region_loads(scene, labels)}
+    for source in (token_loads(scene)[1], token_loads(scene)[-1], expert_maps(scene)[0]):
         sizes, inside, chosen = defaultdict(int), defaultdict(int), defaultdict(float)
         for voxel in np.ndindex(*network.shape):
             cell = tuple(n // source.stride for n in voxel)
             sizes[cell] += 1
             inside[cell, ids[voxel]] += 1
         for (cell, region), count in inside.items():
-            if isinstance(source, TokenLoad):
+            if isinstance(source, GateValues):
                 experts = np.flatnonzero(source.values[cell])
             else:
                 experts = [source.volume.values[cell] - 1]
             for expert in experts:
                 chosen[region, int(expert)] += count / sizes[cell]
         for region in (1, 2, 3):
-            load = loads[source.place, region]
+            load = loads[source.gate, region]
             counted = np.array([chosen[region, expert] for expert in range(len(load.share))])
             assert load.share == pytest.approx(counted / counted.sum())
             tokens = sum(n / sizes[cell] for (cell, which), n in inside.items() if which == region)
@@ -173,7 +170,7 @@ def test_picking_a_gate_changes_none_of_its_figures(scene, pair):
     every = [
         load
         for load in region_loads(scene, pair.fixed_labels)
-        if load.place == Place("decoder", 2, None, None, "y")
+        if load.gate == GateId("decoder", 2, None, None, "y")
     ]
     picked = region_loads(scene, pair.fixed_labels, part="decoder", layer=2, direction="y")
     assert [load.region for load in picked] == [1, 2, 3, 4]
@@ -191,9 +188,9 @@ def test_a_reference_region_is_no_distance_from_itself_and_the_others_are_measur
     scene, pair
 ):
     loads = region_loads(scene, pair.fixed_labels, reference=1, part="decoder", layer=1, block_mm=9)
-    shares = {load.place: load.share for load in loads if load.region == 1}
+    shares = {load.gate: load.share for load in loads if load.region == 1}
     for load in loads:
-        assert load.distance == pytest.approx(np.abs(load.share - shares[load.place]).sum() / 2)
+        assert load.distance == pytest.approx(np.abs(load.share - shares[load.gate]).sum() / 2)
         assert (load.distance == 0) is (load.region == 1) and (load.expected == 0) is (
             load.region == 1
         )

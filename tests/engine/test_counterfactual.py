@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from napari_shmoareg.model import NetworkOutput, RoutedLayer, Routing, RoutingTrace
+from napari_shmoareg.model import GateId, NetworkOutput, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.training.expert_losses import (
     ALIKE,
     counterfactual_labels,
@@ -45,9 +45,12 @@ def record(stride: int, direction: str, residuals: tuple[float, float, float]) -
     experts = torch.zeros(1, 1, *shape, dtype=torch.int64)
     probabilities = torch.full((1, 3, *shape), 0.5, requires_grad=True)
     return RoutedLayer(
-        "decoder", stride, stride, Routing(probabilities, experts, torch.full((1, 1, *shape), 0.5)),
-        direction=direction, residual=each[:, :1], alternatives=each,
-    )  # fmt: skip
+        GateId("decoder", stride, direction=direction),
+        stride,
+        Routing(probabilities, experts, torch.full((1, 1, *shape), 0.5)),
+        residual=each[:, :1],
+        alternatives=each,
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])

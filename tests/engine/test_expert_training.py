@@ -14,7 +14,14 @@ import torch
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import field
-from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.model import (
+    GateId,
+    RoutedLayer,
+    Routing,
+    RoutingTrace,
+    SHMoAReg,
+    SHMoARegConfig,
+)
 from napari_shmoareg.model.gates import gates_of
 from napari_shmoareg.model.moa import MoA
 from napari_shmoareg.model.routing import choose
@@ -259,7 +266,7 @@ def trace(probabilities: torch.Tensor, top_k: int) -> RoutingTrace:
     p = probabilities.T[None, :, :, None, None]
     weights, experts = choose(p, top_k)
     return RoutingTrace(
-        (RoutedLayer("encoder", 1, 4, Routing(p, experts, weights), block=0, image="moving"),)
+        (RoutedLayer(GateId("encoder", 1, 0, "moving"), 4, Routing(p, experts, weights)),)
     )
 
 

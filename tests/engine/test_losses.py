@@ -89,11 +89,11 @@ def test_every_sample_has_a_quantile_of_its_own():
 
 
 def test_load_balance_is_one_for_even_loads_and_n_over_k_for_a_single_choice():
-    from napari_shmoareg.model import RoutedLayer, Routing, RoutingTrace
+    from napari_shmoareg.model import GateId, RoutedLayer, Routing, RoutingTrace
 
     def trace(experts, probabilities):
         routing = Routing(probabilities, experts, torch.ones_like(experts, dtype=torch.float32) / 2)
-        return RoutingTrace((RoutedLayer("encoder", 1, 4, routing, block=0, image="moving"),))
+        return RoutingTrace((RoutedLayer(GateId("encoder", 1, 0, "moving"), 4, routing),))
 
     even = torch.arange(6).view(1, 2, 3, 1, 1)
     same = torch.tensor([0, 1]).view(1, 2, 1, 1, 1).expand(1, 2, 3, 1, 1)

@@ -14,7 +14,13 @@ from safetensors.torch import save
 
 from napari_shmoareg.datasets import open_dataset, read_pair_list
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io import load_network, read_card, read_scene, save_network, write_registration
+from napari_shmoareg.io import (
+    load_network,
+    read_card,
+    read_registration,
+    save_network,
+    write_registration,
+)
 from napari_shmoareg.io.report import read_registration_summary
 from napari_shmoareg.io.untrusted import (
     check_fields,
@@ -370,11 +376,11 @@ def test_a_report_with_parts_of_another_kind_is_refused_by_name(folder, change):
     change(report)
     (folder / "report.json").write_text(json.dumps(report))
     with pytest.raises(InputError, match=r"report\.json is damaged"):
-        read_scene(folder)
+        read_registration(folder)
 
 
 def test_a_link_in_a_registration_folder_that_leads_out_of_it_is_refused(folder, tmp_path):
     (folder / "warped.nii.gz").rename(tmp_path / "warped.nii.gz")
     (folder / "warped.nii.gz").symlink_to(tmp_path / "warped.nii.gz")
     with pytest.raises(InputError, match="leads out"):
-        read_scene(folder)
+        read_registration(folder)

@@ -97,9 +97,9 @@ def _dataset(path: Any) -> Found:
 
 
 def _scene(path: Any) -> Found:
-    from napari_shmoareg.io import read_scene
+    from napari_shmoareg.io import read_registration
 
-    scene = read_scene(path)
+    scene = read_registration(path)
     return Found(scene.pair.fixed.values, scene.pair.fixed.grid.affine)
 
 

@@ -18,7 +18,7 @@ import napari
 import numpy as np
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.io import read_scene
+from napari_shmoareg.io import read_registration
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.plugin.quality.compare_box import AS_THEY_ARE, MODES, CompareBox
 
@@ -66,7 +66,7 @@ def main(folder: str, every: bool) -> None:
     faulthandler.enable()
     viewer = napari.Viewer(ndisplay=2)
     viewer.window.resize(600, 400)
-    scene = read_scene(folder)
+    scene = read_registration(folder)
     pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
     add_layers(viewer, pair + layers_of(scene, 1)[:2])  # fewer layers, fewer seconds
     _, panel = viewer.window.add_plugin_dock_widget("shmoareg", "Quality")

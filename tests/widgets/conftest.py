@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from napari.components import ViewerModel
 from npe2 import PluginManager
 
 from napari_shmoareg.experts.load import ExpertLoad
-from napari_shmoareg.experts.scene import Scene
 from napari_shmoareg.io.report import build_report
 from napari_shmoareg.metrics.measure import measure
 from napari_shmoareg.plugin.layers import add_layers, layers_of
-from napari_shmoareg.registration.register import register
+from napari_shmoareg.registration.register import Registration, register
 
 
 @pytest.fixture(scope="session")
-def scene(phantoms, lively_network) -> Scene:
+def scene(phantoms, lively_network) -> Registration:
     """Of the oblique, anisotropic phantoms, by an untrained network that truly moves things; not to
     be changed.
     """
@@ -24,7 +25,7 @@ def scene(phantoms, lively_network) -> Scene:
     )
     load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
     report = build_report(registration, measure(registration), load, weights="untrained")
-    return Scene.of(registration, report, weights="untrained")
+    return replace(registration, report=report, weights="untrained")
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import pytest
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.attention import AttentionProbe
+from napari_shmoareg.experts.maps import expert_maps, token_loads
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.plugin.controls.tasks import Report, replay_of, weights_of
 from napari_shmoareg.plugin.experts.location import LocationView
-from napari_shmoareg.plugin.experts.pins import layer_of_place
+from napari_shmoareg.plugin.experts.pins import own_layer
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag, to_viewer
 from napari_shmoareg.plugin.scenes import layers_of_scene
@@ -49,8 +50,8 @@ def view(model, qtbot, scene):
     return made
 
 
-def pick(view, place):
-    view._pick(place)
+def pick(view, location):
+    view._pick(location)
 
 
 def finish(view, qtbot):
@@ -60,26 +61,26 @@ def finish(view, qtbot):
 def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_values(
     view, model, scene, qtbot, asked, lively_network
 ):
-    gate = scene.token_loads[-1].place
+    gate = token_loads(scene)[-1].gate
     pick(view, gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert asked == ["untrained"] and not view.attention.status.text()
-    layer = layer_of_place(model, scene, "attention")
+    layer = own_layer(model, scene, "attention")
     settings = scene.report["settings"]
     replay = Replay.of(scene.pair, lively_network(0.03), affine=scene.affine, settings=settings)
     probe, box, seen = AttentionProbe.of(replay), view.attention, 0
     top_k = settings["network"]["top_k"]
-    for load in (scene.token_loads[-1], scene.token_loads[0]):
-        pick(view, load.place)
+    for load in (token_loads(scene)[-1], token_loads(scene)[0]):
+        pick(view, load.gate)
         cell = view.picked.cell
-        expected = {found.head: found for found in probe.at(load.place, cell)}
+        expected = {found.head: found for found in probe.at(load.gate, cell)}
         assert set(expected) == set(np.flatnonzero(load.values[cell])) == set(view.picked.experts)
         for index in range(box.head.count()):
             box.head.setCurrentIndex(index)
             box.head.activated.emit(index)
             found = expected[box.head.currentData()]
-            assert layer_of_place(model, scene, "attention") is layer
+            assert own_layer(model, scene, "attention") is layer
             volume = tag(layer, "volume")
             np.testing.assert_array_equal(volume.values, found.volume.values)
             assert volume.grid.same_space(load.grid) and abs(volume.values.sum() - 1) < 1e-5
@@ -98,16 +99,15 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
             assert layer.data[tuple(np.rint(own).astype(int))] == found.volume.values[cell]
             seen += 1
     assert seen == 2 * top_k > 2 and box.ramp.texts() == ["0", f"{layer.contrast_limits[1]:.3g}"]
-    pick(view, scene.expert_maps[0].place)
+    pick(view, expert_maps(scene)[0].gate)
     assert (
-        layer_of_place(model, scene, "attention") is None
-        and "pick one of its tokens" in box.says.text()
+        own_layer(model, scene, "attention") is None and "pick one of its tokens" in box.says.text()
     )
     pick(view, gate)
     box.on.click()
-    assert layer_of_place(model, scene, "attention") is None
+    assert own_layer(model, scene, "attention") is None
     box.on.click()
-    assert layer_of_place(model, scene, "attention") is not None and len(asked) == 1, (
+    assert own_layer(model, scene, "attention") is not None and len(asked) == 1, (
         "the probe was not kept"
     )
 
@@ -121,7 +121,7 @@ def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, live
         return network
 
     monkeypatch.setattr(checkpoint, "load_network", load)
-    pick(view, scene.token_loads[0].place)
+    pick(view, token_loads(scene)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert "does not choose as the registration did (0 of" in view.attention.status.text()
@@ -170,7 +170,7 @@ def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(
     go_on.set()
     finish(view, qtbot)
     assert view.attention.status.text() == "Cancelled." and not view.attention.on.isChecked()
-    assert not view.attention.probes and layer_of_place(model, scene, "attention") is None
+    assert not view.attention.probes and own_layer(model, scene, "attention") is None
 
 
 def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration(
@@ -214,7 +214,7 @@ def test_a_replay_is_that_of_the_registration(scene, asked):
     replay = replay_of(scene, report)
     assert report.reached == ("ready", 1.0)
     displacement, routing = replay.run()
-    for record, mine in zip(scene.registration.routing, routing, strict=True):
+    for record, mine in zip(scene.routing, routing, strict=True):
         np.testing.assert_array_equal(record.routing.experts.numpy(), mine.routing.experts.numpy())
     assert displacement.shape[2:] == scene.network_grid.shape
     report.cancel()
@@ -227,10 +227,10 @@ def test_a_replay_is_that_of_the_registration(scene, asked):
 
 
 def test_closing_the_registration_takes_the_attention_along(view, model, scene, qtbot, asked):
-    pick(view, scene.token_loads[0].place)
+    pick(view, token_loads(scene)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
-    assert layer_of_place(model, scene, "attention") is not None
+    assert own_layer(model, scene, "attention") is not None
     for layer in layers_of_scene(model, 1):
         model.layers.remove(layer)
     view.show_registration(None)

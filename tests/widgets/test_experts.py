@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from napari_shmoareg.experts.maps import expert_maps, times_chosen, token_loads
 from napari_shmoareg.io import save_network
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.experts.panel import CAPTION, EMPTY, NOT_MEASURED, ExpertsPanel
@@ -49,15 +50,14 @@ def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model, c
 def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(
     panel, scene, choose
 ):
-    for expert_map in scene.expert_maps:
-        choose(panel.decoder.direction, expert_map.place.direction)
+    for expert_map in expert_maps(scene):
+        choose(panel.decoder.direction, expert_map.direction)
         choose(panel.decoder.resolution, expert_map.stride)
         (said,) = (
             entry["share"]
             for entry in scene.report["expert_loads"]
             if entry["part"] == "decoder"
-            and (entry["layer"], entry["direction"])
-            == (expert_map.place.layer, expert_map.place.direction)
+            and (entry["layer"], entry["direction"]) == (expert_map.layer, expert_map.direction)
         )
         texts = panel.decoder.legend.texts()
         assert texts[::2] == ["1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)"]
@@ -82,7 +82,7 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, scene, choose):
 
 def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, scene, choose):
     layer = showing.head_layer(model, 1)
-    loads = {load.place[1:4]: load for load in scene.token_loads}
+    loads = {load.gate[1:4]: load for load in token_loads(scene)}
     assert len({load.stride for load in loads.values()}) > 1, "one grid only: nothing to see"
     for (number, block, image), load in loads.items():
         choose(panel.encoder.layer, number)
@@ -101,13 +101,13 @@ def test_how_often_a_head_was_chosen_counts_over_the_blocks(panel, model, scene)
     panel.encoder.counted.click()
     layer = showing.head_layer(model, 1)
     load, head = tag(layer, "load"), tag(layer, "head")
-    assert load in scene.times_chosen and not panel.encoder.block.isEnabled()
+    assert load in times_chosen(scene) and not panel.encoder.block.isEnabled()
     assert (
         layer.contrast_limits == [0, load.values.max()]
         and layer.data.max() == load.values[..., head].max()
     )
     panel.encoder.counted.click()
-    assert tag(layer, "load").place.block is not None and layer.contrast_limits == [0, 1]
+    assert tag(layer, "load").block is not None and layer.contrast_limits == [0, 1]
 
 
 def test_a_head_map_and_an_expert_map_do_not_cover_each_other(panel, model, qtbot):
@@ -172,10 +172,10 @@ def test_a_renamed_layer_is_looked_at_by_the_tab_in_front_alone(panel, model, mo
         )
     panel.reset_choices()
     assert asked == ["Maps"]
-    bring_forward(panel, "Place")
+    bring_forward(panel, "Location")
     bring_forward(panel, "Maps")
-    bring_forward(panel, "Place")
-    assert asked == ["Maps", "Place"]
+    bring_forward(panel, "Location")
+    assert asked == ["Maps", "Location"]
     model.layers.clear()
     panel.reset_choices()
     assert set(asked[2:]) == set(panel.views), "a view behind keeps a registration that was closed"

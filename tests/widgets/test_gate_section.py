@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
+from napari_shmoareg.experts.maps import gate_values
+from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin import overlays, showing
 from napari_shmoareg.plugin.experts.maps import NO_GATES, NOT_KEPT, GateSection
 from napari_shmoareg.plugin.layers import add_layers, layers_of
@@ -48,20 +50,20 @@ def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
 ):
     choose(section.measure, measure)
     layer = overlays.gate_layer(model, 1)
-    for gate in scene.gates:
-        where = f"direction {gate.place.direction}"
-        if gate.place.part == "encoder":
-            where = f"block {gate.place.block}, {gate.place.image} image"
-        choose(section.layer, f"{gate.place.part} {gate.place.layer}")
+    for gate in gate_values(scene):
+        where = f"direction {gate.direction}"
+        if gate.part == "encoder":
+            where = f"block {gate.block}, {gate.image} image"
+        choose(section.layer, f"{gate.part} {gate.layer}")
         choose(section.which, where)
         assert overlays.gate_layer(model, 1) is layer and tag(layer, "gate") is gate
-        assert layer.name == f"#1 gate {measure} of {overlays.gate_name(gate.place)}"
+        assert layer.name == f"#1 gate {measure} of {overlays.gate_name(gate.gate)}"
         assert layer.interpolation2d == "nearest"
         volume = getattr(gate, measure)()
         for cell in (np.unravel_index(volume.values.argmax(), volume.grid.shape), (0, 1, 1)):
             index = layer.world_to_data(to_viewer(volume.grid.to_world(cell)))
             assert layer.data[tuple(np.rint(index).astype(int))] == volume.values[tuple(cell)]
-    assert {gate.stride for gate in scene.gates} > {1}, "one grid only: nothing to see"
+    assert {gate.stride for gate in gate_values(scene)} > {1}, "one grid only: nothing to see"
 
 
 def test_an_oblique_map_is_clear_around_its_cells(section, model, scene):
@@ -101,7 +103,7 @@ def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(
 def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(section, model, scene):
     section.on.click()
     values = (
-        next(gate for gate in scene.gates if gate.place == ("decoder", 1, None, None, "x"))
+        next(gate for gate in gate_values(scene) if gate.gate == ("decoder", 1, None, None, "x"))
         .entropy()
         .values
     )
@@ -123,9 +125,11 @@ def test_another_layer_keeps_the_image_that_was_looked_at(section, model, choose
     assert section.which.currentData() == "block 0, fixed image"
 
 
-def test_a_folder_without_gate_values_says_that_they_were_not_kept(scene, qtbot):
+def test_a_folder_without_gate_values_says_that_they_were_not_kept(
+    scene, qtbot, without_gate_values
+):
     viewer = ViewerModel()
-    add_layers(viewer, layers_of(replace(scene, gates=[]), 1))
+    add_layers(viewer, layers_of(without_gate_values(scene), 1))
     section = GateSection(viewer)
     qtbot.addWidget(section)
     section.show_registration(1)
@@ -138,7 +142,7 @@ def test_a_folder_without_gate_values_says_that_they_were_not_kept(scene, qtbot)
 
 def test_a_network_without_experts_is_not_said_to_have_lost_its_gates(scene, qtbot):
     viewer = ViewerModel()
-    bare = replace(scene, gates=[], expert_maps=[], token_loads=[], times_chosen=[])
+    bare = replace(scene, routing=RoutingTrace())
     add_layers(
         viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1)
     )

@@ -10,10 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 
+from napari_shmoareg.experts.maps import expert_maps
 from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.model import GateId, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.plugin.layers import (
     add_layers,
     contrast,
@@ -42,14 +45,11 @@ def at_every_cell(layer, grid: Grid) -> np.ndarray:
 
 def test_an_oblique_expert_map_shows_each_cell_its_own_choice(layers, scene):
     shown = in_role(layers, "expert_map")
-    assert len(shown) == len(scene.expert_maps) == 6
+    assert len(shown) == len(expert_maps(scene)) == 6
     for layer in shown:
         expert_map = tag(layer, "expert_map")
         size = {1: "full", 2: "half"}[expert_map.stride]
-        assert (
-            tag(layer, "copied")
-            and layer.name == f"#3 expert {expert_map.place.direction} ({size})"
-        )
+        assert tag(layer, "copied") and layer.name == f"#3 expert {expert_map.direction} ({size})"
         assert (at_every_cell(layer, expert_map.volume.grid) == expert_map.volume.values).all()
         assert volume_of(layer).grid is expert_map.volume.grid
 
@@ -66,12 +66,12 @@ def test_a_straight_map_is_not_resampled_and_its_cells_nest_in_the_images_voxels
     grid = Grid((8, 10, 6), np.diag([2.0, -2.0, 3.0, 1.0]))
     cells = grid.coarsen(2)
     values = np.random.default_rng(0).integers(1, 4, cells.shape).astype(np.uint8)
-    expert_map = replace(
-        scene.expert_maps[0], volume=Volume(values, cells, "cells", is_labels=True)
-    )
-    straight = replace(scene, expert_maps=[expert_map])
+    parts = (torch.ones(1, 3, *cells.shape), torch.from_numpy(values - 1)[None, None])
+    layer = RoutedLayer(GateId("decoder", 2, direction="x"), 2, Routing(*parts, parts[0][:, :1]))
+    straight = replace(scene, network_grid=grid, routing=RoutingTrace((layer,)))
     ((data, options),) = [(d, o) for d, o, _ in layers_of(straight, 1) if " expert " in o["name"]]
-    assert np.shares_memory(data, values) and options["scale"] == (6.0, 4.0, 4.0)
+    assert np.shares_memory(data, expert_maps(straight)[0].volume.values)
+    assert sorted(data.ravel()) == sorted(values.ravel()) and options["scale"] == (6.0, 4.0, 4.0)
     layer = Labels(data, **options)
     edges = layer.extent.world + np.outer([-0.5, 0.5], layer.scale)
     assert np.sort(to_viewer(edges), axis=0) == pytest.approx(
@@ -200,7 +200,7 @@ def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_
 ):
     from napari_shmoareg.plugin.showing import show_experts
 
-    maps = {m.place.direction: m for m in scene.expert_maps if m.stride == 1}
+    maps = {m.direction: m for m in expert_maps(scene) if m.stride == 1}
     add_layers(viewer, layers_of(scene, 1))
     for direction, expert, rgb in (("x", 1, (0xE0, 0x31, 0x31)), ("z", 2, (255, 255, 255))):
         expert_map = maps[direction]

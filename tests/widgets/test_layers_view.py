@@ -16,6 +16,8 @@ from qtpy.QtGui import QColor, QHelpEvent, QPalette
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QToolTip
 
+from napari_shmoareg.experts.maps import times_chosen, token_loads
+from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
 from napari_shmoareg.plugin.experts.loads import NOTHING, LayersView, LoadFiles
@@ -53,7 +55,7 @@ def entry_of(scene, bar):
     found = [
         entry
         for entry in scene.report["expert_loads"]
-        if all(value in (None, entry[name]) for name, value in bar.place._asdict().items())
+        if all(value in (None, entry[name]) for name, value in bar.gate._asdict().items())
     ]
     counts = np.sum([entry["counts"] for entry in found], axis=0)
     return counts, sum(entry["cells"] for entry in found), len(found)
@@ -75,8 +77,8 @@ def test_there_is_a_bar_for_every_gate_and_expert_and_its_height_is_the_share_of
         full = chart.column_of(0).height()
         for n, bar in enumerate(chart.bars):
             counts, _, _ = entry_of(scene, bar)
-            drawn[bar.place, bar.expert] = chart.rect_of(n).height() / full * chart.highest
-            assert drawn[bar.place, bar.expert] == pytest.approx(counts[bar.expert] / counts.sum())
+            drawn[bar.gate, bar.expert] = chart.rect_of(n).height() / full * chart.highest
+            assert drawn[bar.gate, bar.expert] == pytest.approx(counts[bar.expert] / counts.sum())
     for entry in scene.report["expert_loads"]:
         for expert, share in enumerate(entry["share"]):
             place = tuple(entry[name] for name in ("part", "layer", "block", "image", "direction"))
@@ -88,7 +90,7 @@ def test_there_is_a_bar_for_every_gate_and_expert_and_its_height_is_the_share_of
 
 def test_moving_stands_left_of_fixed_in_another_colour(view, scene):
     chart = view.charts[0]
-    assert [bar.place.image for bar in chart.bars[:2]] == ["moving", "fixed"]
+    assert [bar.gate.image for bar in chart.bars[:2]] == ["moving", "fixed"]
     assert chart.rect_of(0).right() <= chart.rect_of(1).left() + 0.01 < chart.rect_of(2).left()
     picture = chart.grab().toImage()
     for n in (0, 1):
@@ -129,7 +131,7 @@ def test_a_click_on_a_bar_of_the_encoder_shows_that_heads_map(view, model, scene
         (chart, n)
         for chart in view.charts
         for n, bar in enumerate(chart.bars)
-        if bar.place[:4] == ("encoder", 2, 1, "moving") and bar.expert == 3
+        if bar.gate[:4] == ("encoder", 2, 1, "moving") and bar.expert == 3
     )
     click(chart, n)
     assert visible(model) == ["#1 head 3 of layer 2 block 1 (moving)"]
@@ -141,9 +143,9 @@ def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(view
     chart = next(chart for chart in view.charts if chart.title == "all blocks")
     click(chart, 5)
     bar, layer = chart.bars[5], showing.head_layer(model, 1)
-    assert layer.name.endswith("times chosen") and tag(layer, "load") in scene.times_chosen
-    assert (tag(layer, "load").place, tag(layer, "head")) == (
-        bar.place,
+    assert layer.name.endswith("times chosen") and tag(layer, "load") in times_chosen(scene)
+    assert (tag(layer, "load").gate, tag(layer, "head")) == (
+        bar.gate,
         bar.expert,
     ) and chart.marked is bar
 
@@ -151,7 +153,7 @@ def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(view
 def test_a_click_on_a_bar_of_the_decoder_draws_its_cells_alone_and_a_second_one_all(
     view, model, scene
 ):
-    chart = next(c for c in view.charts if c.bars[0].place[:2] == ("decoder", 2) and c.title == "z")
+    chart = next(c for c in view.charts if c.bars[0].gate[:2] == ("decoder", 2) and c.title == "z")
     click(chart, 1)
     assert visible(model) == ["#1 expert z (half)"]
     layer = model.layers["#1 expert z (half)"]
@@ -178,8 +180,8 @@ def test_keys_go_from_bar_to_bar_and_enter_shows_the_map(view, model):
     QTest.keyClick(chart, Qt.Key.Key_Return)
     assert chart.marked is chart.bars[3]
     layer = showing.head_layer(model, 1)
-    assert (tag(layer, "load").place, tag(layer, "head")) == (
-        chart.bars[3].place,
+    assert (tag(layer, "load").gate, tag(layer, "head")) == (
+        chart.bars[3].gate,
         chart.bars[3].expert,
     )
     assert all(chart.focusPolicy() & Qt.FocusPolicy.TabFocus for chart in view.charts)
@@ -195,17 +197,17 @@ def test_the_mark_follows_what_is_shown_elsewhere(model, qtbot):
     assert view.isVisible()
     load = next(
         load
-        for load in panel_scene(model).token_loads
-        if load.place[:4] == ("encoder", 2, 0, "fixed")
+        for load in token_loads(panel_scene(model))
+        if load.gate[:4] == ("encoder", 2, 0, "fixed")
     )
     showing.show_head(model, 1, load, 4)
-    assert [c.marked for c in view.charts if c.marked] == [bar_of(view, load.place, 4)]
+    assert [c.marked for c in view.charts if c.marked] == [bar_of(view, load.gate, 4)]
     layer = showing.show_experts(model, 1, "y", 1)
     assert not any(chart.marked for chart in view.charts)
     layer.selected_label = 1
     layer.show_selected_label = True
     assert [c.marked for c in view.charts if c.marked] == [
-        bar_of(view, tag(layer, "expert_map").place, 0)
+        bar_of(view, tag(layer, "expert_map").gate, 0)
     ]
     layer.visible = False
     assert not any(chart.marked for chart in view.charts)
@@ -220,7 +222,7 @@ def bar_of(view, place, expert):
         bar
         for chart in view.charts
         for bar in chart.bars
-        if (bar.place, bar.expert) == (place, expert)
+        if (bar.gate, bar.expert) == (place, expert)
     )
 
 
@@ -233,7 +235,7 @@ def test_the_tooltip_tells_the_exact_share_the_count_and_the_number_of_cells(vie
                 f"{share:.2f} % of selections: {counts[bar.expert]:,} of {counts.sum():,}"
                 in bar.says
             )
-            assert f"{cells // (1 if bar.place.block is not None else blocks):,} " in bar.says
+            assert f"{cells // (1 if bar.gate.block is not None else blocks):,} " in bar.says
             assert "Click" in bar.says
     chart = view.charts[-1]
     at = where(chart, 1)
@@ -255,7 +257,7 @@ def test_a_map_that_was_removed_is_said_to_be_gone(view, model, told):
 
 def test_a_network_without_experts_has_no_bars_and_says_so(scene, qtbot):
     viewer = ViewerModel()
-    bare = replace(scene, expert_maps=[], token_loads=[], times_chosen=[], gates=[])
+    bare = replace(scene, routing=RoutingTrace())
     add_layers(
         viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1)
     )
@@ -291,7 +293,7 @@ def test_a_narrow_view_has_fewer_charts_in_a_row_and_none_is_cut_off(view, qtbot
                 c.parentWidget() is chart.parentWidget() and c.y() == chart.y() for c in view.charts
             )
             for chart in view.charts
-            if chart.bars[0].place.part == "encoder"
+            if chart.bars[0].part == "encoder"
         )
     assert rows[260] < rows[600] == 3
 

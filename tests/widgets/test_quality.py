@@ -138,7 +138,7 @@ def test_no_change_from_one_comparison_to_another_crashes_a_real_window(scene, t
     """In a process of its own: napari 0.9.2 alone is killed by a removal, the grid and an insertion
     in one turn.
     """
-    write_registration(scene.registration, tmp_path / "result", weights="untrained", figures=False)
+    write_registration(scene, tmp_path / "result", weights="untrained", figures=False)
     script = Path(__file__).with_name("compare_in_window.py")
     command = [sys.executable, str(script), str(tmp_path / "result")]
     run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)

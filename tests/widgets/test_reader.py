@@ -57,7 +57,7 @@ def straight(tmp_path):
 @pytest.fixture(scope="module")
 def written(scene, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "out"
-    write_registration(scene.registration, folder, weights="untrained", figures=False)
+    write_registration(scene, folder, weights="untrained", figures=False)
     return folder
 
 

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts import regions as region_loads_module
+from napari_shmoareg.experts.maps import token_loads
 from napari_shmoareg.experts.regions import region_loads
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.plugin.controls.tasks import CANCEL
@@ -187,7 +188,7 @@ def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
 
 
 def test_all_blocks_are_rows_of_their_own(view, scene, qtbot):
-    blocks = {load.place.block for load in scene.token_loads if load.place.layer == 1}
+    blocks = {load.block for load in token_loads(scene) if load.layer == 1}
     view.where.pick(part="encoder", layer=1, block=None, image="fixed")
     compute(view, qtbot)
     assert view.table.rowCount() == 4 * len(blocks)
@@ -195,8 +196,8 @@ def test_all_blocks_are_rows_of_their_own(view, scene, qtbot):
         scene, scene.pair.fixed_labels, reference=TOGETHER, part="encoder", layer=1, image="fixed"
     )
     for one, other in zip(view._found.loads, at_once, strict=True):
-        assert (one.place, one.region, one.distance, one.expected) == (
-            other.place,
+        assert (one.gate, one.region, one.distance, one.expected) == (
+            other.gate,
             other.region,
             other.distance,
             other.expected,

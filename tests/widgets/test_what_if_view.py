@@ -19,14 +19,19 @@ from qtpy.QtWidgets import QFileDialog
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts import experiment as importance_module
 from napari_shmoareg.experts.controls import KINDS, Control
-from napari_shmoareg.experts.experiment import Experiment, ImportanceRow, importance
+from napari_shmoareg.experts.experiment import (
+    Experiment,
+    ImportanceRow,
+    importance,
+    recorded_alike,
+)
 from napari_shmoareg.experts.intervention import Intervention
 from napari_shmoareg.geometry import Transform, Volume, warp_volume
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.metrics import dice
+from napari_shmoareg.model import GateId, RoutingTrace
 from napari_shmoareg.plugin.controls.progress import Clock
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, replay_of
-from napari_shmoareg.plugin.experts import what_if_work
 from napari_shmoareg.plugin.experts.what_if import CAPTION, RUN, SWEEP, WhatIfView
 from napari_shmoareg.plugin.experts.what_if_form import OFTEN
 from napari_shmoareg.plugin.experts.what_if_results import gain, whole_rows
@@ -36,7 +41,6 @@ from napari_shmoareg.plugin.experts.what_if_work import (
     MOVED,
     READY,
     ROLE,
-    alike,
     effect_layer,
     experiment_of,
     ramp_end,
@@ -253,14 +257,16 @@ def test_a_sweep_lists_every_expert_beside_random_ones(view, experiment, model, 
 
 def test_the_row_of_an_attention_head_shows_where_it_was_chosen(view, model, monkeypatch, qtbot):
     rows = [
-        ImportanceRow(1, 1, "silence", "", 1, "encoder", 2, None, 3, 0.2, 0.1, 0.5, 0.9, None, 0.0)
+        ImportanceRow(
+            1, 1, "silence", "", 1, GateId("encoder", 2), 3, 0.2, 0.1, 0.5, 0.9, None, 0.0
+        )
     ]
     monkeypatch.setattr(importance_module, "importance", lambda *_, **__: iter(rows))
     press(view, view.sweep, qtbot)
     view.table.selectRow(0)
     view.table.cellClicked.emit(0, 0)
     (layer,) = layers_of_scene(model, 1, "head_map")
-    assert layer.visible and tag(layer, "head") == 3 and tag(layer, "load").place.layer == 2
+    assert layer.visible and tag(layer, "head") == 3 and tag(layer, "load").layer == 2
     assert texts(view.table)[0][2:9] == ["0.500", "–", "–", "–", "–", "20.0", "0.900"]
 
 
@@ -374,33 +380,42 @@ def test_weights_shown_once_are_those_of_the_registration_for_every_view(
     assert asked == ["untrained", "/moved/mine.safetensors", "/moved/mine.safetensors"]
 
 
+def turned(trace):
+    """Every cell with the next expert instead of each that it chose."""
+    return RoutingTrace(
+        tuple(
+            replace(
+                layer,
+                routing=layer.routing._replace(
+                    experts=(layer.routing.experts + 1) % layer.num_experts
+                ),
+            )
+            for layer in trace
+        )
+    )
+
+
 def test_other_weights_than_those_of_the_registration_are_told(
     view, scene, experiment, qtbot, monkeypatch
 ):
     view.form.where.pick(part="decoder", layer=2, direction="x")
     press(view, view.run, qtbot)
     assert view.result.answer.alike == 1.0 and "were found choose" not in view.result.notes.text()
-    maps = [
-        replace(one, volume=one.volume.with_values(one.volume.values % one.num_experts + 1))
-        for one in scene.expert_maps
-    ]
     from napari_shmoareg.plugin.experts.what_if_results import notes
 
     shown = replace(view.result.answer, alike=0.0)
     assert any("0 % of the cells" in note for note in notes(shown))
-    assert (
-        alike(scene, experiment) == 1.0
-        and alike(replace(scene, expert_maps=maps), experiment) == 0.0
-    )
+    assert recorded_alike(experiment, scene.routing) == 1.0
+    assert recorded_alike(experiment, turned(scene.routing)) == 0.0
 
 
 def test_heads_chosen_otherwise_are_told_where_there_are_no_maps_and_by_a_sweep_too(
     view, scene, experiment, qtbot, monkeypatch
 ):
-    tokens = [replace(load, values=np.roll(load.values, 1, axis=-1)) for load in scene.token_loads]
-    other = replace(scene, expert_maps=[], token_loads=tokens)
-    assert alike(replace(scene, expert_maps=[]), experiment) == 1.0 > 0.5 > alike(other, experiment)
-    monkeypatch.setattr(what_if_work, "alike", lambda *_: 0.25)
+    heads = RoutingTrace(scene.routing.select(part="encoder"))
+    assert recorded_alike(experiment, heads) == 1.0
+    assert recorded_alike(experiment, turned(heads)) < 0.5
+    monkeypatch.setattr("napari_shmoareg.experts.experiment.recorded_alike", lambda *_: 0.25)
     view.form.where.pick(part="decoder", layer=1, direction="x")
     view.form.null.setChecked(False)
     press(view, view.sweep, qtbot)

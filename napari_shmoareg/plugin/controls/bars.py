@@ -26,7 +26,7 @@ from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 from napari_shmoareg.plugin.controls.legend import GREY
 
 if TYPE_CHECKING:
-    from napari_shmoareg.experts.load import Place
+    from napari_shmoareg.model.routing import GateId
 
 
 SMALL = 0.82  # of the font
@@ -36,11 +36,11 @@ MARKED = QColor("#4c8dff")  # seen on light and on dark; napari's palette has no
 
 @dataclass(frozen=True)
 class Bar:
-    """What is drawn of one expert at one place.
+    """What is drawn of one expert at one gate.
 
     Attributes
     ----------
-    place : Place
+    gate : GateId
     expert : int
     share : float
         Of the selections, 0 to 1: the height.
@@ -52,7 +52,7 @@ class Bar:
         Tooltip, in lines.
     """
 
-    place: Place
+    gate: GateId
     expert: int
     share: float
     colour: str
@@ -227,10 +227,10 @@ class LoadBars(QWidget):
         """The bar whose map is shown."""
         return None if self._marked is None else self.bars[self._marked]
 
-    def mark(self, place: Place | None, expert: int) -> None:
+    def mark(self, gate: GateId | None, expert: int) -> None:
         """Mark the bar whose map is shown, if it is one of these."""
         found = next(
-            (n for n, bar in enumerate(self.bars) if (bar.place, bar.expert) == (place, expert)),
+            (n for n, bar in enumerate(self.bars) if (bar.gate, bar.expert) == (gate, expert)),
             None,
         )
         if found != self._marked:
@@ -381,9 +381,9 @@ class RegionBars(QWidget):
                 painter.drawLine(QPointF(x, ends[0]), QPointF(x, ends[1]))
                 for y in ends:
                     painter.drawLine(QPointF(x - 2, y), QPointF(x + 2, y))
-            place = QRectF(n * width, base + 1, width, FOOT - 2)
+            area = QRectF(n * width, base + 1, width, FOOT - 2)
             painter.drawText(
-                place,
+                area,
                 Qt.AlignmentFlag.AlignCenter,
                 self.names[n] if n < len(self.names) else str(n),
             )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Layer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 NOTHING = "(no registration is open)"
@@ -46,7 +46,7 @@ class RegistrationPicker(QComboBox):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._offered: list[weakref.ref[Scene]] = []
+        self._offered: list[weakref.ref[Registration]] = []
         narrowed(self, length=16)
         self.setToolTip(
             "The registration that is looked at. Each one that is open in the layer list is"
@@ -61,7 +61,7 @@ class RegistrationPicker(QComboBox):
         return self.currentData()
 
     @property
-    def scene(self) -> Scene | None:
+    def scene(self) -> Registration | None:
         """The picked registration, as long as it has a layer."""
         viewer = self._viewer()
         return None if viewer is None or self.number is None else scenes(viewer).get(self.number)

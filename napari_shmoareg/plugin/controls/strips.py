@@ -22,8 +22,8 @@ from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 from napari_shmoareg.plugin.controls.legend import GREY
 
 if TYPE_CHECKING:
-    from napari_shmoareg.experts.load import Place
     from napari_shmoareg.experts.location import CellReading
+    from napari_shmoareg.model.routing import GateId
 
 
 PICKS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space)
@@ -32,10 +32,10 @@ FAINT = 60  # of 255: how opaque a chosen box is above its fill
 BOX, WIDE_BOX, TEXT = 20, 18, 12  # px: heights
 
 
-def gate_name(place: Place) -> str:
+def gate_name(gate: GateId) -> str:
     """Of a gate, for people: ``encoder layer 1, block 0, moving``, ``decoder layer 2, x``."""
-    block = "" if place.block is None else f", block {place.block}"
-    return f"{place.part} layer {place.layer}{block}, {place.image or place.direction}"
+    block = "" if gate.block is None else f", block {gate.block}"
+    return f"{gate.part} layer {gate.layer}{block}, {gate.image or gate.direction}"
 
 
 def short(value: float, digits: int = 2) -> str:
@@ -48,7 +48,7 @@ class CellStrip(QWidget):
 
     Parameters
     ----------
-    place : Place
+    gate : GateId
         Of the gate.
     names : sequence of str
         Of the experts, by id.
@@ -56,18 +56,18 @@ class CellStrip(QWidget):
         Of the experts, by id: ``#rrggbb``.
     """
 
-    picked = Signal(object)  # the Place
+    picked = Signal(object)  # the GateId
 
-    def __init__(self, place: Place, names: Sequence[str], colours: Sequence[str]) -> None:
+    def __init__(self, gate: GateId, names: Sequence[str], colours: Sequence[str]) -> None:
         super().__init__()
-        self.place, self._names = place, list(names)
+        self.gate, self._names = gate, list(names)
         self._colours = [QColor(colour) for colour in colours]
         self.cell: CellReading | None = None
         self._marked = False
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
-        self.setAccessibleName(gate_name(place))
+        self.setAccessibleName(gate_name(gate))
 
     def show_cell(self, cell: CellReading | None) -> None:
         """Show another decision of the gate, or none."""
@@ -105,7 +105,7 @@ class CellStrip(QWidget):
     def says(self, expert: int) -> str:
         """What the tooltip of a box says."""
         if self.cell is None:
-            return gate_name(self.place)
+            return gate_name(self.gate)
         cell, value = (
             self.cell,
             "" if self.cell.values is None else f"the gate gave it {self.cell.values[expert]:.4f}",
@@ -126,7 +126,7 @@ class CellStrip(QWidget):
         size = " × ".join(f"{mm:.1f}" for mm in cell.size)
         told = "; ".join(part for part in (chosen, value) if part)
         where = f"Cell {cell.cell} of {size} mm"
-        return f"{self._names[expert]} of {gate_name(self.place)}: {told}.{sure}\n{where}"
+        return f"{self._names[expert]} of {gate_name(self.gate)}: {told}.{sure}\n{where}"
 
     def box(self, expert: int) -> QRectF:
         """Where a box is drawn, in pixels of the strip."""
@@ -150,11 +150,11 @@ class CellStrip(QWidget):
 
     def mousePressEvent(self, event: QMouseEvent | None) -> None:
         if event is not None and event.button() == Qt.MouseButton.LeftButton:
-            self.picked.emit(self.place)
+            self.picked.emit(self.gate)
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
         if event is not None and Qt.Key(event.key()) in PICKS:
-            self.picked.emit(self.place)
+            self.picked.emit(self.gate)
         else:
             super().keyPressEvent(event)
 

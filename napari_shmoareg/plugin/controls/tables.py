@@ -30,7 +30,7 @@ from napari_shmoareg.plugin.controls.forms import arranged
 from napari_shmoareg.plugin.viewer import CAUTION, ON_CAUTION
 
 if TYPE_CHECKING:
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 STAGES = ("before", "affine", "after")
@@ -355,7 +355,7 @@ def _arrow_down() -> QIcon:
     return QIcon(picture)
 
 
-def origin_of(scene: Scene) -> dict[str, object]:
+def origin_of(scene: Registration) -> dict[str, object]:
     """Which registration the figures of a file are of: columns for each of its rows."""
     return {
         "pair": f"{scene.pair.moving.name} onto {scene.pair.fixed.name}",

@@ -22,7 +22,7 @@ from napari_shmoareg.plugin.controls.errors import explain
 from napari_shmoareg.registration.progress import Interrupted, interruptible
 
 if TYPE_CHECKING:
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
     from napari_shmoareg.registration.replay import Replay
 
 
@@ -320,28 +320,28 @@ def _import_libraries() -> Libraries:
 
 
 # weights that a person showed
-_CHOSEN: weakref.WeakKeyDictionary[Scene, str] = weakref.WeakKeyDictionary()
+_CHOSEN: weakref.WeakKeyDictionary[Registration, str] = weakref.WeakKeyDictionary()
 
 
 class WeightsError(InputError):
     """The weights of a registration cannot be read."""
 
 
-def weights_of(scene: Scene) -> str:
+def weights_of(scene: Registration) -> str:
     """Name or file of a registration's weights: what a person showed, or else what it says
     itself.
     """
     return _CHOSEN.get(scene) or str(scene.report.get("weights") or scene.weights)
 
 
-def replay_of(scene: Scene, work: Report, weights: str | Path | None = None) -> Replay:
+def replay_of(scene: Registration, report: Report, weights: str | Path | None = None) -> Replay:
     """The network of a registration and its last pass, which can be made again; takes seconds, in a
     worker's thread.
 
     Parameters
     ----------
-    scene : Scene
-    work : Report
+    scene : Registration
+    report : Report
         Ends it between any two layers of the network.
     weights : str or Path, optional
         Other weights than the registration says, as where their file has moved; once read, they are
@@ -362,7 +362,7 @@ def replay_of(scene: Scene, work: Report, weights: str | Path | None = None) -> 
 
     settings, pair = scene.report["settings"], scene.pair
     device = find_device("cpu" if settings.get("device") == "cpu" else "auto")
-    work.tell("loading the network")
+    report("loading the network")
     try:
         network = load_network(weights or weights_of(scene), device=device)
     except InputError as error:
@@ -371,8 +371,8 @@ def replay_of(scene: Scene, work: Report, weights: str | Path | None = None) -> 
         _CHOSEN[scene] = str(weights)
     grids = {"moving": pair.moving.grid, "fixed": pair.fixed.grid}
     check_network_memory(network.config, scene.network_grid, **grids, device=device)
-    work.tell("running the network's earlier passes", 0.2)
-    with interruptible(network, work.check):
+    report("running the network's earlier passes", 0.2)
+    with interruptible(network, report.check):
         replay = Replay.of(pair, network, affine=scene.affine, settings=settings)
-    work.tell("ready", 1.0)
+    report("ready", 1.0)
     return replay

@@ -1,6 +1,6 @@
 """The attention of one head as a layer, and the network that says it.
 
-What the token at a place attends to, drawn as a layer.
+What the token at a location attends to, drawn as a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, replay_of
-from napari_shmoareg.plugin.experts.pins import about, layer_of_place
+from napari_shmoareg.plugin.experts.pins import about, own_layer
 from napari_shmoareg.plugin.placement import KEY
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.experts.attention import AttentionProbe, HeadAttention
     from napari_shmoareg.experts.location import CellReading
-    from napari_shmoareg.experts.maps import TokenLoad
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.experts.maps import GateValues
+    from napari_shmoareg.registration.register import Registration
 
 
 ROLE = "attention"
@@ -65,7 +65,7 @@ class Probed(NamedTuple):
     asked: int
 
 
-def probe_of(scene: Scene, report: Report, weights: str | Path | None = None) -> Probed:
+def probe_of(scene: Registration, report: Report, weights: str | Path | None = None) -> Probed:
     """Run the encoder once more, and compare its choices with the registration's; in a worker's
     thread, seconds.
 
@@ -75,6 +75,7 @@ def probe_of(scene: Scene, report: Report, weights: str | Path | None = None) ->
         As `replay_of`.
     """
     from napari_shmoareg.experts.attention import AttentionProbe
+    from napari_shmoareg.experts.maps import token_loads
     from napari_shmoareg.registration.progress import interruptible
 
     replay = replay_of(scene, report, weights)
@@ -83,16 +84,16 @@ def probe_of(scene: Scene, report: Report, weights: str | Path | None = None) ->
         probe = AttentionProbe.of(replay)
     report("comparing with the registration", 0.9)
     same = asked = 0
-    for load in scene.token_loads:
+    for load in token_loads(scene):
         report.check()
         for cell in _spread(load):
-            chosen = {found.head for found in probe.at(load.place, cell)}
+            chosen = {found.head for found in probe.at(load.gate, cell)}
             same += chosen == set(np.flatnonzero(load.values[cell]).tolist())
             asked += 1
     return Probed(probe, same, asked)
 
 
-def show_attention(viewer: Viewer, number: int, scene: Scene, found: HeadAttention) -> Image:
+def show_attention(viewer: Viewer, number: int, scene: Registration, found: HeadAttention) -> Image:
     """Fill the attention of a head into its layer, ``#1 attention``, which is made where there is
     none.
 
@@ -111,7 +112,7 @@ def show_attention(viewer: Viewer, number: int, scene: Scene, found: HeadAttenti
         "colormap": head_colours(),
         "contrast_limits": (0.0, top),
     }
-    layer = layer_of_place(viewer, scene, ROLE)
+    layer = own_layer(viewer, scene, ROLE)
     if layer is None:
         from napari.layers import Image
 
@@ -135,9 +136,9 @@ def _placed(options: dict[str, Any]) -> tuple[Any, Any]:
     return options["scale"], options["translate"]
 
 
-def drop_attention(viewer: Viewer, scene: Scene) -> None:
+def drop_attention(viewer: Viewer, scene: Registration) -> None:
     """Take the layer away."""
-    layer = layer_of_place(viewer, scene, ROLE)
+    layer = own_layer(viewer, scene, ROLE)
     if layer is not None:
         viewer.layers.remove(layer)
 
@@ -167,7 +168,7 @@ def words(cell: CellReading, found: HeadAttention, heads: list[HeadAttention]) -
     return text
 
 
-def _spread(load: TokenLoad) -> Sequence[tuple[int, int, int]]:
+def _spread(load: GateValues) -> Sequence[tuple[int, int, int]]:
     """Some tokens of a gate, evenly spread."""
     shape = load.grid.shape
     flat = np.linspace(0, np.prod(shape) - 1, ASKED).astype(int)
@@ -178,7 +179,7 @@ def _spread(load: TokenLoad) -> Sequence[tuple[int, int, int]]:
 
 
 NO_TOKEN = (
-    "Read a place, and pick one of its tokens above (a strip of heads): its attention is drawn."
+    "Read a location, and pick one of its tokens above (a strip of heads): its attention is drawn."
 )
 
 
@@ -193,14 +194,14 @@ class AttentionBox(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Scene] | None = None
-        self._asked: weakref.ref[Scene] | None = None  # for which the network is being run
+        self._scene: weakref.ref[Registration] | None = None
+        self._asked: weakref.ref[Registration] | None = None  # for which the network is being run
         self._stopping = False  # the run was cancelled, and has not ended yet
         # the weights of a run that waits for that
         self._next: tuple[str | Path | None] | None = None
         self._number = 0
         self._cell: CellReading | None = None
-        self.probes: weakref.WeakKeyDictionary[Scene, Probed] = weakref.WeakKeyDictionary()
+        self.probes: weakref.WeakKeyDictionary[Registration, Probed] = weakref.WeakKeyDictionary()
         self.heads: list[HeadAttention] = []
         self.task = Task(self, "the attention of a registration")
         self._build()
@@ -209,7 +210,7 @@ class AttentionBox(QWidget):
         self.task.failed.connect(self._fail)
         self.task.cancelled.connect(self._end)
 
-    def show_scene(self, number: int, scene: Scene | None) -> None:
+    def show_scene(self, number: int, scene: Registration | None) -> None:
         """Be about another registration, or none."""
         before = self._found()
         self._number, self._scene = number, None if scene is None else weakref.ref(scene)
@@ -220,12 +221,14 @@ class AttentionBox(QWidget):
                 self._stop("")
             else:
                 self._say(doubt(self.probes[scene]))
-            self.setVisible(scene is not None and bool(scene.token_loads))  # none without MoA
+            self.setVisible(
+                scene is not None and bool(scene.routing.select(part="encoder"))
+            )  # none without MoA
         self._draw()
 
     def show_cell(self, cell: CellReading | None) -> None:
         """Be about another token; None, and cells of the decoder, have no attention."""
-        self._cell = cell if cell is not None and cell.place.part == "encoder" else None
+        self._cell = cell if cell is not None and cell.part == "encoder" else None
         self._draw()
 
     def run(self, weights: str | Path | None = None) -> None:
@@ -363,7 +366,7 @@ class AttentionBox(QWidget):
         self.heads = []
         if shown and probed is not None and self._cell is not None:
             try:
-                self.heads = probed.probe.at(self._cell.place, self._cell.cell)
+                self.heads = probed.probe.at(self._cell.gate, self._cell.cell)
             except InputError as error:  # weights of another network
                 self._say(str(error))
         for widget in (self.head, self.ramp):
@@ -386,5 +389,5 @@ class AttentionBox(QWidget):
         self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", f"{top:.3g}"])
         self.says.setText(words(self._cell, found, self.heads))
 
-    def _found(self) -> Scene | None:
+    def _found(self) -> Registration | None:
         return None if self._scene is None else self._scene()

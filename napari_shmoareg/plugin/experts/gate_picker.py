@@ -11,8 +11,8 @@ from qtpy.QtWidgets import QComboBox, QFormLayout, QWidget
 from napari_shmoareg.plugin.controls.forms import fill, narrowed
 
 if TYPE_CHECKING:
-    from napari_shmoareg.experts.load import Place
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 PARTS = {"decoder": "decoder: deformation experts", "encoder": "encoder: attention heads"}
@@ -33,7 +33,7 @@ TIPS = {
 
 
 def said_where(where: Mapping[str, Any]) -> str:
-    """Fields of `Place` in words: ``decoder layer 1, direction x``; what is left out means all."""
+    """Fields of `GateId` in words: ``decoder layer 1, direction x``; what is left out means all."""
     part, layer = where["part"], where.get("layer")
     parts = [f"all {part} layers" if layer is None else f"{part} layer {layer}"]
     if part == "decoder":
@@ -52,7 +52,7 @@ class WherePicker(QWidget):
     Parameters
     ----------
     all_of : sequence of str
-        Fields of `Place` of which all can be picked at once.
+        Fields of `GateId` of which all can be picked at once.
     """
 
     changed = Signal()
@@ -60,7 +60,7 @@ class WherePicker(QWidget):
     def __init__(self, *all_of: str) -> None:
         super().__init__()
         self._all_of = all_of
-        self._places: dict[Place, tuple[int, int]] = {}  # stride and number of experts
+        self._gates: dict[GateId, tuple[int, int]] = {}  # stride and number of experts
         self.part = QComboBox()
         self.fields = {name: QComboBox() for name in FIELDS}
         self._form = QFormLayout(self)
@@ -73,38 +73,33 @@ class WherePicker(QWidget):
 
     @property
     def where(self) -> dict[str, Any]:
-        """Fields of `Place` by which to select; what all are meant of is left out."""
+        """Fields of `GateId` by which to select; what all are meant of is left out."""
         picked = {name: combo.currentData() for name, combo in self._relevant().items()}
         return {"part": self.part.currentData()} | {
             n: v for n, v in picked.items() if v not in (ANY, None)
         }
 
     @property
-    def places(self) -> list[Place]:
+    def gates(self) -> list[GateId]:
         """The gates that are meant."""
         wanted = self.where
         return [
-            place
-            for place in self._places
-            if all(getattr(place, n) == v for n, v in wanted.items())
+            gate for gate in self._gates if all(getattr(gate, n) == v for n, v in wanted.items())
         ]
 
     @property
     def num_experts(self) -> int:
         """Of the gates that are meant; 0 without any."""
-        return max((self._places[place][1] for place in self.places), default=0)
+        return max((self._gates[gate][1] for gate in self.gates), default=0)
 
-    def offer(self, scene: Scene | None) -> None:
+    def offer(self, scene: Registration | None) -> None:
         """Offer the gates of a registration; what was picked stays, as far as there is such a
         gate.
         """
-        self._places = {}
+        self._gates = {}
         if scene is not None:
-            self._places |= {one.place: (one.stride, one.num_experts) for one in scene.expert_maps}
-            self._places |= {
-                one.place: (one.stride, one.values.shape[-1]) for one in scene.token_loads
-            }
-        parts = {place.part for place in self._places}
+            self._gates = {one.gate: (one.stride, one.num_experts) for one in scene.routing}
+        parts = {gate.part for gate in self._gates}
         fill(self.part, {part: text for part, text in PARTS.items() if part in parts})
         self._settle()
 
@@ -125,7 +120,7 @@ class WherePicker(QWidget):
 
     def _settle(self) -> None:
         """Offer in every field what there is of what is picked above it."""
-        places = [place for place in self._places if place.part == self.part.currentData()]
+        gates = [gate for gate in self._gates if gate.part == self.part.currentData()]
         relevant = self._relevant()
         for name, combo in self.fields.items():
             label = self._form.labelForField(combo)
@@ -134,19 +129,19 @@ class WherePicker(QWidget):
                     widget.setVisible(name in relevant)
         for name, combo in relevant.items():
             values = sorted(
-                {getattr(place, name) for place in places if getattr(place, name) is not None}
+                {getattr(gate, name) for gate in gates if getattr(gate, name) is not None}
             )
-            entries: dict[Any, str] = {value: self._said(name, value, places) for value in values}
+            entries: dict[Any, str] = {value: self._said(name, value, gates) for value in values}
             every = {ANY: ALL[name]} if name in self._all_of and len(values) > 1 else {}
             fill(combo, every | entries)
             picked = combo.currentData()
-            places = [
-                place for place in places if picked in (ANY, None) or getattr(place, name) == picked
+            gates = [
+                gate for gate in gates if picked in (ANY, None) or getattr(gate, name) == picked
             ]
         self.changed.emit()
 
-    def _said(self, name: str, value: Any, places: list[Place]) -> str:
+    def _said(self, name: str, value: Any, gates: list[GateId]) -> str:
         if name != "layer":
             return str(value)
-        stride = next(self._places[place][0] for place in places if place.layer == value)
+        stride = next(self._gates[gate][0] for gate in gates if gate.layer == value)
         return f"{value} ({'full' if stride == 1 else f'1/{stride}'} resolution)"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QResizeEvent
@@ -41,8 +40,9 @@ from napari_shmoareg.plugin.scenes import scenes
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.load import ExpertLoad, Place
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.experts.load import ExpertLoad
+    from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 FIGURE = ("expert_loads.png", "PNG (*.png);;SVG (*.svg)")
@@ -58,7 +58,7 @@ class LoadFiles(QWidget):
         Finds the registration that is meant, or None, so that nothing is held here.
     """
 
-    def __init__(self, scene: Callable[[], Scene | None]) -> None:
+    def __init__(self, scene: Callable[[], Registration | None]) -> None:
         super().__init__()
         self._scene = scene
         self.task = Task(self, "a figure of the loads")
@@ -98,7 +98,7 @@ class LoadFiles(QWidget):
             save(path if Path(path).suffix else path + ending)
 
 
-def about_scene(scene: Scene) -> dict[str, str]:
+def about_scene(scene: Registration) -> dict[str, str]:
     """What a figure of a registration says of itself: software, weights, pair, settings."""
     pair, report = scene.pair, scene.report
     return {
@@ -111,7 +111,7 @@ def about_scene(scene: Scene) -> dict[str, str]:
     }
 
 
-def _write_figure(scene: Scene, path: Path) -> Path:
+def _write_figure(scene: Registration, path: Path) -> Path:
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.files import write_figure
     from napari_shmoareg.io.model_card import routing_of
@@ -124,7 +124,7 @@ def _write_figure(scene: Scene, path: Path) -> Path:
     return path
 
 
-def _write_table(scene: Scene, path: Path) -> Path:
+def _write_table(scene: Registration, path: Path) -> Path:
     from napari_shmoareg.io.files import writing
     from napari_shmoareg.io.report import write_loads
 
@@ -170,19 +170,14 @@ class LayerRow:
     charts: list[BarSet]
 
 
-def load_of(scene: Scene) -> ExpertLoad:
+def load_of(scene: Registration) -> ExpertLoad:
     """The load of a registration, as its report tells it; empty for a network without experts."""
-    from napari_shmoareg.experts.load import ExpertLoad, Place
+    from napari_shmoareg.experts.load import ExpertLoad
 
-    entries = {
-        Place(*(e[field] for field in Place._fields)): e
-        for e in scene.report.get("expert_loads") or ()
-    }
-    counts = {place: np.array(entry["counts"], dtype=np.int64) for place, entry in entries.items()}
-    return ExpertLoad(counts, {place: int(entry["cells"]) for place, entry in entries.items()})
+    return ExpertLoad.from_entries(scene.report.get("expert_loads") or ())
 
 
-def rows_of(scene: Scene) -> list[LayerRow]:
+def rows_of(scene: Registration) -> list[LayerRow]:
     """The encoder's layers with their blocks, then the decoder's with their directions.  Fig. 5."""
     load = load_of(scene)
     rows = []
@@ -191,86 +186,88 @@ def rows_of(scene: Scene) -> list[LayerRow]:
         whole = of_part.over_blocks() if part == "encoder" else of_part
         shares = {**whole.share, **of_part.share}.values()
         highest = max((float(share.max()) for share in shares), default=0.0) or 1.0
-        for layer in sorted({place.layer for place in of_part}):
+        for layer in sorted({gate.layer for gate in of_part}):
             charts = _charts(scene, of_part.select(layer=layer), whole.select(layer=layer))
             title = f"{part.capitalize()} layer {layer}{_resolution(scene, part, layer)}"
             rows.append(LayerRow(title, highest, charts))
     return rows
 
 
-def _charts(scene: Scene, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
+def _charts(scene: Registration, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
     """Of one layer."""
-    sets: dict[str, list[Place]] = {}
-    for place in sorted(load, key=lambda p: (p.block or 0, p.direction or "")):
-        sets.setdefault(place.direction or f"block {place.block}", []).append(place)
+    sets: dict[str, list[GateId]] = {}
+    for gate in sorted(load, key=lambda p: (p.block or 0, p.direction or "")):
+        sets.setdefault(gate.direction or f"block {gate.block}", []).append(gate)
     blocks = len(sets)
-    charts = [_chart(scene, load, title, places, 1) for title, places in sets.items()]
+    charts = [_chart(scene, load, title, gates, 1) for title, gates in sets.items()]
     if blocks > 1 and next(iter(whole)).part == "encoder":
         charts.append(_chart(scene, whole, "all blocks", list(whole), blocks))
     return charts
 
 
-def _chart(scene: Scene, load: ExpertLoad, title: str, places: list[Place], blocks: int) -> BarSet:
+def _chart(
+    scene: Registration, load: ExpertLoad, title: str, gates: list[GateId], blocks: int
+) -> BarSet:
     """Bars by expert; of each expert moving before fixed."""
     from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
 
-    places = sorted(
-        places, key=lambda p: list(IMAGE_COLOURS).index(p.image) if p.image in IMAGE_COLOURS else 0
+    gates = sorted(
+        gates, key=lambda p: list(IMAGE_COLOURS).index(p.image) if p.image in IMAGE_COLOURS else 0
     )
     share, bars = load.share, []
-    count = len(share[places[0]])
+    count = len(share[gates[0]])
     names = expert_names(scene, count)
     for expert in range(count):
-        for place in places:
+        for gate in gates:
             colour = (
-                IMAGE_COLOURS[place.image]
-                if place.image in IMAGE_COLOURS
+                IMAGE_COLOURS[gate.image]
+                if gate.image in IMAGE_COLOURS
                 else expert_colours(count)[expert]
             )
-            mark = str(expert) if place.part == "encoder" else names[expert]
-            says = _says(load, place, expert, names[expert], blocks)
-            bars.append(Bar(place, expert, float(share[place][expert]), colour, mark, says))
-    first = places[0]
+            mark = str(expert) if gate.part == "encoder" else names[expert]
+            says = _says(load, gate, expert, names[expert], blocks)
+            bars.append(Bar(gate, expert, float(share[gate][expert]), colour, mark, says))
+    first = gates[0]
     where = f"{first.part} layer {first.layer}, " + (
         f"direction {title}" if first.direction else title
     )
     return BarSet(title, f"Load of {where}: shares of {count} experts", bars)
 
 
-def _says(load: ExpertLoad, place: Place, expert: int, name: str, blocks: int) -> str:
+def _says(load: ExpertLoad, gate: GateId, expert: int, name: str, blocks: int) -> str:
     """The exact figures behind a bar, and what a click does."""
     count, total, cells = (
-        int(load.counts[place][expert]),
-        int(load.counts[place].sum()),
-        load.cells[place],
+        int(load.counts[gate][expert]),
+        int(load.counts[gate].sum()),
+        load.cells[gate],
     )
-    where, chose = f"{place.part} layer {place.layer}", total // max(cells, 1)
-    if place.part == "decoder":
+    where, chose = f"{gate.part} layer {gate.layer}", total // max(cells, 1)
+    if gate.part == "decoder":
         who, what, act = (
-            f"Expert {expert} ({name}) of {where}, direction {place.direction}",
+            f"Expert {expert} ({name}) of {where}, direction {gate.direction}",
             "cells",
             "decoder",
         )
     else:
-        block = "all blocks" if place.block is None else f"block {place.block}"
-        who, what = f"Head {expert} of {where}, {block}, {place.image} image", "tokens"
-        act = "times" if place.block is None else "weights"
-    each = f"{cells:,} {what}, each chose {chose} of {len(load.counts[place])}"
+        block = "all blocks" if gate.block is None else f"block {gate.block}"
+        who, what = f"Head {expert} of {where}, {block}, {gate.image} image", "tokens"
+        act = "times" if gate.block is None else "weights"
+    each = f"{cells:,} {what}, each chose {chose} of {len(load.counts[gate])}"
     if blocks > 1:
         each = (
-            f"{cells // blocks:,} {what}, each chose {chose} of {len(load.counts[place])} in each"
+            f"{cells // blocks:,} {what}, each chose {chose} of {len(load.counts[gate])} in each"
             f" of {blocks} blocks"
         )
-    share = f"{100 * load.share[place][expert]:.2f} % of selections: {count:,} of {total:,}"
+    share = f"{100 * load.share[gate][expert]:.2f} % of selections: {count:,} of {total:,}"
     return "\n".join(
-        (who, share, f"{each} (equal shares: {100 / len(load.counts[place]):.2f} %)", ACTS[act])
+        (who, share, f"{each} (equal shares: {100 / len(load.counts[gate]):.2f} %)", ACTS[act])
     )
 
 
-def _resolution(scene: Scene, part: str, layer: int) -> str:
+def _resolution(scene: Registration, part: str, layer: int) -> str:
     """Of which resolution the cells of a layer are, where its maps tell."""
-    maps = scene.expert_maps if part == "decoder" else scene.token_loads
-    stride = next((one.stride for one in maps if one.place.layer == layer), None)
+    layers = scene.routing.select(part=part, layer=layer)
+    stride = layers[0].stride if layers else None
     return "" if stride is None else f" ({RESOLUTIONS.get(stride, f'1/{stride}')} resolution)"
 
 
@@ -291,7 +288,7 @@ class LayersView(Section):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Loads of all gates", viewer)
         self.charts: list[LoadBars] = []
-        self._of: weakref.ref[Scene] | None = None
+        self._of: weakref.ref[Registration] | None = None
         self.legend, self.says, self.files = Swatches(), QLabel(CAPTION), LoadFiles(self._scene)
         self.says.setWordWrap(True)
         self._rows = QVBoxLayout()
@@ -314,9 +311,9 @@ class LayersView(Section):
         """Mark the bar whose map is shown, wherever it was switched on."""
         self.setEnabled(bool(self._number))
         self.files.setEnabled(bool(self.charts))
-        place, expert = self._shown()
+        gate, expert = self._shown()
         for chart in self.charts:
-            chart.mark(place, expert)
+            chart.mark(gate, expert)
 
     def _build(self, rows: Sequence[LayerRow]) -> None:
         """Put other charts in the place of those that are there."""
@@ -331,7 +328,7 @@ class LayersView(Section):
             charts = [LoadBars(one.title, one.bars, row.highest, one.spoken) for one in row.charts]
             for chart in charts:
                 chart.picked.connect(self._pick)
-                colours |= {bar.place.image: bar.colour for bar in chart.bars if bar.place.image}
+                colours |= {bar.gate.image: bar.colour for bar in chart.bars if bar.gate.image}
             self._rows.addWidget(title)
             self._rows.addWidget(
                 ChartRow(charts, NARROW if len(charts[0].bars) > FEW else NARROW_OF_FEW)
@@ -347,11 +344,13 @@ class LayersView(Section):
         scene = self._scene()
         if scene is None:
             return
-        if bar.place.part == "decoder":
+        if bar.gate.part == "decoder":
             done = self._show_cells(scene, bar)
         else:
-            loads = scene.token_loads if bar.place.block is not None else scene.times_chosen
-            load = next((load for load in loads if load.place == bar.place), None)
+            from napari_shmoareg.experts.maps import times_chosen, token_loads
+
+            loads = (times_chosen if bar.gate.block is None else token_loads)(scene)
+            load = next((load for load in loads if load.gate == bar.gate), None)
             done = (
                 load is not None
                 and showing.show_head(self._viewer, self._number, load, bar.expert) is not None
@@ -363,32 +362,32 @@ class LayersView(Section):
             )
         self.refresh()
 
-    def _show_cells(self, scene: Scene, bar: Bar) -> bool:
+    def _show_cells(self, scene: Registration, bar: Bar) -> bool:
         """Draw the cells of one expert alone; where that is so already, those of all experts."""
-        stride = next((m.stride for m in scene.expert_maps if m.place == bar.place), None)
+        stride = next((one.stride for one in scene.routing if one.gate == bar.gate), None)
         opened = [
             showing.which(layer) for layer in showing.expert_layers(self._viewer, self._number)
         ]
-        if (bar.place.direction, stride) not in opened:
+        if (bar.gate.direction, stride) not in opened:
             return False
-        again = self._shown() == (bar.place, bar.expert)
-        layer = showing.show_experts(self._viewer, self._number, bar.place.direction, stride)
+        again = self._shown() == (bar.gate, bar.expert)
+        layer = showing.show_experts(self._viewer, self._number, bar.gate.direction, stride)
         if layer is not None:
             showing.draw_alone(layer, None if again else bar.expert)
         return layer is not None
 
-    def _shown(self) -> tuple[Place | None, int]:
-        """Place and expert of the map that is shown; of a map of all experts none."""
+    def _shown(self) -> tuple[GateId | None, int]:
+        """Gate and expert of the map that is shown; of a map of all experts none."""
         head = showing.head_layer(self._viewer, self._number)
         if head is not None and head.visible:
-            return tag(head, "load").place, tag(head, "head")
+            return tag(head, "load").gate, tag(head, "head")
         for layer in showing.expert_layers(self._viewer, self._number):
             expert = showing.alone(layer)
             if layer.visible and expert is not None:
-                return tag(layer, "expert_map").place, expert
+                return tag(layer, "expert_map").gate, expert
         return None, -1
 
-    def _scene(self) -> Scene | None:
+    def _scene(self) -> Registration | None:
         return scenes(self._viewer).get(self._number)
 
 

@@ -1,8 +1,8 @@
-"""Everything that the experts decided at one place.  Fig. 6.
+"""Everything that the experts decided at one location.  Fig. 6.
 
 Double clicks in the canvas, taken from napari's zoom for a while.
 
-Place view: what the experts decided where one double-clicks.  Fig. 6.
+Location view: what the experts decided where one double-clicks.  Fig. 6.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from napari_shmoareg.plugin.scenes import itself, scenes
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.load import Place
     from napari_shmoareg.experts.location import CellReading, LocationReading
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 ENCODER = "Attention heads: which the token chose, and with what weight (Eq. 4; they sum to 1)"
@@ -51,20 +51,20 @@ DECODER = "Kernels: what each direction's gate gave them (T of Eq. 6); outlined 
 IMAGES = ("moving", "fixed")
 
 
-class PlaceBox(QWidget):
-    """Strips of all gates of a registration; those of a place are filled in, in place."""
+class LocationBox(QWidget):
+    """Strips of all gates of a registration; those of a location are filled in, in place."""
 
-    picked = Signal(object)  # the Place of a gate
+    picked = Signal(object)  # the GateId
 
     def __init__(self) -> None:
         super().__init__()
-        self.strips: dict[Place, CellStrip] = {}
+        self.strips: dict[GateId, CellStrip] = {}
         self.sizes: dict[tuple[str, int], QLabel] = {}
         self._column = QVBoxLayout(self)
         self._column.setContentsMargins(0, 0, 0, 0)
         self._body: QWidget | None = None
 
-    def show_scene(self, scene: Scene | None) -> None:
+    def show_scene(self, scene: Registration | None) -> None:
         """Make the strips of a registration's gates."""
         if self._body is not None:
             self._column.removeWidget(self._body)
@@ -88,66 +88,68 @@ class PlaceBox(QWidget):
 
     def show_reading(self, reading: LocationReading | None) -> None:
         """Fill the strips in, or empty them."""
-        cells = {} if reading is None else {cell.place: cell for cell in reading.cells}
-        for place, strip in self.strips.items():
-            strip.show_cell(cells.get(place))
+        cells = {} if reading is None else {cell.gate: cell for cell in reading.cells}
+        for gate, strip in self.strips.items():
+            strip.show_cell(cells.get(gate))
 
-    def mark(self, place: Place | None) -> None:
+    def mark(self, gate: GateId | None) -> None:
         """Mark the gate whose cell is outlined in the canvas."""
         for own, strip in self.strips.items():
-            strip.mark(own == place)
+            strip.mark(own == gate)
 
-    def _add_encoder(self, grid: QGridLayout, scene: Scene) -> None:
+    def _add_encoder(self, grid: QGridLayout, scene: Registration) -> None:
         from napari_shmoareg.figures.palette import IMAGE_COLOURS
 
-        layers = sorted({load.place.layer for load in scene.token_loads})
+        of_encoder = scene.routing.select(part="encoder")
+        layers = sorted({one.layer for one in of_encoder})
         if layers:
             _span(grid, _words(ENCODER))
             row = grid.rowCount()
             for column, image in enumerate(IMAGES, start=1):
                 grid.addWidget(_heading(f"{image} image"), row, column)
         for layer in layers:
-            loads = [load for load in scene.token_loads if load.place.layer == layer]
+            gates = [one for one in of_encoder if one.layer == layer]
+            spacing = scene.network_grid.coarsen(gates[0].stride).spacing
             _span(
                 grid,
-                self._size(
-                    "encoder", layer, f"Layer {layer}: tokens of {_mm(loads[0].grid.spacing)}"
-                ),
+                self._size("encoder", layer, f"Layer {layer}: tokens of {_mm(spacing)}"),
             )
-            for block in sorted({load.place.block or 0 for load in loads}):
+            for block in sorted({load.block or 0 for load in gates}):
                 row = grid.rowCount()
                 grid.addWidget(
                     _tip(QLabel(str(block)), f"Block {block} of encoder layer {layer}"), row, 0
                 )
-                for load in loads:
-                    place, count = load.place, load.values.shape[-1]
-                    if (place.block or 0) == block and place.image in IMAGES:
+                for load in gates:
+                    gate, count = load.gate, load.num_experts
+                    if (gate.block or 0) == block and gate.image in IMAGES:
                         names = [f"Head {n}" for n in range(count)]
-                        strip = TokenStrip(place, names, [IMAGE_COLOURS[place.image]] * count)
-                        grid.addWidget(strip, row, 1 + IMAGES.index(place.image))
-                        self.strips[place] = strip
+                        strip = TokenStrip(gate, names, [IMAGE_COLOURS[gate.image]] * count)
+                        grid.addWidget(strip, row, 1 + IMAGES.index(gate.image))
+                        self.strips[gate] = strip
 
-    def _add_decoder(self, grid: QGridLayout, scene: Scene) -> None:
+    def _add_decoder(self, grid: QGridLayout, scene: Registration) -> None:
         from napari_shmoareg.figures.palette import expert_colours
         from napari_shmoareg.plugin.layers import expert_names, resolution
 
-        maps = sorted(scene.expert_maps, key=lambda one: (one.stride, one.place.direction or ""))
+        maps = sorted(
+            scene.routing.select(part="decoder"), key=lambda one: (one.stride, one.direction or "")
+        )
         if maps:
             _span(grid, _words(DECODER))
         for stride in dict.fromkeys(found.stride for found in maps):
             of_stride = [found for found in maps if found.stride == stride]
             first = of_stride[0]
             heading = (
-                f"Layer {first.place.layer} ({resolution(first)}): cells of"
-                f" {_mm(first.volume.grid.spacing)}"
+                f"Layer {first.layer} ({resolution(stride)}): cells of"
+                f" {_mm(scene.network_grid.coarsen(stride).spacing)}"
             )
-            _span(grid, self._size("decoder", first.place.layer, heading))
+            _span(grid, self._size("decoder", first.layer, heading))
             for found in of_stride:
                 row, count = grid.rowCount(), found.num_experts
                 strip = DirectionStrip(
-                    found.place, expert_names(scene, count), expert_colours(count)
+                    found.gate, expert_names(scene, count), expert_colours(count)
                 )
-                direction = found.place.direction or ""
+                direction = found.direction or ""
                 grid.addWidget(
                     _tip(
                         QLabel(direction),
@@ -157,7 +159,7 @@ class PlaceBox(QWidget):
                     0,
                 )
                 grid.addWidget(strip, row, 1, 1, 2)
-                self.strips[found.place] = strip
+                self.strips[found.gate] = strip
 
     def _size(self, part: str, layer: int, text: str) -> QLabel:
         label = _heading(text)
@@ -209,15 +211,15 @@ ZOOM = "double_click_to_zoom"  # napari's own
 
 
 class DoubleClicks:
-    """Hands the places of double clicks to a method while it listens, in the place of napari's own
-    zoom.
+    """Hands the locations of double clicks to a method while it listens; napari's own zoom rests.
 
     Parameters
     ----------
     viewer : Viewer
         Held weakly.
     then : bound method
-        Called with the place, (3,) mm RAS, or None in 3D, where a click has no depth.  Held weakly.
+        Called with the location, (3,) mm RAS, or None in 3D, where a click has no depth.  Held
+        weakly.
     """
 
     def __init__(self, viewer: Viewer, then: Callable[[NDArray[np.float64] | None], None]) -> None:
@@ -241,7 +243,7 @@ class DoubleClicks:
             method, active = then(), viewer.layers.selection.active
             # else a layer is being edited
             if method is not None and (active is None or active.mode == "pan_zoom"):
-                method(_place(viewer, event))
+                method(_location(viewer, event))
 
         self._clicked, callbacks = clicked, viewer.mouse_double_click_callbacks
         self._zoom = next(
@@ -263,7 +265,7 @@ class DoubleClicks:
             callbacks[at : at + 1] = [] if self._zoom is None else [self._zoom]
 
 
-def _place(viewer: Any, event: Any) -> NDArray[np.float64] | None:
+def _location(viewer: Any, event: Any) -> NDArray[np.float64] | None:
     """Where an event was, mm RAS; None in 3D."""
     if viewer.dims.ndisplay != 2:
         return None
@@ -274,14 +276,14 @@ INVITE = (
     "Double-click a voxel in the canvas (napari's zoom by double click rests while this view is in"
     " front)."
 )
-FLAT = "In 3D a click has no depth. Go to 2D, or give the place in mm."
-FAR = 10000.0  # mm: as far as places can be given
-NOTHING = "This network has no experts (no MoA, no SHMoE), so nothing was chosen at any place."
+FLAT = "In 3D a click has no depth. Go to 2D, or give the location in mm."
+FAR = 10000.0  # mm: as far as locations can be given
+NOTHING = "This network has no experts (no MoA, no SHMoE), so nothing was chosen at any location."
 NO_GATES = "This folder was written before gates were kept: only what was chosen is known."
 
 
 class LocationView(Section):
-    """Reads all gates at a place, compares up to five places, and shows what a token attends to.
+    """Reads all gates at a location, compares up to five, and shows what a token attends to.
 
     Parameters
     ----------
@@ -289,11 +291,11 @@ class LocationView(Section):
     """
 
     def __init__(self, viewer: Viewer) -> None:
-        super().__init__("Experts at a place", viewer)
+        super().__init__("Experts at a location", viewer)
         self.reading: LocationReading | None = None
         # that was read last, exactly; the boxes round it
-        self._place: NDArray[np.float64] | None = None
-        self._scene: weakref.ref[Scene] | None = None
+        self._location: NDArray[np.float64] | None = None
+        self._scene: weakref.ref[Registration] | None = None
         self._clicks = clicks = DoubleClicks(itself(viewer), self._clicked)
         self._outline = Outline(itself(viewer))
         # not `destroyed`: a slot can be collected before its call
@@ -305,7 +307,7 @@ class LocationView(Section):
     def refresh(self) -> None:
         """Take up the registration of the number, and the pins as they are.
 
-        The place that was read stays, where the one before was onto the same image.
+        The location that was read stays, where the one before was onto the same image.
         """
         super().refresh()
         viewer = itself(self._viewer)
@@ -318,20 +320,21 @@ class LocationView(Section):
         self.pins.refresh()
 
     def read(self, point: ArrayLike) -> None:
-        """Read a place, (3,) mm RAS; where nothing can be read it is said why."""
+        """Read a location, (3,) mm RAS; where nothing can be read it is said why."""
         from napari_shmoareg.experts.location import read_location
+        from napari_shmoareg.experts.maps import gate_values
 
         scene = self._found()
         if scene is None:
             return
-        self._place = place = np.array(point, dtype=np.float64)
-        for box, value in zip(self.coordinates, place, strict=True):
+        self._location = location = np.array(point, dtype=np.float64)
+        for box, value in zip(self.coordinates, location, strict=True):
             with signals_blocked(box):
                 box.setValue(float(value))
         try:
-            self.reading = read_location(scene, place)
+            self.reading = read_location(scene, location)
             kept = NO_GATES if self.reading.cells else NOTHING
-            said = "" if scene.gates else kept
+            said = "" if gate_values(scene) else kept
         except InputError as error:
             self.reading, said = None, str(error)
         self._say(said)
@@ -340,7 +343,7 @@ class LocationView(Section):
         self._soon.start()
 
     def read_middle(self) -> None:
-        """Read the place in the middle of the canvas, on the slice that is shown."""
+        """Read the location in the middle of the canvas, on the slice that is shown."""
         viewer = itself(self._viewer)
         there, camera = point_of(viewer), np.asarray(viewer.scene.camera.center, dtype=np.float64)
         shown = [axis - (viewer.dims.ndim - 3) for axis in viewer.dims.displayed]
@@ -351,10 +354,10 @@ class LocationView(Section):
 
     @property
     def picked(self) -> CellReading | None:
-        """The cell, at the place that was read, of the gate that is picked."""
-        place = self.gate.currentData()
+        """The cell, at the location that was read, of the gate that is picked."""
+        gate = self.gate.currentData()
         return next(
-            (cell for cell in (self.reading.cells if self.reading else ()) if cell.place == place),
+            (cell for cell in (self.reading.cells if self.reading else ()) if cell.gate == gate),
             None,
         )
 
@@ -380,13 +383,13 @@ class LocationView(Section):
         self.column.addWidget(self.says)
         for row in self._where():
             self.column.addLayout(row)
-        self.box = PlaceBox()
+        self.box = LocationBox()
         self.box.picked.connect(self._pick)
         self.column.addWidget(self.box)
         self.outlined, self.gate = QCheckBox("Outline its cell"), QComboBox()
         self.outlined.setChecked(True)
         self.outlined.setToolTip(
-            "Draw the borders of the token, or cell, of the picked gate that covers the place"
+            "Draw the borders of the token, or cell, of the picked gate that covers the location"
         )
         self.gate.setToolTip(
             "Whose cell is outlined and whose attention is shown; a click on a strip picks it too"
@@ -404,7 +407,7 @@ class LocationView(Section):
         self.pins.asked.connect(self.read)
 
     def _where(self) -> tuple[QHBoxLayout, QHBoxLayout]:
-        """The place in mm, to be read and given; and what can be done with it."""
+        """The location in mm, to be read and given; and what can be done with it."""
         row, below = QHBoxLayout(), QHBoxLayout()
         self.coordinates = []
         for n, (axis, tip) in enumerate(
@@ -418,28 +421,31 @@ class LocationView(Section):
             box.setKeyboardTracking(False)
             # napari's own has 90: three would not fit into a narrow dock
             box.setStyleSheet("min-width: 58px;")
-            box.setToolTip(f"The place that is read, mm {tip}; another one can be given")
+            box.setToolTip(f"The location that is read, mm {tip}; another one can be given")
             box.setAccessibleName(f"{axis}, mm {tip}")
             box.valueChanged.connect(lambda value, n=n: self._typed(n, value))
             self.coordinates.append(box)
             row.addWidget(box, 1)
-        self.middle, self.pin = QPushButton("&Read middle of view"), QPushButton("&Pin this place")
-        self.middle.setToolTip(
-            "Read the place in the middle of the canvas, on the slice that is shown (Alt+R)"
+        self.middle, self.pin = (
+            QPushButton("&Read middle of view"),
+            QPushButton("&Pin location"),
         )
-        self.pin.setToolTip(f"Keep this place, to be compared with others; up to {MOST} (Alt+P)")
+        self.middle.setToolTip(
+            "Read the location in the middle of the canvas, on the slice that is shown (Alt+R)"
+        )
+        self.pin.setToolTip(f"Keep this location, to be compared with others; up to {MOST} (Alt+P)")
         self.middle.clicked.connect(self.read_middle)
         self.pin.clicked.connect(self._pin)
         for button in (self.middle, self.pin):
             below.addWidget(button)
         return row, below
 
-    def _take_up(self, scene: Scene | None, before: Scene | None) -> None:
+    def _take_up(self, scene: Registration | None, before: Registration | None) -> None:
         point = None if self.reading is None else self.reading.point
         self._scene = None if scene is None else weakref.ref(scene)
         self.reading = None
         self.box.show_scene(scene)
-        fill(self.gate, {place: gate_name(place) for place in self.box.strips})
+        fill(self.gate, {gate: gate_name(gate) for gate in self.box.strips})
         for widget in (self.gates, self.outlined):
             widget.setVisible(bool(self.box.strips))
         self.pin.setEnabled(False)
@@ -458,20 +464,20 @@ class LocationView(Section):
             self.read(point)
 
     def _typed(self, axis: int, value: float) -> None:
-        place = np.array(
-            [box.value() for box in self.coordinates] if self._place is None else self._place
+        location = np.array(
+            [box.value() for box in self.coordinates] if self._location is None else self._location
         )
-        place[axis] = value
-        self.read(place)
+        location[axis] = value
+        self.read(location)
         if self.reading is not None:
-            go_to(itself(self._viewer), to_viewer(place))
+            go_to(itself(self._viewer), to_viewer(location))
 
     def _pin(self) -> None:
         if self.reading is not None:
             self.pins.pin(self.reading.point)
 
-    def _pick(self, place: Place) -> None:
-        pick(self.gate, place)
+    def _pick(self, gate: GateId) -> None:
+        pick(self.gate, gate)
         self._show_cell()
 
     def _show_cell(self) -> None:
@@ -492,5 +498,5 @@ class LocationView(Section):
     def _say(self, text: str) -> None:
         self.says.setText(text or INVITE)
 
-    def _found(self) -> Scene | None:
+    def _found(self) -> Registration | None:
         return None if self._scene is None else self._scene()

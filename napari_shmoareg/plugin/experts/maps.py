@@ -19,7 +19,7 @@ from napari_shmoareg.plugin import overlays, showing
 from napari_shmoareg.plugin.controls.forms import Section, fill, opacity_slider, pick
 from napari_shmoareg.plugin.controls.legend import Ramp, Swatches
 from napari_shmoareg.plugin.deformation import SPACING, set_spacing
-from napari_shmoareg.plugin.layers import FOLDS, RESOLUTIONS, expert_names, resolution
+from napari_shmoareg.plugin.layers import FOLDS, expert_names, resolution
 from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
 from napari_shmoareg.plugin.showing import says
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from numpy.typing import NDArray
 
-    from napari_shmoareg.experts.load import Place
-    from napari_shmoareg.experts.maps import ExpertMap, GateValues, TokenLoad
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.experts.maps import ExpertMap, GateValues
+    from napari_shmoareg.model.routing import GateId
+    from napari_shmoareg.registration.register import Registration
 
 
 NOT_KEPT = (
@@ -55,7 +55,7 @@ class GateSection(Section):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Gates (how sure they were)", viewer)
-        self._last: Place | None = None  # of the gate that was shown
+        self._last: GateId | None = None  # of the gate that was shown
         self.on = QCheckBox("Show gate map")
         self.on.setToolTip("Show or hide how sure a gate was in every cell; bright is unsure")
         self.measure, self.layer, self.which = QComboBox(), QComboBox(), QComboBox()
@@ -109,19 +109,16 @@ class GateSection(Section):
         if layer is not None:
             fill(self.measure, MEASURES, tag(layer, "measure"))
         strides = {
-            _of(gate.place): gate.stride
-            for gate in sorted(gates, key=lambda g: (g.place.part, g.stride))
+            _of(gate.gate): gate.stride for gate in sorted(gates, key=lambda g: (g.part, g.stride))
         }
-        self._last = self._last if layer is None else tag(layer, "gate").place
+        self._last = self._last if layer is None else tag(layer, "gate").gate
         shown = None if layer is None else self._last
         fill(
             self.layer,
             {at: f"{at} ({_cells(n)})" for at, n in strides.items()},
             shown and _of(shown),
         )
-        names = [
-            _which(gate.place) for gate in gates if _of(gate.place) == self.layer.currentData()
-        ]
+        names = [_which(gate.gate) for gate in gates if _of(gate.gate) == self.layer.currentData()]
         fill(self.which, {name: name for name in names}, shown and _which(shown))
         self._say(layer)
 
@@ -140,13 +137,15 @@ class GateSection(Section):
         first, median, third = tag(layer, "quartiles")
         self.says.setText(
             f"{MEASURES[tag(layer, 'measure')].split(' (')[0]} of"
-            f" {overlays.gate_name(tag(layer, 'gate').place)}: median {median:.3g}, half of the"
+            f" {overlays.gate_name(tag(layer, 'gate').gate)}: median {median:.3g}, half of the"
             f" cells between {first:.3g} and {third:.3g}."
         )
 
     def _gates(self) -> list[GateValues]:
+        from napari_shmoareg.experts.maps import gate_values
+
         scene = scenes(self._viewer).get(self._number)
-        return [] if scene is None else scene.gates
+        return [] if scene is None else gate_values(scene)
 
     def _missing(self) -> str:
         scene = scenes(self._viewer).get(self._number)
@@ -158,10 +157,10 @@ class GateSection(Section):
         """Show the gate that is picked, or, in another layer, the one that comes nearest to what is
         picked.
         """
-        gates = [gate for gate in self._gates() if _of(gate.place) == self.layer.currentData()]
-        last = self._last or gates[0].place
+        gates = [gate for gate in self._gates() if _of(gate.gate) == self.layer.currentData()]
+        last = self._last or gates[0].gate
         picked = self.which.currentData()
-        gate = min(gates, key=lambda one: (_which(one.place) != picked, _differs(one.place, last)))
+        gate = min(gates, key=lambda one: (_which(one.gate) != picked, _differs(one.gate, last)))
         measure = self.measure.currentData()
         overlays.show_gate(
             self._viewer, self._number, gate, measure, stretched=self.stretch.isChecked()
@@ -179,26 +178,26 @@ class GateSection(Section):
 
 
 def _cells(stride: int) -> str:
-    return RESOLUTIONS.get(stride, f"1/{stride}") + " resolution"
+    return f"{resolution(stride)} resolution"
 
 
-def _of(place: Place) -> str:
-    return f"{place.part} {place.layer}"
+def _of(gate: GateId) -> str:
+    return f"{gate.part} {gate.layer}"
 
 
-def _differs(place: Place, other: Place) -> tuple[bool, ...]:
+def _differs(gate: GateId, other: GateId) -> tuple[bool, ...]:
     return (
-        place.image != other.image,
-        place.direction != other.direction,
-        place.block != other.block,
+        gate.image != other.image,
+        gate.direction != other.direction,
+        gate.block != other.block,
     )
 
 
-def _which(place: Place) -> str:
+def _which(gate: GateId) -> str:
     return (
-        f"direction {place.direction}"
-        if place.direction
-        else f"block {place.block}, {place.image} image"
+        f"direction {gate.direction}"
+        if gate.direction
+        else f"block {gate.block}, {gate.image} image"
     )
 
 
@@ -258,14 +257,14 @@ class DecoderSection(Section):
         with signals_blocked(self.on), signals_blocked(self.opacity):
             self.on.setChecked(shown is not None)
             self.opacity.setValue(round(100 * showing.opacity_of(opened)))
-        fill(self.direction, {m.place.direction: f"{m.place.direction} ({along(m)})" for m in maps})
-        fill(self.resolution, {m.stride: resolution(m) for m in maps})
+        fill(self.direction, {m.direction: f"{m.direction} ({along(m)})" for m in maps})
+        fill(self.resolution, {m.stride: resolution(m.stride) for m in maps})
         if shown is not None:
             self._last = showing.which(shown)
         direction, stride = self._last or showing.which(opened[0])
         pick(self.direction, direction)
         pick(self.resolution, stride)
-        seen = next((m for m in maps if (m.place.direction, m.stride) == self._wanted()), maps[0])
+        seen = next((m for m in maps if (m.direction, m.stride) == self._wanted()), maps[0])
         entries = _entries(tag(opened[0], "scene"), seen)
         self.legend.show_entries(entries)
         fill(
@@ -296,11 +295,11 @@ class DecoderSection(Section):
 
 def along(expert_map: ExpertMap) -> str:
     """Along which direction of the patient a map's component of the displacement runs, nearly."""
-    axis = "xyz".index(expert_map.place.direction or "x")
+    axis = "xyz".index(expert_map.direction or "x")
     return WORLD[int(np.abs(expert_map.volume.grid.affine[:3, axis]).argmax())]
 
 
-def _entries(scene: Scene, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
+def _entries(scene: Registration, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
     """Colour, name and share of every expert of a map."""
     from napari_shmoareg.figures.palette import expert_colours
 
@@ -368,38 +367,38 @@ class EncoderSection(Section):
             self.says.clear()
             return
         scene, load, head = (tag(layer, name) for name in ("scene", "load", "head"))
-        counted = load.place.block is None
+        counted = load.block is None
         with signals_blocked(self.on), signals_blocked(self.counted), signals_blocked(self.opacity):
             self.on.setChecked(bool(layer.visible))
             self.counted.setChecked(counted)
             self.opacity.setValue(round(100 * layer.opacity))
-        places = [other.place for other in scene.token_loads]
-        strides = {other.place.layer: other.stride for other in scene.token_loads}
+        others = scene.routing.select(part="encoder")
+        strides = {other.layer: other.stride for other in others}
         fill(
             self.layer,
             {n: f"{n} (1/{strides[n]} resolution)" for n in sorted(strides)},
-            load.place.layer,
+            load.layer,
         )
-        fill(self.image, {p.image: p.image for p in places}, load.place.image)
-        blocks = {p.block: str(p.block) for p in places if p.layer == load.place.layer}
-        fill(self.block, blocks, load.place.block)
+        fill(self.image, {p.image: p.image for p in others}, load.image)
+        blocks = {p.block: str(p.block) for p in others if p.layer == load.layer}
+        fill(self.block, blocks, load.block)
         self.block.setEnabled(not counted)
         shares = shares_of(load)
         fill(self.head, {n: f"{n} ({100 * share:.1f} %)" for n, share in enumerate(shares)}, head)
         top = f"{layer.contrast_limits[1]:g} blocks" if counted else "weight 1"
         self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", top])
         where = (
-            f"all blocks of layer {load.place.layer}"
-            if counted
-            else f"this block of layer {load.place.layer}"
+            f"all blocks of layer {load.layer}" if counted else f"this block of layer {load.layer}"
         )
         self.says.setText(
             f"Head {head} has {100 * shares[head]:.1f} % of the selections in {where},"
-            f" {load.place.image} image (equal shares: {100 / len(shares):.1f} %)."
+            f" {load.image} image (equal shares: {100 / len(shares):.1f} %)."
         )
 
     def _choose(self) -> None:
         """Show the head that is picked, of the gate that comes nearest to what is picked."""
+        from napari_shmoareg.experts.maps import times_chosen, token_loads
+
         layer = showing.head_layer(self._viewer, self._number)
         scene = tag(layer, "scene")
         counted = self.counted.isChecked()
@@ -408,7 +407,7 @@ class EncoderSection(Section):
             self.image.currentData(),
             None if counted else self.block.currentData(),
         )
-        loads = scene.times_chosen if counted else scene.token_loads
+        loads = (times_chosen if counted else token_loads)(scene)
         load = min(
             loads, key=lambda one: [a != b for a, b in zip(_where(one), wanted, strict=True)]
         )
@@ -430,15 +429,15 @@ class EncoderSection(Section):
         showing.opacity_of(layers_of_scene(self._viewer, self._number, "head_map"), percent / 100)
 
 
-def shares_of(load: TokenLoad) -> NDArray[np.float64]:
+def shares_of(load: GateValues) -> NDArray[np.float64]:
     """Share of selections of every head of a gate; of counts over all blocks likewise."""
-    values = load.values if load.place.block is None else load.values > 0
+    values = load.values if load.block is None else load.values > 0
     chosen = values.sum(axis=(0, 1, 2), dtype=np.float64)
     return chosen / max(float(chosen.sum()), 1.0)
 
 
-def _where(load: TokenLoad) -> tuple[int, str | None, int | None]:
-    return load.place.layer, load.place.image, load.place.block
+def _where(load: GateValues) -> tuple[int, str | None, int | None]:
+    return load.layer, load.image, load.block
 
 
 MAP = (

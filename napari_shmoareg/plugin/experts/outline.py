@@ -1,4 +1,4 @@
-"""The cell that covers a place, outlined in the canvas on the slice that is shown."""
+"""The cell that covers a location, outlined in the canvas on the slice that is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.plugin.experts.pins import about, drop_orphans, layer_of_place
+from napari_shmoareg.plugin.experts.pins import about, drop_orphans, own_layer
 from napari_shmoareg.plugin.placement import (
     AXES,
     UNITS,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_shmoareg.experts.location import CellReading
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 ROLE = "token_box"
@@ -47,14 +47,14 @@ class Outline:
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Scene] | None = None
+        self._scene: weakref.ref[Registration] | None = None
         self._number = 0
         self._cell: CellReading | None = None
         self._following = False
         self._made = False  # of the cell that is shown
         self._blank = False  # hidden here, not by people
 
-    def show(self, number: int, scene: Scene, cell: CellReading) -> None:
+    def show(self, number: int, scene: Registration, cell: CellReading) -> None:
         """Outline another cell; makes the layer, ``#1 cell``, where there is none and the slice
         cuts it.
         """
@@ -86,7 +86,7 @@ class Outline:
         viewer, scene = self._viewer(), None if self._scene is None else self._scene()
         if viewer is None or scene is None or self._cell is None:
             return
-        layer = layer_of_place(viewer, scene, ROLE)
+        layer = own_layer(viewer, scene, ROLE)
         if layer is None and self._made:  # it was taken away: the slider moved for that
             return
         corners = corners_of(scene, self._cell)
@@ -111,7 +111,9 @@ class Outline:
         if self._blank:
             self._blank, layer.visible = False, True
 
-    def _add(self, viewer: Viewer, scene: Scene, data: NDArray[np.float64], width: float) -> None:
+    def _add(
+        self, viewer: Viewer, scene: Registration, data: NDArray[np.float64], width: float
+    ) -> None:
         from napari.layers import Vectors
 
         drop_orphans(viewer)
@@ -144,7 +146,7 @@ class Outline:
         self.draw()
 
 
-def corners_of(scene: Scene, cell: CellReading) -> NDArray[np.float64]:
+def corners_of(scene: Registration, cell: CellReading) -> NDArray[np.float64]:
     """The eight corners of a cell, (8, 3), mm along S, A, R."""
     grid = scene.network_grid.coarsen(cell.stride)
     return to_viewer(grid.to_world(np.asarray(cell.cell) + CORNERS))

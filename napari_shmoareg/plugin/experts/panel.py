@@ -30,7 +30,7 @@ from napari_shmoareg.plugin.viewer import attend
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 Kind = TypeVar("Kind", bound=Section)
@@ -50,8 +50,8 @@ TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
         (LayersView,),
     ),
     (
-        "Place",
-        "Which experts were chosen at places that you double-click (Fig. 6)",
+        "Location",
+        "Which experts were chosen at locations that you double-click (Fig. 6)",
         (LocationView,),
     ),
     ("Regions", "Loads within labels or shapes, and how they differ", (RegionView,)),
@@ -87,7 +87,7 @@ class ExpertsPanel(Panel):
         super().__init__()
         self._viewer = viewer = itself(napari_viewer)
         self._listening: list[Any] = []
-        self._shown: tuple[int | None, weakref.ref[Scene] | None] = (None, None)
+        self._shown: tuple[int | None, weakref.ref[Registration] | None] = (None, None)
         # tabs that do not know of the last changes to the list of layers
         self._stale: set[str] = set()
         self.registration = QComboBox()
@@ -228,7 +228,7 @@ def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
     return scrolled(body)
 
 
-def _note(scene: Scene, copied: bool) -> str:
+def _note(scene: Registration, copied: bool) -> str:
     """What has to be known before the maps are read."""
     notes = []
     if (
@@ -248,12 +248,12 @@ def _note(scene: Scene, copied: bool) -> str:
     return "\n".join(notes)
 
 
-_ROUTING_LINES: weakref.WeakKeyDictionary[Scene, tuple[str, str]] = (
+_ROUTING_LINES: weakref.WeakKeyDictionary[Registration, tuple[str, str]] = (
     weakref.WeakKeyDictionary()
 )  # weights, and what they say
 
 
-def _routing(scene: Scene) -> str:
+def _routing(scene: Registration) -> str:
     """What the card of a registration's weights says of their routing; empty where there is no card
     to read.
     """
@@ -261,6 +261,6 @@ def _routing(scene: Scene) -> str:
 
     weights = weights_of(scene)
     if _ROUTING_LINES.get(scene, ("", ""))[0] != weights:
-        known = routing_of(weights) if scene.expert_maps or scene.token_loads else None
+        known = routing_of(weights) if len(scene.routing) else None
         _ROUTING_LINES[scene] = weights, "" if known is None else known or NOT_MEASURED
     return _ROUTING_LINES[scene][1]

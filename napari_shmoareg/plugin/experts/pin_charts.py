@@ -1,4 +1,4 @@
-"""Pinned places beside each other, as drawn.  Fig. 6."""
+"""Pinned locations beside each other, as drawn.  Fig. 6."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CELL = 22  # px: height of a row of the table
 
 @dataclass(frozen=True)
 class Group:
-    """One place's bars.
+    """One location's bars.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Choice:
-    """One place's choice in one direction: the expert, in colour and words, and what the tooltip
+    """One location's choice in one direction: the expert, in colour and words, and what the tooltip
     says.
     """
 
@@ -72,7 +72,7 @@ class _Chart(QWidget):
 
 
 class PinBars(_Chart):
-    """For every head of an encoder layer a bar per place.  Fig. 6(a)."""
+    """For every head of an encoder layer a bar per location.  Fig. 6(a)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class PinBars(_Chart):
         self.setFixedHeight(120)
 
     def show_groups(self, groups: Sequence[Group], highest: float = 1.0) -> None:
-        """Show other places' bars; `highest` stands at the upper edge."""
+        """Show other locations' bars; `highest` stands at the upper edge."""
         self.groups, self.highest = tuple(groups), highest
         self.setAccessibleDescription(
             "; ".join(
@@ -148,7 +148,7 @@ class PinBars(_Chart):
 
 
 class PinTable(_Chart):
-    """Which kernel each place chose in each direction, in its colour.  Fig. 6(b)."""
+    """Which kernel each location chose in each direction, in its colour.  Fig. 6(b)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class PinTable(_Chart):
         Parameters
         ----------
         rows : sequence of (name, colour)
-            The places.
+            The locations.
         columns : sequence of str
             The directions of each layer.
         choices : mapping of (row, column) to Choice

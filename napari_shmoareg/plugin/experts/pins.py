@@ -1,8 +1,8 @@
-"""Places that are kept to be compared: a layer of numbered points.
+"""Locations that are kept to be compared: a layer of numbered points.
 
-What gates decided at places, as rows of a table.
+What gates decided at locations, as rows of a table.
 
-Up to five places, kept and compared.  Fig. 6.
+Up to five locations, kept and compared.  Fig. 6.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
     from napari.layers import Layer, Points
 
     from napari_shmoareg.experts.location import LocationReading
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 MOST = 5
 PINS = COLOURS[:MOST]
 SIZE = 1 / 40  # of the fixed image's extent: a point's diameter
 # roles of layers that go with their scene, and do not keep it open
-OWN = ("places", "token_box", "attention")
+OWN = ("locations", "token_box", "attention")
 TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
 
 
-def layer_of_place(viewer: Viewer, scene: Scene | None, role: str) -> Layer | None:
+def own_layer(viewer: Viewer, scene: Registration | None, role: str) -> Layer | None:
     """The layer of a scene in one of the roles `OWN`; None where there is none."""
     return next(
         (
@@ -65,13 +65,13 @@ def layer_of_place(viewer: Viewer, scene: Scene | None, role: str) -> Layer | No
     )
 
 
-def scene_of(layer: Layer) -> Scene | None:
+def scene_of(layer: Layer) -> Registration | None:
     """The scene that a layer of ours goes with, as long as it lives."""
     held = tag(layer, "of")
     return None if held is None else held()
 
 
-def about(scene: Scene, role: str) -> dict[str, dict[str, object]]:
+def about(scene: Registration, role: str) -> dict[str, dict[str, object]]:
     """Metadata of a layer that goes with a scene.
 
     Held weakly, and not under "scene": else the layer itself would keep the registration open.
@@ -88,13 +88,13 @@ def drop_orphans(viewer: Viewer) -> None:
             viewer.layers.remove(layer)
 
 
-def pins_of(viewer: Viewer, scene: Scene) -> NDArray[np.float64]:
-    """The places that are pinned, (n, 3), mm RAS."""
-    return points_of(layer_of_place(viewer, scene, "places"))  # type: ignore[arg-type]
+def pins_of(viewer: Viewer, scene: Registration) -> NDArray[np.float64]:
+    """The locations that are pinned, (n, 3), mm RAS."""
+    return points_of(own_layer(viewer, scene, "locations"))  # type: ignore[arg-type]
 
 
-def pin(viewer: Viewer, number: int, scene: Scene, point: ArrayLike) -> Points:
-    """Keep a place, mm RAS; makes the layer, called ``#1 places``, where there is none.
+def pin(viewer: Viewer, number: int, scene: Registration, point: ArrayLike) -> Points:
+    """Keep a location, mm RAS; makes the layer, called ``#1 locations``, where there is none.
 
     Raises
     ------
@@ -104,14 +104,14 @@ def pin(viewer: Viewer, number: int, scene: Scene, point: ArrayLike) -> Points:
     points = pins_of(viewer, scene)
     if len(points) >= MOST:
         raise InputError(TOO_MANY)
-    layer = layer_of_place(viewer, scene, "places") or _add_layer(viewer, number, scene)
+    layer = own_layer(viewer, scene, "locations") or _add_layer(viewer, number, scene)
     _put(layer, np.concatenate([points, np.reshape(point, (1, 3))]))  # type: ignore[arg-type]
     return layer  # type: ignore[return-value]
 
 
-def unpin(viewer: Viewer, scene: Scene, index: int) -> None:
-    """Let a place go; the others are numbered anew, and the layer goes with the last."""
-    layer = layer_of_place(viewer, scene, "places")
+def unpin(viewer: Viewer, scene: Registration, index: int) -> None:
+    """Let a location go; the others are numbered anew, and the layer goes with the last."""
+    layer = own_layer(viewer, scene, "locations")
     if layer is None:
         return
     points = np.delete(pins_of(viewer, scene), index, axis=0)
@@ -138,7 +138,7 @@ def _put(layer: Points, points: NDArray[np.float64]) -> None:
     dress(layer)
 
 
-def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
+def _add_layer(viewer: Viewer, number: int, scene: Registration) -> Points:
     """On the steps of the other layers: others would make the sliders' own finer."""
     from napari.layers import Points
 
@@ -149,7 +149,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
     layer = Points(
         np.zeros((0, 3)),
         ndim=3,
-        name=f"#{number} places",
+        name=f"#{number} locations",
         size=SIZE * extent / step[-1],
         scale=step,
         symbol="disc",
@@ -159,7 +159,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
         text={"string": "{pin}", "size": 9, "color": "black", "anchor": "center"},
         units=units,
         axis_labels=AXES,
-        metadata=about(scene, "places"),
+        metadata=about(scene, "locations"),
     )
     active = viewer.layers.selection.active
     viewer.add_layer(layer)
@@ -170,7 +170,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Scene) -> Points:
 Numbered = Sequence[tuple[int, "LocationReading"]]  # numbers of pins from 1
 
 
-def rows_of(scene: Scene, readings: Numbered) -> list[dict[str, object]]:
+def rows_of(scene: Registration, readings: Numbered) -> list[dict[str, object]]:
     """One row per pin, gate and expert that the pin's cell chose, or whose value the gate kept.
 
     Values are those of the files: nothing is rounded.  Empty is what is not known, or not chosen.
@@ -190,7 +190,7 @@ def rows_of(scene: Scene, readings: Numbered) -> list[dict[str, object]]:
                         "weights": scene.weights,
                         "pin": number,
                         **dict(zip(("r_mm", "a_mm", "s_mm"), reading.point.tolist(), strict=True)),
-                        **cell.place._asdict(),
+                        **cell.gate._asdict(),
                         "stride": cell.stride,
                         **dict(zip(("cell_i", "cell_j", "cell_k"), cell.cell, strict=True)),
                         "expert": expert,
@@ -220,7 +220,7 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
     for number, reading in readings:
         cells = reading.select(part="encoder", layer=layer, image=image)
         if block is not None:
-            cells = tuple(cell for cell in cells if cell.place.block == block)
+            cells = tuple(cell for cell in cells if cell.block == block)
         values = [0.0] * max((cell.num_experts for cell in cells), default=0)
         for cell in cells:
             for head, weight in zip(cell.experts, cell.weights, strict=True):
@@ -229,7 +229,9 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
     return groups
 
 
-def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[int, int], Choice]]:
+def choices_of(
+    scene: Registration, readings: Numbered
+) -> tuple[list[str], dict[tuple[int, int], Choice]]:
     """The directions of all decoder layers, and what each pin chose there.  Fig. 6(b)."""
     from napari_shmoareg.figures.palette import expert_colours
     from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
@@ -238,7 +240,7 @@ def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[
     choices: dict[tuple[int, int], Choice] = {}
     for row, (number, reading) in enumerate(readings):
         for cell in reading.decoder:
-            heading = f"{cell.place.direction} {RESOLUTIONS.get(cell.stride, f'1/{cell.stride}')}"
+            heading = f"{cell.direction} {RESOLUTIONS.get(cell.stride, f'1/{cell.stride}')}"
             if heading not in columns:
                 columns.append(heading)
             first, count = cell.experts[0], cell.num_experts
@@ -247,7 +249,7 @@ def choices_of(scene: Scene, readings: Numbered) -> tuple[list[str], dict[tuple[
                 None if cell.values is None else cell.values[first],
             )
             told = "" if value is None else f", {value:.3f} by the gate, margin {cell.margin:.3f}"
-            says = f"Pin {number}, {gate_name(cell.place)}: {name}{told}"
+            says = f"Pin {number}, {gate_name(cell.gate)}: {name}{told}"
             text = name if value is None else f"{name.partition('×')[0]}³ {short(value)}"
             choices[row, columns.index(heading)] = Choice(expert_colours(count)[first], text, says)
     return columns, choices
@@ -259,7 +261,7 @@ OVER_BLOCKS = "all: how often chosen"
 
 
 class PinRow(QWidget):
-    """A pinned place: its number in its colour, where it is, and what can be done with it."""
+    """A pinned location: its number in its colour, where it is, and what can be done with it."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -282,12 +284,12 @@ class PinsBox(QWidget):
     viewer : Viewer
     """
 
-    asked = Signal(object)  # a place, (3,) mm RAS, to be read
+    asked = Signal(object)  # a location, (3,) mm RAS, to be read
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Scene] | None = None
+        self._scene: weakref.ref[Registration] | None = None
         self._number = 0
         self._watched: weakref.ref[Any] | None = None
         self.readings: list[tuple[int, LocationReading]] = []
@@ -295,21 +297,23 @@ class PinsBox(QWidget):
         self._build()
         self.refresh()
 
-    def show_scene(self, number: int, scene: Scene | None) -> None:
+    def show_scene(self, number: int, scene: Registration | None) -> None:
         """Be about another registration, or none."""
         self._number, self._scene = number, None if scene is None else weakref.ref(scene)
         if scene is not None:
-            layers = sorted({load.place.layer for load in scene.token_loads})
+            encoder = scene.routing.select(part="encoder")
+            decoder = scene.routing.select(part="decoder")
+            layers = sorted({one.layer for one in encoder})
             fill(self.layer, {n: f"layer {n}" for n in layers})
             self._offer_blocks(scene)
             for widget in (self.layer, self.block, self.image, self.heads, self.bars):
-                widget.setVisible(bool(scene.token_loads))  # none without MoA
-            self.kernels.setVisible(bool(scene.expert_maps))  # none without SHMoE
-            self.table.setVisible(bool(scene.expert_maps))
+                widget.setVisible(bool(encoder))  # none without MoA
+            self.kernels.setVisible(bool(decoder))  # none without SHMoE
+            self.table.setVisible(bool(decoder))
         self.refresh()
 
     def pin(self, point: NDArray[np.float64]) -> None:
-        """Keep a place, mm RAS; a sixth is refused in plain words."""
+        """Keep a location, mm RAS; a sixth is refused in plain words."""
         viewer, scene = self._viewer(), self._found()
         if viewer is None or scene is None:
             return
@@ -326,7 +330,7 @@ class PinsBox(QWidget):
             np.zeros((0, 3)) if viewer is None or scene is None else pins_of(viewer, scene)[:MOST]
         )
         self._watch(
-            None if viewer is None or scene is None else layer_of_place(viewer, scene, "places")
+            None if viewer is None or scene is None else own_layer(viewer, scene, "locations")
         )
         self.readings = []
         for number, (row, point) in enumerate(zip(self.rows, points, strict=False), start=1):
@@ -343,7 +347,7 @@ class PinsBox(QWidget):
         self._draw()
 
     def _build(self) -> None:
-        self.none = QLabel("No pins yet: pin up to five places to compare them (mm R, A, S).")
+        self.none = QLabel("No pins yet: pin up to five locations to compare them (mm R, A, S).")
         self.none.setWordWrap(True)
         self.rows = [PinRow(number) for number in range(1, MOST + 1)]
         column = QVBoxLayout(self)
@@ -384,11 +388,10 @@ class PinsBox(QWidget):
             inner.addWidget(widget)
         column.addWidget(self.compared)
 
-    def _offer_blocks(self, scene: Scene) -> None:
+    def _offer_blocks(self, scene: Registration) -> None:
         layer = self.layer.currentData()
-        blocks = sorted(
-            {load.place.block or 0 for load in scene.token_loads if load.place.layer == layer}
-        )
+        gates = scene.routing.select(part="encoder", layer=layer)
+        blocks = sorted({one.block or 0 for one in gates})
         fill(self.block, {-1: OVER_BLOCKS} | {n: f"block {n}" for n in blocks})
 
     def _choose(self) -> None:
@@ -451,11 +454,11 @@ class PinsBox(QWidget):
         if not self._soon.isActive():
             self._soon.start()
 
-    def _found(self) -> Scene | None:
+    def _found(self) -> Registration | None:
         return None if self._scene is None else self._scene()
 
 
-def _read(scene: Scene | None, point: NDArray[np.float64]) -> LocationReading:
+def _read(scene: Registration | None, point: NDArray[np.float64]) -> LocationReading:
     from napari_shmoareg.experts.location import read_location
 
     assert scene is not None

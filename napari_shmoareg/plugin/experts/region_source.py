@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer, Shapes
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 CLOSED = ("rectangle", "polygon", "ellipse")
@@ -226,7 +226,7 @@ class Source:
         """Whether the regions are shapes."""
         return self.layer is not None and self.layer._type_string == "shapes"
 
-    def volume(self, scene: Scene) -> Volume:
+    def volume(self, scene: Registration) -> Volume:
         """The regions as labels in the fixed world; 0 is outside.
 
         Raises
@@ -248,7 +248,7 @@ class Source:
             )
         return scene.pair.fixed_labels
 
-    def names(self, scene: Scene) -> dict[int, str]:
+    def names(self, scene: Registration) -> dict[int, str]:
         """What the regions are called, by number, in the order of the numbers.
 
         Raises
@@ -328,7 +328,7 @@ class RegionSource(QWidget):
         """Whether anything is picked, if only everywhere."""
         return self.combo.currentData() is not None
 
-    def offer(self, scene: Scene | None) -> None:
+    def offer(self, scene: Registration | None) -> None:
         """Offer what a viewer holds by now, for a registration; what was picked stays as far as it
         is there.
         """

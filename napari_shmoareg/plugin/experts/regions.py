@@ -42,13 +42,12 @@ from napari_shmoareg.plugin.scenes import scenes
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.load import Place
     from napari_shmoareg.experts.regions import RegionLoad
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
-def selections(scene: Scene, **where: object) -> NDArray[np.float64] | None:
-    """Share of selections (N,) of the gates with these fields of `Place`; None where there is no
+def selections(scene: Registration, **where: object) -> NDArray[np.float64] | None:
+    """Share of selections (N,) of the gates with these fields of `GateId`; None where there is no
     such gate.
     """
     entries = scene.report.get("expert_loads", [])
@@ -63,7 +62,7 @@ def selections(scene: Scene, **where: object) -> NDArray[np.float64] | None:
     return np.asarray(total / max(total.sum(), 1.0))
 
 
-def called(scene: Scene, part: str, count: int) -> list[str]:
+def called(scene: Registration, part: str, count: int) -> list[str]:
     """What the experts of the encoder or decoder are called, by id, with the id."""
     if part == "encoder":
         return [f"head {n}" for n in range(count)]
@@ -97,7 +96,7 @@ class Regions:
 
     loads: list[RegionLoad]
     labels: Volume
-    scene: weakref.ref[Scene]
+    scene: weakref.ref[Registration]
     names: dict[int, str]
     reference: Any  # a label, TOGETHER or WHOLE
     gates: str
@@ -121,7 +120,7 @@ class Regions:
         return {**origin, "labels": self.source, "reference": self.against}
 
 
-def count(report: Report, scene: Scene, asked: RegionRequest) -> Regions:
+def count(report: Report, scene: Registration, asked: RegionRequest) -> Regions:
     """The loads of all regions, gate by gate, in any thread; it can be cancelled between two
     gates.
     """
@@ -130,29 +129,29 @@ def count(report: Report, scene: Scene, asked: RegionRequest) -> Regions:
     report("reading the regions")
     labels, names = asked.source.volume(scene), asked.source.names(scene)
     reference = None if asked.reference == WHOLE else asked.reference
-    places, loads = _places(scene, asked.where), []
-    for n, place in enumerate(places):
-        report(f"counting gate {n + 1} of {len(places)}", n / len(places))
-        loads += region_loads(scene, labels, names=names, reference=reference, **place._asdict())
+    gates, loads = [layer.gate for layer in scene.routing.select(**asked.where)], []
+    for n, gate in enumerate(gates):
+        report(f"counting gate {n + 1} of {len(gates)}", n / len(gates))
+        loads += region_loads(scene, labels, names=names, reference=reference, **gate._asdict())
     report.check()
-    gates, source = said_where(asked.where), str(asked.source)
+    where, source = said_where(asked.where), str(asked.source)
     return Regions(
-        loads, labels, weakref.ref(scene), names, asked.reference, gates, source, asked.key
+        loads, labels, weakref.ref(scene), names, asked.reference, where, source, asked.key
     )
 
 
-def share_of_reference(scene: Scene, found: Regions, load: RegionLoad) -> np.ndarray | None:
-    """Share of the reference (N,) at a load's place; None where it is not known."""
+def share_of_reference(scene: Registration, found: Regions, load: RegionLoad) -> np.ndarray | None:
+    """Share of the reference (N,) of a load's gate; None where it is not known."""
     if found.reference == TOGETHER:
-        here = [one for one in found.loads if one.place == load.place]
+        here = [one for one in found.loads if one.gate == load.gate]
         return np.average([one.share for one in here], axis=0, weights=[one.tokens for one in here])
     if found.reference != WHOLE:
         same = (
-            one for one in found.loads if one.region == found.reference and one.place == load.place
+            one for one in found.loads if one.region == found.reference and one.gate == load.gate
         )
         return next((one.share for one in same), None)
     return selections(
-        scene, **{name: value for name, value in load.place._asdict().items() if value is not None}
+        scene, **{name: value for name, value in load.gate._asdict().items() if value is not None}
     )
 
 
@@ -164,16 +163,6 @@ def middle_of(labels: Volume, region: int) -> np.ndarray:
     points = labels.grid.to_world(voxels)
     nearest = np.linalg.norm(points - points.mean(axis=0), axis=1).argmin()
     return np.asarray(points[nearest])
-
-
-def _places(scene: Scene, where: dict[str, Any]) -> list[Place]:
-    """The gates that are meant, in the order in which `region_loads` has them."""
-    sources: Sequence[Any] = [*scene.token_loads, *scene.expert_maps]
-    return [
-        one.place
-        for one in sources
-        if all(getattr(one.place, name) == value for name, value in where.items())
-    ]
 
 
 ABOVE, CHANCE, TOO_FEW = "● above chance", "as by chance", "too few blocks to tell"
@@ -267,8 +256,8 @@ class RegionTable(FigureTable):
 
 def titled(load: RegionLoad, loads: Sequence[RegionLoad]) -> str:
     """Name of a region; with the block, where there are several."""
-    several = len({other.place for other in loads}) > 1
-    return f"{load.name}, block {load.place.block}" if several else load.name
+    several = len({other.gate for other in loads}) > 1
+    return f"{load.name}, block {load.block}" if several else load.name
 
 
 def verdict(load: RegionLoad) -> str:
@@ -298,7 +287,7 @@ def table_of(found: Regions) -> list[dict[str, object]]:
             **found.about,
             "region": load.region,
             "name": load.name,
-            **load.place._asdict(),
+            **load.gate._asdict(),
         }
         row |= {
             "distance": load.distance,
@@ -352,8 +341,8 @@ class RegionView(Section):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Loads of regions", viewer)
         self._found: Regions | None = None
-        self._kept: weakref.WeakKeyDictionary[Scene, Regions] = weakref.WeakKeyDictionary()
-        self._asked: weakref.ref[Scene] | None = None  # of which regions are being counted
+        self._kept: weakref.WeakKeyDictionary[Registration, Regions] = weakref.WeakKeyDictionary()
+        self._asked: weakref.ref[Registration] | None = None  # of which regions are being counted
         self._own_reference = False  # whether a person picked it
         self.regions = RegionSource(viewer)
         self.where = WherePicker("block")
@@ -401,7 +390,7 @@ class RegionView(Section):
         self._show_found(None)
 
     @property
-    def scene(self) -> Scene | None:
+    def scene(self) -> Registration | None:
         """The registration that the view is about."""
         return scenes(self._viewer).get(self._number)
 
@@ -538,7 +527,7 @@ class RegionView(Section):
         )
         names = (
             expert_names(scene, len(load.share))
-            if load.place.part == "decoder"
+            if load.part == "decoder"
             else [str(n) for n in range(99)]
         )
         self.bars.show_shares(
@@ -555,5 +544,5 @@ class RegionView(Section):
             go_to(self._viewer, to_viewer(middle_of(found.labels, found.loads[row].region)))
 
 
-def _columns(scene: Scene, loads: Sequence[RegionLoad]) -> list[str]:
-    return called(scene, loads[0].place.part, max(len(load.share) for load in loads))
+def _columns(scene: Registration, loads: Sequence[RegionLoad]) -> list[str]:
+    return called(scene, loads[0].part, max(len(load.share) for load in loads))

@@ -40,7 +40,7 @@ from napari_shmoareg.plugin.scenes import scenes
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 RUN, SWEEP = "Run", "Importance of all experts"
@@ -69,11 +69,11 @@ class WhatIfView(Section):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("What if", viewer)
         self.kept: Kept = weakref.WeakKeyDictionary()
-        self.answers: weakref.WeakKeyDictionary[Scene, Answer] = weakref.WeakKeyDictionary()
-        self.sweeps: weakref.WeakKeyDictionary[Scene, Sweep] = weakref.WeakKeyDictionary()
+        self.answers: weakref.WeakKeyDictionary[Registration, Answer] = weakref.WeakKeyDictionary()
+        self.sweeps: weakref.WeakKeyDictionary[Registration, Sweep] = weakref.WeakKeyDictionary()
         self._doing, self._last = "", RUN  # RUN, SWEEP, or nothing
-        self._about: weakref.ref[Scene] | None = None  # of what runs, or ran last
-        self._at: weakref.ref[Scene] | None = None  # that the panel showed last
+        self._about: weakref.ref[Registration] | None = None  # of what runs, or ran last
+        self._at: weakref.ref[Registration] | None = None  # that the panel showed last
         self.form, self.result, self.ramp = WhatIfForm(viewer), WhatIfResult(), Ramp()
         self.run, self.sweep, self.choose = (
             QPushButton(RUN),
@@ -116,7 +116,7 @@ class WhatIfView(Section):
         self._settle()
 
     @property
-    def scene(self) -> Scene | None:
+    def scene(self) -> Registration | None:
         """The registration that the view is about."""
         return scenes(self._viewer).get(self._number)
 
@@ -169,7 +169,7 @@ class WhatIfView(Section):
         if path and not self._doing:
             self._press(self._last, path)
 
-    def _running(self) -> tuple[int, Scene] | tuple[None, None]:
+    def _running(self) -> tuple[int, Registration] | tuple[None, None]:
         """Number and scene of what runs, or ran last; None where it was closed."""
         about = None if self._about is None else self._about()
         return next(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from napari_shmoareg.experts.controls import Control
     from napari_shmoareg.experts.intervention import Intervention
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 ACTIONS = {"silence": "silence it: never chosen", "force": "force it: always chosen"}
@@ -60,7 +60,7 @@ class ChangeRequest:
     expert : int or None
         None for a control that is about no single one.
     where : dict
-        Fields of `Place`; what is left out means all.
+        Fields of `GateId`; what is left out means all.
     source : Source or None
         Of the region; None is everywhere.
     region : int
@@ -107,7 +107,7 @@ class ChangeRequest:
         where = self.within if self.source is None else f"in {self.within}"
         return f"{DONE[self.action]} in turn: every expert of {gates}, {where}, {beside}"
 
-    def place(self, scene: Scene) -> Volume | None:
+    def mask(self, scene: Registration) -> Volume | None:
         """The region in the fixed world: not 0 is inside; None for everywhere.
 
         Raises
@@ -125,7 +125,7 @@ class ChangeRequest:
             )
         return Volume(inside.astype(np.uint8), labels.grid, self.within, is_labels=True)
 
-    def change(self, scene: Scene) -> Intervention | Control:
+    def change(self, scene: Registration) -> Intervention | Control:
         """The change; an intervention with its region.
 
         Raises
@@ -139,7 +139,7 @@ class ChangeRequest:
         if self.control:
             return Control(self.action, **self.where, passes=self.passes, expert=self.expert)
         assert self.expert is not None
-        return Intervention(self.action, self.expert, **self.where, region=self.place(scene))
+        return Intervention(self.action, self.expert, **self.where, region=self.mask(scene))
 
 
 class WhatIfForm(QWidget):
@@ -220,7 +220,7 @@ class WhatIfForm(QWidget):
             action in ONE_OR_OFTEN and self.where.part.currentData() == "decoder"
         )
 
-    def offer(self, scene: Scene | None, find: Any) -> None:
+    def offer(self, scene: Registration | None, find: Any) -> None:
         """Offer what there is of a registration; `find` gives it again later, so that nothing is
         held here.
         """

@@ -160,7 +160,7 @@ class SweepBox(QWidget):
 
 def gate_of(row: ImportanceRow) -> str:
     """``decoder 1 x``, ``encoder 3``."""
-    return " ".join(str(part) for part in (row.part, row.layer, row.direction) if part is not None)
+    return str(row.gate).replace("-", " ")
 
 
 def times(row: ImportanceRow) -> float | None:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_shmoareg.experts.experiment import Effect, Experiment, ImportanceRow
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.geometry import Volume
+    from napari_shmoareg.registration.register import Registration
 
 
-Kept = MutableMapping["Scene", "Experiment"]
+Kept = MutableMapping["Registration", "Experiment"]
 
 # of the progress: until the network is there, and until it has run unchanged
 LOADING, READY = 0.3, 0.6
@@ -89,7 +89,7 @@ class Answer:
     share : float or None
         Of the selections of these gates, in the region, that went to the expert; None of a control.
     alike : float
-        As of `alike`.
+        As of `recorded_alike`.
     aligned : float or None
         Of a control: mean Dice of the alignment alone; None without labels.
     """
@@ -120,7 +120,7 @@ class Sweep:
 
 def answer(
     report: Report,
-    held: weakref.ref[Scene],
+    held: weakref.ref[Registration],
     wish: ChangeRequest,
     kept: Kept,
     weights: str | None = None,
@@ -129,12 +129,14 @@ def answer(
     held meanwhile.
     """
     from napari_shmoareg.experts.controls import Control
+    from napari_shmoareg.experts.experiment import recorded_alike
 
     scene = _there(held)
     change = wish.change(scene)
     start = 0.0 if scene in kept and not weights else READY
     experiment = experiment_of(report, scene, kept, weights)
-    about, settings, same = origin_of(scene), scene.report["settings"], alike(scene, experiment)
+    about, settings = origin_of(scene), scene.report["settings"]
+    same = recorded_alike(experiment, scene.routing)
     del scene
     step = (1 - start) / (2 if wish.null else 1)
     tell = partial(report.part(start, start + step), "running with the change")
@@ -158,22 +160,22 @@ def answer(
 
 def sweep(
     report: Report,
-    held: weakref.ref[Scene],
+    held: weakref.ref[Registration],
     wish: ChangeRequest,
     kept: Kept,
     found: Sweep,
     weights: str | None = None,
 ) -> Sweep:
     """Change every expert of some gates in turn; each row is appended to `found` as it comes."""
-    from napari_shmoareg.experts.experiment import importance
+    from napari_shmoareg.experts.experiment import importance, recorded_alike
 
     scene = _there(held)
     where = {
         name: value for name, value in wish.where.items() if name in ("part", "layer", "direction")
     }
-    region = wish.place(scene)
+    region = wish.mask(scene)
     experiment = experiment_of(report, scene, kept, weights)
-    found.alike = alike(scene, experiment)
+    found.alike = recorded_alike(experiment, scene.routing)
     del scene
     with interruptible(experiment.replay.network, report.check):
         report("changing the first expert", 0.0)
@@ -186,7 +188,7 @@ def sweep(
 
 
 def experiment_of(
-    report: Report, scene: Scene, kept: Kept, weights: str | Path | None = None
+    report: Report, scene: Registration, kept: Kept, weights: str | Path | None = None
 ) -> Experiment:
     """The experiment on a registration, made at the first call (seconds); only that of the last one
     is kept.
@@ -211,36 +213,7 @@ def experiment_of(
     return found
 
 
-def alike(scene: Scene, experiment: Experiment) -> float:
-    """Whether these are the weights, and the settings, that the registration was made with.
-
-    Returns
-    -------
-    float
-        Share of the cells that chose the recorded expert, or of the tokens that chose the recorded
-        heads: the lower.
-    """
-    from napari_shmoareg.experts.experiment import recorded_alike
-    from napari_shmoareg.experts.load import place_of
-
-    chosen: dict[Any, Any] = {
-        m.place: m.volume.values.astype(np.int64) - 1 for m in scene.expert_maps
-    }
-    heads = {load.place: load.values != 0 for load in scene.token_loads}
-    same = total = 0
-    for record in experiment.base.routing:
-        recorded = heads.get(place_of(record))
-        if recorded is not None:
-            ids = np.moveaxis(record.routing.experts[0].numpy(force=True), 0, -1).astype(np.int64)
-            now = np.zeros(recorded.shape, dtype=bool)
-            np.put_along_axis(now, ids, True, axis=-1)
-            same, total = same + int((now == recorded).all(axis=-1).sum()), total + ids[..., 0].size
-    return min(
-        recorded_alike(experiment, chosen) if chosen else 1.0, same / total if total else 1.0
-    )
-
-
-def _there(held: weakref.ref[Scene]) -> Scene:
+def _there(held: weakref.ref[Registration]) -> Registration:
     """The scene; the work ends where it was closed."""
     scene = held()
     if scene is None:
@@ -255,13 +228,13 @@ LEAST = 0.01  # mm: a ramp that ends lower would show rounding
 BLUE, RED = (0.13, 0.4, 0.85), (0.85, 0.15, 0.1)
 
 
-def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> list[Image]:
+def show_effect(viewer: Viewer, scene: Registration, number: int, effect: Effect) -> list[Image]:
     """Show how far a change moved everything, and (hidden) what it did to the warped image.
 
     Parameters
     ----------
     viewer : Viewer
-    scene : Scene
+    scene : Registration
     number : int
         Of the registration.
     effect : Effect
@@ -292,16 +265,16 @@ def show_effect(viewer: Viewer, scene: Scene, number: int, effect: Effect) -> li
     return shown
 
 
-def show_expert_of(viewer: Viewer, number: int, scene: Scene, row: ImportanceRow) -> None:
+def show_expert_of(viewer: Viewer, number: int, scene: Registration, row: ImportanceRow) -> None:
     """Show the map of the expert that a row of importance is about."""
     if row.part == "decoder":
-        strides = [m.stride for m in scene.expert_maps if m.place.layer == row.layer]
-        show_experts(viewer, number, row.direction, strides[0] if strides else None)
+        layers = scene.routing.select(part="decoder", layer=row.layer)
+        show_experts(viewer, number, row.direction, layers[0].stride if layers else None)
         return
-    counts = [load for load in scene.times_chosen if load.place.layer == row.layer]
-    wanted = next(
-        (load for load in counts if load.place.image == "fixed"), counts[0] if counts else None
-    )
+    from napari_shmoareg.experts.maps import times_chosen
+
+    counts = [load for load in times_chosen(scene) if load.layer == row.layer]
+    wanted = next((load for load in counts if load.image == "fixed"), counts[0] if counts else None)
     if wanted is not None:
         show_head(viewer, number, wanted, row.expert)
 
@@ -349,7 +322,7 @@ def difference_colours() -> dict[str, Any]:
 
 def _fill(
     viewer: Viewer,
-    scene: Scene,
+    scene: Registration,
     number: int,
     which: str,
     volume: Volume,

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Layer, Points
 
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.plugin.controls.pickers import RegistrationPicker
+    from napari_shmoareg.registration.register import Registration
 
 
 SIDES = ("fixed", "moving")
@@ -62,7 +62,7 @@ class Distances:
     after: NDArray[np.float64]
 
 
-def measure(fixed: ArrayLike, moving: ArrayLike, scene: Scene | None) -> Distances:
+def measure(fixed: ArrayLike, moving: ArrayLike, scene: Registration | None) -> Distances:
     """Distances of pairs of points, both (n, 3), mm RAS."""
     x, y = np.reshape(fixed, (-1, 3)).astype(float), np.reshape(moving, (-1, 3)).astype(float)
     before = np.linalg.norm(x - y, axis=1)
@@ -232,10 +232,10 @@ class Adding:
     viewer : Viewer
     number : int or None
         Of the registration that is looked at, if there is one.
-    scene : Scene or None
+    scene : Registration or None
     """
 
-    def __init__(self, viewer: Viewer, number: int | None, scene: Scene | None) -> None:
+    def __init__(self, viewer: Viewer, number: int | None, scene: Registration | None) -> None:
         self._viewer = weakref.ref(viewer)
         images = {side: _image(viewer, number, scene, side) for side in ("fixed", "moving")}
         for side, image in images.items():
@@ -305,7 +305,9 @@ class Adding:
                 layer.mode = "pan_zoom"
 
 
-def _image(viewer: Viewer, number: int | None, scene: Scene | None, side: str) -> Layer | None:
+def _image(
+    viewer: Viewer, number: int | None, scene: Registration | None, side: str
+) -> Layer | None:
     """The layer that shows the fixed or the moving image."""
     if scene is None or number is None:
         return layer_in_role(viewer, side)

@@ -30,8 +30,8 @@ from napari_shmoareg.plugin.viewer_state import ViewerState
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.geometry import Volume
+    from napari_shmoareg.registration.register import Registration
 
 
 _COMPARERS: weakref.WeakSet[Comparer] = weakref.WeakSet()
@@ -60,7 +60,7 @@ class Comparer(QObject):
         self._looks: ViewerState | None = None
         self._wanted: tuple[int, str, str] | None = None
         self._changing = False
-        self._kept: weakref.WeakKeyDictionary[Scene, dict[str, Volume]] = (
+        self._kept: weakref.WeakKeyDictionary[Registration, dict[str, Volume]] = (
             weakref.WeakKeyDictionary()
         )
         self._settled = single_shot(self, 0, self._check)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Image, Layer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 STAGES = ("before", "affine", "after")  # the moving image as filed, after the affine, warped
@@ -59,7 +59,7 @@ class Sides:
     origin: tuple[float, float, float]
 
 
-def moving_at(scene: Scene, stage: str) -> Volume:
+def moving_at(scene: Registration, stage: str) -> Volume:
     """The moving image on the fixed grid: as filed ("before"), after the affine, or warped
     ("after").
 
@@ -73,7 +73,7 @@ def moving_at(scene: Scene, stage: str) -> Volume:
     return warp_volume(scene.pair.moving, scene.pair.fixed.grid, Transform(matrix))
 
 
-def sides(scene: Scene, other: Volume) -> Sides:
+def sides(scene: Registration, other: Volume) -> Sides:
     """The fixed image, and the moving one as `moving_at` gives it, ready to be compared."""
     from napari_shmoareg.registration.intensity import Intensity
 
@@ -173,7 +173,7 @@ class Prepared:
 
     Attributes
     ----------
-    scene : Scene
+    scene : Registration
     number : int
         Of the registration in its viewer.
     mode : str
@@ -186,7 +186,7 @@ class Prepared:
         Layers that the viewer does not have: "fixed", "before", "affine", "after".
     """
 
-    scene: Scene
+    scene: Registration
     number: int
     mode: str
     stage: str
@@ -195,7 +195,7 @@ class Prepared:
 
 
 def prepare(
-    scene: Scene,
+    scene: Registration,
     number: int,
     mode: str,
     stage: str,
@@ -206,7 +206,7 @@ def prepare(
 
     Parameters
     ----------
-    scene : Scene
+    scene : Registration
     number : int
     mode, stage : str
         As in `Prepared`.
@@ -234,7 +234,7 @@ def prepare(
     return Prepared(scene, number, mode, stage, None, extra)
 
 
-def _windows(scene: Scene) -> dict[str, tuple[float, float]]:
+def _windows(scene: Registration) -> dict[str, tuple[float, float]]:
     """Dark and bright, where no layer says what to show."""
     from napari_shmoareg.plugin.layers import contrast
 

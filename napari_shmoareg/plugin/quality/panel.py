@@ -49,7 +49,7 @@ from napari_shmoareg.plugin.viewer import look_like_caution
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 TIP = (
@@ -69,7 +69,7 @@ class SaveBox(QWidget):
 
     def __init__(self, window: QObject | None = None) -> None:
         super().__init__()
-        self._scene: Callable[[], Scene | None] = lambda: None
+        self._scene: Callable[[], Registration | None] = lambda: None
         self._lies: Path | None = None  # of what is saved, or being saved
         self.button = QPushButton("Save all…")
         self.button.setToolTip(TIP)
@@ -100,7 +100,7 @@ class SaveBox(QWidget):
         """Whether a folder is being written."""
         return self.task.busy
 
-    def show_scene(self, scene: Callable[[], Scene | None]) -> None:
+    def show_scene(self, scene: Callable[[], Registration | None]) -> None:
         """Offer to save a registration, given as what finds it, so that nothing is held here."""
         self._scene = scene
         found = scene()
@@ -115,7 +115,7 @@ class SaveBox(QWidget):
         scene = self._scene()
         if scene is None or self.busy:
             return
-        if scene.registration is None:
+        if scene.folder is not None:
             show_info(
                 f"This registration was read from {scene.folder}, where everything lies already."
             )
@@ -159,16 +159,15 @@ class SaveBox(QWidget):
         self.bar.setValue(0)
         self.open.setVisible(self._lies is not None)
         self.button.setText(CANCEL if self.busy else "Save all…")
-        self.button.setEnabled(self.busy or (scene is not None and scene.registration is not None))
+        self.button.setEnabled(self.busy or (scene is not None and scene.folder is None))
 
 
-def _save(scene: Scene, folder: Path, report: Report) -> Path:
+def _save(scene: Registration, folder: Path, report: Report) -> Path:
     """Write a registration, whole or not at all; what is written cannot be cancelled any more."""
     from napari_shmoareg.io import write_registration
 
-    assert scene.registration is not None
     write_registration(
-        scene.registration,
+        scene,
         folder,
         weights=scene.weights,
         extra=scene.report.get("extra"),
@@ -181,7 +180,7 @@ def _say_saved(folder: Path) -> None:
     show_info(f"The registration is saved in {folder}.")
 
 
-def place_in(chosen: Path, scene: Scene) -> Path:
+def place_in(chosen: Path, scene: Registration) -> Path:
     """The chosen folder if it is empty, else a new one in it that is named after the pair."""
     if not any(chosen.iterdir()):
         return chosen

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
-    from napari_shmoareg.experts.scene import Scene
     from napari_shmoareg.registration.register import Registration
 
 
@@ -38,7 +37,7 @@ class RegistrationResult:
     Attributes
     ----------
     number : int
-    scene : Scene
+    scene : Registration
     layers : list of (data, options, type)
         Bottom first.
     notes : list of str
@@ -46,7 +45,7 @@ class RegistrationResult:
     """
 
     number: int
-    scene: Scene
+    scene: Registration
     layers: list[Any]
     notes: list[str] = field(default_factory=list)
 
@@ -104,7 +103,6 @@ class LayerRegistration:
 
     def _register(self) -> RegistrationResult:
         from napari_shmoareg.experts.load import ExpertLoad
-        from napari_shmoareg.experts.scene import Scene
         from napari_shmoareg.io.report import build_report
         from napari_shmoareg.metrics.measure import measure
         from napari_shmoareg.plugin.layers import layers_of
@@ -117,7 +115,7 @@ class LayerRegistration:
         self._tell("measuring", 0.4)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
         report = build_report(registration, quality, load, weights=weights)
-        scene = Scene.of(registration, report, weights=Path(weights).stem)
+        scene = replace(registration, report=report, weights=Path(weights).stem)
         self._tell("drawing", 0.6)
         layers = layers_of(scene, self.number)
         self._tell("drawing", 1.0)

@@ -39,7 +39,7 @@ from napari_shmoareg.settings import RegistrationRequest
 if TYPE_CHECKING:
     from napari import Viewer
 
-    from napari_shmoareg.experts.scene import Scene
+    from napari_shmoareg.registration.register import Registration
 
 
 PLUGIN, PAGE = "shmoareg", "registration"  # of the manifest's configurations
@@ -106,7 +106,7 @@ class MessageBox(QWidget):
         self.why.setVisible(is_open and bool(self.why.text()))
 
 
-def summary(number: int, scene: Scene) -> str:
+def summary(number: int, scene: Registration) -> str:
     """Of a result what a person should see first: how alike the images became, and what to mind."""
     report = scene.report
     seconds = sum(report["seconds"].values())
@@ -128,7 +128,7 @@ def summary(number: int, scene: Scene) -> str:
     return " ".join(lines)
 
 
-def reasons(scene: Scene) -> str:
+def reasons(scene: Registration) -> str:
     """What was decided, and the seconds of each phase."""
     report = scene.report
     lines = [f"{name.capitalize()}: {why}" for name, why in report["choices"].items()]

@@ -9,26 +9,31 @@ import pytest
 import torch
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.load import ExpertLoad, Place
-from napari_shmoareg.experts.load_spread import repeated, share_spread
+from napari_shmoareg.experts.load import ExpertLoad, repeated, share_spread
 from napari_shmoareg.experts.location import (
     BOUNDARY,
     CENTRE,
     FRACTIONS,
-    PlaceLoad,
-    boundary_place,
-    five_places,
+    LocationLoad,
+    boundary_location,
+    five_locations,
 )
-from napari_shmoareg.figures.experts import PLACE_COLOURS, load_caption, place_caption, place_figure
+from napari_shmoareg.figures.experts import (
+    PLACE_COLOURS,
+    load_caption,
+    location_caption,
+    location_figure,
+)
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import RoutingTrace
+from napari_shmoareg.model.routing import GateId
 
 
 @pytest.fixture
 def places(registration):
     """The five places of the fixed image, and the boundary between its labels nearest the first."""
-    five = five_places(registration.pair.fixed)
-    return five | {BOUNDARY: boundary_place(registration.pair.fixed_labels, five[CENTRE]).point}
+    five = five_locations(registration.pair.fixed)
+    return five | {BOUNDARY: boundary_location(registration.pair.fixed_labels, five[CENTRE]).point}
 
 
 def _shuffled(registration, seed):
@@ -43,7 +48,7 @@ def _shuffled(registration, seed):
 
 
 def test_counts_are_those_of_the_cell_nearest_to_the_place(registration, places):
-    load = PlaceLoad.of(registration, places)
+    load = LocationLoad.of(registration, places)
     for name, point in places.items():
         for record in registration.routing:
             cells = registration.network_grid.coarsen(record.stride)
@@ -52,14 +57,14 @@ def test_counts_are_those_of_the_cell_nearest_to_the_place(registration, places)
             ).reshape(-1, 3)
             nearest = every[np.linalg.norm(cells.to_world(every) - point, axis=1).argmin()]
             chosen = record.routing.experts[(0, slice(None), *nearest)].tolist()
-            gate = Place(record.part, record.layer, record.block, record.image, record.direction)
+            gate = GateId(record.part, record.layer, record.block, record.image, record.direction)
             assert np.flatnonzero(load[name].counts[gate]).tolist() == sorted(chosen)
             assert load[name].counts[gate].sum() == len(chosen) and load[name].cells[gate] == 1
 
 
 def test_two_pairs_add_up_exactly_at_every_place(registration, places):
-    one = PlaceLoad.of(registration, places)
-    other = PlaceLoad.of(
+    one = LocationLoad.of(registration, places)
+    other = LocationLoad.of(
         _shuffled(registration, 3), {name: places[name] for name in (CENTRE, BOUNDARY)}
     )
     both = one + other
@@ -73,7 +78,9 @@ def test_two_pairs_add_up_exactly_at_every_place(registration, places):
 
 
 def test_shares_of_selections_sum_to_one_and_of_tokens_to_k(registration, places):
-    load = PlaceLoad.of(registration, places) + PlaceLoad.of(_shuffled(registration, 1), places)
+    load = LocationLoad.of(registration, places) + LocationLoad.of(
+        _shuffled(registration, 1), places
+    )
     top_k = registration.settings["network"]["top_k"]
     for name in load:
         for gate in load[name]:
@@ -93,14 +100,14 @@ def _gate(row):
 
 def test_a_place_outside_of_what_the_network_saw_is_refused(registration):
     with pytest.raises(InputError, match="outside"):
-        PlaceLoad.of(registration, {"far": (500.0, 0.0, 0.0)})
+        LocationLoad.of(registration, {"far": (500.0, 0.0, 0.0)})
 
 
 def test_the_five_places_lie_at_quarters_of_what_the_image_shows_whichever_way_its_axes_run():
     values = np.zeros((40, 30, 20), np.float32)
     values[4:36, 6:22, 2:18] = np.random.default_rng(0).uniform(50, 100, (32, 16, 16))
     affine = np.array([[-2.0, 0, 0, 60], [0, 3, 0, -50], [0, 0, 2, 5], [0, 0, 0, 1]])
-    found = five_places(Volume(values, Grid(values.shape, affine), "fixed"))
+    found = five_locations(Volume(values, Grid(values.shape, affine), "fixed"))
     assert list(found) == list(FRACTIONS)
     low, high = (
         np.array([60 - 2 * 35.5, -50 + 3 * 5.5, 5 + 2 * 1.5]),
@@ -120,35 +127,37 @@ def test_the_boundary_is_the_nearest_voxel_between_two_labels():
     labels = Volume(
         values, Grid(values.shape, np.diag([2.0, 3.0, 4.0, 1.0])), "labels", is_labels=True
     )
-    found = boundary_place(labels, (0.0, 12.0, 12.0))
+    found = boundary_location(labels, (0.0, 12.0, 12.0))
     assert found.point == pytest.approx((10.0, 12.0, 12.0)) and found.labels == (3, 7)
-    found = boundary_place(labels, (20.0, 12.0, 12.0))
+    found = boundary_location(labels, (20.0, 12.0, 12.0))
     assert found.point == pytest.approx((12.0, 12.0, 12.0)) and found.labels == (7, 3)
 
 
 def test_without_two_labels_the_boundary_is_that_of_a_label_and_without_any_there_is_none():
     values = np.zeros((12, 10, 8), np.int16)
     labels = Volume(values, Grid(values.shape, np.eye(4)), "labels", is_labels=True)
-    assert boundary_place(labels, (0.0, 0.0, 0.0)) is None
+    assert boundary_location(labels, (0.0, 0.0, 0.0)) is None
     values = values.copy()
     values[3:6, 3:6, 3:6] = 5
-    found = boundary_place(labels.with_values(values), (4.0, 4.0, 0.0))
+    found = boundary_location(labels.with_values(values), (4.0, 4.0, 0.0))
     assert found.point == pytest.approx((4.0, 4.0, 3.0)) and found.labels == (5, 0)
 
 
 def test_bars_are_as_high_as_the_shares_of_tokens(registration, places):
-    load = PlaceLoad.of(registration, places) + PlaceLoad.of(_shuffled(registration, 2), places)
+    load = LocationLoad.of(registration, places) + LocationLoad.of(
+        _shuffled(registration, 2), places
+    )
     tokens = [name for name in places if name != BOUNDARY]
-    figure = place_figure(
+    figure = location_figure(
         load, tokens=tokens, voxel=BOUNDARY, kernels=(1, 3, 5), caption="of two pairs"
     )
     (axes,) = [a for a in figure.axes if "encoder layer 2, fixed" in a.get_title()]
     shares = load.over_blocks().share_of_tokens
-    gate = Place("encoder", 2, None, "fixed")
+    gate = GateId("encoder", 2, None, "fixed")
     expected = np.concatenate([100 * shares[name][gate] for name in tokens])
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(expected)
     (axes,) = [a for a in figure.axes if "decoder layer 1" in a.get_title()]
-    expected = np.array([100 * shares[BOUNDARY][Place("decoder", 1, direction=d)] for d in "xyz"])
+    expected = np.array([100 * shares[BOUNDARY][GateId("decoder", 1, direction=d)] for d in "xyz"])
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(expected.T.ravel())
     texts = [
         t.get_text()
@@ -161,14 +170,14 @@ def test_bars_are_as_high_as_the_shares_of_tokens(registration, places):
 
 
 def test_what_cannot_be_drawn_is_refused(registration, places):
-    load = PlaceLoad.of(registration, places)
+    load = LocationLoad.of(registration, places)
     with pytest.raises(ValueError, match="can be drawn"):
-        place_figure(load, tokens=["nowhere"], voxel=BOUNDARY)
+        location_figure(load, tokens=["nowhere"], voxel=BOUNDARY)
     with pytest.raises(ValueError, match=f"Up to {len(PLACE_COLOURS)} places"):
-        place_figure(load, tokens=list(places), voxel=BOUNDARY)
-    empty = PlaceLoad.of(replace(registration, routing=RoutingTrace(())), places)
+        location_figure(load, tokens=list(places), voxel=BOUNDARY)
+    empty = LocationLoad.of(replace(registration, routing=RoutingTrace(())), places)
     with pytest.raises(ValueError, match="no experts"):
-        place_figure(empty, tokens=[CENTRE], voxel=CENTRE)
+        location_figure(empty, tokens=[CENTRE], voxel=CENTRE)
 
 
 def test_the_spread_is_the_standard_deviation_of_the_pairs_own_shares(registration):
@@ -186,7 +195,7 @@ def test_the_spread_is_the_standard_deviation_of_the_pairs_own_shares(registrati
 
 
 def test_captions_say_which_share_of_how_much_and_what_the_error_bars_are(registration, places):
-    load, at = ExpertLoad.of(registration.routing), PlaceLoad.of(registration, places)
+    load, at = ExpertLoad.of(registration.routing), LocationLoad.of(registration, places)
     tokens = sum(n for place, n in load.cells.items() if place.part == "encoder")
     two = load_caption(load + load, 2, passes=[2, 2])
     assert "Share of selections" in two and "sums to 100 %" in two and "2 pairs" in two
@@ -198,20 +207,20 @@ def test_captions_say_which_share_of_how_much_and_what_the_error_bars_are(regist
         "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12, 3])."
     )
     assert load_caption(load, 1, (2,), found) == f"{load_caption(load, 1, (2,))} {found}"
-    plain = place_caption(at, 1, given=False, voxel=CENTRE)
-    assert place_caption(at, 1, given=False, voxel=CENTRE, routing=found) == f"{plain} {found}"
+    plain = location_caption(at, 1, given=False, voxel=CENTRE)
+    assert location_caption(at, 1, given=False, voxel=CENTRE, routing=found) == f"{plain} {found}"
     assert "No error bars" in load_caption(load, 1) and "one pair" in load_caption(load, 1)
-    said = place_caption(at, 1, given=False, voxel=BOUNDARY, told=" (labels 1 and 2)")
+    said = location_caption(at, 1, given=False, voxel=BOUNDARY, told=" (labels 1 and 2)")
     assert (
         "Share of tokens" in said
         and "sums to k" in said
         and "k = 2 of" in said
         and "labels 1 and 2" in said
     )
-    assert "need not share a space" not in said and "as asked" in place_caption(
+    assert "need not share a space" not in said and "as asked" in location_caption(
         at, 1, given=True, voxel=CENTRE
     )
-    assert "need not share a space" in place_caption(at + at, 2, given=False, voxel=BOUNDARY)
+    assert "need not share a space" in location_caption(at + at, 2, given=False, voxel=BOUNDARY)
 
 
 def test_captions_say_what_is_known_of_the_passes(registration):
@@ -222,21 +231,21 @@ def test_captions_say_what_is_known_of_the_passes(registration):
 
 
 def test_why_the_centre_stands_for_a_boundary_is_true_of_empty_label_maps_too(registration, places):
-    at = PlaceLoad.of(registration, places)
-    said = place_caption(at, 1, given=False, voxel=CENTRE)
+    at = LocationLoad.of(registration, places)
+    said = location_caption(at, 1, given=False, voxel=CENTRE)
     assert (
         "as there is no boundary of labels in the fixed image" in said
         and "have no labels" not in said
     )
-    assert "no boundary of labels in any fixed image" in place_caption(
+    assert "no boundary of labels in any fixed image" in location_caption(
         at + at, 2, given=False, voxel=CENTRE
     )
-    assert "boundary of labels" not in place_caption(at, 1, given=True, voxel=CENTRE)
+    assert "boundary of labels" not in location_caption(at, 1, given=True, voxel=CENTRE)
 
 
 def test_the_caption_of_one_pair_says_which_heights_a_bar_can_have(registration, places):
-    at = PlaceLoad.of(registration, places)
-    said = place_caption(at, 1, given=False, voxel=CENTRE)
+    at = LocationLoad.of(registration, places)
+    said = location_caption(at, 1, given=False, voxel=CENTRE)
     heights = {
         part: {
             round(100 * share)
@@ -249,7 +258,7 @@ def test_the_caption_of_one_pair_says_which_heights_a_bar_can_have(registration,
     }
     assert heights["encoder"] <= {0, 50, 100} and heights["decoder"] == {0, 100}
     assert "With one pair a bar can only be 0, 50 or 100 % in (a), 0 or 100 % in (b)." in said
-    assert "can only be" not in place_caption(at + at, 2, given=False, voxel=CENTRE)
+    assert "can only be" not in location_caption(at + at, 2, given=False, voxel=CENTRE)
 
 
 def test_what_comes_again_is_found_with_where_it_was_first():

@@ -1,8 +1,7 @@
-"""Which experts a place in the body chose."""
+"""Which experts a location in the body chose."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,19 +9,19 @@ import pytest
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.location import read_location
-from napari_shmoareg.experts.scene import Scene
+from napari_shmoareg.experts.maps import expert_maps, token_loads
 
 
 @pytest.fixture
-def scene(registration) -> Scene:
+def scene(registration):
     """Of the oblique, anisotropic pair; the network grid is 20x16x13 or so, no multiple of the
     strides.
     """
     assert any(n % 4 for n in registration.network_grid.shape)
-    return Scene.of(registration, {"settings": registration.settings}, weights="tiny")
+    return registration
 
 
-def places(grid, count=60):
+def locations(grid, count=60):
     """World points inside a grid: random ones, and ones near its corners, edges and faces."""
     generator = np.random.default_rng(0)
     top = np.array(grid.shape) - 1
@@ -34,31 +33,31 @@ def places(grid, count=60):
 def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
     network = scene.network_grid
     every = {}
-    for stride in {load.stride for load in scene.token_loads} | {
-        m.stride for m in scene.expert_maps
+    for stride in {load.stride for load in token_loads(scene)} | {
+        m.stride for m in expert_maps(scene)
     }:
         grid = network.coarsen(stride)
         index = np.stack(
             np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1
         ).reshape(-1, 3)
         every[stride] = index, grid.to_world(index)
-    for point in places(network):
+    for point in locations(network):
         reading = read_location(scene, point)
         assert (reading.point == point).all()
         for cell in reading.cells:
             index, centres = every[cell.stride]
             nearest = index[np.linalg.norm(centres - point, axis=1).argmin()]
-            assert cell.cell == tuple(nearest), (cell.place, point)
+            assert cell.cell == tuple(nearest), (cell.gate, point)
             assert cell.centre == pytest.approx(network.coarsen(cell.stride).to_world(cell.cell))
             assert cell.size == pytest.approx(cell.stride * np.array(network.spacing))
 
 
 def test_a_reading_says_what_the_gates_decided_there(scene, registration):
-    for point in places(scene.network_grid, 20)[:40]:
+    for point in locations(scene.network_grid, 20)[:40]:
         reading = read_location(scene, point)
         assert len(reading.cells) == len(registration.routing)
         for cell in reading.cells:
-            (record,) = registration.routing.select(**cell.place._asdict())
+            (record,) = registration.routing.select(**cell.gate._asdict())
             experts, weights, values = (
                 t[0][:, *cell.cell].tolist()
                 for t in (
@@ -72,7 +71,7 @@ def test_a_reading_says_what_the_gates_decided_there(scene, registration):
             ordered = sorted(values, reverse=True)
             assert cell.margin == pytest.approx(ordered[len(experts) - 1] - ordered[len(experts)])
             assert 0 <= cell.entropy <= 1
-            if cell.place.part == "encoder":
+            if cell.part == "encoder":
                 assert sum(cell.weights) == pytest.approx(1)
             else:
                 assert cell.weights == (values[cell.experts[0]],)
@@ -80,14 +79,14 @@ def test_a_reading_says_what_the_gates_decided_there(scene, registration):
 
 def test_cells_come_by_layer_block_and_image_then_by_direction(scene):
     reading = read_location(scene, scene.network_grid.centre)
-    assert [tuple(p for p in c.place if p is not None) for c in reading.cells] == [
+    assert [tuple(p for p in c.gate if p is not None) for c in reading.cells] == [
         ("encoder", 1, 0, "moving"),
         ("encoder", 1, 0, "fixed"),
         *(("encoder", 2, block, image) for block in (0, 1) for image in ("moving", "fixed")),
         *(("decoder", layer, direction) for layer in (1, 2) for direction in "xyz"),
     ]
     assert reading.cells == reading.encoder + reading.decoder
-    assert [c.place.direction for c in reading.select(part="decoder", layer=2)] == ["x", "y", "z"]
+    assert [c.direction for c in reading.select(part="decoder", layer=2)] == ["x", "y", "z"]
 
 
 def test_moving_and_fixed_tokens_of_a_place_differ_and_are_not_swapped(scene, registration):
@@ -102,14 +101,16 @@ def test_moving_and_fixed_tokens_of_a_place_differ_and_are_not_swapped(scene, re
     assert np.abs(values["moving"] - values["fixed"]).max() > 1e-4
 
 
-def test_without_the_gates_the_choices_are_known_and_their_values_are_not(scene):
+def test_without_the_gates_the_choices_are_known_and_their_values_are_not(
+    scene, without_gate_values
+):
     point = scene.network_grid.centre
-    bare, full = read_location(replace(scene, gates=[]), point), read_location(scene, point)
+    bare, full = read_location(without_gate_values(scene), point), read_location(scene, point)
     for cell, known in zip(bare.cells, full.cells, strict=True):
-        assert (cell.place, cell.cell, cell.experts) == (known.place, known.cell, known.experts)
+        assert (cell.gate, cell.cell, cell.experts) == (known.gate, known.cell, known.experts)
         assert (cell.values, cell.entropy, cell.margin) == (None, None, None)
-        assert (cell.weights == known.weights) is (cell.place.part == "encoder")
-        assert cell.place.part == "encoder" or np.isnan(cell.weights).all()
+        assert (cell.weights == known.weights) is (cell.part == "encoder")
+        assert cell.part == "encoder" or np.isnan(cell.weights).all()
 
 
 @pytest.mark.parametrize("index", [(-0.51, 5, 5), (5, 1e3, 5), (5, 5, -40)])

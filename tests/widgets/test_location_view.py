@@ -12,11 +12,13 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.experts.location import read_location
+from napari_shmoareg.experts.maps import expert_maps, gate_values, times_chosen, token_loads
 from napari_shmoareg.io.files import write_table
+from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, LocationView
 from napari_shmoareg.plugin.experts.outline import cut, whole
-from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, layer_of_place, pins_of
+from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, own_layer, pins_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import point_of, tag, to_viewer
 from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
@@ -36,7 +38,7 @@ def docked(viewer, scene):
     """A view in a dock beside the canvas, on the middle of the phantoms."""
     add_layers(viewer, layers_of(scene, 1))
     made = LocationView(viewer)
-    dock = viewer.window.add_dock_widget(made, name="Place", area="right")
+    dock = viewer.window.add_dock_widget(made, name="Location", area="right")
     made.show_registration(1)
     viewer.reset_view()
     centre_on(viewer, scene.pair.fixed)
@@ -44,7 +46,7 @@ def docked(viewer, scene):
     return viewer, made, dock
 
 
-def places(scene, count, seed=0):
+def locations(scene, count, seed=0):
     """World points well within the network grid."""
     inside = np.random.default_rng(seed).uniform(0.2, 0.8, (count, 3)) * (
         np.array(scene.network_grid.shape) - 1
@@ -70,15 +72,15 @@ def voxel_at(grid, point):
 def assert_shows(view, scene, point):
     """What is drawn are the scene's own arrays, in the cells that hold the point."""
     seen = 0
-    for load in scene.token_loads:
-        strip, cell = view.box.strips[load.place], voxel_at(load.grid, point)
+    for load in token_loads(scene):
+        strip, cell = view.box.strips[load.gate], voxel_at(load.grid, point)
         weights = load.values[cell]
         assert strip.cell.cell == cell
         assert strip.fills() == {n: weights[n] for n in np.flatnonzero(weights)}
         seen += 1
-    for found in scene.expert_maps:
-        strip, cell = view.box.strips[found.place], voxel_at(found.volume.grid, point)
-        (gate,) = (gate for gate in scene.gates if gate.place == found.place)
+    for found in expert_maps(scene):
+        strip, cell = view.box.strips[found.gate], voxel_at(found.volume.grid, point)
+        (gate,) = (gate for gate in gate_values(scene) if gate.gate == found.gate)
         assert strip.cell.experts == (found.volume.values[cell] - 1,)
         assert list(strip.fills().values()) == list(gate.values[cell])
         seen += 1
@@ -127,9 +129,9 @@ def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
     add_layers(viewer, layers_of(scene, 1))
     panel = ExpertsPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
-    (view,) = panel.views["Place"]
+    (view,) = panel.views["Location"]
     names = {panel.tabs.tabText(n): n for n in range(panel.tabs.count())}
-    for tab, takes in (("Maps", False), ("Place", True), ("Layers", False), ("Place", True)):
+    for tab, takes in (("Maps", False), ("Location", True), ("Layers", False), ("Location", True)):
         panel.tabs.setCurrentIndex(names[tab])
         QApplication.processEvents()
         assert view._clicks.listening == takes
@@ -151,9 +153,9 @@ def test_the_page_fits_into_a_narrow_dock(viewer, scene):
     panel = ExpertsPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
     panel.tabs.setCurrentIndex(
-        next(n for n in range(panel.tabs.count()) if panel.tabs.tabText(n) == "Place")
+        next(n for n in range(panel.tabs.count()) if panel.tabs.tabText(n) == "Location")
     )
-    (view,) = panel.views["Place"]
+    (view,) = panel.views["Location"]
     view.read(scene.pair.fixed.grid.centre)
     view.pin.click()
     view.read(scene.pair.fixed.grid.centre + 500)
@@ -196,7 +198,7 @@ def test_in_3d_it_is_said_that_a_click_has_no_depth(docked):
 
 
 def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, scene):
-    inside = places(scene, 1)[0]
+    inside = locations(scene, 1)[0]
     view.read(inside)
     assert view.says.text() == INVITE and view.pin.isEnabled()
     view.read(inside + 500)
@@ -205,22 +207,24 @@ def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, scene
 
 
 def test_a_place_can_be_given_by_keyboard(view, model, scene):
-    place = np.round(places(scene, 1)[0], 1)
-    for box, value in zip(view.coordinates, place, strict=True):
+    location = np.round(locations(scene, 1)[0], 1)
+    for box, value in zip(view.coordinates, location, strict=True):
         box.setValue(value)
-    np.testing.assert_allclose(view.reading.point, place)
-    assert np.abs(point_of(model) - to_viewer(place)).max() < 2  # the sliders stand on whole steps
+    np.testing.assert_allclose(view.reading.point, location)
+    assert (
+        np.abs(point_of(model) - to_viewer(location)).max() < 2
+    )  # the sliders stand on whole steps
     view.middle.click()
     np.testing.assert_allclose(view.reading.point[2], to_viewer(point_of(model))[2])
     np.testing.assert_allclose(view.reading.point[:2], model.scene.camera.center[:0:-1])
 
 
 def test_giving_one_coordinate_keeps_the_others_exactly(view, scene):
-    place = places(scene, 1)[0]
-    view.read(place)
-    value = round(float(place[0]) + 2, 1)
+    location = locations(scene, 1)[0]
+    view.read(location)
+    value = round(float(location[0]) + 2, 1)
     view.coordinates[0].setValue(value)
-    assert view.reading.point[0] == value and (view.reading.point[1:] == place[1:]).all()
+    assert view.reading.point[0] == value and (view.reading.point[1:] == location[1:]).all()
 
 
 def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, scene):
@@ -241,28 +245,30 @@ def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, sc
     assert_shows(view, scene, view.reading.point)
 
 
-def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(model, qtbot, scene):
-    add_layers(model, layers_of(replace(scene, gates=[]), 2))
+def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
+    model, qtbot, scene, without_gate_values
+):
+    add_layers(model, layers_of(without_gate_values(scene), 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
-    view.read(places(scene, 1)[0])
+    view.read(locations(scene, 1)[0])
     assert view.says.text() == NO_GATES
-    strips = [view.box.strips[found.place] for found in scene.expert_maps]
+    strips = [view.box.strips[found.gate] for found in expert_maps(scene)]
     assert all(
         not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips
     )
-    assert all(view.box.strips[load.place].fills() for load in scene.token_loads)
+    assert all(view.box.strips[load.gate].fills() for load in token_loads(scene))
     assert not view.grab().isNull()
 
 
 def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, scene):
-    bare = replace(scene, gates=[], expert_maps=[], token_loads=[], times_chosen=[])
+    bare = replace(scene, routing=RoutingTrace())
     add_layers(model, layers_of(bare, 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
-    view.read(places(scene, 1)[0])
+    view.read(locations(scene, 1)[0])
     assert view.says.text() == NOTHING and view.gates.isHidden() and view.outlined.isHidden()
     view.pin.click()
     assert view.pins.compared.isHidden() and view.attention.isHidden()
@@ -272,13 +278,12 @@ def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, 
 def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     model, qtbot, scene, part
 ):
-    gates = [gate for gate in scene.gates if gate.place.part == part]
-    without = {"expert_maps": []} if part == "encoder" else {"token_loads": [], "times_chosen": []}
-    add_layers(model, layers_of(replace(scene, gates=gates, **without), 2))
+    alone = RoutingTrace(scene.routing.select(part=part))
+    add_layers(model, layers_of(replace(scene, routing=alone), 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
-    view.read(places(scene, 1)[0])
+    view.read(locations(scene, 1)[0])
     view.pin.click()
     pins, heads = view.pins, part == "encoder"
     of_heads = (view.attention, pins.bars, pins.heads, pins.layer, pins.block, pins.image)
@@ -288,11 +293,11 @@ def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
 
 
 def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
-    view.read(places(scene, 1)[0])
+    view.read(locations(scene, 1)[0])
     view.show()
     qtbot.waitExposed(view)
-    for load in scene.token_loads[:4]:
-        strip = view.box.strips[load.place]
+    for load in token_loads(scene)[:4]:
+        strip = view.box.strips[load.gate]
         picture = strip.grab().toImage()
         ratio = picture.devicePixelRatio()
         for head in range(load.values.shape[-1]):
@@ -308,24 +313,24 @@ def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
 def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(docked, scene):
     viewer, view, _ = docked
     double_click(viewer, middle(viewer))
-    for load in (scene.token_loads[0], scene.token_loads[-1]):
-        strip = view.box.strips[load.place]
+    for load in (token_loads(scene)[0], token_loads(scene)[-1]):
+        strip = view.box.strips[load.gate]
         QTest.mouseClick(strip, Qt.MouseButton.LeftButton)
-        assert view.picked.place == load.place and strip.marked
-        outline = layer_of_place(viewer, scene, "token_box")
+        assert view.picked.gate == load.gate and strip.marked
+        outline = own_layer(viewer, scene, "token_box")
         ends = (outline.data[:, 0] * outline.scale[0])[:, ::-1]
         index = load.grid.to_index(ends) - np.array(view.picked.cell)
         assert len(ends) >= 3 and np.abs(index).max() <= 0.5 + 1e-3
         assert np.isclose(np.abs(index).max(axis=0), 0.5, atol=1e-3).sum() >= 2
-    last = view.box.strips[scene.expert_maps[0].place]
+    last = view.box.strips[expert_maps(scene)[0].gate]
     last.setFocus()
     QTest.keyClick(last, Qt.Key.Key_Return)
-    assert view.picked.place == scene.expert_maps[0].place
-    made = layer_of_place(viewer, scene, "token_box")
+    assert view.picked.gate == expert_maps(scene)[0].gate
+    made = own_layer(viewer, scene, "token_box")
     double_click(viewer, middle(viewer, 30, 30))
-    assert layer_of_place(viewer, scene, "token_box") is made, "a click made another layer"
+    assert own_layer(viewer, scene, "token_box") is made, "a click made another layer"
     view.outlined.click()
-    assert layer_of_place(viewer, scene, "token_box") is None
+    assert own_layer(viewer, scene, "token_box") is None
 
 
 def test_an_outline_without_a_line_is_never_drawn(docked, scene):
@@ -339,7 +344,7 @@ def test_an_outline_without_a_line_is_never_drawn(docked, scene):
         viewer.dims.set_point(0, high + away)
         view.read(centre)
         QTest.qWait(20)
-        layer = layer_of_place(viewer, scene, "token_box")
+        layer = own_layer(viewer, scene, "token_box")
         assert (None if layer is None else layer.visible) is drawn
         assert layer is None or len(layer.data) > 2
     layer.visible = False
@@ -347,7 +352,7 @@ def test_an_outline_without_a_line_is_never_drawn(docked, scene):
     assert not layer.visible, "an outline that people hid came back"
     viewer.layers.remove(layer)
     viewer.dims.set_point(0, high)
-    assert layer_of_place(viewer, scene, "token_box") is None
+    assert own_layer(viewer, scene, "token_box") is None
 
 
 def test_a_plane_cuts_a_turned_box_along_its_sides():
@@ -370,18 +375,18 @@ def test_a_plane_cuts_a_turned_box_along_its_sides():
 
 
 def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(view, model, scene, told):
-    points = places(scene, MOST + 1)
+    points = locations(scene, MOST + 1)
     for point in points:
         view.read(point)
         view.pin.click()
-    layer = layer_of_place(model, scene, "places")
+    layer = own_layer(model, scene, "locations")
     np.testing.assert_allclose(pins_of(model, scene), points[:MOST])
     np.testing.assert_allclose(
         [layer.data_to_world(p) for p in layer.data], to_viewer(points[:MOST])
     )
     assert told("info") == TOO_MANY
     assert [n for n, _ in view.pins.readings] == [1, 2, 3, 4, 5]
-    assert list(layer.features["pin"]) == [1, 2, 3, 4, 5] and layer.name == "#1 places"
+    assert list(layer.features["pin"]) == [1, 2, 3, 4, 5] and layer.name == "#1 locations"
     view.pins.rows[1].drop.click()
     np.testing.assert_allclose(pins_of(model, scene), np.delete(points[:MOST], 1, axis=0))
     assert [row.isHidden() for row in view.pins.rows] == [False] * 4 + [True]
@@ -390,10 +395,10 @@ def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(view, m
 
 
 def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(view, model, scene, qtbot):
-    first, other = places(scene, 2)
+    first, other = locations(scene, 2)
     view.read(first)
     view.pin.click()
-    layer = layer_of_place(model, scene, "places")
+    layer = own_layer(model, scene, "locations")
     layer.data = [layer.world_to_data(to_viewer(other))]
     qtbot.waitUntil(lambda: np.allclose(view.pins.readings[0][1].point, other))
     layer.selected_data = {0}
@@ -402,30 +407,28 @@ def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(view, mode
 
 
 def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view, scene):
-    points = places(scene, 3)
+    points = locations(scene, 3)
     for point in points:
         view.read(point)
         view.pin.click()
-    pins, load = view.pins, scene.token_loads[-1]
-    for combo, value in ((pins.layer, load.place.layer), (pins.image, load.place.image)):
+    pins, load = view.pins, token_loads(scene)[-1]
+    for combo, value in ((pins.layer, load.layer), (pins.image, load.image)):
         combo.setCurrentIndex(combo.findData(value))
         combo.activated.emit(0)
-    pins.block.setCurrentIndex(pins.block.findData(load.place.block))
+    pins.block.setCurrentIndex(pins.block.findData(load.block))
     pins.block.activated.emit(0)
     for group, point in zip(pins.bars.groups, points, strict=True):
         np.testing.assert_allclose(group.values, load.values[voxel_at(load.grid, point)])
     pins.block.setCurrentIndex(pins.block.findData(-1))
     pins.block.activated.emit(0)
     (counted,) = (
-        one
-        for one in scene.times_chosen
-        if one.place[:4] == (*load.place[:2], None, load.place.image)
+        one for one in times_chosen(scene) if one.gate[:4] == (*load.gate[:2], None, load.image)
     )
     blocks = len(
         [
             one
-            for one in scene.token_loads
-            if one.place[3:] == load.place[3:] and one.place[1] == load.place[1]
+            for one in token_loads(scene)
+            if one.gate[3:] == load.gate[3:] and one.gate[1] == load.gate[1]
         ]
     )
     for group, point in zip(pins.bars.groups, points, strict=True):
@@ -435,9 +438,9 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     from napari_shmoareg.figures.palette import expert_colours
 
     for row, point in enumerate(points):
-        for found in scene.expert_maps:
+        for found in expert_maps(scene):
             column = pins.table.columns.index(
-                f"{found.place.direction} {'full' if found.stride == 1 else 'half'}"
+                f"{found.direction} {'full' if found.stride == 1 else 'half'}"
             )
             chosen = found.volume.values[voxel_at(found.volume.grid, point)] - 1
             assert (
@@ -447,24 +450,22 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
 
 
 def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, tmp_path):
-    for point in places(scene, 2):
+    for point in locations(scene, 2):
         view.read(point)
         view.pin.click()
     rows = view.pins._rows()
-    expected = sum(load.values.shape[-1] for load in scene.token_loads) + 3 * len(scene.expert_maps)
+    expected = sum(load.values.shape[-1] for load in token_loads(scene)) + 3 * len(
+        expert_maps(scene)
+    )
     assert len(rows) == 2 * expected and {row["weights"] for row in rows} == {scene.weights}
     reading = read_location(scene, pins_of(view._viewer, scene)[1])
     first = reading.cells[0]
     mine = [
         row
         for row in rows
-        if row["pin"] == 2 and (row["part"], row["layer"]) == ("encoder", first.place.layer)
+        if row["pin"] == 2 and (row["part"], row["layer"]) == ("encoder", first.layer)
     ]
-    mine = [
-        row
-        for row in mine
-        if (row["block"], row["image"]) == (first.place.block, first.place.image)
-    ]
+    mine = [row for row in mine if (row["block"], row["image"]) == (first.block, first.image)]
     assert {row["expert"]: row["weight"] for row in mine if row["rank"]} == dict(
         zip(first.experts, first.weights, strict=True)
     )
@@ -480,7 +481,7 @@ def test_no_outline_is_added_while_the_registrations_layers_go(viewer, scene):
     viewer.add_image(np.zeros((9, 9, 9)), units=("mm",) * 3, scale=(20,) * 3, translate=(-80,) * 3)
     add_layers(viewer, layers_of(scene, 1)[:1])
     view, centre = LocationView(viewer), scene.pair.fixed.grid.centre
-    viewer.window.add_dock_widget(view, name="Place", area="right")
+    viewer.window.add_dock_widget(view, name="Location", area="right")
     view.show_registration(1)
     viewer.dims.set_point(0, to_viewer(centre)[0] + 60)
     view.read(centre)
@@ -497,13 +498,13 @@ def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing
     held = weakref.ref(own)
     add_layers(viewer, layers_of(own, 1))
     view = LocationView(viewer)
-    viewer.window.add_dock_widget(view, name="Place", area="right")
+    viewer.window.add_dock_widget(view, name="Location", area="right")
     view.show_registration(1)
     centre_on(viewer, scene.pair.fixed)
     view.read(scene.pair.fixed.grid.centre)
     view.pin.click()
     QTest.qWait(20)
-    assert {tag(layer, "role") for layer in viewer.layers} >= {"places", "token_box"}
+    assert {tag(layer, "role") for layer in viewer.layers} >= {"locations", "token_box"}
     del own
     for layer in layers_of_scene(viewer, 1):
         viewer.layers.remove(layer)

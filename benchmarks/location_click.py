@@ -1,7 +1,7 @@
-"""Milliseconds from a double click to what the Place tab shows, in a real napari window.
+"""Milliseconds from a double click to what the Location tab shows, in a real napari window.
 
-    python benchmarks/place_click.py FOLDER [--clicks 40]  (without a screen: xvfb-run -s "-screen 0
-    1600x1000x24" ...)
+    python benchmarks/location_click.py FOLDER [--clicks 40]
+    (without a screen: xvfb-run -s "-screen 0 1600x1000x24" ...)
 
 FOLDER is one that `shmoareg register` wrote.  Told are the figures in the panel, and the
 canvas drawn again with the outline of the token; the first click, which makes the outline's layer,
@@ -22,7 +22,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from napari_shmoareg.io import read_scene
+from napari_shmoareg.io import read_registration
 from napari_shmoareg.plugin.controls.strips import CellStrip
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.plugin.opening import dock
@@ -89,17 +89,17 @@ def main() -> None:
     reading.add_argument("folder", type=Path)
     reading.add_argument("--clicks", type=int, default=40)
     asked = reading.parse_args()
-    viewer, scene = napari.Viewer(), read_scene(asked.folder)
+    viewer, scene = napari.Viewer(), read_registration(asked.folder)
     add_layers(viewer, layers_of_pair(scene.pair))
     add_layers(viewer, layers_of(scene, 1))
     panel = dock(viewer, "Experts")
     viewer.reset_view()
     painted = Painted(viewer)
     tabs = {panel.tabs.tabText(n): n for n in range(panel.tabs.count())}
-    panel.tabs.setCurrentIndex(tabs["Place"])
+    panel.tabs.setCurrentIndex(tabs["Location"])
     wait(1)
     found = [click(viewer, painted, at) for at in places(viewer, asked.clicks)]
-    assert panel.views["Place"][0].reading is not None
+    assert panel.views["Location"][0].reading is not None
     panel.tabs.setCurrentIndex(tabs["Maps"])
     wait(1)
     zoomed = []
