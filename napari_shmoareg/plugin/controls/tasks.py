@@ -66,8 +66,6 @@ class Report:
         self.reached = (title, fraction)
         self._forward(title, fraction)
 
-    tell = __call__
-
     def check(self) -> None:
         """End here if the work was cancelled.
 
