@@ -26,7 +26,7 @@ from napari_shmoareg.plugin.placement import (
     tag,
     to_viewer,
 )
-from napari_shmoareg.plugin.scenes import itself
+from napari_shmoareg.plugin.registrations import unwrap
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -41,13 +41,13 @@ Segments = NDArray[np.float64]
 
 
 def grid_lines(
-    scene: Registration, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
+    registration: Registration, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
 ) -> Segments:
     """The deformed grid of one plane.
 
     Parameters
     ----------
-    scene : Registration
+    registration : Registration
     axis : int
         Across which the plane lies: 0, 1, 2 for S, A, R (axial, coronal, sagittal).
     at : float
@@ -62,14 +62,14 @@ def grid_lines(
     (N, 2, 3) array
         Start and extent of each piece of line, mm; those outside the fixed image are left out.
     """
-    ticks = [_ticks(scene, a, spacing) for a in range(3)]
+    ticks = [_ticks(registration, a, spacing) for a in range(3)]
     parts = []
     for along in (a for a in range(3) if a != axis):
         run = list(ticks)
         run[axis], run[along] = np.array([at]), _pieces(ticks[along], spacing)
         nodes = np.stack(np.meshgrid(*run, indexing="ij"), -1)
-        moved = nodes + _displacement(scene, nodes, axis if flat else None)
-        inside = _inside(scene, nodes)
+        moved = nodes + _displacement(registration, nodes, axis if flat else None)
+        inside = _inside(registration, nodes)
         first, last = np.moveaxis(moved, along, 0)[:-1], np.moveaxis(moved, along, 0)[1:]
         both = np.moveaxis(inside, along, 0)
         parts.append(np.stack([first, last - first], axis=-2)[both[:-1] & both[1:]])
@@ -77,13 +77,13 @@ def grid_lines(
 
 
 def arrows(
-    scene: Registration, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
+    registration: Registration, axis: int, at: float, spacing: float = SPACING, *, flat: bool = True
 ) -> tuple[Segments, NDArray]:
     """The displacement at the nodes of one plane.
 
     Parameters
     ----------
-    scene, axis, at, spacing, flat
+    registration, axis, at, spacing, flat
         As for `grid_lines`.
 
     Returns
@@ -93,22 +93,22 @@ def arrows(
     length : (N,) array
         Of the whole displacement, mm: what leads away from the plane counts.
     """
-    ticks = [_ticks(scene, a, spacing) for a in range(3)]
+    ticks = [_ticks(registration, a, spacing) for a in range(3)]
     ticks[axis] = np.array([at])
     nodes = np.stack(np.meshgrid(*ticks, indexing="ij"), -1)
-    nodes = nodes[_inside(scene, nodes)]
-    whole = _displacement(scene, nodes, None)
+    nodes = nodes[_inside(registration, nodes)]
+    whole = _displacement(registration, nodes, None)
     shown = whole.copy()
     if flat:
         shown[:, axis] = 0
     return np.stack([nodes, shown], axis=1), np.linalg.norm(whole, axis=-1)
 
 
-def longest(scene: Registration) -> float:
+def longest(registration: Registration) -> float:
     """What most of the displacement stays below, mm (99th percentile): where the colours of the
     arrows end.
     """
-    field = scene.transform.field
+    field = registration.transform.field
     if field is None:
         return 1.0
     step = max(1, round((field.vectors.size / 3 / 2e5) ** (1 / 3)))
@@ -116,9 +116,9 @@ def longest(scene: Registration) -> float:
     return max(float(np.percentile(length, 99)), 0.1)
 
 
-def _ticks(scene: Registration, axis: int, spacing: float) -> NDArray[np.float64]:
+def _ticks(registration: Registration, axis: int, spacing: float) -> NDArray[np.float64]:
     """Places of the lines along an axis of the viewer, about the middle of the fixed image."""
-    grid = scene.pair.fixed.grid
+    grid = registration.pair.fixed.grid
     along = to_viewer(grid.corners())[:, axis]
     middle = float(to_viewer(grid.centre)[axis])
     reach = int((along.max() - middle) / spacing)
@@ -131,15 +131,17 @@ def _pieces(ticks: NDArray, spacing: float) -> NDArray[np.float64]:
     return np.linspace(ticks[0], ticks[-1], parts * (len(ticks) - 1) + 1)
 
 
-def _inside(scene: Registration, nodes: NDArray) -> NDArray[np.bool_]:
-    grid = scene.pair.fixed.grid
+def _inside(registration: Registration, nodes: NDArray) -> NDArray[np.bool_]:
+    grid = registration.pair.fixed.grid
     index = grid.to_index(to_viewer(nodes))
     return np.all((index >= -0.5) & (index <= np.array(grid.shape) - 0.5), axis=-1)
 
 
-def _displacement(scene: Registration, nodes: NDArray, without: int | None) -> NDArray[np.float64]:
+def _displacement(
+    registration: Registration, nodes: NDArray, without: int | None
+) -> NDArray[np.float64]:
     """Of the deformation alone, (..., 3) mm S A R; without the part along one axis."""
-    field = scene.transform.field
+    field = registration.transform.field
     if field is None or not nodes.size:
         return np.zeros_like(nodes)
     vectors = np.array(to_viewer(field.at(to_viewer(nodes))))
@@ -157,17 +159,19 @@ COLOUR = "#ffe066"
 _followers: weakref.WeakKeyDictionary[Viewer, Follower] = weakref.WeakKeyDictionary()
 
 
-def grid_layers(scene: Registration, number: int) -> list[tuple[NDArray, dict[str, Any], str]]:
+def grid_layers(
+    registration: Registration, number: int
+) -> list[tuple[NDArray, dict[str, Any], str]]:
     """The displacement as arrows, and the deformation grid above it: hidden layers of the middle
     axial slice.
     """
-    size = layer_scale(scene)
-    at = float(to_viewer(scene.pair.fixed.grid.centre)[0])
-    lines = grid_lines(scene, 0, at)
-    segments, length = arrows(scene, 0, at)
-    most = longest(scene)
+    size = layer_scale(registration)
+    at = float(to_viewer(registration.pair.fixed.grid.centre)[0])
+    lines = grid_lines(registration, 0, at)
+    segments, length = arrows(registration, 0, at)
+    most = longest(registration)
     shared = {"scale": (size,) * 3, "units": UNITS, "axis_labels": AXES, "visible": False}
-    kept = {"scene": scene, "number": number, "spacing": SPACING}
+    kept = {"registration": registration, "number": number, "spacing": SPACING}
     return [
         (
             segments / size,
@@ -201,12 +205,12 @@ def grid_layers(scene: Registration, number: int) -> list[tuple[NDArray, dict[st
     ]
 
 
-def layer_scale(scene: Registration) -> float:
+def layer_scale(registration: Registration) -> float:
     """Mm per unit of a grid's layer: the coarsest spacing of the fixed image.
 
     The same along all axes, or lines would be thick in one direction; and the coarsest, as the
     slider of a viewer steps by the finest of its layers."""
-    return max(scene.pair.fixed.grid.spacing)
+    return max(registration.pair.fixed.grid.spacing)
 
 
 def attach(viewer: Viewer) -> Follower:
@@ -217,7 +221,7 @@ def attach(viewer: Viewer) -> Follower:
     viewer : Viewer
         Is not kept alive; a second call changes nothing.
     """
-    viewer = itself(viewer)
+    viewer = unwrap(viewer)
     if viewer not in _followers:
         _followers[viewer] = Follower(viewer)
     return _followers[viewer]
@@ -225,7 +229,7 @@ def attach(viewer: Viewer) -> Follower:
 
 def set_spacing(viewer: Viewer, spacing: float, number: int | None = None) -> None:
     """Draw the grids and arrows (of one registration) with so many mm between their nodes."""
-    for layer in _overlays(itself(viewer)):
+    for layer in _overlays(unwrap(viewer)):
         if number is None or tag(layer, "number") == number:
             layer.metadata[KEY]["spacing"] = float(spacing)
     attach(viewer).draw()
@@ -307,15 +311,17 @@ def _planes(viewer: Viewer) -> tuple[tuple[int, float], ...]:
 
 
 def _redraw(layer: Vectors, planes: tuple[tuple[int, float], ...], *, flat: bool) -> None:
-    scene, spacing = tag(layer, "scene"), tag(layer, "spacing")
-    size = layer_scale(scene)
+    registration, spacing = tag(layer, "registration"), tag(layer, "spacing")
+    size = layer_scale(registration)
     if tag(layer, "role") == "grid":
         layer.data = (
-            np.concatenate([grid_lines(scene, axis, at, spacing, flat=flat) for axis, at in planes])
+            np.concatenate(
+                [grid_lines(registration, axis, at, spacing, flat=flat) for axis, at in planes]
+            )
             / size
         )
         return
-    drawn = [arrows(scene, axis, at, spacing, flat=flat) for axis, at in planes]
+    drawn = [arrows(registration, axis, at, spacing, flat=flat) for axis, at in planes]
     layer.data = np.concatenate([segments for segments, _ in drawn]) / size
     layer.features = {LENGTH: np.concatenate([length for _, length in drawn])}
     layer.edge_color = LENGTH
@@ -325,7 +331,7 @@ def _redraw(layer: Vectors, planes: tuple[tuple[int, float], ...], *, flat: bool
 def _thicken(layer: Vectors, zoom: float) -> None:
     """Lines thinner than a pixel would be drawn as dots; the zoom in pixels per mm."""
     thin, pixels = (LINE, LINE_PIXELS) if tag(layer, "role") == "grid" else (ARROW, ARROW_PIXELS)
-    wanted = max(thin, pixels / zoom) / layer_scale(tag(layer, "scene"))
+    wanted = max(thin, pixels / zoom) / layer_scale(tag(layer, "registration"))
     if abs(layer.edge_width / wanted - 1) > 0.1:
         layer.edge_width = wanted
 

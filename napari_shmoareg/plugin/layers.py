@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.plugin.deformation import grid_layers
 from napari_shmoareg.plugin.placement import layer_options
-from napari_shmoareg.plugin.scenes import itself
+from napari_shmoareg.plugin.registrations import unwrap
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -32,12 +32,12 @@ SHRINKS, GROWS, FOLDS = "#6a51a3", "#e66101", "#ff0000"
 FINER = 2.0
 
 
-def layers_of(scene: Registration, number: int) -> list[LayerData]:
+def layers_of(registration: Registration, number: int) -> list[LayerData]:
     """Everything of a registration that can be laid over the fixed image.
 
     Parameters
     ----------
-    scene : Registration
+    registration : Registration
     number : int
         Of the registration in its viewer: the layers are called ``#1 warped`` and so on.
 
@@ -49,19 +49,28 @@ def layers_of(scene: Registration, number: int) -> list[LayerData]:
     """
     from napari_shmoareg.experts.maps import expert_maps, token_loads
 
-    about: dict[str, Any] = {"scene": scene, "number": number}
-    _, (low, high) = contrast(scene.pair.fixed, scene.pair.moving)
-    layers = [_image(scene.warped, (low, high), f"#{number} warped", **about, role="warped")]
-    if scene.warped_labels is not None:
+    about: dict[str, Any] = {"registration": registration, "number": number}
+    _, (low, high) = contrast(registration.pair.fixed, registration.pair.moving)
+    layers = [_image(registration.warped, (low, high), f"#{number} warped", **about, role="warped")]
+    if registration.warped_labels is not None:
         layers.append(
-            _labels(scene.warped_labels, f"#{number} warped labels", **about, role="warped_labels")
+            _labels(
+                registration.warped_labels,
+                f"#{number} warped labels",
+                **about,
+                role="warped_labels",
+            )
         )
-    layers += _jacobian(scene, number, about)
-    if token_loads(scene):
-        load = starting_head(scene)
-        layers.append(head_map(scene, number, load, int(load.values.sum(axis=(0, 1, 2)).argmax())))
-    layers += [_expert_map(scene, number, expert_map) for expert_map in expert_maps(scene)]
-    return layers + grid_layers(scene, number)
+    layers += _jacobian(registration, number, about)
+    if token_loads(registration):
+        load = starting_head(registration)
+        layers.append(
+            head_map(registration, number, load, int(load.values.sum(axis=(0, 1, 2)).argmax()))
+        )
+    layers += [
+        _expert_map(registration, number, expert_map) for expert_map in expert_maps(registration)
+    ]
+    return layers + grid_layers(registration, number)
 
 
 def layers_of_pair(pair: VolumePair) -> list[LayerData]:
@@ -90,7 +99,7 @@ def add_layers(viewer: Viewer, layers: list[LayerData]) -> list[Layer]:
 
     from napari_shmoareg.plugin.viewer import attend
 
-    viewer = itself(viewer)
+    viewer = unwrap(viewer)
     attend(viewer)
     before = viewer.layers.selection.active
     added = [viewer.add_layer(Layer.create(data, options, kind)) for data, options, kind in layers]
@@ -113,17 +122,17 @@ def contrast(fixed: Volume, moving: Volume) -> tuple[tuple[float, float], tuple[
     return a, b
 
 
-def starting_head(scene: Registration) -> GateValues:
+def starting_head(registration: Registration) -> GateValues:
     """The gate whose head map is shown first: the finest of the fixed image, last block."""
     from napari_shmoareg.experts.maps import token_loads
 
-    loads = token_loads(scene)
+    loads = token_loads(registration)
     of_fixed = [load for load in loads if load.image == "fixed"] or loads
     finest = min(load.stride for load in of_fixed)
     return [load for load in of_fixed if load.stride == finest][-1]
 
 
-def head_map(scene: Registration, number: int, load: GateValues, head: int) -> LayerData:
+def head_map(registration: Registration, number: int, load: GateValues, head: int) -> LayerData:
     """The weight of one attention head at every token, or how many blocks chose it, on the tokens'
     own grid.
     """
@@ -134,7 +143,7 @@ def head_map(scene: Registration, number: int, load: GateValues, head: int) -> L
         volume,
         finer=FINER,
         nearest=True,
-        scene=scene,
+        registration=registration,
         number=number,
         role="head_map",
         load=load,
@@ -172,11 +181,11 @@ def resolution(stride: int) -> str:
     return RESOLUTIONS.get(stride, f"1/{stride}")
 
 
-def expert_names(scene: Registration, count: int) -> list[str]:
+def expert_names(registration: Registration, count: int) -> list[str]:
     """What the decoder's experts are called, by id: the size of their convolution where it is
     known.
     """
-    kernels = scene.kernels
+    kernels = registration.kernels
     return (
         [f"{k}×{k}×{k}" for k in kernels]
         if len(kernels) == count
@@ -184,19 +193,19 @@ def expert_names(scene: Registration, count: int) -> list[str]:
     )
 
 
-def _expert_map(scene: Registration, number: int, expert_map: ExpertMap) -> LayerData:
+def _expert_map(registration: Registration, number: int, expert_map: ExpertMap) -> LayerData:
     """Red, white and blue cells; the expert's name stands in the status bar under the cursor."""
     from napari_shmoareg.figures.palette import expert_colours
 
     count, place = expert_map.num_experts, expert_map.gate
     about: dict[str, Any] = {
-        "scene": scene,
+        "registration": registration,
         "number": number,
         "role": "expert_map",
         "expert_map": expert_map,
     }
     data, options = layer_options(expert_map.volume, finer=FINER, **about)
-    named = [f"{name} (id {n})" for n, name in enumerate(expert_names(scene, count))]
+    named = [f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count))]
     options |= {
         "name": f"#{number} expert {place.direction} ({resolution(expert_map.stride)})",
         "colormap": (
@@ -213,15 +222,15 @@ def _expert_map(scene: Registration, number: int, expert_map: ExpertMap) -> Laye
     return data, options, "labels"
 
 
-def _jacobian(scene: Registration, number: int, about: dict[str, Any]) -> list[LayerData]:
+def _jacobian(registration: Registration, number: int, about: dict[str, Any]) -> list[LayerData]:
     """The determinant, clear where nothing changes its volume; and what folds, where anything
     does.
     """
-    values = scene.jacobian.values
+    values = registration.jacobian.values
     folded = values <= 0
     share = 100 * float(folded.mean())
     data, options = layer_options(
-        scene.jacobian, outside=1.0, **about, role="jacobian", folding_percent=share
+        registration.jacobian, outside=1.0, **about, role="jacobian", folding_percent=share
     )
     most = jacobian_range(values)
     options |= {
@@ -233,8 +242,8 @@ def _jacobian(scene: Registration, number: int, about: dict[str, Any]) -> list[L
     }
     layers: list[LayerData] = [(data, options, "image")]
     if folded.any():
-        volume = type(scene.jacobian)(
-            folded.astype(np.uint8), scene.jacobian.grid, "folding", is_labels=True
+        volume = type(registration.jacobian)(
+            folded.astype(np.uint8), registration.jacobian.grid, "folding", is_labels=True
         )
         data, options = layer_options(volume, **about, role="folding", folding_percent=share)
         options |= {

@@ -13,7 +13,11 @@ from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QDockWidget, QWidget
 
 from napari_shmoareg.plugin.placement import tag
-from napari_shmoareg.plugin.scenes import layer_in_role, layers_of_scene, scenes
+from napari_shmoareg.plugin.registrations import (
+    layer_in_role,
+    layers_of_registration,
+    open_registrations,
+)
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -100,7 +104,7 @@ def fit(viewer: Viewer) -> None:
             timer.start(SETTLED)
             return
         there.reset_view()
-        warped = layers_of_scene(there, max(scenes(there), default=0), "warped")
+        warped = layers_of_registration(there, max(open_registrations(there), default=0), "warped")
         if warped:
             there.layers.selection = {warped[-1]}
         timer.deleteLater()
@@ -192,11 +196,11 @@ def when_paired(viewer: Viewer) -> None:
     when(viewer, paired, show)
 
 
-def when_complete(viewer: Viewer, scene: Registration, count: int) -> None:
+def when_complete(viewer: Viewer, registration: Registration, count: int) -> None:
     """Bring up the Experts panel as soon as all layers of a registration are open."""
 
     def complete() -> bool:
-        return sum(tag(layer, "scene") is scene for layer in viewer.layers) == count
+        return sum(tag(layer, "registration") is registration for layer in viewer.layers) == count
 
     def show() -> None:
         dock(viewer, "Experts")
@@ -276,7 +280,7 @@ def show_experts() -> None:
 
     viewer = current_viewer()
     if viewer is not None:
-        experts_of(viewer, max(scenes(viewer), default=0))
+        experts_of(viewer, max(open_registrations(viewer), default=0))
 
 
 def experts_of(viewer: Viewer, number: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from napari_shmoareg.plugin.layers import FINER, LayerData, add_layers
 from napari_shmoareg.plugin.placement import layer_options, tag
-from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
 from napari_shmoareg.plugin.showing import refill, show_only
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def show_gate(
         layer is None
         or tuple(tag(layer, name) for name in ("gate", "measure", "stretched")) != wanted
     ):
-        made = gate_map(scenes(viewer)[number], number, gate, measure, stretched=stretched)
+        made = gate_map(
+            open_registrations(viewer)[number], number, gate, measure, stretched=stretched
+        )
         if layer is None:
             (layer,) = add_layers(viewer, [made])
         else:
@@ -63,12 +65,12 @@ def show_gate(
 
 def gate_layer(viewer: Viewer, number: int) -> Image | None:
     """The layer of a registration that shows how sure a gate was, once it was asked for."""
-    found = layers_of_scene(viewer, number, "gate_map")
+    found = layers_of_registration(viewer, number, "gate_map")
     return found[0] if found else None
 
 
 def gate_map(
-    scene: Registration,
+    registration: Registration,
     number: int,
     gate: GateValues,
     measure: Measure = "entropy",
@@ -79,7 +81,7 @@ def gate_map(
 
     Parameters
     ----------
-    scene : Registration
+    registration : Registration
     number : int
         Of the registration in its viewer.
     gate : GateValues
@@ -95,7 +97,7 @@ def gate_map(
     low, first, median, third, high = (
         float(v) for v in np.nanpercentile(volume.values, (1, 25, 50, 75, 99))
     )
-    about: dict[str, Any] = {"scene": scene, "number": number, "role": "gate_map"}
+    about: dict[str, Any] = {"registration": registration, "number": number, "role": "gate_map"}
     about |= {
         "gate": gate,
         "measure": measure,

@@ -19,7 +19,7 @@ import numpy as np
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.placement import KEY, layer_options, tag
-from napari_shmoareg.plugin.scenes import next_number
+from napari_shmoareg.plugin.registrations import next_number
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -159,7 +159,7 @@ def layer_of_file(path: str, known: OpenInputs) -> LayerData | None:
     """
     from napari_shmoareg.io.dicom import is_dicom
     from napari_shmoareg.io.files import ending
-    from napari_shmoareg.io.images import look
+    from napari_shmoareg.io.images import inspect_file
     from napari_shmoareg.io.untrusted import user_path
 
     place = user_path(path)
@@ -167,7 +167,7 @@ def layer_of_file(path: str, known: OpenInputs) -> LayerData | None:
         return _layer(_series(place), known)
     if place.is_file() and (ending(place) in SLICES or is_dicom(place)):
         return _slice(place.resolve(), known)
-    contents = look(place)
+    contents = inspect_file(place)
     if contents.kind == "displacement":
         return _displacement(place)
     return _layer(_volume(place, contents.kind == "labels", contents.volumes), known)
@@ -370,13 +370,13 @@ def _folder(path: str, known: OpenInputs) -> list[LayerData]:
     from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
     from napari_shmoareg.plugin.opening import when_complete
 
-    scene = read_registration(path)
+    registration = read_registration(path)
     number = 1 if known.viewer is None else next_number(known.viewer)
     number = max([number, *(kept["number"] + 1 for kept in known.tags() if kept.get("number"))])
-    results = layers_of(scene, number)
+    results = layers_of(registration, number)
     if known.viewer is not None:
-        when_complete(known.viewer, scene, len(results))
-    return [*layers_of_pair(scene.pair), *results]
+        when_complete(known.viewer, registration, len(results))
+    return [*layers_of_pair(registration.pair), *results]
 
 
 def _before_added(viewer: Viewer, known: OpenInputs) -> None:
@@ -386,7 +386,7 @@ def _before_added(viewer: Viewer, known: OpenInputs) -> None:
 
     new = [options["metadata"][KEY] for _, options, _ in known.layers]
     ours = any(tag(layer, "volume") is not None for layer in viewer.layers)
-    if new and (ours or not len(viewer.layers) or any("scene" in kept for kept in new)):
+    if new and (ours or not len(viewer.layers) or any("registration" in kept for kept in new)):
         attend(viewer)
     if new and not viewer.layers:
         fit(viewer)
@@ -394,7 +394,7 @@ def _before_added(viewer: Viewer, known: OpenInputs) -> None:
     if copied and not any(tag(layer, "copied") for layer in viewer.layers):
         tell(viewer, "info", COPIED.format(copied[0]))
     if any(kept.get("role") in ("moving", "fixed") for kept in new) and not any(
-        "scene" in kept for kept in new
+        "registration" in kept for kept in new
     ):
         when_paired(viewer)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg.plugin.placement import KEY, tag
-from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -28,7 +28,7 @@ def current(viewer: Viewer) -> tuple[int, Registration] | None:
     """The registration that is meant: of the selected layer, or else the newest; None if none is
     open.
     """
-    opened = scenes(viewer)
+    opened = open_registrations(viewer)
     active = viewer.layers.selection.active
     number = None if active is None else tag(active, "number")
     if number not in opened:
@@ -39,7 +39,7 @@ def current(viewer: Viewer) -> tuple[int, Registration] | None:
 def show_role(viewer: Viewer, number: int, role: str, on: bool) -> list[Layer]:
     """Show or hide the layers of a registration in a role; the Jacobian takes its folding along."""
     roles = ("jacobian", "folding") if role == "jacobian" else (role,)
-    layers = [layer for name in roles for layer in layers_of_scene(viewer, number, name)]
+    layers = [layer for name in roles for layer in layers_of_registration(viewer, number, name)]
     for layer in layers:
         layer.visible = on
     return layers
@@ -47,7 +47,7 @@ def show_role(viewer: Viewer, number: int, role: str, on: bool) -> list[Layer]:
 
 def is_shown(viewer: Viewer, number: int, role: str) -> bool:
     """Whether any layer of a registration in a role is visible."""
-    return any(layer.visible for layer in layers_of_scene(viewer, number, role))
+    return any(layer.visible for layer in layers_of_registration(viewer, number, role))
 
 
 def show_experts(
@@ -103,7 +103,7 @@ def draw_alone(layer: Labels, expert: int | None) -> None:
 
 def expert_layers(viewer: Viewer, number: int) -> list[Labels]:
     """The expert maps of a registration: the finest first, then by direction."""
-    layers = layers_of_scene(viewer, number, "expert_map")
+    layers = layers_of_registration(viewer, number, "expert_map")
     return sorted(layers, key=lambda layer: which(layer)[::-1])
 
 
@@ -141,7 +141,7 @@ def show_head(viewer: Viewer, number: int, load: GateValues, head: int) -> Image
     if layer is None:
         return None
     if tag(layer, "load") is not load or tag(layer, "head") != head:
-        refill(layer, *head_map(tag(layer, "scene"), number, load, head)[:2])
+        refill(layer, *head_map(tag(layer, "registration"), number, load, head)[:2])
     show_only(viewer, layer)
     return layer
 
@@ -159,7 +159,7 @@ def next_head(viewer: Viewer, number: int) -> Image | None:
 
 def head_layer(viewer: Viewer, number: int) -> Image | None:
     """The layer of a registration that shows one attention head."""
-    found = layers_of_scene(viewer, number, "head_map")
+    found = layers_of_registration(viewer, number, "head_map")
     return found[0] if found else None
 
 
@@ -204,16 +204,18 @@ def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:
 
 def image_layer(viewer: Viewer, number: int, which: str) -> Layer | None:
     """The layer of a registration's moving, fixed or warped image, as far as it is open."""
-    return layer_of(viewer, scenes(viewer)[number], number, "after" if which == "warped" else which)
+    return layer_of(
+        viewer, open_registrations(viewer)[number], number, "after" if which == "warped" else which
+    )
 
 
-def layer_of(viewer: Viewer, scene: Registration, number: int, which: str) -> Image | None:
+def layer_of(viewer: Viewer, registration: Registration, number: int, which: str) -> Image | None:
     """The layer that shows a registration's "fixed", "moving" or warped ("after") image, if one
     does.
     """
     if which == "after":
-        return next(iter(layers_of_scene(viewer, number, "warped")), None)
-    wanted = getattr(scene.pair, which).values
+        return next(iter(layers_of_registration(viewer, number, "warped")), None)
+    wanted = getattr(registration.pair, which).values
     for layer in reversed(viewer.layers):
         if layer._type_string == "image" and tag(layer, "role") != "comparison":
             volume = tag(layer, "volume")
@@ -233,7 +235,9 @@ def opacity_of(layers: list[Layer], value: float | None = None) -> float:
 
 def spacing_of(viewer: Viewer, number: int) -> float | None:
     """Mm between the nodes of a registration's deformation grid; None without one."""
-    grids = layers_of_scene(viewer, number, "grid") or layers_of_scene(viewer, number, "arrows")
+    grids = layers_of_registration(viewer, number, "grid") or layers_of_registration(
+        viewer, number, "arrows"
+    )
     return float(grids[0].metadata[KEY]["spacing"]) if grids else None
 
 
@@ -295,7 +299,7 @@ def _on_current(act: Callable[[Viewer, int, Registration], str]) -> Callable[[Vi
 def _against(which: str) -> Callable[[Viewer, int, Registration], str]:
     """Change between the warped image and another one."""
 
-    def act(viewer: Viewer, number: int, scene: Registration) -> str:
+    def act(viewer: Viewer, number: int, registration: Registration) -> str:
         warped = image_layer(viewer, number, "warped")
         turn = which if warped is not None and warped.visible else "warped"
         layer = show_image(viewer, number, turn)
@@ -307,17 +311,17 @@ def _against(which: str) -> Callable[[Viewer, int, Registration], str]:
     return act
 
 
-def _next_map(viewer: Viewer, number: int, scene: Registration) -> str:
+def _next_map(viewer: Viewer, number: int, registration: Registration) -> str:
     """SHMoAReg: next expert map."""
     return _told(next_expert_map(viewer, number), f"#{number}: no expert map")
 
 
-def _next_direction(viewer: Viewer, number: int, scene: Registration) -> str:
+def _next_direction(viewer: Viewer, number: int, registration: Registration) -> str:
     """SHMoAReg: expert map of the next direction."""
     return _told(next_direction(viewer, number), f"#{number} has no expert maps.")
 
 
-def _next_head(viewer: Viewer, number: int, scene: Registration) -> str:
+def _next_head(viewer: Viewer, number: int, registration: Registration) -> str:
     """SHMoAReg: next attention head."""
     return _told(next_head(viewer, number), f"#{number} has no attention heads to choose from.")
 
@@ -325,7 +329,7 @@ def _next_head(viewer: Viewer, number: int, scene: Registration) -> str:
 def _switched(role: str, name: str) -> Callable[[Viewer, int, Registration], str]:
     """Show or hide what has a role."""
 
-    def act(viewer: Viewer, number: int, scene: Registration) -> str:
+    def act(viewer: Viewer, number: int, registration: Registration) -> str:
         on = not is_shown(viewer, number, role)
         layers = show_role(viewer, number, role, on)
         if not layers:

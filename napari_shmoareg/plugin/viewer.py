@@ -8,7 +8,7 @@ from napari.utils.notifications import Notification, NotificationSeverity, notif
 from qtpy.QtCore import QTimer
 
 from napari_shmoareg.plugin.placement import go_to, tag, to_viewer
-from napari_shmoareg.plugin.scenes import itself
+from napari_shmoareg.plugin.registrations import unwrap
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -115,7 +115,7 @@ def attend(viewer: Viewer) -> None:
     from napari_shmoareg.plugin.deformation import attach
     from napari_shmoareg.plugin.showing import bind
 
-    viewer = itself(viewer)
+    viewer = unwrap(viewer)
     face(viewer)
     bind(viewer)
     attach(viewer)
@@ -141,7 +141,7 @@ def draw_in_own_context(viewer: Viewer) -> None:
     viewer : Viewer
         One without a window has no canvas: nothing is done.  A second call changes nothing more.
     """
-    window = getattr(itself(viewer), "window", None)
+    window = getattr(unwrap(viewer), "window", None)
     if window is None:
         return
     canvas = window._qt_viewer.canvas._scene_canvas

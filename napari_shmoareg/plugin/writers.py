@@ -51,14 +51,14 @@ def write_displacement(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """
     from napari_shmoareg.io import write_displacement as write
 
-    scene = (meta.get("metadata", {}).get(KEY) or {}).get("scene")
-    if scene is None:
+    registration = (meta.get("metadata", {}).get(KEY) or {}).get("registration")
+    if registration is None:
         raise InputError(
             f"The layer '{meta.get('name')}' shows no registration of SHMoAReg, so there is no"
             " displacement to write. Choose the layer of a registration, such as '#1"
             " displacement'."
         )
-    write(scene.displacement, path)
+    write(registration.displacement, path)
     return [path]
 
 

@@ -66,9 +66,9 @@ def main(folder: str, every: bool) -> None:
     faulthandler.enable()
     viewer = napari.Viewer(ndisplay=2)
     viewer.window.resize(600, 400)
-    scene = read_registration(folder)
-    pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
-    add_layers(viewer, pair + layers_of(scene, 1)[:2])  # fewer layers, fewer seconds
+    registration = read_registration(folder)
+    pair = [layer for layer in layers_of_pair(registration.pair) if layer[2] == "image"]
+    add_layers(viewer, pair + layers_of(registration, 1)[:2])  # fewer layers, fewer seconds
     _, panel = viewer.window.add_plugin_dock_widget("shmoareg", "Quality")
     # napari collects garbage whenever a layer is removed; what is there now need not be looked at
     gc.freeze()

@@ -16,7 +16,7 @@ from napari_shmoareg.registration.register import Registration, register
 
 
 @pytest.fixture(scope="session")
-def scene(phantoms, lively_network) -> Registration:
+def registration(phantoms, lively_network) -> Registration:
     """Of the oblique, anisotropic phantoms, by an untrained network that truly moves things; not to
     be changed.
     """
@@ -29,10 +29,10 @@ def scene(phantoms, lively_network) -> Registration:
 
 
 @pytest.fixture
-def model(scene) -> ViewerModel:
+def model(registration) -> ViewerModel:
     """A viewer without a window that has the registration open, as #1."""
     made = ViewerModel()
-    add_layers(made, layers_of(scene, 1))
+    add_layers(made, layers_of(registration, 1))
     return made
 
 

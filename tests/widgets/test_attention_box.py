@@ -19,7 +19,7 @@ from napari_shmoareg.plugin.experts.location import LocationView
 from napari_shmoareg.plugin.experts.pins import own_layer
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag, to_viewer
-from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.plugin.registrations import layers_of_registration
 from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.replay import Replay
 
@@ -28,7 +28,7 @@ WAIT = 60_000  # ms at most
 
 @pytest.fixture
 def asked(monkeypatch, lively_network):
-    """The names under which a network was asked for; it is the one that made the scene."""
+    """The names under which a network was asked for; it is the one that made the registration."""
     names = []
 
     def load(name, *, device="cpu"):
@@ -40,11 +40,13 @@ def asked(monkeypatch, lively_network):
 
 
 @pytest.fixture
-def view(model, qtbot, scene):
+def view(model, qtbot, registration):
     made = LocationView(model)
     qtbot.addWidget(made)
     made.show_registration(1)
-    made.read(scene.network_grid.to_world((np.array(scene.network_grid.shape) - 1) * 0.4))
+    made.read(
+        registration.network_grid.to_world((np.array(registration.network_grid.shape) - 1) * 0.4)
+    )
     made.show()
     qtbot.waitExposed(made)
     return made
@@ -59,19 +61,21 @@ def finish(view, qtbot):
 
 
 def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_values(
-    view, model, scene, qtbot, asked, lively_network
+    view, model, registration, qtbot, asked, lively_network
 ):
-    gate = token_loads(scene)[-1].gate
+    gate = token_loads(registration)[-1].gate
     pick(view, gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert asked == ["untrained"] and not view.attention.status.text()
-    layer = own_layer(model, scene, "attention")
-    settings = scene.report["settings"]
-    replay = Replay.of(scene.pair, lively_network(0.03), affine=scene.affine, settings=settings)
+    layer = own_layer(model, registration, "attention")
+    settings = registration.report["settings"]
+    replay = Replay.of(
+        registration.pair, lively_network(0.03), affine=registration.affine, settings=settings
+    )
     probe, box, seen = AttentionProbe.of(replay), view.attention, 0
     top_k = settings["network"]["top_k"]
-    for load in (token_loads(scene)[-1], token_loads(scene)[0]):
+    for load in (token_loads(registration)[-1], token_loads(registration)[0]):
         pick(view, load.gate)
         cell = view.picked.cell
         expected = {found.head: found for found in probe.at(load.gate, cell)}
@@ -80,7 +84,7 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
             box.head.setCurrentIndex(index)
             box.head.activated.emit(index)
             found = expected[box.head.currentData()]
-            assert own_layer(model, scene, "attention") is layer
+            assert own_layer(model, registration, "attention") is layer
             volume = tag(layer, "volume")
             np.testing.assert_array_equal(volume.values, found.volume.values)
             assert volume.grid.same_space(load.grid) and abs(volume.values.sum() - 1) < 1e-5
@@ -99,20 +103,23 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
             assert layer.data[tuple(np.rint(own).astype(int))] == found.volume.values[cell]
             seen += 1
     assert seen == 2 * top_k > 2 and box.ramp.texts() == ["0", f"{layer.contrast_limits[1]:.3g}"]
-    pick(view, expert_maps(scene)[0].gate)
+    pick(view, expert_maps(registration)[0].gate)
     assert (
-        own_layer(model, scene, "attention") is None and "pick one of its tokens" in box.says.text()
+        own_layer(model, registration, "attention") is None
+        and "pick one of its tokens" in box.says.text()
     )
     pick(view, gate)
     box.on.click()
-    assert own_layer(model, scene, "attention") is None
+    assert own_layer(model, registration, "attention") is None
     box.on.click()
-    assert own_layer(model, scene, "attention") is not None and len(asked) == 1, (
+    assert own_layer(model, registration, "attention") is not None and len(asked) == 1, (
         "the probe was not kept"
     )
 
 
-def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, lively_network, scene):
+def test_a_network_that_chooses_otherwise_is_told(
+    view, qtbot, monkeypatch, lively_network, registration
+):
     def load(name, *, device="cpu"):
         network = lively_network(0.03)
         for module in network.modules():
@@ -121,7 +128,7 @@ def test_a_network_that_chooses_otherwise_is_told(view, qtbot, monkeypatch, live
         return network
 
     monkeypatch.setattr(checkpoint, "load_network", load)
-    pick(view, token_loads(scene)[0].gate)
+    pick(view, token_loads(registration)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
     assert "does not choose as the registration did (0 of" in view.attention.status.text()
@@ -153,7 +160,7 @@ def test_weights_that_are_not_there_are_said_and_can_be_shown(
 
 
 def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(
-    view, model, scene, qtbot, monkeypatch, lively_network
+    view, model, registration, qtbot, monkeypatch, lively_network
 ):
     entered, go_on = threading.Event(), threading.Event()
 
@@ -170,11 +177,11 @@ def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(
     go_on.set()
     finish(view, qtbot)
     assert view.attention.status.text() == "Cancelled." and not view.attention.on.isChecked()
-    assert not view.attention.probes and own_layer(model, scene, "attention") is None
+    assert not view.attention.probes and own_layer(model, registration, "attention") is None
 
 
 def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration(
-    view, model, scene, qtbot, monkeypatch, lively_network, told
+    view, model, registration, qtbot, monkeypatch, lively_network, told
 ):
     entered, go_on, asked = threading.Event(), threading.Event(), []
 
@@ -185,7 +192,7 @@ def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration
         return lively_network(0.03)
 
     monkeypatch.setattr(checkpoint, "load_network", load)
-    other = replace(scene, weights="mine", report={**scene.report, "weights": "mine"})
+    other = replace(registration, weights="mine", report={**registration.report, "weights": "mine"})
     add_layers(model, layers_of(other, 2))
     box = view.attention
     view.show_registration(2)
@@ -198,7 +205,7 @@ def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration
     box.task.progressed.emit("loading the network", 0.1)
     assert "Waiting" in box.status.text(), "it shows how far another registration is"
     go_on.set()
-    qtbot.waitUntil(lambda: scene in box.probes, timeout=WAIT)
+    qtbot.waitUntil(lambda: registration in box.probes, timeout=WAIT)
     assert len(asked) == 2 and asked[0] == "mine" and box.on.isChecked() and not box.status.text()
     assert other not in box.probes and not told("error")
     view.show_registration(2)
@@ -209,29 +216,31 @@ def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration
     assert box.status.text() == "" and box.cancel.isHidden()
 
 
-def test_a_replay_is_that_of_the_registration(scene, asked):
+def test_a_replay_is_that_of_the_registration(registration, asked):
     report = Report()
-    replay = replay_of(scene, report)
+    replay = replay_of(registration, report)
     assert report.reached == ("ready", 1.0)
     displacement, routing = replay.run()
-    for record, mine in zip(scene.routing, routing, strict=True):
+    for record, mine in zip(registration.routing, routing, strict=True):
         np.testing.assert_array_equal(record.routing.experts.numpy(), mine.routing.experts.numpy())
-    assert displacement.shape[2:] == scene.network_grid.shape
+    assert displacement.shape[2:] == registration.network_grid.shape
     report.cancel()
     with pytest.raises(Interrupted):
-        replay_of(scene, report)
+        replay_of(registration, report)
     assert len(asked) == 1
     assert weights_of(
-        replace(scene, report={**scene.report, "weights": "/there/mine.safetensors"})
+        replace(registration, report={**registration.report, "weights": "/there/mine.safetensors"})
     ).endswith("tensors")
 
 
-def test_closing_the_registration_takes_the_attention_along(view, model, scene, qtbot, asked):
-    pick(view, token_loads(scene)[0].gate)
+def test_closing_the_registration_takes_the_attention_along(
+    view, model, registration, qtbot, asked
+):
+    pick(view, token_loads(registration)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
-    assert own_layer(model, scene, "attention") is not None
-    for layer in layers_of_scene(model, 1):
+    assert own_layer(model, registration, "attention") is not None
+    for layer in layers_of_registration(model, 1):
         model.layers.remove(layer)
     view.show_registration(None)
     assert not list(model.layers) and not view.attention.on.isChecked()

@@ -86,15 +86,15 @@ def test_the_difference_is_absolute_and_nothing_where_both_are_alike(both):
     assert not out.any()
 
 
-def test_the_moving_image_as_filed_is_where_its_header_says(scene):
-    before, pair = moving_at(scene, "before"), scene.pair
+def test_the_moving_image_as_filed_is_where_its_header_says(registration):
+    before, pair = moving_at(registration, "before"), registration.pair
     again = warp_volume(pair.moving, pair.fixed.grid, Transform(np.eye(4)))
     assert before.grid is pair.fixed.grid and (before.values == again.values).all()
-    assert moving_at(scene, "after") is scene.warped
+    assert moving_at(registration, "after") is registration.warped
 
 
-def test_both_sides_stand_on_the_straight_copy_of_the_oblique_fixed_grid(scene):
-    found, fixed = sides(scene, scene.warped), scene.pair.fixed
+def test_both_sides_stand_on_the_straight_copy_of_the_oblique_fixed_grid(registration):
+    found, fixed = sides(registration, registration.warped), registration.pair.fixed
     shown = place(fixed)
     assert shown.copied and found.fixed.shape == found.other.shape == shown.data.shape
     assert found.spacing == shown.scale and found.origin == shown.translate
@@ -104,17 +104,17 @@ def test_both_sides_stand_on_the_straight_copy_of_the_oblique_fixed_grid(scene):
     assert found.fixed[tuple(at)] == expected > 0.8
 
 
-def test_outside_the_fixed_field_of_view_nothing_differs(scene):
-    found = sides(scene, moving_at(scene, "before"))
+def test_outside_the_fixed_field_of_view_nothing_differs(registration):
+    found = sides(registration, moving_at(registration, "before"))
     out = np.zeros_like(found.fixed)
     fill_difference(out, found)
     assert out[0, 0, 0] == 0 and out.max() > 0.2
 
 
-def test_the_moving_image_has_one_scale_before_and_after(scene):
-    scale = Intensity.of(scene.pair.moving)
+def test_the_moving_image_has_one_scale_before_and_after(registration):
+    scale = Intensity.of(registration.pair.moving)
     for stage in ("before", "affine", "after"):
-        moved = moving_at(scene, stage)
-        found, expected = sides(scene, moved).other, scale.scale(place(moved).data)
+        moved = moving_at(registration, stage)
+        found, expected = sides(registration, moved).other, scale.scale(place(moved).data)
         seen = found > 0
         assert seen.any() and (found[seen] == expected[seen]).all()

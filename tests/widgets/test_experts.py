@@ -48,14 +48,14 @@ def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model, c
 
 
 def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(
-    panel, scene, choose
+    panel, registration, choose
 ):
-    for expert_map in expert_maps(scene):
+    for expert_map in expert_maps(registration):
         choose(panel.decoder.direction, expert_map.direction)
         choose(panel.decoder.resolution, expert_map.stride)
         (said,) = (
             entry["share"]
-            for entry in scene.report["expert_loads"]
+            for entry in registration.report["expert_loads"]
             if entry["part"] == "decoder"
             and (entry["layer"], entry["direction"]) == (expert_map.layer, expert_map.direction)
         )
@@ -64,8 +64,8 @@ def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen
         assert texts[1::2] == [f"{100 * share:.1f} %" for share in said]
 
 
-def test_the_load_of_a_head_is_that_of_the_report(panel, scene, choose):
-    for entry in scene.report["expert_loads"]:
+def test_the_load_of_a_head_is_that_of_the_report(panel, registration, choose):
+    for entry in registration.report["expert_loads"]:
         if entry["part"] != "encoder":
             continue
         head = int(np.argmin(entry["share"]))
@@ -80,9 +80,9 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, scene, choose):
     assert "nothing more" in CAPTION
 
 
-def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, scene, choose):
+def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, registration, choose):
     layer = showing.head_layer(model, 1)
-    loads = {load.gate[1:4]: load for load in token_loads(scene)}
+    loads = {load.gate[1:4]: load for load in token_loads(registration)}
     assert len({load.stride for load in loads.values()}) > 1, "one grid only: nothing to see"
     for (number, block, image), load in loads.items():
         choose(panel.encoder.layer, number)
@@ -97,11 +97,11 @@ def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, scene,
     assert visible(model, "head_map") == [layer.name]
 
 
-def test_how_often_a_head_was_chosen_counts_over_the_blocks(panel, model, scene):
+def test_how_often_a_head_was_chosen_counts_over_the_blocks(panel, model, registration):
     panel.encoder.counted.click()
     layer = showing.head_layer(model, 1)
     load, head = tag(layer, "load"), tag(layer, "head")
-    assert load in times_chosen(scene) and not panel.encoder.block.isEnabled()
+    assert load in times_chosen(registration) and not panel.encoder.block.isEnabled()
     assert (
         layer.contrast_limits == [0, load.values.max()]
         and layer.data.max() == load.values[..., head].max()
@@ -181,11 +181,16 @@ def test_a_renamed_layer_is_looked_at_by_the_tab_in_front_alone(panel, model, mo
     assert set(asked[2:]) == set(panel.views), "a view behind keeps a registration that was closed"
 
 
-def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, scene):
-    settings = {**scene.report["settings"], "untrained": True}
+def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, registration):
+    settings = {**registration.report["settings"], "untrained": True}
     add_layers(
         model,
-        layers_of(replace(scene, weights="mine", report={**scene.report, "settings": settings}), 2),
+        layers_of(
+            replace(
+                registration, weights="mine", report={**registration.report, "settings": settings}
+            ),
+            2,
+        ),
     )
     panel = ExpertsPanel(model)
     qtbot.addWidget(panel)
@@ -194,7 +199,7 @@ def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, sce
 
 
 def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
-    model, qtbot, scene, tmp_path, lively_network
+    model, qtbot, registration, tmp_path, lively_network
 ):
     """Nothing where there is no card to be found; "not measured" where it has no score; the score
     where it has one.
@@ -217,8 +222,8 @@ def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
         path = tmp_path / f"{name}.safetensors"
         if card is not None:
             save_network(lively_network(0.03), path, card=card)
-        report = {**scene.report, "weights": str(path)}
-        add_layers(model, layers_of(replace(scene, report=report, weights=name), number))
+        report = {**registration.report, "weights": str(path)}
+        add_layers(model, layers_of(replace(registration, report=report, weights=name), number))
         panel = ExpertsPanel(model)
         qtbot.addWidget(panel)
         assert panel.number == number
@@ -282,8 +287,10 @@ def test_one_expert_can_be_drawn_alone_and_stays_so_in_other_directions(panel, m
     assert showing.alone(layer) is None and not layer.show_selected_label
 
 
-def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(panel, model, scene):
-    other = replace(scene, weights="mine")
+def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(
+    panel, model, registration
+):
+    other = replace(registration, weights="mine")
     add_layers(model, layers_of(other, 2))
     panel.reset_choices()
     assert panel.number == 2 and "mine" in panel.registration.currentText()
@@ -330,12 +337,12 @@ def test_importing_the_panel_does_not_import_torch():
     assert run.stdout.strip() == "False"
 
 
-def test_a_docked_panel_draws_its_map_and_follows_new_layers(viewer, scene):
+def test_a_docked_panel_draws_its_map_and_follows_new_layers(viewer, registration):
     from napari.utils._proxies import PublicOnlyProxy
 
     panel = ExpertsPanel(PublicOnlyProxy(viewer))  # as napari hands it to the panels of plugins
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
-    add_layers(viewer, layers_of(scene, 1))
+    add_layers(viewer, layers_of(registration, 1))
     assert panel.number == 1
     before = viewer.screenshot(canvas_only=True, flash=False).astype(int)
     panel.decoder.on.click()

@@ -40,7 +40,7 @@ def panel(viewer, qtbot):
     made = FineTunePanel(PublicOnlyProxy(viewer))
     viewer.window.add_dock_widget(made, name="Fine-tune")
     yield made
-    child = made.follower._held.child
+    child = made.follower._child_ref.child
     made.follower.close()
     if child is not None:
         gone(child.pid, kill=True)
@@ -75,7 +75,7 @@ def gone(pid: int, kill: bool = False) -> bool:
 
 
 def ended(panel):
-    return lambda: panel.follower.mode is Mode.still
+    return lambda: panel.follower.mode is Mode.idle
 
 
 def show(panel, tab: str) -> None:
@@ -85,14 +85,14 @@ def show(panel, tab: str) -> None:
 def test_a_run_fills_table_curves_and_loads_and_its_alarm_is_told_once(panel, learn, qtbot, told):
     learn("plain")
     qtbot.waitUntil(ended(panel), timeout=LONG)
-    known = panel.follower.known
-    assert known.step == 40 and len(known.terms["total"]) == 40 and not known.garbled
+    state = panel.follower.state
+    assert state.step == 40 and len(state.terms["total"]) == 40 and not state.garbled
     panel._show()
     assert panel.tabs.tabText(panel.tabs.currentIndex()) == "Curves"
     steps, values = panel.curves.losses._curves["total"][0].getData()
     assert len(steps) == 40 and np.isfinite(values).all() and not panel.curves.nothing.isVisible()
     assert (
-        f"best {known.best.value:.3f} at step {known.best.step}" in panel.curves.dice.title.text()
+        f"best {state.best.value:.3f} at step {state.best.step}" in panel.curves.dice.title.text()
     )
     show(panel, "Loads")
     assert panel.loads.legend.texts()[0] == "head 0" and len(panel.loads.legend.texts()) == 24
@@ -102,9 +102,9 @@ def test_a_run_fills_table_curves_and_loads_and_its_alarm_is_told_once(panel, le
     assert table.item(0, 0).text() == "e" and "cut short" in table.item(0, 1).text(), (
         "problems come first"
     )
-    assert "2 learn (train), 2 judge (validation)" in panel.data.table.told.text()
-    assert panel.data.told.text() == "label 4 is rare"
-    assert "The run is done: 40 steps." in told("info") and "best Dice" in panel.run.told.text()
+    assert "2 train, 2 validation" in panel.data.table.message.text()
+    assert panel.data.message.text() == "label 4 is rare"
+    assert "The run is done: 40 steps." in told("info") and "best Dice" in panel.run.message.text()
 
 
 def test_the_places_of_the_loads_are_picked_by_layer_and_direction(panel, learn, qtbot, choose):
@@ -113,7 +113,7 @@ def test_the_places_of_the_loads_are_picked_by_layer_and_direction(panel, learn,
     show(panel, "Loads")
     choose(panel.loads.layer, "decoder-1")
     choose(panel.loads.which, "y")
-    assert panel.loads.place == "decoder-1-y" and panel.loads.legend.texts()[::2] == [
+    assert panel.loads.gate == "decoder-1-y" and panel.loads.legend.texts()[::2] == [
         "1×1×1",
         "3×3×3",
         "5×5×5",
@@ -125,19 +125,19 @@ def test_the_places_of_the_loads_are_picked_by_layer_and_direction(panel, learn,
 def test_pause_go_on_and_stop_are_asked_by_the_buttons_and_done(panel, learn, qtbot):
     learn("slow", 1000)
     qtbot.waitUntil(
-        lambda: panel.run.pause.isEnabled() and panel.follower.known.step > 0, timeout=LONG
+        lambda: panel.run.pause.isEnabled() and panel.follower.state.step > 0, timeout=LONG
     )
     panel.run.pause.click()
-    assert panel.run.told.text().startswith("Pausing after this step")
-    qtbot.waitUntil(lambda: panel.run.pause.text() == "Go on", timeout=LONG)
-    step = panel.follower.known.step
-    assert panel.run.told.text().startswith(f"Paused at step {step} of 1000")
+    assert panel.run.message.text().startswith("Pausing after this step")
+    qtbot.waitUntil(lambda: panel.run.pause.text() == "Continue", timeout=LONG)
+    step = panel.follower.state.step
+    assert panel.run.message.text().startswith(f"Paused at step {step} of 1000")
     panel.run.pause.click()
-    qtbot.waitUntil(lambda: panel.follower.known.step > step, timeout=LONG)
+    qtbot.waitUntil(lambda: panel.follower.state.step > step, timeout=LONG)
     panel.run.stop.click()
     assert panel.run.stop.text() == "Stopping…" and not panel.run.stop.isEnabled()
     qtbot.waitUntil(ended(panel), timeout=LONG)
-    assert panel.follower.known.end["reason"] == "stopped"
+    assert panel.follower.state.end["reason"] == "stopped"
     qtbot.waitUntil(lambda: panel.run.start.isVisible(), timeout=LONG)
     assert (
         panel.run.start.text() == "Resume"
@@ -153,7 +153,7 @@ def test_a_child_that_is_killed_is_told_with_its_last_words_and_napari_stands(
     qtbot.waitUntil(ended(panel), timeout=LONG)
     error = told("error")
     assert "ended after step 4 by the signal SIGKILL" in error and "the card fell out" in error
-    assert panel.run.told.text().startswith("Step 4 of 40; nobody works on this run now.")
+    assert panel.run.message.text().startswith("Step 4 of 40; no process works on this run now.")
     log = Path(error.rsplit("All of it is in ", 1)[1].strip().rstrip("."))
     assert log.is_file()
     log.unlink()
@@ -163,26 +163,26 @@ def test_an_error_that_the_child_tells_is_told_in_its_own_words(panel, learn, qt
     learn("error")
     qtbot.waitUntil(ended(panel), timeout=LONG)
     assert told("error").strip() == "The loss is not finite (a and b). Lower the learning rate."
-    assert panel.run.told.text().startswith("The run failed after step 3.")
+    assert panel.run.message.text().startswith("The run failed after step 3.")
 
 
 def test_lines_that_are_no_events_do_not_stop_the_watching(panel, learn, qtbot):
     learn("garbage")
     qtbot.waitUntil(ended(panel), timeout=LONG)
-    assert panel.follower.known.step == 40 and len(panel.follower.known.garbled) == 2
+    assert panel.follower.state.step == 40 and len(panel.follower.state.garbled) == 2
     panel._show()
-    assert "2 events could not be understood" in panel.run.told.text()
+    assert "2 events could not be understood" in panel.run.message.text()
 
 
 def test_closing_the_dock_lets_the_child_stop_by_itself_and_save(viewer, panel, learn, qtbot):
     run = learn("slow", 1000)
-    qtbot.waitUntil(lambda: panel.follower.known.step > 0, timeout=LONG)
-    child = panel.follower._held.child
+    qtbot.waitUntil(lambda: panel.follower.state.step > 0, timeout=LONG)
+    child = panel.follower._child_ref.child
     viewer.window.remove_dock_widget(panel)
-    assert panel.follower._held.child is None
+    assert panel.follower._child_ref.child is None
     qtbot.waitUntil(lambda: child.ended is not None or bool(child.events()), timeout=LONG)
     assert gone(child.pid) and (run / "best.safetensors").is_file()
-    assert panel.follower.mode is Mode.still
+    assert panel.follower.mode is Mode.idle
     child.forget()
 
 
@@ -208,10 +208,10 @@ def test_a_child_that_says_nothing_is_told_to_be_silent_and_can_be_stopped(
     panel, learn, qtbot, monkeypatch
 ):
     learn("silent")
-    qtbot.waitUntil(lambda: panel.follower.known.step == 1, timeout=LONG)
-    panel.follower._heard -= 120
+    qtbot.waitUntil(lambda: panel.follower.state.step == 1, timeout=LONG)
+    panel.follower._last_event -= 120
     panel._show()
-    assert "No word for 2 min." in panel.run.told.text() and panel.run.stop.isEnabled()
+    assert "No message for 2 min." in panel.run.message.text() and panel.run.stop.isEnabled()
 
 
 def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_field(panel, tmp_path):
@@ -231,7 +231,7 @@ def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_fiel
     ):
         field.control.setText(text)
         assert field.wrong.isVisible() and field.wrong.text() == words
-        assert (start.text(), start.isEnabled()) == ("Mend 'Learning rate'", False)
+        assert (start.text(), start.isEnabled()) == ("Fix 'Learning rate'", False)
     field.control.setText("3e-4")
     assert not field.wrong.isVisible() and start.isEnabled()
     panel.form.fields["final_rate"].control.setText("")
@@ -249,20 +249,20 @@ def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_fiel
 def test_every_setting_is_in_the_form_with_the_words_of_its_docstring(panel):
     from dataclasses import fields
 
-    from napari_shmoareg.settings import described
+    from napari_shmoareg.settings import help_texts
     from napari_shmoareg.training.settings import FineTuning, RunSettings
 
     for settings in (FineTuning, RunSettings):
         for field in fields(settings):
-            asked = panel.form.fields[field.name]
+            widget = panel.form.fields[field.name]
             assert (
-                asked.value == field.default
-                and described(settings)[field.name] in asked.control.toolTip()
+                widget.value == field.default
+                and help_texts(settings)[field.name] in widget.control.toolTip()
             )
 
 
 def test_a_run_from_nothing_is_ordered_with_the_papers_steps(panel, tmp_path):
-    from napari_shmoareg.plugin.fine_tune.data import _size_of
+    from napari_shmoareg.plugin.fine_tune.data import _network_size
     from napari_shmoareg.plugin.fine_tune.form import NOTHING
 
     panel.data.dataset.path.setText(str(tmp_path))
@@ -275,7 +275,7 @@ def test_a_run_from_nothing_is_ordered_with_the_papers_steps(panel, tmp_path):
         panel.run.copy.click()
         written = QApplication.clipboard().text()
         assert written.endswith(f"--from none --preset {preset} --steps 100000")
-    assert panel.data.asks()[1:] == ("none", "small") and _size_of("none", "small") == 60
+    assert panel.data.get_settings()[1:] == ("none", "small") and _network_size("none", "small") == 60
     steps.control.setText("1000")  # of the form's own default, and not of the command's
     assert panel.form.chosen.settings == {"steps": 1000}
     steps.control.setText("100000")
@@ -423,16 +423,16 @@ def elsewhere(tmp_path):
 def test_a_run_of_another_process_is_watched_and_asked_by_its_wish_file(
     panel, elsewhere, qtbot, monkeypatch
 ):
-    monkeypatch.setattr("napari_shmoareg.plugin.fine_tune.process.LOOKS", 0.1)
+    monkeypatch.setattr("napari_shmoareg.plugin.fine_tune.process.READ_INTERVAL", 0.1)
     panel.run.opened.emit(str(elsewhere))
-    qtbot.waitUntil(lambda: panel.follower.mode is Mode.elsewhere, timeout=LONG)
+    qtbot.waitUntil(lambda: panel.follower.mode is Mode.external, timeout=LONG)
     panel._show()
     assert (
-        panel.follower.known.step == 30 and "Another process works on it." in panel.run.told.text()
+        panel.follower.state.step == 30 and "Another process works on it." in panel.run.message.text()
     )
     with (elsewhere / "metrics.csv").open("a", encoding="utf-8") as file:
         file.write("31,0.5,0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n")
-    qtbot.waitUntil(lambda: panel.follower.known.step == 31, timeout=LONG)
+    qtbot.waitUntil(lambda: panel.follower.state.step == 31, timeout=LONG)
     panel.run.pause.click()
     assert (elsewhere / "wish").read_text(encoding="utf-8").strip() == "pause"
     panel.run.stop.click()
@@ -442,13 +442,13 @@ def test_a_run_of_another_process_is_watched_and_asked_by_its_wish_file(
     qtbot.waitUntil(lambda: panel.run.start.isVisible(), timeout=LONG)
     assert (
         panel.run.start.text() == "Resume"
-        and "nobody works on this run now" in panel.run.told.text()
+        and "no process works on this run now" in panel.run.message.text()
     )
 
 
 def test_a_folder_that_holds_no_run_is_told(panel, tmp_path, qtbot, told):
     panel.run.opened.emit(str(tmp_path))
-    qtbot.waitUntil(lambda: "is no folder of a run" in told("error"), timeout=LONG)
+    qtbot.waitUntil(lambda: "is not the folder of a run" in told("error"), timeout=LONG)
     assert panel.follower.folder is None and not panel.follower._timer.isActive()
 
 
@@ -462,7 +462,7 @@ def test_the_validation_pair_is_registered_anew_in_the_same_layers(
         write_image(Volume(values, phantoms.fixed.grid, "warped"), preview / "warped.nii.gz")
         about = {"step": step, "pair": ["a", "b"], "dice": 0.5 + step / 1000}
         (preview / "preview.json").write_text(json.dumps(about), encoding="utf-8")
-        panel.follower.known.take({"event": "preview", "step": step, "folder": str(preview)})
+        panel.follower.state.apply({"event": "preview", "step": step, "folder": str(preview)})
         panel._show()
 
     fixed = phantoms.fixed.values / 220
@@ -480,11 +480,11 @@ def test_the_validation_pair_is_registered_anew_in_the_same_layers(
         and str(warped.units[0]) == "millimeter"
     )
     qtbot.waitUntil(
-        lambda: "a onto b at step 100: Dice 0.600." in panel.curves.told.text(), timeout=LONG
+        lambda: "a onto b at step 100: Dice 0.600." in panel.curves.message.text(), timeout=LONG
     )
     before = np.array(warped.data)
     write(200, fixed)
-    qtbot.waitUntil(lambda: "step 200" in panel.curves.told.text(), timeout=LONG)
+    qtbot.waitUntil(lambda: "step 200" in panel.curves.message.text(), timeout=LONG)
     assert (
         warped in viewer.layers
         and warped.name == "validation warped, step 200"
@@ -526,7 +526,7 @@ def test_a_check_up_that_cannot_begin_is_told_in_the_panel(panel, tmp_path, qtbo
     assert panel.data.check.text() == "Cancel"
     qtbot.waitUntil(lambda: not panel.data.checking.busy, timeout=3 * LONG)
     assert (
-        str(tmp_path / "empty") in panel.data.told.text()
+        str(tmp_path / "empty") in panel.data.message.text()
         and panel.data.check.text() == "Check the scans"
     )
 

@@ -21,9 +21,9 @@ from qtpy.QtWidgets import QApplication
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.fine_tune import open_layers
 from napari_shmoareg.plugin.fine_tune.open_layers import labels_by_image
-from napari_shmoareg.plugin.fine_tune.panel import TABS, Alarming, FineTunePanel
+from napari_shmoareg.plugin.fine_tune.panel import TABS, AlarmNotifier, FineTunePanel
 from napari_shmoareg.plugin.fine_tune.process import Mode
-from napari_shmoareg.plugin.fine_tune.run_box import FREE
+from napari_shmoareg.plugin.fine_tune.run_box import CHANGEABLE
 from napari_shmoareg.plugin.fine_tune.run_model import Alarm, Tail
 from napari_shmoareg.plugin.placement import KEY
 
@@ -74,7 +74,7 @@ def panel(viewer, qtbot):
     made = FineTunePanel(PublicOnlyProxy(viewer))
     viewer.window.add_dock_widget(made, name="Fine-tune")
     yield made
-    child = made.follower._held.child
+    child = made.follower._child_ref.child
     made.follower.close()
     if child is not None and psutil.pid_exists(child.pid):
         psutil.Process(child.pid).kill()
@@ -99,7 +99,7 @@ def fake(panel, monkeypatch):
 
 
 def ended(panel):
-    return lambda: panel.follower.mode is Mode.still
+    return lambda: panel.follower.mode is Mode.idle
 
 
 def test_napari_stands_when_the_dock_is_closed_by_its_button_and_collected():
@@ -116,10 +116,10 @@ def test_two_clicks_on_start_start_one_child(panel, fake, tmp_path, qtbot):
     panel.tabs.setCurrentIndex(list(TABS).index("Curves"))
     QTest.mouseClick(panel.run.start, Qt.MouseButton.LeftButton)
     assert not panel.run.start.isVisible() and panel.run.stop.isVisible()
-    child = panel.follower._held.child
+    child = panel.follower._child_ref.child
     panel.run.pressed.emit("start")
     panel.run.pressed.emit("resume")
-    assert panel.follower._held.child is child
+    assert panel.follower._child_ref.child is child
 
 
 def test_a_dock_that_is_closed_while_layers_are_written_starts_nothing(
@@ -170,12 +170,12 @@ def test_a_run_that_failed_before_it_saved_makes_way_for_another_and_nothing_els
     qtbot.waitUntil(lambda: panel.run.start.isVisible(), timeout=LONG)
     assert (
         (run / "run.json").is_file()
-        and panel.run.start.text() == "Start anew"
+        and panel.run.start.text() == "Start over"
         and panel.run.start.isEnabled()
     )
     assert (
         "The loss is not finite (a and b). Lower the learning rate."
-        in panel.run.told.text().splitlines()
+        in panel.run.message.text().splitlines()
     )
     rate = panel.form.fields["learning_rate"].control
     assert rate.isEnabled()
@@ -274,7 +274,7 @@ def test_a_run_goes_on_with_what_may_be_changed_and_shows_what_may_not(
 ):
     from napari_shmoareg.training import plan
 
-    assert set(FREE) == plan.FREE | {"steps"}
+    assert set(CHANGEABLE) == plan.FREE | {"steps"}
     ordered = []
     monkeypatch.setattr(
         panel.follower, "start", lambda command, folder: ordered.append(command[4:])
@@ -287,7 +287,7 @@ def test_a_run_goes_on_with_what_may_be_changed_and_shows_what_may_not(
         12.0,
     )
     assert [name for name, field in fields.items() if field.control.isEnabled()] == [
-        name for name in fields if name in FREE
+        name for name in fields if name in CHANGEABLE
     ]
     end = ["--json", "--with-parent", "--resume"]
     panel.run.start.click()
@@ -324,14 +324,14 @@ def test_a_check_up_stays_when_tabs_are_turned_after_a_run(panel, tmp_path, fake
     panel.run.start.click()
     qtbot.waitUntil(ended(panel), timeout=LONG)
     panel._show()
-    assert panel.data.table.told.text().startswith("5 scans, 1 left out")
+    assert panel.data.table.message.text().startswith("5 scans, 1 left out")
     scan = {"name": "new", "shape": [37, 29, 23], "spacing": [3.0, 3.0, 2.0], "skipped": None}
     panel.data._scans = [scan]
     panel.data.checking.finished.emit(({"new": "train"}, "few scans"))
     for n in (0, 2, 0):
         panel.tabs.setCurrentIndex(n)
     assert (
-        panel.data.table.told.text().startswith("1 scans") and panel.data.told.text() == "few scans"
+        panel.data.table.message.text().startswith("1 scans") and panel.data.message.text() == "few scans"
     )
 
 
@@ -343,18 +343,18 @@ def test_another_folder_in_the_field_lets_go_of_a_run_that_is_only_watched(
     panel.data.dataset.path.setText(str(tmp_path))
     with RunLock(stopped / "lock"):
         panel.run.opened.emit(str(stopped))
-        qtbot.waitUntil(lambda: panel.follower.mode is Mode.elsewhere, timeout=LONG)
+        qtbot.waitUntil(lambda: panel.follower.mode is Mode.external, timeout=LONG)
         panel._show()
         assert panel.run.stop.isVisible() and not panel.run.start.isVisible()
         panel.run.folder.setText(str(tmp_path / "other"))
-        assert panel.follower.folder is None and panel.run.told.text() == ""
+        assert panel.follower.folder is None and panel.run.message.text() == ""
         assert (
             panel.run.start.isVisible()
             and panel.run.start.text() == "Start"
             and panel.run.start.isEnabled()
         )
         qtbot.wait(600)
-        assert panel.follower.mode is Mode.nothing and not panel.follower.known.about
+        assert panel.follower.mode is Mode.nothing and not panel.follower.state.about
 
 
 def test_rows_keep_their_order_where_some_are_quoted_and_one_spans_two_lines(tmp_path):
@@ -379,12 +379,11 @@ def test_rows_keep_their_order_where_some_are_quoted_and_one_spans_two_lines(tmp
 def test_alarms_that_come_together_are_told_once_and_those_that_are_over_are_not(told):
     alarms = {place: Alarm(30, place, f"{place} has collapsed") for place in ("x", "y", "z", "u")}
     alarms["u"].over = 40
-    alarming = Alarming()
-    assert alarming.tell(alarms) == 3 == alarming.tell(alarms)
+    notifier = AlarmNotifier()
+    assert notifier.notify(alarms) == 3 == notifier.notify(alarms)
     assert (
         told("warning")
-        == "Step 30: the routing has collapsed at 3 places (x, y, z). The tab Loads says what"
-        " to do."
+        == "Step 30: the routing has collapsed at 3 gates (x, y, z). See the tab Loads."
     )
 
 
@@ -413,7 +412,7 @@ def test_scans_that_were_checked_since_the_last_look_come_to_the_table_at_once(p
     for n in range(30):
         panel.data._found.put(({"name": str(n)}, 40))
     panel.data.checking.progressed.emit("", 0.0)
-    assert shown == [30] and panel.data.told.text() == "30 of 40 scans"
+    assert shown == [30] and panel.data.message.text() == "30 of 40 scans"
 
 
 def test_a_check_up_that_a_run_cut_short_does_not_come_over_its_own(
@@ -431,13 +430,13 @@ def test_a_check_up_that_a_run_cut_short_does_not_come_over_its_own(
     panel.data.dataset.path.setText(str(tmp_path))
     panel.run.folder.setText(str(tmp_path / "run"))
     panel.data.check.click()
-    qtbot.waitUntil(lambda: panel.data.told.text() == "1 of 9 scans", timeout=LONG)
+    qtbot.waitUntil(lambda: panel.data.message.text() == "1 of 9 scans", timeout=LONG)
     panel.run.start.click()
     assert panel.data.check.text() == "Check the scans"
     qtbot.waitUntil(ended(panel), timeout=LONG)
     panel._show()
     qtbot.wait(300)
     assert (
-        panel.data.table.told.text().startswith("5 scans")
-        and panel.data.told.text() == "label 4 is rare"
+        panel.data.table.message.text().startswith("5 scans")
+        and panel.data.message.text() == "label 4 is rare"
     )

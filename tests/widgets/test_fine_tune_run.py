@@ -16,7 +16,7 @@ from napari.utils._proxies import PublicOnlyProxy
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.io import load_network, save_network, write_image
 from napari_shmoareg.plugin.fine_tune.panel import FineTunePanel
-from napari_shmoareg.plugin.fine_tune.process import Mode, Order
+from napari_shmoareg.plugin.fine_tune.process import Mode, RunRequest
 
 LONG = 120_000  # ms
 SETTINGS = {
@@ -75,7 +75,7 @@ def panel(viewer, qtbot, scans, weights, tmp_path):
     made.form.show_values(SETTINGS)
     made.run.folder.setText(str(tmp_path / "run"))
     yield made
-    child = made.follower._held.child
+    child = made.follower._child_ref.child
     made.follower.close()
     if child is not None:
         psutil.Process(child.pid).wait(60)
@@ -88,49 +88,49 @@ def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(
     panel.data.check.click()
     qtbot.waitUntil(lambda: not panel.data.checking.busy, timeout=LONG)
     table = panel.data.table
-    assert table.told.text() == "5 scans, 1 left out. 2 learn (train), 2 judge (validation)."
+    assert table.message.text() == "5 scans, 1 left out. 2 train, 2 validation."
     assert table.table.item(0, 0).text() == "broken" and table.table.item(0, 1).text()
     panel.curves.preview.setChecked(True)
     panel.run.start.click()
     qtbot.waitUntil(
-        lambda: len(follower.known.judged["dice"]) > 1 and bool(follower.known.shares), timeout=LONG
+        lambda: len(follower.state.validation["dice"]) > 1 and bool(follower.state.shares), timeout=LONG
     )
-    assert not follower.known.garbled and len(follower.known.scans) == 5
-    assert {"encoder-1-moving", "decoder-1-x"} <= set(follower.known.shares)
-    assert follower.known.about["memory"]["need"] > 0
+    assert not follower.state.garbled and len(follower.state.scans) == 5
+    assert {"encoder-1-moving", "decoder-1-x"} <= set(follower.state.shares)
+    assert follower.state.about["memory"]["need"] > 0
     qtbot.waitUntil(lambda: len(viewer.layers) == 5, timeout=LONG)
     panel.run.pause.click()
-    qtbot.waitUntil(lambda: panel.run.pause.text() == "Go on", timeout=LONG)
+    qtbot.waitUntil(lambda: panel.run.pause.text() == "Continue", timeout=LONG)
     panel.run.pause.click()
-    step = follower.known.step
-    qtbot.waitUntil(lambda: follower.known.step > step, timeout=LONG)
+    step = follower.state.step
+    qtbot.waitUntil(lambda: follower.state.step > step, timeout=LONG)
     panel.run.stop.click()
-    qtbot.waitUntil(lambda: follower.mode is Mode.still, timeout=LONG)
-    stopped, losses = follower.known.step, follower.known.terms["total"].points.values.tolist()
-    assert follower.known.saved["state"] == stopped and told("error") == ""
+    qtbot.waitUntil(lambda: follower.mode is Mode.idle, timeout=LONG)
+    stopped, losses = follower.state.step, follower.state.terms["total"].points.values.tolist()
+    assert follower.state.saved["state"] == stopped and told("error") == ""
     assert load_network(run / "best.safetensors").config.num_experts > 1
     panel._show()
     assert panel.run.start.text() == "Resume"
     panel.run.start.click()
-    qtbot.waitUntil(lambda: follower.known.step > stopped, timeout=LONG)
-    assert follower.known.terms["total"].points.values.tolist()[:stopped] == losses
+    qtbot.waitUntil(lambda: follower.state.step > stopped, timeout=LONG)
+    assert follower.state.terms["total"].points.values.tolist()[:stopped] == losses
     panel.run.stop.click()
-    qtbot.waitUntil(lambda: follower.mode is Mode.still, timeout=LONG)
-    last, dice = follower.known.step, follower.known.judged["dice"].points.values.tolist()
+    qtbot.waitUntil(lambda: follower.mode is Mode.idle, timeout=LONG)
+    last, dice = follower.state.step, follower.state.validation["dice"].points.values.tolist()
     panel.run.opened.emit(str(run))
-    qtbot.waitUntil(lambda: follower.known.step == last, timeout=LONG)
-    assert follower.known.judged["dice"].points.values.tolist() == pytest.approx(dice, abs=1e-6)
-    assert follower.mode is Mode.still and len(follower.known.scans) == 5
+    qtbot.waitUntil(lambda: follower.state.step == last, timeout=LONG)
+    assert follower.state.validation["dice"].points.values.tolist() == pytest.approx(dice, abs=1e-6)
+    assert follower.mode is Mode.idle and len(follower.state.scans) == 5
     assert (
-        set(follower.known.shares) >= {"encoder-1-moving", "decoder-1-x"}
-        and not follower.known.garbled
+        set(follower.state.shares) >= {"encoder-1-moving", "decoder-1-x"}
+        and not follower.state.garbled
     )
 
 
 def test_a_run_whose_napari_is_killed_saves_its_last_step(scans, weights, tmp_path):
-    finding = {"images": "images/*.nii.gz", "labels": "labels/*.nii.gz"}
+    file_options = {"images": "images/*.nii.gz", "labels": "labels/*.nii.gz"}
     settings = {**SETTINGS, "save_every": 10_000, "validate_every": 0}
-    command = Order(str(tmp_path / "run"), str(scans), finding, weights, "cpu", settings).command()
+    command = RunRequest(str(tmp_path / "run"), str(scans), file_options, weights, "cpu", settings).command()
     code = (
         "import os, sys, time\n"
         "from napari_shmoareg.plugin.fine_tune.process import Child\n"

@@ -23,7 +23,7 @@ from napari_shmoareg.plugin.register.form import (
 )
 from napari_shmoareg.plugin.register.panel import PAGE, PLUGIN, recall, remember
 from napari_shmoareg.registration.refinement import SMOOTHNESS
-from napari_shmoareg.settings import RegistrationRequest, RegistrationSettings, described
+from napari_shmoareg.settings import RegistrationRequest, RegistrationSettings, help_texts
 
 OTHERS = [
     RegistrationRequest(),
@@ -71,8 +71,8 @@ def test_everything_that_a_registration_takes_can_be_chosen():
 
 def test_every_control_says_what_it_does(form):
     assert CHOICES["smoothness"] == tuple(SMOOTHNESS)
-    assert set(described(RegistrationRequest)) == set(LABELS) | {"refine_seconds"} and all(
-        len(text) > 30 for text in described(RegistrationRequest).values()
+    assert set(help_texts(RegistrationRequest)) == set(LABELS) | {"refine_seconds"} and all(
+        len(text) > 30 for text in help_texts(RegistrationRequest).values()
     )
     rows = form.layout()
     for row in range(rows.rowCount()):
@@ -146,7 +146,7 @@ def test_the_preferences_of_napari_know_every_setting_with_its_choices_and_defau
     assert page.model_dump() == to_words(RegistrationRequest())
     assert {name: tuple(part["enum"]) for name, part in schema.items() if "enum" in part} == CHOICES
     assert {name: part["title"] for name, part in schema.items()} == LABELS
-    words = described(RegistrationRequest)
+    words = help_texts(RegistrationRequest)
     assert all(part["description"] == words[name] for name, part in schema.items())
     assert (schema["refine"]["minimum"], schema["refine"]["maximum"]) == (0, MOST_STEPS)
 

@@ -46,11 +46,11 @@ def test_a_gate_map_is_made_when_it_is_first_asked_for(section, model):
 
 @pytest.mark.parametrize("measure", ["entropy", "margin"])
 def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
-    section, model, scene, measure, choose
+    section, model, registration, measure, choose
 ):
     choose(section.measure, measure)
     layer = overlays.gate_layer(model, 1)
-    for gate in gate_values(scene):
+    for gate in gate_values(registration):
         where = f"direction {gate.direction}"
         if gate.part == "encoder":
             where = f"block {gate.block}, {gate.image} image"
@@ -63,17 +63,19 @@ def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
         for cell in (np.unravel_index(volume.values.argmax(), volume.grid.shape), (0, 1, 1)):
             index = layer.world_to_data(to_viewer(volume.grid.to_world(cell)))
             assert layer.data[tuple(np.rint(index).astype(int))] == volume.values[tuple(cell)]
-    assert {gate.stride for gate in gate_values(scene)} > {1}, "one grid only: nothing to see"
+    assert {gate.stride for gate in gate_values(registration)} > {1}, (
+        "one grid only: nothing to see"
+    )
 
 
-def test_an_oblique_map_is_clear_around_its_cells(section, model, scene):
+def test_an_oblique_map_is_clear_around_its_cells(section, model, registration):
     section.on.click()
     layer = overlays.gate_layer(model, 1)
     assert tag(layer, "copied") and np.isnan(layer.data[0, 0, 0])
     assert layer.colormap.map(np.array([np.nan]))[0, 3] == 0
 
 
-def test_gate_head_and_expert_maps_do_not_cover_each_other(section, model, scene):
+def test_gate_head_and_expert_maps_do_not_cover_each_other(section, model, registration):
     section.on.click()
     showing.show_experts(model, 1)
     assert shown(model) == ["#1 expert x (full)"]
@@ -100,10 +102,16 @@ def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(
     assert light[0] > light[1] and section.ramp.texts() == ["0 a tie", "1 clear"]
 
 
-def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(section, model, scene):
+def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(
+    section, model, registration
+):
     section.on.click()
     values = (
-        next(gate for gate in gate_values(scene) if gate.gate == ("decoder", 1, None, None, "x"))
+        next(
+            gate
+            for gate in gate_values(registration)
+            if gate.gate == ("decoder", 1, None, None, "x")
+        )
         .entropy()
         .values
     )
@@ -126,10 +134,10 @@ def test_another_layer_keeps_the_image_that_was_looked_at(section, model, choose
 
 
 def test_a_folder_without_gate_values_says_that_they_were_not_kept(
-    scene, qtbot, without_gate_values
+    registration, qtbot, without_gate_values
 ):
     viewer = ViewerModel()
-    add_layers(viewer, layers_of(without_gate_values(scene), 1))
+    add_layers(viewer, layers_of(without_gate_values(registration), 1))
     section = GateSection(viewer)
     qtbot.addWidget(section)
     section.show_registration(1)
@@ -140,11 +148,11 @@ def test_a_folder_without_gate_values_says_that_they_were_not_kept(
     assert section.says.text() == "" and not section.isEnabled()
 
 
-def test_a_network_without_experts_is_not_said_to_have_lost_its_gates(scene, qtbot):
+def test_a_network_without_experts_is_not_said_to_have_lost_its_gates(registration, qtbot):
     viewer = ViewerModel()
-    bare = replace(scene, routing=RoutingTrace())
+    bare = replace(registration, routing=RoutingTrace())
     add_layers(
-        viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1)
+        viewer, layers_of(replace(bare, report=dict(registration.report) | {"expert_loads": []}), 1)
     )
     section = GateSection(viewer)
     qtbot.addWidget(section)

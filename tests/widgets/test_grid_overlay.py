@@ -29,13 +29,13 @@ SHIFT = np.array([2.0, -3.0, 4.0])  # mm to the right, front, top
 
 
 @pytest.fixture(scope="module")
-def shifted(scene):
-    """A scene whose deformation is a shift; its affine, which is not drawn, another one."""
-    grid = scene.pair.fixed.grid
+def shifted(registration):
+    """A registration whose deformation is a shift; its affine, which is not drawn, another one."""
+    grid = registration.pair.fixed.grid
     field = DisplacementField(np.broadcast_to(SHIFT, (*grid.shape, 3)).astype(np.float32), grid)
     affine = np.eye(4)
     affine[:3, 3] = (50, 60, 70)
-    return replace(scene, transform=Transform(affine, field))
+    return replace(registration, transform=Transform(affine, field))
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def model(qapp, shifted):
     return viewer
 
 
-def ends(viewer, scene, name="#1 deformation grid"):
+def ends(viewer, registration, name="#1 deformation grid"):
     """Both ends of every vector of a layer, mm S A R."""
-    data = viewer.layers[name].data * layer_scale(scene)
+    data = viewer.layers[name].data * layer_scale(registration)
     return data[:, 0], data[:, 0] + data[:, 1]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_shift_moves_every_node_by_what_of_it_lies_in_the_slice(shifted, scene, axis):
-    at = float(to_viewer(scene.pair.fixed.grid.centre)[axis]) + 3
+def test_a_shift_moves_every_node_by_what_of_it_lies_in_the_slice(shifted, registration, axis):
+    at = float(to_viewer(registration.pair.fixed.grid.centre)[axis]) + 3
     still = grid_lines(replace(shifted, transform=Transform(np.eye(4))), axis, at, 6.0)
     moved = grid_lines(shifted, axis, at, 6.0)
     by = SHIFT[::-1].copy()
@@ -106,8 +106,8 @@ def test_the_grid_follows_the_slider_and_the_turn_of_the_axes(model, shifted, qt
             )
 
 
-def lies_at(viewer, scene, axis, point) -> bool:
-    first, last = ends(viewer, scene)
+def lies_at(viewer, registration, axis, point) -> bool:
+    first, last = ends(viewer, registration)
     return bool(
         len(first)
         and np.allclose(first[:, axis], point[axis])
@@ -159,9 +159,9 @@ def test_a_wider_spacing_leaves_fewer_lines_and_arrows(model):
     assert layer.edge_contrast_limits == pytest.approx((0, np.linalg.norm(SHIFT)), abs=1e-3)
 
 
-def test_a_grid_does_not_make_the_slider_step_finer_than_the_images(scene):
+def test_a_grid_does_not_make_the_slider_step_finer_than_the_images(registration):
     viewer = ViewerModel()
-    tuples = layers_of(scene, 1)
+    tuples = layers_of(registration, 1)
     add_layers(viewer, tuples[:1])
     before = viewer.dims.range
     add_layers(viewer, [one for one in tuples if one[2] == "vectors"])
@@ -239,10 +239,12 @@ def test_the_drawn_canvas_shows_the_grid_in_every_view(viewer, shifted):
         assert (yellow[..., 0] > 60).sum() > 500
 
 
-def test_a_grid_is_of_the_deformation_on_any_grid_of_the_field(scene):
+def test_a_grid_is_of_the_deformation_on_any_grid_of_the_field(registration):
     coarse = Grid((5, 6, 7), np.diag([20.0, 20.0, 20.0, 1.0]))
     field = DisplacementField(np.broadcast_to(SHIFT, (5, 6, 7, 3)).astype(np.float32), coarse)
-    segments, _ = arrows(replace(scene, transform=Transform(np.eye(4), field)), 0, 11.0, flat=False)
+    segments, _ = arrows(
+        replace(registration, transform=Transform(np.eye(4), field)), 0, 11.0, flat=False
+    )
     assert segments[:, 1] == pytest.approx(
         np.broadcast_to(SHIFT[::-1], segments[:, 1].shape), abs=1e-4
     )

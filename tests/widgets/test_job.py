@@ -61,11 +61,11 @@ def test_the_pair_that_is_registered_is_that_of_the_files_and_not_of_the_screen(
 ):
     outcome = register(layers, settings, 4)
     assert outcome.notes == []
-    assert outcome.scene.pair.moving.values is pair.moving.values
-    assert outcome.scene.warped.grid.same_space(pair.fixed.grid)
+    assert outcome.registration.pair.moving.values is pair.moving.values
+    assert outcome.registration.warped.grid.same_space(pair.fixed.grid)
     assert (
-        outcome.scene.report["choices"]["weights"].endswith("as asked")
-        and outcome.scene.weights == "lively"
+        outcome.registration.report["choices"]["weights"].endswith("as asked")
+        and outcome.registration.weights == "lively"
     )
     assert [options["name"] for _, options, _ in outcome.layers][:2] == [
         "#4 warped",
@@ -77,7 +77,7 @@ def test_labels_on_another_grid_are_taken_onto_their_image_and_it_is_told(layers
     data, options = layer_options(pair.fixed_labels)
     layers["moving_labels"] = Labels(data, **options)
     outcome = register(layers, settings)
-    moved = outcome.scene.pair.moving_labels
+    moved = outcome.registration.pair.moving_labels
     assert moved.grid.same_space(pair.moving.grid) and set(moved.labels) <= set(
         pair.fixed_labels.labels
     )
@@ -140,7 +140,7 @@ def test_neither_network_nor_layers_outlive_a_job(layers, settings, monkeypatch)
     outcome = registration(Report())
     layers.clear()
     gc.collect()
-    assert outcome.scene is not None and made
+    assert outcome.registration is not None and made
     assert all(network() is None for network in made) and gone() is None
     assert gc.get_freeze_count() == 0
 
@@ -219,7 +219,7 @@ def test_the_memory_of_the_gpu_is_given_back(layers, settings):
     register(layers, replace(settings, device="cuda"))
     held, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     outcome = register(layers, replace(settings, device="cuda"), 2)
-    assert outcome.scene is not None
+    assert outcome.registration is not None
     assert torch.cuda.memory_allocated() <= held and torch.cuda.memory_reserved() <= reserved
 
 
@@ -233,7 +233,7 @@ def test_a_torch_that_is_half_loaded_when_a_job_starts_does_no_harm(layers, sett
         return load()
 
     monkeypatch.setattr(job, "preload", loaded)
-    assert register(layers, settings).scene is not None
+    assert register(layers, settings).registration is not None
 
 
 def test_memory_that_runs_out_on_the_way_is_told_with_a_size_to_try(layers, settings, monkeypatch):

@@ -33,27 +33,27 @@ def viewer():
 
 
 @pytest.fixture
-def panel(viewer, scene, qtbot):
-    """The panel of a viewer in which the scene is open."""
+def panel(viewer, registration, qtbot):
+    """The panel of a viewer in which the registration is open."""
     panel = LandmarksPanel(viewer)
     qtbot.addWidget(panel)
     for emitter in (viewer.layers.events.inserted, viewer.layers.events.removed):
         emitter.connect(panel.reset_choices)
-    open_scene(viewer, scene)
+    open_registration(viewer, registration)
     return panel
 
 
-def open_scene(viewer, scene) -> None:
+def open_registration(viewer, registration) -> None:
     """The images of the pair and the warped one."""
-    pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
-    add_layers(viewer, pair + layers_of(scene, 1)[:1])
+    pair = [layer for layer in layers_of_pair(registration.pair) if layer[2] == "image"]
+    add_layers(viewer, pair + layers_of(registration, 1)[:1])
 
 
-def plant(viewer, scene, off=(0.0, 0.0, 0.0)):
+def plant(viewer, registration, off=(0.0, 0.0, 0.0)):
     """True pairs of the registration, each moving point off by some mm."""
     layers = add_landmark_layers(viewer)
     set_points(layers["fixed"], INSIDE)
-    set_points(layers["moving"], scene.transform.map_points(INSIDE) + off)
+    set_points(layers["moving"], registration.transform.map_points(INSIDE) + off)
     return layers
 
 
@@ -61,14 +61,14 @@ def cells(table, row) -> list[str]:
     return [table.item(row, column).text() for column in range(4)]
 
 
-def test_true_partners_have_no_error_and_three_mm_off_is_three_mm(scene):
-    partners = scene.transform.map_points(INSIDE)
-    assert measure(INSIDE, partners, scene).after == pytest.approx(0, abs=1e-9)
+def test_true_partners_have_no_error_and_three_mm_off_is_three_mm(registration):
+    partners = registration.transform.map_points(INSIDE)
+    assert measure(INSIDE, partners, registration).after == pytest.approx(0, abs=1e-9)
     off = np.array([2.0, -1.0, 2.0])  # 3 mm long
-    found = measure(INSIDE, partners + off, scene)
+    found = measure(INSIDE, partners + off, registration)
     assert found.after == pytest.approx(3)
     assert found.before == pytest.approx(np.linalg.norm(partners + off - INSIDE, axis=1))
-    by_affine = INSIDE @ scene.affine[:3, :3].T + scene.affine[:3, 3]
+    by_affine = INSIDE @ registration.affine[:3, :3].T + registration.affine[:3, 3]
     assert found.affine == pytest.approx(np.linalg.norm(by_affine - partners - off, axis=1))
 
 
@@ -77,18 +77,18 @@ def test_without_a_registration_only_the_distance_as_filed_is_known():
     assert found.before == [5] and np.isnan(found.affine).all() and np.isnan(found.after).all()
 
 
-def test_points_stand_in_the_viewer_at_their_place_and_carry_units(viewer, scene):
-    open_scene(viewer, scene)
+def test_points_stand_in_the_viewer_at_their_place_and_carry_units(viewer, registration):
+    open_registration(viewer, registration)
     before = viewer.dims.nsteps
-    layer = plant(viewer, scene)["fixed"]
+    layer = plant(viewer, registration)["fixed"]
     assert layer.data_to_world(layer.data[2]) == pytest.approx(to_viewer(INSIDE[2]))
     assert points_of(layer) == pytest.approx(INSIDE) and tag(layer, "role") == "landmarks_fixed"
     assert {str(unit) for unit in layer.units} == {"millimeter"}
     assert viewer.dims.nsteps == before  # the sliders still go from voxel to voxel
 
 
-def test_the_two_points_of_a_pair_have_one_number_and_one_colour(panel, viewer, scene):
-    layers = plant(viewer, scene)
+def test_the_two_points_of_a_pair_have_one_number_and_one_colour(panel, viewer, registration):
+    layers = plant(viewer, registration)
     layers["moving"].add(layers["moving"].data[:1])
     layers["moving"].add(layers["moving"].data[:1])
     layers["fixed"].remove([1])
@@ -101,15 +101,15 @@ def test_the_two_points_of_a_pair_have_one_number_and_one_colour(panel, viewer, 
 
 @pytest.mark.parametrize("side", ["fixed", "moving"])
 def test_a_point_deleted_with_napari_takes_its_partner_along_and_this_is_told(
-    panel, viewer, scene, side, qtbot, told
+    panel, viewer, registration, side, qtbot, told
 ):
-    layers = plant(viewer, scene)
+    layers = plant(viewer, registration)
     for chosen, kept in (({0}, [1, 2, 3]), ({2}, [1, 2])):  # the last pair too
         layers[side].selected_data = chosen
         layers[side].remove_selected()
         assert points_of(layers["fixed"]) == pytest.approx(INSIDE[kept])
         assert points_of(layers["moving"]) == pytest.approx(
-            scene.transform.map_points(INSIDE[kept])
+            registration.transform.map_points(INSIDE[kept])
         )
     qtbot.waitUntil(
         lambda: panel.table.pairs.rowCount() == 2 and cells(panel.table.whole, 0)[3] == "0.00"
@@ -121,10 +121,10 @@ def test_a_point_deleted_with_napari_takes_its_partner_along_and_this_is_told(
 
 
 def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(
-    make_napari_viewer, scene, qtbot, told
+    make_napari_viewer, registration, qtbot, told
 ):
     viewer = make_napari_viewer(show=True)
-    open_scene(viewer, scene)
+    open_registration(viewer, registration)
     shown = [layer.visible for layer in viewer.layers]
 
     def opened():
@@ -133,7 +133,7 @@ def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(
         return panel, viewer.window.add_dock_widget(panel, name="Landmarks")
 
     panel, dock = opened()
-    layers = plant(viewer, scene)
+    layers = plant(viewer, registration)
     panel.reset_choices()
     panel.add.click()
     assert (
@@ -148,14 +148,18 @@ def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(
     assert [len(layer.data) for layer in layers.values()] == [3, 3]  # nobody looks on
     opened()
     assert points_of(layers["fixed"]) == pytest.approx(INSIDE[2:])
-    assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[2:]))
+    assert points_of(layers["moving"]) == pytest.approx(
+        registration.transform.map_points(INSIDE[2:])
+    )
     assert "2 landmarks whose partner was deleted" in told("info")
     layers["fixed"].remove([0])
-    assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[3:]))
+    assert points_of(layers["moving"]) == pytest.approx(
+        registration.transform.map_points(INSIDE[3:])
+    )
 
 
-def test_the_table_follows_a_point_that_is_dragged(panel, viewer, scene, qtbot):
-    layers = plant(viewer, scene)
+def test_the_table_follows_a_point_that_is_dragged(panel, viewer, registration, qtbot):
+    layers = plant(viewer, registration)
     qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4)
     assert cells(panel.table.pairs, 1)[3] == "0.00" and cells(panel.table.whole, 0)[3] == "0.00"
     layer = layers["moving"]
@@ -170,16 +174,16 @@ def test_the_table_follows_a_point_that_is_dragged(panel, viewer, scene, qtbot):
     assert cells(panel.table.whole, 2)[::3] == ["max", "3.00"]
 
 
-def test_a_point_without_a_partner_is_said_and_not_measured(panel, viewer, scene, qtbot):
-    layers = plant(viewer, scene)
+def test_a_point_without_a_partner_is_said_and_not_measured(panel, viewer, registration, qtbot):
+    layers = plant(viewer, registration)
     layers["moving"].add(layers["moving"].data[:1])
     layers["moving"].add(layers["moving"].data[:1])
     qtbot.waitUntil(lambda: "2 moving points" in panel.odd.text())
     assert not panel.odd.isHidden() and panel.table.pairs.rowCount() == 4
 
 
-def test_a_pair_is_deleted_from_both_layers(panel, viewer, scene, qtbot):
-    layers = plant(viewer, scene)
+def test_a_pair_is_deleted_from_both_layers(panel, viewer, registration, qtbot):
+    layers = plant(viewer, registration)
     qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4)
     assert not panel.delete.isEnabled()
     panel.table.pairs.sortByColumn(1, Qt.SortOrder.DescendingOrder)
@@ -188,12 +192,14 @@ def test_a_pair_is_deleted_from_both_layers(panel, viewer, scene, qtbot):
     panel.delete.click()
     kept = np.delete(np.arange(4), farthest)
     assert points_of(layers["fixed"]) == pytest.approx(INSIDE[kept])
-    assert points_of(layers["moving"]) == pytest.approx(scene.transform.map_points(INSIDE[kept]))
+    assert points_of(layers["moving"]) == pytest.approx(
+        registration.transform.map_points(INSIDE[kept])
+    )
     qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 3)
 
 
-def test_a_click_on_a_pair_brings_it_into_view(panel, viewer, scene, qtbot):
-    plant(viewer, scene)
+def test_a_click_on_a_pair_brings_it_into_view(panel, viewer, registration, qtbot):
+    plant(viewer, registration)
     qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4)
     panel.table.pairs.sortByColumn(0, Qt.SortOrder.DescendingOrder)
     panel.table.pairs.cellClicked.emit(1, 0)  # pair 3
@@ -203,8 +209,8 @@ def test_a_click_on_a_pair_brings_it_into_view(panel, viewer, scene, qtbot):
     assert viewer.scene.camera.center[1:] == pytest.approx(place[1:])
 
 
-def test_pairs_are_saved_and_loaded_again(panel, viewer, scene, tmp_path, qtbot):
-    layers = plant(viewer, scene, off=(0, 3, 0))
+def test_pairs_are_saved_and_loaded_again(panel, viewer, registration, tmp_path, qtbot):
+    layers = plant(viewer, registration, off=(0, 3, 0))
     panel.save(str(tmp_path / "points.csv"))
     panel.save(str(tmp_path / "moving.mrk.json"), "moving")
     moving = points_of(layers["moving"])
@@ -224,8 +230,10 @@ def test_pairs_are_saved_and_loaded_again(panel, viewer, scene, tmp_path, qtbot)
     )
 
 
-def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(panel, viewer, scene, tmp_path):
-    layers = plant(viewer, scene)
+def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(
+    panel, viewer, registration, tmp_path
+):
+    layers = plant(viewer, registration)
     told = []
 
     def hear(notification):
@@ -240,11 +248,11 @@ def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(panel, viewer, s
     assert points_of(layers["fixed"]) == pytest.approx(INSIDE)
 
 
-def test_points_the_wrong_way_round_are_swapped(panel, viewer, scene):
-    layers = plant(viewer, scene)
+def test_points_the_wrong_way_round_are_swapped(panel, viewer, registration):
+    layers = plant(viewer, registration)
     panel.files.swap.click()
     assert points_of(layers["moving"]) == pytest.approx(INSIDE)
-    assert points_of(layers["fixed"]) == pytest.approx(scene.transform.map_points(INSIDE))
+    assert points_of(layers["fixed"]) == pytest.approx(registration.transform.map_points(INSIDE))
 
 
 def test_without_images_no_pairs_are_set_and_this_is_told(qtbot):
@@ -265,12 +273,12 @@ def test_without_images_no_pairs_are_set_and_this_is_told(qtbot):
 
 
 def test_a_pair_is_set_by_two_clicks_in_the_images_that_are_shown_for_it(
-    make_napari_viewer, scene, qtbot
+    make_napari_viewer, registration, qtbot
 ):
     viewer = make_napari_viewer(show=True)
     panel = LandmarksPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Landmarks")
-    open_scene(viewer, scene)
+    open_registration(viewer, registration)
     viewer.reset_view()
     shown = [layer.visible for layer in viewer.layers]
     canvas = viewer.window._qt_viewer.canvas.native
@@ -325,8 +333,8 @@ def in_um(viewer, shape=(9, 9, 9)) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_click_in_a_viewer_in_um_is_at_its_place_in_mm(viewer, scene, late):
-    open_scene(viewer, scene)
+def test_a_click_in_a_viewer_in_um_is_at_its_place_in_mm(viewer, registration, late):
+    open_registration(viewer, registration)
     if not late:
         in_um(viewer)
     layers = add_landmark_layers(viewer)
@@ -347,8 +355,8 @@ def test_a_click_in_a_viewer_in_um_is_at_its_place_in_mm(viewer, scene, late):
 
 
 @pytest.mark.parametrize("shape", [(9, 9, 9), (2, 9, 9, 9)])
-def test_a_pair_is_brought_into_view_in_um_and_beside_a_time_series(viewer, scene, shape):
-    open_scene(viewer, scene)
+def test_a_pair_is_brought_into_view_in_um_and_beside_a_time_series(viewer, registration, shape):
+    open_registration(viewer, registration)
     if len(shape) == 3:
         in_um(viewer)
     else:
@@ -364,11 +372,13 @@ def test_a_pair_is_brought_into_view_in_um_and_beside_a_time_series(viewer, scen
     assert viewer.scene.camera.center[1:] == pytest.approx(place[1:])
 
 
-def test_landmarks_are_never_set_in_the_images_of_another_registration(panel, viewer, scene, told):
+def test_landmarks_are_never_set_in_the_images_of_another_registration(
+    panel, viewer, registration, told
+):
     pair = VolumePair(
         *(
             replace(v, values=v.values.copy(), name="other")
-            for v in (scene.pair.moving, scene.pair.fixed)
+            for v in (registration.pair.moving, registration.pair.fixed)
         )
     )
     add_layers(viewer, [layer for layer in layers_of_pair(pair) if layer[2] == "image"])

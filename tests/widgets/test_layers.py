@@ -28,8 +28,10 @@ from napari_shmoareg.plugin.placement import AXES, tag, to_viewer, volume_of
 
 
 @pytest.fixture
-def layers(scene) -> dict[str, Layer]:
-    return {o["name"]: Layer.create(data, dict(o), kind) for data, o, kind in layers_of(scene, 3)}
+def layers(registration) -> dict[str, Layer]:
+    return {
+        o["name"]: Layer.create(data, dict(o), kind) for data, o, kind in layers_of(registration, 3)
+    }
 
 
 def in_role(layers, role):
@@ -43,9 +45,9 @@ def at_every_cell(layer, grid: Grid) -> np.ndarray:
     return layer.data[tuple(np.moveaxis(np.rint(index).astype(int), -1, 0))]
 
 
-def test_an_oblique_expert_map_shows_each_cell_its_own_choice(layers, scene):
+def test_an_oblique_expert_map_shows_each_cell_its_own_choice(layers, registration):
     shown = in_role(layers, "expert_map")
-    assert len(shown) == len(expert_maps(scene)) == 6
+    assert len(shown) == len(expert_maps(registration)) == 6
     for layer in shown:
         expert_map = tag(layer, "expert_map")
         size = {1: "full", 2: "half"}[expert_map.stride]
@@ -62,13 +64,13 @@ def test_an_oblique_head_map_shows_each_token_its_own_weight(layers):
     assert set(np.unique(layer.data)) == set(np.unique(load.values[..., head])) | {0}
 
 
-def test_a_straight_map_is_not_resampled_and_its_cells_nest_in_the_images_voxels(scene):
+def test_a_straight_map_is_not_resampled_and_its_cells_nest_in_the_images_voxels(registration):
     grid = Grid((8, 10, 6), np.diag([2.0, -2.0, 3.0, 1.0]))
     cells = grid.coarsen(2)
     values = np.random.default_rng(0).integers(1, 4, cells.shape).astype(np.uint8)
     parts = (torch.ones(1, 3, *cells.shape), torch.from_numpy(values - 1)[None, None])
     layer = RoutedLayer(GateId("decoder", 2, direction="x"), 2, Routing(*parts, parts[0][:, :1]))
-    straight = replace(scene, network_grid=grid, routing=RoutingTrace((layer,)))
+    straight = replace(registration, network_grid=grid, routing=RoutingTrace((layer,)))
     ((data, options),) = [(d, o) for d, o, _ in layers_of(straight, 1) if " expert " in o["name"]]
     assert np.shares_memory(data, expert_maps(straight)[0].volume.values)
     assert sorted(data.ravel()) == sorted(values.ravel()) and options["scale"] == (6.0, 4.0, 4.0)
@@ -96,21 +98,25 @@ def test_the_cursor_is_told_the_experts_name(layers):
     assert red[0] > 2 * red[2] and (white == 1).all() and blue[2] > 2 * blue[0]
 
 
-def test_only_the_warped_image_is_visible_and_all_layers_stand_in_mm(layers, scene):
+def test_only_the_warped_image_is_visible_and_all_layers_stand_in_mm(layers, registration):
     assert [name for name, layer in layers.items() if layer.visible] == ["#3 warped"]
     for layer in layers.values():
         assert layer.axis_labels == AXES and {str(u) for u in layer.units} == {"millimeter"}
-        assert tag(layer, "scene") is scene and tag(layer, "number") == 3 and tag(layer, "role")
+        assert (
+            tag(layer, "registration") is registration
+            and tag(layer, "number") == 3
+            and tag(layer, "role")
+        )
     assert {"#3 warped labels", "#3 Jacobian", "#3 deformation grid", "#3 displacement"} <= set(
         layers
     )
 
 
-def test_folding_is_marked_exactly_where_the_determinant_is_not_positive(scene):
-    values = np.ones_like(scene.jacobian.values)
+def test_folding_is_marked_exactly_where_the_determinant_is_not_positive(registration):
+    values = np.ones_like(registration.jacobian.values)
     values[3, 4, 5], values[20, 10, 15], values[7, 7, 7] = 0.0, -0.5, 1e-6
     grid = Grid(values.shape, np.diag([1.0, 2.0, 3.0, 1.0]))
-    planted = replace(scene, jacobian=Volume(values, grid, "jacobian"))
+    planted = replace(registration, jacobian=Volume(values, grid, "jacobian"))
     layers = {o["name"]: (d, o) for d, o, _ in layers_of(planted, 1)}
     folding, options = layers["#1 folding"]
     assert {tuple(i) for i in np.argwhere(folding)} == {(5, 4, 3), (15, 10, 20)}
@@ -119,9 +125,10 @@ def test_folding_is_marked_exactly_where_the_determinant_is_not_positive(scene):
     assert kept["folding_percent"] == pytest.approx(200 / values.size)
 
 
-def test_without_folding_there_is_no_layer_of_it_and_the_jacobian_says_so(scene):
+def test_without_folding_there_is_no_layer_of_it_and_the_jacobian_says_so(registration):
     calm = replace(
-        scene, jacobian=scene.jacobian.with_values(np.full_like(scene.jacobian.values, 1.1))
+        registration,
+        jacobian=registration.jacobian.with_values(np.full_like(registration.jacobian.values, 1.1)),
     )
     layers = {o["name"]: o for _, o, _ in layers_of(calm, 1)}
     assert "#1 folding" not in layers
@@ -196,12 +203,12 @@ def test_layers_are_made_without_napari_and_without_qt():
 
 
 def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_the_next(
-    viewer, scene
+    viewer, registration
 ):
     from napari_shmoareg.plugin.showing import show_experts
 
-    maps = {m.direction: m for m in expert_maps(scene) if m.stride == 1}
-    add_layers(viewer, layers_of(scene, 1))
+    maps = {m.direction: m for m in expert_maps(registration) if m.stride == 1}
+    add_layers(viewer, layers_of(registration, 1))
     for direction, expert, rgb in (("x", 1, (0xE0, 0x31, 0x31)), ("z", 2, (255, 255, 255))):
         expert_map = maps[direction]
         show_experts(viewer, 1, direction, 1).opacity = 1.0

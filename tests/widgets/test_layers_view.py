@@ -50,11 +50,11 @@ def click(chart, index):
     )
 
 
-def entry_of(scene, bar):
+def entry_of(registration, bar):
     """What the report says of a bar's gate; of all blocks the sum."""
     found = [
         entry
-        for entry in scene.report["expert_loads"]
+        for entry in registration.report["expert_loads"]
         if all(value in (None, entry[name]) for name, value in bar.gate._asdict().items())
     ]
     counts = np.sum([entry["counts"] for entry in found], axis=0)
@@ -70,25 +70,25 @@ def visible(viewer):
 
 
 def test_there_is_a_bar_for_every_gate_and_expert_and_its_height_is_the_share_of_the_report(
-    view, scene
+    view, registration
 ):
     drawn = {}
     for chart in view.charts:
         full = chart.column_of(0).height()
         for n, bar in enumerate(chart.bars):
-            counts, _, _ = entry_of(scene, bar)
+            counts, _, _ = entry_of(registration, bar)
             drawn[bar.gate, bar.expert] = chart.rect_of(n).height() / full * chart.highest
             assert drawn[bar.gate, bar.expert] == pytest.approx(counts[bar.expert] / counts.sum())
-    for entry in scene.report["expert_loads"]:
+    for entry in registration.report["expert_loads"]:
         for expert, share in enumerate(entry["share"]):
             place = tuple(entry[name] for name in ("part", "layer", "block", "image", "direction"))
             assert drawn[place, expert] == pytest.approx(share)
-    assert len(drawn) > sum(len(entry["counts"]) for entry in scene.report["expert_loads"]), (
-        "no bars of all blocks"
-    )
+    assert len(drawn) > sum(
+        len(entry["counts"]) for entry in registration.report["expert_loads"]
+    ), "no bars of all blocks"
 
 
-def test_moving_stands_left_of_fixed_in_another_colour(view, scene):
+def test_moving_stands_left_of_fixed_in_another_colour(view, registration):
     chart = view.charts[0]
     assert [bar.gate.image for bar in chart.bars[:2]] == ["moving", "fixed"]
     assert chart.rect_of(0).right() <= chart.rect_of(1).left() + 0.01 < chart.rect_of(2).left()
@@ -126,7 +126,7 @@ def test_the_dotted_line_is_at_equal_shares(qtbot):
     assert red and all(abs(y + 0.5 - (column.bottom() - column.height() / 3)) <= 1.5 for y in red)
 
 
-def test_a_click_on_a_bar_of_the_encoder_shows_that_heads_map(view, model, scene):
+def test_a_click_on_a_bar_of_the_encoder_shows_that_heads_map(view, model, registration):
     chart, n = next(
         (chart, n)
         for chart in view.charts
@@ -139,11 +139,13 @@ def test_a_click_on_a_bar_of_the_encoder_shows_that_heads_map(view, model, scene
     assert [other for other in view.charts if other.marked] == [chart]
 
 
-def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(view, model, scene):
+def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(
+    view, model, registration
+):
     chart = next(chart for chart in view.charts if chart.title == "all blocks")
     click(chart, 5)
     bar, layer = chart.bars[5], showing.head_layer(model, 1)
-    assert layer.name.endswith("times chosen") and tag(layer, "load") in times_chosen(scene)
+    assert layer.name.endswith("times chosen") and tag(layer, "load") in times_chosen(registration)
     assert (tag(layer, "load").gate, tag(layer, "head")) == (
         bar.gate,
         bar.expert,
@@ -151,7 +153,7 @@ def test_a_click_on_a_bar_of_all_blocks_shows_how_often_the_head_was_chosen(view
 
 
 def test_a_click_on_a_bar_of_the_decoder_draws_its_cells_alone_and_a_second_one_all(
-    view, model, scene
+    view, model, registration
 ):
     chart = next(c for c in view.charts if c.bars[0].gate[:2] == ("decoder", 2) and c.title == "z")
     click(chart, 1)
@@ -197,7 +199,7 @@ def test_the_mark_follows_what_is_shown_elsewhere(model, qtbot):
     assert view.isVisible()
     load = next(
         load
-        for load in token_loads(panel_scene(model))
+        for load in token_loads(panel_registration(model))
         if load.gate[:4] == ("encoder", 2, 0, "fixed")
     )
     showing.show_head(model, 1, load, 4)
@@ -213,8 +215,12 @@ def test_the_mark_follows_what_is_shown_elsewhere(model, qtbot):
     assert not any(chart.marked for chart in view.charts)
 
 
-def panel_scene(model):
-    return next(tag(layer, "scene") for layer in model.layers if tag(layer, "scene") is not None)
+def panel_registration(model):
+    return next(
+        tag(layer, "registration")
+        for layer in model.layers
+        if tag(layer, "registration") is not None
+    )
 
 
 def bar_of(view, place, expert):
@@ -226,10 +232,10 @@ def bar_of(view, place, expert):
     )
 
 
-def test_the_tooltip_tells_the_exact_share_the_count_and_the_number_of_cells(view, scene):
+def test_the_tooltip_tells_the_exact_share_the_count_and_the_number_of_cells(view, registration):
     for chart in view.charts:
         for bar in chart.bars:
-            counts, cells, blocks = entry_of(scene, bar)
+            counts, cells, blocks = entry_of(registration, bar)
             share = 100 * counts[bar.expert] / counts.sum()
             assert (
                 f"{share:.2f} % of selections: {counts[bar.expert]:,} of {counts.sum():,}"
@@ -255,11 +261,11 @@ def test_a_map_that_was_removed_is_said_to_be_gone(view, model, told):
     assert not any(chart.marked for chart in view.charts)
 
 
-def test_a_network_without_experts_has_no_bars_and_says_so(scene, qtbot):
+def test_a_network_without_experts_has_no_bars_and_says_so(registration, qtbot):
     viewer = ViewerModel()
-    bare = replace(scene, routing=RoutingTrace())
+    bare = replace(registration, routing=RoutingTrace())
     add_layers(
-        viewer, layers_of(replace(bare, report=dict(scene.report) | {"expert_loads": []}), 1)
+        viewer, layers_of(replace(bare, report=dict(registration.report) | {"expert_loads": []}), 1)
     )
     view = LayersView(viewer)
     qtbot.addWidget(view)
@@ -267,11 +273,16 @@ def test_a_network_without_experts_has_no_bars_and_says_so(scene, qtbot):
     assert view.charts == [] and view.says.text() == NOTHING and not view.files.isEnabled()
 
 
-def test_another_registration_brings_its_own_bars_and_none_takes_them_away(view, model, scene):
-    entries = [dict(entry) for entry in scene.report["expert_loads"]]
+def test_another_registration_brings_its_own_bars_and_none_takes_them_away(
+    view, model, registration
+):
+    entries = [dict(entry) for entry in registration.report["expert_loads"]]
     entries[0] = entries[0] | {"counts": list(reversed(entries[0]["counts"]))}
     add_layers(
-        model, layers_of(replace(scene, report=dict(scene.report) | {"expert_loads": entries}), 2)
+        model,
+        layers_of(
+            replace(registration, report=dict(registration.report) | {"expert_loads": entries}), 2
+        ),
     )
     before = [bar.share for bar in view.charts[0].bars]
     view.show_registration(2)
@@ -314,27 +325,32 @@ def test_bars_are_seen_in_light_and_in_dark(qtbot):
 
 
 @pytest.mark.parametrize("name", ["loads.png", "loads.svg"])
-def test_the_figure_that_is_saved_says_whose_it_is(scene, qtbot, tmp_path, told, name):
-    files = LoadFiles(lambda: scene)
+def test_the_figure_that_is_saved_says_whose_it_is(registration, qtbot, tmp_path, told, name):
+    files = LoadFiles(lambda: registration)
     qtbot.addWidget(files)
     files.save_figure(tmp_path / name)
     qtbot.waitUntil(lambda: "saved" in told("info"), timeout=60_000)
     if name.endswith("png"):
         with Image.open(tmp_path / name) as picture:
             about = picture.text
-        assert about["Weights"] == scene.weights and json.loads(about["Settings"])["network"][
-            "kernels"
-        ] == [1, 3, 5]
-        assert scene.pair.moving.name in about["Pair"] and "of selections" in about["Description"]
+        assert about["Weights"] == registration.weights and json.loads(about["Settings"])[
+            "network"
+        ]["kernels"] == [1, 3, 5]
+        assert (
+            registration.pair.moving.name in about["Pair"]
+            and "of selections" in about["Description"]
+        )
     else:
         text = (tmp_path / name).read_text(encoding="utf-8")
-        assert f"Weights: {scene.weights}" in text and "Share of selections per expert" in text
+        assert (
+            f"Weights: {registration.weights}" in text and "Share of selections per expert" in text
+        )
 
 
 def test_a_figure_that_cannot_be_saved_says_why_and_leaves_what_was_there(
-    scene, qtbot, tmp_path, told, monkeypatch, caplog
+    registration, qtbot, tmp_path, told, monkeypatch, caplog
 ):
-    files = LoadFiles(lambda: scene)
+    files = LoadFiles(lambda: registration)
     qtbot.addWidget(files)
     files.save_figure(tmp_path / "nowhere" / "x.png")
     qtbot.waitUntil(lambda: "nowhere" in told("error"), timeout=60_000)
@@ -355,13 +371,15 @@ def test_a_figure_that_cannot_be_saved_says_why_and_leaves_what_was_there(
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.png", b"whole")]
 
 
-def test_the_table_that_is_saved_is_the_load_of_the_report(scene, qtbot, tmp_path, told):
-    files = LoadFiles(lambda: scene)
+def test_the_table_that_is_saved_is_the_load_of_the_report(registration, qtbot, tmp_path, told):
+    files = LoadFiles(lambda: registration)
     qtbot.addWidget(files)
     files.save_table(tmp_path / "loads.csv")
     rows = list(csv.DictReader((tmp_path / "loads.csv").open(encoding="utf-8")))
     counts = [int(row["count"]) for row in rows]
-    assert counts == [count for entry in scene.report["expert_loads"] for count in entry["counts"]]
+    assert counts == [
+        count for entry in registration.report["expert_loads"] for count in entry["counts"]
+    ]
     files.save_table(tmp_path / "nowhere" / "loads.csv")
     files.save_figure(tmp_path / "loads.bmp")
     qtbot.waitUntil(lambda: "loads.bmp" in told("error"), timeout=60_000)

@@ -21,7 +21,7 @@ from napari_shmoareg.plugin.experts.outline import cut, whole
 from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, own_layer, pins_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import point_of, tag, to_viewer
-from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
 from napari_shmoareg.plugin.viewer import centre_on
 
 
@@ -34,24 +34,24 @@ def view(model, qtbot):
 
 
 @pytest.fixture
-def docked(viewer, scene):
+def docked(viewer, registration):
     """A view in a dock beside the canvas, on the middle of the phantoms."""
-    add_layers(viewer, layers_of(scene, 1))
+    add_layers(viewer, layers_of(registration, 1))
     made = LocationView(viewer)
     dock = viewer.window.add_dock_widget(made, name="Location", area="right")
     made.show_registration(1)
     viewer.reset_view()
-    centre_on(viewer, scene.pair.fixed)
+    centre_on(viewer, registration.pair.fixed)
     QApplication.processEvents()
     return viewer, made, dock
 
 
-def locations(scene, count, seed=0):
+def locations(registration, count, seed=0):
     """World points well within the network grid."""
     inside = np.random.default_rng(seed).uniform(0.2, 0.8, (count, 3)) * (
-        np.array(scene.network_grid.shape) - 1
+        np.array(registration.network_grid.shape) - 1
     )
-    return scene.network_grid.to_world(inside)
+    return registration.network_grid.to_world(inside)
 
 
 def double_click(viewer, at):
@@ -69,25 +69,27 @@ def voxel_at(grid, point):
     return tuple(np.floor(grid.to_index(point) + 0.5).astype(int))
 
 
-def assert_shows(view, scene, point):
-    """What is drawn are the scene's own arrays, in the cells that hold the point."""
+def assert_shows(view, registration, point):
+    """What is drawn are the registration's own arrays, in the cells that hold the point."""
     seen = 0
-    for load in token_loads(scene):
+    for load in token_loads(registration):
         strip, cell = view.box.strips[load.gate], voxel_at(load.grid, point)
         weights = load.values[cell]
         assert strip.cell.cell == cell
         assert strip.fills() == {n: weights[n] for n in np.flatnonzero(weights)}
         seen += 1
-    for found in expert_maps(scene):
+    for found in expert_maps(registration):
         strip, cell = view.box.strips[found.gate], voxel_at(found.volume.grid, point)
-        (gate,) = (gate for gate in gate_values(scene) if gate.gate == found.gate)
+        (gate,) = (gate for gate in gate_values(registration) if gate.gate == found.gate)
         assert strip.cell.experts == (found.volume.values[cell] - 1,)
         assert list(strip.fills().values()) == list(gate.values[cell])
         seen += 1
     assert seen == len(view.box.strips)
 
 
-def test_a_double_click_shows_the_scenes_own_numbers_of_that_voxel_and_does_not_zoom(docked, scene):
+def test_a_double_click_shows_the_registrations_own_numbers_of_that_voxel_and_does_not_zoom(
+    docked, registration
+):
     viewer, view, _ = docked
     zoom = viewer.scene.camera.zoom
     read = []
@@ -96,7 +98,7 @@ def test_a_double_click_shows_the_scenes_own_numbers_of_that_voxel_and_does_not_
         assert view.reading is not None, view.says.text()
         expected = to_viewer(viewer.cursor.position)
         np.testing.assert_allclose(view.reading.point, expected)
-        assert_shows(view, scene, expected)
+        assert_shows(view, registration, expected)
         read.append(view.reading.point)
     assert len({tuple(point) for point in read}) == 3
     # to the right of the canvas: patient's left
@@ -123,10 +125,10 @@ def test_the_zoom_is_back_in_its_place_when_the_view_is_hidden_or_its_dock_close
     assert [call.__name__ for call in callbacks] == ["double_click_to_zoom"]
 
 
-def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
+def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, registration):
     from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
-    add_layers(viewer, layers_of(scene, 1))
+    add_layers(viewer, layers_of(registration, 1))
     panel = ExpertsPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
     (view,) = panel.views["Location"]
@@ -136,9 +138,9 @@ def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
         QApplication.processEvents()
         assert view._clicks.listening == takes
         assert len(viewer.mouse_double_click_callbacks) == 1
-    centre_on(viewer, scene.pair.fixed)
+    centre_on(viewer, registration.pair.fixed)
     double_click(viewer, middle(viewer))
-    assert_shows(view, scene, to_viewer(viewer.cursor.position))
+    assert_shows(view, registration, to_viewer(viewer.cursor.position))
     view.pin.click()
     QApplication.processEvents()
     assert view.reading is not None and len(view.pins.readings) == 1, (
@@ -146,20 +148,20 @@ def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, scene):
     )
 
 
-def test_the_page_fits_into_a_narrow_dock(viewer, scene):
+def test_the_page_fits_into_a_narrow_dock(viewer, registration):
     from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
-    add_layers(viewer, layers_of(scene, 1))
+    add_layers(viewer, layers_of(registration, 1))
     panel = ExpertsPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
     panel.tabs.setCurrentIndex(
         next(n for n in range(panel.tabs.count()) if panel.tabs.tabText(n) == "Location")
     )
     (view,) = panel.views["Location"]
-    view.read(scene.pair.fixed.grid.centre)
+    view.read(registration.pair.fixed.grid.centre)
     view.pin.click()
-    view.read(scene.pair.fixed.grid.centre + 500)
-    view.pins.pin(scene.pair.fixed.grid.centre - 500)
+    view.read(registration.pair.fixed.grid.centre + 500)
+    view.pins.pin(registration.pair.fixed.grid.centre - 500)
     QTest.qWait(50)
     area = panel.tabs.currentWidget()
     assert (
@@ -197,8 +199,8 @@ def test_in_3d_it_is_said_that_a_click_has_no_depth(docked):
     assert view.reading is None and view.says.text() == FLAT
 
 
-def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, scene):
-    inside = locations(scene, 1)[0]
+def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, registration):
+    inside = locations(registration, 1)[0]
     view.read(inside)
     assert view.says.text() == INVITE and view.pin.isEnabled()
     view.read(inside + 500)
@@ -206,8 +208,8 @@ def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, scene
     assert all(not strip.fills() for strip in view.box.strips.values())
 
 
-def test_a_place_can_be_given_by_keyboard(view, model, scene):
-    location = np.round(locations(scene, 1)[0], 1)
+def test_a_place_can_be_given_by_keyboard(view, model, registration):
+    location = np.round(locations(registration, 1)[0], 1)
     for box, value in zip(view.coordinates, location, strict=True):
         box.setValue(value)
     np.testing.assert_allclose(view.reading.point, location)
@@ -219,15 +221,15 @@ def test_a_place_can_be_given_by_keyboard(view, model, scene):
     np.testing.assert_allclose(view.reading.point[:2], model.scene.camera.center[:0:-1])
 
 
-def test_giving_one_coordinate_keeps_the_others_exactly(view, scene):
-    location = locations(scene, 1)[0]
+def test_giving_one_coordinate_keeps_the_others_exactly(view, registration):
+    location = locations(registration, 1)[0]
     view.read(location)
     value = round(float(location[0]) + 2, 1)
     view.coordinates[0].setValue(value)
     assert view.reading.point[0] == value and (view.reading.point[1:] == location[1:]).all()
 
 
-def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, scene):
+def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, registration):
     viewer, view, _ = docked
     double_click(viewer, middle(viewer, 20, 20))
     first = view.reading
@@ -236,39 +238,39 @@ def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, sc
     )
     assert "micrometer" in str(viewer.dims.units[0])
     viewer.reset_view()
-    centre_on(viewer, scene.pair.fixed)
+    centre_on(viewer, registration.pair.fixed)
     double_click(viewer, middle(viewer, 20, 20))
     assert view.reading is not first
     np.testing.assert_allclose(
         view.reading.point, to_viewer(np.array(viewer.cursor.position) / 1000)
     )
-    assert_shows(view, scene, view.reading.point)
+    assert_shows(view, registration, view.reading.point)
 
 
 def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
-    model, qtbot, scene, without_gate_values
+    model, qtbot, registration, without_gate_values
 ):
-    add_layers(model, layers_of(without_gate_values(scene), 2))
+    add_layers(model, layers_of(without_gate_values(registration), 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
-    view.read(locations(scene, 1)[0])
+    view.read(locations(registration, 1)[0])
     assert view.says.text() == NO_GATES
-    strips = [view.box.strips[found.gate] for found in expert_maps(scene)]
+    strips = [view.box.strips[found.gate] for found in expert_maps(registration)]
     assert all(
         not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips
     )
-    assert all(view.box.strips[load.gate].fills() for load in token_loads(scene))
+    assert all(view.box.strips[load.gate].fills() for load in token_loads(registration))
     assert not view.grab().isNull()
 
 
-def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, scene):
-    bare = replace(scene, routing=RoutingTrace())
+def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, registration):
+    bare = replace(registration, routing=RoutingTrace())
     add_layers(model, layers_of(bare, 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
-    view.read(locations(scene, 1)[0])
+    view.read(locations(registration, 1)[0])
     assert view.says.text() == NOTHING and view.gates.isHidden() and view.outlined.isHidden()
     view.pin.click()
     assert view.pins.compared.isHidden() and view.attention.isHidden()
@@ -276,14 +278,14 @@ def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
-    model, qtbot, scene, part
+    model, qtbot, registration, part
 ):
-    alone = RoutingTrace(scene.routing.select(part=part))
-    add_layers(model, layers_of(replace(scene, routing=alone), 2))
+    alone = RoutingTrace(registration.routing.select(part=part))
+    add_layers(model, layers_of(replace(registration, routing=alone), 2))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
-    view.read(locations(scene, 1)[0])
+    view.read(locations(registration, 1)[0])
     view.pin.click()
     pins, heads = view.pins, part == "encoder"
     of_heads = (view.attention, pins.bars, pins.heads, pins.layer, pins.block, pins.image)
@@ -292,11 +294,11 @@ def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     assert {not widget.isHidden() for widget in (pins.table, pins.kernels)} == {not heads}
 
 
-def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
-    view.read(locations(scene, 1)[0])
+def test_boxes_are_filled_as_high_as_the_weights(view, registration, qtbot):
+    view.read(locations(registration, 1)[0])
     view.show()
     qtbot.waitExposed(view)
-    for load in token_loads(scene)[:4]:
+    for load in token_loads(registration)[:4]:
         strip = view.box.strips[load.gate]
         picture = strip.grab().toImage()
         ratio = picture.devicePixelRatio()
@@ -310,41 +312,41 @@ def test_boxes_are_filled_as_high_as_the_weights(view, scene, qtbot):
             assert abs(full - area.height() * strip.fills().get(head, 0.0)) <= 2
 
 
-def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(docked, scene):
+def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(docked, registration):
     viewer, view, _ = docked
     double_click(viewer, middle(viewer))
-    for load in (token_loads(scene)[0], token_loads(scene)[-1]):
+    for load in (token_loads(registration)[0], token_loads(registration)[-1]):
         strip = view.box.strips[load.gate]
         QTest.mouseClick(strip, Qt.MouseButton.LeftButton)
         assert view.picked.gate == load.gate and strip.marked
-        outline = own_layer(viewer, scene, "token_box")
+        outline = own_layer(viewer, registration, "token_box")
         ends = (outline.data[:, 0] * outline.scale[0])[:, ::-1]
         index = load.grid.to_index(ends) - np.array(view.picked.cell)
         assert len(ends) >= 3 and np.abs(index).max() <= 0.5 + 1e-3
         assert np.isclose(np.abs(index).max(axis=0), 0.5, atol=1e-3).sum() >= 2
-    last = view.box.strips[expert_maps(scene)[0].gate]
+    last = view.box.strips[expert_maps(registration)[0].gate]
     last.setFocus()
     QTest.keyClick(last, Qt.Key.Key_Return)
-    assert view.picked.gate == expert_maps(scene)[0].gate
-    made = own_layer(viewer, scene, "token_box")
+    assert view.picked.gate == expert_maps(registration)[0].gate
+    made = own_layer(viewer, registration, "token_box")
     double_click(viewer, middle(viewer, 30, 30))
-    assert own_layer(viewer, scene, "token_box") is made, "a click made another layer"
+    assert own_layer(viewer, registration, "token_box") is made, "a click made another layer"
     view.outlined.click()
-    assert own_layer(viewer, scene, "token_box") is None
+    assert own_layer(viewer, registration, "token_box") is None
 
 
-def test_an_outline_without_a_line_is_never_drawn(docked, scene):
+def test_an_outline_without_a_line_is_never_drawn(docked, registration):
     """An empty outline that was replaced by another empty one, beside pins, ended in a segmentation
     fault.
     """
     viewer, view, _ = docked
-    centre = scene.pair.fixed.grid.centre
+    centre = registration.pair.fixed.grid.centre
     high = to_viewer(centre)[0]
     for away, drawn in ((60.0, None), (0.0, True), (60.0, False), (0.0, True)):
         viewer.dims.set_point(0, high + away)
         view.read(centre)
         QTest.qWait(20)
-        layer = own_layer(viewer, scene, "token_box")
+        layer = own_layer(viewer, registration, "token_box")
         assert (None if layer is None else layer.visible) is drawn
         assert layer is None or len(layer.data) > 2
     layer.visible = False
@@ -352,7 +354,7 @@ def test_an_outline_without_a_line_is_never_drawn(docked, scene):
     assert not layer.visible, "an outline that people hid came back"
     viewer.layers.remove(layer)
     viewer.dims.set_point(0, high)
-    assert own_layer(viewer, scene, "token_box") is None
+    assert own_layer(viewer, registration, "token_box") is None
 
 
 def test_a_plane_cuts_a_turned_box_along_its_sides():
@@ -374,13 +376,15 @@ def test_a_plane_cuts_a_turned_box_along_its_sides():
             )
 
 
-def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(view, model, scene, told):
-    points = locations(scene, MOST + 1)
+def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(
+    view, model, registration, told
+):
+    points = locations(registration, MOST + 1)
     for point in points:
         view.read(point)
         view.pin.click()
-    layer = own_layer(model, scene, "locations")
-    np.testing.assert_allclose(pins_of(model, scene), points[:MOST])
+    layer = own_layer(model, registration, "locations")
+    np.testing.assert_allclose(pins_of(model, registration), points[:MOST])
     np.testing.assert_allclose(
         [layer.data_to_world(p) for p in layer.data], to_viewer(points[:MOST])
     )
@@ -388,17 +392,19 @@ def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(view, m
     assert [n for n, _ in view.pins.readings] == [1, 2, 3, 4, 5]
     assert list(layer.features["pin"]) == [1, 2, 3, 4, 5] and layer.name == "#1 locations"
     view.pins.rows[1].drop.click()
-    np.testing.assert_allclose(pins_of(model, scene), np.delete(points[:MOST], 1, axis=0))
+    np.testing.assert_allclose(pins_of(model, registration), np.delete(points[:MOST], 1, axis=0))
     assert [row.isHidden() for row in view.pins.rows] == [False] * 4 + [True]
     view.pins.rows[2].go.click()
     np.testing.assert_allclose(view.reading.point, points[3])
 
 
-def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(view, model, scene, qtbot):
-    first, other = locations(scene, 2)
+def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(
+    view, model, registration, qtbot
+):
+    first, other = locations(registration, 2)
     view.read(first)
     view.pin.click()
-    layer = own_layer(model, scene, "locations")
+    layer = own_layer(model, registration, "locations")
     layer.data = [layer.world_to_data(to_viewer(other))]
     qtbot.waitUntil(lambda: np.allclose(view.pins.readings[0][1].point, other))
     layer.selected_data = {0}
@@ -406,12 +412,14 @@ def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(view, mode
     qtbot.waitUntil(lambda: not view.pins.readings)
 
 
-def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view, scene):
-    points = locations(scene, 3)
+def test_the_comparison_shows_the_registrations_weights_how_often_and_the_kernels(
+    view, registration
+):
+    points = locations(registration, 3)
     for point in points:
         view.read(point)
         view.pin.click()
-    pins, load = view.pins, token_loads(scene)[-1]
+    pins, load = view.pins, token_loads(registration)[-1]
     for combo, value in ((pins.layer, load.layer), (pins.image, load.image)):
         combo.setCurrentIndex(combo.findData(value))
         combo.activated.emit(0)
@@ -422,12 +430,14 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     pins.block.setCurrentIndex(pins.block.findData(-1))
     pins.block.activated.emit(0)
     (counted,) = (
-        one for one in times_chosen(scene) if one.gate[:4] == (*load.gate[:2], None, load.image)
+        one
+        for one in times_chosen(registration)
+        if one.gate[:4] == (*load.gate[:2], None, load.image)
     )
     blocks = len(
         [
             one
-            for one in token_loads(scene)
+            for one in token_loads(registration)
             if one.gate[3:] == load.gate[3:] and one.gate[1] == load.gate[1]
         ]
     )
@@ -438,7 +448,7 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     from napari_shmoareg.figures.palette import expert_colours
 
     for row, point in enumerate(points):
-        for found in expert_maps(scene):
+        for found in expert_maps(registration):
             column = pins.table.columns.index(
                 f"{found.direction} {'full' if found.stride == 1 else 'half'}"
             )
@@ -449,16 +459,16 @@ def test_the_comparison_shows_the_scenes_weights_how_often_and_the_kernels(view,
     assert "Pin 1" in pins.bars.says(QPointF(pins.bars.width() / 2, 40))
 
 
-def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, tmp_path):
-    for point in locations(scene, 2):
+def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, registration, tmp_path):
+    for point in locations(registration, 2):
         view.read(point)
         view.pin.click()
     rows = view.pins._rows()
-    expected = sum(load.values.shape[-1] for load in token_loads(scene)) + 3 * len(
-        expert_maps(scene)
+    expected = sum(load.values.shape[-1] for load in token_loads(registration)) + 3 * len(
+        expert_maps(registration)
     )
-    assert len(rows) == 2 * expected and {row["weights"] for row in rows} == {scene.weights}
-    reading = read_location(scene, pins_of(view._viewer, scene)[1])
+    assert len(rows) == 2 * expected and {row["weights"] for row in rows} == {registration.weights}
+    reading = read_location(registration, pins_of(view._viewer, registration)[1])
     first = reading.cells[0]
     mine = [
         row
@@ -474,13 +484,13 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, scene, 
     assert len((tmp_path / "places.csv").read_text().splitlines()) == 2 * expected + 1
 
 
-def test_no_outline_is_added_while_the_registrations_layers_go(viewer, scene):
+def test_no_outline_is_added_while_the_registrations_layers_go(viewer, registration):
     """As when the window is closed: napari moves the slider then, and a layer added in that moment
     is an error.
     """
     viewer.add_image(np.zeros((9, 9, 9)), units=("mm",) * 3, scale=(20,) * 3, translate=(-80,) * 3)
-    add_layers(viewer, layers_of(scene, 1)[:1])
-    view, centre = LocationView(viewer), scene.pair.fixed.grid.centre
+    add_layers(viewer, layers_of(registration, 1)[:1])
+    view, centre = LocationView(viewer), registration.pair.fixed.grid.centre
     viewer.window.add_dock_widget(view, name="Location", area="right")
     view.show_registration(1)
     viewer.dims.set_point(0, to_viewer(centre)[0] + 60)
@@ -491,8 +501,10 @@ def test_no_outline_is_added_while_the_registrations_layers_go(viewer, scene):
     assert [layer.name for layer in viewer.layers] == ["Image"]
 
 
-def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing(viewer, scene):
-    own = replace(scene)
+def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing(
+    viewer, registration
+):
+    own = replace(registration)
     import weakref
 
     held = weakref.ref(own)
@@ -500,16 +512,16 @@ def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing
     view = LocationView(viewer)
     viewer.window.add_dock_widget(view, name="Location", area="right")
     view.show_registration(1)
-    centre_on(viewer, scene.pair.fixed)
-    view.read(scene.pair.fixed.grid.centre)
+    centre_on(viewer, registration.pair.fixed)
+    view.read(registration.pair.fixed.grid.centre)
     view.pin.click()
     QTest.qWait(20)
     assert {tag(layer, "role") for layer in viewer.layers} >= {"locations", "token_box"}
     del own
-    for layer in layers_of_scene(viewer, 1):
+    for layer in layers_of_registration(viewer, 1):
         viewer.layers.remove(layer)
     del layer
-    assert not scenes(viewer), "pins keep a registration open"
+    assert not open_registrations(viewer), "pins keep a registration open"
     view.show_registration(None)
     QApplication.processEvents()
     assert (

@@ -13,7 +13,7 @@ from napari.utils._proxies import PublicOnlyProxy
 
 from napari_shmoareg.plugin.controls.pickers import PairPicker, give_roles, missing, suggest
 from napari_shmoareg.plugin.placement import KEY, tag
-from napari_shmoareg.plugin.scenes import itself, layer_in_role
+from napari_shmoareg.plugin.registrations import layer_in_role, unwrap
 
 
 def image(name: str, role: str | None = None, shape=(4, 5, 6), **options) -> Image:
@@ -29,7 +29,7 @@ def result(name: str) -> Image:
     return Image(
         np.zeros((4, 5, 6)),
         name=name,
-        metadata={KEY: {"scene": object(), "number": 1, "role": name}},
+        metadata={KEY: {"registration": object(), "number": 1, "role": name}},
     )
 
 
@@ -201,7 +201,7 @@ def test_a_panel_gets_at_the_viewer_behind_naparis_proxy(model):
     put(model, image("a"))
     proxy = PublicOnlyProxy(model)
     assert proxy.layers[0] is not model.layers[0]  # why a proxy is of no use here
-    assert itself(proxy) is model and itself(model) is model
+    assert unwrap(proxy) is model and unwrap(model) is model
 
 
 def test_what_cannot_be_registered_is_suggested_last(model):

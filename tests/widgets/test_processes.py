@@ -95,8 +95,8 @@ def test_the_demo_registers_and_shows_its_experts(napari):
     assert seen["colours"] > 20
 
 
-def test_a_registration_folder_opens_as_a_scene_under_pyside6_too(napari, scene, tmp_path):
-    write_registration(scene, tmp_path / "results", weights="untrained", figures=False)
+def test_a_registration_folder_opens_under_pyside6_too(napari, registration, tmp_path):
+    write_registration(registration, tmp_path / "results", weights="untrained", figures=False)
     seen = napari("--plugin", "shmoareg", "results", wait_for="12 Experts", binding="pyside6")
     assert seen["binding"].lower() == "pyside6" and seen["errors"] == []
     assert seen["docked"] == ["Experts (shmoareg)"] and seen["layers"]["#1 warped"] == [

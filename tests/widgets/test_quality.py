@@ -24,7 +24,7 @@ from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.quality import panel as panel_module
 from napari_shmoareg.plugin.quality.panel import QualityPanel
 from napari_shmoareg.plugin.register.job import LayerAdder, RegistrationResult
-from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.plugin.registrations import layers_of_registration
 from napari_shmoareg.plugin.viewer import CAUTION
 from napari_shmoareg.plugin.viewer_state import ViewerState
 
@@ -38,20 +38,20 @@ def viewer():
 
 
 @pytest.fixture
-def panel(viewer, scene, qtbot):
-    """The panel of a viewer in which the scene is open."""
+def panel(viewer, registration, qtbot):
+    """The panel of a viewer in which the registration is open."""
     panel = QualityPanel(viewer)
     qtbot.addWidget(panel)
     for emitter in (viewer.layers.events.inserted, viewer.layers.events.removed):
         emitter.connect(panel.reset_choices)
-    open_scene(viewer, scene)
+    open_registration(viewer, registration)
     return panel
 
 
-def open_scene(viewer, scene) -> None:
+def open_registration(viewer, registration) -> None:
     """The images of the pair, the warped one, and its labels as an overlay."""
-    pair = [layer for layer in layers_of_pair(scene.pair) if layer[2] == "image"]
-    add_layers(viewer, pair + layers_of(scene, 1)[:2])
+    pair = [layer for layer in layers_of_pair(registration.pair) if layer[2] == "image"]
+    add_layers(viewer, pair + layers_of(registration, 1)[:2])
 
 
 @pytest.fixture
@@ -100,11 +100,11 @@ def state(viewer) -> list:
 
 
 def test_a_registration_that_comes_later_is_offered_and_one_that_goes_is_forgotten(
-    panel, viewer, scene
+    panel, viewer, registration
 ):
-    assert panel.picker.number == 1 and panel.picker.scene is scene
+    assert panel.picker.number == 1 and panel.picker.registration is registration
     assert panel.picker.currentText().startswith("#1 moving onto fixed")
-    add_layers(viewer, layers_of(replace(scene), 2)[:1])
+    add_layers(viewer, layers_of(replace(registration), 2)[:1])
     assert panel.picker.number == 2 and panel.picker.count() == 2
     viewer.layers.clear()
     assert (
@@ -113,12 +113,12 @@ def test_a_registration_that_comes_later_is_offered_and_one_that_goes_is_forgott
 
 
 def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(
-    make_napari_viewer, scene, qtbot
+    make_napari_viewer, registration, qtbot
 ):
     viewer = make_napari_viewer(show=True)
     panel = QualityPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Quality")
-    open_scene(viewer, scene)
+    open_registration(viewer, registration)
     viewer.reset_view()
     viewer.layers["fixed"].opacity, viewer.layers["#1 warped"].visible = 0.9, False
     before, pictures = state(viewer), []
@@ -134,11 +134,11 @@ def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(
     assert state(viewer) == before
 
 
-def test_no_change_from_one_comparison_to_another_crashes_a_real_window(scene, tmp_path):
+def test_no_change_from_one_comparison_to_another_crashes_a_real_window(registration, tmp_path):
     """In a process of its own: napari 0.9.2 alone is killed by a removal, the grid and an insertion
     in one turn.
     """
-    write_registration(scene, tmp_path / "result", weights="untrained", figures=False)
+    write_registration(registration, tmp_path / "result", weights="untrained", figures=False)
     script = Path(__file__).with_name("compare_in_window.py")
     command = [sys.executable, str(script), str(tmp_path / "result")]
     run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)
@@ -147,10 +147,10 @@ def test_no_change_from_one_comparison_to_another_crashes_a_real_window(scene, t
 
 @pytest.mark.parametrize("mode", ["two colours", "checkerboard", "side by side"])
 def test_closing_the_dock_during_a_comparison_puts_everything_back(
-    make_napari_viewer, scene, qtbot, mode
+    make_napari_viewer, registration, qtbot, mode
 ):
     viewer = make_napari_viewer(show=True)
-    open_scene(viewer, scene)
+    open_registration(viewer, registration)
     viewer.reset_view()
     before = state(viewer)
     panel = QualityPanel(viewer)
@@ -165,10 +165,10 @@ def test_closing_the_dock_during_a_comparison_puts_everything_back(
     assert state(viewer) == before
 
 
-def test_a_checkerboard_takes_alternate_tiles_from_either_image(viewer, scene, compare):
+def test_a_checkerboard_takes_alternate_tiles_from_either_image(viewer, registration, compare):
     shown = compare("checkerboard")
     layer, both = shown.layer, shown.prepared.sides
-    assert layer.name == "#1 checkerboard, warped" and tag(layer, "scene") is scene
+    assert layer.name == "#1 checkerboard, warped" and tag(layer, "registration") is registration
     spacing = np.array(layer.scale)
     middle = np.array(layer.translate) + spacing * (np.array(layer.data.shape) - 1) / 2
     for tiles, image in (
@@ -270,7 +270,9 @@ def test_the_difference_has_one_scale_before_and_after_also_when_it_was_set_by_h
     assert panel.compare_box.ramp.texts() == ["0", "0.2"]
     before = compare("difference", "before").layer
     assert before.name == "#1 |difference| before" and before.contrast_limits == [0, 0.2]
-    assert layers_of_scene(viewer, 1, "comparison") == [before] and after not in viewer.layers
+    assert (
+        layers_of_registration(viewer, 1, "comparison") == [before] and after not in viewer.layers
+    )
 
 
 def test_a_blend_fades_from_the_fixed_to_the_other_image(panel, viewer, compare):
@@ -316,19 +318,21 @@ def test_a_comparison_that_is_deleted_by_hand_ends(panel, viewer, compare, qtbot
 
 @pytest.mark.parametrize("mode", ["blend", "checkerboard", "side by side"])
 def test_a_registration_that_arrives_during_a_comparison_is_what_is_shown_after_it(
-    panel, viewer, scene, qtbot, mode
+    panel, viewer, registration, qtbot, mode
 ):
     panel.compare_box.compare(mode)
     comparer, adder = panel.compare_box.comparer, LayerAdder(panel)
     qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
-    newer = replace(scene)
+    newer = replace(registration)
     with qtbot.waitSignal(adder.finished, timeout=20000):
         adder.start(viewer, RegistrationResult(2, newer, layers_of(newer, 2)[:2]), {})
     qtbot.waitUntil(lambda: not comparer.busy, timeout=20000)
     assert (comparer.current.prepared.mode, comparer.current.prepared.number) == (mode, 2)
     panel.compare_box.compare("as they are")
     shown = {
-        layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None
+        layer.name
+        for layer in viewer.layers
+        if layer.visible and tag(layer, "registration") is not None
     }
     assert shown == {"#2 warped"}
 
@@ -338,7 +342,7 @@ def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(
 ):
     from napari_shmoareg.plugin.quality import composites
 
-    def refuse(scene, stage):
+    def refuse(registration, stage):
         raise InputError("The images are too large.")
 
     with monkeypatch.context() as patched:
@@ -348,8 +352,8 @@ def test_a_comparison_that_cannot_be_made_is_told_and_the_next_one_works(
     assert compare("difference", "before").layer in viewer.layers
 
 
-def test_the_table_holds_the_figures_of_the_report(panel, scene):
-    report, table = scene.report, panel.table
+def test_the_table_holds_the_figures_of_the_report(panel, registration):
+    report, table = registration.report, panel.table
     whole = {table.whole.item(n, 0).text(): n for n in range(table.whole.rowCount())}
     dice = whole["Dice ↑"]
     for column, stage in enumerate(("before", "affine", "after"), 1):
@@ -377,8 +381,8 @@ def with_dice(report, **stages) -> dict:
     return {**report, "warnings": [], "dice": dice}
 
 
-def test_labels_that_overlap_less_at_the_end_are_a_caution_that_looks_like_one(panel, scene):
-    fell = with_dice(scene.report, before=(0.8, 0.7), affine=(0.85, 0.69), after=(0.6, 0.8))
+def test_labels_that_overlap_less_at_the_end_are_a_caution_that_looks_like_one(panel, registration):
+    fell = with_dice(registration.report, before=(0.8, 0.7), affine=(0.85, 0.69), after=(0.6, 0.8))
     (caution,) = cautions_of(fell)
     assert caution.startswith(
         "⚠ Caution: The labels overlap less than after the affine alone: Dice 0.750 before → "
@@ -395,9 +399,9 @@ def test_labels_that_overlap_less_at_the_end_are_a_caution_that_looks_like_one(p
     assert [table.labels.item(n, 3).icon().isNull() for n in range(2)] == [False, True]
 
 
-def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, scene):
+def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, registration):
     for after in ((0.81, 0.7), (0.8, 0.7), (0.8, 0.697)):
-        report = with_dice(scene.report, before=(0.8, 0.7), affine=(0.8, 0.7), after=after)
+        report = with_dice(registration.report, before=(0.8, 0.7), affine=(0.8, 0.7), after=after)
         assert cautions_of(report) == []
     panel.table.show_report(report)
     assert panel.table.warnings.isHidden() and panel.table.whole.item(2, 3).icon().isNull()
@@ -407,7 +411,7 @@ def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, scene):
     assert cautions_of(told) == cautions_of(told | {"dice": None}) == ["⚠ Caution: Dice fell."]
 
 
-def test_the_table_is_copied_and_saved_whole(panel, scene, tmp_path):
+def test_the_table_is_copied_and_saved_whole(panel, registration, tmp_path):
     panel.table.buttons.copy.click()
     lines = [line.split("\t") for line in QApplication.clipboard().text().splitlines()]
     assert lines[0] == ["measure", "label", "before", "affine", "after"]
@@ -416,14 +420,16 @@ def test_the_table_is_copied_and_saved_whole(panel, scene, tmp_path):
         rows = list(csv.reader(file))
     assert rows == lines
     after = {(row[0], row[1]): row[4] for row in rows}
-    assert float(after["Dice", "3"]) == scene.report["dice"]["after"]["per_label"]["3"]
+    assert float(after["Dice", "3"]) == registration.report["dice"]["after"]["per_label"]["3"]
 
 
-def test_everything_is_saved_and_can_be_read_again(panel, scene, tmp_path, qtbot):
+def test_everything_is_saved_and_can_be_read_again(panel, registration, tmp_path, qtbot):
     panel.save_all(tmp_path / "result")
     assert panel.saving.button.text() == "Cancel"
     qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
-    assert read_registration_summary(tmp_path / "result").report["dice"] == scene.report["dice"]
+    assert (
+        read_registration_summary(tmp_path / "result").report["dice"] == registration.report["dice"]
+    )
     assert not panel.saving.open.isHidden() and str(tmp_path / "result") in panel.saving.text.text()
 
 
@@ -451,9 +457,9 @@ def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(
 
 @pytest.mark.parametrize("full", [False, True])
 def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(
-    viewer, scene, tmp_path, qtbot, told, full
+    viewer, registration, tmp_path, qtbot, told, full
 ):
-    open_scene(viewer, scene)
+    open_registration(viewer, registration)
     panel = QualityPanel(viewer)
     if full:
         (tmp_path / "mine.txt").write_text("here")
@@ -474,14 +480,14 @@ def test_a_save_that_is_cancelled_leaves_nothing(panel, tmp_path, qtbot):
     assert list(tmp_path.iterdir()) == [] and "Stopped" in panel.saving.text.text()
 
 
-def test_a_folder_that_is_not_empty_gets_a_new_one_inside(tmp_path, scene):
-    assert panel_module.place_in(tmp_path, scene) == tmp_path
+def test_a_folder_that_is_not_empty_gets_a_new_one_inside(tmp_path, registration):
+    assert panel_module.place_in(tmp_path, registration) == tmp_path
     (tmp_path / "moving_onto_fixed").mkdir()
-    assert panel_module.place_in(tmp_path, scene) == tmp_path / "moving_onto_fixed_2"
+    assert panel_module.place_in(tmp_path, registration) == tmp_path / "moving_onto_fixed_2"
 
 
-def test_looks_are_put_back_and_later_layers_left_alone(viewer, scene):
-    add_layers(viewer, layers_of_pair(scene.pair))
+def test_looks_are_put_back_and_later_layers_left_alone(viewer, registration):
+    add_layers(viewer, layers_of_pair(registration.pair))
     before, looks = state(viewer), ViewerState(viewer)
     later = viewer.add_points(np.zeros((1, 3)), visible=False)
     for layer in viewer.layers:

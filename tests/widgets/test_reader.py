@@ -16,10 +16,14 @@ import pytest
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import DisplacementField, Grid, Volume
 from napari_shmoareg.io import write_displacement, write_image, write_registration
-from napari_shmoareg.io.images import Contents, is_named_as_labels, look
+from napari_shmoareg.io.images import Contents, is_named_as_labels, inspect_file
 from napari_shmoareg.plugin.placement import tag, volume_of
 from napari_shmoareg.plugin.reader import read
-from napari_shmoareg.plugin.scenes import layer_in_role, layers_of_scene, scenes
+from napari_shmoareg.plugin.registrations import (
+    layer_in_role,
+    layers_of_registration,
+    open_registrations,
+)
 
 SHMOAREG = {"plugin": "shmoareg"}
 REGISTER, EXPERTS = "Register (shmoareg)", "Experts (shmoareg)"
@@ -55,14 +59,14 @@ def straight(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def written(scene, tmp_path_factory):
+def written(registration, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "out"
-    write_registration(scene, folder, weights="untrained", figures=False)
+    write_registration(registration, folder, weights="untrained", figures=False)
     return folder
 
 
 @pytest.fixture
-def scene_folder(written, tmp_path):
+def registration_path(written, tmp_path):
     """What `shmoareg register` would have written; a copy to change."""
     shutil.copytree(written, tmp_path / "out")
     return tmp_path / "out"
@@ -157,7 +161,7 @@ def test_labels_are_known_by_their_header_whatever_they_are_called(tmp_path):
     volume = Volume(np.arange(24).reshape(2, 3, 4), Grid((2, 3, 4), np.eye(4)), is_labels=True)
     write_image(volume, tmp_path / "x.nii.gz")
     write_image(replace(volume, is_labels=False), tmp_path / "y.nii.gz")
-    assert look(tmp_path / "x.nii.gz") == Contents("labels") and look(
+    assert inspect_file(tmp_path / "x.nii.gz") == Contents("labels") and inspect_file(
         tmp_path / "y.nii.gz"
     ) == Contents("image")
     assert not is_named_as_labels("segment_of_life.nii.gz") and is_named_as_labels(
@@ -358,10 +362,10 @@ def test_a_multi_frame_file_opens_as_a_volume_and_several_volumes_are_listed(
     )
 
 
-def test_a_registration_folder_opens_as_a_scene_with_its_panel(viewer, scene_folder, qtbot):
-    viewer.open([str(scene_folder)], **SHMOAREG)
-    opened = scenes(viewer)
-    assert list(opened) == [1] and opened[1].folder == scene_folder
+def test_a_registration_folder_opens_with_its_panel(viewer, registration_path, qtbot):
+    viewer.open([str(registration_path)], **SHMOAREG)
+    opened = open_registrations(viewer)
+    assert list(opened) == [1] and opened[1].folder == registration_path
     assert {tag(la, "role") for la in viewer.layers} >= {
         "moving",
         "fixed",
@@ -372,13 +376,13 @@ def test_a_registration_folder_opens_as_a_scene_with_its_panel(viewer, scene_fol
     }
     assert EXPERTS in viewer.window.dock_widgets and REGISTER not in viewer.window.dock_widgets
     qtbot.waitUntil(lambda: viewer.layers.selection.active.name == "#1 warped")
-    viewer.open([str(scene_folder)], **SHMOAREG)
-    assert list(scenes(viewer)) == [1, 2]
+    viewer.open([str(registration_path)], **SHMOAREG)
+    assert list(open_registrations(viewer)) == [1, 2]
 
 
-def test_a_folder_of_an_earlier_version_is_told_and_adds_nothing(viewer, scene_folder, told):
-    (scene_folder / "inputs").rename(scene_folder / "elsewhere")
-    assert viewer.open([str(scene_folder)], **SHMOAREG) == []
+def test_a_folder_of_an_earlier_version_is_told_and_adds_nothing(viewer, registration_path, told):
+    (registration_path / "inputs").rename(registration_path / "elsewhere")
+    assert viewer.open([str(registration_path)], **SHMOAREG) == []
     assert "written by an earlier version" in told("error")
 
 
@@ -416,14 +420,16 @@ def test_a_layer_that_got_its_role_in_the_panel_keeps_no_file_from_opening(viewe
     assert roles(viewer) == {"plain": "moving", "a": "fixed", "a_seg": "fixed_labels"}
 
 
-def test_a_folder_that_was_read_for_another_viewer_gets_a_number_of_its_own(viewer, scene_folder):
-    layers = read(str(scene_folder))
-    viewer.open([str(scene_folder)], **SHMOAREG)
-    first = scenes(viewer)[1]
+def test_a_folder_that_was_read_for_another_viewer_gets_a_number_of_its_own(
+    viewer, registration_path
+):
+    layers = read(str(registration_path))
+    viewer.open([str(registration_path)], **SHMOAREG)
+    first = open_registrations(viewer)[1]
     for data, options, kind in layers:
         getattr(viewer, f"add_{kind}")(data, **options)
-    assert list(scenes(viewer)) == [1, 2] and scenes(viewer)[1] is first
-    warped = layers_of_scene(viewer, 2, "warped")
+    assert list(open_registrations(viewer)) == [1, 2] and open_registrations(viewer)[1] is first
+    warped = layers_of_registration(viewer, 2, "warped")
     assert [layer.name for layer in warped] == ["#2 warped"] and len(
-        layers_of_scene(viewer, 1, "warped")
+        layers_of_registration(viewer, 1, "warped")
     ) == 1

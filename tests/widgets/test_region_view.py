@@ -156,7 +156,7 @@ def test_what_encloses_nothing_is_refused_in_words():
         )
 
 
-def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
+def test_the_table_holds_what_region_loads_gives(view, registration, qtbot):
     for where in (
         {"part": "decoder", "layer": 1, "direction": "y"},
         {"part": "encoder", "layer": 1, "block": 0, "image": "moving"},
@@ -164,9 +164,9 @@ def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
         view.where.pick(**where)
         assert view.where.where == where
         compute(view, qtbot)
-        names = {label: str(label) for label in scene.pair.fixed_labels.labels}
+        names = {label: str(label) for label in registration.pair.fixed_labels.labels}
         expected = region_loads(
-            scene, scene.pair.fixed_labels, names=names, reference=TOGETHER, **where
+            registration, registration.pair.fixed_labels, names=names, reference=TOGETHER, **where
         )
         table = view.table
         table.sortByColumn(0, Qt.SortOrder.AscendingOrder)
@@ -187,13 +187,18 @@ def test_the_table_holds_what_region_loads_gives(view, scene, qtbot):
             assert table.item(row, 1).text() == said
 
 
-def test_all_blocks_are_rows_of_their_own(view, scene, qtbot):
-    blocks = {load.block for load in token_loads(scene) if load.layer == 1}
+def test_all_blocks_are_rows_of_their_own(view, registration, qtbot):
+    blocks = {load.block for load in token_loads(registration) if load.layer == 1}
     view.where.pick(part="encoder", layer=1, block=None, image="fixed")
     compute(view, qtbot)
     assert view.table.rowCount() == 4 * len(blocks)
     at_once = region_loads(
-        scene, scene.pair.fixed_labels, reference=TOGETHER, part="encoder", layer=1, image="fixed"
+        registration,
+        registration.pair.fixed_labels,
+        reference=TOGETHER,
+        part="encoder",
+        layer=1,
+        image="fixed",
     )
     for one, other in zip(view._found.loads, at_once, strict=True):
         assert (one.gate, one.region, one.distance, one.expected) == (
@@ -205,12 +210,12 @@ def test_all_blocks_are_rows_of_their_own(view, scene, qtbot):
     assert len(blocks) == 1 or any(name.endswith("block 1") for name in column(view.table, 0))
 
 
-def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, scene, qtbot):
+def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, registration, qtbot):
     compute(view, qtbot)
     view.table.sortByColumn(4, Qt.SortOrder.DescendingOrder)
     cells = [view.table.item(row, 4).value for row in range(4)]
     assert cells == sorted(cells, reverse=True)
-    labels = scene.pair.fixed_labels
+    labels = registration.pair.fixed_labels
     for row in range(4):
         view.table.selectRow(row)
         view.table.cellClicked.emit(row, 0)
@@ -224,7 +229,7 @@ def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, scene,
         assert load.region == region and np.array_equal(view.bars.share, load.share)
 
 
-def test_another_region_is_the_reference(view, scene, qtbot):
+def test_another_region_is_the_reference(view, registration, qtbot):
     assert [view.reference.itemData(n) for n in range(view.reference.count())] == [
         WHOLE,
         TOGETHER,
@@ -242,7 +247,7 @@ def test_another_region_is_the_reference(view, scene, qtbot):
     np.testing.assert_array_equal(view.bars.reference, own.share)
 
 
-def test_the_bars_compare_with_the_load_of_the_whole_image(view, scene, qtbot):
+def test_the_bars_compare_with_the_load_of_the_whole_image(view, registration, qtbot):
     view.where.pick(part="decoder", layer=1, direction="z")
     view.reference.setCurrentIndex(view.reference.findData(WHOLE))
     compute(view, qtbot)
@@ -253,13 +258,13 @@ def test_the_bars_compare_with_the_load_of_the_whole_image(view, scene, qtbot):
     )
     entry = next(
         e
-        for e in scene.report["expert_loads"]
+        for e in registration.report["expert_loads"]
         if (e["part"], e["layer"], e["direction"]) == ("decoder", 1, "z")
     )
     np.testing.assert_allclose(view.bars.reference, entry["share"], atol=1e-9)
 
 
-def test_all_regions_together_are_a_reference_without_air(view, scene, pair, qtbot):
+def test_all_regions_together_are_a_reference_without_air(view, registration, pair, qtbot):
     view.where.pick(part="decoder", layer=1, direction="z")
     assert view.reference.currentData() == TOGETHER, (
         "it is not what several regions are compared with"
@@ -268,12 +273,12 @@ def test_all_regions_together_are_a_reference_without_air(view, scene, pair, qtb
     body = Volume(
         (pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True
     )
-    (whole,) = region_loads(scene, body, part="decoder", layer=1, direction="z")
+    (whole,) = region_loads(registration, body, part="decoder", layer=1, direction="z")
     np.testing.assert_allclose(view.bars.reference, whole.share)
     assert "all regions together (grey)" in view.detail.text()
 
 
-def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
+def test_a_drawn_shape_is_a_region(view, model, registration, qtbot):
     view.regions.draw.click()
     layer = model.layers[-1]
     assert (
@@ -285,7 +290,7 @@ def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
     with qtbot.waitSignal(view.task.failed, timeout=30_000) as failed:
         view.compute.click()
     assert "encloses" in failed.args[0] and view.compute.isEnabled()
-    s, a, r = to_viewer(scene.pair.fixed.grid.centre)
+    s, a, r = to_viewer(registration.pair.fixed.grid.centre)
     layer.add_rectangles(
         [[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]]
     )
@@ -295,15 +300,15 @@ def test_a_drawn_shape_is_a_region(view, model, scene, qtbot):
     view.regions.thickness.setValue(10)
     compute(view, qtbot)
     assert column(view.table, 0) == ["rectangle 1"]
-    drawn = drawn_regions(layer, scene.pair.fixed.grid, 10)
-    (expected,) = region_loads(scene, drawn, **view.where.where)
+    drawn = drawn_regions(layer, registration.pair.fixed.grid, 10)
+    (expected,) = region_loads(registration, drawn, **view.where.where)
     assert view.table.item(0, 4).value == pytest.approx(expected.tokens) and expected.tokens > 50
 
 
-def test_labels_of_the_moving_image_and_maps_are_no_regions(view, model, scene):
+def test_labels_of_the_moving_image_and_maps_are_no_regions(view, model, registration):
     from napari_shmoareg.plugin.layers import layers_of_pair
 
-    add_layers(model, layers_of_pair(scene.pair))
+    add_layers(model, layers_of_pair(registration.pair))
     view.refresh()
     offered = [view.regions.combo.itemText(n) for n in range(view.regions.combo.count())]
     assert view.regions.combo.itemData(0) == FIXED
@@ -311,10 +316,10 @@ def test_labels_of_the_moving_image_and_maps_are_no_regions(view, model, scene):
     assert not [name for name in offered if name.startswith(("#1 expert", "moving", "#1 folding"))]
 
 
-def test_names_of_labels_are_taken_from_the_layer(view, model, scene, qtbot):
+def test_names_of_labels_are_taken_from_the_layer(view, model, registration, qtbot):
     import pandas
 
-    labels = scene.pair.fixed_labels
+    labels = registration.pair.fixed_labels
     from napari_shmoareg.plugin.placement import layer_options
 
     data, options = layer_options(labels)
@@ -328,7 +333,7 @@ def test_names_of_labels_are_taken_from_the_layer(view, model, scene, qtbot):
     assert sorted(column(view.table, 0)) == ["kidney", "liver", "skin", "spleen"]
 
 
-def test_the_table_is_copied_and_saved(view, scene, qtbot, tmp_path):
+def test_the_table_is_copied_and_saved(view, registration, qtbot, tmp_path):
     compute(view, qtbot)
     view.buttons.copy.click()
     assert (
@@ -344,7 +349,7 @@ def test_the_table_is_copied_and_saved(view, scene, qtbot, tmp_path):
     for row, load in zip(rows, view._found.loads, strict=True):
         assert float(row["distance"]) == load.distance and float(row["share_1"]) == load.share[1]
         assert row["verdict"] in (ABOVE.lstrip("● "), CHANCE, TOO_FEW)
-        assert row["pair"] == f"{scene.pair.moving.name} onto {scene.pair.fixed.name}"
+        assert row["pair"] == f"{registration.pair.moving.name} onto {registration.pair.fixed.name}"
         assert row["weights"] == "untrained" and row["reference"] == "all regions together"
         assert row["labels"] == "labels of the fixed image"
 
@@ -368,10 +373,12 @@ def test_figures_are_shown_only_as_long_as_the_form_says_what_they_are_of(view, 
         assert not any(widget.isHidden() for widget in shown)
 
 
-def test_drawing_on_hides_the_figures_and_a_failure_takes_them_away(view, model, scene, qtbot):
+def test_drawing_on_hides_the_figures_and_a_failure_takes_them_away(
+    view, model, registration, qtbot
+):
     view.regions.draw.click()
     layer = model.layers[-1]
-    s, a, r = to_viewer(scene.pair.fixed.grid.centre)
+    s, a, r = to_viewer(registration.pair.fixed.grid.centre)
     box = np.array(
         [[s, a - 15, r - 15], [s, a - 15, r + 15], [s, a + 15, r + 15], [s, a + 15, r - 15]]
     )
@@ -413,11 +420,11 @@ def test_counting_says_where_it_is_and_can_be_cancelled_between_gates(view, qtbo
     )
 
 
-def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
+def test_figures_of_another_registration_do_not_stay(view, model, registration, qtbot):
     from dataclasses import replace
 
     compute(view, qtbot)
-    add_layers(model, layers_of(replace(scene, weights="mine"), 2))
+    add_layers(model, layers_of(replace(registration, weights="mine"), 2))
     view.show_registration(2)
     assert view.table.rowCount() == 0 and view.table.isHidden() and view.isEnabled()
     model.layers.clear()

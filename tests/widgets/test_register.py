@@ -23,7 +23,11 @@ from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
 from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.register.job import LayerRegistration
 from napari_shmoareg.plugin.register.panel import CANCELLED, RegisterPanel
-from napari_shmoareg.plugin.scenes import layer_in_role, layers_of_scene, scenes
+from napari_shmoareg.plugin.registrations import (
+    layer_in_role,
+    layers_of_registration,
+    open_registrations,
+)
 from napari_shmoareg.plugin.viewer import CAUTION
 from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.resources import psutil
@@ -123,9 +127,12 @@ def test_what_comes_out_lies_over_the_fixed_image_in_mm(
     number = register(ready, qtbot)
     timer.stop()
     record_property("longest_gap_of_the_event_loop_s", round(max(gaps), 3))
-    warped, fixed = layers_of_scene(viewer, number, "warped")[0], layer_in_role(viewer, "fixed")
+    warped, fixed = (
+        layers_of_registration(viewer, number, "warped")[0],
+        layer_in_role(viewer, "fixed"),
+    )
     assert number == 1 and np.allclose(warped.extent.world, fixed.extent.world)
-    volume = scenes(viewer)[1].warped
+    volume = open_registrations(viewer)[1].warped
     peak = np.unravel_index(volume.values.argmax(), volume.values.shape)
     place = volume.grid.to_world(peak)[::-1]
     shown = warped.data[tuple(int(n) for n in np.rint(warped.world_to_data(place)))]
@@ -180,23 +187,25 @@ def test_two_runs_lie_side_by_side_and_the_newest_is_shown(ready, viewer, qtbot)
     ready.pickers.swap.click()
     ready.form.refine.setValue(2)
     assert register(ready, qtbot) == 2
-    first, second = scenes(viewer).values()
+    first, second = open_registrations(viewer).values()
     assert (first.pair.moving.name, second.pair.moving.name) == ("moving", "fixed")
     assert second.report["settings"]["refine"] == 2
     visible = {
-        layer.name for layer in viewer.layers if layer.visible and tag(layer, "scene") is not None
+        layer.name
+        for layer in viewer.layers
+        if layer.visible and tag(layer, "registration") is not None
     }
     assert visible == {"#2 warped"} and {"#1 warped", "#2 warped labels"} <= {
         layer.name for layer in viewer.layers
     }
     gone = weakref.ref(first)
     del first, second
-    for layer in layers_of_scene(viewer, 1):
+    for layer in layers_of_registration(viewer, 1):
         viewer.layers.remove(layer)
     del layer
     qtbot.wait(50)
     gc.collect()
-    assert gone() is None and list(scenes(viewer)) == [2]
+    assert gone() is None and list(open_registrations(viewer)) == [2]
 
 
 def test_a_job_that_is_cancelled_in_the_middle_of_the_network_leaves_nothing(
@@ -227,7 +236,9 @@ def test_layers_may_come_change_and_go_while_a_job_runs(ready, viewer, qtbot, he
         viewer.add_points(np.zeros((2, 3)), scale=(1, 1, 1), units=("mm",) * 3)
         viewer.layers.remove(layer_in_role(viewer, "moving"))
         go.set()
-    assert scenes(viewer)[1].pair.fixed.name == "fixed" and layers_of_scene(viewer, 1, "warped")
+    assert open_registrations(viewer)[1].pair.fixed.name == "fixed" and layers_of_registration(
+        viewer, 1, "warped"
+    )
     assert ready.progress.button.text() == "Pick a moving image"
 
 
@@ -313,7 +324,7 @@ def test_the_keyboard_starts_a_registration(ready, viewer, qtbot):
     )
     with qtbot.waitSignal(ready.registered, timeout=LONG):
         shortcut.activated.emit()
-    assert list(scenes(viewer)) == [1]
+    assert list(open_registrations(viewer)) == [1]
 
 
 def test_what_is_to_be_minded_is_told_without_options_of_the_command_line(ready, qtbot, said):
@@ -358,14 +369,20 @@ def test_every_control_says_what_it_does(panel):
     assert panel.minimumWidth() >= 300
 
 
-def test_a_number_that_was_taken_meanwhile_is_not_given_again(ready, viewer, qtbot, held, scene):
+def test_a_number_that_was_taken_meanwhile_is_not_given_again(
+    ready, viewer, qtbot, held, registration
+):
     reached, go = held
     with qtbot.waitSignal(ready.registered, timeout=LONG) as done:
         ready.progress.button.click()
         qtbot.waitUntil(reached.is_set, timeout=LONG)
-        add(viewer, layers_of(scene, 1)[:2])
+        add(viewer, layers_of(registration, 1)[:2])
         go.set()
-    assert done.args == [2] and list(scenes(viewer)) == [1, 2] and scenes(viewer)[1] is scene
+    assert (
+        done.args == [2]
+        and list(open_registrations(viewer)) == [1, 2]
+        and open_registrations(viewer)[1] is registration
+    )
     assert "#2 warped" in viewer.layers and "#2 moving onto fixed" in ready.told.text.text()
     assert not viewer.layers["#1 warped"].visible
 

@@ -1,4 +1,4 @@
-"""What is known of a run, from events and from files: no window."""
+"""The state of a run, from events and from files: no window."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from napari_shmoareg.plugin.fine_tune.history import (
     smoothed,
     window,
 )
-from napari_shmoareg.plugin.fine_tune.process import Order
+from napari_shmoareg.plugin.fine_tune.process import RunRequest
 from napari_shmoareg.plugin.fine_tune.run_box import button_state, length
-from napari_shmoareg.plugin.fine_tune.run_model import RunFiles, RunState, Tail, parts_of
+from napari_shmoareg.plugin.fine_tune.run_model import RunFiles, RunState, Tail, read_split
 from napari_shmoareg.plugin.fine_tune.scan_rows import records, rows_of, scan_of_file
 
 METRICS = (
@@ -98,33 +98,33 @@ def test_shares_of_a_long_run_are_means_of_stretches_that_still_add_up():
 
 
 def test_a_run_that_goes_on_forgets_what_it_does_again():
-    known = RunState()
+    state = RunState()
     for n in range(1, 21):
-        known.take(step(n))
-    known.take({"event": "validation", "step": 20, "dice": 0.9, "ncc": 0.8, "folding_percent": 0.0})
-    known.take({"event": "load", "step": 20, "shares": {"decoder-1-x": [1, 0, 0]}, "alarms": []})
-    known.take(begin(resumed_at=10))
-    assert known.step == 10 and len(known.terms["total"]) == 10 and known.best is None
-    assert not len(known.shares["decoder-1-x"])
+        state.apply(step(n))
+    state.apply({"event": "validation", "step": 20, "dice": 0.9, "ncc": 0.8, "folding_percent": 0.0})
+    state.apply({"event": "load", "step": 20, "shares": {"decoder-1-x": [1, 0, 0]}, "alarms": []})
+    state.apply(begin(resumed_at=10))
+    assert state.step == 10 and len(state.terms["total"]) == 10 and state.best is None
+    assert not len(state.shares["decoder-1-x"])
 
 
 def test_the_best_look_is_by_dice_or_without_labels_by_correlation():
-    known = RunState()
+    state = RunState()
     for at, ncc in ((0, 0.5), (10, 0.7), (20, 0.6)):
-        known.take(
+        state.apply(
             {"event": "validation", "step": at, "dice": None, "ncc": ncc, "folding_percent": 0.1}
         )
-    assert known.best == (10, "ncc", 0.7)
-    known.take({"event": "validation", "step": 30, "dice": 0.4, "ncc": 0.9, "folding_percent": 0.1})
-    assert known.best == (30, "dice", 0.4)
+    assert state.best == (10, "ncc", 0.7)
+    state.apply({"event": "validation", "step": 30, "dice": 0.4, "ncc": 0.9, "folding_percent": 0.1})
+    assert state.best == (30, "dice", 0.4)
 
 
 def test_an_alarm_keeps_its_first_step_and_is_told_to_be_over():
-    known, place = RunState(), "decoder-1-y"
+    state, place = RunState(), "decoder-1-y"
     for at, texts in ((10, ()), (20, ("low",)), (30, ("lower",)), (40, ())):
         alarms = [{"place": place, "text": text} for text in texts]
-        known.take({"event": "load", "step": at, "shares": {place: [0.9, 0.1]}, "alarms": alarms})
-    alarm = known.alarms[place]
+        state.apply({"event": "load", "step": at, "shares": {place: [0.9, 0.1]}, "alarms": alarms})
+    alarm = state.alarms[place]
     assert (alarm.step, alarm.text, alarm.over) == (20, "lower", 40)
 
 
@@ -138,64 +138,64 @@ def test_an_alarm_keeps_its_first_step_and_is_told_to_be_over():
     ),
 )
 def test_an_event_that_cannot_be_understood_is_noted_and_changes_nothing_else(wrong):
-    known = RunState()
-    known.take(step(6))
-    known.take(wrong)
-    assert len(known.garbled) == 1 and known.step == 6 and len(known.terms["total"]) == 1
+    state = RunState()
+    state.apply(step(6))
+    state.apply(wrong)
+    assert len(state.garbled) == 1 and state.step == 6 and len(state.terms["total"]) == 1
 
 
 def test_time_and_memory_are_told_in_words():
-    known = RunState()
-    known.take(begin(memory={"need": 3_100_000_000, "free": 12_400_000_000}))
-    known.take(step(10, seconds=1.25, left_seconds=5400.0))
-    told = button_state(
-        known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False
+    state = RunState()
+    state.apply(begin(memory={"need": 3_100_000_000, "free": 12_400_000_000}))
+    state.apply(step(10, seconds=1.25, left_seconds=5400.0))
+    buttons = button_state(
+        state, is_running=True, is_own=True, requested="", silent_seconds=0, missing=None, can_resume=False, has_weights=False
     )
     assert (
-        told.text
+        buttons.text
         == "Step 10 of 100, about 1 h 30 min left.\n1.2 s a step; needs 3.1 GB of 12.4 GB free."
     )
     assert (
-        told.done == 0.1
-        and told.can_stop
-        and told.can_pause
-        and not told.can_start
-        and not told.can_use
+        buttons.done == 0.1
+        and buttons.can_stop
+        and buttons.can_pause
+        and not buttons.can_start
+        and not buttons.can_use
     )
     silent = button_state(
-        known,
-        works=True,
-        mine=True,
-        asked="",
-        silent=600,
+        state,
+        is_running=True,
+        is_own=True,
+        requested="",
+        silent_seconds=600,
         missing=None,
-        resumes=False,
-        usable=False,
+        can_resume=False,
+        has_weights=False,
     )
-    assert "No word for 10 min." in silent.text
+    assert "No message for 10 min." in silent.text
     assert (length(89), length(91), length(3600 * 5)) == ("89 s", "2 min", "5 h 0 min")
 
 
 def test_a_run_that_can_go_on_is_resumed_though_no_data_set_is_chosen():
-    known = RunState()
-    known.take({"event": "end", "reason": "stopped", "step": 3, "weights": None})
+    state = RunState()
+    state.apply({"event": "end", "reason": "stopped", "step": 3, "weights": None})
     about = {
-        "works": False,
-        "mine": False,
-        "asked": "",
-        "silent": 0.0,
+        "is_running": False,
+        "is_own": False,
+        "requested": "",
+        "silent_seconds": 0.0,
         "missing": "Choose a data set",
-        "usable": True,
+        "has_weights": True,
     }
-    told = button_state(known, **about, resumes=True)
-    assert (told.start_says, told.start_does, told.can_start, told.can_use) == (
+    buttons = button_state(state, **about, can_resume=True)
+    assert (buttons.start_text, buttons.start_action, buttons.can_start, buttons.can_use) == (
         "Resume",
         "resume",
         True,
         True,
     )
-    told = button_state(known, **about, resumes=False)
-    assert (told.start_says, told.can_start) == ("Choose a data set", False)
+    buttons = button_state(state, **about, can_resume=False)
+    assert (buttons.start_text, buttons.can_start) == ("Choose a data set", False)
 
 
 def test_the_command_holds_only_what_was_chosen():
@@ -206,13 +206,13 @@ def test_the_command_holds_only_what_was_chosen():
         "final_rate": 1e-5,
         "learning_rate": 3e-4,
     }
-    order = Order("out dir", "data", {"labels": "labels/*.nii.gz"}, "auto", "cpu", settings)
+    request = RunRequest("out dir", "data", {"labels": "labels/*.nii.gz"}, "auto", "cpu", settings)
     assert (
-        order.written()
+        request.command_line()
         == "shmoareg fine-tune data --out 'out dir' --labels 'labels/*.nii.gz' --device cpu --steps"
         " 20 --freeze-encoder --no-tensorboard --final-rate 1e-05 --learning-rate 0.0003"
     )
-    assert Order("out").command("--resume")[-5:] == [
+    assert RunRequest("out").command("--resume")[-5:] == [
         "--out",
         "out",
         "--json",
@@ -252,12 +252,12 @@ def write_loads(folder, rows):
 
 
 def test_a_run_of_100000_steps_is_read_whole_and_then_only_what_came_since(folder):
-    files, known = RunFiles(folder), RunState()
-    files.read().tell(known)
-    assert known.step == 100_000 == len(known.terms["total"]) and known.steps == 100_000
-    assert known.terms["similarity"].last == 0.5 and not len(known.terms["overlap"])
-    assert known.best == (100, "dice", 0.7) and len(known.judged["ncc"]) == 1
-    assert known.seconds_a_step == pytest.approx(0.4) and parts_of(folder) == {
+    files, state = RunFiles(folder), RunState()
+    files.read().apply_to(state)
+    assert state.step == 100_000 == len(state.terms["total"]) and state.steps == 100_000
+    assert state.terms["similarity"].last == 0.5 and not len(state.terms["overlap"])
+    assert state.best == (100, "dice", 0.7) and len(state.validation["ncc"]) == 1
+    assert state.seconds_per_step == pytest.approx(0.4) and read_split(folder) == {
         "a": "train",
         "b": "train",
         "c": "validation",
@@ -265,20 +265,20 @@ def test_a_run_of_100000_steps_is_read_whole_and_then_only_what_came_since(folde
     with (folder / "metrics.csv").open("a", encoding="utf-8") as file:
         # not whole yet
         file.write("100001,2.0,0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n100002,3.0,0.5")
-    news = files.read()
-    assert news.steps["step"].tolist() == [100_001] and not news.about
-    news.tell(known)
-    assert known.terms["total"].last == 2.0
+    update = files.read()
+    assert update.steps["step"].tolist() == [100_001] and not update.about
+    update.apply_to(state)
+    assert state.terms["total"].last == 2.0
 
 
 def test_a_table_that_was_cut_back_is_read_anew(folder):
-    files, known = RunFiles(folder), RunState()
-    files.read().tell(known)
+    files, state = RunFiles(folder), RunState()
+    files.read().apply_to(state)
     lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "new.csv").write_text("".join(lines[:51]), encoding="utf-8")
     (folder / "new.csv").replace(folder / "metrics.csv")
-    files.read().tell(known)
-    assert known.step == 50 and len(known.terms["total"]) == 50
+    files.read().apply_to(state)
+    assert state.step == 50 and len(state.terms["total"]) == 50
 
 
 def test_collapsed_routing_is_found_in_a_runs_files_too(folder):
@@ -295,10 +295,10 @@ def test_collapsed_routing_is_found_in_a_runs_files_too(folder):
             for e, c in enumerate(of(n))
         ),
     )
-    known = RunState()
-    RunFiles(folder).read().tell(known)
-    assert list(known.alarms) == ["decoder-1-y"] and 400 <= known.alarms["decoder-1-y"].step <= 460
-    assert known.shares["decoder-1-x"].last == (0.4, 0.35, 0.25) and known.about["kernels"] == [
+    state = RunState()
+    RunFiles(folder).read().apply_to(state)
+    assert list(state.alarms) == ["decoder-1-y"] and 400 <= state.alarms["decoder-1-y"].step <= 460
+    assert state.shares["decoder-1-x"].last == (0.4, 0.35, 0.25) and state.about["kernels"] == [
         1,
         3,
         5,
@@ -310,15 +310,15 @@ def test_of_a_long_run_some_stretches_of_the_loads_are_kept_and_always_the_last(
         folder,
         ((n, "decoder-1-x", e, c) for n in range(10, 100_001, 10) for e, c in enumerate((n, 1, 1))),
     )
-    known = RunState()
-    RunFiles(folder).read().tell(known)
-    shares = known.shares["decoder-1-x"]
+    state = RunState()
+    RunFiles(folder).read().apply_to(state)
+    shares = state.shares["decoder-1-x"]
     assert 500 < len(shares) < 1500 and shares.last[0] == pytest.approx(100_000 / 100_002)
 
 
 def test_a_folder_of_something_else_is_refused_with_what_was_expected(tmp_path):
     (tmp_path / "run.json").write_text('{"format": "other"}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"no folder of a run.*--out"):
+    with pytest.raises(InputError, match=r"not the folder of a run.*--out"):
         RunFiles(tmp_path).read()
 
 
@@ -364,9 +364,9 @@ def test_the_check_up_reads_the_same_from_events_and_from_the_file(tmp_path):
 
 
 def test_the_phase_is_told_with_what_it_is_at():
-    known = RunState()
-    known.take({"event": "phase", "phase": "checkup", "done": 0.11, "text": "hippocampus_001"})
-    told = button_state(
-        known, works=True, mine=True, asked="", silent=0, missing=None, resumes=False, usable=False
+    state = RunState()
+    state.apply({"event": "phase", "phase": "checkup", "done": 0.11, "text": "hippocampus_001"})
+    buttons = button_state(
+        state, is_running=True, is_own=True, requested="", silent_seconds=0, missing=None, can_resume=False, has_weights=False
     )
-    assert told.text == "Checking the scans: hippocampus_001 (11 %)"
+    assert buttons.text == "Checking the scans: hippocampus_001 (11 %)"

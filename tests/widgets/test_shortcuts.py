@@ -16,10 +16,10 @@ from napari_shmoareg.plugin.showing import KEYS, bind, layer_of, says
 
 
 @pytest.fixture
-def model(scene):
+def model(registration):
     viewer = ViewerModel()
-    add_layers(viewer, layers_of_pair(scene.pair))
-    add_layers(viewer, layers_of(scene, 1))
+    add_layers(viewer, layers_of_pair(registration.pair))
+    add_layers(viewer, layers_of(registration, 1))
     return viewer
 
 
@@ -43,45 +43,48 @@ def test_a_tooltip_names_the_key():
     assert says("Next head", "head") == "Next head (Shift+H)"
 
 
-def test_a_key_changes_between_warped_and_moving_and_between_warped_and_fixed(model, scene):
-    images = ("#1 warped", scene.pair.moving.name, scene.pair.fixed.name)
+def test_a_key_changes_between_warped_and_moving_and_between_warped_and_fixed(model, registration):
+    images = ("#1 warped", registration.pair.moving.name, registration.pair.fixed.name)
 
     def visible():
         return [name for name in images if model.layers[name].visible]
 
-    assert "moving" in press(model, "moving") and visible() == [scene.pair.moving.name]
+    assert "moving" in press(model, "moving") and visible() == [registration.pair.moving.name]
     assert "warped" in press(model, "moving") and visible() == ["#1 warped"]
     press(model, "fixed")
-    assert visible() == [scene.pair.fixed.name]
+    assert visible() == [registration.pair.fixed.name]
     press(model, "fixed")
     assert visible() == ["#1 warped"]
 
 
-def test_the_key_of_an_image_that_was_removed_says_so_and_hides_nothing(model, scene):
-    del model.layers[scene.pair.moving.name]
+def test_the_key_of_an_image_that_was_removed_says_so_and_hides_nothing(model, registration):
+    del model.layers[registration.pair.moving.name]
     assert "not open" in press(model, "moving")
     assert model.layers["#1 warped"].visible
 
 
-def test_the_key_of_a_removed_image_does_not_show_that_of_another_registration(model, scene):
+def test_the_key_of_a_removed_image_does_not_show_that_of_another_registration(model, registration):
     pair = VolumePair(
-        *(replace(v, values=v.values.copy()) for v in (scene.pair.moving, scene.pair.fixed))
+        *(
+            replace(v, values=v.values.copy())
+            for v in (registration.pair.moving, registration.pair.fixed)
+        )
     )
-    del model.layers[scene.pair.moving.name]
+    del model.layers[registration.pair.moving.name]
     add_layers(model, layers_of_pair(pair))  # of the same names and roles
     model.layers.selection.active = model.layers["#1 warped"]
     assert "not open" in press(model, "moving")
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_an_image_is_known_by_its_voxels_and_not_by_memory_it_shares(scene, flipped):
-    channels = np.zeros((*scene.pair.fixed.values.shape, 2), np.float32)
-    pair = replace(scene.pair, fixed=scene.pair.fixed.with_values(channels[..., 0]))
+def test_an_image_is_known_by_its_voxels_and_not_by_memory_it_shares(registration, flipped):
+    channels = np.zeros((*registration.pair.fixed.values.shape, 2), np.float32)
+    pair = replace(registration.pair, fixed=registration.pair.fixed.with_values(channels[..., 0]))
     viewer = ViewerModel()
     first, second = (channels[..., n].transpose(2, 1, 0)[:: -1 if flipped else 1] for n in (0, 1))
     layer = viewer.add_image(first)
     viewer.add_image(second)
-    assert layer_of(viewer, replace(scene, pair=pair), 1, "fixed") is layer
+    assert layer_of(viewer, replace(registration, pair=pair), 1, "fixed") is layer
 
 
 def test_a_key_goes_through_all_expert_maps_and_then_to_none(model):
@@ -122,8 +125,8 @@ def test_a_key_shows_and_hides(model, act, name):
     assert press(model, act).endswith("hidden") and not model.layers[name].visible
 
 
-def test_keys_act_on_the_selected_registration_and_else_on_the_newest(model, scene):
-    add_layers(model, layers_of(replace(scene), 2))
+def test_keys_act_on_the_selected_registration_and_else_on_the_newest(model, registration):
+    add_layers(model, layers_of(replace(registration), 2))
     model.layers.selection.clear()
     assert press(model, "direction").startswith("#2")
     model.layers.selection.active = model.layers["#1 warped"]

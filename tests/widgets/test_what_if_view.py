@@ -47,7 +47,7 @@ from napari_shmoareg.plugin.experts.what_if_work import (
 )
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag, to_viewer
-from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.plugin.registrations import layers_of_registration
 from napari_shmoareg.plugin.showing import show_experts
 from napari_shmoareg.registration.replay import Replay
 
@@ -55,19 +55,22 @@ LONG = 60_000  # ms
 
 
 @pytest.fixture(scope="module")
-def experiment(scene, phantoms, lively_network):
-    """On the network that made the scene, whose weights are in no file."""
+def experiment(registration, phantoms, lively_network):
+    """On the network that made the registration, whose weights are in no file."""
     replay = Replay.of(
-        phantoms, lively_network(0.03), affine=scene.affine, settings=scene.report["settings"]
+        phantoms,
+        lively_network(0.03),
+        affine=registration.affine,
+        settings=registration.report["settings"],
     )
     return Experiment(replay)
 
 
 @pytest.fixture
-def view(model, scene, experiment, qtbot):
+def view(model, registration, experiment, qtbot):
     made = WhatIfView(model)
     qtbot.addWidget(made)
-    made.kept[scene] = experiment
+    made.kept[registration] = experiment
     made.show_registration(1)
     return made
 
@@ -124,7 +127,7 @@ def test_the_tables_hold_what_the_experiment_gives(view, experiment, model, qtbo
 
 
 def test_two_layers_show_what_moved_and_are_filled_anew_in_place(
-    view, experiment, model, scene, qtbot, choose
+    view, experiment, model, registration, qtbot, choose
 ):
     view.form.where.pick(part="decoder", layer=1, direction="y")
     view.form.null.setChecked(False)
@@ -133,7 +136,7 @@ def test_two_layers_show_what_moved_and_are_filled_anew_in_place(
         press(view, view.run, qtbot)
         effect = experiment.run(Intervention("silence", expert, "decoder", 1, direction="y"))
         moved, difference = (effect_layer(model, 1, which) for which in (MOVED, DIFFERENCE))
-        assert len(layers_of_scene(model, 1, ROLE)) == 2
+        assert len(layers_of_registration(model, 1, ROLE)) == 2
         assert moved.visible and not difference.visible and moved.name == "#1 what if: moved (mm)"
         np.testing.assert_array_equal(tag(moved, "volume").values, effect.moved.values)
         assert moved.contrast_limits == [0, ramp_end(effect)]
@@ -145,16 +148,18 @@ def test_two_layers_show_what_moved_and_are_filled_anew_in_place(
             near.min() <= moved.data.max() <= near.max()
             and moved.data.max() > 0.5 * effect.moved.values.max()
         )
-        assert str(expert) in tag(moved, "effect") and tag(difference, "scene") is scene
+        assert (
+            str(expert) in tag(moved, "effect") and tag(difference, "registration") is registration
+        )
     assert view.result.whole.isColumnHidden(3) and view.result.answer.null is None
 
 
-def test_a_map_shown_next_does_not_lie_below_what_moved(view, model, scene, qtbot):
+def test_a_map_shown_next_does_not_lie_below_what_moved(view, model, registration, qtbot):
     view.form.null.setChecked(False)
     press(view, view.run, qtbot)
     moved = effect_layer(model, 1, MOVED)
     assert moved.visible and not any(
-        layer.visible for layer in layers_of_scene(model, 1, "expert_map")
+        layer.visible for layer in layers_of_registration(model, 1, "expert_map")
     )
     shown = show_experts(model, 1, "z", 2)
     assert shown.visible and not moved.visible
@@ -163,11 +168,11 @@ def test_a_map_shown_next_does_not_lie_below_what_moved(view, model, scene, qtbo
 
 
 def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(
-    view, scene, experiment, qtbot, choose
+    view, registration, experiment, qtbot, choose
 ):
     unused = next(
         (entry, entry["counts"].index(0))
-        for entry in scene.report["expert_loads"]
+        for entry in registration.report["expert_loads"]
         if entry["part"] == "encoder" and 0 in entry["counts"]
     )
     entry, expert = unused
@@ -180,7 +185,7 @@ def test_silencing_an_expert_that_nothing_chose_changes_nothing_anywhere(
     effect = view.result.answer.effect
     assert effect.cells > 0 and effect.changed == 0
     assert not any(
-        tag(layer, "volume").values.any() for layer in layers_of_scene(view._viewer, 1, ROLE)
+        tag(layer, "volume").values.any() for layer in layers_of_registration(view._viewer, 1, ROLE)
     )
     assert (
         set(effect.dice_change.values()) == {0.0}
@@ -200,7 +205,7 @@ def test_all_layers_and_both_images_are_left_open(view):
 
 
 def test_a_change_within_a_region_reaches_the_experiment_as_that_region(
-    view, scene, experiment, qtbot, choose
+    view, registration, experiment, qtbot, choose
 ):
     from napari_shmoareg.plugin.experts.region_source import FIXED
 
@@ -211,8 +216,8 @@ def test_a_change_within_a_region_reaches_the_experiment_as_that_region(
     choose(view.form.expert, 2)
     view.form.null.setChecked(False)
     press(view, view.run, qtbot)
-    inside = scene.pair.fixed_labels.values == 2
-    region = Volume(inside.astype(np.uint8), scene.pair.fixed.grid, is_labels=True)
+    inside = registration.pair.fixed_labels.values == 2
+    region = Volume(inside.astype(np.uint8), registration.pair.fixed.grid, is_labels=True)
     effect = experiment.run(Intervention("force", 2, "decoder", 1, direction="z", region=region))
     found = view.result.answer.effect
     assert 0 < found.cells == effect.cells and found.mean_mm == effect.mean_mm
@@ -265,7 +270,7 @@ def test_the_row_of_an_attention_head_shows_where_it_was_chosen(view, model, mon
     press(view, view.sweep, qtbot)
     view.table.selectRow(0)
     view.table.cellClicked.emit(0, 0)
-    (layer,) = layers_of_scene(model, 1, "head_map")
+    (layer,) = layers_of_registration(model, 1, "head_map")
     assert layer.visible and tag(layer, "head") == 3 and tag(layer, "load").layer == 2
     assert texts(view.table)[0][2:9] == ["0.500", "–", "–", "–", "–", "20.0", "0.900"]
 
@@ -314,7 +319,7 @@ def test_a_run_can_be_cancelled(view, experiment, model, qtbot, monkeypatch):
     assert (
         view.told.text() == "Cancelled."
         and view.run.text() == RUN
-        and not layers_of_scene(model, 1, ROLE)
+        and not layers_of_registration(model, 1, ROLE)
     )
 
 
@@ -340,9 +345,11 @@ def test_an_error_arrives_and_leaves_the_view_usable(view, qtbot, monkeypatch, t
     assert view.result.answer is not None
 
 
-def test_weights_that_are_not_there_are_told(model, scene, qtbot, told):
+def test_weights_that_are_not_there_are_told(model, registration, qtbot, told):
     other = replace(
-        scene, report={**scene.report, "weights": "/nowhere/mine.safetensors"}, weights="mine"
+        registration,
+        report={**registration.report, "weights": "/nowhere/mine.safetensors"},
+        weights="mine",
     )
     add_layers(model, layers_of(other, 2))
     view = WhatIfView(model)
@@ -354,7 +361,7 @@ def test_weights_that_are_not_there_are_told(model, scene, qtbot, told):
 
 
 def test_weights_shown_once_are_those_of_the_registration_for_every_view(
-    model, scene, qtbot, monkeypatch, lively_network
+    model, registration, qtbot, monkeypatch, lively_network
 ):
     asked = []
 
@@ -366,7 +373,7 @@ def test_weights_shown_once_are_those_of_the_registration_for_every_view(
 
     monkeypatch.setattr(checkpoint, "load_network", load)
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("/moved/mine.safetensors", ""))
-    other = replace(scene, weights="mine")
+    other = replace(registration, weights="mine")
     add_layers(model, layers_of(other, 2))
     view = WhatIfView(model)
     qtbot.addWidget(view)
@@ -396,7 +403,7 @@ def turned(trace):
 
 
 def test_other_weights_than_those_of_the_registration_are_told(
-    view, scene, experiment, qtbot, monkeypatch
+    view, registration, experiment, qtbot, monkeypatch
 ):
     view.form.where.pick(part="decoder", layer=2, direction="x")
     press(view, view.run, qtbot)
@@ -405,14 +412,14 @@ def test_other_weights_than_those_of_the_registration_are_told(
 
     shown = replace(view.result.answer, alike=0.0)
     assert any("0 % of the cells" in note for note in notes(shown))
-    assert recorded_alike(experiment, scene.routing) == 1.0
-    assert recorded_alike(experiment, turned(scene.routing)) == 0.0
+    assert recorded_alike(experiment, registration.routing) == 1.0
+    assert recorded_alike(experiment, turned(registration.routing)) == 0.0
 
 
 def test_heads_chosen_otherwise_are_told_where_there_are_no_maps_and_by_a_sweep_too(
-    view, scene, experiment, qtbot, monkeypatch
+    view, registration, experiment, qtbot, monkeypatch
 ):
-    heads = RoutingTrace(scene.routing.select(part="encoder"))
+    heads = RoutingTrace(registration.routing.select(part="encoder"))
     assert recorded_alike(experiment, heads) == 1.0
     assert recorded_alike(experiment, turned(heads)) < 0.5
     monkeypatch.setattr("napari_shmoareg.experts.experiment.recorded_alike", lambda *_: 0.25)
@@ -432,11 +439,11 @@ def test_a_registration_that_was_closed_meanwhile_gets_no_layers(view, model, qt
     assert not view.isEnabled() and view.result.isHidden()
 
 
-def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
+def test_figures_of_another_registration_do_not_stay(view, model, registration, qtbot):
     view.form.where.pick(part="decoder", layer=2, direction="x")
     press(view, view.run, qtbot)
     assert not view.result.isHidden()
-    shown, other = view.result.answer, replace(scene, weights="mine")
+    shown, other = view.result.answer, replace(registration, weights="mine")
     add_layers(model, layers_of(other, 2))
     view.show_registration(2)
     assert view.result.isHidden() and view.ramp.isHidden()
@@ -445,9 +452,9 @@ def test_figures_of_another_registration_do_not_stay(view, model, scene, qtbot):
 
 
 def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_shows(
-    view, model, scene, qtbot
+    view, model, registration, qtbot
 ):
-    other = replace(scene, weights="mine")
+    other = replace(registration, weights="mine")
     view.form.where.pick(part="decoder", layer=1)
     view.form.null.setChecked(False)
     view.sweep.click()
@@ -469,9 +476,9 @@ def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_
 
 
 def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(
-    view, model, scene, experiment, qtbot
+    view, model, registration, experiment, qtbot
 ):
-    other = replace(scene, weights="mine")
+    other = replace(registration, weights="mine")
     add_layers(model, layers_of(other, 2))
     view.kept[other] = experiment
     view.show_registration(2)
@@ -480,7 +487,7 @@ def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(
     qtbot.waitUntil(lambda: len(view.table.rows) >= 1, timeout=LONG)
     rows, held = view.sweeps[other].rows, weakref.ref(other)
     del other
-    for layer in layers_of_scene(model, 2):
+    for layer in layers_of_registration(model, 2):
         model.layers.remove(layer)
     with qtbot.waitSignal(view.answered, timeout=LONG):
         view.show_registration(1)
@@ -492,11 +499,11 @@ def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(
     assert held() is None
 
 
-def test_a_table_and_its_file_say_what_was_done(view, scene, qtbot, tmp_path):
+def test_a_table_and_its_file_say_what_was_done(view, registration, qtbot, tmp_path):
     view.form.where.pick(part="decoder", layer=1, direction="x")
     press(view, view.sweep, qtbot)
     press(view, view.run, qtbot)
-    pair = f"{scene.pair.moving.name} onto {scene.pair.fixed.name}"
+    pair = f"{registration.pair.moving.name} onto {registration.pair.fixed.name}"
     told = view.listed.heading.text()
     for word in (
         "Silenced",
@@ -518,7 +525,8 @@ def test_a_table_and_its_file_say_what_was_done(view, scene, qtbot, tmp_path):
     ] == "silence"
     done = rows["run"]
     assert (
-        json.loads(done["settings"])["diffeomorphic"] == scene.report["settings"]["diffeomorphic"]
+        json.loads(done["settings"])["diffeomorphic"]
+        == registration.report["settings"]["diffeomorphic"]
     )
     assert int(done["cells"]) == view.result.answer.effect.cells
     assert float(done["share_of_selections"]) == view.result.answer.share
@@ -537,7 +545,7 @@ def pick_control(view, choose, name, **where):
 
 
 def test_a_control_acts_at_all_gates_that_are_picked_and_in_all_passes(
-    view, experiment, model, scene, qtbot, choose
+    view, experiment, model, registration, qtbot, choose
 ):
     pick_control(view, choose, "shuffled", part="decoder")
     hidden = (view.form.expert, view.form.source, view.form.region, view.form.null)
@@ -578,7 +586,7 @@ def test_a_control_of_the_last_pass_of_one_layer_and_direction(view, experiment,
     assert view.result.answer.effect.told == str(change)
     assert view.result.answer.effect.mean_mm == experiment.run(change).mean_mm
     choose(view.form.expert, OFTEN)
-    assert view.form.wish.change(view.scene) == replace(change, expert=None)
+    assert view.form.wish.change(view.registration) == replace(change, expert=None)
 
 
 def test_each_part_has_its_own_controls_and_each_says_what_it_is(view, choose):
@@ -599,7 +607,7 @@ def test_each_part_has_its_own_controls_and_each_says_what_it_is(view, choose):
     row = view.form.action.findData("moved")
     assert view.form.action.itemData(row, 3) == KINDS["moved"].description  # Qt.ToolTipRole
     pick_control(view, choose, "attention_off", part="encoder", image="moving")
-    assert view.form.expert.isHidden() and view.form.wish.change(view.scene) == Control(
+    assert view.form.expert.isHidden() and view.form.wish.change(view.registration) == Control(
         "attention_off", "encoder", image="moving"
     )
 
@@ -646,12 +654,12 @@ def mean_dice_aligned(experiment):
     return np.mean(list(found.values()))
 
 
-def test_only_the_last_experiment_is_kept(scene, monkeypatch, lively_network):
+def test_only_the_last_experiment_is_kept(registration, monkeypatch, lively_network):
     monkeypatch.setattr(
         checkpoint, "load_network", lambda name, *, device="cpu": lively_network(0.03)
     )
-    kept, report = {scene: "first"}, Report()
-    other = replace(scene, weights="mine")
+    kept, report = {registration: "first"}, Report()
+    other = replace(registration, weights="mine")
     found = experiment_of(report, other, kept)
     assert kept == {other: found} and report.reached[1] == READY
 
@@ -670,10 +678,10 @@ def test_no_time_is_told_before_the_network_has_run_once(monkeypatch):
     assert clock.left(0.1, ready=True) == pytest.approx(9.0), "a sweep counts from its first expert"
 
 
-def test_the_worker_ends_with_the_dock(viewer, scene, experiment, qtbot):
-    add_layers(viewer, layers_of(scene, 1))
+def test_the_worker_ends_with_the_dock(viewer, registration, experiment, qtbot):
+    add_layers(viewer, layers_of(registration, 1))
     view = WhatIfView(viewer)
-    view.kept[scene] = experiment
+    view.kept[registration] = experiment
     view.show_registration(1)
     dock = viewer.window.add_dock_widget(view, name="What if", area="right")
     view.form.where.pick(part="decoder")

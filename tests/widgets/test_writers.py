@@ -21,11 +21,11 @@ def viewer(plugin, make_napari_viewer):
 
 
 @pytest.fixture
-def opened(viewer, scene):
+def opened(viewer, registration):
     """A viewer with a registration."""
     from napari_shmoareg.plugin.layers import add_layers
 
-    add_layers(viewer, [*layers_of_pair(scene.pair), *layers_of(scene, 1)])
+    add_layers(viewer, [*layers_of_pair(registration.pair), *layers_of(registration, 1)])
     return viewer
 
 
@@ -34,9 +34,9 @@ def opened(viewer, scene):
     [("#1 warped", "warped"), ("#1 warped labels", "warped_labels"), ("#1 Jacobian", "jacobian")],
 )
 def test_an_oblique_result_is_saved_with_its_own_voxels_on_its_own_grid(
-    opened, scene, tmp_path, name, attribute
+    opened, registration, tmp_path, name, attribute
 ):
-    layer, volume = opened.layers[name], getattr(scene, attribute)
+    layer, volume = opened.layers[name], getattr(registration, attribute)
     assert tag(layer, "copied") and layer.data.shape != volume.values.shape[::-1]
     assert layer.save(str(tmp_path / "saved.nii.gz"), plugin="shmoareg") == [
         str(tmp_path / "saved.nii.gz")
@@ -62,11 +62,11 @@ def test_painted_labels_are_saved_as_painted_and_where_they_are_seen(opened, tmp
 
 
 @pytest.mark.parametrize("name", ["#1 displacement", "#1 deformation grid"])
-def test_arrows_and_grid_are_saved_as_the_whole_displacement(opened, scene, tmp_path, name):
+def test_arrows_and_grid_are_saved_as_the_whole_displacement(opened, registration, tmp_path, name):
     opened.layers[name].save(str(tmp_path / "u.nii.gz"), plugin="shmoareg")
     transform = read_transform(tmp_path / "u.nii.gz")
-    assert transform.field.vectors == pytest.approx(scene.displacement.vectors, abs=1e-6)
-    assert transform.field.grid.same_space(scene.displacement.grid)
+    assert transform.field.vectors == pytest.approx(registration.displacement.vectors, abs=1e-6)
+    assert transform.field.grid.same_space(registration.displacement.grid)
 
 
 def test_a_foreign_layer_is_saved_where_it_lies(tmp_path):

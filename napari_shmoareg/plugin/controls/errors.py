@@ -59,7 +59,7 @@ def in_words_of_the_form(error: InputError) -> str:
     own = [REMEDIES[name] for name in sorted(error.remedy_settings) if name in REMEDIES]
     if own:
         error = InputError(error.message, setting=error.setting, remedy=own[0])
-    return error.worded(_as_row)
+    return error.text_with(_as_row)
 
 
 def _as_row(name: str, value: str) -> str:

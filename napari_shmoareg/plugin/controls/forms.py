@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import signals_blocked
 
-from napari_shmoareg.settings import RegistrationRequest, own_first
+from napari_shmoareg.settings import RegistrationRequest, own_fields_first
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -34,7 +34,7 @@ SMALLEST, LARGEST = 16, 1024  # voxels along the longest axis that a form offers
 TITLES = {"affine": "Alignment", "diffeomorphic": "Deformation"}  # where not their names
 LABELS = {
     field.name: TITLES.get(field.name, field.name.capitalize())
-    for field in own_first(RegistrationRequest)
+    for field in own_fields_first(RegistrationRequest)
     if field.name != "refine_seconds"
 }
 """Settings of a registration by their names, in the order of the form."""

@@ -20,7 +20,7 @@ from superqt.utils import signals_blocked
 from napari_shmoareg.plugin.controls.forms import arranged, captioned, fill, narrowed
 from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.placement import KEY, tag
-from napari_shmoareg.plugin.scenes import ROLES, layer_in_role, scenes, title
+from napari_shmoareg.plugin.registrations import ROLES, layer_in_role, open_registrations, title
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -61,30 +61,38 @@ class RegistrationPicker(QComboBox):
         return self.currentData()
 
     @property
-    def scene(self) -> Registration | None:
+    def registration(self) -> Registration | None:
         """The picked registration, as long as it has a layer."""
         viewer = self._viewer()
-        return None if viewer is None or self.number is None else scenes(viewer).get(self.number)
+        return (
+            None
+            if viewer is None or self.number is None
+            else open_registrations(viewer).get(self.number)
+        )
 
     def refresh(self) -> None:
         """Offer what is open now; the newest is picked if it is new, else what was picked stays."""
         viewer = self._viewer()
-        found = {} if viewer is None else scenes(viewer)
+        found = {} if viewer is None else open_registrations(viewer)
         before = [ref() for ref in self._offered]
         if (
             self.count()
             and before == list(found.values())
-            and all(scene is not None for scene in before)
+            and all(registration is not None for registration in before)
         ):
             return
         was = before[self.currentIndex()] if 0 <= self.currentIndex() < len(before) else None
-        fresh = [number for number, scene in found.items() if scene not in before]
-        kept = [number for number, scene in found.items() if scene is was and was is not None]
-        entries = {number: title(number, scene) for number, scene in found.items()}
+        fresh = [number for number, registration in found.items() if registration not in before]
+        kept = [
+            number
+            for number, registration in found.items()
+            if registration is was and was is not None
+        ]
+        entries = {number: title(number, registration) for number, registration in found.items()}
         fill(self, entries or {None: NOTHING}, *(fresh or kept or list(found))[-1:])
         self.setEnabled(bool(found))
-        self._offered = [weakref.ref(scene) for scene in found.values()]
-        if was is None or self.scene is not was:
+        self._offered = [weakref.ref(registration) for registration in found.values()]
+        if was is None or self.registration is not was:
             self._tell()
 
     def _tell(self) -> None:
@@ -192,7 +200,7 @@ def refused(layer: Layer) -> str | None:
 
 def _made_by_us(layer: Layer) -> bool:
     """Whether it shows a result."""
-    return tag(layer, "scene") is not None or tag(layer, "number") is not None
+    return tag(layer, "registration") is not None or tag(layer, "number") is not None
 
 
 def labels_of(image: Layer | None, other: Layer | None, labels: Sequence[Layer]) -> Layer | None:

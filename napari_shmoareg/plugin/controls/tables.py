@@ -355,11 +355,11 @@ def _arrow_down() -> QIcon:
     return QIcon(picture)
 
 
-def origin_of(scene: Registration) -> dict[str, object]:
+def origin_of(registration: Registration) -> dict[str, object]:
     """Which registration the figures of a file are of: columns for each of its rows."""
     return {
-        "pair": f"{scene.pair.moving.name} onto {scene.pair.fixed.name}",
-        "weights": scene.weights,
+        "pair": f"{registration.pair.moving.name} onto {registration.pair.fixed.name}",
+        "weights": registration.weights,
     }
 
 

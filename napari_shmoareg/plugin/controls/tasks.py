@@ -147,7 +147,7 @@ class Task(QObject):
     Examples
     --------
     In a widget: ``self.task = Task(self, "a replay")``; ``self.task.finished.connect(self._show)``;
-    ``self.task.start(lambda report: replay_of(scene, report))``.
+    ``self.task.start(lambda report: replay_of(registration, report))``.
     """
 
     progressed = Signal(str, float)
@@ -325,25 +325,29 @@ class WeightsError(InputError):
     """The weights of a registration cannot be read."""
 
 
-def weights_of(scene: Registration) -> str:
+def weights_of(registration: Registration) -> str:
     """Name or file of a registration's weights: what a person showed, or else what it says
     itself.
     """
-    return _CHOSEN.get(scene) or str(scene.report.get("weights") or scene.weights)
+    return _CHOSEN.get(registration) or str(
+        registration.report.get("weights") or registration.weights
+    )
 
 
-def replay_of(scene: Registration, report: Report, weights: str | Path | None = None) -> Replay:
+def replay_of(
+    registration: Registration, report: Report, weights: str | Path | None = None
+) -> Replay:
     """The network of a registration and its last pass, which can be made again; takes seconds, in a
     worker's thread.
 
     Parameters
     ----------
-    scene : Registration
+    registration : Registration
     report : Report
         Ends it between any two layers of the network.
     weights : str or Path, optional
         Other weights than the registration says, as where their file has moved; once read, they are
-        those of this scene for every view.
+        those of this registration for every view.
 
     Raises
     ------
@@ -358,19 +362,19 @@ def replay_of(scene: Registration, report: Report, weights: str | Path | None = 
     from napari_shmoareg.registration.replay import Replay
     from napari_shmoareg.registration.resources import check_network_memory, find_device
 
-    settings, pair = scene.report["settings"], scene.pair
+    settings, pair = registration.report["settings"], registration.pair
     device = find_device("cpu" if settings.get("device") == "cpu" else "auto")
     report("loading the network")
     try:
-        network = load_network(weights or weights_of(scene), device=device)
+        network = load_network(weights or weights_of(registration), device=device)
     except InputError as error:
         raise WeightsError(str(error)) from error
     if weights:
-        _CHOSEN[scene] = str(weights)
+        _CHOSEN[registration] = str(weights)
     grids = {"moving": pair.moving.grid, "fixed": pair.fixed.grid}
-    check_network_memory(network.config, scene.network_grid, **grids, device=device)
+    check_network_memory(network.config, registration.network_grid, **grids, device=device)
     report("running the network's earlier passes", 0.2)
     with interruptible(network, report.check):
-        replay = Replay.of(pair, network, affine=scene.affine, settings=settings)
+        replay = Replay.of(pair, network, affine=registration.affine, settings=settings)
     report("ready", 1.0)
     return replay

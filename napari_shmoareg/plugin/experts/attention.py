@@ -65,7 +65,9 @@ class Probed(NamedTuple):
     asked: int
 
 
-def probe_of(scene: Registration, report: Report, weights: str | Path | None = None) -> Probed:
+def probe_of(
+    registration: Registration, report: Report, weights: str | Path | None = None
+) -> Probed:
     """Run the encoder once more, and compare its choices with the registration's; in a worker's
     thread, seconds.
 
@@ -78,13 +80,13 @@ def probe_of(scene: Registration, report: Report, weights: str | Path | None = N
     from napari_shmoareg.experts.maps import token_loads
     from napari_shmoareg.registration.progress import interruptible
 
-    replay = replay_of(scene, report, weights)
+    replay = replay_of(registration, report, weights)
     report("running the encoder", 0.6)
     with interruptible(replay.network, report.check):
         probe = AttentionProbe.of(replay)
     report("comparing with the registration", 0.9)
     same = asked = 0
-    for load in token_loads(scene):
+    for load in token_loads(registration):
         report.check()
         for cell in _spread(load):
             chosen = {found.head for found in probe.at(load.gate, cell)}
@@ -93,7 +95,9 @@ def probe_of(scene: Registration, report: Report, weights: str | Path | None = N
     return Probed(probe, same, asked)
 
 
-def show_attention(viewer: Viewer, number: int, scene: Registration, found: HeadAttention) -> Image:
+def show_attention(
+    viewer: Viewer, number: int, registration: Registration, found: HeadAttention
+) -> Image:
     """Fill the attention of a head into its layer, ``#1 attention``, which is made where there is
     none.
 
@@ -105,14 +109,14 @@ def show_attention(viewer: Viewer, number: int, scene: Registration, found: Head
     from napari_shmoareg.plugin.showing import refill, uncover
 
     data, options = layer_options(found.volume, finer=FINER, nearest=True, head=found.head)
-    options["metadata"][KEY] |= about(scene, ROLE)[KEY]
+    options["metadata"][KEY] |= about(registration, ROLE)[KEY]
     top = max(float(found.volume.values.max(initial=0.0)), 1e-6)
     options |= {
         "name": f"#{number} attention",
         "colormap": head_colours(),
         "contrast_limits": (0.0, top),
     }
-    layer = own_layer(viewer, scene, ROLE)
+    layer = own_layer(viewer, registration, ROLE)
     if layer is None:
         from napari.layers import Image
 
@@ -136,9 +140,9 @@ def _placed(options: dict[str, Any]) -> tuple[Any, Any]:
     return options["scale"], options["translate"]
 
 
-def drop_attention(viewer: Viewer, scene: Registration) -> None:
+def drop_attention(viewer: Viewer, registration: Registration) -> None:
     """Take the layer away."""
-    layer = own_layer(viewer, scene, ROLE)
+    layer = own_layer(viewer, registration, ROLE)
     if layer is not None:
         viewer.layers.remove(layer)
 
@@ -194,7 +198,7 @@ class AttentionBox(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Registration] | None = None
+        self._registration: weakref.ref[Registration] | None = None
         self._asked: weakref.ref[Registration] | None = None  # for which the network is being run
         self._stopping = False  # the run was cancelled, and has not ended yet
         # the weights of a run that waits for that
@@ -210,19 +214,22 @@ class AttentionBox(QWidget):
         self.task.failed.connect(self._fail)
         self.task.cancelled.connect(self._end)
 
-    def show_scene(self, number: int, scene: Registration | None) -> None:
+    def show_registration(self, number: int, registration: Registration | None) -> None:
         """Be about another registration, or none."""
         before = self._found()
-        self._number, self._scene = number, None if scene is None else weakref.ref(scene)
-        if scene is not before:
+        self._number, self._registration = (
+            number,
+            None if registration is None else weakref.ref(registration),
+        )
+        if registration is not before:
             self._cancel()
             self._cell = None
-            if scene is None or scene not in self.probes:
+            if registration is None or registration not in self.probes:
                 self._stop("")
             else:
-                self._say(doubt(self.probes[scene]))
+                self._say(doubt(self.probes[registration]))
             self.setVisible(
-                scene is not None and bool(scene.routing.select(part="encoder"))
+                registration is not None and bool(registration.routing.select(part="encoder"))
             )  # none without MoA
         self._draw()
 
@@ -233,8 +240,8 @@ class AttentionBox(QWidget):
 
     def run(self, weights: str | Path | None = None) -> None:
         """Run the network, with the registration's own weights or with others."""
-        scene = self._found()
-        if scene is None:
+        registration = self._found()
+        if registration is None:
             return
         if self.task.busy:
             if self._stopping:
@@ -242,7 +249,7 @@ class AttentionBox(QWidget):
                 self._say("Waiting for the run before to end …", busy=True)
             return
         self._stopping, self._next = False, None
-        self._asked = weakref.ref(scene)
+        self._asked = weakref.ref(registration)
         held = self._asked
 
         def probe(report: Report) -> Probed | None:
@@ -281,8 +288,8 @@ class AttentionBox(QWidget):
         self._draw()
 
     def _switch(self, on: bool) -> None:
-        scene = self._found()
-        if on and scene is not None and scene not in self.probes:
+        registration = self._found()
+        if on and registration is not None and registration not in self.probes:
             self.run()
         elif not on:
             self._cancel()
@@ -322,9 +329,9 @@ class AttentionBox(QWidget):
             self.run(*wanted)
 
     def _take(self, probed: Probed | None) -> None:
-        scene = None if self._asked is None else self._asked()
-        if scene is not None and probed is not None:
-            self.probes[scene] = probed
+        registration = None if self._asked is None else self._asked()
+        if registration is not None and probed is not None:
+            self.probes[registration] = probed
             if self._is_shown():
                 self._say(doubt(probed))
                 self._draw()
@@ -360,8 +367,8 @@ class AttentionBox(QWidget):
 
     def _draw(self) -> None:
         """Fill the layer, or take it away."""
-        viewer, scene = self._viewer(), self._found()
-        probed = None if scene is None else self.probes.get(scene)
+        viewer, registration = self._viewer(), self._found()
+        probed = None if registration is None else self.probes.get(registration)
         shown = self.on.isChecked() and probed is not None
         self.heads = []
         if shown and probed is not None and self._cell is not None:
@@ -372,11 +379,11 @@ class AttentionBox(QWidget):
         for widget in (self.head, self.ramp):
             widget.setVisible(bool(self.heads))
         self.says.setVisible(shown)
-        if viewer is None or scene is None:
+        if viewer is None or registration is None:
             return
         if not self.heads:
             self.says.setText(NO_TOKEN)
-            drop_attention(viewer, scene)
+            drop_attention(viewer, registration)
             return
         entries = {
             found.head: f"head {found.head} (weight {found.weight:.2f})" for found in self.heads
@@ -384,10 +391,10 @@ class AttentionBox(QWidget):
         fill(self.head, entries)
         found = next(found for found in self.heads if found.head == self.head.currentData())
         assert self._cell is not None
-        layer = show_attention(viewer, self._number, scene, found)
+        layer = show_attention(viewer, self._number, registration, found)
         top = layer.contrast_limits[1]
         self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", f"{top:.3g}"])
         self.says.setText(words(self._cell, found, self.heads))
 
     def _found(self) -> Registration | None:
-        return None if self._scene is None else self._scene()
+        return None if self._registration is None else self._registration()

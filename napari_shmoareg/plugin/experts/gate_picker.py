@@ -92,13 +92,13 @@ class WherePicker(QWidget):
         """Of the gates that are meant; 0 without any."""
         return max((self._gates[gate][1] for gate in self.gates), default=0)
 
-    def offer(self, scene: Registration | None) -> None:
+    def offer(self, registration: Registration | None) -> None:
         """Offer the gates of a registration; what was picked stays, as far as there is such a
         gate.
         """
         self._gates = {}
-        if scene is not None:
-            self._gates = {one.gate: (one.stride, one.num_experts) for one in scene.routing}
+        if registration is not None:
+            self._gates = {one.gate: (one.stride, one.num_experts) for one in registration.routing}
         parts = {gate.part for gate in self._gates}
         fill(self.part, {part: text for part, text in PARTS.items() if part in parts})
         self._settle()

@@ -35,7 +35,7 @@ from napari_shmoareg.plugin.controls.legend import Swatches
 from napari_shmoareg.plugin.controls.tasks import Task, weights_of
 from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
 from napari_shmoareg.plugin.placement import tag
-from napari_shmoareg.plugin.scenes import scenes
+from napari_shmoareg.plugin.registrations import open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -54,13 +54,13 @@ class LoadFiles(QWidget):
 
     Parameters
     ----------
-    scene : callable
+    registration : callable
         Finds the registration that is meant, or None, so that nothing is held here.
     """
 
-    def __init__(self, scene: Callable[[], Registration | None]) -> None:
+    def __init__(self, registration: Callable[[], Registration | None]) -> None:
         super().__init__()
-        self._scene = scene
+        self._registration = registration
         self.task = Task(self, "a figure of the loads")
         self.task.finished.connect(_say_saved)
         self.task.failed.connect(_say_unsaved)
@@ -75,61 +75,63 @@ class LoadFiles(QWidget):
 
     def save_figure(self, path: str | Path) -> None:
         """Draw and write the figure, beside the viewer; a message says how it went."""
-        scene = self._scene()
-        if scene is not None:
-            self.task.start(lambda _: _write_figure(scene, Path(path)))
+        registration = self._registration()
+        if registration is not None:
+            self.task.start(lambda _: _write_figure(registration, Path(path)))
 
     def save_table(self, path: str | Path) -> None:
         """Write the table; a message says how it went."""
-        scene = self._scene()
-        if scene is None:
+        registration = self._registration()
+        if registration is None:
             return
         try:
-            _say_saved(_write_table(scene, Path(path)))
+            _say_saved(_write_table(registration, Path(path)))
         except Exception as error:
             _say_unsaved(explain(error))
 
     def _ask(self, title: str, what: tuple[str, str], save: Callable[[str], None]) -> None:
-        scene = self._scene()
-        start = str((scene.folder or Path()) / what[0]) if scene is not None else what[0]
+        registration = self._registration()
+        start = (
+            str((registration.folder or Path()) / what[0]) if registration is not None else what[0]
+        )
         path, kind = QFileDialog.getSaveFileName(self, title, start, what[1])
         if path:
             ending = kind[kind.index(".") : -1] if "." in kind else ""
             save(path if Path(path).suffix else path + ending)
 
 
-def about_scene(scene: Registration) -> dict[str, str]:
+def about_registration(registration: Registration) -> dict[str, str]:
     """What a figure of a registration says of itself: software, weights, pair, settings."""
-    pair, report = scene.pair, scene.report
+    pair, report = registration.pair, registration.report
     return {
         "Title": "expert loads",
         "Description": "Share of selections per expert, per gate",
         "Software": f"shmoareg {report.get('versions', {}).get('shmoareg', '')}".strip(),
-        "Weights": scene.weights,
+        "Weights": registration.weights,
         "Pair": f"moving {pair.moving.name}, fixed {pair.fixed.name}",
         "Settings": json.dumps(dict(report["settings"]), default=str),
     }
 
 
-def _write_figure(scene: Registration, path: Path) -> Path:
+def _write_figure(registration: Registration, path: Path) -> Path:
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.files import write_figure
     from napari_shmoareg.io.model_card import routing_of
 
-    load, passes = load_of(scene), scene.report["settings"].get("passes")
-    routing = routing_of(weights_of(scene)) or ""
+    load, passes = load_of(registration), registration.report["settings"].get("passes")
+    routing = routing_of(weights_of(registration)) or ""
     caption = load_caption(load, 1, [None if passes is None else len(passes)], routing)
-    about = about_scene(scene) | {"Caption": caption}
+    about = about_registration(registration) | {"Caption": caption}
     write_figure(load_figure(load, caption=caption), path, about)
     return path
 
 
-def _write_table(scene: Registration, path: Path) -> Path:
-    from napari_shmoareg.io.files import writing
+def _write_table(registration: Registration, path: Path) -> Path:
+    from napari_shmoareg.io.files import atomic_write
     from napari_shmoareg.io.report import write_loads
 
-    with writing(path) as file:
-        write_loads(load_of(scene), file)
+    with atomic_write(path) as file:
+        write_loads(load_of(registration), file)
     return path
 
 
@@ -170,16 +172,16 @@ class LayerRow:
     charts: list[BarSet]
 
 
-def load_of(scene: Registration) -> ExpertLoad:
+def load_of(registration: Registration) -> ExpertLoad:
     """The load of a registration, as its report tells it; empty for a network without experts."""
     from napari_shmoareg.experts.load import ExpertLoad
 
-    return ExpertLoad.from_entries(scene.report.get("expert_loads") or ())
+    return ExpertLoad.from_entries(registration.report.get("expert_loads") or ())
 
 
-def rows_of(scene: Registration) -> list[LayerRow]:
+def rows_of(registration: Registration) -> list[LayerRow]:
     """The encoder's layers with their blocks, then the decoder's with their directions.  Fig. 5."""
-    load = load_of(scene)
+    load = load_of(registration)
     rows = []
     for part in ("encoder", "decoder"):
         of_part = load.select(part=part)
@@ -187,26 +189,26 @@ def rows_of(scene: Registration) -> list[LayerRow]:
         shares = {**whole.share, **of_part.share}.values()
         highest = max((float(share.max()) for share in shares), default=0.0) or 1.0
         for layer in sorted({gate.layer for gate in of_part}):
-            charts = _charts(scene, of_part.select(layer=layer), whole.select(layer=layer))
-            title = f"{part.capitalize()} layer {layer}{_resolution(scene, part, layer)}"
+            charts = _charts(registration, of_part.select(layer=layer), whole.select(layer=layer))
+            title = f"{part.capitalize()} layer {layer}{_resolution(registration, part, layer)}"
             rows.append(LayerRow(title, highest, charts))
     return rows
 
 
-def _charts(scene: Registration, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
+def _charts(registration: Registration, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
     """Of one layer."""
     sets: dict[str, list[GateId]] = {}
     for gate in sorted(load, key=lambda p: (p.block or 0, p.direction or "")):
         sets.setdefault(gate.direction or f"block {gate.block}", []).append(gate)
     blocks = len(sets)
-    charts = [_chart(scene, load, title, gates, 1) for title, gates in sets.items()]
+    charts = [_chart(registration, load, title, gates, 1) for title, gates in sets.items()]
     if blocks > 1 and next(iter(whole)).part == "encoder":
-        charts.append(_chart(scene, whole, "all blocks", list(whole), blocks))
+        charts.append(_chart(registration, whole, "all blocks", list(whole), blocks))
     return charts
 
 
 def _chart(
-    scene: Registration, load: ExpertLoad, title: str, gates: list[GateId], blocks: int
+    registration: Registration, load: ExpertLoad, title: str, gates: list[GateId], blocks: int
 ) -> BarSet:
     """Bars by expert; of each expert moving before fixed."""
     from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
@@ -216,7 +218,7 @@ def _chart(
     )
     share, bars = load.share, []
     count = len(share[gates[0]])
-    names = expert_names(scene, count)
+    names = expert_names(registration, count)
     for expert in range(count):
         for gate in gates:
             colour = (
@@ -264,9 +266,9 @@ def _says(load: ExpertLoad, gate: GateId, expert: int, name: str, blocks: int) -
     )
 
 
-def _resolution(scene: Registration, part: str, layer: int) -> str:
+def _resolution(registration: Registration, part: str, layer: int) -> str:
     """Of which resolution the cells of a layer are, where its maps tell."""
-    layers = scene.routing.select(part=part, layer=layer)
+    layers = registration.routing.select(part=part, layer=layer)
     stride = layers[0].stride if layers else None
     return "" if stride is None else f" ({RESOLUTIONS.get(stride, f'1/{stride}')} resolution)"
 
@@ -289,7 +291,11 @@ class LayersView(Section):
         super().__init__("Loads of all gates", viewer)
         self.charts: list[LoadBars] = []
         self._of: weakref.ref[Registration] | None = None
-        self.legend, self.says, self.files = Swatches(), QLabel(CAPTION), LoadFiles(self._scene)
+        self.legend, self.says, self.files = (
+            Swatches(),
+            QLabel(CAPTION),
+            LoadFiles(self._registration),
+        )
         self.says.setWordWrap(True)
         self._rows = QVBoxLayout()
         self.column.addWidget(self.legend)
@@ -300,11 +306,11 @@ class LayersView(Section):
     def show_registration(self, number: int | None) -> None:
         """Draw the bars of another registration, and mark the one whose map is shown."""
         self._number = number or 0
-        scene = self._scene()
-        if scene is None or self._of is None or self._of() is not scene:
-            self._of = None if scene is None else weakref.ref(scene)
-            self._build([] if scene is None else rows_of(scene))
-            self.says.setText(CAPTION if self.charts or scene is None else NOTHING)
+        registration = self._registration()
+        if registration is None or self._of is None or self._of() is not registration:
+            self._of = None if registration is None else weakref.ref(registration)
+            self._build([] if registration is None else rows_of(registration))
+            self.says.setText(CAPTION if self.charts or registration is None else NOTHING)
         self.refresh()
 
     def refresh(self) -> None:
@@ -341,15 +347,15 @@ class LayersView(Section):
 
     def _pick(self, bar: Bar) -> None:
         """Show the map of a bar's expert."""
-        scene = self._scene()
-        if scene is None:
+        registration = self._registration()
+        if registration is None:
             return
         if bar.gate.part == "decoder":
-            done = self._show_cells(scene, bar)
+            done = self._show_cells(registration, bar)
         else:
             from napari_shmoareg.experts.maps import times_chosen, token_loads
 
-            loads = (times_chosen if bar.gate.block is None else token_loads)(scene)
+            loads = (times_chosen if bar.gate.block is None else token_loads)(registration)
             load = next((load for load in loads if load.gate == bar.gate), None)
             done = (
                 load is not None
@@ -362,9 +368,9 @@ class LayersView(Section):
             )
         self.refresh()
 
-    def _show_cells(self, scene: Registration, bar: Bar) -> bool:
+    def _show_cells(self, registration: Registration, bar: Bar) -> bool:
         """Draw the cells of one expert alone; where that is so already, those of all experts."""
-        stride = next((one.stride for one in scene.routing if one.gate == bar.gate), None)
+        stride = next((one.stride for one in registration.routing if one.gate == bar.gate), None)
         opened = [
             showing.which(layer) for layer in showing.expert_layers(self._viewer, self._number)
         ]
@@ -387,8 +393,8 @@ class LayersView(Section):
                 return tag(layer, "expert_map").gate, expert
         return None, -1
 
-    def _scene(self) -> Registration | None:
-        return scenes(self._viewer).get(self._number)
+    def _registration(self) -> Registration | None:
+        return open_registrations(self._viewer).get(self._number)
 
 
 class ChartRow(QWidget):

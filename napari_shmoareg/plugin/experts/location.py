@@ -36,7 +36,7 @@ from napari_shmoareg.plugin.experts.attention import AttentionBox
 from napari_shmoareg.plugin.experts.outline import Outline
 from napari_shmoareg.plugin.experts.pins import MOST, PinsBox, drop_orphans
 from napari_shmoareg.plugin.placement import go_to, mm_per_unit, point_of, to_viewer
-from napari_shmoareg.plugin.scenes import itself, scenes
+from napari_shmoareg.plugin.registrations import open_registrations, unwrap
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -64,14 +64,14 @@ class LocationBox(QWidget):
         self._column.setContentsMargins(0, 0, 0, 0)
         self._body: QWidget | None = None
 
-    def show_scene(self, scene: Registration | None) -> None:
+    def show_registration(self, registration: Registration | None) -> None:
         """Make the strips of a registration's gates."""
         if self._body is not None:
             self._column.removeWidget(self._body)
             self._body.setParent(None)
             self._body = None
         self.strips, self.sizes = {}, {}
-        if scene is None:
+        if registration is None:
             return
         self._body = body = QWidget()
         grid = QGridLayout(body)
@@ -80,8 +80,8 @@ class LocationBox(QWidget):
         grid.setVerticalSpacing(1)
         for column in (1, 2):
             grid.setColumnStretch(column, 1)
-        self._add_encoder(grid, scene)
-        self._add_decoder(grid, scene)
+        self._add_encoder(grid, registration)
+        self._add_decoder(grid, registration)
         for strip in self.strips.values():
             strip.picked.connect(self.picked)
         self._column.addWidget(body)
@@ -97,10 +97,10 @@ class LocationBox(QWidget):
         for own, strip in self.strips.items():
             strip.mark(own == gate)
 
-    def _add_encoder(self, grid: QGridLayout, scene: Registration) -> None:
+    def _add_encoder(self, grid: QGridLayout, registration: Registration) -> None:
         from napari_shmoareg.figures.palette import IMAGE_COLOURS
 
-        of_encoder = scene.routing.select(part="encoder")
+        of_encoder = registration.routing.select(part="encoder")
         layers = sorted({one.layer for one in of_encoder})
         if layers:
             _span(grid, _words(ENCODER))
@@ -109,7 +109,7 @@ class LocationBox(QWidget):
                 grid.addWidget(_heading(f"{image} image"), row, column)
         for layer in layers:
             gates = [one for one in of_encoder if one.layer == layer]
-            spacing = scene.network_grid.coarsen(gates[0].stride).spacing
+            spacing = registration.network_grid.coarsen(gates[0].stride).spacing
             _span(
                 grid,
                 self._size("encoder", layer, f"Layer {layer}: tokens of {_mm(spacing)}"),
@@ -127,12 +127,13 @@ class LocationBox(QWidget):
                         grid.addWidget(strip, row, 1 + IMAGES.index(gate.image))
                         self.strips[gate] = strip
 
-    def _add_decoder(self, grid: QGridLayout, scene: Registration) -> None:
+    def _add_decoder(self, grid: QGridLayout, registration: Registration) -> None:
         from napari_shmoareg.figures.palette import expert_colours
         from napari_shmoareg.plugin.layers import expert_names, resolution
 
         maps = sorted(
-            scene.routing.select(part="decoder"), key=lambda one: (one.stride, one.direction or "")
+            registration.routing.select(part="decoder"),
+            key=lambda one: (one.stride, one.direction or ""),
         )
         if maps:
             _span(grid, _words(DECODER))
@@ -141,13 +142,13 @@ class LocationBox(QWidget):
             first = of_stride[0]
             heading = (
                 f"Layer {first.layer} ({resolution(stride)}): cells of"
-                f" {_mm(scene.network_grid.coarsen(stride).spacing)}"
+                f" {_mm(registration.network_grid.coarsen(stride).spacing)}"
             )
             _span(grid, self._size("decoder", first.layer, heading))
             for found in of_stride:
                 row, count = grid.rowCount(), found.num_experts
                 strip = DirectionStrip(
-                    found.gate, expert_names(scene, count), expert_colours(count)
+                    found.gate, expert_names(registration, count), expert_colours(count)
                 )
                 direction = found.direction or ""
                 grid.addWidget(
@@ -295,9 +296,9 @@ class LocationView(Section):
         self.reading: LocationReading | None = None
         # that was read last, exactly; the boxes round it
         self._location: NDArray[np.float64] | None = None
-        self._scene: weakref.ref[Registration] | None = None
-        self._clicks = clicks = DoubleClicks(itself(viewer), self._clicked)
-        self._outline = Outline(itself(viewer))
+        self._registration: weakref.ref[Registration] | None = None
+        self._clicks = clicks = DoubleClicks(unwrap(viewer), self._clicked)
+        self._outline = Outline(unwrap(viewer))
         # not `destroyed`: a slot can be collected before its call
         weakref.finalize(self, clicks.stop).atexit = False
         self._soon = single_shot(self, 0, self._show_cell)  # the strips are drawn first
@@ -310,13 +311,13 @@ class LocationView(Section):
         The location that was read stays, where the one before was onto the same image.
         """
         super().refresh()
-        viewer = itself(self._viewer)
-        scene, before = scenes(viewer).get(self._number), self._found()
-        if scene is not before:
+        viewer = unwrap(self._viewer)
+        registration, before = open_registrations(viewer).get(self._number), self._found()
+        if registration is not before:
             self._outline.clear()
         drop_orphans(viewer)
-        if scene is None or scene is not before:
-            self._take_up(scene, before)
+        if registration is None or registration is not before:
+            self._take_up(registration, before)
         self.pins.refresh()
 
     def read(self, point: ArrayLike) -> None:
@@ -324,17 +325,17 @@ class LocationView(Section):
         from napari_shmoareg.experts.location import read_location
         from napari_shmoareg.experts.maps import gate_values
 
-        scene = self._found()
-        if scene is None:
+        registration = self._found()
+        if registration is None:
             return
         self._location = location = np.array(point, dtype=np.float64)
         for box, value in zip(self.coordinates, location, strict=True):
             with signals_blocked(box):
                 box.setValue(float(value))
         try:
-            self.reading = read_location(scene, location)
+            self.reading = read_location(registration, location)
             kept = NO_GATES if self.reading.cells else NOTHING
-            said = "" if gate_values(scene) else kept
+            said = "" if gate_values(registration) else kept
         except InputError as error:
             self.reading, said = None, str(error)
         self._say(said)
@@ -344,7 +345,7 @@ class LocationView(Section):
 
     def read_middle(self) -> None:
         """Read the location in the middle of the canvas, on the slice that is shown."""
-        viewer = itself(self._viewer)
+        viewer = unwrap(self._viewer)
         there, camera = point_of(viewer), np.asarray(viewer.scene.camera.center, dtype=np.float64)
         shown = [axis - (viewer.dims.ndim - 3) for axis in viewer.dims.displayed]
         for axis, at in zip(shown, camera[-len(shown) :], strict=True):
@@ -399,7 +400,7 @@ class LocationView(Section):
         arranged(QHBoxLayout(self.gates), QLabel("Gate"), self.gate, wide=self.gate)
         self.column.addWidget(self.gates)
         self.column.addWidget(self.outlined)
-        self.attention, self.pins = AttentionBox(itself(viewer)), PinsBox(itself(viewer))
+        self.attention, self.pins = AttentionBox(unwrap(viewer)), PinsBox(unwrap(viewer))
         self.column.addWidget(self.attention)
         self.column.addWidget(self.pins)
         self.outlined.toggled.connect(lambda _: self._show_cell())
@@ -440,21 +441,21 @@ class LocationView(Section):
             below.addWidget(button)
         return row, below
 
-    def _take_up(self, scene: Registration | None, before: Registration | None) -> None:
+    def _take_up(self, registration: Registration | None, before: Registration | None) -> None:
         point = None if self.reading is None else self.reading.point
-        self._scene = None if scene is None else weakref.ref(scene)
+        self._registration = None if registration is None else weakref.ref(registration)
         self.reading = None
-        self.box.show_scene(scene)
+        self.box.show_registration(registration)
         fill(self.gate, {gate: gate_name(gate) for gate in self.box.strips})
         for widget in (self.gates, self.outlined):
             widget.setVisible(bool(self.box.strips))
         self.pin.setEnabled(False)
-        self.attention.show_scene(self._number, scene)
-        self.pins.show_scene(self._number, scene)
+        self.attention.show_registration(self._number, registration)
+        self.pins.show_registration(self._number, registration)
         self._say("")
-        if scene is None or before is None or point is None:
+        if registration is None or before is None or point is None:
             return
-        if before.pair.fixed.grid.same_space(scene.pair.fixed.grid):
+        if before.pair.fixed.grid.same_space(registration.pair.fixed.grid):
             self.read(point)
 
     def _clicked(self, point: NDArray[np.float64] | None) -> None:
@@ -470,7 +471,7 @@ class LocationView(Section):
         location[axis] = value
         self.read(location)
         if self.reading is not None:
-            go_to(itself(self._viewer), to_viewer(location))
+            go_to(unwrap(self._viewer), to_viewer(location))
 
     def _pin(self) -> None:
         if self.reading is not None:
@@ -482,15 +483,15 @@ class LocationView(Section):
 
     def _show_cell(self) -> None:
         """Outline the cell of the picked gate, and show what it attends to."""
-        cell, scene = self.picked, self._found()
+        cell, registration = self.picked, self._found()
         self.box.mark(self.gate.currentData())
         if (
             cell is not None
-            and scene is not None
+            and registration is not None
             and self.outlined.isChecked()
             and self.isVisible()
         ):
-            self._outline.show(self._number, scene, cell)
+            self._outline.show(self._number, registration, cell)
         else:
             self._outline.clear()
         self.attention.show_cell(cell)
@@ -499,4 +500,4 @@ class LocationView(Section):
         self.says.setText(text or INVITE)
 
     def _found(self) -> Registration | None:
-        return None if self._scene is None else self._scene()
+        return None if self._registration is None else self._registration()

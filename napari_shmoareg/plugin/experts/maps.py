@@ -21,7 +21,7 @@ from napari_shmoareg.plugin.controls.legend import Ramp, Swatches
 from napari_shmoareg.plugin.deformation import SPACING, set_spacing
 from napari_shmoareg.plugin.layers import FOLDS, expert_names, resolution
 from napari_shmoareg.plugin.placement import tag
-from napari_shmoareg.plugin.scenes import layers_of_scene, scenes
+from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
 from napari_shmoareg.plugin.showing import says
 
 if TYPE_CHECKING:
@@ -144,14 +144,14 @@ class GateSection(Section):
     def _gates(self) -> list[GateValues]:
         from napari_shmoareg.experts.maps import gate_values
 
-        scene = scenes(self._viewer).get(self._number)
-        return [] if scene is None else gate_values(scene)
+        registration = open_registrations(self._viewer).get(self._number)
+        return [] if registration is None else gate_values(registration)
 
     def _missing(self) -> str:
-        scene = scenes(self._viewer).get(self._number)
-        if scene is None:
+        registration = open_registrations(self._viewer).get(self._number)
+        if registration is None:
             return ""
-        return NOT_KEPT if scene.report.get("expert_loads") else NO_GATES
+        return NOT_KEPT if registration.report.get("expert_loads") else NO_GATES
 
     def _choose(self) -> None:
         """Show the gate that is picked, or, in another layer, the one that comes nearest to what is
@@ -174,7 +174,9 @@ class GateSection(Section):
             showing.show_role(self._viewer, self._number, "gate_map", False)
 
     def _fade(self, percent: int) -> None:
-        showing.opacity_of(layers_of_scene(self._viewer, self._number, "gate_map"), percent / 100)
+        showing.opacity_of(
+            layers_of_registration(self._viewer, self._number, "gate_map"), percent / 100
+        )
 
 
 def _cells(stride: int) -> str:
@@ -265,7 +267,7 @@ class DecoderSection(Section):
         pick(self.direction, direction)
         pick(self.resolution, stride)
         seen = next((m for m in maps if (m.direction, m.stride) == self._wanted()), maps[0])
-        entries = _entries(tag(opened[0], "scene"), seen)
+        entries = _entries(tag(opened[0], "registration"), seen)
         self.legend.show_entries(entries)
         fill(
             self.drawn,
@@ -290,7 +292,9 @@ class DecoderSection(Section):
             showing.show_role(self._viewer, self._number, "expert_map", False)
 
     def _fade(self, percent: int) -> None:
-        showing.opacity_of(layers_of_scene(self._viewer, self._number, "expert_map"), percent / 100)
+        showing.opacity_of(
+            layers_of_registration(self._viewer, self._number, "expert_map"), percent / 100
+        )
 
 
 def along(expert_map: ExpertMap) -> str:
@@ -299,13 +303,13 @@ def along(expert_map: ExpertMap) -> str:
     return WORLD[int(np.abs(expert_map.volume.grid.affine[:3, axis]).argmax())]
 
 
-def _entries(scene: Registration, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
+def _entries(registration: Registration, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
     """Colour, name and share of every expert of a map."""
     from napari_shmoareg.figures.palette import expert_colours
 
     count = expert_map.num_experts
     chosen = np.bincount(expert_map.volume.values.ravel(), minlength=count + 1)[1 : count + 1]
-    named = (f"{name} (id {n})" for n, name in enumerate(expert_names(scene, count)))
+    named = (f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count)))
     return list(
         zip(
             expert_colours(count),
@@ -366,13 +370,13 @@ class EncoderSection(Section):
         if layer is None:
             self.says.clear()
             return
-        scene, load, head = (tag(layer, name) for name in ("scene", "load", "head"))
+        registration, load, head = (tag(layer, name) for name in ("registration", "load", "head"))
         counted = load.block is None
         with signals_blocked(self.on), signals_blocked(self.counted), signals_blocked(self.opacity):
             self.on.setChecked(bool(layer.visible))
             self.counted.setChecked(counted)
             self.opacity.setValue(round(100 * layer.opacity))
-        others = scene.routing.select(part="encoder")
+        others = registration.routing.select(part="encoder")
         strides = {other.layer: other.stride for other in others}
         fill(
             self.layer,
@@ -400,14 +404,14 @@ class EncoderSection(Section):
         from napari_shmoareg.experts.maps import times_chosen, token_loads
 
         layer = showing.head_layer(self._viewer, self._number)
-        scene = tag(layer, "scene")
+        registration = tag(layer, "registration")
         counted = self.counted.isChecked()
         wanted = (
             self.layer.currentData(),
             self.image.currentData(),
             None if counted else self.block.currentData(),
         )
-        loads = (times_chosen if counted else token_loads)(scene)
+        loads = (times_chosen if counted else token_loads)(registration)
         load = min(
             loads, key=lambda one: [a != b for a, b in zip(_where(one), wanted, strict=True)]
         )
@@ -426,7 +430,9 @@ class EncoderSection(Section):
             showing.show_role(self._viewer, self._number, "head_map", False)
 
     def _fade(self, percent: int) -> None:
-        showing.opacity_of(layers_of_scene(self._viewer, self._number, "head_map"), percent / 100)
+        showing.opacity_of(
+            layers_of_registration(self._viewer, self._number, "head_map"), percent / 100
+        )
 
 
 def shares_of(load: GateValues) -> NDArray[np.float64]:
@@ -517,7 +523,7 @@ class DeformationSection(Section):
             self.folding.show_entries([(FOLDS, text, None)])
 
     def _layer(self, role: str) -> Any:
-        layers = layers_of_scene(self._viewer, self._number, role)
+        layers = layers_of_registration(self._viewer, self._number, role)
         return layers[0] if layers else None
 
     def _switch(self, role: str, on: bool) -> None:

@@ -19,7 +19,7 @@ from napari_shmoareg.plugin.placement import (
     tag,
     to_viewer,
 )
-from napari_shmoareg.plugin.scenes import scenes
+from napari_shmoareg.plugin.registrations import open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -47,18 +47,18 @@ class Outline:
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Registration] | None = None
+        self._registration: weakref.ref[Registration] | None = None
         self._number = 0
         self._cell: CellReading | None = None
         self._following = False
         self._made = False  # of the cell that is shown
         self._blank = False  # hidden here, not by people
 
-    def show(self, number: int, scene: Registration, cell: CellReading) -> None:
+    def show(self, number: int, registration: Registration, cell: CellReading) -> None:
         """Outline another cell; makes the layer, ``#1 cell``, where there is none and the slice
         cuts it.
         """
-        self._number, self._scene, self._cell = number, weakref.ref(scene), cell
+        self._number, self._registration, self._cell = number, weakref.ref(registration), cell
         self._made = False
         self._follow()
         self.draw()
@@ -83,22 +83,27 @@ class Outline:
         Where the slice misses it, the layer is hidden: one without a single line crashed the
         drawing (an outline that was taken away empty, a new empty one, and pins beside it:
         segmentation fault in glDrawArrays)."""
-        viewer, scene = self._viewer(), None if self._scene is None else self._scene()
-        if viewer is None or scene is None or self._cell is None:
+        viewer, registration = (
+            self._viewer(),
+            None if self._registration is None else self._registration(),
+        )
+        if viewer is None or registration is None or self._cell is None:
             return
-        layer = own_layer(viewer, scene, ROLE)
+        layer = own_layer(viewer, registration, ROLE)
         if layer is None and self._made:  # it was taken away: the slider moved for that
             return
-        corners = corners_of(scene, self._cell)
+        corners = corners_of(registration, self._cell)
         segments = whole(corners) if viewer.dims.ndisplay == 3 else _in_slice(viewer, corners)
-        size = max(scene.pair.fixed.grid.spacing)
+        size = max(registration.pair.fixed.grid.spacing)
         wanted = max(WIDTH, PIXELS / (viewer.scene.camera.zoom / mm_per_unit(viewer))) / size
         if layer is None:
             # not where the slider moves as the registration's last layer goes: a layer added then
             # is removed at once
-            if len(segments) and any(scene is found for found in scenes(viewer).values()):
+            if len(segments) and any(
+                registration is found for found in open_registrations(viewer).values()
+            ):
                 self._made = True
-                self._add(viewer, scene, segments / size, wanted)
+                self._add(viewer, registration, segments / size, wanted)
             return
         self._made = True
         if not len(segments):
@@ -112,7 +117,7 @@ class Outline:
             self._blank, layer.visible = False, True
 
     def _add(
-        self, viewer: Viewer, scene: Registration, data: NDArray[np.float64], width: float
+        self, viewer: Viewer, registration: Registration, data: NDArray[np.float64], width: float
     ) -> None:
         from napari.layers import Vectors
 
@@ -122,14 +127,14 @@ class Outline:
             data,
             ndim=3,
             name=f"#{self._number} cell",
-            scale=(max(scene.pair.fixed.grid.spacing),) * 3,
+            scale=(max(registration.pair.fixed.grid.spacing),) * 3,
             units=UNITS,
             axis_labels=AXES,
             vector_style="line",
             edge_width=width,
             edge_color=COLOUR,
             opacity=1.0,
-            metadata=about(scene, ROLE),
+            metadata=about(registration, ROLE),
         )
         active = viewer.layers.selection.active
         viewer.add_layer(layer)
@@ -146,9 +151,9 @@ class Outline:
         self.draw()
 
 
-def corners_of(scene: Registration, cell: CellReading) -> NDArray[np.float64]:
+def corners_of(registration: Registration, cell: CellReading) -> NDArray[np.float64]:
     """The eight corners of a cell, (8, 3), mm along S, A, R."""
-    grid = scene.network_grid.coarsen(cell.stride)
+    grid = registration.network_grid.coarsen(cell.stride)
     return to_viewer(grid.to_world(np.asarray(cell.cell) + CORNERS))
 
 

@@ -24,7 +24,12 @@ from napari_shmoareg.plugin.experts.regions import RegionView
 from napari_shmoareg.plugin.experts.what_if import WhatIfView
 from napari_shmoareg.plugin.opening import Panel
 from napari_shmoareg.plugin.placement import tag
-from napari_shmoareg.plugin.scenes import itself, layers_of_scene, scenes, title
+from napari_shmoareg.plugin.registrations import (
+    layers_of_registration,
+    open_registrations,
+    title,
+    unwrap,
+)
 from napari_shmoareg.plugin.viewer import attend
 
 if TYPE_CHECKING:
@@ -85,7 +90,7 @@ class ExpertsPanel(Panel):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
-        self._viewer = viewer = itself(napari_viewer)
+        self._viewer = viewer = unwrap(napari_viewer)
         self._listening: list[Any] = []
         self._shown: tuple[int | None, weakref.ref[Registration] | None] = (None, None)
         # tabs that do not know of the last changes to the list of layers
@@ -131,14 +136,14 @@ class ExpertsPanel(Panel):
         """Take up registrations that were opened, and drop those that were closed; a new one is
         shown at once.
         """
-        opened = scenes(self._viewer)
+        opened = open_registrations(self._viewer)
         known = {self.registration.itemData(n) for n in range(self.registration.count())}
         new = max(set(opened) - known, default=None)
         if opened:
             attend(self._viewer)
         fill(
             self.registration,
-            {number: title(number, scene) for number, scene in opened.items()},
+            {number: title(number, registration) for number, registration in opened.items()},
             new,
         )
         self._show()
@@ -154,17 +159,19 @@ class ExpertsPanel(Panel):
 
     def _show(self) -> None:
         number = self.number
-        scene = scenes(self._viewer).get(number) if number is not None else None
-        self.registration.setEnabled(scene is not None)
+        registration = open_registrations(self._viewer).get(number) if number is not None else None
+        self.registration.setEnabled(registration is not None)
         self.registration.setToolTip(self.registration.currentText())
-        self.note.setText(EMPTY if scene is None else _note(scene, self._copied(number)))
-        self.routing.setText("" if scene is None else _routing(scene))
+        self.note.setText(
+            EMPTY if registration is None else _note(registration, self._copied(number))
+        )
+        self.routing.setText("" if registration is None else _routing(registration))
         for label in (self.note, self.routing):
             label.setVisible(bool(label.text()))
         before, held = self._shown
-        self._shown = number, None if scene is None else weakref.ref(scene)
+        self._shown = number, None if registration is None else weakref.ref(registration)
         self._stale = set(self.views)
-        if number != before or scene is None or held is None or held() is not scene:
+        if number != before or registration is None or held is None or held() is not registration:
             for name in self.views:  # also those behind: they hold the one that was closed
                 self._tell(name)
         else:
@@ -179,9 +186,9 @@ class ExpertsPanel(Panel):
     def _tell(self, name: str) -> None:
         """Have the views of a tab be about the registration that is shown."""
         self._stale.discard(name)
-        number, scene = self._shown
+        number, registration = self._shown
         for section in self.views[name]:
-            section.show_registration(None if scene is None else number)
+            section.show_registration(None if registration is None else number)
 
     def _sections(self) -> list[Section]:
         return [section for sections in self.views.values() for section in sections]
@@ -191,14 +198,14 @@ class ExpertsPanel(Panel):
 
     def _copied(self, number: int | None) -> bool:
         return number is not None and any(
-            tag(layer, "copied") for layer in layers_of_scene(self._viewer, number)
+            tag(layer, "copied") for layer in layers_of_registration(self._viewer, number)
         )
 
     def _listen(self) -> None:
         """Follow what is switched elsewhere: by a key, in the list of layers."""
         self._hush()
         if self.number is not None:
-            for layer in layers_of_scene(self._viewer, self.number):
+            for layer in layers_of_registration(self._viewer, self.number):
                 names = [name for name in FOLLOWED if name in layer.events.emitters]
                 for emitter in (layer.events[name] for name in names):
                     emitter.connect(self._refresh)
@@ -228,16 +235,16 @@ def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
     return scrolled(body)
 
 
-def _note(scene: Registration, copied: bool) -> str:
+def _note(registration: Registration, copied: bool) -> str:
     """What has to be known before the maps are read."""
     notes = []
     if (
-        scene.report["settings"].get("untrained")
-        or "untrained" in scene.weights.lower()
-        or not scene.weights
+        registration.report["settings"].get("untrained")
+        or "untrained" in registration.weights.lower()
+        or not registration.weights
     ):
         notes.append("These weights are untrained: the choices of the experts mean nothing.")
-    told = str(scene.report.get("experts_of", ""))
+    told = str(registration.report.get("experts_of", ""))
     if told and not told.startswith("the network's only"):
         notes.append(f"Shown is {told}.")
     if copied:
@@ -253,14 +260,14 @@ _ROUTING_LINES: weakref.WeakKeyDictionary[Registration, tuple[str, str]] = (
 )  # weights, and what they say
 
 
-def _routing(scene: Registration) -> str:
+def _routing(registration: Registration) -> str:
     """What the card of a registration's weights says of their routing; empty where there is no card
     to read.
     """
     from napari_shmoareg.io.model_card import routing_of
 
-    weights = weights_of(scene)
-    if _ROUTING_LINES.get(scene, ("", ""))[0] != weights:
-        known = routing_of(weights) if len(scene.routing) else None
-        _ROUTING_LINES[scene] = weights, "" if known is None else known or NOT_MEASURED
-    return _ROUTING_LINES[scene][1]
+    weights = weights_of(registration)
+    if _ROUTING_LINES.get(registration, ("", ""))[0] != weights:
+        known = routing_of(weights) if len(registration.routing) else None
+        _ROUTING_LINES[registration] = weights, "" if known is None else known or NOT_MEASURED
+    return _ROUTING_LINES[registration][1]

@@ -35,7 +35,7 @@ from napari_shmoareg.plugin.placement import (
     tag,
     to_viewer,
 )
-from napari_shmoareg.plugin.scenes import scenes
+from napari_shmoareg.plugin.registrations import open_registrations, pair_title
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -48,52 +48,52 @@ if TYPE_CHECKING:
 MOST = 5
 PINS = COLOURS[:MOST]
 SIZE = 1 / 40  # of the fixed image's extent: a point's diameter
-# roles of layers that go with their scene, and do not keep it open
+# roles of layers that go with their registration, and do not keep it open
 OWN = ("locations", "token_box", "attention")
 TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
 
 
-def own_layer(viewer: Viewer, scene: Registration | None, role: str) -> Layer | None:
-    """The layer of a scene in one of the roles `OWN`; None where there is none."""
+def own_layer(viewer: Viewer, registration: Registration | None, role: str) -> Layer | None:
+    """The layer of a registration in one of the roles `OWN`; None where there is none."""
     return next(
         (
             layer
             for layer in viewer.layers
-            if tag(layer, "role") == role and scene_of(layer) is scene
+            if tag(layer, "role") == role and registration_of(layer) is registration
         ),
         None,
     )
 
 
-def scene_of(layer: Layer) -> Registration | None:
-    """The scene that a layer of ours goes with, as long as it lives."""
+def registration_of(layer: Layer) -> Registration | None:
+    """The registration that a layer of ours goes with, as long as it lives."""
     held = tag(layer, "of")
     return None if held is None else held()
 
 
-def about(scene: Registration, role: str) -> dict[str, dict[str, object]]:
-    """Metadata of a layer that goes with a scene.
+def about(registration: Registration, role: str) -> dict[str, dict[str, object]]:
+    """Metadata of a layer that goes with a registration.
 
-    Held weakly, and not under "scene": else the layer itself would keep the registration open.
+    A weak reference, not under "registration": else the layer would keep the registration open.
     """
-    return {KEY: {"role": role, "of": weakref.ref(scene)}}
+    return {KEY: {"role": role, "of": weakref.ref(registration)}}
 
 
 def drop_orphans(viewer: Viewer) -> None:
     """Take away what belongs to registrations that were closed."""
-    opened = list(scenes(viewer).values())
+    opened = list(open_registrations(viewer).values())
     for layer in [layer for layer in viewer.layers if tag(layer, "role") in OWN]:
-        gone = not any(scene_of(layer) is scene for scene in opened)
+        gone = not any(registration_of(layer) is registration for registration in opened)
         if gone and layer in viewer.layers:  # a panel that listens may have been first
             viewer.layers.remove(layer)
 
 
-def pins_of(viewer: Viewer, scene: Registration) -> NDArray[np.float64]:
+def pins_of(viewer: Viewer, registration: Registration) -> NDArray[np.float64]:
     """The locations that are pinned, (n, 3), mm RAS."""
-    return points_of(own_layer(viewer, scene, "locations"))  # type: ignore[arg-type]
+    return points_of(own_layer(viewer, registration, "locations"))  # type: ignore[arg-type]
 
 
-def pin(viewer: Viewer, number: int, scene: Registration, point: ArrayLike) -> Points:
+def pin(viewer: Viewer, number: int, registration: Registration, point: ArrayLike) -> Points:
     """Keep a location, mm RAS; makes the layer, called ``#1 locations``, where there is none.
 
     Raises
@@ -101,20 +101,20 @@ def pin(viewer: Viewer, number: int, scene: Registration, point: ArrayLike) -> P
     InputError
         If there are five already.
     """
-    points = pins_of(viewer, scene)
+    points = pins_of(viewer, registration)
     if len(points) >= MOST:
         raise InputError(TOO_MANY)
-    layer = own_layer(viewer, scene, "locations") or _add_layer(viewer, number, scene)
+    layer = own_layer(viewer, registration, "locations") or _add_layer(viewer, number, registration)
     _put(layer, np.concatenate([points, np.reshape(point, (1, 3))]))  # type: ignore[arg-type]
     return layer  # type: ignore[return-value]
 
 
-def unpin(viewer: Viewer, scene: Registration, index: int) -> None:
+def unpin(viewer: Viewer, registration: Registration, index: int) -> None:
     """Let a location go; the others are numbered anew, and the layer goes with the last."""
-    layer = own_layer(viewer, scene, "locations")
+    layer = own_layer(viewer, registration, "locations")
     if layer is None:
         return
-    points = np.delete(pins_of(viewer, scene), index, axis=0)
+    points = np.delete(pins_of(viewer, registration), index, axis=0)
     if len(points):
         _put(layer, points)  # type: ignore[arg-type]
     else:
@@ -138,11 +138,11 @@ def _put(layer: Points, points: NDArray[np.float64]) -> None:
     dress(layer)
 
 
-def _add_layer(viewer: Viewer, number: int, scene: Registration) -> Points:
+def _add_layer(viewer: Viewer, number: int, registration: Registration) -> Points:
     """On the steps of the other layers: others would make the sliders' own finer."""
     from napari.layers import Points
 
-    grid = scene.pair.fixed.grid
+    grid = registration.pair.fixed.grid
     step = tuple(float(v) for v in viewer.layers.extent.step[-3:])
     units = lengths(viewer.layers.units)
     extent = float(np.ptp(grid.corners(), axis=0).max()) / mm_per(units)
@@ -159,7 +159,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Registration) -> Points:
         text={"string": "{pin}", "size": 9, "color": "black", "anchor": "center"},
         units=units,
         axis_labels=AXES,
-        metadata=about(scene, "locations"),
+        metadata=about(registration, "locations"),
     )
     active = viewer.layers.selection.active
     viewer.add_layer(layer)
@@ -170,7 +170,7 @@ def _add_layer(viewer: Viewer, number: int, scene: Registration) -> Points:
 Numbered = Sequence[tuple[int, "LocationReading"]]  # numbers of pins from 1
 
 
-def rows_of(scene: Registration, readings: Numbered) -> list[dict[str, object]]:
+def rows_of(registration: Registration, readings: Numbered) -> list[dict[str, object]]:
     """One row per pin, gate and expert that the pin's cell chose, or whose value the gate kept.
 
     Values are those of the files: nothing is rounded.  Empty is what is not known, or not chosen.
@@ -186,8 +186,8 @@ def rows_of(scene: Registration, readings: Numbered) -> list[dict[str, object]]:
                 weight = weights.get(expert)
                 rows.append(
                     {
-                        "pair": f"{scene.pair.moving.name} onto {scene.pair.fixed.name}",
-                        "weights": scene.weights,
+                        "pair": pair_title(registration),
+                        "weights": registration.weights,
                         "pin": number,
                         **dict(zip(("r_mm", "a_mm", "s_mm"), reading.point.tolist(), strict=True)),
                         **cell.gate._asdict(),
@@ -230,7 +230,7 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
 
 
 def choices_of(
-    scene: Registration, readings: Numbered
+    registration: Registration, readings: Numbered
 ) -> tuple[list[str], dict[tuple[int, int], Choice]]:
     """The directions of all decoder layers, and what each pin chose there.  Fig. 6(b)."""
     from napari_shmoareg.figures.palette import expert_colours
@@ -245,7 +245,7 @@ def choices_of(
                 columns.append(heading)
             first, count = cell.experts[0], cell.num_experts
             name, value = (
-                expert_names(scene, count)[first],
+                expert_names(registration, count)[first],
                 None if cell.values is None else cell.values[first],
             )
             told = "" if value is None else f", {value:.3f} by the gate, margin {cell.margin:.3f}"
@@ -289,7 +289,7 @@ class PinsBox(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._scene: weakref.ref[Registration] | None = None
+        self._registration: weakref.ref[Registration] | None = None
         self._number = 0
         self._watched: weakref.ref[Any] | None = None
         self.readings: list[tuple[int, LocationReading]] = []
@@ -297,15 +297,18 @@ class PinsBox(QWidget):
         self._build()
         self.refresh()
 
-    def show_scene(self, number: int, scene: Registration | None) -> None:
+    def show_registration(self, number: int, registration: Registration | None) -> None:
         """Be about another registration, or none."""
-        self._number, self._scene = number, None if scene is None else weakref.ref(scene)
-        if scene is not None:
-            encoder = scene.routing.select(part="encoder")
-            decoder = scene.routing.select(part="decoder")
+        self._number, self._registration = (
+            number,
+            None if registration is None else weakref.ref(registration),
+        )
+        if registration is not None:
+            encoder = registration.routing.select(part="encoder")
+            decoder = registration.routing.select(part="decoder")
             layers = sorted({one.layer for one in encoder})
             fill(self.layer, {n: f"layer {n}" for n in layers})
-            self._offer_blocks(scene)
+            self._offer_blocks(registration)
             for widget in (self.layer, self.block, self.image, self.heads, self.bars):
                 widget.setVisible(bool(encoder))  # none without MoA
             self.kernels.setVisible(bool(decoder))  # none without SHMoE
@@ -314,29 +317,33 @@ class PinsBox(QWidget):
 
     def pin(self, point: NDArray[np.float64]) -> None:
         """Keep a location, mm RAS; a sixth is refused in plain words."""
-        viewer, scene = self._viewer(), self._found()
-        if viewer is None or scene is None:
+        viewer, registration = self._viewer(), self._found()
+        if viewer is None or registration is None:
             return
         try:
-            pin(viewer, self._number, scene, point)
+            pin(viewer, self._number, registration, point)
         except InputError as error:
             show_info(str(error))
         self.refresh()
 
     def refresh(self) -> None:
         """Read the pins anew, as they are in their layer."""
-        viewer, scene = self._viewer(), self._found()
+        viewer, registration = self._viewer(), self._found()
         points = (
-            np.zeros((0, 3)) if viewer is None or scene is None else pins_of(viewer, scene)[:MOST]
+            np.zeros((0, 3))
+            if viewer is None or registration is None
+            else pins_of(viewer, registration)[:MOST]
         )
         self._watch(
-            None if viewer is None or scene is None else own_layer(viewer, scene, "locations")
+            None
+            if viewer is None or registration is None
+            else own_layer(viewer, registration, "locations")
         )
         self.readings = []
         for number, (row, point) in enumerate(zip(self.rows, points, strict=False), start=1):
             told = f"{number}: {', '.join(f'{mm:.1f}' for mm in point)}"
             try:
-                self.readings.append((number, _read(scene, point)))
+                self.readings.append((number, _read(registration, point)))
             except InputError:
                 told += f" ({OUTSIDE})"
             row.text.setText(told)
@@ -388,21 +395,25 @@ class PinsBox(QWidget):
             inner.addWidget(widget)
         column.addWidget(self.compared)
 
-    def _offer_blocks(self, scene: Registration) -> None:
+    def _offer_blocks(self, registration: Registration) -> None:
         layer = self.layer.currentData()
-        gates = scene.routing.select(part="encoder", layer=layer)
+        gates = registration.routing.select(part="encoder", layer=layer)
         blocks = sorted({one.block or 0 for one in gates})
         fill(self.block, {-1: OVER_BLOCKS} | {n: f"block {n}" for n in blocks})
 
     def _choose(self) -> None:
-        scene = self._found()
-        if scene is not None:
-            self._offer_blocks(scene)
+        registration = self._found()
+        if registration is not None:
+            self._offer_blocks(registration)
             self._draw()
 
     def _draw(self) -> None:
-        scene, layer, block = self._found(), self.layer.currentData(), self.block.currentData()
-        if scene is None or not self.readings:
+        registration, layer, block = (
+            self._found(),
+            self.layer.currentData(),
+            self.block.currentData(),
+        )
+        if registration is None or not self.readings:
             return
         over = block in (None, -1)
         self.heads.setText(
@@ -415,24 +426,24 @@ class PinsBox(QWidget):
             )
             low = max((max(group.values, default=1.0) for group in groups), default=1.0) <= 0.5
             self.bars.show_groups(groups, 0.5 if low and not over else 1.0)
-        columns, choices = choices_of(scene, self.readings)
+        columns, choices = choices_of(registration, self.readings)
         self.table.show_choices([(str(n), PINS[n - 1]) for n, _ in self.readings], columns, choices)
 
     def _rows(self) -> list[dict[str, object]]:
-        scene = self._found()
-        return [] if scene is None else rows_of(scene, self.readings)
+        registration = self._found()
+        return [] if registration is None else rows_of(registration, self.readings)
 
     def _go(self, index: int) -> None:
-        viewer, scene = self._viewer(), self._found()
-        if viewer is not None and scene is not None:
-            point = pins_of(viewer, scene)[index]
+        viewer, registration = self._viewer(), self._found()
+        if viewer is not None and registration is not None:
+            point = pins_of(viewer, registration)[index]
             centre_on(viewer, point)
             self.asked.emit(point)
 
     def _drop(self, index: int) -> None:
-        viewer, scene = self._viewer(), self._found()
-        if viewer is not None and scene is not None:
-            unpin(viewer, scene, index)
+        viewer, registration = self._viewer(), self._found()
+        if viewer is not None and registration is not None:
+            unpin(viewer, registration, index)
         self.refresh()
 
     def _watch(self, layer: Any) -> None:
@@ -455,11 +466,11 @@ class PinsBox(QWidget):
             self._soon.start()
 
     def _found(self) -> Registration | None:
-        return None if self._scene is None else self._scene()
+        return None if self._registration is None else self._registration()
 
 
-def _read(scene: Registration | None, point: NDArray[np.float64]) -> LocationReading:
+def _read(registration: Registration | None, point: NDArray[np.float64]) -> LocationReading:
     from napari_shmoareg.experts.location import read_location
 
-    assert scene is not None
-    return read_location(scene, point)
+    assert registration is not None
+    return read_location(registration, point)

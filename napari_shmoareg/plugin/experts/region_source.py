@@ -196,7 +196,7 @@ class Source:
     ----------
     name : str
     layer : Layer or None
-        None: the labels of the scene's fixed image.
+        None: the labels of the registration's fixed image.
     thickness : float
         Mm either side of a drawn shape.
     edits : int
@@ -226,7 +226,7 @@ class Source:
         """Whether the regions are shapes."""
         return self.layer is not None and self.layer._type_string == "shapes"
 
-    def volume(self, scene: Registration) -> Volume:
+    def volume(self, registration: Registration) -> Volume:
         """The regions as labels in the fixed world; 0 is outside.
 
         Raises
@@ -237,18 +237,18 @@ class Source:
         if self.layer is not None:
             layer: Any = self.layer
             return (
-                drawn_regions(layer, scene.pair.fixed.grid, self.thickness)
+                drawn_regions(layer, registration.pair.fixed.grid, self.thickness)
                 if self.drawn
                 else volume_of(layer)
             )
-        if scene.pair.fixed_labels is None:
+        if registration.pair.fixed_labels is None:
             raise InputError(
                 "This registration has no labels of the fixed image. Pick a layer of labels, or"
                 " draw."
             )
-        return scene.pair.fixed_labels
+        return registration.pair.fixed_labels
 
-    def names(self, scene: Registration) -> dict[int, str]:
+    def names(self, registration: Registration) -> dict[int, str]:
         """What the regions are called, by number, in the order of the numbers.
 
         Raises
@@ -260,7 +260,9 @@ class Source:
             layer: Any = self.layer
             return {number: f"{kind} {number}" for number, _, kind in closed_shapes(layer)}
         given = {} if self.layer is None else _given_names(self.layer)
-        values = self.volume(scene).values if self.layer is None else np.asarray(self.layer.data)
+        values = (
+            self.volume(registration).values if self.layer is None else np.asarray(self.layer.data)
+        )
         return {number: given.get(number, str(number)) for number in _present(values)}
 
 
@@ -328,12 +330,12 @@ class RegionSource(QWidget):
         """Whether anything is picked, if only everywhere."""
         return self.combo.currentData() is not None
 
-    def offer(self, scene: Registration | None) -> None:
+    def offer(self, registration: Registration | None) -> None:
         """Offer what a viewer holds by now, for a registration; what was picked stays as far as it
         is there.
         """
         entries: dict[Any, str] = {EVERYWHERE: "everywhere"} if self._everywhere else {}
-        if scene is not None and scene.pair.fixed_labels is not None:
+        if registration is not None and registration.pair.fixed_labels is not None:
             entries[FIXED] = "labels of the fixed image"
         regions = [layer for layer in self._viewer.layers if _may_hold_regions(layer)]
         self._layers = {id(layer): weakref.ref(layer) for layer in regions}

@@ -37,7 +37,7 @@ from napari_shmoareg.plugin.experts.gate_picker import WherePicker, said_where
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.layers import expert_names
 from napari_shmoareg.plugin.placement import go_to, to_viewer
-from napari_shmoareg.plugin.scenes import scenes
+from napari_shmoareg.plugin.registrations import open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-def selections(scene: Registration, **where: object) -> NDArray[np.float64] | None:
+def selections(registration: Registration, **where: object) -> NDArray[np.float64] | None:
     """Share of selections (N,) of the gates with these fields of `GateId`; None where there is no
     such gate.
     """
-    entries = scene.report.get("expert_loads", [])
+    entries = registration.report.get("expert_loads", [])
     counts = [
         entry["counts"]
         for entry in entries
@@ -62,13 +62,13 @@ def selections(scene: Registration, **where: object) -> NDArray[np.float64] | No
     return np.asarray(total / max(total.sum(), 1.0))
 
 
-def called(scene: Registration, part: str, count: int) -> list[str]:
+def called(registration: Registration, part: str, count: int) -> list[str]:
     """What the experts of the encoder or decoder are called, by id, with the id."""
     if part == "encoder":
         return [f"head {n}" for n in range(count)]
     return [
         name if name.startswith("expert") else f"{name} (id {n})"
-        for n, name in enumerate(expert_names(scene, count))
+        for n, name in enumerate(expert_names(registration, count))
     ]
 
 
@@ -96,7 +96,7 @@ class Regions:
 
     loads: list[RegionLoad]
     labels: Volume
-    scene: weakref.ref[Registration]
+    registration: weakref.ref[Registration]
     names: dict[int, str]
     reference: Any  # a label, TOGETHER or WHOLE
     gates: str
@@ -115,32 +115,36 @@ class Regions:
     @property
     def about(self) -> dict[str, object]:
         """What a row of a file has to say beside its figures."""
-        scene = self.scene()
-        origin = {} if scene is None else origin_of(scene)
+        registration = self.registration()
+        origin = {} if registration is None else origin_of(registration)
         return {**origin, "labels": self.source, "reference": self.against}
 
 
-def count(report: Report, scene: Registration, asked: RegionRequest) -> Regions:
+def count(report: Report, registration: Registration, asked: RegionRequest) -> Regions:
     """The loads of all regions, gate by gate, in any thread; it can be cancelled between two
     gates.
     """
     from napari_shmoareg.experts.regions import region_loads
 
     report("reading the regions")
-    labels, names = asked.source.volume(scene), asked.source.names(scene)
+    labels, names = asked.source.volume(registration), asked.source.names(registration)
     reference = None if asked.reference == WHOLE else asked.reference
-    gates, loads = [layer.gate for layer in scene.routing.select(**asked.where)], []
+    gates, loads = [layer.gate for layer in registration.routing.select(**asked.where)], []
     for n, gate in enumerate(gates):
         report(f"counting gate {n + 1} of {len(gates)}", n / len(gates))
-        loads += region_loads(scene, labels, names=names, reference=reference, **gate._asdict())
+        loads += region_loads(
+            registration, labels, names=names, reference=reference, **gate._asdict()
+        )
     report.check()
     where, source = said_where(asked.where), str(asked.source)
     return Regions(
-        loads, labels, weakref.ref(scene), names, asked.reference, where, source, asked.key
+        loads, labels, weakref.ref(registration), names, asked.reference, where, source, asked.key
     )
 
 
-def share_of_reference(scene: Registration, found: Regions, load: RegionLoad) -> np.ndarray | None:
+def share_of_reference(
+    registration: Registration, found: Regions, load: RegionLoad
+) -> np.ndarray | None:
     """Share of the reference (N,) of a load's gate; None where it is not known."""
     if found.reference == TOGETHER:
         here = [one for one in found.loads if one.gate == load.gate]
@@ -151,7 +155,8 @@ def share_of_reference(scene: Registration, found: Regions, load: RegionLoad) ->
         )
         return next((one.share for one in same), None)
     return selections(
-        scene, **{name: value for name, value in load.gate._asdict().items() if value is not None}
+        registration,
+        **{name: value for name, value in load.gate._asdict().items() if value is not None},
     )
 
 
@@ -390,17 +395,17 @@ class RegionView(Section):
         self._show_found(None)
 
     @property
-    def scene(self) -> Registration | None:
+    def registration(self) -> Registration | None:
         """The registration that the view is about."""
-        return scenes(self._viewer).get(self._number)
+        return open_registrations(self._viewer).get(self._number)
 
     def refresh(self) -> None:
         """Offer the layers and gates that there are by now; figures of another registration go."""
-        scene = self.scene
-        self.setEnabled(scene is not None)
-        self.regions.offer(scene)
-        self.where.offer(scene)
-        found = None if scene is None else self._kept.get(scene)
+        registration = self.registration
+        self.setEnabled(registration is not None)
+        self.regions.offer(registration)
+        self.where.offer(registration)
+        found = None if registration is None else self._kept.get(registration)
         if found is None or found is not self._found:
             self._show_found(found)
         self._watch()
@@ -408,12 +413,12 @@ class RegionView(Section):
 
     def start(self) -> None:
         """Count, in a worker; the table follows.  Cancels while one counts."""
-        scene, asked = self.scene, self._form()
+        registration, asked = self.registration, self._form()
         if self.task.busy:
             self.task.cancel()
-        elif scene is not None and asked is not None:
-            self._asked = weakref.ref(scene)
-            self.task.start(lambda report: count(report, scene, asked))
+        elif registration is not None and asked is not None:
+            self._asked = weakref.ref(registration)
+            self.task.start(lambda report: count(report, registration, asked))
             self._settle("starting")
 
     def _form(self) -> RegionRequest | None:
@@ -433,13 +438,15 @@ class RegionView(Section):
     def _watch(self) -> None:
         """End what counts for a registration that was closed."""
         asked = None if self._asked is None else self._asked()
-        if self.task.busy and not any(scene is asked for scene in scenes(self._viewer).values()):
+        if self.task.busy and not any(
+            registration is asked for registration in open_registrations(self._viewer).values()
+        ):
             self.task.cancel()
 
     def _settle(self, told: str | None = None) -> None:
         busy = self.task.busy
         self.compute.setEnabled(
-            busy or (self.scene is not None and self.regions.source is not None)
+            busy or (self.registration is not None and self.regions.source is not None)
         )
         self.compute.setText(CANCEL if busy else COMPUTE)
         if told is not None:
@@ -462,11 +469,11 @@ class RegionView(Section):
             of_row.setVisible(same and self.table.chosen() is not None)
 
     def _offer_references(self) -> None:
-        scene, source = self.scene, self.regions.source
+        registration, source = self.registration, self.regions.source
         names: dict[int, str] = {}
-        if scene is not None and source is not None:
+        if registration is not None and source is not None:
             try:
-                names = source.names(scene)
+                names = source.names(registration)
             except InputError:
                 names = {}  # nothing drawn so far: 'Compute' says so
         entries = {**REFERENCES, **names}
@@ -484,10 +491,10 @@ class RegionView(Section):
         self._match()
 
     def _take(self, found: Regions) -> None:
-        scene = found.scene()
-        if scene is not None:
-            self._kept[scene] = found
-            if scene is self.scene:
+        registration = found.registration()
+        if registration is not None:
+            self._kept[registration] = found
+            if registration is self.registration:
                 self._show_found(found)
         self._settle("")
 
@@ -495,7 +502,7 @@ class RegionView(Section):
         asked = None if self._asked is None else self._asked()
         if asked is not None:
             self._kept.pop(asked, None)
-            if asked is self.scene:
+            if asked is self.registration:
                 self._show_found(None)
         self._settle("")
         show_error(text)
@@ -503,8 +510,10 @@ class RegionView(Section):
     def _show_found(self, found: Regions | None) -> None:
         self._found = found
         loads = [] if found is None else found.loads
-        scene = self.scene
-        self.table.show_loads(loads, [] if scene is None or not loads else _columns(scene, loads))
+        registration = self.registration
+        self.table.show_loads(
+            loads, [] if registration is None or not loads else _columns(registration, loads)
+        )
         if loads:
             # what is most above chance first
             self.table.sortByColumn(1, Qt.SortOrder.DescendingOrder)
@@ -513,10 +522,10 @@ class RegionView(Section):
 
     def _show_chosen(self) -> None:
         """Draw the bars of the row that is selected."""
-        found, row, scene = self._found, self.table.chosen(), self.scene
-        shown = found is not None and row is not None and scene is not None
+        found, row, registration = self._found, self.table.chosen(), self.registration
+        shown = found is not None and row is not None and registration is not None
         self._match()
-        if not (shown and found and row is not None and scene):
+        if not (shown and found and row is not None and registration):
             return
         load = found.loads[row]
         self.detail.setText(
@@ -526,15 +535,17 @@ class RegionView(Section):
             + "."
         )
         names = (
-            expert_names(scene, len(load.share))
+            expert_names(registration, len(load.share))
             if load.part == "decoder"
             else [str(n) for n in range(99)]
         )
         self.bars.show_shares(
-            load.share, share_of_reference(scene, found, load), names, load.low, load.high
+            load.share, share_of_reference(registration, found, load), names, load.low, load.high
         )
         self.bars.setToolTip(
-            "\n".join(interval(load, n, _columns(scene, [load])[n]) for n in range(len(load.share)))
+            "\n".join(
+                interval(load, n, _columns(registration, [load])[n]) for n in range(len(load.share))
+            )
         )
 
     def _go(self) -> None:
@@ -544,5 +555,5 @@ class RegionView(Section):
             go_to(self._viewer, to_viewer(middle_of(found.labels, found.loads[row].region)))
 
 
-def _columns(scene: Registration, loads: Sequence[RegionLoad]) -> list[str]:
-    return called(scene, loads[0].part, max(len(load.share) for load in loads))
+def _columns(registration: Registration, loads: Sequence[RegionLoad]) -> list[str]:
+    return called(registration, loads[0].part, max(len(load.share) for load in loads))

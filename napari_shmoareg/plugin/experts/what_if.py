@@ -35,7 +35,7 @@ from napari_shmoareg.plugin.experts.what_if_work import (
     show_expert_of,
     sweep,
 )
-from napari_shmoareg.plugin.scenes import scenes
+from napari_shmoareg.plugin.registrations import open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -116,21 +116,21 @@ class WhatIfView(Section):
         self._settle()
 
     @property
-    def scene(self) -> Registration | None:
+    def registration(self) -> Registration | None:
         """The registration that the view is about."""
-        return scenes(self._viewer).get(self._number)
+        return open_registrations(self._viewer).get(self._number)
 
     def refresh(self) -> None:
         """Offer what there is of the registration, and show the figures that it has."""
-        scene = self.scene
+        registration = self.registration
         self._watch()
-        self.setEnabled(scene is not None or bool(self._doing))
-        if scene is None or self._at is None or self._at() is not scene:
-            self._at = None if scene is None else weakref.ref(scene)
+        self.setEnabled(registration is not None or bool(self._doing))
+        if registration is None or self._at is None or self._at() is not registration:
+            self._at = None if registration is None else weakref.ref(registration)
             if not self._doing:
                 self.told.setText("")
         if not self._doing:
-            self.form.offer(scene, lambda: self.scene)
+            self.form.offer(registration, lambda: self.registration)
         self._show_kept()
         self._settle()
 
@@ -140,18 +140,18 @@ class WhatIfView(Section):
             self.task.cancel()
             self._settle()
             return
-        scene, wish, kept = self.scene, self.form.wish, self.kept
-        if scene is None or wish is None:
+        registration, wish, kept = self.registration, self.form.wish, self.kept
+        if registration is None or wish is None:
             return
         if weights is not None:
-            kept.pop(scene, None)
-        held = self._about = weakref.ref(scene)
+            kept.pop(registration, None)
+        held = self._about = weakref.ref(registration)
         self._doing = self._last = what
         if what == RUN:
             self.task.name = "a changed network"
             self.task.start(lambda report: answer(report, held, wish, kept, weights))
         else:
-            found = self.sweeps[scene] = Sweep(wish.of_all, origin_of(scene))
+            found = self.sweeps[registration] = Sweep(wish.of_all, origin_of(registration))
             self.task.name = "the importance of experts"
             self.task.start(lambda report: sweep(report, held, wish, kept, found, weights))
         first = min(map(self.column.indexOf, self.boxes.values()))
@@ -170,10 +170,14 @@ class WhatIfView(Section):
             self._press(self._last, path)
 
     def _running(self) -> tuple[int, Registration] | tuple[None, None]:
-        """Number and scene of what runs, or ran last; None where it was closed."""
+        """Number and registration of what runs, or ran last; None where it was closed."""
         about = None if self._about is None else self._about()
         return next(
-            ((n, scene) for n, scene in scenes(self._viewer).items() if scene is about),
+            (
+                (n, registration)
+                for n, registration in open_registrations(self._viewer).items()
+                if registration is about
+            ),
             (None, None),
         )
 
@@ -185,24 +189,24 @@ class WhatIfView(Section):
     def _came(self, title: str, done: float) -> None:
         """Say how far it is, and list the rows that have come."""
         self._watch()
-        number, scene = self._running()
+        number, registration = self._running()
         of = f"Registration #{number}: " if number not in (None, self._number) else ""
         self.progress.show_progress(
-            of + title, done, ready=scene is not None and scene in self.kept
+            of + title, done, ready=registration is not None and registration in self.kept
         )
         if self._doing == SWEEP:
             self.listed.follow()
 
     def _take(self, value: Any) -> None:
         """The worker is done: keep what it found, if the registration is still open."""
-        number, scene = self._running()
+        number, registration = self._running()
         said = ""
-        if number is None or scene is None:
+        if number is None or registration is None:
             self._gone()
         else:
             if isinstance(value, tuple):
-                self.answers[scene], effect = value
-                show_effect(self._viewer, scene, number, effect)
+                self.answers[registration], effect = value
+                show_effect(self._viewer, registration, number, effect)
             if number != self._number:
                 said = (
                     f"Done. The figures are those of registration #{number}: pick it to see them."
@@ -221,10 +225,14 @@ class WhatIfView(Section):
         show_error(text)
 
     def _cancelled(self) -> None:
-        number, scene = self._running()
-        if scene is None:
+        number, registration = self._running()
+        if registration is None:
             self._gone()
-        found = self.sweeps.get(scene) if scene is not None and self._doing == SWEEP else None
+        found = (
+            self.sweeps.get(registration)
+            if registration is not None and self._doing == SWEEP
+            else None
+        )
         kept = (
             f"; the {len(found.rows)} experts listed stay"
             if found is not None and found.rows
@@ -241,9 +249,9 @@ class WhatIfView(Section):
 
     def _settle(self) -> None:
         """Bring the buttons up to date."""
-        scene = self.scene
+        registration = self.registration
         wish = self.form.wish
-        ready = scene is not None and wish is not None
+        ready = registration is not None and wish is not None
         single = wish is not None and not wish.control  # about one expert, as a sweep is about each
         busy = bool(self._doing)
         for button, what in ((self.run, RUN), (self.sweep, SWEEP)):
@@ -253,17 +261,20 @@ class WhatIfView(Section):
         self.progress.settle(busy=busy)
         last: Any = (
             None
-            if scene is None
-            else (self.answers if self._last == RUN else self.sweeps).get(scene)
+            if registration is None
+            else (self.answers if self._last == RUN else self.sweeps).get(registration)
         )
         other = last is not None and bool(other_weights(last.alike))
-        lost = self.told.text().endswith(CHOOSE) and self._running()[1] is scene
+        lost = self.told.text().endswith(CHOOSE) and self._running()[1] is registration
         self.choose.setVisible(not busy and ready and (other or lost))
 
     def _show_kept(self) -> None:
         """Show the figures of the registration; a sweep that runs shows its own."""
-        scene, listed = self.scene, self._running()[1] if self._doing == SWEEP else self.scene
-        found = None if scene is None else self.answers.get(scene)
+        registration, listed = (
+            self.registration,
+            self._running()[1] if self._doing == SWEEP else self.registration,
+        )
+        found = None if registration is None else self.answers.get(registration)
         if found is None or found is not self.result.answer:
             self.result.show_answer(found)
         self.listed.show_sweep(None if listed is None else self.sweeps.get(listed))
@@ -279,9 +290,11 @@ class WhatIfView(Section):
     def _show_expert(self) -> None:
         """Show the map of the expert of the row, in the registration that the row is of."""
         row = self.table.chosen()
-        number, scene = self._running() if self._doing == SWEEP else (self._number, self.scene)
-        if row is not None and number is not None and scene is not None:
-            show_expert_of(self._viewer, number, scene, row)
+        number, registration = (
+            self._running() if self._doing == SWEEP else (self._number, self.registration)
+        )
+        if row is not None and number is not None and registration is not None:
+            show_expert_of(self._viewer, number, registration, row)
 
 
 def _box(*widgets: QWidget) -> QWidget:

@@ -107,7 +107,7 @@ class ChangeRequest:
         where = self.within if self.source is None else f"in {self.within}"
         return f"{DONE[self.action]} in turn: every expert of {gates}, {where}, {beside}"
 
-    def mask(self, scene: Registration) -> Volume | None:
+    def mask(self, registration: Registration) -> Volume | None:
         """The region in the fixed world: not 0 is inside; None for everywhere.
 
         Raises
@@ -117,7 +117,7 @@ class ChangeRequest:
         """
         if self.source is None:
             return None
-        labels = self.source.volume(scene)
+        labels = self.source.volume(registration)
         inside = labels.values != 0 if self.region == EACH else labels.values == self.region
         if not inside.any():
             raise InputError(
@@ -125,7 +125,7 @@ class ChangeRequest:
             )
         return Volume(inside.astype(np.uint8), labels.grid, self.within, is_labels=True)
 
-    def change(self, scene: Registration) -> Intervention | Control:
+    def change(self, registration: Registration) -> Intervention | Control:
         """The change; an intervention with its region.
 
         Raises
@@ -139,7 +139,7 @@ class ChangeRequest:
         if self.control:
             return Control(self.action, **self.where, passes=self.passes, expert=self.expert)
         assert self.expert is not None
-        return Intervention(self.action, self.expert, **self.where, region=self.mask(scene))
+        return Intervention(self.action, self.expert, **self.where, region=self.mask(registration))
 
 
 class WhatIfForm(QWidget):
@@ -154,7 +154,7 @@ class WhatIfForm(QWidget):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
-        self._scene: Any = lambda: None
+        self._registration: Any = lambda: None
         self.action, self.expert, self.region, self.passes = (
             QComboBox(),
             QComboBox(),
@@ -220,19 +220,19 @@ class WhatIfForm(QWidget):
             action in ONE_OR_OFTEN and self.where.part.currentData() == "decoder"
         )
 
-    def offer(self, scene: Registration | None, find: Any) -> None:
+    def offer(self, registration: Registration | None, find: Any) -> None:
         """Offer what there is of a registration; `find` gives it again later, so that nothing is
         held here.
         """
-        self._scene = find
-        self.where.offer(scene)
-        self.source.offer(scene)
+        self._registration = find
+        self.where.offer(registration)
+        self.source.offer(registration)
         self._offer_actions()
 
     def _offer_actions(self) -> None:
         """Silence and force, and the controls that the part has."""
         part = self.where.part.currentData()
-        if self._scene() is not None and part is not None:
+        if self._registration() is not None and part is not None:
             from napari_shmoareg.experts.controls import KINDS
 
             kinds: dict[Any, Any] = {
@@ -249,10 +249,14 @@ class WhatIfForm(QWidget):
         self._offer_experts()
 
     def _offer_experts(self) -> None:
-        scene, where, action = self._scene(), self.where.where, self.action.currentData()
-        count = self.where.num_experts if scene is not None else 0
-        names = [] if scene is None else called(scene, where["part"] or "", count)
-        share = None if scene is None else selections(scene, **where)
+        registration, where, action = (
+            self._registration(),
+            self.where.where,
+            self.action.currentData(),
+        )
+        count = self.where.num_experts if registration is not None else 0
+        names = [] if registration is None else called(registration, where["part"] or "", count)
+        share = None if registration is None else selections(registration, **where)
         if share is not None and len(share) == count:
             names = [f"{name}: {100 * part:.1f} %" for name, part in zip(names, share, strict=True)]
         often = {OFTEN: "the one chosen most often"} if action in ONE_OR_OFTEN and names else {}
@@ -271,11 +275,11 @@ class WhatIfForm(QWidget):
                 widget.setVisible(shown)
 
     def _offer_regions(self) -> None:
-        scene, source = self._scene(), self.source.source
+        registration, source = self._registration(), self.source.source
         names: dict[int, str] = {}
-        if scene is not None and source is not None:
+        if registration is not None and source is not None:
             try:
-                names = source.names(scene)
+                names = source.names(registration)
             except InputError:
                 names = {}  # nothing drawn so far: 'Run' says so
         fill(self.region, {EACH: "all of them", **names})

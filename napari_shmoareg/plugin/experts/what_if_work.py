@@ -19,7 +19,7 @@ from napari_shmoareg.plugin.controls.tables import origin_of
 from napari_shmoareg.plugin.controls.tasks import Report, WeightsError, replay_of
 from napari_shmoareg.plugin.experts.what_if_form import ChangeRequest
 from napari_shmoareg.plugin.placement import layer_options, tag
-from napari_shmoareg.plugin.scenes import layers_of_scene
+from napari_shmoareg.plugin.registrations import layers_of_registration
 from napari_shmoareg.plugin.showing import show_experts, show_head, show_only
 from napari_shmoareg.registration.progress import Interrupted, interruptible
 
@@ -125,19 +125,19 @@ def answer(
     kept: Kept,
     weights: str | None = None,
 ) -> tuple[Answer, Effect]:
-    """Make the change, and its random counterpart if that is wished for; the scene itself is not
-    held meanwhile.
+    """Make the change, and its random counterpart if requested, without a reference to the
+    registration meanwhile.
     """
     from napari_shmoareg.experts.controls import Control
     from napari_shmoareg.experts.experiment import recorded_alike
 
-    scene = _there(held)
-    change = wish.change(scene)
-    start = 0.0 if scene in kept and not weights else READY
-    experiment = experiment_of(report, scene, kept, weights)
-    about, settings = origin_of(scene), scene.report["settings"]
-    same = recorded_alike(experiment, scene.routing)
-    del scene
+    registration = _there(held)
+    change = wish.change(registration)
+    start = 0.0 if registration in kept and not weights else READY
+    experiment = experiment_of(report, registration, kept, weights)
+    about, settings = origin_of(registration), registration.report["settings"]
+    same = recorded_alike(experiment, registration.routing)
+    del registration
     step = (1 - start) / (2 if wish.null else 1)
     tell = partial(report.part(start, start + step), "running with the change")
     beside = partial(report.part(start + step, 1.0), "running with random experts")
@@ -169,14 +169,14 @@ def sweep(
     """Change every expert of some gates in turn; each row is appended to `found` as it comes."""
     from napari_shmoareg.experts.experiment import importance, recorded_alike
 
-    scene = _there(held)
+    registration = _there(held)
     where = {
         name: value for name, value in wish.where.items() if name in ("part", "layer", "direction")
     }
-    region = wish.mask(scene)
-    experiment = experiment_of(report, scene, kept, weights)
-    found.alike = recorded_alike(experiment, scene.routing)
-    del scene
+    region = wish.mask(registration)
+    experiment = experiment_of(report, registration, kept, weights)
+    found.alike = recorded_alike(experiment, registration.routing)
+    del registration
     with interruptible(experiment.replay.network, report.check):
         report("changing the first expert", 0.0)
         for row in importance(
@@ -188,7 +188,7 @@ def sweep(
 
 
 def experiment_of(
-    report: Report, scene: Registration, kept: Kept, weights: str | Path | None = None
+    report: Report, registration: Registration, kept: Kept, weights: str | Path | None = None
 ) -> Experiment:
     """The experiment on a registration, made at the first call (seconds); only that of the last one
     is kept.
@@ -200,25 +200,25 @@ def experiment_of(
     """
     from napari_shmoareg.experts.experiment import Experiment
 
-    found = None if weights else kept.get(scene)
+    found = None if weights else kept.get(registration)
     if found is None:
         kept.clear()  # a network and all that it encoded
         try:
-            replay = replay_of(scene, report.part(0.0, LOADING), weights)
+            replay = replay_of(registration, report.part(0.0, LOADING), weights)
         except WeightsError as error:
             raise InputError(f"{error} {CHOOSE}") from error
         with interruptible(replay.network, report.check):
             tell = partial(report.part(LOADING, READY), "running the network unchanged")
-            found = kept[scene] = Experiment(replay, progress=tell)
+            found = kept[registration] = Experiment(replay, progress=tell)
     return found
 
 
 def _there(held: weakref.ref[Registration]) -> Registration:
-    """The scene; the work ends where it was closed."""
-    scene = held()
-    if scene is None:
+    """The registration; the work ends where it was closed."""
+    registration = held()
+    if registration is None:
         raise Interrupted
-    return scene
+    return registration
 
 
 ROLE = "what_if"
@@ -228,13 +228,15 @@ LEAST = 0.01  # mm: a ramp that ends lower would show rounding
 BLUE, RED = (0.13, 0.4, 0.85), (0.85, 0.15, 0.1)
 
 
-def show_effect(viewer: Viewer, scene: Registration, number: int, effect: Effect) -> list[Image]:
+def show_effect(
+    viewer: Viewer, registration: Registration, number: int, effect: Effect
+) -> list[Image]:
     """Show how far a change moved everything, and (hidden) what it did to the warped image.
 
     Parameters
     ----------
     viewer : Viewer
-    scene : Registration
+    registration : Registration
     number : int
         Of the registration.
     effect : Effect
@@ -248,10 +250,10 @@ def show_effect(viewer: Viewer, scene: Registration, number: int, effect: Effect
     least = float(np.abs(effect.difference.values).max(initial=0)) or 1.0
     strongest = float(np.percentile(np.abs(effect.difference.values), 99.9)) or least
     shown = [
-        _fill(viewer, scene, number, MOVED, effect.moved, (0.0, top), moved_colours()),
+        _fill(viewer, registration, number, MOVED, effect.moved, (0.0, top), moved_colours()),
         _fill(
             viewer,
-            scene,
+            registration,
             number,
             DIFFERENCE,
             effect.difference,
@@ -265,15 +267,17 @@ def show_effect(viewer: Viewer, scene: Registration, number: int, effect: Effect
     return shown
 
 
-def show_expert_of(viewer: Viewer, number: int, scene: Registration, row: ImportanceRow) -> None:
+def show_expert_of(
+    viewer: Viewer, number: int, registration: Registration, row: ImportanceRow
+) -> None:
     """Show the map of the expert that a row of importance is about."""
     if row.part == "decoder":
-        layers = scene.routing.select(part="decoder", layer=row.layer)
+        layers = registration.routing.select(part="decoder", layer=row.layer)
         show_experts(viewer, number, row.direction, layers[0].stride if layers else None)
         return
     from napari_shmoareg.experts.maps import times_chosen
 
-    counts = [load for load in times_chosen(scene) if load.layer == row.layer]
+    counts = [load for load in times_chosen(registration) if load.layer == row.layer]
     wanted = next((load for load in counts if load.image == "fixed"), counts[0] if counts else None)
     if wanted is not None:
         show_head(viewer, number, wanted, row.expert)
@@ -282,7 +286,9 @@ def show_expert_of(viewer: Viewer, number: int, scene: Registration, row: Import
 def effect_layer(viewer: Viewer, number: int, which: str) -> Image | None:
     """The layer of a registration that shows "moved" or "difference", if it is there."""
     found = [
-        layer for layer in layers_of_scene(viewer, number, ROLE) if tag(layer, "which") == which
+        layer
+        for layer in layers_of_registration(viewer, number, ROLE)
+        if tag(layer, "which") == which
     ]
     return found[0] if found else None
 
@@ -322,7 +328,7 @@ def difference_colours() -> dict[str, Any]:
 
 def _fill(
     viewer: Viewer,
-    scene: Registration,
+    registration: Registration,
     number: int,
     which: str,
     volume: Volume,
@@ -330,7 +336,7 @@ def _fill(
     colours: dict[str, Any],
 ) -> Image:
     data, options = layer_options(
-        volume, outside=0.0, scene=scene, number=number, role=ROLE, which=which
+        volume, outside=0.0, registration=registration, number=number, role=ROLE, which=which
     )
     options["name"] = f"#{number} {NAMES[which]}"
     layer = effect_layer(viewer, number, which)

@@ -228,7 +228,7 @@ class LoadsView(QWidget):
         arranged(QVBoxLayout(self), self.alarms, row, *below, None)
 
     @property
-    def place(self) -> str:
+    def gate(self) -> str:
         """The picked one, such as "encoder-1-moving"."""
         return f"{self.layer.currentData() or ''}-{self.which.currentData() or ''}"
 
@@ -236,45 +236,45 @@ class LoadsView(QWidget):
         """Take the colours of the window."""
         self.chart.set_theme(theme)
 
-    def show_state(self, known: RunState) -> None:
+    def show_state(self, state: RunState) -> None:
         """Draw what is known of the picked place."""
-        self.nothing.setVisible(not known.shares)
-        layers = dict.fromkeys(place.rpartition("-")[0] for place in known.shares)
+        self.nothing.setVisible(not state.shares)
+        layers = dict.fromkeys(place.rpartition("-")[0] for place in state.shares)
         fill(self.layer, {layer: _layer_name(layer) for layer in layers})
         chosen = self.layer.currentData()
         which = [
-            place.rpartition("-")[2] for place in known.shares if place.rpartition("-")[0] == chosen
+            place.rpartition("-")[2] for place in state.shares if place.rpartition("-")[0] == chosen
         ]
         fill(self.which, {each: WHAT.get(each, each) for each in which})
         for combo in (self.layer, self.which):
-            combo.setEnabled(bool(known.shares))
+            combo.setEnabled(bool(state.shares))
         self.alarms.setText(
-            alarms_told(list(known.alarms.values())) if known.alarms or known.shares else ""
+            alarm_text(list(state.alarms.values())) if state.alarms or state.shares else ""
         )
-        shares = known.shares.get(self.place)
+        shares = state.shares.get(self.gate)
         if shares is None:
             self.legend.show_entries([])
             return
         last = shares.last
         colours = (
             head_colours(len(last))
-            if self.place.startswith("encoder")
+            if self.gate.startswith("encoder")
             else expert_colours(len(last))
         )
         self.chart.show_shares(*shares.stacked(MOST), colours)
-        names = names_of(self.place, len(last), known.about.get("kernels") or ())
+        names = expert_names(self.gate, len(last), state.about.get("kernels") or ())
         self.legend.show_entries(list(zip(colours, names, last, strict=True)))
 
 
-def names_of(place: str, count: int, kernels: Sequence[int]) -> list[str]:
+def expert_names(place: str, count: int, kernels: Sequence[int]) -> list[str]:
     """What the experts at a place are called: heads of the encoder, kernels of the decoder."""
     if place.startswith("encoder"):
         return [f"head {n}" for n in range(count)]
-    known = kernels if len(kernels) == count else PAPER if count == len(PAPER) else ()
-    return [f"{k}×{k}×{k}" for k in known] or [f"expert {n}" for n in range(count)]
+    sizes = kernels if len(kernels) == count else PAPER if count == len(PAPER) else ()
+    return [f"{k}×{k}×{k}" for k in sizes] or [f"expert {n}" for n in range(count)]
 
 
-def alarms_told(alarms: Sequence[Alarm]) -> str:
+def alarm_text(alarms: Sequence[Alarm]) -> str:
     """The alarms with their steps, those that are not over first."""
     lines = []
     for alarm in sorted(alarms, key=lambda alarm: (alarm.over is not None, alarm.step)):
@@ -330,7 +330,7 @@ class CurvesView(QWidget):
         self.nothing = QLabel(NO_CURVES)
         self.nothing.setWordWrap(True)
         self.terms = {name: QCheckBox(name.capitalize()) for name in TERMS}
-        self.log, self.preview, self.told = QCheckBox("Logarithmic"), QCheckBox(SHOW), QLabel()
+        self.log, self.preview, self.message = QCheckBox("Logarithmic"), QCheckBox(SHOW), QLabel()
         self.log.setToolTip(
             "Draw the losses by their logarithm: terms of unlike size side by side."
         )
@@ -339,7 +339,7 @@ class CurvesView(QWidget):
             "Put a validation pair into the viewer, moving, fixed and warped; it is registered anew"
             " at each look."
         )
-        self.told.setWordWrap(True)
+        self.message.setWordWrap(True)
         self.losses = Chart(
             "Losses over steps", 190, "Faint: each step. Strong: the mean of the last ones."
         )
@@ -367,25 +367,25 @@ class CurvesView(QWidget):
         self.log.toggled.connect(self.switched)
         self.preview.toggled.connect(self.switched)
         charts = (self.losses, self.dice, self.folding)
-        arranged(QVBoxLayout(self), self.nothing, grid, *charts, self.preview, self.told, None)
+        arranged(QVBoxLayout(self), self.nothing, grid, *charts, self.preview, self.message, None)
 
     def set_theme(self, theme: Theme) -> None:
         """Take the colours of the window."""
         for chart in (self.losses, self.dice, self.folding):
             chart.set_theme(theme)
 
-    def show_state(self, known: RunState) -> None:
+    def show_state(self, state: RunState) -> None:
         """Draw what is known."""
-        self.nothing.setVisible(not len(known.terms["total"]))
+        self.nothing.setVisible(not len(state.terms["total"]))
         self.terms["overlap"].setEnabled(
-            len(known.terms["overlap"]) > 0 or not len(known.terms["total"])
+            len(state.terms["overlap"]) > 0 or not len(state.terms["total"])
         )
-        wanted = [name for name in TERMS if self.terms[name].isChecked() and len(known.terms[name])]
+        wanted = [name for name in TERMS if self.terms[name].isChecked() and len(state.terms[name])]
         self.losses.set_log(self.log.isChecked())
         self.losses.show_curves(
-            {name: known.terms[name].points for name in wanted}, COLOURS, smooth=True
+            {name: state.terms[name].points for name in wanted}, COLOURS, smooth=True
         )
-        best = known.best
+        best = state.best
         measure = best.measure if best is not None else "dice"
         words = "Dice" if measure == "dice" else "correlation"
         told = f"Validation {words}" + (
@@ -393,5 +393,5 @@ class CurvesView(QWidget):
         )
         self.dice.title.setText(told)
         for chart, name in ((self.dice, measure), (self.folding, "folding_percent")):
-            chart.show_curves({name: known.judged[name].points}, {name: VALIDATION}, smooth=False)
+            chart.show_curves({name: state.validation[name].points}, {name: VALIDATION}, smooth=False)
             chart.mark(None if best is None else best.step)

@@ -52,14 +52,14 @@ class CheckupTable(QWidget):
         super().__init__()
         self._rows: list[ScanRow] = []
         self._shown: object = None
-        self.told = QLabel()
-        self.told.setWordWrap(True)
+        self.message = QLabel()
+        self.message.setWordWrap(True)
         self.table = FigureTable(HEADINGS, SCAN_TIPS)
         self.table.setMinimumHeight(140)
         self.table.setMaximumHeight(MOST)
         self.table.setWordWrap(False)
         self.buttons = TableButtons(lambda: records(self._rows), "checkup.csv")
-        arranged(QVBoxLayout(self), self.told, self.table, self.buttons)
+        arranged(QVBoxLayout(self), self.message, self.table, self.buttons)
         self.show_scans([], {})
 
     def show_scans(self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str]) -> None:
@@ -69,7 +69,7 @@ class CheckupTable(QWidget):
             return
         self._shown = state
         self._rows = rows_of(scans, parts)
-        self.told.setText(summary(self._rows, parts))
+        self.message.setText(summary(self._rows, parts))
         self.table.setSortingEnabled(False)
         self.table.setRowCount(len(self._rows))
         for n, row in enumerate(self._rows):
@@ -184,12 +184,12 @@ class DatasetBox(QWidget):
         self.layers = LayersBox(viewer)
         self._files = self._files_page()
         arranged(QVBoxLayout(self), self.source, self._files, self.layers)
-        self.source.currentIndexChanged.connect(self._turn)
+        self.source.currentIndexChanged.connect(self._on_source)
         for line in (self.path, *self.patterns.values()):
             line.textChanged.connect(self.changed)
         self.kind.currentIndexChanged.connect(self.changed)
         self.layers.changed.connect(self.changed)
-        self._turn()
+        self._on_source()
 
     @property
     def from_layers(self) -> bool:
@@ -197,7 +197,7 @@ class DatasetBox(QWidget):
         return self.source.currentText() == LAYERS
 
     @property
-    def finding(self) -> dict[str, str]:
+    def file_options(self) -> dict[str, str]:
         """How files are found: the words that were given."""
         words = {name: line.text().strip() for name, line in self.patterns.items()}
         return {name: word for name, word in words.items() if word} | (
@@ -239,7 +239,7 @@ class DatasetBox(QWidget):
         arranged(QVBoxLayout(page), row, self.more)
         return page
 
-    def _turn(self, *_: object) -> None:
+    def _on_source(self, *_: object) -> None:
         """Show what belongs to the source."""
         self._files.setVisible(not self.from_layers)
         self.layers.setVisible(self.from_layers)
@@ -261,16 +261,16 @@ class DatasetBox(QWidget):
             self.path.setText(path)
 
 
-Found = queue.SimpleQueue  # of a scan, as of the event "scan", and how many there are in all
+ScanQueue = queue.SimpleQueue  # of a scan, as of the event "scan", and how many there are in all
 
 
 def _check(
     place: Path,
-    finding: Mapping[str, str],
+    file_options: Mapping[str, str],
     settings: Mapping[str, Any],
     start: Sequence[Any],
     report: Report,
-    found: Found[tuple[dict[str, Any], int]],
+    found: ScanQueue[tuple[dict[str, Any], int]],
 ) -> tuple[dict[str, str], str]:
     """Parts by name, and problems, as a run would find them; the scans go into the queue as they
     come.
@@ -278,42 +278,42 @@ def _check(
     preload().exception()
     from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset, split_dataset
 
-    options: dict[str, Any] = dict(finding)
+    options: dict[str, Any] = dict(file_options)
     if "window" in options:
         options["window"] = options["window"].split(",")
     dataset = open_dataset(place, **options)
-    size = settings["size"] or _size_of(*start)
+    size = settings["size"] or _network_size(*start)
     labels = settings["overlap_weight"] > 0
     split = split_dataset(dataset, settings["split"], settings["split_seed"])
-    brought = {
+    options = {
         "size": size,
         "affine": settings["affine"],
         "labels": labels,
         "training": split.train,
     }
-    checkup = Checkup(dataset, **brought, cache=VolumeCache())
+    checkup = Checkup(dataset, **options, cache=VolumeCache())
     for scan in checkup.run():
         report.check()
         found.put((scan.to_dict(), len(dataset.scans)))
     report.check()
     problems = "\n".join(checkup.problems)
-    usable = set(checkup.usable)
+    has_weights = set(checkup.has_weights)
     return {
-        name: part for part in SPLIT_PARTS for name in getattr(split, part) if name in usable
+        name: part for part in SPLIT_PARTS for name in getattr(split, part) if name in has_weights
     }, problems
 
 
-def _size_of(weights: str, preset: str | None) -> int:
+def _network_size(weights: str, preset: str | None) -> int:
     """Voxels that a run takes which begins with these weights, or from nothing with the network of
     a preset.
     """
     from napari_shmoareg.io import load_network
-    from napari_shmoareg.io.model_card import chosen_weights
+    from napari_shmoareg.io.model_card import choose_weights
     from napari_shmoareg.model import SHMoARegConfig
 
     if preset is not None:
         return SHMoARegConfig.preset(preset).learning_size
-    return load_network(chosen_weights(weights)[0]).config.learning_size
+    return load_network(choose_weights(weights)[0]).config.learning_size
 
 
 CHECK = "Check the scans"
@@ -339,27 +339,27 @@ class DataView(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self.dataset, self.table = DatasetBox(viewer), CheckupTable()
-        self.check, self.told = QPushButton(CHECK), QLabel()
+        self.check, self.message = QPushButton(CHECK), QLabel()
         self.checking = Task(self, "the check of the scans")
-        self._found: Found[tuple[dict[str, Any], int]] = Found()
-        self.told.setWordWrap(True)
+        self._found: ScanQueue[tuple[dict[str, Any], int]] = ScanQueue()
+        self.message.setWordWrap(True)
         self.check.setToolTip(f"<qt>{TIP}</qt>")
         # For settings, weights, and the preset of what begins from nothing.
-        self.asks: Callable[[], tuple[Mapping[str, Any], str, str | None]] = lambda: (
+        self.get_settings: Callable[[], tuple[Mapping[str, Any], str, str | None]] = lambda: (
             {},
             "auto",
             None,
         )
         self._scans: list[Mapping[str, Any]] = []
         self._of_run: object = None  # what was shown of a run last
-        self.check.clicked.connect(self._press)
+        self.check.clicked.connect(self._toggle_check)
         self.dataset.changed.connect(self._show)
         self.dataset.changed.connect(self.changed)
-        self.checking.progressed.connect(self._came)
-        self.checking.finished.connect(self._done)
-        self.checking.failed.connect(self._failed)
-        self.checking.cancelled.connect(lambda: self._done(({}, ENDED)))
-        row = arranged(QHBoxLayout(), self.told, self.check, wide=self.told)
+        self.checking.progressed.connect(self._on_progress)
+        self.checking.finished.connect(self._on_finished)
+        self.checking.failed.connect(self._on_failed)
+        self.checking.cancelled.connect(lambda: self._on_finished(({}, ENDED)))
+        row = arranged(QHBoxLayout(), self.message, self.check, wide=self.message)
         arranged(QVBoxLayout(self), self.dataset, row, self.table)
         self._show()
 
@@ -375,16 +375,16 @@ class DataView(QWidget):
         self._of_run = now
         self.table.show_scans(scans, parts)
         if problems and not self.checking.busy:
-            self.told.setText("\n".join(problems))
+            self.message.setText("\n".join(problems))
 
-    def give_way(self) -> None:
+    def cancel_check(self) -> None:
         """End a check-up, as a run begins that does its own."""
         if self.checking.busy:
             self.checking.drop()
-            self.told.setText("")
+            self.message.setText("")
             self._show()
 
-    def _press(self) -> None:
+    def _toggle_check(self) -> None:
         if self.checking.busy:
             self.checking.cancel()
             self.check.setEnabled(False)
@@ -392,28 +392,28 @@ class DataView(QWidget):
         self._scans = []
         self.table.show_scans([], {})
         path = typed_path(self.dataset.path.text().strip())
-        finding, (settings, *start) = self.dataset.finding, self.asks()
-        self._found = found = Found[tuple[dict[str, Any], int]]()
-        self.checking.start(lambda report: _check(path, finding, settings, start, report, found))
-        self.told.setText("Opening the data set…")
+        file_options, (settings, *start) = self.dataset.file_options, self.get_settings()
+        self._found = found = ScanQueue[tuple[dict[str, Any], int]]()
+        self.checking.start(lambda report: _check(path, file_options, settings, start, report, found))
+        self.message.setText("Opening the data set…")
         self._show()
 
-    def _came(self) -> None:
+    def _on_progress(self) -> None:
         """Show what was found since the last time, all at once."""
         found = [self._found.get() for _ in range(self._found.qsize())]
         if found:
             self._scans += [scan for scan, _ in found]
-            self.told.setText(f"{len(self._scans)} of {found[-1][1]} scans")
+            self.message.setText(f"{len(self._scans)} of {found[-1][1]} scans")
             self.table.show_scans(self._scans, {})
 
-    def _done(self, checked: tuple[Mapping[str, str], str]) -> None:
+    def _on_finished(self, checked: tuple[Mapping[str, str], str]) -> None:
         parts, problems = checked
         self.table.show_scans(self._scans, parts)
-        self.told.setText(problems)
+        self.message.setText(problems)
         self._show()
 
-    def _failed(self, text: str) -> None:
-        self.told.setText(text)
+    def _on_failed(self, text: str) -> None:
+        self.message.setText(text)
         self._show()
 
     def _show(self) -> None:
@@ -424,6 +424,6 @@ class DataView(QWidget):
         self.check.setText(CANCEL if busy else CHECK)
         self.check.setEnabled(busy or ready)
         if self.dataset.from_layers and not busy:
-            self.told.setText(LATER)
-        elif self.told.text() == LATER:
-            self.told.setText("")
+            self.message.setText(LATER)
+        elif self.message.text() == LATER:
+            self.message.setText("")

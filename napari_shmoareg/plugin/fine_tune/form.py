@@ -24,7 +24,7 @@ from superqt.utils import signals_blocked
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.model_card import NO_NETWORK
 from napari_shmoareg.plugin.controls.forms import WeightsCombo, captioned, combo_of
-from napari_shmoareg.settings import Device, RegistrationSettings, described, own_first
+from napari_shmoareg.settings import Device, RegistrationSettings, help_texts, own_fields_first
 
 WRONG = "#e8590c"  # of the border of a value that is refused; seen on light and on dark
 KINDS = {int: "A whole number", float: "A number"}
@@ -159,10 +159,10 @@ FROM_TIP = (
     " another run, or nothing: random weights of the paper's network (for a GPU) or of the small"
     " one, learned as in Sec. IV-B."
 )
-DEVICE_TIP = described(cast(Any, RegistrationSettings))["device"]
+DEVICE_TIP = help_texts(cast(Any, RegistrationSettings))["device"]
 
 
-class Chosen(NamedTuple):
+class FormValues(NamedTuple):
     """What the form says, as far as it differs from the defaults; weights and device are words.
 
     Where `weights` is "none", `preset` is the network that begins from nothing, and the steps are
@@ -222,7 +222,7 @@ class SettingsForm(QWidget):
         return next((title(name) for name, field in self.fields.items() if field.error), None)
 
     @property
-    def chosen(self) -> Chosen:
+    def chosen(self) -> FormValues:
         """What was chosen.
 
         Raises
@@ -233,9 +233,9 @@ class SettingsForm(QWidget):
         values = {name: field.value for name, field in self.fields.items()}
         changed = {name: value for name, value in values.items() if value != self._defaults[name]}
         if self.weights.value not in NOTHING:
-            return Chosen(self.weights.value, self.device.currentText(), changed)
+            return FormValues(self.weights.value, self.device.currentText(), changed)
         changed["steps"] = values["steps"]  # by default others than the command takes for it
-        return Chosen(NO_NETWORK, self.device.currentText(), changed, NOTHING[self.weights.value])
+        return FormValues(NO_NETWORK, self.device.currentText(), changed, NOTHING[self.weights.value])
 
     def show_values(self, values: dict[str, Any]) -> None:
         """Show other values, such as those of a run; names that are no setting are left out."""
@@ -245,7 +245,7 @@ class SettingsForm(QWidget):
                     self.fields[name].value = value
         self.changed.emit()
 
-    def set_free(self, names: Sequence[str] | None) -> None:
+    def restrict_to(self, names: Sequence[str] | None) -> None:
         """Have only these settings be changed, as of a run that was begun; None: all of them."""
         for name, field in self.fields.items():
             field.control.setEnabled(names is None or name in names)
@@ -262,7 +262,7 @@ class SettingsForm(QWidget):
     def _add(self, settings: type[Any]) -> None:
         """The fields of one class."""
         hints, words = get_type_hints(settings), _words(settings)
-        for each in own_first(settings):
+        for each in own_fields_first(settings):
             field = Field(hints[each.name], each.default, partial(_try, settings, each.name))
             field.control.setToolTip(f"<qt>{words[each.name]}</qt>")
             field.changed.connect(self.changed)
@@ -302,7 +302,7 @@ def _iterations() -> int:
 
 
 def _words(settings: Any) -> dict[str, str]:
-    return described(settings)
+    return help_texts(settings)
 
 
 def _try(settings: type[Any], name: str, value: Any) -> object:

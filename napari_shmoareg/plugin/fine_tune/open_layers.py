@@ -47,7 +47,7 @@ def labels_by_image(images: Sequence[Layer], labels: Sequence[Layer]) -> dict[La
     for key_of in (role, subject):
         left = [image for image in images if image not in found]
         free = [la for la in labels if la not in found.values()]
-        found |= _alone(left, free, key_of)
+        found |= _unique_pairs(left, free, key_of)
     return found
 
 
@@ -64,16 +64,16 @@ def subject(layer: Layer) -> str:
     return "-".join(part for part in parts if part and part not in WORDS)
 
 
-def _alone(
+def _unique_pairs(
     images: Sequence[Layer], labels: Sequence[Layer], key_of: Callable[[Layer], Hashable]
 ) -> dict[Layer, Layer]:
     """Pairs of one image and one labels layer that alone have a key."""
     found = {}
     for image in images:
         key = key_of(image)
-        mine = [la for la in labels if key_of(la) == key]
-        if key and len(mine) == 1 and sum(key_of(other) == key for other in images) == 1:
-            found[image] = mine[0]
+        matches = [la for la in labels if key_of(la) == key]
+        if key and len(matches) == 1 and sum(key_of(other) == key for other in images) == 1:
+            found[image] = matches[0]
     return found
 
 
@@ -202,7 +202,7 @@ class LayersBox(QWidget):
         super().__init__()
         self._viewer = weakref.ref(viewer)
         self._images: list[weakref.ref[Layer]] = []
-        self._by_hand: weakref.WeakSet[Layer] = weakref.WeakSet()  # whose labels a person picked
+        self._picked_by_hand: weakref.WeakSet[Layer] = weakref.WeakSet()  # whose labels a person picked
         self.table = QTableWidget(0, len(HEADINGS))
         for n, heading in enumerate(HEADINGS):
             item = QTableWidgetItem(heading)
@@ -258,7 +258,7 @@ class LayersBox(QWidget):
             for n, image in enumerate(images)
             if id(image) in before
         }
-        by_hand = {images[n]: state[1] for n, state in kept.items() if images[n] in self._by_hand}
+        by_hand = {images[n]: state[1] for n, state in kept.items() if images[n] in self._picked_by_hand}
         guessed = labels_by_image(
             [image for image in images if image not in by_hand],
             [la for la in labels if la not in by_hand.values()],
@@ -269,7 +269,7 @@ class LayersBox(QWidget):
         self._images = [weakref.ref(image) for image in images]
         for row, image in enumerate(images):
             ticked, chosen, subject = kept.get(row, (True, None, image.name))
-            if image not in self._by_hand:
+            if image not in self._picked_by_hand:
                 chosen = guessed.get(image)
             name, whose = QTableWidgetItem(image.name), QTableWidgetItem(subject)
             name.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
@@ -289,7 +289,7 @@ class LayersBox(QWidget):
         """A person picked the labels of an image, or none."""
         image = held()
         if image is not None:
-            self._by_hand.add(image)
+            self._picked_by_hand.add(image)
             rows = {other(): self._picker(row) for row, other in enumerate(self._images)}
             for other, picker in rows.items():  # labels are one image's
                 if (
@@ -315,4 +315,4 @@ def _result(layer: Layer) -> bool:
     """Whether it was warped by this plugin: no scan of anybody."""
     from napari_shmoareg.plugin.placement import tag
 
-    return tag(layer, "scene") is not None or tag(layer, "number") is not None
+    return tag(layer, "registration") is not None or tag(layer, "number") is not None

@@ -24,10 +24,10 @@ from napari_shmoareg.plugin.fine_tune.form import SettingsForm
 from napari_shmoareg.plugin.fine_tune.preview import Preview
 from napari_shmoareg.plugin.fine_tune.process import Follower, Mode
 from napari_shmoareg.plugin.fine_tune.run_box import RunBox, button_state
-from napari_shmoareg.plugin.fine_tune.run_model import Alarm, parts_of
-from napari_shmoareg.plugin.fine_tune.run_request import Ordering
+from napari_shmoareg.plugin.fine_tune.run_model import Alarm, read_split
+from napari_shmoareg.plugin.fine_tune.run_request import RequestBuilder
 from napari_shmoareg.plugin.opening import Panel
-from napari_shmoareg.plugin.scenes import itself
+from napari_shmoareg.plugin.registrations import unwrap
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 COPIED = "The command is on the clipboard."
 
 
-def use(viewer: Viewer | None, ordering: Ordering) -> None:
+def use_weights(viewer: Viewer | None, requests: RequestBuilder) -> None:
     """Choose a run's weights in the Register panel, and bring that up."""
     from napari_shmoareg.plugin.opening import dock
 
-    if viewer is None or ordering.weights is None:
+    if viewer is None or requests.weights is None:
         return
     panel = dock(viewer, "Register")
-    panel.form.settings = replace(panel.form.settings, weights=str(ordering.weights))
+    panel.form.settings = replace(panel.form.settings, weights=str(requests.weights))
     panel.form.changed.emit()  # kept for the next start, as what is chosen by hand
 
 
-def copy(ordering: Ordering) -> None:
+def copy_command(requests: RequestBuilder) -> None:
     """Put the command of what the panel says on the clipboard."""
     clipboard = QApplication.clipboard()
     try:
-        written = ordering.written()
+        written = requests.command_line()
     except InputError as error:
         show_error(in_words_of_the_form(error))
         return
@@ -60,27 +60,27 @@ def copy(ordering: Ordering) -> None:
         show_info(COPIED)
 
 
-NAMED = 3  # places in one notification
+MAX_GATES = 3  # places in one notification
 
 
-class Alarming:
+class AlarmNotifier:
     """Tells of each place once: in one notification what came together, and nothing that is
     over.
     """
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    def tell(self, alarms: Mapping[str, Alarm]) -> int:
+    def notify(self, alarms: Mapping[str, Alarm]) -> int:
         """Tell of new alarms, by place; returns how many are not over."""
         now = [alarm for alarm in alarms.values() if alarm.over is None]
-        new = [alarm for alarm in now if alarm.place not in self._told]
-        self._told |= {alarm.place for alarm in new}
+        new = [alarm for alarm in now if alarm.gate not in self._reported]
+        self._reported |= {alarm.gate for alarm in new}
         if len(new) == 1:
             show_warning(f"Step {new[0].step}: {new[0].text}")
         elif new:
-            places = ", ".join(alarm.place for alarm in new[:NAMED]) + (
-                " and others" if len(new) > NAMED else ""
+            places = ", ".join(alarm.gate for alarm in new[:MAX_GATES]) + (
+                " and others" if len(new) > MAX_GATES else ""
             )
             show_warning(
                 f"Step {max(alarm.step for alarm in new)}: the routing has collapsed at {len(new)}"
@@ -111,35 +111,35 @@ class FineTunePanel(Panel):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
-        viewer = itself(napari_viewer)
+        viewer = unwrap(napari_viewer)
         self._viewer = weakref.ref(viewer)
         self.data, self.form, self.run = DataView(viewer), SettingsForm(), RunBox()
         self.curves: CurvesView | None = None
         self.loads: LoadsView | None = None
         self.follower, self.preview = Follower(self), Preview(self, viewer)
-        self._ordering = Ordering(self, self.data, self.form, self.run)
-        self._alarming = Alarming()
+        self._requests = RequestBuilder(self, self.data, self.form, self.run)
+        self._alarms = AlarmNotifier()
         self._parts: tuple[Any, dict[str, str]] = (None, {})
         self._lay_out()
-        self.run.changed.connect(self._turn_away)
+        self.run.changed.connect(self._release_watched)
         for changed in (
             self.data.changed,
             self.form.changed,
             self.run.changed,
-            self.follower.turned,
+            self.follower.status_changed,
         ):
             changed.connect(self._show_run)
         self._throttle = Throttle(self, self._show)
         self.follower.changed.connect(self._throttle.request)
         self.tabs.currentChanged.connect(lambda _: self._show())
-        self.run.pressed.connect(self._press)
+        self.run.pressed.connect(self._on_pressed)
         self.run.opened.connect(self._open)
-        self.follower.began.connect(self._began)
-        self.follower.failed.connect(self._fail)
-        self.follower.ended.connect(self._ended)
-        self._ordering.ready.connect(self._start)
-        self._ordering.failed.connect(self._fail)
-        self._listen()
+        self.follower.started.connect(self._on_started)
+        self.follower.failed.connect(self._on_failed)
+        self.follower.ended.connect(self._on_ended)
+        self._requests.ready.connect(self._start)
+        self._requests.failed.connect(self._on_failed)
+        self._connect_theme()
         self._show()
 
     def reset_choices(self, event: Any = None) -> None:
@@ -152,13 +152,13 @@ class FineTunePanel(Panel):
         if event is None or event.type() != QEvent.Type.ParentChange:
             return
         if self.parent() is None:
-            self._ordering.cancel()
+            self._requests.cancel()
             self.follower.close()
             self.data.checking.cancel()
             self.preview.stop()
-            self._hush()
+            self._disconnect_theme()
         else:
-            self._listen()
+            self._connect_theme()
 
     def showEvent(self, event: QShowEvent | None) -> None:
         super().showEvent(event)
@@ -197,42 +197,42 @@ class FineTunePanel(Panel):
         self._pages["Loads"].insertWidget(0, self.loads)
         self.curves.switched.connect(self._show)
         self.loads.switched.connect(self._show)
-        self.preview.told.connect(self.curves.told.setText)
-        self._dress()
+        self.preview.message.connect(self.curves.message.setText)
+        self._apply_theme()
 
-    def _listen(self) -> None:
+    def _connect_theme(self) -> None:
         viewer = self._viewer()
         if viewer is not None:
-            self._hush()
-            viewer.events.theme.connect(self._dress)
+            self._disconnect_theme()
+            viewer.events.theme.connect(self._apply_theme)
 
-    def _hush(self) -> None:
+    def _disconnect_theme(self) -> None:
         viewer = self._viewer()
         if viewer is not None:
-            viewer.events.theme.disconnect(self._dress)
+            viewer.events.theme.disconnect(self._apply_theme)
 
-    def _dress(self, event: Any = None) -> None:
+    def _apply_theme(self, event: Any = None) -> None:
         """Draw in the colours of the window."""
         viewer = self._viewer()
         if viewer is not None and self.curves is not None and self.loads is not None:
             for view in (self.curves, self.loads):
                 view.set_theme(theme_of(viewer.theme))
 
-    def _press(self, what: str) -> None:
+    def _on_pressed(self, what: str) -> None:
         """A button of the run."""
         if what in ("start", "anew", "resume"):
-            self._ordering.order(resume=what == "resume")
+            self._requests.prepare(resume=what == "resume")
         elif what == "use":
-            use(self._viewer(), self._ordering)
+            use_weights(self._viewer(), self._requests)
         elif what == "copy":
-            copy(self._ordering)
+            copy_command(self._requests)
         else:
-            self.follower.ask(what)
+            self.follower.request(what)
             self._show_run()
 
     def _start(self, command: list[str], folder: Path) -> None:
         """All is ready: start the child."""
-        self.data.give_way()
+        self.data.cancel_check()
         self.follower.start(command, folder)
         self._show_run()  # at once: a second click must not find the button
 
@@ -243,70 +243,70 @@ class FineTunePanel(Panel):
         self.run.folder.setText(path)
         self.follower.open(typed_path(path).absolute())
 
-    def _turn_away(self) -> None:
+    def _release_watched(self) -> None:
         """Another folder stands in the field: a run that is only watched is let go of."""
         if self.follower.mode is not Mode.own and self.follower.folder not in (
             None,
-            self._ordering.folder,
+            self._requests.folder,
         ):
             self.follower.release()
 
-    def _began(self) -> None:
+    def _on_started(self) -> None:
         """Another run is shown."""
-        self._alarming = Alarming()
+        self._alarms = AlarmNotifier()
         self.preview.forget()
         self.tabs.setCurrentIndex(list(TABS).index("Curves"))
 
-    def _ended(self) -> None:
+    def _on_ended(self) -> None:
         self._show()
-        end = self.follower.known.end
+        end = self.follower.state.end
         if end and end["reason"] != "failed":
-            show_info(self.run.told.text().splitlines()[0])
+            show_info(self.run.message.text().splitlines()[0])
 
-    def _fail(self, text: str) -> None:
+    def _on_failed(self, text: str) -> None:
         show_error(text)
         self._show()
 
     def _show_run(self) -> None:
         """Bring the footer up to date."""
         follower = self.follower
-        works = follower.mode in (Mode.own, Mode.elsewhere)
-        self._ordering.settle(works=works)
+        is_running = follower.mode in (Mode.own, Mode.external)
+        self._requests.sync_form(is_running=is_running)
         self.run.show_button_state(
             button_state(
-                follower.known,
-                works=works,
-                mine=follower.mode is Mode.own,
-                asked=follower.asked,
-                silent=follower.silent,
-                missing=self._ordering.missing,
-                resumes=not works and self._ordering.resumes,
-                usable=self._ordering.weights is not None,
-                anew=not works and self._ordering.anew,
-                uncopied=self._ordering.uncopied,
-                steps=self._ordering.steps,
+                follower.state,
+                is_running=is_running,
+                is_own=follower.mode is Mode.own,
+                requested=follower.requested,
+                silent_seconds=follower.silent_seconds,
+                missing=self._requests.missing,
+                can_resume=not is_running and self._requests.can_resume,
+                has_weights=self._requests.weights is not None,
+                can_restart=not is_running and self._requests.can_restart,
+                no_command=self._requests.no_command,
+                steps=self._requests.steps,
             )
         )
 
     def _show(self) -> None:
         """Bring the panel up to date: the footer, and the tab in front."""
-        known = self.follower.known
+        state = self.follower.state
         self._show_run()
-        now = self._alarming.tell(known.alarms)
+        now = self._alarms.notify(state.alarms)
         self.tabs.setTabText(list(TABS).index("Loads"), f"Loads ⚠ {now}" if now else "Loads")
-        if known.scans:
-            self.data.show_run(known.scans, self._parts_of_run(), known.about.get("problems") or ())
+        if state.scans:
+            self.data.show_run(state.scans, self._parts_of_run(), state.about.get("problems") or ())
         front = list(TABS)[self.tabs.currentIndex()]
         if front == "Curves" and self.curves is not None:
-            self.curves.show_state(known)
+            self.curves.show_state(state)
         if front == "Loads" and self.loads is not None:
-            self.loads.show_state(known)
+            self.loads.show_state(state)
         if self.curves is not None and self.curves.preview.isChecked():
-            self.preview.show(known.preview)
+            self.preview.show(state.preview)
 
     def _parts_of_run(self) -> dict[str, str]:
         """Who learns and who judges, read once per run: when it begins."""
-        about = self.follower.known.about
+        about = self.follower.state.about
         if self._parts[0] is not about and self.follower.folder is not None:
-            self._parts = about, parts_of(self.follower.folder) if about else {}
+            self._parts = about, read_split(self.follower.folder) if about else {}
         return self._parts[1]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 IMAGES = ("fixed", "moving", "warped")  # bottom first
 LABELS = ("fixed_labels", "warped_labels")
 NUMBER = "validation"  # of these layers: no registration's, so that no panel takes them for inputs
-BREATH = 100  # ms between two layers, for the window to go on
+LAYER_INTERVAL = 100  # ms between two layers, for the window to go on
 Read = tuple[dict[str, Any], "list[LayerData]"]
 
 
@@ -47,12 +47,12 @@ class Preview(QObject):
     def __init__(self, parent: QObject, viewer: Viewer) -> None:
         super().__init__(parent)
         self._viewer = weakref.ref(viewer)
-        self._seen: tuple[str, int] = ("", -1)
+        self._shown: tuple[str, int] = ("", -1)
         self._about: dict[str, Any] = {}
-        self._coming: list[LayerData] = []
-        self._next = single_shot(self, BREATH, self._put)
+        self._queue: list[LayerData] = []
+        self._next = single_shot(self, LAYER_INTERVAL, self._put)
         self._task = Task(parent, "reading the validation pair")
-        self._task.finished.connect(self._came)
+        self._task.finished.connect(self._on_progress)
         self._task.failed.connect(self._fail)
 
     def show(self, preview: dict[str, Any]) -> None:
@@ -60,41 +60,41 @@ class Preview(QObject):
         if (
             not preview
             or self._task.busy
-            or self._coming
-            or (preview["folder"], preview["step"]) == self._seen
+            or self._queue
+            or (preview["folder"], preview["step"]) == self._shown
         ):
             return
-        self._seen = preview["folder"], preview["step"]
+        self._shown = preview["folder"], preview["step"]
         folder = Path(preview["folder"])
         self._task.start(lambda _: read(folder))
 
     def forget(self) -> None:
         """Show what comes next even if it was shown before."""
-        self._seen = ("", -1)
+        self._shown = ("", -1)
 
     def stop(self) -> None:
         """Show nothing more."""
         self._task.drop()
-        self._coming = []
+        self._queue = []
 
-    def _came(self, found: Read) -> None:
-        self._about, self._coming = found
+    def _on_progress(self, found: Read) -> None:
+        self._about, self._queue = found
         self._next.start()
 
     def _put(self) -> None:
         """Put in one layer at a turn, so that the window goes on in between."""
         viewer = self._viewer()
-        if viewer is None or not self._coming:
+        if viewer is None or not self._queue:
             return
-        put(viewer, self._coming.pop(0))
-        if self._coming:
+        put(viewer, self._queue.pop(0))
+        if self._queue:
             self._next.start()
         else:
-            self.told.emit(said(self._about))
+            self.message.emit(summary(self._about))
 
     def _fail(self, text: str) -> None:
         self.forget()
-        self.told.emit(f"The validation pair could not be read: {text}")
+        self.message.emit(f"The validation pair could not be read: {text}")
 
 
 def put(viewer: Viewer, layer_data: LayerData) -> None:
@@ -162,7 +162,7 @@ def read(folder: Path) -> Read:
     return about, layers
 
 
-def said(about: dict[str, Any]) -> str:
+def summary(about: dict[str, Any]) -> str:
     """``sub-05 and sub-06 at step 300: Dice 0.712.``"""
     pair, dice = about.get("pair") or (), about.get("dice")
     names = " onto ".join(map(str, pair)) if isinstance(pair, list) else str(pair)

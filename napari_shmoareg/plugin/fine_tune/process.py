@@ -25,16 +25,16 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
 from napari_shmoareg.plugin.controls.tasks import Task
-from napari_shmoareg.plugin.fine_tune.run_model import News, RunFiles, RunState
+from napari_shmoareg.plugin.fine_tune.run_model import RunUpdate, RunFiles, RunState
 
-LAST = 12  # lines of what a child that broke down said last
-MOST = 2000  # events that are handed over at once, so that a window does not stand still over them
-CALMER = 5  # of 19: leaves the processor to the window first
+LAST_LINES = 12  # lines of what a child that broke down said last
+MAX_EVENTS = 2000  # events that are handed over at once, so that a window does not stand still over them
+NICENESS = 5  # of 19: leaves the processor to the window first
 
 Event = Mapping[str, Any]
 
 
-class Ended(NamedTuple):
+class ExitStatus(NamedTuple):
     """How a child ended: its exit code, negative for a signal, and the last lines that it said
     beside events.
     """
@@ -43,7 +43,7 @@ class Ended(NamedTuple):
     words: str
 
     @property
-    def how(self) -> str:
+    def description(self) -> str:
         """``with exit code 3``, ``by the signal SIGKILL (the memory may have run out)``."""
         if self.code >= 0:
             return f"with exit code {self.code}"
@@ -73,7 +73,7 @@ class Child:
         number, name = tempfile.mkstemp(prefix="shmoareg-fine-tune-", suffix=".log")
         self.log = Path(name)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._strays: deque[str] = deque(maxlen=LAST)
+        self._other_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._code: int | None = None
         try:
             self._process = subprocess.Popen(
@@ -92,7 +92,7 @@ class Child:
             raise
         finally:
             os.close(number)
-        _calm(self._process.pid)
+        _lower_priority(self._process.pid)
         self._thread = threading.Thread(target=self._read, name="shmoareg fine-tune", daemon=True)
         self._thread.start()
 
@@ -102,34 +102,34 @@ class Child:
         return self._process.pid
 
     @property
-    def ended(self) -> Ended | None:
+    def ended(self) -> ExitStatus | None:
         """How it ended; None as long as it runs, or has events that were not taken."""
         if self._thread.is_alive() or not self._events.empty() or self._code is None:
             return None
         with self.log.open(encoding="utf-8", errors="replace") as file:
-            said = list(deque((line.rstrip() for line in file), maxlen=LAST))
-        return Ended(self._code, "\n".join(line for line in [*self._strays, *said] if line))
+            said = list(deque((line.rstrip() for line in file), maxlen=LAST_LINES))
+        return ExitStatus(self._code, "\n".join(line for line in [*self._other_lines, *said] if line))
 
     def events(self) -> list[Event]:
         """What it told since the last call, oldest first."""
         found: list[Event] = []
-        while len(found) < MOST:
+        while len(found) < MAX_EVENTS:
             try:
                 found.append(self._events.get_nowait())
             except queue.Empty:
                 break
         return found
 
-    def say(self, word: str) -> None:
+    def send(self, word: str) -> None:
         """Ask it to "pause", "go" or "stop"; one that has ended does not hear it."""
         try:
             if self._process.stdin is not None:
                 self._process.stdin.write(f"{word}\n")
                 self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            self._strays.append(f"(it had ended before it was asked to {word})")
+            self._other_lines.append(f"(it had ended before it was asked to {word})")
 
-    def let_go(self) -> None:
+    def close_stdin(self) -> None:
         """Close its standard input: it stops at its next safe step, and saves.  Waits for
         nothing.
         """
@@ -138,9 +138,9 @@ class Child:
         try:
             self._process.stdin.close()
         except BrokenPipeError:  # a word that it did not hear before it ended
-            self._strays.append("(it had ended before it was let go)")
+            self._other_lines.append("(it had ended before it was let go)")
 
-    def forget(self) -> None:
+    def remove_log(self) -> None:
         """Remove the log of one that ended well."""
         self.log.unlink(missing_ok=True)
 
@@ -153,7 +153,7 @@ class Child:
                 if event is not None:
                     self._events.put(event)
                 elif line.strip():
-                    self._strays.append(line.rstrip())
+                    self._other_lines.append(line.rstrip())
         self._code = self._process.wait()
 
 
@@ -166,22 +166,22 @@ def _parsed(line: str) -> Event | None:
     return found if isinstance(found, dict) and isinstance(found.get("event"), str) else None
 
 
-def _calm(pid: int) -> None:
+def _lower_priority(pid: int) -> None:
     """Have the window come first on the processor, where the system lets us."""
     import psutil
 
     process = psutil.Process(pid)
     try:
-        process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if psutil.WINDOWS else CALMER)
+        process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if psutil.WINDOWS else NICENESS)
     except psutil.Error:
         return  # it has ended already, or may not be changed: it learns all the same
 
 
-CALLED = (sys.executable, "-m", "napari_shmoareg", "fine-tune")
+COMMAND = (sys.executable, "-m", "napari_shmoareg", "fine-tune")
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What is to be learned from, how, and where it goes.
 
     Attributes
@@ -203,7 +203,7 @@ class Order:
 
     out: str
     dataset: str = ""
-    finding: Mapping[str, str] = field(default_factory=dict)
+    file_options: Mapping[str, str] = field(default_factory=dict)
     weights: str = "auto"
     device: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -213,7 +213,7 @@ class Order:
         """What follows ``shmoareg fine-tune``."""
         found = [self.dataset] if self.dataset else []
         found += ["--out", self.out]
-        words = {**self.finding, "from": self.weights, "preset": self.preset, "device": self.device}
+        words = {**self.file_options, "from": self.weights, "preset": self.preset, "device": self.device}
         for name, word in words.items():
             if word and word != "auto":
                 found += [f"--{name}", word]
@@ -225,9 +225,9 @@ class Order:
         """The whole command, whose child tells what it does and does not outlive this program by
         more than a step.
         """
-        return [*CALLED, *self.arguments("--json", "--with-parent", *more)]
+        return [*COMMAND, *self.arguments("--json", "--with-parent", *more)]
 
-    def written(self, *more: str) -> str:
+    def command_line(self, *more: str) -> str:
         """As a person types it."""
         return shlex.join(["shmoareg", "fine-tune", *self.arguments(*more)])
 
@@ -239,8 +239,8 @@ def _option(name: str, value: Any) -> Sequence[str]:
     return [] if value is None else [f"--{kebab}", str(value)]
 
 
-EVERY = 250  # ms between two looks at a child, and so between two drawings
-LOOKS = 2.0  # s between two looks into a folder
+POLL_INTERVAL = 250  # ms between two looks at a child, and so between two drawings
+READ_INTERVAL = 2.0  # s between two looks into a folder
 
 
 class Mode(Enum):
@@ -274,38 +274,38 @@ class Follower(QObject):
         A child of this panel ended, whichever way.
     """
 
-    changed, turned, began, ended = Signal(), Signal(), Signal(), Signal()
+    changed, status_changed, started, ended = Signal(), Signal(), Signal(), Signal()
     failed = Signal(str)
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self.known, self.mode = RunState(), Mode.nothing
+        self.state, self.mode = RunState(), Mode.nothing
         self.folder: Path | None = None
-        self.asked = ""  # of the run, and not done yet
-        self._held = held = _Held()
+        self.requested = ""  # of the run, and not done yet
+        self._child_ref = held = _ChildRef()
         # not `destroyed`: a slot can be collected before it is called
-        weakref.finalize(self, held.let_go)
+        weakref.finalize(self, held.close_stdin)
         self._files: RunFiles | None = None
         self._reading = Task(parent, "reading a run")
-        self._reading.finished.connect(self._take)
-        self._reading.failed.connect(self._lose)
-        self._looked = self._heard = 0.0
-        self._told: object = None  # of how it stood when `turned` was last emitted
+        self._reading.finished.connect(self._on_read)
+        self._reading.failed.connect(self._on_read_failed)
+        self._last_read = self._last_event = 0.0
+        self._last_status: object = None  # of how it stood when `status_changed` was last emitted
         self._timer = QTimer(self)
-        self._timer.setInterval(EVERY)
-        self._timer.timeout.connect(self._look)
+        self._timer.setInterval(POLL_INTERVAL)
+        self._timer.timeout.connect(self._poll)
 
     @property
-    def silent(self) -> float:
+    def silent_seconds(self) -> float:
         """Seconds since the child told something."""
-        return time.monotonic() - self._heard if self.mode is Mode.own else 0.0
+        return time.monotonic() - self._last_event if self.mode is Mode.own else 0.0
 
     def start(self, command: Sequence[str], folder: Path) -> None:
         """Start a child that works on a folder.  What is known of the same folder stays known.
 
         Nothing happens while a child is held: there is one at a time.
         """
-        if self._held.child is not None:
+        if self._child_ref.child is not None:
             return
         try:
             child = Child(command)
@@ -313,13 +313,13 @@ class Follower(QObject):
             self.failed.emit(f"The run could not be started: {error}.")
             return
         if folder != self.folder:
-            self.known = RunState()
-        self.known.start_anew()
-        self._held.child, self.folder, self.mode, self.asked = child, folder, Mode.own, ""
+            self.state = RunState()
+        self.state.begin_process()
+        self._child_ref.child, self.folder, self.mode, self.requested = child, folder, Mode.own, ""
         self._reading.drop()
-        self._files, self._heard = None, time.monotonic()
+        self._files, self._last_event = None, time.monotonic()
         self._timer.start()
-        self.began.emit()
+        self.started.emit()
         self.changed.emit()
 
     def open(self, folder: Path) -> None:
@@ -327,28 +327,28 @@ class Follower(QObject):
         it.
         """
         self.close()
-        self.known, self.folder, self.mode, self.asked = RunState(), folder, Mode.nothing, ""
+        self.state, self.folder, self.mode, self.requested = RunState(), folder, Mode.nothing, ""
         self._files = RunFiles(folder)
         self._read()
         self._timer.start()
-        self.began.emit()
+        self.started.emit()
 
     def release(self) -> None:
         """Forget a run that no child of this panel works on."""
-        if self._held.child is not None:
+        if self._child_ref.child is not None:
             return
         self.close()
-        self.known, self.folder, self.mode, self.asked = RunState(), None, Mode.nothing, ""
+        self.state, self.folder, self.mode, self.requested = RunState(), None, Mode.nothing, ""
         self.changed.emit()
 
-    def ask(self, word: str) -> None:
+    def request(self, word: str) -> None:
         """Ask the run to "pause", "go" or "stop"; it does so at its next safe step."""
         if self.folder is None:
             return
-        if self._held.child is not None:
+        if self._child_ref.child is not None:
             # heard at any time; a wish in the folder only once that was made
-            self._held.child.say(word)
-            self.asked = word
+            self._child_ref.child.send(word)
+            self.requested = word
             self.changed.emit()
             return
         from napari_shmoareg.training.run import write_request
@@ -358,80 +358,80 @@ class Follower(QObject):
         except InputError as error:
             self.failed.emit(in_words_of_the_form(error))
             return
-        self.asked = word
+        self.requested = word
         self.changed.emit()
 
     def close(self) -> None:
         """Let go of the run: a child stops at its next safe step, by itself; others go on."""
-        self._held.let_go()
+        self._child_ref.close_stdin()
         self._timer.stop()
         self._reading.drop()
         self._files = None
         if self.mode is not Mode.nothing:
-            self.mode = Mode.still
+            self.mode = Mode.idle
             self.changed.emit()
 
-    def _look(self) -> None:
-        if self._held.child is not None:
-            self._hear(self._held.child)
+    def _poll(self) -> None:
+        if self._child_ref.child is not None:
+            self._read_events(self._child_ref.child)
         elif self._files is not None:
-            self._watch()
-        self._turn()
+            self._read_when_due()
+        self._emit_status()
 
-    def _turn(self) -> None:
-        now = self.mode, self.asked, self.known.paused, bool(self.known.about), bool(self.known.end)
-        if now != self._told:
-            self._told = now
-            self.turned.emit()
+    def _emit_status(self) -> None:
+        now = self.mode, self.requested, self.state.paused, bool(self.state.about), bool(self.state.end)
+        if now != self._last_status:
+            self._last_status = now
+            self.status_changed.emit()
 
-    def _hear(self, child: Child) -> None:
+    def _read_events(self, child: Child) -> None:
         events = child.events()
         for event in events:
-            self.known.take(event)
+            self.state.apply(event)
         if events:
-            self._heard = time.monotonic()
-            self._obeyed()
+            self._last_event = time.monotonic()
+            self._clear_done_request()
         ended = child.ended
         if ended is not None:
-            self._held.child = None
+            self._child_ref.child = None
             self._timer.stop()
-            self.mode, self.asked = Mode.still, ""
-            text = broken(ended, child, self.known)
+            self.mode, self.requested = Mode.idle, ""
+            text = failure_text(ended, child, self.state)
             if text:
-                self.known.error = text
+                self.state.error = text
                 self.failed.emit(text)
             else:
-                child.forget()
+                child.remove_log()
             self.ended.emit()
-        if events or ended is not None or self.silent > 5:
+        if events or ended is not None or self.silent_seconds > 5:
             self.changed.emit()
 
-    def _obeyed(self) -> None:
+    def _clear_done_request(self) -> None:
         """Whether what was asked is done."""
         done = {
-            "pause": self.known.paused,
-            "go": not self.known.paused,
-            "stop": bool(self.known.end),
+            "pause": self.state.paused,
+            "go": not self.state.paused,
+            "stop": bool(self.state.end),
         }
-        if done.get(self.asked, False):
-            self.asked = ""
+        if done.get(self.requested, False):
+            self.requested = ""
 
-    def _watch(self) -> None:
-        if not self._reading.busy and time.monotonic() - self._looked > LOOKS:
+    def _read_when_due(self) -> None:
+        if not self._reading.busy and time.monotonic() - self._last_read > READ_INTERVAL:
             self._read()
 
-    def _take(self, found: tuple[News, bool]) -> None:
+    def _on_read(self, found: tuple[RunUpdate, bool]) -> None:
         """Of the files of a run."""
-        news, worked_on = found
-        news.tell(self.known)
-        self.mode = Mode.elsewhere if worked_on else Mode.still
-        self._obeyed()
+        update, worked_on = found
+        update.notify(self.state)
+        self.mode = Mode.external if worked_on else Mode.idle
+        self._clear_done_request()
         if not worked_on:
             self._timer.stop()
-        self._turn()
+        self._emit_status()
         self.changed.emit()
 
-    def _lose(self, text: str) -> None:
+    def _on_read_failed(self, text: str) -> None:
         """Its files cannot be read."""
         self._timer.stop()
         self._files = None
@@ -442,43 +442,43 @@ class Follower(QObject):
     def _read(self) -> None:
         files = self._files
         assert files is not None
-        self._looked = time.monotonic()
+        self._last_read = time.monotonic()
 
-        def work(_: object) -> tuple[News, bool]:
+        def work(_: object) -> tuple[RunUpdate, bool]:
             from napari_shmoareg.training.run import read_holder
 
             holder = read_holder(files.folder / "lock")
-            news = files.read()
+            update = files.read()
             if holder is not None:
-                news.events.append(
+                update.events.append(
                     {"event": "paused" if holder["doing"] == "paused" else "resumed"}
                 )
-            return news, holder is not None
+            return update, holder is not None
 
         self._reading.start(work)
 
 
-class _Held:
+class _ChildRef:
     """The child that runs; no part of Qt, so that it can be let go after a panel is gone."""
 
     def __init__(self) -> None:
         self.child: Child | None = None
 
-    def let_go(self) -> None:
+    def close_stdin(self) -> None:
         """Have the child stop by itself."""
         if self.child is not None:
-            self.child.let_go()
+            self.child.close_stdin()
         self.child = None
 
 
-def broken(ended: Ended, child: Child, known: RunState) -> str:
+def failure_text(ended: ExitStatus, child: Child, state: RunState) -> str:
     """What to tell of a child that did not end as it should; empty for one that did."""
-    if known.error:
-        return known.error
-    if known.end and known.end["reason"] != "failed":
+    if state.error:
+        return state.error
+    if state.end and state.end["reason"] != "failed":
         return ""
-    last = "\n".join(ended.words.splitlines()[-5:])
-    at = f" after step {known.step}" if known.step else " before its first step"
+    last = "\n".join(ended.last_lines.splitlines()[-5:])
+    at = f" after step {state.step}" if state.step else " before its first step"
     said = f" It said last:\n{last}\nAll of it is in {child.log}." if last else ""
-    again = " What was saved is still there: press Resume." if known.saved else ""
-    return f"The run ended{at} {ended.how}, without saying why.{again}{said}"
+    again = " What was saved is still there: press Resume." if state.saved else ""
+    return f"The run ended{at} {ended.description}, without saying why.{again}{said}"

@@ -23,10 +23,10 @@ from qtpy.QtWidgets import (
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import arranged, captioned
-from napari_shmoareg.plugin.fine_tune.run_model import RunState, told
+from napari_shmoareg.plugin.fine_tune.run_model import RunState, read_run_header
 
 # May be given anew when a run goes on: as `training.plan` has it, and the number of steps.
-FREE = ("steps", "minutes", "validate_every", "validation_pairs", "save_every", "tensorboard")
+CHANGEABLE = ("steps", "minutes", "validate_every", "validation_pairs", "save_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class RunFolderState:
         Of the run, by the names of `FineTuning` and `RunSettings`.
     """
 
-    holds: bool = False
-    blank: bool = False
+    has_run: bool = False
+    is_empty: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def look(folder: Path | None) -> RunFolderState:
+def inspect_folder(folder: Path | None) -> RunFolderState:
     """What lies in a folder; None is no folder."""
     from napari_shmoareg.training.run import is_blank
 
     if folder is None or not (folder / "run.json").is_file():
         return RunFolderState()
     try:
-        about = told(folder)
+        about = read_run_header(folder)
         return RunFolderState(
             True, is_blank(folder), {**about["settings"], **about["run_settings"]}
         )
@@ -64,9 +64,9 @@ def look(folder: Path | None) -> RunFolderState:
         return RunFolderState(True)
 
 
-OVER = "Done"
-LONG = 60.0  # seconds without a word, after which that is told
-ASKED = {
+DONE = "Done"
+SILENCE = 60.0  # seconds without a word, after which that is told
+REQUEST_TEXTS = {
     "pause": "Pausing after this step…",
     "go": "Going on…",
     "stop": "Saving and stopping after this step…",
@@ -91,37 +91,37 @@ class ButtonState:
     """What the buttons say and whether they can be pressed, a text, and how far the run is (None:
     no bar; -1: busy).
 
-    While a process `works` on the run it can be paused and stopped, otherwise started.
+    While a process `is_running` on the run it can be paused and stopped, otherwise started.
     """
 
-    works: bool = False
+    is_running: bool = False
     text: str = ""
     done: float | None = None
-    start_says: str = "Start"
-    start_does: str = "start"
+    start_text: str = "Start"
+    start_action: str = "start"
     can_start: bool = False
-    pause_says: str = "Pause"
-    pause_does: str = "pause"
+    pause_text: str = "Pause"
+    pause_action: str = "pause"
     can_pause: bool = False
-    stop_says: str = "Stop"
+    stop_text: str = "Stop"
     can_stop: bool = False
     can_use: bool = False
-    uncopied: str = ""  # why there is no command to copy
+    no_command: str = ""  # why there is no command to copy
     can_open: bool = True
 
 
 def button_state(
-    known: RunState,
+    state: RunState,
     *,
-    works: bool,
-    mine: bool,
-    asked: str,
-    silent: float,
+    is_running: bool,
+    is_own: bool,
+    requested: str,
+    silent_seconds: float,
     missing: str | None,
-    resumes: bool,
-    usable: bool,
-    anew: bool = False,
-    uncopied: str = "",
+    can_resume: bool,
+    has_weights: bool,
+    can_restart: bool = False,
+    no_command: str = "",
     steps: int = 0,
 ) -> ButtonState:
     """How a run stands.
@@ -130,7 +130,7 @@ def button_state(
     ----------
     known : RunState
     works : bool
-        Whether a process works on it, and `mine` whether that is a child of this panel.
+        Whether a process works on it, and `is_own` whether that is a child of this panel.
     mine : bool
     asked : str
         What it was asked for and has not done yet: "pause", "go", "stop" or nothing.
@@ -150,43 +150,43 @@ def button_state(
     steps : int
         That the form asks for: a run that is done goes on only with more.
     """
-    over = resumes and 0 < max(known.steps, steps) <= known.step
-    paused = known.paused or asked == "go"
+    over = can_resume and 0 < max(state.steps, steps) <= state.step
+    paused = state.paused or requested == "go"
     return ButtonState(
-        works=works,
-        text=_text(known, works, mine, asked, silent),
-        done=_done(known, works),
-        start_says=(
-            OVER
+        is_running=is_running,
+        text=_text(state, is_running, is_own, requested, silent_seconds),
+        done=_fraction(state, is_running),
+        start_text=(
+            DONE
             if over
             else "Resume"
-            if resumes
-            else missing or ("Start anew" if anew else "Start")
+            if can_resume
+            else missing or ("Start anew" if can_restart else "Start")
         ),
-        start_does="over" if over else "resume" if resumes else "anew" if anew else "start",
-        can_start=not works and not over and (resumes or missing is None),
-        pause_says="Go on" if paused else "Pause",
-        pause_does="go" if paused else "pause",
-        can_pause=works and asked == "" and bool(known.about),
-        stop_says="Stopping…" if asked == "stop" else "Stop",
-        can_stop=works and asked != "stop",
-        can_use=usable,
-        uncopied=uncopied,
-        can_open=not (works and mine),
+        start_action="over" if over else "resume" if can_resume else "anew" if can_restart else "start",
+        can_start=not is_running and not over and (can_resume or missing is None),
+        pause_text="Go on" if paused else "Pause",
+        pause_action="go" if paused else "pause",
+        can_pause=is_running and requested == "" and bool(state.about),
+        stop_text="Stopping…" if requested == "stop" else "Stop",
+        can_stop=is_running and requested != "stop",
+        can_use=has_weights,
+        no_command=no_command,
+        can_open=not (is_running and is_own),
     )
 
 
-def figures(known: RunState) -> list[str]:
+def figures(state: RunState) -> list[str]:
     """``1.2 s a step``, ``needs 3.1 of 12.4 GB``, ``best Dice 0.712 at step 300``: what is
     known.
     """
     found = []
-    seconds, memory, best = known.seconds_a_step, known.about.get("memory"), known.best
+    seconds, memory, best = state.seconds_per_step, state.about.get("memory"), state.best
     if seconds is not None:
         found.append(f"{seconds:.2g} s a step" if seconds < 10 else f"{seconds:.0f} s a step")
     if memory:
         found.append(_memory(memory))
-    if precision := known.about.get("bfloat16"):
+    if precision := state.about.get("bfloat16"):
         found.append(f"{'bfloat16' if precision['used'] else 'float32'} ({precision['why']})")
     if best is not None:
         found.append(
@@ -204,59 +204,59 @@ def length(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _text(known: RunState, works: bool, mine: bool, asked: str, silent: float) -> str:
+def _text(state: RunState, is_running: bool, is_own: bool, requested: str, silent_seconds: float) -> str:
     lines = []
-    if works and asked:
-        lines.append(ASKED[asked])
-    elif works and known.paused:
-        lines.append(f"Paused at step {known.step} of {known.steps}.")
-    elif works and known.phase and known.phase["phase"] != "training":
-        phase = known.phase
+    if is_running and requested:
+        lines.append(REQUEST_TEXTS[requested])
+    elif is_running and state.paused:
+        lines.append(f"Paused at step {state.step} of {state.steps}.")
+    elif is_running and state.phase and state.phase["phase"] != "training":
+        phase = state.phase
         said, what = (
             PHASES.get(phase["phase"], phase["phase"]),
             f": {phase['text']}" if phase["text"] else "",
         )
         lines.append(f"{said}{what} ({100 * phase['done']:.0f} %)")
-    elif works and not known.step:
+    elif is_running and not state.step:
         lines.append("Starting…")
-    elif works:
-        left = "" if known.left_seconds is None else f", about {length(known.left_seconds)} left"
-        lines.append(f"Step {known.step} of {known.steps}{left}.")
-    elif known.end:
+    elif is_running:
+        left = "" if state.left_seconds is None else f", about {length(state.left_seconds)} left"
+        lines.append(f"Step {state.step} of {state.steps}{left}.")
+    elif state.end:
         lines.append(
-            ENDS.get(known.end["reason"], "The run ended after step {step}.").format(
-                step=known.step
+            ENDS.get(state.end["reason"], "The run ended after step {step}.").format(
+                step=state.step
             )
         )
-    elif known.about or known.step:
-        lines.append(f"Step {known.step} of {known.steps}; nobody works on this run now.")
-    if known.error and not works:
-        lines.append(known.error)
-    if works and not mine:
+    elif state.about or state.step:
+        lines.append(f"Step {state.step} of {state.steps}; nobody works on this run now.")
+    if state.error and not is_running:
+        lines.append(state.error)
+    if is_running and not is_own:
         lines.append("Another process works on it.")
-    told = figures(known)
-    if told:
-        text = "; ".join(told)
+    read_run_header = figures(state)
+    if read_run_header:
+        text = "; ".join(read_run_header)
         lines.append(f"{text[0].upper()}{text[1:]}.")
-    if silent > LONG and works and not known.paused:
-        lines.append(f"No word for {length(silent)}.")
-    if known.skipped:
+    if silent_seconds > SILENCE and is_running and not state.paused:
+        lines.append(f"No word for {length(silent_seconds)}.")
+    if state.skipped:
         lines.append(
-            f"{len(known.skipped)} pairs could not be read (skipped.csv); the last:"
-            f" {known.skipped[-1][1]}"
+            f"{len(state.skipped)} pairs could not be read (skipped.csv); the last:"
+            f" {state.skipped[-1][1]}"
         )
-    if known.garbled:
-        lines.append(f"{len(known.garbled)} events could not be understood.")
+    if state.garbled:
+        lines.append(f"{len(state.garbled)} events could not be understood.")
     return "\n".join(lines)
 
 
-def _done(known: RunState, works: bool) -> float | None:
-    if not works:
+def _fraction(state: RunState, is_running: bool) -> float | None:
+    if not is_running:
         return None
-    phase = known.phase
+    phase = state.phase
     if phase and phase["phase"] != "training":
         return float(phase["done"])
-    return known.step / known.steps if known.step and known.steps else -1.0
+    return state.step / state.steps if state.step and state.steps else -1.0
 
 
 def _memory(memory: Mapping[str, Any]) -> str:
@@ -266,7 +266,7 @@ def _memory(memory: Mapping[str, Any]) -> str:
     return f"needs {need / 1e9:.1f} GB" + ("" if free is None else f" of {free / 1e9:.1f} GB free")
 
 
-FINENESS = 1000  # steps of the bar
+BAR_STEPS = 1000  # steps of the bar
 TIPS = {
     "folder": (
         "Where everything of the run goes: settings, figures, weights. A new or empty folder for a"
@@ -322,11 +322,11 @@ class RunBox(QWidget):
         self.choose.setText("Choose…")
         self.choose.setToolTip("Choose a folder for the run.")
         self.choose.clicked.connect(self._choose)
-        self.told, self.bar = QLabel(), QProgressBar()
-        self.told.setWordWrap(True)
-        self.told.setTextFormat(Qt.TextFormat.PlainText)
-        self.told.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.bar.setRange(0, FINENESS)
+        self.message, self.bar = QLabel(), QProgressBar()
+        self.message.setWordWrap(True)
+        self.message.setTextFormat(Qt.TextFormat.PlainText)
+        self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.bar.setRange(0, BAR_STEPS)
         self.bar.setTextVisible(False)
         self.bar.setMaximumHeight(8)
         self.bar.setToolTip("How far the run is.")
@@ -343,41 +343,41 @@ class RunBox(QWidget):
         self.copy.setText("Copy command")
         for name in ("stop", "open", "use", "copy"):
             getattr(self, name).setToolTip(f"<qt>{TIPS[name]}</qt>")
-        self.start.clicked.connect(lambda: self.pressed.emit(self._standing.start_does))
-        self.pause.clicked.connect(lambda: self.pressed.emit(self._standing.pause_does))
+        self.start.clicked.connect(lambda: self.pressed.emit(self._buttons.start_action))
+        self.pause.clicked.connect(lambda: self.pressed.emit(self._buttons.pause_action))
         for name in ("stop", "use", "copy"):
             getattr(self, name).clicked.connect(lambda _=False, name=name: self.pressed.emit(name))
         self.open.clicked.connect(self._open)
         self._lay_out()
-        self._standing = ButtonState()
-        self.show_button_state(self._standing)
+        self._buttons = ButtonState()
+        self.show_button_state(self._buttons)
 
     def show_button_state(self, button_state: ButtonState) -> None:
         """Say how far the run is, and what the buttons would do."""
-        self._standing = button_state
-        self.start.setText(button_state.start_says.replace("&", "&&"))
+        self._buttons = button_state
+        self.start.setText(button_state.start_text.replace("&", "&&"))
         self.start.setEnabled(button_state.can_start)
-        self.start.setVisible(not button_state.works)
-        self.start.setToolTip(f"<qt>{TIPS[button_state.start_does]}</qt>")
-        self.pause.setText(button_state.pause_says)
+        self.start.setVisible(not button_state.is_running)
+        self.start.setToolTip(f"<qt>{TIPS[button_state.start_action]}</qt>")
+        self.pause.setText(button_state.pause_text)
         self.pause.setEnabled(button_state.can_pause)
-        self.pause.setVisible(button_state.works)
-        self.pause.setToolTip(f"<qt>{TIPS[button_state.pause_does]}</qt>")
-        self.stop.setText(button_state.stop_says)
+        self.pause.setVisible(button_state.is_running)
+        self.pause.setToolTip(f"<qt>{TIPS[button_state.pause_action]}</qt>")
+        self.stop.setText(button_state.stop_text)
         self.stop.setEnabled(button_state.can_stop)
-        self.stop.setVisible(button_state.works)
+        self.stop.setVisible(button_state.is_running)
         self.use.setEnabled(button_state.can_use)
-        self.copy.setEnabled(not button_state.uncopied)
-        self.copy.setToolTip(f"<qt>{button_state.uncopied or TIPS['copy']}</qt>")
+        self.copy.setEnabled(not button_state.no_command)
+        self.copy.setToolTip(f"<qt>{button_state.no_command or TIPS['copy']}</qt>")
         self.open.setEnabled(button_state.can_open)
         for widget in (self.folder, self.choose):
             widget.setEnabled(button_state.can_open)
-        self.told.setText(button_state.text)
-        self.told.setVisible(bool(button_state.text))
+        self.message.setText(button_state.text)
+        self.message.setVisible(bool(button_state.text))
         self.bar.setVisible(button_state.done is not None)
         if button_state.done is not None:
-            self.bar.setRange(0, 0 if button_state.done < 0 else FINENESS)
-            self.bar.setValue(round(FINENESS * max(0.0, button_state.done)))
+            self.bar.setRange(0, 0 if button_state.done < 0 else BAR_STEPS)
+            self.bar.setValue(round(BAR_STEPS * max(0.0, button_state.done)))
 
     def _lay_out(self) -> None:
         caption = captioned("Run folder", TIPS["folder"])
@@ -392,7 +392,7 @@ class RunBox(QWidget):
         for n in range(6):
             grid.setColumnStretch(n, 1)
         grid.setSpacing(4)
-        arranged(QVBoxLayout(self), row, self.told, self.bar, grid)
+        arranged(QVBoxLayout(self), row, self.message, self.bar, grid)
 
     def _choose(self) -> None:
         path, _ = QFileDialog.getSaveFileName(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 TERMS = ("total", "similarity", "smoothness", "routing", "overlap")
-JUDGED = ("dice", "ncc", "folding_percent")
+MEASURES = ("dice", "ncc", "folding_percent")
 RECENT = 20  # steps whose time is told
 
 
@@ -86,7 +86,7 @@ class RunState:
     phase: dict[str, Any] = field(default_factory=dict)
     scans: list[dict[str, Any]] = field(default_factory=list)
     terms: dict[str, Track] = field(default_factory=lambda: {name: Track() for name in TERMS})
-    judged: dict[str, Track] = field(default_factory=lambda: {name: Track() for name in JUDGED})
+    validation: dict[str, Track] = field(default_factory=lambda: {name: Track() for name in MEASURES})
     shares: dict[str, Shares] = field(default_factory=dict)
     alarms: dict[str, Alarm] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -101,7 +101,7 @@ class RunState:
     left_seconds: float | None = None
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
-    def take(self, event: Mapping[str, Any]) -> None:
+    def apply(self, event: Mapping[str, Any]) -> None:
         """Learn from one event; one that cannot be understood is kept in `garbled` and changes
         nothing else.
         """
@@ -113,7 +113,7 @@ class RunState:
         except (KeyError, TypeError, ValueError) as error:
             self.garbled.append(f"{error}: {dict(event)}"[:500])
 
-    def take_steps(self, columns: Mapping[str, NDArray]) -> None:
+    def apply_steps(self, columns: Mapping[str, NDArray]) -> None:
         """Learn from many steps at once: an array (n,) for "step", "seconds" and each of
         `TERMS`.
         """
@@ -125,14 +125,14 @@ class RunState:
         self.step = int(columns["step"][-1])
         self.left_seconds = None
 
-    def start_anew(self) -> None:
+    def begin_process(self) -> None:
         """A process begins to work on it: what only that tells is not known yet."""
         self.end, self.error, self.about, self.phase, self.paused = {}, "", {}, {}, False
         self.scans, self.left_seconds = [], None
         self._seconds.clear()
 
     @property
-    def seconds_a_step(self) -> float | None:
+    def seconds_per_step(self) -> float | None:
         """Mean of the last steps."""
         return sum(self._seconds) / len(self._seconds) if self._seconds else None
 
@@ -140,41 +140,41 @@ class RunState:
     def best(self) -> Best | None:
         """By Dice where there are labels, else by correlation."""
         for name in ("dice", "ncc"):
-            steps, values = self.judged[name].points
+            steps, values = self.validation[name].points
             if len(values):
                 return Best(int(steps[values.argmax()]), name, float(values.max()))
         return None
 
-    def _take_begin(self, event: Mapping[str, Any]) -> None:
+    def _on_begin(self, event: Mapping[str, Any]) -> None:
         resumed = int(event.get("resumed_at") or 0)
-        self._take_about(event)
+        self._on_about(event)
         self.paused, self.error, self.end, self.phase = False, "", {}, {}
         self._cut(resumed)
 
-    def _take_about(self, event: Mapping[str, Any]) -> None:
+    def _on_about(self, event: Mapping[str, Any]) -> None:
         """What run.json tells of a run that others began."""
         self.about, self.steps = dict(event), int(event["steps"])
 
     def _cut(self, step: int) -> None:
-        for track in (*self.terms.values(), *self.judged.values()):
+        for track in (*self.terms.values(), *self.validation.values()):
             track.cut(step)
         for shares in self.shares.values():
             shares.cut(step)
         self.alarms = {place: alarm for place, alarm in self.alarms.items() if alarm.step <= step}
         self.step = step
 
-    def _take_phase(self, event: Mapping[str, Any]) -> None:
+    def _on_phase(self, event: Mapping[str, Any]) -> None:
         self.phase = {
             "phase": str(event["phase"]),
             "done": float(event["done"]),
             "text": str(event.get("text") or ""),
         }
 
-    def _take_scan(self, event: Mapping[str, Any]) -> None:
+    def _on_scan(self, event: Mapping[str, Any]) -> None:
         row = {key: value for key, value in event.items() if key not in ("event", "time")}
         self.scans = [scan for scan in self.scans if scan["name"] != row["name"]] + [row]
 
-    def _take_step(self, event: Mapping[str, Any]) -> None:
+    def _on_step(self, event: Mapping[str, Any]) -> None:
         step, steps, seconds, left = (
             event.get(name) for name in ("step", "steps", "seconds", "left_seconds")
         )
@@ -191,7 +191,7 @@ class RunState:
         )
         self._seconds.append(seconds)
 
-    def _take_load(self, event: Mapping[str, Any]) -> None:
+    def _on_load(self, event: Mapping[str, Any]) -> None:
         step = int(event["step"])
         for place, shares in event["shares"].items():
             self.shares.setdefault(place, Shares()).add(step, shares)
@@ -205,31 +205,31 @@ class RunState:
             if place not in now and alarm.over is None:
                 alarm.over = step
 
-    def _take_validation(self, event: Mapping[str, Any]) -> None:
-        values = {name: _number(event.get(name)) for name in JUDGED}
+    def _on_validation(self, event: Mapping[str, Any]) -> None:
+        values = {name: _number(event.get(name)) for name in MEASURES}
         for name, value in values.items():
-            self.judged[name].add(int(event["step"]), value)
+            self.validation[name].add(int(event["step"]), value)
 
-    def _take_preview(self, event: Mapping[str, Any]) -> None:
+    def _on_preview(self, event: Mapping[str, Any]) -> None:
         self.preview = {"step": int(event["step"]), "folder": str(event["folder"])}
 
-    def _take_saved(self, event: Mapping[str, Any]) -> None:
+    def _on_saved(self, event: Mapping[str, Any]) -> None:
         self.saved[str(event["what"])] = int(event["step"])
 
-    def _take_skipped(self, event: Mapping[str, Any]) -> None:
+    def _on_skipped(self, event: Mapping[str, Any]) -> None:
         pair = event["pair"] if "pair" in event else f"{event['moving']} and {event['fixed']}"
         self.skipped.append((str(pair), str(event["why"])))
 
-    def _take_paused(self, event: Mapping[str, Any]) -> None:
+    def _on_paused(self, event: Mapping[str, Any]) -> None:
         self.paused = True
 
-    def _take_resumed(self, event: Mapping[str, Any]) -> None:
+    def _on_resumed(self, event: Mapping[str, Any]) -> None:
         self.paused = False
 
-    def _take_error(self, event: Mapping[str, Any]) -> None:
+    def _on_error(self, event: Mapping[str, Any]) -> None:
         self.error = str(event["text"])
 
-    def _take_end(self, event: Mapping[str, Any]) -> None:
+    def _on_end(self, event: Mapping[str, Any]) -> None:
         self.end, self.paused = (
             {"reason": str(event["reason"]), "weights": event.get("weights")},
             False,
@@ -248,7 +248,7 @@ Event = dict[str, Any]
 
 
 @dataclass
-class News:
+class RunUpdate:
     """What was new in a run's folder: steps as columns, the rest as events, in this order to be
     taken.
     """
@@ -257,14 +257,14 @@ class News:
     steps: dict[str, NDArray] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
-    def tell(self, known: RunState) -> None:
+    def notify(self, state: RunState) -> None:
         """Have it be known."""
         if self.about:
-            known.take(self.about)
+            state.apply(self.about)
         if self.steps:
-            known.take_steps(self.steps)
+            state.apply_steps(self.steps)
         for event in self.events:
-            known.take(event)
+            state.apply(event)
 
 
 class RunFiles:
@@ -285,7 +285,7 @@ class RunFiles:
         self._watch: RoutingWatch | None = None
         self._scans = 0.0
 
-    def read(self) -> News:
+    def read(self) -> RunUpdate:
         """What is new.
 
         Raises
@@ -293,32 +293,32 @@ class RunFiles:
         InputError
             If it is no folder of a run.
         """
-        news = News()
+        update = RunUpdate()
         about = tuple(_changed(self.folder / name) for name in ("run.json", "split.json"))
         if about != self._about:
-            self._about, news.about = about, told(self.folder)
-            self._watch = _watch(news.about)
-        with _named(self.folder / "metrics.csv"):
-            news.steps = _columns(self._tables["metrics"].rows())
-        with _named(self.folder / "checkup.csv"):
-            news.events += (
+            self._about, update.about = about, read_run_header(self.folder)
+            self._watch = _watch(update.about)
+        with _explain_errors(self.folder / "metrics.csv"):
+            update.steps = _columns(self._tables["metrics"].rows())
+        with _explain_errors(self.folder / "checkup.csv"):
+            update.events += (
                 _scans(self.folder) if self._scans != _changed(self.folder / "checkup.csv") else []
             )
         self._scans = _changed(self.folder / "checkup.csv")
-        with _named(self.folder / "loads.csv"):
-            news.events += _loads(self._tables["loads"], self._watch)
-        news.events += [_event("validation", row) for row in self._tables["validation"].rows()]
-        news.events += [_event("skipped", row) for row in self._tables["skipped"].rows()]
+        with _explain_errors(self.folder / "loads.csv"):
+            update.events += _loads(self._tables["loads"], self._watch)
+        update.events += [_event("validation", row) for row in self._tables["validation"].rows()]
+        update.events += [_event("skipped", row) for row in self._tables["skipped"].rows()]
         preview = _json(self.folder / "preview" / "preview.json")
         if "step" in preview:
-            news.events.append(
+            update.events.append(
                 {
                     "event": "preview",
                     "step": preview["step"],
                     "folder": str(self.folder / "preview"),
                 }
             )
-        return news
+        return update
 
 
 class Tail:
@@ -329,7 +329,7 @@ class Tail:
 
     def rows(self) -> list[dict[str, str]]:
         """The new rows by column; a last line that is not whole is left for the next time."""
-        with _named(self._path):
+        with _explain_errors(self._path):
             found = list(csv.reader(io.StringIO(self._text(), newline="")))
         return [dict(zip(self._head, row, strict=False)) for row in self._without_head(found)]
 
@@ -368,7 +368,7 @@ class Tail:
         return self._head
 
 
-def told(folder: Path) -> Event:
+def message(folder: Path) -> Event:
     """What a run was begun with, as an event.
 
     Raises
@@ -403,7 +403,7 @@ def told(folder: Path) -> Event:
     }
 
 
-def parts_of(folder: Path) -> dict[str, str]:
+def read_split(folder: Path) -> dict[str, str]:
     """The part of each scan by its name: "train", "validation" or "test"; empty before a run has
     divided them.
     """
@@ -418,7 +418,7 @@ def parts_of(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _explain_errors(path: Path) -> Iterator[None]:
     """What is wrong with a table, with its name."""
     try:
         yield

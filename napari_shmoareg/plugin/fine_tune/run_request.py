@@ -15,8 +15,8 @@ from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
 from napari_shmoareg.plugin.fine_tune.open_layers import IMAGES, LABELS, SUBJECT, write_layers
-from napari_shmoareg.plugin.fine_tune.process import Order
-from napari_shmoareg.plugin.fine_tune.run_box import FREE, RunBox, RunFolderState, look
+from napari_shmoareg.plugin.fine_tune.process import RunRequest
+from napari_shmoareg.plugin.fine_tune.run_box import CHANGEABLE, RunBox, RunFolderState, inspect_folder
 
 WEIGHTS = ("best.safetensors", "last.safetensors")
 NO_FOLDER = "Name a run folder"
@@ -26,7 +26,7 @@ UNWRITTEN = (
 )
 
 
-class Ordering(QObject):
+class RequestBuilder(QObject):
     """Gathers what a run needs; writes open layers first.
 
     Parameters
@@ -49,12 +49,12 @@ class Ordering(QObject):
         super().__init__(parent)
         self._data, self._form, self._run = data, form, run
         self._writing = Task(parent, "writing open layers for a run")
-        self._waits: Order | None = None
+        self._pending: RunRequest | None = None
         # the run whose settings the form shows
         self._loaded: tuple[Path | None, dict[str, Any]] | None = None
         self._writing.finished.connect(self._written)
         self._writing.failed.connect(self.failed)
-        data.asks = lambda: (self._values(), form.chosen.weights, form.chosen.preset)
+        data.get_settings = lambda: (self._values(), form.chosen.weights, form.chosen.preset)
 
     @property
     def folder(self) -> Path | None:
@@ -63,32 +63,32 @@ class Ordering(QObject):
         return typed_path(text).absolute() if text else None
 
     @property
-    def resumes(self) -> bool:
+    def can_resume(self) -> bool:
         """Whether the folder holds a run that can go on."""
-        return self.lying.holds and not self.anew
+        return self.folder_state.has_run and not self.can_restart
 
     @property
-    def anew(self) -> bool:
+    def can_restart(self) -> bool:
         """Whether the folder holds a run that saved nothing, in whose place the form's can
         begin.
         """
-        return self.lying.blank and self.missing is None
+        return self.folder_state.is_empty and self.missing is None
 
     @property
-    def lying(self) -> RunFolderState:
+    def folder_state(self) -> RunFolderState:
         """What lies in the folder."""
-        return look(self.folder)
+        return inspect_folder(self.folder)
 
     @property
-    def beside(self) -> Path | None:
+    def data_folder(self) -> Path | None:
         """Where open layers are written."""
         return None if self.folder is None else self.folder.with_name(f"{self.folder.name}-data")
 
     @property
-    def uncopied(self) -> str:
+    def no_command(self) -> str:
         """Why there is no command yet that does the same in a terminal; empty if there is one."""
-        layers = self._data.dataset.from_layers and not self.lying.holds
-        return UNWRITTEN if layers and (self.beside is None or not self.beside.is_dir()) else ""
+        layers = self._data.dataset.from_layers and not self.folder_state.has_run
+        return UNWRITTEN if layers and (self.data_folder is None or not self.data_folder.is_dir()) else ""
 
     @property
     def weights(self) -> Path | None:
@@ -116,7 +116,7 @@ class Ordering(QObject):
         field = self._form.fields["steps"]
         return 0 if field.error else int(field.value)
 
-    def wanted(self) -> Order:
+    def request(self) -> RunRequest:
         """What the panel says now.
 
         Raises
@@ -127,25 +127,25 @@ class Ordering(QObject):
         if self.folder is None:
             raise InputError(f"{NO_FOLDER}: a new one, where everything of the run goes.")
         user_path(self._run.folder.text().strip())
-        if self.resumes:
-            return Order(str(self.folder), device=self._form.chosen.device, settings=self._free())
+        if self.can_resume:
+            return RunRequest(str(self.folder), device=self._form.chosen.device, settings=self._free())
         if self.missing is not None:
             raise InputError(f"{self.missing}, then there is something to run.")
         chosen, dataset = self._form.chosen, self._data.dataset
-        path, finding = str(user_path(dataset.path.text().strip()).absolute()), dataset.finding
+        path, file_options = str(user_path(dataset.path.text().strip()).absolute()), dataset.file_options
         if dataset.from_layers:
-            path, finding = (
-                str(self.beside),
+            path, file_options = (
+                str(self.data_folder),
                 {"images": f"{IMAGES}/*.nii.gz", "subject": SUBJECT, "kind": "folder"},
             )
             if any(each.labels is not None for each in dataset.layers.picked):
-                finding["labels"] = f"{LABELS}/*.nii.gz"
+                file_options["labels"] = f"{LABELS}/*.nii.gz"
         preset = chosen.preset or ""
-        return Order(
-            str(self.folder), path, finding, chosen.weights, chosen.device, chosen.settings, preset
+        return RunRequest(
+            str(self.folder), path, file_options, chosen.weights, chosen.device, chosen.settings, preset
         )
 
-    def written(self) -> str:
+    def command_line(self) -> str:
         """The command as a person types it.
 
         Raises
@@ -153,56 +153,56 @@ class Ordering(QObject):
         InputError
             If a setting is refused, or something is missing.
         """
-        if self.folder is not None and self.lying.holds:
-            return Order(
+        if self.folder is not None and self.folder_state.has_run:
+            return RunRequest(
                 str(self.folder), device=self._form.chosen.device, settings=self._free()
-            ).written("--resume")
-        return self.wanted().written()
+            ).command_line("--resume")
+        return self.request().command_line()
 
-    def settle(self, *, works: bool) -> None:
+    def sync_form(self, *, is_running: bool) -> None:
         """Have the form show the settings of the folder's run, and ask only for those that may be
         given anew.
         """
-        lying = self.lying
-        if not lying.holds:
+        folder_state = self.folder_state
+        if not folder_state.has_run:
             self._loaded = None
-        elif self._loaded != (self.folder, lying.settings):
-            self._loaded = self.folder, lying.settings
-            self._form.show_values(lying.settings)
-        self._form.set_free(FREE if lying.holds and (works or not lying.blank) else None)
+        elif self._loaded != (self.folder, folder_state.settings):
+            self._loaded = self.folder, folder_state.settings
+            self._form.show_values(folder_state.settings)
+        self._form.restrict_to(CHANGEABLE if folder_state.has_run and (is_running or not folder_state.is_empty) else None)
 
-    def order(self, *, resume: bool) -> None:
+    def prepare(self, *, resume: bool) -> None:
         """Get a run ready; `ready` or `failed` follows."""
-        if resume != self.resumes:  # the folder changed since the button was drawn
+        if resume != self.can_resume:  # the folder changed since the button was drawn
             self._run.changed.emit()
             return
         try:
-            order = self.wanted()
-            if self.anew:
+            request = self.request()
+            if self.can_restart:
                 from napari_shmoareg.training.run import clear_blank
 
-                clear_blank(Path(order.out))
+                clear_blank(Path(request.out))
         except InputError as error:
             self.failed.emit(in_words_of_the_form(error))
             return
         if resume:
-            self.ready.emit(order.command("--resume"), Path(order.out))
+            self.ready.emit(request.command("--resume"), Path(request.out))
         elif self._data.dataset.from_layers:
-            picked, folder = self._data.dataset.layers.picked, Path(order.dataset)
-            self._waits = order
+            picked, folder = self._data.dataset.layers.picked, Path(request.dataset)
+            self._pending = request
             self._writing.start(lambda _: write_layers(picked, folder))
             self._run.changed.emit()
         else:
-            self.ready.emit(order.command(), Path(order.out))
+            self.ready.emit(request.command(), Path(request.out))
 
     def cancel(self) -> None:
         """Start nothing once the layers are written."""
         self._writing.drop()
 
     def _written(self) -> None:
-        order, self._waits = self._waits, None
-        if order is not None:
-            self.ready.emit(order.command(), Path(order.out))
+        request, self._pending = self._pending, None
+        if request is not None:
+            self.ready.emit(request.command(), Path(request.out))
 
     def _free(self) -> dict[str, object]:
         """What is given anew to the run that goes on: nothing before the form showed its
@@ -210,7 +210,7 @@ class Ordering(QObject):
         """
         if self._loaded is None or self._loaded[0] != self.folder:
             return {}
-        before, now = self._loaded[1], self._values(FREE)
+        before, now = self._loaded[1], self._values(CHANGEABLE)
         return {
             name: value for name, value in now.items() if name in before and value != before[name]
         }

@@ -26,7 +26,7 @@ from napari_shmoareg.plugin.placement import (
     tag,
     to_viewer,
 )
-from napari_shmoareg.plugin.scenes import layer_in_role
+from napari_shmoareg.plugin.registrations import layer_in_role
 from napari_shmoareg.plugin.showing import layer_of
 from napari_shmoareg.plugin.viewer_state import ViewerState
 
@@ -62,16 +62,18 @@ class Distances:
     after: NDArray[np.float64]
 
 
-def measure(fixed: ArrayLike, moving: ArrayLike, scene: Registration | None) -> Distances:
+def measure(fixed: ArrayLike, moving: ArrayLike, registration: Registration | None) -> Distances:
     """Distances of pairs of points, both (n, 3), mm RAS."""
     x, y = np.reshape(fixed, (-1, 3)).astype(float), np.reshape(moving, (-1, 3)).astype(float)
     before = np.linalg.norm(x - y, axis=1)
-    if scene is None or not len(x):
+    if registration is None or not len(x):
         unknown = np.full(len(x), np.nan)
         return Distances(before, unknown, unknown)
     from napari_shmoareg.geometry import Transform
 
-    return Distances(before, Transform(scene.affine).distance(x, y), scene.transform.distance(x, y))
+    return Distances(
+        before, Transform(registration.affine).distance(x, y), registration.transform.distance(x, y)
+    )
 
 
 def landmark_layer(viewer: Viewer, side: str) -> Points | None:
@@ -232,17 +234,19 @@ class Adding:
     viewer : Viewer
     number : int or None
         Of the registration that is looked at, if there is one.
-    scene : Registration or None
+    registration : Registration or None
     """
 
-    def __init__(self, viewer: Viewer, number: int | None, scene: Registration | None) -> None:
+    def __init__(
+        self, viewer: Viewer, number: int | None, registration: Registration | None
+    ) -> None:
         self._viewer = weakref.ref(viewer)
-        images = {side: _image(viewer, number, scene, side) for side in ("fixed", "moving")}
+        images = {side: _image(viewer, number, registration, side) for side in ("fixed", "moving")}
         for side, image in images.items():
-            if image is None and scene is not None:
+            if image is None and registration is not None:
                 raise InputError(
-                    f"The {side} image of #{number} ({getattr(scene.pair, side).name}) is not open."
-                    " Open it, or choose another registration above."
+                    f"The {side} image of #{number} ({getattr(registration.pair, side).name}) is"
+                    " not open. Open it, or choose another registration above."
                 )
             if image is None:
                 raise InputError(
@@ -252,7 +256,7 @@ class Adding:
         self._images = {
             side: weakref.ref(image) for side, image in images.items() if image is not None
         }
-        self._affine = None if scene is None else scene.affine
+        self._affine = None if registration is None else registration.affine
         self._layers = add_landmark_layers(viewer)
         self._looks = ViewerState(viewer)
         self.side = ""
@@ -306,12 +310,12 @@ class Adding:
 
 
 def _image(
-    viewer: Viewer, number: int | None, scene: Registration | None, side: str
+    viewer: Viewer, number: int | None, registration: Registration | None, side: str
 ) -> Layer | None:
     """The layer that shows the fixed or the moving image."""
-    if scene is None or number is None:
+    if registration is None or number is None:
         return layer_in_role(viewer, side)
-    return layer_of(viewer, scene, number, side)
+    return layer_of(viewer, registration, number, side)
 
 
 class AddButton(QPushButton):
@@ -346,7 +350,7 @@ class AddButton(QPushButton):
             self.stop()
             return
         try:
-            self._adding = Adding(viewer, self._picker.number, self._picker.scene)
+            self._adding = Adding(viewer, self._picker.number, self._picker.registration)
         except InputError as error:
             show_error(str(error))
         self._say()

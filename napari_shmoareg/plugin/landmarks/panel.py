@@ -41,7 +41,7 @@ from napari_shmoareg.plugin.landmarks.layers import (
 )
 from napari_shmoareg.plugin.opening import Panel
 from napari_shmoareg.plugin.placement import centre_on, points_of
-from napari_shmoareg.plugin.scenes import itself
+from napari_shmoareg.plugin.registrations import unwrap
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -302,7 +302,7 @@ class LandmarksPanel(Panel):
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
         self.setMinimumWidth(WIDTH)
-        viewer = itself(napari_viewer)
+        viewer = unwrap(napari_viewer)
         self._viewer = weakref.ref(viewer)
         self._watched: weakref.WeakSet[Points] = weakref.WeakSet()
         self._closed = self._dropping = False
@@ -378,7 +378,7 @@ class LandmarksPanel(Panel):
         counts = {side: len(found) for side, found in points.items()}
         whole = min(counts.values())
         self.table.show_distances(
-            measure(points["fixed"][:whole], points["moving"][:whole], self.picker.scene)
+            measure(points["fixed"][:whole], points["moving"][:whole], self.picker.registration)
         )
         self.invitation.setVisible(not any(counts.values()) and not self.add.adding)
         more = max(counts, key=lambda side: counts[side])

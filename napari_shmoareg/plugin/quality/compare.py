@@ -23,7 +23,7 @@ from napari_shmoareg.plugin.quality.composites import (
     Prepared,
     prepare,
 )
-from napari_shmoareg.plugin.scenes import scenes
+from napari_shmoareg.plugin.registrations import open_registrations
 from napari_shmoareg.plugin.showing import layer_of
 from napari_shmoareg.plugin.viewer_state import ViewerState
 
@@ -102,12 +102,14 @@ class Comparer(QObject):
         if self._wanted is None or self.busy or viewer is None:
             return
         number, mode, stage = self._wanted
-        scene = scenes(viewer)[number]
+        registration = open_registrations(viewer)[number]
         present = {
-            name for name in ("fixed", "after") if layer_of(viewer, scene, number, name) is not None
+            name
+            for name in ("fixed", "after")
+            if layer_of(viewer, registration, number, name) is not None
         }
-        kept = self._kept.setdefault(scene, {})
-        self._task.start(lambda _: prepare(scene, number, mode, stage, present, kept))
+        kept = self._kept.setdefault(registration, {})
+        self._task.start(lambda _: prepare(registration, number, mode, stage, present, kept))
         self.working.emit(True)
 
     def _prepared(self, made: Prepared) -> None:
@@ -116,12 +118,12 @@ class Comparer(QObject):
         viewer = self._viewer()
         if viewer is None or self._wanted is None:
             return
-        if self._wanted[0] not in scenes(viewer):
+        if self._wanted[0] not in open_registrations(viewer):
             self.leave()
             self.left.emit()
-        elif (made.number, made.mode, made.stage) != self._wanted or scenes(viewer)[
+        elif (made.number, made.mode, made.stage) != self._wanted or open_registrations(viewer)[
             made.number
-        ] is not made.scene:
+        ] is not made.registration:
             self._prepare()
         else:
             self._show(viewer, made)
@@ -200,7 +202,10 @@ def _limits_by_hand(shown: Comparison | None, following: Prepared) -> tuple[floa
     """
     if not isinstance(shown, Computed) or shown.prepared.mode != following.mode:
         return None
-    if shown.prepared.scene is not following.scene or shown.layer not in shown.viewer.layers:
+    if (
+        shown.prepared.registration is not following.registration
+        or shown.layer not in shown.viewer.layers
+    ):
         return None
     low, high = shown.layer.contrast_limits
     return low, high

@@ -59,25 +59,25 @@ class Sides:
     origin: tuple[float, float, float]
 
 
-def moving_at(scene: Registration, stage: str) -> Volume:
+def moving_at(registration: Registration, stage: str) -> Volume:
     """The moving image on the fixed grid: as filed ("before"), after the affine, or warped
     ("after").
 
     Interpolates the whole image, which takes seconds; "after" is there already.
     """
     if stage == "after":
-        return scene.warped
+        return registration.warped
     from napari_shmoareg.geometry import Transform, warp_volume
 
-    matrix = np.eye(4) if stage == "before" else scene.affine
-    return warp_volume(scene.pair.moving, scene.pair.fixed.grid, Transform(matrix))
+    matrix = np.eye(4) if stage == "before" else registration.affine
+    return warp_volume(registration.pair.moving, registration.pair.fixed.grid, Transform(matrix))
 
 
-def sides(scene: Registration, other: Volume) -> Sides:
+def sides(registration: Registration, other: Volume) -> Sides:
     """The fixed image, and the moving one as `moving_at` gives it, ready to be compared."""
     from napari_shmoareg.registration.intensity import Intensity
 
-    pair = scene.pair
+    pair = registration.pair
     placed = place(pair.fixed)
     fixed = Intensity.of(pair.fixed).scale(np.ascontiguousarray(placed.data))
     moved = Intensity.of(pair.moving).scale(np.ascontiguousarray(place(other).data))
@@ -173,7 +173,7 @@ class Prepared:
 
     Attributes
     ----------
-    scene : Registration
+    registration : Registration
     number : int
         Of the registration in its viewer.
     mode : str
@@ -186,7 +186,7 @@ class Prepared:
         Layers that the viewer does not have: "fixed", "before", "affine", "after".
     """
 
-    scene: Registration
+    registration: Registration
     number: int
     mode: str
     stage: str
@@ -195,7 +195,7 @@ class Prepared:
 
 
 def prepare(
-    scene: Registration,
+    registration: Registration,
     number: int,
     mode: str,
     stage: str,
@@ -206,7 +206,7 @@ def prepare(
 
     Parameters
     ----------
-    scene : Registration
+    registration : Registration
     number : int
     mode, stage : str
         As in `Prepared`.
@@ -220,25 +220,29 @@ def prepare(
         {stage, "after", "before" if stage == "after" else stage} if mode == BESIDE else {stage}
     )
     for name in sorted(wanted - kept.keys() - {"after"}):
-        kept[name] = moving_at(scene, name)
-    volumes = {name: scene.warped if name == "after" else kept[name] for name in sorted(wanted)}
+        kept[name] = moving_at(registration, name)
+    volumes = {
+        name: registration.warped if name == "after" else kept[name] for name in sorted(wanted)
+    }
     if mode in COMPUTED:
-        return Prepared(scene, number, mode, stage, sides(scene, volumes[stage]))
+        return Prepared(registration, number, mode, stage, sides(registration, volumes[stage]))
     extra = {}
-    windows = _windows(scene)
-    for name, volume in {"fixed": scene.pair.fixed, **volumes}.items():
+    windows = _windows(registration)
+    for name, volume in {"fixed": registration.pair.fixed, **volumes}.items():
         if name not in present:
-            data, options = layer_options(volume, scene=scene, number=number, role="comparison")
+            data, options = layer_options(
+                volume, registration=registration, number=number, role="comparison"
+            )
             options["contrast_limits"] = windows["fixed" if name == "fixed" else "moving"]
             extra[name] = data, options | {"name": f"#{number} {WORDS.get(name, name)}"}
-    return Prepared(scene, number, mode, stage, None, extra)
+    return Prepared(registration, number, mode, stage, None, extra)
 
 
-def _windows(scene: Registration) -> dict[str, tuple[float, float]]:
+def _windows(registration: Registration) -> dict[str, tuple[float, float]]:
     """Dark and bright, where no layer says what to show."""
     from napari_shmoareg.plugin.layers import contrast
 
-    fixed, moving = contrast(scene.pair.fixed, scene.pair.moving)
+    fixed, moving = contrast(registration.pair.fixed, registration.pair.moving)
     return {"fixed": fixed, "moving": moving}
 
 
@@ -263,7 +267,7 @@ class Comparison:
 
         self._viewer, self.prepared, self.amount = weakref.ref(viewer), prepared, amount
         self.images = {
-            name: layer_of(viewer, prepared.scene, prepared.number, name)
+            name: layer_of(viewer, prepared.registration, prepared.number, name)
             for name in ("fixed", "after")
         }
         fixed = self.images["fixed"]
@@ -420,7 +424,7 @@ class Computed(Comparison):
             colormap="inferno" if made.mode == "difference" else "gray",
             metadata={
                 KEY: {
-                    "scene": made.scene,
+                    "registration": made.registration,
                     "number": made.number,
                     "role": "comparison",
                     "stage": made.stage,
@@ -526,7 +530,7 @@ class Computed(Comparison):
         fixed = self.images["fixed"]
         if fixed is None:
             return 0.0, 1.0
-        low, high = Intensity.of(self.prepared.scene.pair.fixed).scale(
+        low, high = Intensity.of(self.prepared.registration.pair.fixed).scale(
             np.array(fixed.contrast_limits)
         )
         return (float(low), float(high)) if high > low else (0.0, 1.0)

@@ -43,7 +43,7 @@ from napari_shmoareg.plugin.controls.tables import (
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.opening import Panel
 from napari_shmoareg.plugin.quality.compare_box import AS_THEY_ARE, CompareBox
-from napari_shmoareg.plugin.scenes import itself
+from napari_shmoareg.plugin.registrations import unwrap
 from napari_shmoareg.plugin.viewer import look_like_caution
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SaveBox(QWidget):
 
     def __init__(self, window: QObject | None = None) -> None:
         super().__init__()
-        self._scene: Callable[[], Registration | None] = lambda: None
+        self._registration: Callable[[], Registration | None] = lambda: None
         self._lies: Path | None = None  # of what is saved, or being saved
         self.button = QPushButton("Save all…")
         self.button.setToolTip(TIP)
@@ -93,17 +93,17 @@ class SaveBox(QWidget):
         self.task.finished.connect(self._saved)
         self.task.failed.connect(lambda _: self._end("It could not be saved. Nothing was written."))
         self.task.cancelled.connect(lambda: self._end("Stopped. Nothing was written."))
-        self.show_scene(lambda: None)
+        self.show_registration(lambda: None)
 
     @property
     def busy(self) -> bool:
         """Whether a folder is being written."""
         return self.task.busy
 
-    def show_scene(self, scene: Callable[[], Registration | None]) -> None:
+    def show_registration(self, registration: Callable[[], Registration | None]) -> None:
         """Offer to save a registration, given as what finds it, so that nothing is held here."""
-        self._scene = scene
-        found = scene()
+        self._registration = registration
+        found = registration()
         if not self.busy:
             self._lies = None if found is None else found.folder
             self._show("" if self._lies is None else f"It lies already in {self._lies}.")
@@ -112,16 +112,16 @@ class SaveBox(QWidget):
         """Write everything into a folder that does not exist or is empty; the window goes on
         meanwhile.
         """
-        scene = self._scene()
-        if scene is None or self.busy:
+        registration = self._registration()
+        if registration is None or self.busy:
             return
-        if scene.folder is not None:
+        if registration.folder is not None:
             show_info(
-                f"This registration was read from {scene.folder}, where everything lies already."
+                f"This registration was read from {registration.folder}, where everything is saved."
             )
             return
         path = typed_path(str(folder))
-        self.task.start(lambda report: _save(scene, path, report))
+        self.task.start(lambda report: _save(registration, path, report))
         self._end("")
 
     def cancel(self) -> None:
@@ -134,10 +134,10 @@ class SaveBox(QWidget):
         if self.busy:
             self.cancel()
             return
-        scene = self._scene()
+        registration = self._registration()
         chosen = QFileDialog.getExistingDirectory(self, "Save everything in")
-        if chosen and scene is not None:
-            self.save_all(place_in(Path(chosen), scene))
+        if chosen and registration is not None:
+            self.save_all(place_in(Path(chosen), registration))
 
     def _saved(self, folder: Path) -> None:
         self._end(f"Saved in {folder}.", folder)
@@ -152,25 +152,27 @@ class SaveBox(QWidget):
             self.text.setText(f"{text} …")
 
     def _show(self, text: str) -> None:
-        scene = self._scene()
+        registration = self._registration()
         self.text.setText(text)
         self.text.setVisible(bool(text) or self.busy)
         self.bar.setVisible(self.busy)
         self.bar.setValue(0)
         self.open.setVisible(self._lies is not None)
         self.button.setText(CANCEL if self.busy else "Save all…")
-        self.button.setEnabled(self.busy or (scene is not None and scene.folder is None))
+        self.button.setEnabled(
+            self.busy or (registration is not None and registration.folder is None)
+        )
 
 
-def _save(scene: Registration, folder: Path, report: Report) -> Path:
+def _save(registration: Registration, folder: Path, report: Report) -> Path:
     """Write a registration, whole or not at all; what is written cannot be cancelled any more."""
     from napari_shmoareg.io import write_registration
 
     write_registration(
-        scene,
+        registration,
         folder,
-        weights=scene.weights,
-        extra=scene.report.get("extra"),
+        weights=registration.weights,
+        extra=registration.report.get("extra"),
         progress=lambda title, done: report(title, done) if done < 1 else None,
     )
     return folder
@@ -180,11 +182,11 @@ def _say_saved(folder: Path) -> None:
     show_info(f"The registration is saved in {folder}.")
 
 
-def place_in(chosen: Path, scene: Registration) -> Path:
+def place_in(chosen: Path, registration: Registration) -> Path:
     """The chosen folder if it is empty, else a new one in it that is named after the pair."""
     if not any(chosen.iterdir()):
         return chosen
-    pair: Any = scene.pair
+    pair: Any = registration.pair
     name = re.sub(r"[^\w.-]+", "_", f"{pair.moving.name}_onto_{pair.fixed.name}")
     taken = {entry.name for entry in chosen.iterdir()}
     number = next(
@@ -289,7 +291,7 @@ class QualityPanel(Panel):
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
         self.setMinimumWidth(WIDTH)
-        viewer = itself(napari_viewer)
+        viewer = unwrap(napari_viewer)
         self.picker, self.compare_box = RegistrationPicker(viewer), CompareBox(viewer)
         self.table = QualityTable()
         self.saving = SaveBox(getattr(getattr(viewer, "window", None), "_qt_window", None))
@@ -336,13 +338,13 @@ class QualityPanel(Panel):
 
     def _pick(self) -> None:
         """Another registration is looked at."""
-        scene = self.picker.scene
-        self.invitation.setVisible(scene is None)
+        registration = self.picker.registration
+        self.invitation.setVisible(registration is None)
         for part in self._parts:
-            part.setVisible(scene is not None)
+            part.setVisible(registration is not None)
         self.compare_box.set_registration(self.picker.number)
-        self.table.show_report(None if scene is None else scene.report)
-        self.saving.show_scene(lambda: self.picker.scene)
+        self.table.show_report(None if registration is None else registration.report)
+        self.saving.show_registration(lambda: self.picker.registration)
 
 
 def _boxed(title: str, part: QWidget) -> QGroupBox:

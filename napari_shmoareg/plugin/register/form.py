@@ -22,7 +22,7 @@ from napari_shmoareg.plugin.controls.forms import (
     captioned,
     combo_of,
 )
-from napari_shmoareg.settings import RegistrationRequest, choices, described
+from napari_shmoareg.settings import RegistrationRequest, choices, help_texts
 
 AS_WEIGHTS, NATIVE = "as the weights say", "native"
 CUSTOM, VOXELS = "Custom", "voxels"
@@ -115,7 +115,7 @@ class SettingsForm(QWidget):
         form.setContentsMargins(0, 0, 0, 0)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow(captioned("Preset", PRESET_TIP), self.preset)
-        tips = described(cast(Any, RegistrationRequest))
+        tips = help_texts(cast(Any, RegistrationRequest))
         for name, text in LABELS.items():
             fields[name].setToolTip(_wrapped(tips[name]))
             form.addRow(captioned(text, tips[name]), fields[name])

@@ -19,8 +19,13 @@ from napari_shmoareg.geometry import Volume, VolumePair
 from napari_shmoareg.plugin.controls.errors import explain
 from napari_shmoareg.plugin.controls.tasks import Report, preload, single_shot
 from napari_shmoareg.plugin.placement import tag, volume_of
-from napari_shmoareg.plugin.scenes import layers_of_scene, next_number, renumbered, scenes
-from napari_shmoareg.registration.progress import Interrupted, interruptible, placed, registering
+from napari_shmoareg.plugin.registrations import (
+    layers_of_registration,
+    next_number,
+    open_registrations,
+    renumbered,
+)
+from napari_shmoareg.registration.progress import Interrupted, interruptible, overall_progress, registration_phases
 from napari_shmoareg.settings import RegistrationRequest
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ class RegistrationResult:
     Attributes
     ----------
     number : int
-    scene : Registration
+    registration : Registration
     layers : list of (data, options, type)
         Bottom first.
     notes : list of str
@@ -45,7 +50,7 @@ class RegistrationResult:
     """
 
     number: int
-    scene: Registration
+    registration: Registration
     layers: list[Any]
     notes: list[str] = field(default_factory=list)
 
@@ -66,7 +71,7 @@ class LayerRegistration:
         self, layers: Mapping[str, Layer], settings: RegistrationRequest, number: int
     ) -> None:
         self.number, self._layers, self._settings = number, dict(layers), settings
-        self._parts, self._longest, self._furthest = registering(settings.refine), 0, 0.0
+        self._parts, self._longest, self._furthest = registration_phases(settings.refine), 0, 0.0
 
     def __call__(self, report: Report) -> RegistrationResult:
         """Do it, in a thread of its own.
@@ -115,22 +120,22 @@ class LayerRegistration:
         self._tell("measuring", 0.4)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
         report = build_report(registration, quality, load, weights=weights)
-        scene = replace(registration, report=report, weights=Path(weights).stem)
+        registration = replace(registration, report=report, weights=Path(weights).stem)
         self._tell("drawing", 0.6)
-        layers = layers_of(scene, self.number)
+        layers = layers_of(registration, self.number)
         self._tell("drawing", 1.0)
-        return RegistrationResult(self.number, scene, layers, notes)
+        return RegistrationResult(self.number, registration, layers, notes)
 
     def _deform(self, pair: VolumePair) -> tuple[str, Registration]:
         """The name of the weights, and the registration; the network itself is gone at the end."""
         from napari_shmoareg.io import load_network
-        from napari_shmoareg.io.model_card import NO_NETWORK, chosen_device, chosen_weights
+        from napari_shmoareg.io.model_card import NO_NETWORK, choose_device, choose_weights
         from napari_shmoareg.registration.register import SIZE, register
 
-        asked, device = self._settings, chosen_device(self._settings.device)
+        asked, device = self._settings, choose_device(self._settings.device)
         network, weights, why = None, NO_NETWORK, "none, as requested"
         if asked.weights != NO_NETWORK:
-            weights, why = chosen_weights(asked.weights, device)
+            weights, why = choose_weights(asked.weights, device)
             network = load_network(weights, device=device)
         size = (
             asked.size
@@ -145,7 +150,7 @@ class LayerRegistration:
         return weights, replace(registration, choices={"weights": why, **registration.choices})
 
     def _tell(self, phase: str, fraction: float) -> None:
-        title, done = placed(self._parts, phase, fraction)
+        title, done = overall_progress(self._parts, phase, fraction)
         self._furthest = max(done, self._furthest)
         self._report(title, self._furthest)
 
@@ -266,7 +271,7 @@ class LayerAdder(QObject):
         """
         from napari_shmoareg.plugin.layers import add_layers
 
-        if not self._added and self._number in scenes(viewer):
+        if not self._added and self._number in open_registrations(viewer):
             self._number = next_number(viewer)
             layers[:] = [
                 (data, renumbered(options, self._number), kind) for data, options, kind in layers
@@ -279,7 +284,10 @@ class LayerAdder(QObject):
         hidden.
         """
         for layer in viewer.layers:
-            if tag(layer, "number") not in (None, number) and tag(layer, "scene") is not None:
+            if (
+                tag(layer, "number") not in (None, number)
+                and tag(layer, "registration") is not None
+            ):
                 layer.visible = False
         shown_or_not = {
             "moving": False,
@@ -291,7 +299,7 @@ class LayerAdder(QObject):
             picked = self._inputs[role]() if role in self._inputs else None
             if picked is not None and picked in viewer.layers and picked.visible != shown:
                 picked.visible = shown
-        warped = layers_of_scene(viewer, number, "warped")
+        warped = layers_of_registration(viewer, number, "warped")
         if warped:
             viewer.layers.selection = {warped[-1]}
 

@@ -32,7 +32,7 @@ from napari_shmoareg.plugin.register.job import (
     LayerRegistration,
     RegistrationResult,
 )
-from napari_shmoareg.plugin.scenes import itself, next_number
+from napari_shmoareg.plugin.registrations import next_number, pair_title, unwrap
 from napari_shmoareg.plugin.viewer import look_like_caution
 from napari_shmoareg.settings import RegistrationRequest
 
@@ -106,13 +106,11 @@ class MessageBox(QWidget):
         self.why.setVisible(is_open and bool(self.why.text()))
 
 
-def summary(number: int, scene: Registration) -> str:
+def summary(number: int, registration: Registration) -> str:
     """Of a result what a person should see first: how alike the images became, and what to mind."""
-    report = scene.report
+    report = registration.report
     seconds = sum(report["seconds"].values())
-    lines = [
-        f"#{number} {scene.pair.moving.name} onto {scene.pair.fixed.name}: done in {seconds:.0f} s."
-    ]
+    lines = [f"#{number} {pair_title(registration)}: done in {seconds:.0f} s."]
     before, after = (report["similarity"][stage]["ncc"] for stage in ("before", "after"))
     if before is not None and after is not None:
         lines.append(f"Correlation {before:.2f} before, {after:.2f} after.")
@@ -128,9 +126,9 @@ def summary(number: int, scene: Registration) -> str:
     return " ".join(lines)
 
 
-def reasons(scene: Registration) -> str:
+def reasons(registration: Registration) -> str:
     """What was decided, and the seconds of each phase."""
-    report = scene.report
+    report = registration.report
     lines = [f"{name.capitalize()}: {why}" for name, why in report["choices"].items()]
     lines.append(
         "Seconds: "
@@ -176,7 +174,7 @@ class RegisterPanel(Panel):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
-        viewer = itself(napari_viewer)
+        viewer = unwrap(napari_viewer)
         self._viewer = weakref.ref(viewer)
         self._inputs: Inputs = {}
         self._result: RegistrationResult | None = None  # whose layers are being added
@@ -284,10 +282,10 @@ class RegisterPanel(Panel):
         result, self._result = self._result, None
         if result is None:
             return
-        cautions = cautions_of(result.scene.report)
+        cautions = cautions_of(result.registration.report)
         notes = [*result.notes, *cautions]
-        text = "\n\n".join([summary(number, result.scene), *notes])
-        self.told.say(text, reasons(result.scene), caution=bool(cautions))
+        text = "\n\n".join([summary(number, result.registration), *notes])
+        self.told.say(text, reasons(result.registration), caution=bool(cautions))
         self._scroll.ensureWidgetVisible(self.told)
         self._show(PanelState.nothing)
         if notes:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")  # of what is registered
 
 
-def itself(viewer: Viewer) -> Viewer:
+def unwrap(viewer: Viewer) -> Viewer:
     """The viewer itself: napari hands panels a proxy, whose layers are new objects at every look,
     and die at once.
     """
@@ -28,25 +28,25 @@ def itself(viewer: Viewer) -> Viewer:
     return wrapped
 
 
-def scenes(viewer: Viewer) -> dict[int, Registration]:
+def open_registrations(viewer: Viewer) -> dict[int, Registration]:
     """The registrations that are open, by number, in the order they were made."""
-    _tell_apart(viewer)
+    _renumber_duplicates(viewer)
     found = {
-        tag(layer, "number"): tag(layer, "scene")
+        tag(layer, "number"): tag(layer, "registration")
         for layer in viewer.layers
-        if tag(layer, "scene") is not None
+        if tag(layer, "registration") is not None
     }
     return dict(sorted(found.items()))
 
 
 def next_number(viewer: Viewer) -> int:
     """A number that no open registration has."""
-    return max(scenes(viewer), default=0) + 1
+    return max(open_registrations(viewer), default=0) + 1
 
 
-def layers_of_scene(viewer: Viewer, number: int, role: str | None = None) -> list[Layer]:
+def layers_of_registration(viewer: Viewer, number: int, role: str | None = None) -> list[Layer]:
     """The layers of a registration, bottom first; those of one role, where it is given."""
-    _tell_apart(viewer)
+    _renumber_duplicates(viewer)
     return [
         layer
         for layer in viewer.layers
@@ -63,21 +63,23 @@ def renumbered(options: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {**options, "name": name, "metadata": {**options["metadata"], KEY: kept}}
 
 
-def _tell_apart(viewer: Viewer) -> None:
+def _renumber_duplicates(viewer: Viewer) -> None:
     """Give the later of two registrations that came with one number (read for another viewer) the
     next free one.
     """
-    numbers: dict[int, int] = {}  # of each scene, by its id
-    tagged = [layer for layer in viewer.layers if tag(layer, "scene") is not None]
+    numbers: dict[int, int] = {}  # of each registration, by its id
+    tagged = [layer for layer in viewer.layers if tag(layer, "registration") is not None]
     for layer in tagged:
-        scene, number = id(tag(layer, "scene")), tag(layer, "number")
-        if scene not in numbers:
+        registration, number = id(tag(layer, "registration")), tag(layer, "number")
+        if registration not in numbers:
             taken = number in numbers.values()
-            numbers[scene] = max(tag(other, "number") for other in tagged) + 1 if taken else number
-        if number != numbers[scene]:
+            numbers[registration] = (
+                max(tag(other, "number") for other in tagged) + 1 if taken else number
+            )
+        if number != numbers[registration]:
             new = renumbered(
                 {"name": re.sub(r" \[\d+\]$", "", layer.name), "metadata": layer.metadata},
-                numbers[scene],
+                numbers[registration],
             )
             layer.metadata, layer.name = new["metadata"], new["name"]
 
@@ -90,10 +92,18 @@ def layer_in_role(viewer: Viewer, role: str) -> Layer | None:
     return found[-1] if found else None
 
 
-def title(number: int, scene: Registration) -> str:
-    """Of a registration, for lists: ``#1 sub-05 onto sub-06 (small, refined 60)``."""
-    settings = scene.report["settings"]
-    how = [scene.weights, "diffeomorphic" if settings["diffeomorphic"] else "not diffeomorphic"]
+def title(number: int, registration: Registration) -> str:
+    """Title of a registration in lists: ``#1 sub-05 onto sub-06 (small, refined 60)``."""
+    settings = registration.report["settings"]
+    how = [
+        registration.weights,
+        "diffeomorphic" if settings["diffeomorphic"] else "not diffeomorphic",
+    ]
     if settings.get("refine"):
         how.append(f"refined {settings['refine']}")
-    return f"#{number} {scene.pair.moving.name} onto {scene.pair.fixed.name} ({', '.join(how)})"
+    return f"#{number} {pair_title(registration)} ({', '.join(how)})"
+
+
+def pair_title(registration: Registration) -> str:
+    """The two images of a registration: ``sub-05 onto sub-06``."""
+    return f"{registration.pair.moving.name} onto {registration.pair.fixed.name}"
