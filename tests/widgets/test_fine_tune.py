@@ -154,7 +154,7 @@ def test_a_child_that_is_killed_is_told_with_its_last_words_and_napari_stands(
     error = told("error")
     assert "ended after step 4 by the signal SIGKILL" in error and "the card fell out" in error
     assert panel.run.message.text().startswith("Step 4 of 40; no process works on this run now.")
-    log = Path(error.rsplit("All of it is in ", 1)[1].strip().rstrip("."))
+    log = Path(error.rsplit("The full log is ", 1)[1].strip().rstrip("."))
     assert log.is_file()
     log.unlink()
 
@@ -171,7 +171,7 @@ def test_lines_that_are_no_events_do_not_stop_the_watching(panel, learn, qtbot):
     qtbot.waitUntil(ended(panel), timeout=LONG)
     assert panel.follower.state.step == 40 and len(panel.follower.state.garbled) == 2
     panel._show()
-    assert "2 events could not be understood" in panel.run.message.text()
+    assert "2 events are invalid" in panel.run.message.text()
 
 
 def test_closing_the_dock_lets_the_child_stop_by_itself_and_save(viewer, panel, learn, qtbot):
@@ -218,7 +218,7 @@ def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_fiel
     start = panel.run.start
     assert (start.text(), start.isEnabled()) == ("Choose a data set", False)
     panel.data.dataset.path.setText(str(tmp_path / "nowhere"))
-    assert start.text() == "There is no such data set"
+    assert start.text() == "The data set does not exist"
     panel.data.dataset.path.setText(str(tmp_path))
     assert start.text() == "Name a run folder"
     panel.run.folder.setText(str(tmp_path / "run"))
@@ -230,10 +230,10 @@ def test_the_button_says_what_is_missing_and_a_refused_value_is_told_at_its_fiel
         ("fast", "A number was expected; got 'fast'."),
     ):
         field.control.setText(text)
-        assert field.wrong.isVisible() and field.wrong.text() == words
+        assert field.error_label.isVisible() and field.error_label.text() == words
         assert (start.text(), start.isEnabled()) == ("Fix 'Learning rate'", False)
     field.control.setText("3e-4")
-    assert not field.wrong.isVisible() and start.isEnabled()
+    assert not field.error_label.isVisible() and start.isEnabled()
     panel.form.fields["final_rate"].control.setText("")
     panel.form.fields["checkpointing"].control.setChecked(True)
     assert panel.form.chosen.settings == {"learning_rate": 3e-4, "checkpointing": True}
@@ -275,7 +275,9 @@ def test_a_run_from_nothing_is_ordered_with_the_papers_steps(panel, tmp_path):
         panel.run.copy.click()
         written = QApplication.clipboard().text()
         assert written.endswith(f"--from none --preset {preset} --steps 100000")
-    assert panel.data.get_settings()[1:] == ("none", "small") and _network_size("none", "small") == 60
+    assert (
+        panel.data.get_settings()[1:] == ("none", "small") and _network_size("none", "small") == 60
+    )
     steps.control.setText("1000")  # of the form's own default, and not of the command's
     assert panel.form.chosen.settings == {"steps": 1000}
     steps.control.setText("100000")
@@ -428,7 +430,8 @@ def test_a_run_of_another_process_is_watched_and_asked_by_its_wish_file(
     qtbot.waitUntil(lambda: panel.follower.mode is Mode.external, timeout=LONG)
     panel._show()
     assert (
-        panel.follower.state.step == 30 and "Another process works on it." in panel.run.message.text()
+        panel.follower.state.step == 30
+        and "Another process works on this run." in panel.run.message.text()
     )
     with (elsewhere / "metrics.csv").open("a", encoding="utf-8") as file:
         file.write("31,0.5,0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n")

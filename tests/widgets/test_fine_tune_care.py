@@ -200,17 +200,17 @@ def test_a_run_that_failed_before_it_saved_makes_way_for_another_and_nothing_els
 
 
 def test_a_run_that_learned_something_is_never_cleared(tmp_path):
-    from napari_shmoareg.training.run import clear_blank, is_blank
+    from napari_shmoareg.training.run import is_empty_run, reset_run
 
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
-    assert is_blank(tmp_path)
+    assert is_empty_run(tmp_path)
     (tmp_path / "best.safetensors").write_bytes(b"weights")
     (tmp_path / "metrics.csv").write_text("step\n", encoding="utf-8")
-    assert is_blank(tmp_path), "looked at before the first step"
+    assert is_empty_run(tmp_path), "looked at before the first step"
     for name, text in (("metrics.csv", "step\n1\n"), ("training.safetensors", "state")):
         (tmp_path / name).write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match="saved what it learned"):
-            clear_blank(tmp_path)
+            reset_run(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         *("best.safetensors", "metrics.csv", "run.json", "training.safetensors")
     ]
@@ -324,14 +324,15 @@ def test_a_check_up_stays_when_tabs_are_turned_after_a_run(panel, tmp_path, fake
     panel.run.start.click()
     qtbot.waitUntil(ended(panel), timeout=LONG)
     panel._show()
-    assert panel.data.table.message.text().startswith("5 scans, 1 left out")
+    assert panel.data.table.message.text().startswith("5 scans, 1 excluded")
     scan = {"name": "new", "shape": [37, 29, 23], "spacing": [3.0, 3.0, 2.0], "skipped": None}
     panel.data._scans = [scan]
     panel.data.checking.finished.emit(({"new": "train"}, "few scans"))
     for n in (0, 2, 0):
         panel.tabs.setCurrentIndex(n)
     assert (
-        panel.data.table.message.text().startswith("1 scans") and panel.data.message.text() == "few scans"
+        panel.data.table.message.text().startswith("1 scans")
+        and panel.data.message.text() == "few scans"
     )
 
 

@@ -88,12 +88,13 @@ def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(
     panel.data.check.click()
     qtbot.waitUntil(lambda: not panel.data.checking.busy, timeout=LONG)
     table = panel.data.table
-    assert table.message.text() == "5 scans, 1 left out. 2 train, 2 validation."
+    assert table.message.text() == "5 scans, 1 excluded. 2 train, 2 validation."
     assert table.table.item(0, 0).text() == "broken" and table.table.item(0, 1).text()
     panel.curves.preview.setChecked(True)
     panel.run.start.click()
     qtbot.waitUntil(
-        lambda: len(follower.state.validation["dice"]) > 1 and bool(follower.state.shares), timeout=LONG
+        lambda: len(follower.state.validation["dice"]) > 1 and bool(follower.state.shares),
+        timeout=LONG,
     )
     assert not follower.state.garbled and len(follower.state.scans) == 5
     assert {"encoder-1-moving", "decoder-1-x"} <= set(follower.state.shares)
@@ -130,7 +131,9 @@ def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(
 def test_a_run_whose_napari_is_killed_saves_its_last_step(scans, weights, tmp_path):
     file_options = {"images": "images/*.nii.gz", "labels": "labels/*.nii.gz"}
     settings = {**SETTINGS, "save_every": 10_000, "validate_every": 0}
-    command = RunRequest(str(tmp_path / "run"), str(scans), file_options, weights, "cpu", settings).command()
+    command = RunRequest(
+        str(tmp_path / "run"), str(scans), file_options, weights, "cpu", settings
+    ).command()
     code = (
         "import os, sys, time\n"
         "from napari_shmoareg.plugin.fine_tune.process import Child\n"

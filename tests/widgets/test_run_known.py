@@ -101,7 +101,9 @@ def test_a_run_that_goes_on_forgets_what_it_does_again():
     state = RunState()
     for n in range(1, 21):
         state.apply(step(n))
-    state.apply({"event": "validation", "step": 20, "dice": 0.9, "ncc": 0.8, "folding_percent": 0.0})
+    state.apply(
+        {"event": "validation", "step": 20, "dice": 0.9, "ncc": 0.8, "folding_percent": 0.0}
+    )
     state.apply({"event": "load", "step": 20, "shares": {"decoder-1-x": [1, 0, 0]}, "alarms": []})
     state.apply(begin(resumed_at=10))
     assert state.step == 10 and len(state.terms["total"]) == 10 and state.best is None
@@ -115,7 +117,9 @@ def test_the_best_look_is_by_dice_or_without_labels_by_correlation():
             {"event": "validation", "step": at, "dice": None, "ncc": ncc, "folding_percent": 0.1}
         )
     assert state.best == (10, "ncc", 0.7)
-    state.apply({"event": "validation", "step": 30, "dice": 0.4, "ncc": 0.9, "folding_percent": 0.1})
+    state.apply(
+        {"event": "validation", "step": 30, "dice": 0.4, "ncc": 0.9, "folding_percent": 0.1}
+    )
     assert state.best == (30, "dice", 0.4)
 
 
@@ -149,11 +153,18 @@ def test_time_and_memory_are_told_in_words():
     state.apply(begin(memory={"need": 3_100_000_000, "free": 12_400_000_000}))
     state.apply(step(10, seconds=1.25, left_seconds=5400.0))
     buttons = button_state(
-        state, is_running=True, is_own=True, requested="", silent_seconds=0, missing=None, can_resume=False, has_weights=False
+        state,
+        is_running=True,
+        is_own=True,
+        requested="",
+        silent_seconds=0,
+        missing=None,
+        can_resume=False,
+        has_weights=False,
     )
     assert (
         buttons.text
-        == "Step 10 of 100, about 1 h 30 min left.\n1.2 s a step; needs 3.1 GB of 12.4 GB free."
+        == "Step 10 of 100, about 1 h 30 min left.\n1.2 s per step; needs 3.1 GB of 12.4 GB free."
     )
     assert (
         buttons.done == 0.1
@@ -367,6 +378,13 @@ def test_the_phase_is_told_with_what_it_is_at():
     state = RunState()
     state.apply({"event": "phase", "phase": "checkup", "done": 0.11, "text": "hippocampus_001"})
     buttons = button_state(
-        state, is_running=True, is_own=True, requested="", silent_seconds=0, missing=None, can_resume=False, has_weights=False
+        state,
+        is_running=True,
+        is_own=True,
+        requested="",
+        silent_seconds=0,
+        missing=None,
+        can_resume=False,
+        has_weights=False,
     )
     assert buttons.text == "Checking the scans: hippocampus_001 (11 %)"

@@ -1,1 +1,1 @@
-"""The Fine-tune panel: from a data set to better weights, with a child process that learns."""
+"""The Fine-tune panel: trains weights on a data set in a child process."""

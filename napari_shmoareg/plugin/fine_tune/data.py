@@ -1,4 +1,4 @@
-"""The Data tab: the data set, its quality check and the table of its scans."""
+"""The Data tab: the data set, its quality check and the table of scans."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from napari_shmoareg.io.untrusted import is_there, typed_path
 from napari_shmoareg.plugin.controls.forms import arranged, captioned
 from napari_shmoareg.plugin.controls.tables import FigureTable, TableButtons
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, preload
-from napari_shmoareg.plugin.fine_tune.form import WRONG
+from napari_shmoareg.plugin.fine_tune.form import ERROR_COLOUR
 from napari_shmoareg.plugin.fine_tune.open_layers import LayersBox
 from napari_shmoareg.plugin.fine_tune.run_model import PARTS as SPLIT_PARTS
 from napari_shmoareg.plugin.fine_tune.scan_rows import HEADINGS, ScanRow, records, rows_of
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 
 PARTS = ("train", "validation", "test")
-MOST = 320  # pixels of height
-WIDEST = 220  # pixels of a column
+MAX_HEIGHT = 320  # pixels
+MAX_COLUMN_WIDTH = 220  # pixels
 
 
 class CheckupTable(QWidget):
-    """What the check-up found, and how the scans are divided."""
+    """The results of the quality check and the split of the scans."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,14 +56,14 @@ class CheckupTable(QWidget):
         self.message.setWordWrap(True)
         self.table = FigureTable(HEADINGS, SCAN_TIPS)
         self.table.setMinimumHeight(140)
-        self.table.setMaximumHeight(MOST)
+        self.table.setMaximumHeight(MAX_HEIGHT)
         self.table.setWordWrap(False)
         self.buttons = TableButtons(lambda: records(self._rows), "checkup.csv")
         arranged(QVBoxLayout(self), self.message, self.table, self.buttons)
         self.show_scans([], {})
 
     def show_scans(self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str]) -> None:
-        """Show other scans; `parts` says of each name whether it learns, judges or stays unseen."""
+        """Show scans; `parts` maps their names to train, validation or test."""
         state = (len(scans), tuple(map(id, scans[-1:])), tuple(parts.items()))
         if state == self._shown:
             return
@@ -79,7 +79,7 @@ class CheckupTable(QWidget):
                 )
         header = self.table.horizontalHeader()
         assert header is not None
-        header.setMaximumSectionSize(WIDEST)
+        header.setMaximumSectionSize(MAX_COLUMN_WIDTH)
         header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
         self.table.setColumnHidden(1, not any(row.problem for row in self._rows))
         self.table.setColumnHidden(2, not parts)
@@ -89,76 +89,70 @@ class CheckupTable(QWidget):
 
 
 class _Cell(QTableWidgetItem):
-    """A cell that sorts by its number, where it has one."""
+    """A cell that sorts by its number, if it has one."""
 
-    def __init__(self, text: str, number: float | None, stands_out: bool) -> None:
+    def __init__(self, text: str, number: float | None, highlighted: bool) -> None:
         super().__init__(text)
         self.number = number
         self.setToolTip(f"<qt>{text}</qt>" if len(text) > 20 else "")
-        if stands_out:
-            self.setForeground(QBrush(QColor(WRONG)))
+        if highlighted:
+            self.setForeground(QBrush(QColor(ERROR_COLOUR)))
 
     def __lt__(self, other: QTableWidgetItem) -> bool:
-        its = getattr(other, "number", None)
-        if self.number is None or its is None:
-            return self.text() < other.text() if self.number is its else its is None
-        return self.number < its
+        theirs = getattr(other, "number", None)
+        if self.number is None or theirs is None:
+            return self.text() < other.text() if self.number is theirs else theirs is None
+        return self.number < theirs
 
 
 def summary(rows: Sequence[ScanRow], parts: Mapping[str, str]) -> str:
-    """``24 scans, 2 left out. 16 learn (train), 4 judge (validation), 2 stay unseen (test).``"""
+    """``24 scans, 2 excluded. 16 train, 4 validation, 2 test.``"""
     if not rows:
         return ""
-    out = sum(row.problem for row in rows)
-    text = f"{len(rows)} scans, {out} left out." if out else f"{len(rows)} scans, all can be used."
+    excluded = sum(row.problem for row in rows)
+    text = (
+        f"{len(rows)} scans, {excluded} excluded."
+        if excluded
+        else f"{len(rows)} scans, all usable."
+    )
     counts = Counter(parts.values())
-    does = dict(zip(PARTS, ("learn", "judge", "stay unseen"), strict=True))
-    divided = [f"{counts[part]} {does[part]} ({part})" for part in PARTS if part in counts]
-    return f"{text} {', '.join(divided)}." if divided else text
+    split = ", ".join(f"{counts[part]} {part}" for part in PARTS if part in counts)
+    return f"{text} {split}." if split else text
 
 
-FILES, LAYERS = "Files on the disk", "Open layers"
+FILES, LAYERS = "Files on disk", "Open layers"
 KINDS = ("auto", "folder", "list", "learn2reg", "oasis", "btcv")
 LISTS = "Lists (*.csv *.json)"
 TIPS = {
     "dataset": (
-        "A folder of images, a CSV or JSON list of them, a Learn2Reg data set (its folder or its"
-        " json), or the folder of OASIS or BTCV."
+        "A folder of images, a CSV or JSON list of images, a Learn2Reg data set (folder or JSON"
+        " file), or the folder of OASIS or BTCV."
     ),
-    "images": (
-        "Which files are images, such as images/*.nii.gz; empty: all images that are no labels by"
-        " their name."
-    ),
+    "images": ("Pattern of the image files, such as images/*.nii.gz. Empty: all but label files."),
     "labels": (
-        "Which files are their labels, such as labels/*.nii.gz, or how their names are made, such"
-        " as {name}_seg.nii.gz; empty: those that are called so."
+        "Pattern of the label files, such as labels/*.nii.gz, or of their names, such as"
+        " {name}_seg.nii.gz. Empty: all label files by name."
     ),
     "subject": (
         "A regular expression with one group that finds the subject in a scan's name, such as"
-        " (sub-\\d+); empty: by the name as usual. All scans of a subject stay on one side of the"
-        " split."
+        " (sub-\\d+). Empty: the usual patterns. All scans of a subject are in the same subset."
     ),
     "window": (
-        "Two values at which intensities are cut off, in the units of the files, such as -160,240"
-        " for soft tissue in CT; empty: none."
+        "Two values that intensities are clipped to, in the units of the files, such as -160,240"
+        " for soft tissue in CT. Empty: none."
     ),
-    "kind": "How the data set is laid out. auto looks.",
+    "kind": "Layout of the data set; auto detects it.",
 }
 HINTS = {
     "images": "all images",
-    "labels": "as they are called",
-    "subject": "from the names",
+    "labels": "by name",
+    "subject": "from the name",
     "window": "none",
 }
 
 
 class DatasetBox(QWidget):
-    """Asks where the scans are.
-
-    Parameters
-    ----------
-    viewer : Viewer
-    """
+    """Controls that select the data set: files on disk or open layers."""
 
     changed = Signal()
 
@@ -166,13 +160,13 @@ class DatasetBox(QWidget):
         super().__init__()
         self.source = QComboBox()
         self.source.addItems([FILES, LAYERS])
-        self.source.setToolTip("Where the scans are that are learned from.")
+        self.source.setToolTip("Source of the training scans.")
         self.path = QLineEdit()
         self.path.setPlaceholderText("folder or list")
         self.path.setToolTip(f"<qt>{TIPS['dataset']}</qt>")
         self.browse = QToolButton()
         self.browse.setText("Choose…")
-        self.browse.setToolTip("Choose a folder, or a list.")
+        self.browse.setToolTip("Choose a folder or a list.")
         self.browse.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self.browse)
         menu.addAction("Folder…").triggered.connect(self._choose_folder)  # type: ignore[union-attr]
@@ -193,29 +187,29 @@ class DatasetBox(QWidget):
 
     @property
     def from_layers(self) -> bool:
-        """Whether open layers are learned from."""
+        """Whether the data set is made of open layers."""
         return self.source.currentText() == LAYERS
 
     @property
     def file_options(self) -> dict[str, str]:
-        """How files are found: the words that were given."""
-        words = {name: line.text().strip() for name, line in self.patterns.items()}
-        return {name: word for name, word in words.items() if word} | (
+        """The options for finding the files that are not empty."""
+        texts = {name: line.text().strip() for name, line in self.patterns.items()}
+        return {name: text for name, text in texts.items() if text} | (
             {} if self.kind.currentText() == "auto" else {"kind": self.kind.currentText()}
         )
 
     @property
     def missing(self) -> str | None:
-        """What keeps it from being used, in a few words; None if nothing does."""
+        """What is still missing, in a few words; None if nothing."""
         if self.from_layers:
             return None if len(self.layers.picked) > 1 else "Tick two image layers"
         text = self.path.text().strip()
         if not text:
             return "Choose a data set"
-        return None if is_there(typed_path(text)) else "There is no such data set"
+        return None if is_there(typed_path(text)) else "The data set does not exist"
 
     def refresh(self) -> None:
-        """Offer the layers that are open now, if layers are asked for."""
+        """Update the list of open layers if they are the source."""
         if self.from_layers:
             self.layers.refresh()
 
@@ -231,7 +225,7 @@ class DatasetBox(QWidget):
             form.addRow(captioned(name.capitalize(), TIPS[name]), line)
         self.kind.setToolTip(f"<qt>{TIPS['kind']}</qt>")
         form.addRow(captioned("Layout", TIPS["kind"]), self.kind)
-        self.more = QCollapsible("How the files are found")
+        self.more = QCollapsible("How to find the files")
         self.more.setDuration(0)
         self.more.setCollapsedIcon("▶")
         self.more.setExpandedIcon("▼")
@@ -240,7 +234,7 @@ class DatasetBox(QWidget):
         return page
 
     def _on_source(self, *_: object) -> None:
-        """Show what belongs to the source."""
+        """Show the controls of the source."""
         self._files.setVisible(not self.from_layers)
         self.layers.setVisible(self.from_layers)
         self.refresh()
@@ -261,52 +255,48 @@ class DatasetBox(QWidget):
             self.path.setText(path)
 
 
-ScanQueue = queue.SimpleQueue  # of a scan, as of the event "scan", and how many there are in all
+ScanQueue = queue.SimpleQueue  # (scan as in the event "scan", total number of scans)
 
 
 def _check(
-    place: Path,
+    path: Path,
     file_options: Mapping[str, str],
     settings: Mapping[str, Any],
     start: Sequence[Any],
     report: Report,
     found: ScanQueue[tuple[dict[str, Any], int]],
 ) -> tuple[dict[str, str], str]:
-    """Parts by name, and problems, as a run would find them; the scans go into the queue as they
-    come.
-    """
+    """Check scans as a run would, queueing each; return their subsets by name and the problems."""
     preload().exception()
     from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset, split_dataset
 
     options: dict[str, Any] = dict(file_options)
     if "window" in options:
         options["window"] = options["window"].split(",")
-    dataset = open_dataset(place, **options)
+    dataset = open_dataset(path, **options)
     size = settings["size"] or _network_size(*start)
     labels = settings["overlap_weight"] > 0
     split = split_dataset(dataset, settings["split"], settings["split_seed"])
-    options = {
+    settings_of_check = {
         "size": size,
         "affine": settings["affine"],
         "labels": labels,
         "training": split.train,
     }
-    checkup = Checkup(dataset, **options, cache=VolumeCache())
+    checkup = Checkup(dataset, **settings_of_check, cache=VolumeCache())
     for scan in checkup.run():
         report.check()
         found.put((scan.to_dict(), len(dataset.scans)))
     report.check()
     problems = "\n".join(checkup.problems)
-    has_weights = set(checkup.has_weights)
+    usable = set(checkup.usable)
     return {
-        name: part for part in SPLIT_PARTS for name in getattr(split, part) if name in has_weights
+        name: part for part in SPLIT_PARTS for name in getattr(split, part) if name in usable
     }, problems
 
 
 def _network_size(weights: str, preset: str | None) -> int:
-    """Voxels that a run takes which begins with these weights, or from nothing with the network of
-    a preset.
-    """
+    """Return the training size in voxels of these weights, or of a preset."""
     from napari_shmoareg.io import load_network
     from napari_shmoareg.io.model_card import choose_weights
     from napari_shmoareg.model import SHMoARegConfig
@@ -318,21 +308,15 @@ def _network_size(weights: str, preset: str | None) -> int:
 
 CHECK = "Check the scans"
 TIP = (
-    "Read every scan once: shape, spacing, orientation, values, labels, and how well it lies on"
-    " another one after alignment. A run does this by itself when it starts; what was found is kept"
-    " for it."
+    "Read every scan once: shape, spacing, orientation, values, labels, and overlap with another"
+    " scan after alignment. A run checks the scans when it starts and reuses these results."
 )
-ENDED = "The check-up was ended before it had seen all scans."
-LATER = "Open layers are checked when the run starts."
+ENDED = "The check was cancelled before all scans were read."
+CHECKED_LATER = "Open layers are checked when the run starts."
 
 
 class DataView(QWidget):
-    """Data set, check-up and its table.
-
-    Parameters
-    ----------
-    viewer : Viewer
-    """
+    """The data set, its quality check and the table of scans."""
 
     changed = Signal()
 
@@ -344,14 +328,14 @@ class DataView(QWidget):
         self._found: ScanQueue[tuple[dict[str, Any], int]] = ScanQueue()
         self.message.setWordWrap(True)
         self.check.setToolTip(f"<qt>{TIP}</qt>")
-        # For settings, weights, and the preset of what begins from nothing.
+        # returns the settings, the initial weights, and the preset without weights
         self.get_settings: Callable[[], tuple[Mapping[str, Any], str, str | None]] = lambda: (
             {},
             "auto",
             None,
         )
         self._scans: list[Mapping[str, Any]] = []
-        self._of_run: object = None  # what was shown of a run last
+        self._shown_run: object = None  # what was last shown of a run
         self.check.clicked.connect(self._toggle_check)
         self.dataset.changed.connect(self._show)
         self.dataset.changed.connect(self.changed)
@@ -366,19 +350,17 @@ class DataView(QWidget):
     def show_run(
         self, scans: Sequence[Mapping[str, Any]], parts: Mapping[str, str], problems: Sequence[str]
     ) -> None:
-        """Show what a run found of its scans, and what it warns of: once, so that a later check-up
-        stays.
-        """
+        """Show the scans and warnings of a run, only once, so that a later check stays visible."""
         now = (len(scans), tuple(map(id, scans[-1:])), tuple(parts.items()), tuple(problems))
-        if now == self._of_run:
+        if now == self._shown_run:
             return
-        self._of_run = now
+        self._shown_run = now
         self.table.show_scans(scans, parts)
         if problems and not self.checking.busy:
             self.message.setText("\n".join(problems))
 
     def cancel_check(self) -> None:
-        """End a check-up, as a run begins that does its own."""
+        """Cancel the check when a run starts, which does its own."""
         if self.checking.busy:
             self.checking.drop()
             self.message.setText("")
@@ -394,12 +376,14 @@ class DataView(QWidget):
         path = typed_path(self.dataset.path.text().strip())
         file_options, (settings, *start) = self.dataset.file_options, self.get_settings()
         self._found = found = ScanQueue[tuple[dict[str, Any], int]]()
-        self.checking.start(lambda report: _check(path, file_options, settings, start, report, found))
+        self.checking.start(
+            lambda report: _check(path, file_options, settings, start, report, found)
+        )
         self.message.setText("Opening the data set…")
         self._show()
 
     def _on_progress(self) -> None:
-        """Show what was found since the last time, all at once."""
+        """Show all scans checked since the last call."""
         found = [self._found.get() for _ in range(self._found.qsize())]
         if found:
             self._scans += [scan for scan, _ in found]
@@ -424,6 +408,6 @@ class DataView(QWidget):
         self.check.setText(CANCEL if busy else CHECK)
         self.check.setEnabled(busy or ready)
         if self.dataset.from_layers and not busy:
-            self.message.setText(LATER)
-        elif self.message.text() == LATER:
+            self.message.setText(CHECKED_LATER)
+        elif self.message.text() == CHECKED_LATER:
             self.message.setText("")

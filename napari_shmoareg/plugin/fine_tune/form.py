@@ -1,4 +1,4 @@
-"""Training settings as a form, generated from their classes."""
+"""The form of the training settings, generated from their classes."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from napari_shmoareg.io.model_card import NO_NETWORK
 from napari_shmoareg.plugin.controls.forms import WeightsCombo, captioned, combo_of
 from napari_shmoareg.settings import Device, RegistrationSettings, help_texts, own_fields_first
 
-WRONG = "#e8590c"  # of the border of a value that is refused; seen on light and on dark
+ERROR_COLOUR = "#e8590c"  # border of an invalid value; visible on light and dark themes
 KINDS = {int: "A whole number", float: "A number"}
 
 
 class Field(QWidget):
-    """Asks for one value.
+    """A control for one value.
 
     Parameters
     ----------
     kind : type
-        int, float, str, bool, a Literal of words, or one of them or None.
+        int, float, str, bool, a Literal of strings, or an optional one of them.
     default
-        To begin with.
+        Initial value.
     check : callable
-        Raises `InputError` for a value that is refused.
+        Raises `InputError` for an invalid value.
     """
 
     changed = Signal()
@@ -64,24 +64,24 @@ class Field(QWidget):
             line.setPlaceholderText("none" if self._or_none else "")
             line.textChanged.connect(self._show)
             self.control = line
-        self.wrong = QLabel()
-        self.wrong.setWordWrap(True)
-        self.wrong.hide()
+        self.error_label = QLabel()
+        self.error_label.setWordWrap(True)
+        self.error_label.hide()
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(1)
         column.addWidget(self.control)
-        column.addWidget(self.wrong)
+        column.addWidget(self.error_label)
         self.value = default
 
     @property
     def value(self) -> Any:
-        """What it says.
+        """The entered value.
 
         Raises
         ------
         InputError
-            If that is no value of its kind, or is refused.
+            If it has the wrong type or is invalid.
         """
         value = self._read()
         self._check(value)
@@ -94,12 +94,12 @@ class Field(QWidget):
         elif isinstance(self.control, QComboBox):
             self.control.setCurrentText(str(value))
         elif isinstance(self.control, QLineEdit):
-            self.control.setText("" if value is None else _written(value))
+            self.control.setText("" if value is None else _as_text(value))
         self._show()
 
     @property
     def error(self) -> str | None:
-        """Why its value is refused; None if it is not."""
+        """Why the value is invalid; None if it is valid."""
         try:
             _ = self.value
         except InputError as error:
@@ -122,21 +122,21 @@ class Field(QWidget):
 
     def _show(self, *_: object) -> None:
         error = self.error
-        self.wrong.setText(error or "")
-        self.wrong.setVisible(error is not None)
-        self.control.setStyleSheet(f"border: 1px solid {WRONG};" if error else "")
+        self.error_label.setText(error or "")
+        self.error_label.setVisible(error is not None)
+        self.control.setStyleSheet(f"border: 1px solid {ERROR_COLOUR};" if error else "")
         self.changed.emit()
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
-    """``float | None`` is float, or nothing."""
+    """Split ``float | None`` into (float, True); another type gives (type, False)."""
     if get_origin(kind) in (Union, types.UnionType):
         rest = [each for each in get_args(kind) if each is not types.NoneType]
         return rest[0], len(rest) < len(get_args(kind))
     return kind, False
 
 
-def _written(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -153,20 +153,20 @@ MAIN = (
     "split",
     "validate_every",
 )
-NOTHING = {"nothing (paper)": "paper", "nothing (small)": "small"}  # words to presets
+NOTHING = {"nothing (paper)": "paper", "nothing (small)": "small"}  # entry to preset
 FROM_TIP = (
-    "Weights to begin with: those that are shipped (auto), a .safetensors file such as that of"
-    " another run, or nothing: random weights of the paper's network (for a GPU) or of the small"
-    " one, learned as in Sec. IV-B."
+    "Initial weights: the shipped ones (auto), a .safetensors file, for example of another run, or"
+    " nothing: random weights of the paper's network (for a GPU) or of the small one, trained as in"
+    " Sec. IV-B."
 )
 DEVICE_TIP = help_texts(cast(Any, RegistrationSettings))["device"]
 
 
 class FormValues(NamedTuple):
-    """What the form says, as far as it differs from the defaults; weights and device are words.
+    """Values of the form: weights, device, and the settings that differ from the defaults.
 
-    Where `weights` is "none", `preset` is the network that begins from nothing, and the steps are
-    always among the settings."""
+    With `weights` "none", `preset` is the randomly initialised network, and the settings always
+    include the steps."""
 
     weights: str
     device: str
@@ -175,7 +175,7 @@ class FormValues(NamedTuple):
 
 
 class SettingsForm(QWidget):
-    """Asks for `FineTuning`, `RunSettings`, the weights to begin with, and the device."""
+    """A form for `FineTuning`, `RunSettings`, the initial weights and the device."""
 
     changed = Signal()
 
@@ -190,14 +190,12 @@ class SettingsForm(QWidget):
             self._add(settings)
         above, inner = QWidget(), QWidget()
         main, more = _form(above), _form(inner)
-        main.addRow(captioned("Begin with", FROM_TIP), self.weights)
+        main.addRow(captioned("Start from", FROM_TIP), self.weights)
         self.weights.setToolTip(f"<qt>{FROM_TIP}</qt>")
         ordered = [*MAIN, *(name for name in self.fields if name not in MAIN)]
         for name in ordered:
-            words = self.fields[name].control.toolTip()
-            (main if name in MAIN else more).addRow(
-                captioned(title(name), words), self.fields[name]
-            )
+            tip = self.fields[name].control.toolTip()
+            (main if name in MAIN else more).addRow(captioned(title(name), tip), self.fields[name])
         more.addRow(captioned("Device", DEVICE_TIP), self.device)
         self.device.setToolTip(f"<qt>{DEVICE_TIP}</qt>")
         self.more = QCollapsible("More settings")
@@ -206,7 +204,9 @@ class SettingsForm(QWidget):
         self.more.setExpandedIcon("▼")
         self.more.addWidget(inner)
         self.defaults = QPushButton("Defaults")
-        self.defaults.setToolTip("Set everything back, to the paper's settings where it has some.")
+        self.defaults.setToolTip(
+            "Reset all settings to their defaults: the paper's values where it gives them."
+        )
         self.defaults.clicked.connect(self.reset)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -215,30 +215,30 @@ class SettingsForm(QWidget):
         column.addWidget(self.defaults, 0, Qt.AlignmentFlag.AlignRight)
 
     @property
-    def wrong(self) -> str | None:
-        """The title of the first setting that is refused, in the order of the form; None for
-        none.
-        """
+    def invalid_setting(self) -> str | None:
+        """Title of the first invalid setting, in form order; None if all are valid."""
         return next((title(name) for name, field in self.fields.items() if field.error), None)
 
     @property
     def chosen(self) -> FormValues:
-        """What was chosen.
+        """The values of the form.
 
         Raises
         ------
         InputError
-            If a value is refused.
+            If a value is invalid.
         """
         values = {name: field.value for name, field in self.fields.items()}
         changed = {name: value for name, value in values.items() if value != self._defaults[name]}
         if self.weights.value not in NOTHING:
             return FormValues(self.weights.value, self.device.currentText(), changed)
-        changed["steps"] = values["steps"]  # by default others than the command takes for it
-        return FormValues(NO_NETWORK, self.device.currentText(), changed, NOTHING[self.weights.value])
+        changed["steps"] = values["steps"]  # the command's default differs
+        return FormValues(
+            NO_NETWORK, self.device.currentText(), changed, NOTHING[self.weights.value]
+        )
 
     def show_values(self, values: dict[str, Any]) -> None:
-        """Show other values, such as those of a run; names that are no setting are left out."""
+        """Show these values, for example those of a run; unknown names are ignored."""
         with signals_blocked(self):
             for name, value in values.items():
                 if name in self.fields:
@@ -246,25 +246,25 @@ class SettingsForm(QWidget):
         self.changed.emit()
 
     def restrict_to(self, names: Sequence[str] | None) -> None:
-        """Have only these settings be changed, as of a run that was begun; None: all of them."""
+        """Enable only these settings, as for a run to resume; None enables all."""
         for name, field in self.fields.items():
             field.control.setEnabled(names is None or name in names)
         for widget in (self.weights, self.defaults):
             widget.setEnabled(names is None)
 
     def reset(self) -> None:
-        """All as by default."""
+        """Reset everything to the defaults."""
         self.show_values(self._defaults)
         self.weights.value = "auto"
         self._from_nothing = False
         self.device.setCurrentText("auto")
 
     def _add(self, settings: type[Any]) -> None:
-        """The fields of one class."""
-        hints, words = get_type_hints(settings), _words(settings)
+        """Add the fields of a settings class."""
+        hints, tips = get_type_hints(settings), help_texts(cast(Any, settings))
         for each in own_fields_first(settings):
             field = Field(hints[each.name], each.default, partial(_try, settings, each.name))
-            field.control.setToolTip(f"<qt>{words[each.name]}</qt>")
+            field.control.setToolTip(f"<qt>{tips[each.name]}</qt>")
             field.changed.connect(self.changed)
             self.fields[each.name], self._defaults[each.name] = field, each.default
 
@@ -275,9 +275,9 @@ class SettingsForm(QWidget):
         self.changed.emit()
 
     def _follow_steps(self, now: bool) -> None:
-        """Steps that were left as by default follow the choice of what the run begins with."""
-        usual, papers = self._defaults["steps"], _iterations()
-        before, after = (usual, papers) if now else (papers, usual)
+        """Change default steps with the choice of the initial weights."""
+        usual, paper = self._defaults["steps"], _iterations()
+        before, after = (usual, paper) if now else (paper, usual)
         field = self.fields["steps"]
         if now != self._from_nothing and not field.error and field.value == before:
             field.value = after
@@ -301,15 +301,11 @@ def _iterations() -> int:
     return ITERATIONS
 
 
-def _words(settings: Any) -> dict[str, str]:
-    return help_texts(settings)
-
-
 def _try(settings: type[Any], name: str, value: Any) -> object:
-    """Settings with one other value, which may be refused."""
+    """Construct settings with one changed value, which may be invalid."""
     try:
         return settings(**{name: value})
-    except InputError as error:  # it stands below its field, so it need not be named
+    except InputError as error:  # shown below the field, so its name is omitted
         raise InputError(f"{error.message[:1].upper()}{error.message[1:]}") from error
 
 

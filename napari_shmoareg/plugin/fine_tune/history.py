@@ -1,4 +1,4 @@
-"""Figures over steps, however many, and as many of them as a chart can show."""
+"""Values over training steps, and their reduction to what a chart can show."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SMOOTHED = 50  # parts of a history, over one of which a smoothed curve is a mean
-NARROWEST, WIDEST = 5, 500  # steps of that mean
+SMOOTHING = 50  # the running mean spans this fraction of the curve,
+MIN_WINDOW, MAX_WINDOW = 5, 500  # within these numbers of steps
 
 
 class Points(NamedTuple):
@@ -21,9 +21,7 @@ class Points(NamedTuple):
 
 
 class Track:
-    """One figure over the steps of a run, in the order of the steps; what is not finite is left
-    out.
-    """
+    """One value over the steps of a run, in step order; non-finite values are omitted."""
 
     def __init__(self) -> None:
         self._steps, self._values, self._count = np.empty(64), np.empty(64), 0
@@ -33,7 +31,7 @@ class Track:
 
     @property
     def points(self) -> Points:
-        """All of it."""
+        """The whole curve."""
         return Points(self._steps[: self._count], self._values[: self._count])
 
     @property
@@ -42,17 +40,15 @@ class Track:
         return float(self._values[self._count - 1]) if self._count else None
 
     def add(self, step: float, value: float | None) -> None:
-        """Append one value; None and NaN are nothing."""
+        """Append one value, unless it is None or NaN."""
         if value is not None:
             self.extend([step], [value])
 
     def extend(self, steps: ArrayLike, values: ArrayLike) -> None:
-        """Append many, (n,) each.  Steps that are there already are done again: from the first new
-        one on all goes.
-        """
-        new, found = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
-        finite = np.isfinite(found)
-        new, found = new[finite], found[finite]
+        """Append values (n,) at steps (n,), replacing everything from the first new step on."""
+        new, added = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+        finite = np.isfinite(added)
+        new, added = new[finite], added[finite]
         if not len(new):
             return
         self.cut(new[0] - 1)
@@ -62,17 +58,16 @@ class Track:
             self._steps, self._values = (
                 _longer(array, room, self._count) for array in (self._steps, self._values)
             )
-        self._steps[self._count : need], self._values[self._count : need] = new, found
+        self._steps[self._count : need], self._values[self._count : need] = new, added
         self._count = need
 
     def cut(self, step: float) -> None:
-        """Forget what came after a step: a run that goes on from there does it again."""
+        """Remove everything after a step, from which a run is resumed."""
         self._count = int(np.searchsorted(self._steps[: self._count], step, side="right"))
 
 
 def decimated(points: Points, most: int) -> Points:
-    """A curve of no more than about `most` points that looks the same: least and greatest value of
-    each stretch.
+    """Reduce a curve to about `most` points: the minimum and maximum of each interval.
 
     Parameters
     ----------
@@ -83,24 +78,22 @@ def decimated(points: Points, most: int) -> Points:
     Returns
     -------
     Points
-        The first and the last point are kept, and so is every peak.
+        Includes the first and the last point and every peak.
     """
     count = len(points.steps)
     if count <= most:
         return points
-    stretches = np.linspace(0, count, max(1, (most - 2) // 2) + 1).astype(int)
-    kept = {0, count - 1}
-    for begin, end in pairwise(stretches):
+    edges = np.linspace(0, count, max(1, (most - 2) // 2) + 1).astype(int)
+    indices = {0, count - 1}
+    for begin, end in pairwise(edges):
         part = points.values[begin:end]
-        kept |= {begin + int(part.argmin()), begin + int(part.argmax())}
-    chosen = np.array(sorted(kept))
-    return Points(points.steps[chosen], points.values[chosen])
+        indices |= {begin + int(part.argmin()), begin + int(part.argmax())}
+    order = np.array(sorted(indices))
+    return Points(points.steps[order], points.values[order])
 
 
 def smoothed(points: Points) -> Points:
-    """At each step the mean of the last ones: of a fiftieth of the curve, but of 5 to 500 of
-    them.
-    """
+    """Return the running mean over a fiftieth of the curve, but over 5 to 500 steps."""
     count = len(points.steps)
     if not count:
         return points
@@ -112,12 +105,12 @@ def smoothed(points: Points) -> Points:
 
 
 def window(count: int) -> int:
-    """Over how many values `smoothed` takes its mean."""
-    return int(np.clip(count // SMOOTHED, NARROWEST, WIDEST))
+    """Return the number of values in the running mean of `smoothed`."""
+    return int(np.clip(count // SMOOTHING, MIN_WINDOW, MAX_WINDOW))
 
 
 class Shares:
-    """The shares of the experts at one place over the steps: (experts,) at each, summing to 1."""
+    """Shares of the experts of one gate over the steps: (experts,) at each step, summing to 1."""
 
     def __init__(self) -> None:
         self._steps: list[float] = []
@@ -127,21 +120,19 @@ class Shares:
         return len(self._steps)
 
     def add(self, step: float, shares: Iterable[float]) -> None:
-        """Append; a step that is there already replaces it and all after it."""
+        """Append shares, replacing everything from this step on."""
         self.cut(step - 1)
         self._steps.append(float(step))
         self._shares.append(tuple(float(share) for share in shares))
 
     def cut(self, step: float) -> None:
-        """Forget what came after a step."""
+        """Remove everything after a step."""
         while self._steps and self._steps[-1] > step:
             self._steps.pop()
             self._shares.pop()
 
     def stacked(self, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Steps (n,) and cumulated shares (experts, n), of means over stretches where there are
-        more than `most`.
-        """
+        """Return steps (n,) and cumulated shares (experts, n), averaged to at most `most` steps."""
         if not self._steps:
             return np.empty(0), np.empty((0, 0))
         steps, shares = np.array(self._steps), np.array(self._shares)
@@ -154,7 +145,7 @@ class Shares:
 
     @property
     def last(self) -> tuple[float, ...]:
-        """The newest shares; none before the first."""
+        """The newest shares; empty before the first step."""
         return self._shares[-1] if self._shares else ()
 
 

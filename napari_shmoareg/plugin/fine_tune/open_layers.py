@@ -1,4 +1,4 @@
-"""Open layers as a data set on disk: images, their labels, their subjects."""
+"""Open layers written to disk as a data set of images, labels and subjects."""
 
 from __future__ import annotations
 
@@ -25,49 +25,39 @@ if TYPE_CHECKING:
     from napari.layers import Layer
 
 
-COPY = re.compile(r" \[\d+\]$")  # as napari tells layers of one name apart
-# not part of whose it is
-WORDS = {"label", "labels", "seg", "segmentation", "mask", "masks", "image", "img"}
+COPY = re.compile(r" \[\d+\]$")  # suffix that napari adds to duplicate names
+# not part of the subject in a layer's name
+KIND_WORDS = {"label", "labels", "seg", "segmentation", "mask", "masks", "image", "img"}
 
 
 def labels_by_image(images: Sequence[Layer], labels: Sequence[Layer]) -> dict[Layer, Layer]:
-    """The labels of images: of the same role, or else of the same name.
+    """Match labels layers to image layers by role, or else by name.
 
-    Parameters
-    ----------
-    images, labels : sequence of Layer
-
-    Returns
-    -------
-    dict of Layer to Layer
-        Each labels layer once at most; images without labels, or with several that might be theirs,
-        are left out, and so are labels that might be of several images.
+    Each labels layer is used at most once; ambiguous matches are omitted.
     """
     found: dict[Layer, Layer] = {}
     for key_of in (role, subject):
-        left = [image for image in images if image not in found]
+        unmatched = [image for image in images if image not in found]
         free = [la for la in labels if la not in found.values()]
-        found |= _unique_pairs(left, free, key_of)
+        found |= _unique_pairs(unmatched, free, key_of)
     return found
 
 
 def role(layer: Layer) -> str:
-    """``moving`` of a moving image and of its labels; empty without one."""
+    """Return ``moving`` for a moving image and its labels; empty without a role."""
     return str(tag(layer, "role") or "").removesuffix("_labels")
 
 
 def subject(layer: Layer) -> str:
-    """What a name says without the words for images and labels: ``sub-1`` of ``sub-1_seg``, in
-    small letters.
-    """
+    """Return the lowercase name without words for images and labels: ``sub-1`` of ``sub-1_seg``."""
     parts = re.split(r"[\s_.-]+", COPY.sub("", layer.name).lower())
-    return "-".join(part for part in parts if part and part not in WORDS)
+    return "-".join(part for part in parts if part and part not in KIND_WORDS)
 
 
 def _unique_pairs(
     images: Sequence[Layer], labels: Sequence[Layer], key_of: Callable[[Layer], Hashable]
 ) -> dict[Layer, Layer]:
-    """Pairs of one image and one labels layer that alone have a key."""
+    """Pair images and labels layers whose key occurs exactly once in each."""
     found = {}
     for image in images:
         key = key_of(image)
@@ -77,14 +67,14 @@ def _unique_pairs(
     return found
 
 
-IMAGES, LABELS = "images", "labels"  # folders, beside each other
-SUBJECT = r"^(.+?)__"  # in a file's name
+IMAGES, LABELS = "images", "labels"  # folders
+SUBJECT = r"^(.+?)__"  # in a file name
 FORMAT = "shmoareg-layers-1"
-LIST = "layers.json"  # what was written, so that only that is ever replaced
+LIST = "layers.json"  # lists the written files, so that nothing else is replaced
 
 
 class Picked(NamedTuple):
-    """An image layer, its labels layer or None, and whose it is."""
+    """An image layer, its labels layer or None, and its subject."""
 
     image: Layer
     labels: Layer | None
@@ -92,24 +82,24 @@ class Picked(NamedTuple):
 
 
 def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
-    """Write layers as a folder of images and a list of them.
+    """Write layers as a folder of images and a list of its files.
 
     Parameters
     ----------
     picked : sequence of Picked
     folder : Path
-        New, empty, or written by this before: then it is replaced.  It appears whole or not at all.
+        New, empty, or written by this function before: then it is replaced.  Written atomically.
 
     Returns
     -------
     Path
-        The folder: ``images/`` and ``labels/`` with equal names in both.
+        The folder, with the same file names in ``images/`` and ``labels/``.
 
     Raises
     ------
     InputError
-        If there are fewer than two images, a layer is no single 3D volume, or the place cannot be
-        written to.
+        If there are fewer than two images, a layer is not a single 3D volume, or the folder is not
+        writable.
     """
     from napari_shmoareg.geometry.resample import resample
     from napari_shmoareg.io import write_image
@@ -117,7 +107,7 @@ def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
 
     if len(picked) < 2:
         raise InputError(
-            f"At least two image layers are needed to make a pair; {len(picked)} is chosen."
+            f"At least two image layers are needed; {len(picked)} chosen. Tick more layers."
         )
     if is_ours(folder):
         shutil.rmtree(folder)
@@ -142,7 +132,7 @@ def write_layers(picked: Sequence[Picked], folder: Path) -> Path:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds what `write_layers` wrote, and nothing else."""
+    """Whether a folder contains only what `write_layers` wrote."""
     if folder.is_symlink() or not (folder / LIST).is_file():
         return False
     try:
@@ -159,7 +149,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def file_names(picked: Sequence[Picked]) -> list[str]:
-    """``SUBJECT__LAYER`` of each, without signs that a file name may not have, and no two alike."""
+    """Return a unique and valid file name ``SUBJECT__LAYER`` for each layer."""
     names: list[str] = []
     for each in picked:
         name = f"{_plain(each.subject)}__{_plain(each.image.name)}"
@@ -174,27 +164,19 @@ def _plain(text: str) -> str:
 
 HEADINGS = ("Image", "Labels", "Subject")
 TIPS = (
-    "Ticked images are learned from. Each is written on its own grid.",
-    "Labels of this image, for the overlap loss and for Dice. They need not be there.",
-    (
-        "Whose image it is: images of one subject never stand on both sides of the split."
-        " Double-click to change it."
-    ),
+    "Ticked images are used for training. Each is written on its own grid.",
+    "Optional labels of this image, for the overlap loss and Dice.",
+    ("Subject of the image: all images of a subject are in the same subset. Double-click to edit."),
 )
 ROWS = 6  # shown at once
-EXPLAINED = (
-    "The ticked layers are written beside the run's folder when it starts, and learned from there."
-    " With few subjects, set Split to such as 2/0/0: all learn, and none judges."
+EXPLANATION = (
+    "When the run starts, the ticked layers are written to a folder next to the run's folder. With"
+    " few subjects, set Split to, for example, 2/0/0: all for training, none for validation."
 )
 
 
 class LayersBox(QWidget):
-    """Offers the image layers of a viewer that are no results.
-
-    Parameters
-    ----------
-    viewer : Viewer
-    """
+    """A table of the viewer's image layers, without the plugin's results."""
 
     changed = Signal()
 
@@ -202,7 +184,7 @@ class LayersBox(QWidget):
         super().__init__()
         self._viewer = weakref.ref(viewer)
         self._images: list[weakref.ref[Layer]] = []
-        self._picked_by_hand: weakref.WeakSet[Layer] = weakref.WeakSet()  # whose labels a person picked
+        self._picked_by_hand: weakref.WeakSet[Layer] = weakref.WeakSet()  # images
         self.table = QTableWidget(0, len(HEADINGS))
         for n, heading in enumerate(HEADINGS):
             item = QTableWidgetItem(heading)
@@ -215,17 +197,17 @@ class LayersBox(QWidget):
         self.table.setShowGrid(False)
         self.table.setMinimumHeight(ROWS * 28)
         self.table.itemChanged.connect(lambda _: self.changed.emit())
-        explained = QLabel(EXPLAINED)
-        explained.setWordWrap(True)
-        arranged(QVBoxLayout(self), self.table, explained)
+        explanation = QLabel(EXPLANATION)
+        explanation.setWordWrap(True)
+        arranged(QVBoxLayout(self), self.table, explanation)
         self.refresh()
 
     @property
     def picked(self) -> list[Picked]:
         """The ticked images."""
         found = []
-        for row, held in enumerate(self._images):
-            image, name = held(), self.table.item(row, 0)
+        for row, ref in enumerate(self._images):
+            image, name = ref(), self.table.item(row, 0)
             if (
                 image is not None
                 and name is not None
@@ -240,7 +222,7 @@ class LayersBox(QWidget):
         return found
 
     def refresh(self) -> None:
-        """Offer what is open now; ticks, labels and subjects of layers that stay are kept."""
+        """List the open layers; those listed before keep their ticks, labels and subjects."""
         viewer = self._viewer()
         if viewer is None:
             return
@@ -252,13 +234,17 @@ class LayersBox(QWidget):
             ]
             for kind in ("image", "labels")
         )
-        before = {id(held()): row for row, held in enumerate(self._images)}
-        kept = {
+        before = {id(ref()): row for row, ref in enumerate(self._images)}
+        retained = {
             n: self._state(before[id(image)])
             for n, image in enumerate(images)
             if id(image) in before
         }
-        by_hand = {images[n]: state[1] for n, state in kept.items() if images[n] in self._picked_by_hand}
+        by_hand = {
+            images[n]: state[1]
+            for n, state in retained.items()
+            if images[n] in self._picked_by_hand
+        }
         guessed = labels_by_image(
             [image for image in images if image not in by_hand],
             [la for la in labels if la not in by_hand.values()],
@@ -268,30 +254,30 @@ class LayersBox(QWidget):
         self.table.setRowCount(len(images))
         self._images = [weakref.ref(image) for image in images]
         for row, image in enumerate(images):
-            ticked, chosen, subject = kept.get(row, (True, None, image.name))
+            ticked, chosen, subject = retained.get(row, (True, None, image.name))
             if image not in self._picked_by_hand:
                 chosen = guessed.get(image)
-            name, whose = QTableWidgetItem(image.name), QTableWidgetItem(subject)
+            name, subject_item = QTableWidgetItem(image.name), QTableWidgetItem(subject)
             name.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
             name.setCheckState(Qt.CheckState.Checked if ticked else Qt.CheckState.Unchecked)
             name.setToolTip(image.name)
             picker = LayerPicker(NO_LABELS)
             picker.setMinimumContentsLength(4)
             picker.offer(labels, chosen if chosen in labels else None)
-            picker.activated.connect(lambda _, held=self._images[row]: self._pick(held))
+            picker.activated.connect(lambda _, ref=self._images[row]: self._on_picked(ref))
             self.table.setItem(row, 0, name)
             self.table.setCellWidget(row, 1, picker)
-            self.table.setItem(row, 2, whose)
+            self.table.setItem(row, 2, subject_item)
         self.table.blockSignals(blocked)
         self.changed.emit()
 
-    def _pick(self, held: weakref.ref[Layer]) -> None:
-        """A person picked the labels of an image, or none."""
-        image = held()
+    def _on_picked(self, ref: weakref.ref[Layer]) -> None:
+        """Remember the labels that the user picked for an image, and remove them from others."""
+        image = ref()
         if image is not None:
             self._picked_by_hand.add(image)
             rows = {other(): self._picker(row) for row, other in enumerate(self._images)}
-            for other, picker in rows.items():  # labels are one image's
+            for other, picker in rows.items():  # a labels layer belongs to one image
                 if (
                     other is not image
                     and picker.layer is not None
@@ -312,7 +298,7 @@ class LayersBox(QWidget):
 
 
 def _result(layer: Layer) -> bool:
-    """Whether it was warped by this plugin: no scan of anybody."""
+    """Whether the layer is a result of this plugin."""
     from napari_shmoareg.plugin.placement import tag
 
     return tag(layer, "registration") is not None or tag(layer, "number") is not None

@@ -1,4 +1,4 @@
-"""The Fine-tune panel: choose scans, check them, train, watch, and use the weights."""
+"""The Fine-tune panel: choose and check scans, train, monitor, and use the weights."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from napari import Viewer
 
 
-COPIED = "The command is on the clipboard."
+COPIED = "The command was copied to the clipboard."
 
 
 def use_weights(viewer: Viewer | None, requests: RequestBuilder) -> None:
-    """Choose a run's weights in the Register panel, and bring that up."""
+    """Select a run's weights in the Register panel, and open it."""
     from napari_shmoareg.plugin.opening import dock
 
     if viewer is None or requests.weights is None:
         return
     panel = dock(viewer, "Register")
     panel.form.settings = replace(panel.form.settings, weights=str(requests.weights))
-    panel.form.changed.emit()  # kept for the next start, as what is chosen by hand
+    panel.form.changed.emit()  # saved for the next session, as after a choice by hand
 
 
 def copy_command(requests: RequestBuilder) -> None:
-    """Put the command of what the panel says on the clipboard."""
+    """Copy the command that corresponds to the panel to the clipboard."""
     clipboard = QApplication.clipboard()
     try:
         written = requests.command_line()
@@ -60,52 +60,45 @@ def copy_command(requests: RequestBuilder) -> None:
         show_info(COPIED)
 
 
-MAX_GATES = 3  # places in one notification
+MAX_GATES = 3  # listed in one notification
 
 
 class AlarmNotifier:
-    """Tells of each place once: in one notification what came together, and nothing that is
-    over.
-    """
+    """Reports the alarm of each gate once, several in one notification."""
 
     def __init__(self) -> None:
         self._reported: set[str] = set()
 
     def notify(self, alarms: Mapping[str, Alarm]) -> int:
-        """Tell of new alarms, by place; returns how many are not over."""
+        """Report new alarms, by gate; return the number of active ones."""
         now = [alarm for alarm in alarms.values() if alarm.over is None]
         new = [alarm for alarm in now if alarm.gate not in self._reported]
         self._reported |= {alarm.gate for alarm in new}
         if len(new) == 1:
             show_warning(f"Step {new[0].step}: {new[0].text}")
         elif new:
-            places = ", ".join(alarm.gate for alarm in new[:MAX_GATES]) + (
+            gates = ", ".join(alarm.gate for alarm in new[:MAX_GATES]) + (
                 " and others" if len(new) > MAX_GATES else ""
             )
             show_warning(
                 f"Step {max(alarm.step for alarm in new)}: the routing has collapsed at {len(new)}"
-                f" places ({places}). The tab Loads says what to do."
+                f" gates ({gates}). See the tab Loads."
             )
         return len(now)
 
 
 WIDTH = 340
 TABS = {
-    "Data": "What is learned from, and what the check-up says of it",
-    "Settings": "How it is learned",
-    "Curves": "Losses and validation over the steps, as they come",
-    "Loads": "Which experts are chosen, over the steps, and alarms",
+    "Data": "The training data and its quality check",
+    "Settings": "Training settings",
+    "Curves": "Losses and validation over the steps",
+    "Loads": "Selected experts over the steps, and alarms",
 }
-BUSY = "A run is under way. Stop it first, or wait for its end."
+BUSY = "A run is in progress. Stop it first, or wait until it ends."
 
 
 class FineTunePanel(Panel):
-    """Learns in a child process from a data set, and shows how that goes.
-
-    Parameters
-    ----------
-    napari_viewer : Viewer
-    """
+    """Trains on a data set in a child process, and shows the progress."""
 
     kind = "Fine-tune"
 
@@ -143,11 +136,11 @@ class FineTunePanel(Panel):
         self._show()
 
     def reset_choices(self, event: Any = None) -> None:
-        """Offer the layers that are open now; napari calls it when they change."""
+        """Update the list of open layers; called by napari when the layers change."""
         self.data.dataset.refresh()
 
     def changeEvent(self, event: QEvent | None) -> None:
-        """A dock that is closed lets its panel go: a run of it stops at its next safe step."""
+        """Stop the run at its next safe step when the dock is closed."""
         super().changeEvent(event)
         if event is None or event.type() != QEvent.Type.ParentChange:
             return
@@ -189,7 +182,7 @@ class FineTunePanel(Panel):
         return scrolled(body)
 
     def _make_charts(self) -> None:
-        """Load what draws, when the panel is seen for the first time."""
+        """Create the charts when the panel is first shown."""
         if self.curves is not None:
             return
         self.curves, self.loads = CurvesView(), LoadsView()
@@ -212,29 +205,29 @@ class FineTunePanel(Panel):
             viewer.events.theme.disconnect(self._apply_theme)
 
     def _apply_theme(self, event: Any = None) -> None:
-        """Draw in the colours of the window."""
+        """Use the colours of the window."""
         viewer = self._viewer()
         if viewer is not None and self.curves is not None and self.loads is not None:
             for view in (self.curves, self.loads):
                 view.set_theme(theme_of(viewer.theme))
 
-    def _on_pressed(self, what: str) -> None:
-        """A button of the run."""
-        if what in ("start", "anew", "resume"):
-            self._requests.prepare(resume=what == "resume")
-        elif what == "use":
+    def _on_pressed(self, action: str) -> None:
+        """Handle a button of the run."""
+        if action in ("start", "restart", "resume"):
+            self._requests.prepare(resume=action == "resume")
+        elif action == "use":
             use_weights(self._viewer(), self._requests)
-        elif what == "copy":
+        elif action == "copy":
             copy_command(self._requests)
         else:
-            self.follower.request(what)
+            self.follower.request(action)
             self._show_run()
 
     def _start(self, command: list[str], folder: Path) -> None:
-        """All is ready: start the child."""
+        """Start the child."""
         self.data.cancel_check()
         self.follower.start(command, folder)
-        self._show_run()  # at once: a second click must not find the button
+        self._show_run()  # immediately, so that a second click does not reach the button
 
     def _open(self, path: str) -> None:
         if self.follower.mode is Mode.own:
@@ -244,7 +237,7 @@ class FineTunePanel(Panel):
         self.follower.open(typed_path(path).absolute())
 
     def _release_watched(self) -> None:
-        """Another folder stands in the field: a run that is only watched is let go of."""
+        """Stop following an external run when another folder is entered."""
         if self.follower.mode is not Mode.own and self.follower.folder not in (
             None,
             self._requests.folder,
@@ -252,7 +245,7 @@ class FineTunePanel(Panel):
             self.follower.release()
 
     def _on_started(self) -> None:
-        """Another run is shown."""
+        """Reset the panel for another run."""
         self._alarms = AlarmNotifier()
         self.preview.forget()
         self.tabs.setCurrentIndex(list(TABS).index("Curves"))
@@ -268,7 +261,7 @@ class FineTunePanel(Panel):
         self._show()
 
     def _show_run(self) -> None:
-        """Bring the footer up to date."""
+        """Update the run box."""
         follower = self.follower
         is_running = follower.mode in (Mode.own, Mode.external)
         self._requests.sync_form(is_running=is_running)
@@ -289,23 +282,23 @@ class FineTunePanel(Panel):
         )
 
     def _show(self) -> None:
-        """Bring the panel up to date: the footer, and the tab in front."""
+        """Update the run box and the current tab."""
         state = self.follower.state
         self._show_run()
-        now = self._alarms.notify(state.alarms)
-        self.tabs.setTabText(list(TABS).index("Loads"), f"Loads ⚠ {now}" if now else "Loads")
+        active = self._alarms.notify(state.alarms)
+        self.tabs.setTabText(list(TABS).index("Loads"), f"Loads ⚠ {active}" if active else "Loads")
         if state.scans:
             self.data.show_run(state.scans, self._parts_of_run(), state.about.get("problems") or ())
-        front = list(TABS)[self.tabs.currentIndex()]
-        if front == "Curves" and self.curves is not None:
+        current = list(TABS)[self.tabs.currentIndex()]
+        if current == "Curves" and self.curves is not None:
             self.curves.show_state(state)
-        if front == "Loads" and self.loads is not None:
+        if current == "Loads" and self.loads is not None:
             self.loads.show_state(state)
         if self.curves is not None and self.curves.preview.isChecked():
             self.preview.show(state.preview)
 
     def _parts_of_run(self) -> dict[str, str]:
-        """Who learns and who judges, read once per run: when it begins."""
+        """Return the subset of each scan, read once when a run starts."""
         about = self.follower.state.about
         if self._parts[0] is not about and self.follower.folder is not None:
             self._parts = about, read_split(self.follower.folder) if about else {}

@@ -1,4 +1,4 @@
-"""A validation pair in the viewer, which is registered anew as the network learns."""
+"""Layers of a validation pair, updated as the network trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtpy.QtCore import QObject, Signal
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.tasks import Task, single_shot
 from napari_shmoareg.plugin.placement import KEY, layer_options, tag
-from napari_shmoareg.plugin.viewer import attend
+from napari_shmoareg.plugin.viewer import set_up_viewer
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -23,26 +23,21 @@ if TYPE_CHECKING:
 
 IMAGES = ("fixed", "moving", "warped")  # bottom first
 LABELS = ("fixed_labels", "warped_labels")
-NUMBER = "validation"  # of these layers: no registration's, so that no panel takes them for inputs
-LAYER_INTERVAL = 100  # ms between two layers, for the window to go on
+NUMBER = "validation"  # tag of these layers, so that no panel offers them as inputs
+LAYER_INTERVAL = 100  # ms between adding two layers, to keep the window responsive
 Read = tuple[dict[str, Any], "list[LayerData]"]
 
 
 class Preview(QObject):
-    """Keeps layers of the pair in a viewer, the same ones for as long as they are open.
-
-    Parameters
-    ----------
-    parent : QObject
-    viewer : Viewer
+    """Shows the validation pair in a viewer and updates its layers.
 
     Attributes
     ----------
-    told : Signal(str)
-        Which pair at which step, with its Dice; or why it cannot be shown.
+    message : Signal(str)
+        The pair, step and Dice, or why the pair cannot be shown.
     """
 
-    told = Signal(str)
+    message = Signal(str)
 
     def __init__(self, parent: QObject, viewer: Viewer) -> None:
         super().__init__(parent)
@@ -56,7 +51,7 @@ class Preview(QObject):
         self._task.failed.connect(self._fail)
 
     def show(self, preview: dict[str, Any]) -> None:
-        """Show the pair of an event "preview", if that is not shown yet."""
+        """Show the pair of an event "preview", unless it is already shown."""
         if (
             not preview
             or self._task.busy
@@ -69,11 +64,11 @@ class Preview(QObject):
         self._task.start(lambda _: read(folder))
 
     def forget(self) -> None:
-        """Show what comes next even if it was shown before."""
+        """Show the next preview even if it was shown before."""
         self._shown = ("", -1)
 
     def stop(self) -> None:
-        """Show nothing more."""
+        """Cancel what is still to be shown."""
         self._task.drop()
         self._queue = []
 
@@ -82,7 +77,7 @@ class Preview(QObject):
         self._next.start()
 
     def _put(self) -> None:
-        """Put in one layer at a turn, so that the window goes on in between."""
+        """Add one layer per call, to keep the window responsive."""
         viewer = self._viewer()
         if viewer is None or not self._queue:
             return
@@ -98,26 +93,24 @@ class Preview(QObject):
 
 
 def put(viewer: Viewer, layer_data: LayerData) -> None:
-    """Add a layer, or give the one that is there its new data: the viewer goes on looking where it
-    looks.
-    """
+    """Add a layer, or update the data of the existing one without moving the camera."""
     from napari.layers import Layer
 
     data, options, kind = layer_data
     role = options["metadata"][KEY]["role"]
-    there = next(
+    existing = next(
         (la for la in viewer.layers if tag(la, "number") == NUMBER and tag(la, "role") == role),
         None,
     )
-    if there is not None and _fits(there, data, options):
-        there.metadata = {**there.metadata, KEY: options["metadata"][KEY]}
-        if not np.array_equal(there.data, data):
-            there.data = data
-        there.name = options["name"]
+    if existing is not None and _fits(existing, data, options):
+        existing.metadata = {**existing.metadata, KEY: options["metadata"][KEY]}
+        if not np.array_equal(existing.data, data):
+            existing.data = data
+        existing.name = options["name"]
         return
-    if there is not None:
-        viewer.layers.remove(there)
-    attend(viewer)
+    if existing is not None:
+        viewer.layers.remove(existing)
+    set_up_viewer(viewer)
     before = viewer.layers.selection.active
     viewer.add_layer(Layer.create(data, options, kind))
     if before is not None and before in viewer.layers:
@@ -125,22 +118,17 @@ def put(viewer: Viewer, layer_data: LayerData) -> None:
 
 
 def read(folder: Path) -> Read:
-    """A preview's folder as what it says and layers, fixed image first.
-
-    Raises
-    ------
-    InputError, OSError
-        If something cannot be read.
-    """
+    """Read a preview's folder: its description and its layers, fixed image first."""
     from napari_shmoareg.io import read_image
     from napari_shmoareg.io.untrusted import read_object
 
-    about = read_object(folder / "preview.json", "what a preview shows")
+    about = read_object(folder / "preview.json", "the description of a preview")
     if not isinstance(about.get("step"), int) or not isinstance(
         about.get("dice"), int | float | None
     ):
         raise InputError(
-            f"{folder / 'preview.json'} is damaged: a 'step', and a 'dice' or null, were expected."
+            f"{folder / 'preview.json'} is damaged: expected an integer 'step' and a numeric or"
+            " null 'dice'. Wait for the next validation."
         )
     layers: list[LayerData] = []
     for name in (*IMAGES, *LABELS):
@@ -172,7 +160,7 @@ def summary(about: dict[str, Any]) -> str:
 
 
 def _fits(layer: Layer, data: np.ndarray, options: dict[str, Any]) -> bool:
-    """Whether new data can take the place of a layer's own."""
+    """Whether new data fits the geometry of an existing layer."""
     same = np.allclose(layer.scale, options["scale"]) and np.allclose(
         layer.translate, options["translate"]
     )

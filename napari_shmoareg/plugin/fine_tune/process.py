@@ -1,4 +1,4 @@
-"""A training run beside the window: its command, its child process, its folder followed."""
+"""A training run in a child process: its command, its process and its state."""
 
 from __future__ import annotations
 
@@ -25,22 +25,20 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
 from napari_shmoareg.plugin.controls.tasks import Task
-from napari_shmoareg.plugin.fine_tune.run_model import RunUpdate, RunFiles, RunState
+from napari_shmoareg.plugin.fine_tune.run_model import RunFiles, RunState, RunUpdate
 
-LAST_LINES = 12  # lines of what a child that broke down said last
-MAX_EVENTS = 2000  # events that are handed over at once, so that a window does not stand still over them
-NICENESS = 5  # of 19: leaves the processor to the window first
+LAST_LINES = 12  # of the output of a child that failed
+MAX_EVENTS = 2000  # handled per call, so that the window stays responsive
+NICENESS = 5  # of 19: gives the window priority on the processor
 
 Event = Mapping[str, Any]
 
 
 class ExitStatus(NamedTuple):
-    """How a child ended: its exit code, negative for a signal, and the last lines that it said
-    beside events.
-    """
+    """The exit code of a child, negative for a signal, and its last output lines besides events."""
 
     code: int
-    words: str
+    last_lines: str
 
     @property
     def description(self) -> str:
@@ -48,20 +46,20 @@ class ExitStatus(NamedTuple):
         if self.code >= 0:
             return f"with exit code {self.code}"
         names = {int(s): s.name for s in signal.Signals}
-        why = " (the memory may have run out)" if self.code == -9 else ""
-        return f"by the signal {names.get(-self.code, -self.code)}{why}"
+        reason = " (the memory may have run out)" if self.code == -9 else ""
+        return f"by the signal {names.get(-self.code, -self.code)}{reason}"
 
 
 class Child:
-    """Runs a command in a process of its own, and reads its events in a thread.
+    """Runs a command in a child process and reads its events in a thread.
 
-    Nothing here ever kills it.  It is asked to stop by its standard input being closed, which also
-    happens, whatever becomes of this process, when that ends.
+    The child is never killed.  Closing its standard input asks it to stop, which also happens
+    whenever this process ends.
 
     Parameters
     ----------
     command : sequence of str
-        Prints one JSON object a line; other lines are kept as words.
+        Prints one JSON object per line; other lines are kept as text.
 
     Raises
     ------
@@ -85,7 +83,7 @@ class Child:
                 errors="replace",
                 bufsize=1,
                 env=os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # Ctrl-C in the terminal of napari is not for it
+                start_new_session=True,  # it ignores Ctrl-C in napari's terminal
             )
         except OSError:
             self.log.unlink()
@@ -98,54 +96,54 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
     @property
     def ended(self) -> ExitStatus | None:
-        """How it ended; None as long as it runs, or has events that were not taken."""
+        """Exit status; None while it runs or has unread events."""
         if self._thread.is_alive() or not self._events.empty() or self._code is None:
             return None
         with self.log.open(encoding="utf-8", errors="replace") as file:
-            said = list(deque((line.rstrip() for line in file), maxlen=LAST_LINES))
-        return ExitStatus(self._code, "\n".join(line for line in [*self._other_lines, *said] if line))
+            lines = list(deque((line.rstrip() for line in file), maxlen=LAST_LINES))
+        return ExitStatus(
+            self._code, "\n".join(line for line in [*self._other_lines, *lines] if line)
+        )
 
     def events(self) -> list[Event]:
-        """What it told since the last call, oldest first."""
-        found: list[Event] = []
-        while len(found) < MAX_EVENTS:
+        """Return the new events, oldest first."""
+        new: list[Event] = []
+        while len(new) < MAX_EVENTS:
             try:
-                found.append(self._events.get_nowait())
+                new.append(self._events.get_nowait())
             except queue.Empty:
                 break
-        return found
+        return new
 
     def send(self, word: str) -> None:
-        """Ask it to "pause", "go" or "stop"; one that has ended does not hear it."""
+        """Send "pause", "go" or "stop", unless the child has ended."""
         try:
             if self._process.stdin is not None:
                 self._process.stdin.write(f"{word}\n")
                 self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            self._other_lines.append(f"(it had ended before it was asked to {word})")
+            self._other_lines.append(f"(the process ended before the request to {word})")
 
     def close_stdin(self) -> None:
-        """Close its standard input: it stops at its next safe step, and saves.  Waits for
-        nothing.
-        """
+        """Ask the child to save and stop at its next safe step, without waiting for it."""
         if self._process.stdin is None:
             return
         try:
             self._process.stdin.close()
-        except BrokenPipeError:  # a word that it did not hear before it ended
-            self._other_lines.append("(it had ended before it was let go)")
+        except BrokenPipeError:  # a request was unread when it ended
+            self._other_lines.append("(the process ended before its input was closed)")
 
     def remove_log(self) -> None:
-        """Remove the log of one that ended well."""
+        """Delete the log, after a normal end."""
         self.log.unlink(missing_ok=True)
 
     def _read(self) -> None:
-        """In a thread that holds the process until it is over, whoever else forgot it."""
+        """Read the output, in a thread that keeps the process object alive until the end."""
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
@@ -158,23 +156,23 @@ class Child:
 
 
 def _parsed(line: str) -> Event | None:
-    """The event of a line, None where there is none in it."""
+    """Parse a line as an event; None for other text."""
     try:
-        found = json.loads(line)
+        event = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("event"), str) else None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def _lower_priority(pid: int) -> None:
-    """Have the window come first on the processor, where the system lets us."""
+    """Give the window priority on the processor, if the system permits."""
     import psutil
 
     process = psutil.Process(pid)
     try:
         process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if psutil.WINDOWS else NICENESS)
     except psutil.Error:
-        return  # it has ended already, or may not be changed: it learns all the same
+        return  # it has ended, or may not be changed: training continues regardless
 
 
 COMMAND = (sys.executable, "-m", "napari_shmoareg", "fine-tune")
@@ -182,23 +180,22 @@ COMMAND = (sys.executable, "-m", "napari_shmoareg", "fine-tune")
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What is to be learned from, how, and where it goes.
+    """The options of a run: data set, settings and run folder.
 
     Attributes
     ----------
     out : str
         The run's folder.
     dataset : str
-        A folder or a list; empty for a run that goes on with its own.
-    finding : mapping
-        Options of how its files are found (images, labels, subject, kind); empty words are left
-        out.
+        A folder or a list; empty to resume a run with its own data set.
+    file_options : mapping
+        How to find the files (images, labels, subject, kind); empty values are omitted.
     weights, device : str
-        "auto" for the command's own choice; weights "none" to begin from nothing.
+        "auto" for the command's default; weights "none" for random weights.
     settings : mapping
         By the names of `FineTuning` and `RunSettings`.
     preset : str
-        Of the network that begins from nothing; empty otherwise.
+        Network of a run with random weights; empty otherwise.
     """
 
     out: str
@@ -210,25 +207,28 @@ class RunRequest:
     preset: str = ""
 
     def arguments(self, *more: str) -> list[str]:
-        """What follows ``shmoareg fine-tune``."""
-        found = [self.dataset] if self.dataset else []
-        found += ["--out", self.out]
-        words = {**self.file_options, "from": self.weights, "preset": self.preset, "device": self.device}
-        for name, word in words.items():
-            if word and word != "auto":
-                found += [f"--{name}", word]
+        """Return the arguments of ``shmoareg fine-tune``."""
+        arguments = [self.dataset] if self.dataset else []
+        arguments += ["--out", self.out]
+        options = {
+            **self.file_options,
+            "from": self.weights,
+            "preset": self.preset,
+            "device": self.device,
+        }
+        for name, option in options.items():
+            if option and option != "auto":
+                arguments += [f"--{name}", option]
         for name, value in self.settings.items():
-            found += _option(name, value)
-        return [*found, *more]
+            arguments += _option(name, value)
+        return [*arguments, *more]
 
     def command(self, *more: str) -> list[str]:
-        """The whole command, whose child tells what it does and does not outlive this program by
-        more than a step.
-        """
+        """Return the command of a child that reports events and stops at most a step after us."""
         return [*COMMAND, *self.arguments("--json", "--with-parent", *more)]
 
     def command_line(self, *more: str) -> str:
-        """As a person types it."""
+        """Return the command as typed in a terminal."""
         return shlex.join(["shmoareg", "fine-tune", *self.arguments(*more)])
 
 
@@ -239,39 +239,34 @@ def _option(name: str, value: Any) -> Sequence[str]:
     return [] if value is None else [f"--{kebab}", str(value)]
 
 
-POLL_INTERVAL = 250  # ms between two looks at a child, and so between two drawings
-READ_INTERVAL = 2.0  # s between two looks into a folder
+POLL_INTERVAL = 250  # ms between reading events, and so between updates of the panel
+READ_INTERVAL = 2.0  # s between reading a run folder
 
 
 class Mode(Enum):
-    """Who works on the run that is shown."""
+    """Which process works on the shown run."""
 
     nothing = "no run is open"
     own = "a child process of this panel"
-    elsewhere = "another process"
-    still = "nobody"
+    external = "another process"
+    idle = "no process"
 
 
 class Follower(QObject):
-    """Knows of one run at a time, and asks it to pause, go on or stop.
-
-    Parameters
-    ----------
-    parent : QObject
+    """Tracks one run and sends it requests to pause, continue or stop.
 
     Attributes
     ----------
     changed : Signal
-        More is known, at most four times a second.
-    turned : Signal
-        What can be asked of the run is another: who works on it, whether it waits, what it was
-        asked for.
-    began : Signal
-        Another run is shown from here on.
+        The state changed; at most four times a second.
+    status_changed : Signal
+        The available requests changed: the mode, a pause or a pending request.
+    started : Signal
+        Another run is shown.
     failed : Signal(str)
-        Something went wrong, in plain words.
+        An error message.
     ended : Signal
-        A child of this panel ended, whichever way.
+        A child of this panel ended, for any reason.
     """
 
     changed, status_changed, started, ended = Signal(), Signal(), Signal(), Signal()
@@ -281,29 +276,29 @@ class Follower(QObject):
         super().__init__(parent)
         self.state, self.mode = RunState(), Mode.nothing
         self.folder: Path | None = None
-        self.requested = ""  # of the run, and not done yet
-        self._child_ref = held = _ChildRef()
+        self.requested = ""  # pending request
+        self._child_ref = child_ref = _ChildRef()
         # not `destroyed`: a slot can be collected before it is called
-        weakref.finalize(self, held.close_stdin)
+        weakref.finalize(self, child_ref.release)
         self._files: RunFiles | None = None
         self._reading = Task(parent, "reading a run")
         self._reading.finished.connect(self._on_read)
         self._reading.failed.connect(self._on_read_failed)
         self._last_read = self._last_event = 0.0
-        self._last_status: object = None  # of how it stood when `status_changed` was last emitted
+        self._last_status: object = None  # when `status_changed` was last emitted
         self._timer = QTimer(self)
         self._timer.setInterval(POLL_INTERVAL)
         self._timer.timeout.connect(self._poll)
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the child told something."""
+        """Seconds since the last event of the child."""
         return time.monotonic() - self._last_event if self.mode is Mode.own else 0.0
 
     def start(self, command: Sequence[str], folder: Path) -> None:
-        """Start a child that works on a folder.  What is known of the same folder stays known.
+        """Start a child on a run folder, keeping the state of the same folder.
 
-        Nothing happens while a child is held: there is one at a time.
+        Does nothing while another child runs.
         """
         if self._child_ref.child is not None:
             return
@@ -323,9 +318,7 @@ class Follower(QObject):
         self.changed.emit()
 
     def open(self, folder: Path) -> None:
-        """Show a run that lies in a folder, and go on looking as long as another process works on
-        it.
-        """
+        """Show the run in a folder, and follow it while another process works on it."""
         self.close()
         self.state, self.folder, self.mode, self.requested = RunState(), folder, Mode.nothing, ""
         self._files = RunFiles(folder)
@@ -334,7 +327,7 @@ class Follower(QObject):
         self.started.emit()
 
     def release(self) -> None:
-        """Forget a run that no child of this panel works on."""
+        """Stop showing a run, unless a child of this panel works on it."""
         if self._child_ref.child is not None:
             return
         self.close()
@@ -342,11 +335,11 @@ class Follower(QObject):
         self.changed.emit()
 
     def request(self, word: str) -> None:
-        """Ask the run to "pause", "go" or "stop"; it does so at its next safe step."""
+        """Ask the run to "pause", "go" or "stop" at its next safe step."""
         if self.folder is None:
             return
         if self._child_ref.child is not None:
-            # heard at any time; a wish in the folder only once that was made
+            # always read; the request file only works once the folder exists
             self._child_ref.child.send(word)
             self.requested = word
             self.changed.emit()
@@ -362,8 +355,8 @@ class Follower(QObject):
         self.changed.emit()
 
     def close(self) -> None:
-        """Let go of the run: a child stops at its next safe step, by itself; others go on."""
-        self._child_ref.close_stdin()
+        """Stop following the run; a child stops at its next safe step, other processes continue."""
+        self._child_ref.release()
         self._timer.stop()
         self._reading.drop()
         self._files = None
@@ -379,7 +372,13 @@ class Follower(QObject):
         self._emit_status()
 
     def _emit_status(self) -> None:
-        now = self.mode, self.requested, self.state.paused, bool(self.state.about), bool(self.state.end)
+        now = (
+            self.mode,
+            self.requested,
+            self.state.paused,
+            bool(self.state.about),
+            bool(self.state.end),
+        )
         if now != self._last_status:
             self._last_status = now
             self.status_changed.emit()
@@ -407,7 +406,7 @@ class Follower(QObject):
             self.changed.emit()
 
     def _clear_done_request(self) -> None:
-        """Whether what was asked is done."""
+        """Clear the pending request once it is done."""
         done = {
             "pause": self.state.paused,
             "go": not self.state.paused,
@@ -421,9 +420,9 @@ class Follower(QObject):
             self._read()
 
     def _on_read(self, found: tuple[RunUpdate, bool]) -> None:
-        """Of the files of a run."""
+        """Apply an update from the files of a run."""
         update, worked_on = found
-        update.notify(self.state)
+        update.apply_to(self.state)
         self.mode = Mode.external if worked_on else Mode.idle
         self._clear_done_request()
         if not worked_on:
@@ -432,7 +431,7 @@ class Follower(QObject):
         self.changed.emit()
 
     def _on_read_failed(self, text: str) -> None:
-        """Its files cannot be read."""
+        """Stop following a run with unreadable files."""
         self._timer.stop()
         self._files = None
         self.folder = None
@@ -459,26 +458,26 @@ class Follower(QObject):
 
 
 class _ChildRef:
-    """The child that runs; no part of Qt, so that it can be let go after a panel is gone."""
+    """The running child; not a Qt object, so that it can be released after the panel is deleted."""
 
     def __init__(self) -> None:
         self.child: Child | None = None
 
-    def close_stdin(self) -> None:
-        """Have the child stop by itself."""
+    def release(self) -> None:
+        """Ask the child to stop, and drop it."""
         if self.child is not None:
             self.child.close_stdin()
         self.child = None
 
 
 def failure_text(ended: ExitStatus, child: Child, state: RunState) -> str:
-    """What to tell of a child that did not end as it should; empty for one that did."""
+    """Describe the failure of a child; empty after a normal end."""
     if state.error:
         return state.error
     if state.end and state.end["reason"] != "failed":
         return ""
     last = "\n".join(ended.last_lines.splitlines()[-5:])
     at = f" after step {state.step}" if state.step else " before its first step"
-    said = f" It said last:\n{last}\nAll of it is in {child.log}." if last else ""
-    again = " What was saved is still there: press Resume." if state.saved else ""
-    return f"The run ended{at} {ended.description}, without saying why.{again}{said}"
+    output = f" Its last output:\n{last}\nThe full log is {child.log}." if last else ""
+    resume = " Press Resume to continue from the saved state." if state.saved else ""
+    return f"The run ended{at} {ended.description}, without giving a reason.{resume}{output}"

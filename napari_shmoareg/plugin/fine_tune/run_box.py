@@ -1,4 +1,4 @@
-"""Where a training run is written, its state, and the buttons for what can be done with it."""
+"""The run folder, the state of the run and its buttons."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import arranged, captioned
 from napari_shmoareg.plugin.fine_tune.run_model import RunState, read_run_header
 
-# May be given anew when a run goes on: as `training.plan` has it, and the number of steps.
+# settings that may change when a run is resumed: those of `training.plan` and the steps
 CHANGEABLE = ("steps", "minutes", "validate_every", "validation_pairs", "save_every", "tensorboard")
 
 
 @dataclass(frozen=True)
 class RunFolderState:
-    """A folder as it is now.
+    """The state of a run folder.
 
     Attributes
     ----------
-    holds : bool
-        Whether there is a run.
-    blank : bool
-        Whether that run saved nothing, so that another can take its place.
+    has_run : bool
+    is_empty : bool
+        Whether the run saved nothing, so that a new one can replace it.
     settings : dict
-        Of the run, by the names of `FineTuning` and `RunSettings`.
+        By the names of `FineTuning` and `RunSettings`.
     """
 
     has_run: bool = False
@@ -49,49 +48,49 @@ class RunFolderState:
 
 
 def inspect_folder(folder: Path | None) -> RunFolderState:
-    """What lies in a folder; None is no folder."""
-    from napari_shmoareg.training.run import is_blank
+    """Inspect a run folder, or None."""
+    from napari_shmoareg.training.run import is_empty_run
 
     if folder is None or not (folder / "run.json").is_file():
         return RunFolderState()
     try:
         about = read_run_header(folder)
         return RunFolderState(
-            True, is_blank(folder), {**about["settings"], **about["run_settings"]}
+            True, is_empty_run(folder), {**about["settings"], **about["run_settings"]}
         )
-    # of another program, or just being written: it is told when it is opened
+    # of another program, or being written: reported when it is opened
     except (InputError, OSError):
         return RunFolderState(True)
 
 
 DONE = "Done"
-SILENCE = 60.0  # seconds without a word, after which that is told
+SILENCE = 60.0  # seconds without an event before the panel reports it
 REQUEST_TEXTS = {
     "pause": "Pausing after this step…",
-    "go": "Going on…",
+    "go": "Continuing…",
     "stop": "Saving and stopping after this step…",
 }
 ENDS = {
     "finished": "The run is done: {step} steps.",
     "stopped": "The run was stopped after step {step}; it can be resumed.",
-    "minutes": "The minutes of the run are over, after step {step}; it can be resumed with more.",
+    "minutes": "The time limit was reached after step {step}; raise Minutes to resume.",
     "failed": "The run failed after step {step}.",
 }
 PHASES = {
-    "reading": "Looking at the data set",
+    "reading": "Reading the data set",
     "checkup": "Checking the scans",
     "preparing": "Preparing",
-    "training": "Learning",
-    "validating": "Judging by the validation pairs",
+    "training": "Training",
+    "validating": "Validating",
 }
 
 
 @dataclass(frozen=True)
 class ButtonState:
-    """What the buttons say and whether they can be pressed, a text, and how far the run is (None:
-    no bar; -1: busy).
+    """The labels and availability of the buttons, the message and the progress.
 
-    While a process `is_running` on the run it can be paused and stopped, otherwise started.
+    `done` is the completed fraction (None: no bar; -1: busy).  A run that `is_running` can be
+    paused and stopped, any other started.
     """
 
     is_running: bool = False
@@ -106,7 +105,7 @@ class ButtonState:
     stop_text: str = "Stop"
     can_stop: bool = False
     can_use: bool = False
-    no_command: str = ""  # why there is no command to copy
+    no_command: str = ""  # why the command cannot be copied
     can_open: bool = True
 
 
@@ -124,33 +123,31 @@ def button_state(
     no_command: str = "",
     steps: int = 0,
 ) -> ButtonState:
-    """How a run stands.
+    """Return the message and the buttons for a run.
 
     Parameters
     ----------
-    known : RunState
-    works : bool
-        Whether a process works on it, and `is_own` whether that is a child of this panel.
-    mine : bool
-    asked : str
-        What it was asked for and has not done yet: "pause", "go", "stop" or nothing.
-    silent : float
-        Seconds since it told something.
+    state : RunState
+    is_running, is_own : bool
+        Whether a process works on the run, and whether it is a child of this panel.
+    requested : str
+        The pending request: "pause", "go", "stop" or empty.
+    silent_seconds : float
+        Time since the last event.
     missing : str or None
-        What keeps a new run from being started.
-    resumes : bool
-        Whether the folder in the field holds a run.
-    usable : bool
-        Whether it has weights to register with.
-    anew : bool
-        Whether the folder in the field holds a run that saved nothing, in whose place another can
-        begin.
-    uncopied : str
-        Why there is no command to copy; empty if there is one.
+        What is missing to start a new run.
+    can_resume : bool
+        Whether the selected folder contains a run.
+    has_weights : bool
+        Whether the run saved weights.
+    can_restart : bool
+        Whether the selected folder contains a run that saved nothing, which a new one can replace.
+    no_command : str
+        Why the command cannot be copied; empty if it can.
     steps : int
-        That the form asks for: a run that is done goes on only with more.
+        Number of steps in the form: a finished run can only be resumed with more.
     """
-    over = can_resume and 0 < max(state.steps, steps) <= state.step
+    finished = can_resume and 0 < max(state.steps, steps) <= state.step
     paused = state.paused or requested == "go"
     return ButtonState(
         is_running=is_running,
@@ -158,14 +155,20 @@ def button_state(
         done=_fraction(state, is_running),
         start_text=(
             DONE
-            if over
+            if finished
             else "Resume"
             if can_resume
-            else missing or ("Start anew" if can_restart else "Start")
+            else missing or ("Start over" if can_restart else "Start")
         ),
-        start_action="over" if over else "resume" if can_resume else "anew" if can_restart else "start",
-        can_start=not is_running and not over and (can_resume or missing is None),
-        pause_text="Go on" if paused else "Pause",
+        start_action="done"
+        if finished
+        else "resume"
+        if can_resume
+        else "restart"
+        if can_restart
+        else "start",
+        can_start=not is_running and not finished and (can_resume or missing is None),
+        pause_text="Continue" if paused else "Pause",
         pause_action="go" if paused else "pause",
         can_pause=is_running and requested == "" and bool(state.about),
         stop_text="Stopping…" if requested == "stop" else "Stop",
@@ -177,23 +180,21 @@ def button_state(
 
 
 def figures(state: RunState) -> list[str]:
-    """``1.2 s a step``, ``needs 3.1 of 12.4 GB``, ``best Dice 0.712 at step 300``: what is
-    known.
-    """
-    found = []
+    """``1.2 s per step``, ``needs 3.1 of 12.4 GB``, ``best Dice 0.712 at step 300``."""
+    texts = []
     seconds, memory, best = state.seconds_per_step, state.about.get("memory"), state.best
     if seconds is not None:
-        found.append(f"{seconds:.2g} s a step" if seconds < 10 else f"{seconds:.0f} s a step")
+        texts.append(f"{seconds:.2g} s per step" if seconds < 10 else f"{seconds:.0f} s per step")
     if memory:
-        found.append(_memory(memory))
+        texts.append(_memory(memory))
     if precision := state.about.get("bfloat16"):
-        found.append(f"{'bfloat16' if precision['used'] else 'float32'} ({precision['why']})")
+        texts.append(f"{'bfloat16' if precision['used'] else 'float32'} ({precision['why']})")
     if best is not None:
-        found.append(
+        texts.append(
             f"best {'Dice' if best.measure == 'dice' else 'correlation'} {best.value:.3f} at step"
             f" {best.step}"
         )
-    return found
+    return texts
 
 
 def length(seconds: float) -> str:
@@ -204,7 +205,9 @@ def length(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _text(state: RunState, is_running: bool, is_own: bool, requested: str, silent_seconds: float) -> str:
+def _text(
+    state: RunState, is_running: bool, is_own: bool, requested: str, silent_seconds: float
+) -> str:
     lines = []
     if is_running and requested:
         lines.append(REQUEST_TEXTS[requested])
@@ -212,11 +215,9 @@ def _text(state: RunState, is_running: bool, is_own: bool, requested: str, silen
         lines.append(f"Paused at step {state.step} of {state.steps}.")
     elif is_running and state.phase and state.phase["phase"] != "training":
         phase = state.phase
-        said, what = (
-            PHASES.get(phase["phase"], phase["phase"]),
-            f": {phase['text']}" if phase["text"] else "",
-        )
-        lines.append(f"{said}{what} ({100 * phase['done']:.0f} %)")
+        name = PHASES.get(phase["phase"], phase["phase"])
+        detail = f": {phase['text']}" if phase["text"] else ""
+        lines.append(f"{name}{detail} ({100 * phase['done']:.0f} %)")
     elif is_running and not state.step:
         lines.append("Starting…")
     elif is_running:
@@ -229,24 +230,24 @@ def _text(state: RunState, is_running: bool, is_own: bool, requested: str, silen
             )
         )
     elif state.about or state.step:
-        lines.append(f"Step {state.step} of {state.steps}; nobody works on this run now.")
+        lines.append(f"Step {state.step} of {state.steps}; no process works on this run now.")
     if state.error and not is_running:
         lines.append(state.error)
     if is_running and not is_own:
-        lines.append("Another process works on it.")
-    read_run_header = figures(state)
-    if read_run_header:
-        text = "; ".join(read_run_header)
+        lines.append("Another process works on this run.")
+    texts = figures(state)
+    if texts:
+        text = "; ".join(texts)
         lines.append(f"{text[0].upper()}{text[1:]}.")
     if silent_seconds > SILENCE and is_running and not state.paused:
-        lines.append(f"No word for {length(silent_seconds)}.")
+        lines.append(f"No message for {length(silent_seconds)}.")
     if state.skipped:
         lines.append(
-            f"{len(state.skipped)} pairs could not be read (skipped.csv); the last:"
+            f"{len(state.skipped)} pairs could not be read (skipped.csv). Last error:"
             f" {state.skipped[-1][1]}"
         )
     if state.garbled:
-        lines.append(f"{len(state.garbled)} events could not be understood.")
+        lines.append(f"{len(state.garbled)} events are invalid.")
     return "\n".join(lines)
 
 
@@ -266,34 +267,31 @@ def _memory(memory: Mapping[str, Any]) -> str:
     return f"needs {need / 1e9:.1f} GB" + ("" if free is None else f" of {free / 1e9:.1f} GB free")
 
 
-BAR_STEPS = 1000  # steps of the bar
+BAR_STEPS = 1000  # resolution of the progress bar
 TIPS = {
     "folder": (
-        "Where everything of the run goes: settings, figures, weights. A new or empty folder for a"
-        " new run; the folder of a run to go on with it."
+        "Folder for the settings, metrics and weights of the run: a new or empty folder for a new"
+        " run, or the folder of a run to resume."
     ),
-    "open": (
-        "Show a run that lies in a folder: one that ended, or one that another program works on"
-        " right now."
-    ),
+    "open": "Show the run in a folder, finished or in progress in another program.",
     "start": (
-        "Start learning in a process of its own; napari stays usable. Closing napari stops it at a"
+        "Start training in a separate process; napari stays usable. Closing napari stops it at a"
         " safe step."
     ),
-    "anew": (
-        "The run in this folder saved nothing: its files are removed, and another begins with the"
+    "restart": (
+        "The run in this folder saved nothing. Remove its files and start a new run with the"
         " settings of the form."
     ),
     "resume": (
-        "Go on from the last saved step, with the run's own data set and settings; those of the"
-        " form that can still be changed are taken from there."
+        "Resume from the last saved step with the run's own data set and settings. Settings that"
+        " can still be changed are taken from the form."
     ),
-    "over": "All steps are done. Raise Steps in the settings to go on.",
-    "pause": "Wait after the current step; memory stays taken.",
-    "go": "Go on after a pause.",
-    "stop": "Save after the current step, and end. It can be resumed later.",
-    "use": "Choose the best weights of this run in the Register panel.",
-    "copy": "Put the command that does the same in a terminal on the clipboard.",
+    "done": "All steps are done. Raise Steps in the settings to continue.",
+    "pause": "Pause after the current step; memory stays allocated.",
+    "go": "Continue after a pause.",
+    "stop": "Save and end after the current step. The run can be resumed later.",
+    "use": "Select the best weights of this run in the Register panel.",
+    "copy": "Copy the equivalent command line to the clipboard.",
 }
 
 
@@ -303,11 +301,11 @@ class RunBox(QWidget):
     Attributes
     ----------
     pressed : Signal(str)
-        "start", "anew", "resume", "pause", "go", "stop", "use" or "copy".
+        "start", "restart", "resume", "pause", "go", "stop", "use" or "copy".
     opened : Signal(str)
-        A folder of a run that is to be shown.
+        Folder of a run to show.
     changed : Signal
-        Another folder stands in the field.
+        Another folder was entered.
     """
 
     pressed, opened = Signal(str), Signal(str)
@@ -329,7 +327,7 @@ class RunBox(QWidget):
         self.bar.setRange(0, BAR_STEPS)
         self.bar.setTextVisible(False)
         self.bar.setMaximumHeight(8)
-        self.bar.setToolTip("How far the run is.")
+        self.bar.setToolTip("Progress of the run.")
         self.start, self.pause, self.stop = (
             QPushButton("Start"),
             QPushButton("Pause"),
@@ -353,7 +351,7 @@ class RunBox(QWidget):
         self.show_button_state(self._buttons)
 
     def show_button_state(self, button_state: ButtonState) -> None:
-        """Say how far the run is, and what the buttons would do."""
+        """Show the progress of the run and the buttons."""
         self._buttons = button_state
         self.start.setText(button_state.start_text.replace("&", "&&"))
         self.start.setEnabled(button_state.can_start)
@@ -397,7 +395,7 @@ class RunBox(QWidget):
     def _choose(self) -> None:
         path, _ = QFileDialog.getSaveFileName(
             self,
-            "A new folder for the run",
+            "New folder for the run",
             self.folder.text() or str(Path.home() / "run"),
             options=NEW,
         )
@@ -406,10 +404,10 @@ class RunBox(QWidget):
 
     def _open(self) -> None:
         path = QFileDialog.getExistingDirectory(
-            self, "The folder of a run", self.folder.text() or str(Path.home())
+            self, "Folder of a run", self.folder.text() or str(Path.home())
         )
         if path:
             self.opened.emit(path)
 
 
-NEW = QFileDialog.Option.DontConfirmOverwrite  # an existing folder can be a run to go on with
+NEW = QFileDialog.Option.DontConfirmOverwrite  # an existing folder can be a run to resume

@@ -1,4 +1,4 @@
-"""The state of a training run, from its events or its files.  No Qt."""
+"""The state of a training run, read from its events or its files, without Qt."""
 
 from __future__ import annotations
 
@@ -27,23 +27,21 @@ if TYPE_CHECKING:
 
 TERMS = ("total", "similarity", "smoothness", "routing", "overlap")
 MEASURES = ("dice", "ncc", "folding_percent")
-RECENT = 20  # steps whose time is told
+RECENT = 20  # steps that the mean time per step is taken over
 
 
 @dataclass
 class Alarm:
-    """A gate that collapsed: the step it was first seen at, what it says, and when it was over
-    (None: it is not).
-    """
+    """Collapsed routing at a gate, from `step` until `over` (None while active)."""
 
     step: int
-    place: str
+    gate: str
     text: str
     over: int | None = None
 
 
 class Best(NamedTuple):
-    """The best look at the validation pairs."""
+    """The best validation result."""
 
     step: int
     measure: str
@@ -52,41 +50,43 @@ class Best(NamedTuple):
 
 @dataclass
 class RunState:
-    """A run as far as it told of itself.
+    """The state of a run, as its events report it.
 
     Attributes
     ----------
     about : dict
-        The event "begin", or what run.json tells: device, settings, pairs, memory and so on; empty
-        before it.
+        The event "begin" or the content of run.json: device, settings, pairs, memory and so on;
+        initially empty.
     phase : dict
         The last event "phase".
     scans : list of dict
-        One per scan of the check-up.
-    terms, judged : dict of Track
-        The losses, and the figures on the validation pairs, over the steps.
+        One per checked scan.
+    terms, validation : dict of Track
+        The losses and the validation measures over the steps.
     shares : dict of Shares
-        Of the experts, per place.
+        Of the experts, per gate.
     alarms : dict of Alarm
-        Per place: those that are over too.
-    skipped : list of (pair, why)
+        Per gate, including those that are over.
+    skipped : list of (pair, reason)
     saved : dict
-        Step of the last "state" and "best" on the disk.
+        Step of the last saved "state" and "best".
     preview : dict
         The last event "preview".
     paused : bool
     error : str
     end : dict
-        The event "end"; empty as long as there was none.
+        The event "end"; initially empty.
     garbled : list of str
-        What events could not be understood, and why.
+        Invalid events, with the error.
     """
 
     about: dict[str, Any] = field(default_factory=dict)
     phase: dict[str, Any] = field(default_factory=dict)
     scans: list[dict[str, Any]] = field(default_factory=list)
     terms: dict[str, Track] = field(default_factory=lambda: {name: Track() for name in TERMS})
-    validation: dict[str, Track] = field(default_factory=lambda: {name: Track() for name in MEASURES})
+    validation: dict[str, Track] = field(
+        default_factory=lambda: {name: Track() for name in MEASURES}
+    )
     shares: dict[str, Shares] = field(default_factory=dict)
     alarms: dict[str, Alarm] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -102,21 +102,17 @@ class RunState:
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Learn from one event; one that cannot be understood is kept in `garbled` and changes
-        nothing else.
-        """
-        act = getattr(self, f"_take_{event.get('event')}", None)
+        """Apply one event; an invalid one is only added to `garbled`."""
+        handler = getattr(self, f"_on_{event.get('event')}", None)
         try:
-            if act is None:
+            if handler is None:
                 raise KeyError("event")
-            act(event)
+            handler(event)
         except (KeyError, TypeError, ValueError) as error:
             self.garbled.append(f"{error}: {dict(event)}"[:500])
 
     def apply_steps(self, columns: Mapping[str, NDArray]) -> None:
-        """Learn from many steps at once: an array (n,) for "step", "seconds" and each of
-        `TERMS`.
-        """
+        """Apply many steps at once: an array (n,) for "step", "seconds" and each of `TERMS`."""
         if not len(columns["step"]):
             return
         for name in TERMS:
@@ -126,19 +122,19 @@ class RunState:
         self.left_seconds = None
 
     def begin_process(self) -> None:
-        """A process begins to work on it: what only that tells is not known yet."""
+        """Clear what only a new process of the run can report."""
         self.end, self.error, self.about, self.phase, self.paused = {}, "", {}, {}, False
         self.scans, self.left_seconds = [], None
         self._seconds.clear()
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Mean of the last steps."""
+        """Mean over the last steps."""
         return sum(self._seconds) / len(self._seconds) if self._seconds else None
 
     @property
     def best(self) -> Best | None:
-        """By Dice where there are labels, else by correlation."""
+        """The best validation by Dice if there are labels, else by correlation."""
         for name in ("dice", "ncc"):
             steps, values = self.validation[name].points
             if len(values):
@@ -152,7 +148,7 @@ class RunState:
         self._cut(resumed)
 
     def _on_about(self, event: Mapping[str, Any]) -> None:
-        """What run.json tells of a run that others began."""
+        """Apply the run header of a run started elsewhere."""
         self.about, self.steps = dict(event), int(event["steps"])
 
     def _cut(self, step: int) -> None:
@@ -160,7 +156,7 @@ class RunState:
             track.cut(step)
         for shares in self.shares.values():
             shares.cut(step)
-        self.alarms = {place: alarm for place, alarm in self.alarms.items() if alarm.step <= step}
+        self.alarms = {gate: alarm for gate, alarm in self.alarms.items() if alarm.step <= step}
         self.step = step
 
     def _on_phase(self, event: Mapping[str, Any]) -> None:
@@ -193,16 +189,16 @@ class RunState:
 
     def _on_load(self, event: Mapping[str, Any]) -> None:
         step = int(event["step"])
-        for place, shares in event["shares"].items():
-            self.shares.setdefault(place, Shares()).add(step, shares)
-        if event.get("alarms") is None:  # nobody looked
+        for gate, shares in event["shares"].items():
+            self.shares.setdefault(gate, Shares()).add(step, shares)
+        if event.get("alarms") is None:  # not checked
             return
         now = {str(alarm["place"]): str(alarm["text"]) for alarm in event["alarms"]}
-        for place, text in now.items():
-            alarm = self.alarms.setdefault(place, Alarm(step, place, text))
+        for gate, text in now.items():
+            alarm = self.alarms.setdefault(gate, Alarm(step, gate, text))
             alarm.text, alarm.over = text, None
-        for place, alarm in self.alarms.items():
-            if place not in now and alarm.over is None:
+        for gate, alarm in self.alarms.items():
+            if gate not in now and alarm.over is None:
                 alarm.over = step
 
     def _on_validation(self, event: Mapping[str, Any]) -> None:
@@ -241,24 +237,22 @@ def _number(value: Any) -> float | None:
 
 
 PARTS = ("train", "validation", "test")
-STRETCHES = 1000  # of the loads, that are kept of a long run; charts show fewer
-LOOKS = 100  # at the alarms, in one reading
-WATCHED = 5  # stretches over which routing is watched, as the run itself does
+MAX_INTERVALS = 1000  # of the loads that are kept of a long run; charts show fewer
+MAX_ALARM_CHECKS = 100  # per reading
+ALARM_WINDOW = 5  # intervals over which routing is monitored, as in the run itself
 Event = dict[str, Any]
 
 
 @dataclass
 class RunUpdate:
-    """What was new in a run's folder: steps as columns, the rest as events, in this order to be
-    taken.
-    """
+    """New data of a run's folder, in the order to apply: header, step columns, other events."""
 
     about: Event = field(default_factory=dict)
     steps: dict[str, NDArray] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
-    def notify(self, state: RunState) -> None:
-        """Have it be known."""
+    def apply_to(self, state: RunState) -> None:
+        """Apply the update to the state of the run."""
         if self.about:
             state.apply(self.about)
         if self.steps:
@@ -268,12 +262,7 @@ class RunUpdate:
 
 
 class RunFiles:
-    """Reads a run's folder, at each call what came since the one before.
-
-    Parameters
-    ----------
-    folder : Path
-    """
+    """Reads a run's folder, each time what is new since the last call."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -286,12 +275,12 @@ class RunFiles:
         self._scans = 0.0
 
     def read(self) -> RunUpdate:
-        """What is new.
+        """Read what is new.
 
         Raises
         ------
         InputError
-            If it is no folder of a run.
+            If this is not the folder of a run.
         """
         update = RunUpdate()
         about = tuple(_changed(self.folder / name) for name in ("run.json", "split.json"))
@@ -322,25 +311,25 @@ class RunFiles:
 
 
 class Tail:
-    """The rows that a CSV file got since the last look; all of them if it was written anew."""
+    """The rows added to a CSV file since the last reading; all of them if it was replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._at, self._head, self._which = path, 0, list[str](), 0
 
     def rows(self) -> list[dict[str, str]]:
-        """The new rows by column; a last line that is not whole is left for the next time."""
+        """Return the new rows by column; an incomplete last row is left for the next time."""
         with _explain_errors(self._path):
-            found = list(csv.reader(io.StringIO(self._text(), newline="")))
-        return [dict(zip(self._head, row, strict=False)) for row in self._without_head(found)]
+            rows = list(csv.reader(io.StringIO(self._text(), newline="")))
+        return [dict(zip(self._head, row, strict=False)) for row in self._without_head(rows)]
 
     def lines(self) -> list[str]:
-        """The new lines as they are, without the first one, of a table without quotes."""
-        found = self._text().replace("\r\n", "\n").split("\n")[:-1]
-        rest = self._without_head([line.split(",") for line in found[:1]])
-        return found[1 - len(rest) :] if found else []
+        """Return the new lines of a table without quotes, without the header."""
+        lines = self._text().replace("\r\n", "\n").split("\n")[:-1]
+        rest = self._without_head([line.split(",") for line in lines[:1]])
+        return lines[1 - len(rest) :] if lines else []
 
     def _text(self) -> str:
-        """What came since the last look, up to the end of the last row that is whole."""
+        """Return the new text, up to the end of the last complete row."""
         try:
             about = self._path.stat()
         except FileNotFoundError:
@@ -357,30 +346,30 @@ class Tail:
         return text[:end].decode("utf-8", errors="replace")
 
     def _without_head(self, rows: list[list[str]]) -> list[list[str]]:
-        """Rows without that of the names, which is kept."""
+        """Store the header row, and return the other rows."""
         if rows and (not self._head or rows[0] == self._head):
             self._head, rows = rows[0], rows[1:]
         return rows
 
     @property
     def head(self) -> Sequence[str]:
-        """The names of the columns; empty before the first look."""
+        """The names of the columns; empty before the first reading."""
         return self._head
 
 
-def message(folder: Path) -> Event:
-    """What a run was begun with, as an event.
+def read_run_header(folder: Path) -> Event:
+    """Read the header of a run as an event.
 
     Raises
     ------
     InputError
-        If the folder is none of a run.
+        If this is not the folder of a run.
     """
     about = _json(folder / "run.json")
     if not str(about.get("format", "")).startswith("shmoareg-run"):
         raise InputError(
-            f"{folder} is no folder of a run: it has no run.json of one. Choose the folder that was"
-            " given as --out, or in which a run was started here."
+            f"{folder} is not the folder of a run: it has no valid run.json. Choose the folder"
+            " given as --out, or the one in which this panel started a run."
         )
     parts = {name: about.get(name) or {} for name in ("settings", "config", "run", "dataset")}
     settings, config = upgraded(parts["settings"]), parts["config"]
@@ -388,8 +377,8 @@ def message(folder: Path) -> Event:
         config.get("top_k", 0), int
     ):
         raise InputError(
-            f"{folder / 'run.json'} is damaged: names and values were expected in"
-            f" {', '.join(parts)}."
+            f"{folder / 'run.json'} is damaged: expected objects for {', '.join(parts)}, and an"
+            " integer top_k. Choose another run, or restore the file."
         )
     return {
         "event": "about",
@@ -404,9 +393,7 @@ def message(folder: Path) -> Event:
 
 
 def read_split(folder: Path) -> dict[str, str]:
-    """The part of each scan by its name: "train", "validation" or "test"; empty before a run has
-    divided them.
-    """
+    """Return the subset of each scan by name; empty before the run has split them."""
     split = _json(folder / "split.json")
     lists = {part: split.get(part, ()) for part in PARTS}
     return {
@@ -419,19 +406,19 @@ def read_split(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _explain_errors(path: Path) -> Iterator[None]:
-    """What is wrong with a table, with its name."""
+    """Convert errors in a table to errors that name the file."""
     try:
         yield
     except InputError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, csv.Error) as error:
         raise InputError(
-            f"{path} is damaged ({error!s:.200}): it is no table as a run writes it."
+            f"{path} is damaged ({error!s:.200}): expected a table written by a run."
         ) from error
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, NDArray]:
-    """Arrays of the steps' figures; empty cells are NaN."""
+    """Convert rows of steps to arrays; empty cells are NaN."""
     if not rows:
         return {}
     names = ("step", "seconds", *TERMS)
@@ -441,40 +428,38 @@ def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, NDArray]:
 
 
 def _loads(table: Tail, watch: RoutingWatch | None) -> Iterator[Event]:
-    """Shares of stretches, of a long run not of all; alarms are looked for now and then, and at the
-    last one.
-    """
+    """Yield loads per interval, thinned out for a long run; check alarms periodically."""
     lines = table.lines()
-    stretches = [list(group) for _, group in groupby(lines, key=lambda line: line.split(",", 1)[0])]
-    every, look = (1 + len(stretches) // most for most in (STRETCHES, LOOKS))
-    place, count = (
+    intervals = [list(group) for _, group in groupby(lines, key=lambda line: line.split(",", 1)[0])]
+    every, check_every = (1 + len(intervals) // n for n in (MAX_INTERVALS, MAX_ALARM_CHECKS))
+    gate, count = (
         table.head.index(name) if name in table.head else 0 for name in ("place", "count")
     )
-    for left, stretch in zip(range(len(stretches) - 1, -1, -1), stretches, strict=True):
-        looked = watch is not None and left % look == 0
-        if left % every and not looked and left > WATCHED + look:
+    for left, interval in zip(range(len(intervals) - 1, -1, -1), intervals, strict=True):
+        checked = watch is not None and left % check_every == 0
+        if left % every and not checked and left > ALARM_WINDOW + check_every:
             continue
         counts: dict[str, list[int]] = {}
-        for line in stretch:
+        for line in interval:
             cells = line.split(",")
-            counts.setdefault(cells[place], []).append(int(cells[count]))
-        step = int(stretch[0].split(",", 1)[0])
+            counts.setdefault(cells[gate], []).append(int(cells[count]))
+        step = int(interval[0].split(",", 1)[0])
         event: Event = {"event": "load", "step": step, "alarms": None}
         event["shares"] = {
-            each: [one / max(sum(row), 1) for one in row] for each, row in counts.items()
+            name: [n / max(sum(row), 1) for n in row] for name, row in counts.items()
         }
         if watch is not None:
             watch.add(step, counts)
-            event["alarms"] = [alarm._asdict() for alarm in watch.alarms] if looked else None
+            event["alarms"] = [alarm._asdict() for alarm in watch.alarms] if checked else None
         yield event
 
 
 def _watch(about: Event) -> RoutingWatch | None:
-    """What finds collapsed routing; None where the network's top k is not known."""
+    """Return a monitor of the routing; None if the network's top k is unknown."""
     from napari_shmoareg.training.monitor import RoutingWatch
 
     return (
-        RoutingWatch({"encoder": about["top_k"], "decoder": 1}, window=WATCHED)
+        RoutingWatch({"encoder": about["top_k"], "decoder": 1}, window=ALARM_WINDOW)
         if about["top_k"]
         else None
     )
@@ -486,12 +471,12 @@ def _scans(folder: Path) -> Iterator[Event]:
 
 
 def _event(name: str, row: Mapping[str, str]) -> Event:
-    """A row as an event; empty cells are None."""
+    """Convert a row to an event; empty cells become None."""
     return {"event": name, **{key: value if value != "" else None for key, value in row.items()}}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object of a file; empty where there is none, or it is just being written."""
+    """Read a JSON object; empty if the file is missing or incomplete."""
     try:
         return read_object(path, "a file of a run")
     except InputError:

@@ -1,4 +1,4 @@
-"""From what the panel says to the command of a run."""
+"""Builds the command of a run from the panel."""
 
 from __future__ import annotations
 
@@ -16,29 +16,27 @@ from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
 from napari_shmoareg.plugin.fine_tune.open_layers import IMAGES, LABELS, SUBJECT, write_layers
 from napari_shmoareg.plugin.fine_tune.process import RunRequest
-from napari_shmoareg.plugin.fine_tune.run_box import CHANGEABLE, RunBox, RunFolderState, inspect_folder
+from napari_shmoareg.plugin.fine_tune.run_box import (
+    CHANGEABLE,
+    RunBox,
+    RunFolderState,
+    inspect_folder,
+)
 
 WEIGHTS = ("best.safetensors", "last.safetensors")
 NO_FOLDER = "Name a run folder"
-UNWRITTEN = (
-    "Open layers are written to the disk when the run starts; then there is a command that does the"
-    " same."
+NOT_WRITTEN = (
+    "Open layers are written to disk when the run starts. The command can be copied afterwards."
 )
 
 
 class RequestBuilder(QObject):
-    """Gathers what a run needs; writes open layers first.
-
-    Parameters
-    ----------
-    parent : QObject
-    data, form, run
-        Parts of the panel.
+    """Builds run requests from the parts of the panel; writes open layers first.
 
     Attributes
     ----------
     ready : Signal(list, Path)
-        A command, and the folder of its run.
+        The command and its run folder.
     failed : Signal(str)
     """
 
@@ -58,81 +56,86 @@ class RequestBuilder(QObject):
 
     @property
     def folder(self) -> Path | None:
-        """Of the run, None where none is named."""
+        """The run folder; None if none is entered."""
         text = self._run.folder.text().strip()
         return typed_path(text).absolute() if text else None
 
     @property
     def can_resume(self) -> bool:
-        """Whether the folder holds a run that can go on."""
+        """Whether the folder contains a run to resume."""
         return self.folder_state.has_run and not self.can_restart
 
     @property
     def can_restart(self) -> bool:
-        """Whether the folder holds a run that saved nothing, in whose place the form's can
-        begin.
-        """
+        """Whether the folder contains a run that saved nothing, which a new one can replace."""
         return self.folder_state.is_empty and self.missing is None
 
     @property
     def folder_state(self) -> RunFolderState:
-        """What lies in the folder."""
+        """The state of the folder."""
         return inspect_folder(self.folder)
 
     @property
     def data_folder(self) -> Path | None:
-        """Where open layers are written."""
+        """The folder for written layers."""
         return None if self.folder is None else self.folder.with_name(f"{self.folder.name}-data")
 
     @property
     def no_command(self) -> str:
-        """Why there is no command yet that does the same in a terminal; empty if there is one."""
+        """Why the command cannot be copied yet; empty if it can."""
         layers = self._data.dataset.from_layers and not self.folder_state.has_run
-        return UNWRITTEN if layers and (self.data_folder is None or not self.data_folder.is_dir()) else ""
+        return (
+            NOT_WRITTEN
+            if layers and (self.data_folder is None or not self.data_folder.is_dir())
+            else ""
+        )
 
     @property
     def weights(self) -> Path | None:
-        """The weights of the folder's run to register with: the best, else the last; None before
-        there are any.
-        """
-        places = [] if self.folder is None else [self.folder / name for name in WEIGHTS]
-        return next((place for place in places if place.is_file()), None)
+        """The best, else the last weights of the run; None if there are none."""
+        paths = [] if self.folder is None else [self.folder / name for name in WEIGHTS]
+        return next((path for path in paths if path.is_file()), None)
 
     @property
     def missing(self) -> str | None:
-        """What keeps a new run from being started, in a few words; None if nothing does."""
+        """What is missing to start a new run, in a few words; None if nothing."""
         if self._writing.busy:
             return "Writing the layers…"
-        wrong = self._form.wrong
+        invalid = self._form.invalid_setting
         return (
             self._data.dataset.missing
-            or (f"Mend '{wrong}'" if wrong else None)
+            or (f"Fix '{invalid}'" if invalid else None)
             or (None if self.folder is not None else NO_FOLDER)
         )
 
     @property
     def steps(self) -> int:
-        """That the form asks for; 0 if it says no number."""
+        """The number of steps in the form; 0 if invalid."""
         field = self._form.fields["steps"]
         return 0 if field.error else int(field.value)
 
     def request(self) -> RunRequest:
-        """What the panel says now.
+        """Build the request from the panel.
 
         Raises
         ------
         InputError
-            If a setting is refused, or something is missing.
+            If a setting is invalid or something is missing.
         """
         if self.folder is None:
-            raise InputError(f"{NO_FOLDER}: a new one, where everything of the run goes.")
+            raise InputError(f"{NO_FOLDER}: a new folder for the output of the run.")
         user_path(self._run.folder.text().strip())
         if self.can_resume:
-            return RunRequest(str(self.folder), device=self._form.chosen.device, settings=self._free())
+            return RunRequest(
+                str(self.folder), device=self._form.chosen.device, settings=self._changed_settings()
+            )
         if self.missing is not None:
-            raise InputError(f"{self.missing}, then there is something to run.")
+            raise InputError(f"{self.missing} before starting the run.")
         chosen, dataset = self._form.chosen, self._data.dataset
-        path, file_options = str(user_path(dataset.path.text().strip()).absolute()), dataset.file_options
+        path, file_options = (
+            str(user_path(dataset.path.text().strip()).absolute()),
+            dataset.file_options,
+        )
         if dataset.from_layers:
             path, file_options = (
                 str(self.data_folder),
@@ -142,46 +145,54 @@ class RequestBuilder(QObject):
                 file_options["labels"] = f"{LABELS}/*.nii.gz"
         preset = chosen.preset or ""
         return RunRequest(
-            str(self.folder), path, file_options, chosen.weights, chosen.device, chosen.settings, preset
+            str(self.folder),
+            path,
+            file_options,
+            chosen.weights,
+            chosen.device,
+            chosen.settings,
+            preset,
         )
 
     def command_line(self) -> str:
-        """The command as a person types it.
+        """Return the command as typed in a terminal.
 
         Raises
         ------
         InputError
-            If a setting is refused, or something is missing.
+            If a setting is invalid or something is missing.
         """
         if self.folder is not None and self.folder_state.has_run:
             return RunRequest(
-                str(self.folder), device=self._form.chosen.device, settings=self._free()
+                str(self.folder), device=self._form.chosen.device, settings=self._changed_settings()
             ).command_line("--resume")
         return self.request().command_line()
 
     def sync_form(self, *, is_running: bool) -> None:
-        """Have the form show the settings of the folder's run, and ask only for those that may be
-        given anew.
-        """
+        """Show the settings of the folder's run in the form, and enable those that may change."""
         folder_state = self.folder_state
         if not folder_state.has_run:
             self._loaded = None
         elif self._loaded != (self.folder, folder_state.settings):
             self._loaded = self.folder, folder_state.settings
             self._form.show_values(folder_state.settings)
-        self._form.restrict_to(CHANGEABLE if folder_state.has_run and (is_running or not folder_state.is_empty) else None)
+        self._form.restrict_to(
+            CHANGEABLE
+            if folder_state.has_run and (is_running or not folder_state.is_empty)
+            else None
+        )
 
     def prepare(self, *, resume: bool) -> None:
-        """Get a run ready; `ready` or `failed` follows."""
-        if resume != self.can_resume:  # the folder changed since the button was drawn
+        """Prepare a run, then emit `ready` or `failed`."""
+        if resume != self.can_resume:  # the folder changed since the button was updated
             self._run.changed.emit()
             return
         try:
             request = self.request()
             if self.can_restart:
-                from napari_shmoareg.training.run import clear_blank
+                from napari_shmoareg.training.run import reset_run
 
-                clear_blank(Path(request.out))
+                reset_run(Path(request.out))
         except InputError as error:
             self.failed.emit(in_words_of_the_form(error))
             return
@@ -196,7 +207,7 @@ class RequestBuilder(QObject):
             self.ready.emit(request.command(), Path(request.out))
 
     def cancel(self) -> None:
-        """Start nothing once the layers are written."""
+        """Do not start a run when the layers are written."""
         self._writing.drop()
 
     def _written(self) -> None:
@@ -204,10 +215,8 @@ class RequestBuilder(QObject):
         if request is not None:
             self.ready.emit(request.command(), Path(request.out))
 
-    def _free(self) -> dict[str, object]:
-        """What is given anew to the run that goes on: nothing before the form showed its
-        settings.
-        """
+    def _changed_settings(self) -> dict[str, object]:
+        """Return the changed settings of a run to resume; none before the form shows them."""
         if self._loaded is None or self._loaded[0] != self.folder:
             return {}
         before, now = self._loaded[1], self._values(CHANGEABLE)
@@ -216,5 +225,5 @@ class RequestBuilder(QObject):
         }
 
     def _values(self, names: Sequence[str] | None = None) -> dict[str, object]:
-        """Settings of these names, or all, those by default too."""
+        """Return the settings of these names, or all, including the defaults."""
         return {name: self._form.fields[name].value for name in names or self._form.fields}

@@ -1,4 +1,4 @@
-"""The scans of a check-up as rows of a table: those with a problem first."""
+"""Scans of a quality check as table rows, those with a problem first."""
 
 from __future__ import annotations
 
@@ -19,27 +19,22 @@ HEADINGS = (
 )
 TIPS = (
     "The name of the scan in its data set",
-    "Why it is left out",
-    "Whether it learns (train), judges (validation) or stays unseen (test)",
-    "Voxels along the three axes of the file",
-    "Distance between voxels along the axes of the file",
-    "Where the axes of the file run to: R or L, A or P, S or I",
-    "Least and greatest value, in the file's units",
-    "How many label values there are beside 0",
-    (
-        "With its partner, after alignment: Dice of the labels where both have some, otherwise"
-        " correlation"
-    ),
-    "Whose scan it is; nobody stands in two parts",
+    "Why the scan is excluded",
+    "Subset of the split: train, validation or test",
+    "Voxels along the axes of the file",
+    "Voxel spacing along the axes of the file",
+    "Directions of the axes of the file: R or L, A or P, S or I",
+    "Minimum and maximum, in the units of the file",
+    "Number of label values other than 0",
+    ("With its partner scan, after alignment: Dice if both have labels, otherwise correlation"),
+    "Subject of the scan; all scans of a subject are in the same subset",
 )
-# columns of checkup.csv that the events call otherwise
+# columns of checkup.csv that the events name differently
 FROM_FILE = {"scan": "name", "spacing_mm": "spacing"}
 
 
 class ScanRow(NamedTuple):
-    """What is shown of a scan: a text per heading, and the numbers that columns sort by (None where
-    there is none).
-    """
+    """A text per heading, and the number that each column sorts by (or None)."""
 
     texts: tuple[str, ...]
     numbers: tuple[float | None, ...]
@@ -47,7 +42,7 @@ class ScanRow(NamedTuple):
 
 
 def scan_of_file(row: Mapping[str, str]) -> dict[str, Any]:
-    """A line of checkup.csv as the event "scan" tells it."""
+    """Convert a row of checkup.csv to an event "scan"."""
     scan: dict[str, Any] = {FROM_FILE.get(key, key): value or None for key, value in row.items()}
     for name in ("shape", "spacing"):
         if scan.get(name):
@@ -61,20 +56,13 @@ def scan_of_file(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def rows_of(scans: Iterable[Mapping[str, Any]], parts: Mapping[str, str]) -> list[ScanRow]:
-    """Rows, problems first, then in the order of the scans.
-
-    Parameters
-    ----------
-    scans : iterable of mapping
-        As of the event "scan".
-    parts : mapping of a scan's name to its part
-    """
+    """Return rows from events "scan", problems first; `parts` maps names to subsets."""
     rows = [_row(scan, parts) for scan in scans]
     return sorted(rows, key=lambda row: not row.problem)
 
 
 def records(rows: Iterable[ScanRow]) -> list[dict[str, object]]:
-    """For a file or the clipboard."""
+    """Convert rows to records for a file or the clipboard."""
     return [dict(zip(HEADINGS, row.texts, strict=True)) for row in rows]
 
 
@@ -86,11 +74,11 @@ def _row(scan: Mapping[str, Any], parts: Mapping[str, str]) -> ScanRow:
         if overlap is None
         else {"dice": " Dice", "ncc": " NCC"}.get(str(scan.get("overlap_kind")), "")
     )
-    why = str(scan.get("skipped") or "")
+    problem = str(scan.get("skipped") or "")
     texts = (
         str(scan["name"]),
-        why,
-        "" if why else parts.get(str(scan["name"]), ""),
+        problem,
+        "" if problem else parts.get(str(scan["name"]), ""),
         "" if shape is None else "×".join(f"{n:.0f}" for n in shape),
         "" if spacing is None else "×".join(f"{s:.3g}" for s in spacing),
         str(scan.get("orientation") or ""),
@@ -108,7 +96,7 @@ def _row(scan: Mapping[str, Any], parts: Mapping[str, str]) -> ScanRow:
         (8, overlap),
     ):
         numbers[column] = value
-    return ScanRow(texts, tuple(numbers), bool(why))
+    return ScanRow(texts, tuple(numbers), bool(problem))
 
 
 def _product(values: Any) -> float | None:
