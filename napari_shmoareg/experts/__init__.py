@@ -1,1 +1,1 @@
-"""What the routing of a registration says, and what depends on it."""
+"""Analysis of expert routing: loads, maps, interventions, controls and scores."""

@@ -1,8 +1,8 @@
-"""Blocks of space: what regions are resampled by.
+"""Block bootstrap over space, for intervals of regional loads.
 
-Neighbouring cells of an image choose alike, so that single voxels would promise far too narrow
-intervals.  What is drawn here is cubes of space, or runs of neighbouring cells of one cube.
-A draw is a row of a sparse matrix: made once, it serves every gate of a stride.
+Neighbouring cells of an image choose similar experts, so resampling single voxels would give
+intervals that are far too narrow.  This module resamples cubes of space, or runs of neighbouring
+cells of one cube.  A draw is a row of a sparse matrix, which serves every gate of a stride.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from napari_shmoareg.geometry import Grid
 
-NEAR = 0.75
+MIN_SEPARATION = 0.75
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,19 +24,18 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A grid of cells, cut into cubes.
+    """A grid of cells, divided into cubes.
 
     Attributes
     ----------
     of_cell : (cells,) int
-        In which cube each cell lies, cells in the order of a flattened array.
+        Index of the cube of each cell; cells in the order of a flattened array.
     order : (cells,) int
-        Cells of a cube by this number follow a Z-order curve: a run of them is a compact piece of
-        space.
+        Position on a Z-order curve within the cube: a run of cells is a compact piece of space.
     grid : Grid
-        Of the cells.
+        Grid of the cells.
     edge : float, mm
-        Of a cube, on average.
+        Mean edge length of a cube.
     """
 
     of_cell: Ints
@@ -46,7 +45,7 @@ class Blocks:
 
     @classmethod
     def cut(cls, grid: Grid, block_mm: float) -> Blocks:
-        """Cubes of about `block_mm`: whole cells, at least one along each axis."""
+        """Divide a grid into cubes of about `block_mm`: whole cells, at least one per axis."""
         across = [max(1, round(block_mm / spacing)) for spacing in grid.spacing]
         index = [np.arange(n) for n in grid.shape]
         number = [-(-n // step) for n, step in zip(grid.shape, across, strict=True)]
@@ -63,18 +62,18 @@ class Blocks:
 class Pieces:
     """The part of each block that lies in each region, and draws of these parts.
 
-    Ours: what a wall between blocks cuts through are no two samples.  Parts of a region whose
-    middles are nearer to each other than `NEAR` of a block's edge (those of full neighbours are a
-    whole one apart) are one piece.
+    Ours: a block boundary through a region does not make two samples.  Parts of a region whose
+    centres are closer than `MIN_SEPARATION` of a block's edge (those of full neighbours are one
+    edge apart) are one piece.
 
     Attributes
     ----------
     cells : (P, cells) sparse
-        How much of a cell belongs to a piece: the share of its volume, 0 to 1.
+        Share of each cell's volume that belongs to a piece, 0 to 1.
     region : (P,) int
-        Whose piece it is: 0 to R - 1, pieces of a region together.
+        Region of each piece, 0 to R - 1; pieces of a region follow each other.
     tokens : (P,) float
-        Cells in a piece.
+        Number of cells in a piece.
     """
 
     cells: sparse.csr_matrix
@@ -83,14 +82,7 @@ class Pieces:
 
     @classmethod
     def of(cls, volumes: sparse.csr_matrix, blocks: Blocks) -> Pieces:
-        """Cut regions.
-
-        Parameters
-        ----------
-        volumes : (cells, R) sparse
-            Share of each cell's volume in each region.
-        blocks : Blocks
-        """
+        """Divide regions by blocks; `volumes` (cells, R): share of each cell per region."""
         parts = volumes.tocoo()
         number = int(blocks.of_cell.max()) + 1
         key = parts.col.astype(np.int64) * number + blocks.of_cell[parts.row]
@@ -101,25 +93,23 @@ class Pieces:
             np.stack([np.bincount(part, weights=parts.data * axis) for axis in index], -1)
             / tokens[:, None]
         )
-        kept, piece = _joined(
-            found // number, blocks.grid.to_world(middle), tokens, NEAR * blocks.edge
+        leaders, piece = _join(
+            found // number, blocks.grid.to_world(middle), tokens, MIN_SEPARATION * blocks.edge
         )
-        shape = len(kept), volumes.shape[0]
+        shape = len(leaders), volumes.shape[0]
         cells = sparse.coo_matrix((parts.data, (piece[part], parts.row)), shape=shape).tocsr()
-        return cls(cells, (found // number)[kept], np.asarray(cells.sum(axis=1)).ravel())
+        return cls(cells, (found // number)[leaders], np.asarray(cells.sum(axis=1)).ravel())
 
-    def drawn_again(self, regions: int, draws: int, seed: int) -> sparse.csr_matrix:
-        """(R * draws, P): each region made `draws` times of as many of its own pieces, with
-        replacement.
-        """
+    def bootstrap(self, regions: int, draws: int, seed: int) -> sparse.csr_matrix:
+        """Resample each region `draws` times from its own pieces: (R * draws, P)."""
         rows, columns = [], []
         for region in range(regions):
-            mine = np.flatnonzero(self.region == region)
+            members = np.flatnonzero(self.region == region)
             picked = np.random.default_rng((seed, region)).integers(
-                len(mine), size=(draws, len(mine))
+                len(members), size=(draws, len(members))
             )
-            columns.append(mine[picked].ravel())
-            rows.append(np.repeat(region * draws + np.arange(draws), len(mine)))
+            columns.append(members[picked].ravel())
+            rows.append(np.repeat(region * draws + np.arange(draws), len(members)))
         row, column = np.concatenate(rows), np.concatenate(columns)
         shape = regions * draws, len(self.region)
         return sparse.coo_matrix((np.ones(len(row)), (row, column)), shape=shape).tocsr()
@@ -127,7 +117,7 @@ class Pieces:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The cells of a reference in such an order that neighbours follow each other, block by block.
+    """The cells of a reference, block by block, ordered so that neighbours follow each other.
 
     Attributes
     ----------
@@ -135,9 +125,9 @@ class Runs:
     weights : (n,) float
         Share of each cell's volume in the reference, above 0.
     key : (n,) int
-        Block and place on the Z-order curve, rising.
+        Block and position on the Z-order curve, ascending.
     bounds : (blocks + 1,) int
-        Where each block's cells begin, and n.
+        Index of each block's first cell, and n.
     """
 
     cells: Ints
@@ -147,7 +137,7 @@ class Runs:
 
     @classmethod
     def of(cls, weights: Floats, blocks: Blocks) -> Runs:
-        """Of the share (cells,) of each cell that lies in the reference."""
+        """Order the cells by block; `weights` (cells,): share of each cell in the reference."""
         cells = np.flatnonzero(weights)
         key = (blocks.of_cell[cells] << int(blocks.order.max()).bit_length()) | blocks.order[cells]
         along = np.argsort(key, kind="stable")
@@ -157,26 +147,24 @@ class Runs:
 
     @property
     def blocks(self) -> int:
-        """In how many blocks the reference lies."""
+        """Number of blocks that the reference covers."""
         return len(self.bounds) - 1
 
     def total(self, chosen: Floats) -> Floats:
-        """Sums (n + 1, N) of what the cells chose, from the first one on: a run is a difference of
-        two rows.
-        """
+        """Cumulative sums (n + 1, N) of the choices: a run is the difference of two rows."""
         sums = np.zeros((len(self.cells) + 1, chosen.shape[1]))
         picked = chosen[self.cells]
         picked *= self.weights[:, None]
         np.cumsum(picked, axis=0, out=sums[1:])
         return sums
 
-    def drawn_as(self, pieces: Pieces, regions: int, draws: int, seed: int) -> sparse.csr_matrix:
-        """(R * draws, n + 1): each region made `draws` times of the reference.
+    def draw_like(self, pieces: Pieces, regions: int, draws: int, seed: int) -> sparse.csr_matrix:
+        """Draw each region `draws` times from the reference: (R * draws, n + 1), to be multiplied
+        with `total`.
 
-        For every piece of the region a run as long is taken at random from the reference, within
-        one block, and counts as much as the piece: the draw is as large and as scattered as the
-        region. A run begins where a cube of the curve does, which keeps it compact.  To be
-        multiplied with `total`."""
+        For every piece of the region, a random run of the same length is taken from one block of
+        the reference and weighted like the piece, so the draw is as large and as scattered as the
+        region.  A run begins at a cube of the curve, which keeps it compact."""
         along = np.concatenate([[0.0], np.cumsum(self.weights)])
         rows, columns, values = [], [], []
         for region in range(regions):
@@ -187,7 +175,7 @@ class Runs:
             block = np.searchsorted(self.bounds, begin, side="right") - 1
             first, stop = self.bounds[block], self.bounds[block + 1]
             length = np.minimum(np.ceil(tokens).astype(np.int64), stop - first)
-            # bits of the smallest cube of 2^m cells an edge that holds it
+            # bits of the smallest cube with an edge of 2^m cells that holds the run
             octant = -(-_bits(length - 1) // 3) * 3
             begin = np.searchsorted(self.key, self.key[begin] >> octant << octant)
             begin = np.clip(begin, first, stop - length)
@@ -196,33 +184,34 @@ class Runs:
             rows += [row, row]
             columns += [(begin + length).ravel(), begin.ravel()]
             values += [factor.ravel(), -factor.ravel()]
-        placed = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-        return sparse.coo_matrix(placed, shape=(regions * draws, len(self.cells) + 1)).tocsr()
+        entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+        return sparse.coo_matrix(entries, shape=(regions * draws, len(self.cells) + 1)).tocsr()
 
 
-def _joined(region: Ints, middle: Floats, tokens: Floats, reach: float) -> tuple[Ints, Ints]:
-    """Join parts of a region to the largest one within reach (mm): which parts lead, and whom each
-    part follows.
+def _join(region: Ints, middle: Floats, tokens: Floats, reach: float) -> tuple[Ints, Ints]:
+    """Join parts of a region to the largest one within reach (mm).
+
+    Returns the leading parts, and for each part the index of its leader.
     """
     leader = np.full(len(region), -1)
-    for which in range(int(region.max()) + 1):
-        mine = np.flatnonzero(region == which)
-        near = cKDTree(middle[mine])
-        for part in np.argsort(-tokens[mine], kind="stable"):
-            if leader[mine[part]] < 0:
-                around = mine[near.query_ball_point(middle[mine[part]], reach)]
-                leader[around[leader[around] < 0]] = mine[part]
-    kept, piece = np.unique(leader, return_inverse=True)
-    return kept, piece
+    for index in range(int(region.max()) + 1):
+        members = np.flatnonzero(region == index)
+        near = cKDTree(middle[members])
+        for part in np.argsort(-tokens[members], kind="stable"):
+            if leader[members[part]] < 0:
+                around = members[near.query_ball_point(middle[members[part]], reach)]
+                leader[around[leader[around] < 0]] = members[part]
+    leaders, piece = np.unique(leader, return_inverse=True)
+    return leaders, piece
 
 
 def _bits(number: Ints) -> Ints:
-    """How many binary digits numbers have."""
+    """Number of binary digits."""
     return np.frexp(number)[1].astype(np.int64)
 
 
 def _spread(index: Ints) -> Ints:
-    """The bits of numbers, three places apart."""
+    """Spread the bits of numbers three places apart."""
     spread = np.zeros_like(index)
     for bit in range(int(index.max()).bit_length()):
         spread |= ((index >> bit) & 1) << (3 * bit)

@@ -1,8 +1,7 @@
-"""What the choices of each gate follow: the sign of the motion, the better expert, noise, anatomy.
+"""Checks of what gate choices depend on: sign of the motion, best expert, noise, anatomy.
 
-Ours, beyond the paper.  Each check is of the network's last pass, as the maps are, over the cells
-in which the fixed image shows something, and each stands beside what chance, or an untrained gate,
-would give.
+Ours, beyond the paper.  Like the maps, each check is about the network's last pass.  It covers the
+cells with image content in the fixed image, and is compared with chance or an untrained gate.
 
 B batch, N experts, k chosen, *S space (D, H, W), n cells.
 """
@@ -28,49 +27,49 @@ from napari_shmoareg.model.decoder import Level
 from napari_shmoareg.model.gates import GateSite, gates_of
 from napari_shmoareg.model.routing import Direction, GateId, Image, Part, choose
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
-from napari_shmoareg.registration.cascade import seen_after
+from napari_shmoareg.registration.cascade import warp_by
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.losses import squared_correlation
 from napari_shmoareg.registration.replay import Replay
 
 NOISE = 0.01  # standard deviation, of intensities in [0, 1]
-WINDOW = 5  # voxels of a level along the edge of the neighbourhood in which an error is taken
-# of the local error, between the best and the worst expert: below it no one is better
-TELLING = 1e-3
-UNTRAINED = 3  # gates that learned nothing, whose information is averaged
+WINDOW = 5  # voxels of a level: edge of the neighbourhood of a local error
+# difference in local error between the best and the worst expert; below it none is better
+MIN_ERROR_SPREAD = 1e-3
+NUM_UNTRAINED = 3  # number of untrained gates, whose information is averaged
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ChoiceCheck:
-    """What the choices of one gate follow; None where it does not apply.
+    """What the choices of one gate depend on; None where a figure does not apply.
 
     Attributes
     ----------
     part, layer, block, image, direction
         As in `GateId`.
     cells : int
-        In which the fixed image shows something.
+        Cells with image content in the fixed image.
     sign_share : float or None
-        Decoder: I(choice; sign) / H(choice), 0 to 1, of the sign of the residual that the level
-        adds in this direction: the share of the choice that the sign tells.  None where all cells
-        choose alike.
+        Decoder: I(choice; sign) / H(choice), 0 to 1: the share of the choice explained by the sign
+        of the residual that the level adds in this direction.  None where all cells choose the
+        same expert.
     best_cells : int or None
-        Decoder: cells at which it makes a difference which expert is chosen.
+        Decoder: cells at which the choice of expert makes a difference.
     best_agreement, best_kappa : float or None
-        Of these, the share that chose the *counterfactual best* expert: the one whose residual, put
-        in place of the chosen one's in this direction (T and all else of Eq. 6 its own), gives the
-        least local error 1 - r^2 (squared correlation over 5^3 voxels of the level).  And Cohen's
-        kappa: 0 is what chance gives.
+        Share of these cells that chose the *counterfactual best* expert: the one whose residual, in
+        place of the chosen one's in this direction (with its own T and all else of Eq. 6), gives
+        the smallest local error 1 - r^2 (squared correlation over 5^3 voxels of the level).  And
+        Cohen's kappa, which is 0 by chance.
     stability : float or None
         Cohen's kappa of the choices with and without noise of 1 % of the intensity range on both
-        images, in all passes; 1 is no change, 0 what chance gives.  For k of N: chance is that of
-        independent choices with the same loads.  None where all cells choose alike both times.
+        images, in all passes: 1 is no change, 0 is chance.  For k of N, chance is that of
+        independent choices with the same loads.  None where all cells choose the same both times.
     information, untrained_information : float or None
-        Bits that the expert of a selection tells of the label of its cell (fixed labels, other than
-        0); and the same of an untrained gate with equal loads (see `Control`), mean of three.  What
-        the second has is no learning. Tokens of the moving image are taken at the same place.  None
-        without labels.
+        Mutual information, bits, of the expert of a selection and the label of its cell (fixed
+        labels other than 0); and the same for an untrained gate with equal loads (see `Control`),
+        mean of three.  The second is not due to learning.  Tokens of the moving image use the
+        label at the same location.  None without labels.
     """
 
     part: Part
@@ -93,7 +92,7 @@ class ChoiceCheck:
 
     @property
     def learned_information(self) -> float | None:
-        """Information above that of the untrained gates, bits."""
+        """Information in excess of the untrained gates, bits."""
         if self.information is None or self.untrained_information is None:
             return None
         return self.information - self.untrained_information
@@ -111,14 +110,15 @@ def check_choices(
     ----------
     replay : Replay
     seed : int
-        Of the noise and of the untrained gates.
+        Seed of the noise and of the untrained gates.
     progress : callable, optional
-        Called with what runs, and the share of the work that is done; what it raises ends the work.
+        Called with the title of the current step and the share of the work that is done.  An
+        exception that it raises ends the work.
 
     Raises
     ------
     TooLargeError
-        If the device's memory ran out.
+        If the device runs out of memory.
     """
     report = progress or (lambda _title, _done: None)
     report("choices of the gates", 0.0)
@@ -144,45 +144,49 @@ def check_choices(
 
 
 def _with_noise(replay: Replay, seed: int) -> Replay:
-    """The same pair with Gaussian noise on what the network sees."""
-    conformed, lot = replay.conformed, torch.Generator().manual_seed(seed)
+    """The same pair with Gaussian noise on the network's input."""
+    conformed, rng = replay.conformed, torch.Generator().manual_seed(seed)
     moving, fixed = (
-        (image + NOISE * torch.randn(image.shape, generator=lot)).clamp(0, 1)
+        (image + NOISE * torch.randn(image.shape, generator=rng)).clamp(0, 1)
         for image in (conformed.moving, conformed.fixed)
     )
     return replace(replay, conformed=replace(conformed, moving=moving, fixed=fixed))
 
 
 class _GateProbe:
-    """Hooks that look at the last pass and change nothing; what they find stands in `figures`."""
+    """Hooks that observe the last pass without changing it, and collect their results in
+    `figures`.
+    """
 
     def __init__(self, replay: Replay, seed: int, progress: Callable[[str, float], None]) -> None:
         self.replay, self.seed, self._progress = replay, seed, progress
-        self._looks = 0
+        self._steps_done = 0
         self.figures: dict[GateId, dict[str, Any]] = {}
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._of_cells: dict[int, Ids] = {}
         pair = replay.pair
         shown = Intensity.of(pair.fixed).content(pair.fixed.values)
-        self._shown = Volume(shown.astype(np.uint8), pair.fixed.grid, "content", is_labels=True)
+        self._content_mask = Volume(
+            shown.astype(np.uint8), pair.fixed.grid, "content", is_labels=True
+        )
 
     def __enter__(self) -> _GateProbe:
         self._stack = ExitStack()
         network = self.replay.network
         sites = gates_of(network)
         owned = [(n, site) for n, site in enumerate(sites)]
-        labelled = self.replay.pair.fixed_labels is not None
-        for number, site in owned if labelled else ():
+        has_labels = self.replay.pair.fixed_labels is not None
+        for number, site in owned if has_labels else ():
             if site.part == "encoder":
                 self._stack.callback(
                     site.module.register_forward_hook(self._at_encoder(number, site)).remove
                 )
         for level in network.decoder.levels:
             if isinstance(level, Level) and isinstance(level.head, SHMoE):
-                mine = [(n, site) for n, site in owned if site.owner is level.head]
-                if labelled:
+                level_sites = [(n, site) for n, site in owned if site.owner is level.head]
+                if has_labels:
                     self._stack.callback(
-                        level.head.register_forward_hook(self._at_decoder(mine)).remove
+                        level.head.register_forward_hook(self._at_decoder(level_sites)).remove
                     )
                 self._stack.callback(level.register_forward_hook(self._at_level).remove)
         return self
@@ -191,16 +195,14 @@ class _GateProbe:
         self._stack.close()
 
     def content(self, stride: int) -> NDArray[np.bool_]:
-        """Cells (I, J, K) in which the fixed image shows something; all where that is none of
-        them.
-        """
+        """Cells (I, J, K) with image content in the fixed image; all cells if there are none."""
         if stride not in self._masks:
-            inside = cells_in(self._shown, self.replay.grid, stride)
+            inside = cells_in(self._content_mask, self.replay.grid, stride)
             self._masks[stride] = inside if inside.any() else np.ones_like(inside)
         return self._masks[stride]
 
     def _labels(self, stride: int) -> Ids:
-        """The fixed label at the middle of each cell, (I, J, K)."""
+        """The fixed label at the centre of each cell, (I, J, K)."""
         labels = self.replay.pair.fixed_labels
         assert labels is not None
         if stride not in self._of_cells:
@@ -210,22 +212,23 @@ class _GateProbe:
         return self._of_cells[stride]
 
     def _report(self, title: str) -> None:
-        """Report progress: each gate of the decoder is looked at twice."""
+        """Report progress: each gate of the decoder is checked twice."""
         gates = sum(site.part == "decoder" for site in gates_of(self.replay.network))
-        self._looks += 1
-        self._progress(title, 0.2 + 0.5 * self._looks / (2 * gates))
+        self._steps_done += 1
+        self._progress(title, 0.2 + 0.5 * self._steps_done / (2 * gates))
 
-    def _note(self, site: GateSite, image: Image | None, **figures: Any) -> None:
+    def _store(self, site: GateSite, image: Image | None, **figures: Any) -> None:
         gate = site.gate._replace(image=image)
         self.figures.setdefault(gate, {}).update(figures)
 
     def _at_encoder(self, number: int, site: GateSite) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             scores = [
-                untrained_scores(site, args[0], (self.seed + n, number)) for n in range(UNTRAINED)
+                untrained_scores(site, args[0], (self.seed + n, number))
+                for n in range(NUM_UNTRAINED)
             ]
             for item, image in enumerate(IMAGES):
-                self._inform(site, image, output[item], [one[item] for one in scores])
+                self._store_information(site, image, output[item], [one[item] for one in scores])
 
         return hook
 
@@ -236,17 +239,19 @@ class _GateProbe:
                 axis = DIRECTIONS.index(cast(Any, site.direction))
                 scores = [
                     untrained_scores(site, args[0], (self.seed + n, number))[0]
-                    for n in range(UNTRAINED)
+                    for n in range(NUM_UNTRAINED)
                 ]
-                self._inform(site, None, output[1][axis].probabilities[0].movedim(0, -1), scores)
+                self._store_information(
+                    site, None, output[1][axis].probabilities[0].movedim(0, -1), scores
+                )
 
         return hook
 
-    def _inform(
+    def _store_information(
         self, site: GateSite, image: Image | None, values: Tensor, scores: list[Tensor]
     ) -> None:
-        """Information on labels, of the choice (by values (*S, N)) and of untrained gates (by their
-        scores).
+        """Store the information on labels of the choice (by values (*S, N)) and of untrained gates
+        (by their scores).
         """
         i, j, k = cells_of(self.replay.grid.shape, site.stride)
         labels = self._labels(site.stride).ravel()
@@ -262,10 +267,12 @@ class _GateProbe:
                 *(equal_loads(s[:i, :j, :k].flatten(0, 2), loads, site.top_k) for s in scores),
             )
         ]
-        self._note(site, image, information=bits[0], untrained_information=float(np.mean(bits[1:])))
+        self._store(
+            site, image, information=bits[0], untrained_information=float(np.mean(bits[1:]))
+        )
 
     def _at_level(self, module: Level, args: Any, output: tuple[Tensor, Tensor, list[Any]]) -> None:
-        """Sign of the residual, and the counterfactual best, of a level's three gates."""
+        """Compare the choices of a level's three gates with the sign and the best expert."""
         features, below, steps = output[0], args[2], args[3]
         images = self._images(module.stride, features.shape[2:])
         outputs, _ = cast(SHMoE, module.head).convolve(features)
@@ -279,36 +286,36 @@ class _GateProbe:
             sign = (pieces[axis][0, 0, :i, :j, :k].cpu()[inside] > 0).numpy().astype(np.int64)
             errors = []
             for expert in range(record.num_experts):
-                alone = (
+                residual = (
                     record.routing.probabilities[:, expert : expert + 1]
                     * outputs[axis][:, expert : expert + 1]
                 )
-                step = torch.cat([*pieces[:axis], alone, *pieces[axis + 1 :]], dim=1)
+                step = torch.cat([*pieces[:axis], residual, *pieces[axis + 1 :]], dim=1)
                 step = step if steps is None else field.integrate(step, steps)
                 whole = step if start is None else field.compose(start, step)
                 warped = field.warp(images[0], whole, padding="border")
                 error = 1 - squared_correlation(warped, images[1], WINDOW)
                 errors.append(error[0, 0, :i, :j, :k].cpu()[inside].numpy())
             table = np.stack(errors)
-            telling = table.max(axis=0) - table.min(axis=0) > TELLING
+            relevant = table.max(axis=0) - table.min(axis=0) > MIN_ERROR_SPREAD
             found: dict[str, Any] = {
                 "sign_share": share_explained(chosen, sign),
-                "best_cells": int(telling.sum()),
+                "best_cells": int(relevant.sum()),
             }
-            if telling.any():
-                best, own = table.argmin(axis=0)[telling], chosen[telling]
+            if relevant.any():
+                best, own = table.argmin(axis=0)[relevant], chosen[relevant]
                 found |= {"best_agreement": float((best == own).mean())}
                 found |= {"best_kappa": kappa(own[None], best[None], record.num_experts)}
             gate = GateId("decoder", record.layer, None, None, record.direction)
             self.figures.setdefault(gate, {}).update(found)
 
     def _images(self, stride: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Moving and fixed of the last pass on a level's padded grid."""
+        """Moving and fixed image of the last pass on a level's padded grid."""
         replay, device = self.replay, next(self.replay.network.parameters()).device
         start = None if replay.start is None else replay.start.to(device)
         images = torch.cat(
             [
-                seen_after(replay.conformed.moving.to(device), start),
+                warp_by(replay.conformed.moving.to(device), start),
                 replay.conformed.fixed.to(device),
             ]
         )
@@ -319,36 +326,34 @@ class _GateProbe:
 
 
 def kappa(one: Ids, other: Ids, experts: int) -> float | None:
-    """Cohen's kappa of choices (k, n) of N experts: 1 if all agree, 0 if as many as chance gives.
+    """Cohen's kappa of choices (k, n) of N experts: 1 for full agreement, 0 for chance.
 
-    For k of N the agreement is the mean share of the k experts that both chose; chance is that of
-    independent choices with the same loads.  None where chance gives full agreement already (all
-    cells chose alike)."""
+    For k of N, the agreement is the mean share of the k experts that both chose; chance is that of
+    independent choices with the same loads.  None where chance already gives full agreement (all
+    cells chose the same)."""
     k, n = one.shape
-    held = [np.zeros((experts, n), dtype=bool) for _ in range(2)]
-    for mask, ids in zip(held, (one, other), strict=True):
+    masks = [np.zeros((experts, n), dtype=bool) for _ in range(2)]
+    for mask, ids in zip(masks, (one, other), strict=True):
         np.put_along_axis(mask, ids, True, axis=0)
-    agreed = float((held[0] & held[1]).sum() / (k * n))
-    chance = float((held[0].mean(axis=1) * held[1].mean(axis=1)).sum() / k)
+    agreed = float((masks[0] & masks[1]).sum() / (k * n))
+    chance = float((masks[0].mean(axis=1) * masks[1].mean(axis=1)).sum() / k)
     return (agreed - chance) / (1 - chance) if chance < 1 else None
 
 
 def mutual_information(chosen: Ids, labels: Ids) -> float:
-    """Mutual information, bits, of the expert of a selection and the label of its cell: chosen (k,
-    n), labels (n,).
-    """
+    """Mutual information, bits, of the chosen experts (k, n) and the labels (n,) of their cells."""
     joint = _joint(chosen, np.broadcast_to(labels, chosen.shape))
     return max(0.0, _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1)) - _entropy(joint))
 
 
 def share_explained(chosen: Ids, sign: Ids) -> float | None:
-    """I(choice; sign) / H(choice), 0 to 1; None where all cells chose alike."""
+    """I(choice; sign) / H(choice), 0 to 1; None where all cells chose the same expert."""
     entropy = _entropy(np.bincount(chosen))
     return mutual_information(chosen[None], sign) / entropy if entropy > 0 else None
 
 
 def _joint(a: Ids, b: Ids) -> Ids:
-    """Counts of pairs of values."""
+    """Joint counts of two arrays of values."""
     (_, a), (_, b) = (np.unique(values, return_inverse=True) for values in (a.ravel(), b.ravel()))
     rows, columns = int(a.max()) + 1, int(b.max()) + 1
     return np.bincount(a * columns + b, minlength=rows * columns).reshape(rows, columns)
@@ -360,10 +365,9 @@ def _entropy(counts: NDArray) -> float:
 
 
 def mean_checks(checks: Iterable[ChoiceCheck], *, by_layer: bool = False) -> list[ChoiceCheck]:
-    """Checks of several pairs averaged, gate by gate, or layer by layer of the encoder; cells are
-    added up.
+    """Average the checks of several pairs per gate, or per encoder layer; cells are summed.
 
-    What a check has none of is left out of its mean.
+    Missing figures are left out of the means.
     """
     groups: dict[GateId, list[ChoiceCheck]] = {}
     for check in checks:

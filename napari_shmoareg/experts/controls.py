@@ -1,8 +1,8 @@
-"""Controls: the same network with another choice of experts, or without what was chosen.
+"""Controls: the same network with other expert choices, or without the routed part.
 
-Ours, beyond the paper.  A load, or a map, shows what gates chose; only a control shows whether it
-mattered. A control is a plain forward hook, on gates or on the layers that they route, for as long
-as a ``with`` block (`intervention.intervening`) lasts; the network itself is never touched.
+Ours, beyond the paper.  A load or a map shows what gates chose; only a control shows whether the
+choice mattered.  A control is a plain forward hook on gates or on the layers that they route.  It
+is active within a ``with`` block (`intervention.changed_gates`); the network itself is not changed.
 
 B batch (moving and fixed of the encoder one after the other), N experts, k chosen, C channels, *S
 space (D, H, W)."""
@@ -44,15 +44,17 @@ Name = Literal[
     "attention_off",
 ]
 Passes = Literal["all", "last"]
-SWEEPS = 60  # of `equal_loads`, at most
-PATIENCE = 8  # of them, without getting nearer
-NEAR = 4  # cells, of `moved_near`
-ABOUT_ONE = ("fixed", "silenced")  # controls that can be about one expert
-CLOSE = 1e-3  # share of the cells by which loads may miss before single cells are moved
+MAX_SWEEPS = 60  # of `equal_loads`, at most
+MAX_STALLED_SWEEPS = 8  # sweeps without improvement
+NEAR_SHIFT = 4  # cells, of `moved_near`
+SINGLE_EXPERT = ("fixed", "silenced")  # controls that can apply to one expert
+LOAD_TOLERANCE = (
+    1e-3  # deviation of the loads, as a share of the cells, from which single cells are moved
+)
 
 
 class Kind(NamedTuple):
-    """What a control is, in words, and for which parts of the network there is such a one."""
+    """Title and description of a control, and the parts of the network that have it."""
 
     title: str
     parts: tuple[Part, ...]
@@ -96,9 +98,9 @@ KINDS: dict[Name, Kind] = {
         "an untrained gate chooses, with the same loads",
     ),
     "constant_weights": Kind(
-        "constant weights", ("encoder", "decoder"), "the choice kept, all weights alike"
+        "constant weights", ("encoder", "decoder"), "the choice kept, all weights equal"
     ),
-    "uniform": Kind("all heads alike", ("encoder",), "the plain mean of all heads"),
+    "uniform": Kind("all heads equal", ("encoder",), "the plain mean of all heads"),
     "mean_of_kernels": Kind(
         "mean of the kernels", ("decoder",), "the plain mean of all kernels, own T"
     ),
@@ -110,52 +112,49 @@ KINDS: dict[Name, Kind] = {
 
 @dataclass(frozen=True)
 class Control(GateSelection):
-    """Another choice of experts at some gates, to compare the learned one with.
+    """A replacement for the expert choices at some gates, to compare with the learned ones.
 
-    A cell is a token of the encoder or a voxel of a level of the decoder; the *weights* of a cell
-    are the normalised gate values of Eq. (4) in the encoder, T of Eq. (6) in the decoder.  "Own
-    weights" means that the cell's chosen gate values, from the largest on, go to the new experts in
-    their order.  All draws are made per gate, image and pass, over the cells that hold image; cells
-    of padding alone keep what they chose.  They depend on the seed, the gate, the image and the
-    grid of the pass, and on nothing else: not on what ran before.
+    A cell is a token of the encoder or a voxel of a decoder level.  The *weights* of a cell are the
+    normalised gate values of Eq. (4) in the encoder, T of Eq. (6) in the decoder.  "Own weights"
+    means that the cell's chosen gate values, in descending order, go to the new experts in their
+    order.  Draws are made per gate, image and pass, over the cells that hold image; cells of pure
+    padding keep their choices.  Draws depend on the seed, the gate, the image and the grid of the
+    pass alone, not on earlier runs.
 
     ``shuffled``
-        Each cell's (experts, weights) are those of another cell, by a random permutation of the
-        cells.  Kept to the last bit: the loads, the multiset of (experts, weights), which experts
-        are chosen together.  Changed: where.
+        The (experts, weights) of the cells, randomly permuted.  Exactly preserved: the loads, the
+        multiset of (experts, weights), which experts are chosen together.  Changed: the location.
     ``shuffled_choice``
-        As ``shuffled``, but each cell keeps its own weights.  Kept: loads, and the map of weights.
+        As ``shuffled``, but each cell keeps its own weights.  Preserved: loads and the map of
+        weights.
     ``moved``
-        The map of (experts, weights) shifted by half the grid along every axis, what leaves it at
-        one side coming in at the other.  Kept: all of ``shuffled``, and the spatial structure.
-        Changed: what it stands on.
+        The map of (experts, weights), shifted cyclically by half the grid along every axis.
+        Preserved: all of ``shuffled``, and the spatial structure.  Changed: the anatomy under it.
     ``moved_near``
-        As ``moved``, but by 4 cells along each axis (on axes of up to 4 cells, by half of them):
-        what stands nearby.
+        As ``moved``, but by 4 cells along each axis (by half of the axis if it has up to 4 cells).
     ``random``
-        k different experts per cell, each set as likely as any other; own weights.  Loads become
-        even.
+        k distinct experts per cell, every set equally likely; own weights.  Loads become even.
     ``fixed``
         At every cell the k experts that the gate chose most often on this image, or `expert`; own
         weights.
     ``silenced``
-        Decoder: the kernel that the gate chose most often, or `expert`, is chosen nowhere; the
-        voxels that had chosen it take the next best in its place, with that one's own gate value.
+        Decoder: the kernel that the gate chose most often, or `expert`, is never chosen.  Its
+        voxels choose the next best kernel, with the gate value of that kernel.
     ``untrained_gate``
-        The cells choose by an untrained gate of the same form on the same features (initialised as
-        a new network's, by the seed), whose experts are given biases so that the loads are those of
-        the learned gate, to the cell; own weights.  Kept: loads, weights, and that the choice
-        follows the image.  Changed: what was learned.
+        The choices of an untrained gate of the same form on the same features (initialised by the
+        seed as in a new network), with biases per expert that make the loads exactly those of the
+        learned gate; own weights.  Preserved: loads, weights, and that the choice follows the
+        image.  Changed: what was learned.
     ``constant_weights``
-        The choice kept.  Encoder: each chosen head has the weight 1 / k.  Decoder: T is its mean
-        over the cells.
+        The choice is preserved.  Encoder: each chosen head has the weight 1 / k.  Decoder: T is its
+        mean over the cells.
     ``uniform``
-        Encoder: every token takes all N heads with the weight 1 / N (cells of padding too).
+        Encoder: every token uses all N heads with the weight 1 / N (padding cells too).
     ``mean_of_kernels``
-        Decoder: T times the mean of all N kernels' outputs instead of T times the chosen one's
-        (cells of padding too).
+        Decoder: T times the mean output of all N kernels instead of T times the output of the
+        chosen one (padding cells too).
     ``attention_off``
-        Encoder: the output of the attention is 0 (MoA, or plain attention), so that a Swin block is
+        Encoder: the output of the attention (MoA or plain) is 0, so that a Swin block is
         x + MLP(norm(x)).
 
     Parameters
@@ -164,19 +163,18 @@ class Control(GateSelection):
         One of `KINDS`.
     part : {"encoder", "decoder"}
     layer, block, image, direction : optional
-        Which gates, as in `RoutedLayer`; None is all of them.
+        The gates, as in `RoutedLayer`; None is all of them.
     passes : {"all", "last"}
-        Whether it acts in every pass of the cascade, or in the last one alone (see
-        `Experiment.run`).
+        Passes of the cascade in which the control acts (see `Experiment.run`).
     expert : int, optional
         For ``silenced``, and for ``fixed`` at gates that choose one expert.
     seed : int
-        At least 0; of the draws.
+        Seed of the draws, at least 0.
 
     Raises
     ------
     InputError
-        If there is no such control for this part.
+        If the part has no such control.
     """
 
     name: Name
@@ -193,16 +191,16 @@ class Control(GateSelection):
     action = "control"
 
     def __post_init__(self) -> None:
-        known = ", ".join(name for name, kind in KINDS.items() if self.part in kind.parts)
+        available = ", ".join(name for name, kind in KINDS.items() if self.part in kind.parts)
         if self.name not in KINDS or self.part not in KINDS[self.name].parts:
             raise InputError(
-                f"There is no control '{self.name}' of the {self.part}; there are: {known}."
+                f"There is no control '{self.name}' of the {self.part}. Choose one of: {available}."
             )
         if self.passes not in get_args(Passes):
             raise InputError(f"A control acts in the passes 'all' or 'last'; got {self.passes!r}.")
-        if self.expert is not None and self.name not in ABOUT_ONE:
+        if self.expert is not None and self.name not in SINGLE_EXPERT:
             raise InputError(
-                f"The control '{self.name}' is about no single expert; leave out"
+                f"The control '{self.name}' does not apply to a single expert. Leave out"
                 f" expert={self.expert}."
             )
         if self.seed < 0:
@@ -221,21 +219,21 @@ class Control(GateSelection):
 
     @property
     def title(self) -> str:
-        """For people: "shuffled"; "expert 2 everywhere"."""
+        """Display text: "shuffled", "expert 2 everywhere"."""
         if self.expert is None:
             return KINDS[self.name].title
         return self.title_with(f"expert {self.expert}")
 
     def title_with(self, expert: str) -> str:
-        """For people, the one expert that it is about called by a name: "5x5x5 silenced"."""
+        """Display text with a name for the one expert: "5x5x5 silenced"."""
         return f"{expert} {'everywhere' if self.name == 'fixed' else 'silenced'}"
 
 
 def controls_of(network: SHMoAReg, *, passes: Passes = "all", seed: int = 0) -> list[Control]:
-    """All controls that a network has use for: each over all of its encoder, or all of its decoder.
+    """List all controls that apply to a network, each over the whole encoder or decoder.
 
-    A decoder of at most four kernels has a ``fixed`` and a ``silenced`` for each of them in place
-    of the favourites'."""
+    A decoder of at most four kernels gets a ``fixed`` and a ``silenced`` control for each kernel,
+    instead of for the most frequent one."""
     sites, found = gates_of(network), list[Control]()
     for part in get_args(Part):
         own = [site for site in sites if site.part == part]
@@ -244,7 +242,7 @@ def controls_of(network: SHMoAReg, *, passes: Passes = "all", seed: int = 0) -> 
             names = ["attention_off"]
         for name in names:
             count = own[0].num_experts if own else 0
-            each = name in ABOUT_ONE and all(site.top_k == 1 for site in own) and count <= 4
+            each = name in SINGLE_EXPERT and all(site.top_k == 1 for site in own) and count <= 4
             experts: list[int | None] = [*range(count)] if each else [None]
             found += [
                 Control(name, part, passes=passes, expert=expert, seed=seed) for expert in experts
@@ -253,20 +251,20 @@ def controls_of(network: SHMoAReg, *, passes: Passes = "all", seed: int = 0) -> 
 
 
 def hook_controls(network: SHMoAReg, controls: Sequence[Control], grid: Grid) -> Iterator[Any]:
-    """Register the hooks of controls, and yield the handle of each.
+    """Register the hooks of controls and yield their handles.
 
     Parameters
     ----------
     network : SHMoAReg
     controls : sequence of Control
-        Made one after the other at every gate.
+        Applied in turn at every gate.
     grid : Grid
-        The network grid of the last pass: that of a pass in which the encoder does not run.
+        The network grid of the last pass; used for a pass in which the encoder does not run.
 
     Raises
     ------
     InputError
-        If a control names no gate of this network, or an expert that it does not have.
+        If a control matches no gate of this network, or names an expert that it does not have.
     """
     sites = gates_of(network)
     for control in controls:
@@ -276,8 +274,10 @@ def hook_controls(network: SHMoAReg, controls: Sequence[Control], grid: Grid) ->
     now = _Pass(grid.shape)
     yield network.encoder.register_forward_pre_hook(lambda module, args: now.begin(args[1]))
     for control in controls:
-        meant = [(number, site) for number, site in enumerate(sites) if control.concerns(site.gate)]
-        owners = {id(site.owner): site.owner for _, site in meant}.values()
+        targeted = [
+            (number, site) for number, site in enumerate(sites) if control.selects(site.gate)
+        ]
+        owners = {id(site.owner): site.owner for _, site in targeted}.values()
         if control.name == "attention_off":
             for layer, block, attention in attentions_of(network):
                 if (control.layer or layer, block if control.block is None else control.block) == (
@@ -290,15 +290,17 @@ def hook_controls(network: SHMoAReg, controls: Sequence[Control], grid: Grid) ->
             for owner in owners:
                 axes = [
                     DIRECTIONS.index(cast(Any, site.direction))
-                    for _, site in meant
+                    for _, site in targeted
                     if site.owner is owner
                 ]
                 yield owner.register_forward_hook(_mean_of_kernels(axes))
             continue
         if control.name == "untrained_gate" and control.part == "decoder":
             for owner in owners:
-                yield owner.register_forward_pre_hook(lambda module, args: now.see(module, args[0]))
-        for number, site in meant:
+                yield owner.register_forward_pre_hook(
+                    lambda module, args: now.store(module, args[0])
+                )
+        for number, site in targeted:
             yield site.module.register_forward_hook(_gate_hook(control, site, number, now))
         if control.name == "uniform":
             for owner in owners:
@@ -306,28 +308,28 @@ def hook_controls(network: SHMoAReg, controls: Sequence[Control], grid: Grid) ->
 
 
 class _Pass:
-    """Of the pass that runs: its grid, and the features that a layer of experts was given last."""
+    """State of the current pass: its grid, and the latest input features of an expert layer."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
-        self._seen: tuple[nn.Module, Tensor] | None = None
+        self._stored: tuple[nn.Module, Tensor] | None = None
 
     def begin(self, shape: tuple[int, int, int]) -> None:
-        self.shape, self._seen = shape, None
+        self.shape, self._stored = shape, None
 
-    def see(self, module: nn.Module, features: Tensor) -> None:
-        self._seen = module, features
+    def store(self, module: nn.Module, features: Tensor) -> None:
+        self._stored = module, features
 
     def features(self, module: nn.Module) -> Tensor:
-        assert self._seen is not None and self._seen[0] is module
-        return self._seen[1]
+        assert self._stored is not None and self._stored[0] is module
+        return self._stored[1]
 
 
 Edit = Callable[[Tensor, int, str, tuple[int, int, int]], Tensor]
 
 
 def _gate_hook(control: Control, site: GateSite, number: int, now: _Pass) -> Any:
-    """A hook that gives the cells (n, N) of a gate other values, per item of the batch."""
+    """Make a hook that replaces the values (n, N) of a gate's cells, per item of the batch."""
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         encoder = site.part == "encoder"
@@ -335,16 +337,16 @@ def _gate_hook(control: Control, site: GateSite, number: int, now: _Pass) -> Any
         i, j, k = cells = cells_of(now.shape, site.stride)
         scores = None
         if control.name == "untrained_gate":
-            seen = args[0] if encoder else now.features(site.owner)
-            scores = untrained_scores(site, seen, (control.seed, number))
+            features = args[0] if encoder else now.features(site.owner)
+            scores = untrained_scores(site, features, (control.seed, number))
         changed = values.clone()
         for item in range(len(values)):
             image = "" if not encoder else IMAGES[item >= len(values) // 2]
             if control.image in (None, image):
                 inner = values[item, :i, :j, :k].flatten(0, 2)
-                lot = np.random.default_rng((control.seed, number, item, *cells))
+                rng = np.random.default_rng((control.seed, number, item, *cells))
                 given = None if scores is None else scores[item, :i, :j, :k].flatten(0, 2)
-                edited = _edited(control, site, inner, cells, lot, given)
+                edited = _edited(control, site, inner, cells, rng, given)
                 changed[item, :i, :j, :k] = edited.unflatten(0, cells)
         return changed if encoder else changed.movedim(-1, 1).contiguous()
 
@@ -352,7 +354,7 @@ def _gate_hook(control: Control, site: GateSite, number: int, now: _Pass) -> Any
 
 
 def cells_of(shape: Sequence[int], stride: int) -> tuple[int, int, int]:
-    """How many cells of a stride hold image along each axis, on a grid of this shape."""
+    """Number of cells of a stride that hold image, along each axis of a grid of this shape."""
     i, j, k = (-(-n // stride) for n in shape)
     return i, j, k
 
@@ -362,7 +364,7 @@ def _edited(
     site: GateSite,
     values: Tensor,
     cells: tuple[int, int, int],
-    lot: np.random.Generator,
+    rng: np.random.Generator,
     scores: Tensor | None,
 ) -> Tensor:
     """Gate values (n, N) of all cells under a control."""
@@ -370,26 +372,26 @@ def _edited(
     if control.name == "uniform":
         return torch.full_like(values, 1 / count)
     if control.name in ("shuffled", "shuffled_choice"):
-        order = torch.from_numpy(lot.permutation(n)).to(values.device)
+        order = torch.from_numpy(rng.permutation(n)).to(values.device)
         if control.name == "shuffled":
             return values[order]
     if control.name in ("moved", "moved_near"):
-        farthest = max(cells) if control.name == "moved" else NEAR
+        farthest = max(cells) if control.name == "moved" else NEAR_SHIFT
         steps = [min(size // 2, farthest) for size in cells]
         return values.unflatten(0, cells).roll(steps, dims=(0, 1, 2)).flatten(0, 2)
     own, chosen = choose(values, site.top_k, dim=-1)
     if control.name == "silenced":
-        often = torch.bincount(chosen.flatten(), minlength=count)
-        silent = int(often.argmax()) if control.expert is None else control.expert
+        counts = torch.bincount(chosen.flatten(), minlength=count)
+        silent = int(counts.argmax()) if control.expert is None else control.expert
         return values.index_fill(-1, torch.tensor([silent], device=values.device), 0.0)
     if control.name == "shuffled_choice":
         chosen = chosen[order]
     elif control.name == "random":
-        drawn = lot.random((n, count)).argsort(axis=1)[:, : site.top_k]
+        drawn = rng.random((n, count)).argsort(axis=1)[:, : site.top_k]
         chosen = torch.from_numpy(drawn).to(values.device)
     elif control.name == "fixed":
-        often = torch.bincount(chosen.flatten(), minlength=count)
-        most = often.argsort(descending=True, stable=True)[: site.top_k]
+        counts = torch.bincount(chosen.flatten(), minlength=count)
+        most = counts.argsort(descending=True, stable=True)[: site.top_k]
         chosen = (
             most.expand(n, -1)
             if control.expert is None
@@ -408,14 +410,13 @@ def _edited(
 
 
 def untrained_scores(site: GateSite, features: Tensor, seed: Sequence[int]) -> Tensor:
-    """What a gate that learned nothing makes of the features of a gate's layer, before softmax or
-    sigmoid.
+    """Compute the scores of an untrained gate, before softmax or sigmoid.
 
     Parameters
     ----------
     site : GateSite
-        Whose form it has: a product in the encoder, a 3x3x3 convolution in the decoder; initialised
-        as in a new network, without bias.
+        The gate that it replaces: a matrix product in the encoder, a 3x3x3 convolution in the
+        decoder; initialised as in a new network, without bias.
     features : Tensor (B, *S, C) of the encoder, (B, C, *S) of the decoder
     seed : sequence of int
 
@@ -423,30 +424,29 @@ def untrained_scores(site: GateSite, features: Tensor, seed: Sequence[int]) -> T
     -------
     Tensor (B, *S, N), float32
     """
-    lot = np.random.default_rng(tuple(seed))
+    rng = np.random.default_rng(tuple(seed))
     features = features.float()
     if site.part == "encoder":
-        weight = lot.normal(0, 0.02, (site.num_experts, features.shape[-1]))
+        weight = rng.normal(0, 0.02, (site.num_experts, features.shape[-1]))
         return features @ torch.from_numpy(weight).to(features).T
     edge = (features.shape[1] * 27) ** -0.5
-    weight = lot.uniform(-edge, edge, (site.num_experts, features.shape[1], 3, 3, 3))
+    weight = rng.uniform(-edge, edge, (site.num_experts, features.shape[1], 3, 3, 3))
     return F.conv3d(features, torch.from_numpy(weight).to(features), padding=1).movedim(1, -1)
 
 
 def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
-    """The k best experts of each cell, under biases of the experts by which each is chosen as often
-    as asked for.
+    """Choose the k best experts of each cell, with biases that give the requested loads.
 
-    The biases are found one after the other, each so that its expert has its load under those of
-    the others, until loads miss by no more than 1 in 1000 cells, or get no nearer; then the cells
-    that lose least by it change from an expert with too many to one with too few, until the loads
-    are met.
+    The biases are solved one at a time, each so that its expert gets its load given the others,
+    until the loads are off by at most 1 in 1000 cells or stop improving.  Then single cells switch
+    from an expert with too many cells to one with too few, those with the least loss of score
+    first, until the loads are exact.
 
     Parameters
     ----------
     scores : Tensor (n, N)
     loads : Tensor (N,), int64
-        How many cells shall choose each expert: at most n, k n together.
+        Number of cells that choose each expert: at most n, k n in total.
     top_k : int
 
     Returns
@@ -459,9 +459,9 @@ def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
         return scores.argsort(dim=-1, descending=True)
     scores = (scores - scores.mean(0)) / scores.std(0, unbiased=False).clamp_min(1e-12)
     bias = torch.zeros(count, dtype=scores.dtype, device=scores.device)
-    wanted, best, since = [int(load) for load in loads], n, 0
-    for _ in range(SWEEPS):
-        for expert, load in enumerate(wanted):
+    requested_loads, best, stalled = [int(load) for load in loads], n, 0
+    for _ in range(MAX_SWEEPS):
+        for expert, load in enumerate(requested_loads):
             others = (scores + bias).index_fill(
                 1, torch.tensor([expert], device=scores.device), -torch.inf
             )
@@ -473,17 +473,15 @@ def equal_loads(scores: Tensor, loads: Tensor, top_k: int) -> Tensor:
         chosen = torch.zeros_like(scores, dtype=torch.bool)
         chosen.scatter_(-1, choose(scores + bias, top_k, dim=-1)[1], True)
         missed = int((chosen.sum(0) - loads).abs().max())
-        best, since = (missed, 0) if missed < best else (best, since + 1)
-        if missed <= max(1, CLOSE * n) or since == PATIENCE:
+        best, stalled = (missed, 0) if missed < best else (best, stalled + 1)
+        if missed <= max(1, LOAD_TOLERANCE * n) or stalled == MAX_STALLED_SWEEPS:
             break
     _match_loads(chosen, scores + bias, loads)
     return (scores + bias).masked_fill(~chosen, -torch.inf).topk(top_k, dim=-1).indices
 
 
 def _match_loads(chosen: Tensor, values: Tensor, loads: Tensor) -> None:
-    """Change choices (n, N) in place until the loads are met, those first that lose the least value
-    by it.
-    """
+    """Switch choices (n, N) in place until the loads are met, those with the least loss first."""
     while True:
         spare = chosen.sum(0) - loads
         many = int(spare.argmax())
@@ -491,7 +489,7 @@ def _match_loads(chosen: Tensor, values: Tensor, loads: Tensor) -> None:
             return
         path = _path(chosen, many, spare)
         count = int(min(spare[many], -spare[path[-1]])) if len(path) == 2 else 1
-        # the last first, which leaves room for the one before it
+        # from the end, so that each switch leaves room for the one before it
         for one, other in reversed(list(pairwise(path))):
             free = torch.nonzero(chosen[:, one] & ~chosen[:, other])[:, 0]
             loss = values[free, one] - values[free, other]
@@ -500,30 +498,26 @@ def _match_loads(chosen: Tensor, values: Tensor, loads: Tensor) -> None:
 
 
 def _path(chosen: Tensor, many: int, spare: Tensor) -> list[int]:
-    """The shortest way from an expert with too many cells to one with too few, by changes that some
-    cell can make.
-    """
+    """Shortest path of possible switches from an expert with too many cells to one with too few."""
     paths = [[many]]
-    known = {many}
+    visited = {many}
     for path in paths:
-        # experts that some cell of this one does not have
+        # experts that at least one of this expert's cells has not chosen
         free = (chosen[:, path[-1], None] & ~chosen).any(0)
         for other in spare.argsort().tolist():
-            if bool(free[other]) and other not in known:
+            if bool(free[other]) and other not in visited:
                 if spare[other] < 0:
                     return [*path, other]
-                known.add(other)
+                visited.add(other)
                 paths.append([*path, other])
     raise AssertionError("loads that sum to k times the cells can always be met")
 
 
 def _all_heads(control: Control) -> Any:
-    """A hook on MoA: the same layer with all of its heads chosen, whose gate was made to give all
-    of them the same.
-    """
+    """Make a hook on MoA that runs the layer with all heads chosen; its gate is already uniform."""
 
     def hook(module: MoA, args: Any, output: tuple[Tensor, Routing]) -> tuple[Tensor, Routing]:
-        # with a k of their own; parameters are shared
+        # copies with their own k; parameters are shared
         every, gate = copy.copy(module), copy.copy(module.gate)
         every._modules = {**module._modules, "gate": gate}
         gate.top_k = module.num_experts
@@ -536,7 +530,7 @@ def _all_heads(control: Control) -> Any:
 
 
 def _without_attention(control: Control) -> Any:
-    """A hook on an attention: nothing comes out of it; what its gate chose stays on record."""
+    """Make a hook on an attention that sets its output to 0 and keeps its routing."""
 
     def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         y, routing = output
@@ -548,13 +542,13 @@ def _without_attention(control: Control) -> Any:
 
 
 def _of_image(control: Control, y: Tensor) -> Tensor:
-    """Which items of a batch (B, ...) are of the image that is meant."""
+    """Mask of the items of a batch (B, ...) that belong to the control's image."""
     fixed = torch.arange(len(y), device=y.device) >= len(y) // 2
     return (fixed == (control.image == "fixed")).view(-1, *[1] * (y.ndim - 1))
 
 
 def _mean_of_kernels(axes: Sequence[int]) -> Any:
-    """A hook on SHMoE: along some directions T times the mean of all kernels."""
+    """Make a hook on SHMoE: T times the mean of all kernels, along some directions."""
 
     def hook(
         module: SHMoE, args: Any, output: tuple[Tensor, tuple[Routing, ...]]
@@ -579,25 +573,25 @@ def _mean_of_kernels(axes: Sequence[int]) -> Any:
 
 
 def _check(control: Control, network: SHMoAReg, sites: Sequence[GateSite]) -> None:
-    meant = [site for site in sites if control.concerns(site.gate)]
-    there = bool(meant)
+    targeted = [site for site in sites if control.selects(site.gate)]
+    found = bool(targeted)
     if control.name == "attention_off":
-        there = control.direction is None and any(
+        found = control.direction is None and any(
             control.layer in (None, layer) and control.block in (None, block)
             for layer, block, _ in attentions_of(network)
         )
-    if not there or (
+    if not found or (
         control.image is not None and (control.part != "encoder" or control.image not in IMAGES)
     ):
-        known = sorted({f"{site.part} layer {site.layer}" for site in sites})
+        available = sorted({f"{site.part} layer {site.layer}" for site in sites})
         raise InputError(
-            f"'{control}' names no gate of this network, which has:"
-            f" {', '.join(known) or 'no experts'}."
+            f"'{control}' matches no gate of this network, which has:"
+            f" {', '.join(available) or 'no experts'}."
         )
-    for site in meant if control.expert is not None else ():
+    for site in targeted if control.expert is not None else ():
         if site.top_k != 1 or not 0 <= (control.expert or 0) < site.num_experts:
             raise InputError(
                 f"'{control}': {site.part} layer {site.layer} chooses {site.top_k} of the experts 0"
-                f" to {site.num_experts - 1}. One of these can stand everywhere only where a cell"
-                " chooses one expert."
+                f" to {site.num_experts - 1}. A control of one expert needs a gate that chooses"
+                " one expert per cell."
             )

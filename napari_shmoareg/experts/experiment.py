@@ -1,6 +1,6 @@
-"""What depends on an expert: a registration run again with changed gates, and the two compared.
+"""Experiments: a registration repeated with changed gates and compared; importance of experts.
 
-Ours, beyond the paper.  Also the importance of all experts, silenced one after the other.
+Ours, beyond the paper.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from napari_shmoareg.experts.controls import Control
 from napari_shmoareg.experts.gate_edits import cells_in
 from napari_shmoareg.experts.intervention import (
     Intervention,
-    Touched,
-    at_random,
+    TargetedGate,
+    changed_gates,
     chosen_by,
-    intervening,
+    matched_control,
 )
 from napari_shmoareg.geometry import DisplacementField, Volume
 from napari_shmoareg.metrics import SharedLabels, dice_in_both, folding, mean
@@ -31,24 +31,24 @@ from napari_shmoareg.model import RoutedLayer, RoutingTrace
 from napari_shmoareg.model.gates import gates_of
 from napari_shmoareg.model.network import Encoded
 from napari_shmoareg.model.routing import AtGate, Direction, GateId, Part
-from napari_shmoareg.registration.deforming import carry
+from napari_shmoareg.registration.deformation import warp_pair
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.replay import Replay
 from napari_shmoareg.registration.resources import check_experiment_memory
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """Where one run of the network puts the moving image; all on the fixed image's grid.
+class RunOutcome:
+    """Result of one run of the network; all images on the fixed grid.
 
     Attributes
     ----------
     warped : Volume
     warped_labels : Volume or None
     displacement : DisplacementField
-        The whole transform, T(x) - x, mm RAS, without any refinement.
+        The whole transform, T(x) - x, mm RAS, without refinement.
     dice : dict of int to float
-        Per label, NaN for one that only one image has; empty without labels of both images.
+        Per label; NaN if only one image has it, empty unless both images have labels.
     folding_percent : float
         Of the deformation without the affine.
     routing : RoutingTrace
@@ -63,30 +63,30 @@ class Outcome:
 
     @property
     def mean_dice(self) -> float | None:
-        """Over the labels that both images have; None without."""
+        """Mean over the labels that both images have; None without such labels."""
         found = mean(self.dice)
         return None if np.isnan(found) else found
 
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What interventions changed.
+    """Effect of interventions: the run with them compared to the run without.
 
     Attributes
     ----------
     interventions : tuple of Intervention or Control
     outcome : Outcome
-        With them.
+        Of the run with the interventions.
     cells : int
-        Cells (tokens or voxels of a level, over all gates meant) where they could act.
+        Cells (tokens or voxels of a level, over all selected gates) where they could act.
     changed : float
-        Share of these cells whose chosen experts are others than without them, 0 to 1.
+        Share of these cells with other chosen experts than without them, 0 to 1.
     moved : Volume
         Length of the difference of the displacements, with minus without, mm, on the fixed grid.
     difference : Volume
-        Warped with them minus warped without, in the moving image's units.
+        Warped image with minus without, in the moving image's units.
     mean_mm, p95_mm, max_mm : float
-        Of `moved` over the content of the fixed image (what differs from its background).
+        Of `moved`, over the content of the fixed image (voxels that differ from its background).
     dice_change : dict of int to float
         With minus without, per label; empty without labels.
     mean_dice_change : float or None
@@ -95,7 +95,7 @@ class Effect:
     """
 
     interventions: tuple[Intervention | Control, ...]
-    outcome: Outcome
+    outcome: RunOutcome
     cells: int
     changed: float
     moved: Volume
@@ -109,29 +109,28 @@ class Effect:
 
 
 def compare(
-    base: Outcome,
-    outcome: Outcome,
+    base: RunOutcome,
+    outcome: RunOutcome,
     interventions: tuple[Intervention | Control, ...],
     choices: tuple[int, int],
     content: NDArray[np.bool_],
 ) -> Effect:
-    """What changed from one outcome to another.
+    """Compare two outcomes on one grid.
 
     Parameters
     ----------
     base, outcome : Outcome
-        Without and with the interventions, on one grid.
+        Without and with the interventions.
     interventions : tuple of Intervention or Control
     choices : tuple of 2 int
-        Cells that were meant, and those of them that chose otherwise.
+        Number of selected cells, and number of these with another choice.
     content : (I, J, K) bool array
         The voxels of the fixed grid over which motion is averaged.
 
     Returns
     -------
     Effect
-        A label that has a Dice in one outcome only (it is in neither map of the other) has no
-        change.
+        A label with a Dice in only one outcome (it is in neither map of the other) has no change.
     """
     moved = np.linalg.norm(
         outcome.displacement.vectors - base.displacement.vectors, axis=-1
@@ -160,15 +159,14 @@ def compare(
 
 
 Change = Intervention | Control
-Progress = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 
 
 class Experiment:
-    """A registration's network, run once as it is, and then with whatever changes are asked for.
+    """A registration's network, run once unchanged, then with any changes.
 
-    Interventions change the last pass only: it is the one whose experts are shown.  Controls change
-    all passes, or the last one, as each says.  A refinement on the pair is left out on both sides
-    of the comparison.
+    Interventions change the last pass only, whose experts are shown.  Controls change all passes
+    or the last one, by their `passes`.  A refinement on the pair is left out of both runs.
 
     Parameters
     ----------
@@ -180,12 +178,12 @@ class Experiment:
     ----------
     replay : Replay
     base : Outcome
-        Without any change.
+        Of the unchanged run.
 
     Raises
     ------
     TooLargeError
-        If memory would not suffice.
+        If there is not enough memory.
 
     Examples
     --------
@@ -206,30 +204,30 @@ class Experiment:
     True
     """
 
-    def __init__(self, replay: Replay, progress: Progress | None = None) -> None:
+    def __init__(self, replay: Replay, progress: ProgressCallback | None = None) -> None:
         self.replay = replay
         check_experiment_memory(replay.pair.fixed.grid)
-        tell = progress or (lambda _done: None)
+        report_progress = progress or (lambda _done: None)
         self._encoded = replay.encode()
-        tell(0.3)
-        self.base = self._outcome((), tell)
+        report_progress(0.3)
+        self.base = self._outcome((), report_progress)
 
-    def run(self, *changes: Change, progress: Progress | None = None) -> Effect:
-        """Run with changes (seconds) and compare.
+    def run(self, *changes: Change, progress: ProgressCallback | None = None) -> Effect:
+        """Run with changes (takes seconds) and compare with the unchanged run.
 
         Parameters
         ----------
         *changes : Intervention or Control
-            Where one of them acts in all passes, those before the last are made again too, under
-            these alone.
+            If one of them acts in all passes, the passes before the last are repeated too, with
+            only the changes for all passes.
         progress : callable, optional
 
         Raises
         ------
         InputError
-            If a change names no gate, no expert or no cell; see `intervening`.
+            If a change matches no gate, no expert or no cell; see `changed_gates`.
         TooLargeError
-            If the device's memory ran out.
+            If the device runs out of memory.
         """
         if not changes:
             raise InputError("Give at least one intervention to run.")
@@ -239,49 +237,42 @@ class Experiment:
         )
 
     def null(self, intervention: Intervention, *, seed: int = 0) -> Intervention:
-        """As much changed, for other experts at other places: what an intervention of this size
-        does anyway.
+        """Draw a matched random control: as many changes, for other experts at other locations.
 
-        Silencing: at each gate as many selections of *other* experts, in patches like those of the
-        expert's own cells (moved and mirrored at random), as many of them where the fixed image
-        shows something and where it does not as the expert has.  Where the others do not have as
-        many, its own are taken, and `str` says how many: of an expert that nearly all cells chose
-        this is nearly the same change, and tells little.  Forcing: at the cells where the expert
-        was not chosen another one that was not either, drawn by lot, is forced.  It is one draw:
-        take several seeds for a range.
-
-        Parameters
-        ----------
-        intervention : Intervention
-        seed : int
-            Of the lot.
+        Silencing: at each gate, the same number of selections of *other* experts is silenced, in
+        patches shaped like the expert's own cells (moved and mirrored at random), with the same
+        numbers inside and outside the content of the fixed image.  If the others do not have
+        enough, selections of the expert itself are used, and `str` gives their share; for an
+        expert that nearly all cells chose, the control is nearly the same change and means little.
+        Forcing: where the expert was not chosen, another unchosen one is forced at random.  This is
+        one draw: use several seeds for a range.
 
         Raises
         ------
         InputError
-            If the intervention is not about one expert.
+            If the intervention is not on one expert.
         """
-        touched = [
-            Touched(record, inside, cells_in(self._shown, self.replay.grid, record.stride))
-            for record, inside in self._touched((intervention,))
+        targets = [
+            TargetedGate(
+                record, inside, cells_in(self._content_mask, self.replay.grid, record.stride)
+            )
+            for record, inside in self._targeted((intervention,))
         ]
-        return at_random(intervention, touched, seed)
+        return matched_control(intervention, targets, seed)
 
     def share(self, intervention: Intervention) -> float:
-        """Share of the selections of the gates meant, in the region, that went to the
-        intervention's expert.
+        """Share of the selections of the targeted gates and region that went to the expert.
 
         Raises
         ------
         InputError
-            If the intervention is about a map of experts.
+            If the intervention is on a map of experts.
         """
         if not isinstance(intervention.expert, int):
             raise InputError(
-                "An intervention on a map of experts is about no single one, whose share could be"
-                " told."
+                "An intervention on a map of experts has no single expert to give the share of."
             )
-        found = [(record, inside) for record, inside in self._touched((intervention,))]
+        found = [(record, inside) for record, inside in self._targeted((intervention,))]
         own = sum(
             int((chosen_by(r)[:, inside] == intervention.expert).sum()) for r, inside in found
         )
@@ -289,15 +280,13 @@ class Experiment:
 
     @cached_property
     def aligned_dice(self) -> float | None:
-        """Mean Dice, on the fixed grid, of the alignment alone: what the network began with; None
-        without labels.
-        """
+        """Mean Dice on the fixed grid after the alignment alone; None without labels."""
         pair, replay = self.replay.pair, self.replay
         if pair.fixed_labels is None or pair.moving_labels is None:
             return None
-        still = replay.conformed.transform(torch.zeros((1, 3, *replay.grid.shape)))
-        carried = still.total(pair.fixed.grid).warp(pair.moving_labels)
-        found = mean(dice_in_both(carried.values, pair.fixed_labels.values, self._labels))
+        identity = replay.conformed.transform(torch.zeros((1, 3, *replay.grid.shape)))
+        warped = identity.total(pair.fixed.grid).warp(pair.moving_labels)
+        found = mean(dice_in_both(warped.values, pair.fixed_labels.values, self._labels))
         return None if np.isnan(found) else found
 
     @cached_property
@@ -308,55 +297,55 @@ class Experiment:
 
     @cached_property
     def _labels(self) -> SharedLabels:
-        """Those that both images have, or one; looked for once, as that takes as long as to count
-        them.
-        """
+        """Labels of both images or of one; cached, as finding them takes as long as scoring."""
         pair = self.replay.pair
         return SharedLabels.of(
             *([] if v is None else v.labels for v in (pair.moving_labels, pair.fixed_labels))
         )
 
     @cached_property
-    def _shown(self) -> Volume:
-        """Where the fixed image shows something."""
+    def _content_mask(self) -> Volume:
+        """Mask of the content of the fixed image."""
         return Volume(
             self._content.astype(np.uint8), self.replay.pair.fixed.grid, "content", is_labels=True
         )
 
-    def _outcome(self, changes: tuple[Change, ...], tell: Progress) -> Outcome:
-        displacement, routing = run_changed(self.replay, changes, self._encoded)
-        tell(0.7)
+    def _outcome(
+        self, changes: tuple[Change, ...], report_progress: ProgressCallback
+    ) -> RunOutcome:
+        displacement, routing = run_with_changes(self.replay, changes, self._encoded)
+        report_progress(0.7)
         replay = self.replay
-        carried = carry(replay.pair, replay.conformed.transform(displacement))
-        tell(0.9)
+        warped = warp_pair(replay.pair, replay.conformed.transform(displacement))
+        report_progress(0.9)
         truth = replay.pair.fixed_labels
         labels = {}
-        if truth is not None and carried.warped_labels is not None:
-            labels = dice_in_both(carried.warped_labels.values, truth.values, self._labels)
-        folded = folding(carried.jacobian().values)
-        tell(1.0)
-        return Outcome(
-            carried.warped, carried.warped_labels, carried.displacement, labels, folded, routing
+        if truth is not None and warped.warped_labels is not None:
+            labels = dice_in_both(warped.warped_labels.values, truth.values, self._labels)
+        folded = folding(warped.jacobian().values)
+        report_progress(1.0)
+        return RunOutcome(
+            warped.warped, warped.warped_labels, warped.displacement, labels, folded, routing
         )
 
-    def _touched(
+    def _targeted(
         self, interventions: tuple[Change, ...]
     ) -> list[tuple[RoutedLayer, NDArray[np.bool_]]]:
-        """The records of the unchanged run that are meant, and where (I, J, K) on each."""
+        """The targeted records of the unchanged run, and the mask (I, J, K) of each."""
         found = []
         for record in self.base.routing:
-            meant = [change for change in interventions if change.concerns(record.gate)]
-            if meant:
+            targeted = [change for change in interventions if change.selects(record.gate)]
+            if targeted:
                 where = [
-                    cells_in(change.region, self.replay.grid, record.stride) for change in meant
+                    cells_in(change.region, self.replay.grid, record.stride) for change in targeted
                 ]
                 found.append((record, np.logical_or.reduce(where)))
         return found
 
     def _choices(self, interventions: tuple[Change, ...], after: RoutingTrace) -> tuple[int, int]:
-        """How many cells are meant, and how many of them chose otherwise than before."""
+        """Number of targeted cells, and number of these with another choice than before."""
         cells = changed = 0
-        for record, inside in self._touched(interventions):
+        for record, inside in self._targeted(interventions):
             now = np.sort(chosen_by(after[record.gate])[:, inside], axis=0)
             then = np.sort(chosen_by(record)[:, inside], axis=0)
             cells += int(inside.sum())
@@ -366,19 +355,17 @@ class Experiment:
         return cells, changed
 
 
-def run_changed(
+def run_with_changes(
     replay: Replay, changes: Sequence[Change] = (), encoded: Encoded | None = None
 ) -> tuple[Tensor, RoutingTrace]:
-    """The network over a pair with changes: `Replay.run`, from the first pass on where one of them
-    acts in all passes.
+    """Run the network on a pair with changes: the last pass, or all passes if a change needs them.
 
     Parameters
     ----------
     replay : Replay
     changes : sequence of Intervention or Control
-        Without any the passes before the last stay as they were.
     encoded : Encoded, optional
-        Of `Replay.encode` without changes, taken where it stays the same.
+        Of `Replay.encode` without changes; used if no change affects it.
 
     Returns
     -------
@@ -392,16 +379,16 @@ def run_changed(
     """
     everywhere = [change for change in changes if change.passes == "all"]
     if everywhere:
-        with intervening(replay.network, everywhere, replay.grid):
+        with changed_gates(replay.network, everywhere, replay.grid):
             replay, encoded = replay.from_first_pass(), None
     if any(change.part == "encoder" for change in changes):
         encoded = None
-    with intervening(replay.network, changes, replay.grid):
+    with changed_gates(replay.network, changes, replay.grid):
         return replay.run(encoded)
 
 
-def recorded_alike(experiment: Experiment, recorded: RoutingTrace) -> float:
-    """Whether these are the weights, and the settings, that a registration was made with.
+def recorded_agreement(experiment: Experiment, recorded: RoutingTrace) -> float:
+    """Check that the weights and settings are those of a registration.
 
     Parameters
     ----------
@@ -412,8 +399,8 @@ def recorded_alike(experiment: Experiment, recorded: RoutingTrace) -> float:
     Returns
     -------
     float
-        Share of the cells at which the unchanged run chose the recorded experts, 0 to 1: of the
-        encoder or of the decoder, whichever is lower; 1 where nothing is recorded.
+        Share of the cells at which the unchanged run chose the recorded experts, 0 to 1: the lower
+        of encoder and decoder; 1 if nothing is recorded.
     """
     found, shares = {record.gate: chosen_by(record) for record in experiment.base.routing}, []
     for part in get_args(Part):
@@ -429,32 +416,32 @@ def recorded_alike(experiment: Experiment, recorded: RoutingTrace) -> float:
 
 @dataclass(frozen=True)
 class ImportanceRow(AtGate):
-    """What one change did; ``null_`` is what the same change did for experts drawn at random.
+    """Effect of changing one expert; ``null_``: of the matched random control.
 
     Attributes
     ----------
     number, total : int
-        Which row of how many.
+        Number of the row, and number of rows.
     action : {"silence", "force"}
     region : str
         Name of the region; empty for everywhere.
     seed : int
-        Of the random counterpart.
+        Of the random control.
     gate : GateId
-        Without a block and an image: all of a layer are changed together.
+        Without block and image: all of a layer are changed together.
     expert : int
     share : float
-        Of the selections of these gates, 0 to 1.
+        The expert's share of the selections of these gates, 0 to 1.
     changed : float
-        Share of the cells whose choice the change turned, 0 to 1.
+        Share of the cells with a changed choice, 0 to 1.
     mean_mm, p95_mm : float
-        How far the displacement moved, over the content of the fixed image.
+        Change of the displacement, over the content of the fixed image.
     mean_dice_change : float or None
         None without labels.
     folding_change : float
         Percentage points.
     null_mm, null_dice_change : float or None
-        Of `Experiment.null`; None where it was not asked for.
+        Of `Experiment.null`; None if not requested.
     """
 
     number: int
@@ -474,7 +461,7 @@ class ImportanceRow(AtGate):
     null_dice_change: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For a table: without number and total."""
+        """Table row, without number and total."""
         gate = {name: getattr(self, name) for name in ("part", "layer", "direction")}
         row = {key: value for key, value in vars(self).items() if key not in ("number", "total")}
         at = list(row).index("gate")
@@ -492,8 +479,7 @@ def importance(
     null: bool = True,
     seed: int = 0,
 ) -> Iterator[ImportanceRow]:
-    """Change every expert in turn; one row per `next`, each of some seconds.  Stopping anywhere is
-    safe.
+    """Change every expert in turn, one row per `next` (some seconds each); can be stopped any time.
 
     Parameters
     ----------
@@ -502,11 +488,11 @@ def importance(
     part, layer, direction : optional
         Only these gates; None is all.
     region : Volume, optional
-        Only there; see `Intervention`.
+        Only in this region; see `Intervention`.
     null : bool
-        Run the random counterpart beside each: twice the time.
+        Also run the random control of each change, which takes twice the time.
     seed : int
-        Of the lot.
+        Of the random controls.
 
     Yields
     ------
@@ -516,13 +502,13 @@ def importance(
     Raises
     ------
     InputError
-        If no gate is meant.
+        If no gate is selected.
     """
-    wanted = {"part": part, "layer": layer, "direction": direction}
+    fields = {"part": part, "layer": layer, "direction": direction}
     experts = {
         site.gate._replace(block=None): site.num_experts
         for site in gates_of(experiment.replay.network)
-        if site.gate.matches(**{name: v for name, v in wanted.items() if v is not None})
+        if site.gate.matches(**{name: v for name, v in fields.items() if v is not None})
     }
     changes = [
         Intervention(action, expert, *gate, region=region)
@@ -531,8 +517,8 @@ def importance(
     ]
     if not changes:
         raise InputError(
-            f"This network has no gate with part {part}, layer {layer}, direction {direction}; None"
-            " stands for all."
+            f"This network has no gate with part {part}, layer {layer}, direction {direction}."
+            " Use None for all."
         )
     for number, change in enumerate(changes, start=1):
         yield _row(experiment, change, number, len(changes), seed + number if null else None)
@@ -541,9 +527,7 @@ def importance(
 def _row(
     experiment: Experiment, change: Intervention, number: int, total: int, seed: int | None
 ) -> ImportanceRow:
-    """Run a change, and with a seed its random counterpart; nothing of the runs but the figures
-    stays.
-    """
+    """Run a change and, given a seed, its random control; only the figures are kept."""
     assert isinstance(change.expert, int) and change.layer is not None
     effect = experiment.run(change)
     row = ImportanceRow(
@@ -564,5 +548,7 @@ def _row(
     if seed is None:
         return row
     del effect
-    beside = experiment.run(experiment.null(change, seed=seed))
-    return replace(row, null_mm=beside.mean_mm, null_dice_change=beside.mean_dice_change)
+    control_effect = experiment.run(experiment.null(change, seed=seed))
+    return replace(
+        row, null_mm=control_effect.mean_mm, null_dice_change=control_effect.mean_dice_change
+    )

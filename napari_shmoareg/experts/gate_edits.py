@@ -1,4 +1,4 @@
-"""What a forward hook on a gate does to its values.  Ours, beyond the paper.
+"""Forward hooks that change the values of a gate.  Ours, beyond the paper.
 
 B batch (moving and fixed of the encoder one after the other), N experts, *S space (D, H, W),
 padded."""
@@ -27,7 +27,7 @@ IMAGES: tuple[Image, ...] = get_args(Image)
 
 
 class GateSelection:
-    """Which gates a change is about: those with these fields (`GateId`); None stands for all."""
+    """The gates that a change applies to: those with these fields (`GateId`); None matches all."""
 
     part: Part
     layer: int | None
@@ -35,8 +35,8 @@ class GateSelection:
     image: Image | None
     direction: Direction | None
 
-    def concerns(self, gate: GateId) -> bool:
-        """Whether a gate is meant; one without an image serves both."""
+    def selects(self, gate: GateId) -> bool:
+        """Whether the change applies to a gate; a gate without an image serves both images."""
         own = {
             name: getattr(self, name) for name in GateId._fields if gate.image or name != "image"
         }
@@ -44,7 +44,7 @@ class GateSelection:
 
     @property
     def gates(self) -> str:
-        """For people: ``decoder layer 2, direction z``."""
+        """Display text: ``decoder layer 2, direction z``."""
         parts = [
             f"all {self.part} layers" if self.layer is None else f"{self.part} layer {self.layer}"
         ]
@@ -55,9 +55,7 @@ class GateSelection:
 
 
 def cells_in(region: Volume | None, grid: Grid, stride: int) -> NDArray[np.bool_]:
-    """Which cells of a network grid at a stride lie in a region by half of their volume or more,
-    (I, J, K).
-    """
+    """Mask (I, J, K) of the cells of a stride that are in a region by half or more."""
     shape = grid.coarsen(stride).shape
     if region is None:
         return np.ones(shape, dtype=bool)
@@ -72,37 +70,39 @@ def cells_in(region: Volume | None, grid: Grid, stride: int) -> NDArray[np.bool_
 
 
 def edit(values: Tensor, expert: Tensor, action: str, top_k: int) -> Tensor:
-    """Gate values with the change made.
+    """Silence or force an expert per cell.
 
     Parameters
     ----------
     values : Tensor (B, *S, N)
     expert : Tensor (B, *S), int64
-        An id for each cell; -1 leaves it.
+        An id for each cell; -1 leaves the cell unchanged.
     action : {"silence", "force"}
     top_k : int
 
     Returns
     -------
     Tensor (B, *S, N)
-        The values themselves wherever nothing is changed.
+        Unchanged values wherever there is no id.
     """
     ids = torch.arange(values.shape[-1], device=values.device)
-    asked = expert[..., None] == ids
+    selected = expert[..., None] == ids
     if action == "silence":
-        return values.masked_fill(asked, 0)
+        return values.masked_fill(selected, 0)
     best, chosen = choose(values, top_k, dim=-1)
-    held = torch.zeros_like(asked).scatter(-1, chosen, torch.ones_like(chosen, dtype=torch.bool))
-    missing = (expert >= 0)[..., None] & ~(held & asked).any(-1, keepdim=True)
+    chosen_mask = torch.zeros_like(selected).scatter(
+        -1, chosen, torch.ones_like(chosen, dtype=torch.bool)
+    )
+    missing = (expert >= 0)[..., None] & ~(chosen_mask & selected).any(-1, keepdim=True)
     weakest = best[..., -1:]
-    # equal values would leave the choice to chance
+    # equal values would make the choice arbitrary
     below = torch.nextafter(weakest, torch.zeros_like(weakest))
-    kept = held & (ids != chosen[..., -1:])
-    swapped = torch.where(kept, values, torch.minimum(values, below))
+    remaining = chosen_mask & (ids != chosen[..., -1:])
+    swapped = torch.where(remaining, values, torch.minimum(values, below))
     swapped = torch.where(
         ids == chosen[..., -1:], torch.minimum(_of(values, expert), below), swapped
     )
-    return torch.where(missing, torch.where(asked, weakest, swapped), values)
+    return torch.where(missing, torch.where(selected, weakest, swapped), values)
 
 
 def _of(values: Tensor, expert: Tensor) -> Tensor:
@@ -110,49 +110,49 @@ def _of(values: Tensor, expert: Tensor) -> Tensor:
 
 
 def hook_of(site: GateSite, changes: Sequence[Intervention], grid: Grid) -> Any:
-    """A forward hook that makes changes one after the other; padding cells are left as they are.
+    """Make a forward hook that applies changes in turn; padding cells keep their values.
 
-    The ids per cell are worked out at the first call.  It raises `InputError` where too few experts
-    would be left."""
-    ready: dict[tuple, list[Tensor]] = {}
+    The ids per cell are computed at the first call.  The hook raises `InputError` if too few
+    experts would be left."""
+    ids_by_size: dict[tuple, list[Tensor]] = {}
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         encoder = site.part == "encoder"
         values = output if encoder else output.movedim(1, -1)
         size = tuple(values.shape[:-1])
-        if size not in ready:
-            ready[size] = [_ids(site, change, grid, size).to(output.device) for change in changes]
+        if size not in ids_by_size:
+            ids_by_size[size] = [
+                _ids(site, change, grid, size).to(output.device) for change in changes
+            ]
         silent = torch.zeros_like(values, dtype=torch.bool)
-        for change, numbers in zip(changes, ready[size], strict=True):
+        for change, numbers in zip(changes, ids_by_size[size], strict=True):
             ids = _at_ranks(values, numbers, site.top_k) if change.ranks else numbers
             if change.action == "silence":
                 silent |= ids[..., None] == torch.arange(site.num_experts, device=ids.device)
             values = edit(values, ids, change.action, site.top_k)
-        _check_left(silent, site)
+        _check_remaining(silent, site)
         return values if encoder else values.movedim(-1, 1).contiguous()
 
     return hook
 
 
 def _at_ranks(values: Tensor, ranks: Tensor, top_k: int) -> Tensor:
-    """The ids (B, *S) of the experts that stand at these ranks by now; -1 stays."""
+    """The ids (B, *S) of the experts that currently have these ranks; -1 stays."""
     chosen = choose(values, top_k, dim=-1)[1].gather(-1, ranks.clamp(min=0)[..., None])[..., 0]
     return torch.where(ranks < 0, ranks, chosen)
 
 
-def _check_left(silent: Tensor, site: GateSite) -> None:
+def _check_remaining(silent: Tensor, site: GateSite) -> None:
     most = int(silent.sum(-1).max())
     if site.num_experts - most < site.top_k:
         raise InputError(
             f"{site.part} layer {site.layer} chooses {site.top_k} of its {site.num_experts}"
-            f" experts; with {most} of them silent at a cell too few are left."
+            f" experts; with {most} of them silenced at a cell, too few are left. Silence fewer."
         )
 
 
 def _ids(site: GateSite, change: Intervention, grid: Grid, size: tuple[int, ...]) -> Tensor:
-    """The expert (or rank) of each cell of a gate's padded output (B, D, H, W), -1 where nothing is
-    done.
-    """
+    """The expert (or rank) per cell of a gate's padded output (B, D, H, W); -1 is no change."""
     batch, padded = size[0], size[1:]
     if site.part == "decoder":
         return _per_cell(site, change, grid, None, padded).expand(batch, -1, -1, -1)
@@ -180,15 +180,15 @@ def _per_cell(
 def _numbers(
     change: Intervention, site: GateSite, image: Image | None, shape: tuple[int, ...]
 ) -> NDArray[np.int64]:
-    """What is meant at each cell (I, J, K) of a gate, -1 for nothing, regions aside."""
+    """The expert (or rank) per cell (I, J, K) of a gate, regardless of the region; -1 is none."""
     if isinstance(change.expert, int):
         return np.full(shape, change.expert, dtype=np.int64)
     gate = site.gate._replace(image=image)
-    given = change.expert.get(gate)
-    if given is None:
+    expert_map = change.expert.get(gate)
+    if expert_map is None:
         return np.full(shape, -1, dtype=np.int64)
-    if given.shape != shape:
+    if expert_map.shape != shape:
         raise InputError(
-            f"The map of experts of {gate} has the shape {given.shape}; its gate has {shape} cells."
+            f"The map of experts for {gate} has the shape {expert_map.shape}; {shape} was expected."
         )
-    return given.astype(np.int64)
+    return expert_map.astype(np.int64)

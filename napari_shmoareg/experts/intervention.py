@@ -1,7 +1,7 @@
-"""Interventions: experts silenced or forced, and a random control that changes as much elsewhere.
+"""Interventions: experts silenced or forced, and a matched random control.
 
-Ours, beyond the paper.  An intervention is a forward hook on the gates that it names, for as long
-as a ``with`` block lasts; the network itself is never changed.
+Ours, beyond the paper.  An intervention is a forward hook on the selected gates.  It is active
+within a ``with`` block; the network itself is not changed.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ ACTIONS = ("silence", "force")
 
 @dataclass(frozen=True, eq=False)
 class Intervention(GateSelection):
-    """One change to what gates decide.
+    """A change to the decisions of some gates.
 
-    ``silence``: the expert's gate value becomes 0, so that the next best one is chosen in its
-    place, with its own value; the weights of Eq. (4) are formed of what is chosen then.  ``force``:
-    where the expert was not chosen it takes the place *and the gate value* of the weakest chosen
-    one (ours: with its own value, which is smaller, a forced expert would count for less, and the
-    change would be one of strength).  Where nothing was to be changed, nothing is, to the last bit.
+    ``silence``: the expert's gate value becomes 0, so that the next best one is chosen instead,
+    with its own value; the weights of Eq. (4) are computed from the new choice.  ``force``: where
+    the expert was not chosen, it replaces the weakest chosen one *and takes its gate value* (ours:
+    its own value is smaller, so the forced expert would count for less and the change would also
+    be one of strength).  Everything else stays bit-identical.
 
     Parameters
     ----------
     action : {"silence", "force"}
     expert : int, or mapping of GateId to (I, J, K) int array
-        An id; or one for each cell of each gate, -1 where nothing is done.
+        An id; or a map of ids per gate and cell, -1 for no change.
     part : {"encoder", "decoder"}
     layer, block, image, direction : optional
-        Which gates, as in `RoutedLayer`; None is all of them.
+        The gates, as in `RoutedLayer`; None is all of them.
     region : Volume, optional
-        In the fixed world, on any grid: where it is not 0.  A cell is in it if at least half of the
-        cell's volume is. The tokens of the moving image are meant where that image, aligned and
-        after the earlier passes, stands.
+        Non-zero voxels, in the fixed world, on any grid.  A cell is inside if at least half of its
+        volume is.  Tokens of the moving image count by their location after the alignment and the
+        earlier passes.
     ranks : bool
-        The numbers of a map are ranks among what a cell chooses at that moment, 0 the most
-        probable: for `silence`.
-    told : str
-        What `str` says instead of a description of its own.
+        For `silence`: the numbers of a map are ranks among the current choices of a cell, 0 the
+        most probable.
+    description : str
+        Replaces the default text of `str`.
     """
 
     action: Literal["silence", "force"]
@@ -65,9 +65,9 @@ class Intervention(GateSelection):
     direction: Direction | None = None
     region: Volume | None = None
     ranks: bool = False
-    told: str = ""
+    description: str = ""
 
-    passes = "last"  # its regions and maps stand on the grid of that pass
+    passes = "last"  # regions and maps are on the grid of that pass
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -83,34 +83,35 @@ class Intervention(GateSelection):
                 ) from None
 
     def __str__(self) -> str:
-        if self.told:
-            return self.told
+        if self.description:
+            return self.description
         expert = f"expert {self.expert}" if isinstance(self.expert, int) else "experts of a map"
         where = f"in {self.region.name or 'a region'}" if self.region is not None else ""
         return ", ".join(filter(None, (f"{self.action} {expert} of {self.gates}", where)))
 
 
 @contextmanager
-def intervening(
+def changed_gates(
     network: SHMoAReg, changes: Sequence[Intervention | Control], grid: Grid
 ) -> Iterator[None]:
-    """Change what the gates of a network decide, for as long as the block lasts.
+    """Change the decisions of a network's gates within a ``with`` block.
 
-    Whatever runs on this network meanwhile is changed, in other threads too: give those a copy.
+    The change affects every run of this network, in other threads too: give those a copy.
 
     Parameters
     ----------
     network : SHMoAReg
     changes : sequence of Intervention or Control
-        Made one after the other at every gate, interventions before controls.
+        Applied in turn at every gate, interventions before controls.
     grid : Grid
-        The network grid of the last pass.  With an `Intervention` only passes on this grid may run
-        in the block: its regions and maps stand on it.  Under a `Control` passes on any grid may.
+        The network grid of the last pass.  With an `Intervention`, only passes on this grid may run
+        in the block, as its regions and maps are on it.  With a `Control`, passes on any grid may.
 
     Raises
     ------
     InputError
-        If no gate or no cell is meant, there is no such expert, or too few experts would be left.
+        If a change matches no gate or no cell, there is no such expert, or too few experts would be
+        left.
     """
     sites = gates_of(network)
     interventions = [change for change in changes if isinstance(change, Intervention)]
@@ -119,13 +120,13 @@ def intervening(
     handles = []
     try:
         for site in sites:
-            meant = [change for change in interventions if change.concerns(site.gate)]
-            if meant:
-                handles.append(site.module.register_forward_hook(hook_of(site, meant, grid)))
+            targeted = [change for change in interventions if change.selects(site.gate)]
+            if targeted:
+                handles.append(site.module.register_forward_hook(hook_of(site, targeted, grid)))
         for handle in hook_controls(
             network, [change for change in changes if isinstance(change, Control)], grid
         ):
-            # one by one: those that are there are removed where a later one is refused
+            # one by one, so that the registered hooks are removed if a later one is refused
             handles.append(handle)
         yield
     finally:
@@ -134,45 +135,45 @@ def intervening(
 
 
 def _check(change: Intervention, sites: Sequence[GateSite], grid: Grid) -> None:
-    meant = [site for site in sites if change.concerns(site.gate)]
-    if not meant or (
+    targeted = [site for site in sites if change.selects(site.gate)]
+    if not targeted or (
         change.image is not None and (change.part != "encoder" or change.image not in IMAGES)
     ):
         there = sorted({f"{site.part} layer {site.layer}" for site in sites})
         raise InputError(
-            f"'{change}' names no gate of this network, which has:"
+            f"'{change}' matches no gate of this network, which has:"
             f" {', '.join(there) or 'no experts'}."
         )
-    for site in meant:
+    for site in targeted:
         if isinstance(change.expert, int) and not 0 <= change.expert < site.num_experts:
             raise InputError(
                 f"'{change}': {site.part} layer {site.layer} has the experts 0 to"
                 f" {site.num_experts - 1}."
             )
     if isinstance(change.expert, Mapping):
-        _check_map(change, change.expert, meant)
+        _check_map(change, change.expert, targeted)
     if change.region is not None and not any(
-        cells_in(change.region, grid, s).any() for s in {s.stride for s in meant}
+        cells_in(change.region, grid, s).any() for s in {s.stride for s in targeted}
     ):
         raise InputError(
-            f"'{change}': the region covers no cell of these gates by half. Take a larger region,"
-            f" or a finer layer (the cells here are {min(site.stride for site in meant)} voxels of"
-            " the network grid wide)."
+            f"'{change}': the region covers no cell of these gates by half. Use a larger region,"
+            " or a finer layer: the cells here are"
+            f" {min(site.stride for site in targeted)} voxels of the network grid wide."
         )
 
 
 def _check_map(
-    change: Intervention, ids: Mapping[GateId, NDArray], meant: Sequence[GateSite]
+    change: Intervention, ids: Mapping[GateId, NDArray], targeted: Sequence[GateSite]
 ) -> None:
-    """Refuse a map for gates that are not meant, and numbers that no expert has."""
+    """Refuse a map for gates that are not selected, and numbers that are no expert's."""
     for gate, numbers in ids.items():
-        sites = [site for site in meant if site.gate == gate._replace(image=None)]
+        sites = [site for site in targeted if site.gate == gate._replace(image=None)]
         if not sites or (gate.part == "encoder") != (gate.image in IMAGES):
-            raise InputError(f"'{change}' has a map for {gate}, which is no gate that it names.")
+            raise InputError(f"'{change}' has a map for {gate}, which it does not select.")
         most = sites[0].top_k if change.ranks else sites[0].num_experts
         if numbers.size and not -1 <= int(numbers.min()) <= int(numbers.max()) < most:
             raise InputError(
-                f"'{change}': the map for {gate} holds numbers beyond -1 (nothing) to {most - 1}."
+                f"'{change}': the map for {gate} holds numbers outside -1 (none) to {most - 1}."
             )
 
 
@@ -180,8 +181,8 @@ Mask = NDArray[np.bool_]
 Ids = NDArray[np.int64]
 
 
-class Touched(NamedTuple):
-    """A gate that an intervention is about.
+class TargetedGate(NamedTuple):
+    """A gate that an intervention selects.
 
     Attributes
     ----------
@@ -190,7 +191,7 @@ class Touched(NamedTuple):
     inside : (I, J, K) bool array
         Cells of the region.
     content : (I, J, K) bool array
-        Cells in which the fixed image shows something.
+        Cells with image content in the fixed image.
     """
 
     record: RoutedLayer
@@ -198,41 +199,37 @@ class Touched(NamedTuple):
     content: Mask
 
 
-def at_random(intervention: Intervention, touched: Iterable[Touched], seed: int) -> Intervention:
-    """The counterpart of an intervention on one expert; see `Experiment.null`.
-
-    Parameters
-    ----------
-    intervention : Intervention
-    touched : iterable of Touched
-        The gates that are meant.
-    seed : int
-        Of the lot.
+def matched_control(
+    intervention: Intervention, targets: Iterable[TargetedGate], seed: int
+) -> Intervention:
+    """Draw the matched control of an intervention on one expert; see `Experiment.null`.
 
     Raises
     ------
     InputError
-        If the intervention is about a map of experts.
+        If the intervention is on a map of experts.
     """
     expert = intervention.expert
     if not isinstance(expert, int):
         raise InputError(
-            "A random counterpart is drawn for an intervention on one expert, not on a map of them."
+            "A random control is drawn for an intervention on one expert, not on a map of experts."
         )
-    lot = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     silence = intervention.action == "silence"
     drawn: dict[GateId, Ids] = {}
     own = total = 0
-    for gate in touched:
+    for gate in targets:
         if silence:
-            ranks, same = _silenced(gate, expert, lot)
+            ranks, same = _silenced(gate, expert, rng)
             own, total = own + same, total + int((ranks >= 0).sum())
         else:
-            ranks = _forced(gate, expert, lot)
+            ranks = _forced(gate, expert, rng)
         drawn[gate.record.gate] = ranks
-    told = f"{intervention.action} others drawn at random, as often as expert {expert}"
+    description = f"{intervention.action} others drawn at random, as often as expert {expert}"
     if own:
-        told += f" ({100 * own / total:.0f} % of them its own: the others do not have as many)"
+        description += (
+            f" ({100 * own / total:.0f} % of them its own: the others do not have enough)"
+        )
     return Intervention(
         intervention.action,
         drawn,
@@ -242,7 +239,7 @@ def at_random(intervention: Intervention, touched: Iterable[Touched], seed: int)
         intervention.image,
         intervention.direction,
         ranks=silence,
-        told=told,
+        description=description,
     )
 
 
@@ -252,54 +249,52 @@ def chosen_by(record: RoutedLayer) -> Ids:
     return ids
 
 
-def _silenced(gate: Touched, expert: int, lot: np.random.Generator) -> tuple[Ids, int]:
-    """Which of its chosen experts (rank, -1 for none) each cell loses; and at how many it is the
-    expert itself.
+def _silenced(gate: TargetedGate, expert: int, rng: np.random.Generator) -> tuple[Ids, int]:
+    """The rank of the expert that each cell loses (-1 for none), and the number of cells that lose
+    the expert itself.
 
-    Cells of the expert are taken only where there are no others left.
+    The expert's own cells are used only when no others are left.
     """
     chosen = chosen_by(gate.record)
     own = (chosen == expert).any(axis=0)
     others = (chosen != expert).any(axis=0)
-    patches = _moved(own & gate.inside, lot)
+    patches = _moved(own & gate.inside, rng)
     picked = np.zeros(own.shape, dtype=bool)
     for stratum in (gate.content, ~gate.content):
         here = gate.inside & stratum
         wanted = int((own & here).sum())
-        # Of cells that have another choice first those that did not choose the expert at all.
+        # cells with another choice, those that did not choose the expert first
         order = np.where(others, 2.0 * ~own + 2.0 * others, 0.0) + patches
         picked |= _highest(np.where(here, order, -np.inf), wanted)
-    lottery = np.where(chosen == expert, -1.0, lot.random(chosen.shape))
+    lottery = np.where(chosen == expert, -1.0, rng.random(chosen.shape))
     ranks = np.where(picked, lottery.argmax(axis=0), -1)
     lost = np.take_along_axis(chosen, np.maximum(ranks, 0)[None], axis=0)[0]
     return ranks, int((picked & (lost == expert)).sum())
 
 
-def _moved(mask: Mask, lot: np.random.Generator) -> NDArray[np.float64]:
-    """A score (I, J, K) in 0 to 1: highest where the mask, moved and mirrored at random, would be,
-    then beside that.
+def _moved(mask: Mask, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A score (I, J, K), 0 to 1: highest in the mask moved and mirrored at random, then next to
+    it.
     """
-    moved = mask[tuple(slice(None, None, -1 if lot.random() < 0.5 else 1) for _ in mask.shape)]
-    moved = np.roll(moved, [int(lot.integers(n)) for n in mask.shape], axis=(0, 1, 2))
+    moved = mask[tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in mask.shape)]
+    moved = np.roll(moved, [int(rng.integers(n)) for n in mask.shape], axis=(0, 1, 2))
     near = uniform_filter(moved.astype(np.float64), 3, mode="wrap")
-    return np.asarray(0.5 * moved + 0.4 * near + 0.1 * lot.random(mask.shape))
+    return np.asarray(0.5 * moved + 0.4 * near + 0.1 * rng.random(mask.shape))
 
 
 def _highest(score: NDArray[np.float64], count: int) -> Mask:
-    """The cells with the highest scores, as many as asked for."""
+    """Mask of the `count` cells with the highest scores."""
     found = np.zeros(score.size, dtype=bool)
     if count:
         found[np.argpartition(-score.ravel(), count - 1)[:count]] = True
     return found.reshape(score.shape)
 
 
-def _forced(gate: Touched, expert: int, lot: np.random.Generator) -> Ids:
-    """Where the expert was not chosen, another that was not either, by lot; the expert itself if
-    there is none.
-    """
+def _forced(gate: TargetedGate, expert: int, rng: np.random.Generator) -> Ids:
+    """Where the expert was not chosen, a random other unchosen one; itself if there is none."""
     chosen = chosen_by(gate.record).reshape(gate.record.routing.experts.shape[1], -1)
     cells = np.flatnonzero(gate.inside.ravel() & ~(chosen == expert).any(axis=0))
-    weights = lot.random((gate.record.num_experts, cells.size))
+    weights = rng.random((gate.record.num_experts, cells.size))
     weights[expert] = 0
     np.put_along_axis(weights, chosen[:, cells], -1.0, axis=0)
     ids = np.full(gate.inside.size, -1, dtype=np.int64)

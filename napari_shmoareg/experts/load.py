@@ -1,4 +1,4 @@
-"""How often each expert is chosen.  Fig. 5, Sec. V-D."""
+"""Expert loads: how often each expert is chosen.  Fig. 5, Sec. V-D."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class ExpertLoad:
     ) -> ExpertLoad:
         """Count a trace.
 
-        Padding is never counted: the network crops its records to the
-        ceil(shape / stride) cells that hold image, so every cell of a record is a valid one.
+        Padding is not counted: the network crops its records to the ceil(shape / stride) cells
+        that hold image, so every cell of a record is valid.
 
         Parameters
         ----------
         trace : RoutingTrace
             Of one forward; every item of its batch is counted.
         network_shape : tuple of 3 int, optional
-            Shape of the network grid in voxels, to check that promise.
+            Shape of the network grid in voxels, to check that.
 
         Raises
         ------
@@ -81,13 +81,12 @@ class ExpertLoad:
         rows : iterable of mappings
             With part, layer, block, image, direction, expert, count; empty text is None.
         top_k : mapping of GateId to int, optional
-            Experts per cell; 1 where it is not said (this only matters to `share_of_tokens`).
+            Experts per cell; 1 by default (this only matters to `share_of_tokens`).
 
         Raises
         ------
         KeyError, ValueError
-            If a column is missing, or is no whole number from 0 (an expert: below `MOST`)
-            where one belongs.
+            If a column is missing, or holds no whole number from 0 (an expert: below `MOST`).
         """
         found: dict[GateId, dict[int, int]] = {}
         for row in rows:
@@ -107,12 +106,12 @@ class ExpertLoad:
 
     @classmethod
     def from_entries(cls, entries: Iterable[Mapping[str, Any]]) -> ExpertLoad:
-        """Rebuild from `entries`, as they stand in report.json.
+        """Rebuild from `entries`, as stored in report.json.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            If an entry is not of a gate, or its counts are no whole numbers from 0.
+            If an entry is not of a gate, or its counts are not whole numbers from 0.
         """
         counts: dict[GateId, NDArray[np.int64]] = {}
         cells: dict[GateId, int] = {}
@@ -133,7 +132,7 @@ class ExpertLoad:
         ]
 
     def top_k(self, gate: GateId) -> int:
-        """How many experts each cell of a gate chose, k."""
+        """Number of experts that each cell of a gate chose, k."""
         return round(int(self.counts[gate].sum()) / max(self.cells[gate], 1))
 
     def __add__(self, other: ExpertLoad) -> ExpertLoad:
@@ -163,14 +162,14 @@ class ExpertLoad:
         return {gate: count / max(self.cells[gate], 1) for gate, count in self.counts.items()}
 
     def select(self, **where: object) -> ExpertLoad:
-        """The gates whose fields have these values: ``load.select(part="encoder",
-        image="fixed")``.
-        """
-        kept = [gate for gate in self.counts if gate.matches(**where)]
-        return ExpertLoad({p: self.counts[p] for p in kept}, {p: self.cells[p] for p in kept})
+        """Select gates by their fields: ``load.select(part="encoder", image="fixed")``."""
+        selected = [gate for gate in self.counts if gate.matches(**where)]
+        return ExpertLoad(
+            {p: self.counts[p] for p in selected}, {p: self.cells[p] for p in selected}
+        )
 
     def over_blocks(self) -> ExpertLoad:
-        """The blocks of each layer added up (``block`` None), as Fig. 5 shows an encoder layer."""
+        """Sum over the blocks of each layer (``block`` None), as in Fig. 5."""
         total = ExpertLoad({}, {})
         for gate, count in self.counts.items():
             whole = gate._replace(block=None)
@@ -195,7 +194,7 @@ class ExpertLoad:
 
 
 def _whole(row: Mapping[str, object], key: str, below: int) -> int:
-    """A whole number of a row."""
+    """Parse a whole number of a row."""
     text = str(row[key])
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < below):
         raise ValueError(
@@ -205,9 +204,9 @@ def _whole(row: Mapping[str, object], key: str, below: int) -> int:
 
 
 def share_spread(loads: Sequence[ExpertLoad]) -> dict[GateId, NDArray[np.float64]]:
-    """Standard deviation (n - 1) over pairs of each pair's own share of selections, (N,) per gate.
+    """Standard deviation (n - 1) over pairs of the share of selections, (N,) per gate.
 
-    A gate that fewer than two of the loads have is left out: one pair has no spread.
+    Gates of fewer than two loads are left out.
 
     Parameters
     ----------
@@ -222,9 +221,8 @@ def share_spread(loads: Sequence[ExpertLoad]) -> dict[GateId, NDArray[np.float64
 
 
 def repeated(names: Iterable[Hashable]) -> list[tuple[int, int]]:
-    """Where a name stands that came before: (first time, this time), from 1.
+    """Positions of repeated names: (first occurrence, this occurrence), from 1.
 
-    A pair that counts twice weighs twice in a load, and makes the spread over pairs look smaller
-    than it is."""
+    A repeated pair weighs twice in a load, and makes the spread over pairs look too small."""
     first: dict[Hashable, int] = {}
     return [(first[n], at) for at, n in enumerate(names, start=1) if first.setdefault(n, at) != at]

@@ -1,6 +1,6 @@
-"""Which experts a location in the body chose, in one pair or over many.  Fig. 6(a), Sec. V-D.
+"""Expert choices at a location in the body, in one pair or over many.  Fig. 6(a), Sec. V-D.
 
-Encoder: the tokens that cover the location, of both images.  Decoder: its cell, per direction.
+Encoder: the tokens of both images that cover the location.  Decoder: its cell, per direction.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ _SLACK = 1e-6  # voxels; rounding of the matrices
 
 @dataclass(frozen=True, eq=False)
 class CellReading(AtGate):
-    """What one gate decided for the cell that covers a location.
+    """Decision of one gate for the cell that covers a location.
 
     Attributes
     ----------
     gate : GateId
-        Where in the network the gate stands.
     stride : int
         Voxels of the network grid per cell.
     num_experts : int
     cell : tuple of 3 int
         Index of the cell on its own grid, `network_grid.coarsen(stride)`.
     centre : (3,) array, mm RAS
-        Middle of the cell; the field of view ends inside a last, partial one.
+        Centre of the cell; the field of view ends inside a last, partial cell.
     size : (3,) array, mm
-        Its extent along the three axes of the grid.
+        Extent along the three axes of the grid.
     experts : tuple of int
-        The chosen ones, the most probable first.
+        The chosen experts, the most probable first.
     weights : tuple of float
-        By what each chosen expert's output is multiplied: Eq. (4) in the encoder, T of Eq. (6) in
-        the decoder.  NaN where it is not known: decoders of folders without gate values.
+        Factor of each chosen expert's output: Eq. (4) in the encoder, T of Eq. (6) in the decoder.
+        NaN if unknown: decoders of folders without gate values.
     values : tuple of float or None
-        What the gate gave each of the N experts; None where it was not kept.
+        Gate values of the N experts; None if they were not saved.
     entropy, margin : float or None
-        As `entropy_of` and `margin_of` of the values.
+        `entropy_of` and `margin_of` of the values.
     """
 
     gate: GateId
@@ -68,7 +67,7 @@ class CellReading(AtGate):
 
 @dataclass(frozen=True, eq=False)
 class LocationReading:
-    """What every gate decided for one location.
+    """Decisions of all gates for one location.
 
     Attributes
     ----------
@@ -82,12 +81,12 @@ class LocationReading:
     cells: tuple[CellReading, ...]
 
     def select(self, **where: object) -> tuple[CellReading, ...]:
-        """The cells whose gate has these fields: ``reading.select(layer=1, image="fixed")``."""
+        """Select cells by the fields of their gate: ``reading.select(layer=1, image="fixed")``."""
         return tuple(c for c in self.cells if c.gate.matches(**where))
 
     @property
     def encoder(self) -> tuple[CellReading, ...]:
-        """Tokens, of the moving and of the fixed image."""
+        """Tokens of the moving and the fixed image."""
         return self.select(part="encoder")
 
     @property
@@ -97,42 +96,40 @@ class LocationReading:
 
 
 def read_location(registration: Registration, point: ArrayLike) -> LocationReading:
-    """Look up what every gate decided at a location.
+    """Look up the decision of every gate at a location.
 
     Parameters
     ----------
     registration : Registration
     point : (3,) array, mm RAS
-        In the world of the fixed image.  The tokens of the moving image stand there too: the
-        network sees it after the affine and any earlier passes.
+        In the world of the fixed image.  The same point is used for the tokens of the moving image,
+        which the network sees after the affine and any earlier passes.
 
     Returns
     -------
     LocationReading
-        Of the cells that the point lies in; on a wall between two, of the one with the higher
-        index.
+        Of the cells that contain the point; on the border of two, the one with the higher index.
 
     Raises
     ------
     InputError
-        If the point is not three finite numbers, or lies outside of what the network saw.
+        If the point is not three finite numbers, or is outside the network's field of view.
     """
     position = np.asarray(point, dtype=np.float64)
     if position.shape != (3,) or not np.isfinite(position).all():
-        raise InputError(f"A location is three numbers of mm (RAS); got {point!r}.")
+        raise InputError(f"A location is three finite numbers, mm RAS; got {point!r}.")
     voxel = voxel_at(registration.network_grid, position)
     cells = [_reading(registration, record, voxel) for record in registration.routing]
     return LocationReading(position, tuple(sorted(cells, key=_rank)))
 
 
 def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:
-    """The voxel of the network grid that a point (mm RAS) lies in; the cell of a gate has this
-    index // its stride.
+    """Index of the voxel of the network grid at a point, mm RAS; a gate's cell is index // stride.
 
     Raises
     ------
     InputError
-        If the point lies outside of the grid's field of view.
+        If the point is outside the grid's field of view.
     """
     index = grid.to_index(point)
     if not ((index >= -0.5 - _SLACK) & (index <= np.array(grid.shape) - 0.5 + _SLACK)).all():
@@ -141,9 +138,9 @@ def voxel_at(grid: Grid, point: NDArray[np.float64]) -> Cell:
             f"{axis} {a:.0f} to {b:.0f}" for axis, a, b in zip("RAS", low, high, strict=True)
         )
         raise InputError(
-            f"({', '.join(f'{value:.1f}' for value in point)}) mm lies outside of what the network"
-            f" saw, a box within {reach} mm (RAS{', oblique' if _is_oblique(grid) else ''}). Choose"
-            " a location inside."
+            f"({', '.join(f'{value:.1f}' for value in point)}) mm is outside the network's field of"
+            f" view: {reach} mm (RAS{', oblique' if _is_oblique(grid) else ''}). Choose a location"
+            " inside."
         )
     i, j, k = np.clip(np.floor(index + 0.5), 0, np.array(grid.shape) - 1).astype(int).tolist()
     return i, j, k
@@ -162,7 +159,7 @@ def _reading(registration: Registration, record: RoutedLayer, voxel: Cell) -> Ce
     grid = cells_of(registration, record)
     found, experts, weights = (tensor[0, :, i, j, k].cpu() for tensor in record.routing)
     values = found.float().numpy()
-    known = has_values(record)
+    has_gate_values = has_values(record)
     return CellReading(
         gate=record.gate,
         stride=record.stride,
@@ -172,14 +169,14 @@ def _reading(registration: Registration, record: RoutedLayer, voxel: Cell) -> Ce
         size=np.array(grid.spacing),
         experts=tuple(experts.tolist()),
         weights=tuple(weights.tolist()),
-        values=tuple(values.tolist()) if known else None,
-        entropy=float(entropy_of(values)) if known else None,
-        margin=float(margin_of(values, len(experts))) if known else None,
+        values=tuple(values.tolist()) if has_gate_values else None,
+        entropy=float(entropy_of(values)) if has_gate_values else None,
+        margin=float(margin_of(values, len(experts))) if has_gate_values else None,
     )
 
 
 def _rank(reading: CellReading) -> tuple[bool, int, int, bool, str]:
-    """Encoder by layer, block, moving then fixed; decoder by layer and direction."""
+    """Sort key: encoder by layer, block, moving then fixed; decoder by layer and direction."""
     part, layer, block, image, direction = reading.gate
     return part != "encoder", layer, block or 0, image == "fixed", direction or ""
 
@@ -192,20 +189,19 @@ FRACTIONS = {
     "lower left": (0.25, 0.25),
     "lower right": (0.75, 0.25),
 }
-"""Ours: the five tokens of Fig. 6(a), as fractions (to the right, to the front) of the box around
-the fixed image's content, in its axial middle plane; upper is the front, left and right are the
+"""Ours: the five tokens of Fig. 6(a), as fractions (right, anterior) of the bounding box of the
+fixed image's content, in its middle axial plane.  Upper is anterior; left and right are the
 patient's."""
 
 
 @dataclass(frozen=True, eq=False)
 class LocationLoad:
-    """Counts of selections per named location, gate and expert; those of pairs add with ``+``.
+    """Counts of selections per named location, gate and expert; pairs add with ``+``.
 
     Parameters
     ----------
     loads : mapping of str to ExpertLoad
-        What the one cell of each gate chose that holds the location: the cells of a gate count
-        the pairs.
+        Choices of the one cell of each gate at the location: `cells` is the number of pairs.
     """
 
     loads: Mapping[str, ExpertLoad]
@@ -218,13 +214,13 @@ class LocationLoad:
         ----------
         registration : Registration
         locations : mapping of name to (3,) world position, mm RAS
-            In the fixed image's world.  The moving image's tokens are those at the same location of
-            the network grid, onto which the moving image was read through the affine.
+            In the fixed image's world.  The same location of the network grid is used for the
+            tokens of the moving image, which was resampled there through the affine.
 
         Raises
         ------
         InputError
-            If a location lies outside the network grid.
+            If a location is outside the network grid.
         """
         return cls(
             {
@@ -261,7 +257,7 @@ class LocationLoad:
         return {name: load.share_of_tokens for name, load in self.loads.items()}
 
     def over_blocks(self) -> LocationLoad:
-        """The blocks of each encoder layer added up."""
+        """Sum over the blocks of each encoder layer."""
         return LocationLoad({name: load.over_blocks() for name, load in self.loads.items()})
 
     def rows(self) -> list[dict[str, object]]:
@@ -281,9 +277,9 @@ class Boundary(NamedTuple):
     Attributes
     ----------
     point : (3,) array
-        Its centre, mm RAS.
+        Centre of the voxel, mm RAS.
     labels : (int, int)
-        Its own label, and that of its neighbour (0: outside all labels).
+        Label of the voxel and of its neighbour (0: outside all labels).
     """
 
     point: NDArray[np.float64]
@@ -291,9 +287,7 @@ class Boundary(NamedTuple):
 
 
 def five_locations(fixed: Volume) -> dict[str, NDArray[np.float64]]:
-    """World positions (mm RAS) of the five locations of `FRACTIONS` in the box around what an image
-    shows.
-    """
+    """World positions (mm RAS) of the locations of `FRACTIONS` in the box around image content."""
     grid = fixed.grid.canonical()
     index = grid.to_index(fixed.grid.to_world(content_points(fixed, Intensity.of(fixed))))
     low, high = index.min(axis=0) - 0.5, index.max(axis=0) + 0.5
@@ -304,10 +298,9 @@ def five_locations(fixed: Volume) -> dict[str, NDArray[np.float64]]:
 
 
 def boundary_location(labels: Volume, near: ArrayLike) -> Boundary | None:
-    """The voxel nearest to a point whose neighbour, across one of its faces, has another label.
+    """Find the voxel nearest to a point that has a face neighbour with another label.
 
-    A boundary between two labels goes before one of a label with what is outside; None where there
-    is neither.
+    A boundary between two labels is preferred to one with the outside; None if there is neither.
 
     Parameters
     ----------
@@ -326,7 +319,7 @@ def boundary_location(labels: Volume, near: ArrayLike) -> Boundary | None:
 
 
 def detailed_rows(load: ExpertLoad) -> list[dict[str, object]]:
-    """The rows of a load with the cells that were counted and the share of tokens."""
+    """The rows of a load, with counted cells and share of tokens."""
     share = load.share_of_tokens
     rows = load.rows()
     gates = [gate for gate, counts in load.counts.items() for _ in counts]
@@ -341,7 +334,7 @@ def detailed_rows(load: ExpertLoad) -> list[dict[str, object]]:
 
 
 def _load_at(registration: Registration, point: NDArray[np.float64]) -> ExpertLoad:
-    """What the one cell of each gate chose that holds a point."""
+    """Load of the one cell of each gate that contains a point."""
     voxel = voxel_at(registration.network_grid, point)
     counts, cells = dict[GateId, NDArray[np.int64]](), dict[GateId, int]()
     for record in registration.routing:
@@ -353,7 +346,7 @@ def _load_at(registration: Registration, point: NDArray[np.float64]) -> ExpertLo
 
 
 def _neighbours(values: NDArray, *, both_inside: bool) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices (n, 3) of voxels that have a label, and of a neighbour each that has another one."""
+    """Indices (n, 3) of labelled voxels, and of a neighbour of each with another label."""
     here, there = [], []
     for axis in range(3):
         first, second = (

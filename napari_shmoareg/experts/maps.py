@@ -1,7 +1,7 @@
-"""Which expert each voxel or token chose, and the gate values.  Fig. 4.
+"""Maps of the chosen experts and of the gate values.  Fig. 4.
 
-The softmax of Eq. (5) in the encoder, T of Eq. (6) in the decoder.  A map stays on the cells' own
-grid, which `Grid.coarsen` gives; it is never resampled.
+Gate values are the softmax of Eq. (5) in the encoder, T of Eq. (6) in the decoder.  A map stays on
+the grid of its cells (`Grid.coarsen`); it is never resampled.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from napari_shmoareg.model import RoutedLayer
 from napari_shmoareg.model.routing import AtGate, GateId
 from napari_shmoareg.registration.register import Registration
 
-Made = TypeVar("Made")
+Result = TypeVar("Made")
 
 
-def per_registration(make: Callable[[Registration], Made]) -> Callable[[Registration], Made]:
-    """Keep what is made of a registration for as long as that lives: a viewer asks often."""
-    kept: WeakKeyDictionary[Registration, Made] = WeakKeyDictionary()
+def per_registration(make: Callable[[Registration], Result]) -> Callable[[Registration], Result]:
+    """Cache a function's result for the lifetime of the registration: a viewer calls it often."""
+    cache: WeakKeyDictionary[Registration, Result] = WeakKeyDictionary()
 
     @wraps(make)
-    def once(registration: Registration) -> Made:
-        if registration not in kept:
-            kept[registration] = make(registration)
-        return kept[registration]
+    def cached(registration: Registration) -> Result:
+        if registration not in cache:
+            cache[registration] = make(registration)
+        return cache[registration]
 
-    return once
+    return cached
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,8 @@ class ExpertMap(AtGate):
     name : str
         ``decoder-1-x`` and so on: part, layer, direction.
     volume : Volume
-        Labels, uint8, on the cells' own grid: expert id + 1 (0 would be outside).
+        Labels, uint8, on the grid of the cells: expert id + 1 (0 would be outside).
     gate : GateId
-        Where in the network it was decided.
     stride : int
         Voxels of the network grid per cell.
     num_experts : int
@@ -70,18 +69,18 @@ class GateValues(AtGate):
     name : str
         ``encoder-1-0-moving``, ``decoder-1-x-gate`` and so on.
     values : (I, J, K, N) array
-        Of `gate_values` float32, 0 to 1, of the chosen experts and of those that were not: in the
-        encoder a softmax, which sums to 1 over the N experts (Eq. 5), in the decoder a sigmoid for
-        each expert by itself, which does not (T of Eq. 6).  Of `token_loads` float32 weights, of
-        `times_chosen` uint8 counts.
+        From `gate_values`: float32, 0 to 1, of chosen and unchosen experts.  In the encoder a
+        softmax, which sums to 1 over the N experts (Eq. 5); in the decoder one sigmoid per expert,
+        which does not (T of Eq. 6).  From `token_loads`: float32 weights.  From `times_chosen`:
+        uint8 counts.
     grid : Grid
-        Of the cells: same field of view as the network grid, voxels `stride` times as big.
+        Of the cells: same field of view as the network grid, voxels `stride` times as large.
     gate : GateId
-        Of counts over all blocks of a layer without a block.
+        Without a block for counts over all blocks of a layer.
     stride : int
         Voxels of the network grid per cell.
     top_k : int
-        How many experts each cell chose.
+        Number of experts that each cell chose.
     """
 
     name: str
@@ -101,21 +100,19 @@ class GateValues(AtGate):
         return Volume(self.values[..., expert], self.grid, f"{self.name}-expert-{expert}")
 
     def entropy(self) -> Volume:
-        """How evenly the gate spread its values over the experts: float32, 0 to 1 (see
-        `entropy_of`).
-        """
+        """Map of `entropy_of`: how evenly the values are spread over the experts, 0 to 1."""
         return Volume(entropy_of(self.values), self.grid, f"{self.name}-entropy")
 
     def margin(self) -> Volume:
-        """How near each choice was to another one: float32, 0 to 1 (see `margin_of`)."""
+        """Map of `margin_of`: how close each choice was to another one, 0 to 1."""
         return Volume(margin_of(self.values, self.top_k), self.grid, f"{self.name}-margin")
 
 
 @per_registration
 def expert_maps(registration: Registration) -> list[ExpertMap]:
-    """Expert-ID maps of the decoder, one per layer and direction, in the order of the forward.
+    """Expert ID maps of the decoder, one per layer and direction, in forward order.
 
-    Where a gate chooses several experts the map shows its first choice.
+    If a gate chooses several experts, the map shows the first choice.
     """
     maps = []
     for record in registration.routing.select(part="decoder"):
@@ -126,18 +123,18 @@ def expert_maps(registration: Registration) -> list[ExpertMap]:
 
 
 def token_loads(registration: Registration, **fields: object) -> list[GateValues]:
-    """What each token of the encoder gave each attention head, per layer, block and image.
+    """Weights of the attention heads per encoder token, for each layer, block and image.
 
     Parameters
     ----------
     registration : Registration
     **fields
-        Only gates that match (`GateId`): ``token_loads(r, layer=1, image="fixed")``.
+        Only matching gates (`GateId`): ``token_loads(r, layer=1, image="fixed")``.
 
     Returns
     -------
     list of GateValues
-        Weights of Eq. (4); 0 where a head was not chosen.
+        Weights of Eq. (4); 0 for heads that were not chosen.
     """
     return [load for load in _token_loads(registration) if load.gate.matches(**fields)]
 
@@ -156,7 +153,7 @@ def _token_loads(registration: Registration) -> list[GateValues]:
 
 @per_registration
 def times_chosen(registration: Registration) -> list[GateValues]:
-    """In how many blocks of a layer each token chose each head, per encoder layer and image.
+    """Number of blocks in which each token chose each head, per encoder layer and image.
 
     Returns
     -------
@@ -176,7 +173,7 @@ def times_chosen(registration: Registration) -> list[GateValues]:
 
 
 def cells_of(registration: Registration, record: RoutedLayer) -> Grid:
-    """The grid of a record's cells, which has to be the network grid at its stride."""
+    """The grid of a record's cells: the network grid at its stride."""
     grid = registration.network_grid.coarsen(record.stride)
     cells = tuple(record.routing.experts.shape[2:])
     if cells != grid.shape:
@@ -189,10 +186,10 @@ def cells_of(registration: Registration, record: RoutedLayer) -> Grid:
 
 @per_registration
 def gate_values(registration: Registration) -> list[GateValues]:
-    """The values of every gate of the network's last pass, in the order of the forward.
+    """The values of all gates of the network's last pass, in forward order.
 
-    They are views of the routing: they take no memory of their own, and are not to be written to.
-    None of a registration that was read from a folder written before they were kept.
+    They are views of the routing: they take no extra memory and must not be written to.  Empty for
+    a registration from a folder of an earlier version without gate values.
     """
     gates = []
     for record in registration.routing:
@@ -211,25 +208,25 @@ def _of_cells(
 
 
 def has_values(record: RoutedLayer) -> bool:
-    """Whether it is known what a gate gave every expert, and not its choice alone."""
+    """Whether the gate values of all experts are available, not only the choice."""
     return not bool(record.routing.probabilities[0, 0, 0, 0, 0].isnan())
 
 
 def entropy_of(values: NDArray) -> NDArray[np.float32]:
     """Entropy of p = values / sum(values), over log N.
 
-    Ours: the sigmoids of a decoder gate are no distribution; they are divided by their sum first.
-    So this tells how alike the values are, and not whether they are high or low.
+    Ours: the sigmoids of a decoder gate are not a distribution; they are divided by their sum
+    first.  The entropy shows how similar the values are, not how large.
 
     Parameters
     ----------
     values : (..., N) array, at least 0
-        What a gate gave each of N experts.
+        Gate values of N experts.
 
     Returns
     -------
     (...) array, float32
-        1 where all experts got the same (also where all got 0), 0 where one got everything.
+        1 if all experts have the same value (also 0), 0 if one has everything.
     """
     number = values.shape[-1]
     if number == 1:
@@ -243,21 +240,20 @@ def entropy_of(values: NDArray) -> NDArray[np.float32]:
 
 
 def margin_of(values: NDArray, top_k: int) -> NDArray[np.float32]:
-    """The k-th largest value minus the (k+1)-th: by how much the last expert was chosen before the
-    next.
+    """The k-th largest value minus the (k+1)-th: margin of the last chosen expert.
 
     Parameters
     ----------
     values : (..., N) array, 0 to 1
-        What a gate gave each of N experts.
+        Gate values of N experts.
     top_k : int
-        How many of them were chosen.
+        Number of chosen experts.
 
     Returns
     -------
     (...) array, float32
-        Near 0 a small change of the images could have changed the choice.  1, the most there can
-        be, where every expert is chosen and there is no next.
+        Near 0, a small change of the images could change the choice.  1, the maximum, if every
+        expert is chosen.
     """
     number = values.shape[-1]
     if top_k >= number:

@@ -1,8 +1,8 @@
-"""Whether routing and attention matter: controls measured on pairs, with intervals over subjects.
+"""Scores of routing and attention: controls measured on pairs, with intervals over subjects.
 
 Ours, beyond the paper.  *Routing matters* = (learned - shuffled) / (learned - before): the share of
-what the network gains over the alignment that is lost when every cell is given the experts of
-another one.  *Attention matters* = (learned - attention off) / (learned - before)."""
+the network's gain over the alignment that is lost when the expert choices of the cells are
+permuted.  *Attention matters* = (learned - attention off) / (learned - before)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.controls import Control, Name, controls_of
-from napari_shmoareg.experts.experiment import run_changed
+from napari_shmoareg.experts.experiment import run_with_changes
 from napari_shmoareg.geometry import VolumePair, warp_volume
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.metrics import dice, mean
@@ -35,22 +35,22 @@ SCORES: dict[str, tuple[Part, Name]] = {
     "decoder": ("decoder", "shuffled"),
     "attention": ("encoder", "attention_off"),
 }
-# of the draws in which the network has to gain something, for an interval of shares of the gain
-SURE = 0.99
+# share of draws with a gain of the network that an interval of shares of the gain requires
+MIN_GAIN_FRACTION = 0.99
 
 
 @dataclass(frozen=True)
 class ControlledPair:
-    """What the controls came to on one pair.
+    """Results of the controls on one pair.
 
     Attributes
     ----------
     moving, fixed : str
-        Whose images these are: pairs with an image in common are not independent.
+        Names of the images or of their subjects; pairs that share one are not independent.
     measure : {"dice", "similarity"}
-        Dice: mean over the labels that both images have on the network grid, at its voxels, labels
-        by nearest neighbour.  Similarity: `Similarity.local`, the mean squared local correlation,
-        where there are no labels.
+        Dice: mean over the labels that both images have on the network grid, resampled there by
+        nearest neighbour.  Similarity, for pairs without labels: `Similarity.local`, the mean
+        squared local correlation.
     values : mapping of str to float
         By "before" (the alignment alone), "learned", and the `key` of each control; higher is
         better.
@@ -69,9 +69,7 @@ class ControlledPair:
 
 @dataclass(frozen=True)
 class Share:
-    """An estimate with the ends of its 95 % interval; None where there are too few subjects for
-    one.
-    """
+    """An estimate and its 95 % interval; None with too few subjects for an interval."""
 
     value: float
     low: float | None = None
@@ -79,11 +77,11 @@ class Share:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval does not hold 0; False where there is none."""
+        """Whether the interval excludes 0; False without an interval."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
     def text(self) -> str:
-        """ "45 % [38, 52]", as a share in percent; the number alone without an interval."""
+        """Format in percent: "45 % [38, 52]", or the number alone without an interval."""
         value, *ends = (
             format(round(100 * v) + 0, "d")
             for v in (self.value, self.low, self.high)
@@ -94,24 +92,24 @@ class Share:
 
 @dataclass(frozen=True)
 class ControlRow:
-    """A control over all pairs.
+    """Result of a control over all pairs.
 
     Attributes
     ----------
     key : str
-        "before", "learned" or that of a control.
+        "before", "learned" or the key of a control.
     control : Control or None
     pairs, images : int
-        How many, and how many different images they are made of.
+        Number of pairs and of distinct images.
     measure : {"dice", "similarity"}
     value : float
         Mean over the pairs.
     change : Share
-        Mean of the control minus learned.
+        Mean of control minus learned.
     kept : Share or None
-        (control - before) / (learned - before), sums over the pairs: 1 where nothing is lost, 0
-        where all is, below 0 where the result is worse than the alignment.  None where the network
-        gains nothing.
+        (control - before) / (learned - before), sums over the pairs: 1 if nothing is lost, 0 if
+        the whole gain is lost, below 0 if the result is worse than the alignment.  None if the
+        network gains nothing.
     """
 
     key: str
@@ -125,7 +123,7 @@ class ControlRow:
 
     @property
     def lost(self) -> Share | None:
-        """1 - kept: the share of the gain that is lost."""
+        """The share of the gain that is lost: 1 - kept."""
         kept = self.kept
         if kept is None:
             return None
@@ -135,7 +133,7 @@ class ControlRow:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For a table; what there is none of is empty."""
+        """Table row; missing values are empty."""
         control, kept = self.control, self.kept
         return {
             "control": self.key if control is None else control.name,
@@ -163,18 +161,18 @@ def _cell(value: float | None) -> float | str:
 
 
 class PairMeasure:
-    """How well a displacement of a replay's network grid brings its pair together, by one measure.
+    """Scores a displacement on a replay's network grid by one measure.
 
     Parameters
     ----------
     replay : Replay
     measure : {"dice", "similarity"}, optional
-        By default Dice where both images have labels.
+        By default Dice if both images have labels.
 
     Raises
     ------
     InputError
-        If Dice is asked for and the images have no label in common on the network grid.
+        If Dice is requested and the images share no label on the network grid.
     """
 
     def __init__(self, replay: Replay, measure: Measure | None = None) -> None:
@@ -183,8 +181,8 @@ class PairMeasure:
         if self.measure == "dice" and not self._labels:
             raise InputError(
                 f"Moving '{self._pair.moving.name}' and fixed '{self._pair.fixed.name}' have no"
-                " label in common on the network grid, so that no Dice can be measured. Give"
-                " labels of both, or of neither."
+                " label in common on the network grid, so Dice cannot be computed. Give labels"
+                " of both, or of neither."
             )
 
     @cached_property
@@ -194,45 +192,48 @@ class PairMeasure:
 
     @cached_property
     def _labels(self) -> list[int]:
-        """Those that both have on the network grid after the alignment."""
+        """Labels that both images have on the network grid after the alignment."""
         if self._pair.fixed_labels is None or self._pair.moving_labels is None:
             return []
         return sorted(
-            (set(np.unique(self._carried(None)).tolist()) & set(np.unique(self._truth).tolist()))
+            (
+                set(np.unique(self._warped_labels(None)).tolist())
+                & set(np.unique(self._truth).tolist())
+            )
             - {0}
         )
 
     def _transform(self, displacement: Tensor | None) -> Any:
-        still = torch.zeros((1, 3, *self._replay.grid.shape))
-        return self._replay.conformed.transform(still if displacement is None else displacement)
+        identity = torch.zeros((1, 3, *self._replay.grid.shape))
+        return self._replay.conformed.transform(identity if displacement is None else displacement)
 
-    def _carried(self, displacement: Tensor | None) -> NDArray:
+    def _warped_labels(self, displacement: Tensor | None) -> NDArray:
         assert self._pair.moving_labels is not None
         return warp_volume(
             self._pair.moving_labels, self._replay.grid, self._transform(displacement)
         ).values
 
     def of(self, displacement: Tensor | None) -> float:
-        """Of a displacement (1, 3, D, H, W) in voxels; None is the alignment alone.
+        """Score a displacement (1, 3, D, H, W) in voxels; None is the alignment alone.
 
         Raises
         ------
         InputError
-            If the images do not meet.
+            If the images do not overlap.
         """
         if self.measure == "dice":
-            found = dice(self._carried(displacement), self._truth, self._labels)
+            found = dice(self._warped_labels(displacement), self._truth, self._labels)
             return mean(found)
-        alike = similarity(self._pair, self._transform(displacement))
-        if alike is None:
+        found = similarity(self._pair, self._transform(displacement))
+        if found is None:
             raise InputError(
-                "The images do not meet, so that they cannot be compared. Look at their headers."
+                "The images do not overlap, so they cannot be compared. Check their headers."
             )
-        return alike.local
+        return found.local
 
 
 def measure_for(pair: VolumePair) -> Measure:
-    """Dice where both images have labels, the local correlation where one has none."""
+    """Dice if both images have labels, otherwise the local correlation."""
     return (
         "dice" if pair.moving_labels is not None and pair.fixed_labels is not None else "similarity"
     )
@@ -245,10 +246,9 @@ def measure_controls(
     measure: Measure | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[tuple[str, float]]:
-    """Measure a pair before the network, after it, and under each control; one value per `next`,
-    each of seconds.
+    """Measure a pair before the network, after it, and under each control.
 
-    Stopping anywhere is safe.
+    One value per `next`, each takes seconds.  The generator can be stopped at any value.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def measure_controls(
     measure : {"dice", "similarity"}, optional
         See `PairMeasure`.
     progress : callable, optional
-        Called with what runs, and the share of the work that is done.
+        Called with the title of the current step and the share of the work that is done.
 
     Yields
     ------
@@ -269,45 +269,45 @@ def measure_controls(
     Raises
     ------
     InputError, TooLargeError
-        As `PairMeasure` and `run_changed`.
+        As `PairMeasure` and `run_with_changes`.
     """
     controls = controls_of(replay.network) if controls is None else controls
     report = progress or (lambda _title, _done: None)
     measured, total = PairMeasure(replay, measure), len(controls) + 1
     yield BEFORE, measured.of(None)
     report(TITLES[LEARNED], 0.0)
-    yield LEARNED, measured.of(run_changed(replay)[0])
+    yield LEARNED, measured.of(run_with_changes(replay)[0])
     for number, control in enumerate(controls, start=1):
         report(f"{control.part}: {control.title}", number / total)
-        yield control.key, measured.of(run_changed(replay, [control])[0])
+        yield control.key, measured.of(run_with_changes(replay, [control])[0])
     report("all controls measured", 1.0)
 
 
 def control_rows(
     pairs: Sequence[ControlledPair], controls: Sequence[Control], *, seed: int = 1
 ) -> list[ControlRow]:
-    """The table of controls: before, learned, then each control, with 95 % intervals over subjects.
+    """Tabulate before, learned, then each control, with 95 % intervals over subjects.
 
-    Intervals are percentiles of a bootstrap over subjects (`subject_draws`), the same draws for
-    every row, so that pairs are compared with themselves.  A share of the gain has one only if the
-    network gains something in 99 % of the draws.
+    Intervals are percentiles of a bootstrap over subjects (`subject_draws`), with the same draws
+    for every row, so that the comparison is paired.  A share of the gain has an interval only if
+    the network gains something in 99 % of the draws.
 
     Parameters
     ----------
     pairs : sequence of ControlledPair
-        At least one, all by one measure, each with a value of every control.
+        At least one, all with the same measure, each with a value of every control.
     controls : sequence of Control
     seed : int
 
     Raises
     ------
     InputError
-        If the pairs were measured by different measures.
+        If the pairs have different measures.
     """
     measures = {pair.measure for pair in pairs}
     if len(measures) != 1:
         raise InputError(
-            "Pairs that are compared are measured alike; got"
+            "All pairs of a comparison need the same measure; got"
             f" {', '.join(sorted(measures)) or 'no pair'}."
         )
     weights = subject_draws([(pair.moving, pair.fixed) for pair in pairs], seed=seed)
@@ -339,16 +339,14 @@ def control_rows(
 
 
 def _share(over: NDArray, under: NDArray, weights: NDArray | None) -> Share | None:
-    """Sum of `over` as a share of the sum of `under`, over pairs; None where that is not above
-    0.
-    """
+    """Ratio of the sums of `over` and `under` over pairs; None unless the latter is above 0."""
     if under.sum() <= 0:
         return None
     value = float(over.sum() / under.sum())
     if weights is None:
         return Share(value)
     total = weights @ under
-    if (total > 0).mean() < SURE:
+    if (total > 0).mean() < MIN_GAIN_FRACTION:
         return Share(value)
     kept = total > 0
     low, high = np.percentile((weights @ over)[kept] / total[kept], [2.5, 97.5])
@@ -356,12 +354,11 @@ def _share(over: NDArray, under: NDArray, weights: NDArray | None) -> Share | No
 
 
 def scores_of(rows: Sequence[ControlRow]) -> dict[str, Any]:
-    """What a model card says under "routing_matters": the scores, and what they were measured on;
-    plain JSON.
+    """Scores for "routing_matters" of a model card, and what they were measured on; plain JSON.
 
-    ``encoder``, ``decoder`` (routing matters) and ``attention`` (attention matters): each the share
-    of the gain that is lost as {"score", "low", "high"}, low and high None without an interval;
-    only those that were measured."""
+    ``encoder``, ``decoder`` (routing matters) and ``attention`` (attention matters), if measured:
+    the share of the gain that is lost as {"score", "low", "high"}; low and high are None without
+    an interval."""
     values = {row.key: row.value for row in rows}
     first = rows[0]
     found: dict[str, Any] = {"measure": first.measure, "pairs": first.pairs, "images": first.images}
@@ -378,18 +375,17 @@ def scores_of(rows: Sequence[ControlRow]) -> dict[str, Any]:
 
 
 def routing_sentence(card: Mapping[str, Any]) -> str:
-    """What a model card says of the routing of its weights, in one sentence; empty where it was not
-    measured.
+    """Summarise the routing scores of a model card in one sentence; empty if not measured.
 
     Parameters
     ----------
     card : mapping
-        As of `read_card`; its "routing_matters" is that of `scores_of`.
+        From `read_card`; its "routing_matters" is from `scores_of`.
 
     Raises
     ------
     InputError
-        If the card holds scores that cannot be read.
+        If the scores of the card cannot be read.
     """
     scores = card.get("routing_matters")
     if scores is None:
@@ -401,9 +397,8 @@ def routing_sentence(card: Mapping[str, Any]) -> str:
         ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            "The card of these weights holds scores of the routing that cannot be read"
-            f" ({error!r:.80})."
-        ) from (error)
+            f"The routing scores in the card of these weights cannot be read ({error!r:.80})."
+        ) from error
     if not phrases:
         return (
             f"Routing of these weights: they gain nothing over the alignment ({_pairs(pairs)},"

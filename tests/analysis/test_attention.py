@@ -12,7 +12,7 @@ import torch
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.attention import AttentionProbe
-from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.intervention import Intervention, changed_gates
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.replay import Replay
@@ -76,7 +76,9 @@ def test_the_probe_leaves_no_hooks_and_looks_past_those_of_others(replay, probe)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in replay.network.modules())
     place, cell = GateId("encoder", 2, 1, "fixed"), (1, 1, 0)
     before = [head.head for head in probe.at(place, cell)]
-    with intervening(replay.network, [Intervention("silence", before[0], "encoder")], replay.grid):
+    with changed_gates(
+        replay.network, [Intervention("silence", before[0], "encoder")], replay.grid
+    ):
         assert [head.head for head in probe.at(place, cell)] == before
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.controls import KINDS, Control, cells_of, controls_of, equal_loads
-from napari_shmoareg.experts.experiment import Experiment, run_changed
-from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.experiment import Experiment, run_with_changes
+from napari_shmoareg.experts.intervention import Intervention, changed_gates
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.gates import attentions_of, gates_of
 from napari_shmoareg.model.moa import attend
@@ -68,7 +68,7 @@ class Seen:
             self.stack.callback(
                 site.module.register_forward_hook(self._note(site, "before")).remove
             )
-        self.stack.enter_context(intervening(self.network, [self.control], self.grid))
+        self.stack.enter_context(changed_gates(self.network, [self.control], self.grid))
         for site in gates_of(self.network):
             self.stack.callback(site.module.register_forward_hook(self._note(site, "after")).remove)
         return self
@@ -92,7 +92,7 @@ class Seen:
         """Per call and item of its batch: site, cells, values before and after (n, N)."""
         found = []
         for call in self.calls:
-            if self.control.concerns(call["site"].gate):
+            if self.control.selects(call["site"].gate):
                 i, j, k = call["cells"]
                 for item in range(len(call["before"])):
                     inner = [call[w][item, :i, :j, :k].flatten(0, 2) for w in ("before", "after")]
@@ -238,7 +238,7 @@ def test_the_draws_of_passes_gates_and_images_differ_but_not_with_what_ran_befor
     assert len(first) == 2 and all(
         len(found) == 2 and found[0] != found[1] for found in first.values()
     )
-    with intervening(network, [Control("random", "encoder", seed=9)], replay.grid):
+    with changed_gates(network, [Control("random", "encoder", seed=9)], replay.grid):
         replay.from_first_pass().run()
     # the last pass alone: its draw is what it was in the cascade
     alone = orders(control, replay.run)
@@ -250,14 +250,14 @@ def test_the_draws_of_passes_gates_and_images_differ_but_not_with_what_ran_befor
 def test_all_passes_are_changed_or_the_last_alone(replay, network):
     plain, _ = replay.run()
     for part in ("encoder", "decoder"):
-        with intervening(network, [Control("shuffled", part)], replay.grid):
+        with changed_gates(network, [Control("shuffled", part)], replay.grid):
             under = replay.from_first_pass()
             whole, _ = under.run()
         assert not torch.equal(under.start, replay.start)
-        found, _ = run_changed(replay, [Control("shuffled", part)])
+        found, _ = run_with_changes(replay, [Control("shuffled", part)])
         assert torch.equal(found, whole) and not torch.equal(whole, plain)
-        last, _ = run_changed(replay, [Control("shuffled", part, passes="last")])
-        with intervening(network, [Control("shuffled", part, passes="last")], replay.grid):
+        last, _ = run_with_changes(replay, [Control("shuffled", part, passes="last")])
+        with changed_gates(network, [Control("shuffled", part, passes="last")], replay.grid):
             from_the_same_start, _ = replay.run()
         assert torch.equal(last, from_the_same_start) and not torch.equal(last, whole)
     assert torch.equal(replay.from_first_pass().start, replay.start), (
@@ -267,7 +267,7 @@ def test_all_passes_are_changed_or_the_last_alone(replay, network):
 
 def test_without_a_control_the_run_is_the_registration_to_the_last_bit(replay, network):
     plain, routing = replay.run()
-    found, same = run_changed(replay)
+    found, same = run_with_changes(replay)
     assert torch.equal(plain, found) and torch.equal(replay.from_first_pass().run()[0], plain)
     assert all(
         torch.equal(a.routing.experts, b.routing.experts)
@@ -281,7 +281,7 @@ def test_nothing_stays_behind(replay, network, name):
     top_k = [site.owner.top_k for site in gates_of(network)]
     plain, _ = replay.run()
     for part in KINDS[name].parts:
-        changed, _ = run_changed(replay, [Control(name, part)])
+        changed, _ = run_with_changes(replay, [Control(name, part)])
         assert not torch.equal(changed, plain)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()]
     assert not any(hooks) and [site.owner.top_k for site in gates_of(network)] == top_k
@@ -292,13 +292,13 @@ def test_nothing_stays_behind(replay, network, name):
 def test_an_error_in_the_block_or_in_a_later_control_leaves_no_hook(replay, network):
     with (
         pytest.raises(ZeroDivisionError),
-        intervening(network, [Control("shuffled", "encoder")], replay.grid),
+        changed_gates(network, [Control("shuffled", "encoder")], replay.grid),
     ):
         raise ZeroDivisionError
     changes = [Intervention("silence", 0, "decoder"), Control("shuffled", "encoder", layer=9)]
     with (
-        pytest.raises(InputError, match="names no gate"),
-        intervening(network, changes, replay.grid),
+        pytest.raises(InputError, match="matches no gate"),
+        changed_gates(network, changes, replay.grid),
     ):
         pass
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
@@ -308,7 +308,7 @@ def test_attention_off_leaves_the_mlps(replay, network):
     calls = []
     block = network.encoder.layers[1].blocks[1]
     handle = block.register_forward_hook(lambda m, args, out: calls.append((args[0], out[0])))
-    with intervening(network, [Control("attention_off", "encoder")], replay.grid):
+    with changed_gates(network, [Control("attention_off", "encoder")], replay.grid):
         replay.from_first_pass().run()
     handle.remove()
     assert len(calls) == 2
@@ -328,12 +328,12 @@ def test_attention_off_of_one_image_and_layer_leaves_the_rest(replay, network):
     ]
     control = Control("attention_off", "encoder", layer=2, block=0, image="moving")
     # its hooks come after those above: see the next layer's input
-    with intervening(network, [control], replay.grid):
+    with changed_gates(network, [control], replay.grid):
         replay.run()
     for handle in handles:
         handle.remove()
     after = []
-    with intervening(network, [control], replay.grid):
+    with changed_gates(network, [control], replay.grid):
         moa = next(a for layer, block, a in attentions_of(network) if (layer, block) == (2, 0))
         handle = moa.register_forward_hook(lambda m, args, out: after.append(out[0]))
         replay.run()
@@ -347,14 +347,16 @@ def test_plain_attention_can_be_taken_out_too(pair):
     plain = SHMoAReg(SHMoARegConfig.preset("tiny", attention="mha", shmoe_strides=())).eval()
     assert not gates_of(plain)
     assert [control.name for control in controls_of(plain)] == ["attention_off"]
-    with intervening(plain, controls_of(plain), Replay.of(pair, plain, settings={"size": 16}).grid):
+    with changed_gates(
+        plain, controls_of(plain), Replay.of(pair, plain, settings={"size": 16}).grid
+    ):
         assert all(len(a._forward_hooks) == 1 for _, _, a in attentions_of(plain))
 
 
 def test_uniform_is_the_mean_of_the_heads(replay, network):
     calls = []
     moa = next(a for layer, block, a in attentions_of(network) if (layer, block) == (2, 1))
-    with intervening(network, [Control("uniform", "encoder")], replay.grid):
+    with changed_gates(network, [Control("uniform", "encoder")], replay.grid):
         handle = moa.register_forward_hook(lambda m, args, out: calls.append((args, out)))
         replay.run()
         handle.remove()
@@ -381,7 +383,7 @@ def test_the_mean_of_the_kernels_is_the_mean_of_the_kernels(replay, network, dir
         for d, site in gates.items()
     ]
     plain = head.register_forward_hook(lambda m, args, out: calls.append((args[0], out[0])))
-    with intervening(
+    with changed_gates(
         network, [Control("mean_of_kernels", "decoder", direction=direction)], replay.grid
     ):
         handles.append(
@@ -432,7 +434,7 @@ def test_an_experiment_takes_controls_and_interventions_together(replay, network
     assert torch.equal(
         torch.from_numpy(effect.outcome.displacement.vectors),
         torch.from_numpy(
-            replay.conformed.transform(run_changed(replay, [control])[0])
+            replay.conformed.transform(run_with_changes(replay, [control])[0])
             .total(replay.pair.fixed.grid)
             .vectors
         ),
@@ -482,16 +484,16 @@ def test_what_is_no_control_is_refused(what, says):
 @pytest.mark.parametrize(
     ("control", "says"),
     [
-        (Control("shuffled", "decoder", layer=7), "names no gate"),
-        (Control("shuffled", "decoder", image="moving"), "names no gate"),
-        (Control("attention_off", "encoder", layer=7), "names no gate"),
+        (Control("shuffled", "decoder", layer=7), "matches no gate"),
+        (Control("shuffled", "decoder", image="moving"), "matches no gate"),
+        (Control("attention_off", "encoder", layer=7), "matches no gate"),
         (Control("fixed", "decoder", expert=3), "experts 0 to 2"),
         (Control("fixed", "encoder", expert=1), "chooses 2 of the experts"),
     ],
 )
 def test_what_a_network_does_not_have_is_refused(replay, control, says):
     with pytest.raises(InputError, match=says):
-        run_changed(replay, [control])
+        run_with_changes(replay, [control])
 
 
 def test_every_control_of_a_network_is_listed_once(network):

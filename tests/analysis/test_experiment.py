@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.errors import InputError, TooLargeError
-from napari_shmoareg.experts.experiment import Experiment, importance, recorded_alike
-from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.experiment import Experiment, importance, recorded_agreement
+from napari_shmoareg.experts.intervention import Intervention, changed_gates
 from napari_shmoareg.io import read_registration, write_registration
 from napari_shmoareg.metrics import dice
 from napari_shmoareg.model import RoutingTrace
@@ -33,12 +33,12 @@ def test_the_unchanged_run_is_the_registration_to_the_last_bit(experiment, regis
     )
     np.testing.assert_array_equal(experiment.base.warped.values, registration.warped.values)
     assert experiment.base.folding_percent == registration.folding_percent
-    assert recorded_alike(experiment, registration.routing) == 1
+    assert recorded_agreement(experiment, registration.routing) == 1
     first, *others = registration.routing
     turned = first.routing._replace(experts=(first.routing.experts + 1) % first.num_experts)
     other = RoutingTrace((replace(first, routing=turned), *others))
-    assert recorded_alike(experiment, other) < 1
-    assert recorded_alike(experiment, RoutingTrace()) == 1
+    assert recorded_agreement(experiment, other) < 1
+    assert recorded_agreement(experiment, RoutingTrace()) == 1
 
 
 SETTINGS = {
@@ -85,7 +85,7 @@ def test_an_effect_says_what_a_registration_under_the_same_hooks_gives(
 ):
     change = Intervention("silence", 0, "decoder", 1, direction="x")
     effect = experiment.run(change)
-    with intervening(tiny_network, [change], registration.network_grid):
+    with changed_gates(tiny_network, [change], registration.network_grid):
         other = register(pair, tiny_network, **OPTIONS)
     difference = other.displacement.vectors - registration.displacement.vectors
     length = np.sqrt((difference.astype(np.float64) ** 2).sum(-1))

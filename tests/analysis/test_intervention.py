@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.intervention import Intervention, changed_gates
 from napari_shmoareg.experts.maps import expert_maps, token_loads
 from napari_shmoareg.model.gates import gates_of
 from napari_shmoareg.model.routing import GateId
@@ -17,7 +17,7 @@ OPTIONS = {"keep": "last", "affine": "none", "size": 20, "device": "cpu"}
 
 
 def again(pair, network, registration, *changes):
-    with intervening(network, changes, registration.network_grid):
+    with changed_gates(network, changes, registration.network_grid):
         return register(pair, network, **OPTIONS)
 
 
@@ -162,8 +162,8 @@ def test_a_region_is_changed_where_it_lies_and_nowhere_else(pair, tiny_network, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (Intervention("silence", 1, "decoder", 7), "names no gate"),
-        (Intervention("silence", 1, "decoder", 1, image="fixed"), "names no gate"),
+        (Intervention("silence", 1, "decoder", 7), "matches no gate"),
+        (Intervention("silence", 1, "decoder", 1, image="fixed"), "matches no gate"),
         (Intervention("silence", 3, "decoder", 1), "experts 0 to 2"),
         (Intervention("force", -1, "encoder"), "experts 0 to 5"),
     ],
@@ -171,7 +171,7 @@ def test_a_region_is_changed_where_it_lies_and_nowhere_else(pair, tiny_network, 
 def test_what_is_not_there_is_refused(tiny_network, registration, change, says):
     with (
         pytest.raises(InputError, match=says),
-        intervening(tiny_network, [change], registration.network_grid),
+        changed_gates(tiny_network, [change], registration.network_grid),
     ):
         pass
 
@@ -234,7 +234,7 @@ def test_a_map_that_does_not_fit_is_refused(tiny_network, registration, place, n
     change = Intervention("force", ids, "decoder", 1, direction="x")
     with (
         pytest.raises(InputError, match=says),
-        intervening(tiny_network, [change], registration.network_grid),
+        changed_gates(tiny_network, [change], registration.network_grid),
     ):
         pass
 

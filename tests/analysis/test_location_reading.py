@@ -116,7 +116,7 @@ def test_without_the_gates_the_choices_are_known_and_their_values_are_not(
 @pytest.mark.parametrize("index", [(-0.51, 5, 5), (5, 1e3, 5), (5, 5, -40)])
 def test_a_place_outside_is_refused_with_where_the_grid_reaches(scene, index):
     with pytest.raises(
-        InputError, match=r"outside of what the network saw.*R -?\d+ to -?\d+, A .*oblique"
+        InputError, match=r"outside the network's field of view.*R -?\d+ to -?\d+, A .*oblique"
     ):
         read_location(scene, scene.network_grid.to_world(index))
 

@@ -8,7 +8,7 @@ import torch
 
 from napari_shmoareg.experts.experiment import Experiment
 from napari_shmoareg.experts.gate_edits import cells_in
-from napari_shmoareg.experts.intervention import Intervention, intervening
+from napari_shmoareg.experts.intervention import Intervention, changed_gates
 from napari_shmoareg.model.gates import gates_of
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.replay import Replay
@@ -115,7 +115,7 @@ def test_as_many_selections_are_silenced_in_every_block_though_earlier_ones_chan
 
         return site.module.register_forward_hook(hook, prepend=False)
 
-    with intervening(experiment.replay.network, [null], experiment.replay.grid):
+    with changed_gates(experiment.replay.network, [null], experiment.replay.grid):
         handles = [
             count(site) for site in gates_of(experiment.replay.network) if site.part == "encoder"
         ]

@@ -12,7 +12,7 @@ import torch
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.controls import Control, controls_of
-from napari_shmoareg.experts.intervention import intervening
+from napari_shmoareg.experts.intervention import changed_gates
 from napari_shmoareg.experts.routing_scores import (
     ControlledPair,
     PairMeasure,
@@ -247,7 +247,7 @@ def test_what_is_measured_on_a_pair_is_what_registrations_under_the_hooks_reach(
     options = {"affine": "none", "size": 26, "device": "cpu", "keep": "last"}
     plain = register(pair, replay.network, **options)
     assert values["learned"] == pytest.approx(mean_dice(plain.transform), abs=2e-3)
-    with intervening(replay.network, [SHUFFLED], grid):
+    with changed_gates(replay.network, [SHUFFLED], grid):
         shuffled = register(pair, replay.network, **options)
     assert values["encoder shuffled"] == pytest.approx(mean_dice(shuffled.transform), abs=2e-3)
     still = replay.conformed.transform(torch.zeros(1, 3, *grid.shape))

@@ -18,7 +18,7 @@ from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, LocationView
 from napari_shmoareg.plugin.experts.outline import cut, whole
-from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, own_layer, pins_of
+from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, linked_layer, pins_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import point_of, tag, to_viewer
 from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
@@ -204,7 +204,7 @@ def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, regis
     view.read(inside)
     assert view.says.text() == INVITE and view.pin.isEnabled()
     view.read(inside + 500)
-    assert "outside of what the network saw" in view.says.text() and not view.pin.isEnabled()
+    assert "outside the network's field of view" in view.says.text() and not view.pin.isEnabled()
     assert all(not strip.fills() for strip in view.box.strips.values())
 
 
@@ -319,7 +319,7 @@ def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(dock
         strip = view.box.strips[load.gate]
         QTest.mouseClick(strip, Qt.MouseButton.LeftButton)
         assert view.picked.gate == load.gate and strip.marked
-        outline = own_layer(viewer, registration, "token_box")
+        outline = linked_layer(viewer, registration, "token_box")
         ends = (outline.data[:, 0] * outline.scale[0])[:, ::-1]
         index = load.grid.to_index(ends) - np.array(view.picked.cell)
         assert len(ends) >= 3 and np.abs(index).max() <= 0.5 + 1e-3
@@ -328,11 +328,11 @@ def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(dock
     last.setFocus()
     QTest.keyClick(last, Qt.Key.Key_Return)
     assert view.picked.gate == expert_maps(registration)[0].gate
-    made = own_layer(viewer, registration, "token_box")
+    made = linked_layer(viewer, registration, "token_box")
     double_click(viewer, middle(viewer, 30, 30))
-    assert own_layer(viewer, registration, "token_box") is made, "a click made another layer"
+    assert linked_layer(viewer, registration, "token_box") is made, "a click made another layer"
     view.outlined.click()
-    assert own_layer(viewer, registration, "token_box") is None
+    assert linked_layer(viewer, registration, "token_box") is None
 
 
 def test_an_outline_without_a_line_is_never_drawn(docked, registration):
@@ -346,7 +346,7 @@ def test_an_outline_without_a_line_is_never_drawn(docked, registration):
         viewer.dims.set_point(0, high + away)
         view.read(centre)
         QTest.qWait(20)
-        layer = own_layer(viewer, registration, "token_box")
+        layer = linked_layer(viewer, registration, "token_box")
         assert (None if layer is None else layer.visible) is drawn
         assert layer is None or len(layer.data) > 2
     layer.visible = False
@@ -354,7 +354,7 @@ def test_an_outline_without_a_line_is_never_drawn(docked, registration):
     assert not layer.visible, "an outline that people hid came back"
     viewer.layers.remove(layer)
     viewer.dims.set_point(0, high)
-    assert own_layer(viewer, registration, "token_box") is None
+    assert linked_layer(viewer, registration, "token_box") is None
 
 
 def test_a_plane_cuts_a_turned_box_along_its_sides():
@@ -383,7 +383,7 @@ def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(
     for point in points:
         view.read(point)
         view.pin.click()
-    layer = own_layer(model, registration, "locations")
+    layer = linked_layer(model, registration, "locations")
     np.testing.assert_allclose(pins_of(model, registration), points[:MOST])
     np.testing.assert_allclose(
         [layer.data_to_world(p) for p in layer.data], to_viewer(points[:MOST])
@@ -404,7 +404,7 @@ def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(
     first, other = locations(registration, 2)
     view.read(first)
     view.pin.click()
-    layer = own_layer(model, registration, "locations")
+    layer = linked_layer(model, registration, "locations")
     layer.data = [layer.world_to_data(to_viewer(other))]
     qtbot.waitUntil(lambda: np.allclose(view.pins.readings[0][1].point, other))
     layer.selected_data = {0}

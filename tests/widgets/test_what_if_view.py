@@ -23,7 +23,7 @@ from napari_shmoareg.experts.experiment import (
     Experiment,
     ImportanceRow,
     importance,
-    recorded_alike,
+    recorded_agreement,
 )
 from napari_shmoareg.experts.intervention import Intervention
 from napari_shmoareg.geometry import Transform, Volume, warp_volume
@@ -412,17 +412,17 @@ def test_other_weights_than_those_of_the_registration_are_told(
 
     shown = replace(view.result.answer, alike=0.0)
     assert any("0 % of the cells" in note for note in notes(shown))
-    assert recorded_alike(experiment, registration.routing) == 1.0
-    assert recorded_alike(experiment, turned(registration.routing)) == 0.0
+    assert recorded_agreement(experiment, registration.routing) == 1.0
+    assert recorded_agreement(experiment, turned(registration.routing)) == 0.0
 
 
 def test_heads_chosen_otherwise_are_told_where_there_are_no_maps_and_by_a_sweep_too(
     view, registration, experiment, qtbot, monkeypatch
 ):
     heads = RoutingTrace(registration.routing.select(part="encoder"))
-    assert recorded_alike(experiment, heads) == 1.0
-    assert recorded_alike(experiment, turned(heads)) < 0.5
-    monkeypatch.setattr("napari_shmoareg.experts.experiment.recorded_alike", lambda *_: 0.25)
+    assert recorded_agreement(experiment, heads) == 1.0
+    assert recorded_agreement(experiment, turned(heads)) < 0.5
+    monkeypatch.setattr("napari_shmoareg.experts.experiment.recorded_agreement", lambda *_: 0.25)
     view.form.where.pick(part="decoder", layer=1, direction="x")
     view.form.null.setChecked(False)
     press(view, view.sweep, qtbot)

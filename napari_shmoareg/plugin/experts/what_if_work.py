@@ -89,7 +89,7 @@ class Answer:
     share : float or None
         Of the selections of these gates, in the region, that went to the expert; None of a control.
     alike : float
-        As of `recorded_alike`.
+        As of `recorded_agreement`.
     aligned : float or None
         Of a control: mean Dice of the alignment alone; None without labels.
     """
@@ -129,14 +129,14 @@ def answer(
     registration meanwhile.
     """
     from napari_shmoareg.experts.controls import Control
-    from napari_shmoareg.experts.experiment import recorded_alike
+    from napari_shmoareg.experts.experiment import recorded_agreement
 
     registration = _there(held)
     change = wish.change(registration)
     start = 0.0 if registration in kept and not weights else READY
     experiment = experiment_of(report, registration, kept, weights)
     about, settings = origin_of(registration), registration.report["settings"]
-    same = recorded_alike(experiment, registration.routing)
+    same = recorded_agreement(experiment, registration.routing)
     del registration
     step = (1 - start) / (2 if wish.null else 1)
     tell = partial(report.part(start, start + step), "running with the change")
@@ -167,7 +167,7 @@ def sweep(
     weights: str | None = None,
 ) -> Sweep:
     """Change every expert of some gates in turn; each row is appended to `found` as it comes."""
-    from napari_shmoareg.experts.experiment import importance, recorded_alike
+    from napari_shmoareg.experts.experiment import importance, recorded_agreement
 
     registration = _there(held)
     where = {
@@ -175,7 +175,7 @@ def sweep(
     }
     region = wish.mask(registration)
     experiment = experiment_of(report, registration, kept, weights)
-    found.alike = recorded_alike(experiment, registration.routing)
+    found.alike = recorded_agreement(experiment, registration.routing)
     del registration
     with interruptible(experiment.replay.network, report.check):
         report("changing the first expert", 0.0)
