@@ -13,7 +13,7 @@ from rich.text import Text
 
 from napari_shmoareg import __version__
 from napari_shmoareg.cli.benchmark import benchmark
-from napari_shmoareg.cli.console import PlainGroup, show
+from napari_shmoareg.cli.console import CommandGroup, show
 from napari_shmoareg.cli.evaluate import evaluate
 from napari_shmoareg.cli.inspect import inspect
 from napari_shmoareg.cli.options import Debug
@@ -49,7 +49,7 @@ def _machine() -> Table:
         "CPU threads": str(_threads()),
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
     }
-    return _two_columns("", rows)
+    return _key_value_table("", rows)
 
 
 def _device(cuda: str | None) -> str:
@@ -72,12 +72,12 @@ def _threads() -> int | str:
 
 
 def _card(name: str, card: Mapping[str, object]) -> Table:
-    return _two_columns(
+    return _key_value_table(
         f"weights: {name}", {key.replace("_", " "): _text(value) for key, value in card.items()}
     )
 
 
-def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
+def _key_value_table(title: str, rows: Mapping[str, str]) -> Table:
     table = Table(title=title or None, show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -95,7 +95,7 @@ def _text(value: object) -> str:
 
 
 app = typer.Typer(
-    cls=PlainGroup,
+    cls=CommandGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -160,8 +160,8 @@ for _name, _command, _short, _example in COMMANDS:
     app.command(_name, short_help=_short, epilog=f"Example: {_example}")(_command)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"shmoareg {__version__}")
         raise typer.Exit
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import plain_table, resumable, say, show
-from napari_shmoareg.cli.evaluate import SeedOption, readable_weights
+from napari_shmoareg.cli.console import plain_table, resumable, print_note, show
+from napari_shmoareg.cli.evaluate import SeedOption, resolve_weights
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
@@ -52,7 +52,7 @@ class Change(StrEnum):
     gamma = "gamma"
 
 
-def chosen_methods(text: str) -> list[str]:
+def select_methods(text: str) -> list[str]:
     """The names of ``--methods``, the start before them."""
     from napari_shmoareg.evaluation.methods import START, TIMED, check_available
 
@@ -82,7 +82,7 @@ def check_used(names: Sequence[str], options: Mapping[str, tuple[object, Sequenc
             )
 
 
-def chosen_pairs(
+def select_pairs(
     dataset: Path,
     images: str | None,
     labels: str | None,
@@ -106,32 +106,32 @@ def chosen_pairs(
         files, how = read_pair_list(dataset).files, "the pairs of the list"
     count, seed = choice
     if count is None or count >= len(files):
-        told, chosen = f"{len(files)} pairs: {how}.", files
+        note, chosen = f"{len(files)} pairs: {how}.", files
     else:
         chosen = choose_pairs(files, count, seed)
         counted = Counter(path for pair in chosen for path in (pair.moving, pair.fixed))
         uses = [
             counted[path] for path in {path for pair in files for path in (pair.moving, pair.fixed)}
         ]
-        told = (
+        note = (
             f"{count} of {len(files)} pairs ({how}), chosen by --seed {seed} so that each image is"
             f" used as evenly as possible: {min(uses)} to {max(uses)} times."
         )
     if not quiet:
-        say(told)
+        print_note(note)
     return chosen
 
 
-def weights_for(names: Sequence[str], asked: str | None, device: str) -> str | None:
+def weights_for(names: Sequence[str], requested: str | None, device: str) -> str | None:
     """The weights, if a method needs some; what every run would fail by is refused before hours of
     work.
     """
     from napari_shmoareg.evaluation.methods import NETWORKS
 
-    return readable_weights(asked, device) if set(names) & set(NETWORKS) else None
+    return resolve_weights(requested, device) if set(names) & set(NETWORKS) else None
 
 
-def unigradicon_weights_for(names: Sequence[str], asked: Path | None) -> str | None:
+def unigradicon_weights_for(names: Sequence[str], requested: Path | None) -> str | None:
     """The file of uniGradICON's weights, if that method is named; what every run would fail by is
     refused before.
     """
@@ -139,7 +139,7 @@ def unigradicon_weights_for(names: Sequence[str], asked: Path | None) -> str | N
         return None
     from napari_shmoareg.evaluation.methods import load_method
 
-    file = None if asked is None else str(user_path(asked).resolve())
+    file = None if requested is None else str(user_path(requested).resolve())
     load_method("unigradicon", unigradicon_weights=file, device="cpu")
     return file
 
@@ -263,7 +263,7 @@ def benchmark(
     from napari_shmoareg.evaluation.methods import GAMMA, NETWORKS, REFINED
     from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 
-    names, own = chosen_methods(methods), tuple(dict.fromkeys((*NETWORKS, *REFINED)))
+    names, own = select_methods(methods), tuple(dict.fromkeys((*NETWORKS, *REFINED)))
     settings, defaults = settings_in(given, RegistrationSettings), vars(RegistrationSettings())
     used: dict[str, tuple[object, Sequence[str]]] = {
         "--refine": (refine, REFINED),
@@ -278,7 +278,7 @@ def benchmark(
         raise InputError(
             "--gamma would do nothing without --change gamma. Add that, or leave --gamma out."
         )
-    chosen = chosen_pairs(dataset, images, labels, (pairs, seed), quiet)
+    chosen = select_pairs(dataset, images, labels, (pairs, seed), quiet)
     common = IsolatedRun(
         method="start",
         moving="",
@@ -344,25 +344,27 @@ def run_all(out: Path, plan: Mapping[str, Any], trials: Sequence[IsolatedRun], q
         for number, trial in enumerate(trials)
     }
     with WorkFolder(out, "benchmark.json", "rows", "benchmark", remedy).begin(plan) as work:
-        _take_over(work)
+        _import_table(work)
 
-        def kept(key: str) -> dict[str, Any] | None:
+        def read(key: str) -> dict[str, Any] | None:
             return work.read(key, _checked)
 
-        def do(key: str) -> dict[str, Any]:
+        def run(key: str) -> dict[str, Any]:
             return _run(int(key.partition("-")[0]), runs[key], rows)
 
         def finish() -> list[MethodSummary]:
             return write_results(out, rows, plan)
 
         with resumable(lambda: len(rows), len(trials), out, "runs", finish):
-            for row, new in work.complete(runs, kept, do):
+            for row, new in work.complete(runs, read, run):
                 rows.append(row)
                 if new:
                     write_rows(out, rows)
                 if new and not quiet:
                     count = len(plan["pairs"])
-                    say(f"pair {row['pair']} of {count}, {row['method']}: {described(row)}")
+                    print_note(
+                        f"pair {row['pair']} of {count}, {row['method']}: {describe_row(row)}"
+                    )
         summaries = finish()
     if not quiet:
         show(results_table(summaries))
@@ -395,7 +397,7 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
     return {field.name: row[field.name] for field in fields(_Row)}
 
 
-def _take_over(work: WorkFolder) -> None:
+def _import_table(work: WorkFolder) -> None:
     """Make rows of the table of a benchmark that was begun by an earlier release."""
     table = work.path / "pairs.csv"
     if not table.is_file() or any(work.rows.iterdir()):
@@ -421,7 +423,7 @@ def _run(pair: int, trial: IsolatedRun, rows: Sequence[Mapping[str, Any]]) -> di
     from napari_shmoareg.evaluation.comparison import MEASURED
     from napari_shmoareg.io.files import stem
 
-    timed, failed = _timed(trial, rows, pair)
+    timed, failed = _with_time_limit(trial, rows, pair)
     found = failed or run_trial(timed)
     row = {
         "pair": pair,
@@ -433,7 +435,7 @@ def _run(pair: int, trial: IsolatedRun, rows: Sequence[Mapping[str, Any]]) -> di
     return {key: None if value != value else value for key, value in row.items()}
 
 
-def _timed(
+def _with_time_limit(
     trial: IsolatedRun, rows: Sequence[Mapping[str, Any]], pair: int
 ) -> tuple[IsolatedRun, Measured | None]:
     """The trial with the seconds that its refinement may take; why it cannot run, if those are not
@@ -460,7 +462,7 @@ def _files(pair: PairFiles) -> dict[str, Any]:
     }
 
 
-def described(row: Mapping[str, Any]) -> str:
+def describe_row(row: Mapping[str, Any]) -> str:
     """What a method came to on a pair, on one line."""
     if row["error"]:
         return f"failed: {row['error']}"

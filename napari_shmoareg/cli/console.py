@@ -30,7 +30,7 @@ from typer.core import TyperGroup
 
 from napari_shmoareg.cli.allocator import return_freed_memory
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.registration.progress import Part, placed
+from napari_shmoareg.registration.progress import Phase, overall_progress
 
 if TYPE_CHECKING:
     from napari_shmoareg.experts.load import ExpertLoad
@@ -41,20 +41,20 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILED, MISUSED, CANCELLED = 1, 2, 130
 
 
-class PlainGroup(TyperGroup):
+class CommandGroup(TyperGroup):
     """The group of all commands: what a command raises is said plainly, once, here."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
-        with _said_plainly(ctx, words), warnings.catch_warnings():
-            warnings.showwarning = _say_warning
-            _print_any_name()
+        with _print_errors(ctx, words), warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            _allow_undecodable_names()
             return super().invoke(ctx)
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the options before the command's name."""
-        with _said_plainly(None):
+        with _print_errors(None):
             return super().make_context(info_name, args, *rest, **extra)
 
 
@@ -66,31 +66,31 @@ def remember_debug(ctx: typer.Context, value: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _said_plainly(ctx: Any, words: Sequence[str] = ()) -> Iterator[None]:
+def _print_errors(ctx: Any, words: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as stop:
         with contextlib.suppress(OSError):  # of a terminal that was closed
-            say(str(stop) or "Cancelled; nothing was written.")
+            print_note(str(stop) or "Cancelled; nothing was written.")
         raise typer.Exit(CANCELLED) from stop
     except Exception as error:
         if hasattr(error, "format_message") and getattr(error, "exit_code", None) == MISUSED:
-            say(_misuse(error))
+            print_note(_misuse(error))
             raise typer.Exit(MISUSED) from error
         if ctx is not None and ctx.find_root().meta.get("debug"):
             traceback.print_exception(error, file=sys.stderr)
-        say(explain(error, inputs_in(words)))
+        print_note(explain(error, inputs_in(words)))
         raise typer.Exit(FAILED) from error
 
 
-def say(text: str) -> None:
+def print_note(text: str) -> None:
     """One paragraph on stderr, not wrapped: the terminal does that."""
     typer.echo(text, err=True)
 
 
-def _print_any_name() -> None:
+def _allow_undecodable_names() -> None:
     """Let names that are not UTF-8 be printed, with their odd bytes as numbers."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -98,10 +98,12 @@ def _print_any_name() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
-def _say_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+def _print_warning(
+    message: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> None:
     """What a user can act on; what only concerns programmers is left to the tests."""
     if issubclass(category, UserWarning):
-        say(f"Warning: {message}")
+        print_note(f"Warning: {message}")
 
 
 def inputs_in(words: Sequence[str]) -> list[str]:
@@ -126,13 +128,13 @@ def explain(error: BaseException, inputs: Sequence[str] = ()) -> str:
         What the command was given, for an error that does not say itself what was being read.
     """
     if isinstance(error, InputError):
-        return f"Error: {error.worded(as_option)}"
+        return f"Error: {error.text_with(as_option)}"
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
-        place = " to ".join(
+        paths = " to ".join(
             f"'{name}'" for name in (error.filename, error.filename2) if name is not None
         )
-        where = f" ({place})" if place else ""
+        where = f" ({paths})" if paths else ""
         hint = (
             " Free some space or name a place on another disk." if error.errno in _DISK_FULL else ""
         )
@@ -165,18 +167,20 @@ def _misuse(error: Any) -> str:
     return f"Error: {message}. `{command} --help` shows how it is used."
 
 
-Report = Callable[[str, float], None]
+ProgressCallback = Callable[[str, float], None]
 
 
 @contextmanager
-def progress(quiet: bool = False, parts: Mapping[str, Part] | None = None) -> Iterator[Report]:
+def progress(
+    quiet: bool = False, parts: Mapping[str, Phase] | None = None
+) -> Iterator[ProgressCallback]:
     """Show how far a piece of work is.
 
     Parameters
     ----------
     quiet : bool
         Show nothing.
-    parts : mapping of phase to Part, optional
+    parts : mapping of phase to Phase, optional
         Where each phase stands in the whole; a phase that is not among them is the whole.
 
     Yields
@@ -197,7 +201,7 @@ def progress(quiet: bool = False, parts: Mapping[str, Part] | None = None) -> It
         yield _forward(_lines(console), parts or {})
 
 
-def _forward(report: Report, parts: Mapping[str, Part]) -> Report:
+def _forward(report: ProgressCallback, parts: Mapping[str, Phase]) -> ProgressCallback:
     """From fractions of phases to fractions of the whole, which never run back; memory is given
     back between phases.
     """
@@ -208,7 +212,7 @@ def _forward(report: Report, parts: Mapping[str, Part]) -> Report:
         if phase != current:
             current = phase
             return_freed_memory()
-        title, done = placed(parts, phase, fraction)
+        title, done = overall_progress(parts, phase, fraction)
         furthest = max(furthest, done)
         report(title, furthest)
 
@@ -230,7 +234,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _lines(console: Console) -> Report:
+def _lines(console: Console) -> ProgressCallback:
     """Where a bar cannot be drawn (a log file): a line per phase, and one per tenth of a long
     one.
     """
@@ -299,9 +303,9 @@ def load_tables(load: ExpertLoad) -> list[Table]:
         table.add_column("layer", no_wrap=True)
         for expert in range(max(len(s) for s in share.values())):
             table.add_column(str(expert), justify="right")
-        for place, shares in share.items():
+        for gate, shares in share.items():
             table.add_row(
-                f"{part} {place.layer} {place.image or place.direction or ''}",
+                f"{part} {gate.layer} {gate.image or gate.direction or ''}",
                 *(f"{100 * s:.0f}" for s in shares),
             )
         tables.append(table)
@@ -326,17 +330,17 @@ def resumable(
         yield
     except KeyboardInterrupt:
         finish()
-        say(
+        print_note(
             f"Stopped after {done()} of {count} {unit}; {out} holds them. The same command goes on."
         )
         raise typer.Exit(CANCELLED) from None
 
 
 @contextmanager
-def asked_to_stop(
+def stop_on_signal(
     first: str = "Stopping after this step; Ctrl-C again drops what was learned.",
     second: str = "",
-    ask: Callable[[], None] | None = None,
+    callback: Callable[[], None] | None = None,
 ) -> Iterator[list[int]]:
     """A list that fills at the first Ctrl-C, kill or closed terminal; the second one cancels.
 
@@ -346,45 +350,45 @@ def asked_to_stop(
         Said at the first one.
     second : str
         Said where the second one ends the command; by default that nothing was written.
-    ask : callable, optional
+    callback : callable, optional
         Called at the first one.
     """
-    asked: list[int] = []
+    signals: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        if asked:
+    def handle(number: int, frame: object) -> None:
+        if signals:
             raise KeyboardInterrupt(second)
-        asked.append(number)
-        if ask is not None:
-            ask()
+        signals.append(number)
+        if callback is not None:
+            callback()
         with suppress(OSError):  # of a terminal that was closed
-            say(first)
+            print_note(first)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     # not under nohup
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
-    former = {number: signal.signal(number, note) for number in numbers}
+    former = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
-def listen_to_parent(wishes: RunControl) -> threading.Thread:
+def listen_to_parent(control: RunControl) -> threading.Thread:
     """Hear "pause", "go" and "stop", a line each, on standard input; its end asks to stop.
 
     Parameters
     ----------
-    wishes : RunControl
+    control : RunControl
     """
 
     def listen() -> None:
         for line in sys.stdin:
             if line.strip() in ("pause", "go", "stop"):
-                wishes.ask(line.strip())
-        wishes.ask("stop")
+                control.set_request(line.strip())
+        control.set_request("stop")
 
     thread = threading.Thread(target=listen, name="parent", daemon=True)
     thread.start()

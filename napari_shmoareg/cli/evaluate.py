@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import FAILED, plain_table, resumable, say, show
+from napari_shmoareg.cli.console import FAILED, plain_table, resumable, print_note, show
 from napari_shmoareg.cli.jobs import (
     ClusterOptions,
     ProcessesOption,
@@ -20,7 +20,7 @@ from napari_shmoareg.cli.jobs import (
     Sharing,
     SubmitOption,
 )
-from napari_shmoareg.cli.launch import words_of
+from napari_shmoareg.cli.launch import command_words
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
@@ -238,18 +238,20 @@ def evaluate(
     done; the same command goes on."""
     from napari_shmoareg.evaluation.methods import check_available
     from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of, ready_method
-    from napari_shmoareg.io.model_card import chosen_device
+    from napari_shmoareg.io.model_card import choose_device
 
     cluster = None if submit is None else submit.value
-    sharing = Sharing(tuple(words_of(ctx)), processes, cluster, tuple(cluster_option or ()), shards)
+    sharing = Sharing(
+        tuple(command_words(ctx)), processes, cluster, tuple(cluster_option or ()), shards
+    )
     sharing.check(shard)
     name = method.strip().lower()
     check_available(name)
     options = {"images": images, "labels": labels, "subject": subject, "window": window, "nan": nan}
     options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
-    chosen = chosen_scans(dataset, run, part, split, split_seed, options)
+    chosen = select_scans(dataset, run, part, split, split_seed, options)
     own = settings_in(given, RegistrationSettings)
-    device = chosen_device(own.get("device", "auto"))
+    device = choose_device(own.get("device", "auto"))
     used = weights_for(name, weights, unigradicon_weights, chosen, device)
     settings = {"affine": chosen.affine or "auto", **own}
     settings |= {"surface": surface, "definitions": definitions}
@@ -263,7 +265,7 @@ def run_evaluation(
     out: Path,
     plan: Mapping[str, Any],
     method: Method,
-    chosen: Chosen,
+    chosen: Selection,
     shard: Any,
     sharing: Sharing,
     against: Path | None,
@@ -272,7 +274,7 @@ def run_evaluation(
     """Run the pairs that have no case yet, and write and show what all cases come to."""
     from napari_shmoareg.evaluation.run import EvaluationFolder, Shard, evaluate_cases
     from napari_shmoareg.evaluation.tables import comparison_file, write_comparison, write_tables
-    from napari_shmoareg.io.model_card import chosen_device
+    from napari_shmoareg.io.model_card import choose_device
 
     folder, share = EvaluationFolder(out), Shard(*(shard or (1, 1)))
     other = None if against is None else EvaluationFolder(against)
@@ -282,58 +284,58 @@ def run_evaluation(
     count = len(plan["pairs"])
     folder.begin(plan)
     if not quiet:
-        _say_beginning(chosen, plan["weights"], count, share.share(count), shard)
+        _print_selection(chosen, plan["weights"], count, share.share(count), shard)
     if sharing.submit is not None:
-        sharing.hand_over(out)
+        sharing.submit_shards(out)
         return
     with resumable(
         lambda: len(folder.seen()), count, out, finish=lambda: write_tables(folder, plan)
     ):
         if sharing.processes > 1:
-            sharing.run(chosen_device(plan["settings"]["device"]))
+            sharing.run(choose_device(plan["settings"]["device"]))
         cases = evaluate_cases(
             folder,
             plan,
             chosen.dataset,
             method,
             share,
-            lambda case, word: _say_case(case, word, count, quiet),
+            lambda case, warning: _print_case(case, warning, count, quiet),
         )
     written = write_tables(folder, plan)
     for text in written.damaged:
-        say(f"Warning: {text} The shard that it belongs to registers it again.")
+        print_note(f"Warning: {text} The shard that it belongs to registers it again.")
     tests = None if other is None else write_comparison(folder, other)
     if not quiet:
         show_results(written, out, tests)
     failed = sum(bool(case["error"]) for case in cases)
     if failed:
-        say(
+        print_note(
             f"{failed} of {len(cases)} pairs failed; {out} says why. The same command tries them"
             " again."
         )
         raise typer.Exit(FAILED)
 
 
-def _say_beginning(
-    chosen: Chosen, weights: Mapping[str, str] | None, pairs: int, share: list[int], shard: Any
+def _print_selection(
+    chosen: Selection, weights: Mapping[str, str] | None, pairs: int, share: list[int], shard: Any
 ) -> None:
     """What is about to be done, on stderr."""
     mine = "" if shard is None else f"; shard {shard[0]} of {shard[1]} has {len(share)} of them"
     count = "one pair" if pairs == 1 else f"{pairs} pairs"
-    say(
+    print_note(
         f"{count} of the part '{chosen.part.name}' of {chosen.dataset.root} (split:"
         f" {chosen.part.split}){mine}."
     )
-    last = None if chosen.weights is None else Path(chosen.weights)
-    if last is not None and weights is not None and last.name == "last.safetensors":
-        if last.resolve() == Path(weights["name"]).resolve():
-            say(
+    used = None if chosen.weights is None else Path(chosen.weights)
+    if used is not None and weights is not None and used.name == "last.safetensors":
+        if used.resolve() == Path(weights["name"]).resolve():
+            print_note(
                 f"{chosen.run} has no best.safetensors: the weights of its last saved step are"
                 f" taken, {weights['name']}."
             )
     if chosen.dataset.skipped:
         first = chosen.dataset.skipped[0]
-        say(
+        print_note(
             f"{len(chosen.dataset.skipped)} files are no part of it, such as {first.path}:"
             f" {first.why}"
         )
@@ -342,26 +344,26 @@ def _say_beginning(
         if chosen.part.scans is None
         else map(chosen.dataset.scan, chosen.part.scans)
     )
-    bare = sum(scan.labels is None for scan in scans)
-    if bare:
-        say(
-            f"{bare} of its scans have no labels: of their pairs, correlation and folding are"
+    unlabelled = sum(scan.labels is None for scan in scans)
+    if unlabelled:
+        print_note(
+            f"{unlabelled} of its scans have no labels: of their pairs, correlation and folding are"
             " measured, no overlap."
         )
 
 
-def _say_case(case: Mapping[str, Any] | None, word: str, pairs: int, quiet: bool) -> None:
+def _print_case(case: Mapping[str, Any] | None, warning: str, pairs: int, quiet: bool) -> None:
     """One pair on one line; failures and damage even if quiet."""
     if case is None:
-        say(f"Warning: {word}")
+        print_note(f"Warning: {warning}")
     elif case["error"] or not quiet:
-        say(
-            f"pair {case['number']} of {pairs}, {case['moving']} onto {case['fixed']}: {told(case)}"
+        print_note(
+            f"pair {case['number']} of {pairs}, {case['moving']} onto {case['fixed']}: {describe_case(case)}"
         )
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """The scans that the options name.
 
     Attributes
@@ -381,20 +383,20 @@ class Chosen:
     affine: str | None = None
 
 
-def chosen_scans(
+def select_scans(
     data: Path | None,
     run: Path | None,
     part_name: PartName | None,
     split: str | None,
     split_seed: int,
     options: Mapping[str, Any],
-) -> Chosen:
+) -> Selection:
     """Open the data set, with options as of `DatasetChoice` (None is not given), and divide it."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
     from napari_shmoareg.evaluation.run import ALL, Part, of_run, of_split
 
     given = {name: value for name, value in options.items() if value is not None}
-    wanted = None if part_name is None else part_name.value
+    requested = None if part_name is None else part_name.value
     if run is not None:
         if split is not None:
             raise InputError(
@@ -406,27 +408,27 @@ def chosen_scans(
                 f"{names}: the run says how its data set is read. Leave it out, or give DATASET"
                 " too."
             )
-        found = of_run(run, wanted or "test")
+        found = of_run(run, requested or "test")
         choice = found.part.dataset
         if data is not None:  # moved since
             choice = DatasetChoice(str(data), **(choice.options | given))
         part = Part(choice, found.part.name, found.part.split, found.part.scans)
-        return Chosen(choice.open(), part, run, found.weights, found.affine)
+        return Selection(choice.open(), part, run, found.weights, found.affine)
     if data is None:
         raise InputError("Give a DATASET, or --run with a run of fine-tune.")
     choice = DatasetChoice(str(data), **given)
     dataset = choice.open()
-    name = wanted or ("test" if split is not None else ALL)
+    name = requested or ("test" if split is not None else ALL)
     if name != ALL and split is None and dataset.parts is None:
         raise InputError(
             f"--part {name} needs a division of the data set, which has none of its own: give"
             " --split 60/10/10 (or shares) with the --split-seed that the training had, or --run."
         )
-    return Chosen(dataset, of_split(choice, dataset, name, split, split_seed))
+    return Selection(dataset, of_split(choice, dataset, name, split, split_seed))
 
 
 def weights_for(
-    method: str, given: str | None, file: Path | None, chosen: Chosen, device: str
+    method: str, given: str | None, file: Path | None, chosen: Selection, device: str
 ) -> str | None:
     """The weights of a method that needs some: those that were given, the run's, or the shipped
     ones; uniGradICON's file."""
@@ -440,21 +442,21 @@ def weights_for(
         return None if file is None else str(user_path(file).resolve())
     if given is None and chosen.run is not None and chosen.weights is None:
         raise InputError(f"{chosen.run} has no weights yet: let it learn on, or give --weights.")
-    return readable_weights(given or chosen.weights, device)
+    return resolve_weights(given or chosen.weights, device)
 
 
-def readable_weights(weights: str | None, device: str) -> str:
+def resolve_weights(weights: str | None, device: str) -> str:
     """The name of shipped weights, those that fit the device by default, or the whole path of a
     file."""
     from napari_shmoareg.io import read_card, shipped_weights
-    from napari_shmoareg.io.model_card import chosen_device, chosen_weights
+    from napari_shmoareg.io.model_card import choose_device, choose_weights
 
-    name, _ = chosen_weights(weights, chosen_device(device))
+    name, _ = choose_weights(weights, choose_device(device))
     read_card(name)
     return name if name in shipped_weights() else str(user_path(name).resolve())
 
 
-def told(case: Mapping[str, Any]) -> str:
+def describe_case(case: Mapping[str, Any]) -> str:
     """What one pair came to, on one line."""
     if case["error"]:
         return f"failed: {case['error']}"
@@ -464,12 +466,12 @@ def told(case: Mapping[str, Any]) -> str:
     value = f"{after[key]:.3f}" if _is_number(after.get(key)) else "unknown"
     over = ""
     if key == "dice" and (labels := case.get("labels")):
-        lacking = sorted((*labels["only_moving"], *labels["only_fixed"]))
-        named = ", ".join(map(str, lacking[:SHOWN_LABELS])) + (
-            " ..." if len(lacking) > SHOWN_LABELS else ""
+        missing = sorted((*labels["only_moving"], *labels["only_fixed"]))
+        named = ", ".join(map(str, missing[:SHOWN_LABELS])) + (
+            " ..." if len(missing) > SHOWN_LABELS else ""
         )
         over = f" over {len(labels['both'])} labels" + (
-            f" (in one image only: {named})" if lacking else ""
+            f" (in one image only: {named})" if missing else ""
         )
     return f"{words} {before} to {value}{over}, {case['seconds']:.1f} s"
 

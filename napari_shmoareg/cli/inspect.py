@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from napari_shmoareg.cli.console import Report, load_tables, progress, say, show
+from napari_shmoareg.cli.console import ProgressCallback, load_tables, progress, print_note, show
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
@@ -20,12 +20,12 @@ from napari_shmoareg.cli.options import (
     Nan,
     Passes,
     Quiet,
-    Running,
+    CommandRequest,
     Weights,
     with_settings,
 )
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.registration.progress import registering
+from napari_shmoareg.registration.progress import registration_phases
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,8 +163,8 @@ def inspect(
     otherwise, as controls.csv and a figure. A pair that fails is told and left out; only where all
     fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same command goes on,
     with those that failed too."""
-    running = Running.of(weights, given)
-    reading = (running, nan, channel, quiet, debug)
+    request = CommandRequest.of(weights, given)
+    reading = (request, nan, channel, quiet, debug)
     if not controls and (card is not None or passes is not Passes.all):
         raise InputError(
             f"{'--card' if card is not None else '--passes'} would do nothing without --controls."
@@ -190,7 +190,7 @@ def inspect(
 
         load = inspect_pairs(pairs, at or (), ListOptions(out or DEFAULT_OUT, *reading))
         if not quiet:
-            _tell(load)
+            _print_loads(load)
             files = sorted((out or DEFAULT_OUT).glob("*.*"))
             typer.echo("\n".join(["\nOf all pairs added up:", *(f"  {path}" for path in files)]))
     elif not what:
@@ -200,13 +200,13 @@ def inspect(
     elif at:
         raise InputError("--at would do nothing without --pairs.")
     else:
-        _inspect(what, out, running, nan, channel, quiet)
+        _inspect(what, out, request, nan, channel, quiet)
 
 
 def _inspect(
     what: Sequence[Path],
     out: Path | None,
-    running: Running,
+    request: CommandRequest,
     nan: float | None,
     channel: int | None,
     quiet: bool,
@@ -222,9 +222,9 @@ def _inspect(
             " were expected."
         )
     if not pair and len(what) > 1 and len(folders) < len(what):
-        odd = next(path for path in what if path not in folders)
+        invalid = next(path for path in what if path not in folders)
         raise InputError(
-            f"{odd} is not a registration folder. Give such folders, or two images: MOVING FIXED."
+            f"{invalid} is not a registration folder. Give such folders, or two images: MOVING FIXED."
         )
     folder = out if out is not None or (not pair and len(what) == 1) else DEFAULT_OUT
     if folder is not None:
@@ -232,17 +232,17 @@ def _inspect(
     if pair:
         from napari_shmoareg.io import read_pair
 
-        found = _registered(
-            lambda: read_pair(what[0], what[1], nan=nan, channel=channel), running, quiet
+        found = _register_pair(
+            lambda: read_pair(what[0], what[1], nan=nan, channel=channel), request, quiet
         )
     else:
-        found = _read(what)
+        found = _read_folders(what)
     if folder is not None:
         _write(found, folder)
     if not quiet:
-        _tell(found.load)
+        _print_loads(found.load)
         where = what[0] if folder is None else folder
-        typer.echo("\n" + _where(where, given=folder is None, experts=len(found.load) > 0))
+        typer.echo("\n" + _list_files(where, given=folder is None, experts=len(found.load) > 0))
 
 
 def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) -> None:
@@ -253,15 +253,15 @@ def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) 
         control_pairs(pairs, options)
     elif len(what) == 2 and not any((path / "report.json").is_file() for path in what):
 
-        def aligned(network: SHMoAReg, report: Report) -> Replay:
+        def align_pair(network: SHMoAReg, report: ProgressCallback) -> Replay:
             from napari_shmoareg.io import read_pair
 
             report("reading", 0.0)
-            return options.running.replay(
+            return options.request.replay(
                 read_pair(*what, nan=options.nan, channel=options.channel), network, report
             )
 
-        control_one(aligned, options)
+        control_one(align_pair, options)
     elif len(what) == 1 and what[0].is_dir():
         from napari_shmoareg.io import read_registration
         from napari_shmoareg.io.model_card import NO_NETWORK
@@ -273,7 +273,7 @@ def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) 
                 " control."
             )
 
-        def again(network: SHMoAReg, report: Report) -> Replay:
+        def replay(network: SHMoAReg, report: ProgressCallback) -> Replay:
             from napari_shmoareg.registration.replay import Replay
 
             report("deforming", 0.05)
@@ -281,10 +281,10 @@ def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) 
                 scene.pair, network, affine=scene.affine, settings=scene.report["settings"]
             )
 
-        weights = options.running.weights
+        weights = options.request.weights
         weights = scene.weights if weights == "auto" else weights
-        running = replace(options.running, weights=weights)
-        control_one(again, replace(options, running=running))
+        request = replace(options.request, weights=weights)
+        control_one(replay, replace(options, request=request))
     else:
         raise typer.BadParameter(
             "With --controls give one DIR that `register` wrote, two images, or --pairs LIST.csv"
@@ -299,7 +299,7 @@ class _Found(NamedTuple):
     about: dict[str, str]
 
 
-def _tell(load: ExpertLoad) -> None:
+def _print_loads(load: ExpertLoad) -> None:
     if len(load):
         show(*load_tables(load))
     else:
@@ -308,14 +308,14 @@ def _tell(load: ExpertLoad) -> None:
         )
 
 
-def _read(folders: Sequence[Path]) -> _Found:
+def _read_folders(folders: Sequence[Path]) -> _Found:
     from napari_shmoareg.experts.load import repeated, share_spread
     from napari_shmoareg.figures.experts import load_caption, load_figure
     from napari_shmoareg.io.model_card import routing_of
     from napari_shmoareg.io.report import read_registration_summary
 
     for first, _ in repeated(folder.resolve() for folder in folders):
-        say(
+        print_note(
             f"Warning: {folders[first - 1]} is given more than once; each time counts, and the"
             " spread is too small."
         )
@@ -349,16 +349,16 @@ def _passes(report: Mapping[str, Any]) -> int | None:
     return None if passes is None else len(passes)
 
 
-def _registered(read: Callable[[], VolumePair], running: Running, quiet: bool) -> _Found:
-    with progress(quiet, registering()) as report:
+def _register_pair(read: Callable[[], VolumePair], request: CommandRequest, quiet: bool) -> _Found:
+    with progress(quiet, registration_phases()) as report:
         report("loading", 0.0)
         from napari_shmoareg.experts.load import ExpertLoad
         from napari_shmoareg.figures.experts import expert_map_figure, load_caption, load_figure
         from napari_shmoareg.io.model_card import routing_of
 
-        name, network = running.network()
+        name, network = request.network()
         report("reading", 0.0)
-        registration = running.register(read(), network, report)
+        registration = request.register(read(), network, report)
         report("drawing", 0.0)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
         caption = load_caption(
@@ -380,12 +380,12 @@ def _names(moving: object, fixed: object) -> str:
     return f"moving {moving}, fixed {fixed}"
 
 
-def _write(found: _Found, place: Path) -> None:
+def _write(found: _Found, out: Path) -> None:
     from napari_shmoareg.io.files import new_folder, write_figure
     from napari_shmoareg.io.machine import versions
     from napari_shmoareg.io.report import write_loads
 
-    with new_folder(place) as folder:
+    with new_folder(out) as folder:
         write_loads(found.load, folder / "loads.csv")
         for name, figure in found.figures.items():
             about = {
@@ -395,7 +395,7 @@ def _write(found: _Found, place: Path) -> None:
             write_figure(figure, folder / name, about | found.about)
 
 
-def _where(folder: Path, given: bool, experts: bool) -> str:
+def _list_files(folder: Path, given: bool, experts: bool) -> str:
     """Where the CSV file and the figures lie, and how to get figures that were not drawn."""
     names = (
         ("experts/loads.csv", "figures/expert_loads.png", "figures/expert_maps.png")

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import Report, plain_table, progress, say, show
+from napari_shmoareg.cli.console import ProgressCallback, plain_table, progress, print_note, show
 from napari_shmoareg.cli.pair_list import (
     PLAN,
     ListOptions,
     list_plan,
     list_summary,
-    state_of,
+    file_states,
     weights_in_plan,
-    work_through,
+    process_pairs,
     write_figures,
 )
 from napari_shmoareg.errors import InputError
@@ -77,7 +77,7 @@ SHARE_LEGEND = (
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredPair:
     """What is kept of one pair.
 
     Attributes
@@ -89,7 +89,7 @@ class Measured:
     about : mapping
         Network grid, passes, variant, affine.
     files : mapping of str to (int, int)
-        As of `state_of`.
+        As of `file_states`.
     """
 
     pair: ControlledPair
@@ -104,7 +104,7 @@ class Measured:
         return record | {"names": self.names, "about": self.about, "files": self.files}
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Any], controls: Iterable[Control]) -> Measured:
+    def of_row(cls, row: Mapping[str, Any], controls: Iterable[Control]) -> MeasuredPair:
         """Back from JSON; raises ValueError, KeyError or TypeError if the row is damaged."""
         check_row(_Row, row)
         for check in row["checks"]:
@@ -151,33 +151,35 @@ def control_pairs(listing: Path, options: ControlOptions) -> None:
     from napari_shmoareg.datasets import read_pair_list
 
     listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
-    name, network = options.running.network()
+    name, network = options.request.network()
     _check_card(options, name)
     controls = _controls(network, options.passes)
     labelled = [bool(f.moving_labels and f.fixed_labels) for f in listed.files]
     measure: Measure = "dice" if all(labelled) else "similarity"
     if any(labelled) and not all(labelled):
-        say(
+        print_note(
             "Warning: not every pair has labels of both images, so that all are measured by their"
             " local correlation."
         )
     plan = list_plan(listed, options, name, _used) | _of_plan(controls, measure)
 
-    def measured(number: int, report: Report) -> Measured:
+    def measured(number: int, report: ProgressCallback) -> MeasuredPair:
         report("reading", 0.0)
         moving, fixed, *labels = _used(listed.files[number])
-        files = state_of((moving, fixed, *labels))
+        files = file_states((moving, fixed, *labels))
         pair = read_pair(str(moving), str(fixed), *labels, nan=listed.nan, channel=listed.channel)
-        replay = options.running.replay(pair, network, report)
+        replay = options.request.replay(pair, network, report)
         return _measured(replay, controls, measure, report, (str(moving), str(fixed)), files)
 
-    parse = partial(Measured.of_row, controls=controls)
+    parse = partial(MeasuredPair.of_row, controls=controls)
     verb = ("measure", "measured")
-    with work_through(listed, plan, options, parse, measured, verb) as (done, failures):
+    with process_pairs(listed, plan, options, parse, measured, verb) as (done, failures):
         _finish(plan, done, failures, controls, network, name, options.out, options)
 
 
-def control_one(make: Callable[[SHMoAReg, Report], Replay], options: ControlOptions) -> None:
+def control_one(
+    make: Callable[[SHMoAReg, ProgressCallback], Replay], options: ControlOptions
+) -> None:
     """Measure one pair, and write what it comes to into a new folder, whole or not at all.
 
     Parameters
@@ -188,7 +190,7 @@ def control_one(make: Callable[[SHMoAReg, Report], Replay], options: ControlOpti
     check_new_folder(options.out)
     with progress(options.quiet) as report:
         report("loading", 0.0)
-        name, network = options.running.network()
+        name, network = options.request.network()
         _check_card(options, name)
         controls = _controls(network, options.passes)
         replay = make(network, report)
@@ -250,14 +252,14 @@ def _measured(
     replay: Replay,
     controls: Sequence[Control],
     measure: Measure | None,
-    report: Report,
+    report: ProgressCallback,
     subjects: tuple[str, str],
     files: Mapping[str, Sequence[int]] | None = None,
-) -> Measured:
+) -> MeasuredPair:
     """Controls and checks on a pair."""
     from napari_shmoareg.experts.routing_scores import ControlledPair
 
-    def part(low: float, high: float) -> Report:
+    def part(low: float, high: float) -> ProgressCallback:
         return lambda title, done: report(title, low + (high - low) * done)
 
     values = dict(
@@ -272,12 +274,12 @@ def _measured(
         "affine": replay.affine.tolist(),
     }
     measured = ControlledPair(*subjects, measure or measure_for(pair), values)
-    return Measured(measured, checks, (pair.moving.name, pair.fixed.name), about, files or {})
+    return MeasuredPair(measured, checks, (pair.moving.name, pair.fixed.name), about, files or {})
 
 
 def _finish(
     plan: Mapping[str, Any],
-    pairs: Mapping[int, Measured],
+    pairs: Mapping[int, MeasuredPair],
     failures: Mapping[int, str],
     controls: Sequence[Control],
     network: SHMoAReg,
@@ -301,7 +303,7 @@ def _finish(
         for key, value in one.pair.values.items()
     ]
     write_table(each, folder / PER_PAIR)
-    write_table([_blank(asdict(check)) for check in mean_checks(checks)], folder / GATES)
+    write_table([_empty_for_none(asdict(check)) for check in mean_checks(checks)], folder / GATES)
     figure = controls_figure(rows, caption, kernels), "controls of the routing", caption
     write_figures(folder, {FIGURE: figure}, plan, [one.names for one in done])
     images = {
@@ -323,7 +325,7 @@ def _finish(
         typer.echo("\n".join(lines))
 
 
-def _blank(row: Mapping[str, Any]) -> dict[str, Any]:
+def _empty_for_none(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: "" if value is None else value for key, value in row.items()}
 
 
@@ -349,13 +351,13 @@ def _tables(rows: Sequence[ControlRow], kernels: Sequence[int]) -> list[Table]:
                 change = f"{row.change.value:+.3f}"
                 if row.change.low is not None:
                     change += f" [{row.change.low:+.3f}, {row.change.high:+.3f}]"
-                known = row.control is not None
+                is_control = row.control is not None
                 kept = row.kept.text() if row.kept is not None else "no gain"
                 table.add_row(
                     title_of(row, kernels),
                     f"{row.value:.3f}",
-                    change if known else "",
-                    kept if known else "",
+                    change if is_control else "",
+                    kept if is_control else "",
                 )
             tables.append(table)
     return tables

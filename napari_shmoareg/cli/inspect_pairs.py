@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_shmoareg.cli.console import Report, say
+from napari_shmoareg.cli.console import ProgressCallback, print_note
 from napari_shmoareg.cli.pair_list import (
     ListOptions,
     list_plan,
     list_summary,
-    state_of,
-    work_through,
+    file_states,
+    process_pairs,
     write_figures,
 )
 from napari_shmoareg.errors import InputError
@@ -42,17 +42,17 @@ from napari_shmoareg.figures.experts import (
     location_figure,
 )
 from napari_shmoareg.io import read_image, read_pair
-from napari_shmoareg.io.files import write_table, writing
+from napari_shmoareg.io.files import write_table, atomic_write
 from napari_shmoareg.io.model_card import routing_of
 from napari_shmoareg.io.work_folder import check_row, write_json
 from napari_shmoareg.model.routing import GateId
-from napari_shmoareg.registration.progress import placed, registering
+from napari_shmoareg.registration.progress import overall_progress, registration_phases
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from napari_shmoareg.cli.inspect import Point
-    from napari_shmoareg.cli.options import Running
+    from napari_shmoareg.cli.options import CommandRequest
     from napari_shmoareg.datasets import PairFiles, PairList
     from napari_shmoareg.geometry import VolumePair
     from napari_shmoareg.model import SHMoAReg
@@ -82,7 +82,7 @@ class InspectedPair:
         The network grid, how often the network ran ("passes"), what was decided for the caller,
         warnings.
     files : mapping of str to (int, int)
-        As of `state_of`.
+        As of `file_states`.
     """
 
     moving: str
@@ -129,7 +129,7 @@ class InspectedPair:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> InspectedPair:
         """Back from JSON; raises ValueError, KeyError or TypeError if the row is damaged."""
-        check_row(_Named, row)
+        check_row(_Row, row)
         places = LocationLoad(
             {name: ExpertLoad.from_entries(rows) for name, rows in row["places"].items()}
         )
@@ -142,7 +142,7 @@ class InspectedPair:
 
 
 @dataclass(frozen=True)
-class _Named:
+class _Row:
     """The types of what the row of a pair holds beside its counts."""
 
     moving: str
@@ -172,22 +172,22 @@ def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> E
     from napari_shmoareg.datasets import read_pair_list
 
     listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
-    name, network = options.running.network()
+    name, network = options.request.network()
     plan = list_plan(listed, options, name, _used) | {"places": [list(point) for point in at]}
     for first, again in repeated(tuple(files[:2]) for files in plan["pairs"]):
-        say(
+        print_note(
             f"Warning: pair {again} is pair {first} once more; it counts twice, and the spread"
             " comes out too small."
         )
 
-    def inspected(number: int, report: Report) -> InspectedPair:
-        return _inspected(listed, number, at, options.running, network, report)
+    def inspected(number: int, report: ProgressCallback) -> InspectedPair:
+        return _inspected(listed, number, at, options.request, network, report)
 
-    def check(numbers: Sequence[int], report: Report) -> None:
+    def check(numbers: Sequence[int], report: ProgressCallback) -> None:
         _check_places(listed, numbers, at, report)
 
     verb = ("register", "registered")
-    with work_through(listed, plan, options, InspectedPair.of_row, inspected, verb, check) as (
+    with process_pairs(listed, plan, options, InspectedPair.of_row, inspected, verb, check) as (
         done,
         failures,
     ):
@@ -206,25 +206,25 @@ def _inspected(
     listed: PairList,
     number: int,
     at: Sequence[Point],
-    running: Running,
+    request: CommandRequest,
     network: SHMoAReg,
-    report: Report,
+    report: ProgressCallback,
 ) -> InspectedPair:
     """One pair read, registered and counted."""
-    parts = registering()
+    parts = registration_phases()
 
     def phases(phase: str, fraction: float) -> None:
-        report(*placed(parts, phase, fraction))
+        report(*overall_progress(parts, phase, fraction))
 
     phases("reading", 0.0)
     moving, fixed, labels = _used(listed.files[number])
-    files = state_of((moving, fixed, labels))
+    files = file_states((moving, fixed, labels))
     pair = read_pair(str(moving), str(fixed), None, labels, nan=listed.nan, channel=listed.channel)
-    return InspectedPair.of(running.register(pair, network, phases), at, files)
+    return InspectedPair.of(request.register(pair, network, phases), at, files)
 
 
 def _check_places(
-    listed: PairList, numbers: Sequence[int], at: Sequence[Point], report: Report
+    listed: PairList, numbers: Sequence[int], at: Sequence[Point], report: ProgressCallback
 ) -> None:
     """Refuse a place that does not lie in every fixed image; a file that cannot be read is told
     when its turn comes.
@@ -275,7 +275,9 @@ def write_results(
     named = [
         ({"pair": n + 1, "moving": p.moving, "fixed": p.fixed}, p.load) for n, p in pairs.items()
     ]
-    write_table([who | row for who, found in named for row in detailed_rows(found)], out / PER_PAIR)
+    write_table(
+        [names | row for names, found in named for row in detailed_rows(found)], out / PER_PAIR
+    )
     write_table(places.rows(), out / PLACES)
     captions: dict[str, str] = {}
     if len(load):
@@ -285,7 +287,7 @@ def write_results(
     summary |= {"network": network, "captions": captions, "caution": CAUTION, "routing": routing}
     summary |= list_summary(plan, {n: p.summary() for n, p in pairs.items()}, failures)
     write_json(summary, out / SUMMARY)
-    with writing(out / CAPTIONS) as temporary:
+    with atomic_write(out / CAPTIONS) as temporary:
         temporary.write_text(_captions(captions, plan, done, failures), encoding="utf-8")
     return load
 
@@ -310,7 +312,7 @@ def _figures(
             len(done),
             given=given,
             voxel=voxel,
-            told=_meeting(done) if voxel == BOUNDARY else "",
+            detail=_meeting(done) if voxel == BOUNDARY else "",
             passes=passes,
             routing=routing,
         ),
@@ -348,12 +350,12 @@ def _with_spread(load: ExpertLoad, spread: Mapping[GateId, np.ndarray]) -> list[
 def _meeting(done: Sequence[InspectedPair]) -> str:
     """Which labels meet at the boundary, and in how many pairs."""
     labels = {tuple(sorted(p.boundary)) for p in done if p.boundary is not None}
-    having = sum(p.boundary is not None for p in done)
-    told = f" (labels {' and '.join(map(str, next(iter(labels))))})" if len(labels) == 1 else ""
-    told = told or f" (other labels from pair to pair: see {SUMMARY})"
-    return told + (
-        f", in the {having} of {len(done)} pairs that have such a boundary"
-        if having < len(done)
+    with_boundary = sum(p.boundary is not None for p in done)
+    note = f" (labels {' and '.join(map(str, next(iter(labels))))})" if len(labels) == 1 else ""
+    note = note or f" (other labels from pair to pair: see {SUMMARY})"
+    return note + (
+        f", in the {with_boundary} of {len(done)} pairs that have such a boundary"
+        if with_boundary < len(done)
         else ""
     )
 
@@ -394,6 +396,6 @@ def _captions(
         )
         parts[-1] += "time counts, so that the spread over pairs comes out too small."
     if failures:
-        told = "\n".join(f"- pair {n + 1}: {error}" for n, error in failures.items())
-        parts += [f"## Failed, and not counted\n\n{told}\n\nThe same command tries these again."]
+        errors = "\n".join(f"- pair {n + 1}: {error}" for n, error in failures.items())
+        parts += [f"## Failed, and not counted\n\n{errors}\n\nThe same command tries these again."]
     return "\n\n".join(parts) + "\n"

@@ -20,15 +20,20 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import CANCELLED, FAILED, say
-from napari_shmoareg.cli.launch import LOOK, ended_by, passed_on, stopped_with_parent
+from napari_shmoareg.cli.console import CANCELLED, FAILED, print_note
+from napari_shmoareg.cli.launch import (
+    POLL_SECONDS,
+    describe_signal,
+    forward_signals,
+    stop_with_parent,
+)
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import check_name
 
 MONTH = 30 * 24 * 60  # minutes: how long a job in the background may take at most
 NOTICE = 120  # seconds between the warning of a cluster and the end: a step and a save have to fit
 RETRIES = 20  # how often a run that reaches the cluster's time limit goes on
-OURS = ("--submit", "--cluster-option", "--shards")
+OWN_OPTIONS = ("--submit", "--cluster-option", "--shards")
 
 
 class Cluster(StrEnum):
@@ -83,7 +88,7 @@ def parameters(cluster: str, options: Sequence[str], processes: int = 1) -> dict
         missing or unreadable.
     """
     check_words(options, "--cluster-option")
-    given = dict(_parted(option) for option in options)
+    given = dict(_key_and_value(option) for option in options)
     time_limit, nodes = given.pop("time", None), given.pop("nodes", "1")
     if not nodes.isdigit() or int(nodes) < 1:
         raise InputError(f"--cluster-option nodes={nodes}: a whole number of nodes was expected.")
@@ -110,18 +115,25 @@ def _for_slurm(given: Mapping[str, str], limit: int, nodes: int, processes: int)
             f" {nodes} * n."
         )
     known = SlurmExecutor._valid_parameters()
-    ours: dict[str, Any] = {"timeout_min": limit, "nodes": nodes, "slurm_signal_delay_s": NOTICE}
+    submitit_options: dict[str, Any] = {
+        "timeout_min": limit,
+        "nodes": nodes,
+        "slurm_signal_delay_s": NOTICE,
+    }
     if nodes > 1:
-        ours |= {"tasks_per_node": processes // nodes, "slurm_srun_args": ["--kill-on-bad-exit=1"]}
-    others: dict[str, Any] = {"requeue": True}
+        submitit_options |= {
+            "tasks_per_node": processes // nodes,
+            "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        }
+    sbatch_options: dict[str, Any] = {"requeue": True}
     for key, value in given.items():
         name = key.replace("-", "_")
         typed = int(value) if value.isdigit() else value or True
         if name in known:
-            ours[f"slurm_{name}"] = typed
+            submitit_options[f"slurm_{name}"] = typed
         else:
-            others[key] = typed
-    return ours | {"slurm_additional_parameters": others}
+            sbatch_options[key] = typed
+    return submitit_options | {"slurm_additional_parameters": sbatch_options}
 
 
 def check_words(words: Sequence[str], what: str) -> None:
@@ -174,7 +186,7 @@ def without(words: Sequence[str], *options: str) -> tuple[str, ...]:
     """The words of a command but for some options, whether their value stands behind "=" or in the
     next word.
     """
-    kept: list[str] = []
+    remaining: list[str] = []
     skip = False
     for word in words:
         if skip:
@@ -182,11 +194,11 @@ def without(words: Sequence[str], *options: str) -> tuple[str, ...]:
         elif word in options:
             skip = True
         elif word.split("=", 1)[0] not in options:
-            kept.append(word)
-    return tuple(kept)
+            remaining.append(word)
+    return tuple(remaining)
 
 
-def _parted(option: str) -> tuple[str, str]:
+def _key_and_value(option: str) -> tuple[str, str]:
     key, mark, value = option.partition("=")
     key = key.strip().lstrip("-")
     if not mark or not re.fullmatch(r"[A-Za-z][\w-]*", key):
@@ -258,7 +270,7 @@ class Sharing:
         if self.submit is None and self.options:
             raise InputError("--cluster-option does nothing without --submit.")
 
-    def hand_over(self, out: Path) -> None:
+    def submit_shards(self, out: Path) -> None:
         """Submit the jobs and tell how to watch them.
 
         Parameters
@@ -266,10 +278,9 @@ class Sharing:
         out : Path
             The results.
         """
-        pass  # MOVED
 
         words = without(self.words, "--against")
-        typer.echo(hand_over(words, out, str(self.submit), self.options, shards=self.shards))
+        typer.echo(submit_command(words, out, str(self.submit), self.options, shards=self.shards))
 
     def run(self, device: str) -> None:
         """Run the shards as processes and wait for them; a process that dies leaves its pairs, the
@@ -288,15 +299,15 @@ class Sharing:
             If one died or failed; it was said.
         """
         members = {number: self._start(number, device) for number in range(self.processes)}
-        said: dict[int, list[str]] = {number: [] for number in members}
+        output: dict[int, list[str]] = {number: [] for number in members}
         readers = [
-            threading.Thread(target=_relay, args=(process.stderr, said[number]))
+            threading.Thread(target=_relay, args=(process.stderr, output[number]))
             for number, process in members.items()
         ]
         for reader in readers:
             reader.start()
-        with passed_on(members):
-            failed = _wait(members, said)
+        with forward_signals(members):
+            failed = _wait(members, output)
         for reader in readers:
             reader.join()
         if any(process.returncode == CANCELLED for process in members.values()):
@@ -305,17 +316,17 @@ class Sharing:
             raise typer.Exit(FAILED)
 
     def _start(self, number: int, device: str) -> subprocess.Popen[str]:
-        from napari_shmoareg.training.distributed import threads_each
+        from napari_shmoareg.training.distributed import threads_per_process
 
         environment = dict(os.environ)
-        environment.setdefault("OMP_NUM_THREADS", str(threads_each(self.processes)))
+        environment.setdefault("OMP_NUM_THREADS", str(threads_per_process(self.processes)))
         if device == "cuda":
             import torch
 
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
                 map(str, range(torch.cuda.device_count()))
             )
-            gpus = seen.split(",")
+            gpus = visible.split(",")
             environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         words = without(self.words, *NOT_FOR_SHARDS)
         return subprocess.Popen(
@@ -332,15 +343,17 @@ class Sharing:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C is for this process, which hands it on once
-            preexec_fn=stopped_with_parent if os.name == "posix" else None,
+            preexec_fn=stop_with_parent if os.name == "posix" else None,
         )
 
 
-def _wait(members: Mapping[int, subprocess.Popen[str]], said: Mapping[int, Sequence[str]]) -> bool:
+def _wait(
+    members: Mapping[int, subprocess.Popen[str]], output: Mapping[int, Sequence[str]]
+) -> bool:
     """Wait for all; say at once, and once each, what ended one before its time.  Whether there was
     one.
     """
-    left, failed, told = set(members), False, set[str]()
+    left, failed, printed = set(members), False, set[str]()
     while left:
         for number in sorted(left):
             process = members[number]
@@ -348,49 +361,49 @@ def _wait(members: Mapping[int, subprocess.Popen[str]], said: Mapping[int, Seque
                 continue
             left.remove(number)
             if process.returncode not in (0, CANCELLED):
-                time.sleep(LOOK)  # for its last words
-                words = next((line for line in said[number] if line.startswith("Error: ")), "")
+                time.sleep(POLL_SECONDS)  # for its last words
+                message = next((line for line in output[number] if line.startswith("Error: ")), "")
                 name = f"process {number + 1} of {len(members)}"
                 if process.returncode < 0:
-                    what = ended_by(name, process.pid, process.returncode)
-                    words = (
-                        f"Error: {what} The others go on. Finished pairs are kept; the same command"
+                    reason = describe_signal(name, process.pid, process.returncode)
+                    message = (
+                        f"Error: {reason} The others go on. Finished pairs are kept; the same command"
                         " does the rest."
                     )
-                failed |= bool(words)
-                if words and words not in told:
-                    say(words)
-                    told.add(words)
-        time.sleep(LOOK)
+                failed |= bool(message)
+                if message and message not in printed:
+                    print_note(message)
+                    printed.add(message)
+        time.sleep(POLL_SECONDS)
     return failed
 
 
-def _relay(lines: IO[str] | None, said: list[str]) -> None:
+def _relay(lines: IO[str] | None, output: list[str]) -> None:
     for line in lines or ():
-        said.append(line.rstrip("\n"))
+        output.append(line.rstrip("\n"))
         if line.startswith(PROGRESS):
-            say(said[-1])
+            print_note(output[-1])
 
 
 @dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """One call of ``shmoareg``, which submitit calls on the machine where it runs.
 
     Attributes
     ----------
     argv : tuple of str
         The command and its options.
-    place : str
+    folder : str
         The working folder.
-    begun : str or None
+    started_file : str or None
         A file that is there once the work was begun: from then on ``--resume`` is added.
     environment : mapping
         What differs from the environment on that machine; None takes a variable away.
     """
 
     argv: tuple[str, ...]
-    place: str
-    begun: str | None = None
+    folder: str
+    started_file: str | None = None
     environment: Mapping[str, str | None] = field(default_factory=dict)
 
     def __call__(self) -> int:
@@ -401,15 +414,15 @@ class Job:
         RuntimeError
             If it fails, so that the cluster lists the job as failed.
         """
-        going_on = self.begun is not None and Path(self.place, self.begun).is_file()
-        more = ("--resume",) if going_on and "--resume" not in self.argv else ()
+        resumed = self.started_file is not None and Path(self.folder, self.started_file).is_file()
+        more = ("--resume",) if resumed and "--resume" not in self.argv else ()
         changed = {**os.environ, **self.environment}
         process = subprocess.Popen(
             [sys.executable, "-m", "napari_shmoareg", *self.argv, *more],
-            cwd=self.place,
+            cwd=self.folder,
             env={name: value for name, value in changed.items() if value is not None},
             stdin=subprocess.DEVNULL,
-            preexec_fn=stopped_with_parent if os.name == "posix" else None,
+            preexec_fn=stop_with_parent if os.name == "posix" else None,
         )
         _RUNNING.append(process)
         try:
@@ -443,7 +456,7 @@ class Job:
 _RUNNING: list[subprocess.Popen[bytes]] = []  # in the process of a job: what it runs
 
 
-def hand_over(
+def submit_command(
     words: Sequence[str],
     out: Path,
     cluster: str,
@@ -452,7 +465,7 @@ def hand_over(
     processes: int = 1,
     batch: int | None = None,
     shards: int = 1,
-    begun: Path | None = None,
+    started_file: Path | None = None,
 ) -> str:
     """Hand a command to a cluster, whole or in shards.
 
@@ -471,7 +484,7 @@ def hand_over(
         Pairs in a step, which the processes share.
     shards : int
         Jobs, each given ``--shard`` with its number.
-    begun : Path, optional
+    started_file : Path, optional
         A file that is there once the work was begun: a job that finds it goes on with ``--resume``.
 
     Returns
@@ -490,8 +503,8 @@ def hand_over(
         check_batch(batch, processes)
     given = list(options or ())
     several = parameters(cluster, given, processes).get("nodes", 1) > 1
-    words = without(words, *OURS, *(("--processes",) if several else ()))
-    shown = (
+    words = without(words, *OWN_OPTIONS, *(("--processes",) if several else ()))
+    environment = (
         {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
         if cluster != "slurm"
         else {}
@@ -502,18 +515,23 @@ def hand_over(
         else [(f"--shard={number}/{shards}",) for number in range(1, shards + 1)]
     )
     jobs = [
-        Job((*words, *part), os.getcwd(), None if begun is None else str(begun), shown)
+        ClusterJob(
+            (*words, *part),
+            os.getcwd(),
+            None if started_file is None else str(started_file),
+            environment,
+        )
         for part in parts
     ]
     folder = (out.parent / f"{out.name}-jobs").absolute()
-    handed = submit(
+    submitted = submit(
         jobs, cluster, given, folder=folder, name=f"shmoareg-{out.name}", processes=processes
     )
-    return told(handed, cluster, folder)
+    return describe_jobs(submitted, cluster, folder)
 
 
 def submit(
-    jobs: Sequence[Job],
+    jobs: Sequence[ClusterJob],
     cluster: str,
     options: Sequence[str],
     *,
@@ -525,7 +543,7 @@ def submit(
 
     Parameters
     ----------
-    jobs : sequence of Job
+    jobs : sequence of ClusterJob
     cluster : {"slurm", "local"}
     options : sequence of str
         ``key=value``.
@@ -558,57 +576,57 @@ def submit(
             "There is no SLURM here (no command sbatch). Call this where jobs are submitted, the"
             " login node, or give --submit local."
         )
-    check_words([word for job in jobs for word in (*job.argv, job.place)], "a word of the command")
+    check_words([word for job in jobs for word in (*job.argv, job.folder)], "a word of the command")
     check_words([name], "the name of the job")
     check_words([str(folder)], "the folder of the job's files")
     check_name(folder / "name")
-    wanted = parameters(cluster, options, processes) | {"name": name}
+    settings = parameters(cluster, options, processes) | {"name": name}
     try:
         executor = submitit.AutoExecutor(
             folder=folder, cluster=cluster, slurm_max_num_timeout=RETRIES
         )
-        executor.update_parameters(**wanted)
-        with _unheard():
+        executor.update_parameters(**settings)
+        with _detached_streams():
             if len(jobs) == 1:
                 return [executor.submit(jobs[0])]
             with executor.batch():
                 return [executor.submit(job) for job in jobs]
     except (ValueError, NameError, AssertionError, submitit.core.utils.FailedJobError) as error:
-        said = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         raise InputError(
-            f"The job could not be handed over: {said[:400] or type(error).__name__}"
+            f"The job could not be handed over: {text[:400] or type(error).__name__}"
         ) from error
 
 
-def told(jobs: Sequence[Any], cluster: str, folder: Path) -> str:
+def describe_jobs(jobs: Sequence[Any], cluster: str, folder: Path) -> str:
     """What a user wants to know after handing jobs over."""
     names = ", ".join(str(job.job_id) for job in jobs)
     logs = " ".join(str(job.paths.stdout) for job in jobs[:3]) + (" ..." if len(jobs) > 3 else "")
     first = str(jobs[0].job_id).split("_")[0]
     if cluster == "slurm":
-        look, stop = f"squeue -j {first}", f"scancel {first}"
+        watch, stop = f"squeue -j {first}", f"scancel {first}"
     else:
         pids = " ".join(str(job.job_id) for job in jobs)
-        look, stop = f"ps -p {pids.replace(' ', ',')}", f"kill -INT {pids}"
+        watch, stop = f"ps -p {pids.replace(' ', ',')}", f"kill -INT {pids}"
     what = "job" if len(jobs) == 1 else "jobs"
     return (
-        f"Handed over: {what} {names}.\nWatch: {look}; tail -F {logs}\nStop:  {stop}\nFiles:"
+        f"Handed over: {what} {names}.\nWatch: {watch}; tail -F {logs}\nStop:  {stop}\nFiles:"
         f" {folder}"
     )
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _detached_streams() -> Iterator[None]:
     """Start what outlives this process without its input and output, which would be held open."""
     sys.stdout.flush()
-    kept = [os.dup(number) for number in (0, 1, 2)]
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    saved = [os.dup(number) for number in (0, 1, 2)]
+    devnull = os.open(os.devnull, os.O_RDWR)
     try:
         for number in (0, 1, 2):
-            os.dup2(nowhere, number)
+            os.dup2(devnull, number)
         yield
     finally:
-        for number, own in enumerate(kept):
+        for number, own in enumerate(saved):
             os.dup2(own, number)
             os.close(own)
-        os.close(nowhere)
+        os.close(devnull)

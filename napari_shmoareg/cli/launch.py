@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 # exit code of a process that only lost another one: whoever started them knows better what happened
 LOST = 9
 GRACE = 10.0  # seconds for the others to end on their own account, once one has failed
-LOOK = 0.1  # seconds between two looks at the processes
-PEACEFUL = (0, MISUSED, CANCELLED)
+POLL_SECONDS = 0.1  # seconds between two looks at the processes
+EXPECTED = (0, MISUSED, CANCELLED)
 
 
 @contextmanager
-def passed_on(members: Mapping[int, subprocess.Popen[Any]]) -> Iterator[None]:
+def forward_signals(members: Mapping[int, subprocess.Popen[Any]]) -> Iterator[None]:
     """Hand Ctrl-C and kill on to all, as a kill: some shells let them ignore Ctrl-C.  A third one
     ends them at once.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def hand_on(number: int, frame: object) -> None:
-        asked.append(number)
+    def forward(number: int, frame: object) -> None:
+        received.append(number)
         for process in members.values():
-            process.send_signal(signal.SIGKILL if len(asked) > 2 else signal.SIGTERM)
+            process.send_signal(signal.SIGKILL if len(received) > 2 else signal.SIGTERM)
 
     numbers = [
         getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
     ]
-    former = {number: signal.signal(number, hand_on) for number in numbers}
+    former = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def watch(members: Mapping[int, subprocess.Popen[Any]]) -> dict[int, int]:
         new = [
             (rank, code)
             for rank, code in codes.items()
-            if code is not None and code not in PEACEFUL
+            if code is not None and code not in EXPECTED
         ]
         # of those seen at once, whoever only lost the others comes last
         failed |= dict(sorted(new, key=lambda one: one[1] in (LOST, -signal.SIGABRT))) | failed
@@ -79,10 +79,10 @@ def watch(members: Mapping[int, subprocess.Popen[Any]]) -> dict[int, int]:
             until = min(until, time.monotonic() + GRACE)
         if None not in codes.values() or time.monotonic() > until:
             return failed
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
 
 
-def stopped_with_parent() -> None:
+def stop_with_parent() -> None:
     """In a process that is being started: be told to stop when the one that started it is gone (on
     Linux).
 
@@ -103,11 +103,11 @@ def end(members: Mapping[int, subprocess.Popen[Any]]) -> None:
         process.wait()
 
 
-def outcome(
+def exit_code(
     members: Mapping[int, subprocess.Popen[Any]],
     failed: Mapping[int, int],
-    said: Mapping[int, str],
-    kept: str,
+    outputs: Mapping[int, str],
+    hint: str,
 ) -> int:
     """The exit code of processes that worked as one.
 
@@ -116,9 +116,9 @@ def outcome(
     members : mapping of rank to process
     failed : mapping of rank to exit code
         From `watch`.
-    said : mapping of rank to path
+    outputs : mapping of rank to path
         What those that keep silent would have said.
-    kept : str
+    hint : str
         A sentence on what is left and how to go on.
 
     Raises
@@ -126,32 +126,36 @@ def outcome(
     InputError
         Saying what failed, unless the first process said that itself.
     """
-    leader: int = members[0].returncode
-    if leader in PEACEFUL or leader == FAILED:
-        return leader
-    guilty = next(
+    main: int = members[0].returncode
+    if main in EXPECTED or main == FAILED:
+        return main
+    first_failed = next(
         (rank for rank, code in failed.items() if code not in (LOST, -signal.SIGABRT)), min(failed)
     )
-    code, name, pid = failed[guilty], f"process {guilty + 1} of {len(members)}", members[guilty].pid
+    code, name, pid = (
+        failed[first_failed],
+        f"process {first_failed + 1} of {len(members)}",
+        members[first_failed].pid,
+    )
     if code < 0:
-        what = f"{ended_by(name, pid, code)} The others were ended too."
-    elif guilty and (words := last_words(Path(said[guilty]))):
+        what = f"{describe_signal(name, pid, code)} The others were ended too."
+    elif first_failed and (words := last_error(Path(outputs[first_failed]))):
         what = f"in {name}: {words}"
     else:
         what = (
             f"the processes lost each other, though none was ended from outside ({name}, pid {pid},"
             f" code {code})."
         )
-    raise InputError(f"{what} {kept}")
+    raise InputError(f"{what} {hint}")
 
 
-def ended_by(name: str, pid: int, code: int) -> str:
+def describe_signal(name: str, pid: int, code: int) -> str:
     """A sentence on a process that a signal ended."""
     why = " (perhaps the memory ran out)" if -code == signal.SIGKILL else ""
     return f"{name} (pid {pid}) was ended by signal {-code}, {signal.Signals(-code).name}{why}."
 
 
-def last_words(file: Path) -> str:
+def last_error(file: Path) -> str:
     """The last error in what a process said, without its mark."""
     lines = [
         line
@@ -164,13 +168,13 @@ def last_words(file: Path) -> str:
 
 COMMAND = ("-m", "napari_shmoareg")
 LAUNCHER = "SHMOAREG_LAUNCHER"  # the process id of the launcher, for the processes that it starts
-KEPT = (
+RESUME_HINT = (
     "What was saved is kept; go on with the same command and --resume, with as many processes as"
     " you like."
 )
 
 
-def wants_launch(processes: int | None) -> bool:
+def needs_launch(processes: int | None) -> bool:
     """Whether this process has to start others: it was asked for several and is not one of them
     itself.
 
@@ -184,18 +188,18 @@ def wants_launch(processes: int | None) -> bool:
     InputError
         If torchrun or srun started another number of processes than asked for.
     """
-    wanted = 1 if processes is None else processes
-    if wanted == 1:
+    requested = 1 if processes is None else processes
+    if requested == 1:
         return False
-    from napari_shmoareg.training.distributed import team_size
+    from napari_shmoareg.training.distributed import world_size
 
-    there = team_size()
-    if there not in (1, wanted):
+    running = world_size()
+    if running not in (1, requested):
         raise InputError(
-            f"--processes {wanted} was asked for, but torchrun or srun started {there}; leave"
+            f"--processes {requested} was asked for, but torchrun or srun started {running}; leave"
             " --processes away."
         )
-    return there == 1
+    return running == 1
 
 
 def launch(
@@ -204,7 +208,7 @@ def launch(
     *,
     batch: int | None = None,
     device: str = "auto",
-    kept: str = KEPT,
+    hint: str = RESUME_HINT,
 ) -> int:
     """Run ``shmoareg ARGV`` in so many processes of this machine, and wait for them.
 
@@ -220,7 +224,7 @@ def launch(
     batch : int, optional
         Pairs in a step, which the processes have to share.
     device : {"auto", "cpu", "cuda"}
-    kept : str
+    hint : str
         What is left after a failure, and how to go on.
 
     Returns
@@ -236,7 +240,7 @@ def launch(
     """
     from napari_shmoareg.registration.refinement import without_triton
     from napari_shmoareg.registration.resources import find_device
-    from napari_shmoareg.training.distributed import check_batch, check_gpus, threads_each
+    from napari_shmoareg.training.distributed import check_batch, check_gpus, threads_per_process
 
     if batch is not None:
         check_batch(batch, processes)
@@ -262,13 +266,14 @@ def launch(
             "TORCHELASTIC_RUN_ID": "shmoareg",
             "TORCHELASTIC_RESTART_COUNT": "0",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads_each(processes)),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+            or str(threads_per_process(processes)),
             LAUNCHER: str(os.getpid()),
         }
-        # which never comes: `passed_on` takes care
+        # which never comes: `forward_signals` takes care
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGURG"
         members: dict[int, subprocess.Popen[Any]] = {}
-        with passed_on(members):
+        with forward_signals(members):
             context = start_processes(
                 "shmoareg",
                 sys.executable,
@@ -290,11 +295,11 @@ def launch(
             finally:
                 end(members)
                 context.close()
-        return outcome(members, failed, context.stderrs, kept)
+        return exit_code(members, failed, context.stderrs, hint)
 
 
 @contextmanager
-def in_team(device: str = "auto") -> Iterator[TrainingGroup]:
+def join_group(device: str = "auto") -> Iterator[TrainingGroup]:
     """Join the processes started beside this one, and part from them at the end; all but the first
     keep silent.
 
@@ -317,50 +322,50 @@ def in_team(device: str = "auto") -> Iterator[TrainingGroup]:
     """
     from napari_shmoareg.training.distributed import LostProcessError, TrainingGroup
 
-    _follow_launcher()
-    peaceful, team = False, TrainingGroup()
+    _stop_with_launcher()
+    finished, group = False, TrainingGroup()
     try:
-        team = TrainingGroup.joined(device)
-        with _silence(not team.leader):
-            yield team
-        peaceful = True
+        group = TrainingGroup.join(device)
+        with _silence(not group.is_main):
+            yield group
+        finished = True
     except LostProcessError as lost:
         if LAUNCHER not in os.environ:
             raise
         raise typer.Exit(LOST) from lost
     except typer.Exit:
-        peaceful = True  # all have come to the same end
+        finished = True  # all have come to the same end
         raise
     finally:
-        team.leave(peaceful)
+        group.close(finished)
 
 
 @contextmanager
-def _silence(wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _silence(enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
     with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        redirect_stdout(nowhere),
-        redirect_stderr(nowhere),
+        open(os.devnull, "w", encoding="utf-8") as devnull,
+        redirect_stdout(devnull),
+        redirect_stderr(devnull),
     ):
         yield
 
 
-def _follow_launcher() -> None:
+def _stop_with_launcher() -> None:
     """Be told to stop, as by ``kill``, when the launcher is gone: this process is in a session of
     its own.
     """
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
-    stopped_with_parent()
+    stop_with_parent()
     if os.getppid() != int(launcher):
         raise InputError("The process that started this one has ended; nothing was begun.")
 
 
-def words_of(ctx: typer.Context) -> list[str]:
+def command_words(ctx: typer.Context) -> list[str]:
     """The words that give this command the options that it has."""
     words = [str(ctx.info_name)]
     for parameter in ctx.command.params:

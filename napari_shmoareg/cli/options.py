@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, g
 
 import typer
 
-from napari_shmoareg.cli.console import Report, remember_debug
-from napari_shmoareg.io.model_card import chosen_device, chosen_weights
+from napari_shmoareg.cli.console import ProgressCallback, remember_debug
+from napari_shmoareg.io.model_card import choose_device, choose_weights
 from napari_shmoareg.settings import (
     Device,
     RegistrationRequest,
     RegistrationSettings,
-    described,
-    own_first,
+    help_texts,
+    own_fields_first,
 )
 from napari_shmoareg.training.settings import ITERATIONS, ExpertLearning, FineTuning, RunSettings
 
@@ -130,7 +130,7 @@ UniGradICONWeights = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    Device, typer.Option("--device", help=described(RegistrationSettings)["device"])
+    Device, typer.Option("--device", help=help_texts(RegistrationSettings)["device"])
 ]
 NetworkOption = Annotated[
     Network,
@@ -169,11 +169,11 @@ Debug = Annotated[
 ]
 
 
-class Running(RegistrationRequest):
+class CommandRequest(RegistrationRequest):
     """The registration that a command was asked for."""
 
     @classmethod
-    def of(cls, weights: str | None, given: Mapping[str, Any]) -> Running:
+    def of(cls, weights: str | None, given: Mapping[str, Any]) -> CommandRequest:
         """From ``--weights`` and the options that `with_settings` made."""
         return cls(weights=weights or "auto", **settings_in(given, RegistrationSettings))
 
@@ -187,11 +187,11 @@ class Running(RegistrationRequest):
         """
         from napari_shmoareg.io import load_network
 
-        device = chosen_device(self.device)
-        name, _ = chosen_weights(self.weights, device)
+        device = choose_device(self.device)
+        name, _ = choose_weights(self.weights, device)
         return name, load_network(name, device=device)
 
-    def replay(self, pair: VolumePair, network: SHMoAReg, report: Report) -> Replay:
+    def replay(self, pair: VolumePair, network: SHMoAReg, report: ProgressCallback) -> Replay:
         """Align a pair and make its `Replay`, telling `report` what is done."""
         from napari_shmoareg.registration.affine import align
         from napari_shmoareg.registration.replay import Replay
@@ -201,13 +201,15 @@ class Running(RegistrationRequest):
         report("deforming", 0.05)
         return Replay.of(pair, network, affine=alignment.matrix, settings=self.to_dict())
 
-    def register(self, pair: VolumePair, network: SHMoAReg | None, report: Report) -> Registration:
+    def register(
+        self, pair: VolumePair, network: SHMoAReg | None, report: ProgressCallback
+    ) -> Registration:
         """Register a pair, by a network or without one, telling `report` how far it is."""
         from napari_shmoareg.registration.register import register
 
         why = "none, as requested"
         if network is not None:
-            _, why = chosen_weights(self.weights, chosen_device(self.device))
+            _, why = choose_weights(self.weights, choose_device(self.device))
         registration = register(pair, network, self, progress=report)
         return replace(registration, choices={"weights": why, **registration.choices})
 
@@ -215,13 +217,13 @@ class Running(RegistrationRequest):
 STEP, EXPERTS = "What a step learns", "How experts learn, beyond the paper"
 SETTINGS: tuple[tuple[type[Any], str], ...] = ((FineTuning, STEP), (RunSettings, "The run"))
 REGISTRATION = ((RegistrationSettings, "The registration"),)
-OTHERWISE = {
+HELP_DEFAULTS = {
     "steps": f"{FineTuning.steps}, with --from none {ITERATIONS}",
     "size": "as the weights say",
     "diffeomorphic": "as the weights say",
     "final_rate": "that of --learning-rate",
 }
-SHAPES = {"refine": {"metavar": "STEPS", "min": 0}}
+OPTION_ARGUMENTS = {"refine": {"metavar": "STEPS", "min": 0}}
 INTERNAL = {"refine_seconds"}  # settings that no command asks for
 
 
@@ -249,7 +251,7 @@ def with_settings(
         What the help says that they are by default, all of them or each; else their own.
     """
 
-    def taking(**given: Any) -> None:
+    def wrapper(**given: Any) -> None:
         command(**given)
 
     hints = get_type_hints(command, include_extras=True)
@@ -258,20 +260,20 @@ def with_settings(
         for parameter in inspect.signature(command).parameters.values()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    taking.__name__, taking.__doc__, taking.__module__ = (
+    wrapper.__name__, wrapper.__doc__, wrapper.__module__ = (
         command.__name__,
         command.__doc__,
         command.__module__,
     )
-    taken = {*without, *INTERNAL, *(parameter.name for parameter in own)}
-    more = [
+    excluded = {*without, *INTERNAL, *(parameter.name for parameter in own)}
+    added = [
         each
         for each in setting_parameters(settings, default)
-        if each.name not in taken and (only is None or each.name in only)
+        if each.name not in excluded and (only is None or each.name in only)
     ]
-    taking.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
-    taking.__annotations__ = {}
-    return taking
+    wrapper.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {}
+    return wrapper
 
 
 def setting_parameters(
@@ -281,22 +283,22 @@ def setting_parameters(
     experts = {field.name for field in fields(ExpertLearning)}
     settings: Any
     for settings, panel in classes:
-        words, hints = described(settings), get_type_hints(settings)
-        for field in own_first(settings):
+        words, hints = help_texts(settings), get_type_hints(settings)
+        for field in own_fields_first(settings):
             name, hint = field.name, hints[field.name]
             shown = default if isinstance(default, str) else default.get(name, "")
             option = typer.Option(
                 _flags(name, hint),
                 help=words[name],
-                show_default=shown or OTHERWISE.get(name, _shown(field.default)),
+                show_default=shown or HELP_DEFAULTS.get(name, _default_text(field.default)),
                 rich_help_panel=EXPERTS if name in experts else panel,
-                **_shape(name, hint),
+                **_option_arguments(name, hint),
             )
             yield inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=Annotated[_kinds(hint)[0] | None, option],
+                annotation=Annotated[_types(hint)[0] | None, option],
             )
 
 
@@ -308,23 +310,23 @@ def settings_in(given: Mapping[str, Any], settings: type[Any]) -> dict[str, Any]
 
 def _flags(name: str, hint: Any) -> str:
     kebab = name.replace("_", "-")
-    return f"--{kebab}/--no-{kebab}" if bool in _kinds(hint) else f"--{kebab}"
+    return f"--{kebab}/--no-{kebab}" if bool in _types(hint) else f"--{kebab}"
 
 
-def _kinds(hint: Any) -> list[Any]:
+def _types(hint: Any) -> list[Any]:
     """The types that a setting may have, but None."""
     union = get_origin(hint) in (types.UnionType, Union)
-    return [one for one in get_args(hint) if one is not type(None)] if union else [hint]
+    return [member for member in get_args(hint) if member is not type(None)] if union else [hint]
 
 
-def _shape(name: str, hint: Any) -> dict[str, Any]:
+def _option_arguments(name: str, hint: Any) -> dict[str, Any]:
     """How an option is written and read, beyond its type: a number or "native", at least 0."""
-    if len(_kinds(hint)) > 1:
+    if len(_types(hint)) > 1:
         return {"metavar": "N|native", "parser": parse_size}
-    return SHAPES.get(name, {})
+    return OPTION_ARGUMENTS.get(name, {})
 
 
-def _shown(default: Any) -> str:
+def _default_text(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     return f"{default:g}" if isinstance(default, float) else str(default)

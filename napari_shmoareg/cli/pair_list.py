@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from napari_shmoareg.cli.console import Report, explain, progress, resumable, say
-from napari_shmoareg.cli.options import Running
+from napari_shmoareg.cli.console import ProgressCallback, explain, progress, resumable, print_note
+from napari_shmoareg.cli.options import CommandRequest
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import ENDINGS, write_figure
 from napari_shmoareg.io.machine import versions
-from napari_shmoareg.io.model_card import checksum_of, chosen_device
+from napari_shmoareg.io.model_card import checksum_of, choose_device
 from napari_shmoareg.io.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class ListOptions:
     Attributes
     ----------
     out : Path
-    running : Running
+    request : Running
     nan, channel
         As for `read_pair`.
     quiet, debug : bool
     """
 
     out: Path
-    running: Running
+    request: CommandRequest
     nan: float | None = None
     channel: int | None = None
     quiet: bool = False
@@ -50,7 +50,7 @@ class ListOptions:
 
 
 class PairResult(Protocol):
-    """What is kept of a pair, and the files it was read from, as of `state_of`."""
+    """What is kept of a pair, and the files it was read from, as of `file_states`."""
 
     @property
     def files(self) -> Mapping[str, Sequence[int]]: ...
@@ -64,14 +64,14 @@ R = TypeVar("R", bound=PairResult)
 
 
 @contextmanager
-def work_through(
+def process_pairs(
     listed: PairList,
     plan: Mapping[str, Any],
     options: ListOptions,
     parse: Callable[[dict[str, Any]], R],
-    do: Callable[[int, Report], R],
+    do: Callable[[int, ProgressCallback], R],
     verb: tuple[str, str],
-    check: Callable[[Sequence[int], Report], None] = lambda numbers, report: None,
+    check: Callable[[Sequence[int], ProgressCallback], None] = lambda numbers, report: None,
 ) -> Iterator[tuple[dict[int, R], dict[int, str]]]:
     """Do the pairs of a list that the folder does not have yet, and give all that are done.
 
@@ -124,7 +124,7 @@ def work_through(
                         if options.debug:
                             traceback.print_exception(error, file=sys.stderr)
                         failures[number] = explain(error).removeprefix("Error: ")
-                        say(f"pair {number + 1} failed: {failures[number]}")
+                        print_note(f"pair {number + 1} failed: {failures[number]}")
                         work.write(keys[number], {"error": failures[number]})
                     else:
                         work.write(keys[number], result.row())
@@ -136,7 +136,7 @@ def work_through(
             yield dict(sorted(done.items())), failures
 
 
-def _in_list(report: Report, number: int, count: int) -> Report:
+def _in_list(report: ProgressCallback, number: int, count: int) -> ProgressCallback:
     """From the fraction of one pair to that of the list."""
     return lambda title, done: report(
         f"pair {number + 1} of {count}, {title}", (number + done) / count
@@ -149,7 +149,7 @@ def _check_unchanged(
     """Refuse results of files that have another size or time now."""
     changed: dict[str, list[str]] = {}
     for key, result in results.items():
-        names = [f for f, then in result.files.items() if state_of([Path(f)])[f] != list(then)]
+        names = [f for f, old in result.files.items() if file_states([Path(f)])[f] != list(old)]
         if names:
             changed[key] = names
     if changed:
@@ -162,7 +162,7 @@ def _check_unchanged(
         )
 
 
-def state_of(files: Iterable[Path | None]) -> dict[str, list[int]]:
+def file_states(files: Iterable[Path | None]) -> dict[str, list[int]]:
     """Size in bytes and time of the last change (ns) of files, by their absolute path."""
     found = {str(path.resolve()): path.stat() for path in files if path is not None}
     return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
@@ -174,16 +174,16 @@ def list_plan(
     """All that the results of a list depend on, whatever is measured; `used` gives the files of a
     pair that matter.
     """
-    running = options.running
+    request = options.request
     return {
         # others of the same name give other numbers
         "weights": weights_in_plan(weights),
         "settings": {
-            "affine": running.affine,
-            "contrast": running.contrast,
-            "diffeomorphic": running.diffeomorphic,
-            "size": running.size,
-            "device": chosen_device(running.device),
+            "affine": request.affine,
+            "contrast": request.contrast,
+            "diffeomorphic": request.diffeomorphic,
+            "size": request.size,
+            "device": choose_device(request.device),
             "nan": listed.nan,
             "channel": listed.channel,
         },

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import CANCELLED, progress, say
+from napari_shmoareg.cli.console import CANCELLED, progress, print_note
 from napari_shmoareg.cli.options import (
     STEP,
     Debug,
@@ -23,7 +23,7 @@ from napari_shmoareg.cli.options import (
     with_settings,
 )
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.model_card import chosen_device
+from napari_shmoareg.io.model_card import choose_device
 from napari_shmoareg.io.untrusted import read_object
 from napari_shmoareg.training.settings import FineTuning
 
@@ -49,7 +49,7 @@ FREE = {
 }
 
 
-def as_begun(
+def resume_plan(
     run: Path, plan: Recipe, weights: str | None = None, *, bfloat16_given: bool = False
 ) -> Recipe:
     """The plan of a run: it goes on with the settings, and from the weights, that it began with.
@@ -68,27 +68,27 @@ def as_begun(
     InputError
         If they are others, or the file that tells them is damaged.
     """
-    told = run / PLAN
-    if not told.exists():
+    path = run / PLAN
+    if not path.exists():
         return plan
     try:
-        then = _completed(read_object(told, "the settings of a run"))
+        then = _with_defaults(read_object(path, "the settings of a run"))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{told} is damaged ({error}): it tells which settings the run was begun with. Delete"
+            f"{path} is damaged ({error}): it tells which settings the run was begun with. Delete"
             " it to go on with the settings given now, or give another --run."
         ) from error
     if not bfloat16_given:
         plan = replace(plan, settings=replace(plan.settings, bfloat16=then["settings"]["bfloat16"]))
-    if then != _told(plan, weights):
+    if then != _plan_dict(plan, weights):
         raise InputError(
-            f"The run in '{run}' was begun with other settings (see {told}); give those, or another"
+            f"The run in '{run}' was begun with other settings (see {path}); give those, or another"
             " --run."
         )
     return plan
 
 
-def _completed(then: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(then: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run, with the defaults of those that its version did not have.
 
     Raises
@@ -113,22 +113,22 @@ def _completed(then: dict[str, Any]) -> dict[str, Any]:
 
 def write_plan(run: Path, plan: Recipe, weights: str | None = None) -> None:
     """Note what a run is begun with, if that was not done."""
-    from napari_shmoareg.io.files import writing
+    from napari_shmoareg.io.files import atomic_write
 
     if not (run / PLAN).exists():
-        with writing(run / PLAN) as temporary:
+        with atomic_write(run / PLAN) as temporary:
             temporary.write_text(
-                json.dumps(_told(plan, weights), indent=2) + "\n", encoding="utf-8"
+                json.dumps(_plan_dict(plan, weights), indent=2) + "\n", encoding="utf-8"
             )
 
 
-def _told(plan: Recipe, weights: str | None) -> dict[str, Any]:
+def _plan_dict(plan: Recipe, weights: str | None) -> dict[str, Any]:
     """What decides a run, as it comes back from JSON."""
-    told: dict[str, Any] = json.loads(json.dumps({**asdict(plan), "from": weights}))
-    return told
+    values: dict[str, Any] = json.loads(json.dumps({**asdict(plan), "from": weights}))
+    return values
 
 
-def begin_from(network: SHMoAReg, weights: str) -> None:
+def load_start_weights(network: SHMoAReg, weights: str) -> None:
     """Take over the weights of another network of the same config, whatever size and passes it is
     meant for.
 
@@ -140,13 +140,11 @@ def begin_from(network: SHMoAReg, weights: str) -> None:
     from napari_shmoareg.io import load_network
     from napari_shmoareg.training.expert_training import with_choice_bias
 
-    found, ours = load_network(weights), network.config
-    found = with_choice_bias(found) if ours.choice_bias else found
-    names = (field.name for field in fields(ours) if field.name not in FREE)
-    pairs = [(name, getattr(found.config, name), getattr(ours, name)) for name in names]
-    other = [
-        f"{name} {theirs} instead of {wanted}" for name, theirs, wanted in pairs if theirs != wanted
-    ]
+    found, config = load_network(weights), network.config
+    found = with_choice_bias(found) if config.choice_bias else found
+    names = (field.name for field in fields(config) if field.name not in FREE)
+    pairs = [(name, getattr(found.config, name), getattr(config, name)) for name in names]
+    other = [f"{name} {theirs} instead of {own}" for name, theirs, own in pairs if theirs != own]
     if other:
         raise InputError(
             f"The weights '{weights}' are of another network than the recipe's: {', '.join(other)}."
@@ -173,9 +171,9 @@ def running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> Runn
         mean.network.load_state_dict(load_network(weights, device=device).state_dict())
         mean.seen = start
     else:
-        found = "are missing" if step is None else f"are of step {step}"
-        say(
-            f"Note: the state in {run} is of step {start}, but its weights {found}; the running"
+        state = "are missing" if step is None else f"are of step {step}"
+        print_note(
+            f"Note: the state in {run} is of step {start}, but its weights {state}; the running"
             " mean of the weights begins anew from the state's network."
         )
     return mean
@@ -332,33 +330,33 @@ def pretrain(
             "There is nothing to draw but random shapes: give MAPS, a folder of label maps, or"
             " --torso 0.5 to draw torsos too, which need none."
         )
-    place = chosen_device(device)
+    run_device = choose_device(device)
     if sheet is not None:
-        draw_sheet(maps, plan, sheet, place, quiet)
+        draw_sheet(maps, plan, sheet, run_device, quiet)
         return
     check_name(run)
     check_is_folder(run)
     make_folder(run)
-    plan = as_begun(run, plan, weights, bfloat16_given=given.get("bfloat16") is not None)
+    plan = resume_plan(run, plan, weights, bfloat16_given=given.get("bfloat16") is not None)
     torch.manual_seed(plan.settings.seed)
-    network = SHMoAReg(network_config).to(place)
+    network = SHMoAReg(network_config).to(run_device)
     start_experts(network, plan.settings)
     optimiser = make_optimiser(network, plan.settings)
     start, history = 0, list[dict[str, Any]]()
     if (run / "training.safetensors").exists():
         start, history = load_training_state(run, network, optimiser)
     elif weights is not None:
-        begin_from(network, weights)
+        load_start_weights(network, weights)
     write_plan(run, plan, weights)
     subjects = _subjects(maps)
     if not quiet:
-        used, why = choose_bfloat16(plan.settings.bfloat16, place)
+        used, why = choose_bfloat16(plan.settings.bfloat16, run_device)
         typer.echo(f"Computing in {'bfloat16' if used else 'float32'}: {why}.")
     finished = learn(
         network, optimiser, plan, subjects, run, (start, history), minutes, quiet, weights
     )
     if not finished:
-        say(f"Stopped; the state is in {run}. The same command goes on.")
+        print_note(f"Stopped; the state is in {run}. The same command goes on.")
         raise typer.Exit(CANCELLED)
 
 
@@ -377,30 +375,34 @@ def learn(
 
     What the run began from, `weights`, is told in the card of those it writes.
     """
-    from napari_shmoareg.cli.console import asked_to_stop
+    from napari_shmoareg.cli.console import stop_on_signal
     from napari_shmoareg.training.checkpoint import save_training_state
     from napari_shmoareg.training.recipes import torso_validation_pairs, validation_pairs
     from napari_shmoareg.training.step import fine_tune
 
     (start, history), size = before, network.config.size
-    held = {"validation": validation_pairs(subjects, plan.drawing, size=size)} if subjects else {}
+    validation = (
+        {"validation": validation_pairs(subjects, plan.drawing, size=size)} if subjects else {}
+    )
     if plan.drawing.torso:
-        held["torso"] = torso_validation_pairs(plan.drawing, size=size)
+        validation["torso"] = torso_validation_pairs(plan.drawing, size=size)
     began, recent = time.perf_counter(), list[Any]()
     last, mean = start, running_mean(network, plan, run, start)
     pairs = plan.pairs(subjects, next(network.parameters()).device)
-    with asked_to_stop() as asked, progress(quiet) as report:
+    with stop_on_signal() as signals, progress(quiet) as report:
         for step in fine_tune(network, pairs, plan.settings, optimiser=optimiser, start=start):
             last = step.step
             mean.follow(network)
             recent.append(step)
             report(f"pretraining, loss {step.total:.3f}", step.step / plan.settings.steps)
             late = minutes is not None and time.perf_counter() - began > 60 * minutes
-            end = bool(asked) or late or step.step == plan.settings.steps
+            end = bool(signals) or late or step.step == plan.settings.steps
             if end or step.step % SAVE_EVERY == 0:
                 history.append(
                     _row(
-                        recent, mean.network, held if end or step.step % VALIDATE_EVERY == 0 else {}
+                        recent,
+                        mean.network,
+                        validation if end or step.step % VALIDATE_EVERY == 0 else {},
                     )
                 )
                 recent = []
@@ -427,7 +429,7 @@ def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet:
         If it cannot be written there, or a file of that name exists.
     """
     from napari_shmoareg.figures.registration import contact_sheet
-    from napari_shmoareg.io.files import check_new_file, write_figure, writing
+    from napari_shmoareg.io.files import check_new_file, write_figure, atomic_write
 
     if sheet.suffix.lower() != ".png":
         raise InputError(f"The sheet is written as PNG: the name '{sheet}' has to end in .png.")
@@ -443,14 +445,14 @@ def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet:
         report("drawing the sheet", 1.0)
         figure = contact_sheet(drawn)
         about = {"Title": "drawn pairs", "Recipe": f"{plan.preset}, seed {plan.settings.seed}"}
-        with writing(sheet) as temporary:
+        with atomic_write(sheet) as temporary:
             write_figure(figure, temporary, about)
     if not quiet:
         typer.echo(f"Wrote {sheet}")
 
 
 def _row(
-    steps: Sequence[Step], network: SHMoAReg, held: Mapping[str, Sequence[Conformed]]
+    steps: Sequence[Step], network: SHMoAReg, validation: Mapping[str, Sequence[Conformed]]
 ) -> dict[str, Any]:
     """Means of some steps, and validations of some kinds of pairs; the overlap is that of the steps
     that had one.
@@ -464,7 +466,7 @@ def _row(
     for name in rows[0]:
         if values := [value for row in rows if (value := row[name]) == value]:
             found[name] = sum(values) / len(values)
-    for kind, pairs in held.items():
+    for kind, pairs in validation.items():
         found |= {
             f"{kind}_{key}": value for key, value in validate(network, pairs)._asdict().items()
         }

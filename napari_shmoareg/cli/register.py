@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import progress, results, say, show
+from napari_shmoareg.cli.console import progress, results, print_note, show
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
@@ -28,14 +28,14 @@ from napari_shmoareg.cli.options import (
     Network,
     NetworkOption,
     Quiet,
-    Running,
+    CommandRequest,
     Weights,
     settings_in,
     with_settings,
 )
 from napari_shmoareg.errors import InputError, NoOverlapError
 from napari_shmoareg.io.model_card import NO_NETWORK
-from napari_shmoareg.registration.progress import registering
+from napari_shmoareg.registration.progress import registration_phases
 from napari_shmoareg.settings import RegistrationSettings
 
 if TYPE_CHECKING:
@@ -93,28 +93,28 @@ def apply(
     By one interpolation of the image's own voxels onto the grid of --reference.  An image whose
     header says that it holds labels keeps its numbers, as with --labels.
     """
-    _check_place(out, overwrite, (transform, image, reference))
+    _check_output_path(out, overwrite, (transform, image, reference))
     from napari_shmoareg.io import read_image, read_transform, write_image
 
     if transform.is_dir():
         transform = transform / "transform.h5"
     volume = read_image(image, labels=labels, nan=nan, channel=channel)
     if not labels:
-        volume = _as_its_header_says(image, volume)
+        volume = _use_header_kind(image, volume)
     _check_finite(volume)
     grid = read_image(reference, channel=0).grid
-    write_image(carried(volume, grid, read_transform(transform), inverse=inverse), out)
+    write_image(apply_transform(volume, grid, read_transform(transform), inverse=inverse), out)
     if not quiet:
         typer.echo(f"Wrote {out}")
 
 
-def _as_its_header_says(path: Path, volume: Volume) -> Volume:
+def _use_header_kind(path: Path, volume: Volume) -> Volume:
     """The volume as labels if its file says that it holds these; a word if only its name does."""
     from dataclasses import replace
 
-    from napari_shmoareg.io.images import is_named_as_labels, look
+    from napari_shmoareg.io.images import is_named_as_labels, inspect_file
 
-    if look(path).kind == "labels":
+    if inspect_file(path).kind == "labels":
         try:
             volume = replace(volume, is_labels=True)
         except InputError as error:
@@ -148,7 +148,7 @@ def _has_whole_numbers(volume: Volume) -> bool:
     return bool(v.dtype.kind in "iu" or (np.isfinite(v).all() and (v == np.rint(v)).all()))
 
 
-def carried(
+def apply_transform(
     volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False
 ) -> Volume:
     """As `warp_volume`, but refused where the result would show nothing of the volume.
@@ -161,21 +161,23 @@ def carried(
     from napari_shmoareg.geometry import inside, pull
 
     move = transform.inverse_points if inverse else transform.map_points
-    met = False
+    overlapping = False
 
     def read_at(points: np.ndarray) -> np.ndarray:
-        nonlocal met
-        place = move(points)
-        met = met or bool(inside(volume.grid, place).any())
-        return place
+        nonlocal overlapping
+        mapped = move(points)
+        overlapping = overlapping or bool(inside(volume.grid, mapped).any())
+        return mapped
 
     result = pull(volume, reference, read_at)
-    if not met:
-        raise _apart(volume, reference, move(reference.centre), inverse)
+    if not overlapping:
+        raise _no_overlap_error(volume, reference, move(reference.centre), inverse)
     return result
 
 
-def _apart(volume: Volume, reference: Grid, middle: np.ndarray, inverse: bool) -> NoOverlapError:
+def _no_overlap_error(
+    volume: Volume, reference: Grid, middle: np.ndarray, inverse: bool
+) -> NoOverlapError:
     """What to say when the transform leads from no voxel of the reference into the volume."""
     x, y, z = volume.grid.centre - middle
     here, there = ("fixed", "moving") if inverse else ("moving", "fixed")
@@ -201,7 +203,7 @@ def _check_finite(volume: Volume) -> None:
         )
 
 
-def _check_place(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> None:
+def _check_output_path(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> None:
     """Refuse before the work what would fail after it."""
     from napari_shmoareg.io.files import check_new_file, ending
 
@@ -258,7 +260,7 @@ def labels_of(report: Mapping[str, Any]) -> str:
     return "labels" if labels is None else f"{count} label{'' if count == 1 else 's'}"
 
 
-def missing_labels_of(report: Mapping[str, Any]) -> str:
+def missing_labels_line(report: Mapping[str, Any]) -> str:
     """Which labels one image lacks, on a line; empty if none."""
     from napari_shmoareg.metrics import SharedLabels
 
@@ -273,7 +275,7 @@ def missing_labels_of(report: Mapping[str, Any]) -> str:
     )
 
 
-def cautions_of(report: Mapping[str, Any]) -> list[str]:
+def caution_lines(report: Mapping[str, Any]) -> list[str]:
     """What to know before the result is trusted, as ``Caution:`` lines, and on its files as
     ``Note:`` lines.
 
@@ -287,7 +289,7 @@ def cautions_of(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def seconds_of(report: Mapping[str, Any]) -> str:
+def seconds_line(report: Mapping[str, Any]) -> str:
     """How long it took, part by part."""
     seconds = dict(report["seconds"])
     total = seconds.pop("total", None)
@@ -301,7 +303,7 @@ def seconds_of(report: Mapping[str, Any]) -> str:
     return f"Registered in {total:.1f} s ({parts}), {by}."
 
 
-def choices_of(report: Mapping[str, Any]) -> str:
+def choices_lines(report: Mapping[str, Any]) -> str:
     """What was decided for the caller and why, one line each."""
     lines = [f"  {name}: {reason}" for name, reason in report["choices"].items()]
     return "\n".join(
@@ -315,7 +317,7 @@ def choices_of(report: Mapping[str, Any]) -> str:
     )
 
 
-def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
+def file_lines(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
     """What lies where, one line each."""
     warped = ["the moving image on the fixed grid", "warped.nii.gz"]
     lines = [warped]
@@ -331,10 +333,10 @@ def files_of(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
         lines.append(["figures", "figures/overview.png and others"])
     width = max(len(what) for what, _ in lines)
     listed = [f"Results in {folder}:", *(f"  {what:<{width}}  {name}" for what, name in lines)]
-    return "\n".join([*listed, *_in_napari(folder)])
+    return "\n".join([*listed, *_napari_command(folder)])
 
 
-def _in_napari(folder: Path) -> list[str]:
+def _napari_command(folder: Path) -> list[str]:
     """How to open the folder, where napari is installed: by its whole path, if a terminal would not
     find it.
     """
@@ -381,25 +383,25 @@ def register(
     if network is Network.none and weights is not None:
         raise InputError("--weights would do nothing with --network none. Leave one of them out.")
     check_new_folder(out)
-    running = Running.of(weights, given)
-    with progress(quiet, registering(running.refine)) as report:
+    request = CommandRequest.of(weights, given)
+    with progress(quiet, registration_phases(request.refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io import read_pair, write_registration
 
-        name, trained = (NO_NETWORK, None) if network is Network.none else running.network()
+        name, trained = (NO_NETWORK, None) if network is Network.none else request.network()
         report("reading", 0.0)
         pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
-        registration = running.register(pair, trained, report)
+        registration = request.register(pair, trained, report)
         found = write_registration(
             registration, out, weights=name, figures=figures, progress=report
         )
-    for line in cautions_of(found):
-        say(line)
+    for line in caution_lines(found):
+        print_note(line)
     if not quiet:
         show(result_table(found))
         typer.echo(
-            f"{missing_labels_of(found)}\n{seconds_of(found)}\n{choices_of(found)}\n"
-            f"{files_of(out, found, figures)}"
+            f"{missing_labels_line(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
+            f"{file_lines(out, found, figures)}"
         )
 
 
@@ -429,24 +431,24 @@ def demo(
     from napari_shmoareg.io.files import check_new_folder
 
     check_new_folder(out)
-    running = Running.of(weights, {"refine": 60, **settings_in(given, RegistrationSettings)})
-    with progress(quiet, registering(running.refine)) as report:
+    request = CommandRequest.of(weights, {"refine": 60, **settings_in(given, RegistrationSettings)})
+    with progress(quiet, registration_phases(request.refine)) as report:
         report("loading", 0.0)
         from napari_shmoareg.io import sample_pair, write_registration
 
-        name, network = running.network()
+        name, network = request.network()
         report("reading", 0.0)
         sample = sample_pair()
-        registration = running.register(sample.pair, network, report)
+        registration = request.register(sample.pair, network, report)
         extra = {"true_error_mm": true_errors(sample, registration)}
         found = write_registration(registration, out, weights=name, extra=extra, progress=report)
-    for line in cautions_of(found):
-        say(line)
+    for line in caution_lines(found):
+        print_note(line)
     if not quiet:
         show(result_table(found))
         typer.echo(
-            f"{missing_labels_of(found)}\n{seconds_of(found)}\n{choices_of(found)}\n"
-            f"{files_of(out, found, True)}"
+            f"{missing_labels_line(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
+            f"{file_lines(out, found, True)}"
         )
 
 

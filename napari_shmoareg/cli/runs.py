@@ -49,20 +49,20 @@ def runs(
     folder = RunFolder(run)
     status = read_run_status(folder)
     if word is Word.show:
-        typer.echo(described(folder.path, folder.weights, status))
+        typer.echo(describe_run(folder.path, folder.weights, status))
         return
     if status.holder is None:
         raise InputError(
             f"No process works on {folder.path}, so none can {word.value} it. Go on with it:"
             f" shmoareg fine-tune --out {shlex.quote(str(folder.path))} --resume"
         )
-    write_request(folder.wish, word.value)
+    write_request(folder.request, word.value)
     typer.echo(f"Asked process {status.holder['pid']} on {status.holder['host']} to {word.value}.")
 
 
-def described(path: Path, weights: Path | None, status: RunStatus) -> str:
+def describe_run(path: Path, weights: Path | None, status: RunStatus) -> str:
     """How a run stands, in a few lines."""
-    from napari_shmoareg.training.plan import start_of
+    from napari_shmoareg.training.plan import describe_start
 
     holder = status.holder
     doing = "nobody works on it"
@@ -70,7 +70,9 @@ def described(path: Path, weights: Path | None, status: RunStatus) -> str:
         doing = f"process {holder['pid']} on {holder['host']} is {holder['doing']}"
     lines = [
         f"Run {path}: step {status.step} of {status.steps}; {doing}",
-        (f"Data set: {status.told['dataset']['path']}; began from {start_of(status.told['from'])}"),
+        (
+            f"Data set: {status.run_json['dataset']['path']}; began from {describe_start(status.run_json['from'])}"
+        ),
         f"Time of the steps: {_length(status.seconds)}",
     ]
     if status.last:

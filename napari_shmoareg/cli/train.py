@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import CANCELLED, Report, as_option, explain, progress, say
-from napari_shmoareg.cli.jobs import ClusterOptions, SubmitOption, hand_over
-from napari_shmoareg.cli.launch import launch, wants_launch, words_of
+from napari_shmoareg.cli.console import (
+    CANCELLED,
+    ProgressCallback,
+    as_option,
+    explain,
+    progress,
+    print_note,
+)
+from napari_shmoareg.cli.jobs import ClusterOptions, SubmitOption, submit_command
+from napari_shmoareg.cli.launch import launch, needs_launch, command_words
 from napari_shmoareg.cli.options import (
     Channel,
     Debug,
@@ -28,7 +35,7 @@ from napari_shmoareg.cli.options import (
     with_settings,
 )
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.model_card import NO_NETWORK, chosen_device, chosen_weights
+from napari_shmoareg.io.model_card import NO_NETWORK, choose_device, choose_weights
 from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.training.settings import FineTuning, RunSettings
 
@@ -37,22 +44,22 @@ if TYPE_CHECKING:
 
 
 Event = Mapping[str, Any]
-Tell = Callable[[Event], None]
+EventCallback = Callable[[Event], None]
 SHOWN = 12  # scans in the table of the check-up; checkup.csv has all
 
 
 @contextmanager
-def of_run(run: Path) -> Iterator[None]:
+def report_run(run: Path) -> Iterator[None]:
     """Around processes that learn for this one: an error that ends them is told with what their run
     left.
     """
     try:
         yield
     except InputError as error:
-        raise TeamFailedError(error.worded(as_option), run) from error
+        raise GroupFailedError(error.text_with(as_option), run) from error
 
 
-class TeamFailedError(InputError):
+class GroupFailedError(InputError):
     """Processes that learned together ended by an error.
 
     Attributes
@@ -66,7 +73,7 @@ class TeamFailedError(InputError):
 
 
 @contextmanager
-def printed(quiet: bool) -> Iterator[Tell]:
+def json_output(quiet: bool) -> Iterator[EventCallback]:
     """Events as JSON on stdout, one a line; what ends the run by an error is told too.
 
     Parameters
@@ -76,12 +83,12 @@ def printed(quiet: bool) -> Iterator[Tell]:
     """
     last: dict[str, Any] = {"step": 0, "run": None}
 
-    def tell(event: Event) -> None:
+    def emit(event: Event) -> None:
         last.update({name: event[name] for name in last if name in event})
         typer.echo(json.dumps(event, allow_nan=False))  # flushes
 
     try:
-        yield tell
+        yield emit
     except (typer.Exit, typer.Abort):
         raise
     except BaseException as error:
@@ -90,11 +97,11 @@ def printed(quiet: bool) -> Iterator[Tell]:
             if isinstance(error, KeyboardInterrupt)
             else explain(error).removeprefix("Error: ")
         )
-        if isinstance(error, TeamFailedError):
-            last = _left_by(error.run)
+        if isinstance(error, GroupFailedError):
+            last = _saved_progress(error.run)
         now = {"time": round(time.time(), 3)}
-        tell({"event": "error", **now, "text": text})
-        tell(
+        emit({"event": "error", **now, "text": text})
+        emit(
             {
                 "event": "end",
                 **now,
@@ -106,7 +113,7 @@ def printed(quiet: bool) -> Iterator[Tell]:
         raise
 
 
-def _left_by(run: Path) -> dict[str, Any]:
+def _saved_progress(run: Path) -> dict[str, Any]:
     """The step that a run saved, whoever learned in it."""
     from napari_shmoareg.training.run import RunFolder, saved_step
 
@@ -122,7 +129,7 @@ def _weights(run: str | None) -> str | None:
 
 
 @contextmanager
-def told(quiet: bool) -> Iterator[Tell]:
+def console_output(quiet: bool) -> Iterator[EventCallback]:
     """Events as lines to read; progress on stderr.
 
     Parameters
@@ -131,10 +138,10 @@ def told(quiet: bool) -> Iterator[Tell]:
         Warnings only.
     """
     with ExitStack() as bars:
-        yield Teller(quiet, bars).tell
+        yield EventPrinter(quiet, bars).print_event
 
 
-class Teller:
+class EventPrinter:
     """Says what a run tells.
 
     Parameters
@@ -146,7 +153,7 @@ class Teller:
 
     def __init__(self, quiet: bool, bars: ExitStack) -> None:
         self._quiet, self._bars = quiet, bars
-        self._report: Report | None = None
+        self._report: ProgressCallback | None = None
         self._doing = ""
         self._scans: list[Event] = []
         self._about: Event = {}
@@ -155,11 +162,11 @@ class Teller:
         self._done = 0.0
         self._best: int | None = None
 
-    def tell(self, event: Event) -> None:
+    def print_event(self, event: Event) -> None:
         """Say one event; most say nothing."""
-        say_it = getattr(self, f"_tell_{event['event']}", None)
-        if say_it is not None:
-            say_it(event)
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
 
     def _print(self, text: str) -> None:
         if not self._quiet:
@@ -174,7 +181,7 @@ class Teller:
         if self._report is not None:
             self._report(text, done)
 
-    def _tell_phase(self, event: Event) -> None:
+    def _on_phase(self, event: Event) -> None:
         name = event["phase"]
         if name in ("checkup", "reading", "preparing"):
             words = {
@@ -185,27 +192,27 @@ class Teller:
         elif name == "validating":
             self._bar("training", "fine-tuning, validating", self._done)
 
-    def _tell_scan(self, event: Event) -> None:
+    def _on_scan(self, event: Event) -> None:
         self._scans.append(event)
         if event["skipped"]:
-            say(f"Warning: {event['name']} is left out: {event['skipped']}")
+            print_note(f"Warning: {event['name']} is left out: {event['skipped']}")
 
-    def _tell_begin(self, event: Event) -> None:
+    def _on_begin(self, event: Event) -> None:
         self._bars.close()
         self._about, self._best = event, (event["best"] or {}).get("step")
         # those are said
         for problem in (words for words in event["problems"] if not words.startswith("Left out: ")):
-            say(f"Warning: {problem}")
+            print_note(f"Warning: {problem}")
         if not self._quiet:
             self._show_scans(event)
         if event["weights"] == NO_NETWORK:
             self._print(f"Begins from {event['begins_from']}: {event['steps']} steps.")
         scans, pairs, memory = event["scans"], event["pairs"], event["memory"]
-        judge = (
+        validation = (
             f"{scans['validation']} judge (by {event['validated']} of {pairs['validation']} pairs)"
         )
         self._print(
-            f"{scans['train']} scans learn ({pairs['train']} pairs), {judge}, {scans['test']} stay"
+            f"{scans['train']} scans learn ({pairs['train']} pairs), {validation}, {scans['test']} stay"
             " unseen."
         )
         grid = "x".join(str(n) for n in event["shape"])
@@ -221,7 +228,6 @@ class Teller:
             self._print(f"Going on after step {event['resumed_at']} of {event['steps']}.")
 
     def _show_scans(self, event: Event) -> None:
-        pass  # MOVED
         from napari_shmoareg.cli.console import show
 
         used = [scan for scan in self._scans if not scan["skipped"]]
@@ -233,45 +239,45 @@ class Teller:
         if len(used) > SHOWN:
             self._print(f"... and {len(used) - SHOWN} more in {event['run']}/checkup.csv")
 
-    def _tell_step(self, event: Event) -> None:
+    def _on_step(self, event: Event) -> None:
         self._done = event["step"] / event["steps"]
         self._bar("training", f"fine-tuning, loss {event['total']:.5f}", self._done)
 
-    def _tell_load(self, event: Event) -> None:
+    def _on_load(self, event: Event) -> None:
         now = {alarm["place"]: alarm["text"] for alarm in event["alarms"]}
-        for place in now.keys() - self._alarmed:
-            say(f"Warning: at step {event['step']}: {now[place]}")
+        for gate in now.keys() - self._alarmed:
+            print_note(f"Warning: at step {event['step']}: {now[gate]}")
         self._alarmed = set(now)
 
-    def _tell_validation(self, event: Event) -> None:
+    def _on_validation(self, event: Event) -> None:
         self._best = event["step"] if event["best"] else self._best
         dice = "" if event["dice"] is None else f"Dice {event['dice']:.4f}, "
         best = ", the best so far" if event["best"] and event["step"] else ""
-        what = f"after step {event['step']}" if event["step"] else "before the first step"
+        when = f"after step {event['step']}" if event["step"] else "before the first step"
         figures = f"{dice}correlation {event['ncc']:.4f}, folding {event['folding_percent']:.3f} %"
-        self._print(f"Validation {what}: {figures}{best}")
+        self._print(f"Validation {when}: {figures}{best}")
 
-    def _tell_skipped(self, event: Event) -> None:
+    def _on_skipped(self, event: Event) -> None:
         if event["pair"] not in self._skipped:
             self._skipped.add(event["pair"])
-            say(f"Warning: the pair {event['pair']} is left out: {event['why']}")
+            print_note(f"Warning: the pair {event['pair']} is left out: {event['why']}")
 
-    def _tell_paused(self, event: Event) -> None:
-        say(
+    def _on_paused(self, event: Event) -> None:
+        print_note(
             f"Paused after step {event['step']}; `shmoareg runs go"
             f" {shlex.quote(str(self._about['run']))}` goes on."
         )
 
-    def _tell_resumed(self, event: Event) -> None:
-        say("Going on.")
+    def _on_resumed(self, event: Event) -> None:
+        print_note("Going on.")
 
-    def _tell_end(self, event: Event) -> None:
+    def _on_end(self, event: Event) -> None:
         self._bars.close()
         steps = self._about.get("steps")
         run = shlex.quote(str(self._about["run"])) if self._about else "RUN"
         of = f" of {steps}" if steps else ""
         if event["reason"] == "stopped":
-            say(
+            print_note(
                 f"Stopped after step {event['step']}{of}. Go on with: shmoareg fine-tune --out"
                 f" {run} --resume"
             )
@@ -301,7 +307,7 @@ class Teller:
 
 
 # what an overlap is: of labels, or of images where there are none
-KINDS = {"dice": "Dice", "ncc": "correlation"}
+OVERLAP_NAMES = {"dice": "Dice", "ncc": "correlation"}
 
 
 def checkup_table(scans: Sequence[Mapping[str, Any]], title: str) -> Table:
@@ -332,7 +338,7 @@ def checkup_table(scans: Sequence[Mapping[str, Any]], title: str) -> Table:
             (
                 ""
                 if scan["overlap"] is None
-                else f"{KINDS[scan['overlap_kind']]} {scan['overlap']:.2f}"
+                else f"{OVERLAP_NAMES[scan['overlap_kind']]} {scan['overlap']:.2f}"
             ),
         )
     return table
@@ -469,10 +475,9 @@ def fine_tune(
     --resume goes on to the same result."""
     from napari_shmoareg.cli.training_process import run_plan
 
-    pass  # MOVED
     from napari_shmoareg.training.run import RunFolder
 
-    finding = {
+    reading = {
         "images": images,
         "labels": labels,
         "subject": subject,
@@ -481,23 +486,32 @@ def fine_tune(
         "nan": nan,
         "channel": channel,
     }
-    with (printed if as_json else told)(quiet) as tell:
-        found = {k: v for k, v in finding.items() if v is not None}
-        plan = _plan(out, resume, dataset, weights, (preset, config or []), found, given, device)
+    with (json_output if as_json else console_output)(quiet) as emit:
+        options = {k: v for k, v in reading.items() if v is not None}
+        plan = _plan(out, resume, dataset, weights, (preset, config or []), options, given, device)
         if cluster_option and submit is None:
             raise InputError("--cluster-option does nothing without --submit.")
         if submit is not None:
-            begun = RunFolder(out).told
+            started_file = RunFolder(out).run_json
             sharing = {"processes": processes, "batch": plan.settings.batch}
             typer.echo(
-                hand_over(words_of(ctx), out, submit.value, cluster_option, begun=begun, **sharing)
+                submit_command(
+                    command_words(ctx),
+                    out,
+                    submit.value,
+                    cluster_option,
+                    started_file=started_file,
+                    **sharing,
+                )
             )
             return
-        if wants_launch(processes):
-            with of_run(out):
-                code = launch(words_of(ctx), processes, batch=plan.settings.batch, device=device)
+        if needs_launch(processes):
+            with report_run(out):
+                code = launch(
+                    command_words(ctx), processes, batch=plan.settings.batch, device=device
+                )
             raise typer.Exit(code)
-        reason = run_plan(out, plan, resume, device, with_parent, tell)
+        reason = run_plan(out, plan, resume, device, with_parent, emit)
     if reason == "stopped":
         raise typer.Exit(CANCELLED)
 
@@ -508,71 +522,71 @@ def _plan(
     dataset: Path | None,
     weights: str | None,
     network: tuple[str | None, list[str]],
-    finding: dict[str, Any],
+    options: dict[str, Any],
     given: dict[str, Any],
     device: str,
 ) -> Plan:
     """The plan of a new run, or that of an old one with what may be given anew."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
     from napari_shmoareg.training.plan import (
-        begins_from_nothing,
-        is_same_place,
+        starts_from_scratch,
+        is_same_path,
         make_plan,
         parse_changes,
         read_plan,
-        start_of,
+        describe_start,
     )
     from napari_shmoareg.training.run import RunFolder
 
     preset, changes = network[0], parse_changes(network[1])
     settings, run = settings_in(given, FineTuning), settings_in(given, RunSettings)
-    name = None if weights is None else _place(weights)
+    name = None if weights is None else _weights_path(weights)
     if (preset is not None or changes) and name != NO_NETWORK:
         raise InputError(
             "--preset and --config choose a network that begins from nothing: give --from none too."
         )
-    place = None if dataset is None else str(user_path(dataset).absolute())
+    path = None if dataset is None else str(user_path(dataset).absolute())
     if resume:
-        if not RunFolder(out).told.is_file():
+        if not RunFolder(out).run_json.is_file():
             raise InputError(
                 f"{out} holds no run. Leave out --resume to begin one there, or name the folder of"
                 " one."
             )
-        plan = read_plan(RunFolder(out).told)
-        begun_from = start_of(plan.weights)
-        begun_from = begun_from if begins_from_nothing(plan.weights) else f"'{begun_from}'"
-        if name is not None and not is_same_place(name, str(plan.weights["name"])):
+        plan = read_plan(RunFolder(out).run_json)
+        start = describe_start(plan.weights)
+        start = start if starts_from_scratch(plan.weights) else f"'{start}'"
+        if name is not None and not is_same_path(name, str(plan.weights["name"])):
             raise InputError(
-                f"The run in {out} began from {begun_from}, not from '{weights}'. Leave out --from,"
+                f"The run in {out} began from {start}, not from '{weights}'. Leave out --from,"
                 " or begin another run in another folder."
             )
-        began = plan.weights.get("preset"), plan.weights.get("changes")
-        if (preset or began[0], changes or began[1]) != began:
+        network_of_run = plan.weights.get("preset"), plan.weights.get("changes")
+        if (preset or network_of_run[0], changes or network_of_run[1]) != network_of_run:
             raise InputError(
-                f"The run in {out} began from {begun_from}. Leave out --preset and --config, or"
+                f"The run in {out} began from {start}. Leave out --preset and --config, or"
                 " begin another run in another folder."
             )
-        return plan.changed(settings, run, finding if place is None else {"path": place, **finding})
-    if place is None and RunFolder(out).told.is_file():
+        return plan.changed(settings, run, options if path is None else {"path": path, **options})
+    if path is None and RunFolder(out).run_json.is_file():
         raise InputError(
             f"{out} holds a run already. Give --resume to go on with it, or another --out and a"
             " DATASET."
         )
-    if place is None:
+    if path is None:
         raise InputError(
             "There is nothing to learn from: give a DATASET (or --resume, to go on with a run)."
         )
-    name, _ = chosen_weights(name, chosen_device(device))
+    name, _ = choose_weights(name, choose_device(device))
     return make_plan(
-        name, DatasetChoice(place, **finding), settings, run, preset=preset, changes=changes
+        name, DatasetChoice(path, **options), settings, run, preset=preset, changes=changes
     )
 
 
-def _place(weights: str) -> str:
+def _weights_path(weights: str) -> str:
     """A file by its whole path, so that the run finds it from everywhere; a shipped name, and
     "none", as it is.
     """
     if weights == NO_NETWORK:
         return weights
-    where = user_path(weights)
-    return str(where.absolute()) if where.is_file() else weights
+    path = user_path(weights)
+    return str(path.absolute()) if path.is_file() else weights

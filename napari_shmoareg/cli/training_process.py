@@ -8,9 +8,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from napari_shmoareg.cli.console import asked_to_stop, listen_to_parent, say
-from napari_shmoareg.cli.launch import in_team
-from napari_shmoareg.cli.train import Tell
+from napari_shmoareg.cli.console import stop_on_signal, listen_to_parent, print_note
+from napari_shmoareg.cli.launch import join_group
+from napari_shmoareg.cli.train import EventCallback
 from napari_shmoareg.training.distributed import check_batch
 from napari_shmoareg.training.plan import Plan
 from napari_shmoareg.training.run import RunControl, RunFolder
@@ -21,7 +21,7 @@ SECOND = "Stopped at once; what was saved before is kept. Go on with --resume."
 
 
 def run_plan(
-    out: Path, plan: Plan, resume: bool, device: str, with_parent: bool, tell: Tell
+    out: Path, plan: Plan, resume: bool, device: str, with_parent: bool, emit: EventCallback
 ) -> str:
     """Learn, telling every event, until the end, a signal or the parent's silence.
 
@@ -32,7 +32,7 @@ def run_plan(
     resume : bool
     device : {"auto", "cpu", "cuda"}
     with_parent : bool
-    tell : callable
+    emit : callable
         Given every event, in the one process that speaks.
 
     Returns
@@ -45,33 +45,36 @@ def run_plan(
     InputError
         As `learn`.
     """
-    wishes = RunControl(RunFolder(out).wish)
-    reason, heard = "", True
-    with in_team(device) as team, asked_to_stop(FIRST, SECOND, lambda: wishes.ask("stop")):
-        check_batch(plan.settings.batch, team.size)
-        if with_parent and team.leader:
-            listen_to_parent(wishes)
-        events = learn(out, plan, resume=resume, device=device, team=team, wishes=wishes)
-        with closing(cast("Iterator[Any]", events)) as told:  # type: ignore[type-var]
-            for event in told:
-                if team.leader and heard:
-                    heard = _heard(event, tell, wishes)
+    control = RunControl(RunFolder(out).request)
+    reason, connected = "", True
+    with (
+        join_group(device) as group,
+        stop_on_signal(FIRST, SECOND, lambda: control.set_request("stop")),
+    ):
+        check_batch(plan.settings.batch, group.size)
+        if with_parent and group.is_main:
+            listen_to_parent(control)
+        events = learn(out, plan, resume=resume, device=device, group=group, control=control)
+        with closing(cast("Iterator[Any]", events)) as generator:  # type: ignore[type-var]
+            for event in generator:
+                if group.is_main and connected:
+                    connected = _emit(event, emit, control)
                 reason = event.get("reason", reason)
     return reason
 
 
-def _heard(event: Any, tell: Tell, wishes: RunControl) -> bool:
+def _emit(event: Any, emit: EventCallback, control: RunControl) -> bool:
     """Tell an event; where nobody listens any more (a closed window, a closed terminal), stop as if
     asked to.
     """
     try:
-        tell(event)
+        emit(event)
     except OSError as error:
-        wishes.ask("stop")
+        control.set_request("stop")
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         with suppress(OSError):
-            say(
+            print_note(
                 f"Nobody listens any more ({error.strerror}): stopping after this step, and saving."
             )
         return False

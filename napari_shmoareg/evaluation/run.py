@@ -232,7 +232,7 @@ def of_run(run: str | Path, part: str = "test") -> RunChoice:
         If it is no run, or its split is not there yet.
     """
     folder = RunFolder(run)
-    plan = read_plan(folder.told)
+    plan = read_plan(folder.run_json)
     if not folder.split.is_file():
         raise InputError(
             f"{folder.path} has no split yet (there is no {folder.split.name}): let the run begin"

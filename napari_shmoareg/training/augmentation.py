@@ -20,12 +20,12 @@ from napari_shmoareg.training.synthesis import smooth_noise
 
 # largest at strength 1; the shift as a share of the field of view
 ANGLE, SCALE, SHIFT = math.radians(10), 0.1, 0.05
-APART = 0.2  # of the strength: by how much the two images of a pair differ in pose
+RELATIVE_POSE = 0.2  # of the strength: by how much the two images of a pair differ in pose
 GAMMA, NOISE = math.log(1.6), 0.04
 # of a known motion, as shares of the longest axis
-OWN_SHIFT, OWN_WARP, OWN_LENGTH = 0.1, (0.02, 0.06), (0.2, 0.5)
+MOTION_SHIFT, MOTION_WARP, MOTION_LENGTH = 0.1, (0.02, 0.06), (0.2, 0.5)
 # axes of the network grid, nearest to R, A, S
-MIRRORED = {"none": (), "left-right": (0,), "all": (0, 1, 2)}
+FLIP_AXES = {"none": (), "left-right": (0,), "all": (0, 1, 2)}
 
 
 def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> Conformed:
@@ -46,16 +46,16 @@ def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> 
         result.  Its `affine` and `pair` are those before: the result is for learning, not for a way
         back.
     """
-    for axis in MIRRORED[settings.flips]:
+    for axis in FLIP_AXES[settings.flips]:
         if rng.random() < 0.5:
-            pair = _mirrored(pair, axis)
+            pair = _flip(pair, axis)
     if settings.augment_affine > 0:
-        pair = _posed(pair, settings.augment_affine, rng)
+        pair = _random_pose(pair, settings.augment_affine, rng)
     if settings.augment_intensity > 0:
         # it compares the values themselves
         shared = rng.uniform(-1, 1) if settings.similarity == "mse" else None
         moving, fixed = (
-            _recoloured(image, settings.augment_intensity, shared, rng)
+            _change_contrast(image, settings.augment_intensity, shared, rng)
             for image in (pair.moving, pair.fixed)
         )
         pair = replace(pair, moving=moving, fixed=fixed)
@@ -79,34 +79,34 @@ def with_known_motion(pair: Conformed, rng: np.random.Generator) -> Conformed:
     ]
     longest = max(shape)
     shift = torch.as_tensor(
-        rng.uniform(-1, 1, 3) * OWN_SHIFT * longest, dtype=torch.float32, device=image.device
+        rng.uniform(-1, 1, 3) * MOTION_SHIFT * longest, dtype=torch.float32, device=image.device
     )
-    noise = smooth_noise(shape, rng.uniform(*OWN_LENGTH) * longest, 3, rng, image.device)[None]
-    displacement = noise * (rng.uniform(*OWN_WARP) * longest) + shift.view(1, 3, 1, 1, 1)
+    noise = smooth_noise(shape, rng.uniform(*MOTION_LENGTH) * longest, 3, rng, image.device)[None]
+    displacement = noise * (rng.uniform(*MOTION_WARP) * longest) + shift.view(1, 3, 1, 1, 1)
     positions = field.identity(shape, image.device) + displacement
     return replace(
         pair,
         moving=image,
         fixed=field.sample(image, positions, padding="border"),
         moving_labels=labels,
-        fixed_labels=_relabelled(labels, positions),
+        fixed_labels=_warp_labels(labels, positions),
         motion=motion_of(displacement),
     )
 
 
-def _posed(pair: Conformed, strength: float, rng: np.random.Generator) -> Conformed:
+def _random_pose(pair: Conformed, strength: float, rng: np.random.Generator) -> Conformed:
     """Both images turned, scaled and shifted alike, and each a little on its own."""
     shape = pair.fixed.shape[2:]
-    both = _matrix(shape, strength, rng)
-    own = [both @ _matrix(shape, APART * strength, rng) for _ in range(2)]
-    moving, fixed = (_positions(shape, matrix, pair.fixed.device) for matrix in own)
+    common = _matrix(shape, strength, rng)
+    poses = [common @ _matrix(shape, RELATIVE_POSE * strength, rng) for _ in range(2)]
+    moving, fixed = (_positions(shape, matrix, pair.fixed.device) for matrix in poses)
     return replace(
         pair,
         moving=field.sample(pair.moving, moving),
         fixed=field.sample(pair.fixed, fixed),
-        moving_labels=_relabelled(pair.moving_labels, moving),
-        fixed_labels=_relabelled(pair.fixed_labels, fixed),
-        motion=None if pair.motion is None else pair.motion.posed(*own),
+        moving_labels=_warp_labels(pair.moving_labels, moving),
+        fixed_labels=_warp_labels(pair.fixed_labels, fixed),
+        motion=None if pair.motion is None else pair.motion.posed(*poses),
     )
 
 
@@ -115,14 +115,14 @@ def _matrix(shape: torch.Size, strength: float, rng: np.random.Generator) -> np.
     matrix = np.eye(4)
     for axis, angle in enumerate(rng.uniform(-1, 1, 3) * strength * ANGLE):
         a, b = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(4)
-        turn[[a, b, a, b], [a, b, b, a]] = (
+        rotation = np.eye(4)
+        rotation[[a, b, a, b], [a, b, b, a]] = (
             np.cos(angle),
             np.cos(angle),
             -np.sin(angle),
             np.sin(angle),
         )
-        matrix = turn @ matrix
+        matrix = rotation @ matrix
     matrix[:3, :3] *= np.exp(rng.uniform(-1, 1, 3) * math.log1p(strength * SCALE))
     middle = (np.array(shape) - 1) / 2
     shift = rng.uniform(-1, 1, 3) * strength * SHIFT * np.array(shape)
@@ -131,23 +131,23 @@ def _matrix(shape: torch.Size, strength: float, rng: np.random.Generator) -> np.
 
 
 def _positions(shape: torch.Size, matrix: np.ndarray, device: torch.device) -> Tensor:
-    turned = torch.as_tensor(matrix, dtype=torch.float32, device=device)
-    here = field.identity(shape, device).flatten(2)[0]
-    return (turned[:3, :3] @ here + turned[:3, 3:]).view(1, 3, *shape)
+    affine = torch.as_tensor(matrix, dtype=torch.float32, device=device)
+    points = field.identity(shape, device).flatten(2)[0]
+    return (affine[:3, :3] @ points + affine[:3, 3:]).view(1, 3, *shape)
 
 
-def _relabelled(labels: Tensor | None, positions: Tensor) -> Tensor | None:
+def _warp_labels(labels: Tensor | None, positions: Tensor) -> Tensor | None:
     """Maps in whole numbers by nearest neighbour; shares of labels linearly."""
     if labels is None:
         return None
     return field.sample(labels, positions, mode="nearest" if labels.shape[1] == 1 else "bilinear")
 
 
-def _recoloured(
+def _change_contrast(
     image: Tensor, strength: float, shared: float | None, rng: np.random.Generator
 ) -> Tensor:
-    own = rng.uniform(-1, 1)
-    gamma = math.exp(strength * GAMMA * (own if shared is None else shared))
+    exponent = rng.uniform(-1, 1)
+    gamma = math.exp(strength * GAMMA * (exponent if shared is None else shared))
     # on the CPU: the same on every device
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     noise = torch.randn(image.shape, generator=generator).to(image.device) * (
@@ -156,7 +156,7 @@ def _recoloured(
     return (image.clamp(0, 1) ** gamma + noise).clamp(0, 1)
 
 
-def _mirrored(pair: Conformed, axis: int) -> Conformed:
+def _flip(pair: Conformed, axis: int) -> Conformed:
     tensors = {
         name: getattr(pair, name) for name in ("moving", "fixed", "moving_labels", "fixed_labels")
     }

@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.checkpoint import built, config_in, load_weights, read_tensors
-from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.checkpoint import build_network, read_config, load_weights, read_tensors
+from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.model_card import check_format
 from napari_shmoareg.io.untrusted import names_input, parse_json, user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
@@ -92,7 +92,7 @@ def save_training_state(
         "groups": json.dumps(state["param_groups"]),
         "plain": json.dumps(plain),
     }
-    with writing(folder / FILE, size=sum(t.nbytes for t in tensors.values())) as temporary:
+    with atomic_write(folder / FILE, size=sum(t.nbytes for t in tensors.values())) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
     return folder / FILE
 
@@ -168,12 +168,12 @@ def network_of_state(folder: str | Path, config: SHMoARegConfig) -> SHMoAReg:
     """
     path = user_path(folder) / FILE
     _check_config(check_format(path, FORMAT), config, path)
-    return built(config, path, "network.")
+    return build_network(config, path, "network.")
 
 
 def _check_config(metadata: Mapping[str, str], config: SHMoARegConfig, path: Path) -> None:
     """See that a saved training is of a network with this config."""
-    if config_in(metadata, path).to_dict() != config.to_dict():
+    if read_config(metadata, path).to_dict() != config.to_dict():
         raise InputError(
             f"The training in {path} is of a network with another config. Begin another, or use its"
             " own config."
@@ -193,9 +193,9 @@ def _optimiser_state(
         raise InputError(
             f"The optimiser in {path} is over other parameters. Use the one that it was saved with."
         )
-    for group, mine in zip(groups, own, strict=True):
-        if set(group) != set(mine) or not all(
-            _is_alike(group[key], value) for key, value in mine.items()
+    for group, current in zip(groups, own, strict=True):
+        if set(group) != set(current) or not all(
+            _is_compatible(group[key], value) for key, value in current.items()
         ):
             raise ValueError("the optimiser's settings are others")
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -214,7 +214,7 @@ def _optimiser_state(
     return {"state": state, "param_groups": [_tuples(group) for group in groups]}
 
 
-def _is_alike(value: Any, own: Any) -> bool:
+def _is_compatible(value: Any, own: Any) -> bool:
     """Whether a saved setting of an optimiser is of the kind of its own one."""
     if isinstance(own, tuple | list):
         pairs = (
@@ -223,7 +223,7 @@ def _is_alike(value: Any, own: Any) -> bool:
             else ()
         )
         return bool(pairs) and all(
-            _is_alike(a, b) and (not isinstance(b, float) or 0 <= a < 1) for a, b in pairs
+            _is_compatible(a, b) and (not isinstance(b, float) or 0 <= a < 1) for a, b in pairs
         )
     if own is None or isinstance(own, bool):
         return value is None or isinstance(value, bool)

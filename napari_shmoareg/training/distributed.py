@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def environment_of_team(environment: Mapping[str, str]) -> dict[str, str] | None:
+def process_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
     """What torchrun sets, taken from srun's variables where torchrun set nothing; None for a
     process alone.
 
@@ -34,7 +34,7 @@ def environment_of_team(environment: Mapping[str, str]) -> dict[str, str] | None
         If only some of torchrun's variables are there, or are no numbers.
     """
     if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        environment = _of_slurm(environment) | dict(environment)
+        environment = _slurm_environment(environment) | dict(environment)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     found = {name: environment[name] for name in names if environment.get(name, "").isdigit()}
     if not found or found.get("WORLD_SIZE") == "1":
@@ -56,12 +56,12 @@ def environment_of_team(environment: Mapping[str, str]) -> dict[str, str] | None
     return found
 
 
-def team_size() -> int:
+def world_size() -> int:
     """How many processes torchrun or srun started, this one among them."""
-    return int((environment_of_team(os.environ) or {"WORLD_SIZE": "1"})["WORLD_SIZE"])
+    return int((process_environment(os.environ) or {"WORLD_SIZE": "1"})["WORLD_SIZE"])
 
 
-def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+def _slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """torchrun's variables, for one task of a job step on SLURM; all of them agree on the first
     node.
     """
@@ -80,9 +80,9 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-MEETING = timedelta(minutes=10)  # until all processes have to have come
+JOIN_TIMEOUT = timedelta(minutes=10)  # until all processes have to have come
 # for one of them that checks scans, validates or pauses; a lost one is seen at once
-PATIENCE = timedelta(days=2)
+COLLECTIVE_TIMEOUT = timedelta(days=2)
 
 
 class LostProcessError(InputError):
@@ -109,7 +109,7 @@ class TrainingGroup:
     _group: ProcessGroup | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def joined(cls, device: str = "auto") -> TrainingGroup:
+    def join(cls, device: str = "auto") -> TrainingGroup:
         """Meet the processes that torchrun, or srun, started beside this one; a process alone if
         there are none.
 
@@ -125,7 +125,7 @@ class TrainingGroup:
         LostProcessError
             If the others do not come.
         """
-        where = environment_of_team(os.environ)
+        where = process_environment(os.environ)
         if where is None:
             return cls()
         place = find_device(device)
@@ -136,9 +136,9 @@ class TrainingGroup:
             check_gpus(here)
         os.environ.update(where)
         if place.type == "cpu":  # left to itself, each process would take all cores
-            os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(here)))
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(here)))
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        with without_triton(), _peers_at_hand("could not meet"):
+        with without_triton(), _detect_lost_processes("could not meet"):
             try:
                 from accelerate import PartialState
             except ImportError as error:
@@ -146,19 +146,19 @@ class TrainingGroup:
                     "Several processes need Hugging Face Accelerate, which is not installed: "
                     "pip install 'shmoareg[train]', or run one process."
                 ) from error
-            state = PartialState(cpu=place.type == "cpu", timeout=MEETING)
-            group = torch.distributed.new_group(timeout=PATIENCE)
-        team = cls(
+            state = PartialState(cpu=place.type == "cpu", timeout=JOIN_TIMEOUT)
+            group = torch.distributed.new_group(timeout=COLLECTIVE_TIMEOUT)
+        group = cls(
             state.process_index,
             state.num_processes,
             state.device if place.type == "cuda" else place,
             group,
         )
-        team.wait()
-        return team
+        group.wait()
+        return group
 
     @property
-    def leader(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
@@ -180,14 +180,16 @@ class TrainingGroup:
         """
         if self.size == 1:
             return
-        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for tensor in tensors:
-            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
-        for alike in kinds.values():
-            flat = torch.cat([tensor.reshape(-1) for tensor in alike]).to(self.device)
+            by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+        for tensors_of_kind in by_kind.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors_of_kind]).to(self.device)
             self._reduce(flat, torch.distributed.ReduceOp.SUM)
             for tensor, total in zip(
-                alike, flat.split([tensor.numel() for tensor in alike]), strict=True
+                tensors_of_kind,
+                flat.split([tensor.numel() for tensor in tensors_of_kind]),
+                strict=True,
             ):
                 tensor.copy_(total.view(tensor.shape))
 
@@ -213,14 +215,14 @@ class TrainingGroup:
         """
         self.any(False)
 
-    def leave(self, peaceful: bool = True) -> None:
+    def close(self, finished: bool = True) -> None:
         """Close the connections; Accelerate's state is dropped too.
 
         Without it, Gloo's threads may abort the interpreter when it ends.
 
         Parameters
         ----------
-        peaceful : bool
+        finished : bool
             Whether all processes have done.  If not, NCCL, which would wait for them, is left to
             the process's end.
         """
@@ -228,12 +230,12 @@ class TrainingGroup:
             return
         from accelerate import PartialState
 
-        if peaceful or torch.distributed.get_backend() == "gloo":
+        if finished or torch.distributed.get_backend() == "gloo":
             torch.distributed.destroy_process_group()
         PartialState._reset_state()
 
     def _reduce(self, flat: Tensor, how: Any) -> None:
-        with _peers_at_hand("lost each other"):
+        with _detect_lost_processes("lost each other"):
             torch.distributed.all_reduce(flat, how, group=self._group)
 
 
@@ -257,14 +259,14 @@ def check_gpus(processes: int) -> None:
         )
 
 
-def threads_each(processes: int) -> int:
+def threads_per_process(processes: int) -> int:
     """Cores of this machine for each of so many processes."""
     cores: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return max(1, (len(cores(0)) if cores else os.cpu_count() or 1) // processes)
 
 
 @contextmanager
-def _peers_at_hand(what: str) -> Iterator[None]:
+def _detect_lost_processes(what: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
@@ -272,12 +274,12 @@ def _peers_at_hand(what: str) -> Iterator[None]:
     except RuntimeError as error:
         raise LostProcessError(
             f"The processes of this run {what}: one of them ended, or its machine cannot be reached"
-            f" ({_without_places(error)}). What was saved is kept; see what that process said, then"
+            f" ({_first_sentence(error)}). What was saved is kept; see what that process said, then"
             " go on with --resume."
         ) from error
 
 
-def _without_places(error: RuntimeError) -> str:
+def _first_sentence(error: RuntimeError) -> str:
     """The first sentence of an error of PyTorch or Gloo, without source files and advice."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r"^\[[^]]*\]\s*", "", first).split(". This is typically")[0].rstrip(".")

@@ -20,7 +20,7 @@ from napari_shmoareg.model import NetworkOutput, RoutedLayer
 from napari_shmoareg.model.shmoe import DIRECTIONS
 from napari_shmoareg.registration import losses
 from napari_shmoareg.registration.conform import Conformed
-from napari_shmoareg.registration.deforming import refine_conformed
+from napari_shmoareg.registration.deformation import refine_conformed
 from napari_shmoareg.registration.intensity import background_of
 from napari_shmoareg.registration.known_motion import KnownMotion
 from napari_shmoareg.registration.refinement import DEFAULT_STEPS
@@ -44,9 +44,15 @@ def descent_motion(pair: Conformed) -> KnownMotion:
     )
     found = [
         refine_conformed(
-            one, (one.moving, one.fixed), backgrounds, None, DESCENT, pair.fixed.device, _silent
+            order,
+            (order.moving, order.fixed),
+            backgrounds,
+            None,
+            DESCENT,
+            pair.fixed.device,
+            _no_progress,
         )[0]
-        for one, backgrounds in ((pair, empty), (swapped, empty[::-1]))
+        for order, backgrounds in ((pair, empty), (swapped, empty[::-1]))
     ]
     displacement = torch.cat(found).to(pair.fixed.device)
     return KnownMotion(displacement, torch.ones_like(displacement[:, :1]))
@@ -67,11 +73,11 @@ def end_point_error(displacement: Tensor, motion: KnownMotion) -> Tensor:
     return (length * motion.known).sum() / motion.known.sum().clamp_min(1)
 
 
-def _silent(_done: float) -> None:
+def _no_progress(_done: float) -> None:
     """A step has a progress of its own."""
 
 
-ALIKE = 1e-6  # difference of local errors below which two experts do equally well
+TIE_TOLERANCE = 1e-6  # difference of local errors below which two experts do equally well
 
 
 def counterfactual_loss(
@@ -116,7 +122,7 @@ def counterfactual_labels(errors: Tensor, experts: Tensor) -> Tensor:
     Tensor (B, N, D, H, W)
     """
     least, best = errors.min(1, keepdim=True)
-    right = torch.where(errors.gather(1, experts) <= least + ALIKE, experts, best)
+    right = torch.where(errors.gather(1, experts) <= least + TIE_TOLERANCE, experts, best)
     return torch.zeros_like(errors).scatter_(1, right, 1.0)
 
 
@@ -148,9 +154,9 @@ def local_errors(
     change = (layer.alternatives - layer.residual.detach())[:, :, :i, :j, :k]
     errors = []
     for expert in range(change.shape[1]):
-        instead = displacement.clone()
-        instead[:, axis] += change[:, expert]
-        warped = field.warp(moving, instead, padding="border")
+        alternative = displacement.clone()
+        alternative[:, axis] += change[:, expert]
+        warped = field.warp(moving, alternative, padding="border")
         errors.append(losses.LOCAL_ERRORS[similarity](warped, fixed))
     return torch.cat(errors, dim=1)
 
@@ -194,16 +200,16 @@ def correspondence_loss(
         for moving, fixed in ((0, 1), (1, 0)):
             order = slice(moving, moving + 1)
             positions, usable = _tokens(motion.displacement[order], motion.known[order], stride)
-            places = torch.nonzero(usable.flatten()).flatten()
-            if len(places) < 2:
+            indices = torch.nonzero(usable.flatten()).flatten()
+            if len(indices) < 2:
                 continue
-            drawn = rng.choice(len(places), min(TOKENS, len(places)), replace=False)
-            places = places[torch.as_tensor(drawn, device=places.device)]
+            drawn = rng.choice(len(indices), min(TOKENS, len(indices)), replace=False)
+            indices = indices[torch.as_tensor(drawn, device=indices.device)]
             d, h, w = positions.shape[2:]
-            ours = features[fixed, :, :d, :h, :w].flatten(1)[:, places]
-            there = positions.flatten(2)[:, :, places, None, None]
-            theirs = field.sample(features[order], there, padding="border").flatten(1)
-            terms.append(_info_nce(ours, theirs.view_as(ours)))
+            fixed_features = features[fixed, :, :d, :h, :w].flatten(1)[:, indices]
+            points = positions.flatten(2)[:, :, indices, None, None]
+            moving_features = field.sample(features[order], points, padding="border").flatten(1)
+            terms.append(_info_nce(fixed_features, moving_features.view_as(fixed_features)))
     return torch.stack(terms).mean() if terms else motion.displacement.new_zeros(())
 
 
@@ -216,8 +222,8 @@ def _tokens(displacement: Tensor, known: Tensor, stride: int) -> tuple[Tensor, T
     return field.identity(share.shape[2:], share.device) + mean / stride, share > 0.5
 
 
-def _info_nce(ours: Tensor, theirs: Tensor) -> Tensor:
+def _info_nce(fixed: Tensor, moving: Tensor) -> Tensor:
     """Both (C, M), column by column the same place."""
-    scores = F.normalize(ours, dim=0).T @ F.normalize(theirs, dim=0) / TEMPERATURE
+    scores = F.normalize(fixed, dim=0).T @ F.normalize(moving, dim=0) / TEMPERATURE
     right = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2

@@ -24,7 +24,7 @@ from napari_shmoareg.registration.losses import damped
 from napari_shmoareg.training.settings import ExpertLearning, FineTuning
 
 JITTER_SHARE = 1 / 3  # of the steps, over which `gate_jitter` falls to 0
-FROM_NOTHING = ("moa_output_scale", "kernels_start")
+START_SETTINGS = ("moa_output_scale", "kernels_start")
 
 
 def start_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
@@ -36,7 +36,7 @@ def start_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
             if isinstance(module, MoA):
                 module.output.mul_(settings.moa_output_scale)
             elif isinstance(module, SHMoE) and settings.kernels_start == "alike":
-                _start_alike(module)
+                _start_equal(module)
 
 
 def check_start(settings: ExpertLearning) -> None:
@@ -46,7 +46,7 @@ def check_start(settings: ExpertLearning) -> None:
     ------
     InputError
     """
-    for name in FROM_NOTHING:
+    for name in START_SETTINGS:
         if getattr(settings, name) != getattr(ExpertLearning(), name):
             raise InputError(
                 "says how weights begin from nothing, and these begin from others.",
@@ -105,25 +105,27 @@ def shared_strides(network: SHMoAReg, settings: ExpertLearning) -> tuple[int, ..
     )
 
 
-def held_back(network: SHMoAReg, settings: ExpertLearning) -> list[nn.Parameter]:
+def frozen_parameters(network: SHMoAReg, settings: ExpertLearning) -> list[nn.Parameter]:
     """What does not learn: gates that are frozen, attention that is off."""
-    held: list[nn.Parameter] = []
+    frozen: list[nn.Parameter] = []
     if settings.gates == "frozen":
-        held += [parameter for site in gates_of(network) for parameter in site.module.parameters()]
+        frozen += [
+            parameter for site in gates_of(network) for parameter in site.module.parameters()
+        ]
     if settings.attention == "off":
-        held += [
+        frozen += [
             parameter for attention in _attentions(network) for parameter in attention.parameters()
         ]
-    return held
+    return frozen
 
 
 @torch.no_grad()
-def hold_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
+def freeze_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
     """Have no gradient reach what is held back, and have attention that is off add nothing."""
     for site in gates_of(network):
         if site.part == "decoder":  # the encoder's follow the rest of it
             site.module.requires_grad_(True)
-    for parameter in held_back(network, settings):
+    for parameter in frozen_parameters(network, settings):
         parameter.requires_grad_(False)
     for attention in _attentions(network) if settings.attention == "off" else ():
         outputs = (
@@ -178,36 +180,36 @@ def jitter_at(settings: FineTuning, step: int) -> float:
 
 
 @contextmanager
-def attended_by_heads(network: SHMoAReg, wanted: bool = True) -> Iterator[list[Tensor]]:
+def record_head_outputs(network: SHMoAReg, enabled: bool = True) -> Iterator[list[Tensor]]:
     """What the chosen heads of each MoA layer with at least two attend to, while the block
     lasts.
     """
-    layers = [module for module in network.encoder.modules() if isinstance(module, MoA) and wanted]
-    seen: list[Tensor] = []
+    layers = [module for module in network.encoder.modules() if isinstance(module, MoA) and enabled]
+    outputs: list[Tensor] = []
     try:
         for layer in layers:
-            layer.watch = seen if layer.top_k > 1 else None
-        yield seen
+            layer.watch = outputs if layer.top_k > 1 else None
+        yield outputs
     finally:
         for layer in layers:
             layer.watch = None
 
 
 @contextmanager
-def seen_by_gates(
-    network: SHMoAReg, wanted: bool = True
+def record_gate_inputs(
+    network: SHMoAReg, enabled: bool = True
 ) -> Iterator[list[tuple[SoftmaxGate, Tensor]]]:
     """What the gates of the attention heads are given, in the order of the forward, while the block
     lasts.
     """
-    seen: list[tuple[SoftmaxGate, Tensor]] = []
+    inputs: list[tuple[SoftmaxGate, Tensor]] = []
 
-    def note(gate: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append((cast(SoftmaxGate, gate), inputs[0]))
+    def record(gate: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs.append((cast(SoftmaxGate, gate), args[0]))
 
-    handles = [gate.register_forward_pre_hook(note) for gate in softmax_gates(network) if wanted]
+    handles = [gate.register_forward_pre_hook(record) for gate in softmax_gates(network) if enabled]
     try:
-        yield seen
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
@@ -228,9 +230,9 @@ def head_counts(routing: RoutingTrace) -> Tensor:
     """
     found: dict[tuple[int, int | None], Tensor] = {}
     for record in routing.select(part="encoder"):
-        place = record.layer, record.block
+        key = record.layer, record.block
         count = torch.bincount(record.routing.experts.flatten(), minlength=record.num_experts)
-        found[place] = found[place] + count if place in found else count
+        found[key] = found[key] + count if key in found else count
     return torch.stack(list(found.values())) if found else torch.zeros(0, 0, dtype=torch.int64)
 
 
@@ -259,7 +261,7 @@ def softmax_gates(network: SHMoAReg) -> list[SoftmaxGate]:
     return [site.module for site in gates_of(network) if isinstance(site.module, SoftmaxGate)]
 
 
-def _start_alike(head: SHMoE) -> None:
+def _start_equal(head: SHMoE) -> None:
     smallest = min(head.kernels)
     for direction in DIRECTIONS:
         convs = [cast(nn.Conv3d, conv) for conv in cast(nn.ModuleList, head.experts[direction])]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.files import NO_SPACE, writing
+from napari_shmoareg.io.files import NO_SPACE, atomic_write
 from napari_shmoareg.io.report import plain
 from napari_shmoareg.io.untrusted import MAX_TABLE, parse_csv, read_bytes
 
@@ -45,10 +45,10 @@ class StepTable:
     ) -> None:
         self._path, self._columns = path, tuple(columns)
         head = _line(self._columns)
-        rows = kept_rows(path, head, last)
+        rows = rows_up_to(path, head, last)
         if rows is None and earlier:
             self._columns, head = tuple(earlier), _line(earlier)
-            rows = kept_rows(path, head, last)
+            rows = rows_up_to(path, head, last)
         if rows is None:
             raise InputError(
                 f"{path} is damaged: its first line should be '{head.strip()}'. Move it away to go"
@@ -56,12 +56,12 @@ class StepTable:
             )
         whole = head + "".join(rows)
         if not path.exists() or path.read_bytes() != whole.encode():
-            with writing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(whole.encode())
         self._file = path.open("a", newline="", encoding="utf-8")
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Write rows; they reach the system at once, the disk with `keep`.
+        """Write rows; they reach the system at once, the disk with `flush`.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class StepTable:
         except OSError as error:
             raise self._refusal(error) from error
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         """See that all rows are on the disk.
 
         Raises
@@ -108,7 +108,7 @@ class StepTable:
         )
 
 
-def kept_rows(path: Path, head: str, last: int) -> list[str] | None:
+def rows_up_to(path: Path, head: str, last: int) -> list[str] | None:
     """The whole lines of a table up to a step; none where there is no table, None where its first
     line is another.
 
@@ -119,10 +119,10 @@ def kept_rows(path: Path, head: str, last: int) -> list[str] | None:
         The first line, with its end.
     last : int
     """
-    there = path.exists()
+    exists = path.exists()
     text = (
         read_bytes(path, "a table of a run", limit=MAX_TABLE).decode("utf-8", errors="replace")
-        if there
+        if exists
         else ""
     )
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -130,13 +130,13 @@ def kept_rows(path: Path, head: str, last: int) -> list[str] | None:
         return []
     if lines[0] != head:
         return None
-    kept = []
+    rows = []
     for line in lines[1:]:
         step = line.split(",", 1)[0]
         if not (step.isascii() and step.isdigit() and len(step) < 19) or int(step) > last:
             break
-        kept.append(line)
-    return kept
+        rows.append(line)
+    return rows
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -237,7 +237,7 @@ class Curves:
                 f"The curves for TensorBoard could not be written: {error.strerror}."
             ) from error
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         """See that what was written can be read.
 
         Raises

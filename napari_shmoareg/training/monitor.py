@@ -62,54 +62,54 @@ class RoutingWatch:
     def add(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
         """Take down one step's selections by layer, as in `Step.counts`."""
         self.step = step
-        for place, count in counts.items():
-            row = self._recent.setdefault(place, deque(maxlen=self._window))
+        for gate, count in counts.items():
+            row = self._recent.setdefault(gate, deque(maxlen=self._window))
             row.append(np.asarray(count, dtype=np.int64))
-            if place not in self._first and len(row) == self._window:
-                self._first[place] = self._evenness(place)
+            if gate not in self._first and len(row) == self._window:
+                self._first[gate] = self._evenness(gate)
 
     @property
     def shares(self) -> dict[str, list[float]]:
         """Shares of selections per expert over the window, summing to 1 at every place."""
-        return {place: self._share(place).tolist() for place in self._recent}
+        return {gate: self._share(gate).tolist() for gate in self._recent}
 
     @property
     def alarms(self) -> list[Alarm]:
         """What is wrong now; nothing before the first window is full."""
         found = []
-        for place, first in self._first.items():
-            now, share = self._evenness(place), self._share(place)
+        for gate, first in self._first.items():
+            now, share = self._evenness(gate), self._share(gate)
             if now < EVEN:
                 text = (
-                    f"{_told(place)}: routing has collapsed: {_most(share)}, and evenness is"
+                    f"{_gate_label(gate)}: routing has collapsed: {_most(share)}, and evenness is"
                     f" {now:.2f} (0 where all choose the same, 1 where loads are even). Lower the"
                     " learning rate, go back to the best weights, or give balance_weight (encoder)"
                     " or routing_weight (decoder) more."
                 )
             elif now < FALLEN * first:
                 text = (
-                    f"{_told(place)}: fewer experts are in use: evenness fell from {first:.2f} to"
+                    f"{_gate_label(gate)}: fewer experts are in use: evenness fell from {first:.2f} to"
                     f" {now:.2f}; {_most(share)}. Watch it; a lower learning rate may stop it."
                 )
             else:
                 continue
-            found.append(Alarm(place, text))
+            found.append(Alarm(gate, text))
         return found
 
-    def _share(self, place: str) -> NDArray[np.float64]:
-        total = np.sum(self._recent[place], axis=0)
+    def _share(self, gate: str) -> NDArray[np.float64]:
+        total = np.sum(self._recent[gate], axis=0)
         return total / max(int(total.sum()), 1)
 
-    def _evenness(self, place: str) -> float:
-        share = self._share(place)
-        used, k = share[share > 0], self._top_k[place.split("-")[0]]
+    def _evenness(self, gate: str) -> float:
+        share = self._share(gate)
+        used, k = share[share > 0], self._top_k[gate.split("-")[0]]
         if len(share) <= k:
             return 1.0
         return float((np.exp(-(used * np.log(used)).sum()) - k) / (len(share) - k))
 
 
-def _told(place: str) -> str:
-    part, layer, which = place.split("-")
+def _gate_label(gate: str) -> str:
+    part, layer, which = gate.split("-")
     return f"{part} layer {layer}, {which}"
 
 
@@ -122,7 +122,7 @@ ADDED_UP = 10  # steps whose selections make one line of loads.csv
 WATCHED = 5  # such lines over which routing is watched
 
 
-def watch_of(path: Path, top_k: int, *, last: int | None = None) -> RoutingWatch:
+def routing_watch(path: Path, top_k: int, *, last: int | None = None) -> RoutingWatch:
     """A watch that has seen what was written.
 
     Parameters
@@ -135,12 +135,12 @@ def watch_of(path: Path, top_k: int, *, last: int | None = None) -> RoutingWatch
         The last step that counts.
     """
     watch = RoutingWatch({"encoder": top_k, "decoder": 1}, window=WATCHED)
-    added: dict[int, dict[str, list[int]]] = {}
+    counted: dict[int, dict[str, list[int]]] = {}
     for row in read_rows(path):
         if last is None or int(row["step"]) <= last:
-            added.setdefault(int(row["step"]), {}).setdefault(row["place"], []).append(
+            counted.setdefault(int(row["step"]), {}).setdefault(row["place"], []).append(
                 int(row["count"])
             )
-    for step, counts in sorted(added.items()):
+    for step, counts in sorted(counted.items()):
         watch.add(step, counts)
     return watch

@@ -14,7 +14,7 @@ from napari_shmoareg.datasets.dataset import DatasetChoice
 from napari_shmoareg.datasets.splits import PARTS, Division, Print
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import load_network, read_card
-from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.machine import versions
 from napari_shmoareg.io.model_card import NO_NETWORK, checksum_of
 from napari_shmoareg.io.untrusted import check_fields, names_input, read_json, user_path
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 PRESET = "paper"
 
 
-def begins_from_nothing(weights: Mapping[str, Any]) -> bool:
+def starts_from_scratch(weights: Mapping[str, Any]) -> bool:
     """Whether a run began from nothing, by what its plan or run.json says of its weights."""
     return weights.get("name") == NO_NETWORK
 
 
-def start_of(weights: Mapping[str, Any]) -> str:
+def describe_start(weights: Mapping[str, Any]) -> str:
     """What a run began from, in words."""
-    if not begins_from_nothing(weights):
+    if not starts_from_scratch(weights):
         return str(weights["name"])
     preset, changes = weights.get("preset", "?"), weights.get("changes") or {}
     changed = "".join(f", {name}={value}" for name, value in changes.items())
     return f"nothing (random weights of preset {preset}{changed})"
 
 
-def config_from_nothing(
+def config_from_scratch(
     preset: str | None, changes: Mapping[str, Any], settings: FineTuning
 ) -> SHMoARegConfig:
     """The network of a run that begins from nothing.
@@ -133,7 +133,7 @@ def _value(text: str, default: Any) -> Any:
 
 
 FORMAT = "shmoareg-run-1"
-WHAT_NOW = (
+REMEDY = (
     "it tells what the run was begun with. Put back a copy of it, or begin another run in another"
     " folder, from the weights in this one."
 )
@@ -219,10 +219,10 @@ class Plan:
         """
         pairs = ((self.settings, settings), (self.run, run), (self.dataset, dataset))
         differ = [
-            f"{name} ({getattr(mine, name)!r}, not {value!r})"
-            for mine, given in pairs
+            f"{name} ({getattr(own, name)!r}, not {value!r})"
+            for own, given in pairs
             for name, value in given.items()
-            if name not in FREE | {"steps", "path"} and not _same(name, getattr(mine, name), value)
+            if name not in FREE | {"steps", "path"} and not _same(name, getattr(own, name), value)
         ]
         if differ:
             raise InputError(
@@ -243,12 +243,12 @@ class Plan:
                 remedy="Only a run without {final_rate} may grow: begin another run, from the"
                 " weights of this one.",
             )
-        place = str(dataset.get("path", self.dataset.path))
-        moved = not is_same_place(place, self.dataset.path)
-        where = replace(self.dataset, path=place) if moved else self.dataset
+        path = str(dataset.get("path", self.dataset.path))
+        moved = not is_same_path(path, self.dataset.path)
+        source = replace(self.dataset, path=path) if moved else self.dataset
         free = {name: value for name, value in run.items() if name in FREE}
-        settings_now = replace(self.settings, steps=steps)
-        return replace(self, dataset=where, settings=settings_now, run=replace(self.run, **free))
+        longer = replace(self.settings, steps=steps)
+        return replace(self, dataset=source, settings=longer, run=replace(self.run, **free))
 
 
 def make_plan(
@@ -272,19 +272,19 @@ def make_plan(
         diffeomorphic steps are else as the weights say, and the steps from nothing those of Sec.
         IV-B.
     preset, changes : optional
-        Of the network, from nothing only; see `config_from_nothing`.
+        Of the network, from nothing only; see `config_from_scratch`.
 
     Raises
     ------
     InputError
         If there are no such weights, or a setting is out of its range.
     """
-    begun: dict[str, Any]
+    start: dict[str, Any]
     running = RunSettings(**run)
     if weights == NO_NETWORK:
         chosen = FineTuning(**{"steps": ITERATIONS, **settings})
-        config = config_from_nothing(preset, changes or {}, chosen)
-        begun = {
+        config = config_from_scratch(preset, changes or {}, chosen)
+        start = {
             "name": NO_NETWORK,
             "sha256": "",
             "card": {},
@@ -299,9 +299,9 @@ def make_plan(
             )
         chosen, config = FineTuning(**settings), load_network(weights).config
         check_start(chosen)
-        begun = {"name": weights, "sha256": checksum_of(weights), "card": read_card(weights)}
+        start = {"name": weights, "sha256": checksum_of(weights), "card": read_card(weights)}
     config = expert_config(config, chosen)
-    if chosen.wants_motion and not chosen.known_motion:
+    if chosen.uses_known_motion and not chosen.known_motion:
         raise InputError(
             "correspondence_weight and the teacher 'drawn' learn where the true motion is known,"
             " which it is of no two scans.",
@@ -312,7 +312,7 @@ def make_plan(
         chosen = replace(chosen, size=config.learning_size)
     if "diffeomorphic" not in settings and config.diffeomorphic:
         chosen = replace(chosen, diffeomorphic=1.0)
-    return Plan(dataset, begun, config.to_dict(), chosen, running, versions())
+    return Plan(dataset, start, config.to_dict(), chosen, running, versions())
 
 
 @names_input
@@ -324,7 +324,7 @@ def read_plan(path: Path) -> Plan:
     InputError
         If there is none, it is damaged, or of another version.
     """
-    found = read_told(path)
+    found = read_run_json(path)
     try:
         path_of, options = found["dataset"]["path"], dict(found["dataset"]["options"])
         if options.get("window") is not None:
@@ -353,11 +353,11 @@ def read_plan(path: Path) -> Plan:
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{path} is damaged, or of another version of shmoareg ({error}): {WHAT_NOW}"
+            f"{path} is damaged, or of another version of shmoareg ({error}): {REMEDY}"
         ) from error
 
 
-def read_told(path: Path) -> dict[str, Any]:
+def read_run_json(path: Path) -> dict[str, Any]:
     """The content of run.json as it is.
 
     Raises
@@ -373,7 +373,7 @@ def read_told(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path, "what a run was begun with")
     except InputError as error:
-        raise InputError(f"{error} {WHAT_NOW[0].upper()}{WHAT_NOW[1:]}") from error
+        raise InputError(f"{error} {REMEDY[0].upper()}{REMEDY[1:]}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(
             f"{path} is not of a run that this version knows (its format is not '{FORMAT}')."
@@ -389,25 +389,25 @@ def write_plan(path: Path, plan: Plan) -> None:
     InputError
         If it cannot be written.
     """
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def is_same_place(one: str, other: str) -> bool:
+def is_same_path(one: str, other: str) -> bool:
     """Whether two names are of one file or folder, by links and the way there."""
     return one == other or user_path(one).resolve() == user_path(other).resolve()
 
 
-def _same(name: str, mine: Any, given: Any) -> bool:
+def _same(name: str, own: Any, given: Any) -> bool:
     """Whether a setting given anew is the one that the run has; a size of 0 was, and is, what the
     weights ask for.
     """
-    if isinstance(mine, tuple) or isinstance(given, tuple):
-        return tuple(mine or ()) == tuple(given or ())
-    return bool(mine == given) or (name == "size" and given == 0)
+    if isinstance(own, tuple) or isinstance(given, tuple):
+        return tuple(own or ()) == tuple(given or ())
+    return bool(own == given) or (name == "size" and given == 0)
 
 
-def check_split_is_there(folder: RunFolder) -> None:
+def check_split_exists(folder: RunFolder) -> None:
     """Refuse a run that has learned and lost its split: another draw could have its test scans
     learn.
 
@@ -438,7 +438,9 @@ def reference_of(checkup: Checkup, affine: str) -> str | None:
     return None if affine == "none" else checkup.reference
 
 
-def check_same(before: Division, checkup: Checkup, plan: Plan, folder: RunFolder) -> list[str]:
+def check_scans_unchanged(
+    before: Division, checkup: Checkup, plan: Plan, folder: RunFolder
+) -> list[str]:
     """What became of the scans since the run began, in words.
 
     Parameters
@@ -459,7 +461,7 @@ def check_same(before: Division, checkup: Checkup, plan: Plan, folder: RunFolder
         the same.
     """
     changed = list(_changed(before, checkup))
-    was = read_plan(folder.told).dataset.path
+    was = read_plan(folder.run_json).dataset.path
     if was != plan.dataset.path and (changed or not before.files):
         why = (
             " ".join(changed)
@@ -471,8 +473,8 @@ def check_same(before: Division, checkup: Checkup, plan: Plan, folder: RunFolder
             " another folder."
         )
     if before.reference is not None and before.reference not in checkup.usable:
-        told = {report.name: report.skipped for report in checkup.reports}
-        why = told.get(before.reference) or "it is not in the data set"
+        skipped = {report.name: report.skipped for report in checkup.reports}
+        why = skipped.get(before.reference) or "it is not in the data set"
         raise InputError(
             f"The scan '{before.reference}', with which the run aligned all others, cannot be used"
             f" now ({why}). With another in its place all pairs would lie differently: put it back,"
@@ -488,13 +490,13 @@ def check_same(before: Division, checkup: Checkup, plan: Plan, folder: RunFolder
 
 
 def _changed(before: Division, checkup: Checkup) -> Iterator[str]:
-    now, told = files_of(checkup), {report.name: report.skipped for report in checkup.reports}
+    now, skipped = files_of(checkup), {report.name: report.skipped for report in checkup.reports}
     used = [name for part in PARTS for name in before.used(part) if name in before.files]
     for name in used:
-        if name not in told:
+        if name not in skipped:
             yield f"The scan '{name}' was used when the run began, and is not in the data set now."
         elif name not in now:
-            yield f"The scan '{name}' was used when the run began, and cannot be now: {told[name]}"
+            yield f"The scan '{name}' was used when the run began, and cannot be now: {skipped[name]}"
         elif now[name][1] != before.files[name][1]:
             yield f"The image of '{name}' is not the one that the run began with."
         elif now[name][2] != before.files[name][2]:

@@ -14,8 +14,8 @@ from napari_shmoareg.training.distributed import TrainingGroup
 from napari_shmoareg.training.logs import Event, event, phase
 from napari_shmoareg.training.plan import (
     Plan,
-    check_same,
-    check_split_is_there,
+    check_scans_unchanged,
+    check_split_exists,
     files_of,
     reference_of,
 )
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What a run learns from.
 
     Attributes
@@ -53,13 +53,13 @@ class Material:
     problems: tuple[str, ...] = ()
 
 
-def prepare(
+def prepare_data(
     plan: Plan,
     dataset: Dataset,
     folder: RunFolder,
-    team: TrainingGroup,
+    group: TrainingGroup,
     stop: Callable[[], bool],
-) -> Generator[Event, None, Material | None]:
+) -> Generator[Event, None, TrainingData | None]:
     """Split, check and pair.
 
     Parameters
@@ -68,7 +68,7 @@ def prepare(
     dataset : Dataset
     folder : RunFolder
         The leader writes checkup.csv there, and split.json where there is none yet.
-    team : TrainingGroup
+    group : TrainingGroup
     stop : callable
         Asked after each scan whether to end.
 
@@ -89,7 +89,7 @@ def prepare(
     """
     from napari_shmoareg.datasets import Checkup, VolumeCache, split_dataset
 
-    check_split_is_there(folder)
+    check_split_exists(folder)
     before = read_division(folder.split) if folder.split.is_file() else None
     split = (
         before.split
@@ -107,16 +107,16 @@ def prepare(
         training=split.train,
     )
     done = 0
-    for report in led(team, checkup.run, until=stop):
+    for report in run_on_main(group, checkup.run, until=stop):
         done += 1
         yield event("scan", **report.to_dict())
         yield phase("checkup", done / len(dataset.scans), report.name)
-    if team.any(stop()):
+    if group.any(stop()):
         return None
-    if not team.leader:
+    if not group.is_main:
         for _ in checkup.run():  # what the leader found lies in the cache
             continue
-    if team.leader:
+    if group.is_main:
         write_table(checkup.rows(), folder.checkup)
     changed: list[str] = []
     if before is None:
@@ -125,18 +125,18 @@ def prepare(
             split, left_out, (), files_of(checkup), reference_of(checkup, plan.run.affine)
         )
     else:
-        changed, division = check_same(before, checkup, plan, folder), before
+        changed, division = check_scans_unchanged(before, checkup, plan, folder), before
     yield phase("preparing", 0.0, "making pairs")
-    material, division = _material(plan, dataset, checkup, division, is_new=before is None)
-    material = replace(material, problems=(*changed, *material.problems, *unjudged(plan, material)))
-    if team.leader and before is None:
+    data, division = _training_data(plan, dataset, checkup, division, is_new=before is None)
+    data = replace(data, problems=(*changed, *data.problems, *validation_warnings(plan, data)))
+    if group.is_main and before is None:
         write_division(folder.split, division)
-    return material
+    return data
 
 
-def _material(
+def _training_data(
     plan: Plan, dataset: Dataset, checkup: Checkup, division: Division, is_new: bool
-) -> tuple[Material, Division]:
+) -> tuple[TrainingData, Division]:
     """The pairs of the scans that stand in a part and can be used; and what a new run leaves
     out.
     """
@@ -144,75 +144,79 @@ def _material(
     parts = {part: division.used(part) for part in PARTS}
     names = {part: dataset.ordered_pairs(sorted(used)) for part, used in parts.items()}
     names["train"] = without_order(names["train"])
-    here = {part: sorted(set(used) & set(checkup.usable)) for part, used in parts.items()}
-    apart = set(division.left_out_pairs)
+    usable = {part: sorted(set(used) & set(checkup.usable)) for part, used in parts.items()}
+    excluded = set(division.left_out_pairs)
 
-    def paired(part: str, size: int, labels: bool) -> NamedPairs:
-        there = [name for name in parts[part] if name in dataset.names]
-        found = checkup.pairs(there, size=size, labels=labels, both_orders=part != "train")
+    def make_pairs(part: str, size: int, labels: bool) -> NamedPairs:
+        present = [name for name in parts[part] if name in dataset.names]
+        found = checkup.pairs(present, size=size, labels=labels, both_orders=part != "train")
         places: dict[Names, int] = {pair: n for n, pair in enumerate(found.names)}
         if is_new:
-            apart.update(pair for pair in names[part] if pair not in places)
-        return NamedPairs(found, places, [pair for pair in names[part] if pair not in apart])
+            excluded.update(pair for pair in names[part] if pair not in places)
+        return NamedPairs(found, places, [pair for pair in names[part] if pair not in excluded])
 
-    learned = paired("train", settings.size, settings.overlap_weight > 0)
-    judged = paired("validation", config.size, True)
-    if not len(learned):
+    train = make_pairs("train", settings.size, settings.overlap_weight > 0)
+    validation = make_pairs("validation", config.size, True)
+    if not len(train):
         raise InputError(
             f"No pair is left to learn from: {len(parts['train'])} of {len(division.split.train)}"
             " scans for training can be used.",
             remedy="See checkup.csv for why, or give a {split} with more for training.",
         )
-    material = Material(
-        train=learned,
-        validation=judged.some(spread(judged.names, plan.run.validation_pairs)),
-        scans={part: len(used) for part, used in here.items()},
+    data = TrainingData(
+        train=train,
+        validation=validation.some(spread(validation.names, plan.run.validation_pairs)),
+        scans={part: len(used) for part, used in usable.items()},
         pairs={
-            "train": learned.present,
-            "validation": judged.present,
-            "test": len(dataset.ordered_pairs(here["test"])),
+            "train": train.present,
+            "validation": validation.present,
+            "test": len(dataset.ordered_pairs(usable["test"])),
         },
-        grids=_grids(learned, paired("train", config.size, False), settings.size, config.size),
+        grids=_grids(train, make_pairs("train", config.size, False), settings.size, config.size),
         problems=tuple(checkup.problems),
     )
-    return material, Division(
-        division.split, division.left_out, tuple(sorted(apart)), division.files, division.reference
+    return data, Division(
+        division.split,
+        division.left_out,
+        tuple(sorted(excluded)),
+        division.files,
+        division.reference,
     )
 
 
-def unjudged(plan: Plan, material: Material) -> Iterator[str]:
+def validation_warnings(plan: Plan, data: TrainingData) -> Iterator[str]:
     """A warning, where a run that is to be validated has nothing to be validated by."""
-    if plan.run.validate_every and not len(material.validation):
+    if plan.run.validate_every and not len(data.validation):
         yield (
             "Nothing will be validated and no best weights are kept: the"
-            f" {material.scans['validation']} scans that judge give no pair. Give a split with"
+            f" {data.scans['validation']} scans that judge give no pair. Give a split with"
             " more for validation, in another run."
         )
 
 
 def _grids(
-    learned: NamedPairs, used: NamedPairs, size: int, full: int
+    train: NamedPairs, used: NamedPairs, size: int, full: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The two grids of the first pair that can be read; cubes where none of a few can."""
-    for index in range(min(3, len(learned))):
+    for index in range(min(3, len(train))):
         try:
-            return tuple(learned[index].grid.shape), tuple(used[index].grid.shape)
+            return tuple(train[index].grid.shape), tuple(used[index].grid.shape)
         except (InputError, OSError):  # told when its step comes
             continue
     return (size,) * 3, (full,) * 3
 
 
-def led(
-    team: TrainingGroup, work: Callable[[], Iterator[T]], until: Callable[[], bool] = lambda: False
+def run_on_main(
+    group: TrainingGroup, work: Callable[[], Iterator[T]], until: Callable[[], bool] = lambda: False
 ) -> Iterator[T]:
     """What the leader does alone, item by item, while the others wait; it may end early."""
-    if not team.leader:
-        while not team.any(False):
+    if not group.is_main:
+        while not group.any(False):
             continue
         return
     for item in work():
-        team.any(False)
+        group.any(False)
         yield item
         if until():
             break
-    team.any(True)
+    group.any(True)

@@ -23,11 +23,11 @@ from napari_shmoareg.registration.cascade import cascade
 from napari_shmoareg.registration.conform import Conformed
 from napari_shmoareg.training.expert_training import expert_config
 from napari_shmoareg.training.settings import FineTuning
-from napari_shmoareg.training.synthesis import DrawnPairs, Subject
+from napari_shmoareg.training.synthesis import SyntheticPairs, Subject
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 VALIDATION_SIZE = 80  # voxels along the longest axis, at most
-HELD_OUT = 0.25  # share of the subjects that validation is drawn from, and nothing else
+VALIDATION_SHARE = 0.25  # share of the subjects that validation is drawn from, and nothing else
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,18 @@ class Recipe:
             raise InputError(f"No network can be built so: {error}") from error
         return expert_config(config, self.settings)
 
-    def pairs(self, subjects: Sequence[Subject], device: str | torch.device = "cpu") -> DrawnPairs:
+    def pairs(
+        self, subjects: Sequence[Subject], device: str | torch.device = "cpu"
+    ) -> SyntheticPairs:
         """What is trained on: drawn on the device, from all but the held-out subjects."""
         phases = [
             (round(p.begins * self.settings.steps), replace(self.drawing, size=p.size))
             for p in self.phases
         ]
-        learners, motion = split_subjects(subjects)[0], self.settings.wants_motion
-        return DrawnPairs(learners, phases, seed=self.settings.seed, device=device, motion=motion)
+        learners, motion = split_subjects(subjects)[0], self.settings.uses_known_motion
+        return SyntheticPairs(
+            learners, phases, seed=self.settings.seed, device=device, motion=motion
+        )
 
 
 _LEARNING = FineTuning(
@@ -185,10 +189,10 @@ def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Sub
     """Subjects to train on, and the last quarter, held out.  With fewer than four, all serve
     both.
     """
-    held = int(len(subjects) * HELD_OUT)
+    count = int(len(subjects) * VALIDATION_SHARE)
     return (
-        (list(subjects[:-held]), list(subjects[-held:]))
-        if held
+        (list(subjects[:-count]), list(subjects[-count:]))
+        if count
         else (list(subjects), list(subjects))
     )
 
@@ -209,8 +213,8 @@ class RunningMean:
         """Take one more step into the mean."""
         self.seen += 1
         decay = min(self.decay, self.seen / (self.seen + 9))
-        for kept in (SHMoAReg.parameters, SHMoAReg.buffers):
-            for mean, new in zip(kept(self.network), kept(network), strict=True):
+        for tensors in (SHMoAReg.parameters, SHMoAReg.buffers):
+            for mean, new in zip(tensors(self.network), tensors(network), strict=True):
                 mean.lerp_(new, 1 - decay)
 
 
@@ -245,7 +249,7 @@ def validation_pairs(
         labels=40,
         warp=0.0,
     )
-    pairs = DrawnPairs(split_subjects(subjects)[1], plain, seed=99)
+    pairs = SyntheticPairs(split_subjects(subjects)[1], plain, seed=99)
     return [pairs[i] for i in range(count)]
 
 
@@ -270,7 +274,7 @@ def torso_validation_pairs(
         same_contrast=1.0,
         labels=40,
     )
-    pairs = DrawnPairs([], plain, seed=99)
+    pairs = SyntheticPairs([], plain, seed=99)
     return [pairs[i] for i in range(count)]
 
 
@@ -292,12 +296,12 @@ def validate(network: SHMoAReg, pairs: Sequence[Conformed]) -> Validation:
             displacement = cascade(
                 network, pair.moving.to(device), pair.fixed.to(device)
             ).displacement
-            carried = field.warp(moving_labels, displacement)
+            warped_labels = field.warp(moving_labels, displacement)
             folded = field.jacobian_determinant(displacement) <= 0
             rows.append(
                 (
                     1 - float(losses.overlap(moving_labels, fixed_labels)),
-                    1 - float(losses.overlap(carried, fixed_labels)),
+                    1 - float(losses.overlap(warped_labels, fixed_labels)),
                     100 * float(folded.float().mean()),
                 )
             )

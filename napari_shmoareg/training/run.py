@@ -18,7 +18,7 @@ from filelock import Timeout
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import files
 from napari_shmoareg.io import files as files_module
-from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.untrusted import names_input, read_object, user_path
 from napari_shmoareg.io.work_folder import LOCK, check_free, locked, make_folder
 from napari_shmoareg.training.logs import read_rows
@@ -41,7 +41,7 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held = ExitStack()
+        self._stack = ExitStack()
 
     def __enter__(self) -> RunLock:
         """Take the lock.
@@ -51,46 +51,46 @@ class RunLock:
         InputError
             If a process that lives holds it, or the folder cannot be written to.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(locked(self.path.with_name(LOCK)))
+                stack.enter_context(locked(self.path.with_name(LOCK)))
             except Timeout as error:
                 raise self._refusal(read_holder(self.path)) from error
             # of a release without such a lock, or a machine that shares the disk but no locks
             holder = read_holder(self.path)
             if holder is not None:
                 raise self._refusal(holder)
-            held.callback(self.path.unlink, missing_ok=True)
+            stack.callback(self.path.unlink, missing_ok=True)
             try:
-                self.say("preparing")
+                self.set_status("preparing")
             except OSError as error:
                 raise InputError(
                     f"Cannot write into {self.path.parent}: {error.strerror}."
                 ) from error
-            self._held = held.pop_all()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *what: object) -> None:
         """Give the lock back."""
-        self._held.close()
+        self._stack.close()
 
-    def say(self, doing: str) -> None:
+    def set_status(self, doing: str) -> None:
         """Note what the process does: "learning", "paused"."""
         started = psutil.Process().create_time()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        hidden = files.hidden(self.path.parent, self.path.name)
-        hidden.write_text(json.dumps(holder | {"doing": doing}), encoding="utf-8")
-        os.replace(hidden, self.path)
+        temporary_path = files.temporary_path(self.path.parent, self.path.name)
+        temporary_path.write_text(json.dumps(holder | {"doing": doing}), encoding="utf-8")
+        os.replace(temporary_path, self.path)
 
     def _refusal(self, holder: Mapping[str, Any] | None) -> InputError:
-        folder, who, there = self.path.parent, "another process", ""
+        folder, who, hint = self.path.parent, "another process", ""
         if holder is not None:
             who = f"process {holder['pid']} on {holder['host']}"
             if holder["host"] != socket.gethostname():
-                there = f" If it is gone, delete {self.path}."
+                hint = f" If it is gone, delete {self.path}."
         return InputError(
             f"{folder} is being worked on ({who}). Wait for it, end it with `shmoareg runs stop"
-            f" {folder}`, or give another --out.{there}"
+            f" {folder}`, or give another --out.{hint}"
         )
 
 
@@ -141,15 +141,15 @@ class RunControl:
         self._file = file
         self._stop = False
         self._pause = False
-        self._hears = True
+        self._reads_file = True
 
-    def follow(self) -> None:
+    def ignore_file(self) -> None:
         """Leave the file to the leader of a team, whose answer is that of all: a word read twice is
         read by one.
         """
-        self._hears = False
+        self._reads_file = False
 
-    def ask(self, word: str) -> None:
+    def set_request(self, word: str) -> None:
         """Ask from within this process; also from another thread or a signal's handler.
 
         Raises
@@ -167,31 +167,31 @@ class RunControl:
     @property
     def stop(self) -> bool:
         """Whether the run is to end at the next safe step."""
-        self._look()
+        self._read_file()
         return self._stop
 
     @property
     def pause(self) -> bool:
         """Whether the run is to wait."""
-        self._look()
+        self._read_file()
         return self._pause
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop what was written for an earlier process."""
         self._file.unlink(missing_ok=True)
 
-    def _look(self) -> None:
-        if not self._hears or not self._file.exists():
+    def _read_file(self) -> None:
+        if not self._reads_file or not self._file.exists():
             return
-        taken = files.hidden(self._file.parent, self._file.name)
+        moved = files.temporary_path(self._file.parent, self._file.name)
         try:
-            os.replace(self._file, taken)
+            os.replace(self._file, moved)
         except FileNotFoundError:  # taken back just now
             return
-        word = taken.read_text(encoding="utf-8", errors="replace").strip()
-        taken.unlink()
+        word = moved.read_text(encoding="utf-8", errors="replace").strip()
+        moved.unlink()
         if word in WORDS:
-            self.ask(word)
+            self.set_request(word)
 
 
 def write_request(file: Path, word: str) -> None:
@@ -202,7 +202,7 @@ def write_request(file: Path, word: str) -> None:
     InputError
         If it cannot be written there.
     """
-    with writing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(f"{word}\n", encoding="utf-8")
 
 
@@ -219,7 +219,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path).absolute()
-        self.told = self.path / "run.json"
+        self.run_json = self.path / "run.json"
         self.split = self.path / "split.json"
         self.checkup = self.path / "checkup.csv"
         self.metrics = self.path / "metrics.csv"
@@ -231,7 +231,7 @@ class RunFolder:
         self.last = self.path / "last.safetensors"
         self.state = self.path / STATE
         self.preview = self.path / "preview"
-        self.wish = self.path / "wish"
+        self.request = self.path / "wish"
         self.lock = self.path / "lock"
 
     @property
@@ -242,7 +242,7 @@ class RunFolder:
         return next((path for path in (self.best, self.last) if path.is_file()), None)
 
     @contextmanager
-    def begun(self, plan: Plan) -> Iterator[RunLock]:
+    def start(self, plan: Plan) -> Iterator[RunLock]:
         """Begin a run in a new or empty folder; the lock is held as long as this lasts.
 
         Raises
@@ -256,11 +256,11 @@ class RunFolder:
         make_folder(self.path)
         with RunLock(self.lock) as lock:
             self._check_new()
-            write_plan(self.told, plan)
+            write_plan(self.run_json, plan)
             yield lock
 
     @contextmanager
-    def gone_on(self, plan: Plan) -> Iterator[RunLock]:
+    def resume(self, plan: Plan) -> Iterator[RunLock]:
         """Go on with the run that is here; the lock is held as long as this lasts.
 
         Raises
@@ -271,34 +271,38 @@ class RunFolder:
         from napari_shmoareg.training.plan import read_plan, write_plan
 
         with RunLock(self.lock) as lock:
-            told = read_plan(self.told)
-            if told.to_dict() != replace(plan, dataset=told.dataset).to_dict():
+            saved = read_plan(self.run_json)
+            if saved.to_dict() != replace(plan, dataset=saved.dataset).to_dict():
                 # a new place is told once it is looked at
-                write_plan(self.told, replace(plan, dataset=told.dataset))
+                write_plan(self.run_json, replace(plan, dataset=saved.dataset))
             yield lock
 
     def _check_new(self) -> None:
         """Refuse a folder with anything but what a run killed at its very beginning left."""
-        if self.told.exists():
+        if self.run_json.exists():
             raise InputError(
                 f"{self.path} holds a run already. Give --resume to go on with it, or another --out"
                 " to begin a new one."
             )
-        own = (LOCK, self.lock.name, *(f".{file.name}.partial-" for file in (self.told, self.lock)))
+        own = (
+            LOCK,
+            self.lock.name,
+            *(f".{file.name}.partial-" for file in (self.run_json, self.lock)),
+        )
         check_free(self.path, own, "run")
 
 
-def is_blank(path: Path) -> bool:
+def is_empty_run(path: Path) -> bool:
     """Whether a folder holds a run that can be lost: it saved no state, and its weights, if any,
     learned nothing.
     """
     folder = RunFolder(path)
-    if not folder.told.is_file() or folder.state.exists() or folder.last.exists():
+    if not folder.run_json.is_file() or folder.state.exists() or folder.last.exists():
         return False
-    return not folder.best.exists() or _lines(folder.metrics, 2) < 2
+    return not folder.best.exists() or _count_lines(folder.metrics, 2) < 2
 
 
-def clear_blank(path: Path) -> None:
+def reset_run(path: Path) -> None:
     """Remove the files of a run that saved nothing, so that another can begin in its folder.
 
     Raises
@@ -310,35 +314,37 @@ def clear_blank(path: Path) -> None:
     folder = RunFolder(path)
     try:
         with RunLock(folder.lock):
-            if not is_blank(path):
+            if not is_empty_run(path):
                 raise InputError(
                     f"The run in {path} saved what it learned. Resume it, or name another folder."
                 )
-            own = _own(folder)
-            others = sorted(
-                place
-                for place in path.rglob("*")
-                if place not in own and place not in (folder.lock, path / LOCK)
+            own = _run_files(folder)
+            unknown = sorted(
+                entry
+                for entry in path.rglob("*")
+                if entry not in own and entry not in (folder.lock, path / LOCK)
             )
-            if others:
+            if unknown:
                 raise InputError(
-                    f"{others[0]} is no file of a run, and nothing of others is removed. Move it"
+                    f"{unknown[0]} is no file of a run, and nothing of others is removed. Move it"
                     " away, or name another folder."
                 )
             # run.json last
-            for place in sorted(own, key=lambda place: (place == folder.told, -len(place.parts))):
-                place.rmdir() if place.is_dir() else place.unlink()
+            for entry in sorted(
+                own, key=lambda entry: (entry == folder.run_json, -len(entry.parts))
+            ):
+                entry.rmdir() if entry.is_dir() else entry.unlink()
     except OSError as error:
         raise InputError(
             f"The folder {path} cannot be emptied: {error}. Name another folder."
         ) from error
 
 
-def _own(folder: RunFolder) -> set[Path]:
+def _run_files(folder: RunFolder) -> set[Path]:
     """What is there of a run's files."""
     tables = (folder.checkup, folder.metrics, folder.validation, folder.loads, folder.skipped)
-    files = (folder.told, folder.split, *tables, folder.best, folder.wish)
-    own = {place for place in files if place.is_file()}
+    files = (folder.run_json, folder.split, *tables, folder.best, folder.request)
+    own = {file for file in files if file.is_file()}
     own |= {
         entry
         for entry in folder.path.iterdir()
@@ -352,17 +358,12 @@ def _own(folder: RunFolder) -> set[Path]:
         if inner.is_dir() and not inner.is_symlink():
             own |= {
                 inner,
-                *(
-                    place
-                    for pattern in patterns
-                    for place in inner.glob(pattern)
-                    if place.is_file()
-                ),
+                *(file for pattern in patterns for file in inner.glob(pattern) if file.is_file()),
             }
     return own
 
 
-def _lines(path: Path, most: int) -> int:
+def _count_lines(path: Path, most: int) -> int:
     """How many lines a file has, of which no more than `most` are counted."""
     try:
         with path.open("rb") as file:
@@ -381,7 +382,7 @@ class RunStatus:
 
     Attributes
     ----------
-    told : dict
+    run_json : dict
         The content of run.json.
     step, steps : int
         Steps done as the tables say, and in all.
@@ -401,7 +402,7 @@ class RunStatus:
         What is wrong with the routing now.
     """
 
-    told: dict[str, Any]
+    run_json: dict[str, Any]
     step: int
     steps: int
     saved: int | None
@@ -428,31 +429,31 @@ def read_run_status(folder: RunFolder) -> RunStatus:
     InputError
         If there is no run, or its files are damaged.
     """
-    from napari_shmoareg.training.monitor import watch_of
-    from napari_shmoareg.training.plan import read_told
+    from napari_shmoareg.training.monitor import routing_watch
+    from napari_shmoareg.training.plan import read_run_json
 
-    told, holder = read_told(folder.told), read_holder(folder.lock)
+    run_json, holder = read_run_json(folder.run_json), read_holder(folder.lock)
     metrics, validation = read_rows(folder.metrics), read_rows(folder.validation)
     try:
-        steps, top_k = int(told["settings"]["steps"]), int(told["config"]["top_k"])
-        if not isinstance(told["dataset"]["path"], str) or not isinstance(
-            told["from"]["name"], str
+        steps, top_k = int(run_json["settings"]["steps"]), int(run_json["config"]["top_k"])
+        if not isinstance(run_json["dataset"]["path"], str) or not isinstance(
+            run_json["from"]["name"], str
         ):
             raise TypeError("the data set or the weights are not told")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{folder.told} is damaged ({error!r:.200}).") from error
+        raise InputError(f"{folder.run_json} is damaged ({error!r:.200}).") from error
     check_numbers(folder.metrics, metrics, ("step", "seconds", "total"))
     check_numbers(
         folder.validation, validation, ("step", "ncc", "folding_percent"), ("dice", "best")
     )
     try:
-        alarms = tuple(alarm.text for alarm in watch_of(folder.loads, top_k).alarms)
+        alarms = tuple(alarm.text for alarm in routing_watch(folder.loads, top_k).alarms)
     except (KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder.loads} is damaged ({error!r:.200}).") from error
     return RunStatus(
-        told=told,
+        run_json=run_json,
         step=int(float(metrics[-1]["step"])) if metrics else 0,
         steps=steps,
         saved=saved_step(folder),

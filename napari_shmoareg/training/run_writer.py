@@ -22,21 +22,21 @@ from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.registration.resources import choose_bfloat16
 from napari_shmoareg.training.checkpoint import save_training_state
 from napari_shmoareg.training.logs import Curves, Event, StepTable, event, phase
-from napari_shmoareg.training.plan import Plan, start_of
+from napari_shmoareg.training.plan import Plan, describe_start
 from napari_shmoareg.training.run import RunFolder
 from napari_shmoareg.training.step import FURTHER_TERMS, TERMS, Step
-from napari_shmoareg.training.validation import Validated, validate
+from napari_shmoareg.training.validation import ValidationResult, validate
 
 ABOUT_STEP = ("gradient", "rate", "pairs", "seconds")
 METRICS = ("step", *TERMS, *FURTHER_TERMS, *ABOUT_STEP)
 EARLIER_METRICS = ("step", *TERMS, *ABOUT_STEP)
 VALIDATION = ("step", "dice", "ncc", "folding_percent", "best", "seconds")
 LOADS = ("step", "place", "expert", "count")
-THE_START = (
+START_NOTE = (
     "These are the weights that the run began with: while this file stands, no later step was"
     " judged better."
 )
-NOTHING_BETTER = (
+NO_IMPROVEMENT = (
     "By its validation, nothing that the run had learned was better than the weights it began with."
 )
 SKIPPED = ("step", "pair", "why")
@@ -75,16 +75,16 @@ class Position:
     def after(self, step: Step) -> Position:
         """One step further."""
         counts = dict(self.counts)
-        for place, count in step.counts.items():
-            before = counts.get(place, [0] * len(count))
-            counts[place] = [a + b for a, b in zip(before, count, strict=True)]
+        for gate, count in step.counts.items():
+            before = counts.get(gate, [0] * len(count))
+            counts[gate] = [a + b for a, b in zip(before, count, strict=True)]
         return replace(self, step=step.step, seconds=self.seconds + step.seconds, counts=counts)
 
-    def counted(self) -> Position:
+    def reset_counts(self) -> Position:
         """After a line of loads.csv."""
         return replace(self, counts={})
 
-    def seen(self, found: Validated) -> tuple[Position, bool]:
+    def with_validation(self, found: ValidationResult) -> tuple[Position, bool]:
         """After a look at the validation pairs, and whether it is the best so far."""
         score = found.score
         best = score == score and (not self.best or score > self.best["score"])
@@ -132,7 +132,7 @@ class RunWriter:
     ) -> None:
         self._folder, self._plan, self._network, self._optimiser = folder, plan, network, optimiser
         self._scans = dict(scans)
-        self._kept: Position | None = (
+        self._saved_position: Position | None = (
             position if folder.state.is_file() and self._last_is_of(position.step) else None
         )
         self.saved = position.step if folder.state.is_file() else -1
@@ -149,7 +149,7 @@ class RunWriter:
         """Write the line of a step."""
         losses = {name: getattr(step, name) for name in TERMS} | step.further
         row = {"step": step.step, **losses, "gradient": step.gradient, "rate": step.rate}
-        with self._telling():
+        with self._with_saved_state():
             self._tables["metrics"].add([row | {"pairs": pairs, "seconds": round(step.seconds, 3)}])
             self._curves.add("loss", losses, step.step)
             self._curves.add(
@@ -163,23 +163,23 @@ class RunWriter:
     ) -> None:
         """Write the selections of the last ten steps; as curves, the shares of the last window."""
         rows = [
-            {"step": step, "place": place, "expert": expert, "count": count}
-            for place, row in counts.items()
+            {"step": step, "place": gate, "expert": expert, "count": count}
+            for gate, row in counts.items()
             for expert, count in enumerate(row)
         ]
-        with self._telling():
+        with self._with_saved_state():
             self._tables["loads"].add(rows)
-            for place, share in shares.items():
+            for gate, share in shares.items():
                 self._curves.add(
-                    f"load {place}", {f"expert {n}": value for n, value in enumerate(share)}, step
+                    f"load {gate}", {f"expert {n}": value for n, value in enumerate(share)}, step
                 )
 
     def skipped(self, step: int, pair: str, why: str) -> None:
         """Write down a pair that could not be read."""
-        with self._telling():
+        with self._with_saved_state():
             self._tables["skipped"].add([{"step": step, "pair": pair, "why": why}])
 
-    def validated(self, position: Position, found: Validated, best: bool) -> None:
+    def validated(self, position: Position, found: ValidationResult, best: bool) -> None:
         """Write the line of a look at the validation pairs, and the weights where they are the best
         so far.
 
@@ -195,9 +195,9 @@ class RunWriter:
             "best": int(best),
             "seconds": round(found.seconds, 3),
         }
-        with self._telling():
+        with self._with_saved_state():
             if best:
-                note = {} if position.step else {"fine_tuning_note": THE_START}
+                note = {} if position.step else {"fine_tuning_note": START_NOTE}
                 save_network(self._network, self._folder.best, card=self._card(position) | note)
             self._tables["validation"].add([row])
             self._curves.add("validation", figures, position.step)
@@ -210,20 +210,19 @@ class RunWriter:
         InputError
             If the disk is full: the previous state is whole then.
         """
-        with self._telling():
+        with self._with_saved_state():
             for table in self._tables.values():
-                table.keep()
-            self._curves.keep()
-            place = self._folder.path
+                table.flush()
+            self._curves.flush()
             save_training_state(
-                place, self._network, self._optimiser, position.step, [asdict(position)]
+                self._folder.path, self._network, self._optimiser, position.step, [asdict(position)]
             )
             self.saved = position.step
             save_network(self._network, self._folder.last, card=self._card(position))
-            self._kept = position
+            self._saved_position = position
 
     @property
-    def kept(self) -> str:
+    def saved_message(self) -> str:
         """What of the run is on the disk, for messages."""
         if self.saved < 0:
             return "No state of the run was saved yet; nothing of it is kept but its tables."
@@ -234,7 +233,7 @@ class RunWriter:
 
     def is_due(self, position: Position) -> bool:
         """Whether the disk holds another position than this one."""
-        return self._kept != position
+        return self._saved_position != position
 
     def _last_is_of(self, step: int) -> bool:
         """Whether last.safetensors is of this step: a kill between state and weights leaves older
@@ -246,12 +245,12 @@ class RunWriter:
         )
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _with_saved_state(self) -> Iterator[None]:
         """What failed, and what is kept all the same."""
         try:
             yield
         except InputError as error:
-            raise InputError(f"{error} {self.kept}") from error
+            raise InputError(f"{error} {self.saved_message}") from error
 
     def close(self) -> None:
         """Let go of the files."""
@@ -261,12 +260,12 @@ class RunWriter:
 
     def _card(self, position: Position) -> dict[str, Any]:
         """What a user should know of the weights."""
-        begun, device = self._plan.weights, next(self._network.parameters()).device
+        start, device = self._plan.weights, next(self._network.parameters()).device
         return plain(
             {
-                **begun["card"],
-                "fine_tuned_from": start_of(begun),
-                "fine_tuned_from_sha256": begun["sha256"] or None,
+                **start["card"],
+                "fine_tuned_from": describe_start(start),
+                "fine_tuned_from_sha256": start["sha256"] or None,
                 "fine_tuning": self._plan.settings.to_dict() | self._plan.run.to_dict(),
                 "fine_tuning_in_bfloat16": choose_bfloat16(self._plan.settings.bfloat16, device)[0],
                 "fine_tuning_dataset": {"path": self._plan.dataset.path, "scans": self._scans},
@@ -275,14 +274,14 @@ class RunWriter:
                 "fine_tuning_validation": position.validation or None,
                 "fine_tuning_best_step": position.best.get("step"),
                 "fine_tuning_note": (
-                    NOTHING_BETTER if position.best.get("step") == 0 < position.step else None
+                    NO_IMPROVEMENT if position.best.get("step") == 0 < position.step else None
                 ),
             }
         )
 
 
-def judge(
-    network: SHMoAReg, pairs: NamedPairs, step: int, found: list[Validated]
+def validate_pairs(
+    network: SHMoAReg, pairs: NamedPairs, step: int, found: list[ValidationResult]
 ) -> Iterator[Event]:
     """Register the pairs one after the other; a pair that cannot be read is told and left out.
 
@@ -309,7 +308,7 @@ def judge(
     yield phase("validating", 1.0, f"{len(found)} pairs")
 
 
-def still_best(
+def carry_over_best(
     position: Position, pairs: NamedPairs, folder: RunFolder
 ) -> tuple[Position, tuple[str, ...]]:
     """The position with which a run goes on, without a best that is gone or cannot be compared; and
@@ -342,14 +341,14 @@ def still_best(
     return position, ()
 
 
-def together(found: Sequence[Validated]) -> Validated:
+def combine_validations(found: Sequence[ValidationResult]) -> ValidationResult:
     """Looks at single pairs as one."""
-    each = [pair for one in found for pair in one.per_pair]
-    with_labels = [pair.dice for pair in each if not np.isnan(pair.dice)]
-    return Validated(
+    pairs = [pair for result in found for pair in result.per_pair]
+    with_labels = [pair.dice for pair in pairs if not np.isnan(pair.dice)]
+    return ValidationResult(
         dice=float(np.mean(with_labels)) if with_labels else float("nan"),
-        ncc=float(np.mean([pair.ncc for pair in each])),
-        folding_percent=float(np.mean([pair.folding_percent for pair in each])),
-        seconds=sum(one.seconds for one in found),
-        per_pair=tuple(each),
+        ncc=float(np.mean([pair.ncc for pair in pairs])),
+        folding_percent=float(np.mean([pair.folding_percent for pair in pairs])),
+        seconds=sum(result.seconds for result in found),
+        per_pair=tuple(pairs),
     )

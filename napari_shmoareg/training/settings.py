@@ -127,7 +127,7 @@ class ExpertLearning:
         return tuple(int(word) for word in self.correspondence_strides.split(","))
 
     @property
-    def wants_motion(self) -> bool:
+    def uses_known_motion(self) -> bool:
         """Whether anything is learned from a known motion."""
         return self.correspondence_weight > 0 or (
             self.teacher == "drawn" and self.teacher_weight > 0

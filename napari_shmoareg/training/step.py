@@ -22,7 +22,7 @@ from napari_shmoareg.geometry import field as fields
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.decoder import Level
 from napari_shmoareg.registration import losses
-from napari_shmoareg.registration.cascade import coarse_pass
+from napari_shmoareg.registration.cascade import run_at_scale
 from napari_shmoareg.registration.conform import Conformed, conform
 from napari_shmoareg.registration.losses import LossTerms
 from napari_shmoareg.registration.refinement import adam
@@ -36,15 +36,15 @@ from napari_shmoareg.training.expert_losses import (
     end_point_error,
 )
 from napari_shmoareg.training.expert_training import (
-    attended_by_heads,
+    record_head_outputs,
     check_experts,
     experts_at,
     head_counts,
-    held_back,
-    hold_experts,
+    frozen_parameters,
+    freeze_experts,
     move_choice_bias,
     no_choices,
-    seen_by_gates,
+    record_gate_inputs,
     shared_strides,
 )
 from napari_shmoareg.training.settings import FineTuning
@@ -173,10 +173,10 @@ class Batch:
 
     def step(self, number: int, **more: Any) -> Step:
         """Means over the batch."""
-        sums, held = self._rows[:, :-1].sum(0).view(2, -1).tolist()
+        sums, counts_per_term = self._rows[:, :-1].sum(0).view(2, -1).tolist()
         means = {
             name: total / pairs if pairs else float("nan")
-            for name, total, pairs in zip(ALL_TERMS, sums, held, strict=True)
+            for name, total, pairs in zip(ALL_TERMS, sums, counts_per_term, strict=True)
         }
         further = {name: means.pop(name) for name in FURTHER_TERMS}
         counts = {
@@ -256,22 +256,22 @@ def passes_after(
     reason : str
     """
     before = config.passes
-    told = ", ".join(f"{share:g}" for share in before)
+    scales = ", ".join(f"{scale:g}" for scale in before)
     if len(before) == 1:
         return before, "one pass, as the network had it"
     if settings.passes == "keep":
-        return before, f"passes at {told}, as asked for"
+        return before, f"passes at {scales}, as asked for"
     if settings.passes == "one":
         return (1.0,), "one pass, as asked for"
     if settings.cascade > 0:
-        return before, f"passes at {told}: the cascade was learned with them"
+        return before, f"passes at {scales}: the cascade was learned with them"
     if tuple(learned) == tuple(used):
         return (
             1.0,
         ), f"one pass: it learns on the grids that it registers on, such as {tuple(used)}"
     return (
         before,
-        f"passes at {told}: it learns on coarser grids {tuple(learned)} than {tuple(used)}",
+        f"passes at {scales}: it learns on coarser grids {tuple(learned)} than {tuple(used)}",
     )
 
 
@@ -279,7 +279,7 @@ def with_passes(network: SHMoAReg, passes: Sequence[float]) -> SHMoAReg:
     """The same weights in a network of other passes, on the same device; the network itself where
     nothing changes.
     """
-    passes = tuple(float(share) for share in passes)
+    passes = tuple(float(scale) for scale in passes)
     if network.config.passes == passes:
         return network
     other = SHMoAReg(replace(network.config, passes=passes))
@@ -353,7 +353,9 @@ def loss_of(
     device : torch.device
     """
     first, second = pair.moving.to(device), pair.fixed.to(device)
-    motion = pair.motion.to(device) if pair.motion is not None and settings.wants_motion else None
+    motion = (
+        pair.motion.to(device) if pair.motion is not None and settings.uses_known_motion else None
+    )
     first_labels = second_labels = None
     if (
         settings.overlap_weight > 0
@@ -372,24 +374,24 @@ def loss_of(
     torch.manual_seed(int(rng.integers(2**31)))
     bfloat16, _ = choose_bfloat16(settings.bfloat16, device)
     if settings.cascade > 0 and rng.random() < settings.cascade:
-        before = _first_pass(
+        first_pass = _first_pass(
             network, first, second, rng.uniform(*FIRST_PASS), bfloat16, diffeomorphic
         )
-        first = fields.warp(first, before, padding="border")
+        first = fields.warp(first, first_pass, padding="border")
         if first_labels is not None and second_labels is not None:
-            half = fields.warp(first_labels[:1], before)
+            half = fields.warp(first_labels[:1], first_pass)
             first_labels, second_labels = (
                 torch.cat([half, first_labels[1:]]),
                 torch.cat([second_labels[:1], half]),
             )
-        motion = None if motion is None else motion.after_first_pass(before)
+        motion = None if motion is None else motion.after_first_pass(first_pass)
     teacher = motion if settings.teacher == "drawn" else None
     if settings.teacher == "descent" and settings.teacher_weight > 0:
         teacher = descent_motion(replace(pair, moving=first, fixed=second))
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         with (
-            seen_by_gates(network, settings.z_weight > 0) as seen,
-            attended_by_heads(network, settings.head_diversity_weight > 0) as attended,
+            record_gate_inputs(network, settings.z_weight > 0) as gate_inputs,
+            record_head_outputs(network, settings.head_diversity_weight > 0) as head_outputs,
         ):
             encoded = network.encode(first, second, checkpointing=settings.checkpointing)
         output = network.decode_both(
@@ -410,25 +412,27 @@ def loss_of(
     ):
         uneven = losses.BALANCES[settings.balance](output.routing)
         terms = terms.plus("balance", uneven, settings.balance_weight)
-    if seen:
-        logits = [gate.logits(tokens) for gate, tokens in seen]
+    if gate_inputs:
+        logits = [gate.logits(tokens) for gate, tokens in gate_inputs]
         terms = terms.plus("z", losses.z_loss(logits), settings.z_weight)
-    if attended:
-        alike = losses.head_similarity(attended)
-        terms = terms.plus("head_diversity", alike, settings.head_diversity_weight)
+    if head_outputs:
+        similar_heads = losses.head_similarity(head_outputs)
+        terms = terms.plus("head_diversity", similar_heads, settings.head_diversity_weight)
     if motion is not None and settings.correspondence_weight > 0:
-        apart = correspondence_loss(encoded.pyramid, motion, shared_strides(network, settings), rng)
-        terms = terms.plus("correspondence", apart, settings.correspondence_weight)
+        contrast = correspondence_loss(
+            encoded.pyramid, motion, shared_strides(network, settings), rng
+        )
+        terms = terms.plus("correspondence", contrast, settings.correspondence_weight)
     if teacher is not None and settings.teacher_weight > 0:
-        missed = end_point_error(output.displacement, teacher)
-        terms = terms.plus("teacher", missed, settings.teacher_weight)
+        motion_error = end_point_error(output.displacement, teacher)
+        terms = terms.plus("teacher", motion_error, settings.teacher_weight)
     if settings.bending_weight > 0:
-        bent = losses.bending(output.displacement)
-        terms = terms.plus("bending", bent, settings.bending_weight)
+        bending = losses.bending(output.displacement)
+        terms = terms.plus("bending", bending, settings.bending_weight)
     if settings.inverse_weight > 0:
-        there, back = output.displacement.chunk(2)
-        undone = fields.compose(there, back).square().mean()
-        terms = terms.plus("inverse", undone, settings.inverse_weight)
+        forward, backward = output.displacement.chunk(2)
+        inverse_error = fields.compose(forward, backward).square().mean()
+        terms = terms.plus("inverse", inverse_error, settings.inverse_weight)
     return terms, output.routing
 
 
@@ -448,7 +452,7 @@ def _first_pass(
     network.eval()
     try:
         with torch.autocast(fixed.device.type, torch.bfloat16, enabled=bfloat16):
-            return coarse_pass(network, moving, fixed, share, diffeomorphic=diffeomorphic)
+            return run_at_scale(network, moving, fixed, share, diffeomorphic=diffeomorphic)
     finally:
         network.train(training)
 
@@ -468,11 +472,11 @@ def _shares(
     chosen = torch.as_tensor(
         rng.choice(common, min(count, len(common)), replace=False), device=first.device
     )
-    wanted = chosen.view(1, -1, 1, 1, 1)
-    return (first == wanted).float(), (second == wanted).float()
+    values = chosen.view(1, -1, 1, 1, 1)
+    return (first == values).float(), (second == values).float()
 
 
-__all__ = ["Step", "conformed_pair", "fine_tune", "learning", "make_optimiser"]
+__all__ = ["Step", "conformed_pair", "fine_tune", "make_optimiser", "trainable_parameters"]
 
 TRIES = 20  # pairs that are tried in place of one that cannot be read
 
@@ -486,18 +490,18 @@ def make_optimiser(network: SHMoAReg, settings: FineTuning) -> torch.optim.Adam:
         id(parameter): level.stride for level in levels for parameter in level.head.parameters()
     }
     groups: dict[float, list[torch.nn.Parameter]] = {1.0: []}
-    for parameter in learning(network, settings):
+    for parameter in trainable_parameters(network, settings):
         factor = 1 / heads.get(id(parameter), 1) if settings.balance_heads else 1.0
         groups.setdefault(factor, []).append(parameter)
     parts = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
     return adam(parts, lr=settings.learning_rate)
 
 
-def learning(network: SHMoAReg, settings: FineTuning) -> list[torch.nn.Parameter]:
+def trainable_parameters(network: SHMoAReg, settings: FineTuning) -> list[torch.nn.Parameter]:
     """The parameters that learn: all, or the decoder's; without those that the settings hold."""
     part = network.decoder if settings.freeze_encoder else network
-    held = {id(parameter) for parameter in held_back(network, settings)}
-    return [parameter for parameter in part.parameters() if id(parameter) not in held]
+    frozen = {id(parameter) for parameter in frozen_parameters(network, settings)}
+    return [parameter for parameter in part.parameters() if id(parameter) not in frozen]
 
 
 def fine_tune(
@@ -507,7 +511,7 @@ def fine_tune(
     *,
     optimiser: torch.optim.Adam | None = None,
     start: int = 0,
-    team: TrainingGroup | None = None,
+    group: TrainingGroup | None = None,
 ) -> Iterator[Step]:
     """Train a network on pairs, one step per `next`.
 
@@ -526,7 +530,7 @@ def fine_tune(
         From an earlier run, to go on with; see `make_optimiser`.
     start : int
         Steps already done by an earlier run with the same settings: the same pairs follow.
-    team : TrainingGroup, optional
+    group : TrainingGroup, optional
         Processes that learn together, each with the same network and pairs: they share a step's
         batch, and the step is the same however many they are, up to rounding.
 
@@ -543,20 +547,20 @@ def fine_tune(
     TooLargeError
         If a step would not fit into memory.
     """
-    settings, team = settings or FineTuning(), team or TrainingGroup()
+    settings, group = settings or FineTuning(), group or TrainingGroup()
     if len(pairs) == 0:
         raise InputError("There is no pair to learn from; give at least one.")
-    if settings.batch < team.size:
+    if settings.batch < group.size:
         raise InputError(
-            f"A batch of {settings.batch} cannot be shared by {team.size} processes; give a larger"
+            f"A batch of {settings.batch} cannot be shared by {group.size} processes; give a larger"
             " batch."
         )
     optimiser = optimiser or make_optimiser(network, settings)
     device = next(network.parameters()).device
     check_experts(network, settings)
-    learners = learning(network, settings)
+    parameters = trainable_parameters(network, settings)
     network.encoder.requires_grad_(not settings.freeze_encoder)
-    hold_experts(network, settings)
+    freeze_experts(network, settings)
     largest = 0
     for step in range(start, settings.steps):
         began = time.perf_counter()
@@ -564,8 +568,10 @@ def fine_tune(
         network.encoder.train(not settings.freeze_encoder)
         optimiser.zero_grad(set_to_none=False)
         batch, chosen = Batch(settings.batch), no_choices(network)
-        for item in team.share(settings.batch):
-            index, pair, skipped = _readable(pairs, step * settings.batch + item, network, settings)
+        for item in group.share(settings.batch):
+            index, pair, skipped = _next_readable_pair(
+                pairs, step * settings.batch + item, network, settings
+            )
             if pair.fixed.numel() > largest:
                 largest = pair.fixed.numel()
                 check_training_memory(network.config, pair.grid.shape, device, settings)
@@ -573,22 +579,22 @@ def fine_tune(
                 [settings.seed, 1, step, item] if item else [settings.seed, 1, step]
             )
             changed = augment(pair, settings, np.random.default_rng([settings.seed, 2, step, item]))
-            lot = np.random.default_rng([settings.seed, 3, step, item])
-            if settings.known_motion > 0 and lot.random() < settings.known_motion:
-                changed = with_known_motion(changed, lot)
+            motion_rng = np.random.default_rng([settings.seed, 3, step, item])
+            if settings.known_motion > 0 and motion_rng.random() < settings.known_motion:
+                changed = with_known_motion(changed, motion_rng)
             with experts_at(network, settings, step):
                 terms, routing = loss_of(network, changed, settings, rng, device)
                 if torch.isfinite(terms.total):
                     (terms.total / settings.batch).backward()
             batch.note(item, index, terms, routing, skipped)
             chosen += head_counts(routing).to(device)
-        gradients = [_gradient(parameter) for parameter in learners]
-        team.add([*gradients, *batch.tensors(device), chosen])
+        gradients = [_gradient(parameter) for parameter in parameters]
+        group.add([*gradients, *batch.tensors(device), chosen])
         batch.check(step)
         rate = settings.rate(step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group.get("factor", 1.0)
-        norm = torch.nn.utils.clip_grad_norm_(learners, settings.largest_gradient or math.inf)
+        for param_group in optimiser.param_groups:
+            param_group["lr"] = rate * param_group.get("factor", 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.largest_gradient or math.inf)
         if not torch.isfinite(norm):
             raise NotFiniteError("gradient", float(norm), step, batch.indices)
         optimiser.step()
@@ -604,14 +610,14 @@ def conformed_pair(pair: VolumePair | Conformed, size: int, labels: bool) -> Con
     return pair if isinstance(pair, Conformed) else conform(pair, size=size, labels=labels)
 
 
-def _readable(
+def _next_readable_pair(
     pairs: Sequence[VolumePair | Conformed], place: int, network: SHMoAReg, settings: FineTuning
 ) -> tuple[int, Conformed, tuple[Skipped, ...]]:
     """The pair that is due, or the next one that can be read; its index, and those that could
     not.
     """
     size, labels = settings.size or network.config.learning_size, settings.overlap_weight > 0
-    due = _pair_of(place, len(pairs), settings.seed)
+    due = _pair_index(place, len(pairs), settings.seed)
     skipped: list[Skipped] = []
     for further in range(min(TRIES, len(pairs))):
         index = (due + further) % len(pairs)
@@ -623,7 +629,7 @@ def _readable(
     raise InputError(f"{len(skipped)} pairs in a row could not be read. The last: {last}") from last
 
 
-def _pair_of(place: int, count: int, seed: int) -> int:
+def _pair_index(place: int, count: int, seed: int) -> int:
     """Which pair stands at a place of the endless row: every pair once per epoch, in an order of
     the epoch's own.
     """

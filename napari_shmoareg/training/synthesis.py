@@ -59,8 +59,8 @@ class Subject:
 
     def to(self, device: str | torch.device) -> Subject:
         """The subject with its classes on a device; itself if they are there."""
-        there = self.classes.to(device)
-        return self if there is self.classes else replace(self, classes=there)
+        classes = self.classes.to(device)
+        return self if classes is self.classes else replace(self, classes=classes)
 
 
 def align_subjects(
@@ -123,8 +123,8 @@ def align_subjects(
         solution = np.linalg.lstsq(source, world[shared], rcond=None)[0]
         to_world = np.eye(4)
         to_world[:3] = solution.T
-        held = torch.from_numpy(np.ascontiguousarray(classes))
-        subjects.append(Subject(held, grid.inverse @ to_world, inside, group, prior))
+        tensor = torch.from_numpy(np.ascontiguousarray(classes))
+        subjects.append(Subject(tensor, grid.inverse @ to_world, inside, group, prior))
     return subjects
 
 
@@ -160,7 +160,7 @@ def _canonical_values(volume: Volume) -> np.ndarray:
     return values[tuple(slice(None, None, -1 if back else None) for back in flip)]
 
 
-def _centroids(classes: np.ndarray, count: int, wanted: np.ndarray) -> np.ndarray:
+def _centroids(classes: np.ndarray, count: int, selected: np.ndarray) -> np.ndarray:
     """Mean voxel index of each wanted class, (count, 3), NaN where it does not occur."""
     centres = np.full((count, 3), np.nan)
     flat = classes.ravel()
@@ -173,12 +173,12 @@ def _centroids(classes: np.ndarray, count: int, wanted: np.ndarray) -> np.ndarra
             classes.shape,
         )
         total = np.bincount(flat, weights=index.ravel(), minlength=count)
-        known = wanted & (size > 0)
-        centres[known, axis] = total[known] / size[known]
+        present = selected & (size > 0)
+        centres[present, axis] = total[present] / size[present]
     return centres
 
 
-class DrawnPairs(Sequence[Conformed]):
+class SyntheticPairs(Sequence[Conformed]):
     """An endless supply of pairs: item i is always the same, and nothing is kept.
 
     Parameters
@@ -254,32 +254,32 @@ def draw_pair(
     if from_shapes:
         first = second = random_shapes(shape, spacing, rng, device=device)
     else:
-        alone = len(subjects) == 1 or rng.random() < drawing.same_subject
+        same = len(subjects) == 1 or rng.random() < drawing.same_subject
         pick = (
             [rng.integers(len(subjects))] * 2
-            if alone
+            if same
             else rng.choice(len(subjects), 2, replace=False)
         )
         first, second = (subjects[int(i)] for i in pick)
-    wobble = drawing.same_warp if first is second else drawing.warp
+    warp_std = drawing.same_warp if first is second else drawing.warp
     if from_shapes:  # they fill the view already: no need to look for them
         shift = min(shift, drawing.pose_shift)
     pose = _rigid(rng, drawing.pose_angle, drawing.pose_scale, shift)
-    placed = [
+    posed = [
         _labels_of(
             subject.to(device),
             drawing,
             shape,
             spacing,
             pose @ _rigid(rng, drawing.angle, drawing.scale, drawing.shift),
-            wobble,
+            warp_std,
             rng,
         )
         for subject in (first, second)
     ]
-    maps, poses = [one.classes for one in placed], [one.pose for one in placed]
-    warps = [one.warp for one in placed] if motion and first is second else []
-    del placed  # two fine fields, which are needed for nothing else
+    maps, poses = [subject.classes for subject in posed], [subject.pose for subject in posed]
+    warps = [subject.warp for subject in posed] if motion and first is second else []
+    del posed  # two fine fields, which are needed for nothing else
     if not from_shapes and rng.random() < drawing.stripped:
         keep = torch.as_tensor(first.brain, device=device)
         maps = [torch.where(keep[m.long()], m, 0) for m in maps]
@@ -297,8 +297,8 @@ def draw_pair(
     chosen = rng.choice(shown, min(drawing.labels, len(shown)), replace=False)
     moving_labels, fixed_labels = (_shares(m, chosen) for m in maps)
     grid = Grid(shape, np.diag([spacing, spacing, spacing, 1.0]))
-    shows = [F.avg_pool3d((m > 0).float()[None, None], 2) > 0.5 for m in maps] if warps else []
-    true = motion_of_drawn(warps, poses, shows, spacing) if warps else None
+    visible = [F.avg_pool3d((m > 0).float()[None, None], 2) > 0.5 for m in maps] if warps else []
+    true = motion_of_drawn(warps, poses, visible, spacing) if warps else None
     return Conformed(
         moving=images[0],
         fixed=images[1],
@@ -310,7 +310,7 @@ def draw_pair(
     )
 
 
-class _Placed(NamedTuple):
+class _PosedSubject(NamedTuple):
     """Classes (2D, 2H, 2W) of a subject on the fine grid, and how it was placed: pose (x +
     warp(x)), in mm.
     """
@@ -347,9 +347,9 @@ def _labels_of(
     coarse: tuple[int, int, int],
     spacing: float,
     pose: np.ndarray,
-    wobble: float,
+    warp_std: float,
     rng: np.random.Generator,
-) -> _Placed:
+) -> _PosedSubject:
     """Class numbers of a posed and deformed subject on the fine grid, uint8, on the subject's
     device.
     """
@@ -360,7 +360,7 @@ def _labels_of(
     ]
     points = (
         smooth_noise(shape, rng.uniform(*drawing.warp_length) / (spacing / 2), 3, rng, device)
-        * wobble
+        * warp_std
     )
     # read number by number
     matrix = torch.as_tensor(subject.to_index @ pose, dtype=torch.float32, device="cpu")
@@ -376,7 +376,7 @@ def _labels_of(
     classes = torch.where(
         inside, subject.classes.flatten()[flat], torch.zeros((), dtype=torch.uint8, device=device)
     )
-    return _Placed(classes, points, pose)
+    return _PosedSubject(classes, points, pose)
 
 
 def _contrast(

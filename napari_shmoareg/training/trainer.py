@@ -34,23 +34,23 @@ from napari_shmoareg.training.checkpoint import load_training_state, network_of_
 from napari_shmoareg.training.distributed import TrainingGroup
 from napari_shmoareg.training.expert_training import start_experts, with_choice_bias
 from napari_shmoareg.training.logs import Event, event, phase
-from napari_shmoareg.training.monitor import ADDED_UP, watch_of
+from napari_shmoareg.training.monitor import ADDED_UP, routing_watch
 from napari_shmoareg.training.plan import (
     Plan,
-    begins_from_nothing,
+    starts_from_scratch,
     random_network,
     read_plan,
-    start_of,
+    describe_start,
     write_plan,
 )
-from napari_shmoareg.training.preparation import Material, led, prepare
+from napari_shmoareg.training.preparation import TrainingData, run_on_main, prepare_data
 from napari_shmoareg.training.run import RunControl, RunFolder, RunLock, saved_step
 from napari_shmoareg.training.run_writer import (
     Position,
     RunWriter,
-    judge,
-    still_best,
-    together,
+    validate_pairs,
+    carry_over_best,
+    combine_validations,
 )
 from napari_shmoareg.training.step import (
     TERMS,
@@ -61,10 +61,12 @@ from napari_shmoareg.training.step import (
     passes_after,
     with_passes,
 )
-from napari_shmoareg.training.validation import Validated, write_preview
+from napari_shmoareg.training.validation import ValidationResult, write_preview
 
 
-def diverged(error: NotFiniteError, train: NamedPairs, step: int, folder: RunFolder) -> InputError:
+def divergence_error(
+    error: NotFiniteError, train: NamedPairs, step: int, folder: RunFolder
+) -> InputError:
     """A loss that is not finite, with the names of the scans, what is kept and what to do.
 
     Parameters
@@ -102,14 +104,14 @@ class Trainer:
     plan : Plan
     network : SHMoAReg
     optimiser : Adam
-    material : Material
+    data : Material
     position : Position
         Where it goes on.
     folder : RunFolder
-    keeper : RunWriter or None
+    writer : RunWriter or None
         What writes; None in all processes but the leader.
-    team : TrainingGroup
-    wishes : RunControl
+    group : TrainingGroup
+    control : RunControl
     lock : RunLock or None
     """
 
@@ -118,50 +120,52 @@ class Trainer:
         plan: Plan,
         network: SHMoAReg,
         optimiser: torch.optim.Adam,
-        material: Material,
+        data: TrainingData,
         position: Position,
         folder: RunFolder,
-        keeper: RunWriter | None,
-        team: TrainingGroup,
-        wishes: RunControl,
+        writer: RunWriter | None,
+        group: TrainingGroup,
+        control: RunControl,
         lock: RunLock | None,
     ) -> None:
-        self._plan, self._network, self._optimiser, self._material = (
+        self._plan, self._network, self._optimiser, self._data = (
             plan,
             network,
             optimiser,
-            material,
+            data,
         )
-        self._position, self._folder, self._keeper = position, folder, keeper
-        self._team, self._wishes, self._lock = team, wishes, lock
-        self._watch = watch_of(folder.loads, network.config.top_k, last=position.step)
+        self._position, self._folder, self._writer = position, folder, writer
+        self._group, self._control, self._lock = group, control, lock
+        self._watch = routing_watch(folder.loads, network.config.top_k, last=position.step)
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._judging = 0.0  # seconds of the last look at the validation pairs
+        self._validation_seconds = 0.0  # duration of the last validation, s
 
     def run(self) -> Iterator[Event]:
         """All steps that are left; the last event is "end"."""
         steps = self._plan.settings.steps
-        self._say("learning")
+        self._set_status("learning")
         yield self._training()
-        reason = yield from self._pause_between(last=self._position.step >= steps)
+        reason = yield from self._between_steps(last=self._position.step >= steps)
         if not reason:
-            for step in self._steps():
-                yield from self._noted(step)
-                reason = yield from self._pause_between(last=step.step >= steps)
+            for done in self._steps():
+                yield from self._record_step(done)
+                reason = yield from self._between_steps(last=done.step >= steps)
                 if reason:
                     break
         yield from self._save()
-        best, at = self._position.best.get("step"), self._position.step
-        yield event("end", reason=reason, step=at, weights=self._folder.weights, best_step=best)
+        best, step = self._position.best.get("step"), self._position.step
+        yield event("end", reason=reason, step=step, weights=self._folder.weights, best_step=best)
 
-    def _pause_between(self, last: bool) -> Generator[Event, None, str]:
+    def _between_steps(self, last: bool) -> Generator[Event, None, str]:
         """Between two steps: look, save, wait; the reason to end, if there is one."""
         limit = 60 * self._plan.run.minutes
-        late = self._team.any(bool(limit) and self._position.seconds >= limit)
-        looked = yield from self._look(last=last or late)
-        if (asked := (yield from self._asked())) or late or last:
-            return asked or ("minutes" if late and not last else "finished")
-        if looked or (self._position.step and self._position.step % self._plan.run.save_every == 0):
+        late = self._group.any(bool(limit) and self._position.seconds >= limit)
+        validated = yield from self._validate(last=last or late)
+        if (reason := (yield from self._handle_requests())) or late or last:
+            return reason or ("minutes" if late and not last else "finished")
+        if validated or (
+            self._position.step and self._position.step % self._plan.run.save_every == 0
+        ):
             yield from self._save()
         return ""
 
@@ -170,38 +174,38 @@ class Trainer:
         try:
             yield from fine_tune(
                 self._network,
-                self._material.train,
+                self._data.train,
                 self._plan.settings,
                 optimiser=self._optimiser,
                 start=self._position.step,
-                team=self._team,
+                group=self._group,
             )
         except InputError as error:
-            if self._keeper is not None and self._keeper.saved < self._position.step:
-                self._keeper.save(self._position)
+            if self._writer is not None and self._writer.saved < self._position.step:
+                self._writer.save(self._position)
             if isinstance(error, NotFiniteError):
-                raise diverged(
-                    error, self._material.train, self._position.step, self._folder
+                raise divergence_error(
+                    error, self._data.train, self._position.step, self._folder
                 ) from error
             raise
         except RuntimeError as error:
             device = next(self._network.parameters()).device
-            plainly = too_large_for(device, self._material.grids[0], error)
-            if plainly is None:
+            too_large = too_large_for(device, self._data.grids[0], error)
+            if too_large is None:
                 raise
-            raise plainly from error
+            raise too_large from error
 
-    def _noted(self, step: Step) -> Iterator[Event]:
+    def _record_step(self, step: Step) -> Iterator[Event]:
         """Take down a step."""
-        pairs = self._material.train
+        pairs = self._data.train
         self._position = self._position.after(step)
         self._recent.append(step.seconds)
         for index, why in step.skipped:
-            if self._keeper is not None:
-                self._keeper.skipped(step.step, pairs.told(index), why)
+            if self._writer is not None:
+                self._writer.skipped(step.step, pairs.told(index), why)
             yield event("skipped", pair=pairs.told(index), why=why, step=step.step)
-        if self._keeper is not None:
-            self._keeper.step(step, "; ".join(pairs.told(index) for index in step.pairs))
+        if self._writer is not None:
+            self._writer.step(step, "; ".join(pairs.told(index) for index in step.pairs))
         losses = {name: getattr(step, name) for name in TERMS}
         yield event(
             "step",
@@ -212,7 +216,7 @@ class Trainer:
             rate=step.rate,
             seconds=round(step.seconds, 4),
             pairs=[pairs.names[index] for index in step.pairs],
-            left_seconds=round(self._left(), 1),
+            left_seconds=round(self._seconds_left(), 1),
         )
         if step.step % ADDED_UP == 0:
             yield self._loads()
@@ -221,11 +225,11 @@ class Trainer:
         """Write the selections since the last line, and say what is wrong with them."""
         counts, step = self._position.counts, self._position.step
         self._watch.add(step, counts)
-        self._position = self._position.counted()
+        self._position = self._position.reset_counts()
         shares = self._watch.shares
-        if self._keeper is not None:
-            self._keeper.loads(step, counts, shares)
-        rounded = {place: [round(share, 5) for share in row] for place, row in shares.items()}
+        if self._writer is not None:
+            self._writer.loads(step, counts, shares)
+        rounded = {gate: [round(share, 5) for share in row] for gate, row in shares.items()}
         return event(
             "load",
             step=step,
@@ -233,28 +237,28 @@ class Trainer:
             alarms=[alarm._asdict() for alarm in self._watch.alarms],
         )
 
-    def _look(self, last: bool) -> Generator[Event, None, bool]:
+    def _validate(self, last: bool) -> Generator[Event, None, bool]:
         """Look at the validation pairs, if it is time to; whether it was done."""
         every, pairs, step = (
             self._plan.run.validate_every,
-            self._material.validation,
+            self._data.validation,
             self._position.step,
         )
         due = every and len(pairs) and (last or step % every == 0)
         if not due or self._position.validated == step:
             return False
-        found: list[Validated] = []
+        found: list[ValidationResult] = []
         done = 0.0
-        work = partial(judge, self._network, pairs, step, found)
-        for told in led(self._team, work, until=lambda: self._wishes.stop):
-            done = told.get("done", done)
-            yield told
+        work = partial(validate_pairs, self._network, pairs, step, found)
+        for result in run_on_main(self._group, work, until=lambda: self._control.stop):
+            done = result.get("done", done)
+            yield result
         # asked to stop: it is looked at when the run goes on
-        if self._team.any(self._team.leader and done < 1):
+        if self._group.any(self._group.is_main and done < 1):
             return False
         self._position = replace(self._position, validated=step)
         if found:
-            yield from self._judged(together(found))
+            yield from self._record_validation(combine_validations(found))
         yield self._training()
         return True
 
@@ -263,14 +267,14 @@ class Trainer:
         step, steps = self._position.step, self._plan.settings.steps
         return phase("training", step / steps, f"step {step} of {steps}")
 
-    def _judged(self, found: Validated) -> Iterator[Event]:
+    def _record_validation(self, found: ValidationResult) -> Iterator[Event]:
         """Take down what validation saw, and show a pair."""
-        step, keeper, pairs = self._position.step, self._keeper, self._material.validation
-        self._position, best = replace(self._position, judges=pairs.all_told).seen(found)
-        self._judging = found.seconds
-        if keeper is None:
+        step, writer, pairs = self._position.step, self._writer, self._data.validation
+        self._position, best = replace(self._position, judges=pairs.all_told).with_validation(found)
+        self._validation_seconds = found.seconds
+        if writer is None:
             return
-        keeper.validated(self._position, found, best)
+        writer.validated(self._position, found, best)
         figures = {name: getattr(found, name) for name in ("dice", "ncc", "folding_percent")}
         yield event("validation", step=step, **figures, best=best, seconds=round(found.seconds, 3))
         if best:
@@ -285,45 +289,45 @@ class Trainer:
 
     def _save(self) -> Iterator[Event]:
         """Save the state, unless it was."""
-        if self._keeper is None or not self._keeper.is_due(self._position):
+        if self._writer is None or not self._writer.is_due(self._position):
             return
-        self._keeper.save(self._position)
+        self._writer.save(self._position)
         yield event("saved", step=self._position.step, what="state")
 
-    def _asked(self) -> Generator[Event, None, str]:
+    def _handle_requests(self) -> Generator[Event, None, str]:
         """Do what was asked from outside: wait, or end, which is the answer then."""
-        wishes, team = self._wishes, self._team
-        if not team.any(wishes.stop or wishes.pause):
+        control, group = self._control, self._group
+        if not group.any(control.stop or control.pause):
             return ""
-        if not team.any(wishes.stop):
+        if not group.any(control.stop):
             yield from self._save()
-            self._say("paused")
+            self._set_status("paused")
             yield event("paused", step=self._position.step)
-            while team.any(wishes.pause) and not team.any(wishes.stop):
+            while group.any(control.pause) and not group.any(control.stop):
                 time.sleep(POLL)
-            self._say("learning")
-            if not team.any(wishes.stop):
+            self._set_status("learning")
+            if not group.any(control.stop):
                 yield event("resumed", step=self._position.step)
                 return ""
         return "stopped"
 
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         """Seconds that the rest will take about."""
         plan, position = self._plan, self._position
         left = sum(self._recent) / len(self._recent) * (plan.settings.steps - position.step)
         if plan.run.minutes:
             left = min(left, max(0.0, 60 * plan.run.minutes - position.seconds))
         every = plan.run.validate_every
-        looks = (
+        validations = (
             (plan.settings.steps - position.step) / every
-            if every and len(self._material.validation)
+            if every and len(self._data.validation)
             else 0
         )
-        return left + looks * self._judging
+        return left + validations * self._validation_seconds
 
-    def _say(self, doing: str) -> None:
+    def _set_status(self, doing: str) -> None:
         if self._lock is not None:
-            self._lock.say(doing)
+            self._lock.set_status(doing)
 
 
 def learn(
@@ -332,8 +336,8 @@ def learn(
     *,
     resume: bool = False,
     device: str = "auto",
-    team: TrainingGroup | None = None,
-    wishes: RunControl | None = None,
+    group: TrainingGroup | None = None,
+    control: RunControl | None = None,
 ) -> Iterator[Event]:
     """Begin a run, or go on with it, until its last step, its time is over or it is asked to stop.
 
@@ -345,9 +349,9 @@ def learn(
         From `make_plan`, or `read_plan` of the folder.
     resume : bool
     device : {"auto", "cpu", "cuda"}
-    team : TrainingGroup, optional
+    group : TrainingGroup, optional
         Processes that learn together.  All yield events; those of the leader are to be told.
-    wishes : RunControl, optional
+    control : RunControl, optional
         To ask from within this process; what is written to the folder's ``wish`` is heard in any
         case.
 
@@ -362,25 +366,25 @@ def learn(
         If something is wrong with the data set, the weights, a setting or the folder; if a loss or
         a gradient is not finite; if the disk is full.  What was saved stays whole.
     """
-    team, folder = team or TrainingGroup(), RunFolder(path)
-    wishes = wishes or RunControl(folder.wish)
-    if not team.leader:
-        wishes.follow()
-    place = team.device or find_device(device)
+    group, folder = group or TrainingGroup(), RunFolder(path)
+    control = control or RunControl(folder.request)
+    if not group.is_main:
+        control.ignore_file()
+    run_device = group.device or find_device(device)
     yield phase("reading", 0.0, f"opening {plan.dataset.path}")
-    dataset = _opened(plan, folder, resume)
+    dataset = _open_dataset(plan, folder, resume)
     if not resume:
         # refuses before anything is written
         split_dataset(dataset, plan.run.split, plan.run.split_seed)
     held: AbstractContextManager[RunLock | None] = nullcontext()
-    if team.leader:
-        held = folder.gone_on(plan) if resume else folder.begun(plan)
+    if group.is_main:
+        held = folder.resume(plan) if resume else folder.start(plan)
     with held as lock:
-        team.wait()
+        group.wait()
         if lock is not None:
-            wishes.forget()
-        material = yield from prepare(plan, dataset, folder, team, lambda: wishes.stop)
-        if material is None:
+            control.clear()
+        data = yield from prepare_data(plan, dataset, folder, group, lambda: control.stop)
+        if data is None:
             yield event(
                 "end",
                 reason="stopped",
@@ -389,29 +393,29 @@ def learn(
                 best_step=None,
             )
             return
-        if resume and lock is not None and read_plan(folder.told).dataset != plan.dataset:
-            write_plan(folder.told, plan)  # moved, and the same
-        plan, why = _with_passes(folder, plan, material, team)
-        network, optimiser, position, going_on = _taken_up(folder, plan, place)
-        position, lost = still_best(position, material.validation, folder)
-        material = replace(material, problems=(*material.problems, *lost))
-        keeper = None
-        if team.leader:
-            keeper = RunWriter(folder, plan, network, optimiser, position, material.scans)
-        yield _begin(folder, plan, material, place, team, position if going_on else None) | {
+        if resume and lock is not None and read_plan(folder.run_json).dataset != plan.dataset:
+            write_plan(folder.run_json, plan)  # moved, and the same
+        plan, why = _decide_passes(folder, plan, data, group)
+        network, optimiser, position, resumed = _load_or_start(folder, plan, run_device)
+        position, lost = carry_over_best(position, data.validation, folder)
+        data = replace(data, problems=(*data.problems, *lost))
+        writer = None
+        if group.is_main:
+            writer = RunWriter(folder, plan, network, optimiser, position, data.scans)
+        yield _begin(folder, plan, data, run_device, group, position if resumed else None) | {
             "passes": why
         }
-        stepping = Trainer(
-            plan, network, optimiser, material, position, folder, keeper, team, wishes, lock
+        trainer = Trainer(
+            plan, network, optimiser, data, position, folder, writer, group, control, lock
         )
         try:
-            yield from stepping.run()
+            yield from trainer.run()
         finally:
-            if keeper is not None:
-                keeper.close()
+            if writer is not None:
+                writer.close()
 
 
-def _opened(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
+def _open_dataset(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
     """The data set; where it is gone, how a run goes on in its new place."""
     try:
         return plan.dataset.open()
@@ -424,23 +428,23 @@ def _opened(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
         ) from error
 
 
-def _with_passes(
-    folder: RunFolder, plan: Plan, material: Material, team: TrainingGroup
+def _decide_passes(
+    folder: RunFolder, plan: Plan, data: TrainingData, group: TrainingGroup
 ) -> tuple[Plan, str]:
     """The plan with the passes in which the new weights will register, and why; decided before the
     first state.
     """
     if folder.state.is_file():
         return plan, "as the run began"
-    learned, used = material.grids
+    learned, used = data.grids
     passes, why = passes_after(plan.network_config, plan.settings, learned=learned, used=used)
     changed = replace(plan, config={**plan.config, "passes": list(passes)})
-    if team.leader and changed != plan:
-        write_plan(folder.told, changed)
+    if group.is_main and changed != plan:
+        write_plan(folder.run_json, changed)
     return changed, why
 
 
-def _taken_up(
+def _load_or_start(
     folder: RunFolder, plan: Plan, device: torch.device
 ) -> tuple[SHMoAReg, torch.optim.Adam, Position, bool]:
     """Network, optimiser and position as they were saved, or as they begin; and which of the
@@ -459,7 +463,7 @@ def _taken_up(
                 " version of shmoareg. Begin another run in another folder, --from"
                 f" {folder.weights}."
             ) from error
-    if begins_from_nothing(plan.weights):
+    if starts_from_scratch(plan.weights):
         network = random_network(plan.network_config, plan.settings.seed).to(device)
         start_experts(network, plan.settings)
         return network, make_optimiser(network, plan.settings), Position(), False
@@ -478,13 +482,13 @@ def _taken_up(
 def _begin(
     folder: RunFolder,
     plan: Plan,
-    material: Material,
+    data: TrainingData,
     device: torch.device,
-    team: TrainingGroup,
+    group: TrainingGroup,
     position: Position | None,
 ) -> Event:
     """The event that says what is going to be done; refuses what would not fit into memory."""
-    shape = material.grids[0]
+    shape = data.grids[0]
     memory = training_memory(plan.network_config, shape, device, plan.settings)
     check_training_memory(plan.network_config, shape, device, plan.settings)
     bfloat16, why = choose_bfloat16(plan.settings.bfloat16, device)
@@ -493,15 +497,15 @@ def _begin(
         run=folder.path,
         pid=os.getpid(),
         device=str(device),
-        processes=team.size,
+        processes=group.size,
         settings=plan.settings.to_dict(),
         run_settings=plan.run.to_dict(),
         weights=plan.weights["name"],
-        begins_from=start_of(plan.weights),
-        pairs=material.pairs,
-        scans=material.scans,
-        validated=len(material.validation),
-        problems=material.problems,
+        begins_from=describe_start(plan.weights),
+        pairs=data.pairs,
+        scans=data.scans,
+        validated=len(data.validation),
+        problems=data.problems,
         shape=shape,
         memory=memory._asdict(),
         bfloat16={"used": bfloat16, "why": why},

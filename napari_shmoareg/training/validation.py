@@ -15,7 +15,7 @@ from torch import Tensor
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume, field
 from napari_shmoareg.io import write_image
-from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.metrics import SharedLabels, dice_in_both, mean
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.registration.cascade import cascade
@@ -42,7 +42,7 @@ class ValidatedPair:
 
 
 @dataclass(frozen=True)
-class Validated:
+class ValidationResult:
     """Means over validation pairs.
 
     Attributes
@@ -68,7 +68,7 @@ class Validated:
 
 def validate(
     network: SHMoAReg, pairs: Sequence[Conformed], *, between: Callable[[int], None] | None = None
-) -> Validated:
+) -> ValidationResult:
     """Register pairs as `register` would, in all passes, and measure on the network grid.
 
     Parameters
@@ -99,7 +99,7 @@ def validate(
     finally:
         network.train(training)
     with_labels = [pair.dice for pair in found if not np.isnan(pair.dice)]
-    return Validated(
+    return ValidationResult(
         dice=float(np.mean(with_labels)) if with_labels else float("nan"),
         ncc=float(np.mean([pair.ncc for pair in found])),
         folding_percent=float(np.mean([pair.folding_percent for pair in found])),
@@ -125,19 +125,19 @@ def validated(pair: Conformed, displacement: Tensor) -> ValidatedPair:
     ncc = float((both[0] @ both[1]) / (both[0].norm() * both[1].norm()).clamp_min(1e-12))
     overlap = float("nan")
     if pair.moving_labels is not None and pair.fixed_labels is not None:
-        carried = field.warp(pair.moving_labels, displacement, mode="nearest")
-        truth, before = _whole(pair.fixed_labels), _whole(pair.moving_labels)
+        warped_labels = field.warp(pair.moving_labels, displacement, mode="nearest")
+        truth, before = _to_integers(pair.fixed_labels), _to_integers(pair.moving_labels)
         shared = SharedLabels.of(*(np.unique(labels).tolist() for labels in (before, truth)))
-        overlap = mean(dice_in_both(_whole(carried), truth, shared))
+        overlap = mean(dice_in_both(_to_integers(warped_labels), truth, shared))
     folded = field.jacobian_determinant(displacement) <= 0
     return ValidatedPair(overlap, ncc, 100 * float(folded.float().mean()))
 
 
-def _whole(labels: Tensor) -> np.ndarray:
+def _to_integers(labels: Tensor) -> np.ndarray:
     return labels[0, 0].round().to(torch.int32).numpy()
 
 
-TOLD = "preview.json"
+PREVIEW_FILE = "preview.json"
 
 
 def write_preview(
@@ -181,17 +181,17 @@ def write_preview(
     if pair.fixed_labels is not None:
         labels["fixed_labels"] = pair.fixed_labels
     for name, tensor in (images | labels).items():
-        place = folder / f"{name}.nii.gz"
-        if name.startswith("warped") or not place.is_file():  # the others stay the same
-            write_image(_volume(tensor, pair.grid, name, name in labels), place)
-    told = {
+        path = folder / f"{name}.nii.gz"
+        if name.startswith("warped") or not path.is_file():  # the others stay the same
+            write_image(_volume(tensor, pair.grid, name, name in labels), path)
+    preview = {
         "step": step,
         "pair": list(names),
         "dice": validated(pair, displacement).dice if len(labels) == 2 else None,
         "labels": sorted(labels),
     }
-    with writing(folder / TOLD) as temporary:
-        temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / PREVIEW_FILE) as temporary:
+        temporary.write_text(json.dumps(preview, indent=2) + "\n", encoding="utf-8")
 
 
 def _volume(tensor: Tensor, grid: Grid, name: str, is_labels: bool) -> Volume:

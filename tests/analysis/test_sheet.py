@@ -12,7 +12,7 @@ import torch
 from napari_shmoareg.figures.registration import COLUMNS, contact_sheet
 from napari_shmoareg.geometry import Grid
 from napari_shmoareg.registration.conform import Conformed
-from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis import SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 SHAPE = (12, 16, 10)
@@ -23,7 +23,7 @@ def drawn():
     drawing = SynthesisSettings(
         extent=((48.0, 50.0), (64.0, 66.0), (40.0, 44.0)), size=(16, 20), labels=4
     )
-    pairs = DrawnPairs([], drawing, seed=2)
+    pairs = SyntheticPairs([], drawing, seed=2)
     return [pairs[i] for i in range(5)]
 
 

@@ -375,8 +375,8 @@ def test_the_weights_are_those_that_fit_the_device(place, monkeypatch):
         return "some", "as they fit"
 
     seen: list[tuple] = []
-    monkeypatch.setattr(choice, "chosen_weights", chosen)
-    monkeypatch.setattr(choice, "chosen_device", lambda asked: place)
+    monkeypatch.setattr(choice, "choose_weights", chosen)
+    monkeypatch.setattr(choice, "choose_device", lambda asked: place)
     monkeypatch.setattr(checkpoint, "load_network", lambda name, device: (name, device))
     monkeypatch.setattr("napari_shmoareg.io.model_card.read_card", lambda name: {})
     monkeypatch.setattr("napari_shmoareg.io.model_card.shipped_weights", lambda: ("some",))
@@ -444,7 +444,7 @@ def test_the_uses_that_are_told_are_of_all_images_on_both_sides(lines, told, tmp
     (tmp_path / "pairs.csv").write_text("\n".join(["moving,fixed", *lines.split()]))
     for name in "abcde":
         (tmp_path / name).touch()
-    assert len(benchmark.chosen_pairs(tmp_path / "pairs.csv", None, None, (2, 1), False)) == 2
+    assert len(benchmark.select_pairs(tmp_path / "pairs.csv", None, None, (2, 1), False)) == 2
     assert told in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.cli.jobs import RETRIES, Job, hand_over, minutes, parameters, submit, without
+from napari_shmoareg.cli.jobs import RETRIES, ClusterJob, submit_command, minutes, parameters, submit, without
 from napari_shmoareg.errors import InputError
 
 pytest.importorskip("submitit")
@@ -48,8 +48,8 @@ def place(tmp_path, monkeypatch):
     return package.parent
 
 
-def _job(place: Path, *argv: str, **more) -> Job:
-    return Job(
+def _job(place: Path, *argv: str, **more) -> ClusterJob:
+    return ClusterJob(
         argv,
         str(place),
         environment={"PYTHONSAFEPATH": None, **more.pop("environment", {})},
@@ -69,13 +69,13 @@ def _eventually(holds, seconds=30.0):
 
 
 def test_a_job_runs_the_command_and_goes_on_with_resume_once_the_work_was_begun(place):
-    job = _job(place, "fine-tune", "--out=run", begun="begun.json")
+    job = _job(place, "fine-tune", "--out=run", started_file="begun.json")
     assert job() == 0 and job() == 0
     assert [call.split(" gpus")[0] for call in _calls(place)] == [
         "fine-tune --out=run",
         "fine-tune --out=run --resume",
     ]
-    assert _job(place, "fine-tune", "--resume", begun="begun.json")() == 0
+    assert _job(place, "fine-tune", "--resume", started_file="begun.json")() == 0
     assert _calls(place)[-1].count("--resume") == 1
     with pytest.raises(RuntimeError, match="code 3"):
         _job(place, "failing")()
@@ -93,7 +93,7 @@ def test_several_jobs_get_a_shard_each_and_the_words_that_handed_them_over_are_t
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
     monkeypatch.setattr(
-        "napari_shmoareg.cli.jobs.Job", lambda *given: _job(place, *given[0], environment=given[3])
+        "napari_shmoareg.cli.jobs.ClusterJob", lambda *given: _job(place, *given[0], environment=given[3])
     )
     words = [
         "evaluate",
@@ -103,7 +103,7 @@ def test_several_jobs_get_a_shard_each_and_the_words_that_handed_them_over_are_t
         "3",
         "--cluster-option=time=5",
     ]
-    told = hand_over(words, Path("table"), "local", ["time=5"], shards=3)
+    told = submit_command(words, Path("table"), "local", ["time=5"], shards=3)
     _eventually(lambda: (place / "calls.txt").is_file() and len(_calls(place)) == 3)
     assert sorted(_calls(place)) == [
         f"evaluate --out=table --shard={n}/3 gpus=1,2" for n in (1, 2, 3)
@@ -152,8 +152,8 @@ def test_sbatch_gets_the_options_as_they_were_given(slurm, place):
         "licenses=a:1",
     ]
     words = ["fine-tune", "DATA", "--processes=8", "--submit=slurm"]
-    told = hand_over(
-        words, Path("run"), "slurm", options, processes=8, batch=8, begun=Path("run/run.json")
+    told = submit_command(
+        words, Path("run"), "slurm", options, processes=8, batch=8, started_file=Path("run/run.json")
     )
     lines = (slurm / "sbatch.sh").read_text(encoding="utf-8").splitlines()
     for flag in (
@@ -176,7 +176,7 @@ def test_a_job_that_the_cluster_takes_back_stops_at_a_safe_step_and_is_queued_ag
     slurm, place
 ):
     folder = slurm / "jobs"
-    job = _job(place, "long", begun="begun.json")
+    job = _job(place, "long", started_file="begun.json")
     (handed,) = submit([job], "slurm", ["time=60"], folder=folder, name="n")
     environment = os.environ | {
         "SUBMITIT_EXECUTOR": "slurm",
@@ -246,7 +246,7 @@ def test_options_that_make_no_sense_are_refused(cluster, options, processes, sai
 
 def test_more_processes_than_pairs_are_refused_before_anything_is_handed_over(tmp_path):
     with pytest.raises(InputError, match="batch=4 or more"):
-        hand_over(["fine-tune"], tmp_path / "run", "local", [], processes=4, batch=2)
+        submit_command(["fine-tune"], tmp_path / "run", "local", [], processes=4, batch=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,7 +296,7 @@ def test_a_line_break_never_becomes_a_line_of_the_batch_script(
     from napari_shmoareg.cli import jobs
 
     monkeypatch.setattr(jobs.shutil, "which", lambda command: "/bin/true")
-    job = jobs.Job(tuple(words), str(tmp_path))
+    job = jobs.ClusterJob(tuple(words), str(tmp_path))
     with pytest.raises(InputError, match="control character"):
         jobs.submit([job], "slurm", options, folder=tmp_path / "jobs", name=name)
     assert not (tmp_path / "jobs").exists()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napari_shmoareg.cli.options import Running
+from napari_shmoareg.cli.options import CommandRequest
 from napari_shmoareg.figures import experts
 
 
@@ -72,7 +72,7 @@ def test_the_caption_of_a_pair_tells_the_passes_that_ran(
     files, tiny_network, monkeypatch, shmoareg
 ):
     tiny_network.config = replace(tiny_network.config, passes=(0.375, 1.0))
-    monkeypatch.setattr(Running, "network", lambda self: ("tiny", tiny_network))
+    monkeypatch.setattr(CommandRequest, "network", lambda self: ("tiny", tiny_network))
     caption, told = experts.load_caption, []
     monkeypatch.setattr(experts, "load_caption", lambda *a: told.append(caption(*a)) or told[-1])
     for size in (40, 44):  # 15 voxels are too few for a pass, 16 are not

@@ -18,7 +18,7 @@ from napari_shmoareg.cli.app import app
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.io import load_network, read_card, save_network, write_image
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
-from napari_shmoareg.settings import described
+from napari_shmoareg.settings import help_texts
 from napari_shmoareg.training import recipes
 from napari_shmoareg.training.settings import ExpertLearning, FineTuning
 
@@ -72,7 +72,7 @@ def test_every_setting_of_a_step_is_an_option_whose_help_is_its_description():
             assert option.opts[0] == f"--{field.name.replace('_', '-')}" and option.default is None
             assert (
                 field.name in ("steps", "seed", "bfloat16")
-                or option.help == described(FineTuning)[field.name]
+                or option.help == help_texts(FineTuning)[field.name]
             )
     assert "batch" not in options
     panels = {name: option.rich_help_panel for name, option in options.items()}

@@ -19,11 +19,11 @@ import pytest
 from typer.testing import CliRunner
 
 from napari_shmoareg.cli.app import app
-from napari_shmoareg.cli.launch import LOST, end, outcome, wants_launch, watch
+from napari_shmoareg.cli.launch import LOST, end, exit_code, needs_launch, watch
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.io import write_image
-from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis import SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 DRAWN = SynthesisSettings(
@@ -40,7 +40,7 @@ def scans(tmp_path_factory):
     for kind in ("images", "labels"):
         (folder / kind).mkdir()
     for number in range(6):
-        drawn = DrawnPairs([], DRAWN, seed=number)[0]
+        drawn = SyntheticPairs([], DRAWN, seed=number)[0]
         labels = drawn.moving_labels[0].argmax(0).numpy().astype("int16")
         write_image(
             Volume(drawn.moving[0, 0].numpy(), drawn.grid, "moving"),
@@ -297,7 +297,7 @@ def test_the_error_names_the_process_that_failed_first_and_not_those_that_only_l
     failed = watch(members)
     end(members)
     with pytest.raises(InputError, match=said):
-        outcome(members, failed, {0: "", 1: str(words)}, "KEPT")
+        exit_code(members, failed, {0: "", 1: str(words)}, "KEPT")
 
 
 @pytest.mark.parametrize(
@@ -311,17 +311,17 @@ def test_the_error_names_the_process_that_failed_first_and_not_those_that_only_l
 def test_what_the_first_process_said_itself_is_not_said_again(scripts, code):
     members = _shells(*scripts)
     failed = watch(members)
-    assert outcome(members, failed, {}, "") == code
+    assert exit_code(members, failed, {}, "") == code
 
 
 def test_processes_are_started_once_and_never_by_those_that_were_started(monkeypatch):
     for name in TEAM:
         monkeypatch.delenv(name, raising=False)
-    assert not wants_launch(1) and wants_launch(2)
+    assert not needs_launch(1) and needs_launch(2)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert not wants_launch(2)
+    assert not needs_launch(2)
     with pytest.raises(
         InputError, match="--processes 3 was asked for, but torchrun or srun started 2"
     ):
-        wants_launch(3)
+        needs_launch(3)

@@ -7,13 +7,13 @@ import itertools
 import pytest
 
 from napari_shmoareg.cli.console import progress
-from napari_shmoareg.registration.progress import registering
+from napari_shmoareg.registration.progress import registration_phases
 from napari_shmoareg.registration.register import PHASES
 
 
 @pytest.mark.parametrize("steps", [0, 100])
 def test_every_phase_of_a_registration_has_its_part_of_the_whole(steps: int):
-    known = registering(steps)
+    known = registration_phases(steps)
     assert set(PHASES) <= set(known)
     assert (known["refine"].end - known["refine"].start > 0.4) == (steps == 100)
     parts = [known[name] for name in ("loading", "reading", *PHASES, "measuring")]
@@ -45,7 +45,7 @@ def test_a_bar_never_runs_back(monkeypatch):
     monkeypatch.setattr(
         "rich.progress.Progress.update", lambda self, task, **state: seen.append(state["completed"])
     )
-    with progress(parts=registering()) as report:
+    with progress(parts=registration_phases()) as report:
         for phase, fraction in (
             ("align", 1.0),
             ("conform", 0.0),

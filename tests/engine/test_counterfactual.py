@@ -7,7 +7,7 @@ import torch
 
 from napari_shmoareg.model import GateId, NetworkOutput, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.training.expert_losses import (
-    ALIKE,
+    TIE_TOLERANCE,
     counterfactual_labels,
     counterfactual_loss,
     local_errors,
@@ -21,12 +21,12 @@ SHAPE = (16, 20, 12)
 def test_the_label_is_the_expert_of_the_least_error_and_ties_stay_with_the_chosen_one():
     errors = torch.rand(2, 3, 4, 3, 5)
     errors[:, :, :2] = 0.5  # alike
-    errors[0, 1, 3] = errors[0, 0, 3] - 0.5 * ALIKE
+    errors[0, 1, 3] = errors[0, 0, 3] - 0.5 * TIE_TOLERANCE
     chosen = torch.randint(0, 3, (2, 1, 4, 3, 5))
     labels = counterfactual_labels(errors, chosen)
     for b, i, j, k in torch.cartesian_prod(*(torch.arange(n) for n in (2, 4, 3, 5))).tolist():
         here, mine = errors[b, :, i, j, k].tolist(), int(chosen[b, 0, i, j, k])
-        best = mine if here[mine] <= min(here) + ALIKE else here.index(min(here))
+        best = mine if here[mine] <= min(here) + TIE_TOLERANCE else here.index(min(here))
         assert labels[b, :, i, j, k].tolist() == [float(n == best) for n in range(3)]
 
 
@@ -114,10 +114,10 @@ def test_levels_that_did_not_compare_their_experts_are_refused(tiny_network):
 
 
 def test_learning_compares_the_experts_and_leaves_the_network_as_it_was(tiny_network):
-    from napari_shmoareg.training.synthesis import DrawnPairs
+    from napari_shmoareg.training.synthesis import SyntheticPairs
     from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
-    pairs = DrawnPairs([], SynthesisSettings(size=(12, 14)))
+    pairs = SyntheticPairs([], SynthesisSettings(size=(12, 14)))
     before = {name: value.clone() for name, value in tiny_network.state_dict().items()}
     settings = FineTuning(
         steps=2, routing_target="counterfactual", routing_weight=0.05, similarity="lncc"

@@ -15,7 +15,7 @@ from napari_shmoareg.registration.resources import choose_bfloat16
 from napari_shmoareg.training import step
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.step import loss_of
-from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis import SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 
@@ -79,10 +79,10 @@ def test_bfloat16_is_used_where_the_device_is_fast_at_it(about, used, why, machi
 
 def test_a_choice_is_obeyed_on_every_device(machine):
     slow = machine()
-    assert choose_bfloat16("on", slow) == (True, "as asked for")
+    assert choose_bfloat16("on", slow) == (True, "as requested")
     devices._is_fast_at_bfloat16.cache_clear()
     fast = machine(flags=("amx_bf16",))
-    assert choose_bfloat16("off", fast) == (False, "as asked for")
+    assert choose_bfloat16("off", fast) == (False, "as requested")
 
 
 def test_a_device_of_another_kind_gets_float32():
@@ -117,7 +117,7 @@ def test_a_step_computes_in_the_precision_that_was_chosen(choice, fast, wanted, 
         lambda *_: convolved.append(torch.is_autocast_enabled("cpu"))
     )
     drawing = SynthesisSettings(extent=((48.0, 48.0), (64.0, 64.0), (48.0, 48.0)), size=(16, 16))
-    pair = DrawnPairs([], drawing, seed=5)[0]
+    pair = SyntheticPairs([], drawing, seed=5)[0]
     settings = FineTuning(bfloat16=choice)
     terms, _ = loss_of(network, pair, settings, np.random.default_rng(0), torch.device("cpu"))
     assert convolved and all(autocast is wanted for autocast in convolved)

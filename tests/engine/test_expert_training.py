@@ -31,7 +31,7 @@ from napari_shmoareg.registration.known_motion import KnownMotion
 from napari_shmoareg.training import step as step_module
 from napari_shmoareg.training.expert_losses import descent_motion, end_point_error
 from napari_shmoareg.training.expert_training import (
-    attended_by_heads,
+    record_head_outputs,
     check_start,
     chosen_at,
     expert_config,
@@ -44,8 +44,8 @@ from napari_shmoareg.training.expert_training import (
 )
 from napari_shmoareg.training.recipes import RunningMean
 from napari_shmoareg.training.settings import ExpertLearning, FineTuning
-from napari_shmoareg.training.step import fine_tune, learning, make_optimiser
-from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.step import fine_tune, make_optimiser, trainable_parameters
+from napari_shmoareg.training.synthesis import SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 
@@ -57,7 +57,7 @@ def fresh(settings: FineTuning | None = None, seed: int = 0, **changes) -> SHMoA
 
 @pytest.fixture(scope="module")
 def pairs():
-    drawn = DrawnPairs([], SynthesisSettings(size=(12, 14)), seed=3, motion=True)
+    drawn = SyntheticPairs([], SynthesisSettings(size=(12, 14)), seed=3, motion=True)
     return [drawn[n] for n in range(3)]
 
 
@@ -209,7 +209,7 @@ def test_attention_that_is_off_adds_nothing_and_stays_so(attention, pairs):
     list(fine_tune(network, pairs, settings))
     blocks = [block for layer in network.encoder.layers for block in layer.blocks]
     outputs = [p for block in blocks for p in block.attention.parameters()]
-    assert outputs and not {id(p) for p in outputs} & {id(p) for p in learning(network, settings)}
+    assert outputs and not {id(p) for p in outputs} & {id(p) for p in trainable_parameters(network, settings)}
     network.eval()
     images = torch.rand(2, 1, 1, 16, 12, 20)
     with torch.no_grad():
@@ -570,7 +570,7 @@ def test_the_weight_of_head_diversity_makes_heads_attend_less_alike(pairs, check
         )
         list(fine_tune(network, pairs, settings))
         assert all(module.watch is None for module in network.modules() if isinstance(module, MoA))
-        with torch.no_grad(), attended_by_heads(network.eval()) as attended:
+        with torch.no_grad(), record_head_outputs(network.eval()) as attended:
             network.encode(pairs[0].moving, pairs[0].fixed)
         found.append(float(losses.head_similarity(attended)))
     assert found[1] < 0.9 * found[0]

@@ -17,7 +17,7 @@ from napari_shmoareg.registration.losses import LossTerms
 from napari_shmoareg.training import step as step_module
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.step import Batch, NotFiniteError, fine_tune, make_optimiser
-from napari_shmoareg.training.synthesis import DrawnPairs
+from napari_shmoareg.training.synthesis import SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 SMALL = SynthesisSettings(
@@ -27,7 +27,7 @@ SMALL = SynthesisSettings(
 
 @pytest.fixture
 def pairs():
-    return [DrawnPairs([], SMALL, seed=5)[i] for i in range(3)]
+    return [SyntheticPairs([], SMALL, seed=5)[i] for i in range(3)]
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ class Witness:
     def __init__(self, monkeypatch, displacement=None):
         self.passes, self.losses, self.seeds = [], [], []
         true_pass, true_loss, true_seed = (
-            step_module.coarse_pass,
+            step_module.run_at_scale,
             step_module.total_loss,
             torch.manual_seed,
         )
 
-        def coarse_pass(network, moving, fixed, share, *, diffeomorphic=None):
+        def run_at_scale(network, moving, fixed, share, *, diffeomorphic=None):
             found = displacement
             if found is None:
                 found = true_pass(network, moving, fixed, share, diffeomorphic=diffeomorphic)
@@ -101,7 +101,7 @@ class Witness:
             self.seeds.append(seed)
             return true_seed(seed)
 
-        monkeypatch.setattr(step_module, "coarse_pass", coarse_pass)
+        monkeypatch.setattr(step_module, "run_at_scale", run_at_scale)
         monkeypatch.setattr(step_module, "total_loss", total_loss)
         monkeypatch.setattr(torch, "manual_seed", manual_seed)
 

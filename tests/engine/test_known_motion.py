@@ -13,7 +13,7 @@ from napari_shmoareg.registration.conform import Conformed
 from napari_shmoareg.registration.known_motion import KnownMotion, motion_of
 from napari_shmoareg.training.augmentation import augment, with_known_motion
 from napari_shmoareg.training.settings import FineTuning
-from napari_shmoareg.training.synthesis import DrawnPairs, smooth_noise
+from napari_shmoareg.training.synthesis import SyntheticPairs, smooth_noise
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 SHAPE = (24, 28, 20)
@@ -55,7 +55,7 @@ def mistakes(pair: Conformed, motion: KnownMotion | None = None) -> list[tuple[f
 
 def test_the_motion_of_drawn_pairs_carries_each_image_s_labels_onto_the_other():
     for index in range(4):
-        pair = DrawnPairs([], replace(DRAWING, warp_length=(30.0, 60.0)), seed=2, motion=True)[
+        pair = SyntheticPairs([], replace(DRAWING, warp_length=(30.0, 60.0)), seed=2, motion=True)[
             index
         ]
         labels = ((pair.moving_labels, pair.fixed_labels), (pair.fixed_labels, pair.moving_labels))
@@ -74,7 +74,7 @@ def test_the_motion_of_drawn_pairs_carries_each_image_s_labels_onto_the_other():
 
 
 def test_whether_the_motion_is_handed_out_changes_nothing_else():
-    plain, known = DrawnPairs([], DRAWING), DrawnPairs([], DRAWING, motion=True)
+    plain, known = SyntheticPairs([], DRAWING), SyntheticPairs([], DRAWING, motion=True)
     for index in range(3):
         a, b = plain[index], known[index]
         assert a.motion is None and b.motion is not None

@@ -13,7 +13,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume, field
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
 from napari_shmoareg.registration import losses
-from napari_shmoareg.registration.cascade import stretch
+from napari_shmoareg.registration.cascade import rescale_displacement
 from napari_shmoareg.training import recipes
 from napari_shmoareg.training.recipes import (
     RECIPES,
@@ -22,7 +22,7 @@ from napari_shmoareg.training.recipes import (
     validate,
     validation_pairs,
 )
-from napari_shmoareg.training.synthesis import DrawnPairs, align_subjects, smooth_noise
+from napari_shmoareg.training.synthesis import SyntheticPairs, align_subjects, smooth_noise
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 EXTENT = ((74.0, 78.0), (92.0, 98.0), (80.0, 86.0))
@@ -54,7 +54,7 @@ def subjects():
 
 
 def test_an_item_is_always_the_same_and_another_one_differs(subjects):
-    first, second = DrawnPairs(subjects, DRAWING, seed=3), DrawnPairs(subjects, DRAWING, seed=3)
+    first, second = SyntheticPairs(subjects, DRAWING, seed=3), SyntheticPairs(subjects, DRAWING, seed=3)
     assert torch.equal(first[7].moving, second[7].moving)
     assert torch.equal(first[7].fixed_labels, second[7].fixed_labels)
     assert not torch.equal(first[7].moving, first[8].moving)
@@ -96,7 +96,7 @@ def test_a_seed_draws_the_same_pair_as_ever(name, subjects):
     repeated.
     """
     drawing, shape, spacing, numbers = AS_EVER[name]
-    pair = DrawnPairs([] if name == "shapes" else subjects, drawing, seed=4)[2]
+    pair = SyntheticPairs([] if name == "shapes" else subjects, drawing, seed=4)[2]
     assert pair.grid.shape == shape
     assert pair.grid.spacing == pytest.approx([spacing] * 3, abs=1e-4)
     found = (
@@ -114,7 +114,7 @@ def test_everything_is_drawn_on_the_device_asked_for(drawing, subjects):
     """Whatever is made without saying where would be made on a device that holds no numbers, and
     fail.
     """
-    plain, said = DrawnPairs(subjects, drawing), DrawnPairs(subjects, drawing, device="cpu")
+    plain, said = SyntheticPairs(subjects, drawing), SyntheticPairs(subjects, drawing, device="cpu")
     for index in range(8):  # random shapes are among them
         wanted = plain[index]
         with torch.device("meta"):
@@ -124,7 +124,7 @@ def test_everything_is_drawn_on_the_device_asked_for(drawing, subjects):
 
 
 def test_a_subject_that_is_there_is_not_brought_again(subjects):
-    assert DrawnPairs(subjects, DRAWING).subjects[0] is subjects[0]
+    assert SyntheticPairs(subjects, DRAWING).subjects[0] is subjects[0]
     elsewhere = subjects[0].to("meta")
     assert elsewhere.classes.device.type == "meta" and subjects[0].classes.device.type == "cpu"
     assert elsewhere.to("meta") is elsewhere
@@ -135,7 +135,7 @@ def test_a_subject_that_is_there_is_not_brought_again(subjects):
 @pytest.mark.parametrize("drawing", [DRAWING, CLOSE])
 def test_a_gpu_draws_pairs_of_the_same_kind(drawing, subjects):
     drawing = replace(drawing, noise=0.0)
-    here, there = DrawnPairs(subjects, drawing), DrawnPairs(subjects, drawing, device="cuda")
+    here, there = SyntheticPairs(subjects, drawing), SyntheticPairs(subjects, drawing, device="cuda")
     place = there.subjects[0].classes.data_ptr()
     for index in range(12):
         a, b = here[index], there[index]
@@ -154,7 +154,7 @@ def test_close_ups_are_small_views_at_a_fine_spacing(subjects):
     smallest = min(low for low, _ in EXTENT)
     spacings = []
     for index in range(12):
-        pair = DrawnPairs(subjects, replace(CLOSE, shapes=0.0))[index]
+        pair = SyntheticPairs(subjects, replace(CLOSE, shapes=0.0))[index]
         i, j, k = pair.grid.shape
         assert 16 <= max(i, j, k) <= 18
         assert min(i, j, k) >= 0.75 * max(i, j, k) - 0.5
@@ -168,7 +168,7 @@ def test_close_ups_are_small_views_at_a_fine_spacing(subjects):
 
 
 def test_a_share_of_the_pairs_are_close_ups(subjects):
-    pairs = DrawnPairs(subjects, replace(CLOSE, close=0.5))
+    pairs = SyntheticPairs(subjects, replace(CLOSE, close=0.5))
     close = [pairs[i].grid.spacing[0] < 3 for i in range(40)]
     assert 10 < sum(close) < 30
 
@@ -182,7 +182,7 @@ def test_close_ups_look_off_the_middle_of_a_subject_but_not_past_random_shapes(s
         "far": far,
         "far shapes": replace(far, shapes=1.0),
     }.items():
-        pairs = DrawnPairs(subjects, drawing)
+        pairs = SyntheticPairs(subjects, drawing)
         shown[name] = [float(pairs[i].moving_labels.sum()) > 0 for i in range(8)]
     assert all(shown["near"]) and all(shown["far shapes"])
     assert sum(shown["far"]) <= 2, "subjects half a metre away were in view"
@@ -190,7 +190,7 @@ def test_close_ups_look_off_the_middle_of_a_subject_but_not_past_random_shapes(s
 
 def test_images_are_in_range_and_labels_are_shares(subjects):
     for index in range(12):
-        pair = DrawnPairs(subjects, DRAWING)[index]
+        pair = SyntheticPairs(subjects, DRAWING)[index]
         for image in (pair.moving, pair.fixed):
             assert image.shape[2:] == pair.grid.shape
             assert 16 <= max(pair.grid.shape) <= 18
@@ -215,33 +215,33 @@ def test_alignment_brings_turned_and_flipped_maps_into_one_frame(subjects):
 
 
 def test_one_subject_without_deformation_gives_two_equal_label_sets(subjects):
-    pair = DrawnPairs(subjects, STILL)[0]
+    pair = SyntheticPairs(subjects, STILL)[0]
     assert torch.equal(pair.moving_labels, pair.fixed_labels)
 
 
 def test_a_deformation_moves_labels(subjects):
-    pair = DrawnPairs(subjects, replace(STILL, same_warp=6.0))[0]
+    pair = SyntheticPairs(subjects, replace(STILL, same_warp=6.0))[0]
     assert not torch.equal(pair.moving_labels, pair.fixed_labels)
 
 
 def test_stripping_leaves_only_brain(subjects):
-    bare, whole = (DrawnPairs(subjects, replace(STILL, stripped=s))[0] for s in (1.0, 0.0))
+    bare, whole = (SyntheticPairs(subjects, replace(STILL, stripped=s))[0] for s in (1.0, 0.0))
     assert (bare.moving > 0).float().mean() < (whole.moving > 0).float().mean()
 
 
 def test_without_subjects_shapes_are_drawn():
-    pair = DrawnPairs([], DRAWING)[0]
+    pair = SyntheticPairs([], DRAWING)[0]
     assert float(pair.moving_labels.sum()) > 0
 
 
 def test_a_later_phase_draws_other_grids(subjects):
-    pairs = DrawnPairs(subjects, [(0, DRAWING), (5, replace(DRAWING, size=(24, 24)))])
+    pairs = SyntheticPairs(subjects, [(0, DRAWING), (5, replace(DRAWING, size=(24, 24)))])
     assert max(pairs[4].moving.shape) <= 18
     assert max(pairs[5].moving.shape) == 24
 
 
 def test_the_shape_of_the_grid_changes_from_pair_to_pair(subjects):
-    assert len({DrawnPairs(subjects, DRAWING)[i].grid.shape for i in range(12)}) > 4
+    assert len({SyntheticPairs(subjects, DRAWING)[i].grid.shape for i in range(12)}) > 4
 
 
 def test_noise_is_smooth_at_the_length_asked_for():
@@ -300,7 +300,7 @@ def test_validation_runs_all_passes(subjects):
     coarse[:, 1] = 1.0
     fine = torch.zeros(1, 3, *pair.grid.shape)
     fine[:, 1] = 1.0
-    both = field.compose(stretch(coarse, pair.grid.shape), fine)
+    both = field.compose(rescale_displacement(coarse, pair.grid.shape), fine)
     wanted = 1 - float(losses.overlap(field.warp(pair.moving_labels, both), pair.fixed_labels))
     assert after == pytest.approx(wanted, abs=1e-6)
     assert folding == 0

@@ -16,8 +16,8 @@ from napari_shmoareg.training.distributed import (
     LostProcessError,
     TrainingGroup,
     check_batch,
-    environment_of_team,
-    team_size,
+    process_environment,
+    world_size,
 )
 
 VARIABLES = (
@@ -34,10 +34,10 @@ def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelera
     code = """
         import sys, torch
         from napari_shmoareg.training.distributed import TrainingGroup
-        team = TrainingGroup.joined("cpu")
+        group = TrainingGroup.joined("cpu")
         numbers = torch.arange(3.0)
-        team.add([numbers]); team.wait(); team.leave()
-        print(team == TrainingGroup(), team.leader, list(team.share(3)), team.any(False), team.any(True), numbers.tolist(),
+        group.add([numbers]); group.wait(); group.close()
+        print(group == TrainingGroup(), group.is_main, list(group.share(3)), group.any(False), group.any(True), numbers.tolist(),
               "accelerate" in sys.modules, torch.distributed.is_initialized())
     """
     environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
@@ -63,29 +63,29 @@ def test_every_thing_is_shared_out_to_exactly_one_process():
 MEMBER = """
     import os, sys, time, torch
     from napari_shmoareg.training.distributed import LostProcessError, TrainingGroup
-    team = TrainingGroup.joined("cpu")
+    group = TrainingGroup.joined("cpu")
     rank = int(os.environ["RANK"])
-    assert (team.rank, team.size, team.leader, str(team.device)) == (rank, 2, rank == 0, "cpu")
+    assert (group.rank, group.size, group.is_main, str(group.device)) == (rank, 2, rank == 0, "cpu")
     single = torch.arange(6.0).reshape(2, 3).t() * (rank + 1)    # not contiguous
     scalar = torch.tensor(rank + 0.5)
     double = torch.full((2,), 1e-9 + rank, dtype=torch.float64)
     counts = torch.tensor([rank, 10])
     learned = torch.nn.Parameter(torch.ones(2) * rank)
-    team.add([single, scalar, double, counts, learned])
+    group.add([single, scalar, double, counts, learned])
     assert torch.equal(single, torch.arange(6.0).reshape(2, 3).t() * 3)
     assert scalar.item() == 2.0
     assert (double - (1 + 2e-9)).abs().max() < 1e-15
     assert counts.tolist() == [1, 20] and counts.dtype == torch.int64
     assert learned.tolist() == [1, 1]
-    assert team.any(rank == 1) and not team.any(False)
+    assert group.any(rank == 1) and not group.any(False)
     print("well", torch.get_num_threads(), flush=True)
     try:
         while True:
-            team.add([torch.ones(1000)])
+            group.add([torch.ones(1000)])
             time.sleep(0.01)
     except LostProcessError as lost:
         print(lost, flush=True)
-        team.leave(peaceful=False)
+        group.close(finished=False)
         raise SystemExit(7)
 """
 
@@ -122,7 +122,7 @@ def test_what_srun_tells_becomes_what_torchrun_would_tell():
         SLURM_PROCID=5,
         SLURM_LOCALID=1,
     )
-    found = environment_of_team(task)
+    found = process_environment(task)
     assert found == _environment(
         RANK=5,
         WORLD_SIZE=6,
@@ -132,21 +132,21 @@ def test_what_srun_tells_becomes_what_torchrun_would_tell():
         MASTER_PORT=24713,
     )
     assert (
-        environment_of_team(task | {"MASTER_PORT": "9", "MASTER_ADDR": "other"})["MASTER_ADDR"]
+        process_environment(task | {"MASTER_PORT": "9", "MASTER_ADDR": "other"})["MASTER_ADDR"]
         == "other"
     )
     alone = {**task, "SLURM_STEP_NODELIST": "solo,gpu9"}
-    assert environment_of_team(alone)["MASTER_ADDR"] == "solo"
+    assert process_environment(alone)["MASTER_ADDR"] == "solo"
 
 
 def test_a_batch_script_and_a_single_task_are_no_team():
-    assert environment_of_team({}) is None
-    assert environment_of_team(_environment(SLURM_JOB_ID=1, SLURM_NTASKS=4, SLURM_PROCID=0)) is None
+    assert process_environment({}) is None
+    assert process_environment(_environment(SLURM_JOB_ID=1, SLURM_NTASKS=4, SLURM_PROCID=0)) is None
     assert (
-        environment_of_team(_environment(SLURM_STEP_NUM_TASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0))
+        process_environment(_environment(SLURM_STEP_NUM_TASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0))
         is None
     )
-    assert environment_of_team(_environment(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)) is None
+    assert process_environment(_environment(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)) is None
 
 
 def test_torchrun_under_srun_decides():
@@ -158,17 +158,17 @@ def test_torchrun_under_srun_decides():
         SLURM_STEP_NUM_TASKS=2,
         SLURM_PROCID=0,
     )
-    found = environment_of_team(both)
+    found = process_environment(both)
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("3", "8", "4")
 
 
 def test_half_an_environment_is_an_error_that_names_what_is_missing(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert team_size() == 1
+    assert world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"not RANK, LOCAL_RANK.*unset WORLD_SIZE"):
-        team_size()
+        world_size()
 
 
 def test_fewer_pairs_in_a_step_than_processes_is_an_error_that_names_both_ways_out():

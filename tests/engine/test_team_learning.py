@@ -45,7 +45,7 @@ MEMBER = """
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     folder = sys.argv[1]
-    team = TrainingGroup.joined("cpu")
+    group = TrainingGroup.joined("cpu")
     told = torch.load(folder + "/begun.pt", weights_only=False)
     settings = FineTuning(**told["settings"])
     for name, begun in told["runs"].items():
@@ -54,11 +54,11 @@ MEMBER = """
         optimiser = make_optimiser(network, settings)
         optimiser.load_state_dict(begun["optimiser"])
         steps, states = [], {}
-        for step in fine_tune(network, told["pairs"], settings, optimiser=optimiser, start=begun["start"], team=team):
+        for step in fine_tune(network, told["pairs"], settings, optimiser=optimiser, start=begun["start"], group=group):
             steps.append(asdict(step))
             states[step.step] = copy.deepcopy({"network": network.state_dict(), "optimiser": optimiser.state_dict()})
-        torch.save({"steps": steps, "states": states}, folder + "/%s-%d.pt" % (name, team.rank))
-    team.leave()
+        torch.save({"steps": steps, "states": states}, folder + "/%s-%d.pt" % (name, group.rank))
+    group.close()
 """
 
 
@@ -197,4 +197,4 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_the_first_ste
     from napari_shmoareg.training.distributed import TrainingGroup
 
     with pytest.raises(InputError, match=r"batch of 2.* 3 processes"):
-        next(fine_tune(_network(), pairs, SETTINGS, team=TrainingGroup(0, 3)))
+        next(fine_tune(_network(), pairs, SETTINGS, group=TrainingGroup(0, 3)))

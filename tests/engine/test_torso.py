@@ -16,12 +16,12 @@ from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.registration import losses
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.training.recipes import recipe, torso_validation_pairs, validate
-from napari_shmoareg.training.synthesis import DrawnPairs, Subject
+from napari_shmoareg.training.synthesis import SyntheticPairs, Subject
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 from napari_shmoareg.training.torso import drawing as drawing_module
 from napari_shmoareg.training.torso.anatomy import Torso
 from napari_shmoareg.training.torso.contrast import (
-    ALIKE,
+    SAME_CONTRAST,
     HOUNSFIELD,
     LABELS,
     NAMES,
@@ -41,7 +41,7 @@ ALIKE_PAIRS = replace(
 
 
 def person(seed: int) -> Torso:
-    return Torso.drawn(np.random.default_rng(seed))
+    return Torso.random(np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def centre(subject: Subject, label: str) -> np.ndarray:
 
 def test_every_tissue_has_a_contrast_and_every_label_a_name():
     assert set(HOUNSFIELD) == set(NAMES) and len(set(NAMES)) == len(NAMES) < 256
-    assert set(ALIKE) | set(ALIKE.values()) <= set(NAMES)
+    assert set(SAME_CONTRAST) | set(SAME_CONTRAST.values()) <= set(NAMES)
     assert 8 <= len(LABELS) <= 40
 
 
@@ -170,7 +170,7 @@ def test_an_image_is_scaled_as_a_scan_would_be(window, people):
 
 
 def test_pairs_are_in_range_and_their_labels_are_shares():
-    found = DrawnPairs([], DRAWING, seed=2)
+    found = SyntheticPairs([], DRAWING, seed=2)
     labels = 0
     for index in range(8):
         pair = found[index]
@@ -188,12 +188,12 @@ def test_pairs_are_in_range_and_their_labels_are_shares():
         )
         labels += pair.moving_labels.shape[1]
     assert labels > 32
-    assert torch.equal(found[3].moving, DrawnPairs([], DRAWING, seed=2)[3].moving)
+    assert torch.equal(found[3].moving, SyntheticPairs([], DRAWING, seed=2)[3].moving)
 
 
 def test_one_person_overlaps_more_than_two_and_two_overlap_by_their_labels():
     def dice(drawing, count=6):
-        found = [DrawnPairs([], drawing, seed=5)[i] for i in range(count)]
+        found = [SyntheticPairs([], drawing, seed=5)[i] for i in range(count)]
         return float(
             np.mean([1 - float(losses.overlap(p.moving_labels, p.fixed_labels)) for p in found])
         )
@@ -211,7 +211,7 @@ def test_an_image_that_is_cut_off_shows_nothing_there_and_no_label_of_what_it_cu
         torso_same=1.0,
         torso_extent=((350.0, 351.0),) * 2 + ((400.0, 401.0),),
     )
-    kept = DrawnPairs([], drawing, seed=4)
+    kept = SyntheticPairs([], drawing, seed=4)
     empty = 0
     for index in range(6):
         pair = kept[index]
@@ -227,9 +227,9 @@ def test_an_image_that_is_cut_off_shows_nothing_there_and_no_label_of_what_it_cu
     assert empty > 8
     label = torch.zeros(8, 4, 4, 20, dtype=torch.uint8)
     label[..., 2:7], label[..., 10:15] = 1, 2
-    assert list(drawing_module._shown([label, label], [(0, 20), (0, 20)])) == [1, 2]
-    assert list(drawing_module._shown([label, label], [(0, 20), (0, 13)])) == [1]
-    assert list(drawing_module._shown([label, label], [(4, 14), (0, 20)])) == [2], (
+    assert list(drawing_module._common_labels([label, label], [(0, 20), (0, 20)])) == [1, 2]
+    assert list(drawing_module._common_labels([label, label], [(0, 20), (0, 13)])) == [1]
+    assert list(drawing_module._common_labels([label, label], [(4, 14), (0, 20)])) == [2], (
         "the one that is cut off least"
     )
 
@@ -240,12 +240,12 @@ def test_a_share_of_the_pairs_shows_torsos_and_the_others_stay_what_they_were(mo
     monkeypatch.setattr(
         drawing_module, "draw_torso_pair", lambda drawing, rng, device: drawn.append(drawing)
     )
-    mixed = DrawnPairs([], replace(shapes, torso=0.5))
+    mixed = SyntheticPairs([], replace(shapes, torso=0.5))
     for index in range(60):
         _ = mixed[index]
     assert 18 < len(drawn) < 42
-    off = DrawnPairs([], shapes)[3]
-    assert torch.equal(off.moving, DrawnPairs([], replace(shapes, torso_warp=50.0))[3].moving)
+    off = SyntheticPairs([], shapes)[3]
+    assert torch.equal(off.moving, SyntheticPairs([], replace(shapes, torso_warp=50.0))[3].moving)
 
 
 def test_validation_shows_whole_torsos_of_two_people():

@@ -61,16 +61,16 @@ class Torso:
     moment: int = 0
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator) -> Torso:
+    def random(cls, rng: np.random.Generator) -> Torso:
         """A random person."""
         fat = float(np.clip(np.exp(rng.normal(np.log(15), 0.55)), 4, 45))
         # fat within grows with that without
         lean = float(np.clip(rng.normal(152, 9), 134, 174)) + 0.4 * (fat - 15)
         width, depth = lean + 0.85 * fat, lean * float(rng.uniform(0.64, 0.74)) + 0.95 * fat
         wall, height = float(rng.uniform(11, 19)), float(rng.uniform(0.92, 1.1))
-        return cls(width, depth, fat, wall, height, int(rng.integers(2**31))).again(rng)
+        return cls(width, depth, fat, wall, height, int(rng.integers(2**31))).at_another_time(rng)
 
-    def again(self, rng: np.random.Generator) -> Torso:
+    def at_another_time(self, rng: np.random.Generator) -> Torso:
         """The same person at another time: another breath, other contents."""
         return replace(self, breath=float(rng.uniform(-18, 18)), moment=int(rng.integers(2**31)))
 
@@ -105,10 +105,10 @@ class Body:
         back, front, side = rng.uniform(0.7, 1.1), rng.uniform(0.8, 1.3), rng.uniform(0.7, 1.0)
         self._bend, self._phase = rng.uniform(3, 9), rng.uniform(-0.6, 0.6)
         self._shares, self._fat = shares, (back, front, side)
-        here = self._measures(np.zeros(1))
-        self.across = float(here["side"][0]) / WIDE
-        self.through = float(here["front"][0] - here["back"][0]) / (2 * DEEP)
-        self.middle = float(here["front"][0] + here["back"][0]) / 2
+        kidneys = self._measures(np.zeros(1))
+        self.across = float(kidneys["side"][0]) / WIDE
+        self.through = float(kidneys["front"][0] - kidneys["back"][0]) / (2 * DEEP)
+        self.middle = float(kidneys["front"][0] + kidneys["back"][0]) / 2
         measures = self._measures(z)
         self.width, self.depth, self.spine = measures["width"], measures["depth"], measures["spine"]
         self.skin_back, self.muscle_side = measures["skin_back"], measures["muscle_side"]
@@ -143,7 +143,7 @@ class Body:
         """What places an organ: always the same for one person, whatever else is drawn."""
         return Organ(self, np.random.default_rng([self.torso.seed, zlib.crc32(name.encode())]))
 
-    def now(self, name: str) -> np.random.Generator:
+    def moment_rng(self, name: str) -> np.random.Generator:
         """Random numbers for what is not the person's own."""
         return np.random.default_rng([self.torso.moment, zlib.crc32(name.encode())])
 
@@ -176,8 +176,10 @@ class Organ:
             Standard deviation over people, mm.
         """
         body = self.body
-        place = np.array([x * body.across, body.middle + y * body.through, z * body.torso.height])
-        return place + self.rng.normal(0, spread, 3) + [0.0, 0.0, breath * body.torso.breath]
+        position = np.array(
+            [x * body.across, body.middle + y * body.through, z * body.torso.height]
+        )
+        return position + self.rng.normal(0, spread, 3) + [0.0, 0.0, breath * body.torso.breath]
 
     def size(self, spread: float = 0.1) -> float:
         """A factor for its radii: the body's size, and a standard deviation of the logarithm over
@@ -192,10 +194,10 @@ class Organ:
         self, points: Sequence[Sequence[float]], *, breath: float = 0.0, spread: float = 4.0
     ) -> NDArray[np.float64]:
         """(n, 4): a tube through standard positions (x, y, z, radius)."""
-        grown = self.size()
+        factor = self.size()
         return np.array(
             [
-                [*self.at(*point[:3], breath=breath, spread=spread), point[3] * grown]
+                [*self.at(*point[:3], breath=breath, spread=spread), point[3] * factor]
                 for point in points
             ]
         )
@@ -228,7 +230,7 @@ def draw_trunk(canvas: Canvas, body: Body) -> None:
 
 def _part_muscles(canvas: Canvas, body: Body) -> None:
     """Fat between and within muscles: the layers at the sides, the furrow of the back, marbling."""
-    x, y, z = canvas.places()
+    x, y, z = canvas.coordinates()
     marbled = canvas.noise[1] + 0.4 * canvas.fine_noise > 2.0 - 0.015 * body.torso.fat
     # 0 to 1 through the wall
     ring = (canvas.cavity - 1) * canvas.row(body.side / EXPONENT / body.torso.wall)
@@ -250,7 +252,7 @@ def _part_muscles(canvas: Canvas, body: Body) -> None:
 def draw_chest(canvas: Canvas, body: Body) -> Tensor:
     """Lungs above the diaphragm, and the heart; returns the height of the diaphragm, (X, Y, 1)."""
     torso, rng = body.torso, body.organ("lungs").rng
-    x, y, z = canvas.places()
+    x, y, z = canvas.coordinates()
     right, left = (torso.height * v + torso.breath for v in (rng.normal(100, 7), rng.normal(87, 7)))
     across, through = WIDE * body.across, DEEP * body.through
     off = ((x.abs() - 0.46 * across) / (0.6 * across)) ** 2 + ((y - body.middle - 4) / through) ** 2
@@ -258,11 +260,11 @@ def draw_chest(canvas: Canvas, body: Body) -> Tensor:
     floor = torch.where(x > 0, right, left) - drop
     part = canvas.box([-INF, -INF, float(floor.min())], [INF, INF, INF])
     if part is not None:
-        x, y, z = canvas.places(part)
+        x, y, z = canvas.coordinates(part)
         chest = (z > floor) & (canvas.cavity[part] < 0.96)
-        apart = 20 + 8 * canvas.noise[2][part]
-        canvas.paint("right lung", chest & (x > apart), over=VISCERAL_FAT, part=part)
-        canvas.paint("left lung", chest & (-x > apart), over=VISCERAL_FAT, part=part)
+        gap = 20 + 8 * canvas.noise[2][part]
+        canvas.paint("right lung", chest & (x > gap), over=VISCERAL_FAT, part=part)
+        canvas.paint("left lung", chest & (-x > gap), over=VISCERAL_FAT, part=part)
         canvas.paint(
             "lung vessels", (canvas.fine_noise[part] > 1.7) & chest, over=LUNGS[:2], part=part
         )
@@ -291,7 +293,7 @@ def draw_bones(canvas: Canvas, body: Body) -> None:
     part = canvas.box([-INF, -INF, -8 * height], [INF, INF, INF])
     # ribs go round the chest, down towards the front; their end rises towards the breastbone
     if part is not None:
-        x, y, z = canvas.places(part)
+        x, y, z = canvas.coordinates(part)
         front, back, side = (
             canvas.row(values, part) for values in (body.front, body.back, body.side)
         )
@@ -313,7 +315,7 @@ def _draw_spine(canvas: Canvas, body: Body, size: float, phase: float) -> None:
     )
     if part is None:
         return
-    x, y, z = canvas.places(part)
+    x, y, z = canvas.coordinates(part)
     middle, pitch = canvas.row(body.spine), 34.0 * size
     along = torch.remainder(z / pitch + phase, 1)  # 0 to 1 from disc to disc
     waist = 1 - 0.13 * torch.sin(torch.pi * along)
@@ -327,7 +329,7 @@ def _draw_spine(canvas: Canvas, body: Body, size: float, phase: float) -> None:
     back = y - (middle - 26 * size)
     canal = (x / (10 * size)) ** 2 + (back / (8 * size)) ** 2
     arch = ((x / (15 * size)) ** 2 + (back / (13 * size)) ** 2 < 1) & (along > 0.3)
-    aside = (
+    transverse = (
         ((back + 4 * size).abs() < 4 * size)
         & (x.abs() < 38 * size)
         & (along > 0.45)
@@ -336,7 +338,7 @@ def _draw_spine(canvas: Canvas, body: Body, size: float, phase: float) -> None:
     spinous = (
         (x.abs() < 3.5 * size) & (back < 0) & (back > -36 * size) & (along > 0.4) & (along < 0.95)
     )
-    canvas.paint("cortical bone", arch | aside | spinous, over=SOFT, part=part)
+    canvas.paint("cortical bone", arch | transverse | spinous, over=SOFT, part=part)
     canvas.paint(
         "spinal canal", canal < 1, over=("cortical bone", "muscle", "visceral fat"), part=part
     )
@@ -349,7 +351,7 @@ def _draw_pelvis(canvas: Canvas, body: Body) -> None:
     part = canvas.box([-INF, -INF, -INF], [INF, INF, low])
     if part is None:
         return
-    x, y, z = canvas.places(part)
+    x, y, z = canvas.coordinates(part)
     back = body.spine_at(low - 40) - 12
     over = (*SOFT, "cortical bone", "spongy bone", "disc")
     radii = np.array([50.0, 19, 52]) * height
@@ -377,13 +379,13 @@ def draw_couch(canvas: Canvas, body: Body) -> None:
     """What the body lies on: a mattress, and below it foam in a shell, curved or flat; in some
     images nothing.
     """
-    rng = body.now("couch")
+    rng = body.moment_rng("couch")
     if rng.random() < 0.15:
         return
     part = canvas.box([-INF, -INF, -INF], [INF, float(body.skin_back.max()) + 60, INF])
     if part is None:
         return
-    x, y, z = canvas.places(part)
+    x, y, z = canvas.coordinates(part)
     wide, deep, shell = (
         float(rng.uniform(200, 265)),
         float(rng.uniform(30, 70)),

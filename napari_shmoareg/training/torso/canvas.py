@@ -87,9 +87,9 @@ class Canvas:
             knots[:, picked[0]][:, :, picked[1]][:, :, :, picked[2]], device=self.device
         )
         for axis in range(3):
-            place = (self.axes[axis] - float(first[axis] * length)) / length
+            position = (self.axes[axis] - float(first[axis] * length)) / length
             near = (
-                (place[:, None] - torch.arange(int(count[axis]), device=self.device))
+                (position[:, None] - torch.arange(int(count[axis]), device=self.device))
                 .abs()
                 .clamp_max(1)
             )
@@ -234,25 +234,25 @@ class Canvas:
         start = np.array([s.start for s in part])
         shape = np.array([s.stop - s.start for s in part])
         outer, inner = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        places = (points[:, :3] - self.low) / self.spacing - start  # voxels from here on
+        centres = (points[:, :3] - self.low) / self.spacing - start  # voxels from here on
         sizes = radii / self.spacing
-        first = np.floor(places - sizes[:, None]).astype(int).clip(0, shape).tolist()
-        last = np.ceil(places + sizes[:, None] + 1).astype(int).clip(0, shape).tolist()
+        first = np.floor(centres - sizes[:, None]).astype(int).clip(0, shape).tolist()
+        last = np.ceil(centres + sizes[:, None] + 1).astype(int).clip(0, shape).tolist()
         within = (sizes - wall / self.spacing).clip(0) ** 2
         count = np.arange(int(shape.max()), dtype=np.float32)
-        for place, size, less, (i, j, k), (u, v, w) in zip(
-            places.astype(np.float32), sizes**2, within, first, last, strict=True
+        for centre, size, inside, (i, j, k), (u, v, w) in zip(
+            centres.astype(np.float32), sizes**2, within, first, last, strict=True
         ):
             if i >= u or j >= v or k >= w:
                 continue
             x, y, z = (
                 (count[a:b] - c) ** 2
-                for a, b, c in ((i, u, place[0]), (j, v, place[1]), (k, w, place[2]))
+                for a, b, c in ((i, u, centre[0]), (j, v, centre[1]), (k, w, centre[2]))
             )
             distance = (x[:, None] + y)[:, :, None] + z
             outer[i:u, j:v, k:w] |= distance < size
-            if less:
-                inner[i:u, j:v, k:w] |= distance < less
+            if inside:
+                inner[i:u, j:v, k:w] |= distance < inside
         return outer, inner
 
     def box(self, low: Sequence[float] | NDArray, high: Sequence[float] | NDArray) -> Slices | None:
@@ -265,7 +265,7 @@ class Canvas:
         x, y, z = (slice(int(f), int(t)) for f, t in zip(first, last, strict=True))
         return x, y, z
 
-    def places(self, part: Slices | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def coordinates(self, part: Slices | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x, y and z of a part, or of all, to be broadcast."""
         x, y, z = (
             self.axes
@@ -282,7 +282,7 @@ class Canvas:
         turn: Sequence[float],
     ) -> Tensor:
         """Below 1 within an ellipsoid: the distance from its centre in radii."""
-        x, y, z = (axis - float(c) for axis, c in zip(self.places(part), centre, strict=True))
+        x, y, z = (axis - float(c) for axis, c in zip(self.coordinates(part), centre, strict=True))
         if not any(turn):
             return torch.sqrt(
                 (x / float(radii[0])) ** 2 + (y / float(radii[1])) ** 2 + (z / float(radii[2])) ** 2

@@ -62,7 +62,7 @@ LABELS = tuple(dict.fromkeys(label for _, label in CLASSES if label))
 COUCH = ("couch shell", "couch foam", "mattress")
 # Tissues of one contrast where that is random: sides of an organ, and what is bone, gas or wall
 # alike.
-ALIKE = {
+SAME_CONTRAST = {
     "cortical bone": "rib",
     "pelvis": "spongy bone",
     "left lung": "right lung",
@@ -129,7 +129,7 @@ HOUNSFIELD: dict[str, tuple[float, float, float, float, float, float]] = {
     "couch foam": (-920, -920, -920, -920, 30, 12),
     "mattress": (-880, -880, -880, -880, 60, 20),
 }
-TOGETHER = (
+CORRELATED = (
     ("subcutaneous fat", "visceral fat"),
     ("right lung", "left lung"),
     ("muscle", "right psoas", "left psoas"),
@@ -146,8 +146,8 @@ def draw_hounsfield(rng: np.random.Generator) -> NDArray[np.float64]:
     uptake = 0.0 if phase == 0 else rng.normal(0, 0.18)
     means = rows[:, phase] + uptake * (rows[:, phase] - rows[:, 0])
     off = rng.standard_normal(len(NAMES))
-    for alike in TOGETHER:
-        off[[NAMES.index(name) for name in alike]] = off[NAMES.index(alike[0])]
+    for group in CORRELATED:
+        off[[NAMES.index(name) for name in group]] = off[NAMES.index(group[0])]
     means = means + off * rows[:, 4]
     for right, left in (
         ("right renal cortex", "left renal cortex"),

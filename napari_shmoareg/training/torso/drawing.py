@@ -39,7 +39,7 @@ from napari_shmoareg.training.torso.anatomy import (
 )
 from napari_shmoareg.training.torso.canvas import Canvas
 from napari_shmoareg.training.torso.contrast import (
-    ALIKE,
+    SAME_CONTRAST,
     CLASSES,
     COUCH,
     LABELS,
@@ -90,9 +90,9 @@ def draw_torso(
     draw_hollow_organs(canvas, body)
     draw_couch(canvas, body)
     labels = np.array([LABELS.index(label) + 1 if label else 0 for _, label in CLASSES])
-    groups = np.unique([NAMES.index(ALIKE.get(name, name)) for name in NAMES], return_inverse=True)[
-        1
-    ]
+    groups = np.unique(
+        [NAMES.index(SAME_CONTRAST.get(name, name)) for name in NAMES], return_inverse=True
+    )[1]
     return Subject(canvas.classes, canvas.to_index, labels > 0, groups, labels=labels)
 
 
@@ -101,7 +101,7 @@ MIDDLE = (-70.0, 80.0)  # heights that a view may be centred on, mm
 ALIGNED = 0.7  # share of pairs of two people whose sizes an affine has made alike
 # of what a view shows of an organ: below, an image that is cut off shows too little of it to
 # overlap
-LEAST = 0.9
+MIN_SHOWN = 0.9
 SHORTEST = 120.0  # mm along the body that an image shows, where its view has as much
 COMMON = 0.7  # of the shorter image, at least, is in the other's view
 SLAB = 8  # slices at once: what fits into a cache is several times as fast
@@ -125,26 +125,26 @@ def draw_torso_pair(
     """
     view = replace(drawing, extent=drawing.torso_extent, close_spacing=drawing.torso_close_spacing)
     shape, spacing, shift = _view(view, rng)
-    first = Torso.drawn(rng)
-    second = first.again(rng) if rng.random() < drawing.torso_same else Torso.drawn(rng)
+    first = Torso.random(rng)
+    second = first.at_another_time(rng) if rng.random() < drawing.torso_same else Torso.random(rng)
     middle = np.eye(4)
     middle[:3, 3] = (0, 0, rng.uniform(*MIDDLE))
     pose = middle @ _rigid(rng, drawing.pose_angle / 2, drawing.pose_scale, shift)
     sizes = np.array([[t.width, t.depth, t.height] for t in (first, second)])
-    alike = 1.0 if rng.random() < ALIGNED else rng.uniform(0, 0.5)
-    poses = [pose, np.diag([*(sizes[1] / sizes[0]) ** alike, 1.0]) @ pose]
+    exponent = 1.0 if rng.random() < ALIGNED else rng.uniform(0, 0.5)
+    poses = [pose, np.diag([*(sizes[1] / sizes[0]) ** exponent, 1.0]) @ pose]
     subjects, maps, cuts = [], list[Tensor](), []
-    for torso, place in zip((first, second), poses, strict=True):
-        placed = place @ _rigid(rng, drawing.angle, drawing.scale, drawing.torso_shift)
-        subject = _subject(torso, placed, shape, spacing, drawing.torso_warp, device)
+    for torso, pair_pose in zip((first, second), poses, strict=True):
+        own_pose = pair_pose @ _rigid(rng, drawing.angle, drawing.scale, drawing.torso_shift)
+        subject = _subject(torso, own_pose, shape, spacing, drawing.torso_warp, device)
         subjects.append(subject)
-        maps.append(_seen(subject, shape, spacing, placed, drawing.torso_warp, rng))
+        maps.append(_sample_classes(subject, shape, spacing, own_pose, drawing.torso_warp, rng))
         cuts.append(_cut(drawing, shape[2], spacing, rng))
-    cuts = _together(cuts)
+    cuts = _align_cuts(cuts)
     images = _images(subjects[0], maps, drawing, rng)
     table = torch.as_tensor(subjects[0].labels, dtype=torch.uint8, device=device)
     labels = [table.index_select(0, m.flatten().int()).view(m.shape) for m in maps]
-    shown = _shown(labels, cuts)
+    shown = _common_labels(labels, cuts)
     chosen = rng.choice(shown, min(drawing.labels, len(shown)), replace=False)
     moving_labels, fixed_labels = (_shares(label, chosen) for label in labels)
     for (low, high), *both in zip(cuts, images, (moving_labels, fixed_labels), strict=True):
@@ -173,17 +173,17 @@ def _subject(
     """A torso's label map where a posed and deformed view may look."""
     half = np.array(shape) * spacing / 2
     corners = np.stack(np.meshgrid(*((-h, h) for h in half), indexing="ij"), -1).reshape(8, 3)
-    seen = corners @ pose[:3, :3].T + pose[:3, 3]
+    points = corners @ pose[:3, :3].T + pose[:3, 3]
     margin = 3 * warp + 2 * spacing
     most = np.array([torso.width + 100, torso.depth + 25, TOP])
     least = np.array([-torso.width - 100, -torso.depth - 110, -TOP])
-    low, high = np.maximum(seen.min(0) - margin, least), np.minimum(seen.max(0) + margin, most)
+    low, high = np.maximum(points.min(0) - margin, least), np.minimum(points.max(0) + margin, most)
     high = np.maximum(high, low + 4 * spacing)
     fine = float(np.clip(0.8 * spacing, FINEST, COARSEST))
     return draw_torso(torso, tuple(low), tuple(high), fine, device)
 
 
-def _seen(
+def _sample_classes(
     subject: Subject,
     shape: tuple[int, int, int],
     spacing: float,
@@ -217,10 +217,10 @@ def _seen(
         ]
         for number, eighth in enumerate(EIGHTHS):
             flat = torch.zeros_like(x)  # exact up to 2^24 voxels
-            for place, off, stride, n in zip(
+            for position, offset, stride, n in zip(
                 index, matrix[:3, :3] @ eighth * spacing, strides, padded.shape, strict=True
             ):
-                flat += (place + float(off)).round_().clamp_(0, n - 1).mul_(stride)
+                flat += (position + float(offset)).round_().clamp_(0, n - 1).mul_(stride)
             found[number, slab] = (
                 padded.flatten().index_select(0, flat.flatten().int()).view(flat.shape)
             )
@@ -261,7 +261,7 @@ def _cut(
     return low, low + kept
 
 
-def _together(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _align_cuts(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The same slices, the second ones moved so that most of the shorter image is in the other's
     view.
     """
@@ -279,28 +279,28 @@ def _images(
     """Both images: CT, or a random contrast in which a couch is not seen."""
     if rng.random() < drawing.prior:
         units, window = draw_hounsfield(rng), draw_window(rng)
-        others = units if rng.random() < drawing.same_contrast else draw_hounsfield(rng)
-        return [scan(m, table, window, rng) for m, table in zip(maps, (units, others), strict=True)]
-    unseen = [NAMES.index(name) for name in COUCH]
+        second = units if rng.random() < drawing.same_contrast else draw_hounsfield(rng)
+        return [scan(m, table, window, rng) for m, table in zip(maps, (units, second), strict=True)]
+    hidden = [NAMES.index(name) for name in COUCH]
     tables = [_contrast(subject, drawing, True, rng) for _ in maps]
     if rng.random() < drawing.same_contrast:
         tables[1] = tables[0]
     for table in tables:
-        table[unseen] = table[0]
+        table[hidden] = table[0]
     return [_image(_fine(m), table, drawing, rng) for m, table in zip(maps, tables, strict=True)]
 
 
-def _shown(labels: list[Tensor], cuts: list[tuple[int, int]]) -> NDArray[np.int64]:
+def _common_labels(labels: list[Tensor], cuts: list[tuple[int, int]]) -> NDArray[np.int64]:
     """Labels that both images show, and neither cuts off; where there is none, the one that is cut
     off least.
     """
-    kept = np.ones(256)
+    shares = np.ones(256)
     for label, (low, high) in zip(labels, cuts, strict=True):
-        seen, left = (
+        total, shown = (
             torch.bincount(part.flatten().int(), minlength=256).cpu().numpy()
             for part in (label[0], label[0, ..., low:high])
         )
-        kept = np.minimum(kept, left / np.maximum(seen, 1))
-    kept[0] = 0
-    whole = np.flatnonzero(kept >= LEAST)
-    return whole if len(whole) or not kept.max() else np.array([int(kept.argmax())])
+        shares = np.minimum(shares, shown / np.maximum(total, 1))
+    shares[0] = 0
+    whole = np.flatnonzero(shares >= MIN_SHOWN)
+    return whole if len(whole) or not shares.max() else np.array([int(shares.argmax())])

@@ -26,9 +26,9 @@ def draw_vessels(canvas: Canvas, body: Body) -> None:
             (30, 38, 46, 62, 76),
             (9, 19, 23, 20, 14),
         )
-        grown = organ.size(0.12)
+        factor = organ.size(0.12)
         line = [
-            [side * a * body.across, body.spine_at(h) + forward, h, r * grown]
+            [side * a * body.across, body.spine_at(h) + forward, h, r * factor]
             for h, a, r, forward in zip(heights, aside, radii, (-2, -2, 2, 18, 38), strict=True)
         ]
         canvas.tube(name, np.array(line), over=("visceral fat", "muscle"))
@@ -80,27 +80,27 @@ def draw_solid_organs(canvas: Canvas, body: Body, floor: Tensor) -> None:
     for side, name, height in ((1, "right", -10.0), (-1, "left", 6.0)):
         _draw_kidney(canvas, body, side, name, height)
     liver = body.organ("liver")
-    grown, left = liver.size(0.1), float(np.exp(liver.rng.normal(0, 0.25)))
+    factor, left = liver.size(0.1), float(np.exp(liver.rng.normal(0, 0.25)))
     parts = [
-        (liver.at(66, 2, 46, breath=1), np.array([64, 70, 78]) * grown, (0.0, 0.15, 0.0)),
-        (liver.at(86, -6, 4, breath=1), np.array([32, 44, 50]) * grown, (0.0, 0.0, 0.0)),
-        (liver.at(2, 34, 60, breath=1), np.array([62 * left, 34, 34]) * grown, (0.0, 0.25, 0.0)),
+        (liver.at(66, 2, 46, breath=1), np.array([64, 70, 78]) * factor, (0.0, 0.15, 0.0)),
+        (liver.at(86, -6, 4, breath=1), np.array([32, 44, 50]) * factor, (0.0, 0.0, 0.0)),
+        (liver.at(2, 34, 60, breath=1), np.array([62 * left, 34, 34]) * factor, (0.0, 0.25, 0.0)),
     ]
     canvas.blob("liver", parts, rough=0.09, over=FAT, within=below)
     _draw_liver_vessels(canvas, body, parts[0][0])
     spleen = body.organ("spleen")
-    grown = spleen.size(0.16)
+    factor = spleen.size(0.16)
     centre = spleen.at(-90, -26, 46, breath=1)
-    hollow, radii = centre + np.array([40.0, 22, -4]), np.array([33.0, 48, 56]) * grown
+    hollow, radii = centre + np.array([40.0, 22, -4]), np.array([33.0, 48, 56]) * factor
 
     def outside(part: Slices) -> Tensor:
         off = [
             (axis - float(c)) / float(r)
-            for axis, c, r in zip(canvas.places(part), hollow, radii, strict=True)
+            for axis, c, r in zip(canvas.coordinates(part), hollow, radii, strict=True)
         ]
         return (off[0] ** 2 + off[1] ** 2 + off[2] ** 2 > 1) & below(part)
 
-    radii_spleen = np.array([34, 48, 57]) * grown
+    radii_spleen = np.array([34, 48, 57]) * factor
     canvas.ellipsoid(
         "spleen", centre, radii_spleen, turn=(0.3, 0.0, 0.35), rough=0.08, over=FAT, within=outside
     )
@@ -144,22 +144,22 @@ def draw_solid_organs(canvas: Canvas, body: Body, floor: Tensor) -> None:
 def _draw_kidney(canvas: Canvas, body: Body, side: int, name: str, height: float) -> None:
     """Cortex, pyramids, sinus with its fat, and the vein."""
     organ, mirrored = body.organ(f"{name} kidney"), float(side)
-    grown = organ.size(0.08)
+    factor = organ.size(0.08)
     centre = organ.at(side * 64, -40, height, breath=0.55, spread=7)
     turn = (-0.2, 0.16 * mirrored, 0.5 * mirrored)
-    radii = np.array([29.0, 28, 55]) * grown
+    radii = np.array([29.0, 28, 55]) * factor
     cortex = f"{name} renal cortex"
     canvas.ellipsoid(cortex, centre, radii, turn=turn, rough=0.05, over=FAT)
     inside = f"{name} renal medulla"
-    pyramids = _beads(canvas, centre, grown)
+    pyramids = _beads(canvas, centre, factor)
     canvas.ellipsoid(
         inside, centre, radii * [0.72, 0.72, 0.8], turn=turn, over=(cortex,), within=pyramids
     )
-    hilum = centre + np.array([-side * 14.0, 7, 0]) * grown
+    hilum = centre + np.array([-side * 14.0, 7, 0]) * factor
     canvas.ellipsoid(
-        "visceral fat", hilum, np.array([15.0, 12, 24]) * grown, turn=turn, over=(cortex, inside)
+        "visceral fat", hilum, np.array([15.0, 12, 24]) * factor, turn=turn, over=(cortex, inside)
     )
-    canvas.ellipsoid("renal pelvis", hilum, np.array([7.0, 6, 11]) * grown, turn=turn, over=FAT)
+    canvas.ellipsoid("renal pelvis", hilum, np.array([7.0, 6, 11]) * factor, turn=turn, over=FAT)
     middle = np.array([22.0 if side > 0 else -2.0, body.spine_at(height) + 32, height + 6])
     vein = np.array(
         [[*hilum, 4.5], [*(0.5 * hilum + 0.5 * middle + [0, 4, 2]), 4.5], [*middle, 4.5]]
@@ -167,12 +167,14 @@ def _draw_kidney(canvas: Canvas, body: Body, side: int, name: str, height: float
     canvas.tube("vena cava", vein, over=FAT)
 
 
-def _beads(canvas: Canvas, centre: NDArray[np.float64], grown: float) -> Callable[[Slices], Tensor]:
+def _beads(
+    canvas: Canvas, centre: NDArray[np.float64], factor: float
+) -> Callable[[Slices], Tensor]:
     """Where the pyramids of a kidney are: every 15 mm along it."""
 
     def inside(part: Slices) -> Tensor:
-        x, y, z = canvas.places(part)
-        wave = torch.sin((z - float(centre[2])) * (6.28 / (15 * grown))) + 0.3 * torch.sin(
+        x, y, z = canvas.coordinates(part)
+        wave = torch.sin((z - float(centre[2])) * (6.28 / (15 * factor))) + 0.3 * torch.sin(
             (y - float(centre[1])) * 0.4
         )
         return wave + 0 * x > -0.35
@@ -197,7 +199,7 @@ def _below(canvas: Canvas, floor: Tensor) -> Callable[[Slices], Tensor]:
     """Whether a voxel is below the diaphragm, and clear of the wall."""
 
     def below(part: Slices) -> Tensor:
-        _, _, z = canvas.places(part)
+        _, _, z = canvas.coordinates(part)
         return (z < floor[part[0], part[1]] - 2.5) & (canvas.cavity[part] < 0.97)
 
     return below
@@ -205,8 +207,8 @@ def _below(canvas: Canvas, floor: Tensor) -> Callable[[Slices], Tensor]:
 
 def draw_hollow_organs(canvas: Canvas, body: Body) -> None:
     """Stomach, colon, small bowel, bladder; gas is in front, as people lie on their backs."""
-    now, organ = body.now("stomach"), body.organ("stomach")
-    filled = float(now.uniform(0.7, 1.15))
+    rng, organ = body.moment_rng("stomach"), body.organ("stomach")
+    filled = float(rng.uniform(0.7, 1.15))
     points = (
         (-64, -14, 86, 30),
         (-62, 8, 58, 34),
@@ -215,7 +217,7 @@ def draw_hollow_organs(canvas: Canvas, body: Body) -> None:
         (26, 42, 6, 14),
     )
     stomach = organ.line([(x, y, z, r * filled) for x, y, z, r in points], breath=0.8, spread=5)
-    level = float(np.quantile(stomach[:, 1], now.uniform(0.3, 0.9))) + float(now.uniform(-5, 25))
+    level = float(np.quantile(stomach[:, 1], rng.uniform(0.3, 0.9))) + float(rng.uniform(-5, 25))
     inner = {"wall": 4.5, "content": "stomach fluid", "gas": "stomach gas", "fluid_level": level}
     canvas.tube("stomach wall", stomach, over=FAT, **inner)  # type: ignore[arg-type]
     end = stomach[-1]
@@ -233,7 +235,9 @@ def draw_hollow_organs(canvas: Canvas, body: Body) -> None:
     _draw_colon(canvas, body)
     bladder = body.organ("bladder")
     radii = (
-        np.array([38.0, 30, 30]) * bladder.size() * float(body.now("bladder").uniform(0.5, 1.25))
+        np.array([38.0, 30, 30])
+        * bladder.size()
+        * float(body.moment_rng("bladder").uniform(0.5, 1.25))
     )
     canvas.ellipsoid(
         "bladder", bladder.at(0, 22, -198), radii, rough=0.05, over=("visceral fat", "muscle")
@@ -245,7 +249,7 @@ def _draw_colon(canvas: Canvas, body: Body) -> None:
     """From the right, across, down the left side, to the rectum; some of it collapsed, some of it
     full of gas.
     """
-    now, organ = body.now("colon"), body.organ("colon")
+    rng, organ = body.moment_rng("colon"), body.organ("colon")
     sag = float(organ.rng.uniform(-30, 15))
     sections = (
         ((86, 10, -124, 27), (94, -8, -90, 25), (98, -22, -52, 22), (92, -8, -22, 21)),
@@ -266,34 +270,32 @@ def _draw_colon(canvas: Canvas, body: Body) -> None:
         ),
     )
     for points in sections:
-        filled = float(now.uniform(0.65, 1.1))
+        filled = float(rng.uniform(0.65, 1.1))
         line = organ.line(
             [(*point[:3], point[3] * filled) for point in points], breath=0.2, spread=6
         )
-        level = float(np.quantile(line[:, 1], now.uniform(0, 1))) + float(now.uniform(-20, 25))
+        level = float(np.quantile(line[:, 1], rng.uniform(0, 1))) + float(rng.uniform(-20, 25))
         content = {"content": "colon content", "gas": "bowel gas", "fluid_level": level}
         canvas.tube("colon wall", line, over=FAT, wall=2.6, folds=0.16, **content)  # type: ignore[arg-type]
 
 
 def _draw_small_bowel(canvas: Canvas, body: Body) -> None:
     """A long loop that fills what is left in the middle of the belly."""
-    now = body.now("small bowel")
-    place = np.array([-20.0, 10, -40])
-    heading = now.normal(0, 1, 3)
+    rng = body.moment_rng("small bowel")
+    point = np.array([-20.0, 10, -40])
+    heading = rng.normal(0, 1, 3)
     line = []
     low, high = np.array([-80.0, -20, -165]), np.array([80.0, 66, -20])
     for _ in range(150):
-        heading = 0.75 * heading + now.normal(0, 0.8, 3)
-        place = place + 24 * heading / max(float(np.linalg.norm(heading)), 1e-6)
-        beyond = (place < low) | (place > high)
+        heading = 0.75 * heading + rng.normal(0, 0.8, 3)
+        point = point + 24 * heading / max(float(np.linalg.norm(heading)), 1e-6)
+        beyond = (point < low) | (point > high)
         heading = np.where(beyond, -heading, heading)
-        place = place.clip(low, high)
-        line.append([*place, float(now.uniform(10, 15))])
+        point = point.clip(low, high)
+        line.append([*point, float(rng.uniform(10, 15))])
     organ = body.organ("small bowel")
-    grown = organ.size() * float(np.clip(1.3 - 0.015 * body.torso.fat, 0.9, 1.2))
-    placed = np.array(
-        [[*organ.at(x, y, z, breath=0.2, spread=0), r * grown] for x, y, z, r in line]
-    )
-    level = float(np.quantile(placed[:, 1], 0.92))
+    factor = organ.size() * float(np.clip(1.3 - 0.015 * body.torso.fat, 0.9, 1.2))
+    loop = np.array([[*organ.at(x, y, z, breath=0.2, spread=0), r * factor] for x, y, z, r in line])
+    level = float(np.quantile(loop[:, 1], 0.92))
     content = {"content": "bowel fluid", "gas": "bowel gas", "fluid_level": level}
-    canvas.tube("bowel wall", placed, over=FAT, wall=3.0, folds=0.1, **content)  # type: ignore[arg-type]
+    canvas.tube("bowel wall", loop, over=FAT, wall=3.0, folds=0.1, **content)  # type: ignore[arg-type]

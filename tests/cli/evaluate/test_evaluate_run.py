@@ -25,7 +25,7 @@ def learned(cohort, weights, tmp_path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     choice = DatasetChoice(str(cohort), images="images/*.nii.gz", labels="labels/*.nii.gz")
-    write_plan(folder.told, make_plan(str(weights), choice, {"steps": 1}, {"affine": "none"}))
+    write_plan(folder.run_json, make_plan(str(weights), choice, {"steps": 1}, {"affine": "none"}))
     split = Split(train=("ada_1",), validation=("ada_2",), test=("bea_1", "cleo_1", "dora_1"))
     write_division(folder.split, Division(split, {"dora_1": "unreadable"}))
     shutil.copy(weights, folder.best)

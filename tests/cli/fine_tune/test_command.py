@@ -14,11 +14,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from napari_shmoareg.cli.app import app
-from napari_shmoareg.cli.launch import words_of
+from napari_shmoareg.cli.launch import command_words
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import load_network, read_card, save_network
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
-from napari_shmoareg.settings import described
+from napari_shmoareg.settings import help_texts
 from napari_shmoareg.training.logs import read_rows
 from napari_shmoareg.training.settings import FineTuning, RunSettings
 
@@ -104,7 +104,7 @@ def test_every_setting_is_an_option_whose_help_is_its_description():
     for settings in (FineTuning, RunSettings):
         for field in fields(settings):
             option = options[field.name]
-            assert option.help == described(settings)[field.name]
+            assert option.help == help_texts(settings)[field.name]
             assert option.opts[0] == f"--{field.name.replace('_', '-')}" and option.default is None
 
 
@@ -160,7 +160,7 @@ def test_the_words_of_a_command_give_the_same_command():
         "1e-6",
     ]
     context = command.make_context("fine-tune", list(words))
-    again = words_of(context)
+    again = command_words(context)
     assert (
         again[0] == "fine-tune"
         and command.make_context("fine-tune", again[1:]).params == context.params
@@ -174,8 +174,8 @@ def test_it_begins_with_the_weights_that_fit_the_device(
         raise InputError(f"asked for {asked} on {device}")
 
     module = sys.modules["napari_shmoareg.cli.train"]
-    monkeypatch.setattr(module, "chosen_device", lambda asked: "cuda")
-    monkeypatch.setattr(module, "chosen_weights", chosen)
+    monkeypatch.setattr(module, "choose_device", lambda asked: "cuda")
+    monkeypatch.setattr(module, "choose_weights", chosen)
     assert plain(shmoareg("fine-tune", scans, "--out", tmp_path / "o")).search("None on cuda")
 
 

@@ -102,7 +102,7 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
     for kept in (cache, pairs):
         monkeypatch.setattr(kept, "KEPT_BYTES", 0)  # as with scans that do not all fit into memory
     out = tmp_path / "run"
-    noted, lost = trainer.Trainer._noted, []
+    noted, lost = trainer.Trainer._record_step, []
 
     def lose_one(self, step):
         if step.step == 2:
@@ -111,7 +111,7 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
             shutil.rmtree(tmp_path / "cache")
         yield from noted(self, step)
 
-    monkeypatch.setattr(trainer.Trainer, "_noted", lose_one)
+    monkeypatch.setattr(trainer.Trainer, "_record_step", lose_one)
     words = [
         str(mine) if word == str(scans) else word for word in begin(out, "--validate-every", 0)
     ]

@@ -13,12 +13,12 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.model import SHMoARegConfig
 from napari_shmoareg.training.plan import (
-    config_from_nothing,
+    config_from_scratch,
     make_plan,
     parse_changes,
     random_network,
     read_plan,
-    start_of,
+    describe_start,
 )
 from napari_shmoareg.training.settings import FineTuning
 
@@ -122,12 +122,12 @@ def test_the_other_variant_and_the_ablations_can_be_begun_too():
 
 
 def test_a_network_registers_on_the_grids_that_it_learns_on_unless_a_cascade_is_asked_for():
-    one = config_from_nothing("small", {}, FineTuning())
+    one = config_from_scratch("small", {}, FineTuning())
     assert (one.size, one.passes) == (60, (1.0,))
-    assert config_from_nothing("small", {}, FineTuning(size=96)).size == 96
+    assert config_from_scratch("small", {}, FineTuning(size=96)).size == 96
     for settings in (FineTuning(cascade=0.5), FineTuning(passes="keep")):
-        assert config_from_nothing("small", {}, settings) == SHMoARegConfig.preset("small")
-    assert config_from_nothing("small", {"passes": [0.5, 1.0]}, FineTuning()).passes == (0.5, 1.0)
+        assert config_from_scratch("small", {}, settings) == SHMoARegConfig.preset("small")
+    assert config_from_scratch("small", {"passes": [0.5, 1.0]}, FineTuning()).passes == (0.5, 1.0)
 
 
 def test_a_seed_gives_the_same_weights_and_leaves_random_numbers_alone():
@@ -142,7 +142,7 @@ def test_a_seed_gives_the_same_weights_and_leaves_random_numbers_alone():
 
 
 def test_a_run_from_nothing_learns_and_says_where_it_began(whole, shmoareg):
-    began = random_network(config_from_nothing("tiny", {}, FineTuning(size=16)), 0).state_dict()
+    began = random_network(config_from_scratch("tiny", {}, FineTuning(size=16)), 0).state_dict()
     network = load_network(whole / "last.safetensors")
     assert (network.config.size, network.config.passes) == (16, (1.0,))
     moved = {
@@ -204,7 +204,7 @@ def test_plain_layers_learn_too(nothing, shmoareg, tmp_path):
         begun["begins_from"]
         == "nothing (random weights of preset tiny, attention=mha, shmoe_strides=[])"
     )
-    assert start_of(read_plan(out / "run.json").weights) == begun["begins_from"]
+    assert describe_start(read_plan(out / "run.json").weights) == begun["begins_from"]
 
 
 @pytest.mark.parametrize(

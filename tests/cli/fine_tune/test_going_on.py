@@ -293,7 +293,7 @@ def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(
     told["settings"]["bfloat16"] = was
     (copy[1] / "run.json").write_text(json.dumps(told))
     (begun,) = events_of(go_on("--json", steps=3), "begin")
-    assert begun["bfloat16"] == {"used": used, "why": "as asked for"}
+    assert begun["bfloat16"] == {"used": used, "why": "as requested"}
     assert begun["settings"]["bfloat16"] == ("on" if used else "off")
     card = read_card(copy[1] / "last.safetensors")
     assert (card["fine_tuning_steps"], card["fine_tuning_in_bfloat16"]) == (3, used)

@@ -19,7 +19,7 @@ class OfTwo:
     size, device = 2, None
 
     def __init__(self, rank, meeting, said):
-        self.rank, self.leader, self._meeting, self._said = rank, rank == 0, meeting, said
+        self.rank, self.is_main, self._meeting, self._said = rank, rank == 0, meeting, said
 
     def _together(self, mine):
         self._said[self.rank] = mine
@@ -54,9 +54,9 @@ def test_go_ends_the_pause_of_all_even_where_another_process_looks_for_it_first(
     leader, follower = (RunControl(tmp_path / "run" / "wish") for _ in range(2))
     written = threading.Event()
 
-    def run(rank, wishes):
+    def run(rank, control):
         return learn(
-            tmp_path / "run", plan, device="cpu", team=OfTwo(rank, meeting, said), wishes=wishes
+            tmp_path / "run", plan, device="cpu", group=OfTwo(rank, meeting, said), control=control
         )
 
     def follow():
@@ -66,14 +66,14 @@ def test_go_ends_the_pause_of_all_even_where_another_process_looks_for_it_first(
 
     other = threading.Thread(target=follow)
     other.start()
-    in_despair = threading.Timer(20, lambda: leader.ask("stop"))
+    in_despair = threading.Timer(20, lambda: leader.set_request("stop"))
     in_despair.start()
     told = []
     try:
         for event in run(0, leader):
             told.append(event)
             if event["event"] == "step" and event["step"] == 1:
-                leader.ask("pause")
+                leader.set_request("pause")
             elif event["event"] == "paused":
                 write_request(tmp_path / "run" / "wish", "go")
                 written.set()

@@ -107,7 +107,7 @@ def test_a_list_is_measured_and_its_table_is_what_its_pairs_come_to(ring, weight
     assert max(summary["pairs"][0]["network_shape"]) == SIZE == summary["routing_matters"]["size"]
     gates = rows_of(out / "controls_gates.csv")
     rows = [json.loads(file.read_text()) for file in sorted((out / "pairs").iterdir())]
-    kept = [inspect_controls.Measured.of_row(row, controls) for row in rows]
+    kept = [inspect_controls.MeasuredPair.of_row(row, controls) for row in rows]
     means = mean_checks([check for one in kept for check in one.checks])
     assert [float(row["information"]) for row in gates] == [check.information for check in means]
     assert len(gates) == 2 * 3 + 6 and {row["part"] for row in gates} == {"encoder", "decoder"}

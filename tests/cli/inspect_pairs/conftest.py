@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from napari_shmoareg.cli import inspect_pairs
 from napari_shmoareg.cli.app import app
 from napari_shmoareg.cli.inspect_pairs import InspectedPair
-from napari_shmoareg.cli.options import Running
-from napari_shmoareg.cli.pair_list import state_of
+from napari_shmoareg.cli.options import CommandRequest
+from napari_shmoareg.cli.pair_list import file_states
 from napari_shmoareg.io import write_image
 
 
@@ -51,9 +51,9 @@ def _watched():
         made.append(original(self, pair, network, report))
         return made[-1]
 
-    original = Running.register
+    original = CommandRequest.register
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Running, "register", register)
+        patch.setattr(CommandRequest, "register", register)
         yield made
 
 
@@ -113,7 +113,7 @@ def as_inspected(inspected, monkeypatch):
 
     def at_once(listed, number, *asked):
         row = json.loads((inspected.out / "pairs" / f"{number + 1:04d}.json").read_text())
-        files = state_of(inspect_pairs._used(listed.files[number]))
+        files = file_states(inspect_pairs._used(listed.files[number]))
         return replace(InspectedPair.of_row(row), files=files)
 
     monkeypatch.setattr(inspect_pairs, "_inspected", at_once)

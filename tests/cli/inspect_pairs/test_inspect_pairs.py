@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from napari_shmoareg.cli.inspect import parse_point
-from napari_shmoareg.cli.options import Running
+from napari_shmoareg.cli.options import CommandRequest
 from napari_shmoareg.experts.load import ExpertLoad
 
 GATE = ("part", "layer", "block", "image", "direction")
@@ -181,7 +181,7 @@ def test_captions_tell_the_passes_that_ran_and_not_those_of_the_weights(
     words, listed, files, tiny_network, undrawn, monkeypatch, shmoareg
 ):
     tiny_network.config = replace(tiny_network.config, passes=(0.375, 1.0))
-    monkeypatch.setattr(Running, "network", lambda self: ("tiny", tiny_network))
+    monkeypatch.setattr(CommandRequest, "network", lambda self: ("tiny", tiny_network))
     monkeypatch.setattr("napari_shmoareg.cli.pair_list.checksum_of", lambda name: "")
     listed.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
     for size, said in ((40, False), (44, True)):  # 15 voxels are too few for a pass, 16 are not

@@ -29,7 +29,7 @@ def written(path, pid, host=HERE, started=None):
 
 def test_a_held_lock_is_refused_and_given_back(path):
     with RunLock(path) as held:
-        held.say("paused")
+        held.set_status("paused")
         assert read_holder(path)["doing"] == "paused" and read_holder(path)["pid"] == os.getpid()
         with (
             pytest.raises(InputError, match=rf"process {os.getpid()} on .*runs stop"),

@@ -13,32 +13,32 @@ from napari_shmoareg.training.logs import event
 from napari_shmoareg.training.run import RunControl, write_request
 from napari_shmoareg.training.run_writer import Position
 from napari_shmoareg.training.step import Step
-from napari_shmoareg.training.validation import Validated
+from napari_shmoareg.training.validation import ValidationResult
 
 NAN = float("nan")
 
 
 def test_a_wish_from_outside_is_obeyed_once_and_taken_away(tmp_path):
     file = tmp_path / "wish"
-    wishes = RunControl(file)
-    assert not wishes.pause and not wishes.stop
+    control = RunControl(file)
+    assert not control.pause and not control.stop
     write_request(file, "pause")
-    assert wishes.pause and not file.exists()
+    assert control.pause and not file.exists()
     write_request(file, "go")
-    assert not wishes.pause and not wishes.stop
+    assert not control.pause and not control.stop
     file.write_text("dance")
-    assert not wishes.pause and not wishes.stop and not file.exists()
+    assert not control.pause and not control.stop and not file.exists()
     write_request(file, "stop")
-    assert wishes.stop and wishes.stop and list(tmp_path.iterdir()) == []
+    assert control.stop and control.stop and list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="pause, go, stop; got 'dance'"):
-        wishes.ask("dance")
+        control.set_request("dance")
 
 
 def test_a_wish_for_an_earlier_process_is_forgotten(tmp_path):
     write_request(tmp_path / "wish", "stop")
-    wishes = RunControl(tmp_path / "wish")
-    wishes.forget()
-    assert not wishes.stop
+    control = RunControl(tmp_path / "wish")
+    control.clear()
+    assert not control.stop
 
 
 @pytest.mark.parametrize("count", [2, 5, 10, 20])
@@ -70,7 +70,7 @@ def test_a_pair_that_is_gone_keeps_its_place_and_is_refused():
 
 def test_the_best_look_is_strictly_better_by_dice_or_without_labels_by_correlation():
     def look(dice, ncc):
-        return Validated(dice, ncc, 0.0, 1.0, ())
+        return ValidationResult(dice, ncc, 0.0, 1.0, ())
 
     position, best = Position(step=0).seen(look(0.5, 0.1))
     assert best and position.validated == 0

@@ -38,7 +38,7 @@ def test_what_a_killed_process_left_beyond_the_last_step_is_taken_away(table, mo
     assert table.read_bytes() == whole
     goes_on = StepTable(table, COLUMNS, last=2)
     goes_on.add(rows(3))
-    goes_on.keep()
+    goes_on.flush()
     assert table.read_bytes() == whole
 
 
@@ -80,7 +80,7 @@ def test_a_full_disk_is_told_as_one(table, monkeypatch):
     with pytest.raises(
         InputError, match=r"disk is full: .*t.csv could not be written; \d+ MB are free"
     ):
-        goes_on.keep()
+        goes_on.flush()
 
 
 def test_a_table_of_an_earlier_version_goes_on_with_its_columns(tmp_path):
