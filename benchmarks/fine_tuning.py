@@ -124,18 +124,18 @@ def main(words: Sequence[str] | None = None) -> None:
 def chosen_part(arguments: argparse.Namespace) -> tuple[Any, list[tuple[str, str]], str]:
     """The scans to register, the best weights of each run by its name, and the alignment."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
-    from napari_shmoareg.evaluation.run import Part, of_run, of_split
+    from napari_shmoareg.evaluation.run import Part, part_from_run, part_from_split
 
     options = {key: getattr(arguments, key) for key in ("images", "labels", "subject")}
     if not arguments.run:
         if arguments.dataset is None:
             sys.exit("Give --run or --dataset.")
         choice = DatasetChoice(arguments.dataset, **options)
-        drawn = of_split(
+        drawn = part_from_split(
             choice, choice.open(), arguments.part, arguments.split, arguments.split_seed
         )
         return drawn, [], arguments.affine or "auto"
-    runs = [(name, of_run(place, arguments.part)) for name, place in arguments.run]
+    runs = [(name, part_from_run(place, arguments.part)) for name, place in arguments.run]
     first = runs[0][1]
     for name, run in runs:
         if run.part.scans != first.part.scans:
@@ -187,7 +187,7 @@ def table(done: Mapping[str, Any], against: str, about: str) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for name, (_, written) in done.items():
         cells = {
-            s.measure: s.written for s in written.summaries if (s.stage, s.label) == ("after", ALL)
+            s.measure: s.text for s in written.summaries if (s.stage, s.label) == ("after", ALL)
         }
         count = f"{written.done - written.failed}" + (
             f" ({written.failed} failed)" if written.failed else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import plain_table, resumable, print_note, show
+from napari_shmoareg.cli.console import plain_table, print_note, resumable, show
 from napari_shmoareg.cli.evaluate import SeedOption, resolve_weights
 from napari_shmoareg.cli.options import (
     REGISTRATION,
@@ -27,7 +27,7 @@ from napari_shmoareg.cli.options import (
     with_settings,
 )
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.evaluation.isolated_run import IsolatedRun, Measured, run_trial
+from napari_shmoareg.evaluation.isolated_run import IsolatedRun, Measurements, run_isolated
 from napari_shmoareg.io.machine import machine, versions
 from napari_shmoareg.io.model_card import checksum_of
 from napari_shmoareg.io.untrusted import MAX_TABLE, printable, read_csv, user_path
@@ -424,7 +424,7 @@ def _run(pair: int, trial: IsolatedRun, rows: Sequence[Mapping[str, Any]]) -> di
     from napari_shmoareg.io.files import stem
 
     timed, failed = _with_time_limit(trial, rows, pair)
-    found = failed or run_trial(timed)
+    found = failed or run_isolated(timed)
     row = {
         "pair": pair,
         "moving": printable(stem(trial.moving)),
@@ -437,7 +437,7 @@ def _run(pair: int, trial: IsolatedRun, rows: Sequence[Mapping[str, Any]]) -> di
 
 def _with_time_limit(
     trial: IsolatedRun, rows: Sequence[Mapping[str, Any]], pair: int
-) -> tuple[IsolatedRun, Measured | None]:
+) -> tuple[IsolatedRun, Measurements | None]:
     """The trial with the seconds that its refinement may take; why it cannot run, if those are not
     known.
     """
@@ -491,6 +491,6 @@ def results_table(summaries: Sequence[MethodSummary]) -> Table:
             format(summary.measures[k].mean, FORMS[k]) if k in summary.measures else ""
             for k in columns
         )
-        worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
-        table.add_row(summary.method, summary.counted, *means, worse)
+        worse = f"{summary.worse} of {summary.compared}" if summary.compared else ""
+        table.add_row(summary.method, summary.pair_count, *means, worse)
     return table

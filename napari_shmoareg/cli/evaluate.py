@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import FAILED, plain_table, resumable, print_note, show
+from napari_shmoareg.cli.console import FAILED, plain_table, print_note, resumable, show
 from napari_shmoareg.cli.jobs import (
     ClusterOptions,
     ProcessesOption,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.datasets import Dataset
     from napari_shmoareg.evaluation.comparison import PairedTest
     from napari_shmoareg.evaluation.run import Part
-    from napari_shmoareg.evaluation.tables import Summary, Written
+    from napari_shmoareg.evaluation.tables import Summary, WrittenTables
     from napari_shmoareg.metrics.measure import Method
 
 
@@ -289,7 +289,7 @@ def run_evaluation(
         sharing.submit_shards(out)
         return
     with resumable(
-        lambda: len(folder.seen()), count, out, finish=lambda: write_tables(folder, plan)
+        lambda: len(folder.snapshot()), count, out, finish=lambda: write_tables(folder, plan)
     ):
         if sharing.processes > 1:
             sharing.run(choose_device(plan["settings"]["device"]))
@@ -393,7 +393,7 @@ def select_scans(
 ) -> Selection:
     """Open the data set, with options as of `DatasetChoice` (None is not given), and divide it."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
-    from napari_shmoareg.evaluation.run import ALL, Part, of_run, of_split
+    from napari_shmoareg.evaluation.run import ALL, Part, part_from_run, part_from_split
 
     given = {name: value for name, value in options.items() if value is not None}
     requested = None if part_name is None else part_name.value
@@ -408,7 +408,7 @@ def select_scans(
                 f"{names}: the run says how its data set is read. Leave it out, or give DATASET"
                 " too."
             )
-        found = of_run(run, requested or "test")
+        found = part_from_run(run, requested or "test")
         choice = found.part.dataset
         if data is not None:  # moved since
             choice = DatasetChoice(str(data), **(choice.options | given))
@@ -424,7 +424,7 @@ def select_scans(
             f"--part {name} needs a division of the data set, which has none of its own: give"
             " --split 60/10/10 (or shares) with the --split-seed that the training had, or --run."
         )
-    return Selection(dataset, of_split(choice, dataset, name, split, split_seed))
+    return Selection(dataset, part_from_split(choice, dataset, name, split, split_seed))
 
 
 def weights_for(
@@ -476,7 +476,7 @@ def describe_case(case: Mapping[str, Any]) -> str:
     return f"{words} {before} to {value}{over}, {case['seconds']:.1f} s"
 
 
-def show_results(written: Written, out: Path, tests: tuple[list[PairedTest], Path] | None) -> None:
+def show_results(written: WrittenTables, out: Path, tests: tuple[list[PairedTest], Path] | None) -> None:
     """Means over pairs, where the tables are, and the outcome of a comparison."""
     if written.summaries:
         show(results_table(written.summaries))
@@ -512,7 +512,7 @@ def results_table(summaries: list[Summary]) -> Table:
     for measure, about in MEASURES.items():
         found = [chosen.get((measure, stage)) for stage in stages]
         if any(found):
-            table.add_row(about.words, *("" if s is None else s.written for s in found))
+            table.add_row(about.words, *("" if s is None else s.text for s in found))
     return table
 
 

@@ -1,10 +1,10 @@
-"""Registration methods for comparison, each a function from a pair to a displacement.
+"""Baselines: registration methods for comparison, from a pair to a displacement.
 
 Ours (start, affine, refinement, network), ANTs SyN (Avants et al. 2008), greedy (Yushkevich et al.
 2016), diffeomorphic demons (Vercauteren et al. 2009), ConvexAdam (Siebert et al. 2024), uniGradICON
-(Tian et al. 2024), NiftyReg (Modat et al. 2010).  Optional packages are imported when they are
-used. ITK is given RAS coordinates as they are: a registration does not depend on how the axes of
-the world are called, and displacements come back in mm RAS.
+(Tian et al. 2024), NiftyReg (Modat et al. 2010).  Optional packages are imported on first use.
+ITK gets RAS coordinates without conversion: a registration does not depend on the names of the
+world axes, and displacements are in mm RAS.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from napari_shmoareg.geometry import (
     background,
 )
 from napari_shmoareg.geometry.resample import resample
-from napari_shmoareg.metrics.measure import Found
 from napari_shmoareg.metrics.measure import Method as EvaluatedMethod
+from napari_shmoareg.metrics.measure import MethodResult
 from napari_shmoareg.registration.affine import align
 from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 from napari_shmoareg.registration.register import register
@@ -63,13 +63,12 @@ SEED = "1"
 
 @dataclass(frozen=True)
 class SyN:
-    """``ants.registration`` with ``type_of_transform="SyN"``, everything else as antspyx has it.
+    """``ants.registration`` with ``type_of_transform="SyN"`` and the defaults of antspyx.
 
-    Its own affine comes first (Mattes mutual information), then SyN with mutual information, 40, 20
-    and 0 iterations.  Ours: a fixed seed (the variable ANTS_RANDOM_SEED, unless it is set), so that
-    with one thread a run can be repeated; antspyx has none, and takes the time.  ANTs keeps its
-    transforms in files: they go into a temporary folder and are composed into one field, which the
-    time includes."""
+    ANTs' own affine (Mattes mutual information), then SyN with mutual information, 40, 20 and 0
+    iterations.  Ours: a fixed seed (the variable ANTS_RANDOM_SEED, unless it is set), so that a run
+    with one thread is reproducible; antspyx uses the time as seed.  ANTs writes its transforms to
+    a temporary folder and composes them into one field, which the time includes."""
 
     def run(self, pair: VolumePair) -> DisplacementField:
         """Affine and deformation, composed by ANTs.
@@ -77,7 +76,7 @@ class SyN:
         Raises
         ------
         InputError
-            If a grid is sheared, which ITK refuses.
+            If a grid is sheared, which ITK does not support.
         """
         import ants
 
@@ -98,7 +97,7 @@ def _image(volume: Volume) -> Any:
     directions = grid.affine[:3, :3] / grid.spacing
     if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-5:
         raise InputError(
-            f"The axes of '{volume.name}' are not at right angles, which ANTs refuses."
+            f"The axes of '{volume.name}' are not at right angles, which ANTs does not support."
         )
     return ants.from_numpy(
         np.ascontiguousarray(volume.values, dtype=np.float32),
@@ -117,10 +116,10 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """Nothing is moved: the images stand where their headers put them."""
+    """The identity: images are compared at the positions in their headers."""
 
     def run(self, pair: VolumePair) -> DisplacementField:
-        """No displacement."""
+        """A zero displacement."""
         return DisplacementField(
             np.zeros((*pair.fixed.grid.shape, 3), dtype=np.float32), pair.fixed.grid
         )
@@ -128,10 +127,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Affine:
-    """The alignment that `register` begins with, mode auto."""
+    """The initial alignment of `register`, mode auto."""
 
     def run(self, pair: VolumePair) -> DisplacementField:
-        """The affine as a field."""
+        """The affine as a displacement field."""
         return Transform(align(pair, "auto").matrix).total(pair.fixed.grid)
 
 
@@ -144,9 +143,9 @@ def deform_aligned(
     ----------
     pair : VolumePair
     deform : callable
-        Given fixed and aligned moving values, both (I, J, K) float32, and their grid; gives the
-        displacement (I, J, K, 3) in voxels of it, component c along axis c: the moving voxel is
-        read at p + u(p).
+        Takes fixed and aligned moving values, both (I, J, K) float32, and their grid; returns the
+        displacement u (I, J, K, 3) in voxels, component c along axis c: the moving image is sampled
+        at p + u(p).
 
     Returns
     -------
@@ -161,12 +160,12 @@ def deform_aligned(
     return DisplacementField.from_voxels(voxels[None], grid).after(matrix)
 
 
-SIDE = 175  # voxels along each axis of the lattice on which the network works
-AIR = -500.0  # HU; only a CT has a background darker than this
+SIDE = 175  # voxels along each axis of the network's input
+AIR = -500.0  # HU; only a CT has a darker background
 WINDOW = (-1000.0, 1000.0)  # HU
-BRIGHTEST = 0.99  # quantile of an image that is no CT
+BRIGHTEST = 0.99  # upper quantile for other images than CT
 EXPECTED = (
-    "Expected is the file that its authors publish, Step_2_final.trch of the releases of"
+    "The file that its authors publish was expected: Step_2_final.trch from the releases of"
     " uncbiag/uniGradICON."
 )
 
@@ -176,24 +175,23 @@ class UniGradICON:
     """The network of ``unigradicon.get_unigradicon`` after our alignment, without its instance
     optimisation.
 
-    Built from the parts of icon_registration, so that nothing is downloaded.  Intensities as
-    ``unigradicon.preprocess`` has them: a CT from -1000 to 1000 HU, anything else from its least
-    value to its 99 % quantile, to [0, 1].  Ours: the alignment, as for the other peers that deform
-    only (uniGradICON itself takes images as their files have them, each stretched over the
-    lattice); a CT is an image with a background below -500 HU, so that one in a narrower window
-    counts as MR; only the map that is needed is computed, not its inverse.
+    Built from icon_registration, so that nothing is downloaded.  Intensities are scaled to [0, 1]
+    as in ``unigradicon.preprocess``: CT from -1000 to 1000 HU, other images from their minimum to
+    their 99 % quantile.  Ours: the alignment, as for the other methods that only deform
+    (uniGradICON itself stretches each unaligned image over its grid); an image with a background
+    below -500 HU is a CT, so a CT in a narrower window counts as MR; only the required map is
+    computed, not its inverse.
 
     Parameters
     ----------
     unigradicon_weights : str or Path
-        The state dict, as its authors publish it (Step_2_final.trch); that of multiGradICON fits,
-        too.
+        The published state dict (Step_2_final.trch); that of multiGradICON works too.
     device : {"auto", "cpu", "cuda"}
 
     Raises
     ------
     InputError
-        If there are no weights, they cannot be read, or they are of another network.
+        If there are no weights, or they cannot be read or belong to another network.
     """
 
     unigradicon_weights: str | Path | None = None
@@ -210,7 +208,7 @@ class UniGradICON:
         return deform_aligned(pair, self._deform)
 
     def _deform(self, fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
-        """With axes reversed for the network, whose own package reads arrays in ITK's order."""
+        """Run the network with reversed axes, as its package reads arrays in ITK's order."""
         device = find_device(self.device)
         images = []
         for name, values in (("moving", moving), ("fixed", fixed)):
@@ -229,12 +227,11 @@ class UniGradICON:
 
 
 def build_network() -> nn.Module:
-    """The untrained network, as of ``unigradicon.make_network`` with its last step: four U-Nets,
-    each on its own scale.
+    """Build the untrained network of ``unigradicon.make_network``: four U-Nets, one per scale.
 
-    Called with a moving and a fixed image (1, 1, SIDE, SIDE, SIDE) it gives a function from
-    positions to positions (1, 3, ...) in the unit cube, where 0 and 1 are the first and the last
-    voxel *centre* along an axis."""
+    Given a moving and a fixed image (1, 1, SIDE, SIDE, SIDE), it returns a function from positions
+    to positions (1, 3, ...) in the unit cube, where 0 and 1 are the first and the last voxel
+    *centre* along an axis."""
     from icon_registration import network_wrappers as wrappers
     from icon_registration.networks import tallUNet2
 
@@ -253,12 +250,12 @@ def build_network() -> nn.Module:
 
 
 def scale(volume: Volume) -> NDArray[np.float32]:
-    """Intensities in [0, 1].
+    """Scale intensities to [0, 1].
 
     Raises
     ------
     InputError
-        If nearly all voxels hold the least value.
+        If 99 % of the voxels have the minimum value.
     """
     values = volume.values
     if background(volume) < AIR:
@@ -267,26 +264,21 @@ def scale(volume: Volume) -> NDArray[np.float32]:
         low, high = float(values.min()), float(np.quantile(values, BRIGHTEST))
         if high <= low:
             raise InputError(
-                f"99 % of the voxels of the {volume.name} image hold its least value, and"
-                " uniGradICON scales to the 99 % quantile. Crop the images to what they show."
+                f"99 % of the voxels of the {volume.name} image have its minimum value, but"
+                " uniGradICON scales to the 99 % quantile. Crop the images to their content."
             )
     return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32)
 
 
 def voxels_of(displacement: Tensor, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """A displacement on the lattice as one on a grid over the same field of view.
+    """Resample the network's displacement to a grid (I, J, K, 3) with the same field of view.
 
     Parameters
     ----------
     displacement : Tensor (1, 3, n, n, n)
-        In units of the cube, which is n - 1 voxels of the lattice long; component c along axis c.
+        In units of the cube, whose edge is n - 1 voxels of the network; component c along axis c.
     shape : (I, J, K)
-        Of the grid.
-
-    Returns
-    -------
-    (I, J, K, 3) array
-        Voxels of the grid.
+        Shape of the grid; the result is in its voxels.
     """
     count = displacement.shape[2]
     voxels = F.interpolate(
@@ -299,7 +291,7 @@ def voxels_of(displacement: Tensor, shape: tuple[int, int, int]) -> NDArray[np.f
 def _load(network: nn.Module, file: str | Path | None) -> None:
     if file is None:
         raise InputError(
-            "uniGradICON's weights come with no package, and nothing is downloaded here.",
+            "The weights of uniGradICON are not part of any package, and nothing is downloaded.",
             remedy=f"Give {{unigradicon_weights:FILE}}. {EXPECTED}",
         )
     try:
@@ -308,7 +300,7 @@ def _load(network: nn.Module, file: str | Path | None) -> None:
         raise InputError(
             f"Cannot read the weights {file}: {error.strerror or error}. {EXPECTED}"
         ) from error
-    except Exception as error:  # what is no such file fails in many ways
+    except Exception as error:  # other files fail in many ways
         raise InputError(
             f"{file} holds no weights that PyTorch can read ({type(error).__name__}). {EXPECTED}"
         ) from error
@@ -316,25 +308,25 @@ def _load(network: nn.Module, file: str | Path | None) -> None:
         network.load_state_dict(state)
     except (AttributeError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"The weights in {file} are of another network than uniGradICON:"
+            f"The weights in {file} do not belong to uniGradICON:"
             f" {shorten(str(error), 250)} {EXPECTED}"
         ) from error
 
 
 LEVELS = ((4, 60), (2, 40), (1, 20))  # shrink factor and iterations
-# standard deviation, in voxels of the level, of the Gaussian over the field after each step
+# standard deviation of the Gaussian that smooths the field after each step, voxels of the level
 SMOOTHING = 1.5
-FEWEST = 8  # voxels along an axis below which it is not shrunk further
+MIN_SIZE = 8  # voxels along an axis, below which it is not shrunk further
 
 
 @dataclass(frozen=True)
 class Demons:
     """SimpleITK's DiffeomorphicDemonsRegistrationFilter from coarse to fine, after our alignment.
 
-    Ours, as ITK gives no set-up for whole images: shrink factors 4, 2, 1 with 60, 40 and 20
-    iterations; a Gaussian of half the factor (in fine voxels) before shrinking; the field smoothed
-    by 1.5 voxels after each iteration, the updates not; steps of at most 2 voxels; the moving
-    histogram matched to the fixed one before (256 bins, 16 points, above the mean)."""
+    Ours, as ITK has no default settings for whole images: shrink factors 4, 2, 1 with 60, 40 and
+    20 iterations; a Gaussian of half the factor (in fine voxels) before shrinking; the field, but
+    not the updates, smoothed by 1.5 voxels after each iteration; steps of at most 2 voxels; the
+    moving histogram matched to the fixed one first (256 bins, 16 points, above the mean)."""
 
     def run(self, pair: VolumePair) -> DisplacementField:
         """Alignment and deformation, composed."""
@@ -342,12 +334,12 @@ class Demons:
 
 
 def _run_demons(fixed_values: NDArray, moving_values: NDArray, grid: Grid) -> NDArray:
-    """On images without origin or direction, so that components run along the array's axes."""
+    """Run on images without origin or direction, so that components are along array axes."""
     import SimpleITK as sitk
 
     fixed, moving = itk_image(fixed_values, grid), itk_image(moving_values, grid)
     moving = sitk.HistogramMatching(moving, fixed, 256, 16, True)
-    field = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64)  # nothing moved yet
+    field = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64)  # zero displacement
     field.CopyInformation(fixed)
     for factor, iterations in LEVELS:
         demons = sitk.DiffeomorphicDemonsRegistrationFilter()
@@ -355,14 +347,14 @@ def _run_demons(fixed_values: NDArray, moving_values: NDArray, grid: Grid) -> ND
         demons.SetSmoothDisplacementField(True)
         demons.SetStandardDeviations(SMOOTHING)
         demons.SetMaximumUpdateStepLength(2.0)
-        small, other = _shrunk(fixed, factor), _shrunk(moving, factor)
-        field = demons.Execute(small, other, _onto(field, small))
+        small, other = _shrink(fixed, factor), _shrink(moving, factor)
+        field = demons.Execute(small, other, _resample_field(field, small))
     vectors = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
     return np.ascontiguousarray(vectors / np.asarray(grid.spacing))
 
 
-def _onto(field: sitk.Image, reference: sitk.Image) -> sitk.Image:
-    """The field of a coarser level on a finer grid; beyond the outer voxels that of the nearest."""
+def _resample_field(field: sitk.Image, reference: sitk.Image) -> sitk.Image:
+    """Resample a field to a finer grid; beyond the outer voxels by nearest neighbour."""
     import SimpleITK as sitk
 
     resampler = sitk.ResampleImageFilter()
@@ -372,10 +364,10 @@ def _onto(field: sitk.Image, reference: sitk.Image) -> sitk.Image:
     return resampler.Execute(field)
 
 
-def _shrunk(image: sitk.Image, factor: int) -> sitk.Image:
+def _shrink(image: sitk.Image, factor: int) -> sitk.Image:
     import SimpleITK as sitk
 
-    factors = [min(factor, max(1, n // FEWEST)) for n in image.GetSize()]
+    factors = [min(factor, max(1, n // MIN_SIZE)) for n in image.GetSize()]
     if max(factors) == 1:
         return image
     variance = [
@@ -385,7 +377,7 @@ def _shrunk(image: sitk.Image, factor: int) -> sitk.Image:
 
 
 def itk_image(values: NDArray, grid: Grid) -> sitk.Image:
-    """An image of a grid's spacing, without its origin and direction."""
+    """An ITK image with a grid's spacing, without its origin and direction."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(
@@ -396,15 +388,15 @@ def itk_image(values: NDArray, grid: Grid) -> sitk.Image:
 
 
 ITERATIONS = "100x50x20"
-RADIUS = "2x2x2"  # voxels, of the patch of the normalised cross-correlation
+RADIUS = "2x2x2"  # voxels; patch radius of the normalised cross-correlation
 
 
 @dataclass(frozen=True)
 class Greedy:
-    """Greedy's deformable mode after our alignment: NCC of 5x5x5 patches, its own smoothing.
+    """Greedy's deformable mode after our alignment: NCC of 5x5x5 patches, default smoothing.
 
     Ours, as its documentation advises for brains: 100, 50 and 20 iterations at a quarter, half and
-    full resolution; smoothing as by default (1.732 voxels over the update, 0.7071 over the field).
+    full resolution; default smoothing (1.732 voxels for the update, 0.7071 for the field).
     """
 
     def run(self, pair: VolumePair) -> DisplacementField:
@@ -413,7 +405,7 @@ class Greedy:
 
 
 def _run_greedy(fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
-    """On images without origin or direction, so that components run along the array's axes."""
+    """Run on images without origin or direction, so that components are along array axes."""
     import SimpleITK as sitk
     from picsl_greedy import Greedy3D
 
@@ -426,7 +418,7 @@ def _run_greedy(fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
     return np.ascontiguousarray(vectors / np.asarray(grid.spacing))
 
 
-# along the array's axes, of an image that ITK writes with axes of L, P and S
+# signs along the array axes of an image that ITK writes with the axes L, P and S
 RAS = (-1.0, -1.0, 1.0)
 
 
@@ -434,16 +426,16 @@ RAS = (-1.0, -1.0, 1.0)
 class NiftyReg:
     """``reg_f3d`` with its defaults after our alignment.
 
-    These are, in version 1.5: cubic B-splines with 5 voxels between control points, normalised
-    mutual information of 64 bins, 0.001 of bending energy and 0.01 of linear energy, three levels
-    of at most 600, 300 and 150 iterations, no velocity field.  As many threads as PyTorch has.  The
-    programs exchange files: they go into a temporary folder, which the time includes.  Tried with
-    version 1.5.70, built from its sources.
+    In version 1.5: cubic B-splines with 5 voxels between control points, normalised mutual
+    information with 64 bins, weights 0.001 for bending energy and 0.01 for linear energy, three
+    levels of at most 600, 300 and 150 iterations, no velocity field.  It uses as many threads as
+    PyTorch.  The programs exchange files in a temporary folder, which the time includes.  Tested
+    with version 1.5.70, built from source.
 
     Raises
     ------
     RuntimeError
-        By `run`, if one of the programs fails, with the end of what it said.
+        From `run`, if one of the programs fails; ends with the last part of its output.
     """
 
     def run(self, pair: VolumePair) -> DisplacementField:
@@ -452,7 +444,7 @@ class NiftyReg:
 
 
 def _run_niftyreg(fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
-    """On images without origin or direction, so that components run along the array's axes."""
+    """Run on images without origin or direction, so that components are along array axes."""
     import SimpleITK as sitk
 
     with tempfile.TemporaryDirectory() as folder:
@@ -467,20 +459,21 @@ def _run_niftyreg(fixed: NDArray, moving: NDArray, grid: Grid) -> NDArray:
 
 
 def _run(folder: str, command: str) -> None:
-    """A program, in a folder; threads by the variable, as -omp is refused by builds without
-    OpenMP.
+    """Run a program in a folder.
+
+    The number of threads is set by a variable, as builds without OpenMP reject -omp.
     """
     words, environment = (
         command.split(),
         os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
-    ended = subprocess.run(
+    process = subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
     )
-    if ended.returncode != 0:
-        said = " ".join((ended.stderr or ended.stdout).split())[-500:]
+    if process.returncode != 0:
+        output = " ".join((process.stderr or process.stdout).split())[-500:]
         raise RuntimeError(
-            f"{words[0]} ended with code {ended.returncode}: {said or 'it said nothing'}"
+            f"{words[0]} ended with code {process.returncode}: {output or 'no output'}"
         )
 
 
@@ -491,7 +484,7 @@ class ConvexAdam:
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
-        "auto" takes a GPU where there is one, as the package itself does.
+        "auto" uses a GPU if available, as the package itself does.
     """
 
     device: str = "auto"
@@ -510,21 +503,20 @@ OWN = (*NETWORKS, "affine+refine", "affine", START)
 
 
 def registration_settings(name: str, settings: Mapping[str, Any]) -> RegistrationSettings:
-    """The settings that one of our own methods registers with.
+    """Make the registration settings of one of our own methods.
 
     Parameters
     ----------
     name : str
-        One of `NETWORKS` or `REFINED`; the latter refine, by `DEFAULT_STEPS` where no number is
-        given.
+        One of `NETWORKS` or `REFINED`; the latter refine, by default with `DEFAULT_STEPS`.
     settings : mapping
-        Fields of `RegistrationSettings`, and others, which are left out.  Without refinement there
-        is no similarity to choose.
+        Fields of `RegistrationSettings`; others are ignored, and so is the similarity without
+        refinement.
 
     Raises
     ------
     InputError
-        If a setting is not what it has to be.
+        If a setting is invalid.
     """
     own = {f.name: settings[f.name] for f in fields(RegistrationSettings) if f.name in settings}
     own["refine"] = own.get("refine") or (DEFAULT_STEPS if name in REFINED else 0)
@@ -538,21 +530,21 @@ def registration_settings(name: str, settings: Mapping[str, Any]) -> Registratio
 def evaluated_method(
     name: str, settings: Mapping[str, Any], network: SHMoAReg | None = None
 ) -> EvaluatedMethod:
-    """A method of `napari_shmoareg.evaluation.methods.METHODS`, ready to run.
+    """Prepare a method of `napari_shmoareg.evaluation.methods.METHODS`.
 
     Parameters
     ----------
     name : str
     settings : mapping
-        As for `registration_settings`; "unigradicon_weights", a file, for that method.  The
-        baselines take what they know.
+        As for `registration_settings`, and the options of the baseline, such as
+        "unigradicon_weights", a file.
     network : SHMoAReg, optional
-        For those of `NETWORKS`.
+        For the methods in `NETWORKS`.
 
     Raises
     ------
     InputError
-        If the method is not known or not installed.
+        If the method is unknown or not installed.
     """
     if name in (*NETWORKS, *REFINED):
         if network is None and name in NETWORKS:
@@ -560,21 +552,21 @@ def evaluated_method(
         own = registration_settings(name, settings)
         import_modules(name)
 
-        def run(pair: VolumePair) -> Found:
+        def run(pair: VolumePair) -> MethodResult:
             found = register(pair, network if name in NETWORKS else None, own)
             seconds = sum(found.seconds.get(phase, 0.0) for phase in ("network", "refine"))
             matrix, warnings = found.alignment.matrix, tuple(found.warnings)
-            return Found(found.displacement, matrix, warnings, seconds)
+            return MethodResult(found.displacement, matrix, warnings, seconds)
 
         return run
     if name == "affine":
         import_modules(name)
 
-        def place(pair: VolumePair) -> Found:
+        def run_affine(pair: VolumePair) -> MethodResult:
             matrix = align(pair, settings["affine"]).matrix
-            return Found(Transform(matrix).total(pair.fixed.grid), matrix)
+            return MethodResult(Transform(matrix).total(pair.fixed.grid), matrix)
 
-        return place
+        return run_affine
     check_available(name)
-    peer = load_method(name, **{option: settings[option] for option in METHODS[name].options})
-    return lambda pair: Found(peer.run(pair))
+    baseline = load_method(name, **{option: settings[option] for option in METHODS[name].options})
+    return lambda pair: MethodResult(baseline.run(pair))

@@ -1,4 +1,4 @@
-"""Methods compared on the same pairs: summary, plot, Wilcoxon signed-rank test."""
+"""Comparison of methods on the same pairs: summary, plot, Wilcoxon signed-rank test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from napari_shmoareg.evaluation.methods import METHODS
-from napari_shmoareg.io.files import write_table, writing
+from napari_shmoareg.io.files import atomic_write, write_table
 from napari_shmoareg.io.untrusted import printable
 from napari_shmoareg.metrics.measure import MEASURES
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 Row = Mapping[str, Any]
-LEVEL = 0.05  # below which a difference is called one
-FEWEST = 6  # differences below which no outcome has a p under 0.05
+SIGNIFICANCE = 0.05  # significance level
+MIN_DIFFERENCES = 6  # with fewer non-zero differences, p cannot be below 0.05
 PAIRS, SUBJECTS = "pairs", "fixed subjects"
 CAUTION = (
-    "Pairs that share a subject are not independent, so the p over pairs is smaller than it should"
-    " be. The test over fixed subjects takes one number per fixed subject, the mean over its pairs;"
-    " it still shares the moving ones. No correction for several measures is made."
+    "Pairs that share a subject are not independent, so the p over pairs is too small. The test"
+    " over fixed subjects uses one number per fixed subject, the mean over its pairs; these still"
+    " share moving subjects. There is no correction for multiple measures."
 )
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """One measure of two evaluations, after all, over the pairs that both have.
+    """Test of one measure of two evaluations, after registration, over their common pairs.
 
     Attributes
     ----------
@@ -45,14 +45,14 @@ class PairedTest:
         A column of `MEASURES`.
     over : {"pairs", "fixed subjects"}
     n : int
-        How many; of them `equal` are the same in both, which the test leaves out.
+        Sample size, including `equal` samples without a difference, which the test leaves out.
     equal : int
     first, second : float
         Medians.
     difference, mean_difference : float
         Median and mean of first minus second.
     p : float
-        Two-sided; NaN where nothing could be tested.
+        Two-sided; NaN if nothing could be tested.
     """
 
     measure: str
@@ -66,8 +66,8 @@ class PairedTest:
     p: float
 
     @property
-    def says(self) -> str:
-        """The outcome in one sentence."""
+    def sentence(self) -> str:
+        """The result in one sentence."""
         measure = MEASURES[self.measure]
         unequal = self.n - self.equal
         if not unequal:
@@ -76,33 +76,32 @@ class PairedTest:
             f"median difference {self.difference:+{measure.form}} over {self.n} {self.over}, p ="
             f" {self.p:.2g}"
         )
-        if unequal < FEWEST:
+        if unequal < MIN_DIFFERENCES:
             return (
-                f"Too few to tell: with {unequal} that differ, no outcome has a p below {LEVEL}"
-                f" ({size})."
+                f"Too few differences: with {unequal}, p cannot be below {SIGNIFICANCE} ({size})."
             )
-        if self.p >= LEVEL:
-            return f"No difference shown ({size}); that is no proof that there is none."
+        if self.p >= SIGNIFICANCE:
+            return f"No significant difference ({size}). This does not prove that there is none."
         direction = self.difference or self.mean_difference
-        way = "higher" if direction > 0 else "lower"
-        worth = (
+        higher_or_lower = "higher" if direction > 0 else "lower"
+        verdict = (
             ""
             if not measure.better
             else ", better"
             if direction * measure.better > 0
             else ", worse"
         )
-        return f"The first is {way}{worth} ({size})."
+        return f"The first is {higher_or_lower}{verdict} ({size})."
 
     def row(self) -> dict[str, Any]:
-        """For a table."""
-        return asdict(self) | {"says": self.says}
+        """Table row."""
+        return asdict(self) | {"says": self.sentence}
 
 
 def signed_rank(differences: Iterable[float]) -> float:
-    """The two-sided p of the Wilcoxon signed-rank test, by scipy; NaN if no difference is left.
+    """Two-sided p of the Wilcoxon signed-rank test, by scipy; NaN without differences.
 
-    Differences of 0 are left out (Wilcoxon's way); below 1e-9 they are rounding.
+    Differences of 0 (below 1e-9, as rounding) are left out, as Wilcoxon does.
     """
     values = np.round(np.asarray(list(differences), dtype=np.float64), 9)
     if not np.count_nonzero(values):
@@ -118,24 +117,24 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> list[PairedTest]:
     Parameters
     ----------
     first, second : iterable of mappings
-        Rows as of `pair_rows`: those of the stage "after", without an error, are matched by
-        "moving" and "fixed".
+        Rows of `pair_rows`; those of the stage "after" without an error are matched by "moving" and
+        "fixed".
     """
     ours, theirs = _after(first), _after(second)
     both = [key for key in ours if key in theirs]
     found = []
     for measure in MEASURES:
-        known = [
+        complete = [
             (ours[key], a, b)
             for key in both
             if (a := number_in(ours[key], measure)) is not None
             and (b := number_in(theirs[key], measure)) is not None
         ]
-        if not known:
+        if not complete:
             continue
-        found.append(_test(measure, PAIRS, [(a, b) for _, a, b in known]))
+        found.append(_test(measure, PAIRS, [(a, b) for _, a, b in complete]))
         subjects: dict[str, list[tuple[float, float]]] = {}
-        for row, a, b in known:
+        for row, a, b in complete:
             subjects.setdefault(str(row["fixed_subject"]), []).append((a, b))
         means = [tuple(np.mean(values, axis=0).tolist()) for values in subjects.values()]
         found.append(_test(measure, SUBJECTS, means))
@@ -167,7 +166,7 @@ def _after(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
 
 
 START = "start"
-FORMS = {  # of numbers in the tables of a benchmark, by column
+FORMS = {  # number formats in the tables of a benchmark, by column
     "dice": ".3f",
     "assd_mm": ".2f",
     "hd95_mm": ".2f",
@@ -177,17 +176,17 @@ FORMS = {  # of numbers in the tables of a benchmark, by column
     "seconds": ".1f",
     "memory_mib": ".0f",
 }
-CONTESTS = (
+COMPARISONS = (
     ("shmoareg+refine", "affine+refine"),
     ("shmoareg+refine", "affine+refine@shmoareg+refine"),
     ("shmoareg", "affine+refine@shmoareg"),
 )
 COLOURS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#846100", "#495057")
-MARKERS = ("o", "s", "^")  # the colours begin again with the next one
+MARKERS = ("o", "s", "^")  # each is used with all colours in turn
 
 
 class Spread(NamedTuple):
-    """A measure over pairs; SD with n - 1, NaN for one pair."""
+    """Distribution of a measure over pairs; SD with n - 1, NaN for one pair."""
 
     mean: float
     sd: float
@@ -196,13 +195,13 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one number."""
+        """From at least one number."""
         array = np.asarray(values, dtype=np.float64)
         sd = float(array.std(ddof=1)) if array.size > 1 else math.nan
         return cls(float(array.mean()), sd, float(array.min()), float(array.max()))
 
-    def written(self, form: str) -> str:
-        """ "mean ± SD (least to most)"; the mean alone for one pair."""
+    def format_as(self, form: str) -> str:
+        """Format as "mean ± SD (minimum to maximum)"; the mean alone for one pair."""
         if math.isnan(self.sd):
             return format(self.mean, form)
         return f"{self.mean:{form}} ± {self.sd:{form}} ({self.least:{form}} to {self.most:{form}})"
@@ -210,18 +209,18 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """What a method reached over all pairs.
+    """Summary of a method over all pairs.
 
     Attributes
     ----------
     method : str
     pairs, failed : int
-        Pairs that it registered, and on which it failed.
+        Number of registered and of failed pairs.
     measures : dict of column to Spread
-        Only those that were measured.
-    worse, judged : int
-        Pairs that it left worse than their start, of so many: by Dice, or by the landmark error
-        where a pair has no labels.
+        Only columns with values.
+    worse, compared : int
+        Number of pairs that ended worse than their start, and number of pairs compared: by Dice, or
+        by the landmark error for pairs without labels.
     """
 
     method: str
@@ -229,11 +228,11 @@ class MethodSummary:
     failed: int
     measures: dict[str, Spread]
     worse: int
-    judged: int
+    compared: int
 
     @property
-    def counted(self) -> str:
-        """ "5 (1 failed)"; the number alone where none failed."""
+    def pair_count(self) -> str:
+        """Number of pairs as text: "5 (1 failed)", or "5" if none failed."""
         return f"{self.pairs}" + (f" ({self.failed} failed)" if self.failed else "")
 
 
@@ -248,14 +247,14 @@ def table_head(heads: Sequence[str]) -> list[str]:
 
 
 def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
-    """One summary per method, in the order in which they occur.
+    """Summarise each method, in order of first occurrence.
 
     Parameters
     ----------
     rows : iterable of mappings
-        With ``pair``, ``method``, ``error`` (empty if there was none) and the columns of
-        `FORMS`; None or empty text is not measured.  The rows of the method "start" tell how
-        each pair began.
+        With ``pair``, ``method``, ``error`` (empty without an error) and the columns of `FORMS`;
+        None or empty text is a missing value.  Rows of the method "start" give the initial state of
+        each pair.
     """
     rows = list(rows)
     begun = {str(row["pair"]): row for row in rows if row["method"] == START}
@@ -266,7 +265,7 @@ def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
         values = {
             key: [v for row in done if (v := number_in(row, key)) is not None] for key in FORMS
         }
-        judged = [
+        compared = [
             w
             for row in done
             if method != START and (w := is_worse(row, begun.get(str(row["pair"])))) is not None
@@ -274,16 +273,14 @@ def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
         measures = {key: Spread.of(numbers) for key, numbers in values.items() if numbers}
         found.append(
             MethodSummary(
-                method, len(done), len(own) - len(done), measures, sum(judged), len(judged)
+                method, len(done), len(own) - len(done), measures, sum(compared), len(compared)
             )
         )
     return found
 
 
 def finished_by_all(rows: Iterable[Row]) -> list[Row]:
-    """The rows of the pairs that every method finished: means over these are over the same
-    pairs.
-    """
+    """The rows of the pairs that every method finished."""
     rows = list(rows)
     methods = {row["method"] for row in rows}
     done: dict[str, set[str]] = {}
@@ -294,33 +291,32 @@ def finished_by_all(rows: Iterable[Row]) -> list[Row]:
 
 
 def markdown_table(summaries: Sequence[MethodSummary]) -> str:
-    """The summaries as a Markdown table: mean ± SD (least to most)."""
+    """The summaries as a Markdown table: mean ± SD (minimum to maximum)."""
     columns = [key for key in FORMS if any(key in s.measures for s in summaries)]
     heads = ["method", "pairs", *(MEASURES[key].words for key in columns), "worse than the start"]
     lines = table_head(heads)
     for summary in summaries:
         cells = [
-            summary.measures[key].written(FORMS[key]) if key in summary.measures else ""
+            summary.measures[key].format_as(FORMS[key]) if key in summary.measures else ""
             for key in columns
         ]
-        worse = f"{summary.worse} of {summary.judged}" if summary.judged else ""
-        lines.append(table_line([summary.method, summary.counted, *cells, worse]))
+        worse = f"{summary.worse} of {summary.compared}" if summary.compared else ""
+        lines.append(table_line([summary.method, summary.pair_count, *cells, worse]))
     return "\n".join(lines)
 
 
 def network_matters(rows: Iterable[Row]) -> str:
-    """What a trained network adds to the refinement alone, as Markdown; empty where that was not
-    run.
+    """Compare network and refinement alone, as a Markdown table; empty if these were not run.
 
-    Two comparisons over the pairs that both methods finished: network and refinement against
-    refinement alone, each until its gain is spent or at equal seconds, and the network alone
-    against the refinement ended after the network's seconds.  Mean differences with their 95 %
-    bootstrap interval over pairs (pairs that share a subject are not independent)."""
+    Over the pairs that both methods finished: network and refinement against refinement alone,
+    each until convergence or at equal seconds; and the network alone against a refinement stopped
+    after the network's seconds.  Mean differences with 95 % bootstrap intervals over pairs (pairs
+    that share a subject are not independent)."""
     rows = [row for row in rows if not row.get("error")]
     heads = ["network", "without it", "measure", "difference (95 %)", "better in", "seconds"]
     lines = table_head(heads)
     begun = len(lines)
-    for first, second in CONTESTS:
+    for first, second in COMPARISONS:
         for key, better in (("dice", 1), ("landmark_mm", -1)):
             one, other = (
                 {str(r["pair"]): r for r in rows if r["method"] == name} for name in (first, second)
@@ -343,19 +339,18 @@ def network_matters(rows: Iterable[Row]) -> str:
 
 
 def _bootstrap(values: NDArray) -> tuple[float, float]:
-    """The 95 % interval of the mean over resampled values; 10,000 times, with a fixed seed."""
+    """95 % bootstrap interval of the mean; 10,000 draws with a fixed seed."""
     drawn = np.random.default_rng(1).integers(0, values.size, (10_000, values.size))
     low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
 def comparison_figure(rows: Iterable[Row]) -> Figure:
-    """Accuracy against seconds and against regularity: each pair a dot, each method its mean with
-    SD.
+    """Plot accuracy against seconds and against regularity: pairs as dots, methods as mean and SD.
 
-    Accuracy is Dice, or the landmark error where there are no labels; regularity is SDlogJ, the SD
-    of the logarithm of the Jacobian determinant.  The runs of one method at several `SMOOTHNESS`
-    settings are joined by a line.  The dashed line is where the pairs start."""
+    Accuracy is Dice, or the landmark error without labels; regularity is SDlogJ, the SD of the
+    logarithm of the Jacobian determinant.  A line joins the runs of one method at several
+    `SMOOTHNESS` settings.  The dashed line is the start of the pairs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -401,7 +396,7 @@ def comparison_figure(rows: Iterable[Row]) -> Figure:
 
 
 def _families(methods: Sequence[str]) -> list[list[str]]:
-    """Methods that differ in their smoothness alone: "affine+refine", "affine+refine:smooth"."""
+    """Groups of methods that differ only in smoothness: "affine+refine", "affine+refine:smooth"."""
     named = {
         name: [m for m in methods if m.partition(":")[0] == name]
         for name in methods
@@ -417,11 +412,11 @@ def _draw(
     keys: tuple[str, str],
     style: tuple[str, str],
 ) -> None:
-    """One method: its pairs as dots, its mean with SD."""
+    """Draw one method: pairs as dots, mean with SD."""
     (across, key), (colour, marker) = keys, style
     dots = [(number_in(row, across), number_in(row, key)) for row in rows]
-    seen = np.array([(x, y) for x, y in dots if x is not None and y is not None]).reshape(-1, 2)
-    axes.scatter(seen[:, 0], seen[:, 1], s=10, color=colour, alpha=0.3, linewidths=0)
+    points = np.array([(x, y) for x, y in dots if x is not None and y is not None]).reshape(-1, 2)
+    axes.scatter(points[:, 0], points[:, 1], s=10, color=colour, alpha=0.3, linewidths=0)
     x, y = summary.measures[across], summary.measures[key]
     axes.errorbar(
         x.mean,
@@ -437,7 +432,7 @@ def _draw(
 
 
 def number_in(row: Row, key: str) -> float | None:
-    """A number of a row, also as read back from a table; None where nothing was measured."""
+    """A number of a row, also of a row read from a table; None if missing."""
     value = row.get(key)
     if value is None or value == "" or math.isnan(float(value)):
         return None
@@ -445,8 +440,9 @@ def number_in(row: Row, key: str) -> float | None:
 
 
 def is_worse(row: Row, start: Row | None) -> bool | None:
-    """Whether a pair was left worse than its start, by Dice, else landmarks, else correlation; None
-    where nothing can tell.
+    """Whether a pair ended worse than its start, by Dice, else landmarks, else correlation.
+
+    None if nothing can be compared.
     """
     for key in ("dice", "landmark_mm", "ncc") if start else ():
         after, before = number_in(row, key), number_in(start or {}, key)
@@ -458,15 +454,15 @@ def is_worse(row: Row, start: Row | None) -> bool | None:
 ROWS, SUMMARY, PLOT = "pairs.csv", "summary.md", "plot.png"
 MEASURED = (*FORMS, "deforming_seconds", "labels", "error")
 NOTES = """\
-Mean ± SD over pairs (least to most). **Dice**, ASSD and HD95 are means over the labels that both
-images have, carried by nearest neighbour in one interpolation, on the fixed grid. **Landmarks** is
-the mean distance of theirs per pair. **Folding** and SDlogJ are of the whole map, the affine
-included, on the fixed grid. **Seconds** are of the method alone: reading, imports and scoring are
-not in it, the alignment is, and so are the similarities that our own method reports;
-deforming_seconds in pairs.csv are those of network and refinement alone. **Memory** is the most
-that the method's process held until it was done, or a program that it ran: interpreter, libraries
-and images included, a GPU's memory not. A pair counts as worse than its start by Dice, or by the
-landmarks where it has no labels. Each method ran in a process of its own, one after the other."""
+Mean ± SD over pairs (minimum to maximum). **Dice**, ASSD and HD95 are means over the labels that
+both images have, warped by nearest neighbour in one interpolation, on the fixed grid.
+**Landmarks** is the mean landmark distance per pair. **Folding** and SDlogJ are of the whole
+transform, including the affine, on the fixed grid. **Seconds** are of the method alone: with the
+alignment and the similarities that our own method reports, without reading, imports and scoring;
+deforming_seconds in pairs.csv are of network and refinement alone. **Memory** is the peak of the
+method's process, or of a program that it ran: interpreter, libraries and images included, GPU
+memory not. A pair counts as worse than its start by Dice, or by the landmarks if it has no labels.
+Each method ran in its own process, one after the other."""
 
 
 def write_rows(out: Path, rows: Sequence[Row]) -> None:
@@ -479,20 +475,23 @@ def write_rows(out: Path, rows: Sequence[Row]) -> None:
 def write_results(
     out: Path, rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]
 ) -> list[MethodSummary]:
-    """Write the rows, summary.md and plot.png; what the rows come to."""
+    """Write the rows, summary.md and plot.png, and return the summaries."""
     write_rows(out, rows)
     summaries = summarise(rows)
     parts = ["# Methods on the same pairs", _progress(rows, plan), markdown_table(summaries)]
     if any(summary.failed for summary in summaries):
-        parts += _on_equal_terms(summarise(finished_by_all(rows)))
+        parts += _common_pairs(summarise(finished_by_all(rows)))
     if adds := network_matters(rows):
         parts += ["## Does the network matter?", adds]
     parts += [NOTES]
-    lacking = dict.fromkeys(
+    missing_labels = dict.fromkeys(
         f"- pair {r['pair']}: {r['labels']}" for r in rows if "only" in (r.get("labels") or "")
     )
-    if lacking:
-        parts += ["## Labels that one image of a pair lacks (in no mean)", "\n".join(lacking)]
+    if missing_labels:
+        parts += [
+            "## Labels missing in one image of a pair (not in the means)",
+            "\n".join(missing_labels),
+        ]
     failures = [
         f"- pair {row['pair']}, {row['method']}: {row['error']}" for row in rows if row["error"]
     ]
@@ -500,23 +499,25 @@ def write_results(
         parts += [
             "## Failed",
             "\n".join(failures),
-            "To try one again, delete its file in rows; the same command goes on.",
+            "To repeat one, delete its file in rows and run the same command again.",
         ]
-    parts += ["## Methods", _methods(plan), "## Settings", list_of(plan["settings"])]
+    parts += ["## Methods", _methods(plan), "## Settings", markdown_list(plan["settings"])]
     parts += [
         "## Machine and versions",
-        list_of(_surroundings() | plan["machine"] | plan["versions"]),
+        markdown_list(_surroundings() | plan["machine"] | plan["versions"]),
     ]
-    with writing(out / SUMMARY) as temporary:
+    with atomic_write(out / SUMMARY) as temporary:
         temporary.write_text(printable("\n\n".join(parts)) + "\n", encoding="utf-8")
-    with writing(out / PLOT) as temporary:
+    with atomic_write(out / PLOT) as temporary:
         comparison_figure(rows).savefig(temporary, dpi=150)
     return summaries
 
 
 def _progress(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> str:
-    due = len(plan["pairs"]) * len(plan["methods"])
-    state = "" if len(rows) >= due else f" **Not finished: {len(rows)} of {due} runs.**"
+    total_runs = len(plan["pairs"]) * len(plan["methods"])
+    state = (
+        "" if len(rows) >= total_runs else f" **Not finished: {len(rows)} of {total_runs} runs.**"
+    )
     count = len(plan["pairs"])
     return (
         f"{count} pair{'' if count == 1 else 's'}, listed in benchmark.json; every number is in"
@@ -524,10 +525,8 @@ def _progress(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> str
     )
 
 
-def _on_equal_terms(summaries: Sequence[MethodSummary]) -> list[str]:
-    """The table over the pairs that every method finished, as the first one is over other pairs per
-    method.
-    """
+def _common_pairs(summaries: Sequence[MethodSummary]) -> list[str]:
+    """The table over the pairs that every method finished."""
     if not summaries:
         return ["No pair was finished by every method."]
     count = summaries[0].pairs
@@ -538,7 +537,7 @@ def _on_equal_terms(summaries: Sequence[MethodSummary]) -> list[str]:
 
 
 def _methods(plan: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {METHODS[name].says}" for name in plan["methods"])
+    return "\n".join(f"- {name}: {METHODS[name].description}" for name in plan["methods"])
 
 
 def _surroundings() -> dict[str, str]:
@@ -549,7 +548,7 @@ def _surroundings() -> dict[str, str]:
     }
 
 
-def list_of(values: Mapping[str, Any]) -> str:
+def markdown_list(values: Mapping[str, Any]) -> str:
     """Names and values as a Markdown list."""
     return "\n".join(
         f"- {key.replace('_', ' ')}: {'default' if value is None else value}"

@@ -1,8 +1,7 @@
-"""One method on one pair, in a process of its own.
+"""One method on one pair in its own process, to measure time and peak memory and survive crashes.
 
-So its time, its peak memory and its crashes are its own. ``python -m
-napari_shmoareg.evaluation.isolated_run FILE`` reads an `IsolatedRun` as JSON from its input and
-writes what it measured to FILE."""
+``python -m napari_shmoareg.evaluation.isolated_run FILE`` reads an `IsolatedRun` as JSON from its
+standard input and writes the measurements to FILE."""
 
 from __future__ import annotations
 
@@ -31,14 +30,14 @@ THREADS = (
     "OPENBLAS_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-# what a process that was killed leaves there goes with the folder
+# temporary files of a killed process are removed with the folder
 TEMPORARY = ("TMPDIR", "TEMP", "TMP")
-Measured = dict[str, Any]
+Measurements = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class IsolatedRun(RegistrationSettings):
-    """What to run, in plain values, with the settings of our own methods.
+    """Method, files and settings of one run, in plain values.
 
     Attributes
     ----------
@@ -47,15 +46,15 @@ class IsolatedRun(RegistrationSettings):
     moving, fixed, moving_labels, fixed_labels, landmarks : str or None
         Paths.
     change, gamma
-        As for `change_contrast`, of the moving image.
+        As for `change_contrast`, for the moving image.
     weights : str or None
-        Of our own methods.
+        For our own methods.
     unigradicon_weights : str or None
         A file.
     threads : int
         For PyTorch, BLAS and ITK.
     surface : bool
-        Surface distances too.
+        Compute surface distances.
     nan, channel
         As for `read_pair`.
     """
@@ -76,31 +75,29 @@ class IsolatedRun(RegistrationSettings):
     channel: int | None = None
 
 
-def run_trial(trial: IsolatedRun) -> Measured:
-    """Run a trial in a new process; what went wrong there comes back as ``{"error": text}``."""
+def run_isolated(run: IsolatedRun) -> Measurements:
+    """Run in a new process; an error there is returned as ``{"error": text}``."""
     with tempfile.TemporaryDirectory() as folder:
         environment = (
-            os.environ
-            | dict.fromkeys(THREADS, str(trial.threads))
-            | dict.fromkeys(TEMPORARY, folder)
+            os.environ | dict.fromkeys(THREADS, str(run.threads)) | dict.fromkeys(TEMPORARY, folder)
         )
         result, errors = Path(folder) / "measured.json", Path(folder) / "errors.txt"
-        with errors.open("w", encoding="utf-8") as said:
+        with errors.open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
                 [*COMMAND, str(result)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=output,
                 env=environment,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for the command, which ends this process itself
+                start_new_session=True,  # on Ctrl-C, the command ends this process itself
             )
             try:
-                process.communicate(json.dumps(asdict(trial)))
+                process.communicate(json.dumps(asdict(run)))
             finally:
                 _end(process)
         if result.is_file():
-            measured: Measured = json.loads(result.read_text(encoding="utf-8"))
+            measured: Measurements = json.loads(result.read_text(encoding="utf-8"))
             return measured
         return {
             "error": _end_of(
@@ -109,12 +106,12 @@ def run_trial(trial: IsolatedRun) -> Measured:
         }
 
 
-def measure(trial: IsolatedRun) -> Measured:
-    """Run a trial in this process: seconds and peak memory of the method alone, then its score.
+def measure(run: IsolatedRun) -> Measurements:
+    """Run in this process; measure seconds and peak memory of the method alone, then its scores.
 
-    ``seconds`` holds neither the reading of files and weights, nor imports, nor the scoring.
-    ``memory_mib`` is the most that this process ever held until the method was done, or a program
-    that it ran: interpreter, libraries, images and weights included."""
+    ``seconds`` excludes reading files and weights, imports and scoring.  ``memory_mib`` is the peak
+    of this process until the end of the method, or of a program that it ran: interpreter,
+    libraries, images and weights included."""
     import torch
 
     from napari_shmoareg.evaluation.baselines import evaluated_method
@@ -124,31 +121,29 @@ def measure(trial: IsolatedRun) -> Measured:
     from napari_shmoareg.io.landmarks import read_landmarks
     from napari_shmoareg.metrics.measure import labels_of, measure_field, selected
 
-    torch.set_num_threads(trial.threads)
-    files = (trial.moving, trial.fixed, trial.moving_labels, trial.fixed_labels)
-    read = read_pair(*files, nan=trial.nan, channel=trial.channel)
-    moving = change_contrast(read.moving, trial.change, trial.gamma)
+    torch.set_num_threads(run.threads)
+    files = (run.moving, run.fixed, run.moving_labels, run.fixed_labels)
+    read = read_pair(*files, nan=run.nan, channel=run.channel)
+    moving = change_contrast(read.moving, run.change, run.gamma)
     pair = VolumePair(moving, read.fixed, read.moving_labels, read.fixed_labels)
-    landmarks = None if trial.landmarks is None else read_landmarks(trial.landmarks)
-    settings = asdict(trial) | {"affine": "auto"}
-    settings["refine"] = trial.refine if trial.method in REFINED else 0
-    method = evaluated_method(trial.method, settings, _network(trial))
+    landmarks = None if run.landmarks is None else read_landmarks(run.landmarks)
+    settings = asdict(run) | {"affine": "auto"}
+    settings["refine"] = run.refine if run.method in REFINED else 0
+    method = evaluated_method(run.method, settings, _network(run))
     began = time.perf_counter()
     found = method(pair)
-    measured: Measured = {"seconds": time.perf_counter() - began, "memory_mib": peak_memory()}
+    measured: Measurements = {"seconds": time.perf_counter() - began, "memory_mib": peak_memory()}
     if found.deforming_seconds is not None:
         measured["deforming_seconds"] = found.deforming_seconds
     if pair.moving_labels is not None and pair.fixed_labels is not None:
         measured["labels"] = labels_of(pair).description
-    measures = [name for name in selected(surface=trial.surface) if name != "ncc"]
-    means: Measured = measure_field(pair, found.displacement, measures, landmarks)["means"]
+    measures = [name for name in selected(surface=run.surface) if name != "ncc"]
+    means: Measurements = measure_field(pair, found.displacement, measures, landmarks)["means"]
     return measured | means
 
 
 def peak_memory() -> float:
-    """MiB that this process held at most so far, or one of the programs that it ran to their end
-    (not on Windows).
-    """
+    """Peak memory so far, MiB, of this process or of a program that it ran (not on Windows)."""
     if sys.platform == "win32":
         import psutil
 
@@ -161,7 +156,7 @@ def peak_memory() -> float:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     status = Path("/proc/self/status")
-    # ru_maxrss on Linux begins with what the parent held, which is not this process's own
+    # ru_maxrss on Linux starts at the memory of the parent process
     if status.is_file():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
@@ -169,23 +164,21 @@ def peak_memory() -> float:
     return max(own, programs) / unit
 
 
-def _network(trial: IsolatedRun) -> SHMoAReg | None:
-    """The network of a method that uses one."""
+def _network(run: IsolatedRun) -> SHMoAReg | None:
+    """Load the network of a method that uses one."""
     from napari_shmoareg.evaluation.methods import NETWORKS
 
-    if trial.method not in NETWORKS:
+    if run.method not in NETWORKS:
         return None
     from napari_shmoareg.io import load_network
-    from napari_shmoareg.io.model_card import chosen_device, chosen_weights
+    from napari_shmoareg.io.model_card import choose_device, choose_weights
 
-    device = chosen_device(trial.device)
-    return load_network(chosen_weights(trial.weights, device)[0], device=device)
+    device = choose_device(run.device)
+    return load_network(choose_weights(run.weights, device)[0], device=device)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process, and where it did not end well the programs that it had started, which share
-    its session.
-    """
+    """End a process and, unless it succeeded, the programs of its session."""
     if process.poll() != 0 and hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):  # none of them is left
             os.killpg(process.pid, signal.SIGKILL)
@@ -193,22 +186,22 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _end_of(code: int, said: str) -> str:
-    """Why a process that measured nothing ended."""
+def _end_of(code: int, output: str) -> str:
+    """Describe why a process without a result ended."""
     if code < 0:
         return f"its process was ended by signal {-code}" + (
             " (out of memory?)" if code == -9 else ""
         )
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"its process ended with code {code}: {lines[-1] if lines else 'it said nothing'}"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return f"its process ended with code {code}: {lines[-1] if lines else 'no output'}"
 
 
 def _main() -> None:
     from napari_shmoareg.errors import InputError
 
-    trial = IsolatedRun(**json.load(sys.stdin))
+    run = IsolatedRun(**json.load(sys.stdin))
     try:
-        measured = measure(trial)
+        measured = measure(run)
     except Exception as error:
         text = " ".join(str(error).split()) or "no message"
         measured = {

@@ -1,4 +1,4 @@
-"""The registration methods that can be compared, by name; changed contrasts.  Loads no method."""
+"""Table of registration methods for comparison; changes of contrast.  Loads no method."""
 
 from __future__ import annotations
 
@@ -21,38 +21,37 @@ if TYPE_CHECKING:
 
 CHANGES = ("none", "invert", "gamma")
 GAMMA = 0.5
-SURROUNDS = 0.05  # share of the voxels from which on the lowest value is background
+SURROUNDS = 0.05  # share of voxels from which the minimum value counts as background
 
 
 def change_contrast(volume: Volume, change: str, gamma: float = GAMMA) -> Volume:
-    """An image with other intensities at the same places.
+    """Change the contrast of an image.
 
     Parameters
     ----------
     volume : Volume
     change : {"none", "invert", "gamma"}
-        "invert" turns bright and dark round, v -> max + min - v, within the content.
-        Ours: where the lowest value fills at least 5 % of the image (the 0 around a skull-stripped
-        brain), it is background and stays what it is, and the content is the rest; elsewhere the
-        whole image is turned.
-        "gamma" scales to [0, 1], takes the power, and scales back.
+        "invert" swaps bright and dark, v -> max + min - v, within the content.  Ours: if the
+        minimum value fills at least 5 % of the image (the 0 around a skull-stripped brain), it is
+        background and unchanged, and the rest is content; otherwise the whole image is inverted.
+        "gamma" scales to [0, 1], applies the power, and scales back.
     gamma : float
         The exponent; below 1 brightens.
 
     Returns
     -------
     Volume
-        float32, the same range of values; "none" gives the volume itself.
+        float32, with the same range of values; "none" returns the volume itself.
 
     Raises
     ------
     InputError
-        If there is no such change, or the exponent is not positive.
+        If the change is unknown, or the exponent is not positive.
     """
     if change not in CHANGES:
         raise InputError(f"The change is one of {', '.join(CHANGES)}; got {change!r}.")
     if not (gamma > 0 and np.isfinite(gamma)):
-        raise InputError(f"The exponent of a gamma is a positive number; got {gamma}.")
+        raise InputError(f"The exponent gamma is a positive number; got {gamma}.")
     if change == "none":
         return volume
     values = volume.values.astype(np.float32)
@@ -75,36 +74,36 @@ def _inverted(values: NDArray[np.float32], low: np.float32) -> NDArray[np.float3
 
 START = "start"
 EXTRA = (
-    'pip install "shmoareg[peers]". Use a virtual environment of its own for it, as antspyx holds'
-    " numpy below 2.4."
+    'pip install "shmoareg[peers]". Use a separate virtual environment, as antspyx requires numpy'
+    " below 2.4."
 )
 
 
 class Baseline(NamedTuple):
-    """What is known of a method before it is loaded.
+    """Description and requirements of a method.
 
     Attributes
     ----------
-    home : str
-        Its class, "SyN"; "register" for those that `register` does.
+    class_name : str
+        Name of its class, such as "SyN"; "register" for methods of `register`.
     imports : tuple of str
-        What it uses beyond our own, down to the module, so that no import is left for its run.
+        Modules of other packages, imported before the run so that imports are not timed.
     distribution : str or None
-        How pip calls the optional one of them.
-    says : str
-        What it is, for people.
+        Name of the optional package for pip.
+    description : str
+        Description for people.
     options : tuple of str
-        The settings that its class takes, of those of peers.
+        Settings that its class takes.
     programs : tuple of str
-        What it runs, by their names on the PATH.
+        Programs that it runs, by their names on the PATH.
     source : str
-        Where what it needs comes from.
+        How to install the requirements.
     """
 
-    home: str
+    class_name: str
     imports: tuple[str, ...]
     distribution: str | None
-    says: str
+    description: str
     options: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     source: str = EXTRA
@@ -139,8 +138,8 @@ METHODS = {
         "Demons",
         ("SimpleITK",),
         None,
-        "our alignment, then ITK's diffeomorphic demons; the set-up (levels, iterations, smoothing)"
-        " is ours, and its histogram matching cannot follow an inverted contrast",
+        "our alignment, then ITK's diffeomorphic demons with our settings (levels, iterations,"
+        " smoothing); its histogram matching does not work with inverted contrast",
     ),
     "convexadam": Baseline(
         "ConvexAdam",
@@ -153,12 +152,12 @@ METHODS = {
         "UniGradICON",
         ("SimpleITK", "icon_registration.networks"),
         "icon_registration",
-        "our alignment, then uniGradICON's network on 175x175x175 voxels, with weights that the"
-        " user gave and without its instance optimisation",
+        "our alignment, then uniGradICON's network on 175x175x175 voxels, with weights given by the"
+        " user and without instance optimisation",
         ("unigradicon_weights", "device"),
         source=(
-            "pip install icon_registration. It brings ITK and torchvision: use a virtual"
-            " environment of its own."
+            "pip install icon_registration. It also installs ITK and torchvision: use a separate"
+            " virtual environment."
         ),
     ),
     "niftyreg": Baseline(
@@ -177,25 +176,21 @@ METHODS = {
 """All methods by name; `start` is always scored."""
 
 TIMED = {f"affine+refine@{name}": name for name in ("shmoareg", "shmoareg+refine")}
-"""Those whose refinement ends after the seconds that another method's deformation took on the same
-pair.
-"""
+"""Methods with a refinement limited to the seconds of another method's deformation of the pair."""
 
 METHODS |= {
     timed: Baseline(
         "register",
         ("SimpleITK",),
         None,
-        f"affine+refine, its refinement ended after the seconds that {name} took to deform the same"
-        " pair",
+        f"affine+refine, with the refinement stopped after the seconds that {name} took to deform"
+        " the same pair",
     )
     for timed, name in TIMED.items()
 }
 
 SMOOTHER = {f"affine+refine:{name}": name for name in ("balanced", "smooth")}
-"""Those that refine with a smoothness of their own: with affine+refine, the curve of accuracy over
-regularity.
-"""
+"""Methods that refine with another smoothness: a curve of accuracy against regularity."""
 
 METHODS |= {
     method: Baseline("register", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
@@ -203,66 +198,68 @@ METHODS |= {
 }
 
 NETWORKS = ("shmoareg", "shmoareg+refine")
-"""Those that need weights."""
+"""Methods that need weights."""
 
 REFINED = ("affine+refine", *TIMED, *SMOOTHER, "shmoareg+refine")
-"""Those that refine on the pair."""
+"""Methods that refine on the pair."""
 
 
 def check_available(name: str) -> None:
-    """Refuse a method that is not known, or whose package or programs are not installed.
+    """Check that a method is known and that its package and programs are installed.
 
     Raises
     ------
     InputError
-        With what to do.
+        If not, with how to install it.
     """
     if name not in METHODS:
         raise InputError(f"There is no method '{name}'; the methods are {', '.join(METHODS)}.")
-    peer = METHODS[name]
-    missing = [module for module in peer.imports if find_spec(module.partition(".")[0]) is None]
+    baseline = METHODS[name]
+    missing = [module for module in baseline.imports if find_spec(module.partition(".")[0]) is None]
     if missing:
         raise InputError(
-            f"The method '{name}' needs the package {peer.distribution or missing[0]}, which is not"
-            f" installed: {peer.source}"
+            f"The method '{name}' needs the package {baseline.distribution or missing[0]}, which is"
+            f" not installed: {baseline.source}"
         )
-    absent = [program for program in peer.programs if which(program) is None]
-    if absent:
+    missing_programs = [program for program in baseline.programs if which(program) is None]
+    if missing_programs:
         raise InputError(
-            f"The method '{name}' runs {' and '.join(peer.programs)}, but there is no"
-            f" {' and no '.join(absent)} on the PATH: {peer.source}"
+            f"The method '{name}' runs {' and '.join(baseline.programs)}, but there is no"
+            f" {' and no '.join(missing_programs)} on the PATH: {baseline.source}"
         )
 
 
 def used_versions(name: str) -> dict[str, str]:
-    """Versions of the optional package and of the programs that a method uses, by name."""
-    peer, found = METHODS[name], {}
-    if peer.distribution is not None:
+    """Versions of the optional package and of the programs of a method, by name."""
+    baseline, found = METHODS[name], {}
+    if baseline.distribution is not None:
         try:
-            found[peer.distribution] = version(peer.distribution)
+            found[baseline.distribution] = version(baseline.distribution)
         except PackageNotFoundError:
-            found[peer.distribution] = "unknown"
-    for program in peer.programs:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split()
-        found[program] = said[-1] if said else "unknown"
+            found[baseline.distribution] = "unknown"
+    for program in baseline.programs:
+        output = subprocess.run(
+            [program, "--version"], capture_output=True, text=True
+        ).stdout.split()
+        found[program] = output[-1] if output else "unknown"
     return found
 
 
 def import_modules(name: str) -> None:
-    """Import all that a method uses, so that no import is left for its run."""
+    """Import all modules of a method, so that imports are not timed."""
     for module in METHODS[name].imports:
         import_module(module)
 
 
 def load_method(name: str, **options: object) -> Method:
-    """A method that has a class of its own, with all that it imports already imported.
+    """Instantiate a method that has its own class; `evaluated_method` makes the others.
 
     Parameters
     ----------
     name : str
-        One of `METHODS`; those that `register` does are made by `evaluated_method`.
+        One of `METHODS`.
     **options
-        Those of the method's class.
+        Options of the class.
 
     Raises
     ------
@@ -272,5 +269,5 @@ def load_method(name: str, **options: object) -> Method:
     check_available(name)
     import_modules(name)
     baselines = import_module("napari_shmoareg.evaluation.baselines")
-    made: Method = getattr(baselines, METHODS[name].home)(**options)
-    return made
+    method: Method = getattr(baselines, METHODS[name].class_name)(**options)
+    return method

@@ -1,6 +1,6 @@
-"""The folder of an evaluation: plan, one file per pair, resumed by the same command.
+"""Evaluation folder: a plan and one file per pair; resumed by the same command.
 
-Several processes may work in it at once.
+Several processes can work in it at the same time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Table = dict[str, float | None]
 
 @dataclass(frozen=True)
 class _Plan:
-    """The parts of a plan that are read, and their types."""
+    """Fields of a plan that are read, with their types."""
 
     dataset: dict[str, Any]
     part: str
@@ -59,7 +59,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Case:
-    """The parts of a case that are read, and their types."""
+    """Fields of a case that are read, with their types."""
 
     number: int
     moving: str
@@ -84,7 +84,7 @@ class _Stage:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Which labels both images of a case have, and which only one."""
+    """Labels that both images of a case have, and labels of only one."""
 
     both: list[int]
     only_moving: list[int] | None = None
@@ -92,18 +92,13 @@ class _Labels:
 
 
 class EvaluationFolder(WorkFolder):
-    """The folder of an evaluation: evaluation.json, and a case per pair in cases/.
-
-    Parameters
-    ----------
-    path : str or Path
-    """
+    """The folder of an evaluation: evaluation.json, and one case per pair in cases/."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path, "evaluation.json", "cases", "evaluation")
 
     def read_plan(self) -> dict[str, Any]:
-        """The plan.
+        """Read evaluation.json.
 
         Raises
         ------
@@ -113,7 +108,7 @@ class EvaluationFolder(WorkFolder):
         if not self.plan.is_file():
             raise InputError(
                 f"{self.path} holds no evaluation (there is no {self.plan.name}). Give a folder"
-                " that 'shmoareg evaluate --out' wrote."
+                " written by 'shmoareg evaluate --out'."
             )
         found = super().read_plan()
         if found.get("format") != FORMAT:
@@ -124,13 +119,13 @@ class EvaluationFolder(WorkFolder):
             check_row(_Plan, found)
             texts = [found["dataset"]["path"], (found["weights"] or {"name": ""})["name"]]
             if not all(isinstance(text, str) for text in texts):
-                raise ValueError("a path or a name is no text")
+                raise ValueError("a path or a name is not text")
         except (KeyError, ValueError) as error:
             raise InputError(f"{self.plan} is damaged ({error}). Give another --out.") from error
         return found
 
     def read_case(self, number: int, pair: tuple[str, str]) -> Case | None:
-        """What a pair came to, the first being number 1; None if there is nothing yet.
+        """Read the case of a pair, numbered from 1; None if there is none yet.
 
         Raises
         ------
@@ -141,22 +136,20 @@ class EvaluationFolder(WorkFolder):
         def parse(case: Case) -> Case:
             check_row(_Case, case)
             if (case["number"], case["moving"], case["fixed"]) != (number, *pair):
-                raise ValueError("it is of another pair")
+                raise ValueError("it belongs to another pair")
             if case.get("labels"):
                 check_fields(_Labels, case["labels"])
                 check_row(_Labels, case["labels"])
             for stage in () if case["error"] else case["stages"].values():
                 check_row(_Stage, stage)
                 if not all(re.fullmatch(r"-?\d{1,18}", label) for label in stage["labels"]):
-                    raise ValueError("a label is no whole number")
+                    raise ValueError("a label is not a whole number")
             return case
 
         return self.read(f"{number:04d}", parse)
 
     def read_cases(self, plan: Mapping[str, Any]) -> tuple[list[Case], list[str]]:
-        """All cases that are there, in the order of the plan's pairs, and what is wrong with
-        damaged ones.
-        """
+        """All existing cases, in the order of the plan's pairs, and errors of damaged ones."""
         cases, damaged = [], []
         for number, (moving, fixed) in enumerate(plan["pairs"], start=1):
             try:
@@ -168,8 +161,8 @@ class EvaluationFolder(WorkFolder):
                 cases.append(case)
         return cases, damaged
 
-    def seen(self) -> set[tuple[str, int]]:
-        """Names and times of all case files, to notice that another process wrote one."""
+    def snapshot(self) -> set[tuple[str, int]]:
+        """Names and times of all case files, to detect that another process wrote one."""
         return {(entry.name, entry.stat().st_mtime_ns) for entry in self.rows.glob("[!.]*.json")}
 
 
@@ -181,12 +174,12 @@ SETTINGS: dict[str, Any] = {
     "definitions": False,
 }
 del SETTINGS["keep"]  # an evaluation keeps the best stage
-"""All that a method and its scoring take, as by default."""
+"""Default settings of methods and scoring."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which scans of a data set are meant.
+    """A part of a data set.
 
     Attributes
     ----------
@@ -194,9 +187,9 @@ class Part:
     name : str
         One of `PARTS`, or "all".
     split : str
-        How it was divided, in words.
+        Description of the split.
     scans : tuple of str or None
-        Their names; None: all.
+        Names of the scans; None is all.
     """
 
     dataset: DatasetChoice
@@ -207,15 +200,15 @@ class Part:
 
 @dataclass(frozen=True)
 class RunChoice:
-    """What a run of learning tells an evaluation.
+    """Inputs that an evaluation takes from a training run.
 
     Attributes
     ----------
     part : Part
     weights : str or None
-        The best it has so far; None if it has none yet.
+        The best weights so far; None if there are none yet.
     affine : str
-        How its scans were aligned.
+        How the scans of the run were aligned.
     """
 
     part: Part
@@ -223,19 +216,19 @@ class RunChoice:
     affine: str
 
 
-def of_run(run: str | Path, part: str = "test") -> RunChoice:
-    """The data set, a part of the split, and the best weights of a run of learning.
+def part_from_run(run: str | Path, part: str = "test") -> RunChoice:
+    """The data set, a part of the split, and the best weights of a training run.
 
     Raises
     ------
     InputError
-        If it is no run, or its split is not there yet.
+        If the folder is no run, or the run has no split yet.
     """
     folder = RunFolder(run)
     plan = read_plan(folder.run_json)
     if not folder.split.is_file():
         raise InputError(
-            f"{folder.path} has no split yet (there is no {folder.split.name}): let the run begin"
+            f"{folder.path} has no split yet (there is no {folder.split.name}). Start the run"
             " first."
         )
     division = read_division(folder.split)
@@ -246,7 +239,7 @@ def of_run(run: str | Path, part: str = "test") -> RunChoice:
         name in division.left_out for one in PARTS for name in getattr(division.split, one)
     )
     scans = "one scan" if left_out == 1 else f"{left_out} scans"
-    without = f", without {scans} that its check-up left out" if left_out else ""
+    without = f", without {scans} left out by its quality check" if left_out else ""
     weights = None if folder.weights is None else str(folder.weights)
     return RunChoice(
         Part(plan.dataset, part, f"of the run {folder.path}{without}", names),
@@ -255,15 +248,15 @@ def of_run(run: str | Path, part: str = "test") -> RunChoice:
     )
 
 
-def of_split(
+def part_from_split(
     choice: DatasetChoice, dataset: Dataset, part: str, split: str | None, seed: int
 ) -> Part:
-    """A part of a data set, divided now.
+    """A part of a data set from a new split.
 
     Raises
     ------
     InputError
-        If it cannot be divided so.
+        If this split is not possible.
     """
     if part == ALL:
         return Part(choice, ALL, "none")
@@ -274,27 +267,25 @@ def of_split(
 def pairs_of(
     dataset: Dataset, part: Part, count: int | None = None, seed: int = 1
 ) -> list[tuple[str, str]]:
-    """The pairs (moving, fixed) of a part: all that can be made of it, or so many, each scan as
-    often as the others.
+    """The pairs (moving, fixed) of a part: all, or `count` pairs that use the scans evenly.
 
     Raises
     ------
     InputError
-        If there is none, or a scan of the part is not in the data set.
+        If there are no pairs, or a scan of the part is not in the data set.
     """
     names = dataset.names if part.scans is None else part.scans
     missing = sorted(set(names) - set(dataset.names))
     if missing:
         raise InputError(
             f"{len(missing)} scans of the part '{part.name}' are not in {dataset.root}, such as"
-            f" '{missing[0]}'. Was the data set moved or changed since? Give the one that it was."
+            f" '{missing[0]}'. Was the data set moved or changed since? Give the original one."
         )
     pairs = dataset.ordered_pairs(names)
     if not pairs:
         raise InputError(
             f"No pair can be made of the {len(names)} scans of the part '{part.name}' of"
-            f" {dataset.root} (split: {part.split}). Name another --part, or divide the data set"
-            " otherwise."
+            f" {dataset.root} (split: {part.split}). Choose another --part or another split."
         )
     if count is None or count >= len(pairs):
         return pairs
@@ -309,7 +300,7 @@ def evaluation_plan(
     weights: str | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that the numbers depend on, as it stands in evaluation.json.
+    """Everything that the results depend on, as written to evaluation.json.
 
     Parameters
     ----------
@@ -318,11 +309,11 @@ def evaluation_plan(
     method : str
         One of `napari_shmoareg.evaluation.methods.METHODS`.
     weights : str or None
-        Shipped name or file; None for a method without.
+        Shipped name or file; None for a method without weights.
     settings : mapping
-        Those of `SETTINGS` that are otherwise.
+        Values that differ from `SETTINGS`.
     """
-    known = None if weights is None else {"name": weights, "sha256": checksum_of(weights)}
+    weights_info = None if weights is None else {"name": weights, "sha256": checksum_of(weights)}
     path = str(user_path(part.dataset.path).resolve())
     installed = {name: number for name, number in versions().items() if number is not None}
     plan: dict[str, Any] = {
@@ -331,7 +322,7 @@ def evaluation_plan(
         "part": part.name,
         "split": part.split,
         "method": method,
-        "weights": known,
+        "weights": weights_info,
         "settings": SETTINGS | dict(settings),
         "pairs": [list(pair) for pair in pairs],
         "versions": installed | used_versions(method),
@@ -342,7 +333,7 @@ def evaluation_plan(
 def ready_method(
     name: str, settings: Mapping[str, Any], weights: str | None, device: str
 ) -> Method:
-    """A method with its weights, ready to run.
+    """Load a method with its weights.
 
     Raises
     ------
@@ -353,25 +344,19 @@ def ready_method(
     return evaluated_method(name, SETTINGS | {**settings, "unigradicon_weights": weights}, network)
 
 
-KEPT = 4  # scans that stay in memory, as neighbouring pairs share one
-Tell = Callable[[Case | None, str], None]
+CACHED_SCANS = 4  # scans kept in memory, as consecutive pairs share one
+CaseCallback = Callable[[Case | None, str], None]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Every n-th pair.
-
-    Attributes
-    ----------
-    number, of : int
-        From 1: the second of eight is Shard(2, 8).
-    """
+    """Every n-th pair: the second of eight shards is Shard(2, 8)."""
 
     number: int = 1
     of: int = 1
 
     def share(self, count: int) -> list[int]:
-        """The numbers, from 1, of its pairs among so many."""
+        """Numbers, from 1, of the shard's pairs among `count` pairs."""
         return list(range(self.number, count + 1, self.of))
 
 
@@ -381,21 +366,20 @@ def evaluate_cases(
     dataset: Dataset,
     method: Method,
     shard: Shard,
-    tell: Tell,
+    report_case: CaseCallback,
 ) -> list[Case]:
-    """Run the pairs of a shard that have no case yet, or one with an error.
+    """Run the pairs of a shard that have no case yet, or a case with an error.
 
     Parameters
     ----------
     folder : EvaluationFolder
-        Begun with the plan.
+        Already started with the plan.
     plan : mapping
     dataset : Dataset
     method : callable
     shard : Shard
-    tell : callable
-        Called after each pair with its case and nothing, and with None and a word on a damaged
-        case.
+    report_case : callable
+        Called with (case, "") after each pair, and with (None, message) for a damaged case.
 
     Returns
     -------
@@ -405,7 +389,7 @@ def evaluate_cases(
     Raises
     ------
     InputError
-        If a case cannot be written.  What goes wrong within a pair is its case's "error".
+        If a case cannot be written.  Errors of a pair are saved as "error" in its case.
     """
     settings = plan["settings"]
     measures = selected(surface=settings["surface"], definitions=settings["definitions"])
@@ -413,17 +397,17 @@ def evaluate_cases(
         "device": find_device(settings["device"]).type,
         "threads": torch.get_num_threads(),
     }
-    read = lru_cache(maxsize=KEPT)(dataset.read)
+    read = lru_cache(maxsize=CACHED_SCANS)(dataset.read)
 
-    def kept(key: str) -> Case | None:
+    def finished_case(key: str) -> Case | None:
         try:
             case = folder.read_case(int(key), tuple(plan["pairs"][int(key) - 1]))
         except InputError as error:
-            tell(None, f"{error} The pair is registered again.")
+            report_case(None, f"{error} The pair is registered again.")
             return None
         return None if case is None or case["error"] else case
 
-    def do(key: str) -> Case:
+    def run_case(key: str) -> Case:
         moving, fixed = plan["pairs"][int(key) - 1]
         about = {"number": int(key), "moving": moving, "fixed": fixed}
         for role in ("moving", "fixed"):
@@ -433,9 +417,9 @@ def evaluate_cases(
 
     found = []
     keys = [f"{number:04d}" for number in shard.share(len(plan["pairs"]))]
-    for case, new in folder.complete(keys, kept, do):
+    for case, new in folder.complete(keys, finished_case, run_case):
         if new:
-            tell(case, "")
+            report_case(case, "")
         found.append(case)
     return found
 
@@ -447,7 +431,7 @@ def _case(
     method: Method,
     measures: Collection[str],
 ) -> dict[str, Any]:
-    """Seconds, warnings and stages of one pair, or its error."""
+    """Run one pair: its seconds, warnings and stages, or its error."""
     case: dict[str, Any] = {"seconds": None, "warnings": [], "error": "", "stages": {}}
     try:
         (moving, moving_labels), (fixed, fixed_labels) = read(names[0]), read(names[1])
@@ -461,7 +445,7 @@ def _case(
         if moving_labels is not None and fixed_labels is not None:
             case["labels"] = {key: list(found) for key, found in labels_of(pair)._asdict().items()}
         case["stages"] = measure_pair(pair, result, measures, points)  # type: ignore[arg-type]
-    except Exception as error:  # one pair of a long night: it is told and kept in its case
+    except Exception as error:  # the other pairs continue; the error is saved in the case
         text = " ".join(str(error).split()) or "no message"
         case["error"] = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
     return case

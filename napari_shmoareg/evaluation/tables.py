@@ -1,4 +1,4 @@
-"""Tables of an evaluation: means, spreads, per pair and per label."""
+"""Tables of an evaluation: means and spreads, per pair and per label."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from napari_shmoareg.evaluation.comparison import (
     PairedTest,
     compare,
     is_worse,
-    list_of,
+    markdown_list,
     table_head,
     table_line,
 )
 from napari_shmoareg.evaluation.comparison import PAIRS as OVER_PAIRS
 from napari_shmoareg.evaluation.run import Case, EvaluationFolder
-from napari_shmoareg.io.files import check_name, writing
+from napari_shmoareg.io.files import atomic_write, check_name
 from napari_shmoareg.io.untrusted import printable
 from napari_shmoareg.metrics import SharedLabels
 from napari_shmoareg.metrics.measure import (
@@ -41,7 +41,11 @@ from napari_shmoareg.metrics.measure import (
 
 Row = Mapping[str, Any]
 ALL = "mean"  # in place of a label: the mean over a pair's labels
-STAGE_WORDS = {"start": "start (headers)", "affine": "after the affine", "after": "after all"}
+STAGE_WORDS = {
+    "start": "start (headers)",
+    "affine": "after the affine",
+    "after": "after registration",
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,9 @@ class Summary:
     Attributes
     ----------
     stage, label, measure : str
-        The label is "mean" for the mean over a pair's labels, and for what has no labels.
+        The label is "mean" for means over the labels of a pair and for measures without labels.
     n : int
-        Pairs that were measured.
+        Number of measured pairs.
     mean, sd, median, least, most : float
         SD with n - 1; NaN for one pair.
     """
@@ -69,19 +73,19 @@ class Summary:
     most: float
 
     @property
-    def written(self) -> str:
-        """ "mean ± SD"; the mean alone for one pair."""
+    def text(self) -> str:
+        """Format as "mean ± SD"; the mean alone for one pair."""
         form = MEASURES[self.measure].form
         return f"{self.mean:{form}}" + ("" if math.isnan(self.sd) else f" ± {self.sd:{form}}")
 
 
 def summarise(pairs: Iterable[Row], labels: Iterable[Row] = ()) -> list[Summary]:
-    """Summaries of all measures, per stage over all labels, then per stage and label.
+    """Summarise all measures, per stage over all labels, then per stage and label.
 
     Parameters
     ----------
     pairs, labels : iterable of mappings
-        As of `pair_rows` and `label_rows`; rows with an error, None and NaN are left out.
+        From `pair_rows` and `label_rows`; rows with an error, None and NaN are left out.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in pairs:
@@ -107,21 +111,22 @@ def summarise(pairs: Iterable[Row], labels: Iterable[Row] = ()) -> list[Summary]
 
 
 def worse_than_start(pairs: Iterable[Row]) -> tuple[int, int]:
-    """Pairs that ended worse than they began, of so many; by Dice, else landmarks, else
-    correlation.
+    """Number of pairs that ended worse than their start, and number of pairs compared.
+
+    By Dice, else landmarks, else correlation.
     """
     ends: dict[tuple[str, str], dict[str, Row]] = {}
     for row in pairs:
         if not row["error"]:
             ends.setdefault((row["moving"], row["fixed"]), {})[row["stage"]] = row
-    worse = judged = 0
+    worse = compared = 0
     for stages in ends.values():
         if "start" not in stages or "after" not in stages:
             continue
         outcome = is_worse(stages["after"], stages["start"])
-        judged += outcome is not None
+        compared += outcome is not None
         worse += bool(outcome)
-    return worse, judged
+    return worse, compared
 
 
 def stage_table(summaries: Sequence[Summary]) -> list[str]:
@@ -129,7 +134,7 @@ def stage_table(summaries: Sequence[Summary]) -> list[str]:
     chosen = [s for s in summaries if s.label == ALL]
     columns = [name for name in MEASURES if any(s.measure == name for s in chosen)]
     rows = [stage for stage in STAGES if any(s.stage == stage for s in chosen)]
-    cells = {(s.stage, s.measure): s.written for s in chosen}
+    cells = {(s.stage, s.measure): s.text for s in chosen}
     counts = {stage: max(s.n for s in chosen if s.stage == stage) for stage in rows}
     lines = table_head(["", "pairs", *(MEASURES[name].words for name in columns)])
     for stage in rows:
@@ -146,9 +151,7 @@ def stage_table(summaries: Sequence[Summary]) -> list[str]:
 
 
 def label_table(summaries: Sequence[Summary]) -> list[str]:
-    """Markdown lines: a row per label, its measures after all, and its Dice at the start; empty
-    without labels.
-    """
+    """Markdown lines: a row per label, final measures and initial Dice; empty without labels."""
     chosen = [s for s in summaries if s.label != ALL]
     labels = list(dict.fromkeys(s.label for s in chosen))
     if not labels:
@@ -163,13 +166,13 @@ def label_table(summaries: Sequence[Summary]) -> list[str]:
         known = [cells.get(("after", label, name)) for name in columns]
         start = cells.get(("start", label, "dice"))
         counts = [s.n for s in known if s is not None]
-        written = ["" if s is None else s.written for s in (start, *known)]
+        written = ["" if s is None else s.text for s in (start, *known)]
         lines.append(table_line([label, str(max(counts, default=0)), *written]))
     return lines
 
 
 def definition_lines(summaries: Sequence[Summary]) -> list[str]:
-    """What each measure of the tables is."""
+    """Markdown lines: definitions of the measures in the tables."""
     used = {s.measure for s in summaries}
     return [
         f"- **{MEASURES[name].words}**: {MEASURES[name].definition}"
@@ -181,7 +184,7 @@ def definition_lines(summaries: Sequence[Summary]) -> list[str]:
 def comparison_page(
     tests: Sequence[PairedTest], first: str, second: str, notes: Sequence[str]
 ) -> str:
-    """Markdown: the tests of two evaluations, `first` and `second` being what each is."""
+    """Markdown page with the tests of two evaluations, called `first` and `second`."""
     parts = [f"# {first} against {second}", *notes]
     for over in (OVER_PAIRS, SUBJECTS):
         chosen = [test for test in tests if test.over == over]
@@ -192,7 +195,7 @@ def comparison_page(
             "median, second",
             "median difference",
             "p",
-            "what it says",
+            "result",
         ]
         lines = table_head(heads)
         for test in chosen:
@@ -201,16 +204,16 @@ def comparison_page(
             p = "" if math.isnan(test.p) else f"{test.p:.2g}"
             difference = f"{test.difference:+{measure.form}}"
             lines.append(
-                table_line([measure.words, str(test.n), *numbers, difference, p, test.says])
+                table_line([measure.words, str(test.n), *numbers, difference, p, test.sentence])
             )
         if chosen:
             parts += [f"## Over {over}", "\n".join(lines)]
-    words = "Wilcoxon signed-rank tests, two-sided, of the first minus the second, after all."
+    words = "Two-sided Wilcoxon signed-rank tests of first minus second, after registration."
     return "\n\n".join([*parts, f"{words} {CAUTION}"]) + "\n"
 
 
 def summary_row(summary: Summary) -> dict[str, Any]:
-    """For a table, with the words of its definition."""
+    """Table row, with the definition of the measure."""
     return asdict(summary) | {"definition": MEASURES[summary.measure].definition}
 
 
@@ -225,16 +228,16 @@ _ABOUT = ("case", "moving", "fixed", "moving_subject", "fixed_subject", "stage")
 
 
 @dataclass(frozen=True)
-class Written:
-    """What the tables came to.
+class WrittenTables:
+    """Contents of the written tables.
 
     Attributes
     ----------
     summaries : list of Summary
     pairs, done, failed : int
-        Pairs of the plan; of them those with a case, and those whose case is an error.
+        Number of pairs in the plan, with a case, and with an error.
     damaged : list of str
-        What is wrong with cases that could not be read.
+        Errors of cases that could not be read.
     """
 
     summaries: list[Summary]
@@ -244,9 +247,8 @@ class Written:
     damaged: list[str]
 
 
-def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> Written:
-    """Write all tables from the cases that are there; again if another process wrote a case
-    meanwhile.
+def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> WrittenTables:
+    """Write all tables from the existing cases; repeat if another process wrote a case meanwhile.
 
     Raises
     ------
@@ -254,13 +256,13 @@ def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> Written:
         If they cannot be written.
     """
     while True:
-        seen = folder.seen()
+        snapshot = folder.snapshot()
         cases, damaged = folder.read_cases(plan)
         pairs = [row for case in cases for row in pair_rows(case)]
         labels = [row for case in cases for row in label_rows(case)]
         summaries = summarise(pairs, labels)
         failed = sum(bool(case["error"]) for case in cases)
-        written = Written(summaries, len(plan["pairs"]), len(cases), failed, damaged)
+        written = WrittenTables(summaries, len(plan["pairs"]), len(cases), failed, damaged)
         _write(folder.path / PAIRS, as_csv(pairs, (*_ABOUT, *columns_of(pairs), "error")))
         if labels:
             about = ("case", "moving", "fixed", "stage", "label", "in")
@@ -271,15 +273,14 @@ def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> Written:
             as_csv(rows, tuple(rows[0]) if rows else ("stage", "label", "measure")),
         )
         _write(folder.path / PAGE, summary_page(plan, cases, pairs, written))
-        if folder.seen() == seen:
+        if folder.snapshot() == snapshot:
             return written
 
 
 def write_comparison(
     folder: EvaluationFolder, other: EvaluationFolder
 ) -> tuple[list[PairedTest], Path]:
-    """Test an evaluation against another one on the pairs that both have; what came out, and the
-    page.
+    """Test an evaluation against another one on their common pairs; return the tests and the page.
 
     Raises
     ------
@@ -289,7 +290,10 @@ def write_comparison(
     if folder.path.resolve() == other.path.resolve():
         raise InputError(f"{other.path} is the evaluation itself; give another one to --against.")
     plans = folder.read_plan(), other.read_plan()
-    both = [place.read_cases(plan)[0] for place, plan in zip((folder, other), plans, strict=True)]
+    both = [
+        evaluation.read_cases(plan)[0]
+        for evaluation, plan in zip((folder, other), plans, strict=True)
+    ]
     rows = [[row for case in cases for row in pair_rows(case)] for cases in both]
     tests = compare(*rows)
     if not tests:
@@ -310,7 +314,7 @@ def write_comparison(
 
 
 def comparison_file(folder: EvaluationFolder, other: EvaluationFolder) -> Path:
-    """Where `write_comparison` writes.
+    """Path of the page of `write_comparison`.
 
     Raises
     ------
@@ -326,9 +330,9 @@ def summary_page(
     plan: Mapping[str, Any],
     cases: Sequence[Case],
     pairs: Sequence[Mapping[str, Any]],
-    written: Written,
+    written: WrittenTables,
 ) -> str:
-    """summary.md as text."""
+    """The text of summary.md."""
     state = (
         ""
         if written.done >= written.pairs
@@ -336,48 +340,50 @@ def summary_page(
     )
     count = "one pair" if written.pairs == 1 else f"{written.pairs} pairs"
     parts = [
-        f"# Evaluation: {described(plan)}",
+        f"# Evaluation: {describe_plan(plan)}",
         f"{count}, listed in evaluation.json; every number is in {PAIRS} and {LABELS}.{state}",
     ]
     if written.summaries:
-        worse, judged = worse_than_start(pairs)
+        worse, compared = worse_than_start(pairs)
         parts += ["\n".join(stage_table(written.summaries))]
         parts += [
             "Mean ± SD over pairs; a pair's Dice and surface distances are the means over the"
             " labels that both of its images have. "
-            + (f"{worse} of {judged} pairs ended worse than they began." if judged else "")
+            + (f"{worse} of {compared} pairs ended worse than their start." if compared else "")
         ]
     labels = label_table(written.summaries)
     if labels:
-        parts += ["## Per label, after all", "\n".join(labels)]
+        parts += ["## Per label, after registration", "\n".join(labels)]
     elif any(not case["error"] for case in cases):
         parts += [
-            "The scans have no labels (or one of each pair has none): correlation tells how alike"
-            " they became."
+            "The scans have no labels (or one scan of each pair has none): see the correlation for"
+            " their similarity."
         ]
     if written.summaries:
         parts += ["## Definitions", "\n".join(definition_lines(written.summaries))]
         parts += [
-            "On the fixed image's own grid; labels by nearest neighbour in one interpolation of the"
-            " original."
+            "On the fixed image's own grid; the original labels are warped by nearest neighbour in"
+            " one interpolation."
         ]
-    lacking = [case for case in cases if not case["error"] and _lacks(case)]
-    if lacking:
-        listed = [f"- {c['moving']} onto {c['fixed']}: {_shared(c).description}" for c in lacking]
-        parts += ["## Labels that one image of a pair lacks (in no mean)", "\n".join(listed)]
+    incomplete = [case for case in cases if not case["error"] and _has_missing_labels(case)]
+    if incomplete:
+        listed = [
+            f"- {c['moving']} onto {c['fixed']}: {_label_sets(c).description}" for c in incomplete
+        ]
+        parts += ["## Labels missing in one image of a pair (not in the means)", "\n".join(listed)]
     failures = [f"- {c['moving']} onto {c['fixed']}: {c['error']}" for c in cases if c["error"]]
     if failures or written.damaged:
         damaged = [f"- {text}" for text in written.damaged]
         parts += [
             "## Failed",
             "\n".join([*failures, *damaged]),
-            "The same command tries them again.",
+            "Run the same command to try them again.",
         ]
-    warned = Counter(text for case in cases for text in case.get("warnings", ()))
-    if warned:
+    warnings = Counter(text for case in cases for text in case.get("warnings", ()))
+    if warnings:
         parts += [
             "## Warnings",
-            "\n".join(f"- {text} ({number} pairs)" for text, number in warned.most_common(10)),
+            "\n".join(f"- {text} ({number} pairs)" for text, number in warnings.most_common(10)),
         ]
     about = {"data set": plan["dataset"]["path"], "part": plan["part"], "split": plan["split"]}
     weights = plan["weights"] or {}
@@ -385,32 +391,30 @@ def summary_page(
         "weights": weights.get("name", "none"),
         "SHA-256 of the weights": weights.get("sha256", "none"),
     }
-    parts += ["## What was evaluated", list_of(about | plan["settings"])]
-    parts += ["## Machine and versions", _machines(cases), list_of(plan["versions"])]
+    parts += ["## Evaluation settings", markdown_list(about | plan["settings"])]
+    parts += ["## Machine and versions", _machines(cases), markdown_list(plan["versions"])]
     return "\n\n".join(parts) + "\n"
 
 
-def _shared(case: Case) -> SharedLabels:
-    """Which labels both images of a case have; nothing where it was written before that was
-    kept.
-    """
+def _label_sets(case: Case) -> SharedLabels:
+    """Labels of both images of a case; empty for cases of an earlier version."""
     return SharedLabels(
         **{key: tuple(found) for key, found in (case.get("labels") or {"both": ()}).items()}
     )
 
 
-def _lacks(case: Case) -> bool:
-    return bool(_shared(case).missing)
+def _has_missing_labels(case: Case) -> bool:
+    return bool(_label_sets(case).missing)
 
 
-def described(plan: Mapping[str, Any]) -> str:
-    """The method and its weights, in a few words."""
+def describe_plan(plan: Mapping[str, Any]) -> str:
+    """Short description: the method and its weights."""
     weights = plan["weights"]
     return plan["method"] + ("" if weights is None else f" with {Path(weights['name']).name}")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV text; what a row lacks, or is None or NaN, is empty."""
+    """Rows as CSV text; missing values, None and NaN are empty."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -428,15 +432,15 @@ def _notes(
     plans: tuple[Mapping[str, Any], Mapping[str, Any]],
     both: Sequence[Sequence[Case]],
 ) -> list[str]:
-    """What the two are, and what speaks against comparing them."""
+    """Notes on both evaluations and on differences that affect the comparison."""
     names = folder.path.name, other.path.name
     notes = [
-        f"{name}: {described(plan)}, {len(cases)} pairs."
+        f"{name}: {describe_plan(plan)}, {len(cases)} pairs."
         for name, plan, cases in zip(names, plans, both, strict=True)
     ]
     if plans[0]["dataset"] != plans[1]["dataset"]:
         notes.append(
-            f"**Their data sets were given differently** ({plans[0]['dataset']['path']}, "
+            f"**The data sets were specified differently** ({plans[0]['dataset']['path']}, "
             f"{plans[1]['dataset']['path']}): pairs are matched by name alone."
         )
     unfinished = [
@@ -453,26 +457,22 @@ def _notes(
 
 
 def _machines(cases: Sequence[Case]) -> str:
-    """Where the pairs were run; seconds of unlike machines should not be averaged."""
+    """Machines that ran the pairs; seconds of different machines should not be averaged."""
     counts = Counter(
         ", ".join(f"{k} {v}" for k, v in case.get("machine", {}).items()) for case in cases
     )
-    lines = [f"- {number} pairs: {told}" for told, number in counts.most_common()]
+    lines = [f"- {number} pairs: {machine}" for machine, number in counts.most_common()]
     mixed = (
-        ["", "**The seconds are of several machines or devices, mixed.**"]
-        if len(counts) > 1
-        else []
+        ["", "**The seconds come from several machines or devices.**"] if len(counts) > 1 else []
     )
     return "\n".join([*lines, *mixed])
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a table whole; again where a process on another machine took the half-written one for a
-    leftover.
-    """
+    """Write a table atomically; retry if another machine's process removed the partial file."""
     for attempt in range(3):
         try:
-            with writing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(printable(text), encoding="utf-8", newline="")
             return
         except FileNotFoundError:

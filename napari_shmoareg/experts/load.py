@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.model.routing import MOST, GateId, RoutingTrace
+from napari_shmoareg.model.routing import LARGEST_NUMBER, GateId, RoutingTrace
 
 MAX_COUNT = 2**53
 
@@ -86,14 +86,17 @@ class ExpertLoad:
         Raises
         ------
         KeyError, ValueError
-            If a column is missing, or holds no whole number from 0 (an expert: below `MOST`).
+            If a column is missing, or holds no whole number from 0 (an expert: below
+            `LARGEST_NUMBER`).
         """
         found: dict[GateId, dict[int, int]] = {}
         for row in rows:
             fields = {name: row[name] if row[name] != "" else None for name in GateId._fields}
             whole = [name for name in ("layer", "block") if fields[name] is not None]
-            gate = GateId.parse(fields | {name: _whole(row, name, MOST) for name in whole})
-            expert, count = _whole(row, "expert", MOST), _whole(row, "count", MAX_COUNT)
+            gate = GateId.parse(
+                fields | {name: _whole(row, name, LARGEST_NUMBER) for name in whole}
+            )
+            expert, count = _whole(row, "expert", LARGEST_NUMBER), _whole(row, "count", MAX_COUNT)
             if found.setdefault(gate, {}).setdefault(expert, count) != count:
                 raise ValueError(
                     f"expert {expert} of {gate.part} layer {gate.layer} has two counts"
@@ -117,8 +120,8 @@ class ExpertLoad:
         cells: dict[GateId, int] = {}
         for entry in entries:
             gate, found = GateId.parse(entry), entry["counts"]
-            if not isinstance(found, list) or not 1 <= len(found) <= MOST:
-                raise ValueError(f"a gate has 1 to {MOST} experts")
+            if not isinstance(found, list) or not 1 <= len(found) <= LARGEST_NUMBER:
+                raise ValueError(f"a gate has 1 to {LARGEST_NUMBER} experts")
             if not all(type(n) is int and 0 <= n < MAX_COUNT for n in (*found, entry["cells"])):
                 raise ValueError(f"the counts of {gate} are no whole numbers")
             counts[gate], cells[gate] = np.array(found, dtype=np.int64), entry["cells"]

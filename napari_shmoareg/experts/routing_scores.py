@@ -25,7 +25,7 @@ from napari_shmoareg.metrics import dice, mean
 from napari_shmoareg.metrics.subject_bootstrap import subject_draws
 from napari_shmoareg.model.routing import Part
 from napari_shmoareg.registration.replay import Replay
-from napari_shmoareg.registration.similarity import similarity
+from napari_shmoareg.registration.similarity import compare_images
 
 Measure = Literal["dice", "similarity"]
 BEFORE, LEARNED = "before", "learned"
@@ -224,7 +224,7 @@ class PairMeasure:
         if self.measure == "dice":
             found = dice(self._warped_labels(displacement), self._truth, self._labels)
             return mean(found)
-        found = similarity(self._pair, self._transform(displacement))
+        found = compare_images(self._pair, self._transform(displacement))
         if found is None:
             raise InputError(
                 "The images do not overlap, so they cannot be compared. Check their headers."

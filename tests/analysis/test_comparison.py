@@ -82,14 +82,14 @@ def test_equal_terms_are_the_pairs_that_every_method_finished():
 
 def test_pairs_that_were_made_worse_are_counted_by_dice_and_else_by_landmarks():
     start, a, b = summarise(ROWS)
-    assert (start.judged, a.worse, a.judged, b.worse, b.judged) == (0, 0, 2, 1, 1)
+    assert (start.compared, a.worse, a.compared, b.worse, b.compared) == (0, 0, 2, 1, 1)
     rows = [
         row(1, "start", landmark_mm=4.0),
         row(1, "a", landmark_mm=5.0),
         row(2, "a", landmark_mm=1.0),
     ]
     _, a = summarise(rows)
-    assert (a.worse, a.judged) == (1, 1), "a pair without a start cannot be judged"
+    assert (a.worse, a.compared) == (1, 1), "a pair without a start cannot be compared"
 
 
 def test_the_table_has_a_line_per_method_and_only_what_was_measured():

@@ -15,7 +15,7 @@ from napari_shmoareg.evaluation.tables import label_table, stage_table, summaris
 from napari_shmoareg.geometry import DisplacementField, Transform, VolumePair, warp_volume
 from napari_shmoareg.metrics.measure import (
     MEASURES,
-    Found,
+    MethodResult,
     columns_of,
     label_rows,
     measure_pair,
@@ -36,14 +36,16 @@ SETTINGS = {
 
 
 @pytest.fixture
-def found(pair) -> Found:
+def found(pair) -> MethodResult:
     """A shift of 4 mm to the left as the affine, and a wave of up to 2.5 mm beside it."""
     matrix = np.eye(4)
     matrix[0, 3] = -4.0
     grid = pair.fixed.grid
     points = grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
     wave = np.stack([0 * points[..., 0], 2.5 * np.sin(points[..., 0] / 12), 0 * points[..., 0]], -1)
-    return Found(DisplacementField(wave.astype(np.float32) + np.float32([-4, 0, 0]), grid), matrix)
+    return MethodResult(
+        DisplacementField(wave.astype(np.float32) + np.float32([-4, 0, 0]), grid), matrix
+    )
 
 
 def case(
@@ -156,12 +158,14 @@ def test_landmarks_are_as_far_apart_as_the_displacement_leaves_them(pair, found)
 
 
 def test_an_affine_that_moves_nothing_is_the_start(pair, found):
-    measured = measure_pair(pair, Found(found.displacement, np.eye(4)), selected(surface=False))
+    measured = measure_pair(
+        pair, MethodResult(found.displacement, np.eye(4)), selected(surface=False)
+    )
     assert measured["affine"] == measured["start"]
 
 
 def test_a_method_without_a_known_affine_has_no_such_stage(pair, found):
-    assert list(measure_pair(pair, Found(found.displacement), selected(surface=False))) == [
+    assert list(measure_pair(pair, MethodResult(found.displacement), selected(surface=False))) == [
         "start",
         "after",
     ]
@@ -233,7 +237,7 @@ def test_the_tables_hold_means_and_spreads_with_one_column_per_measure():
     assert head == "|  | pairs | Dice | NCC | seconds |"
     assert rows == [
         "| start (headers) | 2 | 0.4000 ± 0.1414 | 0.1000 |  |",
-        "| after all | 3 | 0.3500 ± 0.0707 | 0.7000 | 2.00 ± 1.73 |",
+        "| after registration | 3 | 0.3500 ± 0.0707 | 0.7000 | 2.00 ± 1.73 |",
     ]
     assert label_table(summaries)[2:] == [
         "| 1 | 2 | 0.3500 ± 0.2121 | 0.5000 ± 0.1414 | 2.000 |",

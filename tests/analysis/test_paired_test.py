@@ -69,25 +69,25 @@ def test_a_better_first_is_called_better_with_its_p():
     assert pairs.difference == pytest.approx(np.median(gain)) and pairs.p == pytest.approx(
         2 / 2**20
     )
-    assert pairs.says.startswith("The first is higher, better (median difference +0.")
+    assert pairs.sentence.startswith("The first is higher, better (median difference +0.")
     groups = [np.mean(gain[start::5]) for start in range(5)]
     assert (subjects.over, subjects.n) == (SUBJECTS, 5) and subjects.p == pytest.approx(2 / 2**5)
     assert subjects.difference == pytest.approx(np.median(groups))
-    assert subjects.says.startswith("Too few to tell: with 5 that differ")
+    assert subjects.sentence.startswith("Too few differences: with 5")
 
 
 def test_a_distance_that_is_higher_is_worse():
     second = named(np.linspace(1, 3, 12))
     first = {key: value + 0.5 + 0.01 * value for key, value in second.items()}
     found = compare(rows(first, "assd_mm"), rows(second, "assd_mm"))[0]
-    assert found.says.startswith("The first is higher, worse") and found.measure == "assd_mm"
+    assert found.sentence.startswith("The first is higher, worse") and found.measure == "assd_mm"
 
 
 def test_no_difference_shown_is_not_called_equality():
     differences = np.array([0.1, -0.11, 0.12, -0.13, 0.14, -0.15, 0.16, -0.17])
     first, second = named(0.5 + differences), named(np.full(8, 0.5))
     found = compare(rows(first), rows(second))[0]
-    assert found.p > 0.05 and "No difference shown" in found.says and "no proof" in found.says
+    assert found.p > 0.05 and "No significant difference" in found.sentence and "not prove" in found.sentence
 
 
 def test_the_same_evaluation_twice_differs_in_nothing():
@@ -96,7 +96,7 @@ def test_the_same_evaluation_twice_differs_in_nothing():
         assert (
             math.isnan(found.p)
             and found.equal == found.n
-            and found.says.startswith("The same in all")
+            and found.sentence.startswith("The same in all")
         )
 
 

@@ -59,7 +59,7 @@ def ran(monkeypatch) -> list[IsolatedRun]:
             "memory_mib": 300.0,
         }
 
-    monkeypatch.setattr(command, "run_trial", run)
+    monkeypatch.setattr(command, "run_isolated", run)
     return ran
 
 
@@ -112,7 +112,7 @@ def test_a_method_that_fails_leaves_a_row_and_the_rest_goes_on(listed, ran, file
 
 
 def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shmoareg, monkeypatch):
-    out, pretend = files.folder / "out", command.run_trial
+    out, pretend = files.folder / "out", command.run_isolated
     words = ("benchmark", listed, "--methods", "affine", "--out", out)
 
     def stopped(trial: IsolatedRun):
@@ -120,14 +120,14 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shm
             raise KeyboardInterrupt
         return pretend(trial)
 
-    monkeypatch.setattr(command, "run_trial", stopped)
+    monkeypatch.setattr(command, "run_isolated", stopped)
     result = shmoareg(*words)
     assert result.exit_code == 130 and "3 of 4 runs" in result.stderr and "goes on" in result.stderr
     assert len(rows_of(out)) == 3 and "Not finished: 3 of 4 runs" in (out / "summary.md").read_text(
         encoding="utf-8"
     )
     before = rows_of(out)
-    monkeypatch.setattr(command, "run_trial", pretend)
+    monkeypatch.setattr(command, "run_isolated", pretend)
     assert shmoareg(*words).exit_code == 0
     assert len(ran) == 4 and rows_of(out)[:3] == before
     assert "Not finished" not in (out / "summary.md").read_text(encoding="utf-8")
@@ -245,7 +245,7 @@ def test_the_seconds_of_another_method_are_taken_from_the_same_pair(
             return {"error": "it broke"}
         return {"dice": 0.01 * len(trial.method), "seconds": 9.0, "deforming_seconds": 4.5}
 
-    monkeypatch.setattr(command, "run_trial", run)
+    monkeypatch.setattr(command, "run_isolated", run)
     out, names = files.folder / "out", "shmoareg,affine+refine@shmoareg"
     assert (
         shmoareg(

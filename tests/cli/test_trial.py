@@ -13,7 +13,7 @@ import pytest
 from napari_shmoareg.evaluation import baselines
 from napari_shmoareg.evaluation import isolated_run as trials
 from napari_shmoareg.evaluation import methods as methods_module
-from napari_shmoareg.evaluation.isolated_run import IsolatedRun, measure, run_trial
+from napari_shmoareg.evaluation.isolated_run import IsolatedRun, measure, run_isolated
 from napari_shmoareg.io import read_image
 from napari_shmoareg.model import SHMoARegConfig
 from napari_shmoareg.settings import RegistrationSettings
@@ -123,7 +123,7 @@ def test_a_peer_gets_the_options_that_it_takes(method, options, files, monkeypat
 def test_what_a_program_said_when_it_failed_is_the_error_of_the_trial(files, put_on_path):
     put_on_path("reg_f3d", "import sys; sys.exit('[NiftyReg ERROR] no memory')")
     put_on_path("reg_transform", "")
-    found = run_trial(replace(trial_of(files), method="niftyreg"))
+    found = run_isolated(replace(trial_of(files), method="niftyreg"))
     assert found == {"error": "RuntimeError: reg_f3d ended with code 1: [NiftyReg ERROR] no memory"}
 
 
@@ -135,11 +135,11 @@ def test_a_process_that_dies_is_an_error_that_says_how(files, monkeypatch):
     monkeypatch.setattr(
         trials, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     )
-    assert "signal 9 (out of memory?)" in run_trial(trial_of(files))["error"]
+    assert "signal 9 (out of memory?)" in run_isolated(trial_of(files))["error"]
     monkeypatch.setattr(
         trials, "COMMAND", (sys.executable, "-c", "raise SystemExit('no such thing')")
     )
-    assert run_trial(trial_of(files))["error"] == "its process ended with code 1: no such thing"
+    assert run_isolated(trial_of(files))["error"] == "its process ended with code 1: no such thing"
 
 
 def test_peak_memory_sees_what_was_held_and_let_go_by_this_process_alone():

@@ -208,7 +208,7 @@ def test_seconds_of_several_machines_are_told_to_be_mixed(folder):
         write(folder, case_of(number, pair) | {"machine": {"processor": f"p{number % 2}"}})
     write_tables(folder, plan_of(PAIRS))
     page = (folder.path / "summary.md").read_text(encoding="utf-8")
-    assert "- 2 pairs: processor p1" in page and "several machines or devices, mixed" in page
+    assert "- 2 pairs: processor p1" in page and "come from several machines or devices" in page
 
 
 def test_csv_has_nothing_where_nothing_was_measured():
@@ -229,7 +229,7 @@ def test_two_evaluations_are_compared_on_the_pairs_of_both(folder, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert (
         page.name == "against-other.md"
-        and "given differently" in text
+        and "specified differently" in text
         and "**Not finished: other.**" in text
     )
     assert (
