@@ -1,1 +1,1 @@
-"""Learning: settings, losses, steps, run folder, synthetic pairs."""
+"""Training: settings, losses, steps, run folders, synthetic pairs."""

@@ -1,6 +1,6 @@
-"""Random changes of a pair, alike and apart: poses, contrasts, mirrors.
+"""Random augmentation of a pair: poses, contrasts, flips.
 
-Ours; the paper has none.
+Ours: the paper does not augment.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from napari_shmoareg.registration.known_motion import motion_of
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.synthesis import smooth_noise
 
-# largest at strength 1; the shift as a share of the field of view
+# maxima at strength 1; the shift is a share of the field of view
 ANGLE, SCALE, SHIFT = math.radians(10), 0.1, 0.05
-RELATIVE_POSE = 0.2  # of the strength: by how much the two images of a pair differ in pose
+RELATIVE_POSE = 0.2  # difference in pose between the two images, as a share of the strength
 GAMMA, NOISE = math.log(1.6), 0.04
 # of a known motion, as shares of the longest axis
 MOTION_SHIFT, MOTION_WARP, MOTION_LENGTH = 0.1, (0.02, 0.06), (0.2, 0.5)
-# axes of the network grid, nearest to R, A, S
+# axes of the network grid, which are nearest to R, A, S
 FLIP_AXES = {"none": (), "left-right": (0,), "all": (0, 1, 2)}
 
 
 def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> Conformed:
-    """The pair as one that might have been scanned instead; itself where nothing is asked for.
+    """Augment a pair; return it unchanged if the settings ask for no augmentation.
 
     Parameters
     ----------
     pair : Conformed
     settings : FineTuning
-        Its augment_affine, augment_intensity and flips.
+        Uses augment_affine, augment_intensity and flips.
     rng : numpy.random.Generator
-        Decides everything.
+        Draws all random numbers.
 
     Returns
     -------
     Conformed
-        Images in [0, 1]; label maps in whole numbers stay such; a known motion is that of the
-        result.  Its `affine` and `pair` are those before: the result is for learning, not for a way
-        back.
+        Images in [0, 1]; integer label maps stay integer; a known motion is updated to the result.
+        `affine` and `pair` are not updated: the result is for training and has no way back to the
+        scans.
     """
     for axis in FLIP_AXES[settings.flips]:
         if rng.random() < 0.5:
@@ -52,7 +52,7 @@ def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> 
     if settings.augment_affine > 0:
         pair = _random_pose(pair, settings.augment_affine, rng)
     if settings.augment_intensity > 0:
-        # it compares the values themselves
+        # MSE compares the values themselves, so both images get the same change
         shared = rng.uniform(-1, 1) if settings.similarity == "mse" else None
         moving, fixed = (
             _change_contrast(image, settings.augment_intensity, shared, rng)
@@ -63,15 +63,15 @@ def augment(pair: Conformed, settings: FineTuning, rng: np.random.Generator) -> 
 
 
 def with_known_motion(pair: Conformed, rng: np.random.Generator) -> Conformed:
-    """One of the pair's images as the moving one, and deformed at random as the fixed one, so that
-    the motion is known.
+    """Replace the fixed image by a random deformation of the moving one, so that the motion is
+    known.
 
     Parameters
     ----------
     pair : Conformed
-        Its labels go along.
+        Its labels are deformed too.
     rng : numpy.random.Generator
-        Decides which image, and the deformation: a shift and smooth noise.
+        Draws which of the two images is used, and the deformation: a shift plus smooth noise.
     """
     shape = pair.fixed.shape[2:]
     image, labels = [(pair.moving, pair.moving_labels), (pair.fixed, pair.fixed_labels)][
@@ -95,7 +95,7 @@ def with_known_motion(pair: Conformed, rng: np.random.Generator) -> Conformed:
 
 
 def _random_pose(pair: Conformed, strength: float, rng: np.random.Generator) -> Conformed:
-    """Both images turned, scaled and shifted alike, and each a little on its own."""
+    """Apply one random affine to both images, and a small one to each."""
     shape = pair.fixed.shape[2:]
     common = _matrix(shape, strength, rng)
     poses = [common @ _matrix(shape, RELATIVE_POSE * strength, rng) for _ in range(2)]
@@ -111,7 +111,7 @@ def _random_pose(pair: Conformed, strength: float, rng: np.random.Generator) -> 
 
 
 def _matrix(shape: torch.Size, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """A random affine of voxel positions (4, 4) about the grid's middle."""
+    """Draw a (4, 4) affine of voxel positions about the grid centre."""
     matrix = np.eye(4)
     for axis, angle in enumerate(rng.uniform(-1, 1, 3) * strength * ANGLE):
         a, b = (axis + 1) % 3, (axis + 2) % 3
@@ -137,7 +137,7 @@ def _positions(shape: torch.Size, matrix: np.ndarray, device: torch.device) -> T
 
 
 def _warp_labels(labels: Tensor | None, positions: Tensor) -> Tensor | None:
-    """Maps in whole numbers by nearest neighbour; shares of labels linearly."""
+    """Warp integer label maps by nearest neighbour, label fractions linearly."""
     if labels is None:
         return None
     return field.sample(labels, positions, mode="nearest" if labels.shape[1] == 1 else "bilinear")
@@ -148,7 +148,7 @@ def _change_contrast(
 ) -> Tensor:
     exponent = rng.uniform(-1, 1)
     gamma = math.exp(strength * GAMMA * (exponent if shared is None else shared))
-    # on the CPU: the same on every device
+    # drawn on the CPU, so that it is the same on every device
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     noise = torch.randn(image.shape, generator=generator).to(image.device) * (
         rng.uniform(0, 1) * strength * NOISE

@@ -1,4 +1,4 @@
-"""Everything a training needs to go on as if it had not been stopped."""
+"""Resumable training state: network, optimiser, step, history, random numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.checkpoint import build_network, read_config, load_weights, read_tensors
+from napari_shmoareg.io.checkpoint import build_network, load_weights, read_config, read_tensors
 from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.model_card import check_format
 from napari_shmoareg.io.untrusted import names_input, parse_json, user_path
@@ -32,41 +32,40 @@ def save_training_state(
     *,
     generators: Mapping[str, torch.Generator] | None = None,
 ) -> Path:
-    """Write network, optimiser, step, history and random numbers to
-    ``folder/training.safetensors``.
+    """Write the training state to ``folder/training.safetensors``.
 
-    Ours: one file, numbers and text, replaced in one move: a killed run leaves the previous
-    state or the new one, never weights of one step with the optimiser of another.
+    Ours: one file, replaced atomically. A killed run leaves the previous state or the new one,
+    never the weights of one step with the optimiser of another.
 
     Parameters
     ----------
     folder : str or Path
-        Made if missing.
+        Created if missing.
     network : SHMoAReg
     optimiser : torch.optim.Optimizer
     step : int
-        Steps done.
+        Steps done so far.
     history : sequence of mappings
-        JSON-ready; one row per logged step.
+        JSON-serialisable; one row per logged step.
     generators : mapping of torch.Generator, optional
-        Further random streams, besides torch's own on the CPU and on CUDA devices.
+        Additional generators, besides torch's own on the CPU and on CUDA devices.
 
     Returns
     -------
     Path
-        The file.
+        Path of the file.
 
     Raises
     ------
     InputError
-        If the place is not writable or the disk is full.
+        If the folder is not writable or the disk is full.
     """
     folder = user_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"Cannot make the folder {folder}: {error.strerror}. Name another place."
+            f"Cannot create the folder {folder}: {error.strerror}. Give another path."
         ) from error
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     state = optimiser.state_dict()
@@ -105,17 +104,17 @@ def load_training_state(
     *,
     generators: Mapping[str, torch.Generator] | None = None,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Put a saved training back into a network and an optimiser, and into the random numbers.
+    """Restore a training state into a network, an optimiser and the random number generators.
 
     Parameters
     ----------
     folder : str or Path
     network : SHMoAReg
-        Of the same config.
+        With the same config.
     optimiser : torch.optim.Optimizer
-        Of the same kind, over the same parameters.
+        Of the same class, over the same parameters.
     generators : mapping of torch.Generator, optional
-        Those given when the state was saved.
+        The generators passed when the state was saved.
 
     Returns
     -------
@@ -125,11 +124,11 @@ def load_training_state(
     Raises
     ------
     InputError
-        If there is no state, it is damaged, or of another network or optimiser.
+        If there is no state, it is damaged, or it belongs to another network or optimiser.
     """
     path = user_path(folder) / FILE
     if not path.is_file():
-        raise InputError(f"There is no training to go on with: {path} does not exist.")
+        raise InputError(f"There is no training state to resume: {path} does not exist.")
     metadata, tensors = read_tensors(path, FORMAT)
     _check_config(metadata, network.config, path)
     parts: dict[str, dict[str, Tensor]] = {}
@@ -139,32 +138,32 @@ def load_training_state(
     missing = set(generators or {}) - set(parts.get("generator", {}))
     if missing:
         raise InputError(
-            f"The training in {path} holds no random stream {', '.join(sorted(missing))}."
+            f"The training state in {path} has no generator {', '.join(sorted(missing))}."
         )
     load_weights(network, parts.get("network", {}), path)
     try:
         step, history = int(metadata["step"]), _parsed(metadata, "history", path, list)
         if not 0 <= step < MAX_STEPS or not all(isinstance(row, dict) for row in history):
-            raise ValueError(f"step {metadata['step']:.40}, {len(history)} rows of its history")
+            raise ValueError(f"step {metadata['step']:.40}, {len(history)} history rows")
         optimiser.load_state_dict(_optimiser_state(metadata, parts.get("opt", {}), optimiser, path))
         _set_random(parts.get("random", {}), parts.get("generator", {}), generators or {})
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"The training in {path} is damaged ({type(error).__name__}: {error!s:.200}). Put back"
-            " a copy of it, or begin another run from the weights beside it."
+            f"The training state in {path} is damaged ({type(error).__name__}: {error!s:.200})."
+            " Restore a copy of it, or start another run from the weights in the same folder."
         ) from error
     return step, history
 
 
 def network_of_state(folder: str | Path, config: SHMoARegConfig) -> SHMoAReg:
-    """A new network of a config, made only if a saved training is of such a one.
+    """Build the network of a training state, after checking that it has this config.
 
     Raises
     ------
     InputError
-        If the state is damaged, or of another network.
+        If the state is damaged or belongs to another network.
     """
     path = user_path(folder) / FILE
     _check_config(check_format(path, FORMAT), config, path)
@@ -172,11 +171,11 @@ def network_of_state(folder: str | Path, config: SHMoARegConfig) -> SHMoAReg:
 
 
 def _check_config(metadata: Mapping[str, str], config: SHMoARegConfig, path: Path) -> None:
-    """See that a saved training is of a network with this config."""
+    """Check that a training state belongs to a network with this config."""
     if read_config(metadata, path).to_dict() != config.to_dict():
         raise InputError(
-            f"The training in {path} is of a network with another config. Begin another, or use its"
-            " own config."
+            f"The training state in {path} belongs to a network with another config. Use that"
+            " config, or start another run."
         )
 
 
@@ -186,18 +185,19 @@ def _optimiser_state(
     optimiser: torch.optim.Optimizer,
     path: Path,
 ) -> dict[str, Any]:
-    """The saved state of an optimiser, every tensor of it as large as its parameter."""
+    """Read the optimiser state, checking that each tensor has the shape of its parameter."""
     own = optimiser.state_dict()["param_groups"]
     groups = _parsed(metadata, "groups", path, list)
     if [group["params"] for group in groups] != [group["params"] for group in own]:
         raise InputError(
-            f"The optimiser in {path} is over other parameters. Use the one that it was saved with."
+            f"The optimiser in {path} has other parameters. Use the optimiser that it was saved"
+            " with."
         )
     for group, current in zip(groups, own, strict=True):
         if set(group) != set(current) or not all(
             _is_compatible(group[key], value) for key, value in current.items()
         ):
-            raise ValueError("the optimiser's settings are others")
+            raise ValueError("the optimiser's settings differ")
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for index, values in _parsed(metadata, "plain", path, dict).items():
@@ -207,15 +207,15 @@ def _optimiser_state(
         if value.numel() != 1 and value.shape != parameters[int(index)].shape:
             raise ValueError(f"{name} has the shape {tuple(value.shape)}")
         if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise ValueError(f"{name} holds no finite numbers")
+            raise ValueError(f"{name} is not finite")
         state.setdefault(int(index), {})[key] = value
     if not all(0 <= index < len(parameters) for index in state):
-        raise ValueError("it has more parameters")
+        raise ValueError("it has too many parameters")
     return {"state": state, "param_groups": [_tuples(group) for group in groups]}
 
 
 def _is_compatible(value: Any, own: Any) -> bool:
-    """Whether a saved setting of an optimiser is of the kind of its own one."""
+    """Whether a saved optimiser setting has the type of the current one."""
     if isinstance(own, tuple | list):
         pairs = (
             zip(value, own, strict=False)
@@ -232,10 +232,10 @@ def _is_compatible(value: Any, own: Any) -> bool:
 
 
 def _parsed(metadata: Mapping[str, str], key: str, path: Path, kind: type) -> Any:
-    """A part of the metadata that is JSON of one kind."""
+    """Parse one JSON entry of the metadata, checking its type."""
     found = parse_json(metadata[key], path, f"'{key}'")
     if not isinstance(found, kind):
-        raise ValueError(f"'{key}' is no {kind.__name__}")
+        raise ValueError(f"'{key}' is not a {kind.__name__}")
     return found
 
 
@@ -254,7 +254,7 @@ def _set_random(
 
 
 def _tuples(group: dict[str, Any]) -> dict[str, Any]:
-    """JSON turns Adam's betas into a list; give them back as they were."""
+    """Restore Adam's betas, which JSON turns into a list."""
     return {
         key: tuple(value) if isinstance(value, list) and key != "params" else value
         for key, value in group.items()

@@ -1,6 +1,6 @@
-"""Several processes that make one training step together.
+"""Distributed training: several processes share the pairs of each step.
 
-Hugging Face Accelerate joins them, whether torchrun or srun started them; PyTorch adds up in place.
+Hugging Face Accelerate joins processes started by torchrun or srun; PyTorch sums in place.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """What torchrun sets, taken from srun's variables where torchrun set nothing; None for a
-    process alone.
+    """Return torchrun's variables, derived from srun's if torchrun set none; None for a single
+    process.
 
     Raises
     ------
     InputError
-        If only some of torchrun's variables are there, or are no numbers.
+        If only some of torchrun's variables are set, or they are not numbers.
     """
     if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         environment = _slurm_environment(environment) | dict(environment)
@@ -42,8 +42,8 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str] | None
     if len(found) < len(names):
         missing = ", ".join(name for name in names if name not in found)
         raise InputError(
-            f"The environment says that this is one of several processes, but not {missing}. Start"
-            " them with torchrun, srun or --processes; if this is one process alone, unset"
+            f"The environment describes one of several processes, but lacks {missing}. Start"
+            " them with torchrun, srun or --processes; for a single process, unset"
             f" {' and '.join(found)}."
         )
     more = ("LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -57,14 +57,12 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str] | None
 
 
 def world_size() -> int:
-    """How many processes torchrun or srun started, this one among them."""
+    """Number of processes that torchrun or srun started, including this one."""
     return int((process_environment(os.environ) or {"WORLD_SIZE": "1"})["WORLD_SIZE"])
 
 
 def _slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """torchrun's variables, for one task of a job step on SLURM; all of them agree on the first
-    node.
-    """
+    """Derive torchrun's variables for a task of a SLURM job step; the first node is the master."""
     nodes = environment.get(
         "SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
     )
@@ -80,27 +78,29 @@ def _slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-JOIN_TIMEOUT = timedelta(minutes=10)  # until all processes have to have come
-# for one of them that checks scans, validates or pauses; a lost one is seen at once
+JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to join
+# for one process that checks scans, validates or pauses; a lost process is noticed at once
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 
 
 class LostProcessError(InputError):
-    """Another process of the team ended or fell silent; what it alone knew is told elsewhere."""
+    """Another process of the group ended or stopped responding; its own error is reported
+    elsewhere.
+    """
 
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """One process of a team, or a process alone: ``TrainingGroup()``, which needs no Accelerate.
+    """One process of a group. ``TrainingGroup()`` is a single process and needs no Accelerate.
 
     Attributes
     ----------
     rank : int
-        Which process this is, from 0.
+        Index of this process, from 0.
     size : int
-        How many there are.
+        Number of processes.
     device : torch.device or None
-        Where tensors that are added lie; None for a process alone.
+        Device of the tensors that are summed; None for a single process.
     """
 
     rank: int = 0
@@ -110,35 +110,34 @@ class TrainingGroup:
 
     @classmethod
     def join(cls, device: str = "auto") -> TrainingGroup:
-        """Meet the processes that torchrun, or srun, started beside this one; a process alone if
-        there are none.
+        """Join the processes started by torchrun or srun; a single process if there are none.
 
         Parameters
         ----------
         device : {"auto", "cpu", "cuda"}
-            With CUDA, this process takes the GPU of its place on this machine.
+            With CUDA, this process uses the GPU of its local rank.
 
         Raises
         ------
         InputError
-            If Accelerate is missing, or the device; or there are more processes here than GPUs.
+            If Accelerate or the device is missing, or there are more local processes than GPUs.
         LostProcessError
-            If the others do not come.
+            If the others do not join.
         """
-        where = process_environment(os.environ)
-        if where is None:
+        variables = process_environment(os.environ)
+        if variables is None:
             return cls()
-        place = find_device(device)
-        here = int(where["LOCAL_WORLD_SIZE"])
-        # srun may show each task its own GPU
-        bound = "SLURM_PROCID" in os.environ and torch.cuda.device_count() == 1
-        if place.type == "cuda" and not bound:
-            check_gpus(here)
-        os.environ.update(where)
-        if place.type == "cpu":  # left to itself, each process would take all cores
-            os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(here)))
+        own_device = find_device(device)
+        local_size = int(variables["LOCAL_WORLD_SIZE"])
+        # srun may show each task only its own GPU
+        has_own_gpu = "SLURM_PROCID" in os.environ and torch.cuda.device_count() == 1
+        if own_device.type == "cuda" and not has_own_gpu:
+            check_gpus(local_size)
+        os.environ.update(variables)
+        if own_device.type == "cpu":  # by default each process would use all cores
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(local_size)))
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        with without_triton(), _detect_lost_processes("could not meet"):
+        with without_triton(), _detect_lost_processes("could not connect"):
             try:
                 from accelerate import PartialState
             except ImportError as error:
@@ -146,33 +145,33 @@ class TrainingGroup:
                     "Several processes need Hugging Face Accelerate, which is not installed: "
                     "pip install 'shmoareg[train]', or run one process."
                 ) from error
-            state = PartialState(cpu=place.type == "cpu", timeout=JOIN_TIMEOUT)
-            group = torch.distributed.new_group(timeout=COLLECTIVE_TIMEOUT)
+            state = PartialState(cpu=own_device.type == "cpu", timeout=JOIN_TIMEOUT)
+            collective = torch.distributed.new_group(timeout=COLLECTIVE_TIMEOUT)
         group = cls(
             state.process_index,
             state.num_processes,
-            state.device if place.type == "cuda" else place,
-            group,
+            state.device if own_device.type == "cuda" else own_device,
+            collective,
         )
         group.wait()
         return group
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of `count` things are this process's own."""
+        """Indices, among `count` items, that this process handles."""
         return range(self.rank, count, self.size)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put in each tensor's place its sum over all processes; one message per kind of tensor.
+        """Sum each tensor over all processes, in place; one message per dtype and device.
 
         Parameters
         ----------
         tensors : sequence of Tensor
-            Of the same shapes and kinds in each process.
+            With the same shapes and dtypes in each process.
 
         Raises
         ------
@@ -194,7 +193,7 @@ class TrainingGroup:
                 tensor.copy_(total.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process; the same answer in all.
+        """Whether `flag` is true in any process; all processes get the same answer.
 
         Raises
         ------
@@ -207,7 +206,7 @@ class TrainingGroup:
         return bool(answer.item())
 
     def wait(self) -> None:
-        """Go on when all processes have come here.
+        """Wait until all processes get here.
 
         Raises
         ------
@@ -216,15 +215,15 @@ class TrainingGroup:
         self.any(False)
 
     def close(self, finished: bool = True) -> None:
-        """Close the connections; Accelerate's state is dropped too.
+        """Close the connections and reset Accelerate's state.
 
-        Without it, Gloo's threads may abort the interpreter when it ends.
+        Without this, Gloo's threads may abort the interpreter at exit.
 
         Parameters
         ----------
         finished : bool
-            Whether all processes have done.  If not, NCCL, which would wait for them, is left to
-            the process's end.
+            Whether all processes have finished. If not, NCCL is left open until the process ends,
+            because closing it would wait for the others.
         """
         if self.size == 1 or not torch.distributed.is_initialized():
             return
@@ -235,32 +234,32 @@ class TrainingGroup:
         PartialState._reset_state()
 
     def _reduce(self, flat: Tensor, how: Any) -> None:
-        with _detect_lost_processes("lost each other"):
+        with _detect_lost_processes("lost contact"):
             torch.distributed.all_reduce(flat, how, group=self._group)
 
 
 def check_batch(batch: int, processes: int) -> None:
-    """Raise `InputError` unless every process has a pair to work on in each step."""
+    """Raise `InputError` unless every process has a pair in each step."""
     if batch < processes:
         raise InputError(
-            f"{processes} processes share the pairs of a step, but a step has {batch}:"
-            f" {processes - batch} would have nothing to do.",
+            f"{processes} processes share the pairs of a step, but a step has only {batch}:"
+            f" {processes - batch} would be idle.",
             remedy=f"Give {{batch:{processes}}} or more, or {{processes:{batch}}}.",
         )
 
 
 def check_gpus(processes: int) -> None:
-    """Raise `InputError` unless every process on this machine has a GPU of its own."""
+    """Raise `InputError` unless there is a GPU for every process on this machine."""
     gpus = torch.cuda.device_count()
     if processes > gpus:
         raise InputError(
-            f"{processes} processes on this machine need a GPU each, but PyTorch finds {gpus}.",
+            f"{processes} processes on this machine need one GPU each, but PyTorch finds {gpus}.",
             remedy=f"Give {{processes:{gpus}}} or {{device:cpu}}.",
         )
 
 
 def threads_per_process(processes: int) -> int:
-    """Cores of this machine for each of so many processes."""
+    """Number of CPU cores for each process."""
     cores: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return max(1, (len(cores(0)) if cores else os.cpu_count() or 1) // processes)
 
@@ -273,13 +272,13 @@ def _detect_lost_processes(what: str) -> Iterator[None]:
         raise
     except RuntimeError as error:
         raise LostProcessError(
-            f"The processes of this run {what}: one of them ended, or its machine cannot be reached"
-            f" ({_first_sentence(error)}). What was saved is kept; see what that process said, then"
-            " go on with --resume."
+            f"The processes of this run {what}: one of them ended, or its machine cannot be"
+            f" reached ({_first_sentence(error)}). The saved state is kept. See the error of"
+            " that process, then continue with --resume."
         ) from error
 
 
 def _first_sentence(error: RuntimeError) -> str:
-    """The first sentence of an error of PyTorch or Gloo, without source files and advice."""
+    """First sentence of a PyTorch or Gloo error, without source locations and advice."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r"^\[[^]]*\]\s*", "", first).split(". This is typically")[0].rstrip(".")

@@ -1,8 +1,7 @@
-"""Losses for the experts beyond the paper: correspondence, counterfactual labels, teachers.
+"""Expert losses beyond the paper: correspondence, counterfactual labels, teachers.
 
-InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) on the encoder's tokens; labels of Eq. (7) from
-what each expert would have done; displacements that a teacher knows.  B batch, N experts, C
-channels, D H W space.
+InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) on the encoder's tokens; counterfactual labels
+for Eq. (7); displacements of a teacher. B batch, N experts, C channels, D H W space.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from napari_shmoareg.registration.known_motion import KnownMotion
 from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 from napari_shmoareg.settings import RegistrationSettings
 
-# Ours: smoother than a registration's default, as a network should not learn the roughness of a
-# descent.
+# Ours: smoother than the default of a registration, because the network should not learn the
+# roughness of the optimisation.
 DESCENT = RegistrationSettings(refine=DEFAULT_STEPS, smoothness="balanced", diffeomorphic=False)
 
 
 def descent_motion(pair: Conformed) -> KnownMotion:
-    """What a refinement without a network finds for a pair, each image as moving once; known
+    """Register a pair by refinement without a network, in both orders; the motion is known
     everywhere.
 
-    Nothing is drawn at random: the same pair has the same answer.
+    Deterministic: the same pair gives the same motion.
     """
     swapped = replace(pair, moving=pair.fixed, fixed=pair.moving)
     scans = pair.pair
@@ -59,43 +58,43 @@ def descent_motion(pair: Conformed) -> KnownMotion:
 
 
 def end_point_error(displacement: Tensor, motion: KnownMotion) -> Tensor:
-    """Mean length of the difference from a known motion where it is known, in voxels; 0 where
-    nothing is.  A scalar.
+    """Mean distance to a known motion, in voxels, over the voxels where it is known; 0 if there are
+    none.
 
     Parameters
     ----------
     displacement : Tensor (2, 3, D, H, W), voxels
-        Of both orders.
+        For both orders.
     motion : KnownMotion
     """
     square = (displacement - motion.displacement).square().sum(1, keepdim=True)
-    length = (square + 1e-12).sqrt()  # whose gradient is finite at 0
+    length = (square + 1e-12).sqrt()  # keeps the gradient finite at 0
     return (length * motion.known).sum() / motion.known.sum().clamp_min(1)
 
 
 def _no_progress(_done: float) -> None:
-    """A step has a progress of its own."""
+    """Ignore progress: a step reports its own."""
 
 
-TIE_TOLERANCE = 1e-6  # difference of local errors below which two experts do equally well
+TIE_TOLERANCE = 1e-6  # difference of local errors below which two experts count as equal
 
 
 def counterfactual_loss(
     output: NetworkOutput, moving: Tensor, fixed: Tensor, similarity: str
 ) -> Tensor:
-    """Eq. (7) with counterfactual labels, for every SHMoE layer and direction, summed.  A scalar.
+    """Eq. (7) with counterfactual labels, summed over SHMoE layers and directions.
 
     Parameters
     ----------
     output : NetworkOutput
-        Of levels that compared their experts.
+        From a forward pass with `Level.compare_experts` set.
     moving, fixed : Tensor (B, 1, D, H, W)
     similarity : {"mse", "lncc"}
-        Whose local value is the error.
+        Its local value is the error.
     """
     total = output.displacement.new_zeros(())
     for layer in output.routing.select(part="decoder"):
-        if layer.stride > min(fixed.shape[2:]):  # no cell lies wholly within the images
+        if layer.stride > min(fixed.shape[2:]):  # no cell lies completely within the images
             continue
         errors = local_errors(layer, output.displacement.detach(), moving, fixed, similarity)
         i, j, k = errors.shape[2:]
@@ -108,8 +107,7 @@ def counterfactual_loss(
 
 
 def counterfactual_labels(errors: Tensor, experts: Tensor) -> Tensor:
-    """1 for the expert of the least error, 0 for the others; the chosen one keeps the label where
-    none is better.
+    """Labels: 1 for the expert of least error, 0 for the others; ties go to the chosen expert.
 
     Parameters
     ----------
@@ -130,16 +128,16 @@ def counterfactual_labels(errors: Tensor, experts: Tensor) -> Tensor:
 def local_errors(
     layer: RoutedLayer, displacement: Tensor, moving: Tensor, fixed: Tensor, similarity: str
 ) -> Tensor:
-    """What each expert of a layer and direction would leave of the difference of the images.
+    """Local image error that each expert of a layer and direction would leave.
 
-    The final displacement, on the grid of the level, with the expert's residual in the place of the
-    chosen one in this direction, everywhere; all else as it is.  To first order: residuals are
-    exchanged by addition.
+    The final displacement on the grid of the level, with the residual of the chosen expert replaced
+    by that of each expert in this direction; everything else is unchanged. A first-order estimate,
+    since residuals are added, not composed.
 
     Returns
     -------
     Tensor (B, N, D/s, H/s, W/s)
-        Cells that lie wholly within the images.
+        For the cells that lie completely within the images.
     """
     stride = layer.stride
     if layer.alternatives is None or layer.residual is None or layer.direction is None:
@@ -165,25 +163,24 @@ def _coarse(values: Tensor, stride: int) -> Tensor:
     return values if stride == 1 else F.avg_pool3d(values, stride)
 
 
-TOKENS = 256  # of each image and stride, at most
-TEMPERATURE = 0.1  # of the cosines
+TOKENS = 256  # maximum per image and stride
+TEMPERATURE = 0.1  # divides the cosines
 
 
 def correspondence_loss(
     pyramid: Sequence[Tensor], motion: KnownMotion, strides: Sequence[int], rng: np.random.Generator
 ) -> Tensor:
-    """How badly tokens find where they came from: 0 if surely, the logarithm of their number if at
-    chance.
+    """InfoNCE loss of matching tokens: 0 for certain matches, log of their number at chance.
 
-    Each of some fixed tokens, drawn among those whose motion is known, is compared with the moving
-    features at the places of all of them (cosines, by trilinear interpolation); its own is the
-    right one.  Mean of both directions, both orders and all strides.
+    Random fixed tokens of known motion are compared (cosine) with the moving features at the true
+    positions of all of them (trilinear interpolation); a token's own position is the correct match.
+    Mean over both directions, both orders and all strides.
 
     Parameters
     ----------
     pyramid : sequence of Tensor (2, C, D/s, H/s, W/s)
-        Of `Encoded`, one pair: features of the first image, then of the second, at strides s = 1,
-        2, 4 ...
+        `Encoded.pyramid` of one pair: features of the first image, then of the second, at strides s
+        = 1, 2, 4 ...
     motion : KnownMotion
     strides : sequence of int
     rng : numpy.random.Generator
@@ -192,7 +189,7 @@ def correspondence_loss(
     Returns
     -------
     Tensor, scalar
-        0 where fewer than two whole tokens of every stride have a known motion.
+        0 if no stride has at least two complete tokens with a known motion.
     """
     terms = []
     for stride in (s for s in strides if s <= min(motion.known.shape[2:])):
@@ -214,16 +211,14 @@ def correspondence_loss(
 
 
 def _tokens(displacement: Tensor, known: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Where the middle of each whole cell lies in the other image, in its cells; and whether that
-    is known.
-    """
+    """Position of each cell's centre in the other image, in cells, and whether it is known."""
     share = F.avg_pool3d(known, stride)
     mean = F.avg_pool3d(displacement * known, stride) / share.clamp_min(1e-6)
     return field.identity(share.shape[2:], share.device) + mean / stride, share > 0.5
 
 
 def _info_nce(fixed: Tensor, moving: Tensor) -> Tensor:
-    """Both (C, M), column by column the same place."""
+    """InfoNCE of two (C, M) tensors whose columns correspond."""
     scores = F.normalize(fixed, dim=0).T @ F.normalize(moving, dim=0) / TEMPERATURE
     right = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2

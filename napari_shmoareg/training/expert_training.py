@@ -1,6 +1,4 @@
-"""What a network's experts are at each step of learning: how they begin, which learn, how many are
-chosen.
-"""
+"""Experts during training: initialisation, frozen parts, schedules, load balancing."""
 
 from __future__ import annotations
 
@@ -23,14 +21,12 @@ from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
 from napari_shmoareg.registration.losses import damped
 from napari_shmoareg.training.settings import ExpertLearning, FineTuning
 
-JITTER_SHARE = 1 / 3  # of the steps, over which `gate_jitter` falls to 0
+JITTER_SHARE = 1 / 3  # share of the steps over which `gate_jitter` falls to 0
 START_SETTINGS = ("moa_output_scale", "kernels_start")
 
 
 def start_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
-    """Set how the experts of a network that begins from nothing begin; once, before its first
-    step.
-    """
+    """Initialise the experts of a network with random weights, before its first step."""
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, MoA):
@@ -40,7 +36,7 @@ def start_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
 
 
 def check_start(settings: ExpertLearning) -> None:
-    """Refuse settings of the beginning where learning goes on from given weights.
+    """Reject initialisation settings if training starts from given weights.
 
     Raises
     ------
@@ -49,23 +45,19 @@ def check_start(settings: ExpertLearning) -> None:
     for name in START_SETTINGS:
         if getattr(settings, name) != getattr(ExpertLearning(), name):
             raise InputError(
-                "says how weights begin from nothing, and these begin from others.",
+                "initialises random weights, but this run starts from given weights.",
                 setting=name,
                 remedy="Leave it out.",
             )
 
 
 def expert_config(config: SHMoARegConfig, settings: ExpertLearning) -> SHMoARegConfig:
-    """The config of a network that learns with these settings: with a bias of the choice where that
-    is to be moved.
-    """
+    """The config with a choice bias if the settings train one."""
     return replace(config, choice_bias=True) if settings.balance == "bias" else config
 
 
 def with_choice_bias(network: SHMoAReg) -> SHMoAReg:
-    """The same weights in a network whose gates have a bias of the choice, 0 so far; itself where
-    they have one.
-    """
+    """The same weights in a network whose gates have a choice bias, initially 0."""
     if network.config.choice_bias:
         return network
     other = SHMoAReg(replace(network.config, choice_bias=True))
@@ -77,19 +69,18 @@ def with_choice_bias(network: SHMoAReg) -> SHMoAReg:
 
 
 def check_experts(network: SHMoAReg, settings: FineTuning) -> None:
-    """Refuse settings that this network cannot follow.
+    """Reject settings that this network does not support.
 
     Raises
     ------
     InputError
-        If its gates have no bias to move, or it has no tokens at the strides that are to be
-        compared.
+        If its gates have no choice bias, or it has no tokens at the compared strides.
     """
     gates = softmax_gates(network)
     if settings.balance == "bias" and any(gate.choice_bias is None for gate in gates):
         raise InputError(
-            "balance is 'bias', and the gates of this network have no bias of the choice: give them"
-            " one with with_choice_bias(network)."
+            "balance is 'bias', but the gates of this network have no choice bias. Add one with"
+            " with_choice_bias(network)."
         )
     if settings.correspondence_weight > 0 and not shared_strides(network, settings):
         raise InputError(
@@ -106,7 +97,7 @@ def shared_strides(network: SHMoAReg, settings: ExpertLearning) -> tuple[int, ..
 
 
 def frozen_parameters(network: SHMoAReg, settings: ExpertLearning) -> list[nn.Parameter]:
-    """What does not learn: gates that are frozen, attention that is off."""
+    """Parameters that are not trained: frozen gates, attention that is off."""
     frozen: list[nn.Parameter] = []
     if settings.gates == "frozen":
         frozen += [
@@ -121,9 +112,9 @@ def frozen_parameters(network: SHMoAReg, settings: ExpertLearning) -> list[nn.Pa
 
 @torch.no_grad()
 def freeze_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
-    """Have no gradient reach what is held back, and have attention that is off add nothing."""
+    """Freeze gates and attention as the settings say; attention that is off outputs 0."""
     for site in gates_of(network):
-        if site.part == "decoder":  # the encoder's follow the rest of it
+        if site.part == "decoder":  # those of the encoder follow freeze_encoder
             site.module.requires_grad_(True)
     for parameter in frozen_parameters(network, settings):
         parameter.requires_grad_(False)
@@ -139,8 +130,8 @@ def freeze_experts(network: SHMoAReg, settings: ExpertLearning) -> None:
 
 @contextmanager
 def experts_at(network: SHMoAReg, settings: FineTuning, step: int) -> Iterator[None]:
-    """The experts as they are chosen and compared in a step, from 0: forward and backward; as
-    before after that.
+    """Apply the schedules of a step (from 0) to forward and backward; restore the network
+    afterwards.
     """
     gates = softmax_gates(network)
     levels = [cast(Level, level) for level in network.decoder.levels]
@@ -168,22 +159,20 @@ def experts_at(network: SHMoAReg, settings: FineTuning, step: int) -> Iterator[N
 
 
 def chosen_at(settings: FineTuning, step: int, num_experts: int, top_k: int) -> tuple[int, float]:
-    """How many heads a token chooses at a step, from 0, and the temperature of its gate."""
+    """Number of heads that a token chooses at a step (from 0), and the temperature of the gate."""
     last = settings.dense_share * settings.steps
     left = max(0.0, 1 - step / last) if last else 0.0
     return top_k + round(left * (num_experts - top_k)), 1 + left * (settings.gate_temperature - 1)
 
 
 def jitter_at(settings: FineTuning, step: int) -> float:
-    """Standard deviation of the noise on the logits that SHMoE chooses by, at a step, from 0."""
+    """Standard deviation of the noise on the SHMoE gate logits at a step (from 0)."""
     return settings.gate_jitter * max(0.0, 1 - step / (JITTER_SHARE * settings.steps))
 
 
 @contextmanager
 def record_head_outputs(network: SHMoAReg, enabled: bool = True) -> Iterator[list[Tensor]]:
-    """What the chosen heads of each MoA layer with at least two attend to, while the block
-    lasts.
-    """
+    """Record the outputs of the chosen heads of each MoA layer that chooses at least two."""
     layers = [module for module in network.encoder.modules() if isinstance(module, MoA) and enabled]
     outputs: list[Tensor] = []
     try:
@@ -199,9 +188,7 @@ def record_head_outputs(network: SHMoAReg, enabled: bool = True) -> Iterator[lis
 def record_gate_inputs(
     network: SHMoAReg, enabled: bool = True
 ) -> Iterator[list[tuple[SoftmaxGate, Tensor]]]:
-    """What the gates of the attention heads are given, in the order of the forward, while the block
-    lasts.
-    """
+    """Record the inputs of the MoA gates, in forward order."""
     inputs: list[tuple[SoftmaxGate, Tensor]] = []
 
     def record(gate: nn.Module, args: tuple[Any, ...]) -> None:
@@ -216,7 +203,7 @@ def record_gate_inputs(
 
 
 def no_choices(network: SHMoAReg) -> Tensor:
-    """Zeros of the shape and on the device of `head_counts`."""
+    """Zeros with the shape and device of `head_counts`."""
     gates = softmax_gates(network)
     device = next(network.parameters()).device
     return torch.zeros(
@@ -225,9 +212,7 @@ def no_choices(network: SHMoAReg) -> Tensor:
 
 
 def head_counts(routing: RoutingTrace) -> Tensor:
-    """Selections of each attention head, (gates, N) int64, in the order of the forward; (0, 0)
-    without MoA.
-    """
+    """Selections of each attention head, (gates, N) int64, in forward order; (0, 0) without MoA."""
     found: dict[tuple[int, int | None], Tensor] = {}
     for record in routing.select(part="encoder"):
         key = record.layer, record.block
@@ -238,17 +223,16 @@ def head_counts(routing: RoutingTrace) -> Tensor:
 
 @torch.no_grad()
 def move_choice_bias(network: SHMoAReg, counts: Tensor, rate: float) -> None:
-    """Move the bias of each head that was chosen more often than the mean down, of the others up,
-    by a rate.
+    """Lower the bias of heads chosen more often than the mean, raise that of the others.
 
     arXiv 2408.15664, Algorithm 1.
 
     Parameters
     ----------
     network : SHMoAReg
-        With biases of the choice.
+        With a choice bias.
     counts : Tensor (gates, N)
-        Of `head_counts`, all processes added up.
+        From `head_counts`, summed over all processes.
     rate : float
     """
     for gate, count in zip(softmax_gates(network), counts.double(), strict=True):
@@ -257,7 +241,7 @@ def move_choice_bias(network: SHMoAReg, counts: Tensor, rate: float) -> None:
 
 
 def softmax_gates(network: SHMoAReg) -> list[SoftmaxGate]:
-    """The gates of the attention heads."""
+    """The MoA gates of the network."""
     return [site.module for site in gates_of(network) if isinstance(site.module, SoftmaxGate)]
 
 

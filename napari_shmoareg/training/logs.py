@@ -1,4 +1,4 @@
-"""Logs of a training run: CSV tables that are cut back to a step, events, TensorBoard."""
+"""Logs of a training run: CSV tables, events, TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from napari_shmoareg.io.untrusted import MAX_TABLE, parse_csv, read_bytes
 
 
 class StepTable:
-    """A CSV file whose first column is the step; rows are added at its end.
+    """An append-only CSV file whose first column is the step.
 
     Parameters
     ----------
     path : Path
-        Made if missing; otherwise rows beyond `last`, and a line that a killed process left
-        half-written, are taken away.
+        Created if missing. Otherwise rows after `last`, and a line that a killed process left
+        incomplete, are removed.
     columns : sequence of str
         The first is "step".
     last : int
-        The step whose row is the last that stays.
+        The last step whose rows are kept.
     earlier : sequence of str, optional
-        The columns that an earlier version wrote; a table that has these keeps them.
+        Columns that an earlier version wrote; an existing table with these keeps them.
 
     Raises
     ------
@@ -51,8 +51,8 @@ class StepTable:
             rows = rows_up_to(path, head, last)
         if rows is None:
             raise InputError(
-                f"{path} is damaged: its first line should be '{head.strip()}'. Move it away to go"
-                " on without its rows."
+                f"{path} is damaged: its first line should be '{head.strip()}'. Move the file"
+                " away to continue without its rows."
             )
         whole = head + "".join(rows)
         if not path.exists() or path.read_bytes() != whole.encode():
@@ -61,7 +61,7 @@ class StepTable:
         self._file = path.open("a", newline="", encoding="utf-8")
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Write rows; they reach the system at once, the disk with `flush`.
+        """Append rows and pass them to the operating system; `flush` writes them to the disk.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class StepTable:
             raise self._refusal(error) from error
 
     def flush(self) -> None:
-        """See that all rows are on the disk.
+        """Write all rows to the disk (fsync).
 
         Raises
         ------
@@ -92,7 +92,7 @@ class StepTable:
             raise self._refusal(error) from error
 
     def close(self) -> None:
-        """Let go of the file; what a full disk did not take is lost with it."""
+        """Close the file; rows that did not fit on a full disk are lost."""
         try:
             self._file.close()
         except OSError as error:
@@ -104,19 +104,18 @@ class StepTable:
             return InputError(f"Cannot write {self._path}: {error.strerror}.")
         free = shutil.disk_usage(self._path.parent).free
         return InputError(
-            f"The disk is full: {self._path} could not be written; {free / 1e6:.0f} MB are free."
+            f"The disk is full: {self._path} could not be written ({free / 1e6:.0f} MB free)."
         )
 
 
 def rows_up_to(path: Path, head: str, last: int) -> list[str] | None:
-    """The whole lines of a table up to a step; none where there is no table, None where its first
-    line is another.
+    """Complete lines of a table up to a step; empty if it is missing, None if its header differs.
 
     Parameters
     ----------
     path : Path
     head : str
-        The first line, with its end.
+        The header line with its line break.
     last : int
     """
     exists = path.exists()
@@ -140,12 +139,12 @@ def rows_up_to(path: Path, head: str, last: int) -> list[str] | None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a table, by column; empty where there is none.  Of a running process too.
+    """Complete rows of a table as dicts; empty if it is missing. Safe while a run is writing.
 
     Raises
     ------
     InputError
-        If it is no file, or no table.
+        If it is not a file or not a table.
     """
     if not path.exists():
         return []
@@ -156,7 +155,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _cell(value: object) -> str:
-    """All digits of a number; nothing for None and NaN."""
+    """All digits of a number; empty for None and NaN."""
     if value is None or value != value:
         return ""
     return repr(value) if isinstance(value, float) else str(value)
@@ -174,26 +173,24 @@ Event = dict[str, Any]
 
 
 def event(name: str, /, **more: Any) -> Event:
-    """One event: its name, the time (seconds since 1970) and what it tells; NaN and infinity become
-    None.
-    """
+    """Make an event: name, time (s since 1970) and fields; NaN and infinity become None."""
     return {"event": name, "time": round(time.time(), 3), **plain(more)}
 
 
 def phase(name: str, done: float, text: str) -> Event:
-    """How far a part of the work is; `done` from 0 to 1."""
+    """Make a progress event; `done` from 0 to 1."""
     return event("phase", phase=name, done=round(min(max(done, 0.0), 1.0), 4), text=text)
 
 
 class Curves:
-    """Writes figures over steps; nothing where TensorBoard is not installed.
+    """Writes curves for TensorBoard; does nothing if that is not installed.
 
     Parameters
     ----------
     folder : Path or None
-        None for no curves.
+        None writes no curves.
     after : int
-        The last step of an earlier process that counts: later ones are written again.
+        The last valid step of an earlier process; later ones are overwritten.
 
     Warns
     -----
@@ -209,8 +206,8 @@ class Curves:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             warnings.warn(
-                "TensorBoard is not installed, so its curves are not written; metrics.csv holds the"
-                " same figures. Install it with: pip install tensorboard, or give"
+                "TensorBoard is not installed, so its curves are not written; metrics.csv has"
+                " the same values. Install it with: pip install tensorboard, or give"
                 " --no-tensorboard.",
                 stacklevel=2,
             )
@@ -218,8 +215,7 @@ class Curves:
         self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
 
     def add(self, group: str, values: Mapping[str, float | None], step: int) -> None:
-        """Figures of one step, shown together under the name of their group; what is no finite
-        number is left out.
+        """Add the values of one step under a group name; values that are not finite are left out.
 
         Raises
         ------
@@ -238,7 +234,7 @@ class Curves:
             ) from error
 
     def flush(self) -> None:
-        """See that what was written can be read.
+        """Flush the curves to the disk.
 
         Raises
         ------
@@ -255,7 +251,7 @@ class Curves:
             ) from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         writer, self._writer = self._writer, None
         if writer is not None:
             try:

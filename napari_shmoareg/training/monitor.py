@@ -1,7 +1,7 @@
-"""Collapse of the routing during training.
+"""Detection of routing collapse during training.
 
-A gate has collapsed when it sends all cells the same way: its other experts no longer learn, and
-seldom come back.
+A gate has collapsed when it sends all cells to the same experts: the others are no longer trained
+and seldom recover.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.training.logs import read_rows
 
-WINDOW = 50  # steps whose selections are added up
-# of the way from one choice (0) to even loads (1), below which routing counts as collapsed
+WINDOW = 50  # steps whose selections are summed
+# evenness, from one choice (0) to even loads (1), below which routing counts as collapsed
 EVEN = 0.05
-FALLEN = 0.5  # of the evenness that learning began with
+FALLEN = 0.5  # share of the initial evenness
 
 
 class Alarm(NamedTuple):
-    """A layer whose routing has collapsed, or is about to.
+    """A gate whose routing has collapsed or is about to.
 
     Attributes
     ----------
     place : str
         "encoder-1-moving", "decoder-1-x"
     text : str
-        What is seen, and what may help.
+        What is wrong and what may help.
     """
 
     place: str
@@ -38,17 +38,17 @@ class Alarm(NamedTuple):
 
 
 class RoutingWatch:
-    """Loads over the last steps, and what is wrong with them.
+    """Expert loads over the last steps, and alarms.
 
     Ours: evenness is (exp(H) - k) / (N - k), with H the entropy of the shares of selections: exp(H)
-    is how many experts are in use, k where every cell chooses the same ones and N where all are
-    chosen alike.  An alarm is raised below 0.05, and where it has fallen to less than half of what
-    the first window had.
+    is the number of experts in use: k if every cell chooses the same ones, N if all are chosen
+    equally often. An alarm is raised below 0.05, and below half of the evenness of the first
+    window.
 
     Parameters
     ----------
     top_k : mapping of str to int
-        Experts that each cell chooses, by part: {"encoder": 4, "decoder": 1}.
+        Number of experts that each cell chooses, by part: {"encoder": 4, "decoder": 1}.
     window : int
         Steps.
     """
@@ -60,7 +60,7 @@ class RoutingWatch:
         self.step = 0
 
     def add(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
-        """Take down one step's selections by layer, as in `Step.counts`."""
+        """Add the selections of one step, as in `Step.counts`."""
         self.step = step
         for gate, count in counts.items():
             row = self._recent.setdefault(gate, deque(maxlen=self._window))
@@ -70,26 +70,27 @@ class RoutingWatch:
 
     @property
     def shares(self) -> dict[str, list[float]]:
-        """Shares of selections per expert over the window, summing to 1 at every place."""
+        """Shares of selections per expert over the window; they sum to 1 for each gate."""
         return {gate: self._share(gate).tolist() for gate in self._recent}
 
     @property
     def alarms(self) -> list[Alarm]:
-        """What is wrong now; nothing before the first window is full."""
+        """Current alarms; none before the first window is full."""
         found = []
         for gate, first in self._first.items():
             now, share = self._evenness(gate), self._share(gate)
             if now < EVEN:
                 text = (
-                    f"{_gate_label(gate)}: routing has collapsed: {_most(share)}, and evenness is"
-                    f" {now:.2f} (0 where all choose the same, 1 where loads are even). Lower the"
-                    " learning rate, go back to the best weights, or give balance_weight (encoder)"
-                    " or routing_weight (decoder) more."
+                    f"{_gate_label(gate)}: routing has collapsed: {_most(share)}, and evenness"
+                    f" is {now:.2f} (0: all choose the same, 1: even loads). Lower the learning"
+                    " rate, return to the best weights, or increase balance_weight (encoder) or"
+                    " routing_weight (decoder)."
                 )
             elif now < FALLEN * first:
                 text = (
-                    f"{_gate_label(gate)}: fewer experts are in use: evenness fell from {first:.2f} to"
-                    f" {now:.2f}; {_most(share)}. Watch it; a lower learning rate may stop it."
+                    f"{_gate_label(gate)}: fewer experts are in use: evenness fell from"
+                    f" {first:.2f} to {now:.2f}; {_most(share)}. Keep an eye on it; a lower"
+                    " learning rate may help."
                 )
             else:
                 continue
@@ -118,21 +119,21 @@ def _most(share: NDArray[np.float64]) -> str:
     return f"expert {best} has {100 * share[best]:.0f} % of the selections"
 
 
-ADDED_UP = 10  # steps whose selections make one line of loads.csv
-WATCHED = 5  # such lines over which routing is watched
+ADDED_UP = 10  # steps summed in one row of loads.csv
+WATCHED = 5  # rows in the window of the watch
 
 
 def routing_watch(path: Path, top_k: int, *, last: int | None = None) -> RoutingWatch:
-    """A watch that has seen what was written.
+    """A watch initialised from a loads table.
 
     Parameters
     ----------
     path : Path
-        Of loads.csv; it may be missing.
+        Path of loads.csv; it may be missing.
     top_k : int
-        Attention heads that each token chooses.
+        Number of attention heads that each token chooses.
     last : int, optional
-        The last step that counts.
+        Later steps are ignored.
     """
     watch = RoutingWatch({"encoder": top_k, "decoder": 1}, window=WATCHED)
     counted: dict[int, dict[str, list[int]]] = {}

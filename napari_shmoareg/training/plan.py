@@ -1,4 +1,4 @@
-"""The plan of a training run, run.json, and whether a resumed run still fits it."""
+"""The plan of a training run (run.json), and checks of a resumed run against it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ PRESET = "paper"
 
 
 def starts_from_scratch(weights: Mapping[str, Any]) -> bool:
-    """Whether a run began from nothing, by what its plan or run.json says of its weights."""
+    """Whether the weights entry of a plan or run.json means random weights."""
     return weights.get("name") == NO_NETWORK
 
 
 def describe_start(weights: Mapping[str, Any]) -> str:
-    """What a run began from, in words."""
+    """Describe what a run started from."""
     if not starts_from_scratch(weights):
         return str(weights["name"])
     preset, changes = weights.get("preset", "?"), weights.get("changes") or {}
@@ -47,32 +47,32 @@ def describe_start(weights: Mapping[str, Any]) -> str:
 def config_from_scratch(
     preset: str | None, changes: Mapping[str, Any], settings: FineTuning
 ) -> SHMoARegConfig:
-    """The network of a run that begins from nothing.
+    """The network config of a run that starts from random weights.
 
-    As in the paper it learns and registers on grids of one size, in one pass, unless a cascade or
-    other passes are asked for.
+    As in the paper, it trains and registers on grids of one size in one pass, unless a cascade or
+    other passes are set.
 
     Parameters
     ----------
     preset : str or None
         Of `SHMoARegConfig.preset`; None is "paper", Sec. IV-B.
     changes : mapping
-        Fields of `SHMoARegConfig` with other values, such as those of Table II.
+        Changed fields of `SHMoARegConfig`, such as those of Table II.
     settings : FineTuning
-        Its size (0: the preset's), and its share of diffeomorphic steps: where that is 1, so are
-        registrations.
+        Uses size (0: the preset's) and diffeomorphic: if that is 1, registrations are diffeomorphic
+        too.
 
     Raises
     ------
     InputError
-        If there is no such preset, or a value is out of its range.
+        If there is no such preset, or a value is out of range.
     """
     try:
         config = SHMoARegConfig.from_dict(
             SHMoARegConfig.preset(preset or PRESET).to_dict() | dict(changes)
         )
     except (TypeError, ValueError) as error:
-        raise InputError(f"No network can be built so: {error}") from error
+        raise InputError(f"The network config is not valid: {error}") from error
     if settings.diffeomorphic == 1:
         config = replace(config, diffeomorphic=True)
     if settings.cascade > 0 or settings.passes == "keep" or "passes" in changes:
@@ -83,22 +83,20 @@ def config_from_scratch(
 
 
 def random_network(config: SHMoARegConfig, seed: int) -> SHMoAReg:
-    """A network with the random weights of a seed, the same in every process; the random numbers go
-    on as before.
-    """
+    """A network with random weights from a seed; torch's random state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SHMoAReg(config)
 
 
 def parse_changes(words: list[str]) -> dict[str, Any]:
-    """``attention=mha``, ``shmoe_strides=none``, ``window=5,6,7``: fields of `SHMoARegConfig` with
-    their values.
+    """Parse ``attention=mha``, ``shmoe_strides=none``, ``window=5,6,7`` into `SHMoARegConfig`
+    fields.
 
     Raises
     ------
     InputError
-        If a word is not NAME=VALUE, there is no such field, or its value is of another kind.
+        If a word is not NAME=VALUE, there is no such field, or its value has the wrong type.
     """
     defaults = {field.name: field.default for field in fields(SHMoARegConfig)}
     found: dict[str, Any] = {}
@@ -107,7 +105,7 @@ def parse_changes(words: list[str]) -> dict[str, Any]:
         name = name.replace("-", "_")
         if not mark or name not in defaults:
             raise InputError(
-                f"'{word:.80}' sets no part of the network: NAME=VALUE was expected, such as"
+                f"'{word:.80}' is not a network setting: expected NAME=VALUE, such as"
                 f" attention=mha or shmoe_strides=none. Names are {', '.join(defaults)}."
             )
         try:
@@ -121,7 +119,7 @@ def parse_changes(words: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str, default: Any) -> Any:
-    """A value of the same kind as the default."""
+    """Parse a value of the same type as the default."""
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
@@ -134,31 +132,30 @@ def _value(text: str, default: Any) -> Any:
 
 FORMAT = "shmoareg-run-1"
 REMEDY = (
-    "it tells what the run was begun with. Put back a copy of it, or begin another run in another"
+    "it holds the settings of the run. Restore a copy of it, or start another run in another"
     " folder, from the weights in this one."
 )
-# What may differ when a run goes on: how long, how it is watched and kept; nothing that a step
-# depends on.
+# Settings that may change on resume: duration, validation, saving; nothing that a step depends on.
 FREE = {"minutes", "validate_every", "validation_pairs", "save_every", "tensorboard"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides a run.
+    """All settings of a run.
 
     Attributes
     ----------
     dataset : DatasetChoice
     weights : dict
-        What it began from: "name", "sha256", "card"; from nothing, "none", no checksum, an empty
-        card, and "preset" and "changes" of the network.
+        What it started from: "name", "sha256", "card". For random weights: "none", no checksum, an
+        empty card, and "preset" and "changes" of the network.
     config : dict
-        Of the network.
+        Network config.
     settings : FineTuning
-        With the size and the share of diffeomorphic steps that these weights ask for.
+        With the size and the share of diffeomorphic steps of the weights filled in.
     run : RunSettings
     versions : dict of str to str or None
-        Of the software that began it.
+        Versions of the software that started it.
     """
 
     dataset: DatasetChoice
@@ -170,22 +167,22 @@ class Plan:
 
     @property
     def network_config(self) -> SHMoARegConfig:
-        """The network's config.
+        """The network config.
 
         Raises
         ------
         InputError
-            If this version does not know it.
+            If this version does not support it.
         """
         try:
             return SHMoARegConfig.from_dict(self.config)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"The network of this run is not one that this version knows ({error})."
+                f"This version does not support the network of this run ({error})."
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in run.json."""
+        """The content of run.json."""
         return {
             "format": FORMAT,
             "dataset": {"path": self.dataset.path, "options": self.dataset.options},
@@ -199,23 +196,23 @@ class Plan:
     def changed(
         self, settings: Mapping[str, Any], run: Mapping[str, Any], dataset: Mapping[str, Any]
     ) -> Plan:
-        """The plan with which the run goes on, where some options are given anew.
+        """Return the plan for resuming the run with some options given again.
 
         Parameters
         ----------
         settings, run, dataset : mapping
-            Fields of `FineTuning`, `RunSettings` and `DatasetChoice` that were given.
+            Given fields of `FineTuning`, `RunSettings` and `DatasetChoice`.
 
         Returns
         -------
         Plan
-            With more steps, other settings of those in `FREE`, and another place of the data set:
-            whether the same scans are there is seen by `prepare`.
+            May have more steps, other settings of those in `FREE`, and another path of the data
+            set; `prepare_data` checks that the scans there are the same.
 
         Raises
         ------
         InputError
-            If others differ, or there would be fewer steps.
+            If other settings differ, or there would be fewer steps.
         """
         pairs = ((self.settings, settings), (self.run, run), (self.dataset, dataset))
         differ = [
@@ -226,22 +223,22 @@ class Plan:
         ]
         if differ:
             raise InputError(
-                f"The run was begun with other settings: {', '.join(differ)}. Go on without giving"
-                " them anew, or begin another run in another folder."
+                f"The run was started with other settings: {', '.join(differ)}. Resume without"
+                " these options, or start another run in another folder."
             )
         steps = settings.get("steps", self.settings.steps)
         if steps < self.settings.steps:
             raise InputError(
-                f"The run was begun with {self.settings.steps} steps; their number may grow, not"
-                f" fall to {steps}.",
-                remedy="Use {minutes}, or stop it, to end it earlier.",
+                f"The run was started with {self.settings.steps} steps; their number may be"
+                f" increased, but not reduced to {steps}.",
+                remedy="To end it earlier, use {minutes} or stop it.",
             )
         if steps > self.settings.steps and self.settings.final_rate is not None:
             raise InputError(
-                f"The run's rate falls to {self.settings.final_rate:g} over its"
-                f" {self.settings.steps} steps; over {steps} it would rise again at once.",
-                remedy="Only a run without {final_rate} may grow: begin another run, from the"
-                " weights of this one.",
+                f"The learning rate of the run falls to {self.settings.final_rate:g} over"
+                f" {self.settings.steps} steps; with {steps} steps it would jump up again.",
+                remedy="Only a run without {final_rate} can be extended: start another run from"
+                " the weights of this one.",
             )
         path = str(dataset.get("path", self.dataset.path))
         moved = not is_same_path(path, self.dataset.path)
@@ -260,24 +257,24 @@ def make_plan(
     preset: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The plan of a new run.
+    """Make the plan of a new run.
 
     Parameters
     ----------
     weights : str
-        Shipped name or file; "none" to begin from nothing, with random weights.
+        Name of shipped weights or a file; "none" for random weights.
     dataset : DatasetChoice
     settings, run : mapping
-        Fields of `FineTuning` and `RunSettings` that were given; the size and the share of
-        diffeomorphic steps are else as the weights say, and the steps from nothing those of Sec.
-        IV-B.
+        Given fields of `FineTuning` and `RunSettings`. By default the size and the share of
+        diffeomorphic steps are those of the weights, and the steps from random weights those of
+        Sec. IV-B.
     preset, changes : optional
-        Of the network, from nothing only; see `config_from_scratch`.
+        For random weights only; see `config_from_scratch`.
 
     Raises
     ------
     InputError
-        If there are no such weights, or a setting is out of its range.
+        If there are no such weights, or a setting is out of range.
     """
     start: dict[str, Any]
     running = RunSettings(**run)
@@ -294,8 +291,8 @@ def make_plan(
     else:
         if preset is not None or changes:
             raise InputError(
-                "A preset, or changes of a network, choose what begins from nothing; the weights"
-                f" '{weights}' have a network. Begin from '{NO_NETWORK}', or leave them out."
+                "A preset and changes of the network are for random weights, but the weights"
+                f" '{weights}' have a network. Start from '{NO_NETWORK}', or leave them out."
             )
         chosen, config = FineTuning(**settings), load_network(weights).config
         check_start(chosen)
@@ -303,10 +300,9 @@ def make_plan(
     config = expert_config(config, chosen)
     if chosen.uses_known_motion and not chosen.known_motion:
         raise InputError(
-            "correspondence_weight and the teacher 'drawn' learn where the true motion is known,"
-            " which it is of no two scans.",
-            remedy="Give {known_motion:0.5} too, for as large a share of steps that deform one"
-            " scan.",
+            "correspondence_weight and the teacher 'drawn' need a known motion, which no pair of"
+            " scans has.",
+            remedy="Add {known_motion:0.5}: that share of the steps deforms one scan.",
         )
     if not chosen.size:
         chosen = replace(chosen, size=config.learning_size)
@@ -322,7 +318,7 @@ def read_plan(path: Path) -> Plan:
     Raises
     ------
     InputError
-        If there is none, it is damaged, or of another version.
+        If there is no such file, it is damaged, or from another version.
     """
     found = read_run_json(path)
     try:
@@ -337,12 +333,12 @@ def read_plan(path: Path) -> Plan:
         ):
             check_fields(kind, values)
         if not all(isinstance(found[key], dict) for key in ("config", "versions")):
-            raise ValueError("the network or the versions are not told")
+            raise ValueError("the network or the versions are missing")
         if not all(
             isinstance(found["from"][key], kind)
             for key, kind in (("name", str), ("sha256", str), ("card", dict))
         ):
-            raise ValueError("the weights it began from are not told")
+            raise ValueError("the weights that it started from are missing")
         return Plan(
             dataset=DatasetChoice(str(path_of), **options),
             weights=dict(found["from"]),
@@ -353,12 +349,12 @@ def read_plan(path: Path) -> Plan:
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{path} is damaged, or of another version of shmoareg ({error}): {REMEDY}"
+            f"{path} is damaged or from another version of shmoareg ({error}): {REMEDY}"
         ) from error
 
 
 def read_run_json(path: Path) -> dict[str, Any]:
-    """The content of run.json as it is.
+    """Read run.json as a dict.
 
     Raises
     ------
@@ -367,22 +363,22 @@ def read_run_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(
-            f"{path.parent} holds no run of fine-tune (there is no {path.name}). Name the folder of"
-            " one."
+            f"{path.parent} is not the folder of a fine-tune run (it has no {path.name}). Give"
+            " the folder of a run."
         )
     try:
-        found = read_json(path, "what a run was begun with")
+        found = read_json(path, "the settings of a run")
     except InputError as error:
         raise InputError(f"{error} {REMEDY[0].upper()}{REMEDY[1:]}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(
-            f"{path} is not of a run that this version knows (its format is not '{FORMAT}')."
+            f"{path} is not a run that this version supports (its format is not '{FORMAT}')."
         )
     return found
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """Write run.json, whole or not at all.
+    """Write run.json atomically.
 
     Raises
     ------
@@ -394,22 +390,19 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 
 def is_same_path(one: str, other: str) -> bool:
-    """Whether two names are of one file or folder, by links and the way there."""
+    """Whether two paths are the same file or folder, after resolving links."""
     return one == other or user_path(one).resolve() == user_path(other).resolve()
 
 
 def _same(name: str, own: Any, given: Any) -> bool:
-    """Whether a setting given anew is the one that the run has; a size of 0 was, and is, what the
-    weights ask for.
-    """
+    """Whether a given setting equals that of the run; a size of 0 means that of the weights."""
     if isinstance(own, tuple) or isinstance(given, tuple):
         return tuple(own or ()) == tuple(given or ())
     return bool(own == given) or (name == "size" and given == 0)
 
 
 def check_split_exists(folder: RunFolder) -> None:
-    """Refuse a run that has learned and lost its split: another draw could have its test scans
-    learn.
+    """Reject a run with a saved state but no split: a new split could train on its test scans.
 
     Raises
     ------
@@ -418,73 +411,73 @@ def check_split_exists(folder: RunFolder) -> None:
     """
     if folder.state.is_file() and not folder.split.is_file():
         raise InputError(
-            f"{folder.split} is missing: it tells which scans learn and which judge, and another"
-            " draw could let the scans for testing learn. Put back a copy of it, or begin another"
-            " run in another folder."
+            f"{folder.split} is missing: it says which scans are used for training, and a new"
+            " split could train on the test scans. Restore a copy of it, or start another run in"
+            " another folder."
         )
 
 
 def files_of(checkup: Checkup) -> dict[str, Print]:
-    """What the files of the usable scans are."""
+    """Size and checksums of the files of the usable scans."""
     prints, sizes = checkup.prints, {}
     for name in checkup.usable:
         image = checkup.dataset.scan(name).image
-        sizes[name] = image.stat().st_size if image.is_file() else 0  # a DICOM series is a folder
+        # 0 for a DICOM series, which is a folder
+        sizes[name] = image.stat().st_size if image.is_file() else 0
     return {name: (size, *prints[name]) for name, size in sizes.items()}
 
 
 def reference_of(checkup: Checkup, affine: str) -> str | None:
-    """The scan that decides the alignment of all others; None where none does."""
+    """The reference scan that all others are aligned with; None without alignment."""
     return None if affine == "none" else checkup.reference
 
 
 def check_scans_unchanged(
     before: Division, checkup: Checkup, plan: Plan, folder: RunFolder
 ) -> list[str]:
-    """What became of the scans since the run began, in words.
+    """Describe changes of the scans since the run started.
 
     Parameters
     ----------
     before : Division
-        Of split.json.
+        From split.json.
     checkup : Checkup
-        That has run.
+        After its run.
     plan : Plan
-        With the place where the data set is now.
+        With the current path of the data set.
     folder : RunFolder
-        Its run.json has the place where it was.
+        Its run.json has the previous path.
 
     Raises
     ------
     InputError
-        If the scan that all others are aligned with is gone, or a data set in another place is not
-        the same.
+        If the reference scan is gone, or a data set at another path is not the same.
     """
     changed = list(_changed(before, checkup))
     was = read_plan(folder.run_json).dataset.path
     if was != plan.dataset.path and (changed or not before.files):
         why = (
             " ".join(changed)
-            or "The run was begun by an earlier version, so its scans cannot be compared."
+            or "The run was started by an earlier version, so its scans cannot be compared."
         )
         raise InputError(
-            f"The run began with the data set {was}; {plan.dataset.path} is not the same, moved:"
-            f" {why} Give the place where the very same scans are now, or begin another run in"
+            f"The run was started with the data set {was}; {plan.dataset.path} is not a moved"
+            f" copy of it: {why} Give the path of the same scans, or start another run in"
             " another folder."
         )
     if before.reference is not None and before.reference not in checkup.usable:
         skipped = {report.name: report.skipped for report in checkup.reports}
         why = skipped.get(before.reference) or "it is not in the data set"
         raise InputError(
-            f"The scan '{before.reference}', with which the run aligned all others, cannot be used"
-            f" now ({why}). With another in its place all pairs would lie differently: put it back,"
-            " or begin another run in another folder. If the whole data set was moved, give its"
-            f" new place: shmoareg fine-tune DATASET --out {folder.path} --resume"
+            f"The scan '{before.reference}', with which the run aligned all others, cannot be"
+            f" used now ({why}). Another reference would change all pairs: restore the scan, or"
+            " start another run in another folder. If the data set was moved, give its new path:"
+            f" shmoareg fine-tune DATASET --out {folder.path} --resume"
         )
     if before.reference is not None and checkup.reference != before.reference:
         changed.append(
-            f"The scans are aligned with '{checkup.reference}' now, and were with"
-            f" '{before.reference}' when the run began: all pairs lie a little differently."
+            f"The scans are now aligned with '{checkup.reference}', and were aligned with"
+            f" '{before.reference}' when the run started: all pairs change slightly."
         )
     return changed
 
@@ -494,10 +487,16 @@ def _changed(before: Division, checkup: Checkup) -> Iterator[str]:
     used = [name for part in PARTS for name in before.used(part) if name in before.files]
     for name in used:
         if name not in skipped:
-            yield f"The scan '{name}' was used when the run began, and is not in the data set now."
+            yield (
+                f"The scan '{name}' was used when the run started, but is no longer in the"
+                " data set."
+            )
         elif name not in now:
-            yield f"The scan '{name}' was used when the run began, and cannot be now: {skipped[name]}"
+            yield (
+                f"The scan '{name}' was used when the run started, but cannot be used now:"
+                f" {skipped[name]}"
+            )
         elif now[name][1] != before.files[name][1]:
-            yield f"The image of '{name}' is not the one that the run began with."
+            yield f"The image of '{name}' has changed since the run started."
         elif now[name][2] != before.files[name][2]:
-            yield f"The labels of '{name}' are not those that the run began with."
+            yield f"The labels of '{name}' have changed since the run started."

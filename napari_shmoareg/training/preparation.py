@@ -1,4 +1,4 @@
-"""From a data set to the pairs that a run learns from and is judged on."""
+"""Preparation of a data set: split, check-up, training and validation pairs."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from.
+    """The data of a run.
 
     Attributes
     ----------
     train, validation : NamedPairs
     scans : dict of str to int
-        Scans of each part.
+        Number of scans in each part of the split.
     pairs : dict of str to int
-        Pairs of each part; those of training without regard to their order, as a step sees both.
+        Number of pairs in each part; training pairs are unordered, because a step uses both orders.
     grids : ((D, H, W), (D, H, W))
-        Network grids of one pair: in learning, and in a registration.
+        Network grids of one pair, in training and in registration.
     problems : tuple of str
-        What the check-up warns of.
+        Warnings of the check-up.
     """
 
     train: NamedPairs
@@ -60,17 +60,17 @@ def prepare_data(
     group: TrainingGroup,
     stop: Callable[[], bool],
 ) -> Generator[Event, None, TrainingData | None]:
-    """Split, check and pair.
+    """Split and check the data set and make pairs.
 
     Parameters
     ----------
     plan : Plan
     dataset : Dataset
     folder : RunFolder
-        The leader writes checkup.csv there, and split.json where there is none yet.
+        The main process writes checkup.csv there, and split.json if it is missing.
     group : TrainingGroup
     stop : callable
-        Asked after each scan whether to end.
+        Called after each scan; whether to stop.
 
     Yields
     ------
@@ -80,12 +80,12 @@ def prepare_data(
     Returns
     -------
     Material or None
-        None if it was to end.
+        None if stopped.
 
     Raises
     ------
     InputError
-        If no pair is left to learn from, or the run went on with other scans.
+        If no training pair is left, or a resumed run has other scans.
     """
     from napari_shmoareg.datasets import Checkup, VolumeCache, split_dataset
 
@@ -114,7 +114,7 @@ def prepare_data(
     if group.any(stop()):
         return None
     if not group.is_main:
-        for _ in checkup.run():  # what the leader found lies in the cache
+        for _ in checkup.run():  # the results of the main process are in the cache
             continue
     if group.is_main:
         write_table(checkup.rows(), folder.checkup)
@@ -137,9 +137,7 @@ def prepare_data(
 def _training_data(
     plan: Plan, dataset: Dataset, checkup: Checkup, division: Division, is_new: bool
 ) -> tuple[TrainingData, Division]:
-    """The pairs of the scans that stand in a part and can be used; and what a new run leaves
-    out.
-    """
+    """Make the pairs of usable scans; for a new run, also record the excluded pairs."""
     config, settings = plan.network_config, plan.settings
     parts = {part: division.used(part) for part in PARTS}
     names = {part: dataset.ordered_pairs(sorted(used)) for part, used in parts.items()}
@@ -159,9 +157,9 @@ def _training_data(
     validation = make_pairs("validation", config.size, True)
     if not len(train):
         raise InputError(
-            f"No pair is left to learn from: {len(parts['train'])} of {len(division.split.train)}"
-            " scans for training can be used.",
-            remedy="See checkup.csv for why, or give a {split} with more for training.",
+            f"No training pair is left: {len(parts['train'])} of {len(division.split.train)}"
+            " training scans can be used.",
+            remedy="See checkup.csv for the reasons, or give a {split} with more training scans.",
         )
     data = TrainingData(
         train=train,
@@ -185,23 +183,23 @@ def _training_data(
 
 
 def validation_warnings(plan: Plan, data: TrainingData) -> Iterator[str]:
-    """A warning, where a run that is to be validated has nothing to be validated by."""
+    """Warn if validation is enabled but there are no validation pairs."""
     if plan.run.validate_every and not len(data.validation):
         yield (
-            "Nothing will be validated and no best weights are kept: the"
-            f" {data.scans['validation']} scans that judge give no pair. Give a split with"
-            " more for validation, in another run."
+            "There is no validation, and no best weights are saved: the"
+            f" {data.scans['validation']} validation scans give no pair. Start another run with"
+            " a split that has more."
         )
 
 
 def _grids(
     train: NamedPairs, used: NamedPairs, size: int, full: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The two grids of the first pair that can be read; cubes where none of a few can."""
+    """The two grids of the first readable pair; cubes if none of the first three can be read."""
     for index in range(min(3, len(train))):
         try:
             return tuple(train[index].grid.shape), tuple(used[index].grid.shape)
-        except (InputError, OSError):  # told when its step comes
+        except (InputError, OSError):  # reported when its step comes
             continue
     return (size,) * 3, (full,) * 3
 
@@ -209,7 +207,7 @@ def _grids(
 def run_on_main(
     group: TrainingGroup, work: Callable[[], Iterator[T]], until: Callable[[], bool] = lambda: False
 ) -> Iterator[T]:
-    """What the leader does alone, item by item, while the others wait; it may end early."""
+    """Run work in the main process only, item by item, while the others wait; it may stop early."""
     if not group.is_main:
         while not group.any(False):
             continue

@@ -1,7 +1,7 @@
-"""How weights are learned from drawn pairs alone: recipes, and the validation that watches them.
+"""Recipes for training on synthetic pairs, and their validation.
 
-Coarse grids first: a step there is cheap, and most of what there is to learn about large
-displacements is learned.  The network is fully convolutional, so the weights carry over.
+Coarse grids come first: steps are cheap there and teach most of what concerns large displacements.
+The network is fully convolutional, so the weights carry over to finer grids.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from napari_shmoareg.registration.cascade import cascade
 from napari_shmoareg.registration.conform import Conformed
 from napari_shmoareg.training.expert_training import expert_config
 from napari_shmoareg.training.settings import FineTuning
-from napari_shmoareg.training.synthesis import SyntheticPairs, Subject
+from napari_shmoareg.training.synthesis import Subject, SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
-VALIDATION_SIZE = 80  # voxels along the longest axis, at most
-VALIDATION_SHARE = 0.25  # share of the subjects that validation is drawn from, and nothing else
+VALIDATION_SIZE = 80  # maximum number of voxels along the longest axis
+VALIDATION_SHARE = 0.25  # share of the subjects used for validation only
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One resolution of a recipe: from which share of the steps on, and how many voxels along the
-    longest axis.
+    """One resolution of a recipe: the share of steps at which it begins, and the range of voxels
+    along the longest axis.
     """
 
     begins: float
@@ -42,7 +42,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a pretraining run besides the label maps.
+    """All settings of a pretraining run, besides the label maps.
 
     Parameters
     ----------
@@ -52,11 +52,11 @@ class Recipe:
         In the order of `begins`, the first at 0.
     settings : FineTuning
     drawing : SynthesisSettings
-        Its size is that of the phase.
+        Its size is replaced by that of the phase.
     averaging : float
-        Decay of the running mean of the weights that is given out in the end.
+        Decay of the running mean of the weights, which is the result.
     config : mapping
-        Fields of `SHMoARegConfig` that are not the preset's.
+        Fields of `SHMoARegConfig` that differ from the preset.
     """
 
     preset: str
@@ -67,25 +67,25 @@ class Recipe:
     config: Mapping[str, Any] = field_of(default_factory=dict)
 
     def network_config(self) -> SHMoARegConfig:
-        """Of the network to learn.
+        """The config of the network to train.
 
         Raises
         ------
         InputError
-            If a value is out of its range.
+            If a value is out of range.
         """
         try:
             config = SHMoARegConfig.from_dict(
                 SHMoARegConfig.preset(self.preset).to_dict() | dict(self.config)
             )
         except (TypeError, ValueError) as error:
-            raise InputError(f"No network can be built so: {error}") from error
+            raise InputError(f"The network config is not valid: {error}") from error
         return expert_config(config, self.settings)
 
     def pairs(
         self, subjects: Sequence[Subject], device: str | torch.device = "cpu"
     ) -> SyntheticPairs:
-        """What is trained on: drawn on the device, from all but the held-out subjects."""
+        """Training pairs, generated on the device from all but the held-out subjects."""
         phases = [
             (round(p.begins * self.settings.steps), replace(self.drawing, size=p.size))
             for p in self.phases
@@ -148,32 +148,34 @@ def recipe(
     config: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Recipe:
-    """A named recipe, perhaps with other settings.
+    """Return a named recipe, optionally with changed settings.
 
     Parameters
     ----------
     name : str
         Of `RECIPES`.
     torso : float, optional
-        Share of pairs that show torsos, 0 to 1; see `SynthesisSettings`.
+        Share of torso pairs, 0 to 1; see `SynthesisSettings`.
     config : mapping, optional
-        Fields of `SHMoARegConfig` with other values than the preset's.
+        Fields of `SHMoARegConfig` that differ from the preset.
     **changes
-        Fields of `FineTuning`, such as its steps or its seed; those that are None stay as they are.
+        Fields of `FineTuning`, such as steps or seed; None keeps the recipe's value.
 
     Raises
     ------
     InputError
-        If there is none of that name, or a setting is out of its range.
+        If there is no such recipe, or a setting is out of range.
     """
     if name in RENAMED:
         raise InputError(
-            f"The recipe '{name}' is called '{RENAMED[name]}': it learns from drawn images, with"
-            " other losses and rates than the paper's. To learn as in Sec. IV-B, from scans:"
-            " shmoareg fine-tune DATASET --from none."
+            f"The recipe '{name}' is now called '{RENAMED[name]}': it trains on synthetic"
+            " images, with other losses and learning rates than the paper. To train on scans as"
+            " in Sec. IV-B: shmoareg fine-tune DATASET --from none."
         )
     if name not in RECIPES:
-        raise InputError(f"There is no recipe '{name}'; there are {', '.join(sorted(RECIPES))}.")
+        raise InputError(
+            f"There is no recipe '{name}'; available are {', '.join(sorted(RECIPES))}."
+        )
     found = RECIPES[name]
     given = {key: value for key, value in changes.items() if value is not None}
     if torso is not None:
@@ -186,7 +188,7 @@ def recipe(
 
 
 def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:
-    """Subjects to train on, and the last quarter, held out.  With fewer than four, all serve
+    """Split off the last quarter of the subjects for validation; with fewer than four, all serve
     both.
     """
     count = int(len(subjects) * VALIDATION_SHARE)
@@ -198,11 +200,10 @@ def split_subjects(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Sub
 
 
 class RunningMean:
-    """A copy of a network whose weights follow the original's, with a decay; young means follow
-    faster.
+    """Exponential moving average of a network's weights; early averages decay faster.
 
-    Single steps leave a noise in the weights that a mean does not have: it registers better than
-    any of them."""
+    The average removes the noise of single steps and registers better than any of them.
+    """
 
     def __init__(self, network: SHMoAReg, decay: float) -> None:
         self.network = copy.deepcopy(network)
@@ -210,7 +211,7 @@ class RunningMean:
 
     @torch.no_grad()
     def follow(self, network: SHMoAReg) -> None:
-        """Take one more step into the mean."""
+        """Update the average with the weights of one more step."""
         self.seen += 1
         decay = min(self.decay, self.seen / (self.seen + 9))
         for tensors in (SHMoAReg.parameters, SHMoAReg.buffers):
@@ -219,9 +220,7 @@ class RunningMean:
 
 
 class Validation(NamedTuple):
-    """Means over drawn validation pairs: soft Dice before and after, and voxels that fold in
-    percent.
-    """
+    """Means over validation pairs: soft Dice before and after, folded voxels in percent."""
 
     before: float
     after: float
@@ -231,10 +230,11 @@ class Validation(NamedTuple):
 def validation_pairs(
     subjects: Sequence[Subject], drawing: SynthesisSettings, *, size: int, count: int = 6
 ) -> list[Conformed]:
-    """Pairs of two held-out subjects with one contrast, all their labels, and no drawn deformation.
+    """Pairs of two held-out subjects with one contrast, all labels and no random deformation.
 
-    They have `size` voxels along the longest axis, but at most `VALIDATION_SIZE`: their labels stay
-    in memory."""
+    They have `size` voxels along the longest axis, at most `VALIDATION_SIZE`, because their labels
+    stay in memory.
+    """
     size = min(size, VALIDATION_SIZE)
     plain = replace(
         drawing,
@@ -256,10 +256,9 @@ def validation_pairs(
 def torso_validation_pairs(
     drawing: SynthesisSettings, *, size: int, count: int = 6
 ) -> list[Conformed]:
-    """Pairs of two people's torsos in CT of one contrast, all organs, and no deformation but that
-    of the people.
+    """Torso pairs of two people in CT of one contrast, all organs, no random deformation.
 
-    Like `validation_pairs`; no such person is seen in training, as each is drawn once.
+    As `validation_pairs`; training never sees these people, because each is generated once.
     """
     size = min(size, VALIDATION_SIZE)
     plain = replace(
@@ -279,16 +278,16 @@ def torso_validation_pairs(
 
 
 def validate(network: SHMoAReg, pairs: Sequence[Conformed]) -> Validation:
-    """Register validation pairs as `register` would, in all passes; the network is left in the mode
-    it came in.
-    """
+    """Register validation pairs as `register` does, in all passes; restores the network's mode."""
     training, device = network.training, next(network.parameters()).device
     network.eval()
     rows = []
     with torch.no_grad():
         for pair in pairs:
             if pair.moving_labels is None or pair.fixed_labels is None:
-                raise InputError("Validation needs pairs with labels; draw them from label maps.")
+                raise InputError(
+                    "Validation needs pairs with labels; generate them from label maps."
+                )
             moving_labels, fixed_labels = (
                 pair.moving_labels.to(device),
                 pair.fixed_labels.to(device),

@@ -1,4 +1,4 @@
-"""The folder of a training run: files, lock, requests to pause or stop, status."""
+"""The folder of a training run: files, lock, pause and stop requests, status."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MAX_LOCK = 2**16  # bytes
 
 
 class RunLock:
-    """Which process works on a run: a lock of the system, beside a file that says who holds it.
+    """Lock of a run folder: a system lock, and a file that names the process that holds it.
 
     Parameters
     ----------
     path : Path
-        Of that file, in the run's folder.
+        Path of that file, in the run folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,19 +44,20 @@ class RunLock:
         self._stack = ExitStack()
 
     def __enter__(self) -> RunLock:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises
         ------
         InputError
-            If a process that lives holds it, or the folder cannot be written to.
+            If a running process holds it, or the folder is not writable.
         """
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path.with_name(LOCK)))
             except Timeout as error:
                 raise self._refusal(read_holder(self.path)) from error
-            # of a release without such a lock, or a machine that shares the disk but no locks
+            # from a release without a system lock, or a machine that shares the disk but not its
+            # locks
             holder = read_holder(self.path)
             if holder is not None:
                 raise self._refusal(holder)
@@ -71,11 +72,11 @@ class RunLock:
         return self
 
     def __exit__(self, *what: object) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._stack.close()
 
     def set_status(self, doing: str) -> None:
-        """Note what the process does: "learning", "paused"."""
+        """Record what the process does: "learning", "paused"."""
         started = psutil.Process().create_time()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
         temporary_path = files.temporary_path(self.path.parent, self.path.name)
@@ -89,32 +90,32 @@ class RunLock:
             if holder["host"] != socket.gethostname():
                 hint = f" If it is gone, delete {self.path}."
         return InputError(
-            f"{folder} is being worked on ({who}). Wait for it, end it with `shmoareg runs stop"
+            f"{folder} is in use by {who}. Wait for it, end it with `shmoareg runs stop"
             f" {folder}`, or give another --out.{hint}"
         )
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock: pid, host, started, doing; None where nobody does, or the process is gone.
+    """The holder of a lock (pid, host, started, doing); None if it is free or the process is gone.
 
-    A process of another machine cannot be looked at, and counts as long as the file is there.
+    A process on another machine cannot be checked; it counts as long as the file exists.
     """
     try:
         if path.is_dir():
             raise InputError(
-                f"{path} is a folder; the lock of a run was expected. Delete it to go on with the"
-                " run."
+                f"{path} is a folder; the lock file of a run was expected. Delete it to resume"
+                " the run."
             )
         found = read_object(path, "the lock of a run", limit=MAX_LOCK)
         holder: dict[str, Any] = {"pid": int(found["pid"]), "host": str(found["host"])}
         holder["started"] = float(found["started"])
         holder["doing"] = str(found.get("doing", ""))
-    # none, or one that was left half-written
+    # missing or incomplete
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         if path.is_dir():
             raise
         return None
-    if not 0 < holder["pid"] < 2**31:  # no process has such a number
+    if not 0 < holder["pid"] < 2**31:  # not a valid process id
         return None
     if holder["host"] != socket.gethostname():
         return holder
@@ -129,12 +130,12 @@ WORDS = ("pause", "go", "stop")
 
 
 class RunControl:
-    """What was asked of a run so far.
+    """Pause and stop requests to a run.
 
     Parameters
     ----------
     file : Path
-        Where another process may write a word; it is removed when it is read.
+        File in which another process may write a request; it is removed when read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -144,21 +145,19 @@ class RunControl:
         self._reads_file = True
 
     def ignore_file(self) -> None:
-        """Leave the file to the leader of a team, whose answer is that of all: a word read twice is
-        read by one.
-        """
+        """Do not read the file: the main process of a group reads it for all."""
         self._reads_file = False
 
     def set_request(self, word: str) -> None:
-        """Ask from within this process; also from another thread or a signal's handler.
+        """Make a request from within this process, also from a thread or a signal handler.
 
         Raises
         ------
         InputError
-            If the word is none of `WORDS`.
+            If the word is not in `WORDS`.
         """
         if word not in WORDS:
-            raise InputError(f"A run can be asked to {', '.join(WORDS)}; got '{word}'.")
+            raise InputError(f"A request to a run is one of {', '.join(WORDS)}; got '{word}'.")
         if word == "stop":
             self._stop = True
         else:
@@ -166,18 +165,18 @@ class RunControl:
 
     @property
     def stop(self) -> bool:
-        """Whether the run is to end at the next safe step."""
+        """Whether the run should end at the next safe step."""
         self._read_file()
         return self._stop
 
     @property
     def pause(self) -> bool:
-        """Whether the run is to wait."""
+        """Whether the run should wait."""
         self._read_file()
         return self._pause
 
     def clear(self) -> None:
-        """Drop what was written for an earlier process."""
+        """Remove a request written for an earlier process."""
         self._file.unlink(missing_ok=True)
 
     def _read_file(self) -> None:
@@ -186,7 +185,7 @@ class RunControl:
         moved = files.temporary_path(self._file.parent, self._file.name)
         try:
             os.replace(self._file, moved)
-        except FileNotFoundError:  # taken back just now
+        except FileNotFoundError:  # withdrawn in the meantime
             return
         word = moved.read_text(encoding="utf-8", errors="replace").strip()
         moved.unlink()
@@ -195,12 +194,12 @@ class RunControl:
 
 
 def write_request(file: Path, word: str) -> None:
-    """Ask a run of another process.
+    """Send a request to a run in another process.
 
     Raises
     ------
     InputError
-        If it cannot be written there.
+        If the file cannot be written.
     """
     with atomic_write(file) as temporary:
         temporary.write_text(f"{word}\n", encoding="utf-8")
@@ -210,7 +209,7 @@ STATE = "training.safetensors"
 
 
 class RunFolder:
-    """Where everything of a run stands.
+    """Paths of the files of a run.
 
     Parameters
     ----------
@@ -236,19 +235,17 @@ class RunFolder:
 
     @property
     def weights(self) -> Path | None:
-        """The weights to use: the best, where validation found some, else the last; None before
-        there are any.
-        """
+        """The best weights by validation, else the last ones; None if there are none yet."""
         return next((path for path in (self.best, self.last) if path.is_file()), None)
 
     @contextmanager
     def start(self, plan: Plan) -> Iterator[RunLock]:
-        """Begin a run in a new or empty folder; the lock is held as long as this lasts.
+        """Start a run in a new or empty folder, and hold its lock within the context.
 
         Raises
         ------
         InputError
-            If the folder holds something, or cannot be made.
+            If the folder is not empty or cannot be created.
         """
         from napari_shmoareg.training.plan import write_plan
 
@@ -261,28 +258,28 @@ class RunFolder:
 
     @contextmanager
     def resume(self, plan: Plan) -> Iterator[RunLock]:
-        """Go on with the run that is here; the lock is held as long as this lasts.
+        """Resume the run of this folder, and hold its lock within the context.
 
         Raises
         ------
         InputError
-            If another process works on it, or nothing can be written.
+            If another process works on it, or the folder is not writable.
         """
         from napari_shmoareg.training.plan import read_plan, write_plan
 
         with RunLock(self.lock) as lock:
             saved = read_plan(self.run_json)
             if saved.to_dict() != replace(plan, dataset=saved.dataset).to_dict():
-                # a new place is told once it is looked at
+                # a new path of the data set is saved after it has been checked
                 write_plan(self.run_json, replace(plan, dataset=saved.dataset))
             yield lock
 
     def _check_new(self) -> None:
-        """Refuse a folder with anything but what a run killed at its very beginning left."""
+        """Reject a folder that has more than the leftovers of a run killed at its start."""
         if self.run_json.exists():
             raise InputError(
-                f"{self.path} holds a run already. Give --resume to go on with it, or another --out"
-                " to begin a new one."
+                f"{self.path} already contains a run. Give --resume to continue it, or another"
+                " --out to start a new one."
             )
         own = (
             LOCK,
@@ -293,9 +290,7 @@ class RunFolder:
 
 
 def is_empty_run(path: Path) -> bool:
-    """Whether a folder holds a run that can be lost: it saved no state, and its weights, if any,
-    learned nothing.
-    """
+    """Whether a run can be discarded: it saved no state and no trained weights."""
     folder = RunFolder(path)
     if not folder.run_json.is_file() or folder.state.exists() or folder.last.exists():
         return False
@@ -303,20 +298,21 @@ def is_empty_run(path: Path) -> bool:
 
 
 def reset_run(path: Path) -> None:
-    """Remove the files of a run that saved nothing, so that another can begin in its folder.
+    """Remove the files of an empty run, so that another can start in its folder.
 
     Raises
     ------
     InputError
-        If the run saved something, a process works on it, or something lies there that is not the
-        run's; nothing is removed then.
+        If the run saved something, a process works on it, or the folder has other files. Nothing is
+        removed then.
     """
     folder = RunFolder(path)
     try:
         with RunLock(folder.lock):
             if not is_empty_run(path):
                 raise InputError(
-                    f"The run in {path} saved what it learned. Resume it, or name another folder."
+                    f"The run in {path} has saved a state or trained weights. Resume it, or give"
+                    " another folder."
                 )
             own = _run_files(folder)
             unknown = sorted(
@@ -326,8 +322,8 @@ def reset_run(path: Path) -> None:
             )
             if unknown:
                 raise InputError(
-                    f"{unknown[0]} is no file of a run, and nothing of others is removed. Move it"
-                    " away, or name another folder."
+                    f"{unknown[0]} is not a file of a run, and other files are not removed. Move"
+                    " it away, or give another folder."
                 )
             # run.json last
             for entry in sorted(
@@ -336,12 +332,12 @@ def reset_run(path: Path) -> None:
                 entry.rmdir() if entry.is_dir() else entry.unlink()
     except OSError as error:
         raise InputError(
-            f"The folder {path} cannot be emptied: {error}. Name another folder."
+            f"The folder {path} cannot be emptied: {error}. Give another folder."
         ) from error
 
 
 def _run_files(folder: RunFolder) -> set[Path]:
-    """What is there of a run's files."""
+    """The existing files of a run."""
     tables = (folder.checkup, folder.metrics, folder.validation, folder.loads, folder.skipped)
     files = (folder.run_json, folder.split, *tables, folder.best, folder.request)
     own = {file for file in files if file.is_file()}
@@ -364,7 +360,7 @@ def _run_files(folder: RunFolder) -> set[Path]:
 
 
 def _count_lines(path: Path, most: int) -> int:
-    """How many lines a file has, of which no more than `most` are counted."""
+    """Number of lines of a file, counting at most `most`."""
     try:
         with path.open("rb") as file:
             return sum(1 for _ in islice(file, most))
@@ -372,26 +368,26 @@ def _count_lines(path: Path, most: int) -> int:
         return 0
 
 
-MAX_HEADER = 16 * 2**20  # bytes, as of weights
+MAX_HEADER = 16 * 2**20  # bytes, as for weights
 MAX_NUMBER = 1e15
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands.
+    """Status of a run.
 
     Attributes
     ----------
     run_json : dict
         The content of run.json.
     step, steps : int
-        Steps done as the tables say, and in all.
+        Steps done according to the tables, and in total.
     saved : int or None
         The step of the saved state.
     seconds : float
-        That the steps took.
+        Duration of the steps.
     holder : dict or None
-        The process that works on it: pid, host, doing.
+        The process that works on it (pid, host, doing).
     last : dict
         The last line of metrics.csv; empty before the first step.
     validation : tuple of dict
@@ -399,7 +395,7 @@ class RunStatus:
     skipped : tuple of dict
         The lines of skipped.csv.
     alarms : tuple of str
-        What is wrong with the routing now.
+        Current alarms of the routing.
     """
 
     run_json: dict[str, Any]
@@ -415,14 +411,14 @@ class RunStatus:
 
     @property
     def best(self) -> dict[str, str] | None:
-        """The line of the best look at the validation pairs."""
+        """The row of the best validation."""
         found = [row for row in self.validation if row["best"] == "1"]
         return found[-1] if found else None
 
 
 @names_input
 def read_run_status(folder: RunFolder) -> RunStatus:
-    """Read where a run stands; changes nothing, and may be asked while it is under way.
+    """Read the status of a run, also while it is running; changes nothing.
 
     Raises
     ------
@@ -439,7 +435,7 @@ def read_run_status(folder: RunFolder) -> RunStatus:
         if not isinstance(run_json["dataset"]["path"], str) or not isinstance(
             run_json["from"]["name"], str
         ):
-            raise TypeError("the data set or the weights are not told")
+            raise TypeError("the data set or the weights are missing")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{folder.run_json} is damaged ({error!r:.200}).") from error
     check_numbers(folder.metrics, metrics, ("step", "seconds", "total"))
@@ -469,12 +465,12 @@ def read_run_status(folder: RunFolder) -> RunStatus:
 def check_numbers(
     path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str], free: Sequence[str] = ()
 ) -> None:
-    """See that the cells of columns are numbers; those of `free` ones may be empty.
+    """Check that columns hold numbers; cells of `free` columns may be empty.
 
     Raises
     ------
     InputError
-        If one is not.
+        If a cell is not a number.
     """
     for number, row in enumerate(rows, 1):
         for name in (*columns, *free):
@@ -487,15 +483,13 @@ def check_numbers(
                 whole = False
             if not whole:
                 raise InputError(
-                    f"{path}, row {number}: {name} is '{cell:.40}'; a number was expected. It is"
-                    " damaged."
+                    f"{path} is damaged: in row {number}, {name} is '{cell:.40}'; a number was"
+                    " expected."
                 )
 
 
 def saved_step(folder: RunFolder) -> int | None:
-    """The step of the saved state, from the head of its file; None where there is none, or it is
-    damaged.
-    """
+    """Step of the saved state, from the file header; None if it is missing or damaged."""
     try:
         with folder.state.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,7 +1,7 @@
-"""What a training run writes: tables, states, weights, validation.
+"""Writer of a run folder: tables, states, weights, validation.
 
-The order of writing makes a kill harmless: rows reach the disk before the state whose steps they
-describe, the best weights before the state that refers to them, the last weights after it.
+The order of writing makes a kill harmless: table rows are written before the state of their steps,
+the best weights before the state that refers to them, the last weights after it.
 """
 
 from __future__ import annotations
@@ -33,35 +33,33 @@ EARLIER_METRICS = ("step", *TERMS, *ABOUT_STEP)
 VALIDATION = ("step", "dice", "ncc", "folding_percent", "best", "seconds")
 LOADS = ("step", "place", "expert", "count")
 START_NOTE = (
-    "These are the weights that the run began with: while this file stands, no later step was"
-    " judged better."
+    "These are the initial weights of the run: as long as this file exists, no later step had a"
+    " better validation."
 )
-NO_IMPROVEMENT = (
-    "By its validation, nothing that the run had learned was better than the weights it began with."
-)
+NO_IMPROVEMENT = "By validation, no step of the run was better than its initial weights."
 SKIPPED = ("step", "pair", "why")
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, beside its network and optimiser.
+    """Position of a run, besides its network and optimiser.
 
     Attributes
     ----------
     step : int
         Steps done.
     seconds : float
-        That they took, over all processes of the run.
+        Their duration, summed over all sessions of the run.
     validated : int
-        The step of the last look at the validation pairs; -1 before the first.
+        Step of the last validation; -1 before the first.
     validation : dict
-        What it saw.
+        Its measures.
     best : dict
-        The figures of the best look; empty before the first.
+        Measures of the best validation; empty before the first.
     judges : list of str
-        The pairs that it was judged by.
+        The validation pairs of the best.
     counts : dict of str to list of int
-        Selections since the last line of loads.csv, by place.
+        Selections since the last rows of loads.csv, by gate.
     """
 
     step: int = 0
@@ -73,7 +71,7 @@ class Position:
     counts: dict[str, list[int]] = field(default_factory=dict)
 
     def after(self, step: Step) -> Position:
-        """One step further."""
+        """The position after a step."""
         counts = dict(self.counts)
         for gate, count in step.counts.items():
             before = counts.get(gate, [0] * len(count))
@@ -81,11 +79,11 @@ class Position:
         return replace(self, step=step.step, seconds=self.seconds + step.seconds, counts=counts)
 
     def reset_counts(self) -> Position:
-        """After a line of loads.csv."""
+        """The position after writing to loads.csv."""
         return replace(self, counts={})
 
     def with_validation(self, found: ValidationResult) -> tuple[Position, bool]:
-        """After a look at the validation pairs, and whether it is the best so far."""
+        """The position after a validation, and whether that is the best so far."""
         score = found.score
         best = score == score and (not self.best or score > self.best["score"])
         row = {
@@ -102,7 +100,7 @@ class Position:
 
 
 class RunWriter:
-    """Writes a run's folder, in the one process that does.
+    """Writes a run folder; used in the main process only.
 
     Parameters
     ----------
@@ -111,9 +109,9 @@ class RunWriter:
     network : SHMoAReg
     optimiser : torch.optim.Optimizer
     position : Position
-        Where the run goes on: what the tables say beyond is taken away.
+        Where the run starts; later table rows are removed.
     scans : mapping of str to int
-        How many scans each part of the split has, for the card of the weights.
+        Number of scans in each part of the split, for the card of the weights.
 
     Raises
     ------
@@ -146,7 +144,7 @@ class RunWriter:
         self._curves = Curves(folder.curves if plan.run.tensorboard else None, after=step)
 
     def step(self, step: Step, pairs: str) -> None:
-        """Write the line of a step."""
+        """Write the row of a step."""
         losses = {name: getattr(step, name) for name in TERMS} | step.further
         row = {"step": step.step, **losses, "gradient": step.gradient, "rate": step.rate}
         with self._with_saved_state():
@@ -161,7 +159,9 @@ class RunWriter:
     def loads(
         self, step: int, counts: Mapping[str, list[int]], shares: Mapping[str, list[float]]
     ) -> None:
-        """Write the selections of the last ten steps; as curves, the shares of the last window."""
+        """Write the selections of the last ten steps, and the shares of the last window as
+        curves.
+        """
         rows = [
             {"step": step, "place": gate, "expert": expert, "count": count}
             for gate, row in counts.items()
@@ -175,13 +175,12 @@ class RunWriter:
                 )
 
     def skipped(self, step: int, pair: str, why: str) -> None:
-        """Write down a pair that could not be read."""
+        """Record a pair that could not be read."""
         with self._with_saved_state():
             self._tables["skipped"].add([{"step": step, "pair": pair, "why": why}])
 
     def validated(self, position: Position, found: ValidationResult, best: bool) -> None:
-        """Write the line of a look at the validation pairs, and the weights where they are the best
-        so far.
+        """Write the row of a validation, and the weights if they are the best so far.
 
         Raises
         ------
@@ -208,7 +207,7 @@ class RunWriter:
         Raises
         ------
         InputError
-            If the disk is full: the previous state is whole then.
+            If the disk is full; the previous state is intact then.
         """
         with self._with_saved_state():
             for table in self._tables.values():
@@ -223,21 +222,21 @@ class RunWriter:
 
     @property
     def saved_message(self) -> str:
-        """What of the run is on the disk, for messages."""
+        """Describe what is saved, for error messages."""
         if self.saved < 0:
-            return "No state of the run was saved yet; nothing of it is kept but its tables."
+            return "No state of the run was saved yet; only its tables are kept."
         return (
-            f"The state of step {self.saved} is whole in {self._folder.path}: mend what is wrong"
-            " and go on from there with --resume."
+            f"The state of step {self.saved} in {self._folder.path} is intact: fix the problem"
+            " and continue from there with --resume."
         )
 
     def is_due(self, position: Position) -> bool:
-        """Whether the disk holds another position than this one."""
+        """Whether this position is not saved yet."""
         return self._saved_position != position
 
     def _last_is_of(self, step: int) -> bool:
-        """Whether last.safetensors is of this step: a kill between state and weights leaves older
-        ones.
+        """Whether last.safetensors is from this step; a kill between state and weights leaves older
+        weights.
         """
         return (
             self._folder.last.is_file()
@@ -246,20 +245,20 @@ class RunWriter:
 
     @contextmanager
     def _with_saved_state(self) -> Iterator[None]:
-        """What failed, and what is kept all the same."""
+        """Add what is saved to error messages."""
         try:
             yield
         except InputError as error:
             raise InputError(f"{error} {self.saved_message}") from error
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for table in self._tables.values():
             table.close()
         self._curves.close()
 
     def _card(self, position: Position) -> dict[str, Any]:
-        """What a user should know of the weights."""
+        """Make the model card of the weights."""
         start, device = self._plan.weights, next(self._network.parameters()).device
         return plain(
             {
@@ -283,16 +282,16 @@ class RunWriter:
 def validate_pairs(
     network: SHMoAReg, pairs: NamedPairs, step: int, found: list[ValidationResult]
 ) -> Iterator[Event]:
-    """Register the pairs one after the other; a pair that cannot be read is told and left out.
+    """Validate on pairs one by one; a pair that cannot be read is reported and left out.
 
     Parameters
     ----------
     network : SHMoAReg
     pairs : NamedPairs
     step : int
-        Steps that it has learned.
+        Steps of training so far.
     found : list of Validated
-        Filled, one for each pair that could be read.
+        Filled with one result per readable pair.
 
     Yields
     ------
@@ -311,15 +310,15 @@ def validate_pairs(
 def carry_over_best(
     position: Position, pairs: NamedPairs, folder: RunFolder
 ) -> tuple[Position, tuple[str, ...]]:
-    """The position with which a run goes on, without a best that is gone or cannot be compared; and
-    what was lost.
+    """Drop the best validation on resume if its weights are missing or it is not comparable; return
+    warnings.
 
     Parameters
     ----------
     position : Position
-        As it was saved.
+        The saved position.
     pairs : NamedPairs
-        That judge from now on.
+        The validation pairs from now on.
     folder : RunFolder
     """
     if not position.best:
@@ -327,22 +326,23 @@ def carry_over_best(
     if not folder.best.is_file():
         return replace(position, best={}), (
             (
-                f"{folder.best} is missing: the best so far was lost, and the next look at the"
-                " validation pairs makes another."
+                f"{folder.best} is missing: the best weights so far are lost, and the next"
+                " validation saves new ones."
             ),
         )
     if position.judges and set(position.judges) != set(pairs.all_told):
         return replace(position, best={}), (
             (
-                "Other validation pairs judge from now on, whose scores do not compare with those"
-                f" before: the next look is the best so far, and replaces {folder.best}."
+                "The validation pairs have changed, so scores are not comparable with earlier"
+                " ones: the next validation counts as the best so far and replaces"
+                f" {folder.best}."
             ),
         )
     return position, ()
 
 
 def combine_validations(found: Sequence[ValidationResult]) -> ValidationResult:
-    """Looks at single pairs as one."""
+    """Combine the results of single pairs."""
     pairs = [pair for result in found for pair in result.per_pair]
     with_labels = [pair.dice for pair in pairs if not np.isnan(pair.dice)]
     return ValidationResult(

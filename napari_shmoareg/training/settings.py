@@ -13,75 +13,74 @@ TOKEN_STRIDES = (4, 8, 16, 32, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLearning:
-    """How the experts learn, beyond the paper; every default is the paper's protocol (Sec. IV-B),
-    which has none of it.
+    """Training of the experts beyond the paper; the defaults are the paper's protocol (Sec. IV-B).
 
     Parameters
     ----------
     known_motion : float
-        Share of steps that take one scan of the pair, and that scan deformed at random, instead of
-        the two: the true motion is known there (as in SynthMorph, Hoffmann et al. 2022). Pairs
-        drawn by `pretrain` know theirs where one subject, or one set of shapes, was deformed twice.
+        Share of steps that pair one scan with a random deformation of itself, so that the true
+        motion is known (as in SynthMorph, Hoffmann et al. 2022). For the synthetic pairs of
+        `pretrain` it is known if one subject, or one set of shapes, was deformed twice.
     correspondence_weight : float
-        Of a contrastive loss on the encoder's tokens, where the true motion is known: each token of
-        the fixed image is to find the one that it came from among others of the moving image
-        (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748).
+        Weight of a contrastive loss on the encoder's tokens, where the true motion is known: each
+        token of the fixed image has to match its true counterpart in the moving image (InfoNCE, van
+        den Oord et al. 2018, arXiv 1807.03748).
     correspondence_strides : str
-        Strides of the tokens that are compared so, such as 4,8,16; those that the network has not
-        are left out.
+        Strides of the compared tokens, such as 4,8,16; strides that the network does not have are
+        ignored.
     teacher : {"none", "drawn", "descent"}
-        Whose displacements are learned from directly, voxel by voxel. drawn: the true motion, where
-        it is known. descent: what a refinement without a network finds for the pair (as the
-        optimisation-guided self-training of Bigalke et al. 2023, arXiv 2306.16997); every step
-        waits for it.
+        Source of displacements for voxel-wise supervision. drawn: the true motion, where it is
+        known. descent: the result of a refinement without a network (as the optimisation-guided
+        self-training of Bigalke et al. 2023, arXiv 2306.16997), which makes every step slower.
     teacher_weight : float
-        Of the mean distance, in voxels, to the teacher's displacement.
+        Weight of the mean distance, in voxels, to the teacher's displacement.
     moa_output_scale : float
-        Factor on the output projections of the attention heads where weights begin from nothing.
-        Eq. (4) averages the chosen heads, where plain attention adds them up: 4 makes up for that
-        with four heads.
+        Factor on the output projections of the attention heads at random initialisation. Eq. (4)
+        averages the chosen heads, whereas plain attention adds them: 4 compensates for that with
+        four heads.
     kernels_start : {"apart", "alike"}
-        How the kernels of SHMoE begin from nothing. alike: the smallest one in the centre of each
-        larger one, so that the experts begin as one function (as Net2Net, arXiv 1511.05641, and
-        sparse upcycling, arXiv 2212.05055).
+        Random initialisation of the SHMoE kernels. alike: the smallest kernel is copied into the
+        centre of each larger one, so that all experts start as the same function (as Net2Net, arXiv
+        1511.05641, and sparse upcycling, arXiv 2212.05055).
     balance : {"switch", "mutual", "bias"}
-        What keeps the loads of the attention heads even. switch: the loss of Switch Transformers
-        (arXiv 2101.03961), by its weight. mutual: a loss of even loads and sure tokens, the mutual
-        information of Mod-Squad (arXiv 2212.08066), by the same weight. bias: no loss; a bias on
-        the choice of each head, moved against its load (DeepSeek, arXiv 2408.15664).
+        Load balancing of the attention heads. switch: the loss of Switch Transformers (arXiv
+        2101.03961), weighted by balance_weight. mutual: the mutual information loss of Mod-Squad
+        (arXiv 2212.08066), for even loads and confident tokens, with the same weight. bias: no
+        loss; a bias on the choice of each head, adjusted against its load (DeepSeek, arXiv
+        2408.15664).
     balance_rate : float
-        By how much a bias of the choice moves in a step; it is added to probabilities.
+        Change of the choice bias per step; the bias is added to probabilities.
     z_weight : float
-        Of the mean squared logarithm of the sum of the gates' exponentials, which keeps logits
-        small (z-loss of ST-MoE, arXiv 2202.08906).
+        Weight of the mean squared log-sum-exp of the gate logits, which keeps them small (z-loss of
+        ST-MoE, arXiv 2202.08906).
     dense_share : float
-        Share of the steps over which the number of heads that a token chooses falls from all to the
-        network's own (dense to sparse, EvoMoE, arXiv 2112.14397); 0 for none.
+        Share of the steps over which the number of heads per token falls from all to that of the
+        network (dense to sparse, EvoMoE, arXiv 2112.14397); 0 for none.
     gate_temperature : float
-        Of the gates of the attention heads at the first of these steps; it falls to 1 at the last
-        of them.
+        Temperature of the attention gates at the first of these steps; it falls to 1 at the last
+        one.
     head_diversity_weight : float
-        Of the mean squared cosine between what the heads chosen by a token attend to; 0 where they
-        are orthogonal. Heads that attend alike are pushed apart (as the orthogonality of experts,
+        Weight of the mean squared cosine between the outputs of the heads that a token chooses; 0
+        if they are orthogonal. It pushes similar heads apart (as the orthogonality of experts,
         arXiv 2310.09762).
     gate_jitter : float
-        Standard deviation of noise on the logits that SHMoE chooses by, at the first step; it falls
-        to 0 over the first third of the steps. Which expert is chosen varies, T does not (noisy
-        gating, arXiv 1701.06538).
+        Standard deviation of noise on the SHMoE gate logits at the first step; it falls to 0 over
+        the first third of the steps. It changes which expert is chosen, but not T (noisy gating,
+        arXiv 1701.06538).
     expert_damping : float
-        Factor on the gradient that reaches an expert of SHMoE at voxels where the error signal is
-        above the quantile of Eq. (7), where it should not have been chosen; 1 for none. As in SMoE
-        (Dryden and Hoefler 2022, arXiv 2211.13491).
+        Factor on the gradient of an SHMoE expert at voxels with an error signal above the quantile
+        of Eq. (7), where it should not have been chosen; 1 for no damping. As in SMoE (Dryden and
+        Hoefler 2022, arXiv 2211.13491).
     routing_target : {"error", "counterfactual"}
-        Where the labels of Eq. (7) come from. error: the paper's error signal. counterfactual: the
-        label is 1 for the expert whose residual alone would leave the least local error, 0 for the
+        Source of the labels of Eq. (7). error: the paper's error signal. counterfactual: the label
+        is 1 for the expert with the residual that would leave the least local error, 0 for the
         others (oracle assignment, as in multiple choice learning, arXiv 1606.07839).
     gates : {"learned", "frozen"}
-        frozen: no gate learns; from nothing, they stay random. The control of Hash Layers (arXiv
-        2106.04426): what does a learned choice add?
+        frozen: gates are not trained; with random weights they stay random. The control of Hash
+        Layers (arXiv 2106.04426): what does a learned choice add?
     attention : {"learned", "off"}
-        off: the output projections of the attention are 0 and stay 0, so that the encoder is its
-        perceptrons alone. A control: what does attention add?
+        off: the output projections of the attention are fixed at 0, so that the encoder consists of
+        its perceptrons alone. A control: what does attention add?
     """
 
     known_motion: float = 0.0
@@ -104,7 +103,7 @@ class ExpertLearning:
     attention: Literal["learned", "off"] = "learned"
 
     def expert_rules(self) -> tuple[Rule, ...]:
-        """What these settings must be, for `check_rules`."""
+        """Conditions on these settings, for `check_rules`."""
         strides = f"strides among {', '.join(map(str, TOKEN_STRIDES))}, with commas between"
         return (
             (0 <= self.known_motion <= 1, "known_motion", "between 0 and 1"),
@@ -128,13 +127,13 @@ class ExpertLearning:
 
     @property
     def uses_known_motion(self) -> bool:
-        """Whether anything is learned from a known motion."""
+        """Whether a loss uses a known motion."""
         return self.correspondence_weight > 0 or (
             self.teacher == "drawn" and self.teacher_weight > 0
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
+        """As JSON-serialisable values."""
         return asdict(self)
 
     def _has_strides(self) -> bool:
@@ -144,90 +143,89 @@ class ExpertLearning:
             return False
 
 
-ITERATIONS = 100_000  # of Sec. IV-B, from nothing
+ITERATIONS = 100_000  # of Sec. IV-B, from random weights
 
 
 @dataclass(frozen=True)
 class FineTuning(ExpertLearning):
-    """Settings of learning, with those of `ExpertLearning`.  The defaults are the paper's (Sec.
+    """Training settings, including those of `ExpertLearning`. The defaults are the paper's (Sec.
     IV-B).
 
     Parameters
     ----------
     steps : int
-        Optimiser steps in all; each sees both orders of every pair of its batch.
+        Total number of optimiser steps; each uses both orders of every pair of its batch.
     batch : int
-        Pairs per step. Their gradients are averaged one pair after the other, so memory is that of
-        one pair; several processes share them. 1 in the paper.
+        Pairs per step. Gradients are accumulated pair by pair, so memory is that of one pair;
+        several processes share them. 1 in the paper.
     learning_rate : float
         Of Adam.
     final_rate : float or None
-        Rate of the last step, reached along a cosine; None keeps the rate fixed.
+        Learning rate of the last step (cosine schedule); None keeps the rate constant.
     balance_heads : bool
-        Divide the rate of each level's head by its stride.  Ours: a coarse head speaks in coarse
-        voxels, so that at one rate for all a step moves the field 16 times as far there as at full
-        resolution, and a bias of several voxels wanders about until the rate has fallen.  Off in
-        the paper.
+        Divide the learning rate of each level's head by its stride. Ours: a coarse head predicts
+        coarse voxels, so that with one rate a step moves the field up to 16 times as far as at full
+        resolution, and a bias of several voxels drifts until the rate has fallen. Off in the paper.
     smoothness_weight : float
         lambda_r of Eq. (8): 0.01 for brains, 0.1 for abdomens.
     bending_weight : float
-        Of the bending energy of the displacement, which smooths without holding stretching back; 0
-        in the paper.
+        Weight of the bending energy of the displacement, which smooths without penalising
+        stretching; 0 in the paper.
     routing_weight : float
         lambda_rc of Eq. (8).
     quantile : float
-        q: share of voxels whose expert counts as rightly chosen.
+        q: share of voxels at which the chosen expert counts as correct.
     similarity : {"mse", "lncc"}
-        "lncc" for scans of differing contrast.
+        "lncc" for scans with different contrasts.
     similarity_weight : float
-        Of the similarity; 1 in Eq. (8).
+        Weight of the similarity; 1 in Eq. (8).
     overlap_weight : float
-        Of one minus the mean soft Dice, if both images have labels; 0 in the paper.
+        Weight of one minus the mean soft Dice, if both images have labels; 0 in the paper.
     inverse_weight : float
-        Of the mean square of the two orders' displacements composed, in voxels, which is 0 if each
-        undoes the other (as ICON); 0 in the paper.
+        Weight of the mean square, in voxels, of the composed displacements of both orders, which is
+        0 if they are inverse to each other (as ICON); 0 in the paper.
     balance_weight : float
-        Of the unevenness of the encoder's loads, or of what else the balance is of; 0 in the paper.
+        Weight of the loss that balance selects, against uneven loads in the encoder; 0 in the
+        paper.
     labels_per_step : int
-        Labels drawn for the overlap at each step.
+        Number of random labels in the overlap of each step.
     diffeomorphic : float
-        Share of steps in which residuals are integrated as velocities.  Ours: with a share between
-        0 and 1 one set of weights serves both variants.
+        Share of steps that integrate residuals as velocities. Ours: with a share between 0 and 1,
+        one set of weights serves both variants.
     cascade : float
-        Share of steps whose pair is first registered by the network itself, at a coarser grid and
-        without gradient, so that the step learns to improve on that (see `registration.cascade`); 0
-        in the paper.
+        Share of steps that first register the pair with the network itself, on a coarser grid and
+        without gradient, and then learn to improve the result (see `registration.cascade`); 0 in
+        the paper.
     passes : {"auto", "keep", "one"}
-        In how many passes the new weights register: keep, as those that learning begins with; one,
-        as in the paper. auto takes one where they learn, without a cascade, on grids as fine as
-        those they will register on.
+        Passes in which the trained weights register. keep: as the initial weights. one: as in the
+        paper. auto: one if training uses no cascade and grids as fine as those of registration.
     augment_affine : float
-        Strength of random affines, each image with its own: 1 is up to 10 degrees, 10 % of size and
-        5 % of the field of view; 0 for none, as in the paper.
+        Strength of random affines, different for each image: 1 is up to 10 degrees, 10 % of size
+        and 5 % of the field of view; 0 for none, as in the paper.
     augment_intensity : float
-        Strength of random changes of contrast, each image with its own: 1 is a gamma between 1/1.6
+        Strength of random contrast changes, different for each image: 1 is a gamma between 1/1.6
         and 1.6, and noise of up to 4 % of the range; 0 for none, as in the paper.
     flips : {"none", "left-right", "all"}
-        Mirror both images alike in half of the steps. Only where anatomy allows: a mirrored abdomen
-        has its liver on the left.
+        Flip both images in half of the steps. Only if the anatomy allows it: a flipped abdomen has
+        its liver on the left.
     freeze_encoder : bool
-        Leave the encoder as it is, and with it which attention heads see what; only the decoder
-        learns.
+        Train only the decoder; the encoder, and with it the choice of attention heads, does not
+        change.
     checkpointing : bool
-        Keep only what passes between convolutions, warps and heads, and compute the rest again in
-        the backward pass: half as much is kept (the peak on a CPU falls by an eighth), for a fifth
+        Store only the tensors between convolutions, warps and heads, and recompute the rest in the
+        backward pass: half as much is stored (the peak on a CPU falls by an eighth), for a fifth
         more time.
     bfloat16 : {"auto", "on", "off"}
-        Convolutions and products in bfloat16; fields, warps and losses stay in float32. auto uses
-        it where the device is fast at it (see `registration.resources`): elsewhere a convolution
-        takes up to a hundred times as long.
+        Compute convolutions and products in bfloat16; fields, warps and losses stay in float32.
+        auto uses it if the device is fast at it (see `registration.resources`): on others a
+        convolution takes up to a hundred times as long.
     largest_gradient : float
         Norm to which the gradient is clipped; 0 for no clipping, as in the paper.
     size : int
-        Voxels along the longest axis; scans are brought to it.  0: that of the network's first
+        Voxels along the longest axis, to which scans are resampled. 0: that of the network's first
         pass.
     seed : int
-        Decides the order of pairs, which labels are drawn, and stochastic depth.
+        Seed for the order of pairs, the random labels and stochastic depth.
     """
 
     steps: int = 1000
@@ -286,7 +284,7 @@ class FineTuning(ExpertLearning):
         )
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, from 0."""
+        """Learning rate of a step (from 0)."""
         if self.final_rate is None:
             return self.learning_rate
         phase = min(step / max(self.steps - 1, 1), 1.0)
@@ -297,13 +295,13 @@ class FineTuning(ExpertLearning):
 
 
 def bfloat16_of(value: Any) -> Any:
-    """The word of a value: before there was "auto", True was "on" and False was "off"."""
+    """Convert the booleans of earlier versions: True is "on", False is "off"."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def upgraded(values: Any) -> Any:
-    """Settings as an older version wrote them to a file, in today's words; what is no mapping stays
-    as it is.
+    """Convert settings that an older version wrote to a file; anything but a mapping is returned as
+    is.
     """
     if not isinstance(values, dict) or "bfloat16" not in values:
         return values
@@ -312,29 +310,28 @@ def upgraded(values: Any) -> Any:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run does beside its steps.
+    """Settings of a run besides its steps.
 
     Parameters
     ----------
     split : str
-        How many subjects learn, judge and stay unseen: counts such as 60/10/10, or shares such as
-        70%/15%/15%; auto is 70%/15%/15%, or the split that comes with the data set. Scans of one
-        subject never stand on both sides.
+        Subjects for training, validation and testing: counts such as 60/10/10, or shares such as
+        70%/15%/15%; auto is 70%/15%/15%, or the split of the data set itself. Scans of one subject
+        are never in two of them.
     split_seed : int
-        Decides who stands where.
+        Seed of the random split.
     affine : {"auto", "rigid", "affine", "none"}
-        How scans are brought together before the network sees them; none trusts the headers.
+        Alignment of the scans before the network; none relies on the headers.
     validate_every : int
-        Steps between two looks at the validation pairs; 0 for none. Each look may keep a new best
-        network.
+        Steps between two validations; 0 for none. Each validation may save new best weights.
     validation_pairs : int
-        How many pairs are looked at; each scan as often as the others.
+        Number of validation pairs; each scan is used equally often.
     save_every : int
-        Steps between two states on the disk: what a killed run does again at most.
+        Steps between two saved states: the most that a killed run has to repeat.
     minutes : float
-        Stop after so many minutes of steps, counted over the whole run; 0 for no such end.
+        Stop after this many minutes of steps, counted over the whole run; 0 for no limit.
     tensorboard : bool
-        Write the curves for TensorBoard too.
+        Also write curves for TensorBoard.
     """
 
     split: str = "auto"
@@ -357,5 +354,5 @@ class RunSettings:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
+        """As JSON-serialisable values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""fine_tune(): a generator of training steps; the loss of a pair, Eq. (8).
+"""fine_tune(): a generator of training steps, and the loss of a pair, Eq. (8).
 
 Sec. III-C, Sec. IV-B: Adam at a fixed 1e-4, both orders of every pair.  Each `yield` is a safe
 point to stop.
@@ -36,15 +36,15 @@ from napari_shmoareg.training.expert_losses import (
     end_point_error,
 )
 from napari_shmoareg.training.expert_training import (
-    record_head_outputs,
     check_experts,
     experts_at,
-    head_counts,
-    frozen_parameters,
     freeze_experts,
+    frozen_parameters,
+    head_counts,
     move_choice_bias,
     no_choices,
     record_gate_inputs,
+    record_head_outputs,
     shared_strides,
 )
 from napari_shmoareg.training.settings import FineTuning
@@ -65,30 +65,29 @@ Skipped = tuple[int, str]
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of `fine_tune` did.
+    """Result of one step of `fine_tune`.
 
     Attributes
     ----------
     step : int
-        Steps done so far, this one included.
+        Steps done so far, including this one.
     pairs : tuple of int
-        Indices of the pairs of its batch.
+        Indices of the pairs of the batch.
     total, similarity, smoothness, routing, overlap : float
-        Eq. (8) and its terms before their weights, means over the batch; overlap is NaN without
-        labels.
+        Eq. (8) and its unweighted terms, means over the batch; overlap is NaN without labels.
     further : dict of str to float
-        The terms beyond these (`FURTHER_TERMS`), before their weights, means over the pairs that
-        have them; NaN where none has.
+        The other unweighted terms (`FURTHER_TERMS`), means over the pairs that have them; NaN if
+        none has.
     gradient : float
-        Norm of the gradient, before it is clipped.
+        Norm of the gradient before clipping.
     rate : float
         Learning rate.
     seconds : float
     counts : dict of str to tuple of int
-        How often each expert was chosen, by layer: "encoder-1-moving" (its blocks together),
+        Selections of each expert, by gate: "encoder-1-moving" (all blocks of the layer),
         "decoder-1-x".
     skipped : tuple of (int, str)
-        Pairs that this process could not read, others taking their place, and why.
+        Pairs that this process could not read, with the reason; other pairs replaced them.
     """
 
     step: int
@@ -107,17 +106,17 @@ class Step:
 
 
 class Batch:
-    """The pairs of one step: each notes what it came to, the team adds up.
+    """Sums over the pairs of one step, to be added over the processes.
 
     Parameters
     ----------
     size : int
-        Pairs in the whole batch, those of other processes included.
+        Pairs in the whole batch, including those of other processes.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # of each pair: its terms, which of them it has, its index
+        # per pair: its terms, a flag for each, its index
         self._rows = torch.zeros(size, 2 * len(ALL_TERMS) + 1, dtype=torch.float64)
         self._counts: dict[str, Tensor] = {}
         self._skipped: list[Skipped] = []
@@ -130,7 +129,7 @@ class Batch:
         routing: RoutingTrace,
         skipped: tuple[Skipped, ...] = (),
     ) -> None:
-        """Take down one pair: its place in the batch, its index, its loss and its routing."""
+        """Record one pair: position in the batch, index, loss and routing."""
         found = {name: getattr(terms, name) for name in TERMS} | dict(terms.further)
         if terms.overlap.isnan():  # without labels
             del found["overlap"]
@@ -144,13 +143,13 @@ class Batch:
         self._skipped.extend(skipped)
 
     def tensors(self, device: torch.device) -> list[Tensor]:
-        """What has to be added over the processes, on the device; in place, so read after that."""
+        """Tensors to be summed in place over the processes, on the device."""
         self._rows = self._rows.to(device)
         self._counts = {name: count.to(device) for name, count in self._counts.items()}
         return [self._rows, *self._counts.values()]
 
     def check(self, step: int) -> None:
-        """Refuse a loss that is not finite, saying which pair's it is.
+        """Reject a loss that is not finite, naming its pair.
 
         Parameters
         ----------
@@ -168,11 +167,11 @@ class Batch:
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """The index of each pair."""
+        """Index of each pair."""
         return tuple(int(n) for n in self._rows[:, -1].tolist())
 
     def step(self, number: int, **more: Any) -> Step:
-        """Means over the batch."""
+        """Make the `Step`: means over the batch."""
         sums, counts_per_term = self._rows[:, :-1].sum(0).view(2, -1).tolist()
         means = {
             name: total / pairs if pairs else float("nan")
@@ -199,9 +198,9 @@ class NotFiniteError(InputError):
     Attributes
     ----------
     step : int
-        That failed, from 1.
+        Failed step, from 1.
     pairs : tuple of int
-        Indices of the pairs that it may come from.
+        Indices of the pairs that may have caused it.
     """
 
     def __init__(self, what: str, value: float, step: int, pairs: tuple[int, ...]) -> None:
@@ -212,14 +211,14 @@ class NotFiniteError(InputError):
             else f"one of the pairs {', '.join(map(str, pairs))}"
         )
         super().__init__(
-            f"The {what} became {value} at step {self.step}, on {which}; the weights are those of"
-            " the step before. Lower the learning rate, and look at that pair."
+            f"The {what} became {value} at step {self.step}, on {which}; the weights are those"
+            " of the step before. Lower the learning rate, and check that pair."
         )
 
 
 def counts_of(routing: RoutingTrace) -> dict[str, Tensor]:
-    """Selections per expert (N,), int64 on the CPU, of each layer; an encoder layer's blocks
-    together.
+    """Selections per expert (N,), int64 on the CPU, of each gate; blocks of an encoder layer are
+    summed.
     """
     found: dict[str, Tensor] = {}
     for record in routing:
@@ -234,20 +233,20 @@ def counts_of(routing: RoutingTrace) -> dict[str, Tensor]:
 def passes_after(
     config: SHMoARegConfig, settings: FineTuning, *, learned: Sequence[int], used: Sequence[int]
 ) -> tuple[tuple[float, ...], str]:
-    """The passes of the weights to be, and why.
+    """Choose the passes of the trained weights, and say why.
 
-    Ours: a cascade's coarse passes serve grids finer than those that the network learns on.  Where
-    it learns at the resolution at which it will register, and in one pass, earlier passes see grids
-    that nothing prepared them for.
+    Ours: the coarse passes of a cascade serve grids finer than the training grid. If the network is
+    trained in one pass at the resolution of registration, earlier passes would see grids that it
+    was never trained on.
 
     Parameters
     ----------
     config : SHMoARegConfig
-        Of the weights that learning begins with.
+        Config of the initial weights.
     settings : FineTuning
-        Its passes and cascade.
+        Uses passes and cascade.
     learned, used : (D, H, W)
-        Network grids of the same pair, in learning and in a registration.
+        Network grids of one pair, in training and in registration.
 
     Returns
     -------
@@ -258,27 +257,25 @@ def passes_after(
     before = config.passes
     scales = ", ".join(f"{scale:g}" for scale in before)
     if len(before) == 1:
-        return before, "one pass, as the network had it"
+        return before, "one pass, as in the network's config"
     if settings.passes == "keep":
-        return before, f"passes at {scales}, as asked for"
+        return before, f"passes at {scales}, as set"
     if settings.passes == "one":
-        return (1.0,), "one pass, as asked for"
+        return (1.0,), "one pass, as set"
     if settings.cascade > 0:
-        return before, f"passes at {scales}: the cascade was learned with them"
+        return before, f"passes at {scales}: the cascade is trained with them"
     if tuple(learned) == tuple(used):
         return (
             1.0,
-        ), f"one pass: it learns on the grids that it registers on, such as {tuple(used)}"
+        ), f"one pass: it is trained on the same grids as it registers, such as {tuple(used)}"
     return (
         before,
-        f"passes at {scales}: it learns on coarser grids {tuple(learned)} than {tuple(used)}",
+        f"passes at {scales}: it is trained on coarser grids {tuple(learned)} than {tuple(used)}",
     )
 
 
 def with_passes(network: SHMoAReg, passes: Sequence[float]) -> SHMoAReg:
-    """The same weights in a network of other passes, on the same device; the network itself where
-    nothing changes.
-    """
+    """The same weights in a network with other passes, on the same device."""
     passes = tuple(float(scale) for scale in passes)
     if network.config.passes == passes:
         return network
@@ -287,7 +284,7 @@ def with_passes(network: SHMoAReg, passes: Sequence[float]) -> SHMoAReg:
     return other.to(next(network.parameters()).device).train(network.training)
 
 
-FIRST_PASS = (0.45, 0.7)  # resolution of the first pass of a cascade in training, as a share
+FIRST_PASS = (0.45, 0.7)  # range of the scale of the first pass of a cascade in training
 
 
 def total_loss(
@@ -307,7 +304,7 @@ def total_loss(
     moving, fixed : Tensor (B, 1, D, H, W)
     settings : FineTuning
     moving_labels, fixed_labels : Tensor (B, L, D, H, W), optional
-        Shares of labels in each voxel.
+        Label fractions in each voxel.
     """
     # Apart from the labels: the error signal goes back through it.  Ours: the edge goes on beyond
     # the field of view, as in registering; zeros would draw an edge that is none, which in a
@@ -340,7 +337,7 @@ def loss_of(
     rng: np.random.Generator,
     device: torch.device,
 ) -> tuple[losses.LossTerms, RoutingTrace]:
-    """The loss of both orders of a pair, on the graph, and what the gates chose.
+    """Loss of both orders of a pair, on the graph, and the routing.
 
     Parameters
     ----------
@@ -349,7 +346,7 @@ def loss_of(
     pair : Conformed
     settings : FineTuning
     rng : numpy.random.Generator
-        Decides labels, variant, cascade, stochastic depth and which tokens are compared.
+        Draws labels, variant, cascade, stochastic depth and the compared tokens.
     device : torch.device
     """
     first, second = pair.moving.to(device), pair.fixed.to(device)
@@ -368,7 +365,7 @@ def loss_of(
             settings.labels_per_step,
             rng,
         )
-        if both[0].shape[1]:  # with no label in common there is nothing to overlap
+        if both[0].shape[1]:  # without a common label there is no overlap
             first_labels, second_labels = torch.cat(both), torch.cat(both[::-1])
     diffeomorphic = bool(rng.random() < settings.diffeomorphic) or None
     torch.manual_seed(int(rng.integers(2**31)))
@@ -445,8 +442,8 @@ def _first_pass(
     bfloat16: bool,
     diffeomorphic: bool | None,
 ) -> Tensor:
-    """The network's own displacement from a coarser grid, on the full one, as it would be found
-    outside training.
+    """Displacement of the network on a coarser grid, in evaluation mode, upsampled to the full
+    grid.
     """
     training = network.training
     network.eval()
@@ -460,8 +457,8 @@ def _first_pass(
 def _shares(
     first: Tensor, second: Tensor, count: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Label maps (1, 1, ...) as `count` drawn channels; what already is shares, of one label or
-    more, stays.
+    """Turn label maps (1, 1, ...) into `count` random channels; label fractions are returned as
+    they are.
     """
     if first.shape[1] > 1 or any(
         bool((labels != labels.round()).any()) for labels in (first, second)
@@ -478,11 +475,11 @@ def _shares(
 
 __all__ = ["Step", "conformed_pair", "fine_tune", "make_optimiser", "trainable_parameters"]
 
-TRIES = 20  # pairs that are tried in place of one that cannot be read
+TRIES = 20  # pairs to try in place of one that cannot be read
 
 
 def make_optimiser(network: SHMoAReg, settings: FineTuning) -> torch.optim.Adam:
-    """Adam as in Sec. IV-B: no weight decay, no amsgrad.  Each group's ``factor`` multiplies the
+    """Make Adam as in Sec. IV-B (no weight decay, no amsgrad); a group's ``factor`` scales its
     rate.
     """
     levels = [level for level in network.decoder.levels if isinstance(level, Level)]
@@ -498,7 +495,9 @@ def make_optimiser(network: SHMoAReg, settings: FineTuning) -> torch.optim.Adam:
 
 
 def trainable_parameters(network: SHMoAReg, settings: FineTuning) -> list[torch.nn.Parameter]:
-    """The parameters that learn: all, or the decoder's; without those that the settings hold."""
+    """The parameters that are trained: all or the decoder's, except those that the settings
+    freeze.
+    """
     part = network.decoder if settings.freeze_encoder else network
     frozen = {id(parameter) for parameter in frozen_parameters(network, settings)}
     return [parameter for parameter in part.parameters() if id(parameter) not in frozen]
@@ -515,29 +514,29 @@ def fine_tune(
 ) -> Iterator[Step]:
     """Train a network on pairs, one step per `next`.
 
-    Both orders of a pair are one batch of two.  Ours: the paper takes them as separate steps of
-    batch size 1; together they share the encoder's work.
+    Both orders of a pair form one batch of two. Ours: the paper uses separate steps of batch size
+    1; together they share the encoder's work.
 
     Parameters
     ----------
     network : SHMoAReg
-        Changed in place; left in training mode.
+        Trained in place; left in training mode.
     pairs : sequence of VolumePair or Conformed
-        Read lazily, in a new random order every epoch.  Scans are taken as aligned by their
+        Read lazily, in a new random order every epoch. Scans are assumed to be aligned by their
         headers.
     settings : FineTuning, optional
     optimiser : Adam, optional
-        From an earlier run, to go on with; see `make_optimiser`.
+        From an earlier run, to resume it; see `make_optimiser`.
     start : int
-        Steps already done by an earlier run with the same settings: the same pairs follow.
+        Steps already done by an earlier run with the same settings; the order of pairs continues.
     group : TrainingGroup, optional
-        Processes that learn together, each with the same network and pairs: they share a step's
-        batch, and the step is the same however many they are, up to rounding.
+        Processes that train together, each with the same network and pairs. They share the batch of
+        a step; up to rounding, the step does not depend on their number.
 
     Yields
     ------
     Step
-        The same in every process, but for its seconds.
+        The same in every process, except for its seconds.
 
     Raises
     ------
@@ -549,7 +548,7 @@ def fine_tune(
     """
     settings, group = settings or FineTuning(), group or TrainingGroup()
     if len(pairs) == 0:
-        raise InputError("There is no pair to learn from; give at least one.")
+        raise InputError("There is no training pair; give at least one.")
     if settings.batch < group.size:
         raise InputError(
             f"A batch of {settings.batch} cannot be shared by {group.size} processes; give a larger"
@@ -606,16 +605,14 @@ def fine_tune(
 
 
 def conformed_pair(pair: VolumePair | Conformed, size: int, labels: bool) -> Conformed:
-    """The pair on a network grid; one that already is stays as it is."""
+    """Conform a pair to the network grid, unless it is conformed already."""
     return pair if isinstance(pair, Conformed) else conform(pair, size=size, labels=labels)
 
 
 def _next_readable_pair(
     pairs: Sequence[VolumePair | Conformed], place: int, network: SHMoAReg, settings: FineTuning
 ) -> tuple[int, Conformed, tuple[Skipped, ...]]:
-    """The pair that is due, or the next one that can be read; its index, and those that could
-    not.
-    """
+    """The due pair, or the next readable one; its index and the skipped ones."""
     size, labels = settings.size or network.config.learning_size, settings.overlap_weight > 0
     due = _pair_index(place, len(pairs), settings.seed)
     skipped: list[Skipped] = []
@@ -630,11 +627,9 @@ def _next_readable_pair(
 
 
 def _pair_index(place: int, count: int, seed: int) -> int:
-    """Which pair stands at a place of the endless row: every pair once per epoch, in an order of
-    the epoch's own.
-    """
+    """Index of the pair at a position of the endless sequence: a new permutation every epoch."""
     epoch, within = divmod(place, count)
-    endless = count > 100_000  # and random already
+    endless = count > 100_000  # generated pairs, which are random already
     return (
         within
         if endless
@@ -643,7 +638,7 @@ def _pair_index(place: int, count: int, seed: int) -> int:
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:
-    """Zeros where nothing reached a parameter, so that every process has as many to add."""
+    """The gradient, or zeros, so that all processes sum the same tensors."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

@@ -1,11 +1,11 @@
-"""Synthetic training pairs, from label maps and from random shapes.
+"""Synthetic training pairs from label maps and random shapes.
 
-Hoffmann et al. 2022, 2024: intensities come from random Gaussian mixtures, so weights learned from
-them are not tied to a scanner, and no scan of a person is needed.  Everything here is a pure
-function of the settings, a seed and the kind of device: what is small is drawn in numpy and is the
-same everywhere, the noise of single voxels is drawn on the device.
+Hoffmann et al. 2022, 2024: intensities come from random Gaussian mixtures, so the trained weights
+do not depend on a scanner, and no scan of a person is needed. Everything is a pure function of the
+settings, a seed and the type of device: small random arrays come from numpy and are the same
+everywhere, voxel noise is generated on the device.
 
-L labels, D H W space; "fine" is the grid of half the spacing, where images are drawn.
+L labels, D H W space; "fine" is the grid of half the spacing, on which images are generated.
 """
 
 from __future__ import annotations
@@ -30,24 +30,22 @@ from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A label map ready to be sampled.
+    """A label map prepared for sampling.
 
     Attributes
     ----------
     classes : Tensor (I, J, K), uint8
-        Row numbers of the tables below; 0 is the background.
+        Row indices of the tables below; 0 is the background.
     to_index : (4, 4) array
-        Position in the common frame (mm, the middle of the anatomy at 0) to voxel index of
-        `classes`.
+        Affine from the common frame (mm, centre of the anatomy at 0) to voxel indices of `classes`.
     brain : (N,) array of bool
-        Which classes remain when the rest of the head is removed, and count in the overlap.
+        Classes that remain when the rest of the head is removed, and that count in the overlap.
     groups : (N,) array of int
         Classes of one group get the same random contrast (left and right of a structure).
     priors : (N, 4) array or None
         Mean and spread of a class's mean intensity, mean and spread of its spread, in 0-255.
     labels : (N,) array of int or None
-        Which label each class counts for in the overlap, 0 for none; None: each class of the brain
-        is one.
+        Overlap label of each class, 0 for none. None: each class of the brain is a label.
     """
 
     classes: Tensor
@@ -58,7 +56,7 @@ class Subject:
     labels: np.ndarray | None = None
 
     def to(self, device: str | torch.device) -> Subject:
-        """The subject with its classes on a device; itself if they are there."""
+        """The subject with its classes on a device."""
         classes = self.classes.to(device)
         return self if classes is self.classes else replace(self, classes=classes)
 
@@ -70,15 +68,14 @@ def align_subjects(
     groups: dict[int, int] | None = None,
     priors: dict[int, tuple[float, float, float, float]] | None = None,
 ) -> list[Subject]:
-    """Bring label maps into one frame, by the affine that best matches the centroids of their
-    labels.
+    """Align label maps in one frame, by the affine that best matches the centroids of their labels.
 
     Parameters
     ----------
     maps : sequence of Volume
         Label maps with the same meaning of labels.
     outside : sequence of int
-        Labels of what is not brain.
+        Labels outside the brain.
     groups, priors : dict, optional
         Per label; see `Subject`.
 
@@ -88,12 +85,10 @@ def align_subjects(
         If there is no map, or two share fewer than four labels.
     """
     if not maps:
-        raise InputError("No label maps were given to draw from; at least one is needed.")
+        raise InputError("No label maps were given; at least one is needed.")
     values = sorted({value for volume in maps for value in volume.labels})
     if len(values) > 255:
-        raise InputError(
-            f"The label maps hold {len(values)} labels; at most 255 can be drawn from."
-        )
+        raise InputError(f"The label maps have {len(values)} labels; at most 255 are supported.")
     table = np.zeros(max(values) + 1, dtype=np.uint8)
     table[values] = np.arange(1, len(values) + 1)
     labels = np.array([0, *values])
@@ -135,14 +130,14 @@ def random_shapes(
     num_classes: int = 14,
     device: str | torch.device = "cpu",
 ) -> Subject:
-    """Smooth random regions that fill the field of view, some of it background."""
+    """Make smooth random regions that fill the field of view, partly with background."""
     knots = [max(3, round(n / rng.uniform(6, 16)) + 1) for n in shape]
     noise = torch.as_tensor(
         rng.standard_normal((1, num_classes, *knots)), dtype=torch.float32, device=device
     )
     smooth = F.interpolate(noise, size=tuple(shape), mode="trilinear", align_corners=True)[0]
     classes = (smooth.argmax(0) + 1).to(torch.uint8)
-    if rng.random() < 0.7:  # an object in air: everything beyond a lumpy ball is background
+    if rng.random() < 0.7:  # an object in air: everything outside an irregular ball is background
         axes = [torch.linspace(-1, 1, n, device=device) for n in shape]
         radius = sum(
             a.view([-1 if i == c else 1 for i in range(3)]) ** 2 for c, a in enumerate(axes)
@@ -161,7 +156,7 @@ def _canonical_values(volume: Volume) -> np.ndarray:
 
 
 def _centroids(classes: np.ndarray, count: int, selected: np.ndarray) -> np.ndarray:
-    """Mean voxel index of each wanted class, (count, 3), NaN where it does not occur."""
+    """Mean voxel index of each selected class, (count, 3); NaN if it does not occur."""
     centres = np.full((count, 3), np.nan)
     flat = classes.ravel()
     size = np.bincount(flat, minlength=count)
@@ -179,22 +174,22 @@ def _centroids(classes: np.ndarray, count: int, selected: np.ndarray) -> np.ndar
 
 
 class SyntheticPairs(Sequence[Conformed]):
-    """An endless supply of pairs: item i is always the same, and nothing is kept.
+    """An endless sequence of synthetic pairs: item i is always the same, and nothing is cached.
 
     Parameters
     ----------
     subjects : sequence of Subject
-        May be empty: then all pairs show random shapes, or torsos.
+        If empty, all pairs show random shapes or torsos.
     drawing : SynthesisSettings or sequence of (int, SynthesisSettings)
-        With several, each holds from that item on: coarse grids first, where a step is cheap.
+        With several, each applies from its item index on, such as coarse grids first.
     seed : int
     length : int
-        What `len` says; an epoch.
+        Length of the sequence; one epoch.
     device : str or torch.device
-        Where pairs are drawn and stay; the label maps are brought there once.
+        Device of the pairs; the label maps are moved there once.
     motion : bool
-        Give the true motion (`Conformed.motion`) of pairs that show one subject, or one set of
-        shapes; it changes nothing else.
+        Add the true motion (`Conformed.motion`) of pairs that show one subject or one set of
+        shapes; everything else stays the same.
     """
 
     def __init__(
@@ -235,17 +230,17 @@ def draw_pair(
     *,
     motion: bool = False,
 ) -> Conformed:
-    """Two images, in [0, 1], with L of their labels as shares of each voxel.
+    """Generate two images in [0, 1] with L label fractions.
 
     Returns
     -------
     Conformed
-        On the device, without a way back to scans (`pair` is None); labels (1, L, D, H, W).  With
-        `motion` the true one, known where the fixed image shows something, if both images show one
-        subject.
+        On the device, without a way back to scans (`pair` is None); labels (1, L, D, H, W). With
+        `motion`, and if both images show one subject, the true motion, known where the fixed image
+        is not background.
     """
     if drawing.torso > 0 and rng.random() < drawing.torso:
-        # which takes its parts from here
+        # imported here, because it imports this module
         from napari_shmoareg.training.torso.drawing import draw_torso_pair
 
         return draw_torso_pair(drawing, rng, device)
@@ -262,7 +257,7 @@ def draw_pair(
         )
         first, second = (subjects[int(i)] for i in pick)
     warp_std = drawing.same_warp if first is second else drawing.warp
-    if from_shapes:  # they fill the view already: no need to look for them
+    if from_shapes:  # shapes fill the field of view already
         shift = min(shift, drawing.pose_shift)
     pose = _rigid(rng, drawing.pose_angle, drawing.pose_scale, shift)
     posed = [
@@ -279,7 +274,7 @@ def draw_pair(
     ]
     maps, poses = [subject.classes for subject in posed], [subject.pose for subject in posed]
     warps = [subject.warp for subject in posed] if motion and first is second else []
-    del posed  # two fine fields, which are needed for nothing else
+    del posed  # frees two fine fields
     if not from_shapes and rng.random() < drawing.stripped:
         keep = torch.as_tensor(first.brain, device=device)
         maps = [torch.where(keep[m.long()], m, 0) for m in maps]
@@ -311,8 +306,8 @@ def draw_pair(
 
 
 class _PosedSubject(NamedTuple):
-    """Classes (2D, 2H, 2W) of a subject on the fine grid, and how it was placed: pose (x +
-    warp(x)), in mm.
+    """Classes (2D, 2H, 2W) of a subject on the fine grid, and its mapping pose (x + warp(x)), in
+    mm.
     """
 
     classes: Tensor
@@ -323,8 +318,8 @@ class _PosedSubject(NamedTuple):
 def _view(
     drawing: SynthesisSettings, rng: np.random.Generator
 ) -> tuple[tuple[int, int, int], float, float]:
-    """Shape and spacing (mm) of a pair's grid, and how far (mm) it may look off the middle of the
-    anatomy.
+    """Shape and spacing (mm) of a pair's grid, and its largest offset (mm) from the anatomy's
+    centre.
     """
     close = drawing.close > 0 and rng.random() < drawing.close
     longest = int(rng.integers(drawing.size[0], drawing.size[1] + 1))
@@ -350,7 +345,7 @@ def _labels_of(
     warp_std: float,
     rng: np.random.Generator,
 ) -> _PosedSubject:
-    """Class numbers of a posed and deformed subject on the fine grid, uint8, on the subject's
+    """Sample a posed and deformed subject on the fine grid: classes, uint8, on the subject's
     device.
     """
     shape, device = tuple(2 * n for n in coarse), subject.classes.device
@@ -362,7 +357,7 @@ def _labels_of(
         smooth_noise(shape, rng.uniform(*drawing.warp_length) / (spacing / 2), 3, rng, device)
         * warp_std
     )
-    # read number by number
+    # read element by element
     matrix = torch.as_tensor(subject.to_index @ pose, dtype=torch.float32, device="cpu")
     x, y, z = (points[c] + axes[c].view([-1 if a == c else 1 for a in range(3)]) for c in range(3))
     flat = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -400,7 +395,7 @@ def _contrast(
 def _image(
     classes: Tensor, contrast: np.ndarray, drawing: SynthesisSettings, rng: np.random.Generator
 ) -> Tensor:
-    """Fine classes (2D, 2H, 2W) to an image (1, 1, D, H, W) in [0, 1]."""
+    """Generate an image (1, 1, D, H, W) in [0, 1] from fine classes (2D, 2H, 2W)."""
     device = classes.device
     table = torch.as_tensor(contrast, dtype=torch.float32, device=device)
     generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
@@ -427,7 +422,7 @@ def _image(
 
 
 def _shares(classes: Tensor, chosen: np.ndarray) -> Tensor:
-    """(1, L, D, H, W): how much of each voxel belongs to each chosen class."""
+    """Fractions (1, L, D, H, W) of each voxel in the chosen classes."""
     masks = torch.stack([classes == int(c) for c in chosen]) if len(chosen) else classes[None] > 0
     return F.avg_pool3d(masks[None].float(), 2)
 
@@ -439,8 +434,8 @@ def smooth_noise(
     rng: np.random.Generator,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Smooth noise of unit variance at its knots, (channels, *shape); `length` is voxels between
-    knots.
+    """Smooth noise (channels, *shape) of unit variance at its knots, which are `length` voxels
+    apart.
     """
     knots = [max(2, round(n / length) + 1) for n in shape]
     coarse = torch.as_tensor(
@@ -473,33 +468,34 @@ def _rigid(rng: np.random.Generator, angle: float, scale: float, shift: float) -
     return matrix
 
 
-EXTRACEREBRAL = 500  # FreeSurfer-style codes from here on are not brain
+EXTRACEREBRAL = 500  # FreeSurfer-style codes from this one on are outside the brain
 PRIORS = "labels_classes_priors"
 
 
 def read_label_maps(folder: str | Path) -> list[Volume]:
-    """The 3D label maps named ``training_seg_*`` of a folder, or else all its NIfTI files, by name.
+    """Read the label maps ``training_seg_*`` of a folder, or else all its NIfTI files, by name.
 
     Raises
     ------
     InputError
-        If the folder is missing or holds none.
+        If the folder is missing or has none.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"A folder of label maps was expected; there is no folder '{folder}'.")
+        raise InputError(f"A folder of label maps was expected, but there is no folder '{folder}'.")
     found = sorted(folder.glob("training_seg_*.nii*")) or sorted(folder.glob("*.nii*"))
     if not found:
-        raise InputError(f"The folder '{folder}' holds no label map (.nii or .nii.gz).")
+        raise InputError(f"The folder '{folder}' contains no label map (.nii or .nii.gz).")
     return [read_image(path, labels=True) for path in found]
 
 
 def read_subjects(folder: str | Path) -> list[Subject]:
-    """Label maps of a folder in one frame, with T1 intensity priors where the folder has them.
+    """Read the label maps of a folder into one frame, with T1 intensity priors if the folder has
+    them.
 
-    Labels from 500 on are taken as not brain.  Priors are the arrays of SynthSeg, in the subfolder
-    ``labels_classes_priors``: which class each label belongs to, and for each class the mean and
-    spread of its mean and of its spread, in 0-255.
+    Labels from 500 on are outside the brain. Priors are the arrays of SynthSeg in the subfolder
+    ``labels_classes_priors``: the class of each label, and for each class the mean and spread of
+    its mean and of its spread, in 0-255.
     """
     maps = read_label_maps(folder)
     outside = sorted({v for volume in maps for v in volume.labels if v >= EXTRACEREBRAL})
@@ -525,7 +521,8 @@ def _read_priors(
     except (OSError, ValueError) as problem:
         raise InputError(
             f"The priors in '{folder}' cannot be read ({problem}); expected the arrays"
-            f" {', '.join(names)} as .npy. Mend them, or remove the folder to draw without priors."
+            f" {', '.join(names)} as .npy. Fix them, or remove the folder to work without"
+            " priors."
         ) from problem
     groups = {int(label): int(c) for label, c in zip(labels, classes, strict=True)}
     priors = {

@@ -1,4 +1,4 @@
-"""SynthesisSettings: how training pairs are drawn."""
+"""SynthesisSettings: settings of the synthetic training pairs."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """How pairs are drawn.  Lengths are in mm unless said otherwise; "up to" means uniformly drawn.
+    """Settings of synthetic pairs. Lengths are in mm unless stated otherwise; "up to" means
+    uniform.
 
     Parameters
     ----------
     extent : tuple of 3 (float, float)
-        Smallest and largest field of view along x, y and z, but for close-ups.
+        Smallest and largest field of view along x, y and z, except for close-ups.
     size : tuple of 2 int
-        Fewest and most voxels along the longest axis of the grid.  Ours: the shape is drawn anew
-        for every pair.  On grids of one shape the coarsest level learns where the border is instead
-        of how the images differ, and fails at any other shape.
+        Smallest and largest number of voxels along the longest axis. Ours: every pair has its own
+        random shape. On grids of one shape the coarsest level learns where the border is instead of
+        how the images differ, and fails at any other shape.
     close : float
-        Share of pairs that are close-ups: a part of the field of view, at fine spacing, so that the
-        network learns a fine grid at the cost of a coarse one.
+        Share of close-ups: part of the field of view at fine spacing, so that the network learns
+        fine grids at the cost of a coarse one.
     close_spacing : tuple of 2 float
-        Smallest and largest spacing of a close-up; its number of voxels is that of any pair.
+        Smallest and largest spacing of a close-up, which has as many voxels as other pairs.
     close_shift : float
-        How far off the middle of the anatomy a close-up may look, along each axis.  Random shapes
-        fill the view and nothing beyond it: there it is at most `pose_shift`.
+        Largest offset of a close-up from the centre of the anatomy, along each axis. Random shapes
+        only fill the field of view, so it is at most `pose_shift` there.
     shapes : float
-        Share of pairs that show random shapes instead of a subject.
+        Share of pairs of random shapes instead of a subject.
     same_subject : float
-        Share of label-map pairs in which one subject is deformed twice.
+        Share of label-map pairs that deform one subject twice.
     stripped : float
-        Share of pairs in which everything outside the brain is removed.
+        Share of pairs with everything outside the brain removed.
     prior : float
-        Share of images with the contrast of the given priors; the others' is random.
+        Share of images with the contrast of the priors; the others have a random contrast.
     same_contrast : float
         Share of pairs whose two images have the same contrast.
     pose_angle, pose_scale, pose_shift : float
-        Of both images together: rotation up to (degrees), scaling up to (fraction), shift up to.
+        Common pose of both images: rotation up to (degrees), scaling up to (fraction), shift up to.
     angle, scale, shift : float
-        Of each image alone, what a pre-alignment leaves.
+        Pose of each image, as a pre-alignment leaves it.
     warp : float
-        Standard deviation of each image's own smooth deformation between different subjects.
+        Standard deviation of the smooth deformation of each image, for different subjects.
     same_warp : float
-        The same where one subject, or one set of shapes, makes both images.
+        The same, if both images show one subject or one set of shapes.
     warp_length : tuple of 2 float
-        Distance between the random displacements that are interpolated.
+        Distance between the interpolated random displacements.
     bias : float
         Standard deviation of the logarithm of the intensity bias field.
     noise : float
@@ -52,22 +53,21 @@ class SynthesisSettings:
     gamma : float
         Standard deviation of the logarithm of the exponent applied to intensities.
     labels : int
-        Labels handed to the overlap loss per pair.
+        Number of labels per pair for the overlap loss.
     torso : float
-        Share of pairs that show torsos, which no label map is needed for (see `training.torso`); of
-        the rest, `shapes` is the share of random shapes.  `prior` is the share of torsos that are
-        seen in CT.
+        Share of torso pairs, which need no label map (see `training.torso`); `shapes` is the share
+        of random shapes among the rest. `prior` is the share of torsos with CT contrast.
     torso_extent : tuple of 3 (float, float)
-        Smallest and largest field of view on torsos, but for close-ups.
+        Smallest and largest field of view of torsos, except for close-ups.
     torso_close_spacing : tuple of 2 float
         Smallest and largest spacing of a close-up of a torso.
     torso_same : float
-        Share of torso pairs in which one person is seen twice, at another breath and with other
-        contents of the bowel.
+        Share of torso pairs that show one person twice, at another breath and with other bowel
+        contents.
     torso_shift, torso_warp : float
-        As `shift` and `warp`, of torsos: what an alignment leaves there is much more.
+        As `shift` and `warp`, for torsos, where an alignment leaves much larger differences.
     torso_cut : float
-        Share of torso images that do not show all of the pair's view along the body's axis.
+        Share of torso images that are cut off along the body axis.
     """
 
     extent: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] = (

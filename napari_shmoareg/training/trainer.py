@@ -1,4 +1,4 @@
-"""learn(): a training run from its data set to its last step, as a generator of events.
+"""learn(): a training run, from its data set to its last step, as a generator of events.
 
 Every `yield` is a safe point to stop: the run can be resumed from what is on disk.
 """
@@ -37,20 +37,20 @@ from napari_shmoareg.training.logs import Event, event, phase
 from napari_shmoareg.training.monitor import ADDED_UP, routing_watch
 from napari_shmoareg.training.plan import (
     Plan,
-    starts_from_scratch,
+    describe_start,
     random_network,
     read_plan,
-    describe_start,
+    starts_from_scratch,
     write_plan,
 )
-from napari_shmoareg.training.preparation import TrainingData, run_on_main, prepare_data
+from napari_shmoareg.training.preparation import TrainingData, prepare_data, run_on_main
 from napari_shmoareg.training.run import RunControl, RunFolder, RunLock, saved_step
 from napari_shmoareg.training.run_writer import (
     Position,
     RunWriter,
-    validate_pairs,
     carry_over_best,
     combine_validations,
+    validate_pairs,
 )
 from napari_shmoareg.training.step import (
     TERMS,
@@ -67,37 +67,37 @@ from napari_shmoareg.training.validation import ValidationResult, write_preview
 def divergence_error(
     error: NotFiniteError, train: NamedPairs, step: int, folder: RunFolder
 ) -> InputError:
-    """A loss that is not finite, with the names of the scans, what is kept and what to do.
+    """Make an error for a loss that is not finite: scans, saved weights and what to do.
 
     Parameters
     ----------
     error : NotFiniteError
     train : NamedPairs
     step : int
-        The last one whose loss and gradient were finite; its weights may be spoilt already.
+        The last step with a finite loss and gradient; its weights may already be damaged.
     folder : RunFolder
     """
     names = "; ".join(train.told(index) for index in error.pairs)
     kept = (
-        f"The weights of step {step}, the one before, are kept in {folder.last}. " if step else ""
+        f"The weights of step {step}, the one before, are saved in {folder.last}. " if step else ""
     )
     start = f" --from {folder.last}, if they still register well," if step else ""
     if folder.best.is_file():
         kept += f"The best by validation are in {folder.best}. "
         start = f" --from {folder.best}"
     return InputError(
-        f"{str(error).split('; the weights')[0]} ({names}). {kept}Going on would fail there again:"
-        f" begin another run{start} with a lower --learning-rate, or look at these scans for"
-        " extreme values and leave them out."
+        f"{str(error).split('; the weights')[0]} ({names}). {kept}Resuming would fail there"
+        f" again: start another run{start} with a lower --learning-rate, or check these scans"
+        " for extreme values and leave them out."
     )
 
 
-RECENT = 20  # steps from whose time that of the rest is told
-POLL = 0.5  # seconds between two looks for a wish while paused
+RECENT = 20  # steps used to estimate the remaining time
+POLL = 0.5  # seconds between two checks for a request while paused
 
 
 class Trainer:
-    """A run that is under way in this process.
+    """A training run in this process.
 
     Parameters
     ----------
@@ -106,10 +106,10 @@ class Trainer:
     optimiser : Adam
     data : Material
     position : Position
-        Where it goes on.
+        Where it starts.
     folder : RunFolder
     writer : RunWriter or None
-        What writes; None in all processes but the leader.
+        Writes the run folder; None in all processes but the main one.
     group : TrainingGroup
     control : RunControl
     lock : RunLock or None
@@ -141,7 +141,7 @@ class Trainer:
         self._validation_seconds = 0.0  # duration of the last validation, s
 
     def run(self) -> Iterator[Event]:
-        """All steps that are left; the last event is "end"."""
+        """Run the remaining steps; the last event is "end"."""
         steps = self._plan.settings.steps
         self._set_status("learning")
         yield self._training()
@@ -157,7 +157,7 @@ class Trainer:
         yield event("end", reason=reason, step=step, weights=self._folder.weights, best_step=best)
 
     def _between_steps(self, last: bool) -> Generator[Event, None, str]:
-        """Between two steps: look, save, wait; the reason to end, if there is one."""
+        """Validate, save and handle requests between two steps; return the reason to end, or ""."""
         limit = 60 * self._plan.run.minutes
         late = self._group.any(bool(limit) and self._position.seconds >= limit)
         validated = yield from self._validate(last=last or late)
@@ -170,7 +170,7 @@ class Trainer:
         return ""
 
     def _steps(self) -> Iterator[Step]:
-        """The engine's steps; what goes wrong is told with the names of the scans."""
+        """Run the steps; errors name the scans."""
         try:
             yield from fine_tune(
                 self._network,
@@ -196,7 +196,7 @@ class Trainer:
             raise too_large from error
 
     def _record_step(self, step: Step) -> Iterator[Event]:
-        """Take down a step."""
+        """Record a step."""
         pairs = self._data.train
         self._position = self._position.after(step)
         self._recent.append(step.seconds)
@@ -222,7 +222,7 @@ class Trainer:
             yield self._loads()
 
     def _loads(self) -> Event:
-        """Write the selections since the last line, and say what is wrong with them."""
+        """Write the selections since the last row, and report alarms."""
         counts, step = self._position.counts, self._position.step
         self._watch.add(step, counts)
         self._position = self._position.reset_counts()
@@ -238,7 +238,7 @@ class Trainer:
         )
 
     def _validate(self, last: bool) -> Generator[Event, None, bool]:
-        """Look at the validation pairs, if it is time to; whether it was done."""
+        """Validate if it is due; return whether it was done."""
         every, pairs, step = (
             self._plan.run.validate_every,
             self._data.validation,
@@ -253,7 +253,7 @@ class Trainer:
         for result in run_on_main(self._group, work, until=lambda: self._control.stop):
             done = result.get("done", done)
             yield result
-        # asked to stop: it is looked at when the run goes on
+        # interrupted by a stop: validation is repeated when the run is resumed
         if self._group.any(self._group.is_main and done < 1):
             return False
         self._position = replace(self._position, validated=step)
@@ -263,12 +263,12 @@ class Trainer:
         return True
 
     def _training(self) -> Event:
-        """That steps follow."""
+        """Event: steps follow."""
         step, steps = self._position.step, self._plan.settings.steps
         return phase("training", step / steps, f"step {step} of {steps}")
 
     def _record_validation(self, found: ValidationResult) -> Iterator[Event]:
-        """Take down what validation saw, and show a pair."""
+        """Record a validation, and write a preview."""
         step, writer, pairs = self._position.step, self._writer, self._data.validation
         self._position, best = replace(self._position, judges=pairs.all_told).with_validation(found)
         self._validation_seconds = found.seconds
@@ -281,21 +281,21 @@ class Trainer:
             yield event("saved", step=step, what="best")
         try:
             write_preview(self._folder.preview, self._network, pairs[0], pairs.names[0], step)
-        # a picture only; a full disk is told by what is saved next
+        # only a preview; a full disk is reported by the next save
         except (InputError, OSError) as error:
             yield event("skipped", pair=pairs.told(0), why=f"no preview: {error}", step=step)
         else:
             yield event("preview", step=step, folder=self._folder.preview)
 
     def _save(self) -> Iterator[Event]:
-        """Save the state, unless it was."""
+        """Save the state, unless it is saved already."""
         if self._writer is None or not self._writer.is_due(self._position):
             return
         self._writer.save(self._position)
         yield event("saved", step=self._position.step, what="state")
 
     def _handle_requests(self) -> Generator[Event, None, str]:
-        """Do what was asked from outside: wait, or end, which is the answer then."""
+        """Handle pause and stop requests; return "stopped" to end the run, else ""."""
         control, group = self._control, self._group
         if not group.any(control.stop or control.pause):
             return ""
@@ -312,7 +312,7 @@ class Trainer:
         return "stopped"
 
     def _seconds_left(self) -> float:
-        """Seconds that the rest will take about."""
+        """Estimate the remaining seconds."""
         plan, position = self._plan, self._position
         left = sum(self._recent) / len(self._recent) * (plan.settings.steps - position.step)
         if plan.run.minutes:
@@ -339,21 +339,22 @@ def learn(
     group: TrainingGroup | None = None,
     control: RunControl | None = None,
 ) -> Iterator[Event]:
-    """Begin a run, or go on with it, until its last step, its time is over or it is asked to stop.
+    """Start or resume a run, until the last step, the time limit or a stop request.
 
     Parameters
     ----------
     path : str or Path
-        The run's folder: new or empty, or with `resume` one that holds a run.
+        The run folder: new or empty, or with `resume` that of a run.
     plan : Plan
-        From `make_plan`, or `read_plan` of the folder.
+        From `make_plan`, or from `read_plan` for an existing run.
     resume : bool
     device : {"auto", "cpu", "cuda"}
     group : TrainingGroup, optional
-        Processes that learn together.  All yield events; those of the leader are to be told.
+        Processes that train together. All yield events; only those of the main process should be
+        shown.
     control : RunControl, optional
-        To ask from within this process; what is written to the folder's ``wish`` is heard in any
-        case.
+        For requests from within this process; requests in the file ``wish`` of the folder are
+        always read.
 
     Yields
     ------
@@ -363,8 +364,8 @@ def learn(
     Raises
     ------
     InputError
-        If something is wrong with the data set, the weights, a setting or the folder; if a loss or
-        a gradient is not finite; if the disk is full.  What was saved stays whole.
+        If the data set, the weights, a setting or the folder is invalid; if a loss or a gradient is
+        not finite; if the disk is full. Saved files stay intact.
     """
     group, folder = group or TrainingGroup(), RunFolder(path)
     control = control or RunControl(folder.request)
@@ -374,7 +375,7 @@ def learn(
     yield phase("reading", 0.0, f"opening {plan.dataset.path}")
     dataset = _open_dataset(plan, folder, resume)
     if not resume:
-        # refuses before anything is written
+        # raises before anything is written
         split_dataset(dataset, plan.run.split, plan.run.split_seed)
     held: AbstractContextManager[RunLock | None] = nullcontext()
     if group.is_main:
@@ -394,7 +395,7 @@ def learn(
             )
             return
         if resume and lock is not None and read_plan(folder.run_json).dataset != plan.dataset:
-            write_plan(folder.run_json, plan)  # moved, and the same
+            write_plan(folder.run_json, plan)  # moved, but the same
         plan, why = _decide_passes(folder, plan, data, group)
         network, optimiser, position, resumed = _load_or_start(folder, plan, run_device)
         position, lost = carry_over_best(position, data.validation, folder)
@@ -416,14 +417,14 @@ def learn(
 
 
 def _open_dataset(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
-    """The data set; where it is gone, how a run goes on in its new place."""
+    """Open the data set; if it is missing, say how to resume with its new path."""
     try:
         return plan.dataset.open()
     except InputError as error:
         if not resume or Path(plan.dataset.path).exists():
             raise
         raise InputError(
-            f"{error} If it was moved, give its new place: shmoareg fine-tune DATASET --out"
+            f"{error} If it was moved, give its new path: shmoareg fine-tune DATASET --out"
             f" {folder.path} --resume"
         ) from error
 
@@ -431,11 +432,11 @@ def _open_dataset(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
 def _decide_passes(
     folder: RunFolder, plan: Plan, data: TrainingData, group: TrainingGroup
 ) -> tuple[Plan, str]:
-    """The plan with the passes in which the new weights will register, and why; decided before the
-    first state.
+    """Set the passes of the trained weights, before the first state is saved; return the plan and
+    the reason.
     """
     if folder.state.is_file():
-        return plan, "as the run began"
+        return plan, "as when the run started"
     learned, used = data.grids
     passes, why = passes_after(plan.network_config, plan.settings, learned=learned, used=used)
     changed = replace(plan, config={**plan.config, "passes": list(passes)})
@@ -447,9 +448,7 @@ def _decide_passes(
 def _load_or_start(
     folder: RunFolder, plan: Plan, device: torch.device
 ) -> tuple[SHMoAReg, torch.optim.Adam, Position, bool]:
-    """Network, optimiser and position as they were saved, or as they begin; and which of the
-    two.
-    """
+    """Load network, optimiser and position, or initialise them; return whether they were loaded."""
     if folder.state.is_file():
         network = network_of_state(folder.path, plan.network_config).to(device)
         optimiser = make_optimiser(network, plan.settings)
@@ -459,8 +458,8 @@ def _load_or_start(
             return network, optimiser, Position(**history[-1]), True
         except (IndexError, TypeError, ValueError) as error:
             raise InputError(
-                f"{folder.state} does not say where the run stood ({error}): it is of another"
-                " version of shmoareg. Begin another run in another folder, --from"
+                f"{folder.state} has no valid position of the run ({error}): it is from another"
+                " version of shmoareg. Start another run in another folder, --from"
                 f" {folder.weights}."
             ) from error
     if starts_from_scratch(plan.weights):
@@ -472,8 +471,8 @@ def _load_or_start(
     network = with_choice_bias(network) if plan.network_config.choice_bias else network
     if checksum_of(name) != plan.weights["sha256"]:
         raise InputError(
-            f"The weights '{name}' are not those that the run was begun with (their checksum"
-            " differs), and nothing of it was saved yet. Put them back, or begin another run in"
+            f"The weights '{name}' are not those that the run was started with (their checksum"
+            " differs), and the run has saved nothing yet. Restore them, or start another run in"
             " another folder."
         )
     return network, make_optimiser(network, plan.settings), Position(), False
@@ -487,7 +486,7 @@ def _begin(
     group: TrainingGroup,
     position: Position | None,
 ) -> Event:
-    """The event that says what is going to be done; refuses what would not fit into memory."""
+    """Make the event "begin", which describes the run; raise if a step does not fit into memory."""
     shape = data.grids[0]
     memory = training_memory(plan.network_config, shape, device, plan.settings)
     check_training_memory(plan.network_config, shape, device, plan.settings)

@@ -1,4 +1,4 @@
-"""Validation: pairs that the network does not learn from, registered and measured."""
+"""Validation: register held-out pairs and measure the result."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from napari_shmoareg.registration.conform import Conformed
 
 @dataclass(frozen=True)
 class ValidatedPair:
-    """One pair, on its network grid.
+    """Measures of one pair, on its network grid.
 
     Attributes
     ----------
     dice : float
-        Mean over the labels that both have, carried by nearest neighbour; NaN without such.
+        Mean over the labels that both images have, warped by nearest neighbour; NaN without labels.
     ncc : float
-        Correlation of the warped and the fixed image, over all voxels.
+        Correlation of the warped and the fixed image over all voxels.
     folding_percent : float
-        Voxels whose Jacobian determinant is 0 or less.
+        Percentage of voxels with a Jacobian determinant of 0 or less.
     """
 
     dice: float
@@ -48,9 +48,9 @@ class ValidationResult:
     Attributes
     ----------
     dice : float
-        NaN where no pair has labels.
+        NaN if no pair has labels.
     ncc, folding_percent, seconds : float
-        Seconds are of all pairs together.
+        Seconds are the total over all pairs.
     per_pair : tuple of ValidatedPair
     """
 
@@ -62,25 +62,23 @@ class ValidationResult:
 
     @property
     def score(self) -> float:
-        """What decides which network is best: Dice, or without labels the correlation."""
+        """Score for the selection of the best weights: Dice, or without labels the correlation."""
         return self.ncc if np.isnan(self.dice) else self.dice
 
 
 def validate(
     network: SHMoAReg, pairs: Sequence[Conformed], *, between: Callable[[int], None] | None = None
 ) -> ValidationResult:
-    """Register pairs as `register` would, in all passes, and measure on the network grid.
+    """Register pairs as `register` does, in all passes, and measure on the network grid.
 
     Parameters
     ----------
     network : SHMoAReg
-        Left in the mode it came in; the random numbers of training are not touched.
+        Its mode is restored; the random state of training is not changed.
     pairs : sequence of Conformed
-        At the size that the weights are meant for, with label maps in whole numbers where there are
-        any.
+        At the size of the weights; label maps, if any, are integer.
     between : callable, optional
-        Called with the number of pairs done, after each; what it raises ends the work and comes out
-        here.
+        Called after each pair with the number done; its exceptions propagate.
 
     Raises
     ------
@@ -88,7 +86,7 @@ def validate(
         If there is no pair.
     """
     if len(pairs) == 0:
-        raise InputError("There is no pair to validate on; give at least one.")
+        raise InputError("There is no validation pair; give at least one.")
     began, training, found = time.perf_counter(), network.training, []
     network.eval()
     try:
@@ -110,8 +108,8 @@ def validate(
 
 @torch.no_grad()
 def displace(network: SHMoAReg, pair: Conformed) -> Tensor:
-    """What the network, in the mode it is in, finds for a pair: (1, 3, D, H, W), voxels of its
-    grid, on the CPU.
+    """Displacement (1, 3, D, H, W) of a pair, voxels of its grid, on the CPU; keeps the network's
+    mode.
     """
     device = next(network.parameters()).device
     return cascade(network, pair.moving.to(device), pair.fixed.to(device)).displacement.cpu()
@@ -143,20 +141,20 @@ PREVIEW_FILE = "preview.json"
 def write_preview(
     folder: Path, network: SHMoAReg, pair: Conformed, names: tuple[str, str], step: int
 ) -> None:
-    """Register a pair and write what came out, on its network grid: images in [0, 1], labels, and
-    preview.json last.
+    """Register a pair and write images in [0, 1], labels and, last, preview.json, on the network
+    grid.
 
     Parameters
     ----------
     folder : Path
-        Made if missing.
+        Created if missing.
     network : SHMoAReg
-        Left in the mode it came in.
+        Its mode is restored.
     pair : Conformed
     names : (moving, fixed)
-        Of its scans.
+        Names of the scans.
     step : int
-        Steps that the network has learned.
+        Steps of training so far.
 
     Raises
     ------
@@ -182,7 +180,7 @@ def write_preview(
         labels["fixed_labels"] = pair.fixed_labels
     for name, tensor in (images | labels).items():
         path = folder / f"{name}.nii.gz"
-        if name.startswith("warped") or not path.is_file():  # the others stay the same
+        if name.startswith("warped") or not path.is_file():  # the others do not change
             write_image(_volume(tensor, pair.grid, name, name in labels), path)
     preview = {
         "step": step,

@@ -39,11 +39,11 @@ from napari_shmoareg.training.torso.anatomy import (
 )
 from napari_shmoareg.training.torso.canvas import Canvas
 from napari_shmoareg.training.torso.contrast import (
-    SAME_CONTRAST,
     CLASSES,
     COUCH,
     LABELS,
     NAMES,
+    SAME_CONTRAST,
     draw_hounsfield,
     draw_window,
     scan,
