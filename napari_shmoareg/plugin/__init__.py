@@ -1,3 +1,3 @@
-"""The face in napari: panels, reader, writers, sample data.  The only package that knows the viewer
+"""The napari plugin: panels, reader, writers, sample data.  The only package that imports napari
 and Qt.
 """

@@ -1,10 +1,7 @@
-"""The deformation on a plane of the viewer: a grid of lines, or arrows.
+"""The deformation on the shown slice of the viewer, as a grid of lines or as arrows.
 
-Drawn is the map that pulls the moving image back, without the affine: the node at x of the fixed
-image stands at x + d(x), where its value comes from.  Points are in mm along S, A, R, as in the
-viewer.
-
-The deformation grid follows the slider: it is drawn anew on every slice that is shown.
+Shows the map that pulls the moving image back, without the affine: the node at x of the fixed image
+is drawn at x + d(x), where its value comes from.  Points are in mm along S, A, R, as in the viewer.
 """
 
 from __future__ import annotations
@@ -16,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg.plugin.placement import (
-    ASIDE,
     AXES,
+    AXES_HIDDEN,
     KEY,
     UNITS,
     mm_per_unit,
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
 
 
 SPACING = 8.0  # mm between the lines
-FINEST = 2.0  # mm: longer stretches between nodes are drawn in pieces, so that they bend
+FINEST = 2.0  # mm: longer lines between nodes are drawn in pieces, so that they bend
 Segments = NDArray[np.float64]
 
 
@@ -49,18 +46,18 @@ def grid_lines(
     ----------
     registration : Registration
     axis : int
-        Across which the plane lies: 0, 1, 2 for S, A, R (axial, coronal, sagittal).
+        Axis across the plane: 0, 1, 2 for S, A, R (axial, coronal, sagittal).
     at : float
-        Where, mm.
+        Position of the plane, mm.
     spacing : float
         Between lines, mm.
     flat : bool
-        Leave out what leads away from the plane, as a slice cannot show it.
+        Leave out the component across the plane, which a slice cannot show.
 
     Returns
     -------
     (N, 2, 3) array
-        Start and extent of each piece of line, mm; those outside the fixed image are left out.
+        Start and extent of each line segment, mm; segments outside the fixed image are left out.
     """
     ticks = [_ticks(registration, a, spacing) for a in range(3)]
     parts = []
@@ -91,7 +88,7 @@ def arrows(
     segments : (N, 2, 3) array
         Node and displacement, mm.
     length : (N,) array
-        Of the whole displacement, mm: what leads away from the plane counts.
+        Length of the whole displacement, mm, including the component across the plane.
     """
     ticks = [_ticks(registration, a, spacing) for a in range(3)]
     ticks[axis] = np.array([at])
@@ -104,10 +101,8 @@ def arrows(
     return np.stack([nodes, shown], axis=1), np.linalg.norm(whole, axis=-1)
 
 
-def longest(registration: Registration) -> float:
-    """What most of the displacement stays below, mm (99th percentile): where the colours of the
-    arrows end.
-    """
+def arrow_limit(registration: Registration) -> float:
+    """Upper end of the arrows' colours: the 99th percentile of the displacement, mm."""
     field = registration.transform.field
     if field is None:
         return 1.0
@@ -117,7 +112,7 @@ def longest(registration: Registration) -> float:
 
 
 def _ticks(registration: Registration, axis: int, spacing: float) -> NDArray[np.float64]:
-    """Places of the lines along an axis of the viewer, about the middle of the fixed image."""
+    """Positions of the lines along an axis of the viewer, about the middle of the fixed image."""
     grid = registration.pair.fixed.grid
     along = to_viewer(grid.corners())[:, axis]
     middle = float(to_viewer(grid.centre)[axis])
@@ -126,7 +121,7 @@ def _ticks(registration: Registration, axis: int, spacing: float) -> NDArray[np.
 
 
 def _pieces(ticks: NDArray, spacing: float) -> NDArray[np.float64]:
-    """Places between the nodes too, so that no two are much more than `FINEST` apart."""
+    """Add positions between the nodes, at most about `FINEST` apart."""
     parts = max(1, round(spacing / FINEST))
     return np.linspace(ticks[0], ticks[-1], parts * (len(ticks) - 1) + 1)
 
@@ -140,7 +135,7 @@ def _inside(registration: Registration, nodes: NDArray) -> NDArray[np.bool_]:
 def _displacement(
     registration: Registration, nodes: NDArray, without: int | None
 ) -> NDArray[np.float64]:
-    """Of the deformation alone, (..., 3) mm S A R; without the part along one axis."""
+    """Displacement without the affine, (..., 3) mm S A R; one component can be left out."""
     field = registration.transform.field
     if field is None or not nodes.size:
         return np.zeros_like(nodes)
@@ -150,35 +145,35 @@ def _displacement(
     return vectors
 
 
-WAIT = 40  # ms at least between two drawings while the slider moves
-LINE, ARROW = 0.5, 0.9  # mm; on the screen at least so many pixels:
-LINE_PIXELS, ARROW_PIXELS = 1.3, 2.2
+WAIT = 40  # minimum ms between two drawings while the slider moves
+LINE, ARROW = 0.5, 0.9  # widths, mm
+LINE_PIXELS, ARROW_PIXELS = 1.3, 2.2  # minimum widths on the screen
 LENGTH = "length (mm)"
 COLOUR = "#ffe066"
 
-_followers: weakref.WeakKeyDictionary[Viewer, Follower] = weakref.WeakKeyDictionary()
+_followers: weakref.WeakKeyDictionary[Viewer, GridFollower] = weakref.WeakKeyDictionary()
 
 
 def grid_layers(
     registration: Registration, number: int
 ) -> list[tuple[NDArray, dict[str, Any], str]]:
-    """The displacement as arrows, and the deformation grid above it: hidden layers of the middle
-    axial slice.
+    """The displacement as arrows and the deformation grid, as hidden layers of the middle axial
+    slice.
     """
     size = layer_scale(registration)
     at = float(to_viewer(registration.pair.fixed.grid.centre)[0])
     lines = grid_lines(registration, 0, at)
     segments, length = arrows(registration, 0, at)
-    most = longest(registration)
+    most = arrow_limit(registration)
     shared = {"scale": (size,) * 3, "units": UNITS, "axis_labels": AXES, "visible": False}
-    kept = {"registration": registration, "number": number, "spacing": SPACING}
+    metadata = {"registration": registration, "number": number, "spacing": SPACING}
     return [
         (
             segments / size,
             shared
             | {
                 "name": f"#{number} displacement",
-                "metadata": {KEY: kept | {"role": "arrows", "longest": most}},
+                "metadata": {KEY: metadata | {"role": "arrows", "arrow_limit": most}},
                 "vector_style": "arrow",
                 "edge_width": ARROW / size,
                 "features": {LENGTH: length},
@@ -194,7 +189,7 @@ def grid_layers(
             shared
             | {
                 "name": f"#{number} deformation grid",
-                "metadata": {KEY: kept | {"role": "grid"}},
+                "metadata": {KEY: metadata | {"role": "grid"}},
                 "vector_style": "line",
                 "edge_width": LINE / size,
                 "edge_color": COLOUR,
@@ -208,41 +203,37 @@ def grid_layers(
 def layer_scale(registration: Registration) -> float:
     """Mm per unit of a grid's layer: the coarsest spacing of the fixed image.
 
-    The same along all axes, or lines would be thick in one direction; and the coarsest, as the
-    slider of a viewer steps by the finest of its layers."""
+    It is the same along all axes, or lines would be thick in one direction, and the coarsest,
+    because the slider of a viewer steps by the finest of its layers."""
     return max(registration.pair.fixed.grid.spacing)
 
 
-def attach(viewer: Viewer) -> Follower:
-    """Let the grids of a viewer follow its slider from now on, those that are added later too.
+def follow_slider(viewer: Viewer) -> GridFollower:
+    """Have all deformation grids of a viewer follow its slider, also grids that are added later.
 
-    Parameters
-    ----------
-    viewer : Viewer
-        Is not kept alive; a second call changes nothing.
+    Does not keep the viewer alive; a second call changes nothing.
     """
     viewer = unwrap(viewer)
     if viewer not in _followers:
-        _followers[viewer] = Follower(viewer)
+        _followers[viewer] = GridFollower(viewer)
     return _followers[viewer]
 
 
 def set_spacing(viewer: Viewer, spacing: float, number: int | None = None) -> None:
-    """Draw the grids and arrows (of one registration) with so many mm between their nodes."""
+    """Draw the grids and arrows (of one registration) with a spacing in mm between their nodes."""
     for layer in _overlays(unwrap(viewer)):
         if number is None or tag(layer, "number") == number:
             layer.metadata[KEY]["spacing"] = float(spacing)
-    attach(viewer).draw()
+    follow_slider(viewer).draw()
 
 
-class Follower:
-    """Draws the deformation grids and arrows of a viewer on the slice that is shown, as far as they
-    are visible.
+class GridFollower:
+    """Draws the visible deformation grids and arrows of a viewer on the shown slice.
 
     Parameters
     ----------
     viewer : Viewer
-        Held weakly.
+        Stored as a weak reference.
     """
 
     def __init__(self, viewer: Viewer) -> None:
@@ -260,7 +251,7 @@ class Follower:
         self.draw()
 
     def draw(self) -> None:
-        """Draw what is visible and not drawn yet."""
+        """Draw the visible layers that are out of date."""
         viewer = self._viewer()
         if viewer is None or viewer.dims.ndim < 3:
             return
@@ -268,15 +259,15 @@ class Follower:
             if not layer.visible:
                 continue
             planes = _planes(viewer)
-            wanted = (planes, viewer.dims.ndisplay, tag(layer, "spacing"))
-            if self._drawn.get(layer) != wanted:
-                self._drawn[layer] = wanted
+            requested = (planes, viewer.dims.ndisplay, tag(layer, "spacing"))
+            if self._drawn.get(layer) != requested:
+                self._drawn[layer] = requested
                 if planes:
                     _redraw(layer, planes, flat=viewer.dims.ndisplay == 2)
                 else:
                     from napari.utils.notifications import show_warning
 
-                    show_warning(f"'{layer.name}' is not drawn: {ASIDE}")
+                    show_warning(f"'{layer.name}' is not drawn: {AXES_HIDDEN}")
             _thicken(layer, viewer.scene.camera.zoom / mm_per_unit(viewer))
 
     def _changed(self, event: Any = None) -> None:
@@ -295,10 +286,10 @@ def _overlays(viewer: Viewer) -> list[Vectors]:
 
 
 def _planes(viewer: Viewer) -> tuple[tuple[int, float], ...]:
-    """Axis and place (mm) of the slice that is shown; in 3D of the three through the sliders'
+    """Axis and position (mm) of the shown slice; in 3D of the three slices through the sliders'
     point.
 
-    None where fewer than two of the axes S, A, R are shown.
+    Empty if fewer than two of the axes S, A, R are shown.
     """
     shown, point = shown_axes(viewer), point_of(viewer)
     if len(shown) < 2:
@@ -325,19 +316,19 @@ def _redraw(layer: Vectors, planes: tuple[tuple[int, float], ...], *, flat: bool
     layer.data = np.concatenate([segments for segments, _ in drawn]) / size
     layer.features = {LENGTH: np.concatenate([length for _, length in drawn])}
     layer.edge_color = LENGTH
-    layer.edge_contrast_limits = (0.0, tag(layer, "longest"))
+    layer.edge_contrast_limits = (0.0, tag(layer, "arrow_limit"))
 
 
 def _thicken(layer: Vectors, zoom: float) -> None:
-    """Lines thinner than a pixel would be drawn as dots; the zoom in pixels per mm."""
+    """Widen thin lines, which would be drawn as dots; the zoom is in pixels per mm."""
     thin, pixels = (LINE, LINE_PIXELS) if tag(layer, "role") == "grid" else (ARROW, ARROW_PIXELS)
-    wanted = max(thin, pixels / zoom) / layer_scale(tag(layer, "registration"))
-    if abs(layer.edge_width / wanted - 1) > 0.1:
-        layer.edge_width = wanted
+    width = max(thin, pixels / zoom) / layer_scale(tag(layer, "registration"))
+    if abs(layer.edge_width / width - 1) > 0.1:
+        layer.edge_width = width
 
 
 def _throttled(draw: weakref.WeakMethod) -> Any:
-    """The method at most every `WAIT` ms; at once where there is no window."""
+    """The method at most every `WAIT` ms; at once without a window."""
     from qtpy.QtWidgets import QApplication
     from superqt.utils import qthrottled
 

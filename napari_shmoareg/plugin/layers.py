@@ -1,6 +1,6 @@
-"""A registration, or a pair, as napari layers.
+"""A registration or a pair as napari layer data tuples, bottom first.
 
-Plain tuples of data, options and type, bottom first: no Qt and no napari here, so that a worker
+They are plain tuples of data, options and type, without Qt or napari objects, so that a worker
 thread can make them.  Expert maps and head maps keep their own grids.
 """
 
@@ -33,19 +33,19 @@ FINER = 2.0
 
 
 def layers_of(registration: Registration, number: int) -> list[LayerData]:
-    """Everything of a registration that can be laid over the fixed image.
+    """All layers of a registration, which overlay the fixed image.
 
     Parameters
     ----------
     registration : Registration
     number : int
-        Of the registration in its viewer: the layers are called ``#1 warped`` and so on.
+        Number of the registration in its viewer: the layers are called ``#1 warped`` and so on.
 
     Returns
     -------
     list of (data, options, type)
-        warped, warped labels, Jacobian, folding (where there is any), a head map, the expert maps,
-        the displacement as arrows and as a grid; only the first of them visible.
+        warped, warped labels, Jacobian, folding (if any), a head map, the expert maps, the
+        displacement as arrows and as a grid; only the first is visible.
     """
     from napari_shmoareg.experts.maps import expert_maps, token_loads
 
@@ -63,7 +63,7 @@ def layers_of(registration: Registration, number: int) -> list[LayerData]:
         )
     layers += _jacobian(registration, number, about)
     if token_loads(registration):
-        load = starting_head(registration)
+        load = initial_gate(registration)
         layers.append(
             head_map(registration, number, load, int(load.values.sum(axis=(0, 1, 2)).argmax()))
         )
@@ -74,8 +74,8 @@ def layers_of(registration: Registration, number: int) -> list[LayerData]:
 
 
 def layers_of_pair(pair: VolumePair) -> list[LayerData]:
-    """The images of a pair as they stand in the world, fixed below, and their labels as outlines
-    (hidden).
+    """The images of a pair in world coordinates, fixed below, and their labels as hidden
+    outlines.
     """
     of_fixed, of_moving = contrast(pair.fixed, pair.moving)
     layers = [
@@ -92,15 +92,13 @@ def layers_of_pair(pair: VolumePair) -> list[LayerData]:
 
 
 def add_layers(viewer: Viewer, layers: list[LayerData]) -> list[Layer]:
-    """Put layers into a viewer (in the thread of its window); deformation grids follow its slider
-    from then on.
-    """
+    """Add layers to a viewer, in the GUI thread; its deformation grids then follow its slider."""
     from napari.layers import Layer
 
-    from napari_shmoareg.plugin.viewer import attend
+    from napari_shmoareg.plugin.viewer import set_up_viewer
 
     viewer = unwrap(viewer)
-    attend(viewer)
+    set_up_viewer(viewer)
     before = viewer.layers.selection.active
     added = [viewer.add_layer(Layer.create(data, options, kind)) for data, options, kind in layers]
     shown = [layer for layer in added if layer.visible]
@@ -109,10 +107,10 @@ def add_layers(viewer: Viewer, layers: list[LayerData]) -> list[Layer]:
 
 
 def contrast(fixed: Volume, moving: Volume) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Darkest and brightest value to show of the fixed and of the moving image.
+    """Contrast limits of the fixed and of the moving image.
 
-    Ours: percentiles of what each image shows; where the two ranges agree to within a quarter (one
-    scanner, or the fixed scale of CT) the same for both, so that equal tissue looks equal.
+    Ours: percentiles of the content of each image; if the two ranges agree to within a quarter (one
+    scanner, or the fixed scale of CT), the same limits for both, so that equal tissue looks equal.
     """
     a, b = _range(fixed), _range(moving)
     both = min(a[0], b[0]), max(a[1], b[1])
@@ -122,8 +120,8 @@ def contrast(fixed: Volume, moving: Volume) -> tuple[tuple[float, float], tuple[
     return a, b
 
 
-def starting_head(registration: Registration) -> GateValues:
-    """The gate whose head map is shown first: the finest of the fixed image, last block."""
+def initial_gate(registration: Registration) -> GateValues:
+    """The gate of the initial head map: the finest of the fixed image, last block."""
     from napari_shmoareg.experts.maps import token_loads
 
     loads = token_loads(registration)
@@ -133,8 +131,8 @@ def starting_head(registration: Registration) -> GateValues:
 
 
 def head_map(registration: Registration, number: int, load: GateValues, head: int) -> LayerData:
-    """The weight of one attention head at every token, or how many blocks chose it, on the tokens'
-    own grid.
+    """Weight of an attention head at every token, or the number of blocks that chose it, on the
+    tokens' own grid.
     """
     counts = load.block is None
     where = f"layer {load.layer}" + ("" if counts else f" block {load.block}")
@@ -162,7 +160,7 @@ def head_map(registration: Registration, number: int, load: GateValues, head: in
 
 
 def head_colours() -> dict[str, Any]:
-    """Clear where a head was not chosen, then red to yellow."""
+    """Transparent where a head was not chosen, then red to yellow."""
     colours = [
         (0.55, 0.0, 0.25, 0.0),
         (0.75, 0.1, 0.2, 0.45),
@@ -177,14 +175,12 @@ def head_colours() -> dict[str, Any]:
 
 
 def resolution(stride: int) -> str:
-    """ "full", "half", "1/4" and so on: of the network grid."""
+    """Resolution relative to the network grid: "full", "half", "1/4" and so on."""
     return RESOLUTIONS.get(stride, f"1/{stride}")
 
 
 def expert_names(registration: Registration, count: int) -> list[str]:
-    """What the decoder's experts are called, by id: the size of their convolution where it is
-    known.
-    """
+    """Names of the decoder's experts, by id: the size of their convolution if known."""
     kernels = registration.kernels
     return (
         [f"{k}×{k}×{k}" for k in kernels]
@@ -194,10 +190,10 @@ def expert_names(registration: Registration, count: int) -> list[str]:
 
 
 def _expert_map(registration: Registration, number: int, expert_map: ExpertMap) -> LayerData:
-    """Red, white and blue cells; the expert's name stands in the status bar under the cursor."""
+    """Red, white and blue cells; the status bar names the expert under the cursor."""
     from napari_shmoareg.figures.palette import expert_colours
 
-    count, place = expert_map.num_experts, expert_map.gate
+    count, gate = expert_map.num_experts, expert_map.gate
     about: dict[str, Any] = {
         "registration": registration,
         "number": number,
@@ -207,7 +203,7 @@ def _expert_map(registration: Registration, number: int, expert_map: ExpertMap) 
     data, options = layer_options(expert_map.volume, finer=FINER, **about)
     named = [f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count))]
     options |= {
-        "name": f"#{number} expert {place.direction} ({resolution(expert_map.stride)})",
+        "name": f"#{number} expert {gate.direction} ({resolution(expert_map.stride)})",
         "colormap": (
             dict(enumerate(expert_colours(count), start=1))
             | {
@@ -223,8 +219,8 @@ def _expert_map(registration: Registration, number: int, expert_map: ExpertMap) 
 
 
 def _jacobian(registration: Registration, number: int, about: dict[str, Any]) -> list[LayerData]:
-    """The determinant, clear where nothing changes its volume; and what folds, where anything
-    does.
+    """The Jacobian determinant, transparent where the volume is unchanged, and the folding, if
+    any.
     """
     values = registration.jacobian.values
     folded = values <= 0
@@ -258,27 +254,27 @@ def _jacobian(registration: Registration, number: int, about: dict[str, Any]) ->
 
 
 def jacobian_range(values: NDArray) -> float:
-    """How many times bigger (or smaller) the colours of a Jacobian reach: 1.5, 2, 3 or 4."""
+    """Largest volume ratio of the Jacobian's colours: 1.5, 2, 3 or 4."""
     change = np.abs(np.log(values[values > 0]))
     reached = float(np.exp(np.percentile(change, 99.5))) if change.size else 1.0
     return next((most for most in (1.5, 2.0, 3.0) if reached <= most), 4.0)
 
 
 def jacobian_colours(most: float) -> dict[str, Any]:
-    """Purple shrinks, orange grows, 1 is clear; by ratio, so that half and twice are equally
-    strong.
+    """Purple shrinks, orange grows, 1 is transparent; on a log scale, so that half and twice are
+    equally strong.
     """
     ratio = np.linspace(-1, 1, 33)  # of the logarithms
-    places = (most**ratio - 1 / most) / (most - 1 / most)
+    positions = (most**ratio - 1 / most) / (most - 1 / most)
     rgb = {
         side: np.array([int(code[n : n + 2], 16) / 255 for n in (1, 3, 5)])
         for side, code in _SIDES.items()
     }
     colours = [[*rgb[bool(r > 0)], min(1.0, 1.2 * abs(r))] for r in ratio]
-    places[0], places[-1] = 0.0, 1.0
+    positions[0], positions[-1] = 0.0, 1.0
     return {
         "colors": np.array(colours),
-        "controls": places,
+        "controls": positions,
         "name": f"Jacobian {1 / most:.2g} to {most:g}",
     }
 
@@ -292,13 +288,13 @@ def _image(volume: Volume, limits: tuple[float, float], name: str, **about: Any)
 
 
 def _labels(volume: Volume, name: str, **about: Any) -> LayerData:
-    """Outlines, so that the image stays to be seen."""
+    """Labels as outlines, so that the image stays visible."""
     data, options = layer_options(volume, **about)
     return data, options | {"name": name, "opacity": 0.8, "visible": False}, "labels"
 
 
 def _range(volume: Volume) -> tuple[float, float]:
-    """Of what an image shows; of an image that is constant or holds NaN what can be had."""
+    """Intensity range of the content; of the finite values if the image is constant or has NaN."""
     from napari_shmoareg.registration.intensity import Intensity
 
     values = volume.values

@@ -1,6 +1,4 @@
-"""Brings up panels, one of a kind in a viewer: from the menus, and when something was opened that
-they are for.
-"""
+"""Opens panels, one of each kind per viewer: from the menus, and after files were opened."""
 
 from __future__ import annotations
 
@@ -29,31 +27,31 @@ if TYPE_CHECKING:
 
 PLUGIN = "shmoareg"
 PANELS = ("Register", "Quality", "Experts", "Landmarks", "Fine-tune")
-SETTLED = 100  # ms after which a window that is new has its size
-TWO = (
+SETTLED = 100  # ms until a new window has its size
+NOT_TWO_IMAGES = (
     "Two selected images were expected, moving and fixed; {images} of the {layers} selected layers"
-    " are images. Click the moving one in the layer list, then the fixed one with Ctrl (Cmd on a"
-    " Mac) held down."
+    " are images. Click the moving image in the layer list, then Ctrl-click (Mac: Cmd-click) the"
+    " fixed image."
 )
 
 
 class Panel(QWidget):
-    """A panel of this plugin, of which a viewer has one, whatever opened it.
+    """A panel of this plugin; a viewer has at most one of each kind.
 
-    napari docks a panel under one name where a plugin's name is given (``napari -w shmoareg``, this
-    plugin itself) and under another from its Plugins menu, and would open it twice.  Here both are
-    one name, and to open a panel that is open brings it to the front.
+    napari docks a panel under one name if a plugin's name is given (``napari -w shmoareg``, this
+    plugin itself) and under another from its Plugins menu, and would open it twice.  Here both
+    names are the same, and opening an open panel brings it to the front.
 
     Attributes
     ----------
     kind : str
-        What the manifest calls it, one of `PANELS`.
+        Its name in the manifest, one of `PANELS`.
     """
 
     kind: ClassVar[str]
 
     def changeEvent(self, event: QEvent | None) -> None:
-        """When it is put into a dock: be the one of its kind there."""
+        """Name the dock that the panel is put into."""
         super().changeEvent(event)
         frame = self.parentWidget()
         if (
@@ -61,12 +59,11 @@ class Panel(QWidget):
             and event.type() == QEvent.Type.ParentChange
             and isinstance(frame, QDockWidget)
         ):
-            _settle(frame, self.kind)
+            _name_dock(frame, self.kind)
 
 
 def dock(viewer: Viewer, name: str) -> Any:
-    """A panel of this plugin, shown and in front of the others; a new one where the viewer has
-    none.
+    """Show a panel of this plugin in front of the others; create it if the viewer has none.
 
     Parameters
     ----------
@@ -81,32 +78,33 @@ def dock(viewer: Viewer, name: str) -> Any:
 
 
 def to_front(frame: QDockWidget) -> None:
-    """Show a dock, before others that are tabbed with it."""
+    """Show a dock in front of the docks that are tabbed with it."""
     frame.show()
     frame.raise_()
 
 
-def fit(viewer: Viewer) -> None:
-    """Show what is open whole, and select the newest warped image if there is one: once all layers
-    and panels are in.
+def fit_view(viewer: Viewer) -> None:
+    """Fit the view to all layers and select the newest warped image, once all layers and panels are
+    open.
 
-    At the start of napari that is when the window is shown and has its size.
+    At the start of napari this waits until the window is shown and has its size.
     """
-    held = weakref.ref(viewer)
-    timer = QTimer(viewer.window._qt_window)  # it ends with the window
+    viewer_ref = weakref.ref(viewer)
+    timer = QTimer(viewer.window._qt_window)  # deleted with the window
     timer.setSingleShot(True)
 
     def show() -> None:
-        there = held()
-        if there is None:
+        viewer = viewer_ref()
+        if viewer is None:
             return
         if timer.interval() == 0:  # the window is about to be drawn
             timer.start(SETTLED)
             return
-        there.reset_view()
-        warped = layers_of_registration(there, max(open_registrations(there), default=0), "warped")
+        viewer.reset_view()
+        newest = max(open_registrations(viewer), default=0)
+        warped = layers_of_registration(viewer, newest, "warped")
         if warped:
-            there.layers.selection = {warped[-1]}
+            viewer.layers.selection = {warped[-1]}
         timer.deleteLater()
 
     timer.timeout.connect(show)
@@ -114,19 +112,17 @@ def fit(viewer: Viewer) -> None:
 
 
 def is_docked(viewer: Viewer, name: str) -> bool:
-    """Whether a viewer has a panel, or had one that was closed."""
+    """Whether a viewer has a panel, or had one that was closed since."""
     return f"{name} ({PLUGIN})" in viewer.window.dock_widgets
 
 
-def _settle(frame: Any, kind: str) -> None:
-    """Give a dock that napari is making the name by which its panel is found again, whatever opened
-    it.
-    """
+def _name_dock(frame: Any, kind: str) -> None:
+    """Give a new dock one name, whether a menu, the command line or this plugin opened it."""
     from napari_shmoareg.plugin.viewer import draw_in_own_context
 
     name = f"{kind} ({PLUGIN})"
-    if frame.name.startswith(f"{kind} ("):  # else somebody chose a name
-        frame.name = name  # by which napari will know it
+    if frame.name.startswith(f"{kind} ("):  # else a caller chose a name
+        frame.name = name  # napari finds the dock by it
         frame.setObjectName(name)
         frame.setWindowTitle(name)
     viewer = frame._ref_qt_viewer().viewer
@@ -136,18 +132,18 @@ def _settle(frame: Any, kind: str) -> None:
 
 
 def _raise_again(viewer: Any) -> None:
-    """Have a window bring a panel of ours to the front where napari only hands it over: it is open
-    already.
+    """Have a window bring a panel of this plugin to the front if it is already open; napari only
+    returns it.
     """
     window = getattr(viewer, "window", None)
     if window is None or "add_plugin_dock_widget" in vars(window):
         return
-    held, add = weakref.ref(window), type(window).add_plugin_dock_widget
+    window_ref, add = weakref.ref(window), type(window).add_plugin_dock_widget
 
     def add_plugin_dock_widget(
         plugin_name: str, widget_name: str | None = None, tabify: bool = False
     ) -> Any:
-        frame, panel = add(held(), plugin_name, widget_name, tabify)
+        frame, panel = add(window_ref(), plugin_name, widget_name, tabify)
         if plugin_name == PLUGIN:
             to_front(frame)
         return frame, panel
@@ -156,8 +152,8 @@ def _raise_again(viewer: Any) -> None:
 
 
 def _open_from_menu() -> None:
-    """Have the entries of the Plugins menu open panels as `dock` does; napari's own hide one that
-    is open.
+    """Have the entries of the Plugins menu open panels by `dock`; napari's own hide an open
+    panel.
     """
     from napari._app_model import get_app_model
 
@@ -180,9 +176,9 @@ def _dock_in_current(kind: str) -> None:
         dock(viewer, kind)
 
 
-def when_paired(viewer: Viewer) -> None:
-    """Bring up the Register panel as soon as a moving and a fixed image are open; not where it was
-    closed before.
+def show_register_when_paired(viewer: Viewer) -> None:
+    """Open the Register panel once a moving and a fixed image are open, unless it was closed
+    before.
     """
 
     def paired() -> bool:
@@ -191,27 +187,27 @@ def when_paired(viewer: Viewer) -> None:
     def show() -> None:
         if not is_docked(viewer, "Register"):
             dock(viewer, "Register")
-            fit(viewer)
+            fit_view(viewer)
 
-    when(viewer, paired, show)
+    run_when(viewer, paired, show)
 
 
-def when_complete(viewer: Viewer, registration: Registration, count: int) -> None:
-    """Bring up the Experts panel as soon as all layers of a registration are open."""
+def show_experts_when_complete(viewer: Viewer, registration: Registration, count: int) -> None:
+    """Open the Experts panel once all layers of a registration are open."""
 
     def complete() -> bool:
         return sum(tag(layer, "registration") is registration for layer in viewer.layers) == count
 
     def show() -> None:
         dock(viewer, "Experts")
-        fit(viewer)
+        fit_view(viewer)
 
-    when(viewer, complete, show)
+    run_when(viewer, complete, show)
 
 
-def take_selected() -> None:
-    """Layers > Register: the two selected images go into the Register panel; the one clicked last
-    is the fixed one.
+def register_selected() -> None:
+    """Layers > Register: pick the two selected images in the Register panel; the one clicked last
+    is the fixed image.
     """
     from napari import current_viewer
     from napari.utils.notifications import show_warning
@@ -222,15 +218,15 @@ def take_selected() -> None:
     selected = [layer for layer in viewer.layers if layer in viewer.layers.selection]
     images = [layer for layer in selected if layer._type_string == "image"]
     if len(images) != 2:
-        show_warning(TWO.format(images=len(images), layers=len(selected)))
+        show_warning(NOT_TWO_IMAGES.format(images=len(images), layers=len(selected)))
         return
     moving, fixed = images
     from napari_shmoareg.plugin.controls.pickers import refused
 
     for layer in images:
-        why = refused(layer)
-        if why is not None:
-            show_warning(f"The layer '{layer.name}' {why}. Two single 3D images were expected.")
+        reason = refused(layer)
+        if reason is not None:
+            show_warning(f"The layer '{layer.name}' {reason}. Two single 3D images were expected.")
             return
     if getattr(viewer.layers.selection, "_current", None) is moving:
         moving, fixed = fixed, moving
@@ -238,20 +234,20 @@ def take_selected() -> None:
 
 
 def pick(panel: RegisterPanel, moving: Layer, fixed: Layer) -> None:
-    """Pick two images in the Register panel, as if by hand."""
+    """Pick two images in the Register panel."""
     for role, layer in (("moving", moving), ("fixed", fixed)):
         panel.pickers.pickers[role].pick(layer)
 
 
 def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) -> None:
-    """Register two images as the panel does by a click, and show the experts of the result.
+    """Register two images by the panel, and show the experts of the result.
 
     Parameters
     ----------
     viewer : Viewer
     moving, fixed : Image
     refine : int
-        Steps, where nothing else was ever chosen in the panel.
+        Refinement steps, if the panel still has its default settings.
     """
     from napari_shmoareg.plugin.controls.progress import PanelState
     from napari_shmoareg.settings import RegistrationRequest
@@ -260,45 +256,45 @@ def register_now(viewer: Viewer, moving: Layer, fixed: Layer, *, refine: int) ->
     pick(panel, moving, fixed)
     if panel.form.settings == RegistrationRequest():
         panel.form.settings = RegistrationRequest(refine=refine)
-    held, shown = weakref.ref(viewer), weakref.ref(panel)
+    viewer_ref, panel_ref = weakref.ref(viewer), weakref.ref(panel)
 
-    def done(number: int) -> None:
-        there, still = held(), shown()
-        if there is not None and still is not None:
-            still.registered.disconnect(done)
-            experts_of(there, number)
+    def on_registered(number: int) -> None:
+        viewer, panel = viewer_ref(), panel_ref()
+        if viewer is not None and panel is not None:
+            panel.registered.disconnect(on_registered)
+            show_expert_map(viewer, number)
 
-    panel.registered.connect(done)
-    # else it is at something, and a click would end that
-    if panel.progress.button.text() == PanelState.nothing.value:
+    panel.registered.connect(on_registered)
+    # else the panel is busy, and a click would cancel that
+    if panel.progress.button.text() == PanelState.idle.value:
         panel.progress.button.click()
 
 
 def show_experts() -> None:
-    """Layers > Visualize: the Experts panel, and an expert map of the newest registration."""
+    """Layers > Visualize: open the Experts panel and show an expert map of the newest
+    registration.
+    """
     from napari import current_viewer
 
     viewer = current_viewer()
     if viewer is not None:
-        experts_of(viewer, max(open_registrations(viewer), default=0))
+        show_expert_map(viewer, max(open_registrations(viewer), default=0))
 
 
-def experts_of(viewer: Viewer, number: int) -> None:
-    """Bring up the Experts panel and show an expert map of a registration, if there is one of this
-    number.
-    """
+def show_expert_map(viewer: Viewer, number: int) -> None:
+    """Open the Experts panel and show an expert map of the registration with a number, if open."""
     from napari_shmoareg.plugin import showing
 
     dock(viewer, "Experts")
     showing.show_experts(viewer, number)
 
 
-def when(viewer: Viewer, ready: Callable[[], bool], then: Callable[[], Any]) -> None:
-    """Do something once, when a layer came in and everything is ready."""
+def run_when(viewer: Viewer, ready: Callable[[], bool], then: Callable[[], Any]) -> None:
+    """Call a function once, after the first inserted layer that makes `ready` true."""
 
-    def look(event: Any) -> None:
+    def on_inserted(event: Any) -> None:
         if ready():
-            viewer.layers.events.inserted.disconnect(look)
+            viewer.layers.events.inserted.disconnect(on_inserted)
             then()
 
-    viewer.layers.events.inserted.connect(look)
+    viewer.layers.events.inserted.connect(on_inserted)

@@ -1,4 +1,4 @@
-"""How sure a gate was in every cell, as a layer of the viewer."""
+"""A layer that shows how certain a gate was in every cell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 Measure = Literal["entropy", "margin"]
-# From sure to unsure: dark violet, blue-green, yellow (as viridis), told apart without colours too.
+# From sure to unsure: dark violet, blue-green, yellow (as viridis); distinct in greyscale too.
 SURE_TO_UNSURE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 
 
@@ -33,38 +33,38 @@ def show_gate(
     *,
     stretched: bool = False,
 ) -> Image:
-    """Show how sure a gate was in every cell, and hide the other maps.
+    """Show how certain a gate was in every cell, and hide the other maps.
 
-    A registration has one such layer: made when it is first asked for, then filled anew, in place.
+    A registration has one such layer, made at the first call and then refilled in place.
 
     Parameters
     ----------
     viewer : Viewer
     number : int
-        Of the registration, which is open.
+        Number of an open registration.
     gate : GateValues
     measure, stretched
         As for `gate_map`.
     """
     layer = gate_layer(viewer, number)
-    wanted = (gate, measure, stretched)
+    requested = (gate, measure, stretched)
     if (
         layer is None
-        or tuple(tag(layer, name) for name in ("gate", "measure", "stretched")) != wanted
+        or tuple(tag(layer, name) for name in ("gate", "measure", "stretched")) != requested
     ):
-        made = gate_map(
+        new = gate_map(
             open_registrations(viewer)[number], number, gate, measure, stretched=stretched
         )
         if layer is None:
-            (layer,) = add_layers(viewer, [made])
+            (layer,) = add_layers(viewer, [new])
         else:
-            refill(layer, *made[:2])
+            refill(layer, *new[:2])
     show_only(viewer, layer)
     return layer
 
 
 def gate_layer(viewer: Viewer, number: int) -> Image | None:
-    """The layer of a registration that shows how sure a gate was, once it was asked for."""
+    """The gate map layer of a registration; None before the first one was shown."""
     found = layers_of_registration(viewer, number, "gate_map")
     return found[0] if found else None
 
@@ -77,21 +77,21 @@ def gate_map(
     *,
     stretched: bool = False,
 ) -> LayerData:
-    """Entropy or margin of a gate in every cell, on the cells' own grid, hidden at first.
+    """Entropy or margin of a gate in every cell, on the cells' own grid, as a hidden layer.
 
     Parameters
     ----------
     registration : Registration
     number : int
-        Of the registration in its viewer.
+        Number of the registration in its viewer.
     gate : GateValues
     measure : {"entropy", "margin"}
-        Entropy: 0 where one expert has all, 1 where all experts are alike.  Margin: how much more
-        the last expert that was chosen got than the first that was not; 0 is a tie.  In both bright
-        cells are unsure.
+        Entropy: 0 if one expert has all the weight, 1 if all experts are equal.  Margin: the value
+        of the last chosen expert minus that of the first one not chosen; 0 is a tie.  Bright cells
+        are unsure in both.
     stretched : bool
-        Spread the colours over what lies between the 1st and the 99th percentile; else over 0 to 1,
-        in which all gates can be compared.
+        Spread the colours from the 1st to the 99th percentile; else from 0 to 1, so that all gates
+        can be compared.
     """
     volume = gate.entropy() if measure == "entropy" else gate.margin()
     low, first, median, third, high = (
@@ -124,7 +124,7 @@ def gate_name(gate: GateId) -> str:
 
 
 def gate_colours(measure: Measure) -> dict[str, Any]:
-    """Dark where a gate was sure, bright where it was not."""
+    """Colours from dark (sure) to bright (unsure)."""
     rows = [[*(int(code[n : n + 2], 16) / 255 for n in (1, 3, 5)), 1.0] for code in SURE_TO_UNSURE]
     colours = np.array(rows if measure == "entropy" else rows[::-1])
     return {

@@ -1,9 +1,9 @@
 """World coordinates of layers: mm, axes S, A, R, units, points.
 
-napari shows the last two of a viewer's axes, so the world's order here is z, y, x (S, A, R), in mm.
-Layers get a scale and a translation only: napari 0.9 slices turned layers wrongly in 2D.  An
-oblique volume is shown as a copy on straight axes; its own voxels stay with the layer, and are what
-is registered.
+napari shows the last two axes of a viewer, so the world order here is z, y, x (S, A, R), in mm.
+Layers get a scale and a translation only: napari 0.9 slices rotated layers wrongly in 2D.  An
+oblique volume is shown as a copy on straight axes; the layer keeps the original voxels, which are
+registered.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
     from napari.layers import Layer, Points
 
 
-LARGEST = 2**28  # voxels of a copy, at most
+LARGEST = 2**28  # maximum number of voxels of a copy
 
 
 def straightened(grid: Grid) -> NDArray[np.float64]:
-    """The affine of a canonical grid without its tilt, about the middle of the field of view."""
+    """The affine of a canonical grid without its rotation, about the middle of the field of
+    view.
+    """
     affine = np.diag([*grid.spacing, 1.0])
     affine[:3, 3] = grid.centre - np.array(grid.spacing) * (np.array(grid.shape) - 1) / 2
     return affine
 
 
 def straight_around(grid: Grid, finer: float) -> Grid:
-    """A straight grid over the whole field of view of a tilted one."""
+    """A straight grid that covers the field of view of an oblique one."""
     corners = grid.corners()
     low, high = corners.min(axis=0), corners.max(axis=0)
     spacing = np.array(grid.spacing) / finer
@@ -51,10 +53,9 @@ def straight_around(grid: Grid, finer: float) -> Grid:
 def straight_copy(
     volume: Volume, grid: Grid, *, nearest: bool, outside: float | None = None
 ) -> NDArray:
-    """The values of a volume on another grid, (I, J, K), linear or nearest; without torch.
+    """Resample a volume to another grid, (I, J, K), linear or nearest, without torch.
 
-    Around it stands what is given as `outside`: by default the background of an image, and 0 with
-    `nearest`."""
+    `outside` fills the surroundings: by default the background of an image, 0 with `nearest`."""
     from scipy.ndimage import affine_transform
 
     if outside is None:
@@ -73,24 +74,24 @@ def straight_copy(
     )
 
 
-def own_voxels(volume: Volume, grid: Grid, before: NDArray, now: NDArray) -> NDArray:
-    """The labels of a volume with what was painted on its copy.
+def merge_painted(volume: Volume, grid: Grid, before: NDArray, now: NDArray) -> NDArray:
+    """Transfer what was painted on a copy of labels to the original labels.
 
     Parameters
     ----------
     volume : Volume
-        Labels, as filed.
+        The original labels.
     grid : Grid
-        Of the copy.
+        Grid of the copy.
     before, now : (I, J, K) array
-        The copy as made, and as painted.
+        The copy before and after painting.
 
     Returns
     -------
     array
-        On the volume's grid.  A voxel changes if the voxel of the copy that is nearest to it was
-        painted, or, where that one showed another label (at edges), the nearest one that showed its
-        own: a label that is erased leaves no crumbs.  All others keep their values.
+        On the volume's grid.  A voxel changes if the nearest voxel of the copy was painted, or, if
+        that one showed another label (at edges), the nearest one with the voxel's own label: an
+        erased label leaves no remnants.  All other voxels keep their values.
     """
     from scipy.ndimage import binary_dilation
 
@@ -102,11 +103,11 @@ def own_voxels(volume: Volume, grid: Grid, before: NDArray, now: NDArray) -> NDA
     painted = np.where(hit, nearest(now), volume.values)
     near = nearest(binary_dilation(changed, np.ones((3, 3, 3))).astype(np.uint8)) > 0
     edge = np.argwhere(near & ~hit & (nearest(before) != volume.values))
-    place, own = grid.to_index(volume.grid.to_world(edge)), volume.values[tuple(edge.T)]
+    centre, own = grid.to_index(volume.grid.to_world(edge)), volume.values[tuple(edge.T)]
     found, least = own.astype(now.dtype), np.full(len(edge), np.inf)
     for step in product((-1, 0, 1), repeat=3):
-        index = np.clip(np.rint(place).astype(int) + step, 0, np.array(grid.shape) - 1)
-        away = np.linalg.norm((index - place) * grid.spacing, axis=1)
+        index = np.clip(np.rint(centre).astype(int) + step, 0, np.array(grid.shape) - 1)
+        away = np.linalg.norm((index - centre) * grid.spacing, axis=1)
         shown = tuple(index.T)
         closer = (before[shown] == own) & (away < least)
         found[closer], least[closer] = now[shown][closer], away[closer]
@@ -116,13 +117,13 @@ def own_voxels(volume: Volume, grid: Grid, before: NDArray, now: NDArray) -> NDA
 
 AXES = ("S", "A", "R")
 UNITS = ("mm", "mm", "mm")
-KEY = "shmoareg"  # of what this plugin keeps in a layer's metadata
-STRAIGHT = 0.1  # voxels by which a corner may be off, for axes to count as straight
+KEY = "shmoareg"  # of this plugin's entry in a layer's metadata
+STRAIGHT = 0.1  # maximum offset of a corner, in voxels, for axes to count as straight
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
-    """A volume as napari takes it.
+class LayerGeometry:
+    """Data, scale and translation of a layer that shows a volume.
 
     Attributes
     ----------
@@ -140,27 +141,27 @@ class Placed:
     copied: bool
 
 
-def place(
+def to_layer_geometry(
     volume: Volume, *, finer: float = 1.0, nearest: bool = False, outside: float | None = None
-) -> Placed:
-    """How to show a volume.
+) -> LayerGeometry:
+    """Data, scale and translation of a layer that shows a volume.
 
     Parameters
     ----------
     volume : Volume
         In any orientation.
     finer : float
-        How many voxels a copy on straight axes has for one of the volume, along each axis; more for
+        Voxels of a copy on straight axes per voxel of the volume, along each axis; more than 1 for
         maps whose cells should keep their shape.
     nearest : bool
-        Whether a copy takes the nearest voxel, as that of labels does.
+        Whether to copy by nearest neighbour; labels always are.
     outside : float or None
-        What stands around a copy; None for the image's background, and 0 with `nearest`.
+        Value around a copy; None for the image's background, or 0 with `nearest`.
 
     Returns
     -------
-    Placed
-        A view wherever the axes are straight to within a tenth of a voxel.
+    LayerGeometry
+        A view of the volume if its axes are straight to within a tenth of a voxel.
     """
     order, flip = volume.grid.axes_to_ras()
     canonical = volume.grid.canonical()
@@ -169,12 +170,12 @@ def place(
         canonical.to_index(straight.corners()) - canonical.to_index(canonical.corners())
     ).max()
     if off <= STRAIGHT:
-        return Placed(
+        return LayerGeometry(
             _as_shown(volume.values, order, flip), *_scale_translate(straight), copied=False
         )
     grid = straight_around(canonical, finer)
     copy = straight_copy(volume, grid, nearest=nearest or volume.is_labels, outside=outside)
-    return Placed(copy.transpose(2, 1, 0), *_scale_translate(grid), copied=True)
+    return LayerGeometry(copy.transpose(2, 1, 0), *_scale_translate(grid), copied=True)
 
 
 def layer_options(
@@ -185,15 +186,15 @@ def layer_options(
     outside: float | None = None,
     **about: Any,
 ) -> tuple[NDArray, dict[str, Any]]:
-    """Data and keyword arguments for a layer that shows a volume.
+    """Data and keyword arguments of a layer that shows a volume.
 
     Parameters
     ----------
     volume : Volume
     finer, nearest, outside
-        As for `place`.
+        As for `to_layer_geometry`.
     **about
-        Kept with the layer, under ``layer.metadata["shmoareg"]``; `tag` reads it.
+        Stored in ``layer.metadata["shmoareg"]``; `tag` reads it.
 
     Returns
     -------
@@ -201,39 +202,39 @@ def layer_options(
     options : dict
         name, scale, translate, units, axis_labels, metadata.
     """
-    placed = place(volume, finer=finer, nearest=nearest, outside=outside)
-    kept = {
+    geometry = to_layer_geometry(volume, finer=finer, nearest=nearest, outside=outside)
+    tags = {
         "volume": volume,
-        "copied": placed.copied,
+        "copied": geometry.copied,
         "finer": finer,
-        "print": _print(placed),
+        "fingerprint": _fingerprint(geometry),
         **about,
     }
     options = {
         "name": volume.name,
-        "scale": placed.scale,
-        "translate": placed.translate,
+        "scale": geometry.scale,
+        "translate": geometry.translate,
         "units": UNITS,
         "axis_labels": AXES,
-        "metadata": {KEY: kept},
+        "metadata": {KEY: tags},
     }
-    return placed.data, options
+    return geometry.data, options
 
 
 def tag(layer: Layer, name: str, default: Any = None) -> Any:
-    """What this plugin keeps with a layer under a name; the default where there is nothing."""
-    kept = layer.metadata.get(KEY)
-    return kept.get(name, default) if isinstance(kept, dict) else default
+    """A value that this plugin stored in a layer's metadata, or the default."""
+    tags = layer.metadata.get(KEY)
+    return tags.get(name, default) if isinstance(tags, dict) else default
 
 
 def volume_of(layer: Layer) -> Volume:
-    """The volume that a layer shows, wherever it came from.
+    """The volume that a layer shows, whatever its source.
 
-    Of a layer of this plugin that was not moved or changed the original voxels on their own grid;
-    of one that was edited what it holds now, of a copy of labels too on their own grid, with every
-    voxel that was not painted as it was.  An edited copy of an image is taken on the copy's grid.
-    Other layers are taken as they lie in the viewer, whose axes count as z, y, x (S, A, R) in the
-    layer's units (pixels as mm).
+    A layer of this plugin that was not moved or edited gives the original voxels on their own grid;
+    an edited layer its current values.  An edited copy of labels gives the labels on their own
+    grid, changed only where painted; an edited copy of an image stays on the copy's grid.  Other
+    layers are used as they lie in the viewer, with the axes z, y, x (S, A, R) in the layer's units
+    (pixels count as mm).
 
     Parameters
     ----------
@@ -267,23 +268,26 @@ def volume_of(layer: Layer) -> Volume:
             " volumes. Pick one volume or channel: right-click the layer, 'Split Stack'."
         )
     matrix = _data_to_ras(layer)
-    kept: Volume | None = tag(layer, "volume")
-    if kept is not None and not _moved(layer):
+    stored: Volume | None = tag(layer, "volume")
+    if stored is not None and not _moved(layer):
         if not tag(layer, "copied"):
-            values = _as_stored(data, kept.grid)
-            return Volume(values.copy() if is_labels else values, kept.grid, layer.name, is_labels)
+            values = _as_stored(data, stored.grid)
+            return Volume(
+                values.copy() if is_labels else values, stored.grid, layer.name, is_labels
+            )
         if (
-            zlib.crc32(np.ascontiguousarray(data).data) == tag(layer, "print")[2]
-            and is_labels == kept.is_labels
+            zlib.crc32(np.ascontiguousarray(data).data) == tag(layer, "fingerprint")[2]
+            and is_labels == stored.is_labels
         ):
-            return Volume(kept.values, kept.grid, layer.name, is_labels)
-        if is_labels and kept.is_labels:
-            before = place(kept, finer=tag(layer, "finer", 1.0)).data.transpose(2, 1, 0)
+            return Volume(stored.values, stored.grid, layer.name, is_labels)
+        if is_labels and stored.is_labels:
+            shown = to_layer_geometry(stored, finer=tag(layer, "finer", 1.0)).data
+            before = shown.transpose(2, 1, 0)
             now = data.transpose(2, 1, 0)
             if before.shape == now.shape:
                 return Volume(
-                    own_voxels(kept, Grid(now.shape, matrix), before, now),
-                    kept.grid,
+                    merge_painted(stored, Grid(now.shape, matrix), before, now),
+                    stored.grid,
                     layer.name,
                     is_labels,
                 )
@@ -294,14 +298,12 @@ def volume_of(layer: Layer) -> Volume:
 
 
 def to_viewer(points: ArrayLike) -> NDArray[np.float64]:
-    """Viewer coordinates (..., 3), S A R mm, of world points (..., 3), R A S mm; and the other way
-    round.
-    """
+    """Viewer coordinates (..., 3), S A R mm, of world points (..., 3), R A S mm, and vice versa."""
     return np.asarray(points, dtype=np.float64)[..., ::-1]
 
 
 def _data_to_ras(layer: Layer) -> NDArray[np.float64]:
-    """Index (x, y, z order: the data's axes reversed) to RAS mm, (4, 4)."""
+    """Affine (4, 4) from indices in x, y, z order (the data's axes reversed) to RAS mm."""
     origin = np.asarray(layer.data_to_world((0, 0, 0)), dtype=float)
     columns = [np.asarray(layer.data_to_world(row), dtype=float) - origin for row in np.eye(3)]
     unit = np.array([_in_mm(u) for u in layer.units])
@@ -312,7 +314,7 @@ def _data_to_ras(layer: Layer) -> NDArray[np.float64]:
 
 
 def _in_mm(unit: Any) -> float:
-    """Millimetres per unit; a pixel, which has no length, counts as one."""
+    """Millimetres per unit; a pixel counts as 1 mm."""
     if str(unit) in ("pixel", "dimensionless", ""):
         return 1.0
     try:
@@ -323,23 +325,23 @@ def _in_mm(unit: Any) -> float:
         ) from error
 
 
-def _print(placed: Placed) -> tuple[Any, Any, int]:
-    """By which a layer that was not touched is known: place, and for a copy its values."""
-    values = zlib.crc32(np.ascontiguousarray(placed.data).data) if placed.copied else 0
-    return placed.scale, placed.translate, values
+def _fingerprint(geometry: LayerGeometry) -> tuple[Any, Any, int]:
+    """Scale, translation and, for a copy, checksum of the values, to detect changes of a layer."""
+    checksum = zlib.crc32(np.ascontiguousarray(geometry.data).data) if geometry.copied else 0
+    return geometry.scale, geometry.translate, checksum
 
 
 def _moved(layer: Layer) -> bool:
-    """Whether a layer of ours stands elsewhere than where it was put, or has another shape."""
-    scale, translate, _ = tag(layer, "print")
-    put = np.eye(4)
-    put[:3, :3], put[:3, 3] = np.diag(scale[::-1]), translate[::-1]
+    """Whether a layer of this plugin was moved or has another shape."""
+    scale, translate, _ = tag(layer, "fingerprint")
+    original = np.eye(4)
+    original[:3, :3], original[:3, 3] = np.diag(scale[::-1]), translate[::-1]
     if (
         not tag(layer, "copied")
         and layer.data.shape != tag(layer, "volume").grid.canonical().shape[::-1]
     ):
-        return True  # cropped, say; what a copy holds is compared by itself
-    return not np.allclose(_data_to_ras(layer), put, atol=1e-6)
+        return True  # cropped, for example; the values of a copy are compared elsewhere
+    return not np.allclose(_data_to_ras(layer), original, atol=1e-6)
 
 
 def _scale_translate(grid: Grid) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -348,36 +350,36 @@ def _scale_translate(grid: Grid) -> tuple[tuple[float, float, float], tuple[floa
 
 
 def _as_shown(values: NDArray, order: NDArray, flip: NDArray) -> NDArray:
-    """A view with the axes S, A, R, all rising."""
-    turned = values.transpose(*order)[tuple(slice(None, None, -1 if back else 1) for back in flip)]
-    return turned.transpose(2, 1, 0)
+    """A view with the axes S, A, R, all increasing."""
+    canonical = values.transpose(*order)[
+        tuple(slice(None, None, -1 if back else 1) for back in flip)
+    ]
+    return canonical.transpose(2, 1, 0)
 
 
 def _as_stored(shown: NDArray, grid: Grid) -> NDArray:
-    """The way back of `_as_shown`."""
+    """The inverse of `_as_shown`."""
     order, flip = grid.axes_to_ras()
-    turned = shown.transpose(2, 1, 0)[tuple(slice(None, None, -1 if back else 1) for back in flip)]
-    return turned.transpose(*np.argsort(order))
+    canonical = shown.transpose(2, 1, 0)[
+        tuple(slice(None, None, -1 if back else 1) for back in flip)
+    ]
+    return canonical.transpose(*np.argsort(order))
 
 
-ASIDE = (
+AXES_HIDDEN = (
     "fewer than two of the axes S, A, R are on the canvas. Change the order of the axes (Ctrl+E)."
 )
 
 
 def mm_per(units: Sequence[Any] | None) -> float:
-    """Mm per unit of length, of the units of some axes; 1 for pixels, and where there is no one
-    unit of length.
-    """
+    """Mm per unit of some axes; 1 for pixels and without a unit of length."""
     if not units or not units[-1].is_compatible_with("mm"):
         return 1.0
     return float((1 * units[-1]).to("mm").magnitude)
 
 
 def lengths(units: Sequence[Any] | None) -> tuple[Any, ...]:
-    """The units of the axes S, A, R among those of a viewer's axes; mm, where they are no
-    lengths.
-    """
+    """The units of the axes S, A, R among those of a viewer; mm if they are not lengths."""
     last = tuple(units or ())[-3:]
     if len(last) == 3 and all(unit.is_compatible_with("mm") for unit in last):
         return last
@@ -385,26 +387,26 @@ def lengths(units: Sequence[Any] | None) -> tuple[Any, ...]:
 
 
 def mm_per_unit(viewer: Viewer) -> float:
-    """Mm per unit of a viewer's positions: of its sliders, its camera and its mouse."""
+    """Mm per unit of a viewer's positions: sliders, camera and mouse."""
     return mm_per(viewer.dims.units)
 
 
 def shown_axes(viewer: Viewer) -> tuple[int, ...]:
-    """Which of the axes S, A, R (0, 1, 2) are on the canvas, in their order there."""
+    """The axes S, A, R (0, 1, 2) on the canvas, in their order there."""
     further = viewer.dims.ndim - 3
     return tuple(axis - further for axis in viewer.dims.displayed if axis >= further)
 
 
 def point_of(viewer: Viewer) -> NDArray[np.float64]:
-    """Where the sliders stand, mm along S, A, R."""
+    """The position of the sliders, mm along S, A, R."""
     return np.asarray(viewer.dims.point[-3:], dtype=np.float64) * mm_per_unit(viewer)
 
 
-def go_to(viewer: Viewer, place: ArrayLike) -> None:
-    """Move the sliders to a place, mm along S, A, R; those of further axes stay."""
-    there = [float(v) for v in np.asarray(place) / mm_per_unit(viewer)]
-    point = viewer.dims.point
-    viewer.dims.point = (*point[:-3], *there[-len(point) :])
+def go_to(viewer: Viewer, point: ArrayLike) -> None:
+    """Move the sliders to a point, mm along S, A, R; sliders of further axes stay."""
+    target = [float(v) for v in np.asarray(point) / mm_per_unit(viewer)]
+    current = viewer.dims.point
+    viewer.dims.point = (*current[:-3], *target[-len(current) :])
 
 
 COLOURS = ("#ffb000", "#00c2ff", "#ff5d8f", "#7bd148", "#c58bff", "#ff7a1a", "#29d3a5", "#f4f06a")
@@ -418,9 +420,9 @@ def points_of(layer: Points | None) -> NDArray[np.float64]:
 
 
 def centre_on(viewer: Viewer, point: ArrayLike) -> None:
-    """Bring a place, mm RAS, into the slice and to the middle of the canvas."""
-    place = to_viewer(point)
-    go_to(viewer, place)
-    world = (*viewer.dims.point[:-3], *(place / mm_per_unit(viewer)))
+    """Show the slice of a point, mm RAS, and centre the canvas on it."""
+    target = to_viewer(point)
+    go_to(viewer, target)
+    world = (*viewer.dims.point[:-3], *(target / mm_per_unit(viewer)))
     shown = [float(world[axis]) for axis in viewer.dims.displayed]
     viewer.scene.camera.center = tuple([0.0, *shown][-3:])

@@ -1,6 +1,6 @@
-"""The napari reader, and the sample data.
+"""The napari reader and the sample data.
 
-The first image of a viewer becomes its moving one, the second its fixed one, and with both the
+The first image of a viewer becomes the moving image, the second the fixed image, and then the
 Register panel opens.  Plain images do not load torch.
 """
 
@@ -31,38 +31,38 @@ if TYPE_CHECKING:
 
 PAIR, DEMO = "shmoareg://pair", "shmoareg://demo"
 ADDRESSES = {PAIR: "the sample pair", DEMO: "the sample pair, registered"}
-STEPS = 60  # of the demo's refinement, as of `shmoareg demo`
+STEPS = 60  # refinement steps of the demo, as in `shmoareg demo`
 
 
 def pair() -> list[LayerData]:
-    """File > Open Sample: moving and fixed image with their labels; the Register panel comes up."""
+    """File > Open Sample: moving and fixed image with their labels, and the Register panel."""
     return _open(PAIR)
 
 
 def demo() -> list[LayerData]:
-    """File > Open Sample: the same, registered in the background; the Experts panel comes up with
-    the result.
+    """File > Open Sample: the same pair, registered in the background; then the Experts panel
+    opens.
     """
     return _open(DEMO)
 
 
 def open_address(address: str, viewer: Viewer | None) -> list[LayerData]:
-    """What ``shmoareg://...`` stands for.
+    """The layers of an address ``shmoareg://...``.
 
     Raises
     ------
     InputError
-        If it stands for nothing.
+        If there is no such address.
     """
     from napari_shmoareg.io import sample_pair
     from napari_shmoareg.plugin.layers import layers_of_pair
 
-    known = address.rstrip("/").lower()
-    if known not in ADDRESSES:
+    normalized = address.rstrip("/").lower()
+    if normalized not in ADDRESSES:
         listed = ", ".join(f"{name} ({what})" for name, what in ADDRESSES.items())
-        raise InputError(f"There is no {address}. What there is: {listed}.")
+        raise InputError(f"There is no {address}. The addresses are: {listed}.")
     sample = sample_pair().pair
-    if viewer is not None and known == DEMO:
+    if viewer is not None and normalized == DEMO:
         _register_when_open(viewer, sample)
     return layers_of_pair(sample)
 
@@ -70,19 +70,19 @@ def open_address(address: str, viewer: Viewer | None) -> list[LayerData]:
 def _open(address: str) -> list[LayerData]:
     from napari import current_viewer
 
-    from napari_shmoareg.plugin.opening import when_paired
-    from napari_shmoareg.plugin.viewer import attend
+    from napari_shmoareg.plugin.opening import show_register_when_paired
+    from napari_shmoareg.plugin.viewer import set_up_viewer
 
     viewer = current_viewer()
     if viewer is not None:
-        attend(viewer)
-        when_paired(viewer)
+        set_up_viewer(viewer)
+        show_register_when_paired(viewer)
     return open_address(address, viewer)
 
 
 def _register_when_open(viewer: Viewer, pair: VolumePair) -> None:
-    """Register a pair as soon as its images and labels are open."""
-    from napari_shmoareg.plugin.opening import register_now, when
+    """Register a pair once its images and labels are open."""
+    from napari_shmoareg.plugin.opening import register_now, run_when
     from napari_shmoareg.plugin.placement import tag
 
     def layers() -> dict[str, Layer]:
@@ -97,20 +97,20 @@ def _register_when_open(viewer: Viewer, pair: VolumePair) -> None:
         found = layers()
         register_now(viewer, found["moving"], found["fixed"], refine=STEPS)
 
-    when(viewer, lambda: len(layers()) == len(pair.volumes), begin)
+    run_when(viewer, lambda: len(layers()) == len(pair.volumes), begin)
 
 
 SLICES = (".dcm", ".ima")
 
 
 class OpenInputs(NamedTuple):
-    """What a new layer may have to do with.
+    """The inputs that are open before a file is read.
 
     Attributes
     ----------
     viewer : Viewer or None
     layers : list of layer data
-        Those read before it in the same call.
+        Layers read before in the same call.
     """
 
     viewer: Viewer | None
@@ -118,11 +118,11 @@ class OpenInputs(NamedTuple):
 
     @classmethod
     def of(cls, viewer: Viewer | None) -> OpenInputs:
-        """Before anything is read."""
+        """The inputs of a viewer before a call reads anything."""
         return cls(viewer, [])
 
     def tags(self) -> Iterator[dict[str, Any]]:
-        """What is kept with each layer of this plugin, those of the viewer first."""
+        """The metadata of each layer of this plugin, layers of the viewer first."""
         metadata = (
             [layer.metadata for layer in self.viewer.layers] if self.viewer is not None else []
         )
@@ -131,26 +131,26 @@ class OpenInputs(NamedTuple):
                 yield each[KEY]
 
     def in_role(self, role: str) -> Volume | None:
-        """The volume that was opened in a role."""
+        """The last volume that was opened in a role."""
         found = [
-            kept["volume"] for kept in self.tags() if kept.get("role") == role and "volume" in kept
+            tags["volume"] for tags in self.tags() if tags.get("role") == role and "volume" in tags
         ]
         return found[-1] if found else None
 
-    def taken(self, role: str) -> bool:
-        """Whether a layer has a role, be it one that was not opened by this plugin."""
-        return any(kept.get("role") == role for kept in self.tags())
+    def has_role(self, role: str) -> bool:
+        """Whether any layer has a role, even one that this plugin did not open."""
+        return any(tags.get("role") == role for tags in self.tags())
 
 
-def layer_of_file(path: str, known: OpenInputs) -> LayerData | None:
+def layer_of_file(path: str, inputs: OpenInputs) -> LayerData | None:
     """An image, label map, displacement field or DICOM series as a layer; None if the series is
-    open already.
+    already open.
 
     Parameters
     ----------
     path : str
         A file, or the folder of a DICOM series.
-    known : OpenInputs
+    inputs : OpenInputs
 
     Raises
     ------
@@ -162,33 +162,31 @@ def layer_of_file(path: str, known: OpenInputs) -> LayerData | None:
     from napari_shmoareg.io.images import inspect_file
     from napari_shmoareg.io.untrusted import user_path
 
-    place = user_path(path)
-    if place.is_dir():
-        return _layer(_series(place), known)
-    if place.is_file() and (ending(place) in SLICES or is_dicom(place)):
-        return _slice(place.resolve(), known)
-    contents = inspect_file(place)
+    file = user_path(path)
+    if file.is_dir():
+        return _layer(_series(file), inputs)
+    if file.is_file() and (ending(file) in SLICES or is_dicom(file)):
+        return _slice(file.resolve(), inputs)
+    contents = inspect_file(file)
     if contents.kind == "displacement":
-        return _displacement(place)
-    return _layer(_volume(place, contents.kind == "labels", contents.volumes), known)
+        return _displacement(file)
+    return _layer(_volume(file, contents.kind == "labels", contents.volumes), inputs)
 
 
-def _slice(path: Path, known: OpenInputs) -> LayerData | None:
-    """The whole series that a DICOM slice belongs to; once, however many of its slices are
-    dropped.
-    """
+def _slice(path: Path, inputs: OpenInputs) -> LayerData | None:
+    """The whole series of a DICOM slice; None if another slice of it was opened before."""
     from napari_shmoareg.io.dicom import series_of
 
-    if any(path in kept.get("slices", ()) for kept in known.tags()):
+    if any(path in tags.get("slices", ()) for tags in inputs.tags()):
         return None
     series, slices = series_of(path)
     from napari_shmoareg.io import read_image
 
-    return _layer(read_image(f"{path.parent}#{series}"), known, slices=frozenset(slices))
+    return _layer(read_image(f"{path.parent}#{series}"), inputs, slices=frozenset(slices))
 
 
 def _series(folder: Path) -> Volume:
-    """The DICOM series in a folder; where there is none, a folder of other images says so."""
+    """The DICOM series in a folder; the error names other images in it."""
     from napari_shmoareg.io import read_image
     from napari_shmoareg.io.images import image_files
 
@@ -200,12 +198,12 @@ def _series(folder: Path) -> Volume:
             raise
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise InputError(
-            f"{error} In this folder lie {names[0]}{more}: open two of those."
+            f"{error} This folder contains {names[0]}{more}: open two of those."
         ) from error
 
 
 def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
-    """An image, or labels where the file says so, or where its name does and it holds whole numbers
+    """An image; or labels if the file declares them, or is named as labels and contains integers
     from 0.
     """
     from napari_shmoareg.io import read_image
@@ -214,15 +212,15 @@ def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
     channel = 0 if volumes > 1 else None
     if volumes > 1:
         warnings.warn(
-            f"{path} holds {volumes} volumes. The first one was opened, as SHMoAReg registers"
-            " single 3D volumes; save another one as a file of its own to open it.",
+            f"{path} holds {volumes} volumes. The first one was opened, because SHMoAReg registers"
+            " single 3D volumes; save another one as a separate file to open it.",
             UserWarning,
             stacklevel=2,
         )
     if not is_labels and is_named_as_labels(path):
         try:
             volume = read_image(path, labels=True, channel=channel)
-        # fractions, as in a map of probabilities; what else is wrong comes up again below
+        # fractions, as in a map of probabilities; other errors are raised again below
         except InputError:
             return read_image(path, channel=channel)
         if volume.values.min() >= 0:
@@ -230,11 +228,11 @@ def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
     return read_image(path, labels=is_labels, channel=channel)
 
 
-def _layer(volume: Volume, known: OpenInputs, **about: Any) -> LayerData:
-    """A volume as a layer, in the role that falls to it."""
+def _layer(volume: Volume, inputs: OpenInputs, **about: Any) -> LayerData:
+    """A volume as a layer, with its role."""
     from napari_shmoareg.plugin.layers import contrast
 
-    data, options = layer_options(volume, role=_role(volume, known), **about)
+    data, options = layer_options(volume, role=_role(volume, inputs), **about)
     if volume.is_labels:
         return data, options | {"opacity": 0.8}, "labels"
     return (
@@ -244,28 +242,25 @@ def _layer(volume: Volume, known: OpenInputs, **about: Any) -> LayerData:
     )
 
 
-def _role(volume: Volume, known: OpenInputs) -> str | None:
-    """Moving, then fixed; labels belong to the one image on whose grid they lie, or to the one
-    called more alike.
-    """
+def _role(volume: Volume, inputs: OpenInputs) -> str | None:
+    """Moving, then fixed; labels go with the image on the same grid, or the more similar name."""
     if not volume.is_labels:
-        return next((role for role in ("moving", "fixed") if not known.taken(role)), None)
-    alike = {}
+        return next((role for role in ("moving", "fixed") if not inputs.has_role(role)), None)
+    common = {}
     for role in ("moving", "fixed"):
-        image = known.in_role(role)
+        image = inputs.in_role(role)
         if image is not None and image.grid.same_space(volume.grid):
-            alike[f"{role}_labels"] = _letters_in_common(image.name, volume.name)
-    best = [role for role, letters in alike.items() if letters == max(alike.values())]
-    return best[0] if len(best) == 1 and not known.taken(best[0]) else None
+            common[f"{role}_labels"] = _common_prefix_length(image.name, volume.name)
+    best = [role for role, letters in common.items() if letters == max(common.values())]
+    return best[0] if len(best) == 1 and not inputs.has_role(best[0]) else None
 
 
-def _letters_in_common(a: str, b: str) -> int:
-    """How many letters two names begin with in common."""
+def _common_prefix_length(a: str, b: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _displacement(path: Path) -> LayerData:
-    """How far a displacement field takes each voxel, mm."""
+    """The length of a displacement field at each voxel, mm."""
     from napari_shmoareg.io import read_transform
     from napari_shmoareg.io.files import stem
 
@@ -280,23 +275,21 @@ def _displacement(path: Path) -> LayerData:
 
 ADDRESS = "shmoareg:"
 COPIED = (
-    "'{}' does not stand straight along the patient's axes. The screen shows a straight copy of it;"
-    " what is registered and saved are its own voxels."
+    "'{}' is oblique to the patient's axes. The screen shows a copy on straight axes; the original"
+    " voxels are registered and saved."
 )
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[Any]]:
-    """The reader, for whatever the manifest's patterns let through; `read` says what is wrong with
-    it.
-    """
+    """The reader of all paths that match the manifest's patterns; `read` reports errors."""
     return read
 
 
 def read(path: str | Sequence[str]) -> list[Any]:
-    """Open what lies at a path, or at several, one by one: volumes are not stacked.
+    """Open one or several paths, one by one: volumes are not stacked.
 
     Errors and warnings become notifications, so that the other files open and the viewer stays
-    usable; without a viewer errors are raised.
+    usable; without a viewer, errors are raised.
 
     Parameters
     ----------
@@ -307,102 +300,100 @@ def read(path: str | Sequence[str]) -> list[Any]:
     Returns
     -------
     list of layer data
-        ``[(None,)]`` where no layer is to be added.
+        ``[(None,)]`` if there is no layer to add.
     """
     from napari import current_viewer
 
-    from napari_shmoareg.plugin.viewer import tell
+    from napari_shmoareg.plugin.viewer import notify
 
     viewer = current_viewer()
-    known = OpenInputs.of(viewer)
-    for place in [path] if isinstance(path, str) else path:
+    inputs = OpenInputs.of(viewer)
+    for one in [path] if isinstance(path, str) else path:
         if viewer is None:
-            known.layers.extend(_open_images(place, known))
+            inputs.layers.extend(_open_path(one, inputs))
             continue
         try:
-            with _told(viewer):
-                known.layers.extend(_open_images(place, known))
+            with _notify_warnings(viewer):
+                inputs.layers.extend(_open_path(one, inputs))
         except Exception as error:
-            tell(viewer, "error", _why_unread(place, error))
+            notify(viewer, "error", _error_message(one, error))
     if viewer is not None:
-        _before_added(viewer, known)
-    return known.layers or [(None,)]
+        _prepare_viewer(viewer, inputs)
+    return inputs.layers or [(None,)]
 
 
-def _why_unread(path: str, error: Exception) -> str:
-    """Why a file could not be read, with its name; of an error that no reader foresaw the terminal
-    has the rest.
+def _error_message(path: str, error: Exception) -> str:
+    """Why a file could not be read, with its name; the traceback of an unexpected error is
+    logged.
     """
     if isinstance(error, InputError):
-        from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
+        from napari_shmoareg.plugin.controls.errors import form_message
 
-        text = in_words_of_the_form(error)
+        text = form_message(error)
         return text if Path(path).name in text else f"{path}: {text}"
     if isinstance(error, MemoryError):
         return (
-            f"{path} was not read: the memory ran out. Close other layers and programs, or open a"
+            f"{path} was not read: out of memory. Close other layers and programs, or open a"
             " smaller image."
         )
     if isinstance(error, OSError):
         return f"{path} cannot be opened: {error.strerror or error}."
     logging.getLogger(__name__).error("%r could not be read", path, exc_info=error)
-    said = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"{path} could not be read; the file may be damaged ({type(error).__name__}: {said})."
+    message = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{path} could not be read; the file may be damaged ({type(error).__name__}: {message})."
 
 
-def _open_images(path: str, known: OpenInputs) -> list[LayerData]:
-    """What lies at one path."""
+def _open_path(path: str, inputs: OpenInputs) -> list[LayerData]:
+    """The layers of one path."""
     from napari_shmoareg.io.images import is_registration_folder
 
     if path.startswith(ADDRESS):
-        pass  # MOVED
-
-        return open_address(path, known.viewer)
+        return open_address(path, inputs.viewer)
     if is_registration_folder(path):
-        return _folder(path, known)
-    layer = layer_of_file(path, known)
+        return _folder(path, inputs)
+    layer = layer_of_file(path, inputs)
     return [] if layer is None else [layer]
 
 
-def _folder(path: str, known: OpenInputs) -> list[LayerData]:
-    """A registration: its images, its results, and the Experts panel."""
+def _folder(path: str, inputs: OpenInputs) -> list[LayerData]:
+    """The images and results of a registration folder; the Experts panel opens with them."""
     from napari_shmoareg.io import read_registration
     from napari_shmoareg.plugin.layers import layers_of, layers_of_pair
-    from napari_shmoareg.plugin.opening import when_complete
+    from napari_shmoareg.plugin.opening import show_experts_when_complete
 
     registration = read_registration(path)
-    number = 1 if known.viewer is None else next_number(known.viewer)
-    number = max([number, *(kept["number"] + 1 for kept in known.tags() if kept.get("number"))])
+    number = 1 if inputs.viewer is None else next_number(inputs.viewer)
+    number = max([number, *(tags["number"] + 1 for tags in inputs.tags() if tags.get("number"))])
     results = layers_of(registration, number)
-    if known.viewer is not None:
-        when_complete(known.viewer, registration, len(results))
+    if inputs.viewer is not None:
+        show_experts_when_complete(inputs.viewer, registration, len(results))
     return [*layers_of_pair(registration.pair), *results]
 
 
-def _before_added(viewer: Viewer, known: OpenInputs) -> None:
-    """Get the viewer ready for the layers that were read."""
-    from napari_shmoareg.plugin.opening import fit, when_paired
-    from napari_shmoareg.plugin.viewer import attend, tell
+def _prepare_viewer(viewer: Viewer, inputs: OpenInputs) -> None:
+    """Prepare the viewer for the layers that were read."""
+    from napari_shmoareg.plugin.opening import fit_view, show_register_when_paired
+    from napari_shmoareg.plugin.viewer import notify, set_up_viewer
 
-    new = [options["metadata"][KEY] for _, options, _ in known.layers]
+    new = [options["metadata"][KEY] for _, options, _ in inputs.layers]
     ours = any(tag(layer, "volume") is not None for layer in viewer.layers)
-    if new and (ours or not len(viewer.layers) or any("registration" in kept for kept in new)):
-        attend(viewer)
+    if new and (ours or not len(viewer.layers) or any("registration" in tags for tags in new)):
+        set_up_viewer(viewer)
     if new and not viewer.layers:
-        fit(viewer)
-    copied = [kept["volume"].name for kept in new if kept.get("copied") and kept.get("role")]
+        fit_view(viewer)
+    copied = [tags["volume"].name for tags in new if tags.get("copied") and tags.get("role")]
     if copied and not any(tag(layer, "copied") for layer in viewer.layers):
-        tell(viewer, "info", COPIED.format(copied[0]))
-    if any(kept.get("role") in ("moving", "fixed") for kept in new) and not any(
-        "registration" in kept for kept in new
+        notify(viewer, "info", COPIED.format(copied[0]))
+    if any(tags.get("role") in ("moving", "fixed") for tags in new) and not any(
+        "registration" in tags for tags in new
     ):
-        when_paired(viewer)
+        show_register_when_paired(viewer)
 
 
 @contextmanager
-def _told(viewer: Viewer) -> Iterator[None]:
-    """Warnings meant for people become notifications, each once; others go on as they are."""
-    from napari_shmoareg.plugin.viewer import tell
+def _notify_warnings(viewer: Viewer) -> Iterator[None]:
+    """Show each `UserWarning` once as a notification; pass other warnings on."""
+    from napari_shmoareg.plugin.viewer import notify
 
     caught: list[warnings.WarningMessage] = []
     try:
@@ -412,7 +403,7 @@ def _told(viewer: Viewer) -> Iterator[None]:
     finally:
         for text, warning in {str(warning.message): warning for warning in caught}.items():
             if issubclass(warning.category, UserWarning):
-                tell(viewer, "warning", text)
+                notify(viewer, "warning", text)
             else:
                 warnings.warn_explicit(
                     warning.message, warning.category, warning.filename, warning.lineno

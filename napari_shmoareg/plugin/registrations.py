@@ -1,6 +1,4 @@
-"""Which registrations a viewer has open: they live with their layers, and go with the last of
-them.
-"""
+"""The open registrations of a viewer; each lives as long as one of its layers."""
 
 from __future__ import annotations
 
@@ -17,19 +15,19 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")  # of what is registered
+ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")  # of the inputs
 
 
 def unwrap(viewer: Viewer) -> Viewer:
-    """The viewer itself: napari hands panels a proxy, whose layers are new objects at every look,
-    and die at once.
+    """The viewer behind napari's proxy; the layers of a proxy are new, short-lived objects at every
+    access.
     """
     wrapped: Viewer = getattr(viewer, "__wrapped__", viewer)
     return wrapped
 
 
 def open_registrations(viewer: Viewer) -> dict[int, Registration]:
-    """The registrations that are open, by number, in the order they were made."""
+    """The open registrations by number, in the order of their creation."""
     _renumber_duplicates(viewer)
     found = {
         tag(layer, "number"): tag(layer, "registration")
@@ -40,12 +38,12 @@ def open_registrations(viewer: Viewer) -> dict[int, Registration]:
 
 
 def next_number(viewer: Viewer) -> int:
-    """A number that no open registration has."""
+    """The next free number of a registration."""
     return max(open_registrations(viewer), default=0) + 1
 
 
 def layers_of_registration(viewer: Viewer, number: int, role: str | None = None) -> list[Layer]:
-    """The layers of a registration, bottom first; those of one role, where it is given."""
+    """The layers of a registration, bottom first; only those in a role, if given."""
     _renumber_duplicates(viewer)
     return [
         layer
@@ -55,19 +53,17 @@ def layers_of_registration(viewer: Viewer, number: int, role: str | None = None)
 
 
 def renumbered(options: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Name and metadata of a layer of a registration under another number, what else there is as it
-    is.
-    """
-    kept = {**options["metadata"][KEY], "number": number}
+    """Layer options with another registration number in name and metadata."""
+    tags = {**options["metadata"][KEY], "number": number}
     name = re.sub(r"^#\d+ ", f"#{number} ", options["name"])
-    return {**options, "name": name, "metadata": {**options["metadata"], KEY: kept}}
+    return {**options, "name": name, "metadata": {**options["metadata"], KEY: tags}}
 
 
 def _renumber_duplicates(viewer: Viewer) -> None:
-    """Give the later of two registrations that came with one number (read for another viewer) the
-    next free one.
+    """Give the later of two registrations with the same number (read for another viewer) the next
+    free one.
     """
-    numbers: dict[int, int] = {}  # of each registration, by its id
+    numbers: dict[int, int] = {}  # by id of the registration
     tagged = [layer for layer in viewer.layers if tag(layer, "registration") is not None]
     for layer in tagged:
         registration, number = id(tag(layer, "registration")), tag(layer, "number")
@@ -85,9 +81,7 @@ def _renumber_duplicates(viewer: Viewer) -> None:
 
 
 def layer_in_role(viewer: Viewer, role: str) -> Layer | None:
-    """The layer that was opened as moving, fixed, moving_labels or fixed_labels; the last one, if
-    there are several.
-    """
+    """The last layer that was opened as moving, fixed, moving_labels or fixed_labels."""
     found = [layer for layer in viewer.layers if tag(layer, "role") == role]
     return found[-1] if found else None
 

@@ -1,4 +1,4 @@
-"""Which layers of a registration are shown, and the keys for it."""
+"""Showing and hiding the layers of a registration, and the keyboard shortcuts for it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 
 
 IMAGES = ("moving", "fixed", "warped")
-# of these one is seen at a time
+# roles of maps, of which one is visible at a time
 MAPS = ("expert_map", "head_map", "gate_map", "attention", "what_if")
 
 
 def current(viewer: Viewer) -> tuple[int, Registration] | None:
-    """The registration that is meant: of the selected layer, or else the newest; None if none is
-    open.
-    """
+    """Number and registration of the selected layer, or else the newest; None if none is open."""
     opened = open_registrations(viewer)
     active = viewer.layers.selection.active
     number = None if active is None else tag(active, "number")
@@ -37,7 +35,7 @@ def current(viewer: Viewer) -> tuple[int, Registration] | None:
 
 
 def show_role(viewer: Viewer, number: int, role: str, on: bool) -> list[Layer]:
-    """Show or hide the layers of a registration in a role; the Jacobian takes its folding along."""
+    """Show or hide the layers of a registration in a role; the Jacobian includes its folding."""
     roles = ("jacobian", "folding") if role == "jacobian" else (role,)
     layers = [layer for name in roles for layer in layers_of_registration(viewer, number, name)]
     for layer in layers:
@@ -53,38 +51,38 @@ def is_shown(viewer: Viewer, number: int, role: str) -> bool:
 def show_experts(
     viewer: Viewer, number: int, direction: str | None = None, stride: int | None = None
 ) -> Labels | None:
-    """Show one expert map and hide the others, and those of heads and gates.
+    """Show one expert map and hide all other maps, also those of heads and gates.
 
     Parameters
     ----------
     viewer : Viewer
     number : int
-        Of the registration.
+        Number of the registration.
     direction : {"x", "y", "z"}, optional
     stride : int, optional
-        Voxels of the network grid per cell: 1 for full, 2 for half resolution.  What is not said
-        stays as it was shown last (so does which expert is drawn alone, see `draw_alone`); at first
-        the finest map along x.
+        Voxels of the network grid per cell: 1 for full, 2 for half resolution.  Direction and
+        stride default to those shown last, initially the finest map along x; a single expert (see
+        `draw_single_expert`) stays selected too.
 
     Returns
     -------
     Labels or None
-        The layer that is shown now; None where there is none.
+        The layer now shown; None without expert maps.
     """
     maps = expert_layers(viewer, number)
     before = next((layer for layer in maps if layer.visible), maps[0] if maps else None)
     if before is None:
         return None
-    place, was = tag(before, "expert_map").gate, tag(before, "expert_map").stride
-    wanted = direction or place.direction, stride or was
-    chosen = next((layer for layer in maps if which(layer) == wanted), before)
-    draw_alone(chosen, alone(before))
+    last = tag(before, "expert_map")
+    requested = direction or last.gate.direction, stride or last.stride
+    chosen = next((layer for layer in maps if direction_and_stride(layer) == requested), before)
+    draw_single_expert(chosen, single_expert(before))
     show_only(viewer, chosen)
     return chosen
 
 
-def alone(layer: Labels) -> int | None:
-    """The expert whose cells alone an expert map draws; None where it draws those of all."""
+def single_expert(layer: Labels) -> int | None:
+    """The only expert whose cells an expert map draws; None if it draws the cells of all."""
     return (
         int(layer.selected_label) - 1
         if layer.show_selected_label and layer.selected_label > 0
@@ -92,9 +90,9 @@ def alone(layer: Labels) -> int | None:
     )
 
 
-def draw_alone(layer: Labels, expert: int | None) -> None:
-    """Draw only the cells that chose one expert, by its id, or with None those of all."""
-    if alone(layer) != expert:
+def draw_single_expert(layer: Labels, expert: int | None) -> None:
+    """Draw only the cells that chose one expert, given by its id; None draws the cells of all."""
+    if single_expert(layer) != expert:
         layer.show_selected_label = False
         if expert is not None:
             layer.selected_label = expert + 1
@@ -102,38 +100,36 @@ def draw_alone(layer: Labels, expert: int | None) -> None:
 
 
 def expert_layers(viewer: Viewer, number: int) -> list[Labels]:
-    """The expert maps of a registration: the finest first, then by direction."""
+    """The expert maps of a registration, sorted by resolution (finest first) and direction."""
     layers = layers_of_registration(viewer, number, "expert_map")
-    return sorted(layers, key=lambda layer: which(layer)[::-1])
+    return sorted(layers, key=lambda layer: direction_and_stride(layer)[::-1])
 
 
 def next_expert_map(viewer: Viewer, number: int) -> Labels | None:
-    """Show the map after the one that is shown: x, y, z at full resolution, then at half, then
-    none.
-    """
+    """Show the next expert map: x, y, z at full resolution, then at half, then none."""
     maps = expert_layers(viewer, number)
     shown = [n for n, layer in enumerate(maps) if layer.visible]
     following = shown[0] + 1 if shown else 0
     if following >= len(maps):
         show_role(viewer, number, "expert_map", False)
         return None
-    return show_experts(viewer, number, *which(maps[following]))
+    return show_experts(viewer, number, *direction_and_stride(maps[following]))
 
 
 def next_direction(viewer: Viewer, number: int) -> Labels | None:
-    """Show the next direction's map, at the same resolution."""
+    """Show the expert map of the next direction, at the same resolution."""
     maps = expert_layers(viewer, number)
     shown = next((layer for layer in maps if layer.visible), None)
     if shown is None:
         return show_experts(viewer, number)
-    direction, stride = which(shown)
-    row = [d for d, s in map(which, maps) if s == stride]
+    direction, stride = direction_and_stride(shown)
+    row = [d for d, s in map(direction_and_stride, maps) if s == stride]
     return show_experts(viewer, number, row[(row.index(direction) + 1) % len(row)], stride)
 
 
 def show_head(viewer: Viewer, number: int, load: GateValues, head: int) -> Image | None:
-    """Show what one attention head weighs at every token: the registration's head map is filled
-    anew, in place.
+    """Show the weight of one attention head at every token, by refilling the registration's head
+    map.
     """
     from napari_shmoareg.plugin.layers import head_map
 
@@ -147,7 +143,7 @@ def show_head(viewer: Viewer, number: int, load: GateValues, head: int) -> Image
 
 
 def next_head(viewer: Viewer, number: int) -> Image | None:
-    """Show the head after the one that is shown, of the same gate."""
+    """Show the next head of the same gate."""
     layer = head_layer(viewer, number)
     if layer is None:
         return None
@@ -164,9 +160,7 @@ def head_layer(viewer: Viewer, number: int) -> Image | None:
 
 
 def show_only(viewer: Viewer, shown: Layer) -> None:
-    """Show one map and hide all others, which it would cover; select it, as the status bar tells of
-    that layer.
-    """
+    """Show one map, hide all others, and select it, so that the status bar shows its values."""
     uncover(viewer, shown)
     viewer.layers.selection.active = shown
 
@@ -181,7 +175,7 @@ def uncover(viewer: Viewer, shown: Layer) -> None:
 
 
 def refill(layer: Image, data: NDArray, options: dict[str, Any]) -> None:
-    """Give a layer another map, in place."""
+    """Replace the map of a layer, in place."""
     layer.metadata = options["metadata"]
     layer.data = data
     layer.scale, layer.translate = options["scale"], options["translate"]
@@ -192,7 +186,9 @@ def refill(layer: Image, data: NDArray, options: dict[str, Any]) -> None:
 
 
 def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:
-    """Of moving, fixed and warped show one and hide the two others; None where it is not open."""
+    """Show one of the moving, fixed and warped images and hide the two others; None if it is not
+    open.
+    """
     layers = {name: image_layer(viewer, number, name) for name in IMAGES}
     if layers[which] is None:
         return None
@@ -203,30 +199,30 @@ def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:
 
 
 def image_layer(viewer: Viewer, number: int, which: str) -> Layer | None:
-    """The layer of a registration's moving, fixed or warped image, as far as it is open."""
+    """The layer of a registration's moving, fixed or warped image; None if it is not open."""
     return layer_of(
         viewer, open_registrations(viewer)[number], number, "after" if which == "warped" else which
     )
 
 
 def layer_of(viewer: Viewer, registration: Registration, number: int, which: str) -> Image | None:
-    """The layer that shows a registration's "fixed", "moving" or warped ("after") image, if one
-    does.
+    """The layer of a registration's "fixed", "moving" or warped ("after") image; None if it is not
+    open.
     """
     if which == "after":
         return next(iter(layers_of_registration(viewer, number, "warped")), None)
-    wanted = getattr(registration.pair, which).values
+    own = getattr(registration.pair, which).values
     for layer in reversed(viewer.layers):
         if layer._type_string == "image" and tag(layer, "role") != "comparison":
             volume = tag(layer, "volume")
             values = layer.data if volume is None else volume.values
-            if isinstance(values, np.ndarray) and _voxels(values) == _voxels(wanted):
+            if isinstance(values, np.ndarray) and _voxels(values) == _voxels(own):
                 return layer
     return None
 
 
 def opacity_of(layers: list[Layer], value: float | None = None) -> float:
-    """How opaque some layers are; set to a value, where one is given."""
+    """The opacity of some layers; set it first, if a value is given."""
     for layer in layers:
         if value is not None:
             layer.opacity = value
@@ -241,14 +237,14 @@ def spacing_of(viewer: Viewer, number: int) -> float | None:
     return float(grids[0].metadata[KEY]["spacing"]) if grids else None
 
 
-def which(layer: Layer) -> tuple[str, int]:
+def direction_and_stride(layer: Layer) -> tuple[str, int]:
     """Direction and stride of an expert map's layer."""
     expert_map = tag(layer, "expert_map")
     return expert_map.direction or "", expert_map.stride
 
 
 def _voxels(values: NDArray) -> tuple[int, str, list[tuple[int, int]]]:
-    """Of which places in the memory an array consists, however its axes are turned or flipped."""
+    """Identifies the memory of an array, however its axes are permuted or flipped."""
     steps = [
         (count, stride)
         for count, stride in zip(values.shape, values.strides, strict=True)
@@ -272,84 +268,84 @@ KEYS = {
 NONE_OPEN = "No registration is open: register a pair first, or open a registration folder."
 
 
-def bind(viewer: Viewer) -> None:
+def bind_keys(viewer: Viewer) -> None:
     """Bind the keys of this plugin in a viewer; a second call changes nothing."""
-    for act, key in KEYS.items():
-        viewer.bind_key(key, _ACTS[act], overwrite=True)
+    for action, key in KEYS.items():
+        viewer.bind_key(key, _ACTIONS[action], overwrite=True)
 
 
-def says(text: str, act: str) -> str:
+def with_key(text: str, action: str) -> str:
     """A tooltip with its shortcut: ``Next head (Shift+H)``."""
-    return f"{text} ({KEYS[act]})"
+    return f"{text} ({KEYS[action]})"
 
 
-def _on_current(act: Callable[[Viewer, int, Registration], str]) -> Callable[[Viewer], None]:
-    """Of an act on a registration a key's act: on the selected or the newest one, and said in the
-    status bar.
-    """
+def _on_current_registration(
+    action: Callable[[Viewer, int, Registration], str],
+) -> Callable[[Viewer], None]:
+    """Apply an action to the current registration, and show its message in the status bar."""
 
     def pressed(viewer: Viewer) -> None:
         found = current(viewer)
-        viewer.status = NONE_OPEN if found is None else act(viewer, *found)
+        viewer.status = NONE_OPEN if found is None else action(viewer, *found)
 
-    pressed.__doc__ = act.__doc__
+    pressed.__doc__ = action.__doc__
     return pressed
 
 
-def _against(which: str) -> Callable[[Viewer, int, Registration], str]:
-    """Change between the warped image and another one."""
+def _toggle_image(which: str) -> Callable[[Viewer, int, Registration], str]:
+    """Toggle between the warped image and another one."""
 
-    def act(viewer: Viewer, number: int, registration: Registration) -> str:
+    def action(viewer: Viewer, number: int, registration: Registration) -> str:
         warped = image_layer(viewer, number, "warped")
-        turn = which if warped is not None and warped.visible else "warped"
-        layer = show_image(viewer, number, turn)
+        next_image = which if warped is not None and warped.visible else "warped"
+        layer = show_image(viewer, number, next_image)
         if layer is None:
-            return f"#{number}: the {turn} image is not open."
-        return f"#{number}: the {turn} image, {layer.name}"
+            return f"#{number}: the {next_image} image is not open."
+        return f"#{number}: the {next_image} image, {layer.name}"
 
-    act.__doc__ = f"SHMoAReg: change between the warped and the {which} image."
-    return act
+    action.__doc__ = f"SHMoAReg: toggle between the warped and the {which} image."
+    return action
 
 
 def _next_map(viewer: Viewer, number: int, registration: Registration) -> str:
     """SHMoAReg: next expert map."""
-    return _told(next_expert_map(viewer, number), f"#{number}: no expert map")
+    return _status(next_expert_map(viewer, number), f"#{number}: no expert map")
 
 
 def _next_direction(viewer: Viewer, number: int, registration: Registration) -> str:
     """SHMoAReg: expert map of the next direction."""
-    return _told(next_direction(viewer, number), f"#{number} has no expert maps.")
+    return _status(next_direction(viewer, number), f"#{number} has no expert maps.")
 
 
 def _next_head(viewer: Viewer, number: int, registration: Registration) -> str:
     """SHMoAReg: next attention head."""
-    return _told(next_head(viewer, number), f"#{number} has no attention heads to choose from.")
+    return _status(next_head(viewer, number), f"#{number} has no attention heads to choose from.")
 
 
-def _switched(role: str, name: str) -> Callable[[Viewer, int, Registration], str]:
-    """Show or hide what has a role."""
+def _toggle_role(role: str, name: str) -> Callable[[Viewer, int, Registration], str]:
+    """Show or hide the layers in a role."""
 
-    def act(viewer: Viewer, number: int, registration: Registration) -> str:
+    def action(viewer: Viewer, number: int, registration: Registration) -> str:
         on = not is_shown(viewer, number, role)
         layers = show_role(viewer, number, role, on)
         if not layers:
             return f"#{number} has no layer of the {name} (it was removed)."
         return f"#{number}: {name} {'shown' if on else 'hidden'}"
 
-    act.__doc__ = f"SHMoAReg: show or hide the {name}."
-    return act
+    action.__doc__ = f"SHMoAReg: show or hide the {name}."
+    return action
 
 
-def _told(layer: Layer | None, otherwise: str) -> str:
+def _status(layer: Layer | None, otherwise: str) -> str:
     return otherwise if layer is None else f"{layer.name} is shown"
 
 
-_ACTS = {
-    "moving": _on_current(_against("moving")),
-    "fixed": _on_current(_against("fixed")),
-    "expert_map": _on_current(_next_map),
-    "direction": _on_current(_next_direction),
-    "head": _on_current(_next_head),
-    "grid": _on_current(_switched("grid", "deformation grid")),
-    "jacobian": _on_current(_switched("jacobian", "Jacobian")),
+_ACTIONS = {
+    "moving": _on_current_registration(_toggle_image("moving")),
+    "fixed": _on_current_registration(_toggle_image("fixed")),
+    "expert_map": _on_current_registration(_next_map),
+    "direction": _on_current_registration(_next_direction),
+    "head": _on_current_registration(_next_head),
+    "grid": _on_current_registration(_toggle_role("grid", "deformation grid")),
+    "jacobian": _on_current_registration(_toggle_role("jacobian", "Jacobian")),
 }

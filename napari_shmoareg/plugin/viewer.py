@@ -1,4 +1,4 @@
-"""Views of the viewer (axial, coronal, sagittal; radiological), and messages to its user."""
+"""Standard views (axial, coronal, sagittal; radiological), viewer setup and notifications."""
 
 from __future__ import annotations
 
@@ -18,29 +18,23 @@ if TYPE_CHECKING:
     from napari_shmoareg.geometry import Volume
 
 
-# napari's colour of warnings, dark and light, and what is read on it
+# napari's colour of warnings in every theme, and of text on it
 CAUTION, ON_CAUTION = "#e3b617", "#1e1e21"
 
 
-def look_like_caution(widget: QWidget, on: bool) -> None:
-    """Give a text, or take from it, the look of a caution, whatever the theme of the window."""
+def style_as_caution(widget: QWidget, on: bool) -> None:
+    """Style a text as a warning, or reset its style, in any theme."""
     style = f"background-color: {CAUTION}; color: {ON_CAUTION}; border-radius: 4px; padding: 6px;"
     widget.setStyleSheet(style if on else "")
 
 
-def tell(viewer: Viewer, severity: Literal["info", "warning", "error"], text: str) -> None:
-    """Notify: in the terminal at once, and in the window, as soon as there is one.
+def notify(viewer: Viewer, severity: Literal["info", "warning", "error"], text: str) -> None:
+    """Show a notification in the terminal at once, and in the window once it is shown.
 
-    At the start of napari files are opened before the window is shown, and napari leaves out in the
-    window what is said until then.
-
-    Parameters
-    ----------
-    viewer : Viewer
-    severity : {"info", "warning", "error"}
-    text : str
+    At the start of napari files are opened before the window is shown, and napari does not show
+    earlier notifications in the window.
     """
-    # names of files may hold what Qt cannot show
+    # file names may contain characters that Qt cannot show
     text = text.encode("utf-8", "replace").decode("utf-8")
     notification = Notification(text, severity=NotificationSeverity(severity))
     notification_manager.dispatch(notification)
@@ -57,68 +51,66 @@ OUTLINED = ("warped_labels", "moving_labels", "fixed_labels")
 OUTLINE = 2  # voxels
 
 
-def face(viewer: Viewer) -> None:
-    """Turn the camera as radiologists look: front or top up, the patient's right on the left."""
+def orient(viewer: Viewer) -> None:
+    """Set the radiological orientation: front or top up, the patient's right on the left."""
     if tuple(str(way) for way in viewer.scene.camera.orientation) != ORIENTATION:
         viewer.scene.camera.orientation = ORIENTATION
 
 
 def axial(viewer: Viewer) -> None:
-    """Look from the feet: front up, the patient's right on the left."""
-    look(viewer, "axial")
+    """Show the axial view, from the feet: front up, the patient's right on the left."""
+    show_view(viewer, "axial")
 
 
 def coronal(viewer: Viewer) -> None:
-    """Look from the front: top up, the patient's right on the left."""
-    look(viewer, "coronal")
+    """Show the coronal view, from the front: top up, the patient's right on the left."""
+    show_view(viewer, "coronal")
 
 
 def sagittal(viewer: Viewer) -> None:
-    """Look from the patient's left: top up, front on the left."""
-    look(viewer, "sagittal")
+    """Show the sagittal view, from the patient's left: top up, front on the left."""
+    show_view(viewer, "sagittal")
 
 
-def look(viewer: Viewer, view: str) -> None:
-    """Show "axial", "coronal" or "sagittal" slices, in 2D, whole.
+def show_view(viewer: Viewer, view: str) -> None:
+    """Show "axial", "coronal" or "sagittal" slices in 2D, fitted to the canvas.
 
-    Nothing happens in a viewer of more than the three axes S, A, R: which of them to show is not
-    ours to say."""
+    Does nothing in a viewer with more axes than S, A, R: the user decides which to show."""
     if viewer.dims.ndim != 3:
         return
-    face(viewer)
+    orient(viewer)
     viewer.dims.ndisplay = 2
     viewer.dims.order = ORDERS[view]
     viewer.reset_view()
 
 
 def shown_view(viewer: Viewer) -> str | None:
-    """Which of the three views is shown; None in 3D, or for other axes."""
+    """The name of the view that is shown; None in 3D, or for other axes."""
     if viewer.dims.ndim != 3 or viewer.dims.ndisplay == 3:
         return None
     return {0: "axial", 1: "coronal", 2: "sagittal"}[viewer.dims.order[0]]
 
 
 def centre_on(viewer: Viewer, volume: Volume) -> None:
-    """Move the sliders to the middle of what an image shows."""
+    """Move the sliders to the middle of the content of an image."""
     from napari_shmoareg.figures.panels import middle
 
     if viewer.dims.ndim >= 3:
         go_to(viewer, to_viewer(middle(volume)))
 
 
-def attend(viewer: Viewer) -> None:
-    """Make a viewer ours: turned radiologically, keys bound, grids that follow the slider, labels
-    as outlines.
+def set_up_viewer(viewer: Viewer) -> None:
+    """Set up a viewer: radiological orientation, keys, deformation grids that follow the slider,
+    labels as outlines.
 
-    To be called when layers of ours are about to be added, or were; a second call changes nothing
-    more."""
-    from napari_shmoareg.plugin.deformation import attach
-    from napari_shmoareg.plugin.showing import bind
+    Call it when layers of this plugin are added; a second call changes nothing."""
+    from napari_shmoareg.plugin.deformation import follow_slider
+    from napari_shmoareg.plugin.showing import bind_keys
 
     viewer = unwrap(viewer)
-    face(viewer)
-    bind(viewer)
-    attach(viewer)
+    orient(viewer)
+    bind_keys(viewer)
+    follow_slider(viewer)
     draw_in_own_context(viewer)
     if _outline not in viewer.layers.events.inserted.callbacks:
         viewer.layers.events.inserted.connect(_outline)
@@ -127,19 +119,13 @@ def attend(viewer: Viewer) -> None:
 
 
 def draw_in_own_context(viewer: Viewer) -> None:
-    """Have the canvas's OpenGL context current whenever layers are removed, by whatever and
-    whomever.
+    """Make the canvas's OpenGL context current whenever a layer is removed.
 
     napari 0.9.2 deletes the textures, buffers and programs of a removed layer at once, in whichever
-    context Qt used last.  Where that is the window's and not the canvas's, Mesa frees shaders that
-    the canvas goes on drawing with: a segmentation fault in glDrawArrays one or two paints later,
-    as when a layer is removed, the grid turned off and a layer inserted in one turn of the event
-    loop.
-
-    Parameters
-    ----------
-    viewer : Viewer
-        One without a window has no canvas: nothing is done.  A second call changes nothing more.
+    context Qt used last.  If that is the window's and not the canvas's, Mesa frees shaders that the
+    canvas still draws with: a segmentation fault in glDrawArrays one or two paints later, for
+    example if a layer is removed, the grid turned off and a layer inserted in one turn of the event
+    loop.  Does nothing without a window; a second call changes nothing.
     """
     window = getattr(unwrap(viewer), "window", None)
     if window is None:
@@ -150,11 +136,11 @@ def draw_in_own_context(viewer: Viewer) -> None:
         viewer.layers.events.removed,
         viewer.layers.events.end_batch,
     ):
-        emitter.connect(canvas.set_current, position="first")  # held weakly, before napari's own
+        emitter.connect(canvas.set_current, position="first")  # a weak reference, before napari's
 
 
 def _outline(event: Any) -> None:
-    """Draw labels of anatomy as outlines when they come in."""
+    """Draw inserted labels of anatomy as outlines."""
     _outline_layer(event.value)
 
 

@@ -1,4 +1,4 @@
-"""The writers: what a layer stands for, on its own grid, as NIfTI."""
+"""The napari writers: the volume or displacement of a layer, on its own grid, as NIfTI."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from napari_shmoareg.plugin.placement import KEY, volume_of
 def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Save an image layer.
 
-    Layers of this plugin are written in the orientation and on the grid of their volume, also where
-    the screen shows a straight copy of an oblique one; others as they lie in the viewer.
+    Layers of this plugin are written in the orientation and on the grid of their volume, even if
+    the screen shows a straight copy of an oblique one; other layers as they lie in the viewer.
 
     Parameters
     ----------
     path : str
-        Ends in .nii.gz or .nii.  Appears whole or not at all.
+        Ends in .nii.gz or .nii.  Written atomically.
     data, meta
-        As of ``layer.as_layer_data_tuple()``.
+        From ``layer.as_layer_data_tuple()``.
 
     Returns
     -------
     list of str
-        What was written.
+        The paths written.
 
     Raises
     ------
     InputError
-        If the layer is no single 3D volume, or the place cannot be written to.
+        If the layer is not a single 3D volume, or the path cannot be written to.
     """
     return _write(path, data, meta, "image")
 
 
 def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Save a Labels layer, as `write_image` does; painted changes are saved too."""
+    """Save a Labels layer like `write_image`; painted changes are saved too."""
     return _write(path, data, meta, "labels")
 
 
 def write_displacement(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Save the displacement of the registration whose arrows or grid a Vectors layer shows.
+    """Save the displacement of the registration that a Vectors layer shows as arrows or grid.
 
-    The whole field on the fixed image's grid is written, not the lines on the screen.
+    Writes the whole field on the fixed image's grid, not the lines on the screen.
 
     Raises
     ------
     InputError
-        If the layer shows no registration, or the place cannot be written to.
+        If the layer shows no registration, or the path cannot be written to.
     """
     from napari_shmoareg.io import write_displacement as write
 

@@ -16,7 +16,7 @@ from napari_shmoareg.experts.maps import expert_maps, token_loads
 from napari_shmoareg.io import checkpoint
 from napari_shmoareg.plugin.controls.tasks import Report, replay_of, weights_of
 from napari_shmoareg.plugin.experts.location import LocationView
-from napari_shmoareg.plugin.experts.pins import own_layer
+from napari_shmoareg.plugin.experts.pins import linked_layer
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag, to_viewer
 from napari_shmoareg.plugin.registrations import layers_of_registration
@@ -68,7 +68,7 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
     view.attention.on.click()
     finish(view, qtbot)
     assert asked == ["untrained"] and not view.attention.status.text()
-    layer = own_layer(model, registration, "attention")
+    layer = linked_layer(model, registration, "attention")
     settings = registration.report["settings"]
     replay = Replay.of(
         registration.pair, lively_network(0.03), affine=registration.affine, settings=settings
@@ -84,7 +84,7 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
             box.head.setCurrentIndex(index)
             box.head.activated.emit(index)
             found = expected[box.head.currentData()]
-            assert own_layer(model, registration, "attention") is layer
+            assert linked_layer(model, registration, "attention") is layer
             volume = tag(layer, "volume")
             np.testing.assert_array_equal(volume.values, found.volume.values)
             assert volume.grid.same_space(load.grid) and abs(volume.values.sum() - 1) < 1e-5
@@ -105,14 +105,14 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
     assert seen == 2 * top_k > 2 and box.ramp.texts() == ["0", f"{layer.contrast_limits[1]:.3g}"]
     pick(view, expert_maps(registration)[0].gate)
     assert (
-        own_layer(model, registration, "attention") is None
+        linked_layer(model, registration, "attention") is None
         and "pick one of its tokens" in box.says.text()
     )
     pick(view, gate)
     box.on.click()
-    assert own_layer(model, registration, "attention") is None
+    assert linked_layer(model, registration, "attention") is None
     box.on.click()
-    assert own_layer(model, registration, "attention") is not None and len(asked) == 1, (
+    assert linked_layer(model, registration, "attention") is not None and len(asked) == 1, (
         "the probe was not kept"
     )
 
@@ -177,7 +177,7 @@ def test_it_is_cancelled_between_two_layers_and_nothing_is_kept(
     go_on.set()
     finish(view, qtbot)
     assert view.attention.status.text() == "Cancelled." and not view.attention.on.isChecked()
-    assert not view.attention.probes and own_layer(model, registration, "attention") is None
+    assert not view.attention.probes and linked_layer(model, registration, "attention") is None
 
 
 def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration(
@@ -239,7 +239,7 @@ def test_closing_the_registration_takes_the_attention_along(
     pick(view, token_loads(registration)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
-    assert own_layer(model, registration, "attention") is not None
+    assert linked_layer(model, registration, "attention") is not None
     for layer in layers_of_registration(model, 1):
         model.layers.remove(layer)
     view.show_registration(None)

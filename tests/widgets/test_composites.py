@@ -8,30 +8,30 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.geometry import Transform, warp_volume
-from napari_shmoareg.plugin.placement import place
+from napari_shmoareg.plugin.placement import to_layer_geometry
 from napari_shmoareg.plugin.quality.composites import (
-    Sides,
+    ImagePair,
     fill_checkerboard,
     fill_difference,
     fill_swipe,
+    image_pair,
     moving_at,
-    sides,
     swipe_edge,
 )
 from napari_shmoareg.registration.intensity import Intensity
 
 
 @pytest.fixture
-def both() -> Sides:
+def both() -> ImagePair:
     """Two images that nowhere agree, on voxels of 4 x 3 x 2 mm whose middle stands at the corner of
     four tiles.
     """
     shape = (6, 8, 10)
     low = np.linspace(0, 0.4, 480, dtype=np.float32).reshape(shape)
-    return Sides(low, low + np.float32(0.5), (4.0, 3.0, 2.0), (-10.0, -10.5, -9.0))
+    return ImagePair(low, low + np.float32(0.5), (4.0, 3.0, 2.0), (-10.0, -10.5, -9.0))
 
 
-def place_of(both: Sides, index) -> np.ndarray:
+def place_of(both: ImagePair, index) -> np.ndarray:
     """Mm along S, A, R."""
     return np.array(both.origin) + np.array(both.spacing) * index
 
@@ -82,7 +82,7 @@ def test_the_difference_is_absolute_and_nothing_where_both_are_alike(both):
     out = np.zeros_like(both.fixed)
     fill_difference(out, both)
     assert out == pytest.approx(0.5, abs=1e-6)
-    fill_difference(out, Sides(both.fixed, both.fixed, both.spacing, both.origin))
+    fill_difference(out, ImagePair(both.fixed, both.fixed, both.spacing, both.origin))
     assert not out.any()
 
 
@@ -94,8 +94,8 @@ def test_the_moving_image_as_filed_is_where_its_header_says(registration):
 
 
 def test_both_sides_stand_on_the_straight_copy_of_the_oblique_fixed_grid(registration):
-    found, fixed = sides(registration, registration.warped), registration.pair.fixed
-    shown = place(fixed)
+    found, fixed = image_pair(registration, registration.warped), registration.pair.fixed
+    shown = to_layer_geometry(fixed)
     assert shown.copied and found.fixed.shape == found.other.shape == shown.data.shape
     assert found.spacing == shown.scale and found.origin == shown.translate
     index = np.unravel_index(fixed.values.argmax(), fixed.values.shape)
@@ -105,7 +105,7 @@ def test_both_sides_stand_on_the_straight_copy_of_the_oblique_fixed_grid(registr
 
 
 def test_outside_the_fixed_field_of_view_nothing_differs(registration):
-    found = sides(registration, moving_at(registration, "before"))
+    found = image_pair(registration, moving_at(registration, "before"))
     out = np.zeros_like(found.fixed)
     fill_difference(out, found)
     assert out[0, 0, 0] == 0 and out.max() > 0.2
@@ -115,6 +115,9 @@ def test_the_moving_image_has_one_scale_before_and_after(registration):
     scale = Intensity.of(registration.pair.moving)
     for stage in ("before", "affine", "after"):
         moved = moving_at(registration, stage)
-        found, expected = sides(registration, moved).other, scale.scale(place(moved).data)
+        found, expected = (
+            image_pair(registration, moved).other,
+            scale.scale(to_layer_geometry(moved).data),
+        )
         seen = found > 0
         assert seen.any() and (found[seen] == expected[seen]).all()

@@ -282,9 +282,9 @@ def test_one_expert_can_be_drawn_alone_and_stays_so_in_other_directions(panel, m
     assert layer.visible and (layer.selected_label, layer.show_selected_label) == (3, True)
     choose(panel.decoder.direction, "y")
     layer = model.layers["#1 expert y (full)"]
-    assert showing.alone(layer) == 2 and panel.decoder.drawn.currentData() == 2
+    assert showing.single_expert(layer) == 2 and panel.decoder.drawn.currentData() == 2
     choose(panel.decoder.drawn, -1)
-    assert showing.alone(layer) is None and not layer.show_selected_label
+    assert showing.single_expert(layer) is None and not layer.show_selected_label
 
 
 def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(

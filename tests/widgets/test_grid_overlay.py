@@ -14,11 +14,11 @@ from napari.components import ViewerModel
 
 from napari_shmoareg.geometry import DisplacementField, Grid, Transform
 from napari_shmoareg.plugin.deformation import (
+    arrow_limit,
     arrows,
-    attach,
+    follow_slider,
     grid_lines,
     layer_scale,
-    longest,
     set_spacing,
 )
 from napari_shmoareg.plugin.layers import add_layers, layers_of
@@ -87,7 +87,7 @@ def test_arrows_are_as_long_as_the_displacement_and_coloured_by_the_whole_of_it(
         np.broadcast_to([4.0, 0.0, 2.0], segments[:, 1].shape), abs=1e-4
     )
     assert length == pytest.approx(np.linalg.norm(SHIFT), abs=1e-4)
-    assert longest(shifted) == pytest.approx(np.linalg.norm(SHIFT), abs=1e-4)
+    assert arrow_limit(shifted) == pytest.approx(np.linalg.norm(SHIFT), abs=1e-4)
 
 
 def test_the_grid_follows_the_slider_and_the_turn_of_the_axes(model, shifted, qtbot):
@@ -136,7 +136,7 @@ def test_a_hidden_grid_is_left_alone_and_is_right_again_once_it_is_shown(model, 
 
 def test_a_grid_in_3d_lies_in_three_planes_and_shows_all_of_the_displacement(model, shifted, qtbot):
     centre_on(model, shifted.pair.fixed)
-    attach(model).draw()
+    follow_slider(model).draw()
     flat = len(model.layers["#1 deformation grid"].data)
     model.dims.ndisplay = 3
     qtbot.waitUntil(
@@ -149,7 +149,7 @@ def test_a_grid_in_3d_lies_in_three_planes_and_shows_all_of_the_displacement(mod
 
 def test_a_wider_spacing_leaves_fewer_lines_and_arrows(model):
     model.layers["#1 displacement"].visible = True
-    attach(model).draw()
+    follow_slider(model).draw()
     before = [len(model.layers[name].data) for name in ("#1 deformation grid", "#1 displacement")]
     set_spacing(model, 16.0, 1)
     after = [len(model.layers[name].data) for name in ("#1 deformation grid", "#1 displacement")]
@@ -180,8 +180,8 @@ def test_lines_are_thick_enough_to_be_seen_from_afar_and_thin_from_near(model, s
 def test_following_a_viewer_does_not_keep_it_alive(qapp, shifted):
     viewer = ViewerModel()
     add_layers(viewer, layers_of(shifted, 1))
-    follower = attach(viewer)
-    assert attach(viewer) is follower
+    follower = follow_slider(viewer)
+    assert follow_slider(viewer) is follower
     gone = weakref.ref(viewer)
     del viewer
     gc.collect()
@@ -192,7 +192,7 @@ def test_following_a_viewer_does_not_keep_it_alive(qapp, shifted):
 def test_the_grid_follows_the_slider_beside_a_time_series_and_says_when_it_cannot(
     model, shifted, told
 ):
-    follower = attach(model)
+    follower = follow_slider(model)
     model.add_image(np.zeros((2, 3, 4, 5)), visible=False)
     for order, axis in (((0, 1, 2, 3), 0), ((0, 2, 1, 3), 1)):
         model.dims.order = order
@@ -213,28 +213,28 @@ def test_the_grid_follows_the_slider_beside_a_time_series_and_says_when_it_canno
 def test_the_grid_lies_in_the_slice_of_a_viewer_in_um(model, shifted):
     model.add_image(np.zeros((9, 9, 9)), units=("um",) * 3, scale=(1000,) * 3, visible=False)
     centre_on(model, shifted.pair.fixed)
-    attach(model).draw()
+    follow_slider(model).draw()
     assert model.dims.point[0] > 1000
     assert lies_at(model, shifted, 0, np.array(model.dims.point) / 1000)
     assert drawn(model, "#1 deformation grid") == len(model.layers["#1 deformation grid"].data) > 20
     model.scene.camera.zoom = 1e-3  # one pixel per mm
-    attach(model).draw()
+    follow_slider(model).draw()
     assert model.layers["#1 deformation grid"].edge_width * layer_scale(shifted) == pytest.approx(
         1.3, rel=0.1
     )
 
 
 def test_the_drawn_canvas_shows_the_grid_in_every_view(viewer, shifted):
-    from napari_shmoareg.plugin.viewer import look
+    from napari_shmoareg.plugin.viewer import show_view
 
     add_layers(viewer, layers_of(shifted, 1))
     grid = viewer.layers["#1 deformation grid"]
     for view in ("axial", "coronal", "sagittal"):
-        look(viewer, view)
+        show_view(viewer, view)
         grid.visible = False
         without = viewer.screenshot(canvas_only=True, flash=False).astype(int)
         grid.visible = True
-        attach(viewer).draw()
+        follow_slider(viewer).draw()
         yellow = viewer.screenshot(canvas_only=True, flash=False).astype(int) - without
         assert (yellow[..., 0] > 60).sum() > 500
 

@@ -170,7 +170,7 @@ def test_a_click_on_a_bar_of_the_decoder_draws_its_cells_alone_and_a_second_one_
         and chart.marked is None
     )
     click(chart, 2)
-    assert showing.alone(layer) == 2
+    assert showing.single_expert(layer) == 2
 
 
 def test_keys_go_from_bar_to_bar_and_enter_shows_the_map(view, model):
@@ -178,7 +178,9 @@ def test_keys_go_from_bar_to_bar_and_enter_shows_the_map(view, model):
     chart.setFocus()
     for key in (Qt.Key.Key_Left, Qt.Key.Key_Right, Qt.Key.Key_Right, Qt.Key.Key_Right):
         QTest.keyClick(chart, key)
-    assert chart.accessibleDescription() == chart.bars[3].says and "share" in chart.accessibleName()
+    assert (
+        chart.accessibleDescription() == chart.bars[3].tooltip and "share" in chart.accessibleName()
+    )
     QTest.keyClick(chart, Qt.Key.Key_Return)
     assert chart.marked is chart.bars[3]
     layer = showing.head_layer(model, 1)
@@ -239,14 +241,14 @@ def test_the_tooltip_tells_the_exact_share_the_count_and_the_number_of_cells(vie
             share = 100 * counts[bar.expert] / counts.sum()
             assert (
                 f"{share:.2f} % of selections: {counts[bar.expert]:,} of {counts.sum():,}"
-                in bar.says
+                in bar.tooltip
             )
-            assert f"{cells // (1 if bar.gate.block is not None else blocks):,} " in bar.says
-            assert "Click" in bar.says
+            assert f"{cells // (1 if bar.gate.block is not None else blocks):,} " in bar.tooltip
+            assert "Click" in bar.tooltip
     chart = view.charts[-1]
     at = where(chart, 1)
     QApplication.sendEvent(chart, QHelpEvent(QEvent.Type.ToolTip, at, chart.mapToGlobal(at)))
-    assert QToolTip.text() == chart.bars[1].says
+    assert QToolTip.text() == chart.bars[1].tooltip
     QToolTip.hideText()
 
 

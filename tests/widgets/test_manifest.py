@@ -55,12 +55,12 @@ def test_the_reader_is_asked_for_every_type_that_can_be_read(plugin):
 
 
 def test_the_preferences_hold_what_the_form_asks_for(plugin):
-    from napari_shmoareg.plugin.register.form import to_words
+    from napari_shmoareg.plugin.register.form import to_preferences
     from napari_shmoareg.settings import RegistrationRequest
 
     page = plugin.contributions.configurations["registration"]
     kept = {name: about.default for name, about in page.properties.items()}
-    assert kept == to_words(RegistrationRequest())
+    assert kept == to_preferences(RegistrationRequest())
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -142,7 +142,7 @@ def test_two_selected_images_are_what_the_layers_menu_registers(
     plugin, make_napari_viewer, phantoms
 ):
     from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
-    from napari_shmoareg.plugin.opening import take_selected
+    from napari_shmoareg.plugin.opening import register_selected
 
     viewer = make_napari_viewer()
     add_layers(viewer, layers_of_pair(phantoms))
@@ -150,7 +150,7 @@ def test_two_selected_images_are_what_the_layers_menu_registers(
     for first, second in ((moving, fixed), (fixed, moving)):
         viewer.layers.selection = {first, second}
         viewer.layers.selection._current = second
-        take_selected()
+        register_selected()
         panel = viewer.window.dock_widgets["Register (shmoareg)"]
         assert (panel.pickers.pair["moving"], panel.pickers.pair["fixed"]) == (first, second)
 
@@ -159,12 +159,12 @@ def test_other_than_two_selected_images_are_refused_in_plain_words(
     plugin, make_napari_viewer, phantoms, told
 ):
     from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
-    from napari_shmoareg.plugin.opening import take_selected
+    from napari_shmoareg.plugin.opening import register_selected
 
     viewer = make_napari_viewer()
     add_layers(viewer, layers_of_pair(phantoms))
     viewer.layers.selection = {viewer.layers["fixed"], viewer.layers["fixed_labels"]}
-    take_selected()
+    register_selected()
     assert "1 of the 2 selected layers are images" in told("warning")
     assert not viewer.window.dock_widgets
 
@@ -172,13 +172,13 @@ def test_other_than_two_selected_images_are_refused_in_plain_words(
 def test_a_selected_image_that_cannot_be_registered_is_named_with_the_reason(
     plugin, make_napari_viewer, told
 ):
-    from napari_shmoareg.plugin.opening import take_selected
+    from napari_shmoareg.plugin.opening import register_selected
 
     viewer = make_napari_viewer()
     viewer.add_image(np.zeros((4, 5, 6)), name="scan")
     viewer.add_image(np.zeros((4, 5, 6, 3)), name="photograph", rgb=True)
     viewer.layers.selection = set(viewer.layers)
-    take_selected()
+    register_selected()
     assert "'photograph' is a colour image" in told("warning") and not viewer.window.dock_widgets
 
 

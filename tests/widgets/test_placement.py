@@ -8,7 +8,7 @@ from napari.layers import Image, Labels, Points
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.plugin.placement import AXES, layer_options, place, tag, volume_of
+from napari_shmoareg.plugin.placement import AXES, layer_options, tag, to_layer_geometry, volume_of
 
 
 def straight_volume(codes: np.ndarray, shape=(5, 6, 7), is_labels=False) -> Volume:
@@ -69,7 +69,7 @@ def test_an_oblique_scan_is_shown_straight_and_registered_as_it_is(phantoms):
 
 
 def test_a_copy_of_labels_holds_only_labels_and_covers_as_much(phantoms):
-    placed = place(phantoms.fixed_labels, finer=2)
+    placed = to_layer_geometry(phantoms.fixed_labels, finer=2)
     assert set(np.unique(placed.data)) == set(np.unique(phantoms.fixed_labels.values))
     space = np.prod(placed.scale) / np.prod(phantoms.fixed_labels.grid.spacing)
     assert (placed.data == 2).sum() * space == pytest.approx(

@@ -167,7 +167,7 @@ def test_closing_the_dock_during_a_comparison_puts_everything_back(
 
 def test_a_checkerboard_takes_alternate_tiles_from_either_image(viewer, registration, compare):
     shown = compare("checkerboard")
-    layer, both = shown.layer, shown.prepared.sides
+    layer, both = shown.layer, shown.prepared.image_pair
     assert layer.name == "#1 checkerboard, warped" and tag(layer, "registration") is registration
     spacing = np.array(layer.scale)
     middle = np.array(layer.translate) + spacing * (np.array(layer.data.shape) - 1) / 2
@@ -186,7 +186,7 @@ def test_a_swipe_shows_the_fixed_image_on_the_left_of_the_screen_in_every_view(
     panel, viewer, compare, qtbot
 ):
     shown = compare("swipe")
-    both, slider = shown.prepared.sides, panel.compare_box.slider
+    both, slider = shown.prepared.image_pair, panel.compare_box.slider
     assert viewer.dims.displayed == (1, 2) and str(viewer.scene.camera.orientation[-1]) == "left"
     for order, axis in (((0, 1, 2), 2), ((2, 0, 1), 1), ((1, 0, 2), 2)):
         viewer.dims.order = order
@@ -245,8 +245,8 @@ def test_a_comparison_goes_on_beside_a_time_series_and_says_when_it_cannot(
     shown.follow()
     assert (shown.layer.data == before).all()
     viewer.dims.order = (1, 2, 0, 3)
-    assert (shown.layer.data == shown.prepared.sides.fixed).all()
-    assert f"The {mode} shows the fixed image alone: fewer than two of the axes" in "".join(told)
+    assert (shown.layer.data == shown.prepared.image_pair.fixed).all()
+    assert f"The {mode} shows only the fixed image: fewer than two of the axes" in "".join(told)
 
 
 def test_the_edge_of_a_swipe_is_taken_in_a_viewer_in_um(viewer, compare):
@@ -469,7 +469,7 @@ def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(
     del panel
     qtbot.waitUntil(lambda: bool(told), timeout=60000)
     assert len(told) == 1 and (
-        "not empty" in told[0] if full else f"saved in {tmp_path}" in told[0]
+        "not empty" in told[0] if full else f"was saved in {tmp_path}" in told[0]
     )
 
 
@@ -477,13 +477,13 @@ def test_a_save_that_is_cancelled_leaves_nothing(panel, tmp_path, qtbot):
     panel.save_all(tmp_path / "result")
     panel.saving.button.click()
     qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
-    assert list(tmp_path.iterdir()) == [] and "Stopped" in panel.saving.text.text()
+    assert list(tmp_path.iterdir()) == [] and "Cancelled" in panel.saving.text.text()
 
 
 def test_a_folder_that_is_not_empty_gets_a_new_one_inside(tmp_path, registration):
-    assert panel_module.place_in(tmp_path, registration) == tmp_path
+    assert panel_module.folder_in(tmp_path, registration) == tmp_path
     (tmp_path / "moving_onto_fixed").mkdir()
-    assert panel_module.place_in(tmp_path, registration) == tmp_path / "moving_onto_fixed_2"
+    assert panel_module.folder_in(tmp_path, registration) == tmp_path / "moving_onto_fixed_2"
 
 
 def test_looks_are_put_back_and_later_layers_left_alone(viewer, registration):
@@ -493,7 +493,7 @@ def test_looks_are_put_back_and_later_layers_left_alone(viewer, registration):
     for layer in viewer.layers:
         layer.visible, layer.opacity, layer.name_overlay.visible = True, 0.3, True
     viewer.canvas.grid.enabled = True
-    looks.put_back(viewer)
+    looks.restore(viewer)
     assert later.visible and later.opacity == 0.3
     viewer.layers.remove(later)
     assert state(viewer) == before

@@ -16,7 +16,7 @@ import pytest
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import DisplacementField, Grid, Volume
 from napari_shmoareg.io import write_displacement, write_image, write_registration
-from napari_shmoareg.io.images import Contents, is_named_as_labels, inspect_file
+from napari_shmoareg.io.images import Contents, inspect_file, is_named_as_labels
 from napari_shmoareg.plugin.placement import tag, volume_of
 from napari_shmoareg.plugin.reader import read
 from napari_shmoareg.plugin.registrations import (
@@ -134,9 +134,9 @@ def test_an_image_comes_back_from_its_layer_to_the_bit(viewer, files, phantoms, 
     back = volume_of(viewer.layers["a"])
     assert (back.values == phantoms.moving.values).all()
     assert np.allclose(back.grid.affine, phantoms.moving.grid.affine, atol=1e-5)
-    assert told("info").count("does not stand straight") == 1
+    assert told("info").count("is oblique to the patient's axes") == 1
     viewer.open([files["fixed"]], **SHMOAREG)
-    assert told("info").count("does not stand straight") == 1
+    assert told("info").count("is oblique to the patient's axes") == 1
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_place_that_was_guessed_is_told(viewer, tmp_path, told):
     image = nibabel.Nifti1Image(np.random.default_rng(0).random((5, 6, 7)).astype(np.float32), None)
     nibabel.save(image, tmp_path / "lost.nii.gz")
     viewer.open([str(tmp_path / "lost.nii.gz")], **SHMOAREG)
-    assert "does not say where its voxels stand" in told("warning") and len(viewer.layers) == 1
+    assert "does not say where its voxels are" in told("warning") and len(viewer.layers) == 1
 
 
 def test_a_damaged_file_is_told_in_our_words_and_the_others_open(viewer, files, tmp_path, told):
@@ -208,7 +208,7 @@ def test_a_damaged_file_is_told_in_our_words_and_the_others_open(viewer, files, 
     assert viewer.open([str(tmp_path / "bad.nii.gz"), files["fixed"]], **SHMOAREG) == [
         viewer.layers["b"]
     ]
-    assert "is not the image that its ending announces" in told("error")
+    assert "is not the kind of image that its ending suggests" in told("error")
 
 
 @pytest.mark.parametrize(

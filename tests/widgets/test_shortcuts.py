@@ -12,7 +12,7 @@ from napari.utils.shortcuts import default_shortcuts
 
 from napari_shmoareg.geometry import VolumePair
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.plugin.showing import KEYS, bind, layer_of, says
+from napari_shmoareg.plugin.showing import KEYS, bind_keys, layer_of, with_key
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_no_key_is_one_of_naparis_own():
 
 
 def test_a_tooltip_names_the_key():
-    assert says("Next head", "head") == "Next head (Shift+H)"
+    assert with_key("Next head", "head") == "Next head (Shift+H)"
 
 
 def test_a_key_changes_between_warped_and_moving_and_between_warped_and_fixed(model, registration):
@@ -136,6 +136,6 @@ def test_keys_act_on_the_selected_registration_and_else_on_the_newest(model, reg
 
 def test_keys_of_a_viewer_without_a_registration_say_what_to_do():
     viewer = ViewerModel()
-    bind(viewer)
-    bind(viewer)
+    bind_keys(viewer)
+    bind_keys(viewer)
     assert all("register a pair" in press(viewer, act) for act in KEYS)

@@ -10,12 +10,12 @@ from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
 from napari_shmoareg.plugin.placement import layer_options, to_viewer
 from napari_shmoareg.plugin.viewer import (
-    attend,
     axial,
     centre_on,
     coronal,
-    look,
     sagittal,
+    set_up_viewer,
+    show_view,
     shown_view,
 )
 
@@ -41,7 +41,7 @@ def test_a_view_is_known_by_its_name_and_3d_is_none_of_them(pair):
     viewer = ViewerModel()
     add_layers(viewer, layers_of_pair(pair))
     for name in ("coronal", "sagittal", "axial"):
-        look(viewer, name)
+        show_view(viewer, name)
         assert shown_view(viewer) == name and viewer.dims.ndisplay == 2
     viewer.dims.ndisplay = 3
     assert shown_view(viewer) is None
@@ -68,17 +68,17 @@ def test_a_viewer_of_other_axes_is_left_as_it_is():
 
 def test_labels_that_come_later_are_outlined_and_what_a_person_set_is_kept(pair):
     viewer = ViewerModel()
-    attend(viewer)
-    attend(viewer)
+    set_up_viewer(viewer)
+    set_up_viewer(viewer)
     added = add_layers(viewer, layers_of_pair(pair))
     assert [layer.contour for layer in added[2:]] == [2, 2]
     added[2].contour = 0
-    attend(viewer)
+    set_up_viewer(viewer)
     assert added[2].contour == 0
     assert len([c for c in viewer.layers.events.inserted.callbacks if "outline" in str(c)]) == 1
 
 
 def test_labels_of_others_are_not_outlined():
     viewer = ViewerModel()
-    attend(viewer)
+    set_up_viewer(viewer)
     assert viewer.add_labels(np.ones((3, 4, 5), int)).contour == 0

@@ -28,7 +28,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, replay_of
-from napari_shmoareg.plugin.experts.pins import about, own_layer
+from napari_shmoareg.plugin.experts.pins import about, linked_layer
 from napari_shmoareg.plugin.placement import KEY
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ ANOTHER = (
 ASKED = 12  # tokens of each gate whose choices are compared with those of the registration
 
 
-class Probed(NamedTuple):
+class ProbeResult(NamedTuple):
     """A probe, and how far it is that of the registration.
 
     Attributes
@@ -65,9 +65,9 @@ class Probed(NamedTuple):
     asked: int
 
 
-def probe_of(
+def run_probe(
     registration: Registration, report: Report, weights: str | Path | None = None
-) -> Probed:
+) -> ProbeResult:
     """Run the encoder once more, and compare its choices with the registration's; in a worker's
     thread, seconds.
 
@@ -92,7 +92,7 @@ def probe_of(
             chosen = {found.head for found in probe.at(load.gate, cell)}
             same += chosen == set(np.flatnonzero(load.values[cell]).tolist())
             asked += 1
-    return Probed(probe, same, asked)
+    return ProbeResult(probe, same, asked)
 
 
 def show_attention(
@@ -116,7 +116,7 @@ def show_attention(
         "colormap": head_colours(),
         "contrast_limits": (0.0, top),
     }
-    layer = own_layer(viewer, registration, ROLE)
+    layer = linked_layer(viewer, registration, ROLE)
     if layer is None:
         from napari.layers import Image
 
@@ -142,12 +142,12 @@ def _placed(options: dict[str, Any]) -> tuple[Any, Any]:
 
 def drop_attention(viewer: Viewer, registration: Registration) -> None:
     """Take the layer away."""
-    layer = own_layer(viewer, registration, ROLE)
+    layer = linked_layer(viewer, registration, ROLE)
     if layer is not None:
         viewer.layers.remove(layer)
 
 
-def doubt(probed: Probed) -> str:
+def mismatch_warning(probed: ProbeResult) -> str:
     """What has to be said of a network that does not choose as the registration did."""
     return (
         "" if probed.same == probed.asked else ANOTHER.format(same=probed.same, asked=probed.asked)
@@ -205,7 +205,9 @@ class AttentionBox(QWidget):
         self._next: tuple[str | Path | None] | None = None
         self._number = 0
         self._cell: CellReading | None = None
-        self.probes: weakref.WeakKeyDictionary[Registration, Probed] = weakref.WeakKeyDictionary()
+        self.probes: weakref.WeakKeyDictionary[Registration, ProbeResult] = (
+            weakref.WeakKeyDictionary()
+        )
         self.heads: list[HeadAttention] = []
         self.task = Task(self, "the attention of a registration")
         self._build()
@@ -227,7 +229,7 @@ class AttentionBox(QWidget):
             if registration is None or registration not in self.probes:
                 self._stop("")
             else:
-                self._say(doubt(self.probes[registration]))
+                self._say(mismatch_warning(self.probes[registration]))
             self.setVisible(
                 registration is not None and bool(registration.routing.select(part="encoder"))
             )  # none without MoA
@@ -252,9 +254,9 @@ class AttentionBox(QWidget):
         self._asked = weakref.ref(registration)
         held = self._asked
 
-        def probe(report: Report) -> Probed | None:
+        def probe(report: Report) -> ProbeResult | None:
             there = held()
-            return None if there is None else probe_of(there, report, weights)
+            return None if there is None else run_probe(there, report, weights)
 
         if self.task.start(probe):
             self._say("Loading the network …", busy=True)
@@ -328,12 +330,12 @@ class AttentionBox(QWidget):
         if wanted is not None:
             self.run(*wanted)
 
-    def _take(self, probed: Probed | None) -> None:
+    def _take(self, probed: ProbeResult | None) -> None:
         registration = None if self._asked is None else self._asked()
         if registration is not None and probed is not None:
             self.probes[registration] = probed
             if self._is_shown():
-                self._say(doubt(probed))
+                self._say(mismatch_warning(probed))
                 self._draw()
         self._go_on()
 

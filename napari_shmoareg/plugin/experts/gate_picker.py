@@ -32,7 +32,7 @@ TIPS = {
 }
 
 
-def said_where(where: Mapping[str, Any]) -> str:
+def describe_gates(where: Mapping[str, Any]) -> str:
     """Fields of `GateId` in words: ``decoder layer 1, direction x``; what is left out means all."""
     part, layer = where["part"], where.get("layer")
     parts = [f"all {part} layers" if layer is None else f"{part} layer {layer}"]
@@ -46,7 +46,7 @@ def said_where(where: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-class WherePicker(QWidget):
+class GatePicker(QWidget):
     """Which gates are meant.
 
     Parameters

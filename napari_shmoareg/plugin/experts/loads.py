@@ -372,14 +372,15 @@ class LayersView(Section):
         """Draw the cells of one expert alone; where that is so already, those of all experts."""
         stride = next((one.stride for one in registration.routing if one.gate == bar.gate), None)
         opened = [
-            showing.which(layer) for layer in showing.expert_layers(self._viewer, self._number)
+            showing.direction_and_stride(layer)
+            for layer in showing.expert_layers(self._viewer, self._number)
         ]
         if (bar.gate.direction, stride) not in opened:
             return False
         again = self._shown() == (bar.gate, bar.expert)
         layer = showing.show_experts(self._viewer, self._number, bar.gate.direction, stride)
         if layer is not None:
-            showing.draw_alone(layer, None if again else bar.expert)
+            showing.draw_single_expert(layer, None if again else bar.expert)
         return layer is not None
 
     def _shown(self) -> tuple[GateId | None, int]:
@@ -388,7 +389,7 @@ class LayersView(Section):
         if head is not None and head.visible:
             return tag(head, "load").gate, tag(head, "head")
         for layer in showing.expert_layers(self._viewer, self._number):
-            expert = showing.alone(layer)
+            expert = showing.single_expert(layer)
             if layer.visible and expert is not None:
                 return tag(layer, "expert_map").gate, expert
         return None, -1

@@ -22,7 +22,7 @@ from napari_shmoareg.plugin.deformation import SPACING, set_spacing
 from napari_shmoareg.plugin.layers import FOLDS, expert_names, resolution
 from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
-from napari_shmoareg.plugin.showing import says
+from napari_shmoareg.plugin.showing import with_key
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -215,11 +215,11 @@ class DecoderSection(Section):
         self._last: tuple[str, int] | None = None  # direction and stride that were shown
         self.on = QCheckBox("Show expert map")
         self.on.setToolTip(
-            says("Show or hide the expert map; the key goes on to the next one", "expert_map")
+            with_key("Show or hide the expert map; the key goes on to the next one", "expert_map")
         )
         self.direction, self.resolution, self.drawn = QComboBox(), QComboBox(), QComboBox()
         self.direction.setToolTip(
-            says("Each component of the displacement has experts of its own", "direction")
+            with_key("Each component of the displacement has experts of its own", "direction")
         )
         self.resolution.setToolTip(
             "Of the decoder layer: its cells are as big as the network grid's voxels, or twice"
@@ -262,8 +262,8 @@ class DecoderSection(Section):
         fill(self.direction, {m.direction: f"{m.direction} ({along(m)})" for m in maps})
         fill(self.resolution, {m.stride: resolution(m.stride) for m in maps})
         if shown is not None:
-            self._last = showing.which(shown)
-        direction, stride = self._last or showing.which(opened[0])
+            self._last = showing.direction_and_stride(shown)
+        direction, stride = self._last or showing.direction_and_stride(opened[0])
         pick(self.direction, direction)
         pick(self.resolution, stride)
         seen = next((m for m in maps if (m.direction, m.stride) == self._wanted()), maps[0])
@@ -273,7 +273,7 @@ class DecoderSection(Section):
             self.drawn,
             {ALL: "all experts"} | {n: f"{name} alone" for n, (_, name, _) in enumerate(entries)},
         )
-        alone = showing.alone(opened[maps.index(seen)])
+        alone = showing.single_expert(opened[maps.index(seen)])
         pick(self.drawn, ALL if alone is None else alone)
 
     def _wanted(self) -> tuple[str, int]:
@@ -282,7 +282,7 @@ class DecoderSection(Section):
     def _choose(self, drawn: int | None = None) -> None:
         layer = showing.show_experts(self._viewer, self._number, *self._wanted())
         if layer is not None and drawn is not None:
-            showing.draw_alone(layer, None if drawn == ALL else drawn)
+            showing.draw_single_expert(layer, None if drawn == ALL else drawn)
         self.refresh()
 
     def _switch(self, on: bool) -> None:
@@ -338,7 +338,7 @@ class EncoderSection(Section):
         )
         self.image.setToolTip("Both images pass the same encoder; each has choices of its own")
         self.block.setToolTip("Block of the layer: each has a gate of its own")
-        self.head.setToolTip(says("Attention head, with its share of selections", "head"))
+        self.head.setToolTip(with_key("Attention head, with its share of selections", "head"))
         self.counted = QCheckBox("How often chosen, all blocks")
         self.counted.setToolTip(
             "Not the weight in one block, but in how many blocks of the layer a token chose the"
@@ -463,12 +463,12 @@ class DeformationSection(Section):
             "jacobian": QCheckBox("Jacobian and folding"),
         }
         tooltips = {
-            "grid": says(f"Lines bent by what lies in the slice {MAP}", "grid"),
+            "grid": with_key(f"Lines bent by what lies in the slice {MAP}", "grid"),
             "arrows": (
                 f"What lies in the slice {MAP}; the colour is the whole length, through the"
                 " slice too"
             ),
-            "jacobian": says(
+            "jacobian": with_key(
                 "Change of volume at every voxel: 1 is none, 2 is twice as big, 0 or less is"
                 " folding (red)",
                 "jacobian",
@@ -511,7 +511,7 @@ class DeformationSection(Section):
             with signals_blocked(self.spacing):
                 self.spacing.setValue(spacing)
         if arrows is not None:
-            most = tag(arrows, "longest")
+            most = tag(arrows, "arrow_limit")
             colours = arrows.edge_colormap.map(np.linspace(0, 1, 16))
             self.arrow_ramp.show_colours(colours, ["0", f"{most / 2:.1f}", f"{most:.1f} mm"])
         if jacobian is not None:

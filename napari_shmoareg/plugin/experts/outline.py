@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.plugin.experts.pins import about, drop_orphans, own_layer
+from napari_shmoareg.plugin.experts.pins import about, drop_orphans, linked_layer
 from napari_shmoareg.plugin.placement import (
     AXES,
     UNITS,
@@ -89,7 +89,7 @@ class Outline:
         )
         if viewer is None or registration is None or self._cell is None:
             return
-        layer = own_layer(viewer, registration, ROLE)
+        layer = linked_layer(viewer, registration, ROLE)
         if layer is None and self._made:  # it was taken away: the slider moved for that
             return
         corners = corners_of(registration, self._cell)

@@ -30,7 +30,7 @@ from napari_shmoareg.plugin.registrations import (
     title,
     unwrap,
 )
-from napari_shmoareg.plugin.viewer import attend
+from napari_shmoareg.plugin.viewer import set_up_viewer
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -140,7 +140,7 @@ class ExpertsPanel(Panel):
         known = {self.registration.itemData(n) for n in range(self.registration.count())}
         new = max(set(opened) - known, default=None)
         if opened:
-            attend(self._viewer)
+            set_up_viewer(self._viewer)
         fill(
             self.registration,
             {number: title(number, registration) for number, registration in opened.items()},

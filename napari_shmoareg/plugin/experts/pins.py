@@ -53,7 +53,7 @@ OWN = ("locations", "token_box", "attention")
 TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
 
 
-def own_layer(viewer: Viewer, registration: Registration | None, role: str) -> Layer | None:
+def linked_layer(viewer: Viewer, registration: Registration | None, role: str) -> Layer | None:
     """The layer of a registration in one of the roles `OWN`; None where there is none."""
     return next(
         (
@@ -90,7 +90,7 @@ def drop_orphans(viewer: Viewer) -> None:
 
 def pins_of(viewer: Viewer, registration: Registration) -> NDArray[np.float64]:
     """The locations that are pinned, (n, 3), mm RAS."""
-    return points_of(own_layer(viewer, registration, "locations"))  # type: ignore[arg-type]
+    return points_of(linked_layer(viewer, registration, "locations"))  # type: ignore[arg-type]
 
 
 def pin(viewer: Viewer, number: int, registration: Registration, point: ArrayLike) -> Points:
@@ -104,14 +104,16 @@ def pin(viewer: Viewer, number: int, registration: Registration, point: ArrayLik
     points = pins_of(viewer, registration)
     if len(points) >= MOST:
         raise InputError(TOO_MANY)
-    layer = own_layer(viewer, registration, "locations") or _add_layer(viewer, number, registration)
+    layer = linked_layer(viewer, registration, "locations") or _add_layer(
+        viewer, number, registration
+    )
     _put(layer, np.concatenate([points, np.reshape(point, (1, 3))]))  # type: ignore[arg-type]
     return layer  # type: ignore[return-value]
 
 
 def unpin(viewer: Viewer, registration: Registration, index: int) -> None:
     """Let a location go; the others are numbered anew, and the layer goes with the last."""
-    layer = own_layer(viewer, registration, "locations")
+    layer = linked_layer(viewer, registration, "locations")
     if layer is None:
         return
     points = np.delete(pins_of(viewer, registration), index, axis=0)
@@ -121,7 +123,7 @@ def unpin(viewer: Viewer, registration: Registration, index: int) -> None:
         viewer.layers.remove(layer)
 
 
-def dress(layer: Points) -> None:
+def number_points(layer: Points) -> None:
     """Number the points in their order, each in its colour; those beyond the fifth stay grey."""
     numbers = np.arange(1, len(layer.data) + 1)
     if list(layer.features.get("pin", ())) == list(numbers):
@@ -135,7 +137,7 @@ def _put(layer: Points, points: NDArray[np.float64]) -> None:
     placed = [layer.world_to_data(p) for p in to_viewer(points) / mm_per(layer.units)]
     layer.selected_data = set()
     layer.data = np.reshape(placed, (-1, 3))
-    dress(layer)
+    number_points(layer)
 
 
 def _add_layer(viewer: Viewer, number: int, registration: Registration) -> Points:
@@ -337,7 +339,7 @@ class PinsBox(QWidget):
         self._watch(
             None
             if viewer is None or registration is None
-            else own_layer(viewer, registration, "locations")
+            else linked_layer(viewer, registration, "locations")
         )
         self.readings = []
         for number, (row, point) in enumerate(zip(self.rows, points, strict=False), start=1):
@@ -461,7 +463,7 @@ class PinsBox(QWidget):
 
     def _changed(self, event: Any) -> None:
         if event.type == "data" and str(event.action).endswith(("added", "removed", "changed")):
-            dress(event.source)
+            number_points(event.source)
         if not self._soon.isActive():
             self._soon.start()
 

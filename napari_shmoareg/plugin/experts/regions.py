@@ -33,7 +33,7 @@ from napari_shmoareg.plugin.controls.bars import RegionBars
 from napari_shmoareg.plugin.controls.forms import Section, fill, narrowed, wrapped
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons, origin_of
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
-from napari_shmoareg.plugin.experts.gate_picker import WherePicker, said_where
+from napari_shmoareg.plugin.experts.gate_picker import GatePicker, describe_gates
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.layers import expert_names
 from napari_shmoareg.plugin.placement import go_to, to_viewer
@@ -136,7 +136,7 @@ def count(report: Report, registration: Registration, asked: RegionRequest) -> R
             registration, labels, names=names, reference=reference, **gate._asdict()
         )
     report.check()
-    where, source = said_where(asked.where), str(asked.source)
+    where, source = describe_gates(asked.where), str(asked.source)
     return Regions(
         loads, labels, weakref.ref(registration), names, asked.reference, where, source, asked.key
     )
@@ -350,7 +350,7 @@ class RegionView(Section):
         self._asked: weakref.ref[Registration] | None = None  # of which regions are being counted
         self._own_reference = False  # whether a person picked it
         self.regions = RegionSource(viewer)
-        self.where = WherePicker("block")
+        self.where = GatePicker("block")
         self.reference = QComboBox()
         self.reference.setToolTip(
             "What each region is compared with: the whole image (air counts too: a "

@@ -91,7 +91,7 @@ class WhatIfView(Section):
             "Show the .safetensors file that this registration was made with, and go on with it"
         )
         self.progress, self.listed = ProgressBox(), SweepBox()
-        self.bar, self.told = self.progress.bar, self.progress.told
+        self.bar, self.told = self.progress.bar, self.progress.message
         self.table, self.buttons = self.listed.table, self.listed.buttons
         caption = QLabel(CAPTION)
         wrapped(caption, narrow=True)
@@ -258,7 +258,7 @@ class WhatIfView(Section):
             button.setText(CANCEL if self._doing == what else what)
             button.setEnabled(self._doing == what if busy else ready and (single or what == RUN))
         self.form.setEnabled(not busy)
-        self.progress.settle(busy=busy)
+        self.progress.update_visibility(busy=busy)
         last: Any = (
             None
             if registration is None

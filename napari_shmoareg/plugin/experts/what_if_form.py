@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QVBoxLayout, QWidg
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.controls.forms import arranged, fill, narrowed
-from napari_shmoareg.plugin.experts.gate_picker import WherePicker, said_where
+from napari_shmoareg.plugin.experts.gate_picker import GatePicker, describe_gates
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.experts.regions import called, selections
 
@@ -100,7 +100,9 @@ class ChangeRequest:
         """What a sweep does that is asked for with this, in words: a sweep takes all blocks and
         both images.
         """
-        gates = said_where({name: self.where.get(name) for name in ("part", "layer", "direction")})
+        gates = describe_gates(
+            {name: self.where.get(name) for name in ("part", "layer", "direction")}
+        )
         beside = (
             "each beside its random counterpart" if self.null else "without random counterparts"
         )
@@ -168,7 +170,7 @@ class WhatIfForm(QWidget):
         self.region.setToolTip(
             "Which of the regions; the cells that lie in it by half of their volume or more"
         )
-        self.where = WherePicker("layer", "block", "image", "direction")
+        self.where = GatePicker("layer", "block", "image", "direction")
         self.source = RegionSource(viewer, everywhere=True)
         self.null = QCheckBox("Beside it random experts")
         self.null.setToolTip(NULL_TIP)

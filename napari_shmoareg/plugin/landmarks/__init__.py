@@ -1,1 +1,1 @@
-"""The Landmarks panel: pairs of points, and their distance in mm."""
+"""The Landmarks panel: pairs of points and their distances in mm."""

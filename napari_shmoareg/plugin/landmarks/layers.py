@@ -1,4 +1,4 @@
-"""Landmarks as two Points layers, placed by clicking, and their distances."""
+"""Landmark pairs as two Points layers: setting, numbering and distances."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ if TYPE_CHECKING:
 
 SIDES = ("fixed", "moving")
 SYMBOLS = {"fixed": "disc", "moving": "cross"}
-SIZE = 1 / 90  # of what the viewer shows: a point's diameter
+SIZE = 1 / 90  # diameter of a point, as a fraction of the displayed extent
 
 
 @dataclass(frozen=True, eq=False)
 class Distances:
-    """Between the two points of each pair, mm, (n,) each; NaN where there is no registration.
+    """Distances of landmark pairs, mm, (n,) each; NaN without a registration.
 
     Attributes
     ----------
     before : array
-        As the images are filed: fixed point to moving point.
+        From the fixed to the moving point.
     affine, after : array
-        From where the affine, or the whole registration, takes the fixed point, to the moving
-        point: the target registration error.
+        From the fixed point, mapped by the affine or the whole registration, to the moving point:
+        the target registration error.
     """
 
     before: NDArray[np.float64]
@@ -63,7 +63,7 @@ class Distances:
 
 
 def measure(fixed: ArrayLike, moving: ArrayLike, registration: Registration | None) -> Distances:
-    """Distances of pairs of points, both (n, 3), mm RAS."""
+    """Measure pairs of points, both (n, 3), mm RAS."""
     x, y = np.reshape(fixed, (-1, 3)).astype(float), np.reshape(moving, (-1, 3)).astype(float)
     before = np.linalg.norm(x - y, axis=1)
     if registration is None or not len(x):
@@ -77,14 +77,14 @@ def measure(fixed: ArrayLike, moving: ArrayLike, registration: Registration | No
 
 
 def landmark_layer(viewer: Viewer, side: str) -> Points | None:
-    """The layer with the landmarks of the "fixed" or the "moving" image."""
+    """Return the landmark layer of the "fixed" or the "moving" image."""
     return next(
         (layer for layer in viewer.layers if tag(layer, "role") == f"landmarks_{side}"), None
     )
 
 
 def add_landmark_layers(viewer: Viewer) -> dict[str, Points]:
-    """The two layers; made where there are none."""
+    """Return the two landmark layers, adding missing ones."""
     from napari.layers import Points
 
     found = {}
@@ -116,17 +116,17 @@ def add_landmark_layers(viewer: Viewer) -> dict[str, Points]:
 
 
 def set_points(layer: Points, points: ArrayLike) -> None:
-    """Replace a layer's points by others, (n, 3) mm RAS."""
-    placed = [
+    """Replace the points of a layer, (n, 3) mm RAS."""
+    data = [
         layer.world_to_data(p) for p in to_viewer(np.reshape(points, (-1, 3))) / mm_per(layer.units)
     ]
     layer.selected_data = set()
-    layer.data = np.reshape(placed, (-1, 3))
-    dress(layer)
+    layer.data = np.reshape(data, (-1, 3))
+    number_points(layer)
 
 
-def dress(layer: Points) -> None:
-    """Number the points in their order, and give each pair its colour."""
+def number_points(layer: Points) -> None:
+    """Number the points in order, and colour them by pair."""
     numbers = np.arange(1, len(layer.data) + 1)
     if list(layer.features.get("pair", ())) == list(numbers):
         return
@@ -135,82 +135,72 @@ def dress(layer: Points) -> None:
         layer.face_color = [COLOURS[(n - 1) % len(COLOURS)] for n in numbers]
 
 
-def mend_pairs(viewer: Viewer) -> int:
-    """Drop points whose partner was deleted while no panel looked on: a gap in the other layer's
-    numbers tells.
+def remove_unpaired(viewer: Viewer) -> int:
+    """Remove points whose partner was deleted without a panel; return how many.
 
-    Returns
-    -------
-    int
-        How many were dropped.
+    They are recognised by gaps in the numbers of the other layer.
     """
     layers = [
         layer for layer in (landmark_layer(viewer, side) for side in SIDES) if layer is not None
     ]
     if len(layers) < len(SIDES):
         return 0
-    numbers = [_rising_numbers(layer) for layer in layers]
-    dropped = 0
-    for layer, mine, others in zip(layers, numbers, numbers[::-1], strict=True):
-        lone = [
+    numbers = [_increasing_numbers(layer) for layer in layers]
+    removed = 0
+    for layer, own, others in zip(layers, numbers, numbers[::-1], strict=True):
+        unpaired = [
             n
-            for n, number in enumerate(mine)
+            for n, number in enumerate(own)
             if number not in others and number < max(others, default=0)
         ]
-        drop_points(layer, lone)
-        dropped += len(lone)
-    return dropped
+        remove_points(layer, unpaired)
+        removed += len(unpaired)
+    return removed
 
 
-def drop_points(layer: Points, indices: list[int]) -> None:
-    """Delete points, and number the others anew."""
+def remove_points(layer: Points, indices: list[int]) -> None:
+    """Delete points and renumber the others."""
     if indices:
         layer.selected_data = set()
         layer.remove(indices)
-    dress(layer)
+    number_points(layer)
 
 
 def _follow_units(event: Any) -> None:
-    """Give the landmarks the units of the other layers: napari takes a click for one in the layer's
-    own.
-    """
+    """Convert the landmark layers to the units of the others, as napari does not convert clicks."""
     layers: LayerList = event.source
-    ours = [layer for layer in layers if str(tag(layer, "role")).startswith("landmarks_")]
-    others = [layer for layer in layers if layer not in ours]
-    wanted = lengths(layers.get_extent(others).units if others else None)
-    for layer in ours:
-        _in_units(layer, wanted)
+    landmarks = [layer for layer in layers if str(tag(layer, "role")).startswith("landmarks_")]
+    others = [layer for layer in layers if layer not in landmarks]
+    units = lengths(layers.get_extent(others).units if others else None)
+    for layer in landmarks:
+        _convert_units(layer, units)
 
 
-def _in_units(layer: Points, units: Any) -> None:
-    """Say a layer's place in other units."""
+def _convert_units(layer: Points, units: Any) -> None:
+    """Convert the scale and position of a layer to other units."""
     ratio = mm_per(layer.units) / mm_per(units)
     if ratio == 1:
         return
     scale, translate = np.asarray(layer.scale) * ratio, np.asarray(layer.translate) * ratio
-    # either way what is shown is for a moment too large, not too small, so that the sliders stay
+    # in this order the extent is temporarily too large, never too small, so the sliders stay
     if ratio < 1:
         layer.units = units
     layer.scale, layer.translate = scale, translate
     layer.units = units
 
 
-def _rising_numbers(layer: Points) -> list[float]:
-    """The numbers of a layer's points as far as they rise; points added since then have others, or
-    none.
-    """
-    rising: list[float] = []
+def _increasing_numbers(layer: Points) -> list[float]:
+    """Return the increasing numbers of a layer's points, without points added later."""
+    increasing: list[float] = []
     for number in np.asarray(layer.features.get("pair", ()), dtype=float):
-        if not number > (rising[-1] if rising else 0):
+        if not number > (increasing[-1] if increasing else 0):
             break
-        rising.append(float(number))
-    return rising
+        increasing.append(float(number))
+    return increasing
 
 
 def _step_and_size(viewer: Viewer) -> tuple[tuple[float, ...], float]:
-    """Voxels and extent of what is shown, mm: points on other steps would make the sliders' own
-    finer.
-    """
+    """Return the step and extent of the layers, mm; finer steps would refine the sliders."""
     if not len(viewer.layers):
         return (1.0, 1.0, 1.0), 300.0
     low, high = viewer.layers.extent.world[:, -3:]
@@ -218,22 +208,21 @@ def _step_and_size(viewer: Viewer) -> tuple[tuple[float, ...], float]:
 
 
 TIP = (
-    "Set pairs by clicking: a place in the fixed image, then the same one in the moving image. The"
-    " image to click in is shown by itself. Points can be dragged afterwards."
+    "Set pairs by clicking a location in the fixed image, then the corresponding one in the moving"
+    " image. Only the image to click in is shown. Points can be dragged afterwards."
 )
 
 
-class Adding:
-    """Points are being added: shows the image that the next one belongs to, and listens for the
-    click.
+class PairPlacement:
+    """Lets the user add points: shows the image of the next point and waits for the click.
 
-    The side with fewer points is next, so that pairs come to be whole whatever was deleted.
+    The image with fewer points is next, so that pairs are completed even after deletions.
 
     Parameters
     ----------
     viewer : Viewer
     number : int or None
-        Of the registration that is looked at, if there is one.
+        Number of the picked registration.
     registration : Registration or None
     """
 
@@ -250,7 +239,7 @@ class Adding:
                 )
             if image is None:
                 raise InputError(
-                    f"There is no {side} image among the layers. Open the pair, and pick it in the"
+                    f"There is no {side} image among the layers. Open the pair and pick it in the"
                     " Register panel."
                 )
         self._images = {
@@ -258,29 +247,29 @@ class Adding:
         }
         self._affine = None if registration is None else registration.affine
         self._layers = add_landmark_layers(viewer)
-        self._looks = ViewerState(viewer)
+        self._saved_state = ViewerState(viewer)
         self.side = ""
         self.advance()
 
     @property
     def hint(self) -> str:
-        """What to do next."""
+        """Instructions for the next point."""
         count = len(self._layers[self.side].data) + 1
         return (
-            f"Pair {count}: click the place in the {self.side} image, which is shown now. 'Done'"
-            " ends it."
+            f"Pair {count}: click the location in the {self.side} image, which is shown. Press"
+            " 'Done' to finish."
         )
 
     def advance(self) -> None:
-        """Turn to the image that the next point belongs to."""
+        """Show the image of the next point."""
         viewer = self._viewer()
         if viewer is None:
             return
         fixed, moving = (points_of(self._layers[side]) for side in ("fixed", "moving"))
         before, self.side = self.side, "fixed" if len(fixed) <= len(moving) else "moving"
         if self.side == "moving" and self._affine is not None:
-            # Ours: only the affine leads the eye to the place, so that the deformation is judged
-            # unseen.
+            # Ours: only the affine suggests the location, so that the points are independent
+            # of the deformation.
             guess = self._affine[:3, :3] @ fixed[len(moving)] + self._affine[:3, 3]
             go_to(viewer, to_viewer(guess))
         elif before == "moving":
@@ -297,81 +286,74 @@ class Adding:
         active.mode = "add"
 
     def end(self) -> None:
-        """Show the layers as they were."""
+        """Restore the layers."""
         viewer = self._viewer()
         if viewer is None:
             return
-        self._looks.put_back(viewer)
+        self._saved_state.restore(viewer)
         for layer in self._layers.values():
             if layer in viewer.layers:
                 layer.visible = True
-                # last: napari gives a layer that is shown again the mode it had
+                # last, because napari restores the mode of a layer when it is shown
                 layer.mode = "pan_zoom"
 
 
 def _image(
     viewer: Viewer, number: int | None, registration: Registration | None, side: str
 ) -> Layer | None:
-    """The layer that shows the fixed or the moving image."""
+    """Return the layer of the fixed or the moving image."""
     if registration is None or number is None:
         return layer_in_role(viewer, side)
     return layer_of(viewer, registration, number, side)
 
 
 class AddButton(QPushButton):
-    """Begins and ends the setting of points.
+    """A button that starts and ends adding pairs for the picked registration."""
 
-    Parameters
-    ----------
-    viewer : Viewer
-    picker : RegistrationPicker
-        Which registration is looked at.
-    """
-
-    said = Signal(str)  # what to do next; empty when the setting of points ended
+    hint_changed = Signal(str)  # instructions; empty at the end
 
     def __init__(self, viewer: Viewer, picker: RegistrationPicker) -> None:
         super().__init__("Add pairs")
         self._viewer, self._picker = weakref.ref(viewer), picker
-        self._adding: Adding | None = None
+        self._adding: PairPlacement | None = None
         self._next = single_shot(self, 0, self._advance)
         self.setToolTip(TIP)
         self.clicked.connect(self.toggle_adding)
 
     @property
     def adding(self) -> bool:
-        """Whether points are being set."""
+        """Whether pairs are being added."""
         return self._adding is not None
 
     def toggle_adding(self) -> None:
-        """Begin, or end."""
+        """Start or end adding pairs."""
         viewer = self._viewer()
         if self._adding is not None or viewer is None:
             self.stop()
             return
         try:
-            self._adding = Adding(viewer, self._picker.number, self._picker.registration)
+            self._adding = PairPlacement(viewer, self._picker.number, self._picker.registration)
         except InputError as error:
             show_error(str(error))
-        self._say()
+        self._show_hint()
 
     def stop(self) -> None:
-        """End it; the layers look as before."""
+        """End adding pairs, and restore the layers."""
         adding, self._adding = self._adding, None
         if adding is not None:
             adding.end()
-        self._say()
+        self._show_hint()
 
     def points_changed(self) -> None:
-        """Go on to the next point, once napari is done with the last one."""
+        """Continue with the next point, after napari has processed the last one."""
         if self._adding is not None:
             self._next.start()
 
     def _advance(self) -> None:
         if self._adding is not None:
             self._adding.advance()
-            self._say()
+            self._show_hint()
 
-    def _say(self) -> None:
+    def _show_hint(self) -> None:
         self.setText("Add pairs" if self._adding is None else "Done")
-        self.said.emit("" if self._adding is None else self._adding.hint)
+        self.hint_changed.emit("" if self._adding is None else self._adding.hint)

@@ -1,4 +1,4 @@
-"""The Landmarks panel: files, table, distances in mm."""
+"""The Landmarks panel: files, table and distances in mm."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from napari_shmoareg.plugin.landmarks.layers import (
     AddButton,
     Distances,
     add_landmark_layers,
-    dress,
-    drop_points,
     landmark_layer,
     measure,
-    mend_pairs,
+    number_points,
+    remove_points,
+    remove_unpaired,
     set_points,
 )
 from napari_shmoareg.plugin.opening import Panel
@@ -48,32 +48,32 @@ if TYPE_CHECKING:
     from napari.layers import Points
 
 
-READS = "Points (*.csv *.txt *.mrk.json *.json *.fcsv)"
+READ_FILTER = "Points (*.csv *.txt *.mrk.json *.json *.fcsv)"
 KINDS = {"pairs": "Pairs…", "fixed": "Fixed points…", "moving": "Moving points…"}
 SLICER = "3D Slicer (*.mrk.json *.fcsv)"
-WRITES = {
+WRITE_FILTERS = {
     "pairs": ("landmarks.csv", "CSV (*.csv)"),
     "fixed": ("fixed.mrk.json", SLICER),
     "moving": ("moving.mrk.json", SLICER),
 }
 LOAD_TIP = (
-    "Read landmarks; they take the place of those that are there. Pairs: CSV, six numbers a row,"
-    " fixed point first. Points of one image: 3D Slicer's .mrk.json or .fcsv, or CSV. In mm, LPS"
-    " unless the file says RAS."
+    "Read landmarks, replacing the current ones. Pairs: CSV, six numbers per row, fixed"
+    " point first. Points of one image: .mrk.json or .fcsv of 3D Slicer, or CSV. In mm, LPS unless"
+    " the file specifies RAS."
 )
 SAVE_TIP = "Write the pairs as CSV (mm, LPS), or the points of one image for 3D Slicer."
-SWAP_TIP = "Exchange fixed and moving points, for a file that holds them the other way round."
+SWAP_TIP = "Exchange fixed and moving points, for a file with the opposite order."
 
 
 def load(viewer: Viewer, path: str, kind: str = "pairs") -> None:
-    """Read landmarks into the two layers, in place of those that are there; errors are told.
+    """Read landmarks into the two layers, replacing the current ones, or show an error.
 
     Parameters
     ----------
     viewer : Viewer
     path : str
     kind : {"pairs", "fixed", "moving"}
-        What the file holds: both points of each pair, or the points of one image.
+        Content of the file: pairs, or the points of one image.
     """
     from napari_shmoareg.io.landmarks import read_landmark_pairs, read_points
 
@@ -91,16 +91,11 @@ def load(viewer: Viewer, path: str, kind: str = "pairs") -> None:
     for side, points in found.items():
         set_points(layers[side], points)
     if notes:
-        show_info(
-            f"{path}: {'; '.join(notes)}. If fixed and moving are the wrong way round, press"
-            " 'Swap'."
-        )
+        show_info(f"{path}: {'; '.join(notes)}. If fixed and moving are exchanged, press 'Swap'.")
 
 
 def save(viewer: Viewer, path: str, kind: str = "pairs") -> None:
-    """Write the whole pairs as CSV, or the points of one image for 3D Slicer (see `load`); errors
-    are told.
-    """
+    """Write complete pairs as CSV or the points of one image for 3D Slicer, or show an error."""
     from napari_shmoareg.io.landmarks import write_landmark_pairs, write_slicer_points
 
     points = {side: points_of(landmark_layer(viewer, side)) for side in SIDES}
@@ -116,7 +111,7 @@ def save(viewer: Viewer, path: str, kind: str = "pairs") -> None:
         show_error(str(error))
     else:
         show_info(
-            f"{count} {'pairs' if kind == 'pairs' else f'{kind} points'} are saved in {path}."
+            f"{count} {'pairs' if kind == 'pairs' else f'{kind} points'} were saved in {path}."
         )
 
 
@@ -130,25 +125,23 @@ def swap(viewer: Viewer) -> None:
 
 
 class FileButtons(QWidget):
-    """Load, save, swap.
-
-    Parameters
-    ----------
-    viewer : Viewer
-    """
+    """Buttons to load, save and swap landmarks."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
-        for text, tip, ask in (("Load", LOAD_TIP, self._load), ("Save", SAVE_TIP, self._save)):
+        for text, tip, action_of_kind in (
+            ("Load", LOAD_TIP, self._load),
+            ("Save", SAVE_TIP, self._save),
+        ):
             button, menu = QPushButton(text), QMenu(self)
             button.setToolTip(tip)
-            for kind, words in KINDS.items():
-                action = menu.addAction(words)
+            for kind, entry in KINDS.items():
+                action = menu.addAction(entry)
                 if action is not None:
-                    action.triggered.connect(partial(ask, kind))
+                    action.triggered.connect(partial(action_of_kind, kind))
             button.setMenu(menu)
             row.addWidget(button)
         self.swap = QPushButton("Swap")
@@ -157,13 +150,13 @@ class FileButtons(QWidget):
         row.addWidget(self.swap)
 
     def _load(self, kind: str, _checked: bool = False) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Load landmarks", "", READS)
+        path, _ = QFileDialog.getOpenFileName(self, "Load landmarks", "", READ_FILTER)
         viewer = self._viewer()
         if path and viewer is not None:
             load(viewer, path, kind)
 
     def _save(self, kind: str, _checked: bool = False) -> None:
-        name, filters = WRITES[kind]
+        name, filters = WRITE_FILTERS[kind]
         path, _ = QFileDialog.getSaveFileName(self, "Save landmarks", name, filters)
         viewer = self._viewer()
         if path and viewer is not None:
@@ -178,22 +171,20 @@ class FileButtons(QWidget):
 HEADINGS = ("pair", "before", "affine", "after")
 TIPS = (
     "Number of the pair, as in the image.",
-    "Distance of the two points as the images are filed, mm.",
-    "Distance from where the affine takes the fixed point to the moving point, mm.",
+    "Distance of the two points before registration, mm.",
+    "Distance of the moving point from the fixed point mapped by the affine, mm.",
     (
-        "Target registration error: distance from where the registration takes the fixed point to"
-        " the moving point, mm."
+        "Target registration error: distance of the moving point from the fixed point mapped by the"
+        " registration, mm."
     ),
 )
-WHOLE = ("mean", "SD", "max")
+STATISTICS = ("mean", "SD", "max")
 
 
 class LandmarkTable(QWidget):
-    """Mean, SD and maximum over all pairs, and each pair below; a click on a pair asks to show
-    it.
-    """
+    """Mean, SD and maximum over all pairs, and a list of the pairs."""
 
-    asked = Signal(int)  # the pair, from 0, that was clicked
+    pair_clicked = Signal(int)  # index of the clicked pair, from 0
     chosen_changed = Signal()
 
     def __init__(self) -> None:
@@ -205,25 +196,27 @@ class LandmarkTable(QWidget):
         self.pairs = FigureTable(HEADINGS, TIPS, stretch="all")
         self.pairs.setSortingEnabled(True)
         self.pairs.sortByColumn(0, Qt.SortOrder.AscendingOrder)
-        self.pairs.setToolTip("Click a pair to bring it into view, a heading to sort.")
-        self.pairs.cellClicked.connect(lambda row, _column: self.asked.emit(self._pair_in(row)))
+        self.pairs.setToolTip("Click a pair to show it, or a heading to sort.")
+        self.pairs.cellClicked.connect(
+            lambda row, _column: self.pair_clicked.emit(self._pair_in(row))
+        )
         self.pairs.itemSelectionChanged.connect(self.chosen_changed.emit)
         arranged(QVBoxLayout(self), self.whole, self.pairs, wide=self.pairs)
 
     @property
     def chosen(self) -> set[int]:
-        """The pairs that are selected, from 0."""
+        """Indices of the selected pairs, from 0."""
         return {self._pair_in(row) for row in self.pairs.selected_rows()}
 
     def show_distances(self, found: Distances) -> None:
-        """Show other distances; what is selected and the order stay."""
+        """Replace the distances, keeping the selection and the order."""
         self._distances = found
         stages = found.before, found.affine, found.after
-        self.whole.setRowCount(len(WHOLE) if len(found.before) else 0)
-        for row, name in enumerate(WHOLE if len(found.before) else ()):
+        self.whole.setRowCount(len(STATISTICS) if len(found.before) else 0)
+        for row, name in enumerate(STATISTICS if len(found.before) else ()):
             cells = [
                 QTableWidgetItem(name),
-                *(Figure(_over_all(name, values), ".2f") for values in stages),
+                *(Figure(_statistic(name, values), ".2f") for values in stages),
             ]
             font = cells[-1].font()
             font.setBold(True)
@@ -234,7 +227,7 @@ class LandmarkTable(QWidget):
         self._show_pairs(np.stack(stages, axis=1))
 
     def to_clipboard(self) -> None:
-        """Put the distances on the clipboard, separated by tabs."""
+        """Copy the distances to the clipboard, separated by tabs."""
         found, clipboard = self._distances, QApplication.clipboard()
         rows = [
             {"pair": n, "before_mm": before, "affine_mm": affine, "after_mm": after}
@@ -272,8 +265,8 @@ class LandmarkTable(QWidget):
         return int(cell.text()) - 1 if cell is not None else -1
 
 
-def _over_all(name: str, values: np.ndarray) -> float | None:
-    """ "mean", "SD" (of a sample) or "max"; None where it is not known."""
+def _statistic(name: str, values: np.ndarray) -> float | None:
+    """Return the "mean", "SD" (of a sample) or "max"; None if unknown."""
     if np.isnan(values).any() or (name == "SD" and len(values) < 2):
         return None
     if name == "SD":
@@ -282,20 +275,14 @@ def _over_all(name: str, values: np.ndarray) -> float | None:
 
 
 WIDTH = 300
-SOON = 40  # ms between two measurements while a point is dragged
+UPDATE_INTERVAL = 40  # ms between updates while a point is dragged
 INVITE = (
-    "Set the same places in the fixed and in the moving image, or load them: the registration is"
-    " judged at them."
+    "Set or load corresponding points in the fixed and moving images to measure the registration."
 )
 
 
 class LandmarksPanel(Panel):
-    """Sets, reads, writes and measures pairs of landmarks.
-
-    Parameters
-    ----------
-    napari_viewer : Viewer
-    """
+    """Sets, reads, writes and measures pairs of landmarks."""
 
     kind = "Landmarks"
 
@@ -305,13 +292,13 @@ class LandmarksPanel(Panel):
         viewer = unwrap(napari_viewer)
         self._viewer = weakref.ref(viewer)
         self._watched: weakref.WeakSet[Points] = weakref.WeakSet()
-        self._closed = self._dropping = False
-        self._soon = single_shot(self, SOON, self.update_table)
+        self._closed = self._removing = False
+        self._timer = single_shot(self, UPDATE_INTERVAL, self.update_table)
         self._build(viewer)
         self.reset_choices()
 
     def reset_choices(self, event: Any = None) -> None:
-        """Follow the layers of the viewer; napari calls it when they change."""
+        """Update from the layers; called by napari when they change."""
         self.picker.refresh()
         viewer = self._viewer()
         if viewer is None or self._closed:
@@ -323,19 +310,17 @@ class LandmarksPanel(Panel):
             self.add.stop()
         new = [layer for layer in found if layer not in self._watched]
         if new:
-            self._dropping = True
-            _tell_of_dropped(mend_pairs(viewer))
-            self._dropping = False
+            self._removing = True
+            _notify_removed(remove_unpaired(viewer))
+            self._removing = False
         for layer in new:
             self._watched.add(layer)
             layer.events.data.connect(self._points_changed)
             layer.events.set_data.connect(self._points_moved)
-        self._soon.start()
+        self._timer.start()
 
     def changeEvent(self, event: QEvent | None) -> None:
-        """When the dock is closed, which takes the panel out of it: end the setting of points,
-        follow no layer.
-        """
+        """Stop adding pairs and disconnect from the layers when the dock is closed."""
         super().changeEvent(event)
         if event is None or event.type() != QEvent.Type.ParentChange:
             return
@@ -349,16 +334,16 @@ class LandmarksPanel(Panel):
         self.reset_choices()
 
     def delete_pairs(self) -> None:
-        """Delete the pairs that are selected in the table."""
+        """Delete the pairs selected in the table."""
         viewer, chosen = self._viewer(), sorted(self.table.chosen)
         if viewer is None or not chosen:
             return
         for layer in (landmark_layer(viewer, side) for side in SIDES):
             if layer is not None:
-                kept = np.delete(
+                remaining = np.delete(
                     points_of(layer), [n for n in chosen if n < len(layer.data)], axis=0
                 )
-                set_points(layer, kept)
+                set_points(layer, remaining)
 
     def load(self, path: str, kind: str = "pairs") -> None:
         """Read landmarks: "pairs", or the points of the "fixed" or the "moving" image."""
@@ -373,50 +358,51 @@ class LandmarksPanel(Panel):
             save(viewer, path, kind)
 
     def update_table(self) -> None:
-        """Measure anew."""
+        """Measure the pairs and update the table."""
         points = self._points()
         counts = {side: len(found) for side, found in points.items()}
-        whole = min(counts.values())
+        paired = min(counts.values())
         self.table.show_distances(
-            measure(points["fixed"][:whole], points["moving"][:whole], self.picker.registration)
+            measure(points["fixed"][:paired], points["moving"][:paired], self.picker.registration)
         )
         self.invitation.setVisible(not any(counts.values()) and not self.add.adding)
-        more = max(counts, key=lambda side: counts[side])
-        odd = counts[more] - whole
-        self.odd.setText(
-            f"⚠ {odd} {more} point{'s have' if odd > 1 else ' has'} no partner: not measured."
+        side = max(counts, key=lambda side: counts[side])
+        unpaired = counts[side] - paired
+        self.unpaired_note.setText(
+            f"⚠ {unpaired} {side} point{'s have' if unpaired > 1 else ' has'} no partner and"
+            " cannot be measured."
         )
-        self.odd.setVisible(odd > 0)
+        self.unpaired_note.setVisible(unpaired > 0)
 
     def _build(self, viewer: Viewer) -> None:
         self.picker, self.table = RegistrationPicker(viewer), LandmarkTable()
-        self.invitation, self.hint, self.odd = QLabel(INVITE), QLabel(), QLabel()
+        self.invitation, self.hint, self.unpaired_note = QLabel(INVITE), QLabel(), QLabel()
         self.add, self.delete, self.copy = (
             AddButton(viewer, self.picker),
             QPushButton("Delete"),
             QPushButton("Copy"),
         )
-        self.delete.setToolTip("Delete the pairs that are selected in the table.")
-        self.copy.setToolTip("Put the distances on the clipboard, for a spreadsheet.")
+        self.delete.setToolTip("Delete the pairs selected in the table.")
+        self.copy.setToolTip("Copy the distances to the clipboard, for a spreadsheet.")
         self.files = FileButtons(viewer)
         row = arranged(QHBoxLayout(), self.add, self.delete, self.copy)
         layout = QVBoxLayout(self)
         layout.addWidget(self.picker)
         layout.addLayout(row)
         layout.addWidget(self.files)
-        for label in (self.invitation, self.hint, self.odd):
+        for label in (self.invitation, self.hint, self.unpaired_note):
             label.setWordWrap(True)
             label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
             layout.addWidget(label)
         layout.addWidget(self.table, 1)
-        self.add.said.connect(self._say)
+        self.add.hint_changed.connect(self._show_hint)
         self.delete.clicked.connect(self.delete_pairs)
         self.copy.clicked.connect(self.table.to_clipboard)
-        self.table.asked.connect(self._centre)
+        self.table.pair_clicked.connect(self._centre)
         self.table.chosen_changed.connect(lambda: self.delete.setEnabled(bool(self.table.chosen)))
         self.picker.picked.connect(self.update_table)
         self.delete.setEnabled(False)
-        self._say("")
+        self._show_hint("")
 
     def _points(self) -> dict[str, Any]:
         viewer = self._viewer()
@@ -426,38 +412,36 @@ class LandmarksPanel(Panel):
         }
 
     def _points_changed(self, event: Any) -> None:
-        """Points came, went or were moved."""
+        """Update after points were added, removed or moved."""
         if str(event.action).endswith(("added", "removed", "changed")):
             if str(event.action).endswith("removed"):
                 self._drop_partners(event.source, event.data_indices)
-            dress(event.source)
-            self._soon.start()
+            number_points(event.source)
+            self._timer.start()
             self.add.points_changed()
 
     def _drop_partners(self, layer: Points, removed: tuple[int, ...]) -> None:
-        """Points were deleted with napari's own means: their partners go too, or all later pairs
-        would be others.
-        """
+        """Remove the partners of deleted points, which would otherwise shift all later pairs."""
         viewer = self._viewer()
-        if viewer is None or self._dropping:
+        if viewer is None or self._removing:
             return
         both = [landmark_layer(viewer, side) for side in SIDES]
         other = both[0] if layer is both[1] else both[1] if layer is both[0] else None
-        lone = [] if other is None else [n for n in removed if n < len(other.data)]
-        if other is not None and lone:
-            self._dropping = True
+        unpaired = [] if other is None else [n for n in removed if n < len(other.data)]
+        if other is not None and unpaired:
+            self._removing = True
             try:
-                drop_points(other, lone)
+                remove_points(other, unpaired)
             finally:
-                self._dropping = False
-            _tell_of_dropped(len(lone))
+                self._removing = False
+            _notify_removed(len(unpaired))
 
     def _points_moved(self, event: Any) -> None:
-        """A point may be being dragged: napari tells of its data only when it is let go."""
-        if not self._soon.isActive():
-            self._soon.start()
+        """Update while a point is dragged, as napari emits a data event only at the end."""
+        if not self._timer.isActive():
+            self._timer.start()
 
-    def _say(self, hint: str) -> None:
+    def _show_hint(self, hint: str) -> None:
         self.hint.setText(hint)
         self.hint.setVisible(bool(hint))
 
@@ -467,8 +451,6 @@ class LandmarksPanel(Panel):
             centre_on(viewer, fixed[pair])
 
 
-def _tell_of_dropped(count: int) -> None:
+def _notify_removed(count: int) -> None:
     if count:
-        show_info(
-            f"{count} landmark{'s' if count > 1 else ''} whose partner was deleted went with it."
-        )
+        show_info(f"{count} landmark{'s' if count > 1 else ''} without a partner removed.")

@@ -1,6 +1,4 @@
-"""Goes from one comparison to the next: computes beside the window, shows, and puts everything
-back.
-"""
+"""Switches between comparisons: computes, shows and restores the viewer."""
 
 from __future__ import annotations
 
@@ -14,13 +12,13 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_shmoareg.plugin.controls.tasks import Task, single_shot
 from napari_shmoareg.plugin.quality.composites import (
-    BESIDE,
     COMPUTED,
-    Beside,
+    SIDE_BY_SIDE,
     Comparison,
-    Computed,
-    Mixed,
+    Composite,
+    Overlay,
     Prepared,
+    SideBySide,
     prepare,
 )
 from napari_shmoareg.plugin.registrations import open_registrations
@@ -38,18 +36,13 @@ _COMPARERS: weakref.WeakSet[Comparer] = weakref.WeakSet()
 
 
 class Comparer(QObject):
-    """Shows one comparison at a time in a viewer.
+    """Shows one comparison at a time in a viewer."""
 
-    Parameters
-    ----------
-    viewer : Viewer
-    """
-
-    working = Signal(bool)  # whether something is being computed
-    shown = Signal()  # another comparison is shown now
-    # a comparison ended by itself: its layers were removed, or it could not be made
-    left = Signal()
-    dragged = Signal(float)  # where the mouse took the edge of a swipe
+    working = Signal(bool)  # whether a comparison is being computed
+    shown = Signal()  # another comparison is shown
+    # a comparison ended because its layers were removed or it failed
+    ended = Signal()
+    dragged = Signal(float)  # position of a swipe's edge
 
     def __init__(self, viewer: Viewer, parent: QObject) -> None:
         super().__init__(parent)
@@ -57,116 +50,129 @@ class Comparer(QObject):
         self._viewer = weakref.ref(viewer)
         self.current: Comparison | None = None
         self.amount = 0.5
-        self._looks: ViewerState | None = None
-        self._wanted: tuple[int, str, str] | None = None
+        self._saved_state: ViewerState | None = None
+        self._requested: tuple[int, str, str] | None = None
         self._changing = False
-        self._kept: weakref.WeakKeyDictionary[Registration, dict[str, Volume]] = (
+        self._cache: weakref.WeakKeyDictionary[Registration, dict[str, Volume]] = (
             weakref.WeakKeyDictionary()
         )
-        self._settled = single_shot(self, 0, self._check)
+        self._check_timer = single_shot(self, 0, self._check)
         self._task = Task(parent, "a comparison")
-        self._task.finished.connect(self._prepared)
-        self._task.failed.connect(self._fail)
+        self._task.finished.connect(self._on_prepared)
+        self._task.failed.connect(self._on_failed)
         self._task.cancelled.connect(lambda: self.working.emit(False))
 
     @property
     def busy(self) -> bool:
-        """Whether something is being computed."""
+        """Whether a comparison is being computed."""
         return self._task.busy
 
-    def want(self, number: int, mode: str, stage: str, amount: float) -> None:
-        """Show a comparison as soon as it is computed; what is shown now stays until then."""
-        self._wanted, self.amount = (number, mode, stage), amount
+    def request(self, number: int, mode: str, stage: str, amount: float) -> None:
+        """Show a comparison once it is computed."""
+        self._requested, self.amount = (number, mode, stage), amount
         self._prepare()
 
     def set_amount(self, amount: float) -> None:
-        """Of what is shown, or will be."""
+        """Set the amount of the current or requested comparison."""
         self.amount = amount
         if self.current is not None and self._viewer() is not None:
             self.current.set_amount(amount)
 
-    def leave(self) -> None:
-        """Show the layers as they were."""
-        self._wanted = None
+    def stop(self) -> None:
+        """End the comparison and restore the layers."""
+        self._requested = None
         viewer = self._viewer()
         if viewer is not None:
             self._end(viewer)
 
     def layers_changed(self) -> None:
-        """Look, once the layers have settled, whether what is shown is still there."""
+        """Check later whether the layers of the comparison still exist."""
         if self.current is not None and not self._changing:
-            self._settled.start()
+            self._check_timer.start()
 
     def _prepare(self) -> None:
         viewer = self._viewer()
-        if self._wanted is None or self.busy or viewer is None:
+        if self._requested is None or self.busy or viewer is None:
             return
-        number, mode, stage = self._wanted
+        number, mode, stage = self._requested
         registration = open_registrations(viewer)[number]
         present = {
             name
             for name in ("fixed", "after")
             if layer_of(viewer, registration, number, name) is not None
         }
-        kept = self._kept.setdefault(registration, {})
-        self._task.start(lambda _: prepare(registration, number, mode, stage, present, kept))
+        cache = self._cache.setdefault(registration, {})
+        self._task.start(lambda _: prepare(registration, number, mode, stage, present, cache))
         self.working.emit(True)
 
-    def _prepared(self, made: Prepared) -> None:
-        """Show what was computed, unless something else is wanted by now."""
+    def _on_prepared(self, prepared: Prepared) -> None:
+        """Show a computed comparison, unless another one was requested."""
         self.working.emit(False)
         viewer = self._viewer()
-        if viewer is None or self._wanted is None:
+        if viewer is None or self._requested is None:
             return
-        if self._wanted[0] not in open_registrations(viewer):
-            self.leave()
-            self.left.emit()
-        elif (made.number, made.mode, made.stage) != self._wanted or open_registrations(viewer)[
-            made.number
-        ] is not made.registration:
+        if self._requested[0] not in open_registrations(viewer):
+            self.stop()
+            self.ended.emit()
+        elif (
+            prepared.number,
+            prepared.mode,
+            prepared.stage,
+        ) != self._requested or open_registrations(viewer)[
+            prepared.number
+        ] is not prepared.registration:
             self._prepare()
         else:
-            self._show(viewer, made)
+            self._show(viewer, prepared)
 
-    def _fail(self, text: str) -> None:
+    def _on_failed(self, text: str) -> None:
         self.working.emit(False)
-        if self._viewer() is not None and self._wanted is not None:
-            self.leave()
-            self.left.emit()
-            show_error(f"The comparison could not be made. {text}")
+        if self._viewer() is not None and self._requested is not None:
+            self.stop()
+            self.ended.emit()
+            show_error(f"The comparison failed. {text}")
 
-    def _show(self, viewer: Viewer, made: Prepared) -> None:
-        limits = _limits_by_hand(self.current, made)
-        kind = Computed if made.mode in COMPUTED else Beside if made.mode == BESIDE else Mixed
-        with self._changes(viewer, at_once=kind is not Mixed or bool(made.extra)):
+    def _show(self, viewer: Viewer, prepared: Prepared) -> None:
+        limits = _kept_limits(self.current, prepared)
+        kind = (
+            Composite
+            if prepared.mode in COMPUTED
+            else SideBySide
+            if prepared.mode == SIDE_BY_SIDE
+            else Overlay
+        )
+        with self._changes(viewer, at_once=kind is not Overlay or bool(prepared.extra)):
             self._end(viewer)
-            self._looks = ViewerState(viewer)
-            self.current = kind(viewer, made, self.amount)
-        if isinstance(self.current, Computed):
+            self._saved_state = ViewerState(viewer)
+            self.current = kind(viewer, prepared, self.amount)
+        if isinstance(self.current, Composite):
             self.current.dragged.connect(self.dragged.emit)
             if limits is not None:
                 self.current.layer.contrast_limits = limits
         self.shown.emit()
 
     def _end(self, viewer: Viewer) -> None:
-        if self.current is None or self._looks is None:
+        if self.current is None or self._saved_state is None:
             return
         with self._changes(viewer, at_once=False):
-            current, looks, self.current, self._looks = self.current, self._looks, None, None
+            current, saved_state, self.current, self._saved_state = (
+                self.current,
+                self._saved_state,
+                None,
+                None,
+            )
             current.end()
-            looks.put_back(viewer)
+            saved_state.restore(viewer)
 
     @contextmanager
     def _changes(self, viewer: Viewer, *, at_once: bool) -> Iterator[None]:
-        """Change layers and cells, `at_once` with one new scene for all of them: napari makes one
-        for each.
-        """
+        """Change layers and grid; `at_once` rebuilds the canvas once instead of per change."""
         if self._changing:
             yield
             return
         shown = self.current
         at_once = at_once or (
-            shown is not None and (bool(shown.added) or isinstance(shown, Beside))
+            shown is not None and (bool(shown.added) or isinstance(shown, SideBySide))
         )
         self._changing = True
         try:
@@ -176,16 +182,14 @@ class Comparer(QObject):
             self._changing = False
 
     def _check(self) -> None:
-        if self.current is not None and self._viewer() is not None and not self.current.whole:
-            self.leave()
-            self.left.emit()
+        if self.current is not None and self._viewer() is not None and not self.current.is_complete:
+            self.stop()
+            self.ended.emit()
 
 
 @contextmanager
-def uncompared(viewer: Viewer) -> Iterator[None]:
-    """Interrupt what a viewer compares: what is done to its layers meanwhile stays when the
-    comparison is left.
-    """
+def comparison_suspended(viewer: Viewer) -> Iterator[None]:
+    """Suspend the comparisons of a viewer, so that layer changes persist after them."""
     interrupted = [
         comparer for comparer in _COMPARERS if comparer.current and comparer._viewer() is viewer
     ]
@@ -196,11 +200,9 @@ def uncompared(viewer: Viewer) -> Iterator[None]:
         comparer._prepare()
 
 
-def _limits_by_hand(shown: Comparison | None, following: Prepared) -> tuple[float, float] | None:
-    """Dark and bright that stay when only the stage changes, so that before and after can be
-    compared.
-    """
-    if not isinstance(shown, Computed) or shown.prepared.mode != following.mode:
+def _kept_limits(shown: Comparison | None, following: Prepared) -> tuple[float, float] | None:
+    """Return the contrast limits to keep when only the stage changes."""
+    if not isinstance(shown, Composite) or shown.prepared.mode != following.mode:
         return None
     if (
         shown.prepared.registration is not following.registration

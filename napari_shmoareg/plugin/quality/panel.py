@@ -1,4 +1,4 @@
-"""The Quality panel: compare, measure, save."""
+"""The Quality panel: comparison, tables and saving."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from napari_shmoareg.plugin.controls.tables import (
     FigureTable,
     TableButtons,
     cautions_of,
-    has_fallen,
+    exclusive_labels,
+    has_dropped,
     label_rows,
-    sides_of,
     summary_rows,
     table_of,
 )
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.opening import Panel
-from napari_shmoareg.plugin.quality.compare_box import AS_THEY_ARE, CompareBox
+from napari_shmoareg.plugin.quality.compare_box import NO_COMPARISON, CompareBox
 from napari_shmoareg.plugin.registrations import unwrap
-from napari_shmoareg.plugin.viewer import look_like_caution
+from napari_shmoareg.plugin.viewer import style_as_caution
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -53,31 +53,31 @@ if TYPE_CHECKING:
 
 
 TIP = (
-    "Write images, transform, expert maps, figures and all numbers into a new folder: what the"
-    " command line writes."
+    "Write images, transform, expert maps, figures and all values to a new folder, as the command"
+    " line does."
 )
 
 
 class SaveBox(QWidget):
-    """The button that saves everything, its progress, and where it lies afterwards.
+    """The button that saves everything, with the progress and the folder.
 
     Parameters
     ----------
     window : QObject, optional
-        With which the saving ends, as the panel may be closed meanwhile; this box by default.
+        Owner of the task, which outlives a closed panel; this box by default.
     """
 
     def __init__(self, window: QObject | None = None) -> None:
         super().__init__()
         self._registration: Callable[[], Registration | None] = lambda: None
-        self._lies: Path | None = None  # of what is saved, or being saved
+        self._folder: Path | None = None
         self.button = QPushButton("Save all…")
         self.button.setToolTip(TIP)
-        self.button.clicked.connect(self._press)
+        self.button.clicked.connect(self._on_clicked)
         self.open = QPushButton("Open folder")
         self.open.setToolTip("Show the folder in the file manager.")
         self.open.clicked.connect(
-            lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(self._lies)))
+            lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(self._folder)))
         )
         self.bar = QProgressBar()
         self.bar.setRange(0, 100)
@@ -85,14 +85,14 @@ class SaveBox(QWidget):
         wrapped(self.text)
         row = arranged(QHBoxLayout(), self.button, self.open)
         arranged(QVBoxLayout(self), row, self.bar, self.text)
-        # its words do not hang on this box, which is gone when its dock was closed meanwhile
+        # notifications do not depend on this box, which may be deleted with its dock
         self.task = Task(window or self, "saving a registration")
-        self.task.finished.connect(_say_saved)
+        self.task.finished.connect(_notify_saved)
         self.task.failed.connect(show_error)
         self.task.progressed.connect(self._show_progress)
-        self.task.finished.connect(self._saved)
-        self.task.failed.connect(lambda _: self._end("It could not be saved. Nothing was written."))
-        self.task.cancelled.connect(lambda: self._end("Stopped. Nothing was written."))
+        self.task.finished.connect(self._on_saved)
+        self.task.failed.connect(lambda _: self._end("Saving failed. Nothing was written."))
+        self.task.cancelled.connect(lambda: self._end("Cancelled. Nothing was written."))
         self.show_registration(lambda: None)
 
     @property
@@ -101,23 +101,21 @@ class SaveBox(QWidget):
         return self.task.busy
 
     def show_registration(self, registration: Callable[[], Registration | None]) -> None:
-        """Offer to save a registration, given as what finds it, so that nothing is held here."""
+        """Show a registration, given as a function so that no reference is kept."""
         self._registration = registration
         found = registration()
         if not self.busy:
-            self._lies = None if found is None else found.folder
-            self._show("" if self._lies is None else f"It lies already in {self._lies}.")
+            self._folder = None if found is None else found.folder
+            self._show("" if self._folder is None else f"Already saved in {self._folder}.")
 
     def save_all(self, folder: str | Path) -> None:
-        """Write everything into a folder that does not exist or is empty; the window goes on
-        meanwhile.
-        """
+        """Write everything to a new or empty folder, in the background."""
         registration = self._registration()
         if registration is None or self.busy:
             return
         if registration.folder is not None:
             show_info(
-                f"This registration was read from {registration.folder}, where everything is saved."
+                f"This registration was read from {registration.folder}, which contains everything."
             )
             return
         path = typed_path(str(folder))
@@ -125,25 +123,25 @@ class SaveBox(QWidget):
         self._end("")
 
     def cancel(self) -> None:
-        """Stop after the part that is being written; nothing is left behind."""
+        """Cancel after the current part, leaving no files."""
         self.task.cancel()
         self.button.setEnabled(False)
-        self.text.setText("Stopping …")
+        self.text.setText("Cancelling …")
 
-    def _press(self) -> None:
+    def _on_clicked(self) -> None:
         if self.busy:
             self.cancel()
             return
         registration = self._registration()
         chosen = QFileDialog.getExistingDirectory(self, "Save everything in")
         if chosen and registration is not None:
-            self.save_all(place_in(Path(chosen), registration))
+            self.save_all(folder_in(Path(chosen), registration))
 
-    def _saved(self, folder: Path) -> None:
+    def _on_saved(self, folder: Path) -> None:
         self._end(f"Saved in {folder}.", folder)
 
     def _end(self, text: str, folder: Path | None = None) -> None:
-        self._lies = folder
+        self._folder = folder
         self._show(text)
 
     def _show_progress(self, text: str, done: float) -> None:
@@ -157,7 +155,7 @@ class SaveBox(QWidget):
         self.text.setVisible(bool(text) or self.busy)
         self.bar.setVisible(self.busy)
         self.bar.setValue(0)
-        self.open.setVisible(self._lies is not None)
+        self.open.setVisible(self._folder is not None)
         self.button.setText(CANCEL if self.busy else "Save all…")
         self.button.setEnabled(
             self.busy or (registration is not None and registration.folder is None)
@@ -165,7 +163,7 @@ class SaveBox(QWidget):
 
 
 def _save(registration: Registration, folder: Path, report: Report) -> Path:
-    """Write a registration, whole or not at all; what is written cannot be cancelled any more."""
+    """Write a registration atomically; it cannot be cancelled once written."""
     from napari_shmoareg.io import write_registration
 
     write_registration(
@@ -178,19 +176,19 @@ def _save(registration: Registration, folder: Path, report: Report) -> Path:
     return folder
 
 
-def _say_saved(folder: Path) -> None:
-    show_info(f"The registration is saved in {folder}.")
+def _notify_saved(folder: Path) -> None:
+    show_info(f"The registration was saved in {folder}.")
 
 
-def place_in(chosen: Path, registration: Registration) -> Path:
-    """The chosen folder if it is empty, else a new one in it that is named after the pair."""
+def folder_in(chosen: Path, registration: Registration) -> Path:
+    """Return the chosen folder if it is empty, else a new one in it, named after the pair."""
     if not any(chosen.iterdir()):
         return chosen
     pair: Any = registration.pair
     name = re.sub(r"[^\w.-]+", "_", f"{pair.moving.name}_onto_{pair.fixed.name}")
-    taken = {entry.name for entry in chosen.iterdir()}
+    names = {entry.name for entry in chosen.iterdir()}
     number = next(
-        n for n in range(1, len(taken) + 2) if (name if n == 1 else f"{name}_{n}") not in taken
+        n for n in range(1, len(names) + 2) if (name if n == 1 else f"{name}_{n}") not in names
     )
     return chosen / (name if number == 1 else f"{name}_{number}")
 
@@ -200,7 +198,7 @@ LABELS_SHOWN = 12  # rows of the table of labels before it scrolls
 
 
 class QualityTable(QWidget):
-    """Figures before, after the affine and after all, with a table of labels to unfold."""
+    """A table of the measures at the three stages, and an expandable table of labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +206,7 @@ class QualityTable(QWidget):
         self.warnings = QLabel()
         wrapped(self.warnings)
         self.warnings.setTextFormat(Qt.TextFormat.PlainText)
-        look_like_caution(self.warnings, on=True)
+        style_as_caution(self.warnings, on=True)
         self.whole = FigureTable(HEADINGS, stretch="first")
         self.labels = FigureTable(LABEL_HEADINGS)
         self.labels.setSortingEnabled(True)
@@ -216,7 +214,7 @@ class QualityTable(QWidget):
             "Overlap (Dice) and surface distances (mm) of each label. Click a heading to sort."
         )
         self.fold = QCollapsible("Each label")
-        self.fold.setToolTip("Show or hide the figures of each label.")
+        self.fold.setToolTip("Show or hide the values of each label.")
         self.fold.addWidget(self.labels)
         self.buttons = TableButtons(
             lambda: [] if self._report is None else table_of(self._report), "quality.csv"
@@ -225,18 +223,18 @@ class QualityTable(QWidget):
         self.show_report(None)
 
     def show_report(self, report: Mapping[str, Any] | None) -> None:
-        """Show the figures of a registration; None for none."""
+        """Show the values of a report, or None."""
         self._report = report
-        told = [] if report is None else cautions_of(report)
-        self.warnings.setText("\n\n".join(told))
-        self.warnings.setVisible(bool(told))
+        cautions = [] if report is None else cautions_of(report)
+        self.warnings.setText("\n\n".join(cautions))
+        self.warnings.setVisible(bool(cautions))
         rows = [] if report is None else summary_rows(report)
         self.whole.setRowCount(len(rows))
         for n, row in enumerate(rows):
             name = QTableWidgetItem(row.name)
-            figures = [Figure(value, row.form) for value in row.values]
-            if row.name.startswith("Dice") and has_fallen(row.values):
-                figures[-1].mark_fallen()
+            figures = [Figure(value, row.spec) for value in row.values]
+            if row.name.startswith("Dice") and has_dropped(row.values):
+                figures[-1].mark_dropped()
             cells = [name, *figures]
             font = name.font()
             font.setBold(True)
@@ -252,7 +250,7 @@ class QualityTable(QWidget):
 
     def _show_labels(self, labels: list[list[float | None]]) -> None:
         forms = ["d", *(form for _, _, form in PER_LABEL for _ in range(3))]
-        sides = sides_of(self._report)
+        sides = exclusive_labels(self._report)
         self.labels.setSortingEnabled(False)
         self.labels.setRowCount(len(labels))
         for n, row in enumerate(labels):
@@ -260,11 +258,13 @@ class QualityTable(QWidget):
                 cell = Figure(value, form)
                 only = sides.get(int(row[0] or 0))
                 if only is not None:
-                    cell.setToolTip(f"Only the {only} image has this label: it is in no mean.")
+                    cell.setToolTip(
+                        f"Only the {only} image has this label: it is excluded from the means."
+                    )
                     if column == 0:
                         cell.setText(f"{cell.text()} ({only} only)")
-                if column == DICE_AFTER and has_fallen(row[1 : DICE_AFTER + 1]):
-                    cell.mark_fallen()
+                if column == DICE_AFTER and has_dropped(row[1 : DICE_AFTER + 1]):
+                    cell.mark_dropped()
                 self.labels.setItem(n, column, cell)
         self.labels.setSortingEnabled(True)
         self.labels.sortByColumn(0, Qt.SortOrder.AscendingOrder)
@@ -273,18 +273,11 @@ class QualityTable(QWidget):
 
 
 WIDTH = 320
-INVITE = (
-    "Register a pair, or open the folder of a registration: its images and figures are judged here."
-)
+INVITE = "Register a pair, or open the folder of a registration, to assess its quality here."
 
 
 class QualityPanel(Panel):
-    """Compares fixed and moving before and after, shows the figures, and saves everything.
-
-    Parameters
-    ----------
-    napari_viewer : Viewer
-    """
+    """Compares the images, shows the measures, and saves everything."""
 
     kind = "Quality"
 
@@ -299,7 +292,7 @@ class QualityPanel(Panel):
         wrapped(self.invitation)
         self._parts = [
             _boxed("Compare", self.compare_box),
-            _boxed("Figures", self.table),
+            _boxed("Measures", self.table),
             self.saving,
         ]
         inner = QWidget()
@@ -310,34 +303,30 @@ class QualityPanel(Panel):
         area = scrolled(inner)
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         arranged(QVBoxLayout(self), area)
-        self.picker.picked.connect(self._pick)
-        self._pick()
+        self.picker.picked.connect(self._on_picked)
+        self._on_picked()
 
     def reset_choices(self, event: Any = None) -> None:
-        """Follow the layers of the viewer; napari calls it when they change."""
+        """Update from the layers; called by napari when they change."""
         self.picker.refresh()
         self.compare_box.comparer.layers_changed()
 
     def save_all(self, folder: str | Path) -> None:
-        """Write everything of the picked registration into a new or empty folder, beside the
-        window.
-        """
+        """Write the picked registration to a new or empty folder, in the background."""
         self.saving.save_all(folder)
 
     def changeEvent(self, event: QEvent | None) -> None:
-        """End the comparison when the dock is closed: napari then takes the panel out of it, and
-        tells it no more.
-        """
+        """End the comparison when the dock is closed, which reparents the panel."""
         super().changeEvent(event)
         if (
             event is not None
             and event.type() == QEvent.Type.ParentChange
             and self.parentWidget() is None
         ):
-            self.compare_box.compare(AS_THEY_ARE)
+            self.compare_box.compare(NO_COMPARISON)
 
-    def _pick(self) -> None:
-        """Another registration is looked at."""
+    def _on_picked(self) -> None:
+        """Show another registration."""
         registration = self.picker.registration
         self.invitation.setVisible(registration is None)
         for part in self._parts:

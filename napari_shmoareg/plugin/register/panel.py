@@ -1,4 +1,4 @@
-"""The Register panel: two layers in, the layers of a registration out."""
+"""The Register panel: pickers, settings, progress and messages."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from qtpy.QtWidgets import (
 from napari_shmoareg.plugin.controls.forms import arranged, scrolled
 from napari_shmoareg.plugin.controls.pickers import PairPicker
 from napari_shmoareg.plugin.controls.progress import SHORTCUT, PanelState, ProgressRow
-from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_fall, labels_in
+from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_drop, label_summary
 from napari_shmoareg.plugin.controls.tasks import Libraries, Task, preload, single_shot
 from napari_shmoareg.plugin.opening import Panel
-from napari_shmoareg.plugin.register.form import SettingsForm, from_words, to_words
+from napari_shmoareg.plugin.register.form import SettingsForm, from_preferences, to_preferences
 from napari_shmoareg.plugin.register.job import (
     Inputs,
     LayerAdder,
@@ -33,7 +33,7 @@ from napari_shmoareg.plugin.register.job import (
     RegistrationResult,
 )
 from napari_shmoareg.plugin.registrations import next_number, pair_title, unwrap
-from napari_shmoareg.plugin.viewer import look_like_caution
+from napari_shmoareg.plugin.viewer import style_as_caution
 from napari_shmoareg.settings import RegistrationRequest
 
 if TYPE_CHECKING:
@@ -42,41 +42,43 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-PLUGIN, PAGE = "shmoareg", "registration"  # of the manifest's configurations
+PLUGIN, PAGE = "shmoareg", "registration"  # as in the manifest
 
 
-def recall() -> RegistrationRequest:
-    """What was chosen last; the defaults at the first start."""
-    kept = _kept()
-    return from_words({} if kept is None else {name: getattr(kept, name) for name in _names(kept)})
+def load_settings() -> RegistrationRequest:
+    """Load the saved settings, or the defaults."""
+    preferences = _preferences()
+    return from_preferences(
+        {}
+        if preferences is None
+        else {name: getattr(preferences, name) for name in _names(preferences)}
+    )
 
 
-def remember(settings: RegistrationRequest) -> None:
-    """Keep for the next start.  Each change is written at once; one that cannot be is told."""
-    kept = _kept()
-    if kept is None:
+def save_settings(settings: RegistrationRequest) -> None:
+    """Save the settings for the next start, or show a warning."""
+    preferences = _preferences()
+    if preferences is None:
         return
     try:
-        for name, word in to_words(settings).items():
-            if name in _names(kept) and getattr(kept, name) != word:
-                setattr(kept, name, word)
+        for name, value in to_preferences(settings).items():
+            if name in _names(preferences) and getattr(preferences, name) != value:
+                setattr(preferences, name, value)
     except OSError as error:
-        show_warning(f"The settings could not be kept for the next start of napari: {error}.")
+        show_warning(f"The settings could not be saved for the next start of napari: {error}.")
 
 
-def _kept() -> Any:
-    """The page of the preferences; None where this plugin is not installed or is switched off."""
+def _preferences() -> Any:
+    """Return the page of the preferences; None if the plugin is not installed or disabled."""
     return getattr(get_plugin_settings().get(PLUGIN), PAGE, None)
 
 
-def _names(kept: Any) -> set[str]:
-    return set(type(kept).model_fields)
+def _names(preferences: Any) -> set[str]:
+    return set(type(preferences).model_fields)
 
 
 class MessageBox(QWidget):
-    """The last error, or notes on the last result, to be selected and copied; below, why it is as
-    it is.
-    """
+    """The last error or result as selectable text, with expandable reasons."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,17 +87,15 @@ class MessageBox(QWidget):
         self.reasons.setText("Why")
         self.reasons.setCheckable(True)
         self.reasons.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        self.reasons.setToolTip("What was decided for you, and why; and how long each phase took.")
+        self.reasons.setToolTip("Automatic choices with their reasons, and the time of each phase.")
         self.reasons.toggled.connect(self._open)
         arranged(QVBoxLayout(self), self.text, self.reasons, self.why)
-        self.say("")
+        self.show_message("")
 
-    def say(self, text: str, why: str = "", *, caution: bool = False) -> None:
-        """Show a text, as a caution if it is one; the reasons are there to be opened, if there are
-        any.
-        """
+    def show_message(self, text: str, why: str = "", *, caution: bool = False) -> None:
+        """Show a text, optionally styled as a caution, and optional reasons."""
         self.text.setText(text)
-        look_like_caution(self.text, caution)
+        style_as_caution(self.text, caution)
         self.why.setText(why)
         self.text.setVisible(bool(text))
         self.reasons.setVisible(bool(why))
@@ -107,7 +107,7 @@ class MessageBox(QWidget):
 
 
 def summary(number: int, registration: Registration) -> str:
-    """Of a result what a person should see first: how alike the images became, and what to mind."""
+    """Summarise a result: time, correlation and Dice."""
     report = registration.report
     seconds = sum(report["seconds"].values())
     lines = [f"#{number} {pair_title(registration)}: done in {seconds:.0f} s."]
@@ -117,22 +117,22 @@ def summary(number: int, registration: Registration) -> str:
     if report["dice"] is not None:
         means = [report["dice"][stage]["mean"] for stage in STAGES]
         if None not in means:
-            fell = " ↓" if dice_fall(report) is not None else ""
+            arrow = " ↓" if dice_drop(report) is not None else ""
             before, affine, after = means
             lines.append(
-                f"Dice of {labels_in(report)} {before:.2f} before, {affine:.2f} after the affine, "
-                f"{after:.2f} after{fell}."
+                f"Dice of {label_summary(report)} {before:.2f} before, {affine:.2f} after the"
+                f" affine, {after:.2f} after{arrow}."
             )
     return " ".join(lines)
 
 
 def reasons(registration: Registration) -> str:
-    """What was decided, and the seconds of each phase."""
+    """List the automatic choices and the seconds of each phase."""
     report = registration.report
-    lines = [f"{name.capitalize()}: {why}" for name, why in report["choices"].items()]
+    lines = [f"{name.capitalize()}: {reason}" for name, reason in report["choices"].items()]
     lines.append(
         "Seconds: "
-        + ", ".join(f"{name} {took:.1f}" for name, took in report["seconds"].items())
+        + ", ".join(f"{name} {seconds:.1f}" for name, seconds in report["seconds"].items())
         + "."
     )
     return "\n".join(lines)
@@ -150,23 +150,19 @@ def _text() -> QLabel:
     return label
 
 
-EVERY = 100  # ms between two looks whether the libraries are loaded
-AFTER = 500  # ms from a complete pair to the loading of what it needs: the viewer draws first
+POLL_INTERVAL = 100  # ms between checks whether the libraries are loaded
+PRELOAD_DELAY = 500  # ms from a complete pair to preloading, so that the viewer draws first
 WIDTH = 300
-CANCELLED = "The registration was cancelled; nothing was added."
+CANCELLED = "The registration was cancelled; no layers were added."
 
 
 class RegisterPanel(Panel):
-    """Pick two images, choose how, register; the result is laid over the fixed image.
-
-    Parameters
-    ----------
-    napari_viewer : Viewer
+    """Registers two image layers and adds the result to the viewer.
 
     Attributes
     ----------
     registered : Signal(int)
-        A registration of this number has all its layers in the viewer.
+        Number of a registration whose layers were all added.
     """
 
     kind = "Register"
@@ -177,51 +173,49 @@ class RegisterPanel(Panel):
         viewer = unwrap(napari_viewer)
         self._viewer = weakref.ref(viewer)
         self._inputs: Inputs = {}
-        self._result: RegistrationResult | None = None  # whose layers are being added
-        self._doing = PanelState.nothing
+        self._result: RegistrationResult | None = None  # being added
+        self._state = PanelState.idle
         self._libraries: Future[Libraries] | None = None
-        self.pickers, self.form = PairPicker(viewer), SettingsForm(recall())
-        self.progress, self.told = ProgressRow(), MessageBox()
+        self.pickers, self.form = PairPicker(viewer), SettingsForm(load_settings())
+        self.progress, self.message_box = ProgressRow(), MessageBox()
         self._lay_out()
         self.task, self._adder = Task(self, "a registration"), LayerAdder(self)
-        self._soon = single_shot(self, AFTER, self._preload)
-        self._looks = QTimer(self)
-        self._looks.setInterval(EVERY)
-        self._looks.timeout.connect(self._offer)
+        self._preload_timer = single_shot(self, PRELOAD_DELAY, self._preload)
+        self._poll_timer = QTimer(self)
+        self._poll_timer.setInterval(POLL_INTERVAL)
+        self._poll_timer.timeout.connect(self._offer)
         self.task.progressed.connect(self.progress.show_progress)
-        self.task.finished.connect(self._add)
-        self.task.failed.connect(self._fail)
-        self.task.cancelled.connect(self._cancelled)
+        self.task.finished.connect(self._add_layers)
+        self.task.failed.connect(self._on_failed)
+        self.task.cancelled.connect(self._on_cancelled)
         self._adder.progressed.connect(lambda *at: self.progress.show_progress(*at, ready=False))
-        self._adder.finished.connect(self._added)
-        self._adder.failed.connect(self._fail)
+        self._adder.finished.connect(self._on_added)
+        self._adder.failed.connect(self._on_failed)
         self.pickers.changed.connect(self._show)
-        self.form.changed.connect(self._keep)
-        self.progress.button.clicked.connect(self._press)
+        self.form.changed.connect(self._save_settings)
+        self.progress.button.clicked.connect(self._on_clicked)
         shortcut = QShortcut(QKeySequence(SHORTCUT), self)
         shortcut.activated.connect(self._start)
         self._show()
 
     def reset_choices(self, event: Any = None) -> None:
-        """Offer the layers that are open now; napari calls it when they change."""
+        """List the open layers; called by napari when they change."""
         self.pickers.refresh()
 
     def changeEvent(self, event: QEvent | None) -> None:
-        """A dock that is closed lets its panel go, which then lives on for as long as Python
-        likes.
-        """
+        """Cancel when the dock is closed; the panel object may live longer."""
         super().changeEvent(event)
         closed = event is not None and event.type() == QEvent.Type.ParentChange
         if closed and self.parent() is None:
             self.task.drop()
             self._adder.cancel()
-            self._show(PanelState.nothing)
+            self._show(PanelState.idle)
 
     def _lay_out(self) -> None:
         inner = QWidget()
         column = QVBoxLayout(inner)
         column.setContentsMargins(0, 0, 6, 0)
-        for widget in (self.pickers, _line(), self.form, self.told):
+        for widget in (self.pickers, _line(), self.form, self.message_box):
             column.addWidget(widget)
         column.addStretch()
         self._scroll = scrolled(inner)
@@ -230,8 +224,8 @@ class RegisterPanel(Panel):
         layout.addWidget(self.progress)
         self.setMinimumWidth(WIDTH)
 
-    def _press(self) -> None:
-        """The button: start or cancel."""
+    def _on_clicked(self) -> None:
+        """Start or cancel."""
         if not self.task.busy:
             self._start()
             return
@@ -240,85 +234,80 @@ class RegisterPanel(Panel):
 
     def _start(self) -> None:
         viewer = self._viewer()
-        if (
-            viewer is None
-            or self._doing is not PanelState.nothing
-            or self.pickers.missing is not None
-        ):
+        if viewer is None or self._state is not PanelState.idle or self.pickers.missing is not None:
             return
         picked = {role: layer for role, layer in self.pickers.pair.items() if layer is not None}
         self._inputs = {role: weakref.ref(layer) for role, layer in picked.items()}
         number = next_number(viewer)
         self.task.name = f"registration #{number}"
         self.progress.begin()
-        self.told.say("")
+        self.message_box.show_message("")
         self._show(PanelState.registering)
         self.task.start(LayerRegistration(picked, self.form.settings, number))
 
-    def _cancelled(self) -> None:
-        self.told.say(CANCELLED)
-        self._show(PanelState.nothing)
+    def _on_cancelled(self) -> None:
+        self.message_box.show_message(CANCELLED)
+        self._show(PanelState.idle)
         show_info(CANCELLED)
 
-    def _add(self, result: RegistrationResult) -> None:
-        """It is registered: begin to add its layers."""
+    def _add_layers(self, result: RegistrationResult) -> None:
+        """Start adding the layers of a result."""
         viewer = self._viewer()
-        if self._doing is PanelState.cancelling:  # it was over before it heard of that
-            self._cancelled()
+        if self._state is PanelState.cancelling:  # it finished before it was cancelled
+            self._on_cancelled()
         elif viewer is not None:
             self._result = result
             self._show(PanelState.adding)
             self._adder.start(viewer, result, self._inputs)
 
-    def _fail(self, text: str) -> None:
+    def _on_failed(self, text: str) -> None:
         self._result = None
-        self.told.say(text)
-        self._scroll.ensureWidgetVisible(self.told)
-        self._show(PanelState.nothing)
+        self.message_box.show_message(text)
+        self._scroll.ensureWidgetVisible(self.message_box)
+        self._show(PanelState.idle)
         show_error(text)
 
-    def _added(self, number: int) -> None:
-        """All layers are there: say how it went."""
+    def _on_added(self, number: int) -> None:
+        """Report a result with all layers added."""
         result, self._result = self._result, None
         if result is None:
             return
         cautions = cautions_of(result.registration.report)
         notes = [*result.notes, *cautions]
         text = "\n\n".join([summary(number, result.registration), *notes])
-        self.told.say(text, reasons(result.registration), caution=bool(cautions))
-        self._scroll.ensureWidgetVisible(self.told)
-        self._show(PanelState.nothing)
+        self.message_box.show_message(text, reasons(result.registration), caution=bool(cautions))
+        self._scroll.ensureWidgetVisible(self.message_box)
+        self._show(PanelState.idle)
         if notes:
             show_warning("\n\n".join(notes))
         self.registered.emit(number)
 
     def _preload(self) -> None:
         self._libraries = preload()
-        self._looks.start()
+        self._poll_timer.start()
 
     def _offer(self) -> None:
-        """Offer weights and devices once the libraries are loaded; if they cannot be, the
-        registration will say why.
+        """List weights and devices once the libraries are loaded.
+
+        The registration reports import errors.
         """
         if self._libraries is not None and self._libraries.done():
-            self._looks.stop()
+            self._poll_timer.stop()
             if self._libraries.exception() is None:
                 self.form.offer(*self._libraries.result())
 
-    def _show(self, doing: PanelState | None = None) -> None:
-        """Bring the button up to date; with two images to register begin to load what that
-        needs.
-        """
-        self._doing = self._doing if doing is None else doing
+    def _show(self, state: PanelState | None = None) -> None:
+        """Update the controls; with a complete pair, start preloading."""
+        self._state = self._state if state is None else state
         missing = self.pickers.missing
-        self.progress.show_doing(self._doing, missing)
+        self.progress.show_state(self._state, missing)
         for widget in (self.pickers, self.form):
-            widget.setEnabled(self._doing is PanelState.nothing)
-        if missing is None and self._libraries is None and not self._soon.isActive():
-            self._soon.start()
+            widget.setEnabled(self._state is PanelState.idle)
+        if missing is None and self._libraries is None and not self._preload_timer.isActive():
+            self._preload_timer.start()
 
-    def _keep(self) -> None:
-        remember(self.form.settings)
+    def _save_settings(self) -> None:
+        save_settings(self.form.settings)
 
 
 def _line() -> QFrame:
