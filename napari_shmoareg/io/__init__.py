@@ -1,6 +1,6 @@
 """Files: images, transforms, weights, registration folders.
 
-Names are loaded when first used, so that reading an image does not load PyTorch.
+Names are imported lazily, so reading an image does not load PyTorch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
     "write_transform",
 ]
 
-_HOMES = {
+_MODULES = {
     "io.checkpoint": (
         "load_network",
         "save_network",
@@ -66,7 +66,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(import_module(f"napari_shmoareg.{home}"), name)
+            return getattr(import_module(f"napari_shmoareg.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

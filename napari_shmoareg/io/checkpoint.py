@@ -1,6 +1,6 @@
-"""A network in one safetensors file: weights, config and model card.
+"""Reading and writing of networks: weights, config and model card in one safetensors file.
 
-Nothing is ever unpickled: a pickle runs what its author put into it.
+Nothing is unpickled, because a pickle can run arbitrary code.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.model_card import (
     FORMAT,
     SHIPPED,
     check_format,
-    opened,
+    open_safetensors,
     read_card,
     weights_file,
 )
@@ -37,17 +37,17 @@ def save_network(
     ----------
     network : SHMoAReg
     path : str or Path
-        Ends in .safetensors; an existing file is replaced, in one move.
+        Ends in .safetensors; an existing file is replaced atomically.
     card : mapping
-        What a user should know: data, steps, time, figures.  JSON-ready.
+        What a user should know: data, steps, time, scores. JSON-serialisable.
     half : bool
-        Store weights as float16: half the size; they load as float32.
+        Store weights as float16, at half the size; they are loaded as float32.
 
     Raises
     ------
     InputError
-        If the ending is another one, a weight is not finite (with `half`: too large for
-        float16), the card is not JSON-ready, the place is not writable, or the disk is full.
+        If the ending is another one, a weight is not finite (with `half`: too large for float16),
+        the card is not JSON-serialisable, the path is not writable, or the disk is full.
     """
     if Path(path).suffix != ".safetensors":
         raise InputError(
@@ -64,7 +64,7 @@ def save_network(
         )
         for name, value in network.state_dict().items()
     }
-    check_finite(tensors, f"The network that was to be written to {path}")
+    check_finite(tensors, f"The network to be written to {path}")
     try:
         metadata = {
             "format": FORMAT,
@@ -75,7 +75,7 @@ def save_network(
         raise InputError(
             f"The model card has to be plain JSON (text, numbers, lists): {error}."
         ) from error
-    with writing(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
+    with atomic_write(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
@@ -92,12 +92,12 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
     Raises
     ------
     InputError
-        If there are no such weights, the file is cut short, a pickle, not ours, or its
-        weights do not fit its config; or there is no such device.
+        If the weights are missing, the file is truncated, a pickle or of another format, its
+        weights do not fit its config, or the device is not available.
     """
     path = weights_file(name_or_path)
     metadata = check_format(path, FORMAT)
-    network = built(config_in(metadata, path), path)
+    network = build_network(read_config(metadata, path), path)
     load_weights(network, read_tensors(path, FORMAT)[1], path)
     try:
         return network.to(device).eval()
@@ -111,17 +111,17 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
 def write_with_card(
     name_or_path: str | Path, path: str | Path, more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write a copy of weights, every tensor bit for bit, with more on its card.
+    """Write a bit-exact copy of weights with additional entries on the model card.
 
     Parameters
     ----------
     name_or_path : str or Path
-        As of `load_network`; may be `path` itself, unless it is shipped: shipped weights have a
+        As for `load_network`; may be `path` itself, except for shipped weights, which have a
         checksum.
     path : str or Path
-        Ends in .safetensors; replaced in one move.
+        Ends in .safetensors; replaced atomically.
     more : mapping
-        Entries of the card, JSON-ready; those that the card has already are replaced.
+        Entries of the card, JSON-serialisable; existing ones are replaced.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def write_with_card(
     Raises
     ------
     InputError
-        As `load_network` and `save_network`; or if `path` is that of shipped weights.
+        As `load_network` and `save_network`; or if `path` belongs to the shipped weights.
     """
     source = weights_file(name_or_path)
     if Path(path).suffix != ".safetensors":
@@ -140,7 +140,7 @@ def write_with_card(
         )
     if SHIPPED in Path(path).resolve().parents:
         raise InputError(
-            f"{path} belongs to the shipped weights, which have a checksum. Name another file."
+            f"{path} belongs to the shipped weights, which have a checksum. Give another file name."
         )
     metadata, tensors = read_tensors(source, FORMAT)
     card = read_card(source) | dict(more)
@@ -150,46 +150,46 @@ def write_with_card(
         raise InputError(
             f"The model card has to be plain JSON (text, numbers, lists): {error}."
         ) from error
-    with writing(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
+    with atomic_write(path, size=sum(t.nbytes for t in tensors.values())) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
     return card
 
 
 def read_tensors(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file of ours.
+    """Read metadata and tensors of a safetensors file.
 
     Raises
     ------
     InputError
-        If the file is cut short, a pickle, or not of the `expected` format.
+        If the file is truncated, a pickle, or not of the `expected` format.
     """
     metadata = check_format(path, expected)
-    with opened(path, "pt") as file:
+    with open_safetensors(path, "pt") as file:
         return metadata, {name: file.get_tensor(name) for name in file.keys()}
 
 
-def config_in(metadata: Mapping[str, str], path: Path) -> SHMoARegConfig:
-    """The network's config in the metadata of a file.
+def read_config(metadata: Mapping[str, str], path: Path) -> SHMoARegConfig:
+    """Read the network's config from the metadata of a file.
 
     Raises
     ------
     InputError
-        If there is none, or a setting is unknown or out of its range.
+        If it is missing, or a setting is unknown or out of range.
     """
     try:
         return SHMoARegConfig.from_dict(parse_json(metadata["config"], path, "a network's config"))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"The config in {path} is not one that this version knows ({error}). It is damaged or"
-            " was written by another version: update shmoareg, or use other weights."
+            f"The config in {path} is not known to this version ({error}). It is damaged or from"
+            " another version: update shmoareg, or use other weights."
         ) from error
 
 
-def built(config: SHMoARegConfig, path: Path, part: str = "") -> SHMoAReg:
-    """A network of a config, made only if a file's tensors are those of such a network.
+def build_network(config: SHMoARegConfig, path: Path, part: str = "") -> SHMoAReg:
+    """Build the network of a config, if the tensors of a file match it.
 
-    Names and shapes are compared with a network on the meta device, which takes no memory: a file
-    cannot ask for more than it brings.
+    Names and shapes are compared with a network on the meta device, which takes no memory, so a
+    damaged config cannot exhaust the memory.
 
     Parameters
     ----------
@@ -197,69 +197,74 @@ def built(config: SHMoARegConfig, path: Path, part: str = "") -> SHMoAReg:
     path : Path
         A safetensors file.
     part : str
-        How the names of the network's tensors begin in it.
+        Prefix of the network's tensor names in the file.
 
     Raises
     ------
     InputError
         If names or shapes differ.
     """
-    with opened(path) as file:
-        kept = [name for name in file.keys() if name.startswith(part)]
-        shapes = {name.removeprefix(part): tuple(file.get_slice(name).get_shape()) for name in kept}
+    with open_safetensors(path) as file:
+        names = [name for name in file.keys() if name.startswith(part)]
+        shapes = {
+            name.removeprefix(part): tuple(file.get_slice(name).get_shape()) for name in names
+        }
     try:
         with torch.device("meta"):
-            bare = SHMoAReg(config)
+            meta_network = SHMoAReg(config)
     except (ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(
-            f"No network can be built of the config in {path} ({error}). Use other weights."
+            f"No network can be built from the config in {path} ({error}). Use other weights."
         ) from error
     check_shapes(
-        {name: tuple(value.shape) for name, value in bare.state_dict().items()}, shapes, path
+        {name: tuple(value.shape) for name, value in meta_network.state_dict().items()},
+        shapes,
+        path,
     )
     return SHMoAReg(config)
 
 
 def check_shapes(
-    own: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...]],
     path: Path,
     what: str = "The weights",
 ) -> None:
-    """Refuse tensors of other names or shapes than a network's own.
+    """Refuse tensors whose names or shapes differ from the expected ones.
 
     Raises
     ------
     InputError
     """
-    wrong = [f"{name} is missing" for name in own if name not in found]
-    wrong += [f"{name:.80} is not known" for name in found if name not in own]
-    wrong += [
+    differences = [f"{name} is missing" for name in expected if name not in found]
+    differences += [f"{name:.80} is not known" for name in found if name not in expected]
+    differences += [
         f"{name} has the shape {found[name]}, not {shape}"
-        for name, shape in own.items()
+        for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    if wrong:
+    if differences:
         raise InputError(
-            f"{what} in {path} do not fit the network's config: {len(wrong)} differences, such as"
-            f" {wrong[0]}. They are of another network or version; use weights and config that were"
-            " saved together."
+            f"{what} in {path} do not fit the network's config: {len(differences)} differences,"
+            f" such as {differences[0]}. They belong to another network or version; use weights and"
+            " config that were saved together."
         )
 
 
 def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put tensors into a network; refuse what does not fit.
+    """Load tensors into a network; refuse tensors that do not match.
 
     Raises
     ------
     InputError
-        If names, shapes or kinds of number differ, or a weight is not finite.
+        If names, shapes or data types differ, or a weight is not finite.
     """
     own = network.state_dict()
-    mine, found = (
-        {name: tuple(value.shape) for name, value in kept.items()} for kept in (own, tensors)
+    expected, found = (
+        {name: tuple(value.shape) for name, value in values_by_name.items()}
+        for values_by_name in (own, tensors)
     )
-    check_shapes(mine, found, path)
+    check_shapes(expected, found, path)
     other = [
         name
         for name, value in own.items()
@@ -267,24 +272,24 @@ def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -
     ]
     if other:
         raise InputError(
-            f"The weights in {path} are of another kind of number: {other[0]} is"
+            f"The weights in {path} have another data type: {other[0]} is"
             f" {tensors[other[0]].dtype}, not {own[other[0]].dtype}. Write them with shmoareg's"
             " save_network."
         )
-    same = {name: value.to(own[name].dtype) for name, value in tensors.items()}
-    check_finite(same, str(path))
-    network.load_state_dict(same)
+    converted = {name: value.to(own[name].dtype) for name, value in tensors.items()}
+    check_finite(converted, str(path))
+    network.load_state_dict(converted)
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse weights that are NaN or infinite."""
-    bad = [
+    invalid = [
         name
         for name, value in tensors.items()
         if value.is_floating_point() and not bool(value.isfinite().all())
     ]
-    if bad:
+    if invalid:
         raise InputError(
-            f"{what} holds NaN or infinite weights ({bad[0]} and {len(bad) - 1} more): its training"
-            " diverged. Use an earlier state, or a lower learning rate."
+            f"{what} contains NaN or infinite weights ({invalid[0]} and {len(invalid) - 1} more):"
+            " its training diverged. Use an earlier state, or a lower learning rate."
         )

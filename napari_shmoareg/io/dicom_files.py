@@ -1,4 +1,4 @@
-"""DICOM files up to their pixels: what they are and what they say."""
+"""DICOM headers: everything in a file except its pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED, _DICOMDIR = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.3.10"
-_NO_SCANS = (  # SOP classes with pixels that are no scan
+_NOT_SCANS = (  # SOP classes with pixels that are not scans
     "1.2.840.10008.5.1.4.1.1.481.1",  # RT Image
     "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
     "1.2.840.10008.5.1.4.1.1.481.23",  # Enhanced RT Image
@@ -49,21 +49,21 @@ _BINARY = {  # letter of struct and bytes of a value representation
 }
 _LONG = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"UT", b"SQ", b"UC", b"UR", b"SV", b"UV"}
 _DAMAGED = SimpleNamespace(value=b"(damaged)", VR="LO", is_little_endian=True)
-_FIRST_INFLATED = 2**24  # bytes of a deflated file looked at for its header
+_HEADER_LIMIT = 2**24  # bytes of a deflated file that are read for its header
 COPY = "Export or copy it again."
 
 
 class Key(NamedTuple):
-    """A property of the acquisition that can tell volumes of one series apart.
+    """A property of the acquisition that can distinguish volumes of one series.
 
     Attributes
     ----------
     name : str
-        For people.
+        Display name.
     keywords : tuple of str
-        DICOM keywords, the first one present counts.
+        DICOM keywords; the first one present is used.
     splits : bool
-        Slices that differ in it never belong to one volume, even if their positions differ too.
+        Whether slices that differ in it always belong to different volumes.
     """
 
     name: str
@@ -100,9 +100,9 @@ TIMES = (
     "acquisition time",
     "acquisition number",
 )
-"""Keys that may differ from slice to slice of one volume, but rise from volume to volume."""
+"""Keys that may differ between slices of one volume, but increase from volume to volume."""
 
-_GROUPS = (  # functional groups that are looked into
+_GROUPS = (  # functional groups that are read
     "PixelMeasuresSequence",
     "PlanePositionSequence",
     "PlaneOrientationSequence",
@@ -126,7 +126,7 @@ _GROUPS = (  # functional groups that are looked into
 )
 SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _CSA, _MOSAIC_SIZE = 0x00291010, 0x0019100A
-_WANTED: tuple[str | int, ...] = (
+_KEYWORDS: tuple[str | int, ...] = (
     *{keyword for key in KEYS for keyword in key.keywords},
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality"),
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns"),
@@ -141,17 +141,17 @@ _WANTED: tuple[str | int, ...] = (
 
 
 class Pixels(NamedTuple):
-    """The element of a file that holds its pixels.
+    """The pixel data element of a file.
 
     Attributes
     ----------
     keyword : {"PixelData", "FloatPixelData", "DoubleFloatPixelData"}
     vr : bytes
-        Empty where the file does not say.
+        Empty if unknown.
     offset : int
-        Of the first byte of its value, in the file or, if that is deflated, in what it inflates to.
+        Of the first byte of its value, in the file or in the inflated content of a deflated file.
     length : int or None
-        In bytes as announced; None where the pixels are encapsulated.
+        In bytes, as announced; None if the pixels are encapsulated.
     """
 
     keyword: str
@@ -162,19 +162,19 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """All of a DICOM file but its pixels.
+    """Content of a DICOM file except its pixels.
 
     Attributes
     ----------
     path : Path
     size : int
-        Bytes of the file, or of what it inflates to as far as that was looked at.
+        Bytes of the file, or of its inflated content as far as it was read.
     dataset : pydicom.Dataset
-        The elements that are used here.
+        The elements used here.
     stored_class : str
-        The SOP class by the meta information, if the file itself should not say.
+        SOP class in the meta information, used if the dataset has none.
     syntax : str
-        UID of the transfer syntax; empty where the file does not say.
+        UID of the transfer syntax; empty if unknown.
     little_endian : bool
     pixels : Pixels or None
     """
@@ -194,7 +194,7 @@ class Header:
 
     @cached_property
     def sop_class(self) -> str:
-        """UID of what kind of object it is."""
+        """UID of the SOP class."""
         return self.text("SOPClassUID") or self.stored_class
 
     @cached_property
@@ -204,7 +204,7 @@ class Header:
 
     @cached_property
     def frames(self) -> int:
-        """How many frames it announces."""
+        """Number of frames that the header announces."""
         return (
             1
             if strings(self.dataset, "NumberOfFrames") is None
@@ -213,7 +213,7 @@ class Header:
 
     @property
     def kind(self) -> str:
-        """What kind of object it is, in words."""
+        """Name of the SOP class."""
         from pydicom.uid import UID
 
         name = UID(self.sop_class).name if self.sop_class else "object without a SOP class"
@@ -221,18 +221,18 @@ class Header:
 
     @cached_property
     def is_scan(self) -> bool:
-        """Whether it may be a part of a scan: it has pixels, and is no dose, segmentation or the
-        like.
+        """Whether it may be part of a scan: it has pixels, and is not a dose, segmentation or
+        similar.
         """
-        return self.pixels is not None and self.sop_class not in _NO_SCANS
+        return self.pixels is not None and self.sop_class not in _NOT_SCANS
 
     @cached_property
     def has_position(self) -> bool:
-        """Whether it says, for its first frame at least, where a slice stands."""
+        """Whether it has a position, at least for its first frame."""
         try:
             found = lookup(_sources(self, self.per_frame[:1], 0), "ImagePositionPatient")
         except InputError:
-            return True  # it tries to, and reading it says what is wrong
+            return True  # reading it reports the error
         return found is not None
 
     @cached_property
@@ -241,25 +241,25 @@ class Header:
 
     @property
     def description(self) -> str:
-        """What the series is called, for people."""
+        """Series description for display."""
         try:
             with _quiet():
                 found = str(self.dataset.get("SeriesDescription") or "")
-        except (LookupError, ValueError):  # of no known alphabet
+        except (LookupError, ValueError):  # unknown character set
             found = self.text("SeriesDescription")
         return "".join(letter for letter in found if letter.isprintable())[:60]
 
     def text(self, keyword: str) -> str:
-        """A text of the file, empty where it is missing."""
+        """Text of an element, empty if missing."""
         return "\\".join(strings(self.dataset, keyword) or [])
 
     def integer(self, keyword: str, *, default: int | None = None, least: int = 0) -> int:
-        """A whole number of the file.
+        """Whole number of an element.
 
         Raises
         ------
         InputError
-            If it is missing without a default, no whole number, or below `least`.
+            If it is missing without a default, not a whole number, or below `least`.
         """
         found = strings(self.dataset, keyword)
         if found is None and default is not None:
@@ -270,9 +270,9 @@ class Header:
         except ValueError:
             value = least - 1
         if value < least:
-            came = "is missing" if found is None else f"is '{shown(found)}'"
+            problem = "is missing" if found is None else f"is '{display_text(found)}'"
             raise InputError(
-                f"In the DICOM file {self.path} {keyword} {came}; a whole number of at least"
+                f"In the DICOM file {self.path} {keyword} {problem}; a whole number of at least"
                 f" {least} was expected. The file is damaged. {COPY}"
             )
         return value
@@ -289,12 +289,12 @@ def read_header(path: Path) -> Header | None:
     Returns
     -------
     Header or None
-        None if it is no DICOM file, or a DICOMDIR.
+        None if it is not a DICOM file, or a DICOMDIR.
 
     Raises
     ------
     InputError
-        If it is a DICOM file and damaged, or cannot be opened.
+        If it is a damaged DICOM file, or cannot be opened.
     """
     try:
         size = path.stat().st_size
@@ -311,20 +311,20 @@ def read_header(path: Path) -> Header | None:
         ) from error
     except InputError:
         raise
-    except Exception as error:  # of a library that meets the bytes of anybody
+    except Exception as error:  # the library may fail on arbitrary bytes
         if not named:
             return None
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
-            f"The DICOM file {path} ({size} bytes) is damaged ({reason}). Export or copy it again, "
-            "or take it out of the folder."
+            f"The DICOM file {path} ({size} bytes) is damaged ({reason}). Export or copy it again,"
+            " or remove it from the folder."
         ) from error
     if header.sop_class == _DICOMDIR or not (named or header.sop_class or header.pixels):
         return None
     if header.pixels is None and (not header.sop_class or " Image " in f"{header.kind} "):
         raise InputError(
-            f"The DICOM file {path} ({size} bytes) ends before its pixels: it is damaged or cut "
-            "short. Export or copy it again, or take it out of the folder."
+            f"The DICOM file {path} ({size} bytes) ends before its pixels: it is damaged or cut"
+            " short. Export or copy it again, or remove it from the folder."
         )
     return header
 
@@ -336,7 +336,7 @@ def _sources(header: Header, per_frame: Sequence[Dataset], n: int) -> list[Datas
 
 
 def group_items(path: Path, groups: Sequence[Dataset]) -> list[Dataset]:
-    """What functional groups hold, and what their items hold of the direction of diffusion."""
+    """Items of functional groups, including those of the diffusion direction."""
     found: list[Dataset] = []
     for group in groups:
         for name in _GROUPS:
@@ -349,12 +349,12 @@ def group_items(path: Path, groups: Sequence[Dataset]) -> list[Dataset]:
 
 
 def single(items: Sequence[Dataset]) -> list[Dataset]:
-    """A mapping of values only where there is no choice of several."""
+    """The items if there is exactly one; a mapping of values is used only if it is unambiguous."""
     return list(items) if len(items) == 1 else []
 
 
 def items(path: Path, dataset: Dataset, keyword: str) -> Sequence[Dataset]:
-    """The items of a sequence; none where it is missing."""
+    """Items of a sequence; none if it is missing."""
     tag, _ = _element(keyword)
     element = raw_element(dataset, tag)
     if element is None:
@@ -363,37 +363,35 @@ def items(path: Path, dataset: Dataset, keyword: str) -> Sequence[Dataset]:
         with _quiet():
             found = list((element.value if element is _DAMAGED else dataset[tag].value) or [])
         if not all(hasattr(item, "get_item") for item in found):
-            raise TypeError("it is no sequence")
+            raise TypeError("it is not a sequence")
         return found
-    except Exception as error:  # of a library that meets the bytes of anybody
+    except Exception as error:  # the library may fail on arbitrary bytes
         raise InputError(
             f"In the DICOM file {path} {keyword} is damaged ({error}). {COPY}"
         ) from error
 
 
-def shown(texts: Sequence[str]) -> str:
-    """The values of an element for a message."""
+def display_text(texts: Sequence[str]) -> str:
+    """Values of an element, for a message."""
     return "\\".join(texts)[:80].encode("ascii", "backslashreplace").decode()
 
 
 def lookup(sources: Sequence[Dataset], keyword: str) -> list[str] | None:
-    """The values of an element in the first dataset that has some."""
+    """Values of an element in the first dataset that has it."""
     return next((found for each in sources if (found := strings(each, keyword))), None)
 
 
 def raw_element(dataset: Dataset, tag: int) -> Any:
-    """An element as it is stored; None where it is missing, and one of no use where it is
-    damaged.
-    """
+    """An element as stored; None if missing, a placeholder if damaged."""
     try:
         return dataset.get_item(tag)
-    # of a library that meets the bytes of anybody; the value is refused where it matters
+    # the library may fail on arbitrary bytes; the value is refused where it matters
     except Exception:
         return _DAMAGED
 
 
 def strings(dataset: Dataset, keyword: str) -> list[str] | None:
-    """The values of an element as text, unchecked; None where it is missing or empty."""
+    """Values of an element as text, unchecked; None if missing or empty."""
     tag, own_vr = _element(keyword)
     item = raw_element(dataset, tag)
     if item is None:
@@ -425,15 +423,15 @@ def _element(keyword: str) -> tuple[Any, str]:
 
 
 @cache
-def _wanted() -> tuple[Any, ...]:
-    """The tags of all elements that are used."""
+def _tags() -> tuple[Any, ...]:
+    """Tags of all elements used."""
     from pydicom.tag import Tag
 
-    return tuple(Tag(each) for each in _WANTED)
+    return tuple(Tag(each) for each in _KEYWORDS)
 
 
 class _File(io.BufferedReader):
-    """A file of which no more is asked for than there is, whatever length an element announces."""
+    """A file that is never read beyond its size, whatever length an element announces."""
 
     def __init__(self, path: Path, size: int) -> None:
         super().__init__(io.FileIO(path))
@@ -456,24 +454,24 @@ def _starts_like_dicom(start: bytes) -> bool:
 
 
 def _parse(path: Path, file: io.BufferedReader, size: int) -> Header:
-    """The header from an open file; whatever goes wrong is raised as pydicom does."""
+    """Read the header from an open file; errors are those of pydicom."""
     from pydicom.filereader import dcmread, read_dataset
 
     if _is_deflated(file):
-        stream = inflated(file, _FIRST_INFLATED)
+        stream = inflated(file, _HEADER_LIMIT)
         with _quiet():
             dataset: Any = read_dataset(
                 stream,
                 is_implicit_VR=False,
                 is_little_endian=True,
                 stop_when=lambda tag, *_: tag in _PIXEL_TAGS,
-                specific_tags=list(_wanted()),
+                specific_tags=list(_tags()),
             )
         length = len(stream.getbuffer())
         return Header(path, length, dataset, "", _DEFLATED, True, _pixels(stream, False, True))
     file.seek(0)
     with _quiet():
-        dataset = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_wanted()))
+        dataset = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_tags()))
     implicit, little = (bool(each) for each in dataset.original_encoding)
     stored = str(getattr(dataset.file_meta, "MediaStorageSOPClassUID", ""))
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
@@ -481,7 +479,9 @@ def _parse(path: Path, file: io.BufferedReader, size: int) -> Header:
 
 
 def _is_deflated(file: io.BufferedReader) -> bool:
-    """Whether the meta information names the deflated syntax; leaves the file at its end."""
+    """Whether the meta information names the deflated syntax; leaves the file position at its
+    end.
+    """
     from pydicom.filereader import read_dataset
 
     file.seek(0)
@@ -500,12 +500,12 @@ def _is_deflated(file: io.BufferedReader) -> bool:
 
 
 def inflated(file: io.BufferedReader, length: int) -> io.BytesIO:
-    """The first bytes of what the rest of a file inflates to, at most `length` of them.
+    """Inflate the rest of a file, at most `length` bytes.
 
     Raises
     ------
     zlib.error
-        If that is damaged.
+        If the stream is damaged.
     """
     stream, parts, left = zlib.decompressobj(-zlib.MAX_WBITS), [], length
     while left > 0 and not stream.eof:
@@ -518,7 +518,7 @@ def inflated(file: io.BufferedReader, length: int) -> io.BytesIO:
 
 
 def inflated_pixels(header: Header, length: int) -> bytes:
-    """The pixels of a deflated file, `length` bytes or as many as there are."""
+    """Pixels of a deflated file: `length` bytes, or fewer if it ends early."""
     assert header.pixels is not None
     with _File(header.path, header.path.stat().st_size) as file:
         _is_deflated(file)
@@ -528,7 +528,7 @@ def inflated_pixels(header: Header, length: int) -> bytes:
 
 
 def _pixels(file: io.BufferedReader | io.BytesIO, implicit: bool, little: bool) -> Pixels | None:
-    """The element at which the reading of a header stopped, if it is one of pixels."""
+    """The element at which the reading of a header stopped, if it is pixel data."""
     order: Any = "little" if little else "big"
     start = file.read(12)
     if len(start) < 8:
@@ -548,7 +548,7 @@ def _pixels(file: io.BufferedReader | io.BytesIO, implicit: bool, little: bool) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without pydicom's warnings on values out of the standard: what matters is checked here."""
+    """Suppress pydicom's warnings on non-standard values: those that matter are checked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

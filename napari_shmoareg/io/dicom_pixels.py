@@ -1,7 +1,7 @@
 """Pixel values of DICOM slices: decompressed, masked and scaled.
 
-Run as a script, it decompresses single-frame files by GDCM in a process of its own: paths come in,
-one a line, and a line of JSON and the values go out.  A damaged stream can crash a codec, which
+Run as a script, it decompresses single-frame files with GDCM in a separate process: it reads one
+path per line and writes a line of JSON and the values. A damaged stream can crash a codec, which
 must not end the caller.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg.errors import InputError, TooLargeError
-from napari_shmoareg.io.dicom_files import Header, Pixels, inflated_pixels
+from napari_shmoareg.io.dicom_files import COPY, Header, Pixels, inflated_pixels
 from napari_shmoareg.io.dicom_stack import Slice
 from napari_shmoareg.io.files import check_memory
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
-PATIENCE = 60.0
-"""Seconds that one frame may take."""
+FRAME_TIMEOUT = 60.0
+"""Seconds allowed per frame."""
 
 
 class Decoder:
-    """A process that unpacks frames, started with the first one."""
+    """A process that decompresses frames; it starts with the first one."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def decode(self, path: Path) -> NDArray:
-        """Unpack the pixels of a single-frame file.
+        """Decompress the pixels of a single-frame file.
 
         Returns
         -------
@@ -55,7 +55,7 @@ class Decoder:
         """
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
-        timer = Timer(PATIENCE, process.kill)
+        timer = Timer(FRAME_TIMEOUT, process.kill)
         timer.start()
         try:
             process.stdin.write(os.fsencode(path) + b"\n")
@@ -90,8 +90,8 @@ class Decoder:
 
 
 @contextmanager
-def decoding() -> Iterator[Decoder]:
-    """A decoder whose process ends with the block."""
+def open_decoder() -> Iterator[Decoder]:
+    """Open a decoder whose process ends with the ``with`` block."""
     decoder = Decoder()
     try:
         yield decoder
@@ -104,7 +104,7 @@ def _main() -> None:
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a codec prints must not get among the answers
+    os.dup2(2, 1)  # the output of a codec must not mix with the answers
     for line in sys.stdin.buffer:
         try:
             values = sitk.GetArrayFromImage(sitk.ReadImage(os.fsdecode(line.rstrip(b"\n"))))
@@ -140,7 +140,7 @@ _NATIVE = (
 )
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-_CODED = (  # what GDCM unpacks
+_COMPRESSED = (  # decompressed by GDCM
     "1.2.840.10008.1.2.4.50",
     "1.2.840.10008.1.2.4.51",
     "1.2.840.10008.1.2.4.57",
@@ -152,23 +152,22 @@ _CODED = (  # what GDCM unpacks
 _LOSSY = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91))
 _INTEGERS = ("u1", "i2", "u2", "i4", "u4", "i8", "u8")
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-_AGAIN = "Export or copy it again."
 
 
 class DicomWarning(UserWarning):
-    """Something about a DICOM scan to know before its result is trusted."""
+    """A property of a DICOM scan that may affect the result."""
 
 
 class Format(NamedTuple):
-    """How the stored numbers of a file are laid out.
+    """Layout of the stored numbers of a file.
 
     Attributes
     ----------
     rows, columns, frames : int
     stored : dtype
-        Of a stored number, in the byte order of the file; unsigned, or floating point.
+        Type of a stored number, in the byte order of the file; unsigned, or floating point.
     bits, shift : int
-        How many bits count, from which one on.  The others may hold an overlay.
+        Number of used bits, and position of the first. Other bits may contain an overlay.
     signed : bool
     """
 
@@ -182,12 +181,12 @@ class Format(NamedTuple):
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one frame that is not compressed."""
+        """Bytes of one uncompressed frame."""
         return self.rows * self.columns * self.stored.itemsize
 
     @property
     def limits(self) -> tuple[int, int]:
-        """The least and the greatest number that can be stored; of integers."""
+        """Smallest and largest integer that can be stored."""
         return (
             (-(1 << self.bits - 1), (1 << self.bits - 1) - 1)
             if self.signed
@@ -196,32 +195,31 @@ class Format(NamedTuple):
 
 
 def check_pixels(header: Header) -> Format:
-    """Check that the pixels of a file are all there, and of a kind that is read, without reading
-    them.
+    """Check that the pixels of a file are complete and of a supported kind, without reading them.
 
     Raises
     ------
     InputError
-        If the file is in colour, of another transfer syntax, or has fewer or other pixels than its
-        header announces.
+        If the file is in colour, has an unsupported transfer syntax, or its pixels do not match its
+        header.
     """
     assert header.pixels is not None
     layout = _format(header, header.pixels)
     if header.syntax in _NATIVE:
         _check_length(header, header.pixels, layout)
-    elif header.syntax in (*_CODED, _RLE):
+    elif header.syntax in (*_COMPRESSED, _RLE):
         if header.pixels.length is not None or layout.stored.kind == "f":
             raise InputError(
                 f"The DICOM file {header.path} is damaged: its pixels are not compressed as its "
-                f"transfer syntax says. {_AGAIN}"
+                f"transfer syntax says. {COPY}"
             )
-        _coded_frames(header, header.pixels, layout.frames)
+        _fragments(header, header.pixels, layout.frames)
     else:
         from pydicom.uid import UID
 
         raise InputError(
-            f"The pixels of the DICOM file {header.path} are compressed in a way that is not read"
-            f" here ({UID(header.syntax).name}). Save the scan uncompressed, such as by `gdcmconv"
+            f"The pixels of the DICOM file {header.path} are compressed in an unsupported way"
+            f" ({UID(header.syntax).name}). Save the scan uncompressed, for example with `gdcmconv"
             " --raw`, or convert it to NIfTI with dcm2niix."
         )
     return layout
@@ -230,16 +228,16 @@ def check_pixels(header: Header) -> Format:
 def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
     """Read the values of the slices of one volume.
 
-    The value is slope x stored + intercept of each slice by itself, in one type for all: integers
-    while every slope is 1 and every intercept whole, else float32 where that tells all stored
-    numbers apart, else float64.
+    The value is slope x stored + intercept per slice, in one type for all: integers if every slope
+    is 1 and every intercept a whole number, else float32 if it distinguishes all stored numbers,
+    else float64.
 
     Parameters
     ----------
     where : Path
         For messages.
     slices : sequence of Slice
-        All of one size, checked.
+        Of equal size, already checked.
 
     Returns
     -------
@@ -255,7 +253,7 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
     Warns
     -----
     DicomWarning
-        If they were compressed with loss.
+        If they were compressed lossily.
     """
     formats = {header.path: check_pixels(header) for header in {each.header for each in slices}}
     first = formats[slices[0].header.path]
@@ -264,19 +262,19 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
     )
     shape = first.columns, first.rows, len(slices)
     check_memory(where, shape, kind.itemsize + 4)
-    places: dict[Path, dict[int, int]] = {}
+    indices: dict[Path, dict[int, int]] = {}
     for n, each in enumerate(slices):
-        places.setdefault(each.header.path, {})[each.frame] = n
+        indices.setdefault(each.header.path, {})[each.frame] = n
     try:
         stacked = np.empty(shape[::-1], kind)
-    except MemoryError as error:  # of a process that may use only a part of the machine
+    except MemoryError as error:  # the memory of the process is limited
         raise TooLargeError(
             f"Reading the DICOM series in {where}, shape {shape}, needs more memory than this"
             " process may use. Crop or downsample the scan, or use a machine with more memory."
         ) from error
     lossy = set()
-    with decoding() as decoder:
-        for path, frames in places.items():
+    with open_decoder() as decoder:
+        for path, frames in indices.items():
             header = slices[next(iter(frames.values()))].header
             if header.syntax in _LOSSY and header.text("LossyImageCompression") != "00":
                 lossy.add(header.syntax)
@@ -287,9 +285,9 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
         from pydicom.uid import UID
 
         warnings.warn(
-            f"The DICOM series in {where} was compressed with loss"
+            f"The DICOM series in {where} was compressed lossily"
             f" ({', '.join(sorted(UID(each).name for each in lossy))}): its values are not those"
-            " that the scanner measured. Use the uncompressed scan if there is one.",
+            " that the scanner measured. Use the uncompressed scan if possible.",
             DicomWarning,
             stacklevel=2,
         )
@@ -299,17 +297,17 @@ def read_values(where: Path, slices: Sequence[Slice]) -> NDArray:
         and first.stored.kind != "f"
     ):
         raise InputError(
-            f"The rescaled values of the DICOM series in {where} are not finite. {_AGAIN}"
+            f"The rescaled values of the DICOM series in {where} are not finite. {COPY}"
         )
     return stacked.transpose(2, 1, 0)
 
 
 def _format(header: Header, pixels: Pixels) -> Format:
-    shown = header.text("PhotometricInterpretation") or "MONOCHROME2"
-    if header.integer("SamplesPerPixel", default=1) > 1 or not shown.startswith("MONOCHROME"):
+    photometric = header.text("PhotometricInterpretation") or "MONOCHROME2"
+    if header.integer("SamplesPerPixel", default=1) > 1 or not photometric.startswith("MONOCHROME"):
         raise InputError(
-            f"The DICOM file {header.path} is a colour image ({shown}); one value per voxel was"
-            " expected. Choose the scan itself."
+            f"The DICOM file {header.path} is a colour image ({photometric}); one value per voxel"
+            " was expected. Choose the scan itself."
         )
     rows, columns = header.integer("Rows", least=1), header.integer("Columns", least=1)
     order = "<" if header.little_endian else ">"
@@ -319,51 +317,51 @@ def _format(header: Header, pixels: Pixels) -> Format:
     allocated = header.integer("BitsAllocated", least=1)
     bits = header.integer("BitsStored", default=allocated, least=1)
     high = header.integer("HighBit", default=bits - 1)
-    # Without it, only 8 bits are read: those have no sign.
+    # If it is missing, only 8 bits are supported: they are unsigned.
     sign = header.integer("PixelRepresentation", default=0 if allocated == 8 else None)
     if allocated not in (8, 16, 32, 64) or sign > 1 or not bits - 1 <= high < allocated:
         raise InputError(
-            f"The DICOM file {header.path} stores its pixels in a way that is not read here"
-            f" (BitsAllocated {allocated}, BitsStored {bits}, HighBit {high}, PixelRepresentation"
-            f" {sign}). Convert the scan to NIfTI with dcm2niix."
+            f"The DICOM file {header.path} stores its pixels in an unsupported way (BitsAllocated"
+            f" {allocated}, BitsStored {bits}, HighBit {high}, PixelRepresentation {sign}). Convert"
+            " the scan to NIfTI with dcm2niix."
         )
     stored = np.dtype(f"{order}u{allocated // 8}")
     return Format(rows, columns, header.frames, stored, bits, high + 1 - bits, bool(sign))
 
 
 def _check_length(header: Header, pixels: Pixels, layout: Format) -> None:
-    """Refuse pixels that end too early, or are of more frames than announced."""
+    """Refuse pixels that end too early or have more frames than announced."""
     expected = layout.frame_bytes * layout.frames
     announced = pixels.length
     if announced is None:
         raise InputError(
-            f"The DICOM file {header.path} is damaged: its pixels are compressed, and it does not"
-            f" say how. {_AGAIN}"
+            f"The DICOM file {header.path} is damaged: its pixels are compressed, but no"
+            f" compression is named. {COPY}"
         )
     size = f"{layout.columns} x {layout.rows} pixels of {8 * layout.stored.itemsize} bits"
     size += f" in {layout.frames} frames" if layout.frames > 1 else ""
     if announced < expected or announced >= expected + layout.frame_bytes:
         raise InputError(
-            f"The DICOM file {header.path} holds {announced} bytes of pixels where its header asks"
-            f" for {expected} ({size}). It is damaged. {_AGAIN}"
+            f"The DICOM file {header.path} has {announced} bytes of pixels, but its header requires"
+            f" {expected} ({size}). It is damaged. {COPY}"
         )
-    if not header.deflated:  # what that holds shows when it is inflated
-        _check_there(header, max(header.path.stat().st_size - pixels.offset, 0), expected)
+    if not header.deflated:  # its size is known only after inflating
+        _check_available(header, max(header.path.stat().st_size - pixels.offset, 0), expected)
 
 
-def _check_there(header: Header, there: int, expected: int) -> None:
-    if there < expected:
+def _check_available(header: Header, available: int, expected: int) -> None:
+    if available < expected:
         raise InputError(
-            f"The DICOM file {header.path} is cut short ({there} bytes of pixels; {expected} bytes"
-            " are announced). Export or copy the series again."
+            f"The DICOM file {header.path} is cut short ({available} bytes of pixels; {expected}"
+            " bytes are announced). Export or copy the series again."
         )
 
 
-def _coded_frames(header: Header, pixels: Pixels, frames: int) -> list[list[tuple[int, int]]]:
-    """Where the fragments of each compressed frame are: offset and length, in bytes."""
+def _fragments(header: Header, pixels: Pixels, frames: int) -> list[list[tuple[int, int]]]:
+    """Offset and length, in bytes, of the fragments of each compressed frame."""
     short = InputError(
-        f"The DICOM file {header.path} is cut short or damaged: its compressed pixels end before"
-        " their end is announced. Export or copy the series again."
+        f"The DICOM file {header.path} is cut short or damaged: its compressed pixels have no end"
+        " marker. Export or copy the series again."
     )
     size, offset = header.path.stat().st_size, pixels.offset
     items: list[tuple[int, int, bytes]] = []
@@ -397,8 +395,8 @@ def _coded_frames(header: Header, pixels: Pixels, frames: int) -> list[list[tupl
         begins = [0]
     if len(begins) != frames or begins[0] != 0:
         raise InputError(
-            f"The DICOM file {header.path} announces {frames} frame{'s' if frames > 1 else ''} and"
-            f" holds {len(begins) or len(fragments)}: it is damaged or cut short. {_AGAIN}"
+            f"The DICOM file {header.path} announces {frames} frame{'s' if frames > 1 else ''} but"
+            f" contains {len(begins) or len(fragments)}: it is damaged or cut short. {COPY}"
         )
     ends = [*begins[1:], len(fragments)]
     return [
@@ -408,9 +406,9 @@ def _coded_frames(header: Header, pixels: Pixels, frames: int) -> list[list[tupl
 
 
 def _frames(
-    header: Header, layout: Format, wanted: Sequence[int], decoder: Decoder
+    header: Header, layout: Format, numbers: Sequence[int], decoder: Decoder
 ) -> Iterator[tuple[int, NDArray]]:
-    """Stored numbers (rows, columns) of some frames, unsigned or floating point."""
+    """Yield the stored numbers (rows, columns) of some frames, unsigned or floating point."""
     pixels = header.pixels
     assert pixels is not None
     shape = layout.rows, layout.columns
@@ -418,25 +416,25 @@ def _frames(
     if header.deflated:
         length = layout.frame_bytes * layout.frames
         content = inflated_pixels(header, length)
-        _check_there(header, len(content), length)
+        _check_available(header, len(content), length)
         stored = np.frombuffer(content, layout.stored).reshape(-1, *shape)
-        yield from ((n, stored[n]) for n in wanted)
+        yield from ((n, stored[n]) for n in numbers)
         return
     with header.path.open("rb") as file:
         if header.syntax in _NATIVE:
-            for n in wanted:
+            for n in numbers:
                 start = n * layout.frame_bytes
                 file.seek(pixels.offset + start - (start % 2 if swapped else 0))
                 raw = file.read(layout.frame_bytes + (2 if swapped else 0))
                 if swapped:  # bytes in words of two
                     words = raw[: len(raw) // 2 * 2]
                     raw = np.frombuffer(words, "u1").reshape(-1, 2)[:, ::-1].tobytes()[start % 2 :]
-                _check_there(header, len(raw), layout.frame_bytes)
+                _check_available(header, len(raw), layout.frame_bytes)
                 yield n, np.frombuffer(raw, layout.stored, shape[0] * shape[1]).reshape(shape)
             return
-        coded = _coded_frames(header, pixels, layout.frames)
+        coded = _fragments(header, pixels, layout.frames)
         with tempfile.TemporaryDirectory(prefix="shmoareg-") as folder:
-            for n in wanted:
+            for n in numbers:
                 parts = []
                 for start, length in coded[n]:
                     file.seek(start)
@@ -448,19 +446,19 @@ def _frames(
 
 
 def _decoded(header: Header, layout: Format, frame: bytes, decoder: Decoder, path: Path) -> NDArray:
-    """One compressed frame as it was before it was compressed."""
+    """Decompress one frame."""
     try:
         if header.syntax == _RLE:
             return _decoded_rle(header, layout, frame)
-        _check_coded(header, layout, frame)
+        _check_frame_size(header, layout, frame)
         return _decoded_by_gdcm(header, layout, frame, decoder, path)
     except InputError:
         raise
-    except Exception as error:  # of a library that meets the bytes of anybody
+    except Exception as error:  # the library may fail on arbitrary bytes
         reason = str(error).strip().splitlines()
         raise InputError(
-            f"The compressed pixels of the DICOM file {header.path} cannot be unpacked "
-            f"({reason[-1].strip() if reason else type(error).__name__}). {_AGAIN}"
+            f"The compressed pixels of the DICOM file {header.path} cannot be decompressed"
+            f" ({reason[-1].strip() if reason else type(error).__name__}). {COPY}"
         ) from error
 
 
@@ -469,25 +467,23 @@ def _decoded_rle(header: Header, layout: Format, frame: bytes) -> NDArray:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        values = pixel_array(_plain(header, layout, frame), raw=True)
+        values = pixel_array(_single_frame_dataset(header, layout, frame), raw=True)
     return values.reshape(layout.rows, layout.columns).view(layout.stored.newbyteorder("="))
 
 
 def _decoded_by_gdcm(
     header: Header, layout: Format, frame: bytes, decoder: Decoder, path: Path
 ) -> NDArray:
-    """Ours: GDCM is given the pixels without slope and intercept, so that these are applied
-    once.
-    """
-    _plain(header, layout, frame).save_as(path, enforce_file_format=True)
+    """Ours: GDCM gets the pixels without slope and intercept, so these are applied only once."""
+    _single_frame_dataset(header, layout, frame).save_as(path, enforce_file_format=True)
     values = decoder.decode(path)
     if values.shape != (layout.rows, layout.columns) or values.dtype.kind not in "iu":
         raise ValueError(f"an image of {values.shape} {values.dtype} values came out")
     return values.astype(layout.stored.newbyteorder("="))
 
 
-def _plain(header: Header, layout: Format, frame: bytes) -> Dataset:
-    """A file with nothing but one compressed frame."""
+def _single_frame_dataset(header: Header, layout: Format, frame: bytes) -> Dataset:
+    """Dataset with a single compressed frame."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.uid import UID
@@ -512,25 +508,21 @@ def _plain(header: Header, layout: Format, frame: bytes) -> Dataset:
     return plain
 
 
-def _check_coded(header: Header, layout: Format, frame: bytes) -> None:
-    """Refuse a frame whose own header announces another size: its decoder would believe that
-    one.
-    """
+def _check_frame_size(header: Header, layout: Format, frame: bytes) -> None:
+    """Refuse a frame whose own header announces another size, which the decoder would use."""
     found = _size_jpeg_2000(frame) if header.syntax in _JPEG_2000 else _size_jpeg(frame)
     if found != (layout.columns, layout.rows, 1):
-        came = (
-            "nothing that can be read"
-            if found is None
-            else "{} x {} pixels of {} samples".format(*found)
+        announced = (
+            "nothing readable" if found is None else "{} x {} pixels of {} samples".format(*found)
         )
         raise InputError(
             f"The compressed pixels of the DICOM file {header.path} are damaged: {layout.columns} x"
-            f" {layout.rows} pixels of 1 sample were expected, {came} was found. {_AGAIN}"
+            f" {layout.rows} pixels of 1 sample were expected, {announced} was found. {COPY}"
         )
 
 
 def _size_jpeg(frame: bytes) -> tuple[int, int, int] | None:
-    """Columns, rows and samples that a JPEG or JPEG-LS stream announces."""
+    """Columns, rows and samples in the header of a JPEG or JPEG-LS stream."""
     at = 2
     while frame[:2] == b"\xff\xd8" and at + 10 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
@@ -545,7 +537,9 @@ def _size_jpeg(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _size_jpeg_2000(frame: bytes) -> tuple[int, int, int] | None:
-    """Columns, rows and samples that a JPEG 2000 codestream announces, within a JP2 file or not."""
+    """Columns, rows and samples in the header of a JPEG 2000 codestream, with or without JP2
+    file.
+    """
     at = frame[:4096].find(b"\xff\x4f\xff\x51")
     if at < 0 or len(frame) < at + 42:
         return None
@@ -556,14 +550,14 @@ def _size_jpeg_2000(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _stored(raw: NDArray, layout: Format) -> NDArray:
-    """The stored numbers without the bits that do not belong to them, signed where they are."""
+    """Stored numbers without unused bits, with the sign restored."""
     raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
     if raw.dtype.kind == "f":
         return raw
     spare = 8 * raw.dtype.itemsize - layout.bits
     signed = raw.dtype.str.replace("u", "i")
     if spare:
-        raw = raw << raw.dtype.type(spare - layout.shift)  # the highest bit that counts comes first
+        raw = raw << raw.dtype.type(spare - layout.shift)  # moves the highest used bit to the top
         if layout.signed:
             return raw.view(signed) >> np.dtype(signed).type(spare)
         return raw >> raw.dtype.type(spare)
@@ -579,7 +573,7 @@ def _scaled(stored: NDArray, each: Slice, kind: np.dtype) -> NDArray:
 
 
 def _type_for(where: Path, parts: Sequence[tuple[Format, float, float]]) -> np.dtype:
-    """The type that holds the values of all slices."""
+    """Data type that fits the values of all slices."""
     parts = list(dict.fromkeys(parts))
     if any(layout.stored.kind == "f" for layout, _, _ in parts):
         double = any(
@@ -600,8 +594,8 @@ def _type_for(where: Path, parts: Sequence[tuple[Format, float, float]]) -> np.d
     ]
     if not np.isfinite(ends).all():
         raise InputError(
-            f"The DICOM series in {where} scales its values beyond what double precision holds (by "
-            f"{max(abs(slope) for _, slope, _ in parts):.3g}). {_AGAIN}"
+            f"The DICOM series in {where} scales its values beyond double precision (by"
+            f" {max(abs(slope) for _, slope, _ in parts):.3g}). {COPY}"
         )
     finest = min(abs(slope) for _, slope, _ in parts)
     exact = max(ends) < 2**24 * finest and max(ends) < 1e38 and finest > 1e-30

@@ -1,6 +1,6 @@
-"""DICOM files as slices with positions, and the volumes among them.
+"""DICOM slices with positions, and their grouping into volumes.
 
-Series of single-frame files and multi-frame files are treated alike.
+Single-frame series and multi-frame files are treated in the same way.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from napari_shmoareg.io.dicom_files import (
     KEYS,
     TIMES,
     Header,
+    display_text,
     group_items,
     items,
     lookup,
     raw_element,
-    shown,
     single,
 )
 
@@ -52,9 +52,9 @@ class Slice(NamedTuple):
     slope, intercept : float
         The value is slope x stored + intercept.
     thickness : float or None
-        Distance to the next slice as the header says, mm; used only for a lone slice.
+        Distance to the next slice according to the header, mm; used only for a single slice.
     keys : dict of str to tuple
-        The acquisition, by name of `KEYS` (and more): numbers where they are numbers, else text.
+        Acquisition properties by name, from `KEYS` and others: numbers if possible, else text.
     """
 
     header: Header
@@ -69,23 +69,23 @@ class Slice(NamedTuple):
 
 
 def slices_of(header: Header) -> list[Slice]:
-    """Take a file apart into its slices, in stored order.
+    """Split a file into its slices, in stored order.
 
-    Functional groups of a frame come before those shared by all, these before the file's own
-    elements.  Ours: a Real World Value Mapping counts only where there is no rescale slope and
-    intercept, and only if it is a single linear one; vendors' private scales do not count.
+    Functional groups of a frame take precedence over shared ones, and these over the file's own
+    elements. Ours: a Real World Value Mapping is used only if there is no rescale slope and
+    intercept, and only if it is a single linear one; private scales of vendors are ignored.
 
     Raises
     ------
     InputError
-        If the file does not say for each of its frames where it stands and how far apart its
-        pixels are, or if its values go through a table.
+        If a frame lacks position or pixel spacing, or the values are mapped by a table.
     """
     _check_mosaic(header)
     if items(header.path, header.dataset, "ModalityLUTSequence"):
         raise InputError(
-            f"The DICOM file {header.path} maps its values by a table (Modality LUT); only a slope "
-            "and an intercept are read. Convert the scan to NIfTI with a program that applies it."
+            f"The DICOM file {header.path} maps its values by a table (Modality LUT); only slope"
+            " and intercept are supported. Convert the scan to NIfTI with a program that applies"
+            " it."
         )
     count, per_frame = header.frames, header.per_frame
     if per_frame and len(per_frame) != count:
@@ -112,16 +112,16 @@ def slices_of(header: Header) -> list[Slice]:
 
 
 def _slice(header: Header, n: int, sources: list[Dataset], dimensions: list[str]) -> Slice:
-    """One frame, from the datasets that describe it, the nearest first."""
+    """Read one frame from the datasets that describe it, the most specific first."""
     where = f"the DICOM file {header.path}"
     where = where if header.frames == 1 else f"frame {n + 1} of {header.frames} in {where}"
     position = _vector(where, sources, "ImagePositionPatient", 3)
     orientation = _vector(where, sources, "ImageOrientationPatient", 6)
     if position is None or orientation is None:
         raise InputError(
-            f"{where[0].upper()}{where[1:]} does not say where its slice stands (position or "
-            "orientation missing): a snapshot or report, not a scan. Choose a folder with the "
-            "slices of one scan."
+            f"{where[0].upper()}{where[1:]} does not say where its slice is (position or"
+            " orientation missing): a snapshot or report, not a scan. Choose a folder with the"
+            " slices of one scan."
         )
     return Slice(
         header,
@@ -138,9 +138,9 @@ def _slice(header: Header, n: int, sources: list[Dataset], dimensions: list[str]
 def _pixel_spacing(where: str, sources: list[Dataset]) -> np.ndarray:
     found = lookup(sources, "PixelSpacing")
     if found is None:
-        others = ("ImagerPixelSpacing", "NominalScannedPixelSpacing")
-        other = next((name for name in others if lookup(sources, name)), None)
-        hint = f"; its {other} is that of the detector, not of the patient" if other else ""
+        alternatives = ("ImagerPixelSpacing", "NominalScannedPixelSpacing")
+        other = next((name for name in alternatives if lookup(sources, name)), None)
+        hint = f"; its {other} refers to the detector, not to the patient" if other else ""
         raise InputError(
             f"PixelSpacing is missing in {where}{hint}. Without it nothing can be measured in mm: "
             "export the scan again with its spacing."
@@ -148,14 +148,14 @@ def _pixel_spacing(where: str, sources: list[Dataset]) -> np.ndarray:
     spacing = _floats(found)
     if len(spacing) != 2 or not (np.isfinite(spacing).all() and min(spacing) > 0):
         raise InputError(
-            f"PixelSpacing is '{shown(found)}' in {where}; two numbers above 0 were expected. "
-            "Export the scan again with its spacing."
+            f"PixelSpacing is '{display_text(found)}' in {where}; two numbers above 0 were"
+            " expected. Export the scan again with its spacing."
         )
     return spacing
 
 
 def _directions(where: str, orientation: np.ndarray) -> np.ndarray:
-    """Both directions at length 1, as rounded numbers are not quite."""
+    """Normalise both directions, which rounding may have changed."""
     lengths = np.linalg.norm(orientation.reshape(2, 3), axis=1)
     skew = abs(float(orientation[:3] @ orientation[3:]))
     if np.abs(lengths - 1).max() > 0.01 or skew > 0.01:
@@ -176,7 +176,7 @@ def _rescale(where: str, sources: list[Dataset]) -> tuple[float, float]:
         values = np.array([default]) if found is None else _floats(found)
         if len(values) != 1 or not np.isfinite(values[0]) or (values[0] == 0 and default):
             raise InputError(
-                f"{name} is '{shown(found or [])}' in {where}; a number was expected"
+                f"{name} is '{display_text(found or [])}' in {where}; a number was expected"
                 f"{', other than 0' if default else ''}. {COPY}"
             )
         numbers.append(float(values[0]))
@@ -208,7 +208,7 @@ def _keys(
 
 
 def _dimensions(header: Header) -> list[str]:
-    """What the dimensions of a multi-frame file stand for."""
+    """Names of the dimensions of a multi-frame file."""
     from pydicom.datadict import dictionary_description, dictionary_has_tag
 
     names = []
@@ -226,7 +226,7 @@ def _dimensions(header: Header) -> list[str]:
 
 
 def _check_mosaic(header: Header) -> None:
-    """Refuse the tiled picture in which Siemens scanners keep all slices of a volume."""
+    """Refuse a Siemens mosaic, which stores all slices of a volume in one tiled image."""
     dataset, number = header.dataset, 0
     csa = raw_element(dataset, _CSA)
     if csa is not None and isinstance(csa.value, bytes):
@@ -240,13 +240,13 @@ def _check_mosaic(header: Header) -> None:
         return
     raise InputError(
         f"The DICOM file {header.path} is a Siemens mosaic: {number if number > 1 else 'all'}"
-        " slices of a volume side by side in one picture, which is not unfolded here. Convert the"
-        " series to NIfTI with dcm2niix, and give that file."
+        " slices of a volume tiled in one image, which is not supported. Convert the series to"
+        " NIfTI with dcm2niix, and give that file."
     )
 
 
 def _tiles(csa: bytes) -> int:
-    """NumberOfImagesInMosaic of a Siemens CSA header, 0 where it has none."""
+    """NumberOfImagesInMosaic of a Siemens CSA header; 0 if missing."""
     start = csa.find(b"NumberOfImagesInMosaic\0")
     if start < 0 or not int.from_bytes(csa[start + 76 : start + 80], "little"):
         return 0
@@ -258,11 +258,11 @@ def _tiles(csa: bytes) -> int:
 def _no_positions(header: Header) -> InputError:
     reason = "a film, a screen capture or a projection, not the slices of a scan"
     if "DetectorInformationSequence" in header.dataset:
-        reason = "nuclear medicine images name one position for all of them, which is not read here"
+        reason = "nuclear medicine images have one position for all frames, which is not supported"
     return InputError(
-        f"The DICOM file {header.path} holds {header.frames} frames ({header.kind}) and does not"
-        f" say where each of them stands (position or orientation missing): {reason}. Choose a scan"
-        " whose frames have positions, or convert it to NIfTI with a program that knows them."
+        f"The DICOM file {header.path} has {header.frames} frames ({header.kind}) but does not say"
+        f" where each of them is (position or orientation missing): {reason}. Choose a scan whose"
+        " frames have positions, or convert it to NIfTI with a program that supports it."
     )
 
 
@@ -273,13 +273,14 @@ def _vector(where: str, sources: list[Dataset], keyword: str, length: int) -> np
     numbers = _floats(found)
     if len(numbers) != length or not np.isfinite(numbers).all():
         raise InputError(
-            f"{keyword} is '{shown(found)}' in {where}; {length} numbers were expected. {COPY}"
+            f"{keyword} is '{display_text(found)}' in {where}; {length} numbers were expected."
+            f" {COPY}"
         )
     return numbers
 
 
 def _floats(texts: Sequence[str]) -> np.ndarray:
-    """Numbers; NaN where a text is none."""
+    """Parse numbers; NaN for invalid text."""
     numbers = []
     for text in texts:
         try:
@@ -295,9 +296,9 @@ def _canonical(text: str) -> float | str:
 
 
 _DIRECTION_TOLERANCE = 1e-3
-_VOXELS = 0.1  # how far a slice may be from its place on an even grid along the stack
-_PIXELS = 0.25  # and within its plane
-_ROUNDED = 0.11  # mm by which steps differ where positions are rounded to 0.1 mm
+_STEP_TOLERANCE = 0.1  # maximum deviation from a regular grid along the stack, voxels
+_SHIFT_TOLERANCE = 0.25  # and within the slice plane, pixels
+_ROUNDING = 0.11  # mm by which steps differ if positions are rounded to 0.1 mm
 
 Volumes = list[tuple[str, list[Slice]]]
 
@@ -312,16 +313,16 @@ class _Zone(NamedTuple):
 
 
 def volumes_of(slices: Sequence[Slice]) -> Volumes:
-    """The volumes in a series, each with what tells it apart; in the order of that.
+    """Group the slices of a series into volumes, each with a description; ordered by it.
 
-    Slices that differ in stack, echo, temporal position or b-value belong to volumes of
-    their own.  Others are split by whatever of the acquisition explains why several slices are
-    at one position, if something does; if nothing does, they stay together.
+    Slices that differ in stack, echo, temporal position or b-value belong to different volumes. If
+    several other slices are at one position, they are split by the acquisition property that
+    explains it; if none does, they stay together.
 
     Returns
     -------
     list of (str, list of Slice)
-        The text is empty where there is one volume.
+        The text is empty if there is one volume.
     """
     groups: list[list[Slice]] = [list(slices)]
     used: list[str] = []
@@ -337,12 +338,12 @@ def volumes_of(slices: Sequence[Slice]) -> Volumes:
     if len(groups) == 1:
         return [("", groups[0])]
     groups.sort(key=lambda group: [_sortable(_value(group, name)) for name in used])
-    return [(", ".join(_described(group, name) for name in used), group) for group in groups]
+    return [(", ".join(_describe_key(group, name) for name in used), group) for group in groups]
 
 
 def _without_duplicates(groups: list[list[Slice]]) -> tuple[list[list[Slice]], list[str]]:
-    """Groups with one slice at a position each, and by what they were split; else the same
-    groups.
+    """Split groups so that each has one slice per position; return them and the keys used. If that
+    fails, return the same groups.
     """
     expected = sum(_multiplicity(group) for group in groups)
     strong = {key.name for key in KEYS if key.splits}
@@ -374,13 +375,13 @@ def _split(groups: list[list[Slice]], name: str) -> list[list[Slice]]:
 
 
 def _varying(group: list[Slice]) -> set[str]:
-    """The keys in which slices of a group differ."""
+    """Keys in which slices of a group differ."""
     names = {name for each in group for name in each.keys}
     return {name for name in names if len({each.keys.get(name, ()) for each in group}) > 1}
 
 
 def _by_rank(group: list[Slice], name: str) -> list[list[Slice]]:
-    """The first, second ... moment at every position; nothing unless all have equally many."""
+    """Group slices by rank in time at every position; empty unless all have equally many."""
     positions = [
         sorted(at, key=lambda each: _sortable(each.keys.get(name, ()))) for at in _positions(group)
     ]
@@ -391,18 +392,18 @@ def _by_rank(group: list[Slice], name: str) -> list[list[Slice]]:
 
 
 def _multiplicity(group: list[Slice]) -> int:
-    """How many slices there are at the fullest position; 1 where directions differ."""
+    """Largest number of slices at one position; 1 if directions differ."""
     return max(len(at) for at in _positions(group))
 
 
 def _positions(group: list[Slice]) -> list[list[Slice]]:
-    """The slices at each height along the stack; each by itself where directions differ."""
+    """Group slices by height along the stack; each separately if directions differ."""
     first = group[0].orientation
     if any(np.abs(each.orientation - first).max() > _DIRECTION_TOLERANCE for each in group):
         return [[each] for each in group]
     heights = _heights(group)
     order = np.argsort(heights, kind="stable")
-    tolerance, found = _same_place(group), [[group[order[0]]]]
+    tolerance, found = _position_tolerance(group), [[group[order[0]]]]
     for before, n in pairwise(order):
         if heights[n] - heights[before] < tolerance:
             found[-1].append(group[n])
@@ -420,8 +421,8 @@ def _normal(each: Slice) -> NDArray[np.float64]:
     return np.cross(each.orientation[:3], each.orientation[3:])
 
 
-def _same_place(group: Sequence[Slice]) -> float:
-    """Below this distance, mm, two slices are at one place."""
+def _position_tolerance(group: Sequence[Slice]) -> float:
+    """Distance, mm, below which two slices are at the same position."""
     return min(0.01, 0.05 * float(group[0].spacing.min()))
 
 
@@ -433,24 +434,23 @@ def _sortable(value: tuple[float | str, ...]) -> list[tuple[int, float, str]]:
     return [(1, 0.0, each) if isinstance(each, str) else (0, each, "") for each in value]
 
 
-def _described(group: list[Slice], name: str) -> str:
+def _describe_key(group: list[Slice], name: str) -> str:
     value = _value(group, name)
-    shown = "/".join(each if isinstance(each, str) else f"{each:.10g}" for each in value)
-    shown = shown[:60].encode("ascii", "backslashreplace").decode()
+    text = "/".join(each if isinstance(each, str) else f"{each:.10g}" for each in value)
+    text = text[:60].encode("ascii", "backslashreplace").decode()
     same = all(each.keys.get(name, ()) == value for each in group)
-    return f"{name} {shown or 'not given'}" if same else f"{name} from {shown}"
+    return f"{name} {text or 'not given'}" if same else f"{name} from {text}"
 
 
 def stack(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
-    """Order the slices of one volume along their normal, and check that they are an even grid.
+    """Order the slices of one volume along their normal, and check that the grid is regular.
 
-    Ours: the affine is built from the positions of the slices themselves, so that a tilted
-    gantry gives the sheared grid that it is.
+    Ours: the affine is built from the slice positions, so a tilted gantry gives a sheared grid.
 
     Parameters
     ----------
     where : str
-        What is read, for messages, such as "DICOM series in scan".
+        What is being read, for messages, for example "DICOM series in scan".
     slices : sequence of Slice
 
     Returns
@@ -463,10 +463,10 @@ def stack(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.
     Raises
     ------
     InputError
-        If they differ in size, direction or pixel spacing, two are at one place, or they are
-        not evenly spaced.
+        If they differ in size, direction or pixel spacing, two are at the same position, or they
+        are not evenly spaced.
     """
-    _check_alike(where, slices)
+    _check_uniform(where, slices)
     heights = _heights(slices)
     ordered = [slices[n] for n in np.argsort(heights, kind="stable")]
     first = ordered[0]
@@ -477,7 +477,7 @@ def stack(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.
     if len(ordered) == 1:
         if first.thickness is None:
             raise InputError(
-                f"The {where} is a single slice without a thickness: not a volume. Choose a folder"
+                f"The {where} is a single slice without a thickness, not a volume. Choose a folder"
                 " with all slices of the scan."
             )
         affine[:3, 2] = _normal(first) * first.thickness
@@ -488,8 +488,10 @@ def stack(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.
     return ordered, affine
 
 
-def _check_alike(where: str, slices: Sequence[Slice]) -> None:
-    """Refuse slices of several sizes, directions, pixel spacings or ways of showing."""
+def _check_uniform(where: str, slices: Sequence[Slice]) -> None:
+    """Refuse slices with different sizes, directions, pixel spacings or photometric
+    interpretations.
+    """
     first, sizes = slices[0], {_size(each) for each in slices}
     orientations = np.array([each.orientation for each in slices])
     if len(sizes) > 1 or np.abs(orientations - orientations[0]).max() > _DIRECTION_TOLERANCE:
@@ -499,37 +501,40 @@ def _check_alike(where: str, slices: Sequence[Slice]) -> None:
             " folder."
         )
     off = [np.abs(each.spacing / first.spacing - 1).max() * max(_size(each)) for each in slices]
-    if max(off) > _VOXELS:
+    if max(off) > _STEP_TOLERANCE:
         other = slices[int(np.argmax(off))]
         raise InputError(
-            f"PixelSpacing changes within the {where}: {_pair(first)} mm in"
-            f" {first.header.path.name}, {_pair(other)} mm in {other.header.path.name}. One spacing"
-            " was expected: keep the slices of each in a folder of its own."
+            f"PixelSpacing changes within the {where}: {_format_spacing(first)} mm in"
+            f" {first.header.path.name}, {_format_spacing(other)} mm in {other.header.path.name}."
+            " One spacing was expected: keep the slices of each in a separate folder."
         )
-    shown = {each.header.text("PhotometricInterpretation") or "MONOCHROME2" for each in slices}
-    if len(shown) > 1:
+    photometric = {
+        each.header.text("PhotometricInterpretation") or "MONOCHROME2" for each in slices
+    }
+    if len(photometric) > 1:
         raise InputError(
-            f"The slices of the {where} are stored in several ways ({', '.join(sorted(shown))});"
-            " one was expected. Keep the slices of each in a folder of its own."
+            f"The slices of the {where} are stored in several ways"
+            f" ({', '.join(sorted(photometric))}); one was expected. Keep the slices of each in a"
+            " separate folder."
         )
 
 
 def _check_steps(where: str, ordered: Sequence[Slice]) -> None:
-    """Refuse two slices at one place, missing slices, and several spacings."""
+    """Refuse two slices at the same position, missing slices, and several spacings."""
     heights = _heights(ordered)
     steps = np.diff(heights)
     n = int(steps.argmin())
-    if steps[n] < _same_place(ordered):
+    if steps[n] < _position_tolerance(ordered):
         files = " and ".join(dict.fromkeys(each.header.path.name for each in ordered[n : n + 2]))
         raise InputError(
-            f"The {where} has two slices at the same place ({heights[n]:.2f} mm; {files}): several"
-            " time points or echoes in one series, or a file that is there twice. Keep one of them"
-            " in a folder of its own."
+            f"The {where} has two slices at the same position ({heights[n]:.2f} mm; {files}):"
+            " several time points or echoes in one series, or a duplicated file. Keep one of them"
+            " in a separate folder."
         )
     usual = float(np.median(steps))
-    odd = np.abs(steps - usual) > max(0.05 * usual, _ROUNDED)
+    odd = np.abs(steps - usual) > max(0.05 * usual, _ROUNDING)
     even = np.linspace(heights[0], heights[-1], len(heights))
-    if not odd.any() and np.abs(heights - even).max() <= _VOXELS * steps.mean():
+    if not odd.any() and np.abs(heights - even).max() <= _STEP_TOLERANCE * steps.mean():
         return
     zones = _zones(heights, usual)
     kinds = sorted({round(zone.step, 2): zone.step for zone in zones}.values())
@@ -555,18 +560,18 @@ def _check_steps(where: str, ordered: Sequence[Slice]) -> None:
         )
         raise InputError(
             f"The slices of the {where} have two spacings: {listed}. One spacing was expected: keep"
-            " the slices of each in a folder of its own, or resample the scan to one spacing."
+            " the slices of each in a separate folder, or resample the scan to one spacing."
         )
     n = int(np.abs(steps - usual).argmax())
     raise InputError(
         f"The slices of the {where} are not evenly spaced: {steps.min():.3f} to {steps.max():.3f}"
-        f" mm, such as {steps[n]:.3f} mm between {heights[n]:.2f} and {heights[n + 1]:.2f} mm along"
-        f" the stack, where {usual:.3f} mm is usual. Resample the scan to one spacing."
+        f" mm, for example {steps[n]:.3f} mm between {heights[n]:.2f} and {heights[n + 1]:.2f} mm"
+        f" along the stack, where {usual:.3f} mm is usual. Resample the scan to one spacing."
     )
 
 
 def _zones(heights: NDArray[np.float64], usual: float) -> list[_Zone]:
-    """Runs of steps that are equal to within a twentieth."""
+    """Find runs of steps that are equal to within 5 %."""
     zones: list[_Zone] = []
     for n, step in enumerate(np.diff(heights)):
         last = zones[-1] if zones else None
@@ -578,11 +583,11 @@ def _zones(heights: NDArray[np.float64], usual: float) -> list[_Zone]:
 
 
 def _check_line(where: str, ordered: Sequence[Slice], affine: NDArray[np.float64]) -> None:
-    """Refuse slices that are shifted sideways against each other, other than by an even tilt."""
+    """Refuse slices that are shifted sideways, except by a uniform tilt."""
     positions = np.array([each.position for each in ordered])
     off = positions - (affine[:3, 3] + np.arange(len(ordered))[:, None] * affine[:3, 2])
     pixels = np.abs(off @ ordered[0].orientation.reshape(2, 3).T) / ordered[0].spacing[::-1]
-    if pixels.max() > _PIXELS:
+    if pixels.max() > _SHIFT_TOLERANCE:
         n = int(pixels.max(axis=1).argmax())
         raise InputError(
             f"The slices of the {where} are not in line: {ordered[n].header.path.name} (slice"
@@ -596,5 +601,5 @@ def _size(each: Slice) -> tuple[int, int]:
     return each.header.integer("Rows", least=1), each.header.integer("Columns", least=1)
 
 
-def _pair(each: Slice) -> str:
+def _format_spacing(each: Slice) -> str:
     return " x ".join(f"{number:.6g}" for number in each.spacing)

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all; memory and output paths checked beforehand.
+"""Atomic writing of files and folders; checks of memory and of output paths.
 
-Everything is written under a hidden name beside its path and renamed at the end, so that a killed
-process leaves nothing that looks finished.
+Everything is written under a hidden temporary name beside its path and renamed at the end, so a
+killed process leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -36,57 +36,57 @@ if TYPE_CHECKING:
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<process>\d+)(\..*)?")
 
 
-_ADDED = 40  # bytes that a hidden name has beyond the name: ".", ".partial-", a process, an ending
-_full: dict[str, str] = {}  # names that were too long for that, by what stands for them
+_OVERHEAD = 40  # bytes that a temporary name adds: ".", ".partial-", process id, ending
+_shortened: dict[str, str] = {}  # full names by their shortened name
 
 
-def hidden(parent: Path, name: str, suffix: str = "") -> Path:
-    """Where this process builds the file or folder `name`."""
-    return parent / f".{_fitting(parent, name)}.partial-{os.getpid()}{suffix}"
+def temporary_path(parent: Path, name: str, suffix: str = "") -> Path:
+    """Temporary path under which this process builds the file or folder `name`."""
+    return parent / f".{_shorten(parent, name)}.partial-{os.getpid()}{suffix}"
 
 
 def longest_name(folder: Path) -> int:
-    """Bytes that the name of a file in a folder may have."""
+    """Longest file name, in bytes, that a folder allows."""
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
     except (OSError, ValueError, AttributeError):
         return 255
 
 
-def _fitting(parent: Path, name: str) -> str:
-    """A name, or its beginning and a sum of it where no room would be left for what a hidden name
-    adds.
-    """
-    most, whole = longest_name(parent) - _ADDED, os.fsencode(name)
-    if len(whole) <= most:
+def _shorten(parent: Path, name: str) -> str:
+    """Shorten a name that leaves no room for the temporary affixes: its beginning and a hash."""
+    limit, encoded = longest_name(parent) - _OVERHEAD, os.fsencode(name)
+    if len(encoded) <= limit:
         return name
     short = (
-        whole[: most - 17].decode("utf-8", "ignore") + "~" + hashlib.sha256(whole).hexdigest()[:16]
+        encoded[: limit - 17].decode("utf-8", "ignore")
+        + "~"
+        + hashlib.sha256(encoded).hexdigest()[:16]
     )
-    _full[short] = name
+    _shortened[short] = name
     return short
 
 
-def shown(path: str | Path) -> Path:
-    """The place where `path` will stand once it is whole: what people should read.
+def display_path(path: str | Path) -> Path:
+    """Final path of a temporary path, for messages.
 
-    A folder that is filled from within is built in itself, so its name is said once.
+    A folder that is filled in place is built inside itself: its name appears once.
     """
     parts: list[str] = []
     for part in Path(path).parts:
         found = _PARTIAL.fullmatch(part)
-        name = part if found is None else _full.get(found["name"], found["name"])
+        name = part if found is None else _shortened.get(found["name"], found["name"])
         if found is None or not parts or parts[-1] != name:
             parts.append(name)
     return Path(*parts)
 
 
 def is_leftover(entry: Path, name: str) -> bool:
-    """Whether an entry is a half-written `name` of a process that is gone, or of this one."""
+    """Whether an entry is a half-written `name` of this process or of one that no longer runs."""
     found = _PARTIAL.fullmatch(entry.name)
-    if found is None or found["name"] != _fitting(entry.parent, name):
+    if found is None or found["name"] != _shorten(entry.parent, name):
         return False
-    process = int(found["process"][:12])  # of a name that somebody else made up, too
+    process = int(found["process"][:12])  # a foreign name may have any number of digits
     return process == os.getpid() or not psutil.pid_exists(process)
 
 
@@ -98,9 +98,7 @@ def clean(folder: Path, name: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if there is one; to its end, also where Ctrl-C comes
-    meanwhile.
-    """
+    """Remove a file, link or folder if it exists; finish even if Ctrl-C interrupts."""
     try:
         _remove(path)
     except KeyboardInterrupt:
@@ -116,7 +114,7 @@ def _remove(path: Path) -> None:
 
 
 def check_memory(path: Path, shape: Sequence[int], voxel_bytes: int) -> None:
-    """Refuse an image whose header announces more than the free memory holds.
+    """Refuse an image that would not fit into free memory according to its header.
 
     Parameters
     ----------
@@ -125,19 +123,19 @@ def check_memory(path: Path, shape: Sequence[int], voxel_bytes: int) -> None:
     shape : sequence of int
         All axes that the header announces.
     voxel_bytes : int
-        Bytes in use per voxel at the worst moment of reading.
+        Peak memory per voxel while reading.
 
     Raises
     ------
     InputError
         If an axis has no voxel.
     TooLargeError
-        If reading needs more than nine tenths of the memory that is available now.
+        If reading needs more than nine tenths of the available memory.
     """
     if min(shape, default=0) < 1:
         raise InputError(
-            f"{path} has the shape {tuple(shape)}: it is empty. An image with voxels on three axes"
-            " was expected."
+            f"{path} is empty (shape {tuple(shape)}). An image with voxels on three axes was"
+            " expected."
         )
     need = prod(int(n) for n in shape) * voxel_bytes
     free = psutil.virtual_memory().available
@@ -151,90 +149,91 @@ def check_memory(path: Path, shape: Sequence[int], voxel_bytes: int) -> None:
 
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-LONGEST_PATH = 3800  # of the 4096 bytes that Linux takes
+LONGEST_PATH = 3800  # of the 4096 bytes that Linux allows
 
 
 def check_name(path: str | Path) -> Path:
-    """Refuse a place whose name could not be made, or not be read again; the whole path of others.
+    """Check the name of an output path and return the absolute path.
 
     Raises
     ------
     InputError
-        If a part of the name is too long for its disk, the whole is, or the name is not UTF-8.
+        If a part of the path or the whole path is too long, or the name is not UTF-8.
     """
-    place = user_path(path).absolute()
-    if printable(str(place)) != str(place):
+    target = user_path(path).absolute()
+    if printable(str(target)) != str(target):
         raise InputError(
-            f"The name {printable(str(place))} is not UTF-8, and ITK and safetensors write no such"
-            " file. Name a place whose folders all have names in UTF-8."
+            f"The name {printable(str(target))} is not UTF-8; ITK and safetensors cannot write such"
+            " files. Choose a path in UTF-8."
         )
-    there = next(parent for parent in (place, *place.parents) if os.path.exists(parent))
-    most = longest_name(there)
-    for part in place.relative_to(there).parts:
-        if len(part.encode()) > most:
+    existing = next(parent for parent in (target, *target.parents) if os.path.exists(parent))
+    limit = longest_name(existing)
+    for part in target.relative_to(existing).parts:
+        if len(part.encode()) > limit:
             raise InputError(
-                f"The name '{part[:40]}...' has {len(part.encode())} bytes; this disk takes {most}"
-                " at most. Give a shorter one."
+                f"The name '{part[:40]}...' has {len(part.encode())} bytes; this disk allows"
+                f" {limit} at most. Give a shorter name."
             )
-    if len(str(place).encode()) > LONGEST_PATH:
+    if len(str(target).encode()) > LONGEST_PATH:
         raise InputError(
-            f"The path {str(place)[:60]}... has {len(str(place).encode())} bytes; {LONGEST_PATH}"
-            " are the most that leave room for the files in it. Name a place nearer to the root."
+            f"The path {str(target)[:60]}... has {len(str(target).encode())} bytes; {LONGEST_PATH}"
+            " at most leave room for the files in it. Choose a path nearer to the root."
         )
-    return place
+    return target
 
 
 def check_new_file(
     path: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()
 ) -> None:
-    """Refuse the place of a file that could not be written, or that would destroy something.
+    """Check that a file can be written at a path without destroying anything.
 
     Parameters
     ----------
     path : str or Path
     overwrite : bool
-        The user agreed that an existing file is replaced.
+        Allow an existing file to be replaced.
     inputs : iterable of str or Path
-        What is read; none of these is ever replaced.
+        Input files, which are never replaced.
 
     Raises
     ------
     InputError
-        If `path` is an input, a folder, exists without `overwrite`, or lies in a folder that is
-        missing or not writable.
+        If `path` is an input or a folder, exists without `overwrite`, or its folder is missing or
+        not writable.
     """
-    place = check_name(path).resolve()
-    if any(place == user_path(given).resolve() for given in inputs):
+    target = check_name(path).resolve()
+    if any(target == user_path(source).resolve() for source in inputs):
         raise InputError(
-            f"{path} is one of the inputs, and writing there would replace it. Give another name."
+            f"{path} is one of the inputs; writing there would replace it. Give another name."
         )
     check_is_file(path)
-    if place.exists() and not overwrite:
+    if target.exists() and not overwrite:
         raise InputError(
-            f"{path} exists.", remedy="Give {overwrite:True} to replace it, or another name."
+            f"{path} already exists.",
+            remedy="Give {overwrite:True} to replace it, or another name.",
         )
-    check_parent(place)
+    check_parent(target)
 
 
 def check_new_folder(path: str | Path) -> None:
-    """Refuse the place of a folder of results that could not be made, or that holds something.
+    """Check that an output folder can be created, or exists and is empty.
 
     Raises
     ------
     InputError
-        If `path` is a file, a folder with something in it, or lies where nothing can be made.
+        If `path` is a file, a folder that is not empty, or cannot be created.
     """
-    place = check_name(path).resolve()
+    target = check_name(path).resolve()
     check_is_folder(path)
     check_empty(path)
-    nearest = next(parent for parent in (place, *place.parents) if parent.exists())
+    nearest = next(parent for parent in (target, *target.parents) if parent.exists())
     if not nearest.is_dir():
-        raise InputError(f"Cannot make {path}: {nearest} is a file.")
+        raise InputError(f"Cannot create {path}: {nearest} is a file.")
     check_parent(nearest / "results")
 
 
 def check_is_file(path: str | Path) -> None:
-    """Refuse a folder where the name of a file is wanted.
+    """Refuse a folder where a file name is expected.
 
     Raises
     ------
@@ -242,57 +241,56 @@ def check_is_file(path: str | Path) -> None:
         If `path` is a folder.
     """
     if user_path(path).is_dir():
-        raise InputError(f"{shown(path)} is a folder; the name of a file was expected.")
+        raise InputError(f"{display_path(path)} is a folder; the name of a file was expected.")
 
 
 def check_is_folder(path: str | Path) -> None:
-    """Refuse a file where a folder of results is wanted; it need not exist.
+    """Refuse a file where an output folder is expected; the folder need not exist.
 
     Raises
     ------
     InputError
-        If `path` is there and no folder.
+        If `path` exists and is not a folder.
     """
-    place = user_path(path)
-    if place.exists() and not place.is_dir():
+    target = user_path(path)
+    if target.exists() and not target.is_dir():
         raise InputError(
-            f"{shown(path)} is a file; the name of a new or empty folder was expected."
+            f"{display_path(path)} is a file; the name of a new or empty folder was expected."
         )
 
 
 def check_empty(path: str | Path) -> None:
-    """Refuse a folder that holds something; what a killed run left half-written there does not
-    count.
+    """Refuse a folder that is not empty; half-written leftovers of a killed run do not count.
 
     Raises
     ------
     InputError
         If there is an entry.
     """
-    place = user_path(path).resolve()
-    found = list(place.iterdir()) if place.is_dir() else []
-    entries = sorted(entry.name for entry in found if not is_leftover(entry, place.name))
+    target = user_path(path).resolve()
+    found = list(target.iterdir()) if target.is_dir() else []
+    entries = sorted(entry.name for entry in found if not is_leftover(entry, target.name))
     if entries:
         raise InputError(
-            f"The folder {shown(path)} is not empty ({len(entries)} entries, such as"
-            f" '{entries[0]}'). Nothing there is overwritten: name another folder, or empty this"
+            f"The folder {display_path(path)} is not empty ({len(entries)} entries, such as"
+            f" '{entries[0]}'). Nothing there is overwritten: choose another folder, or empty this"
             " one."
         )
 
 
 def check_parent(path: str | Path) -> None:
-    """Refuse a place in a folder that is missing or cannot be written to, by trying.
+    """Check, by trying, that the folder of a path exists and is writable.
 
     Raises
     ------
     InputError
-        If nothing can be made beside `path`.
+        If nothing can be created beside `path`.
     """
     parent = Path(path).parent
     if not parent.is_dir():
         raise InputError(
-            f"Cannot write {Path(path).name}: the folder {shown(parent)} does not exist. Make it"
-            " first."
+            f"Cannot write {Path(path).name}: the folder {display_path(parent)} does not exist."
+            " Create it first."
         )
     try:
         with tempfile.TemporaryFile(dir=parent):
@@ -300,14 +298,16 @@ def check_parent(path: str | Path) -> None:
     except OSError as error:
         full = error.errno in NO_SPACE
         hint = (
-            "Free some space or name a place on another disk."
+            "Free some space or choose a path on another disk."
             if full
-            else "Name a place that you may write to."
+            else "Choose a path that you may write to."
         )
-        raise InputError(f"Cannot write into {shown(parent)}: {error.strerror}. {hint}") from error
+        raise InputError(
+            f"Cannot write into {display_path(parent)}: {error.strerror}. {hint}"
+        ) from error
 
 
-_LAST = "report.json"
+_WRITTEN_LAST = "report.json"
 
 
 def ending(path: str | Path) -> str:
@@ -324,20 +324,20 @@ def stem(path: str | Path) -> str:
 
 
 @contextmanager
-def writing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
-    """Write one file so that it appears whole or not at all.
+def atomic_write(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
+    """Write one file atomically: it appears complete or not at all.
 
     Parameters
     ----------
     path : str or Path
-        An existing file is replaced, in one move.
+        An existing file is replaced atomically.
     size : int, optional
-        Bytes that will be needed about, for the message when the disk is full.
+        Approximate size in bytes, for the message when the disk is full.
 
     Yields
     ------
     Path
-        A hidden name beside `path`, with the same ending, to write to.
+        Temporary path to write to, beside `path` and with the same ending.
 
     Raises
     ------
@@ -347,11 +347,11 @@ def writing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
     path = check_name(path)
     check_is_file(path)
     check_parent(path)
-    temporary = hidden(path.parent, path.name, ending(path))
-    with _refusals(path):
+    temporary = temporary_path(path.parent, path.name, ending(path))
+    with _explain_os_errors(path):
         clean(path.parent, path.name)
     try:
-        with _full_disk(path, size):
+        with _explain_full_disk(path, size):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -362,36 +362,34 @@ def writing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
-    """Build a folder of results so that it appears whole or not at all.
+    """Build an output folder atomically: it appears complete or not at all.
 
-    A folder that cannot be replaced (a mounted one, the working directory, one in a parent
-    that is read-only) is filled in the end, entry by entry; ``report.json`` comes last there, so
-    that a folder with it is whole in every case.
+    A folder that cannot be replaced (a mount point, the working directory, a folder in a read-only
+    parent) is filled at the end, entry by entry. ``report.json`` is moved last, so a folder that
+    contains it is always complete.
 
     Parameters
     ----------
     path : str or Path
-        Must not exist, or be empty.  Missing parents are made.
+        Must not exist, or be empty. Missing parents are created.
     size : int, optional
-        Bytes that will be needed about, for the message when the disk is full.
+        Approximate size in bytes, for the message when the disk is full.
 
     Yields
     ------
     Path
-        A hidden folder to fill.
+        Temporary folder to fill.
 
     Raises
     ------
     InputError
-        If `path` is a file or a folder with something in it, the place is not writable,
-        or the disk is full.
+        If `path` is a file or a folder that is not empty, or not writable, or the disk is full.
     """
     path = check_name(path).resolve()
     check_is_folder(path)
-    with _refusals(path):
+    with _explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Ours: a mounted folder or the working directory cannot be replaced, so it is filled from
-        # within.
+        # Ours: a mount point or the working directory cannot be replaced, so it is filled in place.
         inside = path.is_dir() and (
             os.path.ismount(path) or path == Path.cwd() or not os.access(path.parent, os.W_OK)
         )
@@ -400,15 +398,15 @@ def new_folder(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
         check_empty(path)
         for folder in {parent, path} if path.is_dir() else {parent}:
             clean(folder, path.name)
-        temporary = hidden(parent, path.name)
+        temporary = temporary_path(parent, path.name)
         temporary.mkdir()
     try:
-        with _full_disk(path, size):
+        with _explain_full_disk(path, size):
             yield temporary
             check_empty(path)
             if inside:
                 for entry in sorted(
-                    temporary.iterdir(), key=lambda entry: (entry.name == _LAST, entry.name)
+                    temporary.iterdir(), key=lambda entry: (entry.name == _WRITTEN_LAST, entry.name)
                 ):
                     entry.rename(path / entry.name)
             else:
@@ -421,41 +419,41 @@ def new_folder(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """The system's refusals, while a place is prepared, in plain words."""
-    with _full_disk(path, None):
+def _explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors while a path is prepared into an InputError."""
+    with _explain_full_disk(path, None):
         try:
             yield
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise
-            where = shown(error.filename or path)
+            where = display_path(error.filename or path)
             raise InputError(
-                f"Cannot write {shown(path)}: {error.strerror} ({where}). Name a place that you may"
-                " write to."
+                f"Cannot write {display_path(path)}: {error.strerror} ({where}). Choose a path that"
+                " you may write to."
             ) from error
 
 
 @contextmanager
-def _full_disk(path: Path, size: int | None) -> Iterator[None]:
-    """A full disk in plain words; ITK reports it as a RuntimeError without a number.
+def _explain_full_disk(path: Path, size: int | None) -> Iterator[None]:
+    """Turn a full disk into an InputError; ITK reports it as a RuntimeError without errno.
 
-    Ours: such an error counts as a full disk where less is free than what was to be written
-    (or than 1 MiB).
+    Ours: such an error counts as a full disk if less is free than was to be written (or than 1
+    MiB).
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(
-            next(place for place in (path, *path.parents) if place.is_dir())
+            next(folder for folder in (path, *path.parents) if folder.is_dir())
         ).free
         number = getattr(error, "errno", None)
         if not (number in NO_SPACE or (number is None and free < max(2**20, size or 0))):
             raise
         need = "" if size is None else f" and {path.name} needs about {size / 1e6:.0f} MB"
         raise InputError(
-            f"The disk is full: {shown(path)} could not be written; {free / 1e6:.0f} MB are"
-            f" free{need}. Free some space or name a place on another disk. Nothing half-written"
+            f"The disk is full: {display_path(path)} could not be written; {free / 1e6:.0f} MB are"
+            f" free{need}. Free some space or choose a path on another disk. No half-written file"
             " was left."
         ) from error
 
@@ -465,8 +463,7 @@ ENDINGS = (".png", ".svg")
 
 
 def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> None:
-    """Write a figure as PNG or SVG, by the ending of the name, with what it shows in its metadata;
-    whole or not at all.
+    """Write a figure as PNG or SVG, by the ending of its name, with metadata; atomically.
 
     Parameters
     ----------
@@ -474,14 +471,14 @@ def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> 
     path : str or Path
         Ends in .png or .svg.
     about : mapping of str to str
-        Title, Software, Weights, Pair, Settings and whatever else.  A PNG has a text chunk of each
-        name.  An SVG has Dublin Core elements: Title is its title, Software its creator, and all
-        others are lines "Name: text" of its description.
+        Metadata: Title, Software, Weights, Pair, Settings and others. A PNG gets a text chunk per
+        name. An SVG gets Dublin Core elements: Title becomes the title, Software the creator, and
+        all others lines "Name: text" of the description.
 
     Raises
     ------
     InputError
-        If the ending is another one, or the place cannot be written to.
+        If the ending is another one, or the path is not writable.
     """
     from matplotlib import rc_context
 
@@ -489,34 +486,37 @@ def write_figure(figure: Figure, path: str | Path, about: Mapping[str, str]) -> 
     if kind not in ENDINGS:
         raise InputError(f"Figures are written as {' or '.join(ENDINGS)}; got the name '{path}'.")
     metadata: dict[str, Any] = dict(about) if kind == ".png" else _dublin_core(about)
-    # Ours: the text of an SVG stays text, so that it can be searched and set in a journal's own
-    # type; the same figure is the same file, so neither a date nor ids drawn at random.
-    with writing(path) as place, rc_context({"svg.fonttype": "none", "svg.hashsalt": "shmoareg"}):
-        figure.savefig(place, format=kind[1:], dpi=DOTS_PER_INCH, metadata=metadata)
+    # Ours: text stays text in an SVG, so it can be searched and set in a journal's font. No date
+    # and no random ids, so the same figure gives the same file.
+    with (
+        atomic_write(path) as temporary,
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": "shmoareg"}),
+    ):
+        figure.savefig(temporary, format=kind[1:], dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 def _dublin_core(about: Mapping[str, str]) -> dict[str, Any]:
-    told = "\n".join(
+    description = "\n".join(
         f"{name}: {text}" for name, text in about.items() if name not in ("Title", "Software")
     )
     named = {
         "Title": about.get("Title"),
         "Creator": about.get("Software"),
-        "Description": told or None,
+        "Description": description or None,
     }
     return {key: value for key, value in named.items() if value is not None} | {"Date": None}
 
 
 def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
-    """Write rows as CSV, whole or not at all; the columns are those of the first row.
+    """Write rows as CSV, atomically; the columns are those of the first row.
 
     Raises
     ------
     InputError
-        If the place is not writable or the disk is full.
+        If the path is not writable or the disk is full.
     """
     with (
-        writing(path) as temporary,
+        atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
@@ -529,15 +529,15 @@ _LC_ALL_MASK = {"linux": 0x1FBF, "darwin": 0x3F}
 
 
 @contextmanager
-def c_numbers() -> Iterator[None]:
-    """With a point in numbers, for the C code that this thread calls.
+def c_numeric_locale() -> Iterator[None]:
+    """Make C code that this thread calls use a decimal point.
 
-    Qt sets the locale of the desktop for the whole process, and in half of Europe C then reads
-    "0.5" as 0.  On Linux and macOS the locale of this thread alone is changed; elsewhere that
-    of the process, for one thread at a time.
+    Qt sets the desktop's locale for the whole process; with a decimal comma, C then reads "0.5" as
+    0. On Linux and macOS only this thread's locale is changed; elsewhere that of the process, for
+    one thread at a time.
     """
-    found = _thread_locale()
-    if found is None:
+    c_locale = _thread_locale()
+    if c_locale is None:
         with _LOCALE_LOCK:
             before = locale.setlocale(locale.LC_NUMERIC)
             locale.setlocale(locale.LC_NUMERIC, "C")
@@ -546,7 +546,7 @@ def c_numbers() -> Iterator[None]:
             finally:
                 locale.setlocale(locale.LC_NUMERIC, before)
         return
-    uselocale, plain = found
+    uselocale, plain = c_locale
     old = uselocale(plain)
     try:
         yield
@@ -556,7 +556,7 @@ def c_numbers() -> Iterator[None]:
 
 @cache
 def _thread_locale() -> tuple[Any, int] | None:
-    """`uselocale` of the C library and its "C" locale, None where there is none."""
+    """`uselocale` of the C library and its "C" locale; None if unavailable."""
     mask = _LC_ALL_MASK.get(sys.platform)
     try:
         library = ctypes.CDLL(None)
@@ -571,25 +571,25 @@ def _thread_locale() -> tuple[Any, int] | None:
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Without what ITK's libraries print on the stderr of the process, and with `c_numbers`.
+def muted_stderr() -> Iterator[None]:
+    """Mute what ITK's libraries print on stderr, and use `c_numeric_locale`.
 
-    What is wrong is raised by them too, and said by us.  The whole process is silent meanwhile:
-    only for a single call into a library.
+    They raise the same errors, which we report. The stderr of the whole process is muted, so use it
+    for a single library call only.
     """
-    with c_numbers(), _silent():
+    with c_numeric_locale(), _muted_stderr():
         yield
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """The stderr of the process closed."""
+def _muted_stderr() -> Iterator[None]:
+    """Redirect the stderr of the process to the null device."""
     try:
-        kept = os.dup(2)
-    # a program without a terminal may have closed it, and there is nothing to silence
+        saved = os.dup(2)
+    # a program without a terminal may have closed it: nothing to mute
     except OSError:
-        kept = None
-    if kept is None:
+        saved = None
+    if saved is None:
         yield
         return
     if sys.stderr is not None:
@@ -599,6 +599,6 @@ def _silent() -> Iterator[None]:
         os.dup2(nothing, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
         os.close(nothing)

@@ -1,4 +1,4 @@
-"""Image files to Volumes and back."""
+"""Reading and writing of image files as Volumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume, VolumePair
 from napari_shmoareg.io import dicom, metaimage, nifti, nrrd
-from napari_shmoareg.io.files import ending, stem, writing
+from napari_shmoareg.io.files import atomic_write, ending, stem
 from napari_shmoareg.io.orientation import check_lengths
 from napari_shmoareg.io.streams import open_regular
 from napari_shmoareg.io.untrusted import names_input, printable, user_path
@@ -44,47 +44,47 @@ def read_image(
         ``folder#SERIES_UID`` picks one of several, ``folder#SERIES_UID/2`` the second volume of
         a series that holds several (echoes, stacks, time points, b-values).
     labels : bool
-        A label map: whole numbers, carried by nearest neighbour.
+        The image is a label map: whole numbers, resampled by nearest neighbour.
     nan : float, optional
-        Put in the place of voxels that are NaN or infinite.  Without it they are read as
-        they are, and refused by what cannot use them.
+        Value that replaces NaN and infinite voxels. Without it they are read unchanged, and
+        functions that cannot use them refuse them.
     channel : int, optional
-        Which volume of a 4D image or component of a vector image, from 0.  A 3D image has
-        one only, and this is not looked at.
+        Volume of a 4D image or component of a vector image, from 0. Ignored for a 3D image.
     allow_outside : bool
-        Open a data file outside the folder of the NRRD or MetaImage header that names it; so
-        does the environment variable SHMOAREG_ALLOW_OUTSIDE=1.  Without, such a header is
-        refused, as it could name any file.
+        Allow an NRRD or MetaImage header to name a data file outside its own folder; so does the
+        environment variable SHMOAREG_ALLOW_OUTSIDE=1. By default such a header is refused, as it
+        could name any file.
 
     Returns
     -------
     Volume
-        In the file's own order of axes and its own type of number (float32 where the file
-        scales the integers of an image, float64 where float32 would lose them); RAS mm.  Of
-        DICOM, the values are slope x stored + intercept of each slice, in a type that holds all
-        slices; MONOCHROME1, which is about how values are shown, changes nothing.
+        With the axis order and data type of the file (float32 if the file scales the integers of an
+        image, float64 if float32 would lose precision); RAS mm. DICOM values are slope x stored +
+        intercept of each slice, in a type that fits all slices; MONOCHROME1, which concerns the
+        display only, changes nothing.
 
     Raises
     ------
     InputError
-        If there is no such file, it is damaged, of an unknown type, not 3D, in colour,
-        or does not lie properly in the world.
+        If the file is missing, damaged, of an unknown type, not 3D, in colour, or has no valid
+        affine.
     TooLargeError
         If it would not fit into memory.
 
     Warns
     -----
-    GuessedPlace
-        If the file does not say where its voxels stand, so that a place was assumed.
-    AmbiguousPlace
-        If a NIfTI file says it twice and differently, so that other programs put it elsewhere.
+    GuessedOrientation
+        If the file does not define position and orientation, so that they were assumed.
+    AmbiguousOrientation
+        If a NIfTI file defines them twice and differently, so that other programs place it
+        elsewhere.
     UnreadBytes
-        If the file holds more than its header announces.
+        If the file has more data than its header announces.
     DicomWarning
-        If a DICOM folder holds files that are no part of the scan, which were skipped, or pixels
-        that were compressed with loss.
+        If files in a DICOM folder do not belong to the scan and were skipped, or the pixels were
+        compressed lossily.
     """
-    path, series = _existing(path)
+    path, series = _find_input(path)
     if path.is_dir():
         values, affine = dicom.load(path, series)
     elif ending(path) in NIFTI_ENDINGS:
@@ -109,9 +109,7 @@ def read_image(
 def load_text_header(
     path: Path, *, allow_outside: bool = False
 ) -> tuple[NDArray, NDArray[np.float64]]:
-    """Voxels and affine of an NRRD or MetaImage file, as `nrrd.load` and `metaimage.load` give
-    them.
-    """
+    """Voxels and affine of an NRRD or MetaImage file, as `nrrd.load` and `metaimage.load`."""
     kind = nrrd if ending(path) in NRRD_ENDINGS else metaimage
     return kind.load(path, allow_outside=allow_outside)
 
@@ -126,7 +124,7 @@ def read_pair(
     channel: int | None = None,
     allow_outside: bool = False,
 ) -> VolumePair:
-    """Read what is to be registered; moving before fixed.
+    """Read the images to register, with their labels; moving before fixed.
 
     Parameters
     ----------
@@ -135,15 +133,15 @@ def read_pair(
     moving_labels, fixed_labels : str or Path, optional
         Label maps on the grids of their images.
     nan, channel
-        As for `read_image`; the channel is that of the two images, as labels have to be 3D.
+        As for `read_image`; the channel applies to the images only, as labels have to be 3D.
     allow_outside : bool
         As for `read_image`.
 
     Raises
     ------
     InputError
-        As `read_image`; or if labels stand on another grid than their image, or the voxels of
-        the two images differ in size as only a wrong unit explains.
+        As `read_image`; or if labels are on another grid than their image, or the voxel sizes of
+        the two images differ so much that only a wrong unit explains it.
     """
 
     def image(path: str | Path) -> Volume:
@@ -160,10 +158,10 @@ def read_pair(
 
 
 def write_image(volume: Volume, path: str | Path) -> None:
-    """Write a volume as NIfTI, whole or not at all.
+    """Write a volume as NIfTI, atomically.
 
-    Integers are stored in the smallest common type that holds them; float64 stays.  Labels say
-    in their header that they are labels (intent 1002).
+    Integers are stored in the smallest widely supported type that fits; float64 stays. Label maps
+    get intent 1002.
 
     Parameters
     ----------
@@ -174,19 +172,19 @@ def write_image(volume: Volume, path: str | Path) -> None:
     Raises
     ------
     InputError
-        If the ending is another one, the place is not writable, or the disk is full.
+        If the ending is another one, the path is not writable, or the disk is full.
     """
     if ending(path) not in (".nii", ".nii.gz"):
         raise InputError(
             f"Images are written as NIfTI: the name '{path}' has to end in .nii or .nii.gz."
         )
     values = storable(volume.values)
-    with writing(path, size=values.nbytes) as temporary:
+    with atomic_write(path, size=values.nbytes) as temporary:
         nifti.write(values, volume.grid, temporary, intent="label" if volume.is_labels else None)
 
 
 def storable(values: NDArray) -> NDArray:
-    """The same numbers in the smallest integer type, or a float type, that other programs read."""
+    """Convert to the smallest integer type, or a float type, that other programs read."""
     if values.dtype.kind == "f":
         return values.astype(np.float64 if values.dtype.itemsize >= 8 else np.float32, copy=False)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
@@ -194,37 +192,39 @@ def storable(values: NDArray) -> NDArray:
     return values.astype(small, copy=False)
 
 
-def _existing(path: str | Path) -> tuple[Path, str | None]:
-    """The file or folder meant, and a DICOM series if one was named."""
+def _find_input(path: str | Path) -> tuple[Path, str | None]:
+    """Find the file or folder, and the DICOM series if the path names one."""
     series = None
-    place = user_path(path)
-    if not place.exists() and "#" in str(path):
+    target = user_path(path)
+    if not target.exists() and "#" in str(path):
         name, series = str(path).rsplit("#", 1)
-        place = user_path(name)
-        if place.exists() and not place.is_dir():
-            raise InputError(f"{place} is a file; '#SERIES_UID' picks a series of a DICOM folder.")
-    if not place.exists():
+        target = user_path(name)
+        if target.exists() and not target.is_dir():
+            raise InputError(
+                f"{target} is a file; '#SERIES_UID' selects a series of a DICOM folder."
+            )
+    if not target.exists():
         raise InputError(
             f"There is no file or folder {path}. Check the spelling and the folder you are in."
         )
-    if place.is_dir():
-        return place, series
-    if ending(place) not in (*NIFTI_ENDINGS, *ITK_ENDINGS):
-        slice_ = ending(place) in (".dcm", ".ima") or dicom.is_dicom(place)
+    if target.is_dir():
+        return target, series
+    if ending(target) not in (*NIFTI_ENDINGS, *ITK_ENDINGS):
+        slice_ = ending(target) in (".dcm", ".ima") or dicom.is_dicom(target)
         hint = " Give the folder that holds all slices of the scan." if slice_ else ""
         raise InputError(
-            f"{place} is not of a type that is read here:"
-            f" {', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}, or a folder with a DICOM series.{hint}"
+            f"{target} is not of a supported type: {', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}, or"
+            f" a folder with a DICOM series.{hint}"
         )
-    with open_regular(place) as file:
+    with open_regular(target) as file:
         first = file.read(1)
     if not first:
-        raise InputError(f"{place} is empty (0 bytes). Download or copy it again.")
-    return place, series
+        raise InputError(f"{target} is empty (0 bytes). Download or copy it again.")
+    return target, series
 
 
 def _one_volume(path: Path, values: NDArray, channel: int | None, labels: bool) -> NDArray:
-    """The 3D volume in an array of any number of axes."""
+    """Extract the 3D volume from an array with any number of axes."""
     shape = values.shape
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
@@ -239,7 +239,7 @@ def _one_volume(path: Path, values: NDArray, channel: int | None, labels: bool) 
     if channel is None and labels:
         raise InputError(
             f"{path} has {len(shape)} axes {shape}; labels have to be 3D, one map on the grid of"
-            f" its image. Save one of the {number} volumes as a file of its own."
+            f" its image. Save one of the {number} volumes as a separate file."
         )
     if channel is None:
         raise InputError(
@@ -260,29 +260,29 @@ _NAMED_LABELS = re.compile(
 )
 
 
-REPORT = "report.json"  # by which a registration folder is known
+REPORT = "report.json"  # marks a registration folder
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds.
+    """Kind of a file and number of its volumes.
 
     Attributes
     ----------
     kind : {"image", "labels", "displacement"}
-        Labels only where the file itself says so.
+        "labels" only if the file itself says so.
     volumes : int
-        How many 3D volumes: time points, channels, components; 1 for a displacement.
+        Number of 3D volumes (time points, channels, components); 1 for a displacement.
     """
 
     kind: Literal["image", "labels", "displacement"] = "image"
     volumes: int = 1
 
 
-def look(path: str | Path) -> Contents:
-    """Look into a file without reading its voxels.
+def inspect_file(path: str | Path) -> Contents:
+    """Inspect a file without reading its voxels.
 
-    What cannot be opened counts as an image: reading it will say what is wrong.
+    A file that cannot be opened counts as an image; reading it raises the error.
 
     Parameters
     ----------
@@ -298,30 +298,28 @@ def look(path: str | Path) -> Contents:
 
 
 def is_registration_folder(path: str | Path) -> bool:
-    """Whether a path is a folder with a report.json."""
+    """Whether a path is a folder that contains report.json."""
     return (user_path(path) / REPORT).is_file()
 
 
 def image_files(folder: str | Path) -> list[str]:
     """Names of the files in a folder that `read_image` reads, sorted."""
-    known = (*NIFTI_ENDINGS, *ITK_ENDINGS)
+    endings = (*NIFTI_ENDINGS, *ITK_ENDINGS)
     return sorted(
         file.name
         for file in user_path(folder).iterdir()
-        if ending(file) in known and file.is_file()
+        if ending(file) in endings and file.is_file()
     )
 
 
 def is_named_as_labels(path: str | Path) -> bool:
-    """Whether a name says that it is of labels: ``sub-05_seg.nii.gz``, ``aparc+aseg.mgz``,
-    ``liver_mask.nii``.
-    """
+    """Whether a file name suggests labels: ``sub-05_seg.nii.gz``, ``aparc+aseg.mgz``."""
     return _NAMED_LABELS.search(stem(path).lower()) is not None
 
 
 def _nifti(path: Path) -> Contents:
     try:
-        header = nifti.look(path)
+        header = nifti.read_header(path)
     except InputError:
         return Contents()
     if header.intent in (_VECTOR, _DISPVECT) and header.shape[3:] == (1, 3):
@@ -330,11 +328,9 @@ def _nifti(path: Path) -> Contents:
 
 
 def _text_header(path: Path) -> Contents:
-    """Ours: three components of floating point are a displacement; these formats have no other sign
-    for one.
-    """
+    """Ours: three floating-point components are a displacement; the formats have no mark for it."""
     try:
-        image = (nrrd if ending(path) in NRRD_ENDINGS else metaimage).look(path)
+        image = (nrrd if ending(path) in NRRD_ENDINGS else metaimage).read_header(path)
     except InputError:
         return Contents()
     if image.shape[3:] == (3,) and image.axes[-1] == 0 and image.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""Between our grids (RAS) and SimpleITK's images (LPS)."""
+"""Conversion between our grids (RAS) and SimpleITK's images (LPS)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def values_of(image: sitk.Image) -> NDArray:
-    """Voxels with axes i, j, k first; components, if any, last."""
+    """Voxel array of an image: axes i, j, k first; components, if any, last."""
     import SimpleITK as sitk
 
     array = sitk.GetArrayFromImage(image)
@@ -41,7 +41,7 @@ def affine_of(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
 def image_of(values: NDArray, grid: Grid) -> sitk.Image:
     """An ITK image of values (I, J, K) or vectors (I, J, K, 3); components are left as they are.
 
-    ITK must hold the grid (`holds`).
+    The grid must be representable in ITK (`fits_itk`).
     """
     import SimpleITK as sitk
 
@@ -57,7 +57,7 @@ def image_of(values: NDArray, grid: Grid) -> sitk.Image:
 
 
 def is_orthonormal(grid: Grid) -> bool:
-    """Whether the axes stand at right angles for ITK 5.4: as its reader of NIfTI checks an sform.
+    """Whether the axes are at right angles, as the NIfTI reader of ITK 5.4 checks an sform.
 
     In single precision, each entry of R R^T to 1e-4.
     """
@@ -65,19 +65,19 @@ def is_orthonormal(grid: Grid) -> bool:
     return bool(np.abs(directions @ directions.T - np.eye(3)).max() <= 1e-4)
 
 
-def holds(grid: Grid) -> bool:
-    """Whether ITK and a NIfTI qform can hold a grid, to a small part of a voxel.
+def fits_itk(grid: Grid) -> bool:
+    """Whether ITK and a NIfTI qform can represent a grid to a fraction of a voxel.
 
-    Ours: the nearest axes at right angles move no corner by more than 0.05 voxels.  Headers that
-    were rounded to four digits are of this kind.
+    Ours: the nearest axes at right angles move no corner by more than 0.05 voxels. This admits
+    headers rounded to four digits.
     """
-    return is_orthonormal(grid) or grid.distance(Grid(grid.shape, _straight(grid))) <= 0.05
+    return (
+        is_orthonormal(grid) or grid.distance(Grid(grid.shape, _straightened_affine(grid))) <= 0.05
+    )
 
 
-def _straight(grid: Grid) -> NDArray[np.float64]:
-    """The affine of a grid with its axes turned to right angles, the nearest ones, about its first
-    voxel.
-    """
+def _straightened_affine(grid: Grid) -> NDArray[np.float64]:
+    """Affine of a grid with its axes turned to the nearest right angles about its first voxel."""
     left, _, right = np.linalg.svd(grid.affine[:3, :3] / grid.spacing)
     matrix = grid.affine.copy()
     matrix[:3, :3] = (left @ right) * grid.spacing
@@ -86,7 +86,7 @@ def _straight(grid: Grid) -> NDArray[np.float64]:
 
 def orthonormalised(grid: Grid) -> Grid:
     """The nearest grid with axes at right angles; covers the field of view of the sheared one."""
-    matrix = _straight(grid)
+    matrix = _straightened_affine(grid)
     matrix[:3, 3] = 0
     corners = Grid((1, 1, 1), matrix).to_index(grid.corners())
     start = corners.min(axis=0)
@@ -96,13 +96,13 @@ def orthonormalised(grid: Grid) -> Grid:
 
 
 def reason(error: Exception) -> str:
-    """The last line of ITK's message that says something."""
+    """Last line of ITK's message that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else "no reason given"
 
 
 def matrix_of(linear: sitk.Transform) -> NDArray[np.float64]:
-    """The (4, 4) RAS matrix of a linear ITK transform, from where it takes four points."""
+    """The (4, 4) RAS matrix of a linear ITK transform, computed from four mapped points."""
     points = np.array(
         [
             linear.TransformPoint(p)

@@ -1,4 +1,4 @@
-"""Versions and processor that a result was computed with.  Does not load torch."""
+"""Software versions and processor, for reports. Does not load torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors", "
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of shmoareg, Python and the libraries that made a result; None for one that is not
-    installed.
-    """
+    """Versions of shmoareg, Python and the libraries; None for one that is not installed."""
     found: dict[str, str | None] = {"shmoareg": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -28,9 +26,7 @@ def versions() -> dict[str, str | None]:
 
 
 def torch_build() -> dict[str, Any]:
-    """What PyTorch says of its build ("__version__", "cuda", ...), without the seconds of loading
-    it.
-    """
+    """PyTorch's build information ("__version__", "cuda", ...), read without loading PyTorch."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return {"__version__": None, "cuda": None}
@@ -38,7 +34,7 @@ def torch_build() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor's name and how many CPUs there are."""
+    """Name of the processor and number of CPUs."""
     import psutil
 
     info = Path("/proc/cpuinfo")

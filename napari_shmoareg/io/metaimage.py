@@ -1,4 +1,4 @@
-"""MetaImage files (.mha, .mhd): their header, checked, and their voxels."""
+"""Reading of MetaImage files (.mha, .mhd), with a checked header."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from napari_shmoareg.io.orientation import (
     warn_lengths,
     whole_numbers_of,
 )
-from napari_shmoareg.io.raw_image import Encoding, RawImage, check_place, voxels_of
+from napari_shmoareg.io.raw_image import Encoding, RawImage, check_affine, voxels_of
 from napari_shmoareg.io.streams import data_path, open_regular
 
 _TYPES = {
@@ -31,13 +31,13 @@ _TYPES = {
     "long": "i4",
     "ulong": "u4", "long_long": "i8", "ulong_long": "u8", "float": "f4", "double": "f8",
 }  # fmt: skip
-_ONE_OF = (  # names of one thing; the first that is there counts, as in ITK
+_SYNONYMS = (  # alternative names of a field; the first one present is used, as in ITK
     ("offset", "position", "origin"),
     ("transformmatrix", "rotation", "orientation"),
     ("elementspacing", "elementsize"),
     ("elementbyteordermsb", "binarydatabyteordermsb"),
 )
-_MOST_AXES, _MOST_CHANNELS = 7, 10_000
+_MAX_AXES, _MAX_CHANNELS = 7, 10_000
 
 
 def load(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[np.float64]]:
@@ -47,7 +47,7 @@ def load(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[n
     ----------
     path : Path
     allow_outside : bool
-        Let ElementDataFile lie outside the header's folder.
+        Allow ElementDataFile outside the header's folder.
 
     Returns
     -------
@@ -59,22 +59,22 @@ def load(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[n
     Raises
     ------
     InputError
-        If the file is damaged or of another type, or does not lie properly in the world.
+        If the file is damaged, of another type, or has no valid affine.
     TooLargeError
         If it would not fit into memory.
 
     Warns
     -----
-    GuessedPlace
-        If it does not say which way its axes run, or where the first voxel is.
+    GuessedOrientation
+        If it does not define the directions of its axes, or the position of the first voxel.
     """
-    image = look(path, allow_outside=allow_outside, warn=True)
+    image = read_header(path, allow_outside=allow_outside, warn=True)
     return voxels_of(image), image.affine
 
 
-def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawImage:
-    """What the header says, checked; as `load`, without the voxels, and without warnings unless
-    asked for.
+def read_header(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawImage:
+    """Read and check the header; as `load`, without the voxels and, by default, without
+    warnings.
     """
     with open_regular(path) as file:
         lines = header_lines(path, file)
@@ -83,15 +83,15 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
         listed = list(islice(lines, 1_000_000)) if named.split()[:1] == ["LIST"] else []
         position = file.tell()
     axes = whole_numbers_of(path, "NDims", fields.get("ndims", ""), 1)[0]
-    if not 1 <= axes <= _MOST_AXES:
+    if not 1 <= axes <= _MAX_AXES:
         raise damaged_header(
-            path, f"NDims is {axes}; 3 was expected, 1 to {_MOST_AXES} are possible"
+            path, f"NDims is {axes}; 3 was expected, 1 to {_MAX_AXES} are possible"
         )
     sizes = whole_numbers_of(path, "DimSize", fields.get("dimsize", ""), axes)
     channels = whole_numbers_of(
         path, "ElementNumberOfChannels", fields.get("elementnumberofchannels", "1"), 1
     )[0]
-    if min(sizes) < 0 or not 1 <= channels <= _MOST_CHANNELS:
+    if min(sizes) < 0 or not 1 <= channels <= _MAX_CHANNELS:
         raise damaged_header(
             path, f"it announces the shape {tuple(sizes)} with {channels} channels"
         )
@@ -101,8 +101,10 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
     skip = whole_numbers_of(path, "HeaderSize", fields.get("headersize", "0"), 1)[0]
     local = named.lower() == "local"
     if skip < -1 or (local and skip > 0) or (skip and compressed):
-        raise damaged_header(path, f"HeaderSize is {skip}, which this kind of file cannot have")
-    names = [named] if local else _names(path, named, listed, axes, sizes)
+        raise damaged_header(
+            path, f"HeaderSize is {skip}, which is not valid for this kind of file"
+        )
+    names = [named] if local else _data_files(path, named, listed, axes, sizes)
     encoding: Encoding = "zlib" if compressed else "raw" if binary else "text"
     several = channels > 1
     return RawImage(
@@ -119,7 +121,7 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
 
 
 def _fields(path: Path, lines: Iterator[str]) -> dict[str, str]:
-    """The fields up to the data file, names in lower case."""
+    """Read the fields up to the data file; names in lower case."""
     fields: dict[str, str] = {}
     for number, line in enumerate(lines):
         if not line and fields:
@@ -128,7 +130,7 @@ def _fields(path: Path, lines: Iterator[str]) -> dict[str, str]:
         name, value = name.strip().lower(), value.strip()
         if not (sign and name and name.isprintable()):
             raise damaged_header(
-                path, f"line {number + 1} of its header is no field of MetaImage ('{line[:60]}')"
+                path, f"line {number + 1} of its header is not a MetaImage field ('{line[:60]}')"
             )
         if fields.setdefault(name, value) != value:
             raise damaged_header(
@@ -139,15 +141,15 @@ def _fields(path: Path, lines: Iterator[str]) -> dict[str, str]:
                 raise damaged_header(path, "ElementDataFile names no file")
             if fields.get("objecttype", "image").lower() != "image":
                 raise damaged_header(
-                    path, f"it holds a '{fields['objecttype'][:60]}', not an image"
+                    path, f"it contains a '{fields['objecttype'][:60]}', not an image"
                 )
             return fields
     raise damaged_header(path, "its header has no ElementDataFile")
 
 
 def _first(fields: Mapping[str, str], name: str) -> str | None:
-    """The value of a field under the first of its names."""
-    names = next((names for names in _ONE_OF if name in names), (name,))
+    """Value of a field under the first of its alternative names."""
+    names = next((names for names in _SYNONYMS if name in names), (name,))
     return next((fields[each] for each in names if each in fields), None)
 
 
@@ -165,26 +167,31 @@ def _dtype(path: Path, fields: Mapping[str, str]) -> np.dtype:
     kind = _TYPES.get(name.lower().removeprefix("met_").removesuffix("_array"))
     if kind is None or not name.lower().startswith("met_"):
         raise damaged_header(
-            path, f"ElementType is '{name[:60]}'; one such as MET_SHORT or MET_FLOAT was expected"
+            path,
+            f"ElementType is '{name[:60]}'; a type such as MET_SHORT or MET_FLOAT was expected",
         )
     return np.dtype(kind).newbyteorder(
         ">" if _flag(path, fields, "elementbyteordermsb", False) else "<"
     )
 
 
-def _names(path: Path, named: str, listed: list[str], axes: int, sizes: list[int]) -> list[str]:
-    """The names of the data files: a list, a pattern with numbers, or the one name."""
+def _data_files(
+    path: Path, named: str, listed: list[str], axes: int, sizes: list[int]
+) -> list[str]:
+    """Names of the data files: a list, a numbered pattern, or a single name."""
     words = named.split()
     if words[0] == "LIST":
-        within = (
+        dimension = (
             whole_numbers_of(path, "ElementDataFile = LIST", words[1].rstrip("Dd"), 1)[0]
             if words[1:]
             else axes - 1
         )
-        wanted = prod(sizes[max(within, 0) :]) if within < axes else 1
-        names = [line for line in listed if line][:wanted]
-        if len(names) < wanted:
-            raise damaged_header(path, f"it lists {len(names)} data files; {wanted} were expected")
+        expected = prod(sizes[max(dimension, 0) :]) if dimension < axes else 1
+        names = [line for line in listed if line][:expected]
+        if len(names) < expected:
+            raise damaged_header(
+                path, f"it lists {len(names)} data files; {expected} were expected"
+            )
         return names
     pattern = re.fullmatch(r"([^%]*)%(0?[0-9]{0,2})[diu]([^%]*)", words[0])
     if pattern is None or len(words) < 2:
@@ -213,7 +220,7 @@ def _affine(path: Path, fields: Mapping[str, str], axes: int, warn: bool) -> NDA
         warn_guessed(path, "no TransformMatrix in its header", "to the left, the back and up")
     elif warn and origin is None:
         warn_guessed(
-            path, "no Offset in its header", "as it says, with the first voxel at 0, 0, 0 mm,"
+            path, "no Offset in its header", "as in the header, with the first voxel at 0, 0, 0 mm,"
         )
     if matrix is not None:
         directions = np.reshape(
@@ -227,9 +234,9 @@ def _affine(path: Path, fields: Mapping[str, str], axes: int, warn: bool) -> NDA
         affine[:3, 3] = _numbers(path, "Offset", origin, axes)[:3]
     unit = in_mm(path, fields.get("distanceunits", ""), "DistanceUnits", warn=warn)
     affine[:3] *= np.array([[-unit], [-unit], [unit]])
-    check_place(path, affine)
+    check_affine(path, affine)
     if warn:
-        _warn_of_scaling(path, fields)
+        _warn_scaling(path, fields)
     return affine
 
 
@@ -240,13 +247,13 @@ def _numbers(path: Path, field: str, text: str, count: int) -> list[float]:
     return numbers
 
 
-def _warn_of_scaling(path: Path, fields: Mapping[str, str]) -> None:
+def _warn_scaling(path: Path, fields: Mapping[str, str]) -> None:
     slope = numbers_of(fields.get("elementtointensityfunctionslope", "1"))
     offset = numbers_of(fields.get("elementtointensityfunctionoffset", "0"))
     if (slope, offset) != ([1.0], [0.0]):
         warnings.warn(
-            f"'{path}' asks for its values to be scaled (ElementToIntensityFunctionSlope and"
-            " Offset): they were read as they are stored, as ITK and 3D Slicer do.",
+            f"'{path}' defines a scaling of its values (ElementToIntensityFunctionSlope and"
+            " Offset), which was ignored, as in ITK and 3D Slicer.",
             UserWarning,
             stacklevel=5,
         )

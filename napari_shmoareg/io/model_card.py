@@ -1,6 +1,6 @@
-"""Format, config and model card of a file of weights, and which weights are used by default.
+"""Format check and model card of weights files, and the choice of default weights.
 
-Does not load torch, and never unpickles: a pickle runs what its author put into it.
+Does not load torch, and never unpickles, because a pickle can run arbitrary code.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import is_there, names_input, parse_json, printable, user_path
 
 FORMAT = "shmoareg-1"
-MAX_HEADER = 16 * 2**20  # bytes; that of the paper's network, with its card, takes 0.1 MB
+MAX_HEADER = 16 * 2**20  # bytes; the paper's network with its card needs 0.1 MB
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
 
 
 @names_input
 def read_card(name_or_path: str | Path) -> dict[str, Any]:
-    """The model card of shipped weights or of a file, without reading its weights.
+    """Read the model card of shipped weights or of a file, without reading the weights.
 
     Raises
     ------
@@ -48,19 +48,19 @@ def shipped_weights() -> list[str]:
 
 
 @contextmanager
-def opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
-    """A safetensors file, open; damage is an error that names it.
+def open_safetensors(path: Path, framework: str = "numpy") -> Iterator[Any]:
+    """Open a safetensors file; errors name the file.
 
     Parameters
     ----------
     path : Path
     framework : {"numpy", "pt"}
-        What its tensors come as; names, shapes and metadata need none.
+        Type of the tensors; not needed for names, shapes and metadata.
 
     Raises
     ------
     InputError
-        If the file is damaged or cut short.
+        If the file is damaged or truncated.
     """
     try:
         with safe_open(path, framework=framework) as file:
@@ -75,17 +75,17 @@ def opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
 
 
 def weights_file(name_or_path: str | Path) -> Path:
-    """The file of shipped weights (checked against its checksum) or of a path.
+    """Path of shipped weights (after verifying their checksum) or of a weights file.
 
     Raises
     ------
     InputError
-        If there is none, the shipped one is damaged, or its name is not UTF-8.
+        If it is missing, the shipped file is damaged, or its name is not UTF-8.
     """
     name, path = str(name_or_path), user_path(name_or_path)
     if name in shipped_weights():
         path = SHIPPED / f"{name}.safetensors"
-        _check_sum(path)
+        _verify_checksum(path)
     elif not is_there(path) or not path.is_file():
         shipped = ", ".join(shipped_weights()) or "none"
         raise InputError(
@@ -93,17 +93,20 @@ def weights_file(name_or_path: str | Path) -> Path:
         )
     if printable(str(path)) != str(path):
         raise InputError(
-            f"The name of the weights {printable(str(path))} is not UTF-8, and safetensors opens no"
-            " such file. Rename it, or its folder."
+            f"The name of the weights {printable(str(path))} is not UTF-8; safetensors cannot open"
+            " such files. Rename the file or its folder."
         )
     return path
 
 
-def _check_sum(path: Path) -> None:
-    sums = path.parent / "SHA256SUMS"
-    lines = sums.read_text(encoding="utf-8").split("\n") if sums.is_file() else []
-    known = {line.split()[1].lstrip("*"): line.split()[0] for line in lines if line.strip()}
-    if path.name in known and hashlib.sha256(path.read_bytes()).hexdigest() != known[path.name]:
+def _verify_checksum(path: Path) -> None:
+    listing = path.parent / "SHA256SUMS"
+    lines = listing.read_text(encoding="utf-8").split("\n") if listing.is_file() else []
+    checksums = {line.split()[1].lstrip("*"): line.split()[0] for line in lines if line.strip()}
+    if (
+        path.name in checksums
+        and hashlib.sha256(path.read_bytes()).hexdigest() != checksums[path.name]
+    ):
         raise InputError(
             f"The shipped weights {path} are damaged (their checksum differs). Install shmoareg"
             " again."
@@ -111,30 +114,30 @@ def _check_sum(path: Path) -> None:
 
 
 def check_format(path: Path, expected: str) -> dict[str, str]:
-    """The text beside the tensors, after a look at what kind of file this is.
+    """Check the format of a safetensors file and return its metadata.
 
     Raises
     ------
     InputError
-        If the file is cut short, a pickle, or not of the `expected` format.
+        If the file is truncated, a pickle, or not of the `expected` format.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(9)
-    # or a header of safetensors whose length ends in 0x80
+    # a safetensors header may also begin with 0x80
     pickled = start[:1] == b"\x80" and start[8:] != b"{"
     if path.suffix.lower() in _PICKLES or start[:4] == b"PK\x03\x04" or pickled:
         raise InputError(
             f"{path} is a pickle (a PyTorch checkpoint), which could run any program: it is not"
-            " opened. Load it where you trust it with torch.load(..., weights_only=True), and"
-            " write it with shmoareg's save_network."
+            " opened. If you trust it, load it with torch.load(..., weights_only=True), and write"
+            " it with shmoareg's save_network."
         )
     header = int.from_bytes(start[:8], "little")
     if len(start) < 9 or start[8:] != b"{" or header > MAX_HEADER:
         raise InputError(
             f"{path} ({size} bytes) is not a safetensors file. Give weights written by shmoareg."
         )
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != expected:
         raise InputError(
@@ -144,22 +147,21 @@ def check_format(path: Path, expected: str) -> dict[str, str]:
     return metadata
 
 
-LARGE, SMALL = "paper", "small"  # by the preset: for a GPU, for a CPU
-NO_NETWORK = "none"  # in place of weights, where no network deforms
+LARGE, SMALL = "paper", "small"  # presets for a GPU and for a CPU
+NO_NETWORK = "none"  # in place of weights: no network is used
 
 
-def chosen_weights(asked: str | None, device: str = "cpu") -> tuple[str, str]:
-    """The weights that were asked for, or those of the shipped ones that fit the device; and why.
+def choose_weights(requested: str | None, device: str = "cpu") -> tuple[str, str]:
+    """Choose the requested weights, or the shipped ones that suit the device; return name and
+    reason.
 
     Raises
     ------
     InputError
-        If none were asked for and none are shipped.
+        If none are requested and none are shipped.
     """
-    if asked is not None and asked != "auto":
-        return asked, f"{asked}, as asked"
-    pass  # MOVED
-
+    if requested is not None and requested != "auto":
+        return requested, f"{requested}, as requested"
     names = shipped_weights()
     if not names:
         raise InputError(
@@ -168,8 +170,8 @@ def chosen_weights(asked: str | None, device: str = "cpu") -> tuple[str, str]:
         )
     if len(names) == 1:
         return names[0], f"{names[0]}: the only weights that are shipped"
-    wanted = LARGE if device == "cuda" else SMALL
-    name = wanted if wanted in names else names[0]
+    preferred = LARGE if device == "cuda" else SMALL
+    name = preferred if preferred in names else names[0]
     return (
         name,
         (
@@ -179,21 +181,21 @@ def chosen_weights(asked: str | None, device: str = "cpu") -> tuple[str, str]:
     )
 
 
-def chosen_device(asked: str) -> str:
-    """The device that "auto", "cpu" or "cuda" means here.
+def choose_device(requested: str) -> str:
+    """Choose the device for "auto", "cpu" or "cuda".
 
     Raises
     ------
     InputError
-        If "cuda" was asked for and there is none.
+        If "cuda" is requested and not available.
     """
     from napari_shmoareg.registration.resources import find_device
 
-    return find_device(asked).type
+    return find_device(requested).type
 
 
 def checksum_of(weights: str) -> str:
-    """The SHA-256 of weights, shipped or a file: others of the same name give other numbers."""
+    """SHA-256 of weights, shipped or a file: tells apart different weights of the same name."""
     shipped = Path(napari_shmoareg.__file__).parent / "weights" / f"{weights}.safetensors"
     return hashlib.sha256(
         (shipped if shipped.is_file() else user_path(weights)).read_bytes()
@@ -201,14 +203,11 @@ def checksum_of(weights: str) -> str:
 
 
 def routing_of(weights: str) -> str | None:
-    """What the card of weights says of their routing (`routing_sentence`); empty where that was not
-    measured.
+    """Sentence on the routing of weights from their model card; empty if it was not measured.
 
-    None where there are no such weights here, as where a registration was made elsewhere.
+    None if the weights are not available here, for example for a registration made elsewhere.
     """
     from napari_shmoareg.experts.routing_scores import routing_sentence
-
-    pass  # MOVED
 
     try:
         card = read_card(weights)

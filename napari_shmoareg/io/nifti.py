@@ -1,7 +1,7 @@
-"""NIfTI and MGH files, whole and checked.
+"""Reading and writing of NIfTI and MGH files, with a checked header.
 
-The header is checked field by field before any voxel is read, and what is damaged in it is
-named; nibabel's header classes give the fields and the matrices.
+The header is checked field by field before any voxel is read, and errors name the damaged field;
+nibabel's header classes parse the fields.
 """
 
 from __future__ import annotations
@@ -19,38 +19,43 @@ from numpy.typing import NDArray
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, float_type
 from napari_shmoareg.io.files import check_memory
-from napari_shmoareg.io.itk import holds, is_orthonormal
-from napari_shmoareg.io.orientation import AmbiguousPlace, check_spacing, warn_guessed, warn_lengths
-from napari_shmoareg.io.streams import Content, Damaged, end, open_regular, warn_unread
+from napari_shmoareg.io.itk import fits_itk, is_orthonormal
+from napari_shmoareg.io.orientation import (
+    AmbiguousOrientation,
+    check_spacing,
+    warn_guessed,
+    warn_lengths,
+)
+from napari_shmoareg.io.streams import Content, Damaged, check_end, open_regular, warn_unread
 
-_LEVEL, _THREADS = 2, 2  # of the compression, which takes no core from other work for long
+_LEVEL, _THREADS = 2, 2  # of the compression; low, to leave cores to other work
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, mm, micrometres
-# bytes of a NIfTI-1 and NIfTI-2 header; where its voxels begin at the earliest
+# bytes of a NIfTI-1 and NIfTI-2 header: smallest offset of the voxels
 _SIZES = {348: 352, 540: 544}
-_QUATERNION = 1.01  # Ours: b² + c² + d² up to here is rounding, of two digits at least
-_APART = 0.1  # Ours: voxels between two places of the same corner that are worth a warning
-# where ITK takes the same: a quaternion near a half turn is no more precise than that
-_LOOSELY_APART = 0.5
+_QUATERNION = 1.01  # Ours: a larger b² + c² + d² is not due to rounding (to two digits)
+_TOLERANCE = 0.1  # Ours: voxels between two positions of a corner, above which to warn
+# if ITK uses the sform too: a quaternion near a half turn is no more precise
+_LOOSE_TOLERANCE = 0.5
 _TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8",
     1280: "u8",
     1536: "longdouble",
 }  # fmt: skip
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
-_REMEDY = (
-    "Write one place into both, in Python: i = nibabel.load(file); i.set_qform(i.affine, 1);"
+_SET_BOTH = (
+    "Write one affine into both, in Python: i = nibabel.load(file); i.set_qform(i.affine, 1);"
     " i.set_sform(i.affine, 1); i.to_filename(copy)."
 )
-_OTHERS = (  # what else is found under the name of a NIfTI file, by how it begins
+_OTHER_TYPES = (  # other content of files named as NIfTI, by first bytes
     (b"NRRD", "an NRRD file: rename it to end in .nrrd"),
     (b"ObjectType", "a MetaImage file: rename it to end in .mha"),
     (b"\x89HDF", "an HDF5 file (MINC 2 perhaps): convert it to NIfTI"),
     (b"CDF", "a NetCDF file (MINC 1 perhaps): convert it to NIfTI"),
     (
         b"version https://git-lfs",
-        "the placeholder of Git LFS: get the file itself with 'git lfs pull'",
+        "a placeholder of Git LFS: get the file itself with 'git lfs pull'",
     ),
-    (b"<", "a text in XML or HTML (a GIFTI surface, or an error page): it holds no voxels"),
+    (b"<", "XML or HTML text (a GIFTI surface, or an error page): it contains no voxels"),
     (b"PK\x03\x04", "a zip archive: unpack it first"),
     (b"BZh", "compressed by bzip2: decompress it first"),
     (b"\xfd7zXZ", "compressed by xz: decompress it first"),
@@ -60,7 +65,7 @@ _OTHERS = (  # what else is found under the name of a NIfTI file, by how it begi
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a NIfTI or MGH file says, checked.
+    """Checked header of a NIfTI or MGH file.
 
     Attributes
     ----------
@@ -68,13 +73,13 @@ class Header:
     shape : tuple of int
         All axes, at least one.
     dtype : numpy dtype
-        Of the voxels as stored.
+        Type of the stored voxels.
     offset : int
         Bytes of content before the voxels.
     affine : (4, 4) array
         Voxel index to RAS mm.
     slope, inter : float
-        A voxel stands for slope times its stored number plus inter.
+        The value of a voxel is slope x stored + inter.
     intent : int
         NIfTI's intent code; 0 for MGH.
     """
@@ -108,24 +113,24 @@ class Image:
 
 
 def load(path: Path) -> tuple[Image, NDArray[np.float64]]:
-    """Open a file whole: its voxels as stored, and voxel index to RAS mm.
+    """Read a file: its voxels as stored, and the affine from voxel index to RAS mm.
 
-    Ours: a compressed file is read to its end, so that its checksum is looked at, but never
-    much further than its header announces.
+    Ours: a compressed file is read to its end, so that its checksum is verified, but never much
+    further than its header announces.
 
     Raises
     ------
     InputError
-        If the file is damaged, of another type, or has no place in the world.
+        If the file is damaged, of another type, or has no valid affine.
     TooLargeError
         If it would not fit into memory.
 
     Warns
     -----
-    GuessedPlace
-        If the file does not say where its voxels stand.
-    AmbiguousPlace
-        If other programs would put it elsewhere.
+    GuessedOrientation
+        If the file does not define position and orientation.
+    AmbiguousOrientation
+        If other programs would place the image elsewhere.
     UnreadBytes
         If bytes follow that the header does not announce.
     """
@@ -145,7 +150,7 @@ def load(path: Path) -> tuple[Image, NDArray[np.float64]]:
                 raise Damaged(content.readable)
             footer = path.suffix.lower() in (".mgh", ".mgz")
             if _is_named_compressed(path):
-                end(path, content, header.offset + count * itemsize, footer=footer)
+                check_end(path, content, header.offset + count * itemsize, footer=footer)
             elif missing < 0 and not footer:
                 warn_unread(path, f"holds {-missing} bytes more than its header announces")
         except Damaged as error:
@@ -156,13 +161,13 @@ def load(path: Path) -> tuple[Image, NDArray[np.float64]]:
     return Image(header, stored), header.affine
 
 
-def look(path: Path) -> Header:
-    """The header alone, without its warnings.
+def read_header(path: Path) -> Header:
+    """Read only the header, without warnings.
 
     Raises
     ------
     InputError
-        As `load` does, for what the header shows.
+        As `load`, for errors in the header.
     """
     with open_regular(path) as file:
         content = Content(file, "gzip" if _is_named_compressed(path) else "none")
@@ -170,16 +175,15 @@ def look(path: Path) -> Header:
 
 
 def values_of(image: Image, *, scaled_to: type[np.floating] = np.float32) -> NDArray:
-    """The voxels of an opened image, scaled as its header says, in this machine's byte order.
+    """Voxels of an image, scaled according to its header, in native byte order.
 
-    Integers without scaling stay integers; scaled ones become `scaled_to`, or float64 where
-    float32 cannot tell them apart.  Labels want float64: float32 cannot tell whole numbers
-    beyond 2^24 apart.
+    Unscaled integers stay integers; scaled ones become `scaled_to`, or float64 if float32 cannot
+    distinguish them. Labels need float64: float32 cannot distinguish whole numbers beyond 2^24.
 
     Raises
     ------
     InputError
-        If the scaling leads beyond the numbers of that type.
+        If scaled values exceed the range of that type.
     """
     stored, slope, inter = image.stored, image.header.slope, image.header.inter
     if (slope, inter) != (1.0, 0.0):
@@ -191,10 +195,10 @@ def values_of(image: Image, *, scaled_to: type[np.floating] = np.float32) -> NDA
         ):
             raise InputError(
                 f"{image.header.path} scales its voxels by {slope:g} and {inter:g} (scl_slope,"
-                " scl_inter), to numbers beyond any image. Correct the header, or export the image"
+                " scl_inter), to values beyond any image. Correct the header, or export the image"
                 " again."
             )
-        with np.errstate(all="ignore"):  # what becomes infinite is refused where it is used
+        with np.errstate(all="ignore"):  # infinite values are refused where they are used
             values = stored.astype(np.promote_types(result, float_type(low, high)))
             values *= values.dtype.type(slope)
             values += values.dtype.type(inter)
@@ -214,15 +218,15 @@ def write(
 ) -> None:
     """Write values (I, J, K, ...) on a grid; mm, scanner space (code 1).
 
-    A qform cannot hold shears: a sheared grid is written with an sform alone.  With a slope,
-    integers are written as they are and stand for slope times themselves.
+    A qform cannot represent shears: a sheared grid gets an sform only. With a slope, integers are
+    written as they are and mean slope times the stored value.
     """
     import nibabel
 
     image: Any = nibabel.Nifti1Image(values, grid.affine, dtype=values.dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=1)
-    if holds(grid):
+    if fits_itk(grid):
         image.set_qform(grid.affine, code=1)
     else:
         image.header["qform_code"] = 0
@@ -243,7 +247,7 @@ def _writable(path: Path) -> Any:
 
 
 def truncated(path: Path, readable: int | None = None) -> InputError:
-    """The error for a file that ends early or fails its checksum."""
+    """Error for a file that ends early or fails its checksum."""
     size = path.stat().st_size
     got = (
         f"{size} bytes on disk"
@@ -258,7 +262,7 @@ def _is_named_compressed(path: Path) -> bool:
 
 
 def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tuple[Header, int]:
-    """The checked header, and how many bytes of content were read for it."""
+    """Read and check the header; return it and the number of content bytes read."""
     start = file.read(132)
     file.seek(0)
     if (start[:2] == b"\x1f\x8b") != _is_named_compressed(path):
@@ -280,12 +284,10 @@ def _header(path: Path, file: IO[bytes], content: Content, *, warn: bool) -> tup
 
 
 def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
-    """The error for a file whose content is of another type; `found` for content that was
-    decompressed if need be.
-    """
+    """Error for a file with content of another type; `found` describes the decompressed content."""
     compressed, named = start[:2] == b"\x1f\x8b", _is_named_compressed(path)
     other = next(
-        (what for magic, what in _OTHERS if start.lstrip(b"\r\n ").startswith(magic)), None
+        (what for magic, what in _OTHER_TYPES if start.lstrip(b"\r\n ").startswith(magic)), None
     )
     if start[128:132] == b"DICM":
         other = "a DICOM file: give the folder that holds all slices of the scan"
@@ -302,7 +304,7 @@ def _wrong_type(path: Path, start: bytes, found: str = "") -> InputError:
         )
     else:
         hint = f"{found} Give a NIfTI or MGH file, or export the image again."
-    return InputError(f"{path} is not the image that its ending announces. {hint}")
+    return InputError(f"{path} is not the kind of image that its ending suggests. {hint}")
 
 
 def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
@@ -314,21 +316,21 @@ def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
     )
     if not size or len(raw) < size:
         raise _wrong_type(
-            path, raw, "It does not begin as a NIfTI header does, with the size 348 or 540."
+            path, raw, "It does not begin like a NIfTI header, with the size 348 or 540."
         )
     kind = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
     fields: Any = kind(raw[:size], endianness=order, check=False)
     magic = bytes(raw[344:348] if size == 348 else raw[4:8])
     if magic[:3] in (b"ni1", b"ni2"):
         raise InputError(
-            f"{path} is the header of a pair of files (.hdr and .img), whose voxels are in another"
-            " file. Convert the pair to one .nii.gz file."
+            f"{path} is the header of a file pair (.hdr and .img), with the voxels in another file."
+            " Convert the pair to one .nii.gz file."
         )
     if magic[:3] not in (b"n+1", b"n+2"):
         raise InputError(
-            f"{path} has no sign of NIfTI in its header ({magic!r}; 'n+1' was expected): an Analyze"
-            " 7.5 file, which does not say left from right, or a damaged one. Export the image"
-            " again as NIfTI."
+            f"{path} has no NIfTI magic in its header ({magic!r}; 'n+1' was expected): an Analyze"
+            " 7.5 file, which does not distinguish left from right, or a damaged one. Export the"
+            " image again as NIfTI."
         )
     shape = _shape(path, fields)
     intent = int(fields["intent_code"])
@@ -337,10 +339,10 @@ def _nifti_header(path: Path, raw: bytes, warn: bool) -> Header:
     dtype = _dtype(path, fields, order)
     if warn and int(fields["bitpix"]) != 8 * dtype.itemsize:
         warnings.warn(
-            f"'{path}' says twice how its voxels are stored, and its datatype"
-            f" ({int(fields['datatype'])}, {8 * dtype.itemsize} bits) and bitpix"
-            f" ({int(fields['bitpix'])}) disagree. The datatype was taken, as by nibabel and ITK."
-            " Compare the image with another one in a viewer, and correct the header.",
+            f"'{path}' stores the voxel type twice, and its datatype ({int(fields['datatype'])},"
+            f" {8 * dtype.itemsize} bits) and bitpix ({int(fields['bitpix'])}) disagree. The"
+            " datatype was used, as in nibabel and ITK. Compare the image with another one in a"
+            " viewer, and correct the header.",
             UserWarning,
             stacklevel=4,
         )
@@ -354,14 +356,15 @@ def _shape(path: Path, fields: Any) -> tuple[int, ...]:
     axes = int(fields["dim"][0])
     if not 1 <= axes <= 7:
         raise InputError(
-            f"{path} has {axes} axes by its header (dim[0]); 3 were expected, 1 to 7 are possible."
-            " The header is damaged: export the image again."
+            f"{path} has {axes} axes according to its header (dim[0]); 3 were expected, 1 to 7 are"
+            " possible. The header is damaged: export the image again."
         )
     shape = tuple(int(n) for n in fields["dim"][1 : axes + 1])
     if min(shape) < 0:
         raise InputError(
-            f"{path} has the shape {shape} by its header: a number of voxels below 0. It is"
-            " damaged, or a surface of FreeSurfer, which is no volume. Export the image again."
+            f"{path} has the shape {shape} according to its header, with a negative number of"
+            " voxels. It is damaged, or a FreeSurfer surface, which is not a volume. Export the"
+            " image again."
         )
     return shape
 
@@ -370,18 +373,18 @@ def _check_is_volume(path: Path, intent: int, shape: Sequence[int]) -> None:
     if 3000 <= intent < 3100:
         raise InputError(
             f"{path} is a CIFTI-2 file (intent {intent}): values on surfaces and lists of voxels,"
-            " not a volume. Give a NIfTI volume, such as one that 'wb_command -cifti-separate ..."
-            " -volume-all' writes."
+            " not a volume. Give a NIfTI volume, for example one written by 'wb_command"
+            " -cifti-separate ... -volume-all'."
         )
     if 2001 <= intent <= 2005 and sum(n > 1 for n in shape) < 3:
         raise InputError(
-            f"{path} (intent {intent}, shape {tuple(shape)}) holds values on a surface, not a"
+            f"{path} (intent {intent}, shape {tuple(shape)}) contains values on a surface, not a"
             " volume. Give the volume that the surface was made from."
         )
 
 
 def _scaling(path: Path, slope: float, inter: float) -> tuple[float, float]:
-    """Slope and inter; a slope of 0 or NaN is none, as the standard and nibabel say."""
+    """Slope and inter; a slope of 0 or NaN means no scaling, as in the standard and nibabel."""
     if slope == 0 or np.isnan(slope):
         return 1.0, 0.0
     if not (np.isfinite(slope) and np.isfinite(inter)):
@@ -397,30 +400,30 @@ def _dtype(path: Path, fields: Any, order: str) -> np.dtype:
     if code in (128, 2304):
         raise InputError(
             f"{path} is an RGB image (colours); one value per voxel was expected. Convert it to"
-            " greyscale, or choose the scan that it was made from."
+            " greyscale, or choose the original scan."
         )
     if code in (32, 1792, 2048):
         raise InputError(
-            f"{path} holds complex numbers; one real value per voxel was expected. Export the"
+            f"{path} contains complex numbers; one real value per voxel was expected. Export the"
             " magnitude of the image."
         )
     if code not in _TYPES:
         raise InputError(
-            f"{path} has the data type {code} in its header, which is none that is read (numbers of"
-            " 8 to 64 bits). The header is damaged, or the file needs another program: export the"
+            f"{path} has the data type {code} in its header, which is not supported (numbers of 8"
+            " to 64 bits). The header is damaged, or the file needs another program: export the"
             " image again."
         )
     return np.dtype(_TYPES[code]).newbyteorder("<" if order == "<" else ">")
 
 
 def _offset(path: Path, offset: float, least: int, warn: bool) -> int:
-    """Where the voxels begin; 0 is taken as the first place that the standard allows."""
+    """Offset of the voxels; 0 means the smallest offset that the standard allows."""
     if offset == 0:
         if warn:
             warnings.warn(
-                f"'{path}' does not say where its voxels begin (vox_offset is 0): they were read"
-                f" from byte {least} on, the first that the standard allows. Compare the image with"
-                " another one in a viewer.",
+                f"'{path}' does not give the offset of its voxels (vox_offset is 0): they were read"
+                f" from byte {least}, the smallest offset that the standard allows. Compare the"
+                " image with another one in a viewer.",
                 UserWarning,
                 stacklevel=5,
             )
@@ -440,7 +443,9 @@ def _offset(path: Path, offset: float, least: int, warn: bool) -> int:
 
 
 def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDArray[np.float64]:
-    """Voxel index to RAS mm: the sform if its code says so, else the qform, else a guess."""
+    """Voxel index to RAS mm: the sform if its code is above 0, else the qform, else an
+    assumption.
+    """
     scale = _unit(path, int(fields["xyzt_units"]) & 7, warn)
     qform, sform = int(fields["qform_code"]), int(fields["sform_code"])
     spacing = np.array(fields["pixdim"][1:4], dtype=np.float64)
@@ -454,7 +459,7 @@ def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDAr
         affine = by_sform
         if warn and len(shape) >= 3 and np.isfinite(affine).all():
             ours = affine, f"sform (code {sform})"
-            _warn_of_two_places(
+            _warn_of_disagreement(
                 path, shape, ours, by_qform if error is None else None, (qform, sform), spacing
             )
     else:
@@ -464,11 +469,11 @@ def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDAr
             raise error
         if qform > 0 and spacing.min() < 0 and warn and len(shape) >= 3:
             warnings.warn(
-                f"'{path}' has the voxel spacing {_numbers(spacing)} beside its qform; numbers"
-                " above 0 were expected. Their sizes were taken, as by nibabel. ITK and what is"
-                " built on it (ANTs, elastix, 3D Slicer) turn the axis round: there, a transform"
-                f" that is written here misses. {_REMEDY}",
-                AmbiguousPlace,
+                f"'{path}' has the voxel spacing {_numbers(spacing)} with its qform; numbers above"
+                " 0 were expected. The absolute values were used, as in nibabel. ITK and programs"
+                " built on it (ANTs, elastix, 3D Slicer) reverse the axis: a transform written here"
+                f" does not fit there. {_SET_BOTH}",
+                AmbiguousOrientation,
                 stacklevel=5,
             )
         if qform <= 0:
@@ -485,11 +490,11 @@ def _affine(path: Path, fields: Any, shape: tuple[int, ...], warn: bool) -> NDAr
 
 
 def _unit(path: Path, code: int, warn: bool) -> float:
-    """mm in the unit of a header; no unit counts as mm."""
+    """Unit of a header in mm; a missing unit counts as mm."""
     if code > 3 and warn:
         warnings.warn(
-            f"'{path}' gives its lengths in a unit that NIfTI does not define (code {code} of"
-            " xyzt_units): mm were assumed. Correct the header if that is wrong.",
+            f"'{path}' has a unit of length that NIfTI does not define (code {code} of xyzt_units):"
+            " mm were assumed. Correct the header if that is wrong.",
             UserWarning,
             stacklevel=5,
         )
@@ -497,13 +502,13 @@ def _unit(path: Path, code: int, warn: bool) -> float:
 
 
 def _rotation(path: Path, fields: Any) -> tuple[NDArray[np.float64], InputError | None]:
-    """The directions of the qform's axes, one a column; or what is wrong with its quaternion."""
+    """Directions of the qform's axes, one per column; or the error in its quaternion."""
     b, c, d = (float(fields[f"quatern_{axis}"]) for axis in "bcd")
     square = b * b + c * c + d * d
     if not square <= _QUATERNION:
         return np.eye(3), InputError(
             f"{path} has the quaternion ({b:.6g}, {c:.6g}, {d:.6g}) in its qform, whose squares add"
-            f" up to {square:.6g}; 1 at most was expected. The header is damaged: export the image"
+            f" up to {square:.6g}; at most 1 was expected. The header is damaged: export the image"
             " again."
         )
     if square > 1 - 1e-7:  # as in the standard's own code: a half turn
@@ -523,7 +528,7 @@ def _rotation(path: Path, fields: Any) -> tuple[NDArray[np.float64], InputError 
     return rotation, None
 
 
-def _warn_of_two_places(
+def _warn_of_disagreement(
     path: Path,
     shape: tuple[int, ...],
     ours: tuple[NDArray[np.float64], str],
@@ -531,61 +536,67 @@ def _warn_of_two_places(
     codes: tuple[int, int],
     spacing: NDArray[np.float64],
 ) -> None:
-    """Warn where a reader that goes by the qform, or by pixdim, puts the corners elsewhere than the
-    sform does.
+    """Warn if a reader that uses the qform or pixdim places the corners elsewhere than the
+    sform.
     """
-    affine, taken = ours
+    affine, chosen = ours
     qform, sform = codes
     try:
         grid = Grid((max(shape[0], 1), max(shape[1], 1), max(shape[2], 1)), affine)
     except InputError:
-        return  # said when the image is built
+        return  # reported when the image is built
     usable = (
         by_qform is not None and qform > 0 and np.isfinite(by_qform).all() and np.all(spacing != 0)
     )
-    alike = sform == 1 and is_orthonormal(grid)
+    itk_uses_sform = sform == 1 and is_orthonormal(grid)
     if (
         by_qform is not None
         and usable
-        and (apart := _apart(grid, by_qform, _LOOSELY_APART if alike else _APART)) is not None
+        and (
+            distance := _describe_distance(
+                grid, by_qform, _LOOSE_TOLERANCE if itk_uses_sform else _TOLERANCE
+            )
+        )
+        is not None
     ):
-        if alike:
+        if itk_uses_sform:
             other = (
-                "ITK 5.4 and what is built on it (ANTs, elastix, 3D Slicer) take the sform too, as"
-                " its code is 1; older versions and other programs take the qform, and a transform"
-                " that is written here misses there."
+                "ITK 5.4 and programs built on it (ANTs, elastix, 3D Slicer) use the sform too, as"
+                " its code is 1; older versions and other programs use the qform, and a transform"
+                " written here does not fit there."
             )
         else:
             other = (
-                "ITK and what is built on it (ANTs, elastix, 3D Slicer) take the qform: there, a"
-                " transform that is written here misses by as much."
+                "ITK and programs built on it (ANTs, elastix, 3D Slicer) use the qform: a transform"
+                " written here is off by as much there."
             )
         warnings.warn(
-            f"'{path}' says twice where its voxels stand, and its qform (code {qform}) and sform"
-            f" (code {sform}) disagree by up to {apart}. The {taken} was taken, as by nibabel and"
-            f" FSL. {other} {_REMEDY}",
-            AmbiguousPlace,
+            f"'{path}' says twice where its voxels are, and its qform (code {qform}) and sform"
+            f" (code {sform}) disagree by up to {distance}. The {chosen} was used, as in nibabel"
+            f" and FSL. {other} {_SET_BOTH}",
+            AmbiguousOrientation,
             stacklevel=6,
         )
         return
-    # below 0, ITK turns the axis round
+    # ITK reverses an axis with negative spacing
     by_itk = np.where(np.isfinite(spacing) & (spacing != 0), spacing, 1.0)
     scaled = affine.copy()
     scaled[:3, :3] *= by_itk / grid.spacing
-    if (apart := _apart(grid, scaled)) is not None:
+    if (distance := _describe_distance(grid, scaled)) is not None:
         warnings.warn(
             f"'{path}' gives the spacing {_numbers(spacing)} in pixdim but {_numbers(grid.spacing)}"
-            f" in its sform (code {sform}): corners differ by up to {apart}. The sform was taken,"
-            " as by nibabel and FSL. ITK and what is built on it (ANTs, elastix, 3D Slicer) take"
-            f" {_numbers(by_itk)}: there, a transform that is written here misses by as much."
-            f" {_REMEDY}",
-            AmbiguousPlace,
+            f" in its sform (code {sform}): corners differ by up to {distance}. The sform was used,"
+            " as in nibabel and FSL. ITK and programs built on it (ANTs, elastix, 3D Slicer) use"
+            f" {_numbers(by_itk)}: a transform written here is off by as much there. {_SET_BOTH}",
+            AmbiguousOrientation,
             stacklevel=6,
         )
 
 
-def _apart(grid: Grid, affine: NDArray[np.float64], least: float = _APART) -> str | None:
-    """How far apart two places of the corners are, if that is worth a word."""
+def _describe_distance(
+    grid: Grid, affine: NDArray[np.float64], least: float = _TOLERANCE
+) -> str | None:
+    """Describe the distance between two positions of the corners, if it exceeds `least`."""
     try:
         other = Grid(grid.shape, affine)
     except InputError:
@@ -603,11 +614,12 @@ def _numbers(numbers: Sequence[float] | NDArray[np.float64]) -> str:
 def _mgh_header(path: Path, raw: bytes, warn: bool) -> Header:
     start = np.frombuffer(raw[:28].ljust(28, b"\0"), ">i4")
     if len(raw) < 90 or start[0] != 1:
-        raise _wrong_type(path, raw, "It does not begin as an MGH header does, with the version 1.")
+        raise _wrong_type(path, raw, "It does not begin like an MGH header, with the version 1.")
     shape = tuple(int(n) for n in start[1:5])
     if min(shape) < 0:
         raise InputError(
-            f"{path} has the shape {shape} by its header. It is damaged: export the image again."
+            f"{path} has the shape {shape} according to its header. It is damaged: export the image"
+            " again."
         )
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -629,7 +641,7 @@ def _mgh_header(path: Path, raw: bytes, warn: bool) -> Header:
     else:
         if warn:
             warn_guessed(path, "its goodRASFlag is 0", "to the left, down and to the front at 1 mm")
-        # Ours: the default that FreeSurfer itself takes; nibabel takes its transpose, upside down.
+        # Ours: the default of FreeSurfer itself; nibabel uses its transpose, which is upside down.
         affine[:3, :3] = [[-1, 0, 0], [0, 0, 1], [0, -1, 0]]
         affine[:3, 3] = -affine[:3, :3] @ middle
     return Header(path, shape, np.dtype(_MGH_TYPES[int(start[5])]), 284, affine)

@@ -1,4 +1,4 @@
-"""NRRD files (.nrrd, .nhdr): their header, checked, and their voxels."""
+"""Reading of NRRD files (.nrrd, .nhdr), with a checked header."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from napari_shmoareg.io.orientation import (
     warn_guessed,
     whole_numbers_of,
 )
-from napari_shmoareg.io.raw_image import Encoding, RawImage, check_place, voxels_of
+from napari_shmoareg.io.raw_image import Encoding, RawImage, check_affine, voxels_of
 from napari_shmoareg.io.streams import data_path, open_regular
 
 _BITS = {"char": 8, "short": 16, "int": 32, "longlong": 64}
@@ -45,7 +45,7 @@ _FIELDS = frozenset(
     " max oldmin oldmax content number blocksize datafile lineskip byteskip sampleunits"
     " measurementframe".split()
 )
-_DOMAIN = ("", "domain", "space", "???", "none")  # kinds of axes that may be one of space
+_DOMAIN = ("", "domain", "space", "???", "none")  # kinds of axes that may be spatial
 _OTHER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
 _KINDS = frozenset(
     "domain space time list point vector covariant-vector normal stub scalar complex 2-vector"
@@ -53,11 +53,11 @@ _KINDS = frozenset(
     " 4-vector quaternion 2d-symmetric-matrix 2d-masked-symmetric-matrix 2d-matrix 2d-masked-matrix"
     " 3d-symmetric-matrix 3d-masked-symmetric-matrix 3d-matrix 3d-masked-matrix ??? none".split()
 )
-_MOST_AXES = 16
+_MAX_AXES = 16
 
 
 class _Axes(NamedTuple):
-    """Which axes are those of space, and where they lead."""
+    """The spatial axes and their affine."""
 
     space: list[int]
     affine: NDArray[np.float64]
@@ -72,43 +72,43 @@ def load(path: Path, *, allow_outside: bool = False) -> tuple[NDArray, NDArray[n
     ----------
     path : Path
     allow_outside : bool
-        Let its data files lie outside the header's folder.
+        Allow data files outside the header's folder.
 
     Returns
     -------
     values : (I, J, K, ...) array
-        Time and components, if any, are the last axes, wherever they are in the file.
+        Time and components, if any, are the last axes, whatever their position in the file.
     affine : (4, 4) array
         Voxel index to RAS mm.
 
     Raises
     ------
     InputError
-        If the file is damaged or of another type, or does not lie properly in the world.
+        If the file is damaged, of another type, or has no valid affine.
     TooLargeError
         If it would not fit into memory.
 
     Warns
     -----
-    GuessedPlace
-        If it does not say which way its axes run, or where the first voxel is.
+    GuessedOrientation
+        If it does not define the directions of its axes, or the position of the first voxel.
     """
-    image = look(path, allow_outside=allow_outside, warn=True)
+    image = read_header(path, allow_outside=allow_outside, warn=True)
     return voxels_of(image), image.affine
 
 
-def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawImage:
-    """What the header says, checked; as `load`, without the voxels, and without warnings unless
-    asked for.
+def read_header(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawImage:
+    """Read and check the header; as `load`, without the voxels and, by default, without
+    warnings.
     """
     with open_regular(path) as file:
         lines = header_lines(path, file)
         fields, keys, listed = _fields(path, lines)
         position = file.tell()
     dimension = whole_numbers_of(path, "dimension", fields.get("dimension", ""), 1)[0]
-    if not 1 <= dimension <= _MOST_AXES:
+    if not 1 <= dimension <= _MAX_AXES:
         raise damaged_header(
-            path, f"its dimension is {dimension}; 3 was expected, 1 to {_MOST_AXES} are possible"
+            path, f"its dimension is {dimension}; 3 was expected, 1 to {_MAX_AXES} are possible"
         )
     sizes = whole_numbers_of(path, "sizes", fields.get("sizes", ""), dimension)
     if min(sizes) < 0:
@@ -126,7 +126,7 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
     ]
     if skips[0] < 0 or skips[1] < (-1 if encoding == "raw" else 0):
         raise damaged_header(path, f"its line skip and byte skip are {skips[0]} and {skips[1]}")
-    names = _names(path, fields.get("datafile"), listed, sizes)
+    names = _data_files(path, fields.get("datafile"), listed, sizes)
     axes = _axes(path, fields, sizes, warn)
     if warn and axes.missing:
         warn_guessed(path, axes.missing, axes.assumed)
@@ -150,8 +150,8 @@ def look(path: Path, *, allow_outside: bool = False, warn: bool = False) -> RawI
 
 
 def _fields(path: Path, lines: Iterator[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """The fields, names in lower case without blanks; the keys of key/value pairs; and a list of
-    data files.
+    """Read the fields (names in lower case without blanks), the keys of key/value pairs, and the
+    list of data files.
     """
     fields: dict[str, str] = {}
     keys: list[str] = []
@@ -168,19 +168,21 @@ def _fields(path: Path, lines: Iterator[str]) -> tuple[dict[str, str], list[str]
         if value.startswith("="):
             keys.append(name)
             continue
-        short = name.replace(" ", "").lower()
-        if not sign or short not in _FIELDS:
+        key = name.replace(" ", "").lower()
+        if not sign or key not in _FIELDS:
             raise damaged_header(
-                path, f"line {number + 2} of its header is no field of NRRD ('{line[:60]}')"
+                path, f"line {number + 2} of its header is not an NRRD field ('{line[:60]}')"
             )
-        short = "centers" if short == "centerings" else short
-        if short in fields:
+        key = "centers" if key == "centerings" else key
+        if key in fields:
             raise damaged_header(path, f"the field '{name}' is given twice")
-        fields[short] = value.strip()
-        if short == "datafile" and value.split()[:1] == ["LIST"]:
+        fields[key] = value.strip()
+        if key == "datafile" and value.split()[:1] == ["LIST"]:
             return fields, keys, list(islice(lines, 1_000_000))
     if "datafile" not in fields:
-        raise damaged_header(path, "its header has no end, an empty line, and names no data file")
+        raise damaged_header(
+            path, "its header does not end with an empty line, and names no data file"
+        )
     return fields, keys, []
 
 
@@ -198,9 +200,9 @@ def _dtype(path: Path, fields: Mapping[str, str], encoding: Encoding) -> np.dtyp
         )
         plain = re.sub(r"^u(?=char|short|int|longlong)", "", plain)
         plain = re.sub(r"(?<=short|.long) int$", "", plain)
-        if plain not in _BITS or words == "char":  # which has a sign on some machines only
+        if plain not in _BITS or words == "char":  # the sign of char depends on the machine
             raise damaged_header(
-                path, f"its type is '{name[:60]}'; one such as short or float was expected"
+                path, f"its type is '{name[:60]}'; a type such as short or float was expected"
             )
         kind = f"{'u' if unsigned else 'i'}{_BITS[plain] // 8}"
     endian = fields.get("endian", "").lower()
@@ -209,8 +211,10 @@ def _dtype(path: Path, fields: Mapping[str, str], encoding: Encoding) -> np.dtyp
     return np.dtype(kind).newbyteorder(">" if endian == "big" else "<")
 
 
-def _names(path: Path, value: str | None, listed: list[str], sizes: list[int]) -> list[str] | None:
-    """The names of the data files, None where the header's own file holds the voxels."""
+def _data_files(
+    path: Path, value: str | None, listed: list[str], sizes: list[int]
+) -> list[str] | None:
+    """Names of the data files; None if the header's own file contains the voxels."""
     if value is None:
         return None
     words = value.split()
@@ -232,21 +236,19 @@ def _names(path: Path, value: str | None, listed: list[str], sizes: list[int]) -
 
 
 def _axes(path: Path, fields: Mapping[str, str], sizes: list[int], warn: bool) -> _Axes:
-    """Where the axes of space are and lead to, RAS mm."""
+    """Find the spatial axes and their affine, RAS mm."""
     dimension = len(sizes)
     kinds = [kind.lower() for kind in fields.get("kinds", "").split()] or [""] * dimension
     if len(kinds) != dimension:
         raise damaged_header(path, f"it has {len(kinds)} kinds for {dimension} axes")
     if unknown := [kind for kind in kinds if kind and kind not in _KINDS]:
-        raise damaged_header(
-            path, f"'{unknown[0][:60]}' in its kinds is no kind of axis that NRRD knows"
-        )
+        raise damaged_header(path, f"'{unknown[0][:60]}' in its kinds is not an NRRD kind of axis")
     vectors = _vectors(path, fields, dimension)
     spacings = numbers_of(fields.get("spacings", ""))
     if spacings and len(spacings) != dimension:
         raise damaged_header(path, f"it has {len(spacings)} spacings for {dimension} axes")
     directed = [axis for axis, vector in enumerate(vectors) if vector is not None]
-    if len(directed) > 3:  # the fourth is that of time, which leads nowhere in space
+    if len(directed) > 3:  # the fourth is time, without a direction in space
         directed = [axis for axis in directed if any(vectors[axis][:3])]  # type: ignore[index]
     domain = [axis for axis, kind in enumerate(kinds) if kind in _DOMAIN]
     spaced = [axis for axis in domain if spacings and np.isfinite(spacings[axis])][:3]
@@ -261,8 +263,8 @@ def _axes(path: Path, fields: Mapping[str, str], sizes: list[int], warn: bool) -
         len(domain if not directed else directed) < 3 and any(kind not in _DOMAIN for kind in kinds)
     ):
         raise InputError(
-            f"{path} has {dimension} axes {tuple(sizes)}, of which {len(directed or domain)} are of"
-            " space: a 2D image. SHMoAReg registers 3D volumes."
+            f"{path} has {dimension} axes {tuple(sizes)}, of which {len(directed or domain)} are"
+            " spatial: a 2D image. SHMoAReg registers 3D volumes."
         )
     if len(directed) > 3:
         raise damaged_header(
@@ -279,10 +281,12 @@ def _by_directions(
     path: Path,
     fields: Mapping[str, str],
     vectors: list[list[float] | None],
-    space: list[int],
+    spatial: list[int],
     warn: bool,
 ) -> _Axes:
-    matrix = np.array([vectors[axis] for axis in space], dtype=np.float64).T  # one axis a column
+    matrix = np.array(
+        [vectors[axis] for axis in spatial], dtype=np.float64
+    ).T  # one axis per column
     width = matrix.shape[0]
     lengths = np.linalg.norm(matrix, axis=0)
     check_spacing(path, lengths)
@@ -292,21 +296,27 @@ def _by_directions(
         )
     affine = np.eye(4)
     affine[:3, :3] = matrix[:3]
-    named = re.sub(r"(-time|(?<=^...)t)$", "", fields.get("space", "").lower())
+    space_name = re.sub(r"(-time|(?<=^...)t)$", "", fields.get("space", "").lower())
     origin = _vector(fields.get("spaceorigin", ""))
     missing, assumed = "", ""
     if (origin is None and "spaceorigin" in fields) or (
-        named and named not in (*_SPACES, *_OTHER_SPACES)
+        space_name and space_name not in (*_SPACES, *_OTHER_SPACES)
     ):
-        wrong = "space" if named and named not in (*_SPACES, *_OTHER_SPACES) else "space origin"
-        raise damaged_header(path, f"its '{wrong}' is '{fields[wrong.replace(' ', '')][:60]}'")
-    if named not in _SPACES:
-        missing = f"its 'space' is '{fields['space']}'" if named else "no 'space' in its header"
+        field = (
+            "space"
+            if space_name and space_name not in (*_SPACES, *_OTHER_SPACES)
+            else "space origin"
+        )
+        raise damaged_header(path, f"its '{field}' is '{fields[field.replace(' ', '')][:60]}'")
+    if space_name not in _SPACES:
+        missing = (
+            f"its 'space' is '{fields['space']}'" if space_name else "no 'space' in its header"
+        )
         assumed = "as in the space left-posterior-superior"
     elif origin is None:
         missing, assumed = (
             "no 'space origin' in its header",
-            "as it says, with the first voxel at 0, 0, 0 mm,",
+            "as in the header, with the first voxel at 0, 0, 0 mm,",
         )
     if origin is not None:
         if len(origin) != width:
@@ -323,40 +333,40 @@ def _by_directions(
             path, f"it has {len(units)} 'space units' for a space of {width} dimensions"
         )
     scales = _in_mm(path, (units or [""] * 3)[:3], "space units", warn)
-    signs = np.array([*_SPACES.get(named, (-1, -1, 1)), 1.0])
+    signs = np.array([*_SPACES.get(space_name, (-1, -1, 1)), 1.0])
     affine *= signs[:, None] * np.array([*scales, 1.0])[:, None]
-    check_place(path, affine)
-    return _Axes(space, affine, missing, assumed)
+    check_affine(path, affine)
+    return _Axes(spatial, affine, missing, assumed)
 
 
 def _by_spacings(
-    path: Path, fields: Mapping[str, str], spacings: list[float], space: list[int], warn: bool
+    path: Path, fields: Mapping[str, str], spacings: list[float], spatial: list[int], warn: bool
 ) -> _Axes:
-    """Without directions: the axes run to the left, the back and up."""
-    steps = np.array([spacings[axis] for axis in space])
+    """Affine without directions: the axes run to the left, the back and up."""
+    steps = np.array([spacings[axis] for axis in spatial])
     check_spacing(path, steps)
     units = re.findall(r'"([^"]*)"', fields.get("units", ""))
     scales = np.ones(3)
-    if units and len(units) > max(space):
-        scales = np.array(_in_mm(path, [units[axis] for axis in space], "units", warn))
+    if units and len(units) > max(spatial):
+        scales = np.array(_in_mm(path, [units[axis] for axis in spatial], "units", warn))
     mins = numbers_of(fields.get("axismins", ""))
     nodes = [word.lower() == "node" for word in fields.get("centers", "").split()]
     origin = np.zeros(3)
-    if len(mins) > max(space):
-        first = np.array([mins[axis] for axis in space])
-        half = [0.0 if len(nodes) > axis and nodes[axis] else 0.5 for axis in space]
+    if len(mins) > max(spatial):
+        first = np.array([mins[axis] for axis in spatial])
+        half = [0.0 if len(nodes) > axis and nodes[axis] else 0.5 for axis in spatial]
         origin = np.where(np.isfinite(first).all(), first + half * steps, 0.0)
     affine = np.diag([*(scales * steps), 1.0])
     affine[:3, 3] = scales * origin
     affine[:2] *= -1
-    check_place(path, affine)
+    check_affine(path, affine)
     return _Axes(
-        space, affine, "no 'space directions' in its header", "to the left, the back and up"
+        spatial, affine, "no 'space directions' in its header", "to the left, the back and up"
     )
 
 
 def _spacings_by_ends(path: Path, fields: Mapping[str, str], domain: list[int]) -> list[float]:
-    """Spacings from where the axes begin and end, if both are given; else nothing."""
+    """Spacings from the minima and maxima of the axes, if both are given; else empty."""
     mins, maxs = (numbers_of(fields.get(name, "")) for name in ("axismins", "axismaxs"))
     sizes = whole_numbers_of(path, "sizes", fields["sizes"])
     if len(mins) != len(sizes) or len(maxs) != len(sizes) or len(domain) < 3:
@@ -370,10 +380,10 @@ def _spacings_by_ends(path: Path, fields: Mapping[str, str], domain: list[int]) 
 
 
 def _in_mm(path: Path, units: list[str], field: str, warn: bool) -> list[float]:
-    """mm in the unit of each axis; a missing one is as the others, if these agree."""
-    known = {unit for unit in units if unit.strip().lower() not in NO_UNIT}
+    """Unit of each axis in mm; a missing unit equals the other ones, if these agree."""
+    stated = {unit for unit in units if unit.strip().lower() not in NO_UNIT}
     filled = [
-        next(iter(known)) if len(known) == 1 and unit.strip().lower() in NO_UNIT else unit
+        next(iter(stated)) if len(stated) == 1 and unit.strip().lower() in NO_UNIT else unit
         for unit in units
     ]
     scales = {unit: in_mm(path, unit, field, warn=warn) for unit in dict.fromkeys(filled)}
@@ -381,7 +391,7 @@ def _in_mm(path: Path, units: list[str], field: str, warn: bool) -> list[float]:
 
 
 def _vectors(path: Path, fields: Mapping[str, str], dimension: int) -> list[list[float] | None]:
-    """The direction of each axis, None for an axis that is none of space."""
+    """Direction of each axis; None for a non-spatial axis."""
     text = fields.get("spacedirections", "")
     if not text:
         return [None] * dimension
@@ -396,7 +406,7 @@ def _vectors(path: Path, fields: Mapping[str, str], dimension: int) -> list[list
         raise damaged_header(path, f"its 'space directions' are '{text[:80]}'")
     vectors = [None if vector is None or np.isnan(vector).all() else vector for vector in vectors]
     if len({len(vector) for vector in vectors if vector is not None}) > 1:
-        raise damaged_header(path, f"its 'space directions' are of several lengths, '{text[:80]}'")
+        raise damaged_header(path, f"its 'space directions' differ in length, '{text[:80]}'")
     return vectors
 
 

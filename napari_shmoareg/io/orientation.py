@@ -1,7 +1,7 @@
-"""Files that do not say where their voxels stand: one rule and one wording for every format.
+"""Checks and warnings on position, orientation and spacing, common to all formats.
 
-A place that was guessed is warned about; where even the spacing is unknown, mm are unknown,
-and the file is refused.
+If a file lacks position or orientation, they are assumed, with a warning. If it lacks the spacing,
+lengths in mm are unknown and the file is refused.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ _NUMBER = re.compile(
 NO_UNIT = ("", "???", "none", "?", "unknown")
 
 
-class GuessedPlace(UserWarning):
-    """A file does not say where its voxels stand, and a place was assumed."""
+class GuessedOrientation(UserWarning):
+    """A file does not define position or orientation, and they were assumed."""
 
 
-class AmbiguousPlace(UserWarning):
-    """A file says twice, in two ways, where its voxels stand."""
+class AmbiguousOrientation(UserWarning):
+    """A file defines position and orientation twice, and the two differ."""
 
 
 def in_mm(path: Path, unit: str, field: str, *, warn: bool = True) -> float:
-    """How many mm a unit of length has; a unit that is not known counts as mm, with a warning.
+    """Length of a unit in mm; an unknown unit counts as mm, with a warning.
 
     Parameters
     ----------
     path : Path
     unit : str
-        Such as "um", "microns", "cm"; empty for none.
+        For example "um", "microns", "cm"; empty for none.
     field : str
-        Where it was found, for the message.
+        Header field of the unit, for the message.
     warn : bool
-        Whether to say so.
+        Whether to warn.
     """
     name = unit.strip().strip('"').strip().lower()
     found = _UNITS.get(name, _UNITS.get(name.removesuffix("s")))
     if warn and found is None and name not in NO_UNIT:
         warnings.warn(
-            f"'{path}' gives its lengths in a unit that is not known here ('{unit}' in {field}): mm"
-            " were assumed. Correct the header if that is wrong.",
+            f"'{path}' has an unknown unit of length ('{unit}' in {field}): mm were assumed."
+            " Correct the header if that is wrong.",
             UserWarning,
             stacklevel=3,
         )
@@ -66,45 +66,44 @@ def in_mm(path: Path, unit: str, field: str, *, warn: bool = True) -> float:
 
 
 def warn_guessed(path: Path, missing: str, axes: str) -> None:
-    """Warn that a place was assumed.
+    """Warn that position or orientation was assumed.
 
     Parameters
     ----------
     path : Path
     missing : str
-        What the header lacks.
+        What is missing in the header.
     axes : str
-        Where the three axes of the assumed grid run to, and at what spacing if that was assumed
-        too.
+        Directions of the three axes of the assumed grid, and their spacing if it was assumed too.
     """
     warnings.warn(
-        f"'{path}' does not say where its voxels stand ({missing}); a grid whose axes run {axes}"
-        " was assumed, so left and right and mm may be wrong. Export the image again with its"
-        " orientation, or compare it with another one in a viewer before you trust the result.",
-        GuessedPlace,
+        f"'{path}' does not say where its voxels are ({missing}); a grid whose axes run {axes} was"
+        " assumed, so left and right and mm may be wrong. Export the image again with its"
+        " orientation, or compare it with another image in a viewer before you trust the result.",
+        GuessedOrientation,
         stacklevel=3,
     )
 
 
 def warn_lengths(path: Path, directions: NDArray[np.float64], field: str) -> None:
-    """Warn of directions, one a column, that are not of length 1 beside a spacing that counts too.
+    """Warn of directions (columns) that are not of length 1 although a spacing is given too.
 
-    Ours: 2 %, as cosines are rounded to two digits at worst.
+    Ours: 2 %, since cosines are rounded to at least two digits.
     """
     lengths = np.linalg.norm(directions, axis=0)
     if np.isfinite(lengths).all() and lengths.min() > 0 and np.abs(lengths - 1).max() > 0.02:
         warnings.warn(
             f"'{path}' has directions of the lengths {' x '.join(f'{v:.4g}' for v in lengths)} in"
-            f" its {field}; 1 was expected, as the spacing stands beside them. Spacing times"
-            " direction was taken, as by ITK and nibabel, so the voxels may be too large or too"
+            f" its {field}; 1 was expected, as the spacing is given separately. Spacing times"
+            " direction was used, as in ITK and nibabel, so the voxels may be too large or too"
             " small. Correct the header if that is wrong.",
-            AmbiguousPlace,
+            AmbiguousOrientation,
             stacklevel=4,
         )
 
 
 def check_spacing(path: Path, spacing: Iterable[float]) -> None:
-    """Refuse a spacing as stored that is 0 or not a number.
+    """Refuse a stored spacing that is 0, NaN or infinite.
 
     Raises
     ------
@@ -120,40 +119,39 @@ def check_spacing(path: Path, spacing: Iterable[float]) -> None:
 
 
 def check_lengths(path: Path, grid: Grid) -> None:
-    """Refuse voxels and places that no image of anything has, and that files cannot hold.
+    """Refuse voxel sizes and positions that no image has and files cannot represent.
 
     Raises
     ------
     InputError
         If a spacing is below 1e-9 or above 1e5 mm, or the image is more than 1e7 voxels away from
-        the origin: single precision, in which NIfTI keeps places, is then coarser than a voxel.
+        the origin: the single precision of NIfTI headers is then coarser than a voxel.
     """
     spacing = np.array(grid.spacing)
     away = float((np.abs(grid.corners()).max(axis=0) / spacing.min()).max())
     if spacing.min() < 1e-9 or spacing.max() > 1e5 or away > 1e7:
-        place = ", ".join(f"{v:.4g}" for v in grid.centre)
+        centre = ", ".join(f"{v:.4g}" for v in grid.centre)
         raise InputError(
             f"{path} has voxels of {' x '.join(f'{s:.4g}' for s in spacing)} mm about the point"
-            f" ({place}) mm, which no image has. Its header is damaged, or in another unit than it"
-            " says: correct it, or export the image again."
+            f" ({centre}) mm, which no image has. Its header is damaged or states a wrong unit:"
+            " correct it, or export the image again."
         )
 
 
 def header_lines(path: Path, file: IO[bytes], most: int = 1 << 24) -> Iterator[str]:
-    """The lines of a text header, stripped, one by one; each of 1 MiB at most, together of `most`
-    bytes.
+    """Yield the lines of a text header, stripped; at most 1 MiB each, `most` bytes in total.
 
     Raises
     ------
     InputError
-        If there is more.
+        If a line or the header is longer.
     """
     read = 0
     while raw := file.readline(1 << 20):
         read += len(raw)
         if (len(raw) == 1 << 20 and not raw.endswith(b"\n")) or read > most:
             raise InputError(
-                f"{path} has no end of its header, or a line in it of more than 1 MiB. It is"
+                f"{path} has a header without an end, or with a line of more than 1 MiB. It is"
                 " damaged or of another type: download or copy it again."
             )
         try:
@@ -163,40 +161,40 @@ def header_lines(path: Path, file: IO[bytes], most: int = 1 << 24) -> Iterator[s
 
 
 def damaged_header(path: Path, what: str) -> InputError:
-    """The error for a text header with a field that cannot be right."""
+    """Error for a text header with an invalid field."""
     return InputError(
         f"{path} could not be read: {what}. Its header is damaged: download or copy it again."
     )
 
 
 def numbers_of(text: str) -> list[float]:
-    """The numbers in a field of a header; what is none counts as NaN."""
+    """Parse the numbers in a header field; words that are not numbers become NaN."""
     return [float(word) if _NUMBER.fullmatch(word) else float("nan") for word in text.split()]
 
 
 def whole_numbers_of(path: Path, field: str, text: str, count: int | None = None) -> list[int]:
-    """The whole numbers in a field of a header.
+    """Parse the whole numbers in a header field.
 
     Raises
     ------
     InputError
-        If a word is none, or there are not `count`.
+        If a word is not a whole number, or their number is not `count`.
     """
     words = text.split()
     if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", word) for word in words) or len(words) != (
         count or len(words)
     ):
-        wanted = (
+        expected = (
             "whole numbers" if count is None else f"{count} whole number{'s' if count > 1 else ''}"
         )
-        raise damaged_header(path, f"'{field}' is '{text[:80]}'; {wanted} were expected")
+        raise damaged_header(path, f"'{field}' is '{text[:80]}'; {expected} were expected")
     return [int(word) for word in words]
 
 
 def no_spacing(path: Path, missing: str, line: str) -> InputError:
-    """The error for a file that does not say how far apart its voxels are."""
+    """Error for a file without voxel spacing."""
     return InputError(
-        f"'{path}' does not say how far apart its voxels stand ({missing} in its header), so"
-        " nothing can be measured in mm. Export the image again with its spacing, or write it into"
-        f" the header, such as '{line}' for 1 mm."
+        f"'{path}' does not give its voxel spacing ({missing} in its header), so nothing can be"
+        " measured in mm. Export the image again with its spacing, or add it to the header, for"
+        f" example '{line}' for 1 mm."
     )

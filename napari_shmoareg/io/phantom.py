@@ -1,8 +1,8 @@
-"""A synthetic abdomen: grey values and organs as formulas of a point.
+"""A synthetic abdomen: grey values and organs as functions of position.
 
-Organs are smooth shapes given by a depth d(x), about the distance in mm to the surface, positive
-inside; they are painted one over the other.  x runs to the right of the body, y to the front, z up;
-mm.  Points p are (3, N).
+Organs are smooth shapes given by a depth d(x), approximately the distance in mm to the surface,
+positive inside; later ones are painted over earlier ones. World axes in mm: x to the right, y to
+the front, z up. Points p are (3, N).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def tube(p: Array, path: Sequence[Sequence[float]], radius: float) -> Array:
 
 
 def smooth_min(a: Array, b: Array, width: float) -> Array:
-    """The lesser of two depths, its corner rounded over `width` mm."""
+    """The smaller of two depths, with its corner rounded over `width` mm."""
     h = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
     return b + (a - b) * h - width * h * (1 - h)
 
@@ -58,7 +58,7 @@ ORGANS = {
     7: "aorta",
     8: "vertebrae",
 }
-"""What the label values stand for."""
+"""Organ names by label value."""
 
 
 class Anatomy(NamedTuple):
@@ -106,18 +106,18 @@ class _Canvas:
     def paint(
         self, depth: Array, value: Array | float, organ: int | None = None, soft: float = 1.6
     ) -> None:
-        """Lay a tissue over what is there; its edge is `soft` mm wide.  organ=0 hides what was
-        below.
+        """Paint a tissue over existing ones, with an edge of `soft` mm; organ=0 clears the
+        label.
         """
-        touched = np.flatnonzero(depth > -soft)
-        share = np.clip(0.5 + depth[touched] / (2 * soft), 0, 1)
-        new = value[touched] if isinstance(value, np.ndarray) else value
-        self.grey[touched] += share * (new - self.grey[touched])
+        cells = np.flatnonzero(depth > -soft)
+        share = np.clip(0.5 + depth[cells] / (2 * soft), 0, 1)
+        new = value[cells] if isinstance(value, np.ndarray) else value
+        self.grey[cells] += share * (new - self.grey[cells])
         if organ is not None:
-            self.organs[touched[depth[touched] > 0]] = organ
+            self.organs[cells[depth[cells] > 0]] = organ
 
     def texture(self, wavelength: float, seed: int) -> Array:
-        """A smooth pattern of about -1 to 1 that belongs to the tissue."""
+        """A smooth random pattern from about -1 to 1, fixed to the tissue."""
         rng = np.random.default_rng(seed)
         total: Array = np.zeros(self.p.shape[1], np.float32)
         for _ in range(6):
@@ -185,10 +185,10 @@ def _bowel(canvas: _Canvas) -> None:
         + np.sin((y - bend + 0.3 * x) / 6.8)
         + 0.9 * np.sin((z + bend - 0.2 * y) / 8.4)
     )
-    place = np.minimum(
+    region = np.minimum(
         canvas.cavity - 5, np.minimum((24 - z + 0.25 * x) * 0.6, y + 6 + 0.1 * np.abs(x))
     )
-    wall = np.minimum(5.5 * (loops + 0.45), place)
+    wall = np.minimum(5.5 * (loops + 0.45), region)
     canvas.paint(wall, 0.5 + 0.03 * canvas.texture(9, 4))
     canvas.paint(wall - 3.2, 0.33 + 0.09 * canvas.texture(28, 5))
     for sign, height in ((1, -8), (-1, 12)):
@@ -288,8 +288,8 @@ def _liver(canvas: _Canvas, fine: Array) -> None:
     below = ellipsoid(p, (22, -20, -12), (54, 44, 56))  # the hollow over kidney, pancreas and bowel
     liver = -smooth_min(-right, -left, 12)
     liver = np.minimum(smooth_min(liver, -below, 10), canvas.cavity - 2.5)
-    kept = canvas.organs
-    liver = np.where((kept == 3) | (kept == 7) | (kept == 8), -5, liver).astype(np.float32)
+    organs = canvas.organs
+    liver = np.where((organs == 3) | (organs == 7) | (organs == 8), -5, liver).astype(np.float32)
     canvas.paint(liver, 0.57 + 0.025 * fine + 0.02 * canvas.texture(18, 13), 1)
     portal = [(26, 8, 34), (52, 12, 48), (82, 22, 52), (104, 28, 46)]
     veins: list[tuple[Sequence[tuple[float, float, float]], float]] = [

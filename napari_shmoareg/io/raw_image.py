@@ -1,7 +1,7 @@
-"""Voxels behind a text header: what NRRD and MetaImage have in common.
+"""Reading of voxels described by a text header, for NRRD and MetaImage.
 
-Both are read here and not by ITK: a damaged header ends its readers' process, they take a
-number apart at the decimal point of the desktop's language, and they decompress without bound.
+ITK is not used: its readers crash on a damaged header, parse numbers with the locale's decimal
+separator, and decompress without limit.
 """
 
 from __future__ import annotations
@@ -17,39 +17,46 @@ from numpy.typing import NDArray
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid
 from napari_shmoareg.io.files import check_memory
-from napari_shmoareg.io.streams import Compression, Content, Damaged, end, open_regular, warn_unread
+from napari_shmoareg.io.streams import (
+    Compression,
+    Content,
+    Damaged,
+    check_end,
+    open_regular,
+    warn_unread,
+)
 
 Encoding = Literal["raw", "gzip", "bzip2", "zlib", "text", "hex"]
 
-_TEXT = 32  # bytes at most that a number takes in a text
-_CODERS: dict[Encoding, Compression] = {"gzip": "gzip", "bzip2": "bzip2", "zlib": "zlib"}
+_TEXT_BYTES = 32  # maximum bytes per number in text encoding
+_COMPRESSIONS: dict[Encoding, Compression] = {"gzip": "gzip", "bzip2": "bzip2", "zlib": "zlib"}
 
 
 @dataclass(frozen=True)
 class RawImage:
-    """What a text header says, checked; the voxels are not read yet.
+    """Checked content of a text header; the voxels are not read yet.
 
     Attributes
     ----------
     path : Path
-        Of the header.
+        Path of the header.
     sizes : tuple of int
-        Of the axes as stored, the fastest first.
+        Sizes of the axes as stored, the fastest first.
     axes : tuple of int
-        The order in which the axes are handed out: those of space first.
+        Order of the axes in the result: spatial axes first.
     dtype : numpy dtype
     affine : (4, 4) array
-        Voxel index to RAS mm, of the axes of space.
+        Voxel index to RAS mm, of the spatial axes.
     encoding : {"raw", "gzip", "bzip2", "zlib", "text", "hex"}
     files : tuple of Path
-        That hold the voxels, an equal part each, one after the other.
+        Files with the voxels, an equal part each, in order.
     position : int
-        Where they begin in the file of the header, if that holds them; 0 in others.
+        Start of the voxels if they are in the header's file; 0 for other files.
     line_skip, byte_skip : int
-        Lines, then bytes of the decoded content, before the voxels; -1 bytes: the voxels end the
-        file.
+        Lines, then bytes of decoded content, before the voxels; -1 bytes: the voxels are at the end
+        of the file.
     is_labels : bool
-        Whether the header says that these are labels.
+        Whether the header declares a label map.
     """
 
     path: Path
@@ -66,17 +73,17 @@ class RawImage:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Voxels along the axes of space, then time or components."""
+        """Voxels along the spatial axes, then time or components."""
         return tuple(self.sizes[axis] for axis in self.axes)
 
 
-def check_place(path: Path, affine: NDArray[np.float64]) -> None:
-    """Refuse a place in the world that is none.
+def check_affine(path: Path, affine: NDArray[np.float64]) -> None:
+    """Refuse an affine that is not a valid grid.
 
     Raises
     ------
     InputError
-        As `Grid`, with the name of the file.
+        As `Grid`, with the file name.
     """
     try:
         with np.errstate(all="ignore"):
@@ -86,12 +93,12 @@ def check_place(path: Path, affine: NDArray[np.float64]) -> None:
 
 
 def voxels_of(image: RawImage) -> NDArray:
-    """The voxels, axes of space first, in this machine's byte order.
+    """Read the voxels: spatial axes first, native byte order.
 
     Raises
     ------
     InputError
-        If a file is damaged or cut short, or cannot be opened.
+        If a file is damaged or truncated, or cannot be opened.
     TooLargeError
         If they would not fit into memory.
 
@@ -105,8 +112,8 @@ def voxels_of(image: RawImage) -> NDArray:
     count = prod(image.sizes)
     if count % len(image.files):
         raise InputError(
-            f"{image.path} names {len(image.files)} data files, among which its {count} voxels"
-            " cannot be shared out evenly. Its header is damaged: export the image again."
+            f"{image.path} names {len(image.files)} data files, which do not divide its {count}"
+            " voxels evenly. Its header is damaged: export the image again."
         )
     each = count // len(image.files)
     if len(image.files) == 1:
@@ -120,43 +127,45 @@ def voxels_of(image: RawImage) -> NDArray:
 
 
 def _part(image: RawImage, path: Path, count: int) -> NDArray:
-    """The voxels of one data file."""
-    wanted = count * image.dtype.itemsize
+    """Read the voxels of one data file."""
+    expected = count * image.dtype.itemsize
     with open_regular(path) as file:
         file.seek(image.position)
         for _ in range(image.line_skip):
             if not file.readline(1 << 20):
-                raise _short(image, path, wanted, 0)
+                raise _truncated(image, path, expected, 0)
         try:
             if image.encoding == "text":
                 return _numbers(image, path, file, count)
             if image.encoding == "hex":
                 return _hexadecimal(image, path, file, count)
-            raw = _bytes(image, path, file, wanted)
+            raw = _bytes(image, path, file, expected)
         except Damaged as error:
-            raise _short(image, path, wanted, max(error.readable - image.byte_skip, 0)) from error
+            raise _truncated(
+                image, path, expected, max(error.readable - image.byte_skip, 0)
+            ) from error
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}. Copy it again.") from error
     return np.frombuffer(raw, image.dtype, count)
 
 
-def _bytes(image: RawImage, path: Path, file: IO[bytes], wanted: int) -> bytearray:
-    coder = _CODERS.get(image.encoding, "none")
+def _bytes(image: RawImage, path: Path, file: IO[bytes], expected: int) -> bytearray:
+    coder = _COMPRESSIONS.get(image.encoding, "none")
     left = path.stat().st_size - file.tell()
     if coder == "none":
-        if left - max(image.byte_skip, 0) < wanted:
+        if left - max(image.byte_skip, 0) < expected:
             raise Damaged(max(left, 0))
         if image.byte_skip < 0:
-            file.seek(path.stat().st_size - wanted)
+            file.seek(path.stat().st_size - expected)
     content = Content(file, coder)
     skip = max(image.byte_skip, 0)
     while skip > 0 and (skipped := len(content.read(min(skip, 1 << 20)))):
         skip -= skipped
-    raw = content.read(wanted)
-    if len(raw) < wanted:
+    raw = content.read(expected)
+    if len(raw) < expected:
         raise Damaged(content.readable)
     if coder != "none":
-        end(image.path, content, wanted + max(image.byte_skip, 0))
+        check_end(image.path, content, expected + max(image.byte_skip, 0))
     elif file.read(1):
         where = "" if path == image.path else f" (in {path.name})"
         more = path.stat().st_size - file.tell() + 1
@@ -165,11 +174,11 @@ def _bytes(image: RawImage, path: Path, file: IO[bytes], wanted: int) -> bytearr
 
 
 def _numbers(image: RawImage, path: Path, file: IO[bytes], count: int) -> NDArray:
-    """Voxels that are written as text."""
+    """Read voxels stored as text."""
     file.seek(max(image.byte_skip, 0), 1)
-    words = file.read(count * _TEXT + (1 << 16)).replace(b",", b" ").split()[:count]
+    words = file.read(count * _TEXT_BYTES + (1 << 16)).replace(b",", b" ").split()[:count]
     if len(words) < count:
-        raise _short(image, path, count, len(words), "numbers")
+        raise _truncated(image, path, count, len(words), "numbers")
     kind = int if image.dtype.kind in "iu" else float
     try:
         if any(b"_" in word for word in words):
@@ -177,26 +186,28 @@ def _numbers(image: RawImage, path: Path, file: IO[bytes], count: int) -> NDArra
         return np.array([kind(word) for word in words], dtype=image.dtype)
     except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{image.path} could not be read: its voxels are not all numbers of the type that its"
-            f" header names ({error}). It is damaged: download or copy it again."
+            f"{image.path} could not be read: some voxels are not numbers of the type in its header"
+            f" ({error}). It is damaged: download or copy it again."
         ) from error
 
 
 def _hexadecimal(image: RawImage, path: Path, file: IO[bytes], count: int) -> NDArray:
-    wanted = count * image.dtype.itemsize
-    digits = b"".join(file.read(3 * wanted + (1 << 16)).split())[: 2 * wanted]
+    expected = count * image.dtype.itemsize
+    digits = b"".join(file.read(3 * expected + (1 << 16)).split())[: 2 * expected]
     try:
         raw = bytearray.fromhex(digits.decode("ascii"))
     except ValueError as error:
-        raise _short(image, path, wanted, 0) from error
-    if len(raw) < wanted:
-        raise _short(image, path, wanted, len(raw))
+        raise _truncated(image, path, expected, 0) from error
+    if len(raw) < expected:
+        raise _truncated(image, path, expected, len(raw))
     return np.frombuffer(raw, image.dtype, count)
 
 
-def _short(image: RawImage, path: Path, wanted: int, came: int, what: str = "bytes") -> InputError:
+def _truncated(
+    image: RawImage, path: Path, expected: int, found: int, what: str = "bytes"
+) -> InputError:
     return InputError(
-        f"{image.path} could not be read: {wanted} {what} of voxels were expected in {path.name},"
-        f" {came} could be read ({path.stat().st_size} bytes on disk). It is damaged or cut short:"
+        f"{image.path} could not be read: {expected} {what} of voxels were expected in {path.name},"
+        f" {found} could be read ({path.stat().st_size} bytes on disk). It is damaged or cut short:"
         " download or copy it again."
     )

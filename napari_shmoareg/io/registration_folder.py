@@ -1,4 +1,4 @@
-"""A registration written to a folder, and read back."""
+"""Writing and reading of registration folders."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-GATE_STEPS = 65535  # from 0 to 1: all that two bytes hold
+GATE_STEPS = 65535  # from 0 to 1, as two bytes allow
 
 
 def write_registration(
@@ -56,26 +56,25 @@ def write_registration(
     extra: Mapping[str, Any] | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a registration folder, whole or not at all.
+    """Write a registration folder, atomically.
 
     ::
 
-        inputs/                  moving.nii.gz, fixed.nii.gz, and their labels as
-                                 moving_labels.nii.gz, fixed_labels.nii.gz
-                                 where there are any: the numbers and grids that were read, so that
-                                 the folder opens whole in a viewer wherever it is taken
+        inputs/                  moving.nii.gz, fixed.nii.gz, and if there are labels
+                                 moving_labels.nii.gz, fixed_labels.nii.gz, with the voxels and
+                                 grids that were read: the folder is self-contained
         warped.nii.gz            the moving image on the fixed image's grid
-        warped_labels.nii.gz     the moving labels there (when labels were given)
-        displacement.nii.gz      the whole transform as one field: fixed grid, mm, LPS, intent 1007
+        warped_labels.nii.gz     the warped moving labels (if labels were given)
+        displacement.nii.gz      the total transform as one field: fixed grid, mm, LPS, intent 1007
         transform.h5             ITK composite of affine and network field
         jacobian.nii.gz          determinant of the deformation (without the affine)
         report.json              versions, settings, affine, times, similarity, Dice, folding, loads
-        experts/                 of the network's last pass.
+        experts/                 of the network's last pass, each file on its own grid.
                                  decoder-*.nii.gz: expert id + 1, one file per layer and direction;
                                  encoder-*.nii.gz: 4D, the weight of each attention head (last axis)
                                  at each token, per block and image, and how many blocks of a
-                                 layer chose it; *-gate.nii.gz: 4D, what the gate gave every
-                                 expert (decoder: in steps of 1/65535); each on its own grid;
+                                 layer chose it; *-gate.nii.gz: 4D, the gate value of every
+                                 expert (decoder: in steps of 1/65535);
                                  loads.csv
         figures/                 overview, jacobian, expert_maps, expert_loads (png)
 
@@ -87,11 +86,11 @@ def write_registration(
     weights : str
         Name of the weights, for the report and the figures.
     figures : bool
-        Draw the pictures too.
+        Write figures too.
     extra : mapping, optional
-        Put into report.json under "extra".
+        Stored in report.json under "extra".
     progress : callable, optional
-        Called with what is being done and the fraction done, 0 to 1.
+        Called with the title of the current step and the fraction done, 0 to 1.
 
     Returns
     -------
@@ -103,34 +102,34 @@ def write_registration(
     InputError
         If the folder is not empty or not writable, or the disk is full.
     """
-    tell = progress or (lambda _text, _done: None)
-    with new_folder(folder, size=_bytes(registration)) as place:
-        tell("measuring", 0.0)
+    report_progress = progress or (lambda _text, _done: None)
+    with new_folder(folder, size=_bytes(registration)) as target:
+        report_progress("measuring", 0.0)
         load = ExpertLoad.of(registration.routing, registration.network_grid.shape)
         quality = measure(registration)
         report = build_report(registration, quality, load, weights=weights, extra=extra)
-        with ThreadPoolExecutor(1) as beside:
-            tell("writing images", 0.4)
-            drawn = figures and beside.submit(
-                _write_figures, registration, quality, load, place / "figures", weights
+        with ThreadPoolExecutor(1) as executor:
+            report_progress("writing images", 0.4)
+            drawing = figures and executor.submit(
+                _write_figures, registration, quality, load, target / "figures", weights
             )
-            write_inputs(registration.pair, place / "inputs")
-            _write_images(registration, place)
-            tell("writing expert maps", 0.7)
-            _write_experts(registration, place / "experts")
-            write_summary(place, report, load)
-            if drawn:
-                tell("drawing", 0.8)
-                drawn.result()
-    tell("done", 1.0)
+            write_inputs(registration.pair, target / "inputs")
+            _write_images(registration, target)
+            report_progress("writing expert maps", 0.7)
+            _write_experts(registration, target / "experts")
+            write_summary(target, report, load)
+            if drawing:
+                report_progress("drawing", 0.8)
+                drawing.result()
+    report_progress("done", 1.0)
     return report
 
 
-def covering(field: DisplacementField, grid: Grid) -> Grid:
-    """The field's grid, extended by whole voxels until it covers the field of view of another grid.
+def extend_to_cover(field: DisplacementField, grid: Grid) -> Grid:
+    """Extend the field's grid by whole voxels until it covers the field of view of another grid.
 
-    ITK moves nothing outside a field, where ours goes on with the displacement of the edge.
-    On the extended grid both agree, and within its own the field stays exactly what it is.
+    Outside a field ITK applies no displacement, whereas ours extends that of the edge. On the
+    extended grid both agree, and the field within its own grid does not change.
     """
     corners = field.grid.to_index(grid.corners())
     low = np.minimum(np.floor(corners.min(axis=0) + 1e-6), 0).astype(int)
@@ -141,35 +140,33 @@ def covering(field: DisplacementField, grid: Grid) -> Grid:
     return field.grid.crop([int(n) for n in low], (i, j, k))
 
 
-def write_inputs(pair: VolumePair, place: Path) -> None:
-    """Write what was registered into a new folder, each on its own grid: what `read_registration`
-    opens again.
-    """
-    place.mkdir()
+def write_inputs(pair: VolumePair, folder: Path) -> None:
+    """Write the registered images and labels into a new folder, each on its own grid."""
+    folder.mkdir()
     for name, volume in pair.volumes.items():
-        write_image(volume, place / f"{name}.nii.gz")
+        write_image(volume, folder / f"{name}.nii.gz")
 
 
-def _write_images(registration: Registration, place: Path) -> None:
-    write_image(registration.warped, place / "warped.nii.gz")
+def _write_images(registration: Registration, folder: Path) -> None:
+    write_image(registration.warped, folder / "warped.nii.gz")
     if registration.warped_labels is not None:
-        write_image(registration.warped_labels, place / "warped_labels.nii.gz")
-    write_image(registration.jacobian, place / "jacobian.nii.gz")
-    write_displacement(registration.displacement, place / "displacement.nii.gz")
+        write_image(registration.warped_labels, folder / "warped_labels.nii.gz")
+    write_image(registration.jacobian, folder / "jacobian.nii.gz")
+    write_displacement(registration.displacement, folder / "displacement.nii.gz")
     transform, fixed = registration.transform, registration.pair.fixed.grid
-    reference = None if transform.field is None else covering(transform.field, fixed)
-    write_transform(transform, place / "transform.h5", reference)
+    reference = None if transform.field is None else extend_to_cover(transform.field, fixed)
+    write_transform(transform, folder / "transform.h5", reference)
 
 
-def _write_experts(registration: Registration, place: Path) -> None:
-    place.mkdir()
+def _write_experts(registration: Registration, folder: Path) -> None:
+    folder.mkdir()
     for expert_map in expert_maps(registration):
-        write_image(expert_map.volume, place / f"{expert_map.name}.nii.gz")
+        write_image(expert_map.volume, folder / f"{expert_map.name}.nii.gz")
     for load in (*token_loads(registration), *times_chosen(registration)):
-        nifti.write(load.values, load.grid, place / f"{load.name}.nii.gz")
+        nifti.write(load.values, load.grid, folder / f"{load.name}.nii.gz")
     for gate in gate_values(registration):
-        path = place / f"{gate.name}.nii.gz"
-        # few, and often nearly alike: their margins would drown in steps
+        path = folder / f"{gate.name}.nii.gz"
+        # few values, often nearly equal: quantisation would hide their differences
         if gate.part == "encoder":
             nifti.write(gate.values, gate.grid, path)
             continue
@@ -178,11 +175,11 @@ def _write_experts(registration: Registration, place: Path) -> None:
 
 
 def _write_figures(
-    registration: Registration, quality: Quality, load: ExpertLoad, place: Path, weights: str
+    registration: Registration, quality: Quality, load: ExpertLoad, folder: Path, weights: str
 ) -> None:
-    place.mkdir()
+    folder.mkdir()
     pair, settings = registration.pair, registration.settings
-    about = {
+    metadata = {
         "Software": f"shmoareg {versions()['shmoareg']}",
         "Weights": weights,
         "Pair": f"moving {pair.moving.name}, fixed {pair.fixed.name}",
@@ -190,15 +187,15 @@ def _write_figures(
     }
     stages = {"moving": quality.mean_dice("affine"), "warped": quality.mean_dice("after")}
     count = 0 if quality.labels is None else len(quality.labels.both)
-    over = (
+    count_note = (
         "" if quality.labels is None or not quality.labels.missing else f" ({count} labels in both)"
     )
-    known = {
+    finite = {
         column: value
         for column, value in stages.items()
         if value is not None and np.isfinite(value)
     }
-    notes = {column: f"Dice {value:.3f}{over}" for column, value in known.items()}
+    notes = {column: f"Dice {value:.3f}{count_note}" for column, value in finite.items()}
     point = middle(pair.fixed)
     drawings: dict[str, Callable[[], Figure]] = {
         "overview.png": lambda: overview(registration, notes=notes, point=point),
@@ -214,15 +211,17 @@ def _write_figures(
         drawings["expert_loads.png"] = lambda: load_figure(load, caption=caption)
     for name, draw in drawings.items():
         write_figure(
-            draw(), place / name, {"Title": name.removesuffix(".png").replace("_", " "), **about}
+            draw(),
+            folder / name,
+            {"Title": name.removesuffix(".png").replace("_", " "), **metadata},
         )
 
 
 def _bytes(registration: Registration) -> int:
-    """About what the folder takes at most: images are compressed, the transform is not."""
+    """Upper estimate of the size of the folder: images are compressed, the transform is not."""
     voxels = int(np.prod(registration.pair.fixed.grid.shape))
     inputs = sum(volume.values.nbytes for volume in registration.pair.volumes.values())
-    # of the gate, and the weight or a part of the choice
+    # bytes of the gate value, and of the weight or a share of the choice
     values = {"encoder": 4 + 4, "decoder": 2 + 1}
     experts = sum(
         values[record.part] * record.routing.probabilities.numel()
@@ -231,11 +230,11 @@ def _bytes(registration: Registration) -> int:
     return inputs + 4 * 6 * voxels + 24 * int(np.prod(registration.network_grid.shape)) + experts
 
 
-# voxels by which a place in a file may differ from the one in the report: files hold float32
-SAME = 0.01
+# voxels by which a grid in a file may differ from the one in the report: files store float32
+GRID_TOLERANCE = 0.01
 
 ROLES = {"moving", "fixed", "moving_labels", "fixed_labels"}
-SHOWN = (
+REQUIRED = (
     "similarity",
     "dice",
     "assd_mm",
@@ -250,24 +249,24 @@ SHOWN = (
 
 @names_input
 def read_registration(folder: str | Path) -> Registration:
-    """Read a registration back, with everything of it that can be looked at.
+    """Read a registration from a folder, with everything that can be displayed.
 
     Parameters
     ----------
     folder : str or Path
-        As `write_registration` made it.
+        A folder written by `write_registration`.
 
     Returns
     -------
     Registration
-        With `report`, `weights` and `folder`.  Grids are those of the report, to the last digit.
-        Its routing has no gate values (NaN) if the folder was written before these were kept.
+        With `report`, `weights` and `folder`. Grids are exactly those of the report. The routing
+        has no gate values (NaN) if the folder is older than these files.
 
     Raises
     ------
     InputError
-        If it is no such folder, was written before the images were kept with it, or a file is
-        missing, damaged or of another registration.
+        If it is not a registration folder, is older than the storing of input images, or a file is
+        missing, damaged or from another registration.
     """
     folder = user_path(folder)
     summary = read_registration_summary(folder)
@@ -277,12 +276,12 @@ def read_registration(folder: str | Path) -> Registration:
         names = {role: str(about["name"]) for role, about in report["pair"].items() if about}
         network, weights = _grid(report["network_grid"]), str(report["weights"])
         if not {"moving", "fixed"} <= set(names) <= ROLES or not all(
-            name in report for name in SHOWN
+            name in report for name in REQUIRED
         ):
-            raise KeyError(f"'pair', or one of {', '.join(SHOWN)}")
+            raise KeyError(f"'pair', or one of {', '.join(REQUIRED)}")
         if not all(1 <= load.top_k(gate) <= len(load.counts[gate]) for gate in load):
             raise ValueError("the counts of a gate are not those of its cells")
-        facts = _facts(report)
+        facts = _fields(report)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again."
@@ -292,7 +291,7 @@ def read_registration(folder: str | Path) -> Registration:
     fixed = inputs["fixed"].grid
     return Registration(
         pair=VolumePair(**inputs),
-        transform=read_transform(_file(folder, "transform.h5")),
+        transform=read_transform(_require_file(folder, "transform.h5")),
         warped=_volume(folder, "warped", fixed, name=inputs["moving"].name),
         warped_labels=labelled
         and _volume(folder, "warped_labels", fixed, name=labelled.name, labels=True),
@@ -307,11 +306,11 @@ def read_registration(folder: str | Path) -> Registration:
     )
 
 
-read_scene = read_registration  # its name in earlier versions
+read_scene = read_registration  # name in earlier versions
 
 
-def _facts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What report.json says in the words of a `Registration`; NaN for numbers that it lacks."""
+def _fields(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `Registration` from report.json; NaN for missing numbers."""
 
     def numbers(kind: Any, values: Mapping[str, Any] | None) -> Any:
         found = values or {}
@@ -342,75 +341,75 @@ def _grid(about: Mapping[str, Any]) -> Grid:
     return Grid((i, j, k), np.array(about["affine"], dtype=np.float64))
 
 
-def _file(folder: Path, name: str) -> Path:
-    """A file that has to be there."""
+def _require_file(folder: Path, name: str) -> Path:
+    """Path of a required file."""
     if not inside(folder, name).is_file():
         raise InputError(
-            f"{folder} is not whole: {name} is missing. Copy the folder again, or register the pair"
-            " again with 'shmoareg register'."
+            f"{folder} is incomplete: {name} is missing. Copy the folder again, or register the"
+            " pair again with 'shmoareg register'."
         )
     return folder / name
 
 
 def _input(folder: Path, role: str, grid: Grid, name: str) -> Volume:
-    """An image or labels that were registered."""
+    """Read a registered image or its labels."""
     if not (folder / "inputs").is_dir():
         raise InputError(
             f"{folder} holds a registration without the images it was made from (no"
-            f" inputs/{role}.nii.gz): it was written by an earlier version. Register the pair"
-            " again, and the new folder opens as a whole; or open the two images, and"
-            " warped.nii.gz of this folder, as files."
+            f" inputs/{role}.nii.gz): it was written by an earlier version. Register the pair again"
+            " to get a folder that opens; or open the two images, and warped.nii.gz of this folder,"
+            " as files."
         )
     return _volume(folder, f"inputs/{role}", grid, name=name, labels=role.endswith("labels"))
 
 
 def _volume(folder: Path, path: str, grid: Grid, *, name: str, labels: bool = False) -> Volume:
-    """A file that stands on a known grid, on exactly this."""
-    file = _file(folder, f"{path}.nii.gz")
+    """Read a volume, check its grid against the given one, and put it exactly on that grid."""
+    file = _require_file(folder, f"{path}.nii.gz")
     volume = read_image(file, labels=labels)
     _check_grid(file, volume.grid, grid)
     return replace(volume, grid=grid, name=name)
 
 
 def _check_grid(file: Path, found: Grid, expected: Grid) -> None:
-    if not found.same_space(expected, tolerance=SAME):
+    if not found.same_space(expected, tolerance=GRID_TOLERANCE):
         raise InputError(
-            f"{file} does not stand where report.json says (shape {found.shape}; {expected.shape}"
-            " was expected): it is of another registration, or was changed. Copy the folder again,"
-            " or register the pair again."
+            f"{file} is not on the grid that report.json names (shape {found.shape};"
+            f" {expected.shape} was expected): it is from another registration, or was changed."
+            " Copy the folder again, or register the pair again."
         )
 
 
 def _displacement(folder: Path, grid: Grid) -> DisplacementField:
-    file = _file(folder, "displacement.nii.gz")
+    file = _require_file(folder, "displacement.nii.gz")
     field = read_transform(file).field
     if field is None:
         raise InputError(
-            f"{file} holds no displacement. Copy the folder again, or register the pair again."
+            f"{file} contains no displacement. Copy the folder again, or register the pair again."
         )
     _check_grid(file, field.grid, grid)
     return replace(field, grid=grid)
 
 
 def _routing(folder: Path, network: Grid, load: ExpertLoad) -> RoutingTrace:
-    """What the gates chose, with their values unless the folder is older than these."""
-    kept = any((folder / f"experts/{gate}-gate.nii.gz").exists() for gate in load)
+    """Choices of the gates, with their values unless the folder is older than these files."""
+    has_values = any((folder / f"experts/{gate}-gate.nii.gz").exists() for gate in load)
     layers = []
     for gate, counts in load.counts.items():
         number, values = len(counts), None
-        if kept:
+        if has_values:
             values, stride = _per_expert(folder, network, f"{gate}-gate", number)
         if gate.part == "encoder":
-            given, stride = _per_expert(folder, network, str(gate), number)
-            experts = np.argsort(-given, axis=-1, kind="stable")[..., : load.top_k(gate)]
-            weights = _tensor(np.take_along_axis(given, experts, axis=-1))
+            shares, stride = _per_expert(folder, network, str(gate), number)
+            experts = np.argsort(-shares, axis=-1, kind="stable")[..., : load.top_k(gate)]
+            weights = _tensor(np.take_along_axis(shares, experts, axis=-1))
         else:
             experts, stride = _first_choice(folder, network, str(gate), number)
-            weights = _unknown(experts.shape)
+            weights = _nan_tensor(experts.shape)
             if values is not None:
                 weights = _tensor(np.take_along_axis(values, experts, axis=-1))
         shape = (*experts.shape[:3], number)
-        probabilities = _unknown(shape) if values is None else _tensor(values)
+        probabilities = _nan_tensor(shape) if values is None else _tensor(values)
         routing = Routing(probabilities, _tensor(experts.astype(np.uint8)), weights)
         layers.append(RoutedLayer(gate, stride, routing))
     return RoutingTrace(tuple(layers))
@@ -421,14 +420,14 @@ def _tensor(cells: NDArray) -> torch.Tensor:
     return torch.from_numpy(np.moveaxis(cells, -1, 0))[None]
 
 
-def _unknown(shape: tuple[int, ...]) -> torch.Tensor:
-    """NaN in the place of (I, J, K, N) numbers, without memory for them."""
+def _nan_tensor(shape: tuple[int, ...]) -> torch.Tensor:
+    """NaN tensor for missing (I, J, K, N) values, without allocating memory."""
     return torch.full((1, 1, 1, 1, 1), torch.nan).expand(1, shape[3], *shape[:3])
 
 
 def _per_expert(folder: Path, network: Grid, name: str, number: int) -> tuple[NDArray, int]:
-    """Numbers (I, J, K, N) of a gate's cells and experts, and the stride of the cells."""
-    file = _file(folder, f"experts/{name}.nii.gz")
+    """Read the values (I, J, K, N) of a gate per cell and expert, and the stride of the cells."""
+    file = _require_file(folder, f"experts/{name}.nii.gz")
     image, affine = nifti.load(file)
     values = nifti.values_of(image)
     if values.ndim != 4 or values.shape[3] != number:
@@ -442,20 +441,22 @@ def _per_expert(folder: Path, network: Grid, name: str, number: int) -> tuple[ND
 
 
 def _first_choice(folder: Path, network: Grid, name: str, number: int) -> tuple[NDArray, int]:
-    """The expert (I, J, K, 1), from 0, that each cell of a decoder's gate chose; their stride."""
-    file = _file(folder, f"experts/{name}.nii.gz")
+    """Read the expert (I, J, K, 1), from 0, chosen by each cell of a decoder gate; and the
+    stride.
+    """
+    file = _require_file(folder, f"experts/{name}.nii.gz")
     volume = read_image(file, labels=True)
     low, high = int(volume.values.min(initial=1)), int(volume.values.max(initial=1))
     if not 1 <= low <= high <= number:
         raise InputError(
-            f"{file} holds numbers from {low} to {high}; experts from 1 to {number} were expected."
-            " Copy the folder again, or register the pair again."
+            f"{file} contains values from {low} to {high}; experts from 1 to {number} were"
+            " expected. Copy the folder again, or register the pair again."
         )
     return volume.values.astype(np.int64)[..., None] - 1, _stride(file, volume.grid, network)
 
 
 def _stride(file: Path, found: Grid, network: Grid) -> int:
-    """How many voxels of the network grid a cell has along each axis."""
+    """Edge length of a cell, in voxels of the network grid."""
     stride = max(1, round(float(np.mean(np.array(found.spacing) / network.spacing))))
     _check_grid(file, found, network.coarsen(stride))
     return stride

@@ -1,4 +1,4 @@
-"""report.json and loads.csv of a registration folder, written and read back."""
+"""Writing and reading of report.json and loads.csv of a registration folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.geometry import Grid
 from napari_shmoareg.io.images import REPORT
-from napari_shmoareg.io.itk import holds
+from napari_shmoareg.io.itk import fits_itk
 from napari_shmoareg.io.machine import versions
 from napari_shmoareg.io.untrusted import inside, names_input, read_csv, read_object, user_path
 from napari_shmoareg.metrics.measure import Quality
@@ -26,12 +26,12 @@ from napari_shmoareg.registration.register import Registration
 LOADS = "experts/loads.csv"
 COLUMNS = ("part", "layer", "block", "image", "direction", "expert", "count", "share")
 FORMAT = 1
-_NUMBER = (int, float, None)  # of `check_report`: a number, or nothing
+_NUMBER = (int, float, None)  # for `check_report`: a number or None
 
 
 @dataclass(frozen=True, eq=False)
 class RegistrationSummary:
-    """What a registration folder says without its images.
+    """Content of a registration folder without its images.
 
     Attributes
     ----------
@@ -55,19 +55,19 @@ def build_report(
     weights: str,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that report.json says, JSON-ready (NaN and infinity as None).
+    """Build the content of report.json, JSON-serialisable (NaN and infinity as None).
 
     Parameters
     ----------
     registration : Registration
     quality : Quality
-        Of `measure(registration)`.
+        Result of `measure(registration)`.
     load : ExpertLoad
-        Of `ExpertLoad.of(registration.routing)`.
+        Result of `ExpertLoad.of(registration.routing)`.
     weights : str
         Name of the weights.
     extra : mapping, optional
-        Put under "extra": a known true error, a note.
+        Stored under "extra": a known true error, a note.
     """
     pair, alignment = registration.pair, registration.alignment
     volumes = {
@@ -80,17 +80,17 @@ def build_report(
         "format": FORMAT,
         "versions": versions(),
         "weights": weights,
-        "warnings": list(dict.fromkeys([*registration.warnings, *quality.cautions])),
-        "notes": _limits(pair.fixed.grid),
+        "warnings": list(dict.fromkeys([*registration.warnings, *quality.warnings])),
+        "notes": _grid_notes(pair.fixed.grid),
         "pair": {
-            role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _place(v.grid)
+            role: v and {"name": v.name, "dtype": str(v.values.dtype)} | _geometry(v.grid)
             for role, v in volumes.items()
         },
         "settings": registration.settings,
         "choices": registration.choices,
-        "experts_of": _passes(registration.settings["passes"]),
+        "experts_of": _describe_passes(registration.settings["passes"]),
         "kept": registration.kept,
-        "network_grid": _place(registration.network_grid),
+        "network_grid": _geometry(registration.network_grid),
         "affine": {
             "mode": alignment.mode,
             "matrix": alignment.matrix,
@@ -112,7 +112,7 @@ def build_report(
 
 
 def write_summary(folder: Path, report: Mapping[str, Any], load: ExpertLoad) -> None:
-    """Write report.json and experts/loads.csv into a folder that is being built."""
+    """Write report.json and experts/loads.csv into a folder."""
     (folder / REPORT).write_text(
         json.dumps(plain(report), indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
@@ -124,7 +124,7 @@ def write_loads(load: ExpertLoad, path: str | Path) -> None:
     """Write one row per gate and expert: part, layer, block, image, direction, expert, count,
     share.
 
-    What does not apply (a decoder has no block) is empty.  Shares sum to 1 within a layer,
+    Cells that do not apply are empty (a decoder has no block). Shares sum to 1 within a layer,
     block, image and direction.
     """
     with Path(path).open("w", newline="", encoding="utf-8") as file:
@@ -135,12 +135,12 @@ def write_loads(load: ExpertLoad, path: str | Path) -> None:
 
 @names_input
 def read_registration_summary(folder: str | Path) -> RegistrationSummary:
-    """Read report.json and loads.csv of a folder that `write_registration` made.
+    """Read report.json and loads.csv of a registration folder.
 
     Raises
     ------
     InputError
-        If it is no such folder, or one of the two files is missing or damaged.
+        If it is not a registration folder, or one of the two files is missing or damaged.
     """
     folder = user_path(folder)
     if not folder.is_dir():
@@ -150,7 +150,7 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
     for name in (REPORT, LOADS):
         if not (folder / name).is_file():
             raise InputError(
-                f"{folder} has no {name}: it is no registration folder. Give one that 'shmoareg"
+                f"{folder} has no {name}: it is not a registration folder. Give one that 'shmoareg"
                 " register --out' wrote."
             )
     report = read_object(inside(folder, REPORT), "the report of a registration")
@@ -176,13 +176,12 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
 
 
 def check_report(report: Mapping[str, Any]) -> None:
-    """See that what is shown of a report is of the kind that `build_report` writes; missing parts
-    are left alone.
+    """Check the types of the displayed parts of a report; missing parts are ignored.
 
     Raises
     ------
     TypeError, ValueError
-        If a part is of another kind.
+        If a part has another type.
     """
     per_label = {"": {"mean": _NUMBER, "per_label": {"": _NUMBER}}}
     kinds: dict[str, Any] = {
@@ -212,12 +211,12 @@ def check_report(report: Mapping[str, Any]) -> None:
         for stage in labels.values()
         for label in stage["per_label"]
     ):
-        raise ValueError("a label of dice is no whole number")
+        raise ValueError("a label of dice is not a whole number")
 
 
 def _check_kind(value: Any, kind: Any, name: str) -> None:
-    """A value against a kind: a type, [kind of each], {"": kind of each} or {name: kind}; None in
-    "pair" is nothing.
+    """Check a value against a type, [type of items], {"": type of values} or {name: type}; None is
+    allowed in "pair".
     """
     if isinstance(kind, dict) and value is None and name.startswith("pair."):
         return
@@ -225,9 +224,9 @@ def _check_kind(value: Any, kind: Any, name: str) -> None:
         return
     if isinstance(kind, dict) and isinstance(value, dict):
         for key, inner in value.items():
-            wanted = kind.get("", kind.get(key))
-            if wanted is not None:
-                _check_kind(inner, wanted, f"{name}.{key:.60}")
+            expected = kind.get("", kind.get(key))
+            if expected is not None:
+                _check_kind(inner, expected, f"{name}.{key:.60}")
     elif isinstance(kind, list) and isinstance(value, list):
         for inner in value:
             _check_kind(inner, kind[0], name)
@@ -236,12 +235,12 @@ def _check_kind(value: Any, kind: Any, name: str) -> None:
         if not isinstance(value, kinds) or isinstance(value, bool) or not abs(value) < 2**53:
             raise ValueError(f"{name} is {value!r:.60}; a number was expected")
     elif not (isinstance(kind, type) and isinstance(value, kind)):
-        raise ValueError(f"{name} is {value!r:.60}; that is of another kind")
+        raise ValueError(f"{name} is {value!r:.60}; another type was expected")
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON knows it: arrays as lists, keys and unknown things as text, NaN and infinity
-    as None.
+    """Convert to JSON types: arrays to lists, keys and other objects to text, NaN and infinity to
+    None.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -254,25 +253,25 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _passes(passes: Sequence[float]) -> str:
-    """Of which run of the network the expert maps and loads are."""
+def _describe_passes(passes: Sequence[float]) -> str:
+    """Describe which pass of the network the expert maps and loads are from."""
     if not passes:
         return "no network"
     if len(passes) == 1:
         return "the network's only pass"
-    return f"the last of {len(passes)} passes: it chose on what the earlier ones had left over"
+    return f"the last of {len(passes)} passes: it chose on what the earlier ones left over"
 
 
-def _limits(fixed: Grid) -> list[str]:
-    """Which files of the folder other programs cannot use, because of the grid they stand on."""
-    if holds(fixed):
+def _grid_notes(fixed: Grid) -> list[str]:
+    """Notes on files that other programs cannot use because of their grid."""
+    if fits_itk(fixed):
         return []
     return [
         "The axes of the fixed image's grid are not at right angles: ITK, 3D Slicer and ANTs refuse"
-        " warped.nii.gz and displacement.nii.gz, which stand on that grid. Give them transform.h5,"
-        " which stands on straightened axes."
+        " warped.nii.gz and displacement.nii.gz, which are on that grid. Give them transform.h5,"
+        " which is on straightened axes."
     ]
 
 
-def _place(grid: Grid) -> dict[str, Any]:
+def _geometry(grid: Grid) -> dict[str, Any]:
     return {"shape": grid.shape, "spacing_mm": grid.spacing, "affine": grid.affine}

@@ -1,4 +1,4 @@
-"""The built-in sample: a made pair whose true deformation is known."""
+"""The built-in sample: a synthetic pair with a known true deformation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOISE = 0.025
 
 
 class PointError(NamedTuple):
-    """Distances between where points were put and where they belong, in mm."""
+    """Distances between mapped points and their true positions, in mm."""
 
     mean: float
     percentile_95: float
@@ -32,17 +32,17 @@ class PointError(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class KnownDeformation:
-    """The true map of the sample: a small affine and smooth bumps.
+    """The true transform of the sample: a small affine and smooth bumps.
 
-    Defined from the moving to the fixed world, S(y) = B y + sum of bumps at B y, so that the
-    moving image can be drawn from a formula; the other way is solved to 1e-6 mm.
+    Defined from the moving to the fixed world, S(y) = B y + sum of bumps at B y, so the moving
+    image can be drawn from a formula; the inverse is solved to 1e-6 mm.
 
     Parameters
     ----------
     affine : (4, 4) array
         B: moving to fixed world, mm RAS.
     centres, shifts : (N, 3) arrays
-        Where the bumps are, and how far each moves its middle; mm in the fixed world.
+        Centres of the bumps, and displacements at the centres; mm in the fixed world.
     widths : (N,) array
         Standard deviations of the bumps, mm.
     """
@@ -85,16 +85,17 @@ class KnownDeformation:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A pair and the truth about it.
+    """A pair with its true deformation.
 
     Attributes
     ----------
     pair : VolumePair
-        With labels (`ORGANS`) of both.
+        With labels (`ORGANS`) of both images.
     true : KnownDeformation
         Fixed world to moving world by `map_points`, as a `Transform`.
     foreground : (I, J, K) bool array
-        Voxels of the fixed image inside the body.  The moving image shows the true partner of each.
+        Voxels of the fixed image inside the body. The moving image contains the true partner of
+        each.
     """
 
     pair: VolumePair
@@ -102,14 +103,14 @@ class Sample:
     foreground: NDArray[np.bool_]
 
     def error_mm(self, transform: Transform, where: NDArray[np.bool_] | None = None) -> PointError:
-        """How far a transform puts the fixed image's points from where they belong.
+        """Compute the error of a transform at the fixed image's points.
 
         Parameters
         ----------
         transform : Transform
         where : (I, J, K) bool array, optional
-            Fixed voxels that count; the `foreground` by default.  Of more than 50 000, every
-            n-th is looked at.
+            Fixed voxels to use; the `foreground` by default. Of more than 50 000, every n-th is
+            used.
 
         Returns
         -------
@@ -125,11 +126,11 @@ class Sample:
 
 
 def sample_pair() -> Sample:
-    """Draw the sample: an abdomen in two breaths, on two different oblique, anisotropic grids.
+    """Create the sample: an abdomen in two breathing states, on two oblique, anisotropic grids.
 
-    Always the same numbers.  The fixed image has 112 x 84 x 56 voxels of 2.75 x 2.75 x 4 mm,
+    The result is deterministic. The fixed image has 112 x 84 x 56 voxels of 2.75 x 2.75 x 4 mm,
     stored left to right; the moving one 78 x 118 x 90 of 3 x 2.7 x 3 mm, stored front to back
-    first.  The moving image is brighter on one side, and both have noise.
+    first. The moving image is brighter on one side, and both have noise.
 
     Examples
     --------
@@ -142,12 +143,12 @@ def sample_pair() -> Sample:
         _FIXED_SHAPE,
         np.diag([-1.0, 1.0, 1.0]),
         _FIXED_SPACING,
-        turns=(4.0, -3.0, 6.0),
+        angles=(4.0, -3.0, 6.0),
         centre=(0, 0, 2),
     )
     storage = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     moving_grid = _grid(
-        _MOVING_SHAPE, storage, _MOVING_SPACING, turns=(-3.0, 5.0, -4.0), centre=(6, -4, 5)
+        _MOVING_SHAPE, storage, _MOVING_SPACING, angles=(-3.0, 5.0, -4.0), centre=(6, -4, 5)
     )
     rng = np.random.default_rng(2025)
     fixed_points, moving_points = (_points(grid) for grid in (fixed_grid, moving_grid))
@@ -163,9 +164,7 @@ def sample_pair() -> Sample:
 
 
 def _breath() -> KnownDeformation:
-    """Breathing in: liver, spleen and kidneys go down, the belly comes forward, the bowel gives
-    way.
-    """
+    """Breathing in: liver, spleen and kidneys move down, the belly forward; the bowel yields."""
     affine = np.eye(4)
     affine[:3, :3] = _rotation((2.0, -1.5, 3.0)) @ np.diag([1.03, 0.98, 1.02])
     affine[:3, 3] = (-4.0, 3.0, 2.5)
@@ -186,14 +185,14 @@ def _breath() -> KnownDeformation:
 
 
 def _rotation(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Turns about x, then y, then z."""
+    """Rotation matrix: about x, then y, then z."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
-        one, two = (axis + 1) % 3, (axis + 2) % 3
+        first, second = (axis + 1) % 3, (axis + 2) % 3
         turn = np.eye(3)
-        turn[one, one] = turn[two, two] = np.cos(angle)
-        turn[two, one] = np.sin(angle)
-        turn[one, two] = -np.sin(angle)
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[second, first] = np.sin(angle)
+        turn[first, second] = -np.sin(angle)
         matrix = turn @ matrix
     return matrix
 
@@ -203,11 +202,11 @@ def _grid(
     storage: NDArray[np.float64],
     spacing: tuple[float, float, float],
     *,
-    turns: tuple[float, float, float],
+    angles: tuple[float, float, float],
     centre: tuple[float, float, float],
 ) -> Grid:
     affine = np.eye(4)
-    affine[:3, :3] = _rotation(turns) @ storage * spacing
+    affine[:3, :3] = _rotation(angles) @ storage * spacing
     affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return Grid(shape, affine)
 

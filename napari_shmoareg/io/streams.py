@@ -1,4 +1,4 @@
-"""Files read as bytes: regular files only, and never more than their header announces."""
+"""Reading bytes of regular files, decompressed, within the size that the header announces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALLOW_OUTSIDE = "SHMOAREG_ALLOW_OUTSIDE"
 """Environment variable: "1" lets a header name a data file outside its own folder."""
 
 _CHUNK = 1 << 20
-# Ours: decompressed bytes after the announced ones that are still read, for the checksum
+# Ours: decompressed bytes beyond the announced ones that are read to reach the checksum
 _REST = 16 << 20
 _KINDS = {
     stat.S_ISDIR: "a folder",
@@ -31,7 +31,7 @@ _KINDS = {
 
 
 class UnreadBytes(UserWarning):
-    """A file holds more than its header announces, and the rest was not used."""
+    """A file has more data than its header announces; the rest was not used."""
 
 
 class Damaged(Exception):
@@ -49,12 +49,12 @@ class Damaged(Exception):
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is no regular file, without opening it: opening a named pipe would wait for ever.
+    """Refuse anything but a regular file, without opening it: opening a named pipe would block.
 
     Raises
     ------
     InputError
-        If the path is missing, or a folder, named pipe, socket or device, or a link to one.
+        If the path is missing, a folder, named pipe, socket or device, or a link to one.
     """
     try:
         mode = path.stat().st_mode
@@ -62,23 +62,23 @@ def check_regular(path: Path) -> None:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} cannot be opened: {why}. Check the name.") from error
     if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS.items() if test(mode)), "no regular file")
+        kind = next((name for test, name in _KINDS.items() if test(mode)), "not a regular file")
         raise InputError(
             f"{path} is {kind}; a regular file was expected. Give the image file itself."
         )
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """A regular file, opened for reading bytes.
+    """Open a regular file for reading bytes.
 
     Raises
     ------
     InputError
-        If it is no regular file, or cannot be opened.
+        If it is not a regular file, or cannot be opened.
     """
     check_regular(path)
     try:
-        # Not blocking: the path may have become a named pipe since it was checked.
+        # Non-blocking: the path may have become a named pipe since the check.
         number = os.open(
             path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         )
@@ -90,14 +90,14 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 class Content:
-    """The bytes of an open file, decompressed as far as asked and no further.
+    """The bytes of an open file, decompressed only as far as requested.
 
     Parameters
     ----------
     file : binary file
-        At the position where the content begins.
+        Positioned at the start of the content.
     compression : {"none", "gzip", "bzip2", "zlib"}
-        "zlib" takes a gzip stream as well, as MetaImage does.
+        "zlib" also accepts a gzip stream, as MetaImage does.
     """
 
     def __init__(self, file: IO[bytes], compression: Compression) -> None:
@@ -116,7 +116,7 @@ class Content:
         self.readable = 0
 
     def read(self, count: int) -> bytearray:
-        """At most `count` bytes; fewer only where the content ends.
+        """Read at most `count` bytes; fewer only at the end of the content.
 
         Raises
         ------
@@ -135,7 +135,8 @@ class Content:
         return found
 
     def finish(self) -> bool:
-        """Read on to the end of a compressed stream, for its checksum; whether the end was reached.
+        """Read to the end of a compressed stream, to verify its checksum; return whether it was
+        reached.
 
         Raises
         ------
@@ -166,17 +167,17 @@ class Content:
         self.readable += filled
         return found
 
-    def _block(self, most: int) -> bytes:
-        """The next decompressed bytes, empty at the end of the last member."""
+    def _block(self, limit: int) -> bytes:
+        """Next decompressed bytes; empty after the last member."""
         stream: Any = self._stream
         while True:
             if stream.eof and not (stream := self._next_member()):
                 return b""
             if not self._tail and getattr(stream, "needs_input", True):
                 self._tail = self._file.read(_CHUNK)
-            given = len(self._tail)
+            available = len(self._tail)
             try:
-                block: bytes = stream.decompress(self._tail, most)
+                block: bytes = stream.decompress(self._tail, limit)
             except (zlib.error, OSError, ValueError, EOFError) as error:
                 raise Damaged(self.readable) from error
             self._tail = (
@@ -184,13 +185,11 @@ class Content:
             )
             if block:
                 return block
-            if not given and not stream.eof:
+            if not available and not stream.eof:
                 raise Damaged(self.readable)
 
     def _next_member(self) -> Any:
-        """The stream of the member that follows, or None; zeros between members and after them are
-        padding.
-        """
+        """Start the stream of the next member, or return None; zeros around members are padding."""
         tail = self._tail.lstrip(b"\0")
         while len(tail) < 3 and (more := self._file.read(_CHUNK)):
             tail = (tail + more).lstrip(b"\0")
@@ -203,7 +202,7 @@ class Content:
 
 
 def warn_unread(path: Path, what: str) -> None:
-    """Warn that a file goes on after what its header announces."""
+    """Warn that a file has more data than its header announces."""
     warnings.warn(
         f"'{path}' {what}; they were not used. If the image looks incomplete, download or copy the"
         " file again.",
@@ -212,18 +211,18 @@ def warn_unread(path: Path, what: str) -> None:
     )
 
 
-def end(path: Path, content: Content, expected: int, *, footer: bool = False) -> None:
-    """Look how a file ends after its voxels: its checksum, and bytes that belong to nothing.
+def check_end(path: Path, content: Content, expected: int, *, footer: bool = False) -> None:
+    """Check the end of a file after its voxels: checksum and surplus bytes.
 
     Parameters
     ----------
     path : Path
     content : Content
-        Read up to the last voxel.
+        Already read up to the last voxel.
     expected : int
-        Bytes of content up to there.
+        Bytes of content up to the last voxel.
     footer : bool
-        Whether the format lets other content follow the voxels.
+        Whether the format allows other content after the voxels.
 
     Raises
     ------
@@ -233,13 +232,13 @@ def end(path: Path, content: Content, expected: int, *, footer: bool = False) ->
     Warns
     -----
     UnreadBytes
-        If content goes on beyond the voxels, or other bytes follow a compressed stream.
+        If content follows the voxels, or other bytes follow a compressed stream.
     """
     if not content.finish():
         warn_unread(
             path,
             f"holds more compressed content than the {expected} bytes that its header announces:"
-            " its checksum was not reached, and more than 16 MiB follow",
+            " more than 16 MiB follow, and its checksum was not verified",
         )
     elif content.readable > expected and not footer:
         warn_unread(
@@ -250,20 +249,20 @@ def end(path: Path, content: Content, expected: int, *, footer: bool = False) ->
 
 
 def data_path(header: Path, name: str, allow_outside: bool) -> Path:
-    """The data file that a header names: a regular file in the header's own folder.
+    """Path of the data file that a header names: a regular file in the header's own folder.
 
     Parameters
     ----------
     header : Path
     name : str
-        As in the header.
+        As given in the header.
     allow_outside : bool
-        Let the file lie anywhere; so does the environment variable SHMOAREG_ALLOW_OUTSIDE=1.
+        Allow a file outside that folder; so does the environment variable SHMOAREG_ALLOW_OUTSIDE=1.
 
     Raises
     ------
     InputError
-        If it is missing, no regular file, the header itself, or outside the folder.
+        If it is missing, not a regular file, the header itself, or outside the folder.
     """
     path = header.parent / name
     if not (allow_outside or os.environ.get(ALLOW_OUTSIDE) == "1"):
@@ -277,8 +276,8 @@ def data_path(header: Path, name: str, allow_outside: bool) -> Path:
         if not any(found.is_relative_to(folder) for folder in folders):
             raise InputError(
                 f"{header} names a data file outside its own folder ('{name}'), which is not"
-                " opened, as a header from elsewhere could name any file. Put the data file beside"
-                " the header; or, if you trust the header, set the environment variable"
+                " opened, as a header of unknown origin could name any file. Put the data file"
+                " beside the header; or, if you trust the header, set the environment variable"
                 f" {ALLOW_OUTSIDE}=1 (in Python: allow_outside=True)."
             )
     try:

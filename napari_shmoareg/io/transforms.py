@@ -1,7 +1,7 @@
-"""Transforms in files that ITK, 3D Slicer and ANTs read.
+"""Reading and writing of transforms for ITK, 3D Slicer and ANTs.
 
-Inside, vectors are RAS; in files LPS.  A vector points from the fixed to the moving point
-and lives on the fixed grid; nothing is negated.
+Vectors are RAS in memory and LPS in files. A vector points from the fixed to the moving point and
+is defined on the fixed grid; nothing is negated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import DisplacementField, Grid, Transform, slabs
 from napari_shmoareg.io import itk, nifti
-from napari_shmoareg.io.files import ending, shown, silenced, writing
+from napari_shmoareg.io.files import atomic_write, display_path, ending, muted_stderr
 from napari_shmoareg.io.images import ITK_ENDINGS, load_text_header
 from napari_shmoareg.io.streams import check_regular
 from napari_shmoareg.io.untrusted import names_input, user_path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 
-_TRIAL = """
+_PROBE = """
 import sys
 import SimpleITK as sitk
 try:
@@ -55,18 +55,18 @@ def write_displacement(field: DisplacementField, path: str | Path) -> None:
     Raises
     ------
     InputError
-        If the ending is another one, the place is not writable, or the disk is full.
+        If the ending is another one, the path is not writable, or the disk is full.
 
     Warns
     -----
     UserWarning
-        If the grid is sheared: ITK and what is built on it refuse such files.
+        If the grid is sheared: ITK and programs built on it refuse such files.
     """
     if ending(path) not in (".nii", ".nii.gz"):
         raise InputError(
             f"A displacement is written as NIfTI: the name '{path}' has to end in .nii or .nii.gz."
         )
-    if not itk.holds(field.grid):
+    if not itk.fits_itk(field.grid):
         warnings.warn(
             f"The axes of the grid of {Path(path).name} are not at right angles: ITK, 3D Slicer and"
             " ANTs refuse this field. Give them transform.h5, which is written on straightened"
@@ -74,7 +74,7 @@ def write_displacement(field: DisplacementField, path: str | Path) -> None:
             UserWarning,
             stacklevel=2,
         )
-    with writing(path, size=field.vectors.nbytes) as temporary:
+    with atomic_write(path, size=field.vectors.nbytes) as temporary:
         nifti.write((field.vectors * _LPS)[:, :, :, None], field.grid, temporary, intent="vector")
 
 
@@ -87,20 +87,20 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
     path : str or Path
         Ends in .h5; .tfm (text, large) works too.
     reference : Grid, optional
-        The fixed image's grid: the field is sampled on it.  Without it the field keeps its
-        own grid.  ITK moves nothing by the field outside its grid, where ours goes on with
-        the edge's displacement; on the fixed image's grid both agree for every voxel.
+        The fixed image's grid, on which the field is sampled; by default the field keeps its own
+        grid. Outside the field's grid ITK applies no displacement, whereas ours extends that of the
+        edge; on the fixed image's grid both agree for every voxel.
 
     Raises
     ------
     InputError
-        If the ending is another one, the place is not writable, or the disk is full.
+        If the ending is another one, the path is not writable, or the disk is full.
 
     Warns
     -----
     UserWarning
-        If the axes of that grid are not at right angles: the field is resampled onto
-        straightened axes, as ITK knows no others.
+        If the axes of that grid are not at right angles, which ITK requires: the field is resampled
+        onto straightened axes.
     """
     import SimpleITK as sitk
 
@@ -116,11 +116,11 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
         if field is not None
         else Grid((1, 1, 1), np.eye(4))
     )
-    if field is not None and not itk.holds(grid):
+    if field is not None and not itk.fits_itk(grid):
         grid = itk.orthonormalised(grid)
         warnings.warn(
-            "The axes of the fixed grid are not at right angles, which ITK cannot hold: the field"
-            f" in {Path(path).name} was resampled onto straightened axes.",
+            "The axes of the fixed grid are not at right angles, which ITK cannot represent: the"
+            f" field in {Path(path).name} was resampled onto straightened axes.",
             UserWarning,
             stacklevel=2,
         )
@@ -130,13 +130,13 @@ def write_transform(transform: Transform, path: str | Path, reference: Grid | No
         image = itk.image_of((vectors * _LPS).astype(np.float64), grid)
         parts.append(sitk.DisplacementFieldTransform(image))
     try:
-        with writing(path, size=24 * int(np.prod(grid.shape))) as temporary, silenced():
+        with atomic_write(path, size=24 * int(np.prod(grid.shape))) as temporary, muted_stderr():
             # The transform added last is applied first: T(x) = A(x + d(x)).
             sitk.WriteTransform(sitk.CompositeTransform(parts), str(temporary))
     except RuntimeError as error:
         raise InputError(
-            f"{shown(path)} could not be written. Look whether its disk has room and is in order,"
-            " or name a place on another one."
+            f"{display_path(path)} could not be written. Check that its disk has space and works,"
+            " or choose a path on another disk."
         ) from error
 
 
@@ -147,19 +147,19 @@ def read_transform(path: str | Path) -> Transform:
     Parameters
     ----------
     path : str or Path
-        A displacement field (.nii, .nii.gz with intent 1007, LPS, or 1006, RAS; .mha, .nrrd),
-        or an ITK transform (.h5, .tfm, .txt, .mat): affine, displacement field, or a
-        composite with one field at most.
+        A displacement field (.nii, .nii.gz with intent 1007, LPS, or 1006, RAS; .mha, .nrrd), or an
+        ITK transform (.h5, .tfm, .txt, .mat): affine, displacement field, or composite with at most
+        one field.
 
     Returns
     -------
     Transform
-        Beyond the field's grid the displacement of its edge goes on (ITK: none).
+        Outside the field's grid the displacement of its edge is extended (ITK: none).
 
     Raises
     ------
     InputError
-        If there is no such file, it is damaged, or holds something else.
+        If the file is missing, damaged, or does not contain a transform.
     """
     path = user_path(path)
     if not path.exists():
@@ -175,8 +175,8 @@ def read_transform(path: str | Path) -> Transform:
     if ending(path) in _TRANSFORM_ENDINGS:
         return _itk_transform(path)
     raise InputError(
-        f"{path} is not of a type that holds transforms: .nii, .nii.gz, "
-        f"{', '.join((*ITK_ENDINGS, *_TRANSFORM_ENDINGS))}."
+        f"{path} is not of a supported transform type: .nii, .nii.gz,"
+        f" {', '.join((*ITK_ENDINGS, *_TRANSFORM_ENDINGS))}."
     )
 
 
@@ -190,7 +190,7 @@ def _sampled(field: DisplacementField, grid: Grid) -> NDArray[np.float32]:
 def _field(
     path: Path, vectors: NDArray, affine: NDArray[np.float64], signs: NDArray = _LPS
 ) -> DisplacementField:
-    """A field of three components; `signs` turn them into RAS."""
+    """Displacement field of three components; `signs` convert them to RAS."""
     if vectors.ndim == 5 and vectors.shape[3] == 1:
         vectors = vectors[:, :, :, 0]
     if vectors.ndim != 4 or vectors.shape[3] != 3:
@@ -209,38 +209,38 @@ def _nifti_field(path: Path) -> DisplacementField:
     if len(image.shape) != 5 or intent not in (_VECTOR, _DISPVECT):
         raise InputError(
             f"{path} (shape {image.shape}, intent {intent}) is not a displacement field as ITK and"
-            " ANTs write it: five axes (i, j, k, 1, 3) and intent 1007 were expected. Files of FSL"
-            " or Learn2Reg have to be converted first."
+            " ANTs write it: five axes (i, j, k, 1, 3) and intent 1007 were expected. Convert files"
+            " of FSL or Learn2Reg first."
         )
     signs = _LPS if intent == _VECTOR else np.ones(3, dtype=np.float32)  # ITK takes 1006 as RAS
     return _field(path, nifti.values_of(image), affine, signs)
 
 
 def _itk_transform(path: Path) -> Transform:
-    """Any chain of linear parts with one field at most, as T(x) = A(x + d(x))."""
+    """Read a chain of linear parts with at most one field, as T(x) = A(x + d(x))."""
     import SimpleITK as sitk
 
     try:
-        _try_apart(path)
-        with silenced():
+        _probe_in_subprocess(path)
+        with muted_stderr():
             whole = sitk.ReadTransform(str(path))
     except (RuntimeError, UnicodeDecodeError) as error:
         if _is_hdf5(path):
             raise InputError(
-                f"{path} is damaged or cut short ({path.stat().st_size} bytes), or it holds no"
-                " transform of ITK. Copy it again, or write it again."
+                f"{path} is damaged or cut short ({path.stat().st_size} bytes), or contains no ITK"
+                " transform. Copy it again, or write it again."
             ) from error
-        why = itk.reason(error) if isinstance(error, RuntimeError) else "its text is no text"
+        why = itk.reason(error) if isinstance(error, RuntimeError) else "it is not UTF-8 text"
         raise InputError(
-            f"{path} is not a transform that ITK reads, or it is damaged: {why}. (A .mat of FSL is"
+            f"{path} is damaged, or not a transform that ITK reads: {why}. (A .mat of FSL is"
             " another format.)"
         ) from error
     matrix, field = np.eye(4), None
-    for part in _flat(whole):  # the last is applied first
+    for part in _flatten(whole):  # the last is applied first
         if isinstance(part, sitk.DisplacementFieldTransform):
             if field is not None:
                 raise InputError(
-                    f"{path} holds two displacement fields; one at most was expected. Compose them"
+                    f"{path} holds two displacement fields; at most one was expected. Compose them"
                     " first."
                 )
             image = part.GetDisplacementField()
@@ -268,39 +268,38 @@ def _itk_transform(path: Path) -> Transform:
     )
 
 
-def _try_apart(path: Path) -> None:
-    """Read a transform in a process of its own first: a damaged file can end the process that reads
-    it.
+def _probe_in_subprocess(path: Path) -> None:
+    """Try to read a transform in a subprocess first: a damaged file can crash the reading process.
 
     Raises
     ------
     InputError
-        If that process died, or did not end.
+        If that process crashed, or timed out.
     RuntimeError
-        If ITK refuses the file there.
+        If ITK refuses the file.
     """
-    patience = 60 + path.stat().st_size / 1e6  # seconds
-    command = [sys.executable, "-P", "-c", _TRIAL, str(path.absolute())]
-    quiet = subprocess.DEVNULL
+    timeout = 60 + path.stat().st_size / 1e6  # seconds
+    command = [sys.executable, "-P", "-c", _PROBE, str(path.absolute())]
+    null = subprocess.DEVNULL
     try:
-        ended = subprocess.run(
+        run = subprocess.run(
             command,
-            stdin=quiet,
+            stdin=null,
             stdout=subprocess.PIPE,
-            stderr=quiet,
-            timeout=patience,
+            stderr=null,
+            timeout=timeout,
             check=False,
         )
-    except OSError:  # no second process can be started here: read without a trial
+    except OSError:  # no subprocess can be started here: read without the test
         return
     except subprocess.TimeoutExpired:
-        why = f"reading it did not end within {patience:.0f} seconds"
+        why = f"reading it did not end within {timeout:.0f} seconds"
     else:
-        if ended.stdout.startswith(b"refused"):
-            raise RuntimeError(ended.stdout[len(b"refused") :].decode("utf-8", "replace"))
-        if ended.returncode in (0, 1):  # read; or no ITK could be loaded there
+        if run.stdout.startswith(b"refused"):
+            raise RuntimeError(run.stdout[len(b"refused") :].decode("utf-8", "replace"))
+        if run.returncode in (0, 1):  # read; or ITK could not be loaded there
             return
-        why = "the library that reads it breaks down on it"
+        why = "the library that reads it crashes on it"
     raise InputError(
         f"{path} is damaged ({path.stat().st_size} bytes): {why}. Copy it again, or write it again."
     )
@@ -311,13 +310,15 @@ def _is_hdf5(path: Path) -> bool:
         return file.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
-def _flat(transform: Any) -> list[Any]:
-    """The parts of a composite of composites, each as its own type."""
+def _flatten(transform: Any) -> list[Any]:
+    """Parts of a nested composite, each as its own type."""
     import SimpleITK as sitk
 
     part = transform.Downcast()
     if not isinstance(part, sitk.CompositeTransform):
         return [part]
     return [
-        leaf for n in range(part.GetNumberOfTransforms()) for leaf in _flat(part.GetNthTransform(n))
+        leaf
+        for n in range(part.GetNumberOfTransforms())
+        for leaf in _flatten(part.GetNthTransform(n))
     ]

@@ -1,7 +1,8 @@
-"""What comes from outside: paths, text, JSON and CSV, read within limits.
+"""Safe reading of untrusted input: paths, text, JSON and CSV, within limits.
 
-Every file of text that a user names, or that lies in a folder that a user names, is read here:
-whatever it holds, the answer is its content or an `InputError` that names it."""
+Every text file that a user names, directly or through its folder, is read here. The result is its
+content or an `InputError` that names the file.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ from typing import (
 
 from napari_shmoareg.errors import InputError
 
-MAX_BYTES = 64 * 2**20  # of a list, a plan, a report: the largest known ones take 2 MB
-MAX_TABLE = 2**30  # of the tables of a run, which grow with it
+MAX_BYTES = 64 * 2**20  # of a list, plan or report; the largest known ones have 2 MB
+MAX_TABLE = 2**30  # of the tables of a run, which grow with its length
 MAX_DEPTH = 64  # brackets within brackets; our own files have 6
 MAX_CELL = 2**17  # characters of one cell of a CSV file
 
@@ -38,24 +39,24 @@ T = TypeVar("T")
 
 
 class Row(NamedTuple):
-    """A line of a CSV file: its number, and its cells by column (missing ones are empty)."""
+    """A row of a CSV file: line number, and cells by column (missing ones are empty)."""
 
     line: int
     cells: dict[str, str]
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a user wrote it, with ``~`` and ``~name`` replaced by the home folder.
+    """Convert a path as typed, replacing ``~`` and ``~name`` by the home folder.
 
     Raises
     ------
     InputError
-        If there is no such user, and no file of that very name; or the path holds a NUL character.
+        If there is neither such a user nor a file of that name; or the path has a NUL character.
     """
     text = os.fspath(path)
     if "\0" in text:
         raise InputError(
-            f"{text!r} is no path: it holds a NUL character. Give the path without it."
+            f"{text!r} is not a path: it contains a NUL character. Give the path without it."
         )
     try:
         return Path(text).expanduser()
@@ -64,15 +65,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             return Path(text)
         user = Path(text).parts[0]
         raise InputError(
-            f"{text}: the home folder of '{user}' is not known. Give the whole path; or ./{text} if"
-            " the name of the file or folder itself begins with '~'."
+            f"{text}: the home folder of '{user}' is not known. Give the full path; or ./{text} if"
+            " the file or folder name itself begins with '~'."
         ) from error
 
 
 def typed_path(text: str) -> Path:
-    """As `user_path`, for a field that is still being typed into: what is no path is taken as it
-    stands.
-    """
+    """As `user_path`, for a text field being edited: an invalid path is returned as it is."""
     try:
         return user_path(text)
     except InputError:
@@ -80,7 +79,7 @@ def typed_path(text: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file or folder; a name that no file can have is not."""
+    """Whether a file or folder exists; False for an impossible name."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -88,7 +87,7 @@ def is_there(path: Path) -> bool:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A file of a folder that others may have made.
+    """Path of a file in an untrusted folder.
 
     Raises
     ------
@@ -98,14 +97,14 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"{printable(str(path))} leads out of the folder {folder} (by '..', a whole path or a"
-            " link), and is not read. Put a copy of the file itself there."
+            f"{printable(str(path))} leads out of the folder {folder} (by '..', an absolute path or"
+            " a link) and is not read. Put a copy of the file there."
         )
     return path
 
 
 def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> bytes:
-    """The content of a regular file.
+    """Read a regular file.
 
     Parameters
     ----------
@@ -113,32 +112,32 @@ def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTE
     what : str
         What the file should be, for messages: "a CSV list of pairs".
     limit : int
-        Bytes it may have at most.
+        Maximum size in bytes.
 
     Raises
     ------
     InputError
-        If there is no such file, it is a folder, a pipe or a device, too large, or not readable.
+        If it is missing, a folder, a pipe or a device, too large, or not readable.
     """
-    place = user_path(path)
+    file = user_path(path)
     try:
-        if not place.is_file():
-            raise InputError(_not_a_file(place, what))
-        size = place.stat().st_size
+        if not file.is_file():
+            raise InputError(_not_a_file(file, what))
+        size = file.stat().st_size
         if size > limit:
             raise InputError(
-                f"{place} has {size / 1e6:.0f} MB; {what} has {limit / 1e6:.0f} MB at most. Give"
+                f"{file} has {size / 1e6:.0f} MB; {what} has {limit / 1e6:.0f} MB at most. Give"
                 " another file."
             )
-        return place.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise InputError(
-            f"{place} cannot be read: {error.strerror}; {what} was expected."
+            f"{file} cannot be read: {error.strerror}; {what} was expected."
         ) from error
 
 
 def read_text(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> str:
-    """The text of a regular file, UTF-8 with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises
     ------
@@ -155,27 +154,29 @@ def read_text(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
 
 
 def parse_json(text: str, where: object, what: str) -> Any:
-    """The content of JSON text.
+    """Parse JSON text.
 
     Parameters
     ----------
     text : str
     where : object
-        The file it is from, for messages.
+        The file it comes from, for messages.
     what : str
         What was expected there.
 
     Raises
     ------
     InputError
-        If it is no JSON, or its brackets stand deeper in each other than `MAX_DEPTH`.
+        If it is not JSON, or is nested deeper than `MAX_DEPTH`.
     """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        said = "its brackets are nested too deeply" if isinstance(error, RecursionError) else error
+        reason = (
+            "its brackets are nested too deeply" if isinstance(error, RecursionError) else error
+        )
         raise InputError(
-            f"{where} is damaged, or not a JSON file ({said}); {what} was expected."
+            f"{where} is damaged, or not a JSON file ({reason}); {what} was expected."
         ) from error
     level: list[Any] = [found]
     for _ in range(MAX_DEPTH):
@@ -186,12 +187,13 @@ def parse_json(text: str, where: object, what: str) -> Any:
         if not level:
             return found
     raise InputError(
-        f"{where} is damaged: brackets are nested more than {MAX_DEPTH} deep; {what} was expected."
+        f"{where} is damaged: brackets are nested more than {MAX_DEPTH} levels deep; {what} was"
+        " expected."
     )
 
 
 def read_json(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Parameters
     ----------
@@ -199,7 +201,7 @@ def read_json(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
     what : str
         What the file should be, for messages.
     limit : int
-        Bytes it may have at most.
+        Maximum size in bytes.
 
     Raises
     ------
@@ -212,17 +214,17 @@ def read_json(path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
 def read_object(
     path: str | os.PathLike[str], what: str, *, limit: int = MAX_BYTES
 ) -> dict[str, Any]:
-    """The object (names and values) that a JSON file holds.
+    """Read a JSON file that contains an object (names and values).
 
     Raises
     ------
     InputError
-        As `read_json`; or if it holds something else.
+        As `read_json`; or if the content is not an object.
     """
     found = read_json(path, what, limit=limit)
     if not isinstance(found, dict):
         raise InputError(
-            f"{user_path(path)} is damaged: it holds {_kind(found)}; {what} was expected, as an"
+            f"{user_path(path)} is damaged: it contains {_kind(found)}; {what} was expected, as an"
             " object."
         )
     return found
@@ -231,7 +233,7 @@ def read_object(
 def read_csv(
     path: str | os.PathLike[str], what: str, *, required: Sequence[str] = (), limit: int = MAX_BYTES
 ) -> tuple[list[str], list[Row]]:
-    """The columns and rows of a CSV file whose first line names the columns.
+    """Read the columns and rows of a CSV file with a header line.
 
     Parameters
     ----------
@@ -239,9 +241,9 @@ def read_csv(
     what : str
         What the file should be, for messages.
     required : sequence of str
-        Columns that have to be there.
+        Required columns.
     limit : int
-        Bytes it may have at most.
+        Maximum size in bytes.
 
     Returns
     -------
@@ -251,23 +253,23 @@ def read_csv(
     Raises
     ------
     InputError
-        As `read_text`; or if a column is missing or named twice, a row has more cells than there
-        are columns, or a cell is longer than `MAX_CELL`.
+        As `read_text`; or if a column is missing or duplicated, a row has more cells than there are
+        columns, or a cell is longer than `MAX_CELL`.
     """
-    place = user_path(path)
+    file = user_path(path)
     try:
-        text = read_text(place, what, limit=limit)
+        text = read_text(file, what, limit=limit)
     except InputError as error:
         if isinstance(error.__cause__, UnicodeDecodeError):
-            raise InputError(f"{place} is not a CSV file: {error}") from error
+            raise InputError(f"{file} is not a CSV file: {error}") from error
         raise
-    return parse_csv(text, place, what, required=required)
+    return parse_csv(text, file, what, required=required)
 
 
 def parse_csv(
     text: str, where: object, what: str, *, required: Sequence[str] = ()
 ) -> tuple[list[str], list[Row]]:
-    """As `read_csv`, of text."""
+    """As `read_csv`, for text."""
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
         columns = [name.strip() for name in next(reader, [])]
@@ -289,7 +291,7 @@ def parse_csv(
             if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
                 raise InputError(
                     f"{where}, line {reader.line_num}: {len(cells)} cells were found for"
-                    f" {len(columns)} columns. Put quotes around a cell that holds a comma."
+                    f" {len(columns)} columns. Put quotes around a cell that contains a comma."
                 )
             if any(len(cell) > MAX_CELL for cell in cells):
                 raise InputError(
@@ -299,25 +301,25 @@ def parse_csv(
             rows.append(Row(reader.line_num, dict(zip(columns, filled, strict=False))))
     except csv.Error as error:
         raise InputError(
-            f"{where}, line {reader.line_num}, is not of a CSV file ({error}); {what} was expected."
+            f"{where}, line {reader.line_num}, is not valid CSV ({error}); {what} was expected."
         ) from error
     return columns, rows
 
 
 def check_fields(kind: type, values: object) -> None:
-    """Refuse values, as JSON gives them, that are not of the types of a dataclass's fields.
+    """Check values from JSON against the types of a dataclass's fields.
 
     Parameters
     ----------
     kind : type
         A dataclass.
     values : object
-        A mapping of its fields; fields that it lacks are not looked at.
+        A mapping of its fields; missing fields are ignored.
 
     Raises
     ------
     ValueError
-        If it is no mapping, a field is unknown, or a value is of another type.
+        If it is not a mapping, a field is unknown, or a value has another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"names and values were expected, not {_kind(values)}")
@@ -330,12 +332,12 @@ def check_fields(kind: type, values: object) -> None:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of JSON is of a type; lists count as tuples, whole numbers as floats."""
+    """Whether a JSON value matches a type; lists count as tuples, whole numbers as floats."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in inner
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, option) for option in inner)
     if hint is float:
         return (
             isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
@@ -357,9 +359,9 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 @contextmanager
-def reading(path: object) -> Iterator[None]:
-    """Have every error say which file was being read: in its text, or in a note where nobody
-    foresaw it.
+def errors_naming(path: object) -> Iterator[None]:
+    """Add the name of the file being read to every error: to the text of an InputError, or as a
+    note to an unexpected exception.
     """
     try:
         yield
@@ -379,23 +381,21 @@ def reading(path: object) -> Iterator[None]:
 
 
 def names_input(read: Callable[P, T]) -> Callable[P, T]:
-    """Have a function that reads what its first argument names do so within `reading`."""
+    """Decorate a reader: its errors name the file given as the first argument."""
 
     @functools.wraps(read)
     def named(*args: P.args, **kwargs: P.kwargs) -> T:
-        with reading(args[0] if args else next(iter(kwargs.values()), "its input")):
+        with errors_naming(args[0] if args else next(iter(kwargs.values()), "its input")):
             return read(*args, **kwargs)
 
     return named
 
 
 def printable(text: str) -> str:
-    r"""Text that can be printed and stored anywhere: bytes of a file name that are not UTF-8 become
-    ``\xff``.
-    """
+    r"""Convert to printable text: bytes of a file name that are not UTF-8 become ``\xff``."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # other halves of surrogate pairs, as JSON may hold them
+    except UnicodeEncodeError:  # other lone surrogates, which JSON may contain
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -405,10 +405,10 @@ def _not_a_file(path: Path, what: str) -> str:
     if os.path.lexists(path) and not path.exists():
         return f"{path} is a link to nothing; {what} was expected."
     if path.exists():
-        return f"{path} is no regular file (a pipe or a device); {what} was expected."
+        return f"{path} is not a regular file (a pipe or a device); {what} was expected."
     return (
-        f"There is no file {path}; {what} was expected. Check the spelling and the folder you"
-        " are in."
+        f"There is no file {path}; {what} was expected. Check the spelling and the folder you are"
+        " in."
     )
 
 

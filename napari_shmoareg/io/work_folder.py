@@ -1,4 +1,4 @@
-"""A folder of results that the same command goes on with: a plan, a row per item, a lock."""
+"""A resumable output folder: a plan, one row file per item, and a lock."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from napari_shmoareg.io.untrusted import check_fields, read_object, user_path
 T = TypeVar("T")
 Row = dict[str, Any]
 LOCK = ".lock"
-SECONDS = 60.0  # that a process waits for another one that writes the plan
+PLAN_TIMEOUT = 60.0  # to wait for another process that writes the plan
 
 
 class WorkFolder:
-    """Work of many items, each done once: the same command goes on where it was stopped.
+    """Results of many items, each computed once; the same command resumes an interrupted run.
 
-    Used in a ``with`` statement, it belongs to one process alone; without, several processes may
-    write rows of their own.
+    Inside a ``with`` statement one process owns the folder; outside, several processes may write
+    their own rows.
 
     Parameters
     ----------
     path : str or Path
     plan : str
-        Name of the file that holds all that the rows depend on.
+        Name of the file with everything that the rows depend on.
     rows : str
         Name of the folder with one file ``<key>.json`` per row.
     what : str
-        The work, for messages: "benchmark".
+        Name of the work for messages, such as "benchmark".
     remedy : str
-        What the error about a damaged row says to do.
+        Advice that the error about a damaged row ends with.
     """
 
     def __init__(self, path: str | Path, plan: str, rows: str, what: str, remedy: str = "") -> None:
@@ -48,36 +48,38 @@ class WorkFolder:
         self._alone = ExitStack()
 
     def begin(self, plan: Mapping[str, Any]) -> Self:
-        """Make the folder and write the plan, or check that it was begun with the same plan.
+        """Create the folder and write the plan, or check that the existing plan is the same.
 
-        Processes that begin at the same moment agree on one plan.
+        Processes that start at the same time agree on one plan.
 
         Raises
         ------
         InputError
-            If it was begun with another plan (the message names what differs), holds other things,
-            or cannot be made.
+            If the folder has another plan (the message names what differs) or other content, or
+            cannot be created.
         """
         if not self.plan.is_file():
             own = (LOCK, self.plan.name, f".{self.plan.name}.partial-")
             check_free(self.path, own, self.what, self.plan)
             make_folder(self.path)
-            with locked(self.path / LOCK, SECONDS):
+            with locked(self.path / LOCK, PLAN_TIMEOUT):
                 if not self.plan.is_file():
-                    with files.writing(self.plan) as temporary:
+                    with files.atomic_write(self.plan) as temporary:
                         temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-        then, now = self.read_plan(), json.loads(json.dumps(plan))
-        differ = [found for key in now if (found := _difference(key, then.get(key), now[key]))]
-        if differ:
+        saved, current = self.read_plan(), json.loads(json.dumps(plan))
+        differences = [
+            found for key in current if (found := _difference(key, saved.get(key), current[key]))
+        ]
+        if differences:
             raise InputError(
-                f"The {self.what} in '{self.path}' was begun with {' and '.join(differ)} (see"
-                f" {self.plan}); go on with what it was begun with, or give another --out."
+                f"The {self.what} in '{self.path}' was started with {' and '.join(differences)}"
+                f" (see {self.plan}). Resume it with the same settings, or give another --out."
             )
         self.rows.mkdir(exist_ok=True)
         return self
 
     def read_plan(self) -> dict[str, Any]:
-        """The plan.
+        """Read the plan.
 
         Raises
         ------
@@ -90,17 +92,17 @@ class WorkFolder:
             raise InputError(f"{error} Give another --out.") from error
 
     def row_file(self, key: str) -> Path:
-        """Where a row is kept."""
+        """Path of the file of a row."""
         return self.rows / f"{key}.json"
 
     def read(self, key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
-        """A row; None if there is none yet.
+        """Read a row; None if it does not exist yet.
 
         Parameters
         ----------
         key : str
         parse : callable
-            Makes of the JSON object what is wanted; what it raises means that the row is damaged.
+            Converts the JSON object to the result; an exception means that the row is damaged.
 
         Raises
         ------
@@ -116,124 +118,126 @@ class WorkFolder:
             raise InputError(f"{file} is damaged ({error}).{self.remedy}") from error
 
     def write(self, key: str, row: Mapping[str, Any]) -> None:
-        """Write a row, whole or not at all; NaN becomes null.
+        """Write a row, atomically; NaN becomes null.
 
         Raises
         ------
         InputError
-            If it cannot be written, as on a full disk.
+            If it cannot be written, for example on a full disk.
         """
         write_json(row, self.row_file(key), indent=None)
 
     def complete(
-        self, keys: Iterable[str], kept: Callable[[str], Row | None], do: Callable[[str], Row]
+        self, keys: Iterable[str], load: Callable[[str], Row | None], compute: Callable[[str], Row]
     ) -> Iterator[tuple[Row, bool]]:
-        """Each row in turn, and whether it is a new one; each is on the disk before the next one
-        is begun.
+        """Yield each row and whether it is new; each is written before the next one starts.
 
         Parameters
         ----------
         keys : iterable of str
-        kept : callable
-            Gives the row of a key that need not be done; None if it is missing or to be done again.
-        do : callable
-            Gives the row of a key that is missing.
+        load : callable
+            Returns the existing row of a key; None if it has to be computed.
+        compute : callable
+            Computes the row of a key.
         """
         for key in keys:
-            row = kept(key)
+            row = load(key)
             if row is not None:
                 yield row, False
                 continue
-            row = do(key)
+            row = compute(key)
             self.write(key, row)
             yield row, True
 
     def __enter__(self) -> Self:
-        """Work here alone.
+        """Lock the folder for this process.
 
         Raises
         ------
         InputError
-            If another process works here.
+            If another process has locked it.
         """
         try:
             self._alone.enter_context(locked(self.path / LOCK))
         except Timeout as error:
             raise InputError(
-                f"Another process works in {self.path}. Wait for it, or give another --out."
+                f"Another process works in {self.path}. Wait until it ends, or give another --out."
             ) from error
         return self
 
     def __exit__(self, *what: object) -> None:
-        """Let others work here."""
+        """Release the lock."""
         self._alone.close()
 
 
-def check_free(path: Path, own: tuple[str, ...], what: str, begun: Path | None = None) -> None:
-    """Refuse a folder that holds other things than work that was begun there.
+def check_free(
+    path: Path, own_prefixes: tuple[str, ...], what: str, plan: Path | None = None
+) -> None:
+    """Refuse a folder with other content than leftovers of the same work.
 
     Parameters
     ----------
     path : Path
-    own : tuple of str
-        How the names begin of what a process that was killed may have left.
+    own_prefixes : tuple of str
+        Prefixes of the names that a killed process may have left.
     what : str
-        The work, for messages.
-    begun : Path, optional
-        A file with which nothing is refused: another process began just now.
+        Name of the work, for messages.
+    plan : Path, optional
+        If this file exists, nothing is refused: another process has just started.
 
     Raises
     ------
     InputError
-        If it holds something else, or cannot be written to.
+        If it has other content, or is not writable.
     """
     files.check_is_folder(path)
     if not path.is_dir():
         files.check_new_folder(path)
         return
-    others = sorted(e.name for e in path.iterdir() if not e.name.startswith(own))
-    if others and not (begun is not None and begun.is_file()):
+    entries = sorted(e.name for e in path.iterdir() if not e.name.startswith(own_prefixes))
+    if entries and not (plan is not None and plan.is_file()):
         raise InputError(
-            f"The folder {path} is not empty ({len(others)} entries, such as '{others[0]}') and"
-            f" holds no {what}. Nothing there is overwritten: name another folder, or empty this"
+            f"The folder {path} is not empty ({len(entries)} entries, such as '{entries[0]}') and"
+            f" holds no {what}. Nothing there is overwritten: choose another folder, or empty this"
             " one."
         )
     files.check_parent(path / "new")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, where it is missing.
+    """Create a folder if it is missing.
 
     Raises
     ------
     InputError
-        If it cannot be made.
+        If it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"Cannot make the folder {path}: {error.strerror}. Name a place that you may write to."
+            f"Cannot create the folder {path}: {error.strerror}. Choose a path that you may write"
+            " to."
         ) from error
 
 
 @contextmanager
 def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process ends, however it ends.
+    """Hold a lock file; the system releases it when the process ends, however it ends.
 
     Parameters
     ----------
     path : Path
         Removed afterwards.
     seconds : float
-        To wait for a process that holds it.
+        Time to wait for a process that holds it.
 
     Raises
     ------
     Timeout
-        If another process still holds it then.
+        If another process still holds it after that time.
     InputError
-        If the folder cannot be written to.
+        If the folder is not writable.
     """
     lock = FileLock(path, timeout=seconds, thread_local=False)
     try:
@@ -242,7 +246,7 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(
-            f"Cannot write into {path.parent}: {error.strerror}. Name another place."
+            f"Cannot write into {path.parent}: {error.strerror}. Choose another path."
         ) from error
     try:
         yield
@@ -253,12 +257,12 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
 
 
 def check_row(kind: type, row: Mapping[str, Any]) -> None:
-    """Refuse a row whose values are not of the types of a dataclass; it may hold others beside.
+    """Check the values of a row against the types of a dataclass; extra values are allowed.
 
     Raises
     ------
     ValueError
-        If one is missing that has no default, or is of another type.
+        If a value without default is missing, or one has another type.
     """
     for field in fields(kind):
         if field.name in row:
@@ -268,21 +272,21 @@ def check_row(kind: type, row: Mapping[str, Any]) -> None:
 
 
 def write_json(values: Mapping[str, Any], path: Path, *, indent: int | None = 1) -> None:
-    """Write plain values as JSON, whole or not at all; NaN becomes null."""
+    """Write plain values as JSON, atomically; NaN becomes null."""
     from napari_shmoareg.io.report import plain
 
-    with files.writing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text(
             json.dumps(plain(values), indent=indent, allow_nan=False) + "\n", encoding="utf-8"
         )
 
 
-def _difference(key: str, then: Any, now: Any) -> str:
-    """What differs in a part of two plans; empty if nothing does."""
-    if then == now:
+def _difference(key: str, saved: Any, current: Any) -> str:
+    """Describe what differs in one entry of two plans; empty if nothing does."""
+    if saved == current:
         return ""
     if key == "machine":
         return "another machine"
-    both = isinstance(then, dict) and isinstance(now, dict)
-    names = [k for k in {**then, **now} if then.get(k) != now.get(k)] if both else []
+    both = isinstance(saved, dict) and isinstance(current, dict)
+    names = [k for k in {**saved, **current} if saved.get(k) != current.get(k)] if both else []
     return f"other {key}" + (f" ({', '.join(names)})" if names else "")

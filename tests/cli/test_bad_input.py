@@ -134,7 +134,7 @@ BAD_IMAGES = {
     singular: "singular",
     without_spacing: "spacing|singular",
     truncated: "(?i)cut short|truncated|damaged",
-    wrong_type: "not of a type",
+    wrong_type: "not of a supported type",
     text_named_as_image: "(?i)not .*NIfTI|damaged|cannot be read",
     empty_file: "0 bytes",
     missing: "There is no file",
@@ -257,10 +257,8 @@ def test_a_place_that_was_guessed_is_said_and_the_work_goes_on(
     )
     assert result.exit_code == 0, result.stderr
     said = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
-    assert sum("does not say where its voxels stand" in line for line in said) == 1
-    assert re.search(
-        rf"{bad.name}' does not say where its voxels stand \(.*{missing}", "".join(said)
-    )
+    assert sum("does not say where its voxels are" in line for line in said) == 1
+    assert re.search(rf"{bad.name}' does not say where its voxels are \(.*{missing}", "".join(said))
     assert (out / "report.json").is_file()
 
 
@@ -270,9 +268,7 @@ def test_a_place_that_was_guessed_is_said_and_the_work_goes_on(
 def test_an_image_without_any_spacing_is_refused(make, files, weights, shmoareg, plain):
     out = files.folder / "out"
     result = shmoareg("register", make(files), files.fixed, "--weights", weights, "--out", out)
-    assert plain(result).search(
-        "does not say how far apart its voxels stand.*write it into the header"
-    )
+    assert plain(result).search("does not give its voxel spacing.*add it to the header")
     assert not out.exists()
 
 
@@ -426,7 +422,7 @@ def test_a_device_that_is_not_there_is_refused(files, weights, shmoareg, plain, 
         "--out",
         out,
     )
-    assert plain(result).search("cuda was asked for.*--device cpu")
+    assert plain(result).search("cuda was requested.*--device cpu")
 
 
 @pytest.mark.parametrize(

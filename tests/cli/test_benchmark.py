@@ -192,7 +192,7 @@ def test_a_benchmark_does_not_go_on_on_another_machine(
     here = command.machine()
     monkeypatch.setattr(command, "machine", lambda: here | other)
     result = shmoareg(*words)
-    assert result.exit_code == 1 and "begun with another machine (see" in result.stderr
+    assert result.exit_code == 1 and "started with another machine (see" in result.stderr
     assert len(ran) == 4
 
 

@@ -252,7 +252,7 @@ def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_refused_at
     )
     assert (
         said.exit_code == 1
-        and "256 bytes; this disk takes 255" in said.stderr
+        and "256 bytes; this disk allows 255" in said.stderr
         and "aligning" not in said.stderr
     )
     carried = files.folder / ("n" * 248 + ".nii.gz")

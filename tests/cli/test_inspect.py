@@ -138,7 +138,7 @@ def test_what_is_asked_wrongly_is_said(files, shmoareg, plain):
 
 
 def test_what_is_no_registration_folder_is_refused(files, registered, shmoareg, plain):
-    assert plain(shmoareg("inspect", files.folder)).search("no registration folder")
+    assert plain(shmoareg("inspect", files.folder)).search("not a registration folder")
     assert plain(shmoareg("inspect", registered, files.moving)).search("not a registration folder")
     assert plain(shmoareg("inspect", files.folder / "nothing")).search("no folder")
 

@@ -400,7 +400,7 @@ def test_a_file_in_the_place_of_the_run_is_refused_plainly(maps, tmp_path):
     assert code == 1
     assert "is a file" in output and "--run" in output
     code, output = run(maps, "--run", tmp_path / "run" / "deeper", "--steps", 2)
-    assert code == 1 and "Cannot make the folder" in output
+    assert code == 1 and "Cannot create the folder" in output
     assert (tmp_path / "run").read_text() == "mine"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.files import check_new_folder, ending, new_folder, stem, writing
+from napari_shmoareg.io.files import atomic_write, check_new_folder, ending, new_folder, stem
 
 
 def dead_process() -> int:
@@ -33,7 +33,7 @@ def test_nii_gz_is_one_ending_and_other_dots_belong_to_the_name():
 
 def test_a_file_is_not_there_before_it_is_whole(tmp_path):
     path = tmp_path / "out.nii.gz"
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         assert not path.exists()
         assert temporary.name.endswith(".nii.gz") and temporary.name.startswith(".")
@@ -44,7 +44,7 @@ def test_a_file_is_not_there_before_it_is_whole(tmp_path):
 def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "out.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), writing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
         temporary.write_text("new, cut sh")
         raise KeyboardInterrupt
     assert path.read_text() == "old"
@@ -56,7 +56,7 @@ def test_a_full_disk_says_so_and_how_much_is_needed(tmp_path):
         pytest.skip("this system has no /dev/full")
     with pytest.raises(InputError, match=r"disk is full.*needs about 23 MB.*Free some space"):
         with (
-            writing(tmp_path / "big.bin", size=23_000_000),
+            atomic_write(tmp_path / "big.bin", size=23_000_000),
             open("/dev/full", "wb", buffering=0) as full,
         ):
             full.write(b"x")
@@ -76,7 +76,7 @@ def test_an_error_without_a_number_is_a_full_disk_only_where_less_is_free_than_i
         pytest.raises(InputError if full else RuntimeError) as caught,
         new_folder(tmp_path / "results") as folder,
     ):
-        with writing(folder / "big.h5", size=23_000_000):
+        with atomic_write(folder / "big.h5", size=23_000_000):
             raise RuntimeError("Exception thrown in a library")
     if full:
         assert (
@@ -87,20 +87,23 @@ def test_an_error_without_a_number_is_a_full_disk_only_where_less_is_free_than_i
 
 
 def test_another_error_of_the_body_passes_unchanged(tmp_path):
-    with pytest.raises(FileNotFoundError), writing(tmp_path / "a.txt"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.txt"):
         (tmp_path / "no such file").read_bytes()
 
 
 def test_a_missing_folder_a_folder_as_file_and_a_file_as_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist"), writing(tmp_path / "missing" / "a.txt"):
+    with (
+        pytest.raises(InputError, match="does not exist"),
+        atomic_write(tmp_path / "missing" / "a.txt"),
+    ):
         pass
-    with pytest.raises(InputError, match="is a folder"), writing(tmp_path):
+    with pytest.raises(InputError, match="is a folder"), atomic_write(tmp_path):
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"), new_folder(tmp_path / "file"):
         pass
     with (
-        pytest.raises(InputError, match=r"Cannot write.*place that you may write"),
+        pytest.raises(InputError, match=r"Cannot write.*path that you may write"),
         new_folder(tmp_path / "file" / "sub"),
     ):
         pass
@@ -112,7 +115,7 @@ def test_a_read_only_place_is_refused(tmp_path):
     try:
         with pytest.raises(InputError, match="Cannot write"), new_folder(tmp_path / "results"):
             pass
-        with pytest.raises(InputError, match="Cannot write"), writing(tmp_path / "a.txt"):
+        with pytest.raises(InputError, match="Cannot write"), atomic_write(tmp_path / "a.txt"):
             pass
     finally:
         tmp_path.chmod(0o700)
@@ -125,7 +128,7 @@ def test_a_place_without_permission_is_refused_before_the_work(tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match="Cannot write"), new_folder(tmp_path / "results"):
         pytest.fail("the work was begun")
-    with pytest.raises(InputError, match="Cannot write"), writing(tmp_path / "a.txt"):
+    with pytest.raises(InputError, match="Cannot write"), atomic_write(tmp_path / "a.txt"):
         pytest.fail("the work was begun")
 
 
@@ -244,7 +247,7 @@ def test_what_a_killed_run_left_is_cleaned_but_not_what_a_live_one_is_writing(tm
         (tmp_path / f".results.partial-{number}").mkdir()
         (tmp_path / f".results.partial-{number}" / "report.json").write_text("{}")
         (tmp_path / f".a.nii.gz.partial-{number}.nii.gz").write_text("half")
-    with new_folder(tmp_path / "results"), writing(tmp_path / "a.nii.gz") as temporary:
+    with new_folder(tmp_path / "results"), atomic_write(tmp_path / "a.nii.gz") as temporary:
         temporary.write_text("whole")
     assert sorted(os.listdir(tmp_path)) == [
         f".a.nii.gz.partial-{alive}.nii.gz",

@@ -146,7 +146,7 @@ def test_a_config_of_a_later_version_is_refused(tmp_path, network):
             tmp_path / "n.safetensors",
             metadata={"format": checkpoint.FORMAT, "config": config},
         )
-        with pytest.raises(InputError, match="not one that this version knows"):
+        with pytest.raises(InputError, match="not known to this version"):
             load_network(tmp_path / "n.safetensors")
 
 

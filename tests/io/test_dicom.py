@@ -87,7 +87,7 @@ def test_a_missing_slice_is_told_and_where(tmp_path):
 def test_two_slices_at_one_place_are_told(tmp_path):
     write_series(tmp_path / "scan")
     write_series(tmp_path / "scan", numbers=[3], offset=100)
-    with pytest.raises(InputError, match="two slices at the same place"):
+    with pytest.raises(InputError, match="two slices at the same position"):
         read_image(tmp_path / "scan")
 
 
@@ -97,7 +97,7 @@ def test_several_series_are_listed_and_one_can_be_chosen(tmp_path):
     with pytest.raises(InputError, match=r"2 DICOM series: .*8 files, series 7.*FOLDER#SERIES_UID"):
         read_image(tmp_path / "scan")
     np.testing.assert_array_equal(read_image(f"{tmp_path / 'scan'}#{UID}").values, values)
-    with pytest.raises(InputError, match=r"no DICOM series 1\.2\.3; it holds"):
+    with pytest.raises(InputError, match=r"no DICOM series 1\.2\.3; it contains"):
         read_image(f"{tmp_path / 'scan'}#1.2.3")
 
 
@@ -134,5 +134,5 @@ def test_what_is_no_slice_may_lie_beside_the_slices(tmp_path):
 
 def test_a_hash_after_a_file_is_refused(tmp_path):
     (tmp_path / "a.nii").write_bytes(b"x")
-    with pytest.raises(InputError, match="picks a series of a DICOM folder"):
+    with pytest.raises(InputError, match="selects a series of a DICOM folder"):
         read_image(f"{tmp_path / 'a.nii'}#1.2")

@@ -472,11 +472,11 @@ def test_two_multi_frame_files_of_one_series_are_volumes_or_parts(tmp_path):
 def test_a_copied_slice_or_frame_is_refused(tmp_path):
     path = classic(tmp_path / "classic", volume())
     (path / "copy.dcm").write_bytes((path / "s002.dcm").read_bytes())
-    refused(path, "two slices at the same place", "copy.dcm and s002.dcm")
+    refused(path, "two slices at the same position", "copy.dcm and s002.dcm")
     places = positions()
     refused(
         multi(tmp_path / "multi", volume(), [*places[:3], *places[2:5]]),
-        "two slices at the same place",
+        "two slices at the same position",
     )
 
 
@@ -492,7 +492,7 @@ def test_two_directions_in_a_series_are_refused(tmp_path):
     )
 
 
-# What is no scan
+# What is not a scan
 
 
 def other(folder, sop, name, *, series="1.2.9", pixels=False, **more):
@@ -538,8 +538,8 @@ def test_what_is_no_scan_is_skipped_beside_one_and_named_alone(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(read_image(f"{path}#{SERIES}").values, values)
-    refused(f"{path}#1.2.9", "is no scan", "RT Dose")
-    with pytest.raises(InputError, match="is no scan but an RT Dose"):
+    refused(f"{path}#1.2.9", "is not a scan", "RT Dose")
+    with pytest.raises(InputError, match="is not a scan but an RT Dose"):
         dicom.series_of(path / "dose.dcm")
 
 

@@ -121,8 +121,8 @@ def test_a_file_that_holds_no_pairs_is_refused_with_what_was_expected(
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.mrk.json", "{", "no point list"),
-        ("a.mrk.json", '{"markups": []}', "no point list"),
+        ("a.mrk.json", "{", "not a point list"),
+        ("a.mrk.json", '{"markups": []}', "not a point list"),
         (
             "a.mrk.json",
             (
@@ -245,8 +245,8 @@ def _markups(*points, **more):
             "2",
         ),
         ("[" * 100_000, "nested"),
-        ("[]", "no point list"),
-        (_markups(7), "no point list"),
+        ("[]", "not a point list"),
+        (_markups(7), "not a point list"),
     ],
 )
 def test_a_list_of_slicer_with_points_that_are_none_is_refused_by_name(tmp_path, content, says):

@@ -19,8 +19,8 @@ import SimpleITK as sitk
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import read_image
-from napari_shmoareg.io.images import look
-from napari_shmoareg.io.orientation import AmbiguousPlace
+from napari_shmoareg.io.images import inspect_file
+from napari_shmoareg.io.orientation import AmbiguousOrientation
 from napari_shmoareg.io.streams import UnreadBytes
 
 SHAPE = (11, 9, 7)
@@ -75,13 +75,13 @@ def test_two_places_are_said_and_which_of_them_itk_takes_is_true(qform, sform, t
     path = tmp_path / "a.nii"
     nibabel.save(image(qform, sform, s=SHIFTED), path)
     with pytest.warns(
-        AmbiguousPlace, match=r"qform \(code .*sform \(code .* disagree by up to 25 "
+        AmbiguousOrientation, match=r"qform \(code .*sform \(code .* disagree by up to 25 "
     ) as said:
         grid = read_image(path).grid
     np.testing.assert_allclose(grid.affine, SHIFTED, atol=1e-4)
     itk_takes_the_same = np.allclose(by_itk(path), SHIFTED, atol=1e-3)
-    assert ("take the sform too" in str(said[0].message)) == itk_takes_the_same
-    assert ("take the qform: there" in str(said[0].message)) == (not itk_takes_the_same)
+    assert ("use the sform too" in str(said[0].message)) == itk_takes_the_same
+    assert ("use the qform: a transform" in str(said[0].message)) == (not itk_takes_the_same)
 
 
 def test_forms_that_agree_to_rounding_or_stand_alone_are_not_spoken_of(tmp_path):
@@ -99,7 +99,7 @@ def test_forms_that_agree_to_rounding_or_stand_alone_are_not_spoken_of(tmp_path)
 def test_a_spacing_that_the_sform_does_not_have_is_said(tmp_path):
     path = patched(tmp_path / "a.nii", image(), qform_code=0, pixdim=[1, 2, 2.5, 6, 0, 0, 0, 0])
     with pytest.warns(
-        AmbiguousPlace, match=r"2 x 2\.5 x 6 in pixdim but 2 x 2\.5 x 3 in its sform"
+        AmbiguousOrientation, match=r"2 x 2\.5 x 6 in pixdim but 2 x 2\.5 x 3 in its sform"
     ):
         grid = read_image(path).grid
     np.testing.assert_allclose(grid.spacing, (2, 2.5, 3))
@@ -134,7 +134,7 @@ def test_a_quaternion_a_hair_above_length_one_is_read_as_itk_reads_it(quaternion
 def test_a_quaternion_far_above_length_one_is_called_that(tmp_path):
     path = patched(tmp_path / "a.nii", image(1, 0, s=None), quatern_b=0.9, quatern_c=0.9)
     with pytest.raises(
-        InputError, match=r"quaternion \(0\.9, 0\.9, 0\) .* add up to 1\.62; 1 at most"
+        InputError, match=r"quaternion \(0\.9, 0\.9, 0\) .* add up to 1\.62; at most 1"
     ):
         read_image(path)
 
@@ -143,7 +143,7 @@ def test_a_quaternion_far_above_length_one_is_called_that(tmp_path):
 def test_a_spacing_below_0_is_said_to_be_read_otherwise_by_itk_and_is(sform, tmp_path):
     pixdim = [1, 2, -2.5, 3, 0, 0, 0, 0]
     path = patched(tmp_path / "a.nii", image(1 - sform, sform), pixdim=pixdim)
-    with pytest.warns(AmbiguousPlace, match=r"2 x -2\.5 x 3"):
+    with pytest.warns(AmbiguousOrientation, match=r"2 x -2\.5 x 3"):
         np.testing.assert_allclose(read_image(path).grid.affine, AFFINE, atol=1e-4)
     np.testing.assert_allclose(by_itk(path)[:3, :3], np.diag([2, -2.5, 3]), atol=1e-4)
 
@@ -191,10 +191,10 @@ def test_extensions_before_the_voxels_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"dim": [0, 11, 9, 7, 1, 1, 1, 1]}, "has 0 axes by its header"),
-        ({"dim": [8, 11, 9, 7, 1, 1, 1, 1]}, "has 8 axes by its header"),
-        ({"dim": [-1, 11, 9, 7, 1, 1, 1, 1]}, "has -1 axes by its header"),
-        ({"dim": [3, 11, -9, 7, 1, 1, 1, 1]}, "a number of voxels below 0"),
+        ({"dim": [0, 11, 9, 7, 1, 1, 1, 1]}, "has 0 axes according to its header"),
+        ({"dim": [8, 11, 9, 7, 1, 1, 1, 1]}, "has 8 axes according to its header"),
+        ({"dim": [-1, 11, 9, 7, 1, 1, 1, 1]}, "has -1 axes according to its header"),
+        ({"dim": [3, 11, -9, 7, 1, 1, 1, 1]}, "a negative number of voxels"),
         ({"dim": [3, 11, 0, 7, 1, 1, 1, 1]}, "is empty"),
         ({"dim": [7, 32767, 32767, 32767, 32767, 32767, 32767, 32767]}, "GiB of memory"),
         ({"datatype": 32}, "complex numbers"),
@@ -203,7 +203,7 @@ def test_extensions_before_the_voxels_are_passed_over(tmp_path):
         ({"datatype": 1}, "data type 1 "),
         ({"scl_slope": np.inf}, "scales its voxels by inf"),
         ({"scl_slope": 2, "scl_inter": np.nan}, "scales its voxels by 2.0 and nan"),
-        ({"magic": b"ni1"}, r"header of a pair of files"),
+        ({"magic": b"ni1"}, r"header of a file pair"),
         ({"magic": b""}, "Analyze 7.5"),
         ({"sizeof_hdr": 349}, "size 348 or 540"),
         ({"srow_x": [1e30, 0, 0, 0]}, "which no image has"),
@@ -216,10 +216,10 @@ def test_extensions_before_the_voxels_are_passed_over(tmp_path):
 def test_a_header_that_cannot_be_is_refused_with_what_is_wrong(fields, says, tmp_path):
     path = patched(tmp_path / "a.nii", image(), **fields)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AmbiguousPlace)
+        warnings.simplefilter("ignore", AmbiguousOrientation)
         with pytest.raises(InputError, match=says):
             read_image(path)
-    look(path)  # counts as an image, and raises nothing
+    inspect_file(path)  # counts as an image, and raises nothing
 
 
 @pytest.mark.parametrize("slope", [0.0, np.nan])
@@ -234,7 +234,7 @@ def test_a_cifti_file_is_no_volume():
         pytest.skip("nibabel came without its test data")
     with pytest.raises(InputError, match=r"CIFTI-2 file .* not a volume"):
         read_image(path)
-    assert look(path).kind == "image"
+    assert inspect_file(path).kind == "image"
 
 
 @pytest.mark.parametrize(
@@ -323,9 +323,9 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
     code = (
         "import sys\n"
         "from napari_shmoareg.io import read_image, read_transform\n"
-        "from napari_shmoareg.io.images import look\n"
+        "from napari_shmoareg.io.images import inspect_file\n"
         "for name in sys.argv[1:]:\n"
-        "    look(name)\n"
+        "    inspect_file(name)\n"
         "    for read in (read_image, read_transform):\n"
         "        try: read(name)\n"
         "        except ValueError as error: print(error)\n"

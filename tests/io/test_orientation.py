@@ -11,11 +11,11 @@ import SimpleITK as sitk
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import read_image
-from napari_shmoareg.io.orientation import GuessedPlace
+from napari_shmoareg.io.orientation import GuessedOrientation
 
 SHAPE, SPACING = (17, 13, 9), (1.5, 2.0, 3.5)
 WORDS = (
-    r"'.*{name}' does not say where its voxels stand \(.*{missing}.*\); a grid whose axes run .*"
+    r"'.*{name}' does not say where its voxels are \(.*{missing}.*\); a grid whose axes run .*"
     r" was assumed, so left "
     "and right and mm may be wrong. Export the image again with its orientation"
 )
@@ -83,7 +83,7 @@ def test_a_guessed_place_is_warned_about_in_the_same_words_and_a_known_one_is_no
         warnings.simplefilter("error")
         read_image(path)
     strip(path)
-    with pytest.warns(GuessedPlace, match=WORDS.format(name=name, missing=missing)) as said:
+    with pytest.warns(GuessedOrientation, match=WORDS.format(name=name, missing=missing)) as said:
         guessed = read_image(path)
     assert sum(issubclass(each.category, UserWarning) for each in said) == 1
     np.testing.assert_array_equal(guessed.values, values())
@@ -103,7 +103,7 @@ def test_a_guessed_place_is_warned_about_in_the_same_words_and_a_known_one_is_no
 def test_the_axes_run_where_the_warning_says(name, runs_to, towards, tmp_path):
     path = written(tmp_path / name)
     GUESSED[name][0](path)
-    with pytest.warns(GuessedPlace, match=runs_to):
+    with pytest.warns(GuessedOrientation, match=runs_to):
         grid = read_image(path).grid
     np.testing.assert_allclose(grid.affine[:3, :3] / grid.spacing, towards, atol=1e-6)
 
@@ -127,9 +127,7 @@ def test_a_file_without_a_spacing_is_refused_and_told_how_to_mend_it(name, tmp_p
     changes, says = NO_SPACING[name]
     path = written(tmp_path / name)
     with_lines(path, *changes)
-    with pytest.raises(
-        InputError, match=rf"{name}' does not say how far apart its voxels stand .*{says}"
-    ):
+    with pytest.raises(InputError, match=rf"{name}' does not give its voxel spacing .*{says}"):
         read_image(path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.files import check_new_file, check_new_folder, shown
+from napari_shmoareg.io.files import check_new_file, check_new_folder, display_path
 
 
 def test_a_new_file_in_an_existing_folder_is_fine_and_nothing_is_left(tmp_path):
@@ -60,16 +60,16 @@ def test_a_place_where_even_the_administrator_cannot_write_is_refused():
 
 
 def test_a_half_written_place_is_shown_as_the_place_it_will_be():
-    assert shown("/a/.out.partial-12/experts/x.nii.gz") == Path("/a/out/experts/x.nii.gz")
-    assert shown("/a/.x.nii.gz.partial-12.nii.gz") == Path("/a/x.nii.gz")
+    assert display_path("/a/.out.partial-12/experts/x.nii.gz") == Path("/a/out/experts/x.nii.gz")
+    assert display_path("/a/.x.nii.gz.partial-12.nii.gz") == Path("/a/x.nii.gz")
     # filled from within
-    assert shown("/a/out/.out.partial-12/.t.h5.partial-12.h5") == Path("/a/out/t.h5")
-    assert shown("/a/partial-12/x") == Path("/a/partial-12/x")
+    assert display_path("/a/out/.out.partial-12/.t.h5.partial-12.h5") == Path("/a/out/t.h5")
+    assert display_path("/a/partial-12/x") == Path("/a/partial-12/x")
 
 
 @pytest.mark.parametrize(
     ("code", "hint"),
-    [(errno.ENOSPC, "Free some space"), (errno.EACCES, "Name a place that you may write to")],
+    [(errno.ENOSPC, "Free some space"), (errno.EACCES, "Choose a path that you may write to")],
 )
 def test_why_a_place_cannot_be_written_decides_what_helps(tmp_path, monkeypatch, code, hint):
     def refuse(*_, **__):

@@ -197,7 +197,9 @@ def test_a_missing_or_damaged_file_is_named(folder, name):
 
 def test_a_file_of_another_registration_is_noticed(folder):
     shutil.copy(folder / "inputs" / "moving.nii.gz", folder / "warped.nii.gz")
-    with pytest.raises(InputError, match=r"warped\.nii\.gz does not stand where report\.json says"):
+    with pytest.raises(
+        InputError, match=r"warped\.nii\.gz is not on the grid that report\.json names"
+    ):
         read_registration(folder)
     shutil.copy(
         folder / "experts" / "decoder-1-x.nii.gz", folder / "experts" / "encoder-1-0-moving.nii.gz"

@@ -20,7 +20,7 @@ from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.geometry import Grid, Transform
 from napari_shmoareg.io import read_image, read_transform, write_registration
 from napari_shmoareg.io import registration_folder as report_module
-from napari_shmoareg.io.registration_folder import covering
+from napari_shmoareg.io.registration_folder import extend_to_cover
 from napari_shmoareg.io.report import build_report, plain, read_registration_summary
 from napari_shmoareg.metrics.measure import measure
 from napari_shmoareg.model import RoutingTrace
@@ -162,7 +162,7 @@ def test_itk_moves_every_point_of_the_fixed_image_as_we_do(bent, tmp_path):
 
 def test_the_grid_of_the_transform_covers_the_fixed_image_and_keeps_its_nodes(registration):
     field, fixed = registration.transform.field, registration.pair.fixed.grid
-    grid = covering(field, fixed)
+    grid = extend_to_cover(field, fixed)
     index = grid.to_index(fixed.corners())
     assert index.min() >= -1e-6 and (index <= np.array(grid.shape) - 1 + 1e-6).all()
     offset = grid.to_index(field.grid.to_world((0, 0, 0)))

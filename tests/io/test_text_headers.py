@@ -19,8 +19,8 @@ import SimpleITK as sitk
 
 from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.io import read_image
-from napari_shmoareg.io.images import look
-from napari_shmoareg.io.orientation import GuessedPlace
+from napari_shmoareg.io.images import inspect_file
+from napari_shmoareg.io.orientation import GuessedOrientation
 from napari_shmoareg.io.streams import ALLOW_OUTSIDE, UnreadBytes
 
 SIZES = (6, 5, 4)
@@ -75,7 +75,7 @@ def meta(path, raw=RAW, **fields):
 def check_as_itk(path, channel=0):
     """Values and place are those that ITK reads."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GuessedPlace)
+        warnings.simplefilter("ignore", GuessedOrientation)
         found = read_image(path, channel=channel)
     read = sitk.ReadImage(str(path))
     n, several = read.GetDimension(), read.GetNumberOfComponentsPerPixel() > 1
@@ -163,7 +163,7 @@ def test_what_itk_cannot_read_of_nrrd_is_right_too(tmp_path):
     )
     np.testing.assert_array_equal(read_image(timed, channel=1).values, VALUES[:, :, 2:])
     ends = NO_SPACE | {"axis mins": "0 0 0", "axis maxs": "12 10 8", "centers": "cell cell cell"}
-    with pytest.warns(GuessedPlace):
+    with pytest.warns(GuessedOrientation):
         grid = read_image(
             nrrd(tmp_path / "c.nrrd", **{k.replace(" ", "_"): v for k, v in ends.items()})
         ).grid
@@ -289,8 +289,8 @@ def test_a_number_of_axes_that_cannot_be_is_refused_before_itk_could_die_of_it(n
         ({"ElementNumberOfChannels": "-1"}, "-1 channels"),
         ({"BinaryData": "maybe"}, "True or False was expected"),
         ({"HeaderSize": "-2"}, "HeaderSize is -2"),
-        ({"ObjectType": "Mesh"}, "holds a 'Mesh'"),
-        ({"ElementDataFile": None}, "has no ElementDataFile|no field of MetaImage"),
+        ({"ObjectType": "Mesh"}, "contains a 'Mesh'"),
+        ({"ElementDataFile": None}, "has no ElementDataFile|not a MetaImage field"),
         ({"ElementDataFile": "gone.raw"}, "names a data file that cannot be used"),
         ({"ElementDataFile": "%05d.raw 1 99999999 1"}, "counts 99999999 files"),
         ({"DimSize": "65536 65536 65536"}, "GiB of memory"),
@@ -306,7 +306,7 @@ def test_a_metaimage_header_that_cannot_be_is_refused_with_what_is_wrong(fields,
         path.write_bytes(path.read_bytes().replace(b"ElementDataFile = LOCAL\n", b""))
     with pytest.raises(InputError, match=says):
         read_image(path)
-    look(path)
+    inspect_file(path)
 
 
 def test_a_field_given_twice_is_refused(tmp_path):
@@ -333,12 +333,12 @@ def test_a_field_given_twice_is_refused(tmp_path):
         ({"space_origin": "(1,2)"}, "'space origin' has 2 numbers"),
         ({"space_directions": "(0,2,0) (-2,0,0.5)"}, "2 'space directions' for 3 axes"),
         ({"space_directions": "(0,2,0) (-2,0,0.5) x"}, "'space directions' are"),
-        ({"space_directions": "(0,2,0) (-2,0,0.5) (0,0)"}, "of several lengths"),
+        ({"space_directions": "(0,2,0) (-2,0,0.5) (0,0)"}, "differ in length"),
         ({"space_directions": "(0,2,0) (-2,0,inf) (0,0,1)"}, "spacing"),
         ({"spacings": "1 2 3"}, "both a direction with a length and a spacing"),
         ({"kinds": "domain domain dmain"}, "'dmain' in its kinds"),
         ({"kinds": "domain"}, "1 kinds for 3 axes"),
-        ({"spcings": "1 2 3"}, "no field of NRRD"),
+        ({"spcings": "1 2 3"}, "not an NRRD field"),
         ({"byte_skip": -2}, "byte skip"),
         ({"byte_skip": 10**15}, "could be read"),
         ({"line_skip": 10**15}, "could be read"),
@@ -352,7 +352,7 @@ def test_an_nrrd_header_that_cannot_be_is_refused_with_what_is_wrong(fields, say
     )
     with pytest.raises(InputError, match=says):
         read_image(path)
-    look(path)
+    inspect_file(path)
 
 
 @pytest.mark.parametrize("make", [nrrd, meta])
@@ -437,9 +437,9 @@ def test_a_linked_header_finds_the_data_beside_its_target(tmp_path):
 
 def test_labels_and_displacements_are_known_by_the_header(tmp_path):
     path = nrrd(tmp_path / "a.nrrd")
-    assert look(path).kind == "image"
+    assert inspect_file(path).kind == "image"
     path.write_bytes(path.read_bytes().replace(b"\n\n", b"\nSegment0_ID:=Segment_1\n\n", 1))
-    assert look(path).kind == "labels"
+    assert inspect_file(path).kind == "labels"
     vectors = np.zeros((120, 3), "<f4").tobytes()
     field = nrrd(
         tmp_path / "b.nrrd",
@@ -449,9 +449,9 @@ def test_labels_and_displacements_are_known_by_the_header(tmp_path):
         type="float",
         kinds="vector domain domain domain",
     )
-    assert look(field).kind == "displacement"
+    assert inspect_file(field).kind == "displacement"
     assert (
-        look(
+        inspect_file(
             meta(tmp_path / "b.mha", vectors, ElementType="MET_FLOAT", ElementNumberOfChannels=3)
         ).kind
         == "displacement"
@@ -489,7 +489,7 @@ def test_damaged_headers_are_refused_or_read_and_never_break_anything(tmp_path):
         path.write_bytes("\n".join(lines).encode() + mark + tail)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            look(path)
+            inspect_file(path)
             try:
                 read_image(path, channel=0)
             except InputError as error:

@@ -287,13 +287,13 @@ def test_a_file_on_which_the_library_of_hdf5_breaks_down_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "breaks down on it"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashes on it"),
         ("print('x')", None),
     ],
 )
 def test_a_reader_that_dies_takes_nothing_with_it(program, says, tmp_path, monkeypatch):
     write_transform(Transform(affine()), tmp_path / "t.h5")
-    monkeypatch.setattr("napari_shmoareg.io.transforms._TRIAL", program)
+    monkeypatch.setattr("napari_shmoareg.io.transforms._PROBE", program)
     if says is None:
         np.testing.assert_allclose(read_transform(tmp_path / "t.h5").affine, affine(), atol=1e-12)
         return
@@ -347,7 +347,7 @@ def test_what_is_no_transform_is_refused_plainly(tmp_path):
     with pytest.raises(InputError, match="no transform file"):
         read_transform(tmp_path / "nowhere.h5")
     (tmp_path / "notes.json").write_text("{}")
-    with pytest.raises(InputError, match="not of a type that holds transforms"):
+    with pytest.raises(InputError, match="not of a supported transform type"):
         read_transform(tmp_path / "notes.json")
     for name in ("a.h5", "a.mat", "a.txt"):
         (tmp_path / name).write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
@@ -370,7 +370,7 @@ def test_what_is_no_transform_is_refused_plainly(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("free", "says"), [(10_000, "The disk is full: "), (10**12, "its disk has room")]
+    ("free", "says"), [(10_000, "The disk is full: "), (10**12, "its disk has space")]
 )
 def test_a_failure_of_itk_is_said_with_the_final_name_and_without_its_libraries_noise(
     tmp_path, monkeypatch, capfd, free, says

@@ -63,7 +63,7 @@ def test_only_regular_files_of_some_size_are_opened(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "large").write_bytes(b"x" * 101)
     cases = {
-        "pipe": "no regular file",
+        "pipe": "not a regular file",
         "link": "a link to nothing",
         "gone": "There is no file",
         ".": "a folder",
@@ -73,7 +73,7 @@ def test_only_regular_files_of_some_size_are_opened(tmp_path):
             read_text(tmp_path / name, "a list")
     with pytest.raises(InputError, match="large has"):
         read_text(tmp_path / "large", "a list", limit=100)
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         read_text("/dev/zero", "a list")
 
 
@@ -278,7 +278,7 @@ def test_shapes_are_compared_before_anything_is_allocated(tmp_path, tiny, monkey
 def test_weights_of_other_kinds_of_number_are_refused(tmp_path, tiny):
     name = next(iter(tiny.state_dict()))
     for tensor, says in (
-        (tiny.state_dict()[name].int(), "another kind of number"),
+        (tiny.state_dict()[name].int(), "another data type"),
         (tiny.state_dict()[name].double() + 1e300, "NaN or infinite"),  # infinite as float32
         (tiny.state_dict()[name] * float("nan"), "NaN or infinite"),
     ):

@@ -64,7 +64,7 @@ def test_the_pair_that_is_registered_is_that_of_the_files_and_not_of_the_screen(
     assert outcome.registration.pair.moving.values is pair.moving.values
     assert outcome.registration.warped.grid.same_space(pair.fixed.grid)
     assert (
-        outcome.registration.report["choices"]["weights"].endswith("as asked")
+        outcome.registration.report["choices"]["weights"].endswith("as requested")
         and outcome.registration.weights == "lively"
     )
     assert [options["name"] for _, options, _ in outcome.layers][:2] == [
@@ -196,7 +196,7 @@ def test_weights_that_are_not_there_are_told(layers):
         (InputError("must be at least 8.", setting="size"), "'Size' must be at least 8."),
         (MemoryError(), "smaller Size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "smaller Size"),
-        (KeyError("x"), "This is a bug, not your mistake"),
+        (KeyError("x"), "This is a bug: please report it"),
     ],
 )
 def test_errors_are_told_in_the_words_of_the_form(error, says):
@@ -241,4 +241,4 @@ def test_memory_that_runs_out_on_the_way_is_told_with_a_size_to_try(layers, sett
         raise MemoryError
 
     monkeypatch.setattr("napari_shmoareg.registration.register.register", full)
-    assert "(36 voxels instead of 48, say)" in error_of(layers, replace(settings, size=48))
+    assert "(for example 36 voxels instead of 48)" in error_of(layers, replace(settings, size=48))

@@ -151,7 +151,7 @@ def test_landmarks_are_read_from_lps_and_belong_to_their_pair(listed):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no landmarks"),
+        ("", "contains no points"),
         ("x,y,z,x,y,z\n1,2,3\n", "line 2: six"),
         ("1,2,3,4,5,6\n1,2,3,4,5,nan\n", "line 2: six"),
         ("1,2,3\n1,2,3,4,5,6\n", "line 1: six"),
