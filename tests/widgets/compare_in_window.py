@@ -20,7 +20,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.io import read_registration
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.plugin.quality.compare_box import AS_THEY_ARE, MODES, CompareBox
+from napari_shmoareg.plugin.quality.compare_box import MODES, NO_COMPARISON, CompareBox
 
 CRASHED = tuple(
     mode for target in ("checkerboard", "swipe", "difference") for mode in ("side by side", target)
@@ -102,7 +102,7 @@ def change(viewer: napari.Viewer, box: CompareBox, mode: str, *, removes: bool) 
         viewer.layers.remove(other)
     wait_for(lambda: not box.comparer.busy)
     current = box.comparer.current
-    assert (current.prepared.mode if current else AS_THEY_ARE) == mode
+    assert (current.prepared.mode if current else NO_COMPARISON) == mode
     paint(viewer)
 
 

@@ -69,13 +69,13 @@ def test_the_whole_of_a_swipe_is_one_image_at_either_end(both):
 
 
 def test_an_edge_that_moves_leaves_what_a_new_one_would(both):
-    out, anew = np.zeros_like(both.fixed), np.zeros_like(both.fixed)
-    was = None
+    out, filled = np.zeros_like(both.fixed), np.zeros_like(both.fixed)
+    previous = None
     for edge in (5, 8, 2, 2, 0, 10, 9):
-        fill_swipe(out, both, edge, 2, False, was=was)
-        fill_swipe(anew, both, edge, 2, False)
-        assert (out == anew).all()
-        was = edge
+        fill_swipe(out, both, edge, 2, False, previous=previous)
+        fill_swipe(filled, both, edge, 2, False)
+        assert (out == filled).all()
+        previous = edge
 
 
 def test_the_difference_is_absolute_and_nothing_where_both_are_alike(both):

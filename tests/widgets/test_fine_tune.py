@@ -496,9 +496,9 @@ def test_the_validation_pair_is_registered_anew_in_the_same_layers(
     assert (
         np.allclose(warped.data, 2 * before, atol=1e-3) and tag(warped, "volume").name == "warped"
     )
-    from napari_shmoareg.plugin.controls.pickers import offered
+    from napari_shmoareg.plugin.controls.pickers import selectable_layers
 
-    assert offered(viewer.layers, "image") == [], "they are no inputs of a registration"
+    assert selectable_layers(viewer.layers, "image") == [], "they are no inputs of a registration"
     shutil.rmtree(preview)
 
 

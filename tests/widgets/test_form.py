@@ -15,13 +15,13 @@ from napari_shmoareg.plugin.controls.forms import FILE, LABELS
 from napari_shmoareg.plugin.register.form import (
     CHOICES,
     CUSTOM,
-    MOST_STEPS,
+    MAX_STEPS,
     PRESETS,
     SettingsForm,
-    from_words,
-    to_words,
+    from_preferences,
+    to_preferences,
 )
-from napari_shmoareg.plugin.register.panel import PAGE, PLUGIN, recall, remember
+from napari_shmoareg.plugin.register.panel import PAGE, PLUGIN, load_settings, save_settings
 from napari_shmoareg.registration.refinement import SMOOTHNESS
 from napari_shmoareg.settings import RegistrationRequest, RegistrationSettings, help_texts
 
@@ -61,7 +61,7 @@ def choose(combo, text):
 def test_the_form_says_what_it_was_given(form, settings):
     form.settings = settings
     assert form.settings == settings
-    assert from_words(to_words(settings)) == settings
+    assert from_preferences(to_preferences(settings)) == settings
 
 
 def test_everything_that_a_registration_takes_can_be_chosen():
@@ -128,37 +128,37 @@ def test_shipped_weights_are_offered_and_a_device_that_is_not_there_is_grey(form
 def test_settings_are_there_again_at_the_next_start(preferences, settings):
     from napari import settings as napari_settings
 
-    assert recall() == RegistrationRequest()
-    remember(settings)
+    assert load_settings() == RegistrationRequest()
+    save_settings(settings)
     napari_settings._clear_plugin_settings_cache()  # what a new start of napari begins with
-    assert recall() == settings
+    assert load_settings() == settings
 
 
 def test_a_setting_that_was_written_wrongly_by_hand_is_as_by_default(preferences):
     page = getattr(get_plugin_settings(PLUGIN), PAGE)
     page.size, page.affine = "huge", "rigid"
-    assert recall() == replace(RegistrationRequest(), affine="rigid")
+    assert load_settings() == replace(RegistrationRequest(), affine="rigid")
 
 
 def test_the_preferences_of_napari_know_every_setting_with_its_choices_and_default(preferences):
     page = getattr(get_plugin_settings(PLUGIN), PAGE)
     schema = type(page).model_json_schema()["properties"]
-    assert page.model_dump() == to_words(RegistrationRequest())
+    assert page.model_dump() == to_preferences(RegistrationRequest())
     assert {name: tuple(part["enum"]) for name, part in schema.items() if "enum" in part} == CHOICES
     assert {name: part["title"] for name, part in schema.items()} == LABELS
     words = help_texts(RegistrationRequest)
     assert all(part["description"] == words[name] for name, part in schema.items())
-    assert (schema["refine"]["minimum"], schema["refine"]["maximum"]) == (0, MOST_STEPS)
+    assert (schema["refine"]["minimum"], schema["refine"]["maximum"]) == (0, MAX_STEPS)
 
 
 def test_without_the_plugin_in_napari_nothing_is_kept_and_nothing_fails(plugin_settings):
-    remember(OTHERS[1])
-    assert recall() == RegistrationRequest()
+    save_settings(OTHERS[1])
+    assert load_settings() == RegistrationRequest()
 
 
 def test_a_disk_that_cannot_be_written_is_told(preferences, monkeypatch):
     said = []
     monkeypatch.setattr("napari_shmoareg.plugin.register.panel.show_warning", said.append)
     get_plugin_settings(PLUGIN).config_path.mkdir()  # a folder where the file should be
-    remember(OTHERS[1])
-    assert len(said) == 1 and "could not be kept" in said[0]
+    save_settings(OTHERS[1])
+    assert len(said) == 1 and "could not be saved" in said[0]

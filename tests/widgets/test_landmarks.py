@@ -114,7 +114,7 @@ def test_a_point_deleted_with_napari_takes_its_partner_along_and_this_is_told(
     qtbot.waitUntil(
         lambda: panel.table.pairs.rowCount() == 2 and cells(panel.table.whole, 0)[3] == "0.00"
     )
-    assert "1 landmark whose partner was deleted went with it." in told("info")
+    assert "1 landmark without a partner removed." in told("info")
     layers["fixed"].add(layers["fixed"].data[:1])  # half a pair: nothing goes with it
     layers["fixed"].remove([2])
     assert [len(layer.data) for layer in layers.values()] == [2, 2]
@@ -151,7 +151,7 @@ def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(
     assert points_of(layers["moving"]) == pytest.approx(
         registration.transform.map_points(INSIDE[2:])
     )
-    assert "2 landmarks whose partner was deleted" in told("info")
+    assert "2 landmarks without a partner removed" in told("info")
     layers["fixed"].remove([0])
     assert points_of(layers["moving"]) == pytest.approx(
         registration.transform.map_points(INSIDE[3:])
@@ -178,8 +178,8 @@ def test_a_point_without_a_partner_is_said_and_not_measured(panel, viewer, regis
     layers = plant(viewer, registration)
     layers["moving"].add(layers["moving"].data[:1])
     layers["moving"].add(layers["moving"].data[:1])
-    qtbot.waitUntil(lambda: "2 moving points" in panel.odd.text())
-    assert not panel.odd.isHidden() and panel.table.pairs.rowCount() == 4
+    qtbot.waitUntil(lambda: "2 moving points" in panel.unpaired_note.text())
+    assert not panel.unpaired_note.isHidden() and panel.table.pairs.rowCount() == 4
 
 
 def test_a_pair_is_deleted_from_both_layers(panel, viewer, registration, qtbot):

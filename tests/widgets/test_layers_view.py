@@ -20,7 +20,7 @@ from napari_shmoareg.experts.maps import times_chosen, token_loads
 from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
-from napari_shmoareg.plugin.experts.loads import NOTHING, LayersView, LoadFiles
+from napari_shmoareg.plugin.experts.loads import NO_EXPERTS, LayersView, LoadFiles
 from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag
@@ -272,7 +272,7 @@ def test_a_network_without_experts_has_no_bars_and_says_so(registration, qtbot):
     view = LayersView(viewer)
     qtbot.addWidget(view)
     view.show_registration(1)
-    assert view.charts == [] and view.says.text() == NOTHING and not view.files.isEnabled()
+    assert view.charts == [] and view.caption.text() == NO_EXPERTS and not view.files.isEnabled()
 
 
 def test_another_registration_brings_its_own_bars_and_none_takes_them_away(

@@ -11,7 +11,7 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 from napari.utils._proxies import PublicOnlyProxy
 
-from napari_shmoareg.plugin.controls.pickers import PairPicker, give_roles, missing, suggest
+from napari_shmoareg.plugin.controls.pickers import PairPicker, missing, suggest, tag_roles
 from napari_shmoareg.plugin.placement import KEY, tag
 from napari_shmoareg.plugin.registrations import layer_in_role, unwrap
 
@@ -102,7 +102,7 @@ def test_labels_that_may_be_of_either_image_are_left_to_the_person(model):
 
 def test_roles_are_written_to_the_pair_and_to_no_other_layer(model):
     a, b, c = put(model, image("a", "moving"), image("b"), image("c"))
-    give_roles(model.layers, {"moving": b, "fixed": c})
+    tag_roles(model.layers, {"moving": b, "fixed": c})
     assert (tag(a, "role"), layer_in_role(model, "moving"), layer_in_role(model, "fixed")) == (
         None,
         b,

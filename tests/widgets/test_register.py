@@ -148,12 +148,15 @@ def test_what_comes_out_lies_over_the_fixed_image_in_mm(
         and viewer.scene.camera.zoom == zoom
         and viewer.layers.selection.active is warped
     )
-    assert "#1 moving onto fixed" in ready.told.text.text() and "Dice" in ready.told.text.text()
-    ready.told.reasons.click()
     assert (
-        ready.told.why.isVisible()
-        and "Weights: " in ready.told.why.text()
-        and "network " in ready.told.why.text()
+        "#1 moving onto fixed" in ready.message_box.text.text()
+        and "Dice" in ready.message_box.text.text()
+    )
+    ready.message_box.reasons.click()
+    assert (
+        ready.message_box.why.isVisible()
+        and "Weights: " in ready.message_box.why.text()
+        and "network " in ready.message_box.why.text()
     )
 
 
@@ -216,13 +219,13 @@ def test_a_job_that_is_cancelled_in_the_middle_of_the_network_leaves_nothing(
     ready.progress.button.click()
     qtbot.waitUntil(reached.is_set, timeout=LONG)
     assert ready.progress.button.text() == "Cancel" and ready.progress.bar.isVisible()
-    qtbot.waitUntil(lambda: ready.progress.told.text().startswith("deforming, "), timeout=LONG)
+    qtbot.waitUntil(lambda: ready.progress.message.text().startswith("deforming, "), timeout=LONG)
     ready.progress.button.click()
     assert ready.progress.button.text() == "Cancelling…" and not ready.progress.button.isEnabled()
     go.set()
     qtbot.waitUntil(lambda: ready.progress.button.text() == "Register", timeout=LONG)
     qtbot.wait(50)
-    assert list(viewer.layers) == before and ready.told.text.text() == CANCELLED
+    assert list(viewer.layers) == before and ready.message_box.text.text() == CANCELLED
     assert [message for _, message in said] == [CANCELLED] and not ready.progress.bar.isVisible()
     assert register(ready, qtbot) == 1
 
@@ -286,7 +289,9 @@ def test_a_bad_pair_is_told_and_the_panel_goes_on(ready, viewer, qtbot, said):
     qtbot.waitUntil(lambda: bool(said), timeout=LONG)
     severity, message = said[0]
     assert (
-        severity == "error" and "'Alignment' auto" in message and ready.told.text.text() == message
+        severity == "error"
+        and "'Alignment' auto" in message
+        and ready.message_box.text.text() == message
     )
     moving.translate = good
     assert register(ready, qtbot) == 1
@@ -331,10 +336,10 @@ def test_what_is_to_be_minded_is_told_without_options_of_the_command_line(ready,
     register(ready, qtbot)
     severity, message = said[0]
     assert severity == "warning" and "other weights" in message and "--" not in message
-    assert message in ready.told.text.text() and message.startswith("⚠ Caution: ")
-    assert CAUTION in ready.told.text.styleSheet()
-    ready.told.say("something else")
-    assert ready.told.text.styleSheet() == ""
+    assert message in ready.message_box.text.text() and message.startswith("⚠ Caution: ")
+    assert CAUTION in ready.message_box.text.styleSheet()
+    ready.message_box.show_message("something else")
+    assert ready.message_box.text.styleSheet() == ""
 
 
 def test_shipped_weights_and_devices_are_offered_once_there_is_a_pair(ready, qtbot):
@@ -362,7 +367,7 @@ def test_every_control_says_what_it_does(panel):
     for part in (
         panel.progress.button,
         panel.pickers.swap,
-        panel.told.reasons,
+        panel.message_box.reasons,
         *panel.pickers.pickers.values(),
     ):
         assert part.toolTip()
@@ -383,7 +388,7 @@ def test_a_number_that_was_taken_meanwhile_is_not_given_again(
         and list(open_registrations(viewer)) == [1, 2]
         and open_registrations(viewer)[1] is registration
     )
-    assert "#2 warped" in viewer.layers and "#2 moving onto fixed" in ready.told.text.text()
+    assert "#2 warped" in viewer.layers and "#2 moving onto fixed" in ready.message_box.text.text()
     assert not viewer.layers["#1 warped"].visible
 
 

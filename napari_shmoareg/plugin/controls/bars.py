@@ -1,4 +1,4 @@
-"""Small bar charts of expert loads."""
+"""Bar charts of expert loads."""
 
 from __future__ import annotations
 
@@ -29,27 +29,26 @@ if TYPE_CHECKING:
     from napari_shmoareg.model.routing import GateId
 
 
-SMALL = 0.82  # of the font
+SMALL = 0.82  # of the font size
 MARGIN = 4.0  # px
-MARKED = QColor("#4c8dff")  # seen on light and on dark; napari's palette has no such colour
+MARKED = QColor("#4c8dff")  # visible on light and dark themes, and not in napari's palette
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What is drawn of one expert at one gate.
+    """The bar of one expert at one gate.
 
     Attributes
     ----------
     gate : GateId
     expert : int
     share : float
-        Of the selections, 0 to 1: the height.
+        Share of the selections, 0 to 1: the height.
     colour : str
         ``#rrggbb``.
     mark : str
-        Under the bars of this expert, where there is room; else its id.
-    says : str
-        Tooltip, in lines.
+        Label below the bars of this expert, replaced by its id if there is no room.
+    tooltip : str
     """
 
     gate: GateId
@@ -57,33 +56,31 @@ class Bar:
     share: float
     colour: str
     mark: str
-    says: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
 class States:
-    """Which bars stand out, by their index: whose map is shown, under the cursor, where the keys
-    stand.
-    """
+    """Indices of the highlighted bars: `marked` (map shown), `hovered` and `focused` (keyboard)."""
 
     marked: int | None
-    under: int | None
+    hovered: int | None
     focused: int | None
 
 
 class Chart:
-    """Where everything of a chart stands, in pixels.
+    """The geometry of a chart in pixels.
 
     Parameters
     ----------
     bars : sequence of Bar
-        By expert; those of one expert (of several images) stand side by side.
+        By expert; those of the same expert (for several images) are side by side.
     highest : float
         Share at the upper edge.
     area : QRectF
-        Of the whole chart.
+        The whole chart.
     font : QFont
-        Of the widget; the chart's is a little smaller.
+        Font of the widget; the chart uses a slightly smaller one.
     """
 
     def __init__(self, bars: Sequence[Bar], highest: float, area: QRectF, font: QFont) -> None:
@@ -96,28 +93,28 @@ class Chart:
         self.step = self.plot.width() / self.experts
 
     def column(self, index: int) -> QRectF:
-        """The whole height of the plot over one bar: where it can be hit."""
+        """Return the clickable area of a bar: the whole height of the plot."""
         bar = self.bars[index]
-        beside = [n for n, other in enumerate(self.bars) if other.expert == bar.expert]
-        wide = 0.84 * self.step / len(beside)
-        left = self.plot.left() + (bar.expert + 0.08) * self.step + beside.index(index) * wide
-        return QRectF(left, self.plot.top(), wide, self.plot.height())
+        group = [n for n, other in enumerate(self.bars) if other.expert == bar.expert]
+        width = 0.84 * self.step / len(group)
+        left = self.plot.left() + (bar.expert + 0.08) * self.step + group.index(index) * width
+        return QRectF(left, self.plot.top(), width, self.plot.height())
 
     def rect(self, index: int) -> QRectF:
-        """Where a bar is drawn."""
+        """Return the drawn area of a bar."""
         column = self.column(index)
         height = column.height() * self.bars[index].share / self.highest
         return QRectF(column.left(), column.bottom() - height, column.width(), height)
 
     def hit(self, point: QPointF) -> int | None:
-        """Which bar's column a point lies in."""
+        """Return the index of the bar whose column contains a point."""
         return next((n for n in range(len(self.bars)) if self.column(n).contains(point)), None)
 
     def paint(self, painter: QPainter, palette: QPalette, title: str, states: States) -> None:
-        """Draw it in the colours of the window."""
+        """Draw the chart in the colours of the window."""
         text = palette.windowText().color()
         for index, colour in (
-            (states.under, _faded(text, 50)),
+            (states.hovered, _faded(text, 50)),
             (states.marked, _faded(MARKED, 110)),
         ):
             if index is not None:
@@ -142,9 +139,7 @@ class Chart:
         self._write(painter, text, title)
 
     def _write(self, painter: QPainter, text: QColor, title: str) -> None:
-        """Title, the share at the upper edge, and the experts under their bars as far as there is
-        room.
-        """
+        """Write the title, the share at the upper edge, and the experts if there is room."""
         painter.setFont(self.font)
         painter.setPen(text)
         head = QRectF(
@@ -156,16 +151,18 @@ class Chart:
         painter.drawText(head, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, top)
         marks = {bar.expert: bar.mark for bar in self.bars}
         widest = max(self.metrics.horizontalAdvance(mark) for mark in marks.values()) + 3
-        if widest > self.step:  # ids alone, the names stand in the tooltips
+        if widest > self.step:  # only ids: the names are in the tooltips
             marks = {expert: str(expert) for expert in marks}
             widest = max(self.metrics.horizontalAdvance(mark) for mark in marks.values()) + 3
         every = next((n for n in (1, 2, 3, 4, 6) if n * self.step >= widest), self.experts)
         below = self.area.bottom() - self.plot.bottom() - 1
         for expert in range(0, self.experts, every):
             middle = self.plot.left() + (expert + 0.5) * self.step
-            under = QRectF(middle - widest, self.plot.bottom() + 1, 2 * widest, below)
+            label_area = QRectF(middle - widest, self.plot.bottom() + 1, 2 * widest, below)
             painter.drawText(
-                under, Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignVCenter, marks[expert]
+                label_area,
+                Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignVCenter,
+                marks[expert],
             )
 
 
@@ -184,8 +181,8 @@ def _faded(colour: QColor, alpha: int) -> QColor:
     return faded
 
 
-STEPS: dict[int, int] = {Qt.Key.Key_Left.value: -1, Qt.Key.Key_Right.value: 1}
-PICKS: tuple[int, ...] = tuple(
+STEP_KEYS: dict[int, int] = {Qt.Key.Key_Left.value: -1, Qt.Key.Key_Right.value: 1}
+PICK_KEYS: tuple[int, ...] = tuple(
     key.value for key in (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space)
 )
 HEIGHT = 96  # px
@@ -194,7 +191,7 @@ HEIGHT = 96  # px
 class LoadBars(QWidget):
     """Bars per expert, those of several images side by side; a dotted line at equal shares.
 
-    A click picks a bar; so do the arrow keys and Enter, when the chart has the focus.
+    A click picks a bar, or the arrow keys and Enter.
 
     Parameters
     ----------
@@ -203,32 +200,34 @@ class LoadBars(QWidget):
         By expert.
     highest : float
         Share at the upper edge.
-    spoken : str
-        What it is, for those who do not see it.
+    accessible_name : str
+        For screen readers.
     """
 
     picked = Signal(object)  # the Bar
 
-    def __init__(self, title: str, bars: Sequence[Bar], highest: float, spoken: str) -> None:
+    def __init__(
+        self, title: str, bars: Sequence[Bar], highest: float, accessible_name: str
+    ) -> None:
         super().__init__()
         self.title, self.bars, self.highest = title, list(bars), highest
-        self._at = 0  # where the keys stand
-        self._under: int | None = None  # the cursor
+        self._focused = 0  # by the keyboard
+        self._hovered: int | None = None
         self._marked: int | None = None
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setMouseTracking(True)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.setAccessibleName(spoken)
-        self.setAccessibleDescription(self.bars[0].says)
+        self.setAccessibleName(accessible_name)
+        self.setAccessibleDescription(self.bars[0].tooltip)
 
     @property
     def marked(self) -> Bar | None:
-        """The bar whose map is shown."""
+        """The bar with the displayed map."""
         return None if self._marked is None else self.bars[self._marked]
 
     def mark(self, gate: GateId | None, expert: int) -> None:
-        """Mark the bar whose map is shown, if it is one of these."""
+        """Mark the bar with the displayed map, if it is in this chart."""
         found = next(
             (n for n, bar in enumerate(self.bars) if (bar.gate, bar.expert) == (gate, expert)),
             None,
@@ -240,11 +239,11 @@ class LoadBars(QWidget):
             self.update()
 
     def rect_of(self, index: int) -> QRectF:
-        """Where a bar is drawn, in pixels of the chart."""
+        """Return the drawn area of a bar, in pixels of the chart."""
         return self._chart().rect(index)
 
     def column_of(self, index: int) -> QRectF:
-        """Where a bar can be hit: the whole height over it."""
+        """Return the clickable area of a bar, in pixels of the chart."""
         return self._chart().column(index)
 
     def sizeHint(self) -> QSize:
@@ -260,7 +259,10 @@ class LoadBars(QWidget):
                 QToolTip.hideText()
             else:
                 QToolTip.showText(
-                    event.globalPos(), self.bars[index].says, self, self.column_of(index).toRect()
+                    event.globalPos(),
+                    self.bars[index].tooltip,
+                    self,
+                    self.column_of(index).toRect(),
                 )
             return True
         return bool(super().event(event))
@@ -283,19 +285,21 @@ class LoadBars(QWidget):
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
         if event is None:
             return
-        key = int(event.key())  # of which not all have a name
-        if key in PICKS:
-            self.picked.emit(self.bars[self._at])
-        elif key in STEPS:
-            self._step_to(self._at + STEPS[key])
-            column = self.column_of(self._at).toRect()
-            QToolTip.showText(self.mapToGlobal(column.bottomLeft()), self.bars[self._at].says, self)
+        key = int(event.key())  # not all keys have a name
+        if key in PICK_KEYS:
+            self.picked.emit(self.bars[self._focused])
+        elif key in STEP_KEYS:
+            self._step_to(self._focused + STEP_KEYS[key])
+            column = self.column_of(self._focused).toRect()
+            QToolTip.showText(
+                self.mapToGlobal(column.bottomLeft()), self.bars[self._focused].tooltip, self
+            )
         else:
             super().keyPressEvent(event)
 
     def paintEvent(self, event: QPaintEvent | None) -> None:
         painter = QPainter(self)
-        states = States(self._marked, self._under, self._at if self.hasFocus() else None)
+        states = States(self._marked, self._hovered, self._focused if self.hasFocus() else None)
         self._chart().paint(painter, self.palette(), self.title, states)
         painter.end()
 
@@ -303,24 +307,24 @@ class LoadBars(QWidget):
         return Chart(self.bars, self.highest, QRectF(self.rect()), self.font())
 
     def _step_to(self, index: int) -> None:
-        self._at = min(max(index, 0), len(self.bars) - 1)
-        self.setAccessibleDescription(self.bars[self._at].says)
+        self._focused = min(max(index, 0), len(self.bars) - 1)
+        self.setAccessibleDescription(self.bars[self._focused].tooltip)
         self.update()
 
     def _hover(self, index: int | None) -> None:
-        if index != self._under:
-            self._under = index
+        if index != self._hovered:
+            self._hovered = index
             self.update()
 
 
 REGION = "#f08c00"
 REFERENCE = "#868e96"
 REGION_BARS_HEIGHT = 120
-FOOT, HEAD = 18, 16  # pixels for the names, and for the largest share
+FOOT, HEAD = 18, 16  # pixels for the names and for the largest share
 
 
 class RegionBars(QWidget):
-    """For each expert a bar of the region, with its 95 % interval, and one of the reference."""
+    """Per expert, a bar of the region with its 95 % interval and a bar of the reference."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,7 +348,7 @@ class RegionBars(QWidget):
         low: NDArray[np.float64] | None = None,
         high: NDArray[np.float64] | None = None,
     ) -> None:
-        """Show other shares (N,), from 0 to 1, and their intervals where there are any."""
+        """Replace the shares (N,), from 0 to 1, and the optional intervals."""
         self.share, self.reference, self.names = np.asarray(share), reference, list(names)
         self.low, self.high = low, high
         self.update()

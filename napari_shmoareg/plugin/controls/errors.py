@@ -1,4 +1,4 @@
-"""Errors in words for people who see a form and not a command line."""
+"""Error messages that name the settings as the forms do, not as command options."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from napari_shmoareg.plugin.controls.forms import LABELS, SMALLEST
 
 REMEDIES = {
     "nan": "Replace them first: `layer.data = numpy.nan_to_num(layer.data)` in the console.",
-    "series": "Open one slice of the one you want, or put it into a folder of its own.",
+    "series": "Open one slice of the series you want, or move it to a separate folder.",
     "volume": (
-        "If every slice is a file of its own, open one slice of the volume you want. A multi-frame"
-        " file has to be split first, such as by dcm2niix; or register it by the command, which"
-        " takes FOLDER#SERIES_UID/NUMBER."
+        "If each slice is a separate file, open one slice of the volume you want. Split a"
+        " multi-frame file first, for example with dcm2niix, or register it with the command,"
+        " which accepts FOLDER#SERIES_UID/NUMBER."
     ),
 }
-"""What helps in a viewer, where no form asks for what the remedy of an error names."""
+"""Remedies in the viewer, for settings without a form field."""
 
 
 def explain(error: Exception, size: int = 0) -> str:
-    """An error in plain words, for people who see a form and not a command line; `size` is what it
-    was run at.
-    """
+    """Return a message for any error; `size` is the network size of the failed run."""
     if isinstance(error, InputError):
-        return in_words_of_the_form(error)
+        return form_message(error)
     notes = getattr(error, "__notes__", ())
     where = f", {notes[0]}" if notes else ""
     if where and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
@@ -36,26 +34,27 @@ def explain(error: Exception, size: int = 0) -> str:
         or type(error).__name__ == "OutOfMemoryError"
         or "allocate memory" in str(error)
     ):
-        such = (
-            f" ({max(SMALLEST, size * 3 // 4)} voxels instead of {size}, say)"
+        example = (
+            f" (for example {max(SMALLEST, size * 3 // 4)} voxels instead of {size})"
             if size > SMALLEST
             else ""
         )
         return (
-            f"The memory ran out. Choose a smaller Size{such}, or close other programs and layers."
+            f"The memory ran out. Choose a smaller Size{example}, or close other programs and"
+            " layers."
         )
-    logging.getLogger(__name__).error("work beside the viewer failed", exc_info=error)
+    logging.getLogger(__name__).error("background task failed", exc_info=error)
     if isinstance(error, OSError):
         return str(error)
-    said = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    detail = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
     return (
-        f"Something went wrong inside shmoareg{where} ({said}). This is a bug, not your mistake: "
-        "please report it with what the terminal says."
+        f"Internal error in shmoareg{where} ({detail}). This is a bug: please report it with the"
+        " output in the terminal."
     )
 
 
-def in_words_of_the_form(error: InputError) -> str:
-    """The text of an error with settings as a form's rows call them, and what helps in a viewer."""
+def form_message(error: InputError) -> str:
+    """Return an error message with the setting names of the form and a remedy in the viewer."""
     own = [REMEDIES[name] for name in sorted(error.remedy_settings) if name in REMEDIES]
     if own:
         error = InputError(error.message, setting=error.setting, remedy=own[0])

@@ -1,4 +1,4 @@
-"""Rows of a form, with captions and tooltips; sections of a panel."""
+"""Helpers for forms and layouts: captions, combo boxes, sections and labels."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 
 LABEL_WIDTH = 84  # pixels
-SMALLEST, LARGEST = 16, 1024  # voxels along the longest axis that a form offers
-TITLES = {"affine": "Alignment", "diffeomorphic": "Deformation"}  # where not their names
+SMALLEST, LARGEST = 16, 1024  # voxels along the longest axis
+TITLES = {"affine": "Alignment", "diffeomorphic": "Deformation"}  # other than the field names
 LABELS = {
     field.name: TITLES.get(field.name, field.name.capitalize())
     for field in own_fields_first(RegistrationRequest)
     if field.name != "refine_seconds"
 }
-"""Settings of a registration by their names, in the order of the form."""
+"""Labels of the registration settings by name, in form order."""
 
 FILE = "File…"
 
 
 def captioned(text: str, tip: str) -> QLabel:
-    """A caption of a row with its tooltip, as wide as all others."""
+    """Return the caption of a form row, with a tooltip and the common width."""
     label = QLabel(text)
     label.setToolTip(_wrapped(tip))
     label.setMinimumWidth(LABEL_WIDTH)
@@ -51,31 +51,31 @@ def captioned(text: str, tip: str) -> QLabel:
 
 
 def _wrapped(tip: str) -> str:
-    """Rich text, which Qt breaks into lines."""
+    """Convert to rich text, which Qt wraps."""
     return f"<qt>{tip}</qt>"
 
 
 class WeightsCombo(QComboBox):
-    """Asks for weights: one of some words, or a .safetensors file.
+    """A combo box for weights: named entries or a .safetensors file.
 
     Parameters
     ----------
-    *words : str
-        The first is chosen to begin with.
+    *names : str
+        The first is initially selected.
     """
 
     changed = Signal()
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *names: str) -> None:
         super().__init__()
-        self.addItems([*words, FILE])
+        self.addItems([*names, FILE])
         narrow(self)
-        self._value = words[0]
-        self.activated.connect(self._take)
+        self._value = names[0]
+        self.activated.connect(self._on_activated)
 
     @property
     def value(self) -> str:
-        """A word, or the path of a file, which is shown by its name."""
+        """The name of an entry, or the path of a file (displayed by its file name)."""
         return self._value
 
     @value.setter
@@ -88,13 +88,13 @@ class WeightsCombo(QComboBox):
             values.insert(1, weights)
         self.setCurrentIndex(values.index(weights))
 
-    def offer(self, words: Sequence[str]) -> None:
-        """Offer other words too, before the file."""
-        for word in words:
-            if self.findText(word) < 0:
-                self.insertItem(self.count() - 1, word)
+    def offer(self, names: Sequence[str]) -> None:
+        """Add entries before the file entry."""
+        for name in names:
+            if self.findText(name) < 0:
+                self.insertItem(self.count() - 1, name)
 
-    def _take(self, index: int) -> None:
+    def _on_activated(self, index: int) -> None:
         if self.itemText(index) != FILE:
             self._value = self.itemData(index) or self.itemText(index)
         else:
@@ -106,27 +106,21 @@ class WeightsCombo(QComboBox):
 
 
 def combo_of(*texts: str) -> QComboBox:
-    """A list of words that does not widen its form."""
+    """Return a combo box that does not widen its form."""
     combo = QComboBox()
     combo.addItems(texts)
     return narrow(combo)
 
 
 def narrow(combo: QComboBox) -> QComboBox:
-    """The combo, no wider than 12 letters need."""
+    """Set the minimum width to 12 letters, and return the combo box."""
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     combo.setMinimumContentsLength(12)
     return combo
 
 
 class Section(QGroupBox):
-    """A part of the Experts panel: acts on the layers of one registration and shows how they are.
-
-    Parameters
-    ----------
-    title : str
-    viewer : Viewer
-    """
+    """A section of the Experts panel, for the layers of one registration."""
 
     def __init__(self, title: str, viewer: Viewer) -> None:
         super().__init__(title)
@@ -136,20 +130,21 @@ class Section(QGroupBox):
         self.column.setSpacing(6)
 
     def show_registration(self, number: int | None) -> None:
-        """Be about another registration, or about none."""
+        """Switch to another registration, or to none."""
         self._number = number or 0
         self.refresh()
 
     def refresh(self) -> None:
-        """Show the state of the layers."""
+        """Update from the state of the layers."""
         self.setEnabled(bool(self._number))
 
 
 def arranged(
     layout: QBoxLayout, *parts: QWidget | QLayout | None, wide: QWidget | None = None
 ) -> QBoxLayout:
-    """A row or column of widgets and layouts without margins; None is a stretch, and one of the
-    widgets may be `wide`: it takes the room that is left.
+    """Add widgets and layouts to a layout without margins.
+
+    None adds a stretch; the `wide` widget takes the remaining space.
     """
     layout.setContentsMargins(0, 0, 0, 0)
     for part in parts:
@@ -163,7 +158,7 @@ def arranged(
 
 
 def wrapped(*labels: QLabel, narrow: bool = False) -> None:
-    """Have labels break their lines; `narrow` ones do not widen their panel either."""
+    """Wrap the text of labels; with `narrow`, they do not widen their panel."""
     for label in labels:
         label.setWordWrap(True)
         if narrow:
@@ -171,7 +166,7 @@ def wrapped(*labels: QLabel, narrow: bool = False) -> None:
 
 
 def scrolled(body: QWidget) -> QScrollArea:
-    """A frameless area in which a panel's body is scrolled."""
+    """Return a frameless scroll area for the body of a panel."""
     area = QScrollArea()
     area.setWidget(body)
     area.setWidgetResizable(True)
@@ -180,14 +175,14 @@ def scrolled(body: QWidget) -> QScrollArea:
 
 
 def narrowed(*combos: QComboBox, length: int = 0) -> None:
-    """Have combos be as wide as so many letters, however long their entries are."""
+    """Set the minimum width of combo boxes in letters, regardless of their entries."""
     for combo in combos:
         combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         combo.setMinimumContentsLength(length)
 
 
 def opacity_slider(tooltip: str) -> QSlider:
-    """From 5 to 100 percent."""
+    """Return a slider from 5 to 100 percent."""
     slider = QSlider(Qt.Orientation.Horizontal)
     slider.setRange(5, 100)
     slider.setToolTip(tooltip)
@@ -195,9 +190,7 @@ def opacity_slider(tooltip: str) -> QSlider:
 
 
 def fill(combo: QComboBox, entries: Mapping[Any, str], chosen: Any = None) -> None:
-    """Give a combo other entries, as far as they differ, keeping or making a choice; they do not
-    widen it.
-    """
+    """Replace the entries of a combo box if they differ; keep the selection, or select `chosen`."""
     narrowed(combo, length=combo.minimumContentsLength())
     with signals_blocked(combo):
         if [(combo.itemData(n), combo.itemText(n)) for n in range(combo.count())] != list(
@@ -213,7 +206,7 @@ def fill(combo: QComboBox, entries: Mapping[Any, str], chosen: Any = None) -> No
 
 
 def pick(combo: QComboBox, value: Any) -> None:
-    """Choose an entry without acting on it; nothing where there is no such entry."""
+    """Select an entry, if it exists, without emitting signals."""
     with signals_blocked(combo):
         index = combo.findData(value)
         if index >= 0:

@@ -1,4 +1,4 @@
-"""What colours mean: swatches with names and shares, and ramps from one number to another."""
+"""Colour legends: swatches with names and shares, and colour ramps with numbers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,11 @@ from qtpy.QtWidgets import (
 
 from napari_shmoareg.plugin.controls.forms import arranged
 
-GREY = QColor(128, 128, 128)  # of edges: seen on light and on dark
+GREY = QColor(128, 128, 128)  # of edges; visible on light and dark themes
 
 
 class Swatch(QWidget):
-    """A little field of one colour.
-
-    Parameters
-    ----------
-    colour : str
-        ``#rrggbb``.
-    """
+    """A small rectangle of one colour, ``#rrggbb``."""
 
     def __init__(self, colour: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -47,7 +41,7 @@ class Swatch(QWidget):
 
 
 class Swatches(QWidget):
-    """Rows of a colour, its name and a share in percent; a share of nothing is left out."""
+    """Rows of a colour, its name and an optional share in percent."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -55,31 +49,31 @@ class Swatches(QWidget):
         self._rows.setContentsMargins(0, 0, 0, 0)
         self._rows.setVerticalSpacing(2)
         self._rows.setColumnStretch(1, 1)
-        self._named: list[tuple[str, str]] = []
+        self._entries: list[tuple[str, str]] = []
         self._shares: list[QLabel] = []
 
     def show_entries(self, entries: Sequence[tuple[str, str, float | None]]) -> None:
-        """Show other rows: colour, name, share (0 to 1, or None)."""
-        kept = [(colour, name) for colour, name, _ in entries]
-        if kept == self._named:  # other shares only: nothing flickers
+        """Replace the rows: colour, name, share (0 to 1, or None)."""
+        entries_shown = [(colour, name) for colour, name, _ in entries]
+        if entries_shown == self._entries:  # only the shares differ: avoid flicker
             for label, (_, _, share) in zip(self._shares, entries, strict=True):
                 label.setText(_percent(share))
             return
-        self._named, self._shares = kept, []
+        self._entries, self._shares = entries_shown, []
         while (item := self._rows.takeAt(0)) is not None:
-            _drop(item)
+            _remove(item)
         for row, (colour, name, share) in enumerate(entries):
-            said = QLabel(_percent(share))
-            self._shares.append(said)
-            said.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-            named = QLabel(name)
-            named.setWordWrap(True)
-            for column, widget in enumerate((Swatch(colour), named, said)):
+            share_label = QLabel(_percent(share))
+            self._shares.append(share_label)
+            share_label.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+            name_label = QLabel(name)
+            name_label.setWordWrap(True)
+            for column, widget in enumerate((Swatch(colour), name_label, share_label)):
                 self._rows.addWidget(widget, row, column)
 
     def texts(self) -> list[str]:
-        """What is written, row by row."""
-        return _written(self._rows)
+        """Return the texts, row by row."""
+        return _texts(self._rows)
 
 
 def _percent(share: float | None) -> str:
@@ -87,7 +81,7 @@ def _percent(share: float | None) -> str:
 
 
 class _Band(QWidget):
-    """Colours beside each other, on mid grey where they are clear."""
+    """A row of colours, on mid grey where they are transparent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,8 +92,8 @@ class _Band(QWidget):
     def paintEvent(self, event: QPaintEvent | None) -> None:
         painter = QPainter(self)
         gradient = QLinearGradient(0, 0, self.width(), 0)
-        for at, rgba in zip(np.linspace(0, 1, len(self.colours)), self.colours, strict=True):
-            gradient.setColorAt(float(at), QColor.fromRgbF(*(float(v) for v in rgba)))
+        for position, rgba in zip(np.linspace(0, 1, len(self.colours)), self.colours, strict=True):
+            gradient.setColorAt(float(position), QColor.fromRgbF(*(float(v) for v in rgba)))
         area = QRectF(0.5, 0.5, self.width() - 1, self.height() - 1)
         painter.fillRect(area, GREY)
         painter.setPen(GREY)
@@ -109,39 +103,39 @@ class _Band(QWidget):
 
 
 class Ramp(QWidget):
-    """A band of colours with numbers under it, evenly spread."""
+    """A band of colours above evenly spaced numbers."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._band, self._under = _Band(), QHBoxLayout()
-        arranged(QVBoxLayout(self), self._band, self._under).setSpacing(1)
+        self._band, self._marks = _Band(), QHBoxLayout()
+        arranged(QVBoxLayout(self), self._band, self._marks).setSpacing(1)
 
     def show_colours(self, colours: ArrayLike, marks: Sequence[str]) -> None:
-        """Show other colours, (n, 4) from 0 to 1, from left to right, and two or three marks."""
+        """Replace the colours, (n, 4) from 0 to 1, left to right, and the two or three marks."""
         self._band.colours = np.asarray(colours, dtype=float)
         self._band.update()
-        while (item := self._under.takeAt(0)) is not None:
-            _drop(item)
+        while (item := self._marks.takeAt(0)) is not None:
+            _remove(item)
         for n, mark in enumerate(marks):
             side = Qt.AlignmentFlag.AlignLeft if n == 0 else Qt.AlignmentFlag.AlignHCenter
             label = QLabel(mark)
             label.setAlignment(Qt.AlignmentFlag.AlignRight if n == len(marks) - 1 else side)
-            self._under.addWidget(label)
+            self._marks.addWidget(label)
 
     def texts(self) -> list[str]:
-        """The marks, from left to right."""
-        return _written(self._under)
+        """Return the marks, from left to right."""
+        return _texts(self._marks)
 
 
-def _drop(item: QLayoutItem) -> None:
-    """Take what a layout held off the screen."""
+def _remove(item: QLayoutItem) -> None:
+    """Remove a widget from the screen."""
     widget = item.widget()
     if widget is not None:
         widget.setParent(None)
 
 
-def _written(layout: QLayout) -> list[str]:
-    """The texts of a layout's labels, in their order."""
+def _texts(layout: QLayout) -> list[str]:
+    """Return the texts of a layout's labels in order."""
     items = [layout.itemAt(n) for n in range(layout.count())]
     labels = [item.widget() for item in items if item is not None]
     return [label.text() for label in labels if isinstance(label, QLabel)]

@@ -1,9 +1,4 @@
-"""A list of the registrations that are open in a viewer.
-
-Which open layers make a pair: roles, selection, order, grids, names.
-
-The four pickers of a pair, which follow the layers of the viewer.
-"""
+"""Combo boxes for open registrations and for the layers of a pair."""
 
 from __future__ import annotations
 
@@ -34,35 +29,29 @@ NOTHING = "(no registration is open)"
 
 
 class RegistrationPicker(QComboBox):
-    """Offers the open registrations; a new one is picked when it comes.
+    """A combo box of the open registrations, which selects a new one."""
 
-    Parameters
-    ----------
-    viewer : Viewer
-    """
-
-    picked = Signal()  # another registration than before, or none
+    picked = Signal()  # the registration changed, possibly to None
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._offered: list[weakref.ref[Registration]] = []
+        self._entries: list[weakref.ref[Registration]] = []
         narrowed(self, length=16)
         self.setToolTip(
-            "The registration that is looked at. Each one that is open in the layer list is"
-            " offered."
+            "The registration to show. Lists all registrations with layers in the layer list."
         )
-        self.currentIndexChanged.connect(self._tell)
+        self.currentIndexChanged.connect(self._emit_picked)
         self.refresh()
 
     @property
     def number(self) -> int | None:
-        """Of the picked registration; None if none is open."""
+        """Number of the picked registration; None if none is open."""
         return self.currentData()
 
     @property
     def registration(self) -> Registration | None:
-        """The picked registration, as long as it has a layer."""
+        """The picked registration, if it still has a layer."""
         viewer = self._viewer()
         return (
             None
@@ -71,31 +60,31 @@ class RegistrationPicker(QComboBox):
         )
 
     def refresh(self) -> None:
-        """Offer what is open now; the newest is picked if it is new, else what was picked stays."""
+        """List the open registrations; select the newest new one, else keep the selection."""
         viewer = self._viewer()
         found = {} if viewer is None else open_registrations(viewer)
-        before = [ref() for ref in self._offered]
+        before = [ref() for ref in self._entries]
         if (
             self.count()
             and before == list(found.values())
             and all(registration is not None for registration in before)
         ):
             return
-        was = before[self.currentIndex()] if 0 <= self.currentIndex() < len(before) else None
-        fresh = [number for number, registration in found.items() if registration not in before]
-        kept = [
+        previous = before[self.currentIndex()] if 0 <= self.currentIndex() < len(before) else None
+        new = [number for number, registration in found.items() if registration not in before]
+        remaining = [
             number
             for number, registration in found.items()
-            if registration is was and was is not None
+            if registration is previous and previous is not None
         ]
         entries = {number: title(number, registration) for number, registration in found.items()}
-        fill(self, entries or {None: NOTHING}, *(fresh or kept or list(found))[-1:])
+        fill(self, entries or {None: NOTHING}, *(new or remaining or list(found))[-1:])
         self.setEnabled(bool(found))
-        self._offered = [weakref.ref(registration) for registration in found.values()]
-        if was is None or self.registration is not was:
-            self._tell()
+        self._entries = [weakref.ref(registration) for registration in found.values()]
+        if previous is None or self.registration is not previous:
+            self._emit_picked()
 
-    def _tell(self) -> None:
+    def _emit_picked(self) -> None:
         # Qt.ToolTipRole: the list may be narrow
         self.setItemData(self.currentIndex(), self.currentText(), 3)
         self.picked.emit()
@@ -105,36 +94,36 @@ KINDS = {"moving": "image", "fixed": "image", "moving_labels": "labels", "fixed_
 Pair = dict[str, "Layer | None"]
 
 
-def offered(layers: LayerList, kind: str) -> list[Layer]:
-    """The layers of a kind ("image", "labels") that can be picked: inputs, and what was warped."""
+def selectable_layers(layers: LayerList, kind: str) -> list[Layer]:
+    """Return the layers of a kind ("image", "labels") that can be picked: inputs and results."""
     return [
         layer
         for layer in layers
         if layer._type_string == kind
         and not getattr(layer, "rgb", False)
-        and (not _made_by_us(layer) or tag(layer, "role") in ("warped", "warped_labels"))
+        and (not _is_result(layer) or tag(layer, "role") in ("warped", "warped_labels"))
     ]
 
 
 def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
-    """A pair from what is open.
+    """Suggest a pair from the open layers, never from results.
 
     Parameters
     ----------
     viewer : Viewer
     picked : mapping of role to Layer or None
-        What a person picked, which stays as it is.
+        Picks of the user, which are kept.
 
     Returns
     -------
     dict of role to Layer or None
-        Images: those opened in a role, else the two that are selected, else by order, moving first;
-        what can be registered comes first.  Labels: those opened in a role, else such that stand on
-        the same grid as their image and are called most alike. Results are never suggested.
+        Images: those opened in a role, else the two selected ones, else by order, moving first;
+        layers that can be registered come first.  Labels: those opened in a role, else those on the
+        grid of their image with the most similar name.
     """
     pair: Pair = dict(picked)
     images, labels = (
-        [la for la in offered(viewer.layers, kind) if not _made_by_us(la)]
+        [la for la in selectable_layers(viewer.layers, kind) if not _is_result(la)]
         for kind in ("image", "labels")
     )
     for role in (role for role in ROLES if role not in pair):
@@ -146,7 +135,7 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
             pair[role] = in_role
     chosen = [image for image in images if image in viewer.layers.selection]
     ordered = sorted(
-        [*(chosen if len(chosen) == 2 else ()), *images], key=lambda la: refused(la) is not None
+        [*(chosen if len(chosen) == 2 else ()), *images], key=lambda la: rejection(la) is not None
     )
     for role in ("moving", "fixed"):
         if role not in pair:
@@ -160,10 +149,10 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
     return pair
 
 
-def give_roles(layers: LayerList, pair: Mapping[str, Layer | None]) -> None:
-    """Tag the layers of a pair with their roles, and no others; results keep theirs."""
+def tag_roles(layers: LayerList, pair: Mapping[str, Layer | None]) -> None:
+    """Tag only the layers of a pair with their roles; results keep their tags."""
     for layer in layers:
-        if _made_by_us(layer):
+        if _is_result(layer):
             continue
         role = next((role for role, picked in pair.items() if picked is layer), None)
         if tag(layer, "role") != role and (role is not None or tag(layer, "role") in ROLES):
@@ -171,7 +160,7 @@ def give_roles(layers: LayerList, pair: Mapping[str, Layer | None]) -> None:
 
 
 def missing(pair: Mapping[str, Layer | None]) -> str | None:
-    """What keeps a pair from being registered, in a few words; None if nothing does."""
+    """Return what is missing to register a pair, in a few words; None if nothing."""
     for role in ("moving", "fixed"):
         if pair[role] is None:
             return f"Pick a {role} image"
@@ -182,15 +171,15 @@ def missing(pair: Mapping[str, Layer | None]) -> str | None:
     for role, layer in pair.items():
         if layer is None:
             continue
-        words = role.replace("_", " ") + ("" if role.endswith("labels") else " image")
-        why = refused(layer)
-        if why is not None:
-            return f"The {words} {why}"
+        name = role.replace("_", " ") + ("" if role.endswith("labels") else " image")
+        reason = rejection(layer)
+        if reason is not None:
+            return f"The {name} {reason}"
     return None
 
 
-def refused(layer: Layer) -> str | None:
-    """Why a layer cannot be registered, in a few words that follow its name; None if it can."""
+def rejection(layer: Layer) -> str | None:
+    """Return why a layer cannot be registered, as a predicate; None if it can."""
     if getattr(layer, "rgb", False):
         return "is a colour image: split it into its channels"
     if getattr(layer, "multiscale", False):
@@ -198,32 +187,34 @@ def refused(layer: Layer) -> str | None:
     return None if layer.ndim == 3 else f"has {layer.ndim} axes, not 3"
 
 
-def _made_by_us(layer: Layer) -> bool:
-    """Whether it shows a result."""
+def _is_result(layer: Layer) -> bool:
+    """Whether a layer shows a result."""
     return tag(layer, "registration") is not None or tag(layer, "number") is not None
 
 
 def labels_of(image: Layer | None, other: Layer | None, labels: Sequence[Layer]) -> Layer | None:
-    """Labels that belong to an image; none where they might as well be the other image's, and only
-    one is there.
-    """
+    """Return the labels that match an image best; None if the only match is ambiguous."""
     if image is None:
         return None
-    near = [la for la in labels if _same_place(la, image)]
-    if other is not None and _same_place(image, other):
-        near = [la for la in near if _alike(la, image) >= _alike(la, other)]
-        if len(near) == 1 and _alike(near[0], image) == _alike(near[0], other):
+    candidates = [la for la in labels if _same_grid(la, image)]
+    if other is not None and _same_grid(image, other):
+        candidates = [
+            la for la in candidates if _common_prefix(la, image) >= _common_prefix(la, other)
+        ]
+        if len(candidates) == 1 and _common_prefix(candidates[0], image) == _common_prefix(
+            candidates[0], other
+        ):
             return None
-    return max(near, key=lambda la: _alike(la, image), default=None)
+    return max(candidates, key=lambda la: _common_prefix(la, image), default=None)
 
 
-def _alike(a: Layer, b: Layer) -> int:
-    """How many letters two names begin with in common."""
+def _common_prefix(a: Layer, b: Layer) -> int:
+    """Return the length of the common prefix of two names."""
     pairs = zip(a.name, b.name, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _same_place(a: Layer, b: Layer) -> bool:
+def _same_grid(a: Layer, b: Layer) -> bool:
     if a.ndim != b.ndim or getattr(a, "multiscale", False) or getattr(b, "multiscale", False):
         return False
     if tuple(a.data.shape) != tuple(b.data.shape):
@@ -234,26 +225,26 @@ def _same_place(a: Layer, b: Layer) -> bool:
 
 NO_IMAGE, NO_LABELS = "(pick an image)", "(none)"
 TIPS = {
-    "moving": "The image that is deformed.",
-    "fixed": "The image that the moving one is brought onto. The result stands on its grid.",
-    "moving_labels": "Labels of the moving image, to be carried along. They need not be there.",
-    "fixed_labels": "Labels of the fixed image. With both labels the overlap (Dice) is measured.",
+    "moving": "The image to deform.",
+    "fixed": "The image to register to. The result is on its grid.",
+    "moving_labels": "Optional labels of the moving image, warped with it.",
+    "fixed_labels": "Optional labels of the fixed image. With both labels, Dice is measured.",
 }
 SWAP_TIP = "Exchange moving and fixed, with their labels."
 
 
 class LayerPicker(QComboBox):
-    """Offers layers, and holds on to the picked one when others come, go or are renamed.
+    """A combo box of layers that keeps its selection when layers are added, removed or renamed.
 
     Parameters
     ----------
     nothing : str
-        What the entry for no layer is called.
+        Text of the entry for no layer.
     """
 
     def __init__(self, nothing: str) -> None:
         super().__init__()
-        self._nothing, self._offered = nothing, list[weakref.ref]()
+        self._nothing, self._entries = nothing, list[weakref.ref]()
         narrowed(self, length=12)
         self.addItem(nothing)
 
@@ -261,12 +252,12 @@ class LayerPicker(QComboBox):
     def layer(self) -> Layer | None:
         """The picked layer."""
         index = self.currentIndex() - 1
-        return self._offered[index]() if 0 <= index < len(self._offered) else None
+        return self._entries[index]() if 0 <= index < len(self._entries) else None
 
     def offer(self, layers: Sequence[Layer], picked: Layer | None) -> None:
-        """Offer other layers, and pick one of them.  Emits nothing."""
+        """Replace the layers and select one, without signals."""
         names = [self._nothing, *(layer.name for layer in layers)]
-        self._offered = [weakref.ref(layer) for layer in layers]
+        self._entries = [weakref.ref(layer) for layer in layers]
         with signals_blocked(self):
             if names != [self.itemText(n) for n in range(self.count())]:
                 self.clear()
@@ -275,30 +266,25 @@ class LayerPicker(QComboBox):
             self.setCurrentIndex(index)
 
     def pick(self, layer: Layer) -> None:
-        """Pick one of the layers that are offered, as if by hand."""
-        index = next((n for n, offered in enumerate(self._offered, 1) if offered() is layer), 0)
+        """Pick a listed layer, as the user does."""
+        index = next((n for n, ref in enumerate(self._entries, 1) if ref() is layer), 0)
         self.setCurrentIndex(index)
         self.activated.emit(index)
 
 
 class PairPicker(QWidget):
-    """Moving and fixed image with their labels, and a button that exchanges them.
-
-    Parameters
-    ----------
-    viewer : Viewer
-    """
+    """Pickers of the moving and fixed images and labels, and a button that swaps them."""
 
     changed = Signal()
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._by_hand: set[str] = set()
-        # roles of images that were picked by themselves, and are not exchanged any more
-        self._stays: set[str] = set()
-        # what is opened together comes in one turn of the event loop
-        self._soon = single_shot(self, 0, self._keep_images)
+        self._picked_by_hand: set[str] = set()
+        # roles of images that were suggested and must not change any more
+        self._fixed_roles: set[str] = set()
+        # layers opened together arrive in one turn of the event loop
+        self._timer = single_shot(self, 0, self._keep_images)
         self.pickers = {
             role: LayerPicker(NO_LABELS if "labels" in role else NO_IMAGE) for role in ROLES
         }
@@ -311,7 +297,7 @@ class PairPicker(QWidget):
         for role in ("moving", "moving_labels", "fixed", "fixed_labels"):
             picker = self.pickers[role]
             picker.setToolTip(TIPS[role])
-            picker.activated.connect(lambda _index, role=role: self._pick(role))
+            picker.activated.connect(lambda _index, role=role: self._on_picked(role))
             caption = "labels" if role.endswith("labels") else role.capitalize()
             form.addRow(captioned(caption, TIPS[role]), picker)
         arranged(QVBoxLayout(self), form, arranged(QHBoxLayout(), None, self.swap))
@@ -324,36 +310,38 @@ class PairPicker(QWidget):
 
     @property
     def missing(self) -> str | None:
-        """What keeps the pair from being registered, in a few words; None if nothing does."""
+        """What is missing to register the pair, in a few words; None if nothing."""
         return missing(self.pair)
 
     def refresh(self) -> None:
-        """Offer what is open now; a layer that was picked by hand stays picked for as long as it is
-        open.
-        """
+        """List the open layers; a layer picked by the user stays picked while it is open."""
         viewer = self._viewer()
         if viewer is None:
             return
-        offers = {kind: offered(viewer.layers, kind) for kind in ("image", "labels")}
+        offers = {kind: selectable_layers(viewer.layers, kind) for kind in ("image", "labels")}
         now = self.pair
-        self._by_hand = {r for r in self._by_hand if now[r] is None or now[r] in offers[KINDS[r]]}
-        self._stays = {r for r in self._stays if now[r] in offers["image"]}
-        wanted = suggest(viewer, {role: now[role] for role in self._by_hand | self._stays})
+        self._picked_by_hand = {
+            r for r in self._picked_by_hand if now[r] is None or now[r] in offers[KINDS[r]]
+        }
+        self._fixed_roles = {r for r in self._fixed_roles if now[r] in offers["image"]}
+        suggested = suggest(
+            viewer, {role: now[role] for role in self._picked_by_hand | self._fixed_roles}
+        )
         for role, picker in self.pickers.items():
-            picker.offer(offers[KINDS[role]], wanted[role])
-        self._settle(viewer)
+            picker.offer(offers[KINDS[role]], suggested[role])
+        self._tag_pair(viewer)
 
     def _keep_images(self) -> None:
-        """From here on layers that come do not take the place of a pair that is there."""
+        """Keep a complete suggested pair when layers are added."""
         if self.missing is None:
-            self._stays = {"moving", "fixed"}
+            self._fixed_roles = {"moving", "fixed"}
 
-    def _pick(self, role: str) -> None:
-        """A person picked; labels that were not picked by hand follow their image."""
-        self._by_hand.add(role)
+    def _on_picked(self, role: str) -> None:
+        """Handle a pick of the user; labels not picked by hand follow their image."""
+        self._picked_by_hand.add(role)
         viewer = self._viewer()
         if viewer is not None:
-            give_roles(
+            tag_roles(
                 viewer.layers,
                 {r: la for r, la in self.pair.items() if "labels" not in r or r == role},
             )
@@ -364,18 +352,18 @@ class PairPicker(QWidget):
             here, there = self.pickers[a].currentIndex(), self.pickers[b].currentIndex()
             self.pickers[a].setCurrentIndex(there)
             self.pickers[b].setCurrentIndex(here)
-        self._by_hand = set(ROLES)
+        self._picked_by_hand = set(ROLES)
         viewer = self._viewer()
         if viewer is not None:
-            self._settle(viewer)
+            self._tag_pair(viewer)
 
-    def _settle(self, viewer: Viewer) -> None:
+    def _tag_pair(self, viewer: Viewer) -> None:
         pair = self.pair
         if (
             pair["moving"] is not None
             and pair["fixed"] is not None
             and pair["moving"] is not pair["fixed"]
         ):
-            give_roles(viewer.layers, pair)
-        self._soon.start()
+            tag_roles(viewer.layers, pair)
+        self._timer.start()
         self.changed.emit()

@@ -1,4 +1,4 @@
-"""How far a task is and how long it will take; the Register button that says what is missing."""
+"""Progress of a task with the remaining time, and the Register button."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from qtpy.QtWidgets import QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidg
 
 from napari_shmoareg.plugin.controls.forms import arranged, wrapped
 
-FINENESS = 1000  # steps of the bar
+BAR_STEPS = 1000  # resolution of the progress bar
 SHORTCUT = "Ctrl+Return"
-EARLY = 0.08  # of a registration: reading and loading, which say little of the time left
+LOADING_SHARE = 0.08  # of a registration: reading and loading, unsuitable for an estimate
 
 
 class PanelState(Enum):
-    """What the panel is at."""
+    """The state of the Register panel."""
 
-    nothing = "Register"
+    idle = "Register"
     registering = "Cancel"
     cancelling = "Cancelling…"
     adding = "Adding layers…"
 
 
 TIPS = {
-    PanelState.nothing: f"Bring the moving image onto the fixed one ({SHORTCUT}).",
-    PanelState.registering: "End the registration; nothing is added.",
-    PanelState.cancelling: "The registration ends at its next step.",
-    PanelState.adding: "The result is put into the viewer.",
+    PanelState.idle: f"Register the moving image to the fixed one ({SHORTCUT}).",
+    PanelState.registering: "Cancel the registration; no layers are added.",
+    PanelState.cancelling: "The registration stops at its next step.",
+    PanelState.adding: "The result is being added to the viewer.",
 }
 
 
-def described(title: str, done: float, left: float | None) -> str:
-    """``deforming, 42 %, about 12 s left``."""
+def progress_text(title: str, done: float, left: float | None) -> str:
+    """Return ``deforming, 42 %, about 12 s left``."""
     parts = [title, f"{100 * done:.0f} %"]
     if left is not None:
         parts.append(_length(left))
@@ -47,32 +47,32 @@ def _length(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min left"
 
 
-ENOUGH = 0.03  # of the work: done in less, it says nothing of the time that is left
+MIN_SHARE = 0.03  # of the work, before which the remaining time is not estimated
 
 
 class Clock:
-    """The time that is left, counted down between two reports.
+    """Estimates the remaining time, counting down between two reports.
 
     Parameters
     ----------
-    enough : float
-        Share of the work before which the time left is anyone's guess.
+    min_share : float
+        Share of the work that must be done before an estimate.
     """
 
-    def __init__(self, enough: float = ENOUGH) -> None:
-        self._enough = enough
-        self._from: tuple[float, float] | None = None  # when, and how far it was then
-        self._last = (0.0, -1.0)  # when it got as far as it is
+    def __init__(self, min_share: float = MIN_SHARE) -> None:
+        self._min_share = min_share
+        self._from: tuple[float, float] | None = None  # time and share at the start
+        self._last = (0.0, -1.0)  # time and share of the last change
 
     def left(self, done: float, *, ready: bool = True) -> float | None:
-        """Seconds; None where it is not known yet.
+        """Return the remaining seconds; None if unknown.
 
         Parameters
         ----------
         done : float
-            Of the work, 0 to 1.
+            Share of the work, 0 to 1.
         ready : bool
-            Whether what is done by now says anything: loading does not.
+            Whether the current phase allows an estimate: loading does not.
         """
         now = time.perf_counter()
         if not ready:
@@ -82,67 +82,61 @@ class Clock:
         if done != self._last[1]:
             self._last = now, done
         (began, first), at = self._from, self._last[0]
-        if done - first <= self._enough:
+        if done - first <= self._min_share:
             return None
         return max(0.0, (at - began) * (1 - done) / (done - first) - (now - at))
 
 
 class ProgressBox(QWidget):
-    """Words, and a bar while something runs.
+    """A message, and a progress bar while a task runs; `min_share` as for `Clock`."""
 
-    Parameters
-    ----------
-    enough : float
-        As of `Clock`.
-    """
-
-    def __init__(self, enough: float = ENOUGH) -> None:
+    def __init__(self, min_share: float = MIN_SHARE) -> None:
         super().__init__()
-        self.bar, self.told = QProgressBar(), QLabel()
-        self.bar.setRange(0, FINENESS)
+        self.bar, self.message = QProgressBar(), QLabel()
+        self.bar.setRange(0, BAR_STEPS)
         self.bar.setTextVisible(False)
         self.bar.setMaximumHeight(8)
-        wrapped(self.told, narrow=True)
-        self._enough = enough
-        self.clock = Clock(enough)
-        self.column = arranged(QVBoxLayout(self), self.told, self.bar)
+        wrapped(self.message, narrow=True)
+        self._min_share = min_share
+        self.clock = Clock(min_share)
+        self.column = arranged(QVBoxLayout(self), self.message, self.bar)
 
     def begin(self) -> None:
-        """Start from nothing."""
-        self.clock = Clock(self._enough)
+        """Reset for a new task."""
+        self.clock = Clock(self._min_share)
         self.bar.setValue(0)
-        self.told.setText("starting")
+        self.message.setText("starting")
 
     def show_progress(self, title: str, done: float, *, ready: bool = True) -> None:
-        """Say where it is; `ready` as of `Clock.left`."""
-        self.bar.setValue(round(FINENESS * done))
-        self.told.setText(described(title, done, self.clock.left(done, ready=ready)))
+        """Show the progress; `ready` as for `Clock.left`."""
+        self.bar.setValue(round(BAR_STEPS * done))
+        self.message.setText(progress_text(title, done, self.clock.left(done, ready=ready)))
 
-    def settle(self, *, busy: bool) -> None:
-        """Show what there is to show."""
+    def update_visibility(self, *, busy: bool) -> None:
+        """Show the bar while busy, and the message if there is one."""
         self.bar.setVisible(busy)
-        self.told.setVisible(busy or bool(self.told.text()))
+        self.message.setVisible(busy or bool(self.message.text()))
 
 
 class ProgressRow(ProgressBox):
-    """The Register button, with a bar and the time left while something runs."""
+    """The Register button, with a progress bar and the remaining time during a registration."""
 
     def __init__(self) -> None:
-        super().__init__(EARLY)
-        self.button = QPushButton(PanelState.nothing.value)
+        super().__init__(LOADING_SHARE)
+        self.button = QPushButton(PanelState.idle.value)
         self.button.setDefault(True)
-        self.bar.setToolTip("How far the registration is.")
-        self.told.setToolTip("What is being done, and about how long it will take.")
+        self.bar.setToolTip("Progress of the registration.")
+        self.message.setToolTip("The current phase and the approximate remaining time.")
         self.column.addWidget(self.button)
-        self.show_doing(PanelState.nothing, None)
+        self.show_state(PanelState.idle, None)
 
-    def show_doing(self, doing: PanelState, missing: str | None) -> None:
-        """Say what a click would do, or what it would need."""
-        ready = doing is not PanelState.nothing or missing is None
-        self.button.setText((doing.value if ready else str(missing)).replace("&", "&&"))
-        self.button.setToolTip(TIPS[doing] if ready else f"{missing}, then it can be registered.")
+    def show_state(self, state: PanelState, missing: str | None) -> None:
+        """Show the action of the button, or what is missing for it."""
+        ready = state is not PanelState.idle or missing is None
+        self.button.setText((state.value if ready else str(missing)).replace("&", "&&"))
+        self.button.setToolTip(TIPS[state] if ready else f"{missing} before registering.")
         self.button.setEnabled(
-            doing is PanelState.registering or (doing is PanelState.nothing and ready)
+            state is PanelState.registering or (state is PanelState.idle and ready)
         )
-        for widget in (self.bar, self.told):
-            widget.setVisible(doing is not PanelState.nothing)
+        for widget in (self.bar, self.message):
+            widget.setVisible(state is not PanelState.idle)

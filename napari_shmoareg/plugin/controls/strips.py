@@ -1,4 +1,4 @@
-"""One gate's decision for one cell, as a strip of boxes."""
+"""The decision of a gate for one cell, drawn as a strip of boxes."""
 
 from __future__ import annotations
 
@@ -26,30 +26,29 @@ if TYPE_CHECKING:
     from napari_shmoareg.model.routing import GateId
 
 
-PICKS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space)
+PICK_KEYS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space)
 GAP = 1.0  # px between two boxes
-FAINT = 60  # of 255: how opaque a chosen box is above its fill
+FAINT = 60  # of 255: opacity of a chosen box above its fill
 BOX, WIDE_BOX, TEXT = 20, 18, 12  # px: heights
 
 
 def gate_name(gate: GateId) -> str:
-    """Of a gate, for people: ``encoder layer 1, block 0, moving``, ``decoder layer 2, x``."""
+    """Name a gate: ``encoder layer 1, block 0, moving``, ``decoder layer 2, x``."""
     block = "" if gate.block is None else f", block {gate.block}"
     return f"{gate.part} layer {gate.layer}{block}, {gate.image or gate.direction}"
 
 
 def short(value: float, digits: int = 2) -> str:
-    """A number from 0 to 1 in little room: ``.41``; ``?`` where it is not known."""
+    """Format a number from 0 to 1 as ``.41``; ``?`` if unknown."""
     return "?" if value != value else f"{value:.{digits}f}".removeprefix("0")
 
 
 class CellStrip(QWidget):
-    """A box per expert; a click, or Enter, picks the gate.
+    """A strip with a box per expert; a click or Enter picks the gate.
 
     Parameters
     ----------
     gate : GateId
-        Of the gate.
     names : sequence of str
         Of the experts, by id.
     colours : sequence of str
@@ -70,24 +69,24 @@ class CellStrip(QWidget):
         self.setAccessibleName(gate_name(gate))
 
     def show_cell(self, cell: CellReading | None) -> None:
-        """Show another decision of the gate, or none."""
+        """Show a decision of the gate, or None."""
         self.cell = cell
         self.setAccessibleDescription(self.line())
         self.update()
 
     def mark(self, on: bool) -> None:
-        """Show that this is the gate whose cell is outlined in the canvas."""
+        """Mark this as the gate with the cell outlined in the canvas."""
         if on != self._marked:
             self._marked = on
             self.update()
 
     @property
     def marked(self) -> bool:
-        """Whether it is the gate whose cell is outlined in the canvas."""
+        """Whether the cell of this gate is outlined in the canvas."""
         return self._marked
 
     def fills(self) -> dict[int, float]:
-        """How full each box is, 0 to 1, by expert: what is drawn."""
+        """Return the drawn fill of the boxes, 0 to 1, by expert."""
         return (
             {}
             if self.cell is None
@@ -95,20 +94,20 @@ class CellStrip(QWidget):
         )
 
     def line(self) -> str:
-        """What is written below the boxes, if there is room."""
+        """Return the text below the boxes."""
         return ""
 
     def brief(self) -> str:
-        """What is written where there is less."""
+        """Return a shorter text, for less room."""
         return self.line()
 
-    def says(self, expert: int) -> str:
-        """What the tooltip of a box says."""
+    def tooltip(self, expert: int) -> str:
+        """Return the tooltip of a box."""
         if self.cell is None:
             return gate_name(self.gate)
         cell, value = (
             self.cell,
-            "" if self.cell.values is None else f"the gate gave it {self.cell.values[expert]:.4f}",
+            "" if self.cell.values is None else f"gate value {self.cell.values[expert]:.4f}",
         )
         weight = dict(zip(cell.experts, cell.weights, strict=True)).get(expert)
         chosen = (
@@ -118,20 +117,20 @@ class CellStrip(QWidget):
             if weight != weight
             else f"chosen, weight {weight:.4f}"
         )
-        sure = (
+        certainty = (
             ""
             if cell.entropy is None
             else f"\nEntropy {cell.entropy:.3f}, margin {cell.margin:.4f}"
         )
         size = " × ".join(f"{mm:.1f}" for mm in cell.size)
-        told = "; ".join(part for part in (chosen, value) if part)
+        details = "; ".join(part for part in (chosen, value) if part)
         where = f"Cell {cell.cell} of {size} mm"
-        return f"{self._names[expert]} of {gate_name(self.gate)}: {told}.{sure}\n{where}"
+        return f"{self._names[expert]} of {gate_name(self.gate)}: {details}.{certainty}\n{where}"
 
     def box(self, expert: int) -> QRectF:
-        """Where a box is drawn, in pixels of the strip."""
-        wide = (self.width() - 2) / len(self._names)
-        return QRectF(1 + expert * wide, 1, wide - GAP, self.height() - TEXT - 3)
+        """Return the drawn area of a box, in pixels of the strip."""
+        width = (self.width() - 2) / len(self._names)
+        return QRectF(1 + expert * width, 1, width - GAP, self.height() - TEXT - 3)
 
     def event(self, event: QEvent | None) -> bool:
         if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
@@ -144,7 +143,7 @@ class CellStrip(QWidget):
                 ),
                 0,
             )
-            QToolTip.showText(event.globalPos(), self.says(hit), self)
+            QToolTip.showText(event.globalPos(), self.tooltip(hit), self)
             return True
         return bool(super().event(event))
 
@@ -153,7 +152,7 @@ class CellStrip(QWidget):
             self.picked.emit(self.gate)
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
-        if event is not None and Qt.Key(event.key()) in PICKS:
+        if event is not None and Qt.Key(event.key()) in PICK_KEYS:
             self.picked.emit(self.gate)
         else:
             super().keyPressEvent(event)
@@ -172,8 +171,8 @@ class CellStrip(QWidget):
         painter.setFont(self._font(9))
         below = QRectF(1, self.height() - TEXT - 1, self.width() - 2, TEXT)
         fits = painter.fontMetrics().horizontalAdvance(self.line()) <= below.width()
-        said = self.line() if fits else self.brief()
-        painter.drawText(below, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, said)
+        text = self.line() if fits else self.brief()
+        painter.drawText(below, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, text)
         if self._marked or self.hasFocus():
             style = Qt.PenStyle.SolidLine if self._marked else Qt.PenStyle.DotLine
             painter.setPen(QPen(self.palette().color(QPalette.ColorRole.WindowText), 1, style))
@@ -182,7 +181,7 @@ class CellStrip(QWidget):
         painter.end()
 
     def _paint_box(self, painter: QPainter, expert: int, area: QRectF) -> None:
-        """Overridden by what a kind of gate looks like."""
+        """Draw a box; overridden per kind of gate."""
 
     def _font(self, pixels: float) -> QFont:
         font = QFont(self.font())
@@ -191,9 +190,7 @@ class CellStrip(QWidget):
 
 
 class TokenStrip(CellStrip):
-    """The heads of an encoder gate: the chosen ones are tinted, and filled from below by their
-    weight (Eq. 4).
-    """
+    """The heads of an encoder gate; chosen ones are tinted, and filled by weight (Eq. 4)."""
 
     def line(self) -> str:
         return "   ".join(f"{head} {short(weight, 3)}" for head, weight in self.fills().items())
@@ -227,9 +224,7 @@ class TokenStrip(CellStrip):
 
 
 class DirectionStrip(CellStrip):
-    """The experts of a decoder gate: each filled from the left by its value (T of Eq. 6), the
-    chosen one outlined.
-    """
+    """The experts of a decoder gate, filled by value (T of Eq. 6); the chosen one is outlined."""
 
     def fills(self) -> dict[int, float]:
         if self.cell is None or self.cell.values is None:
@@ -240,7 +235,7 @@ class DirectionStrip(CellStrip):
         if self.cell is None:
             return ""
         if self.cell.margin is None:
-            return "what the gate gave was not kept"
+            return "gate values were not saved"
         return f"margin {self.cell.margin:.3f}   entropy {self.cell.entropy:.3f}"
 
     def _paint_box(self, painter: QPainter, expert: int, area: QRectF) -> None:
@@ -264,5 +259,5 @@ class DirectionStrip(CellStrip):
         font = self._font(10)
         font.setBold(chosen)
         painter.setFont(font)
-        said = self._names[expert] + ("" if fill is None else f"  {short(fill)}")
-        painter.drawText(area, Qt.AlignmentFlag.AlignCenter, said)
+        text = self._names[expert] + ("" if fill is None else f"  {short(fill)}")
+        painter.drawText(area, Qt.AlignmentFlag.AlignCenter, text)

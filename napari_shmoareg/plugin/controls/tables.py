@@ -1,9 +1,4 @@
-"""The numbers of a report as rows of a table: before, after the affine, after all.
-
-Tables of figures: cells that sort by number.
-
-Copy and Save CSV for a table of figures.
-"""
+"""Tables of report values before, after the affine and after the registration."""
 
 from __future__ import annotations
 
@@ -46,159 +41,153 @@ PER_LABEL = (
 )
 
 SIGN = "⚠"
-NOTABLE = 0.002  # Ours: a smaller loss of Dice is no news
+MIN_DROP = 0.002  # Ours: a smaller drop of Dice is ignored
 
 
 class Row(NamedTuple):
-    """One figure at the three stages; None where it does not apply or is not known."""
+    """A value at the three stages, with its format; None where it does not apply or is unknown."""
 
     name: str
     values: tuple[float | None, float | None, float | None]
-    form: str
+    spec: str
     tip: str
 
     @property
     def texts(self) -> list[str]:
-        """The name and the three figures as they are shown."""
-        return [self.name, *(shown(value, self.form) for value in self.values)]
+        """The name and the three values as displayed."""
+        return [self.name, *(format_value(value, self.spec) for value in self.values)]
 
 
-def shown(value: float | None, form: str) -> str:
-    """A figure as text; a dash for none."""
-    return "–" if value is None or value != value else format(value, form)
+def format_value(value: float | None, spec: str) -> str:
+    """Format a value; a dash for None or NaN."""
+    return "–" if value is None or value != value else format(value, spec)
 
 
 def summary_rows(report: Mapping[str, Any]) -> list[Row]:
-    """The figures of a whole registration.
-
-    Parameters
-    ----------
-    report : mapping
-        The content of report.json.
-    """
-    alike = report["similarity"]
+    """Return the values of a whole registration, from the content of report.json."""
+    similarity = report["similarity"]
     jacobian, length = report["jacobian"], report["displacement_mm"]
     truth = report.get("extra", {}).get("true_error_mm")
     rows = [
         Row(
             "Correlation ↑",
-            _each(alike, "ncc"),
+            _at_stages(similarity, "ncc"),
             ".3f",
-            "Of the intensities where both images are seen; 1 is best.",
+            "Of the intensities in the common field of view; 1 is best.",
         ),
         Row(
             "Mutual inf. ↑",
-            _each(alike, "nmi"),
+            _at_stages(similarity, "nmi"),
             ".3f",
-            "Normalised, 0 to 1; also across modalities.",
+            "Normalised, 0 to 1; suitable across modalities.",
         ),
         Row(
             "Dice ↑",
-            _each(report["dice"], "mean"),
+            _at_stages(report["dice"], "mean"),
             ".3f",
-            f"Overlap, mean over {labels_in(report)}; 1 is best.",
+            f"Overlap, mean over {label_summary(report)}; 1 is best.",
         ),
         Row(
             "ASSD, mm ↓",
-            _each(report["assd_mm"], "mean"),
+            _at_stages(report["assd_mm"], "mean"),
             ".2f",
-            "Average symmetric distance of surfaces.",
+            "Average symmetric surface distance, mean over labels.",
         ),
         Row(
             "HD95, mm ↓",
-            _each(report["hd95_mm"], "mean"),
+            _at_stages(report["hd95_mm"], "mean"),
             ".2f",
-            "95th percentile of it; both mean over labels.",
+            "95th percentile of the surface distance, mean over labels.",
         ),
     ]
     if truth is not None:
         rows.append(
-            Row("True error, mm ↓", _each(truth, "mean"), ".2f", "Known for this pair, mean.")
+            Row(
+                "True error, mm ↓",
+                _at_stages(truth, "mean"),
+                ".2f",
+                "Mean error to the known deformation of this pair.",
+            )
         )
-    folding = "Share of voxels where the deformation turns tissue inside out; 0 is best."
+    folding = "Share of voxels where the deformation folds; 0 is best."
     rows += [
-        _last("Folding, % ↓", jacobian["folding_percent"], ".4f", folding),
-        _last(
+        _final_row("Folding, % ↓", jacobian["folding_percent"], ".4f", folding),
+        _final_row(
             "SDlogJ",
             jacobian["sdlogj"],
             ".3f",
-            "SD of log Jacobian: how unevenly volumes change.",
+            "SD of the log Jacobian: unevenness of the volume change.",
         ),
-        _last(
+        _final_row(
             "Moved, mm",
             length["mean"],
             ".2f",
-            "Length of the whole displacement, mean over the fixed grid.",
+            "Mean length of the total displacement on the fixed grid.",
         ),
-        _last("  at most, mm", length["max"], ".2f", "The largest displacement on the fixed grid."),
+        _final_row(
+            "  at most, mm", length["max"], ".2f", "The largest displacement on the fixed grid."
+        ),
     ]
     return rows
 
 
 def cautions_of(report: Mapping[str, Any]) -> list[str]:
-    """What to know before a registration is trusted, one sentence or more each, with ``Caution:``
-    before it.
+    """Return the warnings of report.json, prefixed with ``Caution:``, and its notes.
 
-    Parameters
-    ----------
-    report : mapping
-        The content of report.json.  Where the labels came to overlap less and its own warnings say
-        nothing of that, it is said here.
+    Adds a warning about a drop of Dice if the report has none.
     """
     found = list(report["warnings"])
-    fall = dice_fall(report)
-    if fall is not None and not any("Dice" in text for text in found):
-        before, affine, after = fall.means
+    drop = dice_drop(report)
+    if drop is not None and not any("Dice" in text for text in found):
+        before, affine, after = drop.means
         than = "before" if before >= affine else "after the affine alone"
         found.append(
             f"The labels overlap less than {than}: Dice {before:.3f} before → {affine:.3f} after"
-            f" the affine → {after:.3f} after ↓ (mean over {fall.labels} labels). Look at the"
+            f" the affine → {after:.3f} after ↓ (mean over {drop.labels} labels). Look at the"
             " warped labels before you use the result."
         )
     return [f"{SIGN} Caution: {text}" for text in found] + list(report.get("notes", ()))
 
 
-class Fall(NamedTuple):
-    """Mean Dice at the three stages, over the labels that overlap at any of them."""
+class DiceDrop(NamedTuple):
+    """Mean Dice at the three stages, over the labels that overlap at any stage."""
 
     means: tuple[float, float, float]
     labels: int
 
 
-def dice_fall(report: Mapping[str, Any]) -> Fall | None:
-    """The Dice of a registration whose labels overlap less at its end than before, or after the
-    affine; else None.
-    """
+def dice_drop(report: Mapping[str, Any]) -> DiceDrop | None:
+    """Return the mean Dice if it is lower at the end than before or after the affine, else None."""
     if report["dice"] is None:
         return None
     stages = [report["dice"][stage]["per_label"] for stage in STAGES]
-    met = [
+    overlapping = [
         label
         for label in sorted(set().union(*stages))
         if any((stage.get(label) or 0) > 0 for stage in stages)
     ]
-    if not met:
+    if not overlapping:
         return None
     before, affine, after = (
-        sum(stage.get(label) or 0.0 for label in met) / len(met) for stage in stages
+        sum(stage.get(label) or 0.0 for label in overlapping) / len(overlapping) for stage in stages
     )
-    return Fall((before, affine, after), len(met)) if has_fallen((before, affine, after)) else None
+    return (
+        DiceDrop((before, affine, after), len(overlapping))
+        if has_dropped((before, affine, after))
+        else None
+    )
 
 
-def has_fallen(dice: Sequence[float | None]) -> bool:
-    """Whether the last of three Dice, before, after the affine and after all, is notably below one
-    of the others.
-    """
+def has_dropped(dice: Sequence[float | None]) -> bool:
+    """Whether the last of the three Dice values is notably below one of the others."""
     after = dice[-1]
     return after is not None and any(
-        value is not None and after < value - NOTABLE for value in dice[:-1]
+        value is not None and after < value - MIN_DROP for value in dice[:-1]
     )
 
 
 def label_rows(report: Mapping[str, Any]) -> list[list[float | None]]:
-    """Of each label its number, then Dice, ASSD and HD95 (mm), each at the three stages; none
-    without labels.
-    """
+    """Return per label: number, then Dice, ASSD and HD95 (mm), each at the three stages."""
     if report["dice"] is None:
         return []
     found = [report[name][stage]["per_label"] for name, _, _ in PER_LABEL for stage in STAGES]
@@ -207,35 +196,33 @@ def label_rows(report: Mapping[str, Any]) -> list[list[float | None]]:
     ]
 
 
-def labels_in(report: Mapping[str, Any]) -> str:
-    """Over which labels a mean is taken, in a few words."""
+def label_summary(report: Mapping[str, Any]) -> str:
+    """Describe the labels that a mean is taken over."""
     labels = report.get("labels")
     if not labels:
         return "labels"
     count = len(labels["both"])
-    lacking = ", ".join(
+    missing = ", ".join(
         str(label) for label in sorted((*labels["only_moving"], *labels["only_fixed"]))
     )
-    words = f"the {count} label{'' if count == 1 else 's'} that both images have"
-    return words + (f" (one lacks {lacking})" if lacking else "")
+    text = f"the {count} label{'' if count == 1 else 's'} that both images have"
+    return text + (f" (only one has {missing})" if missing else "")
 
 
-def sides_of(report: Mapping[str, Any] | None) -> dict[int, str]:
-    """Of each label that only one image has, which: "moving" or "fixed"."""
+def exclusive_labels(report: Mapping[str, Any] | None) -> dict[int, str]:
+    """Return "moving" or "fixed" for each label that only one image has."""
     labels = (report or {}).get("labels") or {}
     return {label: side for side in ("moving", "fixed") for label in labels.get(f"only_{side}", ())}
 
 
 def table_of(report: Mapping[str, Any]) -> list[dict[str, object]]:
-    """All figures, those of the whole and of each label, for a file: measure, label, before,
-    affine, after.
-    """
+    """Return all values as records for a file: measure, label, before, affine, after."""
     rows: list[dict[str, object]] = []
     for row in summary_rows(report):
         name = row.name.rstrip(" ↑↓").replace("  at most", "Moved at most")
         rows.append({"measure": name, "label": "", **dict(zip(STAGES, row.values, strict=True))})
     for label, *values in label_rows(report):
-        only = sides_of(report).get(int(label or 0))
+        only = exclusive_labels(report).get(int(label or 0))
         for n, (_, name, _) in enumerate(PER_LABEL):
             name = f"{name} (label in the {only} image only)" if only else name
             figures = dict(zip(STAGES, values[3 * n : 3 * n + 3], strict=True))
@@ -244,7 +231,7 @@ def table_of(report: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def as_tsv(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with a heading, separated by tabs, as spreadsheets take them from the clipboard."""
+    """Format records with a heading, separated by tabs, for spreadsheets."""
     lines: list[list[object]] = [list(rows[0]), *(list(row.values()) for row in rows)]
     return (
         "\n".join("\t".join("" if cell is None else str(cell) for cell in line) for line in lines)
@@ -252,7 +239,7 @@ def as_tsv(rows: Sequence[Mapping[str, object]]) -> str:
     )
 
 
-def _each(
+def _at_stages(
     stages: Mapping[str, Any] | None, name: str
 ) -> tuple[float | None, float | None, float | None]:
     if stages is None:
@@ -261,40 +248,40 @@ def _each(
     return before, affine, after
 
 
-def _last(name: str, value: float | None, form: str, tip: str) -> Row:
-    """A figure that only the finished registration has."""
-    return Row(name, (None, None, value), form, tip)
+def _final_row(name: str, value: float | None, spec: str, tip: str) -> Row:
+    """Return a row with a value only for the finished registration."""
+    return Row(name, (None, None, value), spec, tip)
 
 
 class Figure(QTableWidgetItem):
     """A cell that sorts by its number; cells without one come last."""
 
-    def __init__(self, value: float | None, form: str) -> None:
-        super().__init__(shown(value, form))
+    def __init__(self, value: float | None, spec: str) -> None:
+        super().__init__(format_value(value, spec))
         self.value = value
         self.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 
-    def mark_fallen(self) -> None:
-        """Mark a figure that became worse: an arrow down, in the colour of cautions."""
+    def mark_dropped(self) -> None:
+        """Mark a worse value: an arrow down in the colour of cautions."""
         self.setBackground(QColor(CAUTION))
         self.setForeground(QColor(ON_CAUTION))
         self.setIcon(_arrow_down())
 
     def __lt__(self, other: QTableWidgetItem) -> bool:
-        mine, its = self.value, getattr(other, "value", None)
-        return its is None if mine is None or its is None else mine < its
+        mine, theirs = self.value, getattr(other, "value", None)
+        return theirs is None if mine is None or theirs is None else mine < theirs
 
 
 class FigureTable(QTableWidget):
-    """A table that is read, not edited, whose rows are selected whole.
+    """A read-only table with row selection.
 
     Parameters
     ----------
     headings : sequence of str
     tips : sequence of str
-        Of the headings, where they have any.
+        Tooltips of the headings.
     stretch : {"none", "first", "all"}
-        Which columns take the width that is left; the others are as wide as they need.
+        Which columns take the remaining width; the others fit their contents.
     """
 
     def __init__(
@@ -317,7 +304,7 @@ class FigureTable(QTableWidget):
             columns.setSectionResizeMode(0, modes.Stretch)
 
     def fit(self, rows: int) -> None:
-        """Make it as high as some of its rows, and as its scroll bar, should it need one."""
+        """Set the height to this number of rows, plus the scroll bar if needed."""
         height = (
             self._columns.sizeHint().height()
             + 2 * self.frameWidth()
@@ -329,7 +316,7 @@ class FigureTable(QTableWidget):
         self.setFixedHeight(height + (bar.sizeHint().height() if bar is not None and wide else 2))
 
     def selected_rows(self) -> list[int]:
-        """The rows that are selected."""
+        """Return the selected rows."""
         model = self.selectionModel()
         return [] if model is None else sorted(index.row() for index in model.selectedRows())
 
@@ -356,7 +343,7 @@ def _arrow_down() -> QIcon:
 
 
 def origin_of(registration: Registration) -> dict[str, object]:
-    """Which registration the figures of a file are of: columns for each of its rows."""
+    """Return columns that identify a registration, for each row of a file."""
     return {
         "pair": f"{registration.pair.moving.name} onto {registration.pair.fixed.name}",
         "weights": registration.weights,
@@ -364,35 +351,35 @@ def origin_of(registration: Registration) -> dict[str, object]:
 
 
 class TableButtons(QWidget):
-    """Two buttons that give the rows of a table to the clipboard or to a file.
+    """Buttons that copy the rows of a table or save them to a file.
 
     Parameters
     ----------
     rows : callable
-        The rows as they are when a button is pressed.
+        Returns the current rows.
     name : str
-        Of the file, to begin with.
+        Suggested file name.
     """
 
     def __init__(self, rows: Callable[[], Sequence[Mapping[str, object]]], name: str) -> None:
         super().__init__()
-        self._rows, self._name = rows, name
+        self._rows, self._file_name = rows, name
         self.copy = QPushButton("Copy")
-        self.copy.setToolTip("Put the table on the clipboard, for a spreadsheet")
+        self.copy.setToolTip("Copy the table to the clipboard, for a spreadsheet")
         self.save = QPushButton("Save CSV…")
-        self.save.setToolTip("Write the table, with all its figures, to a CSV file")
+        self.save.setToolTip("Save the table, with all values, to a CSV file")
         self.copy.clicked.connect(self.to_clipboard)
-        self.save.clicked.connect(self._ask)
+        self.save.clicked.connect(self._choose_file)
         arranged(QHBoxLayout(self), None, self.copy, self.save)
 
     def to_clipboard(self) -> None:
-        """Put the rows on the clipboard, separated by tabs."""
+        """Copy the rows to the clipboard, separated by tabs."""
         rows, clipboard = self._rows(), QApplication.clipboard()
         if rows and clipboard is not None:
             clipboard.setText(as_tsv(rows))
 
     def save_to(self, path: str) -> None:
-        """Write the rows as CSV; what keeps them from being written is told."""
+        """Save the rows as CSV, or show an error."""
         from napari_shmoareg.io.files import write_table
 
         try:
@@ -400,9 +387,11 @@ class TableButtons(QWidget):
         except InputError as error:
             show_error(str(error))
         else:
-            show_info(f"The table lies in {path}.")
+            show_info(f"The table was saved in {path}.")
 
-    def _ask(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Save the table", self._name, "CSV (*.csv)")
+    def _choose_file(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(
+            self, "Save the table", self._file_name, "CSV (*.csv)"
+        )
         if path:
             self.save_to(path)

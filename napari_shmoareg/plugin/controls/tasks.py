@@ -1,7 +1,4 @@
-"""Work beside the viewer: a task in a thread, its reports and its end; timers and throttles.
-
-The libraries that a registration needs, loaded ahead; the network of a registration, run again.
-"""
+"""Background tasks with progress reports, timers, preloading and replays of a registration."""
 
 from __future__ import annotations
 
@@ -26,19 +23,19 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.replay import Replay
 
 
-EVERY = 100  # ms between two reports to the owner of a task
+REPORT_INTERVAL = 100  # ms between two progress signals
 CANCEL = "Cancel"
 
 
 class Report:
-    """What the function of a task is given: it says where it is, and ends here once cancelled.
+    """The progress callback of a task, which raises once the task is cancelled.
 
     Parameters
     ----------
     ended : callable
-        Whether the work is to end for another reason, such as a window that was closed.
+        Whether to stop for another reason, for example a closed window.
     forward : callable, optional
-        Gets every title and fraction too.
+        Also called with every title and fraction.
 
     Attributes
     ----------
@@ -52,41 +49,36 @@ class Report:
         forward: Callable[[str, float], None] = lambda title, fraction: None,
     ) -> None:
         self.reached = ("starting", 0.0)
-        self._stop, self._ended, self._forward = threading.Event(), ended, forward
+        self._stop, self._is_ended, self._forward = threading.Event(), ended, forward
 
     def __call__(self, title: str, fraction: float = 0.0) -> None:
-        """Say where the work is, from its thread.
+        """Report progress, from the thread of the task.
 
         Raises
         ------
         Interrupted
-            If it was cancelled.
+            If the task was cancelled.
         """
         self.check()
         self.reached = (title, fraction)
         self._forward(title, fraction)
 
     def check(self) -> None:
-        """End here if the work was cancelled.
-
-        Raises
-        ------
-        Interrupted
-        """
+        """Raise `Interrupted` if the task was cancelled."""
         if self.cancelled:
             raise Interrupted
 
     def cancel(self) -> None:
-        """Have the work end at its next report."""
+        """Stop the task at its next report."""
         self._stop.set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether the work is to end."""
-        return self._stop.is_set() or self._ended()
+        """Whether the task should stop."""
+        return self._stop.is_set() or self._is_ended()
 
     def part(self, low: float, high: float) -> Report:
-        """For a part of the work: its fractions 0 to 1 are `low` to `high` of the whole."""
+        """Return a report for a part of the work, from `low` to `high` of the whole."""
         return Report(
             lambda: self.cancelled,
             lambda title, fraction: self(title, low + (high - low) * fraction),
@@ -94,7 +86,7 @@ class Report:
 
 
 class _Run:
-    """A function with its outcome, for a worker of napari; calling it never raises."""
+    """A function and its result, for a napari worker; calling it never raises."""
 
     def __init__(self, function: Callable[[Report], Any], name: str) -> None:
         self._function, self._name, self.report = function, name, Report()
@@ -102,7 +94,7 @@ class _Run:
         self.error, self.docked, self.interrupted, self.ended = "", False, False, False
 
     def __repr__(self) -> str:
-        return self._name  # in napari's question whether to close its window
+        return self._name  # shown when napari asks whether to close its window
 
     def __call__(self) -> None:
         try:
@@ -111,38 +103,38 @@ class _Run:
             self.interrupted = True
         except Exception as error:
             self.error = explain(error)
-        self._function = lambda _: None  # holds nothing any more
+        self._function = lambda _: None  # release its references
         self.ended = True
 
 
 def _is_over(closed: threading.Event, worker: Callable[[], Any]) -> bool:
-    """Whether the owner is gone, or napari is being closed."""
+    """Whether the owner was deleted or napari is closing."""
     return closed.is_set() or getattr(worker(), "abort_requested", False)
 
 
 class Task(QObject):
-    """Long work beside the viewer, one piece at a time.
+    """Runs one function at a time in a background thread.
 
-    It ends when it is cancelled, its owner is destroyed, the owner's dock is closed or napari is
-    closed; napari names it where it asks whether to close its window.
+    Stops when it is cancelled, its owner is destroyed, the owner's dock is closed or napari is
+    closed.
 
     Parameters
     ----------
     owner : QObject
-        Whose work it is, a widget as a rule.
+        Usually a widget.
     name : str
-        In plain words, such as "registration #1".
+        Shown when napari asks whether to close its window, for example "registration #1".
 
     Attributes
     ----------
     progressed : Signal(str, float)
-        Where the work is: a title, and 0 to 1.  Ten times a second, and once more at its end.
+        A title and a fraction, ten times a second and once at the end.
     finished : Signal(object)
-        What the function returned.
+        The return value of the function.
     failed : Signal(str)
-        Its error, explained; not yet shown to anyone.  One that is not foreseen is logged whole.
+        The error message, not yet shown.  Unexpected errors are logged with a traceback.
     cancelled : Signal()
-        It ended because it was cancelled, or its owner is gone.
+        The task was cancelled or its owner deleted.
 
     Examples
     --------
@@ -163,26 +155,18 @@ class Task(QObject):
         # not `destroyed`: a slot can be collected before it is called
         weakref.finalize(owner, closed.set)
         self._timer = QTimer(self)
-        self._timer.setInterval(EVERY)
-        self._timer.timeout.connect(self._look)
+        self._timer.setInterval(REPORT_INTERVAL)
+        self._timer.timeout.connect(self._poll)
 
     @property
     def busy(self) -> bool:
-        """Whether it runs."""
+        """Whether a function is running."""
         return self._run is not None
 
     def start(self, function: Callable[[Report], Any]) -> bool:
-        """Call a function in a thread of its own.
+        """Call a function in a new thread; return False without starting it while busy.
 
-        Parameters
-        ----------
-        function : callable
-            Given a `Report`, which it calls with a title and a fraction from time to time.
-
-        Returns
-        -------
-        bool
-            False where the task is busy: nothing is begun.
+        The function takes a `Report`, which it calls regularly with a title and a fraction.
         """
         if self._run is not None:
             return False
@@ -196,23 +180,23 @@ class Task(QObject):
         return True
 
     def cancel(self) -> None:
-        """Have it end at its next report, if there is one; then `cancelled` follows."""
+        """Stop at the next report, then emit `cancelled`."""
         if self._run is not None:
             self._run.report.cancel()
 
     def drop(self) -> None:
-        """Cancel it and emit nothing more of it; another one can be started at once."""
+        """Cancel without further signals; another function can start immediately."""
         self.cancel()
         self._run = None
         self._timer.stop()
 
     def _is_shown(self) -> bool:
-        """Whether the window that its owner is in is open."""
+        """Whether the window of the owner is open."""
         window = getattr(self.parent(), "window", lambda: None)()
         return window is not None and window.isVisible()
 
-    def _look(self) -> bool:
-        """Report, and say whether the owner is still there."""
+    def _poll(self) -> bool:
+        """Emit the progress; return whether the owner still exists."""
         run = self._run
         if run is None:
             return False
@@ -226,19 +210,19 @@ class Task(QObject):
         run = self._run
         if run is None or not run.ended:  # a worker that was dropped
             return
-        there = self._look()
+        owner_exists = self._poll()
         self._run = None
         self._timer.stop()
         if run.error:
             self.failed.emit(run.error)
-        elif run.interrupted or not there:
+        elif run.interrupted or not owner_exists:
             self.cancelled.emit()
         else:
             self.finished.emit(run.value)
 
 
 def single_shot(owner: QObject, wait: int, then: Callable[[], Any]) -> QTimer:
-    """A timer that calls a function once, `wait` ms after it was last started."""
+    """Return a timer that calls a function once, `wait` ms after its last start."""
     timer = QTimer(owner)
     timer.setSingleShot(True)
     timer.setInterval(wait)
@@ -246,51 +230,43 @@ def single_shot(owner: QObject, wait: int, then: Callable[[], Any]) -> QTimer:
     return timer
 
 
-FASTEST = 0.25  # s between two drawings
-SHARE = 8.0  # times that a drawing took, until the next one
+MIN_INTERVAL = 0.25  # s between two calls
+PAUSE_FACTOR = 8.0  # pause after a call, in multiples of its duration
 
 
 class Throttle(QObject):
-    """Calls a function after it was asked to, at most four times a second; less where drawing takes
-    long.
+    """Calls a drawing function on request, at most four times a second, less if it is slow.
 
-    Ours: in a window with a 3D canvas every change has the whole window put together anew, which
-    takes a third of a second without a graphics card.  So it is measured, and no more than an
-    eighth of the time goes into it.
-
-    Parameters
-    ----------
-    parent : QObject
-    draw : callable
+    Ours: with a 3D canvas, every change recomposes the whole window, which takes a third of a
+    second without a graphics card.  So the duration is measured, and drawing takes at most an
+    eighth of the time.
     """
 
     def __init__(self, parent: QObject, draw: Callable[[], None]) -> None:
         super().__init__(parent)
         self._draw = draw
         self._next = self._began = 0.0
-        self._due = single_shot(self, 0, self._now)
-        self._after = single_shot(self, 0, self._drawn)
+        self._timer = single_shot(self, 0, self._run_draw)
+        self._painted = single_shot(self, 0, self._measure)
 
     def request(self) -> None:
-        """Have it drawn, now or soon."""
-        if not self._due.isActive():
-            self._due.start(max(0, round(1000 * (self._next - time.monotonic()))))
+        """Draw now or soon."""
+        if not self._timer.isActive():
+            self._timer.start(max(0, round(1000 * (self._next - time.monotonic()))))
 
-    def _now(self) -> None:
+    def _run_draw(self) -> None:
         self._began = time.monotonic()
-        self._next = self._began + FASTEST
+        self._next = self._began + MIN_INTERVAL
         self._draw()
-        self._after.start()  # comes when all that has to be painted is painted
+        self._painted.start()  # fires after all pending painting
 
-    def _drawn(self) -> None:
+    def _measure(self) -> None:
         now = time.monotonic()
-        self._next = max(self._next, now + SHARE * (now - self._began))
+        self._next = max(self._next, now + PAUSE_FACTOR * (now - self._began))
 
 
 class Libraries(NamedTuple):
-    """What there is to run with: names of the shipped weights, and whether there is a CUDA
-    device.
-    """
+    """Names of the shipped weights, and whether a CUDA device is available."""
 
     weights: tuple[str, ...]
     cuda: bool
@@ -298,11 +274,11 @@ class Libraries(NamedTuple):
 
 @cache
 def preload() -> Future[Libraries]:
-    """Begin to import what a registration needs, in a thread of its own, once.
+    """Import the libraries of a registration once, in a background thread.
 
-    While torch is loaded, Python lets nothing else run for half a second."""
+    Importing torch blocks other Python threads for half a second."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="shmoareg preload")
-    return executor.submit(_import_libraries)  # which Python waits for before it ends
+    return executor.submit(_import_libraries)  # Python waits for it at exit
 
 
 def _import_libraries() -> Libraries:
@@ -313,12 +289,12 @@ def _import_libraries() -> Libraries:
 
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.sum().backward()
-    adam([weight]).step()  # loads what a refinement needs
+    adam([weight]).step()  # imports what a refinement needs
     return Libraries(tuple(shipped_weights()), torch.cuda.is_available())
 
 
-# weights that a person showed
-_CHOSEN: weakref.WeakKeyDictionary[Registration, str] = weakref.WeakKeyDictionary()
+# weights that the user located
+_CHOSEN_WEIGHTS: weakref.WeakKeyDictionary[Registration, str] = weakref.WeakKeyDictionary()
 
 
 class WeightsError(InputError):
@@ -326,10 +302,8 @@ class WeightsError(InputError):
 
 
 def weights_of(registration: Registration) -> str:
-    """Name or file of a registration's weights: what a person showed, or else what it says
-    itself.
-    """
-    return _CHOSEN.get(registration) or str(
+    """Return the weights that the user located for a registration, else those it names."""
+    return _CHOSEN_WEIGHTS.get(registration) or str(
         registration.report.get("weights") or registration.weights
     )
 
@@ -337,26 +311,25 @@ def weights_of(registration: Registration) -> str:
 def replay_of(
     registration: Registration, report: Report, weights: str | Path | None = None
 ) -> Replay:
-    """The network of a registration and its last pass, which can be made again; takes seconds, in a
-    worker's thread.
+    """Return the replay of a registration: its network and last pass.  Takes seconds.
 
     Parameters
     ----------
     registration : Registration
     report : Report
-        Ends it between any two layers of the network.
+        Can cancel between any two layers of the network.
     weights : str or Path, optional
-        Other weights than the registration says, as where their file has moved; once read, they are
-        those of this registration for every view.
+        Weights to use instead of the named ones, for example if their file has moved; afterwards
+        used for this registration everywhere.
 
     Raises
     ------
     WeightsError
-        If there are no such weights.
+        If the weights cannot be read.
     TooLargeError
-        If the memory would not suffice; asked before anything is computed.
+        If the memory is insufficient; checked before computing.
     Interrupted
-        If the work was cancelled.
+        If the task was cancelled.
     """
     from napari_shmoareg.io import load_network
     from napari_shmoareg.registration.replay import Replay
@@ -370,7 +343,7 @@ def replay_of(
     except InputError as error:
         raise WeightsError(str(error)) from error
     if weights:
-        _CHOSEN[registration] = str(weights)
+        _CHOSEN_WEIGHTS[registration] = str(weights)
     grids = {"moving": pair.moving.grid, "fixed": pair.fixed.grid}
     check_network_memory(network.config, registration.network_grid, **grids, device=device)
     report("running the network's earlier passes", 0.2)

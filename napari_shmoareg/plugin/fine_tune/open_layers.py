@@ -229,8 +229,8 @@ class LayersBox(QWidget):
         images, labels = (
             [
                 la
-                for la in pickers.offered(viewer.layers, kind)
-                if pickers.refused(la) is None and not _result(la)
+                for la in pickers.selectable_layers(viewer.layers, kind)
+                if pickers.rejection(la) is None and not _result(la)
             ]
             for kind in ("image", "labels")
         )

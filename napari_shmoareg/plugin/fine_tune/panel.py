@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QApplication, QScrollArea, QTabWidget, QVBoxLayout, Q
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path
-from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
+from napari_shmoareg.plugin.controls.errors import form_message
 from napari_shmoareg.plugin.controls.forms import arranged, scrolled
 from napari_shmoareg.plugin.controls.tasks import Throttle
 from napari_shmoareg.plugin.fine_tune.charts import CurvesView, LoadsView, theme_of
@@ -53,7 +53,7 @@ def copy_command(requests: RequestBuilder) -> None:
     try:
         written = requests.command_line()
     except InputError as error:
-        show_error(in_words_of_the_form(error))
+        show_error(form_message(error))
         return
     if clipboard is not None:
         clipboard.setText(written)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
+from napari_shmoareg.plugin.controls.errors import form_message
 from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.fine_tune.run_model import RunFiles, RunState, RunUpdate
 
@@ -349,7 +349,7 @@ class Follower(QObject):
         try:
             write_request(self.folder / "wish", word)
         except InputError as error:
-            self.failed.emit(in_words_of_the_form(error))
+            self.failed.emit(form_message(error))
             return
         self.requested = word
         self.changed.emit()

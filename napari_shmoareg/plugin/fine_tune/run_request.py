@@ -10,7 +10,7 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.untrusted import typed_path, user_path
-from napari_shmoareg.plugin.controls.errors import in_words_of_the_form
+from napari_shmoareg.plugin.controls.errors import form_message
 from napari_shmoareg.plugin.controls.tasks import Task
 from napari_shmoareg.plugin.fine_tune.data import DataView
 from napari_shmoareg.plugin.fine_tune.form import SettingsForm
@@ -194,7 +194,7 @@ class RequestBuilder(QObject):
 
                 reset_run(Path(request.out))
         except InputError as error:
-            self.failed.emit(in_words_of_the_form(error))
+            self.failed.emit(form_message(error))
             return
         if resume:
             self.ready.emit(request.command("--resume"), Path(request.out))

@@ -1,1 +1,1 @@
-"""The Quality panel: compare before and after, read the figures, save."""
+"""The Quality panel: compares images, shows measures and saves a registration."""

@@ -1,1 +1,1 @@
-"""The Register panel: pick, run beside the window, lay the result over the fixed image."""
+"""The Register panel: registers two layers and adds the result to the viewer."""

@@ -1,4 +1,4 @@
-"""The settings of a registration as a form."""
+"""The form of the registration settings."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ from napari_shmoareg.settings import RegistrationRequest, choices, help_texts
 
 AS_WEIGHTS, NATIVE = "as the weights say", "native"
 CUSTOM, VOXELS = "Custom", "voxels"
-USUAL_SIZE = 128  # voxels, where a number is asked for and none was given yet
-MOST_STEPS, STEP = 1000, 20  # of the refinement
+DEFAULT_SIZE = 128  # voxels, initial number
+MAX_STEPS, STEP = 1000, 20  # refinement steps
 VARIANTS: dict[str, bool | None] = {
     AS_WEIGHTS: None,
     "diffeomorphic": True,
     "not diffeomorphic": False,
 }
 CHOICES = choices(cast(Any, RegistrationRequest)) | {"diffeomorphic": tuple(VARIANTS)}
-PRESETS: dict[str, dict[str, Any]] = {  # weights and device stay as they are
+PRESETS: dict[str, dict[str, Any]] = {  # weights and device are unchanged
     "Quick": {},
     "Refined": {"refine": 60},
     "Unlike contrasts": {"refine": 60, "similarity": "mind"},
     "Headers are right": {"affine": "none"},
 }
 PRESET_TIP = (
-    "Sets everything below but weights and device. What you choose is kept for the next start of"
+    "Sets everything below except weights and device. Settings are saved for the next start of"
     " napari."
 )
 
 
-def to_words(settings: RegistrationRequest) -> dict[str, str | int]:
-    """As the form shows settings and the preferences keep them: text and whole numbers."""
-    variant = next(word for word, value in VARIANTS.items() if value is settings.diffeomorphic)
+def to_preferences(settings: RegistrationRequest) -> dict[str, str | int]:
+    """Convert settings to the texts and integers of the form and the preferences."""
+    variant = next(text for text, value in VARIANTS.items() if value is settings.diffeomorphic)
     size = AS_WEIGHTS if settings.size is None else str(settings.size)
-    words = {name: getattr(settings, name) for name in LABELS}
-    return words | {"diffeomorphic": variant, "size": size}
+    values = {name: getattr(settings, name) for name in LABELS}
+    return values | {"diffeomorphic": variant, "size": size}
 
 
-def from_words(words: Mapping[str, Any]) -> RegistrationRequest:
-    """The way back; what is missing, or was written wrongly by hand, is as by default."""
+def from_preferences(values: Mapping[str, Any]) -> RegistrationRequest:
+    """Convert preferences to settings; missing or invalid values become the defaults."""
     settings = RegistrationRequest()
-    for name in (name for name in LABELS if name in words):
-        value = words[name]
+    for name in (name for name in LABELS if name in values):
+        value = values[name]
         if name == "diffeomorphic":
             value = VARIANTS.get(value)
         elif name == "size":
@@ -71,23 +71,17 @@ def from_words(words: Mapping[str, Any]) -> RegistrationRequest:
 
 
 def with_preset(settings: RegistrationRequest, name: str) -> RegistrationRequest:
-    """One of `PRESETS`, on these weights and this device."""
+    """Return a preset with the weights and device of these settings."""
     return RegistrationRequest(weights=settings.weights, device=settings.device, **PRESETS[name])
 
 
 def preset_of(settings: RegistrationRequest) -> str | None:
-    """Which of `PRESETS` settings are; None for none of them."""
+    """Return the name of the preset that equals the settings, or None."""
     return next((name for name in PRESETS if with_preset(settings, name) == settings), None)
 
 
 class SettingsForm(QWidget):
-    """Asks for a `RegistrationRequest`; all of it at a glance, each with its tooltip.
-
-    Parameters
-    ----------
-    settings : RegistrationRequest
-        To begin with.
-    """
+    """A form for a `RegistrationRequest`, initially showing `settings`."""
 
     changed = Signal()
 
@@ -107,7 +101,7 @@ class SettingsForm(QWidget):
             "size": self.voxels,
             "refine": self.refine,
         }
-        self.refine.setRange(0, MOST_STEPS)
+        self.refine.setRange(0, MAX_STEPS)
         self.refine.setSingleStep(STEP)
         self.refine.setSpecialValueText("none")
         self.refine.setSuffix(" steps")
@@ -122,71 +116,71 @@ class SettingsForm(QWidget):
         self.settings = settings
         for combo in self.combos.values():
             combo.activated.connect(self._changed)
-        self.preset.activated.connect(self._take_preset)
+        self.preset.activated.connect(self._apply_preset)
         self.weights.changed.connect(self._changed)
         self.voxels.changed.connect(self._changed)
         self.refine.valueChanged.connect(self._changed)
 
     @property
     def settings(self) -> RegistrationRequest:
-        """What the form says; the similarity is of no use, and "auto", without refinement."""
-        words = {name: combo.currentText() for name, combo in self.combos.items()}
-        words |= {"weights": self.weights.value, "size": self.voxels.word}
+        """The settings of the form; without refinement, the similarity is unused and "auto"."""
+        values = {name: combo.currentText() for name, combo in self.combos.items()}
+        values |= {"weights": self.weights.value, "size": self.voxels.text}
         if self.refine.value() == 0:
-            words["similarity"] = "auto"
-        return from_words({**words, "refine": self.refine.value()})
+            values["similarity"] = "auto"
+        return from_preferences({**values, "refine": self.refine.value()})
 
     @settings.setter
     def settings(self, settings: RegistrationRequest) -> None:
-        words = to_words(settings)
+        values = to_preferences(settings)
         blocked = self.refine.blockSignals(True)
         self.refine.setValue(settings.refine)
         self.refine.blockSignals(blocked)
         for name, combo in self.combos.items():
-            combo.setCurrentText(str(words[name]))
-        self.voxels.word = str(words["size"])
+            combo.setCurrentText(str(values[name]))
+        self.voxels.text = str(values["size"])
         self.weights.value = settings.weights
-        self._agree()
+        self._sync()
 
     def offer(self, weights: tuple[str, ...], cuda: bool) -> None:
-        """Offer shipped weights by name; grey out a device that is not there."""
+        """List shipped weights by name; disable an unavailable device."""
         self.weights.offer(weights)
         device = self.combos["device"]
         index, model = device.findText("cuda"), device.model()
         if isinstance(model, QStandardItemModel) and (item := model.item(index)) is not None:
             item.setEnabled(cuda)
-            item.setToolTip("" if cuda else "PyTorch finds no CUDA GPU here.")
+            item.setToolTip("" if cuda else "PyTorch found no CUDA GPU.")
         if not cuda and device.currentText() == "cuda":
-            device.setCurrentText("auto")  # it was chosen where there was one
+            device.setCurrentText("auto")  # saved on a machine with a GPU
 
     def _changed(self, *_: object) -> None:
-        self._agree()
+        self._sync()
         self.changed.emit()
 
-    def _agree(self) -> None:
-        """What depends on what is chosen."""
+    def _sync(self) -> None:
+        """Update controls that depend on others."""
         self.combos["similarity"].setEnabled(self.refine.value() > 0)
         self.preset.setCurrentText(preset_of(self.settings) or CUSTOM)
 
-    def _take_preset(self, index: int) -> None:
+    def _apply_preset(self, index: int) -> None:
         if index:
             self.settings = with_preset(self.settings, self.preset.currentText())
         self._changed()
 
 
 class _SizeField(QWidget):
-    """As the weights say, native, or a number of voxels."""
+    """The size: as in the weights, native, or a number of voxels."""
 
     changed = Signal()
 
     def __init__(self) -> None:
         super().__init__()
         self.kind = combo_of(AS_WEIGHTS, NATIVE, VOXELS)
-        self.kind.setMinimumContentsLength(6)  # a number stands beside it
+        self.kind.setMinimumContentsLength(6)  # leave room for the number
         self.number = QSpinBox()
         self.number.setRange(SMALLEST, LARGEST)
         self.number.setSingleStep(16)
-        self.number.setValue(USUAL_SIZE)
+        self.number.setValue(DEFAULT_SIZE)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.kind, 1)
@@ -196,21 +190,21 @@ class _SizeField(QWidget):
         self.number.valueChanged.connect(self._changed)
 
     @property
-    def word(self) -> str:
-        """As in `to_words`."""
+    def text(self) -> str:
+        """The size as in `to_preferences`."""
         return (
             str(self.number.value())
             if self.kind.currentText() == VOXELS
             else self.kind.currentText()
         )
 
-    @word.setter
-    def word(self, word: str) -> None:
-        self.kind.setCurrentText(VOXELS if word.isdecimal() else word)
-        self.number.setVisible(word.isdecimal())
-        if word.isdecimal():
+    @text.setter
+    def text(self, text: str) -> None:
+        self.kind.setCurrentText(VOXELS if text.isdecimal() else text)
+        self.number.setVisible(text.isdecimal())
+        if text.isdecimal():
             blocked = self.number.blockSignals(True)
-            self.number.setValue(int(word))
+            self.number.setValue(int(text))
             self.number.blockSignals(blocked)
 
     def _changed(self, *_: object) -> None:
