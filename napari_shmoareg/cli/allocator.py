@@ -1,4 +1,4 @@
-"""How the C library hands out memory in a command's process."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of mallopt(3)
-PAD = 64 * 2**20  # bytes asked of the system at once
+PAD = 64 * 2**20  # bytes requested from the system at once
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next array, where the user has not set it otherwise.
+    """Let glibc keep freed memory for later arrays, unless the user has configured its allocator.
 
-    By default each array of some MB is mapped and unmapped again, and the system fills its pages
-    with zeros each time: a registration on a CPU spends a fifth of its time there.  Elsewhere than
-    under glibc nothing is done."""
+    By default each array of some MB is mapped and unmapped, and the system zeroes its pages each
+    time: a registration on a CPU spends a fifth of its time on that. Does nothing without glibc.
+    """
     mallopt = _glibc("mallopt")
     if mallopt is not None:
         for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, PAD)):
@@ -24,17 +24,15 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what is freed back to the system: between phases, so that the peak is that of one of
-    them.
-    """
+    """Return freed memory to the system, between phases, so that their peaks do not add up."""
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def _glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc's allocator; None elsewhere (musl has none), and where the user has set
-    the allocator.
+    """Find a function of glibc's allocator; None without glibc, or if the user configured the
+    allocator.
     """
     if not sys.platform.startswith("linux") or any(
         known.startswith("MALLOC_") for known in os.environ

@@ -24,15 +24,13 @@ from napari_shmoareg.cli.train import fine_tune
 
 
 def info(debug: Debug = False) -> None:
-    """Versions, the device that would be used, and the shipped weights with what is known of
-    them.
-    """
+    """Show versions, the default device, and the shipped weights with their cards."""
     from napari_shmoareg.io import read_card, shipped_weights
 
     names = shipped_weights()
     show(_machine(), *(_card(name, read_card(name)) for name in names))
     if not names:
-        typer.echo("\nNo weights are shipped with this version: give --weights FILE.safetensors.")
+        typer.echo("\nThis version ships no weights: give --weights FILE.safetensors.")
 
 
 def _machine() -> Table:
@@ -53,7 +51,9 @@ def _machine() -> Table:
 
 
 def _device(cuda: str | None) -> str:
-    """Only a build for CUDA has to be loaded, which takes seconds, to know the GPU."""
+    """Describe the device; only a CUDA build of PyTorch has to be imported for it, which takes
+    seconds.
+    """
     if cuda is None:
         return "cpu (this build of PyTorch has no CUDA)"
     import torch
@@ -64,7 +64,7 @@ def _device(cuda: str | None) -> str:
 
 
 def _threads() -> int | str:
-    """Those that PyTorch takes, unless it is told otherwise."""
+    """Number of threads that PyTorch uses by default."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -108,13 +108,13 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (
         "register",
         register,
-        "Bring one image onto another.",
+        "Register one image to another.",
         "shmoareg register moving.nii.gz fixed.nii.gz --out result",
     ),
     (
         "apply",
         apply,
-        "Carry another image or labels the same way.",
+        "Apply the transform to another image or label map.",
         (
             "shmoareg apply result labels.nii.gz --labels --reference fixed.nii.gz --out"
             " carried.nii.gz"
@@ -124,25 +124,25 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (
         "fine-tune",
         fine_tune,
-        "Train the weights further on your own scans.",
+        "Train weights on your own scans.",
         "shmoareg fine-tune FOLDER --images 'images/*.nii.gz' --out my-run --steps 500",
     ),
     (
         "runs",
         runs,
-        "Show, pause, go on with or stop a run of fine-tune.",
+        "Show, pause, continue or stop a fine-tune run.",
         "shmoareg runs show my-run",
     ),
     (
         "evaluate",
         evaluate,
-        "Measure weights on a data set, in tables.",
+        "Measure the accuracy of weights on a data set.",
         "shmoareg evaluate --run my-run --out my-table",
     ),
     (
         "pretrain",
         pretrain,
-        "Learn weights from drawn images alone.",
+        "Train weights on synthetic images alone.",
         "shmoareg pretrain LABELMAPS --run my-run --minutes 60",
     ),
     (

@@ -1,4 +1,4 @@
-"""``shmoareg benchmark``: registration methods on the same pairs, by one scorer."""
+"""``shmoareg benchmark``: compare registration methods on the same pairs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FILES = ("moving", "fixed", "moving_labels", "fixed_labels", "landmarks")
 
 
 class Change(StrEnum):
-    """What is done to the moving image's intensities."""
+    """Change of the moving image's intensities."""
 
     none = "none"
     invert = "invert"
@@ -53,7 +53,7 @@ class Change(StrEnum):
 
 
 def select_methods(text: str) -> list[str]:
-    """The names of ``--methods``, the start before them."""
+    """Parse ``--methods``; "start" is always the first."""
     from napari_shmoareg.evaluation.methods import START, TIMED, check_available
 
     names = list(
@@ -63,22 +63,22 @@ def select_methods(text: str) -> list[str]:
         check_available(name)
         if name in TIMED and TIMED[name] not in names[: names.index(name)]:
             raise InputError(
-                f"The method '{name}' takes the seconds of {TIMED[name]}: name that before it in"
+                f"The method '{name}' uses the run time of {TIMED[name]}: list that before it in"
                 " --methods."
             )
     return names
 
 
 def check_used(names: Sequence[str], options: Mapping[str, tuple[object, Sequence[str]]]) -> None:
-    """Refuse an option that was given, not being None, where none of its methods runs."""
+    """Reject an option that is given (not None) if none of its methods runs."""
     from napari_shmoareg.evaluation.methods import SMOOTHER, TIMED
 
     for option, (value, methods) in options.items():
         if value is not None and not set(names) & set(methods):
             named = " and no ".join(name for name in methods if name not in (*TIMED, *SMOOTHER))
             raise InputError(
-                f"{option} would do nothing: --methods names no {named}. Add it there, or leave the"
-                " option out."
+                f"{option} would have no effect: --methods lists no {named}. Add it there, or"
+                " leave the option out."
             )
 
 
@@ -89,20 +89,20 @@ def select_pairs(
     choice: tuple[int | None, int],
     quiet: bool,
 ) -> tuple[PairFiles, ...]:
-    """The pairs of a list or a folder, and a word on how they were chosen."""
+    """Select the pairs of a list or a folder, and print how they were selected."""
     from napari_shmoareg.datasets import choose_pairs, read_folder, read_pair_list
 
     if dataset.is_dir():
         if images is None:
             raise InputError(
-                f"{dataset} is a folder: say which of its files are images, as --images"
-                " 'images/*.nii.gz'."
+                f"{dataset} is a folder: give --images, such as --images 'images/*.nii.gz', to"
+                " find its images."
             )
         files = read_folder(dataset, images, labels)
         how = "all ordered pairs of its images"
     else:
         if images or labels:
-            raise InputError(f"--images and --labels are for a folder, but {dataset} is none.")
+            raise InputError(f"--images and --labels are for a folder, but {dataset} is not one.")
         files, how = read_pair_list(dataset).files, "the pairs of the list"
     count, seed = choice
     if count is None or count >= len(files):
@@ -114,8 +114,8 @@ def select_pairs(
             counted[path] for path in {path for pair in files for path in (pair.moving, pair.fixed)}
         ]
         note = (
-            f"{count} of {len(files)} pairs ({how}), chosen by --seed {seed} so that each image is"
-            f" used as evenly as possible: {min(uses)} to {max(uses)} times."
+            f"{count} of {len(files)} pairs ({how}), selected by --seed {seed} so that each"
+            f" image is used about equally often: {min(uses)} to {max(uses)} times."
         )
     if not quiet:
         print_note(note)
@@ -123,8 +123,8 @@ def select_pairs(
 
 
 def weights_for(names: Sequence[str], requested: str | None, device: str) -> str | None:
-    """The weights, if a method needs some; what every run would fail by is refused before hours of
-    work.
+    """Resolve the weights if a method needs them, to fail before hours of work rather than
+    after.
     """
     from napari_shmoareg.evaluation.methods import NETWORKS
 
@@ -132,9 +132,7 @@ def weights_for(names: Sequence[str], requested: str | None, device: str) -> str
 
 
 def unigradicon_weights_for(names: Sequence[str], requested: Path | None) -> str | None:
-    """The file of uniGradICON's weights, if that method is named; what every run would fail by is
-    refused before.
-    """
+    """Resolve and check the uniGradICON weights file if that method runs."""
     if "unigradicon" not in names:
         return None
     from napari_shmoareg.evaluation.methods import load_method
@@ -145,7 +143,7 @@ def unigradicon_weights_for(names: Sequence[str], requested: Path | None) -> str
 
 
 def cpus() -> int:
-    """The CPUs that this process may use."""
+    """Number of CPUs available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -155,15 +153,17 @@ DatasetArgument = Annotated[
     typer.Argument(
         metavar="DATASET",
         help=(
-            "A CSV list (columns moving, fixed, moving_labels, fixed_labels, landmarks; the"
-            " last: a CSV file of x,y,z in the fixed image and in the moving one, mm, LPS), or a"
-            " folder with --images."
+            "A CSV list (columns moving, fixed, moving_labels, fixed_labels, landmarks; the last"
+            " is a CSV file of x,y,z in the fixed and in the moving image, mm, LPS), or a folder"
+            " with --images."
         ),
     ),
 ]
 OutOption = Annotated[
     Path,
-    typer.Option("--out", metavar="DIR", help="The folder for the results. Goes on where it is."),
+    typer.Option(
+        "--out", metavar="DIR", help="Folder for the results. An unfinished one is continued."
+    ),
 ]
 MethodsOption = Annotated[
     str,
@@ -183,7 +183,9 @@ MethodsOption = Annotated[
 Images = Annotated[
     str | None,
     typer.Option(
-        "--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."
+        "--images",
+        metavar="PATTERN",
+        help="For a folder: pattern of its images, such as 'images/*.nii.gz'.",
     ),
 ]
 Labels = Annotated[
@@ -191,7 +193,7 @@ Labels = Annotated[
     typer.Option(
         "--labels",
         metavar="PATTERN",
-        help="Of a folder: their label maps, in the same order of names.",
+        help="For a folder: pattern of their label maps, in the same order of names.",
     ),
 ]
 PairsOption = Annotated[
@@ -199,13 +201,13 @@ PairsOption = Annotated[
     typer.Option(
         "--pairs",
         min=1,
-        help="Only so many, each image as often as the others.",
+        help="Number of pairs; each image is used about equally often.",
         show_default="all",
     ),
 ]
 ChangeOption = Annotated[
     Change,
-    typer.Option("--change", help="Change the moving image's intensities, for every method."),
+    typer.Option("--change", help="Change the moving image's intensities for every method."),
 ]
 GammaOption = Annotated[
     float | None,
@@ -217,17 +219,17 @@ RefineOption = Annotated[
         "--refine",
         metavar="STEPS",
         min=1,
-        help="Of methods that refine.",
+        help="Steps of the methods that refine.",
         show_default="the engine's",
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Of every method.", show_default="all")
+    int | None, typer.Option("--threads", min=1, help="Threads of each method.", show_default="all")
 ]
 SurfaceOption = Annotated[
     bool,
     typer.Option(
-        "--surface/--no-surface", help="Measure surface distances too (ASSD, HD95; slow)."
+        "--surface/--no-surface", help="Also measure surface distances (ASSD, HD95; slow)."
     ),
 ]
 
@@ -256,10 +258,11 @@ def benchmark(
 ) -> None:
     """Compare registration methods on the same pairs.
 
-    Each method registers each pair in a process of its own, one after the other; the same scorer
-    measures the displacement that comes out.  DIR gets pairs.csv (a row per pair and method),
-    summary.md and plot.png. A method that fails leaves a row with the error.  Ctrl-C keeps the
-    rows; the same command goes on."""
+    Each method registers each pair in a separate process, one after the other; the resulting
+    displacements are measured by the same code. DIR gets pairs.csv (a row per pair and method),
+    summary.md and plot.png. If a method fails, its row has the error. Ctrl-C keeps the rows; the
+    same command continues.
+    """
     from napari_shmoareg.evaluation.methods import GAMMA, NETWORKS, REFINED
     from napari_shmoareg.registration.refinement import DEFAULT_STEPS
 
@@ -276,7 +279,7 @@ def benchmark(
     check_used(names, used)
     if gamma is not None and change is not Change.gamma:
         raise InputError(
-            "--gamma would do nothing without --change gamma. Add that, or leave --gamma out."
+            "--gamma would have no effect without --change gamma. Add that, or leave --gamma out."
         )
     chosen = select_pairs(dataset, images, labels, (pairs, seed), quiet)
     common = IsolatedRun(
@@ -301,13 +304,13 @@ def benchmark(
 def benchmark_plan(
     common: IsolatedRun, names: Sequence[str], trials: Sequence[IsolatedRun]
 ) -> dict[str, Any]:
-    """All that the numbers depend on, as it stands in benchmark.json."""
+    """Everything that the results depend on, as in benchmark.json."""
     from napari_shmoareg.evaluation.methods import used_versions
 
     settings = {
         key: value for key, value in asdict(common).items() if key not in ("method", *FILES)
     }
-    # as in plans of the last release: always these, or without this method
+    # as in plans of the last release
     settings["seconds"] = settings.pop("refine_seconds")
     del settings["affine"], settings["keep"]
     if common.unigradicon_weights is None:
@@ -328,7 +331,7 @@ def benchmark_plan(
 
 
 def run_all(out: Path, plan: Mapping[str, Any], trials: Sequence[IsolatedRun], quiet: bool) -> None:
-    """Run what has no row yet, and write what all rows come to."""
+    """Run what has no row yet, and write the results of all rows."""
     from napari_shmoareg.evaluation.comparison import (
         PLOT,
         ROWS,
@@ -337,7 +340,7 @@ def run_all(out: Path, plan: Mapping[str, Any], trials: Sequence[IsolatedRun], q
         write_rows,
     )
 
-    remedy = " Delete it; the same command then runs it again."
+    remedy = " Delete it; the same command then runs this part again."
     rows: list[dict[str, Any]] = []
     runs = {
         f"{number // len(plan['methods']) + 1:04d}-{trial.method.replace(':', '-')}": trial
@@ -373,7 +376,7 @@ def run_all(out: Path, plan: Mapping[str, Any], trials: Sequence[IsolatedRun], q
 
 @dataclass(frozen=True)
 class _Row:
-    """The types of what a row holds."""
+    """The types of a row."""
 
     pair: int
     moving: str
@@ -398,7 +401,7 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _import_table(work: WorkFolder) -> None:
-    """Make rows of the table of a benchmark that was begun by an earlier release."""
+    """Import the table of a benchmark that was started by an earlier release."""
     table = work.path / "pairs.csv"
     if not table.is_file() or any(work.rows.iterdir()):
         return
@@ -419,7 +422,7 @@ def _import_table(work: WorkFolder) -> None:
 
 
 def _run(pair: int, trial: IsolatedRun, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The row of a method on a pair."""
+    """Run a method on a pair and return its row."""
     from napari_shmoareg.evaluation.comparison import MEASURED
     from napari_shmoareg.io.files import stem
 
@@ -438,9 +441,7 @@ def _run(pair: int, trial: IsolatedRun, rows: Sequence[Mapping[str, Any]]) -> di
 def _with_time_limit(
     trial: IsolatedRun, rows: Sequence[Mapping[str, Any]], pair: int
 ) -> tuple[IsolatedRun, Measurements | None]:
-    """The trial with the seconds that its refinement may take; why it cannot run, if those are not
-    known.
-    """
+    """Set the time limit of a timed method; return an error instead if it is unknown."""
     from napari_shmoareg.evaluation.methods import TIMED
 
     if trial.method not in TIMED:
@@ -450,20 +451,20 @@ def _with_time_limit(
     )
     if not other["deforming_seconds"]:
         return trial, {
-            "error": f"{other['method']} failed on this pair, and its seconds were to be taken"
+            "error": f"{other['method']} failed on this pair, so its run time is unknown"
         }
     return replace(trial, refine_seconds=float(other["deforming_seconds"])), None
 
 
 def _files(pair: PairFiles) -> dict[str, Any]:
-    """The files of a pair, by the names that a trial has for them."""
+    """The files of a pair as fields of `IsolatedRun`."""
     return {
         name: None if path is None else str(path.resolve()) for name, path in vars(pair).items()
     }
 
 
 def describe_row(row: Mapping[str, Any]) -> str:
-    """What a method came to on a pair, on one line."""
+    """Describe the result of a method on a pair in one line."""
     if row["error"]:
         return f"failed: {row['error']}"
     from napari_shmoareg.evaluation.comparison import FORMS
@@ -477,7 +478,7 @@ def describe_row(row: Mapping[str, Any]) -> str:
 
 
 def results_table(summaries: Sequence[MethodSummary]) -> Table:
-    """Means over pairs, for a terminal; the spread stands in summary.md."""
+    """Table of means over pairs; summary.md also has the spread."""
     from napari_shmoareg.evaluation.comparison import FORMS
     from napari_shmoareg.metrics.measure import MEASURES
 

@@ -1,4 +1,4 @@
-"""The terminal: errors as one paragraph and an exit code, progress, tables, signals to stop."""
+"""Terminal output: errors, exit codes, progress, tables, stop signals."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ FAILED, MISUSED, CANCELLED = 1, 2, 130
 
 
 class CommandGroup(TyperGroup):
-    """The group of all commands: what a command raises is said plainly, once, here."""
+    """The group of all commands; prints the errors of every command."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the subcommand."""
         words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         with _print_errors(ctx, words), warnings.catch_warnings():
             warnings.showwarning = _print_warning
@@ -53,13 +53,13 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        """Read the options before the command's name."""
+        """Parse the options before the subcommand."""
         with _print_errors(None):
             return super().make_context(info_name, args, *rest, **extra)
 
 
 def remember_debug(ctx: typer.Context, value: bool) -> bool:
-    """Callback of ``--debug``, wherever on the line it stands."""
+    """Callback of ``--debug``, at any position of the command line."""
     if value:
         ctx.find_root().meta["debug"] = True
     return value
@@ -72,7 +72,7 @@ def _print_errors(ctx: Any, words: Sequence[str] = ()) -> Iterator[None]:
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as stop:
-        with contextlib.suppress(OSError):  # of a terminal that was closed
+        with contextlib.suppress(OSError):  # if the terminal was closed
             print_note(str(stop) or "Cancelled; nothing was written.")
         raise typer.Exit(CANCELLED) from stop
     except Exception as error:
@@ -86,12 +86,12 @@ def _print_errors(ctx: Any, words: Sequence[str] = ()) -> Iterator[None]:
 
 
 def print_note(text: str) -> None:
-    """One paragraph on stderr, not wrapped: the terminal does that."""
+    """Print one paragraph on stderr; the terminal wraps it."""
     typer.echo(text, err=True)
 
 
 def _allow_undecodable_names() -> None:
-    """Let names that are not UTF-8 be printed, with their odd bytes as numbers."""
+    """Let file names that are not UTF-8 be printed with escaped bytes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError, ValueError):
@@ -101,31 +101,31 @@ def _allow_undecodable_names() -> None:
 def _print_warning(
     message: Warning | str, category: type[Warning], *where: Any, **more: Any
 ) -> None:
-    """What a user can act on; what only concerns programmers is left to the tests."""
+    """Print user warnings; ignore those for developers."""
     if issubclass(category, UserWarning):
         print_note(f"Warning: {message}")
 
 
 def inputs_in(words: Sequence[str]) -> list[str]:
-    """The words of a command that name a file or folder which is there, behind "=" too."""
+    """The arguments that name an existing file or folder, also after "="."""
     names = [word.split("=", 1)[-1] if word.startswith("-") else word for word in words]
     return list(dict.fromkeys(name for name in names if os.path.exists(name)))
 
 
 def as_option(name: str, value: str) -> str:
-    """A setting as the command line calls it: ``--size 96``."""
+    """Format a setting as a command line option: ``--size 96``."""
     flag = f"--{name.replace('_', '-')}"
     return flag if value in ("", "True") else f"{flag} {value}"
 
 
 def explain(error: BaseException, inputs: Sequence[str] = ()) -> str:
-    """What a user should read when `error` ended a command.
+    """Return the message for an error that ended a command.
 
     Parameters
     ----------
     error : Exception
     inputs : sequence of str
-        What the command was given, for an error that does not say itself what was being read.
+        Input files of the command, for errors that do not name a file themselves.
     """
     if isinstance(error, InputError):
         return f"Error: {error.text_with(as_option)}"
@@ -136,7 +136,7 @@ def explain(error: BaseException, inputs: Sequence[str] = ()) -> str:
         )
         where = f" ({paths})" if paths else ""
         hint = (
-            " Free some space or name a place on another disk." if error.errno in _DISK_FULL else ""
+            " Free some space, or give a path on another disk." if error.errno in _DISK_FULL else ""
         )
         return f"Error: {os.strerror(error.errno)}{where}.{hint}"
     notes = getattr(error, "__notes__", ())
@@ -174,19 +174,19 @@ ProgressCallback = Callable[[str, float], None]
 def progress(
     quiet: bool = False, parts: Mapping[str, Phase] | None = None
 ) -> Iterator[ProgressCallback]:
-    """Show how far a piece of work is.
+    """Show the progress of a task.
 
     Parameters
     ----------
     quiet : bool
         Show nothing.
     parts : mapping of phase to Phase, optional
-        Where each phase stands in the whole; a phase that is not among them is the whole.
+        Share of each phase in the task; a phase that is missing here counts as the whole task.
 
     Yields
     ------
     callable
-        ``report(phase, fraction)`` with the fraction of the phase that is done, 0 to 1.
+        ``report(phase, fraction)``, with the fraction of the phase that is done, 0 to 1.
     """
     console = Console(stderr=True)
     if quiet:
@@ -202,8 +202,8 @@ def progress(
 
 
 def _forward(report: ProgressCallback, parts: Mapping[str, Phase]) -> ProgressCallback:
-    """From fractions of phases to fractions of the whole, which never run back; memory is given
-    back between phases.
+    """Convert fractions of phases to fractions of the task that never decrease; free memory between
+    phases.
     """
     furthest, current = 0.0, ""
 
@@ -235,9 +235,7 @@ def _bar(console: Console) -> Progress:
 
 
 def _lines(console: Console) -> ProgressCallback:
-    """Where a bar cannot be drawn (a log file): a line per phase, and one per tenth of a long
-    one.
-    """
+    """Without a terminal (a log file): a line per phase, and one per tenth of a long phase."""
     last: tuple[str, int] | None = None
 
     def report(title: str, done: float) -> None:
@@ -251,12 +249,12 @@ def _lines(console: Console) -> ProgressCallback:
 
 
 def show(*tables: Table) -> None:
-    """Print tables on stdout, an empty line between them."""
+    """Print tables on stdout, separated by empty lines."""
     console = Console(highlight=False)
     for number, table in enumerate(tables):
         if number:
             console.print()
-        if table.title:  # printed here, as a table's own title is wrapped to the table's width
+        if table.title:  # printed here, because a table wraps its title to its own width
             console.print(table.title, style="bold", markup=False)
             table.title = None
         console.print(table)
@@ -265,15 +263,15 @@ def show(*tables: Table) -> None:
 def results(
     title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None], str]]
 ) -> Table:
-    """What a registration reached.
+    """Make a table of numbers.
 
     Parameters
     ----------
     title : str
     columns : sequence of str
-        Heads of the columns of numbers.
+        Headers of the number columns.
     rows : iterable of (name, values, format)
-        A value that is None or NaN stays empty; a row without any value is left out.
+        A value that is None or NaN is shown empty; a row without values is left out.
     """
     table = plain_table(title)
     table.add_column("")
@@ -287,8 +285,8 @@ def results(
 
 
 def load_tables(load: ExpertLoad) -> list[Table]:
-    """Shares of selections in percent, one row per layer and image or direction; the blocks of a
-    layer added up.
+    """Tables of shares of selections in percent: one row per layer and image or direction, summed
+    over blocks.
     """
     whole = load.over_blocks()
     tables = []
@@ -325,13 +323,14 @@ def resumable(
     unit: str = "pairs",
     finish: Callable[[], object] = lambda: None,
 ) -> Iterator[None]:
-    """Let Ctrl-C end a command with a word on what its folder keeps, after `finish`."""
+    """On Ctrl-C, call `finish`, print what the folder contains, and exit."""
     try:
         yield
     except KeyboardInterrupt:
         finish()
         print_note(
-            f"Stopped after {done()} of {count} {unit}; {out} holds them. The same command goes on."
+            f"Stopped after {done()} of {count} {unit}; {out} contains them. The same command"
+            " continues."
         )
         raise typer.Exit(CANCELLED) from None
 
@@ -342,16 +341,17 @@ def stop_on_signal(
     second: str = "",
     callback: Callable[[], None] | None = None,
 ) -> Iterator[list[int]]:
-    """A list that fills at the first Ctrl-C, kill or closed terminal; the second one cancels.
+    """Yield a list that is non-empty after the first Ctrl-C, kill or hang-up; the second one
+    cancels.
 
     Parameters
     ----------
     first : str
-        Said at the first one.
+        Message at the first signal.
     second : str
-        Said where the second one ends the command; by default that nothing was written.
+        Message if a second signal ends the command; by default that nothing was written.
     callback : callable, optional
-        Called at the first one.
+        Called at the first signal.
     """
     signals: list[int] = []
 
@@ -361,7 +361,7 @@ def stop_on_signal(
         signals.append(number)
         if callback is not None:
             callback()
-        with suppress(OSError):  # of a terminal that was closed
+        with suppress(OSError):  # if the terminal was closed
             print_note(first)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -377,7 +377,7 @@ def stop_on_signal(
 
 
 def listen_to_parent(control: RunControl) -> threading.Thread:
-    """Hear "pause", "go" and "stop", a line each, on standard input; its end asks to stop.
+    """Read "pause", "go" and "stop" lines from standard input in a thread; its end means stop.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""``shmoareg evaluate``: the accuracy of weights on a data set, in tables."""
+"""``shmoareg evaluate``: tables of the accuracy on a data set."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SHOWN_LABELS = 8
 
 
 class PartName(StrEnum):
-    """Which part of a split."""
+    """Part of a split."""
 
     train = "train"
     validation = "validation"
@@ -61,7 +61,7 @@ class PartName(StrEnum):
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``--shard``: which of how many."""
+    """Parse ``--shard``: number and count."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     number, of = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= number <= of:
@@ -84,37 +84,41 @@ Run = Annotated[
     typer.Option(
         "--run",
         metavar="RUN",
-        help="A run of fine-tune: its data set, its split and its best weights.",
+        help="A fine-tune run: use its data set, its split and its best weights.",
     ),
 ]
 PartOption = Annotated[
     PartName | None,
     typer.Option(
         "--part",
-        help="Which part of the split.",
-        show_default="test where there is a split, else all",
+        help="Part of the split.",
+        show_default="test if there is a split, else all",
     ),
 ]
 Images = Annotated[
     str | None,
     typer.Option(
-        "--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."
+        "--images",
+        metavar="PATTERN",
+        help="For a folder: pattern of its images, such as 'images/*.nii.gz'.",
     ),
 ]
 Labels = Annotated[
     str | None,
-    typer.Option("--labels", metavar="PATTERN", help="Of a folder: the label maps of its images."),
+    typer.Option(
+        "--labels", metavar="PATTERN", help="For a folder: pattern of the label maps of its images."
+    ),
 ]
 Subject = Annotated[
     str | None,
     typer.Option(
         "--subject",
         metavar="REGEX",
-        help="Finds the subject in a scan's name: the first group, or all.",
+        help="Finds the subject in a scan's name: the first group, or the whole match.",
     ),
 ]
 KindOption = Annotated[
-    Kind, typer.Option("--kind", help="How the data set lies on the disk; auto looks.")
+    Kind, typer.Option("--kind", help="Layout of the data set; auto detects it.")
 ]
 WindowOption = Annotated[
     str | None,  # two numbers: `parse_window`
@@ -122,7 +126,7 @@ WindowOption = Annotated[
         "--window",
         metavar="LOW,HIGH",
         parser=parse_window,
-        help="Cut intensities off there, as -160,240 for CT.",
+        help="Clip intensities to this range, such as -160,240 for CT.",
     ),
 ]
 SplitOption = Annotated[
@@ -130,7 +134,7 @@ SplitOption = Annotated[
     typer.Option(
         "--split",
         metavar="A/B/C",
-        help="Subjects that train, validate and test: 60/10/10, or shares.",
+        help="Subjects for training, validation and testing: 60/10/10, or shares.",
     ),
 ]
 ShardOption = Annotated[
@@ -140,14 +144,16 @@ ShardOption = Annotated[
         metavar="I/N",
         parser=parse_shard,
         help=(
-            "Only every N-th pair from the I-th on; N processes, each with its own I, share the"
-            " work and the TABLE."
+            "Only every N-th pair, starting with the I-th; N processes, each with its own I,"
+            " share the work and the TABLE."
         ),
     ),
 ]
 OutOption = Annotated[
     Path,
-    typer.Option("--out", metavar="TABLE", help="The folder for the tables. Goes on where it is."),
+    typer.Option(
+        "--out", metavar="TABLE", help="Folder for the tables. An unfinished one is continued."
+    ),
 ]
 MethodOption = Annotated[
     str,
@@ -161,33 +167,31 @@ MethodOption = Annotated[
         ),
     ),
 ]
-SplitSeed = Annotated[int, typer.Option("--split-seed", min=0, help="Decides who stands where.")]
+SplitSeed = Annotated[int, typer.Option("--split-seed", min=0, help="Seed of the random split.")]
 PairsOption = Annotated[
     int | None,
     typer.Option(
         "--pairs",
         min=1,
-        help="Only so many, each scan as often as the others.",
+        help="Number of pairs; each scan is used about equally often.",
         show_default="all",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Decides which pairs.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the selection of pairs.")]
 SurfaceOption = Annotated[
     bool,
-    typer.Option("--surface/--no-surface", help="Measure surface distances (ASSD, HD95) too."),
+    typer.Option("--surface/--no-surface", help="Also measure surface distances (ASSD, HD95)."),
 ]
 DefinitionsOption = Annotated[
     bool,
-    typer.Option(
-        "--definitions", help="Measure the other definitions that go by these names, too."
-    ),
+    typer.Option("--definitions", help="Also measure the other definitions of these measures."),
 ]
 AgainstOption = Annotated[
     Path | None,
     typer.Option(
         "--against",
         metavar="TABLE",
-        help="Test the result against another evaluation (Wilcoxon).",
+        help="Compare with another evaluation (Wilcoxon test).",
     ),
 ]
 
@@ -196,7 +200,7 @@ AgainstOption = Annotated[
     with_settings,
     settings=REGISTRATION,
     without=("keep",),
-    default={"affine": "auto, or as the run had it"},
+    default={"affine": "auto, or that of the run"},
 )
 def evaluate(
     ctx: typer.Context,
@@ -230,12 +234,13 @@ def evaluate(
     debug: Debug = False,
     **given: Any,
 ) -> None:
-    """Register and measure every pair of a data set, or of a part of it.
+    """Register and measure all pairs of a data set, or of a part of it.
 
     TABLE gets summary.md and summary.csv (mean ± SD of Dice, ASSD, HD95, folding, SDlogJ, seconds;
-    at the start, after the affine, after all; per label), pairs.csv and labels.csv.  A pair that
-    fails is told, kept with its error, and tried again by the same command.  Ctrl-C keeps what is
-    done; the same command goes on."""
+    at the start, after the affine, after all; per label), pairs.csv and labels.csv. A pair that
+    fails is reported, saved with its error, and tried again by the same command. Ctrl-C keeps what
+    is done; the same command continues.
+    """
     from napari_shmoareg.evaluation.methods import check_available
     from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of, ready_method
     from napari_shmoareg.io.model_card import choose_device
@@ -271,7 +276,7 @@ def run_evaluation(
     against: Path | None,
     quiet: bool,
 ) -> None:
-    """Run the pairs that have no case yet, and write and show what all cases come to."""
+    """Evaluate the pairs that have no case yet, and write and show the results of all cases."""
     from napari_shmoareg.evaluation.run import EvaluationFolder, Shard, evaluate_cases
     from napari_shmoareg.evaluation.tables import comparison_file, write_comparison, write_tables
     from napari_shmoareg.io.model_card import choose_device
@@ -303,15 +308,15 @@ def run_evaluation(
         )
     written = write_tables(folder, plan)
     for text in written.damaged:
-        print_note(f"Warning: {text} The shard that it belongs to registers it again.")
+        print_note(f"Warning: {text} Its shard registers it again.")
     tests = None if other is None else write_comparison(folder, other)
     if not quiet:
         show_results(written, out, tests)
     failed = sum(bool(case["error"]) for case in cases)
     if failed:
         print_note(
-            f"{failed} of {len(cases)} pairs failed; {out} says why. The same command tries them"
-            " again."
+            f"{failed} of {len(cases)} pairs failed; {out} has the errors. The same command"
+            " tries them again."
         )
         raise typer.Exit(FAILED)
 
@@ -319,7 +324,7 @@ def run_evaluation(
 def _print_selection(
     chosen: Selection, weights: Mapping[str, str] | None, pairs: int, share: list[int], shard: Any
 ) -> None:
-    """What is about to be done, on stderr."""
+    """Print the selected pairs and warnings on stderr."""
     mine = "" if shard is None else f"; shard {shard[0]} of {shard[1]} has {len(share)} of them"
     count = "one pair" if pairs == 1 else f"{pairs} pairs"
     print_note(
@@ -331,12 +336,12 @@ def _print_selection(
         if used.resolve() == Path(weights["name"]).resolve():
             print_note(
                 f"{chosen.run} has no best.safetensors: the weights of its last saved step are"
-                f" taken, {weights['name']}."
+                f" used, {weights['name']}."
             )
     if chosen.dataset.skipped:
         first = chosen.dataset.skipped[0]
         print_note(
-            f"{len(chosen.dataset.skipped)} files are no part of it, such as {first.path}:"
+            f"{len(chosen.dataset.skipped)} files are not part of it, such as {first.path}:"
             f" {first.why}"
         )
     scans = (
@@ -347,33 +352,34 @@ def _print_selection(
     unlabelled = sum(scan.labels is None for scan in scans)
     if unlabelled:
         print_note(
-            f"{unlabelled} of its scans have no labels: of their pairs, correlation and folding are"
-            " measured, no overlap."
+            f"{unlabelled} of its scans have no labels: for their pairs, correlation and folding"
+            " are measured, but no overlap."
         )
 
 
 def _print_case(case: Mapping[str, Any] | None, warning: str, pairs: int, quiet: bool) -> None:
-    """One pair on one line; failures and damage even if quiet."""
+    """Print one pair in one line; failures and damaged cases even if quiet."""
     if case is None:
         print_note(f"Warning: {warning}")
     elif case["error"] or not quiet:
         print_note(
-            f"pair {case['number']} of {pairs}, {case['moving']} onto {case['fixed']}: {describe_case(case)}"
+            f"pair {case['number']} of {pairs}, {case['moving']} onto {case['fixed']}:"
+            f" {describe_case(case)}"
         )
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The scans that the options name.
+    """The data set and part that the options select.
 
     Attributes
     ----------
     dataset : Dataset
     part : Part
     run : Path or None
-        That was given.
+        The run that was given.
     weights, affine : str or None
-        Of the run; None for weights that it does not have yet.
+        Those of the run; weights are None if it has none yet.
     """
 
     dataset: Dataset
@@ -391,7 +397,7 @@ def select_scans(
     split_seed: int,
     options: Mapping[str, Any],
 ) -> Selection:
-    """Open the data set, with options as of `DatasetChoice` (None is not given), and divide it."""
+    """Open the data set with options of `DatasetChoice` (None: not given), and select a part."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
     from napari_shmoareg.evaluation.run import ALL, Part, part_from_run, part_from_split
 
@@ -399,14 +405,12 @@ def select_scans(
     requested = None if part_name is None else part_name.value
     if run is not None:
         if split is not None:
-            raise InputError(
-                "--split and --run exclude each other: the run has a split of its own."
-            )
+            raise InputError("--split and --run exclude each other: the run has its own split.")
         if given and data is None:
             names = ", ".join(f"--{name}" for name in given)
             raise InputError(
-                f"{names}: the run says how its data set is read. Leave it out, or give DATASET"
-                " too."
+                f"{names}: the run defines how its data set is read. Leave it out, or give"
+                " DATASET too."
             )
         found = part_from_run(run, requested or "test")
         choice = found.part.dataset
@@ -415,14 +419,14 @@ def select_scans(
         part = Part(choice, found.part.name, found.part.split, found.part.scans)
         return Selection(choice.open(), part, run, found.weights, found.affine)
     if data is None:
-        raise InputError("Give a DATASET, or --run with a run of fine-tune.")
+        raise InputError("Give a DATASET, or --run with a fine-tune run.")
     choice = DatasetChoice(str(data), **given)
     dataset = choice.open()
     name = requested or ("test" if split is not None else ALL)
     if name != ALL and split is None and dataset.parts is None:
         raise InputError(
-            f"--part {name} needs a division of the data set, which has none of its own: give"
-            " --split 60/10/10 (or shares) with the --split-seed that the training had, or --run."
+            f"--part {name} needs a split, and the data set has none of its own: give --split"
+            " 60/10/10 (or shares) with the --split-seed of the training, or --run."
         )
     return Selection(dataset, part_from_split(choice, dataset, name, split, split_seed))
 
@@ -430,24 +434,28 @@ def select_scans(
 def weights_for(
     method: str, given: str | None, file: Path | None, chosen: Selection, device: str
 ) -> str | None:
-    """The weights of a method that needs some: those that were given, the run's, or the shipped
-    ones; uniGradICON's file."""
+    """Resolve the weights of a method: the given ones, those of the run, or the shipped ones; for
+    uniGradICON, its file.
+    """
     from napari_shmoareg.evaluation.methods import NETWORKS
 
     if file is not None and method != "unigradicon":
-        raise InputError(f"--unigradicon-weights would do nothing: the method is '{method}'.")
+        raise InputError(f"--unigradicon-weights would have no effect: the method is '{method}'.")
     if method not in NETWORKS:
         if given is not None:
-            raise InputError(f"--weights would do nothing: the method '{method}' uses none.")
+            raise InputError(f"--weights would have no effect: the method '{method}' uses none.")
         return None if file is None else str(user_path(file).resolve())
     if given is None and chosen.run is not None and chosen.weights is None:
-        raise InputError(f"{chosen.run} has no weights yet: let it learn on, or give --weights.")
+        raise InputError(
+            f"{chosen.run} has no weights yet: continue the training, or give --weights."
+        )
     return resolve_weights(given or chosen.weights, device)
 
 
 def resolve_weights(weights: str | None, device: str) -> str:
-    """The name of shipped weights, those that fit the device by default, or the whole path of a
-    file."""
+    """Return the name of shipped weights (by default those for the device) or the absolute path of
+    a file.
+    """
     from napari_shmoareg.io import read_card, shipped_weights
     from napari_shmoareg.io.model_card import choose_device, choose_weights
 
@@ -457,7 +465,7 @@ def resolve_weights(weights: str | None, device: str) -> str:
 
 
 def describe_case(case: Mapping[str, Any]) -> str:
-    """What one pair came to, on one line."""
+    """Describe the result of one pair in one line."""
     if case["error"]:
         return f"failed: {case['error']}"
     start, after = (case["stages"][stage]["means"] for stage in ("start", "after"))
@@ -476,8 +484,10 @@ def describe_case(case: Mapping[str, Any]) -> str:
     return f"{words} {before} to {value}{over}, {case['seconds']:.1f} s"
 
 
-def show_results(written: WrittenTables, out: Path, tests: tuple[list[PairedTest], Path] | None) -> None:
-    """Means over pairs, where the tables are, and the outcome of a comparison."""
+def show_results(
+    written: WrittenTables, out: Path, tests: tuple[list[PairedTest], Path] | None
+) -> None:
+    """Print means over pairs, the paths of the tables, and the result of a comparison."""
     if written.summaries:
         show(results_table(written.summaries))
     state = (
@@ -498,7 +508,7 @@ def show_results(written: WrittenTables, out: Path, tests: tuple[list[PairedTest
 
 
 def results_table(summaries: list[Summary]) -> Table:
-    """Mean ± SD over pairs: a row per measure, a column per stage."""
+    """Table of mean ± SD over pairs: a row per measure, a column per stage."""
     from napari_shmoareg.evaluation.tables import ALL, STAGE_WORDS
     from napari_shmoareg.metrics.measure import MEASURES, STAGES
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from napari_shmoareg.cli.console import ProgressCallback, load_tables, progress, print_note, show
+from napari_shmoareg.cli.console import ProgressCallback, load_tables, print_note, progress, show
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
+    CommandRequest,
     Debug,
     Nan,
     Passes,
     Quiet,
-    CommandRequest,
     Weights,
     with_settings,
 )
@@ -41,7 +41,7 @@ DEFAULT_OUT, CONTROLS_OUT = Path("shmoareg-inspect"), Path("shmoareg-controls")
 
 
 class Point(NamedTuple):
-    """A place in the world of the fixed images, mm RAS."""
+    """A location in the world space of the fixed images, mm RAS."""
 
     x: float
     y: float
@@ -52,7 +52,7 @@ class Point(NamedTuple):
 
 
 def parse_point(text: str) -> Point:
-    """``--at``: three numbers, mm RAS."""
+    """Parse ``--at``: three numbers, mm RAS."""
     try:
         point = Point(*(float(word) for word in text.split(",")))
     except (TypeError, ValueError):
@@ -67,8 +67,8 @@ Inputs = Annotated[
     typer.Argument(
         metavar="DIR...|MOVING FIXED",
         help=(
-            "Folders that `register` wrote (the loads of several are added up), or two images"
-            " to register now."
+            "Folders that `register` wrote (the loads of several are summed), or two images to"
+            " register now."
         ),
         show_default=False,
     ),
@@ -79,8 +79,8 @@ PairsOption = Annotated[
         "--pairs",
         metavar="LIST.csv",
         help=(
-            "Register all pairs of a list instead: files in the columns moving, fixed and,"
-            " where there are labels, fixed_labels. Goes on where it was stopped."
+            "Register all pairs of a list instead: files in the columns moving, fixed and, if"
+            " there are labels, fixed_labels. An unfinished list is continued."
         ),
     ),
 ]
@@ -91,9 +91,11 @@ OutOption = Annotated[
         metavar="FOLDER",
         help=(
             "A new folder for tables and figures; with --pairs also one that the same command"
-            " began."
+            " started."
         ),
-        show_default=(f"{DEFAULT_OUT}; one DIR has them already; with --controls {CONTROLS_OUT}"),
+        show_default=(
+            f"{DEFAULT_OUT}; none for a single DIR, which has them; with --controls {CONTROLS_OUT}"
+        ),
     ),
 ]
 AtOption = Annotated[
@@ -102,8 +104,10 @@ AtOption = Annotated[
         "--at",
         metavar="X,Y,Z",
         parser=parse_point,
-        help="With --pairs: a place to look at (mm, RAS, in every fixed image); up to five times.",
-        show_default="five places relative to each fixed image, and a boundary between its labels",
+        help="With --pairs: a location at which to count choices (mm, RAS, in every fixed"
+        " image); up to five times.",
+        show_default="five locations relative to each fixed image, and a boundary between its"
+        " labels",
     ),
 ]
 ControlsOption = Annotated[
@@ -111,17 +115,17 @@ ControlsOption = Annotated[
     typer.Option(
         "--controls",
         help=(
-            "Ask instead whether the choice matters: run the network again with experts shuffled,"
-            " random, fixed, chosen by an untrained gate, with attention off and more, and measure"
-            " what that costs (of one DIR, one pair or --pairs; some twenty runs of the network per"
-            " pair)."
+            "Test instead whether the choice matters: run the network again with experts"
+            " shuffled, random, fixed, chosen by an untrained gate, with attention off and more,"
+            " and measure the loss of accuracy (for one DIR, one pair or --pairs; about twenty"
+            " runs of the network per pair)."
         ),
     ),
 ]
 PassesOption = Annotated[
     Passes,
     typer.Option(
-        "--passes", help="With --controls: change all passes of the network, or the last alone."
+        "--passes", help="With --controls: change all passes of the network, or only the last."
     ),
 ]
 CardOption = Annotated[
@@ -129,7 +133,7 @@ CardOption = Annotated[
     typer.Option(
         "--card",
         metavar="NEW.safetensors",
-        help="With --controls: write a copy of the weights that has the scores on its card.",
+        help="With --controls: write a copy of the weights with the scores on its card.",
     ),
 ]
 ROLES = ("moving", "fixed")
@@ -158,26 +162,28 @@ def inspect(
     """Show which experts were chosen, and how often: per layer, image and direction.
 
     The share of selections of every attention head (MoA) and of every deformation expert (SHMoE),
-    as a table, as CSV and as figures. With --pairs: over a whole list, with the spread from pair to
-    pair, and the experts chosen at single places. With --controls: what it costs to choose
-    otherwise, as controls.csv and a figure. A pair that fails is told and left out; only where all
-    fail is the exit code 1. Ctrl-C keeps the pairs that are done, and the same command goes on,
-    with those that failed too."""
+    as a table, as CSV and as figures. With --pairs: over a whole list, with the spread over pairs,
+    and the experts chosen at single locations. With --controls: the cost of other choices, as
+    controls.csv and a figure. A pair that fails is reported and left out; the exit code is 1 only
+    if all fail. Ctrl-C keeps the finished pairs; the same command continues and tries failed pairs
+    again.
+    """
     request = CommandRequest.of(weights, given)
     reading = (request, nan, channel, quiet, debug)
     if not controls and (card is not None or passes is not Passes.all):
         raise InputError(
-            f"{'--card' if card is not None else '--passes'} would do nothing without --controls."
+            f"{'--card' if card is not None else '--passes'} would have no effect without"
+            " --controls."
         )
     if pairs is not None and what:
         raise InputError(
-            f"--pairs {'measures' if controls else 'registers'} the pairs of {pairs}; name no"
-            f" folder and no image ({what[0]}) beside it."
+            f"--pairs {'measures' if controls else 'registers'} the pairs of {pairs}; do not"
+            f" give a folder or an image ({what[0]}) too."
         )
     if controls and at:
         raise InputError(
-            "--at names places to count choices at, which --controls does not: leave out one of"
-            " them."
+            "--at gives locations at which to count choices, which --controls does not do: leave"
+            " out one of them."
         )
     if controls:
         from napari_shmoareg.cli.inspect_controls import ControlOptions
@@ -192,13 +198,13 @@ def inspect(
         if not quiet:
             _print_loads(load)
             files = sorted((out or DEFAULT_OUT).glob("*.*"))
-            typer.echo("\n".join(["\nOf all pairs added up:", *(f"  {path}" for path in files)]))
+            typer.echo("\n".join(["\nSums over all pairs:", *(f"  {path}" for path in files)]))
     elif not what:
         raise typer.BadParameter(
             "Give folders that `register` wrote, two images (MOVING FIXED), or --pairs LIST.csv"
         )
     elif at:
-        raise InputError("--at would do nothing without --pairs.")
+        raise InputError("--at would have no effect without --pairs.")
     else:
         _inspect(what, out, request, nan, channel, quiet)
 
@@ -211,20 +217,21 @@ def _inspect(
     channel: int | None,
     quiet: bool,
 ) -> None:
-    """The loads of registration folders, or of two images that are registered now."""
+    """Inspect registration folders, or register two images and inspect the result."""
     from napari_shmoareg.io.files import check_new_folder
 
     folders = [path for path in what if (path / "report.json").is_file()]
     pair = len(what) == 2 and not folders
     if len(what) == 1 and what[0].is_file():
         raise InputError(
-            f"{what[0]} is one file; a folder that `register` wrote, or two images (MOVING FIXED),"
-            " were expected."
+            f"{what[0]} is a single file; a folder that `register` wrote, or two images (MOVING"
+            " FIXED), were expected."
         )
     if not pair and len(what) > 1 and len(folders) < len(what):
         invalid = next(path for path in what if path not in folders)
         raise InputError(
-            f"{invalid} is not a registration folder. Give such folders, or two images: MOVING FIXED."
+            f"{invalid} is not a registration folder. Give registration folders, or two images:"
+            " MOVING FIXED."
         )
     folder = out if out is not None or (not pair and len(what) == 1) else DEFAULT_OUT
     if folder is not None:
@@ -246,7 +253,7 @@ def _inspect(
 
 
 def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) -> None:
-    """The controls on a list, a registration folder, or two images."""
+    """Run the controls on a list, a registration folder, or two images."""
     from napari_shmoareg.cli.inspect_controls import control_one, control_pairs
 
     if pairs is not None:
@@ -269,8 +276,7 @@ def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) 
         scene = read_registration(what[0])
         if scene.weights == NO_NETWORK:
             raise InputError(
-                f"{what[0]} was registered without a network, so that there are no experts to"
-                " control."
+                f"{what[0]} was registered without a network, so it has no experts to control."
             )
 
         def replay(network: SHMoAReg, report: ProgressCallback) -> Replay:
@@ -292,7 +298,7 @@ def _control(what: Sequence[Path], pairs: Path | None, options: ControlOptions) 
 
 
 class _Found(NamedTuple):
-    """Loads, figures by file name, and what the figures are of."""
+    """Loads, figures by file name, and metadata of the figures."""
 
     load: ExpertLoad
     figures: dict[str, Figure]
@@ -316,8 +322,8 @@ def _read_folders(folders: Sequence[Path]) -> _Found:
 
     for first, _ in repeated(folder.resolve() for folder in folders):
         print_note(
-            f"Warning: {folders[first - 1]} is given more than once; each time counts, and the"
-            " spread is too small."
+            f"Warning: {folders[first - 1]} is given more than once; it is counted each time,"
+            " and the spread is too small."
         )
     read = [read_registration_summary(folder) for folder in folders]
     reports = [summary.report for summary in read]
@@ -344,7 +350,7 @@ def _read_folders(folders: Sequence[Path]) -> _Found:
 
 
 def _passes(report: Mapping[str, Any]) -> int | None:
-    """How many passes the network made; None in a folder written before that was kept."""
+    """Number of passes of the network; None in a folder of a version that did not save it."""
     passes = (report.get("settings") or {}).get("passes")
     return None if passes is None else len(passes)
 
@@ -396,7 +402,7 @@ def _write(found: _Found, out: Path) -> None:
 
 
 def _list_files(folder: Path, given: bool, experts: bool) -> str:
-    """Where the CSV file and the figures lie, and how to get figures that were not drawn."""
+    """List the CSV file and the figures, and say how to get missing figures."""
     names = (
         ("experts/loads.csv", "figures/expert_loads.png", "figures/expert_maps.png")
         if given
@@ -408,10 +414,10 @@ def _list_files(folder: Path, given: bool, experts: bool) -> str:
         if path.exists()
     ]
     drawn = any(path.suffix == ".png" for path in found)
-    lines = ["Each block by itself, and the figures:" if drawn else "Each block by itself:"]
+    lines = ["Loads of each block, and figures:" if drawn else "Loads of each block:"]
     lines += [f"  {path}" for path in found]
     if experts and not drawn:
         lines.append(
-            "It was registered without figures; give --out FOLDER to draw the loads there."
+            "It was registered without figures; give --out FOLDER to plot the loads there."
         )
     return "\n".join(lines)

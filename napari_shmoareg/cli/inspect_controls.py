@@ -1,4 +1,4 @@
-"""``shmoareg inspect --controls``: whether it matters which experts are chosen."""
+"""``shmoareg inspect --controls``: test whether the choice of experts matters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import ProgressCallback, plain_table, progress, print_note, show
+from napari_shmoareg.cli.console import ProgressCallback, plain_table, print_note, progress, show
 from napari_shmoareg.cli.pair_list import (
     PLAN,
     ListOptions,
+    file_states,
     list_plan,
     list_summary,
-    file_states,
-    weights_in_plan,
     process_pairs,
+    weights_in_plan,
     write_figures,
 )
 from napari_shmoareg.errors import InputError
@@ -60,36 +60,36 @@ if TYPE_CHECKING:
 CONTROLS, PER_PAIR, GATES = "controls.csv", "controls_per_pair.csv", "controls_gates.csv"
 FIGURE, SUMMARY = "controls", "summary.json"
 SEED = 0
-# of the work on a pair, until it is aligned, and until all controls have run
+# share of the work on a pair until it is aligned, and until all controls have run
 ALIGNED, CONTROLLED = 0.08, 0.8
 CHECKS_LEGEND = (
-    "Sign: how much of a choice the sign of the motion tells. Best: cells that chose the expert of"
-    " the least local error, of those where it makes a difference. Kappa: the same above chance (0"
-    " chance, 1 always). Noise kappa: choices that stay under noise of 1 %, above chance. Label"
-    " bits: what a choice tells of the label; untrained: what that of an untrained gate with equal"
-    " loads tells."
+    "Sign: share of a choice that the sign of the motion explains. Best: share of cells that"
+    " chose the expert of least local error, among cells where it makes a difference. Kappa: the"
+    " same above chance (0 chance, 1 always). Noise kappa: choices that do not change under"
+    " noise of 1 %, above chance. Label bits: information of a choice about the label;"
+    " untrained: the same for an untrained gate with equal loads."
 )
 SHARE_LEGEND = (
-    "Gain kept: 100 % means that the change costs nothing, so that what was learned there is not"
-    " needed; 0 % that the whole gain over the alignment is lost; below, that the result is worse"
+    "Gain kept: 100 % means that the change costs nothing, so what was learned there is not"
+    " needed; 0 % that the whole gain over the alignment is lost; less, that the result is worse"
     " than the alignment."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredPair:
-    """What is kept of one pair.
+    """The saved results of one pair.
 
     Attributes
     ----------
     pair : ControlledPair
     checks : list of ChoiceCheck
     names : tuple of 2 str
-        Of the moving and the fixed image.
+        Names of the moving and the fixed image.
     about : mapping
         Network grid, passes, variant, affine.
     files : mapping of str to (int, int)
-        As of `file_states`.
+        From `file_states`.
     """
 
     pair: ControlledPair
@@ -99,13 +99,13 @@ class MeasuredPair:
     files: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """As a JSON row."""
         record = asdict(self.pair) | {"checks": [asdict(check) for check in self.checks]}
         return record | {"names": self.names, "about": self.about, "files": self.files}
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], controls: Iterable[Control]) -> MeasuredPair:
-        """Back from JSON; raises ValueError, KeyError or TypeError if the row is damaged."""
+        """Parse a JSON row; raises ValueError, KeyError or TypeError if it is damaged."""
         check_row(_Row, row)
         for check in row["checks"]:
             check_fields(ChoiceCheck, check)
@@ -118,7 +118,7 @@ class MeasuredPair:
 
 @dataclass(frozen=True)
 class _Row:
-    """The types of the parts of a pair's row."""
+    """The types of a row."""
 
     names: tuple[str, str]
     moving: str
@@ -137,7 +137,7 @@ class ControlOptions(ListOptions):
     Attributes
     ----------
     card : Path or None
-        Where a copy of the weights goes that has the scores on its card.
+        Path for a copy of the weights with the scores on its card.
     passes : {"all", "last"}
     """
 
@@ -146,8 +146,9 @@ class ControlOptions(ListOptions):
 
 
 def control_pairs(listing: Path, options: ControlOptions) -> None:
-    """Measure the pairs of a list that the folder does not have yet, and write what all of them
-    come to."""
+    """Measure the pairs of a list that the folder does not have yet, and write the results of
+    all.
+    """
     from napari_shmoareg.datasets import read_pair_list
 
     listed = read_pair_list(listing, nan=options.nan, channel=options.channel)
@@ -158,7 +159,7 @@ def control_pairs(listing: Path, options: ControlOptions) -> None:
     measure: Measure = "dice" if all(labelled) else "similarity"
     if any(labelled) and not all(labelled):
         print_note(
-            "Warning: not every pair has labels of both images, so that all are measured by their"
+            "Warning: not every pair has labels of both images, so all pairs are measured by"
             " local correlation."
         )
     plan = list_plan(listed, options, name, _used) | _of_plan(controls, measure)
@@ -180,13 +181,14 @@ def control_pairs(listing: Path, options: ControlOptions) -> None:
 def control_one(
     make: Callable[[SHMoAReg, ProgressCallback], Replay], options: ControlOptions
 ) -> None:
-    """Measure one pair, and write what it comes to into a new folder, whole or not at all.
+    """Measure one pair and write the results to a new folder, atomically.
 
     Parameters
     ----------
     make : callable
-        Reads and aligns the pair, given the network, telling how far it is.
-    options : ControlOptions"""
+        Reads and aligns the pair, given the network and a progress callback.
+    options : ControlOptions
+    """
     check_new_folder(options.out)
     with progress(options.quiet) as report:
         report("loading", 0.0)
@@ -217,18 +219,17 @@ def _controls(network: SHMoAReg, passes: Passes) -> list[Control]:
     found = controls_of(network, passes=passes, seed=SEED)
     if not found:
         raise InputError(
-            "This network has neither attention nor experts, so that there is nothing to control."
+            "This network has neither attention nor experts, so there is nothing to control."
         )
     return found
 
 
 def _check_card(options: ControlOptions, weights: str) -> None:
-    """Refuse, before the work, a place for weights with a card that could not be written."""
+    """Reject an invalid --card path before the work starts."""
     if options.card is not None:
         if options.card.suffix != ".safetensors":
             raise InputError(
-                "--card names a file for weights, and has to end in .safetensors; got"
-                f" {options.card}."
+                f"--card has to be a file that ends in .safetensors; got {options.card}."
             )
         check_new_file(options.card, inputs=[weights] if Path(weights).is_file() else [])
 
@@ -256,7 +257,7 @@ def _measured(
     subjects: tuple[str, str],
     files: Mapping[str, Sequence[int]] | None = None,
 ) -> MeasuredPair:
-    """Controls and checks on a pair."""
+    """Run controls and checks on a pair."""
     from napari_shmoareg.experts.routing_scores import ControlledPair
 
     def part(low: float, high: float) -> ProgressCallback:
@@ -287,7 +288,7 @@ def _finish(
     folder: Path,
     options: ControlOptions,
 ) -> None:
-    """Write tables, figure and summary into a folder, print the tables, and write the card."""
+    """Write tables, figure, summary and card, and print the tables."""
     done, kernels = list(pairs.values()), network.config.kernels
     rows = control_rows([one.pair for one in done], controls)
     checks = [check for one in done for check in one.checks]
@@ -330,7 +331,7 @@ def _empty_for_none(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tables(rows: Sequence[ControlRow], kernels: Sequence[int]) -> list[Table]:
-    """Before and learned, then the controls of the encoder and of the decoder."""
+    """Tables of before and learned, then of the controls of encoder and decoder."""
 
     tables = []
     over = f"{rows[0].pairs} pairs of {rows[0].images} images" if rows[0].pairs > 1 else "one pair"
@@ -364,8 +365,8 @@ def _tables(rows: Sequence[ControlRow], kernels: Sequence[int]) -> list[Table]:
 
 
 def _gates_table(checks: Sequence[ChoiceCheck]) -> Table:
-    """What choices follow, per layer and direction."""
-    table = plain_table("what the choices follow (last pass)")
+    """Table of what the choices depend on, per layer and direction."""
+    table = plain_table("what the choices depend on (last pass)")
     heads = ("", "sign, %", "best, %", "kappa", "noise kappa", "label bits", "untrained")
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left")

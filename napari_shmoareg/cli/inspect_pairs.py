@@ -1,6 +1,4 @@
-"""``shmoareg inspect --pairs``: which experts a list of pairs chose, pair by pair.  Fig. 5 and
-6.
-"""
+"""``shmoareg inspect --pairs``: experts chosen in a list of pairs. Fig. 5 and 6."""
 
 from __future__ import annotations
 
@@ -16,9 +14,9 @@ import numpy as np
 from napari_shmoareg.cli.console import ProgressCallback, print_note
 from napari_shmoareg.cli.pair_list import (
     ListOptions,
+    file_states,
     list_plan,
     list_summary,
-    file_states,
     process_pairs,
     write_figures,
 )
@@ -42,7 +40,7 @@ from napari_shmoareg.figures.experts import (
     location_figure,
 )
 from napari_shmoareg.io import read_image, read_pair
-from napari_shmoareg.io.files import write_table, atomic_write
+from napari_shmoareg.io.files import atomic_write, write_table
 from napari_shmoareg.io.model_card import routing_of
 from napari_shmoareg.io.work_folder import check_row, write_json
 from napari_shmoareg.model.routing import GateId
@@ -66,7 +64,7 @@ MOST_PLACES = 5
 
 @dataclass(frozen=True, eq=False)
 class InspectedPair:
-    """What is kept of one pair.
+    """The saved results of one pair.
 
     Attributes
     ----------
@@ -75,14 +73,13 @@ class InspectedPair:
     load : ExpertLoad
     places : LocationLoad
     points : mapping of str to list of 3 float
-        Where the places lie in the fixed image's world, mm RAS.
+        Locations in the world space of the fixed image, mm RAS.
     boundary : list of 2 int, or None
-        Labels that meet at the place "boundary".
+        Labels that meet at the location "boundary".
     about : mapping
-        The network grid, how often the network ran ("passes"), what was decided for the caller,
-        warnings.
+        Network grid, passes, automatic choices, warnings.
     files : mapping of str to (int, int)
-        As of `file_states`.
+        From `file_states`.
     """
 
     moving: str
@@ -98,7 +95,7 @@ class InspectedPair:
     def of(
         cls, registration: Registration, at: Sequence[Point], files: Mapping[str, Sequence[int]]
     ) -> InspectedPair:
-        """The experts that a registration chose, in all and at places."""
+        """Count the experts that a registration chose, in total and at locations."""
         points, labels = _places(registration.pair, at)
         shape = registration.network_grid.shape
         about = {
@@ -120,7 +117,7 @@ class InspectedPair:
         )
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """As a JSON row."""
         return vars(self) | {
             "load": self.load.entries(),
             "places": {name: self.places[name].entries() for name in self.places},
@@ -128,7 +125,7 @@ class InspectedPair:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> InspectedPair:
-        """Back from JSON; raises ValueError, KeyError or TypeError if the row is damaged."""
+        """Parse a JSON row; raises ValueError, KeyError or TypeError if it is damaged."""
         check_row(_Row, row)
         places = LocationLoad(
             {name: ExpertLoad.from_entries(rows) for name, rows in row["places"].items()}
@@ -136,14 +133,14 @@ class InspectedPair:
         return cls(**(dict(row) | {"load": ExpertLoad.from_entries(row["load"]), "places": places}))
 
     def summary(self) -> dict[str, Any]:
-        """All of it but the counts."""
+        """Everything but the counts."""
         named = {"moving": self.moving, "fixed": self.fixed, "places_mm_ras": self.points}
         return {**named, "boundary_labels": self.boundary, **self.about}
 
 
 @dataclass(frozen=True)
 class _Row:
-    """The types of what the row of a pair holds beside its counts."""
+    """The types of a row, besides its counts."""
 
     moving: str
     fixed: str
@@ -154,20 +151,20 @@ class _Row:
 
 
 def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> ExpertLoad:
-    """Register the pairs of a list that the folder does not have yet, and write what all of them
-    come to.
+    """Register the pairs of a list that the folder does not have yet, and write the results of all.
 
     Parameters
     ----------
     listing : Path
         As for `read_pair_list`.
     at : sequence of (x, y, z), mm RAS
-        Places of Fig. 6; none: the five of `FRACTIONS`, and a boundary between labels.
+        Locations of Fig. 6; if empty, the five of `FRACTIONS` and a boundary between labels.
     options : ListOptions
-        `out` is a new folder, or one that the same command began."""
+        `out` is a new folder, or one that the same command started.
+    """
     if len(at) > MOST_PLACES:
         raise InputError(
-            f"{len(at)} places were given with --at; up to {MOST_PLACES} can be compared."
+            f"{len(at)} locations were given with --at; up to {MOST_PLACES} can be compared."
         )
     from napari_shmoareg.datasets import read_pair_list
 
@@ -176,8 +173,8 @@ def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> E
     plan = list_plan(listed, options, name, _used) | {"places": [list(point) for point in at]}
     for first, again in repeated(tuple(files[:2]) for files in plan["pairs"]):
         print_note(
-            f"Warning: pair {again} is pair {first} once more; it counts twice, and the spread"
-            " comes out too small."
+            f"Warning: pair {again} is the same as pair {first}; it counts twice, and the spread"
+            " is too small."
         )
 
     def inspected(number: int, report: ProgressCallback) -> InspectedPair:
@@ -196,9 +193,7 @@ def inspect_pairs(listing: Path, at: Sequence[Point], options: ListOptions) -> E
 
 
 def _used(files: PairFiles) -> tuple[Path | None, ...]:
-    """The files of a pair that matter here: the labels of the fixed image give a boundary, others
-    nothing.
-    """
+    """The files of a pair that are used: images, and the fixed labels for a boundary."""
     return files.moving, files.fixed, files.fixed_labels
 
 
@@ -210,7 +205,7 @@ def _inspected(
     network: SHMoAReg,
     report: ProgressCallback,
 ) -> InspectedPair:
-    """One pair read, registered and counted."""
+    """Read, register and count one pair."""
     parts = registration_phases()
 
     def phases(phase: str, fraction: float) -> None:
@@ -226,11 +221,11 @@ def _inspected(
 def _check_places(
     listed: PairList, numbers: Sequence[int], at: Sequence[Point], report: ProgressCallback
 ) -> None:
-    """Refuse a place that does not lie in every fixed image; a file that cannot be read is told
-    when its turn comes.
+    """Reject locations outside a fixed image; unreadable files are reported when their pair is
+    processed.
     """
     for fixed in dict.fromkeys(listed.files[n].fixed for n in numbers) if at else ():
-        report(f"looking for the places in {fixed.name}", 0.0)
+        report(f"checking the locations in {fixed.name}", 0.0)
         try:
             grid = read_image(fixed, nan=listed.nan, channel=listed.channel).grid
         except (InputError, OSError):
@@ -240,14 +235,14 @@ def _check_places(
                 voxel_at(grid, np.array(point))
             except InputError as error:
                 raise InputError(
-                    f"The place {point} does not lie in {fixed}. A place in mm means the same only"
-                    " where the fixed images share a space; without --at, places relative to each"
-                    " image are taken."
+                    f"The location {point} is outside of {fixed}. Locations in mm need fixed"
+                    " images in a common space; without --at, locations relative to each image"
+                    " are used."
                 ) from error
 
 
 def _places(pair: VolumePair, at: Sequence[Point]) -> tuple[Mapping[str, Any], list[int] | None]:
-    """The places of a pair, and which labels meet at its boundary."""
+    """Locations of a pair, and the labels that meet at its boundary."""
     if at:
         return {str(point): point for point in at}, None
     points: dict[str, Any] = dict(five_locations(pair.fixed))
@@ -267,7 +262,7 @@ def write_results(
     network: Mapping[str, Any],
     routing: str = "",
 ) -> ExpertLoad:
-    """Write tables, figures, captions and summary of the pairs that are done."""
+    """Write tables, figures, captions and summary of the finished pairs."""
     done = list(pairs.values())
     load, places = reduce(add, [p.load for p in done]), reduce(add, [p.places for p in done])
     spread = share_spread([p.load for p in done])
@@ -300,7 +295,7 @@ def _figures(
     network: Mapping[str, Any],
     routing: str,
 ) -> tuple[dict[str, str], dict[str, Figure]]:
-    """Fig. 5 and 6, and what they show."""
+    """Captions and figures of Fig. 5 and 6."""
     passes, kernels = [len(pair.about["passes"]) for pair in done], network["kernels"]
     given = not set(FRACTIONS) <= set(places)
     tokens = [name for name in places if name != BOUNDARY]
@@ -337,7 +332,9 @@ def _write_figures(
 
 
 def _with_spread(load: ExpertLoad, spread: Mapping[GateId, np.ndarray]) -> list[dict[str, object]]:
-    """Rows of the sum, each with the standard deviation over pairs of the share of selections."""
+    """Rows of the summed load, with the standard deviation over pairs of the share of
+    selections.
+    """
     gates = [
         (gate, expert) for gate, counts in load.counts.items() for expert in range(len(counts))
     ]
@@ -348,11 +345,11 @@ def _with_spread(load: ExpertLoad, spread: Mapping[GateId, np.ndarray]) -> list[
 
 
 def _meeting(done: Sequence[InspectedPair]) -> str:
-    """Which labels meet at the boundary, and in how many pairs."""
+    """Describe the labels that meet at the boundary, and the number of pairs."""
     labels = {tuple(sorted(p.boundary)) for p in done if p.boundary is not None}
     with_boundary = sum(p.boundary is not None for p in done)
     note = f" (labels {' and '.join(map(str, next(iter(labels))))})" if len(labels) == 1 else ""
-    note = note or f" (other labels from pair to pair: see {SUMMARY})"
+    note = note or f" (different labels in different pairs: see {SUMMARY})"
     return note + (
         f", in the {with_boundary} of {len(done)} pairs that have such a boundary"
         if with_boundary < len(done)
@@ -368,7 +365,7 @@ def _captions(
 ) -> str:
     titles = {
         "expert_loads": "Fig. 5: load of each expert",
-        "expert_places": "Fig. 6: load at single places",
+        "expert_places": "Fig. 6: load at single locations",
     }
     parts = ["# Which experts were chosen"]
     parts += [
@@ -394,8 +391,10 @@ def _captions(
             " Listed more than once:"
             f" {', '.join(f'pair {n} (as {number})' for n, number in again)}; each "
         )
-        parts[-1] += "time counts, so that the spread over pairs comes out too small."
+        parts[-1] += "time counts, so the spread over pairs is too small."
     if failures:
         errors = "\n".join(f"- pair {n + 1}: {error}" for n, error in failures.items())
-        parts += [f"## Failed, and not counted\n\n{errors}\n\nThe same command tries these again."]
+        parts += [
+            f"## Failed pairs, not counted\n\n{errors}\n\nThe same command tries these again."
+        ]
     return "\n\n".join(parts) + "\n"

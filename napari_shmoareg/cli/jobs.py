@@ -1,4 +1,4 @@
-"""Commands as jobs: shards of a cohort, SLURM by submitit, processes of this machine."""
+"""Commands as jobs: shards of a data set, SLURM through submitit, local processes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from napari_shmoareg.cli.launch import (
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import check_name
 
-MONTH = 30 * 24 * 60  # minutes: how long a job in the background may take at most
-NOTICE = 120  # seconds between the warning of a cluster and the end: a step and a save have to fit
-RETRIES = 20  # how often a run that reaches the cluster's time limit goes on
+MONTH = 30 * 24 * 60  # minutes: time limit of a background job
+NOTICE = 120  # seconds between the cluster's warning and the end; a step and a save have to fit
+RETRIES = 20  # how often a run that reaches the time limit is resumed
 OWN_OPTIONS = ("--submit", "--cluster-option", "--shards")
 
 
@@ -47,10 +47,7 @@ SubmitOption = Annotated[
     Cluster | None,
     typer.Option(
         "--submit",
-        help=(
-            "Do not run here and now: hand it to SLURM, or to the background of this machine"
-            " (local)."
-        ),
+        help=("Submit the command to SLURM, or run it in the background of this machine (local)."),
     ),
 ]
 ClusterOptions = Annotated[
@@ -59,15 +56,15 @@ ClusterOptions = Annotated[
         "--cluster-option",
         metavar="KEY=VALUE",
         help=(
-            "For --submit slurm, as sbatch knows it: time=12:00:00 (needed), partition=...,"
-            " gres=gpu:4, nodes=2, account=...; repeat for more."
+            "For --submit slurm, an option of sbatch: time=12:00:00 (required), partition=...,"
+            " gres=gpu:4, nodes=2, account=...; repeatable."
         ),
     ),
 ]
 
 
 def parameters(cluster: str, options: Sequence[str], processes: int = 1) -> dict[str, Any]:
-    """What submitit is told, from options as sbatch knows them.
+    """Convert sbatch options to submitit parameters.
 
     Parameters
     ----------
@@ -75,7 +72,7 @@ def parameters(cluster: str, options: Sequence[str], processes: int = 1) -> dict
     options : sequence of str
         ``key=value``.
     processes : int
-        Shared out over the nodes, if there are several.
+        Distributed over the nodes, if there are several.
 
     Returns
     -------
@@ -84,8 +81,8 @@ def parameters(cluster: str, options: Sequence[str], processes: int = 1) -> dict
     Raises
     ------
     InputError
-        If an option is not ``key=value``, is unknown for jobs on this machine, or the time is
-        missing or unreadable.
+        If an option is not ``key=value``, is unknown for local jobs, or the time is missing or
+        invalid.
     """
     check_words(options, "--cluster-option")
     given = dict(_key_and_value(option) for option in options)
@@ -95,24 +92,26 @@ def parameters(cluster: str, options: Sequence[str], processes: int = 1) -> dict
     if cluster != "slurm":
         if given or nodes != "1":
             unknown = ", ".join(sorted(given)) or "nodes"
-            raise InputError(f"Jobs on this machine know --cluster-option time=...; got {unknown}.")
+            raise InputError(
+                f"Jobs on this machine only accept --cluster-option time=...; got {unknown}."
+            )
         return {"timeout_min": MONTH if time_limit is None else minutes(time_limit)}
     if time_limit is None:
         raise InputError(
-            "SLURM has to know how long a job may take: give --cluster-option time=12:00:00. A run"
-            f" that is not done by then is queued again and goes on, {RETRIES} times."
+            "SLURM needs a time limit: give --cluster-option time=12:00:00. A run that is not"
+            f" finished by then is queued again and resumed, up to {RETRIES} times."
         )
     return _for_slurm(given, minutes(time_limit), int(nodes), processes)
 
 
 def _for_slurm(given: Mapping[str, str], limit: int, nodes: int, processes: int) -> dict[str, Any]:
-    """Options that submitit knows under its own names; the others go to sbatch as they are."""
+    """Rename the options that submitit has itself; pass the others to sbatch."""
     from submitit.slurm.slurm import SlurmExecutor
 
     if processes % nodes:
         raise InputError(
-            f"{processes} processes cannot be shared evenly by {nodes} nodes; give --processes"
-            f" {nodes} * n."
+            f"{processes} processes cannot be distributed evenly over {nodes} nodes; give"
+            f" --processes {nodes} * n."
         )
     known = SlurmExecutor._valid_parameters()
     submitit_options: dict[str, Any] = {
@@ -137,30 +136,30 @@ def _for_slurm(given: Mapping[str, str], limit: int, nodes: int, processes: int)
 
 
 def check_words(words: Sequence[str], what: str) -> None:
-    """Refuse control characters: each would be a line or an option of its own in a batch script.
+    """Reject control characters, which could add lines or options to a batch script.
 
     Parameters
     ----------
     words : sequence of str
     what : str
-        What they are, for the message.
+        Description of the words, for the message.
 
     Raises
     ------
     InputError
-        If a word holds one, or text that cannot be written as UTF-8.
+        If a word contains one, or text that cannot be encoded as UTF-8.
     """
     for word in words:
         if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in word):
             raise InputError(
-                f"{what[:1].upper()}{what[1:]} holds a line break or another control character"
-                f" ({word!r:.120}), which a batch script cannot hold. Rename the file or folder, or"
-                " give the option without it."
+                f"{what[:1].upper()}{what[1:]} contains a line break or another control"
+                f" character ({word!r:.120}), which a batch script cannot contain. Rename the"
+                " file or folder, or give the option without it."
             )
 
 
 def minutes(text: str) -> int:
-    """A time as sbatch takes it: minutes, [hours:]minutes:seconds, or
+    """Parse a time as sbatch does: minutes, [hours:]minutes:seconds,
     days-hours[:minutes[:seconds]].
 
     Raises
@@ -170,7 +169,8 @@ def minutes(text: str) -> int:
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
         raise InputError(
-            f"'{text}' is no time as sbatch takes it, such as 90 (minutes), 12:00:00 or 2-00:00:00."
+            f"'{text}' is not a time in sbatch format, such as 90 (minutes), 12:00:00 or"
+            " 2-00:00:00."
         )
     days, numbers = found[1], [int(number) for number in found.groups()[1:] if number is not None]
     if days is None and len(numbers) < 3:  # minutes, or minutes:seconds
@@ -178,13 +178,13 @@ def minutes(text: str) -> int:
     hours, whole, seconds = (*numbers, 0, 0)[:3]
     total = (int(days or 0) * 24 + hours) * 60 + whole + -(-seconds // 60)
     if total < 1:
-        raise InputError(f"A time of '{text}' leaves no minute to work in.")
+        raise InputError(f"The time '{text}' is less than a minute.")
     return total
 
 
 def without(words: Sequence[str], *options: str) -> tuple[str, ...]:
-    """The words of a command but for some options, whether their value stands behind "=" or in the
-    next word.
+    """Remove options from the words of a command, with their value after "=" or in the next
+    word.
     """
     remaining: list[str] = []
     skip = False
@@ -202,11 +202,13 @@ def _key_and_value(option: str) -> tuple[str, str]:
     key, mark, value = option.partition("=")
     key = key.strip().lstrip("-")
     if not mark or not re.fullmatch(r"[A-Za-z][\w-]*", key):
-        raise InputError(f"--cluster-option is KEY=VALUE, such as partition=gpu; got '{option}'.")
+        raise InputError(
+            f"--cluster-option takes KEY=VALUE, such as partition=gpu; got '{option}'."
+        )
     return key, value.strip()
 
 
-PROGRESS = ("pair ", "Warning")  # lines of a process that are shown; the others are its own
+PROGRESS = ("pair ", "Warning")  # lines of a process that are shown; the others are not
 NOT_FOR_SHARDS = ("--processes", "--shards", "--against", "--submit", "--cluster-option")
 
 ProcessesOption = Annotated[
@@ -214,30 +216,31 @@ ProcessesOption = Annotated[
     typer.Option(
         "--processes",
         min=1,
-        help="Share the pairs among so many processes of this machine: one per GPU.",
+        help="Share the pairs among this many processes of this machine: one per GPU.",
     ),
 ]
 ShardsOption = Annotated[
-    int, typer.Option("--shards", min=1, help="With --submit: share the pairs among so many jobs.")
+    int,
+    typer.Option("--shards", min=1, help="With --submit: share the pairs among this many jobs."),
 ]
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the pairs are shared out.
+    """How the pairs are shared among processes or jobs.
 
     Attributes
     ----------
     words : tuple of str
-        Of the command.
+        The words of the command.
     processes : int
-        On this machine.
+        Processes on this machine.
     submit : str or None
         A cluster.
     options : tuple of str
-        Of the cluster, ``key=value``.
+        Cluster options, ``key=value``.
     shards : int
-        Jobs on it.
+        Jobs on the cluster.
     """
 
     words: tuple[str, ...] = ()
@@ -247,12 +250,12 @@ class Sharing:
     shards: int = 1
 
     def check(self, shard: object) -> None:
-        """Refuse what excludes each other.
+        """Reject options that exclude each other.
 
         Parameters
         ----------
         shard : tuple or None
-            What ``--shard`` said.
+            The value of ``--shard``.
 
         Raises
         ------
@@ -260,31 +263,31 @@ class Sharing:
         """
         if self.shards > 1 and self.submit is None:
             raise InputError(
-                "--shards are jobs, for --submit; on this machine the pairs are shared by"
+                "--shards is for jobs with --submit; on this machine, share the pairs with"
                 " --processes."
             )
         if shard is not None and (self.processes > 1 or self.submit is not None):
             raise InputError(
-                "--shard is for one process; --processes and --submit give it to each of theirs."
+                "--shard is for a single process; --processes and --submit set it for each of"
+                " theirs."
             )
         if self.submit is None and self.options:
-            raise InputError("--cluster-option does nothing without --submit.")
+            raise InputError("--cluster-option has no effect without --submit.")
 
     def submit_shards(self, out: Path) -> None:
-        """Submit the jobs and tell how to watch them.
+        """Submit the jobs and print how to watch them.
 
         Parameters
         ----------
         out : Path
-            The results.
+            Folder of the results.
         """
 
         words = without(self.words, "--against")
         typer.echo(submit_command(words, out, str(self.submit), self.options, shards=self.shards))
 
     def run(self, device: str) -> None:
-        """Run the shards as processes and wait for them; a process that dies leaves its pairs, the
-        others go on.
+        """Run the shards as processes and wait for them; if one dies, the others continue.
 
         Parameters
         ----------
@@ -294,9 +297,9 @@ class Sharing:
         Raises
         ------
         KeyboardInterrupt
-            If they were asked to stop, and did.
+            If they were stopped by the user.
         Exit
-            If one died or failed; it was said.
+            If one died or failed; its error was printed.
         """
         members = {number: self._start(number, device) for number in range(self.processes)}
         output: dict[int, list[str]] = {number: [] for number in members}
@@ -342,7 +345,7 @@ class Sharing:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which hands it on once
+            start_new_session=True,  # Ctrl-C reaches this process, which forwards it once
             preexec_fn=stop_with_parent if os.name == "posix" else None,
         )
 
@@ -350,7 +353,7 @@ class Sharing:
 def _wait(
     members: Mapping[int, subprocess.Popen[str]], output: Mapping[int, Sequence[str]]
 ) -> bool:
-    """Wait for all; say at once, and once each, what ended one before its time.  Whether there was
+    """Wait for all processes, and print each distinct error at once; return whether there was
     one.
     """
     left, failed, printed = set(members), False, set[str]()
@@ -361,14 +364,14 @@ def _wait(
                 continue
             left.remove(number)
             if process.returncode not in (0, CANCELLED):
-                time.sleep(POLL_SECONDS)  # for its last words
+                time.sleep(POLL_SECONDS)  # for its last output
                 message = next((line for line in output[number] if line.startswith("Error: ")), "")
                 name = f"process {number + 1} of {len(members)}"
                 if process.returncode < 0:
                     reason = describe_signal(name, process.pid, process.returncode)
                     message = (
-                        f"Error: {reason} The others go on. Finished pairs are kept; the same command"
-                        " does the rest."
+                        f"Error: {reason} The others continue. Finished pairs are kept; the same"
+                        " command processes the rest."
                     )
                 failed |= bool(message)
                 if message and message not in printed:
@@ -387,18 +390,18 @@ def _relay(lines: IO[str] | None, output: list[str]) -> None:
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """One call of ``shmoareg``, which submitit calls on the machine where it runs.
+    """A call of ``shmoareg`` that submitit executes on the cluster.
 
     Attributes
     ----------
     argv : tuple of str
         The command and its options.
     folder : str
-        The working folder.
+        Working directory.
     started_file : str or None
-        A file that is there once the work was begun: from then on ``--resume`` is added.
+        File that exists once the work has started: from then on ``--resume`` is added.
     environment : mapping
-        What differs from the environment on that machine; None takes a variable away.
+        Changes of the environment; None removes a variable.
     """
 
     argv: tuple[str, ...]
@@ -407,12 +410,12 @@ class ClusterJob:
     environment: Mapping[str, str | None] = field(default_factory=dict)
 
     def __call__(self) -> int:
-        """Run it to its end.
+        """Run the command.
 
         Raises
         ------
         RuntimeError
-            If it fails, so that the cluster lists the job as failed.
+            If it fails, so that the cluster marks the job as failed.
         """
         resumed = self.started_file is not None and Path(self.folder, self.started_file).is_file()
         more = ("--resume",) if resumed and "--resume" not in self.argv else ()
@@ -426,7 +429,7 @@ class ClusterJob:
         )
         _RUNNING.append(process)
         try:
-            # not `wait`, within which `checkpoint` could not wait for the same process
+            # not `wait`: `checkpoint` could not wait for the same process within it
             while process.poll() is None:
                 time.sleep(0.2)
         finally:
@@ -435,13 +438,13 @@ class ClusterJob:
                 process.send_signal(signal.SIGTERM)
         if process.returncode != 0:
             raise RuntimeError(
-                f"shmoareg ended with code {process.returncode}; what it said stands above."
+                f"shmoareg ended with code {process.returncode}; see its output above."
             )
         return 0
 
     def checkpoint(self) -> Any:
-        """Stop at a safe step, and be queued again; called by submitit when the cluster takes the
-        machine back.
+        """Stop at a safe step and requeue; called by submitit on preemption or at the time
+        limit.
         """
         import submitit
 
@@ -453,7 +456,7 @@ class ClusterJob:
         return submitit.helpers.DelayedSubmission(self)
 
 
-_RUNNING: list[subprocess.Popen[bytes]] = []  # in the process of a job: what it runs
+_RUNNING: list[subprocess.Popen[bytes]] = []  # the processes that this job runs
 
 
 def submit_command(
@@ -467,35 +470,35 @@ def submit_command(
     shards: int = 1,
     started_file: Path | None = None,
 ) -> str:
-    """Hand a command to a cluster, whole or in shards.
+    """Submit a command to a cluster, as one job or in shards.
 
     Parameters
     ----------
     words : sequence of str
-        Of the command that was called; what concerns the handing over is taken out.
+        The words of the called command; the submit options are removed.
     out : Path
-        Its results; submitit's files lie beside it.
+        Folder of the results; submitit's files are next to it.
     cluster : {"slurm", "local"}
     options : sequence of str, optional
         ``key=value``.
     processes : int
-        Of the command.  On one node it starts them itself; on several, SLURM does.
+        The words of the command. On one node it starts them itself; on several, SLURM does.
     batch : int, optional
-        Pairs in a step, which the processes share.
+        Pairs per step, shared by the processes.
     shards : int
-        Jobs, each given ``--shard`` with its number.
+        Number of jobs, each with its own ``--shard``.
     started_file : Path, optional
-        A file that is there once the work was begun: a job that finds it goes on with ``--resume``.
+        File that exists once the work has started; a job that finds it adds ``--resume``.
 
     Returns
     -------
     str
-        What to tell the user.
+        Message for the user.
 
     Raises
     ------
     InputError
-        As `submit`; or if a step has fewer pairs than there are processes.
+        As `submit`, or if a step has fewer pairs than processes.
     """
     from napari_shmoareg.training.distributed import check_batch
 
@@ -539,7 +542,7 @@ def submit(
     name: str,
     processes: int = 1,
 ) -> list[Any]:
-    """Hand jobs to a cluster; several become an array.
+    """Submit jobs to a cluster; several become a job array.
 
     Parameters
     ----------
@@ -548,11 +551,11 @@ def submit(
     options : sequence of str
         ``key=value``.
     folder : Path
-        Where submitit keeps its files and what the jobs say; seen from all machines.
+        Folder of submitit's files and the logs; visible from all machines.
     name : str
-        Of the jobs.
+        Name of the jobs.
     processes : int
-        For each job; on several nodes they are shared out evenly, one task each.
+        Processes per job; on several nodes they are distributed evenly, one task each.
 
     Returns
     -------
@@ -562,19 +565,19 @@ def submit(
     Raises
     ------
     InputError
-        If submitit is missing, there is no such cluster here, or it refuses an option.
+        If submitit or the cluster is missing, or it rejects an option.
     """
     try:
         import submitit
     except ImportError as error:
         raise InputError(
-            "Jobs are handed over by submitit, which is not installed: pip install"
+            "Jobs are submitted with submitit, which is not installed: pip install"
             " 'shmoareg[cluster]'."
         ) from error
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise InputError(
-            "There is no SLURM here (no command sbatch). Call this where jobs are submitted, the"
-            " login node, or give --submit local."
+            "SLURM is not available here (no command sbatch). Run this on the login node, or"
+            " give --submit local."
         )
     check_words([word for job in jobs for word in (*job.argv, job.folder)], "a word of the command")
     check_words([name], "the name of the job")
@@ -594,12 +597,12 @@ def submit(
     except (ValueError, NameError, AssertionError, submitit.core.utils.FailedJobError) as error:
         text = " ".join(str(error).split())
         raise InputError(
-            f"The job could not be handed over: {text[:400] or type(error).__name__}"
+            f"The job could not be submitted: {text[:400] or type(error).__name__}"
         ) from error
 
 
 def describe_jobs(jobs: Sequence[Any], cluster: str, folder: Path) -> str:
-    """What a user wants to know after handing jobs over."""
+    """Describe submitted jobs: ids, how to watch and stop them."""
     names = ", ".join(str(job.job_id) for job in jobs)
     logs = " ".join(str(job.paths.stdout) for job in jobs[:3]) + (" ..." if len(jobs) > 3 else "")
     first = str(jobs[0].job_id).split("_")[0]
@@ -610,14 +613,15 @@ def describe_jobs(jobs: Sequence[Any], cluster: str, folder: Path) -> str:
         watch, stop = f"ps -p {pids.replace(' ', ',')}", f"kill -INT {pids}"
     what = "job" if len(jobs) == 1 else "jobs"
     return (
-        f"Handed over: {what} {names}.\nWatch: {watch}; tail -F {logs}\nStop:  {stop}\nFiles:"
-        f" {folder}"
+        f"Submitted {what} {names}.\nWatch: {watch}; tail -F {logs}\nStop:  {stop}\nFiles: {folder}"
     )
 
 
 @contextmanager
 def _detached_streams() -> Iterator[None]:
-    """Start what outlives this process without its input and output, which would be held open."""
+    """Redirect the standard streams to the null device, so that background jobs do not keep them
+    open.
+    """
     sys.stdout.flush()
     saved = [os.dup(number) for number in (0, 1, 2)]
     devnull = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""A list of pairs worked through one by one, in a folder that the same command goes on with."""
+"""Process a list of pairs into a folder that the same command can continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from napari_shmoareg.cli.console import ProgressCallback, explain, progress, resumable, print_note
+from napari_shmoareg.cli.console import ProgressCallback, explain, print_note, progress, resumable
 from napari_shmoareg.cli.options import CommandRequest
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import ENDINGS, write_figure
@@ -30,7 +30,7 @@ PLAN, PAIRS = "inspect.json", "pairs"
 
 @dataclass(frozen=True)
 class ListOptions:
-    """The options of a command that works through a list of pairs.
+    """Options of a command that processes a list of pairs.
 
     Attributes
     ----------
@@ -50,13 +50,13 @@ class ListOptions:
 
 
 class PairResult(Protocol):
-    """What is kept of a pair, and the files it was read from, as of `file_states`."""
+    """The saved result of a pair, with its files from `file_states`."""
 
     @property
     def files(self) -> Mapping[str, Sequence[int]]: ...
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """As a JSON row."""
         ...
 
 
@@ -73,23 +73,23 @@ def process_pairs(
     verb: tuple[str, str],
     check: Callable[[Sequence[int], ProgressCallback], None] = lambda numbers, report: None,
 ) -> Iterator[tuple[dict[int, R], dict[int, str]]]:
-    """Do the pairs of a list that the folder does not have yet, and give all that are done.
+    """Process the pairs that the folder does not have yet, and yield all finished ones.
 
     Parameters
     ----------
     listed : PairList
     plan : mapping
-        All that the results depend on.
+        Everything that the results depend on.
     options : ListOptions
     parse : callable
-        Makes a result of its row.
+        Parses a result from its row.
     do : callable
-        Given the number of a pair, from 0, and a report of its own; what it raises is kept as the
-        pair's failure, and the same command tries it again.
+        Processes a pair, given its number (from 0) and a progress callback. Exceptions are saved as
+        the failure of the pair, and the same command tries it again.
     verb : (str, str)
-        What is done, for messages: ("register", "registered").
+        The verb for messages: ("register", "registered").
     check : callable, optional
-        Given the numbers that are left to do; what it raises ends the command.
+        Called first with the numbers still to do; exceptions end the command.
 
     Yields
     ------
@@ -98,8 +98,8 @@ def process_pairs(
     Raises
     ------
     InputError
-        If the folder was begun with something else, a row is damaged, a file has changed since, or
-        every pair failed.
+        If the folder was started with other inputs, a row is damaged, a file has changed, or every
+        pair failed.
     """
     count = len(listed)
     remedy = f" Delete it; the same command then {verb[0]}s this pair again."
@@ -131,13 +131,13 @@ def process_pairs(
                         done[number] = result
             if not done:
                 raise InputError(
-                    f"None of the {count} pairs could be {verb[1]}. The first: {failures[0]}"
+                    f"None of the {count} pairs could be {verb[1]}. The first error: {failures[0]}"
                 )
             yield dict(sorted(done.items())), failures
 
 
 def _in_list(report: ProgressCallback, number: int, count: int) -> ProgressCallback:
-    """From the fraction of one pair to that of the list."""
+    """Convert the fraction of one pair to that of the list."""
     return lambda title, done: report(
         f"pair {number + 1} of {count}, {title}", (number + done) / count
     )
@@ -146,7 +146,7 @@ def _in_list(report: ProgressCallback, number: int, count: int) -> ProgressCallb
 def _check_unchanged(
     work: WorkFolder, results: Mapping[str, PairResult], verb: tuple[str, str]
 ) -> None:
-    """Refuse results of files that have another size or time now."""
+    """Reject saved results if the size or time of their files has changed."""
     changed: dict[str, list[str]] = {}
     for key, result in results.items():
         names = [f for f, old in result.files.items() if file_states([Path(f)])[f] != list(old)]
@@ -156,14 +156,14 @@ def _check_unchanged(
         names = list(dict.fromkeys(name for found in changed.values() for name in found))
         rows = ", ".join(f"{key}.json" for key in changed)
         raise InputError(
-            f"The inspection in '{work.path}' holds pairs of other files: since they were"
-            f" {verb[1]}, {', '.join(names)} changed. Delete {rows} in {work.rows} to"
-            f" {verb[0]} those pairs again, or give another --out."
+            f"The inspection in '{work.path}' is out of date: {', '.join(names)} changed after"
+            f" the pairs were {verb[1]}. Delete {rows} in {work.rows} to {verb[0]} those pairs"
+            " again, or give another --out."
         )
 
 
 def file_states(files: Iterable[Path | None]) -> dict[str, list[int]]:
-    """Size in bytes and time of the last change (ns) of files, by their absolute path."""
+    """Size in bytes and modification time (ns) of files, by absolute path."""
     found = {str(path.resolve()): path.stat() for path in files if path is not None}
     return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
 
@@ -171,12 +171,12 @@ def file_states(files: Iterable[Path | None]) -> dict[str, list[int]]:
 def list_plan(
     listed: PairList, options: ListOptions, weights: str, used: Callable[[PairFiles], Any]
 ) -> dict[str, Any]:
-    """All that the results of a list depend on, whatever is measured; `used` gives the files of a
-    pair that matter.
+    """Everything that the results of a list depend on; `used` gives the relevant files of a
+    pair.
     """
     request = options.request
     return {
-        # others of the same name give other numbers
+        # other weights of the same name give other results
         "weights": weights_in_plan(weights),
         "settings": {
             "affine": request.affine,
@@ -196,14 +196,14 @@ def list_plan(
 
 
 def weights_in_plan(name: str) -> dict[str, str]:
-    """The name of weights, and the checksum by which others of that name are noticed."""
+    """Name and checksum of weights."""
     return {"name": Path(name).name, "sha256": checksum_of(name)}
 
 
 def list_summary(
     plan: Mapping[str, Any], pairs: Mapping[int, dict[str, Any]], failures: Mapping[int, str]
 ) -> dict[str, Any]:
-    """What a summary says of the pairs: how many, each of them, and what failed."""
+    """The pairs in a summary: counts, each pair, failures."""
     return {
         "pairs_listed": len(plan["pairs"]),
         "pairs_done": len(pairs),
@@ -221,7 +221,7 @@ def write_figures(
     plan: Mapping[str, Any],
     names: Sequence[tuple[str, str]],
 ) -> None:
-    """Write figures as PNG and SVG, with what they show.
+    """Write figures as PNG and SVG with metadata.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def write_figures(
     figures : mapping of name to (figure, title, caption)
     plan : mapping
     names : sequence of (moving, fixed)
-        Of the pairs.
+        Names of the pairs.
     """
     about = {
         "Software": f"shmoareg {versions()['shmoareg']}",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_shmoareg.cli.console import CANCELLED, progress, print_note
+from napari_shmoareg.cli.console import CANCELLED, print_note, progress
 from napari_shmoareg.cli.options import (
     STEP,
     Debug,
@@ -429,7 +429,7 @@ def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet:
         If it cannot be written there, or a file of that name exists.
     """
     from napari_shmoareg.figures.registration import contact_sheet
-    from napari_shmoareg.io.files import check_new_file, write_figure, atomic_write
+    from napari_shmoareg.io.files import atomic_write, check_new_file, write_figure
 
     if sheet.suffix.lower() != ".png":
         raise InputError(f"The sheet is written as PNG: the name '{sheet}' has to end in .png.")

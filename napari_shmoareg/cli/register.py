@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from napari_shmoareg.cli.console import progress, results, print_note, show
+from napari_shmoareg.cli.console import print_note, progress, results, show
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
+    CommandRequest,
     Debug,
     Fixed,
     FixedLabels,
@@ -28,7 +29,6 @@ from napari_shmoareg.cli.options import (
     Network,
     NetworkOption,
     Quiet,
-    CommandRequest,
     Weights,
     settings_in,
     with_settings,
@@ -112,7 +112,7 @@ def _use_header_kind(path: Path, volume: Volume) -> Volume:
     """The volume as labels if its file says that it holds these; a word if only its name does."""
     from dataclasses import replace
 
-    from napari_shmoareg.io.images import is_named_as_labels, inspect_file
+    from napari_shmoareg.io.images import inspect_file, is_named_as_labels
 
     if inspect_file(path).kind == "labels":
         try:

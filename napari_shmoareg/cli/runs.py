@@ -1,4 +1,4 @@
-"""``shmoareg runs``: ask a run to pause, go on or stop, or show how it stands."""
+"""``shmoareg runs``: show, pause, continue or stop a training run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from napari_shmoareg.training.run import RunStatus
 
 
-NOT_BETTER = " (those that the run began with: nothing learned was better so far)"
-SHOWN = 5  # looks at the validation pairs
+NOT_BETTER = " (the initial weights of the run: nothing was better so far)"
+SHOWN = 5  # validations
 
 
 class Word(StrEnum):
-    """What is asked of a run."""
+    """A request to a run."""
 
     show = "show"
     pause = "pause"
@@ -41,8 +41,8 @@ def runs(
     ],
     debug: Debug = False,
 ) -> None:
-    """Show how a run of `shmoareg fine-tune` stands, or ask it to pause, go on or stop at its next
-    safe step.
+    """Show the status of a `shmoareg fine-tune` run, or request it to pause, continue or stop at
+    its next safe step.
     """
     from napari_shmoareg.training.run import RunFolder, read_run_status, write_request
 
@@ -53,27 +53,30 @@ def runs(
         return
     if status.holder is None:
         raise InputError(
-            f"No process works on {folder.path}, so none can {word.value} it. Go on with it:"
+            f"No process is running {folder.path}, so it cannot {word.value}. Continue it with:"
             f" shmoareg fine-tune --out {shlex.quote(str(folder.path))} --resume"
         )
     write_request(folder.request, word.value)
-    typer.echo(f"Asked process {status.holder['pid']} on {status.holder['host']} to {word.value}.")
+    typer.echo(
+        f"Requested process {status.holder['pid']} on {status.holder['host']} to {word.value}."
+    )
 
 
 def describe_run(path: Path, weights: Path | None, status: RunStatus) -> str:
-    """How a run stands, in a few lines."""
+    """Describe the status of a run in a few lines."""
     from napari_shmoareg.training.plan import describe_start
 
     holder = status.holder
-    doing = "nobody works on it"
+    doing = "no process is running"
     if holder is not None:
         doing = f"process {holder['pid']} on {holder['host']} is {holder['doing']}"
     lines = [
         f"Run {path}: step {status.step} of {status.steps}; {doing}",
         (
-            f"Data set: {status.run_json['dataset']['path']}; began from {describe_start(status.run_json['from'])}"
+            f"Data set: {status.run_json['dataset']['path']}; started from"
+            f" {describe_start(status.run_json['from'])}"
         ),
-        f"Time of the steps: {_length(status.seconds)}",
+        f"Training time: {_length(status.seconds)}",
     ]
     if status.last:
         lines.append(f"Last loss: {float(status.last['total']):.5f}")
@@ -86,17 +89,15 @@ def describe_run(path: Path, weights: Path | None, status: RunStatus) -> str:
     at_start = status.best is not None and status.best["step"] == "0" and status.step > 0
     lines += [f"Alarm: {text}" for text in status.alarms]
     if status.skipped:
-        lines.append(f"{len(status.skipped)} times a pair could not be read; see skipped.csv")
-    lines.append(
-        f"State on the disk: {'none' if status.saved is None else f'of step {status.saved}'}"
-    )
+        lines.append(f"A pair could not be read {len(status.skipped)} times; see skipped.csv")
+    lines.append(f"Saved state: {'none' if status.saved is None else f'step {status.saved}'}")
     if weights is not None:
         lines.append(
             "Weights:"
             f" {weights}{NOT_BETTER if at_start and weights.name.startswith('best') else ''}"
         )
     if holder is None and (status.saved or 0) < status.steps:
-        lines.append(f"Go on with: shmoareg fine-tune --out {shlex.quote(str(path))} --resume")
+        lines.append(f"Continue with: shmoareg fine-tune --out {shlex.quote(str(path))} --resume")
     return "\n".join(lines)
 
 

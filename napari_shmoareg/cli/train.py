@@ -18,11 +18,11 @@ from napari_shmoareg.cli.console import (
     ProgressCallback,
     as_option,
     explain,
-    progress,
     print_note,
+    progress,
 )
 from napari_shmoareg.cli.jobs import ClusterOptions, SubmitOption, submit_command
-from napari_shmoareg.cli.launch import launch, needs_launch, command_words
+from napari_shmoareg.cli.launch import command_words, launch, needs_launch
 from napari_shmoareg.cli.options import (
     Channel,
     Debug,
@@ -474,7 +474,6 @@ def fine_tune(
     those that stay unseen for `shmoareg evaluate`.  Ctrl-C stops after the current step and saves;
     --resume goes on to the same result."""
     from napari_shmoareg.cli.training_process import run_plan
-
     from napari_shmoareg.training.run import RunFolder
 
     reading = {
@@ -529,12 +528,12 @@ def _plan(
     """The plan of a new run, or that of an old one with what may be given anew."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
     from napari_shmoareg.training.plan import (
-        starts_from_scratch,
+        describe_start,
         is_same_path,
         make_plan,
         parse_changes,
         read_plan,
-        describe_start,
+        starts_from_scratch,
     )
     from napari_shmoareg.training.run import RunFolder
 

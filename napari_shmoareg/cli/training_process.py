@@ -1,4 +1,4 @@
-"""Driving a run: signals, a parent, events."""
+"""Run training in this process: signals, parent process, events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from napari_shmoareg.cli.console import stop_on_signal, listen_to_parent, print_note
+from napari_shmoareg.cli.console import listen_to_parent, print_note, stop_on_signal
 from napari_shmoareg.cli.launch import join_group
 from napari_shmoareg.cli.train import EventCallback
 from napari_shmoareg.training.distributed import check_batch
@@ -16,14 +16,14 @@ from napari_shmoareg.training.plan import Plan
 from napari_shmoareg.training.run import RunControl, RunFolder
 from napari_shmoareg.training.trainer import learn
 
-FIRST = "Stopping after this step, and saving; Ctrl-C again stops at once."
-SECOND = "Stopped at once; what was saved before is kept. Go on with --resume."
+FIRST = "Stopping and saving after this step; Ctrl-C again stops at once."
+SECOND = "Stopped at once; the last saved state is kept. Continue with --resume."
 
 
 def run_plan(
     out: Path, plan: Plan, resume: bool, device: str, with_parent: bool, emit: EventCallback
 ) -> str:
-    """Learn, telling every event, until the end, a signal or the parent's silence.
+    """Train and emit every event, until the end, a signal, or the end of the parent.
 
     Parameters
     ----------
@@ -33,12 +33,12 @@ def run_plan(
     device : {"auto", "cpu", "cuda"}
     with_parent : bool
     emit : callable
-        Given every event, in the one process that speaks.
+        Called with every event, in the main process only.
 
     Returns
     -------
     str
-        Why it ended: "finished", "stopped" or "minutes".
+        Reason of the end: "finished", "stopped" or "minutes".
 
     Raises
     ------
@@ -64,8 +64,8 @@ def run_plan(
 
 
 def _emit(event: Any, emit: EventCallback, control: RunControl) -> bool:
-    """Tell an event; where nobody listens any more (a closed window, a closed terminal), stop as if
-    asked to.
+    """Emit an event; if the output is closed (window or terminal), request a stop and return
+    False.
     """
     try:
         emit(event)
@@ -75,7 +75,7 @@ def _emit(event: Any, emit: EventCallback, control: RunControl) -> bool:
         os.dup2(nowhere, 1)
         with suppress(OSError):
             print_note(
-                f"Nobody listens any more ({error.strerror}): stopping after this step, and saving."
+                f"The output is closed ({error.strerror}): stopping and saving after this step."
             )
         return False
     return True
