@@ -1,7 +1,7 @@
-"""SHMoAReg: register 3D medical images by experts you can see.
+"""SHMoAReg: register 3D medical images with a mixture of experts that you can inspect.
 
-This is the face of the package: it lists names and defines nothing.  Each name is loaded
-when it is first used, so that importing the package costs nothing.
+The public names of the package.  Each is imported on first use, so that importing the package is
+cheap.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "register",
 ]
 
-_HOME = {
+_MODULES = {
     "Registration": "registration.register",
     "RegistrationSettings": "settings",
     "load_network": "io.checkpoint",
@@ -34,9 +34,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

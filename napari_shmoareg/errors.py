@@ -1,7 +1,7 @@
-"""Errors that a user can cause and can mend.
+"""Errors that a user can cause and fix.
 
-Each says what was expected, what came, and what to do.  None of them is a ``RuntimeError``: some
-viewers' worker threads swallow those.
+Each message says what was expected, what was found, and what to do.  None is a ``RuntimeError``,
+because the worker threads of some viewers swallow those.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable
 from string import Formatter
 
 ADDRESSES = {"series": "FOLDER#SERIES_UID", "volume": "FOLDER#SERIES_UID/NUMBER"}
-"""What a remedy may name beside settings: what is given as a part of a path."""
+"""Placeholders of a remedy that are not settings but parts of a path."""
 
-Wording = Callable[[str, str], str]
-"""How a face calls a setting: its name and a value, empty for none, to words."""
+SettingFormatter = Callable[[str, str], str]
+"""Name and value ("" for none) of a setting to its text in an interface, such as ``--size 96``."""
 
 
-def in_python(name: str, value: str) -> str:
-    """A setting as an argument: ``size``, ``size=96``, ``affine='auto'``."""
+def as_argument(name: str, value: str) -> str:
+    """Format a setting as a Python argument: ``size``, ``size=96``, ``affine='auto'``."""
     if not value:
         return name
     literal = value in ("True", "False", "None") or value.replace(".", "", 1).isdigit()
@@ -25,39 +25,39 @@ def in_python(name: str, value: str) -> str:
 
 
 class InputError(ValueError):
-    """An input (image, labels, option, file) is not what it has to be.
+    """An input (image, labels, option, file) is not valid.
 
-    The text of the error names settings as Python does; a command line and a form word them
-    themselves, by `worded`.
+    ``str(error)`` names settings as Python arguments; the command line and the forms format them
+    their own way with `text_with`.
 
     Parameters
     ----------
     message : str
-        What was expected and what came.
+        What was expected and what was found.
     setting : str, optional
-        The setting that is wrong.  Its name begins the text, so the message leaves it out: "must be
+        The invalid setting.  The text starts with its name, so the message leaves it out: "must be
         at least 1; got 0."
     remedy : str, optional
-        What to do.  Settings stand in braces, with a value behind a colon: "Give {size:96}, or
-        another {weights}."
+        What to do.  Settings are in braces, with a value after a colon: "Give {size:96}, or other
+        {weights}."
 
     Examples
     --------
     >>> error = InputError("Too large.", remedy="About {size:96} would fit.")
     >>> str(error)
     'Too large. About size=96 would fit.'
-    >>> error.worded(lambda name, value: f"--{name} {value}")
+    >>> error.text_with(lambda name, value: f"--{name} {value}")
     'Too large. About --size 96 would fit.'
     """
 
     def __init__(self, message: str, *, setting: str = "", remedy: str = "") -> None:
         self.message, self.setting, self.remedy = message, setting, remedy
-        super().__init__(self.worded(in_python))
+        super().__init__(self.text_with(as_argument))
 
-    def worded(self, wording: Wording) -> str:
-        """The whole text, with settings as a face calls them."""
-        named = f"{wording(self.setting, '')} {self.message}" if self.setting else self.message
-        return f"{named} {worded(self.remedy, wording)}".rstrip()
+    def text_with(self, formatter: SettingFormatter) -> str:
+        """Return the whole text, with settings formatted for an interface."""
+        text = f"{formatter(self.setting, '')} {self.message}" if self.setting else self.message
+        return f"{text} {format_settings(self.remedy, formatter)}".rstrip()
 
     @property
     def remedy_settings(self) -> set[str]:
@@ -66,22 +66,22 @@ class InputError(ValueError):
 
 
 class NoOverlapError(InputError):
-    """Moving and fixed images do not overlap in the world."""
+    """The moving and the fixed image do not overlap in world space."""
 
 
 class TooLargeError(InputError):
-    """The work would need more memory than there is."""
+    """The operation would need more memory than is available."""
 
 
-def worded(text: str, wording: Wording) -> str:
-    """A text whose settings stand in braces, as of a remedy, with them as a face calls them."""
+def format_settings(text: str, formatter: SettingFormatter) -> str:
+    """Format the settings in braces of a text, such as a remedy."""
     parts = Formatter().parse(text)
     return "".join(
-        before + ("" if name is None else ADDRESSES.get(name) or wording(name, value or ""))
+        before + ("" if name is None else ADDRESSES.get(name) or formatter(name, value or ""))
         for before, name, value, _ in parts
     )
 
 
-def literal(text: str) -> str:
-    """A text as it stands in a remedy, with no setting in it."""
+def escape_braces(text: str) -> str:
+    """Escape the braces of a text that is inserted into a remedy."""
     return text.replace("{", "{{").replace("}", "}}")

@@ -1,6 +1,6 @@
-"""Settings of a registration; choices, rules and help texts of any settings class.
+"""Settings of a registration; choices, checks and help texts of any settings class.
 
-One docstring gives the reference, the tooltips of a form, the command's help and the manifest.
+The docstring of a settings class is also the source of tooltips, command help and the manifest.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from napari_shmoareg.errors import InputError
 
 
 @cache
-def described(settings: Any) -> dict[str, str]:
-    """Field to words, in the order of the docstring; then those of the classes that it builds on.
+def help_texts(settings: Any) -> dict[str, str]:
+    """Map each field to its help text, in the order of the docstring; inherited fields come last.
 
     Parameters
     ----------
@@ -36,20 +36,20 @@ def described(settings: Any) -> dict[str, str]:
     return found
 
 
-def own_first(settings: type[Any]) -> list[Field[Any]]:
-    """The fields of a dataclass: its own, then those of the classes that it builds on."""
+def own_fields_first(settings: type[Any]) -> list[Field[Any]]:
+    """Return the fields of a dataclass: its own, then the inherited ones."""
     inherited = {
         name for part in settings.__mro__[1:] for name in getattr(part, "__dataclass_fields__", ())
     }
     return sorted(fields(settings), key=lambda field: field.name in inherited)
 
 
-Rule = tuple[bool, str, str]  # whether it holds, the setting, what it must be
+Rule = tuple[bool, str, str]  # whether it holds, the setting, the requirement
 
 
 @cache
 def choices(settings: Any) -> dict[str, tuple[str, ...]]:
-    """The words of every setting whose type is a Literal of such.
+    """Return the allowed values of every setting whose type is a `Literal`.
 
     Parameters
     ----------
@@ -59,40 +59,40 @@ def choices(settings: Any) -> dict[str, tuple[str, ...]]:
     hints = get_type_hints(settings)
     return {
         field.name: get_args(hints[field.name])
-        for field in own_first(settings)
+        for field in own_fields_first(settings)
         if get_origin(hints[field.name]) is Literal
     }
 
 
 def check_choice(settings: Any, name: str, value: object) -> None:
-    """Refuse a word that is none of a setting's choices.
+    """Check that a value is one of a setting's choices.
 
     Raises
     ------
     InputError
         With the setting's name, its choices and the value.
     """
-    words = choices(settings)[name]
-    if value not in words:
-        listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
+    allowed = choices(settings)[name]
+    if value not in allowed:
+        listed = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
         raise InputError(f"must be {listed}; got {value!r}.", setting=name)
 
 
 def check_rules(settings: object, *rules: Rule) -> None:
-    """Refuse the first setting that is none of its choices, or whose rule does not hold.
+    """Check all settings with fixed choices, then the rules, in order.
 
     Raises
     ------
     InputError
-        With the setting's name, what it must be and what it is.
+        For the first invalid setting, with its name, the requirement and the value.
     """
     kind: Any = type(settings)
     for name in choices(kind):
         check_choice(kind, name, getattr(settings, name))
-    for holds, name, wanted in rules:
+    for holds, name, requirement in rules:
         if not holds:
             value = getattr(settings, name)
-            raise InputError(f"must be {wanted}; got {value!r}.", setting=name)
+            raise InputError(f"must be {requirement}; got {value!r}.", setting=name)
 
 
 AffineMode = Literal["auto", "rigid", "affine", "none"]
@@ -102,44 +102,44 @@ SMALLEST_SIZE = 8  # voxels along the longest axis of a network grid
 
 @dataclass(frozen=True, kw_only=True)
 class RegistrationSettings:
-    """How a pair is registered; `register` takes them, and the command and the panel ask for them.
+    """Settings of `register`, of the command ``register`` and of the Register panel.
 
     Parameters
     ----------
     affine : {"auto", "rigid", "affine", "none"}
-        How the pair is aligned before the network sees it. auto looks whether that is needed; none
-        trusts the headers, that is, where the images stand now.
+        Alignment of the pair before the network. auto checks whether it is needed; none trusts the
+        headers, that is, the current positions of the images.
     diffeomorphic : bool or None
-        Integrate the deformation, so that it hardly folds and can be undone; otherwise it is taken
-        as the network gives it. By default as the weights say; without a network, diffeomorphic.
+        Integrate the deformation, so that it is invertible and hardly folds; otherwise use the
+        network's output directly. Default: as set in the weights; without a network, diffeomorphic.
     refine : int
-        Steps by which the deformation is refined on this pair itself, after the network, coarse to
-        fine; 0 for none. 60 are a good number.
+        Number of optimisation steps that refine the deformation on this pair after the network,
+        coarse to fine; 0 for none. 60 is a good value.
     similarity : {"auto", "lncc", "mind"}
-        What the refinement compares by: lncc is local correlation; mind is self-similarity, for
-        images of unlike contrast. auto looks at the pair.
+        Similarity metric of the refinement: lncc is local correlation; mind is self-similarity, for
+        images of different contrast. auto decides from the pair.
     contrast : {"auto", "keep", "match"}
-        match shows the network the moving image in the fixed image's contrast, keep as it is. auto
-        matches where the two clearly differ. The result keeps the moving image's own values.
+        match gives the network the moving image in the fixed image's contrast, keep leaves it
+        unchanged. auto matches if the two clearly differ. The result keeps the original values.
     size : int, "native" or None
-        Voxels along the longest axis of the grid that the network sees; more show it finer detail
-        and need more memory. native is the fixed image's own grid. By default what the weights are
-        meant for, 160 without a network. The result always stands on the fixed image's own grid.
+        Voxels along the longest axis of the network grid; more voxels resolve finer detail and need
+        more memory. native is the fixed image's own grid. Default: the size that the weights are
+        meant for; 160 without a network. The result is always on the fixed image's own grid.
     smoothness : {"accurate", "balanced", "smooth"}
-        Of the deformation, the network's and the refinement's. What is smoother overlaps a little
-        less and folds less.
+        Smoothness of the deformation, of both network and refinement. A smoother deformation
+        overlaps labels slightly less and folds less.
     keep : {"best", "last"}
-        best keeps the stage under which the images agree best: headers, alignment, network or
-        refinement; last keeps the last of them in any case.
+        best keeps the stage at which the images agree best: headers, alignment, network or
+        refinement; last always keeps the last stage.
     device : {"auto", "cpu", "cuda"}
-        Where the network runs. auto takes an NVIDIA GPU where there is one.
+        Where the network runs. auto uses an NVIDIA GPU if one is available.
     refine_seconds : float or None
-        Seconds after which the refinement ends; the result then depends on the machine's speed.
+        Time limit of the refinement; the result then depends on the speed of the machine.
 
     Raises
     ------
     InputError
-        If a value is not what it has to be.
+        If a value is not valid.
     """
 
     affine: AffineMode = "auto"
@@ -171,14 +171,13 @@ class RegistrationSettings:
             check_size(self.size)
         if self.refine == 0 and self.similarity != "auto":
             raise InputError(
-                f"is what a refinement compares by, and none was asked for; got"
-                f" {self.similarity!r}.",
+                f"applies to the refinement, but none was requested; got {self.similarity!r}.",
                 setting="similarity",
                 remedy="Give {refine:60} too, or leave it out.",
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values of a registration, as a report has them."""
+        """Return the settings as JSON values, as in report.json."""
         return {name: getattr(self, name) for name in REPORTED}
 
 
@@ -187,20 +186,20 @@ REPORTED = tuple(f.name for f in fields(RegistrationSettings) if f.name != "refi
 
 @dataclass(frozen=True, kw_only=True)
 class RegistrationRequest(RegistrationSettings):
-    """The settings of a registration, and the weights of the network that deforms.
+    """The settings of a registration and the weights of the network.
 
     Parameters
     ----------
     weights : str
-        Which trained network registers: shipped weights by name, or a .safetensors file of your
-        own. auto takes the shipped ones that fit the device, none registers without a network.
+        Weights of the network: the name of shipped weights, or a .safetensors file of your own.
+        auto picks the shipped weights that suit the device; none registers without a network.
     """
 
     weights: str = "auto"
 
 
 def check_size(size: Any) -> None:
-    """Refuse what is no size of a network grid.
+    """Check the size of a network grid.
 
     Raises
     ------

@@ -69,7 +69,7 @@ def main() -> None:
         "4": MAPS,
         "5": load_caption(load, 1, passes, routing),
         "6": location_caption(
-            at, 1, given=False, voxel=voxel, told=told, passes=passes, routing=routing
+            at, 1, given=False, voxel=voxel, detail=told, passes=passes, routing=routing
         ),
     }
     figures = {

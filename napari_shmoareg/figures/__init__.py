@@ -1,1 +1,1 @@
-"""Figures of registrations and of experts, by matplotlib."""
+"""Matplotlib figures of registrations and experts."""

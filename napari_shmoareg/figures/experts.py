@@ -1,5 +1,6 @@
-"""Figures of the experts and their captions: maps, loads, loads at a location.  Fig. 4-6, Sec.
-V-D.
+"""Figures of the experts and their captions: maps, loads, loads at a location.
+
+Fig. 4-6, Sec. V-D.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
 from napari_shmoareg.figures.panels import (
     View,
     cut,
+    draw_convention,
     extent,
     legend,
     letters,
     middle,
     page,
-    say_convention,
     scaled,
     show,
 )
@@ -47,19 +48,19 @@ def expert_map_figure(
     view: View = "axial",
     point: NDArray | None = None,
 ) -> Figure:
-    """Expert-ID maps of each decoder layer and direction beside the warped image.  Fig. 4.
+    """Draw expert maps of each decoder layer and direction beside the warped image.  Fig. 4.
 
-    Nothing is resampled: each map is drawn with the voxels of its own grid.
+    Maps are not resampled: each is drawn with the voxels of its own grid.
 
     Parameters
     ----------
     registration : Registration
     kernels : sequence of int, optional
-        Kernel size of each expert, for the legend: `SHMoARegConfig.kernels`.  Without them
-        three experts are taken for the paper's 1, 3, 5, and others are told by their ids alone.
+        Kernel size of each expert, for the legend: `SHMoARegConfig.kernels`.  Default: 1, 3, 5 for
+        three experts, otherwise only ids are shown.
     view : {"sagittal", "coronal", "axial"}
     point : (3,) world position, mm RAS, optional
-        Where the plane lies; by default in the `middle` of the fixed image.
+        Point in the plane; default: the `middle` of the fixed image.
 
     Raises
     ------
@@ -71,13 +72,15 @@ def expert_map_figure(
     maps = expert_maps(registration)
     if not maps:
         raise ValueError(
-            "This network has no SHMoE layer in its decoder, so there are no expert maps to draw."
+            "This network has no SHMoE layer in its decoder and so no expert maps to draw."
         )
     count = max(m.num_experts for m in maps)
     if kernels is None and count == 3:
         kernels = (1, 3, 5)
     if kernels is not None and len(kernels) != count:
-        raise ValueError(f"{count} experts need as many kernel sizes; got {tuple(kernels)}.")
+        raise ValueError(
+            f"{count} kernel sizes were expected, one per expert; got {tuple(kernels)}."
+        )
     rows: dict[int, list[ExpertMap]] = {}
     for expert_map in sorted(maps, key=lambda m: (m.stride, m.direction or "")):
         rows.setdefault(expert_map.stride, []).append(expert_map)
@@ -110,7 +113,7 @@ def expert_map_figure(
             xlim=(left.min(), right.max()), ylim=(bottom.min(), top.max()), facecolor="#dee2e6"
         )
     figure.axes[0].set_title(f"warped ({view})", fontsize=10)
-    say_convention(figure)
+    draw_convention(figure)
     names = [f"expert {n}" for n in range(count)]
     if kernels is not None:
         names = [
@@ -127,30 +130,27 @@ def load_figure(
     spread: Mapping[GateId, NDArray[np.float64]] | None = None,
     caption: str = "",
 ) -> Figure:
-    """Bars of every expert's share of selections, per encoder layer and block and per decoder
-    layer.  Fig. 5.
+    """Draw the share of selections of every expert, per layer and block or direction.  Fig. 5.
 
     Parameters
     ----------
     load : ExpertLoad
-        Of one pair or of many added up.  A dotted line marks equal shares.
+        Of one pair, or the sum over pairs.  A dotted line marks equal shares.
     spread : mapping of GateId to (N,) array, optional
-        Half the length of the error bars, as a share: the standard deviation over pairs
+        Half the length of the error bars: the standard deviation of shares over pairs
         (`share_spread`).
     caption : str
-        A line below: of what the load is, and what the error bars are.
+        Text below the figure.
 
     Raises
     ------
     ValueError
-        If the load is empty: a network without experts.
+        If the load is empty, for a network without experts.
     """
     from matplotlib.figure import Figure
 
     if not len(load):
-        raise ValueError(
-            "This network has no experts (no MoA, no SHMoE), so there is no load to draw."
-        )
+        raise ValueError("This network has no experts (no MoA, no SHMoE) and so no load to draw.")
     parts = {part: _rows(load.select(part=part)) for part in ("encoder", "decoder")}
     parts = {part: rows for part, rows in parts.items() if rows}
     columns = max(len(panels) for rows in parts.values() for _, panels in rows)
@@ -163,14 +163,12 @@ def load_figure(
     for piece, (part, rows) in zip(pieces, parts.items(), strict=True):
         _panels(piece, rows, spread or {})
         piece.supxlabel(EXPERTS_ARE[part], fontsize=8)
-    below(figure, caption)
+    add_caption(figure, caption)
     return figure
 
 
-def below(figure: Figure, caption: str) -> None:
-    """A small caption at the foot of a figure of constrained layout, broken into lines that fit its
-    width.
-    """
+def add_caption(figure: Figure, caption: str) -> None:
+    """Add a wrapped caption at the bottom of a figure with constrained layout."""
     if caption:
         lines = wrap(caption, int(19 * figure.get_figwidth()))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
@@ -181,7 +179,7 @@ Spread = Mapping[GateId, NDArray[np.float64]]
 
 
 def _rows(load: ExpertLoad) -> list[tuple[str, list[tuple[str, Bars]]]]:
-    """One row per layer, one panel per block or direction, one set of bars per image."""
+    """Group shares into a row per layer, a panel per block or direction, bars per image."""
     layers: dict[tuple[str, int], dict[str, Bars]] = {}
     for gate, share in load.share.items():
         if gate.part == "encoder":
@@ -198,7 +196,7 @@ def _rows(load: ExpertLoad) -> list[tuple[str, list[tuple[str, Bars]]]]:
 def _panels(
     piece: SubFigure, rows: list[tuple[str, list[tuple[str, Bars]]]], spread: Spread
 ) -> None:
-    """Draw the layers of one part, all on one scale."""
+    """Draw the layers of one part at the same scale."""
     grid = piece.add_gridspec(len(rows), max(len(panels) for _, panels in rows))
     all_bars = [bars for _, panels in rows for _, bars in panels]
     highest = max(
@@ -249,35 +247,34 @@ def _bars(axes: Axes, bars: Bars, spread: Spread) -> None:
 
 CELLS = {"encoder": "token", "decoder": "voxel"}
 CAUTION = (
-    "A load says how often an expert was chosen: not how much it contributed, nor that it chose"
-    " well. Only an intervention (silence or force it, and run again) shows what depends on it."
+    "A load is how often an expert was chosen, not how much it contributed or whether the choice"
+    " was good. Only an intervention (silence or force it, and rerun) shows what depends on it."
 )
-FIVE = (
-    "The places are fractions of the box around the content of {fixed}, in its axial middle plane"
-    " (the centre; a quarter and three quarters across; upper is the front, left is the patient's"
-    " left){why}"
+DEFAULT_LOCATIONS = (
+    "The locations are fractions of the bounding box of the content of {fixed}, in its central"
+    " axial plane (the centre; at a quarter and three quarters across; upper is anterior, left is"
+    " the patient's left){why}"
 )
-GIVEN = (
-    "The places are positions in the world of the fixed images (mm, RAS), as asked; each lies in"
-    " every one of them"
+GIVEN_LOCATIONS = (
+    "The locations are world positions of the fixed images (mm, RAS), as requested; each is inside"
+    " all of them"
 )
 
 
 def load_caption(
     load: ExpertLoad, pairs: int, passes: Iterable[int | None] = (1,), routing: str = ""
 ) -> str:
-    """What the bars and the error bars of Fig. 5 (`load_figure`) are.
+    """Return the caption of Fig. 5 (`load_figure`).
 
     Parameters
     ----------
     load : ExpertLoad
-        Of all pairs added up.
+        Sum over all pairs.
     pairs : int
     passes : iterable of int or None
-        How often the network ran on each pair; the loads are of the last time.  None: that is not
-        known.
+        Number of passes per pair, None if unknown; the loads are of the last pass.
     routing : str
-        Whether the routing of these weights matters, as their card says (`routing_sentence`).
+        Whether the routing of these weights matters, from their card (`routing_sentence`).
     """
     cells = {part: sum(load.select(part=part).cells.values()) for part in ("encoder", "decoder")}
     counted = [
@@ -287,13 +284,11 @@ def load_caption(
     ]
     bars = "Error bars: standard deviation over the pairs of each pair's own share."
     return (
-        "Share of selections: of all choices that a gate made, the part that fell on an expert; it"
-        " sums to 100 % over "
-        f"the experts of a gate ({_choices(load)}). Counted: {_pairs(pairs)},"
-        f" {' and '.join(counted)}, those "
-        "of the background too. "
-        f"{bars if pairs > 1 else 'No error bars: one pair has no spread.'}"
-        f"{_last(passes)}{_also(routing)}"
+        "Share of selections: the fraction of all choices of a gate that selected an expert; it"
+        f" sums to 100 % over the experts of a gate ({_choices(load)}). Counted: {_pairs(pairs)},"
+        f" {' and '.join(counted)}, including the background. "
+        f"{bars if pairs > 1 else 'No error bars for one pair.'}"
+        f"{_last(passes)}{_appended(routing)}"
     )
 
 
@@ -303,62 +298,59 @@ def location_caption(
     *,
     given: bool,
     voxel: str,
-    told: str = "",
+    detail: str = "",
     passes: Iterable[int | None] = (1,),
     routing: str = "",
 ) -> str:
-    """What the bars of Fig. 6 (`location_figure`) are.
+    """Return the caption of Fig. 6 (`location_figure`).
 
     Parameters
     ----------
     load : LocationLoad
-        Of all pairs added up.
+        Sum over all pairs.
     pairs : int
     given : bool
-        Whether the places are positions that a person named; otherwise they are the five of
-        `FRACTIONS`.
+        Whether the locations were given by the user; otherwise they are the five of `FRACTIONS`.
     voxel : str
-        The place of the decoder's panels.
-    told : str
-        More about it: which labels meet there, how many pairs have such a boundary.
+        Location of the decoder's panels.
+    detail : str
+        Further text on it: which labels meet there, how many pairs have such a boundary.
     passes, routing
-        As for `load_caption`.
+        As in `load_caption`.
     """
     if voxel == BOUNDARY:
         where = (
-            "the voxel on a boundary between two labels of the fixed image that is nearest the"
-            f" centre{told}"
+            "the voxel on a boundary between two labels of the fixed image nearest to the"
+            f" centre{detail}"
         )
     else:
-        lacking = (
+        reason = (
             f", as there is no boundary of labels in {'any' if pairs > 1 else 'the'} fixed image"
         )
-        where = f"the place '{voxel}'{'' if given else lacking}"
+        where = f"the location '{voxel}'{'' if given else reason}"
     many = (
         "each pair's own fixed image",
         ", because the fixed images of a list need not share a space",
     )
     fixed, why = many if pairs > 1 else ("the fixed image", "")
-    places = GIVEN if given else FIVE.format(fixed=fixed, why=why)
+    locations = GIVEN_LOCATIONS if given else DEFAULT_LOCATIONS.format(fixed=fixed, why=why)
     return (
-        "Share of tokens: how often the one token (voxel) that holds a place chose an expert, over"
-        f" {_pairs(pairs)} and the blocks of a layer; it sums to k times 100 % over the experts"
-        f" ({_choices(load[voxel])}). {places}. Tokens of the moving image are those at the same"
-        f" place after the affine and any earlier passes. (b): {where}. No error bars: at one place"
-        " a pair says yes or no to an expert, once per"
-        f" block.{_heights(load[voxel]) if pairs == 1 else ''}{_last(passes)}{_also(routing)}"
+        "Share of tokens: how often the token (voxel) that contains a location chose an expert,"
+        f" over {_pairs(pairs)} and the blocks of a layer; it sums to k times 100 % over the"
+        f" experts ({_choices(load[voxel])}). {locations}. Tokens of the moving image are those at"
+        " the same location after the affine and any earlier passes."
+        f" (b): {where}. No error bars: at one location, a pair selects an expert or not, once per"
+        f" block.{_heights(load[voxel]) if pairs == 1 else ''}{_last(passes)}{_appended(routing)}"
     )
 
 
-def _also(sentence: str) -> str:
+def _appended(sentence: str) -> str:
     return f" {sentence}" if sentence else ""
 
 
 def _heights(load: ExpertLoad) -> str:
-    """Which heights the bars of one pair can have: " With one pair a bar can only be 0, 50 or 100 %
-    in (a), ...".
-    """
-    told = dict[str, str]()
+    """List the possible heights of the bars of one pair, as a sentence."""
+    texts = dict[str, str]()
     for part, panel in (("encoder", "(a)"), ("decoder", "(b)")):
         blocks = set(load.over_blocks().select(part=part).cells.values())
         heights = [
@@ -366,29 +358,27 @@ def _heights(load: ExpertLoad) -> str:
             for share in sorted({n / count for count in blocks for n in range(count + 1)})
         ]
         if heights:
-            told[panel] = f"{', '.join(heights[:-1])} or {heights[-1]} %"
-    if len(set(told.values())) == 1:
-        return f" With one pair a bar can only be {next(iter(told.values()))}."
+            texts[panel] = f"{', '.join(heights[:-1])} or {heights[-1]} %"
+    if len(set(texts.values())) == 1:
+        return f" With one pair a bar can only be {next(iter(texts.values()))}."
     return (
         " With one pair a bar can only be"
-        f" {', '.join(f'{height} in {panel}' for panel, height in told.items())}."
+        f" {', '.join(f'{height} in {panel}' for panel, height in texts.items())}."
     )
 
 
 def _choices(load: ExpertLoad) -> str:
-    """How many experts a cell chooses: "a token chooses k = 4 of 12, a voxel k = 1 of 3 per
-    direction".
-    """
+    """Describe k and N per part: "a token chooses k = 4 of 12, ..."."""
     words = {"encoder": ("a token chooses", ""), "decoder": ("a voxel chooses", " per direction")}
-    told = []
+    texts = []
     for part, (chooses, after) in words.items():
         found = load.select(part=part)
         kinds = {
             (int(counts.sum()) // found.cells[gate], len(counts))
             for gate, counts in found.counts.items()
         }
-        told += [f"{chooses} k = {k} of {n}{after}" for k, n in sorted(kinds)]
-    return ", ".join(told)
+        texts += [f"{chooses} k = {k} of {n}{after}" for k, n in sorted(kinds)]
+    return ", ".join(texts)
 
 
 def _pairs(pairs: int) -> str:
@@ -400,7 +390,7 @@ def _last(passes: Iterable[int | None]) -> str:
     known = sorted(n for n in found if n is not None)
     if len(known) < len(found):
         return (
-            " Of the network's last pass over a pair; how many there were was not kept for every"
+            " Of the network's last pass over a pair; the number of passes was not saved for every"
             " pair."
         )
     if len(known) > 1:
@@ -415,7 +405,7 @@ def _last(passes: Iterable[int | None]) -> str:
     )
 
 
-PLACE_COLOURS = ("#343a40", "#1c7ed6", "#e8590c", "#2f9e44", "#ae3ec9")
+LOCATION_COLOURS = ("#343a40", "#1c7ed6", "#e8590c", "#2f9e44", "#ae3ec9")
 
 
 def location_figure(
@@ -426,35 +416,34 @@ def location_figure(
     kernels: Sequence[int] | None = None,
     caption: str = "",
 ) -> Figure:
-    """How often the cells at some places chose each expert: share of tokens, which sums to k.  Fig.
-    6.
+    """Draw how often the cells at locations chose each expert (shares sum to k).  Fig. 6.
 
     Parameters
     ----------
     load : LocationLoad
-        Of one pair or of many added up.
+        Of one pair, or the sum over pairs.
     tokens : sequence of str
-        The places (at most five) of the encoder's panels, Fig. 6(a): one per layer and image, the
-        blocks of a layer added up, a colour per place.
+        Locations (at most five) of the encoder's panels, Fig. 6(a): one panel per layer and image,
+        summed over blocks, a colour per location.
     voxel : str
-        The place of the decoder's panels, Fig. 6(b): one per layer, a group of bars per direction.
+        Location of the decoder's panels, Fig. 6(b): one per layer, a group of bars per direction.
     kernels : sequence of int, optional
         Kernel size of each decoder expert, for the legend.
     caption : str
-        Lines below: of how many pairs, which places, which share.
+        Text below the figure.
 
     Raises
     ------
     ValueError
-        If there is nothing to draw, a place is not in the load, or there are more places than
+        If there is nothing to draw, a location is not in the load, or there are more locations than
         colours.
     """
     from matplotlib.figure import Figure
 
     unknown = [name for name in (*tokens, voxel) if name not in load.loads]
-    if unknown or len(tokens) > len(PLACE_COLOURS):
+    if unknown or len(tokens) > len(LOCATION_COLOURS):
         raise ValueError(
-            f"Up to {len(PLACE_COLOURS)} places of {list(load)} can be drawn; got"
+            f"Up to {len(LOCATION_COLOURS)} locations of {list(load)} can be drawn; got"
             f" {[*tokens, voxel]}."
         )
     whole = load.over_blocks()
@@ -464,24 +453,23 @@ def location_figure(
     layers = {gate.layer for found in encoder.values() for gate in found}
     heights = [1.45 * len(layers) + 0.75] * bool(encoder) + [2.2] * bool(len(decoder))
     if not heights:
-        raise ValueError(
-            "This network has no experts (no MoA, no SHMoE), so there is no load to draw."
-        )
+        raise ValueError("This network has no experts (no MoA, no SHMoE) and so no load to draw.")
     figure = Figure(figsize=(8.1, sum(heights) + 0.5), dpi=150, layout="constrained")
     figure.suptitle(
-        "How often a place chose each expert: share of tokens (dotted: all alike)", fontsize=11
+        "How often a location chose each expert: share of tokens (dotted: equal shares)",
+        fontsize=11,
     )
     pieces = list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if encoder:
         _encoder(pieces.pop(0), encoder)
     if len(decoder):
         _decoder(pieces.pop(0), decoder, voxel, kernels)
-    below(figure, caption)
+    add_caption(figure, caption)
     return figure
 
 
 def _encoder(piece: SubFigure, loads: Mapping[str, ExpertLoad]) -> None:
-    """A row of panels per layer, a column per image, a colour per place."""
+    """Draw a row of panels per layer, a column per image, a colour per location."""
     gates = list(dict.fromkeys(gate for load in loads.values() for gate in load))
     images = list(dict.fromkeys(gate.image for gate in gates))
     layers = sorted({gate.layer for gate in gates})
@@ -496,14 +484,14 @@ def _encoder(piece: SubFigure, loads: Mapping[str, ExpertLoad]) -> None:
             for load in loads.values()
             if gate in load.counts
         )
-        _grouped(axes, bars, dict(zip(loads, PLACE_COLOURS, strict=False)), chance)
+        _grouped(axes, bars, dict(zip(loads, LOCATION_COLOURS, strict=False)), chance)
         axes.set_title(f"(a) encoder layer {gate.layer}, {gate.image}", fontsize=8.5)
     _label(panels, "share of tokens (%)", EXPERTS_ARE["encoder"])
-    _legend(piece, dict(zip(loads, PLACE_COLOURS, strict=False)))
+    _legend(piece, dict(zip(loads, LOCATION_COLOURS, strict=False)))
 
 
 def _decoder(piece: SubFigure, load: ExpertLoad, voxel: str, kernels: Sequence[int] | None) -> None:
-    """A panel per layer: a group of bars per direction, a colour per expert."""
+    """Draw a panel per layer: a group of bars per direction, a colour per expert."""
     layers = sorted({gate.layer for gate in load})
     panels = piece.subplots(1, len(layers), squeeze=False)
     count = max(len(counts) for counts in load.counts.values())
@@ -535,9 +523,7 @@ def _grouped(
     *,
     among: int | None = None,
 ) -> None:
-    """Bars side by side, a name's in its colour; a dotted line where all N experts are chosen
-    alike.
-    """
+    """Draw grouped bars, a colour per name, and a dotted line at equal shares of all N experts."""
     width = 0.84 / len(colours)
     for n, (name, colour) in enumerate(colours.items()):
         if name in bars:

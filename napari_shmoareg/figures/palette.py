@@ -1,4 +1,4 @@
-"""The colours of experts and images, on paper and on screen."""
+"""Colours of experts and images in figures and in the viewer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ IMAGE_COLOURS = {"moving": "#f08c00", "fixed": "#2b8a5a"}
 
 
 def expert_colours(count: int) -> list[str]:
-    """Red, white and blue for three experts as in Fig. 4; further ones get colours of their own."""
+    """Return a colour per expert: red, white and blue as in Fig. 4, then further colours."""
     palette = [*PAPER_COLOURS, *MORE_COLOURS]
     return [palette[n % len(palette)] for n in range(count)]
 
 
 def head_colours(count: int) -> list[str]:
-    """As many colours as there are attention heads, no two alike; neighbours differ in lightness
-    too.
-    """
+    """Return distinct colours for attention heads; neighbours also differ in lightness."""
     rgb = (
         colorsys.hls_to_rgb(n / max(count, 1), 0.42 if n % 2 else 0.62, 0.62) for n in range(count)
     )

@@ -1,4 +1,4 @@
-"""Slices through volumes, turned the way radiologists look at them, and how they are laid out."""
+"""Slices of volumes in radiological orientation, and the layout of figures."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Slice:
         First row at the bottom, first column at the left.  Radiological, as in the viewer: the
         patient's right, or in a sagittal slice the front, is on the left; front or top is up.
     extent : (left, right, bottom, top)
-        Edges in mm from the point that the slice was cut at, so that slices of volumes on
-        different grids lie on top of each other.
+        Edges in mm relative to the point of the slice, so that slices of volumes on different grids
+        overlay each other.
     view : {"sagittal", "coronal", "axial"}
     """
 
@@ -46,14 +46,12 @@ class Slice:
 
     @property
     def ends(self) -> tuple[str, str, str, str]:
-        """What lies left, right, below and above: letters of L R P A I S."""
+        """Orientation letters (L R P A I S) at the left, right, lower and upper edge."""
         horizontal, vertical = in_plane(self.view)
         return (*ENDS[horizontal][::-1], *ENDS[vertical])
 
     def outlines(self) -> NDArray[np.float64]:
-        """Edges between pixels of differing value, segments (n, 2, 2) of (horizontal, vertical)
-        mm.
-        """
+        """Return the edges between different pixels, segments (n, 2, 2) of (x, y) in mm."""
         left, right, bottom, top = self.extent
         rows, columns = self.pixels.shape
         step = np.array([(right - left) / columns, (top - bottom) / rows])
@@ -65,22 +63,20 @@ class Slice:
 
 
 def in_plane(view: View) -> tuple[int, int]:
-    """Horizontal and vertical axis of a view, as axes of the canonical (R, A, S) grid; the
-    horizontal one runs left.
-    """
+    """Return the horizontal (pointing left) and vertical axis of a view in the canonical grid."""
     horizontal, vertical = (axis for axis in range(3) if axis != VIEWS.index(view))
     return horizontal, vertical
 
 
 def cut(volume: Volume, point: Sequence[float] | NDArray, view: View) -> Slice:
-    """The plane of voxels nearest to a point; nothing is interpolated.
+    """Extract the plane of voxels nearest to a point, without interpolation.
 
     Parameters
     ----------
     volume : Volume
-        On any grid; its axes are permuted and flipped to lie nearest to R, A, S.
+        On any grid; its axes are permuted and flipped to be nearest to R, A, S.
     point : (3,) world position, mm RAS
-        A point outside the volume gives its nearest plane.
+        For a point outside the volume, the nearest plane is used.
     view : {"sagittal", "coronal", "axial"}
     """
     order, flip = volume.grid.axes_to_ras()
@@ -102,7 +98,7 @@ def cut(volume: Volume, point: Sequence[float] | NDArray, view: View) -> Slice:
 
 
 def plane_grid(grid: Grid, point: Sequence[float] | NDArray, view: View) -> Grid:
-    """The grid, one voxel thick, of the plane that `cut` shows of a volume on `grid`."""
+    """Return the one-voxel-thick grid of the plane that `cut` extracts."""
     canonical, axis = grid.canonical(), VIEWS.index(view)
     start, shape = [0, 0, 0], list(canonical.shape)
     start[axis] = int(np.clip(np.rint(canonical.to_index(point)[axis]), 0, shape[axis] - 1))
@@ -113,31 +109,28 @@ def plane_grid(grid: Grid, point: Sequence[float] | NDArray, view: View) -> Grid
 def plane(
     grid: Grid, point: Sequence[float] | NDArray, view: View, steps: tuple[NDArray, NDArray]
 ) -> NDArray:
-    """World positions (V, U, 3) of the points of the cut plane at given mm (horizontal, vertical)
-    from `point`.
-    """
+    """Return world positions (V, U, 3) in a plane at offsets (horizontal, vertical) in mm."""
     horizontal, vertical = on_screen(grid, view).T
     across, up = np.meshgrid(*steps)
     return np.asarray(point) + across[..., None] * horizontal + up[..., None] * vertical
 
 
 def on_screen(grid: Grid, view: View) -> NDArray[np.float64]:
-    """Unit vectors (3, 2) in the world that point to the right and up in a view of a grid."""
+    """Return world unit vectors (3, 2) that point right and up in a view of a grid."""
     horizontal, vertical = (directions(grid)[:, a] for a in in_plane(view))
     return np.stack([-horizontal, vertical], axis=1)
 
 
 def directions(grid: Grid) -> NDArray[np.float64]:
-    """Unit vectors (columns) of the canonical axes of a grid in the world."""
+    """Return the world unit vectors (columns) of the canonical axes of a grid."""
     matrix = grid.canonical().affine[:3, :3]
     return matrix / np.linalg.norm(matrix, axis=0)
 
 
 def middle(volume: Volume) -> NDArray[np.float64]:
-    """World position of the centre of what an image shows: of its content (see `Intensity`), all
-    counting alike.
+    """Return the world position of the unweighted centre of an image's content (see `Intensity`).
 
-    An image without content gives the centre of its grid.
+    Without content, the centre of the grid.
     """
     values = volume.values
     content = (
@@ -152,12 +145,12 @@ def middle(volume: Volume) -> NDArray[np.float64]:
     return volume.grid.to_world([float(np.arange(len(count)) @ count) / total for count in counts])
 
 
-SMALLEST = 0.5  # inches; a thin stack is given at least this much
+SMALLEST = 0.5  # inches: minimum size of a panel, for thin stacks
 LEFT, TOP, BOTTOM = 0.35, 0.32, 0.3  # margins in inches
 
 
 def extent(grid: Grid, view: View) -> tuple[float, float]:
-    """Width and height in mm of a view of a grid, turned to lie nearest to R, A, S."""
+    """Return width and height in mm of a view of a grid in canonical orientation."""
     size = [n * s for n, s in zip(grid.canonical().shape, grid.canonical().spacing, strict=True)]
     horizontal, vertical = in_plane(view)
     return size[horizontal], size[vertical]
@@ -171,18 +164,18 @@ def page(
     gap: float = 0.04,
     right: float = 0.85,
 ) -> tuple[Figure, GridSpec]:
-    """A figure with one panel per width and height in mm, all on one scale.
+    """Create a figure with one panel per width and height in mm, all at the same scale.
 
     Parameters
     ----------
     widths, heights : sequences of float, mm
         Of the columns and the rows.
     panel : float, inches
-        Across the widest panel (a very high one may take 1.4 times as much).
+        Width of the widest panel (or 1/1.4 of the height of a very high one).
     gap : float, inches
         Between panels.
     right : float, inches
-        Margin on the right, where a colour bar may stand.
+        Right margin, for a colour bar.
 
     Returns
     -------
@@ -215,11 +208,11 @@ def page(
     return figure, spec
 
 
-def show(axes: Axes, cutting: Slice, **how: Any) -> AxesImage:
-    """Draw a slice in mm, in true proportions, without ticks."""
-    how = {"interpolation": "nearest"} | how
+def show(axes: Axes, cutting: Slice, **options: Any) -> AxesImage:
+    """Draw a slice in mm with equal aspect, without ticks."""
+    options = {"interpolation": "nearest"} | options
     drawn = axes.imshow(
-        cutting.pixels, extent=cutting.extent, origin="lower", aspect="equal", **how
+        cutting.pixels, extent=cutting.extent, origin="lower", aspect="equal", **options
     )
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -228,7 +221,7 @@ def show(axes: Axes, cutting: Slice, **how: Any) -> AxesImage:
 
 
 def frame(axes: Axes, cutting: Slice, size: tuple[float, float], colour: str) -> None:
-    """Widen the axes around a slice to a size in mm, so that all panels of a page are alike."""
+    """Extend the axes around a slice to a size in mm, so that all panels are of equal size."""
     left, right, bottom, top = cutting.extent
     across, up = (left + right) / 2, (bottom + top) / 2
     axes.set(
@@ -247,21 +240,19 @@ def lines(axes: Axes, segments: Sequence[Any], colour: str, width: float = 0.7) 
 
 
 def letters(axes: Axes, cutting: Slice) -> None:
-    """What lies at the left, right, lower and upper edge: letters of L R P A I S."""
-    places = ((0.015, 0.5), (0.985, 0.5), (0.5, 0.015), (0.5, 0.985))
-    for (x, y), letter in zip(places, cutting.ends, strict=True):
+    """Draw the orientation letters of a slice at its edges."""
+    positions = ((0.015, 0.5), (0.985, 0.5), (0.5, 0.015), (0.5, 0.985))
+    for (x, y), letter in zip(positions, cutting.ends, strict=True):
         write(axes, x, y, letter)
 
 
-def say_convention(figure: Figure) -> None:
-    """Which side is which, in small letters in the lower right corner."""
+def draw_convention(figure: Figure) -> None:
+    """Write the orientation convention in the lower right corner."""
     figure.text(0.995, 0.005, CONVENTION, ha="right", va="bottom", fontsize=6.5, color="0.35")
 
 
 def write(axes: Axes, x: float, y: float, text: str, size: float = 8) -> None:
-    """Text at a place in fractions of the axes, aligned to the nearest edge, readable on any
-    image.
-    """
+    """Write outlined text at a position in axes fractions, aligned to the nearest edge."""
     from matplotlib.patheffects import withStroke
 
     across = "left" if x < 0.3 else "right" if x > 0.7 else "center"
@@ -281,7 +272,7 @@ def write(axes: Axes, x: float, y: float, text: str, size: float = 8) -> None:
 
 
 def colour_bar(figure: Figure, drawn: AxesImage, beside: Axes, label: str) -> Any:
-    """A thin colour bar in the right margin, as high as the panel it stands beside."""
+    """Add a thin colour bar in the right margin, as high as the panel beside it."""
     box, wide = beside.get_position(), figure.get_figwidth()
     axes = figure.add_axes((box.x1 + 0.08 / wide, box.y0, 0.1 / wide, box.height))
     bar = figure.colorbar(drawn, cax=axes)
@@ -291,7 +282,7 @@ def colour_bar(figure: Figure, drawn: AxesImage, beside: Axes, label: str) -> An
 
 
 def legend(figure: Figure, entries: Mapping[str, str]) -> None:
-    """What the colours mean, text to colour, in the lower margin."""
+    """Add a legend, text to colour, in the lower margin."""
     from matplotlib.patches import Patch
 
     patches = [
@@ -309,11 +300,11 @@ def legend(figure: Figure, entries: Mapping[str, str]) -> None:
 
 
 def scaled(cutting: Slice, intensity: Intensity) -> Slice:
-    """A slice as the network sees it, 0 to 1 on the scale of its image."""
+    """Scale the pixels of a slice to [0, 1] by the intensity scale of its image."""
     return replace(cutting, pixels=intensity.scale(cutting.pixels))
 
 
 def views_of(grid: Grid) -> tuple[list[float], list[float]]:
-    """Widths and heights in mm of the sagittal, coronal and axial view."""
+    """Return the widths and heights in mm of the sagittal, coronal and axial view."""
     pairs = [extent(grid, view) for view in VIEWS]
     return [w for w, _ in pairs], [h for _, h in pairs]

@@ -1,6 +1,6 @@
-"""Figures of a registration: before and after, folding; a contact sheet of synthetic pairs.
+"""Figures of a registration (overview, Jacobian), and a contact sheet of synthetic pairs.
 
-Figures are `matplotlib.figure.Figure` objects, unknown to pyplot.
+They are `matplotlib.figure.Figure` objects, not managed by pyplot.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from napari_shmoareg.figures.panels import (
     View,
     colour_bar,
     cut,
+    draw_convention,
     frame,
     legend,
     letters,
@@ -28,7 +29,6 @@ from napari_shmoareg.figures.panels import (
     page,
     plane,
     plane_grid,
-    say_convention,
     scaled,
     show,
     views_of,
@@ -46,24 +46,23 @@ if TYPE_CHECKING:
 
 
 COLUMNS = ("moving", "fixed", "moving, labels", "fixed, labels")
-DIMMED = 1.6  # white of the images below the labels, 1 being theirs: darker
-COLOURS = 20  # of matplotlib's tab20
+DIMMED = 1.6  # vmax of images below labels, to darken them
+COLOURS = 20  # in matplotlib's tab20
 PANEL, GAP = 1.15, 0.17  # inches
 
 
 def contact_sheet(pairs: Sequence[Conformed], *, across: int = 2) -> Figure:
-    """One axial slice of each pair: both images, and both again below the labels in colours.
+    """Draw one axial slice of each pair: both images, and both with coloured labels.
 
-    The slice is the one that shows most of the labels; every slice fills its panel, so that the
-    scale differs from pair to pair.  A label has one colour in both images, and may have another in
-    the next pair.
+    The slice with most labels is drawn; it fills its panel, so that the scale differs between
+    pairs.  A label has the same colour in both images, but not across pairs.
 
     Parameters
     ----------
     pairs : sequence of Conformed
-        As `DrawnPairs` gives them, labels as shares; at least one.
+        As from `DrawnPairs`, with labels as fractions; at least one.
     across : int
-        Pairs side by side.
+        Pairs per row.
 
     Returns
     -------
@@ -86,12 +85,12 @@ def contact_sheet(pairs: Sequence[Conformed], *, across: int = 2) -> Figure:
                 shape = "×".join(str(n) for n in pair.grid.shape)
                 title = f"{number + 1}: {shape} voxels, {max(pair.grid.spacing):.1f} mm"
                 axes.set_title(title, fontsize=7, loc="left", pad=3)
-    say_convention(figure)
+    draw_convention(figure)
     return figure
 
 
 def _slices(pair: Conformed) -> list[tuple[Slice, Slice | None]]:
-    """For each column an image, and the labels on it, masked where there are none."""
+    """Return image and masked labels, or None, of each column."""
     labels = [
         None if shares is None else _strongest(shares)
         for shares in (pair.moving_labels, pair.fixed_labels)
@@ -115,17 +114,15 @@ def _slices(pair: Conformed) -> list[tuple[Slice, Slice | None]]:
 
 
 def _strongest(shares: Tensor) -> NDArray[np.int64]:
-    """(D, H, W): number from 1 of the label with the largest share of each voxel, 0 where what is
-    left has more.
-    """
+    """Return per voxel (D, H, W) the label, from 1, with the largest fraction; 0 for the rest."""
     values = shares[0].cpu().numpy()
     everything = np.concatenate([1 - values.sum(axis=0, keepdims=True), values])
     return everything.argmax(axis=0)
 
 
 FIXED_COLOUR, MOVED_COLOUR, FOLDING_COLOUR, GRID_COLOUR = "#2ee68a", "#ff9f1c", "#ff00ff", "#ffd43b"
-DARK, LIGHT = "black", "#f7f7f7"  # around images; around differences (the middle of their colours)
-MANY_LABELS = 12  # from here on outlines are drawn thinner
+DARK, LIGHT = "black", "#f7f7f7"  # backgrounds of images and of differences
+MANY_LABELS = 12  # from this number on, outlines are thinner
 
 
 def overview(
@@ -134,17 +131,17 @@ def overview(
     notes: Mapping[str, str] | None = None,
     point: NDArray | None = None,
 ) -> Figure:
-    """Fixed, moving, warped and their differences, in three planes through the fixed image.
+    """Draw fixed, moving, warped and their differences, in three planes of the fixed image.
 
     Parameters
     ----------
     registration : Registration
-        The moving image is shown where its header and the affine place it.  With labels,
-        their outlines are drawn: green those of the fixed image, orange the moving ones.
+        The moving image is positioned by its header and the affine.  Outlines of labels are drawn
+        in green (fixed) and orange (moving).
     notes : mapping of {"moving", "warped"} to str, optional
-        A line in the lower left of that column, such as "Dice 0.81".
+        Text in the lower left of the column, such as "Dice 0.81".
     point : (3,) world position, mm RAS, optional
-        Where the planes meet; by default in the `middle` of the fixed image.
+        Intersection of the planes; default: the `middle` of the fixed image.
 
     Returns
     -------
@@ -152,10 +149,10 @@ def overview(
     """
     pair, fixed = registration.pair, registration.pair.fixed
     point = middle(fixed) if point is None else point
-    here = np.allclose(registration.alignment.matrix, np.eye(4))
+    unaligned = np.allclose(registration.alignment.matrix, np.eye(4))
     titles = {
         "fixed": "fixed",
-        "moving": "moving (as filed)" if here else "moving (after affine)",
+        "moving": "moving (as filed)" if unaligned else "moving (after affine)",
         "warped": "warped",
         "before": "fixed \u2212 moving",
         "after": "fixed \u2212 warped",
@@ -188,7 +185,7 @@ def overview(
             if column == 0:
                 axes.set_ylabel(view, fontsize=10)
                 letters(axes, cutting)
-    say_convention(figure)
+    draw_convention(figure)
     colour_bar(figure, drawn, axes, "difference, images scaled to 0..1")
     drawn_labels = (
         (pair.fixed_labels, FIXED_COLOUR, "fixed"),
@@ -204,22 +201,22 @@ def overview(
 def _columns(
     registration: Registration, point: NDArray, view: View, scales: tuple[Intensity, Intensity]
 ) -> tuple[dict[str, Slice], dict[str, Slice]]:
-    """Images and differences of one plane, scaled to 0..1, and the labels there."""
+    """Return images and differences of one plane, scaled to 0..1, and its labels."""
     pair = registration.pair
-    place, affine = (
+    grid, affine = (
         plane_grid(pair.fixed.grid, point, view),
         Transform(registration.alignment.matrix),
     )
     slices = {
         "fixed": scaled(cut(pair.fixed, point, view), scales[0]),
-        "moving": scaled(cut(warp_volume(pair.moving, place, affine), point, view), scales[1]),
+        "moving": scaled(cut(warp_volume(pair.moving, grid, affine), point, view), scales[1]),
         "warped": scaled(cut(registration.warped, point, view), scales[1]),
     }
     for name, other in (("before", "moving"), ("after", "warped")):
         slices[name] = replace(
             slices["fixed"], pixels=slices["fixed"].pixels - slices[other].pixels
         )
-    moving_labels = pair.moving_labels and warp_volume(pair.moving_labels, place, affine)
+    moving_labels = pair.moving_labels and warp_volume(pair.moving_labels, grid, affine)
     labels = {
         "fixed": pair.fixed_labels,
         "moving": moving_labels,
@@ -231,17 +228,17 @@ def _columns(
 
 
 def jacobian_figure(registration: Registration, *, point: NDArray | None = None) -> Figure:
-    """Jacobian determinant with folding marked, and the deformation as a bent grid.
+    """Draw the Jacobian determinant with folding, and the deformation as a warped grid.
 
-    Above: red where the moving image is bigger than the fixed one (determinant above 1), blue
-    where it is smaller, on a logarithmic scale; magenta is folded (at most 0).  Below: the
-    lines of a regular grid in the fixed image where the deformation (without the affine) puts them.
+    Above: red where the moving image is larger than the fixed one (determinant above 1), blue where
+    it is smaller, on a logarithmic scale; magenta is folded (at most 0).  Below: a regular grid in
+    the fixed image, warped by the deformation (without the affine).
 
     Parameters
     ----------
     registration : Registration
     point : (3,) world position, mm RAS, optional
-        Where the planes meet; by default in the `middle` of the fixed image.
+        Intersection of the planes; default: the `middle` of the fixed image.
     """
     from matplotlib.colors import ListedColormap, LogNorm
 
@@ -260,13 +257,13 @@ def jacobian_figure(registration: Registration, *, point: NDArray | None = None)
         letters(axes, cutting)
         below = figure.add_subplot(spec[1, column])
         show(below, scaled(cut(fixed, point, view), scale), cmap="gray", vmin=0, vmax=1.5)
-        bent_grid(below, registration, point, cutting)
+        draw_warped_grid(below, registration, point, cutting)
         frame(below, cutting, (widths[column], max(heights)), DARK)
         letters(below, cutting)
         if column == 0:
             axes.set_ylabel("Jacobian determinant", fontsize=10)
             below.set_ylabel("deformation", fontsize=10)
-    say_convention(figure)
+    draw_convention(figure)
     bar = colour_bar(figure, drawn, axes, "")
     ticks = [t for t in (0.25, 0.5, 0.7, 0.85, 1, 1.2, 1.4, 2, 4) if 1 / limit <= t <= limit]
     bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
@@ -280,12 +277,12 @@ def jacobian_figure(registration: Registration, *, point: NDArray | None = None)
     return figure
 
 
-def bent_grid(
+def draw_warped_grid(
     axes: Axes, registration: Registration, point: NDArray, cutting: Slice, count: int = 30
 ) -> None:
-    """Draw the lines of a regular grid where the deformation puts them, in the plane of a slice.
+    """Draw a regular grid warped by the deformation, in the plane of a slice.
 
-    There are `count` of them along the longest axis of the fixed image.
+    It has `count` lines along the longest axis of the fixed image.
     """
     field, grid = registration.transform.field, registration.pair.fixed.grid
     left, right, bottom, top = cutting.extent
@@ -301,7 +298,7 @@ def bent_grid(
 
 
 def _limit(jacobian: NDArray) -> float:
-    """The determinant at the red end: covers 99 % of the voxels, 1.2 to 4."""
+    """Return the determinant at the red end of the scale: covers 99 % of voxels, 1.2 to 4."""
     positive = jacobian[jacobian > 0]
     spread = np.abs(np.log(np.percentile(positive, [0.5, 99.5]))).max() if positive.size else 0.0
     return float(np.exp(np.clip(spread, np.log(1.2), np.log(4))))

@@ -1,4 +1,4 @@
-"""A picture of the controls: how much of the gain is left under each."""
+"""Figure of the routing controls: the fraction of the gain that each one keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from napari_shmoareg.experts.routing_scores import (
     ControlRow,
     Share,
 )
-from napari_shmoareg.figures.experts import below
+from napari_shmoareg.figures.experts import add_caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 PARTS = {
-    "encoder": "Encoder: which attention heads a token takes (MoA)",
-    "decoder": "Decoder: which convolution moves a voxel (SHMoE)",
+    "encoder": "Encoder: attention heads chosen per token (MoA)",
+    "decoder": "Decoder: convolution chosen per voxel (SHMoE)",
 }
 COLOURS = {"encoder": "#0b7285", "decoder": "#d9480f"}
-LEAST, MOST = -110.0, 135.0  # percent that are drawn at most
+LEAST, MOST = -110.0, 135.0  # limits of the axis in percent
 
 
 def controls_caption(rows: Sequence[ControlRow]) -> str:
-    """What the points and lines of `controls_figure` are."""
+    """Return the caption of `controls_figure`."""
     values = {row.key: row.value for row in rows}
     first = next(row for row in rows if row.control is not None)
     measure, passes = MEASURES[first.measure], first.control.passes if first.control else "all"
@@ -49,8 +49,8 @@ def controls_caption(rows: Sequence[ControlRow]) -> str:
         "Share of the gain that is kept when the choice of experts is changed in"
         f" {_passes(passes)}, over {over}. The gain is that of the network over the alignment: mean"
         f" {measure} {values[BEFORE]:.3f} before, {values[LEARNED]:.3f} as learned. 100 %: the"
-        " change costs nothing, so that the learned choice is not needed. 0 %: the whole gain is"
-        f" lost; below, the result is worse than the alignment. {lines} At the right: the mean"
+        " change costs nothing, so the learned choice is not needed. 0 %: the whole gain is"
+        f" lost; below 0 %, the result is worse than the alignment. {lines} On the right: the mean"
         f" {measure} minus that as learned. {descriptions[:1].upper() + descriptions[1:]}."
     )
 
@@ -62,21 +62,21 @@ def _passes(passes: str) -> str:
 def controls_figure(
     rows: Sequence[ControlRow], caption: str = "", kernels: Sequence[int] = ()
 ) -> Figure:
-    """The share of the gain that each control keeps, encoder above decoder, with its interval.
+    """Draw the share of the gain that each control keeps, with intervals, per part.
 
     Parameters
     ----------
     rows : sequence of ControlRow
-        Of `control_rows`.
+        From `control_rows`.
     caption : str
-        Put below.
+        Text below the figure.
     kernels : sequence of int
-        Sizes of the decoder's convolutions, for their names: `SHMoARegConfig.kernels`.
+        Kernel sizes of the decoder, for titles: `SHMoARegConfig.kernels`.
 
     Raises
     ------
     ValueError
-        If there is no control among the rows.
+        If no row is a control.
     """
     from matplotlib.figure import Figure
 
@@ -96,7 +96,7 @@ def controls_figure(
         axes.set_title(PARTS[part], fontsize=10, loc="left")
     pieces[-1].set_xlabel("share of the network's gain that is kept, %", fontsize=9)
     figure.suptitle("Does it matter which experts are chosen?", fontsize=11)
-    below(figure, caption)
+    add_caption(figure, caption)
     return figure
 
 
@@ -105,12 +105,12 @@ def _draw(
 ) -> None:
     axes.axvline(100, color="0.25", linewidth=1)
     axes.axvline(0, color="0.25", linewidth=1, linestyle="--")
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         assert row.control is not None
         if row.kept is None:
             axes.text(
                 50,
-                place,
+                position,
                 "the network gains nothing",
                 fontsize=8,
                 ha="center",
@@ -118,10 +118,10 @@ def _draw(
                 color="0.4",
             )
         else:
-            _point(axes, place, row.kept, colour)
+            _point(axes, position, row.kept, colour)
         axes.text(
             1.01,
-            place,
+            position,
             _change(row.change),
             transform=axes.get_yaxis_transform(),
             fontsize=8,
@@ -147,7 +147,7 @@ def _draw(
 
 
 def title_of(row: ControlRow, kernels: Sequence[int] = ()) -> str:
-    """What a row is, for people; a kernel by its size: "3x3x3 everywhere"."""
+    """Return the title of a row, with kernels by size: "3x3x3 everywhere"."""
     control = row.control
     if control is None:
         return TITLES[row.key]
@@ -157,17 +157,19 @@ def title_of(row: ControlRow, kernels: Sequence[int] = ()) -> str:
     return control.title
 
 
-def _point(axes: Axes, place: int, kept: Share, colour: str) -> None:
-    """A share with its interval; what lies beyond the picture is an arrow with its number."""
+def _point(axes: Axes, position: int, kept: Share, colour: str) -> None:
+    """Draw a share with its interval; a value beyond the axis is an arrow with its number."""
     at = 100 * kept.value
     if kept.low is not None and kept.high is not None:
         low, high = (min(max(100 * end, LEAST), MOST) for end in (kept.low, kept.high))
-        axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+        axes.plot(
+            [low, high], [position, position], color=colour, linewidth=1.4, solid_capstyle="butt"
+        )
     if at < LEAST:
-        axes.plot([LEAST - 6], [place], marker="<", color=colour, markersize=6)
-        axes.text(LEAST, place - 0.12, f"{at:.0f} %", fontsize=8, va="bottom", color=colour)
+        axes.plot([LEAST - 6], [position], marker="<", color=colour, markersize=6)
+        axes.text(LEAST, position - 0.12, f"{at:.0f} %", fontsize=8, va="bottom", color=colour)
     else:
-        axes.plot([min(at, MOST)], [place], marker="o", color=colour, markersize=5)
+        axes.plot([min(at, MOST)], [position], marker="o", color=colour, markersize=5)
 
 
 def _change(change: Share) -> str:

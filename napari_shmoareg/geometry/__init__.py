@@ -1,7 +1,7 @@
-"""Where voxels stand, and fields that move them.
+"""Grids, volumes, displacement fields and transforms.
 
-Names are loaded when first used, so that a grid does not load PyTorch.  `resample` has the name of
-its file: ``from napari_shmoareg.geometry.resample import resample``."""
+Names are imported on first use, so that a grid does not load PyTorch.  `resample` shares the name
+of its module: ``from napari_shmoareg.geometry.resample import resample``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
     "warp_volume",
 ]
 
-_HOMES = {
+_MODULES = {
     "errors": (
         "InputError",
         "NoOverlapError",
@@ -61,7 +61,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(import_module(f"napari_shmoareg.{home}"), name)
+            return getattr(import_module(f"napari_shmoareg.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """Displacement fields: sample, warp, compose, invert, Jacobian.
 
-A displacement u lives on the grid it pulls to: phi(p) = p + u(p), warped(p) = moving(phi(p)).
-Component c runs along array axis c, in voxels of its own grid.  This is the only file
-that knows that `grid_sample` wants coordinates scaled to [-1, 1] and in reverse order.
+A displacement u is defined on the grid it pulls to: phi(p) = p + u(p), warped(p) = moving(phi(p)).
+Component c runs along array axis c, in voxels of its own grid.  Only this module converts to the
+coordinates of `grid_sample`, which are scaled to [-1, 1] and in reverse order.
 
 B batch, C channels, D H W space.
 """
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHARED = 1 << 16  # positions from which threads share them
+PARALLEL_POSITIONS = 1 << 16  # from this number on, positions are split between threads
 
 
 def identity(
     shape: tuple[int, int, int] | torch.Size, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Voxel positions (1, 3, D, H, W) of a grid, float32."""
+    """Return the voxel positions (1, 3, D, H, W) of a grid, float32."""
     axes = [torch.arange(n, device=device, dtype=torch.float32) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
@@ -27,18 +27,18 @@ def identity(
 def sample(
     image: Tensor, positions: Tensor, *, mode: str = "bilinear", padding: str = "zeros"
 ) -> Tensor:
-    """Values of an image at given positions.
+    """Sample an image at given positions.
 
     Parameters
     ----------
     image : Tensor (B, C, D, H, W)
-        Computed in float32 (float64 stays), whatever autocast says: bfloat16 coordinates
-        would be off by half a voxel at index 128.
+        Computed in float32 (or float64), also under autocast: bfloat16 coordinates would be off
+        by half a voxel at index 128.
     positions : Tensor (B, 3, D', H', W'), voxels of `image`
     mode : {"bilinear", "nearest"}
         "bilinear" is trilinear in 3D.
     padding : {"zeros", "border"}
-        What stands outside the image.
+        Values outside the image.
 
     Returns
     -------
@@ -55,20 +55,18 @@ def sample(
 
 
 def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """`grid_sample`; on a CPU it runs one thread per image of a batch, so that of one image each
-    takes a part.
-    """
+    """Call `grid_sample`; split a single image between CPU threads, as torch uses one per image."""
     count, depth = torch.get_num_threads(), grid.shape[1]
-    alone = (
+    splittable = (
         len(image) == 1
         and grid.device.type == "cpu"
         and not (torch.is_grad_enabled() and grid.requires_grad)
     )
     if (
-        not alone
+        not splittable
         or count == 1
         or depth < count
-        or grid[..., 0].numel() < SHARED
+        or grid[..., 0].numel() < PARALLEL_POSITIONS
         or image.requires_grad
     ):
         return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
@@ -85,7 +83,7 @@ def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor
 def warp(
     image: Tensor, displacement: Tensor, *, mode: str = "bilinear", padding: str = "zeros"
 ) -> Tensor:
-    """Pull an image back through phi(p) = p + u(p).
+    """Warp an image by phi(p) = p + u(p).
 
     Parameters
     ----------
@@ -101,17 +99,16 @@ def warp(
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The displacement of x -> phi_outer(phi_inner(x)): u(x) = u_inner(x) + u_outer(x +
-    u_inner(x)).
+    """Compose displacements: u(x) = u_inner(x) + u_outer(x + u_inner(x)).
 
-    Both (B, 3, D, H, W), voxels of the same grid.  Warping an image with `outer` and the
-    result with `inner` equals warping once with the composed field.
+    Maps x -> phi_outer(phi_inner(x)).  Both (B, 3, D, H, W), voxels of the same grid.
+    Warping an image with `outer` and the result with `inner` equals warping once with the result.
     """
     return inner + warp(outer, inner, padding="border")
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
-    """Exponential of a stationary velocity field by scaling and squaring.
+    """Integrate a stationary velocity field by scaling and squaring.
 
     Parameters
     ----------
@@ -131,11 +128,11 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
 
 
 def upsample(displacement: Tensor, shape: tuple[int, int, int] | torch.Size) -> Tensor:
-    """A displacement on the grid of half the stride: twice the size and twice the values.
+    """Upsample a displacement to the grid of half the stride: twice the size and twice the values.
 
-    Ours: voxel *edges* are kept (``align_corners=False``), so that a coarse voxel covers
-    exactly the 2x2x2 fine ones it was made of, as in patch merging and `Grid.coarsen`;
-    with ``align_corners=True`` levels drift apart by up to half a coarse voxel.
+    Ours: voxel *edges* are aligned (``align_corners=False``), so that a coarse voxel covers
+    exactly its 2x2x2 fine voxels, as in patch merging and `Grid.coarsen`; with
+    ``align_corners=True`` levels are shifted by up to half a coarse voxel.
     """
     with torch.autocast(displacement.device.type, enabled=False):
         return 2 * F.interpolate(
@@ -144,25 +141,25 @@ def upsample(displacement: Tensor, shape: tuple[int, int, int] | torch.Size) -> 
 
 
 def invert(displacement: Tensor, iterations: int = 50, tolerance: float = 1e-3) -> Tensor:
-    """The displacement v of the inverse map: u(x + v(x)) + v(x) = 0.
+    """Compute the displacement v of the inverse map: u(x + v(x)) + v(x) = 0.
 
-    Fixed-point iteration v <- v - w (v + u(x + v)).  Ours: the step w starts at 1 and is
-    halved where a step did not help, so that strong local stretching converges too; where
-    the field folds, several points answer or none is found, and the best v found stays.
+    Fixed-point iteration v <- v - w (v + u(x + v)).  Ours: the step w starts at 1 and is halved
+    wherever a step does not reduce the residual, so that strong local stretching also converges.
+    Where the field folds there may be several solutions or none; the best v found is returned.
 
     Parameters
     ----------
     displacement : Tensor (B, 3, D, H, W), voxels of this grid
-        Outside the grid it continues with its edge values.
+        Extended beyond the grid with its edge values.
     iterations : int
-        At most so many steps.
+        Maximum number of steps.
     tolerance : float, voxels
         Stops once every voxel's residual is below this.
 
     Returns
     -------
     Tensor (B, 3, D, H, W), voxels of the same grid
-        What is left over is ``compose(displacement, inverse)``: 0 for a perfect inverse.
+        The residual is ``compose(displacement, inverse)``: 0 for a perfect inverse.
     """
     inverse = -displacement.to(torch.promote_types(displacement.dtype, torch.float32))
     residual = compose(displacement, inverse)
@@ -183,9 +180,9 @@ def invert(displacement: Tensor, iterations: int = 50, tolerance: float = 1e-3) 
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:
-    """det(I + du/dx): the local change of volume; 1 is none, 0 or less is folding.
+    """Compute det(I + du/dx), the local volume change: 1 is none, 0 or less is folding.
 
-    Central differences, one-sided at the borders; an axis of one voxel has no change along it.
+    Central differences, one-sided at the borders; the derivative along an axis of one voxel is 0.
     The value is the same in voxels and in mm.
 
     Parameters

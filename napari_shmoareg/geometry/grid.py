@@ -1,4 +1,4 @@
-"""Grid: where the samples of a volume stand in the world."""
+"""Grid: shape and affine of a volume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.errors import InputError
 
-SAME_SPACE = 0.1  # voxels by which the corners of two grids may differ that count as one
+SAME_SPACE = 0.1  # voxels by which the corners of two grids may differ to count as the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +23,14 @@ class Grid:
     shape : tuple of 3 int
         Number of voxels along array axes i, j, k.
     affine : (4, 4) array, float64
-        Voxel index (i, j, k, 1) to world position in mm, RAS+ (x to the right,
-        y to the front, z up).  Any orientation, oblique and sheared too.
+        Voxel index (i, j, k, 1) to world position in mm, RAS+ (x to the right, y to the front,
+        z up).  Any orientation, including oblique and sheared axes.
 
     Raises
     ------
     InputError
-        If the shape is not three positive numbers, or the affine is not finite or
-        not invertible (a zero spacing is such a case).
+        If the shape is not three positive numbers, or the affine is not finite and invertible
+        (for example with a zero spacing).
     """
 
     shape: tuple[int, int, int]
@@ -62,8 +62,8 @@ class Grid:
             affine[3], [0, 0, 0, 1]
         ):
             raise InputError(
-                "The affine is singular (two axes point the same way), so voxels have no place in"
-                f" the world:\n{affine}\nCorrect the header of the file."
+                "The affine is singular (two axes point the same way), so voxels have no"
+                f" position in the world:\n{affine}\nCorrect the header of the file."
             )
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
@@ -77,45 +77,45 @@ class Grid:
 
     @property
     def inverse(self) -> NDArray[np.float64]:
-        """World (mm) to voxel index, (4, 4)."""
+        """Affine from world (mm) to voxel index, (4, 4)."""
         return np.asarray(np.linalg.inv(self.affine), dtype=np.float64)
 
     @property
     def centre(self) -> NDArray[np.float64]:
-        """World position (mm, RAS) of the middle of the field of view."""
+        """World position (mm, RAS) of the centre of the field of view."""
         return self.to_world((np.array(self.shape) - 1) / 2)
 
     def to_world(self, index: ArrayLike) -> NDArray[np.float64]:
-        """World positions (..., 3) in mm of voxel indices (..., 3)."""
+        """Convert voxel indices (..., 3) to world positions (..., 3) in mm."""
         return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def to_index(self, world: ArrayLike) -> NDArray[np.float64]:
-        """Voxel indices (..., 3), fractional, of world positions (..., 3) in mm."""
+        """Convert world positions (..., 3) in mm to fractional voxel indices (..., 3)."""
         inverse = self.inverse
         return np.asarray(world, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
 
     def corners(self) -> NDArray[np.float64]:
-        """World positions (8, 3) of the corners of the field of view (voxel edges)."""
+        """Return the world positions (8, 3) of the corners of the field of view (voxel edges)."""
         ends = [(-0.5, n - 0.5) for n in self.shape]
         return self.to_world(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(8, 3))
 
     def coarsen(self, stride: int) -> Grid:
-        """The grid of tokens: same field of view, voxels `stride` times as big.
+        """Return the token grid: same field of view, voxels `stride` times as long.
 
-        A last, partial token counts as a whole one, as in a padded network.
+        A partial token at the end is extended to a whole one, as in a padded network.
         """
         i, j, k = (-(-n // stride) for n in self.shape)
         return Grid((i, j, k), self.affine @ _scaling(stride, (stride - 1) / 2))
 
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
-        """The part of `shape` voxels that begins at index `start` (may reach outside)."""
+        """Return the box of `shape` voxels from index `start`; it may extend outside the grid."""
         shift = np.eye(4)
         shift[:3, 3] = start
         i, j, k = shape
         return Grid((i, j, k), self.affine @ shift)
 
     def resampled(self, spacing: float | Sequence[float]) -> Grid:
-        """Same field of view (rounded up to whole voxels, same middle) at another spacing in mm."""
+        """Return the grid with another spacing in mm: same centre, field of view rounded up."""
         target = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
         if not (np.isfinite(target).all() and target.min() > 0):
             raise InputError(f"A spacing is a positive number of mm; got {spacing}.")
@@ -128,14 +128,14 @@ class Grid:
         return Grid((int(i), int(j), int(k)), affine)
 
     def axes_to_ras(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Which array axis runs most along x, y, z, and whether it runs backwards.
+        """Find the array axis nearest to each of x, y, z, and whether it runs backwards.
 
         Returns
         -------
         order : (3,) int
-            ``order[0]`` is the array axis nearest to left-right, and so on.
+            ``order[0]`` is the array axis nearest to left-right, etc.
         flip : (3,) bool
-            For each of these, whether the axis points to left / back / down.
+            Whether that axis points left / back / down.
         """
         directions = self.affine[:3, :3] / np.array(self.spacing)
         best = max(
@@ -147,7 +147,7 @@ class Grid:
         return order, flip
 
     def canonical(self) -> Grid:
-        """The same voxels with axes permuted and flipped to lie nearest to R, A, S."""
+        """Return the same voxels with axes permuted and flipped to be nearest to R, A, S."""
         order, flip = self.axes_to_ras()
         matrix = np.zeros((4, 4))
         matrix[3, 3] = 1
@@ -158,27 +158,27 @@ class Grid:
         return Grid((i, j, k), self.affine @ matrix)
 
     def distance(self, other: Grid) -> float:
-        """How far apart the corners of two grids of one shape are at most, in voxels.
+        """Return the largest distance between corners of two grids of equal shape, in voxels.
 
-        The largest difference along an axis, in voxels of the grid whose voxels are smaller.
+        The distance along one axis, in voxels of the grid with the smaller voxels.
         """
-        here, there = self.corners(), other.corners()
-        ours = np.abs(self.to_index(there) - self.to_index(here)).max()
-        theirs = np.abs(other.to_index(there) - other.to_index(here)).max()
-        return float(max(ours, theirs))
+        own, others = self.corners(), other.corners()
+        in_own = np.abs(self.to_index(others) - self.to_index(own)).max()
+        in_other = np.abs(other.to_index(others) - other.to_index(own)).max()
+        return float(max(in_own, in_other))
 
     def same_space(self, other: Grid, tolerance: float = SAME_SPACE) -> bool:
-        """Whether both have the same shape and their corners differ by at most `tolerance` voxels.
+        """Whether the shapes are equal and the corners differ by at most `tolerance` voxels.
 
-        Ours: a tenth of a voxel by default.  Headers that went through another program differ by
-        hundredths (single precision, a quaternion, four digits), and nothing that is computed
-        here depends on so little; a length in mm would be coarse for microscopy.
+        Ours: a tenth of a voxel by default.  Headers rewritten by another program differ by
+        hundredths (single precision, a quaternion, four digits), which changes no result here; a
+        tolerance in mm would be too coarse for microscopy.
         """
         return self.shape == other.shape and self.distance(other) <= tolerance
 
 
 def _scaling(factor: float, offset: float) -> NDArray[np.float64]:
-    """4x4 index map: fine index = factor * coarse index + offset on every axis."""
+    """Return the 4x4 index map: fine index = factor * coarse index + offset on every axis."""
     matrix = np.diag([factor, factor, factor, 1.0])
     matrix[:3, 3] = offset
     return matrix

@@ -1,7 +1,7 @@
 """Displacement fields in mm, and the transform of a registration.
 
-A transform takes points of the fixed image's world to the moving image's: T(x) = A(x + d(x)).
-Images are pulled back through it: warped(x) = moving(T(x)).
+A transform maps points of the fixed image's world to the moving image's: T(x) = A(x + d(x)).
+Images are warped by it: warped(x) = moving(T(x)).
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from napari_shmoareg.geometry.resample import (
     Points,
     apply_affine,
     lattice,
-    parts,
     pull,
     pull_by,
+    slab_slices,
     slabs,
-    turn_vectors,
+    transform_vectors,
 )
 from napari_shmoareg.geometry.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
 class DisplacementField:
-    """A displacement d(x) on a grid in the world.
+    """A displacement d(x) on a grid, in mm.
 
     Parameters
     ----------
     vectors : (I, J, K, 3) array, float32, mm along RAS
-        Component 0 runs to the right, 1 to the front, 2 up, whatever the grid's axes.
+        Component 0 points right, 1 front, 2 up, whatever the axes of the grid.
     grid : Grid
 
     Raises
@@ -57,39 +57,37 @@ class DisplacementField:
             )
         if not np.isfinite(vectors).all():
             raise InputError(
-                "The displacement field holds NaN or infinite values; finite vectors in mm were"
-                " expected."
+                "The displacement field contains NaN or infinite values; finite vectors in mm"
+                " were expected."
             )
         object.__setattr__(self, "vectors", vectors)
 
     @classmethod
     def from_voxels(cls, displacement: Tensor, grid: Grid) -> DisplacementField:
-        """From a displacement (1, 3, D, H, W) in voxels of `grid`, component c along axis c."""
+        """Convert a displacement (1, 3, D, H, W) in voxels of `grid`, component c along axis c."""
         voxels = displacement.detach().cpu().double()[0].permute(1, 2, 3, 0).numpy()
-        return cls(turn_vectors(grid.affine, voxels).astype(np.float32), grid)
+        return cls(transform_vectors(grid.affine, voxels).astype(np.float32), grid)
 
     def to_voxels(self) -> Tensor:
-        """(1, 3, D, H, W) float32 in voxels of the grid, component c along axis c."""
-        voxels = turn_vectors(self.grid.inverse, self.vectors)
+        """Convert to (1, 3, D, H, W), float32 voxels of the grid, component c along axis c."""
+        voxels = transform_vectors(self.grid.inverse, self.vectors)
         return torch.from_numpy(
             np.ascontiguousarray(voxels.transpose(3, 0, 1, 2), dtype=np.float32)
         )[None]
 
     def at(self, points: ArrayLike) -> Points:
-        """Displacement (..., 3) in mm at world points (..., 3); outside the grid that of the
-        nearest edge.
-        """
-        place = np.asarray(points, dtype=np.float64)
-        index = apply_affine(self.grid.inverse, place).reshape(1, 1, 1, -1, 3)
+        """Interpolate the displacement (..., 3) in mm at world points; edge value outside."""
+        world = np.asarray(points, dtype=np.float64)
+        index = apply_affine(self.grid.inverse, world).reshape(1, 1, 1, -1, 3)
         positions = torch.from_numpy(index.astype(np.float32)).permute(0, 4, 1, 2, 3)
         image = torch.from_numpy(self.vectors).permute(3, 0, 1, 2)[None]
         found = sample(image, positions, padding="border")[0, :, 0, 0]
-        return found.numpy().T.astype(np.float64).reshape(place.shape)
+        return found.numpy().T.astype(np.float64).reshape(world.shape)
 
     def inverse(self, grid: Grid) -> DisplacementField:
-        """The displacement of the inverse map on another grid: e(y) = x - y where x + d(x) = y.
+        """Compute the inverse displacement on another grid: e(y) = x - y where x + d(x) = y.
 
-        Where d folds, several points answer or none is found; the best one found stands there.
+        Where d folds there may be several solutions or none; the best one found is used.
         """
         vectors = np.empty((*grid.shape, 3), dtype=np.float32)
         for part, points in slabs(grid):
@@ -97,24 +95,20 @@ class DisplacementField:
         return DisplacementField(vectors, grid)
 
     def after(self, affine: NDArray[np.float64]) -> DisplacementField:
-        """The field, on the same grid, of this displacement followed by an affine: A(x + d(x)) -
-        x.
-        """
+        """Compose with a following affine, on the same grid: A(x + d(x)) - x."""
         matrix = np.asarray(affine, dtype=np.float64)
         if np.array_equal(matrix, np.eye(4)):
             return self
         vectors = np.empty_like(self.vectors)
-        away = (matrix - np.eye(4)) @ self.grid.affine
-        for part in parts(self.grid):
-            moved = turn_vectors(matrix, self.vectors[part])
-            moved += lattice(away, part.start, moved.shape[:3])
+        offset = (matrix - np.eye(4)) @ self.grid.affine
+        for part in slab_slices(self.grid):
+            moved = transform_vectors(matrix, self.vectors[part])
+            moved += lattice(offset, part.start, moved.shape[:3])
             vectors[part] = moved
         return DisplacementField(vectors, self.grid)
 
     def on(self, grid: Grid) -> DisplacementField:
-        """The displacement on another grid, as `at` its points: linear in between, beyond the edge
-        that of the edge.
-        """
+        """Resample to another grid: linear interpolation, edge value outside."""
         if self.grid == grid:
             return self
         axes = _shared_axes(self.grid, grid)
@@ -123,27 +117,22 @@ class DisplacementField:
             for part, points in slabs(grid):
                 vectors[part] = self.at(points)
             return DisplacementField(vectors, grid)
-        there = self.grid.inverse @ grid.affine
-        # axes as those of the other grid
+        to_index = self.grid.inverse @ grid.affine
+        # axes in the order of the other grid
         values = torch.from_numpy(self.vectors).permute(3, *np.argsort(axes))
         for along, own in enumerate(np.argsort(axes)):
-            places = there[own, along] * np.arange(grid.shape[along]) + there[own, 3]
-            matrix = torch.from_numpy(_linear_weights(places, self.grid.shape[own]))
-            values = torch.tensordot(
-                values, matrix, dims=([1], [1])
-            )  # which puts the new axis last, the next one first
+            positions = to_index[own, along] * np.arange(grid.shape[along]) + to_index[own, 3]
+            matrix = torch.from_numpy(_linear_weights(positions, self.grid.shape[own]))
+            # tensordot appends the new axis and so moves the next one to the front
+            values = torch.tensordot(values, matrix, dims=([1], [1]))
         return DisplacementField(values.permute(1, 2, 3, 0).contiguous().numpy(), grid)
 
     def warp(self, volume: Volume) -> Volume:
-        """A volume pulled onto the field's own grid: its values at x + d(x), by one
-        interpolation.
-        """
+        """Warp a volume onto the grid of the field: sample it at x + d(x), by one interpolation."""
         return pull_by(volume, self.grid, self.vectors)
 
     def jacobian(self) -> NDArray[np.float32]:
-        """det(I + dd/dx) at every voxel, (I, J, K): 1 is no change of volume, 0 or less is
-        folding.
-        """
+        """Compute det(I + dd/dx), (I, J, K): 1 is no volume change, 0 or less is folding."""
         result = np.empty(self.grid.shape, dtype=np.float32)
         for part, _ in slabs(self.grid):
             first, last = max(part.start - 1, 0), min(part.stop + 1, self.grid.shape[0])
@@ -165,8 +154,8 @@ class Transform:
     affine : (4, 4) array
         A: fixed world to moving world.
     field : DisplacementField or None
-        d, in the fixed world, before the affine.  Beyond its grid the edge's displacement
-        goes on unchanged (it is not faded out), so that no seam shows.
+        d, in the fixed world, before the affine.  Beyond its grid the edge value is used (without
+        fading), so that no seam appears.
 
     Raises
     ------
@@ -189,40 +178,38 @@ class Transform:
                 f" got\n{matrix}."
             )
         if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
-            raise InputError(
-                f"The affine transform flattens space and cannot be undone:\n{matrix}."
-            )
+            raise InputError(f"The affine transform is singular and cannot be inverted:\n{matrix}.")
         matrix.setflags(write=False)
         object.__setattr__(self, "affine", matrix)
 
     def map_points(self, points: ArrayLike) -> Points:
-        """Where fixed points (..., 3) come to lie in the moving image, mm RAS."""
-        place = np.asarray(points, dtype=np.float64)
+        """Map points (..., 3) of the fixed image to the moving image, mm RAS."""
+        fixed = np.asarray(points, dtype=np.float64)
         return apply_affine(
-            self.affine, place if self.field is None else place + self.field.at(place)
+            self.affine, fixed if self.field is None else fixed + self.field.at(fixed)
         )
 
     def inverse_points(self, points: ArrayLike) -> Points:
-        """Where moving points (..., 3) come to lie in the fixed image, mm RAS.
+        """Map points (..., 3) of the moving image to the fixed image, mm RAS.
 
-        Found numerically, to 0.01 voxel of the field's grid.  Where the field folds,
-        several points answer or none is found, and the best one found is returned:
-        ``distance(answer, points)`` says how far off each one is.
+        Solved numerically, to 0.01 voxel of the field's grid.  Where the field folds there may be
+        several solutions or none, and the best one found is returned; its error is
+        ``distance(result, points)``.
         """
-        place = apply_affine(np.linalg.inv(self.affine), points)
-        return place if self.field is None else _solve(self.field, place)
+        targets = apply_affine(np.linalg.inv(self.affine), points)
+        return targets if self.field is None else _solve(self.field, targets)
 
     def distance(self, fixed_points: ArrayLike, moving_points: ArrayLike) -> NDArray[np.float64]:
-        """Distance (...,) in mm from where fixed points land to given moving points, both (..., 3).
+        """Distances (...,) in mm between mapped fixed points and moving points, both (..., 3).
 
-        The error at landmarks, or what is left over of an inverse.
+        The landmark error, or the residual of an inverse.
         """
         return np.linalg.norm(
             self.map_points(fixed_points) - np.asarray(moving_points, dtype=np.float64), axis=-1
         )
 
     def total(self, grid: Grid) -> DisplacementField:
-        """The whole transform as one field on `grid`: D(x) = T(x) - x."""
+        """Return the whole transform as one field on `grid`: D(x) = T(x) - x."""
         if self.field is not None:
             return self.field.on(grid).after(self.affine)
         return DisplacementField(np.zeros((*grid.shape, 3), dtype=np.float32), grid).after(
@@ -233,31 +220,29 @@ class Transform:
 def warp_volume(
     volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False
 ) -> Volume:
-    """Carry a volume through a transform, by one interpolation of its own voxels.
+    """Warp a volume by a transform, with one interpolation of the original voxels.
 
     Parameters
     ----------
     volume : Volume
-        The moving image or its labels; with `inverse` the fixed ones.
+        The moving image or its labels; with `inverse` the fixed image or its labels.
     reference : Grid
-        Where the result stands: the fixed image's grid; with `inverse` the moving one's.
+        Grid of the result: that of the fixed image; with `inverse` that of the moving image.
     transform : Transform
     inverse : bool
-        Carry from fixed to moving.
+        Warp from fixed to moving.
 
     Returns
     -------
     Volume
-        On `reference`: float32 for images (float64 where values need it), the same dtype for
-        labels. Outside the volume's field of view images take its background, labels 0.
+        On `reference`: float32 for images (float64 if values need it), the same dtype for labels.
+        Outside the volume's field of view images have its background value, labels 0.
     """
     return pull(volume, reference, transform.inverse_points if inverse else transform.map_points)
 
 
 def _shared_axes(one: Grid, other: Grid) -> list[int] | None:
-    """For each axis of a grid the axis of another that runs along it, to 1e-4 of its voxels; None
-    if one has none.
-    """
+    """Match each axis of a grid with the parallel axis (within 1e-4 voxels) of another, or None."""
     linear = (one.inverse @ other.affine)[:3, :3]
     axes = [int(a) for a in np.abs(linear).argmax(axis=1)]
     rest = np.abs(linear)
@@ -267,14 +252,12 @@ def _shared_axes(one: Grid, other: Grid) -> list[int] | None:
     return axes
 
 
-def _linear_weights(places: Points, n: int) -> NDArray[np.float32]:
-    """Linear interpolation between n values on an axis, (places, n); beyond the ends that of the
-    end.
-    """
-    inside = np.clip(places, 0, n - 1)
+def _linear_weights(positions: Points, n: int) -> NDArray[np.float32]:
+    """Weights (positions, n) that interpolate n values along an axis; end values outside."""
+    inside = np.clip(positions, 0, n - 1)
     low = np.minimum(inside.astype(int), max(n - 2, 0))
-    matrix = np.zeros((len(places), n), dtype=np.float32)
-    rows = np.arange(len(places))
+    matrix = np.zeros((len(positions), n), dtype=np.float32)
+    rows = np.arange(len(positions))
     matrix[rows, low] = 1 - (inside - low)
     if n > 1:
         matrix[rows, low + 1] = inside - low
@@ -282,7 +265,7 @@ def _linear_weights(places: Points, n: int) -> NDArray[np.float32]:
 
 
 def _solve(field: DisplacementField, targets: Points, iterations: int = 100) -> Points:
-    """Points x with x + d(x) = target: damped fixed-point steps, on those not yet there."""
+    """Solve x + d(x) = target by damped fixed-point steps on the points not yet converged."""
     tolerance = 0.01 * min(field.grid.spacing)
     y = targets.reshape(-1, 3)
     x = y - field.at(y)
@@ -290,14 +273,18 @@ def _solve(field: DisplacementField, targets: Points, iterations: int = 100) -> 
     length = np.linalg.norm(residual, axis=1)
     step = np.ones_like(length)
     for _ in range(iterations):
-        open_ = np.flatnonzero((length > tolerance) & (step > 1e-3))
-        if not open_.size:
+        pending = np.flatnonzero((length > tolerance) & (step > 1e-3))
+        if not pending.size:
             break
-        trial = x[open_] - step[open_, None] * residual[open_]
-        left = trial + field.at(trial) - y[open_]
+        trial = x[pending] - step[pending, None] * residual[pending]
+        left = trial + field.at(trial) - y[pending]
         norm = np.linalg.norm(left, axis=1)
-        better = norm < length[open_]
-        kept = open_[better]
-        x[kept], residual[kept], length[kept] = trial[better], left[better], norm[better]
-        step[open_[~better]] /= 2
+        better = norm < length[pending]
+        improved = pending[better]
+        x[improved], residual[improved], length[improved] = (
+            trial[better],
+            left[better],
+            norm[better],
+        )
+        step[pending[~better]] /= 2
     return x.reshape(targets.shape)

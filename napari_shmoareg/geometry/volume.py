@@ -1,4 +1,4 @@
-"""Volume and VolumePair: values on a grid; moving before fixed."""
+"""Volume and VolumePair: images and label maps on a grid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry.grid import Grid
 
-LARGEST_RATIO = 500.0  # Ours: of voxel sizes; micrometres that are taken for mm differ by 1000
+LARGEST_RATIO = 500.0  # Ours: of voxel sizes; micrometres read as mm differ by 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +22,11 @@ class Volume:
     values : (I, J, K) array
         Any real dtype.  Labels are stored as integers.
     grid : Grid
-        Where the values stand.
+        Grid of the values.
     name : str
-        Shown to people: a file name without its ending, a layer's name.
+        For display: a file name without its extension, or the name of a layer.
     is_labels : bool
-        Labels are carried by nearest neighbour, images by linear interpolation.
+        Labels are resampled by nearest neighbour, images by linear interpolation.
 
     Raises
     ------
@@ -53,7 +53,7 @@ class Volume:
             )
         if values.dtype.kind not in "biuf":
             raise InputError(
-                f"'{self.name}' holds {values.dtype} values; real numbers were expected."
+                f"'{self.name}' contains {values.dtype} values; real numbers were expected."
             )
         if values.dtype.kind == "b":
             values = values.astype(np.uint8)
@@ -63,12 +63,12 @@ class Volume:
 
     @property
     def labels(self) -> list[int]:
-        """The label values that occur, without 0 (background)."""
+        """The label values that occur, excluding 0 (background)."""
         return [int(v) for v in np.unique(self.values) if v != 0]
 
     @property
     def float_type(self) -> np.dtype:
-        """The type to compute with: float32, or float64 where float32 would lose differences."""
+        """The dtype for computing: float32, or float64 if float32 would lose differences."""
         if (
             self.values.dtype.itemsize < 4
             or self.values.dtype == np.float32
@@ -78,11 +78,11 @@ class Volume:
         return float_type(float(self.values.min()), float(self.values.max()))
 
     def with_values(self, values: NDArray, name: str | None = None) -> Volume:
-        """The same place with other values."""
+        """Return a volume with other values on the same grid."""
         return replace(self, values=values, name=self.name if name is None else name)
 
     def check_image(self, role: str) -> None:
-        """Refuse an image that cannot be registered.
+        """Check that an image can be registered.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class Volume:
         Raises
         ------
         InputError
-            If any axis has one voxel only, voxels are NaN or infinite, or all are equal.
+            If an axis has a single voxel, or if voxels are NaN, infinite or all equal.
         """
         if min(self.values.shape) < 2:
             raise InputError(
@@ -104,7 +104,7 @@ class Volume:
             raise InputError(
                 f"The {role} image '{self.name}' has {bad} voxels that are NaN or infinite (of"
                 f" {self.values.size}).",
-                remedy="Give {nan:0} to read them as 0, or mend the image.",
+                remedy="Give {nan:0} to read them as 0, or correct the image.",
             )
         low, high = self.values.min(), self.values.max()
         if low < high and not 1e-30 < float(high) - float(low) < 1e30:
@@ -122,15 +122,15 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class VolumePair:
-    """What is registered: always moving before fixed; labels if there are any.
+    """A moving and a fixed image, with optional label maps.
 
-    Labels whose grid differs from their image's by rounding (`Grid.same_space`) are put on it.
+    Labels whose grid differs from the image's only by rounding (`Grid.same_space`) get its grid.
 
     Raises
     ------
     InputError
-        If labels do not stand on the grid of their image, or the voxels of the two images
-        differ in size by a factor of more than 500.
+        If labels are not on the grid of their image, or the voxel sizes of the two images differ
+        by a factor of more than 500.
     """
 
     moving: Volume
@@ -147,12 +147,12 @@ class VolumePair:
                 continue
             if not labels.is_labels:
                 raise InputError(
-                    f"The {role} labels '{labels.name}' are an image; build that Volume with"
+                    f"The {role} labels '{labels.name}' are an image; create that Volume with"
                     " is_labels=True."
                 )
             if not labels.grid.same_space(image.grid):
                 raise InputError(
-                    f"The {role} labels '{labels.name}' stand on another grid than their image"
+                    f"The {role} labels '{labels.name}' are on another grid than their image"
                     f" '{image.name}': {differences(labels.grid, image.grid)}. Resample the labels"
                     " onto the image (nearest neighbour) first."
                 )
@@ -161,7 +161,7 @@ class VolumePair:
         self._check_spacings()
 
     def _check_spacings(self) -> None:
-        """Refuse two images whose voxels cannot be of one kind of thing."""
+        """Refuse two images of implausibly different voxel size."""
         sizes = [float(np.prod(each.grid.spacing) ** (1 / 3)) for each in (self.moving, self.fixed)]
         if max(sizes) > LARGEST_RATIO * min(sizes):
             moving, fixed = (_spacing(each.grid) for each in (self.moving, self.fixed))
@@ -169,42 +169,42 @@ class VolumePair:
                 f"The voxels of the moving image '{self.moving.name}' ({moving} mm) and of the"
                 f" fixed image '{self.fixed.name}' ({fixed} mm) differ in size by a factor of"
                 f" {max(sizes) / min(sizes):.3g}; less than {LARGEST_RATIO:g} was expected. One of"
-                " them is probably in another unit, such as micrometres that were taken for mm."
-                " Correct the header of that image, or export it again."
+                " them is probably in another unit, such as micrometres read as mm. Correct"
+                " the header of that image, or export it again."
             )
 
     @property
     def volumes(self) -> dict[str, Volume]:
-        """What there is, by role: moving, fixed, moving_labels, fixed_labels."""
+        """The volumes present, by role: moving, fixed, moving_labels, fixed_labels."""
         roles = ("moving", "fixed", "moving_labels", "fixed_labels")
         return {role: volume for role in roles if (volume := getattr(self, role)) is not None}
 
     @property
     def swapped(self) -> VolumePair:
-        """The other order of the pair."""
+        """The pair with moving and fixed exchanged."""
         return VolumePair(self.fixed, self.moving, self.fixed_labels, self.moving_labels)
 
 
 def differences(one: Grid, other: Grid) -> str:
-    """Two grids that are not the same, in words whose numbers differ."""
+    """Describe how two grids differ, with enough digits to show it."""
     if one.shape != other.shape:
         return f"shape {one.shape} against {other.shape}"
     corners = np.linalg.norm(one.corners() - other.corners(), axis=1)
-    said = f"corners up to {one.distance(other):.3g} voxels ({corners.max():.3g} mm) apart"
-    for name, ours, theirs in (
+    text = f"corners up to {one.distance(other):.3g} voxels ({corners.max():.3g} mm) apart"
+    for name, first, second in (
         ("spacing", one.spacing, other.spacing),
         ("first voxel", one.affine[:3, 3], other.affine[:3, 3]),
     ):
-        if not np.allclose(ours, theirs, rtol=1e-9, atol=1e-9):
-            said += f"; {name} {_apart_in_digits(ours, theirs)} mm"
-    return said
+        if not np.allclose(first, second, rtol=1e-9, atol=1e-9):
+            text += f"; {name} {_distinct_digits(first, second)} mm"
+    return text
 
 
-def _apart_in_digits(ours: ArrayLike, theirs: ArrayLike) -> str:
-    """Two triples of numbers with as many digits as show that they differ."""
+def _distinct_digits(first: ArrayLike, second: ArrayLike) -> str:
+    """Format two triples of numbers with enough digits to show that they differ."""
     for digits in range(4, 18):
         texts = [
-            ", ".join(f"{float(v):.{digits}g}" for v in np.ravel(each)) for each in (ours, theirs)
+            ", ".join(f"{float(v):.{digits}g}" for v in np.ravel(each)) for each in (first, second)
         ]
         if texts[0] != texts[1]:
             break
@@ -216,16 +216,15 @@ def _spacing(grid: Grid) -> str:
 
 
 def float_type(low: float, high: float) -> np.dtype:
-    """The type to compute with: float32, or float64 where float32 loses what lies between two
-    values.
+    """Choose the dtype for computing: float32, or float64 where float32 is too coarse.
 
-    Ours: float32 will do where its rounding is at most a thousandth of the range.  Around 2^31
-    its numbers are 256 apart.
+    Ours: float32 suffices if its rounding is at most a thousandth of the range.  Around 2^31 its
+    numbers are 256 apart.
 
     Parameters
     ----------
     low, high : float
-        The least and the greatest value.
+        The smallest and the largest value.
     """
     reach = max(abs(low), abs(high))
     if not np.isfinite(reach) or reach > 1e30 or low == high:
@@ -239,32 +238,32 @@ def _whole_numbers(values: NDArray, name: str) -> NDArray:
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
         raise InputError(
-            f"The labels '{name}' hold {bad} values that are NaN or infinite (of {values.size});"
+            f"The labels '{name}' contain {bad} values that are NaN or infinite (of {values.size});"
             " whole numbers were expected.",
-            remedy="Give {nan:0} to read them as background, or mend the map.",
+            remedy="Give {nan:0} to read them as background, or correct the map.",
         )
     rounded = np.rint(values)
     fractional = int((np.abs(values - rounded) > 1e-3).sum())
     if fractional:
         raise InputError(
-            f"The labels '{name}' hold {fractional} values with fractions (of {values.size});"
+            f"The labels '{name}' contain {fractional} values with fractions (of {values.size});"
             " labels are whole numbers. Was this map resampled with linear interpolation? Resample"
             " it with nearest neighbour."
         )
     largest = float(np.abs(rounded).max(initial=0))
     if largest > 2**53:
         raise InputError(
-            f"The labels '{name}' go up to {largest:.3g}; numbers beyond 2^53 cannot be told apart."
+            f"The labels '{name}' go up to {largest:.3g}; values beyond 2^53 are not"
+            " exact in float64."
         )
     return rounded.astype(np.int32 if largest < 2**31 else np.int64)
 
 
 def background(volume: Volume) -> float:
-    """The value that stands around what is shown.
+    """Estimate the background value of a volume.
 
-    Ours: the median of the six border faces: 0 for a skull-stripped brain, air for a CT with
-    air around, and what is cut through where the image is cropped to the inside of a body.
-    Labels have 0.
+    Ours: the median of the six border faces: 0 for a skull-stripped brain, air for a CT surrounded
+    by air, and the tissue at the border of an image cropped to the inside of a body.  0 for labels.
     """
     if volume.is_labels:
         return 0.0

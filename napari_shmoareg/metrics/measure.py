@@ -1,4 +1,4 @@
-"""Measures of a registration by name: before, after the affine, after the deformation."""
+"""Metrics of a registration: before, after the affine, after the deformation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from napari_shmoareg.metrics.metrics import (
     sdlogj,
 )
 from napari_shmoareg.registration.register import Registration
-from napari_shmoareg.registration.similarity import Similarity, similarity
+from napari_shmoareg.registration.similarity import Similarity, compare_images
 
 _NAN = float("nan")
 STAGES = ("start", "affine", "after")
@@ -27,16 +27,16 @@ Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class Measure(NamedTuple):
-    """How a column of the tables is written and what it is.
+    """Heading, number format and definition of a table column.
 
     Attributes
     ----------
     words, form : str
-        Its head, and the format of its numbers.
+        Heading, and format of the numbers.
     better : {1, -1, 0}
-        Whether more of it is better, less, or neither.
+        1 if larger is better, -1 if smaller is better, 0 otherwise.
     definition : str
-        Which of the definitions that go by this name.
+        Which of the definitions with this name is used.
     """
 
     words: str
@@ -84,7 +84,9 @@ MEASURES = {
         "over all voxels of a label, the larger directed mean (Taha and Hanbury 2015)",
     ),
     "landmark_mm": Measure("landmarks, mm", ".3f", -1, "mean distance of corresponding points"),
-    "ncc": Measure("NCC", ".4f", 1, "correlation of the intensities where both images were seen"),
+    "ncc": Measure(
+        "NCC", ".4f", 1, "correlation of the intensities in the overlap of the fields of view"
+    ),
     "folding_percent": Measure(
         "folding, %",
         ".4f",
@@ -114,13 +116,13 @@ MEASURES = {
         "seconds",
         ".2f",
         -1,
-        "of the method alone, images in memory; its alignment included, reading and scoring not",
+        "of the method alone, images in memory; includes its alignment, not reading and scoring",
     ),
     "memory_mib": Measure(
-        "memory, MiB", ".0f", -1, "the most that the process of the method held until it was done"
+        "memory, MiB", ".0f", -1, "peak memory of the process of the method until it finished"
     ),
 }
-"""All measures, in the order of the tables."""
+"""All metrics, in the order of the tables."""
 
 PER_LABEL = ("dice", "assd_mm", "hd95_mm")
 OTHER_PER_LABEL = ("assd_surfel_mm", "hd95_surfel_mm", "hd95_pooled_mm", "avd_th_mm")
@@ -129,14 +131,14 @@ OF_MAP = ("folding_percent", "sdlogj", *OTHER_OF_MAP)
 
 
 def selected(*, surface: bool = True, definitions: bool = False) -> tuple[str, ...]:
-    """Names of measures: Dice, landmarks, correlation, folding and SDlogJ, and more.
+    """Select names of metrics: Dice, landmarks, correlation, folding, SDlogJ, and optional ones.
 
     Parameters
     ----------
     surface : bool
         ASSD and HD95, which take seconds for a whole brain.
     definitions : bool
-        The other definitions that go by these names, too.
+        The alternative definitions of these metrics.
     """
     names: tuple[str, ...] = ("dice", "landmark_mm", "ncc", "folding_percent", "sdlogj")
     if surface:
@@ -144,18 +146,18 @@ def selected(*, surface: bool = True, definitions: bool = False) -> tuple[str, .
     return names + (OTHER_OF_MAP if definitions else ())
 
 
-class Found(NamedTuple):
-    """What a method gave for a pair.
+class MethodResult(NamedTuple):
+    """Result of a method for a pair.
 
     Attributes
     ----------
     displacement : DisplacementField
         The whole transform, T(x) - x, on the fixed grid, mm RAS.
     affine : (4, 4) array or None
-        Its alignment, fixed world to moving world, where it has one of its own that is known.
+        Alignment of the method, fixed world to moving world, if it has one.
     warnings : tuple of str
     deforming_seconds : float or None
-        Of network and refinement alone.
+        Time of network and refinement alone.
     """
 
     displacement: DisplacementField
@@ -164,18 +166,18 @@ class Found(NamedTuple):
     deforming_seconds: float | None = None
 
 
-Method = Callable[[VolumePair], Found]
+Method = Callable[[VolumePair], MethodResult]
 
 
 def measure_pair(
-    pair: VolumePair, found: Found, measures: Collection[str], points: Points | None = None
+    pair: VolumePair, found: MethodResult, measures: Collection[str], points: Points | None = None
 ) -> dict[str, Any]:
-    """Measure a pair at each stage, on the fixed image's own grid.
+    """Compute the metrics of a pair at each stage, on the fixed image's own grid.
 
     Parameters
     ----------
     pair : VolumePair
-    found : Found
+    found : MethodResult
     measures : collection of str
         Names of `MEASURES`.
     points : (fixed, moving), each (n, 3), mm RAS, optional
@@ -184,8 +186,8 @@ def measure_pair(
     Returns
     -------
     dict of stage to {"means": measure -> float, "labels": label -> measure -> float}
-        Each as of `measure_field`; without "affine" where the method has none that is known.
-        Folding and SDlogJ are measured at the last stage alone.
+        Each as from `measure_field`; "affine" only if the method has an affine.  Folding and SDlogJ
+        only at the last stage.
     """
     grid = pair.fixed.grid
     rigid = [name for name in measures if name not in OF_MAP]
@@ -206,31 +208,31 @@ def measure_field(
     measures: Collection[str],
     points: Points | None = None,
 ) -> dict[str, Any]:
-    """Measure how good a displacement is, whatever made it.
+    """Compute the metrics of a displacement from any method.
 
     Parameters
     ----------
     pair : VolumePair
-        Its labels, if both images have some, are carried by nearest neighbour in one interpolation.
+        If both images have labels, they are warped by nearest neighbour in one interpolation.
     displacement : DisplacementField
         The whole transform on the fixed grid, mm RAS.
     measures : collection of str
-        Names of `MEASURES`; what there is no ground for is left out.
+        Names of `MEASURES`; those without the needed data are skipped.
     points : (fixed, moving), each (n, 3), mm RAS, optional
         Corresponding landmarks.
 
     Returns
     -------
     {"means": measure -> float, "labels": label -> measure -> float}
-        Means are over the labels that both images have and that could be measured; NaN where
-        nothing could.  Folding and SDlogJ are of the whole map, the affine included.
+        Means over the labels that both images have and that have a value; NaN without any.
+        Folding and SDlogJ are of the whole transform, including the affine.
     """
     labels: dict[int, dict[str, float]] = {}
     means: dict[str, float] = {}
     if pair.moving_labels is not None and pair.fixed_labels is not None:
-        carried, shared = displacement.warp(pair.moving_labels).values, labels_of(pair)
+        warped, shared = displacement.warp(pair.moving_labels).values, labels_of(pair)
         spacing = pair.fixed.grid.spacing
-        labels = measure_labels(carried, pair.fixed_labels.values, spacing, shared, measures)
+        labels = measure_labels(warped, pair.fixed_labels.values, spacing, shared, measures)
         names = dict.fromkeys(name for values in labels.values() for name in values)
         means = {
             name: mean({label: labels[label].get(name, _NAN) for label in shared.both})
@@ -242,8 +244,8 @@ def measure_field(
             np.linalg.norm(fixed + displacement.at(fixed) - moving, axis=1).mean()
         )
     if "ncc" in measures:
-        alike = similarity(pair, Transform(np.eye(4), displacement))
-        means["ncc"] = _NAN if alike is None else alike.ncc
+        similarity = compare_images(pair, Transform(np.eye(4), displacement))
+        means["ncc"] = _NAN if similarity is None else similarity.ncc
     if any(name in OF_MAP for name in measures):
         jacobian = displacement.jacobian()
         of_map: dict[str, Callable[[], float]] = {
@@ -260,18 +262,18 @@ def measure_field(
 
 
 def measure_labels(
-    carried: NDArray,
+    warped: NDArray,
     truth: NDArray,
     spacing: Sequence[float],
     shared: SharedLabels,
     measures: Collection[str],
 ) -> dict[int, dict[str, float]]:
-    """The measures of each label of a pair, of those of `PER_LABEL` and `OTHER_PER_LABEL`.
+    """Compute the metrics per label, those of `PER_LABEL` and `OTHER_PER_LABEL`.
 
     Parameters
     ----------
-    carried, truth : (I, J, K) integer arrays
-        The moving labels where they were carried, and the fixed ones.
+    warped, truth : (I, J, K) integer arrays
+        The warped moving labels and the fixed labels.
     spacing : 3 float
         mm.
     shared : SharedLabels
@@ -280,35 +282,32 @@ def measure_labels(
     Returns
     -------
     dict of label to measure to float
-        NaN for a label that only one of the images has; no distances of a label that is in
-        neither map.
+        NaN for a label of only one image; no distances for a label in neither map.
     """
-    found = {
-        label: {"dice": value} for label, value in dice_in_both(carried, truth, shared).items()
-    }
-    ways: dict[Callable[..., Any], tuple[str, ...]] = {
+    found = {label: {"dice": value} for label, value in dice_in_both(warped, truth, shared).items()}
+    functions: dict[Callable[..., Any], tuple[str, ...]] = {
         metrics.surface_distances: ("assd_mm", "hd95_mm", "hd95_pooled_mm"),
         metrics.surfel_distances: ("assd_surfel_mm", "hd95_surfel_mm"),
         metrics.avd_th: ("avd_th_mm",),
     }
-    for way, names in ways.items():
-        kept = [name for name in names if name in measures]
-        for label, values in way(carried, truth, spacing).items() if kept else ():
+    for function, names in functions.items():
+        chosen = [name for name in names if name in measures]
+        for label, values in function(warped, truth, spacing).items() if chosen else ():
             row = found.setdefault(label, {})
-            for name in kept:
+            for name in chosen:
                 row[name] = values[name.removesuffix("_mm")] if isinstance(values, dict) else values
     return found
 
 
 def labels_of(pair: VolumePair) -> metrics.SharedLabels:
-    """Which labels both images of a pair have, and which only one; none without labels."""
+    """Return the labels of both images of a pair and of only one; empty without labels."""
     return metrics.SharedLabels.of(
         *([] if v is None else v.labels for v in (pair.moving_labels, pair.fixed_labels))
     )
 
 
 def pair_rows(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a case in the table of pairs: one per stage, or one with its error.
+    """Build the rows of a case in the table of pairs: one per stage, or one with its error.
 
     Parameters
     ----------
@@ -330,8 +329,9 @@ def pair_rows(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def label_rows(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a case in the table of labels: one per stage and label, and which images have it
-    ("in").
+    """Build the rows of a case in the table of labels: one per stage and label.
+
+    "in" names the images that have the label.
     """
     about = {"case": case["number"], "moving": case["moving"], "fixed": case["fixed"]}
     stages = {} if case["error"] else case["stages"]
@@ -347,37 +347,37 @@ def label_rows(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def columns_of(rows: list[dict[str, Any]]) -> list[str]:
-    """The measures that occur in some row, in the order of `MEASURES`."""
+    """Return the metrics that occur in any row, in the order of `MEASURES`."""
     return [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
 
 
 SHOWN_STAGES = ("before", "affine", "after")
-FELL = 0.01  # loss of mean Dice that is told
-LOST = 0.1  # loss of Dice of a single label that is told
-# images apart
-UNSEEN = Similarity(_NAN, _NAN, _NAN, overlap=0.0, information=_NAN, local=_NAN, coverage=0.0)
+FELL = 0.01  # loss of mean Dice that is reported
+LOST = 0.1  # loss of Dice of a single label that is reported
+# of images that do not overlap
+NO_OVERLAP = Similarity(_NAN, _NAN, _NAN, overlap=0.0, information=_NAN, local=_NAN, coverage=0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """Numbers on the fixed image's grid, each at three stages.
+    """Metrics on the fixed image's grid at three stages.
 
-    ``before``: moving image and labels where their headers place them.  ``affine``: where the
-    affine does.  ``after``: warped.  Definitions stand in `napari_shmoareg.metrics`.
+    ``before``: moving image and labels positioned by their headers.  ``affine``: by the affine.
+    ``after``: warped.  See `napari_shmoareg.metrics` for definitions.
 
     Attributes
     ----------
     similarity : stage -> {"ncc", "mse", "nmi", "overlap", "information", "local", "coverage"} ->
     float
-        As `Registration.similarity`; NaN where the images do not meet.
+        As `Registration.similarity`; NaN if the images do not overlap.
     dice, assd_mm, hd95_mm : stage -> label -> float, or None
-        None unless both images have labels.  NaN for a label that only one of them has.
+        None unless both images have labels.  NaN for a label of only one image.
     jacobian : {"min", "max", "mean", "sdlogj", "folding_percent"} -> float
         Of the deformation, without the affine.
     displacement_mm : {"mean", "max"} -> float
         Length of the whole transform's displacement.
     labels : SharedLabels or None
-        Which labels both images have, and which only one.
+        Labels of both images and of only one.
     """
 
     similarity: Mapping[str, Mapping[str, float]]
@@ -389,16 +389,12 @@ class Quality:
     labels: SharedLabels | None = None
 
     def mean_dice(self, stage: str) -> float | None:
-        """Mean over the labels that both images have (NaN if there is none), or None without
-        labels.
-        """
+        """Return the mean over the common labels (NaN if none), or None without labels."""
         return None if self.dice is None else mean(self.dice[stage])
 
     @property
-    def cautions(self) -> list[str]:
-        """Where the labels agree less than before: on average, and single ones; empty without
-        labels.
-        """
+    def warnings(self) -> list[str]:
+        """Warnings about lower Dice, on average and of single labels; empty without labels."""
         if self.dice is None:
             return []
         found = []
@@ -426,9 +422,7 @@ class Quality:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON file: ``dice.after.mean``, ``dice.after.per_label["17"]`` and so on; may hold
-        NaN.
-        """
+        """Return JSON values, such as ``dice.after.per_label["17"]``; may contain NaN."""
         result: dict[str, Any] = {
             "similarity": {stage: dict(v) for stage, v in self.similarity.items()}
         }
@@ -452,15 +446,15 @@ class Quality:
 
 
 def measure(registration: Registration) -> Quality:
-    """Measure a registration.
+    """Compute the metrics of a registration.
 
-    Similarities and folding always; overlap and surface distances of each label where both
-    images have labels (a few seconds for 36 labels of a whole brain at 1 mm).
+    Similarities and folding; overlap and surface distances per label if both images have labels (a
+    few seconds for 36 labels of a whole brain at 1 mm).
     """
     pair, matrix = registration.pair, registration.alignment.matrix
     transforms = (Transform(np.eye(4)), Transform(matrix))
     similarity = {
-        stage: (registration.similarity[stage] or UNSEEN)._asdict() for stage in SHOWN_STAGES
+        stage: (registration.similarity[stage] or NO_OVERLAP)._asdict() for stage in SHOWN_STAGES
     }
     tables: dict[str, dict[str, dict[int, float]]] = {}
     shared: SharedLabels | None = None
@@ -471,9 +465,9 @@ def measure(registration: Registration) -> Quality:
     ):
         before, affine = (warp_volume(pair.moving_labels, pair.fixed.grid, t) for t in transforms)
         before = affine if np.allclose(matrix, np.eye(4)) else before
-        carried = dict(zip(SHOWN_STAGES, (before, affine, registration.warped_labels), strict=True))
+        warped = dict(zip(SHOWN_STAGES, (before, affine, registration.warped_labels), strict=True))
         shared = labels_of(pair)
-        tables = _stage_tables(carried, pair.fixed_labels, shared)
+        tables = _stage_tables(warped, pair.fixed_labels, shared)
     determinant = registration.jacobian.values
     length = np.linalg.norm(registration.displacement.vectors, axis=-1)
     return Quality(
@@ -494,13 +488,13 @@ def measure(registration: Registration) -> Quality:
 
 
 def _stage_tables(
-    carried: Mapping[str, Volume], truth: Volume, shared: SharedLabels
+    warped: Mapping[str, Volume], truth: Volume, shared: SharedLabels
 ) -> dict[str, dict[str, dict[int, float]]]:
-    """Measure, stage and label to value; a stage like the one before it is not measured again."""
+    """Map metric, stage and label to value; equal consecutive stages are computed once."""
     tables: dict[str, dict[str, dict[int, float]]] = {name: {} for name in PER_LABEL}
     last: Volume | None = None
     rows: dict[int, dict[str, float]] = {}
-    for stage, volume in carried.items():
+    for stage, volume in warped.items():
         if volume is not last:
             last, spacing = volume, truth.grid.spacing
             rows = measure_labels(volume.values, truth.values, spacing, shared, PER_LABEL)

@@ -1,9 +1,9 @@
-"""Dice; surface distances (voxels and surfels); folding and unevenness of a deformation.
+"""Dice, surface distances (voxels and surfels), folding and SDlogJ.
 
-A surface voxel has a 6-neighbour outside its label; beyond the image is outside.  Where a label is
-missing from one map its distances are NaN (MONAI gives NaN or infinity, MedPy raises).  A surface
-element (surfel) stands at each corner between eight voxels of which some are inside; its area is
-that of the triangles that marching cubes puts there.
+A surface voxel has a 6-neighbour outside its label; beyond the image counts as outside.  The
+distances of a label missing in one map are NaN (MONAI gives NaN or infinity, MedPy raises).  A
+surface element (surfel) is located at each corner between eight voxels of which only some are
+inside; its area is that of its marching-cubes triangles.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Mask = NDArray[np.bool_]
 
 
 def dice(a: NDArray, b: NDArray, labels: Iterable[int] | None = None) -> dict[int, float]:
-    """Dice overlap of each label of two maps on one grid.
+    """Compute the Dice overlap of each label of two maps on one grid.
 
     Parameters
     ----------
     a, b : (I, J, K) integer arrays
     labels : iterable of int, optional
-        Which labels; by default all that occur in either, without 0.
+        Default: all that occur in either map, except 0.
 
     Returns
     -------
     dict of int to float
-        In [0, 1]; 0 for a label that only one map has.  Labels in neither are skipped (TransMorph's
-        script counts them as 0, Learn2Reg's leaves them out as here).
+        In [0, 1]; 0 for a label in only one map.  Labels in neither are skipped (as in Learn2Reg's
+        script; TransMorph's counts them as 0).
 
     Raises
     ------
@@ -52,7 +52,7 @@ def dice(a: NDArray, b: NDArray, labels: Iterable[int] | None = None) -> dict[in
 
 
 class SharedLabels(NamedTuple):
-    """Which labels the images of a pair have, as they were given (without 0).
+    """The labels of the original images of a pair (without 0).
 
     Attributes
     ----------
@@ -65,18 +65,18 @@ class SharedLabels(NamedTuple):
 
     @classmethod
     def of(cls, moving: Iterable[int], fixed: Iterable[int]) -> SharedLabels:
-        """Of the labels that occur in each."""
+        """Compare the labels that occur in each image."""
         one, other = set(moving) - {0}, set(fixed) - {0}
         return cls(*(tuple(sorted(labels)) for labels in (one & other, one - other, other - one)))
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Those that one of the two lacks."""
+        """The labels of only one image."""
         return tuple(sorted((*self.only_moving, *self.only_fixed)))
 
     @property
     def description(self) -> str:
-        """How many both have, and which one lacks, in words."""
+        """The number of common labels, and the others, as text."""
         count = len(self.both)
         if not self.missing:
             return f"{count} label{' is' if count == 1 else 's are'} in both images"
@@ -89,15 +89,14 @@ class SharedLabels(NamedTuple):
 
 
 def dice_in_both(a: NDArray, b: NDArray, shared: SharedLabels) -> dict[int, float]:
-    """As `dice`, of all labels of a pair: NaN for those that only one of its images has.
+    """As `dice`, for all labels of a pair: NaN for those of only one image.
 
-    A label that both images have and that one map lost, as where it was carried out of the field of
-    view, counts 0.
+    A label of both images that is missing in one map, as if warped out of the field of view, has 0.
 
     Parameters
     ----------
     a, b : (I, J, K) integer arrays
-        The moving labels where they were carried, and the fixed ones.
+        The warped moving labels and the fixed labels.
     shared : SharedLabels
     """
     found = dice(a, b, shared.both)
@@ -107,15 +106,15 @@ def dice_in_both(a: NDArray, b: NDArray, shared: SharedLabels) -> dict[int, floa
 
 
 def mean(values: Mapping[int, float]) -> float:
-    """Mean over labels without NaN; NaN if nothing is left."""
-    kept = [v for v in values.values() if not np.isnan(v)]
-    return float(np.mean(kept)) if kept else float("nan")
+    """Average over labels, ignoring NaN; NaN if none is left."""
+    valid = [v for v in values.values() if not np.isnan(v)]
+    return float(np.mean(valid)) if valid else float("nan")
 
 
 def masks(
     a: NDArray, b: NDArray, labels: Iterable[int] | None = None
 ) -> Iterator[tuple[int, tuple[Mask, Mask] | None]]:
-    """The two masks of each label, cut to the box that holds both.
+    """Yield the two masks of each label, cropped to their common bounding box.
 
     Parameters
     ----------
@@ -125,7 +124,7 @@ def masks(
     Yields
     ------
     label, (mask of a, mask of b)
-        None in place of the masks where only one map has the label; labels in neither are skipped.
+        None instead of the masks if only one map has the label; labels in neither are skipped.
 
     Raises
     ------
@@ -154,54 +153,53 @@ def _listed(labels: Sequence[int], most: int = 12) -> str:
 def _compact(
     a: NDArray, b: NDArray, labels: Iterable[int] | None
 ) -> tuple[list[int], NDArray, NDArray]:
-    """The label values, and both maps with the n-th of them as n + 1 and all else as 0."""
+    """Renumber the labels of both maps from 1, all else 0; returns the values and the maps."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         raise ValueError(
-            f"Label maps to compare must stand on one grid; their shapes are {a.shape} and"
-            f" {b.shape}."
+            f"Label maps to compare must be on one grid; their shapes are {a.shape} and {b.shape}."
         )
     found = np.union1d(a, b)
-    wanted = sorted({int(v) for v in (found if labels is None else labels)} - {0})
-    rank = {value: n for n, value in enumerate(wanted, start=1)}
+    values = sorted({int(v) for v in (found if labels is None else labels)} - {0})
+    rank = {value: n for n, value in enumerate(values, start=1)}
     table = np.array([rank.get(int(v), 0) for v in found], dtype=np.int32)
-    return wanted, table[np.searchsorted(found, a)], table[np.searchsorted(found, b)]
+    return values, table[np.searchsorted(found, a)], table[np.searchsorted(found, b)]
 
 
-_EDGE = 2  # voxels that Learn2Reg leaves out along each side
-_PLANES = 16  # of the first axis at a time, to bound memory
+_EDGE = 2  # voxels that Learn2Reg crops at each side
+_PLANES = 16  # of the first axis per iteration, to bound memory
 
 
 def folding(jacobian: NDArray) -> float:
-    """Percentage of voxels whose Jacobian determinant is at most 0, over all voxels.
+    """Compute the percentage of all voxels with a Jacobian determinant of at most 0.
 
-    As VoxelMorph's and TransMorph's scripts: central differences, one-sided at the borders.
+    As in VoxelMorph's and TransMorph's scripts: central differences, one-sided at the borders.
 
     Parameters
     ----------
     jacobian : (I, J, K) array
-        Determinants; the same whether the displacement was in voxels or mm.
+        Determinants; they are the same for displacements in voxels and in mm.
     """
     return float(100 * np.count_nonzero(np.asarray(jacobian) <= 0) / np.asarray(jacobian).size)
 
 
 def folding_interior(jacobian: NDArray) -> float:
-    """As `folding`, without two voxels along each side, as Learn2Reg crops; NaN if nothing is left.
+    """As `folding`, without two voxels at each side (Learn2Reg's crop); NaN if nothing is left.
 
-    Usually smaller, as folds gather at the borders.  (Learn2Reg's own "num_foldings" is always 0,
-    as it tests values that were clipped above 0.)"""
+    Usually smaller, as folds are frequent at the borders.  (Learn2Reg's own "num_foldings" is
+    always 0, as it tests values clipped above 0.)"""
     inner = _interior(jacobian)
     return folding(inner) if inner.size else float("nan")
 
 
 def folding_strict(displacement: NDArray) -> float:
-    """Percentage of voxels at which any of the eight one-sided determinants is at most 0.
+    """Compute the percentage of voxels where any of the 8 one-sided determinants is at most 0.
 
-    Each axis by its forward or by its backward difference: central differences can miss a fold of
-    one voxel (Liu et al. 2024, "On finite difference Jacobian computation").  At a border the one
-    difference there is stands for both; an axis of one voxel has no change along it.  The central
-    determinant is the mean of the eight, so this is never less than `folding`, and often several
-    times as much: do not compare the two.
+    Each axis uses the forward or the backward difference: central differences can miss a fold of
+    one voxel (Liu et al. 2024, "On finite difference Jacobian computation").  At a border the only
+    difference is used for both; the derivative along an axis of one voxel is 0.  The central
+    determinant is the mean of the eight, so this is never less than `folding` and often several
+    times as large: do not compare the two.
 
     Parameters
     ----------
@@ -220,17 +218,14 @@ def folding_strict(displacement: NDArray) -> float:
 
 
 def sdlogj(jacobian: NDArray) -> float:
-    """Standard deviation of the logarithm of the Jacobian determinant, clipped to [1e-9, 1e9], over
-    all voxels.
-    """
+    """Compute the standard deviation of log(det) over all voxels, det clipped to [1e-9, 1e9]."""
     return float(np.log(np.clip(np.asarray(jacobian, dtype=np.float64), 1e-9, 1e9)).std())
 
 
 def sdlogj_l2r(jacobian: NDArray) -> float:
-    """Learn2Reg's number of this name: 3 is added to the determinant first, two voxels along each
-    side are left out.
+    """Compute SDlogJ as Learn2Reg: of det + 3, without two voxels at each side.
 
-    A quarter of `sdlogj` or less: never compare the two.  NaN if nothing is left.
+    At most a quarter of `sdlogj`: do not compare the two.  NaN if nothing is left.
     """
     inner = _interior(jacobian)
     return sdlogj(inner + 3) if inner.size else float("nan")
@@ -244,7 +239,7 @@ def _interior(jacobian: NDArray) -> NDArray:
 
 
 def _any_folds(u: NDArray) -> NDArray[np.bool_]:
-    """Where any of the eight determinants of a displacement (3, I, J, K) is at most 0."""
+    """Return a mask of voxels where any of the eight determinants is at most 0; u (3, I, J, K)."""
     columns = []  # per axis: forward and backward differences (3, I, J, K)
     for axis in range(3):
         step = np.diff(u, axis=axis + 1)
@@ -252,7 +247,7 @@ def _any_folds(u: NDArray) -> NDArray[np.bool_]:
         if not step.shape[axis + 1]:
             columns.append((np.zeros_like(u) + unit,) * 2)
             continue
-        ends = [np.take(step, [place], axis=axis + 1) for place in (0, -1)]
+        ends = [np.take(step, [end], axis=axis + 1) for end in (0, -1)]
         forward, backward = (
             np.concatenate([step, ends[1]], axis + 1),
             np.concatenate([ends[0], step], axis + 1),
@@ -271,26 +266,26 @@ NAMES = ("assd", "hd95", "hd95_pooled")
 def assd(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
-    """Pooled average symmetric surface distance of each label, in mm.
+    """Compute the pooled average symmetric surface distance of each label, in mm.
 
     The distances of all surface voxels of A to the surface of B, and of B to A, averaged together.
     As ``monai.metrics.compute_average_surface_distance(symmetric=True)`` and MedPy from 0.5 on
-    (older MedPy averaged the two means).  Never compare it with Table I of the paper, whose "ASSD"
+    (older MedPy averaged the two means).  Do not compare it with Table I of the paper, whose "ASSD"
     is very likely another definition: `avd_th` or `assd_surfel`.
 
     Parameters
     ----------
     a, b : (I, J, K) integer arrays
     spacing : 3 float
-        Millimetres between voxels along i, j, k: `Grid.spacing`, whatever way the grid is
-        turned.  (A sheared grid is measured as if its axes were at right angles.)
+        Millimetres between voxels along i, j, k: `Grid.spacing`, in any orientation.  (A sheared
+        grid is measured as if its axes were orthogonal.)
     labels : iterable of int, optional
         As in `dice`.
 
     Returns
     -------
     dict of int to float
-        NaN for a label that only one map has; labels in neither are skipped.
+        NaN for a label in only one map; labels in neither are skipped.
 
     Raises
     ------
@@ -305,11 +300,10 @@ def assd(
 def hd95(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
-    """The larger of the two directed 95th percentiles of the distances of `assd`, in mm; arguments
-    as there.
+    """Compute the larger directed 95th percentile of the distances of `assd`, in mm.
 
-    As MONAI's ``compute_hausdorff_distance(percentile=95)``.  (Learn2Reg's is `hd95_surfel`, in
-    voxels.)"""
+    Arguments as in `assd`.  As MONAI's ``compute_hausdorff_distance(percentile=95)``.  (That of
+    Learn2Reg is `hd95_surfel`, in voxels.)"""
     return {
         label: found["hd95"] for label, found in surface_distances(a, b, spacing, labels).items()
     }
@@ -318,9 +312,7 @@ def hd95(
 def hd95_pooled(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
-    """The 95th percentile of both directions' distances together, in mm: MedPy's ``hd95``;
-    arguments as in `assd`.
-    """
+    """Compute the pooled 95th percentile, in mm, MedPy's ``hd95``; arguments as in `assd`."""
     return {
         label: found["hd95_pooled"]
         for label, found in surface_distances(a, b, spacing, labels).items()
@@ -330,7 +322,7 @@ def hd95_pooled(
 def surface(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, tuple[float, float]]:
-    """``(assd, hd95)`` of each label in one pass; arguments as in `assd`."""
+    """Compute ``(assd, hd95)`` of each label in one pass; arguments as in `assd`."""
     found = surface_distances(a, b, spacing, labels)
     return {label: (distances["assd"], distances["hd95"]) for label, distances in found.items()}
 
@@ -338,21 +330,21 @@ def surface(
 def surface_distances(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, Distances]:
-    """``assd``, ``hd95`` and ``hd95_pooled`` of each label in one pass; arguments as in `assd`."""
+    """Compute ``assd``, ``hd95`` and ``hd95_pooled`` in one pass; arguments as in `assd`."""
     result = {}
     for label, both in masks(a, b, labels):
         if both is None:
             result[label] = dict.fromkeys(NAMES, float("nan"))
             continue
         edges = [mask & ~ndimage.binary_erosion(mask) for mask in both]
-        there, back = (
+        a_to_b, b_to_a = (
             to_nearest(edges[0], edges[1], spacing),
             to_nearest(edges[1], edges[0], spacing),
         )
-        pooled = np.concatenate([there, back])
+        pooled = np.concatenate([a_to_b, b_to_a])
         result[label] = {
             "assd": float(pooled.mean()),
-            "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+            "hd95": float(max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95))),
             "hd95_pooled": float(np.percentile(pooled, 95)),
         }
     return result
@@ -361,12 +353,12 @@ def surface_distances(
 def avd_th(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
-    """Average distance over ALL voxels of a label, in mm; arguments as in `assd`.
+    """Compute the average distance over ALL voxels of a label, in mm; arguments as in `assd`.
 
-    Of each voxel of A to the nearest voxel of B, which is 0 inside B; the mean over A, the same
+    The mean over A of the distance of each voxel to the nearest voxel of B (0 inside B), the same
     from B to A, and the larger of the two: the "AVD" of Taha and Hanbury 2015, the paper's
     reference for its ASSD, which that article does not define.  (SimpleITK's
-    ``HausdorffDistanceImageFilter`` averages the two.)  Large structures get small numbers; never
+    ``HausdorffDistanceImageFilter`` averages the two.)  Large structures get small values; do not
     compare it with `assd`."""
     result = {}
     for label, both in masks(a, b, labels):
@@ -381,9 +373,7 @@ def avd_th(
 
 
 def to_nearest(points: NDArray, targets: NDArray, spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Distances (n,) in mm of each voxel of one mask to the nearest one of another, which is not
-    empty.
-    """
+    """Compute the distances (n,) in mm of the voxels of a mask to another, non-empty mask."""
     nearest = ndimage.distance_transform_edt(
         ~targets, sampling=spacing, return_distances=False, return_indices=True
     )
@@ -394,9 +384,8 @@ def to_nearest(points: NDArray, targets: NDArray, spacing: Sequence[float]) -> N
 
 
 _BITS = np.array([128, 64, 32, 16, 8, 4, 2, 1]).reshape(2, 2, 2)
-# Of eight voxels, given as bits, the triangles between inside and outside: area vectors in eighths
-# of a voxel's faces, without signs.  All 256 neighbourhoods are one of these, mirrored, turned, or
-# inside out.
+# Triangles between inside and outside of eight voxels (bits): area vectors in eighths of a voxel's
+# faces, unsigned.  All 256 neighbourhoods are one of these, mirrored, rotated or inverted.
 _TRIANGLES: dict[int, tuple[tuple[int, int, int], ...]] = {
     1: ((1, 1, 1),),
     3: ((2, 2, 0), (2, 2, 0)),
@@ -417,11 +406,11 @@ _TRIANGLES: dict[int, tuple[tuple[int, int, int], ...]] = {
 def assd_surfel(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
-    """Average symmetric surface distance over surface elements, in mm; arguments as in `assd`.
+    """Compute the average symmetric surface distance over surfels, in mm; arguments as in `assd`.
 
-    Each element counts by its area; both directions are pooled.  As the package surface-distance
-    (Nikolov et al. 2018), whose ``compute_average_surface_distance`` gives the two directions
-    apart.  Clearly smaller than `assd`: never compare the two."""
+    Surfels are weighted by area; both directions are pooled.  As the package surface-distance
+    (Nikolov et al. 2018), whose ``compute_average_surface_distance`` returns the two directions
+    separately.  Clearly smaller than `assd`: do not compare the two."""
     return {
         label: found["assd_surfel"]
         for label, found in surfel_distances(a, b, spacing, labels).items()
@@ -431,11 +420,10 @@ def assd_surfel(
 def hd95_surfel(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
-    """The larger directed distance within which 95 % of the surface's area lies, in mm; arguments
-    as in `assd`.
+    """Compute the larger directed distance that covers 95 % of the surface area, in mm.
 
-    As ``compute_robust_hausdorff(..., 95)`` of the package surface-distance.  Learn2Reg's HD95 is
-    this with a spacing of 1 along each axis, so in voxels."""
+    Arguments as in `assd`.  As ``compute_robust_hausdorff(..., 95)`` of the package
+    surface-distance.  Learn2Reg's HD95 is this with a spacing of 1 along each axis (in voxels)."""
     return {
         label: found["hd95_surfel"]
         for label, found in surfel_distances(a, b, spacing, labels).items()
@@ -445,7 +433,7 @@ def hd95_surfel(
 def surfel_distances(
     a: NDArray, b: NDArray, spacing: Sequence[float], labels: Iterable[int] | None = None
 ) -> dict[int, Distances]:
-    """``assd_surfel`` and ``hd95_surfel`` of each label in one pass; arguments as in `assd`."""
+    """Compute ``assd_surfel`` and ``hd95_surfel`` in one pass; arguments as in `assd`."""
     areas = _areas(tuple(float(s) for s in spacing))
     result = {}
     for label, both in masks(a, b, labels):
@@ -454,23 +442,23 @@ def surfel_distances(
             continue
         codes = [_codes(mask) for mask in both]
         edges = [(code > 0) & (code < 255) for code in codes]
-        there, back = (
+        a_to_b, b_to_a = (
             to_nearest(edges[0], edges[1], spacing),
             to_nearest(edges[1], edges[0], spacing),
         )
         weights = [areas[code[edge]] for code, edge in zip(codes, edges, strict=True)]
-        total = there @ weights[0] + back @ weights[1]
+        total = a_to_b @ weights[0] + b_to_a @ weights[1]
         result[label] = {
             "assd_surfel": float(total / (weights[0].sum() + weights[1].sum())),
-            "hd95_surfel": max(_within(there, weights[0], 0.95), _within(back, weights[1], 0.95)),
+            "hd95_surfel": max(
+                _quantile(a_to_b, weights[0], 0.95), _quantile(b_to_a, weights[1], 0.95)
+            ),
         }
     return result
 
 
 def _codes(mask: NDArray) -> NDArray[np.uint8]:
-    """Which of the eight voxels around each corner are inside, as bits; one more along each axis
-    than voxels.
-    """
+    """Encode as bits which of the 8 voxels around each corner are inside; shape + 1 per axis."""
     padded = np.pad(mask, 1).astype(np.uint8)
     i, j, k = (n + 1 for n in mask.shape)
     codes = np.zeros((i, j, k), dtype=np.uint8)
@@ -479,16 +467,16 @@ def _codes(mask: NDArray) -> NDArray[np.uint8]:
     return codes
 
 
-def _within(distances: NDArray, weights: NDArray, share: float) -> float:
-    """The distance up to which that share of the weight lies."""
+def _quantile(distances: NDArray, weights: NDArray, fraction: float) -> float:
+    """Return the weighted quantile of the distances."""
     order = np.argsort(distances, kind="stable")
     reached = np.cumsum(weights[order]) / weights.sum()
-    return float(distances[order][min(int(np.searchsorted(reached, share)), len(order) - 1)])
+    return float(distances[order][min(int(np.searchsorted(reached, fraction)), len(order) - 1)])
 
 
 @lru_cache(maxsize=16)
 def _areas(spacing: tuple[float, ...]) -> NDArray[np.float64]:
-    """Area in mm^2 of the element of each of the 256 neighbourhoods."""
+    """Compute the surfel area in mm^2 of each of the 256 neighbourhoods."""
     faces = np.array([spacing[1] * spacing[2], spacing[0] * spacing[2], spacing[0] * spacing[1]])
     areas = np.zeros(256)
     for code, triangles in _TRIANGLES.items():

@@ -1,4 +1,4 @@
-"""The network of the paper: tensors only."""
+"""The SHMoAReg network; works on tensors only."""
 
 from napari_shmoareg.model.config import SHMoARegConfig
 from napari_shmoareg.model.network import NetworkOutput, SHMoAReg

@@ -1,4 +1,4 @@
-"""Parts whose inner values are computed again in the backward pass."""
+"""Gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 import torch
 
 
-def run(part: Callable[..., Any], *inputs: Any, again: bool = False) -> Any:
-    """The outputs of a module or function; with `again` and gradients asked for, what it computes
-    inside is not kept.
+def checkpointed(function: Callable[..., Any], *inputs: Any, enabled: bool = False) -> Any:
+    """Call a module or function; if `enabled`, recompute its activations in the backward pass.
 
-    The recomputation draws the same random numbers and runs under the same autocast.  Less memory,
-    more time (torch's non-reentrant checkpoint, which gradients of inner values such as Eq. (7)'s
-    pass through as well)."""
-    if not again or not torch.is_grad_enabled():
-        return part(*inputs)
+    The recomputation uses the same random numbers and autocast.  Less memory, more time (torch's
+    non-reentrant checkpoint, through which gradients of inner values such as Eq. (7)'s also pass).
+    """
+    if not enabled or not torch.is_grad_enabled():
+        return function(*inputs)
     from torch.utils.checkpoint import checkpoint
 
-    return checkpoint(part, *inputs, use_reentrant=False)
+    return checkpoint(function, *inputs, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""SHMoARegConfig: the paper's numbers; smaller presets."""
+"""SHMoARegConfig: the configuration of the network, and presets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-# Ours: least and most of each number; the paper's network is at a tenth of the most or below.
+# Ours: range of each number; the paper's network is at most at a tenth of the upper limits.
 LIMITS: dict[str, tuple[float, float]] = {
     "embed_dim": (1, 1024),
     "depths": (1, 32),
@@ -25,67 +25,67 @@ LIMITS: dict[str, tuple[float, float]] = {
     "size": (1, 4096),
     "passes": (0.0, 1.0),
 }
-SEVERAL = ("depths", "window", "shmoe_strides", "kernels", "passes")
-MOST = 16  # numbers in one of these
+LISTS = ("depths", "window", "shmoe_strides", "kernels", "passes")
+LONGEST_LIST = 16
 
 
 @dataclass(frozen=True)
 class SHMoARegConfig:
-    """Everything that decides the network's shape.  The defaults are the paper's.
+    """Configuration of the network.  The defaults are the paper's.
 
     Parameters
     ----------
     embed_dim : int
-        Channels of the first encoder layer, doubled in each further one.  Sec. IV-B:
+        Channels of the first encoder layer, doubled in each further layer.  Sec. IV-B:
         TransMorph-small, 48.
     depths : tuple of int
         Swin blocks per encoder layer; its length is the number of layers (strides 4, 8, 16, 32).
     window : tuple of 3 int
         Attention window in tokens.  Ours: (4, 4, 4), the rule "input / 32" of TransMorph's author
-        at 128 cubed: no padding is wasted there, and it is 1.5-4 times as fast as (5, 6, 7).
+        at 128 cubed: it needs no padding there and is 1.5-4 times as fast as (5, 6, 7).
     mlp_ratio : int
-        Width of a block's perceptron, in channels of its layer.
+        Hidden width of a block's MLP, as a multiple of its channels.
     attention : {"moa", "mha"}
-        Mixture of attention heads, or the plain multi-head attention of Table II.
+        Mixture of attention heads, or the standard multi-head attention of Table II.
     num_experts, top_k : int
-        Attention heads to choose among, and how many each token chooses (12 and 4).
+        Number of attention heads, and how many of them each token chooses (12 and 4).
     heads : int
         The head dimension is ``d_m / heads``; with "mha" also the number of heads.  Ours: 4 as in
-        TransMorph-small, so that four chosen experts cost what its four heads do.
+        TransMorph-small, so that four chosen experts cost as much as its four heads.
     relative_bias : bool
-        Relative-position bias in attention, one table shared by the experts of a block.  Ours: Eq.
-        (2) has none, TransMorph-small has one.
+        Relative-position bias in attention, one table per block, shared by its experts.  Ours: not
+        in Eq. (2), but in TransMorph-small.
     detach_weights : bool
-        Normalise the chosen probabilities by a sum that gets no gradient (as MoA's paper, not Eq.
-        4): then also unchosen experts' logits learn.
+        Normalise the chosen probabilities by a detached sum (as in MoA's paper, unlike Eq. 4), so
+        that the logits of unchosen experts get gradients too.
     choice_bias : bool
-        A head's bias is added to its probability where a token chooses, and nowhere else: weights
-        are still those of Eq. (4).  Ours: for loads that are balanced without a loss (DeepSeek,
-        arXiv 2408.15664; `FineTuning.balance`); the paper has none.
+        Add a bias to the probability of each head for the selection only; the weights are still
+        those of Eq. (4).  Ours: balances the loads without a loss (DeepSeek, arXiv 2408.15664;
+        `FineTuning.balance`); not in the paper.
     drop_path : float
-        Largest rate of stochastic depth, reached in the last block.  Ours: 0.1, one draw for both
+        Maximum rate of stochastic depth, reached in the last block.  Ours: 0.1, one draw for both
         images.
     full_channels, half_channels : int
-        Channels of the convolution stems and of the decoder at full and half resolution.
+        Channels of the convolutional stems and of the decoder at full and half resolution.
     bottleneck_channels : int
         Decoder channels at the coarsest level.  Ours: 256 makes 18.88 M parameters.
     shmoe_strides : tuple of int
-        Resolutions with an SHMoE head: any of 1, 2, 4, 8 (Table II); the others have a 3x3x3
-        convolution.
+        Strides of the levels with an SHMoE head: any of 1, 2, 4, 8 (Table II); other levels have a
+        3x3x3 convolution.
     kernels : tuple of int
-        Kernel sizes of the SHMoE experts (1, 3, 5); their number is N of Eq. (6).  The top-k is 1.
+        Kernel sizes of the SHMoE experts (1, 3, 5); their count is N of Eq. (6).  Top-k is 1.
     routing_only : bool
-        The gate learns from the routing loss alone (as in SMoE): T enters Eq. (6) detached.
+        Train the gate with the routing loss only (as in SMoE): T is detached in Eq. (6).
     diffeomorphic : bool
-        The variant SHMoAReg_diff: each level predicts a velocity, integrated by scaling and
+        The variant SHMoAReg_diff: each level predicts a velocity field, integrated by scaling and
         squaring.
     integration_steps : int
-        Squarings of each velocity.
+        Number of squarings.
     size : int
-        Voxels along the longest axis for which the weights are meant.
+        Voxels along the longest axis of the network grid that the weights are meant for.
     passes : tuple of float
-        Resolutions, as shares of the full one, at which the network runs after each other, each
-        time on what is left; the last is 1.  Ours: the paper's single pass is (1,).
+        Resolutions, as fractions of the full one, of successive passes of the network, each on the
+        remaining motion; the last is 1.  Ours: the paper's single pass is (1,).
 
     Raises
     ------
@@ -162,27 +162,25 @@ class SHMoARegConfig:
                 f"integration_steps is at least 1, not {self.integration_steps}",
             ),
         )
-        for holds, message in rules:
-            if not holds:
+        for valid, message in rules:
+            if not valid:
                 raise ValueError(message)
 
     def _check_numbers(self) -> None:
-        """Numbers that are none, or so large that no network of them could be built, are refused
-        before any is.
-        """
+        """Check types and ranges before a network is built."""
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
-            several = name in SEVERAL
-            if several and not isinstance(value, list | tuple):
+            is_list = name in LISTS
+            if is_list and not isinstance(value, list | tuple):
                 raise ValueError(f"{name} is a list of numbers, not {value!r:.80}")
-            numbers = list(value) if several else [value]
+            numbers = list(value) if is_list else [value]
             kinds = (int, float) if isinstance(low, float) else (int,)
-            if len(numbers) > MOST or not all(
+            if len(numbers) > LONGEST_LIST or not all(
                 isinstance(n, kinds) and not isinstance(n, bool) for n in numbers
             ):
                 raise ValueError(
-                    f"{name} holds up to {MOST} {'' if float in kinds else 'whole '}numbers, not"
-                    f" {value!r:.80}"
+                    f"{name} has up to {LONGEST_LIST} {'' if float in kinds else 'whole '}numbers,"
+                    f" not {value!r:.80}"
                 )
             if name != "passes" and not all(low <= n <= high for n in numbers):
                 raise ValueError(f"{name} is from {low:g} to {high:g}, not {value!r:.80}")
@@ -198,12 +196,12 @@ class SHMoARegConfig:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Strides of the pyramid, from full resolution down: 1, 2, 4 ..."""
+        """Strides of the pyramid, full resolution first: 1, 2, 4 ..."""
         return tuple(2**level for level in range(len(self.depths) + 2))
 
     @property
     def learning_size(self) -> int:
-        """Voxels along the longest axis that learning takes by default: those of the first pass.
+        """Default training size, voxels along the longest axis: that of the first pass.
 
         Ours: a step costs 10 to 20 times a pass without gradients.
         """
@@ -217,27 +215,27 @@ class SHMoARegConfig:
 
     @property
     def stride(self) -> int:
-        """The coarsest stride; inputs are padded to a multiple of it inside the network."""
+        """The coarsest stride; the network pads its inputs to a multiple of it."""
         return self.strides[-1]
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> SHMoARegConfig:
-        """A named configuration, with single fields changed.
+        """Return a named configuration, optionally with changed fields.
 
         Parameters
         ----------
         name : {"paper", "small", "tiny"}
-            "paper": Sec. IV-B, 18.87 M parameters.  "small": trained and run on a CPU.  "tiny": for
-            tests.
+            "paper": Sec. IV-B, 18.87 M parameters.  "small": for training and inference on a CPU.
+            "tiny": for tests.
         """
         if name not in PRESETS:
             raise ValueError(
-                f"There is no preset {name!r}; there are {', '.join(sorted(PRESETS))}."
+                f"There is no preset {name!r}; the presets are {', '.join(sorted(PRESETS))}."
             )
         return replace(cls(**PRESETS[name]), **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
+        """Return JSON values."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -245,7 +243,7 @@ class SHMoARegConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SHMoARegConfig:
-        """The inverse of `to_dict`; unknown fields raise ValueError."""
+        """Create from the values of `to_dict`; unknown fields raise ValueError."""
         if not isinstance(values, Mapping):
             raise ValueError(f"network settings are names and values, not {values!r:.80}")
         unknown = set(values) - {field.name for field in fields(cls)}

@@ -1,8 +1,8 @@
 """Decoder: the coarse-to-fine pyramid.
 
-Sec. III-A, Fig. 1.  Each level warps the moving features with the displacement so far, fuses them
-with the fixed ones and what the level below says, and predicts a residual, which is composed onto
-the displacement.
+Sec. III-A, Fig. 1.  Each level warps the moving features with the current displacement, fuses them
+with the fixed features and the output of the coarser level, and predicts a residual, which is
+composed with the displacement.
 
 B batch, C channels, D H W space of the level.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_shmoareg.geometry import field
-from napari_shmoareg.model.checkpointing import run
+from napari_shmoareg.model.checkpointing import checkpointed
 from napari_shmoareg.model.encoder import normalise
 from napari_shmoareg.model.routing import GateId, RoutedLayer
 from napari_shmoareg.model.shmoe import DIRECTIONS, ConvHead, SHMoE
@@ -30,12 +30,10 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv3d(inputs, outputs, 3, padding=1)
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        """Parts (B, Ci, D, H, W) of the channels; the list is emptied where no gradient is asked
-        for.
-        """
+        """Convolve parts (B, Ci, D, H, W) of the channels; without gradients, empties the list."""
         if torch.is_grad_enabled():
             return F.leaky_relu(normalise(self.conv(torch.cat(parts, dim=1))), 0.1)
-        # Part by part, each let go once it was added: without the memory of all side by side.
+        # part by part, freeing each, so that they are never concatenated in memory
         weights = list(self.conv.weight.split([part.shape[1] for part in parts], dim=1))
         total = F.conv3d(parts.pop(), weights.pop(), self.conv.bias, padding=1)
         while parts:
@@ -49,7 +47,7 @@ class Level(nn.Module):
     Parameters
     ----------
     channels : int
-        Of the encoder's features here.
+        Channels of the encoder's features at this level.
     below : int or None
         Channels of the coarser level; None for the coarsest.
     outputs : int
@@ -57,13 +55,13 @@ class Level(nn.Module):
     stride : int
         Voxels of the network grid per voxel of this level, along every axis.
     kernels : tuple of int or None
-        Of the SHMoE experts; None for a plain convolution head.
+        Kernel sizes of the SHMoE experts; None for a plain convolution head.
 
     Attributes
     ----------
     compare_experts : bool
-        Record what each expert of an SHMoE head would have given (`RoutedLayer.alternatives`); for
-        learning.
+        Record the output of every expert of an SHMoE head (`RoutedLayer.alternatives`); for
+        training.
     """
 
     def __init__(
@@ -105,15 +103,15 @@ class Level(nn.Module):
         ----------
         images : list of 2 Tensor (B, C, D, H, W)
             Encoder features of this level, of the moving and the fixed images; the list is emptied,
-            so that they are let go once they were used.
+            so that they are freed after use.
         below : Tensor (B, C', D/2, H/2, W/2) or None
             Decoder features of the coarser level.
         displacement : Tensor (B, 3, D/2, H/2, W/2), voxels of the coarser level, or None
         integration_steps : int or None
-            Squarings if residuals are velocities; None if they are displacements.
+            Number of squarings if residuals are velocities; None if they are displacements.
         checkpointing : bool
-            Keep what passes between convolutions, warps and head alone; compute the rest again in
-            the backward pass.
+            Store only the tensors between convolutions, warps and head; recompute the rest in the
+            backward pass.
 
         Returns
         -------
@@ -125,12 +123,12 @@ class Level(nn.Module):
         shape, device = stack[0].shape[2:], stack[0].device.type
         if displacement is not None:
             displacement = field.upsample(displacement, shape)
-            stack[1] = run(field.warp, stack[1], displacement, again=checkpointing).to(
+            stack[1] = checkpointed(field.warp, stack[1], displacement, enabled=checkpointing).to(
                 stack[1].dtype
             )
         if self.up is not None and below is not None:
             stack.append(self.up(below))
-        # On a CPU the weight gradient of a bfloat16 convolution over few voxels (2x3x2, say) is
+        # On a CPU the weight gradient of a bfloat16 convolution over few voxels (such as 2x3x2) is
         # sometimes NaN.
         tiny = device == "cpu" and shape.numel() < 1000
         with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not tiny):
@@ -138,33 +136,33 @@ class Level(nn.Module):
                 [t.float() for t in stack] if tiny and stack[0].dtype == torch.bfloat16 else stack
             )
             for block in self.fusion:
-                stack = [run(block, stack, again=checkpointing)]
+                stack = [checkpointed(block, stack, enabled=checkpointing)]
             (features,) = stack
-            residual, routings = run(self.head, features, again=checkpointing)
+            residual, routings = checkpointed(self.head, features, enabled=checkpointing)
             alternatives: Sequence[Tensor | None] = [None] * len(routings)
             if self.compare_experts and isinstance(self.head, SHMoE):
                 alternatives = self.head.alternatives(features)
-        pieces = residual.split(1, dim=1)  # the error signal of Eq. (7) is taken at these
+        pieces = residual.split(1, dim=1)  # Eq. (7) differentiates with respect to these
         routed = [
             RoutedLayer(
                 GateId("decoder", self.stride.bit_length(), direction=direction),
                 self.stride,
                 routing,
                 residual=piece,
-                alternatives=others,
+                alternatives=outputs,
             )
-            for direction, routing, piece, others in zip(
+            for direction, routing, piece, outputs in zip(
                 DIRECTIONS, routings, pieces, alternatives, strict=bool(routings)
             )
             if routings
         ]
         step = torch.cat(pieces, dim=1)
         if integration_steps is not None:
-            step = run(field.integrate, step, integration_steps, again=checkpointing)
+            step = checkpointed(field.integrate, step, integration_steps, enabled=checkpointing)
         displacement = (
             step
             if displacement is None
-            else run(field.compose, displacement, step, again=checkpointing)
+            else checkpointed(field.compose, displacement, step, enabled=checkpointing)
         )
         return features, displacement, routed
 
@@ -175,7 +173,7 @@ class Decoder(nn.Module):
     Parameters
     ----------
     strides, channels : tuple of int
-        Of the encoder's pyramid, full resolution first.
+        Strides and channels of the encoder's pyramid, full resolution first.
     bottleneck_channels : int
     shmoe_strides, kernels : tuple of int
     routing_only : bool
@@ -212,10 +210,10 @@ class Decoder(nn.Module):
         *,
         checkpointing: bool = False,
     ) -> tuple[Tensor, list[RoutedLayer]]:
-        """Pyramids of both images (full resolution first) to the displacement at full resolution.
+        """Decode the pyramids of both images (full resolution first) to a full-size displacement.
 
-        Both lists are emptied, so that a level's features are let go once they were used. With
-        `checkpointing` only what passes between levels is kept; the rest is computed again in the
+        Both lists are emptied, so that the features of a level are freed after use.  With
+        `checkpointing` only the tensors between levels are stored; the rest is recomputed in the
         backward pass."""
         features = displacement = None
         routed: list[RoutedLayer] = []

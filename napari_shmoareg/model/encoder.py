@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_shmoareg.model.checkpointing import run
+from napari_shmoareg.model.checkpointing import checkpointed
 from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.model.routing import Routing
 from napari_shmoareg.model.swin import Size, SwinLayer
@@ -18,7 +18,7 @@ class Stem(nn.Module):
     """Features of an image at full or half resolution: pooling, 3x3x3 convolution, norm, LeakyReLU.
 
     Ours: TransMorph's stems, but pooling by 2 without overlap, so that a coarse voxel covers
-    exactly the fine ones it was made of, as tokens do."""
+    exactly its fine voxels, as tokens do."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Stem(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image to a pyramid of features.
+    """Encoder from an image to a pyramid of features.
 
     Parameters
     ----------
@@ -95,16 +95,16 @@ class Encoder(nn.Module):
     def forward(
         self, images: Tensor, valid: Size, *, checkpointing: bool = False
     ) -> tuple[list[Tensor], list[list[Routing | None]]]:
-        """Features of every level and the routings of every layer's blocks.
+        """Compute the features of every level and the routings of every block.
 
         Parameters
         ----------
         images : Tensor (B, 1, D, H, W)
-            D, H, W multiples of the coarsest stride.
+            D, H, W are multiples of the coarsest stride.
         valid : tuple of 3 int
             Voxels along each axis before padding.
         checkpointing : bool
-            Keep only what passes between layers, and compute the rest again in the backward pass.
+            Store only the tensors between layers; recompute the rest in the backward pass.
 
         Returns
         -------
@@ -118,13 +118,15 @@ class Encoder(nn.Module):
         routings = []
         for stage, layer in enumerate(self.layers):
             stride = 4 * 2**stage
-            reach = (-(-valid[0] // stride), -(-valid[1] // stride), -(-valid[2] // stride))
-            tokens, features, chosen = run(layer, tokens, reach, again=checkpointing)
+            valid_tokens = (-(-valid[0] // stride), -(-valid[1] // stride), -(-valid[2] // stride))
+            tokens, features, chosen = checkpointed(
+                layer, tokens, valid_tokens, enabled=checkpointing
+            )
             pyramid.append(features)
             routings.append(chosen)
         return pyramid, routings
 
 
 def normalise(features: Tensor) -> Tensor:
-    """Instance norm without parameters; a single voxel, which has no spread, stays as it is."""
+    """Instance norm without parameters; a single voxel, which has no variance, is unchanged."""
     return F.instance_norm(features) if features[0, 0].numel() > 1 else features

@@ -1,4 +1,4 @@
-"""Where the gates of a network stand.  Eq. (5)-(6)."""
+"""The gates of a network.  Eq. (5)-(6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from napari_shmoareg.model.swin import SwinBlock
 
 @dataclass(frozen=True, eq=False)
 class GateSite(AtGate):
-    """A gate of a network, whose fields (`GateId`) it has too: of the encoder one for both images.
+    """A gate of a network, with the fields of its `GateId`; encoder gates serve both images.
 
     Attributes
     ----------
@@ -24,11 +24,11 @@ class GateSite(AtGate):
         Voxels of the network grid per cell, along every axis.
     num_experts, top_k : int
     module : SoftmaxGate or SigmoidGate
-        A forward hook on it sees, and may change, the probabilities: (2B, *S, N) of the encoder,
-        moving images first; (B, N, *S) of the decoder.  *S is padded to a multiple of the coarsest
+        A forward hook on it can read or change the probabilities: (2B, *S, N) in the encoder,
+        moving images first; (B, N, *S) in the decoder.  *S is padded to a multiple of the coarsest
         stride.
     owner : MoA or SHMoE
-        The layer whose experts the gate chooses among; a SHMoE has three gates.
+        The layer with the experts of the gate; an SHMoE has three gates.
     """
 
     gate: GateId
@@ -40,7 +40,7 @@ class GateSite(AtGate):
 
 
 def gates_of(network: SHMoAReg) -> tuple[GateSite, ...]:
-    """Every gate of a network, in the order of the forward; none for one without experts.
+    """List the gates of a network in the order of the forward pass; empty without experts.
 
     Examples
     --------
@@ -50,13 +50,11 @@ def gates_of(network: SHMoAReg) -> tuple[GateSite, ...]:
     >>> [(gate.layer, gate.direction) for gate in gates if gate.part == "decoder"]
     [(2, 'x'), (2, 'y'), (2, 'z'), (1, 'x'), (1, 'y'), (1, 'z')]
     """
-    return (*_of_encoder(network), *_of_decoder(network.decoder))
+    return (*_encoder_gates(network), *_decoder_gates(network.decoder))
 
 
 def attentions_of(network: SHMoAReg) -> list[tuple[int, int, MoA | MultiHeadAttention]]:
-    """Layer (from 1), block (from 0) and attention of every Swin block, in the order of the
-    forward.
-    """
+    """List layer (from 1), block (from 0) and attention of every Swin block, in forward order."""
     found = []
     for stage, layer in enumerate(network.encoder.layers):
         for number, block in enumerate(layer.blocks):  # type: ignore[arg-type, union-attr]
@@ -65,7 +63,7 @@ def attentions_of(network: SHMoAReg) -> list[tuple[int, int, MoA | MultiHeadAtte
     return found
 
 
-def _of_encoder(network: SHMoAReg) -> list[GateSite]:
+def _encoder_gates(network: SHMoAReg) -> list[GateSite]:
     found = []
     for layer, block, moa in attentions_of(network):
         if isinstance(moa, MoA):
@@ -74,7 +72,7 @@ def _of_encoder(network: SHMoAReg) -> list[GateSite]:
     return found
 
 
-def _of_decoder(decoder: Decoder) -> list[GateSite]:
+def _decoder_gates(decoder: Decoder) -> list[GateSite]:
     found = []
     for level in decoder.levels:
         assert isinstance(level, Level)

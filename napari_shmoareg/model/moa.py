@@ -1,10 +1,10 @@
-"""MoA: mixture of attention heads, and the plain heads.
+"""MoA: mixture of attention heads, and standard multi-head attention.
 
 Sec. III-B, Eq. (1)-(5), Fig. 2.  All experts of a layer share one key and one value
-projection, so the k experts a token chose are k more query rows over the same keys:
-project all queries in one product, gather the chosen, attend once, scatter, project out.
+projection, so the k chosen experts of a token are k query rows over the same keys: project all
+queries in one product, gather the chosen ones, attend once, scatter, project out.
 
-B batch, N experts, k chosen, C channels, d head dimension, D H W space, W windows, T tokens of a
+B batch, N experts, k chosen, C channels, d head dimension, D H W space, W windows, T tokens per
 window."""
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class MoA(nn.Module):
     Attributes
     ----------
     watch : list of Tensor or None
-        Where each forward leaves what the chosen heads attended to, (B, D, H, W, k, d); for
-        learning.
+        If a list, each forward pass appends the outputs of the chosen heads, (B, D, H, W, k, d);
+        for training.
     """
 
     bias_tables = 1
@@ -64,7 +64,7 @@ class MoA(nn.Module):
 
     @property
     def top_k(self) -> int:
-        """Experts that each token chooses: the gate's."""
+        """Number of experts per token, as in the gate."""
         return self.gate.top_k
 
     def forward(
@@ -76,7 +76,7 @@ class MoA(nn.Module):
         ----------
         tokens : Tensor (B, D, H, W, C)
         layout : WindowLayout
-            How the grid is cut; padding tokens are never attended to.
+            Partition of the grid into windows; padding tokens are masked.
         bias : Tensor (W or 1, 1, T, T) or None
             Added to the scores of Eq. (2): relative positions and the mask of the layout.
 
@@ -120,7 +120,7 @@ class MoA(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """The plain attention of TransMorph-small, for the ablation of Table II; it routes nothing."""
+    """Multi-head attention of TransMorph-small, for the ablation of Table II; has no routing."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -140,10 +140,10 @@ class MultiHeadAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax(q k^T / sqrt(d) + bias) v, all (B*W, heads, T, d); bias repeats over the batch.
+    """Compute softmax(q k^T / sqrt(d) + bias) v, all (B*W, heads, T, d); bias repeats per image.
 
-    Half-precision GPU kernels want a head dimension that is a multiple of 8: it is padded
-    with zeros there, the scale stays that of the true dimension.
+    Half-precision GPU kernels need a head dimension that is a multiple of 8: it is zero-padded
+    there, with the scale of the true dimension.
     """
     d = query.shape[-1]
     if bias is not None:

@@ -1,6 +1,6 @@
-"""SHMoAReg: the network of the paper, whole.
+"""SHMoAReg: the complete network of the paper.
 
-Sec. III, Fig. 1.  The only file that reads the config.  B batch, D H W space.
+Sec. III, Fig. 1.  The only module that reads the config.  B batch, D H W space.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from napari_shmoareg.model.encoder import Encoder
 from napari_shmoareg.model.routing import GateId, Image, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.model.swin import Size
 
-# heads start at N(0, 1e-5), whose largest of some thousands is 5e-5; trained ones reach 3e-3 and
-# more
-STARTING = 1e-4
+# Heads are initialised with N(0, 1e-5), largest of some thousands 5e-5; trained ones exceed 3e-3.
+UNTRAINED_WEIGHT = 1e-4
 
 
 class NetworkOutput(NamedTuple):
-    """What `SHMoAReg.forward` returns, always.
+    """The output of `SHMoAReg.forward`.
 
     Attributes
     ----------
     displacement : Tensor (B, 3, D, H, W), voxels of the input grid, float32
         Pulls the moving image onto the fixed one: warped(p) = moving(p + u(p)).
     routing : RoutingTrace
-        What every gate chose, without padding cells.
+        The decisions of all gates, without padding cells.
     """
 
     displacement: Tensor
@@ -40,7 +39,7 @@ class NetworkOutput(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a pair: all that the decoder needs, and may be given again.
+    """Encoder output for a pair: the input of the decoder, reusable.
 
     Attributes
     ----------
@@ -63,7 +62,7 @@ class SHMoAReg(nn.Module):
     Parameters
     ----------
     config : SHMoARegConfig, optional
-        The paper's by default.
+        Default: the paper's.
 
     Examples
     --------
@@ -113,9 +112,9 @@ class SHMoAReg(nn.Module):
         Parameters
         ----------
         moving, fixed : Tensor (B, 1, D, H, W), in [0, 1]
-            Any size: padded inside to a multiple of the coarsest stride, cropped after.
+            Any size: padded internally to a multiple of the coarsest stride, then cropped.
         diffeomorphic : bool, optional
-            Integrate each residual as a velocity; the config's choice by default.
+            Integrate each residual as a velocity; default: as in the config.
 
         Raises
         ------
@@ -124,21 +123,17 @@ class SHMoAReg(nn.Module):
         """
         encoded = self.encode(moving, fixed)
         halves = _halves(encoded.pyramid)
-        encoded.pyramid.clear()  # features are let go as soon as they were decoded
+        encoded.pyramid.clear()  # so that features are freed once decoded
         return self._decode(halves, encoded, diffeomorphic)
 
     def encode(self, moving: Tensor, fixed: Tensor, *, checkpointing: bool = False) -> Encoded:
-        """The encoder's part of `forward`, with the same arguments and errors; `checkpointing` as
-        of `both_orders`.
-        """
+        """Run the encoder of `forward`; `checkpointing` as in `both_orders`."""
         images, valid = self._batch(moving, fixed)
         pyramid, routings = self.encoder(images, valid, checkpointing=checkpointing)
         return Encoded(pyramid, routings, valid)
 
     def decode(self, encoded: Encoded, *, diffeomorphic: bool | None = None) -> NetworkOutput:
-        """The decoder's part of `forward`; what the encoder made stays as it is and may be decoded
-        again.
-        """
+        """Run the decoder of `forward`; `encoded` is unchanged and can be decoded again."""
         return self._decode(_halves(encoded.pyramid), encoded, diffeomorphic)
 
     def _decode(
@@ -160,18 +155,18 @@ class SHMoAReg(nn.Module):
         diffeomorphic: bool | None = None,
         checkpointing: bool = False,
     ) -> NetworkOutput:
-        """Register first onto second, and second onto first, computing the features once.
+        """Register first onto second and second onto first, computing the features once.
 
         Both (B, 1, D, H, W).  The batch of the output is 2B: first as moving, then second as
-        moving.  With `checkpointing` the encoder's layers and the decoder's levels are computed
-        again in the backward pass."""
+        moving.  With `checkpointing` the encoder's layers and the decoder's levels are recomputed
+        in the backward pass."""
         encoded = self.encode(first, second, checkpointing=checkpointing)
         return self.decode_both(encoded, diffeomorphic=diffeomorphic, checkpointing=checkpointing)
 
     def decode_both(
         self, encoded: Encoded, *, diffeomorphic: bool | None = None, checkpointing: bool = False
     ) -> NetworkOutput:
-        """The decoder's part of `both_orders`."""
+        """Run the decoder of `both_orders`."""
         pyramid, routings, valid = encoded
         swapped = [torch.cat(features.chunk(2)[::-1]) for features in pyramid]
         displacement, decoded = self.decoder(
@@ -192,31 +187,29 @@ class SHMoAReg(nn.Module):
 
     @property
     def untrained(self) -> bool:
-        """Whether every head still holds the tiny weights that learning starts from, so that
-        nothing is moved.
-        """
+        """Whether all heads still have their tiny initial weights, which deform nothing."""
         heads = [m for level in self.decoder.levels for m in cast(Level, level).head.modules()]
         largest = max(
             float(m.weight.detach().abs().max()) for m in heads if isinstance(m, nn.Conv3d)
         )
-        return largest < STARTING
+        return largest < UNTRAINED_WEIGHT
 
     def _integration(self, diffeomorphic: bool | None) -> int | None:
-        wanted = self.config.diffeomorphic if diffeomorphic is None else diffeomorphic
-        return self.config.integration_steps if wanted else None
+        integrate = self.config.diffeomorphic if diffeomorphic is None else diffeomorphic
+        return self.config.integration_steps if integrate else None
 
     def _batch(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Size]:
-        """Both images as one padded batch, and their size before padding."""
+        """Return both images as one padded batch, and their size before padding."""
         if moving.shape != fixed.shape or moving.ndim != 5 or moving.shape[1] != 1:
             raise ValueError(
-                f"moving and fixed have the same shape (B, 1, D, H, W); got {tuple(moving.shape)}"
-                f" and {tuple(fixed.shape)}."
+                f"moving and fixed must have the same shape (B, 1, D, H, W); got"
+                f" {tuple(moving.shape)} and {tuple(fixed.shape)}."
             )
         d, h, w = moving.shape[2:]
         images = torch.cat([moving, fixed])
         pads = [-n % self.config.stride for n in (w, h, d)]
         if any(pads):
-            # Ours: the border repeated; zeros would draw an edge where the background is not 0.
+            # Ours: replicate the border; zeros would create an edge where the background is not 0.
             images = F.pad(images, (0, pads[0], 0, pads[1], 0, pads[2]), mode="replicate")
         return images, (d, h, w)
 
@@ -228,13 +221,13 @@ class SHMoAReg(nn.Module):
 
 
 def _halves(pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The features of the moving and of the fixed images."""
+    """Split the features of the moving and of the fixed images."""
     halves = [features.chunk(2) for features in pyramid]
     return [moving for moving, _ in halves], [fixed for _, fixed in halves]
 
 
 def _encoder_records(routings: list[list[Routing | None]]) -> Iterable[RoutedLayer]:
-    """The encoder saw moving and fixed as one batch: one record for each."""
+    """Split the encoder's routings into one record each for moving and fixed."""
     images: tuple[Image, Image] = ("moving", "fixed")
     for stage, blocks in enumerate(routings):
         for block, routing in enumerate(blocks):
@@ -248,8 +241,6 @@ def _encoder_records(routings: list[list[Routing | None]]) -> Iterable[RoutedLay
 
 
 def _cropped(record: RoutedLayer, valid: Size) -> RoutedLayer:
-    """Without the cells that are padding alone.  The residual keeps its whole grid: it is a node of
-    the graph.
-    """
+    """Crop cells that are all padding, except of the residual, which is a node of the graph."""
     i, j, k = (-(-n // record.stride) for n in valid)
     return replace(record, routing=Routing(*(t[:, :, :i, :j, :k] for t in record.routing)))

@@ -1,4 +1,4 @@
-"""What a gate is, and what it decided.
+"""Gates and their decisions.
 
 B batch, N experts, k chosen, C channels, *S space (D, H, W).
 """
@@ -16,7 +16,7 @@ Part = Literal["encoder", "decoder"]
 Image = Literal["moving", "fixed"]
 Direction = Literal["x", "y", "z"]
 
-MOST = 1024  # layers, blocks, experts of a gate; the networks here have 12 experts at most
+LARGEST_NUMBER = 1024  # of layers and blocks in a `GateId`
 
 
 class Routing(NamedTuple):
@@ -25,11 +25,11 @@ class Routing(NamedTuple):
     Attributes
     ----------
     probabilities : Tensor (B, N, *S)
-        What the gate gave each expert, in (0, 1): softmax for MoA (Eq. 5), sigmoid for SHMoE.
+        Of each expert, in (0, 1): softmax for MoA (Eq. 5), sigmoid for SHMoE.
     experts : Tensor (B, k, *S), int64
-        Ids of the chosen experts, from 0, the most probable first.
+        Ids of the chosen experts, from 0, most probable first.
     weights : Tensor (B, k, *S)
-        What each chosen expert's output is multiplied by (Eq. 4 for MoA, T of Eq. 6 for SHMoE).
+        Factors of the chosen experts' outputs (Eq. 4 for MoA, T of Eq. 6 for SHMoE).
     """
 
     probabilities: Tensor
@@ -48,7 +48,7 @@ class GateId(NamedTuple):
     block : int or None
         Encoder: Swin block within the layer, from 0; None for all blocks together.
     image : {"moving", "fixed"} or None
-        Encoder: whose tokens; None where one gate serves both.
+        Encoder: the image of the tokens; None for both.
     direction : {"x", "y", "z"} or None
         Decoder: component of the displacement (array axis 0, 1, 2 of the network grid).
     """
@@ -61,19 +61,19 @@ class GateId(NamedTuple):
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> GateId:
-        """From the entries of a JSON object, or of a row of a table; other keys are left alone.
+        """Create from a JSON object or a table row; other keys are ignored.
 
         Raises
         ------
         KeyError, ValueError
-            If a field is missing, or there is no such gate.
+            If a field is missing or not valid.
         """
         gate = cls(*(fields[name] for name in cls._fields))
         choices = (get_args(Part), (None, *get_args(Image)), (None, *get_args(Direction)))
-        words = zip((gate.part, gate.image, gate.direction), choices, strict=True)
+        values = zip((gate.part, gate.image, gate.direction), choices, strict=True)
         numbers = (gate.layer, 0 if gate.block is None else gate.block)
-        if not all(word in choice for word, choice in words) or not all(
-            type(n) is int and 0 <= n < MOST for n in numbers
+        if not all(value in allowed for value, allowed in values) or not all(
+            type(n) is int and 0 <= n < LARGEST_NUMBER for n in numbers
         ):
             raise ValueError(f"there is no gate {tuple(gate)!r:.120}")
         return gate
@@ -82,12 +82,12 @@ class GateId(NamedTuple):
         return "-".join(str(field) for field in self if field is not None)
 
     def matches(self, **fields: object) -> bool:
-        """Whether its fields have these values: ``gate.matches(part="decoder", layer=1)``."""
+        """Whether the fields have these values: ``gate.matches(part="decoder", layer=1)``."""
         return all(getattr(self, name) == value for name, value in fields.items())
 
 
 class AtGate:
-    """Reads the fields of its `gate` as its own."""
+    """Mixin that exposes the fields of `gate` as properties."""
 
     gate: GateId
 
@@ -114,7 +114,7 @@ class AtGate:
 
 @dataclass(frozen=True, eq=False)
 class RoutedLayer(AtGate):
-    """A routing and the gate that decided it, whose fields (`GateId`) it has too.
+    """The routing of one gate, with the fields of its `GateId`.
 
     Attributes
     ----------
@@ -123,11 +123,11 @@ class RoutedLayer(AtGate):
         Voxels of the network grid per cell, along every axis.
     routing : Routing
     residual : Tensor (B, 1, *S) or None
-        Decoder: the selected residual of this direction, on the graph, so that the error
+        Decoder: the selected residual of this direction, attached to the graph, so that the error
         signal of Eq. (7) is ``autograd.grad(similarity, residual)``.
     alternatives : Tensor (B, N, *S) or None
-        Decoder, in learning from counterfactual labels: the residual that each expert would give
-        if it were the one chosen, off the graph.
+        Decoder, for training with counterfactual labels: the residual that each expert would give
+        if it were chosen, detached.
     """
 
     gate: GateId
@@ -142,13 +142,11 @@ class RoutedLayer(AtGate):
 
     @property
     def name(self) -> str:
-        """For people and file names: ``encoder-1-0-moving``, ``decoder-1-x``."""
+        """For display and file names: ``encoder-1-0-moving``, ``decoder-1-x``."""
         return str(self.gate)
 
     def detached(self) -> RoutedLayer:
-        """Off the graph and on the CPU, ids as uint8, without the residuals: what a registration
-        keeps.
-        """
+        """Return a copy for storage: detached, on the CPU, ids as uint8, without residuals."""
         probabilities, experts, weights = (t.detach().cpu() for t in self.routing)
         routing = Routing(probabilities, experts.to(torch.uint8), weights)
         return replace(self, routing=routing, residual=None, alternatives=None)
@@ -156,9 +154,9 @@ class RoutedLayer(AtGate):
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
-    """What every gate chose, in the order of the forward.
+    """The decisions of all gates, in the order of the forward pass.
 
-    Iterates over its layers; ``trace[GateId("decoder", 1, direction="x")]`` is that of one gate.
+    Iterates over the layers; ``trace[GateId("decoder", 1, direction="x")]`` is that of one gate.
     """
 
     layers: tuple[RoutedLayer, ...] = ()
@@ -176,7 +174,7 @@ class RoutingTrace:
         raise KeyError(str(gate))
 
     def select(self, **fields: object) -> tuple[RoutedLayer, ...]:
-        """The layers of the gates that match: ``trace.select(part="decoder", direction="x")``."""
+        """Return the layers that match: ``trace.select(part="decoder", direction="x")``."""
         return tuple(layer for layer in self.layers if layer.gate.matches(**fields))
 
     def detached(self) -> RoutingTrace:
@@ -184,25 +182,24 @@ class RoutingTrace:
 
 
 class SoftmaxGate(nn.Module):
-    """The routing network G of MoA: tokens in, probabilities out.  Eq. (5), Sec. III-B.
+    """The routing network G of MoA, from tokens to probabilities.  Eq. (5), Sec. III-B.
 
-    Ours: initialised at random (std 0.02).  With the zero initialisation of the MoA code
-    all probabilities tie and every token chooses the same experts at the first step.
+    Ours: random initialisation (std 0.02).  With the zero initialisation of the MoA code all
+    probabilities are equal and every token chooses the same experts at the first step.
 
     Parameters
     ----------
     channels, num_experts : int
     top_k : int
-        Experts that each token chooses.
+        Number of experts per token.
     choice_bias : bool
-        See `SHMoARegConfig`.  The bias is a buffer, so that it is saved with the weights; no
-        gradient reaches it.
+        See `SHMoARegConfig`.  The bias is a buffer: saved with the weights, without gradient.
 
     Attributes
     ----------
     top_k : int
     temperature : float
-        Divides the logits; 1 but while learning goes from dense to sparse.
+        Divisor of the logits; 1 except during dense-to-sparse training.
     choice_bias : Tensor (N,) or None
     """
 
@@ -215,16 +212,16 @@ class SoftmaxGate(nn.Module):
         self.top_k, self.temperature = top_k, 1.0
         self.register_buffer("choice_bias", torch.zeros(num_experts) if choice_bias else None)
         self.weight = nn.Parameter(torch.empty(num_experts, channels))
-        # nothing to fill there, and torch would load its compiler to do so, for seconds
+        # on the meta device there is nothing to fill, and torch would load its compiler (seconds)
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, *S, C) to probabilities (B, *S, N) in float32, summing to 1 over N.
+        """Compute probabilities (B, *S, N), float32, sum 1 over N, of tokens (B, *S, C).
 
-        With a choice bias, an expert that the bias leaves out has at most a hair less than the
-        least probable one that it takes in: the k largest are the experts chosen, with the
-        probabilities that the softmax gave them, for whatever reads or changes them."""
+        With a choice bias, the probabilities of experts not selected are capped just below the
+        smallest selected one, so that the k largest are always the chosen experts, with their
+        softmax probabilities."""
         with torch.autocast(tokens.device.type, enabled=False):
             logits = self.logits(tokens)
             probabilities = torch.softmax(
@@ -237,27 +234,26 @@ class SoftmaxGate(nn.Module):
             )
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, *S, C) to logits (B, *S, N), in float32 at least."""
+        """Compute logits (B, *S, N), at least float32, of tokens (B, *S, C)."""
         kind = torch.promote_types(tokens.dtype, torch.float32)
         return tokens.to(kind) @ self.weight.to(kind).T
 
     def _biased(self, probabilities: Tensor, bias: Tensor) -> Tensor:
         chosen = choose(probabilities + bias, self.top_k, dim=-1)[1]
-        held = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, chosen, True)
+        selected = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, chosen, True)
         weakest = probabilities.gather(-1, chosen).amin(-1, keepdim=True).detach()
         below = torch.nextafter(weakest, torch.zeros_like(weakest))
-        return torch.where(held, probabilities, torch.minimum(probabilities, below))
+        return torch.where(selected, probabilities, torch.minimum(probabilities, below))
 
 
 class SigmoidGate(nn.Module):
-    """The routing gate T of SHMoE for one direction: a 3x3x3 convolution, then a sigmoid.  Sec.
-    III-C.
+    """The routing gate T of SHMoE for one direction: 3x3x3 convolution, sigmoid.  Sec. III-C.
 
-    The convolution is computed by `SHMoE` together with those of the experts; `forward`
-    takes its logits, so that a hook sees and may change the probabilities.
+    `SHMoE` computes the convolution together with those of the experts; `forward` gets the logits,
+    so that a hook on the gate can read or change the probabilities.
 
-    Ours: a sigmoid.  Eq. (6) multiplies by T and Eq. (7) takes log T and log(1 - T): only
-    values in (0, 1) serve both.  Default (not zero) initialisation: a zero gate ties.
+    Ours: a sigmoid.  Eq. (6) multiplies by T and Eq. (7) uses log T and log(1 - T): both need T in
+    (0, 1).  Default initialisation, as with zeros all experts would tie.
     """
 
     def __init__(self, channels: int, num_experts: int) -> None:
@@ -267,15 +263,15 @@ class SigmoidGate(nn.Module):
         self.bias = nn.Parameter(conv.bias.detach().clone())  # type: ignore[union-attr]
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits (B, N, D, H, W) to probabilities (B, N, D, H, W) in float32."""
+        """Compute probabilities (B, N, D, H, W), float32, of logits (B, N, D, H, W)."""
         with torch.autocast(logits.device.type, enabled=False):
             return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
 def choose(probabilities: Tensor, top_k: int, *, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """The k largest probabilities and the experts they belong to, along `dim`.
+    """Select the k largest probabilities and their experts along `dim`.
 
-    For one expert of several, ``max`` is several times faster than ``topk`` on a CPU.
+    For k = 1, ``max`` is several times faster than ``topk`` on a CPU.
     """
     if top_k == 1:
         value, index = probabilities.max(dim=dim, keepdim=True)

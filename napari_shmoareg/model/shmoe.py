@@ -14,36 +14,33 @@ from torch.nn import functional as F
 
 from napari_shmoareg.model.routing import Direction, Routing, SigmoidGate, choose
 
-SLAB = 32  # planes that are convolved at once without gradients
+SLAB = 32  # planes per convolution without gradients
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 class SHMoE(nn.Module):
-    """Residual displacement whose x, y and z are each predicted, voxel by voxel, by one of N
-    convolutions.
+    """Residual displacement; each component of each voxel is predicted by one of N convolutions.
 
     The experts of a direction are one-channel convolutions with kernels of different sizes.  All
-    kernels up to 3 and the gates' are computed as one convolution (kernel 3, 15 outputs for kernels
-    1/3/5), each larger size as one more: the same numbers at a quarter of the time of nine
+    kernels up to 3 and the gates are computed as one convolution (kernel 3, 15 outputs for kernels
+    1/3/5), each larger size as another one: the same result in a quarter of the time of nine
     convolutions and three gates.
 
     Parameters
     ----------
     channels : int
     kernels : tuple of int
-        Odd; one expert of each size per direction.
+        Odd kernel sizes; one expert of each size per direction.
     top_k : int
     routing_only : bool
-        Multiply by a detached T, so that only the routing loss trains the gate.
+        Detach T, so that only the routing loss trains the gate.
 
     Attributes
     ----------
     jitter : float
-        Standard deviation of noise on the logits that the choice is made by; 0 but while learning
-        asks for it.
+        Standard deviation of noise on the logits for the selection; 0 except in training.
     damp : callable or None
-        Changes the gradient, (B, k, D, H, W), that reaches the chosen experts' outputs; for
-        learning.
+        Modifies the gradient, (B, k, D, H, W), of the chosen experts' outputs; for training.
     """
 
     def __init__(
@@ -71,7 +68,7 @@ class SHMoE(nn.Module):
                 start_at_zero(conv)
 
     def forward(self, features: Tensor) -> tuple[Tensor, tuple[Routing, ...]]:
-        """Features (B, C, D, H, W) to the residual of each direction.
+        """Predict the residual of each direction from features (B, C, D, H, W).
 
         Returns
         -------
@@ -99,8 +96,7 @@ class SHMoE(nn.Module):
 
     @torch.no_grad()
     def alternatives(self, features: Tensor) -> tuple[Tensor, ...]:
-        """What each expert would give if it were the one chosen: its output times its own T.  Eq.
-        (6).
+        """Compute the residual of each expert if it were chosen: its output times its T.  Eq. (6).
 
         Parameters
         ----------
@@ -109,7 +105,7 @@ class SHMoE(nn.Module):
         Returns
         -------
         tuple of 3 Tensor (B, N, D, H, W), voxels of this level, float32
-            For x, y, z; off the graph.
+            For x, y, z; detached.
         """
         outputs, logits = self.convolve(features)
         gates = [self.gates[direction] for direction in DIRECTIONS]
@@ -121,16 +117,14 @@ class SHMoE(nn.Module):
         return list(cast(nn.ModuleList, self.experts[direction]))  # type: ignore[arg-type]
 
     def convolve(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What every expert and every gate makes of the features (B, C, D, H, W), before any
-        choice.
+        """Compute the outputs of all experts and gates from features (B, C, D, H, W).
 
         Returns
         -------
         outputs : list of 3 Tensor (B, N, D, H, W), float32
-            E_n of Eq. (6) for x, y, z: the residual that each expert alone would predict, before T;
-            voxels.
+            E_n of Eq. (6) for x, y, z: the residual of each expert before T, in voxels.
         logits : list of 3 Tensor (B, N, D, H, W), float32
-            Of the gates, before the sigmoid.
+            Gate logits, before the sigmoid.
         """
         n = len(self.kernels)
         small = [i for i, k in enumerate(self.kernels) if k <= 3]
@@ -142,8 +136,7 @@ class SHMoE(nn.Module):
         merged = F.conv3d(features, weight, bias, padding=1)
         kind = torch.promote_types(merged.dtype, torch.float32)
         merged = merged.to(kind)
-        # One split, whose gradient is one concatenation; slices would each make a full tensor of
-        # zeros.
+        # One split has one concatenation as gradient; each slice would create a full zero tensor.
         *pieces, x, y, z = merged.split([1] * (3 * len(small)) + [n] * 3, dim=1)
         columns = [
             dict(zip(small, pieces[axis * len(small) : (axis + 1) * len(small)], strict=True))
@@ -161,7 +154,7 @@ class SHMoE(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """The direction-homogeneous head of Table II: one 3x3x3 convolution to three channels."""
+    """The direction-homogeneous head of Table II: one 3x3x3 convolution to 3 channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -169,18 +162,17 @@ class ConvHead(nn.Module):
         start_at_zero(self.conv)
 
     def forward(self, features: Tensor) -> tuple[Tensor, tuple[Routing, ...]]:
-        """Features (B, C, D, H, W) to a residual (B, 3, D, H, W), float32; nothing is routed."""
+        """Predict a residual (B, 3, D, H, W), float32, of features (B, C, D, H, W); no routing."""
         residual = self.conv(features)
         return residual.to(torch.promote_types(residual.dtype, torch.float32)), ()
 
 
 def same_convolution(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution of few outputs by a large kernel, zeros beyond the edge: `conv3d`, but faster
-    on CPUs.
+    """Convolve with zero padding; faster than `conv3d` on CPUs for few outputs and large kernels.
 
-    On them its K planes are convolved as one, into K times as many channels, and added up shifted:
-    three outputs leave most of a vector register empty, fifteen fill it.  Without gradients this
-    goes slab by slab, to spare memory.
+    On CPUs the K kernel planes are convolved at once, into K times as many channels, then shifted
+    and summed: three outputs leave most of a vector register empty, fifteen fill it.  Without
+    gradients it runs slab by slab to save memory.
 
     Parameters
     ----------
@@ -192,7 +184,7 @@ def same_convolution(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns
     -------
     Tensor (B, O, D, H, W)
-        As of `conv3d`, but for rounding.
+        As from `conv3d`, up to rounding.
     """
     outputs, size, length = len(weight), weight.shape[-1], features.shape[2]
     r = size // 2
@@ -216,10 +208,8 @@ def same_convolution(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def start_at_zero(conv: nn.Conv3d) -> None:
-    """As TransMorph's registration head: weights N(0, 1e-5), no bias, so that learning starts at no
-    motion.
-    """
-    if not conv.weight.is_meta:  # as of `SoftmaxGate`
+    """Initialise as TransMorph's registration head, with no motion: weights N(0, 1e-5), bias 0."""
+    if not conv.weight.is_meta:  # as in `SoftmaxGate`
         nn.init.normal_(conv.weight, std=1e-5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

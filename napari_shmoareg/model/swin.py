@@ -18,7 +18,7 @@ Size = tuple[int, int, int]
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); windows, or windows shifted by a half.
+    """x + attention(norm(x)), then x + MLP(norm(x)), in windows or windows shifted by half.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class SwinBlock(nn.Module):
     shifted : bool
     mlp_ratio : int
     drop_path : float
-        Chance to leave a branch out in training.  Ours: one draw for the whole batch, so that the
+        Probability of dropping a branch in training.  Ours: one draw per batch, so that the
         features of moving and fixed stay comparable.
     relative_bias : bool
     """
@@ -59,62 +59,62 @@ class SwinBlock(nn.Module):
             offsets = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
             self.bias_table = nn.Parameter(torch.empty(offsets, attention.bias_tables))
             nn.init.trunc_normal_(self.bias_table, std=0.02)
-        self._fixed: dict[tuple, tuple[Tensor | None, Tensor]] = {}
-        self._ready: tuple[tuple, Tensor] | None = None
+        self._by_size: dict[tuple, tuple[Tensor | None, Tensor]] = {}
+        self._cached_bias: tuple[tuple, Tensor] | None = None
 
     def forward(self, tokens: Tensor, valid: Size) -> tuple[Tensor, Routing | None]:
-        """Tokens (B, D, H, W, C), of which `valid` along each axis are not padding."""
+        """Process tokens (B, D, H, W, C), of which `valid` along each axis are not padding."""
         d, h, w = tokens.shape[1:4]
         layout = WindowLayout((d, h, w), valid, self.window, self.shifted)
         y, routing = self.attention(
             self.attention_norm(tokens), layout, self._bias(layout, tokens.device)
         )
-        if self._kept():
-            tokens = tokens + y / self._keep()
-        if self._kept():
-            tokens = tokens + self.mlp(self.mlp_norm(tokens)) / self._keep()
+        if self._use_branch():
+            tokens = tokens + y / self._keep_probability()
+        if self._use_branch():
+            tokens = tokens + self.mlp(self.mlp_norm(tokens)) / self._keep_probability()
         return tokens, routing
 
-    def _keep(self) -> float:
+    def _keep_probability(self) -> float:
         return 1 - self.drop_path if self.training else 1.0
 
-    def _kept(self) -> bool:
+    def _use_branch(self) -> bool:
         return not (self.training and self.drop_path > 0 and torch.rand(()).item() < self.drop_path)
 
     def _bias(self, layout: WindowLayout, device: torch.device) -> Tensor | None:
-        """Mask and relative positions, (W or 1, tables, T, T).
+        """Return the sum of mask and relative-position bias, (W or 1, tables, T, T).
 
-        What depends on the size alone is kept; without a gradient the sum is kept too, until the
-        table changes (and, being no parameter, lets the CPU take its fast attention kernel)."""
+        Mask and index are cached per size; without gradients the sum is cached too, until the table
+        changes (as it is not a parameter, the CPU can use its fast attention kernel)."""
         size = (layout.grid, layout.valid, device)
-        if size not in self._fixed:
-            if len(self._fixed) >= 4:
-                self._fixed.clear()
-            with torch.inference_mode(False):  # they may be needed for a gradient later
+        if size not in self._by_size:
+            if len(self._by_size) >= 4:
+                self._by_size.clear()
+            with torch.inference_mode(False):  # may be needed with gradients later
                 mask = layout.mask()
-                self._fixed[size] = (
+                self._by_size[size] = (
                     None if mask is None else mask.to(device),
                     layout.relative_index().to(device),
                 )
-        mask, index = self._fixed[size]
+        mask, index = self._by_size[size]
         if self.bias_table is None:
             return mask
         if torch.is_grad_enabled() and self.bias_table.requires_grad:
-            self._ready = None
-            return self._sum(mask, index)
+            self._cached_bias = None
+            return self._sum_bias(mask, index)
         key = (*size, self.bias_table.data_ptr(), self.bias_table._version)
-        if self._ready is None or self._ready[0] != key:
-            self._ready = (key, self._sum(mask, index).detach())
-        return self._ready[1]
+        if self._cached_bias is None or self._cached_bias[0] != key:
+            self._cached_bias = (key, self._sum_bias(mask, index).detach())
+        return self._cached_bias[1]
 
-    def _sum(self, mask: Tensor | None, index: Tensor) -> Tensor:
+    def _sum_bias(self, mask: Tensor | None, index: Tensor) -> Tensor:
         assert self.bias_table is not None
         bias = self.bias_table[index].permute(2, 0, 1)[None]
         return bias if mask is None else bias + mask.to(bias.dtype)
 
 
 class PatchMerging(nn.Module):
-    """Eight neighbours to one token: norm(8C), then a product to 2C without bias."""
+    """Merge eight neighbours into one token: norm(8C), then a linear map to 2C without bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -122,22 +122,21 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(8 * channels, 2 * channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, D, H, W, C) with even D, H, W to (B, D/2, H/2, W/2, 2C)."""
+        """Merge (B, D, H, W, C) with even D, H, W to (B, D/2, H/2, W/2, 2C)."""
         b, d, h, w, c = tokens.shape
         cells = tokens.view(b, d // 2, 2, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4, 6, 7)
         return self.reduction(self.norm(cells.reshape(b, d // 2, h // 2, w // 2, 8 * c)))
 
 
 class SwinLayer(nn.Module):
-    """The blocks at one resolution, every second one shifted; merging first if it is not the
-    finest.
+    """The blocks at one resolution, every second one shifted; starts with merging if `merge`.
 
     Parameters
     ----------
     channels : int
     depth : int
     attention : callable
-        Makes the attention of one block.
+        Creates the attention of one block.
     merge : bool
     drop_path : sequence of float
         One per block.
@@ -172,7 +171,7 @@ class SwinLayer(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor, valid: Size) -> tuple[Tensor, Tensor, list[Routing | None]]:
-        """Tokens in; tokens out, normalised features (B, C, D, H, W), and one routing per block."""
+        """Return tokens, normalised features (B, C, D, H, W) and one routing per block."""
         if self.merging is not None:
             tokens = self.merging(tokens)
         routings = []

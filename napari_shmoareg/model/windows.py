@@ -1,7 +1,7 @@
-"""Windows over a token grid: cut, shift, mask, join.
+"""Windows over a token grid: partition, shift, mask, merge.
 
-Sec. III-B through its parent, the Swin transformer.  B batch, D H W space, C channels, W windows, T
-tokens of a window."""
+Sec. III-B, after the Swin transformer.  B batch, D H W space, C channels, W windows, T tokens per
+window."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# finite, so that a window made of padding alone gives numbers, not NaN; exp(-1e4) is 0
+# finite, so that windows of padding only do not give NaN; exp(-1e4) is 0
 MASKED = -1e4
 
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """How a grid of tokens is cut into windows.
+    """Partition of a token grid into windows.
 
-    Ours: on an axis no longer than the window, the window is clamped to it and not shifted
-    (a shift of the whole map separates neighbours for nothing); padding tokens are masked.
+    Ours: on an axis no longer than the window, the window is clamped to the axis and not shifted
+    (shifting the whole map would only separate neighbours); padding tokens are masked.
 
     Parameters
     ----------
     grid : tuple of 3 int
         Tokens along each axis.
     valid : tuple of 3 int
-        Tokens along each axis that the image reaches; the rest is padding of the input.
+        Tokens along each axis that contain image voxels; the rest is padding of the input.
     largest : tuple of 3 int
         Window before clamping.
     shifted : bool
@@ -54,7 +54,7 @@ class WindowLayout:
         return tuple(-(-n // w) * w for n, w in zip(self.grid, self.window, strict=True))
 
     def cut(self, tokens: Tensor) -> Tensor:
-        """(B, D, H, W, C) to (B*W, T, C), windows of one sample together."""
+        """Partition (B, D, H, W, C) into (B*W, T, C), windows of a sample together."""
         if self.padded != self.grid:
             pads = [p - n for p, n in zip(self.padded, self.grid, strict=True)]
             tokens = F.pad(tokens, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
@@ -65,7 +65,7 @@ class WindowLayout:
         return cells.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, p * q * r, tokens.shape[-1])
 
     def join(self, rows: Tensor) -> Tensor:
-        """The inverse of `cut`: (B*W, T, C) to (B, D, H, W, C)."""
+        """Invert `cut`: (B*W, T, C) to (B, D, H, W, C)."""
         (d, h, w), (p, q, r) = self.padded, self.window
         cells = rows.view(-1, d // p, h // q, w // r, p, q, r, rows.shape[-1])
         tokens = cells.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, d, h, w, rows.shape[-1])
@@ -74,32 +74,31 @@ class WindowLayout:
         return tokens[:, : self.grid[0], : self.grid[1], : self.grid[2]]
 
     def positions(self) -> Tensor:
-        """Where the tokens of each window stand on the grid, (W, T, 3); beyond `grid` is
-        padding.
-        """
+        """Return the grid positions (W, T, 3) of the tokens of each window; padding is outside."""
         axes = [torch.arange(n).roll(-s) for n, s in zip(self.padded, self.shift, strict=True)]
-        place = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None]
+        positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None]
         flat = WindowLayout(self.padded, self.padded, self.largest, shifted=False)  # type: ignore[arg-type]
-        return flat.cut(place)
+        return flat.cut(positions)
 
     def mask(self) -> Tensor | None:
-        """What may not attend to what: (W, 1, T, T) of 0 and `MASKED`, or None if all may.
+        """Return the attention mask (W, 1, T, T) of 0 and `MASKED`; None if nothing is masked.
 
-        Two tokens of a shifted window are neighbours only if they were not brought together by
-        the cyclic shift, that is if they are closer than a window on every axis.
+        Two tokens of a shifted window are neighbours unless the cyclic shift brought them together,
+        that is if they are closer than a window on every axis.
         """
         if not any(self.shift) and self.padded == self.grid == self.valid:
             return None
-        place = self.positions()
-        apart = (place[:, :, None] - place[:, None]).abs() >= torch.tensor(self.window)
-        padding = (place >= torch.tensor(self.valid)).any(-1)
-        blocked = apart.any(-1) | padding[:, None, :]
+        positions = self.positions()
+        offsets = (positions[:, :, None] - positions[:, None]).abs()
+        separated = offsets >= torch.tensor(self.window)
+        padding = (positions >= torch.tensor(self.valid)).any(-1)
+        blocked = separated.any(-1) | padding[:, None, :]
         return blocked[:, None] * MASKED
 
     def relative_index(self) -> Tensor:
-        """For each pair of tokens of a window, the row of the relative-position table: (T, T)."""
+        """Return the row of the relative-position table of each pair of tokens, (T, T)."""
         axes = [torch.arange(n) for n in self.window]
-        place = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-        offset = place[:, None] - place[None] + torch.tensor(self.largest) - 1
+        positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        offset = positions[:, None] - positions[None] + torch.tensor(self.largest) - 1
         sizes = [2 * n - 1 for n in self.largest]
         return (offset[..., 0] * sizes[1] + offset[..., 1]) * sizes[2] + offset[..., 2]

@@ -1,1 +1,1 @@
-"""A pair in, a Registration out: alignment, network, refinement."""
+"""Registration of a pair: alignment, network, refinement."""

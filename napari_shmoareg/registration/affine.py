@@ -1,7 +1,7 @@
-"""Affine pre-alignment of a pair, by SimpleITK.
+"""Affine pre-alignment of a pair with SimpleITK.
 
-Both images are first resampled to coarse, upright, isotropic grids of their own: fast, and a
-sheared header (which ITK refuses) is no trouble.  The result is a matrix from world to world.
+Each image is first resampled to a coarse isotropic grid along R, A, S, which is fast and allows
+sheared headers (which ITK refuses).  The result is a matrix from world to world.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 LONGEST = 96  # voxels of the coarse grids along their longest axis
-DETAIL_SIGMA = 1.5  # coarse voxels: the neighbourhood in which brightness is evened out
-DETAIL_FLOOR = 0.005  # of the range: contrast below this is noise
+DETAIL_SIGMA = 1.5  # coarse voxels: neighbourhood of the local normalisation
+DETAIL_FLOOR = 0.005  # fraction of the range: contrast below this is noise
 
 
 @dataclass(frozen=True, eq=False)
 class CoarsePair:
-    """Both images in [0, 1], each on a coarse upright grid of its own.
+    """Both images in [0, 1], each on its own coarse grid.
 
-    Ours: isotropic, along R, A, S, and at most 96 voxels long, whatever the headers are.
+    Ours: isotropic, along R, A, S, at most 96 voxels long, for any header.
     """
 
     moving: Volume
@@ -45,15 +45,15 @@ class CoarsePair:
 
     @classmethod
     def of(cls, pair: VolumePair) -> CoarsePair:
-        return cls(_upright(pair.moving), _upright(pair.fixed))
+        return cls(_coarse(pair.moving), _coarse(pair.fixed))
 
     @property
     def detail(self) -> CoarsePair:
-        """Both with their brightness and contrast evened out locally, in [0, 1]."""
-        return CoarsePair(_evened(self.moving), _evened(self.fixed))
+        """Both images with locally normalised brightness and contrast, in [0, 1]."""
+        return CoarsePair(_normalised(self.moving), _normalised(self.fixed))
 
     def centre_of_mass(self, role: str) -> NDArray[np.float64]:
-        """World position (mm, RAS) of the mean of brightness of one image, "moving" or "fixed"."""
+        """Return the brightness-weighted centre (mm, RAS) of one image, "moving" or "fixed"."""
         volume: Volume = getattr(self, role)
         mass = volume.values.astype(np.float64)
         index = [
@@ -63,10 +63,8 @@ class CoarsePair:
         return volume.grid.to_world(index)
 
 
-def _upright(volume: Volume) -> Volume:
-    """In [0, 1] on an isotropic grid along R, A, S around the field of view, at most 96 voxels
-    long.
-    """
+def _coarse(volume: Volume) -> Volume:
+    """Resample the field of view to an isotropic grid along R, A, S and scale to [0, 1]."""
     corners = volume.grid.corners()
     low, high = corners.min(axis=0), corners.max(axis=0)
     spacing = max((high - low).max() / LONGEST, min(volume.grid.spacing))
@@ -77,19 +75,19 @@ def _upright(volume: Volume) -> Volume:
     return coarse.with_values(Intensity.of(volume).scale(coarse.values))
 
 
-def _evened(volume: Volume) -> Volume:
-    """(value - local mean) / local standard deviation; +-3 of these to [0, 1]."""
+def _normalised(volume: Volume) -> Volume:
+    """Compute (value - local mean) / local standard deviation, mapping +-3 to [0, 1]."""
     mean = gaussian_filter(volume.values, DETAIL_SIGMA)
     square = gaussian_filter(volume.values**2, DETAIL_SIGMA)
     deviation = np.sqrt(np.maximum(square - mean**2, 0)) + DETAIL_FLOOR
     return volume.with_values(np.clip((volume.values - mean) / deviation / 6 + 0.5, 0, 1))
 
 
-SMALLEST = 0.01  # of the smaller field of view
+LEAST_OVERLAP = 0.01  # fraction of the smaller field of view
 
 
 def overlap(moving: Grid, fixed: Grid, matrix: NDArray[np.float64]) -> float:
-    """Share of the smaller field of view that lies in the other, in [0, 1].
+    """Compute the fraction of the smaller field of view inside the other, in [0, 1].
 
     Parameters
     ----------
@@ -97,21 +95,21 @@ def overlap(moving: Grid, fixed: Grid, matrix: NDArray[np.float64]) -> float:
     matrix : (4, 4) array
         Fixed world to moving world, mm RAS.
     """
-    there = inside(moving, apply_affine(matrix, _lattice(fixed))).mean()
-    back = inside(fixed, apply_affine(np.linalg.inv(matrix), _lattice(moving))).mean()
-    return float(max(there, back))
+    of_fixed = inside(moving, apply_affine(matrix, _lattice(fixed))).mean()
+    of_moving = inside(fixed, apply_affine(np.linalg.inv(matrix), _lattice(moving))).mean()
+    return float(max(of_fixed, of_moving))
 
 
 def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> None:
-    """Refuse a pair that does not meet after alignment.
+    """Check that the images of a pair overlap after alignment.
 
     Raises
     ------
     NoOverlapError
-        If less than 1 % of the smaller field of view lies in the other.
+        If less than 1 % of the smaller field of view is inside the other.
     """
     share = overlap(pair.moving.grid, pair.fixed.grid, matrix)
-    if share >= SMALLEST:
+    if share >= LEAST_OVERLAP:
         return
     offset = pair.moving.grid.centre - apply_affine(matrix, pair.fixed.grid.centre)
     where = ", ".join(f"{v:.0f}" for v in offset)
@@ -122,15 +120,15 @@ def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> N
     )
     raise NoOverlapError(
         f"The moving image '{pair.moving.name}' and the fixed image '{pair.fixed.name}' do not"
-        f" overlap (affine: {mode}): their fields of view share {100 * share:.1f} % and the"
-        f" middle of the moving one lies {np.linalg.norm(offset):.0f} mm from the middle of the"
+        f" overlap (affine: {mode}): their fields of view share {100 * share:.1f} %, and the"
+        f" centre of the moving one is {np.linalg.norm(offset):.0f} mm from the centre of the"
         f" fixed one (x, y, z: {where} mm).",
         remedy=advice,
     )
 
 
 def _lattice(grid: Grid, most: int = 24) -> NDArray[np.float64]:
-    """World points (n, 3) spread evenly over the field of view."""
+    """Return world points (n, 3) spread evenly over the field of view."""
     axes = []
     for n in grid.shape:
         steps = min(n, most)
@@ -139,21 +137,21 @@ def _lattice(grid: Grid, most: int = 24) -> NDArray[np.float64]:
 
 
 _Kind = Literal["rigid", "affine"]
-Progress = Callable[[float], None]
+FractionCallback = Callable[[float], None]
 
 ITERATIONS = 100  # at most, per level
 SAMPLES = 40_000  # voxels drawn per level, at most
 SEED = 20
-COMPARED_VOXELS = 64  # voxels of the images on which stages are compared
-WORTH = 0.08  # relative gain of agreement for which `auto` moves an image at all
-STAGE_WORTH = 0.01  # relative gain for which `auto` keeps a stage
-TURN_WORTH = 0.1  # relative gain for which the orientation of the header is given up
-RIVAL = 0.8  # share of the best shift's score for which a turned start is tried too
-RIVALS = 4  # turned starts that are tried
-LEAST_DETAIL = 0.1  # correlation of the detail below which the contrasts differ too much for it
-LEAST_VOXELS = 4  # along every axis of a level
+COMPARED_VOXELS = 64  # longest axis of the images on which stages are compared
+TOTAL_GAIN = 0.08  # relative gain of agreement needed for `auto` to align at all
+STAGE_GAIN = 0.01  # relative gain needed for `auto` to keep a stage
+TURN_GAIN = 0.1  # relative gain needed to change the orientation of the header
+RIVAL = 0.8  # fraction of the best shift's score from which a rotated start is tried too
+RIVALS = 4  # rotated starts to try, at most
+LEAST_DETAIL = 0.1  # correlation of detail below which the contrasts differ too much
+LEAST_VOXELS = 4  # along each axis of a level
 DETAIL_STAGES = 3  # at most
-AGAIN = 0.05  # relative gain of a detail stage after which another one is run
+REPEAT_GAIN = 0.05  # relative gain of a detail stage after which another one is run
 STRETCH = 2.0  # an affine stage that stretches or shrinks an axis beyond this factor is dropped
 
 
@@ -166,12 +164,12 @@ class Alignment:
     matrix : (4, 4) array
         Fixed world to moving world, mm RAS.
     mode : {"auto", "rigid", "affine", "none"}
-        What was asked for.
+        As requested.
     reason : str
-        For people: what was tried, kept and dropped, and why.
+        For display: the stages tried, kept and dropped, and why.
     before, after : Agreement
-        On coarse grids, with the headers only and with `matrix`: mutual information, correlation
-        of the detail, and coverage.
+        On coarse grids, with the headers only and with `matrix`: mutual information, correlation of
+        detail, and coverage.
     seconds : float
     """
 
@@ -186,25 +184,25 @@ class Alignment:
 def align(
     pair: VolumePair, mode: str = "auto", *, progress: Callable[[str, float], None] | None = None
 ) -> Alignment:
-    """Bring a pair together by a rigid and an affine transform.
+    """Align a pair with a rigid and an affine transform.
 
-    Starts: the headers, the centres of the fields of view and of mass, and a search over all
-    shifts and, where these bring no clear agreement, the 24 orientations along the axes.  Then
-    Mattes mutual information, rigid first, affine after; at last the correlation of the images
-    with their brightness evened out locally, which weighs small structures (vessels, folds) as
-    much as the outline (or, where the contrasts differ, mutual information at a finer level).
-    Ours: a stage stays only where the images agree better for it (see `Agreement`, which counts
-    how much of each image is compared); with `auto`, all stages together have to gain 8 %, or the
-    headers are kept: what is aligned already is left alone.  Another orientation than the
-    header's has to gain 10 %.  The result is the same at every run.
+    Starts from the headers, the centres of the fields of view, the centres of mass, or a search
+    over all shifts and, if these do not clearly agree, the 24 orientations along the axes.  Then
+    optimises Mattes mutual information, first rigid, then affine; finally the correlation of the
+    locally normalised images, which weights small structures (vessels, folds) like the outline (or,
+    if the contrasts differ, mutual information at a finer level).
+    Ours: a stage is kept only if it improves the agreement of the images (see `Agreement`, which
+    includes the compared fraction of each image).  With `auto`, all stages together must gain 8 %,
+    otherwise the headers are kept, so that aligned pairs stay unchanged.  An orientation other than
+    the header's must gain 10 %.  The result is deterministic.
 
     Parameters
     ----------
     pair : VolumePair
     mode : {"auto", "rigid", "affine", "none"}
-        "none" trusts the headers.
+        "none" uses the headers only.
     progress : callable or None
-        Called with "align" and a fraction.  What it raises ends the work and comes out here.
+        Called with "align" and a fraction.  Its exceptions end the alignment and propagate.
 
     Returns
     -------
@@ -213,61 +211,61 @@ def align(
     Raises
     ------
     InputError
-        If the mode is not one of the four or an image cannot be registered.
+        If the mode is not valid or an image cannot be registered.
     NoOverlapError
-        If the images do not meet after all this.
+        If the images do not overlap after the alignment.
     """
     check_choice(RegistrationSettings, "affine", mode)
     begin = time.perf_counter()
     pair.moving.check_image("moving")
     pair.fixed.check_image("fixed")
-    judge = CoarseImages.of(pair, COMPARED_VOXELS)
-    before = judge.agreement(np.eye(4))
+    images = CoarseImages.of(pair, COMPARED_VOXELS)
+    before = images.agreement(np.eye(4))
     if mode == "none":
         check_overlap(pair, np.eye(4), mode)
-        reason = "The headers were trusted."
+        reason = "The headers were used as they are."
         return Alignment(np.eye(4), mode, reason, before, before, time.perf_counter() - begin)
     coarse = CoarsePair.of(pair)
-    report = _rising(progress)
-    worth = STAGE_WORTH if mode == "auto" else 0.0
+    report = _monotonic(progress)
+    gain = STAGE_GAIN if mode == "auto" else 0.0
     kinds: tuple[_Kind, ...] = ("rigid",) if mode == "rigid" else ("rigid", "affine")
     parts = [partial(_part, report, number, len(kinds) + 2) for number in range(len(kinds) + 2)]
-    matrix, best, reasons = _start(pair, coarse, judge, before, worth, parts[0])
+    matrix, best, reasons = _start(pair, coarse, images, before, gain, parts[0])
     for kind, part in zip(kinds, parts[1:], strict=False):
         try:
             trial = _refine(coarse, matrix, kind, part)
         except _OptimiserError as error:
-            reasons.append(f"the {kind} stage found no way ({error})")
+            reasons.append(f"the {kind} stage failed ({error})")
             continue
-        reached = judge.agreement(trial)
+        reached = images.agreement(trial)
         change = f"from {best.score:.3f} to {reached.score:.3f}"
         if _stretches(trial):
             reasons.append(
                 f"the {kind} stage was dropped (it stretched an axis more than {STRETCH:g} times)"
             )
-        elif reached.score > best.score * (1 + worth):
+        elif reached.score > best.score * (1 + gain):
             reasons.append(f"the {kind} stage raised the agreement {change}")
             matrix, best = trial, reached
         else:
             reasons.append(f"the {kind} stage was dropped (agreement {change})")
     for _ in range(DETAIL_STAGES):
         score = best.score
-        matrix, best = _fit_detail(coarse, judge, matrix, best, kinds[-1], reasons, parts[-1])
-        if best.score <= score * (1 + AGAIN):
+        matrix, best = _fit_detail(coarse, images, matrix, best, kinds[-1], reasons, parts[-1])
+        if best.score <= score * (1 + REPEAT_GAIN):
             break
-    if mode == "auto" and best.score <= before.score * (1 + WORTH):
+    if mode == "auto" and best.score <= before.score * (1 + TOTAL_GAIN):
         reasons.append(
-            "the headers were kept, as all stages together gained too little to move the images"
-            f" for ({before.score:.3f} to {best.score:.3f})"
+            "the headers were kept, as all stages together gained too little"
+            f" ({before.score:.3f} to {best.score:.3f})"
         )
         matrix, best = np.eye(4), before
     report(1.0)
     check_overlap(pair, matrix, mode)
     if best.score > before.score and best.detail < before.detail - 0.02:
         reasons.append(
-            f"mutual information rose ({before.information:.3f} to {best.information:.3f}) while"
-            f" the detail agrees less ({before.detail:.3f} to {best.detail:.3f}): compare both in a"
-            " viewer"
+            f"mutual information rose ({before.information:.3f} to {best.information:.3f}) but the"
+            f" agreement of detail fell ({before.detail:.3f} to {best.detail:.3f}): compare both in"
+            " a viewer"
         )
     return Alignment(
         matrix,
@@ -281,16 +279,14 @@ def align(
 
 def _fit_detail(
     coarse: CoarsePair,
-    judge: CoarseImages,
+    images: CoarseImages,
     matrix: Matrix,
     best: Agreement,
     kind: _Kind,
     reasons: list[str],
-    report: Progress,
+    report: FractionCallback,
 ) -> tuple[Matrix, Agreement]:
-    """The last stage, at finer levels: the matrix and its agreement; why is appended to
-    `reasons`.
-    """
+    """Run the last stage, at finer levels; appends its outcome to `reasons`."""
     fits = best.detail >= LEAST_DETAIL
     name = "detail" if fits else "fine"
     try:
@@ -298,9 +294,9 @@ def _fit_detail(
             coarse.detail if fits else coarse, matrix, kind, report, levels=(2, 1), correlate=fits
         )
     except _OptimiserError as error:
-        reasons.append(f"the {name} stage found no way ({error})")
+        reasons.append(f"the {name} stage failed ({error})")
         return matrix, best
-    reached = judge.agreement(trial)
+    reached = images.agreement(trial)
     change = f"from {best.score:.3f} to {reached.score:.3f}"
     if reached.score > best.score and not _stretches(trial):
         reasons.append(f"the {name} stage raised the agreement {change}")
@@ -310,13 +306,13 @@ def _fit_detail(
 
 
 def _stretches(matrix: Matrix) -> bool:
-    """Whether an affine stretches or shrinks an axis beyond what bodies differ by."""
+    """Whether an affine scales an axis by more than anatomies differ."""
     sizes = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     return bool(sizes.max() > STRETCH or sizes.min() < 1 / STRETCH)
 
 
-def _rising(progress: Callable[[str, float], None] | None) -> Progress:
-    """Reports fractions that never fall, whatever is run again."""
+def _monotonic(progress: Callable[[str, float], None] | None) -> FractionCallback:
+    """Wrap a callback so that the fractions never decrease."""
     furthest = 0.0
 
     def report(fraction: float) -> None:
@@ -328,23 +324,23 @@ def _rising(progress: Callable[[str, float], None] | None) -> Progress:
     return report
 
 
-def _part(report: Progress, number: int, parts: int, fraction: float) -> None:
+def _part(report: FractionCallback, number: int, parts: int, fraction: float) -> None:
     report((number + fraction) / parts)
 
 
 class _OptimiserError(Exception):
-    """SimpleITK gave up on a stage."""
+    """SimpleITK failed in a stage."""
 
 
 def _start(
     pair: VolumePair,
     coarse: CoarsePair,
-    judge: CoarseImages,
+    images: CoarseImages,
     before: Agreement,
-    worth: float,
-    report: Progress,
+    gain: float,
+    report: FractionCallback,
 ) -> tuple[Matrix, Agreement, list[str]]:
-    """The matrix to start from, its agreement, and why."""
+    """Choose the matrix to start from; returns it, its agreement, and the reasons."""
     found = search(pair)
     shifts = {
         "the centres of the fields of view": _translation(
@@ -357,12 +353,12 @@ def _start(
     straight = next((start.matrix for start in found if not start.turned), None)
     if straight is not None:
         shifts["a search over all shifts"] = straight
-    scored = {name: judge.agreement(matrix) for name, matrix in shifts.items()}
+    scored = {name: images.agreement(matrix) for name, matrix in shifts.items()}
     name = max(scored, key=lambda n: scored[n].score)
     matrix, best = np.eye(4), before
     numbers = f"agreement {before.score:.3f} by the headers, {scored[name].score:.3f} by {name}"
     why = f"started from the headers ({numbers})"
-    if scored[name].score > before.score * (1 + worth):
+    if scored[name].score > before.score * (1 + gain):
         matrix, best, why = shifts[name], scored[name], f"started from {name} ({numbers})"
     report(0.3)
     clear = max((start.agreement.score for start in found if not start.turned), default=0.0)
@@ -377,13 +373,13 @@ def _start(
             moved = _refine(coarse, start, "rigid", lambda fraction: report(0.3), levels=(4,))
         except _OptimiserError:
             moved = start
-        tried.append((judge.agreement(moved), moved))
+        tried.append((images.agreement(moved), moved))
         report(0.3 + 0.7 * (number + 1) / (len(rivals) + 1))
     upright, (turned, turn) = tried[0][0], max(tried[1:], key=lambda entry: entry[0].score)
-    if turned.score > max(upright.score, best.score) * (1 + TURN_WORTH):
+    if turned.score > max(upright.score, best.score) * (1 + TURN_GAIN):
         angle = _angle(turn)
         numbers = (
-            f"agreement {turned.score:.3f} against {upright.score:.3f} in the header's orientation"
+            f"agreement {turned.score:.3f}, or {upright.score:.3f} in the header's orientation"
         )
         return (
             turn,
@@ -400,7 +396,7 @@ def _translation(shift: NDArray[np.float64]) -> Matrix:
 
 
 def _angle(matrix: Matrix) -> float:
-    """Of the rotation in an affine, in degrees."""
+    """Return the rotation angle of an affine in degrees."""
     left, _, right = np.linalg.svd(matrix[:3, :3])
     return float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
 
@@ -409,13 +405,12 @@ def _refine(
     coarse: CoarsePair,
     matrix: Matrix,
     kind: _Kind,
-    report: Progress,
+    report: FractionCallback,
     *,
     levels: tuple[int, ...] = (4, 2),
     correlate: bool = False,
 ) -> Matrix:
-    """One stage from `matrix`, by mutual information or correlation, at levels of so many coarse
-    voxels.
+    """Run one stage from `matrix`, by mutual information or correlation; levels shrink the images.
 
     SimpleITK works in units of coarse fixed voxels about the middle of the fixed image, so that
     its step lengths fit a mouse as well as a man.
@@ -456,7 +451,7 @@ def _refine(
     method.SetInitialTransform(transform, inPlace=True)
     stopped: list[BaseException] = []
 
-    def tell() -> None:
+    def report_progress() -> None:
         if stopped:
             return
         try:
@@ -466,12 +461,14 @@ def _refine(
             stopped.append(error)
             method.StopRegistration()
 
-    method.AddCommand(sitk.sitkIterationEvent, tell)
+    method.AddCommand(sitk.sitkIterationEvent, report_progress)
     try:
         method.Execute(*(_sitk_image(v, unit, middle) for v in (coarse.fixed, coarse.moving)))
     except RuntimeError as error:
         if not stopped:
-            raise _OptimiserError("the optimiser gave up: the images show too little") from error
+            raise _OptimiserError(
+                "the optimiser failed: the images have too little structure"
+            ) from error
     if stopped:
         raise stopped[0]
     found = np.eye(4)

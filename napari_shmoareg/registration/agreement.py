@@ -1,8 +1,8 @@
-"""How well two coarse images agree under an affine, and how much of each of them is compared.
+"""Agreement of two coarse images under an affine.
 
-Ours.  Similarity where two fields of view overlap can always be raised by shifting what does not
-fit out of sight.  The agreement therefore also counts the coverage: the share of an image's
-content that the other field of view shows.
+Ours.  Similarity within the overlap of two fields of view can always be increased by shifting
+mismatched parts out of view.  The agreement therefore includes the coverage: the fraction of the
+content of an image inside the other field of view.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ Matrix = NDArray[np.float64]
 Array = NDArray[np.float32]
 
 BINS = 32  # of the joint histogram
-DETAIL_SIGMA = 1.5  # voxels: the neighbourhood in which brightness is evened out
-DETAIL_FLOOR = 0.02  # of the range: contrast below this is noise
-LEAST_VOXELS = 64  # compared voxels below which nothing can be said
+DETAIL_SIGMA = 1.5  # voxels: neighbourhood of the local normalisation
+DETAIL_FLOOR = 0.02  # fraction of the range: contrast below this is noise
+LEAST_VOXELS = 64  # compared voxels below which the agreement counts as 0
 
 
 class Agreement(NamedTuple):
-    """Of two images under one affine.
+    """Agreement of two images under one affine.
 
     Attributes
     ----------
     information : float
-        Normalised mutual information in [0, 1], where both fields of view overlap.
+        Normalised mutual information in [0, 1], in the overlap of the fields of view.
     detail : float
-        Correlation of locally normalised brightness over the content there, in [-1, 1].
+        Correlation of locally normalised brightness over the content in it, in [-1, 1].
     coverage : float
-        Share of the content of one image that lies in the other's field of view: the larger of
-        the two shares, since one image may show only a part of the other.
+        Fraction of the content of one image inside the other's field of view: the larger of the
+        two, since one image may show only a part of the other.
     """
 
     information: float
@@ -49,15 +49,13 @@ class Agreement(NamedTuple):
 
     @property
     def score(self) -> float:
-        """One number in [0, 1]: the mean of information and detail, times the root of the
-        coverage.
-        """
+        """Mean of information and detail times the square root of the coverage, in [0, 1]."""
         return float(np.sqrt(self.coverage) * (self.information + max(self.detail, 0.0)) / 2)
 
 
 @dataclass(frozen=True, eq=False)
 class CoarseImage:
-    """One image on a coarse isotropic grid along R, A, S.
+    """An image on a coarse isotropic grid along R, A, S.
 
     Attributes
     ----------
@@ -67,9 +65,9 @@ class CoarseImage:
     detail : (I, J, K) array
         (value - local mean) / local standard deviation, clipped to +-3.
     seen : (I, J, K) bool array
-        Which voxels lie in the field of view of the original.
+        Voxels inside the field of view of the original.
     content : (I, J, K) bool array
-        Which of these differ from the background.
+        Those of them that differ from the background.
     """
 
     grid: Grid
@@ -80,7 +78,7 @@ class CoarseImage:
 
     @classmethod
     def of(cls, volume: Volume, spacing: float) -> CoarseImage:
-        """A volume at a spacing in mm."""
+        """Resample a volume to a spacing in mm."""
         corners = volume.grid.corners()
         low, high = corners.min(axis=0), corners.max(axis=0)
         shape = np.maximum(1, np.ceil((high - low) / spacing - 1e-6)).astype(int)
@@ -111,7 +109,7 @@ class CoarseImages:
 
     @classmethod
     def of(cls, pair: VolumePair, longest: int) -> CoarseImages:
-        """At most `longest` voxels along the longest axis of either field of view."""
+        """Resample to at most `longest` voxels along the longest axis of either field of view."""
         volumes = pair.moving, pair.fixed
         extent = max(float(np.ptp(volume.grid.corners(), axis=0).max()) for volume in volumes)
         spacing = max(extent / longest, *(min(volume.grid.spacing) for volume in volumes))
@@ -119,7 +117,7 @@ class CoarseImages:
             return cls(*both.map(CoarseImage.of, volumes, (spacing, spacing)))
 
     def agreement(self, matrix: Matrix) -> Agreement:
-        """Under an affine, fixed world to moving world in mm RAS."""
+        """Compute the agreement under an affine, fixed world to moving world in mm RAS."""
         moving, fixed = self.moving, self.fixed
         steps = moving.grid.inverse @ matrix @ fixed.grid.affine
         index = np.moveaxis(apply_affine(steps, indices(fixed.grid.shape)), -1, 0)
@@ -131,10 +129,9 @@ class CoarseImages:
         both = inside & moving.seen[i, j, k] & fixed.seen
         if int(both.sum()) < LEAST_VOXELS:
             return Agreement(0.0, 0.0, 0.0)
-        place = index[:, both]
-        seen = map_coordinates(moving.values, place, order=1, mode="nearest")
+        sampled = map_coordinates(moving.values, index[:, both], order=1, mode="nearest")
         codes = [
-            np.minimum((v * BINS).astype(np.int64), BINS - 1) for v in (seen, fixed.values[both])
+            np.minimum((v * BINS).astype(np.int64), BINS - 1) for v in (sampled, fixed.values[both])
         ]
         shared = float(np.nan_to_num(information(codes[0], codes[1], BINS)))
         content = both & (fixed.content | shown)
@@ -151,7 +148,7 @@ class CoarseImages:
 
 
 def indices(shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """All voxel indices (I, J, K, 3) of a shape."""
+    """Return all voxel indices (I, J, K, 3) of a shape."""
     return np.stack(
         np.meshgrid(*(np.arange(n, dtype=np.float64) for n in shape), indexing="ij"), axis=-1
     )

@@ -1,8 +1,7 @@
-"""A cascade: the network first at a coarse grid, then again, at a finer one, on what is left.
+"""Cascade: the network runs on a coarse grid, then on finer grids on the remaining motion.
 
-Ours; the paper registers once, at one resolution.  A coarse grid brings large displacements
-within the network's reach, and a fine one shows what a coarse voxel hides.  The same weights
-serve every pass.
+Ours; the paper registers once, at one resolution.  A coarse grid brings large displacements within
+the reach of the network, a fine grid resolves detail.  All passes use the same weights.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from torch.nn import functional as F
 from napari_shmoareg.geometry import field
 from napari_shmoareg.model import NetworkOutput, SHMoAReg
 
-SMALLEST = 16  # voxels along the longest axis below which a coarse pass sees nothing
+SMALLEST = 16  # voxels along the longest axis of a coarse pass, at least
 
 
 class Cascade(NamedTuple):
-    """What the passes came to.
+    """Result of a cascade.
 
     Attributes
     ----------
     displacement : Tensor (B, 3, D, H, W), voxels of the finest grid, float32
         All passes composed.
     last : NetworkOutput
-        Of the last pass, on the finest grid; its displacement is what that pass added.
+        Of the last pass, on the finest grid; its displacement is that of this pass alone.
     passes : tuple of float
-        Those that ran.
+        Scales of the passes that ran.
     """
 
     displacement: Tensor
@@ -54,13 +53,13 @@ def cascade(
     network : SHMoAReg
     moving, fixed : Tensor (B, 1, D, H, W), in [0, 1]
     passes : sequence of float, optional
-        Resolution of each pass as a share of the full one, the last of them 1; the config's by
-        default. Left out is a pass before the last whose grid would be no coarser than the full
-        one, or too coarse to see anything.
+        Resolution of each pass as a fraction of the full one, the last one 1; default: those of the
+        config.  A leading pass is skipped if its grid would be too small or no coarser than the
+        full grid.
     diffeomorphic : bool, optional
-        As in the network, for every pass.  Compositions of diffeomorphisms are such.
+        As in the network, for every pass.  Compositions of diffeomorphisms are diffeomorphisms.
     progress : callable, optional
-        Called after each pass with the share of the work that is done, 1 in the end.
+        Called after each pass with the fraction of work done, 1 at the end.
 
     Returns
     -------
@@ -81,17 +80,17 @@ def cascade(
     >>> tuple(cascade(network, moving, fixed, passes=(0.5, 1.0)).displacement.shape)
     (1, 3, 36, 40, 32)
     """
-    tell = progress or (lambda _done: None)
-    total, ran = before_last(
-        network, moving, fixed, passes=passes, diffeomorphic=diffeomorphic, progress=tell
+    report = progress or (lambda _done: None)
+    total, ran = leading_passes(
+        network, moving, fixed, passes=passes, diffeomorphic=diffeomorphic, progress=report
     )
-    last = network(seen_after(moving, total), fixed, diffeomorphic=diffeomorphic)
-    tell(1.0)
+    last = network(warp_by(moving, total), fixed, diffeomorphic=diffeomorphic)
+    report(1.0)
     displacement = last.displacement if total is None else field.compose(total, last.displacement)
     return Cascade(displacement, last, ran)
 
 
-def before_last(
+def leading_passes(
     network: SHMoAReg,
     moving: Tensor,
     fixed: Tensor,
@@ -100,21 +99,21 @@ def before_last(
     diffeomorphic: bool | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Tensor | None, tuple[float, ...]]:
-    """The passes of `cascade` before its last one, with its parameters and errors.
+    """Run the passes of `cascade` before the last one; parameters and errors as there.
 
     Returns
     -------
     start : Tensor (B, 3, D, H, W) or None
-        Their displacements composed, voxels of the finest grid; None where there is none.
+        Composed displacement, voxels of the finest grid; None without such passes.
     passes : tuple of float
-        Those that run, the last one included.
+        Scales of all passes, including the last one.
     """
-    coarse = _earlier(network, fixed.shape[2:], passes)
-    work = [share**3 for share in (*coarse, 1.0)]
+    coarse = _leading_scales(network, fixed.shape[2:], passes)
+    work = [scale**3 for scale in (*coarse, 1.0)]
     total: Tensor | None = None
-    for number, share in enumerate(coarse):
-        found = coarse_pass(
-            network, seen_after(moving, total), fixed, share, diffeomorphic=diffeomorphic
+    for number, scale in enumerate(coarse):
+        found = run_at_scale(
+            network, warp_by(moving, total), fixed, scale, diffeomorphic=diffeomorphic
         )
         total = found if total is None else field.compose(total, found)
         if progress is not None:
@@ -122,63 +121,56 @@ def before_last(
     return total, (*coarse, 1.0)
 
 
-def _earlier(
+def _leading_scales(
     network: SHMoAReg, shape: Sequence[int], passes: Sequence[float] | None
 ) -> tuple[float, ...]:
-    """The passes before the last that run on a grid of this shape."""
-    wanted = tuple(network.config.passes if passes is None else passes)
-    if not wanted or wanted[-1] != 1:
-        raise ValueError(f"the last pass is at the full resolution, 1; got the passes {wanted}")
-    grids = {share: coarser(shape, share) for share in wanted[:-1]}
+    """Return the scales of the passes before the last on a grid of this shape."""
+    scales = tuple(network.config.passes if passes is None else passes)
+    if not scales or scales[-1] != 1:
+        raise ValueError(f"the last pass must be at full resolution, 1; got the passes {scales}")
+    grids = {scale: coarser(shape, scale) for scale in scales[:-1]}
     return tuple(
-        share
-        for share in wanted[:-1]
-        if max(grids[share]) >= SMALLEST and grids[share] != tuple(shape)
+        scale
+        for scale in scales[:-1]
+        if max(grids[scale]) >= SMALLEST and grids[scale] != tuple(shape)
     )
 
 
-def seen_after(moving: Tensor, total: Tensor | None) -> Tensor:
-    """The moving image (B, 1, D, H, W) as a pass sees it that starts from a displacement, or from
-    none.
+def warp_by(moving: Tensor, total: Tensor | None) -> Tensor:
+    """Warp the moving image (B, 1, D, H, W) by the displacement of the earlier passes, if any.
 
-    The edge goes on beyond the field of view: zeros would show the pass an edge that is none.
+    Extended with its edge values beyond the field of view: zeros would create an edge.
     """
     return moving if total is None else field.warp(moving, total, padding="border")
 
 
-def coarse_pass(
+def run_at_scale(
     network: SHMoAReg,
     moving: Tensor,
     fixed: Tensor,
-    share: float,
+    scale: float,
     *,
     diffeomorphic: bool | None = None,
 ) -> Tensor:
-    """What the network finds at a share of the resolution, (B, 3, D, H, W), in voxels of the full
-    one.
-    """
-    small = coarser(fixed.shape[2:], share)
+    """Run the network at a fraction of the resolution; (B, 3, D, H, W), full-grid voxels."""
+    small = coarser(fixed.shape[2:], scale)
     output = network(to_shape(moving, small), to_shape(fixed, small), diffeomorphic=diffeomorphic)
-    return stretch(output.displacement, fixed.shape[2:])
+    return rescale_displacement(output.displacement, fixed.shape[2:])
 
 
-def coarser(shape: Sequence[int], share: float) -> tuple[int, int, int]:
-    """The shape at a share of the resolution."""
-    i, j, k = (max(2, round(n * share)) for n in shape)
+def coarser(shape: Sequence[int], scale: float) -> tuple[int, int, int]:
+    """Return the shape at a fraction of the resolution."""
+    i, j, k = (max(2, round(n * scale)) for n in shape)
     return i, j, k
 
 
 def to_shape(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Images (B, C, D, H, W) on a coarser grid over the same field of view: means of the voxels
-    each one touches.
-    """
+    """Downsample images (B, C, D, H, W) over the same field of view by area averaging."""
     return F.interpolate(images, size=tuple(shape), mode="area")
 
 
-def stretch(displacement: Tensor, shape: Sequence[int]) -> Tensor:
-    """A displacement (B, 3, D, H, W) in its voxels, on another grid over the same field of view, in
-    that one's.
-    """
+def rescale_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resample a displacement (B, 3, D, H, W), in voxels, to another grid and its voxels."""
     ratio = torch.tensor(
         [a / b for a, b in zip(shape, displacement.shape[2:], strict=True)],
         device=displacement.device,

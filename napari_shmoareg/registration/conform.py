@@ -1,6 +1,6 @@
-"""A pair onto the network grid, and the way back.
+"""Resample a pair to the network grid, and convert displacements back to mm.
 
-Sec. IV-A.  `Conformed` is the only door between voxels of the network and millimetres.
+Sec. IV-A.  Only `Conformed` converts between voxels of the network grid and millimetres.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from napari_shmoareg.registration.intensity import Intensity, content_points
 from napari_shmoareg.registration.known_motion import KnownMotion
 from napari_shmoareg.settings import check_size
 
-MARGIN = 0.05  # of the content's extent, on each side
+MARGIN = 0.05  # fraction of the content's extent, on each side
 MARGIN_VOXELS = 2  # of the network grid, at least
 
 
 @dataclass(frozen=True, eq=False)
 class Conformed:
-    """What the network sees, and the way back.
+    """A pair on the network grid: the input of the network.
 
     Attributes
     ----------
     moving, fixed : Tensor (1, 1, D, H, W), float32 in [0, 1]
-        Both on the network grid, axes nearest to right, front, up.
+        Both on the network grid, with axes nearest to R, A, S.
     grid : Grid
         The network grid, in the fixed image's world.
     affine : (4, 4) array
-        Fixed world to moving world, mm RAS: `moving` was read through it.
+        Fixed world to moving world, mm RAS, applied to `moving`.
     pair : VolumePair or None
-        What was conformed.
+        The original pair.
     moving_labels, fixed_labels : Tensor (1, 1, D, H, W), float32 whole numbers, or None
     motion : KnownMotion or None
-        The true motion, moving image first, where the pair was made of one subject.
+        The true motion, moving image first, of a synthetic pair of one subject.
     """
 
     moving: Tensor
@@ -59,9 +59,9 @@ class Conformed:
     motion: KnownMotion | None = None
 
     def transform(self, displacement: Tensor) -> Transform:
-        """The transform, in the world, of a displacement on the network grid.
+        """Convert a displacement on the network grid to a transform in the world.
 
-        T(x) = A(x + d(x)): the network saw moving(A(p)) at p, so this is exact.
+        T(x) = A(x + d(x)): exact, as the network input at p is moving(A(p)).
 
         Parameters
         ----------
@@ -70,18 +70,18 @@ class Conformed:
         Returns
         -------
         Transform
-            Fixed world to moving world, mm RAS.  Beyond the network grid the displacement
-            of its edge goes on (no fading), so that no seam shows in the warped image.
+            Fixed world to moving world, mm RAS.  Beyond the network grid the edge displacement is
+            used (without fading), so that no seam appears in the warped image.
 
         Raises
         ------
         InputError
-            If the displacement does not stand on the network grid.
+            If the displacement is not on the network grid.
         """
         if tuple(displacement.shape) != (1, 3, *self.grid.shape):
             raise InputError(
-                f"A displacement of the shape {(1, 3, *self.grid.shape)} was expected, one vector"
-                f" for each voxel of the network grid; got {tuple(displacement.shape)}."
+                f"A displacement of shape {(1, 3, *self.grid.shape)} was expected, one vector per"
+                f" voxel of the network grid; got {tuple(displacement.shape)}."
             )
         return Transform(self.affine, DisplacementField.from_voxels(displacement, self.grid))
 
@@ -93,18 +93,18 @@ def conform(
     affine: NDArray[np.float64] | None = None,
     labels: bool = False,
 ) -> Conformed:
-    """Bring a pair onto one grid that the network can take.
+    """Resample a pair to a common network grid.
 
     Parameters
     ----------
     pair : VolumePair
-        Any orientation, spacing, dtype, size and field of view; the two need share nothing.
+        Any orientation, spacing, dtype, size and field of view of either image.
     size : int or "native"
         Voxels along the longest axis of the network grid (see `network_grid`).
     affine : (4, 4) array or None
-        Fixed world to moving world, mm RAS; None trusts the headers.
+        Fixed world to moving world, mm RAS; None uses the headers only.
     labels : bool
-        Carry the label maps too (nearest neighbour), where the pair has them.
+        Also resample the label maps of the pair (nearest neighbour).
 
     Returns
     -------
@@ -113,7 +113,7 @@ def conform(
     Raises
     ------
     InputError
-        If an image cannot be registered (see `Volume.check_image`) or the size is none.
+        If an image cannot be registered (see `Volume.check_image`) or the size is not valid.
     """
     pair.moving.check_image("moving")
     pair.fixed.check_image("fixed")
@@ -125,8 +125,8 @@ def conform(
     if labels and pair.fixed_labels is not None:
         fixed_labels = _tensor(resample(pair.fixed_labels, grid).values)
     return Conformed(
-        moving=_seen(pair.moving, grid, matrix),
-        fixed=_seen(pair.fixed, grid, np.eye(4)),
+        moving=_scaled(pair.moving, grid, matrix),
+        fixed=_scaled(pair.fixed, grid, np.eye(4)),
         grid=grid,
         affine=matrix,
         pair=pair,
@@ -138,10 +138,10 @@ def conform(
 def network_grid(
     pair: VolumePair, *, size: int | str, affine: NDArray[np.float64] | None = None
 ) -> Grid:
-    """The grid on which the network compares a pair.
+    """Choose the network grid of a pair.
 
-    Ours: the fixed image's axes, permuted and flipped to lie nearest to R, A, S (oblique axes
-    stay oblique); the box around the content of both images with a margin of 5 % (at least two
+    Ours: the axes of the fixed image, permuted and flipped to be nearest to R, A, S (oblique axes
+    stay oblique); the bounding box of the content of both images with a margin of 5 % (at least two
     voxels), within the fixed field of view; isotropic voxels, `size` of them along the longest
     axis, but never finer than the finest spacing of the fixed image.  ``"native"`` is the fixed
     image's own grid, uncropped, with its own spacing.
@@ -159,36 +159,34 @@ def network_grid(
     spacing = np.array(canonical.spacing)
     low, high = _content_box(pair, canonical, matrix)
     extent = (high - low) * spacing
-    first_guess = (1 + 2 * MARGIN) * extent.max() / size
-    margin = np.maximum(MARGIN * extent, MARGIN_VOXELS * first_guess) / spacing
+    rough_voxel = (1 + 2 * MARGIN) * extent.max() / size
+    margin = np.maximum(MARGIN * extent, MARGIN_VOXELS * rough_voxel) / spacing
     low = np.maximum(low - margin, -0.5)
     high = np.minimum(high + margin, np.array(canonical.shape) - 0.5)
     extent = (high - low) * spacing
     voxel = max(extent.max() / size, spacing.min())
     i, j, k = (max(2, int(n)) for n in np.ceil(extent / voxel - 1e-6))
     directions = canonical.affine[:3, :3] / spacing * voxel
-    placed = np.eye(4)
-    placed[:3, :3] = directions
-    placed[:3, 3] = canonical.to_world((low + high) / 2) - directions @ (
+    affine_of_grid = np.eye(4)
+    affine_of_grid[:3, :3] = directions
+    affine_of_grid[:3, 3] = canonical.to_world((low + high) / 2) - directions @ (
         (np.array([i, j, k]) - 1) / 2
     )
-    return Grid((i, j, k), placed)
+    return Grid((i, j, k), affine_of_grid)
 
 
 def _content_box(
     pair: VolumePair, grid: Grid, matrix: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Voxel edges (low, high), in indices of `grid`, around the content of both images, within its
-    field of view.
-    """
+    """Return the bounding box (low, high) of the content of both images, in indices of `grid`."""
     fixed, moving = (content_points(v, Intensity.of(v)) for v in (pair.fixed, pair.moving))
-    place = apply_affine(np.linalg.inv(matrix), pair.moving.grid.to_world(moving))
-    index = np.concatenate([grid.to_index(pair.fixed.grid.to_world(fixed)), grid.to_index(place)])
+    warped = apply_affine(np.linalg.inv(matrix), pair.moving.grid.to_world(moving))
+    index = np.concatenate([grid.to_index(pair.fixed.grid.to_world(fixed)), grid.to_index(warped)])
     most = np.array(grid.shape) - 1.0
     return np.clip(index.min(axis=0), 0, most) - 0.5, np.clip(index.max(axis=0), 0, most) + 0.5
 
 
-def _seen(volume: Volume, grid: Grid, matrix: NDArray[np.float64]) -> Tensor:
+def _scaled(volume: Volume, grid: Grid, matrix: NDArray[np.float64]) -> Tensor:
     return _tensor(Intensity.of(volume).scale(resample(volume, grid, world_map=matrix).values))
 
 

@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from napari_shmoareg.geometry import Volume, background, float_type
 
-CONTENT = 0.05  # of the range: how far a voxel differs from the background to count as content
-TAILS = (0.1, 99.9)  # percentiles of the content taken as its darkest and brightest
+CONTENT = 0.05  # fraction of the range by which content differs from the background
+TAILS = (0.1, 99.9)  # percentiles of the content used as its darkest and brightest values
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """The scale of one image.
+    """Intensity scale of an image.
 
     Ours: the darkest and the brightest value are percentiles (0.1 and 99.9) of the *content*,
-    the voxels that differ from the background, so that the amount of empty space around a
-    head changes nothing.  Where the background is darker than the content, it becomes 0.
-    Voxels that hold exactly the least value are left out too: the padding (-2048) around the
-    round field of view of a CT is nothing seen, and would leave little contrast to the rest.
+    the voxels that differ from the background, so that the amount of empty space around a head
+    does not matter.  A background darker than the content becomes 0.  Voxels with exactly the
+    minimum value are excluded too: the padding (-2048) around the circular field of view of a CT
+    would compress the contrast of the rest.
 
     Attributes
     ----------
@@ -36,15 +36,13 @@ class Intensity:
 
     @classmethod
     def of(cls, volume: Volume) -> Intensity:
-        """Measured on all voxels of an image (finite, not constant); once, as a volume does not
-        change.
-        """
+        """Measure on all voxels of an image (finite, not constant); cached per volume."""
         if volume not in _MEASURED:
             _MEASURED[volume] = cls._measure(volume)
         return _MEASURED[volume]
 
     def remember(self, volume: Volume) -> None:
-        """Let this be the scale of a volume: that of the finer image it was made of."""
+        """Set this as the scale of a volume, such as that of the finer image it was made of."""
         _MEASURED[volume] = self
 
     @classmethod
@@ -64,40 +62,37 @@ class Intensity:
         return cls(around, low, high)
 
     def scale(self, values: NDArray) -> NDArray[np.float32]:
-        """Values to [0, 1], clipped, float32."""
+        """Scale values to [0, 1], clipped, float32."""
         scaled = self._above(values, self.low) / np.float32(self.high - self.low)
         return np.clip(scaled, 0, 1, out=scaled)
 
     def content(self, values: NDArray) -> NDArray[np.bool_]:
-        """Which voxels differ from the background by more than 5 % of the range.
+        """Return a mask of voxels that differ from the background by more than 5 % of the range.
 
-        A noisy background differs too: the content is then, at worst, the whole field of view.
+        With a noisy background it may include the whole field of view.
         """
         return np.abs(self._above(values, self.background)) > CONTENT * (self.high - self.low)
 
     def _above(self, values: NDArray, offset: float) -> NDArray[np.float32]:
-        """Values less an offset, float32; subtracted in float64 where float32 loses differences, as
-        around 2^31.
-        """
+        """Subtract an offset, in float64 if float32 is too coarse (as around 2^31); float32."""
         kind = float_type(self.low, self.high)
         return (np.asarray(values, dtype=kind) - kind.type(offset)).astype(np.float32, copy=False)
 
 
 def background_of(volume: Volume) -> float:
-    """The brightness of a volume's background once it is scaled, in [0, 1]."""
+    """Return the scaled brightness of a volume's background, in [0, 1]."""
     intensity = Intensity.of(volume)
     return float(intensity.scale(np.array([intensity.background]))[0])
 
 
-_MEASURED: WeakKeyDictionary[Volume, Intensity] = WeakKeyDictionary()  # of volumes still in use
+_MEASURED: WeakKeyDictionary[Volume, Intensity] = WeakKeyDictionary()  # cache
 
 
 def content_points(volume: Volume, intensity: Intensity) -> NDArray[np.float64]:
-    """Voxel indices (n, 3) between which all content lies: the first and last along every line of
-    axis 2.
+    """Return the first and last content voxels along every line of axis 2, (n, 3) indices.
 
-    The extent of the content along *any* direction is that of these points, so a rotated box
-    around them is as tight as around all voxels.  Without content, the corners of the volume.
+    They have the same extent as the content along *any* direction, so a rotated bounding box of
+    them is as tight as that of all voxels.  Without content, the corners of the volume.
     """
     mask = intensity.content(volume.values)
     i, j = np.nonzero(mask.any(axis=2))

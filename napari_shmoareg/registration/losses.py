@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from napari_shmoareg.model import RoutedLayer, RoutingTrace
 from napari_shmoareg.registration.similarity import box_mean
 
-SAMPLED = 100_000  # voxels that a quantile is estimated from; exact below
+SAMPLED = 100_000  # voxels from which a quantile is estimated, at most
 
 
 class LossTerms(NamedTuple):
-    """The terms of Eq. (8), each before its weight; `total` is the weighted sum.  Scalars.
+    """The unweighted terms of Eq. (8); `total` is the weighted sum.  Scalars.
 
-    `further` holds the terms beyond Eq. (8) and the overlap, by the name of their weight.
+    `further` contains the terms beyond Eq. (8) and the overlap, by the name of their weight.
     """
 
     total: Tensor
@@ -35,20 +35,19 @@ class LossTerms(NamedTuple):
     further: Mapping[str, Tensor] = MappingProxyType({})
 
     def plus(self, name: str, value: Tensor, weight: float) -> LossTerms:
-        """With a further term."""
+        """Return the terms with a further one."""
         return self._replace(
             total=self.total + weight * value, further={**self.further, name: value}
         )
 
 
 def mse(warped: Tensor, fixed: Tensor) -> Tensor:
-    """Mean squared difference of intensities, L_sim of Sec. IV-B.  Both (B, 1, D, H, W)."""
+    """Compute the mean squared difference, L_sim of Sec. IV-B.  Both (B, 1, D, H, W)."""
     return (warped - fixed).square().mean()
 
 
 def lncc(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
-    """One minus the squared local correlation coefficient; blind to contrast that changes slowly in
-    space.
+    """Compute one minus the squared local correlation coefficient, invariant to slow contrast.
 
     Parameters
     ----------
@@ -65,9 +64,7 @@ def lncc(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
 
 
 def squared_correlation(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
-    """The squared local correlation coefficient around each voxel, (B, 1, D, H, W), in [0, 1]; see
-    `lncc`.
-    """
+    """Compute the squared local correlation of `lncc` at each voxel, (B, 1, D, H, W), in [0, 1]."""
     both = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], dim=1)
     a, b, aa, bb, ab = box_mean(both, window).split(1, dim=1)
     cross, spread = ab - a * b, (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
@@ -78,16 +75,12 @@ SIMILARITIES = {"mse": mse, "lncc": lncc}
 
 
 def local_mse(warped: Tensor, fixed: Tensor) -> Tensor:
-    """Squared difference of intensities around each voxel, mean over 3x3x3.  All (B, 1, D, H,
-    W).
-    """
+    """Compute the squared difference, mean over 3x3x3 voxels.  All (B, 1, D, H, W)."""
     return box_mean((warped - fixed).square(), 3)
 
 
 def local_lncc(warped: Tensor, fixed: Tensor) -> Tensor:
-    """One minus the squared correlation around each voxel, in the window of `lncc`.  All (B, 1, D,
-    H, W).
-    """
+    """Compute one minus the squared correlation in the window of `lncc`.  All (B, 1, D, H, W)."""
     return 1 - squared_correlation(warped, fixed, 9)
 
 
@@ -95,7 +88,7 @@ LOCAL_ERRORS = {"mse": local_mse, "lncc": local_lncc}
 
 
 def smoothness(displacement: Tensor) -> Tensor:
-    """Diffusion regulariser, L_reg: mean squared forward difference, averaged over the three axes.
+    """Compute the diffusion regulariser L_reg: mean squared forward difference over the axes.
 
     Parameters
     ----------
@@ -103,16 +96,16 @@ def smoothness(displacement: Tensor) -> Tensor:
 
     Notes
     -----
-    Forward differences as in VoxelMorph and TransMorph, whose lambdas the paper's belong to;
-    central ones are blind to a checkerboard."""
+    Forward differences as in VoxelMorph and TransMorph, to which the paper's lambdas refer;
+    central differences do not see a checkerboard."""
     return sum(displacement.diff(dim=axis).square().mean() for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
 
 
 def bending(displacement: Tensor) -> Tensor:
-    """Bending energy: mean squared second difference, averaged over the nine pairs of axes.
+    """Compute the bending energy: mean squared second difference over the nine pairs of axes.
 
-    Ours; the paper has the diffusion regulariser alone, which holds back stretching as much as
-    roughness.  Bending leaves affine motion free (Rueckert et al. 1999).
+    Ours; the paper uses only the diffusion regulariser, which penalises stretching as much as
+    roughness.  Bending energy does not penalise affine motion (Rueckert et al. 1999).
 
     Parameters
     ----------
@@ -129,9 +122,9 @@ def bending(displacement: Tensor) -> Tensor:
 
 
 def overlap(warped_labels: Tensor, fixed_labels: Tensor) -> Tensor:
-    """One minus the soft Dice coefficient, averaged over labels present in either image.
+    """Compute one minus the soft Dice coefficient, averaged over labels in either image.
 
-    Both (B, L, D, H, W), the share of each voxel that belongs to each label.
+    Both (B, L, D, H, W), the fraction of each voxel that belongs to each label.
     """
     axes = (2, 3, 4)
     sizes = warped_labels.square().sum(axes) + fixed_labels.square().sum(axes)
@@ -141,11 +134,10 @@ def overlap(warped_labels: Tensor, fixed_labels: Tensor) -> Tensor:
 
 
 def error_signals(similarity: Tensor, layers: Sequence[RoutedLayer]) -> list[Tensor]:
-    """The gradient of the similarity at each residual, (B, 1, D, H, W), times half the number of
-    its samples.
+    """Compute the scaled gradient of the similarity at each residual, (B, 1, D, H, W).
 
-    Sec. III-C: epsilon.  The factor undoes the 2 / n of a mean of squares, so that the tolerance of
-    `routing_labels` means the same at any size.
+    Sec. III-C: epsilon.  Scaled by n / 2, the inverse of the factor of a mean of squares over n
+    samples, so that the tolerance of `routing_labels` does not depend on the size.
     """
     residuals = [layer.residual for layer in layers if layer.residual is not None]
     gradients = torch.autograd.grad(similarity, residuals, retain_graph=True)
@@ -155,15 +147,15 @@ def error_signals(similarity: Tensor, layers: Sequence[RoutedLayer]) -> list[Ten
 def routing_labels(
     error: Tensor, experts: Tensor, num_experts: int, *, quantile: float = 0.5
 ) -> Tensor:
-    """The labels Y that the gate should have given.  Sec. III-C.
+    """Compute the target labels Y of the gate.  Sec. III-C.
 
     A chosen expert is right where the error signal is small (label 1) and wrong where it exceeds
     the quantile (label 0; each unchosen expert then gets 1 / (N - k)).  Unchosen experts get 0
     otherwise.
 
-    Ours: the quantile is taken, per sample, over voxels whose error signal is not 0.  Where the
-    background is 0 the signal is exactly 0 too, and a quantile over all voxels would be 0 whatever
-    q is.
+    Ours: the quantile is computed per sample over voxels with a nonzero error signal.  In a
+    background of 0 the signal is exactly 0 too, and a quantile over all voxels could be 0 for any
+    q.
 
     Parameters
     ----------
@@ -190,7 +182,7 @@ def routing_labels(
 
 
 def routing_classification(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of the routing tensor T(f) and the labels Y.  Eq. (7).
+    """Compute the binary cross-entropy of the routing tensor T(f) and the labels Y.  Eq. (7).
 
     Both (B, N, D, H, W); mean over experts, voxels and batch.
     """
@@ -198,7 +190,7 @@ def routing_classification(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def routing_loss(similarity: Tensor, trace: RoutingTrace, *, quantile: float = 0.5) -> Tensor:
-    """Eq. (7) for every SHMoE layer and direction, summed (as SMoE sums its layers).  A scalar."""
+    """Sum Eq. (7) over all SHMoE layers and directions (as SMoE does over layers).  A scalar."""
     layers = [layer for layer in trace if layer.residual is not None]
     if not layers:
         return similarity.new_zeros(())
@@ -213,12 +205,11 @@ def routing_loss(similarity: Tensor, trace: RoutingTrace, *, quantile: float = 0
 
 
 def load_balance(trace: RoutingTrace) -> Tensor:
-    """How unevenly the encoder's gates choose: 1 if evenly, N / k if all tokens choose alike.  A
-    scalar.
+    """Compute the switch loss of the encoder's gates: 1 if balanced, N / k if collapsed.  A scalar.
 
-    The switch loss of MoA and JetMoE, N sum_i f_i P_i with f the share of selections and P the mean
+    N sum_i f_i P_i as in MoA and JetMoE, with f the fraction of selections and P the mean
     probability, averaged over the layers.  Ours: the paper has none and reports balanced loads; in
-    short runs the experts that Eq. (4) gives no gradient are never chosen again without it."""
+    short runs, experts without a gradient from Eq. (4) are otherwise never chosen again."""
     layers = trace.select(part="encoder")
     terms = []
     for layer in layers:
@@ -229,14 +220,13 @@ def load_balance(trace: RoutingTrace) -> Tensor:
 
 
 def mutual_information(trace: RoutingTrace) -> Tensor:
-    """How far loads are from even and tokens from sure: 0 if each token is sure of k heads and all
-    heads are as loaded.
+    """Compute the negative mutual information of heads and tokens; 0 if balanced and confident.
 
     Per layer (log N - H(P) + max(H(p) - log k, 0)) / log N, with P the mean of the probabilities p
-    of its tokens and H the entropy; averaged over tokens and layers.  The negative mutual
-    information of heads and tokens, as in Mod-Squad (arXiv 2212.08066).  Ours: the entropy of a
-    token counts down to that of k heads alike, as k are chosen; without that limit one head would
-    take all the weight."""
+    of its tokens and H the entropy; averaged over tokens and layers, as in Mod-Squad (arXiv
+    2212.08066).  0 if each token is sure of k heads and all heads have equal load.  Ours: the
+    entropy of a token has the lower limit of k equal heads, as k are chosen; without it one head
+    would get all the weight."""
     terms = []
     for layer in trace.select(part="encoder"):
         p, k = layer.routing.probabilities, layer.routing.experts.shape[1]
@@ -250,21 +240,20 @@ BALANCES = {"switch": load_balance, "mutual": mutual_information}
 
 
 def z_loss(logits: Sequence[Tensor]) -> Tensor:
-    """Mean squared log-sum-exp of logits, each (..., N), averaged over gates (ST-MoE, arXiv
-    2202.08906).  A scalar.
+    """Compute the mean squared log-sum-exp of the logits (..., N) of all gates (ST-MoE).  A scalar.
+
+    arXiv 2202.08906.
     """
     return torch.stack([torch.logsumexp(z, dim=-1).square().mean() for z in logits]).mean()
 
 
 def head_similarity(attended: Sequence[Tensor]) -> Tensor:
-    """How alike the heads that a token chose attend: the mean squared cosine of two of them.  A
-    scalar in [0, 1].
+    """Compute the mean squared cosine between the chosen heads of a token.  A scalar in [0, 1].
 
     Parameters
     ----------
     attended : sequence of Tensor (..., k, d)
-        Of each layer, with k >= 2: the chosen heads' outputs of Eq. (1), before the output
-        projection.
+        One per layer, k >= 2: the chosen heads' outputs of Eq. (1), before the output projection.
     """
     terms = []
     for heads in attended:
@@ -278,16 +267,16 @@ def head_similarity(attended: Sequence[Tensor]) -> Tensor:
 
 
 def damped(gradient: Tensor, *, quantile: float, factor: float) -> Tensor:
-    """A gradient at chosen experts, with less of it where it is large.  Sec. III-C's error signal.
+    """Damp a gradient of chosen experts where it is large (see the error signal of Sec. III-C).
 
     Parameters
     ----------
     gradient : Tensor (B, k, D, H, W)
     quantile : float in [0, 1]
-        Of the magnitudes that are not 0, per sample: beyond it a choice counts as wrong, as in
+        Of the nonzero magnitudes per sample; a choice above it counts as wrong, as in
         `routing_labels`.
     factor : float in [0, 1]
-        What is left there.
+        Applied to the gradient there.
     """
     magnitude = gradient.abs()
     threshold = torch.stack([_quantile(sample, quantile) for sample in magnitude]).view(
@@ -301,9 +290,7 @@ def _entropy(probabilities: Tensor, dim: int) -> Tensor:
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:
-    """The q-quantile of the non-zero values (0 if there are none), from at most `SAMPLED` of
-    them.
-    """
+    """Return the q-quantile of at most `SAMPLED` positive values; 0 if there are none."""
     values = values.flatten()
     values = values[values > 0]
     if values.numel() == 0:

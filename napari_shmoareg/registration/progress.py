@@ -1,4 +1,4 @@
-"""Phases of a registration for progress and time left; cancelling between two layers."""
+"""Phases of a registration for progress and remaining time; interruption between layers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Part(NamedTuple):
-    """A phase of a longer work: what people read, and which part of the whole it is, both 0 to
-    1.
-    """
+class Phase(NamedTuple):
+    """A phase of a task: its title, and its start and end as fractions of the whole task."""
 
     title: str
     start: float
     end: float
 
 
-# Ours: seconds of each phase, measured on a pair of 160x192x224 on two CPU cores, so that the time
-# left is about right from the start.
+# Ours: title and seconds of each phase, measured on a pair of 160x192x224 on two CPU cores, so that
+# the remaining time is about right from the start.
 SECONDS = {
     "loading": ("loading", 2.5),
     "reading": ("reading", 0.4),
     "align": ("aligning", 6.0),
     "conform": ("conforming", 0.7),
     "network": ("deforming", 7.0),
-    "refine": ("refining", 0.2),  # of each step
+    "refine": ("refining", 0.2),  # per step
     "measure": ("comparing", 2.0),
     "warp": ("warping", 1.8),
 }
@@ -36,50 +34,44 @@ WRITING = ("measuring", "writing images", "writing expert maps", "drawing", "don
 WRITING_SECONDS = 5.0
 
 
-def registering(refine: int = 0) -> Mapping[str, Part]:
-    """The phases of a registration with so many steps of refinement, and its writing, in the
-    whole.
-    """
+def registration_phases(refine: int = 0) -> Mapping[str, Phase]:
+    """Return the phases of a registration with `refine` steps of refinement, and of its output."""
     seconds = {name: s * (refine if name == "refine" else 1) for name, (_, s) in SECONDS.items()}
-    total, done, parts = sum(seconds.values()) + WRITING_SECONDS, 0.0, dict[str, Part]()
+    total, done, parts = sum(seconds.values()) + WRITING_SECONDS, 0.0, dict[str, Phase]()
     for name, length in seconds.items():
-        parts[name] = Part(SECONDS[name][0], done / total, (done + length) / total)
+        parts[name] = Phase(SECONDS[name][0], done / total, (done + length) / total)
         done += length
-    return parts | {name: Part(name, done / total, 1.0) for name in WRITING}
+    return parts | {name: Phase(name, done / total, 1.0) for name in WRITING}
 
 
-def placed(parts: Mapping[str, Part], phase: str, fraction: float) -> tuple[str, float]:
-    """What people read of a phase, and how far the whole is, 0 to 1; an unknown phase is the
-    whole.
-    """
-    part = parts.get(phase, Part(phase, 0.0, 1.0))
+def overall_progress(parts: Mapping[str, Phase], phase: str, fraction: float) -> tuple[str, float]:
+    """Return the title of a phase and the overall progress; an unknown phase spans 0 to 1."""
+    part = parts.get(phase, Phase(phase, 0.0, 1.0))
     return part.title, part.start + (part.end - part.start) * fraction
 
 
 class Interrupted(Exception):
-    """The work was stopped because a person asked for it.  No ``RuntimeError``: nothing swallows
-    it.
-    """
+    """The user interrupted the task.  Not a ``RuntimeError``, which some viewers swallow."""
 
 
 @contextmanager
 def interruptible(network: nn.Module, check: Callable[[], None]) -> Iterator[None]:
-    """Ask before every layer of a network whether to go on.
+    """Call a function before every layer of a network, so that it can interrupt.
 
     Parameters
     ----------
     network : Module
     check : callable
-        Called before each submodule runs; what it raises ends the forward pass and comes out of it.
+        Called before each submodule; its exceptions end the forward pass and propagate.
 
     Examples
     --------
     >>> from torch import nn, zeros
     >>> from napari_shmoareg.registration.progress import interruptible
-    >>> asked = []
-    >>> with interruptible(nn.Sequential(nn.ReLU(), nn.ReLU()), lambda: asked.append(1)):
+    >>> calls = []
+    >>> with interruptible(nn.Sequential(nn.ReLU(), nn.ReLU()), lambda: calls.append(1)):
     ...     pass
-    >>> asked
+    >>> calls
     []
     """
     handles = [module.register_forward_pre_hook(lambda *_: check()) for module in network.modules()]

@@ -1,12 +1,9 @@
-"""Adam, made so that a window on the same machine stays alive.
+"""Refinement: instance optimisation of the displacement of one pair.
 
-Refinement: the displacement of one pair is improved on that pair itself.
-
-Ours, beyond the paper.  A greedy descent, coarse to fine, as in SyN's and greedy's fluid steps:
-warp, take the derivative of a local similarity in closed form, smooth it (fluid), compose it
-with the displacement, smooth that (elastic).  No weights change and nothing is differentiated
-by autograd, so that it needs little memory.  It starts from what the network found, or from
-nothing.
+Ours, beyond the paper.  A greedy descent, coarse to fine, as in the fluid steps of SyN and greedy:
+warp, compute the derivative of a local similarity in closed form, smooth it (fluid), compose it
+with the displacement, smooth the result (elastic).  The network is not changed and autograd is not
+used, so that it needs little memory.  It starts from the network's displacement or the identity.
 
 D H W space.
 """
@@ -33,29 +30,26 @@ from napari_shmoareg.registration.similarity import (
     self_similarity,
 )
 
-MAPPED = Path("/proc/self/maps")  # what a Linux process has loaded
+LOADED_LIBRARIES = Path("/proc/self/maps")  # of a Linux process
 
 
 def adam(parameters: Any, **options: Any) -> torch.optim.Adam:
-    """``torch.optim.Adam``; its first use loads torch's compiler, which is made harmless where it
-    would crash.
-    """
+    """Create ``torch.optim.Adam``, whose first use imports triton, see `without_triton`."""
     with without_triton():
         return torch.optim.Adam(parameters, **options)
 
 
 @contextmanager
 def without_triton() -> Iterator[None]:
-    """Hide triton from what is imported in here, if it is not loaded yet and loading it would crash
-    the process.
+    """Block the import of triton if it is not loaded yet and would crash the process.
 
-    Builds of torch with CUDA bring triton, whose LLVM and that of a software or AMD OpenGL driver
-    do not stand each other: seen as a segmentation fault of ``import triton`` after a window had
-    drawn by Mesa's llvmpipe.  Nothing here is compiled, so nothing is lost."""
+    CUDA builds of torch include triton, whose LLVM conflicts with that of a software or AMD OpenGL
+    driver: ``import triton`` caused a segmentation fault after a window was drawn with Mesa's
+    llvmpipe.  Nothing here is compiled, so triton is not needed."""
     if (
         "triton" in sys.modules
-        or not MAPPED.is_file()
-        or "libLLVM" not in MAPPED.read_text(errors="replace")
+        or not LOADED_LIBRARIES.is_file()
+        or "libLLVM" not in LOADED_LIBRARIES.read_text(errors="replace")
     ):
         yield
         return
@@ -71,15 +65,15 @@ MEASURES = {"lncc": LocalCorrelation, "mind": SelfSimilarity}
 SMOOTHNESS = {"accurate": 0.55, "balanced": 0.7, "smooth": 0.9}  # elastic smoothing, in voxels
 # the same for a network's displacement
 NETWORK_SMOOTHNESS = {"accurate": 0.0, "balanced": 1.0, "smooth": 2.0}
-BRIGHTNESS = 10.0  # weight of the difference of intensities, where contrasts are alike
-SMALLEST = 12  # voxels along the longest axis; a level below that shows too little
-PATIENCE = 5  # steps over which a gain is looked for
-# longest force below which images are equal; it is about 1 to 20 where something has to move
+BRIGHTNESS = 10.0  # weight of the intensity difference for images of similar contrast
+SMALLEST = 12  # voxels along the longest axis of a level, at least
+PATIENCE = 5  # steps over which the gain is measured
+# longest force below which images count as equal; about 1 to 20 where motion is needed
 STILL = 1e-3
-LEAST_JACOBIAN = 0.05  # of a displacement that shall not fold: between voxels it may be less
-UNFOLD_EVERY = 5  # steps between two looks for folds
-UNFOLDING = 20  # rounds of smoothing, at most
-WINDOWS = (5, 7)  # of the local correlation: on coarser levels, and on the finest
+LEAST_JACOBIAN = 0.05  # of a displacement without folding: it may be less between voxels
+UNFOLD_EVERY = 5  # steps between checks for folding
+UNFOLDING = 20  # iterations of smoothing, at most
+WINDOWS = (5, 7)  # of the local correlation: on coarser levels and on the finest
 
 
 @dataclass(frozen=True)
@@ -89,26 +83,25 @@ class Refinement:
     Parameters
     ----------
     steps : int
-        At most, on each level; a level ends when its gain is spent.
+        Maximum per level; a level ends earlier when its gain becomes small.
     similarity : {"lncc", "mind"}
-        Squared local correlation, or self-similarity context, which compares each image with itself
-        only.
+        Squared local correlation, or self-similarity context, for images of different contrast.
     levels : tuple of float
-        Resolutions of the levels, as shares of the finest one, rising.
+        Resolutions of the levels as fractions of the finest one, ascending.
     finest : int
-        Voxels along the longest axis of the finest level, at most; the network grid's own where
-        that has fewer.
+        Maximum number of voxels along the longest axis of the finest level; that of the network
+        grid if smaller.
     fluid : float
-        Standard deviation, in voxels of the level, of the Gaussian over each update.
+        Standard deviation of the Gaussian smoothing of each update, in voxels of the level.
     elastic : float
-        The same over the displacement after each update: larger is smoother.
+        The same for the displacement after each update; larger is smoother.
     step : float
-        Length of the longest update of a level, in its voxels.
+        Maximum length of an update, in voxels of the level.
     brightness : float
-        Weight of the squared difference of intensities beside the local correlation, for images of
-        like contrast.
+        Weight of the squared intensity difference added to the local correlation, for images of
+        similar contrast.
     gain : float
-        Share of a level's gain so far that the last five steps have to bring, for it to go on.
+        A level continues while the last five steps bring at least this fraction of its total gain.
 
     Raises
     ------
@@ -134,9 +127,9 @@ class Refinement:
             (
                 bool(levels) and all(0 < share <= 1 for share in levels),
                 "levels",
-                "shares above 0, at most 1",
+                "fractions above 0, at most 1",
             ),
-            (tuple(sorted(levels)) == levels, "levels", "rising"),
+            (tuple(sorted(levels)) == levels, "levels", "ascending"),
             (self.finest >= SMALLEST, "finest", f"at least {SMALLEST}"),
             (self.fluid >= 0, "fluid", "at least 0"),
             (self.elastic >= 0, "elastic", "at least 0"),
@@ -144,27 +137,27 @@ class Refinement:
             (self.brightness >= 0, "brightness", "at least 0"),
             (0 <= self.gain < 1, "gain", "at least 0, below 1"),
         )
-        for holds, name, wanted in rules:
-            if not holds:
-                raise InputError(f"{name} must be {wanted}; got {getattr(self, name)!r}.")
+        for valid, name, requirement in rules:
+            if not valid:
+                raise InputError(f"{name} must be {requirement}; got {getattr(self, name)!r}.")
 
 
 @dataclass(frozen=True)
 class RefinementStep:
-    """What one step of `refine` did.
+    """State after one step of `refine`.
 
     Attributes
     ----------
     step : int
-        Steps done so far, this one included.
+        Number of steps so far, including this one.
     level : float
-        Resolution of its level, as a share of the finest.
+        Resolution of the level as a fraction of the finest.
     similarity : float
-        The loss before the step, on the grid of its level; smaller is better.
+        Loss before the step, on the grid of the level; smaller is better.
     done : float
-        Share of the work that is done, in [0, 1], as far as can be said.
+        Estimated fraction of the work done, in [0, 1].
     field : Tensor (3, d, h, w)
-        The displacement on the grid of the level, in its voxels.
+        Displacement on the grid of the level, in its voxels.
     """
 
     step: int
@@ -174,7 +167,7 @@ class RefinementStep:
     field: Tensor
 
     def displacement(self, shape: Sequence[int]) -> Tensor:
-        """The displacement (1, 3, D, H, W) on a grid over the same field of view, in its voxels."""
+        """Resample to a grid over the same field of view: (1, 3, D, H, W) in its voxels."""
         return rescale(self.field, shape)[None]
 
 
@@ -186,20 +179,20 @@ def refine(
     *,
     diffeomorphic: bool = False,
 ) -> Iterator[RefinementStep]:
-    """Improve a displacement on the pair it belongs to, one step per `next`.
+    """Refine the displacement of a pair, one step per `next`.
 
-    Stopping early is safe: the last step's displacement is what was reached.
+    It can be stopped at any time; the result is the displacement of the last step.
 
     Parameters
     ----------
     moving, fixed : Tensor (1, 1, D, H, W), in [0, 1]
-        Any size, down to one voxel along an axis (along which nothing moves then).
+        Any size; along an axis of one voxel nothing moves.
     displacement : Tensor (1, 3, D, H, W), voxels, or None
-        What to start from: warped(p) = moving(p + u(p)).  None is the identity.
+        Start: warped(p) = moving(p + u(p)).  None is the identity.
     settings : Refinement, optional
     diffeomorphic : bool
-        Keep the Jacobian determinant above 0: where an update folds the displacement, it is
-        smoothed there.
+        Keep the Jacobian determinant above 0 by smoothing the displacement where an update folds
+        it.
 
     Yields
     ------
@@ -231,7 +224,7 @@ def refine(
 
 
 class _Force(Protocol):
-    """A similarity on one grid: its loss, and the direction in which every voxel should move."""
+    """A similarity on one grid: its loss and the descent direction of every voxel."""
 
     shape: tuple[int, int, int]
 
@@ -239,13 +232,12 @@ class _Force(Protocol):
 
 
 class _LocalCorrelationForce:
-    """Of one minus the mean squared local correlation, and of the mean squared difference of
-    intensities.
+    """Force of one minus the mean squared local correlation, and of the intensity difference.
 
     With local means m, variances v and covariance c of fixed F and warped W, the derivative at the
     centre voxel of c^2 / (v_F v_W) is 2 c / (v_F v_W) (F - m_F - c / v_W (W - m_W)) times the
-    gradient of W; that of b / 2 (F - W)^2 is b (F - W) times it.  The second holds where a
-    neighbourhood is too flat to correlate."""
+    gradient of W; that of b / 2 (F - W)^2 is b (F - W) times the gradient.  The second term acts
+    where a neighbourhood is too flat to correlate."""
 
     def __init__(self, moving: Tensor, fixed: Tensor, window: int, brightness: float) -> None:
         self.moving, self.fixed, self.window, self.brightness = moving, fixed, window, brightness
@@ -263,7 +255,7 @@ class _LocalCorrelationForce:
         covariance = product.sub_(mean * self.fixed_mean)
         ratio = covariance / (variance * self.fixed_variance).add_(FLAT)
         loss = 1 - float((ratio * covariance).mean())
-        faint = FLAT**0.5 / 30  # as much above as below, so that equal images exert no force at all
+        faint = FLAT**0.5 / 30  # in numerator and denominator, so that equal images give no force
         slope = covariance.add_(covariance.sign().mul_(faint)).div_(variance.add_(faint))
         residual = (self.fixed - self.fixed_mean).sub_(slope.mul_(mean.neg_().add_(warped)))
         factor = ratio.mul_(residual).mul_(2)
@@ -275,12 +267,10 @@ class _LocalCorrelationForce:
 
 
 class _SelfSimilarityForce:
-    """Of the mean squared difference of self-similarity contexts, on half the level's
-    resolution.
-    """
+    """Force of the mean squared difference of self-similarity contexts, at half the resolution."""
 
     def __init__(self, moving: Tensor, fixed: Tensor) -> None:
-        self.shape = _share_of(fixed.shape, 0.5)
+        self.shape = _scaled_shape(fixed.shape, 0.5)
         pool = [
             _area_matrix(a, b, fixed.device) for a, b in zip(self.shape, fixed.shape, strict=True)
         ]
@@ -298,7 +288,7 @@ class _SelfSimilarityForce:
 
 
 class _Level:
-    """One resolution: the images there, and the displacement that is descended, in its voxels."""
+    """One resolution: its images, and the displacement to optimise, in its voxels."""
 
     def __init__(
         self,
@@ -324,10 +314,9 @@ class _Level:
             self.field = rescale(start, self.force.shape)
 
     def run(self, diffeomorphic: bool) -> Iterator[tuple[float, float]]:
-        """Descend until the steps or the gain are spent: the share that is done, and the loss
-        before the step.
+        """Optimise; yields the fraction done and the loss before each step.
 
-        The displacement of the least loss stays.
+        The displacement with the smallest loss is retained.
         """
         losses: list[float] = []
         best, longest = self.field, 0.0
@@ -337,7 +326,7 @@ class _Level:
                 if loss != loss or abs(loss) == float("inf"):
                     raise InputError(
                         f"The refinement's loss became {loss}.",
-                        remedy="Register without refinement, {refine:0}, and look at the images.",
+                        remedy="Register without refinement, {refine:0}, and check the images.",
                     )
                 if loss <= min(losses, default=loss):
                     best = self.field
@@ -363,15 +352,13 @@ class _Level:
 
 
 def smoothed(displacement: Tensor, smoothness: str) -> Tensor:
-    """A network's displacement (1, 3, D, H, W) as smooth as a stop of `NETWORK_SMOOTHNESS` says."""
+    """Smooth a network's displacement (1, 3, D, H, W) by a level of `NETWORK_SMOOTHNESS`."""
     with torch.inference_mode():
         return _gaussian(displacement[0].float(), NETWORK_SMOOTHNESS[smoothness])[None]
 
 
 def separable(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
-    """A linear map along each axis of values (C, d, h, w): matrices (D, d), (H, h), (W, w); gives
-    (C, D, H, W).
-    """
+    """Apply matrices (D, d), (H, h), (W, w) along the axes of values (C, d, h, w)."""
     first, second, third = matrices
     values = torch.matmul(torch.matmul(second, values), third.T)
     channels, depth, height, width = values.shape
@@ -381,23 +368,23 @@ def separable(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
 
 
 def rescale(displacement: Tensor, shape: Sequence[int]) -> Tensor:
-    """A displacement (3, d, h, w) on another grid over the same field of view, in the voxels of
-    that grid.
-    """
-    there = tuple(displacement.shape[1:])
-    if there == tuple(shape):
+    """Resample a displacement (3, d, h, w) to another grid of the field of view and its voxels."""
+    own_shape = tuple(displacement.shape[1:])
+    if own_shape == tuple(shape):
         return displacement
     device = displacement.device
     matrices = [
         _linear_matrix(new, old, device) if new > old else _area_matrix(new, old, device)
-        for new, old in zip(shape, there, strict=True)
+        for new, old in zip(shape, own_shape, strict=True)
     ]
-    ratio = torch.tensor([new / old for new, old in zip(shape, there, strict=True)], device=device)
+    ratio = torch.tensor(
+        [new / old for new, old in zip(shape, own_shape, strict=True)], device=device
+    )
     return separable(matrices, displacement) * ratio[:, None, None, None]
 
 
 def _to_shape(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """An image (D, H, W) on a coarser grid: means of what each voxel covers."""
+    """Downsample an image (D, H, W) by area averaging."""
     if tuple(image.shape) == shape:
         return image
     return separable(
@@ -407,14 +394,12 @@ def _to_shape(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _pull(values: Tensor, displacement: Tensor) -> Tensor:
-    """Values (C, D, H, W) at p + u(p), u (3, D, H, W); beyond the grid the edge goes on."""
+    """Warp values (C, D, H, W) by u (3, D, H, W); edge values outside."""
     return field.warp(values[None], displacement[None], padding="border")[0]
 
 
 def _gradient(image: Tensor) -> Tensor:
-    """Central differences (3, D, H, W) of an image (D, H, W), one-sided at the edges; 0 along an
-    axis of one voxel.
-    """
+    """Compute central differences (3, D, H, W), one-sided at edges; 0 for an axis of length 1."""
     result = torch.zeros((3, *image.shape), device=image.device)
     for axis, n in enumerate(image.shape):
         if n == 1:
@@ -433,9 +418,7 @@ def _gradient(image: Tensor) -> Tensor:
 
 
 def _composed(displacement: Tensor, update: Tensor) -> Tensor:
-    """The displacement u after an update v of a voxel at most, u(p + v) + v, to first order: u +
-    (du/dp) v + v.
-    """
+    """Compose u with an update v of at most a voxel, to first order: u + (du/dp) v + v."""
     result = displacement + update
     for axis, along in enumerate(update):
         n = displacement.shape[axis + 1]
@@ -452,9 +435,7 @@ def _composed(displacement: Tensor, update: Tensor) -> Tensor:
 
 
 def _unfolded(displacement: Tensor) -> Tensor:
-    """A displacement smoothed where it folds, and around there, until it does not; everywhere if
-    that is not enough.
-    """
+    """Smooth a displacement around folds until it has none; if needed, everywhere."""
     for number in range(UNFOLDING):
         folded = field.jacobian_determinant(displacement[None])[0] < LEAST_JACOBIAN
         if not bool(folded.any()):
@@ -469,7 +450,7 @@ def _unfolded(displacement: Tensor) -> Tensor:
 
 
 def _box(values: Tensor, window: int) -> Tensor:
-    """Sums over what of a window lies within the grid, of values (C, D, H, W)."""
+    """Sum values (C, D, H, W) over the part of a window inside the grid."""
     for axis in (1, 2, 3):
         n, sums = values.shape[axis], values.clone()
         for offset in range(1, min(window // 2, n - 1) + 1):
@@ -480,10 +461,9 @@ def _box(values: Tensor, window: int) -> Tensor:
 
 
 def _gaussian(values: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of values (C, D, H, W), edges repeated.
+    """Smooth values (C, D, H, W) with a Gaussian, replicating edges.
 
-    As sums of shifted copies: for few weights several times faster than convolutions of one
-    channel."""
+    Sums shifted copies: for few weights several times faster than one-channel convolutions."""
     if sigma == 0:
         return values
     reach = max(1, int(3 * sigma + 0.5))
@@ -506,12 +486,12 @@ def _gaussian(values: Tensor, sigma: float) -> Tensor:
 
 
 def _area_matrix(new: int, old: int, device: torch.device) -> Tensor:
-    """Means over the voxels that each coarser one touches, (new, old)."""
+    """Return the matrix (new, old) of area averaging."""
     return F.interpolate(torch.eye(old)[None], size=new, mode="area")[0].T.contiguous().to(device)
 
 
 def _linear_matrix(new: int, old: int, device: torch.device) -> Tensor:
-    """Linear interpolation that keeps the edges of the field of view, (new, old)."""
+    """Return the matrix (new, old) of linear interpolation with aligned voxel edges."""
     interpolated = F.interpolate(torch.eye(old)[None], size=new, mode="linear", align_corners=False)
     return interpolated[0].T.contiguous().to(device)
 
@@ -522,14 +502,14 @@ def _shape_of(image: Tensor) -> tuple[int, int, int]:
 
 
 def _shapes(shape: Sequence[int], settings: Refinement) -> list[tuple[int, int, int]]:
-    """The grids of the levels, without those that are too small; the finest at least."""
+    """Return the shapes of the levels without those too small; at least the finest."""
     most = min(1.0, settings.finest / max(shape))
-    found = [_share_of(shape, share * most) for share in settings.levels]
+    found = [_scaled_shape(shape, share * most) for share in settings.levels]
     return [small for small in found if max(small) >= SMALLEST] or [
-        _share_of(shape, most * settings.levels[-1])
+        _scaled_shape(shape, most * settings.levels[-1])
     ]
 
 
-def _share_of(shape: Sequence[int], share: float) -> tuple[int, int, int]:
+def _scaled_shape(shape: Sequence[int], share: float) -> tuple[int, int, int]:
     i, j, k = (max(1, round(n * share)) for n in shape)
     return i, j, k

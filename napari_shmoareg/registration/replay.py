@@ -1,8 +1,8 @@
-"""The network's last pass over a pair, or all of its passes, to be made again.
+"""Replay: rerun the last pass of the network over a pair, or all passes.
 
-Ours, beyond the paper: what an expert is worth is asked by running the network with and without it.
-Alignment and conforming are made once and stay as they were; so do the passes before the last,
-unless they are made again too (`Replay.from_first_pass`)."""
+Ours, beyond the paper: the effect of an expert is measured by running the network with and without
+it.  Alignment and conforming are done once, and so are the passes before the last, unless
+`Replay.from_first_pass` reruns them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from napari_shmoareg.geometry import Grid, VolumePair, field
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
 from napari_shmoareg.model.network import Encoded
-from napari_shmoareg.registration.cascade import before_last, seen_after
+from napari_shmoareg.registration.cascade import leading_passes, warp_by
 from napari_shmoareg.registration.conform import Conformed, conform
 from napari_shmoareg.registration.contrast import match_contrast
 from napari_shmoareg.registration.intensity import background_of
@@ -34,24 +34,23 @@ from napari_shmoareg.settings import RegistrationSettings
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A registration's last pass, or all of its passes, ready to be run as they were or with
-    changed gates.
+    """A registration whose last pass, or all passes, can be rerun, for example with changed gates.
 
     Attributes
     ----------
     network : SHMoAReg
     pair : VolumePair
     conformed : Conformed
-        What the network sees, on the CPU, the moving image in the contrast that the registration
-        chose.
+        Input of the network, on the CPU, with the moving image in the contrast of the
+        registration.
     start : Tensor (1, 3, D, H, W) or None
-        The displacement of the passes before the last, voxels of the network grid, on the network's
-        device.
+        Displacement of the passes before the last, voxels of the network grid, on the device of the
+        network.
     passes : tuple of float
-        Those that run (see `cascade`).
+        Scales of the passes (see `cascade`).
     diffeomorphic : bool
     smoothness : str
-        Of the displacement, as the registration had it.
+        Smoothness of the displacement, as in the registration.
     """
 
     network: SHMoAReg
@@ -79,37 +78,37 @@ class Replay:
         network : SHMoAReg
             Runs on the device it is on.
         affine : (4, 4) array or None
-            Fixed world to moving world, mm RAS: ``registration.alignment.matrix``; None trusts the
-            headers.
+            Fixed world to moving world, mm RAS: ``registration.alignment.matrix``; None uses the
+            headers only.
         settings : mapping, optional
             ``registration.settings``, or those of a report: size, diffeomorphic, contrast,
-            smoothness.  What is not said is as the network's config has it.  A refinement is not
-            made again.
+            smoothness.  Missing values come from the config of the network.  The refinement is not
+            rerun.
 
         Raises
         ------
         InputError
             If an image cannot be registered.
         TooLargeError
-            If memory would not suffice.
+            If the memory is not sufficient.
         """
-        config, asked = network.config, dict(settings or {})
+        config, values = network.config, dict(settings or {})
         device = next(network.parameters()).device
         check_images_memory(pair.moving.grid, pair.fixed.grid)
-        conformed = conform(pair, size=asked.get("size") or config.size, affine=affine)
+        conformed = conform(pair, size=values.get("size") or config.size, affine=affine)
         check_network_memory(
             config, conformed.grid, moving=pair.moving.grid, fixed=pair.fixed.grid, device=device
         )
         empty = background_of(pair.moving), background_of(pair.fixed)
-        contrast = asked.get("contrast") or "auto"
+        contrast = values.get("contrast") or "auto"
         matched = match_contrast(conformed.moving, conformed.fixed, contrast, backgrounds=empty)
         conformed = replace(conformed, moving=matched.moving)
-        wanted = asked.get("diffeomorphic")
-        diffeomorphic = config.diffeomorphic if wanted is None else bool(wanted)
+        integrate = values.get("diffeomorphic")
+        diffeomorphic = config.diffeomorphic if integrate is None else bool(integrate)
         with _evaluating(network, conformed.grid) as device:
             images = conformed.moving.to(device), conformed.fixed.to(device)
-            start, passes = before_last(network, *images, diffeomorphic=diffeomorphic)
-        smoothness = asked.get("smoothness") or RegistrationSettings.smoothness
+            start, passes = leading_passes(network, *images, diffeomorphic=diffeomorphic)
+        smoothness = values.get("smoothness") or RegistrationSettings.smoothness
         return cls(network, pair, conformed, start, passes, diffeomorphic, smoothness)
 
     @property
@@ -123,10 +122,9 @@ class Replay:
         return self.conformed.affine
 
     def from_first_pass(self) -> Replay:
-        """The same with the passes before the last made again: hooks on the network are felt in
-        these too.
+        """Rerun the passes before the last, with the hooks on the network.
 
-        ``replay.from_first_pass().run()`` within a block of hooks is the whole cascade under them.
+        ``replay.from_first_pass().run()`` under hooks is the whole cascade under them.
 
         Raises
         ------
@@ -135,13 +133,13 @@ class Replay:
         """
         with _evaluating(self.network, self.grid) as device:
             images = self.conformed.moving.to(device), self.conformed.fixed.to(device)
-            start, _ = before_last(
+            start, _ = leading_passes(
                 self.network, *images, passes=self.passes, diffeomorphic=self.diffeomorphic
             )
         return replace(self, start=start)
 
     def encode(self) -> Encoded:
-        """What the encoder makes of the pair in the last pass; hooks on the network are felt.
+        """Run the encoder in the last pass, with the hooks on the network.
 
         Raises
         ------
@@ -150,16 +148,15 @@ class Replay:
         """
         with _evaluating(self.network, self.grid) as device:
             moving, fixed = self.conformed.moving.to(device), self.conformed.fixed.to(device)
-            return self.network.encode(seen_after(moving, self._start_on(device)), fixed)
+            return self.network.encode(warp_by(moving, self._start_on(device)), fixed)
 
     def run(self, encoded: Encoded | None = None) -> tuple[Tensor, RoutingTrace]:
-        """The whole displacement, and what the gates of the last pass chose; hooks on the network
-        are felt.
+        """Run the last pass, with the hooks on the network; returns the whole displacement.
 
         Parameters
         ----------
         encoded : Encoded, optional
-            Of `encode`, where nothing in the encoder is changed: a third of the time is saved.
+            From `encode`, if the encoder is unchanged: saves a third of the time.
 
         Returns
         -------
@@ -183,15 +180,13 @@ class Replay:
             return smoothed(displacement, self.smoothness).cpu(), last.routing.detached()
 
     def _start_on(self, device: torch.device) -> Tensor | None:
-        """The start where the network is by now: it may have been moved."""
+        """Return the start on the current device of the network."""
         return None if self.start is None else self.start.to(device)
 
 
 @contextmanager
 def _evaluating(network: SHMoAReg, grid: Grid) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, the mode put back; memory that ran out is said in plain
-    words.
-    """
+    """Set evaluation mode without gradients, then restore; convert out-of-memory errors."""
     device = next(network.parameters()).device
     training = network.training
     try:
@@ -199,9 +194,9 @@ def _evaluating(network: SHMoAReg, grid: Grid) -> Iterator[torch.device]:
         with torch.inference_mode():
             yield device
     except RuntimeError as error:
-        plain = too_large_for(device, grid.shape, error)
-        if plain is None:
+        too_large = too_large_for(device, grid.shape, error)
+        if too_large is None:
             raise
-        raise plain from error
+        raise too_large from error
     finally:
         network.train(training)

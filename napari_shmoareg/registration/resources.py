@@ -1,4 +1,4 @@
-"""Memory estimated before it is taken; device and precision."""
+"""Memory estimates and checks; choice of device and precision."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ if TYPE_CHECKING:
     from napari_shmoareg.training.settings import FineTuning
 
 
-# Upper bounds, from measured peaks of the presets at 64 and 96 cubed on a CPU.
+# Upper bounds from measured peaks of the presets at 64 and 96 cubed on a CPU.
 PER_FULL_CHANNEL = 56  # bytes per voxel of the network grid
-PER_CHANNEL = 4  # the same, for a channel of half resolution or of the first encoder layer
+PER_CHANNEL = 4  # the same per channel at half resolution or of the first encoder layer
 PER_VOXEL = 100
-AT_ALL = 256 * 2**20
+FIXED_MEMORY = 256 * 2**20
 PER_OUTPUT_VOXEL = 64  # bytes per voxel of the fixed image: fields, warped volumes, Jacobian
-# bytes per voxel of the fixed image beside one run of an experiment; measured 137
+# bytes per voxel of the fixed image in addition to one run of an experiment; measured 137
 PER_COMPARED_VOXEL = 144
-# bytes per voxel of moving and fixed: float copies while reading and smoothing
+# bytes per voxel of moving and fixed: float copies during reading and smoothing
 PER_INPUT_VOXEL = 24
 PER_REFINED_VOXEL = 320  # bytes per voxel of the network grid; measured 221 (lncc) and 294 (mind)
-CHECKPOINTED = 9  # the same with checkpointing; measured 3.6 to 8.6
-# times the network's part of one forward pass: both orders, with gradients; measured 6.4 to 9.8
+# multiples of the network's part of one forward pass: both orders, with gradients; measured 6.4 to
+# 9.8, and with checkpointing 3.6 to 8.6
 TRAINING = 10
-USABLE = 0.9  # of the memory that is free
+CHECKPOINTED = 9
+USABLE = 0.9  # fraction of the free memory
 
 
 def estimate_memory(config: SHMoARegConfig, shape: Sequence[int]) -> int:
-    """Bytes in use at the worst moment of one forward pass without gradients.
+    """Estimate the peak memory in bytes of one forward pass without gradients.
 
     Parameters
     ----------
     config : SHMoARegConfig
     shape : (D, H, W)
-        Of the network grid; it is padded to a multiple of the coarsest stride.
+        Of the network grid; padded to a multiple of the coarsest stride.
     """
     voxels = prod(-(-int(n) // config.stride) * config.stride for n in shape)
     per_voxel = PER_FULL_CHANNEL * config.full_channels + PER_CHANNEL * (
         config.half_channels + config.embed_dim
     )
-    return AT_ALL + voxels * (per_voxel + PER_VOXEL)
+    return FIXED_MEMORY + voxels * (per_voxel + PER_VOXEL)
 
 
 def check_images_memory(moving: Grid, fixed: Grid) -> None:
-    """Refuse a pair whose results on the fixed grid would not fit into memory.
+    """Check that the results of a pair on the fixed grid fit into memory.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def check_images_memory(moving: Grid, fixed: Grid) -> None:
 
 
 def check_experiment_memory(fixed: Grid) -> None:
-    """Refuse an experiment whose two outcomes would not fit into memory beside each other.
+    """Check that the two results of an experiment fit into memory together.
 
     Raises
     ------
@@ -88,8 +89,7 @@ def check_experiment_memory(fixed: Grid) -> None:
 def check_network_memory(
     config: SHMoARegConfig | None, network: Grid, *, moving: Grid, fixed: Grid, device: torch.device
 ) -> None:
-    """Refuse a network grid that would not fit on the device, and say which would; without a
-    network, for refinement.
+    """Check that a network grid, or without a network the refinement, fits on the device.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def check_network_memory(
 
 
 class Memory(NamedTuple):
-    """Bytes that are needed, and bytes that may be taken."""
+    """Bytes needed and bytes available."""
 
     need: int
     free: int
@@ -121,7 +121,7 @@ def training_memory(
     device: torch.device,
     settings: FineTuning | None = None,
 ) -> Memory:
-    """What a step of learning needs at its worst moment, and what there is.
+    """Estimate the peak memory of a training step, and the available memory.
 
     Parameters
     ----------
@@ -130,16 +130,16 @@ def training_memory(
         Of the network grid.
     device : torch.device
     settings : FineTuning, optional
-        With checkpointing it needs less.
+        For `checkpointing`, which needs less.
     """
-    again = settings is not None and settings.checkpointing
+    checkpointing = settings is not None and settings.checkpointing
     total = (
         torch.cuda.mem_get_info(device)[0]
         if device.type == "cuda"
         else psutil.virtual_memory().available
     )
-    need = AT_ALL + (CHECKPOINTED if again else TRAINING) * (
-        estimate_memory(config, shape) - AT_ALL
+    need = FIXED_MEMORY + (CHECKPOINTED if checkpointing else TRAINING) * (
+        estimate_memory(config, shape) - FIXED_MEMORY
     )
     return Memory(round(need), int(USABLE * total))
 
@@ -150,7 +150,7 @@ def check_training_memory(
     device: torch.device,
     settings: FineTuning | None = None,
 ) -> None:
-    """Refuse a grid on which one step of learning would not fit on the device, and say what would.
+    """Check that a training step on a grid fits on the device.
 
     Raises
     ------
@@ -159,13 +159,16 @@ def check_training_memory(
     need, free = training_memory(config, shape, device, settings)
     if need <= free:
         return
-    again = settings is not None and settings.checkpointing
-    fits = (free - AT_ALL) / (CHECKPOINTED if again else TRAINING) + AT_ALL
+    checkpointing = settings is not None and settings.checkpointing
+    fits = (free - FIXED_MEMORY) / (CHECKPOINTED if checkpointing else TRAINING) + FIXED_MEMORY
     advice = _advice(config, shape, fits)
-    if not again and AT_ALL + CHECKPOINTED * (estimate_memory(config, shape) - AT_ALL) <= free:
-        advice = f"With {{checkpointing:True}} it would fit, more slowly. {advice}"
+    if (
+        not checkpointing
+        and FIXED_MEMORY + CHECKPOINTED * (estimate_memory(config, shape) - FIXED_MEMORY) <= free
+    ):
+        advice = f"With {{checkpointing:True}} it would fit, but run slower. {advice}"
     raise TooLargeError(
-        f"A step of learning on the grid {tuple(shape)} needs about {_gib(need)} of memory on"
+        f"A training step on the grid {tuple(shape)} needs about {_gib(need)} of memory on"
         f" '{device}'; {_gib(free)} are free.",
         remedy=advice,
     )
@@ -174,12 +177,12 @@ def check_training_memory(
 def too_large_for(
     device: torch.device, shape: Sequence[int], error: RuntimeError
 ) -> TooLargeError | None:
-    """The same in plain words for an error of torch, where it is about memory."""
-    said = str(error).lower()
+    """Convert an out-of-memory error of torch; None for other errors."""
+    message = str(error).lower()
     if (
         not isinstance(error, torch.OutOfMemoryError)
-        and "allocate memory" not in said
-        and "not enough memory" not in said
+        and "allocate memory" not in message
+        and "not enough memory" not in message
     ):
         return None
     return TooLargeError(
@@ -195,16 +198,16 @@ def _for_images(moving: Grid, fixed: Grid) -> int:
 
 
 def _on_grid(config: SHMoARegConfig | None, shape: Sequence[int]) -> int:
-    """Of a network, and of a refinement, which comes after it and needs less than any."""
+    """Estimate the memory of a network, or without one of a refinement, which needs less."""
     return (
-        AT_ALL + PER_REFINED_VOXEL * prod(shape)
+        FIXED_MEMORY + PER_REFINED_VOXEL * prod(shape)
         if config is None
         else estimate_memory(config, shape)
     )
 
 
 def _advice(config: SHMoARegConfig | None, shape: Sequence[int], free: float) -> str:
-    """The remedy of an `InputError`: the largest size that fits."""
+    """Suggest the largest size that fits, as remedy of an `InputError`."""
     longest = max(shape)
     for size in range(longest - 1, (16 if config is None else config.stride) - 1, -1):
         if _on_grid(config, [ceil(n * size / longest) for n in shape]) <= free:
@@ -220,12 +223,12 @@ AMPERE = (8, 0)  # the first compute capability with bfloat16 in its tensor core
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name.
+    """Return the device of a name.
 
     Raises
     ------
     InputError
-        If the name is none of "auto", "cpu" and "cuda", or "cuda" is asked for and there is none.
+        If the name is not valid, or "cuda" is requested but not available.
     """
     check_choice(RegistrationSettings, "device", name)
     available = torch.cuda.is_available()
@@ -236,7 +239,7 @@ def find_device(name: str) -> torch.device:
             else "PyTorch finds no CUDA GPU"
         )
         raise InputError(
-            f"The device cuda was asked for, but {built}.",
+            f"The device cuda was requested, but {built}.",
             remedy="Use {device:cpu}, or install a CUDA build of PyTorch on a machine with an"
             " NVIDIA GPU.",
         )
@@ -244,16 +247,16 @@ def find_device(name: str) -> torch.device:
 
 
 def choose_bfloat16(choice: str, device: str | torch.device) -> tuple[bool, str]:
-    """Whether bfloat16 is used on a device, and why.
+    """Decide whether to use bfloat16 on a device, and why.
 
-    Ours: where a CPU has no instructions for it, a 3-D convolution in bfloat16 takes up to a
-    hundred times as long as in float32 (32.8 s against 0.29 s, measured on AVX2).
+    Ours: on a CPU without instructions for it, a 3D convolution in bfloat16 takes up to a hundred
+    times as long as in float32 (32.8 s instead of 0.29 s, measured on AVX2).
 
     Parameters
     ----------
     choice : {"auto", "on", "off"}
-        auto: where the device is fast at it, which are GPUs of compute capability 8.0 or higher,
-        and CPUs with AVX-512 BF16 or AMX.
+        auto: if the device is fast at it: GPUs of compute capability 8.0 or higher, and CPUs with
+        AVX-512 BF16 or AMX.
     device : str or torch.device
 
     Returns
@@ -262,7 +265,7 @@ def choose_bfloat16(choice: str, device: str | torch.device) -> tuple[bool, str]
     reason : str
     """
     if choice != "auto":
-        return choice == "on", "as asked for"
+        return choice == "on", "as requested"
     return _is_fast_at_bfloat16(torch.device(device))
 
 
@@ -282,8 +285,8 @@ def _is_fast_at_bfloat16(device: torch.device) -> tuple[bool, str]:
     found = [words for words, names in _INSTRUCTIONS if _has(*names)]
     if not found:
         return False, "this CPU has neither AVX-512 BF16 nor AMX"
-    # the instructions alone do nothing: PyTorch would fall back to its slow loops
-    if not _onednn_takes_bfloat16():
+    # without oneDNN, PyTorch would fall back to its slow loops
+    if not _onednn_supports_bfloat16():
         return False, f"this CPU has {found[0]}, but PyTorch's oneDNN does not use it"
     return True, f"this CPU has {found[0]}"
 
@@ -295,21 +298,17 @@ _INSTRUCTIONS = (
 
 
 def _has(flag: str, probe: str) -> bool:
-    """Whether PyTorch finds an instruction set: by its table of them, or in a version without one
-    by a function.
-    """
+    """Whether PyTorch finds an instruction set, by its table or, in older versions, a function."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if capabilities is not None:
         return bool(capabilities().get(flag, False))
-    asked = getattr(torch.cpu, probe, None)
-    return asked is not None and bool(asked())
+    is_supported = getattr(torch.cpu, probe, None)
+    return is_supported is not None and bool(is_supported())
 
 
-def _onednn_takes_bfloat16() -> bool:
-    """What PyTorch looks at before it hands a bfloat16 convolution to oneDNN; on AVX-512 alone that
-    emulates it.
-    """
+def _onednn_supports_bfloat16() -> bool:
+    """Whether PyTorch passes bfloat16 convolutions to oneDNN, which emulates them on AVX-512."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
-    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return asked is None or bool(asked())
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return is_supported is None or bool(is_supported())

@@ -1,6 +1,6 @@
-"""Similarities: global and local correlation, self-similarity (MIND), by box filters.
+"""Similarity metrics: global and local correlation, mutual information, self-similarity (MIND).
 
-What depends on the fixed image alone is computed once.  D H W space.
+Terms of the fixed image alone are computed once.  D H W space.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from napari_shmoareg.geometry import Grid, Transform, VolumePair, field, inside,
 from napari_shmoareg.registration.intensity import Intensity
 
 
-def box(values: Tensor, window: int) -> Tensor:
-    """Sum over the cube around each voxel divided by the cube's volume; beyond the image are zeros.
+def box_filter(values: Tensor, window: int) -> Tensor:
+    """Sum over the cube around each voxel, divided by its volume; zeros outside the image.
 
     Parameters
     ----------
@@ -32,16 +32,14 @@ def box(values: Tensor, window: int) -> Tensor:
 
 
 def box_mean(values: Tensor, window: int) -> Tensor:
-    """Mean over what of the cube around each voxel lies inside the image."""
+    """Average over the part inside the image of the cube around each voxel."""
     with torch.no_grad():
-        share = box(torch.ones_like(values[:1, :1]), window)
-    return box(values, window) / share
+        share = box_filter(torch.ones_like(values[:1, :1]), window)
+    return box_filter(values, window) / share
 
 
 class _Box(torch.autograd.Function):
-    """Sum over a cube divided by its volume, zeros outside; its own adjoint, so that the way back
-    costs no more.
-    """
+    """Box filter with zeros outside; it is its own adjoint, so that its gradient is as cheap."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, window: int) -> Tensor:
@@ -58,21 +56,21 @@ def _pooled(values: Tensor, window: int) -> Tensor:
     for axis in range(3):
         size, pad = [1, 1, 1], [0, 0, 0]
         size[axis], pad[axis] = window, half
-        # the pooling refuses a window larger than the image, padded or not
+        # pooling refuses a window larger than the image
         if values.shape[2 + axis] < window:
             values, pad = F.pad(values, [n for p in reversed(pad) for n in (p, p)]), [0, 0, 0]
         values = F.avg_pool3d(values, size, stride=1, padding=pad)
     return values
 
 
-FLAT = 1e-5  # product of two variances below which a neighbourhood shows nothing
+FLAT = 1e-5  # product of two variances below which a neighbourhood has no contrast
 
 
 class LocalCorrelation:
     """One minus the mean squared local correlation of fixed(p) and warped(p + r(p)).
 
-    Blind to contrast that is linear within a neighbourhood, inverted contrast included.  As
-    `registration.losses.lncc`, but beyond its field of view the moving image goes on with its edge.
+    Invariant to contrast changes that are linear within a neighbourhood, including inversion.  As
+    `registration.losses.lncc`, but the moving image is extended by its edge values.
 
     Parameters
     ----------
@@ -83,47 +81,45 @@ class LocalCorrelation:
 
     def __init__(self, warped: Tensor, fixed: Tensor, window: int = 7) -> None:
         self.warped, self.fixed, self.window = warped, fixed, window
-        self.count = box(torch.ones_like(fixed), window)
+        self.count = box_filter(torch.ones_like(fixed), window)
         self.mean = self._mean(fixed)
         self.variance = (self._mean(fixed * fixed) - self.mean**2).clamp_min(0)
 
     def __call__(self, correction: Tensor) -> Tensor:
-        """The loss, in [0, 1], of a correction (1, 3, D, H, W) in voxels."""
-        seen = field.warp(self.warped, correction, padding="border")
+        """Return the loss, in [0, 1], of a correction (1, 3, D, H, W) in voxels."""
+        image = field.warp(self.warped, correction, padding="border")
         mean, square, product = self._mean(
-            torch.cat([seen, seen * seen, seen * self.fixed], 1)
+            torch.cat([image, image * image, image * self.fixed], 1)
         ).split(1, 1)
         cross = product - mean * self.mean
         spread = (square - mean * mean).clamp_min(0) * self.variance
         return 1 - (cross * cross / (spread + FLAT)).mean()
 
     def visible(self) -> float:
-        """Share of the neighbourhoods with any contrast in which it is more than what counts as
-        flat.
-        """
+        """Return the fraction of neighbourhoods with any contrast that do not count as flat."""
         some = self.variance > 0.01 * FLAT**0.5
         return float((self.variance[some] > FLAT**0.5).float().mean()) if bool(some.any()) else 0.0
 
     def _mean(self, values: Tensor) -> Tensor:
-        return box(values, self.window) / self.count
+        return box_filter(values, self.window) / self.count
 
 
 class SelfSimilarity:
     """Mean squared difference of self-similarity contexts (MIND-SSC, Heinrich et al. 2013).
 
-    Each image is compared with itself: how alike are the twelve pairs of patches around a voxel
-    that lie diagonally to each other.  Blind to any contrast as long as equal tissue is equal.
-    Computed at full and compared at half resolution, as ConvexAdam does.
+    Each image is compared with itself: the distances of the twelve pairs of diagonally adjacent
+    patches around a voxel.  Independent of contrast as long as equal tissue has equal intensity.
+    Computed at full and compared at half resolution, as in ConvexAdam.
 
     Parameters
     ----------
     warped, fixed : Tensor (1, 1, D, H, W)
     radius, dilation : int
-        Of a patch, and how far its centre lies from the voxel.
+        Radius of a patch, and distance of its centre from the voxel.
     """
 
     def __init__(self, warped: Tensor, fixed: Tensor, radius: int = 1, dilation: int = 2) -> None:
-        # to even numbers, so that 2 make 1
+        # to even sizes, for pooling by 2
         self.pad = [p for n in reversed(fixed.shape[2:]) for p in (0, n % 2)]
         with torch.no_grad():
             self.warped, self.fixed = (
@@ -134,16 +130,16 @@ class SelfSimilarity:
             )
 
     def __call__(self, correction: Tensor) -> Tensor:
-        """The loss of a correction (1, 3, D, H, W) in voxels of the images' grid."""
+        """Return the loss of a correction (1, 3, D, H, W) in voxels of the images' grid."""
         small = F.avg_pool3d(F.pad(correction, self.pad, mode="replicate"), 2) / 2
         return (field.warp(self.warped, small, padding="border") - self.fixed).square().mean()
 
 
 def self_similarity(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
-    """Self-similarity context of an image (1, 1, D, H, W): (1, 12, D, H, W), in [0, 1].
+    """Compute the self-similarity context (1, 12, D, H, W), in [0, 1], of (1, 1, D, H, W).
 
-    exp(-(distance - least distance) / variance) for each pair of neighbouring patches; the variance
-    is the mean over the pairs, kept within a factor of 1000 of its own mean over the image."""
+    exp(-(distance - smallest distance) / variance) for each pair of neighbouring patches; the
+    variance is the mean over the pairs, clamped to a factor of 1000 around its image mean."""
     pad = [dilation] * 6
     padded = F.pad(image, pad, mode="replicate")
     d, h, w = image.shape[2:]
@@ -152,7 +148,7 @@ def self_similarity(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor
         for axis in range(3)
         for s in (-1, 1)
     ]
-    seen = [
+    patches = [
         padded[
             :,
             :,
@@ -163,8 +159,8 @@ def self_similarity(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor
         for i, j, k in faces
     ]
     pairs = [(a, b) for a in range(6) for b in range(a + 1, 6) if a // 2 != b // 2]
-    squares = torch.cat([(seen[a] - seen[b]).square() for a, b in pairs], 1)
-    distance = box(F.pad(squares, [radius] * 6, mode="replicate"), 2 * radius + 1)
+    squares = torch.cat([(patches[a] - patches[b]).square() for a, b in pairs], 1)
+    distance = box_filter(F.pad(squares, [radius] * 6, mode="replicate"), 2 * radius + 1)
     distance = distance[:, :, radius : radius + d, radius : radius + h, radius : radius + w]
     distance = distance - distance.amin(1, keepdim=True)
     variance = distance.mean(1, keepdim=True)
@@ -172,34 +168,32 @@ def self_similarity(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor
     return torch.exp(-distance / variance.clamp(middle * 1e-3, middle * 1e3))
 
 
-POINTS = 1_000_000  # of the fixed grid that are compared, at most
+POINTS = 1_000_000  # of the fixed grid to compare, at most
 WINDOW = 7  # compared points along the edge of a neighbourhood
-NO_VARIANCE = 1e-7  # product of two variances below which a neighbourhood shows nothing
+NO_VARIANCE = 1e-7  # product of two variances below which a neighbourhood has no contrast
 
 
 class Similarity(NamedTuple):
-    """Of intensities in [0, 1] (see `Intensity`).
+    """Similarity of two images, with intensities in [0, 1] (see `Intensity`).
 
     Attributes
     ----------
     ncc : float
-        Normalised cross-correlation, in [-1, 1]; 0 where an image is constant.
+        Normalised cross-correlation, in [-1, 1]; 0 if an image is constant.
     mse : float
         Mean squared difference.
     nmi : float
-        Normalised mutual information (see `nmi`), blind to contrast; NaN where both are constant.
+        Normalised mutual information (see `nmi`), contrast-independent; NaN if both are constant.
     overlap : float
-        Share of the fixed field of view that the moving image covers; only there the two were
-        compared.
+        Fraction of the fixed field of view covered by the moving image; only it is compared.
     information : float
-        As `nmi`, of both images smoothed by one compared voxel: what an interpolation blurs counts
-        for nothing.
+        As `nmi`, of both images smoothed by one compared voxel, so that interpolation blur has
+        no effect.
     local : float
-        Mean squared local correlation of the same, in [0, 1], over neighbourhoods that show
-        content.
+        Mean squared local correlation of the smoothed images, in [0, 1], over content.
     coverage : float
-        Share of the fixed image's content that the moving image's field of view covers, or of the
-        moving one's that lies in the fixed one's, whichever is larger.
+        Fraction of the content of one image inside the field of view of the other: the larger of
+        the two.
     """
 
     ncc: float
@@ -212,18 +206,18 @@ class Similarity(NamedTuple):
 
     @property
     def score(self) -> float:
-        """One number in [0, 1] to compare transforms of a pair by.
+        """Score of a transform of a pair, in [0, 1].
 
-        The mean of `information` (global) and `local`, times the root of the coverage.
+        Mean of `information` (global) and `local`, times the square root of the coverage.
         """
         shared = 0.0 if np.isnan(self.information) else self.information
         return float(np.sqrt(self.coverage) * (shared + self.local) / 2)
 
 
-def similarity(pair: VolumePair, transform: Transform) -> Similarity | None:
+def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
     """Compare fixed(x) with moving(T(x)) inside the moving image's field of view.
 
-    Ours: on every second (third ...) voxel of a fixed image of more than a million voxels.
+    Ours: on every second (third ...) voxel if the fixed image has more than a million voxels.
 
     Parameters
     ----------
@@ -234,7 +228,7 @@ def similarity(pair: VolumePair, transform: Transform) -> Similarity | None:
     Returns
     -------
     Similarity or None
-        None where the images do not meet.
+        None if the images do not overlap.
     """
     step = int(np.ceil((pair.fixed.values.size / POINTS) ** (1 / 3)))
     values = pair.fixed.values[::step, ::step, ::step]
@@ -271,14 +265,12 @@ def similarity(pair: VolumePair, transform: Transform) -> Similarity | None:
 def _local_correlation(
     a: NDArray, b: NDArray, seen: NDArray[np.bool_], counted: NDArray[np.bool_]
 ) -> float:
-    """Mean squared correlation over neighbourhoods, of what is seen in them; 0 where nothing is
-    counted.
-    """
+    """Average the squared local correlation over `counted`; 0 if empty."""
     if not counted.any():
         return 0.0
     mask = torch.from_numpy(seen.astype(np.float32))
     x, y = (torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) * mask for v in (a, b))
-    sums = box(torch.stack([mask, x, y, x * x, y * y, x * y])[None], WINDOW)[0]
+    sums = box_filter(torch.stack([mask, x, y, x * x, y * y, x * y])[None], WINDOW)[0]
     count = sums[0].clamp_min(1e-6)
     mean_x, mean_y, square_x, square_y, product = (value / count for value in sums[1:])
     covariance = product - mean_x * mean_y
@@ -295,37 +287,36 @@ def _coverage(
     fixed_content: NDArray[np.bool_],
     scale: Intensity,
 ) -> float:
-    """The larger share of one image's content that the other's field of view covers."""
+    """Compute the larger fraction of one image's content inside the other's field of view."""
     of_fixed = float((fixed_content & seen).sum() / max(1, int(fixed_content.sum())))
     thin = max(1, round((pair.moving.values.size / POINTS) ** (1 / 3)))
     part = pair.moving.values[::thin, ::thin, ::thin]
     volume = abs(float(np.linalg.det(pair.moving.grid.affine[:3, :3]))) * thin**3
     whole = float(scale.content(part).sum()) * volume
-    there = float((moving_content & seen).sum()) * abs(float(np.linalg.det(grid.affine[:3, :3])))
-    return max(of_fixed, min(1.0, there / whole) if whole > 0 else 0.0)
+    covered = float((moving_content & seen).sum()) * abs(float(np.linalg.det(grid.affine[:3, :3])))
+    return max(of_fixed, min(1.0, covered / whole) if whole > 0 else 0.0)
 
 
 def nmi(a: NDArray, b: NDArray, bins: int = 32) -> float:
-    """Normalised mutual information 2 I / (H(a) + H(b)): 0 unrelated, 1 equal; NaN if both are
-    constant.
+    """Compute the normalised mutual information 2 I / (H(a) + H(b)), 0 to 1.
+
+    NaN if both are constant.
 
     Ours: 32 bins between the 0.5th and 99.5th percentile of each image, so that a few bright
-    voxels do not squeeze the rest into one bin.
+    voxels do not compress the rest into one bin.
     """
     return information(_binned(a, bins), _binned(b, bins), bins)
 
 
 def information(a: NDArray[np.int64], b: NDArray[np.int64], bins: int) -> float:
-    """2 I / (H(a) + H(b)) of values already sorted into bins from 0; NaN if both fill one bin."""
+    """Compute 2 I / (H(a) + H(b)) of bin numbers from 0; NaN if both use one bin only."""
     joint = np.bincount((a * bins + b).ravel(), minlength=bins * bins).reshape(bins, bins)
-    apart = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
-    return 2 * (apart - _entropy(joint)) / apart if apart > 0 else float("nan")
+    separate = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
+    return 2 * (separate - _entropy(joint)) / separate if separate > 0 else float("nan")
 
 
 def _binned(values: NDArray, bins: int) -> NDArray:
-    """The bin of each voxel, from 0, between two percentiles (between the extremes if these are
-    equal).
-    """
+    """Return the bin of each voxel, from 0, between two percentiles or, if equal, the extremes."""
     values = np.asarray(values, dtype=np.float32)
     low, high = np.percentile(values, [0.5, 99.5])
     if high <= low:

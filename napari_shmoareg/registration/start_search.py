@@ -1,10 +1,10 @@
-"""Where an alignment starts: all shifts under many orientations, compared at once.
+"""Search for the start of an alignment: all shifts under many orientations.
 
-Ours.  Masked normalised cross-correlation (Padfield, 2012) gives, by Fourier transforms, the
-correlation of two images under every shift, counted only where both fields of view are seen.
-It is computed of brightness and of its gradient's magnitude (blind to contrast), for each of
-the 24 rotations that take axes to axes, and where none of these stands out for rotations spread
-evenly (super-Fibonacci, Alexa, 2022); the best are then judged by their agreement.
+Ours.  Masked normalised cross-correlation (Padfield, 2012) computes, with Fourier transforms, the
+correlation of two images under every shift, within the overlap of their fields of view.  It is
+applied to brightness and to gradient magnitude (independent of contrast), for each of the 24
+rotations that map axes to axes and, if none of these stands out, for evenly spread rotations
+(super-Fibonacci, Alexa, 2022); the best candidates are then ranked by their agreement.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from scipy.spatial.transform import Rotation
 from napari_shmoareg.geometry import VolumePair
 from napari_shmoareg.registration.agreement import Agreement, CoarseImages, Matrix, indices
 
-LONGEST = 28  # voxels of the images whose shifts are searched
-JUDGED = 12  # candidates whose agreement is computed, of shifts and of turns
-CLEAR = 0.6  # score of a shift above which no other orientation is looked for
-# times the best other orientation's score: a shift that far ahead needs no finer search
+LONGEST = 28  # voxels of the images along their longest axis
+CANDIDATES = 12  # with agreement, of shifts and of rotations each
+CLEAR = 0.6  # score of a shift above which no other orientation is tried
+# a shift this many times better than any other orientation needs no finer search
 AHEAD = 1.2
 SPREAD = 180  # rotations of the finer search, about 30 degrees apart
-SPREAD_LONGEST = 20  # voxels of the images there
-PEAKS = 2  # of each correlation
-LEAST_OVERLAP = 0.25  # of the smaller field of view
-SHARE = 1 / 3  # of the smaller content, at least, that has to be compared
+SPREAD_LONGEST = 20  # voxels of the images in it
+PEAKS = 2  # per correlation
+LEAST_OVERLAP = 0.25  # fraction of the smaller field of view
+LEAST_COVERAGE = 1 / 3  # compared fraction of the smaller content
 
 Array = NDArray[np.float32]
 
 
 class Start(NamedTuple):
-    """A candidate.
+    """A candidate start of an alignment.
 
     Attributes
     ----------
     matrix : (4, 4) array
         Fixed world to moving world, mm RAS.
     turned : bool
-        Whether it changes the orientation, rather than shifting only.
+        Whether it changes the orientation, not only the position.
     agreement : Agreement
     """
 
@@ -54,41 +54,41 @@ class Start(NamedTuple):
 
 
 def search(pair: VolumePair) -> list[Start]:
-    """The candidates that agree best, best first; empty where nothing correlates.
+    """Return the candidates with the best agreement, best first; empty if nothing correlates.
 
-    Other orientations are tried only where no shift alone brings a clear agreement.
+    Other orientations are tried only if no shift alone gives a clear agreement.
     """
     images = CoarseImages.of(pair, LONGEST)
     first, *others = rotations()
-    starts = _judge(images, list(_shifts(images, first)))
+    starts = _rank(images, list(_shifts(images, first)))
     straight = max((start.agreement.score for start in starts), default=0.0)
     if straight < CLEAR:
-        turned = _judge(images, [each for rotation in others for each in _shifts(images, rotation)])
+        turned = _rank(images, [each for rotation in others for each in _shifts(images, rotation)])
         if turned and straight < AHEAD * max(start.agreement.score for start in turned):
-            turned += _judge(images, list(_spread(CoarseImages.of(pair, SPREAD_LONGEST))))
+            turned += _rank(images, list(_spread(CoarseImages.of(pair, SPREAD_LONGEST))))
         starts += turned
     return sorted(starts, key=lambda start: -start.agreement.score)
 
 
-def _judge(images: CoarseImages, found: list[tuple[float, Matrix, bool]]) -> list[Start]:
-    """The candidates of highest correlation with their agreement; near ones once."""
+def _rank(images: CoarseImages, found: list[tuple[float, Matrix, bool]]) -> list[Start]:
+    """Compute the agreement of the most correlated candidates, without near duplicates."""
     found.sort(key=lambda entry: -entry[0])
     starts: list[Start] = []
     for _, matrix, turned in found:
-        if len(starts) == JUDGED:
+        if len(starts) == CANDIDATES:
             break
         if any(
             np.abs(matrix - other.matrix).max() < images.fixed.grid.spacing[0] for other in starts
         ):
             continue
         agreement = images.agreement(matrix)
-        if agreement.coverage >= SHARE:
+        if agreement.coverage >= LEAST_COVERAGE:
             starts.append(Start(matrix, turned, agreement))
     return starts
 
 
 def rotations() -> list[Matrix]:
-    """The 24 rotations (3, 3) that take the axes to axes, the identity first."""
+    """Return the 24 rotations (3, 3) that map axes to axes, the identity first."""
     found = []
     for order in permutations(range(3)):
         for signs in product((1.0, -1.0), repeat=3):
@@ -100,9 +100,7 @@ def rotations() -> list[Matrix]:
 
 
 def _shifts(images: CoarseImages, rotation: Matrix) -> Iterator[tuple[float, Matrix, bool]]:
-    """The best shifts under one rotation of axes: their correlation, matrix, and whether it
-    turns.
-    """
+    """Yield the best shifts under a rotation of axes: correlation, matrix, and whether rotated."""
     moving, fixed = images.moving, images.fixed
     turned = bool((rotation != np.eye(3)).any())
     values, seen = (_turn(array, rotation) for array in (moving.values, moving.seen))
@@ -115,51 +113,49 @@ def _shifts(images: CoarseImages, rotation: Matrix) -> Iterator[tuple[float, Mat
         correlation, count = masked_correlation(
             a, fixed.seen, b, seen, int(LEAST_OVERLAP * smaller)
         )
-        weighed = correlation * np.sqrt(np.minimum(1, count / smaller))
+        weighted = correlation * np.sqrt(np.minimum(1, count / smaller))
         for _ in range(PEAKS):
-            peak = np.unravel_index(int(weighed.argmax()), weighed.shape)
-            if weighed[peak] <= 0:
+            peak = np.unravel_index(int(weighted.argmax()), weighted.shape)
+            if weighted[peak] <= 0:
                 break
             offset = np.eye(4)
             offset[:3, 3] = np.array(values.shape) - 1 - np.array(peak)
             yield (
-                float(weighed[peak]),
+                float(weighted[peak]),
                 moving.grid.affine @ to_moving @ offset @ fixed.grid.inverse,
                 turned,
             )
-            weighed[tuple(slice(max(0, p - 2), p + 3) for p in peak)] = -1
+            weighted[tuple(slice(max(0, p - 2), p + 3) for p in peak)] = -1
 
 
 def _spread(images: CoarseImages) -> Iterator[tuple[float, Matrix, bool]]:
-    """The best shift of each of many rotations about the moving image's centre, as `_shifts` gives
-    them.
-    """
+    """Yield the best shift for each of many rotations, in the format of `_shifts`."""
     moving, fixed = images.moving, images.fixed
     side = int(np.ceil(np.linalg.norm(moving.grid.shape)))
     spacing = moving.grid.spacing[0]
     index = (indices((side, side, side)) - (side - 1) / 2) * spacing
     smaller = min(int(fixed.seen.sum()), int(moving.seen.sum()))
     for rotation in spread_rotations(SPREAD):
-        place = np.moveaxis(moving.grid.to_index(index @ rotation.T + moving.grid.centre), -1, 0)
-        seen = map_coordinates(moving.seen.astype(np.float32), place, order=0, mode="constant") > 0
-        values = map_coordinates(moving.values, place, order=1, mode="nearest")
+        points = np.moveaxis(moving.grid.to_index(index @ rotation.T + moving.grid.centre), -1, 0)
+        seen = map_coordinates(moving.seen.astype(np.float32), points, order=0, mode="constant") > 0
+        values = map_coordinates(moving.values, points, order=1, mode="nearest")
         correlation, count = masked_correlation(
             fixed.values, fixed.seen, values, seen, int(LEAST_OVERLAP * smaller)
         )
-        weighed = correlation * np.sqrt(np.minimum(1, count / smaller))
-        peak = np.unravel_index(int(weighed.argmax()), weighed.shape)
-        if weighed[peak] <= 0:
+        weighted = correlation * np.sqrt(np.minimum(1, count / smaller))
+        peak = np.unravel_index(int(weighted.argmax()), weighted.shape)
+        if weighted[peak] <= 0:
             continue
         to_turned = np.eye(4)
         to_turned[:3, 3] = side - 1 - np.array(peak)
         to_moving = np.eye(4)
         to_moving[:3, :3] = rotation * spacing
         to_moving[:3, 3] = moving.grid.centre - to_moving[:3, :3] @ np.full(3, (side - 1) / 2)
-        yield float(weighed[peak]), to_moving @ to_turned @ fixed.grid.inverse, True
+        yield float(weighted[peak]), to_moving @ to_turned @ fixed.grid.inverse, True
 
 
 def spread_rotations(number: int) -> NDArray[np.float64]:
-    """Rotations (number, 3, 3) spread evenly over all orientations, the same at every call."""
+    """Return rotations (number, 3, 3) spread evenly over all orientations; deterministic."""
     step = np.arange(number) + 0.5
     near, far = np.sqrt(step / number), np.sqrt(1 - step / number)
     first, second = 2 * np.pi * step / np.sqrt(2.0), 2 * np.pi * step / 1.533751168755204288
@@ -179,30 +175,29 @@ def masked_correlation(
     moving_mask: NDArray[np.bool_],
     least: int,
 ) -> tuple[Array, Array]:
-    """Normalised cross-correlation of two images under every shift, counted where both masks are
-    set.
+    """Compute the normalised cross-correlation under every shift where both masks are set.
 
     Parameters
     ----------
     fixed, moving : (I, J, K) arrays
     fixed_mask, moving_mask : bool arrays of their shapes
     least : int
-        Voxels in common below which a shift counts as -1.
+        Common voxels below which the correlation of a shift is -1.
 
     Returns
     -------
     correlation, count : arrays of shape fixed.shape + moving.shape - 1
-        At index s, voxel x of the fixed image meets voxel x - s + moving.shape - 1 of the moving
-        one.
+        At index s, voxel x of the fixed image corresponds to voxel x - s + moving.shape - 1 of the
+        moving image.
     """
     shape = [a + b - 1 for a, b in zip(fixed.shape, moving.shape, strict=True)]
     padded = [next_fast_len(n, real=True) for n in shape]
     back = (slice(None, None, -1),) * 3
     a = np.where(fixed_mask, fixed, 0).astype(np.float32)
     b = np.where(moving_mask, moving, 0).astype(np.float32)[back]
-    ones = fixed_mask.astype(np.float32), moving_mask.astype(np.float32)[back]
-    fa, faa, fm = (rfftn(v, padded) for v in (a, a * a, ones[0]))
-    fb, fbb, fn = (rfftn(v, padded) for v in (b, b * b, ones[1]))
+    masks = fixed_mask.astype(np.float32), moving_mask.astype(np.float32)[back]
+    fa, faa, fm = (rfftn(v, padded) for v in (a, a * a, masks[0]))
+    fb, fbb, fn = (rfftn(v, padded) for v in (b, b * b, masks[1]))
     crop = tuple(slice(n) for n in shape)
     count, sum_a, sum_b, square_a, square_b, cross = (
         irfftn(v, padded)[crop] for v in (fm * fn, fa * fn, fm * fb, faa * fn, fm * fbb, fa * fb)
@@ -222,15 +217,15 @@ def _edges(values: Array) -> Array:
 
 
 def _turn(array: NDArray, rotation: Matrix) -> NDArray:
-    """An array with its axes permuted and flipped so that they run as the fixed image's do."""
-    order = np.abs(rotation).argmax(axis=0)  # moving axis that runs along each fixed one
+    """Permute and flip the axes of an array to those of the fixed image."""
+    order = np.abs(rotation).argmax(axis=0)  # moving axis along each fixed axis
     turned = array.transpose(order)
     backwards = tuple(axis for axis, old in enumerate(order) if rotation[old, axis] < 0)
     return np.ascontiguousarray(np.flip(turned, backwards))
 
 
 def _turned_index(rotation: Matrix, shape: tuple[int, int, int]) -> Matrix:
-    """Index of a turned array to index of the array, (4, 4)."""
+    """Return the matrix (4, 4) from indices of the rotated array to those of the original."""
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
     for axis, old in enumerate(np.abs(rotation).argmax(axis=0)):

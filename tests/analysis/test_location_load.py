@@ -19,7 +19,7 @@ from napari_shmoareg.experts.location import (
     five_locations,
 )
 from napari_shmoareg.figures.experts import (
-    PLACE_COLOURS,
+    LOCATION_COLOURS,
     load_caption,
     location_caption,
     location_figure,
@@ -173,7 +173,7 @@ def test_what_cannot_be_drawn_is_refused(registration, places):
     load = LocationLoad.of(registration, places)
     with pytest.raises(ValueError, match="can be drawn"):
         location_figure(load, tokens=["nowhere"], voxel=BOUNDARY)
-    with pytest.raises(ValueError, match=f"Up to {len(PLACE_COLOURS)} places"):
+    with pytest.raises(ValueError, match=f"Up to {len(LOCATION_COLOURS)} locations"):
         location_figure(load, tokens=list(places), voxel=BOUNDARY)
     empty = LocationLoad.of(replace(registration, routing=RoutingTrace(())), places)
     with pytest.raises(ValueError, match="no experts"):
@@ -210,14 +210,14 @@ def test_captions_say_which_share_of_how_much_and_what_the_error_bars_are(regist
     plain = location_caption(at, 1, given=False, voxel=CENTRE)
     assert location_caption(at, 1, given=False, voxel=CENTRE, routing=found) == f"{plain} {found}"
     assert "No error bars" in load_caption(load, 1) and "one pair" in load_caption(load, 1)
-    said = location_caption(at, 1, given=False, voxel=BOUNDARY, told=" (labels 1 and 2)")
+    said = location_caption(at, 1, given=False, voxel=BOUNDARY, detail=" (labels 1 and 2)")
     assert (
         "Share of tokens" in said
         and "sums to k" in said
         and "k = 2 of" in said
         and "labels 1 and 2" in said
     )
-    assert "need not share a space" not in said and "as asked" in location_caption(
+    assert "need not share a space" not in said and "as requested" in location_caption(
         at, 1, given=True, voxel=CENTRE
     )
     assert "need not share a space" in location_caption(at + at, 2, given=False, voxel=BOUNDARY)
@@ -227,7 +227,7 @@ def test_captions_say_what_is_known_of_the_passes(registration):
     load = ExpertLoad.of(registration.routing)
     assert "pass" not in load_caption(load, 2, passes=[1, 1])
     assert "passes over a pair (1 to 2, by the size" in load_caption(load, 2, passes=[2, 1])
-    assert "was not kept for every pair" in load_caption(load, 2, passes=[2, None])
+    assert "was not saved for every pair" in load_caption(load, 2, passes=[2, None])
 
 
 def test_why_the_centre_stands_for_a_boundary_is_true_of_empty_label_maps_too(registration, places):

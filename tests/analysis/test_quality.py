@@ -12,7 +12,7 @@ from napari_shmoareg.geometry import Transform, VolumePair, warp_volume
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.metrics import dice, folding
 from napari_shmoareg.metrics.measure import Quality, measure
-from napari_shmoareg.registration.similarity import similarity
+from napari_shmoareg.registration.similarity import compare_images
 
 
 def _shift(x):
@@ -37,7 +37,7 @@ def shifted(registration):
         warped=warp_volume(pair.moving, fixed.grid, transform),
         warped_labels=warp_volume(pair.moving_labels, fixed.grid, transform),
         displacement=transform.total(fixed.grid),
-        similarity={stage: similarity(pair, t) for stage, t in stages.items()},
+        similarity={stage: compare_images(pair, t) for stage, t in stages.items()},
         jacobian=replace(registration.jacobian, values=np.ones(fixed.grid.shape, dtype=np.float32)),
     )
 
@@ -58,7 +58,7 @@ def test_the_affine_is_credited_with_what_the_affine_does(shifted):
 
 def test_the_start_is_the_moving_image_where_its_header_places_it(registration):
     found, pair = measure(registration), registration.pair
-    assert found.similarity["before"]["ncc"] == similarity(pair, Transform(np.eye(4))).ncc
+    assert found.similarity["before"]["ncc"] == compare_images(pair, Transform(np.eye(4))).ncc
     labels = resample(pair.moving_labels, pair.fixed.grid)
     assert found.dice["before"] == dice(labels.values, pair.fixed_labels.values)
     assert found.dice["after"] == dice(registration.warped_labels.values, pair.fixed_labels.values)
@@ -139,14 +139,14 @@ def test_labels_that_agree_less_than_before_are_a_caution():
         nothing = {"min": 1.0, "max": 1.0, "mean": 1.0, "sdlogj": 0.0, "folding_percent": 0.0}
         return Quality({}, stages, None, None, nothing, {"mean": 0.0, "max": 0.0})
 
-    assert quality({1: 0.5, 2: 0.6}, {1: 0.6, 2: 0.6}, {1: 0.7, 2: 0.7}).cautions == []
-    fell = quality({1: 0.75, 2: 0.75}, {1: 0.7, 2: 0.7}, {1: 0.7, 2: 0.7}).cautions
+    assert quality({1: 0.5, 2: 0.6}, {1: 0.6, 2: 0.6}, {1: 0.7, 2: 0.7}).warnings == []
+    fell = quality({1: 0.75, 2: 0.75}, {1: 0.7, 2: 0.7}, {1: 0.7, 2: 0.7}).warnings
     assert len(fell) == 1 and "0.750 before, 0.700 after the affine, 0.700 after" in fell[0]
-    (than_affine,) = quality({1: 0.5}, {1: 0.8}, {1: 0.7}).cautions
+    (than_affine,) = quality({1: 0.5}, {1: 0.8}, {1: 0.7}).warnings
     assert "after the affine alone" in than_affine
-    single = quality({1: 0.9, 2: 0.1}, {1: 0.9, 2: 0.1}, {1: 0.7, 2: 0.6}).cautions
+    single = quality({1: 0.9, 2: 0.1}, {1: 0.9, 2: 0.1}, {1: 0.7, 2: 0.6}).warnings
     assert single == ["Dice fell by more than 0.1 for the labels 1 (0.90 to 0.70)."]
     without = quality(
         {1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.5}, {1: float("nan"), 2: 0.6}
     )
-    assert without.cautions == []
+    assert without.warnings == []

@@ -26,7 +26,7 @@ from napari_shmoareg.figures.routing import controls_caption, controls_figure, t
 from napari_shmoareg.metrics.subject_bootstrap import subject_draws
 from napari_shmoareg.registration.register import register
 from napari_shmoareg.registration.replay import Replay
-from napari_shmoareg.registration.similarity import similarity
+from napari_shmoareg.registration.similarity import compare_images
 
 SHUFFLED, OFF = Control("shuffled", "encoder"), Control("attention_off", "encoder")
 OWN = Control("shuffled", "decoder")
@@ -259,8 +259,8 @@ def test_without_labels_it_is_the_local_correlation(pair, replay):
     bare = replace(pair, moving_labels=None)
     found = dict(measure_controls(replace(replay, pair=bare), []))
     still = replay.conformed.transform(torch.zeros(1, 3, *replay.grid.shape))
-    assert found["before"] == similarity(pair, still).local
-    assert found["learned"] == similarity(pair, replay.conformed.transform(replay.run()[0])).local
+    assert found["before"] == compare_images(pair, still).local
+    assert found["learned"] == compare_images(pair, replay.conformed.transform(replay.run()[0])).local
     assert PairMeasure(replace(replay, pair=bare)).measure == "similarity"
 
 

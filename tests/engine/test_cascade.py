@@ -15,9 +15,9 @@ from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoARegConfig
 from napari_shmoareg.registration.cascade import (
     SMALLEST,
     cascade,
-    coarse_pass,
+    run_at_scale,
     coarser,
-    stretch,
+    rescale_displacement,
     to_shape,
 )
 
@@ -100,7 +100,7 @@ def test_what_the_first_pass_found_is_not_left_for_the_last():
 def test_each_pass_sees_the_moving_image_warped_by_those_before(images):
     moving, fixed = images
     network = Planted(growing, (1.0, 1.0, 0.0), (0.0, 0.0, 1.0), passes=(0.55, 0.8, 1.0))
-    first = stretch(growing(torch.zeros(1, 1, *SMALL), None), SHAPE)
+    first = rescale_displacement(growing(torch.zeros(1, 1, *SMALL), None), SHAPE)
     second = field.compose(first, constant((37 / 30, 29 / 23, 0), SHAPE))
     found, _, _ = cascade(network, moving, fixed)
     for shown, before in zip(network.shown, (None, first, second), strict=True):
@@ -141,7 +141,7 @@ def test_one_pass_is_the_plain_network_bit_for_bit(tiny_network, images):
 def test_a_true_network_runs_at_both_resolutions(tiny_network, images):
     with torch.no_grad():
         found, last, _ = cascade(tiny_network, *images, passes=(0.55, 1.0))
-        first = coarse_pass(tiny_network, *images, 0.55)
+        first = run_at_scale(tiny_network, *images, 0.55)
     assert tuple(found.shape) == (1, 3, *SHAPE) == tuple(first.shape)
     assert torch.equal(found, field.compose(first, last.displacement))
     assert float(first.abs().mean()) > 0.1
@@ -174,7 +174,7 @@ def test_progress_counts_voxels(images):
 
 @pytest.mark.parametrize("passes", [(), (0.5,), (1.0, 0.5)])
 def test_passes_that_do_not_end_at_full_resolution_are_refused(images, passes):
-    with pytest.raises(ValueError, match="the last pass is at the full resolution"):
+    with pytest.raises(ValueError, match="the last pass must be at full resolution"):
         cascade(Planted(), *images, passes=passes)
 
 
@@ -208,7 +208,7 @@ def test_a_linear_field_stays_linear_and_each_axis_gets_its_own_unit():
         )
 
     middles = (field.identity(SMALL) + 0.5) * ratio.view(1, 3, 1, 1, 1) - 0.5
-    fine = stretch(linear(middles) / ratio.view(1, 3, 1, 1, 1), SHAPE)
+    fine = rescale_displacement(linear(middles) / ratio.view(1, 3, 1, 1, 1), SHAPE)
     wanted = linear(field.identity(SHAPE))
     torch.testing.assert_close(
         fine[..., 2:-2, 2:-2, 2:-2], wanted[..., 2:-2, 2:-2, 2:-2], rtol=0, atol=1e-4
@@ -218,14 +218,14 @@ def test_a_linear_field_stays_linear_and_each_axis_gets_its_own_unit():
 def test_stretching_by_two_is_the_upsampling_of_the_network():
     displacement = torch.randn(2, 3, 9, 7, 5)
     torch.testing.assert_close(
-        stretch(displacement, (18, 14, 10)), field.upsample(displacement, (18, 14, 10))
+        rescale_displacement(displacement, (18, 14, 10)), field.upsample(displacement, (18, 14, 10))
     )
 
 
 def test_stretching_stays_in_float32_under_autocast():
     displacement = torch.full((1, 3, 4, 4, 4), 100.3)
     with torch.autocast("cpu", torch.bfloat16):
-        fine = stretch(displacement, (7, 6, 5))
+        fine = rescale_displacement(displacement, (7, 6, 5))
     assert fine.dtype == torch.float32
     torch.testing.assert_close(fine[0, 0], torch.full((7, 6, 5), 100.3 * 7 / 4))
 

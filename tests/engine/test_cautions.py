@@ -2,7 +2,7 @@
 
 import pytest
 
-from napari_shmoareg.registration.register import cautions, choose_stage
+from napari_shmoareg.registration.register import choose_stage, find_warnings
 from napari_shmoareg.registration.similarity import Similarity
 
 SETTINGS = {"untrained": False, "diffeomorphic": True, "refine": 0}
@@ -49,15 +49,15 @@ def test_the_stage_under_which_the_images_agree_best_is_kept(scores, kept):
 
 def test_a_kept_refinement_is_no_reason_for_a_caution():
     similarity = stages(0.3, 0.5, 0.6, 0.58)
-    assert cautions(similarity | {"after": similarity["refined"]}, "refined", 0.0, SETTINGS) == []
+    assert find_warnings(similarity | {"after": similarity["refined"]}, "refined", 0.0, SETTINGS) == []
     harmed = stages(0.5, 0.5, 0.3)
-    (said,) = cautions(harmed | {"after": harmed["network"]}, "network", 0.0, SETTINGS)
-    assert "less alike" in said and "keep the best stage" in said
+    (said,) = find_warnings(harmed | {"after": harmed["network"]}, "network", 0.0, SETTINGS)
+    assert "less similar" in said and "keep the best stage" in said
 
 
 def test_lost_coverage_and_contradicting_measures_are_told():
     before, after = of(0.4, coverage=1.0), of(0.5, coverage=0.8)
-    said = cautions(
+    said = find_warnings(
         {"before": before, "affine": after, "network": after, "after": after},
         "network",
         0.0,
@@ -65,15 +65,15 @@ def test_lost_coverage_and_contradicting_measures_are_told():
     )
     assert any("100 % to 80 %" in caution for caution in said)
     before, after = of(0.4, information=0.2), of(0.45, information=0.6)
-    said = cautions(
+    said = find_warnings(
         {"before": before, "affine": after, "network": after, "after": after},
         "network",
         0.0,
         SETTINGS,
     )
-    assert any("cannot be told" in caution for caution in said)
+    assert any("metrics disagree" in caution for caution in said)
     little = of(0.05)
-    said = cautions(
+    said = find_warnings(
         {"before": None, "affine": little, "network": little, "after": little},
         "network",
         2.0,

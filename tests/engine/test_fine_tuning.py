@@ -284,7 +284,7 @@ def test_balanced_heads_learn_at_a_rate_that_falls_with_their_stride(network):
 
 
 def test_no_pair_is_refused(network):
-    with pytest.raises(InputError, match="no pair to learn from"):
+    with pytest.raises(InputError, match="no training pair"):
         next(fine_tune(network, [], FineTuning()))
 
 
@@ -319,7 +319,7 @@ def test_a_step_too_large_for_memory_is_refused_before_it_begins(network, pairs,
         resources.psutil, "virtual_memory", lambda: SimpleNamespace(available=300 * 2**20)
     )
     with pytest.raises(
-        TooLargeError, match=r"A step of learning on the grid .* needs about .* GiB"
+        TooLargeError, match=r"A training step on the grid .* needs about .* GiB"
     ):
         next(fine_tune(network, pairs, FineTuning(steps=1)))
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

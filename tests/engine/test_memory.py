@@ -29,7 +29,7 @@ def four_gib(monkeypatch):
 
 
 def test_eight_times_the_voxels_need_about_eight_times_the_memory():
-    at_all = resources.AT_ALL
+    at_all = resources.FIXED_MEMORY
     one, eight = (estimate_memory(CONFIG, (n, n, n)) for n in (64, 128))
     assert 7 < (eight - at_all) / (one - at_all) < 9
 

@@ -15,7 +15,7 @@ from napari_shmoareg.registration import refinement
 def test_triton_is_hidden_only_where_it_would_crash(loaded, hidden, tmp_path, monkeypatch):
     maps = tmp_path / "maps"
     maps.write_text(f"7f00-7f01 r-xp 00000000 00:00 0 {loaded}\n", encoding="utf-8")
-    monkeypatch.setattr(refinement, "MAPPED", maps)
+    monkeypatch.setattr(refinement, "LOADED_LIBRARIES", maps)
     monkeypatch.delitem(sys.modules, "triton", raising=False)
     with refinement.without_triton():
         assert ("triton" in sys.modules and sys.modules["triton"] is None) == hidden

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import field
 from napari_shmoareg.registration.contrast import Relation
-from napari_shmoareg.registration.deforming import (
+from napari_shmoareg.registration.deformation import (
     choose_similarity,
     refine_on_pair,
 )
@@ -289,14 +289,14 @@ def test_progress_is_told_and_what_it_raises_comes_out(planted):
     moving, fixed, truth = planted
     told: list[float] = []
     run = {"diffeomorphic": False, "device": torch.device("cpu")}
-    refine_on_pair(moving, fixed, 0 * truth, Refinement(steps=5), told=told.append, **run)
+    refine_on_pair(moving, fixed, 0 * truth, Refinement(steps=5), progress=told.append, **run)
     assert len(told) >= 5 and told == sorted(told) and told[-1] <= 1
 
     def stop(fraction: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        refine_on_pair(moving, fixed, 0 * truth, Refinement(steps=5), told=stop, **run)
+        refine_on_pair(moving, fixed, 0 * truth, Refinement(steps=5), progress=stop, **run)
 
 
 def test_the_similarity_is_chosen_by_the_contrasts_and_can_be_overruled():
@@ -333,7 +333,7 @@ def test_settings_out_of_range_are_refused(wrong, said):
     ("steps", "similarity"), [(-1, "auto"), (True, "auto"), (1.5, "auto"), (3, "ssd"), (0, "mind")]
 )
 def test_what_register_is_asked_for_is_checked_first(steps, similarity):
-    with pytest.raises(InputError, match=r"whole number|'lncc' or 'mind'|none was asked"):
+    with pytest.raises(InputError, match=r"whole number|'lncc' or 'mind'|none was requested"):
         RegistrationSettings(refine=steps, similarity=similarity)
 
 

@@ -190,7 +190,7 @@ def test_images_that_do_not_meet_by_their_headers_have_no_similarity_before(pair
 
 def test_a_gpu_that_is_not_there_is_refused_with_a_remedy(pair, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"cuda was asked for.*device='cpu'"):
+    with pytest.raises(InputError, match=r"cuda was requested.*device='cpu'"):
         register(pair, Shifting(), device="cuda")
     with pytest.raises(InputError, match="device must be 'auto', 'cpu' or 'cuda'; got 'tpu'"):
         register(pair, Shifting(), device="tpu")
@@ -218,11 +218,11 @@ def test_a_deformation_that_harms_is_not_kept_and_said(pair):
     result = register(pair, harm, affine="none")
     assert result.kept == "before" and not result.displacement.vectors.any()
     (warning,) = result.warnings
-    assert "left as their headers have them" in warning
+    assert "left as in their headers" in warning
     asked = register(pair, harm, affine="none", keep="last")
     assert asked.kept == "network" and asked.displacement.vectors.any()
     assert any(
-        "less alike" in warning and "keep the best stage" in warning for warning in asked.warnings
+        "less similar" in warning and "keep the best stage" in warning for warning in asked.warnings
     )
     assert asked.similarity["after"].score < asked.similarity["before"].score
 

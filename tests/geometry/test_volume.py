@@ -75,7 +75,7 @@ def test_labels_on_another_grid_are_refused():
     moved = GRID.affine.copy()
     moved[0, 3] = 1
     labels = Volume(np.zeros(GRID.shape, int), Grid(GRID.shape, moved), "parts", is_labels=True)
-    with pytest.raises(InputError, match="stand on another grid"):
+    with pytest.raises(InputError, match="are on another grid"):
         VolumePair(volume(ramp()), volume(ramp()), moving_labels=labels)
 
 

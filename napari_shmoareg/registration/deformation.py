@@ -1,4 +1,4 @@
-"""The deformation of a conformed pair: contrast, the network's cascade, refinement on the pair."""
+"""Deformation of a conformed pair: network cascade, and refinement on the pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from napari_shmoareg.geometry import DisplacementField, Transform, Volume, Volum
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.registration.cascade import Cascade, cascade, coarser, to_shape
 from napari_shmoareg.registration.conform import Conformed
-from napari_shmoareg.registration.contrast import WORTH, Relation, relate
+from napari_shmoareg.registration.contrast import MATCH_GAIN, Relation, relate
 from napari_shmoareg.registration.refinement import (
     BRIGHTNESS,
     MEASURES,
@@ -28,74 +28,73 @@ from napari_shmoareg.registration.resources import too_large_for
 from napari_shmoareg.registration.similarity import LocalCorrelation
 from napari_shmoareg.settings import RegistrationSettings
 
-VISIBLE = 0.5  # share of the anatomy that the local correlation has to see, for "auto" to take it
-ALIKE = 0.5  # correlation of intensities above which their difference tells something
+VISIBLE = 0.5  # fraction of the anatomy with contrast that "auto" needs to choose lncc
+RELATED = 0.5  # correlation of intensities above which their difference is informative
 ProgressCallback = Callable[[float], None]
 
 
 class Refined(NamedTuple):
-    """A refined displacement (1, 3, D, H, W) in voxels, on the CPU, and what it started from."""
+    """A refined displacement (1, 3, D, H, W) in voxels, on the CPU, and a description."""
 
     displacement: Tensor
     reason: str
 
 
 def choose_similarity(
-    asked: str, relation: Relation, visible: float
+    requested: str, relation: Relation, visible: float
 ) -> tuple[Literal["lncc", "mind"], str]:
-    """What the refinement compares the images by, and why.
+    """Choose the similarity metric of the refinement; returns it and the reason.
 
-    Ours: "auto" takes the local correlation, the more exact of the two, unless no curve translates
-    the one image's brightness into the other's, or most of the anatomy has so little contrast, as
-    soft tissue between bone and air, that the local correlation takes it for flat.
+    Ours: "auto" chooses local correlation, the more exact of the two, unless no curve maps the
+    brightness of one image to that of the other, or most of the anatomy has so little contrast
+    (soft tissue between bone and air) that it counts as flat for the local correlation.
 
     Parameters
     ----------
-    asked : {"auto", "lncc", "mind"}
+    requested : {"auto", "lncc", "mind"}
     relation : Relation
-        Of the images as the network brought them together.
+        Of the images after the network.
     visible : float
-        Of `LocalCorrelation.visible`.
+        From `LocalCorrelation.visible`.
     """
-    if asked != "auto":
-        return ("lncc" if asked == "lncc" else "mind"), f"{asked}, as asked"
-    share = f"brightness explains {100 * relation.explained:.0f} % of the variance"
+    if requested != "auto":
+        return ("lncc" if requested == "lncc" else "mind"), f"{requested}, as requested"
+    explained = f"brightness explains {100 * relation.explained:.0f} % of the variance"
     if relation.unrelated:
-        return "mind", f"mind (self-similarity): little in common after the alignment ({share})"
-    seen = f"{100 * visible:.0f} % of the anatomy has clear contrast"
+        return "mind", f"mind (self-similarity): little in common after the alignment ({explained})"
+    contrast = f"{100 * visible:.0f} % of the anatomy has clear contrast"
     if visible < VISIBLE:
-        return "mind", f"mind (self-similarity): only {seen}"
-    return "lncc", f"lncc (local correlation): the contrasts are related ({share}), {seen}"
+        return "mind", f"mind (self-similarity): only {contrast}"
+    return "lncc", f"lncc (local correlation): the contrasts are related ({explained}), {contrast}"
 
 
-def similarity_for(
-    asked: str,
+def choose_for_pair(
+    requested: str,
     moving: Tensor,
     fixed: Tensor,
     displacement: Tensor | None,
     backgrounds: tuple[float, float],
 ) -> tuple[Literal["lncc", "mind"], float, str]:
-    """`choose_similarity` of a pair, as the network's displacement, or the alignment, brings it
-    together.
+    """Call `choose_similarity` for a pair after the network, or after the alignment.
 
-    Between the similarity and the reason stands the weight of the difference of intensities (see
-    `Refinement`)."""
+    Returns the metric, the weight of the intensity difference (see `Refinement`), and the reason.
+    """
     warped = moving
     if displacement is not None:
         warped = field.warp(moving, displacement.to(moving.device), padding="border")
     visible = LocalCorrelation(warped, fixed).visible()
     relation = relate(warped, fixed, backgrounds=backgrounds)
-    measure, reason = choose_similarity(asked, relation, visible)
-    if measure == "lncc" and relation.correlation > ALIKE and relation.bent < WORTH:
+    metric, reason = choose_similarity(requested, relation, visible)
+    if metric == "lncc" and relation.correlation > RELATED and relation.nonlinearity < MATCH_GAIN:
         return (
-            measure,
+            metric,
             BRIGHTNESS,
             (
                 f"{reason}; with the difference of intensities (correlation"
                 f" {relation.correlation:.2f})"
             ),
         )
-    return measure, 0.0, reason
+    return metric, 0.0, reason
 
 
 def run_network(
@@ -105,9 +104,9 @@ def run_network(
     *,
     diffeomorphic: bool,
     device: torch.device,
-    told: ProgressCallback,
+    progress: ProgressCallback,
 ) -> Cascade:
-    """All passes in evaluation mode; the network's mode is put back.
+    """Run all passes in evaluation mode, then restore the mode of the network.
 
     Raises
     ------
@@ -123,13 +122,13 @@ def run_network(
                 moving.to(device),
                 fixed.to(device),
                 diffeomorphic=diffeomorphic,
-                progress=told,
+                progress=progress,
             )
     except RuntimeError as error:
-        plain = too_large_for(device, fixed.shape[2:], error)
-        if plain is None:
+        too_large = too_large_for(device, fixed.shape[2:], error)
+        if too_large is None:
             raise
-        raise plain from error
+        raise too_large from error
     finally:
         network.train(training)
 
@@ -139,46 +138,48 @@ def refine_conformed(
     images: tuple[Tensor, Tensor],
     backgrounds: tuple[float, float],
     displacement: Tensor | None,
-    asked: RegistrationSettings,
+    settings: RegistrationSettings,
     device: torch.device,
-    told: ProgressCallback,
+    progress: ProgressCallback,
 ) -> tuple[Tensor, dict[str, str]]:
-    """Choose by what a conformed pair is compared, and refine it.
+    """Choose the similarity metric for a conformed pair, and refine its displacement.
 
     Parameters
     ----------
     conformed : Conformed
     images : Tensors (1, 1, D, H, W)
-        Moving, in the contrast that was chosen for it, and fixed.
+        Moving, with matched contrast if so decided, and fixed.
     backgrounds : two floats
-        Brightness of the background of both.
+        Background brightness of both.
     displacement : Tensor (1, 3, D, H, W), voxels, or None
-        What the network found.
-    asked : RegistrationSettings
-        Whose `diffeomorphic` is decided.
-    device, told
-        As of `refine_on_pair`.
+        Result of the network.
+    settings : RegistrationSettings
+        `diffeomorphic` must not be None.
+    device, progress
+        As in `refine_on_pair`.
 
     Returns
     -------
     displacement : Tensor (1, 3, D, H, W), voxels, on the CPU
     choices : dict of str
-        "similarity" and "refinement": what was chosen, and why.
+        "similarity" and "refinement": the decision and its reason.
     """
-    measure, brightness, why = similarity_for(asked.similarity, *images, displacement, backgrounds)
-    # mind needs no like contrast
-    shown = images if measure == "lncc" else (conformed.moving, conformed.fixed)
-    settings = Refinement(
-        asked.refine, measure, elastic=SMOOTHNESS[asked.smoothness], brightness=brightness
+    metric, brightness, why = choose_for_pair(
+        settings.similarity, *images, displacement, backgrounds
+    )
+    # mind needs no matched contrast
+    compared = images if metric == "lncc" else (conformed.moving, conformed.fixed)
+    refinement = Refinement(
+        settings.refine, metric, elastic=SMOOTHNESS[settings.smoothness], brightness=brightness
     )
     found = refine_on_pair(
-        *shown,
+        *compared,
         displacement,
-        settings,
-        diffeomorphic=bool(asked.diffeomorphic),
+        refinement,
+        diffeomorphic=bool(settings.diffeomorphic),
         device=device,
-        told=told,
-        seconds=asked.refine_seconds,
+        progress=progress,
+        seconds=settings.refine_seconds,
     )
     return found.displacement, {"similarity": why, "refinement": found.reason}
 
@@ -191,21 +192,21 @@ def refine_on_pair(
     *,
     diffeomorphic: bool,
     device: torch.device,
-    told: ProgressCallback,
+    progress: ProgressCallback,
     seconds: float | None = None,
 ) -> Refined:
-    """Refine the network's displacement, or none at all where that is the better start.
+    """Refine the displacement of the network, or start from the alignment if that is better.
 
-    Both are descended on the coarsest level first; better is what is more alike there, by the
-    refinement's own similarity at half its finest resolution.
+    Both starts are optimised on the coarsest level first; the better one has the smaller loss of
+    the refinement at half its finest resolution.
 
     Parameters
     ----------
     moving, fixed : Tensor (1, 1, D, H, W), in [0, 1]
     displacement : Tensor (1, 3, D, H, W), voxels, or None
-        What the network found; None without a network.
+        Result of the network; None without a network.
     seconds : float or None
-        After which it ends.
+        Time limit.
 
     Raises
     ------
@@ -214,39 +215,37 @@ def refine_on_pair(
     """
     until = math.inf if seconds is None else time.perf_counter() + seconds
     moving, fixed = moving.to(device), fixed.to(device)
-    begun, start, first = "the alignment", None, 0
+    start_name, start, first = "the alignment", None, 0
     try:
         if displacement is not None and len(settings.levels) > 1:
             coarse = replace(settings, levels=settings.levels[:1])
-            begun, start, first = _better_start(
+            start_name, start, first = _better_start(
                 moving, fixed, displacement.to(device), coarse, diffeomorphic
             )
             settings = replace(settings, levels=settings.levels[1:])
         elif displacement is not None:
-            begun, start = "the network's displacement", displacement.to(device)
+            start_name, start = "the network's displacement", displacement.to(device)
         reached, count = None, first
         for step in refine(moving, fixed, start, settings, diffeomorphic=diffeomorphic):
             reached, count = step, first + step.step
-            told(step.done)
+            progress(step.done)
             if time.perf_counter() > until:
                 break
         if reached is not None:
             start = reached.displacement(fixed.shape[2:])
         result = torch.zeros((1, 3, *fixed.shape[2:])) if start is None else start.cpu().clone()
     except RuntimeError as error:
-        plain = too_large_for(device, fixed.shape[2:], error)
-        if plain is None:
+        too_large = too_large_for(device, fixed.shape[2:], error)
+        if too_large is None:
             raise
-        raise plain from error
-    return Refined(result, f"{count} steps, coarse to fine, from {begun}")
+        raise too_large from error
+    return Refined(result, f"{count} steps, coarse to fine, from {start_name}")
 
 
 def _better_start(
     moving: Tensor, fixed: Tensor, network: Tensor, coarse: Refinement, diffeomorphic: bool
 ) -> tuple[str, Tensor, int]:
-    """The first level descended from the network's displacement and from none: which became more
-    alike, and steps.
-    """
+    """Optimise the first level from both starts; returns the better one with its step count."""
     found: list[tuple[float, str, Tensor, int]] = []
     for name, start in (("the network's displacement", network), ("the alignment alone", None)):
         steps = list(refine(moving, fixed, start, coarse, diffeomorphic=diffeomorphic))
@@ -256,7 +255,7 @@ def _better_start(
         found.append((_loss(moving, fixed, reached, coarse), name, reached, len(steps)))
     (loss, name, reached, count), (other, _, _, _) = sorted(found, key=lambda entry: entry[0])
     return (
-        f"{name} ({coarse.similarity} loss {loss:.4f} against {other:.4f} after the first level)",
+        f"{name} ({coarse.similarity} loss {loss:.4f}, else {other:.4f}, after the first level)",
         reached,
         count,
     )
@@ -266,16 +265,16 @@ def _better_start(
 def _loss(
     moving: Tensor, fixed: Tensor, displacement: Tensor | None, settings: Refinement
 ) -> float:
-    """The refinement's similarity, as a loss, at half the resolution of its finest level."""
+    """Compute the loss of the refinement at half the resolution of its finest level."""
     shape = coarser(fixed.shape[2:], min(1.0, settings.finest / max(fixed.shape[2:])) / 2)
     warped = moving if displacement is None else field.warp(moving, displacement, padding="border")
-    measure = MEASURES[settings.similarity](to_shape(warped, shape), to_shape(fixed, shape))
-    return float(measure(torch.zeros((1, 3, *shape), device=fixed.device)))
+    metric = MEASURES[settings.similarity](to_shape(warped, shape), to_shape(fixed, shape))
+    return float(metric(torch.zeros((1, 3, *shape), device=fixed.device)))
 
 
 @dataclass(frozen=True, eq=False)
 class WarpedPair:
-    """The moving image and its labels where a transform puts them.
+    """The moving image and its labels, warped by a transform.
 
     Attributes
     ----------
@@ -286,7 +285,7 @@ class WarpedPair:
     displacement : DisplacementField
         The whole transform, T(x) - x, on the fixed grid, mm RAS.
     deformation : DisplacementField
-        The same without the affine: d(x).
+        d(x) alone, without the affine.
     """
 
     warped: Volume
@@ -299,10 +298,8 @@ class WarpedPair:
         return Volume(self.deformation.jacobian(), self.deformation.grid, "jacobian")
 
 
-def carry(pair: VolumePair, transform: Transform) -> WarpedPair:
-    """Carry the moving image of a pair, and its labels if it has them, onto the fixed image's
-    grid.
-    """
+def warp_pair(pair: VolumePair, transform: Transform) -> WarpedPair:
+    """Warp the moving image of a pair, and its labels if any, to the grid of the fixed image."""
     grid = pair.fixed.grid
     deformation = Transform(np.eye(4), transform.field).total(grid)
     total = deformation.after(transform.affine)
