@@ -1,6 +1,6 @@
 """Data sets: scans, pairs, splits, preprocessing.
 
-Names are loaded when first used, so that a list of files does not load PyTorch.
+Names are imported on first use, so that listing files does not import PyTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scans brought together by affines, and how well they then agree."""
+"""Affine alignment of two scans, and their agreement after it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.metrics import dice
 from napari_shmoareg.registration.affine import align, check_overlap
 
-VERSION = 1  # of `align`; another one aligns anew
-COMPARED = 64  # voxels along the longest axis of the grid on which scans are compared
+VERSION = 1  # of `align`; a new version invalidates cached alignments
+COMPARISON_SIZE = 64  # voxels along the longest axis of the grid for comparing scans
 
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well two scans agree after alignment.
+    """Agreement of two scans after alignment.
 
     Attributes
     ----------
@@ -29,22 +29,22 @@ class Agreement:
         Mean Dice over the labels that both have (0 if they share none); None if one has no label
         map.
     ncc : float or None
-        Correlation where the fields of view meet; None where they hardly do.
+        Correlation where the fields of view overlap; None if they hardly do.
     """
 
     dice: float | None
     ncc: float | None
 
 
-def aligned(
+def align_scans(
     moving: PreparedScan, fixed: PreparedScan, mode: str, cache: VolumeCache
 ) -> tuple[Matrix, Agreement]:
-    """Bring two scans together, and compare them then; both kept in the cache.
+    """Align two scans and compare them, using the cache.
 
     Returns
     -------
     (4, 4) array
-        Fixed world to moving world, mm RAS, as `align` finds it.
+        Fixed world to moving world, mm RAS, from `align`.
     Agreement
 
     Raises
@@ -62,39 +62,34 @@ def aligned(
         check_overlap(pair, matrix, mode)
     else:
         matrix = align(pair, mode).matrix
-    agreed = agreement(moving, fixed, matrix)
-    cache.put(key, {"matrix": matrix}, {"dice": agreed.dice, "ncc": agreed.ncc})
-    return matrix, agreed
+    found = agreement(moving, fixed, matrix)
+    cache.put(key, {"matrix": matrix}, {"dice": found.dice, "ncc": found.ncc})
+    return matrix, found
 
 
 def agreement(moving: PreparedScan, fixed: PreparedScan, matrix: Matrix) -> Agreement:
-    """Compare two scans on a coarse grid in the fixed image's place.
-
-    Parameters
-    ----------
-    moving, fixed : PreparedScan
-    matrix : (4, 4) array
-        Fixed world to moving world, mm RAS.
-    """
+    """Compare two scans on a coarse grid over the fixed image; `matrix`: fixed to moving world."""
     whole = fixed.image.grid
     extent = np.array(whole.shape) * whole.spacing
-    grid = whole.resampled([float(s) for s in np.maximum(whole.spacing, extent.max() / COMPARED)])
-    seen = np.empty(grid.shape, dtype=bool)
+    grid = whole.resampled(
+        [float(s) for s in np.maximum(whole.spacing, extent.max() / COMPARISON_SIZE)]
+    )
+    covered = np.empty(grid.shape, dtype=bool)
     for part, points in slabs(grid):
-        seen[part] = inside(moving.image.grid, apply_affine(matrix, points))
-    overlap = None
+        covered[part] = inside(moving.image.grid, apply_affine(matrix, points))
+    mean_dice = None
     if moving.labels is not None and fixed.labels is not None:
         maps = (
             resample(moving.labels, grid, world_map=matrix).values,
             resample(fixed.labels, grid).values,
         )
         both = sorted(set(moving.labels.labels) & set(fixed.labels.labels))
-        overlap = float(np.mean(list(dice(*maps, both).values()) or [0.0])) if both else 0.0
-    if seen.sum() < 2:
-        return Agreement(overlap, None)
+        mean_dice = float(np.mean(list(dice(*maps, both).values()) or [0.0])) if both else 0.0
+    if covered.sum() < 2:
+        return Agreement(mean_dice, None)
     a, b = (
-        resample(moving.image, grid, world_map=matrix).values[seen],
-        resample(fixed.image, grid).values[seen],
+        resample(moving.image, grid, world_map=matrix).values[covered],
+        resample(fixed.image, grid).values[covered],
     )
-    together = None if a.std() == 0 or b.std() == 0 else float(np.corrcoef(a, b)[0, 1])
-    return Agreement(overlap, together)
+    correlation = None if a.std() == 0 or b.std() == 0 else float(np.corrcoef(a, b)[0, 1])
+    return Agreement(mean_dice, correlation)

@@ -1,7 +1,7 @@
-"""Scans resampled to the resolution of a training, cached on disk by the checksums of their files.
+"""Disk cache of scans resampled to the training resolution, keyed by the checksums of their files.
 
-Safe under several processes: an entry is written beside its path and renamed, its checksum is
-verified when it is read, and whatever is missing or damaged is computed again.
+Safe for several processes: entries are written atomically, their checksums are verified on reading,
+and missing or damaged entries are computed again.
 """
 
 from __future__ import annotations
@@ -30,82 +30,85 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import files
-from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.images import storable
 from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.registration.intensity import Intensity, content_points
 
 FORMAT = "shmoareg-cache-1"
-FOLDER = "SHMOAREG_CACHE"  # the variable that names another folder
-MOST_BYTES = 20 * 2**30
-SHARE_OF_DISK = 0.1  # of what is free, at most
-_ABANDONED = 3600.0  # seconds after which a half-written entry of a process that is gone is removed
-# names of half-written files differ between processes, not between threads
-_WRITING = threading.Lock()
+FOLDER_VARIABLE = "SHMOAREG_CACHE"  # environment variable for another folder
+DEFAULT_LIMIT = 20 * 2**30
+SHARE_OF_DISK = 0.1  # of the free space, at most
+_PARTIAL_MAX_AGE = 3600.0  # seconds after which a partial file of an ended process is removed
+# names of partial files differ between processes, not between threads
+_WRITE_LOCK = threading.Lock()
 
 
 class Entry(NamedTuple):
-    """What a key holds: arrays by name, and JSON-ready facts."""
+    """Content of an entry: arrays by name, and JSON-ready facts."""
 
     arrays: dict[str, NDArray]
     facts: dict[str, Any]
 
 
 class VolumeCache:
-    """Arrays and facts by key, at most so many bytes; the least recently used go first.
+    """Arrays and facts by key, up to a limit in bytes; the least recently used are removed first.
 
-    Nothing depends on it but time: where it cannot be written, `trouble` says why, and work goes
-    on.
+    The cache only saves time: if it cannot be written, `last_error` holds the reason and work
+    continues.
 
     Parameters
     ----------
     folder : str or Path, optional
-        By default what the variable SHMOAREG_CACHE says, or the user's folder for caches.
+        By default the variable SHMOAREG_CACHE, or the user's cache folder.
     limit_bytes : int, optional
-        By default 20 GiB, or a tenth of the free disk where that is less.
+        By default 20 GiB, or a tenth of the free disk space if that is less.
 
     Attributes
     ----------
     folder : Path
     limit_bytes : int
-    trouble : str
-        Why the last entry could not be kept; "" where all is well.
+    last_error : str
+        Why the last entry could not be saved; "" if there was no error.
     """
 
     def __init__(self, folder: str | Path | None = None, limit_bytes: int | None = None) -> None:
-        chosen = folder or os.environ.get(FOLDER) or Path(user_cache_dir("shmoareg")) / "volumes"
+        chosen = (
+            folder
+            or os.environ.get(FOLDER_VARIABLE)
+            or Path(user_cache_dir("shmoareg")) / "volumes"
+        )
         self.folder = user_path(chosen).absolute()
-        self.trouble = ""
+        self.last_error = ""
         if limit_bytes is None:
-            nearest = next(place for place in (self.folder, *self.folder.parents) if place.is_dir())
-            room = shutil.disk_usage(nearest).free + self.bytes
-            limit_bytes = min(MOST_BYTES, int(SHARE_OF_DISK * room))
+            nearest = next(path for path in (self.folder, *self.folder.parents) if path.is_dir())
+            available = shutil.disk_usage(nearest).free + self.bytes
+            limit_bytes = min(DEFAULT_LIMIT, int(SHARE_OF_DISK * available))
         self.limit_bytes = limit_bytes
-        self._known: dict[tuple[str, int, int], str] = {}
+        self._hashes: dict[tuple[str, int, int], str] = {}
 
     @property
     def bytes(self) -> int:
-        """What all entries take on the disk."""
+        """Size of all entries on disk."""
         return sum(size for _, size, _ in self._entries())
 
-    def fingerprint(self, path: str | Path) -> str:
-        """The sha256 of a file's bytes, or of all files of a folder; a file is read once unless it
-        changed.
+    def checksum(self, path: str | Path) -> str:
+        """SHA-256 of a file or of all files of a folder; unchanged files are read only once.
 
         Raises
         ------
         InputError
-            If it is not there or cannot be read.
+            If it is missing or cannot be read.
         """
-        place = Path(path)
+        source = Path(path)
         # a series of a DICOM folder, or a volume of it
-        if not place.exists() and "#" in str(place):
-            place = Path(str(place).rsplit("#", 1)[0])
+        if not source.exists() and "#" in str(source):
+            source = Path(str(source).rsplit("#", 1)[0])
         try:
-            if not place.is_dir():
-                return self._hash(place)
+            if not source.is_dir():
+                return self._hash(source)
             whole = hashlib.sha256(Path(path).name.encode())
-            for file in sorted(p for p in place.iterdir() if p.is_file()):
+            for file in sorted(p for p in source.iterdir() if p.is_file()):
                 whole.update(f"{file.name}\0{self._hash(file)}\0".encode())
             return whole.hexdigest()
         except OSError as error:
@@ -115,57 +118,57 @@ class VolumeCache:
 
     def _hash(self, path: Path) -> str:
         state = path.stat()
-        known = (str(path), state.st_size, state.st_mtime_ns)
-        if known not in self._known:
+        file_state = (str(path), state.st_size, state.st_mtime_ns)
+        if file_state not in self._hashes:
             with path.open("rb") as file:
-                self._known[known] = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._known[known]
+                self._hashes[file_state] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._hashes[file_state]
 
     @staticmethod
     def key(**parts: Any) -> str:
-        """A key of JSON-ready parts; every difference in a part makes another key."""
+        """Hash JSON-ready parts to a key."""
         text = json.dumps({"format": FORMAT, **parts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def get(self, key: str) -> Entry | None:
-        """What a key holds; None where nothing (whole) is kept.  A damaged entry is removed."""
+        """Read an entry; None if there is none.  A damaged entry is removed."""
         path = self._path(key)
         try:
             data = path.read_bytes()
-        except OSError:  # never made, or evicted by another process: the caller makes it again
+        except OSError:  # missing, or evicted by another process: the caller makes it again
             return None
-        entry = _opened(key, data)
+        entry = _parse_entry(key, data)
         if entry is None:
             self._remove(path)
             return None
         try:
-            os.utime(path)  # used just now
-        except FileNotFoundError:  # evicted since: what was read is whole all the same
+            os.utime(path)  # mark as recently used
+        except FileNotFoundError:  # evicted meanwhile; the data are complete
             return entry
         except OSError as error:
-            self.trouble = f"{path.parent}: {error.strerror}"
+            self.last_error = f"{path.parent}: {error.strerror}"
         return entry
 
     def put(self, key: str, arrays: Mapping[str, NDArray], facts: Mapping[str, Any]) -> None:
-        """Keep arrays and JSON-ready facts, and remove what was not used for longest."""
+        """Save arrays and JSON-ready facts, and remove the least recently used entries."""
         whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         text = json.dumps(facts)
-        metadata = {"format": FORMAT, "key": key, "facts": text, "sum": _sum(whole, text)}
+        metadata = {"format": FORMAT, "key": key, "facts": text, "sum": _checksum(whole, text)}
         data = save(whole, metadata=metadata)
         if len(data) > self.limit_bytes:
-            self.trouble = (
+            self.last_error = (
                 f"{self.folder} may hold {self.limit_bytes} bytes; one entry has {len(data)}"
             )
             return
-        with _WRITING:
+        with _WRITE_LOCK:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with writing(self._path(key), size=len(data)) as temporary:
+                with atomic_write(self._path(key), size=len(data)) as temporary:
                     temporary.write_bytes(data)
                 self._evict()
-            # a full disk, a folder of somebody else: only time is lost
+            # a full disk, or no permission: only time is lost
             except (OSError, InputError) as error:
-                self.trouble = str(error)
+                self.last_error = str(error)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -192,7 +195,7 @@ class VolumeCache:
         for path in self.folder.glob(".*.partial-*"):
             name = path.name[1:].split(".partial-")[0]
             try:
-                old = time.time() - path.stat().st_mtime > _ABANDONED
+                old = time.time() - path.stat().st_mtime > _PARTIAL_MAX_AGE
             except FileNotFoundError:
                 continue
             if old and files.is_leftover(path, name):
@@ -201,27 +204,27 @@ class VolumeCache:
     def _remove(self, path: Path) -> None:
         try:
             path.unlink(missing_ok=True)
-        except OSError as error:  # open elsewhere (Windows): it goes another time
-            self.trouble = f"{path} cannot be removed: {error.strerror}"
+        except OSError as error:  # open elsewhere (Windows): removed another time
+            self.last_error = f"{path} cannot be removed: {error.strerror}"
 
 
-def _opened(key: str, data: bytes) -> Entry | None:
-    """The entry in the bytes of a file, or None if it is not what was written for this key."""
+def _parse_entry(key: str, data: bytes) -> Entry | None:
+    """Parse the bytes of an entry; None if they are damaged or of another key."""
     try:
         arrays = load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         whole = (metadata["format"], metadata["key"], metadata["sum"]) == (
             FORMAT,
             key,
-            _sum(arrays, metadata["facts"]),
+            _checksum(arrays, metadata["facts"]),
         )
         return Entry(arrays, json.loads(metadata["facts"])) if whole else None
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
-def _sum(arrays: Mapping[str, NDArray], facts: str) -> str:
-    """A check sum of all numbers and facts."""
+def _checksum(arrays: Mapping[str, NDArray], facts: str) -> str:
+    """Checksum of all arrays and facts."""
     total = zlib.crc32(facts.encode())
     for name in sorted(arrays):
         total = zlib.crc32(
@@ -230,47 +233,40 @@ def _sum(arrays: Mapping[str, NDArray], facts: str) -> str:
     return f"{total:08x}"
 
 
-VERSION = 1  # of what is made here; another one makes entries of the cache anew
-FINER = 1.25  # than the network's grid: room for a pair whose content is smaller than this scan's
-NEARLY = 1.1  # an axis this close to its new spacing is left as it is
-LEAST_VOXELS = 8  # along every axis
+VERSION = 1  # of the entries; a new version invalidates cached ones
+OVERSAMPLING = 1.25  # finer than the network grid, for pairs with smaller content than this scan's
+SPACING_TOLERANCE = 1.1  # axes whose spacing is within this ratio of the target are not resampled
+MIN_VOXELS = 8  # along every axis
 
 
 def check_scan(image: Volume, labels: Volume | None) -> None:
-    """Refuse a scan that is of no use for a training.
+    """Check that a scan can be used for training.
 
     Raises
     ------
     InputError
-        If it is flat, constant, has voxels that are no numbers, or labels on another grid.
+        If it is flat or constant, has non-finite voxels, or its labels are on another grid.
     """
-    if min(image.grid.shape) < LEAST_VOXELS:
+    if min(image.grid.shape) < MIN_VOXELS:
         raise InputError(
-            f"it has the shape {image.grid.shape}; at least {LEAST_VOXELS} voxels along every axis"
-            " were expected."
+            f"its shape is {image.grid.shape}; at least {MIN_VOXELS} voxels along every axis were"
+            " expected."
         )
     image.check_image("loaded")
     if labels is not None and not labels.grid.same_space(image.grid):
         raise InputError(
-            f"its labels '{labels.name}' stand on another grid ({_place(labels.grid)}) than the"
-            f" image ({_place(image.grid)}). Resample the labels onto the image (nearest neighbour)"
-            " first."
+            f"its labels '{labels.name}' are on another grid"
+            f" ({_describe_grid(labels.grid)}) than the image ({_describe_grid(image.grid)})."
+            " Resample the labels to the grid of the image (nearest neighbour) first."
         )
 
 
-def make_small(image: Volume, labels: Volume | None, size: int | str) -> Entry:
-    """What the cache keeps of a scan.
+def resample_scan(image: Volume, labels: Volume | None, size: int | str) -> Entry:
+    """Resample a scan for the cache.
 
     Ours: each axis gets the spacing max(finest spacing, extent of the content / (1.25 size)),
-    unless its own is coarser or nearly that; where all are left, the values stay exactly as they
-    are.
-
-    Parameters
-    ----------
-    image, labels : Volume
-        As read.
-    size : int or "native"
-        Voxels along the longest axis of the network grid.
+    unless its own is coarser or close to that.  If no axis changes, the values stay exactly the
+    same.  `size` is the number of voxels along the longest axis of the network grid, or "native".
     """
     intensity = Intensity.of(image)
     grid = image.grid.canonical()
@@ -279,17 +275,17 @@ def make_small(image: Volume, labels: Volume | None, size: int | str) -> Entry:
     extent = (points.max(axis=0) - points.min(axis=0) + 1) * spacing
     target = spacing
     if not isinstance(size, str):
-        voxel = max(spacing.min(), extent.max() / (FINER * size))
-        target = np.where(spacing * NEARLY >= voxel, spacing, voxel)
-    upright = Volume(_turned(image), grid, image.name)
-    maps = None if labels is None else Volume(_turned(labels), grid, labels.name, is_labels=True)
+        voxel = max(spacing.min(), extent.max() / (OVERSAMPLING * size))
+        target = np.where(spacing * SPACING_TOLERANCE >= voxel, spacing, voxel)
+    canonical = Volume(_reorient(image), grid, image.name)
+    maps = None if labels is None else Volume(_reorient(labels), grid, labels.name, is_labels=True)
     if not np.array_equal(target, spacing):
-        small = grid.resampled([float(t) for t in target])
-        upright = resample(upright, small)
-        maps = None if maps is None else resample(maps, small)
-    arrays = {"image": _plain(upright.values), "affine": np.array(upright.grid.affine)}
+        prepared = grid.resampled([float(t) for t in target])
+        canonical = resample(canonical, prepared)
+        maps = None if maps is None else resample(maps, prepared)
+    arrays = {"image": _native(canonical.values), "affine": np.array(canonical.grid.affine)}
     if maps is not None:
-        arrays["labels"] = _plain(storable(maps.values))
+        arrays["labels"] = _native(storable(maps.values))
     facts = {
         "shape": list(image.grid.shape),
         "spacing": [float(s) for s in image.grid.spacing],
@@ -299,14 +295,14 @@ def make_small(image: Volume, labels: Volume | None, size: int | str) -> Entry:
         "labels": None if labels is None else labels.labels,
         "intensity": [intensity.background, intensity.low, intensity.high],
         "extent": [float(e) for e in extent],
-        "content": _sum_of(image.values),
+        "content": _voxel_checksum(image.values),
         "notes": [],
     }
     return Entry(arrays, facts)
 
 
 def axis_codes(grid: Grid) -> str:
-    """Where the array axes run to, such as "LIA"."""
+    """Directions of the array axes, such as "LIA"."""
     order, flip = grid.axes_to_ras()
     codes = [""] * 3
     for world, (axis, back) in enumerate(zip(order, flip, strict=True)):
@@ -314,47 +310,47 @@ def axis_codes(grid: Grid) -> str:
     return "".join(codes)
 
 
-def _turned(volume: Volume) -> NDArray:
+def _reorient(volume: Volume) -> NDArray:
     """The values of a volume on its canonical grid."""
     order, flip = volume.grid.axes_to_ras()
     values = volume.values.transpose(tuple(int(axis) for axis in order))
     return values[tuple(slice(None, None, -1 if back else 1) for back in flip)]
 
 
-def _plain(values: NDArray) -> NDArray:
-    """Contiguous, in this machine's order of bytes."""
+def _native(values: NDArray) -> NDArray:
+    """Make an array contiguous, in native byte order."""
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
 
-def _sum_of(values: NDArray) -> str:
+def _voxel_checksum(values: NDArray) -> str:
     whole = hashlib.sha256(f"{values.shape}".encode())
     whole.update(np.ascontiguousarray(values, dtype=np.float32).data)
     return whole.hexdigest()
 
 
-def _place(grid: Grid) -> str:
+def _describe_grid(grid: Grid) -> str:
     return f"shape {grid.shape}, spacing {'x'.join(f'{s:.3g}' for s in grid.spacing)} mm"
 
 
-KEPT_BYTES = 2 * 2**30
+MAX_CACHED_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedScan:
-    """A scan as the training reads it.
+    """A scan, resampled for training.
 
     Attributes
     ----------
     image : Volume
-        Axes nearest to right, front, up; the whole field of view.
+        Axes closest to right, anterior, superior; the whole field of view.
     labels : Volume or None
         On the grid of the image.
     facts : dict
-        About the scan as it lies on the disk: shape, spacing, orientation, low, high, labels,
-        intensity, extent (of the content, mm), content (a check sum of the voxels), notes (warnings
-        of the reader).
+        Facts about the original scan: shape, spacing, orientation, low, high, labels, intensity,
+        extent (of the content, mm), content (checksum of the voxels), notes (warnings of the
+        reader).
     key : str
-        Of the cache.
+        Cache key.
     """
 
     image: Volume
@@ -364,13 +360,13 @@ class PreparedScan:
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory."""
+        """Size in memory."""
         return int(
             self.image.values.nbytes + (0 if self.labels is None else self.labels.values.nbytes)
         )
 
     def describe(self, report: ScanReport) -> ScanReport:
-        """The report of the scan with what its files hold."""
+        """Complete the report of the scan with the facts."""
         facts, labels = self.facts, self.facts["labels"]
         i, j, k = facts["shape"]
         a, b, c = facts["spacing"]
@@ -386,91 +382,90 @@ class PreparedScan:
 
 
 class PreparedScans:
-    """The small scans of a data set, made when they are asked for.
+    """The resampled scans of a data set, made on first access.
 
-    Ours: what was seen first is what counts: a file that changes afterwards is refused, and a file
-    that is gone does no harm while the cache has its scan.
+    Ours: a file must not change after it was first read.  A deleted file does no harm while its
+    scan is in the cache.
 
     Parameters
     ----------
     dataset : Dataset
     cache : VolumeCache
     need_labels : bool
-        Refuse a scan whose labels cannot be used; otherwise it is read without them.
+        Refuse scans with unusable labels; otherwise they are read without labels.
     """
 
     def __init__(self, dataset: Dataset, cache: VolumeCache, *, need_labels: bool = False) -> None:
         self._dataset = dataset
         self._need_labels = need_labels
         self._cache = cache
-        self._prints: dict[str, tuple[str, str | None]] = {}
-        self._kept: dict[tuple[str, int | str], PreparedScan] = {}
+        self._checksums: dict[str, tuple[str, str | None]] = {}
+        self._cached: dict[tuple[str, int | str], PreparedScan] = {}
         self._bytes = 0
 
     @property
-    def prints(self) -> dict[str, tuple[str, str | None]]:
-        """The sha256 of each scan's image and labels, of those that could be read."""
-        return dict(self._prints)
+    def checksums(self) -> dict[str, tuple[str, str | None]]:
+        """SHA-256 of the image and labels of each scan that could be read."""
+        return dict(self._checksums)
 
     def forget(self, name: str) -> None:
-        """Look at the files of a scan again."""
-        self._prints.pop(name, None)
-        for known in [known for known in self._kept if known[0] == name]:
-            self._bytes -= self._kept.pop(known).bytes
+        """Forget the checksums and data of a scan, so that its files are read again."""
+        self._checksums.pop(name, None)
+        for key in [key for key in self._cached if key[0] == name]:
+            self._bytes -= self._cached.pop(key).bytes
 
     def get(self, name: str, size: int | str) -> PreparedScan:
-        """As `look`; the error names scan and file too."""
+        """As `load`, with the scan and file in the error message."""
         try:
-            return self.look(name, size)
+            return self.load(name, size)
         except InputError as error:
             raise InputError(
                 f"Scan '{name}' ({self._dataset.scan(name).image}): {error}"
             ) from error
 
-    def look(self, name: str, size: int | str) -> PreparedScan:
-        """A scan for pairs of `size` voxels along the longest axis, or "native".
+    def load(self, name: str, size: int | str) -> PreparedScan:
+        """Load a scan for pairs of `size` voxels along the longest axis, or "native".
 
         Raises
         ------
         InputError
-            If it cannot be used, or changed since it was first seen.
+            If it cannot be used, or its file changed since it was first read.
         """
-        if (name, size) in self._kept:
-            return self._kept[name, size]
-        prints = self._prints.get(name) or self._fingerprints(name)
-        key = self._key(prints, size)
+        if (name, size) in self._cached:
+            return self._cached[name, size]
+        checksums = self._checksums.get(name) or self._compute_checksums(name)
+        key = self._key(checksums, size)
         entry = self._cache.get(key)
         if entry is None:
-            if self._fingerprints(name) != prints:
+            if self._compute_checksums(name) != checksums:
                 raise InputError(
-                    "the file changed since it was first read. Start again with the data as they"
-                    " are."
+                    "the file changed since it was first read. Start again with the current data."
                 )
-            entry = self._made(name, size)
+            entry = self._read_scan(name, size)
             self._cache.put(key, entry.arrays, entry.facts)
-        self._prints[name] = prints
-        small = _built(name, entry, key)
-        if self._bytes + small.bytes <= KEPT_BYTES:
-            self._kept[name, size] = small
-            self._bytes += small.bytes
-        return small
+        self._checksums[name] = checksums
+        prepared = _build_scan(name, entry, key)
+        if self._bytes + prepared.bytes <= MAX_CACHED_BYTES:
+            self._cached[name, size] = prepared
+            self._bytes += prepared.bytes
+        return prepared
 
-    def _fingerprints(self, name: str) -> tuple[str, str | None]:
+    def _compute_checksums(self, name: str) -> tuple[str, str | None]:
         scan = self._dataset.scan(name)
-        image = self._cache.fingerprint(scan.image)
+        image = self._cache.checksum(scan.image)
         try:
-            return image, None if scan.labels is None else self._cache.fingerprint(scan.labels)
+            return image, None if scan.labels is None else self._cache.checksum(scan.labels)
         except InputError:
             if self._need_labels:
                 raise
-            return image, None  # said in the notes of the scan
+            return image, None  # reported in the notes of the scan
 
-    def _key(self, prints: tuple[str, str | None], size: int | str) -> str:
+    def _key(self, checksums: tuple[str, str | None], size: int | str) -> str:
         return self._cache.key(
             what="scan",
             version=VERSION,
-            image=prints[0],
-            labels=prints[1],
+            image=checksums[0],
+            labels=checksums[1],
             labels_needed=self._need_labels,
             size=size,
             window=self._dataset.window,
@@ -478,9 +473,9 @@ class PreparedScans:
             channel=self._dataset.channel,
         )
 
-    def _made(self, name: str, size: int | str) -> Entry:
+    def _read_scan(self, name: str, size: int | str) -> Entry:
         scan, notes = self._dataset.scan(name), []
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 image, labels = self._dataset.read(name)
@@ -488,18 +483,18 @@ class PreparedScans:
             except InputError as error:
                 if self._need_labels or scan.labels is None:
                     raise
-                alone = replace(self._dataset, scans=(replace(scan, labels=None),))
-                image, labels = alone.read(name)[0], None
+                unlabelled = replace(self._dataset, scans=(replace(scan, labels=None),))
+                image, labels = unlabelled.read(name)[0], None
                 check_scan(image, None)
                 notes.append(f"its labels were left out: {error}")
-        entry = make_small(image, labels, size)
+        entry = resample_scan(image, labels, size)
         return Entry(
             entry.arrays,
-            entry.facts | {"notes": notes + [str(warning.message) for warning in told]},
+            entry.facts | {"notes": notes + [str(warning.message) for warning in caught]},
         )
 
 
-def _built(name: str, entry: Entry, key: str) -> PreparedScan:
+def _build_scan(name: str, entry: Entry, key: str) -> PreparedScan:
     values = entry.arrays["image"]
     grid = Grid((values.shape[0], values.shape[1], values.shape[2]), entry.arrays["affine"])
     image = Volume(values, grid, name)

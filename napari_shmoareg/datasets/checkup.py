@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_shmoareg.datasets.alignment import Agreement, Matrix, aligned
+from napari_shmoareg.datasets.alignment import Agreement, Matrix, align_scans
 from napari_shmoareg.datasets.cache import PreparedScan, PreparedScans, VolumeCache
 from napari_shmoareg.datasets.dataset import Dataset, Scan, ScanReport, Skipped
 from napari_shmoareg.datasets.pairs import TrainingPairs
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.settings import RegistrationSettings, check_choice, check_size
 
-NAMED = 3  # scans by name in one sentence
-# below the middle of all overlaps: the least and the most that this means ...
-FAR_WORSE = (0.15, 0.35)
-SPREADS = 4.0  # ... and between these so many times the usual spread
-LEAST_SCANS = 5  # to say what is usual
+MAX_NAMES = 3  # scan names listed in one sentence
+# an outlier is below the median overlap by SPREADS robust standard deviations, within these limits
+OUTLIER_LIMITS = (0.15, 0.35)
+OUTLIER_SPREADS = 4.0
+MIN_SCANS = 5  # minimum for outlier detection
 SAME_SPACING = 1.1  # ratio
 
 
@@ -30,17 +30,15 @@ def find_problems(
     contents: Mapping[str, str],
     notes: Mapping[str, str],
 ) -> list[str]:
-    """Sentences, the gravest first.
+    """List the problems of a data set as sentences, the most severe first.
 
     Parameters
     ----------
     reports : sequence of ScanReport
     skipped : sequence of Skipped
-        Files that are no part of the data set.
-    contents : mapping of names to check sums
-        Of the voxels.
-    notes : mapping of names to words
-        Warnings of the reader.
+        Files that are not part of the data set.
+    contents : mapping of names to checksums of the voxels
+    notes : mapping of names to warnings of the reader
     """
     used = [report for report in reports if report.skipped is None]
     found = [
@@ -52,18 +50,18 @@ def find_problems(
     found += _labels(used)
     found += _outliers(used)
     found += _spacings(used)
-    found += [f"{_many(names)}: {note}" for note, names in _grouped(notes).items()]
+    found += [f"{_list_names(names)}: {note}" for note, names in _grouped(notes).items()]
     reasons: dict[str, list[str]] = {}
     for entry in skipped:
         reasons.setdefault(entry.why, []).append(entry.path.name)
-    found += [f"{_many(names)}: {why}." for why, names in reasons.items()]
+    found += [f"{_list_names(names)}: {why}." for why, names in reasons.items()]
     return found
 
 
 def check_enough(
     root: Path, reports: Sequence[ScanReport], training: Sequence[str], labels: bool
 ) -> None:
-    """Refuse a data set from which nothing can be learnt.
+    """Check that a data set can be used for training.
 
     Parameters
     ----------
@@ -71,25 +69,26 @@ def check_enough(
     reports : sequence of ScanReport
         Of all scans.
     training : sequence of str
-        Names of the scans that learn.
+        Names of the training scans.
     labels : bool
-        Labels are needed.
+        Labels are required.
 
     Raises
     ------
     InputError
-        If fewer than two scans that learn are usable, or no two of these share a label though it is
-        needed.
+        If fewer than two training scans are usable, or labels are required and no two of these
+        share one.
     """
-    learn = [report for report in reports if report.name in set(training)]
-    used = [report for report in learn if report.skipped is None]
+    training_reports = [report for report in reports if report.name in set(training)]
+    used = [report for report in training_reports if report.skipped is None]
     if len(used) < 2:
         why = "".join(
-            f" {r.name}: {r.skipped}" for r in [r for r in learn if r.skipped is not None][:NAMED]
+            f" {r.name}: {r.skipped}"
+            for r in [r for r in training_reports if r.skipped is not None][:MAX_NAMES]
         )
         raise InputError(
-            f"Of the {len(learn)} scans of {root} that shall learn, {len(used)} can be used; a pair"
-            f" takes two.{why}"
+            f"Of the {len(training_reports)} training scans of {root}, {len(used)} can be used; a"
+            f" pair needs two.{why}"
         )
     count = Counter(label for report in used for label in report.labels or ())
     if labels and max(count.values(), default=0) < 2:
@@ -98,16 +97,16 @@ def check_enough(
             for r in used[:2]
         )
         raise InputError(
-            f"Labels are asked for, but no two scans of {root} share one ({some}). The numbers of a"
-            " label have to mean the same in every scan."
+            f"Labels are required, but no two scans of {root} share one ({some}). A label value"
+            " must mean the same in every scan."
         )
 
 
-def _many(names: Iterable[str]) -> str:
-    """The first few of some names, and how many more."""
+def _list_names(names: Iterable[str]) -> str:
+    """Text of the first few names and the number of the others."""
     names = list(names)
-    more = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMES} others" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _grouped(values: Mapping[str, str]) -> dict[str, list[str]]:
@@ -118,18 +117,18 @@ def _grouped(values: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _copies(used: Sequence[ScanReport], contents: Mapping[str, str]) -> list[str]:
-    whose = {report.name: report.subject for report in used}
+    subjects = {report.name: report.subject for report in used}
     found = []
-    for names in _grouped({name: contents[name] for name in whose if name in contents}).values():
+    for names in _grouped({name: contents[name] for name in subjects if name in contents}).values():
         if len(names) < 2:
             continue
-        apart = len({whose[name] for name in names}) > 1
+        distinct = len({subjects[name] for name in names}) > 1
         then = (
-            "they count as different subjects and may stand on both sides of a split"
-            if apart
+            "they count as different subjects and may be on both sides of a split"
+            if distinct
             else "one is enough"
         )
-        found.append(f"The same image: {_many(names)}; {then}.")
+        found.append(f"The same image: {_list_names(names)}; {then}.")
     return found
 
 
@@ -141,18 +140,18 @@ def _labels(used: Sequence[ScanReport]) -> list[str]:
     without = [report.name for report in used if report.labels is None]
     if without:
         found.append(
-            f"No labels: {_many(without)}; {len(labelled)} of {len(used)} scans have some."
+            f"No labels: {_list_names(without)}; {len(labelled)} of {len(used)} scans have some."
         )
     count = Counter(label for report in labelled for label in report.labels or ())
     missing: dict[tuple[str, ...], list[int]] = {}
     for label in sorted(label for label in count if count[label] < len(labelled)):
-        lacking = tuple(report.name for report in labelled if label not in (report.labels or ()))
-        missing.setdefault(lacking, []).append(label)
-    for lacking, values in sorted(missing.items(), key=lambda item: (len(item[0]), item[1])):
+        missing_in = tuple(report.name for report in labelled if label not in (report.labels or ()))
+        missing.setdefault(missing_in, []).append(label)
+    for missing_in, values in sorted(missing.items(), key=lambda item: (len(item[0]), item[1])):
         words = ", ".join(str(v) for v in values[:10]) + (" ..." if len(values) > 10 else "")
         found.append(
             f"Label sets differ: {words} {'is' if len(values) == 1 else 'are'} missing in"
-            f" {_many(lacking)} ({len(lacking)} of {len(labelled)} scans)."
+            f" {_list_names(missing_in)} ({len(missing_in)} of {len(labelled)} scans)."
         )
     return found
 
@@ -165,19 +164,18 @@ def _outliers(used: Sequence[ScanReport]) -> list[str]:
             for report in used
             if report.overlap_kind == kind
         }
-        if len(values) < LEAST_SCANS:
+        if len(values) < MIN_SCANS:
             continue
         numbers = np.array(list(values.values()))
         middle = float(np.median(numbers))
         spread = 1.4826 * float(np.median(np.abs(numbers - middle)))
-        least = middle - float(np.clip(SPREADS * spread, *FAR_WORSE))
+        threshold = middle - float(np.clip(OUTLIER_SPREADS * spread, *OUTLIER_LIMITS))
         word = "Dice" if kind == "dice" else "correlation"
         for name, value in values.items():
-            if value < least:
+            if value < threshold:
                 found.append(
                     f"{name} agrees far worse with its partner than the others: {word} {value:.2f}"
-                    f" after alignment, against {middle:.2f} in the middle. Look at it, or leave it"
-                    " out."
+                    f" after alignment; the median is {middle:.2f}. Check it, or leave it out."
                 )
     return found
 
@@ -194,29 +192,29 @@ def _spacings(used: Sequence[ScanReport]) -> list[str]:
         found.append(f"Spacings differ (each sorted): {_counted(words)}.")
     codes = {report.name: report.orientation for report in used if report.orientation is not None}
     if len(set(codes.values())) > 1:
-        found.append(f"Orientations differ (they are brought to the same axes): {_counted(codes)}.")
+        found.append(f"Orientations differ (all are reoriented): {_counted(codes)}.")
     return found
 
 
 def _counted(values: Mapping[str, Hashable]) -> str:
-    """How many scans have each value, and one or a few of the rarest by name."""
+    """Text of the number of scans with each value, with a few names."""
     groups: dict[Hashable, list[str]] = {}
     for name, value in values.items():
         groups.setdefault(value, []).append(name)
     order = sorted(groups.items(), key=lambda item: -len(item[1]))
-    parts = [f"{value} in {len(names)} ({_many(names)})" for value, names in order[:4]]
+    parts = [f"{value} in {len(names)} ({_list_names(names)})" for value, names in order[:4]]
     return "; ".join(parts) + ("; and others" if len(order) > 4 else "")
 
 
-CANDIDATES = 7  # scans among which the reference is chosen
+CANDIDATES = 7  # scans from which the reference is chosen
 
 
 class Checkup:
-    """Look at every scan of a data set, and make its pairs.
+    """Checks every scan of a data set, and makes its pairs.
 
-    Ours: each scan is aligned once, with a reference scan; a pair goes through both affines.  Where
-    pairs are listed that are fewer than the scans, or all of one subject each, every pair is
-    aligned itself.
+    Ours: each scan is aligned once, with a reference scan; a pair is aligned by both affines.  If
+    fewer pairs than scans are listed, or every listed pair is of one subject, each pair is aligned
+    by itself.
 
     Parameters
     ----------
@@ -226,20 +224,20 @@ class Checkup:
     affine : {"auto", "rigid", "affine", "none"}
         As for `align`.
     labels : bool
-        Labels are needed: scans without them are left out.
+        Labels are required: scans without them are left out.
     cache : VolumeCache, optional
     training : sequence of str, optional
-        Names of the scans that learn: the reference is one of them, and two of them have to be
-        usable.  By default the data set's own part, or all.
+        Names of the training scans: the reference is one of them, and two of them must be usable.
+        By default the data set's own training part, or all.
 
     Attributes
     ----------
     reports : list of ScanReport
         So far.
     problems : list of str
-        What a person should know, once the run has ended.
+        Warnings for the user; complete at the end of the run.
     reference : str or None
-        The scan that the others were aligned with.
+        The scan that the others are aligned with.
     """
 
     def __init__(
@@ -264,54 +262,54 @@ class Checkup:
         self._training = [
             name for name in sorted(own if training is None else training) if name in dataset.names
         ]
-        self._small = PreparedScans(dataset, self.cache, need_labels=labels)
+        self._scans = PreparedScans(dataset, self.cache, need_labels=labels)
         self._to_reference: dict[str, Matrix] = {}  # reference world to scan world
-        self._of_pairs: dict[tuple[str, str], Matrix] = {}
-        # listed pairs that do not come together, and why
-        self._apart: dict[tuple[str, str], str] = {}
+        self._pair_affines: dict[tuple[str, str], Matrix] = {}
+        # listed pairs that cannot be aligned, with the reason
+        self._failed_pairs: dict[tuple[str, str], str] = {}
         self._contents: dict[str, str] = {}
         self._notes: dict[str, str] = {}
         self._finished = False
 
     @property
     def usable(self) -> tuple[str, ...]:
-        """Names of the scans that can be used, as far as the run has come."""
+        """Names of the usable scans so far."""
         return tuple(report.name for report in self.reports if report.skipped is None)
 
     def rows(self) -> list[dict[str, object]]:
-        """A table with a line for each scan."""
+        """Table rows, one per scan."""
         return [report.to_row() for report in self.reports]
 
     def run(self) -> Iterator[ScanReport]:
-        """Look at one scan after the other; can be stopped at each, and is quick the next time.
+        """Check one scan per `next`; can be stopped at each, and is fast when repeated.
 
         Raises
         ------
         InputError
-            If fewer than two scans that learn are usable, or labels are needed and there are none,
+            If fewer than two training scans are usable, or labels are required and there are none,
             or no two scans share one.
         """
         self._start_again()
         if self._need_labels and not any(scan.labels is not None for scan in self.dataset.scans):
             raise InputError(
-                f"Labels are asked for, but no scan of {self.dataset.root} has a label map. Say"
-                " which files they are (--labels 'labels/*.nii.gz' or '{name}_seg.nii.gz'), or"
-                " learn without labels."
+                f"Labels are required, but no scan of {self.dataset.root} has a label map. Give"
+                " their file names (--labels 'labels/*.nii.gz' or '{name}_seg.nii.gz'), or train"
+                " without labels."
             )
         if not self.by_pairs:
             self.reference = self._choose_reference()
         for scan in self.dataset.scans:
-            report = self._examined(scan)
+            report = self._examine(scan)
             self.reports.append(report)
             yield report
         skipped = self.dataset.skipped
         self.problems = find_problems(self.reports, skipped, self._contents, self._notes)
         self.problems += [
-            f"The pair {m} -> {f} is left out: {why}" for (m, f), why in self._apart.items()
+            f"The pair {m} -> {f} is left out: {why}" for (m, f), why in self._failed_pairs.items()
         ]
-        if self.cache.trouble:
+        if self.cache.last_error:
             self.problems.append(
-                f"The cache does not keep everything, so it takes longer: {self.cache.trouble}."
+                f"The cache could not save everything, which costs time: {self.cache.last_error}."
             )
         check_enough(self.dataset.root, self.reports, self._training, self._need_labels)
         self._finished = True
@@ -324,77 +322,87 @@ class Checkup:
         labels: bool = False,
         both_orders: bool = True,
     ) -> TrainingPairs:
-        """The pairs of some scans, read and conformed when they are asked for.
+        """Make the pairs of some scans, read and conformed on access.
 
         Parameters
         ----------
         names : sequence of str
-            Of scans; those that are not usable are left out.
+            Names of scans; unusable ones are left out.
         size : int or "native", optional
-            As for `conform`; by default that of the check-up.
+            As for `conform`; by default that of the quality check.
         labels : bool
-            Carry the label maps too.
+            Include the label maps.
         both_orders : bool
-            False gives (a, b) or (b, a) only: a step of training sees both orders.
+            False gives only one of (a, b) and (b, a): a training step uses both orders.
 
         Raises
         ------
         InputError
-            If a name is unknown; as `run`, which is done first where it was not.
+            If a name is unknown, or from `run`, which is run first if necessary.
         """
         if not self._finished:
             for _ in self.run():
                 pass
         for name in names:
             self.dataset.scan(name)
-        there = set(names) & set(self.usable)
+        usable = set(names) & set(self.usable)
         chosen = [
-            pair for pair in self.dataset.ordered_pairs(sorted(there)) if pair not in self._apart
+            pair
+            for pair in self.dataset.ordered_pairs(sorted(usable))
+            if pair not in self._failed_pairs
         ]
         if not both_orders:
             chosen = list({tuple(sorted(pair)): pair for pair in reversed(chosen)}.values())[::-1]
-        seen = self._size if size is None else size
-        return TrainingPairs(self._small, chosen, self._affine_of, size=seen, labels=labels)
+        requested_size = self._size if size is None else size
+        return TrainingPairs(
+            self._scans, chosen, self._affine_of, size=requested_size, labels=labels
+        )
 
     @property
-    def prints(self) -> dict[str, tuple[str, str | None]]:
+    def checksums(self) -> dict[str, tuple[str, str | None]]:
         """As of `PreparedScans`."""
-        return self._small.prints
+        return self._scans.checksums
 
     @property
     def by_pairs(self) -> bool:
-        """Whether every pair is aligned itself."""
+        """Whether each pair is aligned by itself."""
         pairs = self.dataset.pairs
         if pairs is None:
             return False
-        whose = {scan.name: scan.subject for scan in self.dataset.scans}
-        return len(pairs) < len(whose) or all(whose.get(m) == whose.get(f) for m, f in pairs)
+        subjects = {scan.name: scan.subject for scan in self.dataset.scans}
+        return len(pairs) < len(subjects) or all(
+            subjects.get(m) == subjects.get(f) for m, f in pairs
+        )
 
     def _affine_of(self, moving: str, fixed: str) -> Matrix:
         """Fixed world to moving world."""
         if not self.by_pairs:
             return np.asarray(self._to_reference[moving] @ np.linalg.inv(self._to_reference[fixed]))
-        if (moving, fixed) in self._of_pairs:
-            return self._of_pairs[moving, fixed]
-        return np.asarray(np.linalg.inv(self._of_pairs[fixed, moving]))
+        if (moving, fixed) in self._pair_affines:
+            return self._pair_affines[moving, fixed]
+        return np.asarray(np.linalg.inv(self._pair_affines[fixed, moving]))
 
     def _start_again(self) -> None:
         for scan in self.dataset.scans:
-            self._small.forget(scan.name)
+            self._scans.forget(scan.name)
         self.reports, self.problems, self.reference = [], [], None
-        for known in (self._to_reference, self._of_pairs, self._apart, self._contents, self._notes):
-            known.clear()
+        for state in (
+            self._to_reference,
+            self._pair_affines,
+            self._failed_pairs,
+            self._contents,
+            self._notes,
+        ):
+            state.clear()
         self._finished = False
 
     def _read(self, scan: Scan) -> PreparedScan:
         if self._need_labels and scan.labels is None:
-            raise InputError("it has no label map, and labels are asked for.")
-        return self._small.look(scan.name, self._size)
+            raise InputError("it has no label map, but labels are required.")
+        return self._scans.load(scan.name, self._size)
 
     def _choose_reference(self) -> str | None:
-        """Of the first few usable scans that learn, the one with most labels, of ordinary
-        extent.
-        """
+        """Choose, from a few training scans, one with most labels and a typical extent."""
         found: dict[str, PreparedScan] = {}
         for name in self._training:
             if len(found) == CANDIDATES:
@@ -418,46 +426,48 @@ class Checkup:
             ),
         )
 
-    def _examined(self, scan: Scan) -> ScanReport:
+    def _examine(self, scan: Scan) -> ScanReport:
         report = ScanReport(scan.name, scan.subject, str(scan.image))
         try:
             small = self._read(scan)
             report = small.describe(report)
-            partner, agreed = self._compared(scan.name, small)
+            partner, agreement = self._align_scan(scan.name, small)
         except InputError as error:
             return replace(report, skipped=str(error))
         self._contents[scan.name] = small.facts["content"]
         if small.facts["notes"]:
             self._notes[scan.name] = " ".join(small.facts["notes"])
-        return replace(report, partner=partner, dice=agreed.dice, ncc=agreed.ncc)
+        return replace(report, partner=partner, dice=agreement.dice, ncc=agreement.ncc)
 
-    def _compared(self, name: str, small: PreparedScan) -> tuple[str | None, Agreement]:
-        """Align a scan; with which other, and how well they then agree."""
+    def _align_scan(self, name: str, small: PreparedScan) -> tuple[str | None, Agreement]:
+        """Align a scan; return its partner and their agreement."""
         if self.by_pairs:
-            return self._compared_in_pairs(name)
+            return self._align_partners(name)
         if self.reference is None or name == self.reference:
             self._to_reference[name] = np.eye(4)
             return None, Agreement(None, None)
-        fixed = self._small.look(self.reference, self._size)
-        self._to_reference[name], agreed = aligned(small, fixed, self._mode, self.cache)
-        return self.reference, agreed
+        fixed = self._scans.load(self.reference, self._size)
+        self._to_reference[name], agreement = align_scans(small, fixed, self._mode, self.cache)
+        return self.reference, agreement
 
-    def _compared_in_pairs(self, name: str) -> tuple[str, Agreement]:
-        """Align a scan with all its partners; the first of them, and how well they then agree."""
+    def _align_partners(self, name: str) -> tuple[str, Agreement]:
+        """Align a scan with all its partners; return the first one and their agreement."""
         first: tuple[str, Agreement] | None = None
         for pair in self.dataset.pairs or ():
-            if name not in pair or pair in self._apart:
+            if name not in pair or pair in self._failed_pairs:
                 continue
             try:
                 moving, fixed = (self._read(self.dataset.scan(side)) for side in pair)
             except InputError:  # of the partner, which is reported when its turn comes
                 continue
             try:
-                self._of_pairs[pair], agreed = aligned(moving, fixed, self._mode, self.cache)
+                self._pair_affines[pair], agreement = align_scans(
+                    moving, fixed, self._mode, self.cache
+                )
             except InputError as error:
-                self._apart[pair] = str(error)
+                self._failed_pairs[pair] = str(error)
                 continue
-            first = first or (pair[0] if pair[1] == name else pair[1], agreed)
+            first = first or (pair[0] if pair[1] == name else pair[1], agreement)
         if first is None:
             raise InputError("none of its listed pairs can be used.")
         return first

@@ -1,4 +1,4 @@
-"""Scan and Dataset: images, labels, subjects; what the quality check found about each scan."""
+"""Data sets of scans: images, labels and subjects; reports of the quality check."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from napari_shmoareg.io.untrusted import printable
 
 @dataclass(frozen=True)
 class DatasetChoice:
-    """A data set, and how it is to be read; see `open_dataset`.
+    """Arguments of `open_dataset`.
 
     Attributes
     ----------
     path : str
     images, labels, subject : str or None
-        Patterns of files, and a regular expression that finds the subject in a name.
+        File patterns, and a regular expression that finds the subject in a name.
     kind : str
     window : (low, high) or None
     nan : float or None
@@ -44,12 +44,12 @@ class DatasetChoice:
     channel: int | None = None
 
     def open(self) -> Dataset:
-        """Open it.
+        """Open the data set.
 
         Raises
         ------
         InputError
-            If it is none.
+            If the path is no data set.
         """
         from napari_shmoareg.datasets.finders import open_dataset
 
@@ -57,13 +57,13 @@ class DatasetChoice:
 
     @property
     def options(self) -> dict[str, Any]:
-        """All but the path."""
+        """All arguments except the path."""
         return {name: value for name, value in asdict(self).items() if name != "path"}
 
 
 @dataclass(frozen=True)
 class ScanReport:
-    """One scan, as it lies on the disk and beside the others.
+    """Properties of one scan, and its agreement with another one.
 
     Attributes
     ----------
@@ -74,19 +74,19 @@ class ScanReport:
     spacing : tuple of 3 float
         mm.
     orientation : str
-        Where the three axes of the file run to, such as "LIA".
+        Directions of the three axes of the file, such as "LIA".
     low, high : float
-        Least and greatest value, in the file's units, within the window.
+        Minimum and maximum, in the file's units, within the window.
     labels : tuple of int, or None
-        Label values without 0; None where there is no label map.
+        Label values without 0; None without a label map.
     dice : float or None
-        Mean Dice of the labels with its partner's, after alignment, over labels in either.
+        Mean Dice with its partner after alignment, over labels in either.
     ncc : float or None
-        Correlation with its partner after alignment, where their fields of view meet.
+        Correlation with its partner after alignment, where their fields of view overlap.
     partner : str or None
-        With which scan it was compared: the reference, or the other one of its listed pair.
+        The scan that it was compared with: the reference, or the other one of its listed pair.
     skipped : str or None
-        Why it is not used.
+        Reason if it is not used.
     """
 
     name: str
@@ -105,14 +105,12 @@ class ScanReport:
 
     @property
     def overlap(self) -> float | None:
-        """The Dice where both scans have labels, otherwise the correlation; None for the
-        reference.
-        """
+        """Dice if both scans have labels, otherwise the correlation; None for the reference."""
         return self.ncc if self.dice is None else self.dice
 
     @property
     def overlap_kind(self) -> str | None:
-        """What `overlap` is: "dice" or "ncc"."""
+        """Kind of `overlap`: "dice" or "ncc"."""
         if self.overlap is None:
             return None
         return "ncc" if self.dice is None else "dice"
@@ -135,7 +133,7 @@ class ScanReport:
         }
 
     def to_row(self) -> dict[str, object]:
-        """One line of a table, with the name of each number."""
+        """Table row."""
         return {
             "scan": self.name,
             "subject": self.subject,
@@ -160,14 +158,14 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scan:
-    """One image of one person.
+    """One image of one subject.
 
     Attributes
     ----------
     name : str
         Unique in its data set.
     subject : str
-        Whose it is: scans of one subject never stand on both sides of a split.
+        Scans of one subject are never on both sides of a split.
     image : Path
         A file, or a folder with one DICOM series.
     labels : Path or None
@@ -181,7 +179,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is no part of the data set, and why."""
+    """A file that is not part of the data set, and the reason."""
 
     path: Path
     why: str
@@ -189,7 +187,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Scans, and which pairs are made of them; nothing is read until it is asked for.
+    """Scans and their pairs; images are read on access.
 
     Attributes
     ----------
@@ -197,17 +195,17 @@ class Dataset:
     root : Path
         The folder or file that was opened.
     scans : tuple of Scan
-        By name.
+        Sorted by name.
     pairs : tuple of (moving, fixed) names, or None
         None: every ordered pair.
     parts : mapping of "train", "validation", "test" to names, or None
-        A split that comes with the data set.
+        The data set's own split.
     window : (low, high) or None
-        Intensities are cut off there when a scan is read; units of the file.
+        Intensities are clipped to it when a scan is read; units of the file.
     skipped : tuple of Skipped
     landmarks : mapping of (moving, fixed) to Path
     part_pairs : mapping of a part to its pairs
-        Where every ordered pair may learn, but a part is judged on listed ones.
+        Evaluation pairs of a part, for data sets that train on every ordered pair.
     nan, channel
         As for `read_image`.
     """
@@ -231,14 +229,14 @@ class Dataset:
 
     @property
     def subjects(self) -> dict[str, tuple[str, ...]]:
-        """Subject to the names of its scans, both in the order of names."""
+        """Mapping of subjects to the names of their scans, both sorted."""
         found: dict[str, list[str]] = {}
         for scan in self.scans:
             found.setdefault(scan.subject, []).append(scan.name)
         return {subject: tuple(sorted(found[subject])) for subject in sorted(found)}
 
     def scan(self, name: str) -> Scan:
-        """The scan of a name.
+        """Find a scan by name.
 
         Raises
         ------
@@ -252,7 +250,7 @@ class Dataset:
         raise InputError(f"{self.root} has no scan '{name}'. It has {len(self.scans)}: {some} ...")
 
     def read(self, name: str) -> tuple[Volume, Volume | None]:
-        """Read an image, cut off at the window, and its labels if it has some.
+        """Read an image, clipped to the window, and its labels if there are any.
 
         Raises
         ------
@@ -262,29 +260,29 @@ class Dataset:
         scan = self.scan(name)
         image = read_image(scan.image, nan=self.nan, channel=self.channel)
         if self.window is not None:
-            image = cut_off(image, self.window)
+            image = clip_to_window(image, self.window)
         labels = None if scan.labels is None else read_image(scan.labels, labels=True, nan=self.nan)
         return image, labels
 
     def ordered_pairs(self, names: Sequence[str]) -> list[tuple[str, str]]:
-        """The pairs (moving, fixed) that can be made of some scans, always in the same order."""
-        there = set(names)
+        """List the pairs (moving, fixed) of some scans, in a fixed order."""
+        requested = set(names)
         if self.pairs is not None:
-            return [pair for pair in self.pairs if there.issuperset(pair)]
+            return [pair for pair in self.pairs if requested.issuperset(pair)]
         for listed in self.part_pairs.values():
-            chosen = [pair for pair in listed if there.issuperset(pair)]
-            if chosen and there <= {name for pair in listed for name in pair}:
+            chosen = [pair for pair in listed if requested.issuperset(pair)]
+            if chosen and requested <= {name for pair in listed for name in pair}:
                 return chosen
-        return list(itertools.permutations(sorted(there), 2))
+        return list(itertools.permutations(sorted(requested), 2))
 
     def only(self, names: Sequence[str]) -> Dataset:
-        """The data set with some of its scans."""
-        there = set(names)
-        return replace(self, scans=tuple(scan for scan in self.scans if scan.name in there))
+        """Restrict the data set to some of its scans."""
+        requested = set(names)
+        return replace(self, scans=tuple(scan for scan in self.scans if scan.name in requested))
 
 
-def cut_off(image: Volume, window: Window) -> Volume:
-    """An image with its values cut off at both ends of a window."""
+def clip_to_window(image: Volume, window: Window) -> Volume:
+    """Clip the values of an image to a window."""
     values = np.clip(image.values.astype(np.float32), *window)
     if image.values.dtype.kind == "i" and all(float(end).is_integer() for end in window):
         values = values.astype(image.values.dtype)
@@ -292,12 +290,12 @@ def cut_off(image: Volume, window: Window) -> Volume:
 
 
 def check_window(window: Sequence[float] | None) -> Window | None:
-    """A window as two numbers, the lower first.
+    """Parse a window: two numbers, the lower first.
 
     Raises
     ------
     InputError
-        If it is something else.
+        If it is anything else.
     """
     if window is None:
         return None
@@ -314,8 +312,8 @@ def check_window(window: Sequence[float] | None) -> Window | None:
     return low, high
 
 
-# Ours: names that say who it is, whatever session, series or file it is of.
-_RULES = (
+# Ours: naming schemes that identify the subject, whatever the session, series or file.
+_SUBJECT_PATTERNS = (
     re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)"),  # BIDS
     re.compile(r"(OAS[12]_\d{4})_MR\d"),  # OASIS-1 and -2
     re.compile(r"(OAS3\d{4})(?:_MR|/)"),  # OASIS-3
@@ -329,8 +327,8 @@ _ROLE_FOLDERS = re.compile(
 )
 
 
-def place_in(root: Path, path: Path) -> tuple[str, ...]:
-    """The folders between root and a file that say more than that images or labels lie in them."""
+def descriptive_folders(root: Path, path: Path) -> tuple[str, ...]:
+    """Folders between root and a file, without those that only name a role (images, labels)."""
     inner = (
         path.parent.relative_to(root)
         if path.parent.is_relative_to(root)
@@ -340,21 +338,24 @@ def place_in(root: Path, path: Path) -> tuple[str, ...]:
 
 
 def scan_names(root: Path, images: Sequence[Path]) -> dict[Path, str]:
-    """A unique name for each image: of the file, with its folders where that is not enough."""
+    """Make a unique name for each image: its file name, with folders if necessary."""
     short = {path: printable(path.name if path.is_dir() else stem(path)) for path in images}
-    longer = {path: printable("/".join((*place_in(root, path), short[path]))) for path in images}
+    longer = {
+        path: printable("/".join((*descriptive_folders(root, path), short[path])))
+        for path in images
+    }
     whole = {path: printable(str(path.parent / short[path])) for path in images}
     chosen: dict[Path, str] = {}
     for names in (short, longer, whole):
-        often = Counter(names[path] for path in images)
+        counts = Counter(names[path] for path in images)
         chosen |= {
-            path: names[path] for path in images if path not in chosen and often[names[path]] == 1
+            path: names[path] for path in images if path not in chosen and counts[names[path]] == 1
         }
     return chosen | {path: printable(str(path)) for path in images if path not in chosen}
 
 
-def read_rule(subject: str | None) -> re.Pattern[str] | None:
-    """A user's rule for the subject of a name.
+def compile_subject_pattern(subject: str | None) -> re.Pattern[str] | None:
+    """Compile the user's subject pattern.
 
     Raises
     ------
@@ -365,78 +366,86 @@ def read_rule(subject: str | None) -> re.Pattern[str] | None:
         return None
     example = r"such as '(sub-\d+)_.*'"
     try:
-        rule = re.compile(subject)
+        subject_pattern = re.compile(subject)
     except re.error as error:
         raise InputError(
-            f"The subject is found by a regular expression with one group, {example}; '{subject}'"
-            f" is none ({error})."
+            f"A subject pattern is a regular expression with one group, {example}; '{subject}' is"
+            f" not valid ({error})."
         ) from error
-    if rule.groups != 1:
+    if subject_pattern.groups != 1:
         raise InputError(
-            f"The subject is what one group ( ) of a regular expression finds, {example};"
-            f" '{subject}' has {rule.groups}. Write (?: ) for a group that is not meant."
+            f"A subject pattern has one group ( ) that matches the subject, {example}; '{subject}'"
+            f" has {subject_pattern.groups}. Write (?: ) for other groups."
         )
-    return rule
+    return subject_pattern
 
 
-def subject_of(name: str, place: str, rule: re.Pattern[str] | None) -> str:
-    """Whose scan it is.
+def find_subject(name: str, relative_path: str, subject_pattern: re.Pattern[str] | None) -> str:
+    """Find the subject of a scan.
 
     Parameters
     ----------
     name : str
         Of the scan.
-    place : str
-        Its file within the data set, with / and without ending.
-    rule : pattern or None
-        The user's; looked for in the name, then in the place.
+    relative_path : str
+        Path of its file within the data set, with / and without extension.
+    subject_pattern : pattern or None
+        The user's subject pattern, searched in the name, then in the path.
 
     Raises
     ------
     InputError
-        If the user's rule finds nothing.
+        If the user's pattern does not match.
     """
-    if rule is not None:
-        found = rule.search(name) or rule.search(place)
+    if subject_pattern is not None:
+        found = subject_pattern.search(name) or subject_pattern.search(relative_path)
         if found is None or not found[1]:
             raise InputError(
-                f"The rule '{rule.pattern}' finds no subject in '{name}' nor in '{place}'. Mend the"
-                " rule, so that every scan has a subject."
+                f"The subject pattern '{subject_pattern.pattern}' matches neither '{name}' nor"
+                f" '{relative_path}'. Correct the pattern so that it matches every scan."
             )
         return found[1]
-    for known in _RULES:
-        found = known.search(name) or known.search(place)
+    for pattern in _SUBJECT_PATTERNS:
+        found = pattern.search(name) or pattern.search(relative_path)
         if found is not None:
             return found[1]
     return name
 
 
 def make_scans(
-    root: Path, images: Iterable[Path], labels: Mapping[Path, Path], rule: re.Pattern[str] | None
+    root: Path,
+    images: Iterable[Path],
+    labels: Mapping[Path, Path],
+    subject_pattern: re.Pattern[str] | None,
 ) -> tuple[Scan, ...]:
-    """Scans in the order of their names."""
+    """Make the scans, sorted by name."""
     paths = sorted(set(images))
     names = scan_names(root, paths)
     scans = []
     for path in paths:
         inner = path.relative_to(root) if path.is_relative_to(root) else path
-        place = (inner.with_name(stem(inner)) if inner.name else inner).as_posix()
+        relative_path = (inner.with_name(stem(inner)) if inner.name else inner).as_posix()
         scans.append(
-            Scan(names[path], subject_of(names[path], place, rule), path, labels.get(path))
+            Scan(
+                names[path],
+                find_subject(names[path], relative_path, subject_pattern),
+                path,
+                labels.get(path),
+            )
         )
     return tuple(sorted(scans, key=lambda scan: scan.name))
 
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Patterns, the rule for subjects and how scans are read.
+    """File patterns, subject pattern, and reading options.
 
     Attributes
     ----------
     images, labels : str or None
         Patterns of file names.
-    rule : pattern or None
-        For the subject of a name.
+    subject_pattern : pattern or None
+        The subject pattern.
     window : (low, high) or None
     nan, channel
         As for `read_image`.
@@ -444,7 +453,7 @@ class DatasetOptions:
 
     images: str | None = None
     labels: str | None = None
-    rule: re.Pattern[str] | None = None
+    subject_pattern: re.Pattern[str] | None = None
     window: Window | None = None
     nan: float | None = None
     channel: int | None = None

@@ -1,4 +1,4 @@
-"""Which label map belongs to which image, by their names."""
+"""Matching of label maps with images by file name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from napari_shmoareg.datasets.dataset import Skipped, place_in
+from napari_shmoareg.datasets.dataset import Skipped, descriptive_folders
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import ending, stem
 from napari_shmoareg.io.images import ITK_ENDINGS, NIFTI_ENDINGS
@@ -24,37 +24,35 @@ _GLOB = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]")
 
 
 class Matched(NamedTuple):
-    """Labels by image, and what found no partner."""
+    """Label maps by image, and files without a partner."""
 
     labels: dict[Path, Path]
     skipped: list[Skipped]
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """The entries of a folder that match a pattern, by name, hidden ones left out.
+    """List the entries of a folder that match a pattern, sorted, without hidden ones.
 
     Raises
     ------
     InputError
-        If it is no pattern.
+        If the pattern is invalid.
     """
     try:
         return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
     except (ValueError, RuntimeError, IndexError) as error:  # of an empty or an absolute pattern
         raise InputError(
-            f"'{pattern}' is no pattern of files in a folder, such as 'images/*.nii.gz' ({error})."
+            f"'{pattern}' is not a file pattern such as 'images/*.nii.gz' ({error})."
         ) from error
 
 
 def volumes_matching(folder: Path, pattern: str) -> list[Path]:
-    """As `matching`, but only what is read as a volume: image files, and folders of DICOM
-    slices.
-    """
+    """As `matching`, restricted to volumes: image files and folders of DICOM slices."""
     return [p for p in matching(folder, pattern) if is_volume(p)]
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a path is an image file by its ending, or a folder with DICOM slices."""
+    """Whether a path is an image file by its extension, or a folder with DICOM slices."""
     if path.is_dir():
         return any(ending(file) in (".dcm", ".ima") for file in path.iterdir())
     return ending(path) in (*NIFTI_ENDINGS, *ITK_ENDINGS)
@@ -66,12 +64,12 @@ def match_labels(
     labels: Sequence[Path],
     patterns: tuple[str, str] | None = None,
 ) -> Matched:
-    """Give each image the label map of the same name.
+    """Match each image with the label map of the same name.
 
-    Ours: the first of these that are equal and of one image only: what the wildcards of both
-    patterns stood for; the folders and the name; the name; the same without words such as seg,
-    label, brain or t1w; at last a label map whose name is the beginning of the image's (``case7``
-    for ``case7_0000``).
+    Ours: compared in this order, as far as unique to one image: the text that the wildcards of both
+    patterns match; folders and name; the name; the same without words such as seg, label, brain or
+    t1w; finally a label map whose name is the beginning of the image's (``case7`` for
+    ``case7_0000``).
 
     Parameters
     ----------
@@ -79,7 +77,7 @@ def match_labels(
     images, labels : sequences of Path
         Within root.
     patterns : (str, str), optional
-        Of images and labels.
+        Patterns of images and labels.
     """
     found: dict[Path, Path] = {}
     skipped: list[Skipped] = []
@@ -98,7 +96,7 @@ def match_labels(
                 first, *others = sorted(by_id[named], key=lambda p: (-common[_tail(p)], p))
                 found[image] = first
                 skipped += [
-                    Skipped(p, f"another label map of {image.name}; {first.name} was taken")
+                    Skipped(p, f"another label map of {image.name}; {first.name} is used")
                     for p in others
                 ]
     used = set(found.values()) | {entry.path for entry in skipped}
@@ -112,12 +110,10 @@ def match_labels(
     skipped = [entry for entry in skipped if entry.path not in found.values()]
     used = set(found.values()) | {entry.path for entry in skipped}
     skipped += [
-        Skipped(p, "a label map that belongs to no image by its name")
-        for p in labels
-        if p not in used
+        Skipped(p, "a label map whose name matches no image") for p in labels if p not in used
     ]
     skipped += [
-        Skipped(p, "no label map has its name: read without labels")
+        Skipped(p, "no label map matches its name: read without labels")
         for p in images
         if p not in found
     ]
@@ -127,17 +123,18 @@ def match_labels(
 def match_template(
     root: Path, images: Sequence[Path], template: str, pattern: str | None
 ) -> Matched:
-    """Give each image the label map whose name is made of its own.
+    """Match each image with the label map whose name follows from a template.
 
     Parameters
     ----------
     root : Path
     images : sequence of Path
     template : str
-        Such as ``labels/{name}.nii.gz`` or ``{name}_seg.nii.gz``, within root or beside the image;
-        {name} is the image's name without its ending, or what the wildcards of `pattern` stood for.
+        Such as ``labels/{name}.nii.gz`` or ``{name}_seg.nii.gz``, within root or the image's
+        folder; {name} is the image's name without extension, or the text matched by the wildcards
+        of `pattern`.
     pattern : str or None
-        Of the images.
+        Pattern of the images.
 
     Raises
     ------
@@ -152,15 +149,15 @@ def match_template(
             files = [template.format(name=name) for name in names if name]
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(
-                "A template of label maps has one field, {name}, such as '{name}_seg.nii.gz';"
+                "A template for label maps has one field, {name}, as in '{name}_seg.nii.gz';"
                 f" got '{template}'."
             ) from error
-        places = [folder / file for file in files for folder in (root, image.parent)]
-        place = next((p for p in places if p.is_file() and p != image), None)
-        if place is None:
-            skipped.append(Skipped(image, f"there is no {places[0]}: read without labels"))
+        candidates = [folder / file for file in files for folder in (root, image.parent)]
+        label_file = next((p for p in candidates if p.is_file() and p != image), None)
+        if label_file is None:
+            skipped.append(Skipped(image, f"there is no {candidates[0]}: read without labels"))
         else:
-            found[image] = place
+            found[image] = label_file
     return Matched(found, skipped)
 
 
@@ -168,18 +165,20 @@ _Naming = Callable[[Path], str | None]
 
 
 def _levels(root: Path, patterns: tuple[str, str] | None) -> list[tuple[_Naming, _Naming]]:
-    """Ways to name an image and a label map, the strictest first."""
+    """Functions that name an image and a label map, the strictest first."""
 
-    def placed(path: Path) -> str:
-        return "/".join((*place_in(root, path), stem(path)))
+    def with_folders(path: Path) -> str:
+        return "/".join((*descriptive_folders(root, path), stem(path)))
 
-    def placed_key(path: Path) -> str:
-        return "/".join((*place_in(root, path), _key(path)))
+    def with_folders_key(path: Path) -> str:
+        return "/".join((*descriptive_folders(root, path), _key(path)))
 
-    levels: list[tuple[_Naming, _Naming]] = [(f, f) for f in (placed, stem, placed_key, _key)]
+    levels: list[tuple[_Naming, _Naming]] = [
+        (f, f) for f in (with_folders, stem, with_folders_key, _key)
+    ]
     if patterns is not None and _GLOB.search(patterns[0]) and _GLOB.search(patterns[1]):
         of_images, of_labels = patterns
-        for deep in (False, True):  # without what ** stands for; with it, strictest first
+        for deep in (False, True):  # without the text of **, then with it
             naming = [
                 partial(_captured, root, pattern, deep=deep) for pattern in (of_images, of_labels)
             ]
@@ -188,20 +187,18 @@ def _levels(root: Path, patterns: tuple[str, str] | None) -> list[tuple[_Naming,
 
 
 def _key(path: Path) -> str:
-    """The name of a file without the words that say what it shows."""
+    """The name of a file without words for the kind of image."""
     name = _FRONT.sub("", stem(path).lower())
     return "_".join(word for word in re.split(r"[_. ]", name) if word and not _WORD.fullmatch(word))
 
 
 def _tail(path: Path) -> str:
-    """The last word of a file's name and its folder: label maps of one kind share it."""
+    """Folder and last word of a file name: the same for label maps of one kind."""
     return f"{path.parent.name}/{re.split('[_.]', stem(path))[-1].lower()}"
 
 
 def _captured(root: Path, pattern: str, path: Path, *, deep: bool = True) -> str | None:
-    """What the wildcards of a pattern (those of folders, **, only if deep) stand for in a path, or
-    None.
-    """
+    """Text that the wildcards of a pattern match in a path (** only if deep), or None."""
     if not path.is_relative_to(root):
         return None
     text, last = "", 0

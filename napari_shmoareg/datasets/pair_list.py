@@ -1,4 +1,4 @@
-"""Lists of pairs, in CSV or JSON, and folders of images as pairs."""
+"""Lists of pairs in CSV or JSON; folders of images as pairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PairFiles:
 
 @dataclass(frozen=True)
 class PairList(Sequence[VolumePair]):
-    """Pairs that are read from their files when they are asked for, and not kept.
+    """Pairs that are read from their files on access and not cached.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class PairList(Sequence[VolumePair]):
     def __getitem__(self, index: slice) -> PairList: ...
 
     def __getitem__(self, index: int | slice) -> VolumePair | PairList:
-        """Read one pair, or take a part of the list."""
+        """Read one pair, or slice the list."""
         if isinstance(index, slice):
             return PairList(self.files[index], self.nan, self.channel)
         entry = self.files[index]
@@ -79,8 +79,8 @@ def read_pair_list(
     Parameters
     ----------
     path : str or Path
-        Columns moving, fixed and, if there are such, moving_labels, fixed_labels and landmarks (see
-        `read_landmarks`); others are left alone.  File names are relative to the list's own folder.
+        Columns moving, fixed and optionally moving_labels, fixed_labels and landmarks (see
+        `read_landmarks`); others are ignored.  File names are relative to the folder of the list.
     nan, channel : optional
         As for `read_pair`.
 
@@ -104,65 +104,64 @@ def read_pair_list(
     )
     if not files:
         raise InputError(
-            f"{path} lists no pair; give at least one line below the names of the columns."
+            f"{path} lists no pair; at least one line below the column names was expected."
         )
     return PairList(files, nan, channel)
 
 
 def _entry(path: Path, line: int, row: dict[str, str]) -> PairFiles:
-    places: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for column in COLUMNS:
         name = (row.get(column) or "").strip()
         if not name:
             if column in ("moving", "fixed"):
                 raise InputError(
-                    f"{path}, line {line}: the column '{column}' is empty; the name of a file was"
+                    f"{path}, line {line}: the column '{column}' is empty; a file name was"
                     " expected."
                 )
             continue
         try:
-            places[column] = path.parent / user_path(name)
+            paths[column] = path.parent / user_path(name)
         except InputError as error:
             raise InputError(f"{path}, line {line}: {error}") from error
-        if not is_there(places[column]):
-            raise InputError(f"{path}, line {line}: there is no file {places[column]}.")
-    return PairFiles(**places)
+        if not is_there(paths[column]):
+            raise InputError(f"{path}, line {line}: there is no file {paths[column]}.")
+    return PairFiles(**paths)
 
 
 def read_folder(
     folder: str | Path, images: str, labels: str | None = None
 ) -> tuple[PairFiles, ...]:
-    """All ordered pairs of the images of a folder, in the order of their names.
+    """List all ordered pairs of the images of a folder, sorted by name.
 
     Parameters
     ----------
     folder : str or Path
     images : str
-        Which files are images, such as "*_brain.nii.gz" or "imagesTr/*.nii.gz".
+        Pattern of images, such as "*_brain.nii.gz" or "imagesTr/*.nii.gz".
     labels : str, optional
-        Which are their label maps; images and maps are matched in the order of their names.
+        Pattern of label maps; images and maps are matched in sorted order.
 
     Raises
     ------
     InputError
         If there are fewer than two images, or not as many label maps as images.
     """
-    place = user_path(folder)
-    if not place.is_dir():
-        raise InputError(f"There is no folder {place}.")
-    found = matching(place, images)
+    root = user_path(folder)
+    if not root.is_dir():
+        raise InputError(f"There is no folder {root}.")
+    found = matching(root, images)
     if len(found) < 2:
         raise InputError(
-            f"{len(found)} files in {place} match '{images}'; at least two images were expected."
+            f"{len(found)} files in {root} match '{images}'; at least two images were expected."
         )
     maps: Sequence[Path | None] = [None] * len(found)
     if labels is not None:
-        maps = matching(place, labels)
+        maps = matching(root, labels)
         if len(maps) != len(found):
             raise InputError(
-                f"{place} has {len(found)} images ('{images}') but {len(maps)} label maps"
-                f" ('{labels}'); they are matched in the order of their names, so there have to be"
-                " as many of one as of the other."
+                f"{root} has {len(found)} images ('{images}') but {len(maps)} label maps"
+                f" ('{labels}'). They are matched in sorted order, so their numbers must be equal."
             )
     subjects = zip(found, maps, strict=True)
     return tuple(
@@ -172,18 +171,18 @@ def read_folder(
 
 
 def choose_pairs(files: Sequence[PairFiles], count: int, seed: int = 1) -> tuple[PairFiles, ...]:
-    """Some of many pairs, each image used as evenly as possible; the same at every call.
+    """Choose `count` pairs that use all images as evenly as possible; deterministic for a seed.
 
-    One pair after the other: the one whose images were used least so far, then the one whose images
-    stood least often on that side, then by lot.  So more pairs are the same ones and others.
+    Pairs are chosen one at a time: the images used least so far, then those used least in that
+    role, then at random.  A larger count gives the same pairs and more.
 
     Parameters
     ----------
     files : sequence of PairFiles
     count : int
-        How many; all, in their own order, if there are not more.
+        Number of pairs; if there are not more, all are returned in their own order.
     seed : int
-        Of the lot.
+        Of the random choices.
     """
     if count >= len(files):
         return tuple(files)
@@ -193,17 +192,24 @@ def choose_pairs(files: Sequence[PairFiles], count: int, seed: int = 1) -> tuple
     }
     sides = np.array([[names[f.moving], names[f.fixed]] for f in files]).T
     used = np.zeros((2, len(names)), dtype=int)  # as moving, as fixed
-    lot = np.random.default_rng(seed).permutation(len(files))
-    taken = np.zeros(len(files), dtype=bool)
+    random_order = np.random.default_rng(seed).permutation(len(files))
+    is_chosen = np.zeros(len(files), dtype=bool)
     chosen = []
     for _ in range(count):
         both = used.sum(axis=0)[sides]
         side = np.stack([used[0, sides[0]], used[1, sides[1]]])
         order = np.lexsort(
-            (lot, side.max(axis=0), side.sum(axis=0), both.max(axis=0), both.sum(axis=0), taken)
+            (
+                random_order,
+                side.max(axis=0),
+                side.sum(axis=0),
+                both.max(axis=0),
+                both.sum(axis=0),
+                is_chosen,
+            )
         )
         pick = order[0]
-        taken[pick] = True
+        is_chosen[pick] = True
         used[0, sides[0, pick]] += 1
         used[1, sides[1, pick]] += 1
         chosen.append(files[pick])
@@ -217,30 +223,30 @@ _PARTS = {
     "val": "validation",
     "test": "test",
 }
-_LEAST_GROUPS = 3  # of scans joined by pairs, for a split to be possible at all
+_LEAST_GROUPS = 3  # groups of scans joined by pairs, needed for a split
 
 
-def read_listed(path: Path, asked: DatasetOptions) -> Dataset:
-    """The scans and pairs of a list.
+def read_listed(path: Path, options: DatasetOptions) -> Dataset:
+    """Read the scans and pairs of a list.
 
-    Ours: where the pairs are fewer than the scans and the subject of no scan is known otherwise,
-    scans that a pair joins count as one subject, so that a split keeps pairs whole.
+    Ours: if there are fewer pairs than scans and no other information on subjects, scans joined by
+    a pair count as one subject, so that a split does not separate pairs.
 
     Parameters
     ----------
     path : Path
-        A CSV file with the columns moving, fixed and, if there are such, moving_labels,
-        fixed_labels, landmarks and part (train, validation, test); or a JSON list of objects with
-        the same keys.  File names are relative to the list's own folder.
-    asked : DatasetOptions
+        A CSV file with the columns moving, fixed and optionally moving_labels, fixed_labels,
+        landmarks and part (train, validation, test); or a JSON list of objects with the same keys.
+        File names are relative to the folder of the list.
+    options : DatasetOptions
 
     Raises
     ------
     InputError
-        If the list or a file in it is missing, a line is not as it must be, or nothing is listed.
+        If the list or a file in it is missing, a line is invalid, or nothing is listed.
     """
     labels: dict[Path, Path] = {}
-    marks: dict[tuple[Path, Path], Path] = {}
+    landmarks: dict[tuple[Path, Path], Path] = {}
     sides: dict[Path, str] = {}
     pairs: list[tuple[Path, Path]] = []
     for where, row in _rows(path):
@@ -248,56 +254,57 @@ def read_listed(path: Path, asked: DatasetOptions) -> Dataset:
         moving, fixed = files["moving"], files["fixed"]
         if moving is None or fixed is None:
             empty = "moving" if moving is None else "fixed"
-            raise InputError(
-                f"{path}, {where}: '{empty}' is empty; the name of a file was expected."
-            )
+            raise InputError(f"{path}, {where}: '{empty}' is empty; a file name was expected.")
         if moving == fixed:
             raise InputError(
-                f"{path}, {where}: moving and fixed are the same file {moving}; a pair takes two."
+                f"{path}, {where}: moving and fixed are the same file {moving}; two files were"
+                " expected."
             )
         part = _part(path, where, row.get("part"))
         for image, own in ((moving, files["moving_labels"]), (fixed, files["fixed_labels"])):
             if own is not None and labels.setdefault(image, own) != own:
                 raise InputError(
-                    f"{path}, {where}: {image} has the labels {own} here and {labels[image]}"
-                    " before."
+                    f"{path}, {where}: {image} has the labels {own} here, but {labels[image]}"
+                    " above."
                 )
             if part and sides.setdefault(image, part) != part:
                 raise InputError(
-                    f"{path}, {where}: {image} is of the part {part} here and {sides[image]}"
-                    " before."
+                    f"{path}, {where}: {image} is in the part {part} here, but in {sides[image]}"
+                    " above."
                 )
         pairs.append((moving, fixed))
         if files["landmarks"] is not None:
-            marks[moving, fixed] = files["landmarks"]
+            landmarks[moving, fixed] = files["landmarks"]
     if not pairs:
-        raise InputError(f"{path} lists no pair; give at least one, with the names of two files.")
-    scans = make_scans(path.parent, [image for pair in pairs for image in pair], labels, asked.rule)
+        raise InputError(f"{path} lists no pair; at least one pair of file names was expected.")
+    scans = make_scans(
+        path.parent, [image for pair in pairs for image in pair], labels, options.subject_pattern
+    )
     names = {scan.image: scan.name for scan in scans}
     named = tuple(dict.fromkeys((names[moving], names[fixed]) for moving, fixed in pairs))
     return Dataset(
         "list",
         path,
-        _joined(scans, named),
+        _join_subjects(scans, named),
         pairs=named,
         parts=_parts(sides, names),
-        window=asked.window,
+        window=options.window,
         landmarks={
-            (names[moving], names[fixed]): place for (moving, fixed), place in marks.items()
+            (names[moving], names[fixed]): file for (moving, fixed), file in landmarks.items()
         },
-        nan=asked.nan,
-        channel=asked.channel,
+        nan=options.nan,
+        channel=options.channel,
     )
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each pair stands, and its entries."""
+    """Position of each pair in the file, for messages, and its entries."""
     if path.suffix.lower() == ".json":
         yield from _json_rows(path)
         return
     what = (
         f"a list of pairs whose first line names its columns ({','.join(COLUMNS)},part; only the"
-        " first two are needed)"
+        " first two are required)"
     )
     for line, row in read_csv(path, what, required=("moving", "fixed"))[1]:
         yield f"line {line}", row
@@ -309,9 +316,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         rows = rows.get("pairs")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(
-            f"{path} holds no list of pairs: a list of objects such as {{'moving': 'a.nii.gz',"
+            f"{path} contains no list of pairs: a list of objects such as {{'moving': 'a.nii.gz',"
             f" 'fixed': 'b.nii.gz'}} was expected, with the keys {', '.join(COLUMNS)}, part; only"
-            " the first two are needed."
+            " the first two are required."
         )
     for number, row in enumerate(rows, start=1):
         yield f"pair {number}", row
@@ -321,27 +328,25 @@ def _file(path: Path, where: str, column: str, name: object) -> Path | None:
     if name is None or name == "":
         return None
     if not isinstance(name, str):
-        raise InputError(
-            f"{path}, {where}: '{column}' is {name!r}; the name of a file was expected."
-        )
+        raise InputError(f"{path}, {where}: '{column}' is {name!r}; a file name was expected.")
     if not name.strip():
         return None
     try:
-        place = path.parent / user_path(name.strip())
+        file = path.parent / user_path(name.strip())
     except InputError as error:
         raise InputError(f"{path}, {where}: {error}") from error
-    if not is_there(place):
-        raise InputError(f"{path}, {where}: there is no file {place}.")
-    return place
+    if not is_there(file):
+        raise InputError(f"{path}, {where}: there is no file {file}.")
+    return file
 
 
 def _part(path: Path, where: str, word: object) -> str | None:
     if word is None or not str(word).strip():
         return None
-    known = _PARTS.get(str(word).strip().lower())
-    if known is None:
-        raise InputError(f"{path}, {where}: a part is train, validation or test; got '{word}'.")
-    return known
+    name = _PARTS.get(str(word).strip().lower())
+    if name is None:
+        raise InputError(f"{path}, {where}: the part is train, validation or test; got '{word}'.")
+    return name
 
 
 def _parts(
@@ -355,10 +360,8 @@ def _parts(
     }
 
 
-def _joined(scans: tuple[Scan, ...], pairs: tuple[tuple[str, str], ...]) -> tuple[Scan, ...]:
-    """Scans that pairs join as one subject, where nothing else is known and a split stays
-    possible.
-    """
+def _join_subjects(scans: tuple[Scan, ...], pairs: tuple[tuple[str, str], ...]) -> tuple[Scan, ...]:
+    """Make scans joined by pairs one subject, if nothing else is known and a split is possible."""
     if len(pairs) >= len(scans) or any(scan.subject != scan.name for scan in scans):
         return scans
     group = {scan.name: scan.name for scan in scans}
@@ -371,7 +374,7 @@ def _joined(scans: tuple[Scan, ...], pairs: tuple[tuple[str, str], ...]) -> tupl
     for moving, fixed in pairs:
         low, high = sorted((first(moving), first(fixed)))
         group[high] = low
-    whose = {scan.name: first(scan.name) for scan in scans}
-    if len(set(whose.values())) < _LEAST_GROUPS:
+    subjects = {scan.name: first(scan.name) for scan in scans}
+    if len(set(subjects.values())) < _LEAST_GROUPS:
         return scans
-    return tuple(replace(scan, subject=whose[scan.name]) for scan in scans)
+    return tuple(replace(scan, subject=subjects[scan.name]) for scan in scans)

@@ -1,4 +1,4 @@
-"""Training pairs of a data set: conformed when they are read, with the names of their scans."""
+"""Training pairs of a data set, conformed on access, with the names of their scans."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ Names = tuple[str, str]  # moving, fixed
 
 
 class NamedPairs(Sequence[Conformed]):
-    """Pairs that are read when asked for, always as many and in the same order, whatever became of
-    their files.
+    """Pairs read on access, with fixed number and order, even if files are missing.
 
-    Ours: a step chooses its pair by its place, so a run that goes on needs the places that it began
-    with; a pair that is gone is refused when its step comes, as if its file had been damaged while
-    the run was under way.
+    Ours: a step chooses its pair by index, so a resumed run needs the original indices.  A missing
+    pair raises at its step, like a file that is damaged during the run.
 
     Parameters
     ----------
     pairs : sequence of Conformed
-    places : mapping of (moving, fixed) to int
-        Where each stands in `pairs`.
+    indices : mapping of (moving, fixed) to int
+        Index of each pair in `pairs`.
     names : sequence of (moving, fixed)
-        Those wanted; some may not stand there.
+        Names of the pairs; some may be missing in `indices`.
     """
 
     def __init__(
-        self, pairs: Sequence[Conformed], places: dict[Names, int], names: Sequence[Names]
+        self, pairs: Sequence[Conformed], indices: dict[Names, int], names: Sequence[Names]
     ) -> None:
-        self._pairs, self._places, self.names = pairs, places, tuple(names)
+        self._pairs, self._indices, self.names = pairs, indices, tuple(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,61 +53,52 @@ class NamedPairs(Sequence[Conformed]):
             If a scan of the pair cannot be read.
         """
         if isinstance(index, slice):
-            return NamedPairs(self._pairs, self._places, self.names[index])
-        if self.names[index] not in self._places:
+            return NamedPairs(self._pairs, self._indices, self.names[index])
+        if self.names[index] not in self._indices:
             raise InputError(
-                f"The pair {self.told(index)} could be used when the run began, and cannot now;"
-                " checkup.csv says why."
+                f"The pair {self.pair_name(index)} could be used when the run began, but not any"
+                " more. See checkup.csv for the reason."
             )
-        return self._pairs[self._places[self.names[index]]]
+        return self._pairs[self._indices[self.names[index]]]
 
     @property
     def present(self) -> int:
-        """How many of them can be read now, as far as the check-up saw."""
-        return sum(name in self._places for name in self.names)
+        """Number of pairs that are usable now, according to the quality check."""
+        return sum(name in self._indices for name in self.names)
 
     @property
-    def all_told(self) -> list[str]:
-        """All in words."""
-        return [self.told(index) for index in range(len(self))]
+    def pair_names(self) -> list[str]:
+        """The scans of all pairs, as text."""
+        return [self.pair_name(index) for index in range(len(self))]
 
-    def some(self, indices: Sequence[int]) -> NamedPairs:
-        """Those at some places."""
-        return NamedPairs(self._pairs, self._places, [self.names[n] for n in indices])
+    def select(self, indices: Sequence[int]) -> NamedPairs:
+        """The pairs at some indices."""
+        return NamedPairs(self._pairs, self._indices, [self.names[n] for n in indices])
 
-    def told(self, index: int) -> str:
-        """The two scans of a pair in words."""
+    def pair_name(self, index: int) -> str:
+        """The two scans of a pair, as text."""
         return " and ".join(self.names[index])
 
 
-def without_order(names: Sequence[Names]) -> list[Names]:
-    """Each pair once, as it stands first, whichever of its two scans is moving."""
+def unordered_pairs(names: Sequence[Names]) -> list[Names]:
+    """Each pair once, in the order of its first occurrence."""
     found: dict[tuple[str, ...], Names] = {}
     for pair in names:
         found.setdefault(tuple(sorted(pair)), pair)
     return list(found.values())
 
 
-def spread(names: Sequence[Names], count: int) -> list[int]:
-    """Some of many pairs, each scan as often as the others, and as often moving as fixed; the same
-    at every call.
+def spread_evenly(names: Sequence[Names], count: int) -> list[int]:
+    """Choose `count` pairs that use all scans evenly, as moving and as fixed.
 
-    Parameters
-    ----------
-    names : sequence of (moving, fixed)
-    count : int
-
-    Returns
-    -------
-    list of int
-        Places of the chosen pairs, in their order.
+    The choice is deterministic.  Returns the sorted indices of the chosen pairs.
     """
     used: dict[tuple[str, int], int] = {}
     chosen: list[int] = []
-    left = list(range(len(names)))
-    while left and len(chosen) < count:
-        best = min(left, key=lambda n: (*_uses(names[n], used), n))
-        left.remove(best)
+    remaining = list(range(len(names)))
+    while remaining and len(chosen) < count:
+        best = min(remaining, key=lambda n: (*_uses(names[n], used), n))
+        remaining.remove(best)
         chosen.append(best)
         for side, name in enumerate(names[best]):
             used[name, side] = used.get((name, side), 0) + 1
@@ -117,18 +106,18 @@ def spread(names: Sequence[Names], count: int) -> list[int]:
 
 
 def _uses(pair: Names, used: dict[tuple[str, int], int]) -> tuple[int, int, int]:
-    """How often the two scans were taken: the one more often taken, both, and on these sides."""
+    """Uses of the two scans so far: of the more frequent one, of both, and in these roles."""
     each = [used.get((name, 0), 0) + used.get((name, 1), 0) for name in pair]
     return max(each), sum(each), sum(used.get((name, side), 0) for side, name in enumerate(pair))
 
 
-KEPT_BYTES = 2**29  # pairs stay in memory only where all of them take less together
+MAX_CACHED_BYTES = 2**29  # pairs are kept in memory only if all of them together take less
 
 
 class TrainingPairs(Sequence[Conformed]):
-    """A lazy sequence of pairs on their network grids, without the scans they came from.
+    """A lazy sequence of pairs on their network grids, without the original scans.
 
-    Few pairs, such as those that judge, are made once and kept; many are made anew each time.
+    A few pairs, such as the validation pairs, are kept in memory; many are made on each access.
 
     Parameters
     ----------
@@ -139,7 +128,7 @@ class TrainingPairs(Sequence[Conformed]):
     size : int or "native"
         As for `conform`.
     labels : bool
-        Carry the label maps too.
+        Include the label maps.
 
     Attributes
     ----------
@@ -161,7 +150,7 @@ class TrainingPairs(Sequence[Conformed]):
         self._affine_of = affine_of
         self._size = size
         self._labels = labels
-        self._kept: dict[int, Conformed] = {}
+        self._cached: dict[int, Conformed] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -185,8 +174,8 @@ class TrainingPairs(Sequence[Conformed]):
             return TrainingPairs(
                 self._scans, names, self._affine_of, size=self._size, labels=self._labels
             )
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._cached:
+            return self._cached[index]
         moving_name, fixed_name = self.names[index]
         moving, fixed = (
             self._scans.get(moving_name, self._size),
@@ -194,10 +183,18 @@ class TrainingPairs(Sequence[Conformed]):
         )
         pair = VolumePair(moving.image, fixed.image, moving.labels, fixed.labels)
         affine = self._affine_of(moving_name, fixed_name)
-        seen = replace(
+        conformed = replace(
             conform(pair, size=self._size, affine=affine, labels=self._labels), pair=None
         )
-        arrays = (seen.moving, seen.fixed, seen.moving_labels, seen.fixed_labels)
-        if len(self) * sum(array.nbytes for array in arrays if array is not None) <= KEPT_BYTES:
-            self._kept[index] = seen
-        return seen
+        arrays = (
+            conformed.moving,
+            conformed.fixed,
+            conformed.moving_labels,
+            conformed.fixed_labels,
+        )
+        if (
+            len(self) * sum(array.nbytes for array in arrays if array is not None)
+            <= MAX_CACHED_BYTES
+        ):
+            self._cached[index] = conformed
+        return conformed

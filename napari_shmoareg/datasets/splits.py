@@ -1,4 +1,4 @@
-"""Training, validation and test scans, split by subject; split.json."""
+"""Training, validation and test split by subject; reading and writing of split.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from napari_shmoareg.datasets.dataset import Dataset
 from napari_shmoareg.datasets.pairs import Names
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.files import writing
+from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.untrusted import read_object
 
 PARTS = ("train", "validation", "test")
@@ -24,13 +24,13 @@ _FORM = "three counts of subjects such as 60/10/10, three shares such as 70%/15%
 
 @dataclass(frozen=True)
 class Split:
-    """Names of scans by part; no subject stands in two parts.
+    """Names of scans by part; no subject is in two parts.
 
     Attributes
     ----------
     train, validation, test : tuple of str
     seed : int
-        That drew it.
+        Of the random split.
     """
 
     train: tuple[str, ...]
@@ -44,12 +44,12 @@ class Split:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Split:
-        """The split that `to_dict` gave.
+        """Rebuild from `to_dict`.
 
         Raises
         ------
         InputError
-            If something else was given.
+            If the values are anything else.
         """
         parts = [values.get(part) for part in PARTS] if isinstance(values, Mapping) else [None]
         named = all(
@@ -65,25 +65,25 @@ class Split:
 
 
 def split_dataset(dataset: Dataset, split: str = "auto", seed: int = 0) -> Split:
-    """Divide the subjects of a data set.
+    """Split the subjects of a data set.
 
-    Ours: the lot is drawn over the subjects in the order of their names, so it depends on the seed
-    and these names alone.  A share gives two subjects at least (one is no pair), or none where
-    there are too few: validation is served before test, and half of the subjects stay in train.
+    Ours: subjects are drawn from a sorted list, so the split depends only on the seed and their
+    names.  A share gives at least two subjects (one makes no pair), or none if there are too few:
+    validation has priority over test, and half of the subjects stay in train.
 
     Parameters
     ----------
     dataset : Dataset
     split : str
-        "60/10/10": so many subjects train, validate and test, the rest stays out; "70%/15%/15%";
-        "auto": as the data set says itself, otherwise 70%/15%/15%.
+        "60/10/10": numbers of subjects for train, validation and test, the rest is unused;
+        "70%/15%/15%": shares; "auto": the data set's own split, otherwise 70%/15%/15%.
     seed : int
 
     Raises
     ------
     InputError
-        If the form is another one, there are too few subjects, a part gives no pair, or the data
-        set's own parts have one subject on two sides.
+        If the form is invalid, there are too few subjects, a part gives no pair, or a subject is in
+        two of the data set's own parts.
     """
     split = split.strip()
     if split == "auto" and dataset.parts is not None:
@@ -107,7 +107,7 @@ def split_dataset(dataset: Dataset, split: str = "auto", seed: int = 0) -> Split
         chosen = sorted(names[n] for n in order[start : start + number])
         drawn.append(tuple(scan for subject in chosen for scan in subjects[subject]))
         start += number
-    return _checked(dataset, Split(drawn[0], drawn[1], drawn[2], seed), split)
+    return _check_pairs(dataset, Split(drawn[0], drawn[1], drawn[2], seed), split)
 
 
 def _counts(words: list[str], split: str) -> tuple[int, int, int]:
@@ -115,7 +115,7 @@ def _counts(words: list[str], split: str) -> tuple[int, int, int]:
         raise InputError(f"A split is {_FORM}; got '{split}'.")
     train, validation, test = (int(word) for word in words)
     if train < 1:
-        raise InputError(f"At least one subject has to train; got the split '{split}'.")
+        raise InputError(f"Train needs at least one subject; got the split '{split}'.")
     return train, validation, test
 
 
@@ -125,98 +125,100 @@ def _shares(dataset: Dataset, words: list[str], split: str) -> tuple[int, int, i
     train, validation, test = (float(word.strip().rstrip("% ")) / 100 for word in words)
     if train <= 0 or train + validation + test > 1 + 1e-9:
         raise InputError(
-            f"The shares of a split add up to 100 % at most, and train has one; got '{split}'."
+            f"The shares of a split add up to at most 100 %, with train above 0; got '{split}'."
         )
     count = len(dataset.subjects)
-    least = 1 if _within_subjects(dataset) else 2
-    judged = max(least, round(validation * count)) if validation else 0
-    unseen = max(least, round(test * count)) if test else 0
-    if judged + unseen > max(count / 2, (validation + test) * count):
-        unseen = 0
-    if judged > max(count / 2, validation * count):
-        judged = 0
+    minimum = 1 if _within_subjects(dataset) else 2
+    num_validation = max(minimum, round(validation * count)) if validation else 0
+    num_test = max(minimum, round(test * count)) if test else 0
+    if num_validation + num_test > max(count / 2, (validation + test) * count):
+        num_test = 0
+    if num_validation > max(count / 2, validation * count):
+        num_validation = 0
     exact = abs(train + validation + test - 1) < 1e-9
-    rest = count - judged - unseen
-    return (rest if exact else min(rest, round(train * count))), judged, unseen
+    rest = count - num_validation - num_test
+    return (rest if exact else min(rest, round(train * count))), num_validation, num_test
 
 
 def _within_subjects(dataset: Dataset) -> bool:
-    """Whether every listed pair is of one subject."""
+    """Whether both scans of every listed pair are of one subject."""
     if dataset.pairs is None:
         return False
-    whose = {scan.name: scan.subject for scan in dataset.scans}
-    return all(whose.get(moving) == whose.get(fixed) for moving, fixed in dataset.pairs)
+    subjects = {scan.name: scan.subject for scan in dataset.scans}
+    return all(subjects.get(moving) == subjects.get(fixed) for moving, fixed in dataset.pairs)
 
 
 def _own_parts(dataset: Dataset, seed: int) -> Split:
     parts = dataset.parts or {}
-    whose = {scan.name: scan.subject for scan in dataset.scans}
+    subjects = {scan.name: scan.subject for scan in dataset.scans}
     side: dict[str, str] = {}
     for part in PARTS:
         for name in parts.get(part, ()):
-            if name not in whose:
+            if name not in subjects:
                 continue
-            if side.setdefault(whose[name], part) != part:
+            if side.setdefault(subjects[name], part) != part:
                 raise InputError(
-                    f"{dataset.root} puts the subject '{whose[name]}' into {side[whose[name]]} and"
-                    f" into {part} (scan '{name}'). Nobody may stand on both sides: mend its list,"
-                    f" or give a split such as {SHARES}."
+                    f"{dataset.root} puts the subject '{subjects[name]}' into"
+                    f" {side[subjects[name]]} and into {part} (scan '{name}'). A subject must"
+                    f" be in one part: correct the list, or give a split such as {SHARES}."
                 )
     train, validation, test = (
-        tuple(sorted(n for n in parts.get(part, ()) if n in whose)) for part in PARTS
+        tuple(sorted(n for n in parts.get(part, ()) if n in subjects)) for part in PARTS
     )
-    return _checked(dataset, Split(train, validation, test, seed), "auto")
+    return _check_pairs(dataset, Split(train, validation, test, seed), "auto")
 
 
-def _torn(dataset: Dataset, drawn: Split) -> str:
-    """What a split did to the listed pairs, in words."""
+def _separated_pairs(dataset: Dataset, drawn: Split) -> str:
+    """Sentences on the listed pairs that a split separates."""
     if dataset.pairs is None:
         return ""
     sides = {name: part for part in PARTS for name in getattr(drawn, part)}
-    torn = sum(sides.get(moving) != sides.get(fixed) for moving, fixed in dataset.pairs)
+    separated = sum(sides.get(moving) != sides.get(fixed) for moving, fixed in dataset.pairs)
     words = (
-        f" {torn} of its {len(dataset.pairs)} listed pairs are torn: their two scans stand in"
+        f" {separated} of its {len(dataset.pairs)} listed pairs are separated: their scans are in"
         " different parts."
     )
     return (
-        f"{words} Where pairs are fewer than scans, those that a pair joins count as one subject."
-        if torn
+        f"{words} With fewer pairs than scans, scans joined by a pair count as one subject."
+        if separated
         else ""
     )
 
 
-def _checked(dataset: Dataset, drawn: Split, split: str) -> Split:
-    """Refuse a part of which no pair can be made."""
+def _check_pairs(dataset: Dataset, drawn: Split, split: str) -> Split:
+    """Check that every part has a pair."""
     for part in PARTS:
         names = getattr(drawn, part)
         if (names or part == "train") and not dataset.ordered_pairs(names):
             have = f"{len(dataset.subjects)} subjects with {len(dataset.scans)} scans"
             raise InputError(
                 f"With the split '{split}', no pair can be made of the {len(names)} scans of"
-                f" {part}. {dataset.root} has {have}.{_torn(dataset, drawn)} Give {part} more"
-                f" subjects{'' if part == 'train' else ', or 0'}."
+                f" {part}. {dataset.root} has {have}.{_separated_pairs(dataset, drawn)} Give {part}"
+                f" more subjects{'' if part == 'train' else ', or 0'}."
             )
     return drawn
 
 
-Print = tuple[int, str, str | None]  # bytes of the image, sha256 of the image and of its labels
+FileRecord = tuple[
+    int, str, str | None
+]  # size of the image; SHA-256 of the image and of its labels
 
-__all__ = ["PARTS", "Division", "Print", "read_division", "write_division"]
+__all__ = ["PARTS", "Division", "FileRecord", "read_division", "write_division"]
 
 
 @dataclass(frozen=True)
 class Division:
-    """A split, and what of it cannot be used.
+    """A split, with the scans and pairs that cannot be used.
 
     Attributes
     ----------
     split : Split
     left_out : mapping of str to str
-        Scans that the check-up left out, and why.
+        Scans left out by the quality check, with the reason.
     left_out_pairs : tuple of (moving, fixed)
-        Pairs of usable scans that do not come together.
+        Pairs of usable scans that cannot be aligned.
     files : mapping of str to Print
-        What the files of the used scans were; empty where an earlier version wrote it.
+        Sizes and checksums of the used files; empty in files of an earlier version.
     reference : str or None
         The scan that all others were aligned with.
     """
@@ -224,7 +226,7 @@ class Division:
     split: Split
     left_out: Mapping[str, str]
     left_out_pairs: tuple[Names, ...] = ()
-    files: Mapping[str, Print] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
     reference: str | None = None
 
     def used(self, part: str) -> list[str]:
@@ -246,9 +248,9 @@ def write_division(path: Path, division: Division) -> None:
     }
     more |= {
         "reference": division.reference,
-        "files": {name: list(seen) for name, seen in division.files.items()},
+        "files": {name: list(record) for name, record in division.files.items()},
     }
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(
             json.dumps(division.split.to_dict() | more, indent=2) + "\n", encoding="utf-8"
         )
@@ -263,7 +265,7 @@ def read_division(path: Path) -> Division:
         If it is damaged.
     """
     try:
-        found = read_object(path, "which scans learn and which judge")
+        found = read_object(path, "the split into training and validation scans")
         left_out = {str(name): str(why) for name, why in found.get("left_out", {}).items()}
         pairs = tuple(
             (str(moving), str(fixed)) for moving, fixed in found.get("left_out_pairs", ())
@@ -275,6 +277,6 @@ def read_division(path: Path) -> Division:
         return Division(Split.from_dict(found), left_out, pairs, files, found.get("reference"))
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{path} is damaged ({error}): it tells which scans learn and which judge. Put back a"
-            " copy of it, or begin another run in another folder, from the weights in this one."
+            f"{path} is damaged ({error}); it holds the split into training and validation scans."
+            " Restore a copy, or start a new run in another folder from the weights in this one."
         ) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from napari_shmoareg.datasets.dataset import DatasetChoice
-from napari_shmoareg.datasets.splits import PARTS, Division, Print
+from napari_shmoareg.datasets.splits import PARTS, Division, FileRecord
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.io.files import atomic_write
@@ -417,14 +417,14 @@ def check_split_exists(folder: RunFolder) -> None:
         )
 
 
-def files_of(checkup: Checkup) -> dict[str, Print]:
+def files_of(checkup: Checkup) -> dict[str, FileRecord]:
     """Size and checksums of the files of the usable scans."""
-    prints, sizes = checkup.prints, {}
+    checksums, sizes = checkup.checksums, {}
     for name in checkup.usable:
         image = checkup.dataset.scan(name).image
         # 0 for a DICOM series, which is a folder
         sizes[name] = image.stat().st_size if image.is_file() else 0
-    return {name: (size, *prints[name]) for name, size in sizes.items()}
+    return {name: (size, *checksums[name]) for name, size in sizes.items()}
 
 
 def reference_of(checkup: Checkup, affine: str) -> str | None:

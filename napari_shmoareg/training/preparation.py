@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from napari_shmoareg.datasets.pairs import NamedPairs, Names, spread, without_order
+from napari_shmoareg.datasets.pairs import NamedPairs, Names, spread_evenly, unordered_pairs
 from napari_shmoareg.datasets.splits import PARTS, Division, read_division, write_division
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import write_table
@@ -141,7 +141,7 @@ def _training_data(
     config, settings = plan.network_config, plan.settings
     parts = {part: division.used(part) for part in PARTS}
     names = {part: dataset.ordered_pairs(sorted(used)) for part, used in parts.items()}
-    names["train"] = without_order(names["train"])
+    names["train"] = unordered_pairs(names["train"])
     usable = {part: sorted(set(used) & set(checkup.usable)) for part, used in parts.items()}
     excluded = set(division.left_out_pairs)
 
@@ -163,7 +163,7 @@ def _training_data(
         )
     data = TrainingData(
         train=train,
-        validation=validation.some(spread(validation.names, plan.run.validation_pairs)),
+        validation=validation.select(spread_evenly(validation.names, plan.run.validation_pairs)),
         scans={part: len(used) for part, used in usable.items()},
         pairs={
             "train": train.present,

@@ -299,11 +299,11 @@ def validate_pairs(
         Events "phase" and "skipped".
     """
     for number in range(len(pairs)):
-        yield phase("validating", number / len(pairs), pairs.told(number))
+        yield phase("validating", number / len(pairs), pairs.pair_name(number))
         try:
             found.append(validate(network, pairs[number : number + 1]))
         except (InputError, OSError) as error:
-            yield event("skipped", pair=pairs.told(number), why=str(error), step=step)
+            yield event("skipped", pair=pairs.pair_name(number), why=str(error), step=step)
     yield phase("validating", 1.0, f"{len(found)} pairs")
 
 
@@ -330,7 +330,7 @@ def carry_over_best(
                 " validation saves new ones."
             ),
         )
-    if position.judges and set(position.judges) != set(pairs.all_told):
+    if position.judges and set(position.judges) != set(pairs.pair_names):
         return replace(position, best={}), (
             (
                 "The validation pairs have changed, so scores are not comparable with earlier"

@@ -77,7 +77,7 @@ def divergence_error(
         The last step with a finite loss and gradient; its weights may already be damaged.
     folder : RunFolder
     """
-    names = "; ".join(train.told(index) for index in error.pairs)
+    names = "; ".join(train.pair_name(index) for index in error.pairs)
     kept = (
         f"The weights of step {step}, the one before, are saved in {folder.last}. " if step else ""
     )
@@ -202,10 +202,10 @@ class Trainer:
         self._recent.append(step.seconds)
         for index, why in step.skipped:
             if self._writer is not None:
-                self._writer.skipped(step.step, pairs.told(index), why)
-            yield event("skipped", pair=pairs.told(index), why=why, step=step.step)
+                self._writer.skipped(step.step, pairs.pair_name(index), why)
+            yield event("skipped", pair=pairs.pair_name(index), why=why, step=step.step)
         if self._writer is not None:
-            self._writer.step(step, "; ".join(pairs.told(index) for index in step.pairs))
+            self._writer.step(step, "; ".join(pairs.pair_name(index) for index in step.pairs))
         losses = {name: getattr(step, name) for name in TERMS}
         yield event(
             "step",
@@ -270,7 +270,9 @@ class Trainer:
     def _record_validation(self, found: ValidationResult) -> Iterator[Event]:
         """Record a validation, and write a preview."""
         step, writer, pairs = self._position.step, self._writer, self._data.validation
-        self._position, best = replace(self._position, judges=pairs.all_told).with_validation(found)
+        self._position, best = replace(self._position, judges=pairs.pair_names).with_validation(
+            found
+        )
         self._validation_seconds = found.seconds
         if writer is None:
             return
@@ -283,7 +285,7 @@ class Trainer:
             write_preview(self._folder.preview, self._network, pairs[0], pairs.names[0], step)
         # only a preview; a full disk is reported by the next save
         except (InputError, OSError) as error:
-            yield event("skipped", pair=pairs.told(0), why=f"no preview: {error}", step=step)
+            yield event("skipped", pair=pairs.pair_name(0), why=f"no preview: {error}", step=step)
         else:
             yield event("preview", step=step, folder=self._folder.preview)
 
@@ -377,10 +379,10 @@ def learn(
     if not resume:
         # raises before anything is written
         split_dataset(dataset, plan.run.split, plan.run.split_seed)
-    held: AbstractContextManager[RunLock | None] = nullcontext()
+    run_lock: AbstractContextManager[RunLock | None] = nullcontext()
     if group.is_main:
-        held = folder.resume(plan) if resume else folder.start(plan)
-    with held as lock:
+        run_lock = folder.resume(plan) if resume else folder.start(plan)
+    with run_lock as lock:
         group.wait()
         if lock is not None:
             control.clear()

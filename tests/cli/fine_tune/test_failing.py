@@ -65,7 +65,7 @@ def test_a_full_disk_ends_a_run_that_is_kept_and_goes_on(
         said = plain(shmoareg(*begin(out, "--quiet")))
     assert said.search("disk is full")
     saved = {"a state": 5, "the move of a state": 5, "the best weights": r"\d+", "a row": 6}[what]
-    assert said.search(f"state of step {saved} is whole.*--resume")
+    assert said.search(f"state of step {saved} in .* is intact.*--resume")
     assert not [
         entry.name for entry in out.iterdir() if "partial" in entry.name or entry.name == "lock"
     ]
@@ -100,7 +100,7 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
     mine = shutil.copytree(scans, tmp_path / "scans")
     monkeypatch.setenv("SHMOAREG_CACHE", str(tmp_path / "cache"))
     for kept in (cache, pairs):
-        monkeypatch.setattr(kept, "KEPT_BYTES", 0)  # as with scans that do not all fit into memory
+        monkeypatch.setattr(kept, "MAX_CACHED_BYTES", 0)  # as with scans that do not all fit into memory
     out = tmp_path / "run"
     noted, lost = trainer.Trainer._record_step, []
 

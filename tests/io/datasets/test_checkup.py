@@ -86,7 +86,7 @@ def test_few_pairs_are_made_once_and_many_each_time(people, cache, monkeypatch):
     pairs = look(people(2), cache).pairs(("p0", "p1"), labels=True)
     first = pairs[0]
     assert pairs[0] is first and pairs[1] is not first
-    monkeypatch.setattr(pairs_module, "KEPT_BYTES", 2 * 4 * first.fixed.nbytes - 1)
+    monkeypatch.setattr(pairs_module, "MAX_CACHED_BYTES", 2 * 4 * first.fixed.nbytes - 1)
     many = look(people(2), cache).pairs(("p0", "p1"), labels=True)
     assert many[0] is not many[0] and bool((many[0].moving == first.moving).all())
 
@@ -112,7 +112,7 @@ def test_the_network_sees_nearly_what_it_would_see_of_the_whole_scans(people, ca
 
 
 def test_a_scan_that_is_coarse_already_keeps_its_values(phantoms):
-    entry = cache_module.make_small(phantoms.moving, phantoms.moving_labels, 128)
+    entry = cache_module.resample_scan(phantoms.moving, phantoms.moving_labels, 128)
     grid = phantoms.moving.grid.canonical()
     assert np.array_equal(entry.arrays["affine"], grid.affine)
     assert np.array_equal(entry.arrays["image"], phantoms.moving.values[::-1])
@@ -121,7 +121,7 @@ def test_a_scan_that_is_coarse_already_keeps_its_values(phantoms):
 
 
 def test_a_small_scan_is_finer_than_the_network_and_no_finer_than_the_scan(phantoms):
-    entry = cache_module.make_small(phantoms.fixed, phantoms.fixed_labels, 16)
+    entry = cache_module.resample_scan(phantoms.fixed, phantoms.fixed_labels, 16)
     grid = Grid(entry.arrays["image"].shape, entry.arrays["affine"])
     content = max(entry.facts["extent"])
     assert min(grid.spacing) == pytest.approx(content / 20) and min(grid.spacing) > 3
@@ -212,8 +212,7 @@ def test_grids_that_differ_and_copies_are_told(people, cache):
     )
     assert "Orientations differ" in text and "LAS in 2 (p1, p3)" in text
     assert (
-        "The same image: p0, p4; they count as different subjects and may stand on both sides"
-        in text
+        "The same image: p0, p4; they count as different subjects and may be on both sides" in text
     )
 
 
@@ -249,7 +248,7 @@ def test_two_usable_scans_have_to_learn(people, cache):
     root = people(4)
     for name in ("p1", "p2"):
         (root / "images" / f"{name}.nii.gz").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"Of the 2 scans .* that shall learn, 1 can be used.*p1"):
+    with pytest.raises(InputError, match=r"Of the 2 training scans .*, 1 can be used.*p1"):
         look(root, cache, training=("p0", "p1"))
     assert look(root, cache, training=("p0", "p1", "p3")).reference in ("p0", "p3")
 
@@ -262,11 +261,13 @@ def test_a_run_that_was_stopped_goes_on_from_the_cache(people, cache, monkeypatc
     steps.close()
     assert first.reports == halfway
     made = []
-    make = cache_module.make_small
-    monkeypatch.setattr(cache_module, "make_small", lambda *a: made.append(a[0].name) or make(*a))
+    make = cache_module.resample_scan
+    monkeypatch.setattr(
+        cache_module, "resample_scan", lambda *a: made.append(a[0].name) or make(*a)
+    )
     second = look(dataset, VolumeCache(cache.folder, 2**28), affine="rigid")
     assert second.reports[:2] == halfway and not made  # the reference was chosen among all four
-    monkeypatch.setattr(cache_module, "make_small", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(cache_module, "resample_scan", lambda *_: pytest.fail("made again"))
     monkeypatch.setattr(
         "napari_shmoareg.datasets.alignment.align", lambda *_: pytest.fail("aligned again")
     )
@@ -285,8 +286,8 @@ def test_a_damaged_entry_is_made_again(people, cache):
 
 def test_a_file_that_is_gone_is_named_only_where_the_cache_lost_it_too(people, cache, monkeypatch):
     root = people(2)
-    monkeypatch.setattr(cache_module, "KEPT_BYTES", 0)
-    monkeypatch.setattr(pairs_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(cache_module, "MAX_CACHED_BYTES", 0)
+    monkeypatch.setattr(pairs_module, "MAX_CACHED_BYTES", 0)
     found = look(root, cache)
     pairs = found.pairs(("p0", "p1"))
     first = pairs[0]

@@ -120,7 +120,7 @@ def test_an_atlas_that_joins_all_does_not_make_them_one_person(files):
                 {"moving": "a.nii", "fixed": "b.nii", "part": "train"},
                 {"moving": "a.nii", "fixed": "b.nii", "part": "test"},
             ],
-            "is of the part test here and train before",
+            "is in the part test here, but in train above",
         ),
     ],
 )
@@ -141,8 +141,8 @@ def test_a_wrong_line_of_a_list_is_named(files, rows, says, ending):
         ("p.json", '[{"moving": 1, "fixed": "a"}]', "'moving' is 1"),
         ("p.csv", "moving,fixed\n", "lists no pair"),
         ("p.csv", "images\na.nii\n", "no column fixed and moving"),
-        ("p_dataset.json", '{"training": [{"image": 3}]}', "names no image"),
-        ("p_dataset.json", '{"training": [{"image": "x.nii"}]}', "of which 0 are there"),
+        ("p_dataset.json", '{"training": [{"image": 3}]}', "has no image"),
+        ("p_dataset.json", '{"training": [{"image": "x.nii"}]}', "of which 0 exist"),
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, name, text, says):
@@ -154,5 +154,5 @@ def test_what_is_no_list_is_refused(tmp_path, name, text, says):
 def test_a_list_takes_no_patterns(files):
     root = files("a.nii", "b.nii")
     path = write_list(root, [{"moving": "a.nii", "fixed": "b.nii"}], "csv")
-    with pytest.raises(InputError, match="leave out the patterns"):
+    with pytest.raises(InputError, match="leave out the file patterns"):
         open_dataset(path, labels="*_seg.nii")

@@ -127,7 +127,7 @@ def test_a_folder_gives_all_ordered_pairs_with_their_own_labels(tmp_path):
         read_folder(tmp_path, "imagesTr/*.nii.gz", "labelsTr/*.nii.gz")
     with pytest.raises(InputError, match="0 files"):
         read_folder(tmp_path, "*.mha")
-    with pytest.raises(InputError, match="no pattern"):
+    with pytest.raises(InputError, match="not a file pattern"):
         read_folder(tmp_path, "/*.mha")
 
 

@@ -65,13 +65,13 @@ def test_shares_leave_two_subjects_or_none(subjects, split, numbers):
     ("split", "says"),
     [
         ("60/10/10", "needs 80 subjects; data has 12 .24 scans"),
-        ("0/6/6", "At least one subject has to train"),
+        ("0/6/6", "Train needs at least one subject"),
         ("8/4", "three counts"),
         ("8/four/0", "three counts"),
         ("-8/4/0", "three counts"),
         ("70%/15/15", "three counts"),
-        ("80%/15%/15%", "100 % at most"),
-        ("0%/50%/50%", "train has one"),
+        ("80%/15%/15%", "at most 100 %"),
+        ("0%/50%/50%", "train above 0"),
         ("", "three counts"),
     ],
 )
@@ -97,7 +97,7 @@ def test_where_a_split_tears_listed_pairs_the_refusal_says_how_many():
     )
     with pytest.raises(
         InputError,
-        match=r"no pair can be made.*[23] of its 3 listed pairs are torn.*as one subject",
+        match=r"no pair can be made.*[23] of its 3 listed pairs are separated.*as one subject",
     ):
         split_dataset(joined, "1/2/1")
 

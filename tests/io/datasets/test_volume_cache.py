@@ -93,7 +93,7 @@ def test_what_is_larger_than_the_cache_is_not_kept_and_said(tmp_path):
     cache = VolumeCache(tmp_path, limit_bytes=14_000)
     key = fill(cache, "small")
     assert cache.get(fill(cache, "large", 10_000)) is None
-    assert cache.get(key) is not None and "14000 bytes" in cache.trouble
+    assert cache.get(key) is not None and "14000 bytes" in cache.last_error
 
 
 def test_a_full_disk_costs_nothing_but_the_entry(cache, monkeypatch):
@@ -105,13 +105,13 @@ def test_a_full_disk_costs_nothing_but_the_entry(cache, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     second = fill(cache, "b")
     assert cache.get(second) is None and cache.get(first) is not None
-    assert "disk is full" in cache.trouble and len(list(cache.folder.iterdir())) == 1
+    assert "disk is full" in cache.last_error and len(list(cache.folder.iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing_but_the_entries(tmp_path):
     (tmp_path / "file").touch()
     cache = VolumeCache(tmp_path / "file" / "cache")
-    assert cache.get(fill(cache, "a")) is None and cache.trouble
+    assert cache.get(fill(cache, "a")) is None and cache.last_error
 
 
 def test_the_folder_and_the_limit_can_be_chosen(tmp_path, monkeypatch):
@@ -126,27 +126,27 @@ def test_a_fingerprint_is_of_the_bytes_and_follows_every_change(cache, tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"abc")
     two.write_bytes(b"abc")
-    before = cache.fingerprint(one)
-    assert before == cache.fingerprint(two)
+    before = cache.checksum(one)
+    assert before == cache.checksum(two)
     one.write_bytes(b"abd")
     os.utime(one, ns=(1, 1))
-    assert cache.fingerprint(one) != before
+    assert cache.checksum(one) != before
     folder = tmp_path / "series"
     folder.mkdir()
     (folder / "1.dcm").write_bytes(b"x")
-    whole = cache.fingerprint(folder)
+    whole = cache.checksum(folder)
     (folder / "2.dcm").write_bytes(b"y")
-    assert cache.fingerprint(folder) != whole != cache.fingerprint(f"{folder}#1.2")
+    assert cache.checksum(folder) != whole != cache.checksum(f"{folder}#1.2")
     with pytest.raises(InputError, match="cannot be read"):
-        cache.fingerprint(tmp_path / "gone")
+        cache.checksum(tmp_path / "gone")
 
 
 def test_a_file_is_hashed_once_while_it_does_not_change(cache, tmp_path, monkeypatch):
     path = tmp_path / "one"
     path.write_bytes(b"abc")
-    before = cache.fingerprint(path)
+    before = cache.checksum(path)
     monkeypatch.setattr(cache_module.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-    assert cache.fingerprint(path) == before
+    assert cache.checksum(path) == before
 
 
 def test_what_a_killed_process_left_half_written_goes(cache):
@@ -176,7 +176,7 @@ for turn in range(400):
         made += 1
     else:
         assert entry.facts["number"] == number and (entry.arrays["v"] == number).all()
-assert not cache.trouble, cache.trouble
+assert not cache.last_error, cache.last_error
 print(made)
 """
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from napari_shmoareg.datasets.pairs import NamedPairs, spread, without_order
+from napari_shmoareg.datasets.pairs import NamedPairs, spread_evenly, unordered_pairs
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.training.logs import event
 from napari_shmoareg.training.run import RunControl, write_request
@@ -44,16 +44,16 @@ def test_a_wish_for_an_earlier_process_is_forgotten(tmp_path):
 @pytest.mark.parametrize("count", [2, 5, 10, 20])
 def test_validation_pairs_show_every_scan_as_often_as_the_others(count):
     names = list(itertools.permutations("abcde", 2))
-    chosen = [names[n] for n in spread(names, count)]
+    chosen = [names[n] for n in spread_evenly(names, count)]
     assert len(set(chosen)) == count
     used = Counter(itertools.chain(*chosen))
     assert max(used.values()) - min(used[name] for name in "abcde") <= 1
-    assert spread(names, count) == spread(names, count)
-    assert spread(names, 100) == list(range(20))
+    assert spread_evenly(names, count) == spread_evenly(names, count)
+    assert spread_evenly(names, 100) == list(range(20))
 
 
 def test_each_pair_stands_once_whichever_scan_moves():
-    assert without_order([("b", "a"), ("a", "b"), ("c", "a"), ("b", "c"), ("c", "b")]) == [
+    assert unordered_pairs([("b", "a"), ("a", "b"), ("c", "a"), ("b", "c"), ("c", "b")]) == [
         ("b", "a"),
         ("c", "a"),
         ("b", "c"),
@@ -65,7 +65,7 @@ def test_a_pair_that_is_gone_keeps_its_place_and_is_refused():
     assert len(there) == 2 and there[1] == "of b and c" and there[1:][0] == "of b and c"
     with pytest.raises(InputError, match=r"a and b could be used when the run began.*checkup.csv"):
         there[0]
-    assert there.some([1]).names == (("b", "c"),)
+    assert there.select([1]).names == (("b", "c"),)
 
 
 def test_the_best_look_is_strictly_better_by_dice_or_without_labels_by_correlation():
