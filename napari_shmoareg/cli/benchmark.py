@@ -171,12 +171,12 @@ MethodsOption = Annotated[
         "--methods",
         metavar="A,B,...",
         help=(
-            "Of shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg"
-            " (that, ended after the seconds of shmoareg's network), affine+refine:balanced and"
+            "shmoareg, shmoareg+refine, affine+refine (no network), affine+refine@shmoareg (the"
+            " same, stopped after the run time of shmoareg's network), affine+refine:balanced and"
             " affine+refine:smooth (smoother), affine, demons, syn, greedy, convexadam (these three"
             ' need pip install "shmoareg[peers]"), unigradicon (needs pip install'
             " icon_registration), niftyreg (needs its programs on the PATH). The start (headers"
-            " alone) is always scored."
+            " alone) is always measured."
         ),
     ),
 ]

@@ -482,7 +482,7 @@ def submit_command(
     options : sequence of str, optional
         ``key=value``.
     processes : int
-        The words of the command. On one node it starts them itself; on several, SLURM does.
+        Processes of the command. On one node it starts them itself, on several SLURM does.
     batch : int, optional
         Pairs per step, shared by the processes.
     shards : int

@@ -1,6 +1,6 @@
-"""Several processes on this machine that run one command together.
+"""Launch several processes on this machine that run one command together.
 
-torchrun's launcher starts them; signals, output and the first failure are handled here.
+torchrun's launcher starts them; this module handles signals, output and the first failure.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from napari_shmoareg.training.distributed import TrainingGroup
 
 
-# exit code of a process that only lost another one: whoever started them knows better what happened
+# exit code of a process that lost another one; the launcher reports the cause
 LOST = 9
-GRACE = 10.0  # seconds for the others to end on their own account, once one has failed
-POLL_SECONDS = 0.1  # seconds between two looks at the processes
+GRACE = 10.0  # seconds for the others to end by themselves, once one has failed
+POLL_SECONDS = 0.1  # seconds between two checks of the processes
 EXPECTED = (0, MISUSED, CANCELLED)
 
 
 @contextmanager
 def forward_signals(members: Mapping[int, subprocess.Popen[Any]]) -> Iterator[None]:
-    """Hand Ctrl-C and kill on to all, as a kill: some shells let them ignore Ctrl-C.  A third one
-    ends them at once.
+    """Forward Ctrl-C and kill to all processes as SIGTERM, since some shells let them ignore
+    Ctrl-C; the third signal kills them.
     """
     received: list[int] = []
 
@@ -57,12 +57,12 @@ def forward_signals(members: Mapping[int, subprocess.Popen[Any]]) -> Iterator[No
 
 
 def watch(members: Mapping[int, subprocess.Popen[Any]]) -> dict[int, int]:
-    """Wait until all have ended, or one has failed and the others had time to notice.
+    """Wait until all have ended, or one has failed and the grace period is over.
 
     Returns
     -------
     dict of int to int
-        Exit codes of those that failed, the first to fail first.
+        Exit codes of the failed processes, in order of failure.
     """
     failed: dict[int, int] = {}
     until = float("inf")
@@ -73,7 +73,7 @@ def watch(members: Mapping[int, subprocess.Popen[Any]]) -> dict[int, int]:
             for rank, code in codes.items()
             if code is not None and code not in EXPECTED
         ]
-        # of those seen at once, whoever only lost the others comes last
+        # of simultaneous failures, those that only lost the others come last
         failed |= dict(sorted(new, key=lambda one: one[1] in (LOST, -signal.SIGABRT))) | failed
         if failed:
             until = min(until, time.monotonic() + GRACE)
@@ -83,11 +83,10 @@ def watch(members: Mapping[int, subprocess.Popen[Any]]) -> dict[int, int]:
 
 
 def stop_with_parent() -> None:
-    """In a process that is being started: be told to stop when the one that started it is gone (on
-    Linux).
+    """In a child process: get SIGTERM when the parent is gone (on Linux).
 
-    SLURM's warning to all processes of a job, which would end those that do not expect it, is
-    ignored from here on."""
+    Also ignores SLURM's warning signal, which would end processes that do not expect it.
+    """
     if hasattr(signal, "SIGUSR2"):
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -95,7 +94,7 @@ def stop_with_parent() -> None:
 
 
 def end(members: Mapping[int, subprocess.Popen[Any]]) -> None:
-    """End those that still run, at once."""
+    """Kill the processes that are still running."""
     for process in members.values():
         if process.poll() is None:
             process.kill()
@@ -109,7 +108,7 @@ def exit_code(
     outputs: Mapping[int, str],
     hint: str,
 ) -> int:
-    """The exit code of processes that worked as one.
+    """Return the common exit code of processes that ran one command.
 
     Parameters
     ----------
@@ -117,14 +116,14 @@ def exit_code(
     failed : mapping of rank to exit code
         From `watch`.
     outputs : mapping of rank to path
-        What those that keep silent would have said.
+        Paths of the output files of the silent processes.
     hint : str
-        A sentence on what is left and how to go on.
+        A sentence on what is saved and how to continue.
 
     Raises
     ------
     InputError
-        Saying what failed, unless the first process said that itself.
+        Names the failure, unless the first process printed it itself.
     """
     main: int = members[0].returncode
     if main in EXPECTED or main == FAILED:
@@ -143,20 +142,20 @@ def exit_code(
         what = f"in {name}: {words}"
     else:
         what = (
-            f"the processes lost each other, though none was ended from outside ({name}, pid {pid},"
+            f"the processes lost contact, though none was ended by a signal ({name}, pid {pid},"
             f" code {code})."
         )
     raise InputError(f"{what} {hint}")
 
 
 def describe_signal(name: str, pid: int, code: int) -> str:
-    """A sentence on a process that a signal ended."""
+    """A sentence on a process that was ended by a signal."""
     why = " (perhaps the memory ran out)" if -code == signal.SIGKILL else ""
     return f"{name} (pid {pid}) was ended by signal {-code}, {signal.Signals(-code).name}{why}."
 
 
 def last_error(file: Path) -> str:
-    """The last error in what a process said, without its mark."""
+    """The last error in the output of a process, without its prefix."""
     lines = [
         line
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -167,26 +166,25 @@ def last_error(file: Path) -> str:
 
 
 COMMAND = ("-m", "napari_shmoareg")
-LAUNCHER = "SHMOAREG_LAUNCHER"  # the process id of the launcher, for the processes that it starts
+LAUNCHER = "SHMOAREG_LAUNCHER"  # environment variable: process id of the launcher
 RESUME_HINT = (
-    "What was saved is kept; go on with the same command and --resume, with as many processes as"
-    " you like."
+    "The saved state is kept; continue with the same command and --resume, with any number of"
+    " processes."
 )
 
 
 def needs_launch(processes: int | None) -> bool:
-    """Whether this process has to start others: it was asked for several and is not one of them
-    itself.
+    """Whether this process has to launch several, and is not one of them itself.
 
     Parameters
     ----------
     processes : int or None
-        As given to ``--processes``.
+        The value of ``--processes``.
 
     Raises
     ------
     InputError
-        If torchrun or srun started another number of processes than asked for.
+        If torchrun or srun started a different number of processes.
     """
     requested = 1 if processes is None else processes
     if requested == 1:
@@ -196,8 +194,8 @@ def needs_launch(processes: int | None) -> bool:
     running = world_size()
     if running not in (1, requested):
         raise InputError(
-            f"--processes {requested} was asked for, but torchrun or srun started {running}; leave"
-            " --processes away."
+            f"--processes is {requested}, but torchrun or srun started {running}; leave out"
+            " --processes."
         )
     return running == 1
 
@@ -210,11 +208,11 @@ def launch(
     device: str = "auto",
     hint: str = RESUME_HINT,
 ) -> int:
-    """Run ``shmoareg ARGV`` in so many processes of this machine, and wait for them.
+    """Run ``shmoareg ARGV`` in several processes of this machine, and wait for them.
 
-    The first one's output and errors are this process's own; the others are silent.  Ctrl-C and
-    kill reach all. If one fails, what it said, or how it died, is the error, and the others are
-    ended within seconds.
+    The first one shares the output of this process; the others are silent. Ctrl-C and kill reach
+    all. If one fails, its error or the signal that ended it is reported, and the others are ended
+    within seconds.
 
     Parameters
     ----------
@@ -222,21 +220,21 @@ def launch(
         The command and its options.
     processes : int
     batch : int, optional
-        Pairs in a step, which the processes have to share.
+        Pairs per step, which the processes share.
     device : {"auto", "cpu", "cuda"}
     hint : str
-        What is left after a failure, and how to go on.
+        What is saved after a failure, and how to continue.
 
     Returns
     -------
     int
-        Exit code: the first process's own.
+        Exit code of the first process.
 
     Raises
     ------
     InputError
-        If there are more processes than pairs in a step, or than GPUs; if a process failed and the
-        first one did not say why.
+        If there are more processes than pairs per step or than GPUs; if a process failed and the
+        first one did not print why.
     """
     from napari_shmoareg.registration.refinement import without_triton
     from napari_shmoareg.registration.resources import find_device
@@ -255,7 +253,7 @@ def launch(
             start_processes,
         )
 
-        # where they meet: no port is guessed
+        # the rendezvous, on a free port
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         common = {
             "WORLD_SIZE": str(processes),
@@ -270,7 +268,7 @@ def launch(
             or str(threads_per_process(processes)),
             LAUNCHER: str(os.getpid()),
         }
-        # which never comes: `forward_signals` takes care
+        # a signal that never comes: `forward_signals` handles the real ones
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGURG"
         members: dict[int, subprocess.Popen[Any]] = {}
         with forward_signals(members):
@@ -300,8 +298,8 @@ def launch(
 
 @contextmanager
 def join_group(device: str = "auto") -> Iterator[TrainingGroup]:
-    """Join the processes started beside this one, and part from them at the end; all but the first
-    keep silent.
+    """Join the training group of this process, and close it at the end; all but the first are
+    silent.
 
     Parameters
     ----------
@@ -310,15 +308,14 @@ def join_group(device: str = "auto") -> Iterator[TrainingGroup]:
     Yields
     ------
     TrainingGroup
-        ``TrainingGroup()`` for a process alone.
+        ``TrainingGroup()`` for a single process.
 
     Raises
     ------
     InputError
         As for `TrainingGroup.joined`.
     LostProcessError
-        If another process ended.  Where `launch` started them, this one ends without a word
-        instead.
+        If another process ended. If `launch` started them, this one exits silently instead.
     """
     from napari_shmoareg.training.distributed import LostProcessError, TrainingGroup
 
@@ -334,7 +331,7 @@ def join_group(device: str = "auto") -> Iterator[TrainingGroup]:
             raise
         raise typer.Exit(LOST) from lost
     except typer.Exit:
-        finished = True  # all have come to the same end
+        finished = True  # all processes exit in the same way
         raise
     finally:
         group.close(finished)
@@ -354,19 +351,17 @@ def _silence(enabled: bool) -> Iterator[None]:
 
 
 def _stop_with_launcher() -> None:
-    """Be told to stop, as by ``kill``, when the launcher is gone: this process is in a session of
-    its own.
-    """
+    """Get SIGTERM when the launcher is gone, since this process has its own session."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
     stop_with_parent()
     if os.getppid() != int(launcher):
-        raise InputError("The process that started this one has ended; nothing was begun.")
+        raise InputError("The process that started this one has ended; nothing was started.")
 
 
 def command_words(ctx: typer.Context) -> list[str]:
-    """The words that give this command the options that it has."""
+    """Rebuild the words of the command line from its parsed options."""
     words = [str(ctx.info_name)]
     for parameter in ctx.command.params:
         value = ctx.params.get(str(parameter.name))

@@ -1,6 +1,4 @@
-"""Arguments and options that several commands share, generated from settings classes where they
-have one.
-"""
+"""Arguments and options that several commands share; options of settings classes are generated."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """How a data set lies on the disk."""
+    """Layout of a data set."""
 
     auto = "auto"
     folder = "folder"
@@ -44,32 +42,32 @@ class Kind(StrEnum):
 
 
 def parse_window(text: str) -> tuple[float, float]:
-    """``--window``: two numbers."""
+    """Parse ``--window``: two numbers."""
     try:
         low, high = (float(word) for word in text.split(","))
     except ValueError:
         raise typer.BadParameter(
-            f"'{text}' is not two numbers with a comma, such as -160,240"
+            f"'{text}' is not two numbers separated by a comma, such as -160,240"
         ) from None
     return low, high
 
 
 class Network(StrEnum):
-    """Whether a trained network deforms."""
+    """Whether a network is used."""
 
     auto = "auto"
     none = "none"
 
 
 class Passes(StrEnum):
-    """In which passes of the network a control acts."""
+    """Passes of the network in which a control acts."""
 
     all = "all"
     last = "last"
 
 
 def parse_size(text: str) -> int | str:
-    """``--size``: a number of voxels, or "native"."""
+    """Parse ``--size``: a number of voxels, or "native"."""
     if text == "native":
         return text
     if text.isdigit():
@@ -78,7 +76,7 @@ def parse_size(text: str) -> int | str:
 
 
 def parse_number(text: str) -> float:
-    """``--nan``: what NaN and infinite voxels are read as."""
+    """Parse ``--nan``: the replacement of NaN and infinite voxels."""
     try:
         number = float(text)
     except ValueError:
@@ -98,7 +96,9 @@ Moving = Annotated[
         ),
     ),
 ]
-Fixed = Annotated[Path, typer.Argument(metavar="FIXED", help="The image that it is brought onto.")]
+Fixed = Annotated[
+    Path, typer.Argument(metavar="FIXED", help="The image to which it is registered.")
+]
 MovingLabels = Annotated[
     Path | None,
     typer.Option("--moving-labels", metavar="FILE", help="Label map of MOVING, on the same grid."),
@@ -106,7 +106,7 @@ MovingLabels = Annotated[
 FixedLabels = Annotated[
     Path | None,
     typer.Option(
-        "--fixed-labels", metavar="FILE", help="Label map of FIXED, to measure the result by."
+        "--fixed-labels", metavar="FILE", help="Label map of FIXED, to measure the result."
     ),
 ]
 Weights = Annotated[
@@ -114,7 +114,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="NAME|PATH",
-        help="Shipped weights by name (`shmoareg info` lists them) or a .safetensors file.",
+        help="Name of shipped weights (`shmoareg info` lists them) or a .safetensors file.",
         show_default="the shipped ones",
     ),
 ]
@@ -124,7 +124,7 @@ UniGradICONWeights = Annotated[
         "--unigradicon-weights",
         metavar="FILE",
         help=(
-            "The weights of the method unigradicon, as its authors publish them; they are never"
+            "Weights of the method unigradicon, as published by its authors; they are never"
             " downloaded."
         ),
     ),
@@ -137,8 +137,8 @@ NetworkOption = Annotated[
     typer.Option(
         "--network",
         help=(
-            "none deforms without a trained network: by --refine from the alignment; without"
-            " --refine too, the alignment is all."
+            "none uses no network: --refine starts from the alignment; without --refine, the"
+            " result is the alignment alone."
         ),
     ),
 ]
@@ -148,14 +148,12 @@ Nan = Annotated[
         "--nan",
         metavar="VALUE",
         parser=parse_number,
-        help="Read NaN and infinite voxels as this value.",
+        help="Replace NaN and infinite voxels by this value.",
     ),
 ]
 Channel = Annotated[
     int | None,
-    typer.Option(
-        "--channel", metavar="N", min=0, help="Which volume of a 4D image to read, from 0."
-    ),
+    typer.Option("--channel", metavar="N", min=0, help="Volume of a 4D image to read, from 0."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 Debug = Annotated[
@@ -170,15 +168,15 @@ Debug = Annotated[
 
 
 class CommandRequest(RegistrationRequest):
-    """The registration that a command was asked for."""
+    """The registration that a command line requests."""
 
     @classmethod
     def of(cls, weights: str | None, given: Mapping[str, Any]) -> CommandRequest:
-        """From ``--weights`` and the options that `with_settings` made."""
+        """Make it from ``--weights`` and the options of `with_settings`."""
         return cls(weights=weights or "auto", **settings_in(given, RegistrationSettings))
 
     def network(self) -> tuple[str, SHMoAReg]:
-        """The name of the weights and the network, on its device.
+        """Load the network on its device; return the name of the weights and the network.
 
         Raises
         ------
@@ -192,7 +190,7 @@ class CommandRequest(RegistrationRequest):
         return name, load_network(name, device=device)
 
     def replay(self, pair: VolumePair, network: SHMoAReg, report: ProgressCallback) -> Replay:
-        """Align a pair and make its `Replay`, telling `report` what is done."""
+        """Align a pair and make its `Replay`."""
         from napari_shmoareg.registration.affine import align
         from napari_shmoareg.registration.replay import Replay
 
@@ -204,7 +202,7 @@ class CommandRequest(RegistrationRequest):
     def register(
         self, pair: VolumePair, network: SHMoAReg | None, report: ProgressCallback
     ) -> Registration:
-        """Register a pair, by a network or without one, telling `report` how far it is."""
+        """Register a pair, with or without a network."""
         from napari_shmoareg.registration.register import register
 
         why = "none, as requested"
@@ -214,17 +212,17 @@ class CommandRequest(RegistrationRequest):
         return replace(registration, choices={"weights": why, **registration.choices})
 
 
-STEP, EXPERTS = "What a step learns", "How experts learn, beyond the paper"
+STEP, EXPERTS = "Training step", "Training of the experts, beyond the paper"
 SETTINGS: tuple[tuple[type[Any], str], ...] = ((FineTuning, STEP), (RunSettings, "The run"))
 REGISTRATION = ((RegistrationSettings, "The registration"),)
 HELP_DEFAULTS = {
     "steps": f"{FineTuning.steps}, with --from none {ITERATIONS}",
-    "size": "as the weights say",
-    "diffeomorphic": "as the weights say",
+    "size": "that of the weights",
+    "diffeomorphic": "that of the weights",
     "final_rate": "that of --learning-rate",
 }
 OPTION_ARGUMENTS = {"refine": {"metavar": "STEPS", "min": 0}}
-INTERNAL = {"refine_seconds"}  # settings that no command asks for
+INTERNAL = {"refine_seconds"}  # settings without an option
 
 
 def with_settings(
@@ -235,20 +233,20 @@ def with_settings(
     without: Collection[str] = (),
     default: str | Mapping[str, str] = "",
 ) -> Callable[..., None]:
-    """A command that takes an option for every setting, None where it is not given.
+    """Add an option for every setting to a command; options that are not given are None.
 
     Parameters
     ----------
     command : callable
-        Its own parameters have annotations of Typer's; the settings come in ``**given``.
+        Its own parameters have Typer annotations; the settings are passed in ``**given``.
     settings : sequence of (class, str)
-        And the panel of the help in which they stand.
+        Settings classes, with the help panel of their options.
     only : collection of str, optional
-        The settings that have an option; by default all.
+        Settings that get an option; all by default.
     without : collection of str
-        Settings that have no option, besides the command's own parameters.
+        Settings that get no option, besides the command's own parameters.
     default : str or mapping of str
-        What the help says that they are by default, all of them or each; else their own.
+        Default shown in the help, for all settings or by name.
     """
 
     def wrapper(**given: Any) -> None:
@@ -279,7 +277,7 @@ def with_settings(
 def setting_parameters(
     classes: Sequence[tuple[type[Any], str]], default: str | Mapping[str, str]
 ) -> Iterator[inspect.Parameter]:
-    """A keyword parameter for each setting, with its option."""
+    """Yield a keyword parameter with a Typer option for each setting."""
     experts = {field.name for field in fields(ExpertLearning)}
     settings: Any
     for settings, panel in classes:
@@ -303,7 +301,7 @@ def setting_parameters(
 
 
 def settings_in(given: Mapping[str, Any], settings: type[Any]) -> dict[str, Any]:
-    """What was given of the fields of a settings class."""
+    """The given values of the fields of a settings class."""
     names = [field.name for field in fields(settings)]
     return {name: given[name] for name in names if given.get(name) is not None}
 
@@ -314,13 +312,13 @@ def _flags(name: str, hint: Any) -> str:
 
 
 def _types(hint: Any) -> list[Any]:
-    """The types that a setting may have, but None."""
+    """The types of a setting, without None."""
     union = get_origin(hint) in (types.UnionType, Union)
     return [member for member in get_args(hint) if member is not type(None)] if union else [hint]
 
 
 def _option_arguments(name: str, hint: Any) -> dict[str, Any]:
-    """How an option is written and read, beyond its type: a number or "native", at least 0."""
+    """Extra arguments of `typer.Option`: metavar, parser, minimum."""
     if len(_types(hint)) > 1:
         return {"metavar": "N|native", "parser": parse_size}
     return OPTION_ARGUMENTS.get(name, {})

@@ -1,6 +1,4 @@
-"""``shmoareg pretrain``: weights from synthetic pairs, in runs that can be interrupted and
-resumed.
-"""
+"""``shmoareg pretrain``: train on synthetic pairs, in runs that can be resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
 
 WEIGHTS, PLAN = "weights.safetensors", "recipe.json"
-# of a config: how the weights are used or learned, not what they are
+# config fields on how weights are used or trained, not what they are
 FREE = {
     "size",
     "passes",
@@ -52,7 +50,7 @@ FREE = {
 def resume_plan(
     run: Path, plan: Recipe, weights: str | None = None, *, bfloat16_given: bool = False
 ) -> Recipe:
-    """The plan of a run: it goes on with the settings, and from the weights, that it began with.
+    """Check the plan against that of an existing run, which keeps its settings and initial weights.
 
     Parameters
     ----------
@@ -60,13 +58,12 @@ def resume_plan(
     plan : Recipe
     weights : str, optional
     bfloat16_given : bool
-        Otherwise the run goes on with its own choice: runs from before there was "auto" chose for
-        themselves.
+        If not, the run keeps its own value; runs of versions without "auto" have one too.
 
     Raises
     ------
     InputError
-        If they are others, or the file that tells them is damaged.
+        If they differ, or recipe.json is damaged.
     """
     path = run / PLAN
     if not path.exists():
@@ -75,21 +72,21 @@ def resume_plan(
         then = _with_defaults(read_object(path, "the settings of a run"))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged ({error}): it tells which settings the run was begun with. Delete"
-            " it to go on with the settings given now, or give another --run."
+            f"{path} is damaged ({error}): it holds the settings of the run. Delete it to"
+            " continue with the given settings, or give another --run."
         ) from error
     if not bfloat16_given:
         plan = replace(plan, settings=replace(plan.settings, bfloat16=then["settings"]["bfloat16"]))
     if then != _plan_dict(plan, weights):
         raise InputError(
-            f"The run in '{run}' was begun with other settings (see {path}); give those, or another"
-            " --run."
+            f"The run in '{run}' was started with other settings (see {path}); give those, or"
+            " another --run."
         )
     return plan
 
 
 def _with_defaults(then: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, with the defaults of those that its version did not have.
+    """Complete the settings of a run with the defaults of settings that its version did not have.
 
     Raises
     ------
@@ -101,18 +98,18 @@ def _with_defaults(then: dict[str, Any]) -> dict[str, Any]:
 
     parts = {name: then.get(name, {}) for name in ("settings", "drawing")}
     if not all(isinstance(part, dict) for part in parts.values()):
-        raise ValueError("names and values were expected in settings and drawing")
+        raise ValueError("settings and drawing must be mappings")
     settings = FineTuning().to_dict() | upgraded(parts["settings"])
     if settings["bfloat16"] not in ("auto", "on", "off"):
         raise ValueError(f"bfloat16 is {settings['bfloat16']!r:.80}")
     drawing = json.loads(json.dumps(asdict(SynthesisSettings()))) | parts["drawing"]
     return (
         {"from": None, "config": {}} | then | {"settings": settings, "drawing": drawing}
-    )  # older runs all began from random weights of a preset
+    )  # older runs all started from random weights of a preset
 
 
 def write_plan(run: Path, plan: Recipe, weights: str | None = None) -> None:
-    """Note what a run is begun with, if that was not done."""
+    """Write the plan of a new run."""
     from napari_shmoareg.io.files import atomic_write
 
     if not (run / PLAN).exists():
@@ -123,19 +120,18 @@ def write_plan(run: Path, plan: Recipe, weights: str | None = None) -> None:
 
 
 def _plan_dict(plan: Recipe, weights: str | None) -> dict[str, Any]:
-    """What decides a run, as it comes back from JSON."""
+    """The plan as a dict, with JSON types."""
     values: dict[str, Any] = json.loads(json.dumps({**asdict(plan), "from": weights}))
     return values
 
 
 def load_start_weights(network: SHMoAReg, weights: str) -> None:
-    """Take over the weights of another network of the same config, whatever size and passes it is
-    meant for.
+    """Load weights of a network with the same config, except for size and passes.
 
     Raises
     ------
     InputError
-        If there are no such weights, or they are of a network with another config.
+        If there are no such weights, or their network has another config.
     """
     from napari_shmoareg.io import load_network
     from napari_shmoareg.training.expert_training import with_choice_bias
@@ -147,18 +143,19 @@ def load_start_weights(network: SHMoAReg, weights: str) -> None:
     other = [f"{name} {theirs} instead of {own}" for name, theirs, own in pairs if theirs != own]
     if other:
         raise InputError(
-            f"The weights '{weights}' are of another network than the recipe's: {', '.join(other)}."
-            " Give others to --from, or the recipe that they were learned with."
+            f"The weights '{weights}' are of a different network than that of the recipe:"
+            f" {', '.join(other)}. Give other weights to --from, or the recipe that they were"
+            " trained with."
         )
     network.load_state_dict(found.state_dict())
 
 
 def running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> RunningMean:
-    """The mean of the weights as the run left it; begun anew where the weights are not of the
-    state's step.
+    """Restore the running mean of the weights; restart it if the weights are not from the step of
+    the state.
 
-    Weights and state are two files: a run that was killed between the two leaves weights that are
-    ahead."""
+    Weights and state are two files: a run killed between the two leaves weights that are ahead.
+    """
     from napari_shmoareg.io import load_network, read_card
     from napari_shmoareg.training.recipes import RunningMean
 
@@ -171,10 +168,10 @@ def running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> Runn
         mean.network.load_state_dict(load_network(weights, device=device).state_dict())
         mean.seen = start
     else:
-        state = "are missing" if step is None else f"are of step {step}"
+        state = "are missing" if step is None else f"are from step {step}"
         print_note(
-            f"Note: the state in {run} is of step {start}, but its weights {state}; the running"
-            " mean of the weights begins anew from the state's network."
+            f"Note: the state in {run} is from step {start}, but its weights {state}; the"
+            " running mean of the weights restarts from the state."
         )
     return mean
 
@@ -189,13 +186,15 @@ def write_weights(
     *,
     maps: bool = True,
 ) -> None:
-    """The weights so far, with a card, and the log as a table."""
+    """Write the current weights with their card, and the log."""
     from napari_shmoareg.io import save_network
     from napari_shmoareg.io.files import write_table
     from napari_shmoareg.registration.resources import choose_bfloat16
 
-    nothing_else = "; no scan of a person was seen"
-    kinds = ["label maps"] * maps + ["drawn torsos"] * (plan.drawing.torso > 0) + ["random shapes"]
+    nothing_else = "; no scan of a person was used"
+    kinds = (
+        ["label maps"] * maps + ["synthetic torsos"] * (plan.drawing.torso > 0) + ["random shapes"]
+    )
     card = {
         "name": run.name,
         "drawn_from": (
@@ -217,7 +216,7 @@ def write_weights(
 
 SAVE_EVERY, VALIDATE_EVERY = 100, 400
 SHEET_PAIRS = 12
-# one drawn pair a step, on grids of the recipe, for a network of its preset
+# one synthetic pair per step, on grids of the recipe, for a network of its preset
 FIXED = ("batch", "passes", "size")
 
 
@@ -228,14 +227,14 @@ def pretrain(
         typer.Option(
             "--run",
             metavar="DIR",
-            help="Folder of the run: state, log, weights. Goes on where it is.",
+            help="Folder of the run: state, log, weights. An existing run is continued.",
         ),
     ],
     maps: Annotated[
         Path | None,
         typer.Argument(
             metavar="[MAPS]",
-            help="Folder of label maps to draw pairs from. May be left out with --torso.",
+            help="Folder of label maps from which pairs are generated. Optional with --torso.",
             show_default=False,
         ),
     ] = None,
@@ -247,7 +246,7 @@ def pretrain(
         typer.Option(
             "--from",
             metavar="WEIGHTS",
-            help="Begin with these: a name (see info) or a file.",
+            help="Initial weights: a name (see info) or a file.",
             show_default="random",
         ),
     ] = None,
@@ -256,19 +255,19 @@ def pretrain(
         typer.Option(
             "--config",
             metavar="NAME=VALUE",
-            help="A part of the network that is not the recipe's, as for fine-tune; repeatable.",
+            help="Network setting that differs from the recipe, as for fine-tune; repeatable.",
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Steps in all.", show_default="the recipe's"),
+        typer.Option("--steps", min=1, help="Total number of steps.", show_default="the recipe's"),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", help="Stop after so long; the same command goes on later."),
+        typer.Option("--minutes", help="Time limit in minutes; the same command continues later."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Decides weights and pairs.", show_default="1")
+        int | None, typer.Option("--seed", help="Seed for weights and pairs.", show_default="1")
     ] = None,
     torso: Annotated[
         float | None,
@@ -276,8 +275,8 @@ def pretrain(
             "--torso",
             metavar="SHARE",
             help=(
-                "Share of pairs, 0 to 1, that show torsos as CT does: drawn people, which need no"
-                " label map."
+                "Share of pairs, 0 to 1, of synthetic torsos in CT contrast, which need no label"
+                " map."
             ),
             show_default="the recipe's",
         ),
@@ -287,7 +286,7 @@ def pretrain(
         typer.Option(
             "--sheet",
             metavar="FILE.png",
-            help="Draw the first training pairs as a picture to look at; learn nothing.",
+            help="Write a picture of the first training pairs, without training.",
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -295,13 +294,14 @@ def pretrain(
     debug: Debug = False,
     **given: Any,
 ) -> None:
-    """Learn weights from images that are drawn, not scanned.
+    """Train weights on synthetic images.
 
-    Each step draws a pair of images from label maps, random shapes and, with --torso, torsos, and
-    learns from both orders of it.  A quarter of the label maps is held out for the validation
-    figures in the log; torsos are validated on people of their own.  Ctrl-C and --minutes keep the
-    state: the same command goes on with the same pairs.  Look at some of them first, with --sheet:
-    that writes nothing to --run."""
+    Each step generates a pair of images from label maps, random shapes and, with --torso, torsos,
+    and trains on both orders of it. A quarter of the label maps is held out for the validation in
+    the log; torsos are validated on separate synthetic people. Ctrl-C and --minutes save the state;
+    the same command continues with the same pairs. Use --sheet to look at some pairs first; it
+    writes nothing to --run.
+    """
     import torch
 
     from napari_shmoareg.io.files import check_is_folder, check_name
@@ -327,8 +327,8 @@ def pretrain(
         check_start(plan.settings)
     if maps is None and not plan.drawing.torso:
         raise InputError(
-            "There is nothing to draw but random shapes: give MAPS, a folder of label maps, or"
-            " --torso 0.5 to draw torsos too, which need none."
+            "There are no pairs but random shapes: give MAPS, a folder of label maps, or --torso"
+            " 0.5 for synthetic torsos, which need none."
         )
     run_device = choose_device(device)
     if sheet is not None:
@@ -356,7 +356,7 @@ def pretrain(
         network, optimiser, plan, subjects, run, (start, history), minutes, quiet, weights
     )
     if not finished:
-        print_note(f"Stopped; the state is in {run}. The same command goes on.")
+        print_note(f"Stopped; the state is in {run}. The same command continues.")
         raise typer.Exit(CANCELLED)
 
 
@@ -371,9 +371,10 @@ def learn(
     quiet: bool,
     weights: str | None = None,
 ) -> bool:
-    """Run steps until the last one, Ctrl-C or the time; whether the last one was reached.
+    """Train until the last step, Ctrl-C or the time limit; return whether the last step was
+    reached.
 
-    What the run began from, `weights`, is told in the card of those it writes.
+    The initial weights `weights` are named in the card.
     """
     from napari_shmoareg.cli.console import stop_on_signal
     from napari_shmoareg.training.checkpoint import save_training_state
@@ -386,7 +387,7 @@ def learn(
     )
     if plan.drawing.torso:
         validation["torso"] = torso_validation_pairs(plan.drawing, size=size)
-    began, recent = time.perf_counter(), list[Any]()
+    start_time, recent = time.perf_counter(), list[Any]()
     last, mean = start, running_mean(network, plan, run, start)
     pairs = plan.pairs(subjects, next(network.parameters()).device)
     with stop_on_signal() as signals, progress(quiet) as report:
@@ -395,7 +396,7 @@ def learn(
             mean.follow(network)
             recent.append(step)
             report(f"pretraining, loss {step.total:.3f}", step.step / plan.settings.steps)
-            late = minutes is not None and time.perf_counter() - began > 60 * minutes
+            late = minutes is not None and time.perf_counter() - start_time > 60 * minutes
             end = bool(signals) or late or step.step == plan.settings.steps
             if end or step.step % SAVE_EVERY == 0:
                 history.append(
@@ -414,19 +415,19 @@ def learn(
 
 
 def _subjects(maps: Path | None) -> Sequence[Any]:
-    """Those of a folder; none where there is no folder."""
+    """Read the subjects of a folder; none without a folder."""
     from napari_shmoareg.training.synthesis import read_subjects
 
     return [] if maps is None else read_subjects(maps)
 
 
 def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet: bool) -> None:
-    """The first training pairs of a recipe as a picture.
+    """Write a picture of the first training pairs of a recipe.
 
     Raises
     ------
     InputError
-        If it cannot be written there, or a file of that name exists.
+        If the file cannot be written or exists.
     """
     from napari_shmoareg.figures.registration import contact_sheet
     from napari_shmoareg.io.files import atomic_write, check_new_file, write_figure
@@ -438,13 +439,13 @@ def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet:
         raise InputError(f"{sheet} exists and is not overwritten; give --sheet another name.")
     pairs = plan.pairs(_subjects(maps), device)
     with progress(quiet) as report:
-        drawn = []
+        sheet_pairs = []
         for number in range(SHEET_PAIRS):
-            report(f"drawing pair {number + 1}", number / SHEET_PAIRS)
-            drawn.append(pairs[number])
+            report(f"generating pair {number + 1}", number / SHEET_PAIRS)
+            sheet_pairs.append(pairs[number])
         report("drawing the sheet", 1.0)
-        figure = contact_sheet(drawn)
-        about = {"Title": "drawn pairs", "Recipe": f"{plan.preset}, seed {plan.settings.seed}"}
+        figure = contact_sheet(sheet_pairs)
+        about = {"Title": "synthetic pairs", "Recipe": f"{plan.preset}, seed {plan.settings.seed}"}
         with atomic_write(sheet) as temporary:
             write_figure(figure, temporary, about)
     if not quiet:
@@ -454,9 +455,7 @@ def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet:
 def _row(
     steps: Sequence[Step], network: SHMoAReg, validation: Mapping[str, Sequence[Conformed]]
 ) -> dict[str, Any]:
-    """Means of some steps, and validations of some kinds of pairs; the overlap is that of the steps
-    that had one.
-    """
+    """A log row: means over steps (terms over the steps that have them), and validations."""
     from napari_shmoareg.training.recipes import validate
 
     names = ("total", "similarity", "smoothness", "routing", "overlap", "rate", "seconds")

@@ -55,29 +55,28 @@ def apply(
         ),
     ],
     image: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="What to carry: an image or a label map.")
+        Path, typer.Argument(metavar="IMAGE", help="The image or label map to transform.")
     ],
     reference: Annotated[
         Path,
         typer.Option(
             "--reference",
             metavar="FIXED",
-            help="The image whose grid the result takes: FIXED, or MOVING with --inverse.",
+            help="The image that defines the grid of the result: FIXED, or MOVING with --inverse.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Where the result goes (.nii or .nii.gz).")
+        Path, typer.Option("--out", metavar="FILE", help="File of the result (.nii or .nii.gz).")
     ],
     labels: Annotated[
         bool,
-        typer.Option(
-            "--labels", help="IMAGE is a label map: keep its numbers (nearest neighbour)."
-        ),
+        typer.Option("--labels", help="IMAGE is a label map: keep its values (nearest neighbour)."),
     ] = False,
     inverse: Annotated[
         bool,
         typer.Option(
-            "--inverse", help="Carry the other way: from the fixed image to the moving one."
+            "--inverse",
+            help="Transform in the other direction: from the fixed image to the moving one.",
         ),
     ] = False,
     overwrite: Annotated[
@@ -88,10 +87,10 @@ def apply(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Carry an image or labels through a transform that `register` wrote.
+    """Apply a transform that `register` wrote to an image or label map.
 
-    By one interpolation of the image's own voxels onto the grid of --reference.  An image whose
-    header says that it holds labels keeps its numbers, as with --labels.
+    The image is interpolated once, onto the grid of --reference. If its header says that it is a
+    label map, its values are kept, as with --labels.
     """
     _check_output_path(out, overwrite, (transform, image, reference))
     from napari_shmoareg.io import read_image, read_transform, write_image
@@ -109,7 +108,7 @@ def apply(
 
 
 def _use_header_kind(path: Path, volume: Volume) -> Volume:
-    """The volume as labels if its file says that it holds these; a word if only its name does."""
+    """Treat the volume as labels if its header says so; warn if only its name does."""
     from dataclasses import replace
 
     from napari_shmoareg.io.images import inspect_file, is_named_as_labels
@@ -119,22 +118,22 @@ def _use_header_kind(path: Path, volume: Volume) -> Volume:
             volume = replace(volume, is_labels=True)
         except InputError as error:
             warnings.warn(
-                f"The header of '{path}' says that it holds labels, but it was interpolated"
+                f"The header of '{path}' says that it is a label map, but it was interpolated"
                 f" linearly as an image: {error}",
                 UserWarning,
                 stacklevel=2,
             )
         else:
             warnings.warn(
-                f"The header of '{path}' says that it holds labels: its numbers were kept (nearest"
-                " neighbour), as with --labels.",
+                f"The header of '{path}' says that it is a label map: its values were kept"
+                " (nearest neighbour), as with --labels.",
                 UserWarning,
                 stacklevel=2,
             )
     elif is_named_as_labels(path) and _has_whole_numbers(volume):
         warnings.warn(
-            f"'{path}' is named like a label map and was interpolated linearly, which makes labels"
-            " that nobody drew. Give --labels to keep its numbers.",
+            f"'{path}' is named like a label map but was interpolated linearly, which creates"
+            " values that are not labels. Give --labels to keep its values.",
             UserWarning,
             stacklevel=2,
         )
@@ -151,12 +150,12 @@ def _has_whole_numbers(volume: Volume) -> bool:
 def apply_transform(
     volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False
 ) -> Volume:
-    """As `warp_volume`, but refused where the result would show nothing of the volume.
+    """As `warp_volume`, but raise if the result would contain nothing of the volume.
 
     Raises
     ------
     NoOverlapError
-        If no voxel of the reference reads inside the volume's field of view.
+        If no voxel of the reference is mapped into the volume's field of view.
     """
     from napari_shmoareg.geometry import inside, pull
 
@@ -178,33 +177,34 @@ def apply_transform(
 def _no_overlap_error(
     volume: Volume, reference: Grid, middle: np.ndarray, inverse: bool
 ) -> NoOverlapError:
-    """What to say when the transform leads from no voxel of the reference into the volume."""
+    """Make the error for a reference that the transform does not map into the volume."""
     x, y, z = volume.grid.centre - middle
     here, there = ("fixed", "moving") if inverse else ("moving", "fixed")
     other = "without --inverse" if inverse else "with --inverse"
     return NoOverlapError(
-        f"The image '{volume.name}' and the reference do not meet: the transform leads from no"
-        " voxel of the reference into the image, and from the middle of the reference to a point"
-        f" {(x * x + y * y + z * z) ** 0.5:.0f} mm from the middle of the image (x, y, z: {x:.0f},"
-        f" {y:.0f}, {z:.0f} mm). The image has to lie where the {here} image of the registration"
-        f" does, and --reference where the {there} one does; {other} it is the other way round."
+        f"The image '{volume.name}' and the reference do not overlap: the transform maps no"
+        " voxel of the reference into the image, and the centre of the reference to a point"
+        f" {(x * x + y * y + z * z) ** 0.5:.0f} mm from the centre of the image (x, y, z:"
+        f" {x:.0f}, {y:.0f}, {z:.0f} mm). The image has to be in the space of the {here} image"
+        f" of the registration, and --reference in that of the {there} one; {other} it is the"
+        " other way round."
     )
 
 
 def _check_finite(volume: Volume) -> None:
-    """Refuse voxels that interpolation would spread."""
+    """Reject voxels that interpolation would spread."""
     import numpy as np
 
     bad = int(volume.values.size - np.isfinite(volume.values).sum())
     if bad:
         raise InputError(
             f"The image '{volume.name}' has {bad} voxels that are NaN or infinite (of"
-            f" {volume.values.size}). Give --nan 0 to read them as 0, or mend the image."
+            f" {volume.values.size}). Give --nan 0 to read them as 0, or fix the image."
         )
 
 
 def _check_output_path(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> None:
-    """Refuse before the work what would fail after it."""
+    """Reject an invalid output path before the work starts."""
     from napari_shmoareg.io.files import check_new_file, ending
 
     if ending(out) not in (".nii", ".nii.gz"):
@@ -215,7 +215,7 @@ def _check_output_path(out: Path, overwrite: bool, inputs: tuple[Path, ...]) -> 
 
 
 def result_table(report: Mapping[str, Any]) -> Table:
-    """Similarity, overlap, folding and, where it is known, the true error, before and after.
+    """Table of similarity, overlap, folding and, if known, the true error, before and after.
 
     Parameters
     ----------
@@ -254,14 +254,14 @@ def result_table(report: Mapping[str, Any]) -> Table:
 
 
 def labels_of(report: Mapping[str, Any]) -> str:
-    """Over how many labels a mean is taken."""
+    """Number of labels of a mean, in words."""
     labels = report.get("labels")
     count = 0 if labels is None else len(labels["both"])
     return "labels" if labels is None else f"{count} label{'' if count == 1 else 's'}"
 
 
 def missing_labels_line(report: Mapping[str, Any]) -> str:
-    """Which labels one image lacks, on a line; empty if none."""
+    """A line on labels that are missing in one image; empty if none."""
     from napari_shmoareg.metrics import SharedLabels
 
     labels = report.get("labels")
@@ -276,8 +276,7 @@ def missing_labels_line(report: Mapping[str, Any]) -> str:
 
 
 def caution_lines(report: Mapping[str, Any]) -> list[str]:
-    """What to know before the result is trusted, as ``Caution:`` lines, and on its files as
-    ``Note:`` lines.
+    """Warnings as ``Caution:`` lines, and notes on the files as ``Note:`` lines.
 
     Parameters
     ----------
@@ -290,7 +289,7 @@ def caution_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def seconds_line(report: Mapping[str, Any]) -> str:
-    """How long it took, part by part."""
+    """A line on the time of each part."""
     seconds = dict(report["seconds"])
     total = seconds.pop("total", None)
     total = sum(seconds.values()) if total is None else total
@@ -304,12 +303,12 @@ def seconds_line(report: Mapping[str, Any]) -> str:
 
 
 def choices_lines(report: Mapping[str, Any]) -> str:
-    """What was decided for the caller and why, one line each."""
+    """Automatic choices and their reasons, one line each."""
     lines = [f"  {name}: {reason}" for name, reason in report["choices"].items()]
     return "\n".join(
         [
             (
-                "Chosen, and why (overrule with --weights, --affine, --contrast, --similarity,"
+                "Automatic choices (override with --weights, --affine, --contrast, --similarity,"
                 " --refine):"
             ),
             *lines,
@@ -318,13 +317,13 @@ def choices_lines(report: Mapping[str, Any]) -> str:
 
 
 def file_lines(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
-    """What lies where, one line each."""
+    """The files of the result, one line each."""
     warped = ["the moving image on the fixed grid", "warped.nii.gz"]
     lines = [warped]
     if report["pair"]["moving_labels"]:
         lines.append(["its labels there", "warped_labels.nii.gz"])
     lines += [
-        ["what was registered", "inputs/"],
+        ["the registered images", "inputs/"],
         ["transform for ITK, Slicer, ANTs", "transform.h5, displacement.nii.gz"],
         ["all numbers", "report.json"],
         ["expert maps and loads", "experts/"],
@@ -337,8 +336,8 @@ def file_lines(folder: Path, report: Mapping[str, Any], figures: bool) -> str:
 
 
 def _napari_command(folder: Path) -> list[str]:
-    """How to open the folder, where napari is installed: by its whole path, if a terminal would not
-    find it.
+    """How to open the folder in napari, if installed; with its full path if it is not on the
+    PATH.
     """
     if find_spec("napari") is None:
         return []
@@ -356,16 +355,14 @@ def register(
     fixed: Fixed,
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The folder for the results: a new one, or an empty one."
-        ),
+        typer.Option("--out", metavar="DIR", help="Folder for the results: new or empty."),
     ],
     moving_labels: MovingLabels = None,
     fixed_labels: FixedLabels = None,
     weights: Weights = None,
     network: NetworkOption = Network.auto,
     figures: Annotated[
-        bool, typer.Option("--figures/--no-figures", help="Draw pictures of the result too.")
+        bool, typer.Option("--figures/--no-figures", help="Also write figures of the result.")
     ] = True,
     nan: Nan = None,
     channel: Channel = None,
@@ -373,15 +370,18 @@ def register(
     debug: Debug = False,
     **given: Any,
 ) -> None:
-    """Bring the image MOVING onto the image FIXED.
+    """Register the image MOVING to the image FIXED.
 
-    The two may differ in spacing, orientation, size and field of view. The folder DIR gets the
-    warped image on FIXED's own grid, the transform for ITK, 3D Slicer and ANTs, a report with
-    numbers, maps of the experts, figures."""
+    They may differ in spacing, orientation, size and field of view. DIR gets the warped image on
+    the grid of FIXED, the transform for ITK, 3D Slicer and ANTs, a report with numbers, expert maps
+    and figures.
+    """
     from napari_shmoareg.io.files import check_new_folder
 
     if network is Network.none and weights is not None:
-        raise InputError("--weights would do nothing with --network none. Leave one of them out.")
+        raise InputError(
+            "--weights would have no effect with --network none. Leave one of them out."
+        )
     check_new_folder(out)
     request = CommandRequest.of(weights, given)
     with progress(quiet, registration_phases(request.refine)) as report:
@@ -414,20 +414,19 @@ def register(
 def demo(
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The folder for the results: a new one, or an empty one."
-        ),
+        typer.Option("--out", metavar="DIR", help="Folder for the results: new or empty."),
     ] = Path("shmoareg-demo"),
     weights: Weights = None,
     quiet: Quiet = False,
     debug: Debug = False,
     **given: Any,
 ) -> None:
-    """Register the built-in sample pair, and say how far off the result truly is.
+    """Register the built-in sample pair, and show the true error of the result.
 
-    The pair is made, not scanned: two breaths of an abdomen, with labels, on two oblique grids. Its
-    deformation is known, so the true error in mm can be told. The result is refined on the pair, as
-    `register --refine` does. Nothing is downloaded."""
+    The pair is synthetic: two breaths of an abdomen, with labels, on two oblique grids. Its
+    deformation is known, so the true error in mm is known too. The result is refined on the pair,
+    as with `register --refine`. Nothing is downloaded.
+    """
     from napari_shmoareg.io.files import check_new_folder
 
     check_new_folder(out)
@@ -453,9 +452,7 @@ def demo(
 
 
 def true_errors(sample: Sample, registration: Registration) -> dict[str, dict[str, float]]:
-    """Mean and 95th percentile in mm of the distance to the truth: before, after the affine, after
-    all.
-    """
+    """Mean and 95th percentile in mm of the true error: before, after the affine, after all."""
     import numpy as np
 
     from napari_shmoareg.geometry import Transform

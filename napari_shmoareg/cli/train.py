@@ -1,4 +1,4 @@
-"""``shmoareg fine-tune``: start or resume a training run, and report its progress."""
+"""``shmoareg fine-tune``: start or resume a training run."""
 
 from __future__ import annotations
 
@@ -45,14 +45,12 @@ if TYPE_CHECKING:
 
 Event = Mapping[str, Any]
 EventCallback = Callable[[Event], None]
-SHOWN = 12  # scans in the table of the check-up; checkup.csv has all
+SHOWN = 12  # scans in the printed table; checkup.csv has all
 
 
 @contextmanager
 def report_run(run: Path) -> Iterator[None]:
-    """Around processes that learn for this one: an error that ends them is told with what their run
-    left.
-    """
+    """Convert errors of launched training processes, so that they are reported with their run."""
     try:
         yield
     except InputError as error:
@@ -60,7 +58,7 @@ def report_run(run: Path) -> Iterator[None]:
 
 
 class GroupFailedError(InputError):
-    """Processes that learned together ended by an error.
+    """Training in several processes ended with an error.
 
     Attributes
     ----------
@@ -74,12 +72,12 @@ class GroupFailedError(InputError):
 
 @contextmanager
 def json_output(quiet: bool) -> Iterator[EventCallback]:
-    """Events as JSON on stdout, one a line; what ends the run by an error is told too.
+    """Print events as JSON lines on stdout, including the error that ends a run.
 
     Parameters
     ----------
     quiet : bool
-        Makes no difference.
+        Ignored.
     """
     last: dict[str, Any] = {"step": 0, "run": None}
 
@@ -114,14 +112,14 @@ def json_output(quiet: bool) -> Iterator[EventCallback]:
 
 
 def _saved_progress(run: Path) -> dict[str, Any]:
-    """The step that a run saved, whoever learned in it."""
+    """The saved step of a run."""
     from napari_shmoareg.training.run import RunFolder, saved_step
 
     return {"step": saved_step(RunFolder(run)) or 0, "run": str(run)}
 
 
 def _weights(run: str | None) -> str | None:
-    """The weights that a failed run left."""
+    """The weights of a failed run."""
     from napari_shmoareg.training.run import RunFolder
 
     found = None if run is None else RunFolder(run).weights
@@ -130,25 +128,25 @@ def _weights(run: str | None) -> str | None:
 
 @contextmanager
 def console_output(quiet: bool) -> Iterator[EventCallback]:
-    """Events as lines to read; progress on stderr.
+    """Print events as text, with progress on stderr.
 
     Parameters
     ----------
     quiet : bool
-        Warnings only.
+        Print warnings only.
     """
     with ExitStack() as bars:
         yield EventPrinter(quiet, bars).print_event
 
 
 class EventPrinter:
-    """Says what a run tells.
+    """Prints the events of a run.
 
     Parameters
     ----------
     quiet : bool
     bars : ExitStack
-        Holds the progress bar that is shown.
+        Holds the current progress bar.
     """
 
     def __init__(self, quiet: bool, bars: ExitStack) -> None:
@@ -163,7 +161,7 @@ class EventPrinter:
         self._best: int | None = None
 
     def print_event(self, event: Event) -> None:
-        """Say one event; most say nothing."""
+        """Print one event, if it has a handler."""
         handler = getattr(self, f"_on_{event['event']}", None)
         if handler is not None:
             handler(event)
@@ -173,7 +171,7 @@ class EventPrinter:
             typer.echo(text)
 
     def _bar(self, doing: str, text: str, done: float) -> None:
-        """Move the bar; a new one for each kind of work, as a bar never runs back."""
+        """Update the bar; each kind of work has a new one, because a bar never goes back."""
         if doing != self._doing:
             self._bars.close()
             self._report = self._bars.enter_context(progress(self._quiet))
@@ -185,7 +183,7 @@ class EventPrinter:
         name = event["phase"]
         if name in ("checkup", "reading", "preparing"):
             words = {
-                "checkup": f"looking at the scans, {event['text']}",
+                "checkup": f"checking the scans, {event['text']}",
                 "reading": "reading the data set",
             }
             self._bar(name, words.get(name, "preparing"), event["done"])
@@ -200,20 +198,21 @@ class EventPrinter:
     def _on_begin(self, event: Event) -> None:
         self._bars.close()
         self._about, self._best = event, (event["best"] or {}).get("step")
-        # those are said
+        # those were printed
         for problem in (words for words in event["problems"] if not words.startswith("Left out: ")):
             print_note(f"Warning: {problem}")
         if not self._quiet:
             self._show_scans(event)
         if event["weights"] == NO_NETWORK:
-            self._print(f"Begins from {event['begins_from']}: {event['steps']} steps.")
+            self._print(f"Starting from {event['begins_from']}: {event['steps']} steps.")
         scans, pairs, memory = event["scans"], event["pairs"], event["memory"]
         validation = (
-            f"{scans['validation']} judge (by {event['validated']} of {pairs['validation']} pairs)"
+            f"{scans['validation']} for validation ({event['validated']} of"
+            f" {pairs['validation']} pairs)"
         )
         self._print(
-            f"{scans['train']} scans learn ({pairs['train']} pairs), {validation}, {scans['test']} stay"
-            " unseen."
+            f"{scans['train']} scans for training ({pairs['train']} pairs), {validation},"
+            f" {scans['test']} for testing."
         )
         grid = "x".join(str(n) for n in event["shape"])
         self._print(
@@ -225,7 +224,7 @@ class EventPrinter:
             f"Computing in {'bfloat16' if precision['used'] else 'float32'}: {precision['why']}."
         )
         if event["resumed_at"] is not None:
-            self._print(f"Going on after step {event['resumed_at']} of {event['steps']}.")
+            self._print(f"Resuming after step {event['resumed_at']} of {event['steps']}.")
 
     def _show_scans(self, event: Event) -> None:
         from napari_shmoareg.cli.console import show
@@ -265,11 +264,11 @@ class EventPrinter:
     def _on_paused(self, event: Event) -> None:
         print_note(
             f"Paused after step {event['step']}; `shmoareg runs go"
-            f" {shlex.quote(str(self._about['run']))}` goes on."
+            f" {shlex.quote(str(self._about['run']))}` continues."
         )
 
     def _on_resumed(self, event: Event) -> None:
-        print_note("Going on.")
+        print_note("Continuing.")
 
     def _on_end(self, event: Event) -> None:
         self._bars.close()
@@ -278,20 +277,20 @@ class EventPrinter:
         of = f" of {steps}" if steps else ""
         if event["reason"] == "stopped":
             print_note(
-                f"Stopped after step {event['step']}{of}. Go on with: shmoareg fine-tune --out"
-                f" {run} --resume"
+                f"Stopped after step {event['step']}{of}. Continue with: shmoareg fine-tune"
+                f" --out {run} --resume"
             )
         elif event["reason"] == "minutes":
             self._print(
-                f"The time is over after step {event['step']}{of}. Go on with: shmoareg fine-tune"
-                f" --out {run} --resume --minutes MORE"
+                f"The time limit was reached after step {event['step']}{of}. Continue with:"
+                f" shmoareg fine-tune --out {run} --resume --minutes MORE"
             )
         else:
             self._print(f"{event['step']} steps are done.")
         if event.get("best_step") == 0 < event["step"] and event["weights"] is not None:
             self._print(
-                f"Nothing learned was better than the start, by validation: {event['weights']}"
-                " holds the weights that the run began with. Those of the last step are in"
+                "By validation, nothing was better than the initial weights, which are in"
+                f" {event['weights']}. Those of the last step are in"
                 f" {self._about['run']}/last.safetensors."
             )
         elif event["weights"] is not None:
@@ -302,17 +301,16 @@ class EventPrinter:
             )
             if self._about.get("pairs", {}).get("test"):
                 self._print(
-                    f"Judge them on the unseen scans: shmoareg evaluate --run {run} --out TABLE"
+                    f"Evaluate them on the test scans: shmoareg evaluate --run {run} --out TABLE"
                 )
 
 
-# what an overlap is: of labels, or of images where there are none
+# measure of an overlap: of labels, or of images if there are none
 OVERLAP_NAMES = {"dice": "Dice", "ncc": "correlation"}
 
 
 def checkup_table(scans: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """One line per scan: where its voxels stand, its values, its labels, how well it lies on its
-    partner.
+    """Table of scans: grid, values, labels, overlap with the reference.
 
     Parameters
     ----------
@@ -363,8 +361,7 @@ def fine_tune(
             metavar="[DATASET]",
             help=(
                 "A folder of images, a CSV or JSON list of pairs, a Learn2Reg data set, OASIS or"
-                " BTCV. May be left "
-                "out with --resume."
+                " BTCV. Optional with --resume."
             ),
             show_default=False,
         ),
@@ -374,7 +371,7 @@ def fine_tune(
         typer.Option(
             "--from",
             metavar="NAME|PATH|none",
-            help="Weights to begin with; none begins from nothing, as the paper (Sec. IV-B).",
+            help="Initial weights; none means random weights, as in the paper (Sec. IV-B).",
             show_default="the shipped ones",
         ),
     ] = None,
@@ -384,8 +381,8 @@ def fine_tune(
             "--preset",
             metavar="paper|small|tiny",
             help=(
-                "Network that begins from nothing: the paper's (128 voxels, for a GPU), small (60"
-                " voxels, for a CPU)."
+                "Network for random weights: paper (128 voxels, for a GPU), small (60 voxels,"
+                " for a CPU) or tiny."
             ),
             show_default="paper",
         ),
@@ -396,25 +393,24 @@ def fine_tune(
             "--config",
             metavar="NAME=VALUE",
             help=(
-                "A part of that network: attention=mha and shmoe_strides=none make Table II's plain"
-                " layers; repeat "
-                "for more."
+                "Setting of that network: attention=mha and shmoe_strides=none give the plain"
+                " layers of Table II; repeatable."
             ),
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN, from its last state.")
+        bool, typer.Option("--resume", help="Resume the run in RUN from its last state.")
     ] = False,
     images: Annotated[
         str | None,
         typer.Option(
-            "--images", metavar="PATTERN", help="Which files are images: 'images/*.nii.gz'."
+            "--images", metavar="PATTERN", help="Pattern of the images: 'images/*.nii.gz'."
         ),
     ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
-            "--labels", metavar="PATTERN", help="Which are their label maps: 'labels/*.nii.gz'."
+            "--labels", metavar="PATTERN", help="Pattern of their label maps: 'labels/*.nii.gz'."
         ),
     ] = None,
     subject: Annotated[
@@ -424,7 +420,7 @@ def fine_tune(
         ),
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option("--kind", help="What the data set is.", show_default="auto")
+        Kind | None, typer.Option("--kind", help="Type of the data set.", show_default="auto")
     ] = None,
     window: Annotated[
         Any,
@@ -432,31 +428,29 @@ def fine_tune(
             "--window",
             metavar="LOW,HIGH",
             parser=parse_window,
-            help="Cut intensities off there, as for CT: -160,240.",
+            help="Clip intensities to this range, such as -160,240 for CT.",
         ),
     ] = None,
     device: DeviceOption = "auto",
     processes: Annotated[
         int,
         typer.Option(
-            "--processes", min=1, help="Processes that share the pairs of a step: one for each GPU."
+            "--processes", min=1, help="Processes that share the pairs of a step: one per GPU."
         ),
     ] = 1,
     submit: SubmitOption = None,
     cluster_option: ClusterOptions = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="Print one JSON object for each event on stdout, for programs."
-        ),
+        typer.Option("--json", help="Print one JSON object per event on stdout, for programs."),
     ] = False,
     with_parent: Annotated[
         bool,
         typer.Option(
             "--with-parent",
             help=(
-                "Stop at a safe step when standard input closes; its lines 'pause', 'go' and 'stop'"
-                " are obeyed."
+                "Stop at a safe step when standard input closes; read 'pause', 'go' and 'stop'"
+                " lines from it."
             ),
         ),
     ] = False,
@@ -466,13 +460,13 @@ def fine_tune(
     debug: Debug = False,
     **given: Any,
 ) -> None:
-    """Train weights further on scans of your own, in a run that can be stopped, killed and gone on
-    with.
+    """Train weights on your own scans, in a run that can be stopped, killed and resumed.
 
-    What is not given is as in the paper; --from none begins as it does (Sec. IV-B), from nothing.
-    Scans are looked at first, and divided by subject into those that learn, those that judge and
-    those that stay unseen for `shmoareg evaluate`.  Ctrl-C stops after the current step and saves;
-    --resume goes on to the same result."""
+    Defaults are those of the paper; --from none starts from random weights, as it does (Sec. IV-B).
+    Scans are checked first, and split by subject into training, validation and test scans, the
+    latter for `shmoareg evaluate`. Ctrl-C stops after the current step and saves; --resume
+    continues to the same result.
+    """
     from napari_shmoareg.cli.training_process import run_plan
     from napari_shmoareg.training.run import RunFolder
 
@@ -489,7 +483,7 @@ def fine_tune(
         options = {k: v for k, v in reading.items() if v is not None}
         plan = _plan(out, resume, dataset, weights, (preset, config or []), options, given, device)
         if cluster_option and submit is None:
-            raise InputError("--cluster-option does nothing without --submit.")
+            raise InputError("--cluster-option has no effect without --submit.")
         if submit is not None:
             started_file = RunFolder(out).run_json
             sharing = {"processes": processes, "batch": plan.settings.batch}
@@ -525,7 +519,7 @@ def _plan(
     given: dict[str, Any],
     device: str,
 ) -> Plan:
-    """The plan of a new run, or that of an old one with what may be given anew."""
+    """Make the plan of a new run, or read that of an existing one and apply changed options."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
     from napari_shmoareg.training.plan import (
         describe_start,
@@ -542,38 +536,38 @@ def _plan(
     name = None if weights is None else _weights_path(weights)
     if (preset is not None or changes) and name != NO_NETWORK:
         raise InputError(
-            "--preset and --config choose a network that begins from nothing: give --from none too."
+            "--preset and --config are for a network with random weights: give --from none too."
         )
     path = None if dataset is None else str(user_path(dataset).absolute())
     if resume:
         if not RunFolder(out).run_json.is_file():
             raise InputError(
-                f"{out} holds no run. Leave out --resume to begin one there, or name the folder of"
-                " one."
+                f"{out} contains no run. Leave out --resume to start one there, or give the"
+                " folder of a run."
             )
         plan = read_plan(RunFolder(out).run_json)
         start = describe_start(plan.weights)
         start = start if starts_from_scratch(plan.weights) else f"'{start}'"
         if name is not None and not is_same_path(name, str(plan.weights["name"])):
             raise InputError(
-                f"The run in {out} began from {start}, not from '{weights}'. Leave out --from,"
-                " or begin another run in another folder."
+                f"The run in {out} started from {start}, not from '{weights}'. Leave out --from,"
+                " or start another run in another folder."
             )
         network_of_run = plan.weights.get("preset"), plan.weights.get("changes")
         if (preset or network_of_run[0], changes or network_of_run[1]) != network_of_run:
             raise InputError(
-                f"The run in {out} began from {start}. Leave out --preset and --config, or"
-                " begin another run in another folder."
+                f"The run in {out} started from {start}. Leave out --preset and --config, or"
+                " start another run in another folder."
             )
         return plan.changed(settings, run, options if path is None else {"path": path, **options})
     if path is None and RunFolder(out).run_json.is_file():
         raise InputError(
-            f"{out} holds a run already. Give --resume to go on with it, or another --out and a"
+            f"{out} already contains a run. Give --resume to continue it, or another --out and a"
             " DATASET."
         )
     if path is None:
         raise InputError(
-            "There is nothing to learn from: give a DATASET (or --resume, to go on with a run)."
+            "There is no training data: give a DATASET (or --resume, to continue a run)."
         )
     name, _ = choose_weights(name, choose_device(device))
     return make_plan(
@@ -582,8 +576,8 @@ def _plan(
 
 
 def _weights_path(weights: str) -> str:
-    """A file by its whole path, so that the run finds it from everywhere; a shipped name, and
-    "none", as it is.
+    """The absolute path of a weights file, so that the run finds it from anywhere; names as they
+    are.
     """
     if weights == NO_NETWORK:
         return weights

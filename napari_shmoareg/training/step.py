@@ -265,12 +265,10 @@ def passes_after(
     if settings.cascade > 0:
         return before, f"passes at {scales}: the cascade is trained with them"
     if tuple(learned) == tuple(used):
-        return (
-            1.0,
-        ), f"one pass: it is trained on the same grids as it registers, such as {tuple(used)}"
+        return (1.0,), f"one pass: trained on the grids of registration, such as {tuple(used)}"
     return (
         before,
-        f"passes at {scales}: it is trained on coarser grids {tuple(learned)} than {tuple(used)}",
+        f"passes at {scales}: trained on coarser grids {tuple(learned)} than {tuple(used)}",
     )
 
 
@@ -306,9 +304,8 @@ def total_loss(
     moving_labels, fixed_labels : Tensor (B, L, D, H, W), optional
         Label fractions in each voxel.
     """
-    # Apart from the labels: the error signal goes back through it.  Ours: the edge goes on beyond
-    # the field of view, as in registering; zeros would draw an edge that is none, which in a
-    # cropped scan is everywhere.
+    # Warped separately from the labels: the error signal is its gradient.  Ours: border padding,
+    # as in registration; zeros would add a false edge, all around a cropped scan.
     warped = fields.warp(moving, output.displacement, padding="border")
     similarity = losses.SIMILARITIES[settings.similarity](warped, fixed)
     smoothness = losses.smoothness(output.displacement)
@@ -562,7 +559,7 @@ def fine_tune(
     freeze_experts(network, settings)
     largest = 0
     for step in range(start, settings.steps):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         network.train()
         network.encoder.train(not settings.freeze_encoder)
         optimiser.zero_grad(set_to_none=False)
@@ -600,7 +597,7 @@ def fine_tune(
         if settings.balance == "bias":
             move_choice_bias(network, chosen, settings.balance_rate)
         yield batch.step(
-            step + 1, gradient=float(norm), rate=rate, seconds=time.perf_counter() - began
+            step + 1, gradient=float(norm), rate=rate, seconds=time.perf_counter() - start_time
         )
 
 
@@ -610,11 +607,11 @@ def conformed_pair(pair: VolumePair | Conformed, size: int, labels: bool) -> Con
 
 
 def _next_readable_pair(
-    pairs: Sequence[VolumePair | Conformed], place: int, network: SHMoAReg, settings: FineTuning
+    pairs: Sequence[VolumePair | Conformed], position: int, network: SHMoAReg, settings: FineTuning
 ) -> tuple[int, Conformed, tuple[Skipped, ...]]:
     """The due pair, or the next readable one; its index and the skipped ones."""
     size, labels = settings.size or network.config.learning_size, settings.overlap_weight > 0
-    due = _pair_index(place, len(pairs), settings.seed)
+    due = _pair_index(position, len(pairs), settings.seed)
     skipped: list[Skipped] = []
     for further in range(min(TRIES, len(pairs))):
         index = (due + further) % len(pairs)
@@ -626,9 +623,9 @@ def _next_readable_pair(
     raise InputError(f"{len(skipped)} pairs in a row could not be read. The last: {last}") from last
 
 
-def _pair_index(place: int, count: int, seed: int) -> int:
+def _pair_index(position: int, count: int, seed: int) -> int:
     """Index of the pair at a position of the endless sequence: a new permutation every epoch."""
-    epoch, within = divmod(place, count)
+    epoch, within = divmod(position, count)
     endless = count > 100_000  # generated pairs, which are random already
     return (
         within

@@ -87,7 +87,7 @@ def validate(
     """
     if len(pairs) == 0:
         raise InputError("There is no validation pair; give at least one.")
-    began, training, found = time.perf_counter(), network.training, []
+    start_time, training, found = time.perf_counter(), network.training, []
     network.eval()
     try:
         for number in range(len(pairs)):
@@ -101,7 +101,7 @@ def validate(
         dice=float(np.mean(with_labels)) if with_labels else float("nan"),
         ncc=float(np.mean([pair.ncc for pair in found])),
         folding_percent=float(np.mean([pair.folding_percent for pair in found])),
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start_time,
         per_pair=tuple(found),
     )
 

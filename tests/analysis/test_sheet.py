@@ -1,4 +1,4 @@
-"""The contact sheet of drawn pairs."""
+"""The contact sheet of synthetic pairs."""
 
 from __future__ import annotations
 

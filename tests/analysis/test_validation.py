@@ -77,5 +77,5 @@ def test_without_labels_the_correlation_is_the_score(seen, tiny_network):
 
 
 def test_no_pair_is_refused(tiny_network):
-    with pytest.raises(InputError, match="no pair to validate on"):
+    with pytest.raises(InputError, match="no validation pair"):
         validate(tiny_network, [])

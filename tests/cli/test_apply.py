@@ -184,8 +184,8 @@ def test_an_image_and_a_reference_that_do_not_meet_are_refused(
     out = files.folder / "carried.nii.gz"
     arguments = ("apply", registered, image, "--reference", reference, "--out", out)
     said = plain(shmoareg(*arguments, *(["--inverse"] if inverse else [])))
-    assert said.search(r"do not meet: .* (8[5-9]|9[0-4])\d mm from the middle of the image")
-    assert said.search(r"--reference where the (moving|fixed) one does; with(out)? --inverse")
+    assert said.search(r"do not overlap: .* (8[5-9]|9[0-4])\d mm from the centre of the image")
+    assert said.search(r"--reference in that of the (moving|fixed) one; with(out)? --inverse")
     assert not out.exists()
 
 

@@ -179,7 +179,7 @@ def test_a_benchmark_does_not_go_on_with_another_plan(other, says, listed, ran, 
     out = files.folder / "out"
     shmoareg("benchmark", listed, "--methods", "affine", "--out", out, "--quiet")
     result = shmoareg("benchmark", listed, "--methods", "affine", "--out", out, "--quiet", *other)
-    assert result.exit_code == 1 and f"begun with other {says}" in result.stderr
+    assert result.exit_code == 1 and f"started with other {says}" in result.stderr
     assert len(ran) == 4
 
 
@@ -212,7 +212,7 @@ def test_a_benchmark_does_not_go_on_on_another_machine(
         ),
         (
             ("--methods", "affine", "--gamma", 0.5),
-            "--gamma would do nothing without --change gamma",
+            "--gamma would have no effect without --change gamma",
         ),
         (("--methods", "affine", "--change", "invert", "--gamma", 2), "without --change gamma"),
         (
@@ -266,7 +266,7 @@ def test_seconds_of_a_method_that_does_not_run_before_are_refused(
     listed, ran, files, shmoareg, plain
 ):
     words = ("--methods", "affine+refine@shmoareg,shmoareg", "--out", files.folder / "out")
-    plain(shmoareg("benchmark", listed, *words)).search("name that before it in --methods")
+    plain(shmoareg("benchmark", listed, *words)).search("list that before it in --methods")
     assert ran == []
 
 

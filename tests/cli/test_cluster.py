@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.cli.jobs import RETRIES, ClusterJob, submit_command, minutes, parameters, submit, without
+from napari_shmoareg.cli.jobs import (
+    RETRIES,
+    ClusterJob,
+    minutes,
+    parameters,
+    submit,
+    submit_command,
+    without,
+)
 from napari_shmoareg.errors import InputError
 
 pytest.importorskip("submitit")
@@ -216,7 +224,7 @@ def test_a_job_in_this_process_runs_the_command_too(place, tmp_path):
 
 def test_a_machine_without_slurm_is_told_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match=r"no SLURM here.*--submit local"):
+    with pytest.raises(InputError, match=r"SLURM is not available here.*--submit local"):
         submit([], "slurm", ["time=60"], folder=tmp_path, name="n")
 
 
@@ -229,10 +237,10 @@ def test_without_submitit_the_error_names_the_extra(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("cluster", "options", "processes", "said"),
     [
-        ("slurm", [], 1, r"how long.*time=12:00:00"),
+        ("slurm", [], 1, r"needs a time limit.*time=12:00:00"),
         ("slurm", ["partition"], 1, r"KEY=VALUE.*got 'partition'"),
-        ("slurm", ["time=noon"], 1, "'noon' is no time"),
-        ("slurm", ["time=0"], 1, "no minute"),
+        ("slurm", ["time=noon"], 1, "'noon' is not a time"),
+        ("slurm", ["time=0"], 1, "less than a minute"),
         ("slurm", ["time=60", "nodes=3"], 4, "4 processes.*3 nodes"),
         ("slurm", ["time=60", "nodes=many"], 1, "whole number of nodes"),
         ("local", ["gres=gpu:1"], 1, "got gres"),

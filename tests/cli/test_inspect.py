@@ -130,10 +130,10 @@ def test_what_is_asked_wrongly_is_said(files, shmoareg, plain):
         and "two images (MOVING FIXED), or --pairs LIST.csv" in nothing.stderr
     )
     assert plain(shmoareg("inspect", files.moving, files.fixed, "--at", "1,2,3")).search(
-        "nothing without --pairs"
+        "no effect without --pairs"
     )
     assert plain(shmoareg("inspect", files.moving, "--pairs", "pairs.csv")).search(
-        "name no folder and no image"
+        "do not give a folder or an image"
     )
 
 
@@ -145,7 +145,7 @@ def test_what_is_no_registration_folder_is_refused(files, registered, shmoareg, 
 
 def test_one_file_is_told_what_is_expected(files, shmoareg, plain):
     said = plain(shmoareg("inspect", files.fixed))
-    assert said.search("is one file; a folder that `register` wrote, or two images")
+    assert said.search("is a single file; a folder that `register` wrote, or two images")
 
 
 def test_one_volume_of_a_4d_image_is_shown(files, pair, weights, shmoareg, plain):

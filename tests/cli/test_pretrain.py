@@ -111,7 +111,7 @@ def test_how_experts_learn_is_an_option_and_is_told_in_the_card(maps, tmp_path):
     ]
     assert spread[0] == pytest.approx(4 * spread[1], rel=0.05)
     code, output = run(maps, "--run", place, "--steps", 2)
-    assert code == 1 and "begun with other settings" in output
+    assert code == 1 and "started with other settings" in output
 
 
 def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
@@ -126,7 +126,7 @@ def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
     }
     (place / "recipe.json").write_text(json.dumps(told))
     code, output = run(*words, "--gates", "frozen")
-    assert code == 1 and "begun with other settings" in output
+    assert code == 1 and "started with other settings" in output
     assert run(*words)[0] == 0
 
 
@@ -160,9 +160,9 @@ def test_a_part_of_the_network_is_chosen_and_the_run_goes_on_with_it_alone(maps,
     assert json.loads((place / "recipe.json").read_text())["config"]["attention"] == "mha"
     assert run(maps, "--run", place, "--steps", 1, *plain)[0] == 0
     code, output = run(maps, "--run", place, "--steps", 1)
-    assert code == 1 and "begun with other settings" in output
+    assert code == 1 and "started with other settings" in output
     code, output = run(maps, "--run", tmp_path / "other", "--config", "depth=3")
-    assert code == 1 and "sets no part of the network" in output
+    assert code == 1 and "is not a network setting" in output
     assert not (tmp_path / "other").exists()
 
 
@@ -171,7 +171,7 @@ def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):
     run(maps, "--run", place, "--steps", 2)
     code, output = run(maps, "--run", place, "--steps", 3)
     assert code == 1
-    assert "begun with other settings" in output
+    assert "started with other settings" in output
     assert json.loads((place / "recipe.json").read_text())["settings"]["steps"] == 2
 
 
@@ -256,7 +256,7 @@ def test_a_run_does_not_go_on_from_other_weights_and_does_not_need_its_own_any_m
     assert run(*words, "--from", one)[0] == 130
     for wrong in ((), ("--from", other)):
         code, output = run(*words, *wrong)
-        assert code == 1 and "begun with other settings" in output
+        assert code == 1 and "started with other settings" in output
     one.unlink()
     assert run(*words, "--from", one)[0] == 130
     assert read_card(place / "weights.safetensors")["steps"] == 2
@@ -271,7 +271,7 @@ def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
     (place / "recipe.json").write_text(json.dumps(told))
     given_weights(tmp_path / "given.safetensors")
     code, output = run(*words, "--from", tmp_path / "given.safetensors")
-    assert code == 1 and "begun with other settings" in output
+    assert code == 1 and "started with other settings" in output
     assert run(*words)[0] == 0
 
 
@@ -287,7 +287,7 @@ def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(m
     del told["settings"]["passes"], told["drawing"]["close_shift"]
     (place / "recipe.json").write_text(json.dumps(told))
     code, output = run(*words, "--bfloat16", "off")
-    assert code == 1 and "begun with other settings" in output
+    assert code == 1 and "started with other settings" in output
     code, output = run(*words)
     assert code == 0, output
     card = read_card(place / "weights.safetensors")
@@ -306,11 +306,11 @@ def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path
     code, output = run("--run", place, "--steps", 2)
     assert code == 1 and "or --torso 0.5" in " ".join(output.split())
     code, output = run("--run", place, "--steps", 2, "--torso", 0.4)
-    assert code == 1 and "begun with other settings" in output
+    assert code == 1 and "started with other settings" in output
     code, output = run(*words)
     assert code == 0, output
     card = read_card(place / "weights.safetensors")
-    assert card["drawn_from"] == "drawn torsos and random shapes; no scan of a person was seen"
+    assert card["drawn_from"] == "synthetic torsos and random shapes; no scan of a person was used"
     assert card["recipe"]["drawing"]["torso"] == 0.5
     head, *rows = (place / "log.csv").read_text().splitlines()
     assert len(rows) == 2 and "validation_after" not in head
@@ -319,7 +319,7 @@ def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path
     both = tmp_path / "both"
     assert run(maps, "--run", both, "--steps", 1, "--torso", 0.5)[0] == 0
     assert read_card(both / "weights.safetensors")["drawn_from"].startswith(
-        "label maps, drawn torsos and random shapes"
+        "label maps, synthetic torsos and random shapes"
     )
     assert {"torso_after", "validation_after"} <= set(
         (both / "log.csv").read_text().splitlines()[0].split(",")
@@ -343,7 +343,7 @@ def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):
     assert min(picture.shape[:2]) > 600
     assert np.ptp(picture[..., :3], axis=-1).max() > 0.5, "no colours"
     with Image.open(sheet) as image:
-        assert image.text["Title"] == "drawn pairs" and image.text["Recipe"] == "tiny, seed 1"
+        assert image.text["Title"] == "synthetic pairs" and image.text["Recipe"] == "tiny, seed 1"
     assert not place.exists()
 
 
@@ -362,7 +362,7 @@ def test_a_sheet_is_a_png_and_replaces_nothing(maps, tmp_path):
 def test_a_folder_without_label_maps_is_refused(tmp_path):
     code, output = run(tmp_path, "--run", tmp_path / "run", "--steps", 1)
     assert code == 1
-    assert "holds no label map" in output
+    assert "contains no label map" in output
 
 
 def test_an_unknown_recipe_is_refused(maps, tmp_path):
@@ -429,8 +429,8 @@ def test_weights_that_are_not_of_the_state_s_step_begin_the_mean_anew(left, maps
         assert "Note" not in output and largest > 10, "the mean was not taken up"
     else:
         assert (
-            "begins anew" in output
-            and ("are of step 2" if left == "ahead" else "are missing") in output
+            "restarts from the state" in output
+            and ("are from step 2" if left == "ahead" else "are missing") in output
         )
         assert largest < 10
     assert read_card(weights)["steps"] == 3

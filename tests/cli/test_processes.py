@@ -283,7 +283,7 @@ def _shells(*scripts: str) -> dict[int, subprocess.Popen[bytes]]:
         ((f"exit {LOST}", "exit 1"), r"in process 2 of 2: that scan is bad\. KEPT"),
         # Gloo aborts the others
         (("kill -6 $$", "sleep 0.3; exit 1"), r"in process 2 of 2: that scan is bad\. KEPT"),
-        ((f"exit {LOST}", f"exit {LOST}"), "lost each other"),
+        ((f"exit {LOST}", f"exit {LOST}"), "lost contact"),
         (("sleep 60", "kill -9 $$"), r"process 2 of 2 .* signal 9"),
     ],
 )

@@ -55,7 +55,7 @@ def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain):
         out,
         "--no-figures",
     )
-    plain(shmoareg(*words, "--weights", "small")).search("--weights would do nothing")
+    plain(shmoareg(*words, "--weights", "small")).search("--weights would have no effect")
     result = shmoareg(*words, "--refine", 10, "--keep", "last")
     assert result.exit_code == 0, result.stderr
     report = json.loads((out / "report.json").read_text())

@@ -174,7 +174,7 @@ def test_how_weights_begin_from_nothing_is_refused_where_they_begin_from_others(
     for changes in ({"moa_output_scale": 4.0}, {"kernels_start": "alike"}):
         with pytest.raises(
             InputError,
-            match=r"(moa_output_scale|kernels_start) says.*begin from nothing.*Leave it out",
+            match=r"(moa_output_scale|kernels_start) initialises random weights.*given weights.*Leave it out",
         ):
             check_start(FineTuning(**changes))
 
@@ -364,7 +364,7 @@ def test_learning_moves_the_biases_by_the_loads_of_each_gate(pairs):
 
 def test_a_network_without_biases_is_refused_and_one_that_gets_them_stays_the_same(pairs):
     network = fresh()
-    with pytest.raises(InputError, match="have no bias of the choice"):
+    with pytest.raises(InputError, match="have no choice bias"):
         next(fine_tune(network, pairs, FineTuning(steps=1, balance="bias")))
     given = with_choice_bias(network.eval())
     assert given.config.choice_bias and not given.training and with_choice_bias(given) is given

@@ -182,5 +182,5 @@ def test_fewer_pairs_in_a_step_than_processes_is_an_error_that_names_both_ways_o
 def test_more_processes_than_gpus_are_refused():
     from napari_shmoareg.training.distributed import check_gpus
 
-    with pytest.raises(InputError, match="a GPU each"):
+    with pytest.raises(InputError, match="one GPU each"):
         check_gpus(torch.cuda.device_count() + 1)

@@ -101,7 +101,7 @@ def test_a_state_from_before_a_setting_of_the_network_was_there_has_its_default(
 
 def test_a_missing_a_cut_and_a_foreign_state_are_refused(tmp_path):
     network, optimiser = fresh()
-    with pytest.raises(InputError, match="no training to go on with"):
+    with pytest.raises(InputError, match="no training state to resume"):
         load_training_state(tmp_path, network, optimiser)
     path = save_training_state(tmp_path, network, optimiser, 1)
     other = SHMoAReg(SHMoARegConfig.preset("tiny", embed_dim=16))

@@ -209,7 +209,7 @@ def test_a_run_that_learned_something_is_never_cleared(tmp_path):
     assert is_empty_run(tmp_path), "looked at before the first step"
     for name, text in (("metrics.csv", "step\n1\n"), ("training.safetensors", "state")):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match="saved what it learned"):
+        with pytest.raises(InputError, match="has saved a state or trained weights"):
             reset_run(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         *("best.safetensors", "metrics.csv", "run.json", "training.safetensors")

@@ -1,7 +1,7 @@
-"""The body of one synthetic person: measures, locations of the organs, trunk, chest, bones, couch.
+"""The body of a synthetic person: proportions, organ positions, trunk, chest, bones, couch.
 
-Positions are mm in the directions right, front, up (RAS), 0 in the middle of the body at the height
-of the kidneys.
+Positions are in mm towards right, front and up (RAS), with 0 at the centre of the body at kidney
+height.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from napari_shmoareg.training.torso.canvas import Canvas
 
-# The cavity of the standard body reaches 125 mm to each side of its middle, and 80 mm to the front
+# The cavity of the standard body extends 125 mm to each side of its centre, and 80 mm to the front
 # and the back.
 WIDE, DEEP = 125.0, 80.0
-TOP = 285.0  # a torso reaches so far up and down
-LEVELS = (-280.0, -200, -130, -60, 0, 60, 120, 200, 280)  # heights of the shares below
+TOP = 285.0  # extent of a torso, up and down
+LEVELS = (-280.0, -200, -130, -60, 0, 60, 120, 200, 280)  # heights of the factors below
 WIDTH = (1.02, 1.04, 1.0, 0.97, 0.96, 0.98, 1.0, 1.0, 0.97)
 DEPTH = (1.0, 1.0, 0.98, 0.97, 1.0, 1.0, 1.0, 0.98, 0.95)
 FAT = (1.6, 1.5, 1.25, 1.1, 1.0, 0.9, 0.7, 0.6, 0.6)
@@ -30,25 +30,24 @@ CAVITY = (0.58, 0.66, 0.86, 0.98, 1.0, 1.0, 0.98, 0.95, 0.88)
 
 @dataclass(frozen=True)
 class Torso:
-    """One person, and how an image found it.
+    """One person, in the state of one image.
 
     Parameters
     ----------
     width, depth : float
-        Half of the body at the height of the kidneys, mm.
+        Half-axes of the body at kidney height, mm.
     fat : float
-        Thickness below the skin there, mm.
+        Thickness of the fat under the skin there, mm.
     wall : float
-        Thickness of the muscles at the sides, mm.
+        Thickness of the lateral muscles, mm.
     height : float
-        Of vertebrae and organs, as a share of the standard body's.
+        Height of vertebrae and organs, relative to the standard body.
     seed : int
-        Decides size, place and form of each organ.
+        Seed for size, position and shape of each organ.
     breath : float
-        How much higher the diaphragm is than in the middle of a breath, mm.
+        Height of the diaphragm relative to mid-breath, mm.
     moment : int
-        A seed too: of what is not the person's own, which is gas and fluid, the bladder, loops of
-        the bowel, the couch.
+        Seed for what changes over time: gas and fluid, bladder, bowel loops, couch.
     """
 
     width: float
@@ -62,9 +61,9 @@ class Torso:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Torso:
-        """A random person."""
+        """Generate a random person."""
         fat = float(np.clip(np.exp(rng.normal(np.log(15), 0.55)), 4, 45))
-        # fat within grows with that without
+        # visceral fat grows with subcutaneous fat
         lean = float(np.clip(rng.normal(152, 9), 134, 174)) + 0.4 * (fat - 15)
         width, depth = lean + 0.85 * fat, lean * float(rng.uniform(0.64, 0.74)) + 0.95 * fat
         wall, height = float(rng.uniform(11, 19)), float(rng.uniform(0.92, 1.1))
@@ -76,25 +75,25 @@ class Torso:
 
 
 class Body:
-    """Measures of a torso along the body's axis.
+    """Proportions of a torso along the body axis.
 
     Parameters
     ----------
     torso : Torso
     z : (Z,) array
-        Heights at which the measures are wanted, mm.
+        Heights at which they are evaluated, mm.
 
     Attributes
     ----------
     width, depth : (Z,) array
-        Half-axes of the skin.
+        Half-axes of the skin surface.
     skin_back, muscle_side, muscle_back, muscle_front, side, back, front : (Z,) array
-        Where the skin, the muscles and the cavity end.
+        Borders of skin, muscles and cavity.
     spine : (Z,) array
-        The middle of the vertebral bodies, towards the front.
+        Centre of the vertebral bodies, towards the front.
     across, through, middle : float
-        Size of the cavity at the height of the kidneys, in that of the standard one, and its middle
-        towards the front.
+        Size of the cavity at kidney height relative to the standard body, and its centre towards
+        the front.
     """
 
     def __init__(self, torso: Torso, z: NDArray[np.float64]) -> None:
@@ -136,21 +135,21 @@ class Body:
         return found
 
     def spine_at(self, z: float) -> float:
-        """Where the middle of the vertebral body is at a height, towards the front."""
+        """Centre of the vertebral body at a height, towards the front."""
         return float(self._measures(np.array([z]))["spine"][0])
 
     def organ(self, name: str) -> Organ:
-        """What places an organ: always the same for one person, whatever else is drawn."""
+        """Make an organ; its random numbers only depend on the person and its name."""
         return Organ(self, np.random.default_rng([self.torso.seed, zlib.crc32(name.encode())]))
 
     def moment_rng(self, name: str) -> np.random.Generator:
-        """Random numbers for what is not the person's own."""
+        """Random numbers for what changes over time."""
         return np.random.default_rng([self.torso.moment, zlib.crc32(name.encode())])
 
 
 @dataclass(frozen=True)
 class Organ:
-    """Places an organ of the standard body in another one.
+    """Maps an organ of the standard body to a person.
 
     Attributes
     ----------
@@ -164,14 +163,14 @@ class Organ:
     def at(
         self, x: float, y: float, z: float, *, breath: float = 0.0, spread: float = 6.0
     ) -> NDArray[np.float64]:
-        """Where a standard position is in this person.
+        """Map a standard position to this person.
 
         Parameters
         ----------
         x, y, z : float
-            mm; y from the middle of the cavity.
+            mm; y relative to the centre of the cavity.
         breath : float
-            Share of the diaphragm's motion that it follows.
+            Share of the diaphragm's motion that the organ follows.
         spread : float
             Standard deviation over people, mm.
         """
@@ -182,18 +181,16 @@ class Organ:
         return position + self.rng.normal(0, spread, 3) + [0.0, 0.0, breath * body.torso.breath]
 
     def size(self, spread: float = 0.1) -> float:
-        """A factor for its radii: the body's size, and a standard deviation of the logarithm over
-        people.
-        """
+        """Factor for the radii: body size and variation over people (SD of the logarithm)."""
         body = self.body
-        # organs grow less than what holds them
+        # organs grow less than the cavity
         usual = (body.across * body.through * body.torso.height) ** 0.25
         return float(usual * np.exp(spread * np.clip(self.rng.standard_normal(), -2, 2)))
 
     def line(
         self, points: Sequence[Sequence[float]], *, breath: float = 0.0, spread: float = 4.0
     ) -> NDArray[np.float64]:
-        """(n, 4): a tube through standard positions (x, y, z, radius)."""
+        """Map a tube through standard positions (x, y, z, radius); (n, 4)."""
         factor = self.size()
         return np.array(
             [
@@ -203,7 +200,7 @@ class Organ:
         )
 
 
-EXPONENT = 2.35  # of the ellipses of the trunk: a little squarer than round
+EXPONENT = 2.35  # of the superellipses of the trunk
 LUNGS = ("right lung", "left lung", "lung vessels")
 SOFT = ("muscle", "visceral fat", "subcutaneous fat", *LUNGS)
 VISCERAL_FAT = ("visceral fat",)
@@ -211,7 +208,7 @@ INF = float("inf")
 
 
 def draw_trunk(canvas: Canvas, body: Body) -> None:
-    """From the skin to the cavity: fat, muscles, and the fat that organs lie in."""
+    """Paint the trunk from skin to cavity: subcutaneous fat, muscles, visceral fat."""
     lumpy = 0.03 * canvas.noise[0]
     y = canvas.axes[1].view(1, -1, 1)
     outer = canvas.ellipse(body.width, body.depth, 0 * body.depth, EXPONENT)
@@ -229,10 +226,10 @@ def draw_trunk(canvas: Canvas, body: Body) -> None:
 
 
 def _part_muscles(canvas: Canvas, body: Body) -> None:
-    """Fat between and within muscles: the layers at the sides, the furrow of the back, marbling."""
+    """Paint fat between and within muscles: lateral layers, the furrow of the back, marbling."""
     x, y, z = canvas.coordinates()
     marbled = canvas.noise[1] + 0.4 * canvas.fine_noise > 2.0 - 0.015 * body.torso.fat
-    # 0 to 1 through the wall
+    # 0 to 1 across the wall
     ring = (canvas.cavity - 1) * canvas.row(body.side / EXPONENT / body.torso.wall)
     layers = ((ring - 0.36).abs() < 0.05) | ((ring - 0.7).abs() < 0.05)
     layers &= (
@@ -250,7 +247,7 @@ def _part_muscles(canvas: Canvas, body: Body) -> None:
 
 
 def draw_chest(canvas: Canvas, body: Body) -> Tensor:
-    """Lungs above the diaphragm, and the heart; returns the height of the diaphragm, (X, Y, 1)."""
+    """Paint lungs, heart and oesophagus; return the height of the diaphragm, (X, Y, 1)."""
     torso, rng = body.torso, body.organ("lungs").rng
     x, y, z = canvas.coordinates()
     right, left = (torso.height * v + torso.breath for v in (rng.normal(100, 7), rng.normal(87, 7)))
@@ -285,20 +282,20 @@ def draw_chest(canvas: Canvas, body: Body) -> Tensor:
 
 
 def draw_bones(canvas: Canvas, body: Body) -> None:
-    """Spine, ribs, breastbone, pelvis."""
+    """Paint spine, ribs, sternum and pelvis."""
     rng, height = body.organ("bones").rng, body.torso.height
     size = float(height * rng.uniform(0.95, 1.1))
     _draw_spine(canvas, body, size, float(rng.uniform(0, 1)))
     phase = float(rng.uniform(0, 1))
     part = canvas.box([-INF, -INF, -8 * height], [INF, INF, INF])
-    # ribs go round the chest, down towards the front; their end rises towards the breastbone
+    # ribs run around the chest, down towards the front; their ends rise towards the sternum
     if part is not None:
         x, y, z = canvas.coordinates(part)
         front, back, side = (
             canvas.row(values, part) for values in (body.front, body.back, body.side)
         )
         forward = (y - back) / (front - back)
-        ring = (canvas.cavity[part] - 1) * (side / EXPONENT)  # mm from the cavity, about
+        ring = (canvas.cavity[part] - 1) * (side / EXPONENT)  # approximately mm from the cavity
         run = torch.remainder((z + 0.75 * (y - back) + 0.5 * x.abs()) / (30 * height) + phase, 1)
         margin = height * (-8 + 118 * forward.clamp_min(0) ** 1.4)
         where = ((run - 0.5).abs() < 0.21) & (z > margin) & (x.abs() > 24)
@@ -309,7 +306,7 @@ def draw_bones(canvas: Canvas, body: Body) -> None:
 
 
 def _draw_spine(canvas: Canvas, body: Body, size: float, phase: float) -> None:
-    """Vertebrae with their arches and spines, discs, and the canal."""
+    """Paint vertebrae with arches and processes, discs and the spinal canal."""
     part = canvas.box(
         [-42 * size, -INF, -INF], [42 * size, float(body.spine.max()) + 24 * size, INF]
     )
@@ -345,9 +342,9 @@ def _draw_spine(canvas: Canvas, body: Body, size: float, phase: float) -> None:
 
 
 def _draw_pelvis(canvas: Canvas, body: Body) -> None:
-    """Sacrum, wings and hip joints."""
+    """Paint sacrum, iliac wings and hip joints."""
     rng, height = body.organ("pelvis").rng, body.torso.height
-    low = float(height * rng.uniform(-112, -100))  # the crests
+    low = float(height * rng.uniform(-112, -100))  # iliac crests
     part = canvas.box([-INF, -INF, -INF], [INF, INF, low])
     if part is None:
         return
@@ -376,9 +373,7 @@ def _draw_pelvis(canvas: Canvas, body: Body) -> None:
 
 
 def draw_couch(canvas: Canvas, body: Body) -> None:
-    """What the body lies on: a mattress, and below it foam in a shell, curved or flat; in some
-    images nothing.
-    """
+    """Paint a couch in most images: a mattress on a foam core in a shell, curved or flat."""
     rng = body.moment_rng("couch")
     if rng.random() < 0.15:
         return

@@ -1,4 +1,4 @@
-"""A label map that smooth shapes and tubes are painted on."""
+"""Canvas: a label map on which smooth shapes and tubes are painted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Slices = tuple[slice, slice, slice]
 
 
 class Canvas:
-    """Classes of the voxels of a box, all 0 to begin with.
+    """Voxel classes in a box, initially 0.
 
     Parameters
     ----------
@@ -22,22 +22,22 @@ class Canvas:
     spacing : float
         mm.
     names : sequence of str
-        Of the classes, by their number.
+        Names of the classes, in order of their number.
     rng : numpy.random.Generator
-        Draws the noise.
+        Generates the noise.
     device : str or torch.device
 
     Attributes
     ----------
     classes : Tensor (X, Y, Z), uint8
     axes : 3 Tensors
-        mm of the voxels along each axis.
+        Voxel positions along each axis, mm.
     noise : Tensor (3, X, Y, Z)
-        Smooth noise of unit variance at its knots, which are 36 mm apart: no shape is perfect.
+        Smooth noise of unit variance at its knots, 36 mm apart, for irregular shapes.
     fine_noise : Tensor (X, Y, Z)
         The same, 9 mm apart.
     cavity : Tensor (X, Y, Z)
-        Below 1 where organs may lie.
+        Below 1 where organs may be.
     """
 
     def __init__(
@@ -63,19 +63,19 @@ class Canvas:
 
     @property
     def to_index(self) -> NDArray[np.float64]:
-        """Position in mm to voxel index, (4, 4)."""
+        """Affine from position in mm to voxel index, (4, 4)."""
         matrix = np.diag([1 / self.spacing] * 3 + [1.0])
         matrix[:3, 3] = -self.low / self.spacing
         return matrix
 
     def _noise(self, length: float, channels: int, rng: np.random.Generator) -> Tensor:
-        """Noise with knots so many mm apart, the same at a place whatever the box: knots lie on
-        multiples of it.
+        """Noise with knots at multiples of `length` mm, so that its values do not depend on the
+        box.
         """
         first = np.floor(self.low / length).astype(int)
         ends = self.low + self.spacing * (np.array(self.shape) - 1)
         count = np.ceil(ends / length).astype(int) - first + 1
-        half = int(np.ceil(400 / length))  # knots are drawn for all of a body
+        half = int(np.ceil(400 / length))  # knots cover a whole body
         knots = rng.standard_normal(
             (channels, 2 * half + 1, 2 * half + 1, 2 * half + 1), dtype=np.float32
         )
@@ -93,13 +93,13 @@ class Canvas:
                 .abs()
                 .clamp_max(1)
             )
-            weights = 1 - near * near * (3 - 2 * near)  # of each knot, smooth and 1 in all
-            # the next axis is the first one then
+            weights = 1 - near * near * (3 - 2 * near)  # smooth, with sum 1 over the knots
+            # moves the next axis to the front
             values = torch.tensordot(values, weights, dims=([1], [1]))
         return values
 
     def row(self, values: NDArray[np.float64], part: Slices | None = None) -> Tensor:
-        """Values along z as (1, 1, Z), or those of a part."""
+        """Values along z, or of a part, as (1, 1, Z)."""
         along = values if part is None else values[part[2]]
         return torch.as_tensor(along, dtype=torch.float32, device=self.device).view(1, 1, -1)
 
@@ -110,7 +110,9 @@ class Canvas:
         middle: NDArray[np.float64],
         exponent: float,
     ) -> Tensor:
-        """(X, Y, Z): |x / a|^p + |(y - m) / b|^p with a, b and m along z; 1 at the border."""
+        """Level set (X, Y, Z) |x / a|^p + |(y - m) / b|^p, with a, b, m along z; 1 at the
+        border.
+        """
         x = (self.axes[0].view(-1, 1, 1).abs() / self.row(across)) ** exponent
         y = ((self.axes[1].view(1, -1, 1) - self.row(middle)).abs() / self.row(through)) ** exponent
         return x + y
@@ -122,9 +124,7 @@ class Canvas:
         over: Sequence[str] | None = None,
         part: Slices | None = None,
     ) -> None:
-        """Set a class in a part of the canvas where a mask says so, and, with `over`, another class
-        was.
-        """
+        """Set a class within a mask and, with `over`, only over the given classes."""
         view = self.classes if part is None else self.classes[part]
         if over is not None:
             where = where & self._is(view, over)
@@ -141,8 +141,8 @@ class Canvas:
         over: Sequence[str] | None = None,
         within: Callable[[Slices], Tensor] | None = None,
     ) -> None:
-        """Paint an ellipsoid, turned about x, y and z (radians), its border moved by noise of a
-        share of the radius.
+        """Paint an ellipsoid, rotated about x, y and z (radians), with border noise as a share of
+        the radius.
         """
         self.blob(name, [(centre, radii, turn)], rough=rough, over=over, within=within)
 
@@ -192,17 +192,17 @@ class Canvas:
         Parameters
         ----------
         name : str
-            Of its wall, or of all of it.
+            Class of the wall, or of the whole tube.
         line : (n, 4) array
-            Points in mm and radii; a smooth curve goes through them.
+            Points and radii in mm, connected by a smooth curve.
         over : sequence of str
         wall : float
-            mm; what is further inside is `content`.
+            Thickness in mm; the inside is `content`.
         content : str
         folds : float
             Depth of the folds along the tube, as a share of the radius.
         fluid_level : float or None
-            Where the content is further in front (mm), it is `gas`.
+            Content in front of this position (mm) is `gas`.
         gas : str
         """
         points = spline(line, step=0.5)
@@ -228,13 +228,13 @@ class Canvas:
     def _spheres(
         self, part: Slices, points: NDArray[np.float64], radii: NDArray[np.float64], wall: float
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Where some of many small spheres are, and where they are less a wall; on the CPU, as each
-        is tiny.
+        """Masks of many small spheres, with and without a wall; on the CPU, because each is
+        tiny.
         """
         start = np.array([s.start for s in part])
         shape = np.array([s.stop - s.start for s in part])
         outer, inner = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        centres = (points[:, :3] - self.low) / self.spacing - start  # voxels from here on
+        centres = (points[:, :3] - self.low) / self.spacing - start  # in voxels of the part
         sizes = radii / self.spacing
         first = np.floor(centres - sizes[:, None]).astype(int).clip(0, shape).tolist()
         last = np.ceil(centres + sizes[:, None] + 1).astype(int).clip(0, shape).tolist()
@@ -256,7 +256,7 @@ class Canvas:
         return outer, inner
 
     def box(self, low: Sequence[float] | NDArray, high: Sequence[float] | NDArray) -> Slices | None:
-        """The part of the canvas that holds a box (mm); None where they do not meet."""
+        """The part of the canvas that contains a box (mm); None if they do not overlap."""
         low, high = (np.clip(each, -1e4, 1e4) for each in (low, high))
         first = np.floor((low - self.low) / self.spacing).astype(int).clip(0)
         last = np.minimum(np.ceil((high - self.low) / self.spacing).astype(int) + 1, self.shape)
@@ -266,7 +266,7 @@ class Canvas:
         return x, y, z
 
     def coordinates(self, part: Slices | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and z of a part, or of all, to be broadcast."""
+        """Broadcastable x, y and z of a part or of the whole canvas."""
         x, y, z = (
             self.axes
             if part is None
@@ -281,7 +281,7 @@ class Canvas:
         radii: NDArray[np.float64],
         turn: Sequence[float],
     ) -> Tensor:
-        """Below 1 within an ellipsoid: the distance from its centre in radii."""
+        """Distance from the centre of an ellipsoid in radii; below 1 inside."""
         x, y, z = (axis - float(c) for axis, c in zip(self.coordinates(part), centre, strict=True))
         if not any(turn):
             return torch.sqrt(
@@ -294,8 +294,8 @@ class Canvas:
         return torch.sqrt(rows[0] ** 2 + rows[1] ** 2 + rows[2] ** 2)
 
     def _is(self, view: Tensor, names: Sequence[str]) -> Tensor:
-        """Whether a voxel is of one of some classes; on bytes, comparing is much faster than
-        looking up.
+        """Mask of the voxels of some classes; for bytes, comparisons are much faster than a
+        lookup.
         """
         numbers = sorted(self.number[name] for name in names)
         if numbers[-1] - numbers[0] == len(numbers) - 1 > 0:
@@ -307,7 +307,7 @@ class Canvas:
 
 
 def spline(line: NDArray[np.float64], step: float) -> NDArray[np.float64]:
-    """A Catmull-Rom curve through points (n, 4), sampled every so many radii."""
+    """Sample a Catmull-Rom curve through points (n, 4) at steps of `step` radii."""
     padded = np.concatenate([2 * line[:1] - line[1:2], line, 2 * line[-1:] - line[-2:-1]])
     found = []
     for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):

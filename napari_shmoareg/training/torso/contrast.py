@@ -1,6 +1,4 @@
-"""Tissues of a synthetic torso and their appearance in CT: Hounsfield units, contrast phase,
-noise.
-"""
+"""Tissues of synthetic torsos and their CT contrast: Hounsfield units, phase, noise."""
 
 from __future__ import annotations
 
@@ -10,8 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-# Class and label; none where the place of a tissue differs from person to person, or nothing
-# corresponds to it.
+# Class and label; no label for tissues without a counterpart in other people.
 CLASSES: tuple[tuple[str, str], ...] = (
     ("air", ""),
     ("subcutaneous fat", ""),
@@ -60,8 +57,7 @@ CLASSES: tuple[tuple[str, str], ...] = (
 NAMES = tuple(name for name, _ in CLASSES)
 LABELS = tuple(dict.fromkeys(label for _, label in CLASSES if label))
 COUCH = ("couch shell", "couch foam", "mattress")
-# Tissues of one contrast where that is random: sides of an organ, and what is bone, gas or wall
-# alike.
+# Tissues that share a random contrast: both sides of an organ; bone, gas or walls.
 SAME_CONTRAST = {
     "cortical bone": "rib",
     "pelvis": "spongy bone",
@@ -81,9 +77,9 @@ SAME_CONTRAST = {
 
 
 PHASES = ("native", "arterial", "portal venous", "delayed")
-COMMON = (0.2, 0.17, 0.5, 0.13)  # how often each phase is seen
-# HU in each phase, its standard deviation over people, and the texture within: of an eighth of a
-# voxel, so that little of it is left in the image.
+COMMON = (0.2, 0.17, 0.5, 0.13)  # probability of each phase
+# HU in each phase, standard deviation over people, and texture: of an eighth of a voxel, so that
+# little of it remains in the image.
 HOUNSFIELD: dict[str, tuple[float, float, float, float, float, float]] = {
     "air": (-1000, -1000, -1000, -1000, 2, 4),
     "subcutaneous fat": (-106, -106, -104, -104, 7, 14),
@@ -134,15 +130,15 @@ CORRELATED = (
     ("right lung", "left lung"),
     ("muscle", "right psoas", "left psoas"),
 )
-# as users cut off
+# common clipping windows
 WINDOWS = ((-160.0, 240.0), (-160.0, 240.0), (-200.0, 300.0), (-125.0, 275.0), (-500.0, 800.0))
 
 
 def draw_hounsfield(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Mean and texture of each tissue, (classes, 2), of one person in one phase."""
+    """Random mean and texture of each tissue, (classes, 2), for one person and phase."""
     phase = int(rng.choice(len(PHASES), p=COMMON))
     rows = np.array([HOUNSFIELD[name] for name in NAMES])
-    # more or less agent in all that takes it up
+    # varying dose in all tissues with uptake
     uptake = 0.0 if phase == 0 else rng.normal(0, 0.18)
     means = rows[:, phase] + uptake * (rows[:, phase] - rows[:, 0])
     off = rng.standard_normal(len(NAMES))
@@ -154,9 +150,9 @@ def draw_hounsfield(rng: np.random.Generator) -> NDArray[np.float64]:
         ("right renal medulla", "left renal medulla"),
     ):
         means[NAMES.index(left)] = means[NAMES.index(right)] + rng.normal(0, 4)
-    if rng.random() < 0.25:  # a fatty liver
+    if rng.random() < 0.25:  # fatty liver
         means[NAMES.index("liver")] -= rng.uniform(15, 60)
-    if rng.random() < 0.25:  # contrast agent that was drunk
+    if rng.random() < 0.25:  # oral contrast agent
         for name in ("stomach fluid", "bowel fluid", "colon content"):
             if rng.random() < 0.6:
                 means[NAMES.index(name)] = rng.uniform(120, 400)
@@ -164,7 +160,7 @@ def draw_hounsfield(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def draw_window(rng: np.random.Generator) -> tuple[float, float]:
-    """Where a user cuts intensities off; often nowhere."""
+    """Random clipping window; often none."""
     if rng.random() < 0.4:
         return (-1024.0, 3000.0)
     if rng.random() < 0.3:
@@ -178,12 +174,13 @@ def scan(
     window: tuple[float, float],
     rng: np.random.Generator,
 ) -> Tensor:
-    """A CT image (1, 1, D, H, W) in [0, 1], scaled as `registration.intensity` scales a scan.
+    """Generate a CT image (1, 1, D, H, W) in [0, 1], scaled as scans are in
+    `registration.intensity`.
 
     Parameters
     ----------
     classes : Tensor (8, D, H, W), uint8
-        Of the eighths of each voxel.
+        Classes of the eighths of each voxel.
     hounsfield : (classes, 2) array
         From `draw_hounsfield`.
     window : (low, high)
@@ -205,16 +202,14 @@ def scan(
             image, (1, 1, 2 * (thick // 2) + 1), 1, (0, 0, thick // 2), count_include_pad=False
         )
     noise = torch.randn(image.shape, generator=generator, device=device)
-    if rng.random() < 0.6:  # that of a soft kernel is coarser
+    if rng.random() < 0.6:  # noise of a soft kernel is coarser
         noise = 2.2 * F.avg_pool3d(noise, (3, 3, 1), 1, (1, 1, 0), count_include_pad=False)
     image += float(np.exp(rng.uniform(np.log(3), np.log(28)))) * noise
     return to_unit(image.clamp_(max(window[0], -1024.0), window[1]))
 
 
 def to_unit(image: Tensor) -> Tensor:
-    """Intensities in [0, 1]: the least becomes 0, and 99.9 % of what differs from it lie below
-    1.
-    """
+    """Scale to [0, 1]: the minimum becomes 0, the 99.9th percentile of the foreground 1."""
     low, high = image.min(), image.max()
     content = image[image > low + 0.05 * (high - low)]
     if content.numel() > 1000:

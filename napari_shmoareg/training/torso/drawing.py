@@ -1,9 +1,9 @@
-"""Synthetic torsos, from the heart to the pelvis, as label maps, and pairs of them.
+"""Generation of torso label maps and torso pairs.
 
-No scan of a person is needed: all share a layout (which organ lies where in a standard body), and
-each person has other proportions, organs of other size and position, and at another time another
-breath and other contents.  Organs are smooth closed shapes and tubes, painted one after the other;
-each takes what was left of the fat.  Voxels that an image does not show are 0.
+No scan of a person is needed: all people share the layout of a standard body, with individual
+proportions, organ sizes and positions, and with a breath and contents that vary over time. Organs
+are smooth closed shapes and tubes, painted one after the other over the remaining fat. Voxels
+outside an image are 0.
 """
 
 from __future__ import annotations
@@ -64,21 +64,21 @@ def draw_torso(
     spacing: float,
     device: str | torch.device = "cpu",
 ) -> Subject:
-    """The label map of a torso within a box.
+    """Generate the label map of a torso within a box.
 
     Parameters
     ----------
     torso : Torso
     low, high : 3 floats
-        Corners of the box in the torso's frame, mm.
+        Corners of the box in the frame of the torso, mm.
     spacing : float
-        Of its voxels, mm.
+        Voxel spacing, mm.
     device : str or torch.device
 
     Returns
     -------
     Subject
-        Classes are numbered as in `tissues.CLASSES`, labels as in `tissues.LABELS` from 1.
+        Class numbers as in `contrast.CLASSES`, labels as in `contrast.LABELS`, from 1.
     """
     canvas = Canvas(low, high, spacing, NAMES, np.random.default_rng([torso.seed, 7]), device)
     body = Body(torso, canvas.axes[2].cpu().numpy().astype(np.float64))
@@ -97,15 +97,14 @@ def draw_torso(
 
 
 WARP_LENGTH = (45.0, 110.0)  # mm between the random displacements of a torso
-MIDDLE = (-70.0, 80.0)  # heights that a view may be centred on, mm
-ALIGNED = 0.7  # share of pairs of two people whose sizes an affine has made alike
-# of what a view shows of an organ: below, an image that is cut off shows too little of it to
-# overlap
+MIDDLE = (-70.0, 80.0)  # range of the centre of the field of view along z, mm
+ALIGNED = 0.7  # share of pairs in which an affine has equalised the sizes of two people
+# minimum share of an organ that a cut image must show for the organ to be a label
 MIN_SHOWN = 0.9
-SHORTEST = 120.0  # mm along the body that an image shows, where its view has as much
-COMMON = 0.7  # of the shorter image, at least, is in the other's view
-SLAB = 8  # slices at once: what fits into a cache is several times as fast
-# of a voxel
+SHORTEST = 120.0  # minimum length of an image along the body, mm, if the field of view has it
+COMMON = 0.7  # minimum share of the shorter image in the other's field of view
+SLAB = 8  # slices at a time, to fit into the cache, which is several times as fast
+# offsets of the eighths, in voxels
 EIGHTHS = [np.array([i, j, k]) for i in (-0.25, 0.25) for j in (-0.25, 0.25) for k in (-0.25, 0.25)]
 FINEST, COARSEST = 1.6, 6.0  # spacing of a torso's label map, mm
 
@@ -113,15 +112,15 @@ FINEST, COARSEST = 1.6, 6.0  # spacing of a torso's label map, mm
 def draw_torso_pair(
     drawing: SynthesisSettings, rng: np.random.Generator, device: str | torch.device = "cpu"
 ) -> Conformed:
-    """Two images of torsos, in [0, 1], with L of their organs as shares of each voxel.
+    """Generate two torso images in [0, 1] with L label fractions of organs.
 
-    Organs that one of the images shows a part of only, since it is cut off, are not among the
-    labels: there is nothing that the rest of them could overlap with.
+    Organs that are cut off in one of the images are not among the labels, because the rest has no
+    counterpart.
 
     Returns
     -------
     Conformed
-        As of `draw_pair`.
+        As from `draw_pair`.
     """
     view = replace(drawing, extent=drawing.torso_extent, close_spacing=drawing.torso_close_spacing)
     shape, spacing, shift = _view(view, rng)
@@ -170,7 +169,7 @@ def _subject(
     warp: float,
     device: str | torch.device,
 ) -> Subject:
-    """A torso's label map where a posed and deformed view may look."""
+    """Label map of a torso in the region of a posed and deformed field of view."""
     half = np.array(shape) * spacing / 2
     corners = np.stack(np.meshgrid(*((-h, h) for h in half), indexing="ij"), -1).reshape(8, 3)
     points = corners @ pose[:3, :3].T + pose[:3, 3]
@@ -191,12 +190,13 @@ def _sample_classes(
     warp: float,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Class numbers (8, D, H, W), in the eighths of each voxel, of a posed and deformed torso.
+    """Sample a posed and deformed torso: classes (8, D, H, W) in the eighths of each voxel.
 
-    A voxel's eighths are deformed as its middle is: the deformation is smooth over ten voxels and
-    more."""
+    The eighths of a voxel are displaced like its centre, because the deformation is smooth over ten
+    voxels or more.
+    """
     device = subject.classes.device
-    padded = F.pad(subject.classes, (1, 1, 1, 1, 1, 1))  # beyond it there is air
+    padded = F.pad(subject.classes, (1, 1, 1, 1, 1, 1))  # air outside
     strides = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
     moved = smooth_noise(shape, float(rng.uniform(*WARP_LENGTH)) / spacing, 3, rng, device) * warp
     axes = [
@@ -228,8 +228,8 @@ def _sample_classes(
 
 
 def _shares(labels: Tensor, chosen: NDArray[np.int64]) -> Tensor:
-    """(1, L, D, H, W): how much of each voxel is of each chosen label; one channel of nothing where
-    none is.
+    """Fractions (1, L, D, H, W) of each voxel in the chosen labels; one empty channel if there are
+    none.
     """
     shares = torch.zeros(
         max(len(chosen), 1), *labels.shape[1:], dtype=torch.uint8, device=labels.device
@@ -238,7 +238,7 @@ def _shares(labels: Tensor, chosen: NDArray[np.int64]) -> Tensor:
         slab = slice(first, first + SLAB)
         for share, number in zip(shares[:, slab], chosen, strict=False):
             for part in labels[:, slab]:
-                # a conversion would take most of the time
+                # avoids a slow conversion
                 share += (part == int(number)).view(torch.uint8)
     return shares[None].float() / len(labels)
 
@@ -252,7 +252,7 @@ def _fine(classes: Tensor) -> Tensor:
 def _cut(
     drawing: SynthesisSettings, slices: int, spacing: float, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """The slices that an image shows, from and to."""
+    """Random first and last slice that an image shows."""
     if rng.random() >= drawing.torso_cut:
         return 0, slices
     spare = min(max(slices - round(SHORTEST / spacing), 0), slices // 2)
@@ -262,9 +262,7 @@ def _cut(
 
 
 def _align_cuts(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same slices, the second ones moved so that most of the shorter image is in the other's
-    view.
-    """
+    """Shift the second range so that most of the shorter image is in the other's field of view."""
     (low, high), (start, end) = cuts
     spare = round((1 - COMMON) * min(high - low, end - start))
     moved = min(
@@ -276,7 +274,7 @@ def _align_cuts(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _images(
     subject: Subject, maps: list[Tensor], drawing: SynthesisSettings, rng: np.random.Generator
 ) -> list[Tensor]:
-    """Both images: CT, or a random contrast in which a couch is not seen."""
+    """Generate both images: CT, or a random contrast without a visible couch."""
     if rng.random() < drawing.prior:
         units, window = draw_hounsfield(rng), draw_window(rng)
         second = units if rng.random() < drawing.same_contrast else draw_hounsfield(rng)
@@ -291,9 +289,7 @@ def _images(
 
 
 def _common_labels(labels: list[Tensor], cuts: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Labels that both images show, and neither cuts off; where there is none, the one that is cut
-    off least.
-    """
+    """Labels that neither image cuts off; if there are none, the label that is cut off least."""
     shares = np.ones(256)
     for label, (low, high) in zip(labels, cuts, strict=True):
         total, shown = (

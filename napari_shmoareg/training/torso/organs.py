@@ -1,4 +1,4 @@
-"""Vessels and organs of a torso, in the order in which they take their place."""
+"""Vessels and organs of a torso, in painting order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHEST = ("visceral fat", "right lung", "left lung", "lung vessels", "oesophagus"
 
 
 def draw_vessels(canvas: Canvas, body: Body) -> None:
-    """Psoas muscles, aorta, vena cava and what leaves them."""
+    """Paint psoas muscles, aorta, vena cava and their branches."""
     for side, name in ((1, "right psoas"), (-1, "left psoas")):
         organ = body.organ(name)
         heights, aside, radii = (
@@ -67,7 +67,7 @@ def draw_vessels(canvas: Canvas, body: Body) -> None:
 
 
 def draw_solid_organs(canvas: Canvas, body: Body, floor: Tensor) -> None:
-    """Kidneys, liver, spleen, pancreas, gallbladder.
+    """Paint kidneys, liver, spleen, pancreas and gallbladder.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def draw_solid_organs(canvas: Canvas, body: Body, floor: Tensor) -> None:
 
 
 def _draw_kidney(canvas: Canvas, body: Body, side: int, name: str, height: float) -> None:
-    """Cortex, pyramids, sinus with its fat, and the vein."""
+    """Paint cortex, pyramids, renal sinus with fat, and the vein."""
     organ, mirrored = body.organ(f"{name} kidney"), float(side)
     factor = organ.size(0.08)
     centre = organ.at(side * 64, -40, height, breath=0.55, spread=7)
@@ -170,7 +170,7 @@ def _draw_kidney(canvas: Canvas, body: Body, side: int, name: str, height: float
 def _beads(
     canvas: Canvas, centre: NDArray[np.float64], factor: float
 ) -> Callable[[Slices], Tensor]:
-    """Where the pyramids of a kidney are: every 15 mm along it."""
+    """Mask of the pyramids of a kidney, every 15 mm along it."""
 
     def inside(part: Slices) -> Tensor:
         x, y, z = canvas.coordinates(part)
@@ -183,7 +183,9 @@ def _beads(
 
 
 def _draw_liver_vessels(canvas: Canvas, body: Body, middle: NDArray[np.float64]) -> None:
-    """Branches of the portal vein from the gate, and of the hepatic veins from the vena cava."""
+    """Paint branches of the portal vein from the hilum, and of the hepatic veins from the vena
+    cava.
+    """
     organ = body.organ("liver vessels")
     up = body.torso.breath
     gate, vein = organ.at(48, 4, 42, breath=1), np.array([24.0, body.spine_at(88) + 34, 92 + up])
@@ -196,7 +198,7 @@ def _draw_liver_vessels(canvas: Canvas, body: Body, middle: NDArray[np.float64])
 
 
 def _below(canvas: Canvas, floor: Tensor) -> Callable[[Slices], Tensor]:
-    """Whether a voxel is below the diaphragm, and clear of the wall."""
+    """Mask of voxels below the diaphragm and away from the wall."""
 
     def below(part: Slices) -> Tensor:
         _, _, z = canvas.coordinates(part)
@@ -206,7 +208,9 @@ def _below(canvas: Canvas, floor: Tensor) -> Callable[[Slices], Tensor]:
 
 
 def draw_hollow_organs(canvas: Canvas, body: Body) -> None:
-    """Stomach, colon, small bowel, bladder; gas is in front, as people lie on their backs."""
+    """Paint stomach, colon, small bowel and bladder; gas is in front, because people lie on their
+    backs.
+    """
     rng, organ = body.moment_rng("stomach"), body.organ("stomach")
     filled = float(rng.uniform(0.7, 1.15))
     points = (
@@ -246,9 +250,7 @@ def draw_hollow_organs(canvas: Canvas, body: Body) -> None:
 
 
 def _draw_colon(canvas: Canvas, body: Body) -> None:
-    """From the right, across, down the left side, to the rectum; some of it collapsed, some of it
-    full of gas.
-    """
+    """Paint the colon, from the right side to the rectum, partly collapsed, partly full of gas."""
     rng, organ = body.moment_rng("colon"), body.organ("colon")
     sag = float(organ.rng.uniform(-30, 15))
     sections = (
@@ -280,7 +282,7 @@ def _draw_colon(canvas: Canvas, body: Body) -> None:
 
 
 def _draw_small_bowel(canvas: Canvas, body: Body) -> None:
-    """A long loop that fills what is left in the middle of the belly."""
+    """Paint a long loop that fills the rest of the central abdomen."""
     rng = body.moment_rng("small bowel")
     point = np.array([-20.0, 10, -40])
     heading = rng.normal(0, 1, 3)

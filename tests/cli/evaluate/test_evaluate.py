@@ -90,9 +90,9 @@ def test_the_same_command_runs_nothing_twice_and_other_weights_are_refused(
     assert evaluate("--pairs", 2, "--quiet")[0].exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in (table / "cases").iterdir()} == before
     other = evaluate("--pairs", 2, "--quiet", by=("--weights", folding_weights))[0]
-    plain(other).search("begun with other weights")
-    plain(evaluate("--pairs", 2, "--refine", 3)[0]).search("begun with other settings")
-    plain(evaluate("--pairs", 3)[0]).search("begun with other pairs")
+    plain(other).search("started with other weights")
+    plain(evaluate("--pairs", 2, "--refine", 3)[0]).search("started with other settings")
+    plain(evaluate("--pairs", 3)[0]).search("started with other pairs")
 
 
 def test_a_damaged_case_is_told_and_done_again(evaluate):
@@ -258,16 +258,16 @@ def test_the_weights_of_unigradicon_reach_it_and_stand_in_the_plan(evaluate, uni
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--part", "test"), "needs a division of the data set"),
+        (("--part", "test"), "needs a split, and the data set has none"),
         (("--split", "60/10/10"), "needs 80 subjects"),
         (("--method", "magic"), "no method 'magic'"),
         (("--method", "start"), "--weights would do nothing: the method 'start' uses none"),
         (
             ("--method", "start", "--unigradicon-weights", "w"),
-            "--unigradicon-weights would do nothing: the method is",
+            "--unigradicon-weights would have no effect: the method is",
         ),
         (("--against", "nowhere"), "holds no evaluation"),
-        (("--run", "nowhere"), "nowhere holds no run of fine-tune .*Name the folder of one"),
+        (("--run", "nowhere"), "nowhere is not the folder of a fine-tune run .*Give the folder of a run"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_any_work(options, says, evaluate, plain):

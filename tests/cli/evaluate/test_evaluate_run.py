@@ -81,7 +81,7 @@ def test_a_run_without_best_weights_is_judged_by_its_last_and_says_so(shmoareg, 
     learned.best.rename(learned.last)
     result = evaluate(shmoareg, tmp_path / "last", "--run", learned.path)
     assert result.exit_code == 0, result.stderr
-    assert "has no best.safetensors: the weights of its last saved step are taken" in " ".join(
+    assert "has no best.safetensors: the weights of its last saved step are used" in " ".join(
         result.stderr.split()
     )
 

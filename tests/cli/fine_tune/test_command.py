@@ -224,10 +224,10 @@ def test_a_folder_that_holds_something_is_left_alone(begin, short, shmoareg, tmp
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     assert plain(shmoareg(*begin(tmp_path / "mine"))).search("not empty.*'thesis.txt'")
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    assert plain(shmoareg(*begin(short[0]))).search("holds a run already. Give --resume")
+    assert plain(shmoareg(*begin(short[0]))).search("already contains a run. Give --resume")
     assert plain(shmoareg("fine-tune", "--out", short[0])).search("--resume")
     assert plain(shmoareg("fine-tune", "--out", tmp_path / "none", "--resume")).search(
-        "holds no run. Leave out --resume"
+        "contains no run. Leave out --resume"
     )
     assert "--resume" not in plain(shmoareg("runs", "show", tmp_path / "none"))
     assert plain(shmoareg("fine-tune", "--out", tmp_path / "none")).search("give a DATASET")
@@ -245,10 +245,10 @@ def test_a_run_goes_on_with_more_steps_but_not_with_other_settings(
         "begun with 4 steps; their number may grow, not fall to 3"
     )
     assert plain(shmoareg(*go_on, "--from", weights)).search(
-        "began from .*small.safetensors', not from"
+        "started from .*small.safetensors', not from"
     )
     assert plain(shmoareg("fine-tune", tmp_path / "nowhere", *go_on[1:])).search(
-        "nowhere.*give its new place"
+        "nowhere.*give its new path"
     )
     more = ("--steps", 6, "--save-every", 2, "--overlap-weight", 0)
     again = shmoareg(*begin(out, *more, "--tensorboard", "--resume", "--json"))
@@ -288,7 +288,7 @@ def test_weights_of_another_architecture_are_refused(begin, short, shmoareg, tmp
     out = shutil.copytree(short[0], tmp_path / "mixed")
     shutil.copy(tmp_path / "of-other" / "training.safetensors", out)
     assert plain(shmoareg("fine-tune", "--out", out, "--resume", "--steps", 9)).search(
-        "of a network with another config"
+        "to a network with another config"
     )
     assert len(read_rows(out / "metrics.csv")) == 4, (
         "the tables were cut back before the state was read"
@@ -299,11 +299,11 @@ def test_weights_of_another_architecture_are_refused(begin, short, shmoareg, tmp
     ("name", "content", "says"),
     [
         ("run.json", '{"format": "sh', "run.json is damaged"),
-        ("run.json", '{"format": "other"}', "not of a run that this version knows"),
+        ("run.json", '{"format": "other"}', "not a run that this version supports"),
         (
             "run.json",
             '{"format": "shmoareg-run-1", "settings": {"leaps": 3}}',
-            "damaged, or of another version",
+            "damaged or from another version",
         ),
         ("split.json", '{"train": 3}', "split.json is damaged"),
         ("training.safetensors", b"\x10\0\0\0\0\0\0\0{", "damaged or cut short"),
@@ -332,5 +332,5 @@ def test_weights_that_were_exchanged_before_the_first_state_are_noticed(
     (out / "training.safetensors").unlink()
     save_network(load_network(small), mine, card={"title": "another"})
     assert plain(shmoareg("fine-tune", "--out", out, "--resume")).search(
-        "not those that the run was begun with"
+        "not those that the run was started with"
     )

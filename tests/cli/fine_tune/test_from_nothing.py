@@ -14,11 +14,11 @@ from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.model import SHMoARegConfig
 from napari_shmoareg.training.plan import (
     config_from_scratch,
+    describe_start,
     make_plan,
     parse_changes,
     random_network,
     read_plan,
-    describe_start,
 )
 from napari_shmoareg.training.settings import FineTuning
 
@@ -154,7 +154,7 @@ def test_a_run_from_nothing_learns_and_says_where_it_began(whole, shmoareg):
     assert card["fine_tuned_from"] == "nothing (random weights of preset tiny)"
     assert card["fine_tuned_from_sha256"] is None and card["fine_tuning_steps"] == 4
     shown = shmoareg("runs", "show", whole)
-    assert "began from nothing (random weights of preset tiny)" in " ".join(shown.stdout.split())
+    assert "started from nothing (random weights of preset tiny)" in " ".join(shown.stdout.split())
     assert read_plan(whole / "run.json").weights["preset"] == "tiny"
 
 
@@ -240,12 +240,12 @@ def test_a_network_is_chosen_only_where_a_run_begins_from_nothing(
         )
         result = shmoareg("fine-tune", "--out", whole, "--resume", *with_other)
         assert plain(result).search(
-            r"began from nothing \(random weights of preset tiny\). Leave out --preset"
+            r"started from nothing \(random weights of preset tiny\). Leave out --preset"
         )
     assert plain(shmoareg("fine-tune", "--out", whole, "--resume", "--from", small)).search(
-        "began from nothing.*not from"
+        "started from nothing.*not from"
     )
-    with pytest.raises(InputError, match="choose what begins from nothing"):
+    with pytest.raises(InputError, match="are for random weights"):
         make_plan(str(small), DatasetChoice("there"), {}, {}, preset="tiny")
 
 

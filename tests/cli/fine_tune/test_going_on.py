@@ -88,7 +88,7 @@ def learner(run, but=""):
 
 def test_a_run_that_has_learned_and_lost_its_split_is_not_divided_anew(copy, go_on, plain):
     (copy[1] / "split.json").unlink()
-    assert plain(go_on()).search(r"split.json is missing.*Put back a copy")
+    assert plain(go_on()).search(r"split.json is missing.*Restore a copy")
     assert not (copy[1] / "split.json").exists()
 
 
@@ -116,14 +116,14 @@ def test_scans_that_changed_or_are_gone_since_are_told_and_counted(copy, go_on):
     result = go_on()
     assert result.exit_code == 0, result.stderr
     assert (
-        f"Warning: The image of '{changed}' is not the one that the run began with."
+        f"Warning: The image of '{changed}' has changed since the run started."
         in result.stderr
     )
     assert (
-        f"Warning: The labels of '{judge}' are not those that the run began with." in result.stderr
+        f"Warning: The labels of '{judge}' have changed since the run started." in result.stderr
     )
     assert (
-        f"Warning: The scan '{gone}' was used when the run began, and is not in the data set now."
+        f"Warning: The scan '{gone}' was used when the run started, but is no longer in the data set."
         in result.stderr
     )
     assert "3 scans learn (3 pairs)" in result.stdout
@@ -151,7 +151,7 @@ def test_a_data_set_that_was_moved_is_gone_on_with_and_another_one_is_not(
 ):
     scans, run = copy
     moved = scans.rename(tmp_path / "moved")
-    assert plain(go_on()).search("give its new place: shmoareg fine-tune DATASET --out")
+    assert plain(go_on()).search("give its new path: shmoareg fine-tune DATASET --out")
     other = shutil.copytree(moved, tmp_path / "other")
     name = learner(run)
     shutil.copy(
@@ -224,16 +224,16 @@ def test_where_nothing_learned_is_better_than_the_start_everything_says_so(
     result = shmoareg(*begin(out, *FEW[:-1], "--affine", "none", "--learning-rate", 1e-30))
     assert result.exit_code == 0, result.stderr
     assert (
-        "Nothing learned was better than the start" in result.stdout
+        "By validation, nothing was better than the initial weights" in result.stdout
         and "Use them" not in result.stdout
     )
     shown = shmoareg("runs", "show", out)
-    assert "those that the run began with: nothing learned was better" in " ".join(
+    assert "the initial weights of the run: nothing was better" in " ".join(
         shown.stdout.split()
     )
-    assert "began with" in read_card(out / "best.safetensors")["fine_tuning_note"]
+    assert "initial weights" in read_card(out / "best.safetensors")["fine_tuning_note"]
     assert (
-        "nothing that the run had learned was better"
+        "no step of the run was better"
         in read_card(out / "last.safetensors")["fine_tuning_note"]
     )
 
@@ -242,7 +242,7 @@ def test_a_run_that_nobody_judges_is_warned_of(begin, shmoareg, tmp_path):
     result = shmoareg(*begin(tmp_path / "run", *FEW[:-1], "--affine", "none", "--split", "5/0/0"))
     assert (
         result.exit_code == 0
-        and "Warning: Nothing will be validated and no best weights are kept" in result.stderr
+        and "Warning: There is no validation, and no best weights are saved" in result.stderr
     )
     wished = shmoareg(
         *begin(
@@ -256,7 +256,7 @@ def test_a_run_that_nobody_judges_is_warned_of(begin, shmoareg, tmp_path):
             0,
         )
     )
-    assert "Nothing will be validated" not in wished.stderr
+    assert "There is no validation" not in wished.stderr
 
 
 def test_scans_are_aligned_with_one_that_learns(scans, begin, shmoareg, tmp_path):

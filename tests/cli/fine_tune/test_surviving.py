@@ -55,7 +55,7 @@ def test_a_run_killed_from_outside_between_two_steps_ends_as_one_never_killed(
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     shown = forker.run(["runs", "show", out])
-    assert shown.code == 0 and "nobody works on it" in shown._told.read_text()
+    assert shown.code == 0 and "no process is running" in shown._told.read_text()
     done = forker.run(["fine-tune", "--out", out, "--resume", "--json"])
     assert done.code == 0, done.errors
     begun = next(event for event in done.events if event["event"] == "begin")
@@ -88,7 +88,7 @@ def test_paused_gone_on_and_stopped_from_outside(
     refused = shmoareg("runs", "pause", out)
     assert (
         refused.exit_code == 1
-        and "No process works" in refused.stderr
+        and "No process is running" in refused.stderr
         and not (out / "wish").exists()
     )
     assert forker.run(["fine-tune", "--out", out, "--resume", "--json"]).code == 0
@@ -137,4 +137,4 @@ def test_a_run_that_nobody_listens_to_any_more_stops_and_saves(begin, forker, tm
     assert running.wait() == 130
     steps = len(read_rows(out / "metrics.csv"))
     assert 0 < steps < 15 and read_card(out / "last.safetensors")["fine_tuning_steps"] == steps
-    assert "Nobody listens" in running.errors and "Traceback" not in running.errors
+    assert "The output is closed" in running.errors and "Traceback" not in running.errors

@@ -218,7 +218,7 @@ def test_the_same_command_goes_on_and_measures_only_what_is_missing(
 def test_other_settings_and_damaged_pairs_are_refused(ring, weights, shmoareg, plain, tmp_path):
     for options, other in ((("--passes", "last"), "passes"), (("--size", 24), "settings")):
         words = _words(ring.listing, weights, "--out", ring.out, *options)
-        assert plain(shmoareg(*words)).search(f"inspection in .* was begun with other {other} ")
+        assert plain(shmoareg(*words)).search(f"inspection in .* was started with other {other} ")
     copy = tmp_path / "copy"
     (copy / "pairs").mkdir(parents=True)
     (copy / "inspect.json").write_bytes((ring.out / "inspect.json").read_bytes())
@@ -286,16 +286,16 @@ def test_what_is_asked_wrongly_is_said(files, registered, weights, shmoareg, pla
     listing = files.folder / "list.csv"
     listing.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
     assert plain(shmoareg("inspect", registered, "--card", "a.safetensors")).search(
-        "nothing without --controls"
+        "no effect without --controls"
     )
     assert plain(shmoareg("inspect", registered, "--passes", "last")).search(
-        "nothing without --controls"
+        "no effect without --controls"
     )
     assert plain(shmoareg(*_words(listing, weights, "--at", "1,2,3"))).search(
         "leave out one of them"
     )
     assert plain(shmoareg("inspect", registered, "--pairs", listing, "--controls")).search(
-        "name no folder and no image"
+        "do not give a folder or an image"
     )
     two = shmoareg("inspect", registered, registered, "--controls")
     assert two.exit_code == 2 and "one DIR" in two.stderr

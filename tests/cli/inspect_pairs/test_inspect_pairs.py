@@ -124,7 +124,7 @@ def test_named_places_are_looked_at_in_every_pair(
 ):
     outside = plain(shmoareg(*words[:-1], files.folder / "far", "--at", "400,0,0"))
     assert (
-        outside.search(r"The place \(400, 0, 0\) does not lie in .*fixed.nii.gz")
+        outside.search(r"The location \(400, 0, 0\) is outside of .*fixed.nii.gz")
         and registered_pairs == []
     )
     result = shmoareg(*words, "--at", "4,-7,11", "--at", "-8,-2,12", "--quiet")
@@ -133,7 +133,7 @@ def test_named_places_are_looked_at_in_every_pair(
     assert {row["place"] for row in rows} == {"(4, -7, 11)", "(-8, -2, 12)"} and {
         row["cells"] for row in rows
     } == {"3"}
-    assert "as asked" in (files.folder / "out" / "captions.md").read_text(encoding="utf-8")
+    assert "as requested" in (files.folder / "out" / "captions.md").read_text(encoding="utf-8")
 
 
 def test_a_place_is_three_numbers_and_there_are_at_most_five(words, shmoareg, plain):

@@ -50,7 +50,7 @@ def test_other_weights_settings_lists_or_places_are_refused(
         (("--at", "4,-7,11"), "places"),
     ):
         assert plain(shmoareg(*words, *options)).search(
-            f"inspection in .* was begun with other {other} "
+            f"inspection in .* was started with other {other} "
         )
     shorter = listed.with_name("shorter.csv")
     shorter.write_text("\n".join(listed.read_text().splitlines()[:3]) + "\n")
@@ -71,7 +71,7 @@ def test_a_bad_file_is_told_and_the_rest_is_done(
     assert summary["pairs_done"] == 2 and [f["pair"] for f in summary["failed"]] == [3]
     assert {row["pair"] for row in rows_of(out / "loads_per_pair.csv")} == {"1", "2"}
     captions = (out / "captions.md").read_text(encoding="utf-8")
-    assert "Failed, and not counted" in captions and "2 of 3 listed pairs" in captions
+    assert "Failed pairs, not counted" in captions and "2 of 3 listed pairs" in captions
     (files.folder / "third.nii.gz").write_bytes(whole)
     registered_pairs.clear()
     assert shmoareg(*words, "--quiet").exit_code == 0 and len(registered_pairs) == 1
@@ -133,4 +133,4 @@ def test_ctrl_c_while_drawing_says_that_the_pairs_are_kept(
 
 def test_what_a_failed_pair_means_for_the_exit_code_is_in_the_help(shmoareg):
     said = " ".join(shmoareg("inspect", "--help").stdout.split())
-    assert "A pair that fails is told and left out; only where all fail is the exit code 1" in said
+    assert "A pair that fails is reported and left out; the exit code is 1 only if all fail" in said
