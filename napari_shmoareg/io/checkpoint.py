@@ -156,26 +156,14 @@ def write_with_card(
 
 
 def read_tensors(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read metadata and tensors of a safetensors file.
-
-    Raises
-    ------
-    InputError
-        If the file is truncated, a pickle, or not of the `expected` format.
-    """
+    """Read metadata and tensors of a safetensors file."""
     metadata = check_format(path, expected)
     with open_safetensors(path, "pt") as file:
         return metadata, {name: file.get_tensor(name) for name in file.keys()}
 
 
 def read_config(metadata: Mapping[str, str], path: Path) -> SHMoARegConfig:
-    """Read the network's config from the metadata of a file.
-
-    Raises
-    ------
-    InputError
-        If it is missing, or a setting is unknown or out of range.
-    """
+    """Read the network's config from the metadata of a file."""
     try:
         return SHMoARegConfig.from_dict(parse_json(metadata["config"], path, "a network's config"))
     except (KeyError, TypeError, ValueError) as error:
@@ -230,12 +218,7 @@ def check_shapes(
     path: Path,
     what: str = "The weights",
 ) -> None:
-    """Refuse tensors whose names or shapes differ from the expected ones.
-
-    Raises
-    ------
-    InputError
-    """
+    """Refuse tensors whose names or shapes differ from the expected ones."""
     differences = [f"{name} is missing" for name in expected if name not in found]
     differences += [f"{name:.80} is not known" for name in found if name not in expected]
     differences += [
@@ -252,13 +235,7 @@ def check_shapes(
 
 
 def load_weights(network: SHMoAReg, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors into a network; refuse tensors that do not match.
-
-    Raises
-    ------
-    InputError
-        If names, shapes or data types differ, or a weight is not finite.
-    """
+    """Load tensors into a network; refuse tensors that do not match."""
     own = network.state_dict()
     expected, found = (
         {name: tuple(value.shape) for name, value in values_by_name.items()}

@@ -500,13 +500,7 @@ def _is_deflated(file: io.BufferedReader) -> bool:
 
 
 def inflated(file: io.BufferedReader, length: int) -> io.BytesIO:
-    """Inflate the rest of a file, at most `length` bytes.
-
-    Raises
-    ------
-    zlib.error
-        If the stream is damaged.
-    """
+    """Inflate the rest of a file, at most `length` bytes."""
     stream, parts, left = zlib.decompressobj(-zlib.MAX_WBITS), [], length
     while left > 0 and not stream.eof:
         block = stream.unconsumed_tail or file.read(2**20)

@@ -216,13 +216,7 @@ def check_new_file(
 
 
 def check_new_folder(path: str | Path) -> None:
-    """Check that an output folder can be created, or exists and is empty.
-
-    Raises
-    ------
-    InputError
-        If `path` is a file, a folder that is not empty, or cannot be created.
-    """
+    """Check that an output folder can be created, or exists and is empty."""
     target = check_name(path).resolve()
     check_is_folder(path)
     check_empty(path)
@@ -233,25 +227,13 @@ def check_new_folder(path: str | Path) -> None:
 
 
 def check_is_file(path: str | Path) -> None:
-    """Refuse a folder where a file name is expected.
-
-    Raises
-    ------
-    InputError
-        If `path` is a folder.
-    """
+    """Refuse a folder where a file name is expected."""
     if user_path(path).is_dir():
         raise InputError(f"{display_path(path)} is a folder; the name of a file was expected.")
 
 
 def check_is_folder(path: str | Path) -> None:
-    """Refuse a file where an output folder is expected; the folder need not exist.
-
-    Raises
-    ------
-    InputError
-        If `path` exists and is not a folder.
-    """
+    """Refuse a file where an output folder is expected; the folder need not exist."""
     target = user_path(path)
     if target.exists() and not target.is_dir():
         raise InputError(
@@ -260,13 +242,7 @@ def check_is_folder(path: str | Path) -> None:
 
 
 def check_empty(path: str | Path) -> None:
-    """Refuse a folder that is not empty; half-written leftovers of a killed run do not count.
-
-    Raises
-    ------
-    InputError
-        If there is an entry.
-    """
+    """Refuse a folder that is not empty; half-written leftovers of a killed run do not count."""
     target = user_path(path).resolve()
     found = list(target.iterdir()) if target.is_dir() else []
     entries = sorted(entry.name for entry in found if not is_leftover(entry, target.name))
@@ -279,13 +255,7 @@ def check_empty(path: str | Path) -> None:
 
 
 def check_parent(path: str | Path) -> None:
-    """Check, by trying, that the folder of a path exists and is writable.
-
-    Raises
-    ------
-    InputError
-        If nothing can be created beside `path`.
-    """
+    """Check, by trying, that the folder of a path exists and is writable."""
     parent = Path(path).parent
     if not parent.is_dir():
         raise InputError(
@@ -508,13 +478,7 @@ def _dublin_core(about: Mapping[str, str]) -> dict[str, Any]:
 
 
 def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
-    """Write rows as CSV, atomically; the columns are those of the first row.
-
-    Raises
-    ------
-    InputError
-        If the path is not writable or the disk is full.
-    """
+    """Write rows as CSV, atomically; the columns are those of the first row."""
     with (
         atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,

@@ -181,13 +181,7 @@ def frame_of(notes: list[str], path: Path) -> str | None:
 
 
 def _read_point_text(path: Path) -> str:
-    """Read the text of a file: UTF-8, else Windows-1252, as written by spreadsheets.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, or not text.
-    """
+    """Read the text of a file: UTF-8, else Windows-1252, as written by spreadsheets."""
     content = read_bytes(path, _EXPECTED)
     try:
         return content.decode("utf-8-sig")
@@ -290,13 +284,7 @@ LARGEST = 1e9  # mm from the origin; no image is that far away
 
 
 def read_slicer_points(path: Path) -> NDArray[np.float64]:
-    """Read a list of points, (n, 3) mm RAS, from a .mrk.json or .fcsv file.
-
-    Raises
-    ------
-    InputError
-        If the file contains something else.
-    """
+    """Read a list of points, (n, 3) mm RAS, from a .mrk.json or .fcsv file."""
     if path.name.lower().endswith(".json"):
         return _read_markups(path)
     table = read_table(path)

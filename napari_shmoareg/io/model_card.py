@@ -182,13 +182,7 @@ def choose_weights(requested: str | None, device: str = "cpu") -> tuple[str, str
 
 
 def choose_device(requested: str) -> str:
-    """Choose the device for "auto", "cpu" or "cuda".
-
-    Raises
-    ------
-    InputError
-        If "cuda" is requested and not available.
-    """
+    """Choose the device for "auto", "cpu" or "cuda"."""
     from napari_shmoareg.registration.resources import find_device
 
     return find_device(requested).type

@@ -34,8 +34,7 @@ _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, mm, micrometres
 _SIZES = {348: 352, 540: 544}
 _QUATERNION = 1.01  # Ours: a larger b² + c² + d² is not due to rounding (to two digits)
 _TOLERANCE = 0.1  # Ours: voxels between two positions of a corner, above which to warn
-# if ITK uses the sform too: a quaternion near a half turn is no more precise
-_LOOSE_TOLERANCE = 0.5
+_LOOSE_TOLERANCE = 0.5  # if ITK uses the sform too: quaternions near a half turn are imprecise
 _TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8",
     1280: "u8",
@@ -162,13 +161,7 @@ def load(path: Path) -> tuple[Image, NDArray[np.float64]]:
 
 
 def read_header(path: Path) -> Header:
-    """Read only the header, without warnings.
-
-    Raises
-    ------
-    InputError
-        As `load`, for errors in the header.
-    """
+    """Read only the header, without warnings; raises as `load`."""
     with open_regular(path) as file:
         content = Content(file, "gzip" if _is_named_compressed(path) else "none")
         return _header(path, file, content, warn=False)[0]
@@ -536,9 +529,7 @@ def _warn_of_disagreement(
     codes: tuple[int, int],
     spacing: NDArray[np.float64],
 ) -> None:
-    """Warn if a reader that uses the qform or pixdim places the corners elsewhere than the
-    sform.
-    """
+    """Warn if the qform or pixdim put the corners elsewhere than the sform."""
     affine, chosen = ours
     qform, sform = codes
     try:
@@ -571,9 +562,9 @@ def _warn_of_disagreement(
                 " written here is off by as much there."
             )
         warnings.warn(
-            f"'{path}' says twice where its voxels are, and its qform (code {qform}) and sform"
-            f" (code {sform}) disagree by up to {distance}. The {chosen} was used, as in nibabel"
-            f" and FSL. {other} {_SET_BOTH}",
+            f"'{path}' defines the position of its voxels twice, and its qform (code {qform}) and"
+            f" sform (code {sform}) disagree by up to {distance}. The {chosen} was used, as in"
+            f" nibabel and FSL. {other} {_SET_BOTH}",
             AmbiguousOrientation,
             stacklevel=6,
         )

@@ -103,13 +103,7 @@ def warn_lengths(path: Path, directions: NDArray[np.float64], field: str) -> Non
 
 
 def check_spacing(path: Path, spacing: Iterable[float]) -> None:
-    """Refuse a stored spacing that is 0, NaN or infinite.
-
-    Raises
-    ------
-    InputError
-        If a number is 0, NaN or infinite.
-    """
+    """Refuse a stored spacing that is 0, NaN or infinite."""
     numbers = tuple(float(s) for s in spacing)
     if not (np.isfinite(numbers).all() and np.all(np.array(numbers) != 0)):
         raise InputError(
@@ -139,13 +133,7 @@ def check_lengths(path: Path, grid: Grid) -> None:
 
 
 def header_lines(path: Path, file: IO[bytes], most: int = 1 << 24) -> Iterator[str]:
-    """Yield the lines of a text header, stripped; at most 1 MiB each, `most` bytes in total.
-
-    Raises
-    ------
-    InputError
-        If a line or the header is longer.
-    """
+    """Yield the lines of a text header, stripped; at most 1 MiB each, `most` bytes in total."""
     read = 0
     while raw := file.readline(1 << 20):
         read += len(raw)
@@ -173,13 +161,7 @@ def numbers_of(text: str) -> list[float]:
 
 
 def whole_numbers_of(path: Path, field: str, text: str, count: int | None = None) -> list[int]:
-    """Parse the whole numbers in a header field.
-
-    Raises
-    ------
-    InputError
-        If a word is not a whole number, or their number is not `count`.
-    """
+    """Parse the whole numbers in a header field."""
     words = text.split()
     if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", word) for word in words) or len(words) != (
         count or len(words)

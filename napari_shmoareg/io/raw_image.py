@@ -78,13 +78,7 @@ class RawImage:
 
 
 def check_affine(path: Path, affine: NDArray[np.float64]) -> None:
-    """Refuse an affine that is not a valid grid.
-
-    Raises
-    ------
-    InputError
-        As `Grid`, with the file name.
-    """
+    """Refuse an affine that is not a valid grid."""
     try:
         with np.errstate(all="ignore"):
             Grid((1, 1, 1), affine)

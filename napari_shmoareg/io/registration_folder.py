@@ -355,10 +355,9 @@ def _input(folder: Path, role: str, grid: Grid, name: str) -> Volume:
     """Read a registered image or its labels."""
     if not (folder / "inputs").is_dir():
         raise InputError(
-            f"{folder} holds a registration without the images it was made from (no"
-            f" inputs/{role}.nii.gz): it was written by an earlier version. Register the pair again"
-            " to get a folder that opens; or open the two images, and warped.nii.gz of this folder,"
-            " as files."
+            f"{folder} contains a registration without its input images (no inputs/{role}.nii.gz):"
+            " it was written by an earlier version. Register the pair again to get a folder that"
+            " opens; or open the two images, and warped.nii.gz of this folder, as files."
         )
     return _volume(folder, f"inputs/{role}", grid, name=name, labels=role.endswith("labels"))
 

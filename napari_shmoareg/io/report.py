@@ -176,13 +176,7 @@ def read_registration_summary(folder: str | Path) -> RegistrationSummary:
 
 
 def check_report(report: Mapping[str, Any]) -> None:
-    """Check the types of the displayed parts of a report; missing parts are ignored.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a part has another type.
-    """
+    """Check the types of the displayed parts of a report; missing parts are ignored."""
     per_label = {"": {"mean": _NUMBER, "per_label": {"": _NUMBER}}}
     kinds: dict[str, Any] = {
         "warnings": [str],

@@ -69,13 +69,7 @@ def check_regular(path: Path) -> None:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file for reading bytes.
-
-    Raises
-    ------
-    InputError
-        If it is not a regular file, or cannot be opened.
-    """
+    """Open a regular file for reading bytes."""
     check_regular(path)
     try:
         # Non-blocking: the path may have become a named pipe since the check.

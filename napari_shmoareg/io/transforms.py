@@ -250,7 +250,8 @@ def _itk_transform(path: Path) -> Transform:
             matrix = matrix @ itk.matrix_of(part)
         else:
             raise InputError(
-                f"{path} holds a {part.GetName()}; 3D affines and displacement fields are read."
+                f"{path} contains a {part.GetName()}; only 3D affines and displacement fields are"
+                " supported."
             )
     if field is None:
         return Transform(matrix)
@@ -269,15 +270,7 @@ def _itk_transform(path: Path) -> Transform:
 
 
 def _probe_in_subprocess(path: Path) -> None:
-    """Try to read a transform in a subprocess first: a damaged file can crash the reading process.
-
-    Raises
-    ------
-    InputError
-        If that process crashed, or timed out.
-    RuntimeError
-        If ITK refuses the file.
-    """
+    """Test-read a transform in a subprocess: a damaged file can crash the reading process."""
     timeout = 60 + path.stat().st_size / 1e6  # seconds
     command = [sys.executable, "-P", "-c", _PROBE, str(path.absolute())]
     null = subprocess.DEVNULL

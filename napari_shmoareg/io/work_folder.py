@@ -79,13 +79,7 @@ class WorkFolder:
         return self
 
     def read_plan(self) -> dict[str, Any]:
-        """Read the plan.
-
-        Raises
-        ------
-        InputError
-            If it is missing or damaged.
-        """
+        """Read the plan."""
         try:
             return read_object(self.plan, f"the plan of the {self.what}")
         except InputError as error:
@@ -118,13 +112,7 @@ class WorkFolder:
             raise InputError(f"{file} is damaged ({error}).{self.remedy}") from error
 
     def write(self, key: str, row: Mapping[str, Any]) -> None:
-        """Write a row, atomically; NaN becomes null.
-
-        Raises
-        ------
-        InputError
-            If it cannot be written, for example on a full disk.
-        """
+        """Write a row, atomically; NaN becomes null."""
         write_json(row, self.row_file(key), indent=None)
 
     def complete(
@@ -150,13 +138,7 @@ class WorkFolder:
             yield row, True
 
     def __enter__(self) -> Self:
-        """Lock the folder for this process.
-
-        Raises
-        ------
-        InputError
-            If another process has locked it.
-        """
+        """Lock the folder for this process."""
         try:
             self._alone.enter_context(locked(self.path / LOCK))
         except Timeout as error:
@@ -205,13 +187,7 @@ def check_free(
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder if it is missing.
-
-    Raises
-    ------
-    InputError
-        If it cannot be created.
-    """
+    """Create a folder if it is missing."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -257,13 +233,7 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
 
 
 def check_row(kind: type, row: Mapping[str, Any]) -> None:
-    """Check the values of a row against the types of a dataclass; extra values are allowed.
-
-    Raises
-    ------
-    ValueError
-        If a value without default is missing, or one has another type.
-    """
+    """Check the values of a row against the types of a dataclass; extra values are allowed."""
     for field in fields(kind):
         if field.name in row:
             check_fields(kind, {field.name: row[field.name]})

@@ -120,7 +120,7 @@ def test_a_folder_written_before_gates_were_kept_opens_without_them(folder):
     assert len(gates) == 12
     for path in gates[1:]:
         path.unlink()
-    with pytest.raises(InputError, match=r"not whole: experts/.*-gate\.nii\.gz is missing"):
+    with pytest.raises(InputError, match=r"incomplete: experts/.*-gate\.nii\.gz is missing"):
         read_registration(folder)
     gates[0].unlink()
     back = read_registration(folder)
