@@ -221,10 +221,10 @@ def register_selected() -> None:
         show_warning(NOT_TWO_IMAGES.format(images=len(images), layers=len(selected)))
         return
     moving, fixed = images
-    from napari_shmoareg.plugin.controls.pickers import refused
+    from napari_shmoareg.plugin.controls.pickers import rejection
 
     for layer in images:
-        reason = refused(layer)
+        reason = rejection(layer)
         if reason is not None:
             show_warning(f"The layer '{layer.name}' {reason}. Two single 3D images were expected.")
             return

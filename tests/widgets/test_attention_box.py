@@ -97,7 +97,8 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
                 found.head,
             )
             assert (
-                "sum to 1.000" in box.says.text() and "In the registration" not in box.says.text()
+                "sum to 1.000" in box.message.text()
+                and "In the registration" not in box.message.text()
             )
             own = layer.world_to_data(to_viewer(load.grid.to_world(cell)))
             assert layer.data[tuple(np.rint(own).astype(int))] == found.volume.values[cell]
@@ -106,7 +107,7 @@ def test_each_chosen_head_is_one_layer_that_is_filled_in_place_with_the_probes_v
     pick(view, expert_maps(registration)[0].gate)
     assert (
         linked_layer(model, registration, "attention") is None
-        and "pick one of its tokens" in box.says.text()
+        and "pick one of its tokens" in box.message.text()
     )
     pick(view, gate)
     box.on.click()
@@ -131,8 +132,8 @@ def test_a_network_that_chooses_otherwise_is_told(
     pick(view, token_loads(registration)[0].gate)
     view.attention.on.click()
     finish(view, qtbot)
-    assert "does not choose as the registration did (0 of" in view.attention.status.text()
-    assert "In the registration this token chose the heads" in view.attention.says.text()
+    assert "chose the same heads as the registration for only 0 of" in view.attention.status.text()
+    assert "In the registration this token chose the heads" in view.attention.message.text()
 
 
 def test_weights_that_are_not_there_are_said_and_can_be_shown(

@@ -75,7 +75,7 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, registration, choose):
         choose(panel.encoder.head, head)
         assert (
             f"Head {head} has {100 * entry['share'][head]:.1f} % of the selections"
-            in panel.encoder.says.text()
+            in panel.encoder.message.text()
         )
     assert "nothing more" in CAPTION
 

@@ -96,7 +96,7 @@ def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(
     layer = overlays.gate_layer(model, 1)
     light = layer.colormap.map(np.array([0.0, 1.0]))[:, :3].sum(axis=1)
     assert light[0] < light[1] and layer.contrast_limits == [0, 1]
-    assert section.ramp.texts() == ["0 sure", "1 all alike"]
+    assert section.ramp.texts() == ["0 sure", "1 all equal"]
     choose(section.measure, "margin")
     light = layer.colormap.map(np.array([0.0, 1.0]))[:, :3].sum(axis=1)
     assert light[0] > light[1] and section.ramp.texts() == ["0 a tie", "1 clear"]
@@ -118,12 +118,12 @@ def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(
     first, median, third = np.percentile(values, (25, 50, 75))
     assert (
         f"median {median:.3g}, half of the cells between {first:.3g} and {third:.3g}"
-        in section.says.text()
+        in section.message.text()
     )
     section.stretch.click()
     low, high = overlays.gate_layer(model, 1).contrast_limits
     assert np.allclose((low, high), np.percentile(values, (1, 99)), atol=1e-6)
-    assert section.ramp.texts() == [f"{low:.3g} surer", f"{high:.3g} more alike"]
+    assert section.ramp.texts() == [f"{low:.3g} surer", f"{high:.3g} more equal"]
 
 
 def test_another_layer_keeps_the_image_that_was_looked_at(section, model, choose):
@@ -141,11 +141,11 @@ def test_a_folder_without_gate_values_says_that_they_were_not_kept(
     section = GateSection(viewer)
     qtbot.addWidget(section)
     section.show_registration(1)
-    assert section.says.text() == NOT_KEPT and not section.on.isEnabled() and section.isEnabled()
+    assert section.message.text() == NOT_KEPT and not section.on.isEnabled() and section.isEnabled()
     for layer in list(viewer.layers):
         viewer.layers.remove(layer)
     section.show_registration(None)
-    assert section.says.text() == "" and not section.isEnabled()
+    assert section.message.text() == "" and not section.isEnabled()
 
 
 def test_a_network_without_experts_is_not_said_to_have_lost_its_gates(registration, qtbot):
@@ -157,4 +157,4 @@ def test_a_network_without_experts_is_not_said_to_have_lost_its_gates(registrati
     section = GateSection(viewer)
     qtbot.addWidget(section)
     section.show_registration(1)
-    assert section.says.text() == NO_GATES
+    assert section.message.text() == NO_GATES

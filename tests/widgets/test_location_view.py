@@ -16,9 +16,15 @@ from napari_shmoareg.experts.maps import expert_maps, gate_values, times_chosen,
 from napari_shmoareg.io.files import write_table
 from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin.controls.tasks import Task
-from napari_shmoareg.plugin.experts.location import FLAT, INVITE, NO_GATES, NOTHING, LocationView
+from napari_shmoareg.plugin.experts.location import (
+    HINT,
+    NO_DEPTH,
+    NO_EXPERTS,
+    NO_GATES,
+    LocationView,
+)
 from napari_shmoareg.plugin.experts.outline import cut, whole
-from napari_shmoareg.plugin.experts.pins import MOST, TOO_MANY, linked_layer, pins_of
+from napari_shmoareg.plugin.experts.pins import MAX_PINS, TOO_MANY, linked_layer, pins_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import point_of, tag, to_viewer
 from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
@@ -95,7 +101,7 @@ def test_a_double_click_shows_the_registrations_own_numbers_of_that_voxel_and_do
     read = []
     for right, down in ((0, 0), (40, -25), (-60, 30)):
         double_click(viewer, middle(viewer, right, down))
-        assert view.reading is not None, view.says.text()
+        assert view.reading is not None, view.message.text()
         expected = to_viewer(viewer.cursor.position)
         np.testing.assert_allclose(view.reading.point, expected)
         assert_shows(view, registration, expected)
@@ -196,15 +202,15 @@ def test_in_3d_it_is_said_that_a_click_has_no_depth(docked):
     viewer, view, _ = docked
     viewer.dims.ndisplay = 3
     double_click(viewer, middle(viewer))
-    assert view.reading is None and view.says.text() == FLAT
+    assert view.reading is None and view.message.text() == NO_DEPTH
 
 
 def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, registration):
     inside = locations(registration, 1)[0]
     view.read(inside)
-    assert view.says.text() == INVITE and view.pin.isEnabled()
+    assert view.message.text() == HINT and view.pin.isEnabled()
     view.read(inside + 500)
-    assert "outside the network's field of view" in view.says.text() and not view.pin.isEnabled()
+    assert "outside the network's field of view" in view.message.text() and not view.pin.isEnabled()
     assert all(not strip.fills() for strip in view.box.strips.values())
 
 
@@ -255,7 +261,7 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
     qtbot.addWidget(view)
     view.show_registration(2)
     view.read(locations(registration, 1)[0])
-    assert view.says.text() == NO_GATES
+    assert view.message.text() == NO_GATES
     strips = [view.box.strips[found.gate] for found in expert_maps(registration)]
     assert all(
         not strip.fills() and strip.cell.experts and "not kept" in strip.line() for strip in strips
@@ -271,7 +277,7 @@ def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, 
     qtbot.addWidget(view)
     view.show_registration(2)
     view.read(locations(registration, 1)[0])
-    assert view.says.text() == NOTHING and view.gates.isHidden() and view.outlined.isHidden()
+    assert view.message.text() == NO_EXPERTS and view.gates.isHidden() and view.outlined.isHidden()
     view.pin.click()
     assert view.pins.compared.isHidden() and view.attention.isHidden()
 
@@ -289,7 +295,7 @@ def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     view.pin.click()
     pins, heads = view.pins, part == "encoder"
     of_heads = (view.attention, pins.bars, pins.heads, pins.layer, pins.block, pins.image)
-    assert view.says.text() == INVITE and not pins.compared.isHidden()
+    assert view.message.text() == HINT and not pins.compared.isHidden()
     assert {not widget.isHidden() for widget in of_heads} == {heads}
     assert {not widget.isHidden() for widget in (pins.table, pins.kernels)} == {not heads}
 
@@ -379,20 +385,22 @@ def test_a_plane_cuts_a_turned_box_along_its_sides():
 def test_five_places_can_be_pinned_and_a_sixth_is_refused_in_plain_words(
     view, model, registration, told
 ):
-    points = locations(registration, MOST + 1)
+    points = locations(registration, MAX_PINS + 1)
     for point in points:
         view.read(point)
         view.pin.click()
     layer = linked_layer(model, registration, "locations")
-    np.testing.assert_allclose(pins_of(model, registration), points[:MOST])
+    np.testing.assert_allclose(pins_of(model, registration), points[:MAX_PINS])
     np.testing.assert_allclose(
-        [layer.data_to_world(p) for p in layer.data], to_viewer(points[:MOST])
+        [layer.data_to_world(p) for p in layer.data], to_viewer(points[:MAX_PINS])
     )
     assert told("info") == TOO_MANY
     assert [n for n, _ in view.pins.readings] == [1, 2, 3, 4, 5]
     assert list(layer.features["pin"]) == [1, 2, 3, 4, 5] and layer.name == "#1 locations"
     view.pins.rows[1].drop.click()
-    np.testing.assert_allclose(pins_of(model, registration), np.delete(points[:MOST], 1, axis=0))
+    np.testing.assert_allclose(
+        pins_of(model, registration), np.delete(points[:MAX_PINS], 1, axis=0)
+    )
     assert [row.isHidden() for row in view.pins.rows] == [False] * 4 + [True]
     view.pins.rows[2].go.click()
     np.testing.assert_allclose(view.reading.point, points[3])
@@ -456,7 +464,7 @@ def test_the_comparison_shows_the_registrations_weights_how_often_and_the_kernel
             assert (
                 pins.table.choices[row, column].colour == expert_colours(found.num_experts)[chosen]
             )
-    assert "Pin 1" in pins.bars.says(QPointF(pins.bars.width() / 2, 40))
+    assert "Pin 1" in pins.bars.tooltip_at(QPointF(pins.bars.width() / 2, 40))
 
 
 def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, registration, tmp_path):
@@ -539,8 +547,8 @@ def test_a_work_is_cancelled_and_its_errors_are_words(qtbot):
 
     owner = QWidget()
     qtbot.addWidget(owner)
-    task, said = Task(owner, "a test"), []
-    task.failed.connect(said.append)
+    task, message = Task(owner, "a test"), []
+    task.failed.connect(message.append)
 
     def endless(report):
         while True:
@@ -550,10 +558,10 @@ def test_a_work_is_cancelled_and_its_errors_are_words(qtbot):
         task.start(endless)
         assert task.busy and not task.start(endless)
         task.cancel()
-    assert not task.busy and not said
+    assert not task.busy and not message
     with qtbot.waitSignal(task.failed):
         task.start(lambda _: [][1])
-    assert "IndexError" in said[0]
+    assert "IndexError" in message[0]
     with qtbot.waitSignal(task.finished) as done:
         task.start(lambda _: 7)
     assert done.args == [7]

@@ -177,14 +177,14 @@ def test_the_table_holds_what_region_loads_gives(view, registration, qtbot):
             assert column(table, 6 + n) == [f"{100 * load.share[n]:.1f}" for load in expected]
         for row, load in enumerate(expected):
             tip = table.item(row, 6).toolTip()
-            assert ("too few blocks" in tip) == (load.low is None)
+            assert ("too few spatial blocks" in tip) == (load.low is None)
             assert (
                 load.low is None
                 or f"interval {100 * load.low[0]:.1f} to {100 * load.high[0]:.1f} %" in tip
             )
             above = load.expected is not None and load.distance > load.expected
-            said = TOO_FEW if load.low is None else ABOVE if above else CHANCE
-            assert table.item(row, 1).text() == said
+            name = TOO_FEW if load.low is None else ABOVE if above else CHANCE
+            assert table.item(row, 1).text() == name
 
 
 def test_all_blocks_are_rows_of_their_own(view, registration, qtbot):
@@ -200,7 +200,7 @@ def test_all_blocks_are_rows_of_their_own(view, registration, qtbot):
         layer=1,
         image="fixed",
     )
-    for one, other in zip(view._found.loads, at_once, strict=True):
+    for one, other in zip(view._result.loads, at_once, strict=True):
         assert (one.gate, one.region, one.distance, one.expected) == (
             other.gate,
             other.region,
@@ -225,7 +225,7 @@ def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, regist
         assert labels.values[index] == region
         steps = np.array([step.step for step in model.dims.range[-3:]])
         assert (np.abs(np.array(model.dims.point[-3:]) - to_viewer(point)) <= steps).all()
-        load = view._found.loads[view.table.chosen()]
+        load = view._result.loads[view.table.chosen()]
         assert load.region == region and np.array_equal(view.bars.share, load.share)
 
 
@@ -240,7 +240,7 @@ def test_another_region_is_the_reference(view, registration, qtbot):
     ]
     view.reference.setCurrentIndex(view.reference.findData(2))
     compute(view, qtbot)
-    (own,) = (load for load in view._found.loads if load.region == 2)
+    (own,) = (load for load in view._result.loads if load.region == 2)
     assert own.distance == 0
     other = next(n for n in range(4) if view.table.item(n, 0).text() != "2")
     view.table.selectRow(other)
@@ -346,7 +346,7 @@ def test_the_table_is_copied_and_saved(view, registration, qtbot, tmp_path):
     with (tmp_path / "regions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
-    for row, load in zip(rows, view._found.loads, strict=True):
+    for row, load in zip(rows, view._result.loads, strict=True):
         assert float(row["distance"]) == load.distance and float(row["share_1"]) == load.share[1]
         assert row["verdict"] in (ABOVE.lstrip("● "), CHANCE, TOO_FEW)
         assert row["pair"] == f"{registration.pair.moving.name} onto {registration.pair.fixed.name}"
@@ -409,13 +409,13 @@ def test_counting_says_where_it_is_and_can_be_cancelled_between_gates(view, qtbo
     view.where.pick(part="encoder", layer=2, block=None, image="fixed")
     view.compute.click()
     assert counted.wait(10) and view.compute.text() == CANCEL and view.compute.isEnabled()
-    qtbot.waitUntil(lambda: "counting gate 1 of" in view.told.text(), timeout=5_000)
+    qtbot.waitUntil(lambda: "counting gate 1 of" in view.status.text(), timeout=5_000)
     with qtbot.waitSignal(view.task.cancelled, timeout=5_000):
         view.compute.click()
         go_on.set()
     assert (
         view.compute.text() == COMPUTE
-        and view.told.text() == "Cancelled."
+        and view.status.text() == "Cancelled."
         and view.table.isHidden()
     )
 

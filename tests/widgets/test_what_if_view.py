@@ -33,10 +33,10 @@ from napari_shmoareg.model import GateId, RoutingTrace
 from napari_shmoareg.plugin.controls.progress import Clock
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, replay_of
 from napari_shmoareg.plugin.experts.what_if import CAPTION, RUN, SWEEP, WhatIfView
-from napari_shmoareg.plugin.experts.what_if_form import OFTEN
+from napari_shmoareg.plugin.experts.what_if_form import MOST_CHOSEN
 from napari_shmoareg.plugin.experts.what_if_results import gain, whole_rows
 from napari_shmoareg.plugin.experts.what_if_work import (
-    CHOOSE,
+    CHOOSE_WEIGHTS,
     DIFFERENCE,
     MOVED,
     READY,
@@ -70,7 +70,7 @@ def experiment(registration, phantoms, lively_network):
 def view(model, registration, experiment, qtbot):
     made = WhatIfView(model)
     qtbot.addWidget(made)
-    made.kept[registration] = experiment
+    made.cache[registration] = experiment
     made.show_registration(1)
     return made
 
@@ -199,9 +199,9 @@ def test_all_layers_and_both_images_are_left_open(view):
     view.form.where.pick(part="encoder")
     assert view.form.where.where == {"part": "encoder"}
     view.form.where.pick(image="moving")
-    assert view.form.wish.where == {"part": "encoder", "image": "moving"}
+    assert view.form.request.where == {"part": "encoder", "image": "moving"}
     view.form.where.pick(part="decoder", layer=2)
-    assert view.form.wish.where == {"part": "decoder", "layer": 2}
+    assert view.form.request.where == {"part": "decoder", "layer": 2}
 
 
 def test_a_change_within_a_region_reaches_the_experiment_as_that_region(
@@ -285,7 +285,7 @@ def test_cancel_of_a_sweep_keeps_the_rows_and_frees_the_buttons(view, experiment
     kept = len(view.table.rows)
     total = view.table.rows[0].total
     assert 2 <= kept < total == 18 and view.table.rowCount() == kept
-    assert f"the {kept} experts listed stay" in view.told.text()
+    assert f"the {kept} experts listed stay" in view.status.text()
     assert (
         view.sweep.text() == SWEEP
         and view.sweep.isEnabled()
@@ -313,11 +313,11 @@ def test_a_run_can_be_cancelled(view, experiment, model, qtbot, monkeypatch):
 
     monkeypatch.setattr(Experiment, "run", wait)
     view.run.click()
-    qtbot.waitUntil(lambda: "running with the change" in view.told.text(), timeout=LONG)
+    qtbot.waitUntil(lambda: "running with the change" in view.status.text(), timeout=LONG)
     assert view.run.text() == CANCEL and not view.sweep.isEnabled()
     press(view, view.run, qtbot)
     assert (
-        view.told.text() == "Cancelled."
+        view.status.text() == "Cancelled."
         and view.run.text() == RUN
         and not layers_of_registration(model, 1, ROLE)
     )
@@ -357,7 +357,7 @@ def test_weights_that_are_not_there_are_told(model, registration, qtbot, told):
     view.show_registration(2)
     press(view, view.run, qtbot)
     assert "mine.safetensors" in told("error") and view.run.isEnabled()
-    assert told("error").endswith(CHOOSE) and not view.choose.isHidden()
+    assert told("error").endswith(CHOOSE_WEIGHTS) and not view.choose.isHidden()
 
 
 def test_weights_shown_once_are_those_of_the_registration_for_every_view(
@@ -382,7 +382,7 @@ def test_weights_shown_once_are_those_of_the_registration_for_every_view(
     view.form.null.setChecked(False)
     press(view, view.run, qtbot)
     press(view, view.choose, qtbot)
-    assert view.answers[other].alike == 1.0 and view.choose.isHidden()
+    assert view.answers[other].agreement == 1.0 and view.choose.isHidden()
     replay_of(other, Report())
     assert asked == ["untrained", "/moved/mine.safetensors", "/moved/mine.safetensors"]
 
@@ -407,7 +407,9 @@ def test_other_weights_than_those_of_the_registration_are_told(
 ):
     view.form.where.pick(part="decoder", layer=2, direction="x")
     press(view, view.run, qtbot)
-    assert view.result.answer.alike == 1.0 and "were found choose" not in view.result.notes.text()
+    assert (
+        view.result.answer.agreement == 1.0 and "were found choose" not in view.result.notes.text()
+    )
     from napari_shmoareg.plugin.experts.what_if_results import notes
 
     shown = replace(view.result.answer, alike=0.0)
@@ -461,7 +463,7 @@ def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_
     qtbot.waitUntil(lambda: len(view.table.rows) >= 2, timeout=LONG)
     add_layers(model, layers_of(other, 2))
     view.show_registration(2)
-    qtbot.waitUntil(lambda: view.told.text().startswith("Registration #1: "), timeout=LONG)
+    qtbot.waitUntil(lambda: view.status.text().startswith("Registration #1: "), timeout=LONG)
     view.table.selectRow(0)
     view.table.cellClicked.emit(0, 0)
     shown = [
@@ -470,9 +472,9 @@ def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_
     assert len(shown) == 1 and shown[0].startswith("#1 ")
     with qtbot.waitSignal(view.answered, timeout=LONG):
         pass
-    assert "#1" in view.told.text() and not view.table.rows and view.listed.heading.isHidden()
+    assert "#1" in view.status.text() and not view.table.rows and view.listed.heading.isHidden()
     view.show_registration(1)
-    assert len(view.table.rows) == 9 and not view.buttons.isHidden() and not view.told.text()
+    assert len(view.table.rows) == 9 and not view.buttons.isHidden() and not view.status.text()
 
 
 def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(
@@ -480,7 +482,7 @@ def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(
 ):
     other = replace(registration, weights="mine")
     add_layers(model, layers_of(other, 2))
-    view.kept[other] = experiment
+    view.cache[other] = experiment
     view.show_registration(2)
     view.form.where.pick(part="decoder")
     view.sweep.click()
@@ -530,7 +532,10 @@ def test_a_table_and_its_file_say_what_was_done(view, registration, qtbot, tmp_p
     )
     assert int(done["cells"]) == view.result.answer.effect.cells
     assert float(done["share_of_selections"]) == view.result.answer.share
-    assert done["random_counterpart"] == view.result.answer.null.told and done["random_counterpart"]
+    assert (
+        done["random_counterpart"] == view.result.answer.null.description
+        and done["random_counterpart"]
+    )
     assert f"Random: {done['random_counterpart']}." in view.result.notes.text()
 
 
@@ -555,8 +560,8 @@ def test_a_control_acts_at_all_gates_that_are_picked_and_in_all_passes(
     effect = experiment.run(Control("shuffled", "decoder"))
     found = view.result.answer
     assert (
-        found.effect.told == str(Control("shuffled", "decoder"))
-        and "all passes" in found.effect.told
+        found.effect.description == str(Control("shuffled", "decoder"))
+        and "all passes" in found.effect.description
     )
     assert (
         found.effect.mean_dice == effect.outcome.mean_dice
@@ -583,10 +588,10 @@ def test_a_control_of_the_last_pass_of_one_layer_and_direction(view, experiment,
     choose(view.form.expert, 2)
     press(view, view.run, qtbot)
     change = Control("fixed", "decoder", 1, direction="y", passes="last", expert=2)
-    assert view.result.answer.effect.told == str(change)
+    assert view.result.answer.effect.description == str(change)
     assert view.result.answer.effect.mean_mm == experiment.run(change).mean_mm
-    choose(view.form.expert, OFTEN)
-    assert view.form.wish.change(view.registration) == replace(change, expert=None)
+    choose(view.form.expert, MOST_CHOSEN)
+    assert view.form.request.change(view.registration) == replace(change, expert=None)
 
 
 def test_each_part_has_its_own_controls_and_each_says_what_it_is(view, choose):
@@ -607,7 +612,7 @@ def test_each_part_has_its_own_controls_and_each_says_what_it_is(view, choose):
     row = view.form.action.findData("moved")
     assert view.form.action.itemData(row, 3) == KINDS["moved"].description  # Qt.ToolTipRole
     pick_control(view, choose, "attention_off", part="encoder", image="moving")
-    assert view.form.expert.isHidden() and view.form.wish.change(view.registration) == Control(
+    assert view.form.expert.isHidden() and view.form.request.change(view.registration) == Control(
         "attention_off", "encoder", image="moving"
     )
 
@@ -624,11 +629,11 @@ def test_what_a_control_leaves_of_the_gain_is_said_and_its_file_has_no_share_of_
         found, before=({}, 0.7, 0.0), aligned=0.5, effect=replace(found.effect, mean_dice=0.65)
     )
     assert (
-        "0.500 by the alignment alone and 0.700 as learned; of this gain 75 % is left"
+        "0.500 after the alignment and 0.700 with the unchanged network; 75 % of this gain is left"
         in gain(made)[0]
     )
     assert gain(replace(made, aligned=0.8))[0].startswith("The network gains nothing here")
-    assert "not known" in gain(replace(made, aligned=None))[0]
+    assert "unknown" in gain(replace(made, aligned=None))[0]
     assert gain(found)[0] in view.result.notes.text() and (before > found.aligned) == (
         "of this gain" in gain(found)[0]
     )
@@ -638,7 +643,7 @@ def test_what_a_control_leaves_of_the_gain_is_said_and_its_file_has_no_share_of_
         rows = list(csv.DictReader(file))
     assert {row["share_of_selections"] for row in rows} == {""} and rows[0][
         "change"
-    ] == found.effect.told
+    ] == found.effect.description
 
 
 def mean_dice_aligned(experiment):
@@ -681,7 +686,7 @@ def test_no_time_is_told_before_the_network_has_run_once(monkeypatch):
 def test_the_worker_ends_with_the_dock(viewer, registration, experiment, qtbot):
     add_layers(viewer, layers_of(registration, 1))
     view = WhatIfView(viewer)
-    view.kept[registration] = experiment
+    view.cache[registration] = experiment
     view.show_registration(1)
     dock = viewer.window.add_dock_widget(view, name="What if", area="right")
     view.form.where.pick(part="decoder")

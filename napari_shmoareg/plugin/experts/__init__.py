@@ -1,1 +1,1 @@
-"""The Experts panel: whose choices made the result, and how it deforms."""
+"""The Experts panel: which experts each cell chose, and the deformation."""

@@ -1,7 +1,4 @@
-"""The attention of one head as a layer, and the network that says it.
-
-What the token at a location attends to, drawn as a layer.
-"""
+"""The attention of a token as a layer, computed by running the encoder again."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, replay_of
-from napari_shmoareg.plugin.experts.pins import about, linked_layer
+from napari_shmoareg.plugin.experts.pins import link_metadata, linked_layer
 from napari_shmoareg.plugin.placement import KEY
 
 if TYPE_CHECKING:
@@ -42,39 +39,39 @@ if TYPE_CHECKING:
 
 
 ROLE = "attention"
-ANOTHER = (
-    "The network that was run again does not choose as the registration did ({same} of {asked}"
-    " tokens do): these are other weights of that name, or another version. What is drawn is not"
-    " what made this result."
+OTHER_NETWORK = (
+    "The network that was run again chose the same heads as the registration for only {matching} of"
+    " {compared} tokens: these are other weights of that name, or another version. The attention"
+    " shown is not that of this result."
 )
-ASKED = 12  # tokens of each gate whose choices are compared with those of the registration
+COMPARED = 12  # tokens of each gate whose choices are compared with the registration
 
 
 class ProbeResult(NamedTuple):
-    """A probe, and how far it is that of the registration.
+    """A probe, and how well it reproduces the registration.
 
     Attributes
     ----------
     probe : AttentionProbe
-    same, asked : int
-        Of so many tokens that were compared so many chose the same heads as in the registration.
+    matching, compared : int
+        Number of compared tokens, and of those that chose the same heads as in the registration.
     """
 
     probe: AttentionProbe
-    same: int
-    asked: int
+    matching: int
+    compared: int
 
 
 def run_probe(
     registration: Registration, report: Report, weights: str | Path | None = None
 ) -> ProbeResult:
-    """Run the encoder once more, and compare its choices with the registration's; in a worker's
-    thread, seconds.
+    """Run the encoder again and compare its choices with the registration; takes seconds, in a
+    worker thread.
 
     Raises
     ------
     InputError, TooLargeError, Interrupted
-        As `replay_of`.
+        As for `replay_of`.
     """
     from napari_shmoareg.experts.attention import AttentionProbe
     from napari_shmoareg.experts.maps import token_loads
@@ -85,31 +82,30 @@ def run_probe(
     with interruptible(replay.network, report.check):
         probe = AttentionProbe.of(replay)
     report("comparing with the registration", 0.9)
-    same = asked = 0
+    matching = compared = 0
     for load in token_loads(registration):
         report.check()
         for cell in _spread(load):
             chosen = {found.head for found in probe.at(load.gate, cell)}
-            same += chosen == set(np.flatnonzero(load.values[cell]).tolist())
-            asked += 1
-    return ProbeResult(probe, same, asked)
+            matching += chosen == set(np.flatnonzero(load.values[cell]).tolist())
+            compared += 1
+    return ProbeResult(probe, matching, compared)
 
 
 def show_attention(
     viewer: Viewer, number: int, registration: Registration, found: HeadAttention
 ) -> Image:
-    """Fill the attention of a head into its layer, ``#1 attention``, which is made where there is
-    none.
+    """Show the attention of a head in the layer ``#1 attention``, which is added if missing.
 
-    On the tokens' own grid, never resampled (but for the copy on straight axes of an oblique grid),
-    from 0 to the largest value.  The name stays: another one would have every panel look at all
-    layers again."""
+    It is on the tokens' own grid, never resampled (except for the straight copy of an oblique
+    grid), from 0 to the largest value.  The name does not change: a new name would make every panel
+    refresh."""
     from napari_shmoareg.plugin.layers import FINER, head_colours
     from napari_shmoareg.plugin.placement import layer_options
     from napari_shmoareg.plugin.showing import refill, uncover
 
     data, options = layer_options(found.volume, finer=FINER, nearest=True, head=found.head)
-    options["metadata"][KEY] |= about(registration, ROLE)[KEY]
+    options["metadata"][KEY] |= link_metadata(registration, ROLE)[KEY]
     top = max(float(found.volume.values.max(initial=0.0)), 1e-6)
     options |= {
         "name": f"#{number} attention",
@@ -125,10 +121,10 @@ def show_attention(
         layer = viewer.add_layer(Image(data, **options, **more))
         viewer.layers.selection.active = active
     elif layer.data.shape == data.shape and np.allclose(
-        (layer.scale, layer.translate), _placed(options)
+        (layer.scale, layer.translate), _geometry(options)
     ):
         layer.metadata = options["metadata"]
-        layer.data = data  # each further change would draw the canvas once more
+        layer.data = data  # any further change would redraw the canvas
         layer.contrast_limits_range = layer.contrast_limits = options["contrast_limits"]
     else:
         refill(layer, data, options)
@@ -136,32 +132,32 @@ def show_attention(
     return layer  # type: ignore[return-value]
 
 
-def _placed(options: dict[str, Any]) -> tuple[Any, Any]:
+def _geometry(options: dict[str, Any]) -> tuple[Any, Any]:
     return options["scale"], options["translate"]
 
 
 def drop_attention(viewer: Viewer, registration: Registration) -> None:
-    """Take the layer away."""
+    """Remove the layer."""
     layer = linked_layer(viewer, registration, ROLE)
     if layer is not None:
         viewer.layers.remove(layer)
 
 
 def mismatch_warning(probed: ProbeResult) -> str:
-    """What has to be said of a network that does not choose as the registration did."""
-    return (
-        "" if probed.same == probed.asked else ANOTHER.format(same=probed.same, asked=probed.asked)
-    )
+    """A warning if the network did not choose the same heads as the registration, or ""."""
+    if probed.matching == probed.compared:
+        return ""
+    return OTHER_NETWORK.format(matching=probed.matching, compared=probed.compared)
 
 
-def words(cell: CellReading, found: HeadAttention, heads: list[HeadAttention]) -> str:
-    """What is drawn of a token, and whether it chose the same heads in the registration."""
+def describe(cell: CellReading, found: HeadAttention, heads: list[HeadAttention]) -> str:
+    """Describe the attention of a token, and how its heads differ from the registration's."""
     values, window = found.volume.values, int(found.window.sum())
     total, own = float(values.sum()), float(values[cell.cell])
     text = (
-        f"Token {cell.cell} attends, by head {found.head}, to the {window} tokens of its window:"
-        f" the values sum to {total:.3f}; equal attention would be {1 / max(window, 1):.3g} each,"
-        f" to itself it is {own:.3g}."
+        f"Attention of token {cell.cell}, head {found.head}, to the {window} tokens of its window:"
+        f" the values sum to {total:.3f}; uniform attention would be {1 / max(window, 1):.3g} each;"
+        f" the attention to itself is {own:.3g}."
     )
     if {one.head for one in heads} != set(cell.experts):
         text += (
@@ -173,9 +169,9 @@ def words(cell: CellReading, found: HeadAttention, heads: list[HeadAttention]) -
 
 
 def _spread(load: GateValues) -> Sequence[tuple[int, int, int]]:
-    """Some tokens of a gate, evenly spread."""
+    """Up to `COMPARED` tokens of a gate, evenly spread."""
     shape = load.grid.shape
-    flat = np.linspace(0, np.prod(shape) - 1, ASKED).astype(int)
+    flat = np.linspace(0, np.prod(shape) - 1, COMPARED).astype(int)
     return [
         (int(i), int(j), int(k))
         for i, j, k in zip(*np.unravel_index(np.unique(flat), shape), strict=True)
@@ -183,12 +179,12 @@ def _spread(load: GateValues) -> Sequence[tuple[int, int, int]]:
 
 
 NO_TOKEN = (
-    "Read a location, and pick one of its tokens above (a strip of heads): its attention is drawn."
+    "Read a location, and pick one of its tokens above (a strip of heads) to show its attention."
 )
 
 
 class AttentionBox(QWidget):
-    """A switch that runs the encoder once more, and the heads of the token that is picked.
+    """A check box that runs the encoder again, and the heads of the picked token.
 
     Parameters
     ----------
@@ -199,9 +195,9 @@ class AttentionBox(QWidget):
         super().__init__()
         self._viewer = weakref.ref(viewer)
         self._registration: weakref.ref[Registration] | None = None
-        self._asked: weakref.ref[Registration] | None = None  # for which the network is being run
-        self._stopping = False  # the run was cancelled, and has not ended yet
-        # the weights of a run that waits for that
+        self._running_for: weakref.ref[Registration] | None = None  # whose network is running
+        self._stopping = False  # the run was cancelled but has not ended yet
+        # the weights of a run that waits for its end
         self._next: tuple[str | Path | None] | None = None
         self._number = 0
         self._cell: CellReading | None = None
@@ -211,14 +207,14 @@ class AttentionBox(QWidget):
         self.heads: list[HeadAttention] = []
         self.task = Task(self, "the attention of a registration")
         self._build()
-        self.task.progressed.connect(self._follow)
-        self.task.finished.connect(self._take)
-        self.task.failed.connect(self._fail)
-        self.task.cancelled.connect(self._end)
+        self.task.progressed.connect(self._on_progress)
+        self.task.finished.connect(self._on_finished)
+        self.task.failed.connect(self._on_failed)
+        self.task.cancelled.connect(self._on_cancelled)
 
     def show_registration(self, number: int, registration: Registration | None) -> None:
-        """Be about another registration, or none."""
-        before = self._found()
+        """Switch to another registration, or none."""
+        before = self._current()
         self._number, self._registration = (
             number,
             None if registration is None else weakref.ref(registration),
@@ -229,130 +225,130 @@ class AttentionBox(QWidget):
             if registration is None or registration not in self.probes:
                 self._stop("")
             else:
-                self._say(mismatch_warning(self.probes[registration]))
+                self._set_status(mismatch_warning(self.probes[registration]))
             self.setVisible(
                 registration is not None and bool(registration.routing.select(part="encoder"))
             )  # none without MoA
         self._draw()
 
     def show_cell(self, cell: CellReading | None) -> None:
-        """Be about another token; None, and cells of the decoder, have no attention."""
+        """Switch to another token; None and cells of the decoder have no attention."""
         self._cell = cell if cell is not None and cell.part == "encoder" else None
         self._draw()
 
     def run(self, weights: str | Path | None = None) -> None:
-        """Run the network, with the registration's own weights or with others."""
-        registration = self._found()
+        """Run the network with the registration's own weights or other ones."""
+        registration = self._current()
         if registration is None:
             return
         if self.task.busy:
             if self._stopping:
                 self._next = (weights,)
-                self._say("Waiting for the run before to end …", busy=True)
+                self._set_status("Waiting for the previous run to end …", busy=True)
             return
         self._stopping, self._next = False, None
-        self._asked = weakref.ref(registration)
-        held = self._asked
+        self._running_for = weakref.ref(registration)
+        registration_ref = self._running_for
 
         def probe(report: Report) -> ProbeResult | None:
-            there = held()
-            return None if there is None else run_probe(there, report, weights)
+            registration = registration_ref()
+            return None if registration is None else run_probe(registration, report, weights)
 
         if self.task.start(probe):
-            self._say("Loading the network …", busy=True)
+            self._set_status("Loading the network …", busy=True)
 
     def _build(self) -> None:
         self.on = QCheckBox("Show attention")
         self.on.setToolTip(
-            "Draw, for the token that is picked, what each head it chose attends to within its"
-            " window. The network is loaded and run once, beside the window; seconds."
+            "Show the attention of the picked token within its window, for each head that it chose."
+            " The network is loaded and run once in the background; takes seconds."
         )
         self.cancel, self.choose = QPushButton(CANCEL), QPushButton("Choose weights…")
-        self.cancel.setToolTip("Stop the network; nothing is kept")
+        self.cancel.setToolTip("Stop the network without a result")
         self.choose.setToolTip(
-            "The weights of this registration are not where they were: show the .safetensors file"
+            "The weights of this registration were not found: choose the .safetensors file"
         )
-        self.status, self.says = QLabel(), QLabel()
+        self.status, self.message = QLabel(), QLabel()
         self.head = QComboBox()
-        self.head.setToolTip(
-            "Which of the heads that the token chose to draw, with its weight (Eq. 4)"
-        )
+        self.head.setToolTip("The head to show, of those that the token chose, with weight (Eq. 4)")
         self.ramp = Ramp()
-        wrapped(self.status, self.says)
+        wrapped(self.status, self.message)
         row = arranged(QHBoxLayout(), self.cancel, self.choose)
-        below = (self.head, self.ramp, self.says)
+        below = (self.head, self.ramp, self.message)
         arranged(QVBoxLayout(self), self.on, self.status, row, *below)
         self.on.toggled.connect(self._switch)
-        self.cancel.clicked.connect(self._give_up)
+        self.cancel.clicked.connect(self._on_cancel_clicked)
         self.choose.clicked.connect(self._choose)
         self.head.activated.connect(lambda _: self._draw())
-        self._say("")
+        self._set_status("")
         self._draw()
 
     def _switch(self, on: bool) -> None:
-        registration = self._found()
+        registration = self._current()
         if on and registration is not None and registration not in self.probes:
             self.run()
         elif not on:
             self._cancel()
-            self._say("")
+            self._set_status("")
         self._draw()
 
     def _cancel(self) -> None:
         self._stopping, self._next = self.task.busy, None
         self.task.cancel()
 
-    def _give_up(self) -> None:
+    def _on_cancel_clicked(self) -> None:
         waiting = self._next is not None
         self._cancel()
-        if waiting:  # what still runs is no one's any more
+        if waiting:  # the result of the current run is not needed any more
             self._stop("Cancelled.")
 
     def _is_shown(self) -> bool:
-        """Whether the network runs, or ran, for the registration that is shown, and still has to be
-        told of.
-        """
-        return self._asked is not None and self._asked() is self._found() and self._next is None
+        """Whether the shown registration started the last run, and no other run is waiting."""
+        return (
+            self._running_for is not None
+            and self._running_for() is self._current()
+            and self._next is None
+        )
 
-    def _follow(self, title: str, _done: float) -> None:
+    def _on_progress(self, title: str, _done: float) -> None:
         if self._is_shown() and not self._stopping:
             self.status.setText(f"{title[:1].upper()}{title[1:]} …")
 
-    def _end(self) -> None:
+    def _on_cancelled(self) -> None:
         """The run was cancelled."""
         if self._is_shown() and self.on.isChecked():
             self._stop("Cancelled.")
-        self._go_on()
+        self._start_next()
 
-    def _go_on(self) -> None:
+    def _start_next(self) -> None:
         """Start the run that waited for this one to end."""
-        wanted, self._next, self._stopping = self._next, None, False
-        if wanted is not None:
-            self.run(*wanted)
+        waiting, self._next, self._stopping = self._next, None, False
+        if waiting is not None:
+            self.run(*waiting)
 
-    def _take(self, probed: ProbeResult | None) -> None:
-        registration = None if self._asked is None else self._asked()
+    def _on_finished(self, probed: ProbeResult | None) -> None:
+        registration = None if self._running_for is None else self._running_for()
         if registration is not None and probed is not None:
             self.probes[registration] = probed
             if self._is_shown():
-                self._say(mismatch_warning(probed))
+                self._set_status(mismatch_warning(probed))
                 self._draw()
-        self._go_on()
+        self._start_next()
 
-    def _fail(self, text: str) -> None:
+    def _on_failed(self, text: str) -> None:
         if self._is_shown():
             show_error(text)
             self._stop(text)
             self.choose.setVisible(True)
-        self._go_on()
+        self._start_next()
 
     def _stop(self, text: str) -> None:
         with signals_blocked(self.on):
             self.on.setChecked(False)
-        self._say(text)
+        self._set_status(text)
         self._draw()
 
-    def _say(self, text: str, *, busy: bool = False) -> None:
+    def _set_status(self, text: str, *, busy: bool = False) -> None:
         self.status.setText(text)
         self.status.setVisible(bool(text))
         self.cancel.setVisible(busy)
@@ -368,8 +364,8 @@ class AttentionBox(QWidget):
             self.run(path)
 
     def _draw(self) -> None:
-        """Fill the layer, or take it away."""
-        viewer, registration = self._viewer(), self._found()
+        """Refill the layer, or remove it."""
+        viewer, registration = self._viewer(), self._current()
         probed = None if registration is None else self.probes.get(registration)
         shown = self.on.isChecked() and probed is not None
         self.heads = []
@@ -377,14 +373,14 @@ class AttentionBox(QWidget):
             try:
                 self.heads = probed.probe.at(self._cell.gate, self._cell.cell)
             except InputError as error:  # weights of another network
-                self._say(str(error))
+                self._set_status(str(error))
         for widget in (self.head, self.ramp):
             widget.setVisible(bool(self.heads))
-        self.says.setVisible(shown)
+        self.message.setVisible(shown)
         if viewer is None or registration is None:
             return
         if not self.heads:
-            self.says.setText(NO_TOKEN)
+            self.message.setText(NO_TOKEN)
             drop_attention(viewer, registration)
             return
         entries = {
@@ -396,7 +392,7 @@ class AttentionBox(QWidget):
         layer = show_attention(viewer, self._number, registration, found)
         top = layer.contrast_limits[1]
         self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", f"{top:.3g}"])
-        self.says.setText(words(self._cell, found, self.heads))
+        self.message.setText(describe(self._cell, found, self.heads))
 
-    def _found(self) -> Registration | None:
+    def _current(self) -> Registration | None:
         return None if self._registration is None else self._registration()

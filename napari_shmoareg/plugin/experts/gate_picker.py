@@ -1,4 +1,4 @@
-"""Picks gates of the network: encoder or decoder, layer, block, image, direction."""
+"""A widget that picks gates of the network: encoder or decoder, layer, block, image, direction."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ ANY = "all"
 TIPS = {
     "part": "Attention heads of the encoder, or deformation experts of the decoder",
     "layer": (
-        "The paper's number; in brackets how coarse the gate's cells are against the network grid"
+        "The paper's layer number; in brackets the resolution of its cells relative to the network"
+        " grid"
     ),
-    "block": "Each block of a layer has a gate of its own",
-    "image": "Both images pass the same encoder, and choose for themselves",
+    "block": "Each block of a layer has its own gate",
+    "image": "Both images pass through the same encoder, each with its own choices",
     "direction": (
-        "x is left-right, y back-front, z down-up of the network grid; each has experts of its own"
+        "x is left-right, y back-front, z down-up of the network grid; each has its own experts"
     ),
 }
 
 
 def describe_gates(where: Mapping[str, Any]) -> str:
-    """Fields of `GateId` in words: ``decoder layer 1, direction x``; what is left out means all."""
+    """Describe gates by fields of `GateId`: ``decoder layer 1, direction x``; missing fields mean
+    all.
+    """
     part, layer = where["part"], where.get("layer")
     parts = [f"all {part} layers" if layer is None else f"{part} layer {layer}"]
     if part == "decoder":
@@ -47,12 +50,12 @@ def describe_gates(where: Mapping[str, Any]) -> str:
 
 
 class GatePicker(QWidget):
-    """Which gates are meant.
+    """Picks one or several gates.
 
     Parameters
     ----------
     all_of : sequence of str
-        Fields of `GateId` of which all can be picked at once.
+        Fields of `GateId` that offer "all".
     """
 
     changed = Signal()
@@ -68,12 +71,12 @@ class GatePicker(QWidget):
         for name, combo in {"part": self.part, **self.fields}.items():
             combo.setToolTip(TIPS[name])
             narrowed(combo)
-            combo.activated.connect(lambda _: self._settle())
+            combo.activated.connect(lambda _: self._update())
             self._form.addRow(name.capitalize(), combo)
 
     @property
     def where(self) -> dict[str, Any]:
-        """Fields of `GateId` by which to select; what all are meant of is left out."""
+        """Fields of `GateId` to select by; a field set to "all" is left out."""
         picked = {name: combo.currentData() for name, combo in self._relevant().items()}
         return {"part": self.part.currentData()} | {
             n: v for n, v in picked.items() if v not in (ANY, None)
@@ -81,34 +84,32 @@ class GatePicker(QWidget):
 
     @property
     def gates(self) -> list[GateId]:
-        """The gates that are meant."""
-        wanted = self.where
+        """The picked gates."""
+        where = self.where
         return [
-            gate for gate in self._gates if all(getattr(gate, n) == v for n, v in wanted.items())
+            gate for gate in self._gates if all(getattr(gate, n) == v for n, v in where.items())
         ]
 
     @property
     def num_experts(self) -> int:
-        """Of the gates that are meant; 0 without any."""
+        """Number of experts of the picked gates; 0 without any."""
         return max((self._gates[gate][1] for gate in self.gates), default=0)
 
     def offer(self, registration: Registration | None) -> None:
-        """Offer the gates of a registration; what was picked stays, as far as there is such a
-        gate.
-        """
+        """Offer the gates of a registration, and keep the picked values that it has."""
         self._gates = {}
         if registration is not None:
             self._gates = {one.gate: (one.stride, one.num_experts) for one in registration.routing}
         parts = {gate.part for gate in self._gates}
         fill(self.part, {part: text for part, text in PARTS.items() if part in parts})
-        self._settle()
+        self._update()
 
     def pick(self, **where: Any) -> None:
-        """Pick some fields, as by hand."""
+        """Pick values of some fields."""
         for name, value in where.items():
             combo = self.part if name == "part" else self.fields[name]
             combo.setCurrentIndex(max(combo.findData(ANY if value is None else value), 0))
-            self._settle()
+            self._update()
 
     def _relevant(self) -> dict[str, QComboBox]:
         names = (
@@ -118,8 +119,8 @@ class GatePicker(QWidget):
         )
         return {name: self.fields[name] for name in names}
 
-    def _settle(self) -> None:
-        """Offer in every field what there is of what is picked above it."""
+    def _update(self) -> None:
+        """Offer in every field the values that exist for the fields above it."""
         gates = [gate for gate in self._gates if gate.part == self.part.currentData()]
         relevant = self._relevant()
         for name, combo in self.fields.items():
@@ -131,7 +132,9 @@ class GatePicker(QWidget):
             values = sorted(
                 {getattr(gate, name) for gate in gates if getattr(gate, name) is not None}
             )
-            entries: dict[Any, str] = {value: self._said(name, value, gates) for value in values}
+            entries: dict[Any, str] = {
+                value: self._value_text(name, value, gates) for value in values
+            }
             every = {ANY: ALL[name]} if name in self._all_of and len(values) > 1 else {}
             fill(combo, every | entries)
             picked = combo.currentData()
@@ -140,7 +143,7 @@ class GatePicker(QWidget):
             ]
         self.changed.emit()
 
-    def _said(self, name: str, value: Any, gates: list[GateId]) -> str:
+    def _value_text(self, name: str, value: Any, gates: list[GateId]) -> str:
         if name != "layer":
             return str(value)
         stride = next(self._gates[gate][0] for gate in gates if gate.layer == value)

@@ -1,9 +1,4 @@
-"""The Experts panel, Layers: its loads as a figure and as a table, in files.
-
-What the bars of the Layers view are of: the load of a registration, in rows and words.
-
-The Experts panel, Layers: the loads of all gates as bars, each of which shows its map.  Fig. 5.
-"""
+"""The tab Layers of the Experts panel: the loads of all gates as bars (Fig. 5), and their files."""
 
 from __future__ import annotations
 
@@ -50,46 +45,46 @@ TABLE = ("loads.csv", "CSV (*.csv)")
 
 
 class LoadFiles(QWidget):
-    """Two buttons.
+    """Two buttons that save the loads as a figure and as a table.
 
     Parameters
     ----------
     registration : callable
-        Finds the registration that is meant, or None, so that nothing is held here.
+        Returns the current registration or None, so that no reference is kept here.
     """
 
     def __init__(self, registration: Callable[[], Registration | None]) -> None:
         super().__init__()
         self._registration = registration
         self.task = Task(self, "a figure of the loads")
-        self.task.finished.connect(_say_saved)
-        self.task.failed.connect(_say_unsaved)
+        self.task.finished.connect(_report_saved)
+        self.task.failed.connect(_report_failed)
         self.figure, self.table = QPushButton("Save figure…"), QPushButton("Save CSV…")
         self.figure.setToolTip(
-            "Write all bars as a PNG or SVG (by the ending) that says weights, pair and settings"
+            "Write all bars as PNG or SVG (by the extension), with weights, pair and settings"
         )
-        self.table.setToolTip("Write one row per gate and expert: count, and share of selections")
-        self.figure.clicked.connect(lambda: self._ask("Save figure", FIGURE, self.save_figure))
-        self.table.clicked.connect(lambda: self._ask("Save table", TABLE, self.save_table))
+        self.table.setToolTip("Write one row per gate and expert: count and share of selections")
+        self.figure.clicked.connect(lambda: self._ask_path("Save figure", FIGURE, self.save_figure))
+        self.table.clicked.connect(lambda: self._ask_path("Save table", TABLE, self.save_table))
         arranged(QHBoxLayout(self), self.figure, self.table)
 
     def save_figure(self, path: str | Path) -> None:
-        """Draw and write the figure, beside the viewer; a message says how it went."""
+        """Draw and write the figure in the background, and report the outcome."""
         registration = self._registration()
         if registration is not None:
             self.task.start(lambda _: _write_figure(registration, Path(path)))
 
     def save_table(self, path: str | Path) -> None:
-        """Write the table; a message says how it went."""
+        """Write the table, and report the outcome."""
         registration = self._registration()
         if registration is None:
             return
         try:
-            _say_saved(_write_table(registration, Path(path)))
+            _report_saved(_write_table(registration, Path(path)))
         except Exception as error:
-            _say_unsaved(explain(error))
+            _report_failed(explain(error))
 
-    def _ask(self, title: str, what: tuple[str, str], save: Callable[[str], None]) -> None:
+    def _ask_path(self, title: str, what: tuple[str, str], save: Callable[[str], None]) -> None:
         registration = self._registration()
         start = (
             str((registration.folder or Path()) / what[0]) if registration is not None else what[0]
@@ -100,8 +95,8 @@ class LoadFiles(QWidget):
             save(path if Path(path).suffix else path + ending)
 
 
-def about_registration(registration: Registration) -> dict[str, str]:
-    """What a figure of a registration says of itself: software, weights, pair, settings."""
+def figure_metadata(registration: Registration) -> dict[str, str]:
+    """The metadata of a figure: software, weights, pair, settings."""
     pair, report = registration.pair, registration.report
     return {
         "Title": "expert loads",
@@ -121,7 +116,7 @@ def _write_figure(registration: Registration, path: Path) -> Path:
     load, passes = load_of(registration), registration.report["settings"].get("passes")
     routing = routing_of(weights_of(registration)) or ""
     caption = load_caption(load, 1, [None if passes is None else len(passes)], routing)
-    about = about_registration(registration) | {"Caption": caption}
+    about = figure_metadata(registration) | {"Caption": caption}
     write_figure(load_figure(load, caption=caption), path, about)
     return path
 
@@ -135,36 +130,34 @@ def _write_table(registration: Registration, path: Path) -> Path:
     return path
 
 
-def _say_saved(path: Path) -> None:
+def _report_saved(path: Path) -> None:
     show_info(f"The loads are saved in {path}.")
 
 
-def _say_unsaved(text: str) -> None:
+def _report_failed(text: str) -> None:
     show_error(f"The loads could not be saved. {text}")
 
 
-ACTS = {
-    "weights": "Click: show what it weighs at every token",
+CLICK_TEXTS = {
+    "weights": "Click: show its weight at every token",
     "times": "Click: show in how many blocks each token chose it",
-    "decoder": "Click: show the cells that chose it; once more: those of all experts",
+    "decoder": "Click: show the cells that chose it; click again: the cells of all experts",
 }
 
 
 @dataclass(frozen=True)
 class BarSet:
-    """One chart: a block of an encoder layer (or all its blocks), or a direction of a decoder
-    layer.
-    """
+    """One chart: a block of an encoder layer, all its blocks, or a direction of a decoder layer."""
 
     title: str
-    spoken: str
+    accessible_name: str
     bars: list[Bar]
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """The charts of one layer, and the share at the upper edge of all charts of its part of the
-    network.
+    """The charts of one layer, and the share at the upper edge of all charts of encoder or
+    decoder.
     """
 
     title: str
@@ -173,14 +166,16 @@ class LayerRow:
 
 
 def load_of(registration: Registration) -> ExpertLoad:
-    """The load of a registration, as its report tells it; empty for a network without experts."""
+    """The load of a registration from its report; empty for a network without experts."""
     from napari_shmoareg.experts.load import ExpertLoad
 
     return ExpertLoad.from_entries(registration.report.get("expert_loads") or ())
 
 
 def rows_of(registration: Registration) -> list[LayerRow]:
-    """The encoder's layers with their blocks, then the decoder's with their directions.  Fig. 5."""
+    """The encoder layers with their blocks, then the decoder layers with their directions
+    (Fig. 5).
+    """
     load = load_of(registration)
     rows = []
     for part in ("encoder", "decoder"):
@@ -196,7 +191,7 @@ def rows_of(registration: Registration) -> list[LayerRow]:
 
 
 def _charts(registration: Registration, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
-    """Of one layer."""
+    """The charts of one layer."""
     sets: dict[str, list[GateId]] = {}
     for gate in sorted(load, key=lambda p: (p.block or 0, p.direction or "")):
         sets.setdefault(gate.direction or f"block {gate.block}", []).append(gate)
@@ -210,7 +205,7 @@ def _charts(registration: Registration, load: ExpertLoad, whole: ExpertLoad) -> 
 def _chart(
     registration: Registration, load: ExpertLoad, title: str, gates: list[GateId], blocks: int
 ) -> BarSet:
-    """Bars by expert; of each expert moving before fixed."""
+    """Bars by expert; for each expert moving before fixed."""
     from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
 
     gates = sorted(
@@ -227,8 +222,8 @@ def _chart(
                 else expert_colours(count)[expert]
             )
             mark = str(expert) if gate.part == "encoder" else names[expert]
-            says = _says(load, gate, expert, names[expert], blocks)
-            bars.append(Bar(gate, expert, float(share[gate][expert]), colour, mark, says))
+            tooltip = _tooltip(load, gate, expert, names[expert], blocks)
+            bars.append(Bar(gate, expert, float(share[gate][expert]), colour, mark, tooltip))
     first = gates[0]
     where = f"{first.part} layer {first.layer}, " + (
         f"direction {title}" if first.direction else title
@@ -236,85 +231,90 @@ def _chart(
     return BarSet(title, f"Load of {where}: shares of {count} experts", bars)
 
 
-def _says(load: ExpertLoad, gate: GateId, expert: int, name: str, blocks: int) -> str:
-    """The exact figures behind a bar, and what a click does."""
+def _tooltip(load: ExpertLoad, gate: GateId, expert: int, name: str, blocks: int) -> str:
+    """The exact numbers of a bar, and the effect of a click."""
     count, total, cells = (
         int(load.counts[gate][expert]),
         int(load.counts[gate].sum()),
         load.cells[gate],
     )
-    where, chose = f"{gate.part} layer {gate.layer}", total // max(cells, 1)
+    where, top_k = f"{gate.part} layer {gate.layer}", total // max(cells, 1)
     if gate.part == "decoder":
-        who, what, act = (
+        title, unit, click = (
             f"Expert {expert} ({name}) of {where}, direction {gate.direction}",
             "cells",
             "decoder",
         )
     else:
         block = "all blocks" if gate.block is None else f"block {gate.block}"
-        who, what = f"Head {expert} of {where}, {block}, {gate.image} image", "tokens"
-        act = "times" if gate.block is None else "weights"
-    each = f"{cells:,} {what}, each chose {chose} of {len(load.counts[gate])}"
+        title, unit = f"Head {expert} of {where}, {block}, {gate.image} image", "tokens"
+        click = "times" if gate.block is None else "weights"
+    each = f"{cells:,} {unit}, each chose {top_k} of {len(load.counts[gate])}"
     if blocks > 1:
         each = (
-            f"{cells // blocks:,} {what}, each chose {chose} of {len(load.counts[gate])} in each"
+            f"{cells // blocks:,} {unit}, each chose {top_k} of {len(load.counts[gate])} in each"
             f" of {blocks} blocks"
         )
     share = f"{100 * load.share[gate][expert]:.2f} % of selections: {count:,} of {total:,}"
     return "\n".join(
-        (who, share, f"{each} (equal shares: {100 / len(load.counts[gate]):.2f} %)", ACTS[act])
+        (
+            title,
+            share,
+            f"{each} (equal shares: {100 / len(load.counts[gate]):.2f} %)",
+            CLICK_TEXTS[click],
+        )
     )
 
 
 def _resolution(registration: Registration, part: str, layer: int) -> str:
-    """Of which resolution the cells of a layer are, where its maps tell."""
+    """The resolution of the cells of a layer, if the routing has the layer."""
     layers = registration.routing.select(part=part, layer=layer)
     stride = layers[0].stride if layers else None
     return "" if stride is None else f" ({RESOLUTIONS.get(stride, f'1/{stride}')} resolution)"
 
 
-NARROW, NARROW_OF_FEW, FEW = 118, 78, 6  # px that a chart should have, that of few bars less
-NOTHING = "This network has no experts (no MoA, no SHMoE), so there are no loads."
+NARROW, NARROW_OF_FEW, FEW = 118, 78, 6  # minimum px of a chart, with more than or up to 6 bars
+NO_EXPERTS = "This network has no experts (no MoA, no SHMoE), so there are no loads."
 CAPTION = (
-    "Bars are shares of selections: of all choices that the cells of a gate made (a token of the"
-    " encoder makes one per chosen head), so the bars of one gate sum to 100 %. Dotted: equal"
-    " shares. All charts of the encoder have one scale, and so have those of the decoder. A load"
-    " does not say how much an expert contributed, nor that it chose well; only a change (What if)"
-    " shows what depends on an expert."
+    "Bars are shares of selections: of all choices of the cells of a gate (a token of the encoder"
+    " makes one per chosen head), so the bars of one gate sum to 100 %. Dotted: equal shares. All"
+    " charts of the encoder have the same scale, and so have the charts of the decoder. A load does"
+    " not measure how much an expert contributed, or whether the choice was good; only an"
+    " intervention (What if) shows what depends on an expert."
 )
 
 
 class LayersView(Section):
-    """Bars per expert for every layer; a click on one shows its map."""
+    """Bars per expert for every layer; a click on a bar shows its map."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Loads of all gates", viewer)
         self.charts: list[LoadBars] = []
-        self._of: weakref.ref[Registration] | None = None
-        self.legend, self.says, self.files = (
+        self._shown_for: weakref.ref[Registration] | None = None
+        self.legend, self.caption, self.files = (
             Swatches(),
             QLabel(CAPTION),
             LoadFiles(self._registration),
         )
-        self.says.setWordWrap(True)
+        self.caption.setWordWrap(True)
         self._rows = QVBoxLayout()
         self.column.addWidget(self.legend)
         self.column.addLayout(self._rows)
-        self.column.addWidget(self.says)
+        self.column.addWidget(self.caption)
         self.column.addWidget(self.files)
 
     def show_registration(self, number: int | None) -> None:
-        """Draw the bars of another registration, and mark the one whose map is shown."""
+        """Draw the bars of a registration, and mark the bar whose map is shown."""
         self._number = number or 0
         registration = self._registration()
-        if registration is None or self._of is None or self._of() is not registration:
-            self._of = None if registration is None else weakref.ref(registration)
+        if registration is None or self._shown_for is None or self._shown_for() is not registration:
+            self._shown_for = None if registration is None else weakref.ref(registration)
             self._build([] if registration is None else rows_of(registration))
-            self.says.setText(CAPTION if self.charts or registration is None else NOTHING)
+            self.caption.setText(CAPTION if self.charts or registration is None else NO_EXPERTS)
         self.refresh()
 
     def refresh(self) -> None:
-        """Mark the bar whose map is shown, wherever it was switched on."""
+        """Mark the bar whose map is shown."""
         self.setEnabled(bool(self._number))
         self.files.setEnabled(bool(self.charts))
         gate, expert = self._shown()
@@ -322,7 +322,7 @@ class LayersView(Section):
             chart.mark(gate, expert)
 
     def _build(self, rows: Sequence[LayerRow]) -> None:
-        """Put other charts in the place of those that are there."""
+        """Replace the charts."""
         while (item := self._rows.takeAt(0)) is not None:
             if (widget := item.widget()) is not None:
                 widget.setParent(None)
@@ -331,7 +331,10 @@ class LayersView(Section):
         colours: dict[str, str] = {}
         for row in rows:
             title = QLabel(row.title)
-            charts = [LoadBars(one.title, one.bars, row.highest, one.spoken) for one in row.charts]
+            charts = [
+                LoadBars(one.title, one.bars, row.highest, one.accessible_name)
+                for one in row.charts
+            ]
             for chart in charts:
                 chart.picked.connect(self._pick)
                 colours |= {bar.gate.image: bar.colour for bar in chart.bars if bar.gate.image}
@@ -351,25 +354,25 @@ class LayersView(Section):
         if registration is None:
             return
         if bar.gate.part == "decoder":
-            done = self._show_cells(registration, bar)
+            shown = self._show_cells(registration, bar)
         else:
             from napari_shmoareg.experts.maps import times_chosen, token_loads
 
             loads = (times_chosen if bar.gate.block is None else token_loads)(registration)
             load = next((load for load in loads if load.gate == bar.gate), None)
-            done = (
+            shown = (
                 load is not None
                 and showing.show_head(self._viewer, self._number, load, bar.expert) is not None
             )
-        if not done:
+        if not shown:
             show_info(
-                f"#{self._number} has no layer for this map: it was removed, or not kept with the"
+                f"#{self._number} has no layer for this map: it was removed, or not saved in the"
                 " folder."
             )
         self.refresh()
 
     def _show_cells(self, registration: Registration, bar: Bar) -> bool:
-        """Draw the cells of one expert alone; where that is so already, those of all experts."""
+        """Draw only the cells of one expert, or of all experts if it is already shown alone."""
         stride = next((one.stride for one in registration.routing if one.gate == bar.gate), None)
         opened = [
             showing.direction_and_stride(layer)
@@ -384,7 +387,7 @@ class LayersView(Section):
         return layer is not None
 
     def _shown(self) -> tuple[GateId | None, int]:
-        """Gate and expert of the map that is shown; of a map of all experts none."""
+        """Gate and expert of the shown map; (None, -1) for a map of all experts."""
         head = showing.head_layer(self._viewer, self._number)
         if head is not None and head.visible:
             return tag(head, "load").gate, tag(head, "head")
@@ -399,14 +402,7 @@ class LayersView(Section):
 
 
 class ChartRow(QWidget):
-    """Charts beside each other, as many in a row as there is room for.
-
-    Parameters
-    ----------
-    charts : sequence of QWidget
-    narrow : int
-        Pixels that a chart should have at least.
-    """
+    """Charts side by side, as many per row as fit; `narrow` is the minimum width of a chart."""
 
     def __init__(self, charts: Sequence[QWidget], narrow: int) -> None:
         super().__init__()
@@ -419,7 +415,7 @@ class ChartRow(QWidget):
         self._arrange(min(2, len(self._charts)))
 
     def minimumSizeHint(self) -> QSize:
-        """One chart wide, as the others can go under it."""
+        """One chart wide: the others can wrap."""
         return QSize(
             max(chart.minimumSizeHint().width() for chart in self._charts),
             super().minimumSizeHint().height(),

@@ -1,8 +1,5 @@
-"""Everything that the experts decided at one location.  Fig. 6.
-
-Double clicks in the canvas, taken from napari's zoom for a while.
-
-Location view: what the experts decided where one double-clicks.  Fig. 6.
+"""The tab Location of the Experts panel: the choices of all gates at a double-clicked location
+(Fig. 6).
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from napari_shmoareg.plugin.controls.strips import CellStrip, DirectionStrip, To
 from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.experts.attention import AttentionBox
 from napari_shmoareg.plugin.experts.outline import Outline
-from napari_shmoareg.plugin.experts.pins import MOST, PinsBox, drop_orphans
+from napari_shmoareg.plugin.experts.pins import MAX_PINS, PinsBox, drop_orphans
 from napari_shmoareg.plugin.placement import go_to, mm_per_unit, point_of, to_viewer
 from napari_shmoareg.plugin.registrations import open_registrations, unwrap
 
@@ -46,15 +43,15 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-ENCODER = "Attention heads: which the token chose, and with what weight (Eq. 4; they sum to 1)"
-DECODER = "Kernels: what each direction's gate gave them (T of Eq. 6); outlined is the chosen one"
+ENCODER = "Attention heads that the token chose, with their weights (Eq. 4; they sum to 1)"
+DECODER = "Kernels with the gate values of each direction (T of Eq. 6); the chosen one is outlined"
 IMAGES = ("moving", "fixed")
 
 
 class LocationBox(QWidget):
-    """Strips of all gates of a registration; those of a location are filled in, in place."""
+    """Strips of all gates of a registration, which show the values at a location."""
 
-    picked = Signal(object)  # the GateId
+    picked = Signal(object)  # a GateId
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +62,7 @@ class LocationBox(QWidget):
         self._body: QWidget | None = None
 
     def show_registration(self, registration: Registration | None) -> None:
-        """Make the strips of a registration's gates."""
+        """Create the strips of a registration's gates."""
         if self._body is not None:
             self._column.removeWidget(self._body)
             self._body.setParent(None)
@@ -87,7 +84,7 @@ class LocationBox(QWidget):
         self._column.addWidget(body)
 
     def show_reading(self, reading: LocationReading | None) -> None:
-        """Fill the strips in, or empty them."""
+        """Show the values of a location in the strips, or clear them."""
         cells = {} if reading is None else {cell.gate: cell for cell in reading.cells}
         for gate, strip in self.strips.items():
             strip.show_cell(cells.get(gate))
@@ -103,7 +100,7 @@ class LocationBox(QWidget):
         of_encoder = registration.routing.select(part="encoder")
         layers = sorted({one.layer for one in of_encoder})
         if layers:
-            _span(grid, _words(ENCODER))
+            _span(grid, _caption(ENCODER))
             row = grid.rowCount()
             for column, image in enumerate(IMAGES, start=1):
                 grid.addWidget(_heading(f"{image} image"), row, column)
@@ -136,7 +133,7 @@ class LocationBox(QWidget):
             key=lambda one: (one.stride, one.direction or ""),
         )
         if maps:
-            _span(grid, _words(DECODER))
+            _span(grid, _caption(DECODER))
         for stride in dict.fromkeys(found.stride for found in maps):
             of_stride = [found for found in maps if found.stride == stride]
             first = of_stride[0]
@@ -172,7 +169,7 @@ def _span(grid: QGridLayout, label: QLabel) -> None:
     grid.addWidget(label, grid.rowCount(), 0, 1, 3)
 
 
-def _words(text: str) -> QLabel:
+def _caption(text: str) -> QLabel:
     label = QLabel(text)
     label.setWordWrap(True)
     font = label.font()
@@ -193,14 +190,14 @@ def _tip(label: QLabel, tip: str) -> QLabel:
 
 
 def _mm(spacing: tuple[float, float, float]) -> str:
-    """The size of a cell: one number where it is as long along all axes."""
+    """The size of a cell: one number if it is the same along all axes."""
     if max(spacing) - min(spacing) < 0.05:
         return f"{spacing[0]:.1f} mm"
     return " × ".join(f"{length:.1f}" for length in spacing) + " mm"
 
 
 def _axis(direction: str) -> str:
-    """Along which axis of the network grid a component runs; the grid's axes lie nearest to right,
+    """The anatomical direction of a component; the network grid's axes are nearest to right,
     front, up.
     """
     return {"x": "left to right", "y": "back to front", "z": "bottom to top"}.get(
@@ -208,35 +205,35 @@ def _axis(direction: str) -> str:
     )
 
 
-ZOOM = "double_click_to_zoom"  # napari's own
+ZOOM = "double_click_to_zoom"  # napari's callback
 
 
 class DoubleClicks:
-    """Hands the locations of double clicks to a method while it listens; napari's own zoom rests.
+    """Passes the locations of double clicks to a method while listening, in place of napari's zoom.
 
     Parameters
     ----------
     viewer : Viewer
-        Held weakly.
+        Stored as a weak reference.
     then : bound method
-        Called with the location, (3,) mm RAS, or None in 3D, where a click has no depth.  Held
-        weakly.
+        Called with the location, (3,) mm RAS, or None in 3D, where a click has no depth.  Stored as
+        a weak reference.
     """
 
     def __init__(self, viewer: Viewer, then: Callable[[NDArray[np.float64] | None], None]) -> None:
         self._viewer, self._then = weakref.ref(viewer), weakref.WeakMethod(then)
-        self._clicked: Callable[[Any, Any], None] | None = None
+        self._callback: Callable[[Any, Any], None] | None = None
         self._zoom: Callable[[Any, Any], None] | None = None
 
     @property
     def listening(self) -> bool:
-        """Whether double clicks come here."""
-        return self._clicked is not None
+        """Whether double clicks are handled here."""
+        return self._callback is not None
 
     def listen(self) -> None:
-        """Take double clicks; napari's zoom is out of the list until `stop`."""
+        """Handle double clicks; napari's zoom is replaced until `stop`."""
         viewer = self._viewer()
-        if viewer is None or self._clicked is not None:
+        if viewer is None or self._callback is not None:
             return
         then = self._then
 
@@ -246,7 +243,7 @@ class DoubleClicks:
             if method is not None and (active is None or active.mode == "pan_zoom"):
                 method(_location(viewer, event))
 
-        self._clicked, callbacks = clicked, viewer.mouse_double_click_callbacks
+        self._callback, callbacks = clicked, viewer.mouse_double_click_callbacks
         self._zoom = next(
             (found for found in callbacks if getattr(found, "__name__", "") == ZOOM), None
         )
@@ -256,8 +253,8 @@ class DoubleClicks:
             callbacks[callbacks.index(self._zoom)] = clicked
 
     def stop(self) -> None:
-        """Leave double clicks to napari, as before."""
-        viewer, clicked, self._clicked = self._viewer(), self._clicked, None
+        """Restore napari's zoom."""
+        viewer, clicked, self._callback = self._viewer(), self._callback, None
         if viewer is None or clicked is None:
             return
         callbacks = viewer.mouse_double_click_callbacks
@@ -267,24 +264,29 @@ class DoubleClicks:
 
 
 def _location(viewer: Any, event: Any) -> NDArray[np.float64] | None:
-    """Where an event was, mm RAS; None in 3D."""
+    """The location of a mouse event, mm RAS; None in 3D."""
     if viewer.dims.ndisplay != 2:
         return None
     return to_viewer(np.asarray(event.position, dtype=np.float64)[-3:] * mm_per_unit(viewer))
 
 
-INVITE = (
-    "Double-click a voxel in the canvas (napari's zoom by double click rests while this view is in"
-    " front)."
+HINT = (
+    "Double-click a voxel in the canvas (while this view is in front, napari does not zoom on a"
+    " double click)."
 )
-FLAT = "In 3D a click has no depth. Go to 2D, or give the location in mm."
-FAR = 10000.0  # mm: as far as locations can be given
-NOTHING = "This network has no experts (no MoA, no SHMoE), so nothing was chosen at any location."
-NO_GATES = "This folder was written before gates were kept: only what was chosen is known."
+NO_DEPTH = "In 3D a click has no depth. Switch to 2D, or enter the location in mm."
+MAX_MM = 10000.0  # largest coordinate that can be entered
+NO_EXPERTS = (
+    "This network has no experts (no MoA, no SHMoE), so nothing was chosen at any location."
+)
+NO_GATES = (
+    "This folder was written by a version that did not save gate values: it only has the choices."
+)
 
 
 class LocationView(Section):
-    """Reads all gates at a location, compares up to five, and shows what a token attends to.
+    """Shows the choices of all gates at a location, compares up to five locations, and shows the
+    attention of a token.
 
     Parameters
     ----------
@@ -294,10 +296,10 @@ class LocationView(Section):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Experts at a location", viewer)
         self.reading: LocationReading | None = None
-        # that was read last, exactly; the boxes round it
+        # the last location, exact; the boxes round it
         self._location: NDArray[np.float64] | None = None
         self._registration: weakref.ref[Registration] | None = None
-        self._clicks = clicks = DoubleClicks(unwrap(viewer), self._clicked)
+        self._clicks = clicks = DoubleClicks(unwrap(viewer), self._on_double_click)
         self._outline = Outline(unwrap(viewer))
         # not `destroyed`: a slot can be collected before its call
         weakref.finalize(self, clicks.stop).atexit = False
@@ -306,26 +308,26 @@ class LocationView(Section):
         self.refresh()
 
     def refresh(self) -> None:
-        """Take up the registration of the number, and the pins as they are.
+        """Update the registration and the pins.
 
-        The location that was read stays, where the one before was onto the same image.
+        The location stays if the previous registration has the same fixed image space.
         """
         super().refresh()
         viewer = unwrap(self._viewer)
-        registration, before = open_registrations(viewer).get(self._number), self._found()
+        registration, before = open_registrations(viewer).get(self._number), self._current()
         if registration is not before:
             self._outline.clear()
         drop_orphans(viewer)
         if registration is None or registration is not before:
-            self._take_up(registration, before)
+            self._use_registration(registration, before)
         self.pins.refresh()
 
     def read(self, point: ArrayLike) -> None:
-        """Read a location, (3,) mm RAS; where nothing can be read it is said why."""
+        """Read a location, (3,) mm RAS; a message explains if that is not possible."""
         from napari_shmoareg.experts.location import read_location
         from napari_shmoareg.experts.maps import gate_values
 
-        registration = self._found()
+        registration = self._current()
         if registration is None:
             return
         self._location = location = np.array(point, dtype=np.float64)
@@ -334,28 +336,28 @@ class LocationView(Section):
                 box.setValue(float(value))
         try:
             self.reading = read_location(registration, location)
-            kept = NO_GATES if self.reading.cells else NOTHING
-            said = "" if gate_values(registration) else kept
+            missing = NO_GATES if self.reading.cells else NO_EXPERTS
+            message = "" if gate_values(registration) else missing
         except InputError as error:
-            self.reading, said = None, str(error)
-        self._say(said)
+            self.reading, message = None, str(error)
+        self._set_message(message)
         self.box.show_reading(self.reading)
         self.pin.setEnabled(self.reading is not None)
         self._soon.start()
 
     def read_middle(self) -> None:
-        """Read the location in the middle of the canvas, on the slice that is shown."""
+        """Read the location in the middle of the canvas, on the shown slice."""
         viewer = unwrap(self._viewer)
-        there, camera = point_of(viewer), np.asarray(viewer.scene.camera.center, dtype=np.float64)
+        middle, camera = point_of(viewer), np.asarray(viewer.scene.camera.center, dtype=np.float64)
         shown = [axis - (viewer.dims.ndim - 3) for axis in viewer.dims.displayed]
         for axis, at in zip(shown, camera[-len(shown) :], strict=True):
             if axis >= 0:
-                there[axis] = at * mm_per_unit(viewer)
-        self.read(to_viewer(there))
+                middle[axis] = at * mm_per_unit(viewer)
+        self.read(to_viewer(middle))
 
     @property
     def picked(self) -> CellReading | None:
-        """The cell, at the location that was read, of the gate that is picked."""
+        """The cell of the picked gate at the location."""
         gate = self.gate.currentData()
         return next(
             (cell for cell in (self.reading.cells if self.reading else ()) if cell.gate == gate),
@@ -363,7 +365,7 @@ class LocationView(Section):
         )
 
     def event(self, event: QEvent | None) -> bool:
-        """Give double clicks back before it is deleted: Qt hides nothing then."""
+        """Restore double clicks before deletion: Qt sends no hide event then."""
         if event is not None and event.type() == QEvent.Type.DeferredDelete:
             self._clicks.stop()
         return bool(super().event(event))
@@ -379,10 +381,10 @@ class LocationView(Section):
         self._outline.clear()
 
     def _build(self, viewer: Viewer) -> None:
-        self.says = QLabel(INVITE)
-        self.says.setWordWrap(True)
-        self.column.addWidget(self.says)
-        for row in self._where():
+        self.message = QLabel(HINT)
+        self.message.setWordWrap(True)
+        self.column.addWidget(self.message)
+        for row in self._build_controls():
             self.column.addLayout(row)
         self.box = LocationBox()
         self.box.picked.connect(self._pick)
@@ -390,10 +392,11 @@ class LocationView(Section):
         self.outlined, self.gate = QCheckBox("Outline its cell"), QComboBox()
         self.outlined.setChecked(True)
         self.outlined.setToolTip(
-            "Draw the borders of the token, or cell, of the picked gate that covers the location"
+            "Draw the border of the token or cell of the picked gate that covers the location"
         )
         self.gate.setToolTip(
-            "Whose cell is outlined and whose attention is shown; a click on a strip picks it too"
+            "The gate whose cell is outlined and whose attention is shown; a click on a strip picks"
+            " it too"
         )
         narrowed(self.gate)
         self.gates = QWidget()
@@ -405,26 +408,26 @@ class LocationView(Section):
         self.column.addWidget(self.pins)
         self.outlined.toggled.connect(lambda _: self._show_cell())
         self.gate.activated.connect(lambda _: self._show_cell())
-        self.pins.asked.connect(self.read)
+        self.pins.location_requested.connect(self.read)
 
-    def _where(self) -> tuple[QHBoxLayout, QHBoxLayout]:
-        """The location in mm, to be read and given; and what can be done with it."""
+    def _build_controls(self) -> tuple[QHBoxLayout, QHBoxLayout]:
+        """Create the boxes of the location in mm, and the buttons below."""
         row, below = QHBoxLayout(), QHBoxLayout()
         self.coordinates = []
         for n, (axis, tip) in enumerate(
             zip("RAS", ("to the right", "to the front", "up"), strict=True)
         ):
             box = QDoubleSpinBox()
-            box.setRange(-FAR, FAR)
+            box.setRange(-MAX_MM, MAX_MM)
             box.setDecimals(1)
             box.setPrefix(f"{axis} ")
             box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
             box.setKeyboardTracking(False)
-            # napari's own has 90: three would not fit into a narrow dock
+            # napari's style has 90 px: three boxes would not fit into a narrow dock
             box.setStyleSheet("min-width: 58px;")
-            box.setToolTip(f"The location that is read, mm {tip}; another one can be given")
+            box.setToolTip(f"The location, mm {tip}; can be edited")
             box.setAccessibleName(f"{axis}, mm {tip}")
-            box.valueChanged.connect(lambda value, n=n: self._typed(n, value))
+            box.valueChanged.connect(lambda value, n=n: self._on_typed(n, value))
             self.coordinates.append(box)
             row.addWidget(box, 1)
         self.middle, self.pin = (
@@ -432,16 +435,20 @@ class LocationView(Section):
             QPushButton("&Pin location"),
         )
         self.middle.setToolTip(
-            "Read the location in the middle of the canvas, on the slice that is shown (Alt+R)"
+            "Read the location in the middle of the canvas, on the shown slice (Alt+R)"
         )
-        self.pin.setToolTip(f"Keep this location, to be compared with others; up to {MOST} (Alt+P)")
+        self.pin.setToolTip(
+            f"Keep this location to compare it with others; up to {MAX_PINS} (Alt+P)"
+        )
         self.middle.clicked.connect(self.read_middle)
         self.pin.clicked.connect(self._pin)
         for button in (self.middle, self.pin):
             below.addWidget(button)
         return row, below
 
-    def _take_up(self, registration: Registration | None, before: Registration | None) -> None:
+    def _use_registration(
+        self, registration: Registration | None, before: Registration | None
+    ) -> None:
         point = None if self.reading is None else self.reading.point
         self._registration = None if registration is None else weakref.ref(registration)
         self.reading = None
@@ -452,19 +459,19 @@ class LocationView(Section):
         self.pin.setEnabled(False)
         self.attention.show_registration(self._number, registration)
         self.pins.show_registration(self._number, registration)
-        self._say("")
+        self._set_message("")
         if registration is None or before is None or point is None:
             return
         if before.pair.fixed.grid.same_space(registration.pair.fixed.grid):
             self.read(point)
 
-    def _clicked(self, point: NDArray[np.float64] | None) -> None:
+    def _on_double_click(self, point: NDArray[np.float64] | None) -> None:
         if point is None:
-            self._say(FLAT)
+            self._set_message(NO_DEPTH)
         else:
             self.read(point)
 
-    def _typed(self, axis: int, value: float) -> None:
+    def _on_typed(self, axis: int, value: float) -> None:
         location = np.array(
             [box.value() for box in self.coordinates] if self._location is None else self._location
         )
@@ -482,8 +489,8 @@ class LocationView(Section):
         self._show_cell()
 
     def _show_cell(self) -> None:
-        """Outline the cell of the picked gate, and show what it attends to."""
-        cell, registration = self.picked, self._found()
+        """Outline the cell of the picked gate, and show its attention."""
+        cell, registration = self.picked, self._current()
         self.box.mark(self.gate.currentData())
         if (
             cell is not None
@@ -496,8 +503,8 @@ class LocationView(Section):
             self._outline.clear()
         self.attention.show_cell(cell)
 
-    def _say(self, text: str) -> None:
-        self.says.setText(text or INVITE)
+    def _set_message(self, text: str) -> None:
+        self.message.setText(text or HINT)
 
-    def _found(self) -> Registration | None:
+    def _current(self) -> Registration | None:
         return None if self._registration is None else self._registration()

@@ -1,11 +1,4 @@
-"""The Experts panel: how sure the gates were of their choices.
-
-The Experts panel: which deformation expert each cell of the decoder chose.
-
-The Experts panel: what each attention head of the encoder weighs.
-
-The Experts panel: what the deformation does, as a grid, arrows and changes of volume.
-"""
+"""The tabs Maps and Deformation of the Experts panel: expert, head and gate maps (Fig. 4), grid."""
 
 from __future__ import annotations
 
@@ -35,46 +28,42 @@ if TYPE_CHECKING:
 
 
 NOT_KEPT = (
-    "The gate values were not kept with this folder: it was written by an earlier version. Register"
+    "The gate values are not saved in this folder: it was written by an earlier version. Register"
     " again."
 )
-NO_GATES = "This network has no experts, so there are no gates to look at."
+NO_GATES = "This network has no experts, so there are no gates to show."
 MEASURES = {"entropy": "Gate entropy (how sure)", "margin": "Gate margin"}
-ENDS = {"entropy": ("sure", "all alike"), "margin": ("a tie", "clear")}
-MORE = {"entropy": ("surer", "more alike"), "margin": ("nearer a tie", "clearer")}
+RANGE_ENDS = {"entropy": ("sure", "all equal"), "margin": ("a tie", "clear")}
+STRETCHED_ENDS = {"entropy": ("surer", "more equal"), "margin": ("nearer a tie", "clearer")}
 MEASURE_TIP = (
-    "Entropy of what the gate gave all experts, over the most it could be: 0 where one expert has"
-    " all, 1 where all are alike. Margin: how much more the last chosen expert got than the first"
-    " that was not chosen: 0 is a tie. The decoder's gates (sigmoid) are made to sum to 1 for the"
-    " entropy, which is ours."
+    "Entropy of the gate values of all experts, divided by its maximum: 0 if one expert has all the"
+    " weight, 1 if all are equal. Margin: value of the last chosen expert minus that of the first"
+    " one not chosen: 0 is a tie. Ours: for the entropy, the decoder's gate values (sigmoid) are"
+    " normalized to sum to 1."
 )
 
 
 class GateSection(Section):
-    """How sure a gate was in every cell, as entropy or as margin."""
+    """Controls of the gate map: how certain a gate was in every cell, as entropy or margin."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Gates (how sure they were)", viewer)
-        self._last: GateId | None = None  # of the gate that was shown
+        self._last: GateId | None = None  # the gate shown last
         self.on = QCheckBox("Show gate map")
-        self.on.setToolTip("Show or hide how sure a gate was in every cell; bright is unsure")
+        self.on.setToolTip("Show or hide how certain a gate was in every cell; bright is unsure")
         self.measure, self.layer, self.which = QComboBox(), QComboBox(), QComboBox()
         fill(self.measure, MEASURES)
         self.measure.setToolTip(MEASURE_TIP)
-        self.layer.setToolTip(
-            "Layer of the decoder or encoder, and of what resolution its cells are"
-        )
-        self.which.setToolTip(
-            "Which gate of that layer: of a direction, or of a block and an image"
-        )
+        self.layer.setToolTip("Layer of the decoder or encoder, and the resolution of its cells")
+        self.which.setToolTip("Gate of that layer: of a direction, or of a block and an image")
         self.stretch = QCheckBox("Spread colours over the values")
         self.stretch.setToolTip(
-            "From the 1st to the 99th percentile of this map. Else from 0 to 1, in which all gates"
-            " can be compared"
+            "From the 1st to the 99th percentile of this map; otherwise from 0 to 1, so that all"
+            " gates can be compared"
         )
-        self.opacity = opacity_slider("How opaque the gate map is")
-        self.ramp, self.says = Ramp(), QLabel()
-        self.says.setWordWrap(True)
+        self.opacity = opacity_slider("Opacity of the gate map")
+        self.ramp, self.message = Ramp(), QLabel()
+        self.message.setWordWrap(True)
         self.controls = QWidget()
         form = QFormLayout(self.controls)
         form.setContentsMargins(0, 0, 0, 0)
@@ -83,16 +72,16 @@ class GateSection(Section):
             form.addRow(name, widget)
         form.addRow(self.stretch)
         form.addRow("Opacity", self.opacity)
-        for part in (self.controls, self.ramp, self.says):
+        for part in (self.controls, self.ramp, self.message):
             self.column.addWidget(part)
         self.on.toggled.connect(self._switch)
         for combo in (self.measure, self.layer, self.which):
             combo.activated.connect(lambda _: self._choose())
         self.stretch.toggled.connect(lambda _: self._choose())
-        self.opacity.valueChanged.connect(self._fade)
+        self.opacity.valueChanged.connect(self._set_opacity)
 
     def refresh(self) -> None:
-        """Show which gate is in the layer, and how sure it was."""
+        """Show the gate of the layer, and how certain it was."""
         gates = self._gates()
         self.setEnabled(bool(self._number))
         self.controls.setEnabled(bool(gates))
@@ -104,38 +93,43 @@ class GateSection(Section):
                 self.opacity.setValue(round(100 * layer.opacity))
                 self.stretch.setChecked(tag(layer, "stretched"))
         if not gates:
-            self.says.setText(self._missing())
+            self.message.setText(self._missing())
             return
         if layer is not None:
             fill(self.measure, MEASURES, tag(layer, "measure"))
         strides = {
-            _of(gate.gate): gate.stride for gate in sorted(gates, key=lambda g: (g.part, g.stride))
+            _layer_name(gate.gate): gate.stride
+            for gate in sorted(gates, key=lambda g: (g.part, g.stride))
         }
         self._last = self._last if layer is None else tag(layer, "gate").gate
         shown = None if layer is None else self._last
         fill(
             self.layer,
             {at: f"{at} ({_cells(n)})" for at, n in strides.items()},
-            shown and _of(shown),
+            shown and _layer_name(shown),
         )
-        names = [_which(gate.gate) for gate in gates if _of(gate.gate) == self.layer.currentData()]
-        fill(self.which, {name: name for name in names}, shown and _which(shown))
-        self._say(layer)
+        names = [
+            _gate_label(gate.gate)
+            for gate in gates
+            if _layer_name(gate.gate) == self.layer.currentData()
+        ]
+        fill(self.which, {name: name for name in names}, shown and _gate_label(shown))
+        self._show_legend(layer)
 
-    def _say(self, layer: Image | None) -> None:
-        """The colours, and where most cells lie."""
+    def _show_legend(self, layer: Image | None) -> None:
+        """Show the colours, the median and the quartiles."""
         if layer is None:
-            self.says.clear()
+            self.message.clear()
             return
         low, high = layer.contrast_limits
-        least, most = ENDS[tag(layer, "measure")]
+        least, most = RANGE_ENDS[tag(layer, "measure")]
         marks = [f"{low:.2g} {least}", f"{high:.2g} {most}"]
         if tag(layer, "stretched"):
-            least, most = MORE[tag(layer, "measure")]
+            least, most = STRETCHED_ENDS[tag(layer, "measure")]
             marks = [f"{low:.3g} {least}", f"{high:.3g} {most}"]
         self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), marks)
         first, median, third = tag(layer, "quartiles")
-        self.says.setText(
+        self.message.setText(
             f"{MEASURES[tag(layer, 'measure')].split(' (')[0]} of"
             f" {overlays.gate_name(tag(layer, 'gate').gate)}: median {median:.3g}, half of the"
             f" cells between {first:.3g} and {third:.3g}."
@@ -154,13 +148,15 @@ class GateSection(Section):
         return NOT_KEPT if registration.report.get("expert_loads") else NO_GATES
 
     def _choose(self) -> None:
-        """Show the gate that is picked, or, in another layer, the one that comes nearest to what is
-        picked.
-        """
-        gates = [gate for gate in self._gates() if _of(gate.gate) == self.layer.currentData()]
+        """Show the picked gate; in another layer, the gate most similar to it."""
+        gates = [
+            gate for gate in self._gates() if _layer_name(gate.gate) == self.layer.currentData()
+        ]
         last = self._last or gates[0].gate
         picked = self.which.currentData()
-        gate = min(gates, key=lambda one: (_which(one.gate) != picked, _differs(one.gate, last)))
+        gate = min(
+            gates, key=lambda one: (_gate_label(one.gate) != picked, _mismatches(one.gate, last))
+        )
         measure = self.measure.currentData()
         overlays.show_gate(
             self._viewer, self._number, gate, measure, stretched=self.stretch.isChecked()
@@ -173,7 +169,7 @@ class GateSection(Section):
         else:
             showing.show_role(self._viewer, self._number, "gate_map", False)
 
-    def _fade(self, percent: int) -> None:
+    def _set_opacity(self, percent: int) -> None:
         showing.opacity_of(
             layers_of_registration(self._viewer, self._number, "gate_map"), percent / 100
         )
@@ -183,11 +179,11 @@ def _cells(stride: int) -> str:
     return f"{resolution(stride)} resolution"
 
 
-def _of(gate: GateId) -> str:
+def _layer_name(gate: GateId) -> str:
     return f"{gate.part} {gate.layer}"
 
 
-def _differs(gate: GateId, other: GateId) -> tuple[bool, ...]:
+def _mismatches(gate: GateId, other: GateId) -> tuple[bool, ...]:
     return (
         gate.image != other.image,
         gate.direction != other.direction,
@@ -195,7 +191,7 @@ def _differs(gate: GateId, other: GateId) -> tuple[bool, ...]:
     )
 
 
-def _which(gate: GateId) -> str:
+def _gate_label(gate: GateId) -> str:
     return (
         f"direction {gate.direction}"
         if gate.direction
@@ -203,35 +199,35 @@ def _which(gate: GateId) -> str:
     )
 
 
-ALL = -1  # experts, in the list of those that are drawn
+ALL = -1  # all experts, in the list of experts to draw
 WORLD = ("left-right", "back-front", "down-up")
 
 
 class DecoderSection(Section):
-    """Which deformation expert every cell chose, per direction and resolution."""
+    """Controls of the expert maps: the expert of every cell, per direction and resolution."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Deformation experts (SHMoE, decoder)", viewer)
-        self._last: tuple[str, int] | None = None  # direction and stride that were shown
+        self._last: tuple[str, int] | None = None  # direction and stride shown last
         self.on = QCheckBox("Show expert map")
         self.on.setToolTip(
-            with_key("Show or hide the expert map; the key goes on to the next one", "expert_map")
+            with_key("Show or hide the expert map; the key shows the next one", "expert_map")
         )
         self.direction, self.resolution, self.drawn = QComboBox(), QComboBox(), QComboBox()
         self.direction.setToolTip(
-            with_key("Each component of the displacement has experts of its own", "direction")
+            with_key("Each component of the displacement has its own experts", "direction")
         )
         self.resolution.setToolTip(
-            "Of the decoder layer: its cells are as big as the network grid's voxels, or twice"
-            " as big"
+            "Resolution of the decoder layer: its cells are as large as the voxels of the network"
+            " grid, or twice as large"
         )
         self.drawn.setToolTip(
-            "Draw the cells of all experts, each in its colour, or those of one expert alone"
+            "Draw the cells of all experts, each in its colour, or the cells of one expert only"
         )
-        self.opacity = opacity_slider("How opaque the expert maps are")
+        self.opacity = opacity_slider("Opacity of the expert maps")
         self.legend = Swatches()
         self.legend.setToolTip(
-            "Share of the cells of this map that chose each expert: its kernel size"
+            "Experts by kernel size, with the share of the cells of this map that chose each"
         )
         form = QFormLayout()
         form.addRow("Direction", self.direction)
@@ -245,10 +241,10 @@ class DecoderSection(Section):
         self.direction.activated.connect(lambda _: self._choose())
         self.resolution.activated.connect(lambda _: self._choose())
         self.drawn.activated.connect(lambda _: self._choose(self.drawn.currentData()))
-        self.opacity.valueChanged.connect(self._fade)
+        self.opacity.valueChanged.connect(self._set_opacity)
 
     def refresh(self) -> None:
-        """Show which map is shown, and what its colours mean."""
+        """Show the current map, and a legend of its colours."""
         opened = showing.expert_layers(self._viewer, self._number)
         self.setEnabled(bool(opened))
         if not opened:
@@ -266,21 +262,21 @@ class DecoderSection(Section):
         direction, stride = self._last or showing.direction_and_stride(opened[0])
         pick(self.direction, direction)
         pick(self.resolution, stride)
-        seen = next((m for m in maps if (m.direction, m.stride) == self._wanted()), maps[0])
-        entries = _entries(tag(opened[0], "registration"), seen)
+        shown_map = next((m for m in maps if (m.direction, m.stride) == self._selected()), maps[0])
+        entries = _entries(tag(opened[0], "registration"), shown_map)
         self.legend.show_entries(entries)
         fill(
             self.drawn,
             {ALL: "all experts"} | {n: f"{name} alone" for n, (_, name, _) in enumerate(entries)},
         )
-        alone = showing.single_expert(opened[maps.index(seen)])
+        alone = showing.single_expert(opened[maps.index(shown_map)])
         pick(self.drawn, ALL if alone is None else alone)
 
-    def _wanted(self) -> tuple[str, int]:
+    def _selected(self) -> tuple[str, int]:
         return self.direction.currentData(), self.resolution.currentData()
 
     def _choose(self, drawn: int | None = None) -> None:
-        layer = showing.show_experts(self._viewer, self._number, *self._wanted())
+        layer = showing.show_experts(self._viewer, self._number, *self._selected())
         if layer is not None and drawn is not None:
             showing.draw_single_expert(layer, None if drawn == ALL else drawn)
         self.refresh()
@@ -291,14 +287,14 @@ class DecoderSection(Section):
         else:
             showing.show_role(self._viewer, self._number, "expert_map", False)
 
-    def _fade(self, percent: int) -> None:
+    def _set_opacity(self, percent: int) -> None:
         showing.opacity_of(
             layers_of_registration(self._viewer, self._number, "expert_map"), percent / 100
         )
 
 
 def along(expert_map: ExpertMap) -> str:
-    """Along which direction of the patient a map's component of the displacement runs, nearly."""
+    """The approximate anatomical direction of a map's displacement component."""
     axis = "xyz".index(expert_map.direction or "x")
     return WORLD[int(np.abs(expert_map.volume.grid.affine[:3, axis]).argmax())]
 
@@ -309,11 +305,11 @@ def _entries(registration: Registration, expert_map: ExpertMap) -> list[tuple[st
 
     count = expert_map.num_experts
     chosen = np.bincount(expert_map.volume.values.ravel(), minlength=count + 1)[1 : count + 1]
-    named = (f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count)))
+    names = (f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count)))
     return list(
         zip(
             expert_colours(count),
-            named,
+            names,
             (float(n) / max(chosen.sum(), 1) for n in chosen),
             strict=True,
         )
@@ -321,7 +317,9 @@ def _entries(registration: Registration, expert_map: ExpertMap) -> list[tuple[st
 
 
 class EncoderSection(Section):
-    """How much one attention head weighs at every token, or how many blocks chose it."""
+    """Controls of the head map: weight of a head at every token, or number of blocks that chose
+    it.
+    """
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Attention heads (MoA, encoder)", viewer)
@@ -334,19 +332,21 @@ class EncoderSection(Section):
             QComboBox(),
         )
         self.layer.setToolTip(
-            "Layer of the encoder: the tokens of each are twice as big as those of the one before"
+            "Layer of the encoder: its tokens are twice as large as those of the previous layer"
         )
-        self.image.setToolTip("Both images pass the same encoder; each has choices of its own")
-        self.block.setToolTip("Block of the layer: each has a gate of its own")
+        self.image.setToolTip(
+            "Both images pass through the same encoder, each with its own choices"
+        )
+        self.block.setToolTip("Block of the layer: each has its own gate")
         self.head.setToolTip(with_key("Attention head, with its share of selections", "head"))
         self.counted = QCheckBox("How often chosen, all blocks")
         self.counted.setToolTip(
-            "Not the weight in one block, but in how many blocks of the layer a token chose the"
-            " head"
+            "Show the number of blocks of the layer in which a token chose the head, instead of the"
+            " weight in one block"
         )
-        self.opacity = opacity_slider("How opaque the head map is")
-        self.ramp, self.says = Ramp(), QLabel()
-        self.says.setWordWrap(True)
+        self.opacity = opacity_slider("Opacity of the head map")
+        self.ramp, self.message = Ramp(), QLabel()
+        self.message.setWordWrap(True)
         form = QFormLayout()
         for name, widget in (("Layer", self.layer), ("Image", self.image), ("Block", self.block)):
             form.addRow(name, widget)
@@ -356,19 +356,19 @@ class EncoderSection(Section):
         self.column.addWidget(self.on)
         self.column.addLayout(form)
         self.column.addWidget(self.ramp)
-        self.column.addWidget(self.says)
+        self.column.addWidget(self.message)
         self.on.toggled.connect(self._switch)
         for combo in (self.layer, self.image, self.block, self.head):
             combo.activated.connect(lambda _: self._choose())
         self.counted.toggled.connect(lambda _: self._choose())
-        self.opacity.valueChanged.connect(self._fade)
+        self.opacity.valueChanged.connect(self._set_opacity)
 
     def refresh(self) -> None:
-        """Show which head is in the layer, and its load."""
+        """Show the head of the layer, and its load."""
         layer = showing.head_layer(self._viewer, self._number)
         self.setEnabled(layer is not None)
         if layer is None:
-            self.says.clear()
+            self.message.clear()
             return
         registration, load, head = (tag(layer, name) for name in ("registration", "load", "head"))
         counted = load.block is None
@@ -376,15 +376,15 @@ class EncoderSection(Section):
             self.on.setChecked(bool(layer.visible))
             self.counted.setChecked(counted)
             self.opacity.setValue(round(100 * layer.opacity))
-        others = registration.routing.select(part="encoder")
-        strides = {other.layer: other.stride for other in others}
+        routed = registration.routing.select(part="encoder")
+        strides = {one.layer: one.stride for one in routed}
         fill(
             self.layer,
             {n: f"{n} (1/{strides[n]} resolution)" for n in sorted(strides)},
             load.layer,
         )
-        fill(self.image, {p.image: p.image for p in others}, load.image)
-        blocks = {p.block: str(p.block) for p in others if p.layer == load.layer}
+        fill(self.image, {one.image: one.image for one in routed}, load.image)
+        blocks = {one.block: str(one.block) for one in routed if one.layer == load.layer}
         fill(self.block, blocks, load.block)
         self.block.setEnabled(not counted)
         shares = shares_of(load)
@@ -394,26 +394,26 @@ class EncoderSection(Section):
         where = (
             f"all blocks of layer {load.layer}" if counted else f"this block of layer {load.layer}"
         )
-        self.says.setText(
+        self.message.setText(
             f"Head {head} has {100 * shares[head]:.1f} % of the selections in {where},"
             f" {load.image} image (equal shares: {100 / len(shares):.1f} %)."
         )
 
     def _choose(self) -> None:
-        """Show the head that is picked, of the gate that comes nearest to what is picked."""
+        """Show the picked head, of the gate most similar to the picked one."""
         from napari_shmoareg.experts.maps import times_chosen, token_loads
 
         layer = showing.head_layer(self._viewer, self._number)
         registration = tag(layer, "registration")
         counted = self.counted.isChecked()
-        wanted = (
+        selected = (
             self.layer.currentData(),
             self.image.currentData(),
             None if counted else self.block.currentData(),
         )
         loads = (times_chosen if counted else token_loads)(registration)
         load = min(
-            loads, key=lambda one: [a != b for a, b in zip(_where(one), wanted, strict=True)]
+            loads, key=lambda one: [a != b for a, b in zip(_where(one), selected, strict=True)]
         )
         showing.show_head(
             self._viewer,
@@ -429,14 +429,14 @@ class EncoderSection(Section):
         else:
             showing.show_role(self._viewer, self._number, "head_map", False)
 
-    def _fade(self, percent: int) -> None:
+    def _set_opacity(self, percent: int) -> None:
         showing.opacity_of(
             layers_of_registration(self._viewer, self._number, "head_map"), percent / 100
         )
 
 
 def shares_of(load: GateValues) -> NDArray[np.float64]:
-    """Share of selections of every head of a gate; of counts over all blocks likewise."""
+    """Share of selections of every head of a gate, or of the counts over all blocks."""
     values = load.values if load.block is None else load.values > 0
     chosen = values.sum(axis=(0, 1, 2), dtype=np.float64)
     return chosen / max(float(chosen.sum()), 1.0)
@@ -447,13 +447,13 @@ def _where(load: GateValues) -> tuple[int, str | None, int | None]:
 
 
 MAP = (
-    "of the deformation without the affine: from a point of the fixed image to where its value"
-    " comes from"
+    "of the deformation without the affine: from a point of the fixed image to the source of its"
+    " value"
 )
 
 
 class DeformationSection(Section):
-    """Grid, arrows and Jacobian on and off."""
+    """Controls of the deformation grid, the arrows and the Jacobian."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Deformation", viewer)
@@ -463,13 +463,13 @@ class DeformationSection(Section):
             "jacobian": QCheckBox("Jacobian and folding"),
         }
         tooltips = {
-            "grid": with_key(f"Lines bent by what lies in the slice {MAP}", "grid"),
+            "grid": with_key(f"Lines bent by the in-plane part {MAP}", "grid"),
             "arrows": (
-                f"What lies in the slice {MAP}; the colour is the whole length, through the"
-                " slice too"
+                f"The in-plane part {MAP}; the colour is the length of the whole displacement,"
+                " including the part across the slice"
             ),
             "jacobian": with_key(
-                "Change of volume at every voxel: 1 is none, 2 is twice as big, 0 or less is"
+                "Volume change at every voxel: 1 is none, 2 is twice as large, 0 or less is"
                 " folding (red)",
                 "jacobian",
             ),
@@ -480,7 +480,7 @@ class DeformationSection(Section):
         self.spacing.setValue(SPACING)
         self.spacing.setSuffix(" mm")
         self.spacing.setKeyboardTracking(False)
-        self.spacing.setToolTip("Between the lines of the grid, and between the arrows")
+        self.spacing.setToolTip("Spacing of the grid lines and of the arrows")
         self.arrow_ramp, self.jacobian_ramp, self.folding = Ramp(), Ramp(), Swatches()
         for role, box in self.switches.items():
             box.setToolTip(tooltips[role])
@@ -492,10 +492,10 @@ class DeformationSection(Section):
         under = (self.arrow_ramp, self.switches["jacobian"], self.jacobian_ramp, self.folding)
         for widget in (self.switches["arrows"], *under):
             self.column.addWidget(widget)
-        self.spacing.valueChanged.connect(self._space)
+        self.spacing.valueChanged.connect(self._set_spacing)
 
     def refresh(self) -> None:
-        """Show what is switched on, and what its colours mean."""
+        """Show which layers are visible, and legends of their colours."""
         self.setEnabled(bool(self._number))
         found = {role: self._layer(role) for role in self.switches}
         for role, box in self.switches.items():
@@ -530,5 +530,5 @@ class DeformationSection(Section):
         showing.show_role(self._viewer, self._number, role, on)
         self.refresh()
 
-    def _space(self, spacing: float) -> None:
+    def _set_spacing(self, spacing: float) -> None:
         set_spacing(self._viewer, spacing, self._number)

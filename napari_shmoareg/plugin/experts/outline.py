@@ -1,4 +1,4 @@
-"""The cell that covers a location, outlined in the canvas on the slice that is shown."""
+"""The outline of the cell that covers a location, on the shown slice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_shmoareg.plugin.experts.pins import about, drop_orphans, linked_layer
+from napari_shmoareg.plugin.experts.pins import drop_orphans, link_metadata, linked_layer
 from napari_shmoareg.plugin.placement import (
     AXES,
     UNITS,
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 ROLE = "token_box"
 COLOUR = "#39ff14"
-WIDTH, PIXELS = 0.4, 1.8  # mm; on the screen at least so many pixels
+WIDTH, PIXELS = 0.4, 1.8  # line width in mm; minimum width on the screen in pixels
 FOLLOWED = ("point", "order", "ndisplay")
 CORNERS = np.array(list(product((-0.5, 0.5), repeat=3)))
 EDGES = [(a, b) for a in range(8) for b in range(a) if np.abs(CORNERS[a] - CORNERS[b]).sum() == 1]
 
 
 class Outline:
-    """Draws one cell of one registration, and draws it anew when the slider moves.
+    """Outlines one cell of a registration, and redraws it when the slider moves.
 
     Parameters
     ----------
     viewer : Viewer
-        Held weakly.
+        Stored as a weak reference.
     """
 
     def __init__(self, viewer: Viewer) -> None:
@@ -51,12 +51,12 @@ class Outline:
         self._number = 0
         self._cell: CellReading | None = None
         self._following = False
-        self._made = False  # of the cell that is shown
-        self._blank = False  # hidden here, not by people
+        self._made = False  # whether the cell has its layer
+        self._hidden_here = False  # not by the user
 
     def show(self, number: int, registration: Registration, cell: CellReading) -> None:
-        """Outline another cell; makes the layer, ``#1 cell``, where there is none and the slice
-        cuts it.
+        """Outline another cell; adds the layer ``#1 cell`` if missing and the slice cuts the
+        cell.
         """
         self._number, self._registration, self._cell = number, weakref.ref(registration), cell
         self._made = False
@@ -64,9 +64,9 @@ class Outline:
         self.draw()
 
     def clear(self) -> None:
-        """Take the outline away, and follow the slider no more."""
+        """Remove the outline and stop following the slider."""
         self._cell = None
-        self._blank = False
+        self._hidden_here = False
         viewer = self._viewer()
         if viewer is None:
             return
@@ -78,11 +78,11 @@ class Outline:
             viewer.layers.remove(layer)
 
     def draw(self) -> None:
-        """Draw the cell on the slice that is shown; whole in 3D.
+        """Draw the cut of the shown slice through the cell, or the whole cell in 3D.
 
-        Where the slice misses it, the layer is hidden: one without a single line crashed the
-        drawing (an outline that was taken away empty, a new empty one, and pins beside it:
-        segmentation fault in glDrawArrays)."""
+        If the slice misses the cell, the layer is hidden: an empty layer crashed the drawing (an
+        empty outline removed, a new empty one added, and pins: segmentation fault in
+        glDrawArrays)."""
         viewer, registration = (
             self._viewer(),
             None if self._registration is None else self._registration(),
@@ -90,31 +90,31 @@ class Outline:
         if viewer is None or registration is None or self._cell is None:
             return
         layer = linked_layer(viewer, registration, ROLE)
-        if layer is None and self._made:  # it was taken away: the slider moved for that
+        if layer is None and self._made:  # it was removed, which moved the slider
             return
         corners = corners_of(registration, self._cell)
         segments = whole(corners) if viewer.dims.ndisplay == 3 else _in_slice(viewer, corners)
         size = max(registration.pair.fixed.grid.spacing)
-        wanted = max(WIDTH, PIXELS / (viewer.scene.camera.zoom / mm_per_unit(viewer))) / size
+        width = max(WIDTH, PIXELS / (viewer.scene.camera.zoom / mm_per_unit(viewer))) / size
         if layer is None:
-            # not where the slider moves as the registration's last layer goes: a layer added then
-            # is removed at once
+            # not if the slider moves because the registration's last layer is removed: a layer
+            # added then is removed at once
             if len(segments) and any(
                 registration is found for found in open_registrations(viewer).values()
             ):
                 self._made = True
-                self._add(viewer, registration, segments / size, wanted)
+                self._add(viewer, registration, segments / size, width)
             return
         self._made = True
         if not len(segments):
-            self._blank |= bool(layer.visible)
+            self._hidden_here |= bool(layer.visible)
             layer.visible = False
             return
         layer.data = segments / size
-        if abs(layer.edge_width / wanted - 1) > 0.1:
-            layer.edge_width = wanted
-        if self._blank:
-            self._blank, layer.visible = False, True
+        if abs(layer.edge_width / width - 1) > 0.1:
+            layer.edge_width = width
+        if self._hidden_here:
+            self._hidden_here, layer.visible = False, True
 
     def _add(
         self, viewer: Viewer, registration: Registration, data: NDArray[np.float64], width: float
@@ -122,7 +122,7 @@ class Outline:
         from napari.layers import Vectors
 
         drop_orphans(viewer)
-        self._blank = False
+        self._hidden_here = False
         layer = Vectors(
             data,
             ndim=3,
@@ -134,7 +134,7 @@ class Outline:
             edge_width=width,
             edge_color=COLOUR,
             opacity=1.0,
-            metadata=about(registration, ROLE),
+            metadata=link_metadata(registration, ROLE),
         )
         active = viewer.layers.selection.active
         viewer.add_layer(layer)
@@ -163,13 +163,12 @@ def whole(corners: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def cut(corners: NDArray[np.float64], axis: int, at: float) -> NDArray[np.float64]:
-    """Where a plane across an axis cuts a box of eight corners: its sides, (n, 2, 3), none where it
-    misses.
+    """The sides, (n, 2, 3), of the cut of a plane across an axis through a box of eight corners.
 
-    Each is a start and a vector; n is 3 to 6.
+    Each side is a start and a vector; n is 3 to 6, or 0 if the plane misses the box.
     """
     away = corners[:, axis] - at
-    # a plane through a corner is moved off it by next to nothing
+    # move a plane through a corner slightly off the corner
     away = np.where(away == 0, 1e-9, away)
     points = [
         corners[a] + (corners[b] - corners[a]) * away[a] / (away[a] - away[b])
@@ -187,9 +186,7 @@ def cut(corners: NDArray[np.float64], axis: int, at: float) -> NDArray[np.float6
 
 
 def _in_slice(viewer: Viewer, corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cut of the slice that is shown; nothing where two of the axes S, A, R are not on the
-    canvas.
-    """
+    """The cut of the shown slice; empty unless two of the axes S, A, R are on the canvas."""
     hidden = [axis for axis in range(3) if axis not in shown_axes(viewer)]
     if len(hidden) != 1:
         return np.zeros((0, 2, 3))

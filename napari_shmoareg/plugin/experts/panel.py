@@ -1,4 +1,4 @@
-"""The Experts panel: who registered what, and how it bent."""
+"""The Experts panel: tabs with maps, loads, locations, regions, interventions and deformation."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound=Section)
 CAPTION = (
-    "A load is a share of selections, nothing more: it does not say how much an expert contributed,"
-    " nor that it chose well."
+    "A load is only a share of selections: it does not measure how much an expert contributed, or"
+    " whether the choice was good."
 )
 TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
     (
@@ -51,26 +51,26 @@ TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
     ),
     (
         "Layers",
-        "The load of every gate as bars; a click shows the map behind a bar (Fig. 5)",
+        "The load of every gate as bars; a click on a bar shows its map (Fig. 5)",
         (LayersView,),
     ),
     (
         "Location",
-        "Which experts were chosen at locations that you double-click (Fig. 6)",
+        "The experts chosen at double-clicked locations (Fig. 6)",
         (LocationView,),
     ),
     ("Regions", "Loads within labels or shapes, and how they differ", (RegionView,)),
     ("What if", "Silence or force experts, run again, and see what changes", (WhatIfView,)),
-    ("Deformation", "Grid, arrows and changes of volume", (DeformationSection,)),
+    ("Deformation", "Grid, arrows and volume change", (DeformationSection,)),
 )
 ROUTING_TIP = (
-    "From the card of these weights. How much of what the network gains over the alignment is lost"
-    " when the choices of experts are shuffled over the cells, in all passes; for attention, when"
-    " its output is removed. Where no effect was found, loads and maps of that part describe a"
-    " choice that the result does not depend on"
+    "From the model card of these weights: how much of the network's gain over the alignment is"
+    " lost if the choices of experts are shuffled over the cells, in all passes; for attention, if"
+    " its output is removed. If no effect was found, the result does not depend on the choices that"
+    " the loads and maps of that part show"
 )
 NOT_MEASURED = (
-    "Whether the routing of these weights matters was not measured. Controls in the tab What if"
+    "The effect of the routing of these weights was not measured. Controls in the tab What if"
     " show it for this pair, 'shmoareg inspect --controls --pairs' for many."
 )
 # events of layers
@@ -79,7 +79,7 @@ EMPTY = "No registration is open. Register a pair (panel Register), or open a re
 
 
 class ExpertsPanel(Panel):
-    """Which maps of a registration are shown, and what they say.
+    """Maps, loads and interventions of a registration, in tabs.
 
     Parameters
     ----------
@@ -91,13 +91,13 @@ class ExpertsPanel(Panel):
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
         self._viewer = viewer = unwrap(napari_viewer)
-        self._listening: list[Any] = []
+        self._connected: list[Any] = []
         self._shown: tuple[int | None, weakref.ref[Registration] | None] = (None, None)
-        # tabs that do not know of the last changes to the list of layers
+        # tabs not yet updated after the last change of the layer list
         self._stale: set[str] = set()
         self.registration = QComboBox()
         self.registration.setToolTip(
-            "Whose maps to show; the keys act on the one of the selected layer, or the newest"
+            "The registration to show; the keys act on that of the selected layer, or the newest"
         )
         self.note = QLabel()
         self.routing = QLabel()
@@ -128,17 +128,15 @@ class ExpertsPanel(Panel):
 
     @property
     def number(self) -> int | None:
-        """Of the registration that is shown; None without any."""
+        """Number of the shown registration; None without any."""
         found = self.registration.currentData()
         return None if found is None else int(found)
 
     def reset_choices(self, event: Any = None) -> None:
-        """Take up registrations that were opened, and drop those that were closed; a new one is
-        shown at once.
-        """
+        """Update the list of registrations; a new one is shown at once."""
         opened = open_registrations(self._viewer)
-        known = {self.registration.itemData(n) for n in range(self.registration.count())}
-        new = max(set(opened) - known, default=None)
+        listed = {self.registration.itemData(n) for n in range(self.registration.count())}
+        new = max(set(opened) - listed, default=None)
         if opened:
             set_up_viewer(self._viewer)
         fill(
@@ -155,7 +153,7 @@ class ExpertsPanel(Panel):
 
     def hideEvent(self, event: QHideEvent | None) -> None:
         super().hideEvent(event)
-        self._hush()
+        self._stop_listening()
 
     def _show(self) -> None:
         number = self.number
@@ -168,14 +166,14 @@ class ExpertsPanel(Panel):
         self.routing.setText("" if registration is None else _routing(registration))
         for label in (self.note, self.routing):
             label.setVisible(bool(label.text()))
-        before, held = self._shown
+        before, shown = self._shown
         self._shown = number, None if registration is None else weakref.ref(registration)
         self._stale = set(self.views)
-        if number != before or registration is None or held is None or held() is not registration:
-            for name in self.views:  # also those behind: they hold the one that was closed
-                self._tell(name)
+        if number != before or registration is None or shown is None or shown() is not registration:
+            for name in self.views:  # also tabs behind: they refer to a closed registration
+                self._update_tab(name)
         else:
-            self._tell(self._front)
+            self._update_tab(self._front)
         if self.isVisible():
             self._listen()
 
@@ -183,8 +181,8 @@ class ExpertsPanel(Panel):
     def _front(self) -> str:
         return TABS[self.tabs.currentIndex()][0]
 
-    def _tell(self, name: str) -> None:
-        """Have the views of a tab be about the registration that is shown."""
+    def _update_tab(self, name: str) -> None:
+        """Have the views of a tab show the current registration."""
         self._stale.discard(name)
         number, registration = self._shown
         for section in self.views[name]:
@@ -202,31 +200,31 @@ class ExpertsPanel(Panel):
         )
 
     def _listen(self) -> None:
-        """Follow what is switched elsewhere: by a key, in the list of layers."""
-        self._hush()
+        """Follow changes made elsewhere: by a key, in the list of layers."""
+        self._stop_listening()
         if self.number is not None:
             for layer in layers_of_registration(self._viewer, self.number):
                 names = [name for name in FOLLOWED if name in layer.events.emitters]
                 for emitter in (layer.events[name] for name in names):
                     emitter.connect(self._refresh)
-                    self._listening.append(emitter)
+                    self._connected.append(emitter)
 
-    def _hush(self) -> None:
-        for emitter in self._listening:
+    def _stop_listening(self) -> None:
+        for emitter in self._connected:
             emitter.disconnect(self._refresh)
-        self._listening.clear()
+        self._connected.clear()
 
     def _refresh(self, event: Any = None) -> None:
-        """The views of the tab in front; those of another one when it comes to the front."""
+        """Refresh the views of the tab in front."""
         if self._front in self._stale:
-            self._tell(self._front)
+            self._update_tab(self._front)
             return
         for section in self.views[self._front]:
             section.refresh()
 
 
 def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
-    """What a tab shows, one view under the other."""
+    """The page of a tab, one view below the other."""
     body = QWidget()
     label = QLabel(caption)
     wrapped(label)
@@ -236,7 +234,7 @@ def _page(sections: Sequence[Section], caption: str) -> QScrollArea:
 
 
 def _note(registration: Registration, copied: bool) -> str:
-    """What has to be known before the maps are read."""
+    """Notes for the interpretation of the maps."""
     notes = []
     if (
         registration.report["settings"].get("untrained")
@@ -244,30 +242,28 @@ def _note(registration: Registration, copied: bool) -> str:
         or not registration.weights
     ):
         notes.append("These weights are untrained: the choices of the experts mean nothing.")
-    told = str(registration.report.get("experts_of", ""))
-    if told and not told.startswith("the network's only"):
-        notes.append(f"Shown is {told}.")
+    expert_source = str(registration.report.get("experts_of", ""))
+    if expert_source and not expert_source.startswith("the network's only"):
+        notes.append(f"Shown: {expert_source}.")
     if copied:
         notes.append(
             "The fixed image is oblique: napari shows it and the maps as copies on straight axes,"
-            " the maps by nearest neighbour. What is measured and saved are the originals."
+            " the maps by nearest neighbour. The originals are measured and saved."
         )
     return "\n".join(notes)
 
 
 _ROUTING_LINES: weakref.WeakKeyDictionary[Registration, tuple[str, str]] = (
     weakref.WeakKeyDictionary()
-)  # weights, and what they say
+)  # weights, and the text of their card
 
 
 def _routing(registration: Registration) -> str:
-    """What the card of a registration's weights says of their routing; empty where there is no card
-    to read.
-    """
+    """The routing section of the model card of a registration's weights, or "" without a card."""
     from napari_shmoareg.io.model_card import routing_of
 
     weights = weights_of(registration)
     if _ROUTING_LINES.get(registration, ("", ""))[0] != weights:
-        known = routing_of(weights) if len(registration.routing) else None
-        _ROUTING_LINES[registration] = weights, "" if known is None else known or NOT_MEASURED
+        text = routing_of(weights) if len(registration.routing) else None
+        _ROUTING_LINES[registration] = weights, "" if text is None else text or NOT_MEASURED
     return _ROUTING_LINES[registration][1]

@@ -1,4 +1,4 @@
-"""Pinned locations beside each other, as drawn.  Fig. 6."""
+"""Charts that compare pinned locations (Fig. 6)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,13 @@ from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 from napari_shmoareg.plugin.controls.legend import GREY
 
 LEFT, BELOW, ABOVE = 26.0, 14.0, 6.0  # px around the bars
-SMALL = 9  # px, of letters
+SMALL = 9  # font size, px
 CELL = 22  # px: height of a row of the table
 
 
 @dataclass(frozen=True)
 class Group:
-    """One location's bars.
-
-    Attributes
-    ----------
-    name : str
-    colour : str
-        ``#rrggbb``.
-    values : tuple of float
-        One per expert, 0 to 1.
-    """
+    """The bars of one location: a value from 0 to 1 per expert, and a colour ``#rrggbb``."""
 
     name: str
     colour: str
@@ -36,29 +27,27 @@ class Group:
 
 @dataclass(frozen=True)
 class Choice:
-    """One location's choice in one direction: the expert, in colour and words, and what the tooltip
-    says.
-    """
+    """The expert that one location chose in one direction: colour, text and tooltip."""
 
     colour: str
     text: str
-    says: str
+    tooltip: str
 
 
 class _Chart(QWidget):
-    """What the two have in common: a hit box, and a tooltip for it."""
+    """A chart with tooltips."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
 
-    def says(self, point: QPointF) -> str:
-        """What stands at a point of the widget."""
+    def tooltip_at(self, point: QPointF) -> str:
+        """The tooltip at a point of the widget."""
         return ""
 
     def event(self, event: QEvent | None) -> bool:
         if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
-            QToolTip.showText(event.globalPos(), self.says(QPointF(event.pos())), self)
+            QToolTip.showText(event.globalPos(), self.tooltip_at(QPointF(event.pos())), self)
             return True
         return bool(super().event(event))
 
@@ -72,7 +61,7 @@ class _Chart(QWidget):
 
 
 class PinBars(_Chart):
-    """For every head of an encoder layer a bar per location.  Fig. 6(a)."""
+    """A bar per location for every head of an encoder layer (Fig. 6a)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +70,7 @@ class PinBars(_Chart):
         self.setFixedHeight(120)
 
     def show_groups(self, groups: Sequence[Group], highest: float = 1.0) -> None:
-        """Show other locations' bars; `highest` stands at the upper edge."""
+        """Show bars of other locations; `highest` is the value at the upper edge."""
         self.groups, self.highest = tuple(groups), highest
         self.setAccessibleDescription(
             "; ".join(
@@ -91,7 +80,7 @@ class PinBars(_Chart):
         )
         self.update()
 
-    def says(self, point: QPointF) -> str:
+    def tooltip_at(self, point: QPointF) -> str:
         count = len(self.groups[0].values) if self.groups else 0
         area = self._area()
         if not count or not area.left() <= point.x() < area.right():
@@ -102,7 +91,7 @@ class PinBars(_Chart):
         )
 
     def bar(self, group: int, head: int) -> QRectF:
-        """Where a bar is drawn, in pixels."""
+        """The rectangle of a bar, in pixels."""
         area, count = self._area(), len(self.groups[group].values)
         wide = area.width() / count
         each = (wide - 3) / len(self.groups)
@@ -148,7 +137,7 @@ class PinBars(_Chart):
 
 
 class PinTable(_Chart):
-    """Which kernel each location chose in each direction, in its colour.  Fig. 6(b)."""
+    """The kernel that each location chose in each direction, in its colour (Fig. 6b)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,20 +163,20 @@ class PinTable(_Chart):
         """
         self.rows, self.columns, self.choices = tuple(rows), tuple(columns), choices
         self.setFixedHeight(CELL * (len(self.rows) + 1) + 2)
-        self.setAccessibleDescription("; ".join(choice.says for choice in choices.values()))
+        self.setAccessibleDescription("; ".join(choice.tooltip for choice in choices.values()))
         self.update()
 
     def sizeHint(self) -> QSize:
         return QSize(260, CELL * (len(self.rows) + 1) + 2)
 
     def cell(self, row: int, column: int) -> QRectF:
-        """Where a choice is drawn, in pixels."""
+        """The rectangle of a choice, in pixels."""
         wide = (self.width() - LEFT - 2) / max(len(self.columns), 1)
         return QRectF(LEFT + column * wide, CELL * (row + 1), wide - 2, CELL - 2)
 
-    def says(self, point: QPointF) -> str:
+    def tooltip_at(self, point: QPointF) -> str:
         found = [
-            choice.says
+            choice.tooltip
             for (row, column), choice in self.choices.items()
             if self.cell(row, column).contains(point)
         ]

@@ -1,9 +1,4 @@
-"""Locations that are kept to be compared: a layer of numbered points.
-
-What gates decided at locations, as rows of a table.
-
-Up to five locations, kept and compared.  Fig. 6.
-"""
+"""Up to five pinned locations, as a layer of numbered points, and their comparison (Fig. 6)."""
 
 from __future__ import annotations
 
@@ -45,16 +40,16 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-MOST = 5
-PINS = COLOURS[:MOST]
-SIZE = 1 / 40  # of the fixed image's extent: a point's diameter
-# roles of layers that go with their registration, and do not keep it open
-OWN = ("locations", "token_box", "attention")
-TOO_MANY = f"There are {MOST} pins already, the most that can be told apart. Remove one first."
+MAX_PINS = 5
+PINS = COLOURS[:MAX_PINS]
+SIZE = 1 / 40  # diameter of a point relative to the extent of the fixed image
+# roles of layers that are removed with their registration, and do not keep it open
+LINKED_ROLES = ("locations", "token_box", "attention")
+TOO_MANY = f"There are {MAX_PINS} pins already, which is the maximum. Remove one first."
 
 
 def linked_layer(viewer: Viewer, registration: Registration | None, role: str) -> Layer | None:
-    """The layer of a registration in one of the roles `OWN`; None where there is none."""
+    """The layer of a registration in one of `LINKED_ROLES`, or None."""
     return next(
         (
             layer
@@ -66,13 +61,13 @@ def linked_layer(viewer: Viewer, registration: Registration | None, role: str) -
 
 
 def registration_of(layer: Layer) -> Registration | None:
-    """The registration that a layer of ours goes with, as long as it lives."""
-    held = tag(layer, "of")
-    return None if held is None else held()
+    """The registration that a layer is linked to, or None if it was closed."""
+    reference = tag(layer, "of")
+    return None if reference is None else reference()
 
 
-def about(registration: Registration, role: str) -> dict[str, dict[str, object]]:
-    """Metadata of a layer that goes with a registration.
+def link_metadata(registration: Registration, role: str) -> dict[str, dict[str, object]]:
+    """Metadata that link a layer to a registration.
 
     A weak reference, not under "registration": else the layer would keep the registration open.
     """
@@ -80,21 +75,21 @@ def about(registration: Registration, role: str) -> dict[str, dict[str, object]]
 
 
 def drop_orphans(viewer: Viewer) -> None:
-    """Take away what belongs to registrations that were closed."""
+    """Remove the linked layers of closed registrations."""
     opened = list(open_registrations(viewer).values())
-    for layer in [layer for layer in viewer.layers if tag(layer, "role") in OWN]:
+    for layer in [layer for layer in viewer.layers if tag(layer, "role") in LINKED_ROLES]:
         gone = not any(registration_of(layer) is registration for registration in opened)
-        if gone and layer in viewer.layers:  # a panel that listens may have been first
+        if gone and layer in viewer.layers:  # another panel may have removed it already
             viewer.layers.remove(layer)
 
 
 def pins_of(viewer: Viewer, registration: Registration) -> NDArray[np.float64]:
-    """The locations that are pinned, (n, 3), mm RAS."""
+    """The pinned locations, (n, 3), mm RAS."""
     return points_of(linked_layer(viewer, registration, "locations"))  # type: ignore[arg-type]
 
 
 def pin(viewer: Viewer, number: int, registration: Registration, point: ArrayLike) -> Points:
-    """Keep a location, mm RAS; makes the layer, called ``#1 locations``, where there is none.
+    """Pin a location, mm RAS; adds the layer ``#1 locations`` if missing.
 
     Raises
     ------
@@ -102,46 +97,46 @@ def pin(viewer: Viewer, number: int, registration: Registration, point: ArrayLik
         If there are five already.
     """
     points = pins_of(viewer, registration)
-    if len(points) >= MOST:
+    if len(points) >= MAX_PINS:
         raise InputError(TOO_MANY)
     layer = linked_layer(viewer, registration, "locations") or _add_layer(
         viewer, number, registration
     )
-    _put(layer, np.concatenate([points, np.reshape(point, (1, 3))]))  # type: ignore[arg-type]
+    _set_points(layer, np.concatenate([points, np.reshape(point, (1, 3))]))  # type: ignore[arg-type]
     return layer  # type: ignore[return-value]
 
 
 def unpin(viewer: Viewer, registration: Registration, index: int) -> None:
-    """Let a location go; the others are numbered anew, and the layer goes with the last."""
+    """Remove a location and renumber the others; the layer is removed with the last one."""
     layer = linked_layer(viewer, registration, "locations")
     if layer is None:
         return
     points = np.delete(pins_of(viewer, registration), index, axis=0)
     if len(points):
-        _put(layer, points)  # type: ignore[arg-type]
+        _set_points(layer, points)  # type: ignore[arg-type]
     else:
         viewer.layers.remove(layer)
 
 
 def number_points(layer: Points) -> None:
-    """Number the points in their order, each in its colour; those beyond the fifth stay grey."""
+    """Number and colour the points in their order; points beyond the fifth are grey."""
     numbers = np.arange(1, len(layer.data) + 1)
     if list(layer.features.get("pin", ())) == list(numbers):
         return
     layer.features = {"pin": numbers}
     if len(numbers):
-        layer.face_color = [PINS[n - 1] if n <= MOST else "#808080" for n in numbers]
+        layer.face_color = [PINS[n - 1] if n <= MAX_PINS else "#808080" for n in numbers]
 
 
-def _put(layer: Points, points: NDArray[np.float64]) -> None:
-    placed = [layer.world_to_data(p) for p in to_viewer(points) / mm_per(layer.units)]
+def _set_points(layer: Points, points: NDArray[np.float64]) -> None:
+    data = [layer.world_to_data(p) for p in to_viewer(points) / mm_per(layer.units)]
     layer.selected_data = set()
-    layer.data = np.reshape(placed, (-1, 3))
+    layer.data = np.reshape(data, (-1, 3))
     number_points(layer)
 
 
 def _add_layer(viewer: Viewer, number: int, registration: Registration) -> Points:
-    """On the steps of the other layers: others would make the sliders' own finer."""
+    """Add an empty layer with the scale of the other layers, to keep the steps of the sliders."""
     from napari.layers import Points
 
     grid = registration.pair.fixed.grid
@@ -161,7 +156,7 @@ def _add_layer(viewer: Viewer, number: int, registration: Registration) -> Point
         text={"string": "{pin}", "size": 9, "color": "black", "anchor": "center"},
         units=units,
         axis_labels=AXES,
-        metadata=about(registration, "locations"),
+        metadata=link_metadata(registration, "locations"),
     )
     active = viewer.layers.selection.active
     viewer.add_layer(layer)
@@ -169,13 +164,13 @@ def _add_layer(viewer: Viewer, number: int, registration: Registration) -> Point
     return layer
 
 
-Numbered = Sequence[tuple[int, "LocationReading"]]  # numbers of pins from 1
+NumberedReadings = Sequence[tuple[int, "LocationReading"]]  # numbers of pins from 1
 
 
-def rows_of(registration: Registration, readings: Numbered) -> list[dict[str, object]]:
-    """One row per pin, gate and expert that the pin's cell chose, or whose value the gate kept.
+def rows_of(registration: Registration, readings: NumberedReadings) -> list[dict[str, object]]:
+    """One row per pin, gate and expert, if the cell chose the expert or its gate value is saved.
 
-    Values are those of the files: nothing is rounded.  Empty is what is not known, or not chosen.
+    Values are not rounded; unknown values and experts not chosen are empty.
     """
     rows: list[dict[str, object]] = []
     for number, reading in readings:
@@ -206,9 +201,9 @@ def rows_of(registration: Registration, readings: Numbered) -> list[dict[str, ob
     return [{key: "" if value is None else value for key, value in row.items()} for row in rows]
 
 
-def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> list[Group]:
-    """Per pin the weight of every head in a block (Eq. 4), or in which share of the blocks it was
-    chosen.  Fig. 6(a).
+def groups_of(readings: NumberedReadings, layer: int, image: str, block: int | None) -> list[Group]:
+    """The weight of every head in a block (Eq. 4) per pin, or the share of blocks that chose it
+    (Fig. 6a).
 
     Parameters
     ----------
@@ -232,9 +227,9 @@ def groups_of(readings: Numbered, layer: int, image: str, block: int | None) -> 
 
 
 def choices_of(
-    registration: Registration, readings: Numbered
+    registration: Registration, readings: NumberedReadings
 ) -> tuple[list[str], dict[tuple[int, int], Choice]]:
-    """The directions of all decoder layers, and what each pin chose there.  Fig. 6(b)."""
+    """The directions of all decoder layers, and the choice of each pin there (Fig. 6b)."""
     from napari_shmoareg.figures.palette import expert_colours
     from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
 
@@ -250,20 +245,22 @@ def choices_of(
                 expert_names(registration, count)[first],
                 None if cell.values is None else cell.values[first],
             )
-            told = "" if value is None else f", {value:.3f} by the gate, margin {cell.margin:.3f}"
-            says = f"Pin {number}, {gate_name(cell.gate)}: {name}{told}"
+            details = "" if value is None else f", gate value {value:.3f}, margin {cell.margin:.3f}"
+            tooltip = f"Pin {number}, {gate_name(cell.gate)}: {name}{details}"
             text = name if value is None else f"{name.partition('×')[0]}³ {short(value)}"
-            choices[row, columns.index(heading)] = Choice(expert_colours(count)[first], text, says)
+            choices[row, columns.index(heading)] = Choice(
+                expert_colours(count)[first], text, tooltip
+            )
     return columns, choices
 
 
-OUTSIDE = "outside of what the network saw"
-SOON = 30  # ms between two looks while a pin is dragged
+OUTSIDE = "outside the network's field of view"
+REFRESH_DELAY = 30  # ms between two updates while a pin is dragged
 OVER_BLOCKS = "all: how often chosen"
 
 
 class PinRow(QWidget):
-    """A pinned location: its number in its colour, where it is, and what can be done with it."""
+    """A row of a pinned location: number, colour, coordinates and buttons."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -271,22 +268,22 @@ class PinRow(QWidget):
         self.text.setWordWrap(True)
         self.go, self.drop = QToolButton(), QToolButton()
         self.go.setText("Go to")
-        self.go.setToolTip(f"Show the slice of pin {number}, and read it")
+        self.go.setToolTip(f"Show the slice of pin {number}, and read the location")
         self.drop.setText("✕")
-        self.drop.setToolTip(f"Remove pin {number}; those after it move up")
+        self.drop.setToolTip(f"Remove pin {number}; later pins move up")
         swatch = Swatch(PINS[number - 1])
         arranged(QHBoxLayout(self), swatch, self.text, self.go, self.drop, wide=self.text)
 
 
 class PinsBox(QWidget):
-    """The pins of a registration, which are the points of a layer, and how they differ.
+    """Lists and compares the pins of a registration, which are the points of a layer.
 
     Parameters
     ----------
     viewer : Viewer
     """
 
-    asked = Signal(object)  # a location, (3,) mm RAS, to be read
+    location_requested = Signal(object)  # a location, (3,) mm RAS, to be read
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
@@ -295,12 +292,12 @@ class PinsBox(QWidget):
         self._number = 0
         self._watched: weakref.ref[Any] | None = None
         self.readings: list[tuple[int, LocationReading]] = []
-        self._soon = single_shot(self, SOON, self.refresh)
+        self._soon = single_shot(self, REFRESH_DELAY, self.refresh)
         self._build()
         self.refresh()
 
     def show_registration(self, number: int, registration: Registration | None) -> None:
-        """Be about another registration, or none."""
+        """Switch to another registration, or none."""
         self._number, self._registration = (
             number,
             None if registration is None else weakref.ref(registration),
@@ -318,8 +315,8 @@ class PinsBox(QWidget):
         self.refresh()
 
     def pin(self, point: NDArray[np.float64]) -> None:
-        """Keep a location, mm RAS; a sixth is refused in plain words."""
-        viewer, registration = self._viewer(), self._found()
+        """Pin a location, mm RAS; a sixth is refused with a message."""
+        viewer, registration = self._viewer(), self._current()
         if viewer is None or registration is None:
             return
         try:
@@ -329,12 +326,12 @@ class PinsBox(QWidget):
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the pins anew, as they are in their layer."""
-        viewer, registration = self._viewer(), self._found()
+        """Read the pins of the layer again."""
+        viewer, registration = self._viewer(), self._current()
         points = (
             np.zeros((0, 3))
             if viewer is None or registration is None
-            else pins_of(viewer, registration)[:MOST]
+            else pins_of(viewer, registration)[:MAX_PINS]
         )
         self._watch(
             None
@@ -343,12 +340,12 @@ class PinsBox(QWidget):
         )
         self.readings = []
         for number, (row, point) in enumerate(zip(self.rows, points, strict=False), start=1):
-            told = f"{number}: {', '.join(f'{mm:.1f}' for mm in point)}"
+            text = f"{number}: {', '.join(f'{mm:.1f}' for mm in point)}"
             try:
                 self.readings.append((number, _read(registration, point)))
             except InputError:
-                told += f" ({OUTSIDE})"
-            row.text.setText(told)
+                text += f" ({OUTSIDE})"
+            row.text.setText(text)
         for number, row in enumerate(self.rows):
             row.setVisible(number < len(points))
         self.compared.setVisible(any(reading.cells for _, reading in self.readings))
@@ -358,7 +355,7 @@ class PinsBox(QWidget):
     def _build(self) -> None:
         self.none = QLabel("No pins yet: pin up to five locations to compare them (mm R, A, S).")
         self.none.setWordWrap(True)
-        self.rows = [PinRow(number) for number in range(1, MOST + 1)]
+        self.rows = [PinRow(number) for number in range(1, MAX_PINS + 1)]
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.none)
@@ -369,9 +366,9 @@ class PinsBox(QWidget):
         self.layer, self.block, self.image = QComboBox(), QComboBox(), QComboBox()
         self.layer.setToolTip("Encoder layer whose heads are compared")
         self.block.setToolTip(
-            "The weight of every head in one block, or in which share of the blocks it was chosen"
+            "The weight of every head in one block, or the share of blocks that chose it"
         )
-        self.image.setToolTip("Whose tokens")
+        self.image.setToolTip("Image of the tokens")
         for image in ("fixed", "moving"):
             self.image.addItem(image, image)
         combos = QHBoxLayout()
@@ -384,7 +381,7 @@ class PinsBox(QWidget):
         self.table.setAccessibleName("Kernels that each pin chose")
         self.heads, self.kernels = (
             QLabel(),
-            QLabel("Kernels, with what the gate gave the chosen one (T of Eq. 6):"),
+            QLabel("Kernels, with the gate value of the chosen one (T of Eq. 6):"),
         )
         for label in (self.heads, self.kernels):
             label.setWordWrap(True)
@@ -404,14 +401,14 @@ class PinsBox(QWidget):
         fill(self.block, {-1: OVER_BLOCKS} | {n: f"block {n}" for n in blocks})
 
     def _choose(self) -> None:
-        registration = self._found()
+        registration = self._current()
         if registration is not None:
             self._offer_blocks(registration)
             self._draw()
 
     def _draw(self) -> None:
         registration, layer, block = (
-            self._found(),
+            self._current(),
             self.layer.currentData(),
             self.block.currentData(),
         )
@@ -420,7 +417,7 @@ class PinsBox(QWidget):
         over = block in (None, -1)
         self.heads.setText(
             f"Heads of the {self.image.currentData()} image, "
-            + ("share of the layer's blocks that chose them:" if over else "weight (Eq. 4):")
+            + ("share of the layer's blocks that chose each:" if over else "weight (Eq. 4):")
         )
         if layer is not None:
             groups = groups_of(
@@ -432,24 +429,24 @@ class PinsBox(QWidget):
         self.table.show_choices([(str(n), PINS[n - 1]) for n, _ in self.readings], columns, choices)
 
     def _rows(self) -> list[dict[str, object]]:
-        registration = self._found()
+        registration = self._current()
         return [] if registration is None else rows_of(registration, self.readings)
 
     def _go(self, index: int) -> None:
-        viewer, registration = self._viewer(), self._found()
+        viewer, registration = self._viewer(), self._current()
         if viewer is not None and registration is not None:
             point = pins_of(viewer, registration)[index]
             centre_on(viewer, point)
-            self.asked.emit(point)
+            self.location_requested.emit(point)
 
     def _drop(self, index: int) -> None:
-        viewer, registration = self._viewer(), self._found()
+        viewer, registration = self._viewer(), self._current()
         if viewer is not None and registration is not None:
             unpin(viewer, registration, index)
         self.refresh()
 
     def _watch(self, layer: Any) -> None:
-        """Follow pins that are dragged, added or deleted with napari's own means."""
+        """Follow pins that are dragged, added or deleted in napari."""
         before = None if self._watched is None else self._watched()
         if before is layer:
             return
@@ -467,7 +464,7 @@ class PinsBox(QWidget):
         if not self._soon.isActive():
             self._soon.start()
 
-    def _found(self) -> Registration | None:
+    def _current(self) -> Registration | None:
         return None if self._registration is None else self._registration()
 
 

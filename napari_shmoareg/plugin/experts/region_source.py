@@ -1,7 +1,4 @@
-"""Shapes that were drawn in the viewer, as regions.
-
-Where regions come from: labels, or shapes drawn in the viewer.
-"""
+"""Sources of regions: labels, or shapes drawn in the viewer."""
 
 from __future__ import annotations
 
@@ -36,12 +33,12 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-CLOSED = ("rectangle", "polygon", "ellipse")
-FLAT = 0.5  # of the layer's units: how far the corners of a shape may stand off its plane
+CLOSED_KINDS = ("rectangle", "polygon", "ellipse")
+MAX_OFF_PLANE = 0.5  # largest extent of a shape across its plane, in the layer's units
 
 
 def drawn_regions(layer: Shapes, grid: Grid, thickness: float = 0.0) -> Volume:
-    """What lies in the shapes of a layer, as labels.
+    """Convert the shapes of a layer to labels.
 
     Parameters
     ----------
@@ -49,21 +46,20 @@ def drawn_regions(layer: Shapes, grid: Grid, thickness: float = 0.0) -> Volume:
         In the viewer's axes S, A, R; rectangles, polygons and ellipses count, lines and paths do
         not.
     grid : Grid
-        Of the result, usually the fixed image's.
+        Grid of the result, usually the fixed image's.
     thickness : float
-        Mm either side of the plane that a shape was drawn in; it always holds the voxels that the
-        plane cuts.
+        Mm on either side of the plane of a shape; voxels that the plane cuts are always included.
 
     Returns
     -------
     Volume
-        Labels on `grid`: n + 1 where the centre of a voxel lies within shape n; of shapes that
-        overlap the later.
+        Labels on `grid`: n + 1 if the centre of a voxel lies within shape n; later shapes overwrite
+        earlier ones.
 
     Raises
     ------
     InputError
-        If the layer does not have the three axes, holds no closed shape, or one that is not flat.
+        If the layer does not have three axes, has no closed shape, or one that is not flat.
     """
     values = np.zeros(grid.shape, dtype=np.int32)
     for number, corners, kind in closed_shapes(layer):
@@ -72,20 +68,18 @@ def drawn_regions(layer: Shapes, grid: Grid, thickness: float = 0.0) -> Volume:
 
 
 def closed_shapes(layer: Shapes) -> list[tuple[int, NDArray[np.float64], str]]:
-    """Number (from 1), corners (n, 3) in the layer's own coordinates and kind of what encloses
-    anything.
-    """
+    """Number (from 1), corners (n, 3) in the layer's coordinates and kind of every closed shape."""
     if layer.ndim != 3:
         raise InputError(
-            f"The shapes of '{layer.name}' have {layer.ndim} axes, so they stand in no slice; three"
-            " (S, A, R) were expected. Draw in a layer made by 'Draw'."
+            f"The shapes of '{layer.name}' have {layer.ndim} axes; three (S, A, R) were expected."
+            " Draw in a layer made by 'Draw'."
         )
     kinds = [str(getattr(kind, "value", kind)) for kind in layer.shape_type]
     shapes = enumerate(zip(layer.data, kinds, strict=True), start=1)
     found = [
         (n, np.asarray(corners, dtype=np.float64), kind)
         for n, (corners, kind) in shapes
-        if kind in CLOSED
+        if kind in CLOSED_KINDS
     ]
     if not found:
         raise InputError(
@@ -96,7 +90,7 @@ def closed_shapes(layer: Shapes) -> list[tuple[int, NDArray[np.float64], str]]:
 
 
 class _Prism:
-    """A flat shape with a thickness, which can tell what lies in it."""
+    """A flat shape with a thickness."""
 
     def __init__(
         self, layer: Shapes, corners: NDArray[np.float64], kind: str, thickness: float
@@ -109,7 +103,7 @@ class _Prism:
         # to mm RAS
         self.linear, self.origin = to_viewer(columns * scale).T, to_viewer(origin * scale)
         flat = int(np.ptp(corners, axis=0).argmin())
-        if np.ptp(corners[:, flat]) > FLAT:
+        if np.ptp(corners[:, flat]) > MAX_OFF_PLANE:
             raise InputError(
                 f"A shape of '{layer.name}' does not lie in one plane. Draw it in one slice."
             )
@@ -121,13 +115,11 @@ class _Prism:
         self.middle = float((self.outline @ self.normal).mean())
 
     def reach(self, grid: Grid) -> float:
-        """Mm either side: the thickness, and as much at least as the voxels need that the plane
-        cuts.
-        """
+        """Mm on either side: the thickness, but at least up to the voxels that the plane cuts."""
         return max(self.thickness, float(np.abs(self.normal @ grid.affine[:3, :3]).sum()) / 2)
 
-    def holds(self, points: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
-        """Whether world points (n, 3), mm RAS, lie in it."""
+    def contains(self, points: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
+        """Whether world points (n, 3), mm RAS, lie in the prism."""
         away = points @ self.normal - self.middle
         slack = 1e-6
         found = (away > -reach - (slack if self.thickness >= reach else -slack)) & (
@@ -140,7 +132,7 @@ class _Prism:
 
 
 def _fill(values: NDArray, grid: Grid, number: int, prism: _Prism) -> None:
-    """Number the voxels of a shape, looking only at the box of voxels around it."""
+    """Number the voxels of a shape, within its bounding box."""
     reach = prism.reach(grid)
     ends = np.concatenate([prism.outline + side * reach * prism.normal for side in (-1, 1)])
     index = grid.to_index(ends)
@@ -152,12 +144,12 @@ def _fill(values: NDArray, grid: Grid, number: int, prism: _Prism) -> None:
     box = np.stack(
         np.meshgrid(*(np.arange(a, b) for a, b in zip(first, stop, strict=True)), indexing="ij"), -1
     )
-    found = prism.holds(grid.to_world(box.reshape(-1, 3)), reach).reshape(box.shape[:3])
+    found = prism.contains(grid.to_world(box.reshape(-1, 3)), reach).reshape(box.shape[:3])
     values[part][found] = number
 
 
 def in_polygon(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether points (n, 2) lie in a polygon (m, 2): where a ray from them crosses its edges an odd
+    """Whether points (n, 2) lie in a polygon (m, 2): a ray from them crosses its edges an odd
     number of times.
     """
     odd = np.zeros(len(points), dtype=bool)
@@ -171,9 +163,7 @@ def in_polygon(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDA
 
 
 def in_ellipse(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether points (n, 2) lie in the ellipse that fits into a box of four corners, one after the
-    other.
-    """
+    """Whether points (n, 2) lie in the ellipse inscribed in a box of four consecutive corners."""
     axes = np.stack([corners[1] - corners[0], corners[3] - corners[0]], axis=1) / 2
     if abs(np.linalg.det(axes)) < 1e-12:
         return np.zeros(len(points), dtype=bool)
@@ -182,15 +172,15 @@ def in_ellipse(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDA
 
 
 FIXED, EVERYWHERE = "fixed", "everywhere"
-# roles of labels that are no regions of the fixed world
-ELSEWHERE = ("moving_labels", "expert_map", "folding")
-THICKNESS = 8.0  # mm either side of a drawn shape, to begin with
-MOST = 1 << 20  # values of labels up to which they are counted instead of sorted
+# roles of labels that are not regions of the fixed image
+OTHER_ROLES = ("moving_labels", "expert_map", "folding")
+THICKNESS = 8.0  # default mm on either side of a drawn shape
+MAX_COUNTED = 1 << 20  # labels below this value are counted instead of sorted
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where regions come from, to be read in any thread.
+    """A source of regions, which can be read in any thread.
 
     Attributes
     ----------
@@ -198,9 +188,9 @@ class Source:
     layer : Layer or None
         None: the labels of the registration's fixed image.
     thickness : float
-        Mm either side of a drawn shape.
+        Mm on either side of a drawn shape.
     edits : int
-        How often the layer was drawn in while it was picked.
+        Number of edits of the layer while it was picked.
     """
 
     name: str
@@ -210,7 +200,7 @@ class Source:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The same for as long as the regions are the same."""
+        """Equal for equal regions."""
         layer = None if self.layer is None else weakref.ref(self.layer)
         return layer, self.thickness if self.drawn else 0.0, self.edits
 
@@ -227,12 +217,12 @@ class Source:
         return self.layer is not None and self.layer._type_string == "shapes"
 
     def volume(self, registration: Registration) -> Volume:
-        """The regions as labels in the fixed world; 0 is outside.
+        """The regions as labels in the world space of the fixed image; 0 is outside.
 
         Raises
         ------
         InputError
-            If there are no such labels any more, or shapes that enclose nothing.
+            If the labels do not exist any more, or the shapes enclose nothing.
         """
         if self.layer is not None:
             layer: Any = self.layer
@@ -249,7 +239,7 @@ class Source:
         return registration.pair.fixed_labels
 
     def names(self, registration: Registration) -> dict[int, str]:
-        """What the regions are called, by number, in the order of the numbers.
+        """The names of the regions by number, in the order of the numbers.
 
         Raises
         ------
@@ -267,13 +257,13 @@ class Source:
 
 
 class RegionSource(QWidget):
-    """Picks labels or a layer of shapes, and starts the drawing of one.
+    """Picks labels or a layer of shapes, or adds a layer to draw in.
 
     Parameters
     ----------
     viewer : Viewer
     everywhere : bool
-        Whether no region is a choice too.
+        Whether to offer "everywhere", without a region.
     """
 
     changed = Signal()
@@ -286,22 +276,20 @@ class RegionSource(QWidget):
         self._edits: weakref.WeakKeyDictionary[Layer, int] = weakref.WeakKeyDictionary()
         self.combo = QComboBox()
         self.combo.setToolTip(
-            "Where the regions come from: the labels of the fixed image, any layer of labels in its"
-            " world, or shapes drawn in the viewer"
+            "Source of the regions: the labels of the fixed image, any other labels layer in its"
+            " world space, or shapes drawn in the viewer"
         )
         narrowed(self.combo)
         self.draw = QPushButton("Draw")
         self.draw.setToolTip(
-            "Add a layer to draw polygons, rectangles or ellipses in; each shape is a region"
+            "Add a layer for polygons, rectangles or ellipses; each shape is a region"
         )
         self.thickness = QDoubleSpinBox()
         self.thickness.setRange(0, 200)
         self.thickness.setDecimals(1)
         self.thickness.setSuffix(" mm")
         self.thickness.setValue(THICKNESS)
-        self.thickness.setToolTip(
-            "How far a drawn shape reaches to either side of the slice that it was drawn in"
-        )
+        self.thickness.setToolTip("Extent of a drawn shape on either side of its slice")
         self.slab = QWidget()
         row = arranged(QHBoxLayout(), self.combo, self.draw, wide=self.combo)
         side = QLabel("either side of its slice")
@@ -314,7 +302,7 @@ class RegionSource(QWidget):
 
     @property
     def source(self) -> Source | None:
-        """What is picked; None for everywhere, or where there is nothing to pick."""
+        """The picked source; None for everywhere, or if there is nothing to pick."""
         found = self.combo.currentData()
         if found == FIXED:
             return Source(self.combo.currentText(), None, 0.0)
@@ -327,36 +315,34 @@ class RegionSource(QWidget):
 
     @property
     def ready(self) -> bool:
-        """Whether anything is picked, if only everywhere."""
+        """Whether anything is picked, including everywhere."""
         return self.combo.currentData() is not None
 
     def offer(self, registration: Registration | None) -> None:
-        """Offer what a viewer holds by now, for a registration; what was picked stays as far as it
-        is there.
-        """
+        """Offer the current layers for a registration, and keep the picked one if it is open."""
         entries: dict[Any, str] = {EVERYWHERE: "everywhere"} if self._everywhere else {}
         if registration is not None and registration.pair.fixed_labels is not None:
             entries[FIXED] = "labels of the fixed image"
-        regions = [layer for layer in self._viewer.layers if _may_hold_regions(layer)]
+        regions = [layer for layer in self._viewer.layers if _can_define_regions(layer)]
         self._layers = {id(layer): weakref.ref(layer) for layer in regions}
         entries |= {id(layer): layer.name for layer in regions}
         before = self.combo.currentData()
         fill(self.combo, entries)
-        self._show(tell=self.combo.currentData() != before)
+        self._show(notify=self.combo.currentData() != before)
 
     def pick(self, layer: Layer) -> None:
-        """Take a layer."""
+        """Pick a layer."""
         self.combo.setCurrentIndex(self.combo.findData(id(layer)))
 
-    def _show(self, *, tell: bool = True) -> None:
+    def _show(self, *, notify: bool = True) -> None:
         source = self.source
         self.slab.setVisible(source is not None and source.drawn)
         self._follow(None if source is None else source.layer)
-        if tell:
+        if notify:
             self.changed.emit()
 
     def _follow(self, layer: Layer | None) -> None:
-        """Hear of what is drawn in the picked layer, and in no other."""
+        """Follow edits of the picked layer only."""
         before = None if self._followed is None else self._followed()
         if before is layer:
             return
@@ -373,7 +359,7 @@ class RegionSource(QWidget):
             self.changed.emit()
 
     def _draw(self) -> None:
-        """Add a layer in the viewer's own mm, and begin to draw."""
+        """Add a layer with units of mm, and start drawing."""
         layer = self._viewer.add_shapes(
             ndim=3,
             name="drawn region",
@@ -394,22 +380,22 @@ class RegionSource(QWidget):
 
 
 def _emitters(layer: Layer | None) -> list[Any]:
-    """What tells that shapes were drawn, or labels painted."""
+    """The events of drawing shapes or painting labels."""
     events: Any = None if layer is None else layer.events
     return [
         events[name] for name in ("data", "paint") if events is not None and name in events.emitters
     ]
 
 
-def _may_hold_regions(layer: Layer) -> bool:
+def _can_define_regions(layer: Layer) -> bool:
     kind, role = layer._type_string, tag(layer, "role")
     if kind == "shapes":
         return role is None and layer.ndim == 3
-    return kind == "labels" and layer.ndim == 3 and role not in ELSEWHERE
+    return kind == "labels" and layer.ndim == 3 and role not in OTHER_ROLES
 
 
 def _given_names(layer: Layer) -> dict[int, str]:
-    """Names from the features of a layer of labels: its column "index" and the first of text."""
+    """Names from the features of a labels layer: the column "index" and the first text column."""
     features: Any = getattr(layer, "features", None)
     if features is None or "index" not in features:
         return {}
@@ -419,14 +405,19 @@ def _given_names(layer: Layer) -> dict[int, str]:
     if text is None:
         return {}
     return {
-        int(number): str(said)
-        for number, said in zip(features["index"], features[text], strict=True)
+        int(number): str(name)
+        for number, name in zip(features["index"], features[text], strict=True)
     }
 
 
 def _present(values: np.ndarray) -> list[int]:
     """The values that occur, without 0."""
-    if values.size and values.dtype.kind in "iub" and values.min() >= 0 and values.max() < MOST:
+    if (
+        values.size
+        and values.dtype.kind in "iub"
+        and values.min() >= 0
+        and values.max() < MAX_COUNTED
+    ):
         found = np.flatnonzero(np.bincount(values.ravel()))
     else:
         found = np.unique(values)

@@ -1,11 +1,4 @@
-"""How often each expert of some gates was chosen, as the report of a registration has it.
-
-What the Regions view has counted in a worker's thread.
-
-A table of what each region's cells chose, and of how far that is from the reference.
-
-The Experts panel: which experts the cells of each region chose.
-"""
+"""The tab Regions of the Experts panel: the experts that the cells of each region chose."""
 
 from __future__ import annotations
 
@@ -46,9 +39,9 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-def selections(registration: Registration, **where: object) -> NDArray[np.float64] | None:
-    """Share of selections (N,) of the gates with these fields of `GateId`; None where there is no
-    such gate.
+def selection_shares(registration: Registration, **where: object) -> NDArray[np.float64] | None:
+    """Share of selections (N,), from the report, of the gates with these fields of `GateId`; None
+    without such gates.
     """
     entries = registration.report.get("expert_loads", [])
     counts = [
@@ -56,19 +49,19 @@ def selections(registration: Registration, **where: object) -> NDArray[np.float6
         for entry in entries
         if all(entry[name] == value for name, value in where.items())
     ]
-    if not counts or len({len(count) for count in counts}) > 1:
+    if not counts or len({len(count_regions) for count_regions in counts}) > 1:
         return None
     total = np.sum(counts, axis=0, dtype=np.float64)
     return np.asarray(total / max(total.sum(), 1.0))
 
 
-def called(registration: Registration, part: str, count: int) -> list[str]:
-    """What the experts of the encoder or decoder are called, by id, with the id."""
+def expert_titles(registration: Registration, part: str, count_regions: int) -> list[str]:
+    """Names of the experts of encoder or decoder, by id, with the id."""
     if part == "encoder":
-        return [f"head {n}" for n in range(count)]
+        return [f"head {n}" for n in range(count_regions)]
     return [
         name if name.startswith("expert") else f"{name} (id {n})"
-        for n, name in enumerate(expert_names(registration, count))
+        for n, name in enumerate(expert_names(registration, count_regions))
     ]
 
 
@@ -78,7 +71,7 @@ REFERENCES: dict[Any, str] = {WHOLE: "whole image, air included", TOGETHER: "all
 
 @dataclass(frozen=True, eq=False)
 class RegionRequest:
-    """What is to be counted: the gates, the regions, and what they are compared with."""
+    """What to count: the gates, the regions and the reference."""
 
     where: dict[str, Any]
     source: Source
@@ -86,13 +79,13 @@ class RegionRequest:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The same for as long as the same is asked."""
+        """Equal for equal requests."""
         return tuple(sorted(self.where.items())), self.source.key, self.reference
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """What was counted: the loads of some regions, and what they are of."""
+    """The loads of some regions, and the request that they answer."""
 
     loads: list[RegionLoad]
     labels: Volume
@@ -101,11 +94,11 @@ class Regions:
     reference: Any  # a label, TOGETHER or WHOLE
     gates: str
     source: str
-    key: tuple[object, ...]  # of what was asked; the layer itself is not held
+    key: tuple[object, ...]  # of the request, without a reference to the layer
 
     @property
     def against(self) -> str:
-        """The reference, in words."""
+        """The name of the reference."""
         name = self.names.get(self.reference, self.reference)
         return REFERENCES.get(self.reference, f"region {name}")
 
@@ -114,38 +107,45 @@ class Regions:
 
     @property
     def about(self) -> dict[str, object]:
-        """What a row of a file has to say beside its figures."""
+        """Pair, weights, regions and reference, for the rows of a file."""
         registration = self.registration()
         origin = {} if registration is None else origin_of(registration)
         return {**origin, "labels": self.source, "reference": self.against}
 
 
-def count(report: Report, registration: Registration, asked: RegionRequest) -> Regions:
-    """The loads of all regions, gate by gate, in any thread; it can be cancelled between two
+def count_regions(report: Report, registration: Registration, request: RegionRequest) -> Regions:
+    """Count the loads of all regions, gate by gate, in any thread; can be cancelled between two
     gates.
     """
     from napari_shmoareg.experts.regions import region_loads
 
     report("reading the regions")
-    labels, names = asked.source.volume(registration), asked.source.names(registration)
-    reference = None if asked.reference == WHOLE else asked.reference
-    gates, loads = [layer.gate for layer in registration.routing.select(**asked.where)], []
+    labels, names = request.source.volume(registration), request.source.names(registration)
+    reference = None if request.reference == WHOLE else request.reference
+    gates, loads = [layer.gate for layer in registration.routing.select(**request.where)], []
     for n, gate in enumerate(gates):
         report(f"counting gate {n + 1} of {len(gates)}", n / len(gates))
         loads += region_loads(
             registration, labels, names=names, reference=reference, **gate._asdict()
         )
     report.check()
-    where, source = describe_gates(asked.where), str(asked.source)
+    where, source = describe_gates(request.where), str(request.source)
     return Regions(
-        loads, labels, weakref.ref(registration), names, asked.reference, where, source, asked.key
+        loads,
+        labels,
+        weakref.ref(registration),
+        names,
+        request.reference,
+        where,
+        source,
+        request.key,
     )
 
 
 def share_of_reference(
     registration: Registration, found: Regions, load: RegionLoad
 ) -> np.ndarray | None:
-    """Share of the reference (N,) of a load's gate; None where it is not known."""
+    """Share of selections (N,) of the reference for a load's gate, or None if unknown."""
     if found.reference == TOGETHER:
         here = [one for one in found.loads if one.gate == load.gate]
         return np.average([one.share for one in here], axis=0, weights=[one.tokens for one in here])
@@ -154,7 +154,7 @@ def share_of_reference(
             one for one in found.loads if one.region == found.reference and one.gate == load.gate
         )
         return next((one.share for one in same), None)
-    return selections(
+    return selection_shares(
         registration,
         **{name: value for name, value in load.gate._asdict().items() if value is not None},
     )
@@ -177,30 +177,27 @@ HEADINGS = ("Region", "Verdict", "Distance", "By chance", "Cells", "Blocks")
 TIPS = (
     "Name or number of the region. Click a row to go there.",
     (
-        "Whether the distance is more than chance gives. Many regions at once: one in twenty is"
-        " above by chance alone"
+        "Whether the distance is larger than expected by chance. With many regions, one in twenty"
+        " is above by chance alone"
     ),
     (
-        "How far the region's shares are from those of the reference: half the sum of the"
-        " differences (total variation), 0 for the same shares, 1 for nothing in common"
+        "Distance between the shares of the region and of the reference: total variation, half the"
+        " sum of the absolute differences; 0 for equal shares, 1 for disjoint ones"
     ),
     (
-        "What this distance reaches by chance: its 95th percentile over as many blocks of space"
-        " drawn at random from the reference"
+        "Distance expected by chance: 95th percentile over the same number of spatial blocks drawn"
+        " at random from the reference"
     ),
+    ("Tokens or voxels of the gate in the region; one that is partly in the region counts partly"),
     (
-        "Tokens or voxels of the gate behind the figures; one that lies partly in the region counts"
-        " partly"
-    ),
-    (
-        "Blocks of space that hold any of it. They are the sample, not the voxels: neighbours"
-        " choose alike"
+        "Spatial blocks that contain any of the region. The blocks are the sample, not the voxels,"
+        " because neighbours choose similarly"
     ),
 )
 
 
-class _Verdict(Figure):
-    """Sorts by how far the distance is above what chance gives; what cannot be told comes first, or
+class _VerdictItem(Figure):
+    """A verdict, sorted by the distance minus that expected by chance; unknown ones come first or
     last.
     """
 
@@ -221,23 +218,23 @@ class RegionTable(FigureTable):
         )
 
     def show_loads(self, loads: Sequence[RegionLoad], experts: Sequence[str]) -> None:
-        """Show other loads; `experts` is what the columns of shares are called."""
+        """Show other loads; `experts` are the headings of the shares."""
         self.setSortingEnabled(False)
         self.clearContents()
         self.setColumnCount(len(HEADINGS) + len(experts))
         for n, expert in enumerate(experts):
             heading = QTableWidgetItem(expert)
             heading.setToolTip(
-                f"Share of selections of {expert}; its 95 % interval is shown under the cursor"
+                f"Share of selections of {expert}; the tooltip of a cell shows its 95 % interval"
             )
             self.setHorizontalHeaderItem(len(HEADINGS) + n, heading)
         self.setRowCount(len(loads))
         for row, load in enumerate(loads):
-            name = QTableWidgetItem(titled(load, loads))
+            name = QTableWidgetItem(region_title(load, loads))
             name.setData(Qt.ItemDataRole.UserRole, row)
             cells = [
                 name,
-                _Verdict(load),
+                _VerdictItem(load),
                 Figure(load.distance, ".3f"),
                 Figure(load.expected, ".3f"),
                 Figure(load.tokens, ",.0f" if load.tokens >= 100 else ".1f"),
@@ -246,43 +243,45 @@ class RegionTable(FigureTable):
             ]
             for column, cell in enumerate(cells):
                 at = column - len(HEADINGS)
-                cell.setToolTip(interval(load, at, experts[at]) if at >= 0 else _said(load))
+                cell.setToolTip(
+                    interval(load, at, experts[at]) if at >= 0 else _verdict_tooltip(load)
+                )
                 self.setItem(row, column, cell)
         self.setSortingEnabled(True)
         self.resizeColumnsToContents()
         self.fit(min(max(len(loads), 1), ROWS_SHOWN))
 
     def chosen(self) -> int | None:
-        """Which of the loads is selected, in the order they were given; None without any."""
+        """Index of the selected load in the order given, or None."""
         rows = self.selected_rows()
         item = self.item(rows[0], 0) if rows else None
         return None if item is None else int(item.data(Qt.ItemDataRole.UserRole))
 
 
-def titled(load: RegionLoad, loads: Sequence[RegionLoad]) -> str:
-    """Name of a region; with the block, where there are several."""
+def region_title(load: RegionLoad, loads: Sequence[RegionLoad]) -> str:
+    """Name of a region, with the block if there are several gates."""
     several = len({other.gate for other in loads}) > 1
     return f"{load.name}, block {load.block}" if several else load.name
 
 
 def verdict(load: RegionLoad) -> str:
-    """Whether a region's distance is more than what chance gives."""
+    """Whether a region's distance is larger than expected by chance."""
     if load.low is None or load.expected is None:
         return TOO_FEW
     return ABOVE if load.distance > load.expected else CHANCE
 
 
 def interval(load: RegionLoad, expert: int, name: str) -> str:
-    """``head 3: 12.1 % of the selections (95 %: 8.0 to 15.9)``."""
-    said = f"{name}: {100 * load.share[expert]:.1f} % of the selections"
+    """``head 3: 12.1 % of the selections (95 % interval 8.0 to 15.9 %)``."""
+    text = f"{name}: {100 * load.share[expert]:.1f} % of the selections"
     if load.low is None or load.high is None:
-        return f"{said} (too few blocks of space, {load.blocks}, to say how sure that is)"
-    return f"{said} (95 % interval {100 * load.low[expert]:.1f} to {100 * load.high[expert]:.1f} %)"
+        return f"{text} (too few spatial blocks, {load.blocks}, for an interval)"
+    return f"{text} (95 % interval {100 * load.low[expert]:.1f} to {100 * load.high[expert]:.1f} %)"
 
 
 def table_of(found: Regions) -> list[dict[str, object]]:
-    """All figures for a file or the clipboard: a row per region, three columns per expert (shares
-    from 0 to 1).
+    """Rows for a file or the clipboard: one per region, three columns per expert (shares from 0 to
+    1).
     """
     rows: list[dict[str, object]] = []
     loads = found.loads
@@ -309,34 +308,34 @@ def table_of(found: Regions) -> list[dict[str, object]]:
     return rows
 
 
-def _said(load: RegionLoad) -> str:
+def _verdict_tooltip(load: RegionLoad) -> str:
     if verdict(load) == TOO_FEW:
         return (
-            f"{load.name}: only {load.blocks} blocks of space hold any of it, too few to tell"
-            " chance from more."
+            f"{load.name}: only {load.blocks} spatial blocks contain any of it, too few to compare"
+            " with chance."
         )
     more = "more than" if verdict(load) == ABOVE else "no more than"
     return (
-        f"{load.name}: {load.distance:.3f} from the reference, {more} chance gives"
+        f"{load.name}: distance {load.distance:.3f} from the reference, {more} expected by chance"
         f" ({load.expected:.3f})."
     )
 
 
 COMPUTE = "Compute"
 CAPTION = (
-    "Shares are of selections: they do not say what an expert contributed. The sample is blocks of"
-    " space, not voxels: neighbours choose alike, so that few blocks tell little however many"
-    " voxels they hold. Against the whole image a difference partly means 'is not air'; 'all"
-    " regions together' leaves air out."
+    "Shares of selections do not measure what an expert contributed. The sample is spatial blocks,"
+    " not voxels: neighbours choose similarly, so a few blocks give little evidence, however many"
+    " voxels they contain. Against the whole image a difference partly means 'is not air'; 'all"
+    " regions together' excludes air."
 )
-OTHERWISE = (
-    "<b>The form above says something else than what was counted</b> ({told}). Press Compute, or"
-    " put it back."
+OUTDATED = (
+    "<b>The form above differs from what was counted</b> ({counted}). Press Compute, or restore"
+    " the form."
 )
 
 
 class RegionView(Section):
-    """Loads per region of labels or of drawn shapes, with an honest uncertainty.
+    """Loads per region of labels or of drawn shapes, with uncertainty.
 
     Parameters
     ----------
@@ -345,84 +344,88 @@ class RegionView(Section):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Loads of regions", viewer)
-        self._found: Regions | None = None
-        self._kept: weakref.WeakKeyDictionary[Registration, Regions] = weakref.WeakKeyDictionary()
-        self._asked: weakref.ref[Registration] | None = None  # of which regions are being counted
-        self._own_reference = False  # whether a person picked it
+        self._result: Regions | None = None
+        self._results: weakref.WeakKeyDictionary[Registration, Regions] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._counting_for: weakref.ref[Registration] | None = (
+            None  # whose regions are being counted
+        )
+        self._reference_picked = False  # whether the user picked the reference
         self.regions = RegionSource(viewer)
         self.where = GatePicker("block")
         self.reference = QComboBox()
         self.reference.setToolTip(
-            "What each region is compared with: the whole image (air counts too: a "
-            "difference then partly means 'is not air'), all regions together, or one of them"
+            "Reference of each region: the whole image (with air: a difference then partly means"
+            " 'is not air'), all regions together, or one of them"
         )
         narrowed(self.reference)
         self.compute = QPushButton(COMPUTE)
         self.compute.setToolTip(
-            "Count what the cells of every region chose; takes a second or a few for each gate"
+            "Count the choices of the cells of every region; takes a few seconds per gate"
         )
         self.table, self.bars = RegionTable(), RegionBars()
         self.buttons = TableButtons(
-            lambda: [] if self._found is None else table_of(self._found), "regions.csv"
+            lambda: [] if self._result is None else table_of(self._result), "regions.csv"
         )
-        self.says, self.detail, self.heading, self.told = (
+        self.caption, self.detail, self.heading, self.status = (
             QLabel(CAPTION),
             QLabel(),
             QLabel(),
             QLabel(),
         )
-        wrapped(self.says, self.detail, self.heading, self.told, narrow=True)
+        wrapped(self.caption, self.detail, self.heading, self.status, narrow=True)
         form = QFormLayout()
         form.addRow("Regions", self.regions)
         form.addRow("Against", self.reference)
         self.column.addLayout(form)
         self.column.addWidget(self.where)
         figures = (self.heading, self.table, self.detail, self.bars, self.buttons)
-        for widget in (self.compute, self.told, *figures, self.says):
+        for widget in (self.compute, self.status, *figures, self.caption):
             self.column.addWidget(widget)
         self.column.addStretch(1)
         self.task = Task(self, "the loads of regions")
-        self.task.finished.connect(self._take)
-        self.task.failed.connect(self._fail)
-        self.task.cancelled.connect(lambda: self._settle("Cancelled."))
-        self.task.progressed.connect(self._came)
+        self.task.finished.connect(self._on_finished)
+        self.task.failed.connect(self._on_failed)
+        self.task.cancelled.connect(lambda: self._update("Cancelled."))
+        self.task.progressed.connect(self._on_progress)
         self.where.changed.connect(self._match)
-        self.reference.currentIndexChanged.connect(lambda _: self._pick_reference())
+        self.reference.currentIndexChanged.connect(lambda _: self._on_reference_picked())
         self.regions.changed.connect(self._offer_references)
         self.compute.clicked.connect(self.start)
         self.table.itemSelectionChanged.connect(self._show_chosen)
         self.table.cellClicked.connect(lambda *_: self._go())
-        self._show_found(None)
+        self._show_result(None)
 
     @property
     def registration(self) -> Registration | None:
-        """The registration that the view is about."""
+        """The registration of the view."""
         return open_registrations(self._viewer).get(self._number)
 
     def refresh(self) -> None:
-        """Offer the layers and gates that there are by now; figures of another registration go."""
+        """Update the offered layers and gates; hide results of another registration."""
         registration = self.registration
         self.setEnabled(registration is not None)
         self.regions.offer(registration)
         self.where.offer(registration)
-        found = None if registration is None else self._kept.get(registration)
-        if found is None or found is not self._found:
-            self._show_found(found)
-        self._watch()
-        self._settle()
+        found = None if registration is None else self._results.get(registration)
+        if found is None or found is not self._result:
+            self._show_result(found)
+        self._cancel_if_closed()
+        self._update()
 
     def start(self) -> None:
-        """Count, in a worker; the table follows.  Cancels while one counts."""
-        registration, asked = self.registration, self._form()
+        """Count in a worker and show the table; cancels a running count."""
+        registration, request = self.registration, self._request()
         if self.task.busy:
             self.task.cancel()
-        elif registration is not None and asked is not None:
-            self._asked = weakref.ref(registration)
-            self.task.start(lambda report: count(report, registration, asked))
-            self._settle("starting")
+        elif registration is not None and request is not None:
+            self._counting_for = weakref.ref(registration)
+            self.task.start(lambda report: count_regions(report, registration, request))
+            self._update("starting")
 
-    def _form(self) -> RegionRequest | None:
-        """What the form says; None where it lacks something."""
+    def _request(self) -> RegionRequest | None:
+        """The request in the form, or None if it is incomplete."""
         source = self.regions.source
         picked = self.reference.currentData()
         return (
@@ -431,38 +434,38 @@ class RegionView(Section):
             else RegionRequest(self.where.where, source, WHOLE if picked is None else picked)
         )
 
-    def _came(self, title: str, done: float) -> None:
-        self.told.setText(f"{title}, {100 * done:.0f} %")
-        self._watch()
+    def _on_progress(self, title: str, done: float) -> None:
+        self.status.setText(f"{title}, {100 * done:.0f} %")
+        self._cancel_if_closed()
 
-    def _watch(self) -> None:
-        """End what counts for a registration that was closed."""
-        asked = None if self._asked is None else self._asked()
+    def _cancel_if_closed(self) -> None:
+        """Cancel counting for a registration that was closed."""
+        request = None if self._counting_for is None else self._counting_for()
         if self.task.busy and not any(
-            registration is asked for registration in open_registrations(self._viewer).values()
+            registration is request for registration in open_registrations(self._viewer).values()
         ):
             self.task.cancel()
 
-    def _settle(self, told: str | None = None) -> None:
+    def _update(self, status: str | None = None) -> None:
         busy = self.task.busy
         self.compute.setEnabled(
             busy or (self.registration is not None and self.regions.source is not None)
         )
         self.compute.setText(CANCEL if busy else COMPUTE)
-        if told is not None:
-            self.told.setText(told)
-        self.told.setVisible(bool(self.told.text()))
+        if status is not None:
+            self.status.setText(status)
+        self.status.setVisible(bool(self.status.text()))
         self._match()
 
     def _match(self) -> None:
-        """Show the figures only as long as the form says what they are of."""
-        found, form = self._found, self._form()
+        """Show the results only while the form matches them."""
+        found, form = self._result, self._request()
         same = found is not None and form is not None and form.key == found.key
         self.heading.setVisible(found is not None)
         if found is not None:
-            told = str(found)
-            shown = f"<b>{escape(told[:1].upper() + told[1:])}</b>"
-            self.heading.setText(shown if same else OTHERWISE.format(told=escape(told)))
+            counted = str(found)
+            title = f"<b>{escape(counted[:1].upper() + counted[1:])}</b>"
+            self.heading.setText(title if same else OUTDATED.format(counted=escape(counted)))
         for widget in (self.table, self.buttons):
             widget.setVisible(same)
         for of_row in (self.bars, self.detail):
@@ -475,54 +478,54 @@ class RegionView(Section):
             try:
                 names = source.names(registration)
             except InputError:
-                names = {}  # nothing drawn so far: 'Compute' says so
+                names = {}  # nothing drawn so far: 'Compute' reports it
         entries = {**REFERENCES, **names}
         if self.reference.currentData() not in entries:
-            self._own_reference = False
+            self._reference_picked = False
         fill(
             self.reference,
             entries,
-            None if self._own_reference else TOGETHER if len(names) > 1 else WHOLE,
+            None if self._reference_picked else TOGETHER if len(names) > 1 else WHOLE,
         )
-        self._settle()
+        self._update()
 
-    def _pick_reference(self) -> None:
-        self._own_reference = True
+    def _on_reference_picked(self) -> None:
+        self._reference_picked = True
         self._match()
 
-    def _take(self, found: Regions) -> None:
+    def _on_finished(self, found: Regions) -> None:
         registration = found.registration()
         if registration is not None:
-            self._kept[registration] = found
+            self._results[registration] = found
             if registration is self.registration:
-                self._show_found(found)
-        self._settle("")
+                self._show_result(found)
+        self._update("")
 
-    def _fail(self, text: str) -> None:
-        asked = None if self._asked is None else self._asked()
-        if asked is not None:
-            self._kept.pop(asked, None)
-            if asked is self.registration:
-                self._show_found(None)
-        self._settle("")
+    def _on_failed(self, text: str) -> None:
+        request = None if self._counting_for is None else self._counting_for()
+        if request is not None:
+            self._results.pop(request, None)
+            if request is self.registration:
+                self._show_result(None)
+        self._update("")
         show_error(text)
 
-    def _show_found(self, found: Regions | None) -> None:
-        self._found = found
+    def _show_result(self, found: Regions | None) -> None:
+        self._result = found
         loads = [] if found is None else found.loads
         registration = self.registration
         self.table.show_loads(
             loads, [] if registration is None or not loads else _columns(registration, loads)
         )
         if loads:
-            # what is most above chance first
+            # most above chance first
             self.table.sortByColumn(1, Qt.SortOrder.DescendingOrder)
             self.table.selectRow(0)
         self._show_chosen()
 
     def _show_chosen(self) -> None:
-        """Draw the bars of the row that is selected."""
-        found, row, registration = self._found, self.table.chosen(), self.registration
+        """Draw the bars of the selected row."""
+        found, row, registration = self._result, self.table.chosen(), self.registration
         shown = found is not None and row is not None and registration is not None
         self._match()
         if not (shown and found and row is not None and registration):
@@ -550,10 +553,10 @@ class RegionView(Section):
 
     def _go(self) -> None:
         """Move the viewer to the region of the row."""
-        found, row = self._found, self.table.chosen()
+        found, row = self._result, self.table.chosen()
         if found is not None and row is not None:
             go_to(self._viewer, to_viewer(middle_of(found.labels, found.loads[row].region)))
 
 
 def _columns(registration: Registration, loads: Sequence[RegionLoad]) -> list[str]:
-    return called(registration, loads[0].part, max(len(load.share) for load in loads))
+    return expert_titles(registration, loads[0].part, max(len(load.share) for load in loads))

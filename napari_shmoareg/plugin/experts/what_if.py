@@ -1,4 +1,4 @@
-"""The Experts panel: silence or force an expert, run again, and see what depended on it."""
+"""The tab What if of the Experts panel: silence or force experts and run the network again."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from napari_shmoareg.plugin.controls.tasks import CANCEL, Task
 from napari_shmoareg.plugin.experts.what_if_form import WhatIfForm
 from napari_shmoareg.plugin.experts.what_if_results import SweepBox, WhatIfResult, other_weights
 from napari_shmoareg.plugin.experts.what_if_work import (
-    CHOOSE,
+    CHOOSE_WEIGHTS,
     MOVED,
     Answer,
-    Kept,
+    ExperimentCache,
     Sweep,
     answer,
     effect_layer,
@@ -45,35 +45,35 @@ if TYPE_CHECKING:
 
 RUN, SWEEP = "Run", "Importance of all experts"
 CAPTION = (
-    "A load is not a contribution: only a change like this shows what depends on an expert, and"
-    " only for this pair. Silence and force change the network's last pass and nothing else, a"
-    " control all passes or the last; a refinement on the pair is left out on both sides."
+    "A load is not a contribution: only an intervention like this shows what depends on an expert,"
+    " and only for this pair. Silence and force change only the last pass of the network, a control"
+    " all passes or the last. Both results are without the refinement on the pair."
 )
 FIRST = (
-    "The first time, the network is loaded and run unchanged too; it is kept for one registration,"
-    " so that going to another one and back loads and runs it again"
+    "The first time, the network is also loaded and run unchanged. This is cached for one"
+    " registration only"
 )
 
 
 class WhatIfView(Section):
-    """Interventions on one registration, one at a time or on all experts; their figures stay as
-    long as it is open.
+    """Interventions on one registration, one at a time or on all experts; results are cached while
+    it is open.
 
     Parameters
     ----------
     viewer : Viewer
     """
 
-    answered = Signal()  # the tables and layers of a change are there, or those of a sweep
+    answered = Signal()  # the tables and layers of a change or a sweep are shown
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("What if", viewer)
-        self.kept: Kept = weakref.WeakKeyDictionary()
+        self.cache: ExperimentCache = weakref.WeakKeyDictionary()
         self.answers: weakref.WeakKeyDictionary[Registration, Answer] = weakref.WeakKeyDictionary()
         self.sweeps: weakref.WeakKeyDictionary[Registration, Sweep] = weakref.WeakKeyDictionary()
-        self._doing, self._last = "", RUN  # RUN, SWEEP, or nothing
-        self._about: weakref.ref[Registration] | None = None  # of what runs, or ran last
-        self._at: weakref.ref[Registration] | None = None  # that the panel showed last
+        self._action, self._last = "", RUN  # RUN, SWEEP or ""
+        self._running_for: weakref.ref[Registration] | None = None  # of the current or last run
+        self._shown_for: weakref.ref[Registration] | None = None  # shown last
         self.form, self.result, self.ramp = WhatIfForm(viewer), WhatIfResult(), Ramp()
         self.run, self.sweep, self.choose = (
             QPushButton(RUN),
@@ -83,15 +83,15 @@ class WhatIfView(Section):
         self.run.setToolTip(f"Run the network again with this change: seconds to a minute. {FIRST}")
         self.sweep.setToolTip(
             "Change every expert of the part, layer and direction above in turn, within the region"
-            " above, and list what that did. One run of the network per expert, two with random"
-            " experts: seconds to a minute each; Cancel keeps what is listed. For silence and"
+            " above, and list the effects. One run of the network per expert, two with random"
+            " experts: seconds to a minute each. Cancel keeps the listed rows. Only for silence and"
             f" force. {FIRST}"
         )
         self.choose.setToolTip(
-            "Show the .safetensors file that this registration was made with, and go on with it"
+            "Choose the .safetensors file of this registration, and run again with it"
         )
         self.progress, self.listed = ProgressBox(), SweepBox()
-        self.bar, self.told = self.progress.bar, self.progress.message
+        self.bar, self.status = self.progress.bar, self.progress.message
         self.table, self.buttons = self.listed.table, self.listed.buttons
         caption = QLabel(CAPTION)
         wrapped(caption, narrow=True)
@@ -103,75 +103,79 @@ class WhatIfView(Section):
             self.column.addWidget(widget)
         self.column.addStretch(1)
         self.task = Task(self, "a changed network")
-        self.task.progressed.connect(self._came)
-        self.task.finished.connect(self._take)
-        self.task.failed.connect(self._fail)
-        self.task.cancelled.connect(self._cancelled)
-        self.form.changed.connect(self._settle)
-        self.run.clicked.connect(lambda: self._press(RUN))
-        self.sweep.clicked.connect(lambda: self._press(SWEEP))
+        self.task.progressed.connect(self._on_progress)
+        self.task.finished.connect(self._on_finished)
+        self.task.failed.connect(self._on_failed)
+        self.task.cancelled.connect(self._on_cancelled)
+        self.form.changed.connect(self._update_buttons)
+        self.run.clicked.connect(lambda: self._toggle(RUN))
+        self.sweep.clicked.connect(lambda: self._toggle(SWEEP))
         self.choose.clicked.connect(self._choose)
         self.table.cellClicked.connect(lambda *_: self._show_expert())
-        self._show_kept()
-        self._settle()
+        self._show_results()
+        self._update_buttons()
 
     @property
     def registration(self) -> Registration | None:
-        """The registration that the view is about."""
+        """The registration of the view."""
         return open_registrations(self._viewer).get(self._number)
 
     def refresh(self) -> None:
-        """Offer what there is of the registration, and show the figures that it has."""
+        """Update the form for the registration, and show its results."""
         registration = self.registration
-        self._watch()
-        self.setEnabled(registration is not None or bool(self._doing))
-        if registration is None or self._at is None or self._at() is not registration:
-            self._at = None if registration is None else weakref.ref(registration)
-            if not self._doing:
-                self.told.setText("")
-        if not self._doing:
+        self._cancel_if_closed()
+        self.setEnabled(registration is not None or bool(self._action))
+        if registration is None or self._shown_for is None or self._shown_for() is not registration:
+            self._shown_for = None if registration is None else weakref.ref(registration)
+            if not self._action:
+                self.status.setText("")
+        if not self._action:
             self.form.offer(registration, lambda: self.registration)
-        self._show_kept()
-        self._settle()
+        self._show_results()
+        self._update_buttons()
 
-    def _press(self, what: str, weights: str | None = None) -> None:
-        """Start, or cancel what runs."""
-        if self._doing:
+    def _toggle(self, what: str, weights: str | None = None) -> None:
+        """Start a run, or cancel the current one."""
+        if self._action:
             self.task.cancel()
-            self._settle()
+            self._update_buttons()
             return
-        registration, wish, kept = self.registration, self.form.wish, self.kept
-        if registration is None or wish is None:
+        registration, request, cache = self.registration, self.form.request, self.cache
+        if registration is None or request is None:
             return
         if weights is not None:
-            kept.pop(registration, None)
-        held = self._about = weakref.ref(registration)
-        self._doing = self._last = what
+            cache.pop(registration, None)
+        registration_ref = self._running_for = weakref.ref(registration)
+        self._action = self._last = what
         if what == RUN:
             self.task.name = "a changed network"
-            self.task.start(lambda report: answer(report, held, wish, kept, weights))
+            self.task.start(
+                lambda report: answer(report, registration_ref, request, cache, weights)
+            )
         else:
-            found = self.sweeps[registration] = Sweep(wish.of_all, origin_of(registration))
+            found = self.sweeps[registration] = Sweep(request.sweep_title, origin_of(registration))
             self.task.name = "the importance of experts"
-            self.task.start(lambda report: sweep(report, held, wish, kept, found, weights))
+            self.task.start(
+                lambda report: sweep(report, registration_ref, request, cache, found, weights)
+            )
         first = min(map(self.column.indexOf, self.boxes.values()))
         self.column.removeWidget(self.boxes[what])
-        self.column.insertWidget(first, self.boxes[what])  # what comes last stands at the top
+        self.column.insertWidget(first, self.boxes[what])  # the last result is at the top
         self.progress.begin()
-        self._show_kept()
-        self._settle()
+        self._show_results()
+        self._update_buttons()
 
     def _choose(self) -> None:
-        """Run once more what was run last, with the weights that a person shows."""
+        """Repeat the last run with weights that the user chooses."""
         path, _ = QFileDialog.getOpenFileName(
             self, "Weights of this registration", "", "Weights (*.safetensors)"
         )
-        if path and not self._doing:
-            self._press(self._last, path)
+        if path and not self._action:
+            self._toggle(self._last, path)
 
-    def _running(self) -> tuple[int, Registration] | tuple[None, None]:
-        """Number and registration of what runs, or ran last; None where it was closed."""
-        about = None if self._about is None else self._about()
+    def _running_registration(self) -> tuple[int, Registration] | tuple[None, None]:
+        """Number and registration of the current or last run; None if it was closed."""
+        about = None if self._running_for is None else self._running_for()
         return next(
             (
                 (n, registration)
@@ -181,82 +185,82 @@ class WhatIfView(Section):
             (None, None),
         )
 
-    def _watch(self) -> None:
-        """End what runs for a registration that was closed."""
-        if self._doing and self._running()[0] is None:
+    def _cancel_if_closed(self) -> None:
+        """Cancel a run for a registration that was closed."""
+        if self._action and self._running_registration()[0] is None:
             self.task.cancel()
 
-    def _came(self, title: str, done: float) -> None:
-        """Say how far it is, and list the rows that have come."""
-        self._watch()
-        number, registration = self._running()
+    def _on_progress(self, title: str, done: float) -> None:
+        """Show the progress and the new rows."""
+        self._cancel_if_closed()
+        number, registration = self._running_registration()
         of = f"Registration #{number}: " if number not in (None, self._number) else ""
         self.progress.show_progress(
-            of + title, done, ready=registration is not None and registration in self.kept
+            of + title, done, ready=registration is not None and registration in self.cache
         )
-        if self._doing == SWEEP:
+        if self._action == SWEEP:
             self.listed.follow()
 
-    def _take(self, value: Any) -> None:
-        """The worker is done: keep what it found, if the registration is still open."""
-        number, registration = self._running()
-        said = ""
+    def _on_finished(self, value: Any) -> None:
+        """Store and show the result, if the registration is still open."""
+        number, registration = self._running_registration()
+        message = ""
         if number is None or registration is None:
-            self._gone()
+            self._report_closed()
         else:
             if isinstance(value, tuple):
                 self.answers[registration], effect = value
                 show_effect(self._viewer, registration, number, effect)
             if number != self._number:
-                said = (
-                    f"Done. The figures are those of registration #{number}: pick it to see them."
+                message = (
+                    f"Done. The results belong to registration #{number}: select it to see them."
                 )
-                show_info(said)
-        self._end(said)
+                show_info(message)
+        self._finish(message)
 
-    def _gone(self) -> None:
-        show_info("The registration was closed meanwhile; nothing of the change is shown.")
+    def _report_closed(self) -> None:
+        show_info("The registration was closed meanwhile; no result is shown.")
 
-    def _fail(self, text: str) -> None:
-        number, _ = self._running()
-        self._end(
+    def _on_failed(self, text: str) -> None:
+        number, _ = self._running_registration()
+        self._finish(
             text if number == self._number or number is None else f"Registration #{number}: {text}"
         )
         show_error(text)
 
-    def _cancelled(self) -> None:
-        number, registration = self._running()
+    def _on_cancelled(self) -> None:
+        number, registration = self._running_registration()
         if registration is None:
-            self._gone()
+            self._report_closed()
         found = (
             self.sweeps.get(registration)
-            if registration is not None and self._doing == SWEEP
+            if registration is not None and self._action == SWEEP
             else None
         )
-        kept = (
+        rows = (
             f"; the {len(found.rows)} experts listed stay"
             if found is not None and found.rows
             else ""
         )
-        of = f" with registration #{number}" if kept and number != self._number else ""
-        self._end(f"Cancelled{kept}{of}.")
+        of = f" with registration #{number}" if rows and number != self._number else ""
+        self._finish(f"Cancelled{rows}{of}.")
 
-    def _end(self, text: str) -> None:
-        self._doing = ""
-        self.told.setText(text)
+    def _finish(self, text: str) -> None:
+        self._action = ""
+        self.status.setText(text)
         self.refresh()
         self.answered.emit()
 
-    def _settle(self) -> None:
-        """Bring the buttons up to date."""
+    def _update_buttons(self) -> None:
+        """Update texts and states of the buttons."""
         registration = self.registration
-        wish = self.form.wish
-        ready = registration is not None and wish is not None
-        single = wish is not None and not wish.control  # about one expert, as a sweep is about each
-        busy = bool(self._doing)
+        request = self.form.request
+        ready = registration is not None and request is not None
+        single = request is not None and not request.control  # on one expert, as needed for a sweep
+        busy = bool(self._action)
         for button, what in ((self.run, RUN), (self.sweep, SWEEP)):
-            button.setText(CANCEL if self._doing == what else what)
-            button.setEnabled(self._doing == what if busy else ready and (single or what == RUN))
+            button.setText(CANCEL if self._action == what else what)
+            button.setEnabled(self._action == what if busy else ready and (single or what == RUN))
         self.form.setEnabled(not busy)
         self.progress.update_visibility(busy=busy)
         last: Any = (
@@ -264,15 +268,18 @@ class WhatIfView(Section):
             if registration is None
             else (self.answers if self._last == RUN else self.sweeps).get(registration)
         )
-        other = last is not None and bool(other_weights(last.alike))
-        lost = self.told.text().endswith(CHOOSE) and self._running()[1] is registration
+        other = last is not None and bool(other_weights(last.agreement))
+        lost = (
+            self.status.text().endswith(CHOOSE_WEIGHTS)
+            and self._running_registration()[1] is registration
+        )
         self.choose.setVisible(not busy and ready and (other or lost))
 
-    def _show_kept(self) -> None:
-        """Show the figures of the registration; a sweep that runs shows its own."""
+    def _show_results(self) -> None:
+        """Show the results of the registration; a running sweep shows its own."""
         registration, listed = (
             self.registration,
-            self._running()[1] if self._doing == SWEEP else self.registration,
+            self._running_registration()[1] if self._action == SWEEP else self.registration,
         )
         found = None if registration is None else self.answers.get(registration)
         if found is None or found is not self.result.answer:
@@ -284,14 +291,15 @@ class WhatIfView(Section):
             import numpy as np
 
             marks = ["0", "moved by the change", f"{layer.contrast_limits[1]:g} mm"]
-            # what its colours mean
             self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), marks)
 
     def _show_expert(self) -> None:
-        """Show the map of the expert of the row, in the registration that the row is of."""
+        """Show the map of the row's expert, in the row's registration."""
         row = self.table.chosen()
         number, registration = (
-            self._running() if self._doing == SWEEP else (self._number, self.registration)
+            self._running_registration()
+            if self._action == SWEEP
+            else (self._number, self.registration)
         )
         if row is not None and number is not None and registration is not None:
             show_expert_of(self._viewer, number, registration, row)

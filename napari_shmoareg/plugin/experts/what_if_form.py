@@ -1,6 +1,4 @@
-"""What is to be changed: an expert silenced or forced, or another choice of experts as a control;
-and where.
-"""
+"""The form of the tab What if: an intervention on an expert, or a control, and its region."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.controls.forms import arranged, fill, narrowed
 from napari_shmoareg.plugin.experts.gate_picker import GatePicker, describe_gates
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
-from napari_shmoareg.plugin.experts.regions import called, selections
+from napari_shmoareg.plugin.experts.regions import expert_titles, selection_shares
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -27,48 +25,49 @@ if TYPE_CHECKING:
 
 
 ACTIONS = {"silence": "silence it: never chosen", "force": "force it: always chosen"}
-DONE = {"silence": "Silenced", "force": "Forced"}
+PAST_TENSE = {"silence": "Silenced", "force": "Forced"}
 ACTION_TIP = (
-    "Silence: where the expert was chosen the next best takes its place. Force: where it was not"
-    " chosen it takes the place, and the gate value, of the weakest chosen one. The others are"
-    " controls: they change the choice at all of the gates picked below"
+    "Silence: the next best expert replaces this one wherever it was chosen. Force: this expert"
+    " replaces the weakest chosen one, with its gate value, wherever it was not chosen. The others"
+    " are controls: they change the choices of all gates picked below"
 )
 PASSES = {"all": "all passes", "last": "the last pass alone"}
 PASSES_TIP = (
-    "The network runs at a coarse grid first, then on what is left: in all passes a control tells"
-    " what the whole result depends on, in the last one what its maps and loads stand for. Silence"
-    " and force change the last pass"
+    "The network runs on a coarse grid first, then on the remaining deformation. A control of all"
+    " passes tests what the whole result depends on; a control of the last pass tests what the maps"
+    " and loads show. Silence and force change the last pass"
 )
-# controls that are about one expert, or about those chosen most often
-ONE_OR_OFTEN = ("fixed", "silenced")
-OFTEN = -1  # in place of an expert: the ones that are chosen most often
+# controls of one expert, or of the most chosen experts
+SINGLE_EXPERT_CONTROLS = ("fixed", "silenced")
+MOST_CHOSEN = -1  # instead of an expert: the most chosen ones
 NULL_TIP = (
-    "Run the same change for its random counterpart too: other experts' selections, as many, in"
-    " patches alike, in the same shares of content and background; one draw. Twice the time"
+    "Also run the same change for its random counterpart: the same number of selections of other"
+    " experts, in patches of the same kind, with the same shares of content and background; one"
+    " draw. Takes twice the time"
 )
-EACH = 0  # of the regions: all of them together
+ALL_REGIONS = 0  # all regions together
 
 
 @dataclass(frozen=True, eq=False)
 class ChangeRequest:
-    """What a person asks for, to be made an `Intervention` in any thread.
+    """The request of the form, which becomes an `Intervention` or `Control` in any thread.
 
     Attributes
     ----------
     action : str
         "silence", "force", or the name of a control.
     expert : int or None
-        None for a control that is about no single one.
+        None for a control of several experts.
     where : dict
-        Fields of `GateId`; what is left out means all.
+        Fields of `GateId`; missing fields mean all.
     source : Source or None
-        Of the region; None is everywhere.
+        Source of the region; None is everywhere.
     region : int
-        Its number; 0 is all regions of the source.
+        Number of the region; 0 is all regions of the source.
     null : bool
         Whether to run the change for random experts too.
     passes : {"all", "last"}
-        Of a control.
+        Passes that a control changes.
     """
 
     action: Any
@@ -81,36 +80,32 @@ class ChangeRequest:
 
     @property
     def control(self) -> bool:
-        """Whether it is a control."""
+        """Whether the action is a control."""
         return self.action not in ACTIONS
 
     @property
     def within(self) -> str:
-        """The region in words."""
+        """Description of the region."""
         if self.source is None:
             return "everywhere"
         return (
             f"'{self.source.name}'"
-            if self.region == EACH
+            if self.region == ALL_REGIONS
             else f"region {self.region} of '{self.source.name}'"
         )
 
     @property
-    def of_all(self) -> str:
-        """What a sweep does that is asked for with this, in words: a sweep takes all blocks and
-        both images.
-        """
+    def sweep_title(self) -> str:
+        """Description of a sweep with this request; a sweep covers all blocks and both images."""
         gates = describe_gates(
             {name: self.where.get(name) for name in ("part", "layer", "direction")}
         )
-        beside = (
-            "each beside its random counterpart" if self.null else "without random counterparts"
-        )
+        null = "each with its random counterpart" if self.null else "without random counterparts"
         where = self.within if self.source is None else f"in {self.within}"
-        return f"{DONE[self.action]} in turn: every expert of {gates}, {where}, {beside}"
+        return f"{PAST_TENSE[self.action]} in turn: every expert of {gates}, {where}, {null}"
 
     def mask(self, registration: Registration) -> Volume | None:
-        """The region in the fixed world: not 0 is inside; None for everywhere.
+        """The region in the space of the fixed image: nonzero is inside; None for everywhere.
 
         Raises
         ------
@@ -120,7 +115,7 @@ class ChangeRequest:
         if self.source is None:
             return None
         labels = self.source.volume(registration)
-        inside = labels.values != 0 if self.region == EACH else labels.values == self.region
+        inside = labels.values != 0 if self.region == ALL_REGIONS else labels.values == self.region
         if not inside.any():
             raise InputError(
                 f"There is no voxel in {self.within}. Draw or pick a region inside the fixed image."
@@ -128,7 +123,7 @@ class ChangeRequest:
         return Volume(inside.astype(np.uint8), labels.grid, self.within, is_labels=True)
 
     def change(self, registration: Registration) -> Intervention | Control:
-        """The change; an intervention with its region.
+        """The control, or the intervention with its region.
 
         Raises
         ------
@@ -164,15 +159,13 @@ class WhatIfForm(QWidget):
             QComboBox(),
         )
         self.action.setToolTip(ACTION_TIP)
-        self.expert.setToolTip(
-            "Which expert, with its share of the selections of the gates picked here"
-        )
+        self.expert.setToolTip("The expert, with its share of the selections of the picked gates")
         self.region.setToolTip(
-            "Which of the regions; the cells that lie in it by half of their volume or more"
+            "The region: cells with at least half of their volume in it are changed"
         )
         self.where = GatePicker("layer", "block", "image", "direction")
         self.source = RegionSource(viewer, everywhere=True)
-        self.null = QCheckBox("Beside it random experts")
+        self.null = QCheckBox("Compare with random experts")
         self.null.setToolTip(NULL_TIP)
         self.null.setChecked(True)
         self.passes.setToolTip(PASSES_TIP)
@@ -196,17 +189,17 @@ class WhatIfForm(QWidget):
         self._offer_regions()
 
     @property
-    def wish(self) -> ChangeRequest | None:
-        """What is asked for; None where there is nothing to ask."""
+    def request(self) -> ChangeRequest | None:
+        """The request, or None if the form has no expert."""
         expert, action = self.expert.currentData(), self.action.currentData()
         if expert is None:  # the part has no experts, or there is no registration
             return None
         if action not in ACTIONS:
-            alone = expert if self._needs_expert and expert != OFTEN else None
+            alone = expert if self._needs_expert and expert != MOST_CHOSEN else None
             return ChangeRequest(
-                action, alone, self.where.where, None, EACH, False, self.passes.currentData()
+                action, alone, self.where.where, None, ALL_REGIONS, False, self.passes.currentData()
             )
-        region = int(self.region.currentData() or EACH)
+        region = int(self.region.currentData() or ALL_REGIONS)
         picked = self.source.source
         return ChangeRequest(
             action, expert, self.where.where, picked, region, self.null.isChecked()
@@ -214,17 +207,15 @@ class WhatIfForm(QWidget):
 
     @property
     def _needs_expert(self) -> bool:
-        """Whether the action is about one expert: of the controls only one that stands everywhere
-        in the decoder.
-        """
+        """Whether the action is on one expert; of the controls, only some in the decoder are."""
         action = self.action.currentData()
         return action in ACTIONS or (
-            action in ONE_OR_OFTEN and self.where.part.currentData() == "decoder"
+            action in SINGLE_EXPERT_CONTROLS and self.where.part.currentData() == "decoder"
         )
 
     def offer(self, registration: Registration | None, find: Any) -> None:
-        """Offer what there is of a registration; `find` gives it again later, so that nothing is
-        held here.
+        """Offer the gates and regions of a registration; `find` returns it later, so that no
+        reference is kept here.
         """
         self._registration = find
         self.where.offer(registration)
@@ -232,7 +223,7 @@ class WhatIfForm(QWidget):
         self._offer_actions()
 
     def _offer_actions(self) -> None:
-        """Silence and force, and the controls that the part has."""
+        """Offer silence, force and the controls of the picked part."""
         part = self.where.part.currentData()
         if self._registration() is not None and part is not None:
             from napari_shmoareg.experts.controls import KINDS
@@ -257,11 +248,17 @@ class WhatIfForm(QWidget):
             self.action.currentData(),
         )
         count = self.where.num_experts if registration is not None else 0
-        names = [] if registration is None else called(registration, where["part"] or "", count)
-        share = None if registration is None else selections(registration, **where)
+        names = (
+            [] if registration is None else expert_titles(registration, where["part"] or "", count)
+        )
+        share = None if registration is None else selection_shares(registration, **where)
         if share is not None and len(share) == count:
             names = [f"{name}: {100 * part:.1f} %" for name, part in zip(names, share, strict=True)]
-        often = {OFTEN: "the one chosen most often"} if action in ONE_OR_OFTEN and names else {}
+        often = (
+            {MOST_CHOSEN: "the one chosen most often"}
+            if action in SINGLE_EXPERT_CONTROLS and names
+            else {}
+        )
         fill(self.expert, often | dict(enumerate(names)))
         control = action not in ACTIONS
         self._show(self._below, self.expert, self._needs_expert)
@@ -283,8 +280,8 @@ class WhatIfForm(QWidget):
             try:
                 names = source.names(registration)
             except InputError:
-                names = {}  # nothing drawn so far: 'Run' says so
-        fill(self.region, {EACH: "all of them", **names})
+                names = {}  # nothing drawn so far: 'Run' reports it
+        fill(self.region, {ALL_REGIONS: "all of them", **names})
         self._show(
             self._below, self.region, source is not None and self.action.currentData() in ACTIONS
         )

@@ -1,7 +1,4 @@
-"""The importance of all experts, a row each, as they come.
-
-What a change did, in figures: before, changed, and random experts beside it.
-"""
+"""The results of the tab What if: the effect of one change, and the importance of all experts."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ if TYPE_CHECKING:
 
 
 SHOWN = 12  # rows before it scrolls
-# share of the cells that have to choose as recorded, for the weights to count as the same
-ALIKE = 0.98
+# minimum share of the cells that choose as recorded, for the weights to count as the same
+MIN_AGREEMENT = 0.98
 COUNTERPART = (
-    "other experts' selections, as many, in patches alike, in the same shares of content and"
-    " background; one draw"
+    "the same number of selections of other experts, in patches of the same kind, with the same"
+    " shares of content and background; one draw"
 )
 SWEEP_HEADINGS = (
     "Gate",
@@ -46,30 +43,30 @@ SWEEP_TIPS = (
         "Part, layer and direction; the blocks of an encoder layer are changed together, for both"
         " images"
     ),
-    "Id from 0. Click a row to see the expert's map",
-    "How far the change moved the displacement, mean over what the fixed image shows",
+    "Id from 0. Click a row to show the expert's map",
+    "Mean change of the displacement over the content of the fixed image",
     f"The same for {COUNTERPART}",
-    f"How many times as far as the random counterpart: {COUNTERPART}",
+    f"Ratio to the random counterpart: {COUNTERPART}",
     "Mean Dice with the change minus without it: below 0 the change harmed",
     f"The same for {COUNTERPART}",
     "Share of the selections of these gates",
-    "95th percentile of how far it moved",
+    "95th percentile of the change of the displacement",
     "Change of the share of folded voxels, in percentage points",
-    "Share of the cells meant, at which others were chosen than without the change",
+    "Share of the targeted cells that chose other experts than without the change",
 )
 
 
 class SweepTable(FigureTable):
-    """Rows of importance, which come one by one and can be sorted meanwhile."""
+    """Rows of importance, added one by one, which can be sorted at any time."""
 
     def __init__(self) -> None:
         super().__init__(SWEEP_HEADINGS, SWEEP_TIPS)
-        self.setToolTip("Click a heading to sort, a row to see the expert's map.")
+        self.setToolTip("Click a heading to sort, a row to show the expert's map.")
         self.rows: list[ImportanceRow] = []
         self.show_rows([])
 
     def show_rows(self, rows: list[ImportanceRow]) -> None:
-        """Show other rows, from the start."""
+        """Replace the rows."""
         self.rows = []
         self.setRowCount(0)
         self.setSortingEnabled(True)
@@ -78,7 +75,7 @@ class SweepTable(FigureTable):
             self.add(row)
 
     def add(self, row: ImportanceRow) -> None:
-        """Show one more row."""
+        """Add a row."""
         self.setSortingEnabled(False)
         at = self.rowCount()
         self.setRowCount(at + 1)
@@ -105,24 +102,25 @@ class SweepTable(FigureTable):
             self.fit(self.rowCount())
 
     def chosen(self) -> ImportanceRow | None:
-        """The row that is selected; None without any."""
+        """The selected row, or None."""
         rows = self.selected_rows()
         item = self.item(rows[0], 0) if rows else None
         return None if item is None else self.rows[int(item.data(Qt.ItemDataRole.UserRole))]
 
 
-def other_weights(alike: float) -> list[str]:
-    """A warning where the network that was run does not choose as the registration did."""
-    if alike >= ALIKE:
+def other_weights(agreement: float) -> list[str]:
+    """A warning if the choices of the network differ from those of the registration."""
+    if agreement >= MIN_AGREEMENT:
         return []
     return [
-        f"The weights that were found choose as this registration says at only {100 * alike:.0f} %"
-        " of the cells: are they the ones it was made with? If not, press 'Choose weights…'."
+        "The weights that were found choose the experts recorded in this registration at only"
+        f" {100 * agreement:.0f} % of the cells. If they are not the weights of this registration,"
+        " press 'Choose weights…'."
     ]
 
 
 class SweepBox(QWidget):
-    """The table, with what was done above it, and its buttons."""
+    """The table of a sweep, with a heading and buttons."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,14 +134,14 @@ class SweepBox(QWidget):
         self.show_sweep(None)
 
     def show_sweep(self, sweep: Sweep | None) -> None:
-        """Show another sweep, from its first row, or none."""
+        """Show another sweep, or none."""
         if sweep is not self.sweep or sweep is None:
             self.sweep = sweep
             self.table.show_rows([])
         self.follow()
 
     def follow(self) -> None:
-        """Show the rows that have come since."""
+        """Show the new rows."""
         sweep = self.sweep
         for row in [] if sweep is None else sweep.rows[len(self.table.rows) :]:
             self.table.add(row)
@@ -152,7 +150,7 @@ class SweepBox(QWidget):
                 f"<b>{escape(sweep.title)}</b><br>"
                 + escape(", ".join(map(str, sweep.about.values())))
             )
-            self.note.setText("\n".join(other_weights(sweep.alike)))
+            self.note.setText("\n".join(other_weights(sweep.agreement)))
         for widget in (self.heading, self.table, self.buttons):
             widget.setVisible(bool(self.table.rows))
         self.note.setVisible(bool(self.table.rows) and bool(self.note.text()))
@@ -164,7 +162,7 @@ def gate_of(row: ImportanceRow) -> str:
 
 
 def times(row: ImportanceRow) -> float | None:
-    """How many times as far the expert's change moved things as that of random experts."""
+    """Ratio of the mean change of the displacement to that of random experts."""
     return row.mean_mm / row.null_mm if row.null_mm else None
 
 
@@ -182,7 +180,7 @@ Row = tuple[str, str, str, float | None, float | None, float | None]
 
 
 class WhatIfResult(QWidget):
-    """Two tables, of the whole and of each label, and words about what they mean."""
+    """Two tables, of the whole image and of each label, and notes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,12 +198,12 @@ class WhatIfResult(QWidget):
         self.show_answer(None)
 
     def show_answer(self, answer: Answer | None) -> None:
-        """Show what a change did; None for nothing."""
+        """Show the effect of a change, or nothing."""
         self.answer = answer
         self.setVisible(answer is not None)
         if answer is None:
             return
-        change = answer.effect.told
+        change = answer.effect.description
         self.heading.setText(f"<b>{escape(change[:1].upper() + change[1:])}</b>")
         rows = whole_rows(answer)
         self.whole.setRowCount(len(rows))
@@ -228,29 +226,29 @@ class WhatIfResult(QWidget):
         self.labels.setRowCount(len(change))
         ordered = sorted(change, key=lambda label: -abs(change[label]))
         for n, label in enumerate(ordered):
-            beside = None if answer.null is None else answer.null.dice_change.get(label)
+            null = None if answer.null is None else answer.null.dice_change.get(label)
             cells = [Figure(label, "d"), Figure(answer.before[0][label], ".3f")]
-            cells += [Figure(change[label], "+.4f"), Figure(beside, "+.4f")]
+            cells += [Figure(change[label], "+.4f"), Figure(null, "+.4f")]
             for column, cell in enumerate(cells):
                 self.labels.setItem(n, column, cell)
         self.labels.setColumnHidden(3, answer.null is None)
         header = self.labels.horizontalHeader()
         if header is not None:
-            # as they stand: the biggest change first
+            # no indicator: sorted by absolute change
             header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
         self.labels.setSortingEnabled(True)
         self.labels.fit(min(max(len(change), 1), LABELS_SHOWN))
 
 
 def whole_rows(answer: Answer) -> list[Row]:
-    """Name, tip, form and the figures before, changed, random; None where it does not apply."""
+    """Name, tooltip, format and the values before, changed, random; None if not applicable."""
     effect, null = answer.effect, answer.null
     folding = "Share of voxels where the deformation turns tissue inside out"
     moved = (
-        "How far the displacement is from that without the change, within what the fixed image"
-        " shows"
+        "Distance of the displacement from that without the change, within the content of the fixed"
+        " image"
     )
-    turned = "Share of the cells meant, at which other experts were chosen than without the change"
+    turned = "Share of the targeted cells that chose other experts than without the change"
 
     def pair(name: str) -> tuple[None, float, float | None]:
         return None, getattr(effect, name), None if null is None else getattr(null, name)
@@ -284,11 +282,11 @@ def whole_rows(answer: Answer) -> list[Row]:
 
 
 def table_of(answer: Answer) -> list[dict[str, object]]:
-    """All figures for a file: measure, label, before, changed, random."""
-    change = answer.effect.told
+    """Rows for a file: measure, label, before, changed, random."""
+    change = answer.effect.description
     about = answer.about | {"settings": json.dumps(answer.settings, sort_keys=True, default=str)}
     about |= {"cells": answer.effect.cells, "share_of_selections": answer.share, "change": change}
-    about |= {"random_counterpart": "" if answer.null is None else answer.null.told}
+    about |= {"random_counterpart": "" if answer.null is None else answer.null.description}
     rows: list[dict[str, object]] = []
     for name, _, _, before, after, null in whole_rows(answer):
         rows.append(about | _row(name.strip(), "", before, after, null))
@@ -299,52 +297,52 @@ def table_of(answer: Answer) -> list[dict[str, object]]:
 
 
 def notes(answer: Answer) -> list[str]:
-    """What has to be known before the figures are read."""
+    """Notes for the interpretation of the results."""
     effect, weights = answer.effect, str(answer.about["weights"])
-    said = (
+    lines = (
         []
         if answer.share is None
         else [f"The expert had {100 * answer.share:.1f} % of the selections there."]
     )
     if answer.share is None:
-        said += gain(answer)
+        lines += gain(answer)
     elif effect.changed == 0:
-        said.append("No cell chose otherwise, so nothing changed.")
+        lines.append("No cell chose other experts, so nothing changed.")
     elif answer.null is not None:
-        said.append(beside(effect, answer.null))
+        lines.append(compare_with_null(effect, answer.null))
     if answer.null is not None:
-        said.append(f"Random: {answer.null.told}.")
+        lines.append(f"Random: {answer.null.description}.")
     if answer.settings.get("untrained") or "untrained" in weights.lower() or not weights:
-        said.append("These weights are untrained: what an expert changes means nothing.")
-    said += other_weights(answer.alike)
+        lines.append("These weights are untrained: the effect of an expert means nothing.")
+    lines += other_weights(answer.agreement)
     if answer.settings.get("refine"):
-        said.append(
-            "'Before' is without the refinement on the pair, so its figures differ from those of"
-            " the panel Quality."
+        lines.append(
+            "'Before' is without the refinement on the pair, so its values differ from those in the"
+            " panel Quality."
         )
-    return said
+    return lines
 
 
 def gain(answer: Answer) -> list[str]:
-    """How much of the network's gain over the alignment a control leaves, in a sentence."""
+    """A sentence on the share of the network's gain over the alignment that a control leaves."""
     before, after, aligned = answer.before[1], answer.effect.mean_dice, answer.aligned
     if before is None or after is None or aligned is None:
-        return ["Without labels of both images it is not known what the change costs."]
+        return ["Without labels of both images the loss by the change is unknown."]
     if before <= aligned:
         return [
-            f"The network gains nothing here: mean Dice {aligned:.3f} by the alignment,"
-            f" {before:.3f} after it."
+            f"The network gains nothing here: mean Dice {aligned:.3f} after the alignment,"
+            f" {before:.3f} after the network."
         ]
-    kept = (after - aligned) / (before - aligned)
+    retained = (after - aligned) / (before - aligned)
     return [
-        f"Mean Dice is {aligned:.3f} by the alignment alone and {before:.3f} as learned; of this"
-        f" gain {100 * kept:.0f} % is left. One pair says little: 'shmoareg inspect --controls"
-        " --pairs' measures many, with intervals."
+        f"Mean Dice is {aligned:.3f} after the alignment and {before:.3f} with the unchanged"
+        f" network; {100 * retained:.0f} % of this gain is left. One pair is little evidence:"
+        " 'shmoareg inspect --controls --pairs' measures many, with intervals."
     ]
 
 
-def beside(effect: Figures, null: Figures) -> str:
-    """How the change compares with random experts, in a sentence."""
+def compare_with_null(effect: Figures, null: Figures) -> str:
+    """A sentence that compares the change with random experts."""
     if null.mean_mm <= 0:
         return "Its random counterpart moved nothing."
     ratio = effect.mean_mm / null.mean_mm

@@ -1,7 +1,4 @@
-"""What the What-if view has computed in a worker's thread: one change, or a change of every expert.
-
-What a change moved, as two layers of a registration, made once and filled anew.
-"""
+"""The computation of the tab What if in a worker thread, and the layers of its effect."""
 
 from __future__ import annotations
 
@@ -34,18 +31,18 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-Kept = MutableMapping["Registration", "Experiment"]
+ExperimentCache = MutableMapping["Registration", "Experiment"]
 
-# of the progress: until the network is there, and until it has run unchanged
+# fractions of the progress: network loaded, network run unchanged
 LOADING, READY = 0.3, 0.6
-CHOOSE = "Press 'Choose weights…' and show where their .safetensors file lies now."
+CHOOSE_WEIGHTS = "Press 'Choose weights…' and select their .safetensors file."
 
 
 @dataclass(frozen=True)
 class Figures:
     """The figures of an `Effect`, without its volumes, which would fill the memory."""
 
-    told: str
+    description: str
     dice: Mapping[int, float]
     mean_dice: float | None
     folding_percent: float
@@ -58,40 +55,40 @@ class Figures:
 
     @classmethod
     def of(cls, effect: Effect) -> Figures:
-        """What there is to keep of an effect."""
+        """The numbers of an effect."""
         outcome = effect.outcome
         same = {
             name: getattr(effect, name)
             for name in ("cells", "changed", "mean_mm", "p95_mm", "max_mm")
         }
-        told, whole = (
+        description, whole = (
             str(effect.interventions[0]),
             (outcome.dice, outcome.mean_dice, outcome.folding_percent),
         )
-        return cls(told, *whole, effect.dice_change, **same)
+        return cls(description, *whole, effect.dice_change, **same)
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What one change did.
+    """The effect of one change.
 
     Attributes
     ----------
     about : dict
         Pair and weights.
     settings : mapping
-        Of the registration.
+        Settings of the registration.
     before : tuple
         Dice per label, their mean or None, and folding in percent, without the change.
     effect : Figures
     null : Figures or None
-        Of the same change for experts drawn at random.
+        The same change for random experts.
     share : float or None
-        Of the selections of these gates, in the region, that went to the expert; None of a control.
-    alike : float
-        As of `recorded_agreement`.
+        Share of the expert in the selections of these gates in the region; None for a control.
+    agreement : float
+        As for `recorded_agreement`.
     aligned : float or None
-        Of a control: mean Dice of the alignment alone; None without labels.
+        For a control: mean Dice after the alignment; None without labels.
     """
 
     about: dict[str, object]
@@ -100,57 +97,57 @@ class Answer:
     effect: Figures
     null: Figures | None
     share: float | None
-    alike: float
+    agreement: float
     aligned: float | None = None
 
 
 @dataclass(eq=False)
 class Sweep:
-    """What the change of every expert did; `rows` grow while it runs."""
+    """The effects of changing every expert; `rows` grow during the run."""
 
     title: str
     about: dict[str, object]
-    alike: float = 1.0
+    agreement: float = 1.0
     rows: list[ImportanceRow] = field(default_factory=list)
 
     def table(self) -> list[dict[str, object]]:
-        """All figures for a file, a row per expert."""
+        """Rows for a file, one per expert."""
         return [{**self.about, **row.to_dict()} for row in self.rows]
 
 
 def answer(
     report: Report,
-    held: weakref.ref[Registration],
-    wish: ChangeRequest,
-    kept: Kept,
+    registration_ref: weakref.ref[Registration],
+    request: ChangeRequest,
+    cache: ExperimentCache,
     weights: str | None = None,
 ) -> tuple[Answer, Effect]:
-    """Make the change, and its random counterpart if requested, without a reference to the
-    registration meanwhile.
+    """Run the change, and its random counterpart if requested, without keeping a reference to the
+    registration.
     """
     from napari_shmoareg.experts.controls import Control
     from napari_shmoareg.experts.experiment import recorded_agreement
 
-    registration = _there(held)
-    change = wish.change(registration)
-    start = 0.0 if registration in kept and not weights else READY
-    experiment = experiment_of(report, registration, kept, weights)
+    registration = _open_registration(registration_ref)
+    change = request.change(registration)
+    start = 0.0 if registration in cache and not weights else READY
+    experiment = experiment_of(report, registration, cache, weights)
     about, settings = origin_of(registration), registration.report["settings"]
     same = recorded_agreement(experiment, registration.routing)
     del registration
-    step = (1 - start) / (2 if wish.null else 1)
-    tell = partial(report.part(start, start + step), "running with the change")
-    beside = partial(report.part(start + step, 1.0), "running with random experts")
+    step = (1 - start) / (2 if request.null else 1)
+    progress = partial(report.part(start, start + step), "running with the change")
+    null_progress = partial(report.part(start + step, 1.0), "running with random experts")
     null = share = aligned = None
     with interruptible(experiment.replay.network, report.check):
-        effect = experiment.run(change, progress=tell)
+        effect = experiment.run(change, progress=progress)
         if isinstance(change, Control):
             aligned = experiment.aligned_dice
         else:
             share = experiment.share(change)
             null = (
-                Figures.of(experiment.run(experiment.null(change), progress=beside))
-                if wish.null
+                Figures.of(experiment.run(experiment.null(change), progress=null_progress))
+                if request.null
                 else None
             )
     base = experiment.base
@@ -160,27 +157,29 @@ def answer(
 
 def sweep(
     report: Report,
-    held: weakref.ref[Registration],
-    wish: ChangeRequest,
-    kept: Kept,
+    registration_ref: weakref.ref[Registration],
+    request: ChangeRequest,
+    cache: ExperimentCache,
     found: Sweep,
     weights: str | None = None,
 ) -> Sweep:
-    """Change every expert of some gates in turn; each row is appended to `found` as it comes."""
+    """Change every expert of some gates in turn, and append each row to `found`."""
     from napari_shmoareg.experts.experiment import importance, recorded_agreement
 
-    registration = _there(held)
+    registration = _open_registration(registration_ref)
     where = {
-        name: value for name, value in wish.where.items() if name in ("part", "layer", "direction")
+        name: value
+        for name, value in request.where.items()
+        if name in ("part", "layer", "direction")
     }
-    region = wish.mask(registration)
-    experiment = experiment_of(report, registration, kept, weights)
-    found.alike = recorded_agreement(experiment, registration.routing)
+    region = request.mask(registration)
+    experiment = experiment_of(report, registration, cache, weights)
+    found.agreement = recorded_agreement(experiment, registration.routing)
     del registration
     with interruptible(experiment.replay.network, report.check):
         report("changing the first expert", 0.0)
         for row in importance(
-            experiment, action=wish.action, region=region, null=wish.null, **where
+            experiment, action=request.action, region=region, null=request.null, **where
         ):
             found.rows.append(row)
             report(f"{row.number} of {row.total} experts", row.number / row.total)
@@ -188,34 +187,37 @@ def sweep(
 
 
 def experiment_of(
-    report: Report, registration: Registration, kept: Kept, weights: str | Path | None = None
+    report: Report,
+    registration: Registration,
+    cache: ExperimentCache,
+    weights: str | Path | None = None,
 ) -> Experiment:
-    """The experiment on a registration, made at the first call (seconds); only that of the last one
-    is kept.
+    """The experiment on a registration, created at the first call (seconds); only the last one is
+    cached.
 
     Raises
     ------
     InputError
-        Where there are no such weights: it says what to do.
+        If the weights are not found.
     """
     from napari_shmoareg.experts.experiment import Experiment
 
-    found = None if weights else kept.get(registration)
+    found = None if weights else cache.get(registration)
     if found is None:
-        kept.clear()  # a network and all that it encoded
+        cache.clear()  # frees a network and its features
         try:
             replay = replay_of(registration, report.part(0.0, LOADING), weights)
         except WeightsError as error:
-            raise InputError(f"{error} {CHOOSE}") from error
+            raise InputError(f"{error} {CHOOSE_WEIGHTS}") from error
         with interruptible(replay.network, report.check):
-            tell = partial(report.part(LOADING, READY), "running the network unchanged")
-            found = kept[registration] = Experiment(replay, progress=tell)
+            progress = partial(report.part(LOADING, READY), "running the network unchanged")
+            found = cache[registration] = Experiment(replay, progress=progress)
     return found
 
 
-def _there(held: weakref.ref[Registration]) -> Registration:
-    """The registration; the work ends where it was closed."""
-    registration = held()
+def _open_registration(registration_ref: weakref.ref[Registration]) -> Registration:
+    """The registration; raises `Interrupted` if it was closed."""
+    registration = registration_ref()
     if registration is None:
         raise Interrupted
     return registration
@@ -224,27 +226,16 @@ def _there(held: weakref.ref[Registration]) -> Registration:
 ROLE = "what_if"
 MOVED, DIFFERENCE = "moved", "difference"
 NAMES = {MOVED: "what if: moved (mm)", DIFFERENCE: "what if: warped difference"}
-LEAST = 0.01  # mm: a ramp that ends lower would show rounding
+LEAST = 0.01  # mm: a lower end of the colours would show rounding errors
 BLUE, RED = (0.13, 0.4, 0.85), (0.85, 0.15, 0.1)
 
 
 def show_effect(
     viewer: Viewer, registration: Registration, number: int, effect: Effect
 ) -> list[Image]:
-    """Show how far a change moved everything, and (hidden) what it did to the warped image.
+    """Show the change of the displacement, and (hidden) the change of the warped image.
 
-    Parameters
-    ----------
-    viewer : Viewer
-    registration : Registration
-    number : int
-        Of the registration.
-    effect : Effect
-
-    Returns
-    -------
-    list of Image
-        "moved" and "difference"; the layers of an effect shown before, as far as they are there.
+    Refills the layers "moved" and "difference" of a previous effect, if they exist.
     """
     top = ramp_end(effect)
     least = float(np.abs(effect.difference.values).max(initial=0)) or 1.0
@@ -278,13 +269,13 @@ def show_expert_of(
     from napari_shmoareg.experts.maps import times_chosen
 
     counts = [load for load in times_chosen(registration) if load.layer == row.layer]
-    wanted = next((load for load in counts if load.image == "fixed"), counts[0] if counts else None)
-    if wanted is not None:
-        show_head(viewer, number, wanted, row.expert)
+    load = next((load for load in counts if load.image == "fixed"), counts[0] if counts else None)
+    if load is not None:
+        show_head(viewer, number, load, row.expert)
 
 
 def effect_layer(viewer: Viewer, number: int, which: str) -> Image | None:
-    """The layer of a registration that shows "moved" or "difference", if it is there."""
+    """The layer "moved" or "difference" of a registration, or None."""
     found = [
         layer
         for layer in layers_of_registration(viewer, number, ROLE)
@@ -294,9 +285,7 @@ def effect_layer(viewer: Viewer, number: int, which: str) -> Image | None:
 
 
 def ramp_end(effect: Effect) -> float:
-    """Mm at which the colours end: a round number at or above the 99.5th percentile of what
-    moved.
-    """
+    """Upper end of the colours, mm: a round number at or above the 99.5th percentile."""
     reached = max(float(np.percentile(effect.moved.values, 99.5)), effect.max_mm / 4, LEAST)
     power = 10.0 ** np.floor(np.log10(reached))
     return float(
@@ -305,7 +294,7 @@ def ramp_end(effect: Effect) -> float:
 
 
 def moved_colours() -> dict[str, Any]:
-    """Clear where nothing moved, then violet to yellow."""
+    """Transparent where nothing moved, then violet to yellow."""
     colours = [
         (0.25, 0.0, 0.4, 0.0),
         (0.55, 0.1, 0.6, 0.55),
@@ -320,7 +309,7 @@ def moved_colours() -> dict[str, Any]:
 
 
 def difference_colours() -> dict[str, Any]:
-    """Blue darker, red brighter with the change, clear where nothing changed."""
+    """Blue is darker, red brighter with the change; transparent where nothing changed."""
     sides = np.linspace(-1, 1, 17)
     colours = [(*(RED if side > 0 else BLUE), min(1.0, 1.3 * abs(side))) for side in sides]
     return {"colors": np.array(colours), "controls": (sides + 1) / 2, "name": "with minus without"}
@@ -347,13 +336,13 @@ def _fill(
             "rendering": "translucent",
             "opacity": 0.9,
         }
-        return viewer.add_image(_own(data), **options, visible=which == MOVED)
+        return viewer.add_image(_as_float32(data), **options, visible=which == MOVED)
     layer.metadata = options["metadata"]
-    layer.data = _own(data)
+    layer.data = _as_float32(data)
     layer.scale, layer.translate = options["scale"], options["translate"]
     layer.contrast_limits_range = layer.contrast_limits = limits
     return layer
 
 
-def _own(data: NDArray) -> NDArray:
+def _as_float32(data: NDArray) -> NDArray:
     return np.asarray(data, dtype=np.float32)
