@@ -503,7 +503,7 @@ def show_results(
     from napari_shmoareg.metrics.measure import MEASURES
 
     for test in found:
-        typer.echo(f"{MEASURES[test.measure].words}, over {test.over}: {test.says}")
+        typer.echo(f"{MEASURES[test.measure].words}, over {test.over}: {test.sentence}")
     typer.echo(f"Written to {page}")
 
 

@@ -122,7 +122,9 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shm
 
     monkeypatch.setattr(command, "run_isolated", stopped)
     result = shmoareg(*words)
-    assert result.exit_code == 130 and "3 of 4 runs" in result.stderr and "goes on" in result.stderr
+    assert (
+        result.exit_code == 130 and "3 of 4 runs" in result.stderr and "continues" in result.stderr
+    )
     assert len(rows_of(out)) == 3 and "Not finished: 3 of 4 runs" in (out / "summary.md").read_text(
         encoding="utf-8"
     )
@@ -202,7 +204,7 @@ def test_a_benchmark_does_not_go_on_on_another_machine(
         (
             ("--methods", "shmoareg", "--refine", 5),
             (
-                r"--refine would do nothing: --methods names no affine\+refine and no"
+                r"--refine would have no effect: --methods lists no affine\+refine and no"
                 r" shmoareg\+refine\."
             ),
         ),
@@ -217,7 +219,7 @@ def test_a_benchmark_does_not_go_on_on_another_machine(
         (("--methods", "affine", "--change", "invert", "--gamma", 2), "without --change gamma"),
         (
             ("--methods", "affine", "--size", 24),
-            r"--size would do nothing: --methods names no shmoareg and no shmo",
+            r"--size would have no effect: --methods lists no shmoareg and no shmo",
         ),
         (("--methods", "affine", "--no-diffeomorphic"), "--diffeomorphic would"),
         (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights would"),

@@ -101,7 +101,8 @@ def test_several_jobs_get_a_shard_each_and_the_words_that_handed_them_over_are_t
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
     monkeypatch.setattr(
-        "napari_shmoareg.cli.jobs.ClusterJob", lambda *given: _job(place, *given[0], environment=given[3])
+        "napari_shmoareg.cli.jobs.ClusterJob",
+        lambda *given: _job(place, *given[0], environment=given[3]),
     )
     words = [
         "evaluate",
@@ -161,7 +162,13 @@ def test_sbatch_gets_the_options_as_they_were_given(slurm, place):
     ]
     words = ["fine-tune", "DATA", "--processes=8", "--submit=slurm"]
     told = submit_command(
-        words, Path("run"), "slurm", options, processes=8, batch=8, started_file=Path("run/run.json")
+        words,
+        Path("run"),
+        "slurm",
+        options,
+        processes=8,
+        batch=8,
+        started_file=Path("run/run.json"),
     )
     lines = (slurm / "sbatch.sh").read_text(encoding="utf-8").splitlines()
     for flag in (

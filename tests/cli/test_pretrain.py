@@ -142,9 +142,7 @@ def test_given_weights_get_biases_of_the_choice_but_do_not_begin_anew(maps, tmp_
         tmp_path / "given.safetensors",
     )
     code, output = run(*words, "--moa-output-scale", 2)
-    assert code == 1 and "--moa-output-scale says how weights begin from nothing" in " ".join(
-        output.split()
-    )
+    assert code == 1 and "--moa-output-scale initialises random weights" in " ".join(output.split())
     code, output = run(*words, "--balance", "bias")
     assert code == 0, output
     network = load_network(tmp_path / "run" / "weights.safetensors")

@@ -218,7 +218,7 @@ def test_a_step_with_fewer_pairs_than_processes_is_refused_before_anything_start
 ):
     result = _here("fine-tune", *options, "--batch=1", "--out", tmp_path / "run", "--processes=2")
     assert plain(result).search(
-        r"2 processes share the pairs of a step, but a step has 1.*--batch 2"
+        r"2 processes share the pairs of a step, but a step has only 1.*--batch 2"
     )
     assert not (tmp_path / "run").exists()
 
@@ -321,7 +321,5 @@ def test_processes_are_started_once_and_never_by_those_that_were_started(monkeyp
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert not needs_launch(2)
-    with pytest.raises(
-        InputError, match="--processes 3 was asked for, but torchrun or srun started 2"
-    ):
+    with pytest.raises(InputError, match="--processes is 3, but torchrun or srun started 2"):
         needs_launch(3)

@@ -154,7 +154,9 @@ def test_what_was_chosen_is_said_with_its_reason(files, weights, shmoareg):
     assert result.exit_code == 0, result.stderr
     choices = json.loads((out / "report.json").read_text())["choices"]
     assert list(choices) == ["weights", "affine", "contrast", "similarity", "refinement", "kept"]
-    assert choices["similarity"] == "mind, as requested" and "headers were used" in choices["affine"]
+    assert (
+        choices["similarity"] == "mind, as requested" and "headers were used" in choices["affine"]
+    )
     assert all(reason in result.stdout for reason in choices.values())
 
 

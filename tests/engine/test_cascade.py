@@ -15,9 +15,9 @@ from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoARegConfig
 from napari_shmoareg.registration.cascade import (
     SMALLEST,
     cascade,
-    run_at_scale,
     coarser,
     rescale_displacement,
+    run_at_scale,
     to_shape,
 )
 

@@ -49,7 +49,9 @@ def test_the_stage_under_which_the_images_agree_best_is_kept(scores, kept):
 
 def test_a_kept_refinement_is_no_reason_for_a_caution():
     similarity = stages(0.3, 0.5, 0.6, 0.58)
-    assert find_warnings(similarity | {"after": similarity["refined"]}, "refined", 0.0, SETTINGS) == []
+    assert (
+        find_warnings(similarity | {"after": similarity["refined"]}, "refined", 0.0, SETTINGS) == []
+    )
     harmed = stages(0.5, 0.5, 0.3)
     (said,) = find_warnings(harmed | {"after": harmed["network"]}, "network", 0.0, SETTINGS)
     assert "less similar" in said and "keep the best stage" in said

@@ -31,13 +31,13 @@ from napari_shmoareg.registration.known_motion import KnownMotion
 from napari_shmoareg.training import step as step_module
 from napari_shmoareg.training.expert_losses import descent_motion, end_point_error
 from napari_shmoareg.training.expert_training import (
-    record_head_outputs,
     check_start,
     chosen_at,
     expert_config,
     experts_at,
     jitter_at,
     move_choice_bias,
+    record_head_outputs,
     softmax_gates,
     start_experts,
     with_choice_bias,
@@ -209,7 +209,9 @@ def test_attention_that_is_off_adds_nothing_and_stays_so(attention, pairs):
     list(fine_tune(network, pairs, settings))
     blocks = [block for layer in network.encoder.layers for block in layer.blocks]
     outputs = [p for block in blocks for p in block.attention.parameters()]
-    assert outputs and not {id(p) for p in outputs} & {id(p) for p in trainable_parameters(network, settings)}
+    assert outputs and not {id(p) for p in outputs} & {
+        id(p) for p in trainable_parameters(network, settings)
+    }
     network.eval()
     images = torch.rand(2, 1, 1, 16, 12, 20)
     with torch.no_grad():

@@ -318,9 +318,7 @@ def test_a_step_too_large_for_memory_is_refused_before_it_begins(network, pairs,
     monkeypatch.setattr(
         resources.psutil, "virtual_memory", lambda: SimpleNamespace(available=300 * 2**20)
     )
-    with pytest.raises(
-        TooLargeError, match=r"A training step on the grid .* needs about .* GiB"
-    ):
+    with pytest.raises(TooLargeError, match=r"A training step on the grid .* needs about .* GiB"):
         next(fine_tune(network, pairs, FineTuning(steps=1)))
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 

@@ -238,7 +238,7 @@ def test_the_caller_keeps_its_own_grad_mode(planted):
 
 def test_the_better_start_is_taken(planted):
     moving, fixed, truth = planted
-    run = {"diffeomorphic": False, "device": torch.device("cpu"), "told": lambda fraction: None}
+    run = {"diffeomorphic": False, "device": torch.device("cpu"), "progress": lambda fraction: None}
     good = refine_on_pair(moving, fixed, 0.9 * truth, Refinement(steps=2, step=0.5), **run)
     bad = refine_on_pair(moving, fixed, -4 * truth, Refinement(steps=20), **run)
     assert "from the network's displacement" in good.reason

@@ -54,7 +54,10 @@ def subjects():
 
 
 def test_an_item_is_always_the_same_and_another_one_differs(subjects):
-    first, second = SyntheticPairs(subjects, DRAWING, seed=3), SyntheticPairs(subjects, DRAWING, seed=3)
+    first, second = (
+        SyntheticPairs(subjects, DRAWING, seed=3),
+        SyntheticPairs(subjects, DRAWING, seed=3),
+    )
     assert torch.equal(first[7].moving, second[7].moving)
     assert torch.equal(first[7].fixed_labels, second[7].fixed_labels)
     assert not torch.equal(first[7].moving, first[8].moving)
@@ -135,7 +138,10 @@ def test_a_subject_that_is_there_is_not_brought_again(subjects):
 @pytest.mark.parametrize("drawing", [DRAWING, CLOSE])
 def test_a_gpu_draws_pairs_of_the_same_kind(drawing, subjects):
     drawing = replace(drawing, noise=0.0)
-    here, there = SyntheticPairs(subjects, drawing), SyntheticPairs(subjects, drawing, device="cuda")
+    here, there = (
+        SyntheticPairs(subjects, drawing),
+        SyntheticPairs(subjects, drawing, device="cuda"),
+    )
     place = there.subjects[0].classes.data_ptr()
     for index in range(12):
         a, b = here[index], there[index]

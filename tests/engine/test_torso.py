@@ -16,16 +16,16 @@ from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.registration import losses
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.training.recipes import recipe, torso_validation_pairs, validate
-from napari_shmoareg.training.synthesis import SyntheticPairs, Subject
+from napari_shmoareg.training.synthesis import Subject, SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 from napari_shmoareg.training.torso import drawing as drawing_module
 from napari_shmoareg.training.torso.anatomy import Torso
 from napari_shmoareg.training.torso.contrast import (
-    SAME_CONTRAST,
     HOUNSFIELD,
     LABELS,
     NAMES,
     PHASES,
+    SAME_CONTRAST,
     draw_hounsfield,
     scan,
     to_unit,

@@ -69,7 +69,7 @@ def test_a_generator_of_ones_own_goes_on_where_it_was(tmp_path):
     later = torch.Generator()
     load_training_state(tmp_path, network, optimiser, generators={"pairs": later})
     assert torch.equal(torch.rand(3, generator=later), expected)
-    with pytest.raises(InputError, match="no random stream augmentation"):
+    with pytest.raises(InputError, match="no generator augmentation"):
         load_training_state(tmp_path, network, optimiser, generators={"augmentation": later})
 
 

@@ -261,13 +261,16 @@ def test_the_weights_of_unigradicon_reach_it_and_stand_in_the_plan(evaluate, uni
         (("--part", "test"), "needs a split, and the data set has none"),
         (("--split", "60/10/10"), "needs 80 subjects"),
         (("--method", "magic"), "no method 'magic'"),
-        (("--method", "start"), "--weights would do nothing: the method 'start' uses none"),
+        (("--method", "start"), "--weights would have no effect: the method 'start' uses none"),
         (
             ("--method", "start", "--unigradicon-weights", "w"),
             "--unigradicon-weights would have no effect: the method is",
         ),
         (("--against", "nowhere"), "holds no evaluation"),
-        (("--run", "nowhere"), "nowhere is not the folder of a fine-tune run .*Give the folder of a run"),
+        (
+            ("--run", "nowhere"),
+            "nowhere is not the folder of a fine-tune run .*Give the folder of a run",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_any_work(options, says, evaluate, plain):
@@ -317,7 +320,7 @@ def test_cancelling_keeps_the_cases_and_the_same_command_goes_on(evaluate, monke
     monkeypatch.setattr(run_module, "measure_pair", cancelled)
     result, table = evaluate("--pairs", 4, "--method", "start", by=())
     assert (
-        result.exit_code == 130 and "2 of 4 pairs" in result.stderr and "goes on" in result.stderr
+        result.exit_code == 130 and "2 of 4 pairs" in result.stderr and "continues" in result.stderr
     )
     assert "Not finished: 2 of 4 pairs" in (table / "summary.md").read_text(encoding="utf-8")
     done.clear()

@@ -95,7 +95,7 @@ def test_a_run_that_has_not_divided_its_scans_is_told(shmoareg, learned, tmp_pat
     ("options", "says"),
     [
         (("--split", "1/1/1"), "--split and --run exclude each other"),
-        (("--labels", "maps/*.nii.gz"), "--labels: the run says how its data set is read"),
+        (("--labels", "maps/*.nii.gz"), "--labels: the run defines how its data set is read"),
         (("--part", "train"), "No pair can be made of the 1 scans of the part 'train'"),
     ],
 )

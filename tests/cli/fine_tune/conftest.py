@@ -138,7 +138,9 @@ class Forker:
         order |= {} if stdin is None else {"stdin": str(stdin)}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        self._last = CommandRequest(int(self._process.stdout.readline()), told, self._process.stdout)
+        self._last = CommandRequest(
+            int(self._process.stdout.readline()), told, self._process.stdout
+        )
         return self._last
 
     def run(self, words, *, die=None) -> CommandRequest:

@@ -86,7 +86,7 @@ def test_a_reader_sees_the_check_up_the_split_the_memory_and_what_comes_next(
     for words in (
         "6 of 6 scans can be used",
         "Dice 0.",
-        "4 scans learn (6 pairs)",
+        "4 scans for training (6 pairs)",
         "GiB of memory",
         "Computing in ",
         "1 steps are done",
@@ -190,9 +190,9 @@ def test_it_begins_with_the_weights_that_fit_the_device(
         (("--size", "5"), "--size must be 0 or at least 8", 1),
         (("--split", "60/10"), "three counts", 1),
         (("--split", "6/2/2"), "needs 10 subjects.*has 6", 1),
-        (("--moa-output-scale", "2"), "--moa-output-scale says how weights begin from nothing", 1),
-        (("--correspondence-weight", "1"), "of no two scans. Give --known-motion", 1),
-        (("--teacher", "drawn"), "of no two scans. Give --known-motion", 1),
+        (("--moa-output-scale", "2"), "--moa-output-scale initialises random weights", 1),
+        (("--correspondence-weight", "1"), "no pair of scans has. Add --known-motion", 1),
+        (("--teacher", "drawn"), "no pair of scans has. Add --known-motion", 1),
         (("--correspondence-strides", "3"), "--correspondence-strides must be strides among 4", 1),
         (("--gates", "open"), "gates.*'open'", 2),
         (("--similarity", "mi"), "similarity.*'mi'", 2),
@@ -242,7 +242,7 @@ def test_a_run_goes_on_with_more_steps_but_not_with_other_settings(
         r"learning_rate \(0.001, not 0.5\), split \('4/2/0', not '3/3/0'\)"
     )
     assert plain(shmoareg(*go_on, "--steps", 3)).search(
-        "begun with 4 steps; their number may grow, not fall to 3"
+        "started with 4 steps; their number may be increased, but not reduced to 3"
     )
     assert plain(shmoareg(*go_on, "--from", weights)).search(
         "started from .*small.safetensors', not from"

@@ -100,7 +100,9 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
     mine = shutil.copytree(scans, tmp_path / "scans")
     monkeypatch.setenv("SHMOAREG_CACHE", str(tmp_path / "cache"))
     for kept in (cache, pairs):
-        monkeypatch.setattr(kept, "MAX_CACHED_BYTES", 0)  # as with scans that do not all fit into memory
+        monkeypatch.setattr(
+            kept, "MAX_CACHED_BYTES", 0
+        )  # as with scans that do not all fit into memory
     out = tmp_path / "run"
     noted, lost = trainer.Trainer._record_step, []
 

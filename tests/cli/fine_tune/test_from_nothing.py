@@ -164,7 +164,7 @@ def test_a_run_from_nothing_in_pieces_ends_where_one_in_a_go_does(
     out = tmp_path / "run"
     first = shmoareg(*nothing(out, "--minutes", 1e-9))
     assert first.exit_code == 0, first.stderr
-    assert "Begins from nothing (random weights of preset tiny): 4 steps" in " ".join(
+    assert "Starting from nothing (random weights of preset tiny): 4 steps" in " ".join(
         first.stdout.split()
     )
     assert read_card(out / "last.safetensors")["fine_tuning_steps"] == 1
@@ -212,8 +212,8 @@ def test_plain_layers_learn_too(nothing, shmoareg, tmp_path):
     [
         (("--preset", "huge"), "no preset 'huge'"),
         (("--config", "attention=all"), "attention is 'moa' or 'mha'"),
-        (("--config", "heads"), "'heads' sets no part of the network: NAME=VALUE was expected"),
-        (("--config", "headz=3"), "'headz=3' sets no part.*Names are embed_dim"),
+        (("--config", "heads"), "'heads' is not a network setting: expected NAME=VALUE"),
+        (("--config", "headz=3"), "'headz=3' is not a network setting.*Names are embed_dim"),
         (("--config", "heads=many"), "heads takes a number; got 'many'"),
         (("--config", "routing_only=perhaps"), "routing_only takes true or false"),
         (("--config", "shmoe_strides=all"), "shmoe_strides takes numbers such as 1,2, or none"),

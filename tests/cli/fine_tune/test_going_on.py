@@ -115,18 +115,13 @@ def test_scans_that_changed_or_are_gone_since_are_told_and_counted(copy, go_on):
         (scans / kind / f"{gone}.nii.gz").unlink()
     result = go_on()
     assert result.exit_code == 0, result.stderr
-    assert (
-        f"Warning: The image of '{changed}' has changed since the run started."
-        in result.stderr
-    )
-    assert (
-        f"Warning: The labels of '{judge}' have changed since the run started." in result.stderr
-    )
+    assert f"Warning: The image of '{changed}' has changed since the run started." in result.stderr
+    assert f"Warning: The labels of '{judge}' have changed since the run started." in result.stderr
     assert (
         f"Warning: The scan '{gone}' was used when the run started, but is no longer in the data set."
         in result.stderr
     )
-    assert "3 scans learn (3 pairs)" in result.stdout
+    assert "3 scans for training (3 pairs)" in result.stdout
     assert read_card(run / "last.safetensors")["fine_tuning_dataset"]["scans"]["train"] == 3
 
 
@@ -134,7 +129,7 @@ def test_another_scan_to_align_with_is_told(copy, go_on):
     told = division(copy[1])
     (copy[1] / "split.json").write_text(json.dumps(told | {"reference": learner(copy[1])}))
     (begun,) = events_of(go_on("--json"), "begin")
-    assert any(f"aligned with '{told['reference']}' now" in words for words in begun["problems"])
+    assert any(f"now aligned with '{told['reference']}'" in words for words in begun["problems"])
 
 
 def test_a_run_whose_scan_to_align_with_is_gone_ends_with_its_name(copy, go_on, plain):
@@ -228,13 +223,10 @@ def test_where_nothing_learned_is_better_than_the_start_everything_says_so(
         and "Use them" not in result.stdout
     )
     shown = shmoareg("runs", "show", out)
-    assert "the initial weights of the run: nothing was better" in " ".join(
-        shown.stdout.split()
-    )
+    assert "the initial weights of the run: nothing was better" in " ".join(shown.stdout.split())
     assert "initial weights" in read_card(out / "best.safetensors")["fine_tuning_note"]
     assert (
-        "no step of the run was better"
-        in read_card(out / "last.safetensors")["fine_tuning_note"]
+        "no step of the run was better" in read_card(out / "last.safetensors")["fine_tuning_note"]
     )
 
 

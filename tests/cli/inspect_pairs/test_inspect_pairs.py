@@ -199,7 +199,7 @@ def test_a_pair_that_is_listed_twice_is_warned_of(
         "moving,fixed\nmoving.nii.gz,fixed.nii.gz\nfixed.nii.gz,moving.nii.gz\nmoving.nii.gz,fixed.nii.gz\n"
     )
     result = shmoareg(*words, "--quiet")
-    assert result.exit_code == 0 and "Warning: pair 3 is pair 1 once more" in result.stderr
+    assert result.exit_code == 0 and "Warning: pair 3 is the same as pair 1" in result.stderr
     assert result.stderr.count("Warning") == 1
     captions = (files.folder / "out" / "captions.md").read_text(encoding="utf-8")
     assert "Listed more than once: pair 1 (as 3)" in captions

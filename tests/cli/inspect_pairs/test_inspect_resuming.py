@@ -24,7 +24,7 @@ def test_the_same_command_goes_on_and_registers_only_what_is_missing(
     assert (
         result.exit_code == 130
         and "Stopped after 2 of 3 pairs" in result.stderr
-        and "goes on" in result.stderr
+        and "continues" in result.stderr
     )
     assert not (out / "loads.csv").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / "pairs").iterdir()}
@@ -54,7 +54,7 @@ def test_other_weights_settings_lists_or_places_are_refused(
         )
     shorter = listed.with_name("shorter.csv")
     shorter.write_text("\n".join(listed.read_text().splitlines()[:3]) + "\n")
-    assert plain(shmoareg(*words, "--pairs", shorter)).search("begun with other pairs ")
+    assert plain(shmoareg(*words, "--pairs", shorter)).search("started with other pairs ")
     assert registered_pairs == []
 
 
@@ -125,7 +125,7 @@ def test_ctrl_c_while_drawing_says_that_the_pairs_are_kept(
     assert (
         result.exit_code == 130
         and "Stopped after 3 of 3 pairs" in result.stderr
-        and "goes on" in result.stderr
+        and "continues" in result.stderr
     )
     assert "nothing was written" not in result.stderr
     assert len(list((files.folder / "out" / "pairs").iterdir())) == 3

@@ -95,7 +95,7 @@ def test_processes_that_begin_at_once_agree_on_one_plan(tmp_path, attempt):
         assert (
             word == "begun"
             if part == kept
-            else re.match("InputError: .*begun with other part", word)
+            else re.match("InputError: .*started with other part", word)
         ), word
     assert sorted(entry.name for entry in out.iterdir()) == ["cases", "evaluation.json"]
 

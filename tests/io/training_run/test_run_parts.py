@@ -72,20 +72,23 @@ def test_the_best_look_is_strictly_better_by_dice_or_without_labels_by_correlati
     def look(dice, ncc):
         return ValidationResult(dice, ncc, 0.0, 1.0, ())
 
-    position, best = Position(step=0).seen(look(0.5, 0.1))
+    position, best = Position(step=0).with_validation(look(0.5, 0.1))
     assert best and position.validated == 0
-    assert not position.seen(look(0.5, 0.9))[1] and position.seen(look(0.51, 0.0))[1]
-    assert position.seen(look(0.4, 0.9))[0].best["dice"] == 0.5
-    bare, best = Position().seen(look(NAN, 0.1))
+    assert (
+        not position.with_validation(look(0.5, 0.9))[1]
+        and position.with_validation(look(0.51, 0.0))[1]
+    )
+    assert position.with_validation(look(0.4, 0.9))[0].best["dice"] == 0.5
+    bare, best = Position().with_validation(look(NAN, 0.1))
     assert best and bare.validation["dice"] is None
-    assert bare.seen(look(NAN, 0.2))[1] and not bare.seen(look(NAN, NAN))[1]
+    assert bare.with_validation(look(NAN, 0.2))[1] and not bare.with_validation(look(NAN, NAN))[1]
 
 
 def test_selections_are_added_up_until_they_are_written():
     step = Step(3, (0,), *[0.0] * 7, 2.5, counts={"decoder-1-x": (4, 0, 1)})
     position = Position(step=2, seconds=1.0).after(step).after(step)
     assert position.counts == {"decoder-1-x": [8, 0, 2]}
-    assert (position.step, position.seconds, position.counted().counts) == (3, 6.0, {})
+    assert (position.step, position.seconds, position.reset_counts().counts) == (3, 6.0, {})
 
 
 def test_an_event_is_plain_json_without_nan():

@@ -78,7 +78,7 @@ def test_a_full_disk_is_told_as_one(table, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
-        InputError, match=r"disk is full: .*t.csv could not be written; \d+ MB are free"
+        InputError, match=r"disk is full: .*t.csv could not be written \(\d+ MB free\)"
     ):
         goes_on.flush()
 
