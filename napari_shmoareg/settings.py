@@ -44,7 +44,7 @@ def own_fields_first(settings: type[Any]) -> list[Field[Any]]:
     return sorted(fields(settings), key=lambda field: field.name in inherited)
 
 
-Rule = tuple[bool, str, str]  # whether it holds, the setting, the requirement
+Rule = tuple[bool, str, str]  # whether it is met, the setting, the requirement
 
 
 @cache
@@ -89,8 +89,8 @@ def check_rules(settings: object, *rules: Rule) -> None:
     kind: Any = type(settings)
     for name in choices(kind):
         check_choice(kind, name, getattr(settings, name))
-    for holds, name, requirement in rules:
-        if not holds:
+    for valid, name, requirement in rules:
+        if not valid:
             value = getattr(settings, name)
             raise InputError(f"must be {requirement}; got {value!r}.", setting=name)
 
@@ -120,7 +120,7 @@ class RegistrationSettings:
         images of different contrast. auto decides from the pair.
     contrast : {"auto", "keep", "match"}
         match gives the network the moving image in the fixed image's contrast, keep leaves it
-        unchanged. auto matches if the two clearly differ. The result keeps the original values.
+        unchanged. auto matches if the two clearly differ. The result has the original intensities.
     size : int, "native" or None
         Voxels along the longest axis of the network grid; more voxels resolve finer detail and need
         more memory. native is the fixed image's own grid. Default: the size that the weights are

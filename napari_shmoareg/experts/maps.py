@@ -21,7 +21,7 @@ from napari_shmoareg.model import RoutedLayer
 from napari_shmoareg.model.routing import AtGate, GateId
 from napari_shmoareg.registration.register import Registration
 
-Result = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 def per_registration(make: Callable[[Registration], Result]) -> Callable[[Registration], Result]:

@@ -224,12 +224,12 @@ class PairMeasure:
         if self.measure == "dice":
             found = dice(self._warped_labels(displacement), self._truth, self._labels)
             return mean(found)
-        found = compare_images(self._pair, self._transform(displacement))
-        if found is None:
+        similarity = compare_images(self._pair, self._transform(displacement))
+        if similarity is None:
             raise InputError(
                 "The images do not overlap, so they cannot be compared. Check their headers."
             )
-        return found.local
+        return similarity.local
 
 
 def measure_for(pair: VolumePair) -> Measure:

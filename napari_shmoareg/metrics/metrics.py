@@ -377,8 +377,10 @@ def to_nearest(points: NDArray, targets: NDArray, spacing: Sequence[float]) -> N
     nearest = ndimage.distance_transform_edt(
         ~targets, sampling=spacing, return_distances=False, return_indices=True
     )
-    here = np.nonzero(points)
-    squares = [((n[here] - at) * s) ** 2 for n, at, s in zip(nearest, here, spacing, strict=True)]
+    indices = np.nonzero(points)
+    squares = [
+        ((n[indices] - at) * s) ** 2 for n, at, s in zip(nearest, indices, spacing, strict=True)
+    ]
     distances: NDArray[np.float64] = np.sqrt(np.sum(squares, axis=0))
     return distances
 

@@ -16,11 +16,11 @@ def subject_draws(
 ) -> NDArray[np.float64] | None:
     """Draw the weights of the pairs in a bootstrap over subjects.
 
-    As many subjects as there are are drawn with replacement; the weight of a pair is the product of
-    the counts of its moving and its fixed subject (Owen 2007, "The pigeonhole bootstrap", for pairs
-    that are similar in two ways).  Draws without any pair are discarded.  The resulting intervals
-    are conservative.  If no subject is in two pairs, the pairs are independent, and pairs are drawn
-    instead.
+    Subjects are drawn with replacement, as many as there are; the weight of a pair is the product
+    of the counts of its moving and its fixed subject (Owen 2007, "The pigeonhole bootstrap", for
+    pairs that are similar in two ways).  Draws without any pair are discarded.  The resulting
+    intervals are conservative.  If no subject is in two pairs, the pairs are independent, and pairs
+    are drawn instead.
 
     Parameters
     ----------

@@ -112,7 +112,7 @@ def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> N
     if share >= LEAST_OVERLAP:
         return
     offset = pair.moving.grid.centre - apply_affine(matrix, pair.fixed.grid.centre)
-    where = ", ".join(f"{v:.0f}" for v in offset)
+    position = ", ".join(f"{v:.0f}" for v in offset)
     advice = (
         "Use {affine:auto}, which can start from the centres of the images."
         if mode != "auto"
@@ -122,7 +122,7 @@ def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> N
         f"The moving image '{pair.moving.name}' and the fixed image '{pair.fixed.name}' do not"
         f" overlap (affine: {mode}): their fields of view share {100 * share:.1f} %, and the"
         f" centre of the moving one is {np.linalg.norm(offset):.0f} mm from the centre of the"
-        f" fixed one (x, y, z: {where} mm).",
+        f" fixed one (x, y, z: {position} mm).",
         remedy=advice,
     )
 
@@ -412,8 +412,8 @@ def _refine(
 ) -> Matrix:
     """Run one stage from `matrix`, by mutual information or correlation; levels shrink the images.
 
-    SimpleITK works in units of coarse fixed voxels about the middle of the fixed image, so that
-    its step lengths fit a mouse as well as a man.
+    SimpleITK gets coordinates in coarse fixed voxels relative to the centre of the fixed image, so
+    that its step lengths suit images of any size.
     """
     import SimpleITK as sitk
 
@@ -421,15 +421,15 @@ def _refine(
     levels = tuple(level for level in levels if thinnest >= LEAST_VOXELS * level)
     if not levels:
         raise _OptimiserError(f"an image has only {thinnest} voxels along an axis")
-    unit, middle = coarse.fixed.grid.spacing[0], coarse.fixed.grid.centre
+    unit, centre = coarse.fixed.grid.spacing[0], coarse.fixed.grid.centre
     to_world = np.diag([unit, unit, unit, 1.0])
-    to_world[:3, 3] = middle
+    to_world[:3, 3] = centre
     start = np.linalg.inv(to_world) @ matrix @ to_world
     transform = sitk.Euler3DTransform() if kind == "rigid" else sitk.AffineTransform(3)
     transform.SetMatrix(start[:3, :3].ravel().tolist())
     transform.SetTranslation(start[:3, 3].tolist())
     method = sitk.ImageRegistrationMethod()
-    # mutual information sums its parts as they come: with one, always the same result
+    # parallel sums of mutual information depend on the order; one work unit is deterministic
     units = 2 if correlate else 1
     method.SetNumberOfThreads(units)
     method.SetNumberOfWorkUnits(units)
@@ -463,7 +463,7 @@ def _refine(
 
     method.AddCommand(sitk.sitkIterationEvent, report_progress)
     try:
-        method.Execute(*(_sitk_image(v, unit, middle) for v in (coarse.fixed, coarse.moving)))
+        method.Execute(*(_sitk_image(v, unit, centre) for v in (coarse.fixed, coarse.moving)))
     except RuntimeError as error:
         if not stopped:
             raise _OptimiserError(
@@ -477,10 +477,10 @@ def _refine(
     return to_world @ found @ np.linalg.inv(to_world)
 
 
-def _sitk_image(volume: Volume, unit: float, middle: NDArray[np.float64]) -> sitk.Image:
+def _sitk_image(volume: Volume, unit: float, centre: NDArray[np.float64]) -> sitk.Image:
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.values.transpose(2, 1, 0)))
     image.SetSpacing([s / unit for s in volume.grid.spacing])
-    image.SetOrigin(((volume.grid.affine[:3, 3] - middle) / unit).tolist())
+    image.SetOrigin(((volume.grid.affine[:3, 3] - centre) / unit).tolist())
     return image

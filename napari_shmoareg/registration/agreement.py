@@ -64,7 +64,7 @@ class CoarseImage:
         In [0, 1] (see `Intensity`).
     detail : (I, J, K) array
         (value - local mean) / local standard deviation, clipped to +-3.
-    seen : (I, J, K) bool array
+    in_view : (I, J, K) bool array
         Voxels inside the field of view of the original.
     content : (I, J, K) bool array
         Those of them that differ from the background.
@@ -73,7 +73,7 @@ class CoarseImage:
     grid: Grid
     values: Array
     detail: Array
-    seen: NDArray[np.bool_]
+    in_view: NDArray[np.bool_]
     content: NDArray[np.bool_]
 
     @classmethod
@@ -88,16 +88,16 @@ class CoarseImage:
         intensity = Intensity.of(volume)
         values = intensity.scale(resample(volume, grid).values)
         index = volume.grid.to_index(grid.to_world(indices(grid.shape)))
-        seen = np.asarray(
+        in_view = np.asarray(
             ((index >= -0.5) & (index <= np.array(volume.grid.shape) - 0.5)).all(axis=-1)
         )
         empty = float(intensity.scale(np.array([intensity.background]))[0])
-        content = seen & (np.abs(values - empty) > 0.05)
+        content = in_view & (np.abs(values - empty) > 0.05)
         mean = gaussian_filter(values, DETAIL_SIGMA)
         square = gaussian_filter(values**2, DETAIL_SIGMA)
         deviation = np.sqrt(np.maximum(square - mean**2, 0)) + DETAIL_FLOOR
         detail = np.clip((values - mean) / deviation, -3, 3).astype(np.float32)
-        return cls(grid, values, detail, seen, content)
+        return cls(grid, values, detail, in_view, content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class CoarseImages:
         inside = ((near >= 0) & (near < limits)).all(axis=0)
         i, j, k = np.clip(near, 0, limits - 1)
         shown = moving.content[i, j, k]
-        both = inside & moving.seen[i, j, k] & fixed.seen
+        both = inside & moving.in_view[i, j, k] & fixed.in_view
         if int(both.sum()) < LEAST_VOXELS:
             return Agreement(0.0, 0.0, 0.0)
         sampled = map_coordinates(moving.values, index[:, both], order=1, mode="nearest")

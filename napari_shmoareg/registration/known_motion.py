@@ -52,13 +52,13 @@ class KnownMotion(NamedTuple):
         """
         found = []
         for order, (moving, fixed) in enumerate(((first, second), (second, first))):
-            here = field.identity(self.known.shape[2:], self.known.device)
-            there = _transform(here, fixed)
+            identity = field.identity(self.known.shape[2:], self.known.device)
+            mapped = _transform(identity, fixed)
             one, known = self.displacement[order : order + 1], self.known[order : order + 1]
-            before = there + field.sample(one, there, padding="border")
+            before = mapped + field.sample(one, mapped, padding="border")
             after = _transform(before, np.linalg.inv(moving))
-            known = (field.sample(known, there) > 1 - 1e-3) & is_inside(after)
-            found.append((after - here, known.to(after.dtype)))
+            known = (field.sample(known, mapped) > 1 - 1e-3) & is_inside(after)
+            found.append((after - identity, known.to(after.dtype)))
         return _concatenate(found)
 
     def after_first_pass(self, before: Tensor) -> KnownMotion:
@@ -67,19 +67,21 @@ class KnownMotion(NamedTuple):
         missed = field.compose(before, back).norm(dim=1, keepdim=True)
         target = self.displacement[:1] + field.identity(self.known.shape[2:], self.known.device)
         remaining = field.compose(back, self.displacement[:1])
-        there = remaining + field.identity(self.known.shape[2:], self.known.device)
-        exact = (field.sample(missed, target, padding="border") < EXACT) & is_inside(there)
+        mapped = remaining + field.identity(self.known.shape[2:], self.known.device)
+        exact = (field.sample(missed, target, padding="border") < EXACT) & is_inside(mapped)
         onward = field.compose(self.displacement[1:], before)
-        seen = field.warp(self.known[1:], before) > 1 - 1e-3
-        return _concatenate([(remaining, self.known[:1] * exact), (onward, seen.to(onward.dtype))])
+        still_known = field.warp(self.known[1:], before) > 1 - 1e-3
+        return _concatenate(
+            [(remaining, self.known[:1] * exact), (onward, still_known.to(onward.dtype))]
+        )
 
 
 def motion_of(displacement: Tensor) -> KnownMotion:
     """Return the motion of an image and its warp by a displacement (1, 3, D, H, W), voxels."""
     inverse = field.invert(displacement)
     remaining = field.compose(displacement, inverse).norm(dim=1, keepdim=True)
-    here = field.identity(displacement.shape[2:], displacement.device)
-    known = is_inside(here + displacement), is_inside(here + inverse) & (remaining < EXACT)
+    identity = field.identity(displacement.shape[2:], displacement.device)
+    known = is_inside(identity + displacement), is_inside(identity + inverse) & (remaining < EXACT)
     return _concatenate(
         [(u, k.to(u.dtype)) for u, k in zip((displacement, inverse), known, strict=True)]
     )
@@ -102,11 +104,12 @@ def motion_of_drawn(
     """
     shape = shown[0].shape[2:]
     middle = torch.tensor([(n - 1) / 2 for n in shape], device=shown[0].device).view(1, 3, 1, 1, 1)
-    here = (field.identity(shape, shown[0].device) - middle) * spacing
+    identity = (field.identity(shape, shown[0].device) - middle) * spacing
     found = []
     for moving, fixed in ((0, 1), (1, 0)):
         target = _transform(
-            here + F.avg_pool3d(warps[fixed][None], 2), np.linalg.inv(poses[moving]) @ poses[fixed]
+            identity + F.avg_pool3d(warps[fixed][None], 2),
+            np.linalg.inv(poses[moving]) @ poses[fixed],
         )
         point = target
         for _ in range(ITERATIONS):  # x + warp(x) = target
@@ -114,9 +117,9 @@ def motion_of_drawn(
         remaining = (point + _sample_warp(warps[moving], point, spacing) - target).norm(
             dim=1, keepdim=True
         ) / spacing
-        there = point / spacing + middle
-        known = (remaining < EXACT) & is_inside(there) & shown[fixed]
-        found.append(((point - here) / spacing, known.to(point.dtype)))
+        mapped = point / spacing + middle
+        known = (remaining < EXACT) & is_inside(mapped) & shown[fixed]
+        found.append(((point - identity) / spacing, known.to(point.dtype)))
     return _concatenate(found)
 
 

@@ -117,7 +117,7 @@ def find_warnings(
             + " another size, other weights, or keep the best stage."
         )
     if kept != last and not settings.get("untrained") and scores.get(last, 0.0) != scores.get(kept):
-        what = {
+        outcome = {
             "before": "The images were left as in their headers",
             "affine": "Only the alignment was kept",
             "network": "The refinement was not kept",
@@ -128,7 +128,7 @@ def find_warnings(
             else "try another size or other weights"
         )
         found.append(
-            f"{what}: the later stages did not improve the agreement of the images (agreement"
+            f"{outcome}: the later stages did not improve the agreement of the images (agreement"
             f" {scores.get(kept, 0.0):.3f} {kept}, {scores.get(last, 0.0):.3f} {last}); {why}."
         )
     before, after = similarity["before"], similarity["after"]
@@ -182,7 +182,7 @@ class Registration:
     Attributes
     ----------
     pair : VolumePair
-        As given.
+        The input.
     transform : Transform
         Fixed world to moving world, T(x) = A(x + d(x)), mm RAS; d on the network grid.
     warped : Volume

@@ -171,8 +171,10 @@ class Replay:
         """
         encoded = self.encode() if encoded is None else encoded
         with _evaluating(self.network, self.grid) as device:
-            here = encoded._replace(pyramid=[features.to(device) for features in encoded.pyramid])
-            last: NetworkOutput = self.network.decode(here, diffeomorphic=self.diffeomorphic)
+            on_device = encoded._replace(
+                pyramid=[features.to(device) for features in encoded.pyramid]
+            )
+            last: NetworkOutput = self.network.decode(on_device, diffeomorphic=self.diffeomorphic)
             start = self._start_on(device)
             displacement = (
                 last.displacement if start is None else field.compose(start, last.displacement)

@@ -237,8 +237,8 @@ def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
     points = transform.map_points(
         grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
     )
-    seen = inside(pair.moving.grid, points)
-    if not seen.any():
+    in_view = inside(pair.moving.grid, points)
+    if not in_view.any():
         return None
     scales = Intensity.of(pair.moving), Intensity.of(pair.fixed)
     warped = scales[0].scale(pull(pair.moving, grid, points).values)
@@ -247,7 +247,7 @@ def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
         np.abs(image - scale.scale(np.array([scale.background]))[0]) > 0.05
         for image, scale in zip((warped, fixed), scales, strict=True)
     ]
-    a, b = warped[seen].astype(np.float64), fixed[seen].astype(np.float64)
+    a, b = warped[in_view].astype(np.float64), fixed[in_view].astype(np.float64)
     smooth = gaussian_filter(warped, 1.0), gaussian_filter(fixed, 1.0)
     spread = a.std() * b.std()
     ncc = float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else 0.0
@@ -255,20 +255,20 @@ def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
         ncc=ncc,
         mse=float(((a - b) ** 2).mean()),
         nmi=nmi(a, b),
-        overlap=float(seen.mean()),
-        information=nmi(smooth[0][seen], smooth[1][seen]),
-        local=_local_correlation(*smooth, seen, seen & (contents[0] | contents[1])),
-        coverage=_coverage(pair, grid, seen, contents[0], contents[1], scales[0]),
+        overlap=float(in_view.mean()),
+        information=nmi(smooth[0][in_view], smooth[1][in_view]),
+        local=_local_correlation(*smooth, in_view, in_view & (contents[0] | contents[1])),
+        coverage=_coverage(pair, grid, in_view, contents[0], contents[1], scales[0]),
     )
 
 
 def _local_correlation(
-    a: NDArray, b: NDArray, seen: NDArray[np.bool_], counted: NDArray[np.bool_]
+    a: NDArray, b: NDArray, in_view: NDArray[np.bool_], counted: NDArray[np.bool_]
 ) -> float:
     """Average the squared local correlation over `counted`; 0 if empty."""
     if not counted.any():
         return 0.0
-    mask = torch.from_numpy(seen.astype(np.float32))
+    mask = torch.from_numpy(in_view.astype(np.float32))
     x, y = (torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) * mask for v in (a, b))
     sums = box_filter(torch.stack([mask, x, y, x * x, y * y, x * y])[None], WINDOW)[0]
     count = sums[0].clamp_min(1e-6)
@@ -282,18 +282,20 @@ def _local_correlation(
 def _coverage(
     pair: VolumePair,
     grid: Grid,
-    seen: NDArray[np.bool_],
+    in_view: NDArray[np.bool_],
     moving_content: NDArray[np.bool_],
     fixed_content: NDArray[np.bool_],
     scale: Intensity,
 ) -> float:
     """Compute the larger fraction of one image's content inside the other's field of view."""
-    of_fixed = float((fixed_content & seen).sum() / max(1, int(fixed_content.sum())))
+    of_fixed = float((fixed_content & in_view).sum() / max(1, int(fixed_content.sum())))
     thin = max(1, round((pair.moving.values.size / POINTS) ** (1 / 3)))
     part = pair.moving.values[::thin, ::thin, ::thin]
     volume = abs(float(np.linalg.det(pair.moving.grid.affine[:3, :3]))) * thin**3
     whole = float(scale.content(part).sum()) * volume
-    covered = float((moving_content & seen).sum()) * abs(float(np.linalg.det(grid.affine[:3, :3])))
+    covered = float((moving_content & in_view).sum()) * abs(
+        float(np.linalg.det(grid.affine[:3, :3]))
+    )
     return max(of_fixed, min(1.0, covered / whole) if whole > 0 else 0.0)
 
 

@@ -103,15 +103,15 @@ def _shifts(images: CoarseImages, rotation: Matrix) -> Iterator[tuple[float, Mat
     """Yield the best shifts under a rotation of axes: correlation, matrix, and whether rotated."""
     moving, fixed = images.moving, images.fixed
     turned = bool((rotation != np.eye(3)).any())
-    values, seen = (_turn(array, rotation) for array in (moving.values, moving.seen))
+    values, in_view = (_turn(array, rotation) for array in (moving.values, moving.in_view))
     to_moving = _turned_index(rotation, moving.grid.shape)
-    smaller = min(int(fixed.seen.sum()), int(seen.sum()))
+    smaller = min(int(fixed.in_view.sum()), int(in_view.sum()))
     for a, b in (
         (fixed.values, values),
         (_edges(fixed.values), _edges(values)),
     ):
         correlation, count = masked_correlation(
-            a, fixed.seen, b, seen, int(LEAST_OVERLAP * smaller)
+            a, fixed.in_view, b, in_view, int(LEAST_OVERLAP * smaller)
         )
         weighted = correlation * np.sqrt(np.minimum(1, count / smaller))
         for _ in range(PEAKS):
@@ -134,13 +134,15 @@ def _spread(images: CoarseImages) -> Iterator[tuple[float, Matrix, bool]]:
     side = int(np.ceil(np.linalg.norm(moving.grid.shape)))
     spacing = moving.grid.spacing[0]
     index = (indices((side, side, side)) - (side - 1) / 2) * spacing
-    smaller = min(int(fixed.seen.sum()), int(moving.seen.sum()))
+    smaller = min(int(fixed.in_view.sum()), int(moving.in_view.sum()))
     for rotation in spread_rotations(SPREAD):
         points = np.moveaxis(moving.grid.to_index(index @ rotation.T + moving.grid.centre), -1, 0)
-        seen = map_coordinates(moving.seen.astype(np.float32), points, order=0, mode="constant") > 0
+        in_view = (
+            map_coordinates(moving.in_view.astype(np.float32), points, order=0, mode="constant") > 0
+        )
         values = map_coordinates(moving.values, points, order=1, mode="nearest")
         correlation, count = masked_correlation(
-            fixed.values, fixed.seen, values, seen, int(LEAST_OVERLAP * smaller)
+            fixed.values, fixed.in_view, values, in_view, int(LEAST_OVERLAP * smaller)
         )
         weighted = correlation * np.sqrt(np.minimum(1, count / smaller))
         peak = np.unravel_index(int(weighted.argmax()), weighted.shape)

@@ -149,7 +149,7 @@ def test_a_network_that_gains_nothing_has_no_share_of_it():
 
 
 def test_pairs_measured_by_different_measures_are_not_added():
-    with pytest.raises(InputError, match="measured alike; got dice, similarity"):
+    with pytest.raises(InputError, match="need the same measure; got dice, similarity"):
         control_rows([RING[0], replace(RING[1], measure="similarity")], CONTROLS)
 
 
@@ -260,7 +260,9 @@ def test_without_labels_it_is_the_local_correlation(pair, replay):
     found = dict(measure_controls(replace(replay, pair=bare), []))
     still = replay.conformed.transform(torch.zeros(1, 3, *replay.grid.shape))
     assert found["before"] == compare_images(pair, still).local
-    assert found["learned"] == compare_images(pair, replay.conformed.transform(replay.run()[0])).local
+    assert (
+        found["learned"] == compare_images(pair, replay.conformed.transform(replay.run()[0])).local
+    )
     assert PairMeasure(replace(replay, pair=bare)).measure == "similarity"
 
 
