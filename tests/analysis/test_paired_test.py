@@ -87,7 +87,11 @@ def test_no_difference_shown_is_not_called_equality():
     differences = np.array([0.1, -0.11, 0.12, -0.13, 0.14, -0.15, 0.16, -0.17])
     first, second = named(0.5 + differences), named(np.full(8, 0.5))
     found = compare(rows(first), rows(second))[0]
-    assert found.p > 0.05 and "No significant difference" in found.sentence and "not prove" in found.sentence
+    assert (
+        found.p > 0.05
+        and "No significant difference" in found.sentence
+        and "not prove" in found.sentence
+    )
 
 
 def test_the_same_evaluation_twice_differs_in_nothing():

@@ -121,7 +121,7 @@ class Task(QObject):
     Parameters
     ----------
     owner : QObject
-        Usually a widget.
+        A widget, or the application for work that a closed dock does not end.
     name : str
         Shown when napari asks whether to close its window, for example "registration #1".
 

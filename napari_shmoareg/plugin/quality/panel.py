@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QEvent, QObject, Qt, QUrl
+from qtpy.QtCore import QEvent, Qt, QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
+    QApplication,
     QFileDialog,
     QGroupBox,
     QHBoxLayout,
@@ -61,13 +62,10 @@ TIP = (
 class SaveBox(QWidget):
     """The button that saves everything, with the progress and the folder.
 
-    Parameters
-    ----------
-    window : QObject, optional
-        Owner of the task, which outlives a closed panel; this box by default.
+    Saving continues when the panel is closed, and notifies at the end.
     """
 
-    def __init__(self, window: QObject | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._registration: Callable[[], Registration | None] = lambda: None
         self._folder: Path | None = None
@@ -85,14 +83,15 @@ class SaveBox(QWidget):
         wrapped(self.text)
         row = arranged(QHBoxLayout(), self.button, self.open)
         arranged(QVBoxLayout(self), row, self.bar, self.text)
-        # notifications do not depend on this box, which may be deleted with its dock
-        self.task = Task(window or self, "saving a registration")
+        application = QApplication.instance()
+        assert application is not None
+        self.task = Task(application, "saving a registration")
         self.task.finished.connect(_notify_saved)
         self.task.failed.connect(show_error)
         self.task.progressed.connect(self._show_progress)
         self.task.finished.connect(self._on_saved)
-        self.task.failed.connect(lambda _: self._end("Saving failed. Nothing was written."))
-        self.task.cancelled.connect(lambda: self._end("Cancelled. Nothing was written."))
+        self.task.failed.connect(self._on_failed)
+        self.task.cancelled.connect(self._on_cancelled)
         self.show_registration(lambda: None)
 
     @property
@@ -139,6 +138,12 @@ class SaveBox(QWidget):
 
     def _on_saved(self, folder: Path) -> None:
         self._end(f"Saved in {folder}.", folder)
+
+    def _on_failed(self) -> None:
+        self._end("Saving failed. Nothing was written.")
+
+    def _on_cancelled(self) -> None:
+        self._end("Cancelled. Nothing was written.")
 
     def _end(self, text: str, folder: Path | None = None) -> None:
         self._folder = folder
@@ -287,7 +292,7 @@ class QualityPanel(Panel):
         viewer = unwrap(napari_viewer)
         self.picker, self.compare_box = RegistrationPicker(viewer), CompareBox(viewer)
         self.table = QualityTable()
-        self.saving = SaveBox(getattr(getattr(viewer, "window", None), "_qt_window", None))
+        self.saving = SaveBox()
         self.invitation = QLabel(INVITE)
         wrapped(self.invitation)
         self._parts = [
