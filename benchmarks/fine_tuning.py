@@ -1,5 +1,4 @@
-"""Weights that learned on a data set, beside the shipped ones and other methods, on its unseen test
-part.
+"""Compare fine-tuned weights with the shipped ones and other methods on a test part.
 
     python benchmarks/fine_tuning.py OUT --run unsupervised=RUN --run "with labels=OTHER_RUN"
         [--weights "after 5 minutes=FILE.safetensors"] [--methods start affine syn] [--pairs 20]
@@ -7,10 +6,10 @@ part.
     'labels/*.nii.gz'
         --split 60/10/10
 
-One process, one scorer, the same pairs for all; the methods take turns pair by pair, so that a
-machine whose speed drifts is the same for all.  Each leaves an evaluation as `shmoareg evaluate`
-does in OUT; the table is OUT/table.md. SyN needs antspyx (pip install "shmoareg[peers]").  The same
-command goes on where it was stopped."""
+All methods run in one process on the same pairs with the same scoring.  They take turns pair by
+pair, so that drifts of the machine's speed affect all.  Each writes an evaluation folder in OUT,
+like `shmoareg evaluate`; the table is OUT/table.md.  SyN needs antspyx (pip install
+"shmoareg[peers]").  The same command resumes a stopped benchmark."""
 
 from __future__ import annotations
 
@@ -26,47 +25,49 @@ COLUMNS = ("dice", "assd_mm", "hd95_mm", "folding_percent", "sdlogj", "seconds")
 
 
 class Entry(NamedTuple):
-    """A row of the table: what it is called, its method, and its weights if it has some."""
+    """A row of the table: name, method, and optional weights."""
 
     name: str
     method: str
     weights: str | None = None
 
 
-def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--run", action="append", default=[], type=named, metavar="NAME=RUN")
-    parser.add_argument("--weights", action="append", default=[], type=named, metavar="NAME=FILE")
+    parser.add_argument(
+        "--run", action="append", default=[], type=parse_named_path, metavar="NAME=RUN"
+    )
+    parser.add_argument(
+        "--weights", action="append", default=[], type=parse_named_path, metavar="NAME=FILE"
+    )
     parser.add_argument("--methods", nargs="*", default=["start", "affine", "syn"])
     parser.add_argument("--shipped", default="small", help="shipped weights to compare with")
-    parser.add_argument("--dataset", help="without a run; or where that of the runs lies now")
+    parser.add_argument("--dataset", help="without a run; or the new path of the runs' data set")
     parser.add_argument("--images")
     parser.add_argument("--labels")
     parser.add_argument("--subject")
     parser.add_argument("--split", default="60/10/10")
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument("--part", default="test", choices=("train", "validation", "test"))
-    parser.add_argument("--pairs", type=int, help="only so many; all otherwise")
+    parser.add_argument("--pairs", type=int, help="number of pairs; all by default")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--affine", default=None, help="as the runs had it, or auto")
+    parser.add_argument("--affine", default=None, help="that of the runs by default, or auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--against", default="syn", help="the row that the others are tested against"
-    )
+    parser.add_argument("--against", default="syn", help="row that the others are tested against")
     return parser.parse_args(words)
 
 
-def named(text: str) -> tuple[str, str]:
-    """NAME=PLACE, or a place whose own name is taken."""
-    name, mark, place = text.partition("=")
-    return (name.strip(), place) if mark else (Path(text).name, text)
+def parse_named_path(text: str) -> tuple[str, str]:
+    """Parse NAME=PATH, or a path, whose own name is used."""
+    name, mark, path = text.partition("=")
+    return (name.strip(), path) if mark else (Path(text).name, text)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Register, measure, and write and print a Markdown table."""
-    arguments = parsed(words)
+    arguments = parse_arguments(words)
     os.environ |= dict.fromkeys(THREADS, str(arguments.threads))
     import torch
 
@@ -89,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     if len({entry.name for entry in entries}) < len(entries):
         sys.exit(
-            f"Every row needs a name of its own: {', '.join(entry.name for entry in entries)}."
+            f"Every row needs a unique name; got {', '.join(entry.name for entry in entries)}."
         )
     dataset = part.dataset.open()
     pairs = pairs_of(dataset, part, arguments.pairs, arguments.seed)
@@ -108,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 dataset,
                 method,
                 Shard(number, len(pairs)),
-                teller(entry.name, len(pairs)),
+                make_reporter(entry.name, len(pairs)),
             )
     done = {entry.name: (folder, write_tables(folder, plan)) for entry, plan, _, folder in work}
     text = table(
@@ -122,7 +123,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def chosen_part(arguments: argparse.Namespace) -> tuple[Any, list[tuple[str, str]], str]:
-    """The scans to register, the best weights of each run by its name, and the alignment."""
+    """The scans to register, the best weights of each run by name, and the alignment."""
     from napari_shmoareg.datasets.dataset import DatasetChoice
     from napari_shmoareg.evaluation.run import Part, part_from_run, part_from_split
 
@@ -131,16 +132,16 @@ def chosen_part(arguments: argparse.Namespace) -> tuple[Any, list[tuple[str, str
         if arguments.dataset is None:
             sys.exit("Give --run or --dataset.")
         choice = DatasetChoice(arguments.dataset, **options)
-        drawn = part_from_split(
+        part = part_from_split(
             choice, choice.open(), arguments.part, arguments.split, arguments.split_seed
         )
-        return drawn, [], arguments.affine or "auto"
-    runs = [(name, part_from_run(place, arguments.part)) for name, place in arguments.run]
+        return part, [], arguments.affine or "auto"
+    runs = [(name, part_from_run(path, arguments.part)) for name, path in arguments.run]
     first = runs[0][1]
     for name, run in runs:
         if run.part.scans != first.part.scans:
             sys.exit(
-                f"The run '{name}' has another {arguments.part} part than '{runs[0][0]}': they"
+                f"The runs '{name}' and '{runs[0][0]}' have different {arguments.part} parts: they"
                 " cannot share a table."
             )
         if run.weights is None:
@@ -156,23 +157,23 @@ def chosen_part(arguments: argparse.Namespace) -> tuple[Any, list[tuple[str, str
     )
 
 
-def teller(name: str, pairs: int) -> Any:
-    """Say each pair on stderr."""
-    from napari_shmoareg.cli.evaluate import told
+def make_reporter(name: str, pairs: int) -> Any:
+    """Make a callback that prints each pair on stderr."""
+    from napari_shmoareg.cli.evaluate import describe_case
 
-    def tell(case: Mapping[str, Any] | None, word: str) -> None:
+    def report_case(case: Mapping[str, Any] | None, word: str) -> None:
         print(
-            word if case is None else f"pair {case['number']} of {pairs}, {name}: {told(case)}",
+            word
+            if case is None
+            else f"pair {case['number']} of {pairs}, {name}: {describe_case(case)}",
             file=sys.stderr,
         )
 
-    return tell
+    return report_case
 
 
 def table(done: Mapping[str, Any], against: str, about: str) -> str:
-    """Markdown: a row per entry, mean ± SD over pairs, and the p of its Dice against one of
-    them.
-    """
+    """Markdown table: a row per entry, mean ± SD over pairs, p of its Dice against one row."""
     from napari_shmoareg.evaluation.comparison import CAUTION, PAIRS, SUBJECTS, compare
     from napari_shmoareg.evaluation.tables import ALL
     from napari_shmoareg.metrics.measure import MEASURES, pair_rows
@@ -203,8 +204,8 @@ def table(done: Mapping[str, Any], against: str, about: str) -> str:
             "| " + " | ".join([name, count, *(cells.get(key, "") for key in COLUMNS), *ps]) + " |"
         )
     words = (
-        "Mean ± SD over pairs, after all; Dice and distances are means over a pair's labels, on the"
-        " fixed grid."
+        "Mean ± SD over pairs, after registration; Dice and distances are means over the labels of"
+        " a pair, on the fixed grid."
     )
     definitions = "\n".join(
         f"- **{MEASURES[key].words}**: {MEASURES[key].definition}" for key in COLUMNS

@@ -1,9 +1,9 @@
-"""Seconds of a forward pass with mixture of attention heads, beside plain heads, in one run.
+"""Seconds of a forward pass with mixture of attention heads and with plain heads, in one run.
 
     python benchmarks/network_speed.py [--sizes 96 128] [--preset paper] [--runs 5] [--device cpu]
 
-The networks differ in one setting each and take turns, so that a machine whose speed drifts
-is the same for all; the ratio is taken turn by turn and its median printed.
+Each network differs in one setting.  They take turns, so that drifts of the machine's speed affect
+all; the ratio is computed per turn, and its median is printed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 def seconds(network: SHMoAReg, moving: torch.Tensor, fixed: torch.Tensor) -> float:
-    """One forward pass, the device's queue emptied before and after."""
+    """Time one forward pass, with the device synchronised before and after."""
     wait = torch.cuda.synchronize if moving.is_cuda else lambda: None
     wait()
     began = time.perf_counter()

@@ -1,5 +1,4 @@
-"""Short trials of how experts learn: what each option does to Dice, to routing matters and to
-attention matters.
+"""Short training trials: effect of each option on Dice, routing matters and attention matters.
 
     python benchmarks/routing_trials.py OUT --data FOLDER [--arms baseline frozen-gates] [--seeds 0
     1 2]
@@ -7,17 +6,17 @@ attention matters.
     python benchmarks/routing_trials.py --list
     python benchmarks/routing_trials.py OUT --table
 
-FOLDER holds images/*.nii.gz and labels/*.nii.gz of at least 24 people, one scan each.  Every trial
-begins from nothing, learns from pairs of three quarters of them and registers the others in a ring
-(each onto the next), with headers as they are.  An arm changes some settings of the recipe `small`;
-all arms of a seed see the same pairs in the same order.
+FOLDER contains images/*.nii.gz and labels/*.nii.gz of at least 24 subjects, one scan each.  Every
+trial trains a new network on pairs of three quarters of the subjects and registers the others in a
+ring (each onto the next), aligned by their headers.  An arm changes some settings of the recipe
+`small`; all arms of a seed use the same pairs in the same order.
 
 Columns of a trial: mean Dice before and after; routing matters = (after - with choices shuffled) /
 (after - before), for the encoder (whole rows of a gate go to other tokens) and the decoder (choices
-go to other voxels, each keeping its own T), in all passes; attention matters = the same with what
-attention adds taken away; loads of the kernels at full resolution; SDlogJ and folding; seconds of
-computing.  A row is appended to OUT/trials.jsonl when its trial ends; the same command leaves out
-what stands there.  `--table` prints means over seeds, with a bootstrap over people."""
+go to other voxels, each keeping its own T), in all passes; attention matters = the same without the
+output of attention; loads of the kernels at full resolution; SDlogJ and folding; CPU seconds.  A
+row is appended to OUT/trials.jsonl at the end of a trial; the same command skips finished trials.
+`--table` prints means over seeds, with a bootstrap over subjects."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ LEARNING_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Arm:
-    """What a trial changes: fields of `FineTuning` and of `SHMoARegConfig`, and why."""
+    """Changes of a trial: fields of `FineTuning` and of `SHMoARegConfig`, and a description."""
 
     why: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -71,33 +70,34 @@ COUNTERFACTUAL = {"routing_target": "counterfactual", "routing_weight": 0.05}
 DENSE = {"dense_share": 1 / 3, "gate_temperature": 2.0}
 ARMS: dict[str, Arm] = {
     "baseline": Arm("the recipe small"),
-    "frozen-gates": Arm("control: gates random for good", {"gates": "frozen"}),
+    "frozen-gates": Arm("control: gates stay random", {"gates": "frozen"}),
     "plain-attention": Arm("control: MHA for MoA", config={"attention": "mha"}),
     "plain-heads": Arm("control: one 3x3x3 convolution for SHMoE", config={"shmoe_strides": ()}),
     "plain-layers": Arm("control: both plain", config={"attention": "mha", "shmoe_strides": ()}),
     "attention-off": Arm("control: attention adds nothing", {"attention": "off"}),
-    "no-balance": Arm("the paper's: no term for the loads", {"balance_weight": 0.0}),
+    "no-balance": Arm("as in the paper: no balance loss", {"balance_weight": 0.0}),
     "known-motion": Arm(
-        "half of the steps on one scan and itself deformed, no loss of it", {"known_motion": 0.5}
+        "half of the steps on a scan and a deformed copy, without a loss on the motion",
+        {"known_motion": 0.5},
     ),
     "correspondence": Arm("InfoNCE on tokens, weight 0.1", CORRESPONDENCE),
     "output-scale-4": Arm(
-        "MoA's output projections begin four times as large", {"moa_output_scale": 4.0}
+        "MoA's output projections start four times as large", {"moa_output_scale": 4.0}
     ),
     "bias-balance": Arm(
         "bias on the choice, z-loss, no switch loss", {"balance": "bias", "z_weight": 0.001}
     ),
     "mutual": Arm(
-        "mutual information for the switch loss", {"balance": "mutual", "balance_weight": 0.1}
+        "mutual information instead of switch loss", {"balance": "mutual", "balance_weight": 0.1}
     ),
     "dense-to-sparse": Arm("12 heads to 4 over the first third", DENSE, {"detach_weights": True}),
-    "kernels-alike": Arm("1, 3, 5 begin as one function", {"kernels_start": "alike"}),
+    "kernels-alike": Arm("1, 3, 5 start as the same function", {"kernels_start": "alike"}),
     "routing-0.05": Arm(
-        "the paper's labels, at the weight of the counterfactual ones", {"routing_weight": 0.05}
+        "the paper's labels, with the weight of the counterfactual ones", {"routing_weight": 0.05}
     ),
     "counterfactual": Arm("counterfactual labels, weight 0.05", COUNTERFACTUAL),
     "head-diversity": Arm(
-        "heads that attend alike pushed apart, weight 0.1", {"head_diversity_weight": 0.1}
+        "penalty on similar attention of heads, weight 0.1", {"head_diversity_weight": 0.1}
     ),
     "gate-jitter": Arm("noise on the kernels' choice over the first third", {"gate_jitter": 1.0}),
     "damping": Arm("a tenth of the gradient to kernels chosen wrongly", {"expert_damping": 0.1}),
@@ -106,7 +106,7 @@ ARMS: dict[str, Arm] = {
     ),
     "teacher-descent": Arm("a refinement's displacement", {"teacher": "descent"}),
     "tokens-combined": Arm(
-        "correspondence, scale 4, mutual information, counterfactual labels from kernels alike",
+        "correspondence, scale 4, mutual information, counterfactual labels, equal kernels first",
         CORRESPONDENCE
         | COUNTERFACTUAL
         | {
@@ -117,7 +117,7 @@ ARMS: dict[str, Arm] = {
         },
     ),
     "descent-combined": Arm(
-        "a refinement's displacement, dense to sparse, counterfactual labels from kernels alike",
+        "a refinement's displacement, dense to sparse, counterfactual labels, equal kernels first",
         COUNTERFACTUAL
         | DENSE
         | {
@@ -130,8 +130,8 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?", help="folder of the rows")
     parser.add_argument(
@@ -141,15 +141,17 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--size", type=int, default=32, help="voxels along the longest axis")
-    parser.add_argument("--judged", type=int, default=None, help="only so many of the ring's pairs")
-    parser.add_argument("--list", action="store_true", help="show the arms")
-    parser.add_argument("--table", action="store_true", help="show what OUT holds")
+    parser.add_argument(
+        "--judged", type=int, default=None, help="number of the ring's pairs to use"
+    )
+    parser.add_argument("--list", action="store_true", help="list the arms")
+    parser.add_argument("--table", action="store_true", help="print the results in OUT")
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run what is missing, seed by seed, and print a line for each trial."""
-    arguments = parsed(words)
+    """Run the missing trials, seed by seed, and print a line for each."""
+    arguments = parse_arguments(words)
     if arguments.list:
         for name, arm in ARMS.items():
             changes = ", ".join(
@@ -158,7 +160,7 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"{name:18} {arm.why}" + (f" ({changes})" if changes else ""))
         return
     if arguments.out is None:
-        sys.exit("Name the folder of the rows.")
+        sys.exit("Give OUT, the folder of the rows.")
     rows = read_rows(arguments.out / ROWS)
     if arguments.table:
         print(
@@ -175,47 +177,45 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit("Give --data: a folder with images/*.nii.gz and labels/*.nii.gz.")
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    learners, judged = people(arguments.data)
-    ring = Ring(judged, arguments.size, arguments.judged)
+    training_scans, validation_scans = read_subjects(arguments.data)
+    ring = Ring(validation_scans, arguments.size, arguments.judged)
     done = {(row["arm"], row["seed"], row["steps"], row["size"]) for row in rows}
     for seed in arguments.seeds:
         for name in arguments.arms:
             if (name, seed, arguments.steps, arguments.size) in done:
                 continue
-            row = trial(name, seed, arguments.steps, arguments.size, learners, ring)
+            row = trial(name, seed, arguments.steps, arguments.size, training_scans, ring)
             append_row(arguments.out / ROWS, row)
             print(line(row), flush=True)
 
 
-class Drawn(Sequence[Conformed]):
-    """Every pair of two people, conformed when it is read."""
+class TrainingPairs(Sequence[Conformed]):
+    """Every pair of two subjects, conformed on access."""
 
     def __init__(self, scans: Sequence[tuple[Any, Any]], size: int) -> None:
         self.scans, self.size = scans, size
         count = len(scans)
-        self.places = [(a, b) for a in range(count) for b in range(count) if a < b]
+        self.pairs = [(a, b) for a in range(count) for b in range(count) if a < b]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Conformed:  # type: ignore[override]
-        return conformed(*(self.scans[n] for n in self.places[index]), self.size)
+        return conform_pair(*(self.scans[n] for n in self.pairs[index]), self.size)
 
 
 class Ring(list[Conformed]):
-    """Each judged person's scan onto the next one's."""
+    """Validation pairs: the scan of each subject onto that of the next."""
 
     def __init__(self, scans: Sequence[tuple[Any, Any]], size: int, most: int | None) -> None:
         count = len(scans)
         super().__init__(
-            conformed(scans[n], scans[(n + 1) % count], size) for n in range(most or count)
+            conform_pair(scans[n], scans[(n + 1) % count], size) for n in range(most or count)
         )
 
 
-def people(folder: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-    """Image and labels of those who learn and of those who judge, in the order of their files'
-    names.
-    """
+def read_subjects(folder: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+    """Images and labels of the training and the validation subjects, sorted by file name."""
     images = sorted((folder / "images").glob("*.nii.gz"))
     scans = [
         (read_image(path), read_image(folder / "labels" / path.name, labels=True))
@@ -224,15 +224,15 @@ def people(folder: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
     ]
     if len(scans) < 24:
         sys.exit(
-            f"{folder} holds {len(scans)} images with labels of the same name; at least 24 are"
-            " needed."
+            f"{folder} contains {len(scans)} images with labels of the same name; at least 24 were"
+            " expected."
         )
     cut = round(LEARNING_SHARE * len(scans))
     return scans[:cut], scans[cut:]
 
 
-def conformed(moving: tuple[Any, Any], fixed: tuple[Any, Any], size: int) -> Conformed:
-    """Both scans on one grid, their headers trusted."""
+def conform_pair(moving: tuple[Any, Any], fixed: tuple[Any, Any], size: int) -> Conformed:
+    """Conform a pair, aligned by the headers."""
     return conform(VolumePair(moving[0], fixed[0], moving[1], fixed[1]), size=size, labels=True)
 
 
@@ -244,7 +244,7 @@ def trial(
     scans: Sequence[tuple[Any, Any]],
     ring: Sequence[Conformed],
 ) -> dict[str, Any]:
-    """Learn, judge, and give the row."""
+    """Train, validate, and return the row."""
     arm, recipe = ARMS[name], RECIPES["small"]
     common = {"steps": steps, "seed": seed, "cascade": 0.0, "bfloat16": False, "diffeomorphic": 0.0}
     rates = {"learning_rate": 1e-3, "final_rate": 5e-5}
@@ -255,7 +255,7 @@ def trial(
     start_experts(network, settings)
     average = RunningMean(network, recipe.averaging if steps > 100 else 0.9)
     began, clock, shown = time.perf_counter(), time.process_time(), 0.0
-    for step in fine_tune(network, Drawn(scans, size), settings):
+    for step in fine_tune(network, TrainingPairs(scans, size), settings):
         average.follow(network)
         if time.perf_counter() - shown > 60:
             shown = time.perf_counter()
@@ -265,7 +265,7 @@ def trial(
                 flush=True,
             )
     learned = time.process_time() - clock
-    pairs = [judge(average.network.eval(), pair, number) for number, pair in enumerate(ring)]
+    pairs = [validate(average.network.eval(), pair, number) for number, pair in enumerate(ring)]
     row: dict[str, Any] = {
         "arm": name,
         "seed": seed,
@@ -283,10 +283,8 @@ def trial(
 
 
 @torch.inference_mode()
-def judge(network: SHMoAReg, pair: Conformed, seed: int) -> dict[str, float]:
-    """Dice of one pair before and after, and with each control; loads of the kernels; how even the
-    deformation is.
-    """
+def validate(network: SHMoAReg, pair: Conformed, seed: int) -> dict[str, float]:
+    """Dice of one pair before, after, and with each control; kernel loads; SDlogJ and folding."""
     found = cascade(network, pair.moving, pair.fixed)
     result = {"before": overlap(pair, None), "after": overlap(pair, found.displacement)}
     for control in ("encoder", "decoder"):
@@ -307,7 +305,7 @@ def judge(network: SHMoAReg, pair: Conformed, seed: int) -> dict[str, float]:
 
 
 def overlap(pair: Conformed, displacement: Tensor | None) -> float:
-    """Mean Dice of the labels, each carried as a share of its voxels."""
+    """Mean Dice of the labels, each warped as a linear one-hot map."""
     assert pair.moving_labels is not None and pair.fixed_labels is not None
     values = torch.unique(pair.fixed_labels)
     carried = (pair.moving_labels == values.view(1, -1, 1, 1, 1)).float()
@@ -319,19 +317,17 @@ def overlap(pair: Conformed, displacement: Tensor | None) -> float:
 
 @contextmanager
 def shuffled(network: SHMoAReg, part: str, seed: int) -> Iterator[None]:
-    """Gates whose decisions go to other cells of the same image, padding left alone, in every
-    pass.
-    """
-    lot = torch.Generator().manual_seed(seed)
+    """Shuffle gate decisions over the cells of each image in every pass; padding is unchanged."""
+    rng = torch.Generator().manual_seed(seed)
     shape: list[int] = []
 
-    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record_shape(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shape[:] = inputs[0].shape[2:]
 
-    handles: list[Any] = [network.register_forward_pre_hook(note)]
+    handles: list[Any] = [network.register_forward_pre_hook(record_shape)]
     for site in gates_of(network):
         if site.part == part:
-            handles.append(site.module.register_forward_hook(shuffle_of(site, shape, lot)))
+            handles.append(site.module.register_forward_hook(make_shuffle_hook(site, shape, rng)))
     try:
         yield
     finally:
@@ -339,15 +335,15 @@ def shuffled(network: SHMoAReg, part: str, seed: int) -> Iterator[None]:
             handle.remove()
 
 
-def shuffle_of(site: GateSite, shape: Sequence[int], lot: torch.Generator) -> Any:
-    """A hook: (2B, *S, N) of the encoder, (B, N, *S) of the decoder."""
+def make_shuffle_hook(site: GateSite, shape: Sequence[int], rng: torch.Generator) -> Any:
+    """Make a hook for values (2B, *S, N) of the encoder or (B, N, *S) of the decoder."""
 
     def shuffle(_: nn.Module, __: Any, values: Tensor) -> Tensor:
         rows = (values if site.part == "encoder" else values.movedim(1, -1)).clone()
         i, j, k = (-(-n // site.stride) for n in shape)
         for image in rows[:, :i, :j, :k]:
             flat = image.flatten(0, 2)
-            order = torch.randperm(len(flat), generator=lot)
+            order = torch.randperm(len(flat), generator=rng)
             flat = (
                 flat[order]
                 if site.part == "encoder"
@@ -360,7 +356,7 @@ def shuffle_of(site: GateSite, shape: Sequence[int], lot: torch.Generator) -> An
 
 
 def with_choices(values: Tensor, ids: Tensor) -> Tensor:
-    """Gate values (M, N) whose largest, kept as it is, belongs to these experts."""
+    """Give these experts the largest of the gate values (M, N)."""
     largest = values.amax(-1, keepdim=True)
     below = torch.minimum(values, largest * (1 - 1e-4))
     return below.scatter(-1, ids[:, None], largest)
@@ -368,7 +364,7 @@ def with_choices(values: Tensor, ids: Tensor) -> Tensor:
 
 @contextmanager
 def without_attention(network: SHMoAReg) -> Iterator[None]:
-    """Attention that adds nothing, in every block and pass."""
+    """Set the output of attention to 0 in every block and pass."""
     attentions = [
         module for module in network.modules() if isinstance(module, MoA | MultiHeadAttention)
     ]
@@ -384,7 +380,7 @@ def without_attention(network: SHMoAReg) -> Iterator[None]:
 
 
 def figures(pairs: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-    """Means over pairs, and what matters by how much."""
+    """Means over pairs, and the scores of routing and attention."""
     names = [name for name in ("before", "after", "sdlogj", "folding_percent") if name in pairs[0]]
     names += [name for name in pairs[0] if name.startswith("load_")]
     row: dict[str, float | None] = {
@@ -408,7 +404,7 @@ def matters(pairs: Sequence[Mapping[str, float]], control: str) -> float | None:
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """One trial in one line."""
+    """Format a trial in one line."""
     share = {
         name: row[f"{name}_matters"] for name in ("encoder_routing", "decoder_routing", "attention")
     }
@@ -425,7 +421,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a line per arm, means over seeds; intervals of 95 % by a bootstrap over people."""
+    """Markdown table: a line per arm, means over seeds, 95 % bootstrap intervals over subjects."""
     heads = [
         "arm",
         "seeds",
@@ -441,49 +437,51 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     base = {row["seed"]: row for row in rows if row["arm"] == "baseline"}
     for name in ARMS:
-        mine = [row for row in rows if row["arm"] == name]
-        if not mine:
+        own_rows = [row for row in rows if row["arm"] == name]
+        if not own_rows:
             continue
-        pairs = [pair for row in mine for pair in row["pairs"]]
-        cells = [name, str(len(mine)), spread([row["after"] for row in mine])]
-        twins = [
-            (row, base[row["seed"]]) for row in mine if row["seed"] in base and name != "baseline"
+        pairs = [pair for row in own_rows for pair in row["pairs"]]
+        cells = [name, str(len(own_rows)), spread([row["after"] for row in own_rows])]
+        matched_rows = [
+            (row, base[row["seed"]])
+            for row in own_rows
+            if row["seed"] in base and name != "baseline"
         ]
-        cells.append(against(twins) if twins else "")
-        cells += [interval(mine, control) for control in ("encoder", "decoder", "attention")]
+        cells.append(against(matched_rows) if matched_rows else "")
+        cells += [interval(own_rows, control) for control in ("encoder", "decoder", "attention")]
         kernels = [k for k in (1, 3, 5) if f"load_{k}" in pairs[0]]
         cells.append(
             "/".join(
                 f"{statistics.fmean(pair[f'load_{k}'] for pair in pairs):.0f}" for k in kernels
             )
         )
-        cells += [f"{statistics.fmean(row['sdlogj'] for row in mine):.2f}"]
-        cells += [f"{statistics.fmean(row['folding_percent'] for row in mine):.3f}"]
-        cells += [f"{statistics.fmean(row['seconds'] for row in mine):.0f}"]
+        cells += [f"{statistics.fmean(row['sdlogj'] for row in own_rows):.2f}"]
+        cells += [f"{statistics.fmean(row['folding_percent'] for row in own_rows):.3f}"]
+        cells += [f"{statistics.fmean(row['seconds'] for row in own_rows):.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, and what seeds differ by."""
+    """Mean ± SD over seeds."""
     return f"{statistics.fmean(values):.3f}" + (
         f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     )
 
 
-def against(twins: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    """Difference of Dice from the baseline of the same seeds."""
+def against(matched_rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """Difference in Dice from the baseline of the same seeds."""
     rows = [
         [a["after"] - b["after"] for a, b in zip(x["pairs"], y["pairs"], strict=True)]
-        for x, y in twins
+        for x, y in matched_rows
     ]
     change = np.array(rows).mean(0)
-    low, high = percentiles([change[pick].mean() for pick in resampled(len(change))])
+    low, high = percentiles([change[pick].mean() for pick in bootstrap_indices(len(change))])
     return f"{change.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def interval(rows: Sequence[Mapping[str, Any]], control: str) -> str:
-    """How much a control matters, all seeds together."""
+    """Share of the gain that is lost with a control, over all seeds."""
     gain = np.array(
         [[pair["after"] - pair["before"] for pair in row["pairs"]] for row in rows]
     ).mean(0)
@@ -492,30 +490,30 @@ def interval(rows: Sequence[Mapping[str, Any]], control: str) -> str:
     ).mean(0)
     if gain.mean() <= 0:
         return "-"
-    low, high = percentiles([lost[pick].sum() / gain[pick].sum() for pick in resampled(len(gain))])
+    low, high = percentiles(
+        [lost[pick].sum() / gain[pick].sum() for pick in bootstrap_indices(len(gain))]
+    )
     return f"{100 * lost.mean() / gain.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def resampled(count: int) -> Iterator[np.ndarray]:
-    """People drawn again and again; a ring's pair counts as often as both of its people were
-    drawn.
-    """
-    lot = np.random.default_rng(0)
+def bootstrap_indices(count: int) -> Iterator[np.ndarray]:
+    """Bootstrap over subjects: a pair counts with the product of its subjects' counts."""
+    rng = np.random.default_rng(0)
     for _ in range(2000):
-        drawn = np.bincount(lot.integers(0, count, count), minlength=count)
-        often = drawn * np.roll(drawn, -1)
-        if often.sum():
-            yield np.repeat(np.arange(count), often)
+        drawn = np.bincount(rng.integers(0, count, count), minlength=count)
+        counts = drawn * np.roll(drawn, -1)
+        if counts.sum():
+            yield np.repeat(np.arange(count), counts)
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float]:
-    """Of 95 %."""
+    """95 % percentile interval."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """What was written; a last line that was cut off by a kill is left out."""
+    """Read the rows; a last line cut off by a kill is skipped."""
     rows = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -526,7 +524,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One line, in one write."""
+    """Append one line in one write."""
     text = json.dumps(row) + "\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

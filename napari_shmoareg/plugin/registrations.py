@@ -68,9 +68,9 @@ def _renumber_duplicates(viewer: Viewer) -> None:
     for layer in tagged:
         registration, number = id(tag(layer, "registration")), tag(layer, "number")
         if registration not in numbers:
-            taken = number in numbers.values()
+            in_use = number in numbers.values()
             numbers[registration] = (
-                max(tag(other, "number") for other in tagged) + 1 if taken else number
+                max(tag(other, "number") for other in tagged) + 1 if in_use else number
             )
         if number != numbers[registration]:
             new = renumbered(

@@ -1,7 +1,6 @@
 """fine_tune(): a generator of training steps, and the loss of a pair, Eq. (8).
 
-Sec. III-C, Sec. IV-B: Adam at a fixed 1e-4, both orders of every pair.  Each `yield` is a safe
-point to stop.
+Sec. III-C, IV-B: Adam at 1e-4, both orders of each pair. Each `yield` is a safe point to stop.
 """
 
 from __future__ import annotations

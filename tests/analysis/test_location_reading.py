@@ -123,7 +123,7 @@ def test_a_place_outside_is_refused_with_where_the_grid_reaches(scene, index):
 
 @pytest.mark.parametrize("point", [(1, 2), (1, 2, np.nan), np.zeros((2, 3))])
 def test_a_place_is_three_finite_numbers(scene, point):
-    with pytest.raises(InputError, match="three numbers"):
+    with pytest.raises(InputError, match="three finite numbers"):
         read_location(scene, point)
 
 

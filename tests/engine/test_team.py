@@ -34,7 +34,7 @@ def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelera
     code = """
         import sys, torch
         from napari_shmoareg.training.distributed import TrainingGroup
-        group = TrainingGroup.joined("cpu")
+        group = TrainingGroup.join("cpu")
         numbers = torch.arange(3.0)
         group.add([numbers]); group.wait(); group.close()
         print(group == TrainingGroup(), group.is_main, list(group.share(3)), group.any(False), group.any(True), numbers.tolist(),
@@ -63,7 +63,7 @@ def test_every_thing_is_shared_out_to_exactly_one_process():
 MEMBER = """
     import os, sys, time, torch
     from napari_shmoareg.training.distributed import LostProcessError, TrainingGroup
-    group = TrainingGroup.joined("cpu")
+    group = TrainingGroup.join("cpu")
     rank = int(os.environ["RANK"])
     assert (group.rank, group.size, group.is_main, str(group.device)) == (rank, 2, rank == 0, "cpu")
     single = torch.arange(6.0).reshape(2, 3).t() * (rank + 1)    # not contiguous
@@ -167,7 +167,7 @@ def test_half_an_environment_is_an_error_that_names_what_is_missing(monkeypatch)
         monkeypatch.delenv(name, raising=False)
     assert world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"not RANK, LOCAL_RANK.*unset WORLD_SIZE"):
+    with pytest.raises(InputError, match=r"lacks RANK, LOCAL_RANK.*unset WORLD_SIZE"):
         world_size()
 
 

@@ -45,7 +45,7 @@ MEMBER = """
     from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
     folder = sys.argv[1]
-    group = TrainingGroup.joined("cpu")
+    group = TrainingGroup.join("cpu")
     told = torch.load(folder + "/begun.pt", weights_only=False)
     settings = FineTuning(**told["settings"])
     for name, begun in told["runs"].items():

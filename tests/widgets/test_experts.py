@@ -77,7 +77,7 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, registration, choose):
             f"Head {head} has {100 * entry['share'][head]:.1f} % of the selections"
             in panel.encoder.message.text()
         )
-    assert "nothing more" in CAPTION
+    assert "only a share of selections" in CAPTION
 
 
 def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, registration, choose):

@@ -183,7 +183,7 @@ def test_closing_the_dock_lets_the_child_stop_by_itself_and_save(viewer, panel, 
     qtbot.waitUntil(lambda: child.ended is not None or bool(child.events()), timeout=LONG)
     assert gone(child.pid) and (run / "best.safetensors").is_file()
     assert panel.follower.mode is Mode.idle
-    child.forget()
+    child.remove_log()
 
 
 def test_a_program_that_is_killed_takes_its_child_along_at_a_safe_step(tmp_path):

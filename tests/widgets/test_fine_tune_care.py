@@ -182,7 +182,7 @@ def test_a_run_that_failed_before_it_saved_makes_way_for_another_and_nothing_els
     rate.setText("1e-5")
     (run / "notes.txt").write_text("mine", encoding="utf-8")
     panel.run.start.click()
-    assert len(ordered) == 1 and "notes.txt is no file of a run" in told("error")
+    assert len(ordered) == 1 and "notes.txt is not a file of a run" in told("error")
     assert (run / "run.json").is_file() and (run / "split.json").is_file()
     (run / "notes.txt").unlink()
     begun = []
@@ -311,7 +311,7 @@ def test_open_layers_have_no_command_before_they_are_written(panel, viewer, tmp_
         viewer.add_layer(layer("image", name))
     panel.run.folder.setText(str(tmp_path / "run"))
     panel.data.dataset.source.setCurrentText("Open layers")
-    assert not panel.run.copy.isEnabled() and "written to the disk" in panel.run.copy.toolTip()
+    assert not panel.run.copy.isEnabled() and "written to disk" in panel.run.copy.toolTip()
     (tmp_path / "run-data").mkdir()
     panel.run.changed.emit()
     assert panel.run.copy.isEnabled()

@@ -17,7 +17,7 @@ from napari_shmoareg.errors import InputError, TooLargeError
 from napari_shmoareg.io import save_network
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.plugin.controls.errors import explain
-from napari_shmoareg.plugin.controls.progress import EARLY, Clock
+from napari_shmoareg.plugin.controls.progress import LOADING_SHARE, Clock
 from napari_shmoareg.plugin.controls.tasks import Report
 from napari_shmoareg.plugin.placement import layer_options
 from napari_shmoareg.plugin.register import job
@@ -85,7 +85,7 @@ def test_labels_on_another_grid_are_taken_onto_their_image_and_it_is_told(layers
 
 
 def test_progress_only_rises_and_ends_at_the_whole(layers, settings):
-    seen, clock = [], Clock(EARLY)
+    seen, clock = [], Clock(LOADING_SHARE)
     report = Report(forward=lambda *at: seen.append((*at, clock.left(at[1]))))
     register(layers, settings, report=report)
     done = [fraction for _, fraction, _ in seen]
@@ -98,14 +98,14 @@ def test_progress_only_rises_and_ends_at_the_whole(layers, settings):
 
 @pytest.mark.parametrize("phase", ["loading", "align", "network", "measure", "drawing"])
 def test_a_registration_is_cancelled_in_every_phase(layers, settings, phase, monkeypatch):
-    report, tell = Report(), LayerRegistration._tell
+    report, report_progress = Report(), LayerRegistration._report_progress
 
     def cancel(self, name, fraction):
         if name == phase:
             report.cancel()
-        tell(self, name, fraction)
+        report_progress(self, name, fraction)
 
-    monkeypatch.setattr(LayerRegistration, "_tell", cancel)
+    monkeypatch.setattr(LayerRegistration, "_report_progress", cancel)
     with pytest.raises(Interrupted):
         register(layers, settings, report=report)
 
@@ -204,7 +204,7 @@ def test_errors_are_told_in_the_words_of_the_form(error, says):
 
 
 def test_the_time_left_runs_down_between_two_reports(monkeypatch):
-    clock, now = Clock(EARLY), [0.0]
+    clock, now = Clock(LOADING_SHARE), [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     assert clock.left(0.0) is None
     now[0] = 10.0

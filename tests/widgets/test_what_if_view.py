@@ -412,7 +412,7 @@ def test_other_weights_than_those_of_the_registration_are_told(
     )
     from napari_shmoareg.plugin.experts.what_if_results import notes
 
-    shown = replace(view.result.answer, alike=0.0)
+    shown = replace(view.result.answer, agreement=0.0)
     assert any("0 % of the cells" in note for note in notes(shown))
     assert recorded_agreement(experiment, registration.routing) == 1.0
     assert recorded_agreement(experiment, turned(registration.routing)) == 0.0

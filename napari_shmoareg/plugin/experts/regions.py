@@ -202,8 +202,8 @@ class _VerdictItem(Figure):
     """
 
     def __init__(self, load: RegionLoad) -> None:
-        known = verdict(load) != TOO_FEW and load.expected is not None
-        super().__init__(load.distance - (load.expected or 0.0) if known else UNKNOWN, ".3f")
+        has_verdict = verdict(load) != TOO_FEW and load.expected is not None
+        super().__init__(load.distance - (load.expected or 0.0) if has_verdict else UNKNOWN, ".3f")
         self.setText(verdict(load))
         self.setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
 
@@ -348,9 +348,7 @@ class RegionView(Section):
         self._results: weakref.WeakKeyDictionary[Registration, Regions] = (
             weakref.WeakKeyDictionary()
         )
-        self._counting_for: weakref.ref[Registration] | None = (
-            None  # whose regions are being counted
-        )
+        self._counting_for: weakref.ref[Registration] | None = None  # of the running count
         self._reference_picked = False  # whether the user picked the reference
         self.regions = RegionSource(viewer)
         self.where = GatePicker("block")

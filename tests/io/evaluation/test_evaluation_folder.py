@@ -188,7 +188,7 @@ def test_a_half_written_table_taken_by_another_machine_is_written_again(folder, 
     written.
     """
     write(folder, case_of(1, PAIRS[0]))
-    written, lost = tables.writing, []
+    written, lost = tables.atomic_write, []
 
     def losing(path):
         if path.name == "summary.csv" and not lost:
@@ -196,7 +196,7 @@ def test_a_half_written_table_taken_by_another_machine_is_written_again(folder, 
             raise FileNotFoundError(path)
         return written(path)
 
-    monkeypatch.setattr(tables, "writing", losing)
+    monkeypatch.setattr(tables, "atomic_write", losing)
     write_tables(folder, plan_of(PAIRS))
     assert lost and (folder.path / "summary.csv").read_text(encoding="utf-8").startswith(
         "stage,label,measure,n,mean"
