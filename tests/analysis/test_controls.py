@@ -470,9 +470,9 @@ def test_equal_loads_are_met_to_the_cell_and_the_best_are_chosen():
     ("what", "says"),
     [
         ({"name": "uniform", "part": "decoder"}, "no control 'uniform' of the decoder"),
-        ({"name": "turned", "part": "decoder"}, "there are: shuffled, "),
+        ({"name": "turned", "part": "decoder"}, "Choose one of: shuffled, "),
         ({"name": "shuffled", "part": "encoder", "passes": "first"}, "'all' or 'last'"),
-        ({"name": "shuffled", "part": "encoder", "expert": 1}, "about no single expert"),
+        ({"name": "shuffled", "part": "encoder", "expert": 1}, "does not apply to a single expert"),
         ({"name": "shuffled", "part": "encoder", "seed": -1}, "whole number from 0"),
     ],
 )

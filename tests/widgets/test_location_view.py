@@ -264,7 +264,8 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
     assert view.message.text() == NO_GATES
     strips = [view.box.strips[found.gate] for found in expert_maps(registration)]
     assert all(
-        not strip.fills() and strip.cell.experts and "were not saved" in strip.line() for strip in strips
+        not strip.fills() and strip.cell.experts and "were not saved" in strip.line()
+        for strip in strips
     )
     assert all(view.box.strips[load.gate].fills() for load in token_loads(registration))
     assert not view.grab().isNull()

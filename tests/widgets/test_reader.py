@@ -297,7 +297,9 @@ def test_a_dicom_folder_opens_and_a_slice_opens_its_series_once(viewer, tmp_path
     )
     write_slices(tmp_path / "ct", "1.2.3.8", values + 1)
     assert viewer.open([str(tmp_path / "ct")], **SHMOAREG) == []
-    assert "Open one slice of the series you want" in told("error") and "FOLDER#" not in told("error")
+    assert "Open one slice of the series you want" in told("error") and "FOLDER#" not in told(
+        "error"
+    )
     slices = [str(path) for path in sorted((tmp_path / "ct").glob("8_*"))]
     (second,) = viewer.open(slices, **SHMOAREG)
     assert tag(second, "role") == "fixed" and second.data.min() == values.min() + 1
