@@ -316,7 +316,7 @@ def test_validation_runs_all_passes(subjects):
 def test_a_recipe_takes_other_steps_and_an_unknown_one_is_refused():
     begins = RECIPES["small"].phases[1].begins
     assert recipe("small", steps=100).pairs([]).phases[1][0] == round(100 * begins)
-    with pytest.raises(InputError, match="no recipe 'huge'; there are large, small, tiny"):
+    with pytest.raises(InputError, match="no recipe 'huge'; available are large, small, tiny"):
         recipe("huge")
 
 

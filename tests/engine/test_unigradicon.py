@@ -137,10 +137,16 @@ def _not_tensors(path: Path) -> None:
             lambda path: torch.save({"shift": Path("object")}, path),
             "no weights that PyTorch can read",
         ),
-        (lambda path: torch.save({"turn": torch.zeros(3)}, path), "another network.*shift"),
-        (lambda path: torch.save({"shift": torch.zeros(4)}, path), "another network.*shift"),
-        (_no_dictionary, "another network"),
-        (_not_tensors, "another network"),
+        (
+            lambda path: torch.save({"turn": torch.zeros(3)}, path),
+            "do not belong to uniGradICON.*shift",
+        ),
+        (
+            lambda path: torch.save({"shift": torch.zeros(4)}, path),
+            "do not belong to uniGradICON.*shift",
+        ),
+        (_no_dictionary, "do not belong to uniGradICON"),
+        (_not_tensors, "do not belong to uniGradICON"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_those_that_do(write, says, side, tmp_path):

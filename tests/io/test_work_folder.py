@@ -22,7 +22,8 @@ def test_another_plan_is_refused_with_what_differs(tmp_path):
     folder(out).begin(dict(reversed(PLAN.items())))
     other = PLAN | {"weights": "v", "settings": {"size": 48, "device": "cpu"}}
     with pytest.raises(
-        InputError, match=r"trial in '.*' was begun with other weights and other settings \(size\)"
+        InputError,
+        match=r"trial in '.*' was started with other weights and other settings \(size\)",
     ):
         folder(out).begin(other)
     assert sorted(os.listdir(out)) == ["plan.json", "rows"]
