@@ -224,9 +224,9 @@ def test_an_id_of_numpy_is_an_id_and_what_is_none_is_refused():
 @pytest.mark.parametrize(
     ("place", "number", "says"),
     [
-        (GateId("decoder", 1, direction="x"), 3, "beyond -1"),
-        (GateId("decoder", 2, direction="x"), 1, "no gate that it names"),
-        (GateId("encoder", 1, 0, "fixed"), 1, "no gate that it names"),
+        (GateId("decoder", 1, direction="x"), 3, "outside -1"),
+        (GateId("decoder", 2, direction="x"), 1, "which it does not select"),
+        (GateId("encoder", 1, 0, "fixed"), 1, "which it does not select"),
     ],
 )
 def test_a_map_that_does_not_fit_is_refused(tiny_network, registration, place, number, says):

@@ -361,7 +361,7 @@ def test_images_that_do_not_meet_are_refused(files, pair, weights, shmoareg, pla
     result = shmoareg(
         "register", away, files.fixed, "--affine", "none", "--weights", weights, "--out", out
     )
-    assert plain(result).search("overlap|do not meet")
+    assert plain(result).search("overlap")
     assert not out.exists()
 
 

@@ -107,7 +107,7 @@ def test_a_method_that_fails_leaves_a_row_and_the_rest_goes_on(listed, ran, file
     first, second = summary.split("Over the one pair that every method finished:")
     assert "| demons | 2 |" in first and "| demons | 1 |" in second and "| affine | 1 |" in second
     assert re.search(r"^affine +1 \(1 failed\) +[0-9]", result.stdout, flags=re.MULTILINE)
-    assert f"- demons: {METHODS['demons'].says}" in summary and "inverted contrast" in summary
+    assert f"- demons: {METHODS['demons'].description}" in summary and "inverted contrast" in summary
     assert "failed: it broke" in result.stderr
 
 
@@ -225,7 +225,7 @@ def test_a_benchmark_does_not_go_on_on_another_machine(
         (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights would"),
         (
             ("--methods", "affine", "--unigradicon-weights", "w"),
-            r"--unigradicon-weights would .* names no unigradicon\.",
+            r"--unigradicon-weights would .* lists no unigradicon\.",
         ),
     ],
 )
@@ -354,7 +354,7 @@ def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(
     [
         ((), "Give --unigradicon-weights FILE"),
         (("--unigradicon-weights", "nowhere"), "Cannot read the weights .*nowhere"),
-        (("--unigradicon-weights", "{other}"), "are of another network"),
+        (("--unigradicon-weights", "{other}"), "do not belong to uniGradICON"),
     ],
 )
 def test_weights_that_unigradicon_cannot_use_are_refused(

@@ -229,7 +229,8 @@ def test_weights_of_another_network_are_refused_and_the_run_has_not_begun(maps, 
     assert code == 1
     told = " ".join(output.split())
     assert (
-        "of another network than the recipe's: bottleneck_channels 10 instead of 12" in told
+        "of a different network than that of the recipe: bottleneck_channels 10 instead of 12."
+        in told
         and "--from" in told
     )
     code, output = run(

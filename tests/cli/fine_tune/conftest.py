@@ -119,7 +119,7 @@ class Forker:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
-        self._last: CommandRequest | None = None
+        self._last: RunningCommand | None = None
         self._process = subprocess.Popen(
             [sys.executable, str(FORKER)],
             stdin=subprocess.PIPE,
@@ -128,7 +128,7 @@ class Forker:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, words, *, die=None, stdin=None, stdout=None) -> CommandRequest:
+    def start(self, words, *, die=None, stdin=None, stdout=None) -> RunningCommand:
         """Start a command, when the last one has ended."""
         self._end_last()
         self._count += 1
@@ -138,12 +138,12 @@ class Forker:
         order |= {} if stdin is None else {"stdin": str(stdin)}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        self._last = CommandRequest(
+        self._last = RunningCommand(
             int(self._process.stdout.readline()), told, self._process.stdout
         )
         return self._last
 
-    def run(self, words, *, die=None) -> CommandRequest:
+    def run(self, words, *, die=None) -> RunningCommand:
         """Run a command to its end, whichever."""
         running = self.start(words, die=die)
         running.wait()
@@ -162,7 +162,7 @@ class Forker:
         self._process.wait(timeout=60)
 
 
-class CommandRequest:
+class RunningCommand:
     """A command in a process of its own."""
 
     def __init__(self, pid: int, told: Path, answers) -> None:

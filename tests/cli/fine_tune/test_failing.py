@@ -108,7 +108,7 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
 
     def lose_one(self, step):
         if step.step == 2:
-            lost.append(self._material.train.names[0][0])
+            lost.append(self._data.train.names[0][0])
             (mine / "images" / f"{lost[0]}.nii.gz").unlink()
             shutil.rmtree(tmp_path / "cache")
         yield from noted(self, step)

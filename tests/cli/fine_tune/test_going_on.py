@@ -94,7 +94,7 @@ def test_a_run_that_has_learned_and_lost_its_split_is_not_divided_anew(copy, go_
 
 def test_nothing_is_warned_of_where_nothing_has_changed(go_on):
     (begun,) = events_of(go_on("--json"), "begin")
-    assert not [words for words in begun["problems"] if "run began" in words]
+    assert not [words for words in begun["problems"] if "run started" in words]
 
 
 def test_scans_that_changed_or_are_gone_since_are_told_and_counted(copy, go_on):
@@ -155,7 +155,7 @@ def test_a_data_set_that_was_moved_is_gone_on_with_and_another_one_is_not(
     refused = go_on("--quiet", dataset=(other,))
     assert (
         refused.exit_code == 1
-        and f"other is not the same, moved: The image of '{name}'" in refused.stderr
+        and f"other is not a moved copy of it: The image of '{name}'" in refused.stderr
     )
     assert json.loads((run / "run.json").read_text())["dataset"]["path"] == str(scans)
     assert events_of(go_on("--json", dataset=(moved,)), "step")[-1]["step"] == 4
@@ -179,7 +179,7 @@ def test_a_rate_that_falls_to_its_end_is_not_begun_again_for_more_steps(
     done = shmoareg(*begin(out, *FEW[:-1], "--affine", "none", "--final-rate", 1e-5, "--quiet"))
     assert done.exit_code == 0, done.stderr
     assert plain(shmoareg("fine-tune", "--out", out, "--resume", "--steps", 4)).search(
-        "falls to 1e-05 over its 2 steps"
+        "falls to 1e-05 over 2 steps"
     )
     assert shmoareg("fine-tune", "--out", out, "--resume", "--steps", 2, "--quiet").exit_code == 0
 
@@ -187,7 +187,7 @@ def test_a_rate_that_falls_to_its_end_is_not_begun_again_for_more_steps(
 def test_other_validation_pairs_begin_the_best_anew(copy, go_on):
     state = go_on("--validation-pairs", 1, "--validate-every", 4, "--json")
     (begun,) = events_of(state, "begin")
-    assert begun["best"] is None and any("do not compare" in words for words in begun["problems"])
+    assert begun["best"] is None and any("not comparable" in words for words in begun["problems"])
     assert [look["best"] for look in events_of(state, "validation")] == [True]
     assert read_card(copy[1] / "best.safetensors")["fine_tuning_steps"] == 4
 
