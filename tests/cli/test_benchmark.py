@@ -107,7 +107,9 @@ def test_a_method_that_fails_leaves_a_row_and_the_rest_goes_on(listed, ran, file
     first, second = summary.split("Over the one pair that every method finished:")
     assert "| demons | 2 |" in first and "| demons | 1 |" in second and "| affine | 1 |" in second
     assert re.search(r"^affine +1 \(1 failed\) +[0-9]", result.stdout, flags=re.MULTILINE)
-    assert f"- demons: {METHODS['demons'].description}" in summary and "inverted contrast" in summary
+    assert (
+        f"- demons: {METHODS['demons'].description}" in summary and "inverted contrast" in summary
+    )
     assert "failed: it broke" in result.stderr
 
 
