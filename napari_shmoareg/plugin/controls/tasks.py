@@ -212,13 +212,14 @@ class Task(QObject):
             return
         owner_exists = self._poll()
         self._run = None
+        value, run.value = run.value, None  # napari may keep the run for longer
         self._timer.stop()
         if run.error:
             self.failed.emit(run.error)
         elif run.interrupted or not owner_exists:
             self.cancelled.emit()
         else:
-            self.finished.emit(run.value)
+            self.finished.emit(value)
 
 
 def single_shot(owner: QObject, wait: int, then: Callable[[], Any]) -> QTimer:
