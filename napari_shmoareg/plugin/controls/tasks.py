@@ -129,7 +129,7 @@ class Task(QObject):
     Parameters
     ----------
     owner : QObject
-        Whose work it is, a widget as a rule.
+        Whose work it is: a widget, or the program for work that a closed dock does not end.
     name : str
         In plain words, such as "registration #1".
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QEvent, QObject, Qt, QUrl
+from qtpy.QtCore import QEvent, Qt, QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
+    QApplication,
     QFileDialog,
     QGroupBox,
     QHBoxLayout,
@@ -61,13 +62,10 @@ TIP = (
 class SaveBox(QWidget):
     """The button that saves everything, its progress, and where it lies afterwards.
 
-    Parameters
-    ----------
-    window : QObject, optional
-        With which the saving ends, as the panel may be closed meanwhile; this box by default.
+    The saving goes on, and says how it went, when the panel is closed meanwhile.
     """
 
-    def __init__(self, window: QObject | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._scene: Callable[[], Registration | None] = lambda: None
         self._lies: Path | None = None  # of what is saved, or being saved
@@ -85,14 +83,15 @@ class SaveBox(QWidget):
         wrapped(self.text)
         row = arranged(QHBoxLayout(), self.button, self.open)
         arranged(QVBoxLayout(self), row, self.bar, self.text)
-        # its words do not hang on this box, which is gone when its dock was closed meanwhile
-        self.task = Task(window or self, "saving a registration")
+        program = QApplication.instance()
+        assert program is not None
+        self.task = Task(program, "saving a registration")
         self.task.finished.connect(_say_saved)
         self.task.failed.connect(show_error)
         self.task.progressed.connect(self._show_progress)
         self.task.finished.connect(self._saved)
-        self.task.failed.connect(lambda _: self._end("It could not be saved. Nothing was written."))
-        self.task.cancelled.connect(lambda: self._end("Stopped. Nothing was written."))
+        self.task.failed.connect(self._failed)
+        self.task.cancelled.connect(self._cancelled)
         self.show_scene(lambda: None)
 
     @property
@@ -141,6 +140,12 @@ class SaveBox(QWidget):
 
     def _saved(self, folder: Path) -> None:
         self._end(f"Saved in {folder}.", folder)
+
+    def _failed(self) -> None:
+        self._end("It could not be saved. Nothing was written.")
+
+    def _cancelled(self) -> None:
+        self._end("Stopped. Nothing was written.")
 
     def _end(self, text: str, folder: Path | None = None) -> None:
         self._lies = folder
@@ -292,7 +297,7 @@ class QualityPanel(Panel):
         viewer = itself(napari_viewer)
         self.picker, self.compare_box = RegistrationPicker(viewer), CompareBox(viewer)
         self.table = QualityTable()
-        self.saving = SaveBox(getattr(getattr(viewer, "window", None), "_qt_window", None))
+        self.saving = SaveBox()
         self.invitation = QLabel(INVITE)
         wrapped(self.invitation)
         self._parts = [

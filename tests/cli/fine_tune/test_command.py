@@ -190,7 +190,7 @@ def test_it_begins_with_the_weights_that_fit_the_device(
         (("--size", "5"), "--size must be 0 or at least 8", 1),
         (("--split", "60/10"), "three counts", 1),
         (("--split", "6/2/2"), "needs 10 subjects.*has 6", 1),
-        (("--moa-output-scale", "2"), "moa_output_scale says how weights begin from nothing", 1),
+        (("--moa-output-scale", "2"), "--moa-output-scale says how weights begin from nothing", 1),
         (("--correspondence-weight", "1"), "of no two scans. Give --known-motion", 1),
         (("--teacher", "drawn"), "of no two scans. Give --known-motion", 1),
         (("--correspondence-strides", "3"), "--correspondence-strides must be strides among 4", 1),
