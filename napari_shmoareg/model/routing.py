@@ -176,8 +176,12 @@ class RoutingTrace:
         raise KeyError(str(gate))
 
     def select(self, **fields: object) -> tuple[RoutedLayer, ...]:
-        """The layers of the gates that match: ``trace.select(part="decoder", direction="x")``."""
-        return tuple(layer for layer in self.layers if layer.gate.matches(**fields))
+        """The layers whose attributes match: ``trace.select(part="decoder", stride=1)``."""
+        return tuple(
+            layer
+            for layer in self.layers
+            if all(getattr(layer, name) == value for name, value in fields.items())
+        )
 
     def detached(self) -> RoutingTrace:
         return RoutingTrace(tuple(layer.detached() for layer in self.layers))

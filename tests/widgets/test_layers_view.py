@@ -293,7 +293,7 @@ def test_a_narrow_view_has_fewer_charts_in_a_row_and_none_is_cut_off(view, qtbot
                 c.parentWidget() is chart.parentWidget() and c.y() == chart.y() for c in view.charts
             )
             for chart in view.charts
-            if chart.bars[0].part == "encoder"
+            if chart.bars[0].gate.part == "encoder"
         )
     assert rows[260] < rows[600] == 3
 
