@@ -306,7 +306,7 @@ def pretrain(
     that writes nothing to --run."""
     import torch
 
-    from napari_shmoareg.io.files import check_is_folder, check_name
+    from napari_shmoareg.io.files import check_name
     from napari_shmoareg.io.work_folder import make_folder
     from napari_shmoareg.model import SHMoAReg
     from napari_shmoareg.registration.resources import choose_bfloat16
@@ -337,7 +337,8 @@ def pretrain(
         draw_sheet(maps, plan, sheet, place, quiet)
         return
     check_name(run)
-    check_is_folder(run)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file; --run takes a new folder, or the folder of a run.")
     make_folder(run)
     plan = as_begun(run, plan, weights, bfloat16_given=given.get("bfloat16") is not None)
     torch.manual_seed(plan.settings.seed)
