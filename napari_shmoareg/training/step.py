@@ -77,8 +77,7 @@ class Step:
         Eq. (8) and its terms before their weights, means over the batch; overlap is NaN without
         labels.
     further : dict of str to float
-        The terms beyond these (`FURTHER_TERMS`), before their weights, means over the pairs that
-        have them; NaN where none has.
+        `FURTHER_TERMS` before their weights, means over the pairs that have them; NaN without.
     gradient : float
         Norm of the gradient, before it is clipped.
     rate : float

@@ -228,13 +228,14 @@ class Task(QObject):
             return
         there = self._look()
         self._run = None
+        value, run.value = run.value, None  # napari may keep the run for longer
         self._timer.stop()
         if run.error:
             self.failed.emit(run.error)
         elif run.interrupted or not there:
             self.cancelled.emit()
         else:
-            self.finished.emit(run.value)
+            self.finished.emit(value)
 
 
 def single_shot(owner: QObject, wait: int, then: Callable[[], Any]) -> QTimer:
