@@ -265,13 +265,10 @@ def passes_after(
     if settings.cascade > 0:
         return before, f"passes at {told}: the cascade was learned with them"
     if tuple(learned) == tuple(used):
-        return (
-            1.0,
-        ), f"one pass: it learns on the grids that it registers on, such as {tuple(used)}"
-    return (
-        before,
-        f"passes at {told}: it learns on coarser grids {tuple(learned)} than {tuple(used)}",
-    )
+        reason = f"one pass: it learns on the grids that it registers on, such as {tuple(used)}"
+        return (1.0,), reason
+    coarser = f"it learns on coarser grids {tuple(learned)} than {tuple(used)}"
+    return before, f"passes at {told}: {coarser}"
 
 
 def with_passes(network: SHMoAReg, passes: Sequence[float]) -> SHMoAReg:
