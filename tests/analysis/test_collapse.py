@@ -25,7 +25,7 @@ def test_even_loads_raise_no_alarm():
 
 def test_one_expert_for_all_cells_is_a_collapse_and_it_is_named():
     (alarm,) = fed(lambda step: {"decoder-2-y": (1, 999, 0), "decoder-1-y": (300, 400, 300)}).alarms
-    assert alarm.gate == "decoder-2-y"
+    assert alarm.place == "decoder-2-y"
     assert "decoder layer 2, y: routing has collapsed: expert 1 has 100 %" in alarm.text
 
 

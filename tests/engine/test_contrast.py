@@ -73,7 +73,7 @@ def test_it_can_be_overruled(image):
     moving = inverted(image)
     assert not match_contrast(moving, image, "keep").changed
     assert match_contrast(image, image, "match").changed
-    with pytest.raises(InputError, match="auto, keep, match"):
+    with pytest.raises(InputError, match="'auto', 'keep' or 'match'"):
         match_contrast(moving, image, "invert")
 
 
