@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_shmoareg.cli.console import plain_table, resumable, say, show
-from napari_shmoareg.cli.evaluate import SeedOption, readable_weights
+from napari_shmoareg.cli.evaluate import Images, SeedOption, readable_weights
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
@@ -178,12 +178,6 @@ MethodsOption = Annotated[
             " icon_registration), niftyreg (needs its programs on the PATH). The start (headers"
             " alone) is always scored."
         ),
-    ),
-]
-Images = Annotated[
-    str | None,
-    typer.Option(
-        "--images", metavar="PATTERN", help="Of a folder: its images, such as 'images/*.nii.gz'."
     ),
 ]
 Labels = Annotated[

@@ -157,8 +157,8 @@ STOPPED = """
 import signal, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as at a terminal, also where the tests run under nohup
 from napari_shmoareg.cli import main
-from napari_shmoareg.io import report
-report.measure = lambda *_: time.sleep(600)  # within the folder that is being built
+from napari_shmoareg.io import registration_folder
+registration_folder.measure = lambda *_: time.sleep(600)  # within the folder that is being built
 sys.argv = ["shmoareg", *sys.argv[1:]]
 main()
 """
