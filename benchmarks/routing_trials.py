@@ -116,6 +116,15 @@ ARMS: dict[str, Arm] = {
             "kernels_start": "alike",
         },
     ),
+    "correspondence-balanced": Arm(
+        "correspondence, bias on the choice with z-loss, kernels that begin alike",
+        CORRESPONDENCE | {"balance": "bias", "z_weight": 0.001, "kernels_start": "alike"},
+    ),
+    "correspondence-taught": Arm(
+        "the same, and the true motion in half of the steps",
+        CORRESPONDENCE
+        | {"balance": "bias", "z_weight": 0.001, "kernels_start": "alike", "teacher": "drawn"},
+    ),
     "descent-combined": Arm(
         "a refinement's displacement, dense to sparse, counterfactual labels, equal kernels first",
         COUNTERFACTUAL

@@ -28,7 +28,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
-    """Give the tests a screen of their own where there is none: windows are drawn for real."""
+    """Give the tests a screen of their own where there is none: windows are drawn for real.
+
+    Ctrl-C reaches the processes that tests start, also where a shell runs pytest in the background
+    and ignores SIGINT for it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "linux" or os.environ.get("DISPLAY"):
         return
     if shutil.which("Xvfb") is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_shmoareg.cli.console import plain_table, print_note, resumable, show
-from napari_shmoareg.cli.evaluate import SeedOption, resolve_weights
+from napari_shmoareg.cli.evaluate import Images, SeedOption, resolve_weights
 from napari_shmoareg.cli.options import (
     REGISTRATION,
     Channel,
@@ -178,14 +178,6 @@ MethodsOption = Annotated[
             " icon_registration), niftyreg (needs its programs on the PATH). The start (headers"
             " alone) is always measured."
         ),
-    ),
-]
-Images = Annotated[
-    str | None,
-    typer.Option(
-        "--images",
-        metavar="PATTERN",
-        help="For a folder: pattern of its images, such as 'images/*.nii.gz'.",
     ),
 ]
 Labels = Annotated[
