@@ -128,9 +128,9 @@ def test_the_heads_are_those_that_the_gate_chose(replay, probe):
 @pytest.mark.parametrize(
     ("place", "cell", "says"),
     [
-        (GateId("encoder", 1, 5, "fixed"), (0, 0, 0), "no block"),
-        (GateId("decoder", 1, direction="x"), (0, 0, 0), "no block"),
-        (GateId("encoder", 1, 0, "fixed"), (0, 99, 0), "tokens of"),
+        (GateId("encoder", 1, 5, "fixed"), (0, 0, 0), "is not an encoder block"),
+        (GateId("decoder", 1, direction="x"), (0, 0, 0), "is not an encoder block"),
+        (GateId("encoder", 1, 0, "fixed"), (0, 99, 0), "Token indices of"),
     ],
 )
 def test_what_is_not_there_is_refused(probe, place, cell, says):

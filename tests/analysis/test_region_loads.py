@@ -204,7 +204,7 @@ def test_a_reference_may_be_an_id_of_numpy_and_a_gate_has_no_other_fields(scene,
     assert [load.distance for load in plain] == [load.distance for load in same] and plain[
         1
     ].distance == 0
-    with pytest.raises(InputError, match="no lyer"):
+    with pytest.raises(InputError, match="no field lyer"):
         region_loads(scene, pair.fixed_labels, lyer=1)
 
 

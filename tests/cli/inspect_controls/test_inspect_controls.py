@@ -300,7 +300,7 @@ def test_what_is_asked_wrongly_is_said(files, registered, weights, shmoareg, pla
     two = shmoareg("inspect", registered, registered, "--controls")
     assert two.exit_code == 2 and "one DIR" in two.stderr
     for card, says in (
-        ("scored.pt", "has to end in .safetensors"),
+        ("scored.pt", r"a file that ends in \.safetensors"),
         (weights, "is one of the inputs"),
     ):
         words = _words(listing, weights, "--out", files.folder / "out", "--card", card)
