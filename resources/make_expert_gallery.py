@@ -66,7 +66,7 @@ class ExpertGallery(Gallery):
         showing.show_head(viewer, 1, first, int((first.values > 0).sum(axis=(0, 1, 2)).argmax()))
         self.take("experts-layers.png")
         showing.show_role(viewer, 1, "head_map", False)
-        self.place(scene.pair.fixed.grid.centre)
+        self.location(scene.pair.fixed.grid.centre)
         self.regions()
         self.what_if()
 
@@ -76,7 +76,7 @@ class ExpertGallery(Gallery):
         tabs.setCurrentIndex([tabs.tabText(n) for n in range(tabs.count())].index(name))
         self.settle()
 
-    def place(self, middle: np.ndarray) -> None:
+    def location(self, middle: np.ndarray) -> None:
         """Five pins, and the attention of a head of the last one."""
         self.turn_to("Location")
         (view,) = self.panel.views["Location"]
@@ -86,7 +86,7 @@ class ExpertGallery(Gallery):
         view.attention.on.click()
         self.until(lambda: not view.attention.task.busy)
         self.settle(1.5)
-        self.take("experts-place.png")
+        self.take("experts-location.png")
         view.attention.on.click()
 
     def regions(self) -> None:

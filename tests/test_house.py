@@ -17,7 +17,8 @@ import napari_shmoareg
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "napari_shmoareg"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LONGEST_FILE, LONGEST_FUNCTION = 640, 170  # lines
+LONGEST_FILE = 640  # lines
+LONGEST_FUNCTION = 100  # lines below its signature and docstring
 HEAVY = (
     "torch",
     "napari",
@@ -36,6 +37,11 @@ def _definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDe
     return [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
+
+
+def _statement_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    documented = ast.get_docstring(function) is not None and len(function.body) > 1
+    return function.end_lineno - function.body[1 if documented else 0].lineno + 1
 
 
 def test_every_import_respects_the_floors():
@@ -103,8 +109,8 @@ def test_files_and_functions_stay_readable_and_captioned():
         if not ast.get_docstring(tree):
             faults.append(f"{name}: no caption")
         for node in _definitions(tree):
-            if node.end_lineno - node.lineno >= LONGEST_FUNCTION:
-                faults.append(f"{name}: {node.name} is longer than {LONGEST_FUNCTION} lines")
+            if _statement_lines(node) > LONGEST_FUNCTION:
+                faults.append(f"{name}: more than {LONGEST_FUNCTION} lines in {node.name}")
         for node in tree.body:
             public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith(
                 "_"

@@ -368,7 +368,9 @@ def test_a_figure_that_cannot_be_saved_says_why_and_leaves_what_was_there(
     files.save_figure(tmp_path / "old.png")
     qtbot.waitUntil(lambda: "no such colour" in told("error"), timeout=60_000)
     assert (
-        "could not be saved" in told("error") and "registration failed" not in caplog.text and caplog.text
+        "could not be saved" in told("error")
+        and "registration failed" not in caplog.text
+        and caplog.text
     )
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.png", b"whole")]
 
