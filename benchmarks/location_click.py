@@ -19,6 +19,7 @@ import napari
 import numpy as np
 from napari import Viewer
 from qtpy.QtCore import QPoint, Qt
+from qtpy.QtGui import QPaintEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
@@ -35,7 +36,7 @@ class PaintTimes:
         self.strips = self.canvas = float("nan")
         original = CellStrip.paintEvent
 
-        def paint(strip: CellStrip, event: object) -> None:
+        def paint(strip: CellStrip, event: QPaintEvent | None) -> None:
             original(strip, event)
             self.strips = time.perf_counter()
 
@@ -53,7 +54,7 @@ def click(viewer: Viewer, times: PaintTimes, at: QPoint) -> tuple[float, float]:
     times.strips = times.canvas = float("nan")
     began = time.perf_counter()
     native = viewer.window._qt_viewer.canvas.native
-    QTest.mouseDClick(native, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, at)
+    QTest.mouseDClick(native, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, at)  # type: ignore[call-overload]
     wait(0.5)
     return 1000 * (times.strips - began), 1000 * (times.canvas - began)
 

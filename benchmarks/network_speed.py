@@ -12,13 +12,14 @@ import argparse
 import resource
 import statistics
 import time
+from typing import Any
 
 import torch
 
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 
 PLAIN = "plain attention (MHA)"
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "SHMoAReg": {},
     PLAIN: {"attention": "mha"},
     "plain heads (no SHMoE)": {"shmoe_strides": ()},

@@ -210,7 +210,8 @@ class TrainingPairs(Sequence[Conformed]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Conformed:  # type: ignore[override]
-        return conform_pair(*(self.scans[n] for n in self.pairs[index]), self.size)
+        moving, fixed = self.pairs[index]
+        return conform_pair(self.scans[moving], self.scans[fixed], self.size)
 
 
 class Ring(list[Conformed]):

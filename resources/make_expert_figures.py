@@ -55,16 +55,19 @@ def main() -> None:
     )
     reading.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     reading.add_argument("--weights", default="small")
-    asked = reading.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    pair, network = read_pair(asked.moving, asked.fixed, *asked.labels), load_network(asked.weights)
+    arguments = reading.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    pair, network = (
+        read_pair(arguments.moving, arguments.fixed, *arguments.labels),
+        load_network(arguments.weights),
+    )
     registration = register(pair, network)
     kernels, passes = network.config.kernels, [len(registration.settings["passes"])]
     places, told = _places(pair.fixed, pair.fixed_labels)
     load, at = ExpertLoad.of(registration.routing), LocationLoad.of(registration, places)
     voxel = BOUNDARY if BOUNDARY in places else CENTRE
     tokens = [name for name in places if name != BOUNDARY]
-    routing = routing_of(asked.weights) or ""
+    routing = routing_of(arguments.weights) or ""
     captions = {
         "4": MAPS,
         "5": load_caption(load, 1, passes, routing),
@@ -81,12 +84,12 @@ def main() -> None:
     }
     about = {
         "Software": f"shmoareg {versions()['shmoareg']}",
-        "Weights": asked.weights,
+        "Weights": arguments.weights,
         "Pair": f"moving {pair.moving.name}, fixed {pair.fixed.name}",
         "Settings": json.dumps(registration.settings, default=str),
     }
     for number, figure in figures.items():
-        path = asked.out / f"experts-fig{number}.png"
+        path = arguments.out / f"experts-fig{number}.png"
         write_figure(
             figure, path, {"Title": f"as Fig. {number}", "Caption": captions[number], **about}
         )

@@ -19,7 +19,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget
 
 from napari_shmoareg.experts.maps import token_loads
-from napari_shmoareg.io import read_scene
+from napari_shmoareg.io import read_registration
 from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
@@ -37,21 +37,21 @@ def main() -> None:
     )
     reading.add_argument("folder", type=Path)
     reading.add_argument("--out", type=Path, default=HERE)
-    asked = reading.parse_args()
+    arguments = reading.parse_args()
     viewer = napari.Viewer(title="napari")
     viewer.window.resize(*SIZE)
-    ExpertGallery(viewer, asked.out).make(asked.folder)
+    ExpertGallery(viewer, arguments.out).make_tabs(arguments.folder)
     viewer.close()
 
 
 class ExpertGallery(Gallery):
     """Goes through the tabs of the Experts panel, and takes a picture of each."""
 
-    def make(self, folder: Path) -> None:
+    def make_tabs(self, folder: Path) -> None:
         """All pictures, tab by tab."""
-        viewer, scene = self.viewer, read_scene(folder)
-        add_layers(viewer, layers_of_pair(scene.pair))
-        add_layers(viewer, layers_of(scene, 1))
+        viewer, registration = self.viewer, read_registration(folder)
+        add_layers(viewer, layers_of_pair(registration.pair))
+        add_layers(viewer, layers_of(registration, 1))
         self.panel = dock(viewer, "Experts")
         holder = self.panel.parent()
         while not isinstance(holder, QDockWidget):
@@ -61,12 +61,14 @@ class ExpertGallery(Gallery):
         self.settle()
         self.turn_to("Layers")
         first = next(
-            load for load in token_loads(scene) if load.gate == GateId("encoder", 1, 0, "fixed")
+            load
+            for load in token_loads(registration)
+            if load.gate == GateId("encoder", 1, 0, "fixed")
         )
         showing.show_head(viewer, 1, first, int((first.values > 0).sum(axis=(0, 1, 2)).argmax()))
         self.take("experts-layers.png")
         showing.show_role(viewer, 1, "head_map", False)
-        self.location(scene.pair.fixed.grid.centre)
+        self.location(registration.pair.fixed.grid.centre)
         self.regions()
         self.what_if()
 

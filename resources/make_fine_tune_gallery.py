@@ -29,17 +29,17 @@ def main() -> None:
     )
     reading.add_argument("run", type=Path)
     reading.add_argument("--out", type=Path, default=HERE)
-    asked = reading.parse_args()
+    arguments = reading.parse_args()
     viewer = napari.Viewer(title="napari")
     viewer.window.resize(*SIZE)
-    FineTuneGallery(viewer, asked.out).make(asked.run)
+    FineTuneGallery(viewer, arguments.out).make_tabs(arguments.run)
     viewer.close()
 
 
 class FineTuneGallery(Gallery):
     """Opens a run in the panel, and takes a picture of each tab that tells of it."""
 
-    def make(self, run: Path) -> None:
+    def make_tabs(self, run: Path) -> None:
         """All pictures, tab by tab."""
         panel = dock(self.viewer, "Fine-tune")
         holder = panel.parent()

@@ -25,7 +25,7 @@ from qtpy.QtWidgets import QApplication
 from napari_shmoareg.plugin import showing
 from napari_shmoareg.plugin import viewer as viewer_module
 from napari_shmoareg.plugin.opening import dock
-from napari_shmoareg.settings import Settings
+from napari_shmoareg.settings import RegistrationRequest
 
 HERE = Path(__file__).resolve().parent
 SIZE = (1500, 950)
@@ -42,13 +42,13 @@ def main() -> None:
     )
     reading.add_argument("--labels", nargs=2, metavar=("MOVING_LABELS", "FIXED_LABELS"), default=())
     reading.add_argument("--out", type=Path, default=HERE)
-    asked = reading.parse_args()
-    if len(asked.pair) not in (0, 2):
+    arguments = reading.parse_args()
+    if len(arguments.pair) not in (0, 2):
         reading.error("give two scans, MOVING and FIXED, or none for the built-in pair")
-    asked.out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     viewer = napari.Viewer(title="napari")
     viewer.window.resize(*SIZE)
-    Gallery(viewer, asked.out).make([*asked.pair, *asked.labels])
+    Gallery(viewer, arguments.out).make([*arguments.pair, *arguments.labels])
     viewer.close()
 
 
@@ -71,7 +71,7 @@ class Gallery:
         self.take("gallery-opened-pair.png")
         done: list[int] = []
         panel.registered.connect(done.append)
-        panel.form.settings = Settings(refine=REFINE)
+        panel.form.settings = RegistrationRequest(refine=REFINE)
         panel.progress.button.click()
         self.until(
             lambda: (
