@@ -125,6 +125,14 @@ ARMS: dict[str, Arm] = {
         CORRESPONDENCE
         | {"balance": "bias", "z_weight": 0.001, "kernels_start": "alike", "teacher": "drawn"},
     ),
+    "correspondence-diverse": Arm(
+        "correspondence and penalty on similar attention of heads",
+        CORRESPONDENCE | {"head_diversity_weight": 0.1},
+    ),
+    "alike-diverse": Arm(
+        "kernels that begin alike and penalty on similar attention of heads",
+        {"kernels_start": "alike", "head_diversity_weight": 0.1},
+    ),
     "descent-combined": Arm(
         "a refinement's displacement, dense to sparse, counterfactual labels, equal kernels first",
         COUNTERFACTUAL
