@@ -43,7 +43,7 @@ from napari_shmoareg.geometry import field as fields_of
 from napari_shmoareg.io import read_image
 from napari_shmoareg.metrics import dice, folding, mean, sdlogj
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
-from napari_shmoareg.model.gates import GateSite, gates_of
+from napari_shmoareg.model.gate_sites import GateSite, gates_of
 from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.registration.cascade import cascade
 from napari_shmoareg.registration.conform import Conformed, conform

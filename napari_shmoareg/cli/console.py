@@ -34,7 +34,7 @@ from napari_shmoareg.registration.progress import Phase, overall_progress
 
 if TYPE_CHECKING:
     from napari_shmoareg.experts.load import ExpertLoad
-    from napari_shmoareg.training.run import RunControl
+    from napari_shmoareg.training.run_folder import RunControl
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -13,7 +13,7 @@ from napari_shmoareg.cli.options import Debug
 from napari_shmoareg.errors import InputError
 
 if TYPE_CHECKING:
-    from napari_shmoareg.training.run import RunStatus
+    from napari_shmoareg.training.run_folder import RunStatus
 
 
 NOT_BETTER = " (the initial weights of the run: nothing was better so far)"
@@ -44,7 +44,7 @@ def runs(
     """Show the status of a `shmoareg fine-tune` run, or request it to pause, continue or stop at
     its next safe step.
     """
-    from napari_shmoareg.training.run import RunFolder, read_run_status, write_request
+    from napari_shmoareg.training.run_folder import RunFolder, read_run_status, write_request
 
     folder = RunFolder(run)
     status = read_run_status(folder)

@@ -113,14 +113,14 @@ def json_output(quiet: bool) -> Iterator[EventCallback]:
 
 def _saved_progress(run: Path) -> dict[str, Any]:
     """The saved step of a run."""
-    from napari_shmoareg.training.run import RunFolder, saved_step
+    from napari_shmoareg.training.run_folder import RunFolder, saved_step
 
     return {"step": saved_step(RunFolder(run)) or 0, "run": str(run)}
 
 
 def _weights(run: str | None) -> str | None:
     """The weights of a failed run."""
-    from napari_shmoareg.training.run import RunFolder
+    from napari_shmoareg.training.run_folder import RunFolder
 
     found = None if run is None else RunFolder(run).weights
     return None if found is None else str(found)
@@ -468,7 +468,7 @@ def fine_tune(
     continues to the same result.
     """
     from napari_shmoareg.cli.training_process import run_plan
-    from napari_shmoareg.training.run import RunFolder
+    from napari_shmoareg.training.run_folder import RunFolder
 
     reading = {
         "images": images,
@@ -529,7 +529,7 @@ def _plan(
         read_plan,
         starts_from_scratch,
     )
-    from napari_shmoareg.training.run import RunFolder
+    from napari_shmoareg.training.run_folder import RunFolder
 
     preset, changes = network[0], parse_changes(network[1])
     settings, run = settings_in(given, FineTuning), settings_in(given, RunSettings)

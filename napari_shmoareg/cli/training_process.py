@@ -13,7 +13,7 @@ from napari_shmoareg.cli.launch import join_group
 from napari_shmoareg.cli.train import EventCallback
 from napari_shmoareg.training.distributed import check_batch
 from napari_shmoareg.training.plan import Plan
-from napari_shmoareg.training.run import RunControl, RunFolder
+from napari_shmoareg.training.run_folder import RunControl, RunFolder
 from napari_shmoareg.training.trainer import learn
 
 FIRST = "Stopping and saving after this step; Ctrl-C again stops at once."

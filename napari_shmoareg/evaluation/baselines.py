@@ -107,7 +107,7 @@ def _image(volume: Volume) -> Any:
     )
 
 
-class Method(Protocol):
+class Baseline(Protocol):
     """A way to register a pair."""
 
     def run(self, pair: VolumePair) -> DisplacementField:

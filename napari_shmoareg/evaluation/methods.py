@@ -16,7 +16,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 
 if TYPE_CHECKING:
-    from napari_shmoareg.evaluation.baselines import Method
+    from napari_shmoareg.evaluation.baselines import Baseline
 
 
 CHANGES = ("none", "invert", "gamma")
@@ -79,7 +79,7 @@ EXTRA = (
 )
 
 
-class Baseline(NamedTuple):
+class MethodEntry(NamedTuple):
     """Description and requirements of a method.
 
     Attributes
@@ -110,45 +110,45 @@ class Baseline(NamedTuple):
 
 
 METHODS = {
-    START: Baseline("Start", (), None, "the headers alone"),
-    "affine": Baseline("Affine", ("SimpleITK",), None, "our alignment alone, mode auto"),
-    "affine+refine": Baseline(
+    START: MethodEntry("Start", (), None, "the headers alone"),
+    "affine": MethodEntry("Affine", ("SimpleITK",), None, "our alignment alone, mode auto"),
+    "affine+refine": MethodEntry(
         "register",
         ("SimpleITK",),
         None,
         "our alignment, then the refinement on the pair: no network",
     ),
-    "shmoareg": Baseline(
+    "shmoareg": MethodEntry(
         "register", ("SimpleITK",), None, "our alignment, then the network's passes"
     ),
-    "shmoareg+refine": Baseline(
+    "shmoareg+refine": MethodEntry(
         "register", ("SimpleITK",), None, "the same, then refined on the pair"
     ),
-    "syn": Baseline(
+    "syn": MethodEntry(
         "SyN", ("ants",), "antspyx", "ANTs SyN with its own affine, antspyx's defaults"
     ),
-    "greedy": Baseline(
+    "greedy": MethodEntry(
         "Greedy",
         ("SimpleITK", "picsl_greedy"),
         "picsl_greedy",
         "our alignment, then greedy's deformable mode by NCC of 5x5x5 patches, 100x50x20"
         " iterations",
     ),
-    "demons": Baseline(
+    "demons": MethodEntry(
         "Demons",
         ("SimpleITK",),
         None,
         "our alignment, then ITK's diffeomorphic demons with our settings (levels, iterations,"
         " smoothing); its histogram matching does not work with inverted contrast",
     ),
-    "convexadam": Baseline(
+    "convexadam": MethodEntry(
         "ConvexAdam",
         ("SimpleITK", "convexAdam.convex_adam_MIND"),
         "convexAdam",
         "our alignment, then ConvexAdam's defaults, on the fixed image's own voxels",
         ("device",),
     ),
-    "unigradicon": Baseline(
+    "unigradicon": MethodEntry(
         "UniGradICON",
         ("SimpleITK", "icon_registration.networks"),
         "icon_registration",
@@ -160,7 +160,7 @@ METHODS = {
             " virtual environment."
         ),
     ),
-    "niftyreg": Baseline(
+    "niftyreg": MethodEntry(
         "NiftyReg",
         ("SimpleITK",),
         None,
@@ -179,7 +179,7 @@ TIMED = {f"affine+refine@{name}": name for name in ("shmoareg", "shmoareg+refine
 """Methods with a refinement limited to the seconds of another method's deformation of the pair."""
 
 METHODS |= {
-    timed: Baseline(
+    timed: MethodEntry(
         "register",
         ("SimpleITK",),
         None,
@@ -193,7 +193,7 @@ SMOOTHER = {f"affine+refine:{name}": name for name in ("balanced", "smooth")}
 """Methods that refine with another smoothness: a curve of accuracy against regularity."""
 
 METHODS |= {
-    method: Baseline("register", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
+    method: MethodEntry("register", ("SimpleITK",), None, f"affine+refine at the smoothness {name}")
     for method, name in SMOOTHER.items()
 }
 
@@ -251,7 +251,7 @@ def import_modules(name: str) -> None:
         import_module(module)
 
 
-def load_method(name: str, **options: object) -> Method:
+def load_method(name: str, **options: object) -> Baseline:
     """Instantiate a method that has its own class; `evaluated_method` makes the others.
 
     Parameters
@@ -269,5 +269,5 @@ def load_method(name: str, **options: object) -> Method:
     check_available(name)
     import_modules(name)
     baselines = import_module("napari_shmoareg.evaluation.baselines")
-    method: Method = getattr(baselines, METHODS[name].class_name)(**options)
+    method: Baseline = getattr(baselines, METHODS[name].class_name)(**options)
     return method

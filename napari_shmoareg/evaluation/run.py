@@ -32,7 +32,7 @@ from napari_shmoareg.metrics.measure import Method, labels_of, measure_pair, sel
 from napari_shmoareg.registration.resources import find_device
 from napari_shmoareg.settings import RegistrationSettings
 from napari_shmoareg.training.plan import read_plan
-from napari_shmoareg.training.run import RunFolder
+from napari_shmoareg.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from napari_shmoareg.datasets import Dataset

@@ -24,7 +24,7 @@ from napari_shmoareg.experts.gate_edits import IMAGES, cells_in
 from napari_shmoareg.geometry import Volume, field
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.model.decoder import Level
-from napari_shmoareg.model.gates import GateSite, gates_of
+from napari_shmoareg.model.gate_sites import GateSite, gates_of
 from napari_shmoareg.model.routing import Direction, GateId, Image, Part, choose
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE
 from napari_shmoareg.registration.cascade import warp_by

@@ -24,7 +24,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.gate_edits import IMAGES, GateSelection
 from napari_shmoareg.geometry import Grid
 from napari_shmoareg.model import Routing, SHMoAReg
-from napari_shmoareg.model.gates import GateSite, attentions_of, gates_of
+from napari_shmoareg.model.gate_sites import GateSite, attentions_of, gates_of
 from napari_shmoareg.model.moa import MoA
 from napari_shmoareg.model.routing import Direction, Image, Part, choose
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE

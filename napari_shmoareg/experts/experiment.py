@@ -28,7 +28,7 @@ from napari_shmoareg.experts.intervention import (
 from napari_shmoareg.geometry import DisplacementField, Volume
 from napari_shmoareg.metrics import SharedLabels, dice_in_both, folding, mean
 from napari_shmoareg.model import RoutedLayer, RoutingTrace
-from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.gate_sites import gates_of
 from napari_shmoareg.model.network import Encoded
 from napari_shmoareg.model.routing import AtGate, Direction, GateId, Part
 from napari_shmoareg.registration.deformation import warp_pair

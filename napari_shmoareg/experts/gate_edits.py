@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.geometry.resample import resample
-from napari_shmoareg.model.gates import GateSite
+from napari_shmoareg.model.gate_sites import GateSite
 from napari_shmoareg.model.routing import Direction, GateId, Image, Part, choose
 
 if TYPE_CHECKING:

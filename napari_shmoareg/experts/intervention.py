@@ -21,7 +21,7 @@ from napari_shmoareg.experts.controls import Control, hook_controls
 from napari_shmoareg.experts.gate_edits import IMAGES, GateSelection, cells_in, hook_of
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import RoutedLayer, SHMoAReg
-from napari_shmoareg.model.gates import GateSite, gates_of
+from napari_shmoareg.model.gate_sites import GateSite, gates_of
 from napari_shmoareg.model.routing import Direction, GateId, Image, Part
 
 ACTIONS = ("silence", "force")

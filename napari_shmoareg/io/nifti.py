@@ -120,7 +120,8 @@ def load(path: Path) -> tuple[Image, NDArray[np.float64]]:
     Raises
     ------
     InputError
-        If the file is damaged, of another type, or has no valid affine.
+        If the file is damaged, of another type, or its qform is not a rotation.  The affine as a
+        whole is checked by `Grid`.
     TooLargeError
         If it would not fit into memory.
 

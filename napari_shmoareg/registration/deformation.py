@@ -41,7 +41,7 @@ class Refined(NamedTuple):
 
 
 def choose_similarity(
-    requested: str, relation: Relation, visible: float
+    requested: Literal["auto", "lncc", "mind"], relation: Relation, visible: float
 ) -> tuple[Literal["lncc", "mind"], str]:
     """Choose the similarity metric of the refinement; returns it and the reason.
 
@@ -58,7 +58,7 @@ def choose_similarity(
         From `LocalCorrelation.visible`.
     """
     if requested != "auto":
-        return ("lncc" if requested == "lncc" else "mind"), f"{requested}, as requested"
+        return requested, f"{requested}, as requested"
     explained = f"brightness explains {100 * relation.explained:.0f} % of the variance"
     if relation.unrelated:
         return "mind", f"mind (self-similarity): little in common after the alignment ({explained})"
@@ -69,7 +69,7 @@ def choose_similarity(
 
 
 def choose_for_pair(
-    requested: str,
+    requested: Literal["auto", "lncc", "mind"],
     moving: Tensor,
     fixed: Tensor,
     displacement: Tensor | None,

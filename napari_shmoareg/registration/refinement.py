@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -304,13 +304,16 @@ class _Level:
         with torch.inference_mode():
             images = [_to_shape(image[0, 0].float(), shape) for image in (moving, fixed)]
             self.force: _Force
-            if settings.similarity == "lncc":
-                window = WINDOWS[1] if finest else WINDOWS[0]
-                self.force = _LocalCorrelationForce(
-                    images[0], images[1], window, settings.brightness
-                )
-            else:
-                self.force = _SelfSimilarityForce(images[0], images[1])
+            match settings.similarity:
+                case "lncc":
+                    window = WINDOWS[1] if finest else WINDOWS[0]
+                    self.force = _LocalCorrelationForce(
+                        images[0], images[1], window, settings.brightness
+                    )
+                case "mind":
+                    self.force = _SelfSimilarityForce(images[0], images[1])
+                case _:
+                    assert_never(settings.similarity)
             self.field = rescale(start, self.force.shape)
 
     def run(self, diffeomorphic: bool) -> Iterator[tuple[float, float]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.model import RoutingTrace, SHMoAReg, SHMoARegConfig
 from napari_shmoareg.model.decoder import Level
-from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.gate_sites import gates_of
 from napari_shmoareg.model.moa import MoA, MultiHeadAttention
 from napari_shmoareg.model.routing import SoftmaxGate
 from napari_shmoareg.model.shmoe import DIRECTIONS, SHMoE

@@ -20,7 +20,7 @@ from napari_shmoareg.io.model_card import NO_NETWORK, checksum_of
 from napari_shmoareg.io.untrusted import check_fields, names_input, read_json, user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.training.expert_training import check_start, expert_config
-from napari_shmoareg.training.run import RunFolder
+from napari_shmoareg.training.run_folder import RunFolder
 from napari_shmoareg.training.settings import ITERATIONS, FineTuning, RunSettings, upgraded
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from napari_shmoareg.training.plan import (
     files_of,
     reference_of,
 )
-from napari_shmoareg.training.run import RunFolder
+from napari_shmoareg.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from napari_shmoareg.datasets import Checkup, Dataset

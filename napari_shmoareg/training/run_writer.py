@@ -23,7 +23,7 @@ from napari_shmoareg.registration.resources import choose_bfloat16
 from napari_shmoareg.training.checkpoint import save_training_state
 from napari_shmoareg.training.logs import Curves, Event, StepTable, event, phase
 from napari_shmoareg.training.plan import Plan, describe_start
-from napari_shmoareg.training.run import RunFolder
+from napari_shmoareg.training.run_folder import RunFolder
 from napari_shmoareg.training.step import FURTHER_TERMS, TERMS, Step
 from napari_shmoareg.training.validation import ValidationResult, validate
 

@@ -44,7 +44,7 @@ from napari_shmoareg.training.plan import (
     write_plan,
 )
 from napari_shmoareg.training.preparation import TrainingData, prepare_data, run_on_main
-from napari_shmoareg.training.run import RunControl, RunFolder, RunLock, saved_step
+from napari_shmoareg.training.run_folder import RunControl, RunFolder, RunLock, saved_step
 from napari_shmoareg.training.run_writer import (
     Position,
     RunWriter,

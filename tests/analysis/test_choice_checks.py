@@ -21,7 +21,7 @@ from napari_shmoareg.experts.choice_checks import (
 from napari_shmoareg.geometry import field
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.model.decoder import Level
-from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.gate_sites import gates_of
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.losses import squared_correlation
 from napari_shmoareg.registration.replay import Replay

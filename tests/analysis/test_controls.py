@@ -17,7 +17,7 @@ from napari_shmoareg.experts.controls import KINDS, Control, cells_of, controls_
 from napari_shmoareg.experts.experiment import Experiment, run_with_changes
 from napari_shmoareg.experts.intervention import Intervention, changed_gates
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
-from napari_shmoareg.model.gates import attentions_of, gates_of
+from napari_shmoareg.model.gate_sites import attentions_of, gates_of
 from napari_shmoareg.model.moa import attend
 from napari_shmoareg.model.shmoe import SHMoE
 from napari_shmoareg.registration.replay import Replay

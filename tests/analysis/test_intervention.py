@@ -9,7 +9,7 @@ import torch
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.intervention import Intervention, changed_gates
 from napari_shmoareg.experts.maps import expert_maps, token_loads
-from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.gate_sites import gates_of
 from napari_shmoareg.model.routing import GateId
 from napari_shmoareg.registration.register import register
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from captum.attr import LayerActivation, LayerGradientXActivation
 
-from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.gate_sites import gates_of
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from napari_shmoareg.experts.experiment import Experiment
 from napari_shmoareg.experts.gate_edits import cells_in
 from napari_shmoareg.experts.intervention import Intervention, changed_gates
-from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.gate_sites import gates_of
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.replay import Replay
 

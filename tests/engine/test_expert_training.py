@@ -22,7 +22,7 @@ from napari_shmoareg.model import (
     SHMoAReg,
     SHMoARegConfig,
 )
-from napari_shmoareg.model.gates import gates_of
+from napari_shmoareg.model.gate_sites import gates_of
 from napari_shmoareg.model.moa import MoA
 from napari_shmoareg.model.routing import choose
 from napari_shmoareg.model.shmoe import SHMoE

@@ -33,7 +33,7 @@ from napari_shmoareg.io.untrusted import (
 )
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.training.plan import read_plan
-from napari_shmoareg.training.run import RunLock, read_holder
+from napari_shmoareg.training.run_folder import RunLock, read_holder
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def _run(path: Any) -> Found:
 
 
 def _lock(path: Any) -> Found:
-    from napari_shmoareg.training.run import RunLock
+    from napari_shmoareg.training.run_folder import RunLock
 
     with RunLock(path):
         return Found("held")

@@ -416,7 +416,7 @@ def elsewhere(tmp_path):
     head = "step,total,similarity,smoothness,routing,overlap,gradient,rate,pairs,seconds\n"
     rows = "".join(f"{n},{1 / n!r},0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n" for n in range(1, 31))
     (run / "metrics.csv").write_text(head + rows, encoding="utf-8")
-    from napari_shmoareg.training.run import RunLock
+    from napari_shmoareg.training.run_folder import RunLock
 
     with RunLock(run / "lock"):
         yield run

@@ -200,7 +200,7 @@ def test_a_run_that_failed_before_it_saved_makes_way_for_another_and_nothing_els
 
 
 def test_a_run_that_learned_something_is_never_cleared(tmp_path):
-    from napari_shmoareg.training.run import is_empty_run, reset_run
+    from napari_shmoareg.training.run_folder import is_empty_run, reset_run
 
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     assert is_empty_run(tmp_path)
@@ -339,7 +339,7 @@ def test_a_check_up_stays_when_tabs_are_turned_after_a_run(panel, tmp_path, fake
 def test_another_folder_in_the_field_lets_go_of_a_run_that_is_only_watched(
     panel, stopped, tmp_path, qtbot
 ):
-    from napari_shmoareg.training.run import RunLock
+    from napari_shmoareg.training.run_folder import RunLock
 
     panel.data.dataset.path.setText(str(tmp_path))
     with RunLock(stopped / "lock"):

@@ -151,7 +151,7 @@ def test_a_run_whose_napari_is_killed_saves_its_last_step(scans, weights, tmp_pa
     if psutil.pid_exists(int(pid)):
         psutil.Process(int(pid)).wait(60)
     rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    from napari_shmoareg.training.run import RunFolder, saved_step
+    from napari_shmoareg.training.run_folder import RunFolder, saved_step
 
     assert len(rows) > 5 and saved_step(RunFolder(tmp_path / "run")) == len(rows) - 1
     Path(log).unlink()

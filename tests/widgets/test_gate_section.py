@@ -10,7 +10,7 @@ from napari.components import ViewerModel
 
 from napari_shmoareg.experts.maps import gate_values
 from napari_shmoareg.model import RoutingTrace
-from napari_shmoareg.plugin import overlays, showing
+from napari_shmoareg.plugin import gate_layers, showing
 from napari_shmoareg.plugin.experts.maps import NO_GATES, NOT_KEPT, GateSection
 from napari_shmoareg.plugin.layers import add_layers, layers_of
 from napari_shmoareg.plugin.placement import tag, to_viewer
@@ -33,7 +33,7 @@ def shown(viewer):
 
 
 def test_a_gate_map_is_made_when_it_is_first_asked_for(section, model):
-    assert overlays.gate_layer(model, 1) is None and not section.on.isChecked()
+    assert gate_layers.gate_layer(model, 1) is None and not section.on.isChecked()
     section.on.click()
     assert shown(model) == ["#1 gate entropy of decoder 1 x"]
     section.on.click()
@@ -49,15 +49,15 @@ def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
     section, model, registration, measure, choose
 ):
     choose(section.measure, measure)
-    layer = overlays.gate_layer(model, 1)
+    layer = gate_layers.gate_layer(model, 1)
     for gate in gate_values(registration):
         where = f"direction {gate.direction}"
         if gate.part == "encoder":
             where = f"block {gate.block}, {gate.image} image"
         choose(section.layer, f"{gate.part} {gate.layer}")
         choose(section.which, where)
-        assert overlays.gate_layer(model, 1) is layer and tag(layer, "gate") is gate
-        assert layer.name == f"#1 gate {measure} of {overlays.gate_name(gate.gate)}"
+        assert gate_layers.gate_layer(model, 1) is layer and tag(layer, "gate") is gate
+        assert layer.name == f"#1 gate {measure} of {gate_layers.short_gate_name(gate.gate)}"
         assert layer.interpolation2d == "nearest"
         volume = getattr(gate, measure)()
         for cell in (np.unravel_index(volume.values.argmax(), volume.grid.shape), (0, 1, 1)):
@@ -70,7 +70,7 @@ def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
 
 def test_an_oblique_map_is_clear_around_its_cells(section, model, registration):
     section.on.click()
-    layer = overlays.gate_layer(model, 1)
+    layer = gate_layers.gate_layer(model, 1)
     assert tag(layer, "copied") and np.isnan(layer.data[0, 0, 0])
     assert layer.colormap.map(np.array([np.nan]))[0, 3] == 0
 
@@ -93,7 +93,7 @@ def test_unsure_is_bright_in_both_measures_and_the_words_say_which_end_is_which(
     section, model, choose
 ):
     section.on.click()
-    layer = overlays.gate_layer(model, 1)
+    layer = gate_layers.gate_layer(model, 1)
     light = layer.colormap.map(np.array([0.0, 1.0]))[:, :3].sum(axis=1)
     assert light[0] < light[1] and layer.contrast_limits == [0, 1]
     assert section.ramp.texts() == ["0 sure", "1 all equal"]
@@ -121,7 +121,7 @@ def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(
         in section.message.text()
     )
     section.stretch.click()
-    low, high = overlays.gate_layer(model, 1).contrast_limits
+    low, high = gate_layers.gate_layer(model, 1).contrast_limits
     assert np.allclose((low, high), np.percentile(values, (1, 99)), atol=1e-6)
     assert section.ramp.texts() == [f"{low:.3g} surer", f"{high:.3g} more equal"]
 

@@ -45,12 +45,12 @@ FILE = "File…"
 def captioned(text: str, tip: str) -> QLabel:
     """Return the caption of a form row, with a tooltip and the common width."""
     label = QLabel(text)
-    label.setToolTip(_wrapped(tip))
+    label.setToolTip(wrapped_tooltip(tip))
     label.setMinimumWidth(LABEL_WIDTH)
     return label
 
 
-def _wrapped(tip: str) -> str:
+def wrapped_tooltip(tip: str) -> str:
     """Convert to rich text, which Qt wraps."""
     return f"<qt>{tip}</qt>"
 

@@ -8,7 +8,7 @@ import numpy as np
 from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFormLayout, QLabel, QWidget
 from superqt.utils import signals_blocked
 
-from napari_shmoareg.plugin import overlays, showing
+from napari_shmoareg.plugin import gate_layers, showing
 from napari_shmoareg.plugin.controls.forms import Section, fill, opacity_slider, pick
 from napari_shmoareg.plugin.controls.legend import Ramp, Swatches
 from napari_shmoareg.plugin.deformation import SPACING, set_spacing
@@ -85,7 +85,7 @@ class GateSection(Section):
         gates = self._gates()
         self.setEnabled(bool(self._number))
         self.controls.setEnabled(bool(gates))
-        layer = overlays.gate_layer(self._viewer, self._number)
+        layer = gate_layers.gate_layer(self._viewer, self._number)
         self.ramp.setVisible(layer is not None)
         with signals_blocked(self.on), signals_blocked(self.opacity), signals_blocked(self.stretch):
             self.on.setChecked(layer is not None and bool(layer.visible))
@@ -131,8 +131,8 @@ class GateSection(Section):
         first, median, third = tag(layer, "quartiles")
         self.message.setText(
             f"{MEASURES[tag(layer, 'measure')].split(' (')[0]} of"
-            f" {overlays.gate_name(tag(layer, 'gate').gate)}: median {median:.3g}, half of the"
-            f" cells between {first:.3g} and {third:.3g}."
+            f" {gate_layers.short_gate_name(tag(layer, 'gate').gate)}: median {median:.3g}, half of"
+            f" the cells between {first:.3g} and {third:.3g}."
         )
 
     def _gates(self) -> list[GateValues]:
@@ -158,7 +158,7 @@ class GateSection(Section):
             gates, key=lambda one: (_gate_label(one.gate) != picked, _mismatches(one.gate, last))
         )
         measure = self.measure.currentData()
-        overlays.show_gate(
+        gate_layers.show_gate(
             self._viewer, self._number, gate, measure, stretched=self.stretch.isChecked()
         )
         self.refresh()

@@ -344,7 +344,7 @@ class Follower(QObject):
             self.requested = word
             self.changed.emit()
             return
-        from napari_shmoareg.training.run import write_request
+        from napari_shmoareg.training.run_folder import write_request
 
         try:
             write_request(self.folder / "wish", word)
@@ -444,7 +444,7 @@ class Follower(QObject):
         self._last_read = time.monotonic()
 
         def work(_: object) -> tuple[RunUpdate, bool]:
-            from napari_shmoareg.training.run import read_holder
+            from napari_shmoareg.training.run_folder import read_holder
 
             holder = read_holder(files.folder / "lock")
             update = files.read()

@@ -49,7 +49,7 @@ class RunFolderState:
 
 def inspect_folder(folder: Path | None) -> RunFolderState:
     """Inspect a run folder, or None."""
-    from napari_shmoareg.training.run import is_empty_run
+    from napari_shmoareg.training.run_folder import is_empty_run
 
     if folder is None or not (folder / "run.json").is_file():
         return RunFolderState()

@@ -190,7 +190,7 @@ class RequestBuilder(QObject):
         try:
             request = self.request()
             if self.can_restart:
-                from napari_shmoareg.training.run import reset_run
+                from napari_shmoareg.training.run_folder import reset_run
 
                 reset_run(Path(request.out))
         except InputError as error:

@@ -18,9 +18,9 @@ from napari_shmoareg.plugin.controls.forms import (
     LARGEST,
     SMALLEST,
     WeightsCombo,
-    _wrapped,
     captioned,
     combo_of,
+    wrapped_tooltip,
 )
 from napari_shmoareg.settings import RegistrationRequest, choices, help_texts
 
@@ -111,7 +111,7 @@ class SettingsForm(QWidget):
         form.addRow(captioned("Preset", PRESET_TIP), self.preset)
         tips = help_texts(cast(Any, RegistrationRequest))
         for name, text in LABELS.items():
-            fields[name].setToolTip(_wrapped(tips[name]))
+            fields[name].setToolTip(wrapped_tooltip(tips[name]))
             form.addRow(captioned(text, tips[name]), fields[name])
         self.settings = settings
         for combo in self.combos.values():

@@ -14,7 +14,7 @@ from napari_shmoareg.datasets.dataset import DatasetChoice
 from napari_shmoareg.datasets.splits import Division, write_division
 from napari_shmoareg.io.model_card import checksum_of
 from napari_shmoareg.training.plan import make_plan, write_plan
-from napari_shmoareg.training.run import RunFolder
+from napari_shmoareg.training.run_folder import RunFolder
 
 
 @pytest.fixture

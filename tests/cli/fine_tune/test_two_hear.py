@@ -7,7 +7,7 @@ import time
 
 from napari_shmoareg.datasets.dataset import DatasetChoice
 from napari_shmoareg.training.plan import make_plan
-from napari_shmoareg.training.run import RunControl, write_request
+from napari_shmoareg.training.run_folder import RunControl, write_request
 from napari_shmoareg.training.trainer import learn
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.training.run import RunLock, read_holder
+from napari_shmoareg.training.run_folder import RunLock, read_holder
 
 HERE = socket.gethostname()
 
@@ -83,7 +83,7 @@ def test_another_machine_holds_it_until_its_file_is_deleted(path):
 
 def test_a_process_that_is_killed_lets_go(path):
     code = (
-        "import sys; from pathlib import Path; from napari_shmoareg.training.run import RunLock\n"
+        "import sys; from pathlib import Path; from napari_shmoareg.training.run_folder import RunLock\n"
         "with RunLock(Path(sys.argv[1])): print('mine', flush=True); input()"
     )
     child = subprocess.Popen(
@@ -102,7 +102,7 @@ def test_a_process_that_is_killed_lets_go(path):
 def test_of_many_that_come_at_once_upon_a_stale_lock_one_gets_it(path):
     written(path, 2**22 + 1, started=0.0)
     code = (
-        "import sys, time; from pathlib import Path; from napari_shmoareg.training.run import"
+        "import sys, time; from pathlib import Path; from napari_shmoareg.training.run_folder import"
         " RunLock\nfrom napari_shmoareg.geometry import InputError\nsys.stdout.write('ready\\n');"
         " sys.stdout.flush(); input()\ntry:\n    with RunLock(Path(sys.argv[1])):\n       "
         " print('mine', flush=True); input()\nexcept InputError: print('refused', flush=True)\n"

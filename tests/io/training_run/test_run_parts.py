@@ -10,7 +10,7 @@ import pytest
 from napari_shmoareg.datasets.pairs import NamedPairs, spread_evenly, unordered_pairs
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.training.logs import event
-from napari_shmoareg.training.run import RunControl, write_request
+from napari_shmoareg.training.run_folder import RunControl, write_request
 from napari_shmoareg.training.run_writer import Position
 from napari_shmoareg.training.step import Step
 from napari_shmoareg.training.validation import ValidationResult

@@ -45,7 +45,7 @@ def gates_of(network: SHMoAReg) -> tuple[GateSite, ...]:
     Examples
     --------
     >>> from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
-    >>> from napari_shmoareg.model.gates import gates_of
+    >>> from napari_shmoareg.model.gate_sites import gates_of
     >>> gates = gates_of(SHMoAReg(SHMoARegConfig.preset("tiny")))
     >>> [(gate.layer, gate.direction) for gate in gates if gate.part == "decoder"]
     [(2, 'x'), (2, 'y'), (2, 'z'), (1, 'x'), (1, 'y'), (1, 'z')]

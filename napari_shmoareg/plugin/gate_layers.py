@@ -106,7 +106,7 @@ def gate_map(
     }
     data, options = layer_options(volume, finer=FINER, nearest=True, outside=np.nan, **about)
     options |= {
-        "name": f"#{number} gate {measure} of {gate_name(gate.gate)}",
+        "name": f"#{number} gate {measure} of {short_gate_name(gate.gate)}",
         "colormap": gate_colours(measure),
         "contrast_limits": (low, max(high, low + 1e-6)) if stretched else (0.0, 1.0),
         "rendering": "translucent",
@@ -117,7 +117,7 @@ def gate_map(
     return data, options, "image"
 
 
-def gate_name(gate: GateId) -> str:
+def short_gate_name(gate: GateId) -> str:
     """ "decoder 1 x", "encoder 1 block 0 moving"."""
     parts = (gate.block is not None and f"block {gate.block}", gate.image, gate.direction)
     return " ".join((f"{gate.part} {gate.layer}", *(str(part) for part in parts if part)))
