@@ -217,9 +217,15 @@ def check_new_file(
 
 def check_new_folder(path: str | Path) -> None:
     """Check that an output folder can be created, or exists and is empty."""
+    check_is_folder(check_name(path))
+    check_empty(path)
+    check_creatable(path)
+
+
+def check_creatable(path: str | Path) -> None:
+    """Check that an output folder can be created, or exists and is writable."""
     target = check_name(path).resolve()
     check_is_folder(path)
-    check_empty(path)
     nearest = next(parent for parent in (target, *target.parents) if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"Cannot create {path}: {nearest} is a file.")

@@ -172,18 +172,15 @@ def check_free(
     InputError
         If it has other content, or is not writable.
     """
-    files.check_is_folder(path)
-    if not path.is_dir():
-        files.check_new_folder(path)
-        return
-    entries = sorted(e.name for e in path.iterdir() if not e.name.startswith(own_prefixes))
+    files.check_creatable(path)
+    found = path.iterdir() if path.is_dir() else ()
+    entries = sorted(entry.name for entry in found if not entry.name.startswith(own_prefixes))
     if entries and not (plan is not None and plan.is_file()):
         raise InputError(
             f"The folder {path} is not empty ({len(entries)} entries, such as '{entries[0]}') and"
             f" holds no {what}. Nothing there is overwritten: choose another folder, or empty this"
             " one."
         )
-    files.check_parent(path / "new")
 
 
 def make_folder(path: Path) -> None:
