@@ -239,7 +239,8 @@ def part_from_run(run: str | Path, part: str = "test") -> RunChoice:
         name in division.left_out for one in PARTS for name in getattr(division.split, one)
     )
     scans = "one scan" if left_out == 1 else f"{left_out} scans"
-    without = f", without {scans} left out by its quality check" if left_out else ""
+    # stored in the plan of an evaluation and compared on resuming: other words refuse older folders
+    without = f", without {scans} that its check-up left out" if left_out else ""
     weights = None if folder.weights is None else str(folder.weights)
     return RunChoice(
         Part(plan.dataset, part, f"of the run {folder.path}{without}", names),

@@ -403,9 +403,9 @@ def _dtype(path: Path, fields: Any, order: str) -> np.dtype:
         )
     if code not in _TYPES:
         raise InputError(
-            f"{path} has the data type {code} in its header, which is not supported (numbers of 8"
-            " to 64 bits). The header is damaged, or the file needs another program: export the"
-            " image again."
+            f"{path} has the data type {code} in its header, which is not supported; numbers of"
+            " 8 to 64 bits are. The header is damaged, or the file needs another program: export"
+            " the image again."
         )
     return np.dtype(_TYPES[code]).newbyteorder("<" if order == "<" else ">")
 

@@ -134,7 +134,7 @@ class ProgressRow(ProgressBox):
         """Show the action of the button, or what is missing for it."""
         ready = state is not PanelState.idle or missing is None
         self.button.setText((state.value if ready else str(missing)).replace("&", "&&"))
-        self.button.setToolTip(TIPS[state] if ready else f"{missing} before registering.")
+        self.button.setToolTip(TIPS[state] if ready else f"Cannot register: {missing}.")
         self.button.setEnabled(
             state is PanelState.registering or (state is PanelState.idle and ready)
         )

@@ -54,7 +54,7 @@ class ProbeResult(NamedTuple):
     ----------
     probe : AttentionProbe
     matching, compared : int
-        Number of compared tokens, and of those that chose the same heads as in the registration.
+        Tokens that chose the same heads as in the registration, and tokens compared.
     """
 
     probe: AttentionProbe

@@ -125,7 +125,7 @@ KINDS = ("auto", "folder", "list", "learn2reg", "oasis", "btcv")
 LISTS = "Lists (*.csv *.json)"
 TIPS = {
     "dataset": (
-        "A folder of images, a CSV or JSON list of images, a Learn2Reg data set (folder or JSON"
+        "A folder of images, a CSV or JSON list of pairs, a Learn2Reg data set (folder or JSON"
         " file), or the folder of OASIS or BTCV."
     ),
     "images": ("Pattern of the image files, such as images/*.nii.gz. Empty: all but label files."),
@@ -308,8 +308,9 @@ def _network_size(weights: str, preset: str | None) -> int:
 
 CHECK = "Check the scans"
 TIP = (
-    "Read every scan once: shape, spacing, orientation, values, labels, and overlap with another"
-    " scan after alignment. A run checks the scans when it starts and reuses these results."
+    "Read every scan once: shape, spacing, orientation, values, labels, and agreement with"
+    " another scan after alignment (Dice, or correlation without labels). A run checks the scans"
+    " when it starts and reuses these results."
 )
 ENDED = "The check was cancelled before all scans were read."
 CHECKED_LATER = "Open layers are checked when the run starts."

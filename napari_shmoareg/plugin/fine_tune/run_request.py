@@ -130,7 +130,7 @@ class RequestBuilder(QObject):
                 str(self.folder), device=self._form.chosen.device, settings=self._changed_settings()
             )
         if self.missing is not None:
-            raise InputError(f"{self.missing} before starting the run.")
+            raise InputError(f"The run cannot start. {self.missing}.")
         chosen, dataset = self._form.chosen, self._data.dataset
         path, file_options = (
             str(user_path(dataset.path.text().strip()).absolute()),
