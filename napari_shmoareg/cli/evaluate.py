@@ -237,9 +237,9 @@ def evaluate(
     """Register and measure all pairs of a data set, or of a part of it.
 
     TABLE gets summary.md and summary.csv (mean ± SD of Dice, ASSD, HD95, folding, SDlogJ, seconds;
-    at the start, after the affine, after all; per label), pairs.csv and labels.csv. A pair that
-    fails is reported, saved with its error, and tried again by the same command. Ctrl-C keeps what
-    is done; the same command continues.
+    at the start, after the affine, after registration; per label), pairs.csv and labels.csv. A pair
+    that fails is reported, saved with its error, and tried again by the same command. Ctrl-C keeps
+    what is done; the same command continues.
     """
     from napari_shmoareg.evaluation.methods import check_available
     from napari_shmoareg.evaluation.run import evaluation_plan, pairs_of, ready_method

@@ -313,7 +313,7 @@ def join_group(device: str = "auto") -> Iterator[TrainingGroup]:
     Raises
     ------
     InputError
-        As for `TrainingGroup.joined`.
+        As for `TrainingGroup.join`.
     LostProcessError
         If another process ended. If `launch` started them, this one exits silently instead.
     """

@@ -35,7 +35,7 @@ class ListOptions:
     Attributes
     ----------
     out : Path
-    request : Running
+    request : CommandRequest
     nan, channel
         As for `read_pair`.
     quiet, debug : bool

@@ -423,9 +423,9 @@ def demo(
 ) -> None:
     """Register the built-in sample pair, and show the true error of the result.
 
-    The pair is synthetic: two breaths of an abdomen, with labels, on two oblique grids. Its
-    deformation is known, so the true error in mm is known too. The result is refined on the pair,
-    as with `register --refine`. Nothing is downloaded.
+    The pair is synthetic: two breathing states of an abdomen, with labels, on two oblique grids.
+    Its deformation is known, so the true error in mm is known too. The result is refined on the
+    pair, as with `register --refine`. Nothing is downloaded.
     """
     from napari_shmoareg.io.files import check_new_folder
 
@@ -452,7 +452,7 @@ def demo(
 
 
 def true_errors(sample: Sample, registration: Registration) -> dict[str, dict[str, float]]:
-    """Mean and 95th percentile in mm of the true error: before, after the affine, after all."""
+    """Mean and 95th percentile of the true error in mm: before, after affine and registration."""
     import numpy as np
 
     from napari_shmoareg.geometry import Transform

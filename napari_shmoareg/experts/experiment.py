@@ -75,7 +75,7 @@ class Effect:
     Attributes
     ----------
     interventions : tuple of Intervention or Control
-    outcome : Outcome
+    outcome : RunOutcome
         Of the run with the interventions.
     cells : int
         Cells (tokens or voxels of a level, over all selected gates) where they could act.
@@ -119,7 +119,7 @@ def compare(
 
     Parameters
     ----------
-    base, outcome : Outcome
+    base, outcome : RunOutcome
         Without and with the interventions.
     interventions : tuple of Intervention or Control
     choices : tuple of 2 int
@@ -177,7 +177,7 @@ class Experiment:
     Attributes
     ----------
     replay : Replay
-    base : Outcome
+    base : RunOutcome
         Of the unchanged run.
 
     Raises

@@ -271,7 +271,9 @@ def region_loads(
         number is out of range.
     """
     if not (np.isfinite(block_mm) and block_mm > 0) or draws < 1:
-        raise InputError(f"block_mm and draws must be above 0; got {block_mm} and {draws}.")
+        raise InputError(
+            f"block_mm and draws must be finite and above 0; got {block_mm} and {draws}."
+        )
     if unknown := set(where) - set(GateId._fields):
         raise InputError(
             f"A gate has no field {', '.join(sorted(unknown))}; its fields are"

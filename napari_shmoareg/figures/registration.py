@@ -60,7 +60,7 @@ def contact_sheet(pairs: Sequence[Conformed], *, across: int = 2) -> Figure:
     Parameters
     ----------
     pairs : sequence of Conformed
-        As from `DrawnPairs`, with labels as fractions; at least one.
+        As from `SyntheticPairs`, with labels as fractions; at least one.
     across : int
         Pairs per row.
 

@@ -379,7 +379,7 @@ def _start(
     if turned.score > max(upright.score, best.score) * (1 + TURN_GAIN):
         angle = _angle(turn)
         numbers = (
-            f"agreement {turned.score:.3f}, or {upright.score:.3f} in the header's orientation"
+            f"agreement {turned.score:.3f}, against {upright.score:.3f} in the header's orientation"
         )
         return (
             turn,

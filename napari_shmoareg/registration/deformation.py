@@ -255,7 +255,8 @@ def _better_start(
         found.append((_loss(moving, fixed, reached, coarse), name, reached, len(steps)))
     (loss, name, reached, count), (other, _, _, _) = sorted(found, key=lambda entry: entry[0])
     return (
-        f"{name} ({coarse.similarity} loss {loss:.4f}, else {other:.4f}, after the first level)",
+        f"{name} ({coarse.similarity} loss {loss:.4f} against {other:.4f} of the other start, after"
+        " the first level)",
         reached,
         count,
     )

@@ -290,7 +290,7 @@ def validate_pairs(
     pairs : NamedPairs
     step : int
         Steps of training so far.
-    found : list of Validated
+    found : list of ValidationResult
         Filled with one result per readable pair.
 
     Yields

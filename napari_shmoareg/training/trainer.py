@@ -104,7 +104,7 @@ class Trainer:
     plan : Plan
     network : SHMoAReg
     optimiser : Adam
-    data : Material
+    data : TrainingData
     position : Position
         Where it starts.
     folder : RunFolder

@@ -28,8 +28,8 @@ ACTIONS = {"silence": "silence it: never chosen", "force": "force it: always cho
 PAST_TENSE = {"silence": "Silenced", "force": "Forced"}
 ACTION_TIP = (
     "Silence: the next best expert replaces this one wherever it was chosen. Force: this expert"
-    " replaces the weakest chosen one, with its gate value, wherever it was not chosen. The others"
-    " are controls: they change the choices of all gates picked below"
+    " replaces the weakest chosen one and takes over that one's gate value wherever"
+    " it was not chosen. The others are controls: they change the choices of all gates picked below"
 )
 PASSES = {"all": "all passes", "last": "the last pass alone"}
 PASSES_TIP = (

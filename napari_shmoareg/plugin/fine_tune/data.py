@@ -130,7 +130,8 @@ TIPS = {
     ),
     "images": ("Pattern of the image files, such as images/*.nii.gz. Empty: all but label files."),
     "labels": (
-        "Pattern of the label files, such as labels/*.nii.gz, or of their names, such as"
+        "Pattern of the label files, such as labels/*.nii.gz, or a template from the image's"
+        " name, such as"
         " {name}_seg.nii.gz. Empty: all label files by name."
     ),
     "subject": (
