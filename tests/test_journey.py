@@ -84,7 +84,7 @@ def test_everything_stands_on_the_fixed_grid(folder):
 
 
 def test_the_report_says_what_the_files_say(folder):
-    report = json.loads((folder / "result" / "report.json").read_text())
+    report = json.loads((folder / "result" / "report.json").read_text(encoding="utf-8"))
     warped, fixed = (
         np.asarray(nib.load(p).dataobj)
         for p in (folder / "result" / "warped_labels.nii.gz", folder / "fixed_labels.nii.gz")

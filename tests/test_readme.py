@@ -36,7 +36,9 @@ def workplace(tmp_path_factory):
     write_image(pair.moving, folder / "moving.nii.gz")
     write_image(pair.fixed, folder / "fixed.nii.gz")
     write_image(pair.moving_labels, folder / "moving_labels.nii.gz")
-    (folder / "pairs.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    (folder / "pairs.csv").write_text(
+        "moving,fixed\nmoving.nii.gz,fixed.nii.gz\n", encoding="utf-8"
+    )
     for place in ("IMAGES", "LABELMAPS"):
         (folder / place).mkdir()
     for number, role in enumerate(("moving", "fixed") * 3):  # six subjects: two learn, two judge

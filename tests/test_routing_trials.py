@@ -102,6 +102,6 @@ def test_overlap_is_one_for_labels_on_themselves_and_follows_the_displacement(tr
 def test_rows_outlive_a_line_that_was_cut_off(trials, tmp_path):
     path = tmp_path / "trials.jsonl"
     trials.append_row(path, {"arm": "baseline", "seed": 0})
-    path.write_text(path.read_text() + '{"arm": "muti', encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8") + '{"arm": "muti', encoding="utf-8")
     trials.append_row(path, {"arm": "mutual", "seed": 0})
     assert [row["arm"] for row in trials.read_rows(path)] == ["baseline", "mutual"]

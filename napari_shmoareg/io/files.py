@@ -495,7 +495,7 @@ def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
 
 
 _LOCALE_LOCK = threading.RLock()
-_LC_ALL_MASK = {"linux": 0x1FBF, "darwin": 0x3F}
+_LC_NUMERIC_MASK = {"linux": 1 << 1, "darwin": 1 << 4}
 
 
 @contextmanager
@@ -503,11 +503,14 @@ def c_numeric_locale() -> Iterator[None]:
     """Make C code that this thread calls use a decimal point.
 
     Qt sets the desktop's locale for the whole process; with a decimal comma, C then reads "0.5" as
-    0. On Linux and macOS only this thread's locale is changed; elsewhere that of the process, for
-    one thread at a time.
+    0. On Linux and macOS only this thread's locale is changed, and of it only how numbers are
+    written; elsewhere that of the process, for one thread at a time.
     """
-    c_locale = _thread_locale()
-    if c_locale is None:
+    library, mask = _locale_library(), _LC_NUMERIC_MASK.get(sys.platform)
+    current = library.duplocale(library.uselocale(None)) if library and mask else None
+    # newlocale changes the copy and returns it
+    plain = library.newlocale(mask, b"C", current) if library and current else None
+    if library is None or plain is None:
         with _LOCALE_LOCK:
             before = locale.setlocale(locale.LC_NUMERIC)
             locale.setlocale(locale.LC_NUMERIC, "C")
@@ -516,28 +519,29 @@ def c_numeric_locale() -> Iterator[None]:
             finally:
                 locale.setlocale(locale.LC_NUMERIC, before)
         return
-    uselocale, plain = c_locale
-    old = uselocale(plain)
+    old = library.uselocale(plain)
     try:
         yield
     finally:
-        uselocale(old)
+        library.uselocale(old)
+        library.freelocale(plain)
 
 
 @cache
-def _thread_locale() -> tuple[Any, int] | None:
-    """`uselocale` of the C library and its "C" locale; None if unavailable."""
-    mask = _LC_ALL_MASK.get(sys.platform)
+def _locale_library() -> Any | None:
+    """The C library, where it can change the locale of one thread."""
     try:
         library = ctypes.CDLL(None)
-        newlocale, uselocale = library.newlocale, library.uselocale
+        functions = library.newlocale, library.uselocale, library.duplocale, library.freelocale
     except (OSError, AttributeError, TypeError):
         return None
-    newlocale.restype = uselocale.restype = ctypes.c_void_p
-    newlocale.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
-    uselocale.argtypes = [ctypes.c_void_p]
-    plain = newlocale(mask, b"C", None) if mask is not None else None
-    return None if plain is None else (uselocale, plain)
+    for function in functions:
+        function.restype = ctypes.c_void_p
+    library.freelocale.restype = None
+    library.newlocale.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
+    for function in functions[1:]:
+        function.argtypes = [ctypes.c_void_p]
+    return library
 
 
 @contextmanager

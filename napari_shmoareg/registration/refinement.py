@@ -49,7 +49,7 @@ def without_triton() -> Iterator[None]:
     if (
         "triton" in sys.modules
         or not LOADED_LIBRARIES.is_file()
-        or "libLLVM" not in LOADED_LIBRARIES.read_text(errors="replace")
+        or "libLLVM" not in LOADED_LIBRARIES.read_text(encoding="utf-8", errors="replace")
     ):
         yield
         return

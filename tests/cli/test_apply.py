@@ -83,10 +83,10 @@ def test_there_and_back_is_where_it_was(registered, files, affine_alone, shmoare
 
 def test_an_existing_file_is_replaced_only_when_asked(registered, files, shmoareg, plain):
     out = files.folder / "carried.nii.gz"
-    out.write_text("mine")
+    out.write_text("mine", encoding="utf-8")
     arguments = ("apply", registered, files.moving, "--reference", files.fixed, "--out", out)
     assert plain(shmoareg(*arguments)).search("exists.*--overwrite")
-    assert out.read_text() == "mine"
+    assert out.read_text(encoding="utf-8") == "mine"
     assert shmoareg(*arguments, "--overwrite").exit_code == 0
     assert read_image(out).grid.shape == read_image(files.fixed).grid.shape
 

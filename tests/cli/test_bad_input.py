@@ -368,7 +368,7 @@ def test_images_that_do_not_meet_are_refused(files, pair, weights, shmoareg, pla
 def test_a_folder_with_something_in_it_is_left_alone(files, weights, shmoareg, plain):
     out = files.folder / "out"
     out.mkdir()
-    (out / "thesis.txt").write_text("years of work")
+    (out / "thesis.txt").write_text("years of work", encoding="utf-8")
     result = shmoareg("register", files.moving, files.fixed, "--weights", weights, "--out", out)
     assert plain(result).search(r"not empty .*thesis\.txt")
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]

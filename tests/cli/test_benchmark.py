@@ -30,13 +30,14 @@ from napari_shmoareg.io import model_card as choice
 def listed(files) -> Path:
     """A list of two pairs, the first with labels and landmarks."""
     (files.folder / "points.csv").write_text(
-        "# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n"
+        "# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n", encoding="utf-8"
     )
     path = files.folder / "pairs.csv"
     path.write_text(
         "moving,fixed,moving_labels,fixed_labels,landmarks\n"
         "moving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,fixed_labels.nii.gz,points.csv\n"
-        "fixed.nii.gz,moving.nii.gz,,,\n"
+        "fixed.nii.gz,moving.nii.gz,,,\n",
+        encoding="utf-8",
     )
     return path
 
@@ -70,7 +71,9 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def test_a_method_in_its_own_process_is_measured_there(listed, files, shmoareg):
     """For real, from the list to the picture; the alignment brings the phantoms together."""
-    listed.write_text("\n".join(listed.read_text().splitlines()[:2]) + "\n")
+    listed.write_text(
+        "\n".join(listed.read_text(encoding="utf-8").splitlines()[:2]) + "\n", encoding="utf-8"
+    )
     out = files.folder / "out"
     result = shmoareg(
         "benchmark", listed, "--methods", "affine", "--threads", 1, "--surface", "--out", out
@@ -262,7 +265,7 @@ def test_the_seconds_of_another_method_are_taken_from_the_same_pair(
     assert "shmoareg failed on this pair" in rows_of(out)[-1]["error"]
     assert re.search(
         r"shmoareg \| affine\+refine@shmoareg \| Dice \| -0.140 .* \| 0 of 1 \|",
-        (out / "summary.md").read_text(),
+        (out / "summary.md").read_text(encoding="utf-8"),
     )
 
 
@@ -430,7 +433,7 @@ def test_asked_to_end_the_command_ends_the_program_that_a_method_runs(listed, fi
         while not note.is_file():
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.05)
-        number, folder = note.read_text().split(maxsplit=1)
+        number, folder = note.read_text(encoding="utf-8").split(maxsplit=1)
         program = psutil.Process(int(number))
         process.terminate()
         process.communicate(timeout=120)
@@ -445,7 +448,9 @@ def test_asked_to_end_the_command_ends_the_program_that_a_method_runs(listed, fi
     ("lines", "told"), [("a,b a,c a,d", "0 to 2 times"), ("a,b c,d d,e", "0 to 1 times")]
 )
 def test_the_uses_that_are_told_are_of_all_images_on_both_sides(lines, told, tmp_path, capsys):
-    (tmp_path / "pairs.csv").write_text("\n".join(["moving,fixed", *lines.split()]))
+    (tmp_path / "pairs.csv").write_text(
+        "\n".join(["moving,fixed", *lines.split()]), encoding="utf-8"
+    )
     for name in "abcde":
         (tmp_path / name).touch()
     assert len(benchmark.select_pairs(tmp_path / "pairs.csv", None, None, (2, 1), False)) == 2

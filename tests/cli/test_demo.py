@@ -11,7 +11,7 @@ def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_
     out = tmp_path / "demo"
     result = shmoareg("demo", "--weights", weights, "--out", out, "--refine", "2")
     assert result.exit_code == 0, result.stderr
-    truth = json.loads((out / "report.json").read_text())["extra"]["true_error_mm"]
+    truth = json.loads((out / "report.json").read_text(encoding="utf-8"))["extra"]["true_error_mm"]
     assert truth["affine"]["mean"] < truth["before"]["mean"]
     row = next(line for line in result.stdout.splitlines() if line.startswith("true error, mm"))
     assert row.split()[3:] == [
@@ -29,7 +29,7 @@ def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_
 def test_the_demo_does_not_fill_a_folder_twice(weights, shmoareg, tmp_path, plain):
     out = tmp_path / "demo"
     out.mkdir()
-    (out / "report.json").write_text("{}")
+    (out / "report.json").write_text("{}", encoding="utf-8")
     assert plain(shmoareg("demo", "--weights", weights, "--out", out)).search("not empty")
 
 
@@ -43,7 +43,7 @@ def shipped_report(tmp_path_factory):
     out = tmp_path_factory.mktemp("shipped") / "demo"
     result = CliRunner().invoke(app, ["demo", "--out", str(out), "--quiet"])
     assert result.exit_code == 0, result.output
-    return json.loads((out / "report.json").read_text())
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
 def test_the_shipped_weights_bring_the_organs_of_the_sample_together(shipped_report):

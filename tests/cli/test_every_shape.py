@@ -76,7 +76,10 @@ def test_every_pair_is_registered_and_refined(moving, fixed, shmoareg, weights, 
 def test_every_other_command_takes_every_shape(shape, shmoareg, weights, tmp_path):
     a, a_labels, b, b_labels = pair_of(tmp_path / "in", shape, shape)
     listed = tmp_path / "pairs.csv"
-    listed.write_text(f"moving,fixed,moving_labels,fixed_labels\n{a},{b},{a_labels},{b_labels}\n")
+    listed.write_text(
+        f"moving,fixed,moving_labels,fixed_labels\n{a},{b},{a_labels},{b_labels}\n",
+        encoding="utf-8",
+    )
     check(
         shmoareg(
             "inspect", "--pairs", listed, "--weights", weights, "--out", tmp_path / "inspected"
@@ -101,7 +104,7 @@ def test_every_other_command_takes_every_shape(shape, shmoareg, weights, tmp_pat
     )
     check(result)
     if result.exit_code == 0:
-        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
         assert report["kept"] in ("before", "affine", "network")
         carried = tmp_path / "carried.nii.gz"
         check(

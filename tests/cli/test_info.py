@@ -25,7 +25,7 @@ def test_info_names_versions_device_and_weights(shmoareg):
 
 
 def test_info_and_the_report_name_the_same_libraries(shmoareg, registered):
-    found = json.loads((registered / "report.json").read_text())["versions"]
+    found = json.loads((registered / "report.json").read_text(encoding="utf-8"))["versions"]
     assert {"shmoareg", "python", "torch", "safetensors", "matplotlib"} <= set(found) and all(
         found.values()
     )

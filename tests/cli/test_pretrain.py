@@ -58,7 +58,7 @@ def test_a_run_in_pieces_ends_with_weights_that_load(maps, tmp_path):
     assert card["steps"] == 4
     assert card["recipe"]["preset"] == "tiny"
     assert load_network(place / "weights.safetensors").config.embed_dim == 8
-    rows = (place / "log.csv").read_text().splitlines()
+    rows = (place / "log.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0].startswith("step,") and rows[-1].startswith("4,")
 
 
@@ -118,13 +118,13 @@ def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
     place = tmp_path / "run"
     words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
     assert run(*words)[0] == 130
-    told = json.loads((place / "recipe.json").read_text())
+    told = json.loads((place / "recipe.json").read_text(encoding="utf-8"))
     told["settings"] = {
         name: value
         for name, value in told["settings"].items()
         if name not in ExpertLearning().to_dict()
     }
-    (place / "recipe.json").write_text(json.dumps(told))
+    (place / "recipe.json").write_text(json.dumps(told), encoding="utf-8")
     code, output = run(*words, "--gates", "frozen")
     assert code == 1 and "started with other settings" in output
     assert run(*words)[0] == 0
@@ -155,7 +155,10 @@ def test_a_part_of_the_network_is_chosen_and_the_run_goes_on_with_it_alone(maps,
     assert run(maps, "--run", place, "--steps", 1, *plain)[0] == 0
     config = load_network(place / "weights.safetensors").config
     assert (config.attention, config.shmoe_strides, config.embed_dim) == ("mha", (), 8)
-    assert json.loads((place / "recipe.json").read_text())["config"]["attention"] == "mha"
+    assert (
+        json.loads((place / "recipe.json").read_text(encoding="utf-8"))["config"]["attention"]
+        == "mha"
+    )
     assert run(maps, "--run", place, "--steps", 1, *plain)[0] == 0
     code, output = run(maps, "--run", place, "--steps", 1)
     assert code == 1 and "started with other settings" in output
@@ -170,7 +173,7 @@ def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):
     code, output = run(maps, "--run", place, "--steps", 3)
     assert code == 1
     assert "started with other settings" in output
-    assert json.loads((place / "recipe.json").read_text())["settings"]["steps"] == 2
+    assert json.loads((place / "recipe.json").read_text(encoding="utf-8"))["settings"]["steps"] == 2
 
 
 @pytest.mark.parametrize("cascade", [0.0, 0.5])
@@ -265,9 +268,9 @@ def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
     place = tmp_path / "run"
     words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
     assert run(*words)[0] == 130
-    told = json.loads((place / "recipe.json").read_text())
+    told = json.loads((place / "recipe.json").read_text(encoding="utf-8"))
     assert told.pop("from") is None
-    (place / "recipe.json").write_text(json.dumps(told))
+    (place / "recipe.json").write_text(json.dumps(told), encoding="utf-8")
     given_weights(tmp_path / "given.safetensors")
     code, output = run(*words, "--from", tmp_path / "given.safetensors")
     assert code == 1 and "started with other settings" in output
@@ -280,11 +283,11 @@ def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(m
     words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
     assert run(*words, "--bfloat16", "on")[0] == 130
     assert read_card(place / "weights.safetensors")["in_bfloat16"] is True
-    told = json.loads((place / "recipe.json").read_text())
+    told = json.loads((place / "recipe.json").read_text(encoding="utf-8"))
     assert told["settings"]["bfloat16"] == "on"
     told["settings"]["bfloat16"] = True
     del told["settings"]["passes"], told["drawing"]["close_shift"]
-    (place / "recipe.json").write_text(json.dumps(told))
+    (place / "recipe.json").write_text(json.dumps(told), encoding="utf-8")
     code, output = run(*words, "--bfloat16", "off")
     assert code == 1 and "started with other settings" in output
     code, output = run(*words)
@@ -311,7 +314,7 @@ def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path
     card = read_card(place / "weights.safetensors")
     assert card["drawn_from"] == "synthetic torsos and random shapes; no scan of a person was used"
     assert card["recipe"]["drawing"]["torso"] == 0.5
-    head, *rows = (place / "log.csv").read_text().splitlines()
+    head, *rows = (place / "log.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 and "validation_after" not in head
     seen = dict(zip(head.split(","), rows[-1].split(","), strict=True))
     assert 0 < float(seen["torso_before"]) < 1 and 0 < float(seen["torso_after"]) < 1
@@ -321,7 +324,7 @@ def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path
         "label maps, synthetic torsos and random shapes"
     )
     assert {"torso_after", "validation_after"} <= set(
-        (both / "log.csv").read_text().splitlines()[0].split(",")
+        (both / "log.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     )
 
 
@@ -347,7 +350,7 @@ def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):
 
 
 def test_a_sheet_is_a_png_and_replaces_nothing(maps, tmp_path):
-    (tmp_path / "mine.png").write_text("mine")
+    (tmp_path / "mine.png").write_text("mine", encoding="utf-8")
     for name, message in (
         ("mine.png", "exists"),
         ("pairs.jpg", "end in .png"),
@@ -355,7 +358,7 @@ def test_a_sheet_is_a_png_and_replaces_nothing(maps, tmp_path):
     ):
         code, output = run(maps, "--run", tmp_path / "run", "--sheet", tmp_path / name)
         assert code == 1 and message in " ".join(output.split())
-    assert (tmp_path / "mine.png").read_text() == "mine"
+    assert (tmp_path / "mine.png").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_folder_without_label_maps_is_refused(tmp_path):
@@ -375,7 +378,7 @@ def test_an_unknown_recipe_is_refused(maps, tmp_path):
 def test_a_damaged_recipe_is_refused_plainly(maps, tmp_path):
     place = tmp_path / "run"
     place.mkdir()
-    (place / "recipe.json").write_text('{"preset": "ti')
+    (place / "recipe.json").write_text('{"preset": "ti', encoding="utf-8")
     code, output = run(maps, "--run", place, "--steps", 2)
     assert code == 1
     assert "recipe.json is damaged" in output and "Delete it" in output and "bug" not in output
@@ -394,13 +397,13 @@ def test_a_recipe_that_could_not_be_written_is_not_there(maps, tmp_path, monkeyp
 
 
 def test_a_file_in_the_place_of_the_run_is_refused_plainly(maps, tmp_path):
-    (tmp_path / "run").write_text("mine")
+    (tmp_path / "run").write_text("mine", encoding="utf-8")
     code, output = run(maps, "--run", tmp_path / "run", "--steps", 2)
     assert code == 1
     assert "is a file" in output and "--run" in output
     code, output = run(maps, "--run", tmp_path / "run" / "deeper", "--steps", 2)
     assert code == 1 and "Cannot create the folder" in output
-    assert (tmp_path / "run").read_text() == "mine"
+    assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("left", ["ahead", "gone", "of the same step"])

@@ -37,7 +37,7 @@ def test_two_files_become_a_folder_and_a_table(files, weights, shmoareg):
         "overview.png",
     ):
         assert words in result.stdout, result.stdout
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert f"{report['dice']['after']['mean']:.3f}" in result.stdout
 
 
@@ -58,7 +58,7 @@ def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain):
     plain(shmoareg(*words, "--weights", "small")).search("--weights would have no effect")
     result = shmoareg(*words, "--refine", 10, "--keep", "last")
     assert result.exit_code == 0, result.stderr
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert (
         report["weights"] == "none"
         and report["experts_of"] == "no network"
@@ -78,7 +78,7 @@ def test_the_warped_image_stands_on_the_fixed_image(registered, files):
 def test_the_stages_have_one_name_everywhere(registered):
     from napari_shmoareg.metrics.measure import SHOWN_STAGES
 
-    report = json.loads((registered / "report.json").read_text())
+    report = json.loads((registered / "report.json").read_text(encoding="utf-8"))
     for name in ("similarity", "dice", "assd_mm", "hd95_mm"):
         assert tuple(report[name]) == SHOWN_STAGES == ("before", "affine", "after"), name
 
@@ -112,7 +112,7 @@ def test_quiet_prints_nothing_but_what_to_know_before_trusting_the_result(files,
         "register", files.moving, files.fixed, "--weights", weights, "--out", out, "-q", *QUICK
     )
     assert (result.exit_code, result.stdout) == (0, "")
-    notes = json.loads((out / "report.json").read_text())["warnings"]
+    notes = json.loads((out / "report.json").read_text(encoding="utf-8"))["warnings"]
     assert notes and result.stderr == "".join(f"Caution: {note}\n" for note in notes)
     told = " ".join(shmoareg("register", "--help").stdout.split())
     assert "Print errors and warnings only." in told
@@ -144,7 +144,7 @@ def test_an_option_reaches_the_report(options, field, value, files, weights, shm
         "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, *options
     )
     assert result.exit_code == 0, result.stderr
-    assert json.loads((out / "report.json").read_text())["settings"][field] == value
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["settings"][field] == value
 
 
 def test_what_was_chosen_is_said_with_its_reason(files, weights, shmoareg):
@@ -152,7 +152,7 @@ def test_what_was_chosen_is_said_with_its_reason(files, weights, shmoareg):
     options = ("--weights", weights, "--out", out, "--refine", "2", "--similarity", "mind", *QUICK)
     result = shmoareg("register", files.moving, files.fixed, *options)
     assert result.exit_code == 0, result.stderr
-    choices = json.loads((out / "report.json").read_text())["choices"]
+    choices = json.loads((out / "report.json").read_text(encoding="utf-8"))["choices"]
     assert list(choices) == ["weights", "affine", "contrast", "similarity", "refinement", "kept"]
     assert (
         choices["similarity"] == "mind, as requested" and "headers were used" in choices["affine"]
@@ -166,7 +166,7 @@ def test_a_refined_pair_is_more_alike_and_its_time_is_told(files, weights, shmoa
         out = files.folder / str(steps)
         options = ("--weights", weights, "--out", out, "--keep", "last", *QUICK, "--refine", steps)
         assert shmoareg("register", files.moving, files.fixed, *options).exit_code == 0
-        reports.append(json.loads((out / "report.json").read_text()))
+        reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
     plain, refined = reports
     assert refined["similarity"]["after"]["ncc"] > plain["similarity"]["after"]["ncc"] + 0.005
     assert refined["seconds"]["refine"] > 0 and "refine" not in plain["seconds"]
@@ -210,7 +210,7 @@ def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(
         options = ("--weights", folding_weights, "--out", out, "--keep", "last", *QUICK, option)
         result = shmoareg("register", files.moving, files.fixed, *options)
         assert result.exit_code == 0, result.stderr
-        reports.append(json.loads((out / "report.json").read_text()))
+        reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
     plain, smooth = reports
     assert (plain["settings"]["diffeomorphic"], smooth["settings"]["diffeomorphic"]) == (
         False,
@@ -229,6 +229,6 @@ def test_the_same_command_gives_the_same_numbers(files, weights, shmoareg):
         shmoareg(
             "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, "-q"
         )
-        reports.append(json.loads((out / "report.json").read_text()))
+        reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
     assert reports[0]["similarity"] == reports[1]["similarity"]
     assert reports[0]["expert_loads"] == reports[1]["expert_loads"]

@@ -103,7 +103,7 @@ def test_a_program_that_fails_is_told_with_what_it_said_and_leaves_no_files(
         RuntimeError, match=rf"^{program} ended with code 3: \[NiftyReg ERROR\] no memory$"
     ):
         baselines._run_niftyreg(values, values, Grid(values.shape, np.eye(4)))
-    assert not Path((tmp_path / "where").read_text()).exists()
+    assert not Path((tmp_path / "where").read_text(encoding="utf-8")).exists()
 
 
 def test_programs_that_are_not_there_are_said_with_where_they_come_from(monkeypatch):

@@ -131,7 +131,10 @@ def _not_tensors(path: Path) -> None:
     [
         (lambda path: None, "Cannot read the weights .*No such file"),
         (lambda path: path.mkdir(), "Cannot read the weights .*directory"),
-        (lambda path: path.write_text("no weights"), "no weights that PyTorch can read"),
+        (
+            lambda path: path.write_text("no weights", encoding="utf-8"),
+            "no weights that PyTorch can read",
+        ),
         (lambda path: path.touch(), "no weights that PyTorch can read"),
         (
             lambda path: torch.save({"shift": Path("object")}, path),

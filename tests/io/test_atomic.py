@@ -43,11 +43,11 @@ def test_a_file_is_not_there_before_it_is_whole(tmp_path):
 
 def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "out.txt"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
-        temporary.write_text("new, cut sh")
+        temporary.write_text("new, cut sh", encoding="utf-8")
         raise KeyboardInterrupt
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == ["out.txt"]
 
 
@@ -99,7 +99,7 @@ def test_a_missing_folder_a_folder_as_file_and_a_file_as_folder_are_refused(tmp_
         pass
     with pytest.raises(InputError, match="is a folder"), atomic_write(tmp_path):
         pass
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="is a file"), new_folder(tmp_path / "file"):
         pass
     with (
@@ -136,9 +136,9 @@ def test_a_folder_is_not_there_before_it_is_whole(tmp_path):
     target = tmp_path / "deep" / "results"
     with new_folder(target) as folder:
         (folder / "experts").mkdir()
-        (folder / "experts" / "a.txt").write_text("a")
+        (folder / "experts" / "a.txt").write_text("a", encoding="utf-8")
         assert not target.exists()
-    assert (target / "experts" / "a.txt").read_text() == "a"
+    assert (target / "experts" / "a.txt").read_text(encoding="utf-8") == "a"
     assert os.listdir(target.parent) == ["results"]
 
 
@@ -146,7 +146,7 @@ def test_an_empty_folder_is_taken_and_a_full_one_is_not(tmp_path):
     target = tmp_path / "results"
     target.mkdir()
     with new_folder(target) as folder:
-        (folder / "a.txt").write_text("a")
+        (folder / "a.txt").write_text("a", encoding="utf-8")
     assert os.listdir(target) == ["a.txt"]
     with (
         pytest.raises(InputError, match=r"not empty \(1 entries, such as 'a.txt'\)"),
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_replaced_is_filled_from_within(tmp_path, monkey
     before = target.stat().st_ino
     with new_folder(target) as folder:
         assert folder.parent == target
-        (folder / "a.txt").write_text("a")
+        (folder / "a.txt").write_text("a", encoding="utf-8")
     assert os.listdir(target) == ["a.txt"] and target.stat().st_ino == before
 
 
@@ -181,7 +181,7 @@ def test_the_report_comes_last_into_a_folder_that_is_filled_from_within(tmp_path
     )
     with new_folder(tmp_path) as folder:
         for name in names:
-            (folder / name).write_text("whole")
+            (folder / name).write_text("whole", encoding="utf-8")
     assert sorted(moved) == sorted(names) == sorted(os.listdir(tmp_path))
     assert moved[-1] == "report.json"
 
@@ -190,7 +190,7 @@ def leave_behind(folder: Path, process: int) -> Path:
     """What a run that filled `folder` from within leaves when it is killed."""
     left = folder / f".{folder.name}.partial-{process}"
     left.mkdir(parents=True)
-    (left / "report.json").write_text("{}")
+    (left / "report.json").write_text("{}", encoding="utf-8")
     return left
 
 
@@ -205,7 +205,7 @@ def test_what_a_killed_run_left_within_a_folder_does_not_block_the_next(
     check_new_folder(target)
     assert left.exists()  # a question changes nothing
     with new_folder(target) as folder:
-        (folder / "a.txt").write_text("a")
+        (folder / "a.txt").write_text("a", encoding="utf-8")
     assert os.listdir(target) == ["a.txt"]
     assert os.listdir(tmp_path) == ["results"]
 
@@ -222,22 +222,22 @@ def test_a_folder_that_a_live_run_is_filling_from_within_is_not_taken(tmp_path):
 def test_the_working_folder_can_be_the_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with new_folder(".") as folder:
-        (folder / "a.txt").write_text("a")
+        (folder / "a.txt").write_text("a", encoding="utf-8")
     assert os.listdir() == ["a.txt"]
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "results") as folder:
-        (folder / "a.txt").write_text("a")
+        (folder / "a.txt").write_text("a", encoding="utf-8")
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_filled_meanwhile_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="not empty"), new_folder(tmp_path / "results") as folder:
-        (folder / "a.txt").write_text("ours")
+        (folder / "a.txt").write_text("ours", encoding="utf-8")
         (tmp_path / "results").mkdir()
-        (tmp_path / "results" / "b.txt").write_text("theirs")
+        (tmp_path / "results" / "b.txt").write_text("theirs", encoding="utf-8")
     assert os.listdir(tmp_path / "results") == ["b.txt"]
 
 
@@ -245,10 +245,10 @@ def test_what_a_killed_run_left_is_cleaned_but_not_what_a_live_one_is_writing(tm
     dead, alive = dead_process(), os.getppid()
     for number in (dead, alive):
         (tmp_path / f".results.partial-{number}").mkdir()
-        (tmp_path / f".results.partial-{number}" / "report.json").write_text("{}")
-        (tmp_path / f".a.nii.gz.partial-{number}.nii.gz").write_text("half")
+        (tmp_path / f".results.partial-{number}" / "report.json").write_text("{}", encoding="utf-8")
+        (tmp_path / f".a.nii.gz.partial-{number}.nii.gz").write_text("half", encoding="utf-8")
     with new_folder(tmp_path / "results"), atomic_write(tmp_path / "a.nii.gz") as temporary:
-        temporary.write_text("whole")
+        temporary.write_text("whole", encoding="utf-8")
     assert sorted(os.listdir(tmp_path)) == [
         f".a.nii.gz.partial-{alive}.nii.gz",
         f".results.partial-{alive}",

@@ -65,9 +65,9 @@ def test_shipped_weights_are_checked_against_their_checksum(tmp_path, network, m
     monkeypatch.setattr("napari_shmoareg.io.model_card.SHIPPED", tmp_path)
     save_network(network, tmp_path / "little.safetensors", card=CARD)
     digest = hashlib.sha256((tmp_path / "little.safetensors").read_bytes()).hexdigest()
-    (tmp_path / "SHA256SUMS").write_text(f"{digest}  little.safetensors\n")
+    (tmp_path / "SHA256SUMS").write_text(f"{digest}  little.safetensors\n", encoding="utf-8")
     load_network("little")
-    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  little.safetensors\n")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  little.safetensors\n", encoding="utf-8")
     with pytest.raises(InputError, match="checksum differs"):
         load_network("little")
 
@@ -133,7 +133,7 @@ def test_a_foreign_safetensors_and_plain_text_are_refused(tmp_path):
         InputError, match=r"safetensors file, but not 'shmoareg-1' \(it says: nothing\)"
     ):
         load_network(tmp_path / "foreign.safetensors")
-    (tmp_path / "text.safetensors").write_text("hello, this is text")
+    (tmp_path / "text.safetensors").write_text("hello, this is text", encoding="utf-8")
     with pytest.raises(InputError, match="not a safetensors file"):
         load_network(tmp_path / "text.safetensors")
 

@@ -127,7 +127,7 @@ def test_a_slice_cut_short_is_named(tmp_path):
 def test_what_is_no_slice_may_lie_beside_the_slices(tmp_path):
     values = write_series(tmp_path / "scan")
     (tmp_path / "scan" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
-    (tmp_path / "scan" / "notes.txt").write_text("axial")
+    (tmp_path / "scan" / "notes.txt").write_text("axial", encoding="utf-8")
     (tmp_path / "scan" / "more").mkdir()
     np.testing.assert_array_equal(read_image(tmp_path / "scan").values, values)
 

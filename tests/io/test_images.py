@@ -239,7 +239,7 @@ def test_a_truncated_itk_file_is_refused(tmp_path, suffix):
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "a.nrrd", "a.mha"])
 def test_text_under_the_name_of_an_image_is_refused(tmp_path, name):
-    (tmp_path / name).write_text("subject,age\n1,54\n" * 40)
+    (tmp_path / name).write_text("subject,age\n1,54\n" * 40, encoding="utf-8")
     with pytest.raises(InputError, match=name):
         read_image(tmp_path / name)
 

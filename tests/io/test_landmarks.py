@@ -31,7 +31,7 @@ def test_what_is_written_is_read_back_and_by_the_benchmark_too(tmp_path):
     )
     again = read_landmarks(path)
     assert np.array_equal(again.fixed, FIXED) and np.array_equal(again.moving, MOVING)
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     assert "LPS" in lines[0] and lines[2].startswith(
         "-10.5000,20.2500,30.0000,-11.0000,21.0000,32.5000"
     )
@@ -41,7 +41,8 @@ def test_the_columns_may_stand_in_any_order_and_the_frame_may_be_ras(tmp_path):
     path = tmp_path / "points.csv"
     path.write_text(
         "# RAS,"
-        " mm\nname,moving_x,moving_y,moving_z,fixed_x,fixed_y,fixed_z\ncarina,11,-21,32.5,10.5,-20.25,30\n"
+        " mm\nname,moving_x,moving_y,moving_z,fixed_x,fixed_y,fixed_z\ncarina,11,-21,32.5,10.5,-20.25,30\n",
+        encoding="utf-8",
     )
     pairs = read_landmark_pairs(path)
     assert pairs.fixed.tolist() == [FIXED[0].tolist()] and pairs.moving.tolist() == [
@@ -54,7 +55,7 @@ def test_a_file_without_words_holds_the_fixed_point_first_in_lps_and_this_is_sai
     tmp_path, between
 ):
     path = tmp_path / "points.txt"
-    path.write_text(between.join(("-1", "-2", "3", "-4", "-5e0", "6.0")) + "\n\n")
+    path.write_text(between.join(("-1", "-2", "3", "-4", "-5e0", "6.0")) + "\n\n", encoding="utf-8")
     pairs = read_landmark_pairs(path)
     assert pairs.fixed.tolist() == [[1, 2, 3]] and pairs.moving.tolist() == [[4, 5, 6]]
     assert "fixed" in pairs.notes[0] and "LPS" in pairs.notes[1]
@@ -65,18 +66,18 @@ def test_a_list_of_slicer_comes_back_whatever_its_frame(tmp_path, name):
     path = tmp_path / name
     write_slicer_points(FIXED, path)
     assert np.array_equal(read_points(path), FIXED)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "LPS" in text
-    path.write_text(text.replace("LPS", "RAS"))
+    path.write_text(text.replace("LPS", "RAS"), encoding="utf-8")
     assert np.array_equal(read_points(path), FIXED * [-1, -1, 1])
 
 
 def test_an_old_fcsv_without_a_frame_is_ras_and_numbers_stand_for_frames(tmp_path):
     path = tmp_path / "old.fcsv"
     row = "vtkMRMLMarkupsFiducialNode_0,1,2,3,0,0,0,1,1,1,0,F-1,,\n"
-    path.write_text("# Markups fiducial file version = 4.4\n" + row)
+    path.write_text("# Markups fiducial file version = 4.4\n" + row, encoding="utf-8")
     assert read_points(path).tolist() == [[1, 2, 3]]
-    path.write_text("# CoordinateSystem = 1\n" + row)
+    path.write_text("# CoordinateSystem = 1\n" + row, encoding="utf-8")
     assert read_points(path).tolist() == [[-1, -2, 3]]
 
 
@@ -87,13 +88,16 @@ def test_a_point_of_slicer_that_was_not_placed_is_left_out(tmp_path):
         {"position": [0, 0, 0], "positionStatus": "undefined"},
     ]
     path = tmp_path / "list.mrk.json"
-    path.write_text(json.dumps({"markups": [{"coordinateSystem": "RAS", "controlPoints": points}]}))
+    path.write_text(
+        json.dumps({"markups": [{"coordinateSystem": "RAS", "controlPoints": points}]}),
+        encoding="utf-8",
+    )
     assert read_points(path).tolist() == [[1, 2, 3]]
 
 
 def test_three_numbers_a_row_are_points_of_one_image(tmp_path):
     path = tmp_path / "points.csv"
-    path.write_text("x,y,z\n-1,-2,3\n")
+    path.write_text("x,y,z\n-1,-2,3\n", encoding="utf-8")
     assert read_points(path).tolist() == [[1, 2, 3]]
 
 
@@ -140,7 +144,7 @@ def test_a_file_that_holds_no_pairs_is_refused_with_what_was_expected(
 def test_a_file_that_holds_no_points_is_refused_with_what_was_expected(
     tmp_path, name, content, says
 ):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=says):
         read_points(tmp_path / name)
 
@@ -171,7 +175,7 @@ def test_the_lung_landmarks_are_35_mm_apart_as_filed(shared_data):
     ],
 )
 def test_decimal_commas_are_read_where_they_can_be_told_from_separators(tmp_path, text):
-    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     pairs = read_landmark_pairs(tmp_path / "a.csv")
     assert pairs.fixed.tolist() == [[-12.5, -3.125, 4]] and pairs.moving.tolist() == [
         [-10.1, -2, 3.3]
@@ -204,17 +208,17 @@ NAMES = "fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z\n"
     ],
 )
 def test_numbers_that_cannot_be_told_from_their_separators_are_refused(tmp_path, text, says):
-    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     for read in (read_landmark_pairs, read_landmarks):
         with pytest.raises(InputError, match=rf"a\.csv.*{says}"):
             read(tmp_path / "a.csv")
 
 
 def test_points_of_one_image_with_decimal_commas_are_no_six_columns(tmp_path):
-    (tmp_path / "a.csv").write_text("12,5,3,1,4,0\n")
+    (tmp_path / "a.csv").write_text("12,5,3,1,4,0\n", encoding="utf-8")
     with pytest.raises(InputError, match="decimal"):
         read_points(tmp_path / "a.csv")
-    (tmp_path / "a.csv").write_text("# ras\n12,5;3,1;4,0\n")
+    (tmp_path / "a.csv").write_text("# ras\n12,5;3,1;4,0\n", encoding="utf-8")
     assert read_points(tmp_path / "a.csv").tolist() == [[12.5, 3.1, 4]]
 
 
@@ -250,7 +254,7 @@ def _markups(*points, **more):
     ],
 )
 def test_a_list_of_slicer_with_points_that_are_none_is_refused_by_name(tmp_path, content, says):
-    (tmp_path / "a.mrk.json").write_text(content)
+    (tmp_path / "a.mrk.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=rf"a\.mrk\.json.*{says}"):
         read_points(tmp_path / "a.mrk.json")
 
@@ -258,7 +262,8 @@ def test_a_list_of_slicer_with_points_that_are_none_is_refused_by_name(tmp_path,
 def test_points_that_were_left_out_are_counted_in_a_warning(tmp_path):
     path = tmp_path / "a.mrk.json"
     path.write_text(
-        _markups({"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"})
+        _markups({"position": [1, 2, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"}),
+        encoding="utf-8",
     )
     with pytest.warns(UserWarning, match="1 of 2 points"):
         assert read_points(path).tolist() == [[-1, -2, 3]]

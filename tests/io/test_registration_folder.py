@@ -210,9 +210,9 @@ def test_a_file_of_another_registration_is_noticed(folder):
 
 
 def test_a_damaged_report_is_named(folder):
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     del report["pair"]["fixed"]["affine"]
-    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     assert is_registration_folder(folder) and not is_registration_folder(folder / "inputs")
     with pytest.raises(InputError, match=r"report\.json is damaged"):
         read_registration(folder)

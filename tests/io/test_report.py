@@ -198,7 +198,7 @@ def test_the_report_is_strict_json_and_says_what_was_done(registration, tmp_path
     returned = write_registration(
         registration, tmp_path / "out", weights="tiny-1", figures=False, extra={"note": 1}
     )
-    text = (tmp_path / "out" / "report.json").read_text()
+    text = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
     report = json.loads(text, parse_constant=_refuse)
     assert report == returned
     assert report["weights"] == "tiny-1" and report["extra"] == {"note": 1}
@@ -225,7 +225,9 @@ def test_what_could_not_be_measured_is_null_in_the_report(registration, tmp_path
     without = labels.with_values(np.where(labels.values == 4, 0, labels.values))
     one_sided = replace(registration, pair=replace(registration.pair, fixed_labels=without))
     write_registration(one_sided, tmp_path / "out", weights="tiny", figures=False)
-    report = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=_refuse)
+    report = json.loads(
+        (tmp_path / "out" / "report.json").read_text(encoding="utf-8"), parse_constant=_refuse
+    )
     assert report["assd_mm"]["after"]["per_label"]["4"] is None
     assert report["dice"]["after"]["per_label"]["4"] is None and report["labels"][
         "only_moving"
@@ -281,16 +283,18 @@ def test_a_folder_that_is_no_registration_is_refused_in_plain_words(registration
     with pytest.raises(InputError, match=r"no report\.json"):
         read_registration_summary(tmp_path)
     write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
-    (tmp_path / "out" / "experts" / "loads.csv").write_text("part,layer\nencoder,1\n")
+    (tmp_path / "out" / "experts" / "loads.csv").write_text(
+        "part,layer\nencoder,1\n", encoding="utf-8"
+    )
     with pytest.raises(InputError, match=r"loads\.csv is damaged"):
         read_registration_summary(tmp_path / "out")
-    (tmp_path / "out" / "report.json").write_text('{"format": 1, "exp')
+    (tmp_path / "out" / "report.json").write_text('{"format": 1, "exp', encoding="utf-8")
     with pytest.raises(InputError, match=r"report\.json is damaged"):
         read_registration_summary(tmp_path / "out")
 
 
 def test_a_folder_with_something_in_it_is_not_touched(registration, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="not empty"):
         write_registration(registration, tmp_path, weights="tiny")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

@@ -516,7 +516,7 @@ for name in ("t.tfm", "t.h5"):
     assert np.array_equal(back.affine, affine) and np.array_equal(back.field.vectors, field.vectors), name
     assert back.field.grid.spacing == (1.5, 1.25, 0.5), name
     if name == "t.tfm":
-        assert "1.25" in open(name).read()
+        assert "1.25" in open(name, encoding="utf-8").read()
 assert locale.localeconv()["decimal_point"] == ","
 """
 

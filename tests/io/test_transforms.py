@@ -346,11 +346,11 @@ def test_what_is_no_transform_is_refused_plainly(tmp_path):
     fixed = FIXED["right-handed"]
     with pytest.raises(InputError, match="no transform file"):
         read_transform(tmp_path / "nowhere.h5")
-    (tmp_path / "notes.json").write_text("{}")
+    (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="not of a supported transform type"):
         read_transform(tmp_path / "notes.json")
     for name in ("a.h5", "a.mat", "a.txt"):
-        (tmp_path / name).write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+        (tmp_path / name).write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"not a transform that ITK reads"):
             read_transform(tmp_path / name)
     write_image(Volume(np.zeros(fixed.shape), fixed), tmp_path / "image.nii.gz")

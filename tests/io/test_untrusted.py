@@ -84,7 +84,7 @@ def test_paths_without_a_home_or_with_nul_are_refused_unless_there_is_such_a_fil
     for path, says in (("~nosuchuser/a.nii", "~nosuchuser"), ("a\0b", "NUL")):
         with pytest.raises(InputError, match=says):
             user_path(path)
-    (tmp_path / "~nosuchuser").write_text("x")
+    (tmp_path / "~nosuchuser").write_text("x", encoding="utf-8")
     assert str(user_path("~nosuchuser")) == "~nosuchuser"
 
 
@@ -98,13 +98,13 @@ def test_paths_without_a_home_or_with_nul_are_refused_unless_there_is_such_a_fil
     ],
 )
 def test_what_is_no_table_is_refused_by_name(tmp_path, content, says):
-    (tmp_path / "a.csv").write_text(content)
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=rf"a\.csv.*{says}"):
         read_csv(tmp_path / "a.csv", "a table", required=("a", "b"))
 
 
 def test_a_table_has_its_lines_and_empty_cells(tmp_path):
-    (tmp_path / "a.csv").write_text('a, b\n1,"x\ny"\n\n2\n')
+    (tmp_path / "a.csv").write_text('a, b\n1,"x\ny"\n\n2\n', encoding="utf-8")
     assert read_csv(tmp_path / "a.csv", "a table") == (
         ["a", "b"],
         [(3, {"a": "1", "b": "x\ny"}), (5, {"a": "2", "b": ""})],
@@ -166,7 +166,7 @@ def test_values_of_other_types_are_refused_by_their_names():
     ],
 )
 def test_lists_with_entries_that_are_none_are_refused(tmp_path, name, text, says):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     readers = [open_dataset] if name.endswith("json") else [open_dataset, read_pair_list]
     for read in readers:
         with pytest.raises(InputError, match=rf"{name}.*{says}"):
@@ -177,13 +177,15 @@ def test_lists_with_entries_that_are_none_are_refused(tmp_path, name, text, says
     "content", ["[" * 50_000, '{"pid": 1e400, "host": 1, "started": "x"}', "", "\0"]
 )
 def test_a_lock_that_is_none_holds_nothing(tmp_path, content):
-    (tmp_path / "lock").write_text(content)
+    (tmp_path / "lock").write_text(content, encoding="utf-8")
     assert read_holder(tmp_path / "lock") is None
 
 
 def test_a_lock_with_a_number_of_no_process_is_taken_and_a_folder_in_its_place_is_named(tmp_path):
     path = tmp_path / "lock"
-    path.write_text(json.dumps({"pid": 10**30, "host": os.uname().nodename, "started": 1.0}))
+    path.write_text(
+        json.dumps({"pid": 10**30, "host": os.uname().nodename, "started": 1.0}), encoding="utf-8"
+    )
     with RunLock(path):
         assert read_holder(path)["pid"] == os.getpid()
     path.mkdir()
@@ -202,7 +204,7 @@ def test_a_lock_with_a_number_of_no_process_is_taken_and_a_folder_in_its_place_i
     ],
 )
 def test_a_run_that_is_none_is_refused_by_name(tmp_path, text):
-    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"run\.json"):
         read_plan(tmp_path / "run.json")
 
@@ -342,10 +344,11 @@ def folder(written, tmp_path):
 @pytest.mark.parametrize("expert", ["2000000000", "-1", "1.5", "1_0", "9" * 5000, "٣"])
 def test_loads_of_experts_that_are_none_are_refused_without_taking_memory(folder, expert):
     path = folder / "experts" / "loads.csv"
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     cells = lines[1].split(",")
     path.write_text(
-        "\n".join([lines[0], ",".join([*cells[:5], expert, *cells[6:]]), *lines[2:]]) + "\n"
+        "\n".join([lines[0], ",".join([*cells[:5], expert, *cells[6:]]), *lines[2:]]) + "\n",
+        encoding="utf-8",
     )
     with pytest.raises(InputError, match=r"loads\.csv is damaged.*expert"):
         read_registration_summary(folder)
@@ -372,9 +375,9 @@ def test_loads_of_experts_that_are_none_are_refused_without_taking_memory(folder
     ],
 )
 def test_a_report_with_parts_of_another_kind_is_refused_by_name(folder, change):
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     change(report)
-    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     with pytest.raises(InputError, match=r"report\.json is damaged"):
         read_registration(folder)
 

@@ -52,7 +52,7 @@ def test_only_what_is_missing_is_done_and_each_row_is_there_before_the_next(tmp_
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"value": "x"}'])
 def test_a_damaged_row_is_named(tmp_path, content):
     work = folder(tmp_path).begin(PLAN)
-    work.row_file("1").write_text(content)
+    work.row_file("1").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=r"1\.json is damaged .* Delete it\."):
         work.read("1", lambda row: float(row["value"]))
     assert work.read("2", dict) is None

@@ -363,7 +363,7 @@ def pairs_csv(path: Path) -> Found | None:
 
 def markups(path: Path) -> Found | None:
     """One list of points of 3D Slicer."""
-    listed = json.loads(path.read_text())["markups"]
+    listed = json.loads(path.read_text(encoding="utf-8"))["markups"]
     if len(listed) != 1 or listed[0].get("coordinateUnits", "mm") != "mm":
         return None
     points = listed[0]["controlPoints"]
@@ -376,7 +376,7 @@ def markups(path: Path) -> Found | None:
 
 def json_of(path: Path) -> Found:
     """The plain content of a JSON file."""
-    return Found(json.loads(path.read_text()))
+    return Found(json.loads(path.read_text(encoding="utf-8")))
 
 
 def tensors(path: Path) -> Found | None:

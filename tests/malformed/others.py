@@ -257,7 +257,7 @@ def _slicer() -> Iterator[Malformed]:
 
 def _listed(path: Path) -> Found:
     """A pair of a folder, which may hold a DICOM series, and b.nii."""
-    folder = path.parent / path.read_text().split()[1].split(",")[0]
+    folder = path.parent / path.read_text(encoding="utf-8").split()[1].split(",")[0]
     return Found(sorted([folder.name, "b.nii"]))
 
 
@@ -341,9 +341,9 @@ def _changed(door: str, file: str, change: Callable[[Any], object]) -> Callable[
         shutil.copytree(_WHOLE["scene"], folder / "out")
         path = folder / "out" / file
         if path.suffix == ".json":
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             change(content)
-            path.write_text(json.dumps(content))
+            path.write_text(json.dumps(content), encoding="utf-8")
         else:
             change(path)
         return folder / "out"
@@ -391,10 +391,12 @@ def _registrations() -> Iterator[Malformed]:
 
             def table(path: Path, column: int = column, cell: str = cell) -> None:
                 loads = path.parent / "experts" / "loads.csv"
-                lines = loads.read_text().splitlines()
+                lines = loads.read_text(encoding="utf-8").splitlines()
                 cells = lines[1].split(",")
                 cells[column] = cell
-                loads.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
+                loads.write_text(
+                    "\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n", encoding="utf-8"
+                )
 
             write = _changed("summary", "loads", table)
             yield Malformed(

@@ -193,7 +193,7 @@ def _load_libraries(whole: Path) -> None:
     import pydicom  # noqa: F401
     import SimpleITK  # noqa: F401
 
-    import napari_shmoareg.io.registration_folder
+    import napari_shmoareg.io.registration_folder  # noqa: F401
     import napari_shmoareg.training.plan  # noqa: F401
     from napari_shmoareg.io import load_network
 

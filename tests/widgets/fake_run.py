@@ -37,10 +37,11 @@ class Fake:
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "run.json").write_text(
-            '{"format": "shmoareg-run-1", "settings": {"steps": 1}}'
+            '{"format": "shmoareg-run-1", "settings": {"steps": 1}}', encoding="utf-8"
         )
         (self.folder / "split.json").write_text(
-            json.dumps({"train": ["a", "b"], "validation": ["c", "d"], "test": [], "seed": 0})
+            json.dumps({"train": ["a", "b"], "validation": ["c", "d"], "test": [], "seed": 0}),
+            encoding="utf-8",
         )
         self.check()
         memory = {"need": 3_100_000_000, "free": 12_400_000_000}

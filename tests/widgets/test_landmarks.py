@@ -240,7 +240,7 @@ def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(
         told.append(notification.message)
 
     notification_manager.notification_ready.connect(hear)
-    (tmp_path / "bad.csv").write_text("1,2,3\n")
+    (tmp_path / "bad.csv").write_text("1,2,3\n", encoding="utf-8")
     panel.load(str(tmp_path / "bad.csv"))
     panel.save(str(tmp_path / "no" / "such.csv"))
     notification_manager.notification_ready.disconnect(hear)

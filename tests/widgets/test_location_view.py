@@ -490,7 +490,9 @@ def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, registr
     )
     assert [row["gate_value"] for row in mine] == list(first.values)
     write_table(rows, tmp_path / "places.csv")
-    assert len((tmp_path / "places.csv").read_text().splitlines()) == 2 * expected + 1
+    assert (
+        len((tmp_path / "places.csv").read_text(encoding="utf-8").splitlines()) == 2 * expected + 1
+    )
 
 
 def test_no_outline_is_added_while_the_registrations_layers_go(viewer, registration):

@@ -442,7 +442,7 @@ def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(
         raise OSError(28, "No space left on device")
 
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("here")
+    (tmp_path / "full" / "mine.txt").write_text("here", encoding="utf-8")
     panel.save_all(tmp_path / "full")
     qtbot.waitUntil(lambda: not panel.saving.busy, timeout=60000)
     assert "not empty" in told[-1]
@@ -462,7 +462,7 @@ def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(
     open_registration(viewer, registration)
     panel = QualityPanel(viewer)
     if full:
-        (tmp_path / "mine.txt").write_text("here")
+        (tmp_path / "mine.txt").write_text("here", encoding="utf-8")
     panel.save_all(tmp_path)
     panel.deleteLater()
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)

@@ -243,7 +243,7 @@ def folder(tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps(about), encoding="utf-8")
     (tmp_path / "split.json").write_text(
-        '{"train": ["a", "b"], "validation": ["c"], "test": [], "seed": 0}'
+        '{"train": ["a", "b"], "validation": ["c"], "test": [], "seed": 0}', encoding="utf-8"
     )
     with (tmp_path / "metrics.csv").open("w", encoding="utf-8") as file:
         file.write(",".join(METRICS) + "\n")
@@ -251,7 +251,8 @@ def folder(tmp_path):
             f"{n},{1 / n!r},0.5,0.25,0.125,,1.0,0.0001,a and b,0.4\n" for n in range(1, 100_001)
         )
     (tmp_path / "validation.csv").write_text(
-        "step,dice,ncc,folding_percent,best,seconds\n0,0.5,0.6,0.1,1,2.0\n100,0.7,,0.2,1,2.0\n"
+        "step,dice,ncc,folding_percent,best,seconds\n0,0.5,0.6,0.1,1,2.0\n100,0.7,,0.2,1,2.0\n",
+        encoding="utf-8",
     )
     return tmp_path
 

@@ -73,7 +73,8 @@ def test_every_pair_is_registered_and_measured_as_the_library_does(evaluate, coh
     assert "not comparable with the paper's Table I" in page and "Not finished" not in page
     assert (
         "processor" in page
-        and json.loads((table / "evaluation.json").read_text())["weights"]["sha256"] in page
+        and json.loads((table / "evaluation.json").read_text(encoding="utf-8"))["weights"]["sha256"]
+        in page
     )
     assert (
         "Dice" in result.stdout and str(table) in result.stdout and "pair 12 of 12" in result.stderr
@@ -98,15 +99,15 @@ def test_the_same_command_runs_nothing_twice_and_other_weights_are_refused(
 def test_a_damaged_case_is_told_and_done_again(evaluate):
     _, table = evaluate("--pairs", 2, "--quiet")
     case = table / "cases" / "0002.json"
-    whole = json.loads(case.read_text())
-    case.write_text(case.read_text()[:100])
+    whole = json.loads(case.read_text(encoding="utf-8"))
+    case.write_text(case.read_text(encoding="utf-8")[:100], encoding="utf-8")
     result, _ = evaluate("--pairs", 2, "--quiet")
     assert (
         result.exit_code == 0
         and "0002.json is damaged" in result.stderr
         and "registered again" in result.stderr
     )
-    again = json.loads(case.read_text())
+    again = json.loads(case.read_text(encoding="utf-8"))
     assert again["stages"] == whole["stages"]
 
 
@@ -168,7 +169,7 @@ def test_a_part_of_a_split_holds_its_own_subjects_alone(evaluate):
             *options, "--method", "start", "--no-surface", by=(), out=f"table{seed}"
         )
         assert result.exit_code == 0, result.stderr
-        plan = json.loads((table / "evaluation.json").read_text())
+        plan = json.loads((table / "evaluation.json").read_text(encoding="utf-8"))
         scans = {name for pair in plan["pairs"] for name in pair}
         subjects = frozenset(name.partition("_")[0] for name in scans)
         assert len(subjects) == 2 and ("ada_1" in scans) == ("ada_2" in scans)
@@ -194,11 +195,12 @@ def test_another_evaluation_is_compared_with_and_said_in_words(evaluate, tmp_pat
 
 
 def test_landmarks_of_a_list_are_measured(evaluate, files):
-    (files.folder / "points.csv").write_text("1,2,3,1,2,7\n-4,5,6,-4,5,6\n")
+    (files.folder / "points.csv").write_text("1,2,3,1,2,7\n-4,5,6,-4,5,6\n", encoding="utf-8")
     listed = files.folder / "pairs.csv"
     listed.write_text(
         "moving,fixed,moving_labels,fixed_labels,landmarks\n"
-        "moving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,fixed_labels.nii.gz,points.csv\n"
+        "moving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,fixed_labels.nii.gz,points.csv\n",
+        encoding="utf-8",
     )
     result, table = evaluate("--method", "start", by=(), data=(listed,))
     assert result.exit_code == 0, result.stderr

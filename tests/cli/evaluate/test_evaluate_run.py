@@ -42,7 +42,7 @@ def test_a_run_tells_its_data_set_its_unseen_part_its_best_weights_and_its_align
     table = tmp_path / "table"
     result = evaluate(shmoareg, table, "--run", learned.path)
     assert result.exit_code == 0, result.stderr
-    plan = json.loads((table / "evaluation.json").read_text())
+    plan = json.loads((table / "evaluation.json").read_text(encoding="utf-8"))
     assert plan["pairs"] == [["bea_1", "cleo_1"], ["cleo_1", "bea_1"]] and plan["part"] == "test"
     assert plan["weights"] == {"name": str(learned.best), "sha256": checksum_of(str(learned.best))}
     assert plan["settings"]["affine"] == "none"
@@ -60,7 +60,7 @@ def test_what_is_given_beside_a_run_goes_before_it(
     options = ("--part", "all", "--weights", folding_weights, "--affine", "rigid", "--pairs", 1)
     result = evaluate(shmoareg, table, moved, "--run", learned.path, *options)
     assert result.exit_code == 0, result.stderr
-    plan = json.loads((table / "evaluation.json").read_text())
+    plan = json.loads((table / "evaluation.json").read_text(encoding="utf-8"))
     assert (
         plan["dataset"]["path"] == str(moved)
         and plan["dataset"]["options"]["labels"] == "labels/*.nii.gz"

@@ -82,7 +82,10 @@ def test_shards_that_start_together_one_of_them_killed_make_the_tables_of_one_ru
         for place in (parts, whole)
     ]
     assert kept[0] == kept[1] and len(kept[0]) > 20
-    plans = [json.loads((place / "evaluation.json").read_text()) for place in (parts, whole)]
+    plans = [
+        json.loads((place / "evaluation.json").read_text(encoding="utf-8"))
+        for place in (parts, whole)
+    ]
     assert plans[0] == plans[1]
     hidden = [
         path.name

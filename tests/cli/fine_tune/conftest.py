@@ -172,13 +172,13 @@ class RunningCommand:
     @property
     def events(self) -> list[dict]:
         """What it told so far."""
-        text = self._told.read_text() if self._told.exists() else ""
+        text = self._told.read_text(encoding="utf-8") if self._told.exists() else ""
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
     @property
     def errors(self) -> str:
         """What it said on stderr."""
-        return Path(f"{self._told}.err").read_text()
+        return Path(f"{self._told}.err").read_text(encoding="utf-8")
 
     def until(self, condition) -> None:
         """Wait until its events fulfil a condition."""
@@ -219,7 +219,10 @@ def same_runs():
 
     def same(one: Path, other: Path) -> bool:
         for name in ("metrics", "validation", "loads", "skipped"):
-            tables = [(run / f"{name}.csv").read_text().splitlines() for run in (one, other)]
+            tables = [
+                (run / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+                for run in (one, other)
+            ]
             if name in ("metrics", "validation"):  # seconds are the last column
                 tables = [[line.rpartition(",")[0] for line in table] for table in tables]
             assert tables[0] == tables[1], name

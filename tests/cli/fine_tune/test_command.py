@@ -64,7 +64,7 @@ def test_every_event_is_one_line_of_json_in_an_order_that_can_be_followed(short)
     steps = [event for event in events if event["event"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4] and steps[0]["overlap"] is None
     assert steps[0]["left_seconds"] > 0 and steps[-1]["pairs"][0][0] in "abcdef"
-    shown = json.loads((out / "preview" / "preview.json").read_text())
+    shown = json.loads((out / "preview" / "preview.json").read_text(encoding="utf-8"))
     assert shown["step"] == 4 and (out / "preview" / "warped_labels.nii.gz").is_file()
 
 
@@ -221,7 +221,7 @@ def test_a_setting_out_of_range_is_refused_before_anything_is_written(
 
 def test_a_folder_that_holds_something_is_left_alone(begin, short, shmoareg, tmp_path, plain):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    (tmp_path / "mine" / "thesis.txt").write_text("mine", encoding="utf-8")
     assert plain(shmoareg(*begin(tmp_path / "mine"))).search("not empty.*'thesis.txt'")
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert plain(shmoareg(*begin(short[0]))).search("already contains a run. Give --resume")
@@ -255,7 +255,7 @@ def test_a_run_goes_on_with_more_steps_but_not_with_other_settings(
     assert again.exit_code == 0, again.stderr
     assert [event["step"] for event in events_of(again) if event["event"] == "step"] == [5, 6]
     assert len(read_rows(out / "metrics.csv")) == 6
-    assert json.loads((out / "run.json").read_text())["settings"]["steps"] == 6
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["settings"]["steps"] == 6
 
 
 def test_the_time_ends_a_run_that_goes_on_later(begin, short, shmoareg, tmp_path):

@@ -173,7 +173,9 @@ def test_a_run_from_nothing_in_pieces_ends_where_one_in_a_go_does(
     )
     assert last.exit_code == 0, last.stderr
     for table in ("metrics", "loads"):
-        rows = [(run / f"{table}.csv").read_text().splitlines() for run in (whole, out)]
+        rows = [
+            (run / f"{table}.csv").read_text(encoding="utf-8").splitlines() for run in (whole, out)
+        ]
         rows = [[line.rpartition(",")[0] for line in lines] for lines in rows]
         assert rows[0] == rows[1]
     found, wanted = (load_network(run / "last.safetensors").state_dict() for run in (out, whole))

@@ -58,9 +58,9 @@ def copy(finished, tmp_path):
         shutil.copytree(finished / "scans", tmp_path / "scans"),
         shutil.copytree(finished / "run", tmp_path / "run"),
     )
-    told = json.loads((run / "run.json").read_text())
+    told = json.loads((run / "run.json").read_text(encoding="utf-8"))
     told["dataset"]["path"] = str(scans)
-    (run / "run.json").write_text(json.dumps(told))
+    (run / "run.json").write_text(json.dumps(told), encoding="utf-8")
     return scans, run
 
 
@@ -77,7 +77,7 @@ def go_on(copy, shmoareg):
 
 
 def division(run):
-    return json.loads((run / "split.json").read_text())
+    return json.loads((run / "split.json").read_text(encoding="utf-8"))
 
 
 def learner(run, but=""):
@@ -127,7 +127,9 @@ def test_scans_that_changed_or_are_gone_since_are_told_and_counted(copy, go_on):
 
 def test_another_scan_to_align_with_is_told(copy, go_on):
     told = division(copy[1])
-    (copy[1] / "split.json").write_text(json.dumps(told | {"reference": learner(copy[1])}))
+    (copy[1] / "split.json").write_text(
+        json.dumps(told | {"reference": learner(copy[1])}), encoding="utf-8"
+    )
     (begun,) = events_of(go_on("--json"), "begin")
     assert any(f"now aligned with '{told['reference']}'" in words for words in begun["problems"])
 
@@ -157,9 +159,13 @@ def test_a_data_set_that_was_moved_is_gone_on_with_and_another_one_is_not(
         refused.exit_code == 1
         and f"other is not a moved copy of it: The image of '{name}'" in refused.stderr
     )
-    assert json.loads((run / "run.json").read_text())["dataset"]["path"] == str(scans)
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"]["path"] == str(
+        scans
+    )
     assert events_of(go_on("--json", dataset=(moved,)), "step")[-1]["step"] == 4
-    assert json.loads((run / "run.json").read_text())["dataset"]["path"] == str(moved)
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"]["path"] == str(
+        moved
+    )
 
 
 def test_a_place_is_the_same_by_another_way_there(copy, go_on, small, tmp_path):
@@ -169,7 +175,9 @@ def test_a_place_is_the_same_by_another_way_there(copy, go_on, small, tmp_path):
         "--from", tmp_path / "linked.safetensors", "--json", dataset=(tmp_path / "link",)
     )
     assert events_of(result, "begin")
-    assert json.loads((copy[1] / "run.json").read_text())["dataset"]["path"] == str(copy[0])
+    assert json.loads((copy[1] / "run.json").read_text(encoding="utf-8"))["dataset"]["path"] == str(
+        copy[0]
+    )
 
 
 def test_a_rate_that_falls_to_its_end_is_not_begun_again_for_more_steps(
@@ -280,10 +288,10 @@ def test_it_learns_at_the_size_of_the_settings_and_validates_at_that_of_the_weig
 def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(
     was, used, copy, go_on
 ):
-    told = json.loads((copy[1] / "run.json").read_text())
+    told = json.loads((copy[1] / "run.json").read_text(encoding="utf-8"))
     assert told["settings"]["bfloat16"] == "auto"
     told["settings"]["bfloat16"] = was
-    (copy[1] / "run.json").write_text(json.dumps(told))
+    (copy[1] / "run.json").write_text(json.dumps(told), encoding="utf-8")
     (begun,) = events_of(go_on("--json", steps=3), "begin")
     assert begun["bfloat16"] == {"used": used, "why": "as requested"}
     assert begun["settings"]["bfloat16"] == ("on" if used else "off")

@@ -55,7 +55,7 @@ def test_a_run_killed_from_outside_between_two_steps_ends_as_one_never_killed(
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     shown = forker.run(["runs", "show", out])
-    assert shown.code == 0 and "no process is running" in shown._told.read_text()
+    assert shown.code == 0 and "no process is running" in shown._told.read_text(encoding="utf-8")
     done = forker.run(["fine-tune", "--out", out, "--resume", "--json"])
     assert done.code == 0, done.errors
     begun = next(event for event in done.events if event["event"] == "begin")

@@ -46,7 +46,7 @@ def _listed(folder, pair):
             )
         )
     path = folder / "pairs.csv"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -106,7 +106,9 @@ def test_a_list_is_measured_and_its_table_is_what_its_pairs_come_to(ring, weight
     )
     assert max(summary["pairs"][0]["network_shape"]) == SIZE == summary["routing_matters"]["size"]
     gates = rows_of(out / "controls_gates.csv")
-    rows = [json.loads(file.read_text()) for file in sorted((out / "pairs").iterdir())]
+    rows = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted((out / "pairs").iterdir())
+    ]
     kept = [inspect_controls.MeasuredPair.of_row(row, controls) for row in rows]
     means = mean_checks([check for one in kept for check in one.checks])
     assert [float(row["information"]) for row in gates] == [check.information for check in means]
@@ -173,7 +175,7 @@ def test_the_loads_of_weights_with_a_card_say_whether_routing_matters(ring, file
         "--quiet",
     )
     listing = files.folder / "one.csv"
-    listing.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    listing.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n", encoding="utf-8")
     assert shmoareg("inspect", "--pairs", listing, *options).exit_code == 0
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     sentence = routing_sentence(read_card(ring.folder / "scored.safetensors"))
@@ -196,9 +198,9 @@ def test_the_same_command_goes_on_and_measures_only_what_is_missing(
         return measure(*asked)
 
     monkeypatch.setattr(inspect_controls, "_measured", counted)
-    lines = ring.listing.read_text().splitlines()[:3]
+    lines = ring.listing.read_text(encoding="utf-8").splitlines()[:3]
     listing = ring.folder / "two.csv"
-    listing.write_text("\n".join(lines) + "\n")
+    listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
     out = tmp_path / "out"
     stopped = shmoareg(*_words(listing, weights, "--out", out))
     assert stopped.exit_code == 130 and "Stopped after 1 of 2 pairs" in stopped.stderr
@@ -222,9 +224,9 @@ def test_other_settings_and_damaged_pairs_are_refused(ring, weights, shmoareg, p
     copy = tmp_path / "copy"
     (copy / "pairs").mkdir(parents=True)
     (copy / "inspect.json").write_bytes((ring.out / "inspect.json").read_bytes())
-    told = json.loads((ring.out / "pairs" / "0001.json").read_text())
+    told = json.loads((ring.out / "pairs" / "0001.json").read_text(encoding="utf-8"))
     del told["values"]["decoder moved"]
-    (copy / "pairs" / "0001.json").write_text(json.dumps(told))
+    (copy / "pairs" / "0001.json").write_text(json.dumps(told), encoding="utf-8")
     assert plain(shmoareg(*_words(ring.listing, weights, "--out", copy))).search(
         "0001.json is damaged"
     )
@@ -235,7 +237,8 @@ def test_a_pair_that_fails_is_told_and_left_out(files, weights, shmoareg, pair):
     files.write(empty, "empty.nii.gz")
     listing = files.folder / "list.csv"
     listing.write_text(
-        "moving,fixed,moving_labels,fixed_labels\nmoving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,empty.nii.gz\n"
+        "moving,fixed,moving_labels,fixed_labels\nmoving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,empty.nii.gz\n",
+        encoding="utf-8",
     )
     result = shmoareg(*_words(listing, weights, "--out", files.folder / "out"))
     assert result.exit_code == 1 and "None of the 1 pairs could be measured" in result.stderr
@@ -284,7 +287,7 @@ def test_two_images_without_labels_are_measured_by_the_local_correlation(files, 
 
 def test_what_is_asked_wrongly_is_said(files, registered, weights, shmoareg, plain):
     listing = files.folder / "list.csv"
-    listing.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    listing.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n", encoding="utf-8")
     assert plain(shmoareg("inspect", registered, "--card", "a.safetensors")).search(
         "no effect without --controls"
     )

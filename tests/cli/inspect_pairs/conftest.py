@@ -32,7 +32,8 @@ def _listed(folder, pair):
         "moving,fixed,moving_labels,fixed_labels\n"
         "moving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,fixed_labels.nii.gz\n"
         "fixed.nii.gz,moving.nii.gz,,\n"
-        "moving.nii.gz,third.nii.gz,,\n"
+        "moving.nii.gz,third.nii.gz,,\n",
+        encoding="utf-8",
     )
     return path
 
@@ -112,7 +113,9 @@ def as_inspected(inspected, monkeypatch):
     """No pair is registered: each comes to what it came to in `inspected`, at once."""
 
     def at_once(listed, number, *asked):
-        row = json.loads((inspected.out / "pairs" / f"{number + 1:04d}.json").read_text())
+        row = json.loads(
+            (inspected.out / "pairs" / f"{number + 1:04d}.json").read_text(encoding="utf-8")
+        )
         files = file_states(inspect_pairs._used(listed.files[number]))
         return replace(InspectedPair.of_row(row), files=files)
 

@@ -183,7 +183,7 @@ def test_captions_tell_the_passes_that_ran_and_not_those_of_the_weights(
     tiny_network.config = replace(tiny_network.config, passes=(0.375, 1.0))
     monkeypatch.setattr(CommandRequest, "network", lambda self: ("tiny", tiny_network))
     monkeypatch.setattr("napari_shmoareg.cli.pair_list.checksum_of", lambda name: "")
-    listed.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    listed.write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n", encoding="utf-8")
     for size, said in ((40, False), (44, True)):  # 15 voxels are too few for a pass, 16 are not
         out = files.folder / f"of {size}"
         result = shmoareg(*words[:-1], out, "--size", size, "--quiet")
@@ -196,7 +196,8 @@ def test_a_pair_that_is_listed_twice_is_warned_of(
     words, listed, files, as_inspected, undrawn, shmoareg
 ):
     listed.write_text(
-        "moving,fixed\nmoving.nii.gz,fixed.nii.gz\nfixed.nii.gz,moving.nii.gz\nmoving.nii.gz,fixed.nii.gz\n"
+        "moving,fixed\nmoving.nii.gz,fixed.nii.gz\nfixed.nii.gz,moving.nii.gz\nmoving.nii.gz,fixed.nii.gz\n",
+        encoding="utf-8",
     )
     result = shmoareg(*words, "--quiet")
     assert result.exit_code == 0 and "Warning: pair 3 is the same as pair 1" in result.stderr

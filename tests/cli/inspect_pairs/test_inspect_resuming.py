@@ -53,7 +53,9 @@ def test_other_weights_settings_lists_or_places_are_refused(
             f"inspection in .* was started with other {other} "
         )
     shorter = listed.with_name("shorter.csv")
-    shorter.write_text("\n".join(listed.read_text().splitlines()[:3]) + "\n")
+    shorter.write_text(
+        "\n".join(listed.read_text(encoding="utf-8").splitlines()[:3]) + "\n", encoding="utf-8"
+    )
     assert plain(shmoareg(*words, "--pairs", shorter)).search("started with other pairs ")
     assert registered_pairs == []
 
@@ -79,7 +81,7 @@ def test_a_bad_file_is_told_and_the_rest_is_done(
 
 
 def test_where_every_pair_fails_that_is_the_error(words, listed, files, shmoareg):
-    listed.write_text("moving,fixed\nmoving.nii.gz,third.nii.gz\n")
+    listed.write_text("moving,fixed\nmoving.nii.gz,third.nii.gz\n", encoding="utf-8")
     (files.folder / "third.nii.gz").write_bytes(b"no image")
     result = shmoareg(*words, "--quiet")
     assert result.exit_code == 1 and "None of the 1 pairs could be registered" in result.stderr
@@ -88,7 +90,7 @@ def test_where_every_pair_fails_that_is_the_error(words, listed, files, shmoareg
 
 def test_a_damaged_file_of_a_pair_is_told(words, files, as_inspected, undrawn, shmoareg, plain):
     assert shmoareg(*words, "--quiet").exit_code == 0
-    (files.folder / "out" / "pairs" / "0002.json").write_text("{")
+    (files.folder / "out" / "pairs" / "0002.json").write_text("{", encoding="utf-8")
     assert plain(shmoareg(*words)).search("0002.json is damaged .*Delete it")
 
 

@@ -321,7 +321,7 @@ def test_listed_pairs_of_one_person_are_aligned_themselves(people, cache):
         rows.append(
             ",".join(f"{part}/{name}.nii.gz" for part in ("images", "labels") for name in (a, b))
         )
-    (root / "pairs.csv").write_text("\n".join(rows))
+    (root / "pairs.csv").write_text("\n".join(rows), encoding="utf-8")
     found = look(open_dataset(root / "pairs.csv"), cache, affine="rigid")
     assert found.by_pairs and found.reference is None
     assert [report.partner for report in found.reports] == ["p1", "p0", "p3", "p2"]

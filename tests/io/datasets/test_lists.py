@@ -21,14 +21,14 @@ NAMES = ("a.nii", "b.nii", "c.nii", "a_seg.nii", "deep/c_seg.nii", "ab.csv")
 def write_list(root, rows, ending):
     path = root / f"pairs.{ending}"
     if ending == "json":
-        path.write_text(json.dumps(rows))
+        path.write_text(json.dumps(rows), encoding="utf-8")
     else:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = [
             ",".join(columns),
             *(",".join(str(row.get(c, "")) for c in columns) for row in rows),
         ]
-        path.write_text("\n".join(lines))
+        path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
@@ -146,7 +146,7 @@ def test_a_wrong_line_of_a_list_is_named(files, rows, says, ending):
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, name, text, says):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=says):
         open_dataset(tmp_path / name)
 

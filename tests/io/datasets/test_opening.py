@@ -165,7 +165,7 @@ def test_learn2reg_judges_on_its_listed_pairs_and_learns_from_all_others(files):
             {"fixed": f"./{scans[n]}", "moving": f"./{scans[n + 1]}"} for n in (4, 5)
         ],
     }
-    (root / "OASIS_dataset.json").write_text(json.dumps(values))
+    (root / "OASIS_dataset.json").write_text(json.dumps(values), encoding="utf-8")
     for path in (root, root / "OASIS_dataset.json"):
         dataset = open_dataset(path)
         assert dataset.kind == "learn2reg" and len(dataset.scans) == 7 and dataset.pairs is None
@@ -191,7 +191,7 @@ def test_learn2reg_pairs_of_one_patient_stay_pairs(files):
         "training_paired_images": pairs,
         "registration_val": pairs[:1],
     }
-    (root / "LungCT_dataset.json").write_text(json.dumps(values))
+    (root / "LungCT_dataset.json").write_text(json.dumps(values), encoding="utf-8")
     dataset = open_dataset(root)
     assert len(dataset.pairs) == 4 and len(dataset.subjects) == 4
     split = split_dataset(dataset)
@@ -337,7 +337,7 @@ def test_a_folder_of_which_nothing_can_be_learnt_is_refused(files, names, option
 
 def test_a_place_that_is_not_there_or_no_data_set_is_refused(files):
     root = files("scan.nii.gz", "broken.json")
-    (root / "broken.json").write_text("{")
+    (root / "broken.json").write_text("{", encoding="utf-8")
     for name, says in (
         ("gone", "no file or folder"),
         ("scan.nii.gz", "is no data set"),

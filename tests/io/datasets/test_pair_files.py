@@ -133,7 +133,7 @@ def test_a_folder_gives_all_ordered_pairs_with_their_own_labels(tmp_path):
 
 def test_landmarks_are_read_from_lps_and_belong_to_their_pair(listed):
     (listed.parent / "points.csv").write_text(
-        "# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n"
+        "# fixed, moving (mm, LPS)\n1,2,3,1,2,7\n-4,5,6,-4,5,6\n", encoding="utf-8"
     )
     listed.write_text(
         "moving,fixed,landmarks\nmoving.nii.gz,fixed.nii.gz,points.csv\nfixed.nii.gz,moving.nii.gz,\n",
@@ -159,13 +159,15 @@ def test_landmarks_are_read_from_lps_and_belong_to_their_pair(listed):
     ],
 )
 def test_what_is_no_list_of_landmarks_is_refused(text, says, tmp_path):
-    (tmp_path / "points.csv").write_text(text)
+    (tmp_path / "points.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=says):
         read_landmarks(tmp_path / "points.csv")
 
 
 def test_a_header_of_landmarks_may_follow_a_comment(tmp_path):
-    (tmp_path / "points.csv").write_text("# by a person\n\nx,y,z,x,y,z\n1,2,3,4,5,6\n")
+    (tmp_path / "points.csv").write_text(
+        "# by a person\n\nx,y,z,x,y,z\n1,2,3,4,5,6\n", encoding="utf-8"
+    )
     assert read_landmarks(tmp_path / "points.csv").fixed.tolist() == [[-1, -2, 3]]
 
 

@@ -101,29 +101,29 @@ def test_processes_that_begin_at_once_agree_on_one_plan(tmp_path, attempt):
 
 
 def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path):
-    (tmp_path / "letter.txt").write_text("dear")
+    (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(InputError, match=r"not empty .*letter\.txt"):
         EvaluationFolder(tmp_path).begin(plan_of(PAIRS))
     assert [entry.name for entry in tmp_path.iterdir()] == ["letter.txt"]
 
 
 def test_a_file_in_its_place_is_refused(tmp_path):
-    (tmp_path / "table").write_text("")
+    (tmp_path / "table").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="is a file"):
         EvaluationFolder(tmp_path / "table").begin(plan_of(PAIRS))
 
 
 def test_what_a_killed_process_left_of_its_plan_is_no_hindrance(tmp_path):
-    (tmp_path / ".evaluation.json.partial-99999999").write_text('{"for')
+    (tmp_path / ".evaluation.json.partial-99999999").write_text('{"for', encoding="utf-8")
     EvaluationFolder(tmp_path).begin(plan_of(PAIRS))
     assert EvaluationFolder(tmp_path).read_plan() == plan_of(PAIRS)
 
 
 def test_a_damaged_plan_and_one_of_another_version_are_told(folder):
-    folder.plan.write_text('{"format": "shmoareg-eval')
+    folder.plan.write_text('{"format": "shmoareg-eval', encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):
         folder.begin(plan_of(PAIRS))
-    folder.plan.write_text('{"format": "shmoareg-evaluation-9"}')
+    folder.plan.write_text('{"format": "shmoareg-evaluation-9"}', encoding="utf-8")
     with pytest.raises(InputError, match="another version"):
         folder.read_plan()
 
@@ -132,7 +132,7 @@ def test_a_damaged_plan_and_one_of_another_version_are_told(folder):
     "text", ["", "{", "[1]", "{}", "\x00\x00", json.dumps(case_of(1, ("a", "c")))]
 )
 def test_a_damaged_case_and_one_of_another_pair_are_told(folder, text):
-    folder.row_file("0001").write_text(text)
+    folder.row_file("0001").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"0001\.json is damaged"):
         folder.read_case(1, PAIRS[0])
     cases, damaged = folder.read_cases(plan_of(PAIRS))

@@ -24,7 +24,10 @@ def path(tmp_path):
 
 def written(path, pid, host=HERE, started=None):
     started = psutil.Process(pid).create_time() if started is None else started
-    path.write_text(json.dumps({"pid": pid, "host": host, "started": started, "doing": "learning"}))
+    path.write_text(
+        json.dumps({"pid": pid, "host": host, "started": started, "doing": "learning"}),
+        encoding="utf-8",
+    )
 
 
 def test_a_held_lock_is_refused_and_given_back(path):
@@ -45,7 +48,7 @@ def test_a_held_lock_is_refused_and_given_back(path):
 
 @pytest.mark.parametrize("content", ["", '{"pid": 4', '{"pid": "x"}', "[]"])
 def test_a_lock_that_was_half_written_holds_nothing(path, content):
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with RunLock(path):
         assert read_holder(path)["pid"] == os.getpid()
 

@@ -26,7 +26,7 @@ def test_a_wish_from_outside_is_obeyed_once_and_taken_away(tmp_path):
     assert control.pause and not file.exists()
     write_request(file, "go")
     assert not control.pause and not control.stop
-    file.write_text("dance")
+    file.write_text("dance", encoding="utf-8")
     assert not control.pause and not control.stop and not file.exists()
     write_request(file, "stop")
     assert control.stop and control.stop and list(tmp_path.iterdir()) == []

@@ -43,24 +43,24 @@ def test_what_a_killed_process_left_beyond_the_last_step_is_taken_away(table, mo
 
 
 def test_half_a_first_line_is_begun_anew(tmp_path):
-    (tmp_path / "t.csv").write_text("step,lo")
+    (tmp_path / "t.csv").write_text("step,lo", encoding="utf-8")
     StepTable(tmp_path / "t.csv", COLUMNS, last=5).close()
-    assert (tmp_path / "t.csv").read_text() == "step,loss,why\n"
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "step,loss,why\n"
 
 
 def test_words_of_several_lines_stay_one_line(table):
     goes_on = StepTable(table, COLUMNS, last=3)
     goes_on.add([{"step": 4, "loss": 1.0, "why": 'it said "no",\nand went'}])
     goes_on.close()
-    assert len(table.read_text().splitlines()) == 5
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 5
     assert read_rows(table)[-1]["why"] == 'it said "no", and went'
 
 
 def test_a_table_with_other_columns_is_refused_and_left_as_it_is(table):
-    table.write_text("a,b\n1,2\n")
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(InputError, match="damaged: its first line should be 'step,loss,why'"):
         StepTable(table, COLUMNS, last=3)
-    assert table.read_text() == "a,b\n1,2\n"
+    assert table.read_text(encoding="utf-8") == "a,b\n1,2\n"
 
 
 def test_a_reader_sees_whole_lines_only(table):
@@ -85,8 +85,8 @@ def test_a_full_disk_is_told_as_one(table, monkeypatch):
 
 def test_a_table_of_an_earlier_version_goes_on_with_its_columns(tmp_path):
     path = tmp_path / "metrics.csv"
-    path.write_text("step,loss\n1,0.5\n2,0.25\n")
+    path.write_text("step,loss\n1,0.5\n2,0.25\n", encoding="utf-8")
     table = StepTable(path, ("step", "loss", "bending"), last=1, earlier=("step", "loss"))
     table.add([{"step": 2, "loss": 0.125, "bending": 3.0}])
     table.close()
-    assert path.read_text() == "step,loss\n1,0.5\n2,0.125\n"
+    assert path.read_text(encoding="utf-8") == "step,loss\n1,0.5\n2,0.125\n"
