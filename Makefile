@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo view test lint clean python screen
+.PHONY: help demo view test lint docs clean python screen
 
 help: ## show this list
 	@echo "napari-shmoareg: 3D medical image registration by experts you can see"
@@ -34,8 +34,13 @@ lint: $(STAMP) ## lint, formatting, import contracts and types only
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: $(STAMP) ## build the documentation into site/; a broken link is an error
+	@$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html, or run: $(BIN)/mkdocs serve"
+
 clean: ## remove .venv, demo-result/ and everything else made here
-	rm -rf $(VENV) demo-result build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-result site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find napari_shmoareg tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The tests open windows, on a screen of their own.
