@@ -8,12 +8,12 @@ STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo view test lint docs clean python screen
+.PHONY: help demo view test test-slow lint docs clean python screen
 
 help: ## show this list
 	@echo "napari-shmoareg: 3D medical image registration by experts you can see"
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP) ## register the built-in sample pair, with figures, into demo-result/
 	@rm -rf demo-result
@@ -25,8 +25,14 @@ view: $(STAMP) ## register it in napari, in a window on your screen, and show it
 		echo "There is no screen here (DISPLAY is not set). Log in at a desktop or with 'ssh -X', or see 'make demo'." >&2; exit 1; fi
 	@$(BIN)/napari --plugin shmoareg shmoareg://demo
 
-test: lint screen ## lint, import contracts, types, then the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Compiled files are kept, also where the environment says otherwise: the tests start many processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: lint screen ## lint, import contracts, types, then the tests that take minutes all together
+	$(PYTEST) -m "not slow"
+
+test-slow: screen ## the other tests: whole commands, windows, killed processes, every page of docs/
+	$(PYTEST) -m slow
 
 lint: $(STAMP) ## lint, formatting, import contracts and types only
 	$(BIN)/ruff check .

@@ -9,7 +9,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import napari_shmoareg
+
+pytestmark = pytest.mark.slow
 
 CHILD = Path(__file__).parent / "malformed" / "reading.py"
 FINE = {"refused", "warned", "read"}

@@ -19,6 +19,8 @@ from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import write_image
 from napari_shmoareg.io.samples import Sample, sample_pair
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", flags=re.DOTALL)

@@ -272,6 +272,7 @@ def test_an_image_without_any_spacing_is_refused(make, files, weights, shmoareg,
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_cut_transform_is_one_paragraph_in_a_real_terminal_too(files, registered, tmp_path):
     cut = tmp_path / "cut.h5"
     cut.write_bytes((registered / "transform.h5").read_bytes()[:9000])
@@ -380,6 +381,7 @@ def test_a_place_that_cannot_be_written_is_refused(out, files, weights, shmoareg
     assert plain(result).search("(?i)cannot|is a file")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_leaves_nothing(files, weights, shmoareg, plain, monkeypatch):
     def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -69,6 +69,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_method_in_its_own_process_is_measured_there(listed, files, shmoareg):
     """For real, from the list to the picture; the alignment brings the phantoms together."""
     listed.write_text(
@@ -397,6 +398,7 @@ def _is_trial(process: psutil.Process) -> bool:
     return "napari_shmoareg.evaluation.isolated_run" in process.cmdline()
 
 
+@pytest.mark.slow
 def test_asked_to_end_the_command_ends_its_trial(listed, files):
     words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out")
     command = [sys.executable, "-m", "napari_shmoareg", *map(str, words)]
@@ -415,6 +417,7 @@ def test_asked_to_end_the_command_ends_its_trial(listed, files):
     assert not trials[0].is_running()
 
 
+@pytest.mark.slow
 def test_asked_to_end_the_command_ends_the_program_that_a_method_runs(listed, files, put_on_path):
     note = files.folder / "note"
     put_on_path(

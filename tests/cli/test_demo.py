@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_demo_states_the_true_error_before_and_after(weights, shmoareg, tmp_path):
     out = tmp_path / "demo"

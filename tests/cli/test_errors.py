@@ -103,6 +103,7 @@ def test_a_warning_of_a_reader_is_one_line(files, weights, shmoareg, monkeypatch
     assert "UserWarning" not in result.stderr
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_real_command(files):
     assert subprocess.run(command("--version"), capture_output=True).returncode == 0
     failed = subprocess.run(
@@ -115,6 +116,7 @@ def test_exit_codes_of_the_real_command(files):
     assert misused.returncode == 2 and misused.stderr.startswith("Error: Missing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_run_says_so_and_leaves_nothing(ending, files, weights):
     out = files.folder / "results" / "out"
@@ -164,6 +166,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGHUP, signal.SIGTERM])
 def test_a_closed_terminal_or_a_kill_leaves_no_hidden_folder(ending, files, weights):
     folder = files.folder / "results"
@@ -216,6 +219,7 @@ def test_memory_that_runs_out_while_a_file_is_read_is_not_blamed_on_the_size_of_
     assert "huge.safetensors" in explain(error) and "--size" not in explain(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["moving", "out"])
 def test_a_name_that_is_not_utf_8_is_read_or_refused_before_the_work(
     where, files, weights, tmp_path

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 SHAPES = st.tuples(*[st.integers(2, 40)] * 3)
 ANY_SHAPE = settings(
     max_examples=8,

@@ -68,6 +68,7 @@ def test_a_folder_that_does_not_say_how_many_passes_were_made_is_shown(registere
     assert (out / "expert_loads.png").exists()
 
 
+@pytest.mark.slow
 def test_the_caption_of_a_pair_tells_the_passes_that_ran(
     files, tiny_network, monkeypatch, shmoareg
 ):
@@ -89,6 +90,7 @@ def test_the_caption_of_a_pair_tells_the_passes_that_ran(
     assert ["2 passes" in text for text in told] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_pair_is_registered_and_shown(files, weights, shmoareg):
     out = files.folder / "seen"
     result = shmoareg(
@@ -103,6 +105,7 @@ def test_a_pair_is_registered_and_shown(files, weights, shmoareg):
     assert sums and all(total == pytest.approx(1) for total in sums.values())
 
 
+@pytest.mark.slow
 def test_a_picture_carries_weights_pair_and_settings(files, registered, weights, shmoareg):
     out = files.folder / "seen"
     options = ("--affine", "none", "--contrast", "match", "--weights", weights, "--quiet")
@@ -169,6 +172,7 @@ def test_one_volume_of_a_4d_image_is_shown(files, pair, weights, shmoareg, plain
     assert loads(files.folder / "seen" / "loads.csv")
 
 
+@pytest.mark.slow
 def test_a_folder_without_figures_is_said_to_have_none(registered, files, shmoareg):
     said = " ".join(shmoareg("inspect", registered).stdout.split())
     assert "registered without figures; give --out FOLDER" in said and "and figures:" not in said

@@ -48,6 +48,7 @@ def run(*words: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 def test_a_run_in_pieces_ends_with_weights_that_load(maps, tmp_path):
     place = tmp_path / "run"
     assert run(maps, "--run", place, "--steps", 4, "--minutes", 1e-9)[0] == 130
@@ -79,6 +80,7 @@ def test_every_setting_of_a_step_is_an_option_whose_help_is_its_description():
     assert panels["moa_output_scale"] != panels["balance_weight"]
 
 
+@pytest.mark.slow
 def test_how_experts_learn_is_an_option_and_is_told_in_the_card(maps, tmp_path):
     place = tmp_path / "run"
     words = (
@@ -114,6 +116,7 @@ def test_how_experts_learn_is_an_option_and_is_told_in_the_card(maps, tmp_path):
     assert code == 1 and "started with other settings" in output
 
 
+@pytest.mark.slow
 def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
     place = tmp_path / "run"
     words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
@@ -176,6 +179,7 @@ def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):
     assert json.loads((place / "recipe.json").read_text(encoding="utf-8"))["settings"]["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cascade", [0.0, 0.5])
 def test_a_run_in_pieces_ends_where_one_in_a_go_does(cascade, maps, tmp_path, monkeypatch):
     tiny = recipes.RECIPES["tiny"]
@@ -200,6 +204,7 @@ def given_weights(path, seed=7, **changes):
     return network.state_dict()
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_given_weights_whatever_size_and_passes_they_are_for(maps, tmp_path):
     given = given_weights(tmp_path / "given.safetensors", size=48, passes=(0.5, 1.0))
     code, output = run(
@@ -246,6 +251,7 @@ def test_weights_of_another_network_are_refused_and_the_run_has_not_begun(maps, 
     assert code == 0, output
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_from_other_weights_and_does_not_need_its_own_any_more(maps, tmp_path):
     one, other, place = (
         tmp_path / "one.safetensors",
@@ -264,6 +270,7 @@ def test_a_run_does_not_go_on_from_other_weights_and_does_not_need_its_own_any_m
     assert read_card(place / "weights.safetensors")["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
     place = tmp_path / "run"
     words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
@@ -277,6 +284,7 @@ def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
     assert run(*words)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(maps, tmp_path):
     """Its file has true for "on", and lacks what later versions added."""
     place = tmp_path / "run"
@@ -300,6 +308,7 @@ def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(m
     )
 
 
+@pytest.mark.slow
 def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path):
     """Half of the pairs are random shapes then; the pieces go on with the same share."""
     place = tmp_path / "run"
@@ -337,6 +346,7 @@ def test_a_sheet_of_torsos_needs_no_label_maps(tmp_path, monkeypatch):
     assert code == 1 and "between 0 and 1; got 2" in output
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_the_first_pairs_and_begins_no_run(maps, tmp_path):
     sheet, place = tmp_path / "pairs.png", tmp_path / "run"
     code, output = run(maps, "--run", place, "--sheet", sheet)
@@ -406,6 +416,7 @@ def test_a_file_in_the_place_of_the_run_is_refused_plainly(maps, tmp_path):
     assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["ahead", "gone", "of the same step"])
 def test_weights_that_are_not_of_the_state_s_step_begin_the_mean_anew(left, maps, tmp_path):
     """As after a kill between the two files: the weights are ahead of the state, here with numbers

@@ -26,6 +26,8 @@ from napari_shmoareg.io import write_image
 from napari_shmoareg.training.synthesis import SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
+pytestmark = pytest.mark.slow
+
 DRAWN = SynthesisSettings(
     extent=((48.0, 48.0), (64.0, 64.0), (40.0, 40.0)), size=(16, 16), labels=4
 )

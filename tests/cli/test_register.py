@@ -41,6 +41,7 @@ def test_two_files_become_a_folder_and_a_table(files, weights, shmoareg):
     assert f"{report['dice']['after']['mean']:.3f}" in result.stdout
 
 
+@pytest.mark.slow
 def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain):
     out = files.folder / "out"
     words = (
@@ -83,6 +84,7 @@ def test_the_stages_have_one_name_everywhere(registered):
         assert tuple(report[name]) == SHOWN_STAGES == ("before", "affine", "after"), name
 
 
+@pytest.mark.slow
 def test_one_volume_of_a_4d_image_is_registered(files, pair, weights, shmoareg):
     four = files.folder / "four.nii.gz"
     stack = np.stack([np.zeros_like(pair.moving.values), pair.moving.values], axis=-1)

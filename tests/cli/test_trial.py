@@ -18,6 +18,8 @@ from napari_shmoareg.io import read_image
 from napari_shmoareg.model import SHMoARegConfig
 from napari_shmoareg.settings import RegistrationSettings
 
+pytestmark = pytest.mark.slow
+
 
 def trial_of(files, **more) -> IsolatedRun:
     return IsolatedRun(

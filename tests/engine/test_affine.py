@@ -83,6 +83,7 @@ def test_images_whose_frames_are_far_apart_start_from_their_centres():
     assert found.before.score == 0
 
 
+@pytest.mark.slow
 def test_another_contrast_is_aligned_too():
     moving = moving_image(PLANTED, header(), remap=lambda v: np.abs(v - 130).astype(np.int16) * 7)
     found = align(VolumePair(moving, fixed_image()))
@@ -115,6 +116,7 @@ def test_a_body_of_a_mouse_is_aligned_like_that_of_a_man():
     assert error(found, PLANTED) < 0.6
 
 
+@pytest.mark.slow
 def test_every_run_gives_the_same_matrix():
     pair = VolumePair(moving_image(PLANTED, header()), fixed_image())
     np.testing.assert_array_equal(align(pair).matrix, align(pair).matrix)
@@ -148,6 +150,7 @@ def test_progress_rises_to_one_and_what_it_raises_comes_out():
         align(pair, progress=cancel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [(1, 0, 0), (0, 0, 1), (0.6, 0.64, 0.48)])
 def test_a_body_upside_down_is_turned_back(axis):
     turn = np.eye(4)
@@ -190,6 +193,7 @@ def test_simpleitk_is_imported_only_when_it_aligns():
     )
 
 
+@pytest.mark.slow
 def test_the_35_mm_between_the_frames_of_two_lung_scans_are_recovered(shared_data):
     folder = shared_data / "lung_ct"
     pair = VolumePair(read_mha(folder / "baseline_ct.mha"), read_mha(folder / "followup_ct.mha"))
@@ -200,6 +204,7 @@ def test_the_35_mm_between_the_frames_of_two_lung_scans_are_recovered(shared_dat
     assert Transform(align(pair.swapped).matrix).distance(baseline, followup).mean() < 4.5
 
 
+@pytest.mark.slow
 def test_brains_that_are_aligned_do_not_get_worse(shared_data):
     one, other = "07", "08"
     pair = VolumePair(

@@ -36,6 +36,7 @@ def network():
     return SHMoAReg(SHMoARegConfig.preset("tiny"))
 
 
+@pytest.mark.slow
 def test_learning_from_one_pair_makes_it_more_alike(network):
     x = torch.linspace(-1, 1, 16)
     ball = [
@@ -260,6 +261,7 @@ def test_a_pair_with_nan_stops_the_run_and_leaves_the_weights_of_the_step_before
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_weight_of_inverse_consistency_makes_two_orders_undo_each_other(network, pairs):
     left = {}
     for weight in (0.0, 1.0):

@@ -246,6 +246,7 @@ def test_a_result_without_trouble_has_no_warning(pair):
     assert register(pair, Shifting(voxels=(0.0, 0.0, 0.0)), affine="none").warnings == []
 
 
+@pytest.mark.slow
 def test_refinement_mends_what_the_network_did(pair):
     plain, refined = (
         register(pair, Shifting((1.0, 0.0, 0.0)), affine="affine", refine=steps)

@@ -90,6 +90,7 @@ MEMBER = """
 """
 
 
+@pytest.mark.slow
 def test_processes_add_up_and_the_other_is_told_within_seconds_that_one_was_killed(start_team):
     members = start_team(MEMBER)
     for member in members:

@@ -19,6 +19,8 @@ from napari_shmoareg.registration.conform import conform
 from napari_shmoareg.training.settings import FineTuning
 from napari_shmoareg.training.step import fine_tune, make_optimiser
 
+pytestmark = pytest.mark.slow
+
 TERMS = ("total", "similarity", "smoothness", "routing", "overlap", "gradient", "rate")
 SETTINGS = FineTuning(
     steps=3,

@@ -191,6 +191,7 @@ def test_pairs_are_in_range_and_their_labels_are_shares():
     assert torch.equal(found[3].moving, SyntheticPairs([], DRAWING, seed=2)[3].moving)
 
 
+@pytest.mark.slow
 def test_one_person_overlaps_more_than_two_and_two_overlap_by_their_labels():
     def dice(drawing, count=6):
         found = [SyntheticPairs([], drawing, seed=5)[i] for i in range(count)]

@@ -67,6 +67,7 @@ def _refuse(text):
     raise ValueError(f"{text} is not JSON")
 
 
+@pytest.mark.slow
 def test_the_folder_holds_exactly_what_is_promised(registration, tmp_path):
     write_registration(registration, tmp_path / "out", weights="tiny")
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES

@@ -521,6 +521,7 @@ assert locale.localeconv()["decimal_point"] == ","
 """
 
 
+@pytest.mark.slow
 def test_numbers_keep_their_point_where_the_desktop_writes_a_comma(tmp_path):
     if shutil.which("localedef") is None:
         pytest.skip("localedef, which makes the locale of this test, is not here")

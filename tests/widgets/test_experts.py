@@ -198,6 +198,7 @@ def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, reg
     assert panel.number == 2 and "untrained" in panel.note.text()
 
 
+@pytest.mark.slow
 def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
     model, qtbot, registration, tmp_path, lively_network
 ):
@@ -331,12 +332,14 @@ def test_every_control_says_what_it_does(panel):
     assert len(named) > 17 and all(control.toolTip() for control in named)
 
 
+@pytest.mark.slow
 def test_importing_the_panel_does_not_import_torch():
     code = "import sys, napari_shmoareg.plugin.experts.panel; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_a_docked_panel_draws_its_map_and_follows_new_layers(viewer, registration):
     from napari.utils._proxies import PublicOnlyProxy
 

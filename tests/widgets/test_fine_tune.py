@@ -186,6 +186,7 @@ def test_closing_the_dock_lets_the_child_stop_by_itself_and_save(viewer, panel, 
     child.remove_log()
 
 
+@pytest.mark.slow
 def test_a_program_that_is_killed_takes_its_child_along_at_a_safe_step(tmp_path):
     code = (
         "import os, sys, time\nfrom napari_shmoareg.plugin.fine_tune.process import Child\nchild ="
@@ -534,6 +535,7 @@ def test_a_check_up_that_cannot_begin_is_told_in_the_panel(panel, tmp_path, qtbo
     )
 
 
+@pytest.mark.slow
 def test_docking_the_panel_loads_no_torch():
     code = (
         "import sys, napari_shmoareg.plugin.fine_tune.panel; from"

@@ -27,6 +27,8 @@ from napari_shmoareg.plugin.fine_tune.run_box import CHANGEABLE
 from napari_shmoareg.plugin.fine_tune.run_model import Alarm, Tail
 from napari_shmoareg.plugin.placement import KEY
 
+pytestmark = pytest.mark.slow
+
 FAKE = Path(__file__).with_name("fake_run.py")
 LONG = 20_000  # ms
 CLOSED = """

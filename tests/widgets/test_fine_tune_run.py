@@ -18,6 +18,8 @@ from napari_shmoareg.io import load_network, save_network, write_image
 from napari_shmoareg.plugin.fine_tune.panel import FineTunePanel
 from napari_shmoareg.plugin.fine_tune.process import Mode, RunRequest
 
+pytestmark = pytest.mark.slow
+
 LONG = 120_000  # ms
 SETTINGS = {
     "size": 32,

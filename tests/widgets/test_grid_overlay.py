@@ -224,6 +224,7 @@ def test_the_grid_lies_in_the_slice_of_a_viewer_in_um(model, shifted):
     )
 
 
+@pytest.mark.slow
 def test_the_drawn_canvas_shows_the_grid_in_every_view(viewer, shifted):
     from napari_shmoareg.plugin.viewer import show_view
 

@@ -120,6 +120,7 @@ def test_a_point_deleted_with_napari_takes_its_partner_along_and_this_is_told(
     assert [len(layer.data) for layer in layers.values()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_closing_the_dock_ends_the_adding_and_pairs_stay_pairs_without_it(
     make_napari_viewer, registration, qtbot, told
 ):
@@ -272,6 +273,7 @@ def test_without_images_no_pairs_are_set_and_this_is_told(qtbot):
     )
 
 
+@pytest.mark.slow
 def test_a_pair_is_set_by_two_clicks_in_the_images_that_are_shown_for_it(
     make_napari_viewer, registration, qtbot
 ):

@@ -202,6 +202,7 @@ def test_layers_are_made_without_napari_and_without_qt():
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_the_next(
     viewer, registration
 ):

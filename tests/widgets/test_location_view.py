@@ -112,6 +112,7 @@ def test_a_double_click_shows_the_registrations_own_numbers_of_that_voxel_and_do
     assert viewer.scene.camera.zoom == zoom
 
 
+@pytest.mark.slow
 def test_the_zoom_is_back_in_its_place_when_the_view_is_hidden_or_its_dock_closed(docked):
     viewer, view, dock = docked
     callbacks = viewer.mouse_double_click_callbacks
@@ -131,6 +132,7 @@ def test_the_zoom_is_back_in_its_place_when_the_view_is_hidden_or_its_dock_close
     assert [call.__name__ for call in callbacks] == ["double_click_to_zoom"]
 
 
+@pytest.mark.slow
 def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, registration):
     from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
@@ -154,6 +156,7 @@ def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, registra
     )
 
 
+@pytest.mark.slow
 def test_the_page_fits_into_a_narrow_dock(viewer, registration):
     from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
@@ -512,6 +515,7 @@ def test_no_outline_is_added_while_the_registrations_layers_go(viewer, registrat
     assert [layer.name for layer in viewer.layers] == ["Image"]
 
 
+@pytest.mark.slow
 def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing(
     viewer, registration
 ):

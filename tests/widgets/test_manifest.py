@@ -131,6 +131,7 @@ def test_two_viewers_have_a_panel_each(plugin, make_napari_viewer):
     assert [_panels(viewer) for viewer in (first, second)] == [["Register"], ["Register"]]
 
 
+@pytest.mark.slow
 def test_the_panel_that_sample_data_bring_is_the_one_of_the_menu(plugin, make_napari_viewer, qtbot):
     viewer = make_napari_viewer()
     viewer.open_sample(PLUGIN, "pair")

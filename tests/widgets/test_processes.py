@@ -12,6 +12,8 @@ import pytest
 
 from napari_shmoareg.io import write_image, write_registration
 
+pytestmark = pytest.mark.slow
+
 LOOK = Path(__file__).with_name("look_and_quit.py")
 
 

@@ -112,6 +112,7 @@ def test_a_registration_that_comes_later_is_offered_and_one_that_goes_is_forgott
     )
 
 
+@pytest.mark.slow
 def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(
     make_napari_viewer, registration, qtbot
 ):
@@ -134,6 +135,7 @@ def test_each_comparison_changes_the_canvas_and_none_leaves_a_trace(
     assert state(viewer) == before
 
 
+@pytest.mark.slow
 def test_no_change_from_one_comparison_to_another_crashes_a_real_window(registration, tmp_path):
     """In a process of its own: napari 0.9.2 alone is killed by a removal, the grid and an insertion
     in one turn.
@@ -145,6 +147,7 @@ def test_no_change_from_one_comparison_to_another_crashes_a_real_window(registra
     assert run.returncode == 0 and "48 changes" in run.stdout, run.stdout + run.stderr[-4000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["two colours", "checkerboard", "side by side"])
 def test_closing_the_dock_during_a_comparison_puts_everything_back(
     make_napari_viewer, registration, qtbot, mode
@@ -423,6 +426,7 @@ def test_the_table_is_copied_and_saved_whole(panel, registration, tmp_path):
     assert float(after["Dice", "3"]) == registration.report["dice"]["after"]["per_label"]["3"]
 
 
+@pytest.mark.slow
 def test_everything_is_saved_and_can_be_read_again(panel, registration, tmp_path, qtbot):
     panel.save_all(tmp_path / "result")
     assert panel.saving.button.text() == "Cancel"
@@ -433,6 +437,7 @@ def test_everything_is_saved_and_can_be_read_again(panel, registration, tmp_path
     assert not panel.saving.open.isHidden() and str(tmp_path / "result") in panel.saving.text.text()
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(
     panel, tmp_path, qtbot, monkeypatch, told
 ):
@@ -455,6 +460,7 @@ def test_a_save_that_fails_leaves_nothing_and_the_next_one_works(
     assert panel.saving.button.isEnabled() and panel.saving.open.isHidden()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_what_came_of_a_save_is_told_also_when_the_dock_is_closed_meanwhile(
     viewer, registration, tmp_path, qtbot, told, full

@@ -364,6 +364,7 @@ def test_a_multi_frame_file_opens_as_a_volume_and_several_volumes_are_listed(
     )
 
 
+@pytest.mark.slow
 def test_a_registration_folder_opens_with_its_panel(viewer, registration_path, qtbot):
     viewer.open([str(registration_path)], **SHMOAREG)
     opened = open_registrations(viewer)
@@ -393,6 +394,7 @@ def test_an_unknown_address_names_what_there_is(viewer, told):
     assert "shmoareg://demo" in told("error")
 
 
+@pytest.mark.slow
 def test_the_sample_pair_opens_with_labels_and_the_panel(viewer):
     viewer.open_sample("shmoareg", "pair")
     assert {role for role in roles(viewer).values()} == {
@@ -405,6 +407,7 @@ def test_the_sample_pair_opens_with_labels_and_the_panel(viewer):
     assert layer_in_role(viewer, "fixed").name == "sample_fixed"
 
 
+@pytest.mark.slow
 def test_plain_images_and_labels_are_read_without_torch(files):
     code = (
         "import sys; from napari_shmoareg.plugin.reader import read; "
@@ -422,6 +425,7 @@ def test_a_layer_that_got_its_role_in_the_panel_keeps_no_file_from_opening(viewe
     assert roles(viewer) == {"plain": "moving", "a": "fixed", "a_seg": "fixed_labels"}
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_read_for_another_viewer_gets_a_number_of_its_own(
     viewer, registration_path
 ):

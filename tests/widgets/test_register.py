@@ -110,6 +110,7 @@ def held(monkeypatch):
     go.set()
 
 
+@pytest.mark.slow
 def test_what_comes_out_lies_over_the_fixed_image_in_mm(
     ready, viewer, qtbot, phantoms, record_property
 ):
@@ -176,6 +177,7 @@ def test_the_button_says_what_is_missing(panel, viewer, phantoms, qtbot):
     assert not panel.task.busy
 
 
+@pytest.mark.slow
 def test_no_torch_is_loaded_for_a_panel_without_images():
     code = (
         "import sys, napari_shmoareg.plugin.register.panel; print([m for m in ('torch',"
@@ -185,6 +187,7 @@ def test_no_torch_is_loaded_for_a_panel_without_images():
     assert run.stdout.strip().endswith("[]")
 
 
+@pytest.mark.slow
 def test_two_runs_lie_side_by_side_and_the_newest_is_shown(ready, viewer, qtbot):
     register(ready, qtbot)
     ready.pickers.swap.click()
@@ -211,6 +214,7 @@ def test_two_runs_lie_side_by_side_and_the_newest_is_shown(ready, viewer, qtbot)
     assert gone() is None and list(open_registrations(viewer)) == [2]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_cancelled_in_the_middle_of_the_network_leaves_nothing(
     ready, viewer, qtbot, held, said
 ):
@@ -230,6 +234,7 @@ def test_a_job_that_is_cancelled_in_the_middle_of_the_network_leaves_nothing(
     assert register(ready, qtbot) == 1
 
 
+@pytest.mark.slow
 def test_layers_may_come_change_and_go_while_a_job_runs(ready, viewer, qtbot, held, phantoms):
     reached, go = held
     with qtbot.waitSignal(ready.registered, timeout=LONG):
@@ -264,6 +269,7 @@ def test_a_viewer_that_is_closed_in_the_middle_ends_the_job(
     assert ended == [Interrupted] and not viewer.layers
 
 
+@pytest.mark.slow
 def test_a_viewer_that_is_closed_while_layers_are_added_is_left_alone(
     make_napari_viewer, settings, phantoms, qtbot
 ):
@@ -281,6 +287,7 @@ def test_a_viewer_that_is_closed_while_layers_are_added_is_left_alone(
     assert not viewer.layers
 
 
+@pytest.mark.slow
 def test_a_bad_pair_is_told_and_the_panel_goes_on(ready, viewer, qtbot, said):
     moving = layer_in_role(viewer, "moving")
     good, moving.translate = moving.translate, np.add(moving.translate, 1000)
@@ -297,6 +304,7 @@ def test_a_bad_pair_is_told_and_the_panel_goes_on(ready, viewer, qtbot, said):
     assert register(ready, qtbot) == 1
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told_with_a_size_that_fits(ready, qtbot, said, settings, monkeypatch):
     ready.form.settings = replace(settings, size=512)
 
@@ -312,6 +320,7 @@ def test_too_little_memory_is_told_with_a_size_that_fits(ready, qtbot, said, set
     assert register(ready, qtbot) == 1
 
 
+@pytest.mark.slow
 def test_weights_that_are_gone_are_told(ready, qtbot, said, settings):
     ready.form.settings = RegistrationRequest(weights="/nowhere/none.safetensors")
     ready.progress.button.click()
@@ -321,6 +330,7 @@ def test_weights_that_are_gone_are_told(ready, qtbot, said, settings):
     assert register(ready, qtbot) == 1
 
 
+@pytest.mark.slow
 def test_the_keyboard_starts_a_registration(ready, viewer, qtbot):
     (shortcut,) = ready.findChildren(QShortcut)
     assert (
@@ -332,6 +342,7 @@ def test_the_keyboard_starts_a_registration(ready, viewer, qtbot):
     assert list(open_registrations(viewer)) == [1]
 
 
+@pytest.mark.slow
 def test_what_is_to_be_minded_is_told_without_options_of_the_command_line(ready, qtbot, said):
     register(ready, qtbot)
     severity, message = said[0]
@@ -349,6 +360,7 @@ def test_shipped_weights_and_devices_are_offered_once_there_is_a_pair(ready, qtb
     assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
+@pytest.mark.slow
 def test_a_layer_that_cannot_be_added_is_told_and_the_panel_goes_on(
     ready, qtbot, said, monkeypatch
 ):
@@ -374,6 +386,7 @@ def test_every_control_says_what_it_does(panel):
     assert panel.minimumWidth() >= 300
 
 
+@pytest.mark.slow
 def test_a_number_that_was_taken_meanwhile_is_not_given_again(
     ready, viewer, qtbot, held, registration
 ):
@@ -392,6 +405,7 @@ def test_a_number_that_was_taken_meanwhile_is_not_given_again(
     assert not viewer.layers["#1 warped"].visible
 
 
+@pytest.mark.slow
 def test_an_error_that_no_one_foresaw_gives_the_button_back(ready, qtbot, said, monkeypatch):
     def break_down(*_):
         raise KeyError("odd")
@@ -419,6 +433,7 @@ def test_a_panel_that_is_closed_in_the_middle_ends_its_job(
     assert ended == [Interrupted] and list(viewer.layers) == before
 
 
+@pytest.mark.slow
 def test_a_panel_that_is_closed_while_layers_are_added_takes_them_back(
     viewer, settings, phantoms, qtbot
 ):

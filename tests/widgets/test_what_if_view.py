@@ -683,6 +683,7 @@ def test_no_time_is_told_before_the_network_has_run_once(monkeypatch):
     assert clock.left(0.1, ready=True) == pytest.approx(9.0), "a sweep counts from its first expert"
 
 
+@pytest.mark.slow
 def test_the_worker_ends_with_the_dock(viewer, registration, experiment, qtbot):
     add_layers(viewer, layers_of(registration, 1))
     view = WhatIfView(viewer)

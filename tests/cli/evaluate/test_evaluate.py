@@ -29,6 +29,7 @@ def evaluate(shmoareg, cohort, weights, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_every_pair_is_registered_and_measured_as_the_library_does(evaluate, cohort, weights):
     result, table = evaluate("--definitions")
     assert result.exit_code == 0, result.stderr
@@ -111,6 +112,7 @@ def test_a_damaged_case_is_told_and_done_again(evaluate):
     assert again["stages"] == whole["stages"]
 
 
+@pytest.mark.slow
 def test_a_pair_that_fails_is_kept_told_and_tried_again(evaluate, cohort, tmp_path):
     data = tmp_path / "copy"
     shutil.copytree(cohort, data)
@@ -151,6 +153,7 @@ def test_scans_without_labels_are_compared_by_likeness_and_it_is_told(evaluate, 
     assert "have no labels" in (table / "summary.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_part_of_a_split_holds_its_own_subjects_alone(evaluate):
     """The subject is the first word; ada's two scans stay on one side."""
     kept = set()
@@ -178,6 +181,7 @@ def test_a_part_of_a_split_holds_its_own_subjects_alone(evaluate):
     assert len(kept) > 1
 
 
+@pytest.mark.slow
 def test_another_evaluation_is_compared_with_and_said_in_words(evaluate, tmp_path):
     few = ("--pairs", 6, "--no-surface")
     evaluate("--method", "start", "--quiet", *few, by=(), out="start")
@@ -242,6 +246,7 @@ def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(
     assert [labels[label]["assd_mm"] for label in "1239"] == ["0.0", "0.0", "", ""]
 
 
+@pytest.mark.slow
 def test_the_weights_of_unigradicon_reach_it_and_stand_in_the_plan(evaluate, unigradicon_file):
     by = ("--unigradicon-weights", unigradicon_file)
     result, table = evaluate("--method", "unigradicon", "--pairs", 1, "--no-surface", by=by)

@@ -11,6 +11,8 @@ import pytest
 
 from .conftest import PATTERNS, QUICK, rows_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def start(cohort, weights):

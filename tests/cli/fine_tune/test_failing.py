@@ -15,6 +15,8 @@ from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.training import trainer
 from napari_shmoareg.training.logs import StepTable, read_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("what", ["a state", "the move of a state", "the best weights", "a row"])
 def test_a_full_disk_ends_a_run_that_is_kept_and_goes_on(

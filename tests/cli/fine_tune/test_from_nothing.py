@@ -22,6 +22,8 @@ from napari_shmoareg.training.plan import (
 )
 from napari_shmoareg.training.settings import FineTuning
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "--steps",
     4,

@@ -14,6 +14,8 @@ from napari_shmoareg.datasets.dataset import DatasetChoice
 from napari_shmoareg.io import load_network, read_card, read_image, save_network, write_image
 from napari_shmoareg.training.logs import read_rows
 
+pytestmark = pytest.mark.slow
+
 FEW = (
     "--steps",
     2,

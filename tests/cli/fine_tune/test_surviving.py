@@ -10,6 +10,8 @@ import pytest
 from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.training.logs import read_rows
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = (  # each is reached from the state that the ones before it left
     ("replacing", "run.json", 1),  # before there is a run at all: the folder holds the lock only
     ("telling", "scan", 3),  # in the middle of the check-up

@@ -28,6 +28,8 @@ from napari_shmoareg.experts.routing_scores import (
 from napari_shmoareg.io import load_network, read_card, read_pair, write_image
 from napari_shmoareg.registration.replay import Replay
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"scan{n}" for n in range(5)]
 SIZE = 20
 

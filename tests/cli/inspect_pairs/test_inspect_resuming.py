@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 
+import pytest
+
 from napari_shmoareg.cli import inspect_pairs
 from napari_shmoareg.io.work_folder import WorkFolder
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_same_command_goes_on_and_registers_only_what_is_missing(

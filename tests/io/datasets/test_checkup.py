@@ -216,6 +216,7 @@ def test_grids_that_differ_and_copies_are_told(people, cache):
     )
 
 
+@pytest.mark.slow
 def test_a_scan_whose_labels_mean_something_else_agrees_far_worse(people, cache):
     root = people(6)
     other = lambda v: v.with_values(np.array([0, 2, 1, 4, 3])[v.values])  # noqa: E731
@@ -350,6 +351,7 @@ print([(report.name, report.dice) for report in found.run()], float(found.pairs(
 """
 
 
+@pytest.mark.slow
 def test_two_processes_check_the_same_data_at_once(people, cache):
     root = people(3)
     command = [sys.executable, "-c", TOGETHER, str(root), str(cache.folder)]

@@ -181,6 +181,7 @@ print(made)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_that_is_too_small_for_them(tmp_path):
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [

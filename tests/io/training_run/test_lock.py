@@ -102,6 +102,7 @@ def test_a_process_that_is_killed_lets_go(path):
     assert os.listdir(path.parent) == []
 
 
+@pytest.mark.slow
 def test_of_many_that_come_at_once_upon_a_stale_lock_one_gets_it(path):
     written(path, 2**22 + 1, started=0.0)
     code = (
