@@ -42,7 +42,7 @@ lint: $(STAMP) ## lint, formatting, import contracts and types only
 
 docs: $(STAMP) ## build the documentation into site/; a broken link is an error
 	@$(PIP) -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html, or run: $(BIN)/mkdocs serve"
 
 clean: ## remove .venv, demo-result/ and everything else made here

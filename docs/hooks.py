@@ -48,21 +48,27 @@ def our_readings() -> Iterator[tuple[str, str]]:
         source = path.read_text(encoding="utf-8")
         module = ".".join(path.relative_to(ROOT / "napari_shmoareg").with_suffix("").parts)
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                for text in _paragraphs(ast.get_docstring(node) or ""):
-                    yield f"{module}.{node.name}", text
-        comments = re.findall(r"(?:^ *#.*\n)+", source, re.MULTILINE)
-        for comment in comments:
-            for text in _paragraphs(re.sub(r"^ *# ?", "", comment, flags=re.MULTILINE)):
-                yield module, text
+            match node:
+                case ast.ClassDef() | ast.FunctionDef():
+                    name, text = f"{module}.{node.name}", ast.get_docstring(node)
+                case ast.Module():
+                    name, text = module, ast.get_docstring(node)
+                case _:
+                    continue
+            for part, reading in _paragraphs(text or ""):
+                yield f"{name}{part}", reading
+        for comment in re.findall(r"(?:^[^\n\"]*# .*\n)(?:^ *#.*\n)*", source, re.MULTILINE):
+            for _, reading in _paragraphs(re.sub(r"^[^#]*# ?", "", comment, flags=re.MULTILINE)):
+                yield module, reading
 
 
-def _paragraphs(text: str) -> Iterator[str]:
-    """What follows each "Ours:", to the end of its paragraph, in one line."""
+def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
+    """What follows each "Ours:" to the end of its paragraph, in one line, and of which field."""
     for paragraph in re.split(r"\n\s*\n|\n(?=\w+(?:, \w+)* : )", text):
-        _, found, words = paragraph.partition("Ours:")
+        before, found, words = paragraph.partition("Ours:")
         if found:
-            yield " ".join(words.split())
+            field = re.match(r"(\w+(?:, \w+)*) : ", before)
+            yield f".{field[1]}" if field else "", " ".join(words.split())
 
 
 def command_line() -> str:
@@ -76,8 +82,9 @@ def command_line() -> str:
 
     def add(command: click.Command, path: str, parent: click.Context | None) -> None:
         context = click.Context(command, info_name=path.split()[-1], parent=parent)
-        help_text = re.sub(r"\[/?[a-z ]+\]", "", command.help or "")
-        lines.extend([f"## {path}" if parent else "", "", help_text.replace("\f", ""), ""])
+        lines.extend(
+            [f"## {path}" if parent else "", "", (command.help or "").replace("\f", ""), ""]
+        )
         rows = [record for p in command.get_params(context) if (record := _record(p, context))]
         if rows and parent:
             lines.extend(["| | |", "| --- | --- |"])
@@ -95,6 +102,5 @@ def _record(parameter: object, context: object) -> tuple[str, str] | None:
     record = parameter.get_help_record(context)  # type: ignore[attr-defined]
     if record is None or record[0].startswith("--help"):
         return None
-    text = re.sub(r"\[/?[a-z ]+\]", "", record[1])
-    name, text = (" ".join(part.split()) for part in (record[0], text))
-    return tuple(p.replace("<", "&lt;").replace("|", "&#124;") for p in (name, text))
+    name, text = (" ".join(part.split()) for part in record)
+    return tuple(part.replace("<", "&lt;").replace("|", "&#124;") for part in (name, text))

@@ -1,4 +1,7 @@
-"""Every command and Python block of the README and the documentation runs; links are right."""
+"""Commands and Python blocks of the README and the documentation run; links and options are right.
+
+Blocks marked ``text`` need data or a screen: their options are looked up instead.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +23,9 @@ from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import write_image
 from napari_shmoareg.io.samples import Sample, sample_pair
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLIC_NAMES = (ROOT / "tests" / "public_names.json").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", flags=re.DOTALL)
 # What takes minutes or needs a user's data runs shorter, on small data; everything else runs as
 # written.
@@ -57,7 +60,7 @@ def sample() -> Sample:
     return replace(whole, pair=replace(whole.pair, **coarse))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_sample(sample, monkeypatch):
     """Pages and examples that open the built-in pair get the coarse one."""
     monkeypatch.setattr(io, "sample_pair", lambda: sample)
@@ -110,7 +113,7 @@ def _run_command(command: list[str], workplace: Path) -> None:
     if "--controls" in words:
         words += ["--size", "32"]  # some twenty runs of the network
     if words[0] == "benchmark":
-        # two processes instead of a few hundred
+        # a few processes instead of a few hundred
         words += ["--methods", "shmoareg,affine", "--pairs", "1"]
     result = CliRunner().invoke(app, words)
     expected = 130 if "--minutes" in words else 0  # which stops it before its last step
@@ -123,8 +126,11 @@ def test_the_pages_have_commands_and_code():
     assert sum(isinstance(step, str) for step in steps) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
-def test_what_a_page_shows_runs_in_its_order(page, workplace, done, monkeypatch, capsys):
+def test_what_a_page_shows_runs_in_its_order(
+    page, small_sample, workplace, done, monkeypatch, capsys
+):
     monkeypatch.chdir(workplace)
     shutil.rmtree("result-folder", ignore_errors=True)
     names: dict = {}
@@ -156,14 +162,50 @@ def _has_anchor(page: Path, link: str) -> bool:
     return anchor in [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
 
 
+def test_every_option_that_a_page_names_exists():
+    names = set(re.findall(r"--[a-z0-9][a-z0-9-]*", PUBLIC_NAMES))
+    other = {"--plugin", "--help", "--data"}  # of napari, typer and a script of benchmarks/
+    wrong = {}
+    for page in PAGES:
+        found = re.findall(
+            r"(?<![\w-])--(?:\[no-\])?[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")
+        )
+        missing = {option.replace("[no-]", "") for option in found} - names - other
+        if missing:
+            wrong[page.name] = missing
+    assert wrong == {}
+
+
+def test_the_generated_lists_are_complete(monkeypatch):
+    mkdocs = SimpleNamespace(MkDocsConfig=None, File=None, Files=None, Page=None)
+    for name in ("config.defaults", "structure.files", "structure.pages"):
+        monkeypatch.setitem(sys.modules, f"mkdocs.{name}", mkdocs)
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    readings = list(hooks["our_readings"]())
+    parts = [f"napari_shmoareg/{package}" for package in hooks["READ_FROM"]]
+    marks = sum(
+        len(re.findall(r"Ours:", path.read_text(encoding="utf-8")))
+        for part in parts
+        for path in ROOT.glob(f"{part}/**/*.py")
+    )
+    assert len(readings) >= 0.9 * marks > 20
+    assert "model.config.SHMoARegConfig.window" in dict(readings)
+    commands = hooks["command_line"]()
+    for name in ("register", "fine-tune", "benchmark", "inspect", "evaluate", "pretrain"):
+        assert f"## shmoareg {name}\n" in commands
+    assert "<code>--smoothness" in commands and "[required]" in commands
+    assert "shmoareg[peers]" in commands
+
+
 def test_every_page_is_in_the_navigation():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = [path.name for path in (ROOT / "docs").glob("*.md")]
     assert [name for name in pages if f" {name}\n" not in site] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples").glob("*.py")))
-def test_an_example_is_short_and_runs(name, workplace, tmp_path, monkeypatch, capfd):
+def test_an_example_is_short_and_runs(name, small_sample, workplace, tmp_path, monkeypatch, capfd):
     example = ROOT / "examples" / f"{name}.py"
     assert len(example.read_text(encoding="utf-8").splitlines()) < 30
     words = [str(workplace / "IMAGES"), "run", "2"] if name == "fine_tune_folder" else []
