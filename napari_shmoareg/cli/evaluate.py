@@ -514,7 +514,7 @@ def results_table(summaries: list[Summary]) -> Table:
 
     chosen = {(s.measure, s.stage): s for s in summaries if s.label == ALL}
     stages = [stage for stage in STAGES if any(s == stage for _, s in chosen)]
-    most = max(s.n for s in chosen.values())
+    most = max(s.spread.n for s in chosen.values())
     table = plain_table(f"mean ± SD over {most} pairs")
     table.add_column("", no_wrap=True)
     for stage in stages:

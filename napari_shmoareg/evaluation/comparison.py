@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -185,26 +185,31 @@ COLOURS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#846100", "#4
 MARKERS = ("o", "s", "^")  # each is used with all colours in turn
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """Distribution of a measure over pairs; SD with n - 1, NaN for one pair."""
 
+    n: int
     mean: float
     sd: float
+    median: float
     least: float
     most: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float] | NDArray) -> Spread:
         """From at least one number."""
         array = np.asarray(values, dtype=np.float64)
         sd = float(array.std(ddof=1)) if array.size > 1 else math.nan
-        return cls(float(array.mean()), sd, float(array.min()), float(array.max()))
+        ends = float(np.median(array)), float(array.min()), float(array.max())
+        return cls(int(array.size), float(array.mean()), sd, *ends)
 
-    def format_as(self, form: str) -> str:
+    def format_as(self, form: str, *, extremes: bool = True) -> str:
         """Format as "mean ± SD (minimum to maximum)"; the mean alone for one pair."""
         if math.isnan(self.sd):
             return format(self.mean, form)
-        return f"{self.mean:{form}} ± {self.sd:{form}} ({self.least:{form}} to {self.most:{form}})"
+        ends = f" ({self.least:{form}} to {self.most:{form}})" if extremes else ""
+        return f"{self.mean:{form}} ± {self.sd:{form}}{ends}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from napari_shmoareg.evaluation.comparison import (
     CAUTION,
     SUBJECTS,
     PairedTest,
+    Spread,
     compare,
     is_worse,
     markdown_list,
@@ -56,27 +57,18 @@ class Summary:
     ----------
     stage, label, measure : str
         The label is "mean" for means over the labels of a pair and for measures without labels.
-    n : int
-        Number of measured pairs.
-    mean, sd, median, least, most : float
-        SD with n - 1; NaN for one pair.
+    spread : Spread
     """
 
     stage: str
     label: str
     measure: str
-    n: int
-    mean: float
-    sd: float
-    median: float
-    least: float
-    most: float
+    spread: Spread
 
     @property
     def text(self) -> str:
         """Format as "mean ± SD"; the mean alone for one pair."""
-        form = MEASURES[self.measure].form
-        return f"{self.mean:{form}}" + ("" if math.isnan(self.sd) else f" ± {self.sd:{form}}")
+        return self.spread.format_as(MEASURES[self.measure].form, extremes=False)
 
 
 def summarise(pairs: Iterable[Row], labels: Iterable[Row] = ()) -> list[Summary]:
@@ -106,7 +98,7 @@ def summarise(pairs: Iterable[Row], labels: Iterable[Row] = ()) -> list[Summary]
             )
             values = values[~np.isnan(values)]
             if values.size:
-                found.append(_summary(stage, label, measure, values))
+                found.append(Summary(stage, label, measure, Spread.of(values)))
     return found
 
 
@@ -135,7 +127,7 @@ def stage_table(summaries: Sequence[Summary]) -> list[str]:
     columns = [name for name in MEASURES if any(s.measure == name for s in chosen)]
     rows = [stage for stage in STAGES if any(s.stage == stage for s in chosen)]
     cells = {(s.stage, s.measure): s.text for s in chosen}
-    counts = {stage: max(s.n for s in chosen if s.stage == stage) for stage in rows}
+    counts = {stage: max(s.spread.n for s in chosen if s.stage == stage) for stage in rows}
     lines = table_head(["", "pairs", *(MEASURES[name].words for name in columns)])
     for stage in rows:
         lines.append(
@@ -165,7 +157,7 @@ def label_table(summaries: Sequence[Summary]) -> list[str]:
     for label in labels:
         known = [cells.get(("after", label, name)) for name in columns]
         start = cells.get(("start", label, "dice"))
-        counts = [s.n for s in known if s is not None]
+        counts = [s.spread.n for s in known if s is not None]
         written = ["" if s is None else s.text for s in (start, *known)]
         lines.append(table_line([label, str(max(counts, default=0)), *written]))
     return lines
@@ -214,13 +206,8 @@ def comparison_page(
 
 def summary_row(summary: Summary) -> dict[str, Any]:
     """Table row, with the definition of the measure."""
-    return asdict(summary) | {"definition": MEASURES[summary.measure].definition}
-
-
-def _summary(stage: str, label: str, measure: str, values: np.ndarray) -> Summary:
-    sd = float(values.std(ddof=1)) if values.size > 1 else math.nan
-    ends = float(np.median(values)), float(values.min()), float(values.max())
-    return Summary(stage, label, measure, int(values.size), float(values.mean()), sd, *ends)
+    about = {"stage": summary.stage, "label": summary.label, "measure": summary.measure}
+    return about | asdict(summary.spread) | {"definition": MEASURES[summary.measure].definition}
 
 
 PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
