@@ -6,9 +6,10 @@ The docstring of a settings class is also the source of tooltips, command help a
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import Field, dataclass, fields
 from functools import cache
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from napari_shmoareg.errors import InputError
@@ -131,6 +132,9 @@ class RegistrationSettings:
     keep : {"best", "last"}
         best keeps the stage at which the images agree best: headers, alignment, network or
         refinement; last always keeps the last stage.
+    fill : {"auto", "minimum", "air"} or float
+        Value of the warped image where the moving image has no voxels. auto is the value at its
+        border if that is empty space, else -1000 (air) for a CT and the minimum for other images.
     device : {"auto", "cpu", "cuda"}
         Where the network runs. auto uses an NVIDIA GPU if one is available.
     refine_seconds : float or None
@@ -150,6 +154,7 @@ class RegistrationSettings:
     size: int | Literal["native"] | None = None
     smoothness: Literal["accurate", "balanced", "smooth"] = "accurate"
     keep: Literal["best", "last"] = "best"
+    fill: float | Literal["auto", "minimum", "air"] = "auto"
     device: Device = "auto"
     refine_seconds: float | None = None
 
@@ -169,6 +174,7 @@ class RegistrationSettings:
             )
         if self.size is not None:
             check_size(self.size)
+        check_fill(self.fill)
         if self.refine == 0 and self.similarity != "auto":
             raise InputError(
                 f"applies to the refinement, but none was requested; got {self.similarity!r}.",
@@ -211,6 +217,24 @@ def check_size(size: Any) -> None:
             f"must be 'native' or at least {SMALLEST_SIZE} voxels along the longest axis; got"
             f" {size!r}.",
             setting="size",
+        )
+
+
+FILLS = ("auto", "minimum", "air")
+
+
+def check_fill(fill: Any) -> None:
+    """Check the value of a warped image outside the moving image.
+
+    Raises
+    ------
+    InputError
+        If `fill` is neither "auto", "minimum", "air" nor a finite number.
+    """
+    is_number = isinstance(fill, Real) and not isinstance(fill, bool)
+    if fill not in FILLS and not (is_number and math.isfinite(float(fill))):
+        raise InputError(
+            f"must be 'auto', 'minimum', 'air' or a finite number; got {fill!r}.", setting="fill"
         )
 
 

@@ -226,7 +226,7 @@ SurfaceOption = Annotated[
 ]
 
 
-@partial(with_settings, settings=REGISTRATION, without=("affine", "keep"))
+@partial(with_settings, settings=REGISTRATION, without=("affine", "keep", "fill"))
 def benchmark(
     dataset: DatasetArgument,
     out: OutOption,
@@ -304,7 +304,7 @@ def benchmark_plan(
     }
     # as in plans of the last release
     settings["seconds"] = settings.pop("refine_seconds")
-    del settings["affine"], settings["keep"]
+    del settings["affine"], settings["keep"], settings["fill"]
     if common.unigradicon_weights is None:
         del settings["unigradicon_weights"]
     for name in ("weights", "unigradicon_weights"):

@@ -199,7 +199,7 @@ AgainstOption = Annotated[
 @partial(
     with_settings,
     settings=REGISTRATION,
-    without=("keep",),
+    without=("keep", "fill"),
     default={"affine": "auto, or that of the run"},
 )
 def evaluate(

@@ -15,6 +15,7 @@ import typer
 from napari_shmoareg.cli.console import ProgressCallback, remember_debug
 from napari_shmoareg.io.model_card import choose_device, choose_weights
 from napari_shmoareg.settings import (
+    FILLS,
     Device,
     RegistrationRequest,
     RegistrationSettings,
@@ -73,6 +74,11 @@ def parse_size(text: str) -> int | str:
     if text.isdigit():
         return int(text)
     raise typer.BadParameter(f"'{text}' is neither 'native' nor a whole number of voxels")
+
+
+def parse_fill(text: str) -> float | str:
+    """Parse ``--fill``: auto, minimum, air or a number."""
+    return text if text in FILLS else parse_number(text)
 
 
 def parse_number(text: str) -> float:
@@ -221,7 +227,11 @@ HELP_DEFAULTS = {
     "diffeomorphic": "that of the weights",
     "final_rate": "that of --learning-rate",
 }
-OPTION_ARGUMENTS = {"refine": {"metavar": "STEPS", "min": 0}}
+OPTION_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "refine": {"metavar": "STEPS", "min": 0},
+    "size": {"metavar": "N|native", "parser": parse_size},
+    "fill": {"metavar": "auto|minimum|air|VALUE", "parser": parse_fill},
+}
 INTERNAL = {"refine_seconds"}  # settings without an option
 
 
@@ -319,8 +329,6 @@ def _types(hint: Any) -> list[Any]:
 
 def _option_arguments(name: str, hint: Any) -> dict[str, Any]:
     """Extra arguments of `typer.Option`: metavar, parser, minimum."""
-    if len(_types(hint)) > 1:
-        return {"metavar": "N|native", "parser": parse_size}
     return OPTION_ARGUMENTS.get(name, {})
 
 

@@ -148,7 +148,12 @@ def _has_whole_numbers(volume: Volume) -> bool:
 
 
 def apply_transform(
-    volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False
+    volume: Volume,
+    reference: Grid,
+    transform: Transform,
+    *,
+    inverse: bool = False,
+    fill: float | str = "auto",
 ) -> Volume:
     """As `warp_volume`, but raise if the result would contain nothing of the volume.
 
@@ -157,7 +162,7 @@ def apply_transform(
     NoOverlapError
         If no voxel of the reference is mapped into the volume's field of view.
     """
-    from napari_shmoareg.geometry import inside, pull
+    from napari_shmoareg.geometry import fill_value, inside, pull
 
     move = transform.inverse_points if inverse else transform.map_points
     overlapping = False
@@ -168,7 +173,7 @@ def apply_transform(
         overlapping = overlapping or bool(inside(volume.grid, mapped).any())
         return mapped
 
-    result = pull(volume, reference, read_at)
+    result = pull(volume, reference, read_at, fill_value(volume, fill))
     if not overlapping:
         raise _no_overlap_error(volume, reference, move(reference.centre), inverse)
     return result

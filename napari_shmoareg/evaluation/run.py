@@ -173,7 +173,8 @@ SETTINGS: dict[str, Any] = {
     "surface": True,
     "definitions": False,
 }
-del SETTINGS["keep"]  # an evaluation keeps the best stage
+# an evaluation keeps the best stage, and measures no warped image where it was filled
+del SETTINGS["keep"], SETTINGS["fill"]
 """Default settings of methods and scoring."""
 
 

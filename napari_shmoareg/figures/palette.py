@@ -7,6 +7,8 @@ import colorsys
 PAPER_COLOURS = ("#e03131", "#ffffff", "#2f5fd0")  # red, white, blue of Fig. 4
 MORE_COLOURS = ("#2f9e44", "#f2c037", "#7048a8", "#0c8599", "#e8590c", "#868e96")
 IMAGE_COLOURS = {"moving": "#f08c00", "fixed": "#2b8a5a"}
+# of outlines over grey images; told apart by colour-blind eyes too
+OUTLINE_COLOURS = {"moving": "#e69f00", "fixed": "#56b4e9", "warped": "#f25fb0"}
 
 
 def expert_colours(count: int) -> list[str]:

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from napari_shmoareg.geometry.grid import Grid
     from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
     from napari_shmoareg.geometry.transform import DisplacementField, Transform, warp_volume
-    from napari_shmoareg.geometry.volume import Volume, VolumePair, background, float_type
+    from napari_shmoareg.geometry.volume import (
+        Volume,
+        VolumePair,
+        background,
+        fill_value,
+        float_type,
+    )
 
 __all__ = [
     "DisplacementField",
@@ -26,6 +32,7 @@ __all__ = [
     "VolumePair",
     "apply_affine",
     "background",
+    "fill_value",
     "float_type",
     "inside",
     "pull",
@@ -55,6 +62,7 @@ _MODULES = {
         "Volume",
         "VolumePair",
         "background",
+        "fill_value",
         "float_type",
     ),
 }

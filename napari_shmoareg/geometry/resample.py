@@ -68,7 +68,12 @@ def inside(grid: Grid, points: Points) -> NDArray[np.bool_]:
     return _within(apply_affine(grid.inverse, points), grid.shape)
 
 
-def pull(volume: Volume, grid: Grid, points: Points | Callable[[Points], Points]) -> Volume:
+def pull(
+    volume: Volume,
+    grid: Grid,
+    points: Points | Callable[[Points], Points],
+    outside: float | None = None,
+) -> Volume:
     """Sample a volume at world points, one per voxel of `grid`, by one interpolation.
 
     Ours: as in ITK, the field of view extends to the outer voxel edges.  The half voxel beyond the
@@ -84,6 +89,8 @@ def pull(volume: Volume, grid: Grid, points: Points | Callable[[Points], Points]
     points : (I, J, K, 3) array or callable, mm RAS
         Where to sample, for each voxel of `grid`.  A callable maps the world points (n, J, K, 3) of
         a slab to the points to sample, so that no full array is needed.
+    outside : float, optional
+        Value beyond the field of view; default: the `background`.
 
     Returns
     -------
@@ -97,10 +104,12 @@ def pull(volume: Volume, grid: Grid, points: Points | Callable[[Points], Points]
         world = lattice(grid.affine, part.start, (part.stop - part.start, *grid.shape[1:]))
         return apply_affine(volume.grid.inverse, points(world))
 
-    return _pull(volume, grid, indices, background(volume))
+    return _pull(volume, grid, indices, background(volume) if outside is None else outside)
 
 
-def pull_by(volume: Volume, grid: Grid, vectors: NDArray[np.floating]) -> Volume:
+def pull_by(
+    volume: Volume, grid: Grid, vectors: NDArray[np.floating], outside: float | None = None
+) -> Volume:
     """As `pull`, at the points of `grid` displaced by vectors (I, J, K, 3) in mm RAS."""
     to_index = volume.grid.inverse @ grid.affine
 
@@ -109,7 +118,7 @@ def pull_by(volume: Volume, grid: Grid, vectors: NDArray[np.floating]) -> Volume
         index += transform_vectors(volume.grid.inverse, vectors[part])
         return index
 
-    return _pull(volume, grid, indices, background(volume))
+    return _pull(volume, grid, indices, background(volume) if outside is None else outside)
 
 
 def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | None = None) -> Volume:

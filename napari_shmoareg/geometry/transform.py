@@ -26,7 +26,7 @@ from napari_shmoareg.geometry.resample import (
     slabs,
     transform_vectors,
 )
-from napari_shmoareg.geometry.volume import Volume
+from napari_shmoareg.geometry.volume import Volume, fill_value
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +127,12 @@ class DisplacementField:
             values = torch.tensordot(values, matrix, dims=([1], [1]))
         return DisplacementField(values.permute(1, 2, 3, 0).contiguous().numpy(), grid)
 
-    def warp(self, volume: Volume) -> Volume:
-        """Warp a volume onto the grid of the field: sample it at x + d(x), by one interpolation."""
-        return pull_by(volume, self.grid, self.vectors)
+    def warp(self, volume: Volume, outside: float | None = None) -> Volume:
+        """Warp a volume onto the grid of the field: sample it at x + d(x), by one interpolation.
+
+        `outside` is as for `pull`.
+        """
+        return pull_by(volume, self.grid, self.vectors, outside)
 
     def jacobian(self) -> NDArray[np.float32]:
         """Compute det(I + dd/dx), (I, J, K): 1 is no volume change, 0 or less is folding."""
@@ -218,7 +221,12 @@ class Transform:
 
 
 def warp_volume(
-    volume: Volume, reference: Grid, transform: Transform, *, inverse: bool = False
+    volume: Volume,
+    reference: Grid,
+    transform: Transform,
+    *,
+    inverse: bool = False,
+    fill: float | str = "auto",
 ) -> Volume:
     """Warp a volume by a transform, with one interpolation of the original voxels.
 
@@ -231,14 +239,16 @@ def warp_volume(
     transform : Transform
     inverse : bool
         Warp from fixed to moving.
+    fill : {"auto", "minimum", "air"} or float
+        Value of an image outside the volume's field of view, see `fill_value`; labels get 0.
 
     Returns
     -------
     Volume
         On `reference`: float32 for images (float64 if values need it), the same dtype for labels.
-        Outside the volume's field of view images have its background value, labels 0.
     """
-    return pull(volume, reference, transform.inverse_points if inverse else transform.map_points)
+    points = transform.inverse_points if inverse else transform.map_points
+    return pull(volume, reference, points, fill_value(volume, fill))
 
 
 def _shared_axes(one: Grid, other: Grid) -> list[int] | None:

@@ -259,6 +259,46 @@ def _whole_numbers(values: NDArray, name: str) -> NDArray:
     return rounded.astype(np.int32 if largest < 2**31 else np.int64)
 
 
+AIR = -1000.0  # HU
+DENSER_THAN_AIR = -500.0  # HU; only a CT has values below it
+EMPTY_SHARE = 0.5  # of the border voxels that have the background's value in a border of air
+SAME = 0.02  # of the image's range: values that count as equal
+
+
+def looks_like_ct(volume: Volume) -> bool:
+    """Whether an image has values that only Hounsfield units reach, below -500."""
+    return not volume.is_labels and bool(volume.values.min() < DENSER_THAN_AIR)
+
+
+def fill_value(volume: Volume, fill: float | str = "auto") -> float:
+    """The value of a warped image where its original has no voxels.
+
+    Parameters
+    ----------
+    volume : Volume
+        The original image; labels are always filled with 0.
+    fill : {"auto", "minimum", "air"} or float
+        auto: the `background` if most of the six border faces have it (within 2 % of the range), as
+        in a head surrounded by air; else, as in an image cropped to the inside of a body, -1000 for
+        a CT and the minimum for other images.  minimum: of the finite values.  air: -1000, HU.
+    """
+    if volume.is_labels:
+        return 0.0
+    if isinstance(fill, int | float):
+        return float(fill)
+    if fill == "air":
+        return AIR
+    finite = volume.values[np.isfinite(volume.values)]
+    low = float(finite.min()) if finite.size else 0.0
+    if fill == "minimum" or not finite.size:
+        return low
+    around, faces = background(volume), np.concatenate(_faces(volume.values))
+    tolerance = SAME * (float(finite.max()) - low)
+    if np.mean(np.abs(faces - around) <= tolerance) >= EMPTY_SHARE:
+        return around
+    return AIR if looks_like_ct(volume) else low
+
+
 def background(volume: Volume) -> float:
     """Estimate the background value of a volume.
 
@@ -267,6 +307,8 @@ def background(volume: Volume) -> float:
     """
     if volume.is_labels:
         return 0.0
-    v = volume.values
-    faces = [v[(slice(None),) * axis + (end,)].ravel() for axis in range(3) for end in (0, -1)]
-    return float(np.median(np.concatenate(faces)))
+    return float(np.median(np.concatenate(_faces(volume.values))))
+
+
+def _faces(v: NDArray) -> list[NDArray]:
+    return [v[(slice(None),) * axis + (end,)].ravel() for axis in range(3) for end in (0, -1)]

@@ -28,6 +28,7 @@ LayerData = tuple[NDArray, dict[str, Any], str]
 
 RESOLUTIONS = {1: "full", 2: "half"}
 SHRINKS, GROWS, FOLDS = "#6a51a3", "#e66101", "#ff0000"
+BLEND = 0.5  # opacity of a warped image over its fixed one
 # voxels of a straight copy per cell of an oblique map, so that its cells keep their shape
 FINER = 2.0
 
@@ -52,6 +53,7 @@ def layers_of(registration: Registration, number: int) -> list[LayerData]:
     about: dict[str, Any] = {"registration": registration, "number": number}
     _, (low, high) = contrast(registration.pair.fixed, registration.pair.moving)
     layers = [_image(registration.warped, (low, high), f"#{number} warped", **about, role="warped")]
+    layers[0][1]["opacity"] = BLEND
     if registration.warped_labels is not None:
         layers.append(
             _labels(
@@ -288,9 +290,17 @@ def _image(volume: Volume, limits: tuple[float, float], name: str, **about: Any)
 
 
 def _labels(volume: Volume, name: str, **about: Any) -> LayerData:
-    """Labels as outlines, so that the image stays visible."""
+    """Labels as outlines in the colour of their image, so that the images stay visible."""
     data, options = layer_options(volume, **about)
-    return data, options | {"name": name, "opacity": 0.8, "visible": False}, "labels"
+    options |= {"name": name, "opacity": 0.9, "visible": False}
+    return data, options | {"colormap": outline_colours(about["role"])}, "labels"
+
+
+def outline_colours(role: str) -> dict[int | None, str]:
+    """One colour for all labels of the moving, fixed or warped image, for outlines."""
+    from napari_shmoareg.figures.palette import OUTLINE_COLOURS
+
+    return {0: "transparent", None: OUTLINE_COLOURS[role.removesuffix("_labels")]}
 
 
 def _range(volume: Volume) -> tuple[float, float]:

@@ -230,11 +230,13 @@ def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
 
 def _layer(volume: Volume, inputs: OpenInputs, **about: Any) -> LayerData:
     """A volume as a layer, with its role."""
-    from napari_shmoareg.plugin.layers import contrast
+    from napari_shmoareg.plugin.layers import contrast, outline_colours
 
-    data, options = layer_options(volume, role=_role(volume, inputs), **about)
+    role = _role(volume, inputs)
+    data, options = layer_options(volume, role=role, **about)
     if volume.is_labels:
-        return data, options | {"opacity": 0.8}, "labels"
+        options["opacity"] = 0.8
+        return data, options | ({"colormap": outline_colours(role)} if role else {}), "labels"
     return (
         data,
         options | {"colormap": "gray", "contrast_limits": contrast(volume, volume)[0]},

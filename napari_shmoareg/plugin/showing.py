@@ -195,6 +195,8 @@ def show_image(viewer: Viewer, number: int, which: str) -> Layer | None:
     for name, layer in layers.items():
         if layer is not None:
             layer.visible = name == which
+            # a blend ends; it would be half transparent over nothing
+            layer.opacity = 1.0
     return layers[which]
 
 

@@ -28,6 +28,15 @@ def style_as_caution(widget: QWidget, on: bool) -> None:
     widget.setStyleSheet(style if on else "")
 
 
+# napari's colour of errors, lighter, to be read on dark and on light themes
+ERROR = "#e5484d"
+
+
+def style_as_error(widget: QWidget) -> None:
+    """Style a text as something that went wrong, in any theme."""
+    widget.setStyleSheet(f"color: {ERROR}; font-weight: bold;")
+
+
 def notify(viewer: Viewer, severity: Literal["info", "warning", "error"], text: str) -> None:
     """Show a notification in the terminal at once, and in the window once it is shown.
 

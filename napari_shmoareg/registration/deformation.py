@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_shmoareg.geometry import DisplacementField, Transform, Volume, VolumePair, field
+from napari_shmoareg.geometry import (
+    DisplacementField,
+    Transform,
+    Volume,
+    VolumePair,
+    field,
+    fill_value,
+)
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.registration.cascade import Cascade, cascade, coarser, to_shape
 from napari_shmoareg.registration.conform import Conformed
@@ -299,10 +306,15 @@ class WarpedPair:
         return Volume(self.deformation.jacobian(), self.deformation.grid, "jacobian")
 
 
-def warp_pair(pair: VolumePair, transform: Transform) -> WarpedPair:
-    """Warp the moving image of a pair, and its labels if any, to the grid of the fixed image."""
+def warp_pair(pair: VolumePair, transform: Transform, fill: float | str = "auto") -> WarpedPair:
+    """Warp the moving image of a pair, and its labels if any, to the grid of the fixed image.
+
+    `fill` is the value where the moving image has no voxels, see `fill_value`.
+    """
     grid = pair.fixed.grid
     deformation = Transform(np.eye(4), transform.field).total(grid)
     total = deformation.after(transform.affine)
     labels = None if pair.moving_labels is None else total.warp(pair.moving_labels)
-    return WarpedPair(total.warp(pair.moving), labels, total, deformation)
+    return WarpedPair(
+        total.warp(pair.moving, fill_value(pair.moving, fill)), labels, total, deformation
+    )

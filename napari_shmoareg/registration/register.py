@@ -347,7 +347,7 @@ def register(
         similarity, kept, choices["kept"] = _compare(pair, stages, settings.keep)
     transform = _on_grid(stages[kept], conformed)
     with phase("warp"):
-        warped = warp_pair(pair, transform)
+        warped = warp_pair(pair, transform, settings.fill)
         jacobian = warped.jacobian()
     return Registration(
         pair=pair,

@@ -25,7 +25,7 @@ from napari_shmoareg.plugin.quality import panel as panel_module
 from napari_shmoareg.plugin.quality.panel import QualityPanel
 from napari_shmoareg.plugin.register.job import LayerAdder, RegistrationResult
 from napari_shmoareg.plugin.registrations import layers_of_registration
-from napari_shmoareg.plugin.viewer import CAUTION
+from napari_shmoareg.plugin.viewer import CAUTION, ERROR
 from napari_shmoareg.plugin.viewer_state import ViewerState
 
 MODES = ("blend", "two colours", "checkerboard", "swipe", "difference", "side by side")
@@ -398,7 +398,7 @@ def test_labels_that_overlap_less_at_the_end_are_a_caution_that_looks_like_one(p
         n for n in range(table.whole.rowCount()) if not table.whole.item(n, 3).icon().isNull()
     ]
     assert [table.whole.item(n, 0).text() for n in marked] == ["Dice ↑"]
-    assert table.whole.item(marked[0], 3).background().color().name() == CAUTION
+    assert table.whole.item(marked[0], 3).background().color().name() == ERROR
     assert [table.labels.item(n, 3).icon().isNull() for n in range(2)] == [False, True]
 
 

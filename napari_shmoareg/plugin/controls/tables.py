@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.plugin.controls.forms import arranged
-from napari_shmoareg.plugin.viewer import CAUTION, ON_CAUTION
+from napari_shmoareg.plugin.viewer import ERROR
 
 if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
@@ -178,6 +178,22 @@ def dice_drop(report: Mapping[str, Any]) -> DiceDrop | None:
     )
 
 
+def outcome_worse(report: Mapping[str, Any]) -> str:
+    """Say in one sentence what is worse after than before: Dice, or the correlation without labels;
+    empty if nothing is.
+    """
+    drop = dice_drop(report)
+    if drop is not None:
+        before, affine, after = drop.means
+        best, stage = max((before, "before"), (affine, "after the affine alone"))
+        return f"Dice got worse: {best:.3f} {stage}, {after:.3f} after."
+    similarity = report["similarity"]
+    before, after = (similarity[stage]["ncc"] for stage in ("before", "after"))
+    if report["dice"] is None and None not in (before, after) and after < before - MIN_DROP:
+        return f"The images agree less: correlation {before:.3f} before, {after:.3f} after."
+    return ""
+
+
 def has_dropped(dice: Sequence[float | None]) -> bool:
     """Whether the last of the three Dice values is notably below one of the others."""
     after = dice[-1]
@@ -262,9 +278,9 @@ class Figure(QTableWidgetItem):
         self.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 
     def mark_dropped(self) -> None:
-        """Mark a worse value: an arrow down in the colour of cautions."""
-        self.setBackground(QColor(CAUTION))
-        self.setForeground(QColor(ON_CAUTION))
+        """Mark a worse value: an arrow down on red."""
+        self.setBackground(QColor(ERROR))
+        self.setForeground(QColor("#ffffff"))
         self.setIcon(_arrow_down())
 
     def __lt__(self, other: QTableWidgetItem) -> bool:
@@ -335,7 +351,7 @@ def _arrow_down() -> QIcon:
     picture.fill(Qt.GlobalColor.transparent)
     painter = QPainter(picture)
     painter.setPen(Qt.PenStyle.NoPen)
-    painter.setBrush(QColor(ON_CAUTION))
+    painter.setBrush(QColor("#ffffff"))
     painter.drawRect(6, 1, 4, 8)
     painter.drawPolygon(QPolygon([QPoint(2, 8), QPoint(14, 8), QPoint(8, 15)]))
     painter.end()

@@ -63,6 +63,16 @@ class Comparer(QObject):
         self._task.cancelled.connect(lambda: self.working.emit(False))
 
     @property
+    def viewer(self) -> Viewer | None:
+        """The viewer; None if it was deleted."""
+        return self._viewer()
+
+    def follow_window(self) -> None:
+        """Give a computed comparison the contrast limits of the fixed image."""
+        if isinstance(self.current, Composite):
+            self.current.follow_window()
+
+    @property
     def busy(self) -> bool:
         """Whether a comparison is being computed."""
         return self._task.busy

@@ -10,15 +10,21 @@ from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 from superqt import QLabeledSlider
 from superqt.utils import signals_blocked
 
-from napari_shmoareg.plugin.controls.forms import narrowed
+from napari_shmoareg.geometry.volume import looks_like_ct
+from napari_shmoareg.plugin.controls.forms import combo_of, narrowed
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.tasks import single_shot
+from napari_shmoareg.plugin.layers import contrast
 from napari_shmoareg.plugin.quality.compare import Comparer
 from napari_shmoareg.plugin.quality.composites import Composite
+from napari_shmoareg.plugin.registrations import open_registrations
+from napari_shmoareg.plugin.showing import layer_of
 
 if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Image
+
+    from napari_shmoareg.registration.register import Registration
 
 
 NO_COMPARISON = "as they are"
@@ -26,6 +32,14 @@ STAGES = {
     "after": "moving, warped",
     "affine": "moving, after the affine",
     "before": "moving, as filed",
+}
+AUTOMATIC = "automatic"
+# HU; the usual ones of radiology, as lowest and highest value
+CT_WINDOWS = {
+    "lung": (-1350.0, 150.0),
+    "soft tissue": (-160.0, 240.0),
+    "bone": (-450.0, 1050.0),
+    "brain": (0.0, 80.0),
 }
 UPDATE_INTERVAL = 30  # ms between updates while the slider moves
 
@@ -113,6 +127,8 @@ class CompareBox(QWidget):
         if number != self._number:
             self._number = number
             self.setEnabled(number is not None)
+            self._form.setRowVisible(self.ct_window, self._is_ct())
+            self.ct_window.setCurrentText(AUTOMATIC)
             self._on_choice()
 
     def _build(self) -> None:
@@ -129,9 +145,16 @@ class CompareBox(QWidget):
         self.stage.setToolTip(
             "The image to compare with the fixed one. 'As filed': as positioned by its file."
         )
+        self.ct_window = combo_of(AUTOMATIC, *CT_WINDOWS)
+        self.ct_window.setToolTip(
+            "Contrast limits of the images, for CT in Hounsfield units: "
+            + ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in CT_WINDOWS.items())
+        )
         self.slider_label, self.slider = QLabel(), QLabeledSlider(Qt.Orientation.Horizontal)
         self.note = QLabel()
         self.note.setWordWrap(True)
+        form.addRow("CT window", self.ct_window)
+        form.setRowVisible(self.ct_window, False)
         form.addRow("Show", self.mode)
         form.addRow("Fixed with", self.stage)
         form.addRow(self.slider_label, self.slider)
@@ -139,11 +162,36 @@ class CompareBox(QWidget):
         self.ramp = Ramp()
         form.addRow(self.note)
         form.addRow(self.ramp)
+        self.ct_window.activated.connect(lambda _: self._set_window())
         self.mode.currentIndexChanged.connect(self._on_choice)
         self.stage.currentIndexChanged.connect(self._on_choice)
         self.slider.valueChanged.connect(self._on_slider)
         self.setEnabled(False)
         self._explain()
+
+    def _registration(self) -> Registration | None:
+        viewer = self.comparer.viewer
+        return None if viewer is None else open_registrations(viewer).get(self._number or 0)
+
+    def _is_ct(self) -> bool:
+        """Whether both images are in Hounsfield units."""
+        registration = self._registration()
+        if registration is None:
+            return False
+        return all(map(looks_like_ct, (registration.pair.fixed, registration.pair.moving)))
+
+    def _set_window(self) -> None:
+        """Set the contrast limits of all images of the registration."""
+        viewer, registration = self.comparer.viewer, self._registration()
+        if viewer is None or registration is None or self._number is None:
+            return
+        automatic = contrast(registration.pair.fixed, registration.pair.moving)
+        limits = CT_WINDOWS.get(self.ct_window.currentText())
+        for name in ("fixed", "moving", "after"):
+            layer = layer_of(viewer, registration, self._number, name)
+            if layer is not None:
+                layer.contrast_limits = limits or automatic[name != "fixed"]
+        self.comparer.follow_window()
 
     def _on_choice(self) -> None:
         """Apply another mode, stage or registration."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from napari.utils.notifications import show_warning
@@ -30,7 +30,7 @@ from napari_shmoareg.plugin.showing import layer_of
 
 if TYPE_CHECKING:
     from napari import Viewer
-    from napari.layers import Image, Layer
+    from napari.layers import Image, Layer, Vectors
 
     from napari_shmoareg.registration.register import Registration
 
@@ -151,6 +151,50 @@ def swipe_edge(count: int, position: float, rising: bool) -> int:
     return round(share * count)
 
 
+def swipe_lines(
+    corner: NDArray[np.float64],
+    size: NDArray[np.float64],
+    shape: Sequence[int],
+    shown: Sequence[int],
+    at: float,
+) -> NDArray[np.float64]:
+    """Return the edge of a swipe with its handle, ``‹|›``, on every slice.
+
+    Parameters
+    ----------
+    corner, size : (3,) array
+        Start and extent of the field of view, mm along S, A, R.
+    shape : sequence of int
+        Its voxels.
+    shown : sequence of int
+        The displayed axes, the vertical and the horizontal one last.
+    at : float
+        Position of the edge along the horizontal axis, mm.
+
+    Returns
+    -------
+    (N, 2, 3) array
+        Start and extent of the line segments, mm.
+    """
+    up, across = shown[-2:]
+    through = ({0, 1, 2} - {up, across}).pop()
+    grip = HANDLE * size[across]
+    parts = [((corner[up], at), (size[up], 0.0))]
+    middle = corner[up] + size[up] / 2
+    parts += [
+        ((middle + end * grip, at + 0.6 * side * grip), (-end * grip, side * grip))
+        for side in (-1, 1)
+        for end in (-1, 1)
+    ]
+    slices = corner[through] + (np.arange(shape[through]) + 0.5) * size[through] / shape[through]
+    lines = np.zeros((len(slices), len(parts), 2, 3))
+    lines[..., 0, through] = slices[:, None]
+    for n, (start, extent) in enumerate(parts):
+        lines[:, n, 0, [up, across]] = start
+        lines[:, n, 1, [up, across]] = extent
+    return lines.reshape(-1, 2, 3)
+
+
 def fill_difference(out: NDArray[np.float32], images: ImagePair) -> None:
     """Fill with the absolute difference, in place."""
     np.subtract(images.fixed, images.other, out=out)
@@ -242,6 +286,7 @@ def _windows(registration: Registration) -> dict[str, tuple[float, float]]:
     return {"fixed": fixed, "moving": moving}
 
 
+_AnyLayer = TypeVar("_AnyLayer", bound="Layer")
 COLOURS = ("green", "magenta")  # of the fixed and of the other image
 
 
@@ -307,7 +352,7 @@ class Comparison:
         fixed, other = self.images["fixed"], self.images[self.prepared.stage]
         return [layer for layer in (fixed, other) if layer is not None]
 
-    def _add(self, layer: Image) -> Image:
+    def _add(self, layer: _AnyLayer) -> _AnyLayer:
         """Insert a layer directly above the fixed image."""
         self.viewer.layers.insert(self._next, layer)
         self._next += 1
@@ -381,6 +426,9 @@ class SideBySide(Comparison):
 
 
 DIFFERENCE_LIMITS = (0.0, 0.5)  # Ours: of intensities in [0, 1], the same before and after
+EDGE_COLOUR = "#ffe066"
+EDGE_PARTS = 250  # widths of the edge in the longest side of the field of view
+HANDLE = 0.03  # size of the handle, as a share of the width of the field of view
 GRAB_DISTANCE = 8.0  # screen pixels from the edge of a swipe within which it can be dragged
 
 
@@ -420,8 +468,11 @@ class Composite(Comparison):
                 }
             },
         )
+        self.edge: Vectors | None = self._edge_layer() if prepared.mode == "swipe" else None
         self._fill()
         self._add(self.layer)
+        if self.edge is not None:
+            self._add(self.edge)
         self._show_only([self.layer], overlays=True)
         self.viewer.layers.selection.active = self.layer
         self._warn_if_hidden()
@@ -446,6 +497,10 @@ class Composite(Comparison):
         self._edge = None
         self.set_amount(self.amount)
         self._warn_if_hidden()
+
+    def follow_window(self) -> None:
+        """Take the contrast limits of the fixed image, except for a difference."""
+        self.layer.contrast_limits = self._limits()
 
     def edge_at(self, position: ArrayLike) -> float:
         """Return the amount that moves the edge of a swipe to a world position."""
@@ -509,6 +564,29 @@ class Composite(Comparison):
             edge = swipe_edge(out.shape[axis], self.amount, rising)
             fill_swipe(out, self._image_pair, edge, axis, rising, self._edge)
             self._edge = edge
+            if self.edge is not None:
+                shown = shown_axes(self.viewer)
+                spacing = np.array(self._image_pair.spacing)
+                corner = self._image_pair.origin - spacing / 2
+                at = corner[axis] + edge * spacing[axis]
+                self.edge.data = swipe_lines(corner, out.shape * spacing, out.shape, shown, at)
+
+    def _edge_layer(self) -> Vectors:
+        """The layer of the edge and its handle; its lines are in mm."""
+        from napari.layers import Vectors
+
+        images = self._image_pair
+        size = np.multiply(images.fixed.shape, images.spacing)
+        return Vectors(
+            np.zeros((1, 2, 3)),
+            name=f"#{self.prepared.number} edge of the swipe",
+            units=UNITS,
+            axis_labels=AXES,
+            vector_style="line",
+            edge_width=float(size.max()) / EDGE_PARTS,
+            edge_color=EDGE_COLOUR,
+            metadata={KEY: {"number": self.prepared.number, "role": "comparison"}},
+        )
 
     def _limits(self) -> tuple[float, float]:
         """Return the contrast limits: those of the fixed image."""

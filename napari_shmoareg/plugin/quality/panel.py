@@ -43,6 +43,7 @@ from napari_shmoareg.plugin.controls.tables import (
 )
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.opening import Panel
+from napari_shmoareg.plugin.quality.apply_box import ApplyBox
 from napari_shmoareg.plugin.quality.compare_box import NO_COMPARISON, CompareBox
 from napari_shmoareg.plugin.registrations import unwrap
 from napari_shmoareg.plugin.viewer import style_as_caution
@@ -293,11 +294,13 @@ class QualityPanel(Panel):
         self.picker, self.compare_box = RegistrationPicker(viewer), CompareBox(viewer)
         self.table = QualityTable()
         self.saving = SaveBox()
+        self.apply_box = ApplyBox(viewer)
         self.invitation = QLabel(INVITE)
         wrapped(self.invitation)
         self._parts = [
             _boxed("Compare", self.compare_box),
             _boxed("Measures", self.table),
+            _boxed("Apply to another layer", self.apply_box),
             self.saving,
         ]
         inner = QWidget()
@@ -315,6 +318,7 @@ class QualityPanel(Panel):
         """Update from the layers; called by napari when they change."""
         self.picker.refresh()
         self.compare_box.comparer.layers_changed()
+        self.apply_box.refresh()
 
     def save_all(self, folder: str | Path) -> None:
         """Write the picked registration to a new or empty folder, in the background."""
@@ -337,6 +341,7 @@ class QualityPanel(Panel):
         for part in self._parts:
             part.setVisible(registration is not None)
         self.compare_box.set_registration(self.picker.number)
+        self.apply_box.set_registration(self.picker.number)
         self.table.show_report(None if registration is None else registration.report)
         self.saving.show_registration(lambda: self.picker.registration)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QStandardItemModel
-from qtpy.QtWidgets import QFormLayout, QHBoxLayout, QSpinBox, QWidget
+from qtpy.QtWidgets import (
+    QAbstractSpinBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QHBoxLayout,
+    QSpinBox,
+    QWidget,
+)
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.model_card import NO_NETWORK
@@ -22,10 +29,10 @@ from napari_shmoareg.plugin.controls.forms import (
     combo_of,
     wrapped_tooltip,
 )
-from napari_shmoareg.settings import RegistrationRequest, choices, help_texts
+from napari_shmoareg.settings import FILLS, RegistrationRequest, choices, help_texts
 
 AS_WEIGHTS, NATIVE = "as the weights say", "native"
-CUSTOM, VOXELS = "Custom", "voxels"
+CUSTOM, VOXELS, VALUE = "Custom", "voxels", "value"
 DEFAULT_SIZE = 128  # voxels, initial number
 MAX_STEPS, STEP = 1000, 20  # refinement steps
 VARIANTS: dict[str, bool | None] = {
@@ -51,7 +58,7 @@ def to_preferences(settings: RegistrationRequest) -> dict[str, str | int]:
     variant = next(text for text, value in VARIANTS.items() if value is settings.diffeomorphic)
     size = AS_WEIGHTS if settings.size is None else str(settings.size)
     values = {name: getattr(settings, name) for name in LABELS}
-    return values | {"diffeomorphic": variant, "size": size}
+    return values | {"diffeomorphic": variant, "size": size, "fill": str(settings.fill)}
 
 
 def from_preferences(values: Mapping[str, Any]) -> RegistrationRequest:
@@ -63,11 +70,20 @@ def from_preferences(values: Mapping[str, Any]) -> RegistrationRequest:
             value = VARIANTS.get(value)
         elif name == "size":
             value = int(value) if str(value).isdecimal() else {NATIVE: NATIVE}.get(value)
+        elif name == "fill":
+            value = value if value in FILLS else _number(str(value))
         elif name == "weights":
             value = str(value or "auto")
         with suppress(InputError):
             settings = replace(settings, **{name: value})
     return settings
+
+
+def _number(text: str) -> float | None:
+    """The number in a text; None if it is none."""
+    with suppress(ValueError):
+        return float(text)
+    return None
 
 
 def with_preset(settings: RegistrationRequest, name: str) -> RegistrationRequest:
@@ -90,15 +106,14 @@ class SettingsForm(QWidget):
         self.preset = combo_of(CUSTOM, *PRESETS)
         self.preset.setToolTip(PRESET_TIP)
         self.combos = {name: combo_of(*choices) for name, choices in CHOICES.items()}
-        self.weights, self.voxels, self.refine = (
-            WeightsCombo("auto", NO_NETWORK),
-            _SizeField(),
-            QSpinBox(),
-        )
+        self.weights, self.refine = WeightsCombo("auto", NO_NETWORK), QSpinBox()
+        self.voxels = ChoiceOrNumber((AS_WEIGHTS, NATIVE), VOXELS, _voxels_box())
+        self.fill = ChoiceOrNumber(FILLS, VALUE, _value_box())
         fields: dict[str, QWidget] = {
             **self.combos,
             "weights": self.weights,
             "size": self.voxels,
+            "fill": self.fill,
             "refine": self.refine,
         }
         self.refine.setRange(0, MAX_STEPS)
@@ -119,6 +134,7 @@ class SettingsForm(QWidget):
         self.preset.activated.connect(self._apply_preset)
         self.weights.changed.connect(self._changed)
         self.voxels.changed.connect(self._changed)
+        self.fill.changed.connect(self._changed)
         self.refine.valueChanged.connect(self._changed)
 
     @property
@@ -126,6 +142,7 @@ class SettingsForm(QWidget):
         """The settings of the form; without refinement, the similarity is unused and "auto"."""
         values = {name: combo.currentText() for name, combo in self.combos.items()}
         values |= {"weights": self.weights.value, "size": self.voxels.text}
+        values["fill"] = self.fill.text
         if self.refine.value() == 0:
             values["similarity"] = "auto"
         return from_preferences({**values, "refine": self.refine.value()})
@@ -138,7 +155,7 @@ class SettingsForm(QWidget):
         self.refine.blockSignals(blocked)
         for name, combo in self.combos.items():
             combo.setCurrentText(str(values[name]))
-        self.voxels.text = str(values["size"])
+        self.voxels.text, self.fill.text = str(values["size"]), str(values["fill"])
         self.weights.value = settings.weights
         self._sync()
 
@@ -168,19 +185,42 @@ class SettingsForm(QWidget):
         self._changed()
 
 
-class _SizeField(QWidget):
-    """The size: as in the weights, native, or a number of voxels."""
+def _voxels_box() -> QSpinBox:
+    box = QSpinBox()
+    box.setRange(SMALLEST, LARGEST)
+    box.setSingleStep(16)
+    box.setValue(DEFAULT_SIZE)
+    return box
+
+
+def _value_box() -> QDoubleSpinBox:
+    box = QDoubleSpinBox()
+    box.setRange(-1e6, 1e6)
+    box.setDecimals(2)
+    box.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)
+    return box
+
+
+class ChoiceOrNumber(QWidget):
+    """One of some choices, or a number in a field that is shown for it.
+
+    Parameters
+    ----------
+    choices : sequence of str
+    number_text : str
+        The entry for a number.
+    number : QSpinBox or QDoubleSpinBox
+    """
 
     changed = Signal()
 
-    def __init__(self) -> None:
+    def __init__(
+        self, choices: Sequence[str], number_text: str, number: QSpinBox | QDoubleSpinBox
+    ) -> None:
         super().__init__()
-        self.kind = combo_of(AS_WEIGHTS, NATIVE, VOXELS)
+        self._number_text, self.number = number_text, number
+        self.kind = combo_of(*choices, number_text)
         self.kind.setMinimumContentsLength(6)  # leave room for the number
-        self.number = QSpinBox()
-        self.number.setRange(SMALLEST, LARGEST)
-        self.number.setSingleStep(16)
-        self.number.setValue(DEFAULT_SIZE)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.kind, 1)
@@ -191,22 +231,23 @@ class _SizeField(QWidget):
 
     @property
     def text(self) -> str:
-        """The size as in `to_preferences`."""
-        return (
-            str(self.number.value())
-            if self.kind.currentText() == VOXELS
-            else self.kind.currentText()
-        )
+        """The choice, or the number as text."""
+        chosen = self.kind.currentText()
+        return str(self.number.value()) if chosen == self._number_text else chosen
 
     @text.setter
     def text(self, text: str) -> None:
-        self.kind.setCurrentText(VOXELS if text.isdecimal() else text)
-        self.number.setVisible(text.isdecimal())
-        if text.isdecimal():
+        value = None if self.kind.findText(text) >= 0 else _number(text)
+        self.kind.setCurrentText(text if value is None else self._number_text)
+        self.number.setVisible(value is not None)
+        if value is not None:
             blocked = self.number.blockSignals(True)
-            self.number.setValue(int(text))
+            if isinstance(self.number, QSpinBox):
+                self.number.setValue(int(value))
+            else:
+                self.number.setValue(value)
             self.number.blockSignals(blocked)
 
     def _changed(self, *_: object) -> None:
-        self.number.setVisible(self.kind.currentText() == VOXELS)
+        self.number.setVisible(self.kind.currentText() == self._number_text)
         self.changed.emit()

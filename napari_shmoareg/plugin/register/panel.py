@@ -12,7 +12,9 @@ from qtpy.QtCore import QEvent, Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QFrame,
+    QHBoxLayout,
     QLabel,
+    QPushButton,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
@@ -22,9 +24,15 @@ from qtpy.QtWidgets import (
 from napari_shmoareg.plugin.controls.forms import arranged, scrolled
 from napari_shmoareg.plugin.controls.pickers import PairPicker
 from napari_shmoareg.plugin.controls.progress import SHORTCUT, PanelState, ProgressRow
-from napari_shmoareg.plugin.controls.tables import STAGES, cautions_of, dice_drop, label_summary
+from napari_shmoareg.plugin.controls.tables import (
+    STAGES,
+    cautions_of,
+    dice_drop,
+    label_summary,
+    outcome_worse,
+)
 from napari_shmoareg.plugin.controls.tasks import Libraries, Task, preload, single_shot
-from napari_shmoareg.plugin.opening import Panel
+from napari_shmoareg.plugin.opening import Panel, dock, show_expert_map
 from napari_shmoareg.plugin.register.form import SettingsForm, from_preferences, to_preferences
 from napari_shmoareg.plugin.register.job import (
     Inputs,
@@ -33,7 +41,7 @@ from napari_shmoareg.plugin.register.job import (
     RegistrationResult,
 )
 from napari_shmoareg.plugin.registrations import next_number, pair_title, unwrap
-from napari_shmoareg.plugin.viewer import style_as_caution
+from napari_shmoareg.plugin.viewer import style_as_caution, style_as_error
 from napari_shmoareg.settings import RegistrationRequest
 
 if TYPE_CHECKING:
@@ -150,6 +158,67 @@ def _text() -> QLabel:
     return label
 
 
+REFINE_STEPS = 60  # offered after a result that got worse
+
+
+class ResultBox(QWidget):
+    """What to do with a finished registration, and in red what got worse, with a remedy.
+
+    Attributes
+    ----------
+    refine_requested : Signal()
+    """
+
+    refine_requested = Signal()
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__()
+        self._viewer, self._number = weakref.ref(viewer), 0
+        self.worse = _text()
+        style_as_error(self.worse)
+        self.refine = QPushButton(f"Refine ({REFINE_STEPS} steps)")
+        self.refine.setToolTip("Register this pair again and refine the deformation on it.")
+        self.quality = QPushButton("Quality")
+        self.quality.setToolTip("Compare the images and show all measures.")
+        self.experts = QPushButton("Experts")
+        self.save = QPushButton("Save all…")
+        self.save.setToolTip("Write images, transform, maps and measures to a folder.")
+        self.refine.clicked.connect(self.refine_requested)
+        self.quality.clicked.connect(self._show_quality)
+        self.experts.clicked.connect(self._show_experts)
+        self.save.clicked.connect(lambda: self._show_quality().saving.button.click())
+        row = arranged(QHBoxLayout(), self.quality, self.experts, self.save)
+        arranged(QVBoxLayout(self), self.worse, self.refine, row)
+        self.hide()
+
+    def show_result(self, number: int, registration: Registration) -> None:
+        """Show the actions for a result."""
+        self._number, worse = number, outcome_worse(registration.report)
+        self.worse.setText(worse)
+        self.worse.setVisible(bool(worse))
+        self.refine.setVisible(bool(worse) and not registration.report["settings"].get("refine"))
+        has_experts = bool(registration.routing)
+        self.experts.setEnabled(has_experts)
+        self.experts.setToolTip(
+            "Show which experts were chosen where."
+            if has_experts
+            else "This registration used no network, so it has no experts."
+        )
+        self.show()
+
+    def _show_quality(self) -> Any:
+        viewer = self._viewer()
+        assert viewer is not None, "the viewer was deleted"
+        panel = dock(viewer, "Quality")
+        panel.picker.setCurrentIndex(panel.picker.findData(self._number))
+        return panel
+
+    def _show_experts(self) -> None:
+        viewer = self._viewer()
+        if viewer is not None:
+            show_expert_map(viewer, self._number)
+
+
 POLL_INTERVAL = 100  # ms between checks whether the libraries are loaded
 PRELOAD_DELAY = 500  # ms from a complete pair to preloading, so that the viewer draws first
 WIDTH = 300
@@ -178,6 +247,7 @@ class RegisterPanel(Panel):
         self._libraries: Future[Libraries] | None = None
         self.pickers, self.form = PairPicker(viewer), SettingsForm(load_settings())
         self.progress, self.message_box = ProgressRow(), MessageBox()
+        self.result_box = ResultBox(viewer)
         self._lay_out()
         self.task, self._adder = Task(self, "a registration"), LayerAdder(self)
         self._preload_timer = single_shot(self, PRELOAD_DELAY, self._preload)
@@ -191,7 +261,8 @@ class RegisterPanel(Panel):
         self._adder.progressed.connect(lambda *at: self.progress.show_progress(*at, ready=False))
         self._adder.finished.connect(self._on_added)
         self._adder.failed.connect(self._on_failed)
-        self.pickers.changed.connect(self._show)
+        self.pickers.changed.connect(self._on_pair_changed)
+        self.result_box.refine_requested.connect(self._refine)
         self.form.changed.connect(self._save_settings)
         self.progress.button.clicked.connect(self._on_clicked)
         shortcut = QShortcut(QKeySequence(SHORTCUT), self)
@@ -215,7 +286,7 @@ class RegisterPanel(Panel):
         inner = QWidget()
         column = QVBoxLayout(inner)
         column.setContentsMargins(0, 0, 6, 0)
-        for widget in (self.pickers, _line(), self.form, self.message_box):
+        for widget in (self.pickers, _line(), self.form, self.message_box, self.result_box):
             column.addWidget(widget)
         column.addStretch()
         self._scroll = scrolled(inner)
@@ -241,9 +312,27 @@ class RegisterPanel(Panel):
         number = next_number(viewer)
         self.task.name = f"registration #{number}"
         self.progress.begin()
-        self.message_box.show_message("")
+        self._clear_result()
         self._show(PanelState.registering)
         self.task.start(LayerRegistration(picked, self.form.settings, number))
+
+    def _refine(self) -> None:
+        """Register the same pair again, with refinement."""
+        self.form.refine.setValue(REFINE_STEPS)
+        self._start()
+
+    def _on_pair_changed(self) -> None:
+        """Remove what concerns another pair."""
+        now = {role: layer for role, layer in self.pickers.pair.items() if layer is not None}
+        shown = {role: ref() for role, ref in self._inputs.items()}
+        if self._state is PanelState.idle and self._inputs and now != shown:
+            self._inputs = {}
+            self._clear_result()
+        self._show()
+
+    def _clear_result(self) -> None:
+        self.message_box.show_message("")
+        self.result_box.hide()
 
     def _on_cancelled(self) -> None:
         self.message_box.show_message(CANCELLED)
@@ -276,7 +365,8 @@ class RegisterPanel(Panel):
         notes = [*result.notes, *cautions]
         text = "\n\n".join([summary(number, result.registration), *notes])
         self.message_box.show_message(text, reasons(result.registration), caution=bool(cautions))
-        self._scroll.ensureWidgetVisible(self.message_box)
+        self.result_box.show_result(number, result.registration)
+        self._scroll.ensureWidgetVisible(self.result_box)
         self._show(PanelState.idle)
         if notes:
             show_warning("\n\n".join(notes))
