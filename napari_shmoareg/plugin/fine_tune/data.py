@@ -321,9 +321,17 @@ class DataView(QWidget):
     """The data set, its quality check and the table of scans."""
 
     changed = Signal()
+    labels_requested = Signal()
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
+        self.use_labels = QPushButton("Train on the overlap of the labels too")
+        self.use_labels.setToolTip(
+            "All usable scans have labels. Sets Overlap weight to 1: the loss then rewards labels"
+            " that overlap, which the paper's loss does not use."
+        )
+        self.use_labels.clicked.connect(self.labels_requested)
+        self.use_labels.hide()
         self.dataset, self.table = DatasetBox(viewer), CheckupTable()
         self.check, self.message = QPushButton(CHECK), QLabel()
         self.checking = Task(self, "the check of the scans")
@@ -346,7 +354,7 @@ class DataView(QWidget):
         self.checking.failed.connect(self._on_failed)
         self.checking.cancelled.connect(lambda: self._on_finished(({}, ENDED)))
         row = arranged(QHBoxLayout(), self.message, self.check, wide=self.message)
-        arranged(QVBoxLayout(self), self.dataset, row, self.table)
+        arranged(QVBoxLayout(self), self.dataset, row, self.use_labels, self.table)
         self._show()
 
     def show_run(
@@ -360,6 +368,13 @@ class DataView(QWidget):
         self.table.show_scans(scans, parts)
         if problems and not self.checking.busy:
             self.message.setText("\n".join(problems))
+
+    def offer_labels(self) -> None:
+        """Propose the loss of the labels if all checked scans have them and it is off."""
+        usable = [scan for scan in self._scans if not scan["skipped"]]
+        labelled = bool(usable) and all(scan["labels"] for scan in usable)
+        off = self.get_settings()[0].get("overlap_weight") == 0
+        self.use_labels.setVisible(labelled and off and not self.checking.busy)
 
     def cancel_check(self) -> None:
         """Cancel the check when a run starts, which does its own."""
@@ -396,6 +411,7 @@ class DataView(QWidget):
         parts, problems = checked
         self.table.show_scans(self._scans, parts)
         self.message.setText(problems)
+        self.offer_labels()
         self._show()
 
     def _on_failed(self, text: str) -> None:

@@ -41,12 +41,17 @@ class Field(QWidget):
         Initial value.
     check : callable
         Raises `InputError` for an invalid value.
+    zero : str
+        What 0 means, such as "off", shown in its place; the number can be entered too.
     """
 
     changed = Signal()
 
-    def __init__(self, kind: Any, default: Any, check: Callable[[Any], object]) -> None:
+    def __init__(
+        self, kind: Any, default: Any, check: Callable[[Any], object], zero: str = ""
+    ) -> None:
         super().__init__()
+        self._zero = zero
         self._kind, self._or_none = _without_none(kind)
         self._check = check
         self.control: QWidget
@@ -94,7 +99,9 @@ class Field(QWidget):
         elif isinstance(self.control, QComboBox):
             self.control.setCurrentText(str(value))
         elif isinstance(self.control, QLineEdit):
-            self.control.setText("" if value is None else _as_text(value))
+            is_zero = bool(self._zero) and value == 0 and value is not None
+            text = self._zero if is_zero else "" if value is None else _as_text(value)
+            self.control.setText(text)
         self._show()
 
     @property
@@ -115,6 +122,8 @@ class Field(QWidget):
         text = self.control.text().strip()
         if not text and self._or_none:
             return None
+        if self._zero and text.lower() == self._zero:
+            return self._kind(0)
         try:
             return self._kind(text)
         except ValueError as error:
@@ -153,6 +162,28 @@ MAIN = (
     "split",
     "validate_every",
 )
+# what 0 means in a field
+OFF = dict.fromkeys(
+    (
+        "routing_weight",
+        "overlap_weight",
+        "bending_weight",
+        "inverse_weight",
+        "balance_weight",
+        "cascade",
+        "augment_affine",
+        "augment_intensity",
+        "largest_gradient",
+        "known_motion",
+        "correspondence_weight",
+        "z_weight",
+        "dense_share",
+        "head_diversity_weight",
+        "gate_jitter",
+    ),
+    "off",
+)
+ZERO = OFF | {"minutes": "no limit", "validate_every": "never", "size": "as the weights"}
 NOTHING = {"nothing (paper)": "paper", "nothing (small)": "small"}  # entry to preset
 FROM_TIP = (
     "Initial weights: the shipped ones (auto), a .safetensors file, for example of another run, or"
@@ -263,7 +294,8 @@ class SettingsForm(QWidget):
         """Add the fields of a settings class."""
         hints, tips = get_type_hints(settings), help_texts(cast(Any, settings))
         for each in own_fields_first(settings):
-            field = Field(hints[each.name], each.default, partial(_try, settings, each.name))
+            check = partial(_try, settings, each.name)
+            field = Field(hints[each.name], each.default, check, ZERO.get(each.name, ""))
             field.control.setToolTip(f"<qt>{tips[each.name]}</qt>")
             field.changed.connect(self.changed)
             self.fields[each.name], self._defaults[each.name] = field, each.default

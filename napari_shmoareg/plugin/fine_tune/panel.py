@@ -115,6 +115,8 @@ class FineTunePanel(Panel):
         self._parts: tuple[Any, dict[str, str]] = (None, {})
         self._lay_out()
         self.run.changed.connect(self._release_watched)
+        self.data.labels_requested.connect(self._use_labels)
+        self.form.changed.connect(self.data.offer_labels)
         for changed in (
             self.data.changed,
             self.form.changed,
@@ -222,6 +224,10 @@ class FineTunePanel(Panel):
         else:
             self.follower.request(action)
             self._show_run()
+
+    def _use_labels(self) -> None:
+        """Turn on the loss of the labels; the field in the tab Settings shows it."""
+        self.form.fields["overlap_weight"].value = 1.0
 
     def _start(self, command: list[str], folder: Path) -> None:
         """Start the child."""

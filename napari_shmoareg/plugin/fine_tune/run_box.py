@@ -76,6 +76,7 @@ ENDS = {
     "minutes": "The time limit was reached after step {step}; raise Minutes to resume.",
     "failed": "The run failed after step {step}.",
 }
+NOTHING_SAVED = "The run was stopped before anything was saved: start it again."
 PHASES = {
     "reading": "Reading the data set",
     "checkup": "Checking the scans",
@@ -224,11 +225,9 @@ def _text(
         left = "" if state.left_seconds is None else f", about {length(state.left_seconds)} left"
         lines.append(f"Step {state.step} of {state.steps}{left}.")
     elif state.end:
-        lines.append(
-            ENDS.get(state.end["reason"], "The run ended after step {step}.").format(
-                step=state.step
-            )
-        )
+        reason = state.end["reason"]
+        text = NOTHING_SAVED if reason == "stopped" and not state.saved else ENDS.get(reason)
+        lines.append((text or "The run ended after step {step}.").format(step=state.step))
     elif state.about or state.step:
         lines.append(f"Step {state.step} of {state.steps}; no process works on this run now.")
     if state.error and not is_running:
@@ -289,7 +288,10 @@ TIPS = {
     "done": "All steps are done. Raise Steps in the settings to continue.",
     "pause": "Pause after the current step; memory stays allocated.",
     "go": "Continue after a pause.",
-    "stop": "Save and end after the current step. The run can be resumed later.",
+    "stop": (
+        "Save and end after the current step; the run can be resumed later. During the check of the"
+        " scans there is nothing to save yet."
+    ),
     "use": "Select the best weights of this run in the Register panel.",
     "copy": "Copy the equivalent command line to the clipboard.",
 }
