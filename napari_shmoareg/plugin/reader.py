@@ -331,18 +331,21 @@ def _error_message(path: str, error: Exception) -> str:
     if isinstance(error, InputError):
         from napari_shmoareg.plugin.controls.errors import form_message
 
-        text = form_message(error)
-        return text if Path(path).name in text else f"{path}: {text}"
+        return _reason_first(form_message(error), path)
     if isinstance(error, MemoryError):
-        return (
-            f"{path} was not read: out of memory. Close other layers and programs, or open a"
-            " smaller image."
-        )
+        text = "Out of memory: close other layers and programs, or open a smaller image."
+        return _reason_first(text, path)
     if isinstance(error, OSError):
-        return f"{path} cannot be opened: {error.strerror or error}."
+        return _reason_first(f"The file cannot be opened: {error.strerror or error}.", path)
     logging.getLogger(__name__).error("%r could not be read", path, exc_info=error)
     message = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"{path} could not be read; the file may be damaged ({type(error).__name__}: {message})."
+    text = f"The file may be damaged ({type(error).__name__}: {message})."
+    return _reason_first(text, path)
+
+
+def _reason_first(text: str, path: str) -> str:
+    """Put the whole path last, on a line of its own; in the text only its name remains."""
+    return f"{text.replace(path, Path(path).name)}\n{path}"
 
 
 def _open_path(path: str, inputs: OpenInputs) -> list[LayerData]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import Grid, Volume, VolumePair
+from napari_shmoareg.geometry import Grid, Volume, VolumePair, fill_value
 
 GRID = Grid((4, 5, 3), np.diag([2.0, 1.5, 3.0, 1.0]))
 
@@ -145,3 +145,26 @@ def test_single_precision_serves_unless_it_loses_what_lies_between(values, kind)
         ).float_type
         == kind
     )
+
+
+def _filled(values, **how):
+    return fill_value(Volume(values.astype(np.float32), Grid(values.shape, np.eye(4))), **how)
+
+
+def test_outside_an_image_lies_its_empty_border_else_air_or_its_minimum():
+    random = np.random.default_rng(3)
+    body = random.uniform(-120, 300, (12, 12, 12))
+    in_air = np.full((20, 20, 20), -1024.0)
+    in_air[4:16, 4:16, 4:16] = body
+    assert _filled(in_air) == -1024
+    assert _filled(body) == pytest.approx(body.min())  # no CT: nothing below -500
+    lung = body.copy()
+    lung[3:9, 3:9, 3:9] = -850
+    assert _filled(lung) == -1000 and _filled(lung, fill="minimum") == -850
+    assert _filled(lung, fill="air") == -1000 and _filled(lung, fill=7) == 7
+    head = np.zeros((20, 20, 20))
+    head[4:16, 4:16, 4:16] = random.uniform(20, 200, (12, 12, 12))
+    head += random.uniform(0, 2, head.shape)  # noise in the air
+    assert 0 <= _filled(head) <= 2
+    labels = Volume(np.ones((3, 3, 3), np.uint8), Grid((3, 3, 3), np.eye(4)), is_labels=True)
+    assert fill_value(labels, "air") == 0

@@ -544,3 +544,54 @@ def test_docking_the_panel_loads_no_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip().endswith("[]")
+
+
+def test_a_field_whose_0_turns_something_off_says_so(qtbot):
+    from napari_shmoareg.plugin.fine_tune.form import SettingsForm
+
+    form = SettingsForm()
+    qtbot.addWidget(form)
+    shown = {name: field.control.text() for name, field in form.fields.items() if field._zero}
+    assert shown["overlap_weight"] == "off" and shown["minutes"] == "no limit"
+    assert shown["size"] == "as the weights" and form.chosen.settings == {}
+    form.fields["overlap_weight"].control.setText("0.5")
+    form.fields["validate_every"].control.setText("never")
+    assert form.chosen.settings == {"overlap_weight": 0.5, "validate_every": 0}
+    form.fields["overlap_weight"].control.setText("0")
+    form.fields["minutes"].control.setText("none at all")
+    assert "A number was expected" in form.fields["minutes"].error
+
+
+def test_a_run_that_saved_nothing_is_not_offered_for_resuming():
+    from napari_shmoareg.plugin.fine_tune.run_box import button_state
+    from napari_shmoareg.plugin.fine_tune.run_model import RunState
+
+    state = RunState()
+    state.end = {"reason": "stopped"}
+    about = {"is_running": False, "is_own": True, "requested": "", "silent_seconds": 0.0}
+    about |= {"missing": None, "has_weights": False, "can_resume": False, "can_restart": True}
+    shown = button_state(state, **about)
+    assert shown.text == "The run was stopped before anything was saved: start it again."
+    assert (shown.start_text, shown.start_action) == ("Start over", "restart")
+    state.saved = {"state": 3}
+    assert "it can be resumed" in button_state(state, **about).text
+
+
+def test_a_data_set_with_labels_proposes_their_loss(qtbot):
+    from napari.components import ViewerModel
+
+    from napari_shmoareg.plugin.fine_tune.data import DataView
+
+    view = DataView(ViewerModel())
+    qtbot.addWidget(view)
+    settings = {"overlap_weight": 0.0}
+    view.get_settings = lambda: (settings, "auto", None)
+    scan = {"skipped": "", "labels": [1, 2]}
+    for scans, offered in (([scan, scan], True), ([scan, scan | {"labels": None}], False)):
+        view._scans = scans
+        view.offer_labels()
+        assert view.use_labels.isHidden() is not offered
+    view._scans = [scan]
+    settings["overlap_weight"] = 1.0
+    view.offer_labels()
+    assert view.use_labels.isHidden()

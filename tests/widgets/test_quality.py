@@ -20,7 +20,7 @@ from napari_shmoareg.io import write_registration
 from napari_shmoareg.io.report import read_registration_summary
 from napari_shmoareg.plugin.controls.tables import cautions_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.plugin.placement import tag
+from napari_shmoareg.plugin.placement import tag, to_layer_geometry, to_viewer
 from napari_shmoareg.plugin.quality import panel as panel_module
 from napari_shmoareg.plugin.quality.panel import QualityPanel
 from napari_shmoareg.plugin.register.job import LayerAdder, RegistrationResult
@@ -503,3 +503,83 @@ def test_looks_are_put_back_and_later_layers_left_alone(viewer, registration):
     assert later.visible and later.opacity == 0.3
     viewer.layers.remove(later)
     assert state(viewer) == before
+
+
+def test_any_layer_is_carried_through_the_registration_either_way(
+    viewer, panel, registration, qtbot
+):
+    box, pair = panel.apply_box, registration.pair
+    middle = pair.fixed.grid.centre
+    there = registration.transform.map_points(middle)
+    from napari.layers import Points
+
+    viewer.add_layer(Points([there[::-1]], name="tip", units=("mm",) * 3))
+    apply_to(box, viewer.layers["tip"], qtbot)
+    (carried,) = [layer for layer in viewer.layers if layer.name == "#1 tip, moving to fixed"]
+    assert np.allclose(carried.data[0][::-1], middle, atol=0.1)
+    apply_to(box, viewer.layers["moving"], qtbot)
+    image = viewer.layers["#1 moving, moving to fixed"]
+    np.testing.assert_allclose(image.data, viewer.layers["#1 warped"].data, atol=1e-3)
+    apply_to(box, viewer.layers["#1 warped labels"], qtbot, to_moving=True)
+    labels = viewer.layers["#1 #1 warped labels, fixed to moving"]
+    own = to_layer_geometry(pair.moving_labels).data
+    both = (labels.data > 0) & (own > 0)
+    assert labels._type_string == "labels" and both.sum() > 0.8 * (labels.data > 0).sum()
+    assert (labels.data[both] == own[both]).mean() > 0.8
+
+
+def test_a_layer_elsewhere_is_refused_with_the_other_direction(viewer, panel, told, qtbot):
+    from napari.layers import Image
+
+    far = Image(np.ones((4, 4, 4)), name="far", translate=(5000, 0, 0), units=("mm",) * 3)
+    viewer.add_layer(far)
+    before = len(viewer.layers)
+    apply_to(panel.apply_box, far, qtbot)
+    assert "Nothing of 'far' would be left" in told[-1] and "'fixed to moving'" in told[-1]
+    assert len(viewer.layers) == before and panel.apply_box.button.text() == "Apply"
+
+
+def apply_to(box, layer, qtbot, *, to_moving=False) -> None:
+    box.layer.pick(layer)
+    box.direction.setCurrentIndex(box.direction.findData(to_moving))
+    box.button.click()
+    qtbot.waitUntil(lambda: not box.task.busy, timeout=20000)
+
+
+def test_a_ct_has_windows_and_other_images_none(viewer, panel, registration, compare):
+    box = panel.compare_box
+    assert not box._form.isRowVisible(box.ct_window)
+    pair = registration.pair
+    ct = {
+        role: replace(volume, values=volume.values * 0.5 - 900)
+        for role, volume in pair.volumes.items()
+        if not volume.is_labels
+    }
+    scanned = replace(registration, pair=replace(pair, **ct))
+    viewer.layers.clear()
+    open_registration(viewer, scanned)
+    assert box._form.isRowVisible(box.ct_window)
+    compare("swipe")
+    for window, limits in (("lung", (-1350, 150)), ("bone", (-450, 1050))):
+        box.ct_window.setCurrentText(window)
+        box.ct_window.activated.emit(0)
+        for name in ("fixed", "moving", "#1 warped"):
+            assert tuple(viewer.layers[name].contrast_limits) == limits
+    low, high = box.comparer.current.layer.contrast_limits
+    assert 0 <= low < high <= 1
+
+
+def test_the_edge_of_a_swipe_is_drawn_where_the_images_meet(viewer, panel, compare, registration):
+    shown = compare("swipe")
+    panel.compare_box.slider.setValue(30)
+    shown.set_amount(0.3)
+    edge = shown.edge
+    corners = np.sort(to_viewer(registration.pair.fixed.grid.corners()), axis=0)
+    axis, _ = shown._horizontal_axis()
+    upright = edge.data[np.abs(edge.data[:, 1, axis]) < 1e-9]
+    at = upright[0, 0, axis]
+    assert len(upright) == shown.layer.data.shape[viewer.dims.order[0]] and edge in viewer.layers
+    assert shown.edge_at(np.where(np.arange(3) == axis, at, 0)) == pytest.approx(0.3, abs=0.03)
+    assert corners[0, axis] < at < corners[-1, axis]
+    compare("blend")
+    assert edge not in viewer.layers

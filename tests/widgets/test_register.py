@@ -28,7 +28,7 @@ from napari_shmoareg.plugin.registrations import (
     layers_of_registration,
     open_registrations,
 )
-from napari_shmoareg.plugin.viewer import CAUTION
+from napari_shmoareg.plugin.viewer import CAUTION, ERROR
 from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.resources import psutil
 from napari_shmoareg.settings import RegistrationRequest
@@ -476,3 +476,44 @@ def destroy(panel, viewer, qtbot):
     """Close its dock, as napari does with its cross."""
     panel.parent().destroyOnClose()
     qtbot.wait(10)
+
+
+@pytest.mark.slow
+def test_a_result_offers_what_comes_next_and_leaves_with_its_pair(ready, viewer, qtbot, plugin):
+    box = ready.result_box
+    assert not box.isVisible()
+    number = register(ready, qtbot)
+    warped = layers_of_registration(viewer, number, "warped")[0]
+    assert box.isVisible() and warped.opacity == 0.5 and layer_in_role(viewer, "fixed").visible
+    box.quality.click()
+    quality = viewer.window.dock_widgets["Quality (shmoareg)"]
+    assert quality.isVisible() and quality.picker.number == number
+    box.experts.click()
+    assert viewer.window.dock_widgets["Experts (shmoareg)"].isVisible()
+    ready.pickers.swap.click()
+    assert not box.isVisible() and ready.message_box.text.text() == ""
+
+
+def test_what_got_worse_is_red_and_refinement_is_offered(panel, viewer, registration, qtbot):
+    box, report = panel.result_box, dict(registration.report)
+    labels = {"1": 0.7, "2": 0.5}
+    report["dice"] = {
+        stage: {"mean": 0.6 - drop, "per_label": {k: v - drop for k, v in labels.items()}}
+        for stage, drop in (("before", 0.1), ("affine", 0.0), ("after", 0.05))
+    }
+    box.show_result(1, replace(registration, report=report))
+    assert box.worse.text() == "Dice got worse: 0.600 after the affine alone, 0.550 after."
+    assert ERROR in box.worse.styleSheet() and not box.refine.isHidden()
+    with qtbot.waitSignal(box.refine_requested):
+        box.refine.click()
+    assert panel.form.settings.refine == 60
+    report["settings"] = report["settings"] | {"refine": 60}
+    box.show_result(1, replace(registration, report=report))
+    assert box.refine.isHidden() and not box.worse.isHidden()
+    report["dice"] = None
+    report["similarity"] = {"before": {"ncc": 0.5}, "after": {"ncc": 0.4}}
+    box.show_result(1, replace(registration, report=report))
+    assert "correlation 0.500 before, 0.400 after" in box.worse.text()
+    report["similarity"] = {"before": {"ncc": 0.5}, "after": {"ncc": 0.6}}
+    box.show_result(1, replace(registration, report=report))
+    assert box.worse.isHidden() and box.refine.isHidden()
