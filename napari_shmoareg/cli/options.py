@@ -157,6 +157,15 @@ Nan = Annotated[
         help="Replace NaN and infinite voxels by this value.",
     ),
 ]
+FILL = {"metavar": "auto|minimum|air|VALUE", "parser": parse_fill}
+Fill = Annotated[
+    Any,
+    typer.Option(
+        "--fill",
+        help="Value of an image where IMAGE has no voxels; see `register`. Labels get 0.",
+        **FILL,
+    ),
+]
 Channel = Annotated[
     int | None,
     typer.Option("--channel", metavar="N", min=0, help="Volume of a 4D image to read, from 0."),
@@ -230,7 +239,7 @@ HELP_DEFAULTS = {
 OPTION_ARGUMENTS: dict[str, dict[str, Any]] = {
     "refine": {"metavar": "STEPS", "min": 0},
     "size": {"metavar": "N|native", "parser": parse_size},
-    "fill": {"metavar": "auto|minimum|air|VALUE", "parser": parse_fill},
+    "fill": FILL,
 }
 INTERNAL = {"refine_seconds"}  # settings without an option
 

@@ -21,6 +21,7 @@ from napari_shmoareg.cli.options import (
     Channel,
     CommandRequest,
     Debug,
+    Fill,
     Fixed,
     FixedLabels,
     Moving,
@@ -82,6 +83,7 @@ def apply(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace FILE if it exists.")
     ] = False,
+    fill: Fill = "auto",
     nan: Nan = None,
     channel: Channel = None,
     quiet: Quiet = False,
@@ -102,7 +104,8 @@ def apply(
         volume = _use_header_kind(image, volume)
     _check_finite(volume)
     grid = read_image(reference, channel=0).grid
-    write_image(apply_transform(volume, grid, read_transform(transform), inverse=inverse), out)
+    found = read_transform(transform)
+    write_image(apply_transform(volume, grid, found, inverse=inverse, fill=fill), out)
     if not quiet:
         typer.echo(f"Wrote {out}")
 
