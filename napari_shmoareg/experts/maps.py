@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
+from napari_shmoareg.experts.gate_edits import cells_in
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import RoutedLayer
 from napari_shmoareg.model.routing import AtGate, GateId
+from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.register import Registration
 
 Result = TypeVar("Result")
@@ -58,6 +60,12 @@ class ExpertMap(AtGate):
     gate: GateId
     stride: int
     num_experts: int
+
+    def shares(self, cells: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """Share of the cells that chose each expert (N,): of all cells, or of those of a mask."""
+        values = self.volume.values if cells is None else self.volume.values[cells]
+        counts = np.bincount(values.ravel(), minlength=self.num_experts + 1)[1:]
+        return np.asarray(counts / max(int(counts.sum()), 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +178,30 @@ def times_chosen(registration: Registration) -> list[GateValues]:
         name = f"{record.part}-{record.layer}-{record.image}-times-chosen"
         counted[gate] = replace(_of_cells(registration, record, name, chosen), gate=gate)
     return list(counted.values())
+
+
+def content_cells(registration: Registration, stride: int) -> NDArray[np.bool_]:
+    """Cells (I, J, K) of a stride that are content of the fixed image by half or more; the others
+    are air.
+
+    All cells if no cell has content, as in an image without contrast.
+    """
+    found = _content_by_stride(registration)
+    if stride not in found:
+        inside = cells_in(_content(registration), registration.network_grid, stride)
+        found[stride] = inside if inside.any() else np.ones_like(inside)
+    return found[stride]
+
+
+@per_registration
+def _content_by_stride(registration: Registration) -> dict[int, NDArray[np.bool_]]:
+    return {}
+
+
+def _content(registration: Registration) -> Volume:
+    fixed = registration.pair.fixed
+    shown = Intensity.of(fixed).content(fixed.values)
+    return Volume(shown.astype(np.uint8), fixed.grid, "content", is_labels=True)
 
 
 def cells_of(registration: Registration, record: RoutedLayer) -> Grid:

@@ -387,24 +387,37 @@ def routing_sentence(card: Mapping[str, Any]) -> str:
     InputError
         If the scores of the card cannot be read.
     """
-    scores = card.get("routing_matters")
+    scores, phrases = card.get("routing_matters"), routing_phrases(card)
     if scores is None:
         return ""
-    try:
-        pairs, measure = int(scores["pairs"]), MEASURES[scores["measure"]]
-        phrases = [
-            f"{words} {_phrase(scores[name])}" for name, words in _WORDS.items() if name in scores
-        ]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"The routing scores in the card of these weights cannot be read ({error!r:.80})."
-        ) from error
+    pairs, measure = int(scores["pairs"]), MEASURES[scores["measure"]]
     if not phrases:
         return (
             f"Routing of these weights: they gain nothing over the alignment ({_pairs(pairs)},"
             f" {measure})."
         )
-    return f"Routing of these weights ({_pairs(pairs)}, {measure}): {'; '.join(phrases)}."
+    listed = "; ".join(f"{_WORDS[name]} {phrase}" for name, phrase in phrases.items())
+    return f"Routing of these weights ({_pairs(pairs)}, {measure}): {listed}."
+
+
+def routing_phrases(card: Mapping[str, Any]) -> dict[str, str]:
+    """The score of "encoder", "decoder" and "attention" in words, as far as they were measured.
+
+    Raises
+    ------
+    InputError
+        If the scores of the card cannot be read.
+    """
+    scores = card.get("routing_matters")
+    if scores is None:
+        return {}
+    try:
+        int(scores["pairs"]), MEASURES[scores["measure"]]
+        return {name: _phrase(scores[name]) for name in _WORDS if name in scores}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"The routing scores in the card of these weights cannot be read ({error!r:.80})."
+        ) from error
 
 
 _WORDS = {
