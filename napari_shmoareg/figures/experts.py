@@ -92,7 +92,7 @@ def expert_map_figure(
         right=0.1,
     )
     point = middle(registration.pair.fixed) if point is None else point
-    colours = expert_colours(count)
+    colours = expert_colours(count, "paper")
     warped = scaled(cut(registration.warped, point, view), Intensity.of(registration.pair.moving))
     for n, (stride, row) in enumerate(rows.items()):
         axes = figure.add_subplot(spec[n, 0])
@@ -218,7 +218,9 @@ def _bars(axes: Axes, bars: Bars, spread: Spread) -> None:
     width = 0.8 / len(bars)
     for n, (gate, share) in enumerate(bars.items()):
         ids = np.arange(len(share))
-        colours = expert_colours(len(share)) if gate.image is None else IMAGE_COLOURS[gate.image]
+        colours = (
+            expert_colours(len(share), "paper") if gate.image is None else IMAGE_COLOURS[gate.image]
+        )
         at = ids + (n - (len(bars) - 1) / 2) * width
         axes.bar(
             at,
@@ -501,7 +503,7 @@ def _decoder(piece: SubFigure, load: ExpertLoad, voxel: str, kernels: Sequence[i
             f"{name}: {size}\u00d7{size}\u00d7{size}"
             for name, size in zip(names, kernels, strict=True)
         ]
-    colours = dict(zip(names, expert_colours(count), strict=True))
+    colours = dict(zip(names, expert_colours(count, "paper"), strict=True))
     for axes, layer in zip(panels[0], layers, strict=True):
         gates: list[GateId] = sorted(
             load.select(layer=layer), key=lambda gate: gate.direction or ""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import colorsys
 
-PAPER_COLOURS = ("#e03131", "#ffffff", "#2f5fd0")  # red, white, blue of Fig. 4
+# "distinct": told apart over grey images, at half opacity and by colour-blind eyes too;
+# "paper": the red, white and blue of Fig. 4, whose white looks like bright tissue
+EXPERT_PALETTES = {
+    "distinct": ("#ffb000", "#80b2ff", "#800080"),
+    "paper": ("#e03131", "#ffffff", "#2f5fd0"),
+}
 MORE_COLOURS = ("#2f9e44", "#f2c037", "#7048a8", "#0c8599", "#e8590c", "#868e96")
 IMAGE_COLOURS = {"moving": "#f08c00", "fixed": "#2b8a5a"}
 # of outlines over grey images; told apart by colour-blind eyes too
 OUTLINE_COLOURS = {"moving": "#e69f00", "fixed": "#56b4e9", "warped": "#f25fb0"}
 
 
-def expert_colours(count: int) -> list[str]:
-    """Return a colour per expert: red, white and blue as in Fig. 4, then further colours."""
-    palette = [*PAPER_COLOURS, *MORE_COLOURS]
-    return [palette[n % len(palette)] for n in range(count)]
+def expert_colours(count: int, palette: str = "distinct") -> list[str]:
+    """Return a colour per expert: those of one of `EXPERT_PALETTES`, then further colours."""
+    colours = [*EXPERT_PALETTES[palette], *MORE_COLOURS]
+    return [colours[n % len(colours)] for n in range(count)]
 
 
 def head_colours(count: int) -> list[str]:

@@ -196,6 +196,16 @@ def checksum_of(weights: str) -> str:
     ).hexdigest()
 
 
+def card_of(weights: str) -> dict[str, Any] | None:
+    """The model card of weights; None if they are not available here, for example for a
+    registration made elsewhere.
+    """
+    try:
+        return read_card(weights)
+    except InputError:
+        return None
+
+
 def routing_of(weights: str) -> str | None:
     """Sentence on the routing of weights from their model card; empty if it was not measured.
 
@@ -203,9 +213,8 @@ def routing_of(weights: str) -> str | None:
     """
     from napari_shmoareg.experts.routing_scores import routing_sentence
 
-    try:
-        card = read_card(weights)
-    except InputError:
+    card = card_of(weights)
+    if card is None:
         return None
     try:
         return routing_sentence(card)

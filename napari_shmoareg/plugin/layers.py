@@ -33,23 +33,22 @@ BLEND = 0.5  # opacity of a warped image over its fixed one
 FINER = 2.0
 
 
-def layers_of(registration: Registration, number: int) -> list[LayerData]:
-    """All layers of a registration, which overlay the fixed image.
+def layers_of(registration: Registration, number: int, *, maps: bool = False) -> list[LayerData]:
+    """The layers of a registration, which overlay the fixed image.
 
     Parameters
     ----------
     registration : Registration
     number : int
         Number of the registration in its viewer: the layers are called ``#1 warped`` and so on.
+    maps : bool
+        Also all of `map_layers`, which the viewer otherwise makes when they are first shown.
 
     Returns
     -------
     list of (data, options, type)
-        warped, warped labels, Jacobian, folding (if any), a head map, the expert maps, the
-        displacement as arrows and as a grid; only the first is visible.
+        warped, warped labels; only the first is visible.
     """
-    from napari_shmoareg.experts.maps import expert_maps, token_loads
-
     about: dict[str, Any] = {"registration": registration, "number": number}
     _, (low, high) = contrast(registration.pair.fixed, registration.pair.moving)
     layers = [_image(registration.warped, (low, high), f"#{number} warped", **about, role="warped")]
@@ -63,16 +62,36 @@ def layers_of(registration: Registration, number: int) -> list[LayerData]:
                 role="warped_labels",
             )
         )
-    layers += _jacobian(registration, number, about)
-    if token_loads(registration):
+    if maps:
+        for role in ("jacobian", "head_map", "expert_map", "grid"):
+            layers += map_layers(registration, number, role)
+    return layers
+
+
+def map_layers(registration: Registration, number: int, role: str) -> list[LayerData]:
+    """The hidden map layers of a registration in a role.
+
+    Parameters
+    ----------
+    registration : Registration
+    number : int
+    role : {"jacobian", "folding", "head_map", "expert_map", "arrows", "grid"}
+        The Jacobian comes with the folding (if any), the arrows with the grid, and all expert maps
+        together.
+    """
+    from napari_shmoareg.experts.maps import expert_maps, token_loads
+
+    if role in ("jacobian", "folding"):
+        return _jacobian(registration, number, {"registration": registration, "number": number})
+    if role in ("arrows", "grid"):
+        return grid_layers(registration, number)
+    if role == "expert_map":
+        return [expert_map_layer(registration, number, one) for one in expert_maps(registration)]
+    if role == "head_map" and token_loads(registration):
         load = initial_gate(registration)
-        layers.append(
-            head_map(registration, number, load, int(load.values.sum(axis=(0, 1, 2)).argmax()))
-        )
-    layers += [
-        _expert_map(registration, number, expert_map) for expert_map in expert_maps(registration)
-    ]
-    return layers + grid_layers(registration, number)
+        head = int(load.values.sum(axis=(0, 1, 2)).argmax())
+        return [head_map(registration, number, load, head)]
+    return []
 
 
 def layers_of_pair(pair: VolumePair) -> list[LayerData]:
@@ -153,12 +172,51 @@ def head_map(registration: Registration, number: int, load: GateValues, head: in
         ", times chosen" if counts else ""
     )
     top = float(load.values.max(initial=0)) if counts else 1.0
+    low, equal, high = weight_range(load)
     options |= {
-        "colormap": head_colours(),
+        "colormap": head_colours() if counts else weight_colours(low, equal, high),
         "contrast_limits": (0.0, max(top, 1e-6)),
         "rendering": "translucent",
     }
     return data, options | {"interpolation2d": "nearest", "opacity": 0.8, "visible": False}, "image"
+
+
+def weight_range(load: GateValues) -> tuple[float, float, float]:
+    """Lowest colour, 1/k and highest colour for the weights of chosen heads: the largest deviation
+    from 1/k to either side (99th percentile).
+    """
+    equal = 1 / max(load.top_k, 1)
+    chosen = load.values[load.values > 0]
+    away = float(np.percentile(np.abs(chosen - equal), 99)) if chosen.size else 0.0
+    away = min(max(away, 1e-3), 0.99 * equal, 1.001 - equal)
+    return equal - away, equal, equal + away
+
+
+def weight_colours(low: float, equal: float, high: float) -> dict[str, Any]:
+    """Transparent where a head was not chosen; violet below a weight of 1/k, pink at it, yellow
+    above.
+    """
+    colours = [(*rgb, 1.0) for rgb in ((0.37, 0.0, 0.66), (0.8, 0.28, 0.47), (0.98, 0.9, 0.2))]
+    edge = max(low - 1e-4, 1e-5)
+    controls = [0.0, edge / 2, edge, equal, min(high, 1 - 1e-5), 1.0]
+    return {
+        "colors": np.array([(0, 0, 0, 0), (0, 0, 0, 0), *colours, colours[-1]]),
+        "controls": np.array(controls),
+        "name": f"weight {low:.4f} to {high:.4f}",
+    }
+
+
+def window_colours(low: float) -> dict[str, Any]:
+    """Attention within a window: transparent outside, violet to yellow over the values inside, from
+    a share `low` of the largest one.
+    """
+    inside = [(0.37, 0.0, 0.66, 0.75), (0.8, 0.28, 0.47, 0.85), (0.98, 0.9, 0.2, 1.0)]
+    edge = max(low - 1e-3, 1e-6)
+    return {
+        "colors": np.array([(0, 0, 0, 0), (0, 0, 0, 0), *inside]),
+        "controls": np.array([0.0, edge / 2, edge, (edge + 1) / 2, 1.0]),
+        "name": f"attention from {low:.4f}",
+    }
 
 
 def head_colours() -> dict[str, Any]:
@@ -191,9 +249,30 @@ def expert_names(registration: Registration, count: int) -> list[str]:
     )
 
 
-def _expert_map(registration: Registration, number: int, expert_map: ExpertMap) -> LayerData:
-    """Red, white and blue cells; the status bar names the expert under the cursor."""
-    from napari_shmoareg.figures.palette import expert_colours
+AIR = 0  # value of a cell without content, where air is left out
+
+
+def expert_map_layer(
+    registration: Registration,
+    number: int,
+    expert_map: ExpertMap,
+    *,
+    air: bool = False,
+    palette: str | None = None,
+) -> LayerData:
+    """One expert map; the status bar names the expert under the cursor.
+
+    Parameters
+    ----------
+    registration : Registration
+    number : int
+    expert_map : ExpertMap
+    air : bool
+        Also draw cells that show only air in the fixed image.
+    palette : str, optional
+        Of `EXPERT_PALETTES`; default: the one in the preferences.
+    """
+    from napari_shmoareg.experts.maps import content_cells
 
     count, gate = expert_map.num_experts, expert_map.gate
     about: dict[str, Any] = {
@@ -201,23 +280,36 @@ def _expert_map(registration: Registration, number: int, expert_map: ExpertMap) 
         "number": number,
         "role": "expert_map",
         "expert_map": expert_map,
+        "air": air,
     }
-    data, options = layer_options(expert_map.volume, finer=FINER, **about)
+    volume = expert_map.volume
+    if not air:
+        shown = np.where(content_cells(registration, expert_map.stride), volume.values, AIR)
+        volume = type(volume)(shown.astype(np.uint8), volume.grid, volume.name, is_labels=True)
+    data, options = layer_options(volume, finer=FINER, **about)
     named = [f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count))]
     options |= {
         "name": f"#{number} expert {gate.direction} ({resolution(expert_map.stride)})",
-        "colormap": (
-            dict(enumerate(expert_colours(count), start=1))
-            | {
-                0: "transparent",
-                None: "transparent",
-            }
-        ),
-        "features": {"index": np.arange(count + 1), "expert": ["none", *named]},
+        "colormap": expert_colormap(count, palette),
+        "features": {"index": np.arange(count + 1), "expert": ["air", *named]},
         "opacity": 0.5,
         "visible": False,
     }
     return data, options, "labels"
+
+
+def expert_colormap(count: int, palette: str | None = None) -> dict[int | None, str]:
+    """Colours of an expert map's cells, by expert id + 1."""
+    colours: dict[int | None, str] = {0: "transparent", None: "transparent"}
+    return colours | dict(enumerate(colours_of_experts(count, palette), start=1))
+
+
+def colours_of_experts(count: int, palette: str | None = None) -> list[str]:
+    """A colour per expert, of a palette or that in the preferences."""
+    from napari_shmoareg.figures.palette import expert_colours
+    from napari_shmoareg.plugin.preferences import expert_palette
+
+    return expert_colours(count, palette or expert_palette())
 
 
 def _jacobian(registration: Registration, number: int, about: dict[str, Any]) -> list[LayerData]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,27 @@ def current(viewer: Viewer) -> tuple[int, Registration] | None:
     return None if number is None else (number, opened[number])
 
 
+def layers_in_role(viewer: Viewer, number: int, role: str) -> list[Layer]:
+    """The layers of a registration in a role, made now if there are none; the Jacobian includes its
+    folding.
+    """
+    from napari_shmoareg.plugin.layers import add_layers, map_layers
+
+    registration = open_registrations(viewer).get(number)
+    if registration is not None and not layers_of_registration(viewer, number, role):
+        made = map_layers(registration, number, role)
+        wanted = [each for each in made if each[1]["metadata"][KEY]["role"] in (role, "folding")]
+        add_layers(viewer, wanted)
+    return layers_of_registration(viewer, number, role)
+
+
 def show_role(viewer: Viewer, number: int, role: str, on: bool) -> list[Layer]:
-    """Show or hide the layers of a registration in a role; the Jacobian includes its folding."""
+    """Show or hide the layers of a registration in a role; the Jacobian includes its folding.
+
+    Layers that were not asked for before are made when they are shown first.
+    """
+    if on:
+        layers_in_role(viewer, number, role)
     roles = ("jacobian", "folding") if role == "jacobian" else (role,)
     layers = [layer for name in roles for layer in layers_of_registration(viewer, number, name)]
     for layer in layers:
@@ -69,16 +88,58 @@ def show_experts(
     Labels or None
         The layer now shown; None without expert maps.
     """
-    maps = expert_layers(viewer, number)
-    before = next((layer for layer in maps if layer.visible), maps[0] if maps else None)
-    if before is None:
+    offered = offered_maps(viewer, number)
+    if not offered:
         return None
-    last = tag(before, "expert_map")
-    requested = direction or last.gate.direction, stride or last.stride
-    chosen = next((layer for layer in maps if direction_and_stride(layer) == requested), before)
-    draw_single_expert(chosen, single_expert(before))
+    opened = expert_layers(viewer, number)
+    before = next((layer for layer in opened if layer.visible), opened[0] if opened else None)
+    last = direction_and_stride(before) if before is not None else offered[0]
+    requested = direction or last[0], stride or last[1]
+    chosen = expert_layer(viewer, number, requested if requested in offered else last)
+    if before is not None and before is not chosen:
+        draw_single_expert(chosen, single_expert(before))
+        chosen.opacity = before.opacity
     show_only(viewer, chosen)
     return chosen
+
+
+def offered_maps(viewer: Viewer, number: int) -> list[tuple[str, int]]:
+    """Direction and stride of each expert map of a registration, finest first, open or not."""
+    from napari_shmoareg.experts.maps import expert_maps
+
+    registration = open_registrations(viewer).get(number)
+    maps = [] if registration is None else expert_maps(registration)
+    found = [(one.gate.direction or "", one.stride) for one in maps]
+    return sorted(found, key=lambda each: each[::-1])
+
+
+def expert_layer(viewer: Viewer, number: int, which: tuple[str, int]) -> Labels:
+    """The layer of the expert map of a direction and stride, made now if there is none."""
+    from napari_shmoareg.experts.maps import expert_maps
+    from napari_shmoareg.plugin.layers import add_layers, expert_map_layer
+
+    opened = expert_layers(viewer, number)
+    for layer in opened:
+        if direction_and_stride(layer) == which:
+            return layer
+    registration = open_registrations(viewer)[number]
+    found = next(
+        one for one in expert_maps(registration) if (one.gate.direction or "", one.stride) == which
+    )
+    air = bool(opened) and bool(tag(opened[0], "air"))
+    (layer,) = add_layers(viewer, [expert_map_layer(registration, number, found, air=air)])
+    return cast("Labels", layer)
+
+
+def redraw_expert_maps(viewer: Viewer, number: int, *, air: bool) -> None:
+    """Draw the open expert maps with or without air, and in the colours of the preferences."""
+    from napari_shmoareg.plugin.layers import expert_map_layer
+
+    for layer in expert_layers(viewer, number):
+        found, registration = tag(layer, "expert_map"), tag(layer, "registration")
+        data, options, _ = expert_map_layer(registration, number, found, air=air)
+        layer.metadata, layer.data = options["metadata"], data
+        layer.colormap = options["colormap"]
 
 
 def single_expert(layer: Labels) -> int | None:
@@ -107,23 +168,27 @@ def expert_layers(viewer: Viewer, number: int) -> list[Labels]:
 
 def next_expert_map(viewer: Viewer, number: int) -> Labels | None:
     """Show the next expert map: x, y, z at full resolution, then at half, then none."""
-    maps = expert_layers(viewer, number)
-    shown = [n for n, layer in enumerate(maps) if layer.visible]
-    following = shown[0] + 1 if shown else 0
-    if following >= len(maps):
+    offered, shown = offered_maps(viewer, number), shown_map(viewer, number)
+    following = offered.index(shown) + 1 if shown is not None else 0
+    if following >= len(offered):
         show_role(viewer, number, "expert_map", False)
         return None
-    return show_experts(viewer, number, *direction_and_stride(maps[following]))
+    return show_experts(viewer, number, *offered[following])
+
+
+def shown_map(viewer: Viewer, number: int) -> tuple[str, int] | None:
+    """Direction and stride of the visible expert map; None if none is."""
+    layers = (layer for layer in expert_layers(viewer, number) if layer.visible)
+    return next(map(direction_and_stride, layers), None)
 
 
 def next_direction(viewer: Viewer, number: int) -> Labels | None:
     """Show the expert map of the next direction, at the same resolution."""
-    maps = expert_layers(viewer, number)
-    shown = next((layer for layer in maps if layer.visible), None)
+    shown = shown_map(viewer, number)
     if shown is None:
         return show_experts(viewer, number)
-    direction, stride = direction_and_stride(shown)
-    row = [d for d, s in map(direction_and_stride, maps) if s == stride]
+    direction, stride = shown
+    row = [d for d, s in offered_maps(viewer, number) if s == stride]
     return show_experts(viewer, number, row[(row.index(direction) + 1) % len(row)], stride)
 
 
@@ -133,7 +198,7 @@ def show_head(viewer: Viewer, number: int, load: GateValues, head: int) -> Image
     """
     from napari_shmoareg.plugin.layers import head_map
 
-    layer = head_layer(viewer, number)
+    layer = head_layer(viewer, number, make=True)
     if layer is None:
         return None
     if tag(layer, "load") is not load or tag(layer, "head") != head:
@@ -144,7 +209,7 @@ def show_head(viewer: Viewer, number: int, load: GateValues, head: int) -> Image
 
 def next_head(viewer: Viewer, number: int) -> Image | None:
     """Show the next head of the same gate."""
-    layer = head_layer(viewer, number)
+    layer = head_layer(viewer, number, make=True)
     if layer is None:
         return None
     load, head = tag(layer, "load"), tag(layer, "head")
@@ -153,9 +218,10 @@ def next_head(viewer: Viewer, number: int) -> Image | None:
     )
 
 
-def head_layer(viewer: Viewer, number: int) -> Image | None:
-    """The layer of a registration that shows one attention head."""
-    found = layers_of_registration(viewer, number, "head_map")
+def head_layer(viewer: Viewer, number: int, *, make: bool = False) -> Image | None:
+    """The layer of a registration that shows one attention head, if open; `make` opens it."""
+    find = layers_in_role if make else layers_of_registration
+    found = find(viewer, number, "head_map")
     return found[0] if found else None
 
 

@@ -32,7 +32,7 @@ def registration(phantoms, lively_network) -> Registration:
 def model(registration) -> ViewerModel:
     """A viewer without a window that has the registration open, as #1."""
     made = ViewerModel()
-    add_layers(made, layers_of(registration, 1))
+    add_layers(made, layers_of(registration, 1, maps=True))
     return made
 
 

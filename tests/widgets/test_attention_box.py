@@ -194,7 +194,7 @@ def test_a_run_that_was_left_neither_speaks_for_nor_unticks_another_registration
 
     monkeypatch.setattr(checkpoint, "load_network", load)
     other = replace(registration, weights="mine", report={**registration.report, "weights": "mine"})
-    add_layers(model, layers_of(other, 2))
+    add_layers(model, layers_of(other, 2, maps=True))
     box = view.attention
     view.show_registration(2)
     box.on.click()

@@ -190,6 +190,7 @@ def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, reg
                 registration, weights="mine", report={**registration.report, "settings": settings}
             ),
             2,
+            maps=True,
         ),
     )
     panel = ExpertsPanel(model)
@@ -224,7 +225,9 @@ def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
         if card is not None:
             save_network(lively_network(0.03), path, card=card)
         report = {**registration.report, "weights": str(path)}
-        add_layers(model, layers_of(replace(registration, report=report, weights=name), number))
+        add_layers(
+            model, layers_of(replace(registration, report=report, weights=name), number, maps=True)
+        )
         panel = ExpertsPanel(model)
         qtbot.addWidget(panel)
         assert panel.number == number
@@ -292,7 +295,7 @@ def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(
     panel, model, registration
 ):
     other = replace(registration, weights="mine")
-    add_layers(model, layers_of(other, 2))
+    add_layers(model, layers_of(other, 2, maps=True))
     panel.reset_choices()
     assert panel.number == 2 and "mine" in panel.registration.currentText()
     assert "untrained" not in panel.note.text()
@@ -339,7 +342,7 @@ def test_a_docked_panel_draws_its_map_and_follows_new_layers(viewer, registratio
 
     panel = ExpertsPanel(PublicOnlyProxy(viewer))  # as napari hands it to the panels of plugins
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
-    add_layers(viewer, layers_of(registration, 1))
+    add_layers(viewer, layers_of(registration, 1, maps=True))
     assert panel.number == 1
     before = viewer.screenshot(canvas_only=True, flash=False).astype(int)
     panel.decoder.on.click()

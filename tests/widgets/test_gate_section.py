@@ -139,7 +139,7 @@ def test_a_folder_without_gate_values_says_that_they_were_not_kept(
     registration, qtbot, without_gate_values
 ):
     viewer = ViewerModel()
-    add_layers(viewer, layers_of(without_gate_values(registration), 1))
+    add_layers(viewer, layers_of(without_gate_values(registration), 1, maps=True))
     section = GateSection(viewer)
     qtbot.addWidget(section)
     section.show_registration(1)
@@ -154,7 +154,10 @@ def test_a_network_without_experts_is_not_said_to_have_lost_its_gates(registrati
     viewer = ViewerModel()
     bare = replace(registration, routing=RoutingTrace())
     add_layers(
-        viewer, layers_of(replace(bare, report=dict(registration.report) | {"expert_loads": []}), 1)
+        viewer,
+        layers_of(
+            replace(bare, report=dict(registration.report) | {"expert_loads": []}), 1, maps=True
+        ),
     )
     section = GateSection(viewer)
     qtbot.addWidget(section)

@@ -42,7 +42,7 @@ def shifted(registration):
 def model(qapp, shifted):
     """A viewer without a window that shows the shift as a grid."""
     viewer = ViewerModel()
-    add_layers(viewer, layers_of(shifted, 1))
+    add_layers(viewer, layers_of(shifted, 1, maps=True))
     viewer.layers["#1 deformation grid"].visible = True
     return viewer
 
@@ -161,7 +161,7 @@ def test_a_wider_spacing_leaves_fewer_lines_and_arrows(model):
 
 def test_a_grid_does_not_make_the_slider_step_finer_than_the_images(registration):
     viewer = ViewerModel()
-    tuples = layers_of(registration, 1)
+    tuples = layers_of(registration, 1, maps=True)
     add_layers(viewer, tuples[:1])
     before = viewer.dims.range
     add_layers(viewer, [one for one in tuples if one[2] == "vectors"])
@@ -179,7 +179,7 @@ def test_lines_are_thick_enough_to_be_seen_from_afar_and_thin_from_near(model, s
 
 def test_following_a_viewer_does_not_keep_it_alive(qapp, shifted):
     viewer = ViewerModel()
-    add_layers(viewer, layers_of(shifted, 1))
+    add_layers(viewer, layers_of(shifted, 1, maps=True))
     follower = follow_slider(viewer)
     assert follow_slider(viewer) is follower
     gone = weakref.ref(viewer)
@@ -228,7 +228,7 @@ def test_the_grid_lies_in_the_slice_of_a_viewer_in_um(model, shifted):
 def test_the_drawn_canvas_shows_the_grid_in_every_view(viewer, shifted):
     from napari_shmoareg.plugin.viewer import show_view
 
-    add_layers(viewer, layers_of(shifted, 1))
+    add_layers(viewer, layers_of(shifted, 1, maps=True))
     grid = viewer.layers["#1 deformation grid"]
     for view in ("axial", "coronal", "sagittal"):
         show_view(viewer, view)

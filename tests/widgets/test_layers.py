@@ -30,7 +30,8 @@ from napari_shmoareg.plugin.placement import AXES, tag, to_viewer, volume_of
 @pytest.fixture
 def layers(registration) -> dict[str, Layer]:
     return {
-        o["name"]: Layer.create(data, dict(o), kind) for data, o, kind in layers_of(registration, 3)
+        o["name"]: Layer.create(data, dict(o), kind)
+        for data, o, kind in layers_of(registration, 3, maps=True)
     }
 
 
@@ -71,7 +72,9 @@ def test_a_straight_map_is_not_resampled_and_its_cells_nest_in_the_images_voxels
     parts = (torch.ones(1, 3, *cells.shape), torch.from_numpy(values - 1)[None, None])
     layer = RoutedLayer(GateId("decoder", 2, direction="x"), 2, Routing(*parts, parts[0][:, :1]))
     straight = replace(registration, network_grid=grid, routing=RoutingTrace((layer,)))
-    ((data, options),) = [(d, o) for d, o, _ in layers_of(straight, 1) if " expert " in o["name"]]
+    ((data, options),) = [
+        (d, o) for d, o, _ in layers_of(straight, 1, maps=True) if " expert " in o["name"]
+    ]
     assert np.shares_memory(data, expert_maps(straight)[0].volume.values)
     assert sorted(data.ravel()) == sorted(values.ravel()) and options["scale"] == (6.0, 4.0, 4.0)
     layer = Labels(data, **options)
@@ -117,7 +120,7 @@ def test_folding_is_marked_exactly_where_the_determinant_is_not_positive(registr
     values[3, 4, 5], values[20, 10, 15], values[7, 7, 7] = 0.0, -0.5, 1e-6
     grid = Grid(values.shape, np.diag([1.0, 2.0, 3.0, 1.0]))
     planted = replace(registration, jacobian=Volume(values, grid, "jacobian"))
-    layers = {o["name"]: (d, o) for d, o, _ in layers_of(planted, 1)}
+    layers = {o["name"]: (d, o) for d, o, _ in layers_of(planted, 1, maps=True)}
     folding, options = layers["#1 folding"]
     assert {tuple(i) for i in np.argwhere(folding)} == {(5, 4, 3), (15, 10, 20)}
     assert options["colormap"][1] == "#ff0000"
@@ -130,7 +133,7 @@ def test_without_folding_there_is_no_layer_of_it_and_the_jacobian_says_so(regist
         registration,
         jacobian=registration.jacobian.with_values(np.full_like(registration.jacobian.values, 1.1)),
     )
-    layers = {o["name"]: o for _, o, _ in layers_of(calm, 1)}
+    layers = {o["name"]: o for _, o, _ in layers_of(calm, 1, maps=True)}
     assert "#1 folding" not in layers
     assert layers["#1 Jacobian"]["metadata"]["shmoareg"]["folding_percent"] == 0
 
@@ -209,7 +212,7 @@ def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_
     from napari_shmoareg.plugin.showing import show_experts
 
     maps = {m.direction: m for m in expert_maps(registration) if m.stride == 1}
-    add_layers(viewer, layers_of(registration, 1))
+    add_layers(viewer, layers_of(registration, 1, maps=True))
     for direction, expert, rgb in (("x", 1, (0xE0, 0x31, 0x31)), ("z", 2, (255, 255, 255))):
         expert_map = maps[direction]
         show_experts(viewer, 1, direction, 1).opacity = 1.0

@@ -270,7 +270,10 @@ def test_a_network_without_experts_has_no_bars_and_says_so(registration, qtbot):
     viewer = ViewerModel()
     bare = replace(registration, routing=RoutingTrace())
     add_layers(
-        viewer, layers_of(replace(bare, report=dict(registration.report) | {"expert_loads": []}), 1)
+        viewer,
+        layers_of(
+            replace(bare, report=dict(registration.report) | {"expert_loads": []}), 1, maps=True
+        ),
     )
     view = LayersView(viewer)
     qtbot.addWidget(view)
@@ -286,7 +289,9 @@ def test_another_registration_brings_its_own_bars_and_none_takes_them_away(
     add_layers(
         model,
         layers_of(
-            replace(registration, report=dict(registration.report) | {"expert_loads": entries}), 2
+            replace(registration, report=dict(registration.report) | {"expert_loads": entries}),
+            2,
+            maps=True,
         ),
     )
     before = [bar.value for bar in view.charts[0].bars]

@@ -43,7 +43,7 @@ def view(model, qtbot):
 @pytest.fixture
 def docked(viewer, registration):
     """A view in a dock beside the canvas, on the middle of the phantoms."""
-    add_layers(viewer, layers_of(registration, 1))
+    add_layers(viewer, layers_of(registration, 1, maps=True))
     made = LocationView(viewer)
     dock = viewer.window.add_dock_widget(made, name="Location", area="right")
     made.show_registration(1)
@@ -143,7 +143,7 @@ def test_the_zoom_is_back_in_its_place_when_the_view_is_hidden_or_its_dock_close
 def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, registration):
     from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
-    add_layers(viewer, layers_of(registration, 1))
+    add_layers(viewer, layers_of(registration, 1, maps=True))
     panel = ExpertsPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
     (view,) = panel.views["Location"]
@@ -167,7 +167,7 @@ def test_in_the_panel_only_the_tab_in_front_takes_double_clicks(viewer, registra
 def test_the_page_fits_into_a_narrow_dock(viewer, registration):
     from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 
-    add_layers(viewer, layers_of(registration, 1))
+    add_layers(viewer, layers_of(registration, 1, maps=True))
     panel = ExpertsPanel(viewer)
     viewer.window.add_dock_widget(panel, name="Experts", area="right")
     panel.tabs.setCurrentIndex(
@@ -266,7 +266,7 @@ def test_a_click_in_a_viewer_of_micrometres_is_read_at_the_same_place(docked, re
 def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
     model, qtbot, registration, without_gate_values
 ):
-    add_layers(model, layers_of(without_gate_values(registration), 2))
+    add_layers(model, layers_of(without_gate_values(registration), 2, maps=True))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
@@ -283,7 +283,7 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
 
 def test_a_network_without_experts_is_not_taken_for_an_old_folder(model, qtbot, registration):
     bare = replace(registration, routing=RoutingTrace())
-    add_layers(model, layers_of(bare, 2))
+    add_layers(model, layers_of(bare, 2, maps=True))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
@@ -298,7 +298,7 @@ def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     model, qtbot, registration, part
 ):
     alone = RoutingTrace(registration.routing.select(part=part))
-    add_layers(model, layers_of(replace(registration, routing=alone), 2))
+    add_layers(model, layers_of(replace(registration, routing=alone), 2, maps=True))
     view = LocationView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
@@ -535,7 +535,7 @@ def test_closing_the_registration_takes_pins_and_outline_along_and_holds_nothing
     import weakref
 
     held = weakref.ref(own)
-    add_layers(viewer, layers_of(own, 1))
+    add_layers(viewer, layers_of(own, 1, maps=True))
     view = LocationView(viewer)
     viewer.window.add_dock_widget(view, name="Location", area="right")
     view.show_registration(1)

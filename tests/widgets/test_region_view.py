@@ -435,7 +435,7 @@ def test_figures_of_another_registration_do_not_stay(view, model, registration, 
     from dataclasses import replace
 
     compute(view, qtbot)
-    add_layers(model, layers_of(replace(registration, weights="mine"), 2))
+    add_layers(model, layers_of(replace(registration, weights="mine"), 2, maps=True))
     view.show_registration(2)
     assert view.table.rowCount() == 0 and view.table.isHidden() and view.isEnabled()
     model.layers.clear()

@@ -19,7 +19,7 @@ from napari_shmoareg.plugin.showing import KEYS, bind_keys, layer_of, with_key
 def model(registration):
     viewer = ViewerModel()
     add_layers(viewer, layers_of_pair(registration.pair))
-    add_layers(viewer, layers_of(registration, 1))
+    add_layers(viewer, layers_of(registration, 1, maps=True))
     return viewer
 
 
@@ -126,7 +126,7 @@ def test_a_key_shows_and_hides(model, act, name):
 
 
 def test_keys_act_on_the_selected_registration_and_else_on_the_newest(model, registration):
-    add_layers(model, layers_of(replace(registration), 2))
+    add_layers(model, layers_of(replace(registration), 2, maps=True))
     model.layers.selection.clear()
     assert press(model, "direction").startswith("#2")
     model.layers.selection.active = model.layers["#1 warped"]

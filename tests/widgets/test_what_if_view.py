@@ -350,7 +350,7 @@ def test_weights_that_are_not_there_are_told(model, registration, qtbot, told):
         report={**registration.report, "weights": "/nowhere/mine.safetensors"},
         weights="mine",
     )
-    add_layers(model, layers_of(other, 2))
+    add_layers(model, layers_of(other, 2, maps=True))
     view = WhatIfView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
@@ -373,7 +373,7 @@ def test_weights_shown_once_are_those_of_the_registration_for_every_view(
     monkeypatch.setattr(checkpoint, "load_network", load)
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("/moved/mine.safetensors", ""))
     other = replace(registration, weights="mine")
-    add_layers(model, layers_of(other, 2))
+    add_layers(model, layers_of(other, 2, maps=True))
     view = WhatIfView(model)
     qtbot.addWidget(view)
     view.show_registration(2)
@@ -445,7 +445,7 @@ def test_figures_of_another_registration_do_not_stay(view, model, registration, 
     press(view, view.run, qtbot)
     assert not view.result.isHidden()
     shown, other = view.result.answer, replace(registration, weights="mine")
-    add_layers(model, layers_of(other, 2))
+    add_layers(model, layers_of(other, 2, maps=True))
     view.show_registration(2)
     assert view.result.isHidden() and view.ramp.isHidden()
     view.show_registration(1)
@@ -460,7 +460,7 @@ def test_a_sweep_ends_and_is_clicked_in_its_own_registration_whatever_the_panel_
     view.form.null.setChecked(False)
     view.sweep.click()
     qtbot.waitUntil(lambda: len(view.table.rows) >= 2, timeout=LONG)
-    add_layers(model, layers_of(other, 2))
+    add_layers(model, layers_of(other, 2, maps=True))
     view.show_registration(2)
     qtbot.waitUntil(lambda: view.status.text().startswith("Registration #1: "), timeout=LONG)
     view.table.selectRow(0)
@@ -480,7 +480,7 @@ def test_closing_a_registration_ends_what_runs_for_it_and_it_is_not_held(
     view, model, registration, experiment, qtbot
 ):
     other = replace(registration, weights="mine")
-    add_layers(model, layers_of(other, 2))
+    add_layers(model, layers_of(other, 2, maps=True))
     view.cache[other] = experiment
     view.show_registration(2)
     view.form.where.pick(part="decoder")
@@ -684,7 +684,7 @@ def test_no_time_is_told_before_the_network_has_run_once(monkeypatch):
 
 @pytest.mark.slow
 def test_the_worker_ends_with_the_dock(viewer, registration, experiment, qtbot):
-    add_layers(viewer, layers_of(registration, 1))
+    add_layers(viewer, layers_of(registration, 1, maps=True))
     view = WhatIfView(viewer)
     view.cache[registration] = experiment
     view.show_registration(1)

@@ -25,7 +25,7 @@ def opened(viewer, registration):
     """A viewer with a registration."""
     from napari_shmoareg.plugin.layers import add_layers
 
-    add_layers(viewer, [*layers_of_pair(registration.pair), *layers_of(registration, 1)])
+    add_layers(viewer, [*layers_of_pair(registration.pair), *layers_of(registration, 1, maps=True)])
     return viewer
 
 

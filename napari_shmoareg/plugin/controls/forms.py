@@ -150,6 +150,13 @@ class Section(QGroupBox):
         """Update from the state of the layers."""
         self.setEnabled(bool(self._number))
 
+    def recolour(self) -> None:
+        """Draw in other colours of the experts."""
+        self.show_registration(self._number)
+
+    def leave(self) -> None:
+        """Hide what only this tab explains, when another tab is opened."""
+
 
 def arranged(
     layout: QBoxLayout, *parts: QWidget | QLayout | None, wide: QWidget | None = None

@@ -100,16 +100,18 @@ def show_attention(
     It is on the tokens' own grid, never resampled (except for the straight copy of an oblique
     grid), from 0 to the largest value.  The name does not change: a new name would make every panel
     refresh."""
-    from napari_shmoareg.plugin.layers import FINER, head_colours
+    from napari_shmoareg.plugin.layers import FINER, window_colours
     from napari_shmoareg.plugin.placement import layer_options
     from napari_shmoareg.plugin.showing import refill, uncover
 
     data, options = layer_options(found.volume, finer=FINER, nearest=True, head=found.head)
     options["metadata"][KEY] |= link_metadata(registration, ROLE)[KEY]
     top = max(float(found.volume.values.max(initial=0.0)), 1e-6)
+    inside = found.volume.values[found.window]
+    low = min(float(inside.min(initial=top)), 0.99 * top)
     options |= {
         "name": f"#{number} attention",
-        "colormap": head_colours(),
+        "colormap": window_colours(low / top),
         "contrast_limits": (0.0, top),
     }
     layer = linked_layer(viewer, registration, ROLE)
@@ -126,6 +128,7 @@ def show_attention(
         layer.metadata = options["metadata"]
         layer.data = data  # any further change would redraw the canvas
         layer.contrast_limits_range = layer.contrast_limits = options["contrast_limits"]
+        layer.colormap = options["colormap"]
     else:
         refill(layer, data, options)
     uncover(viewer, layer)
@@ -288,6 +291,10 @@ class AttentionBox(QWidget):
             self._set_status("")
         self._draw()
 
+    def leave(self) -> None:
+        """Remove the layer when the tab is left; the switch is off when one comes back."""
+        self.on.setChecked(False)
+
     def _cancel(self) -> None:
         self._stopping, self._next = self.task.busy, None
         self.task.cancel()
@@ -382,6 +389,9 @@ class AttentionBox(QWidget):
         found = next(found for found in self.heads if found.head == self.head.currentData())
         assert self._cell is not None
         layer = show_attention(viewer, self._number, registration, found)
-        top = layer.contrast_limits[1]
-        self.ramp.show_layer(layer, ["0", f"{top:.3g}"])
+        inside = found.volume.values[found.window]
+        low, top = float(inside.min()), layer.contrast_limits[1]
+        colours = layer.colormap.map(np.linspace(low / top, 1, 16))
+        equal = 1 / max(inside.size, 1)
+        self.ramp.show_colours(colours, [f"{low:.2g}", f"equal: {equal:.2g}", f"{top:.2g}"])
         self.message.setText(describe(self._cell, found, self.heads))

@@ -186,12 +186,13 @@ def _chart(
     blocks: int = 1,
 ) -> BarChart:
     """Bars by expert; for each expert moving before fixed."""
-    from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
+    from napari_shmoareg.figures.palette import IMAGE_COLOURS
+    from napari_shmoareg.plugin.layers import colours_of_experts
 
     images = [None, *IMAGE_COLOURS]
     gates = sorted(gates, key=lambda gate: images.index(gate.image))
     first, count, bars = gates[0], len(load.share[gates[0]]), []
-    names, colours = expert_names(registration, count), expert_colours(count)
+    names, colours = expert_names(registration, count), colours_of_experts(count)
     for expert in range(count):
         for gate in gates:
             colour = IMAGE_COLOURS[gate.image] if gate.image else colours[expert]
@@ -266,6 +267,11 @@ class LayersView(Section):
             self.caption.setText(CAPTION if self.charts or registration is None else NO_EXPERTS)
         self.refresh()
 
+    def recolour(self) -> None:
+        """Draw the bars again, in other colours."""
+        self._shown_for = weakly(None)
+        self.show_registration(self._number)
+
     def refresh(self) -> None:
         """Mark the bar whose map is shown."""
         self.setEnabled(bool(self._number))
@@ -320,11 +326,8 @@ class LayersView(Section):
     def _show_cells(self, registration: Registration, bar: Bar) -> bool:
         """Draw only the cells of one expert, or of all experts if it is already shown alone."""
         stride = next((one.stride for one in registration.routing if one.gate == bar.gate), None)
-        opened = [
-            showing.direction_and_stride(layer)
-            for layer in showing.expert_layers(self._viewer, self._number)
-        ]
-        if (bar.gate.direction, stride) not in opened:
+        offered = showing.offered_maps(self._viewer, self._number)
+        if (bar.gate.direction, stride) not in offered:
             return False
         again = self._shown() == (bar.gate, bar.expert)
         layer = showing.show_experts(self._viewer, self._number, bar.gate.direction, stride)

@@ -192,7 +192,7 @@ class LocationBox(QWidget):
 
     def _add_decoder(self, grid: QGridLayout, registration: Registration) -> None:
         """A row per direction."""
-        from napari_shmoareg.figures.palette import expert_colours
+        from napari_shmoareg.plugin.layers import colours_of_experts
 
         maps = registration.routing.select(part="decoder")
         if maps:
@@ -207,7 +207,7 @@ class LocationBox(QWidget):
             towards = AXES.get(direction, direction)
             label = _tip(QLabel(direction), f"Component {direction} of the displacement: {towards}")
             grid.addWidget(label, row, 0)
-            names, colours = expert_names(registration, count), expert_colours(count)
+            names, colours = expert_names(registration, count), colours_of_experts(count)
             grid.addWidget(self._strip(one.gate, names, colours), row, 1, 1, 2)
 
     def _strip(self, gate: GateId, names: Sequence[str], colours: Sequence[str]) -> CellStrip:
@@ -392,6 +392,10 @@ class LocationView(Section):
             if axis >= 0:
                 middle[axis] = at * mm_per_unit(viewer)
         self.read(to_viewer(middle))
+
+    def leave(self) -> None:
+        """Hide the attention."""
+        self.attention.leave()
 
     @property
     def picked(self) -> CellReading | None:

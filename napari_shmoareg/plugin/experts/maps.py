@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -23,8 +23,15 @@ from napari_shmoareg.plugin.controls.forms import Section, fill
 from napari_shmoareg.plugin.controls.legend import Ramp, Swatches
 from napari_shmoareg.plugin.deformation import SPACING, set_spacing
 from napari_shmoareg.plugin.experts.gate_picker import GatePicker
-from napari_shmoareg.plugin.layers import FOLDS, expert_names, resolution
+from napari_shmoareg.plugin.layers import (
+    FOLDS,
+    expert_names,
+    initial_gate,
+    resolution,
+    weight_range,
+)
 from napari_shmoareg.plugin.placement import tag
+from napari_shmoareg.plugin.preferences import expert_palette, set_expert_palette
 from napari_shmoareg.plugin.registrations import layers_of_registration
 from napari_shmoareg.plugin.showing import with_key
 
@@ -199,8 +206,23 @@ ALL = -1  # all experts, in the list of experts to draw
 WORLD = ("left-right", "back-front", "down-up")
 
 
+PALETTES = {"distinct": "distinct", "paper": "as in the paper (red, white, blue)"}
+PALETTE_TIP = (
+    "Colours of the experts in maps and bars. The distinct ones can be told apart over grey images,"
+    " also by colour-blind eyes"
+)
+
+
 class DecoderSection(MapSection):
-    """Controls of the expert maps: the expert of every cell, per direction and resolution."""
+    """Controls of the expert maps: the expert of every cell, per direction and resolution.
+
+    Attributes
+    ----------
+    palette_changed : Signal
+        Other colours were chosen, for all views.
+    """
+
+    palette_changed = Signal()
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(
@@ -212,6 +234,8 @@ class DecoderSection(MapSection):
         )
         self._last: tuple[str, int] | None = None  # direction and stride shown last
         self.direction, self.resolution, self.drawn = QComboBox(), QComboBox(), QComboBox()
+        self.air, self.colours = QCheckBox("Draw air too"), QComboBox()
+        fill(self.colours, PALETTES, expert_palette())
         self.add_rows(
             (
                 "Direction",
@@ -230,42 +254,62 @@ class DecoderSection(MapSection):
                 "Draw the cells of all experts, each in its colour, or the cells of one expert"
                 " only",
             ),
+            ("Colours", self.colours, PALETTE_TIP),
+            ("", self.air, "Also draw, and count, cells where the fixed image shows only air"),
         )
         self.legend = Swatches()
-        self.legend.setToolTip(
-            "Experts by kernel size, with the share of the cells of this map that chose each"
-        )
+        self.legend.setToolTip("Experts by kernel size, with the share of cells that chose each")
+        self.share_of = QLabel()
         self.column.addWidget(self.legend)
+        self.column.addWidget(self.share_of)
         for widget in (self.ramp, self.message):
             widget.hide()
 
     def refresh(self) -> None:
         """Show the current map, and a legend of its colours."""
-        opened = showing.expert_layers(self._viewer, self._number)
-        self.setEnabled(bool(opened))
-        if not opened:
+        from napari_shmoareg.experts.maps import expert_maps
+
+        registration = self.registration
+        maps = [] if registration is None else expert_maps(registration)
+        self.setEnabled(bool(maps))
+        if registration is None or not maps:
             self.legend.show_entries([])
+            self.share_of.clear()
             return
-        shown = next((layer for layer in opened if layer.visible), None)
-        maps = [tag(layer, "expert_map") for layer in opened]
+        opened = showing.expert_layers(self._viewer, self._number)
         self.show_state(opened)
-        if shown is not None:
-            self._last = showing.direction_and_stride(shown)
-        direction, stride = self._last or showing.direction_and_stride(opened[0])
+        offered = showing.offered_maps(self._viewer, self._number)
+        shown = showing.shown_map(self._viewer, self._number) or self._last
+        self._last = shown if shown in offered else offered[0]
+        direction, stride = self._last
         fill(self.direction, {m.direction: f"{m.direction} ({along(m)})" for m in maps}, direction)
         fill(self.resolution, {m.stride: resolution(m.stride) for m in maps}, stride)
-        shown_map = next((m for m in maps if (m.direction, m.stride) == self._selected()), maps[0])
-        entries = _entries(tag(opened[0], "registration"), shown_map)
+        with signals_blocked(self.air):
+            self.air.setChecked(any(tag(layer, "air") for layer in opened) or self.air.isChecked())
+        fill(self.colours, PALETTES, expert_palette())
+        shown_map = next(m for m in maps if (m.direction, m.stride) == self._last)
+        entries = _entries(registration, shown_map, air=self.air.isChecked())
         self.legend.show_entries(entries)
+        cells = "all cells of this map" if self.air.isChecked() else "its cells without air"
+        self.share_of.setText(f"Shares of {cells}.")
         names = {n: f"{name} alone" for n, (_, name, _) in enumerate(entries)}
-        alone = showing.single_expert(opened[maps.index(shown_map)])
+        layers = (one for one in opened if showing.direction_and_stride(one) == self._last)
+        layer = next(layers, None)
+        alone = None if layer is None else showing.single_expert(layer)
         fill(self.drawn, {ALL: "all experts"} | names, ALL if alone is None else alone)
 
     def choose(self) -> None:
+        """Show the map that the controls describe, in their colours."""
+        if self.colours.currentData() != expert_palette():
+            set_expert_palette(self.colours.currentData())
+            self.palette_changed.emit()
+        showing.redraw_expert_maps(self._viewer, self._number, air=self.air.isChecked())
         drawn = self.drawn.currentData()
         layer = showing.show_experts(self._viewer, self._number, *self._selected())
         if layer is not None and drawn is not None:
             showing.draw_single_expert(layer, None if drawn == ALL else drawn)
+        if layer is not None and bool(tag(layer, "air")) != self.air.isChecked():
+            showing.redraw_expert_maps(self._viewer, self._number, air=self.air.isChecked())
         self.refresh()
 
     def _selected(self) -> tuple[str, int]:
@@ -278,15 +322,18 @@ def along(expert_map: ExpertMap) -> str:
     return WORLD[int(np.abs(expert_map.volume.grid.affine[:3, axis]).argmax())]
 
 
-def _entries(registration: Registration, expert_map: ExpertMap) -> list[tuple[str, str, float]]:
+def _entries(
+    registration: Registration, expert_map: ExpertMap, *, air: bool
+) -> list[tuple[str, str, float]]:
     """Colour, name and share of every expert of a map."""
-    from napari_shmoareg.figures.palette import expert_colours
+    from napari_shmoareg.experts.maps import content_cells
+    from napari_shmoareg.plugin.layers import colours_of_experts
 
     count = expert_map.num_experts
-    chosen = np.bincount(expert_map.volume.values.ravel(), minlength=count + 1)[1 : count + 1]
+    cells = None if air else content_cells(registration, expert_map.stride)
     names = (f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count)))
-    shares = (float(n) / max(chosen.sum(), 1) for n in chosen)
-    return list(zip(expert_colours(count), names, shares, strict=True))
+    shares = map(float, expert_map.shares(cells))
+    return list(zip(colours_of_experts(count), names, shares, strict=True))
 
 
 class EncoderSection(MapSection):
@@ -317,27 +364,36 @@ class EncoderSection(MapSection):
 
     def refresh(self) -> None:
         """Show the head of the layer, and its load."""
+        from napari_shmoareg.experts.maps import token_loads
+
+        registration = self.registration
         layer = showing.head_layer(self._viewer, self._number)
-        self.setEnabled(layer is not None)
-        if layer is None:
+        self.setEnabled(registration is not None and bool(token_loads(registration)))
+        if registration is None or not self.isEnabled():
             self.message.clear()
             return
-        registration, load, head = (tag(layer, name) for name in ("registration", "load", "head"))
+        self.show_state([] if layer is None else [layer])
+        self.ramp.setVisible(layer is not None)
+        if layer is None:
+            load = initial_gate(registration)
+            head = int(shares_of(load).argmax())
+        else:
+            load, head = tag(layer, "load"), tag(layer, "head")
         counted = load.block is None
-        self.show_state([layer])
         with signals_blocked(self.counted):
             self.counted.setChecked(counted)
         self.where.show_gate(registration, load.gate)
         self.where.fields["block"].setEnabled(not counted)
         shares = shares_of(load)
         fill(self.head, {n: f"{n} ({100 * share:.1f} %)" for n, share in enumerate(shares)}, head)
-        top = f"{layer.contrast_limits[1]:g} blocks" if counted else "weight 1"
-        self.ramp.show_layer(layer, ["0", top])
-        where = f"{'all blocks' if counted else 'this block'} of layer {load.layer}"
-        self.message.setText(
-            f"Head {head} has {100 * shares[head]:.1f} % of the selections in {where},"
-            f" {load.image} image (equal shares: {100 / len(shares):.1f} %)."
-        )
+        if layer is not None and counted:
+            self.ramp.show_layer(layer, ["0", f"{layer.contrast_limits[1]:g} blocks"])
+        elif layer is not None:
+            low, equal, high = weight_range(load)
+            colours = layer.colormap.map(np.linspace(low, high, 16))
+            marks = [f"{low:.3g}", f"1/{load.top_k} = {equal:.3g}", f"{high:.3g}"]
+            self.ramp.show_colours(colours, marks)
+        self.message.setText(_describe_head(load, head, shares[head], len(shares)))
 
     def choose(self) -> None:
         from napari_shmoareg.experts.maps import times_chosen, token_loads
@@ -352,6 +408,21 @@ class EncoderSection(MapSection):
         head = min(self.head.currentData(), load.values.shape[-1] - 1)
         showing.show_head(self._viewer, self._number, load, head)
         self.refresh()
+
+
+def _describe_head(load: GateValues, head: int, share: float, count: int) -> str:
+    """Share of selections and of tokens of a head, and what a share can be at most."""
+    where = f"layer {load.layer}, {load.image} image"
+    text = f"Head {head} has {100 * share:.1f} % of the selections"
+    most = f"a token chooses {load.top_k} of {count}, so no head can have more than"
+    most += f" {100 / load.top_k:.0f} % of the selections; equal shares: {100 / count:.1f} %"
+    if load.block is None:
+        return f"{text} in all blocks of {where} ({most})."
+    tokens = float((load.values[..., head] > 0).mean())
+    return (
+        f"{text} in this block of {where}: {100 * tokens:.0f} % of the tokens chose it ({most})."
+        " Clear where it was not chosen; the colour is its weight among the chosen heads."
+    )
 
 
 def shares_of(load: GateValues) -> NDArray[np.float64]:
@@ -416,12 +487,12 @@ class DeformationSection(Section):
         for role, box in self.switches.items():
             layer = found[role]
             with signals_blocked(box):
-                box.setEnabled(layer is not None)
                 box.setChecked(layer is not None and layer.visible)
         arrows, jacobian = found["arrows"], found["jacobian"]
         self.arrow_ramp.setVisible(arrows is not None and arrows.visible)
         self.jacobian_ramp.setVisible(jacobian is not None and jacobian.visible)
         self.folding.setVisible(jacobian is not None and jacobian.visible)
+        self.spacing.setEnabled(found["grid"] is not None or arrows is not None)
         if (spacing := showing.spacing_of(self._viewer, self._number)) is not None:
             with signals_blocked(self.spacing):
                 self.spacing.setValue(spacing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtpy.QtCore import Qt
@@ -22,6 +23,7 @@ from napari_shmoareg.plugin.experts.maps import (
 )
 from napari_shmoareg.plugin.experts.regions import RegionView
 from napari_shmoareg.plugin.experts.what_if import WhatIfView
+from napari_shmoareg.plugin.layers import expert_names
 from napari_shmoareg.plugin.opening import Panel
 from napari_shmoareg.plugin.placement import tag
 from napari_shmoareg.plugin.registrations import (
@@ -63,15 +65,12 @@ TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
     ("What if", "Silence or force experts, run again, and see what changes", (WhatIfView,)),
     ("Deformation", "Grid, arrows and volume change", (DeformationSection,)),
 )
-ROUTING_TIP = (
-    "From the model card of these weights: how much of the network's gain over the alignment is"
-    " lost if the choices of experts are shuffled over the cells, in all passes; for attention, if"
-    " its output is removed. If no effect was found, the result does not depend on the choices that"
-    " the loads and maps of that part show"
-)
-NOT_MEASURED = (
-    "The effect of the routing of these weights was not measured. Controls in the tab What if"
-    " show it for this pair, 'shmoareg inspect --controls --pairs' for many."
+CONCLUSIONS_TIP = (
+    "What may be concluded for this registration; each part links to the tab that shows it. Shares"
+    " of the gain are from the model card of the weights, measured on pairs of scans: how much of"
+    " the network's gain over the alignment is lost if the choices are shuffled over the cells, in"
+    " all passes; for attention, if its output is removed. Evenness, margins and shares are of this"
+    " registration, over cells that show more than air"
 )
 # events of layers
 FOLLOWED = ("visible", "opacity", "name", "selected_label", "show_selected_label")
@@ -100,10 +99,11 @@ class ExpertsPanel(Panel):
             "The registration to show; the keys act on that of the selected layer, or the newest"
         )
         self.note = QLabel()
-        self.routing = QLabel()
-        self.routing.setToolTip(ROUTING_TIP)
-        self.routing.setTextFormat(Qt.TextFormat.PlainText)  # a card can hold anything
-        wrapped(self.note, self.routing)
+        self.conclusions = QLabel()
+        self.conclusions.setToolTip(f"<qt>{CONCLUSIONS_TIP}</qt>")
+        self.conclusions.setTextFormat(Qt.TextFormat.RichText)  # its words are escaped
+        self.conclusions.linkActivated.connect(self.open_tab)
+        wrapped(self.note, self.conclusions)
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.setUsesScrollButtons(True)
@@ -118,10 +118,13 @@ class ExpertsPanel(Panel):
         self.decoder, self.encoder = self._view(DecoderSection), self._view(EncoderSection)
         self.gates, self.layers = self._view(GateSection), self._view(LayersView)
         self.deformation = self._view(DeformationSection)
-        head = arranged(QVBoxLayout(), self.registration, self.note, self.routing)
+        head = arranged(QVBoxLayout(), self.registration, self.note, self.conclusions)
         head.setContentsMargins(6, 6, 6, 0)
         arranged(QVBoxLayout(self), head, self.tabs, wide=self.tabs)
-        self.tabs.currentChanged.connect(lambda _: self._refresh())
+        self._left = self._front
+        self.tabs.currentChanged.connect(lambda _: self._on_tab())
+        self.decoder.palette_changed.connect(self._recolour)
+        self._view(RegionView).task.finished.connect(lambda _: self._show_conclusions())
         self.setMinimumWidth(300)
         self.registration.currentIndexChanged.connect(lambda _: self._show())
         self.reset_choices()
@@ -163,9 +166,8 @@ class ExpertsPanel(Panel):
         self.note.setText(
             EMPTY if registration is None else _note(registration, self._copied(number))
         )
-        self.routing.setText("" if registration is None else _routing(registration))
-        for label in (self.note, self.routing):
-            label.setVisible(bool(label.text()))
+        self.note.setVisible(bool(self.note.text()))
+        self._show_conclusions()
         before, shown = self._shown
         self._shown = number, weakly(registration)
         self._stale = set(self.views)
@@ -176,6 +178,31 @@ class ExpertsPanel(Panel):
             self._update_tab(self._front)
         if self.isVisible():
             self._listen()
+
+    def open_tab(self, name: str) -> None:
+        """Open a tab by its name."""
+        self.tabs.setCurrentIndex([each for each, _, _ in TABS].index(name))
+
+    def _show_conclusions(self) -> None:
+        registration = open_registrations(self._viewer).get(self.number or 0)
+        text = ""
+        if registration is not None:
+            found = self._view(RegionView).found_of(registration)
+            regions = None if found is None else (found.differing, len(found.loads))
+            text = _conclusions(registration, regions)
+        self.conclusions.setText(text)
+        self.conclusions.setVisible(bool(text))
+
+    def _on_tab(self) -> None:
+        """Update the tab in front; the one that was left hides what only it explains."""
+        left, self._left = self._left, self._front
+        for section in self.views[left] if left != self._left else ():
+            section.leave()
+        self._refresh()
+
+    def _recolour(self) -> None:
+        for section in self._sections():
+            section.recolour()
 
     @property
     def _front(self) -> str:
@@ -253,17 +280,22 @@ def _note(registration: Registration, copied: bool) -> str:
     return "\n".join(notes)
 
 
-_ROUTING_LINES: weakref.WeakKeyDictionary[Registration, tuple[str, str]] = (
+_CONCLUSIONS: weakref.WeakKeyDictionary[Registration, tuple[object, str]] = (
     weakref.WeakKeyDictionary()
-)  # weights, and the text of their card
+)  # what they depend on, and their text
 
 
-def _routing(registration: Registration) -> str:
-    """The routing section of the model card of a registration's weights, or "" without a card."""
-    from napari_shmoareg.io.model_card import routing_of
+def _conclusions(registration: Registration, regions: tuple[int, int] | None) -> str:
+    """The conclusions of a registration as rich text with links to tabs, or ""."""
+    from napari_shmoareg.experts.conclusions import conclusions
+    from napari_shmoareg.io.model_card import card_of
 
     weights = weights_of(registration)
-    if _ROUTING_LINES.get(registration, ("", ""))[0] != weights:
-        text = routing_of(weights) if len(registration.routing) else None
-        _ROUTING_LINES[registration] = weights, "" if text is None else text or NOT_MEASURED
-    return _ROUTING_LINES[registration][1]
+    if _CONCLUSIONS.get(registration, (None, ""))[0] != (weights, regions):
+        names = expert_names(registration, len(registration.kernels))
+        found = conclusions(registration, card_of(weights), names, regions)
+        parts = [f'{escape(one.text)} <a href="{one.topic}">{one.topic}</a>' for one in found]
+        text = "; ".join(parts)
+        sentence = f"{text[:1].upper()}{text[1:]}." if text else ""
+        _CONCLUSIONS[registration] = (weights, regions), sentence
+    return _CONCLUSIONS[registration][1]

@@ -236,7 +236,7 @@ def kernel_boxes(
     registration: Registration, readings: NumberedReadings
 ) -> tuple[list[str], list[Box]]:
     """The directions of all decoder layers, and the choice of each pin there (Fig. 6b)."""
-    from napari_shmoareg.figures.palette import expert_colours
+    from napari_shmoareg.plugin.layers import colours_of_experts
 
     columns: list[str] = []
     boxes = []
@@ -246,7 +246,10 @@ def kernel_boxes(
             if heading not in columns:
                 columns.append(heading)
             first, count = cell.experts[0], cell.num_experts
-            name, colour = expert_names(registration, count)[first], expert_colours(count)[first]
+            name, colour = (
+                expert_names(registration, count)[first],
+                colours_of_experts(count)[first],
+            )
             text, tip = name, f"Pin {number}, {gate_name(cell.gate)}: {name}"
             if cell.values is not None:
                 text = f"{name.partition('×')[0]}³ {short(cell.values[first])}"

@@ -97,6 +97,11 @@ class Regions:
         name = self.names.get(self.reference, self.reference)
         return REFERENCES.get(self.reference, f"region {name}")
 
+    @property
+    def differing(self) -> int:
+        """Number of regions that differ from the reference by more than chance."""
+        return sum(verdict(load) == ABOVE for load in self.loads)
+
     def __str__(self) -> str:
         return f"{self.gates}: {self.source}, against {self.against}"
 
@@ -401,6 +406,10 @@ class RegionView(Section):
             self._show_result(found)
         self._cancel_if_closed()
         self._update()
+
+    def found_of(self, registration: Registration) -> Regions | None:
+        """What was counted for a registration."""
+        return self._results.get(registration)
 
     def start(self) -> None:
         """Count in a worker and show the table; cancels a running count."""

@@ -19,11 +19,12 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_shmoareg.figures.palette import expert_colours, head_colours
+from napari_shmoareg.figures.palette import head_colours
 from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
 from napari_shmoareg.plugin.controls.legend import Swatch, Swatches
 from napari_shmoareg.plugin.fine_tune.history import Points, decimated, smoothed
 from napari_shmoareg.plugin.fine_tune.run_model import TERMS, Alarm, RunState
+from napari_shmoareg.plugin.layers import colours_of_experts
 
 CURVE_POINTS = 600  # drawn per curve
 AXIS_WIDTH = 52  # pixels
@@ -257,7 +258,7 @@ class LoadsView(QWidget):
         colours = (
             head_colours(len(last))
             if self.gate.startswith("encoder")
-            else expert_colours(len(last))
+            else colours_of_experts(len(last))
         )
         self.chart.show_shares(*shares.stacked(AREA_POINTS), colours)
         names = expert_names(self.gate, len(last), state.about.get("kernels") or ())

@@ -6,7 +6,6 @@ import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from napari.settings import get_plugin_settings
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QEvent, Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShortcut
@@ -33,6 +32,7 @@ from napari_shmoareg.plugin.controls.tables import (
 )
 from napari_shmoareg.plugin.controls.tasks import Libraries, Task, preload, single_shot
 from napari_shmoareg.plugin.opening import Panel, dock, show_expert_map
+from napari_shmoareg.plugin.preferences import preferences
 from napari_shmoareg.plugin.register.form import SettingsForm, from_preferences, to_preferences
 from napari_shmoareg.plugin.register.job import (
     Inputs,
@@ -50,39 +50,32 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-PLUGIN, PAGE = "shmoareg", "registration"  # as in the manifest
+PAGE = "registration"  # as in the manifest
 
 
 def load_settings() -> RegistrationRequest:
     """Load the saved settings, or the defaults."""
-    preferences = _preferences()
+    page = preferences(PAGE)
     return from_preferences(
-        {}
-        if preferences is None
-        else {name: getattr(preferences, name) for name in _names(preferences)}
+        {} if page is None else {name: getattr(page, name) for name in _names(page)}
     )
 
 
 def save_settings(settings: RegistrationRequest) -> None:
     """Save the settings for the next start, or show a warning."""
-    preferences = _preferences()
-    if preferences is None:
+    page = preferences(PAGE)
+    if page is None:
         return
     try:
         for name, value in to_preferences(settings).items():
-            if name in _names(preferences) and getattr(preferences, name) != value:
-                setattr(preferences, name, value)
+            if name in _names(page) and getattr(page, name) != value:
+                setattr(page, name, value)
     except OSError as error:
         show_warning(f"The settings could not be saved for the next start of napari: {error}.")
 
 
-def _preferences() -> Any:
-    """Return the page of the preferences; None if the plugin is not installed or disabled."""
-    return getattr(get_plugin_settings().get(PLUGIN), PAGE, None)
-
-
-def _names(preferences: Any) -> set[str]:
-    return set(type(preferences).model_fields)
+def _names(page: Any) -> set[str]:
+    return set(type(page).model_fields)
 
 
 class MessageBox(QWidget):
