@@ -113,7 +113,10 @@ def conclusions(
         phrases = {}
         found.append(Conclusion(str(error), "What if"))
     if not phrases and not found:
-        found.append(Conclusion("Whether the choices matter was not measured", "What if"))
+        known = (
+            "was not measured" if card is not None else "is unknown: the weights are not at hand"
+        )
+        found.append(Conclusion(f"Whether the choices matter {known}", "What if"))
     names = {
         "decoder": "Choice of kernels (decoder)",
         "encoder": "choice of heads (encoder)",

@@ -83,6 +83,9 @@ def test_conclusions_name_what_decides_and_where_it_is_shown(registration):
     assert {"Maps", "Layers", "What if", "Regions"} == set(texts.values())
     even = evenness_of(registration, "encoder")
     assert 0 <= even.evenness <= 1 and f"evenness {even.evenness:.2f} of 1" in words
+    assert "was not measured" in conclusions(registration, {}, KERNELS)[0].text
     without = conclusions(registration, None, KERNELS)
-    assert "was not measured" in without[0].text and "not compared yet" in without[-1].text
+    assert (
+        "the weights are not at hand" in without[0].text and "not compared yet" in without[-1].text
+    )
     assert conclusions(registration, {"routing_matters": {"pairs": "?"}}, KERNELS)[0].text

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from skimage import color
 
 from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.figures.experts import expert_map_figure, load_figure
@@ -133,7 +135,7 @@ def test_expert_maps_are_red_white_and_blue_with_their_kernels_in_the_legend(reg
         "full resolution",
         "1/2 resolution",
     } <= texts
-    assert expert_colours(3)[1] == "#ffffff"
+    assert expert_colours(3, "paper")[1] == "#ffffff"
 
 
 def test_an_expert_map_is_drawn_with_its_own_voxels(registration):
@@ -205,3 +207,29 @@ def test_the_bent_grid_moves_by_the_deformation(registration):
     assert cut(
         registration.jacobian, registration.pair.fixed.grid.centre, "axial"
     ).pixels.shape == (29, 37)
+
+
+# linear RGB as seen with full protanopia, deuteranopia and tritanopia (Machado et al. 2009)
+VISION = {
+    "usual": np.eye(3),
+    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritan": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def _seen(rgb, vision):
+    """Lab colours (n, 3) of RGB values, as an eye sees them."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    there = np.clip(linear @ np.array(VISION[vision]).T, 0, 1)
+    back = np.where(there <= 0.0031308, 12.92 * there, 1.055 * there ** (1 / 2.4) - 0.055)
+    return color.rgb2lab(back)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_the_colours_of_experts_are_told_apart_over_any_grey(vision):
+    greys = np.repeat(np.linspace(0.05, 0.95, 7)[:, None], 3, axis=1)
+    rgb = [np.array([int(c[n : n + 2], 16) / 255 for n in (1, 3, 5)]) for c in expert_colours(3)]
+    over = [_seen(0.5 * greys + 0.5 * each, vision) for each in rgb]
+    for one, other in combinations([*over, _seen(greys, vision)], 2):
+        assert color.deltaE_ciede2000(one, other).min() > 10

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QSlider
 
 from napari_shmoareg.experts.maps import expert_maps, times_chosen, token_loads
 from napari_shmoareg.io import save_network
 from napari_shmoareg.plugin import showing
-from napari_shmoareg.plugin.experts.panel import CAPTION, EMPTY, NOT_MEASURED, ExpertsPanel
-from napari_shmoareg.plugin.layers import add_layers, layers_of
+from napari_shmoareg.plugin.experts.panel import CAPTION, EMPTY, ExpertsPanel
+from napari_shmoareg.plugin.layers import add_layers, layers_of, weight_range
 from napari_shmoareg.plugin.placement import tag, to_viewer
 
 
@@ -51,6 +52,7 @@ def test_a_direction_and_a_resolution_show_that_map_and_no_other(panel, model, c
 def test_the_legend_names_the_kernels_and_their_shares_of_the_map_that_is_chosen(
     panel, registration, choose
 ):
+    panel.decoder.air.click()
     for expert_map in expert_maps(registration):
         choose(panel.decoder.direction, expert_map.direction)
         choose(panel.decoder.resolution, expert_map.stride)
@@ -203,9 +205,7 @@ def test_weights_that_the_report_calls_untrained_are_warned_of(model, qtbot, reg
 def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
     model, qtbot, registration, tmp_path, lively_network
 ):
-    """Nothing where there is no card to be found; "not measured" where it has no score; the score
-    where it has one.
-    """
+    """What the card says, where there is one, with links to the tabs that show it."""
     scores = {
         "measure": "dice",
         "pairs": 6,
@@ -231,14 +231,106 @@ def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
         panel = ExpertsPanel(model)
         qtbot.addWidget(panel)
         assert panel.number == number
-        said[name] = panel.routing.text()
-        assert panel.routing.isHidden() == (not said[name]) and panel.routing.toolTip()
-    assert said["none"] == "" and said["plain"] == NOT_MEASURED and "cannot be read" in said["odd"]
-    assert (
-        said["scored"]
-        == "Routing of these weights (6 pairs, Dice): of the encoder: no effect found (-5 % [-12,"
-        " 3]); of the decoder: 45 % [38, 52] of the gain depends on it."
-    )
+        said[name] = panel.conclusions.text()
+        assert not panel.conclusions.isHidden() and panel.conclusions.toolTip()
+    assert "weights are not at hand" in said["none"] and "was not measured" in said["plain"]
+    assert "cannot be read" in said["odd"]
+    assert "(decoder): 45 % [38, 52] of the gain depends on it" in said["scored"]
+    assert "(encoder): no effect found (-5 % [-12, 3])" in said["scored"]
+    for topic in ("What if", "Maps", "Layers", "Regions"):
+        assert f'<a href="{topic}">' in said["scored"]
+        panel.conclusions.linkActivated.emit(topic)
+        assert panel.tabs.tabText(panel.tabs.currentIndex()) == topic
+
+
+def test_maps_come_when_they_are_asked_for(registration, qtbot):
+    model = ViewerModel()
+    add_layers(model, layers_of(registration, 1))
+    assert [tag(layer, "role") for layer in model.layers] == ["warped", "warped_labels"]
+    panel = ExpertsPanel(model)
+    qtbot.addWidget(panel)
+    connect_panel(model, panel)
+    panel.decoder.on.setChecked(True)
+    maps = showing.expert_layers(model, 1)
+    assert len(maps) == 1 and maps[0].visible and len(model.layers) == 3
+    showing.next_expert_map(model, 1)
+    assert [layer.visible for layer in showing.expert_layers(model, 1)] == [False, True]
+    panel.encoder.on.setChecked(True)
+    assert showing.head_layer(model, 1).visible and not any(layer.visible for layer in maps)
+    for role in ("grid", "arrows", "jacobian"):
+        panel.deformation.switches[role].setChecked(True)
+        assert showing.is_shown(model, 1, role)
+    model.layers.remove(showing.head_layer(model, 1))
+    assert showing.next_head(model, 1).visible  # made again
+
+
+def connect_panel(model, panel) -> None:
+    """As napari does when layers come and go."""
+    for emitter in (model.layers.events.inserted, model.layers.events.removed):
+        emitter.connect(panel.reset_choices)
+
+
+def test_air_is_left_out_of_a_map_and_its_legend_unless_wanted(registration, qtbot):
+    from napari_shmoareg.experts.maps import content_cells, expert_maps
+
+    model = ViewerModel()
+    add_layers(model, layers_of(registration, 1))
+    panel = ExpertsPanel(model)
+    qtbot.addWidget(panel)
+    connect_panel(model, panel)
+    panel.decoder.on.setChecked(True)
+    (layer,) = showing.expert_layers(model, 1)
+    one = tag(layer, "expert_map")
+    inside = content_cells(registration, one.stride)
+    assert 0 < (layer.data > 0).mean() < 1 and "without air" in panel.decoder.share_of.text()
+    shares = [f"{100 * share:.1f}" for share in one.shares(inside)]
+    assert all(any(share in text for text in panel.decoder.legend.texts()) for share in shares)
+    panel.decoder.air.click()
+    assert layer.data.min() > 0 and "all cells" in panel.decoder.share_of.text()
+    other = next(each for each in expert_maps(registration) if each.gate != one.gate)
+    showing.show_experts(model, 1, other.gate.direction, other.stride)
+    assert all(each.data.min() > 0 for each in showing.expert_layers(model, 1))
+
+
+def test_the_palette_of_the_paper_can_be_chosen(
+    registration, qtbot, plugin, plugin_settings, choose
+):
+    model = ViewerModel()
+    add_layers(model, layers_of(registration, 1))
+    panel = ExpertsPanel(model)
+    qtbot.addWidget(panel)
+    connect_panel(model, panel)
+    panel.decoder.on.setChecked(True)
+    (layer,) = showing.expert_layers(model, 1)
+    before = layer.get_color(2)
+    choose(panel.decoder.colours, "paper")
+    assert not np.allclose(before, layer.get_color(2))
+    np.testing.assert_allclose(layer.get_color(2), (1, 1, 1, 1))
+    bars = [bar for chart in panel.layers.charts for bar in chart.bars]
+    assert "#ffffff" in {bar.colour for bar in bars}
+    choose(panel.decoder.colours, "distinct")
+    np.testing.assert_allclose(layer.get_color(2), before)
+
+
+def test_a_head_map_shows_deviations_from_equal_weights_and_says_what_a_share_can_be(
+    registration, qtbot
+):
+    model = ViewerModel()
+    add_layers(model, layers_of(registration, 1))
+    panel = ExpertsPanel(model)
+    qtbot.addWidget(panel)
+    connect_panel(model, panel)
+    panel.encoder.on.setChecked(True)
+    layer = showing.head_layer(model, 1)
+    load, head = tag(layer, "load"), tag(layer, "head")
+    low, equal, high = weight_range(load)
+    clear, below, above = layer.colormap.map(np.array([0.0, low, high]))
+    assert equal == 1 / load.top_k and clear[3] == 0 and below[3] == above[3] == 1
+    assert np.abs(below[:3] - above[:3]).max() > 0.5
+    tokens = 100 * (load.values[..., head] > 0).mean()
+    text = panel.encoder.message.text()
+    assert f"{tokens:.0f} % of the tokens chose it" in text
+    assert f"no head can have more than {100 / load.top_k:.0f} %" in text
 
 
 def test_the_warning_of_untrained_weights_is_seen_in_front_of_every_tab(panel, qtbot):
