@@ -77,14 +77,6 @@ def two_threads():
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory):
-    """Nothing of a test is kept in the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHMOAREG_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same random state."""

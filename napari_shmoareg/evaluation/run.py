@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from napari_shmoareg.datasets import PairFiles, Split, choose_pairs, split_dataset
-from napari_shmoareg.datasets.dataset import DatasetChoice
+from napari_shmoareg.datasets.dataset import PARTS, DatasetChoice
 from napari_shmoareg.datasets.splits import read_division
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.evaluation.baselines import evaluated_method
@@ -166,7 +166,6 @@ class EvaluationFolder(WorkFolder):
         return {(entry.name, entry.stat().st_mtime_ns) for entry in self.rows.glob("[!.]*.json")}
 
 
-PARTS = ("train", "validation", "test")
 ALL = "all"
 SETTINGS: dict[str, Any] = {
     **RegistrationSettings().to_dict(),

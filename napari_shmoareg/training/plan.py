@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from napari_shmoareg.datasets.dataset import DatasetChoice
-from napari_shmoareg.datasets.splits import PARTS, Division, FileRecord
+from napari_shmoareg.datasets.dataset import PARTS, DatasetChoice
+from napari_shmoareg.datasets.splits import Division, FileRecord
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.io.files import atomic_write

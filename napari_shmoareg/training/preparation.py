@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from napari_shmoareg.datasets.pairs import NamedPairs, Names, spread_evenly, unordered_pairs
-from napari_shmoareg.datasets.splits import PARTS, Division, read_division, write_division
+from napari_shmoareg.datasets.dataset import PARTS
+from napari_shmoareg.datasets.pairs import NamedPairs, spread_evenly, unordered_pairs
+from napari_shmoareg.datasets.splits import Division, read_division, write_division
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import write_table
 from napari_shmoareg.training.distributed import TrainingGroup
@@ -67,7 +68,8 @@ def prepare_data(
     plan : Plan
     dataset : Dataset
     folder : RunFolder
-        The main process writes checkup.csv there, and split.json if it is missing.
+        The main process writes checkup.csv there, and split.json if it is missing; all keep
+        prepared scans there.
     group : TrainingGroup
     stop : callable
         Called after each scan; whether to stop.
@@ -87,7 +89,7 @@ def prepare_data(
     InputError
         If no training pair is left, or a resumed run has other scans.
     """
-    from napari_shmoareg.datasets import Checkup, VolumeCache, split_dataset
+    from napari_shmoareg.datasets import Checkup, split_dataset
 
     check_split_exists(folder)
     before = read_division(folder.split) if folder.split.is_file() else None
@@ -103,7 +105,7 @@ def prepare_data(
         size=settings.size,
         affine=plan.run.affine,
         labels=settings.overlap_weight > 0,
-        cache=VolumeCache(),
+        prepared=folder.prepared,
         training=split.train,
     )
     done = 0
@@ -114,7 +116,7 @@ def prepare_data(
     if group.any(stop()):
         return None
     if not group.is_main:
-        for _ in checkup.run():  # the results of the main process are in the cache
+        for _ in checkup.run():  # the results of the main process are in the folder
             continue
     if group.is_main:
         write_table(checkup.rows(), folder.checkup)
@@ -148,10 +150,9 @@ def _training_data(
     def make_pairs(part: str, size: int, labels: bool) -> NamedPairs:
         present = [name for name in parts[part] if name in dataset.names]
         found = checkup.pairs(present, size=size, labels=labels, both_orders=part != "train")
-        places: dict[Names, int] = {pair: n for n, pair in enumerate(found.names)}
         if is_new:
-            excluded.update(pair for pair in names[part] if pair not in places)
-        return NamedPairs(found, places, [pair for pair in names[part] if pair not in excluded])
+            excluded.update(set(names[part]) - set(found.names))
+        return found.renamed([pair for pair in names[part] if pair not in excluded])
 
     train = make_pairs("train", settings.size, settings.overlap_weight > 0)
     validation = make_pairs("validation", config.size, True)

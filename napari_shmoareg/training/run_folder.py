@@ -230,6 +230,7 @@ class RunFolder:
         self.last = self.path / "last.safetensors"
         self.state = self.path / STATE
         self.preview = self.path / "preview"
+        self.prepared = self.path / "prepared"
         self.request = self.path / "wish"
         self.lock = self.path / "lock"
 
@@ -249,10 +250,10 @@ class RunFolder:
         """
         from napari_shmoareg.training.plan import write_plan
 
-        self._check_new()
+        self.check_new()
         make_folder(self.path)
         with RunLock(self.lock) as lock:
-            self._check_new()
+            self.check_new()
             write_plan(self.run_json, plan)
             yield lock
 
@@ -274,8 +275,14 @@ class RunFolder:
                 write_plan(self.run_json, replace(plan, dataset=saved.dataset))
             yield lock
 
-    def _check_new(self) -> None:
-        """Reject a folder that has more than the leftovers of a run killed at its start."""
+    def check_new(self) -> None:
+        """Reject a folder that has more than prepared scans and leftovers of a run killed early.
+
+        Raises
+        ------
+        InputError
+            If it has a run or other content, or cannot be created.
+        """
         if self.run_json.exists():
             raise InputError(
                 f"{self.path} already contains a run. Give --resume to continue it, or another"
@@ -284,6 +291,7 @@ class RunFolder:
         own = (
             LOCK,
             self.lock.name,
+            self.prepared.name,
             *(f".{file.name}.partial-" for file in (self.run_json, self.lock)),
         )
         check_free(self.path, own, "run")
@@ -350,6 +358,7 @@ def _run_files(folder: RunFolder) -> set[Path]:
     for inner, patterns in (
         (folder.curves, ("events.*",)),
         (folder.preview, ("preview.json", "*.nii.gz")),
+        (folder.prepared, ("*.safetensors",)),
     ):
         if inner.is_dir() and not inner.is_symlink():
             own |= {

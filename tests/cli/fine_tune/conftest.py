@@ -45,14 +45,6 @@ LEARNING = (
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Volumes are kept in a folder of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHMOAREG_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def scans(phantoms, tmp_path_factory) -> Path:
     """A folder of six people's scans and their labels, on two kinds of oblique grids; not to be
@@ -195,7 +187,7 @@ class RunningCommand:
 
 
 @pytest.fixture(scope="session")
-def forker(own_cache, tmp_path_factory):
+def forker(tmp_path_factory):
     """What starts processes."""
     forker = Forker(tmp_path_factory.mktemp("told"))
     yield forker

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from napari_shmoareg.cli import main, train, training_process
-from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset
+from napari_shmoareg.datasets import Checkup, open_dataset
 from napari_shmoareg.registration.refinement import adam
 from napari_shmoareg.training import logs
 
@@ -108,7 +108,7 @@ def child(order) -> None:
 
 
 if __name__ == "__main__":
-    assert training_process.learn and Checkup and VolumeCache and open_dataset
+    assert training_process.learn and Checkup and open_dataset
     adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # loads what torch loads late
     for line in sys.stdin:
         order = json.loads(line)
